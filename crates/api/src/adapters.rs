@@ -1,0 +1,73 @@
+//! The adapters file (`vLLMLoRAConfig`): which adapters a vLLM server must and must not hold. Same format as the
+//! retired lora-syncer read. It may stand alone or wrapped in its ConfigMap.
+
+pub mod edit;
+
+use crate::{names::AdapterId, operator_key::OperatorKey};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The file, read strictly.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AdaptersFile {
+    /// `name`; not used.
+    pub name: Option<String>,
+    /// Where vLLM listens, as the file says; `localhost` where absent.
+    pub host: Option<String>,
+    /// vLLM's port, as the file says; 8000 where absent.
+    pub port: Option<u16>,
+    /// The base model of entries that do not name one.
+    pub default_base_model: Option<String>,
+    /// Adapters that must be loaded.
+    pub ensure_exist: Vec<AdapterEntry>,
+    /// Adapters that must not be.
+    pub ensure_not_exist: Vec<AdapterEntry>,
+}
+
+/// One entry of either list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterEntry {
+    /// The adapter.
+    pub id: AdapterId,
+    /// Where it comes from: a path, or a hub name.
+    pub source: String,
+    /// Its base model, where named.
+    pub base_model: Option<String>,
+    /// Whether it holds the readiness of the server until it is verified.
+    pub required: bool,
+}
+
+/// The hash of an adapters file and the operator's key beside it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema), schemars(transparent))]
+#[serde(transparent)]
+pub struct ContentHash(pub String);
+
+impl fmt::Display for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a sidecar has to make true: one good reading of the file, and what the operator says of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredAdapters {
+    /// The user's file.
+    pub file: AdaptersFile,
+    /// The operator's key; none where no operator works on this file.
+    pub key: Option<OperatorKey>,
+    /// The hash of both.
+    pub hash: ContentHash,
+}
+
+/// The hash of the user's text and the operator's key as they stand in the ConfigMap: 16 hex digits of SHA-256.
+pub fn content_hash(user_text: &str, key_text: Option<&str>) -> ContentHash {
+    use sha2::{Digest, Sha256};
+    let mut hasher = Sha256::new();
+    hasher.update(user_text.as_bytes());
+    if let Some(key_text) = key_text {
+        hasher.update([0]);
+        hasher.update(key_text.as_bytes());
+    }
+    ContentHash(hasher.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+}

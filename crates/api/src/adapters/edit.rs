@@ -1,0 +1,1 @@
+//! The edit of the adapters file: one entry moves, every other byte stays.

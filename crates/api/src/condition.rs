@@ -1,0 +1,142 @@
+//! Conditions as Kubernetes has them, and the reasons that Rollora gives. Reasons are an open-ended list: tools
+//! must accept new ones.
+
+use serde::{Deserialize, Serialize};
+
+/// `metav1.Condition`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// What the condition is about, see [`kind`].
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whether it holds.
+    pub status: ConditionStatus,
+    /// Why, as one CamelCase word, see [`reason`].
+    pub reason: String,
+    /// Why, in words a person can act on.
+    pub message: String,
+    /// When `status` last changed.
+    #[cfg_attr(feature = "kube", schemars(with = "String"))]
+    pub last_transition_time: jiff::Timestamp,
+    /// The generation of the spec that this speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+/// Whether a condition holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
+pub enum ConditionStatus {
+    /// It holds.
+    True,
+    /// It does not.
+    False,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// The types of conditions of a Rollout.
+pub mod kind {
+    /// The desired adapter has 100 % and is resident.
+    pub const READY: &str = "Ready";
+    /// The name is served by resident adapters.
+    pub const AVAILABLE: &str = "Available";
+    /// A rollout is under way.
+    pub const PROGRESSING: &str = "Progressing";
+    /// Every Ready server of the pool has every adapter that has weight, or is about to get it.
+    pub const ADAPTER_RESIDENT: &str = "AdapterResident";
+    /// The weights that were decided are in force at every router.
+    pub const TRAFFIC_APPLIED: &str = "TrafficApplied";
+    /// Nothing is left of retired adapters.
+    pub const CLEANED_UP: &str = "CleanedUp";
+    /// Needs a person (kstatus): rolled back, invalid, conflict, contested.
+    pub const STALLED: &str = "Stalled";
+}
+
+/// Sets `condition` among `conditions`, sorted by type. The time of the last transition stays when the status does.
+/// Returns whether anything but that time changed.
+pub fn set_condition(conditions: &mut Vec<Condition>, mut condition: Condition) -> bool {
+    match conditions.binary_search_by(|old| old.kind.cmp(&condition.kind)) {
+        Ok(index) => {
+            let old = &mut conditions[index];
+            if old.status == condition.status {
+                condition.last_transition_time = old.last_transition_time;
+            }
+            let changed = *old != condition;
+            *old = condition;
+            changed
+        }
+        Err(index) => {
+            conditions.insert(index, condition);
+            true
+        }
+    }
+}
+
+/// The reasons of conditions and events.
+pub mod reason {
+    /// No id in the adapters file matches, or the file cannot be read.
+    pub const NO_MATCH: &str = "NoMatch";
+    /// The adapters file or the Rollout is not valid.
+    pub const INVALID: &str = "Invalid";
+    /// The adapter is not under `ensureExist`.
+    pub const NOT_LISTED: &str = "NotListed";
+    /// The pilot server has not verified the adapter yet.
+    pub const PILOT_PENDING: &str = "PilotPending";
+    /// Some Ready server does not have the adapter yet.
+    pub const NOT_RESIDENT: &str = "NotResident";
+    /// The pool has no Ready server.
+    pub const NO_READY_PODS: &str = "NoReadyPods";
+    /// No router could be asked.
+    pub const NO_ROUTERS: &str = "NoRouters";
+    /// Some router does not have the rule yet.
+    pub const ROUTERS_PENDING: &str = "RoutersPending";
+    /// A timed pause.
+    pub const PAUSE_STEP: &str = "PauseStep";
+    /// A pause that waits for `promote`.
+    pub const AWAITING_PROMOTION: &str = "AwaitingPromotion";
+    /// `spec.paused`.
+    pub const PAUSED: &str = "Paused";
+    /// A Ready server lost the adapter; its weight is 0 until it is back.
+    pub const RESIDENCY_LOST: &str = "ResidencyLost";
+    /// Steps go on.
+    pub const PROGRESSING: &str = "Progressing";
+    /// The desired adapter has 100 %.
+    pub const SUCCEEDED: &str = "Succeeded";
+    /// Somebody asked to take it back.
+    pub const ABORTED: &str = "Aborted";
+    /// A step took longer than `progressDeadline`.
+    pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+    /// The adapter could not be loaded on the pilot.
+    pub const ADAPTER_REJECTED: &str = "AdapterRejected";
+    /// A newer version was listed before this one was done.
+    pub const SUPERSEDED: &str = "Superseded";
+    /// The candidate was unlisted before it was done.
+    pub const UNLISTED: &str = "Unlisted";
+    /// Stable is not resident: rolling back would send requests to nobody.
+    pub const STABLE_NOT_RESIDENT: &str = "StableNotResident";
+    /// Two targets, and nothing says which is stable.
+    pub const STABLE_UNKNOWN: &str = "StableUnknown";
+    /// Somebody else keeps editing the rewrite.
+    pub const CONTESTED: &str = "Contested";
+    /// Another Rollout works on the same model or ids.
+    pub const CONFLICT: &str = "Conflict";
+    /// Another object's rule is in force for the model.
+    pub const SHADOWED_BY: &str = "ShadowedBy";
+    /// An answer by the world that stops this Rollout, in the message.
+    pub const UNAVAILABLE: &str = "Unavailable";
+    /// A retired id waits for quiet, its delay, or routers.
+    pub const DRAINING: &str = "Draining";
+    /// Somebody still uses a retired id.
+    pub const STILL_IN_USE: &str = "StillInUse";
+    /// A retired id was put back into the file by a person.
+    pub const RELISTED: &str = "Relisted";
+    /// The edit is left to a person.
+    pub const SUGGESTED: &str = "Suggested";
+    /// The policy keeps retired ids.
+    pub const KEPT: &str = "Kept";
+    /// Nothing is left to clean up.
+    pub const CLEAN: &str = "Clean";
+}

@@ -1,0 +1,96 @@
+//! Durations as the Gateway API writes them (GEP-2257): `10m`, `1h30m`, `500ms`.
+
+use serde::{Deserialize, Serialize};
+use std::{fmt, time::Duration};
+
+/// The pattern of GEP-2257.
+pub const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
+
+/// A duration that reads and writes as the Gateway API does. Range: 0 to about 11 years.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct GatewayDuration(Duration);
+
+/// A text that is not a duration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a duration: write one to four numbers with h, m, s or ms, for example 10m or 1h30m")]
+pub struct DurationError(String);
+
+impl GatewayDuration {
+    /// From whole milliseconds; finer parts are dropped.
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(Duration::from_millis(millis))
+    }
+
+    /// From seconds.
+    pub const fn from_secs(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+
+    /// The duration.
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl std::str::FromStr for GatewayDuration {
+    type Err = DurationError;
+
+    fn from_str(text: &str) -> Result<Self, DurationError> {
+        let refused = || DurationError(text.to_owned());
+        let (mut rest, mut parts, mut millis) = (text, 0, 0_u64);
+        while !rest.is_empty() {
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            let (number, tail) = rest.split_at_checked(digits).ok_or_else(refused)?;
+            let units = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1000)];
+            let (unit, scale) = units.into_iter().find(|(unit, _)| tail.starts_with(unit)).ok_or_else(refused)?;
+            parts += 1;
+            if !(1..=5).contains(&digits) || parts > 4 {
+                return Err(refused());
+            }
+            millis += number.parse::<u64>().map_err(|_| refused())? * scale;
+            rest = tail.strip_prefix(unit).ok_or_else(refused)?;
+        }
+        if parts == 0 { Err(refused()) } else { Ok(Self::from_millis(millis)) }
+    }
+}
+
+impl TryFrom<String> for GatewayDuration {
+    type Error = DurationError;
+    fn try_from(text: String) -> Result<Self, DurationError> {
+        text.parse()
+    }
+}
+
+impl From<GatewayDuration> for String {
+    fn from(duration: GatewayDuration) -> String {
+        duration.to_string()
+    }
+}
+
+impl fmt::Display for GatewayDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.0.as_millis();
+        if rest == 0 {
+            return f.write_str("0s");
+        }
+        for (unit, scale) in [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)] {
+            if rest >= scale {
+                write!(f, "{}{unit}", rest / scale)?;
+                rest %= scale;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "kube")]
+impl schemars::JsonSchema for GatewayDuration {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "GatewayDuration".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "pattern": PATTERN })
+    }
+}

@@ -1,0 +1,30 @@
+//! The Rollout: one for every name that clients send, long-lived. Its spec says which adapter should serve the name
+//! and in which steps traffic moves there; its status says how far that is.
+
+pub mod intent;
+pub mod spec;
+pub mod status;
+
+pub use intent::{Intent, Verb};
+pub use spec::RolloutSpec;
+pub use status::RolloutStatus;
+
+use crate::metadata::Metadata;
+use serde::{Deserialize, Serialize};
+
+/// One Rollout, as it stands in a file or comes from the API server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rollout {
+    /// `rollora.dev/v1alpha1`.
+    pub api_version: String,
+    /// `Rollout`.
+    pub kind: String,
+    /// Name, UID, version, annotations.
+    pub metadata: Metadata,
+    /// What is wanted.
+    pub spec: RolloutSpec,
+    /// How far it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<RolloutStatus>,
+}

@@ -1,0 +1,277 @@
+//! `status` of a Rollout. Phase and message are for people; tools read conditions.
+
+use super::{
+    intent::Verb,
+    spec::{RouterKind, Step},
+};
+use crate::{
+    adapters::ContentHash,
+    condition::Condition,
+    names::{AdapterId, Sequence},
+};
+use serde::{Deserialize, Serialize};
+
+/// How far a Rollout is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RolloutStatus {
+    /// The generation of the spec that this speaks of.
+    pub observed_generation: Option<i64>,
+    /// The adapters file that this speaks of.
+    pub observed_adapters: Option<ObservedAdapters>,
+    /// Derived from the conditions, for people.
+    pub phase: Phase,
+    /// What it waits for, on whom, since when, until when.
+    pub message: String,
+    /// Which adapters it is about.
+    pub revision: Revision,
+    /// The steps as they were when this revision began; an edit in the middle takes effect next time.
+    pub steps: Vec<Step>,
+    /// What `setWeight` in `steps` is out of.
+    pub total_weight: i32,
+    /// Where it stands in `steps`.
+    pub step: Option<StepStatus>,
+    /// The weights that should be in force.
+    pub weights: Weights,
+    /// The rewrite that carries them.
+    pub rewrite: Option<RewriteIdentity>,
+    /// Who has the adapter.
+    pub residency: Residency,
+    /// Who routes by the weights.
+    pub routers: Routers,
+    /// Ids that lost their weight and are on their way out; at most 10.
+    pub retired: Vec<Retired>,
+    /// Ids that failed; at most 10.
+    pub rejected: Vec<Rejected>,
+    /// The governed ids and the one pilot, as the operator's key says.
+    pub admission: AdmissionStatus,
+    /// The last intent that was consumed.
+    pub last_action: Option<LastAction>,
+    /// Revisions that ended, newest first; at most 10.
+    pub history: Vec<Ended>,
+    /// Conditions, sorted by type.
+    pub conditions: Vec<Condition>,
+}
+
+/// The adapters file that a status speaks of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObservedAdapters {
+    /// The ConfigMap's version.
+    pub resource_version: String,
+    /// The hash of its content.
+    pub hash: ContentHash,
+}
+
+/// A word for people. An open-ended list.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Phase {
+    /// The adapter is not listed, not admitted or not resident yet, or there is no Ready server.
+    #[default]
+    Pending,
+    /// Steps go on.
+    Progressing,
+    /// In a pause, or `spec.paused`.
+    Paused,
+    /// A server lost the adapter, or a failure with `onFailure: Hold`.
+    Held,
+    /// All traffic is on its way back to stable.
+    RollingBack,
+    /// All traffic is back on stable.
+    RolledBack,
+    /// The desired adapter has 100 %, proven at the routers.
+    Succeeded,
+    /// The Rollout or what it refers to is not valid; nothing is done.
+    Invalid,
+}
+
+/// Which adapters a rollout is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Revision {
+    /// Rises with every desired adapter.
+    pub number: i64,
+    /// The adapter that last succeeded; none before the first install.
+    pub stable: Option<AdapterId>,
+    /// The adapter that is wanted.
+    pub desired: Option<AdapterId>,
+}
+
+/// Where a rollout stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepStatus {
+    /// Index into `steps`; their number when all are done.
+    pub index: i32,
+    /// How far the step is.
+    pub state: StepState,
+    /// When it began.
+    pub entered_at: jiff::Timestamp,
+    /// Time in this step in which the operator could observe; deadlines count this only. Milliseconds.
+    #[serde(default)]
+    pub observed_millis: i64,
+    /// When `observedMillis` was last added to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_at: Option<jiff::Timestamp>,
+}
+
+/// How far a step is. An open-ended list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StepState {
+    /// Waits for the adapter to be admitted and resident.
+    AwaitingResidency,
+    /// The weights are written; routers are asked.
+    AwaitingRouters,
+    /// In a pause.
+    Pausing,
+    /// The weight was taken back because a server lost the adapter.
+    Held,
+    /// Done.
+    Done,
+}
+
+/// The weights that should be in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Weights {
+    /// Every target that has weight, stable first.
+    pub desired: Vec<TargetWeight>,
+    /// Rises with every change; stamped on the rewrite.
+    pub sequence: Sequence,
+}
+
+/// One target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetWeight {
+    /// The adapter.
+    pub id: AdapterId,
+    /// Its weight; 1 to 1,000,000.
+    pub weight: i32,
+}
+
+/// The rewrite that carries the weights.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RewriteIdentity {
+    /// Its API group.
+    pub group: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+/// Who has the adapter.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Residency {
+    /// Ready servers that have the desired adapter.
+    pub resident: i32,
+    /// Ready servers.
+    pub ready: i32,
+    /// Ready servers that lack it, each with the reason; at most 10.
+    pub missing: Vec<String>,
+    /// Since when a Ready server lacks an adapter that has weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost_since: Option<jiff::Timestamp>,
+}
+
+/// Who routes by the weights.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Routers {
+    /// Who executes the rewrite.
+    pub kind: RouterKind,
+    /// Routers that have the rule that was written.
+    pub proven: i32,
+    /// All routers.
+    pub total: i32,
+}
+
+/// An id that lost its weight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Retired {
+    /// The adapter.
+    pub id: AdapterId,
+    /// When it lost its last weight.
+    pub since: jiff::Timestamp,
+    /// How far its retirement is.
+    pub state: RetirementState,
+    /// Why it is there, in words.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// How far a retirement is. An open-ended list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RetirementState {
+    /// Routers, quiet, delay, references: the reason names what is missing.
+    Waiting,
+    /// The edit of the adapters file is on its way, or servers still unload.
+    Unlisting,
+    /// No server has it.
+    Gone,
+    /// Somebody still uses it or names it.
+    StillInUse,
+    /// A person put it back.
+    Relisted,
+    /// The edit is left to a person.
+    Suggested,
+    /// The policy keeps it.
+    Kept,
+}
+
+/// An id that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rejected {
+    /// The adapter.
+    pub id: AdapterId,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// What a Rollout adds to the operator's key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AdmissionStatus {
+    /// Governed ids that every server may load.
+    pub admitted: Vec<AdapterId>,
+    /// The one server that tries the desired adapter first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pilot: Option<crate::operator_key::Pilot>,
+}
+
+/// The last intent that was consumed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LastAction {
+    /// The intent's id.
+    pub id: String,
+    /// What was asked.
+    pub verb: Verb,
+    /// Who asked, where that is known. Said by the client, not proven.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_by: Option<String>,
+    /// When it was consumed.
+    pub at: jiff::Timestamp,
+    /// Whether it was done, and if not, why.
+    #[serde(default)]
+    pub outcome: String,
+}
+
+/// A revision that ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ended {
+    /// Its number.
+    pub revision: i64,
+    /// The adapter that was wanted.
+    pub id: AdapterId,
+    /// How it ended: a reason of [`crate::condition::reason`].
+    pub outcome: String,
+    /// When.
+    pub at: jiff::Timestamp,
+}

@@ -1,0 +1,42 @@
+//! What `GET /rules` of a router answers: per model the rule in force. The operator reads it as proof.
+
+use crate::{names::ModelName, rewrite::RewriteTarget};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The rules in force at one router.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RulesReport {
+    /// The API groups that are read.
+    pub groups: Vec<String>,
+    /// Per exactly matched model the rule in force.
+    pub models: BTreeMap<String, RuleInForce>,
+    /// The generic rule in force, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generic: Option<RuleInForce>,
+}
+
+impl RulesReport {
+    /// The rule that a request for `model` gets.
+    pub fn rule(&self, model: &ModelName) -> Option<&RuleInForce> {
+        self.models.get(model.as_str()).or(self.generic.as_ref())
+    }
+}
+
+/// One rule in force.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleInForce {
+    /// The rewrite's API group.
+    pub group: String,
+    /// The rewrite's namespace and name, or its name alone on one machine.
+    pub rewrite: String,
+    /// The rewrite's UID.
+    pub uid: String,
+    /// The annotations `weights.rollora.dev/<Rollout UID>`: Rollout UID to sequence.
+    #[serde(default)]
+    pub stamps: BTreeMap<String, i64>,
+    /// The targets, in the rule's order.
+    pub targets: Vec<RewriteTarget>,
+}

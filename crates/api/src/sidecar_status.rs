@@ -1,0 +1,163 @@
+//! What `GET /status` of a sidecar answers: what one vLLM server holds, and what the sidecar is doing about it.
+
+use crate::{adapters::ContentHash, names::AdapterId};
+use serde::{Deserialize, Serialize};
+
+/// The state of one server, as its sidecar last saw it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SidecarStatus {
+    /// The server that everything below speaks of; none while it cannot be reached.
+    pub server: Option<ServerIdentity>,
+    /// Whether requests may be sent here, and if not, why.
+    pub readiness: Readiness,
+    /// The file in force.
+    pub config: ConfigStatus,
+    /// Base models that the server names in `/v1/models`.
+    #[serde(default)]
+    pub base_models: Vec<String>,
+    /// Every id that is wanted, unwanted or registered, sorted by id.
+    #[serde(default)]
+    pub adapters: Vec<AdapterStatus>,
+    /// What vLLM said of the server as a whole, where that needs a person (runtime updating off, wrong key, unreachable).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
+    /// `max_loras` of the server, where its metrics say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_loras: Option<u32>,
+}
+
+impl SidecarStatus {
+    /// The entry for `id`.
+    pub fn adapter(&self, id: &AdapterId) -> Option<&AdapterStatus> {
+        self.adapters.iter().find(|adapter| adapter.id == *id)
+    }
+
+    /// Whether requests for `id` will be answered here: registered, not about to be unloaded.
+    pub fn is_resident(&self, id: &AdapterId) -> bool {
+        self.server.is_some() && self.adapter(id).is_some_and(|adapter| adapter.state.is_resident())
+    }
+
+    /// Whether `id` has been proven here with a completion.
+    pub fn is_verified(&self, id: &AdapterId) -> bool {
+        self.server.is_some() && self.adapter(id).is_some_and(|adapter| adapter.state == AdapterState::Verified)
+    }
+}
+
+/// Which process answers: changes with every restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerIdentity {
+    /// The server's base URL.
+    pub endpoint: String,
+    /// `process_start_time_seconds` of its metrics, as written there.
+    pub start: String,
+}
+
+/// Whether requests may be sent to the server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Readiness {
+    /// Whether they may.
+    pub ready: bool,
+    /// Why not, or why so, as one CamelCase word.
+    pub reason: String,
+    /// The same in words.
+    pub message: String,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self { ready: false, reason: "Starting".to_owned(), message: "the sidecar has not asked vLLM yet".to_owned() }
+    }
+}
+
+/// The adapters file in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigStatus {
+    /// The hash of the content in force (user's file and operator's key together).
+    pub hash: Option<ContentHash>,
+    /// Whether the operator's key is seen.
+    pub operator_key: bool,
+    /// Why newer content is not in force; the last good one stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// One adapter on one server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdapterStatus {
+    /// The adapter.
+    pub id: AdapterId,
+    /// Where it stands.
+    pub state: AdapterState,
+    /// Where the file says it comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Failed attempts since the entry or the server last changed.
+    #[serde(default)]
+    pub attempts: u32,
+    /// What went wrong last, in words a person can act on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<Problem>,
+    /// When it is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try: Option<jiff::Timestamp>,
+    /// When a request last used it, as far as vLLM's metrics tell (requests of two tokens and more).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used: Option<jiff::Timestamp>,
+}
+
+/// Where an adapter stands on one server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdapterState {
+    /// Wanted; its turn comes.
+    Pending,
+    /// Wanted and governed by a Rollout that has not admitted it here.
+    AwaitingAdmission,
+    /// vLLM has been asked to load it.
+    Loading,
+    /// Registered, not proven yet.
+    Loaded,
+    /// Registered, and a completion with it was answered.
+    Verified,
+    /// Loading or proving it failed; tried again at `nextTry`.
+    Failed,
+    /// The server died while loading it or at its first use; not tried again before the operator has answered.
+    ServerDied,
+    /// The server died twice over it: not tried again on this server.
+    Quarantined,
+    /// The operator rejected it.
+    Rejected,
+    /// Registered under this id from another source: nothing is done, use a new id.
+    SourceChanged,
+    /// Unwanted, and it waits for the end of its use.
+    Unloading,
+    /// Unwanted by the file, held because the operator says that it is serving.
+    UnloadHeld,
+    /// Not registered, and not wanted.
+    Gone,
+    /// Registered, and in neither list: left alone.
+    Unlisted,
+    /// In both lists: left alone.
+    InBothLists,
+}
+
+impl AdapterState {
+    /// Whether requests for the adapter are answered and nothing is about to change that.
+    pub fn is_resident(self) -> bool {
+        matches!(self, Self::Loaded | Self::Verified | Self::UnloadHeld | Self::SourceChanged | Self::Unlisted)
+    }
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// One CamelCase word, the class of the error.
+    pub reason: String,
+    /// What happened, to what, and what to do.
+    pub message: String,
+}

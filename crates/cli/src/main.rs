@@ -1,0 +1,2 @@
+//! `rollora`.
+fn main() {}

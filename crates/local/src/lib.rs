@@ -1,0 +1,1 @@
+//! Rollora on one machine: the ports over files, and a streaming gateway.

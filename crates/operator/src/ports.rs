@@ -1,0 +1,189 @@
+//! The two ports through which the operator knows the world: [`Store`] for documents, [`Fleet`] for who has what and
+//! who routes by what. Three implementations earn them: a cluster, one machine, and the simulated world of the tests.
+
+use futures_util::Stream;
+use rollora_api::{
+    names::ModelName,
+    rewrite::{InferenceModelRewrite, PoolRef},
+    rollout::{Rollout, RolloutStatus, spec::AdaptersRef},
+    router_report::RulesReport,
+    sidecar_status::SidecarStatus,
+};
+use std::{fmt, future::Future};
+
+/// The version of a stored document, to be sent with the next write. Opaque.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Version(pub String);
+
+/// A document and its version.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Versioned<T> {
+    /// The version that was read.
+    pub version: Version,
+    /// The document.
+    pub value: T,
+}
+
+/// Which Rollout.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RolloutKey {
+    /// Its namespace; none on one machine.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for RolloutKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{namespace}/{}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+/// What must be true of a document before it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Precondition {
+    /// It does not exist.
+    Absent,
+    /// It still is the version that was read.
+    Unchanged(Version),
+}
+
+/// How a write ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// It is written, and this is the new version.
+    Done(Version),
+    /// Somebody wrote in between: read again.
+    Stale,
+    /// It will never be taken as it is; the reason in words.
+    Refused(String),
+    /// It was not written; trying again may help.
+    Unavailable(String),
+    /// Nobody knows whether it was written: read before anything else.
+    Unknown(String),
+}
+
+/// Why a read gave nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The store could not be asked; trying again may help.
+    #[error("{0}")]
+    Unavailable(String),
+    /// What is stored cannot be read; a person must change it. Says file, line and fix.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// The adapters ConfigMap, as text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AdaptersDocument {
+    /// The user's key, as it stands: the edit keeps its bytes.
+    pub user_text: String,
+    /// The operator's key.
+    pub key_text: Option<String>,
+    /// Who else writes this ConfigMap, where labels or annotations say so (Argo CD, Flux).
+    pub gitops_owner: Option<String>,
+}
+
+/// What changes in the adapters ConfigMap; what is none stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AdaptersWrite {
+    /// The user's key, edited.
+    pub user_text: Option<String>,
+    /// The operator's key.
+    pub key_text: Option<String>,
+}
+
+/// Something that happened to a Rollout, said once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Whether a person should look.
+    pub warning: bool,
+    /// One CamelCase word.
+    pub reason: String,
+    /// What happened, in words.
+    pub message: String,
+}
+
+/// Documents with versions.
+pub trait Store: Send + Sync {
+    /// Keys of Rollouts that something happened to, or to what they refer to. Begins with every Rollout there is.
+    fn changes(&self) -> impl Stream<Item = RolloutKey> + Send;
+    /// Every Rollout, for conflicts and references.
+    fn rollouts(&self) -> impl Future<Output = Result<Vec<Versioned<Rollout>>, ReadError>> + Send;
+    /// One Rollout; none where it was deleted.
+    fn rollout(&self, key: &RolloutKey) -> impl Future<Output = Result<Option<Versioned<Rollout>>, ReadError>> + Send;
+    /// Every rewrite of both groups in the Rollout's namespace.
+    fn rewrites(
+        &self,
+        key: &RolloutKey,
+    ) -> impl Future<Output = Result<Vec<Versioned<InferenceModelRewrite>>, ReadError>> + Send;
+    /// The adapters ConfigMap; none where it does not exist.
+    fn adapters(
+        &self,
+        key: &RolloutKey,
+        reference: &AdaptersRef,
+    ) -> impl Future<Output = Result<Option<Versioned<AdaptersDocument>>, ReadError>> + Send;
+    /// Writes the status of a Rollout that was read as `version`.
+    fn write_status(
+        &self,
+        key: &RolloutKey,
+        version: &Version,
+        status: &RolloutStatus,
+    ) -> impl Future<Output = Written> + Send;
+    /// Creates or replaces a rewrite.
+    fn write_rewrite(
+        &self,
+        key: &RolloutKey,
+        rewrite: &InferenceModelRewrite,
+        precondition: &Precondition,
+    ) -> impl Future<Output = Written> + Send;
+    /// Writes keys of the adapters ConfigMap that was read as `version`.
+    fn write_adapters(
+        &self,
+        key: &RolloutKey,
+        reference: &AdaptersRef,
+        version: &Version,
+        write: &AdaptersWrite,
+    ) -> impl Future<Output = Written> + Send;
+    /// Tells people. Best effort: an event that is lost changes nothing.
+    fn event(&self, key: &RolloutKey, event: &Event) -> impl Future<Output = ()> + Send;
+}
+
+/// One vLLM server of a pool: a pod and a port; on one machine a URL.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Server {
+    /// The pod's name; the same word as in [`rollora_api::operator_key::Pilot::pod`].
+    pub name: String,
+    /// The pod's UID; on one machine the server's URL.
+    pub uid: String,
+    /// Whether Kubernetes (on one machine: the gateway) sends requests there.
+    pub ready: bool,
+    /// What its sidecar says, or why it could not be asked.
+    pub status: Result<SidecarStatus, String>,
+}
+
+/// One router replica.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Router {
+    /// The replica's name.
+    pub name: String,
+    /// The rules in force there, or why it could not be asked.
+    pub report: Result<RulesReport, String>,
+}
+
+/// Who has what, and who routes by what.
+pub trait Fleet: Send + Sync {
+    /// Every server of the pool, Ready or not.
+    fn servers(&self, key: &RolloutKey, pool: &PoolRef) -> impl Future<Output = Result<Vec<Server>, ReadError>> + Send;
+    /// Every router replica that executes rewrites of the pool, also terminating and unready ones.
+    fn routers(
+        &self,
+        key: &RolloutKey,
+        pool: &PoolRef,
+        model: &ModelName,
+    ) -> impl Future<Output = Result<Vec<Router>, ReadError>> + Send;
+}

@@ -1,0 +1,1 @@
+//! Pure: every phase and gate of a rollout. No I/O, no clock.

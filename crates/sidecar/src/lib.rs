@@ -1,0 +1,1 @@
+//! Makes one vLLM server hold exactly what the adapters file says.

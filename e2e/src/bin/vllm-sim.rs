@@ -1,0 +1,2 @@
+//! vllm-sim.
+fn main() {}
