@@ -1,1 +1,4 @@
-//! Rollora on one machine: the ports over files, and a streaming gateway.
+//! Rollora on one machine: the ports over files and a state folder, and a small streaming gateway.
+
+mod clock;
+pub mod state;

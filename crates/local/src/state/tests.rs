@@ -1,0 +1,93 @@
+use super::*;
+use proptest::prelude::*;
+use std::os::unix::fs::PermissionsExt;
+
+fn folder() -> (tempfile::TempDir, StateFolder) {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = StateFolder::open(&parent.path().join("state")).unwrap();
+    (parent, folder)
+}
+
+#[test]
+fn a_document_is_read_as_it_was_written() {
+    let (_parent, folder) = folder();
+    assert_eq!(folder.read::<Vec<u8>>("numbers.json").unwrap(), None);
+    folder.write("numbers.json", &[1, 2, 3]).unwrap();
+    assert_eq!(folder.read::<Vec<u8>>("numbers.json").unwrap(), Some(vec![1, 2, 3]));
+}
+
+#[test]
+fn a_second_process_is_refused_with_the_number_of_the_first() {
+    let (parent, _folder) = folder();
+    let refused = StateFolder::open(&parent.path().join("state")).unwrap_err().to_string();
+    assert!(refused.contains(&format!("process {}", std::process::id())), "{refused}");
+    assert!(refused.contains("give this one its own --state"), "{refused}");
+}
+
+#[test]
+fn the_folder_is_free_again_when_its_holder_ended() {
+    let (parent, folder) = folder();
+    drop(folder);
+    StateFolder::open(&parent.path().join("state")).unwrap();
+}
+
+#[test]
+fn a_damaged_document_is_named_with_its_line() {
+    let (_parent, folder) = folder();
+    fs::write(folder.file("numbers.json"), "[1,\n2,\nx]").unwrap();
+    let said = folder.read::<Vec<u8>>("numbers.json").unwrap_err().to_string();
+    assert!(said.contains("numbers.json line 3"), "{said}");
+    assert!(said.contains("move the file away"), "{said}");
+}
+
+#[test]
+fn the_folder_and_its_documents_are_for_the_owner_only() {
+    let (_parent, folder) = folder();
+    folder.write("numbers.json", &[1]).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&folder.path), 0o700);
+    assert_eq!(mode(&folder.file("numbers.json")), 0o600);
+}
+
+#[test]
+fn replacing_keeps_permissions_and_follows_links() {
+    let parent = tempfile::tempdir().unwrap();
+    let (file, link) = (parent.path().join("file"), parent.path().join("link"));
+    fs::write(&file, "old").unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    replace(&link, b"new").unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+}
+
+#[test]
+fn a_write_that_cannot_be_done_leaves_the_old_document() {
+    let parent = tempfile::tempdir().unwrap();
+    let file = parent.path().join("gone").join("file");
+    assert!(matches!(replace(&file, b"new"), Err(WriteError::NotWritten { .. })));
+}
+
+proptest! {
+    /// A process killed in the middle of a write leaves the old document and a temporary file cut anywhere.
+    #[test]
+    fn a_kill_at_any_byte_of_a_write_leaves_the_old_document(
+        old in proptest::collection::vec(any::<u32>(), 0..20),
+        new in proptest::collection::vec(any::<u32>(), 0..20),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let (parent, folder) = folder();
+        folder.write("numbers.json", &old).unwrap();
+        let whole = serde_json::to_vec_pretty(&new).unwrap();
+        let temporary = temporary_name(&folder.file("numbers.json"));
+        fs::write(&temporary, &whole[..cut.index(whole.len())]).unwrap();
+        drop(folder);
+
+        let folder = StateFolder::open(&parent.path().join("state")).unwrap();
+        prop_assert!(!temporary.exists());
+        prop_assert_eq!(folder.read::<Vec<u32>>("numbers.json").unwrap(), Some(old));
+        folder.write("numbers.json", &new).unwrap();
+        prop_assert_eq!(folder.read::<Vec<u32>>("numbers.json").unwrap(), Some(new));
+    }
+}
