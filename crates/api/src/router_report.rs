@@ -15,6 +15,10 @@ pub struct RulesReport {
     /// The generic rule in force, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generic: Option<RuleInForce>,
+    /// Per target when a request was last on its way there; the time of the report while one is in flight. Sees what
+    /// vLLM's metrics do not: requests of one token.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub last_used: BTreeMap<String, jiff::Timestamp>,
 }
 
 impl RulesReport {

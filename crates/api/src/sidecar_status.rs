@@ -102,7 +102,8 @@ pub struct AdapterStatus {
     /// What went wrong last, in words a person can act on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<Problem>,
-    /// When it is tried again.
+    /// When it is tried again; none with [`AdapterState::Failed`] where another try cannot help, because the adapter
+    /// itself is at fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_try: Option<jiff::Timestamp>,
     /// When a request last used it, as far as vLLM's metrics tell (requests of two tokens and more).

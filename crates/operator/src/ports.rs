@@ -6,10 +6,13 @@ use rollora_api::{
     names::ModelName,
     rewrite::{InferenceModelRewrite, PoolRef},
     rollout::{Rollout, RolloutStatus, spec::AdaptersRef},
-    router_report::RulesReport,
-    sidecar_status::SidecarStatus,
 };
 use std::{fmt, future::Future};
+
+pub use rollora_plan::{
+    event::Event,
+    observed::{Router, Server},
+};
 
 /// The version of a stored document, to be sent with the next write. Opaque.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -97,20 +100,13 @@ pub struct AdaptersWrite {
     pub key_text: Option<String>,
 }
 
-/// Something that happened to a Rollout, said once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    /// Whether a person should look.
-    pub warning: bool,
-    /// One CamelCase word.
-    pub reason: String,
-    /// What happened, in words.
-    pub message: String,
-}
-
 /// Documents with versions.
+///
+/// A read never gives a version older than the last write that this store ended with [`Written::Done`]; after
+/// [`Written::Unknown`] the next read of that document asks the source, not a cache.
 pub trait Store: Send + Sync {
     /// Keys of Rollouts that something happened to, or to what they refer to. Begins with every Rollout there is.
+    /// Where the fleet's news are cheap to hear of (one machine), they are among it; else they are polled.
     fn changes(&self) -> impl Stream<Item = RolloutKey> + Send;
     /// Every Rollout, for conflicts and references.
     fn rollouts(&self) -> impl Future<Output = Result<Vec<Versioned<Rollout>>, ReadError>> + Send;
@@ -151,28 +147,6 @@ pub trait Store: Send + Sync {
     ) -> impl Future<Output = Written> + Send;
     /// Tells people. Best effort: an event that is lost changes nothing.
     fn event(&self, key: &RolloutKey, event: &Event) -> impl Future<Output = ()> + Send;
-}
-
-/// One vLLM server of a pool: a pod and a port; on one machine a URL.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Server {
-    /// The pod's name; the same word as in [`rollora_api::operator_key::Pilot::pod`].
-    pub name: String,
-    /// The pod's UID; on one machine the server's URL.
-    pub uid: String,
-    /// Whether Kubernetes (on one machine: the gateway) sends requests there.
-    pub ready: bool,
-    /// What its sidecar says, or why it could not be asked.
-    pub status: Result<SidecarStatus, String>,
-}
-
-/// One router replica.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Router {
-    /// The replica's name.
-    pub name: String,
-    /// The rules in force there, or why it could not be asked.
-    pub report: Result<RulesReport, String>,
 }
 
 /// Who has what, and who routes by what.

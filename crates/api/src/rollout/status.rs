@@ -138,6 +138,14 @@ pub struct Weights {
     pub desired: Vec<TargetWeight>,
     /// Rises with every change; stamped on the rewrite.
     pub sequence: Sequence,
+    /// When `desired` last changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changed_at: Option<jiff::Timestamp>,
+    /// The highest sequence that was seen in the rewrite: a difference from then on is somebody else's edit.
+    pub applied: Sequence,
+    /// When edits by others were put back; at most the last 3.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub overwritten: Vec<jiff::Timestamp>,
 }
 
 /// One target.
@@ -209,8 +217,10 @@ pub struct Retired {
 pub enum RetirementState {
     /// Routers, quiet, delay, references: the reason names what is missing.
     Waiting,
-    /// The edit of the adapters file is on its way, or servers still unload.
+    /// The edit of the adapters file is on its way.
     Unlisting,
+    /// The file unlists it; servers still unload.
+    Unloading,
     /// No server has it.
     Gone,
     /// Somebody still uses it or names it.
@@ -221,6 +231,8 @@ pub enum RetirementState {
     Suggested,
     /// The policy keeps it.
     Kept,
+    /// It is wanted again after it was unlisted: it is listed again, then waits for residency like any other.
+    Returning,
 }
 
 /// An id that failed.
