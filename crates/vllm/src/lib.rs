@@ -1,1 +1,22 @@
-//! Typed client of vLLM's adapter endpoints; every answer becomes one error taxonomy.
+//! Typed client of one vLLM server's adapter endpoints; every answer becomes one error taxonomy.
+//!
+//! - [`Endpoint`] says where the server is, [`Client`] asks it, [`VllmError`] says what went wrong.
+//! - [`interpret`] is the only place in the project that reads meaning out of vLLM's answers: a pure function of
+//!   what was asked and what came back, checked against recorded answers of the real server.
+//!
+//! What it deliberately does not do: retry, remember, or decide. Who calls it knows whether trying again makes
+//! sense, and [`VllmError::retryable`], [`VllmError::uncertain`] and [`VllmError::needs_person`] tell.
+
+mod answer;
+mod client;
+mod endpoint;
+mod error;
+mod metrics;
+mod models;
+
+pub use answer::{Call, interpret};
+pub use client::{Client, ClientError, Timeouts};
+pub use endpoint::{ApiKey, Endpoint, EndpointError};
+pub use error::VllmError;
+pub use metrics::ServerMetrics;
+pub use models::ModelCard;

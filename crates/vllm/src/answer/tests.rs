@@ -1,0 +1,209 @@
+//! Every recorded answer to a call of ours, and the ones that were not recorded.
+
+use super::*;
+use crate::{ModelCard, VllmError};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Recorded {
+    label: String,
+    request: Request,
+    status: Option<u16>,
+    content_type: Option<String>,
+    response: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Request {
+    method: String,
+    path: String,
+    body: Option<Value>,
+}
+
+fn recorded() -> Vec<Recorded> {
+    include_str!("../../../../e2e/testdata/vllm/transcript.jsonl")
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn text(body: &Value, field: &str) -> String {
+    body.get(field).and_then(Value::as_str).unwrap_or("none").to_owned()
+}
+
+/// What the recorded answer means: its class, or `ok`.
+fn meaning(recorded: &Recorded) -> Option<Result<(), VllmError>> {
+    let body = recorded.request.body.clone().unwrap_or_default();
+    let id = |field| AdapterId::new(text(&body, field)).unwrap_or_else(|_| AdapterId::new("none").unwrap());
+    let (name, model, path) = (id("lora_name"), id("model"), text(&body, "lora_path"));
+    let call = match (recorded.request.method.as_str(), recorded.request.path.as_str()) {
+        ("GET", "/health") => Call::Health,
+        ("GET", "/v1/models") => Call::Models,
+        ("GET", "/metrics") => Call::Metrics,
+        ("POST", "/v1/load_lora_adapter") => Call::Load { id: &name, path: &path },
+        ("POST", "/v1/unload_lora_adapter") => Call::Unload { id: &name },
+        ("POST", "/v1/completions" | "/v1/chat/completions") => Call::Probe { id: &model },
+        _ => return None,
+    };
+    let status = recorded.status?;
+    let body = recorded.response.as_deref().unwrap_or_default();
+    Some(interpret(call, status, recorded.content_type.as_deref(), body.as_bytes()))
+}
+
+fn class(meaning: &Result<(), VllmError>) -> &'static str {
+    meaning.as_ref().map_or_else(VllmError::reason, |()| "ok")
+}
+
+/// The class that the facts of an answer demand, written down independently of the code under test.
+fn expected(recorded: &Recorded) -> &'static str {
+    let response = recorded.response.as_deref().unwrap_or_default();
+    let unload = recorded.request.path.ends_with("unload_lora_adapter");
+    let load = !unload && recorded.request.path.ends_with("load_lora_adapter");
+    let has = |words: &str| response.contains(words);
+    match recorded.status {
+        Some(200) => "ok",
+        Some(401) => "Unauthorized",
+        Some(404) if (load || unload) && has("{\"detail\"") => "RuntimeUpdatingOff",
+        Some(404) if load => "AdapterNotFound",
+        Some(404) => "UnknownAdapter",
+        Some(400) if has("already been loaded") => "AlreadyLoaded",
+        Some(400) if has("served base model") => "NameConflict",
+        Some(400) => "Refused",
+        Some(500) if has("max_lora_rank") => "RankTooHigh",
+        Some(500) if has("--enable-lora") => "LoraOff",
+        Some(500) if load => "BadAdapter",
+        Some(500) if has("EngineCore") => "EngineDead",
+        Some(500) if has("shutdown") => "ShuttingDown",
+        _ => "nothing that was recorded",
+    }
+}
+
+#[test]
+fn every_recorded_answer_to_our_calls_means_what_it_should() {
+    let mut seen = std::collections::BTreeMap::<&str, usize>::new();
+    for recorded in recorded() {
+        let Some(meaning) = meaning(&recorded) else { continue };
+        assert_eq!(class(&meaning), expected(&recorded), "{}: {:?}", recorded.label, recorded.response);
+        *seen.entry(class(&meaning)).or_default() += 1;
+    }
+    let classes: Vec<_> = seen.keys().copied().collect();
+    assert_eq!(
+        classes,
+        [
+            "AdapterNotFound",
+            "AlreadyLoaded",
+            "BadAdapter",
+            "EngineDead",
+            "LoraOff",
+            "NameConflict",
+            "RankTooHigh",
+            "Refused",
+            "RuntimeUpdatingOff",
+            "ShuttingDown",
+            "Unauthorized",
+            "UnknownAdapter",
+            "ok",
+        ]
+    );
+}
+
+/// Label of the recording, and the whole text that a person reads.
+const TEXTS: &[(&str, &str)] = &[
+    (
+        "rank 32 > max-lora-rank 16",
+        "adapter `rank32` has rank 32 and vLLM takes at most 16: start vLLM with --max-lora-rank 32, or train a smaller rank",
+    ),
+    (
+        "broken folder: junk",
+        "vLLM cannot use adapter `b_junk` from `bad/junk` (Error while deserializing header: header too large): \
+         mend its files and give them a new id",
+    ),
+    (
+        "broken folder: dora",
+        "vLLM cannot use adapter `b_dora` from `bad/dora` (vLLM does not yet support DoRA.): \
+         mend its files and give them a new id",
+    ),
+    (
+        "bad abs path",
+        "vLLM found no adapter `bad` at `/nonexistent/path`: check that this folder exists where vLLM runs and holds \
+         adapter_config.json, or, for a hub name, that the name is right and vLLM can reach the hub",
+    ),
+    ("server without --enable-lora: load", "vLLM runs without LoRA: start it with --enable-lora"),
+    (
+        "server without VLLM_ALLOW_RUNTIME_LORA_UPDATING: load",
+        "vLLM does not allow loading or unloading while it runs: start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
+    ),
+    ("name equals base model", "`tiny` is the name of a base model of this server: give the adapter another id"),
+    ("new chat during drain", "vLLM is shutting down and refused to complete one token with adapter `a1`"),
+];
+
+#[test]
+fn errors_say_what_happened_to_what_and_what_to_do() {
+    let recorded = recorded();
+    for (label, words) in TEXTS {
+        let recorded = recorded.iter().find(|recorded| recorded.label == *label).unwrap();
+        assert_eq!(meaning(recorded).unwrap().unwrap_err().to_string(), *words, "{label}");
+    }
+}
+
+#[test]
+fn answers_that_were_not_recorded_are_told_apart_too() {
+    let id = AdapterId::new("a1").unwrap();
+    let load = Call::Load { id: &id, path: "/a1" };
+    let probe = Call::Probe { id: &id };
+    let unload = Call::Unload { id: &id };
+    let cases = [
+        // Something in between: a captive page, a proxy without a backend, a redirect, another program's 404.
+        (Call::Health, 200, Some("text/html; charset=utf-8"), "<html>", "UnexpectedAnswer"),
+        (load, 502, Some("text/html"), "<html>bad gateway</html>", "ServerError"),
+        (Call::Models, 302, None, "", "UnexpectedAnswer"),
+        (Call::Models, 404, Some("text/plain"), "404 page not found", "UnexpectedAnswer"),
+        (load, 404, Some("text/plain"), "404 page not found", "UnexpectedAnswer"),
+        (probe, 404, Some("application/json"), "{\"detail\":\"Not Found\"}", "UnexpectedAnswer"),
+        // vLLM's health says 503 when its engine is dead.
+        (Call::Health, 503, None, "", "ServerError"),
+        (
+            unload,
+            500,
+            Some("application/json"),
+            "{\"error\":{\"message\":\"EngineCore encountered an issue.\"}}",
+            "EngineDead",
+        ),
+        (load, 500, None, "Internal Server Error", "ServerError"),
+        // Older versions answer engine errors of a load with 400.
+        (load, 400, None, "{\"error\":{\"message\":\"Call to add_lora method failed: no space\"}}", "BadAdapter"),
+        (load, 403, None, "", "Unauthorized"),
+        // The simulator of llm-d says nothing at all when it loaded.
+        (load, 200, None, "", "ok"),
+        (load, 429, None, "slow down", "UnexpectedAnswer"),
+    ];
+    for (call, status, content_type, body, class_expected) in cases {
+        let meaning = interpret(call, status, content_type, body.as_bytes());
+        assert_eq!(class(&meaning), class_expected, "{call} {status} {body}");
+    }
+}
+
+#[test]
+fn base_models_and_adapters_are_told_apart_in_the_recorded_lists() {
+    let recorded = recorded();
+    let list = |label: &str| {
+        let recorded = recorded.iter().find(|recorded| recorded.label == label).unwrap();
+        ModelCard::list(recorded.response.as_deref().unwrap().as_bytes()).unwrap()
+    };
+    let card = |id: &str, root: &str, parent: Option<&str>| ModelCard {
+        id: id.to_owned(),
+        root: Some(root.to_owned()),
+        parent: parent.map(str::to_owned),
+    };
+    assert_eq!(list("models before"), [card("tiny", "tiny/base", None)]);
+    assert!(list("models before")[0].is_base_model());
+    assert_eq!(list("models after"), [card("tiny", "tiny/base", None), card("a1", "tiny/adapters/a2", Some("tiny"))]);
+}
+
+#[test]
+fn long_words_of_the_server_are_shortened_to_one_line() {
+    let id = AdapterId::new("a1").unwrap();
+    let body = format!("{{\"error\":{{\"message\":\"{}\"}}}}", "Call to add_lora method failed: ü\\n ".repeat(100));
+    let error = interpret(Call::Load { id: &id, path: "/a1" }, 500, None, body.as_bytes()).unwrap_err().to_string();
+    assert!(error.chars().count() < 450 && !error.contains('\n'), "{error}");
+}

@@ -1,0 +1,140 @@
+//! The few lines of vLLM's `/metrics` that matter here, out of 50 KB.
+//!
+//! `vllm:lora_requests_info` is a gauge whose *value* is a time: each set of adapters that was in use together leaves
+//! a series with the time of its last step, and the series stays. The highest value among the series that name an
+//! adapter is its last use. Requests that generate a single token leave no trace there.
+
+use jiff::Timestamp;
+use rollora_api::names::AdapterId;
+use std::collections::BTreeMap;
+
+/// What a server's metrics say of it and of its adapters.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerMetrics {
+    /// `process_start_time_seconds`, as written there: changes with every restart. None where the server does not
+    /// export it (several API processes, or not on Linux).
+    pub start: Option<String>,
+    /// How many adapters fit on the GPU at once.
+    pub max_loras: Option<u32>,
+    /// When each adapter was last used, by the server's clock.
+    pub last_used: BTreeMap<AdapterId, Timestamp>,
+}
+
+impl ServerMetrics {
+    /// Reads the text of `/metrics`. Lines that are not understood are passed over: metrics come and go with versions.
+    pub fn parse(text: &str) -> Self {
+        let mut metrics = Self::default();
+        for line in text.lines() {
+            if let Some(value) = line.strip_prefix("process_start_time_seconds ") {
+                metrics.start = value.split_whitespace().next().map(str::to_owned);
+            } else if let Some(series) = line.strip_prefix("vllm:lora_requests_info{") {
+                metrics.add_requests_info(series);
+            }
+        }
+        metrics
+    }
+
+    fn add_requests_info(&mut self, series: &str) {
+        let Some((labels, value)) = series.rsplit_once('}') else { return };
+        let time = value.split_whitespace().next().and_then(timestamp);
+        for (name, value) in Labels(labels) {
+            match name {
+                "max_lora" => self.max_loras = value.parse().ok().or(self.max_loras),
+                "running_lora_adapters" | "waiting_lora_adapters" => {
+                    let Some(time) = time else { continue };
+                    for id in value.split(',').filter_map(|id| AdapterId::new(id).ok()) {
+                        let last = self.last_used.entry(id).or_insert(time);
+                        *last = time.max(*last);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Seconds since 1970 as Prometheus writes them, for example `1.7954477e+09`.
+fn timestamp(seconds: &str) -> Option<Timestamp> {
+    let seconds: f64 = seconds.parse().ok()?;
+    let duration = jiff::SignedDuration::try_from_secs_f64(seconds).ok()?;
+    Timestamp::from_duration(duration).ok()
+}
+
+/// The labels of one series: names, and values with their escapes undone.
+struct Labels<'a>(&'a str);
+
+impl<'a> Iterator for Labels<'a> {
+    type Item = (&'a str, String);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (name, rest) = self.0.split_once("=\"")?;
+        let mut value = String::new();
+        let mut characters = rest.chars();
+        loop {
+            match characters.next()? {
+                '"' => break,
+                '\\' => match characters.next()? {
+                    'n' => value.push('\n'),
+                    escaped => value.push(escaped),
+                },
+                character => value.push(character),
+            }
+        }
+        self.0 = characters.as_str();
+        Some((name.trim_start_matches(',').trim(), value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(name: &str) -> AdapterId {
+        AdapterId::new(name).unwrap()
+    }
+
+    #[test]
+    fn a_recorded_answer_gives_identity_capacity_and_last_use() {
+        let text = include_str!("../../../e2e/testdata/vllm/metrics.txt");
+        let metrics = ServerMetrics::parse(text);
+        assert_eq!(metrics.start.as_deref(), Some("1.79544761657e+09"));
+        assert_eq!(metrics.max_loras, Some(2));
+        let last: Vec<_> = metrics.last_used.iter().map(|(id, time)| (id.as_str(), time.as_second())).collect();
+        assert_eq!(last, [("a2", 1_795_447_700), ("a3", 1_795_447_697)]);
+    }
+
+    #[test]
+    fn the_highest_value_among_the_series_that_name_an_adapter_is_its_last_use() {
+        let metrics = ServerMetrics::parse(
+            "vllm:lora_requests_info{max_lora=\"4\",running_lora_adapters=\"a,b\",waiting_lora_adapters=\"a,b\"} 3e+09\n\
+             vllm:lora_requests_info{max_lora=\"4\",running_lora_adapters=\"a\",waiting_lora_adapters=\"\"} 1.5e+09\n\
+             vllm:lora_requests_info{max_lora=\"4\",running_lora_adapters=\"\",waiting_lora_adapters=\"c\"} 2e+09 1700000000000\n",
+        );
+        let last: Vec<_> = metrics.last_used.iter().map(|(id, time)| (id.as_str(), time.as_second())).collect();
+        assert_eq!(last, [("a", 3_000_000_000), ("b", 3_000_000_000), ("c", 2_000_000_000)]);
+    }
+
+    #[test]
+    fn names_with_escapes_braces_and_equal_signs_are_read() {
+        let metrics = ServerMetrics::parse(
+            "vllm:lora_requests_info{running_lora_adapters=\"we\\\"ird}{=\\\\x\",max_lora=\"1\"} 1e+09",
+        );
+        assert_eq!(metrics.last_used.keys().collect::<Vec<_>>(), [&id("we\"ird}{=\\x")]);
+        assert_eq!(metrics.max_loras, Some(1));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_passed_over() {
+        for text in [
+            "",
+            "process_start_time_seconds",
+            "vllm:lora_requests_info{running_lora_adapters=\"a\"} NaN",
+            "vllm:lora_requests_info{running_lora_adapters=\"a\"} 1e+99",
+            "vllm:lora_requests_info{running_lora_adapters=\"a",
+            "vllm:lora_requests_info{} 1",
+            "vllm:lora_requests_info_more{running_lora_adapters=\"a\"} 1",
+        ] {
+            assert_eq!(ServerMetrics::parse(text), ServerMetrics::default(), "{text}");
+        }
+    }
+}
