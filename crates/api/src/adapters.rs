@@ -2,6 +2,11 @@
 //! retired lora-syncer read. It may stand alone or wrapped in its ConfigMap.
 
 pub mod edit;
+mod parse;
+mod text;
+
+pub use parse::{AdaptersError, AdaptersProblem, InBoth, Parsed};
+pub use text::AdaptersText;
 
 use crate::{names::AdapterId, operator_key::OperatorKey};
 use serde::{Deserialize, Serialize};
@@ -22,6 +27,14 @@ pub struct AdaptersFile {
     pub ensure_exist: Vec<AdapterEntry>,
     /// Adapters that must not be.
     pub ensure_not_exist: Vec<AdapterEntry>,
+}
+
+impl AdaptersFile {
+    /// Ids that stand in both lists: they are left alone.
+    pub fn in_both(&self) -> impl Iterator<Item = &AdapterId> {
+        let ids = self.ensure_exist.iter().map(|entry| &entry.id);
+        ids.filter(|id| self.ensure_not_exist.iter().any(|entry| entry.id == **id))
+    }
 }
 
 /// One entry of either list.

@@ -15,3 +15,5 @@ pub mod rewrite;
 pub mod rollout;
 pub mod router_report;
 pub mod sidecar_status;
+
+mod yaml;

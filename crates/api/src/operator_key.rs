@@ -1,8 +1,9 @@
 //! The operator's own key, `rollora.yaml`, beside the user's in the adapters ConfigMap: what the operator tells the
 //! sidecars. It travels by the same mount, watch and hash as the user's file. Without it a sidecar is the plain drop-in.
 
-use crate::names::AdapterId;
+use crate::{names::AdapterId, yaml};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// What the operator tells the sidecars. Lists are sorted, so that equal content has equal bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +42,41 @@ pub enum Admission {
     Rejected,
 }
 
+/// A key that cannot be read. The operator writes it anew; a sidecar keeps the last good one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the operator's key `rollora.yaml`, line {line}: {message}")]
+pub struct KeyError {
+    /// The line, from 1; 1 where it is not known.
+    pub line: usize,
+    /// What is wrong.
+    pub message: String,
+}
+
 impl OperatorKey {
+    /// Reads the key's text. Fields of later versions are ignored; no text at all is the empty key.
+    pub fn parse(text: &str) -> Result<Self, KeyError> {
+        let decoded = yaml::decode(yaml::without_bom(text));
+        decoded.map_err(|error| KeyError { line: error.line.unwrap_or(1), message: error.message })
+    }
+
+    /// The key as text: equal content gives equal bytes, in whatever order it was put together.
+    pub fn to_yaml(&self) -> String {
+        let mut text = String::from(HEADER);
+        for (name, ids) in [
+            ("managed", self.managed.iter().map(String::as_str).collect::<BTreeSet<_>>()),
+            ("admitted", self.admitted.iter().map(AdapterId::as_str).collect()),
+            ("serving", self.serving.iter().map(AdapterId::as_str).collect()),
+            ("rejected", self.rejected.iter().map(AdapterId::as_str).collect()),
+        ] {
+            let ids: Vec<String> = ids.into_iter().map(quoted).collect();
+            text.push_str(&list(name, &ids));
+        }
+        let pilots: BTreeSet<&Pilot> = self.pilots.iter().collect();
+        let pilot = |pilot: &&Pilot| format!("{{id: {}, pod: {}}}", quoted(pilot.id.as_str()), quoted(&pilot.pod));
+        text.push_str(&list("pilots", &pilots.iter().map(pilot).collect::<Vec<_>>()));
+        text
+    }
+
     /// Whether the server `pod` may load `id`.
     pub fn admission(&self, id: &AdapterId, pod: &str) -> Admission {
         if self.rejected.contains(id) {
@@ -53,12 +88,147 @@ impl OperatorKey {
     }
 }
 
+/// What a person who opens the ConfigMap should know.
+const HEADER: &str = "# Written by Rollora for its sidecars: changes made here are undone.\n";
+
+fn list(name: &str, items: &[String]) -> String {
+    if items.is_empty() {
+        return format!("{name}: []\n");
+    }
+    items.iter().fold(format!("{name}:\n"), |text, item| format!("{text}- {item}\n"))
+}
+
+/// `text` in double quotes: the escapes of JSON are a subset of YAML's.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
 /// Whether `name` matches `pattern`, in which the first `*` stands for any text, also none.
 pub fn matches_pattern(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,
         Some((before, after)) => {
             name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn id(text: &str) -> AdapterId {
+        AdapterId::new(text).unwrap()
+    }
+
+    fn example() -> OperatorKey {
+        OperatorKey {
+            managed: vec!["small-segment-lora-v*".to_owned(), "a \"quoted\" id".to_owned()],
+            admitted: vec![id("v2"), id("v1")],
+            pilots: vec![Pilot { id: id("v3"), pod: "127.0.0.1:8000".to_owned() }],
+            serving: vec![id("v1")],
+            rejected: vec![],
+        }
+    }
+
+    #[test]
+    fn the_text_is_what_a_person_expects() {
+        insta::assert_snapshot!(example().to_yaml(), @r##"
+        # Written by Rollora for its sidecars: changes made here are undone.
+        managed:
+        - "a \"quoted\" id"
+        - "small-segment-lora-v*"
+        admitted:
+        - "v1"
+        - "v2"
+        serving:
+        - "v1"
+        rejected: []
+        pilots:
+        - {id: "v3", pod: "127.0.0.1:8000"}
+        "##);
+    }
+
+    #[test]
+    fn no_text_is_the_empty_key_and_unknown_fields_are_ignored() {
+        assert_eq!(OperatorKey::parse("").unwrap(), OperatorKey::default());
+        let key = OperatorKey::parse("serving: [v1]\nlater: {a: 1}\n").unwrap();
+        assert_eq!(key, OperatorKey { serving: vec![id("v1")], ..OperatorKey::default() });
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_read_names_its_line() {
+        let error = OperatorKey::parse("serving: []\nadmitted: [',']\n").unwrap_err();
+        assert_eq!(error.line, 2);
+        assert!(error.to_string().contains("commas"), "{error}");
+    }
+
+    #[test]
+    fn a_server_loads_what_is_free_admitted_or_on_trial_there() {
+        let mut key = OperatorKey { managed: vec!["v*".to_owned()], ..example() };
+        key.rejected = vec![id("v9"), id("other")];
+        let cases = [
+            ("free", "a", Admission::Granted),
+            ("v1", "a", Admission::Granted),
+            ("v3", "127.0.0.1:8000", Admission::Granted),
+            ("v3", "127.0.0.1:8001", Admission::Waiting),
+            ("v4", "a", Admission::Waiting),
+            ("v9", "a", Admission::Rejected),
+            ("other", "a", Admission::Rejected),
+        ];
+        for (name, pod, expected) in cases {
+            assert_eq!(key.admission(&id(name), pod), expected, "{name} on {pod}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_matches_what_begins_and_ends_as_it_does() {
+        for (pattern, name, expected) in [
+            ("a-v*", "a-v1", true),
+            ("a-v*", "a-v", true),
+            ("a-v*", "b-v1", false),
+            ("*-lora", "x-lora", true),
+            ("ab*ba", "aba", false),
+            ("ab*ba", "abba", true),
+            ("a", "a", true),
+            ("a", "ab", false),
+        ] {
+            assert_eq!(matches_pattern(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    fn any_id() -> impl Strategy<Value = AdapterId> {
+        "[^,\\p{Cc}]{1,12}".prop_map(|text| AdapterId::new(text).unwrap())
+    }
+
+    fn any_key() -> impl Strategy<Value = OperatorKey> {
+        let ids = || prop::collection::btree_set(any_id(), 0..4).prop_map(|ids| ids.into_iter().collect::<Vec<_>>());
+        let pilots = prop::collection::btree_set((any_id(), "\\PC{0,12}"), 0..3);
+        (prop::collection::btree_set("\\PC{0,12}", 0..3), ids(), pilots, ids(), ids()).prop_map(
+            |(managed, admitted, pilots, serving, rejected)| OperatorKey {
+                managed: managed.into_iter().collect(),
+                admitted,
+                pilots: pilots.into_iter().map(|(id, pod)| Pilot { id, pod }).collect(),
+                serving,
+                rejected,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(key in any_key()) {
+            prop_assert_eq!(OperatorKey::parse(&key.to_yaml()).unwrap(), key);
+        }
+
+        #[test]
+        fn order_and_repetition_do_not_change_the_bytes(key in any_key()) {
+            let mut other = key.clone();
+            other.serving.reverse();
+            other.serving.extend(key.serving.first().cloned());
+            other.pilots.reverse();
+            prop_assert_eq!(other.to_yaml(), key.to_yaml());
         }
     }
 }

@@ -1,13 +1,18 @@
 //! The Rollout: one for every name that clients send, long-lived. Its spec says which adapter should serve the name
 //! and in which steps traffic moves there; its status says how far that is.
 
+pub mod follow;
 pub mod intent;
+mod read;
 pub mod spec;
 pub mod status;
+pub mod validate;
 
 pub use intent::{Intent, Verb};
+pub use read::{Problem, RolloutError};
 pub use spec::RolloutSpec;
 pub use status::RolloutStatus;
+pub use validate::{FieldError, immutable_changes};
 
 use crate::metadata::Metadata;
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,208 @@
+//! The adapters file as a person keeps it: plain, or wrapped in its ConfigMap.
+//!
+//! Invariant: putting an edited inner text back changes only the lines of the ConfigMap that the edit changed.
+
+use super::{AdaptersError, AdaptersFile, AdaptersProblem, Parsed, edit::EditError};
+use crate::yaml::{
+    self,
+    tree::{Kind, Node, TreeError},
+};
+use serde_saphyr::granit_parser::ScalarStyle;
+
+/// The whole text of an adapters file, and where the user's part of it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdaptersText {
+    text: String,
+    wrapping: Option<Wrapping>,
+}
+
+/// Where the user's text stands in its ConfigMap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wrapping {
+    key: String,
+    inner: String,
+    /// The line of the key.
+    key_line: usize,
+    /// The lines of the value; none where it is not a literal block (`|`).
+    block: Option<Block>,
+}
+
+/// A literal block, which has one line for every line of its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Block {
+    /// Index of the first line, from 0.
+    first: usize,
+    /// How many lines.
+    count: usize,
+    /// What stands before every line that is not blank.
+    indent: String,
+}
+
+impl AdaptersText {
+    /// Takes the text of a file. Where it is a ConfigMap, the user's text is under `key` of its data.
+    pub fn new(text: impl Into<String>, key: &str) -> Result<Self, AdaptersError> {
+        let text = text.into();
+        let wrapping = match Node::parse(yaml::without_bom(&text)) {
+            Ok(Some(root)) if root.get("kind").and_then(Node::text) == Some("ConfigMap") => {
+                Some(Wrapping::find(&text, &root, key)?)
+            }
+            Ok(_) => None,
+            Err(TreeError::SecondDocument(line)) => return Err(second_document(line)),
+            // What is wrong is said by the strict parser, in `parse`.
+            Err(TreeError::Scan(_)) => None,
+        };
+        Ok(Self { text, wrapping })
+    }
+
+    /// The user's text: what stands under the key, or everything.
+    pub fn inner(&self) -> &str {
+        self.wrapping.as_ref().map_or(&self.text, |wrapping| &wrapping.inner)
+    }
+
+    /// Reads the user's text. Lines in errors and in [`Parsed::in_both`] are those of the whole file.
+    pub fn parse(&self) -> Result<Parsed, AdaptersError> {
+        let result = AdaptersFile::parse(self.inner());
+        match result {
+            Ok(mut parsed) => {
+                for both in &mut parsed.in_both {
+                    both.exist_line = self.line(both.exist_line);
+                    both.not_exist_line = self.line(both.not_exist_line);
+                }
+                Ok(parsed)
+            }
+            Err(mut error) => {
+                error.line = error.line.map(|line| self.line(line));
+                if let AdaptersProblem::Twice { first_line, .. } = &mut error.problem {
+                    *first_line = self.line(*first_line);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The line of the whole file on which line `inner` of the user's text stands.
+    pub fn line(&self, inner: usize) -> usize {
+        match &self.wrapping {
+            None => inner,
+            Some(Wrapping { block: Some(block), .. }) => block.first + inner,
+            Some(Wrapping { key_line, .. }) => *key_line,
+        }
+    }
+
+    /// The whole text with `inner` in the place of the user's text.
+    pub fn with_inner(&self, inner: &str) -> Result<String, EditError> {
+        let Some(wrapping) = &self.wrapping else { return Ok(inner.to_owned()) };
+        if inner == wrapping.inner {
+            return Ok(self.text.clone());
+        }
+        let block = wrapping
+            .block
+            .as_ref()
+            .ok_or_else(|| EditError::NotABlock { key: wrapping.key.clone(), line: wrapping.key_line })?;
+        let edited = block.replace(&self.text, &wrapping.inner, inner);
+        let read_back = Self::new(edited.clone(), &wrapping.key);
+        match read_back.as_ref().map(Self::inner) {
+            Ok(read_back) if read_back == inner => Ok(edited),
+            _ => Err(EditError::NotReadBack { detail: format!("the block under `{}`", wrapping.key) }),
+        }
+    }
+}
+
+fn second_document(line: usize) -> AdaptersError {
+    let message = "a second YAML document begins here: keep one document in the file".to_owned();
+    AdaptersError::at(line, AdaptersProblem::Yaml { field: String::new(), message })
+}
+
+impl Wrapping {
+    fn find(text: &str, root: &Node, key: &str) -> Result<Self, AdaptersError> {
+        let data = root.entry("data");
+        let Some((key_node, value)) = data.and_then(|(_, data)| data.entry(key)) else {
+            let there = data.map(|(_, data)| keys(data)).unwrap_or_default();
+            let there = if there.is_empty() { "none".to_owned() } else { there };
+            let line = data.map_or(root.line, |(data, _)| data.line);
+            return Err(AdaptersError::at(line, AdaptersProblem::NoKey { key: key.to_owned(), there }));
+        };
+        let Kind::Scalar { value: inner, style } = &value.kind else {
+            return Err(AdaptersError::at(key_node.line, AdaptersProblem::NotText { key: key.to_owned() }));
+        };
+        let literal = *style == ScalarStyle::Literal;
+        let block = if literal { Block::find(text, inner, value.line) } else { None };
+        Ok(Self { key: key.to_owned(), inner: inner.clone(), key_line: key_node.line, block })
+    }
+}
+
+fn keys(data: &Node) -> String {
+    let Kind::Mapping { entries, .. } = &data.kind else { return String::new() };
+    let names: Vec<_> = entries.iter().filter_map(|(key, _)| key.text()).map(|name| format!("`{name}`")).collect();
+    names.join(", ")
+}
+
+impl Block {
+    /// The block with the value `inner` whose first line that is not blank is line `line` (from 1) of `text`.
+    fn find(text: &str, inner: &str, line: usize) -> Option<Self> {
+        let values: Vec<&str> = inner.lines().collect();
+        let blank = values.iter().position(|value| !value.is_empty())?;
+        let first = (line - 1).checked_sub(blank)?;
+        let lines: Vec<&str> = text.lines().skip(first).take(values.len()).collect();
+        let indent = lines.get(blank)?.strip_suffix(values.get(blank)?)?;
+        let faithful = lines.len() == values.len()
+            && lines.iter().zip(&values).all(|(line, value)| match line.strip_prefix(indent) {
+                Some(rest) => rest == *value,
+                None => value.is_empty() && line.trim().is_empty(),
+            });
+        faithful.then(|| Self { first, count: values.len(), indent: indent.to_owned() })
+    }
+
+    /// `text` with the lines of `inner` in the place of those of `old`; lines that both have keep their bytes.
+    fn replace(&self, text: &str, old: &str, inner: &str) -> String {
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        let (before, rest) = lines.split_at(self.first.min(lines.len()));
+        let (block, after) = rest.split_at(self.count.min(rest.len()));
+        let ending = if block.first().is_some_and(|line| line.ends_with("\r\n")) { "\r\n" } else { "\n" };
+        let mut edited: Vec<String> = Vec::new();
+        for (kept, value) in align(&old.lines().collect::<Vec<_>>(), &inner.lines().collect::<Vec<_>>()) {
+            edited.push(match kept.and_then(|index| block.get(index)) {
+                Some(line) => (*line).to_owned(),
+                None if value.is_empty() => ending.to_owned(),
+                None => format!("{}{value}{ending}", self.indent),
+            });
+        }
+        // A file without a final newline keeps going without one; a line that is last no more gets one.
+        let open_end = after.is_empty() && !text.ends_with('\n');
+        let last = edited.len().saturating_sub(1);
+        for (index, line) in edited.iter_mut().enumerate() {
+            if open_end && index == last {
+                line.truncate(line.trim_end_matches(['\r', '\n']).len());
+            } else if !line.ends_with('\n') {
+                line.push_str(ending);
+            }
+        }
+        [before.concat(), edited.concat(), after.concat()].concat()
+    }
+}
+
+/// For every line of `new` the line of `old` that it is. Where the two differ, the shortest run that was removed or
+/// added is taken: an edit of this file moves a few lines, and every alignment gives a right text.
+fn align<'a>(old: &[&str], new: &[&'a str]) -> Vec<(Option<usize>, &'a str)> {
+    let (mut aligned, mut index) = (Vec::with_capacity(new.len()), 0);
+    for (line, value) in new.iter().enumerate() {
+        if old.get(index) != Some(value) {
+            let removed = old.iter().skip(index).position(|old| old == value);
+            let added = old.get(index).and_then(|old| new.iter().skip(line).position(|new| new == old));
+            match (removed, added) {
+                (Some(removed), Some(added)) if removed <= added => index += removed,
+                (Some(removed), None) => index += removed,
+                _ => {
+                    aligned.push((None, *value));
+                    continue;
+                }
+            }
+        }
+        aligned.push((Some(index), *value));
+        index += 1;
+    }
+    aligned
+}
+
+#[cfg(test)]
+mod tests;

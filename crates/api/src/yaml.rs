@@ -1,0 +1,129 @@
+//! Reading YAML strictly, with errors that say the line, the field and the fix.
+//!
+//! Text is decoded by serde-saphyr into typed structs. [`tree`] reads the same text a second time into nodes that
+//! know their bytes; it serves error messages and the edit, never decoding.
+
+pub(crate) mod tree;
+
+use serde::de::DeserializeOwned;
+use serde_saphyr::Error;
+use tree::Node;
+
+/// Text that cannot be decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct YamlError {
+    /// The line, from 1.
+    pub(crate) line: Option<usize>,
+    /// The column in characters, from 1.
+    pub(crate) column: Option<usize>,
+    /// The path of the field, for example `spec.strategy.steps[0].setWeight`; empty where there is none.
+    pub(crate) field: String,
+    /// What is wrong and what to do.
+    pub(crate) message: String,
+}
+
+/// The text without a byte order mark, which YAML allows and nobody sees.
+pub(crate) fn without_bom(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
+/// Decodes exactly one document. Keys may not be written twice; `text` has no byte order mark.
+pub(crate) fn decode<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
+    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: false };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| explain(&error, text))
+}
+
+fn explain(error: &Error, text: &str) -> YamlError {
+    let error = error.without_snippet();
+    let location = error.location();
+    let position = |number: u64| usize::try_from(number).ok().filter(|number| *number > 0);
+    let mut line = location.and_then(|location| position(location.line()));
+    let mut column = location.and_then(|location| position(location.column()));
+    let mut field = String::new();
+    let offset = location.and_then(|location| location.span().byte_offset());
+    let offset = offset.and_then(|offset| usize::try_from(offset).ok());
+    if let (Ok(Some(root)), Some(offset)) = (Node::parse(text), offset) {
+        field = match (error, root.mapping_of_key(offset)) {
+            // A missing field is reported where the last key of its mapping stands.
+            (Error::SerdeMissingField { field, .. }, Some((mapping, start))) => {
+                (line, column) = (Some(start), None);
+                tree::join(&mapping, field)
+            }
+            (Error::SerdeUnknownField { field, .. }, Some((mapping, _))) => tree::join(&mapping, field),
+            _ => root.path_at(offset),
+        };
+    }
+    YamlError { line, column, field, message: message(error) }
+}
+
+fn message(error: &Error) -> String {
+    match error {
+        Error::MultipleDocuments { .. } => {
+            "a second YAML document begins here: keep one document in the file".to_owned()
+        }
+        Error::SerdeUnknownField { field, expected, .. } => format!("unknown field `{field}`{}", hint(field, expected)),
+        Error::SerdeUnknownVariant { variant, expected, .. } => {
+            format!("unknown value `{variant}`{}", hint(variant, expected))
+        }
+        Error::SerdeMissingField { field, .. } => format!("`{field}` is missing: add it"),
+        Error::DuplicateMappingKey { key, .. } => {
+            format!("the key `{}` is written twice: remove one of the two", key.as_deref().unwrap_or("?"))
+        }
+        Error::InvalidScalar { ty, .. } => format!("{} is expected here", scalar_name(ty)),
+        Error::InvalidBooleanStrict { .. } => format!("{} is expected here", scalar_name("bool")),
+        Error::NullIntoString { .. } => "a text is expected here: write it, or remove the key".to_owned(),
+        Error::Unexpected { expected: "mapping start", .. } => {
+            "keys with values (`key: value`) are expected here".to_owned()
+        }
+        Error::Unexpected { expected: "sequence start", .. } => "a list (`- item`) is expected here".to_owned(),
+        Error::Unexpected { expected: "string scalar" | "scalar", .. } => "a text is expected here".to_owned(),
+        other => bare(other),
+    }
+}
+
+/// The error's own words, without the location that it appends.
+fn bare(error: &Error) -> String {
+    let message = error.to_string();
+    match error.location() {
+        Some(at) => {
+            let suffix = format!(" at line {}, column {}", at.line(), at.column());
+            message.strip_suffix(&suffix).unwrap_or(&message).to_owned()
+        }
+        None => message,
+    }
+}
+
+fn scalar_name(rust_type: &str) -> &'static str {
+    match rust_type {
+        "bool" | "boolean" => "`true` or `false`",
+        "u16" => "a whole number from 0 to 65535",
+        name if name.starts_with(['i', 'u']) => "a whole number",
+        name if name.starts_with('f') => "a number",
+        _ => "another kind of value",
+    }
+}
+
+/// The nearest of the `known` names, or all of them.
+fn hint(written: &str, known: &[&str]) -> String {
+    let nearest = known.iter().map(|name| (distance(written, name), *name)).min();
+    match nearest {
+        Some((distance, name)) if distance <= 1 + name.len() / 4 => format!(": did you mean `{name}`?"),
+        Some(_) => format!(": known are {}", known.join(", ")),
+        None => ": remove it".to_owned(),
+    }
+}
+
+/// The number of characters to insert, remove or replace, upper and lower case taken as equal.
+fn distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.to_lowercase().chars().collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (line, a) in left.to_lowercase().chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], line + 1);
+        for (column, b) in right.iter().enumerate() {
+            let replaced = diagonal + usize::from(a != *b);
+            diagonal = row[column + 1];
+            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row[right.len()]
+}

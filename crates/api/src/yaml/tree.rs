@@ -1,0 +1,260 @@
+//! YAML as nodes that know which bytes they stand in.
+
+use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StructureStyle};
+use std::ops::Range;
+
+/// One node.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    /// What it is.
+    pub(crate) kind: Kind,
+    /// Where it stands. A block collection ends with its last child, so that no comment behind it belongs to it.
+    pub(crate) span: Range<usize>,
+    /// The line it begins on, from 1.
+    pub(crate) line: usize,
+    /// Whether it has an anchor (`&name`).
+    pub(crate) anchor: bool,
+    /// Its explicit tag.
+    tag: Option<String>,
+}
+
+/// What a node is.
+#[derive(Debug, Clone)]
+pub(crate) enum Kind {
+    /// A text, or nothing at all.
+    Scalar {
+        /// The text after unescaping.
+        value: String,
+        /// How it is written.
+        style: ScalarStyle,
+    },
+    /// A list.
+    Sequence {
+        /// Whether it is written as `[…]`.
+        flow: bool,
+        /// Its items.
+        items: Vec<Node>,
+    },
+    /// Keys with values.
+    Mapping {
+        /// Whether it is written as `{…}`.
+        flow: bool,
+        /// Keys and values in their order.
+        entries: Vec<(Node, Node)>,
+    },
+    /// A reference to the anchor with this number.
+    Alias(usize),
+}
+
+impl Node {
+    /// The only document of `text`; none where it is empty. Offsets are those of `text`, which has no byte order mark.
+    pub(crate) fn parse(text: &str) -> Result<Option<Self>, TreeError> {
+        let mut builder = Builder { open: Vec::new(), root: None };
+        for event in Parser::new_from_str(text) {
+            let (event, span) = event?;
+            builder.take(event, &span)?;
+        }
+        Ok(builder.root)
+    }
+
+    /// The value of `key` in a mapping.
+    pub(crate) fn get(&self, key: &str) -> Option<&Node> {
+        self.entry(key).map(|(_, value)| value)
+    }
+
+    /// The key node and the value of `key` in a mapping.
+    pub(crate) fn entry(&self, key: &str) -> Option<&(Node, Node)> {
+        let Kind::Mapping { entries, .. } = &self.kind else { return None };
+        entries.iter().find(|(name, _)| name.text() == Some(key))
+    }
+
+    /// The text of a scalar.
+    pub(crate) fn text(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Scalar { value, .. } => Some(value),
+            _ => None,
+        }
+    }
+
+    /// Whether the two mean the same, wherever and however they are written. References are compared by the order of
+    /// anchors.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        let same_kind = match (&self.kind, &other.kind) {
+            (Kind::Scalar { value: a, style: b }, Kind::Scalar { value: c, style: d }) => {
+                a == c && (*b == ScalarStyle::Plain) == (*d == ScalarStyle::Plain)
+            }
+            (Kind::Sequence { items: a, .. }, Kind::Sequence { items: b, .. }) => {
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same(b))
+            }
+            (Kind::Mapping { entries: a, .. }, Kind::Mapping { entries: b, .. }) => {
+                a.len() == b.len() && a.iter().zip(b).all(|((k, v), (l, w))| k.same(l) && v.same(w))
+            }
+            (Kind::Alias(a), Kind::Alias(b)) => a == b,
+            _ => false,
+        };
+        same_kind && self.tag == other.tag && self.anchor == other.anchor
+    }
+
+    /// The path of the innermost field that `offset` stands in, for example `spec.steps[0].setWeight`. The start of a
+    /// mapping is taken as the mapping, not as its first key, and that of a list of mappings as the list.
+    pub(crate) fn path_at(&self, offset: usize) -> String {
+        let (mut node, mut path) = (self, String::new());
+        loop {
+            let inner = match &node.kind {
+                Kind::Mapping { entries, .. } if offset > node.span.start => entries
+                    .iter()
+                    .find(|(key, value)| (key.span.start..=value.span.end.max(key.span.end)).contains(&offset))
+                    .map(|(key, value)| (join(&path, key.text().unwrap_or("?")), value)),
+                Kind::Sequence { items, .. } if offset > node.span.start || !node.begins_with_mapping() => items
+                    .iter()
+                    .position(|item| (item.span.start..=item.span.end).contains(&offset))
+                    .map(|index| (format!("{path}[{index}]"), &items[index])),
+                _ => None,
+            };
+            match inner {
+                Some(found) => (path, node) = found,
+                None => return path,
+            }
+        }
+    }
+
+    /// The path and the line of the mapping that has a key at `offset`.
+    pub(crate) fn mapping_of_key(&self, offset: usize) -> Option<(String, usize)> {
+        match &self.kind {
+            Kind::Mapping { entries, .. } if entries.iter().any(|(key, _)| key.span.start == offset) => {
+                Some((String::new(), self.line))
+            }
+            Kind::Mapping { entries, .. } => entries.iter().find_map(|(key, value)| {
+                let (path, line) = value.mapping_of_key(offset)?;
+                Some((prefix(key.text().unwrap_or("?"), &path), line))
+            }),
+            Kind::Sequence { items, .. } => items.iter().enumerate().find_map(|(index, item)| {
+                let (path, line) = item.mapping_of_key(offset)?;
+                Some((prefix(&format!("[{index}]"), &path), line))
+            }),
+            Kind::Scalar { .. } | Kind::Alias(_) => None,
+        }
+    }
+
+    /// The line of the node at `path`, or of the innermost one on the way there that exists.
+    pub(crate) fn line_of(&self, path: &str) -> usize {
+        let (mut node, mut line) = (self, self.line);
+        for part in path.split(['.', '[']) {
+            let index = part.strip_suffix(']').and_then(|index| index.parse::<usize>().ok());
+            let next = match (&node.kind, index) {
+                (Kind::Sequence { items, .. }, Some(index)) => items.get(index).map(|item| (item.line, item)),
+                _ => node.entry(part).map(|(key, value)| (key.line, value)),
+            };
+            match next {
+                Some(found) => (line, node) = found,
+                None => break,
+            }
+        }
+        line
+    }
+}
+
+/// `path` under `name`.
+fn prefix(name: &str, path: &str) -> String {
+    let dot = if path.is_empty() || path.starts_with('[') { "" } else { "." };
+    format!("{name}{dot}{path}")
+}
+
+/// `name` under `path`.
+pub(crate) fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// Why there is no tree.
+#[derive(Debug)]
+pub(crate) enum TreeError {
+    /// The text is not YAML.
+    Scan(ScanError),
+    /// A second document begins on this line.
+    SecondDocument(usize),
+}
+
+impl From<ScanError> for TreeError {
+    fn from(error: ScanError) -> Self {
+        Self::Scan(error)
+    }
+}
+
+/// Puts events together; `open` are the collections that have not ended, outermost first.
+struct Builder {
+    open: Vec<Open>,
+    root: Option<Node>,
+}
+
+struct Open {
+    node: Node,
+    /// The key whose value comes next.
+    key: Option<Node>,
+}
+
+impl Builder {
+    fn take(&mut self, event: Event<'_>, span: &Span) -> Result<(), TreeError> {
+        let start = span.start.byte_offset().unwrap_or_default();
+        let end = span.end.byte_offset().unwrap_or(start);
+        let node = |kind, anchor: usize, tag: Option<String>| Node {
+            kind,
+            span: start..end,
+            line: span.start.line(),
+            anchor: anchor != 0,
+            tag,
+        };
+        match event {
+            Event::DocumentStart(..) if self.root.is_some() => {
+                return Err(TreeError::SecondDocument(span.start.line()));
+            }
+            Event::Scalar(value, style, anchor, tag) => {
+                let kind = Kind::Scalar { value: value.into_owned(), style };
+                self.add(node(kind, anchor, tag.map(|tag| tag.to_string())));
+            }
+            Event::Alias(anchor) => self.add(node(Kind::Alias(anchor), 0, None)),
+            Event::SequenceStart(style, anchor, tag) => {
+                let kind = Kind::Sequence { flow: style == StructureStyle::Flow, items: Vec::new() };
+                self.open.push(Open { node: node(kind, anchor, tag.map(|tag| tag.to_string())), key: None });
+            }
+            Event::MappingStart(style, anchor, tag) => {
+                let kind = Kind::Mapping { flow: style == StructureStyle::Flow, entries: Vec::new() };
+                self.open.push(Open { node: node(kind, anchor, tag.map(|tag| tag.to_string())), key: None });
+            }
+            Event::SequenceEnd | Event::MappingEnd => {
+                if let Some(Open { mut node, .. }) = self.open.pop() {
+                    if node.is_flow() {
+                        node.span.end = end;
+                    }
+                    self.add(node);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, node: Node) {
+        let Some(parent) = self.open.last_mut() else {
+            self.root = Some(node);
+            return;
+        };
+        parent.node.span.end = parent.node.span.end.max(node.span.end);
+        match (&mut parent.node.kind, parent.key.take()) {
+            (Kind::Sequence { items, .. }, _) => items.push(node),
+            (Kind::Mapping { entries, .. }, Some(key)) => entries.push((key, node)),
+            (_, None) => parent.key = Some(node),
+            (Kind::Scalar { .. } | Kind::Alias(_), Some(_)) => {}
+        }
+    }
+}
+
+impl Node {
+    fn begins_with_mapping(&self) -> bool {
+        let Kind::Sequence { items, .. } = &self.kind else { return false };
+        items.first().is_some_and(|item| matches!(item.kind, Kind::Mapping { .. }))
+    }
+
+    fn is_flow(&self) -> bool {
+        matches!(self.kind, Kind::Sequence { flow: true, .. } | Kind::Mapping { flow: true, .. })
+    }
+}
