@@ -1,0 +1,153 @@
+//! Reads a completion's request: the few fields that the simulator looks at, and the length of the prompt.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::body;
+use super::refusal::Refusal;
+use super::reply::Kind;
+
+/// What a completion is asked for with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CompletionRequest {
+    /// None is the base model.
+    pub(super) model: Option<String>,
+    pub(super) prompt: Length,
+    pub(super) max_tokens: Option<usize>,
+    pub(super) stream: bool,
+    pub(super) include_usage: bool,
+}
+
+/// A prompt's length, with what the chat template adds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Length {
+    pub(super) characters: usize,
+    pub(super) tokens: usize,
+}
+
+impl Length {
+    /// Three characters a token: right for the words of the recording, and near enough for others.
+    fn of(text: &str) -> Self {
+        let characters = text.chars().count();
+        Self { characters, tokens: characters.div_ceil(3) }
+    }
+
+    fn and(self, Self { characters, tokens }: Self) -> Self {
+        Self { characters: self.characters + characters, tokens: self.tokens + tokens }
+    }
+}
+
+/// What the template of the recorded model puts before a chat, and after it.
+const CHAT_FRAME: Length = Length { characters: "<s><|assistant|>".len(), tokens: 2 };
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow)]
+    model: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    messages: Option<Vec<Message<'a>>>,
+    prompt: Option<Value>,
+    max_tokens: Option<usize>,
+    max_completion_tokens: Option<usize>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+}
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    #[serde(borrow)]
+    role: Cow<'a, str>,
+    #[serde(borrow)]
+    content: Option<Content<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Content<'a> {
+    Text(#[serde(borrow)] Cow<'a, str>),
+    Parts(Vec<Value>),
+}
+
+#[derive(Deserialize)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+impl CompletionRequest {
+    /// Reads the body of `/v1/chat/completions` or `/v1/completions`.
+    pub(super) fn read(kind: Kind, body: &Bytes) -> Result<Self, Refusal> {
+        let required = match kind {
+            Kind::Chat => "messages",
+            Kind::Text => "prompt",
+        };
+        let Ok(fields) = serde_json::from_slice::<Fields<'_>>(body) else {
+            return Err(body::missing(&body::object(body)?, required));
+        };
+        let prompt = match kind {
+            Kind::Chat => fields.messages.as_deref().map(chat_length),
+            Kind::Text => fields.prompt.as_ref().map(prompt_length),
+        };
+        let Some(prompt) = prompt else { return Err(body::missing(&body::object(body)?, required)) };
+        Ok(Self {
+            model: fields.model.filter(|model| !model.is_empty()).map(Cow::into_owned),
+            prompt,
+            max_tokens: fields.max_completion_tokens.or(fields.max_tokens),
+            stream: fields.stream.unwrap_or(false),
+            include_usage: fields.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
+        })
+    }
+}
+
+fn chat_length(messages: &[Message<'_>]) -> Length {
+    messages.iter().map(message_length).fold(CHAT_FRAME, Length::and)
+}
+
+fn message_length(Message { role, content }: &Message<'_>) -> Length {
+    let frame = Length { characters: "<||></s>".len() + role.len(), tokens: 2 };
+    frame.and(match content {
+        Some(Content::Text(text)) => Length::of(text),
+        Some(Content::Parts(parts)) => parts.iter().map(part_length).fold(Length::default(), Length::and),
+        None => Length::default(),
+    })
+}
+
+fn part_length(part: &Value) -> Length {
+    part.get("text").and_then(Value::as_str).map(Length::of).unwrap_or_default()
+}
+
+/// A text, several, or token ids.
+fn prompt_length(prompt: &Value) -> Length {
+    match prompt {
+        Value::String(text) => Length::of(text),
+        Value::Array(parts) => parts.iter().map(prompt_length).fold(Length::default(), Length::and),
+        _ => Length { characters: 0, tokens: 1 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(kind: Kind, body: &'static str) -> CompletionRequest {
+        CompletionRequest::read(kind, &Bytes::from_static(body.as_bytes())).expect("a good request")
+    }
+
+    #[test]
+    fn lengths_are_those_of_the_recording() {
+        let chat = read(Kind::Chat, r#"{"messages": [{"role": "user", "content": "hello"}]}"#);
+        assert_eq!(chat.prompt, Length { characters: 33, tokens: 6 });
+        let parts = r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]}"#;
+        assert_eq!(read(Kind::Chat, parts).prompt, chat.prompt);
+        assert_eq!(read(Kind::Text, r#"{"prompt": "hello"}"#).prompt.tokens, 2);
+        assert_eq!(read(Kind::Text, r#"{"prompt": [5, 6, 7]}"#).prompt.tokens, 3);
+    }
+
+    #[test]
+    fn the_newer_name_of_the_limit_wins() {
+        let request = read(Kind::Text, r#"{"prompt": "", "max_tokens": 5, "max_completion_tokens": 7, "model": ""}"#);
+        assert_eq!((request.max_tokens, request.model), (Some(7), None));
+    }
+}

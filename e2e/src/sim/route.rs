@@ -1,0 +1,59 @@
+//! Which endpoint a request is for, and who may call it.
+
+use http::{HeaderMap, Method, header};
+
+use super::refusal::Refusal;
+use super::reply::Kind;
+
+/// What a server can be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    /// `/health`, `/ping`
+    Health,
+    Version,
+    /// `/load`: the server's, not an adapter's
+    ServerLoad,
+    Metrics,
+    Docs,
+    Models,
+    Tokenize,
+    /// `/v1/chat/completions`, `/v1/completions`, `/invocations`
+    Completion(Kind),
+    Load,
+    Unload,
+    /// `POST /adapters`, in SageMaker's style
+    AddAdapter,
+    /// `DELETE /adapters/{name}`
+    DeleteAdapter(String),
+}
+
+/// Finds the endpoint; `runtime_updating` is whether adapters can be loaded and unloaded at all.
+pub(super) fn endpoint(method: &Method, path: &str, runtime_updating: bool) -> Result<Endpoint, Refusal> {
+    let (allowed, endpoint) = match path {
+        "/health" => (&[Method::GET][..], Endpoint::Health),
+        "/ping" => (&[Method::GET, Method::POST][..], Endpoint::Health),
+        "/version" => (&[Method::GET][..], Endpoint::Version),
+        "/load" => (&[Method::GET][..], Endpoint::ServerLoad),
+        "/metrics" => (&[Method::GET][..], Endpoint::Metrics),
+        "/docs" => (&[Method::GET][..], Endpoint::Docs),
+        "/v1/models" => (&[Method::GET][..], Endpoint::Models),
+        "/tokenize" => (&[Method::POST][..], Endpoint::Tokenize),
+        "/v1/chat/completions" | "/invocations" => (&[Method::POST][..], Endpoint::Completion(Kind::Chat)),
+        "/v1/completions" => (&[Method::POST][..], Endpoint::Completion(Kind::Text)),
+        "/v1/load_lora_adapter" if runtime_updating => (&[Method::POST][..], Endpoint::Load),
+        "/v1/unload_lora_adapter" if runtime_updating => (&[Method::POST][..], Endpoint::Unload),
+        "/adapters" if runtime_updating => (&[Method::POST][..], Endpoint::AddAdapter),
+        _ => match path.strip_prefix("/adapters/") {
+            Some(name) if runtime_updating => (&[Method::DELETE][..], Endpoint::DeleteAdapter(name.to_owned())),
+            _ => return Err(Refusal::NoSuchPath),
+        },
+    };
+    if allowed.contains(method) { Ok(endpoint) } else { Err(Refusal::WrongMethod) }
+}
+
+/// Refuses a call of `/v1/*` without the key. Every other path is open, with vLLM too.
+pub(super) fn check_key(path: &str, headers: &HeaderMap, key: Option<&str>) -> Result<(), Refusal> {
+    let Some(key) = key.filter(|_| path.starts_with("/v1/")) else { return Ok(()) };
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    if given.and_then(|given| given.strip_prefix("Bearer ")) == Some(key) { Ok(()) } else { Err(Refusal::Unauthorized) }
+}

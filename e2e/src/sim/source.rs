@@ -1,0 +1,141 @@
+//! Judges the folder that an adapter is loaded from, as vLLM 0.32.0 was seen to judge it.
+//!
+//! Looked at: `adapter_config.json` (there, JSON, DoRA, rank), `adapter_model.safetensors` (there, its header, its
+//! length, the names of its modules). Not looked at: whether the sizes of the tensors fit the model, because the
+//! simulator has no model; vLLM refuses such an adapter with status 500.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::config::Sources;
+use super::voice::Voice;
+
+/// Modules that a Llama-like model lets an adapter change, in the order in which vLLM was seen to print them.
+const MODULES: &str = "{'k_proj', 'lm_head', 'gate_proj', 'o_proj', 'q_proj', 'v_proj', 'down_proj', 'embed_tokens', \
+                       'up_proj'}";
+
+/// The longest header that the safetensors format allows.
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// Why a source cannot be loaded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadSource {
+    /// Status 404: nothing there, or no `adapter_config.json` in it. The source as vLLM shows it.
+    #[error("No adapter found for {0}")]
+    NotFound(String),
+    /// Status 500, with the words of the engine's worker.
+    #[error("{0}")]
+    Worker(String),
+}
+
+impl BadSource {
+    pub(super) fn rank(rank: u64, max_rank: u64) -> Self {
+        Self::Worker(format!("LoRA rank {rank} is greater than max_lora_rank {max_rank}."))
+    }
+}
+
+fn worker<T>(words: impl Into<String>) -> Result<T, BadSource> {
+    Err(BadSource::Worker(words.into()))
+}
+
+/// How sources are judged: against what folder, by what rules.
+#[derive(Clone, Debug)]
+pub(super) struct Judge {
+    pub(super) sources: Sources,
+    pub(super) working_dir: PathBuf,
+    pub(super) max_rank: u64,
+}
+
+impl Judge {
+    /// What an adapter from this source would say, or why it cannot be loaded.
+    pub(super) fn judge(&self, source: &str) -> Result<Voice, BadSource> {
+        let path = self.working_dir.join(source);
+        if path.exists() {
+            return judge_folder(&path, self.max_rank);
+        }
+        match self.sources {
+            Sources::Any if !source.starts_with("/nonexistent") => Ok(Voice::of(source.as_bytes())),
+            _ => Err(BadSource::NotFound(source.to_owned())),
+        }
+    }
+}
+
+fn judge_folder(path: &Path, max_rank: u64) -> Result<Voice, BadSource> {
+    let shown = path.display();
+    if !path.is_dir() {
+        return worker(format!("[Errno 20] Not a directory: '{shown}/adapter_config.json'"));
+    }
+    let Ok(config) = fs::read_to_string(path.join("adapter_config.json")) else {
+        return Err(BadSource::NotFound(shown.to_string()));
+    };
+    check_config(&config, max_rank)?;
+    let weights = fs::read(path.join("adapter_model.safetensors"))
+        .map_err(|error: io::Error| error.kind())
+        .or_else(|_| worker(format!("{shown} doesn't contain tensors")))?;
+    check_weights(&weights, path)?;
+    Ok(Voice::of(&weights))
+}
+
+fn check_config(text: &str, max_rank: u64) -> Result<(), BadSource> {
+    #[derive(Deserialize)]
+    struct Config {
+        r: Option<u64>,
+        #[serde(default)]
+        use_dora: bool,
+    }
+    let Ok(config) = serde_json::from_str::<Config>(text) else {
+        // vLLM hands on what Python's decoder says, which differs from case to case; this is the recorded one.
+        return worker("Expecting property name enclosed in double quotes: line 1 column 2 (char 1)");
+    };
+    if config.use_dora {
+        return worker("vLLM does not yet support DoRA.");
+    }
+    match config.r {
+        Some(rank) if rank > max_rank => Err(BadSource::rank(rank, max_rank)),
+        _ => Ok(()),
+    }
+}
+
+fn check_weights(weights: &[u8], path: &Path) -> Result<(), BadSource> {
+    let Some((length, rest)) = weights.split_first_chunk::<8>() else {
+        return worker("Error while deserializing header: header too small");
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > LONGEST_HEADER {
+        return worker("Error while deserializing header: header too large");
+    }
+    let header = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length));
+    let Some((header, data)) = header else {
+        return worker("Error while deserializing header: invalid header length");
+    };
+    let Ok(tensors) = serde_json::from_slice::<Map<String, Value>>(header) else {
+        return worker("Error while deserializing header: invalid JSON in header");
+    };
+    let ends = tensors.values().filter_map(|tensor| tensor.pointer("/data_offsets/1")?.as_u64());
+    if ends.max().unwrap_or(0) != data.len() as u64 {
+        return worker("Error while deserializing header: incomplete metadata, file not fully covered");
+    }
+    check_modules(tensors.keys().map(String::as_str), path)
+}
+
+fn check_modules<'a>(tensors: impl Iterator<Item = &'a str>, path: &Path) -> Result<(), BadSource> {
+    let unexpected: Vec<String> = tensors
+        .filter(|name| name.contains(".lora_"))
+        .filter_map(|name| name.strip_prefix("base_model.model.").unwrap_or(name).split(".lora_").next())
+        .filter(|module| !MODULES.contains(&format!("'{}'", module.rsplit('.').next().unwrap_or(module))))
+        .map(|module| format!("'{module}'"))
+        .collect();
+    if unexpected.is_empty() {
+        return Ok(());
+    }
+    worker(format!(
+        "While loading {}, expected target modules in {MODULES} but received [{}]. Please verify that the loaded LoRA \
+         module is correct",
+        path.display(),
+        unexpected.join(", ")
+    ))
+}
