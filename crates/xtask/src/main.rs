@@ -1,2 +1,47 @@
-//! Everything that a person or CI runs.
-fn main() {}
+//! Everything that a person or CI runs: `cargo xtask help`.
+//!
+//! One module a verb. What they share: [`process`] runs children, [`workspace`] knows the repository and its cargo,
+//! [`tools`] is the cache of what has to be fetched once.
+#![expect(clippy::print_stdout, reason = "a command line tool answers on standard output")]
+
+use std::process::ExitCode;
+
+use crate::args::Command;
+use crate::process::Interrupted;
+
+mod args;
+mod bench;
+mod clock;
+mod crds;
+mod demo;
+mod process;
+mod test;
+mod tools;
+mod workspace;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        // The shell's own code for an end by Ctrl-C.
+        Err(error) if error.is::<Interrupted>() => ExitCode::from(130),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<ExitCode> {
+    process::catch_signals()?;
+    match args::parse(std::env::args_os().skip(1))? {
+        Command::Help => {
+            print!("{}", args::HELP);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Demo(command) => demo::run(&command),
+        Command::Test { long, parts } => test::run(long, &parts),
+        Command::Bench { names, json } => bench::run(&names, json).map(|()| ExitCode::SUCCESS),
+        Command::Crds { check } => crds::run(check).map(|()| ExitCode::SUCCESS),
+        Command::Tools(command) => tools::run(&command).map(|()| ExitCode::SUCCESS),
+    }
+}

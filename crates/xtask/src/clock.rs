@@ -1,0 +1,36 @@
+//! The one place of this program that reads the clock.
+
+use std::time::{Duration, Instant};
+
+/// Now.
+#[expect(clippy::disallowed_methods, reason = "the clock of this program's shell")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// A length of time as people say it: `0.4 s`, `37 s`, `2 min 5 s`.
+pub(crate) fn words(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    if seconds < 10.0 {
+        format!("{seconds:.1} s")
+    } else if seconds < 60.0 {
+        format!("{seconds:.0} s")
+    } else {
+        let whole = duration.as_secs();
+        format!("{} min {} s", whole / 60, whole % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_as_people_say_them() {
+        for (milliseconds, expected) in
+            [(400, "0.4 s"), (37_000, "37 s"), (125_000, "2 min 5 s"), (3_600_000, "60 min 0 s")]
+        {
+            assert_eq!(words(Duration::from_millis(milliseconds)), expected);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! `cargo xtask crds`: the custom resource's definition, from the Rust types.
+
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::process;
+use crate::workspace::{cargo, root};
+
+const FILE: &str = "crds/rollouts.rollora.dev.yaml";
+
+/// Writes the file, or only compares it.
+pub(crate) fn run(check: bool) -> Result<()> {
+    let wanted = generate()?;
+    let path = root()?.join(FILE);
+    let present = std::fs::read_to_string(&path).unwrap_or_default();
+    if wanted == present {
+        eprintln!("{FILE} is what the Rust types say");
+        return Ok(());
+    }
+    if check {
+        bail!(
+            "{FILE} is not what the Rust types say, from line {} on; `cargo xtask crds` writes it",
+            differs(&present, &wanted)
+        );
+    }
+    std::fs::write(&path, wanted).with_context(|| format!("cannot write {FILE}"))?;
+    eprintln!("{FILE} written");
+    Ok(())
+}
+
+fn generate() -> Result<String> {
+    process::fail_if_interrupted()?;
+    let mut command =
+        cargo(&["run", "--quiet", "--locked", "-p", "rollora-api", "--features", "kube", "--example", "crd"])?;
+    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("`{}` ended with {}", process::line(&command), process::ending(output.status));
+    }
+    String::from_utf8(output.stdout).context("the definition is not UTF-8")
+}
+
+/// The number of the first line that is not the same in both.
+fn differs(left: &str, right: &str) -> usize {
+    left.lines().zip(right.lines()).take_while(|(left, right)| left == right).count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_that_differs_is_named() {
+        for (left, right, expected) in [("a\nb\n", "a\nc\n", 2), ("", "a\n", 1), ("a\n", "a\nb\n", 2)] {
+            assert_eq!(differs(left, right), expected, "{left:?} {right:?}");
+        }
+    }
+}

