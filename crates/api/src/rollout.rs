@@ -9,7 +9,7 @@ pub mod status;
 pub mod validate;
 
 pub use intent::{Intent, Verb};
-pub use read::{Problem, RolloutError};
+pub use read::{Problem, RolloutError, line_of};
 pub use spec::RolloutSpec;
 pub use status::RolloutStatus;
 pub use validate::{FieldError, immutable_changes};

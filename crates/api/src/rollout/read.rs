@@ -80,6 +80,11 @@ impl Rollout {
     }
 }
 
+/// The line, from 1, on which `field` stands in a Rollout's text, or where it would have to stand.
+pub fn line_of(text: &str, field: &str) -> Option<usize> {
+    Node::parse(yaml::without_bom(text)).ok().flatten().map(|root| root.line_of(field))
+}
+
 /// Says first that the file is something else: everything after that would only confuse.
 fn check_kind(root: &Node) -> Result<(), RolloutError> {
     for (field, expected) in [("kind", "Rollout"), ("apiVersion", API_VERSION)] {
