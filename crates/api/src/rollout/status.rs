@@ -269,9 +269,19 @@ pub struct LastAction {
     pub claimed_by: Option<String>,
     /// When it was consumed.
     pub at: jiff::Timestamp,
-    /// Whether it was done, and if not, why.
+    /// Whether it was done, and if not, why: begins with `done: ` or `refused: `.
     #[serde(default)]
     pub outcome: String,
+}
+
+impl LastAction {
+    /// What was done, or why it was refused.
+    pub fn outcome(&self) -> Result<&str, &str> {
+        match self.outcome.strip_prefix("refused: ") {
+            Some(reason) => Err(reason),
+            None => Ok(self.outcome.strip_prefix("done: ").unwrap_or(&self.outcome)),
+        }
+    }
 }
 
 /// A revision that ended.
