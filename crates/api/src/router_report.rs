@@ -19,6 +19,22 @@ pub struct RulesReport {
     /// vLLM's metrics do not: requests of one token.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub last_used: BTreeMap<String, jiff::Timestamp>,
+    /// Models that more than one rule matches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overlaps: Vec<Overlap>,
+}
+
+/// A model that more than one rule matches.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Overlap {
+    /// The model; none for generic rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Group, namespace and name of the rewrite whose rule is in force.
+    pub in_force: String,
+    /// The rewrites whose rules have no effect on it, in the order in which they would follow.
+    pub shadowed: Vec<String>,
 }
 
 impl RulesReport {
