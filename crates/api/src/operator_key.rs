@@ -68,11 +68,12 @@ impl OperatorKey {
             ("serving", self.serving.iter().map(AdapterId::as_str).collect()),
             ("rejected", self.rejected.iter().map(AdapterId::as_str).collect()),
         ] {
-            let ids: Vec<String> = ids.into_iter().map(quoted).collect();
+            let ids: Vec<String> = ids.into_iter().map(yaml::quoted).collect();
             text.push_str(&list(name, &ids));
         }
         let pilots: BTreeSet<&Pilot> = self.pilots.iter().collect();
-        let pilot = |pilot: &&Pilot| format!("{{id: {}, pod: {}}}", quoted(pilot.id.as_str()), quoted(&pilot.pod));
+        let pilot =
+            |pilot: &&Pilot| format!("{{id: {}, pod: {}}}", yaml::quoted(pilot.id.as_str()), yaml::quoted(&pilot.pod));
         text.push_str(&list("pilots", &pilots.iter().map(pilot).collect::<Vec<_>>()));
         text
     }
@@ -96,11 +97,6 @@ fn list(name: &str, items: &[String]) -> String {
         return format!("{name}: []\n");
     }
     items.iter().fold(format!("{name}:\n"), |text, item| format!("{text}- {item}\n"))
-}
-
-/// `text` in double quotes: the escapes of JSON are a subset of YAML's.
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
 }
 
 /// Whether `name` matches `pattern`, in which the first `*` stands for any text, also none.

@@ -6,8 +6,8 @@
 pub(crate) mod tree;
 
 use serde::de::DeserializeOwned;
-use serde_saphyr::Error;
-use tree::Node;
+use serde_saphyr::{Error, granit_parser::ScanError};
+use tree::{Node, TreeError};
 
 /// Text that cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +33,29 @@ pub(crate) fn decode<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     serde_saphyr::from_str_with_options(text, options).map_err(|error| explain(&error, text))
 }
 
+/// `text` as a scalar in double quotes. What could be invisible, or a line break to some reader, is escaped.
+pub(crate) fn quoted(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for character in text.chars() {
+        match (character, u32::from(character)) {
+            ('"' | '\\', _) => quoted.extend(['\\', character]),
+            (' '..='~', _) => quoted.push(character),
+            _ if character.is_alphanumeric() => quoted.push(character),
+            (_, code @ 0..=0xffff) => quoted.push_str(&format!("\\u{code:04x}")),
+            (_, code) => quoted.push_str(&format!("\\U{code:08x}")),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
 fn explain(error: &Error, text: &str) -> YamlError {
+    let tree = match Node::parse(text) {
+        Ok(root) => root,
+        Err(TreeError::Scan(error)) => return not_yaml(&error),
+        Err(TreeError::SecondDocument(_)) => None,
+    };
     let error = error.without_snippet();
     let location = error.location();
     let position = |number: u64| usize::try_from(number).ok().filter(|number| *number > 0);
@@ -42,7 +64,7 @@ fn explain(error: &Error, text: &str) -> YamlError {
     let mut field = String::new();
     let offset = location.and_then(|location| location.span().byte_offset());
     let offset = offset.and_then(|offset| usize::try_from(offset).ok());
-    if let (Ok(Some(root)), Some(offset)) = (Node::parse(text), offset) {
+    if let (Some(root), Some(offset)) = (tree, offset) {
         field = match (error, root.mapping_of_key(offset)) {
             // A missing field is reported where the last key of its mapping stands.
             (Error::SerdeMissingField { field, .. }, Some((mapping, start))) => {
@@ -54,6 +76,17 @@ fn explain(error: &Error, text: &str) -> YamlError {
         };
     }
     YamlError { line, column, field, message: message(error) }
+}
+
+/// Text that no reader of YAML understands: what the fields would mean does not matter then.
+fn not_yaml(error: &ScanError) -> YamlError {
+    let marker = error.marker();
+    YamlError {
+        line: Some(marker.line()),
+        column: Some(marker.col() + 1),
+        field: String::new(),
+        message: format!("this is not YAML: {}", error.info()),
+    }
 }
 
 fn message(error: &Error) -> String {

@@ -1,8 +1,88 @@
 //! The edit of the adapters file: one entry moves, every other byte stays.
+//!
+//! The bytes of an entry are found in the parsed nodes ([`crate::yaml::tree`]) and moved as text, so nothing is ever
+//! written anew. Then the result is read again and compared with what was meant, node by node; where it differs,
+//! nothing is written and the error says why. A few shapes are refused on purpose: an entry with an anchor that others
+//! may refer to, and comments that would have to go into a list written in one line.
+//!
+//! What belongs to an entry:
+//! - in a block list its lines, from the dash to its last value, with the comments in and behind them;
+//! - comment lines below it that are indented deeper than its dash;
+//! - comment lines directly above it, without a blank line between, that are indented as its dash is. If one of them
+//!   is an entry that is commented out (`# - id: …`), none of them belongs to it;
+//! - in a flow list the item with its comma, and the comment behind it where it has lines of its own.
+//!
+//! Everything else stays where it is. A list that becomes empty is written `[]`: nothing at all would be null, which
+//! the old lora-syncer refuses.
+
+mod layout;
+mod put;
+mod take;
+
+use super::{AdapterEntry, AdaptersError, AdaptersFile, InBoth, Parsed};
+use crate::{
+    names::AdapterId,
+    yaml::{
+        self,
+        tree::{Kind, Node},
+    },
+};
+use layout::{ListName, Source};
+use take::Moved;
 
 /// Why a file was not edited. Nothing is written then.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EditError {
+    /// The file cannot be read.
+    #[error("{0}")]
+    Unreadable(#[from] AdaptersError),
+    /// The id is in neither list.
+    #[error("`{id}` is not listed, so there is no entry to move")]
+    NotListed {
+        /// The id.
+        id: AdapterId,
+    },
+    /// The id is in both lists.
+    #[error("{0}")]
+    InBoth(InBoth),
+    /// The id that is to be listed is there with another source, or retired.
+    #[error(
+        "line {line}: `{id}` is already listed under {list}, from `{source_there}`: use a new id, or change that entry by hand"
+    )]
+    Taken {
+        /// The id.
+        id: AdapterId,
+        /// The list.
+        list: &'static str,
+        /// Its line.
+        line: usize,
+        /// The source there.
+        source_there: String,
+    },
+    /// The entry has an anchor.
+    #[error(
+        "line {line}: the entry of `{id}` has an anchor (`&name`) that other entries may refer to: move it by hand"
+    )]
+    Anchor {
+        /// The id.
+        id: AdapterId,
+        /// The entry's line.
+        line: usize,
+    },
+    /// A form that is YAML, and too unusual to be edited.
+    #[error("line {line}: {what} cannot be edited in the form in which it is written: move the entry by hand")]
+    Shape {
+        /// The line.
+        line: usize,
+        /// What.
+        what: &'static str,
+    },
+    /// Comments do not fit into the other list.
+    #[error("line {line}: the entry's comments have no place in a list written in one line: move the entry by hand")]
+    Comment {
+        /// The entry's line.
+        line: usize,
+    },
     /// The user's text is not a literal block of its ConfigMap.
     #[error(
         "line {line}: `{key}` cannot be edited in the form in which it is written: write it as a block (`{key}: |`)"
@@ -14,9 +94,201 @@ pub enum EditError {
         line: usize,
     },
     /// The edited text does not say what it should.
-    #[error("{detail} would not read back as intended: move the entry by hand")]
+    #[error("{what} would not read back as intended after the edit: move the entry by hand")]
     NotReadBack {
         /// What.
-        detail: String,
+        what: String,
     },
 }
+
+impl EditError {
+    /// The same with other lines.
+    pub(super) fn map_lines(mut self, map: impl Fn(usize) -> usize) -> Self {
+        match &mut self {
+            Self::Taken { line, .. }
+            | Self::Anchor { line, .. }
+            | Self::Shape { line, .. }
+            | Self::Comment { line } => {
+                *line = map(*line);
+            }
+            Self::Unreadable(error) => *error = error.clone().map_lines(map),
+            Self::InBoth(both) => *both = both.clone().map_lines(map),
+            // The line of the key is one of the whole file already.
+            Self::NotABlock { .. } | Self::NotListed { .. } | Self::NotReadBack { .. } => {}
+        }
+        self
+    }
+}
+
+/// Moves the entry of `id` from `ensureExist` to the end of `ensureNotExist`, which is made where it is missing.
+/// A text in which it already stands there alone comes back unchanged.
+pub fn retire(text: &str, id: &AdapterId) -> Result<String, EditError> {
+    relocate(text, id, ListName::Exist, ListName::NotExist)
+}
+
+/// Moves the entry of `id` from `ensureNotExist` back to the end of `ensureExist`.
+/// A text in which it already stands there alone comes back unchanged.
+pub fn relist(text: &str, id: &AdapterId) -> Result<String, EditError> {
+    relocate(text, id, ListName::NotExist, ListName::Exist)
+}
+
+/// Adds an entry for `id` from `source` at the end of `ensureExist`.
+/// A text in which it already stands there alone comes back unchanged.
+pub fn list(text: &str, id: &AdapterId, source: &str) -> Result<String, EditError> {
+    let (mark, text) = split_bom(text);
+    let document = Document::read(text)?;
+    for name in [ListName::NotExist, ListName::Exist] {
+        let Some((_, node, entry)) = document.entry(name, id)? else { continue };
+        if name == ListName::Exist && entry.source == source {
+            return Ok(format!("{mark}{text}"));
+        }
+        let (list, source_there) = (name.key(), entry.source.clone());
+        return Err(EditError::Taken { id: id.clone(), list, line: node.line, source_there });
+    }
+    let added = AdapterEntry { id: id.clone(), source: source.to_owned(), base_model: None, required: false };
+    let mut intended = document.parsed.file.clone();
+    intended.ensure_exist.push(added);
+    let splices = put::put(&document.source, document.config()?, ListName::Exist, &Moved::new(id, source))?;
+    let edited = document.source.apply(splices);
+    let (mut exist, not_exist, rest) =
+        (document.items(ListName::Exist)?, document.items(ListName::NotExist)?, document.rest());
+    let after = Document::read_back(&edited, id)?;
+    // The new entry has no node to compare with: the typed reading vouches for it.
+    if let Some(last) = after.items(ListName::Exist)?.pop() {
+        exist.push(last);
+    }
+    after.expect(&intended, &exist, &not_exist, &rest, id)?;
+    Ok(format!("{mark}{edited}"))
+}
+
+fn relocate(text: &str, id: &AdapterId, from: ListName, to: ListName) -> Result<String, EditError> {
+    let (mark, text) = split_bom(text);
+    let document = Document::read(text)?;
+    if let Some(both) = document.parsed.in_both.iter().find(|both| both.id == *id) {
+        return Err(EditError::InBoth(both.clone()));
+    }
+    let Some((index, node, entry)) = document.entry(from, id)? else {
+        return match document.entry(to, id)? {
+            Some(_) => Ok(format!("{mark}{text}")),
+            None => Err(EditError::NotListed { id: id.clone() }),
+        };
+    };
+    if node.has_anchor() {
+        return Err(EditError::Anchor { id: id.clone(), line: node.line });
+    }
+    let mut intended = document.parsed.file.clone();
+    intended.entries_mut(from).remove(index);
+    intended.entries_mut(to).push(entry.clone());
+
+    let (moved, mut splices) = take::take(&document.source, document.config()?, from, index)?;
+    splices.extend(put::put(&document.source, document.config()?, to, &moved)?);
+    let edited = document.source.apply(splices);
+
+    let mut lists = [document.items(ListName::Exist)?, document.items(ListName::NotExist)?];
+    let node = lists[from.index()].remove(index);
+    lists[to.index()].push(node);
+    let [exist, not_exist] = lists;
+    Document::read_back(&edited, id)?.expect(&intended, &exist, &not_exist, &document.rest(), id)?;
+    Ok(format!("{mark}{edited}"))
+}
+
+fn split_bom(text: &str) -> (&str, &str) {
+    let rest = yaml::without_bom(text);
+    (text.strip_suffix(rest).unwrap_or_default(), rest)
+}
+
+impl AdaptersFile {
+    fn entries_mut(&mut self, list: ListName) -> &mut Vec<AdapterEntry> {
+        match list {
+            ListName::Exist => &mut self.ensure_exist,
+            ListName::NotExist => &mut self.ensure_not_exist,
+        }
+    }
+}
+
+/// A file in its two readings: what it says, and where it says it.
+struct Document<'t> {
+    source: Source<'t>,
+    parsed: Parsed,
+    root: Node,
+}
+
+impl<'t> Document<'t> {
+    fn read(text: &'t str) -> Result<Self, EditError> {
+        let parsed = AdaptersFile::parse(text)?;
+        let root = Node::parse(text).ok().flatten().ok_or(EditError::Shape { line: 1, what: "the file" })?;
+        Ok(Self { source: Source::new(text), parsed, root })
+    }
+
+    fn read_back(text: &'t str, id: &AdapterId) -> Result<Self, EditError> {
+        Self::read(text).map_err(|_| not_read_back(id))
+    }
+
+    fn config(&self) -> Result<&Node, EditError> {
+        let config = self.root.get(layout::ROOT).filter(|config| matches!(config.kind, Kind::Mapping { .. }));
+        config.ok_or(EditError::Shape { line: 1, what: layout::ROOT })
+    }
+
+    fn items(&self, list: ListName) -> Result<Vec<&Node>, EditError> {
+        Ok(layout::items(self.config()?, list).iter().collect())
+    }
+
+    /// The entry of `id`: its index, its node, and what it says.
+    fn entry(&self, list: ListName, id: &AdapterId) -> Result<Option<(usize, &Node, &AdapterEntry)>, EditError> {
+        let entries = match list {
+            ListName::Exist => &self.parsed.file.ensure_exist,
+            ListName::NotExist => &self.parsed.file.ensure_not_exist,
+        };
+        let Some(index) = entries.iter().position(|entry| entry.id == *id) else { return Ok(None) };
+        let items = layout::items(self.config()?, list);
+        // Items that come from a reference (`models: *others`) have no place of their own.
+        match items.get(index).filter(|item| items.len() == entries.len() && matches!(item.kind, Kind::Mapping { .. }))
+        {
+            Some(node) => Ok(Some((index, node, &entries[index]))),
+            None => Err(EditError::Shape { line: self.root.line, what: list.key() }),
+        }
+    }
+
+    /// Everything but the entries of the two lists; lists that say nothing else are as good as absent.
+    fn rest(&self) -> Node {
+        let mut root = self.root.clone();
+        if let Some(Kind::Mapping { entries, .. }) = root.get_mut(layout::ROOT).map(|config| &mut config.kind) {
+            for list in [ListName::Exist, ListName::NotExist] {
+                let section = entries.iter_mut().find(|(key, _)| key.text() == Some(list.key()));
+                if let Some(Kind::Mapping { entries, .. }) = section.map(|(_, section)| &mut section.kind) {
+                    entries.retain(|(key, _)| key.text() != Some(layout::MODELS));
+                }
+            }
+            let list_key =
+                |key: &Node| key.text() == Some(ListName::Exist.key()) || key.text() == Some(ListName::NotExist.key());
+            entries.retain(|(key, section)| !(list_key(key) && layout::is_blank(section)));
+        }
+        root
+    }
+
+    /// Refuses a text that says anything else than what was meant.
+    fn expect(
+        &self,
+        file: &AdaptersFile,
+        exist: &[&Node],
+        not_exist: &[&Node],
+        rest: &Node,
+        id: &AdapterId,
+    ) -> Result<(), EditError> {
+        let same = |items: Vec<&Node>, meant: &[&Node]| {
+            items.len() == meant.len() && items.iter().zip(meant).all(|(item, meant)| item.same(meant))
+        };
+        let as_meant = self.parsed.file == *file
+            && same(self.items(ListName::Exist)?, exist)
+            && same(self.items(ListName::NotExist)?, not_exist)
+            && self.rest().same(rest);
+        if as_meant { Ok(()) } else { Err(not_read_back(id)) }
+    }
+}
+
+fn not_read_back(id: &AdapterId) -> EditError {
+    EditError::NotReadBack { what: format!("the entry of `{id}`") }
+}
+
+#[cfg(test)]
+mod tests;

@@ -30,6 +30,13 @@ pub struct InBoth {
     pub not_exist_line: usize,
 }
 
+impl InBoth {
+    /// The same with other lines.
+    pub(super) fn map_lines(self, line: impl Fn(usize) -> usize) -> Self {
+        Self { exist_line: line(self.exist_line), not_exist_line: line(self.not_exist_line), ..self }
+    }
+}
+
 impl fmt::Display for InBoth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -44,9 +51,8 @@ impl fmt::Display for InBoth {
 /// Why an adapters file cannot be read. The caller adds the file's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdaptersError {
-    /// Where.
-    pub(super) line: Option<usize>,
-    pub(super) column: Option<usize>,
+    line: Option<usize>,
+    column: Option<usize>,
     /// What is wrong there.
     pub problem: AdaptersProblem,
 }
@@ -60,6 +66,15 @@ impl AdaptersError {
     /// The column in characters, from 1, where it is known.
     pub fn column(&self) -> Option<usize> {
         self.column
+    }
+
+    /// The same with other lines.
+    pub(super) fn map_lines(mut self, line: impl Fn(usize) -> usize) -> Self {
+        self.line = self.line.map(&line);
+        if let AdaptersProblem::Twice { first_line, .. } = &mut self.problem {
+            *first_line = line(*first_line);
+        }
+        self
     }
 
     pub(super) fn at(line: usize, problem: AdaptersProblem) -> Self {

@@ -61,23 +61,10 @@ impl AdaptersText {
 
     /// Reads the user's text. Lines in errors and in [`Parsed::in_both`] are those of the whole file.
     pub fn parse(&self) -> Result<Parsed, AdaptersError> {
-        let result = AdaptersFile::parse(self.inner());
-        match result {
-            Ok(mut parsed) => {
-                for both in &mut parsed.in_both {
-                    both.exist_line = self.line(both.exist_line);
-                    both.not_exist_line = self.line(both.not_exist_line);
-                }
-                Ok(parsed)
-            }
-            Err(mut error) => {
-                error.line = error.line.map(|line| self.line(line));
-                if let AdaptersProblem::Twice { first_line, .. } = &mut error.problem {
-                    *first_line = self.line(*first_line);
-                }
-                Err(error)
-            }
-        }
+        let line = |line| self.line(line);
+        let mut parsed = AdaptersFile::parse(self.inner()).map_err(|error| error.map_lines(line))?;
+        parsed.in_both = parsed.in_both.into_iter().map(|both| both.map_lines(line)).collect();
+        Ok(parsed)
     }
 
     /// The line of the whole file on which line `inner` of the user's text stands.
@@ -87,6 +74,11 @@ impl AdaptersText {
             Some(Wrapping { block: Some(block), .. }) => block.first + inner,
             Some(Wrapping { key_line, .. }) => *key_line,
         }
+    }
+
+    /// A refusal of an edit of the user's text, with the lines of the whole file.
+    pub fn explain(&self, error: EditError) -> EditError {
+        error.map_lines(|line| self.line(line))
     }
 
     /// The whole text with `inner` in the place of the user's text.
@@ -103,7 +95,7 @@ impl AdaptersText {
         let read_back = Self::new(edited.clone(), &wrapping.key);
         match read_back.as_ref().map(Self::inner) {
             Ok(read_back) if read_back == inner => Ok(edited),
-            _ => Err(EditError::NotReadBack { detail: format!("the block under `{}`", wrapping.key) }),
+            _ => Err(EditError::NotReadBack { what: format!("the block under `{}`", wrapping.key) }),
         }
     }
 }

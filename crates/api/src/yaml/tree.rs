@@ -13,7 +13,7 @@ pub(crate) struct Node {
     /// The line it begins on, from 1.
     pub(crate) line: usize,
     /// Whether it has an anchor (`&name`).
-    pub(crate) anchor: bool,
+    anchor: bool,
     /// Its explicit tag.
     tag: Option<String>,
 }
@@ -66,6 +66,41 @@ impl Node {
     pub(crate) fn entry(&self, key: &str) -> Option<&(Node, Node)> {
         let Kind::Mapping { entries, .. } = &self.kind else { return None };
         entries.iter().find(|(name, _)| name.text() == Some(key))
+    }
+
+    /// The value of `key` in a mapping.
+    pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Node> {
+        let Kind::Mapping { entries, .. } = &mut self.kind else { return None };
+        entries.iter_mut().find(|(name, _)| name.text() == Some(key)).map(|(_, value)| value)
+    }
+
+    /// Whether it is null: written so, or nothing at all.
+    pub(crate) fn is_null(&self) -> bool {
+        let Kind::Scalar { value, style: ScalarStyle::Plain } = &self.kind else { return false };
+        matches!(value.as_str(), "" | "~" | "null" | "Null" | "NULL")
+    }
+
+    /// Whether it or anything in it has an anchor.
+    pub(crate) fn has_anchor(&self) -> bool {
+        self.anchor || self.children().any(Self::has_anchor)
+    }
+
+    /// Calls `each` with every scalar and reference in it, in their order.
+    pub(crate) fn each_scalar(&self, each: &mut impl FnMut(&Node)) {
+        match self.kind {
+            Kind::Scalar { .. } | Kind::Alias(_) => each(self),
+            _ => self.children().for_each(|child| child.each_scalar(each)),
+        }
+    }
+
+    /// Items, or keys and values.
+    fn children(&self) -> impl Iterator<Item = &Node> {
+        let (items, entries): (&[Node], &[(Node, Node)]) = match &self.kind {
+            Kind::Sequence { items, .. } => (items, &[]),
+            Kind::Mapping { entries, .. } => (&[], entries),
+            Kind::Scalar { .. } | Kind::Alias(_) => (&[], &[]),
+        };
+        items.iter().chain(entries.iter().flat_map(|(key, value)| [key, value]))
     }
 
     /// The text of a scalar.

@@ -1,1 +1,131 @@
 use super::*;
+use crate::{adapters::edit, names::AdapterId};
+
+const WRAPPED: &str = "\
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: adapters # of the guide
+data:
+  other: x
+  configmap.yaml: |
+    vLLMLoRAConfig:
+      ensureExist:
+        models:
+        - id: v1
+          source: a
+
+        - id: v2
+          source: b
+# behind the block
+";
+
+fn v1() -> AdapterId {
+    AdapterId::new("v1").unwrap()
+}
+
+fn retire(text: &str) -> Result<String, EditError> {
+    let text = AdaptersText::new(text, "configmap.yaml").unwrap();
+    text.with_inner(&edit::retire(text.inner(), &v1())?)
+}
+
+#[test]
+fn a_plain_file_is_its_own_inner_text() {
+    let text = AdaptersText::new("vLLMLoRAConfig: {}\n", "configmap.yaml").unwrap();
+    assert_eq!(text.inner(), "vLLMLoRAConfig: {}\n");
+    assert_eq!(text.with_inner("vLLMLoRAConfig:\n").unwrap(), "vLLMLoRAConfig:\n");
+    assert_eq!(text.line(7), 7);
+    assert!(AdaptersText::new("a: [", "k").unwrap().parse().is_err());
+    assert!(AdaptersText::new("", "k").unwrap().parse().is_err());
+}
+
+#[test]
+fn a_config_map_is_edited_in_its_block_only() {
+    let expected = WRAPPED
+        .replace("        - id: v1\n          source: a\n", "")
+        .replace("# behind", "      ensureNotExist:\n        models:\n        - id: v1\n          source: a\n# behind");
+    assert_eq!(retire(WRAPPED).unwrap(), expected);
+    let windows = |text: &str| format!("\u{feff}{}", text.replace('\n', "\r\n"));
+    assert_eq!(retire(&windows(WRAPPED)).unwrap(), windows(&expected));
+}
+
+#[test]
+fn blank_lines_and_the_end_of_the_block_keep_their_bytes() {
+    for (head, tail) in [("|", "\n"), ("|-", ""), ("|-", "\n"), ("|+", "\n"), ("|2", "\n"), ("| # block", "\n\n\n")] {
+        let text = format!(
+            "kind: ConfigMap\ndata:\n  configmap.yaml: {head}\n \n    vLLMLoRAConfig:\n      \n   \n      ensureExist:\n        models:\n          - {{id: v1, source: a}}\n  \n          - {{id: v2, source: b}}{tail}"
+        );
+        let expected = text.replace("          - {id: v1, source: a}\n", "").replace(
+            &format!("source: b}}{tail}"),
+            &format!("source: b}}\n      ensureNotExist:\n        models:\n          - {{id: v1, source: a}}{tail}"),
+        );
+        assert_eq!(retire(&text).unwrap(), expected, "{head:?} {tail:?}");
+    }
+}
+
+#[test]
+fn lines_in_messages_are_those_of_the_file() {
+    let twice = WRAPPED.replace("id: v2", "id: v1");
+    let error = AdaptersText::new(twice, "configmap.yaml").unwrap().parse().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "line 14: `v1` is listed twice under ensureExist, first on line 11: remove one of the two entries"
+    );
+    let both = WRAPPED.replace("# behind", "      ensureNotExist: {models: [{id: v1, source: a}]}\n# behind");
+    let parsed = AdaptersText::new(both, "configmap.yaml").unwrap().parse().unwrap();
+    assert_eq!((parsed.in_both[0].exist_line, parsed.in_both[0].not_exist_line), (11, 16));
+    let quoted = "kind: ConfigMap\ndata:\n  configmap.yaml: \"vLLMLoRAConfig:\\n  port: x\\n\"\n";
+    let error = AdaptersText::new(quoted, "configmap.yaml").unwrap().parse().unwrap_err();
+    assert_eq!(error.line(), Some(3));
+}
+
+#[test]
+fn an_edit_s_refusal_names_the_line_of_the_file() {
+    let text = WRAPPED.replace("- id: v1\n", "- &one\n          id: v1\n");
+    let text = AdaptersText::new(text, "configmap.yaml").unwrap();
+    let error = edit::retire(text.inner(), &v1()).unwrap_err();
+    assert!(text.explain(error).to_string().starts_with("line 12: "));
+}
+
+#[test]
+fn a_value_that_is_no_literal_block_is_read_and_not_edited() {
+    for value in [
+        "\"vLLMLoRAConfig: {ensureExist: {models: [{id: v1, source: a}]}}\"",
+        ">\n    vLLMLoRAConfig: {ensureExist: {models: [{id: v1, source: a}]}}",
+    ] {
+        let text = format!("kind: ConfigMap\ndata:\n  configmap.yaml: {value}\n");
+        assert_eq!(
+            AdaptersText::new(text.as_str(), "configmap.yaml").unwrap().parse().unwrap().file.ensure_exist.len(),
+            1
+        );
+        assert_eq!(
+            retire(&text).unwrap_err().to_string(),
+            "line 3: `configmap.yaml` cannot be edited in the form in which it is written: write it as a block (`configmap.yaml: |`)"
+        );
+    }
+}
+
+#[test]
+fn a_config_map_without_the_key_says_which_keys_it_has() {
+    let cases = [
+        (
+            "kind: ConfigMap\ndata:\n  a: x\n  b: y\n",
+            "line 2: the ConfigMap's data has no key `k`, it has `a`, `b`: add it, or name the right one in `adaptersRef.key`",
+        ),
+        (
+            "kind: ConfigMap\n",
+            "line 1: the ConfigMap's data has no key `k`, it has none: add it, or name the right one in `adaptersRef.key`",
+        ),
+        (
+            "kind: ConfigMap\ndata:\n  k: [x]\n",
+            "line 3: `k` is not a text: write `k: |` and the adapters indented under it",
+        ),
+        (
+            "kind: ConfigMap\n---\nkind: Service\n",
+            "line 2: a second YAML document begins here: keep one document in the file",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(AdaptersText::new(text, "k").unwrap_err().to_string(), expected);
+    }
+}

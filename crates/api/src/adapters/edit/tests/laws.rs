@@ -1,0 +1,1 @@
+//! Laws that hold over files of all shapes.
