@@ -1,1 +1,65 @@
-//! What happens to a request, without any network: rule, target, splice of the model, guard, counters.
+//! What happens to a request, without any network: which rule and target it gets, where `model` stands in its
+//! body and how it is replaced, which paths are closed, and what is counted.
+//!
+//! A proxy keeps one [`in_force::InForce`] and makes one [`exchange::Exchange`] per request. Neither knows
+//! sockets, tasks, files or clocks: time and chance come in as arguments, so any proxy can use them.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use http::{HeaderMap, StatusCode};
+//! use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
+//! use rollora_router::{
+//!     exchange::{BodyAction, Exchange, HeadAction, RequestHead},
+//!     guard::Guard,
+//!     headers,
+//!     in_force::InForce,
+//! };
+//! use std::sync::Arc;
+//!
+//! let rewrite: InferenceModelRewrite = serde_json::from_str(r#"{
+//!     "apiVersion": "llm-d.ai/v1alpha2", "kind": "InferenceModelRewrite",
+//!     "metadata": { "name": "small-segment-lora", "uid": "0b1d" },
+//!     "spec": { "poolRef": { "name": "pool" }, "rules": [{
+//!         "matches": [{ "model": { "value": "small-segment-lora" } }],
+//!         "targets": [
+//!             { "modelRewrite": "small-segment-lora-v1", "weight": 90 },
+//!             { "modelRewrite": "small-segment-lora-v2", "weight": 10 }
+//!         ]
+//!     }] }
+//! }"#)?;
+//! let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
+//! let in_force = Arc::new(InForce::new(pool, &[RewriteGroup::Current, RewriteGroup::Legacy]));
+//! in_force.reset(&[rewrite]);
+//!
+//! // One request. A program's clock and random numbers stand where the constants are.
+//! let mut request_headers = HeaderMap::new();
+//! headers::remove_internal(&mut request_headers);
+//! let head = RequestHead { target: "/v1/chat/completions", headers: &request_headers, has_body: true };
+//! let (mut exchange, action) = Exchange::begin(&in_force, Guard::Strict, &head, "2026-01-01T00:00:00Z".parse()?);
+//! assert_eq!(action, HeadAction::ReadBody);
+//!
+//! let body = Bytes::from_static(br#"{"messages": [], "model": "small-segment-lora"}"#);
+//! let BodyAction::Replace(spliced) = exchange.request_body(&body, u64::MAX, "2026-01-01T00:00:00Z".parse()?) else {
+//!     panic!("a rule matches");
+//! };
+//! assert_eq!(&spliced.into_bytes()[..], br#"{"messages": [], "model": "small-segment-lora-v2"}"#);
+//! assert_eq!(exchange.model(), Some("small-segment-lora-v2"));
+//!
+//! let mut response_headers = HeaderMap::new();
+//! let target = exchange.response_head(StatusCode::OK, "2026-01-01T00:00:01Z".parse()?);
+//! headers::set_target(&mut response_headers, target.as_ref());
+//! assert_eq!(response_headers["x-rollora-target"], "small-segment-lora-v2");
+//! exchange.end("2026-01-01T00:00:09Z".parse()?);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod counters;
+pub mod exchange;
+pub mod guard;
+pub mod headers;
+pub mod in_force;
+pub mod json;
+pub mod refusal;
+pub mod route;
+pub mod rules;
+mod usage;

@@ -1,0 +1,232 @@
+//! One request from its head to its end: events go in, what to do comes out.
+//!
+//! ```text
+//! begin(head) ──► Forward            pass the body on as it comes
+//!             ├─► ReadBody ──► request_body(body) ──► Pass, Replace or Refuse
+//!             └─► Refuse
+//! response_head(status) ──► what x-rollora-target says
+//! end, or drop
+//! ```
+//!
+//! The proxy around it removes [`crate::headers::INTERNAL`] from every request, and tells of the end; what is
+//! counted follows from that. An exchange that is dropped without an answer counts as unanswered.
+
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    counters::Unrouted,
+    guard::{self, Guard},
+    headers::{self, Headers},
+    in_force::InForce,
+    json::{self, Found, Scan, Spliced},
+    refusal::Refusal,
+    route::{self, sticky::Client},
+    rules::{Rule, Target},
+    usage::Usage,
+};
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
+use jiff::Timestamp;
+use std::{borrow::Cow, fmt, sync::Arc};
+
+/// The head of a request.
+#[derive(Clone, Copy)]
+pub struct RequestHead<'a> {
+    /// Path and query, as the client sent them.
+    pub target: &'a str,
+    /// The headers.
+    pub headers: &'a dyn Headers,
+    /// Whether a body follows.
+    pub has_body: bool,
+}
+
+impl fmt::Debug for RequestHead<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { target, has_body, headers: _ } = self;
+        f.debug_struct("RequestHead").field("target", target).field("has_body", has_body).finish_non_exhaustive()
+    }
+}
+
+/// What to do with a request after its head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeadAction {
+    /// Pass it on; its body, if any, as it comes.
+    Forward,
+    /// Read the whole body and give it to [`Exchange::request_body`].
+    ReadBody,
+    /// Answer it.
+    Refuse(Refusal),
+}
+
+/// What to do with a body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BodyAction {
+    /// Pass it on as it is.
+    Pass,
+    /// Pass this on, with its length as `content-length`.
+    Replace(Spliced),
+    /// Answer the request.
+    Refuse(Refusal),
+}
+
+/// One request.
+#[derive(Debug)]
+pub struct Exchange {
+    in_force: Arc<InForce>,
+    began: Timestamp,
+    /// A body in UTF-16 would be read by the server.
+    reads_wide: bool,
+    /// The clients that the sticky headers in force speak of.
+    clients: Vec<(Arc<str>, Client)>,
+    serving: Serving,
+    answered: bool,
+}
+
+/// Who serves the request.
+#[derive(Debug)]
+enum Serving {
+    /// Not known: not decided yet, or there is no name in it.
+    Unknown,
+    /// A target of a rule.
+    Target(Arc<Target>),
+    /// Whom the client named, without a rule.
+    Named { model: Box<str>, usage: Option<Arc<Usage>> },
+}
+
+impl Exchange {
+    /// The request's head is there.
+    pub fn begin(in_force: &Arc<InForce>, guard: Guard, head: &RequestHead<'_>, now: Timestamp) -> (Self, HeadAction) {
+        let mut exchange = Self {
+            in_force: Arc::clone(in_force),
+            began: now,
+            reads_wide: false,
+            clients: Vec::new(),
+            serving: Serving::Unknown,
+            answered: false,
+        };
+        let action = exchange.request_head(guard, head);
+        (exchange, action)
+    }
+
+    fn request_head(&mut self, guard: Guard, head: &RequestHead<'_>) -> HeadAction {
+        if let Err(refusal) = guard.check(head.target) {
+            self.in_force.counters.refused(refusal.reason());
+            return HeadAction::Refuse(refusal);
+        }
+        if !head.has_body {
+            self.in_force.counters.unrouted(Unrouted::NoBody);
+            return HeadAction::Forward;
+        }
+        if !headers::body_is_plain(head.headers) {
+            self.in_force.counters.unrouted(Unrouted::Unreadable);
+            return HeadAction::Forward;
+        }
+        self.reads_wide = guard::is_inference(guard::path_of(head.target)) && headers::says_json(head.headers);
+        let client = |name: &Arc<str>| Some((Arc::clone(name), Client::new(head.headers.first(name)?)?));
+        self.clients = self.in_force.rules().sticky_headers().iter().filter_map(client).collect();
+        HeadAction::ReadBody
+    }
+
+    /// The whole body is there. `random` is any number, all being equally likely.
+    pub fn request_body(&mut self, body: &Bytes, random: u64, now: Timestamp) -> BodyAction {
+        match json::scan(body) {
+            Scan::Found(found) => self.decide(body, &found, random, now),
+            Scan::Refused(Refusal::WideEncoding) if !self.reads_wide => self.pass(Unrouted::NotJson),
+            Scan::Refused(refusal) => self.refuse(refusal),
+            Scan::Opaque => self.pass(if body.is_empty() { Unrouted::NoBody } else { Unrouted::NotJson }),
+        }
+    }
+
+    fn decide(&mut self, body: &Bytes, found: &Found, random: u64, now: Timestamp) -> BodyAction {
+        let name = found.place.name(body);
+        let rules = self.in_force.rules();
+        let Some(rule) = rules.find(name.as_deref()) else {
+            self.serve_as_named(name, now);
+            return self.pass(Unrouted::NoRule);
+        };
+        if !found.intact {
+            return self.refuse(Refusal::BrokenBody);
+        }
+        let target = match route::choose(rule, self.client(rule), random) {
+            Some(target) if !target.name().is_empty() => Arc::clone(target),
+            _ => return self.refuse(Refusal::NoTarget { rewrite: rule.rewrite() }),
+        };
+        let spliced = json::splice(body, &found.place, &target.encoded);
+        target.series.decided();
+        target.series.tally().begin(now);
+        self.serving = Serving::Target(target);
+        BodyAction::Replace(spliced)
+    }
+
+    fn client(&self, rule: &Rule) -> Option<Client> {
+        let header = rule.sticky_header()?;
+        self.clients.iter().find(|(name, _)| name == header).map(|(_, client)| *client)
+    }
+
+    fn serve_as_named(&mut self, name: Option<Cow<'_, str>>, now: Timestamp) {
+        let Some(name) = name else { return };
+        let usage = self.in_force.usages.find(&name);
+        if let Some(usage) = &usage {
+            usage.begin(now);
+        }
+        self.serving = Serving::Named { model: name.into(), usage };
+    }
+
+    /// The model that the server will see, as far as it is known: the rule's target, or what the client named.
+    pub fn model(&self) -> Option<&str> {
+        match &self.serving {
+            Serving::Unknown => None,
+            Serving::Target(target) => Some(target.name()),
+            Serving::Named { model, .. } => Some(model),
+        }
+    }
+
+    /// The response's head is there; of the answer that the client gets, also where the proxy gives it itself.
+    /// Returns what the response header [`headers::TARGET_HEADER`] has to say: with none it is removed.
+    pub fn response_head(&mut self, status: StatusCode, now: Timestamp) -> Option<HeaderValue> {
+        let Serving::Target(target) = &self.serving else { return None };
+        if !status.is_informational() && !self.answered {
+            self.answered = true;
+            let seconds = now.duration_since(self.began).as_secs_f64().max(0.0);
+            target.series.tally().answered(status, seconds);
+        }
+        Some(target.header.clone())
+    }
+
+    /// The response has ended, in whatever way.
+    pub fn end(self, now: Timestamp) {
+        if let Some(usage) = self.usage() {
+            usage.touch(now);
+        }
+    }
+
+    fn usage(&self) -> Option<&Usage> {
+        match &self.serving {
+            Serving::Unknown => None,
+            Serving::Target(target) => Some(&target.series.tally().usage),
+            Serving::Named { usage, .. } => usage.as_deref(),
+        }
+    }
+
+    fn pass(&self, why: Unrouted) -> BodyAction {
+        self.in_force.counters.unrouted(why);
+        BodyAction::Pass
+    }
+
+    fn refuse(&self, refusal: Refusal) -> BodyAction {
+        self.in_force.counters.refused(refusal.reason());
+        BodyAction::Refuse(refusal)
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if let Serving::Target(target) = &self.serving {
+            target.series.tally().end(self.answered);
+        }
+        if let Some(usage) = self.usage() {
+            usage.end();
+        }
+    }
+}

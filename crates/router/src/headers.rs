@@ -1,0 +1,136 @@
+//! Names of headers that stand between gateways, pickers and routers, and are none of a client's business.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+
+pub use rollora_api::names::TARGET_HEADER;
+
+/// The headers by which one part tells another the model or the endpoint. A client could choose with them what
+/// the rules did not choose: they are removed from its requests, also when no rule matches. Lower case.
+pub const INTERNAL: [&str; 10] = [
+    TARGET_HEADER,
+    "x-gateway-base-model-name",
+    "x-gateway-destination-endpoint",
+    "x-gateway-destination-endpoint-fallback",
+    "x-gateway-destination-endpoint-served",
+    "x-gateway-destination-endpoint-subset",
+    "x-gateway-model-name",
+    "x-gateway-model-name-rewrite",
+    "x-llm-d-model-name-rewrite",
+    "x-llm-d-request-dropped-reason",
+];
+
+/// The headers of a request, however a proxy keeps them.
+pub trait Headers {
+    /// The first value of the header with this lower-case name.
+    fn first(&self, name: &str) -> Option<&[u8]>;
+}
+
+impl Headers for HeaderMap {
+    fn first(&self, name: &str) -> Option<&[u8]> {
+        self.get(name).map(HeaderValue::as_bytes)
+    }
+}
+
+/// Removes what is [`INTERNAL`] from a client's request.
+///
+/// ```
+/// let mut headers = http::HeaderMap::new();
+/// headers.insert("x-gateway-model-name-rewrite", "v2".parse().unwrap());
+/// headers.insert("x-session-id", "7".parse().unwrap());
+/// rollora_router::headers::remove_internal(&mut headers);
+/// assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-session-id"]);
+/// ```
+pub fn remove_internal(headers: &mut HeaderMap) {
+    for name in INTERNAL {
+        headers.remove(name);
+    }
+}
+
+/// Tells the client which version served it, and drops what a server said under that name.
+pub fn set_target(headers: &mut HeaderMap, target: Option<&HeaderValue>) {
+    let name = HeaderName::from_static(TARGET_HEADER);
+    match target {
+        Some(target) => drop(headers.insert(name, target.clone())),
+        None => drop(headers.remove(name)),
+    }
+}
+
+/// A name of a model as a header's value. What a header cannot carry is percent-encoded, and `%` with it.
+pub fn value_of(name: &str) -> HeaderValue {
+    const UNFIT: &AsciiSet = &CONTROLS.add(b'%');
+    let encoded = utf8_percent_encode(name.trim(), UNFIT).to_string();
+    // Visible ASCII and spaces only, so the fallback is never taken.
+    HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// Whether a body under these headers can be read as it stands: no compression, no multipart.
+pub(crate) fn body_is_plain(headers: &(impl Headers + ?Sized)) -> bool {
+    let identity = headers.first(header::CONTENT_ENCODING.as_str()).is_none_or(|encoding| {
+        let encoding = encoding.trim_ascii();
+        encoding.is_empty() || encoding.eq_ignore_ascii_case(b"identity")
+    });
+    identity && !media_type(headers).is_some_and(|media| starts_with(media, b"multipart/"))
+}
+
+/// Whether a body under these headers is meant as JSON; also where nothing is said.
+pub(crate) fn says_json(headers: &(impl Headers + ?Sized)) -> bool {
+    media_type(headers).is_none_or(|media| {
+        media.eq_ignore_ascii_case(b"application/json") || media.to_ascii_lowercase().ends_with(b"+json")
+    })
+}
+
+fn media_type(headers: &(impl Headers + ?Sized)) -> Option<&[u8]> {
+    headers.first(header::CONTENT_TYPE.as_str())?.split(|byte| *byte == b';').next().map(<[u8]>::trim_ascii)
+}
+
+fn starts_with(text: &[u8], start: &[u8]) -> bool {
+    text.get(..start.len()).is_some_and(|text| text.eq_ignore_ascii_case(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_name_becomes_a_header_value() {
+        for (name, value) in
+            [("a-v2", "a-v2"), ("org/a b", "org/a b"), ("50%", "50%25"), ("ä\n", "%C3%A4"), ("a\u{7f}b", "a%7Fb")]
+        {
+            assert_eq!(value_of(name), value);
+        }
+    }
+
+    #[test]
+    fn internal_names_are_lower_case_and_sorted_behind_our_own() {
+        assert!(INTERNAL.iter().all(|name| HeaderName::from_static(name).as_str() == *name));
+        assert!(INTERNAL.iter().skip(1).is_sorted());
+    }
+
+    #[test]
+    fn what_a_server_says_under_our_name_is_replaced_or_removed() {
+        let mut headers = HeaderMap::new();
+        headers.append(TARGET_HEADER, HeaderValue::from_static("forged"));
+        headers.append(TARGET_HEADER, HeaderValue::from_static("twice"));
+        set_target(&mut headers, Some(&value_of("a-v2")));
+        assert_eq!(headers.get_all(TARGET_HEADER).iter().collect::<Vec<_>>(), ["a-v2"]);
+        set_target(&mut headers, None);
+        assert!(headers.is_empty());
+    }
+
+    #[test]
+    fn only_plain_bodies_are_read() {
+        let with = |name: &'static str, value: &'static str| {
+            HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))])
+        };
+        assert!(body_is_plain(&HeaderMap::new()));
+        assert!(body_is_plain(&with("content-encoding", "Identity")));
+        assert!(!body_is_plain(&with("content-encoding", "gzip")));
+        assert!(!body_is_plain(&with("content-type", "Multipart/Form-Data; boundary=x")));
+        assert!(body_is_plain(&with("content-type", "text/plain")));
+        assert!(says_json(&with("content-type", "Application/JSON; charset=utf-8")));
+        assert!(says_json(&with("content-type", "application/problem+json")));
+        assert!(says_json(&HeaderMap::new()));
+        assert!(!says_json(&with("content-type", "application/octet-stream")));
+    }
+}

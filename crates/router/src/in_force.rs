@@ -1,0 +1,105 @@
+//! The rules in force: one place that a writer changes and every request reads.
+//!
+//! A change is one atomic swap: a request sees the rules before it or the rules behind it, never a mixture, and
+//! never waits. What is counted of a target goes on over every swap.
+
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    counters::{Counters, SeriesEdit},
+    rules::{RewriteKey, RuleIndex, Rules},
+    usage::Usages,
+};
+use arc_swap::{ArcSwap, Guard};
+use jiff::Timestamp;
+use prometheus_client::registry::Registry;
+use rollora_api::{
+    rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup},
+    router_report::RulesReport,
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The rules in force for one pool, with what is counted by them. Shared by all requests of a router.
+#[derive(Debug)]
+pub struct InForce {
+    groups: Vec<RewriteGroup>,
+    rules: ArcSwap<Rules>,
+    index: Mutex<RuleIndex>,
+    pub(crate) counters: Counters,
+    pub(crate) usages: Usages,
+}
+
+impl InForce {
+    /// No rules yet, for the rewrites of `pool` in `groups`.
+    pub fn new(pool: PoolRef, groups: &[RewriteGroup]) -> Self {
+        Self {
+            groups: groups.to_vec(),
+            rules: ArcSwap::default(),
+            index: Mutex::new(RuleIndex::new(pool)),
+            counters: Counters::new(),
+            usages: Usages::default(),
+        }
+    }
+
+    /// Puts the rules of exactly these rewrites into force.
+    pub fn reset(&self, rewrites: &[InferenceModelRewrite]) {
+        self.change(|index, series| index.reset(rewrites, series));
+    }
+
+    /// Puts the rules of a new or changed rewrite into force.
+    pub fn apply(&self, rewrite: &InferenceModelRewrite) {
+        self.change(|index, series| index.apply(rewrite, series));
+    }
+
+    /// Takes the rules of a rewrite out of force.
+    pub fn delete(&self, key: &RewriteKey) {
+        self.change(|index, _| index.delete(key));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut RuleIndex, &mut SeriesEdit<'_>)) {
+        let mut index = self.index();
+        let mut usages = self.usages.edit();
+        change(&mut index, &mut self.counters.edit(&mut usages));
+        // The targets are remembered before the first request can be sent to them.
+        self.usages.publish(usages);
+        self.rules.store(Arc::new(index.rules().clone()));
+        self.counters.forget_departed();
+    }
+
+    fn index(&self) -> MutexGuard<'_, RuleIndex> {
+        // A panic of another writer leaves an index that its next reset repairs; requests do not read it.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The rules of this moment.
+    pub fn rules(&self) -> Guard<Arc<Rules>> {
+        self.rules.load()
+    }
+
+    /// When a request last used `target`, whether a rule sent it there or the client named it: `now` while there
+    /// are requests in flight. None where none was seen, or `target` has never been in a rule.
+    pub fn last_used(&self, target: &str, now: Timestamp) -> Option<Timestamp> {
+        self.usages.find(target)?.last(now)
+    }
+
+    /// What `GET /rules` answers.
+    pub fn report(&self, now: Timestamp) -> RulesReport {
+        let (rules, overlaps) = {
+            let index = self.index();
+            (index.rules().clone(), index.overlaps())
+        };
+        RulesReport {
+            groups: self.groups.iter().map(|group| group.name().to_owned()).collect(),
+            models: rules.exact().into_iter().map(|(model, rule)| (model.to_owned(), rule.in_force())).collect(),
+            generic: rules.generic().map(|rule| rule.in_force()),
+            overlaps,
+            last_used: self.usages.report(now),
+        }
+    }
+
+    /// Adds what is counted to `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        self.counters.register(registry);
+    }
+}

@@ -1,0 +1,123 @@
+//! When a target was last used, and by how many requests it is used now: what decides whether it is quiet.
+//!
+//! Kept by the target's name, over every change of rules, also for targets that have left the rules: a retired
+//! adapter may still be asked for by its own name.
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+/// Targets outside of all rules that are remembered, the latest used first.
+const MOST_DEPARTED: usize = 1000;
+
+const NEVER: i64 = i64::MIN;
+
+/// The use of one target.
+#[derive(Debug)]
+pub(crate) struct Usage {
+    /// Milliseconds since the epoch.
+    last: AtomicI64,
+    in_flight: AtomicI64,
+}
+
+impl Usage {
+    fn new() -> Self {
+        Self { last: AtomicI64::new(NEVER), in_flight: AtomicI64::new(0) }
+    }
+
+    pub(crate) fn begin(&self, now: Timestamp) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.touch(now);
+    }
+
+    pub(crate) fn touch(&self, now: Timestamp) {
+        self.last.fetch_max(now.as_millisecond(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The last use; `now` while there are requests in flight.
+    pub(crate) fn last(&self, now: Timestamp) -> Option<Timestamp> {
+        if self.in_flight.load(Ordering::Relaxed) > 0 {
+            return Some(now);
+        }
+        match self.last.load(Ordering::Relaxed) {
+            NEVER => None,
+            milliseconds => Timestamp::from_millisecond(milliseconds).ok(),
+        }
+    }
+}
+
+type ByTarget = HashMap<Arc<str>, Arc<Usage>>;
+
+/// The use of all targets that a rule has ever named, as far as they are remembered.
+#[derive(Debug, Default)]
+pub(crate) struct Usages {
+    published: ArcSwap<ByTarget>,
+}
+
+impl Usages {
+    /// Begins a change; there is one writer at a time.
+    pub(crate) fn edit(&self) -> UsagesEdit {
+        UsagesEdit { targets: ByTarget::clone(&self.published.load()), changed: false }
+    }
+
+    /// Ends a change. Targets that no rule holds any more are forgotten from the oldest on.
+    pub(crate) fn publish(&self, mut edit: UsagesEdit) {
+        if !edit.changed {
+            return;
+        }
+        // Held by the published map, this one, and a rule or a request; otherwise it has departed.
+        let is_departed = |usage: &Arc<Usage>| Arc::strong_count(usage) <= 2;
+        let mut departed: Vec<i64> = edit
+            .targets
+            .values()
+            .filter(|usage| is_departed(usage))
+            .map(|usage| usage.last.load(Ordering::Relaxed))
+            .collect();
+        if departed.len() > MOST_DEPARTED {
+            departed.sort_unstable();
+            let oldest_kept = departed.get(departed.len() - MOST_DEPARTED).copied().unwrap_or(NEVER);
+            edit.targets.retain(|_, usage| !is_departed(usage) || usage.last.load(Ordering::Relaxed) >= oldest_kept);
+        }
+        self.published.store(Arc::new(edit.targets));
+    }
+
+    pub(crate) fn find(&self, target: &str) -> Option<Arc<Usage>> {
+        self.published.load().get(target).cloned()
+    }
+
+    /// The last uses of all targets that were used.
+    pub(crate) fn report(&self, now: Timestamp) -> BTreeMap<String, Timestamp> {
+        let targets = self.published.load();
+        targets.iter().filter_map(|(name, usage)| Some((name.to_string(), usage.last(now)?))).collect()
+    }
+}
+
+/// A change of the targets that are remembered.
+#[derive(Debug)]
+pub(crate) struct UsagesEdit {
+    targets: ByTarget,
+    changed: bool,
+}
+
+impl UsagesEdit {
+    /// The use of `target`, from now on remembered.
+    pub(crate) fn of(&mut self, target: &Arc<str>) -> Arc<Usage> {
+        if let Some(usage) = self.targets.get(target) {
+            return Arc::clone(usage);
+        }
+        self.changed = true;
+        let usage = Arc::new(Usage::new());
+        self.targets.insert(Arc::clone(target), Arc::clone(&usage));
+        usage
+    }
+}
