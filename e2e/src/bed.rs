@@ -1,0 +1,242 @@
+//! The test bed and its vocabulary: what a person does, and what a person then sees. Scenarios are written over
+//! [`Bed`], and know nothing of where it stands; a [`Place`] does.
+
+mod evidence;
+
+use crate::{
+    clock,
+    files::{self, Entry, RolloutFile},
+    guide::{BASE_MODEL, MODEL, SOURCE, V1},
+    http::Address,
+    judge::{Verdict, judge},
+    rollora::Spoken,
+    rules::RulesLog,
+    seen::{Condition, Seen, loaded_everywhere, served_by},
+    server::{Kind, Server},
+    traffic::{Ask, Count, Crowd, Traffic, count},
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use std::{future::Future, time::Duration};
+
+/// How long a condition may take to come true, where a scenario does not say otherwise.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is looked.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What a bed begins with.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The vLLM servers.
+    pub servers: Vec<Kind>,
+    /// What the adapters file lists.
+    pub adapters: Vec<Entry>,
+    /// The Rollout.
+    pub rollout: RolloutFile,
+    /// The key that the servers ask for.
+    pub api_key: Option<String>,
+}
+
+impl Setup {
+    /// The guide: three simulated servers, v1 listed, 90/10, 50/50 and 0/100 with pauses of this length.
+    pub fn guide(pause: Duration) -> Self {
+        Self {
+            servers: vec![Kind::simulated(&["--load-millis", "20", "--token-millis", "2"]); 3],
+            adapters: vec![Entry::new(V1, SOURCE)],
+            rollout: RolloutFile::guide(pause),
+            api_key: None,
+        }
+    }
+
+    /// The same, waiting at 50/50 until somebody promotes.
+    pub fn open_at_half(pause: Duration) -> Self {
+        Self { rollout: RolloutFile::open_at_half(pause), ..Self::guide(pause) }
+    }
+
+    /// The same with these flags for every simulated server.
+    #[must_use]
+    pub fn with_flags(mut self, flags: &[&str]) -> Self {
+        for server in &mut self.servers {
+            if let Kind::Simulated { flags: known } = server {
+                known.extend(flags.iter().map(|&flag| flag.to_owned()));
+            }
+        }
+        self
+    }
+
+    /// The adapters file.
+    pub fn adapters_yaml(&self) -> String {
+        files::adapters_yaml(BASE_MODEL, &self.adapters)
+    }
+}
+
+/// Where a bed stands.
+pub trait Place: Sized + Send + Sync {
+    /// Starts everything.
+    fn start(setup: &Setup) -> impl Future<Output = Result<Self>> + Send;
+    /// Where clients send their requests.
+    fn gateway(&self) -> Address;
+    /// Where each router can be asked for `/rules`.
+    fn routers(&self) -> Vec<Address>;
+    /// The vLLM servers.
+    fn servers(&self) -> &[Server];
+    /// The vLLM servers, to be killed and started.
+    fn servers_mut(&mut self) -> &mut [Server];
+    /// The adapters file as it stands.
+    fn adapters_file(&self) -> Result<String>;
+    /// Saves the adapters file.
+    fn write_adapters(&self, text: &str) -> Result<()>;
+    /// The Rollout as it was saved.
+    fn rollout_file(&self) -> Result<String>;
+    /// Saves the Rollout.
+    fn write_rollout(&self, text: &str) -> Result<()>;
+    /// Looks at everything.
+    fn look(&self) -> impl Future<Output = Seen> + Send;
+    /// Runs a verb of `rollora`.
+    fn say(&self, arguments: &[&str]) -> impl Future<Output = Result<Spoken>> + Send;
+    /// Ends the operator as `kill -9` does; on one machine the gateway goes with it.
+    fn kill_operator(&mut self);
+    /// Starts it again on what it left.
+    fn start_operator(&mut self) -> impl Future<Output = Result<()>> + Send;
+    /// The ends of all logs.
+    fn logs(&self) -> String;
+}
+
+/// A test bed. Everything it started ends when it is dropped.
+#[derive(Debug)]
+pub struct Bed<P: Place> {
+    /// Where it stands.
+    pub place: P,
+    api_key: Option<String>,
+    clients: Option<(Traffic, RulesLog)>,
+}
+
+impl<P: Place> Bed<P> {
+    /// Starts everything.
+    pub async fn start(setup: &Setup) -> Result<Self> {
+        Ok(Self { place: P::start(setup).await?, api_key: setup.api_key.clone(), clients: None })
+    }
+
+    /// A bed at a place that is prepared already.
+    pub fn at(place: P) -> Self {
+        Self { place, api_key: None, clients: None }
+    }
+
+    /// Waits until a condition holds.
+    pub async fn sees(&self, condition: Condition) -> Result<Seen> {
+        self.sees_within(PATIENCE, condition).await
+    }
+
+    /// Waits until a condition holds, this long at most; what there is to see is in the error otherwise.
+    pub async fn sees_within(&self, limit: Duration, condition: Condition) -> Result<Seen> {
+        let start = clock::now();
+        loop {
+            let seen = self.place.look().await;
+            if condition.holds(&seen) {
+                return Ok(seen);
+            }
+            if start.elapsed() > limit {
+                bail!("not seen within {limit:?}: {condition}\n{}", self.evidence(&seen));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// For this long a condition holds whenever it is looked.
+    pub async fn keeps_seeing(&self, duration: Duration, condition: Condition) -> Result<()> {
+        let start = clock::now();
+        while start.elapsed() < duration {
+            let seen = self.place.look().await;
+            ensure!(condition.holds(&seen), "not true any more: {condition}\n{}", self.evidence(&seen));
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// The beginning of every scenario: v1 is on every server and has all requests.
+    pub async fn sees_baseline(&self) -> Result<()> {
+        self.sees(served_by(MODEL, V1).and(loaded_everywhere(V1))).await.map(drop)
+    }
+
+    /// A person adds a line to the adapters file.
+    pub fn list(&self, id: &str) -> Result<()> {
+        self.list_from(id, SOURCE)
+    }
+
+    /// The same with another source.
+    pub fn list_from(&self, id: &str, source: &str) -> Result<()> {
+        self.edit(|text| files::list(text, &Entry::new(id, source)))
+    }
+
+    /// A person takes a line out of the adapters file.
+    pub fn remove(&self, id: &str) -> Result<()> {
+        self.edit(|text| files::remove(text, id))
+    }
+
+    fn edit(&self, edit: impl Fn(&str) -> Result<String>) -> Result<()> {
+        self.place.write_adapters(&edit(&self.place.adapters_file()?)?)
+    }
+
+    /// Clients begin to send, all the time.
+    pub fn clients_start(&mut self, crowd: &Crowd) {
+        let mut crowd = crowd.clone();
+        crowd.connections.iter_mut().for_each(|ask| ask.api_key.clone_from(&self.api_key));
+        let rules = RulesLog::start(&self.place.routers(), MODEL);
+        self.clients = Some((Traffic::start(&self.place.gateway(), &crowd), rules));
+    }
+
+    /// The clients end, and what they saw is judged.
+    pub async fn clients_stop(&mut self) -> Result<Verdict> {
+        let (traffic, rules) = self.clients.take().context("no clients were started")?;
+        let exchanges = traffic.stop().await;
+        Ok(judge(&exchanges, &rules.so_far()))
+    }
+
+    /// What the clients saw so far.
+    pub fn clients_so_far(&self) -> Option<Verdict> {
+        self.clients.as_ref().map(|(traffic, rules)| judge(&traffic.so_far(), &rules.so_far()))
+    }
+
+    /// The clients end, and none of them saw anything wrong.
+    pub async fn clients_saw_nothing_wrong(&mut self) -> Result<Verdict> {
+        let verdict = self.clients_stop().await?;
+        let flawless = verdict.errors.is_empty() && verdict.unweighted.is_empty() && verdict.refused == 0;
+        if !flawless || verdict.answered() == 0 {
+            bail!("{verdict}\n{}", self.evidence(&self.place.look().await));
+        }
+        Ok(verdict)
+    }
+
+    /// The guide's count: 20 requests one after the other.
+    pub async fn count(&self) -> Result<Count> {
+        let ask = Ask::new(MODEL, crate::traffic::Kind::Json, 1).with_key(self.api_key.as_deref());
+        count(&self.place.gateway(), &ask, 20).await
+    }
+
+    /// What `rollora ARGUMENTS` says; it must end well.
+    pub async fn says(&self, arguments: &[&str]) -> Result<String> {
+        let spoken = self.place.say(arguments).await?;
+        ensure!(spoken.code == 0, "`rollora {}` ended with {spoken:?}", arguments.join(" "));
+        Ok(spoken.out)
+    }
+
+    /// Kills a server and starts it again on its port; waits until it answers, knowing no adapter.
+    pub async fn restart_server(&mut self, index: usize) -> Result<()> {
+        let server = &mut self.place.servers_mut()[index];
+        server.restart()?;
+        server.answers().await
+    }
+
+    /// Everything that a person needs who was not there.
+    pub fn evidence(&self, seen: &Seen) -> String {
+        let clients = self.clients_so_far().map_or_else(String::new, |verdict| format!("clients: {verdict}\n"));
+        format!("{}{clients}{}", evidence::words(seen), self.place.logs())
+    }
+}
+
+impl<P: Place> Drop for Bed<P> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.place.logs());
+        }
+    }
+}

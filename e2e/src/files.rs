@@ -1,0 +1,237 @@
+//! The two files that a person writes and edits: as text, with comments, the way the guide shows them. What stands in
+//! them is read by `rollora-api`; edits are made here line by line, as with an editor, so that the program's own way of
+//! editing is not what it is tested with.
+
+use crate::guide::{ADAPTERS, BASE_MODEL, MODEL, POOL, REWRITE};
+use anyhow::{Context as _, Result};
+use std::{fmt, time::Duration};
+
+/// One entry of the adapters file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The adapter.
+    pub id: String,
+    /// Where it comes from.
+    pub source: String,
+}
+
+impl Entry {
+    /// An entry.
+    pub fn new(id: &str, source: &str) -> Self {
+        Self { id: id.to_owned(), source: source.to_owned() }
+    }
+}
+
+/// The adapters file of the guide, wrapped in its ConfigMap, with these entries and a person's comments.
+pub fn adapters_yaml(base_model: &str, entries: &[Entry]) -> String {
+    let entry = |entry: &Entry| format!("        - id: {}\n          source: {}\n", entry.id, entry.source);
+    let entries: String = entries.iter().map(entry).collect();
+    format!(
+        "apiVersion: v1\n\
+         kind: ConfigMap\n\
+         metadata:\n  name: {ADAPTERS}\n\
+         data:\n  configmap.yaml: |\n    \
+         # Listing a new version here is the release.\n    \
+         vLLMLoRAConfig:\n      \
+         name: {ADAPTERS}\n      \
+         port: 8000\n      \
+         defaultBaseModel: {base_model}\n      \
+         ensureExist:\n        \
+         models:\n{entries}"
+    )
+}
+
+/// The text with an entry added below the others of `ensureExist`.
+pub fn list(text: &str, entry: &Entry) -> Result<String> {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let section = position(&lines, 0, "ensureExist:").context("the file has no `ensureExist`")?;
+    let end = position(&lines, section, "ensureNotExist:").unwrap_or(lines.len());
+    let last = (section..end).rev().find(|index| lines[*index].trim_start().starts_with("source:"));
+    let last = last.context("nothing stands under `ensureExist`")?;
+    let indent = lines[last].len() - lines[last].trim_start().len() - 2;
+    let indent = " ".repeat(indent);
+    let new = [format!("{indent}- id: {}", entry.id), format!("{indent}  source: {}", entry.source)];
+    lines.splice((last + 1)..=last, new);
+    Ok(lines.join("\n") + "\n")
+}
+
+/// The text without the two lines of the entry `id`.
+pub fn remove(text: &str, id: &str) -> Result<String> {
+    let mut lines: Vec<&str> = text.lines().collect();
+    let wanted = format!("- id: {id}");
+    let index = lines.iter().position(|line| line.trim() == wanted);
+    let index = index.with_context(|| format!("the file has no line `{wanted}`"))?;
+    lines.drain(index..index + 2);
+    Ok(lines.join("\n") + "\n")
+}
+
+fn position(lines: &[String], from: usize, word: &str) -> Option<usize> {
+    (from..lines.len()).find(|index| lines[*index].trim() == word)
+}
+
+/// What a scenario wants of its Rollout; everything else is the guide's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RolloutFile {
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+    /// How long a retired adapter stays at least.
+    pub delay: Duration,
+    /// How long nobody must have used it.
+    pub quiet_for: Duration,
+}
+
+/// One step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Give the new version this much of 100.
+    Weight(u8),
+    /// Wait this long.
+    Pause(Duration),
+    /// Wait until somebody promotes.
+    OpenPause,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Weight(weight) => write!(f, "setWeight: {weight:<12} # {}/{weight}", 100 - u16::from(weight)),
+            Self::Pause(duration) => write!(f, "pause: {{ duration: {} }}", words(duration)),
+            Self::OpenPause => f.write_str("pause: {}                   # until somebody promotes"),
+        }
+    }
+}
+
+impl RolloutFile {
+    /// The guide's three splits, with a pause of this length after the first two.
+    pub fn guide(pause: Duration) -> Self {
+        use Step::{Pause, Weight};
+        Self {
+            steps: vec![Weight(10), Pause(pause), Weight(50), Pause(pause), Weight(100)],
+            delay: Duration::from_millis(300),
+            quiet_for: Duration::from_millis(300),
+        }
+    }
+
+    /// The guide's three splits, waiting at 50/50 until somebody promotes.
+    pub fn open_at_half(pause: Duration) -> Self {
+        use Step::{OpenPause, Pause, Weight};
+        Self { steps: vec![Weight(10), Pause(pause), Weight(50), OpenPause, Weight(100)], ..Self::guide(pause) }
+    }
+
+    /// The file.
+    pub fn yaml(&self) -> String {
+        let steps: Vec<_> = self.steps.iter().map(|step| format!("    - {step}")).collect();
+        let steps = steps.join("\n");
+        let (delay, quiet_for) = (words(self.delay), words(self.quiet_for));
+        format!(
+            "apiVersion: rollora.dev/v1alpha1\n\
+             kind: Rollout\n\
+             metadata: {{ name: {MODEL} }}\n\
+             spec:\n  \
+             model: {MODEL}                 # the name that clients send\n  \
+             poolRef: {{ name: {POOL} }}\n  \
+             adapter:\n    \
+             follow: {{ pattern: \"{MODEL}-v*\" }}   # the highest version that is listed\n  \
+             adaptersRef: {{ name: {ADAPTERS}, key: configmap.yaml }}\n  \
+             rewriteRef: {{ name: {REWRITE} }}\n  \
+             strategy:\n    \
+             steps:\n{steps}\n  \
+             cleanup: {{ policy: Unload, delay: {delay}, quietFor: {quiet_for} }}\n"
+        )
+    }
+}
+
+/// A duration as the Gateway API writes it.
+fn words(duration: Duration) -> String {
+    match (duration.as_secs(), duration.subsec_millis()) {
+        (seconds, 0) => format!("{seconds}s"),
+        (0, millis) => format!("{millis}ms"),
+        (seconds, millis) => format!("{seconds}s{millis}ms"),
+    }
+}
+
+/// A line of a [`difference`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line<'a> {
+    /// In both.
+    Same(&'a str),
+    /// Only before.
+    Removed(&'a str),
+    /// Only after.
+    Added(&'a str),
+}
+
+/// The lines of two texts, one beside the other: the longest common part stays.
+pub fn difference<'a>(before: &'a str, after: &'a str) -> Vec<Line<'a>> {
+    let (before, after): (Vec<_>, Vec<_>) = (before.lines().collect(), after.lines().collect());
+    // common[i][j]: how many lines before[i..] and after[j..] have in common.
+    let mut common = vec![vec![0_usize; after.len() + 1]; before.len() + 1];
+    for i in (0..before.len()).rev() {
+        for j in (0..after.len()).rev() {
+            common[i][j] =
+                if before[i] == after[j] { common[i + 1][j + 1] + 1 } else { common[i + 1][j].max(common[i][j + 1]) };
+        }
+    }
+    let (mut i, mut j, mut lines) = (0, 0, Vec::new());
+    while i < before.len() || j < after.len() {
+        if i < before.len() && j < after.len() && before[i] == after[j] {
+            lines.push(Line::Same(before[i]));
+            (i, j) = (i + 1, j + 1);
+        } else if j == after.len() || (i < before.len() && common[i + 1][j] >= common[i][j + 1]) {
+            lines.push(Line::Removed(before[i]));
+            i += 1;
+        } else {
+            lines.push(Line::Added(after[j]));
+            j += 1;
+        }
+    }
+    lines
+}
+
+/// The adapters file of the guide.
+pub fn guide_adapters(entries: &[Entry]) -> String {
+    adapters_yaml(BASE_MODEL, entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guide::{SOURCE, V1, V2};
+    use rollora_api::{
+        adapters::{AdaptersFile, AdaptersText},
+        rollout::Rollout,
+    };
+
+    fn read(text: &str) -> AdaptersFile {
+        AdaptersText::new(text, "configmap.yaml").unwrap().parse().unwrap().file
+    }
+
+    fn ids(file: &AdaptersFile) -> Vec<&str> {
+        file.ensure_exist.iter().map(|entry| entry.id.as_str()).collect()
+    }
+
+    #[test]
+    fn listing_and_removing_are_what_the_program_reads() {
+        let first = guide_adapters(&[Entry::new(V1, SOURCE)]);
+        assert_eq!(ids(&read(&first)), [V1]);
+        let both = list(&first, &Entry::new(V2, SOURCE)).unwrap();
+        assert_eq!(ids(&read(&both)), [V1, V2]);
+        assert_eq!(remove(&both, V2).unwrap(), first);
+    }
+
+    #[test]
+    fn the_rollout_is_valid() {
+        for file in [RolloutFile::guide(Duration::from_millis(1500)), RolloutFile::open_at_half(Duration::from_secs(2))]
+        {
+            let rollout = Rollout::from_yaml(&file.yaml()).unwrap_or_else(|error| panic!("{error}\n{}", file.yaml()));
+            assert_eq!(rollout.spec.strategy.steps.len(), file.steps.len());
+        }
+    }
+
+    #[test]
+    fn a_difference_keeps_what_is_common() {
+        use Line::{Added, Removed, Same};
+        assert_eq!(difference("a\nb\nc\n", "a\nc\nd\n"), [Same("a"), Removed("b"), Same("c"), Added("d")]);
+        assert_eq!(difference("", "a\n"), [Added("a")]);
+    }
+}

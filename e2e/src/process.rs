@@ -1,0 +1,191 @@
+//! Child processes: each in a group of its own, with its output in a file, and ended as a group when the value is
+//! dropped, when the test panics, and when this process is killed. Only what was started here is ended, by its id.
+
+mod guard;
+
+use crate::clock;
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use std::{
+    fs::{self, File},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+/// A running child, or one that ended by itself and was not dropped yet.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    group: Pid,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`, with its output appended to `NAME.log` in the folder `logs`.
+    pub fn start(name: &str, mut command: Command, logs: &Path) -> Result<Self> {
+        let log = logs.join(format!("{name}.log"));
+        let output = File::options().create(true).append(true).open(&log);
+        let output = output.with_context(|| format!("cannot open {}", log.display()))?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
+        let child = command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        let group = Pid::from_child(&child);
+        let process = Self { name: name.to_owned(), child, group, log };
+        guard::watch(process.child.id())?;
+        Ok(process)
+    }
+
+    /// What it was called at the start.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its id, which is also that of its group.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, in words; none while it runs. Its id stays its own.
+    pub fn ended(&self) -> Option<Ending> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(self.group), options).ok()??;
+        Some(match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Ending::Exit(code),
+            (None, signal) => Ending::Signal(signal.unwrap_or_default()),
+        })
+    }
+
+    /// Waits for its end.
+    pub async fn end_within(&self, limit: Duration) -> Result<Ending> {
+        let start = clock::now();
+        loop {
+            if let Some(ending) = self.ended() {
+                return Ok(ending);
+            }
+            if start.elapsed() > limit {
+                bail!("{} still runs after {limit:?}\n{}", self.name, self.log_tail(30));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Asks it to end (SIGTERM), and waits.
+    pub async fn terminate(&self, limit: Duration) -> Result<Ending> {
+        self.signal(Signal::TERM);
+        self.end_within(limit).await
+    }
+
+    /// Ends it and everything it started, without asking (SIGKILL).
+    pub fn kill(self) {
+        drop(self);
+    }
+
+    /// Sends a signal to it and everything it started.
+    pub fn signal(&self, signal: Signal) {
+        // An error means that nobody is left in the group.
+        kill_process_group(self.group, signal).ok();
+    }
+
+    /// The end of its output.
+    pub fn log_tail(&self, lines: usize) -> String {
+        tail(&self.log, lines)
+    }
+
+    /// All of its output.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Until it is waited for, its id cannot become anybody else's.
+        self.signal(Signal::KILL);
+        guard::forget(self.child.id());
+        drop(self.child.wait());
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// With this exit code.
+    Exit(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+/// The last lines of a file, each with a mark before it.
+pub fn tail(path: &Path, lines: usize) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let all: Vec<_> = text.lines().map(|line| format!("  | {line}\n")).collect();
+    all[all.len().saturating_sub(lines)..].concat()
+}
+
+/// The program `name`, which is built beside this one. `package` is the one that it belongs to.
+pub fn program(name: &str, package: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot tell where this program is")?;
+    // Tests are in `target/PROFILE/deps`, programs one folder above.
+    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.with_context(|| {
+        let folder = own.parent().unwrap_or(&own);
+        format!(
+            "there is no program `{name}` beside {}: build it with `cargo build -p {package} --bin {name}`",
+            folder.display()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    fn exists(id: i32) -> bool {
+        Pid::from_raw(id).is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
+    }
+
+    async fn until(what: impl Fn() -> bool) {
+        let start = clock::now();
+        while !what() {
+            assert!(start.elapsed() < Duration::from_secs(10), "waited in vain");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_child_started_ends_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let process = Process::start("parent", shell("sleep 100 & echo $!; wait"), folder.path()).unwrap();
+        until(|| process.log().ends_with('\n')).await;
+        let grandchild: i32 = process.log().trim().parse().unwrap();
+        assert!(exists(grandchild));
+        process.kill();
+        // A zombie answers too, until whoever adopted it has looked.
+        until(|| !exists(grandchild)).await;
+    }
+
+    #[tokio::test]
+    async fn endings_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let exit = Process::start("exit", shell("echo words; exit 3"), folder.path()).unwrap();
+        assert_eq!(exit.end_within(Duration::from_secs(10)).await.unwrap(), Ending::Exit(3));
+        assert_eq!(exit.log_tail(5), "  | words\n");
+        let killed = Process::start("killed", shell("sleep 100"), folder.path()).unwrap();
+        assert_eq!(killed.ended(), None);
+        assert_eq!(killed.terminate(Duration::from_secs(10)).await.unwrap(), Ending::Signal(15));
+    }
+
+    #[test]
+    fn a_program_that_is_not_built_is_named_with_the_command_that_builds_it() {
+        let said = program("no-such-program", "no-such-package").unwrap_err().to_string();
+        assert!(said.contains("cargo build -p no-such-package --bin no-such-program"), "{said}");
+    }
+}

@@ -1,0 +1,202 @@
+//! The program `rollora`: `rollora local` as a process that can be killed and started again on the same state, and the
+//! verbs that a person types.
+
+use crate::{
+    clock,
+    http::{self, Address},
+    ports::Port,
+    process::{Ending, Process, program},
+};
+use anyhow::{Context as _, Result, bail};
+use rollora_api::{rollout::Rollout, router_report::RulesReport, sidecar_status::SidecarStatus};
+use serde::Deserialize;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+/// How long a start may take until the control socket answers.
+const START: Duration = Duration::from_secs(10);
+/// How long a verb may take.
+const VERB: Duration = Duration::from_secs(40);
+
+/// One `rollora local`, running or not; ended when it is dropped.
+#[derive(Debug)]
+pub struct Rollora {
+    folder: PathBuf,
+    listen: Port,
+    status: Port,
+    servers: Vec<String>,
+    api_key: Option<String>,
+    process: Option<Process>,
+}
+
+/// What a verb said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spoken {
+    /// The exit code; -1 where a signal ended it.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+/// What the control socket says of everything: the part that scenarios look at.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Overview {
+    /// The Rollout with its status.
+    pub rollout: Rollout,
+    /// The Rollout's file.
+    pub rollout_file: FileView,
+    /// The adapters file.
+    pub adapters_file: FileView,
+    /// Every vLLM server.
+    pub servers: Vec<ServerView>,
+    /// The rules in force.
+    pub rules: RulesReport,
+}
+
+/// One of the two files.
+#[derive(Debug, Clone, Deserialize)]
+pub struct FileView {
+    /// What is wrong with it.
+    pub problem: Option<String>,
+}
+
+/// One vLLM server.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ServerView {
+    /// Its host and port.
+    pub name: String,
+    /// Whether requests are sent there.
+    pub ready: bool,
+    /// What its sidecar says.
+    pub status: SidecarStatus,
+}
+
+impl Rollora {
+    /// One that is not started yet. `folder` holds the two files, and will hold state and log.
+    pub fn new(folder: &Path, servers: Vec<String>, api_key: Option<&str>) -> Result<Self> {
+        let (listen, status) = (Port::reserve()?, Port::reserve()?);
+        let api_key = api_key.map(str::to_owned);
+        Ok(Self { folder: folder.to_owned(), listen, status, servers, api_key, process: None })
+    }
+
+    /// The file with the Rollout.
+    pub fn rollout_file(&self) -> PathBuf {
+        self.folder.join("rollout.yaml")
+    }
+
+    /// The file with the adapters.
+    pub fn adapters_file(&self) -> PathBuf {
+        self.folder.join("adapters.yaml")
+    }
+
+    /// The state folder.
+    pub fn state(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    /// Where clients send their requests.
+    pub fn gateway(&self) -> Address {
+        self.listen.address().into()
+    }
+
+    /// Where `/rules` and `/metrics` are.
+    pub fn status(&self) -> Address {
+        self.status.address().into()
+    }
+
+    /// The command line of `rollora local`.
+    pub fn command(&self) -> Result<Command> {
+        let mut command = Command::new(program("rollora", "rollora-cli")?);
+        command.current_dir(&self.folder).arg("local");
+        command.args(["--rollout", "rollout.yaml", "--adapters", "adapters.yaml", "--state", "state"]);
+        for server in &self.servers {
+            command.args(["--vllm", server]);
+        }
+        command.args(["--listen", &self.listen.address().to_string()]);
+        command.args(["--status-listen", &self.status.address().to_string()]);
+        command.env_remove("VLLM_API_KEY");
+        if let Some(key) = &self.api_key {
+            let file = self.folder.join("vllm-api-key");
+            std::fs::write(&file, key).with_context(|| format!("cannot write {}", file.display()))?;
+            command.arg("--vllm-api-key-file").arg(file);
+        }
+        Ok(command)
+    }
+
+    /// Starts it, and waits until it can be asked.
+    pub async fn start(&mut self) -> Result<()> {
+        self.start_in_background()?;
+        let start = clock::now();
+        while let Err(error) = self.overview().await {
+            if let Some(ending) = self.ended() {
+                bail!("`rollora local` ended ({ending:?})\n{}", self.log_tail(20));
+            }
+            if start.elapsed() > START {
+                bail!("`rollora local` cannot be asked after {START:?}: {error:#}\n{}", self.log_tail(20));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    /// Starts it and waits for nothing.
+    pub fn start_in_background(&mut self) -> Result<()> {
+        self.kill();
+        self.process = Some(Process::start("rollora", self.command()?, &self.folder)?);
+        Ok(())
+    }
+
+    /// Ends it as `kill -9` does.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Asks it to end (SIGTERM), and says how it did.
+    pub async fn terminate(&mut self) -> Result<Ending> {
+        let process = self.process.take().context("`rollora local` does not run")?;
+        process.terminate(Duration::from_secs(20)).await
+    }
+
+    /// How it ended, where it did by itself.
+    pub fn ended(&self) -> Option<Ending> {
+        self.process.as_ref().and_then(Process::ended)
+    }
+
+    /// Its process id, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    /// Everything that its control socket says.
+    pub async fn overview(&self) -> Result<Overview> {
+        http::get_json(&Address::Unix(self.state().join("rollora.sock")), "/overview").await
+    }
+
+    /// Runs `rollora ARGUMENTS --state …`.
+    pub async fn say(&self, arguments: &[&str]) -> Result<Spoken> {
+        let mut command = Command::new(program("rollora", "rollora-cli")?);
+        command.args(arguments).arg("--state").arg(self.state()).env("NO_COLOR", "1");
+        run(command).await
+    }
+
+    /// The end of its log, of all starts.
+    pub fn log_tail(&self, lines: usize) -> String {
+        crate::process::tail(&self.folder.join("rollora.log"), lines)
+    }
+}
+
+/// Runs a command to its end.
+pub async fn run(command: Command) -> Result<Spoken> {
+    let mut command = tokio::process::Command::from(command);
+    command.kill_on_drop(true).stdin(std::process::Stdio::null());
+    let output = tokio::time::timeout(VERB, command.output());
+    let output = output.await.with_context(|| format!("{command:?} was not done after {VERB:?}"))??;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Spoken { code: output.status.code().unwrap_or(-1), out: text(&output.stdout), err: text(&output.stderr) })
+}
