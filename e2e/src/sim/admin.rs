@@ -15,11 +15,12 @@ use http::{Method, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::answer::{Body, json_answer};
+use super::knobs::Death;
 use super::ledger::Ledger;
 use super::server::Server;
 
 /// Answers what stands behind `/sim`.
-pub(super) fn answer(server: &Server, method: &Method, path: &str, body: &Bytes) -> Response<Body> {
+pub(super) async fn answer(server: &Server, method: &Method, path: &str, body: &Bytes) -> Response<Body> {
     let (status, value) = match (method.as_str(), path) {
         ("GET", "/knobs") => (StatusCode::OK, json!(server.knobs())),
         ("PATCH", "/knobs") => patch(server, body),
@@ -30,8 +31,8 @@ pub(super) fn answer(server: &Server, method: &Method, path: &str, body: &Bytes)
         }
         ("GET", "/log") => (StatusCode::OK, json!(server.ledger().log)),
         ("POST", "/crash") => {
-            server.crash("told to crash");
-            (StatusCode::OK, json!({}))
+            let never = server.die(Death::Cut, "told to crash".to_owned()).await;
+            (never.status(), never.body())
         }
         _ => (StatusCode::NOT_FOUND, json!({ "error": format!("the simulator has no {method} /sim{path}") })),
     };

@@ -34,7 +34,7 @@ pub(super) async fn answer(server: Arc<Server>, request: Request<Incoming>) -> R
     let (parts, incoming) = request.into_parts();
     let body = incoming.collect().await?.to_bytes();
     if let Some(path) = parts.uri.path().strip_prefix("/sim") {
-        return Ok(admin::answer(&server, &parts.method, path, &body));
+        return Ok(admin::answer(&server, &parts.method, path, &body).await);
     }
     server.until_answering().await;
     let mut subject = None;

@@ -77,7 +77,7 @@ fn judge_folder(path: &Path, max_rank: u64) -> Result<Voice, BadSource> {
         .map_err(|error: io::Error| error.kind())
         .or_else(|_| worker(format!("{shown} doesn't contain tensors")))?;
     check_weights(&weights, path)?;
-    Ok(Voice::of(&weights))
+    Ok(Voice::of(&[config.as_bytes(), &weights].concat()))
 }
 
 fn check_config(text: &str, max_rank: u64) -> Result<(), BadSource> {

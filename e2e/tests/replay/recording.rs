@@ -1,0 +1,60 @@
+//! The recorded exchanges.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// One request and what vLLM answered.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Exchange {
+    pub(crate) label: String,
+    pub(crate) request: Request,
+    /// None when there was no answer; then `response` says why.
+    pub(crate) status: Option<u16>,
+    pub(crate) content_type: Option<String>,
+    pub(crate) response: Option<String>,
+    #[serde(flatten)]
+    pub(crate) stream: Option<Streamed>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    #[serde(default)]
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: Value,
+}
+
+/// What is kept of a stream: its first three events, its last four, how many lines it had.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Streamed {
+    pub(crate) response_first: String,
+    pub(crate) response_last: String,
+    pub(crate) n_lines: usize,
+}
+
+impl Request {
+    /// The bytes that were sent.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        match &self.body {
+            Value::Null => Vec::new(),
+            Value::String(text) => text.clone().into_bytes(),
+            object => object.to_string().into_bytes(),
+        }
+    }
+
+    /// A text field of the body.
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
+        self.body.get(name)?.as_str()
+    }
+}
+
+/// All of them; the place in the vector is the line number less one.
+pub(crate) fn recording() -> Vec<Exchange> {
+    include_str!("../../testdata/vllm/transcript.jsonl")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a line is an exchange"))
+        .collect()
+}
