@@ -107,6 +107,8 @@ pub mod reason {
     pub const SUCCEEDED: &str = "Succeeded";
     /// Somebody asked to take it back.
     pub const ABORTED: &str = "Aborted";
+    /// All traffic is back on stable.
+    pub const ROLLED_BACK: &str = "RolledBack";
     /// A step took longer than `progressDeadline`.
     pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
     /// The adapter could not be loaded on the pilot.
@@ -119,6 +121,8 @@ pub mod reason {
     pub const STABLE_NOT_RESIDENT: &str = "StableNotResident";
     /// Two targets, and nothing says which is stable.
     pub const STABLE_UNKNOWN: &str = "StableUnknown";
+    /// Somebody else edited or deleted the rewrite; it is put back.
+    pub const REWRITE_OVERWRITTEN: &str = "RewriteOverwritten";
     /// Somebody else keeps editing the rewrite.
     pub const CONTESTED: &str = "Contested";
     /// Another Rollout works on the same model or ids.
@@ -137,6 +141,8 @@ pub mod reason {
     pub const SUGGESTED: &str = "Suggested";
     /// The policy keeps retired ids.
     pub const KEPT: &str = "Kept";
+    /// No server has a retired id any more.
+    pub const GONE: &str = "Gone";
     /// Nothing is left to clean up.
     pub const CLEAN: &str = "Clean";
 }
