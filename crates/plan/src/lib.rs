@@ -1,4 +1,35 @@
 //! Pure: every phase and gate of a rollout. No I/O, no clock.
+//!
+//! [`decide`] takes what was observed and the time, and says what the status is now, which writes follow from it, what
+//! people should be told, and when to look again. Two small machines work inside, and neither reads the other's state:
+//! traffic (how much the desired adapter gets) and retirement (how an adapter that lost its weight goes).
+//!
+//! Invariants:
+//! - The status is to be written before the effects. Effects are found by comparing the status with what was observed,
+//!   so a crash between any two writes is harmless: the next decision finds what is left.
+//! - An abort needs no observation but the rewrite.
+//! - Everything that waits says for what.
 
+mod adoption;
+mod conflict;
+mod decide;
+mod desired;
+mod intent;
+mod operator_key;
+mod pilot;
+mod report;
+mod residency;
+mod retire;
+mod retirement;
+mod rewrite;
+mod routers;
+mod text;
+mod traffic;
+mod wait;
+
+pub mod effect;
 pub mod event;
 pub mod observed;
+
+pub use decide::{Decision, Input, decide};
+pub use intent::is_urgent;

@@ -1,6 +1,91 @@
 //! What the world looks like: plain data that whoever calls the plan has gathered.
 
-use rollora_api::{router_report::RulesReport, sidecar_status::SidecarStatus};
+use rollora_api::{
+    adapters::{AdaptersFile, ContentHash},
+    names::AdapterId,
+    operator_key::OperatorKey,
+    rewrite::{InferenceModelRewrite, RewriteGroup},
+    rollout::Rollout,
+    router_report::RulesReport,
+    sidecar_status::SidecarStatus,
+};
+
+/// Everything one decision looks at, each part as far as it could be observed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observed {
+    /// The adapters ConfigMap; none where it does not exist.
+    pub adapters: Result<Option<Adapters>, Unseen>,
+    /// Every rewrite of both groups in the Rollout's namespace.
+    pub rewrites: Result<Vec<InferenceModelRewrite>, Unseen>,
+    /// Every server of the pool.
+    pub servers: Result<Vec<Server>, Unseen>,
+    /// Every router replica.
+    pub routers: Result<Vec<Router>, Unseen>,
+    /// Every Rollout, this one among them.
+    pub rollouts: Result<Vec<Rollout>, Unseen>,
+    /// The API group of a rewrite that has to be made.
+    pub new_rewrite_group: RewriteGroup,
+    /// Why the last write was refused, where it was.
+    pub refused: Option<String>,
+}
+
+/// Why a part of the world could not be observed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unseen {
+    /// Asking again may help.
+    #[error("{0}")]
+    Unavailable(String),
+    /// What is stored cannot be read; a person must change it.
+    #[error("{0}")]
+    Invalid(String),
+    /// It was not asked, because the decision could not wait for it.
+    #[error("not asked yet")]
+    NotAsked,
+}
+
+/// The adapters ConfigMap.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adapters {
+    /// Its version.
+    pub version: String,
+    /// The hash of the present content, see [`rollora_api::adapters::content_hash`].
+    pub hash: ContentHash,
+    /// The user's key, as it stands.
+    pub user_text: String,
+    /// The user's key as it is read, or why it cannot be, with line and fix.
+    pub file: Result<AdaptersFile, String>,
+    /// The operator's key; empty where there is none.
+    pub key: OperatorKey,
+    /// Who else writes this ConfigMap, where its labels or annotations say so.
+    pub gitops_owner: Option<String>,
+}
+
+/// Where an id stands in the adapters file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listing {
+    /// Under `ensureExist` only.
+    Exist,
+    /// Under `ensureNotExist` only.
+    NotExist,
+    /// In both lists: left alone.
+    Both,
+    /// In neither.
+    Absent,
+}
+
+impl Listing {
+    /// Where `id` stands in `file`.
+    pub fn of(id: &AdapterId, file: &AdaptersFile) -> Self {
+        let exist = file.ensure_exist.iter().any(|entry| entry.id == *id);
+        let not_exist = file.ensure_not_exist.iter().any(|entry| entry.id == *id);
+        match (exist, not_exist) {
+            (true, false) => Self::Exist,
+            (false, true) => Self::NotExist,
+            (true, true) => Self::Both,
+            (false, false) => Self::Absent,
+        }
+    }
+}
 
 /// One vLLM server of a pool: a pod and a port; on one machine a URL.
 #[derive(Debug, Clone, PartialEq)]

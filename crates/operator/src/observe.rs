@@ -1,0 +1,115 @@
+//! What the ports say of the world of one Rollout, each part with a time limit, all at once.
+
+use crate::{
+    READ_LIMIT,
+    ports::{AdaptersDocument, Fleet, ReadError, RolloutKey, Store, Version, Versioned},
+};
+use rollora_api::{
+    adapters::{AdaptersFile, content_hash},
+    operator_key::OperatorKey,
+    rewrite::{InferenceModelRewrite, RewriteGroup},
+    rollout::Rollout,
+};
+use rollora_plan::observed::{Adapters, Observed, Unseen};
+use std::future::Future;
+
+/// The world, and the versions that writes have to name.
+#[derive(Debug)]
+pub(crate) struct Look {
+    pub(crate) world: Observed,
+    rewrites: Vec<(Option<RewriteGroup>, String, Version)>,
+    pub(crate) adapters: Option<Version>,
+}
+
+impl Look {
+    /// The version of the rewrite that this one is to replace; none where it was not there.
+    pub(crate) fn version_of(&self, rewrite: &InferenceModelRewrite) -> Option<Version> {
+        let same = |(group, name, _): &&(Option<RewriteGroup>, String, Version)| {
+            *group == rewrite.group() && *name == rewrite.metadata.name
+        };
+        self.rewrites.iter().find(same).map(|(_, _, version)| version.clone())
+    }
+}
+
+/// Asks both ports everything.
+pub(crate) async fn everything(
+    store: &impl Store,
+    fleet: &impl Fleet,
+    key: &RolloutKey,
+    rollout: &Rollout,
+    new_rewrite_group: RewriteGroup,
+) -> Look {
+    let spec = &rollout.spec;
+    let (adapters, rewrites, rollouts, servers, routers) = tokio::join!(
+        read(store.adapters(key, &spec.adapters_ref)),
+        read(store.rewrites(key)),
+        read(store.rollouts()),
+        read(fleet.servers(key, &spec.pool_ref)),
+        read(fleet.routers(key, &spec.pool_ref, &spec.model)),
+    );
+    let adapters_version = adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.version.clone());
+    let (rewrites, versions) = split(rewrites);
+    let world = Observed {
+        adapters: adapters.map(|document| document.map(read_adapters)),
+        rewrites,
+        servers,
+        routers,
+        rollouts: rollouts.map(|rollouts| rollouts.into_iter().map(|rollout| rollout.value).collect()),
+        new_rewrite_group,
+        refused: None,
+    };
+    Look { world, rewrites: versions, adapters: adapters_version }
+}
+
+/// Asks for nothing but the rewrites: an abort waits for nobody else.
+pub(crate) async fn rewrites_only(store: &impl Store, key: &RolloutKey, new_rewrite_group: RewriteGroup) -> Look {
+    let (rewrites, versions) = split(read(store.rewrites(key)).await);
+    let world = Observed {
+        adapters: Err(Unseen::NotAsked),
+        rewrites,
+        servers: Err(Unseen::NotAsked),
+        routers: Err(Unseen::NotAsked),
+        rollouts: Err(Unseen::NotAsked),
+        new_rewrite_group,
+        refused: None,
+    };
+    Look { world, rewrites: versions, adapters: None }
+}
+
+/// One read with its time limit.
+pub(crate) async fn read<T>(reading: impl Future<Output = Result<T, ReadError>>) -> Result<T, Unseen> {
+    match tokio::time::timeout(READ_LIMIT, reading).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(ReadError::Unavailable(why))) => Err(Unseen::Unavailable(why)),
+        Ok(Err(ReadError::Invalid(why))) => Err(Unseen::Invalid(why)),
+        Err(_) => Err(Unseen::Unavailable(format!("no answer within {READ_LIMIT:?}"))),
+    }
+}
+
+type Rewrites = Vec<Versioned<InferenceModelRewrite>>;
+type Versions = Vec<(Option<RewriteGroup>, String, Version)>;
+
+fn split(rewrites: Result<Rewrites, Unseen>) -> (Result<Vec<InferenceModelRewrite>, Unseen>, Versions) {
+    let rewrites = match rewrites {
+        Ok(rewrites) => rewrites,
+        Err(error) => return (Err(error), Vec::new()),
+    };
+    let version = |rewrite: &Versioned<InferenceModelRewrite>| {
+        (rewrite.value.group(), rewrite.value.metadata.name.clone(), rewrite.version.clone())
+    };
+    let versions = rewrites.iter().map(version).collect();
+    (Ok(rewrites.into_iter().map(|rewrite| rewrite.value).collect()), versions)
+}
+
+fn read_adapters(document: Versioned<AdaptersDocument>) -> Adapters {
+    let AdaptersDocument { user_text, key_text, gitops_owner } = document.value;
+    Adapters {
+        version: document.version.0,
+        hash: content_hash(&user_text, key_text.as_deref()),
+        file: AdaptersFile::parse(&user_text).map(|parsed| parsed.file).map_err(|error| error.to_string()),
+        // A key that cannot be read is written anew.
+        key: key_text.and_then(|text| OperatorKey::parse(&text).ok()).unwrap_or_default(),
+        user_text,
+        gitops_owner,
+    }
+}

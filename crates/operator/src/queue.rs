@@ -1,0 +1,164 @@
+//! Which key is reconciled when: every key once, never twice at a time, at once when something happened to it.
+//!
+//! Invariant: what happens to a key while it is reconciled leads to another reconcile after it.
+
+use crate::{backoff::Backoff, ports::RolloutKey};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::{sync::Notify, time::Instant};
+
+/// Keys and when they are due.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    keys: BTreeMap<RolloutKey, Entry>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// When it is due; none until something happens.
+    due: Option<Instant>,
+    running: bool,
+    /// Something happened since the reconcile that runs began.
+    woken: bool,
+    failures: u32,
+    /// Tells the reconcile that runs.
+    wake: Arc<Notify>,
+}
+
+impl Queue {
+    /// Something happened to this key.
+    pub(crate) fn wake(&mut self, key: &RolloutKey, now: Instant) {
+        let entry = self.keys.entry(key.clone()).or_default();
+        entry.due = Some(now);
+        if entry.running {
+            entry.woken = true;
+            entry.wake.notify_one();
+        }
+    }
+
+    /// Takes the key that has been due for longest, to be reconciled now.
+    pub(crate) fn take_due(&mut self, now: Instant) -> Option<(RolloutKey, Arc<Notify>)> {
+        let due = |entry: &Entry| entry.due.filter(|due| !entry.running && *due <= now);
+        let (_, key) = self.keys.iter().filter_map(|(key, entry)| Some((due(entry)?, key))).min()?;
+        let key = key.clone();
+        let entry = self.keys.get_mut(&key)?;
+        // A wake that nobody heard was meant for an earlier reconcile.
+        entry.wake = Arc::default();
+        (entry.due, entry.running, entry.woken) = (None, true, false);
+        Some((key, Arc::clone(&entry.wake)))
+    }
+
+    /// Waits for the next due time; for ever where there is none.
+    pub(crate) async fn until_due(&self) {
+        match self.keys.values().filter(|entry| !entry.running).filter_map(|entry| entry.due).min() {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The reconcile of this key ended well; it is due again at `due`.
+    pub(crate) fn rest(&mut self, key: &RolloutKey, due: Option<Instant>) {
+        if let Some(entry) = self.keys.get_mut(key) {
+            entry.running = false;
+            entry.failures = 0;
+            if !entry.woken {
+                entry.due = due;
+            }
+        }
+    }
+
+    /// The reconcile of this key failed. Returns how long it waits, unless something happened meanwhile.
+    pub(crate) fn fail(&mut self, key: &RolloutKey, backoff: Backoff, now: Instant) -> Duration {
+        let Some(entry) = self.keys.get_mut(key) else { return Duration::ZERO };
+        entry.running = false;
+        entry.failures = entry.failures.saturating_add(1);
+        let delay = backoff.after(entry.failures, rand::random());
+        if !entry.woken {
+            entry.due = Some(now + delay);
+        }
+        delay
+    }
+
+    /// The key is gone; it comes back when something happens to it.
+    pub(crate) fn forget(&mut self, key: &RolloutKey) {
+        if self.keys.get(key).is_some_and(|entry| entry.woken) {
+            self.rest(key, None);
+        } else {
+            self.keys.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> RolloutKey {
+        RolloutKey { namespace: None, name: name.to_owned() }
+    }
+
+    fn names(queue: &mut Queue, now: Instant) -> Vec<String> {
+        std::iter::from_fn(|| queue.take_due(now).map(|(key, _)| key.name)).collect()
+    }
+
+    #[tokio::test]
+    async fn a_key_is_taken_once_however_often_it_was_woken() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        for name in ["a", "b", "a", "a"] {
+            queue.wake(&key(name), now);
+        }
+        assert_eq!(names(&mut queue, now), ["a", "b"]);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_woken_while_it_runs_is_told_and_runs_again_after_it() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.wake(&key("a"), now);
+        let (_, wake) = queue.take_due(now).unwrap();
+        queue.wake(&key("a"), now);
+        wake.notified().await;
+        assert!(queue.take_due(now).is_none(), "it runs still");
+        queue.rest(&key("a"), None);
+        assert_eq!(names(&mut queue, now), ["a"]);
+    }
+
+    #[tokio::test]
+    async fn a_key_rests_until_it_is_due() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.wake(&key("a"), now);
+        assert_eq!(names(&mut queue, now), ["a"]);
+        let due = now + Duration::from_secs(1);
+        queue.rest(&key("a"), Some(due));
+        assert!(queue.take_due(now).is_none());
+        assert_eq!(names(&mut queue, due), ["a"]);
+    }
+
+    #[tokio::test]
+    async fn failures_wait_longer_and_a_success_forgets_them() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        let fail = |queue: &mut Queue| {
+            queue.wake(&key("a"), now);
+            queue.take_due(now).unwrap();
+            queue.fail(&key("a"), Backoff::default(), now).as_millis()
+        };
+        assert!((50..=100).contains(&fail(&mut queue)));
+        assert!((100..=200).contains(&fail(&mut queue)));
+        queue.wake(&key("a"), now);
+        queue.take_due(now).unwrap();
+        queue.rest(&key("a"), None);
+        assert!((50..=100).contains(&fail(&mut queue)));
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_key_comes_back_when_something_happens_to_it() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.wake(&key("a"), now);
+        queue.take_due(now).unwrap();
+        queue.forget(&key("a"));
+        assert!(names(&mut queue, now).is_empty());
+        queue.wake(&key("a"), now);
+        queue.take_due(now).unwrap();
+        queue.wake(&key("a"), now);
+        queue.forget(&key("a"));
+        assert_eq!(names(&mut queue, now), ["a"], "it was made again while it was being forgotten");
+    }
+}

@@ -1,0 +1,175 @@
+//! One reconcile: observe, decide, write the status, do the effects, tell people.
+
+use crate::{
+    Clock, Operator, WRITE_LIMIT,
+    observe::{self, Look},
+    ports::{AdaptersWrite, Fleet, Precondition, RolloutKey, Store, Versioned, Written},
+};
+use rollora_api::rollout::Rollout;
+use rollora_plan::{Decision, Input, decide, effect::Effect, is_urgent, observed::Unseen};
+use std::{future::Future, time::Duration};
+use tokio::sync::Notify;
+
+/// When a key is reconciled again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// When something happens to it.
+    OnChange,
+    /// After this time, or when something happens to it.
+    After(Duration),
+    /// At once.
+    Again,
+    /// After a while, because of this.
+    Retry(String),
+    /// Never: the Rollout is gone.
+    Forget,
+}
+
+impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
+    /// Looks at one Rollout and does what is to be done for it now.
+    pub async fn reconcile(&self, key: &RolloutKey) -> Next {
+        self.reconcile_unless_woken(key, &Notify::new()).await
+    }
+
+    /// The same; a wake while servers and routers are asked is a reason to see whether somebody wants to abort.
+    pub(crate) async fn reconcile_unless_woken(&self, key: &RolloutKey, wake: &Notify) -> Next {
+        let rollout = match self.rollout(key).await {
+            Ok(Some(rollout)) => rollout,
+            Ok(None) => return Next::Forget,
+            Err(error) => return Next::Retry(format!("the Rollout cannot be read: {error}")),
+        };
+        let urgent = is_urgent(&rollout.value);
+        let look = if urgent {
+            observe::rewrites_only(&self.store, key, self.new_rewrite_group).await
+        } else {
+            match self.look_around(key, &rollout.value, wake).await {
+                Some(look) => look,
+                None => return Next::Again,
+            }
+        };
+        let decision = decide(&Input { rollout: &rollout.value, world: &look.world }, self.clock.now());
+        let next = match self.carry_out(key, &rollout, &look, &decision).await {
+            Ok(()) if urgent => Next::Again,
+            Ok(()) => decision.requeue.map_or(Next::OnChange, Next::After),
+            Err(next) => next,
+        };
+        tracing::debug!(rollout = %key, ?next, phase = ?decision.status.phase, "reconciled");
+        next
+    }
+
+    async fn rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Rollout>>, Unseen> {
+        observe::read(self.store.rollout(key)).await
+    }
+
+    /// Asks for everything; nothing where an abort came meanwhile.
+    async fn look_around(&self, key: &RolloutKey, rollout: &Rollout, wake: &Notify) -> Option<Look> {
+        let mut looking =
+            std::pin::pin!(observe::everything(&self.store, &self.fleet, key, rollout, self.new_rewrite_group));
+        loop {
+            tokio::select! {
+                biased;
+                mut look = &mut looking => {
+                    look.world.refused = self.refused(key);
+                    return Some(look);
+                }
+                () = wake.notified() => {
+                    let rollout = self.rollout(key).await;
+                    if rollout.is_ok_and(|rollout| rollout.is_some_and(|rollout| is_urgent(&rollout.value))) {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Status first, then effects in order, up to the first that is not done. What was decided is told in any case.
+    async fn carry_out(
+        &self,
+        key: &RolloutKey,
+        rollout: &Versioned<Rollout>,
+        look: &Look,
+        decision: &Decision,
+    ) -> Result<(), Next> {
+        if rollout.value.status.as_ref() != Some(&decision.status) {
+            let written = limited(self.store.write_status(key, &rollout.version, &decision.status)).await;
+            self.judge(key, "the status", written)?;
+        }
+        let mut result = Ok(());
+        for effect in &decision.effects {
+            result = self.apply(key, &rollout.value, look, effect).await;
+            if result.is_err() {
+                break;
+            }
+        }
+        if result.is_ok() {
+            self.set_refused(key, None);
+        }
+        for event in &decision.events {
+            tracing::info!(rollout = %key, reason = event.reason, "{}", event.message);
+            if tokio::time::timeout(WRITE_LIMIT, self.store.event(key, event)).await.is_err() {
+                tracing::debug!(rollout = %key, "an event could not be told in time");
+            }
+        }
+        result
+    }
+
+    async fn apply(&self, key: &RolloutKey, rollout: &Rollout, look: &Look, effect: &Effect) -> Result<(), Next> {
+        match effect {
+            Effect::WriteRewrite(rewrite) => {
+                let version = look.version_of(rewrite);
+                let precondition = version.map_or(Precondition::Absent, Precondition::Unchanged);
+                let written = limited(self.store.write_rewrite(key, rewrite, &precondition)).await;
+                self.judge(key, &format!("rewrite {}", rewrite.metadata.name), written)
+            }
+            Effect::WriteAdapters { user_text, key: operator_key } => {
+                // What was not read is not written.
+                let Some(version) = &look.adapters else { return Err(Next::Again) };
+                let write = AdaptersWrite {
+                    user_text: user_text.clone(),
+                    key_text: operator_key.as_ref().map(rollora_api::operator_key::OperatorKey::to_yaml),
+                };
+                let reference = &rollout.spec.adapters_ref;
+                let written = limited(self.store.write_adapters(key, reference, version, &write)).await;
+                self.judge(key, &format!("adapters file {}", reference.name), written)
+            }
+        }
+    }
+
+    /// What a write's end means for the rest of the reconcile.
+    fn judge(&self, key: &RolloutKey, what: &str, written: Written) -> Result<(), Next> {
+        match written {
+            Written::Done(_) => Ok(()),
+            Written::Stale => Err(Next::Again),
+            Written::Unavailable(why) => Err(Next::Retry(format!("{what} could not be written: {why}"))),
+            Written::Unknown(why) => Err(Next::Retry(format!("whether {what} was written is not known: {why}"))),
+            Written::Refused(why) => {
+                let message = format!("{what} was refused: {why}");
+                self.set_refused(key, Some(message.clone()));
+                Err(Next::Retry(message))
+            }
+        }
+    }
+
+    fn refused(&self, key: &RolloutKey) -> Option<String> {
+        self.refusals().get(key).cloned()
+    }
+
+    fn set_refused(&self, key: &RolloutKey, why: Option<String>) {
+        let mut refusals = self.refusals();
+        match why {
+            Some(why) => refusals.insert(key.clone(), why),
+            None => refusals.remove(key),
+        };
+    }
+
+    fn refusals(&self) -> std::sync::MutexGuard<'_, std::collections::BTreeMap<RolloutKey, String>> {
+        // Nothing that holds this lock can panic half way: the content is good in any case.
+        self.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// One write with its time limit.
+async fn limited(writing: impl Future<Output = Written>) -> Written {
+    let limit = tokio::time::timeout(WRITE_LIMIT, writing).await;
+    limit.unwrap_or_else(|_| Written::Unknown(format!("no answer within {WRITE_LIMIT:?}")))
+}

@@ -1,0 +1,123 @@
+//! Runs the operator over the world: a reconcile whenever the runner would make one, and time in between.
+
+use crate::{
+    ports::Sim,
+    world::{TICK, World},
+};
+use jiff::{SignedDuration, Timestamp};
+use rollora_api::rollout::status::Phase;
+use rollora_operator::{Next, Operator, ports::RolloutKey};
+
+/// The operator, its world, and when it looks again.
+pub(crate) struct Run {
+    pub(crate) sim: Sim,
+    operator: Operator<Sim, Sim, Sim>,
+    runtime: tokio::runtime::Runtime,
+    due: Option<Timestamp>,
+}
+
+impl Run {
+    pub(crate) fn new(world: World) -> Self {
+        let sim = Sim::new(world);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        Self { operator: operator(&sim), sim, runtime, due: None }
+    }
+
+    pub(crate) fn world(&self) -> std::sync::MutexGuard<'_, World> {
+        self.sim.world()
+    }
+
+    /// One reconcile. A crash in it makes a new operator, which knows nothing.
+    pub(crate) fn reconcile(&mut self) {
+        let key = RolloutKey { namespace: None, name: self.world().rollout.metadata.name.clone() };
+        let sim = self.sim.clone();
+        let next = self.runtime.block_on(async {
+            let crash = async {
+                while !sim.world().crashed {
+                    tokio::task::yield_now().await;
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                }
+            };
+            tokio::select! {
+                biased;
+                next = self.operator.reconcile(&key) => Some(next),
+                () = crash => None,
+            }
+        });
+        let mut world = self.sim.world();
+        let now = world.now;
+        self.due = match next {
+            Some(Next::OnChange | Next::Forget) => None,
+            Some(Next::After(delay)) => Some(now + SignedDuration::try_from(delay).unwrap()),
+            Some(Next::Again) => Some(now),
+            Some(Next::Retry(_)) => Some(now + TICK),
+            None => {
+                world.note("the operator crashed");
+                world.crashed = false;
+                self.operator = operator(&self.sim);
+                Some(now)
+            }
+        };
+    }
+
+    /// One tick of time, and the reconciles that fall due in it.
+    pub(crate) fn tick(&mut self) {
+        self.world().tick();
+        for _ in 0..20 {
+            let mut world = self.world();
+            let changed = std::mem::take(&mut world.changed);
+            let now = world.now;
+            drop(world);
+            if !changed && self.due.is_none_or(|due| due > now) {
+                return;
+            }
+            self.reconcile();
+        }
+    }
+
+    pub(crate) fn run_for(&mut self, time: SignedDuration) {
+        let end = self.world().now + time;
+        while self.world().now < end {
+            self.tick();
+        }
+    }
+
+    /// Runs until this is true, for at most ten minutes of virtual time.
+    #[track_caller]
+    pub(crate) fn until(&mut self, what: &str, is_so: impl Fn(&World) -> bool) {
+        let end = self.world().now + SignedDuration::from_mins(10);
+        while !is_so(&self.world()) {
+            if self.world().now > end {
+                panic!("not within ten minutes: {what}\n{}", self.story());
+            }
+            self.tick();
+        }
+        self.check();
+    }
+
+    #[track_caller]
+    pub(crate) fn until_phase(&mut self, phase: Phase) {
+        self.until(&format!("{phase:?}"), |world| world.phase() == phase);
+    }
+
+    #[track_caller]
+    pub(crate) fn until_weights(&mut self, weights: &[(&str, i32)]) {
+        let weights: Vec<(String, i32)> = weights.iter().map(|(id, weight)| ((*id).to_owned(), *weight)).collect();
+        self.until(&format!("{weights:?}"), |world| world.weights() == weights);
+    }
+
+    /// Nothing that must never happen has happened.
+    #[track_caller]
+    pub(crate) fn check(&self) {
+        let broken = self.world().broken.clone();
+        assert!(broken.is_empty(), "{broken:#?}\n{}", self.story());
+    }
+
+    pub(crate) fn story(&self) -> String {
+        self.world().log.join("\n")
+    }
+}
+
+fn operator(sim: &Sim) -> Operator<Sim, Sim, Sim> {
+    Operator::new(sim.clone(), sim.clone(), sim.clone())
+}

@@ -1,0 +1,77 @@
+//! The guide, and what people do in the middle of it.
+
+use crate::{
+    driver::Run,
+    world::{World, id},
+};
+use jiff::SignedDuration;
+use rollora_api::rollout::{
+    Verb,
+    status::{Phase, RetirementState},
+};
+
+pub(crate) const ROLLOUT: &str = r#"
+apiVersion: rollora.dev/v1alpha1
+kind: Rollout
+metadata: { name: small }
+spec:
+  model: small
+  poolRef: { name: pool }
+  adapter: { follow: { pattern: "small-v*" } }
+  adaptersRef: { name: adapters }
+  strategy:
+    steps:
+    - setWeight: 10
+    - pause: { duration: 5s }
+    - setWeight: 50
+    - pause: {}
+    - setWeight: 100
+    progressDeadline: 60s
+  cleanup: { delay: 2s, quietFor: 1s }
+"#;
+
+const V1: &str = "small-v1";
+const V2: &str = "small-v2";
+
+fn installed() -> Run {
+    let mut run = Run::new(World::new(ROLLOUT, 3, &[V1]));
+    run.until_phase(Phase::Succeeded);
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 100)]);
+    run
+}
+
+fn at_half() -> Run {
+    let mut run = installed();
+    run.world().list(&[V1, V2], &[]);
+    run.until_weights(&[(V1, 50), (V2, 50)]);
+    run.until_phase(Phase::Paused);
+    run
+}
+
+#[test]
+fn the_guide_goes_from_v1_to_v2_and_cleans_up() {
+    let mut run = at_half();
+    run.run_for(SignedDuration::from_secs(30));
+    assert_eq!(run.world().phase(), Phase::Paused, "an open pause waits for a person\n{}", run.story());
+    run.world().intend(Verb::Promote);
+    run.until_phase(Phase::Succeeded);
+    run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
+    run.until("Gone", |world| world.status().retired.iter().all(|entry| entry.state == RetirementState::Gone));
+    let world = run.world();
+    assert_eq!(world.seen_weights.len(), 4, "{:?}", world.seen_weights);
+    let file = world.file();
+    assert_eq!(file.ensure_not_exist[0].id, id(V1));
+    assert_eq!(file.ensure_exist[0].id, id(V2));
+    assert!(world.adapters.user_text.contains("# comment of small-v1"));
+    assert_eq!(world.status().revision.stable, Some(id(V2)));
+}
+
+#[test]
+fn an_abort_at_half_gives_everything_back_in_one_write() {
+    let mut run = at_half();
+    run.world().intend(Verb::Abort);
+    run.tick();
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "{}", run.story());
+    run.until_phase(Phase::RolledBack);
+    run.until("v2 is gone", |world| world.holders(&id(V2)) == 0);
+}

@@ -1,0 +1,8 @@
+//! The operator over a simulated world: servers with sidecars, routers that lag, a store in which any call can fail,
+//! hang, end unknown, or be the last one before a crash. Time is virtual, every run is decided by its inputs.
+
+mod driver;
+mod guide;
+mod ports;
+mod server;
+mod world;

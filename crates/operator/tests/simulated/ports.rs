@@ -1,0 +1,212 @@
+//! The two ports over the simulated world. Every call first meets the next fault.
+
+use crate::world::{Fault, World};
+use futures_util::{Stream, stream};
+use jiff::{SignedDuration, Timestamp};
+use rollora_api::{
+    names::ModelName,
+    rewrite::{InferenceModelRewrite, PoolRef},
+    rollout::{Rollout, RolloutStatus, spec::AdaptersRef},
+};
+use rollora_operator::{
+    Clock,
+    ports::{
+        AdaptersDocument, AdaptersWrite, Event, Fleet, Precondition, ReadError, RolloutKey, Router, Server, Store,
+        Version, Versioned, Written,
+    },
+};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// A shared world.
+#[derive(Debug, Clone)]
+pub(crate) struct Sim(pub(crate) Arc<Mutex<World>>);
+
+impl Sim {
+    pub(crate) fn new(world: World) -> Self {
+        Self(Arc::new(Mutex::new(world)))
+    }
+
+    pub(crate) fn world(&self) -> MutexGuard<'_, World> {
+        self.0.lock().unwrap()
+    }
+
+    /// Meets the next fault. What has to be done is done by `call`, which is not reached where the fault comes first.
+    async fn meet<T>(&self, call: impl FnOnce(&mut World) -> T, fail: impl FnOnce(Failure) -> T) -> T {
+        let fault = self.world().faults.pop_front().unwrap_or(Fault::None);
+        match fault {
+            Fault::None => call(&mut self.world()),
+            Fault::Unavailable => fail(Failure::Unavailable),
+            Fault::LostAnswer => {
+                call(&mut self.world());
+                fail(Failure::Unknown)
+            }
+            Fault::Hang => self.hang().await,
+            Fault::CrashBefore => self.crash().await,
+            Fault::CrashAfter => {
+                call(&mut self.world());
+                self.crash().await
+            }
+        }
+    }
+
+    async fn hang<T>(&self) -> T {
+        self.world().now += SignedDuration::from_secs(5);
+        std::future::pending().await
+    }
+
+    async fn crash<T>(&self) -> T {
+        self.world().crashed = true;
+        std::future::pending().await
+    }
+
+    async fn read<T>(&self, call: impl FnOnce(&World) -> T) -> Result<T, ReadError> {
+        self.meet(|world| Ok(call(world)), |_| Err(ReadError::Unavailable("simulated".to_owned()))).await
+    }
+
+    async fn write(&self, call: impl FnOnce(&mut World) -> Written) -> Written {
+        let fail = |failure| match failure {
+            Failure::Unavailable => Written::Unavailable("simulated".to_owned()),
+            Failure::Unknown => Written::Unknown("simulated".to_owned()),
+        };
+        self.meet(call, fail).await
+    }
+}
+
+enum Failure {
+    Unavailable,
+    Unknown,
+}
+
+fn version(number: u64) -> Version {
+    Version(number.to_string())
+}
+
+impl Clock for Sim {
+    fn now(&self) -> Timestamp {
+        self.world().now
+    }
+}
+
+impl Store for Sim {
+    fn changes(&self) -> impl Stream<Item = RolloutKey> + Send {
+        let key = RolloutKey { namespace: None, name: self.world().rollout.metadata.name.clone() };
+        let sim = self.clone();
+        stream::unfold((), move |()| {
+            let (sim, key) = (sim.clone(), key.clone());
+            async move {
+                loop {
+                    if std::mem::take(&mut sim.world().changed) {
+                        return Some((key, ()));
+                    }
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                }
+            }
+        })
+    }
+
+    async fn rollouts(&self) -> Result<Vec<Versioned<Rollout>>, ReadError> {
+        self.read(|world| vec![Versioned { version: version(world.rollout_version), value: world.rollout.clone() }])
+            .await
+    }
+
+    async fn rollout(&self, _: &RolloutKey) -> Result<Option<Versioned<Rollout>>, ReadError> {
+        self.read(|world| {
+            let found = Versioned { version: version(world.rollout_version), value: world.rollout.clone() };
+            Some(found)
+        })
+        .await
+    }
+
+    async fn rewrites(&self, _: &RolloutKey) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
+        self.read(|world| {
+            let rewrites = world.rewrites.iter().cloned();
+            rewrites.map(|(value, number)| Versioned { version: version(number), value }).collect()
+        })
+        .await
+    }
+
+    async fn adapters(
+        &self,
+        _: &RolloutKey,
+        _: &AdaptersRef,
+    ) -> Result<Option<Versioned<AdaptersDocument>>, ReadError> {
+        self.read(|world| Some(Versioned { version: version(world.adapters_version), value: world.adapters.clone() }))
+            .await
+    }
+
+    async fn write_status(&self, _: &RolloutKey, read: &Version, status: &RolloutStatus) -> Written {
+        self.write(|world| {
+            if *read != version(world.rollout_version) {
+                return Written::Stale;
+            }
+            if world.status().phase != status.phase || world.status().message != status.message {
+                world.note(format!("{:?}: {}", status.phase, status.message));
+            }
+            world.rollout.status = Some(status.clone());
+            world.rollout_version = world.next_version();
+            world.status_writes += 1;
+            Written::Done(version(world.rollout_version))
+        })
+        .await
+    }
+
+    async fn write_rewrite(
+        &self,
+        _: &RolloutKey,
+        rewrite: &InferenceModelRewrite,
+        precondition: &Precondition,
+    ) -> Written {
+        self.write(|world| {
+            let name = &rewrite.metadata.name;
+            let present = world.rewrites.iter().position(|(old, _)| old.metadata.name == *name);
+            let number = world.next_version();
+            let mut rewrite = rewrite.clone();
+            match (present, precondition) {
+                (None, Precondition::Absent) => {
+                    rewrite.metadata.uid = Some(world.next_uid());
+                    world.rewrites.push((rewrite, number));
+                }
+                (Some(index), Precondition::Unchanged(read)) if *read == version(world.rewrites[index].1) => {
+                    world.rewrites[index] = (rewrite, number);
+                }
+                _ => return Written::Stale,
+            }
+            world.rewrites_changed();
+            Written::Done(version(number))
+        })
+        .await
+    }
+
+    async fn write_adapters(&self, _: &RolloutKey, _: &AdaptersRef, read: &Version, write: &AdaptersWrite) -> Written {
+        self.write(|world| {
+            if *read != version(world.adapters_version) {
+                return Written::Stale;
+            }
+            let number = world.write_adapters(write.user_text.clone(), write.key_text.clone());
+            Written::Done(version(number))
+        })
+        .await
+    }
+
+    async fn event(&self, _: &RolloutKey, event: &Event) {
+        let mut world = self.world();
+        world.note(format!("event {}: {}", event.reason, event.message));
+        world.events.push(event.clone());
+    }
+}
+
+impl Fleet for Sim {
+    async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Vec<Server>, ReadError> {
+        if self.world().fleet_hangs {
+            return std::future::pending().await;
+        }
+        self.read(|world| world.servers.iter().map(crate::server::SimServer::report).collect()).await
+    }
+
+    async fn routers(&self, _: &RolloutKey, _: &PoolRef, _: &ModelName) -> Result<Vec<Router>, ReadError> {
+        if self.world().fleet_hangs {
+            return std::future::pending().await;
+        }
+        self.read(|world| world.router_reports()).await
+    }
+}

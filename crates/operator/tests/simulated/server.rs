@@ -1,0 +1,262 @@
+//! One vLLM server with its sidecar, as far as the operator can tell.
+
+use jiff::{SignedDuration, Timestamp};
+use rollora_api::{
+    adapters::{AdaptersFile, ContentHash},
+    names::AdapterId,
+    operator_key::{Admission, OperatorKey},
+    sidecar_status::{AdapterState, AdapterStatus, ConfigStatus, Problem, Readiness, ServerIdentity, SidecarStatus},
+};
+use rollora_operator::ports::Server;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a sidecar has read of the ConfigMap.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Content {
+    pub(crate) file: AdaptersFile,
+    pub(crate) key: Option<OperatorKey>,
+    pub(crate) hash: ContentHash,
+}
+
+/// How an adapter behaves when it is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Temper {
+    Good,
+    /// It ends the server.
+    Deadly,
+    /// vLLM refuses it for good.
+    Broken,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct SimServer {
+    pub(crate) name: String,
+    /// How long it takes until a change of the ConfigMap is seen.
+    pub(crate) lag: SignedDuration,
+    pub(crate) load_time: SignedDuration,
+    pub(crate) reachable: bool,
+    /// Since when it is down, and when it comes back.
+    pub(crate) back_at: Option<Timestamp>,
+    start: u32,
+    pub(crate) ready: bool,
+    seen: Content,
+    coming: Vec<(Timestamp, Content)>,
+    pub(crate) loaded: BTreeMap<AdapterId, Option<Timestamp>>,
+    loading: Option<(AdapterId, Timestamp)>,
+    died: BTreeSet<AdapterId>,
+    failed: BTreeSet<AdapterId>,
+    /// Ids over which this server died, ever.
+    pub(crate) deaths: BTreeSet<AdapterId>,
+}
+
+/// What a tick did that the world has to check.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) unloaded: Vec<AdapterId>,
+}
+
+impl SimServer {
+    pub(crate) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            lag: SignedDuration::from_millis(100),
+            load_time: SignedDuration::from_millis(200),
+            reachable: true,
+            back_at: None,
+            start: 1,
+            ready: true,
+            seen: Content::default(),
+            coming: Vec::new(),
+            loaded: BTreeMap::new(),
+            loading: None,
+            died: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            deaths: BTreeSet::new(),
+        }
+    }
+
+    /// vLLM dies and comes back after a while, with nothing loaded.
+    pub(crate) fn die(&mut self, now: Timestamp, for_a_while: SignedDuration) {
+        if let Some((id, _)) = self.loading.take() {
+            self.died.insert(id.clone());
+            self.deaths.insert(id);
+        }
+        self.loaded.clear();
+        self.ready = false;
+        self.back_at = Some(now + for_a_while);
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.back_at.is_none()
+    }
+
+    /// The ConfigMap changed.
+    pub(crate) fn notice(&mut self, now: Timestamp, content: &Content) {
+        self.coming.push((now + self.lag, content.clone()));
+    }
+
+    pub(crate) fn tick(&mut self, now: Timestamp, temper: impl Fn(&AdapterId) -> Temper) -> Done {
+        while self.coming.first().is_some_and(|(at, _)| *at <= now) {
+            let (_, content) = self.coming.remove(0);
+            self.take_over(content);
+        }
+        let mut done = Done::default();
+        if let Some(back) = self.back_at {
+            if back > now {
+                return done;
+            }
+            self.back_at = None;
+            self.start += 1;
+        }
+        self.go_on_loading(now, temper);
+        if self.is_up() {
+            done.unloaded = self.unload(now);
+            self.begin_loading(now);
+            self.ready |= self.may_be_ready();
+        }
+        done
+    }
+
+    fn take_over(&mut self, content: Content) {
+        let changed = |id: &AdapterId| {
+            let admission = |content: &Content| content.key.as_ref().map(|key| key.admission(id, &self.name));
+            admission(&self.seen) != admission(&content)
+        };
+        self.died = self.died.iter().filter(|id| !changed(id)).cloned().collect();
+        self.failed = self.failed.iter().filter(|id| !changed(id)).cloned().collect();
+        self.seen = content;
+    }
+
+    fn go_on_loading(&mut self, now: Timestamp, temper: impl Fn(&AdapterId) -> Temper) {
+        let Some((id, end)) = self.loading.clone() else { return };
+        if end > now {
+            return;
+        }
+        match temper(&id) {
+            Temper::Deadly => return self.die(now, SignedDuration::from_secs(3)),
+            Temper::Broken => drop(self.failed.insert(id)),
+            Temper::Good => drop(self.loaded.insert(id, None)),
+        }
+        self.loading = None;
+    }
+
+    fn begin_loading(&mut self, now: Timestamp) {
+        let next = self.seen.file.ensure_exist.iter().map(|entry| &entry.id).find(|id| {
+            let known = self.loaded.contains_key(id) || self.died.contains(id) || self.failed.contains(id);
+            !known && self.is_granted(id) && !self.is_unlisted(id)
+        });
+        if let (None, Some(id)) = (&self.loading, next) {
+            self.loading = Some((id.clone(), now + self.load_time));
+        }
+    }
+
+    fn unload(&mut self, now: Timestamp) -> Vec<AdapterId> {
+        let grace = SignedDuration::from_millis(500);
+        let unwanted = |id: &AdapterId, used: &Option<Timestamp>| {
+            let idle = used.is_none_or(|used| now.duration_since(used) > grace);
+            let rejected = self.admission(id) == Admission::Rejected;
+            idle && (self.is_unlisted(id) || rejected) && !self.is_serving(id) && !self.is_listed_twice(id)
+        };
+        let gone: Vec<AdapterId> =
+            self.loaded.iter().filter(|(id, used)| unwanted(id, used)).map(|(id, _)| id.clone()).collect();
+        for id in &gone {
+            self.loaded.remove(id);
+        }
+        gone
+    }
+
+    /// After a start it waits for everything that is serving.
+    fn may_be_ready(&self) -> bool {
+        let serving = self.seen.key.iter().flat_map(|key| &key.serving);
+        serving
+            .filter(|id| self.seen.file.ensure_exist.iter().any(|entry| entry.id == **id))
+            .all(|id| self.loaded.contains_key(id))
+    }
+
+    fn admission(&self, id: &AdapterId) -> Admission {
+        self.seen.key.as_ref().map_or(Admission::Granted, |key| key.admission(id, &self.name))
+    }
+
+    fn is_granted(&self, id: &AdapterId) -> bool {
+        self.admission(id) == Admission::Granted
+    }
+
+    fn is_serving(&self, id: &AdapterId) -> bool {
+        self.seen.key.as_ref().is_some_and(|key| key.serving.contains(id))
+    }
+
+    fn is_unlisted(&self, id: &AdapterId) -> bool {
+        self.seen.file.ensure_not_exist.iter().any(|entry| entry.id == *id)
+    }
+
+    fn is_listed(&self, id: &AdapterId) -> bool {
+        self.seen.file.ensure_exist.iter().any(|entry| entry.id == *id)
+    }
+
+    fn is_listed_twice(&self, id: &AdapterId) -> bool {
+        self.is_listed(id) && self.is_unlisted(id)
+    }
+
+    /// What the Fleet port says of it.
+    pub(crate) fn report(&self) -> Server {
+        let status = if self.reachable { Ok(self.status()) } else { Err("no answer".to_owned()) };
+        Server { name: self.name.clone(), uid: self.name.clone(), ready: self.ready, status }
+    }
+
+    fn status(&self) -> SidecarStatus {
+        let identity = ServerIdentity { endpoint: self.name.clone(), start: self.start.to_string() };
+        let listed = self.seen.file.ensure_exist.iter().chain(&self.seen.file.ensure_not_exist);
+        let ids: BTreeSet<&AdapterId> = listed.map(|entry| &entry.id).chain(self.loaded.keys()).collect();
+        SidecarStatus {
+            server: self.is_up().then_some(identity),
+            readiness: Readiness { ready: self.ready, ..Readiness::default() },
+            config: ConfigStatus {
+                hash: Some(self.seen.hash.clone()),
+                operator_key: self.seen.key.is_some(),
+                error: None,
+            },
+            base_models: vec!["base".to_owned()],
+            adapters: ids.into_iter().map(|id| self.adapter(id)).collect(),
+            problem: None,
+            max_loras: None,
+        }
+    }
+
+    fn adapter(&self, id: &AdapterId) -> AdapterStatus {
+        let problem =
+            |reason: &str, message: &str| Some(Problem { reason: reason.to_owned(), message: message.to_owned() });
+        let last_error = match () {
+            () if self.died.contains(id) => problem("ServerDied", "while loading it"),
+            () if self.failed.contains(id) => problem("RankTooHigh", "rank 32 is above 16"),
+            () => None,
+        };
+        AdapterStatus {
+            id: id.clone(),
+            state: self.state(id),
+            source: None,
+            attempts: u32::from(last_error.is_some()),
+            last_error,
+            next_try: None,
+            last_used: self.loaded.get(id).copied().flatten(),
+        }
+    }
+
+    fn state(&self, id: &AdapterId) -> AdapterState {
+        let loaded = self.loaded.contains_key(id);
+        let rejected = self.admission(id) == Admission::Rejected;
+        match () {
+            () if self.is_listed_twice(id) => AdapterState::InBothLists,
+            () if loaded && (self.is_unlisted(id) || rejected) && self.is_serving(id) => AdapterState::UnloadHeld,
+            () if loaded && (self.is_unlisted(id) || rejected) => AdapterState::Unloading,
+            () if loaded && !self.is_listed(id) => AdapterState::Unlisted,
+            () if loaded => AdapterState::Verified,
+            () if rejected => AdapterState::Rejected,
+            () if self.died.contains(id) => AdapterState::ServerDied,
+            () if self.failed.contains(id) => AdapterState::Failed,
+            () if self.is_unlisted(id) => AdapterState::Gone,
+            () if self.loading.as_ref().is_some_and(|(loading, _)| loading == id) => AdapterState::Loading,
+            () if !self.is_granted(id) => AdapterState::AwaitingAdmission,
+            () => AdapterState::Pending,
+        }
+    }
+}

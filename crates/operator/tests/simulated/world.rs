@@ -1,0 +1,399 @@
+//! The whole world: documents, servers, routers, clients, and what must always be true of them.
+
+use crate::server::{Content, SimServer, Temper};
+use jiff::{SignedDuration, Timestamp};
+use rollora_api::{
+    adapters::{AdaptersFile, content_hash},
+    names::{AdapterId, INTENT_ANNOTATION, SEQUENCE_ANNOTATION_PREFIX},
+    operator_key::OperatorKey,
+    rewrite::{InferenceModelRewrite, RewriteRule},
+    rollout::{Rollout, RolloutStatus, Verb, status::Phase},
+    router_report::{RuleInForce, RulesReport},
+};
+use rollora_operator::ports::{AdaptersDocument, Event, Router};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt::Write as _,
+};
+
+pub(crate) const MODEL: &str = "small";
+pub(crate) const TICK: SignedDuration = SignedDuration::from_millis(100);
+
+/// What happens to one call of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    None,
+    Unavailable,
+    Hang,
+    /// A write is done, but the answer is lost.
+    LostAnswer,
+    /// The operator dies before the call, or after it was done.
+    CrashBefore,
+    CrashAfter,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct SimRouter {
+    pub(crate) name: String,
+    pub(crate) lag: SignedDuration,
+    pub(crate) reachable: bool,
+    pub(crate) rules: Vec<InferenceModelRewrite>,
+    coming: Vec<(Timestamp, Vec<InferenceModelRewrite>)>,
+    last_used: BTreeMap<String, Timestamp>,
+    turn: usize,
+}
+
+impl SimRouter {
+    pub(crate) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            lag: SignedDuration::ZERO,
+            reachable: true,
+            rules: Vec::new(),
+            coming: Vec::new(),
+            last_used: BTreeMap::new(),
+            turn: 0,
+        }
+    }
+
+    fn rule(&self) -> Option<(&InferenceModelRewrite, &RewriteRule)> {
+        let matches = |rule: &&RewriteRule| rule.matches.iter().any(|candidate| candidate.model.value == MODEL);
+        self.rules.iter().find_map(|rewrite| Some((rewrite, rewrite.spec.rules.iter().find(matches)?)))
+    }
+
+    /// Adapters that get requests here.
+    pub(crate) fn targets(&self) -> Vec<AdapterId> {
+        let targets = self.rule().map(|(_, rule)| rule.targets.as_slice()).unwrap_or_default();
+        targets.iter().map(|target| AdapterId::new(target.model_rewrite.clone()).unwrap()).collect()
+    }
+
+    fn report(&self) -> RulesReport {
+        let mut report = RulesReport { last_used: self.last_used.clone(), ..RulesReport::default() };
+        if let Some((rewrite, rule)) = self.rule() {
+            let stamps = rewrite.metadata.annotations.iter().filter_map(|(name, value)| {
+                Some((name.strip_prefix(SEQUENCE_ANNOTATION_PREFIX)?.to_owned(), value.parse().ok()?))
+            });
+            let rule = RuleInForce {
+                group: "llm-d.ai".to_owned(),
+                rewrite: rewrite.metadata.name.clone(),
+                uid: rewrite.metadata.uid.clone().unwrap_or_default(),
+                stamps: stamps.collect(),
+                targets: rule.targets.clone(),
+            };
+            report.models.insert(MODEL.to_owned(), rule);
+        }
+        report
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) now: Timestamp,
+    pub(crate) rollout: Rollout,
+    pub(crate) rollout_version: u64,
+    pub(crate) rewrites: Vec<(InferenceModelRewrite, u64)>,
+    pub(crate) adapters: AdaptersDocument,
+    pub(crate) adapters_version: u64,
+    pub(crate) servers: Vec<SimServer>,
+    pub(crate) routers: Vec<SimRouter>,
+    pub(crate) bad: BTreeMap<AdapterId, Temper>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) faults: VecDeque<Fault>,
+    pub(crate) fleet_hangs: bool,
+    pub(crate) crashed: bool,
+    /// Something changed that the store would tell.
+    pub(crate) changed: bool,
+    /// What must never happen, and did.
+    pub(crate) broken: Vec<String>,
+    pub(crate) status_writes: usize,
+    pub(crate) seen_weights: Vec<Vec<(String, i32)>>,
+    pub(crate) log: Vec<String>,
+    versions: u64,
+    uids: u64,
+    intents: u64,
+    started: Timestamp,
+    /// Weights that the plan knows, for the invariant on what is served.
+    pub(crate) planned: Vec<i32>,
+    /// When a request for each adapter was last sent, by anybody.
+    uses: BTreeMap<AdapterId, Timestamp>,
+}
+
+pub(crate) fn id(name: &str) -> AdapterId {
+    AdapterId::new(name).unwrap()
+}
+
+/// The adapters file with these lists.
+pub(crate) fn file(exist: &[&str], not_exist: &[&str]) -> String {
+    let mut text = String::from("vLLMLoRAConfig:\n  name: test\n");
+    for (list, ids) in [("ensureExist", exist), ("ensureNotExist", not_exist)] {
+        if ids.is_empty() {
+            continue;
+        }
+        write!(text, "  {list}:\n    models:\n").unwrap();
+        for id in ids {
+            write!(text, "    - id: {id} # comment of {id}\n      source: org/{id}\n").unwrap();
+        }
+    }
+    text
+}
+
+impl World {
+    pub(crate) fn new(rollout: &str, servers: usize, exist: &[&str]) -> Self {
+        let mut rollout: Rollout = Rollout::from_yaml(rollout).unwrap();
+        rollout.metadata.uid = Some("uid-of-rollout".to_owned());
+        rollout.metadata.generation = Some(1);
+        let now: Timestamp = "2026-11-23T12:00:00Z".parse().unwrap();
+        let planned = rollout.spec.strategy.steps.iter().filter_map(|step| step.set_weight).collect();
+        let mut world = Self {
+            now,
+            rollout,
+            rollout_version: 1,
+            rewrites: Vec::new(),
+            adapters: AdaptersDocument { user_text: file(exist, &[]), ..AdaptersDocument::default() },
+            adapters_version: 1,
+            servers: (0..servers).map(|index| SimServer::new(&format!("server-{index}"))).collect(),
+            routers: vec![SimRouter::new("router-0")],
+            bad: BTreeMap::new(),
+            events: Vec::new(),
+            faults: VecDeque::new(),
+            fleet_hangs: false,
+            crashed: false,
+            changed: true,
+            broken: Vec::new(),
+            status_writes: 0,
+            seen_weights: Vec::new(),
+            log: Vec::new(),
+            versions: 1,
+            uids: 0,
+            intents: 0,
+            started: now,
+            planned,
+            uses: BTreeMap::new(),
+        };
+        // The operator's key is there before the sidecars start, as it is on a cluster that runs already.
+        let key = OperatorKey { managed: vec!["small-v*".to_owned()], ..OperatorKey::default() };
+        world.adapters.key_text = Some(key.to_yaml());
+        let content = world.content();
+        for server in &mut world.servers {
+            server.notice(now - server.lag, &content);
+        }
+        world
+    }
+
+    pub(crate) fn next_version(&mut self) -> u64 {
+        self.versions += 1;
+        self.versions
+    }
+
+    pub(crate) fn next_uid(&mut self) -> String {
+        self.uids += 1;
+        format!("uid-{}", self.uids)
+    }
+
+    pub(crate) fn status(&self) -> RolloutStatus {
+        self.rollout.status.clone().unwrap_or_default()
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.status().phase
+    }
+
+    pub(crate) fn note(&mut self, what: impl AsRef<str>) {
+        let at = self.now.duration_since(self.started).as_millis();
+        self.log.push(format!("{at:>7} ms  {}", what.as_ref()));
+    }
+
+    fn content(&self) -> Content {
+        let key = self.adapters.key_text.as_deref().map(|text| OperatorKey::parse(text).unwrap());
+        Content {
+            file: AdaptersFile::parse(&self.adapters.user_text).map(|parsed| parsed.file).unwrap_or_default(),
+            key,
+            hash: content_hash(&self.adapters.user_text, self.adapters.key_text.as_deref()),
+        }
+    }
+
+    /// Somebody writes the adapters ConfigMap.
+    pub(crate) fn write_adapters(&mut self, user_text: Option<String>, key_text: Option<String>) -> u64 {
+        if let Some(text) = user_text {
+            self.adapters.user_text = text;
+        }
+        if key_text.is_some() {
+            self.adapters.key_text = key_text;
+        }
+        self.adapters_version = self.next_version();
+        self.changed = true;
+        let (now, content) = (self.now, self.content());
+        // A file that cannot be read changes nothing: the last good one stays in force.
+        if AdaptersFile::parse(&self.adapters.user_text).is_ok() {
+            for server in &mut self.servers {
+                server.notice(now, &content);
+            }
+        }
+        self.adapters_version
+    }
+
+    /// A person edits the lists.
+    pub(crate) fn list(&mut self, exist: &[&str], not_exist: &[&str]) {
+        self.note(format!("a person lists {exist:?} and unlists {not_exist:?}"));
+        self.write_adapters(Some(file(exist, not_exist)), None);
+    }
+
+    pub(crate) fn file(&self) -> AdaptersFile {
+        AdaptersFile::parse(&self.adapters.user_text).unwrap().file
+    }
+
+    pub(crate) fn edit_spec(&mut self, edit: impl FnOnce(&mut Rollout)) {
+        edit(&mut self.rollout);
+        self.rollout.metadata.generation = self.rollout.metadata.generation.map(|generation| generation + 1);
+        self.rollout_version = self.next_version();
+        self.changed = true;
+    }
+
+    /// A person says what they want, having seen the present status.
+    pub(crate) fn intend(&mut self, verb: Verb) {
+        self.intents += 1;
+        let status = self.status();
+        let step = status.step.as_ref().map_or(0, |step| step.index);
+        let verb = serde_json::to_string(&verb).unwrap();
+        self.note(format!("a person wants {verb} of revision {}, step {step}", status.revision.number));
+        let intent = format!(
+            r#"{{"id":"intent-{}","verb":{verb},"revision":{},"step":{step}}}"#,
+            self.intents, status.revision.number
+        );
+        self.rollout.metadata.annotations.insert(INTENT_ANNOTATION.to_owned(), intent);
+        self.rollout_version = self.next_version();
+        self.changed = true;
+    }
+
+    /// The targets and weights in the rewrite.
+    pub(crate) fn weights(&self) -> Vec<(String, i32)> {
+        let rules = self.rewrites.iter().flat_map(|(rewrite, _)| &rewrite.spec.rules);
+        let ours = rules.filter(|rule| rule.matches.iter().any(|candidate| candidate.model.value == MODEL));
+        let targets = ours.flat_map(|rule| &rule.targets);
+        targets.map(|target| (target.model_rewrite.clone(), target.weight.unwrap_or(1))).collect()
+    }
+
+    /// A rewrite was written or deleted: routers hear of it.
+    pub(crate) fn rewrites_changed(&mut self) {
+        let weights = self.weights();
+        self.note(format!("the rewrite says {weights:?}"));
+        self.check_plan(&weights);
+        if self.seen_weights.last() != Some(&weights) {
+            self.seen_weights.push(weights);
+        }
+        let rules: Vec<_> = self.rewrites.iter().map(|(rewrite, _)| rewrite.clone()).collect();
+        for router in &mut self.routers {
+            router.coming.push((self.now + router.lag, rules.clone()));
+        }
+        self.changed = true;
+    }
+
+    /// Served weights never leave the plan.
+    fn check_plan(&mut self, weights: &[(String, i32)]) {
+        let total = self.rollout.spec.strategy.total_weight;
+        let planned = match weights {
+            [] => true,
+            [(_, weight)] => *weight == 100,
+            [(_, stable), (_, candidate)] => stable + candidate == total && self.planned.contains(candidate),
+            _ => false,
+        };
+        if !planned {
+            self.broken.push(format!("weights that no step has: {weights:?}"));
+        }
+    }
+
+    /// Time goes on by one tick: sidecars, vLLM, routers and clients do what they do.
+    pub(crate) fn tick(&mut self) {
+        self.now += TICK;
+        let now = self.now;
+        for router in &mut self.routers {
+            while router.coming.first().is_some_and(|(at, _)| *at <= now) {
+                router.rules = router.coming.remove(0).1;
+            }
+        }
+        let bad = self.bad.clone();
+        let before: Vec<_> = self.servers.iter().map(SimServer::report).collect();
+        let mut unloaded = Vec::new();
+        for server in &mut self.servers {
+            let done = server.tick(now, |id| bad.get(id).copied().unwrap_or(Temper::Good));
+            unloaded.extend(done.unloaded.into_iter().map(|id| (server.name.clone(), id)));
+        }
+        self.changed |= before != self.servers.iter().map(SimServer::report).collect::<Vec<_>>();
+        for (server, id) in unloaded {
+            self.note(format!("{server} unloads {id}"));
+            self.check_unload(&server, &id);
+        }
+        self.check_routes();
+        self.send();
+    }
+
+    /// An id is never unloaded while a router may still send to it, or somebody used it a moment ago.
+    fn check_unload(&mut self, server: &str, id: &AdapterId) {
+        if self.routers.iter().any(|router| router.targets().contains(id)) {
+            self.broken.push(format!("{server} unloaded {id}, which a router still sends to"));
+        }
+        let quiet = SignedDuration::try_from(self.rollout.spec.cleanup.quiet_for.get()).unwrap();
+        if let Some(used) = self.uses.get(id)
+            && self.now.duration_since(*used) < quiet
+        {
+            self.broken.push(format!("{server} unloaded {id}, which was used at {used}"));
+        }
+    }
+
+    /// No router sends to a target that a Ready server lacks.
+    fn check_routes(&mut self) {
+        for router in &self.routers {
+            for target in router.targets() {
+                for server in self.servers.iter().filter(|server| server.ready) {
+                    if !server.loaded.contains_key(&target) {
+                        let name = &server.name;
+                        let what = format!("at {} {} sends to {target}, which {name} lacks", self.now, router.name);
+                        self.broken.push(what);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every router sends one request, to its targets and to the Ready servers in turn.
+    fn send(&mut self) {
+        let now = self.now;
+        for router in &mut self.routers {
+            let targets = router.targets();
+            router.turn += 1;
+            let Some(target) = targets.get(router.turn % targets.len().max(1)) else { continue };
+            let mut ready: Vec<_> = self.servers.iter_mut().filter(|server| server.ready).collect();
+            if ready.is_empty() {
+                continue;
+            }
+            let server = router.turn / 2 % ready.len();
+            if let Some(used) = ready[server].loaded.get_mut(target) {
+                *used = Some(now);
+            }
+            router.last_used.insert(target.as_str().to_owned(), now);
+            self.uses.insert(target.clone(), now);
+        }
+    }
+
+    /// Somebody calls an adapter directly.
+    pub(crate) fn use_directly(&mut self, id: &AdapterId) {
+        let now = self.now;
+        for used in self.servers.iter_mut().filter_map(|server| server.loaded.get_mut(id)) {
+            *used = Some(now);
+        }
+        self.uses.insert(id.clone(), now);
+    }
+
+    pub(crate) fn router_reports(&self) -> Vec<Router> {
+        let report = |router: &SimRouter| {
+            let report = if router.reachable { Ok(router.report()) } else { Err("no answer".to_owned()) };
+            Router { name: router.name.clone(), report }
+        };
+        self.routers.iter().map(report).collect()
+    }
+
+    /// Where an adapter is loaded.
+    pub(crate) fn holders(&self, id: &AdapterId) -> usize {
+        self.servers.iter().filter(|server| server.loaded.contains_key(id)).count()
+    }
+}

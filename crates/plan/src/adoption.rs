@@ -1,0 +1,119 @@
+//! What serves the name when a Rollout has no status: the first time, or because the status was lost.
+//!
+//! Invariant: nothing moves while it is not known what serves the name now.
+
+use crate::{
+    observed::{Observed, Server},
+    residency, rewrite, text,
+    wait::Wait,
+};
+use rollora_api::{
+    condition::reason,
+    names::{AdapterId, ModelName, STABLE_ANNOTATION, Sequence},
+    rewrite::{InferenceModelRewrite, PoolRef, RewriteRule},
+    rollout::status::TargetWeight,
+};
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Adoption {
+    /// Nothing serves the name.
+    FirstInstall,
+    /// A rule, or servers by that very name.
+    Found {
+        /// The stable side.
+        stable: AdapterId,
+        /// The weights in force; none where no rule exists.
+        weights: Vec<TargetWeight>,
+        /// The last sequence that this Rollout stamped.
+        sequence: Sequence,
+    },
+    /// Nobody can tell yet, or a person has to say.
+    Waits(Wait),
+}
+
+/// Looks for what serves `model`.
+pub(crate) fn adopt(name: &str, pool: &PoolRef, model: &ModelName, rollout_uid: &str, world: &Observed) -> Adoption {
+    let rewrites = match &world.rewrites {
+        Ok(rewrites) => rewrites,
+        Err(error) => return unavailable(&format!("the rewrites cannot be read: {error}")),
+    };
+    let own = rewrite::find(name, rewrites);
+    if let Some((own, rule)) = own.and_then(|own| Some((own, rewrite::rule_for(model, own)?))) {
+        return from_rule(own, rule, rollout_uid);
+    }
+    let other = rewrites
+        .iter()
+        .find(|other| other.spec.pool_ref.name == pool.name && rewrite::rule_for(model, other).is_some());
+    if let Some(other) = other {
+        let name = &other.metadata.name;
+        let message = format!("the rule of {name} is in force for {model}: name it in spec.rewriteRef, or remove it");
+        return Adoption::Waits(Wait::on_change(reason::SHADOWED_BY, message));
+    }
+    match &world.servers {
+        Ok(servers) => from_servers(model, servers),
+        Err(error) => unavailable(&format!("the servers cannot be listed: {error}")),
+    }
+}
+
+fn unavailable(message: &str) -> Adoption {
+    Adoption::Waits(Wait::soon(reason::UNAVAILABLE, message))
+}
+
+fn from_rule(rewrite: &InferenceModelRewrite, rule: &RewriteRule, rollout_uid: &str) -> Adoption {
+    let sequence = rewrite::stamp(rewrite, rollout_uid).unwrap_or_default();
+    let weights: Result<Vec<TargetWeight>, _> = rule
+        .targets
+        .iter()
+        .map(|target| {
+            let weight = target.weight.unwrap_or(1);
+            AdapterId::new(target.model_rewrite.clone()).map(|id| TargetWeight { id, weight })
+        })
+        .collect();
+    let weights = match weights {
+        Ok(weights) => weights,
+        Err(error) => return unknown(format!("the rule for the model has a target that is no adapter: {error}")),
+    };
+    let annotated = rewrite.metadata.annotations.get(STABLE_ANNOTATION);
+    let stable = match (annotated, weights.as_slice()) {
+        (_, []) => return unknown("the rule for the model has no targets: write one".to_owned()),
+        (_, [only]) => only.id.clone(),
+        (Some(name), targets) => match targets.iter().find(|target| target.id.as_str() == name) {
+            Some(target) => target.id.clone(),
+            None => return unknown(format!("{STABLE_ANNOTATION} names {name}, which is no target of the rule")),
+        },
+        (None, targets) => {
+            let ids: Vec<&str> = targets.iter().map(|target| target.id.as_str()).collect();
+            return unknown(format!(
+                "the rule for the model has the targets {}: write the annotation {STABLE_ANNOTATION} with the stable \
+                 one on rewrite {}",
+                text::list(&ids),
+                rewrite.metadata.name
+            ));
+        }
+    };
+    Adoption::Found { stable, weights, sequence }
+}
+
+fn unknown(message: String) -> Adoption {
+    Adoption::Waits(Wait::on_change(reason::STABLE_UNKNOWN, message))
+}
+
+/// Without a rule, servers may serve the name directly.
+fn from_servers(model: &ModelName, servers: &[Server]) -> Adoption {
+    let ready: Vec<&Server> = servers.iter().filter(|server| server.ready).collect();
+    if ready.is_empty() {
+        return Adoption::Waits(Wait::soon(reason::NO_READY_PODS, "no server is Ready"));
+    }
+    let Ok(stable) = AdapterId::new(model.as_str()) else { return Adoption::FirstInstall };
+    let serves = |server: &&&Server| server.status.as_ref().is_ok_and(|status| residency::answers(&stable, status));
+    if ready.iter().any(|server| serves(&server)) {
+        return Adoption::Found { stable, weights: Vec::new(), sequence: Sequence::default() };
+    }
+    match ready.iter().find_map(|server| server.status.as_ref().err().map(|error| (server, error))) {
+        Some((server, error)) => {
+            unavailable(&format!("whether {} serves {model} cannot be asked ({error})", server.name))
+        }
+        None => Adoption::FirstInstall,
+    }
+}

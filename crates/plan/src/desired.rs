@@ -1,0 +1,53 @@
+//! Which adapter is wanted: exactly the one that the Rollout names, or the highest listed version that it follows.
+//!
+//! Invariant: a file that cannot be read, or in which nothing matches, changes nothing.
+
+use crate::observed::Listing;
+use rollora_api::{
+    adapters::AdaptersFile,
+    names::AdapterId,
+    rollout::{follow, spec::AdapterChoice},
+};
+
+/// What a Rollout wants, as far as the adapters file tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// This adapter.
+    Id(AdapterId),
+    /// Whatever was wanted before, because of this.
+    Unchanged(String),
+}
+
+/// Resolves the choice against the file; `file` is why there is none, where there is none.
+pub(crate) fn resolve(choice: &AdapterChoice, file: Result<&AdaptersFile, String>) -> Wish {
+    if let Some(id) = &choice.id {
+        return Wish::Id(id.clone());
+    }
+    let file = match file {
+        Ok(file) => file,
+        Err(why) => return Wish::Unchanged(why),
+    };
+    let Some(follow) = &choice.follow else {
+        return Wish::Unchanged("spec.adapter names no adapter: write follow or id".to_owned());
+    };
+    let listed = file.ensure_exist.iter().map(|entry| &entry.id).filter(|id| Listing::of(id, file) == Listing::Exist);
+    let resolution = follow::highest(&follow.pattern, follow.order, listed);
+    resolution.id.map_or_else(|| Wish::Unchanged(no_match(&follow.pattern, &resolution.ignored)), Wish::Id)
+}
+
+fn no_match(pattern: &str, ignored: &[AdapterId]) -> String {
+    match ignored.first() {
+        None => format!("no id under ensureExist matches {pattern}"),
+        Some(id) => format!("no id under ensureExist matches {pattern} with digits and dots ({id} is ignored)"),
+    }
+}
+
+/// Whether the file lists the adapter, and if not, what to do; nothing where the file cannot be read.
+pub(crate) fn not_listed(id: &AdapterId, file: &AdaptersFile) -> Option<String> {
+    match Listing::of(id, file) {
+        Listing::Exist => None,
+        Listing::NotExist => Some(format!("{id} is under ensureNotExist: move it to ensureExist")),
+        Listing::Both => Some(format!("{id} is in both lists: remove it from ensureNotExist")),
+        Listing::Absent => Some(format!("{id} is not listed: add it under ensureExist")),
+    }
+}

@@ -1,0 +1,57 @@
+//! What a person asked for once, by the annotation: consumed exactly once, bound to what the person saw.
+
+use crate::traffic::{Outcome, Scene, Traffic};
+use rollora_api::{
+    names::INTENT_ANNOTATION,
+    rollout::{Intent, Rollout, Verb, spec::Strategy, status::LastAction},
+};
+
+/// What the annotation holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// Nothing, or something that was consumed already.
+    None,
+    /// Something to consume.
+    New(Intent),
+    /// Something that cannot be read, and why.
+    Unreadable(String),
+}
+
+/// Reads the annotation.
+pub(crate) fn request(rollout: &Rollout) -> Request {
+    let Some(text) = rollout.metadata.annotations.get(INTENT_ANNOTATION) else { return Request::None };
+    let last = rollout.status.as_ref().and_then(|status| status.last_action.as_ref());
+    match serde_json::from_str::<Intent>(text) {
+        Ok(intent) if last.is_some_and(|last| last.id == intent.id) => Request::None,
+        Ok(intent) => Request::New(intent),
+        Err(error) => Request::Unreadable(format!("the annotation {INTENT_ANNOTATION} cannot be read: {error}")),
+    }
+}
+
+/// Whether somebody asked to abort, which waits for no observation but the rewrite.
+pub fn is_urgent(rollout: &Rollout) -> bool {
+    matches!(request(rollout), Request::New(Intent { verb: Verb::Abort, .. }))
+}
+
+/// Does what was asked, or says why not.
+pub(crate) fn consume(intent: &Intent, traffic: &mut Traffic<'_>, strategy: &Strategy, scene: Scene<'_>) -> LastAction {
+    let outcome = act(intent, traffic, strategy, scene);
+    let outcome = match outcome {
+        Ok(done) => format!("done: {done}"),
+        Err(why) => format!("refused: {why}"),
+    };
+    LastAction { id: intent.id.clone(), verb: intent.verb, claimed_by: None, at: scene.now, outcome }
+}
+
+fn act(intent: &Intent, traffic: &mut Traffic<'_>, strategy: &Strategy, scene: Scene<'_>) -> Outcome {
+    let number = traffic.revision.number;
+    if intent.revision != number {
+        return Err(format!("revision {} was seen, and revision {number} is in force: look again", intent.revision));
+    }
+    match intent.verb {
+        Verb::Abort => traffic.abort(scene),
+        Verb::Promote => traffic.promote(intent.step, scene),
+        Verb::PromoteFull => traffic.promote_full(intent.step, scene),
+        Verb::Retry => traffic.retry(strategy, scene),
+    }
+}

@@ -1,0 +1,101 @@
+//! What one Rollout adds to the operator's key, and how that is put among the parts of the others.
+//!
+//! Invariant: entries of ids that another Rollout governs stay as they are; entries that nobody governs leave.
+
+use rollora_api::{
+    names::AdapterId,
+    operator_key::{OperatorKey, Pilot, matches_pattern},
+    rollout::{
+        RolloutStatus,
+        spec::RolloutSpec,
+        status::{Retired, RetirementState},
+    },
+};
+
+/// The entries of one Rollout.
+pub(crate) fn part(spec: &RolloutSpec, status: &RolloutStatus) -> OperatorKey {
+    let admitted = &status.admission.admitted;
+    let unwanted = |id: &AdapterId| status.retired.iter().any(|retired| retired.id == *id && !is_held(retired));
+    OperatorKey {
+        managed: governed(spec, status),
+        admitted: admitted.clone(),
+        pilots: status.admission.pilot.clone().into_iter().collect(),
+        serving: admitted.iter().filter(|id| !unwanted(id)).cloned().collect(),
+        // A rejected id stays admitted until nobody can reach it any more.
+        rejected: status
+            .rejected
+            .iter()
+            .map(|rejected| &rejected.id)
+            .filter(|id| !admitted.contains(id))
+            .cloned()
+            .collect(),
+    }
+}
+
+/// Whether a retired id must not be unloaded yet.
+fn is_held(retired: &Retired) -> bool {
+    matches!(retired.state, RetirementState::Waiting | RetirementState::StillInUse | RetirementState::Returning)
+}
+
+/// The pattern or id that the Rollout names, and every other id that it has to do with.
+fn governed(spec: &RolloutSpec, status: &RolloutStatus) -> Vec<String> {
+    let mut governed: Vec<String> = named(spec).map(str::to_owned).into_iter().collect();
+    let gone = |retired: &&Retired| retired.state != RetirementState::Gone;
+    let known = status
+        .revision
+        .stable
+        .iter()
+        .chain(&status.revision.desired)
+        .chain(&status.admission.admitted)
+        .chain(status.retired.iter().filter(gone).map(|retired| &retired.id))
+        .chain(status.rejected.iter().map(|rejected| &rejected.id));
+    for id in known {
+        if !governed.iter().any(|pattern| matches_pattern(pattern, id.as_str())) {
+            governed.push(id.as_str().to_owned());
+        }
+    }
+    governed
+}
+
+/// What a Rollout's spec says that it governs.
+pub(crate) fn named(spec: &RolloutSpec) -> Option<&str> {
+    let follow = spec.adapter.follow.as_ref().map(|follow| follow.pattern.as_str());
+    follow.or_else(|| spec.adapter.id.as_ref().map(AdapterId::as_str))
+}
+
+/// The whole key: `mine`, and of what is there the entries that `others` govern.
+pub(crate) fn merge(present: &OperatorKey, mine: OperatorKey, others: &[OperatorKey]) -> OperatorKey {
+    let is_mine = |id: &str| mine.managed.iter().any(|pattern| matches_pattern(pattern, id));
+    let is_theirs = |id: &str| {
+        let governs = |key: &OperatorKey| key.managed.iter().any(|pattern| matches_pattern(pattern, id));
+        !is_mine(id) && others.iter().any(governs)
+    };
+    let kept = |ids: &[AdapterId]| ids.iter().filter(|id| is_theirs(id.as_str())).cloned().collect::<Vec<_>>();
+    let pilots: Vec<Pilot> = present.pilots.iter().filter(|pilot| is_theirs(pilot.id.as_str())).cloned().collect();
+    let mut key = OperatorKey {
+        managed: others.iter().flat_map(|other| other.managed.clone()).collect(),
+        admitted: kept(&present.admitted),
+        pilots,
+        serving: kept(&present.serving),
+        rejected: kept(&present.rejected),
+    };
+    key.managed.extend(mine.managed);
+    key.admitted.extend(mine.admitted);
+    key.pilots.extend(mine.pilots);
+    key.serving.extend(mine.serving);
+    key.rejected.extend(mine.rejected);
+    sort(key)
+}
+
+/// Sorted and without repetitions, so that equal content has equal bytes.
+pub(crate) fn sort(mut key: OperatorKey) -> OperatorKey {
+    key.managed.sort_unstable();
+    key.managed.dedup();
+    key.pilots.sort_unstable();
+    key.pilots.dedup();
+    for ids in [&mut key.admitted, &mut key.serving, &mut key.rejected] {
+        ids.sort_unstable();
+        ids.dedup();
+    }
+    key
+}

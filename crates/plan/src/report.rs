@@ -1,0 +1,233 @@
+//! What people and tools read: conditions, phase, message and counts, derived from what was decided.
+//!
+//! Invariant: mere counts are written at most every five seconds; a change of anything else is written at once.
+
+mod conditions;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    decide::{Case, Decision},
+    desired::Wish,
+    event::Event,
+    residency::Gate,
+    retire::is_settled,
+    routers::Proof,
+    text,
+    wait::Wait,
+};
+use jiff::Timestamp;
+use rollora_api::{
+    condition::{Condition, ConditionStatus, kind, reason, set_condition},
+    rollout::{
+        Rollout, RolloutStatus,
+        status::{Phase, StepState},
+    },
+};
+use std::time::Duration;
+
+/// How often mere counts are written.
+const PACE: Duration = Duration::from_secs(5);
+/// Missing servers that are named.
+const NAMED: usize = 10;
+
+/// What was decided, for those who read the status.
+pub(crate) struct Report<'a> {
+    pub(crate) case: &'a Case<'a>,
+    pub(crate) wish: &'a Wish,
+    /// What traffic waits for, the main thing first.
+    pub(crate) waits: &'a [Wait],
+    pub(crate) gate: Option<&'a Gate>,
+    pub(crate) proof: &'a Proof,
+    /// What retirements wait for.
+    pub(crate) retiring: &'a [Wait],
+}
+
+impl Report<'_> {
+    /// Writes everything that is derived. Returns what changed in what the spec asks for.
+    pub(crate) fn write(&self, status: &mut RolloutStatus) -> Vec<Event> {
+        status.observed_generation = self.case.rollout.metadata.generation;
+        status.observed_adapters = self.case.observed_adapters().or(status.observed_adapters.take());
+        self.count(status);
+        let phase = self.phase(status);
+        status.phase = phase;
+        status.message = self.message(status);
+        let events = self.live_edits(status);
+        conditions::write(self, status);
+        events
+    }
+
+    fn count(&self, status: &mut RolloutStatus) {
+        let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+        if let Some(gate) = self.gate {
+            status.residency.resident = number(gate.resident);
+            status.residency.ready = number(gate.ready);
+            status.residency.missing = gate.missing.iter().take(NAMED).cloned().collect();
+        }
+        status.routers.kind = self.case.spec.router;
+        if self.case.world.routers.is_ok() {
+            status.routers.proven = number(self.proof.proven);
+            status.routers.total = number(self.proof.total);
+        }
+    }
+
+    fn phase(&self, status: &RolloutStatus) -> Phase {
+        let Some(step) = &status.step else { return Phase::Pending };
+        if rejection(status).is_some() {
+            return match (&status.revision.stable, step.state) {
+                (None, _) => Phase::Held,
+                (Some(_), StepState::Done) => Phase::RolledBack,
+                (Some(_), _) => Phase::RollingBack,
+            };
+        }
+        let stopped = self.waits.first().is_some_and(|wait| {
+            matches!(wait.reason, reason::DEADLINE_EXCEEDED | reason::STABLE_NOT_RESIDENT | reason::SHADOWED_BY)
+        });
+        let has_weight =
+            status.weights.desired.iter().any(|target| Some(&target.id) == status.revision.desired.as_ref());
+        match step.state {
+            StepState::Done => Phase::Succeeded,
+            StepState::Held => Phase::Held,
+            _ if stopped => Phase::Held,
+            _ if self.case.spec.paused => Phase::Paused,
+            StepState::Pausing => Phase::Paused,
+            StepState::AwaitingRouters => Phase::Progressing,
+            StepState::AwaitingResidency if has_weight => Phase::Progressing,
+            StepState::AwaitingResidency => Phase::Pending,
+        }
+    }
+
+    fn message(&self, status: &RolloutStatus) -> String {
+        let mut parts = vec![self.headline(status)];
+        parts.extend(self.waits.iter().map(|wait| wait.message.clone()));
+        if let Wish::Unchanged(why) = self.wish {
+            parts.push(why.clone());
+        }
+        if let crate::intent::Request::Unreadable(why) = crate::intent::request(self.case.rollout) {
+            parts.push(why);
+        }
+        if let Some(end) = self.case.contest_end(status) {
+            parts.push(format!("somebody else keeps editing the rewrite: it is put back at {}", text::time(end)));
+        }
+        parts.extend(self.case.world.refused.clone());
+        parts.extend(self.retiring.iter().map(|wait| wait.message.clone()));
+        parts.retain(|part| !part.is_empty());
+        parts.join("; ")
+    }
+
+    fn headline(&self, status: &RolloutStatus) -> String {
+        let name = &self.case.rollout.metadata.name;
+        let Some(desired) = &status.revision.desired else { return String::new() };
+        if let Some(why) = rejection(status) {
+            let next = format!("list another id, or run: rollora retry {name}");
+            return format!("{desired} was rejected: {why}; {next}");
+        }
+        match status.step.as_ref().map(|step| step.state) {
+            Some(StepState::Done) => format!("{desired} serves all requests"),
+            _ => String::new(),
+        }
+    }
+
+    /// Steps are pinned: an edit in the middle is announced as taking effect next time.
+    fn live_edits(&self, status: &RolloutStatus) -> Vec<Event> {
+        let strategy = &self.case.spec.strategy;
+        let edited = status.steps != strategy.steps || status.total_weight != strategy.total_weight;
+        let under_way = status.step.as_ref().is_some_and(|step| step.state != StepState::Done);
+        let previous = self.case.rollout.status.as_ref().and_then(|status| status.observed_generation);
+        let news = previous.is_some() && previous != self.case.rollout.metadata.generation;
+        if !(edited && under_way && news) {
+            return Vec::new();
+        }
+        let message = "the steps were edited: this rollout goes on as it began, the next one takes them".to_owned();
+        vec![Event { warning: false, reason: reason::PROGRESSING.to_owned(), message }]
+    }
+}
+
+/// Why the desired adapter was rejected.
+pub(crate) fn rejection(status: &RolloutStatus) -> Option<&str> {
+    let desired = status.revision.desired.as_ref()?;
+    status.rejected.iter().find(|rejected| rejected.id == *desired).map(|rejected| rejected.reason.as_str())
+}
+
+/// Whether everything that had to go is gone, or stays on purpose.
+pub(crate) fn is_clean(status: &RolloutStatus) -> bool {
+    let undrained = status.rejected.iter().any(|rejected| status.admission.admitted.contains(&rejected.id));
+    !undrained && status.retired.iter().all(|entry| is_settled(entry.state))
+}
+
+/// A Rollout on which nothing is done. Returns whether that is news.
+pub(crate) fn stall(status: &mut RolloutStatus, rollout: &Rollout, why: &str, message: &str, now: Timestamp) -> bool {
+    status.observed_generation = rollout.metadata.generation;
+    status.phase = Phase::Invalid;
+    message.clone_into(&mut status.message);
+    let condition = |kind: &str, holds| Condition {
+        kind: kind.to_owned(),
+        status: holds,
+        reason: why.to_owned(),
+        message: message.to_owned(),
+        last_transition_time: now,
+        observed_generation: rollout.metadata.generation,
+    };
+    let news = set_condition(&mut status.conditions, condition(kind::STALLED, ConditionStatus::True));
+    set_condition(&mut status.conditions, condition(kind::PROGRESSING, ConditionStatus::False));
+    news
+}
+
+/// A Rollout of which it is not known yet what serves its name. Returns what is news.
+pub(crate) fn pend(status: &mut RolloutStatus, rollout: &Rollout, wait: &Wait, now: Timestamp) -> Vec<Event> {
+    let person = matches!(wait.reason, reason::STABLE_UNKNOWN | reason::SHADOWED_BY);
+    let phase = status.phase;
+    let news = stall(status, rollout, wait.reason, &wait.message, now) && person;
+    status.phase = if person { Phase::Invalid } else { Phase::Pending };
+    if !person {
+        status.conditions.retain(|condition| condition.kind != kind::STALLED);
+    }
+    let news = news || phase != status.phase && person;
+    let event = || Event { warning: true, reason: wait.reason.to_owned(), message: wait.message.clone() };
+    if news { vec![event()] } else { Vec::new() }
+}
+
+/// Keeps the previous status where nothing but counts changed a moment ago.
+pub(crate) fn settle(previous: &RolloutStatus, mut decision: Decision, now: Timestamp) -> Decision {
+    let written = previous.step.as_ref().and_then(|step| step.observed_at);
+    let quiet = essence(previous) == essence(&decision.status);
+    if !quiet {
+        return decision;
+    }
+    let counted = without_clock(previous) == without_clock(&decision.status);
+    let due = written.map_or(now, |written| text::after(written, PACE));
+    if counted || now < due {
+        if !counted {
+            let delay = text::since(now, due).max(Duration::from_millis(1));
+            decision.requeue = Some(decision.requeue.map_or(delay, |requeue| requeue.min(delay)));
+        }
+        decision.status = previous.clone();
+    }
+    decision
+}
+
+/// A status without counts and the words about them.
+fn essence(status: &RolloutStatus) -> RolloutStatus {
+    let mut status = without_clock(status);
+    if let Some(step) = &mut status.step {
+        step.observed_millis = 0;
+    }
+    status.message.clear();
+    status.residency.resident = 0;
+    status.residency.ready = 0;
+    status.residency.missing.clear();
+    status.routers.proven = 0;
+    status.routers.total = 0;
+    status.retired.iter_mut().for_each(|entry| entry.reason.clear());
+    status.conditions.iter_mut().for_each(|condition| condition.message.clear());
+    status
+}
+
+/// A status without the time of the last look.
+fn without_clock(status: &RolloutStatus) -> RolloutStatus {
+    let mut status = status.clone();
+    if let Some(step) = &mut status.step {
+        step.observed_at = None;
+    }
+    status
+}

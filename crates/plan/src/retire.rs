@@ -1,0 +1,232 @@
+//! Between the two machines: ids that traffic left begin to go, ids that are wanted again come back, and the edits of
+//! the adapters file that follow. Also lets go of rejected ids when nobody can reach them any more.
+
+use crate::{
+    decide::Case,
+    event::Event,
+    observed::{Adapters, Listing},
+    retirement::{self, Looked, Scene},
+    routers::Proof,
+    wait::Wait,
+};
+use rollora_api::{
+    adapters::edit,
+    condition::reason,
+    names::AdapterId,
+    rollout::{
+        RolloutStatus,
+        status::{Ended, Retired, RetirementState},
+    },
+};
+use std::time::Duration;
+
+/// Retired ids and ended revisions that are kept.
+const KEPT: usize = 10;
+
+/// What is still on its way out.
+#[derive(Debug, Default)]
+pub(crate) struct Retiring {
+    /// What each waits for.
+    pub(crate) waits: Vec<Wait>,
+}
+
+/// Moves every retirement on.
+pub(crate) fn go_on(
+    case: &Case<'_>,
+    status: &mut RolloutStatus,
+    left: Vec<(AdapterId, String)>,
+    proof: &Proof,
+    events: &mut Vec<Event>,
+) -> Retiring {
+    begin(case, status, left);
+    come_back(case, status);
+    let mut retiring = Retiring::default();
+    for index in 0..status.retired.len() {
+        let entry = status.retired[index].clone();
+        let looked = retirement::advance(&entry, scene(case, &entry.id, proof, named_by(case, &entry.id).as_deref()));
+        if looked.entry.state != entry.state {
+            changed(case, status, &looked, events);
+        }
+        if !is_settled(looked.entry.state) {
+            let reason = reason_of(looked.entry.state);
+            let message = format!("{}: {}", entry.id, looked.entry.reason);
+            retiring.waits.push(Wait { reason, message, again: looked.again });
+        }
+        status.retired[index] = looked.entry;
+    }
+    retiring.waits.extend(release_rejected(case, status, proof));
+    forget(case, status);
+    retiring
+}
+
+fn begin(case: &Case<'_>, status: &mut RolloutStatus, left: Vec<(AdapterId, String)>) {
+    for (id, reason) in left {
+        status.retired.retain(|entry| entry.id != id);
+        status.retired.push(Retired { id, since: case.now, state: RetirementState::Waiting, reason });
+    }
+}
+
+/// Ids that are wanted are not retired. One that this operator has unlisted is listed again first.
+fn come_back(case: &Case<'_>, status: &mut RolloutStatus) {
+    let wanted: Vec<AdapterId> = wanted(status).cloned().collect();
+    let file = case.file().ok();
+    status.retired.retain_mut(|entry| {
+        if !wanted.contains(&entry.id) {
+            return true;
+        }
+        let unlisted = file.is_none_or(|file| Listing::of(&entry.id, file) == Listing::NotExist);
+        let by_us = matches!(
+            entry.state,
+            RetirementState::Unlisting
+                | RetirementState::Unloading
+                | RetirementState::Gone
+                | RetirementState::Returning
+        );
+        entry.state = RetirementState::Returning;
+        unlisted && by_us
+    });
+}
+
+fn wanted(status: &RolloutStatus) -> impl Iterator<Item = &AdapterId> {
+    let weighted = status.weights.desired.iter().map(|target| &target.id);
+    let desired = status.revision.desired.iter();
+    let desired = desired.filter(|id| !status.rejected.iter().any(|rejected| rejected.id == **id));
+    status.revision.stable.iter().chain(desired).chain(weighted)
+}
+
+fn scene<'b>(case: &'b Case<'_>, id: &AdapterId, proof: &'b Proof, named_by: Option<&'b str>) -> Scene<'b> {
+    Scene {
+        now: case.now,
+        cleanup: &case.spec.cleanup,
+        paused: case.spec.paused,
+        gitops_owner: case.adapters().and_then(|adapters| adapters.gitops_owner.as_deref()),
+        unproven: proof.wait.as_ref().map(|wait| wait.message.as_str()),
+        servers: case.servers(),
+        routers: case.world.routers.as_deref().ok(),
+        content: case.content(),
+        listing: case.file().ok().map(|file| Listing::of(id, file)),
+        named_by,
+        text: case.adapters().map(|adapters| adapters.user_text.as_str()),
+    }
+}
+
+/// Another Rollout, or any rewrite of the pool, that names the id.
+fn named_by(case: &Case<'_>, id: &AdapterId) -> Option<String> {
+    let (Ok(rewrites), Ok(_)) = (&case.world.rewrites, &case.world.rollouts) else {
+        return Some("somebody who cannot be read now".to_owned());
+    };
+    let points_at = rewrites.iter().filter(|rewrite| rewrite.metadata.deletion_timestamp.is_none()).find(|rewrite| {
+        rewrite.spec.rules.iter().flat_map(|rule| &rule.targets).any(|target| target.model_rewrite == id.as_str())
+    });
+    if let Some(rewrite) = points_at {
+        return Some(format!("rewrite {}", rewrite.metadata.name));
+    }
+    let other = case.others().into_iter().find(|other| {
+        let named = other.spec.adapter.id.as_ref() == Some(id);
+        let held = |status: &RolloutStatus| {
+            let waiting =
+                |entry: &&Retired| matches!(entry.state, RetirementState::Waiting | RetirementState::StillInUse);
+            wanted(status).chain(status.retired.iter().filter(waiting).map(|entry| &entry.id)).any(|other| other == id)
+        };
+        named || other.status.as_ref().is_some_and(held)
+    });
+    other.map(|other| format!("Rollout {}", other.metadata.name))
+}
+
+fn changed(case: &Case<'_>, status: &mut RolloutStatus, looked: &Looked, events: &mut Vec<Event>) {
+    let entry = &looked.entry;
+    match entry.state {
+        RetirementState::Gone => {
+            status.admission.admitted.retain(|id| *id != entry.id);
+            let revision = status.revision.number;
+            let outcome = reason::GONE.to_owned();
+            status.history.insert(0, Ended { revision, id: entry.id.clone(), outcome, at: case.now });
+            status.history.truncate(KEPT);
+        }
+        // It is theirs now: the sidecars load it as its owner wants.
+        RetirementState::Relisted if !status.admission.admitted.contains(&entry.id) => {
+            status.admission.admitted.push(entry.id.clone());
+        }
+        _ => {}
+    }
+    let warning = matches!(entry.state, RetirementState::Suggested);
+    let message = format!("{}: {}", entry.id, entry.reason);
+    events.push(Event { warning, reason: reason_of(entry.state).to_owned(), message });
+}
+
+fn reason_of(state: RetirementState) -> &'static str {
+    match state {
+        RetirementState::Waiting | RetirementState::Unlisting | RetirementState::Unloading => reason::DRAINING,
+        RetirementState::StillInUse => reason::STILL_IN_USE,
+        RetirementState::Relisted => reason::RELISTED,
+        RetirementState::Suggested => reason::SUGGESTED,
+        RetirementState::Kept => reason::KEPT,
+        RetirementState::Gone => reason::GONE,
+        RetirementState::Returning => reason::NOT_LISTED,
+    }
+}
+
+/// Whether nothing is left to do by anybody but a person who wants something else.
+pub(crate) fn is_settled(state: RetirementState) -> bool {
+    matches!(state, RetirementState::Gone | RetirementState::Kept | RetirementState::Relisted)
+}
+
+/// A rejected id that had weight stays loaded until nobody can reach it and it has been quiet.
+fn release_rejected(case: &Case<'_>, status: &mut RolloutStatus, proof: &Proof) -> Vec<Wait> {
+    let mut waits = Vec::new();
+    let since = status.weights.changed_at.unwrap_or(case.now);
+    let mut rejected: Vec<AdapterId> = status.rejected.iter().map(|rejected| rejected.id.clone()).collect();
+    rejected.retain(|id| status.admission.admitted.contains(id));
+    for id in rejected {
+        let scene = scene(case, &id, proof, None);
+        match retirement::hindrance(&id, since, Duration::ZERO, scene) {
+            None => status.admission.admitted.retain(|admitted| *admitted != id),
+            Some(hindrance) => waits.push(hindrance.wait(&id)),
+        }
+    }
+    waits
+}
+
+/// Drops what nobody needs to remember: rejected ids that are neither listed nor loaded any more, admissions of ids
+/// that have no part here, and the oldest of too many retired ids.
+fn forget(case: &Case<'_>, status: &mut RolloutStatus) {
+    let (file, servers) = (case.file().ok(), case.servers());
+    let desired = status.revision.desired.clone();
+    let admitted = status.admission.admitted.clone();
+    status.rejected.retain(|rejected| {
+        let id = &rejected.id;
+        let listed = file.is_none_or(|file| matches!(Listing::of(id, file), Listing::Exist | Listing::Both));
+        let loaded = servers.is_none_or(|servers| {
+            servers.iter().any(|server| server.status.as_ref().map_or(true, |status| status.is_resident(id)))
+        });
+        listed || loaded || desired.as_ref() == Some(id) || admitted.contains(id)
+    });
+    let known = |id: &AdapterId| {
+        wanted(status).any(|wanted| wanted == id)
+            || status.retired.iter().any(|entry| entry.id == *id)
+            || status.rejected.iter().any(|rejected| rejected.id == *id)
+    };
+    let admitted = status.admission.admitted.iter().filter(|id| known(id)).cloned().collect();
+    status.admission.admitted = admitted;
+    while status.retired.len() > KEPT {
+        let settled = status.retired.iter().position(|entry| is_settled(entry.state));
+        status.retired.remove(settled.unwrap_or(0));
+    }
+}
+
+/// The adapters file after the edits that the retirements need; none where nothing has to be edited. A file that
+/// cannot be edited stays as it is: the retirement says so.
+pub(crate) fn edit(status: &RolloutStatus, adapters: &Adapters) -> Option<String> {
+    let file = adapters.file.as_ref().ok()?;
+    let mut edited: Option<String> = None;
+    for entry in &status.retired {
+        let text = edited.as_deref().unwrap_or(&adapters.user_text);
+        let next = match (entry.state, Listing::of(&entry.id, file)) {
+            (RetirementState::Unlisting, Listing::Exist) => edit::retire(text, &entry.id),
+            (RetirementState::Returning, Listing::NotExist) => edit::relist(text, &entry.id),
+            _ => continue,
+        };
+        edited = next.ok().or(edited);
+    }
+    edited
+}

@@ -1,0 +1,156 @@
+//! The edit of an InferenceModelRewrite: only the rule that matches the model exactly, its stamp and two annotations
+//! change; every other rule and field stays as it was read.
+
+use crate::routers::same_targets;
+use rollora_api::{
+    metadata::Metadata,
+    names::AdapterId,
+    names::{ModelName, STABLE_ANNOTATION, STICKY_HEADER_ANNOTATION, Sequence, sequence_annotation},
+    rewrite::{
+        InferenceModelRewrite, ModelMatch, PoolRef, RewriteGroup, RewriteMatch, RewriteRule, RewriteSpec, RewriteTarget,
+    },
+    rollout::status::{TargetWeight, Weights},
+};
+
+/// What a single target is written with; any number means everything there.
+const SINGLE_TARGET_WEIGHT: i32 = 100;
+
+/// What the rewrite should say.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    /// The rewrite's name.
+    pub(crate) name: &'a str,
+    /// The group of a rewrite that has to be made.
+    pub(crate) group: RewriteGroup,
+    /// The Rollout's namespace.
+    pub(crate) namespace: Option<&'a str>,
+    /// The name that clients send.
+    pub(crate) model: &'a ModelName,
+    /// The pool.
+    pub(crate) pool: &'a PoolRef,
+    /// The Rollout that stamps.
+    pub(crate) rollout_uid: &'a str,
+    /// The targets and their sequence.
+    pub(crate) weights: &'a Weights,
+    /// Which target is stable, for whoever has to adopt the rewrite.
+    pub(crate) stable: Option<&'a AdapterId>,
+    /// The request header that keeps a client on one target.
+    pub(crate) sticky_header: Option<&'a str>,
+}
+
+/// The rewrite of this name; of the current group where both have one.
+pub(crate) fn find<'a>(name: &str, rewrites: &'a [InferenceModelRewrite]) -> Option<&'a InferenceModelRewrite> {
+    rewrites
+        .iter()
+        .filter(|rewrite| rewrite.metadata.name == name && rewrite.metadata.deletion_timestamp.is_none())
+        .min_by_key(|rewrite| rewrite.group())
+}
+
+/// The rule that matches the model exactly.
+pub(crate) fn rule_for<'a>(model: &ModelName, rewrite: &'a InferenceModelRewrite) -> Option<&'a RewriteRule> {
+    rewrite.spec.rules.iter().find(|rule| rule.matches.iter().any(|candidate| is_exact(candidate, model)))
+}
+
+fn is_exact(candidate: &RewriteMatch, model: &ModelName) -> bool {
+    candidate.model.value == model.as_str() && candidate.model.kind.as_deref().is_none_or(|kind| kind == "Exact")
+}
+
+/// The sequence that the Rollout last stamped on the rewrite.
+pub(crate) fn stamp(rewrite: &InferenceModelRewrite, rollout_uid: &str) -> Option<Sequence> {
+    rewrite.metadata.annotations.get(&sequence_annotation(rollout_uid))?.parse().ok().map(Sequence)
+}
+
+/// Whether the rewrite carries these weights and their stamp.
+pub(crate) fn is_written(rewrite: &InferenceModelRewrite, wanted: Wanted<'_>) -> bool {
+    stamp(rewrite, wanted.rollout_uid) == Some(wanted.weights.sequence)
+        && rule_for(wanted.model, rewrite).is_some_and(|rule| is_ours_alone(rule) && has_targets(rule, wanted))
+}
+
+fn is_ours_alone(rule: &RewriteRule) -> bool {
+    rule.matches.len() == 1
+}
+
+fn has_targets(rule: &RewriteRule, wanted: Wanted<'_>) -> bool {
+    same_targets(&rule.targets, &wanted.weights.desired)
+}
+
+/// The rewrite as it should be; none where it is so already.
+pub(crate) fn edited(present: Option<&InferenceModelRewrite>, wanted: Wanted<'_>) -> Option<InferenceModelRewrite> {
+    let mut rewrite = present.cloned().unwrap_or_else(|| blank(wanted));
+    set_rule(&mut rewrite.spec.rules, wanted);
+    annotate(
+        &mut rewrite.metadata,
+        &sequence_annotation(wanted.rollout_uid),
+        Some(&wanted.weights.sequence.to_string()),
+    );
+    // One target needs no word on which is stable; without it, a success changes nothing in the rewrite.
+    let stable = wanted.stable.filter(|_| wanted.weights.desired.len() > 1);
+    annotate(&mut rewrite.metadata, STABLE_ANNOTATION, stable.map(AdapterId::as_str));
+    annotate(&mut rewrite.metadata, STICKY_HEADER_ANNOTATION, wanted.sticky_header);
+    (present != Some(&rewrite)).then_some(rewrite)
+}
+
+fn blank(wanted: Wanted<'_>) -> InferenceModelRewrite {
+    InferenceModelRewrite {
+        api_version: wanted.group.api_version().to_owned(),
+        kind: "InferenceModelRewrite".to_owned(),
+        metadata: Metadata { namespace: wanted.namespace.map(str::to_owned), ..Metadata::named(wanted.name) },
+        spec: RewriteSpec { pool_ref: wanted.pool.clone(), ..RewriteSpec::default() },
+        status: None,
+    }
+}
+
+fn annotate(metadata: &mut Metadata, name: &str, value: Option<&str>) {
+    match value {
+        Some(value) => metadata.annotations.insert(name.to_owned(), value.to_owned()),
+        None => metadata.annotations.remove(name),
+    };
+}
+
+fn set_rule(rules: &mut Vec<RewriteRule>, wanted: Wanted<'_>) {
+    let found = rules.iter().position(|rule| rule.matches.iter().any(|candidate| is_exact(candidate, wanted.model)));
+    let index = match found {
+        Some(index) if is_ours_alone(&rules[index]) => index,
+        // A rule that matches other names too is split: the others keep it as it is.
+        Some(index) => {
+            let mut ours = rules[index].clone();
+            ours.matches = vec![exact_match(wanted.model)];
+            rules[index].matches.retain(|candidate| !is_exact(candidate, wanted.model));
+            if rules[index].matches.is_empty() {
+                // It matched the same name several times; without a match it would become generic.
+                rules[index] = ours;
+            } else {
+                rules.insert(index, ours);
+            }
+            index
+        }
+        None => {
+            rules.insert(0, RewriteRule { matches: vec![exact_match(wanted.model)], ..RewriteRule::default() });
+            0
+        }
+    };
+    let rule = &mut rules[index];
+    if !has_targets(rule, wanted) {
+        rule.targets = targets(&rule.targets, &wanted.weights.desired);
+    }
+}
+
+fn exact_match(model: &ModelName) -> RewriteMatch {
+    let model = ModelMatch { kind: Some("Exact".to_owned()), value: model.as_str().to_owned() };
+    RewriteMatch { model, ..RewriteMatch::default() }
+}
+
+/// Targets with weight, in the order of `weights`, each with the unknown fields that it had.
+fn targets(present: &[RewriteTarget], weights: &[TargetWeight]) -> Vec<RewriteTarget> {
+    let single = weights.len() == 1;
+    let target = |weight: &TargetWeight| {
+        let id = weight.id.as_str();
+        let other = present.iter().find(|old| old.model_rewrite == id).map(|old| old.other.clone());
+        RewriteTarget {
+            model_rewrite: id.to_owned(),
+            weight: Some(if single { SINGLE_TARGET_WEIGHT } else { weight.weight }),
+            other: other.unwrap_or_default(),
+        }
+    };
+    weights.iter().map(target).collect()
+}

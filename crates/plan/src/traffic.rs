@@ -1,0 +1,295 @@
+//! The first of the two machines: how much traffic the desired adapter gets.
+//!
+//! ```text
+//! AwaitingResidency ─► AwaitingRouters ─► (next step) … ─► Done         the desired adapter succeeded
+//!        ▲    ▲              │    ▲           │
+//!        │    └──── Held ◄───┘    │        Pausing                       a server lost it: weight 0 until it is back
+//!        └────────────────────────┴───────────┘
+//! any of them ── failure or abort: the desired id is rejected ─► AwaitingRouters ─► Done          rolled back
+//! ```
+//!
+//! Invariants: weights change only here; only ids that passed the residency gate get weight; stable changes only when
+//! a rollout succeeded; the state of retirements is not read.
+
+mod actions;
+mod deadline;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use actions::Outcome;
+
+use crate::{event::Event, observed::Server, residency::Gate, routers::Proof, wait::Wait};
+use jiff::Timestamp;
+use rollora_api::{
+    condition::reason,
+    names::AdapterId,
+    rollout::{
+        spec::{Step, Strategy},
+        status::{Ended, Rejected, Revision, RolloutStatus, StepState, StepStatus, TargetWeight, Weights},
+    },
+};
+
+/// Ended revisions and rejected ids that are kept.
+const KEPT: usize = 10;
+
+/// The part of a status that belongs to this machine, and what a decision adds to it.
+#[derive(Debug)]
+pub(crate) struct Traffic<'a> {
+    pub(crate) revision: &'a mut Revision,
+    pub(crate) steps: &'a mut Vec<Step>,
+    pub(crate) total_weight: &'a mut i32,
+    pub(crate) step: &'a mut Option<StepStatus>,
+    pub(crate) weights: &'a mut Weights,
+    pub(crate) lost_since: &'a mut Option<Timestamp>,
+    pub(crate) rejected: &'a mut Vec<Rejected>,
+    pub(crate) history: &'a mut Vec<Ended>,
+    /// Ids that are on their way out, each with the reason.
+    pub(crate) left: Vec<(AdapterId, String)>,
+    /// What happened.
+    pub(crate) events: Vec<Event>,
+}
+
+/// What this machine looks at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scene<'a> {
+    /// The time.
+    pub(crate) now: Timestamp,
+    /// `spec.paused`.
+    pub(crate) paused: bool,
+    /// `spec.strategy`, for what is live in it.
+    pub(crate) strategy: &'a Strategy,
+    /// Whether everything could be observed: only such time counts for deadlines.
+    pub(crate) observed: bool,
+    /// The pool's servers; none where they could not be listed.
+    pub(crate) servers: Option<&'a [Server]>,
+    /// The residency gate of the desired adapter; none where it could not be looked at.
+    pub(crate) gate: Option<&'a Gate>,
+    /// Why the desired adapter cannot be resident everywhere yet.
+    pub(crate) obstacle: Option<&'a Wait>,
+    /// Whether the routers do what the weights say.
+    pub(crate) proof: &'a Proof,
+}
+
+/// How a decision goes on.
+enum Turn {
+    /// The state changed; look at the new one.
+    Again,
+    /// Nothing more can be done now.
+    Wait(Option<Wait>),
+}
+
+impl<'a> Traffic<'a> {
+    /// Borrows the machine's part of a status.
+    pub(crate) fn of(status: &'a mut RolloutStatus) -> Self {
+        Self {
+            revision: &mut status.revision,
+            steps: &mut status.steps,
+            total_weight: &mut status.total_weight,
+            step: &mut status.step,
+            weights: &mut status.weights,
+            lost_since: &mut status.residency.lost_since,
+            rejected: &mut status.rejected,
+            history: &mut status.history,
+            left: Vec::new(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Moves as far as the scene allows, and says what is waited for then: the main thing first.
+    pub(crate) fn advance(&mut self, scene: Scene<'_>) -> Vec<Wait> {
+        deadline::count(self, scene);
+        let lost = self.watch_residency(scene);
+        // Each step is passed at most twice: on the way to its weight, and after its proof.
+        for _ in 0..=2 * (self.steps.len() + 2) {
+            if let Turn::Wait(wait) = self.turn(scene) {
+                return wait.into_iter().chain(lost).collect();
+            }
+        }
+        lost.into_iter().collect()
+    }
+
+    fn turn(&mut self, scene: Scene<'_>) -> Turn {
+        let Some(step) = self.step.as_ref() else { return Turn::Wait(None) };
+        if self.rejection().is_some() {
+            return self.roll_back(scene);
+        }
+        let turn = match step.state {
+            StepState::Done => Turn::Wait(None),
+            StepState::Pausing => self.pause(scene),
+            StepState::AwaitingResidency => self.await_residency(scene),
+            StepState::AwaitingRouters => self.await_routers(scene),
+            StepState::Held => self.held(scene),
+        };
+        match turn {
+            Turn::Wait(wait) if deadline::exceeded(self, scene.strategy) => Turn::Wait(self.miss_deadline(wait, scene)),
+            turn => turn,
+        }
+    }
+
+    /// Begins a new revision. `at_once` skips the steps: the adapter was here a moment ago.
+    pub(crate) fn begin(&mut self, id: &AdapterId, strategy: &Strategy, at_once: bool, now: Timestamp) {
+        // A first install that is written but not proven yet is what clients get: it is what to go back to.
+        if let (None, [only]) = (&self.revision.stable, self.weights.desired.as_slice()) {
+            self.revision.stable = Some(only.id.clone());
+        }
+        let unfinished = self.is_unfinished();
+        let previous = self.revision.desired.replace(id.clone());
+        let adopted = previous.is_none();
+        let goes_back = at_once || self.revision.stable.as_ref() == Some(id);
+        if let Some(previous) = previous.filter(|previous| previous != id) {
+            let (why, outcome) = match goes_back {
+                true => (format!("{id} is wanted again"), reason::UNLISTED),
+                false => (format!("{id} superseded it"), reason::SUPERSEDED),
+            };
+            if unfinished {
+                self.end(previous.clone(), outcome, now);
+            }
+            if self.revision.stable.as_ref() != Some(&previous) && !self.is_rejected(&previous) {
+                self.left.push((previous, why));
+            }
+        }
+        self.take_weight_from_others(id, now);
+        self.revision.number += 1;
+        self.steps.clone_from(&strategy.steps);
+        *self.total_weight = strategy.total_weight;
+        *self.lost_since = None;
+        let first_install = self.revision.stable.is_none();
+        let index = if goes_back || first_install { self.steps.len() } else { 0 };
+        self.enter(index, now);
+        let message = match (&self.revision.stable, goes_back) {
+            (None, _) => format!("{id} is to be installed"),
+            (Some(stable), _) if stable == id && adopted => format!("{id} serves already"),
+            (Some(stable), true) if stable == id => format!("all requests go back to {id}"),
+            (Some(stable), true) => format!("{id} is to take over from {stable} again, at once"),
+            (Some(stable), false) => format!("{id} is to take over from {stable} in {} steps", self.steps.len()),
+        };
+        self.say(false, reason::PROGRESSING, message);
+    }
+
+    /// An adopted split between stable and the desired adapter stays until the first step; every other is ended.
+    fn take_weight_from_others(&mut self, desired: &AdapterId, now: Timestamp) {
+        let stable = self.revision.stable.as_ref();
+        let split = stable != Some(desired) && self.weights.desired.len() > 1;
+        let kept = |target: &TargetWeight| target.id == *desired || Some(&target.id) == stable;
+        if !(split && self.weights.desired.iter().all(kept)) {
+            self.all_to_stable(now);
+        }
+    }
+
+    /// The desired adapter has everything, at every router.
+    fn succeed(&mut self, now: Timestamp) {
+        let Some(desired) = self.revision.desired.clone() else { return };
+        self.set_state(StepState::Done, now);
+        let old = self.revision.stable.replace(desired.clone());
+        if let Some(old) = old.filter(|old| *old != desired) {
+            self.left.push((old, format!("{desired} has taken over")));
+        }
+        self.end(desired.clone(), reason::SUCCEEDED, now);
+        self.say(false, reason::SUCCEEDED, format!("{desired} serves all requests"));
+    }
+
+    /// Rejects the desired adapter and gives everything back to stable, in one change of weights.
+    pub(crate) fn reject(&mut self, why: &str, outcome: &str, now: Timestamp) {
+        let Some(desired) = self.revision.desired.clone() else { return };
+        self.rejected.insert(0, Rejected { id: desired.clone(), reason: why.to_owned() });
+        self.rejected.truncate(KEPT);
+        self.all_to_stable(now);
+        *self.lost_since = None;
+        self.set_state(StepState::AwaitingRouters, now);
+        self.end(desired.clone(), outcome, now);
+        self.say(true, outcome, format!("{desired} was rejected: {why}"));
+    }
+
+    /// As [`Self::reject`], unless stable could not take the requests: then it holds and says so.
+    pub(crate) fn fail(&mut self, why: &str, outcome: &'static str, scene: Scene<'_>) -> Option<Wait> {
+        let desired = self.revision.desired.clone()?;
+        let has_weight = self.weight_of(&desired) > 0;
+        let Some(stable) = self.revision.stable.clone() else {
+            if has_weight {
+                return Some(Wait::soon(outcome, format!("{why}; there is no stable adapter to go back to")));
+            }
+            self.reject(why, outcome, scene.now);
+            return None;
+        };
+        let stable_serves = scene.servers.is_some_and(|servers| crate::residency::could_serve(&stable, servers));
+        if has_weight && !stable_serves {
+            let message = format!("{why}; holds, because stable {stable} is not resident on every Ready server");
+            return Some(Wait::soon(reason::STABLE_NOT_RESIDENT, message));
+        }
+        self.reject(why, outcome, scene.now);
+        None
+    }
+
+    fn roll_back(&mut self, scene: Scene<'_>) -> Turn {
+        let done = self.state() == Some(StepState::Done);
+        if done {
+            return Turn::Wait(None);
+        }
+        if !self.weights.desired.is_empty() && !scene.proof.is_complete() {
+            return Turn::Wait(scene.proof.wait.clone());
+        }
+        self.set_state(StepState::Done, scene.now);
+        if let Some(stable) = &self.revision.stable {
+            let message = format!("{stable} serves all requests again");
+            self.say(false, reason::ROLLED_BACK, message);
+        }
+        Turn::Again
+    }
+
+    /// Why the desired adapter was rejected.
+    pub(crate) fn rejection(&self) -> Option<&Rejected> {
+        let desired = self.revision.desired.as_ref()?;
+        self.rejected.iter().find(|rejected| rejected.id == *desired)
+    }
+
+    fn is_rejected(&self, id: &AdapterId) -> bool {
+        self.rejected.iter().any(|rejected| rejected.id == *id)
+    }
+
+    /// Whether the present revision neither succeeded nor failed yet.
+    pub(crate) fn is_unfinished(&self) -> bool {
+        self.state().is_some_and(|state| state != StepState::Done) && self.rejection().is_none()
+    }
+
+    pub(crate) fn state(&self) -> Option<StepState> {
+        self.step.as_ref().map(|step| step.state)
+    }
+
+    /// The weight that an id has now.
+    pub(crate) fn weight_of(&self, id: &AdapterId) -> i32 {
+        self.weights.desired.iter().find(|target| target.id == *id).map_or(0, |target| target.weight)
+    }
+
+    fn all_to_stable(&mut self, now: Timestamp) {
+        // Where nobody wrote a rule yet, the name is served directly: a rule for that would only add a risk.
+        if let Some(stable) = self.revision.stable.clone()
+            && !self.weights.desired.is_empty()
+        {
+            self.set_weights(vec![TargetWeight { id: stable, weight: SINGLE }], now);
+        }
+    }
+
+    /// Returns whether anything changed.
+    fn set_weights(&mut self, desired: Vec<TargetWeight>, now: Timestamp) -> bool {
+        let changed = self.weights.desired != desired;
+        if changed {
+            self.weights.desired = desired;
+            self.weights.sequence = self.weights.sequence.next();
+            self.weights.changed_at = Some(now);
+        }
+        changed
+    }
+
+    fn end(&mut self, id: AdapterId, outcome: &str, at: Timestamp) {
+        self.history.insert(0, Ended { revision: self.revision.number, id, outcome: outcome.to_owned(), at });
+        self.history.truncate(KEPT);
+    }
+
+    fn say(&mut self, warning: bool, reason: &str, message: String) {
+        self.events.push(Event { warning, reason: reason.to_owned(), message });
+    }
+}
+
+/// The weight of a single target: any number means everything.
+pub(crate) const SINGLE: i32 = 100;

@@ -1,0 +1,39 @@
+//! A deadline counts only time in which this operator could observe, and in which a step could have moved: not while
+//! paused, not while the pool has no Ready server, not while a person has to list the adapter.
+
+use super::{Scene, Traffic};
+use crate::text::since;
+use rollora_api::{
+    condition::reason,
+    rollout::{spec::Strategy, status::StepState},
+};
+use std::time::Duration;
+
+/// The most that one look adds: longer gaps were not observed.
+const LONGEST_GAP: Duration = Duration::from_secs(15);
+
+/// Adds the time since the last look, where it counts.
+pub(super) fn count(traffic: &mut Traffic<'_>, scene: Scene<'_>) {
+    let counts = counts(traffic, scene);
+    let Some(step) = traffic.step.as_mut() else { return };
+    let elapsed = step.observed_at.map(|last| since(last, scene.now)).unwrap_or_default();
+    if counts && elapsed <= LONGEST_GAP {
+        step.observed_millis += i64::try_from(elapsed.as_millis()).unwrap_or_default();
+    }
+    step.observed_at = Some(scene.now);
+}
+
+fn counts(traffic: &Traffic<'_>, scene: Scene<'_>) -> bool {
+    let moving =
+        matches!(traffic.state(), Some(StepState::AwaitingResidency | StepState::AwaitingRouters | StepState::Held));
+    let unlisted = scene.obstacle.is_some_and(|obstacle| obstacle.reason == reason::NOT_LISTED);
+    let ready = scene.gate.is_some_and(|gate| gate.ready > 0);
+    moving && scene.observed && !scene.paused && ready && !unlisted
+}
+
+/// Whether the step has taken longer than it may.
+pub(super) fn exceeded(traffic: &Traffic<'_>, strategy: &Strategy) -> bool {
+    let limit = i64::try_from(strategy.progress_deadline.get().as_millis()).unwrap_or(i64::MAX);
+    let moving = !matches!(traffic.state(), None | Some(StepState::Pausing | StepState::Done));
+    moving && traffic.step.as_ref().is_some_and(|step| step.observed_millis > limit)
+}

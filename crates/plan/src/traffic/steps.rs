@@ -1,0 +1,223 @@
+//! One step after another: gate, weights, proof, pause; and taking the weight back when residency is lost.
+
+use super::{SINGLE, Scene, Traffic, Turn};
+use crate::{
+    residency,
+    text::{self, after, since},
+    wait::Wait,
+};
+use jiff::Timestamp;
+use rollora_api::{
+    condition::reason,
+    rollout::{
+        spec::{OnFailure, Step},
+        status::{StepState, StepStatus, TargetWeight},
+    },
+};
+use std::time::Duration;
+
+/// How long a Ready server may lack an adapter that has weight before the weight is taken back.
+const TOLERATED_LOSS: Duration = Duration::from_secs(10);
+
+impl Traffic<'_> {
+    fn index(&self) -> usize {
+        self.step.as_ref().map_or(0, |step| usize::try_from(step.index).unwrap_or_default())
+    }
+
+    fn current(&self) -> Option<&Step> {
+        self.steps.get(self.index())
+    }
+
+    /// `step 2 of 5`, or `the end`.
+    fn place(&self) -> String {
+        match self.current() {
+            Some(_) => format!("step {} of {}", self.index() + 1, self.steps.len()),
+            None => "the end".to_owned(),
+        }
+    }
+
+    /// Begins the step with this index; their number is the end, where everything goes to the desired adapter.
+    pub(super) fn enter(&mut self, index: usize, now: Timestamp) {
+        let pauses = self.steps.get(index).is_some_and(|step| step.pause.is_some());
+        let state = if pauses { StepState::Pausing } else { StepState::AwaitingResidency };
+        let index = i32::try_from(index).unwrap_or(i32::MAX);
+        *self.step = Some(StepStatus { index, state, entered_at: now, observed_millis: 0, observed_at: Some(now) });
+    }
+
+    pub(super) fn set_state(&mut self, state: StepState, now: Timestamp) {
+        let index = self.step.as_ref().map_or(0, |step| step.index);
+        *self.step = Some(StepStatus { index, state, entered_at: now, observed_millis: 0, observed_at: Some(now) });
+    }
+
+    pub(super) fn await_residency(&mut self, scene: Scene<'_>) -> Turn {
+        if let Some(wait) = self.closed_gate(scene) {
+            return Turn::Wait(Some(wait));
+        }
+        if let Some(other) = &scene.proof.shadowed_by {
+            let message = format!("the rule of {other} is in force for the model: remove it, or this Rollout");
+            return Turn::Wait(Some(Wait::soon(reason::SHADOWED_BY, message)));
+        }
+        if scene.paused {
+            return Turn::Wait(Some(self.stands_still()));
+        }
+        let weight = self.weight_at(self.index());
+        self.grant(weight, StepState::AwaitingRouters, scene.now)
+    }
+
+    /// What keeps the desired adapter from getting weight.
+    fn closed_gate(&self, scene: Scene<'_>) -> Option<Wait> {
+        let entered = self.step.as_ref().map(|step| text::time(step.entered_at)).unwrap_or_default();
+        if let Some(obstacle) = scene.obstacle {
+            let message = format!("{} (since {entered})", obstacle.message);
+            return Some(Wait { message, ..obstacle.clone() });
+        }
+        let desired = self.revision.desired.as_ref()?;
+        let Some(gate) = scene.gate else {
+            return Some(Wait::soon(reason::UNAVAILABLE, "the servers of the pool cannot be listed"));
+        };
+        if gate.is_open() {
+            return None;
+        }
+        if gate.ready == 0 {
+            return Some(Wait::soon(reason::NO_READY_PODS, format!("no server is Ready (since {entered})")));
+        }
+        let message = format!(
+            "{desired} is resident on {} of {} Ready servers (since {entered}); {}",
+            gate.resident,
+            gate.ready,
+            text::list(&gate.missing)
+        );
+        Some(Wait::soon(reason::NOT_RESIDENT, message))
+    }
+
+    pub(super) fn await_routers(&mut self, scene: Scene<'_>) -> Turn {
+        if let Some(wait) = &scene.proof.wait {
+            return Turn::Wait(Some(wait.clone()));
+        }
+        let index = self.index();
+        if index >= self.steps.len() {
+            self.succeed(scene.now);
+            return Turn::Wait(None);
+        }
+        if scene.paused {
+            return Turn::Wait(Some(self.stands_still()));
+        }
+        self.enter(index + 1, scene.now);
+        Turn::Again
+    }
+
+    pub(super) fn pause(&mut self, scene: Scene<'_>) -> Turn {
+        if scene.paused {
+            return Turn::Wait(Some(self.stands_still()));
+        }
+        let entered = self.step.as_ref().map_or(scene.now, |step| step.entered_at);
+        let Some(duration) = self.current().and_then(|step| step.pause.as_ref()?.duration) else {
+            let message = format!("waits for promotion since {}, at {}", text::time(entered), self.place());
+            return Turn::Wait(Some(Wait::on_change(reason::AWAITING_PROMOTION, message)));
+        };
+        let end = after(entered, duration.get());
+        if scene.now < end {
+            let message = format!("pauses for {duration}, until {}, at {}", text::time(end), self.place());
+            return Turn::Wait(Some(Wait::until(reason::PAUSE_STEP, end, message)));
+        }
+        self.enter(self.index() + 1, scene.now);
+        Turn::Again
+    }
+
+    fn stands_still(&self) -> Wait {
+        Wait::on_change(reason::PAUSED, format!("spec.paused is true, at {}", self.place()))
+    }
+
+    /// The weight that the desired adapter has at a step: that of the last `setWeight` up to it.
+    fn weight_at(&self, index: usize) -> i32 {
+        if index >= self.steps.len() {
+            return *self.total_weight;
+        }
+        self.steps.iter().take(index + 1).rev().find_map(|step| step.set_weight).unwrap_or_default()
+    }
+
+    /// Gives the desired adapter this weight, and stable the rest.
+    fn grant(&mut self, weight: i32, state: StepState, now: Timestamp) -> Turn {
+        let Some(desired) = self.revision.desired.clone() else { return Turn::Wait(None) };
+        let rest = *self.total_weight - weight;
+        let targets = match self.revision.stable.clone().filter(|stable| *stable != desired) {
+            Some(stable) if weight <= 0 => vec![TargetWeight { id: stable, weight: SINGLE }],
+            Some(stable) if rest > 0 => {
+                vec![TargetWeight { id: stable, weight: rest }, TargetWeight { id: desired.clone(), weight }]
+            }
+            _ => vec![TargetWeight { id: desired.clone(), weight: SINGLE }],
+        };
+        self.set_state(state, now);
+        if !self.set_weights(targets, now) {
+            return Turn::Again;
+        }
+        let message = format!("{desired} gets {weight} of {} ({})", self.total_weight, self.place());
+        self.say(false, reason::PROGRESSING, message.clone());
+        Turn::Wait(Some(Wait::soon(reason::ROUTERS_PENDING, message)))
+    }
+
+    pub(super) fn held(&mut self, scene: Scene<'_>) -> Turn {
+        if let Some(wait) = self.closed_gate(scene) {
+            let message = format!("the weight was taken back: {}", wait.message);
+            return Turn::Wait(Some(Wait { reason: reason::RESIDENCY_LOST, message, ..wait }));
+        }
+        let index = self.index();
+        let desired = self.revision.desired.as_ref().map(ToString::to_string).unwrap_or_default();
+        self.say(false, reason::PROGRESSING, format!("{desired} is resident again on every Ready server"));
+        if self.current().is_some_and(|step| step.pause.is_some()) {
+            // The pause begins again: what it is there to watch has just come back.
+            return self.grant(self.weight_at(index), StepState::Pausing, scene.now);
+        }
+        // What was given before this step comes back also while paused; the step itself has to wait then.
+        let before = if index == 0 { 0 } else { self.weight_at(index - 1) };
+        let weight = if scene.paused { before } else { self.weight_at(index) };
+        let state = if scene.paused { StepState::AwaitingResidency } else { StepState::AwaitingRouters };
+        self.grant(weight, state, scene.now)
+    }
+
+    /// Takes the weight back when Ready servers have lacked the adapter for too long, if stable can take over there.
+    pub(super) fn watch_residency(&mut self, scene: Scene<'_>) -> Option<Wait> {
+        let desired = self.revision.desired.clone()?;
+        let stable = self.revision.stable.clone().filter(|stable| *stable != desired)?;
+        if !self.is_unfinished() || self.weight_of(&desired) == 0 {
+            *self.lost_since = None;
+            return None;
+        }
+        let servers = scene.servers?;
+        let lacking: Vec<&str> =
+            residency::lacking(&desired, servers).iter().map(|server| server.name.as_str()).collect();
+        if lacking.is_empty() {
+            *self.lost_since = None;
+            return None;
+        }
+        let lost = *self.lost_since.get_or_insert(scene.now);
+        let names = text::list(&lacking);
+        if !residency::lacking(&stable, servers).is_empty() {
+            let message = format!("{names} lack {desired}, and stable {stable} is not resident everywhere either");
+            return Some(Wait::soon(reason::STABLE_NOT_RESIDENT, message));
+        }
+        if since(lost, scene.now) < TOLERATED_LOSS {
+            let end = after(lost, TOLERATED_LOSS);
+            let message = format!("{names} lost {desired}: its weight is taken back at {}", text::time(end));
+            return Some(Wait::until(reason::RESIDENCY_LOST, end, message));
+        }
+        *self.lost_since = None;
+        self.all_to_stable(scene.now);
+        self.set_state(StepState::Held, scene.now);
+        self.say(true, reason::RESIDENCY_LOST, format!("{names} lost {desired}: all requests go to {stable}"));
+        None
+    }
+
+    /// A step that takes too long fails; where it cannot or shall not, it says so and goes on when it can.
+    pub(super) fn miss_deadline(&mut self, wait: Option<Wait>, scene: Scene<'_>) -> Option<Wait> {
+        let limit = scene.strategy.progress_deadline;
+        let cause = wait.as_ref().map_or("nothing moved", |wait| wait.message.as_str());
+        let why = format!("{} took longer than {limit}: {cause}", self.place());
+        let can_fail = self.revision.stable.is_some() && self.revision.stable != self.revision.desired;
+        if can_fail && scene.strategy.on_failure == OnFailure::Rollback {
+            return self.fail(&why, reason::DEADLINE_EXCEEDED, scene);
+        }
+        let again = wait.map_or(crate::wait::Again::Soon, |wait| wait.again);
+        Some(Wait { reason: reason::DEADLINE_EXCEEDED, message: why, again })
+    }
+}
