@@ -52,9 +52,9 @@ pub struct AdapterEntry {
 
 /// The hash of an adapters file and the operator's key beside it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "kube", derive(schemars::JsonSchema), schemars(transparent))]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(transparent)]
-pub struct ContentHash(pub String);
+pub struct ContentHash(#[cfg_attr(feature = "kube", schemars(length(max = 253)))] pub String);
 
 impl fmt::Display for ContentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -82,5 +82,25 @@ pub fn content_hash(user_text: &str, key_text: Option<&str>) -> ContentHash {
         hasher.update([0]);
         hasher.update(key_text.as_bytes());
     }
-    ContentHash(hasher.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+    let digits = |byte: &u8| [byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16).unwrap_or_default());
+    ContentHash(hasher.finalize().iter().take(8).flat_map(digits).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_tells_texts_and_keys_apart() {
+        assert_eq!(content_hash("", None).to_string(), "e3b0c44298fc1c14");
+        let hashes = [
+            content_hash("a", None),
+            content_hash("a", Some("")),
+            content_hash("a", Some("b")),
+            content_hash("ab", None),
+        ];
+        for (index, hash) in hashes.iter().enumerate() {
+            assert!(!hashes[..index].contains(hash));
+        }
+    }
 }

@@ -8,17 +8,20 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// What the condition is about, see [`kind`].
+    /// What the condition is about.
     #[serde(rename = "type")]
+    #[cfg_attr(feature = "kube", schemars(length(max = 316)))]
     pub kind: String,
     /// Whether it holds.
     pub status: ConditionStatus,
-    /// Why, as one CamelCase word, see [`reason`].
+    /// Why, as one CamelCase word. An open-ended list.
+    #[cfg_attr(feature = "kube", schemars(length(min = 1, max = 1024)))]
     pub reason: String,
     /// Why, in words a person can act on.
+    #[cfg_attr(feature = "kube", schemars(length(max = 32768)))]
     pub message: String,
     /// When `status` last changed.
-    #[cfg_attr(feature = "kube", schemars(with = "String"))]
+    #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Time"))]
     pub last_transition_time: jiff::Timestamp,
     /// The generation of the spec that this speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]

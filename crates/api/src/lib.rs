@@ -16,4 +16,6 @@ pub mod rollout;
 pub mod router_report;
 pub mod sidecar_status;
 
+#[cfg(feature = "kube")]
+mod schema;
 mod yaml;

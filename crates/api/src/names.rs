@@ -68,9 +68,8 @@ macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $kind:literal) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[cfg_attr(feature = "kube", derive(schemars::JsonSchema), schemars(transparent))]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(#[cfg_attr(feature = "kube", schemars(length(min = 1, max = 253)))] String);
+        pub struct $name(String);
 
         impl $name {
             /// Checks `name`: 1 to 253 bytes, no commas, no control characters.
@@ -83,6 +82,17 @@ macro_rules! name {
             /// The name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+        }
+
+        #[cfg(feature = "kube")]
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                crate::schema::name(concat!("the ", $kind))
             }
         }
 
@@ -125,7 +135,7 @@ name! {
 
 /// A rising number: one for every change of weights that a Rollout makes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "kube", derive(schemars::JsonSchema), schemars(transparent))]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Sequence(pub i64);
 

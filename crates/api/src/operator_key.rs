@@ -23,11 +23,13 @@ pub struct OperatorKey {
 
 /// One id on trial on one server.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Pilot {
     /// The adapter on trial.
     pub id: AdapterId,
     /// The pod (on one machine: the server's name) that tries it.
+    #[cfg_attr(feature = "kube", schemars(length(max = 253)))]
     pub pod: String,
 }
 

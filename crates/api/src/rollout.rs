@@ -1,6 +1,8 @@
 //! The Rollout: one for every name that clients send, long-lived. Its spec says which adapter should serve the name
 //! and in which steps traffic moves there; its status says how far that is.
 
+#[cfg(feature = "kube")]
+pub mod crd;
 pub mod follow;
 pub mod intent;
 mod read;
@@ -10,6 +12,8 @@ pub mod validate;
 
 pub use intent::{Intent, Verb};
 pub use read::{Problem, RolloutError, line_of};
+#[cfg(feature = "kube")]
+pub use spec::RolloutResource;
 pub use spec::RolloutSpec;
 pub use status::RolloutStatus;
 pub use validate::{FieldError, immutable_changes};

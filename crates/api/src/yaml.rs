@@ -35,19 +35,14 @@ pub(crate) fn decode<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
 
 /// `text` as a scalar in double quotes. What could be invisible, or a line break to some reader, is escaped.
 pub(crate) fn quoted(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('"');
-    for character in text.chars() {
-        match (character, u32::from(character)) {
-            ('"' | '\\', _) => quoted.extend(['\\', character]),
-            (' '..='~', _) => quoted.push(character),
-            _ if character.is_alphanumeric() => quoted.push(character),
-            (_, code @ 0..=0xffff) => quoted.push_str(&format!("\\u{code:04x}")),
-            (_, code) => quoted.push_str(&format!("\\U{code:08x}")),
-        }
-    }
-    quoted.push('"');
-    quoted
+    let escaped = |character: char| match (character, u32::from(character)) {
+        ('"' | '\\', _) => format!("\\{character}"),
+        (' '..='~', _) => character.to_string(),
+        _ if character.is_alphanumeric() => character.to_string(),
+        (_, code @ 0..=0xffff) => format!("\\u{code:04x}"),
+        (_, code) => format!("\\U{code:08x}"),
+    };
+    format!("\"{}\"", text.chars().map(escaped).collect::<String>())
 }
 
 fn explain(error: &Error, text: &str) -> YamlError {

@@ -46,10 +46,9 @@ impl AdaptersText {
             Ok(Some(root)) if root.get("kind").and_then(Node::text) == Some("ConfigMap") => {
                 Some(Wrapping::find(&text, &root, key)?)
             }
-            Ok(_) => None,
             Err(TreeError::SecondDocument(line)) => return Err(second_document(line)),
-            // What is wrong is said by the strict parser, in `parse`.
-            Err(TreeError::Scan(_)) => None,
+            // What is wrong with text that is not YAML is said by the strict parser, in `parse`.
+            Ok(_) | Err(TreeError::Scan(_)) => None,
         };
         Ok(Self { text, wrapping })
     }

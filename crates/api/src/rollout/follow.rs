@@ -26,13 +26,12 @@ pub fn highest<'a>(pattern: &str, order: VersionOrder, ids: impl IntoIterator<It
     for id in ids {
         let text = id.as_str().strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
         match text.map(Version::parse) {
-            None => {}
             Some(None) => ignored.push(id.clone()),
-            Some(Some(version)) => {
-                if best.as_ref().is_none_or(|(highest, _)| version > *highest) {
-                    best = Some((version, id));
-                }
+            Some(Some(version)) if best.as_ref().is_none_or(|(highest, _)| version > *highest) => {
+                best = Some((version, id));
             }
+            // Not of the pattern, or lower.
+            None | Some(Some(_)) => {}
         }
     }
     Resolution { id: best.map(|(_, id)| id.clone()), ignored }

@@ -20,7 +20,6 @@ pub struct Intent {
 /// What to do. An open-ended list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 pub enum Verb {
     /// End the pause that the person saw.
     Promote,

@@ -167,4 +167,4 @@ fn is_header_name(name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

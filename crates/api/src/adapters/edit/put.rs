@@ -90,9 +90,10 @@ impl Place<'_> {
             return Ok(vec![Splice { range: written, with }]);
         }
         let column = self.source.indent_at(key.span.start).ok_or(refused)?;
-        let lines = match keys.is_empty() {
-            true => self.moved.block(column + self.style.dash),
-            false => self.block(column + self.style.key, keys),
+        let lines = if keys.is_empty() {
+            self.moved.block(column + self.style.dash)
+        } else {
+            self.block(column + self.style.key, keys)
         };
         let mut splices = vec![self.source.insert_after(self.source.line_at(written.end.saturating_sub(1)), &lines)];
         if !written.is_empty() {

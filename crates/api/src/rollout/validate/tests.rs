@@ -5,7 +5,7 @@ use crate::{
 };
 
 /// A spec that is valid, in steps.
-fn valid() -> RolloutSpec {
+pub(crate) fn valid() -> RolloutSpec {
     let yaml = "
 model: chat
 poolRef: {name: pool}

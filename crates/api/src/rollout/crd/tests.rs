@@ -1,0 +1,142 @@
+use super::*;
+use crate::rollout::{
+    RolloutSpec, immutable_changes,
+    validate::tests::{CASES, CHANGES, before_change, valid},
+};
+use kube::core::cel::Validator;
+use serde_json::json;
+
+/// The schema, with its bounds written as rules too, so that one evaluator decides over both.
+fn rules() -> Value {
+    let definition = definition().unwrap();
+    let schema = definition.spec.versions[0].schema.as_ref().unwrap();
+    let mut schema = serde_json::to_value(schema.open_api_v3_schema.as_ref().unwrap()).unwrap();
+    each_object(&mut schema, &mut |schema| {
+        if schema.get("type").is_some_and(Value::is_string) {
+            let bounds: Vec<Value> = bounds(schema).into_iter().map(|rule| json!({ "rule": rule })).collect();
+            let rules = schema.entry("x-kubernetes-validations").or_insert_with(|| json!([]));
+            rules.as_array_mut().unwrap().extend(bounds);
+        }
+    });
+    schema
+}
+
+fn bounds(schema: &Map<String, Value>) -> Vec<String> {
+    let forms = [
+        ("minLength", "size(self) >= "),
+        ("maxLength", "size(self) <= "),
+        ("maxItems", "size(self) <= "),
+        ("minimum", "self >= "),
+        ("maximum", "self <= "),
+    ];
+    let number = |(keyword, form): (&str, &str)| {
+        let bound = schema.get(keyword)?.as_f64()?;
+        Some(format!("{form}{bound}"))
+    };
+    let pattern = schema.get("pattern").map(|pattern| format!("self.matches({pattern})"));
+    forms.into_iter().filter_map(number).chain(pattern).collect()
+}
+
+fn object(spec: &RolloutSpec) -> Value {
+    json!({
+        "apiVersion": crate::names::API_VERSION,
+        "kind": "Rollout",
+        "metadata": { "name": "chat" },
+        "spec": serde_json::to_value(spec).unwrap(),
+    })
+}
+
+/// What the API server would say.
+fn refusals(rules: &Value, new: &RolloutSpec, old: Option<&RolloutSpec>) -> Vec<String> {
+    match Validator::new().validate_with_defaults(rules, &object(new), old.map(object).as_ref()) {
+        Ok(()) => Vec::new(),
+        Err(errors) => errors.into_vec().into_iter().map(|error| format!("{error:?}")).collect(),
+    }
+}
+
+#[test]
+fn the_rules_compile_and_refuse_exactly_what_validate_refuses() {
+    let rules = rules();
+    for (index, (change, _)) in CASES.iter().enumerate() {
+        let mut spec = valid();
+        change(&mut spec);
+        let (refusals, errors) = (refusals(&rules, &spec, None), spec.validate());
+        assert!(refusals.iter().all(|refusal| !refusal.contains("Compil")), "case {index}: {refusals:?}");
+        assert_eq!(refusals.is_empty(), errors.is_empty(), "case {index}: {refusals:?} {errors:?}");
+    }
+}
+
+#[test]
+fn the_rules_and_immutable_changes_agree_on_what_may_not_change() {
+    let rules = rules();
+    for (index, (change, _)) in CHANGES.iter().enumerate() {
+        let (old, mut new) = (before_change(), before_change());
+        change(&mut new);
+        let (refusals, errors) = (refusals(&rules, &new, Some(&old)), immutable_changes(&old, &new));
+        assert_eq!(refusals.is_empty(), errors.is_empty(), "case {index}: {refusals:?} {errors:?}");
+    }
+}
+
+#[test]
+fn names_are_bounded_in_bytes_and_hold_no_commas() {
+    let rules = rules();
+    let accepted = |model: &str| {
+        let mut object = object(&valid());
+        object["spec"]["model"] = model.into();
+        Validator::new().validate_with_defaults(&rules, &object, None).is_ok()
+    };
+    for model in ["a", "a b", "é", &"x".repeat(253), &"é".repeat(126)] {
+        assert!(accepted(model) && crate::names::ModelName::new(model).is_ok(), "{model}");
+    }
+    for model in ["", "a,b", "a\nb", "a\u{7f}", "a\u{85}", &"x".repeat(254), &"é".repeat(127)] {
+        assert!(!accepted(model) && crate::names::ModelName::new(model).is_err(), "{model:?}");
+    }
+}
+
+#[test]
+fn everything_is_bounded() {
+    let mut unbounded = Vec::new();
+    let mut rules = rules();
+    each_object(&mut rules, &mut |schema| {
+        let bounded = |keyword: &str| schema.contains_key(keyword);
+        // A duration is bounded by its pattern.
+        let duration = schema.get("pattern") == Some(&json!(crate::duration::PATTERN));
+        let is_bounded = match schema.get("type").and_then(Value::as_str) {
+            Some("string") => duration || ["maxLength", "enum", "format"].into_iter().any(bounded),
+            Some("array") => bounded("maxItems"),
+            _ => true,
+        };
+        if !is_bounded {
+            unbounded.push(format!("{schema:?}"));
+        }
+    });
+    assert!(unbounded.is_empty(), "{unbounded:#?}");
+}
+
+#[test]
+fn the_schema_holds_what_an_api_server_demands() {
+    let mut rules = rules();
+    each_object(&mut rules, &mut |schema| {
+        assert!(!schema.contains_key("nullable"), "{schema:?}");
+        assert!(!schema.contains_key("additionalProperties"), "{schema:?}");
+        assert!(!["oneOf", "anyOf", "allOf", "$ref"].into_iter().any(|key| schema.contains_key(key)), "{schema:?}");
+    });
+    assert_eq!(rules.pointer("/properties/spec/properties/strategy/properties/totalWeight/default"), Some(&json!(100)));
+    let status = rules.pointer("/properties/status").unwrap().to_string();
+    assert!(!status.contains("\"default\""), "the status has no defaults");
+}
+
+#[test]
+fn the_committed_definition_is_fresh() {
+    let committed = include_str!("../../../../../crds/rollouts.rollora.dev.yaml");
+    assert_eq!(committed, yaml().unwrap(), "run `cargo xtask crds`");
+}
+
+#[test]
+fn a_rollout_survives_the_way_through_the_resource() {
+    let spec = valid();
+    let resource: RolloutResource = serde_json::from_value(object(&spec)).unwrap();
+    assert_eq!(resource.spec, spec);
+    let rollout: crate::rollout::Rollout = serde_json::from_value(serde_json::to_value(&resource).unwrap()).unwrap();
+    assert_eq!(rollout.spec, spec);
+}

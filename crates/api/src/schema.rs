@@ -1,0 +1,56 @@
+//! Pieces of the custom resource's schema that derives cannot say.
+
+use crate::condition::Condition;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use std::borrow::Cow;
+
+/// A name of [`crate::names`]: the same limits as its parser has.
+pub(crate) fn name(what: &str) -> Schema {
+    json_schema!({
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 253,
+        "pattern": r"^[^,\x00-\x1f\x7f-\x9f]+$",
+        "x-kubernetes-validations": [{
+            "rule": "size(bytes(self)) <= 253",
+            "message": format!("{what} has more than 253 bytes"),
+        }],
+    })
+}
+
+/// Conditions, merged by their type.
+pub(crate) fn conditions(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": 32,
+        "items": generator.subschema_for::<Condition>(),
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+    })
+}
+
+/// A point in time.
+pub(crate) struct Time;
+
+impl JsonSchema for Time {
+    fn schema_name() -> Cow<'static, str> {
+        "Time".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "date-time" })
+    }
+}
+
+/// One word of an open-ended list.
+pub(crate) struct Word;
+
+impl JsonSchema for Word {
+    fn schema_name() -> Cow<'static, str> {
+        "Word".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "maxLength": 64 })
+    }
+}
