@@ -223,6 +223,7 @@ impl Tally {
     /// The request has ended, with response headers or without.
     pub(crate) fn end(&self, answered: bool) {
         self.in_flight().dec();
+        self.usage.end();
         if !answered {
             self.count(CODES.len() - 1);
         }

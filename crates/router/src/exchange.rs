@@ -222,11 +222,10 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if let Serving::Target(target) = &self.serving {
-            target.series.tally().end(self.answered);
-        }
-        if let Some(usage) = self.usage() {
-            usage.end();
+        match &self.serving {
+            Serving::Target(target) => target.series.tally().end(self.answered),
+            Serving::Named { usage: Some(usage), .. } => usage.end(),
+            Serving::Named { usage: None, .. } | Serving::Unknown => {}
         }
     }
 }

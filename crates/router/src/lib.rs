@@ -55,6 +55,8 @@
 
 mod counters;
 pub mod exchange;
+#[cfg(test)]
+mod fixtures;
 pub mod guard;
 pub mod headers;
 pub mod in_force;

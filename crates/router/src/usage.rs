@@ -70,23 +70,23 @@ impl Usages {
         UsagesEdit { targets: ByTarget::clone(&self.published.load()), changed: false }
     }
 
-    /// Ends a change. Targets that no rule holds any more are forgotten from the oldest on.
+    /// Ends a change. Targets that nothing but the maps holds any more are forgotten from the oldest on.
     pub(crate) fn publish(&self, mut edit: UsagesEdit) {
         if !edit.changed {
             return;
         }
-        // Held by the published map, this one, and a rule or a request; otherwise it has departed.
-        let is_departed = |usage: &Arc<Usage>| Arc::strong_count(usage) <= 2;
-        let mut departed: Vec<i64> = edit
-            .targets
-            .values()
-            .filter(|usage| is_departed(usage))
-            .map(|usage| usage.last.load(Ordering::Relaxed))
-            .collect();
-        if departed.len() > MOST_DEPARTED {
-            departed.sort_unstable();
-            let oldest_kept = departed.get(departed.len() - MOST_DEPARTED).copied().unwrap_or(NEVER);
-            edit.targets.retain(|_, usage| !is_departed(usage) || usage.last.load(Ordering::Relaxed) >= oldest_kept);
+        let published = self.published.load();
+        let is_departed = |name: &Arc<str>, usage: &Arc<Usage>| {
+            let in_maps = 1 + usize::from(published.contains_key(name));
+            Arc::strong_count(usage) <= in_maps
+        };
+        let departed = edit.targets.iter().filter(|(name, usage)| is_departed(name, usage));
+        let mut last: Vec<i64> = departed.map(|(_, usage)| usage.last.load(Ordering::Relaxed)).collect();
+        if last.len() > MOST_DEPARTED {
+            last.sort_unstable_by(|one, other| other.cmp(one));
+            let oldest_kept = last.get(MOST_DEPARTED - 1).copied().unwrap_or(NEVER);
+            edit.targets
+                .retain(|name, usage| usage.last.load(Ordering::Relaxed) >= oldest_kept || !is_departed(name, usage));
         }
         self.published.store(Arc::new(edit.targets));
     }

@@ -1,1 +1,270 @@
+use super::*;
+use crate::fixtures::{at, in_force, rewrite, rule, sticky};
+use http::{HeaderMap, HeaderName};
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use proptest::prelude::*;
 
+const CHAT: &str = "/v1/chat/completions";
+
+fn canary() -> Arc<InForce> {
+    in_force(&[rewrite("r", vec![rule(&["m"], &[("m-v1", 90), ("m-v2", 10)])])])
+}
+
+fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+    pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+}
+
+fn begin(in_force: &Arc<InForce>, target: &str, headers: &HeaderMap, has_body: bool) -> (Exchange, HeadAction) {
+    Exchange::begin(in_force, Guard::Administration, &RequestHead { target, headers, has_body }, at(0))
+}
+
+/// A chat request with this body; the lowest of all random numbers.
+fn chat(in_force: &Arc<InForce>, body: &str) -> (Exchange, BodyAction) {
+    let (mut exchange, action) = begin(in_force, CHAT, &HeaderMap::new(), true);
+    assert_eq!(action, HeadAction::ReadBody);
+    let action = exchange.request_body(&Bytes::copy_from_slice(body.as_bytes()), 0, at(0));
+    (exchange, action)
+}
+
+fn replaced(action: BodyAction) -> String {
+    let BodyAction::Replace(spliced) = action else { panic!("{action:?}") };
+    let length = spliced.len();
+    let body = String::from_utf8(spliced.into_bytes().to_vec()).unwrap();
+    assert_eq!(body.len(), length);
+    body
+}
+
+/// The lines of the metrics that have a value other than 0 and are no buckets.
+fn counted(in_force: &InForce) -> Vec<String> {
+    let mut registry = Registry::default();
+    in_force.register(&mut registry);
+    let mut text = String::new();
+    encode(&mut text, &registry).unwrap();
+    let is_news = |line: &&str| !line.starts_with('#') && !line.contains("_bucket") && !line.ends_with(" 0");
+    let mut lines: Vec<String> = text.lines().filter(is_news).map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn a_request_with_a_rule_is_rewritten_told_and_counted() {
+    let in_force = canary();
+    let (mut exchange, action) = chat(&in_force, r#"{"model": "m", "n": 1}"#);
+    assert_eq!(replaced(action), r#"{"model": "m-v1", "n": 1}"#);
+    assert_eq!(exchange.model(), Some("m-v1"));
+    assert!(
+        counted(&in_force).contains(&r#"rollora_router_requests_in_flight{rewrite="ns/r",target="m-v1"} 1"#.to_owned())
+    );
+    assert_eq!(exchange.response_head(StatusCode::CONTINUE, at(1)).unwrap(), "m-v1");
+    assert_eq!(exchange.response_head(StatusCode::OK, at(2)).unwrap(), "m-v1");
+    exchange.end(at(5));
+    assert_eq!(in_force.last_used("m-v1", at(100)), Some(at(5)));
+    assert_eq!(
+        counted(&in_force),
+        [
+            r#"inference_extension_model_rewrite_decisions_total{model_rewrite_name="r",model_name="m",target_model="m-v1"} 1"#,
+            r#"rollora_router_requests_total{rewrite="ns/r",target="m-v1",code="2xx"} 1"#,
+            r#"rollora_router_response_headers_seconds_count{rewrite="ns/r",target="m-v1"} 1"#,
+            r#"rollora_router_response_headers_seconds_sum{rewrite="ns/r",target="m-v1"} 2.0"#,
+        ]
+    );
+}
+
+#[test]
+fn answers_are_counted_by_their_class() {
+    for (status, code) in [(200, "2xx"), (307, "3xx"), (404, "4xx"), (503, "5xx"), (999, "5xx")] {
+        let in_force = canary();
+        let (mut exchange, _) = chat(&in_force, r#"{"model":"m"}"#);
+        exchange.response_head(StatusCode::from_u16(status).unwrap(), at(1));
+        exchange.response_head(StatusCode::OK, at(2));
+        drop(exchange);
+        let line = format!(r#"rollora_router_requests_total{{rewrite="ns/r",target="m-v1",code="{code}"}} 1"#);
+        let lines = counted(&in_force);
+        assert!(
+            lines.contains(&line) && lines.iter().filter(|line| line.contains("requests_total")).count() == 1,
+            "{lines:?}"
+        );
+    }
+}
+
+#[test]
+fn a_request_that_is_given_up_is_counted_as_unanswered() {
+    let in_force = canary();
+    let (exchange, _) = chat(&in_force, r#"{"model":"m"}"#);
+    drop(exchange);
+    let lines = counted(&in_force);
+    assert!(lines.contains(&r#"rollora_router_requests_total{rewrite="ns/r",target="m-v1",code="none"} 1"#.to_owned()));
+    assert!(!lines.iter().any(|line| line.contains("in_flight")), "{lines:?}");
+    assert_eq!(in_force.last_used("m-v1", at(100)), Some(at(0)));
+}
+
+#[test]
+fn what_no_rule_matches_passes_untouched() {
+    for (body, reason, model) in [
+        (r#"{"model": "other"}"#, "NoRule", Some("other")),
+        (r#"{"model": "other" broken"#, "NoRule", Some("other")),
+        (r#"{"model": "\ud800"}"#, "NoRule", None),
+        (r#"{"model": null}"#, "NoRule", None),
+        (r#"{"prompt": "x"}"#, "NoRule", None),
+        (r#"{"model": "m"#, "NotJson", None),
+        ("not json", "NotJson", None),
+        ("[]", "NotJson", None),
+        ("", "NoBody", None),
+    ] {
+        let in_force = canary();
+        let (mut exchange, action) = chat(&in_force, body);
+        assert_eq!(action, BodyAction::Pass, "{body}");
+        assert_eq!(exchange.model(), model, "{body}");
+        assert_eq!(exchange.response_head(StatusCode::OK, at(1)), None, "{body}");
+        let line = format!(r#"rollora_router_unrouted_requests_total{{reason="{reason}"}} 1"#);
+        assert_eq!(counted(&in_force), [line], "{body}");
+    }
+}
+
+#[test]
+fn a_request_without_a_readable_body_passes() {
+    for (headers, has_body, reason) in [
+        (headers(&[]), false, "NoBody"),
+        (headers(&[("content-encoding", "gzip")]), true, "Unreadable"),
+        (headers(&[("content-type", "multipart/form-data; boundary=x")]), true, "Unreadable"),
+    ] {
+        let in_force = canary();
+        let (exchange, action) = begin(&in_force, CHAT, &headers, has_body);
+        assert_eq!((action, exchange.model()), (HeadAction::Forward, None));
+        assert_eq!(counted(&in_force), [format!(r#"rollora_router_unrouted_requests_total{{reason="{reason}"}} 1"#)]);
+    }
+}
+
+#[test]
+fn what_can_be_read_in_two_ways_is_refused() {
+    for (body, refusal) in [
+        (r#"{"model":"m","model":"m-v2"}"#, Refusal::DuplicateModel),
+        (r#"{"model":"other","mod\u0065l":"m"}"#, Refusal::DuplicateModel),
+        (r#"{"model":"m","#, Refusal::BrokenBody),
+        (r#"{"model":"m"} {"model":"m-v2"}"#, Refusal::BrokenBody),
+    ] {
+        let in_force = canary();
+        let (exchange, action) = chat(&in_force, body);
+        assert_eq!((action, exchange.model()), (BodyAction::Refuse(refusal.clone()), None), "{body}");
+        drop(exchange);
+        let line = format!(r#"rollora_router_refused_requests_total{{reason="{}"}} 1"#, refusal.reason());
+        assert_eq!(counted(&in_force), [line], "{body}");
+    }
+}
+
+#[test]
+fn utf_16_is_refused_where_a_server_would_read_it() {
+    let wide: Vec<u8> = r#"{"model":"m"}"#.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let json = ("content-type", "application/json");
+    for (target, pairs, action) in [
+        (CHAT, vec![], BodyAction::Refuse(Refusal::WideEncoding)),
+        (CHAT, vec![json], BodyAction::Refuse(Refusal::WideEncoding)),
+        (CHAT, vec![("content-type", "application/octet-stream")], BodyAction::Pass),
+        ("/v1/files", vec![json], BodyAction::Pass),
+    ] {
+        let (mut exchange, _) = begin(&canary(), target, &headers(&pairs), true);
+        assert_eq!(exchange.request_body(&Bytes::from(wide.clone()), 0, at(0)), action, "{target} {pairs:?}");
+    }
+}
+
+#[test]
+fn administration_is_refused_before_its_body_is_read() {
+    let in_force = canary();
+    let (_, action) = begin(&in_force, "/v1/load_lora_adapter", &HeaderMap::new(), true);
+    assert_eq!(action, HeadAction::Refuse(Refusal::AdministrationPath));
+    assert_eq!(counted(&in_force), [r#"rollora_router_refused_requests_total{reason="AdministrationPath"} 1"#]);
+}
+
+#[test]
+fn a_generic_rule_fills_a_missing_model() {
+    let in_force = in_force(&[rewrite("r", vec![rule(&[], &[("base", 1)])])]);
+    for (body, expected) in [
+        (r#"{"n":1}"#, r#"{"n":1,"model":"base"}"#),
+        (r#"{"model":null}"#, r#"{"model":"base"}"#),
+        (r#"{"model":""}"#, r#"{"model":"base"}"#),
+        (r#"{"model":"\ud800"}"#, r#"{"model":"base"}"#),
+    ] {
+        assert_eq!(replaced(chat(&in_force, body).1), expected);
+    }
+    let decisions: Vec<String> = counted(&in_force).into_iter().filter(|line| line.contains("decisions")).collect();
+    let line = r#"inference_extension_model_rewrite_decisions_total{model_rewrite_name="r",model_name="other",target_model="base"} 4"#;
+    assert_eq!(decisions, [line]);
+}
+
+#[test]
+fn a_rule_without_a_target_is_refused_as_upstream_does() {
+    let nobody = Refusal::NoTarget { rewrite: "ns/r".to_owned() };
+    for targets in [vec![], vec![("", 1)]] {
+        let in_force = in_force(&[rewrite("r", vec![rule(&["m"], &targets)])]);
+        assert_eq!(chat(&in_force, r#"{"model":"m"}"#).1, BodyAction::Refuse(nobody.clone()));
+    }
+}
+
+#[test]
+fn a_sticky_header_goes_before_chance() {
+    let rewrite = sticky("x-session-id", rewrite("r", vec![rule(&["m"], &[("m-v1", 50), ("m-v2", 50)])]));
+    let in_force = in_force(&[rewrite]);
+    let served = |headers: &HeaderMap, random| {
+        let (mut exchange, _) = begin(&in_force, CHAT, headers, true);
+        exchange.request_body(&Bytes::from_static(br#"{"model":"m"}"#), random, at(0));
+        exchange.model().unwrap().to_owned()
+    };
+    for session in ["one", "two", "three", "four", "five"] {
+        let headers = headers(&[("x-session-id", session)]);
+        assert_eq!(served(&headers, 0), served(&headers, u64::MAX), "{session}");
+    }
+    for chance in [HeaderMap::new(), headers(&[("x-session-id", "")])] {
+        assert_eq!((served(&chance, 0).as_str(), served(&chance, u64::MAX).as_str()), ("m-v1", "m-v2"));
+    }
+}
+
+#[test]
+fn a_direct_request_for_a_target_is_a_use_of_it() {
+    let in_force = canary();
+    let (exchange, action) = chat(&in_force, r#"{"model":"m-v2"}"#);
+    assert_eq!((action, exchange.model()), (BodyAction::Pass, Some("m-v2")));
+    assert_eq!(in_force.last_used("m-v2", at(50)), Some(at(50)));
+    exchange.end(at(7));
+    assert_eq!(in_force.last_used("m-v2", at(50)), Some(at(7)));
+    assert_eq!(in_force.last_used("m-v1", at(50)), None);
+}
+
+#[test]
+fn the_rules_of_the_moment_of_the_decision_count() {
+    let in_force = canary();
+    let (mut exchange, _) = begin(&in_force, CHAT, &HeaderMap::new(), true);
+    in_force.apply(&rewrite("r", vec![rule(&["m"], &[("m-v2", 100)])]));
+    let action = exchange.request_body(&Bytes::from_static(br#"{"model":"m"}"#), 0, at(0));
+    assert_eq!(replaced(action), r#"{"model":"m-v2"}"#);
+}
+
+#[test]
+fn a_clock_that_goes_backwards_counts_no_time() {
+    let in_force = canary();
+    let (mut exchange, _) = chat(&in_force, r#"{"model":"m"}"#);
+    exchange.response_head(StatusCode::OK, at(-10));
+    exchange.end(at(-10));
+    let sum = r#"rollora_router_response_headers_seconds_sum{rewrite="ns/r",target="m-v1"} 0.0"#;
+    assert!(counted(&in_force).iter().any(|line| line == sum));
+}
+
+proptest! {
+    /// Whatever a client sends, a server sees one of the rule's targets, or the body as it was sent and no alias.
+    #[test]
+    fn no_body_reaches_a_model_that_was_not_decided(
+        pieces in prop::collection::vec(prop::sample::select(vec![
+            "{", "}", "[", "]", ",", ":", "\"", "\\", "\"model\"", "\"mod\\u0065l\"", "\"m\"", "\"m-v2\"", "{\"model\":\"m\"", " ", "1",
+        ]), 0..16),
+        random in any::<u64>(),
+    ) {
+        let in_force = in_force(&[rewrite("r", vec![rule(&["m"], &[("m-v1", 1)])])]);
+        let body = Bytes::from(pieces.concat());
+        let (mut exchange, _) = begin(&in_force, CHAT, &HeaderMap::new(), true);
+        let read = |body: &[u8]| serde_json::from_slice::<serde_json::Value>(body).ok().and_then(|value| Some(value.get("model")?.as_str()?.to_owned()));
+        match exchange.request_body(&body, random, at(0)) {
+            BodyAction::Replace(spliced) => prop_assert_eq!(read(&spliced.into_bytes()).unwrap_or_default(), "m-v1"),
+            BodyAction::Pass => prop_assert_ne!(read(&body).unwrap_or_default(), "m"),
+            BodyAction::Refuse(_) => {}
+        }
+    }
+}

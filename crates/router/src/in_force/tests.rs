@@ -1,1 +1,128 @@
+use super::*;
+use crate::{
+    fixtures::{at, in_force, pool, rewrite, rule},
+    route,
+};
+use prometheus_client::encoding::text::encode;
+use std::thread;
 
+/// Sends a request for `model` on its way, and ends it in the same second.
+fn request(in_force: &InForce, model: &str, second: i64) {
+    let rules = in_force.rules();
+    let target = route::choose(rules.find(Some(model)).unwrap(), None, 0).unwrap();
+    target.series.decided();
+    target.series.tally().begin(at(second));
+    target.series.tally().end(false);
+}
+
+fn metrics(in_force: &InForce) -> String {
+    let mut registry = Registry::default();
+    in_force.register(&mut registry);
+    let mut text = String::new();
+    encode(&mut text, &registry).unwrap();
+    text
+}
+
+#[test]
+fn what_is_counted_goes_on_over_a_change_of_rules() {
+    let split = |v1, v2| rewrite("r", vec![rule(&["m"], &[("m-v1", v1), ("m-v2", v2)])]);
+    let in_force = in_force(&[split(90, 10)]);
+    request(&in_force, "m", 1);
+    in_force.apply(&split(50, 50));
+    request(&in_force, "m", 2);
+    in_force.apply(&rewrite("r", vec![rule(&["m"], &[("m-v2", 100)])]));
+    in_force.apply(&split(50, 50));
+    request(&in_force, "m", 3);
+    let counted = metrics(&in_force);
+    let decisions = r#"inference_extension_model_rewrite_decisions_total{model_rewrite_name="r",model_name="m",target_model="m-v1"} 3"#;
+    assert!(counted.contains(decisions), "{counted}");
+    assert!(
+        counted.contains(r#"rollora_router_requests_total{rewrite="ns/r",target="m-v1",code="none"} 3"#),
+        "{counted}"
+    );
+}
+
+#[test]
+fn a_target_that_left_the_rules_is_remembered_with_its_last_use() {
+    let in_force = in_force(&[rewrite("r", vec![rule(&["m"], &[("m-v1", 100)])])]);
+    assert_eq!(in_force.last_used("m-v1", at(9)), None);
+    request(&in_force, "m", 5);
+    in_force.reset(&[rewrite("r", vec![rule(&["m"], &[("m-v2", 100)])])]);
+    request(&in_force, "m", 7);
+    assert_eq!(in_force.last_used("m-v1", at(9)), Some(at(5)));
+    assert_eq!(in_force.last_used("never", at(9)), None);
+    let report = in_force.report(at(9));
+    assert_eq!(
+        report.last_used.into_iter().collect::<Vec<_>>(),
+        [("m-v1".to_owned(), at(5)), ("m-v2".to_owned(), at(7))]
+    );
+}
+
+#[test]
+fn a_request_in_flight_is_a_use_until_it_ends() {
+    let in_force = in_force(&[rewrite("r", vec![rule(&["m"], &[("m-v1", 100)])])]);
+    let target = Arc::clone(&in_force.rules().find(Some("m")).unwrap().targets()[0]);
+    target.series.tally().begin(at(1));
+    assert_eq!(in_force.last_used("m-v1", at(100)), Some(at(100)));
+    target.series.tally().end(true);
+    assert_eq!(in_force.last_used("m-v1", at(100)), Some(at(1)));
+}
+
+#[test]
+fn departed_targets_are_forgotten_from_the_oldest_on() {
+    let in_force = in_force(&[]);
+    let generations = 5_000;
+    for generation in 0..generations {
+        let target = format!("m-v{generation}");
+        in_force.apply(&rewrite("r", vec![rule(&["m"], &[(&target, 100)])]));
+        request(&in_force, "m", generation);
+    }
+    let report = in_force.report(at(generations));
+    // As many as are remembered at most, and those whose series have not been dropped yet.
+    assert!((1_000..=2_100).contains(&report.last_used.len()), "{}", report.last_used.len());
+    for generation in 4_001..generations {
+        assert_eq!(report.last_used.get(&format!("m-v{generation}")), Some(&at(generation)));
+    }
+    let series = metrics(&in_force).lines().filter(|line| line.contains("decisions_total{")).count();
+    assert!((1..=1_100).contains(&series), "{series}");
+    assert!(metrics(&in_force).contains(r#"target_model="m-v4999"} 1"#));
+}
+
+#[test]
+fn a_reader_sees_the_rules_of_one_moment() {
+    let versions = |version: &str| {
+        let name = |model: &str| format!("{model}-{version}");
+        [rewrite("a", vec![rule(&["a"], &[(&name("a"), 1)])]), rewrite("b", vec![rule(&["b"], &[(&name("b"), 1)])])]
+    };
+    let in_force = in_force(&versions("v0"));
+    let version = |rules: &Rules, model: &str| {
+        let target = rules.find(Some(model)).unwrap().targets()[0].name().to_string();
+        target.strip_prefix(model).unwrap().to_owned()
+    };
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| (0..500).for_each(|round| in_force.reset(&versions(&format!("v{round}")))));
+        while !writer.is_finished() {
+            let rules = in_force.rules();
+            assert_eq!(version(&rules, "a"), version(&rules, "b"));
+        }
+    });
+    assert_eq!(version(&in_force.rules(), "a"), "-v499");
+}
+
+#[test]
+fn taking_out_a_rewrite_takes_its_rules_out() {
+    let rewrites = [
+        rewrite("a", vec![rule(&["m"], &[("old", 1)])]),
+        rewrite("b", vec![rule(&["m"], &[("new", 1)]), rule(&[], &[("any", 1)])]),
+    ];
+    let in_force = in_force(&rewrites);
+    let target = |model| in_force.rules().find(Some(model)).map(|rule| rule.targets()[0].name().to_string());
+    assert_eq!((target("m").as_deref(), target("x").as_deref()), (Some("old"), Some("any")));
+    in_force.delete(&RewriteKey::of(&rewrites[0]).unwrap());
+    assert_eq!(target("m").as_deref(), Some("new"));
+    in_force.delete(&RewriteKey::of(&rewrites[1]).unwrap());
+    assert_eq!((target("m"), target("x")), (None, None));
+    in_force.delete(&RewriteKey::of(&rewrites[1]).unwrap());
+    assert_eq!(in_force.report(at(0)).models.len(), 0);
+    assert_eq!(InForce::new(pool(), &[]).report(at(0)).groups.len(), 0);
+}

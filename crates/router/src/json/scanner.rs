@@ -110,7 +110,8 @@ impl Scanner {
         let mut at = 0;
         while at < chunk.len() {
             let rest = chunk.get(at..).unwrap_or_default();
-            let (read, event) = if self.preface < 3 { self.read_preface(rest) } else { self.step(rest) };
+            let in_preface = self.preface < 3 && self.state != State::Stopped;
+            let (read, event) = if in_preface { self.read_preface(rest) } else { self.step(rest) };
             at += read;
             if matches!(event, Some(Event::Duplicate | Event::WideEncoding | Event::NotAnObject)) {
                 self.state = State::Stopped;

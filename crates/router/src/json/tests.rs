@@ -1,1 +1,301 @@
+use super::*;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
 
+const PYTHON: &str = include_str!("tests/python.jsonl");
+
+fn found(body: &[u8]) -> Found {
+    match scan(body) {
+        Scan::Found(found) => found,
+        other => panic!("{other:?} in {:?}", String::from_utf8_lossy(body)),
+    }
+}
+
+fn renamed(body: &[u8], name: &str) -> Bytes {
+    splice(&Bytes::copy_from_slice(body), &found(body).place, &EncodedName::new(name)).into_bytes()
+}
+
+/// Every event with the place where it was given, when the body comes in pieces that end at `cuts`.
+fn events(body: &[u8], cuts: &[usize]) -> (Vec<(usize, Event)>, bool) {
+    let mut scanner = Scanner::new();
+    let mut events = Vec::new();
+    let mut at = 0;
+    for end in cuts.iter().copied().chain([body.len()]) {
+        while at < end {
+            let (read, event) = scanner.read(&body[at..end]);
+            at += read;
+            match event {
+                Some(event) => {
+                    events.push((at, event));
+                    assert!(events.len() < 5, "{events:?}");
+                }
+                None => assert_eq!(at, end, "a piece without an event is read to its end"),
+            }
+        }
+    }
+    (events, scanner.is_complete())
+}
+
+#[test]
+fn whatever_python_reads_is_read_alike() {
+    for line in PYTHON.lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        let body: Vec<u8> = case["body"]
+            .as_str()
+            .unwrap()
+            .as_bytes()
+            .chunks(2)
+            .map(|digits| u8::from_str_radix(str::from_utf8(digits).unwrap(), 16).unwrap())
+            .collect();
+        let text = String::from_utf8_lossy(&body).into_owned();
+        let scan = scan(&body);
+        let (kind, said) = case["python"].as_object().unwrap().iter().next().unwrap();
+        match (kind.as_str(), scan) {
+            ("wide", scan) => assert_eq!(scan, Scan::Refused(Refusal::WideEncoding), "{text}"),
+            ("duplicate", scan) => assert_eq!(scan, Scan::Refused(Refusal::DuplicateModel), "{text}"),
+            ("model", Scan::Found(found)) => {
+                assert_eq!(found.place.name(&body).as_deref(), said.as_str(), "{text}");
+                assert!(found.intact, "{text}");
+            }
+            ("missing", Scan::Found(found)) => {
+                assert!(matches!(found, Found { place: Place::Nowhere { .. }, intact: true }), "{text}: {found:?}");
+            }
+            ("other", Scan::Found(found)) => {
+                assert_eq!(found.place.name(&body), None, "{text}");
+                assert!(found.intact, "{text}");
+            }
+            // The server refuses it, whatever is done to it here.
+            ("refused", _) => {}
+            (kind, scan) => panic!("{kind} to Python, {scan:?} here: {text}"),
+        }
+    }
+}
+
+#[test]
+fn a_body_that_is_no_object_is_opaque() {
+    for body in
+        ["", "  ", "[]", "null", "\"model\"", "5", "{", "{\"model\":\"a", "{\"model\" 5}", "{'model':'a'}", "\u{feff}"]
+    {
+        assert_eq!(scan(body.as_bytes()), Scan::Opaque, "{body}");
+    }
+}
+
+#[test]
+fn text_behind_the_model_that_is_not_json_is_noticed() {
+    for body in
+        [r#"{"model":"a","#, r#"{"model":"a"} x"#, r#"{"model":"a"}{}"#, r#"{"model":"a",}"#, r#"{"model":"a" "b":1}"#]
+    {
+        let found = found(body.as_bytes());
+        assert_eq!((found.place.name(body.as_bytes()).as_deref(), found.intact), (Some("a"), false), "{body}");
+    }
+}
+
+#[test]
+fn every_byte_outside_of_the_value_stays() {
+    for (body, spliced) in [
+        (r#"{"model":"a"}"#, r#"{"model":"v\"2"}"#),
+        (
+            r#" { "x" : 1e400 , "model" : "\u0061" , "y":"\u00e4ä" } "#,
+            r#" { "x" : 1e400 , "model" : "v\"2" , "y":"\u00e4ä" } "#,
+        ),
+        (r#"{"model":null,"n":12345678901234567890}"#, r#"{"model":"v\"2","n":12345678901234567890}"#),
+        (r#"{"model":[{"model":"x"}],"n":1}"#, r#"{"model":"v\"2","n":1}"#),
+        (r"{}", r#"{"model":"v\"2"}"#),
+        (r"{ }", r#"{ "model":"v\"2"}"#),
+        (r#"{"n":1 } "#, r#"{"n":1 ,"model":"v\"2"} "#),
+        ("\u{feff}{\"model\":\"a\"}", "\u{feff}{\"model\":\"v\\\"2\"}"),
+    ] {
+        assert_eq!(renamed(body.as_bytes(), "v\"2"), spliced.as_bytes(), "{body}");
+    }
+}
+
+#[test]
+fn nesting_costs_no_stack() {
+    let depth = 1_000_000;
+    let body = format!(r#"{{"x":{}{},"model":"a"}}"#, "[".repeat(depth), "]".repeat(depth));
+    assert_eq!(found(body.as_bytes()).place.name(body.as_bytes()).as_deref(), Some("a"));
+}
+
+#[test]
+fn a_name_of_any_length_is_not_held() {
+    let body = |length: usize| format!(r#"{{"model":"{}"}}"#, "x".repeat(length));
+    assert!(matches!(scan(body(LONGEST_NAME - 2).as_bytes()), Scan::Found(_)));
+    assert_eq!(scan(body(LONGEST_NAME - 1).as_bytes()), Scan::Refused(Refusal::LongName));
+}
+
+/// A JSON value, written with white space and escapes as clients might.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<String>().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 24, 5, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::vec((any_key(), inner), 0..5)
+                .prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+}
+
+fn any_key() -> impl Strategy<Value = String> {
+    prop_oneof![Just("model".to_owned()), Just("models".to_owned()), Just("mode\\l".to_owned()), any::<String>()]
+}
+
+/// Writes `value`, choosing spaces and escapes by `chance`, which goes round.
+fn write(value: &Value, chance: &mut impl Iterator<Item = u8>, out: &mut String) {
+    let mut space =
+        |out: &mut String| out.push_str(["", "", " ", "\n", "\t \r"][usize::from(chance.next().unwrap()) % 5]);
+    space(out);
+    match value {
+        Value::Object(members) => {
+            out.push('{');
+            for (index, (key, value)) in members.iter().enumerate() {
+                out.push_str(if index == 0 { "" } else { "," });
+                write(&Value::from(key.as_str()), chance, out);
+                out.push(':');
+                write(value, chance, out);
+            }
+            out.push('}');
+        }
+        Value::Array(items) => {
+            out.push('[');
+            for (index, value) in items.iter().enumerate() {
+                out.push_str(if index == 0 { "" } else { "," });
+                write(value, chance, out);
+            }
+            out.push(']');
+        }
+        Value::String(text) => {
+            out.push('"');
+            for character in text.chars() {
+                if chance.next().unwrap().is_multiple_of(4) {
+                    let mut units = [0; 2];
+                    for unit in character.encode_utf16(&mut units) {
+                        write!(out, "\\u{unit:04X}").unwrap();
+                    }
+                } else {
+                    let quoted = Value::from(character.to_string()).to_string();
+                    out.push_str(quoted.strip_prefix('"').unwrap().strip_suffix('"').unwrap());
+                }
+            }
+            out.push('"');
+        }
+        other => out.push_str(&other.to_string()),
+    }
+    out.push_str(["", " ", "\n"][usize::from(chance.next().unwrap()) % 3]);
+}
+
+fn written(value: &Value, chance: &[u8]) -> String {
+    let mut text = String::new();
+    write(value, &mut chance.iter().copied().cycle(), &mut text);
+    text
+}
+
+fn any_object() -> impl Strategy<Value = (Value, String)> {
+    let members = prop::collection::vec((any_key(), any_json()), 0..6);
+    let chance = prop::collection::vec(any::<u8>(), 1..40);
+    (members, chance).prop_map(|(members, chance)| {
+        let value = Value::Object(members.into_iter().collect());
+        let text = written(&value, &chance);
+        (value, text)
+    })
+}
+
+/// Bytes that look like JSON for a while.
+fn any_body() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop::sample::select(vec![
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "\"",
+        "\\",
+        "\"model\"",
+        "\"mod\\u0065l\"",
+        "\"a\"",
+        " ",
+        "1",
+        "null",
+        "\u{feff}",
+        "\0",
+        "é",
+    ]);
+    prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..64),
+        prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat().into_bytes()),
+        (any_object(), any::<prop::sample::Index>(), any::<u8>()).prop_map(|((_, text), index, byte)| {
+            let mut body = text.into_bytes();
+            let at = index.index(body.len());
+            body[at] = byte;
+            body
+        }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn the_splice_changes_the_model_and_nothing_else((value, text) in any_object(), name in any::<String>()) {
+        let place = found(text.as_bytes()).place;
+        let expected = match value.get("model") {
+            Some(Value::String(model)) => {
+                prop_assert_eq!(place.name(text.as_bytes()), Some(Cow::from(model)));
+                true
+            }
+            Some(_) => { prop_assert!(matches!(place, Place::Value(_))); true }
+            None => false,
+        };
+        prop_assert_eq!(!matches!(place, Place::Nowhere { .. }), expected);
+        let spliced = renamed(text.as_bytes(), &name);
+        let mut wanted = value;
+        wanted["model"] = json!(name);
+        prop_assert_eq!(serde_json::from_slice::<Value>(&spliced).unwrap(), wanted);
+    }
+
+    #[test]
+    fn a_cut_anywhere_changes_nothing(body in any_body(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
+        cuts.sort_unstable();
+        prop_assert_eq!(events(&body, &cuts), events(&body, &[]));
+        let every_byte: Vec<usize> = (0..body.len()).collect();
+        prop_assert_eq!(events(&body, &every_byte), events(&body, &[]));
+    }
+
+    #[test]
+    fn what_was_spliced_in_is_what_is_found(body in any_body(), name in "[^\\x00]{0,12}") {
+        if let Scan::Found(Found { intact: true, .. }) = scan(&body) {
+            let spliced = renamed(&body, &name);
+            let again = found(&spliced);
+            prop_assert!(again.intact);
+            prop_assert_eq!(again.place.name(&spliced), Some(Cow::from(name)));
+        }
+    }
+
+    /// serde reads less than Python does, but what it reads as an object must be found here, with the same name.
+    #[test]
+    fn whatever_serde_reads_is_read_alike(body in any_body()) {
+        if let Ok(Value::Object(object)) = serde_json::from_slice(&body) {
+            match scan(&body) {
+                Scan::Found(found) => {
+                    prop_assert!(found.intact);
+                    let name = object.get("model").and_then(Value::as_str).map(Cow::from);
+                    prop_assert_eq!(found.place.name(&body), name);
+                }
+                // serde keeps the last of two.
+                Scan::Refused(Refusal::DuplicateModel) => prop_assert!(object.contains_key("model")),
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+    }
+
+    #[test]
+    fn strings_are_decoded_as_serde_decodes_them(inside in "([^\"\\\\\\x00-\\x1f]|\\\\[\"\\\\/bfnrtux0]|\\\\u[0-9a-fA-F]{4}){0,8}") {
+        let serde = serde_json::from_str::<String>(&format!("\"{inside}\"")).ok();
+        prop_assert_eq!(text::decode(inside.as_bytes()).map(Cow::into_owned), serde);
+    }
+}

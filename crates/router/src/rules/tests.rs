@@ -1,1 +1,257 @@
+use super::*;
+use crate::{
+    fixtures::{at, in_force, legacy, made_at, pool, rewrite, rule, rules, stamped, sticky},
+    in_force::InForce,
+};
+use proptest::prelude::*;
+use rollora_api::{
+    names::ModelName,
+    rewrite::RewriteRule,
+    router_report::{Overlap, RulesReport},
+};
 
+/// The targets that a request for `model` can get.
+fn targets(rewrites: &[InferenceModelRewrite], model: Option<&str>) -> Option<Vec<String>> {
+    let rules = rules(rewrites);
+    Some(rules.find(model)?.targets().iter().map(|target| target.name().to_string()).collect())
+}
+
+fn to(models: &[&str], target: &str) -> RewriteRule {
+    rule(models, &[(target, 1)])
+}
+
+#[test]
+fn the_rule_in_force_is_the_one_that_upstream_takes() {
+    let old = |name, rules| made_at(1, rewrite(name, rules));
+    let new = |name, rules| made_at(2, rewrite(name, rules));
+    type Case = (&'static str, Vec<InferenceModelRewrite>, Option<&'static str>, Option<&'static str>);
+    let cases: Vec<Case> = vec![
+        ("no rewrite at all", vec![], Some("m"), None),
+        ("no rule", vec![old("a", vec![])], Some("m"), None),
+        ("another model", vec![old("a", vec![to(&["other"], "t")])], Some("m"), None),
+        ("exact", vec![old("a", vec![to(&["m"], "t")])], Some("m"), Some("t")),
+        ("any of the matches", vec![old("a", vec![to(&["k", "m"], "t")])], Some("m"), Some("t")),
+        ("compared byte for byte", vec![old("a", vec![to(&["m"], "t")])], Some("M"), None),
+        ("no trimming", vec![old("a", vec![to(&["m"], "t")])], Some("m "), None),
+        ("generic", vec![old("a", vec![to(&[], "g")])], Some("m"), Some("g")),
+        ("generic fills a missing model", vec![old("a", vec![to(&[], "g")])], None, Some("g")),
+        ("exact does not fill a missing model", vec![old("a", vec![to(&["m"], "t")])], None, None),
+        (
+            "exact before older generic",
+            vec![new("a", vec![to(&["m"], "t")]), old("b", vec![to(&[], "g")])],
+            Some("m"),
+            Some("t"),
+        ),
+        (
+            "older before newer",
+            vec![new("a", vec![to(&["m"], "t")]), old("b", vec![to(&["m"], "u")])],
+            Some("m"),
+            Some("u"),
+        ),
+        ("older generic", vec![new("a", vec![to(&[], "t")]), old("b", vec![to(&[], "u")])], Some("m"), Some("u")),
+        ("first rule of an object", vec![old("a", vec![to(&["m"], "t"), to(&["m"], "u")])], Some("m"), Some("t")),
+        (
+            "of the same second: by name",
+            vec![old("b", vec![to(&["m"], "u")]), old("a", vec![to(&["m"], "t")])],
+            Some("m"),
+            Some("t"),
+        ),
+        (
+            "the current group",
+            vec![legacy(old("a", vec![to(&["m"], "t")])), new("b", vec![to(&["m"], "u")])],
+            Some("m"),
+            Some("u"),
+        ),
+        (
+            "legacy for other models",
+            vec![legacy(old("a", vec![to(&["m"], "t")])), new("b", vec![to(&["n"], "u")])],
+            Some("m"),
+            Some("t"),
+        ),
+        (
+            "a current generic rule before legacy ones",
+            vec![legacy(old("a", vec![to(&["m"], "t")])), new("b", vec![to(&[], "u")])],
+            Some("m"),
+            Some("u"),
+        ),
+        ("a target is not matched again", vec![old("a", vec![to(&["m"], "n"), to(&["n"], "t")])], Some("m"), Some("n")),
+    ];
+    for (name, mut rewrites, model, target) in cases {
+        for _ in 0..2 {
+            let expected = target.map(|target| vec![target.to_owned()]);
+            assert_eq!(targets(&rewrites, model), expected, "{name}");
+            rewrites.reverse();
+        }
+    }
+}
+
+#[test]
+fn rewrites_that_are_not_ours_have_no_rules() {
+    let ours = rewrite("a", vec![to(&["m"], "t")]);
+    let mut other_pool = ours.clone();
+    other_pool.spec.pool_ref.name = "other".to_owned();
+    let mut other_group = ours.clone();
+    other_group.spec.pool_ref.group = "inference.networking.x-k8s.io".to_owned();
+    let mut foreign = ours.clone();
+    foreign.api_version = "inference.networking.k8s.io/v1alpha2".to_owned();
+    let mut deleted = ours.clone();
+    deleted.metadata.deletion_timestamp = Some(at(5));
+    for rewrite in [other_pool, other_group, foreign, deleted.clone()] {
+        assert_eq!(targets(&[rewrite], Some("m")), None);
+    }
+    let in_force = in_force(&[ours]);
+    in_force.apply(&deleted);
+    assert!(in_force.rules().find(Some("m")).is_none());
+}
+
+#[test]
+fn a_kind_of_match_that_is_not_known_matches_nothing() {
+    let mut unknown = to(&["m"], "t");
+    unknown.matches[0].model.kind = Some("Prefix".to_owned());
+    assert_eq!(targets(&[rewrite("a", vec![unknown.clone()])], Some("m")), None);
+    unknown.matches.extend(to(&["n"], "t").matches);
+    let rewrites = [rewrite("a", vec![unknown])];
+    assert_eq!(targets(&rewrites, Some("m")), None);
+    assert_eq!(targets(&rewrites, Some("n")), Some(vec!["t".to_owned()]));
+}
+
+#[test]
+fn weights_are_those_of_upstream() {
+    for (written, expected) in [
+        (vec![("a", 0), ("b", 0)], vec![("a", 1), ("b", 1)]),
+        (vec![("a", 70), ("b", 30)], vec![("a", 70), ("b", 30)]),
+        (vec![("a", 70), ("b", 0)], vec![("a", 70)]),
+        (vec![("a", 0)], vec![("a", 1)]),
+        (vec![("a", 5), ("a", 7), ("b", 1)], vec![("a", 12), ("b", 1)]),
+        (vec![("a", -3), ("b", 2)], vec![("b", 2)]),
+        (vec![("a", -3)], vec![("a", 1)]),
+        (vec![], vec![]),
+        (
+            vec![("a", i32::MAX), ("b", i32::MAX), ("c", i32::MAX)],
+            vec![("a", 0x7fff_ffff), ("b", 0x7fff_ffff), ("c", 0x7fff_ffff)],
+        ),
+    ] {
+        let rules = rules(&[rewrite("r", vec![rule(&["m"], &written)])]);
+        let targets = rules.find(Some("m")).unwrap().targets();
+        let weights: Vec<(&str, u64)> = targets.iter().map(|target| (&**target.name(), target.weight())).collect();
+        assert_eq!(weights, expected, "{written:?}");
+    }
+}
+
+#[test]
+fn the_report_says_which_rule_is_in_force() {
+    let canary = stamped("rollout-uid", 7, rewrite("a", vec![rule(&["m"], &[("m-v1", 90), ("m-v2", 10)])]));
+    let older = legacy(made_at(-5, rewrite("b", vec![to(&["m", "n"], "t"), to(&[], "g")])));
+    let report = in_force(&[canary.clone(), older]).report(at(0));
+    assert_eq!(report.groups, ["llm-d.ai", "inference.networking.x-k8s.io"]);
+    let rule = report.rule(&ModelName::new("m").unwrap()).unwrap();
+    assert_eq!((rule.rewrite.as_str(), rule.uid.as_str(), rule.group.as_str()), ("ns/a", "a", "llm-d.ai"));
+    assert_eq!(rule.stamps, BTreeMap::from([("rollout-uid".to_owned(), 7)]));
+    assert_eq!(rule.targets, canary.spec.rules[0].targets);
+    assert_eq!(report.models.keys().collect::<Vec<_>>(), ["m", "n"]);
+    assert_eq!(report.generic.unwrap().rewrite, "ns/b");
+    let overlap = Overlap {
+        model: Some("m".to_owned()),
+        in_force: "llm-d.ai ns/a".to_owned(),
+        shadowed: vec!["inference.networking.x-k8s.io ns/b".to_owned()],
+    };
+    assert_eq!(report.overlaps, [overlap]);
+}
+
+#[test]
+fn a_generic_rule_of_the_current_group_leaves_no_legacy_rule_in_the_report() {
+    let report =
+        in_force(&[rewrite("a", vec![to(&[], "g")]), legacy(rewrite("b", vec![to(&["m"], "t")]))]).report(at(0));
+    assert!(report.models.is_empty());
+    assert_eq!(report.rule(&ModelName::new("m").unwrap()).unwrap().rewrite, "ns/a");
+    assert_eq!(report.overlaps.len(), 1);
+}
+
+#[test]
+fn only_names_of_headers_are_sticky_headers() {
+    let rules = rules(&[
+        sticky("X-Session-Id ", rewrite("a", vec![to(&["m"], "t")])),
+        sticky("no header", rewrite("b", vec![to(&["n"], "t")])),
+    ]);
+    assert_eq!(rules.find(Some("m")).unwrap().sticky_header().map(|name| &**name), Some("x-session-id"));
+    assert_eq!(rules.find(Some("n")).unwrap().sticky_header(), None);
+    assert_eq!(rules.sticky_headers().len(), 1);
+}
+
+fn any_rewrite() -> impl Strategy<Value = InferenceModelRewrite> {
+    let name = prop::sample::select(vec!["a", "b", "c", "d"]);
+    let models = prop::collection::vec(prop::sample::select(vec!["m", "n", "o"]), 0..3);
+    let rules = prop::collection::vec((models, prop::sample::select(vec!["t", "u"])), 0..3);
+    (name, rules, 0..3_i64, any::<bool>(), any::<bool>()).prop_map(|(name, rules, second, is_legacy, is_ours)| {
+        let rules = rules.into_iter().map(|(models, target)| to(&models, target)).collect();
+        let mut rewrite = made_at(second, rewrite(name, rules));
+        if !is_ours {
+            rewrite.spec.pool_ref.name = "other".to_owned();
+        }
+        if is_legacy { legacy(rewrite) } else { rewrite }
+    })
+}
+
+/// What the documentation of the module says, word for word and slowly.
+fn specified(rewrites: &[InferenceModelRewrite], model: Option<&str>) -> Option<(String, usize)> {
+    let mut claims: Vec<_> = Vec::new();
+    for rewrite in rewrites.iter().filter(|rewrite| rewrite.spec.pool_ref == pool()) {
+        for (index, rule) in rewrite.spec.rules.iter().enumerate() {
+            let is_exact = rule.matches.iter().any(|exact| Some(exact.model.value.as_str()) == model);
+            if is_exact || rule.matches.is_empty() {
+                let metadata = &rewrite.metadata;
+                let object = (metadata.creation_timestamp, metadata.namespace.clone(), metadata.name.clone());
+                claims.push((rewrite.group() == Some(RewriteGroup::Legacy), !is_exact, object, index));
+            }
+        }
+    }
+    claims.into_iter().min().map(|(is_legacy, _, (.., name), index)| (format!("{is_legacy} {name}"), index))
+}
+
+fn without_use(report: RulesReport) -> RulesReport {
+    RulesReport { last_used: BTreeMap::new(), ..report }
+}
+
+proptest! {
+    #[test]
+    fn the_order_of_arrival_does_not_matter(
+        (rewrites, shuffled) in prop::collection::vec(any_rewrite(), 0..8)
+            .prop_map(|rewrites| {
+                // Of an object that comes twice, the last counts: each once.
+                let by_key: HashMap<_, _> = rewrites.into_iter().map(|rewrite| (RewriteKey::of(&rewrite), rewrite)).collect();
+                by_key.into_values().collect::<Vec<_>>()
+            })
+            .prop_flat_map(|rewrites| (Just(rewrites.clone()), Just(rewrites).prop_shuffle()))
+    ) {
+        prop_assert_eq!(in_force(&rewrites).report(at(0)), in_force(&shuffled).report(at(0)));
+        let rules = rules(&shuffled);
+        for model in [None, Some("m"), Some("n"), Some("o"), Some("p")] {
+            let found = rules.find(model).map(|rule| {
+                let (object, index) = rule.rank();
+                let legacy = rule.in_force().group == RewriteGroup::Legacy.name();
+                (format!("{legacy} {}", object.to_string().trim_start_matches("ns/")), index)
+            });
+            prop_assert_eq!(found, specified(&rewrites, model), "{:?}", model);
+        }
+    }
+
+    #[test]
+    fn changes_one_by_one_end_where_a_reset_ends(
+        changes in prop::collection::vec((any_rewrite(), any::<bool>()), 0..12)
+    ) {
+        let one_by_one = InForce::new(pool(), &[RewriteGroup::Current, RewriteGroup::Legacy]);
+        let mut left = HashMap::new();
+        for (rewrite, is_deleted) in changes {
+            let key = RewriteKey::of(&rewrite).unwrap();
+            if is_deleted {
+                one_by_one.delete(&key);
+                left.remove(&key);
+            } else {
+                one_by_one.apply(&rewrite);
+                left.insert(key, rewrite);
+            }
+        }
+        let left: Vec<_> = left.into_values().collect();
+        prop_assert_eq!(without_use(one_by_one.report(at(0))), without_use(in_force(&left).report(at(0))));
+    }
+}

@@ -1,0 +1,82 @@
+//! Rewrites and routers for tests.
+
+use crate::{in_force::InForce, rules::Rules};
+use arc_swap::Guard;
+use jiff::Timestamp;
+use rollora_api::{
+    metadata::Metadata,
+    names::{STICKY_HEADER_ANNOTATION, sequence_annotation},
+    rewrite::{
+        InferenceModelRewrite, ModelMatch, PoolRef, RewriteGroup, RewriteMatch, RewriteRule, RewriteSpec, RewriteTarget,
+    },
+};
+use std::sync::Arc;
+
+pub(crate) fn pool() -> PoolRef {
+    PoolRef { name: "pool".to_owned(), ..PoolRef::default() }
+}
+
+/// A second of an hour long ago.
+pub(crate) fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + second).unwrap()
+}
+
+/// A rewrite of the pool in the current group, made at second 0, with its name as its UID.
+pub(crate) fn rewrite(name: &str, rules: Vec<RewriteRule>) -> InferenceModelRewrite {
+    InferenceModelRewrite {
+        api_version: RewriteGroup::Current.api_version().to_owned(),
+        kind: "InferenceModelRewrite".to_owned(),
+        metadata: Metadata {
+            uid: Some(name.to_owned()),
+            namespace: Some("ns".to_owned()),
+            creation_timestamp: Some(at(0)),
+            ..Metadata::named(name)
+        },
+        spec: RewriteSpec { pool_ref: pool(), rules, ..RewriteSpec::default() },
+        status: None,
+    }
+}
+
+pub(crate) fn legacy(mut rewrite: InferenceModelRewrite) -> InferenceModelRewrite {
+    rewrite.api_version = RewriteGroup::Legacy.api_version().to_owned();
+    rewrite
+}
+
+pub(crate) fn made_at(second: i64, mut rewrite: InferenceModelRewrite) -> InferenceModelRewrite {
+    rewrite.metadata.creation_timestamp = Some(at(second));
+    rewrite
+}
+
+pub(crate) fn sticky(header: &str, mut rewrite: InferenceModelRewrite) -> InferenceModelRewrite {
+    rewrite.metadata.annotations.insert(STICKY_HEADER_ANNOTATION.to_owned(), header.to_owned());
+    rewrite
+}
+
+pub(crate) fn stamped(rollout: &str, sequence: i64, mut rewrite: InferenceModelRewrite) -> InferenceModelRewrite {
+    rewrite.metadata.annotations.insert(sequence_annotation(rollout), sequence.to_string());
+    rewrite
+}
+
+/// A rule for `models` (none: generic) with these targets; a weight of 0 is left out.
+pub(crate) fn rule(models: &[&str], targets: &[(&str, i32)]) -> RewriteRule {
+    let matches = models.iter().map(|model| RewriteMatch {
+        model: ModelMatch { kind: None, value: (*model).to_owned() },
+        ..RewriteMatch::default()
+    });
+    let targets = targets.iter().map(|(name, weight)| RewriteTarget {
+        model_rewrite: (*name).to_owned(),
+        weight: (*weight != 0).then_some(*weight),
+        ..RewriteTarget::default()
+    });
+    RewriteRule { matches: matches.collect(), targets: targets.collect(), ..RewriteRule::default() }
+}
+
+pub(crate) fn in_force(rewrites: &[InferenceModelRewrite]) -> Arc<InForce> {
+    let in_force = InForce::new(pool(), &[RewriteGroup::Current, RewriteGroup::Legacy]);
+    in_force.reset(rewrites);
+    Arc::new(in_force)
+}
+
+pub(crate) fn rules(rewrites: &[InferenceModelRewrite]) -> Guard<Arc<Rules>> {
+    in_force(rewrites).rules()
+}
