@@ -8,7 +8,7 @@ use crate::{
     files::{self, Entry, RolloutFile},
     guide::{BASE_MODEL, MODEL, SOURCE, V1},
     http::Address,
-    judge::{Verdict, judge},
+    judge::{Killed, Outage, Record, Verdict},
     rollora::Spoken,
     rules::RulesLog,
     seen::{Condition, Seen, loaded_everywhere, served_by},
@@ -108,17 +108,18 @@ pub struct Bed<P: Place> {
     pub place: P,
     api_key: Option<String>,
     clients: Option<(Traffic, RulesLog)>,
+    outages: Vec<Outage>,
 }
 
 impl<P: Place> Bed<P> {
     /// Starts everything.
     pub async fn start(setup: &Setup) -> Result<Self> {
-        Ok(Self { place: P::start(setup).await?, api_key: setup.api_key.clone(), clients: None })
+        Ok(Self { place: P::start(setup).await?, api_key: setup.api_key.clone(), clients: None, outages: Vec::new() })
     }
 
     /// A bed at a place that is prepared already.
     pub fn at(place: P) -> Self {
-        Self { place, api_key: None, clients: None }
+        Self { place, api_key: None, clients: None, outages: Vec::new() }
     }
 
     /// Waits until a condition holds.
@@ -128,9 +129,20 @@ impl<P: Place> Bed<P> {
 
     /// Waits until a condition holds, this long at most; what there is to see is in the error otherwise.
     pub async fn sees_within(&self, limit: Duration, condition: Condition) -> Result<Seen> {
+        self.sees_telling(limit, condition, |_| {}).await
+    }
+
+    /// The same, telling at every look what there is to see.
+    pub async fn sees_telling(
+        &self,
+        limit: Duration,
+        condition: Condition,
+        mut tell: impl FnMut(&Seen),
+    ) -> Result<Seen> {
         let start = clock::now();
         loop {
             let seen = self.place.look().await;
+            tell(&seen);
             if condition.holds(&seen) {
                 return Ok(seen);
             }
@@ -167,6 +179,11 @@ impl<P: Place> Bed<P> {
         self.edit(|text| files::list(text, &Entry::new(id, source)))
     }
 
+    /// A person moves a line of the adapters file to `ensureNotExist`.
+    pub fn unlist(&self, id: &str) -> Result<()> {
+        self.edit(|text| files::unlist(text, id))
+    }
+
     /// A person takes a line out of the adapters file.
     pub fn remove(&self, id: &str) -> Result<()> {
         self.edit(|text| files::remove(text, id))
@@ -184,26 +201,31 @@ impl<P: Place> Bed<P> {
         self.clients = Some((Traffic::start(&self.place.gateway(), &crowd), rules));
     }
 
-    /// The clients end, and what they saw is judged.
-    pub async fn clients_stop(&mut self) -> Result<Verdict> {
+    /// The clients end, and this is what they saw.
+    pub async fn clients_stop(&mut self) -> Result<Record> {
         let (traffic, rules) = self.clients.take().context("no clients were started")?;
         let exchanges = traffic.stop().await;
-        Ok(judge(&exchanges, &rules.so_far()))
+        Ok(Record { exchanges, routers: rules.so_far(), outages: self.outages.clone() })
+    }
+
+    /// The clients end, and none of them saw anything wrong.
+    pub async fn clients_saw_nothing_wrong(&mut self) -> Result<Record> {
+        let record = self.clients_stop().await?;
+        let verdict = record.verdict();
+        if !verdict.is_good() {
+            bail!("{verdict}\n{}", self.evidence(&self.place.look().await));
+        }
+        Ok(record)
     }
 
     /// What the clients saw so far.
     pub fn clients_so_far(&self) -> Option<Verdict> {
-        self.clients.as_ref().map(|(traffic, rules)| judge(&traffic.so_far(), &rules.so_far()))
-    }
-
-    /// The clients end, and none of them saw anything wrong.
-    pub async fn clients_saw_nothing_wrong(&mut self) -> Result<Verdict> {
-        let verdict = self.clients_stop().await?;
-        let flawless = verdict.errors.is_empty() && verdict.unweighted.is_empty() && verdict.refused == 0;
-        if !flawless || verdict.answered() == 0 {
-            bail!("{verdict}\n{}", self.evidence(&self.place.look().await));
-        }
-        Ok(verdict)
+        let record = |(traffic, rules): &(Traffic, RulesLog)| Record {
+            exchanges: traffic.so_far(),
+            routers: rules.so_far(),
+            outages: self.outages.clone(),
+        };
+        self.clients.as_ref().map(|clients| record(clients).verdict())
     }
 
     /// The guide's count: 20 requests one after the other.
@@ -219,11 +241,34 @@ impl<P: Place> Bed<P> {
         Ok(spoken.out)
     }
 
-    /// Kills a server and starts it again on its port; waits until it answers, knowing no adapter.
-    pub async fn restart_server(&mut self, index: usize) -> Result<()> {
+    /// Ends a server as `kill -9` does.
+    pub fn kill_server(&mut self, index: usize) {
+        let from = clock::now();
+        self.place.servers_mut()[index].kill();
+        self.outages.push(Outage { of: Killed::Server, from, dead: clock::now(), until: None });
+    }
+
+    /// Starts a server on its port, knowing no adapter, and waits until it answers.
+    pub async fn start_server(&mut self, index: usize) -> Result<()> {
         let server = &mut self.place.servers_mut()[index];
         server.restart()?;
         server.answers().await
+    }
+
+    /// Ends the operator as `kill -9` does, and on one machine everything but the servers.
+    pub fn kill_operator(&mut self) {
+        let from = clock::now();
+        self.place.kill_operator();
+        self.outages.push(Outage { of: Killed::Gateway, from, dead: clock::now(), until: None });
+    }
+
+    /// Starts it again on what it left.
+    pub async fn start_operator(&mut self) -> Result<()> {
+        self.place.start_operator().await?;
+        if let Some(outage) = self.outages.iter_mut().rev().find(|outage| outage.of == Killed::Gateway) {
+            outage.until = Some(clock::now());
+        }
+        Ok(())
     }
 
     /// Everything that a person needs who was not there.

@@ -65,6 +65,22 @@ pub fn remove(text: &str, id: &str) -> Result<String> {
     Ok(lines.join("\n") + "\n")
 }
 
+/// The text with the entry `id` moved to `ensureNotExist`, as the guide does at its end.
+pub fn unlist(text: &str, id: &str) -> Result<String> {
+    let entry = format!("- id: {id}");
+    let line = text.lines().find(|line| line.trim() == entry);
+    let line = line.with_context(|| format!("the file has no line `{entry}`"))?;
+    let source = text.lines().skip_while(|other| *other != line).nth(1).unwrap_or_default();
+    let rest = remove(text, id)?;
+    if let Some((before, after)) = rest.split_once("ensureNotExist:\n") {
+        let (models, entries) = after.split_once('\n').unwrap_or((after, ""));
+        return Ok(format!("{before}ensureNotExist:\n{models}\n{line}\n{source}\n{entries}"));
+    }
+    let indent = " ".repeat(line.len() - line.trim_start().len());
+    let outer = indent.strip_suffix("  ").unwrap_or_default();
+    Ok(format!("{rest}{outer}ensureNotExist:\n{indent}models:\n{line}\n{source}\n"))
+}
+
 fn position(lines: &[String], from: usize, word: &str) -> Option<usize> {
     (from..lines.len()).find(|index| lines[*index].trim() == word)
 }
@@ -196,7 +212,7 @@ pub fn guide_adapters(entries: &[Entry]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guide::{SOURCE, V1, V2};
+    use crate::guide::{SOURCE, V1, V2, V3};
     use rollora_api::{
         adapters::{AdaptersFile, AdaptersText},
         rollout::Rollout,
@@ -217,6 +233,16 @@ mod tests {
         let both = list(&first, &Entry::new(V2, SOURCE)).unwrap();
         assert_eq!(ids(&read(&both)), [V1, V2]);
         assert_eq!(remove(&both, V2).unwrap(), first);
+    }
+
+    #[test]
+    fn unlisting_moves_an_entry_to_the_other_list() {
+        let text = guide_adapters(&[V1, V2, V3].map(|id| Entry::new(id, SOURCE)));
+        let one = unlist(&text, V2).unwrap();
+        let two = unlist(&one, V1).unwrap();
+        let not_ids = |text: &str| read(text).ensure_not_exist.iter().map(|it| it.id.to_string()).collect::<Vec<_>>();
+        assert_eq!((ids(&read(&one)), not_ids(&one)), (vec![V1, V3], vec![V2.to_owned()]));
+        assert_eq!((ids(&read(&two)), not_ids(&two)), (vec![V3], vec![V1.to_owned(), V2.to_owned()]));
     }
 
     #[test]

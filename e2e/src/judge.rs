@@ -2,12 +2,55 @@
 //!
 //! Two things must not happen: a request without an answer, and an answer by an adapter whose weight was 0 in every
 //! rule in force, at any router, from the request's start to its first byte.
+//!
+//! Where a scenario kills a process, nobody can save the requests that it was working on, and a gateway that is not
+//! there refuses connections. Such failures are counted apart ([`Verdict::in_flight`], [`Verdict::refused`]), and only
+//! where they fit an [`Outage`]; all others are errors.
+
+mod shares;
+#[cfg(test)]
+mod tests;
+
+pub use shares::Share;
 
 use crate::{
     rules::Spell,
     traffic::{Exchange, Failure},
 };
 use std::{collections::BTreeMap, fmt, time::Instant};
+
+/// What was recorded while clients sent.
+#[derive(Debug, Clone, Default)]
+pub struct Record {
+    /// Every request.
+    pub exchanges: Vec<Exchange>,
+    /// The rules at each router.
+    pub routers: Vec<Vec<Spell>>,
+    /// What was killed.
+    pub outages: Vec<Outage>,
+}
+
+/// A process that was killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outage {
+    /// Which.
+    pub of: Killed,
+    /// Before it was killed.
+    pub from: Instant,
+    /// When it was dead for certain.
+    pub dead: Instant,
+    /// When another one answered; not yet where absent.
+    pub until: Option<Instant>,
+}
+
+/// What can be killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Killed {
+    /// The only gateway: until it is back, connections are refused.
+    Gateway,
+    /// One of several servers: new requests go to the others.
+    Server,
+}
 
 /// What is to be said of a record.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,8 +59,10 @@ pub struct Verdict {
     pub requests: usize,
     /// Answers by version.
     pub by_model: BTreeMap<String, usize>,
-    /// Requests that found nobody listening, so that a client that tries again is served.
+    /// Requests that the only gateway refused while it was dead: a client that tries again is served.
     pub refused: usize,
+    /// Requests that a process was working on when it was killed.
+    pub in_flight: usize,
     /// Requests without an answer for any other reason, in words.
     pub errors: Vec<String>,
     /// Answers by an adapter that had no weight, in words.
@@ -26,30 +71,66 @@ pub struct Verdict {
     pub unjudged: usize,
 }
 
-/// Judges `exchanges` by the spells of each router.
-pub fn judge(exchanges: &[Exchange], routers: &[Vec<Spell>]) -> Verdict {
-    let mut verdict = Verdict { requests: exchanges.len(), ..Verdict::default() };
-    for exchange in exchanges {
-        match (exchange.model(), exchange.failure()) {
-            (Some(model), _) => {
+impl Record {
+    /// Judges it.
+    pub fn verdict(&self) -> Verdict {
+        let mut verdict = Verdict { requests: self.exchanges.len(), ..Verdict::default() };
+        for exchange in &self.exchanges {
+            if let Some(model) = exchange.model() {
                 *verdict.by_model.entry(model.to_owned()).or_default() += 1;
-                verdict.answer(exchange, model, routers);
+                verdict.answer(exchange, model, &self.routers);
             }
-            (None, Some(Failure::Refused)) => verdict.refused += 1,
-            (None, failure) => {
-                let words = failure.map(ToString::to_string).unwrap_or_default();
-                let took = exchange.end - exchange.start;
-                verdict.errors.push(format!("{:?} request, {took:.1?} after its start: {words}", exchange.kind));
+            if let Some(failure) = exchange.failure() {
+                verdict.failure(exchange, failure, &self.outages);
             }
         }
+        verdict
     }
-    verdict
+
+    /// The weights of each rule at the first router, in the order in which they came into force.
+    pub fn splits(&self) -> Vec<&[(String, i32)]> {
+        self.routers.first().into_iter().flatten().map(|spell| spell.weights.as_slice()).collect()
+    }
+
+    /// When the last request began that `model` answered.
+    pub fn last_start_of(&self, model: &str) -> Option<Instant> {
+        self.exchanges.iter().filter(|exchange| exchange.model() == Some(model)).map(|exchange| exchange.start).max()
+    }
+}
+
+impl Outage {
+    /// Whether the process can have been working on it when it was killed.
+    fn cut(&self, exchange: &Exchange) -> bool {
+        exchange.start <= self.dead && exchange.end >= self.from
+    }
+
+    /// Whether nobody can have listened.
+    fn refused(&self, exchange: &Exchange) -> bool {
+        let was_dead = exchange.end >= self.from && self.until.is_none_or(|until| exchange.start <= until);
+        self.of == Killed::Gateway && was_dead
+    }
 }
 
 impl Verdict {
     /// How many answers.
     pub fn answered(&self) -> usize {
         self.by_model.values().sum()
+    }
+
+    /// Whether nothing happened that must not happen.
+    pub fn is_good(&self) -> bool {
+        self.errors.is_empty() && self.unweighted.is_empty() && self.answered() > 0
+    }
+
+    fn failure(&mut self, exchange: &Exchange, failure: &Failure, outages: &[Outage]) {
+        if *failure == Failure::Refused && outages.iter().any(|outage| outage.refused(exchange)) {
+            self.refused += 1;
+        } else if outages.iter().any(|outage| outage.cut(exchange)) {
+            self.in_flight += 1;
+        } else {
+            let took = exchange.end - exchange.start;
+            self.errors.push(format!("{:?} request, {took:.1?} after its start: {failure}", exchange.kind));
+        }
     }
 
     fn answer(&mut self, exchange: &Exchange, model: &str, routers: &[Vec<Spell>]) {
@@ -87,8 +168,9 @@ fn saw_less(spells: &[Spell], start: Instant, end: Instant) -> bool {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} requests, {} errors", self.requests, self.errors.len())?;
-        if self.refused > 0 {
-            write!(f, ", {} refused while nobody listened", self.refused)?;
+        if self.refused > 0 || self.in_flight > 0 {
+            let (refused, in_flight) = (self.refused, self.in_flight);
+            write!(f, " ({refused} refused by a dead gateway, {in_flight} in flight at a process that was killed)")?;
         }
         write!(f, ", {} answers by an adapter without weight", self.unweighted.len())?;
         if self.unjudged > 0 {
@@ -97,95 +179,5 @@ impl fmt::Display for Verdict {
         self.by_model.iter().try_for_each(|(model, count)| write!(f, "; {model}: {count}"))?;
         let worst = self.errors.iter().chain(&self.unweighted).take(10);
         worst.into_iter().try_for_each(|words| write!(f, "\n  {words}"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        clock,
-        traffic::{Kind, Outcome},
-    };
-    use std::time::Duration;
-
-    /// Sequences 1 (v1 alone, to 100 ms), 2 (both, 90 to 200 ms), 3 (v2 alone, from 190 ms).
-    fn spells(zero: Instant) -> Vec<Spell> {
-        let at = |millis| zero + Duration::from_millis(millis);
-        let spell = |sequence, from, until: Option<u64>, ids: &[&str]| Spell {
-            from: at(from),
-            until: until.map(at),
-            sequence,
-            weights: ids.iter().map(|id| ((*id).to_owned(), 50)).collect(),
-        };
-        vec![spell(1, 0, Some(100), &["v1"]), spell(2, 90, Some(200), &["v1", "v2"]), spell(3, 190, None, &["v2"])]
-    }
-
-    fn exchange(zero: Instant, start: u64, head: u64, outcome: Outcome) -> Exchange {
-        let at = |millis| zero + Duration::from_millis(millis);
-        Exchange { kind: Kind::Json, start: at(start), head: Some(at(head)), end: at(head + 500), outcome }
-    }
-
-    fn answer(zero: Instant, start: u64, head: u64, model: &str) -> Exchange {
-        exchange(zero, start, head, Outcome::Answered { model: model.to_owned(), text: String::new() })
-    }
-
-    #[test]
-    fn an_answer_is_right_when_some_rule_between_start_and_first_byte_gave_its_adapter_weight() {
-        let zero = clock::now();
-        for (start, head, model, right) in [
-            (10, 20, "v1", true),
-            (10, 20, "v2", false),
-            (10, 95, "v2", true), // begun under 1, perhaps chosen under 2
-            (150, 160, "v1", true),
-            (150, 160, "v2", true),
-            (195, 198, "v1", true), // 2 may have been in force till 200
-            (201, 220, "v1", false),
-            (201, 220, "v2", true),
-            (201, 220, "v3", false),
-        ] {
-            let verdict = judge(&[answer(zero, start, head, model)], &[spells(zero)]);
-            assert_eq!(verdict.unweighted.is_empty(), right, "{model} from {start} to {head}: {verdict}");
-            assert_eq!(verdict.unjudged, 0);
-        }
-    }
-
-    #[test]
-    fn a_late_end_of_the_answer_is_no_excuse() {
-        let zero = clock::now();
-        // It ends at 520 ms, when v2 has weight; its first byte came when it had none.
-        assert_eq!(judge(&[answer(zero, 10, 20, "v2")], &[spells(zero)]).unweighted.len(), 1);
-    }
-
-    #[test]
-    fn one_router_that_still_has_the_old_rule_is_enough() {
-        let zero = clock::now();
-        let slow = vec![Spell { until: None, ..spells(zero)[0].clone() }];
-        let late = answer(zero, 300, 310, "v1");
-        assert_eq!(judge(std::slice::from_ref(&late), &[spells(zero)]).unweighted.len(), 1);
-        assert_eq!(judge(&[late], &[spells(zero), slow]).unweighted.len(), 0);
-    }
-
-    #[test]
-    fn what_happened_beside_a_rule_that_nobody_saw_is_not_judged() {
-        let zero = clock::now();
-        let mut gap = spells(zero);
-        gap.remove(1);
-        // From 1 to 3: the rule in between was in force somewhere between the last look at 1 and the first at 3.
-        gap[0].until = Some(zero + Duration::from_millis(200));
-        let beside = judge(&[answer(zero, 192, 195, "v9")], &[gap.clone()]);
-        assert_eq!((beside.unjudged, beside.unweighted.len()), (1, 0));
-        let away = judge(&[answer(zero, 300, 310, "v9")], &[gap]);
-        assert_eq!((away.unjudged, away.unweighted.len()), (0, 1));
-    }
-
-    #[test]
-    fn failures_are_counted_by_whether_somebody_listened() {
-        let zero = clock::now();
-        let failures = [Failure::Refused, Failure::Silence, Failure::Cut("here".to_owned())];
-        let exchanges = failures.map(|failure| exchange(zero, 10, 20, Outcome::Failed(failure)));
-        let verdict = judge(&exchanges, &[spells(zero)]);
-        assert_eq!((verdict.requests, verdict.refused, verdict.errors.len(), verdict.answered()), (3, 1, 2, 0));
-        assert!(verdict.to_string().contains("cut: here"), "{verdict}");
     }
 }

@@ -1,0 +1,65 @@
+//! Whether the versions answered as often as their weights say.
+
+use super::Record;
+use crate::rules::Spell;
+use std::{collections::BTreeMap, fmt};
+
+/// What the versions answered while one rule was in force for certain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// The rule's weights.
+    pub weights: Vec<(String, i32)>,
+    /// Answers by version.
+    pub by_model: BTreeMap<String, usize>,
+}
+
+impl Record {
+    /// The shares under each rule of the first router, without the requests that another rule may have decided.
+    pub fn shares(&self) -> Vec<Share> {
+        let spells = self.routers.first().map(Vec::as_slice).unwrap_or_default();
+        (0..spells.len()).map(|index| self.share(spells, index)).collect()
+    }
+
+    fn share(&self, spells: &[Spell], index: usize) -> Share {
+        let after = index.checked_sub(1).and_then(|before| spells[before].until);
+        let before = spells.get(index + 1).map(|next| next.from);
+        let alone = self.exchanges.iter().filter(|exchange| {
+            let (start, end) = (exchange.start, exchange.head.unwrap_or(exchange.end));
+            after.is_none_or(|after| start > after) && before.is_none_or(|before| end < before)
+        });
+        let mut by_model = BTreeMap::new();
+        for model in alone.filter_map(|exchange| exchange.model()) {
+            *by_model.entry(model.to_owned()).or_default() += 1;
+        }
+        Share { weights: spells[index].weights.clone(), by_model }
+    }
+}
+
+impl Share {
+    /// How many answers.
+    pub fn total(&self) -> usize {
+        self.by_model.values().sum()
+    }
+
+    /// Whether every version's count is within six standard deviations of its weight's: a right router fails this once
+    /// in some hundred million times.
+    #[expect(clippy::cast_precision_loss, reason = "counts of requests are far below 2^52")]
+    pub fn fits(&self) -> bool {
+        let total_weight: i32 = self.weights.iter().map(|(_, weight)| weight).sum();
+        let requests = self.total() as f64;
+        let fits = |(id, weight): &(String, i32)| {
+            let probability = f64::from(*weight) / f64::from(total_weight);
+            let deviation = (requests * probability * (1.0 - probability)).sqrt();
+            let count = self.by_model.get(id).copied().unwrap_or_default() as f64;
+            // Half a request for the rounding of small numbers.
+            (count - requests * probability).abs() <= 6.0 * deviation + 0.5
+        };
+        self.weights.iter().all(fits)
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} of {} requests at {:?}", self.by_model, self.total(), self.weights)
+    }
+}

@@ -1,0 +1,143 @@
+use super::*;
+use crate::{
+    clock,
+    traffic::{Kind, Outcome},
+};
+use std::time::Duration;
+
+fn verdict(exchanges: &[Exchange], routers: &[Vec<Spell>]) -> Verdict {
+    Record { exchanges: exchanges.to_vec(), routers: routers.to_vec(), outages: vec![] }.verdict()
+}
+
+/// Sequences 1 (v1 alone, to 100 ms), 2 (both, 90 to 200 ms), 3 (v2 alone, from 190 ms).
+fn spells(zero: Instant) -> Vec<Spell> {
+    let at = |millis| zero + Duration::from_millis(millis);
+    let spell = |sequence, from, until: Option<u64>, ids: &[&str]| Spell {
+        from: at(from),
+        until: until.map(at),
+        sequence,
+        weights: ids.iter().map(|id| ((*id).to_owned(), 50)).collect(),
+    };
+    vec![spell(1, 0, Some(100), &["v1"]), spell(2, 90, Some(200), &["v1", "v2"]), spell(3, 190, None, &["v2"])]
+}
+
+fn exchange(zero: Instant, start: u64, head: u64, outcome: Outcome) -> Exchange {
+    let at = |millis| zero + Duration::from_millis(millis);
+    Exchange { kind: Kind::Json, start: at(start), head: Some(at(head)), end: at(head + 500), outcome }
+}
+
+fn answer(zero: Instant, start: u64, head: u64, model: &str) -> Exchange {
+    exchange(zero, start, head, Outcome::Answered { model: model.to_owned(), text: String::new() })
+}
+
+#[test]
+fn an_answer_is_right_when_some_rule_between_start_and_first_byte_gave_its_adapter_weight() {
+    let zero = clock::now();
+    for (start, head, model, right) in [
+        (10, 20, "v1", true),
+        (10, 20, "v2", false),
+        (10, 95, "v2", true), // begun under 1, perhaps chosen under 2
+        (150, 160, "v1", true),
+        (150, 160, "v2", true),
+        (195, 198, "v1", true), // 2 may have been in force till 200
+        (201, 220, "v1", false),
+        (201, 220, "v2", true),
+        (201, 220, "v3", false),
+    ] {
+        let verdict = verdict(&[answer(zero, start, head, model)], &[spells(zero)]);
+        assert_eq!(verdict.unweighted.is_empty(), right, "{model} from {start} to {head}: {verdict}");
+        assert_eq!(verdict.unjudged, 0);
+    }
+}
+
+#[test]
+fn a_late_end_of_the_answer_is_no_excuse() {
+    let zero = clock::now();
+    // It ends at 520 ms, when v2 has weight; its first byte came when it had none.
+    assert_eq!(verdict(&[answer(zero, 10, 20, "v2")], &[spells(zero)]).unweighted.len(), 1);
+}
+
+#[test]
+fn one_router_that_still_has_the_old_rule_is_enough() {
+    let zero = clock::now();
+    let slow = vec![Spell { until: None, ..spells(zero)[0].clone() }];
+    let late = answer(zero, 300, 310, "v1");
+    assert_eq!(verdict(std::slice::from_ref(&late), &[spells(zero)]).unweighted.len(), 1);
+    assert_eq!(verdict(&[late], &[spells(zero), slow]).unweighted.len(), 0);
+}
+
+#[test]
+fn what_happened_beside_a_rule_that_nobody_saw_is_not_judged() {
+    let zero = clock::now();
+    let mut gap = spells(zero);
+    gap.remove(1);
+    // From 1 to 3: the rule in between was in force somewhere between the last look at 1 and the first at 3.
+    gap[0].until = Some(zero + Duration::from_millis(200));
+    let beside = verdict(&[answer(zero, 192, 195, "v9")], &[gap.clone()]);
+    assert_eq!((beside.unjudged, beside.unweighted.len()), (1, 0));
+    let away = verdict(&[answer(zero, 300, 310, "v9")], &[gap]);
+    assert_eq!((away.unjudged, away.unweighted.len()), (0, 1));
+}
+
+#[test]
+fn failures_are_errors_unless_an_outage_explains_them() {
+    use {
+        Failure::{Refused, Silence},
+        Killed::{Gateway, Server},
+    };
+    let zero = clock::now();
+    let at = |millis| zero + Duration::from_millis(millis);
+    let cut = || Failure::Cut("here".to_owned());
+    let outage = |of| Outage { of, from: at(100), dead: at(102), until: Some(at(200)) };
+    for (killed, start, end, failure, expected) in [
+        (None, 50, 60, Refused, "error"),
+        (None, 50, 60, cut(), "error"),
+        (Some(Gateway), 50, 99, cut(), "error"),
+        (Some(Gateway), 50, 101, cut(), "in flight"),
+        (Some(Gateway), 101, 105, cut(), "in flight"),
+        (Some(Gateway), 103, 105, cut(), "error"),
+        (Some(Gateway), 103, 105, Refused, "refused"),
+        (Some(Gateway), 201, 202, Refused, "error"),
+        (Some(Server), 103, 105, Refused, "error"),
+        (Some(Server), 50, 105, Silence, "in flight"),
+        (Some(Server), 150, 160, Silence, "error"),
+    ] {
+        let outcome = Outcome::Failed(failure.clone());
+        let exchange = Exchange { kind: Kind::Json, start: at(start), head: None, end: at(end), outcome };
+        let outages = killed.map(outage).into_iter().collect();
+        let verdict = Record { exchanges: vec![exchange], routers: vec![spells(zero)], outages }.verdict();
+        let counted = (verdict.refused, verdict.in_flight, verdict.errors.len());
+        let expected_count = match expected {
+            "refused" => (1, 0, 0),
+            "in flight" => (0, 1, 0),
+            _ => (0, 0, 1),
+        };
+        assert_eq!(counted, expected_count, "{failure} from {start} to {end} with {killed:?}");
+    }
+}
+
+#[test]
+fn shares_are_those_of_requests_that_one_rule_alone_decided() {
+    let zero = clock::now();
+    let mut exchanges = vec![answer(zero, 95, 99, "v1"), answer(zero, 185, 195, "v2")];
+    exchanges.extend((0..40).map(|index| answer(zero, 110, 120, if index % 2 == 0 { "v1" } else { "v2" })));
+    let record = Record { exchanges, routers: vec![spells(zero)], outages: vec![] };
+    let share = &record.shares()[1];
+    assert_eq!((share.total(), share.by_model["v1"], share.by_model["v2"]), (40, 20, 20));
+    assert!(share.fits());
+}
+
+#[test]
+fn a_share_far_from_its_weight_does_not_fit() {
+    let share = |v1, v2| Share {
+        weights: vec![("v1".to_owned(), 90), ("v2".to_owned(), 10)],
+        by_model: [("v1".to_owned(), v1), ("v2".to_owned(), v2)].into(),
+    };
+    for (v1, v2, fits) in [(900, 100, true), (870, 130, true), (500, 500, false), (1000, 0, false), (18, 2, true)] {
+        assert_eq!(share(v1, v2).fits(), fits, "{v1} and {v2}");
+    }
+    let all = Share { weights: vec![("v2".to_owned(), 100)], by_model: [("v2".to_owned(), 7)].into() };
+    assert!(all.fits());
+    let one_too_many = Share { by_model: [("v1".to_owned(), 1), ("v2".to_owned(), 7)].into(), ..all };
+    assert!(!one_too_many.fits());
+}
