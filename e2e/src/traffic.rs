@@ -48,13 +48,17 @@ impl fmt::Display for Count {
 pub async fn count(gateway: &Address, ask: &Ask, requests: usize) -> Result<Count> {
     let mut count = Count::default();
     for number in 1..=requests {
-        let exchange = Client::new(gateway.clone(), ask.clone()).exchange().await;
-        match exchange.outcome {
+        match ask_once(gateway, ask).await.outcome {
             Outcome::Answered { model, .. } => *count.by_model.entry(model).or_default() += 1,
             Outcome::Failed(failure) => bail!("request {number} of {requests}: {failure}"),
         }
     }
     Ok(count)
+}
+
+/// Sends one request over a connection of its own.
+pub async fn ask_once(gateway: &Address, ask: &Ask) -> Exchange {
+    Client::new(gateway.clone(), ask.clone()).exchange().await
 }
 
 /// Which clients there are.

@@ -1,0 +1,150 @@
+//! The guide, told while it happens. Every sentence with a mark before it was seen to be true.
+
+use super::{
+    screen::{Look, Screen},
+    stage::Stage,
+};
+use crate::{
+    bed::{Bed, Place as _},
+    files::{self, difference},
+    guide::{MODEL, V1, V2},
+    judge::Record,
+    machine::Machine,
+    seen::{Condition, Seen, cleaned_up, loaded_everywhere, served_by, split, succeeded},
+    traffic::{Ask, Count, Exchange, Kind, Outcome, ask_once},
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use std::time::Duration;
+
+/// Longer than any step of the guide takes.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+pub(super) struct Story<'a> {
+    bed: &'a mut Bed<Machine>,
+    screen: &'a mut Screen,
+    stage: &'a Stage,
+}
+
+impl<'a> Story<'a> {
+    pub(super) fn new(bed: &'a mut Bed<Machine>, screen: &'a mut Screen, stage: &'a Stage) -> Self {
+        Self { bed, screen, stage }
+    }
+
+    /// From the first line of the guide to its last.
+    pub(super) async fn tell(mut self) -> Result<()> {
+        self.baseline().await?;
+        let first_text = self.text().await?;
+        self.bed.clients_start(&self.stage.crowd);
+        self.rollout().await?;
+        let second_text = self.text().await?;
+        self.cleanup().await?;
+        if self.stage.real {
+            ensure!(first_text != second_text, "the text of the answers did not change: {first_text:?}");
+            self.screen.seen(&format!("the same question: {first_text:?} before, {second_text:?} now"));
+        }
+        self.the_client().await
+    }
+
+    async fn baseline(&mut self) -> Result<()> {
+        self.screen.part("Step 1: baseline", &format!("adapters.yaml lists {V1}"));
+        self.sees(loaded_everywhere(V1).and(served_by(MODEL, V1))).await?;
+        self.screen.seen(&format!("every server has it, and {MODEL} is served by it"));
+        let count = self.count().await?;
+        ensure!(count.of(V1) == count.total(), "not every request of the baseline was answered by {V1}: {count}");
+        Ok(())
+    }
+
+    async fn rollout(&mut self) -> Result<()> {
+        self.screen
+            .part("Step 2: gradual rollout", "somebody adds two lines to adapters.yaml; the rest happens by itself");
+        let before = self.bed.place.adapters_file()?;
+        let after = files::list(&before, &self.stage.v2)?;
+        self.bed.place.write_adapters(&after)?;
+        self.screen.changes(&difference(&before, &after));
+        self.sees(loaded_everywhere(V2)).await?;
+        self.screen.seen("tried on one server, then loaded on every server");
+        for (old, new) in [(90, 10), (50, 50)] {
+            self.sees(split(MODEL, &[(V1, old), (V2, new)])).await?;
+            self.screen.seen(&format!("{old} / {new}"));
+            let count = self.count().await?;
+            ensure!(count.of(V1) + count.of(V2) == count.total(), "somebody else answered: {count}");
+        }
+        self.sees(served_by(MODEL, V2)).await?;
+        self.screen.seen("0 / 100");
+        let count = self.count().await?;
+        ensure!(count.of(V2) == count.total(), "not every request was answered by {V2}: {count}");
+        Ok(())
+    }
+
+    async fn cleanup(&mut self) -> Result<()> {
+        self.screen.part("Step 3: cleanup", &format!("Rollora edits adapters.yaml when nobody uses {V1} any more"));
+        let before = self.bed.place.adapters_file()?;
+        self.sees(cleaned_up(V1).and(succeeded(V2))).await?;
+        let after = self.bed.place.adapters_file()?;
+        self.screen.changes(&difference(&before, &after));
+        self.screen.seen(&format!("{V1} is gone from /v1/models of every server"));
+        Ok(())
+    }
+
+    async fn the_client(&mut self) -> Result<()> {
+        let record = self.bed.clients_stop().await?;
+        let verdict = record.verdict();
+        ensure!(verdict.is_good(), "a client that sent requests all the time saw: {verdict}");
+        check_shares(&record)?;
+        let (of_v1, of_v2) = (answers(&verdict.by_model, V1), answers(&verdict.by_model, V2));
+        ensure!(of_v1 > 0 && of_v2 > 0, "not both versions answered the client: {verdict}");
+        self.screen.seen(&format!(
+            "a client that sent requests all the time: {} requests, {} errors, {of_v1} by v1, {of_v2} by v2",
+            verdict.requests,
+            verdict.errors.len(),
+        ));
+        Ok(())
+    }
+
+    async fn count(&mut self) -> Result<Count> {
+        self.screen.waiting("20 requests for the name that clients know");
+        let count = self.bed.count().await?;
+        self.screen.count(&count, &[V1, V2]);
+        Ok(count)
+    }
+
+    async fn text(&mut self) -> Result<String> {
+        let exchange: Exchange = ask_once(&self.bed.place.gateway(), &Ask::new(MODEL, Kind::Json, 8)).await;
+        match exchange.outcome {
+            Outcome::Answered { text, .. } => Ok(text),
+            Outcome::Failed(failure) => bail!("one request for {MODEL} was not answered: {failure}"),
+        }
+    }
+
+    async fn sees(&mut self, condition: Condition) -> Result<Seen> {
+        let screen = &mut *self.screen;
+        let tell = |seen: &Seen| screen.waiting(&waits_for(seen));
+        let not_seen = format!("this was not seen to be true: {condition}");
+        self.bed.sees_telling(PATIENCE, condition, tell).await.context(not_seen)
+    }
+}
+
+/// The end of the demo.
+pub(super) fn end(screen: &mut Screen) {
+    let all = screen.paint(Look::Bold, "All of it was seen to be true");
+    let seconds = screen.elapsed().as_secs_f64();
+    screen.line(&format!("\n{all}, in {seconds:.1} s."));
+}
+
+fn answers(by_model: &std::collections::BTreeMap<String, usize>, id: &str) -> usize {
+    by_model.get(id).copied().unwrap_or_default()
+}
+
+fn check_shares(record: &Record) -> Result<()> {
+    match record.shares().iter().find(|share| !share.fits()) {
+        Some(share) => bail!("the versions did not answer as often as their weights say: {share}"),
+        None => Ok(()),
+    }
+}
+
+fn waits_for(seen: &Seen) -> String {
+    match &seen.status {
+        Ok(status) if !status.message.is_empty() => status.message.clone(),
+        _ => "rollora local starts".to_owned(),
+    }
+}
