@@ -30,17 +30,17 @@ spec:
   cleanup: { delay: 2s, quietFor: 1s }
 "#;
 
-const V1: &str = "small-v1";
-const V2: &str = "small-v2";
+pub(crate) const V1: &str = "small-v1";
+pub(crate) const V2: &str = "small-v2";
 
-fn installed() -> Run {
+pub(crate) fn installed() -> Run {
     let mut run = Run::new(World::new(ROLLOUT, 3, &[V1]));
     run.until_phase(Phase::Succeeded);
     assert_eq!(run.world().weights(), [(V1.to_owned(), 100)]);
     run
 }
 
-fn at_half() -> Run {
+pub(crate) fn at_half() -> Run {
     let mut run = installed();
     run.world().list(&[V1, V2], &[]);
     run.until_weights(&[(V1, 50), (V2, 50)]);

@@ -2,7 +2,9 @@
 //! hang, end unknown, or be the last one before a crash. Time is virtual, every run is decided by its inputs.
 
 mod driver;
+mod faults;
 mod guide;
+mod people;
 mod ports;
 mod server;
 mod world;

@@ -38,9 +38,9 @@ pub(crate) struct SimRouter {
     pub(crate) lag: SignedDuration,
     pub(crate) reachable: bool,
     pub(crate) rules: Vec<InferenceModelRewrite>,
-    coming: Vec<(Timestamp, Vec<InferenceModelRewrite>)>,
-    last_used: BTreeMap<String, Timestamp>,
-    turn: usize,
+    pub(crate) coming: Vec<(Timestamp, Vec<InferenceModelRewrite>)>,
+    pub(crate) last_used: BTreeMap<String, Timestamp>,
+    pub(crate) turn: usize,
 }
 
 impl SimRouter {
@@ -114,6 +114,7 @@ pub(crate) struct World {
     started: Timestamp,
     /// Weights that the plan knows, for the invariant on what is served.
     pub(crate) planned: Vec<i32>,
+    lossy: Vec<AdapterId>,
     /// When a request for each adapter was last sent, by anybody.
     uses: BTreeMap<AdapterId, Timestamp>,
 }
@@ -168,6 +169,7 @@ impl World {
             intents: 0,
             started: now,
             planned,
+            lossy: Vec::new(),
             uses: BTreeMap::new(),
         };
         // The operator's key is there before the sidecars start, as it is on a cluster that runs already.
@@ -265,6 +267,39 @@ impl World {
         self.changed = true;
     }
 
+    /// Somebody else edits the rewrite.
+    pub(crate) fn edit_rewrite(&mut self, edit: impl FnOnce(&mut InferenceModelRewrite)) {
+        self.note("somebody edits the rewrite");
+        let number = self.next_version();
+        edit(&mut self.rewrites[0].0);
+        self.rewrites[0].1 = number;
+        let broken = self.broken.len();
+        self.rewrites_changed();
+        // What others write is not the operator's fault.
+        self.broken.truncate(broken);
+    }
+
+    /// The status is gone, as after a restore without it.
+    pub(crate) fn lose_status(&mut self) {
+        self.note("the status is lost");
+        self.rollout.status = None;
+        self.rollout_version = self.next_version();
+        self.changed = true;
+    }
+
+    /// Every server has this adapter, whoever loaded it.
+    pub(crate) fn serve_directly(&mut self, id: &AdapterId) {
+        for server in &mut self.servers {
+            server.loaded.insert(id.clone(), None);
+        }
+        self.changed = true;
+    }
+
+    /// From here on servers may lack this adapter by somebody else's fault.
+    pub(crate) fn allow_loss(&mut self, id: &AdapterId) {
+        self.lossy.push(id.clone());
+    }
+
     /// The targets and weights in the rewrite.
     pub(crate) fn weights(&self) -> Vec<(String, i32)> {
         let rules = self.rewrites.iter().flat_map(|(rewrite, _)| &rewrite.spec.rules);
@@ -345,7 +380,7 @@ impl World {
         for router in &self.routers {
             for target in router.targets() {
                 for server in self.servers.iter().filter(|server| server.ready) {
-                    if !server.loaded.contains_key(&target) {
+                    if !server.loaded.contains_key(&target) && !self.lossy.contains(&target) {
                         let name = &server.name;
                         let what = format!("at {} {} sends to {target}, which {name} lacks", self.now, router.name);
                         self.broken.push(what);

@@ -1,0 +1,231 @@
+//! What breaks in the middle of a rollout: adapters, servers, routers, and the calls of the ports.
+
+use crate::{
+    driver::Run,
+    guide::{ROLLOUT, V1, V2, at_half, installed},
+    server::Temper,
+    world::{SimRouter, World, id},
+};
+use jiff::SignedDuration;
+use rollora_api::rollout::{
+    Verb,
+    spec::OnFailure,
+    status::{Phase, RetirementState},
+};
+
+fn deaths(run: &Run) -> usize {
+    run.world().servers.iter().map(|server| server.deaths.len()).sum()
+}
+
+#[test]
+fn a_deadly_adapter_hurts_one_server_and_is_rejected_with_one_clear_line() {
+    let mut run = installed();
+    run.world().bad.insert(id(V2), Temper::Deadly);
+    run.world().list(&[V1, V2], &[]);
+    run.until_phase(Phase::RolledBack);
+    run.run_for(SignedDuration::from_secs(30));
+    run.check();
+    assert_eq!(deaths(&run), 1, "{}", run.story());
+    assert_eq!(run.world().seen_weights, [[(V1.to_owned(), 100)]], "no client was sent to it");
+    assert_eq!(
+        run.world().status().message,
+        "small-v2 was rejected: the server server-0 died while loading it; list another id, or run: rollora retry small"
+    );
+}
+
+#[test]
+fn a_rejected_adapter_is_tried_again_on_retry_and_another_id_needs_none() {
+    let mut run = installed();
+    run.world().bad.insert(id(V2), Temper::Broken);
+    run.world().list(&[V1, V2], &[]);
+    run.until_phase(Phase::RolledBack);
+    let message = run.world().status().message;
+    assert!(message.contains("the server server-0 could not load it: rank 32 is above 16"), "{message}");
+    run.world().bad.clear();
+    run.world().intend(Verb::Retry);
+    run.until_weights(&[(V1, 50), (V2, 50)]);
+    run.world().intend(Verb::Abort);
+    run.until_phase(Phase::RolledBack);
+    run.until("v2 is gone", |world| world.holders(&id(V2)) == 0);
+    run.run_for(SignedDuration::from_secs(10));
+    assert_eq!(run.world().holders(&id(V2)), 0, "it is listed and stays rejected");
+    run.world().list(&[V1, V2, "small-v3"], &[]);
+    run.until_weights(&[(V1, 50), ("small-v3", 50)]);
+}
+
+#[test]
+fn a_bad_first_install_is_rejected_and_another_id_is_installed() {
+    let mut world = World::new(ROLLOUT, 3, &[V1]);
+    world.bad.insert(id(V1), Temper::Deadly);
+    let mut run = Run::new(world);
+    run.until_phase(Phase::Held);
+    assert!(run.world().status().message.contains("was rejected"), "{}", run.story());
+    assert_eq!(deaths(&run), 1);
+    run.world().list(&[V1, V2], &[]);
+    run.until_weights(&[(V2, 100)]);
+    run.until_phase(Phase::Succeeded);
+}
+
+#[test]
+fn a_server_that_dies_and_comes_back_at_each_step_changes_nothing() {
+    for server in 0..3 {
+        let mut run = installed();
+        run.world().list(&[V1, V2], &[]);
+        for weights in [[(V1, 90), (V2, 10)], [(V1, 50), (V2, 50)]] {
+            run.until_weights(&weights);
+            let now = run.world().now;
+            run.world().servers[server].die(now, SignedDuration::from_secs(2));
+            run.run_for(SignedDuration::from_secs(1));
+            run.check();
+        }
+        run.until_phase(Phase::Paused);
+        run.world().intend(Verb::Promote);
+        run.until_phase(Phase::Succeeded);
+        let now = run.world().now;
+        run.world().servers[server].die(now, SignedDuration::from_secs(2));
+        run.until("v1 is gone", |world| {
+            world.status().retired.iter().all(|entry| entry.state == RetirementState::Gone)
+        });
+        assert_eq!(run.world().seen_weights.len(), 4, "{}", run.story());
+    }
+}
+
+#[test]
+fn the_weight_is_taken_back_while_a_ready_server_lacks_the_adapter_also_in_a_pause() {
+    let mut run = at_half();
+    run.world().allow_loss(&id(V2));
+    run.world().servers[1].load_time = SignedDuration::from_secs(30);
+    run.world().servers[1].loaded.remove(&id(V2));
+    run.run_for(SignedDuration::from_secs(8));
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 50), (V2.to_owned(), 50)], "not for a moment's loss");
+    run.until_phase(Phase::Held);
+    run.until_weights(&[(V1, 100)]);
+    assert!(run.world().status().message.contains("server-1: is loading it"), "{}", run.world().status().message);
+    run.until_weights(&[(V1, 50), (V2, 50)]);
+    run.until_phase(Phase::Paused);
+}
+
+#[test]
+fn a_step_that_takes_too_long_rolls_back_or_holds() {
+    for (policy, phase) in [(OnFailure::Rollback, Phase::RolledBack), (OnFailure::Hold, Phase::Held)] {
+        let mut run = installed();
+        run.world().edit_spec(|rollout| rollout.spec.strategy.on_failure = policy);
+        run.world().servers[2].load_time = SignedDuration::from_secs(90);
+        let began = run.world().now;
+        run.world().list(&[V1, V2], &[]);
+        run.until_phase(phase);
+        let took = run.world().now.duration_since(began);
+        assert!((60..=64).contains(&took.as_secs()), "{took:?}\n{}", run.story());
+        assert!(run.world().status().message.contains("took longer than 1m"), "{}", run.world().status().message);
+        assert_eq!(run.world().weights(), [(V1.to_owned(), 100)]);
+        if policy == OnFailure::Hold {
+            run.until_weights(&[(V1, 90), (V2, 10)]);
+        }
+    }
+}
+
+#[test]
+fn a_deadline_counts_only_what_could_be_observed() {
+    let mut run = installed();
+    run.world().servers[2].load_time = SignedDuration::from_secs(100);
+    run.world().list(&[V1, V2], &[]);
+    run.run_for(SignedDuration::from_secs(30));
+    run.world().edit_spec(|rollout| rollout.spec.paused = true);
+    run.run_for(SignedDuration::from_secs(60));
+    run.world().edit_spec(|rollout| rollout.spec.paused = false);
+    run.until_weights(&[(V1, 90), (V2, 10)]);
+}
+
+#[test]
+fn counts_are_written_at_most_every_five_seconds() {
+    let mut run = installed();
+    run.world().servers[2].load_time = SignedDuration::from_secs(50);
+    run.world().list(&[V1, V2], &[]);
+    run.run_for(SignedDuration::from_secs(5));
+    let before = run.world().status_writes;
+    for tick in 0..400 {
+        run.world().servers[1].ready = tick % 2 == 0;
+        run.tick();
+    }
+    let writes = run.world().status_writes - before;
+    assert!((6..=9).contains(&writes), "{writes} in 40 s\n{}", run.story());
+}
+
+#[test]
+fn an_idle_rollout_writes_nothing() {
+    let mut run = installed();
+    run.run_for(SignedDuration::from_secs(2));
+    let writes = run.world().status_writes;
+    for _ in 0..100 {
+        run.world().changed = true;
+        run.tick();
+    }
+    assert_eq!(run.world().status_writes, writes);
+}
+
+#[test]
+fn a_router_that_cannot_be_asked_blocks_cleanup_but_no_abort() {
+    let mut run = at_half();
+    run.world().routers.push(SimRouter { reachable: false, ..SimRouter::new("router-1") });
+    run.world().intend(Verb::PromoteFull);
+    run.until_weights(&[(V2, 100)]);
+    run.run_for(SignedDuration::from_secs(20));
+    assert_eq!(run.world().phase(), Phase::Progressing);
+    assert!(run.world().status().message.contains("router-1 cannot be asked"), "{}", run.world().status().message);
+    assert_eq!(run.world().holders(&id(V1)), 3);
+    run.world().intend(Verb::Abort);
+    run.until_weights(&[(V1, 100)]);
+    run.world().routers.pop();
+    run.until_phase(Phase::RolledBack);
+}
+
+#[test]
+fn no_router_at_all_proves_nothing() {
+    let mut run = at_half();
+    let routers = std::mem::take(&mut run.world().routers);
+    run.world().intend(Verb::PromoteFull);
+    run.until_weights(&[(V2, 100)]);
+    run.run_for(SignedDuration::from_secs(20));
+    assert!(run.world().status().message.contains("there is no router"), "{}", run.world().status().message);
+    run.world().routers = routers;
+    run.world().rewrites_changed();
+    run.until_phase(Phase::Succeeded);
+}
+
+#[test]
+fn a_lagging_router_keeps_the_old_adapter_loaded() {
+    let mut run = at_half();
+    let lagging = SimRouter { lag: SignedDuration::from_secs(15), ..run.world().routers[0].clone() };
+    run.world().routers.push(SimRouter { name: "router-1".to_owned(), ..lagging });
+    run.world().intend(Verb::Abort);
+    run.run_for(SignedDuration::from_secs(10));
+    assert_eq!(run.world().phase(), Phase::RollingBack);
+    assert_eq!(run.world().holders(&id(V2)), 3);
+    run.until_phase(Phase::RolledBack);
+    run.until("v2 is gone", |world| world.holders(&id(V2)) == 0);
+}
+
+#[test]
+fn an_abort_reaches_the_rewrite_while_servers_and_routers_hang() {
+    let mut run = at_half();
+    run.world().fleet_hangs = true;
+    run.world().intend(Verb::Abort);
+    run.reconcile();
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "{}", run.story());
+    run.world().fleet_hangs = false;
+    run.until_phase(Phase::RolledBack);
+}
+
+#[test]
+fn a_pool_without_ready_servers_waits_and_says_so() {
+    let mut run = installed();
+    let now = run.world().now;
+    for server in 0..3 {
+        run.world().servers[server].die(now, SignedDuration::from_secs(100));
+    }
+    run.world().list(&[V1, V2], &[]);
+    run.run_for(SignedDuration::from_secs(90));
+    assert_eq!(run.world().phase(), Phase::Pending);
+    assert!(run.world().status().message.contains("no server is Ready"), "{}", run.world().status().message);
+    run.until_weights(&[(V1, 50), (V2, 50)]);
+}

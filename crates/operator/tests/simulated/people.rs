@@ -1,0 +1,319 @@
+//! What people do in the middle of a rollout: other versions, unlisting, pauses, edits of what the operator writes.
+
+use crate::{
+    driver::Run,
+    guide::{V1, V2, at_half, installed},
+    world::id,
+};
+use jiff::SignedDuration;
+use rollora_api::{
+    names::STABLE_ANNOTATION,
+    rollout::{
+        Verb,
+        spec::{AdapterChoice, CleanupPolicy},
+        status::{Phase, RetirementState},
+    },
+};
+
+const V3: &str = "small-v3";
+
+fn state_of(run: &Run, name: &str) -> Option<RetirementState> {
+    run.world().status().retired.iter().find(|entry| entry.id == id(name)).map(|entry| entry.state)
+}
+
+fn listed(run: &Run) -> (Vec<String>, Vec<String>) {
+    let file = run.world().file();
+    let ids = |entries: &[rollora_api::adapters::AdapterEntry]| {
+        entries.iter().map(|entry| entry.id.as_str().to_owned()).collect::<Vec<_>>()
+    };
+    (ids(&file.ensure_exist), ids(&file.ensure_not_exist))
+}
+
+#[test]
+fn a_newer_version_at_half_takes_over_in_one_write_and_the_old_candidate_goes() {
+    let mut run = at_half();
+    let writes = run.world().seen_weights.len();
+    run.world().list(&[V1, V2, V3], &[]);
+    run.until_weights(&[(V1, 100)]);
+    assert_eq!(run.world().seen_weights.len(), writes + 1);
+    let status = run.world().status();
+    assert_eq!((status.revision.stable, status.revision.desired), (Some(id(V1)), Some(id(V3))));
+    assert_eq!(status.step.map(|step| step.index), Some(0));
+    run.until_weights(&[(V1, 50), (V3, 50)]);
+    run.until("v2 is gone", |world| world.holders(&id(V2)) == 0);
+    run.until_phase(Phase::Paused);
+    run.world().intend(Verb::Promote);
+    run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
+    run.until_phase(Phase::Succeeded);
+    assert_eq!(listed(&run).0, [V3]);
+}
+
+#[test]
+fn unlisting_the_candidate_at_half_goes_back_at_once_and_unloads_it() {
+    for (exist, not_exist) in [(vec![V1], vec![V2]), (vec![V1], vec![])] {
+        let mut run = at_half();
+        run.world().list(&exist, &not_exist);
+        run.tick();
+        assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "{}", run.story());
+        run.until_phase(Phase::Succeeded);
+        assert_eq!(run.world().status().revision.stable, Some(id(V1)));
+        if not_exist.is_empty() {
+            run.until("v2 is kept", |world| {
+                world.status().retired.iter().any(|entry| entry.state == RetirementState::Kept)
+            });
+            assert_eq!(run.world().holders(&id(V2)), 3, "what the file does not list is never unloaded");
+        } else {
+            run.until("v2 is gone", |world| world.holders(&id(V2)) == 0);
+        }
+    }
+}
+
+#[test]
+fn unlisting_stable_at_half_is_a_wish_that_waits_until_it_has_no_weight() {
+    let mut run = at_half();
+    run.world().list(&[V2], &[V1]);
+    run.run_for(SignedDuration::from_secs(20));
+    run.check();
+    assert_eq!(run.world().holders(&id(V1)), 3, "{}", run.story());
+    run.world().intend(Verb::Promote);
+    run.until_phase(Phase::Succeeded);
+    run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
+}
+
+#[test]
+fn unlisting_what_has_just_succeeded_goes_back_to_the_retired_one_at_once() {
+    let mut run = at_half();
+    run.world().intend(Verb::PromoteFull);
+    run.until_phase(Phase::Succeeded);
+    assert_eq!(state_of(&run, V1), Some(RetirementState::Waiting));
+    run.world().list(&[V1], &[V2]);
+    run.until_weights(&[(V1, 100)]);
+    run.until_phase(Phase::Succeeded);
+    run.until("v2 is gone", |world| world.holders(&id(V2)) == 0);
+    assert_eq!(run.world().holders(&id(V1)), 3);
+    assert_eq!(run.world().status().revision.stable, Some(id(V1)));
+}
+
+#[test]
+fn unlisting_everything_changes_nothing_that_is_served() {
+    let mut run = installed();
+    run.world().list(&[], &[V1]);
+    run.run_for(SignedDuration::from_secs(30));
+    run.check();
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 100)]);
+    assert_eq!(run.world().holders(&id(V1)), 3);
+    assert!(run.world().status().message.contains("no id under ensureExist matches small-v*"), "{}", run.story());
+}
+
+#[test]
+fn an_id_that_was_unlisted_by_the_operator_is_listed_again_when_it_is_wanted_again() {
+    let mut run = at_half();
+    run.world().intend(Verb::PromoteFull);
+    run.until_phase(Phase::Succeeded);
+    run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
+    run.world()
+        .edit_spec(|rollout| rollout.spec.adapter = AdapterChoice { id: Some(id(V1)), ..AdapterChoice::default() });
+    run.until("v1 is listed", |world| world.file().ensure_exist.iter().any(|entry| entry.id == id(V1)));
+    run.until_weights(&[(V2, 50), (V1, 50)]);
+    run.until_phase(Phase::Paused);
+    run.world().intend(Verb::Promote);
+    run.until_phase(Phase::Succeeded);
+    run.until("v2 is gone", |world| world.holders(&id(V2)) == 0);
+}
+
+#[test]
+fn a_retired_entry_that_somebody_puts_back_is_theirs() {
+    let mut run = at_half();
+    run.world().intend(Verb::PromoteFull);
+    run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
+    run.world().list(&[V1, V2], &[]);
+    run.until("v1 is back", |world| world.holders(&id(V1)) == 3);
+    run.run_for(SignedDuration::from_secs(20));
+    assert_eq!(state_of(&run, V1), Some(RetirementState::Relisted), "{}", run.story());
+    assert_eq!(run.world().holders(&id(V1)), 3);
+    run.world().list(&[V2], &[V1]);
+    run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
+    run.until("Gone", |world| world.status().retired[0].state == RetirementState::Gone);
+}
+
+#[test]
+fn cleanup_keeps_or_suggests_as_the_policy_says() {
+    for (policy, gitops, expected) in [
+        (CleanupPolicy::Keep, None, RetirementState::Kept),
+        (CleanupPolicy::Suggest, None, RetirementState::Suggested),
+        (CleanupPolicy::Unload, Some("Argo CD"), RetirementState::Suggested),
+    ] {
+        let mut run = at_half();
+        run.world().adapters.gitops_owner = gitops.map(str::to_owned);
+        run.world().edit_spec(|rollout| rollout.spec.cleanup.policy = policy);
+        run.world().intend(Verb::PromoteFull);
+        run.until("the policy", |world| world.status().retired.iter().any(|entry| entry.state == expected));
+        run.run_for(SignedDuration::from_secs(20));
+        assert_eq!(state_of(&run, V1), Some(expected), "{}", run.story());
+        assert_eq!(run.world().holders(&id(V1)), 3);
+        run.world().list(&[V2], &[V1]);
+        run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
+        run.until("Gone", |world| world.status().retired[0].state == RetirementState::Gone);
+    }
+}
+
+#[test]
+fn a_retired_id_stays_while_somebody_calls_it_directly() {
+    let mut run = at_half();
+    run.world().intend(Verb::PromoteFull);
+    run.until_phase(Phase::Succeeded);
+    for _ in 0..100 {
+        run.world().use_directly(&id(V1));
+        run.tick();
+    }
+    assert_eq!(state_of(&run, V1), Some(RetirementState::StillInUse), "{}", run.story());
+    assert_eq!(run.world().holders(&id(V1)), 3);
+    run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
+}
+
+#[test]
+fn spec_paused_stops_steps_and_cleanup_but_not_an_abort() {
+    let mut run = at_half();
+    run.world().edit_spec(|rollout| rollout.spec.paused = true);
+    run.world().intend(Verb::Promote);
+    run.run_for(SignedDuration::from_secs(10));
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 50), (V2.to_owned(), 50)]);
+    let action = run.world().status().last_action.unwrap();
+    assert!(action.outcome.starts_with("refused: spec.paused is true"), "{}", action.outcome);
+    run.world().intend(Verb::Abort);
+    run.until_weights(&[(V1, 100)]);
+    run.until_phase(Phase::RolledBack);
+    run.run_for(SignedDuration::from_secs(20));
+    assert_eq!(run.world().holders(&id(V2)), 3, "cleanup stands still");
+    run.world().edit_spec(|rollout| rollout.spec.paused = false);
+    run.until("v2 is gone", |world| world.holders(&id(V2)) == 0);
+}
+
+#[test]
+fn a_promotion_is_refused_when_the_step_has_moved_on_and_an_intent_is_consumed_once() {
+    let mut run = at_half();
+    run.world().intend(Verb::Promote);
+    let stale = run.world().rollout.metadata.annotations.clone();
+    run.until_phase(Phase::Succeeded);
+    let first = run.world().status().last_action.unwrap();
+    assert!(first.outcome.starts_with("done"), "{}", first.outcome);
+    run.world().list(&[V1, V2, V3], &[]);
+    run.until_weights(&[(V2, 90), (V3, 10)]);
+    run.world().edit_spec(|rollout| rollout.metadata.annotations = stale);
+    run.run_for(SignedDuration::from_secs(2));
+    assert_eq!(run.world().status().last_action.unwrap(), first, "consumed before");
+    run.world().intend(Verb::Promote);
+    run.until("consumed", |world| world.status().last_action.unwrap().id != first.id);
+    run.check();
+}
+
+#[test]
+fn a_foreign_edit_of_the_rewrite_is_put_back_and_said() {
+    let mut run = at_half();
+    run.world().edit_rewrite(|rewrite| {
+        rewrite.spec.rules[0].targets.pop();
+        rewrite.metadata.labels.insert("mine".to_owned(), "kept".to_owned());
+    });
+    run.until_weights(&[(V1, 50), (V2, 50)]);
+    let world = run.world();
+    assert!(world.events.iter().any(|event| event.reason == "RewriteOverwritten"), "{}", run.story());
+    assert_eq!(world.rewrites[0].0.metadata.labels["mine"], "kept");
+    assert_eq!(world.status().phase, Phase::Paused);
+}
+
+#[test]
+fn a_rewrite_that_is_edited_again_and_again_is_put_back_slowly() {
+    let mut run = at_half();
+    for _ in 0..3 {
+        run.world().edit_rewrite(|rewrite| rewrite.spec.rules[0].targets[0].weight = Some(90));
+        run.world().edit_rewrite(|rewrite| rewrite.spec.rules[0].targets[1].weight = Some(10));
+        run.run_for(SignedDuration::from_secs(1));
+    }
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 90), (V2.to_owned(), 10)], "{}", run.story());
+    assert!(run.world().status().message.contains("somebody else keeps editing the rewrite"), "{}", run.story());
+    run.until_weights(&[(V1, 50), (V2, 50)]);
+    run.world().edit_rewrite(|rewrite| rewrite.spec.rules[0].targets[1].weight = Some(10));
+    run.tick();
+    run.world().intend(Verb::Abort);
+    run.tick();
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "an abort does not wait\n{}", run.story());
+}
+
+#[test]
+fn a_deleted_rewrite_is_made_again() {
+    let mut run = at_half();
+    run.world().rewrites.clear();
+    run.world().rewrites_changed();
+    run.until_weights(&[(V1, 50), (V2, 50)]);
+    run.run_for(SignedDuration::from_secs(5));
+    let world = run.world();
+    assert_eq!(world.status().rewrite.unwrap().uid, world.rewrites[0].0.metadata.uid.clone().unwrap());
+    assert_eq!(world.status().phase, Phase::Paused);
+}
+
+#[test]
+fn a_lost_status_is_rebuilt_from_what_serves() {
+    let mut run = at_half();
+    run.world().lose_status();
+    run.until_phase(Phase::Paused);
+    let status = run.world().status();
+    assert_eq!((status.revision.stable, status.revision.desired), (Some(id(V1)), Some(id(V2))), "{}", run.story());
+    run.until_weights(&[(V1, 50), (V2, 50)]);
+    run.until_phase(Phase::Paused);
+    run.world().intend(Verb::Promote);
+    run.until_phase(Phase::Succeeded);
+    run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
+}
+
+#[test]
+fn a_lost_status_without_a_word_on_which_is_stable_moves_nothing() {
+    let mut run = at_half();
+    run.world().lose_status();
+    run.world().edit_rewrite(|rewrite| drop(rewrite.metadata.annotations.remove(STABLE_ANNOTATION)));
+    run.run_for(SignedDuration::from_secs(20));
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 50), (V2.to_owned(), 50)]);
+    let status = run.world().status();
+    assert!(status.message.contains("write the annotation rollora.dev/stable"), "{}", status.message);
+    run.world().edit_rewrite(|rewrite| {
+        rewrite.metadata.annotations.insert(STABLE_ANNOTATION.to_owned(), V1.to_owned());
+    });
+    run.until_phase(Phase::Paused);
+}
+
+#[test]
+fn a_name_that_servers_serve_directly_is_the_stable_side() {
+    let mut run = installed();
+    run.world().rewrites.clear();
+    run.world().lose_status();
+    run.world().rewrites_changed();
+    run.world().adapters.key_text = None;
+    run.world().list(&["small", V2], &[]);
+    run.world().serve_directly(&id("small"));
+    run.until_weights(&[("small", 90), (V2, 10)]);
+    run.until_weights(&[("small", 50), (V2, 50)]);
+    run.world().intend(Verb::Abort);
+    run.until_weights(&[("small", 100)]);
+    run.until_phase(Phase::RolledBack);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_changes_nothing() {
+    let mut run = at_half();
+    run.world().write_adapters(Some("vLLMLoRAConfig: [".to_owned()), None);
+    run.run_for(SignedDuration::from_secs(20));
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 50), (V2.to_owned(), 50)]);
+    assert!(run.world().status().message.contains("line 1"), "{}", run.world().status().message);
+    run.world().intend(Verb::Abort);
+    run.until_weights(&[(V1, 100)]);
+    run.check();
+}
+
+#[test]
+fn steps_are_pinned_and_an_edit_is_announced() {
+    let mut run = at_half();
+    run.world().edit_spec(|rollout| rollout.spec.strategy.steps.truncate(1));
+    run.run_for(SignedDuration::from_secs(2));
+    assert_eq!(run.world().status().steps.len(), 5);
+    let said = |event: &rollora_operator::ports::Event| event.message.contains("the next one takes them");
+    assert_eq!(run.world().events.iter().filter(|event| said(event)).count(), 1, "{}", run.story());
+}
