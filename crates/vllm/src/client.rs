@@ -38,7 +38,7 @@ impl Default for Timeouts {
         Self {
             connect: Duration::from_secs(1),
             call: Duration::from_secs(5),
-            load: Duration::from_secs(300),
+            load: Duration::from_mins(5),
             probe: Duration::from_secs(30),
         }
     }

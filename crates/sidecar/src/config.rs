@@ -1,0 +1,79 @@
+//! How a sidecar behaves; everything that is not the adapters file.
+
+use crate::backoff::Backoff;
+use rollora_vllm::{Endpoint, Timeouts};
+use std::time::Duration;
+
+/// One sidecar.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The server's name: its pod, or on one machine its `host:port`. The same word as in the operator's key.
+    pub name: String,
+    /// Where vLLM is.
+    pub endpoint: Endpoint,
+    /// How long calls may take.
+    pub timeouts: Timeouts,
+    /// What is decided how.
+    pub policy: Policy,
+}
+
+impl Config {
+    /// A sidecar of `endpoint` with everything else at its default.
+    pub fn new(name: impl Into<String>, endpoint: Endpoint) -> Self {
+        Self { name: name.into(), endpoint, timeouts: Timeouts::default(), policy: Policy::default() }
+    }
+}
+
+/// The numbers that decisions depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Loads of local paths at the same time. Hub names go one at a time.
+    pub max_parallel: usize,
+    /// Whether a registered adapter is proven by a completion. Without it, registration counts as proof.
+    pub probe: bool,
+    /// An adapter that was used within this time is not unloaded.
+    pub unload_grace: Duration,
+    /// How long adapters that neither serve nor are required hold the readiness of a server that started.
+    pub settle_timeout: Duration,
+    /// Waits after failures, per adapter.
+    pub backoff: Backoff,
+    /// How often things are looked at.
+    pub intervals: Intervals,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            max_parallel: 4,
+            probe: true,
+            unload_grace: Duration::from_secs(30),
+            settle_timeout: Duration::from_mins(5),
+            backoff: Backoff::default(),
+            intervals: Intervals::default(),
+        }
+    }
+}
+
+/// How often things are looked at when nothing hurries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Intervals {
+    /// `/health`.
+    pub health: Duration,
+    /// `/v1/models`, for changes by others.
+    pub models: Duration,
+    /// `/metrics` while an adapter is on its way out, for its last use.
+    pub metrics_retiring: Duration,
+    /// `/metrics` otherwise, for the server's identity. It costs the server 10 ms.
+    pub metrics: Duration,
+}
+
+impl Default for Intervals {
+    fn default() -> Self {
+        Self {
+            health: Duration::from_millis(250),
+            models: Duration::from_secs(5),
+            metrics_retiring: Duration::from_secs(1),
+            metrics: Duration::from_secs(15),
+        }
+    }
+}

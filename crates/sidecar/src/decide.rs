@@ -1,0 +1,184 @@
+//! What to ask of the server now. Pure: what is known goes in, calls come out.
+//!
+//! Laws that hold for every call:
+//! - No load of an id that is rejected, not admitted, in both lists, in neither, or a base model's name; none under an
+//!   id that is registered.
+//! - No unload of an id that serves, is in both lists or in neither, or is a base model; none while it is in use.
+//! - Nothing is asked of a server that is away or suspect, and nothing about an adapter that is in doubt.
+//! - Loads go before unloads.
+
+use crate::{
+    memory::{Adapter, CallKind, Memory},
+    source::is_hub_name,
+    wish::{Goal, Standing, Wish},
+};
+use jiff::Timestamp;
+use rollora_api::names::AdapterId;
+use std::time::Duration;
+
+/// Calls that others wait for are waited for this long: a call that hangs must not hold up what is fine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One call to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Load an adapter.
+    Load {
+        /// The adapter.
+        id: AdapterId,
+        /// The path or hub name that vLLM gets.
+        source: String,
+        /// Whether vLLM will download it, which blocks its engine.
+        from_hub: bool,
+    },
+    /// Complete one token with it.
+    Probe {
+        /// The adapter.
+        id: AdapterId,
+    },
+    /// Unload it, if just before the call it still is unwanted and was not used again.
+    Unload {
+        /// The adapter.
+        id: AdapterId,
+        /// Its last use as the server tells it.
+        last_used: Option<Timestamp>,
+    },
+}
+
+impl Action {
+    /// The adapter.
+    pub fn id(&self) -> &AdapterId {
+        match self {
+            Self::Load { id, .. } | Self::Probe { id } | Self::Unload { id, .. } => id,
+        }
+    }
+
+    /// What is asked.
+    pub fn kind(&self) -> CallKind {
+        match self {
+            Self::Load { .. } => CallKind::Load,
+            Self::Probe { .. } => CallKind::Probe,
+            Self::Unload { .. } => CallKind::Unload,
+        }
+    }
+}
+
+/// The calls to make now.
+pub fn decide(memory: &Memory, now: Timestamp) -> Vec<Action> {
+    if !memory.is_up() || memory.config.is_none() {
+        return Vec::new();
+    }
+    let mut traffic = Traffic::under_way(memory, now);
+    let mut actions = Vec::new();
+    for (id, adapter, wish) in wanted(memory, now) {
+        let from_hub = is_hub_name(&wish.source);
+        let kind = if adapter.registered.is_some() { CallKind::Probe } else { CallKind::Load };
+        if !traffic.has_room(kind, adapter, from_hub, memory.policy.max_parallel) {
+            continue;
+        }
+        traffic.add(kind, adapter, from_hub, true);
+        let id = id.clone();
+        actions.push(match kind {
+            CallKind::Load => Action::Load { id, source: wish.source.clone(), from_hub },
+            CallKind::Probe | CallKind::Unload => Action::Probe { id },
+        });
+    }
+    if !traffic.young_loads() {
+        actions.extend(unwanted(memory, now));
+    }
+    actions
+}
+
+/// Adapters to load or to prove now, in order.
+fn wanted(memory: &Memory, now: Timestamp) -> Vec<(&AdapterId, &Adapter, &Wish)> {
+    let mut wanted: Vec<_> = memory
+        .adapters
+        .iter()
+        .filter(|(id, adapter)| adapter.wants_loading() && adapter.may_try(now) && !memory.is_base_model(id))
+        .filter(|(_, adapter)| match adapter.registered {
+            None => true,
+            Some(_) => memory.policy.probe && !adapter.verified && !adapter.source_changed(),
+        })
+        .filter_map(|(id, adapter)| Some((id, adapter, adapter.wish.as_ref()?)))
+        .collect();
+    wanted.sort_by_key(|(_, _, wish)| wish.priority());
+    wanted
+}
+
+/// Adapters to unload now.
+fn unwanted(memory: &Memory, now: Timestamp) -> impl Iterator<Item = Action> {
+    memory
+        .adapters
+        .iter()
+        .filter(move |(id, adapter)| {
+            adapter.goal() == Goal::Absent
+                && adapter.registered.is_some()
+                && adapter.may_try(now)
+                && !memory.is_base_model(id)
+                && !memory.in_use(adapter, now)
+        })
+        .map(|(id, adapter)| Action::Unload { id: id.clone(), last_used: adapter.last_used_there })
+}
+
+/// The calls under way, as far as others have to mind them.
+struct Traffic {
+    calls: Vec<Moving>,
+}
+
+struct Moving {
+    kind: CallKind,
+    from_hub: bool,
+    /// An adapter on trial: a server that dies now should point at it alone.
+    trial: bool,
+    /// Not older than [`PATIENCE`].
+    young: bool,
+}
+
+impl Traffic {
+    fn under_way(memory: &Memory, now: Timestamp) -> Self {
+        let mut traffic = Self { calls: Vec::new() };
+        for (_, adapter, call) in memory.in_flight() {
+            traffic.add(call.kind, adapter, is_hub_name(&call.source), now < call.since + PATIENCE);
+        }
+        traffic
+    }
+
+    fn add(&mut self, kind: CallKind, adapter: &Adapter, from_hub: bool, young: bool) {
+        self.calls.push(Moving { kind, from_hub, trial: on_trial(adapter), young });
+    }
+
+    /// Whether one more call may begin beside these.
+    fn has_room(&self, kind: CallKind, adapter: &Adapter, from_hub: bool, max_parallel: usize) -> bool {
+        let count = |kind| self.calls.iter().filter(|call| call.kind == kind).count();
+        let room = match kind {
+            CallKind::Probe => count(CallKind::Probe) == 0,
+            CallKind::Load => {
+                count(CallKind::Load) < max_parallel
+                    && !(from_hub && self.calls.iter().any(|call| call.kind == CallKind::Load && call.from_hub))
+            }
+            CallKind::Unload => true,
+        };
+        room && self.calls.iter().filter(|call| call.young && call.kind != CallKind::Unload).all(|other| {
+            // One on trial shares the server with what was proven here only; one that was there when the server died,
+            // with nothing at all.
+            let apart = other.trial && !adapter.is_proven();
+            let alone = adapter.deaths > 0;
+            let both = other.trial && on_trial(adapter);
+            !(apart || alone || both)
+        })
+    }
+
+    fn young_loads(&self) -> bool {
+        self.calls.iter().any(|call| call.kind == CallKind::Load && call.young)
+    }
+}
+
+/// Whether a death of the server should be put down to this adapter: the first use of a pilot, or the next try of one
+/// that was there when it happened.
+fn on_trial(adapter: &Adapter) -> bool {
+    let pilot = adapter.wish.as_ref().is_some_and(|wish| wish.standing == Standing::Pilot);
+    adapter.deaths > 0 || (pilot && !adapter.verified && !adapter.is_proven())
+}
+
+#[cfg(test)]
+mod tests;

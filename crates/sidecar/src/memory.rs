@@ -1,0 +1,113 @@
+//! What a sidecar knows: what is wanted, what its server was last seen to hold, and how it went so far.
+//!
+//! Pure: events come in as method calls with the time as an argument (a new file, the end of a call, what a look at
+//! the server showed), and [`decide`](crate::decide) and [`status`](crate::status) read the result.
+//!
+//! Invariants:
+//! - What is known of the server belongs to one process of it. When that process is seen to have ended, everything
+//!   registered is forgotten, and answers to calls from before (an older *epoch*) are ignored.
+//! - A call without a clear answer leaves a *doubt*, and nothing more is done about its adapter before a list of
+//!   models that was asked for later has arrived.
+
+mod adapter;
+mod calls;
+mod desire;
+mod looks;
+mod server;
+
+pub use adapter::{Adapter, CallKind, Hold, InFlight};
+pub use calls::Ended;
+pub use looks::{Look, LookError, LookStep, Seen, Ticket};
+pub use server::{Known, Server};
+
+use crate::config::Policy;
+use jiff::Timestamp;
+use rollora_api::{
+    names::AdapterId,
+    sidecar_status::{ConfigStatus, Problem},
+};
+use std::collections::BTreeMap;
+
+/// Everything a sidecar knows.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    /// The numbers that decisions depend on.
+    pub policy: Policy,
+    /// The server's base URL.
+    pub endpoint: String,
+    /// The file in force; none before the first good one.
+    pub config: Option<ConfigStatus>,
+    /// How the server is.
+    pub server: Server,
+    /// The process that was last seen, also while it cannot be reached.
+    pub known: Option<Known>,
+    /// Base models that the server names. They are never touched.
+    pub base_models: Vec<String>,
+    /// What the server's metrics say of its capacity.
+    pub max_loras: Option<u32>,
+    /// What vLLM last said against the server as a whole.
+    pub problem: Option<Problem>,
+    /// Every id that is wanted, unwanted or registered.
+    pub adapters: BTreeMap<AdapterId, Adapter>,
+    /// Rises whenever the server's process is seen to have ended.
+    epoch: u64,
+    /// Counts events, to tell what was asked before from what was asked after.
+    sequence: u64,
+    looks: looks::Looks,
+}
+
+impl Memory {
+    /// Knows nothing yet of the server at `endpoint`.
+    pub fn new(endpoint: impl Into<String>, policy: Policy) -> Self {
+        Self {
+            policy,
+            endpoint: endpoint.into(),
+            config: None,
+            server: Server::Away { problem: None },
+            known: None,
+            base_models: Vec::new(),
+            max_loras: None,
+            problem: None,
+            adapters: BTreeMap::new(),
+            epoch: 0,
+            sequence: 0,
+            looks: looks::Looks::default(),
+        }
+    }
+
+    /// The present epoch: the number that calls carry which are started now.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether `id` is the name of a base model.
+    pub fn is_base_model(&self, id: &AdapterId) -> bool {
+        self.base_models.iter().any(|base| base == id.as_str())
+    }
+
+    /// Calls about adapters that are under way.
+    pub fn in_flight(&self) -> impl Iterator<Item = (&AdapterId, &Adapter, &InFlight)> {
+        self.adapters.iter().filter_map(|(id, adapter)| Some((id, adapter, adapter.in_flight.as_ref()?)))
+    }
+
+    /// Whether the adapter was used too lately for an unload, as far as is known. Where the server does not tell, the
+    /// time since it became unwanted has to do.
+    pub fn in_use(&self, adapter: &Adapter, now: Timestamp) -> bool {
+        let last = if self.looks.metrics_closed { adapter.unwanted_since } else { adapter.last_used };
+        last.is_some_and(|last| now < last + self.policy.unload_grace)
+    }
+
+    fn next_sequence(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    /// Forgets ids that nobody wants, unwants or holds.
+    fn prune(&mut self) {
+        self.adapters
+            .retain(|_, adapter| adapter.wish.is_some() || adapter.registered.is_some() || adapter.in_flight.is_some());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! What is known of one adapter on the server.
+
+use crate::{
+    source::same_source,
+    wish::{Goal, Wish},
+};
+use jiff::Timestamp;
+use rollora_api::sidecar_status::Problem;
+
+/// One adapter.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Adapter {
+    /// What the file and the operator want; none where they do not name it.
+    pub wish: Option<Wish>,
+    /// The `root` that the server has registered it from.
+    pub registered: Option<String>,
+    /// Whether a completion with it was answered by this process of the server.
+    pub verified: bool,
+    /// The source with which it was once verified here, by whichever process.
+    pub proven: Option<String>,
+    /// Probes in a row that ended without any answer.
+    pub undecided: u32,
+    /// Failures in a row since the entry or the server changed.
+    pub attempts: u32,
+    /// Nothing is tried before.
+    pub next_try: Option<Timestamp>,
+    /// What went wrong last.
+    pub last_error: Option<Problem>,
+    /// Whether that needs a person.
+    pub needs_person: bool,
+    /// The call under way.
+    pub in_flight: Option<InFlight>,
+    /// The call that ended without a clear answer.
+    pub doubt: Option<CallKind>,
+    /// How often the server ended while loading it or at its first use, since it was last verified.
+    pub deaths: u32,
+    /// Why it is not tried again after such an end.
+    pub hold: Option<Hold>,
+    /// Since when it is to be unloaded.
+    pub unwanted_since: Option<Timestamp>,
+    /// Its last use, by our clock.
+    pub last_used: Option<Timestamp>,
+    /// The same as the server wrote it, to see whether it moved.
+    pub last_used_there: Option<Timestamp>,
+    /// The event that last changed what is known of its registration.
+    pub(super) touched: u64,
+}
+
+/// What is asked of the server about an adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallKind {
+    /// To load it.
+    Load,
+    /// To complete one token with it.
+    Probe,
+    /// To unload it.
+    Unload,
+}
+
+/// A call under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InFlight {
+    /// What was asked.
+    pub kind: CallKind,
+    /// The source that a load was given.
+    pub source: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// Why an adapter over which the server died is not tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// Until then.
+    Until(Timestamp),
+    /// Until the operator says something else about it.
+    Operator,
+    /// Until its entry is taken out of the file.
+    Quarantine,
+}
+
+impl Adapter {
+    /// What has to become true of it.
+    pub fn goal(&self) -> Goal {
+        self.wish.as_ref().map_or(Goal::Leave, Wish::goal)
+    }
+
+    /// Whether it is to be loaded and proven.
+    pub fn wants_loading(&self) -> bool {
+        matches!(self.goal(), Goal::Resident | Goal::Held { reload: true })
+    }
+
+    /// Whether it is registered from another source than the file names.
+    pub fn source_changed(&self) -> bool {
+        match (&self.registered, &self.wish) {
+            (Some(root), Some(wish)) => !same_source(root, &wish.source),
+            _ => false,
+        }
+    }
+
+    /// Whether it was once verified here with the source that the file names.
+    pub fn is_proven(&self) -> bool {
+        match (&self.proven, &self.wish) {
+            (Some(proven), Some(wish)) => same_source(proven, &wish.source),
+            _ => false,
+        }
+    }
+
+    /// Whether nothing forbids a next attempt now.
+    pub fn may_try(&self, now: Timestamp) -> bool {
+        let held = match self.hold {
+            None => false,
+            Some(Hold::Until(until)) => now < until,
+            Some(Hold::Operator | Hold::Quarantine) => true,
+        };
+        !held && self.in_flight.is_none() && self.doubt.is_none() && self.next_try.is_none_or(|next| now >= next)
+    }
+
+    /// The failures so far are about something that has changed.
+    pub(super) fn start_afresh(&mut self) {
+        self.attempts = 0;
+        self.undecided = 0;
+        self.next_try = None;
+        self.last_error = None;
+        self.needs_person = false;
+    }
+
+    /// The server's process has ended: it holds nothing of ours any more.
+    pub(super) fn server_ended(&mut self) {
+        self.registered = None;
+        self.in_flight = None;
+        self.doubt = None;
+    }
+}

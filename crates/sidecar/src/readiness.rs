@@ -1,0 +1,97 @@
+//! Whether requests may be sent to the server. Pure.
+//!
+//! Not ready from the moment the server goes away until what it had is back. Once a process of the server was ready, a
+//! new adapter takes nothing back: what is not resident yet gets no weight, and everything else is served as before.
+
+use crate::{
+    decide::PATIENCE,
+    memory::{Adapter, CallKind, Memory, Server},
+    source::is_hub_name,
+    wish::Goal,
+};
+use jiff::Timestamp;
+use rollora_api::{names::AdapterId, sidecar_status::Readiness};
+
+/// Whether the server is ready, and why.
+pub fn readiness(memory: &Memory, now: Timestamp) -> Readiness {
+    match &memory.server {
+        Server::Away { problem: None } => return Readiness::default(),
+        Server::Away { problem: Some(problem) } => return not(&problem.reason, problem.message.clone()),
+        Server::Suspect { reason, .. } => {
+            return not("Suspect", format!("{reason}; it is being asked whether it still is the same server"));
+        }
+        Server::Up => {}
+    }
+    let Some(known) = &memory.known else { return Readiness::default() };
+    if let Some(id) = blocked_by_hub(memory, now) {
+        return not(
+            "HubLoadBlocksServer",
+            format!("vLLM downloads adapter `{id}` from the hub inside its engine and may answer nothing meanwhile"),
+        );
+    }
+    if known.was_ready {
+        return ready("every request can be sent here");
+    }
+    let needed = names(memory, |adapter| {
+        let wish = adapter.wish.as_ref();
+        wish.is_some_and(|wish| wish.serving || wish.required) && adapter.wants_loading() && !proven_enough(adapter)
+    });
+    if !needed.is_empty() {
+        return not("AdaptersNotVerified", format!("not verified yet, and serving or required: {needed}"));
+    }
+    if now >= known.since + memory.policy.settle_timeout {
+        return ready("the time to settle is over");
+    }
+    if memory.config.is_none() {
+        return not("NoAdaptersFile", "no good adapters file has been read yet".to_owned());
+    }
+    let unsettled = names(memory, |adapter| adapter.goal() == Goal::Resident && !settled(adapter));
+    if unsettled.is_empty() {
+        ready("every adapter has been dealt with")
+    } else {
+        not("Settling", format!("not dealt with yet: {unsettled}"))
+    }
+}
+
+/// A probe that got no answer is undecided: it holds nothing up.
+fn proven_enough(adapter: &Adapter) -> bool {
+    adapter.registered.is_some() && (adapter.verified || adapter.undecided > 0 || adapter.source_changed())
+}
+
+/// Whether an adapter that nobody depends on yet needs no more waiting for: it is there, or it failed and was never
+/// there before.
+fn settled(adapter: &Adapter) -> bool {
+    let failed = adapter.attempts > 0 || adapter.hold.is_some();
+    proven_enough(adapter) || adapter.needs_person || (failed && !adapter.is_proven())
+}
+
+/// A hub download that takes longer than a load from a disk does.
+fn blocked_by_hub(memory: &Memory, now: Timestamp) -> Option<&AdapterId> {
+    let blocking = |call: &crate::memory::InFlight| {
+        call.kind == CallKind::Load && is_hub_name(&call.source) && now >= call.since + PATIENCE
+    };
+    memory.in_flight().find(|(_, _, call)| blocking(call)).map(|(id, _, _)| id)
+}
+
+/// The names of the adapters that are chosen: at most five.
+fn names(memory: &Memory, choose: impl Fn(&Adapter) -> bool) -> String {
+    let chosen: Vec<_> =
+        memory.adapters.iter().filter(|(_, adapter)| choose(adapter)).map(|(id, _)| id.as_str()).collect();
+    let (shown, more) = chosen.split_at(chosen.len().min(5));
+    let mut text = shown.join(", ");
+    if !more.is_empty() {
+        text.push_str(&format!(" and {} more", more.len()));
+    }
+    text
+}
+
+fn ready(message: &str) -> Readiness {
+    Readiness { ready: true, reason: "Ready".to_owned(), message: message.to_owned() }
+}
+
+fn not(reason: &str, message: String) -> Readiness {
+    Readiness { ready: false, reason: reason.to_owned(), message }
+}
+
+#[cfg(test)]
+mod tests;

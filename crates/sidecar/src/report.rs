@@ -1,0 +1,61 @@
+//! What a person reads in the log: one line for each transition, nothing while all is well.
+
+use rollora_api::sidecar_status::{AdapterState, AdapterStatus, SidecarStatus};
+use tracing::{debug, info, warn};
+
+/// Says what has changed from `old` to `new`.
+pub(crate) fn transitions(old: &SidecarStatus, new: &SidecarStatus) {
+    if old.server != new.server {
+        match &new.server {
+            Some(server) => info!(endpoint = %server.endpoint, started = %server.start, "vLLM answers"),
+            None => warn!(reason = %new.readiness.reason, "vLLM is away: {}", new.readiness.message),
+        }
+    }
+    if old.readiness.ready != new.readiness.ready {
+        let (reason, message) = (&new.readiness.reason, &new.readiness.message);
+        if new.readiness.ready {
+            info!(%reason, "ready: {message}");
+        } else {
+            warn!(%reason, "not ready: {message}");
+        }
+    }
+    if let Some(problem) = new.problem.as_ref().filter(|_| old.problem != new.problem && new.server.is_some()) {
+        warn!(reason = %problem.reason, "{}", problem.message);
+    }
+    for adapter in &new.adapters {
+        let before = old.adapter(&adapter.id);
+        let (state, attempts) = before.map_or((None, 0), |before| (Some(before.state), before.attempts));
+        if state != Some(adapter.state) || attempts < adapter.attempts {
+            adapter_transition(state, adapter);
+        }
+    }
+}
+
+fn adapter_transition(before: Option<AdapterState>, adapter: &AdapterStatus) {
+    let (id, source) = (&adapter.id, adapter.source.as_deref().unwrap_or("unknown"));
+    let words = adapter.last_error.as_ref().map_or("", |problem| problem.message.as_str());
+    match adapter.state {
+        AdapterState::Failed => {
+            let next = adapter.next_try.map(|next| next.to_string());
+            let next = next.as_deref().unwrap_or("when something changes");
+            warn!(adapter = %id, source, attempts = adapter.attempts, next_try = next, "failed: {words}");
+        }
+        AdapterState::ServerDied | AdapterState::Quarantined | AdapterState::SourceChanged => {
+            warn!(adapter = %id, source, "{words}");
+        }
+        AdapterState::InBothLists => {
+            warn!(adapter = %id, "in both lists: it is left as it is until one of the two entries is removed");
+        }
+        AdapterState::Verified => info!(adapter = %id, source, "verified: it answers"),
+        AdapterState::Gone if before.is_some() => info!(adapter = %id, "unloaded"),
+        AdapterState::Unloading => info!(adapter = %id, "unwanted: unloaded when it is idle"),
+        AdapterState::UnloadHeld => info!(adapter = %id, "unwanted, kept while it serves"),
+        AdapterState::Rejected => info!(adapter = %id, "rejected by the operator: not loaded"),
+        AdapterState::AwaitingAdmission => info!(adapter = %id, "waits until the operator admits it"),
+        AdapterState::Gone
+        | AdapterState::Pending
+        | AdapterState::Loading
+        | AdapterState::Loaded
+        | AdapterState::Unlisted => debug!(adapter = %id, source, state = ?adapter.state, "changed"),
+    }
+}

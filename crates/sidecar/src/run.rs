@@ -1,0 +1,217 @@
+//! The loop: observe, decide, act.
+
+use crate::{
+    ask,
+    clock::Clock,
+    config::Config,
+    decide::{Action, decide},
+    memory::{Ended, LookError, Memory, Seen, Ticket},
+    report, sentinel,
+    status::status,
+    wish::{Goal, wishes},
+};
+use jiff::Timestamp;
+use rollora_api::{adapters::DesiredAdapters, names::AdapterId, sidecar_status::SidecarStatus};
+use rollora_vllm::{Client, ClientError};
+use std::{fmt, io, pin::Pin, sync::Arc, time::Duration};
+use tokio::{
+    net::TcpStream,
+    sync::watch,
+    task::{JoinError, JoinSet},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info_span};
+
+/// The idle connection is made again after this time at the earliest: some servers close it as soon as it stands.
+const RECONNECT: Duration = Duration::from_secs(1);
+/// Calls under way are waited for this long at the end.
+const LAST_CALLS: Duration = Duration::from_secs(1);
+
+/// Has what is desired read again, to the end: what is in the channel afterwards is what was desired when it was called.
+pub type Refresh = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+type Desired = watch::Receiver<Option<Arc<DesiredAdapters>>>;
+
+/// Keeps one vLLM server at what is desired.
+pub struct Sidecar {
+    config: Config,
+    client: Client,
+    desired: Desired,
+    refresh: Option<Refresh>,
+    status: watch::Sender<Arc<SidecarStatus>>,
+}
+
+impl fmt::Debug for Sidecar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sidecar").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Something that was waited for.
+enum Event {
+    Looked(Ticket, Result<Seen, LookError>),
+    Ended { id: AdapterId, epoch: u64, ended: Ended },
+}
+
+/// The idle connection to the server.
+enum Sentinel {
+    /// Not before this time.
+    Absent(Timestamp),
+    Connecting(Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>),
+    Watching(TcpStream),
+}
+
+impl Sidecar {
+    /// A sidecar fed by `desired` (none before the first good file), and what it tells of its server.
+    pub fn new(config: Config, desired: Desired) -> Result<(Self, watch::Receiver<Arc<SidecarStatus>>), ClientError> {
+        let client = Client::new(config.endpoint.clone(), config.timeouts)?;
+        let (status, receiver) = watch::channel(Arc::default());
+        Ok((Self { config, client, desired, refresh: None, status }, receiver))
+    }
+
+    /// Before every unload, what is desired is read again by `refresh`.
+    #[must_use]
+    pub fn with_refresh(mut self, refresh: Refresh) -> Self {
+        self.refresh = Some(refresh);
+        self
+    }
+
+    /// Works until it is stopped. vLLM is left as it is.
+    pub async fn run(self, stop: CancellationToken) {
+        let span = info_span!("sidecar", server = %self.config.name);
+        self.work(stop).instrument(span).await;
+    }
+
+    async fn work(mut self, stop: CancellationToken) {
+        let clock = Clock::start();
+        let mut memory = Memory::new(self.client.endpoint().base_url(), self.config.policy);
+        let mut tasks = JoinSet::new();
+        let mut sentinel = Sentinel::Absent(clock.now());
+        let mut fed = true;
+        self.take_desired(&mut memory, clock.now());
+        loop {
+            let now = clock.now();
+            for action in decide(&memory, now) {
+                memory.began(&action, now);
+                self.call(&mut tasks, action, memory.epoch());
+            }
+            if let Some(look) = memory.look_due(now) {
+                let (client, ticket) = (self.client.clone(), memory.look_began(look, now));
+                tasks.spawn(async move { Event::Looked(ticket, ask::look(&client, look).await) }.in_current_span());
+            }
+            sentinel.reconnect(&self, now);
+            self.publish(&mut memory, now);
+            tokio::select! {
+                () = stop.cancelled() => break,
+                changed = self.desired.changed(), if fed => {
+                    fed = changed.is_ok();
+                    self.take_desired(&mut memory, clock.now());
+                }
+                Some(event) = tasks.join_next() => take_event(&mut memory, event, clock.now()),
+                closed = sentinel.event() => sentinel.changed(closed, &mut memory, clock.now()),
+                () = tokio::time::sleep_until(clock.instant(memory.wake(now))) => {}
+            }
+        }
+        // A call that vLLM has begun is finished by it anyway; who restarts us should not find it half known.
+        while let Ok(Some(_)) = timeout(LAST_CALLS, tasks.join_next()).await {}
+    }
+
+    fn take_desired(&mut self, memory: &mut Memory, now: Timestamp) {
+        let desired = self.desired.borrow_and_update().clone();
+        if let Some(desired) = desired {
+            memory.desire(&desired, &self.config.name, now);
+        }
+    }
+
+    fn call(&self, tasks: &mut JoinSet<Event>, action: Action, epoch: u64) {
+        let (client, desired, refresh) = (self.client.clone(), self.desired.clone(), self.refresh.clone());
+        let name = self.config.name.clone();
+        let still_unwanted = async move |id: &AdapterId| {
+            if let Some(refresh) = refresh {
+                refresh().await;
+            }
+            is_unwanted(&desired, id, &name)
+        };
+        let call = async move {
+            let ended = ask::act(&client, &action, still_unwanted).await;
+            Event::Ended { id: action.id().clone(), epoch, ended }
+        };
+        tasks.spawn(call.in_current_span());
+    }
+
+    /// Tells how the server is, where that has changed.
+    fn publish(&self, memory: &mut Memory, now: Timestamp) {
+        let fresh = status(memory, now);
+        if fresh.readiness.ready {
+            memory.latch_ready();
+        }
+        self.status.send_if_modified(|current| {
+            let changed = **current != fresh;
+            if changed {
+                report::transitions(current, &fresh);
+                *current = Arc::new(fresh);
+            }
+            changed
+        });
+    }
+}
+
+/// Whether `id` is to be unloaded by what is desired at this moment.
+fn is_unwanted(desired: &Desired, id: &AdapterId, name: &str) -> bool {
+    let desired = desired.borrow().clone();
+    desired.is_some_and(|desired| wishes(&desired, name).get(id).is_some_and(|wish| wish.goal() == Goal::Absent))
+}
+
+fn take_event(memory: &mut Memory, event: Result<Event, JoinError>, now: Timestamp) {
+    match event {
+        Ok(Event::Looked(ticket, seen)) => memory.looked(ticket, seen, now),
+        Ok(Event::Ended { id, epoch, ended }) => memory.ended(&id, epoch, ended, rand::random(), now),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => tracing::error!(%error, "a call was aborted, which nobody should do"),
+        },
+    }
+}
+
+impl Sentinel {
+    /// Begins to connect when it is time.
+    fn reconnect(&mut self, sidecar: &Sidecar, now: Timestamp) {
+        if matches!(self, Self::Absent(not_before) if now >= *not_before) {
+            let endpoint = sidecar.client.endpoint();
+            let (host, port) = (endpoint.host().to_owned(), endpoint.port());
+            let limit = sidecar.client.timeouts().connect;
+            *self = Self::Connecting(Box::pin(async move { sentinel::connect(&host, port, limit).await }));
+        }
+    }
+
+    /// Waits for a connection, or for its end (none).
+    async fn event(&mut self) -> Option<io::Result<TcpStream>> {
+        match self {
+            Self::Absent(_) => std::future::pending().await,
+            Self::Connecting(connection) => Some(connection.await),
+            Self::Watching(connection) => {
+                sentinel::closed(connection).await;
+                None
+            }
+        }
+    }
+
+    fn changed(&mut self, event: Option<io::Result<TcpStream>>, memory: &mut Memory, now: Timestamp) {
+        *self = match event {
+            Some(Ok(connection)) => {
+                // From here on its end is noticed; which process it is has to be known from before.
+                memory.demand_metrics();
+                Self::Watching(connection)
+            }
+            Some(Err(_)) => Self::Absent(now + RECONNECT),
+            None => {
+                memory.connection_closed();
+                Self::Absent(now + RECONNECT)
+            }
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests;

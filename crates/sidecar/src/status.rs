@@ -1,0 +1,128 @@
+//! What a sidecar says of its server. Pure.
+
+use crate::{
+    memory::{Adapter, CallKind, Hold, Memory, Server},
+    readiness::readiness,
+    source::is_hub_name,
+    wish::{Goal, Listed, Standing},
+};
+use jiff::Timestamp;
+use rollora_api::{
+    names::AdapterId,
+    sidecar_status::{AdapterState, AdapterStatus, Problem, SidecarStatus},
+};
+
+/// The whole status.
+pub fn status(memory: &Memory, now: Timestamp) -> SidecarStatus {
+    let away = matches!(memory.server, Server::Away { .. });
+    SidecarStatus {
+        server: memory.known.as_ref().filter(|_| !away).map(|known| known.identity.clone()),
+        readiness: readiness(memory, now),
+        config: memory.config.clone().unwrap_or_default(),
+        base_models: memory.base_models.clone(),
+        adapters: memory
+            .adapters
+            .iter()
+            .filter(|(_, adapter)| adapter.wish.is_some() || adapter.registered.is_some())
+            .map(|(id, adapter)| adapter_status(memory, id, adapter))
+            .collect(),
+        problem: problem(memory),
+        max_loras: memory.max_loras,
+    }
+}
+
+fn adapter_status(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> AdapterStatus {
+    let state = state(memory, id, adapter);
+    AdapterStatus {
+        id: id.clone(),
+        state,
+        source: adapter.wish.as_ref().map(|wish| wish.source.clone()).or_else(|| adapter.registered.clone()),
+        attempts: adapter.attempts,
+        last_error: special_error(memory, id, adapter, state).or_else(|| adapter.last_error.clone()),
+        next_try: match adapter.hold {
+            Some(Hold::Until(until)) => Some(until),
+            Some(Hold::Operator | Hold::Quarantine) => None,
+            None => adapter.next_try,
+        },
+        last_used: adapter.last_used,
+    }
+}
+
+fn state(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> AdapterState {
+    let rejected = adapter.wish.as_ref().is_some_and(|wish| wish.standing == Standing::Rejected);
+    match adapter.goal() {
+        Goal::Leave if adapter.wish.as_ref().is_some_and(|wish| wish.listed == Listed::Both) => {
+            AdapterState::InBothLists
+        }
+        Goal::Leave => AdapterState::Unlisted,
+        Goal::Resident | Goal::Absent if memory.is_base_model(id) => AdapterState::Failed,
+        Goal::Resident => present_state(memory, adapter),
+        Goal::Wait if adapter.registered.is_none() => AdapterState::AwaitingAdmission,
+        Goal::Wait => present_state(memory, adapter),
+        Goal::Held { .. } if adapter.registered.is_some() => AdapterState::UnloadHeld,
+        Goal::Held { reload: true } => present_state(memory, adapter),
+        Goal::Absent if adapter.registered.is_some() => AdapterState::Unloading,
+        Goal::Held { reload: false } | Goal::Absent if rejected => AdapterState::Rejected,
+        // What an unreachable server holds is not known: it is gone when a list of models says so.
+        Goal::Absent if !memory.is_up() => AdapterState::Unloading,
+        Goal::Held { reload: false } | Goal::Absent => AdapterState::Gone,
+    }
+}
+
+/// How far an adapter is that is wanted.
+fn present_state(memory: &Memory, adapter: &Adapter) -> AdapterState {
+    let loading = adapter.in_flight.as_ref().is_some_and(|call| call.kind == CallKind::Load);
+    match (adapter.hold, &adapter.registered) {
+        (Some(Hold::Quarantine), _) => AdapterState::Quarantined,
+        (Some(Hold::Operator | Hold::Until(_)), _) => AdapterState::ServerDied,
+        (None, Some(_)) if adapter.source_changed() => AdapterState::SourceChanged,
+        (None, Some(_)) if adapter.verified || !memory.policy.probe => AdapterState::Verified,
+        (None, Some(_)) if adapter.attempts > 0 => AdapterState::Failed,
+        (None, Some(_)) => AdapterState::Loaded,
+        (None, None) if loading => AdapterState::Loading,
+        (None, None) if adapter.attempts > 0 => AdapterState::Failed,
+        (None, None) => AdapterState::Pending,
+    }
+}
+
+/// Words for states that no answer of vLLM led to.
+fn special_error(memory: &Memory, id: &AdapterId, adapter: &Adapter, state: AdapterState) -> Option<Problem> {
+    if memory.is_base_model(id) && matches!(adapter.goal(), Goal::Resident | Goal::Absent) {
+        return Some(Problem {
+            reason: "NameConflict".to_owned(),
+            message: format!(
+                "`{id}` is a base model of this server and is never touched: take it out of the adapters file"
+            ),
+        });
+    }
+    let (Some(root), Some(wish)) = (&adapter.registered, &adapter.wish) else { return None };
+    (state == AdapterState::SourceChanged).then(|| Problem {
+        reason: "SourceChanged".to_owned(),
+        message: format!(
+            "`{id}` is loaded from `{root}` and the file says `{}`: give the new weights a new id, vLLM keeps cached \
+             answers by name",
+            wish.source
+        ),
+    })
+}
+
+fn problem(memory: &Memory) -> Option<Problem> {
+    if let Server::Away { problem } = &memory.server {
+        return problem.clone();
+    }
+    memory.problem.clone().or_else(|| {
+        let (id, _, call) =
+            memory.in_flight().find(|(_, _, call)| call.kind == CallKind::Load && is_hub_name(&call.source))?;
+        Some(Problem {
+            reason: "HubLoadBlocksServer".to_owned(),
+            message: format!(
+                "vLLM downloads adapter `{id}` (`{}`) itself, and its engine answers nobody while the hub is slow: \
+                 give it a local path",
+                call.source
+            ),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,59 @@
+//! Laws of the deciding half, held against a world in which anything may happen between any two events: files and
+//! operators that change their mind, answers that get lost before or after they took effect, servers that end, hang and
+//! come back, adapters that end them, and strangers who load and unload.
+
+mod world;
+
+use proptest::prelude::*;
+use rollora_sidecar::memory::Hold;
+use std::collections::BTreeSet;
+use world::{IDS, Step, World, entries, key, step};
+
+fn calm_down(world: &mut World) {
+    world.calm();
+    // Long enough for the longest wait after a failure, and for a server that dies a few times on the way.
+    for seconds in std::iter::repeat_n(1, 40).chain(std::iter::repeat_n(10, 80)) {
+        world.turn(seconds);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_no_forbidden_call_is_made_and_the_end_is_what_the_file_says(
+        steps in prop::collection::vec(step(), 1..80),
+        last_entries in entries(),
+        last_key in key(),
+        deadly in prop::sample::subsequence(IDS.to_vec(), 0..=1),
+        broken in prop::sample::subsequence(IDS.to_vec(), 0..=1),
+    ) {
+        let mut world = World::new(&deadly, &broken);
+        for step in steps {
+            world.step(&step);
+        }
+        world.step(&Step::Desire(last_entries, last_key));
+        calm_down(&mut world);
+        world.assert_the_file_is_true();
+    }
+
+    #[test]
+    fn only_the_adapter_that_ends_the_server_is_held_and_it_does_so_twice_at_most(
+        entries in entries(),
+        key in key(),
+        deadly in prop::sample::subsequence(IDS.to_vec(), 1..=2),
+    ) {
+        let mut world = World::new(&deadly, &[]);
+        world.step(&Step::Desire(entries, key));
+        calm_down(&mut world);
+        let held: BTreeSet<&str> =
+            world.held().into_iter().filter(|(_, hold)| !matches!(hold, Hold::Until(_))).map(|(id, _)| id).collect();
+        for id in held {
+            prop_assert!(deadly.contains(&id), "{id} is held although it is harmless");
+        }
+        for (id, deaths) in world.killed() {
+            prop_assert!(*deaths <= 2, "{id} ended the server {deaths} times");
+        }
+        world.assert_the_file_is_true();
+    }
+}
