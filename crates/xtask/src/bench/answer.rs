@@ -1,0 +1,118 @@
+//! As much of HTTP/1.1 as a load generator needs: reads one answer from a kept connection and knows where it ends.
+
+use std::io::{self, BufRead, Read as _};
+
+/// Longer than anything that the servers of a bench say.
+const MAX_LINE: u64 = 16 * 1024;
+
+/// What came back.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: Vec<u8>,
+}
+
+/// How the length of a body is said.
+enum Length {
+    Known(u64),
+    Chunked,
+}
+
+pub(super) fn read(stream: &mut impl BufRead) -> io::Result<Answer> {
+    let status_line = line(stream)?;
+    let status = status_line.split(' ').nth(1).and_then(|code| code.parse().ok());
+    let status = status.ok_or_else(|| invalid(format!("not an answer: {status_line:?}")))?;
+    let mut length = None;
+    loop {
+        let header = line(stream)?;
+        if header.is_empty() {
+            break;
+        }
+        let (name, value) = header.split_once(':').ok_or_else(|| invalid(format!("not a header: {header:?}")))?;
+        let value = value.trim();
+        if name.eq_ignore_ascii_case("content-length") {
+            length = Some(Length::Known(value.parse().map_err(|_| invalid(format!("length {value:?}")))?));
+        } else if name.eq_ignore_ascii_case("transfer-encoding") && value.eq_ignore_ascii_case("chunked") {
+            length = Some(Length::Chunked);
+        }
+    }
+    let mut body = Vec::new();
+    match length {
+        Some(Length::Known(bytes)) => exactly(stream, bytes, &mut body)?,
+        Some(Length::Chunked) => chunks(stream, &mut body)?,
+        None => return Err(invalid("neither a length nor chunks: the connection cannot be kept".to_owned())),
+    }
+    Ok(Answer { status, body })
+}
+
+fn chunks(stream: &mut impl BufRead, body: &mut Vec<u8>) -> io::Result<()> {
+    loop {
+        let size = line(stream)?;
+        let digits = size.split(';').next().unwrap_or_default().trim();
+        let bytes = u64::from_str_radix(digits, 16).map_err(|_| invalid(format!("chunk of size {size:?}")))?;
+        exactly(stream, bytes, body)?;
+        // After the last chunk there may be trailers; this line ends each other chunk.
+        while !line(stream)?.is_empty() {}
+        if bytes == 0 {
+            return Ok(());
+        }
+    }
+}
+
+fn exactly(stream: &mut impl BufRead, bytes: u64, body: &mut Vec<u8>) -> io::Result<()> {
+    let read = stream.take(bytes).read_to_end(body)?;
+    if u64::try_from(read).is_ok_and(|read| read == bytes) { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+/// A line without its end.
+fn line(stream: &mut impl BufRead) -> io::Result<String> {
+    let mut text = String::new();
+    stream.take(MAX_LINE).read_line(&mut text)?;
+    match text.strip_suffix('\n') {
+        Some(line) => Ok(line.strip_suffix('\r').unwrap_or(line).to_owned()),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+fn invalid(words: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_end_where_they_say() {
+        for (text, status, body) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", 200, "hi"),
+            ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", 404, ""),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n",
+                200,
+                "hi0123456789",
+            ),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n0\r\nx-trailer: 1\r\n\r\n", 200, ""),
+        ] {
+            let stream = format!("{text}HTTP/1.1 next");
+            let mut stream = stream.as_bytes();
+            assert_eq!(read(&mut stream).unwrap(), Answer { status, body: body.into() }, "{text}");
+            assert_eq!(stream, b"HTTP/1.1 next", "{text}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_or_has_no_length_is_an_error() {
+        for text in [
+            "",
+            "HTTP/1.1 200 OK\r\n",
+            "HTTP/1.1 200 OK\r\n\r\nhi",
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            "nonsense\r\n\r\n",
+        ] {
+            assert!(read(&mut text.as_bytes()).is_err(), "{text}");
+        }
+    }
+}

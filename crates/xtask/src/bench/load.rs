@@ -1,0 +1,152 @@
+//! A load generator: some connections that are kept, one request at a time on each, for some time.
+//!
+//! Closed loop: it finds what a request costs, not how a server behaves when more comes than it can do.
+
+use std::io::{BufReader, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+use super::answer;
+use crate::{clock, process};
+
+/// Longer than any answer of a bench should take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is sent, where to, and how.
+#[derive(Debug)]
+pub(super) struct Load {
+    pub(super) address: SocketAddr,
+    /// Head and body, sent as it is.
+    pub(super) request: Vec<u8>,
+    pub(super) connections: usize,
+}
+
+/// What a run of a load has seen. Every answer was a 200: one that is not ends the run with an error.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    latencies: Vec<Duration>,
+    pub(super) took: Duration,
+}
+
+impl Seen {
+    pub(super) fn requests(&self) -> usize {
+        self.latencies.len()
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+    pub(super) fn per_second(&self) -> f64 {
+        self.requests() as f64 / self.took.as_secs_f64()
+    }
+
+    /// The time that this part of a hundred was not above.
+    pub(super) fn percentile(&mut self, percent: usize) -> Duration {
+        self.latencies.sort_unstable();
+        let last = self.latencies.len().saturating_sub(1);
+        self.latencies.get(last * percent / 100).copied().unwrap_or_default()
+    }
+}
+
+/// A POST of JSON that asks to keep the connection.
+pub(super) fn post(address: SocketAddr, path: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+impl Load {
+    /// Sends for this long.
+    pub(super) fn run(&self, time: Duration) -> Result<Seen> {
+        let start = clock::now();
+        let seen = thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..self.connections).map(|_| scope.spawn(move || self.connection(start + time))).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().map_err(|_| anyhow!("a connection's thread panicked"))?)
+                .collect::<Result<Vec<_>>>()
+        })?;
+        Ok(Seen { latencies: seen.concat(), took: start.elapsed() })
+    }
+
+    /// One request, whatever its answer: to see whether a server is there.
+    pub(super) fn once(&self) -> Result<answer::Answer> {
+        let mut stream = self.connect()?;
+        stream.get_mut().write_all(&self.request)?;
+        Ok(answer::read(&mut stream)?)
+    }
+
+    fn connection(&self, end: Instant) -> Result<Vec<Duration>> {
+        let mut stream = self.connect()?;
+        let mut latencies = Vec::new();
+        while clock::now() < end {
+            process::fail_if_interrupted()?;
+            let start = clock::now();
+            stream.get_mut().write_all(&self.request).context("cannot send a request")?;
+            let answer = answer::read(&mut stream).with_context(|| format!("no answer from {}", self.address))?;
+            latencies.push(start.elapsed());
+            if answer.status != 200 {
+                bail!("{} answered {}: {}", self.address, answer.status, String::from_utf8_lossy(&answer.body));
+            }
+        }
+        Ok(latencies)
+    }
+
+    fn connect(&self) -> Result<BufReader<TcpStream>> {
+        let stream = TcpStream::connect_timeout(&self.address, PATIENCE)
+            .with_context(|| format!("cannot connect to {}", self.address))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(BufReader::new(stream))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Answers every request on one connection after another with the same text, as long as there are connections.
+    fn server(answer: &'static str, connections: usize) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming().take(connections) {
+                thread::spawn(move || {
+                    let mut stream = stream.unwrap();
+                    let mut request = vec![0; post(address, "/", "{}").len()];
+                    while stream.read_exact(&mut request).is_ok() {
+                        stream.write_all(answer.as_bytes()).unwrap();
+                    }
+                });
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn connections_are_kept_and_every_request_is_counted() {
+        // More connections than these two are never answered: keeping them is what makes this end.
+        let address = server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 2);
+        let load = Load { address, request: post(address, "/", "{}"), connections: 2 };
+        let mut seen = load.run(Duration::from_millis(200)).unwrap();
+        assert!(seen.requests() > 10, "{}", seen.requests());
+        assert!(seen.per_second() > 50.0);
+        assert!(seen.percentile(50) <= seen.percentile(99));
+    }
+
+    #[test]
+    fn an_answer_that_is_not_a_success_ends_the_run_with_its_text() {
+        let address = server("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nnope", 1);
+        let load = Load { address, request: post(address, "/", "{}"), connections: 1 };
+        let words = load.run(Duration::from_secs(5)).unwrap_err().to_string();
+        assert!(words.ends_with("answered 404: nope"), "{words}");
+    }
+}

@@ -1,0 +1,217 @@
+//! The servers of a bench: simulated vLLM, `rollora local`, nginx. Each is ended when its value is dropped.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::Unavailable;
+use super::load::{Load, post};
+use crate::clock;
+use crate::process::{self, Interrupted};
+use crate::tools::{Cache, Entry, NGINX};
+use crate::workspace::{Programs, find};
+
+/// The name that clients send.
+pub(super) const MODEL: &str = "small-segment-lora";
+/// The adapter that answers.
+pub(super) const ADAPTER: &str = "small-segment-lora-v1";
+pub(super) const PATH: &str = "/v1/chat/completions";
+
+/// What a server has to be ready in.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running server.
+#[derive(Debug)]
+pub(super) struct Server {
+    name: &'static str,
+    child: Child,
+    pub(super) address: SocketAddr,
+    log: PathBuf,
+}
+
+/// The machine's nginx, else that of the tool cache.
+#[derive(Debug)]
+pub(super) struct Nginx {
+    program: PathBuf,
+    /// Held as long as it is used, so that nobody clears it.
+    _entry: Option<Entry>,
+}
+
+impl Nginx {
+    pub(super) fn find() -> Result<Self> {
+        if process::output_of(Command::new("nginx").arg("-v")).is_some() {
+            return Ok(Self { program: "nginx".into(), _entry: None });
+        }
+        match Cache::open()?.get(NGINX) {
+            Ok(entry) => Ok(Self { program: entry.path().join("usr/sbin/nginx"), _entry: Some(entry) }),
+            Err(error) if error.is::<Interrupted>() => Err(error),
+            Err(error) => Err(Unavailable(format!("no nginx is on PATH, and it cannot be had: {error:#}")).into()),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = process::end_group(&mut self.child) {
+            eprintln!("{} did not end: {error:#}", self.name);
+        }
+    }
+}
+
+impl Server {
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn start(name: &'static str, mut command: Command, address: SocketAddr, folder: &Path) -> Result<Self> {
+        let log = folder.join(format!("{name}.log"));
+        let output = File::create(&log)?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
+        let child = command.spawn().with_context(|| format!("cannot start {}", process::line(&command)))?;
+        Ok(Self { name, child, address, log })
+    }
+
+    /// A simulated vLLM that answers at once.
+    pub(super) fn simulator(programs: &Programs) -> Result<Self> {
+        let mut command = Command::new(find(programs, "vllm-sim")?);
+        // It ends with its standard input, so that it does not outlive a bench that is killed.
+        command.args(["--port", "0", "--any-source", "--until-stdin-closes"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().context("cannot start vllm-sim")?;
+        let stdout = child.stdout.take().context("vllm-sim has no output")?;
+        let mut url = String::new();
+        BufReader::new(stdout).read_line(&mut url)?;
+        let address = url.trim().strip_prefix("http://").and_then(|address| address.parse().ok());
+        let address = address.with_context(|| format!("vllm-sim did not print its URL but {url:?}"))?;
+        Ok(Self { name: "vllm-sim", child, address, log: PathBuf::new() })
+    }
+
+    /// `rollora local` in front of some servers, once it answers for [`MODEL`].
+    pub(super) fn rollora(programs: &Programs, servers: &[Self], folder: &Path) -> Result<Self> {
+        let address = free_address()?;
+        let (rollout, adapters) = (folder.join("rollout.yaml"), folder.join("adapters.yaml"));
+        std::fs::write(&rollout, rollout_yaml())?;
+        std::fs::write(&adapters, adapters_yaml())?;
+        let mut command = Command::new(find(programs, "rollora")?);
+        command.arg("local").arg("--rollout").arg(rollout).arg("--adapters").arg(adapters);
+        command.arg("--state").arg(folder.join("state")).arg("--listen").arg(address.to_string());
+        for server in servers {
+            command.arg("--vllm").arg(format!("http://{}", server.address));
+        }
+        let mut server = Self::start("rollora", command, address, folder)?;
+        server.wait_until_it_serves(MODEL)?;
+        Ok(server)
+    }
+
+    /// nginx as a plain reverse proxy with kept connections to one server, once it answers.
+    pub(super) fn nginx(nginx: &Nginx, vllm: &Self, folder: &Path) -> Result<Self> {
+        let address = free_address()?;
+        let configuration = folder.join("nginx.conf");
+        std::fs::write(&configuration, nginx_conf(address, vllm.address, folder))?;
+        let mut command = Command::new(&nginx.program);
+        command.arg("-p").arg(folder).arg("-c").arg(&configuration).args(["-e", "stderr"]);
+        let mut server = Self::start("nginx", command, address, folder)?;
+        server.wait_until_it_serves(ADAPTER)?;
+        Ok(server)
+    }
+
+    fn wait_until_it_serves(&mut self, model: &str) -> Result<()> {
+        let request = post(self.address, PATH, &body(model, 256));
+        let load = Load { address: self.address, request, connections: 1 };
+        let start = clock::now();
+        loop {
+            let answer = load.once();
+            if answer.as_ref().is_ok_and(|answer| answer.status == 200) {
+                return Ok(());
+            }
+            let ended = self.child.try_wait()?;
+            if ended.is_some() || start.elapsed() > PATIENCE {
+                let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+                let why = ended.map_or_else(|| format!("{answer:?}"), process::ending);
+                bail!("{} does not serve: {why}; it said:\n{log}", self.name);
+            }
+            process::pause(Duration::from_millis(50))?;
+        }
+    }
+}
+
+/// A chat request of exactly this many bytes that asks for one token.
+pub(super) fn body(model: &str, bytes: usize) -> String {
+    let with = |text: &str| {
+        format!(r#"{{"messages":[{{"role":"user","content":"{text}"}}],"max_tokens":1,"model":"{model}"}}"#)
+    };
+    with(&"x".repeat(bytes.saturating_sub(with("").len())))
+}
+
+/// An address that nobody listens on now. Another program could take it before it is used; then the server says so.
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+fn nginx_conf(listen: SocketAddr, vllm: SocketAddr, folder: &Path) -> String {
+    // Started by root, its workers would change to a user that may not read the folder.
+    let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
+    let folder = folder.display();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|what| format!("    {what}_temp_path {folder}/{what};\n"))
+        .concat();
+    format!(
+        "{user}daemon off;\n\
+         pid {folder}/nginx.pid;\n\
+         worker_processes auto;\n\
+         events {{}}\n\
+         http {{\n    \
+             access_log off;\n{temporary}    \
+             upstream vllm {{\n        server {vllm};\n        keepalive 32;\n        keepalive_requests 1000000;\n    }}\n    \
+             server {{\n        listen {listen};\n        keepalive_requests 1000000;\n        \
+                 location / {{\n            proxy_pass http://vllm;\n            proxy_http_version 1.1;\n            \
+                     proxy_set_header Connection \"\";\n        }}\n    }}\n}}\n"
+    )
+}
+
+fn rollout_yaml() -> String {
+    format!(
+        "apiVersion: rollora.dev/v1alpha1\n\
+         kind: Rollout\n\
+         metadata: {{ name: {MODEL} }}\n\
+         spec:\n  \
+           model: {MODEL}\n  \
+           poolRef: {{ name: bench }}\n  \
+           adapter: {{ id: {ADAPTER} }}\n  \
+           adaptersRef: {{ name: bench-adapters, key: configmap.yaml }}\n  \
+           strategy: {{ steps: [{{ setWeight: 100 }}] }}\n"
+    )
+}
+
+fn adapters_yaml() -> String {
+    format!(
+        "vLLMLoRAConfig:\n  \
+           name: bench-adapters\n  \
+           defaultBaseModel: tiny\n  \
+           ensureExist:\n    \
+             models:\n    \
+             - id: {ADAPTER}\n      \
+               source: bench/{ADAPTER}\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_json_of_the_size_that_was_asked_for() {
+        for bytes in [256, 1024, 16 * 1024] {
+            let text = body(MODEL, bytes);
+            assert_eq!(text.len(), bytes);
+            let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(value["model"], MODEL);
+        }
+    }
+}
