@@ -183,6 +183,30 @@ mod tests {
         assert_eq!(killed.terminate(Duration::from_secs(10)).await.unwrap(), Ending::Signal(15));
     }
 
+    /// Runs itself as a process of its own, which starts a child and is then killed.
+    #[tokio::test]
+    async fn a_child_ends_with_a_process_that_was_killed() {
+        const FOLDER: &str = "ROLLORA_TEST_OF_PROCESS";
+        if let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) {
+            let child = Process::start("child", shell("sleep 100"), &folder).unwrap();
+            fs::write(folder.join("id.new"), child.id().to_string()).unwrap();
+            fs::rename(folder.join("id.new"), folder.join("id")).unwrap();
+            return std::future::pending().await;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mut itself = Command::new(std::env::current_exe().unwrap());
+        itself.args(["--exact", "process::tests::a_child_ends_with_a_process_that_was_killed"]);
+        itself.env(FOLDER, folder.path()).stdout(Stdio::null());
+        let mut itself = itself.spawn().unwrap();
+        let id_file = folder.path().join("id");
+        until(|| id_file.exists()).await;
+        let id: i32 = fs::read_to_string(id_file).unwrap().parse().unwrap();
+        assert!(exists(id));
+        itself.kill().unwrap();
+        itself.wait().unwrap();
+        until(|| !exists(id)).await;
+    }
+
     #[test]
     fn a_program_that_is_not_built_is_named_with_the_command_that_builds_it() {
         let said = program("no-such-program", "no-such-package").unwrap_err().to_string();
