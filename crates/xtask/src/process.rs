@@ -72,6 +72,11 @@ pub(crate) fn pause(duration: Duration) -> Result<()> {
 pub(crate) fn run(command: &mut Command) -> Result<ExitStatus> {
     fail_if_interrupted()?;
     let mut child = command.spawn().with_context(|| format!("cannot start {}", line(command)))?;
+    wait(&mut child)
+}
+
+/// Waits for a child that shares the terminal, and passes a request to end on to it.
+pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
     let mut told = false;
     loop {
         if let Some(status) = child.try_wait().context("cannot wait for a child process")? {
@@ -80,7 +85,7 @@ pub(crate) fn run(command: &mut Command) -> Result<ExitStatus> {
         // The terminal has told the child of a Ctrl-C already; of a SIGTERM only this program knows.
         if SIGNALS.terminate.load(Ordering::Relaxed) && !told {
             told = true;
-            kill_process(Pid::from_child(&child), Signal::TERM).ok();
+            kill_process(Pid::from_child(child), Signal::TERM).ok();
         }
         std::thread::sleep(POLL);
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
@@ -44,11 +45,13 @@ pub(crate) fn build(arguments: &[&str]) -> Result<Programs> {
     command.args(arguments).stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start cargo")?;
     let stdout = child.stdout.take().context("cargo's output is not there")?;
-    let mut programs = Programs::new();
-    for line in BufReader::new(stdout).lines() {
-        programs.extend(program(&line?));
-    }
-    let status = child.wait()?;
+    let (status, programs) = thread::scope(|scope| {
+        let lines = scope
+            .spawn(|| BufReader::new(stdout).lines().map_while(Result::ok).filter_map(|line| program(&line)).collect());
+        let status = process::wait(&mut child);
+        (status, lines.join().unwrap_or_default())
+    });
+    let status = status?;
     process::fail_if_interrupted()?;
     if !status.success() {
         bail!("`cargo build {}` failed", arguments.join(" "));
