@@ -155,7 +155,7 @@ impl Exchange {
         let spliced = json::splice(body, &found.place, &target.encoded);
         target.series.decided();
         target.series.tally().begin(now);
-        self.serving = Serving::Target(target);
+        self.serve(Serving::Target(target));
         BodyAction::Replace(spliced)
     }
 
@@ -170,7 +170,16 @@ impl Exchange {
         if let Some(usage) = &usage {
             usage.begin(now);
         }
-        self.serving = Serving::Named { model: name.into(), usage };
+        self.serve(Serving::Named { model: name.into(), usage });
+    }
+
+    /// From now on this one serves, and whoever did no more.
+    fn serve(&mut self, serving: Serving) {
+        match std::mem::replace(&mut self.serving, serving) {
+            Serving::Target(target) => target.series.tally().end(self.answered),
+            Serving::Named { usage: Some(usage), .. } => usage.end(),
+            Serving::Named { usage: None, .. } | Serving::Unknown => {}
+        }
     }
 
     /// The model that the server will see, as far as it is known: the rule's target, or what the client named.
@@ -222,10 +231,6 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        match &self.serving {
-            Serving::Target(target) => target.series.tally().end(self.answered),
-            Serving::Named { usage: Some(usage), .. } => usage.end(),
-            Serving::Named { usage: None, .. } | Serving::Unknown => {}
-        }
+        self.serve(Serving::Unknown);
     }
 }

@@ -95,13 +95,13 @@ impl Guard {
             return Ok(());
         }
         let path = path_of(target);
+        if is_inference(path) {
+            return Ok(());
+        }
         if is_administration(path) {
             return Err(Refusal::AdministrationPath);
         }
-        if self == Self::Strict && !is_inference(path) {
-            return Err(Refusal::UnknownPath);
-        }
-        Ok(())
+        if self == Self::Strict { Err(Refusal::UnknownPath) } else { Ok(()) }
     }
 }
 

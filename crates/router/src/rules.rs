@@ -24,8 +24,16 @@ use std::{
     sync::Arc,
 };
 
-/// The groups in their precedence.
-const GROUPS: [RewriteGroup; 2] = [RewriteGroup::Current, RewriteGroup::Legacy];
+/// How many groups there are.
+const GROUPS: usize = 2;
+
+/// The place of a group in their precedence.
+fn place(group: RewriteGroup) -> usize {
+    match group {
+        RewriteGroup::Current => 0,
+        RewriteGroup::Legacy => 1,
+    }
+}
 
 /// Which object: group, namespace and name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -49,7 +57,7 @@ impl RewriteKey {
 /// The rules in force: cheap to copy, never changed.
 #[derive(Debug, Clone, Default)]
 pub struct Rules {
-    groups: [GroupRules; GROUPS.len()],
+    groups: [GroupRules; GROUPS],
     sticky_headers: Vec<Arc<str>>,
 }
 
@@ -89,7 +97,9 @@ impl Rules {
 pub(crate) struct RuleIndex {
     pool: PoolRef,
     objects: HashMap<RewriteKey, Vec<Arc<Rule>>>,
-    claims: [Claims; GROUPS.len()],
+    claims: [Claims; GROUPS],
+    /// How many rules have each sticky header.
+    sticky_headers: BTreeMap<Arc<str>, usize>,
     rules: Rules,
 }
 
@@ -111,7 +121,13 @@ impl Claims {
 
 impl RuleIndex {
     pub(crate) fn new(pool: PoolRef) -> Self {
-        Self { pool, objects: HashMap::new(), claims: Default::default(), rules: Rules::default() }
+        Self {
+            pool,
+            objects: HashMap::new(),
+            claims: Default::default(),
+            sticky_headers: BTreeMap::new(),
+            rules: Rules::default(),
+        }
     }
 
     /// The rules in force now.
@@ -127,13 +143,11 @@ impl RuleIndex {
         let counts = is_ours && rewrite.metadata.deletion_timestamp.is_none();
         let rules = if counts { compiled::compile(&key, rewrite, series) } else { Vec::new() };
         self.replace(&key, rules);
-        self.collect_sticky_headers();
     }
 
     /// Takes out a rewrite.
     pub(crate) fn delete(&mut self, key: &RewriteKey) {
         self.replace(key, Vec::new());
-        self.collect_sticky_headers();
     }
 
     /// Makes these rewrites the only ones.
@@ -147,17 +161,18 @@ impl RuleIndex {
     fn replace(&mut self, key: &RewriteKey, rules: Vec<Arc<Rule>>) {
         let before = self.objects.remove(key).unwrap_or_default();
         for rule in &before {
-            let claims = self.claims[key.group as usize].of(rule);
+            let claims = self.claims[place(key.group)].of(rule);
             claims.retain(|other| !Arc::ptr_eq(other, rule));
         }
         for rule in &rules {
-            let claims = self.claims[key.group as usize].of(rule);
+            let claims = self.claims[place(key.group)].of(rule);
             let place = claims.partition_point(|other| other.rank() < rule.rank());
             claims.insert(place, Arc::clone(rule));
         }
         for rule in before.iter().chain(&rules) {
             self.decide(key.group, rule);
         }
+        self.count_sticky_headers(&before, &rules);
         if !rules.is_empty() {
             self.objects.insert(key.clone(), rules);
         }
@@ -165,7 +180,7 @@ impl RuleIndex {
 
     /// Puts the first of the claims that `rule` is among into force.
     fn decide(&mut self, group: RewriteGroup, rule: &Rule) {
-        let (claims, rules) = (&mut self.claims[group as usize], &mut self.rules.groups[group as usize]);
+        let (claims, rules) = (&mut self.claims[place(group)], &mut self.rules.groups[place(group)]);
         let winner = claims.of(rule).first().cloned();
         match (rule.model(), winner) {
             (None, winner) => rules.generic = winner,
@@ -177,10 +192,15 @@ impl RuleIndex {
         }
     }
 
-    fn collect_sticky_headers(&mut self) {
-        let rules = self.objects.values().flatten();
-        let headers: BTreeSet<&Arc<str>> = rules.filter_map(|rule| rule.sticky_header()).collect();
-        self.rules.sticky_headers = headers.into_iter().cloned().collect();
+    fn count_sticky_headers(&mut self, before: &[Arc<Rule>], now: &[Arc<Rule>]) {
+        for header in now.iter().filter_map(|rule| rule.sticky_header()) {
+            *self.sticky_headers.entry(Arc::clone(header)).or_default() += 1;
+        }
+        for header in before.iter().filter_map(|rule| rule.sticky_header()) {
+            *self.sticky_headers.entry(Arc::clone(header)).or_default() -= 1;
+        }
+        self.sticky_headers.retain(|_, rules| *rules > 0);
+        self.rules.sticky_headers = self.sticky_headers.keys().cloned().collect();
     }
 
     /// The models that more than one rule matches, and which of them is in force.

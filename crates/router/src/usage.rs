@@ -67,28 +67,26 @@ pub(crate) struct Usages {
 impl Usages {
     /// Begins a change; there is one writer at a time.
     pub(crate) fn edit(&self) -> UsagesEdit {
-        UsagesEdit { targets: ByTarget::clone(&self.published.load()), changed: false }
+        UsagesEdit { known: self.published.load_full(), new: ByTarget::new() }
     }
 
     /// Ends a change. Targets that nothing but the maps holds any more are forgotten from the oldest on.
-    pub(crate) fn publish(&self, mut edit: UsagesEdit) {
-        if !edit.changed {
+    pub(crate) fn publish(&self, edit: UsagesEdit) {
+        if edit.new.is_empty() {
             return;
         }
-        let published = self.published.load();
-        let is_departed = |name: &Arc<str>, usage: &Arc<Usage>| {
-            let in_maps = 1 + usize::from(published.contains_key(name));
-            Arc::strong_count(usage) <= in_maps
-        };
-        let departed = edit.targets.iter().filter(|(name, usage)| is_departed(name, usage));
-        let mut last: Vec<i64> = departed.map(|(_, usage)| usage.last.load(Ordering::Relaxed)).collect();
+        let mut targets = ByTarget::clone(&edit.known);
+        // Those are held by the map that is in force, by this one, and by a rule or a request or nobody.
+        let is_departed = |usage: &Arc<Usage>| Arc::strong_count(usage) <= 2;
+        let departed = targets.values().filter(|usage| is_departed(usage));
+        let mut last: Vec<i64> = departed.map(|usage| usage.last.load(Ordering::Relaxed)).collect();
         if last.len() > MOST_DEPARTED {
             last.sort_unstable_by(|one, other| other.cmp(one));
             let oldest_kept = last.get(MOST_DEPARTED - 1).copied().unwrap_or(NEVER);
-            edit.targets
-                .retain(|name, usage| usage.last.load(Ordering::Relaxed) >= oldest_kept || !is_departed(name, usage));
+            targets.retain(|_, usage| usage.last.load(Ordering::Relaxed) >= oldest_kept || !is_departed(usage));
         }
-        self.published.store(Arc::new(edit.targets));
+        targets.extend(edit.new);
+        self.published.store(Arc::new(targets));
     }
 
     pub(crate) fn find(&self, target: &str) -> Option<Arc<Usage>> {
@@ -105,19 +103,17 @@ impl Usages {
 /// A change of the targets that are remembered.
 #[derive(Debug)]
 pub(crate) struct UsagesEdit {
-    targets: ByTarget,
-    changed: bool,
+    known: Arc<ByTarget>,
+    new: ByTarget,
 }
 
 impl UsagesEdit {
     /// The use of `target`, from now on remembered.
     pub(crate) fn of(&mut self, target: &Arc<str>) -> Arc<Usage> {
-        if let Some(usage) = self.targets.get(target) {
-            return Arc::clone(usage);
-        }
-        self.changed = true;
-        let usage = Arc::new(Usage::new());
-        self.targets.insert(Arc::clone(target), Arc::clone(&usage));
-        usage
+        let usage = match self.known.get(target) {
+            Some(usage) => usage,
+            None => self.new.entry(Arc::clone(target)).or_insert_with(|| Arc::new(Usage::new())),
+        };
+        Arc::clone(usage)
     }
 }

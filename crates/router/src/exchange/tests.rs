@@ -46,6 +46,11 @@ fn counted(in_force: &InForce) -> Vec<String> {
     lines
 }
 
+fn decisions(model: &str, target: &str, count: u32) -> String {
+    let labels = format!(r#"model_rewrite_name="r",model_name="{model}",target_model="{target}""#);
+    format!("inference_extension_model_rewrite_decisions_total{{{labels}}} {count}")
+}
+
 #[test]
 fn a_request_with_a_rule_is_rewritten_told_and_counted() {
     let in_force = canary();
@@ -62,7 +67,7 @@ fn a_request_with_a_rule_is_rewritten_told_and_counted() {
     assert_eq!(
         counted(&in_force),
         [
-            r#"inference_extension_model_rewrite_decisions_total{model_rewrite_name="r",model_name="m",target_model="m-v1"} 1"#,
+            decisions("m", "m-v1", 1).as_str(),
             r#"rollora_router_requests_total{rewrite="ns/r",target="m-v1",code="2xx"} 1"#,
             r#"rollora_router_response_headers_seconds_count{rewrite="ns/r",target="m-v1"} 1"#,
             r#"rollora_router_response_headers_seconds_sum{rewrite="ns/r",target="m-v1"} 2.0"#,
@@ -186,9 +191,8 @@ fn a_generic_rule_fills_a_missing_model() {
     ] {
         assert_eq!(replaced(chat(&in_force, body).1), expected);
     }
-    let decisions: Vec<String> = counted(&in_force).into_iter().filter(|line| line.contains("decisions")).collect();
-    let line = r#"inference_extension_model_rewrite_decisions_total{model_rewrite_name="r",model_name="other",target_model="base"} 4"#;
-    assert_eq!(decisions, [line]);
+    let lines: Vec<String> = counted(&in_force).into_iter().filter(|line| line.contains("decisions")).collect();
+    assert_eq!(lines, [decisions("other", "base", 4)]);
 }
 
 #[test]
@@ -253,18 +257,44 @@ proptest! {
     #[test]
     fn no_body_reaches_a_model_that_was_not_decided(
         pieces in prop::collection::vec(prop::sample::select(vec![
-            "{", "}", "[", "]", ",", ":", "\"", "\\", "\"model\"", "\"mod\\u0065l\"", "\"m\"", "\"m-v2\"", "{\"model\":\"m\"", " ", "1",
+            "{", "}", "[", "]", ",", ":", "\"", "\\", "\"model\"", "\"mod\\u0065l\"", "\"m\"", "\"m-v2\"",
+            "{\"model\":\"m\"", " ", "1",
         ]), 0..16),
         random in any::<u64>(),
     ) {
         let in_force = in_force(&[rewrite("r", vec![rule(&["m"], &[("m-v1", 1)])])]);
         let body = Bytes::from(pieces.concat());
         let (mut exchange, _) = begin(&in_force, CHAT, &HeaderMap::new(), true);
-        let read = |body: &[u8]| serde_json::from_slice::<serde_json::Value>(body).ok().and_then(|value| Some(value.get("model")?.as_str()?.to_owned()));
+        let read = |body: &[u8]| {
+            let value: serde_json::Value = serde_json::from_slice(body).ok()?;
+            Some(value.get("model")?.as_str()?.to_owned())
+        };
         match exchange.request_body(&body, random, at(0)) {
             BodyAction::Replace(spliced) => prop_assert_eq!(read(&spliced.into_bytes()).unwrap_or_default(), "m-v1"),
             BodyAction::Pass => prop_assert_ne!(read(&body).unwrap_or_default(), "m"),
             BodyAction::Refuse(_) => {}
+        }
+    }
+
+    #[test]
+    fn whatever_happens_to_a_request_it_is_over_in_the_end(
+        events in prop::collection::vec((0..4_u8, 100..600_u16), 0..8),
+        ends in any::<bool>(),
+    ) {
+        let in_force = canary();
+        let (mut exchange, _) = begin(&in_force, CHAT, &HeaderMap::new(), true);
+        for (event, status) in events {
+            match event {
+                0 => drop(exchange.request_body(&Bytes::from(r#"{"model":"m"}"#), u64::from(status) << 54, at(1))),
+                1 => drop(exchange.request_body(&Bytes::from(r#"{"model":"m-v2"}"#), 0, at(1))),
+                2 => drop(exchange.request_body(&Bytes::from("{"), 0, at(1))),
+                _ => drop(exchange.response_head(StatusCode::from_u16(status).unwrap(), at(2))),
+            }
+        }
+        if ends { exchange.end(at(3)) } else { drop(exchange) }
+        prop_assert!(!counted(&in_force).iter().any(|line| line.contains("in_flight")));
+        for target in ["m-v1", "m-v2"] {
+            prop_assert!(in_force.last_used(target, at(100)).is_none_or(|last| last <= at(3)));
         }
     }
 }

@@ -98,7 +98,9 @@ proptest! {
     fn no_spelling_of_administration_is_open(
         path in prop::sample::select(vec!["v1/load_lora_adapter", "v1/unload_lora_adapter", "adapters", "adapters/x"]),
         spelling in prop::collection::vec((0..6_usize, any::<bool>()), 40),
-        separators in prop::collection::vec(prop::sample::select(vec!["/", "//", "/./", "/x/../", "\\", "%2F", "%5c"]), 4),
+        separators in prop::collection::vec(
+            prop::sample::select(vec!["/", "//", "/./", "/x/../", "\\", "%2F", "%5c"]), 4
+        ),
         end in prop::sample::select(vec!["", "/", "?", "?a=b", "#", ";v", "%20", "/.", "/x/.."]),
     ) {
         let mut target = String::new();

@@ -34,8 +34,9 @@ fn what_is_counted_goes_on_over_a_change_of_rules() {
     in_force.apply(&split(50, 50));
     request(&in_force, "m", 3);
     let counted = metrics(&in_force);
-    let decisions = r#"inference_extension_model_rewrite_decisions_total{model_rewrite_name="r",model_name="m",target_model="m-v1"} 3"#;
-    assert!(counted.contains(decisions), "{counted}");
+    let labels = r#"model_rewrite_name="r",model_name="m",target_model="m-v1""#;
+    let decisions = format!("inference_extension_model_rewrite_decisions_total{{{labels}}} 3");
+    assert!(counted.contains(&decisions), "{counted}");
     assert!(
         counted.contains(r#"rollora_router_requests_total{rewrite="ns/r",target="m-v1",code="none"} 3"#),
         "{counted}"

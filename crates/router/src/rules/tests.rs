@@ -20,11 +20,13 @@ fn to(models: &[&str], target: &str) -> RewriteRule {
     rule(models, &[(target, 1)])
 }
 
+/// What it shows, the rewrites, the model that is asked for, the target that it gets.
+type Case = (&'static str, Vec<InferenceModelRewrite>, Option<&'static str>, Option<&'static str>);
+
 #[test]
 fn the_rule_in_force_is_the_one_that_upstream_takes() {
     let old = |name, rules| made_at(1, rewrite(name, rules));
     let new = |name, rules| made_at(2, rewrite(name, rules));
-    type Case = (&'static str, Vec<InferenceModelRewrite>, Option<&'static str>, Option<&'static str>);
     let cases: Vec<Case> = vec![
         ("no rewrite at all", vec![], Some("m"), None),
         ("no rule", vec![old("a", vec![])], Some("m"), None),
@@ -218,8 +220,8 @@ proptest! {
         (rewrites, shuffled) in prop::collection::vec(any_rewrite(), 0..8)
             .prop_map(|rewrites| {
                 // Of an object that comes twice, the last counts: each once.
-                let by_key: HashMap<_, _> = rewrites.into_iter().map(|rewrite| (RewriteKey::of(&rewrite), rewrite)).collect();
-                by_key.into_values().collect::<Vec<_>>()
+                let by_key = rewrites.into_iter().map(|rewrite| (RewriteKey::of(&rewrite), rewrite));
+                by_key.collect::<HashMap<_, _>>().into_values().collect::<Vec<_>>()
             })
             .prop_flat_map(|rewrites| (Just(rewrites.clone()), Just(rewrites).prop_shuffle()))
     ) {

@@ -1,0 +1,151 @@
+//! What the parts of a request cost: `cargo bench -p rollora-router`. The best of several rounds, because the
+//! machine's noise only ever adds.
+
+#![expect(clippy::expect_used, reason = "all input stands below; a wrong one should end the run")]
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use jiff::Timestamp;
+use rollora_api::{
+    metadata::Metadata,
+    names::STICKY_HEADER_ANNOTATION,
+    rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup},
+};
+use rollora_router::{
+    exchange::{Exchange, RequestHead},
+    guard::Guard,
+    in_force::InForce,
+    json,
+    route::{self, sticky::Client},
+    rules::RewriteKey,
+};
+use std::{
+    hint::black_box,
+    io::{self, Write},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+const ROUNDS: u32 = 20;
+const MODELS: usize = 10_000;
+
+fn main() -> io::Result<()> {
+    let rewrites: Vec<_> = (0..MODELS).map(rewrite).collect();
+    let in_force = Arc::new(InForce::new(pool(), &[RewriteGroup::Current]));
+    in_force.reset(&rewrites);
+    let mut out = io::stdout().lock();
+
+    let names: Vec<String> = (0..MODELS).step_by(7).map(model).collect();
+    let random = |index: usize| (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let choice = per_item(&names, |index, name| {
+        let rules = in_force.rules();
+        rules.find(Some(name)).and_then(|rule| route::choose(rule, None, random(index)).map(|target| target.weight()))
+    });
+    writeln!(out, "{:<44}{:>10.0} ns", "choice among 10,000 rewrites", choice.as_nanos())?;
+    let sticky = per_item(&names, |_, name| {
+        let rules = in_force.rules();
+        let client = Client::new(b"5f0c2f6e-6c1e-4b1e-9b57-0f6f4f1c2d3e");
+        rules.find(Some(name)).and_then(|rule| route::choose(rule, client, 0).map(|target| target.weight()))
+    });
+    writeln!(out, "{:<44}{:>10.0} ns", "the same with a sticky header", sticky.as_nanos())?;
+
+    let changes: Vec<_> = rewrites.iter().step_by(500).collect();
+    let update = per_item(&changes, |_, rewrite| in_force.apply(rewrite));
+    writeln!(out, "{:<44}{:>10.1} µs", "update of one of 10,000 rewrites", micros(update))?;
+    let renewal = per_item(&changes, |index, rewrite| {
+        let mut rewrite = (*rewrite).clone();
+        rewrite.spec.rules[0].targets[1].model_rewrite = format!("{}-new-{index}", rewrite.metadata.name);
+        in_force.delete(&RewriteKey::of(&rewrite).expect("of a known group"));
+        in_force.apply(&rewrite);
+    });
+    writeln!(out, "{:<44}{:>10.1} µs", "one deleted and one with a new target", micros(renewal))?;
+    let reset = per_item(&[()], |_, ()| in_force.reset(&rewrites));
+    writeln!(out, "{:<44}{:>10.1} ms", "reset of 10,000 rewrites", micros(reset) / 1000.0)?;
+
+    for (name, body) in
+        [("1 KiB", chat(1, 1)), ("1 MiB prompt", chat(1, 1024)), ("1 MiB, 4 KiB a message", chat(256, 4))]
+    {
+        let time = per_item(&[()], |_, ()| json::scan(&body));
+        #[expect(clippy::cast_precision_loss, reason = "a rate to be read")]
+        let rate = body.len() as f64 / time.as_secs_f64() / 1e9;
+        writeln!(out, "{:<44}{rate:>10.2} GB/s", format!("scan of {name}"))?;
+    }
+
+    let headers = HeaderMap::from_iter([
+        (HeaderName::from_static("content-type"), HeaderValue::from_static("application/json")),
+        (HeaderName::from_static("x-session-id"), HeaderValue::from_static("")),
+    ]);
+    let head = RequestHead { target: "/v1/chat/completions", headers: &headers, has_body: true };
+    let body = chat(1, 1);
+    let bodies = vec![(); 1000];
+    let exchange = per_item(&bodies, |index, ()| {
+        let (mut exchange, _) = Exchange::begin(&in_force, Guard::Strict, &head, Timestamp::UNIX_EPOCH);
+        let action = exchange.request_body(&body, random(index), Timestamp::UNIX_EPOCH);
+        exchange.response_head(http::StatusCode::OK, Timestamp::UNIX_EPOCH);
+        exchange.end(Timestamp::UNIX_EPOCH);
+        action
+    });
+    writeln!(out, "{:<44}{:>10.0} ns", "a whole exchange of 1 KiB", exchange.as_nanos())
+}
+
+/// The time for one of `items`, in the best round.
+fn per_item<T, R>(items: &[T], mut run: impl FnMut(usize, &T) -> R) -> Duration {
+    let count = u32::try_from(items.len()).expect("a few");
+    let round = |_| {
+        #[expect(clippy::disallowed_methods, reason = "this is the shell: it measures")]
+        let begin = Instant::now();
+        for (index, item) in items.iter().enumerate() {
+            black_box(run(index, black_box(item)));
+        }
+        begin.elapsed() / count
+    };
+    (0..ROUNDS).map(round).min().unwrap_or_default()
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+fn pool() -> PoolRef {
+    PoolRef { name: "pool".to_owned(), ..PoolRef::default() }
+}
+
+fn model(index: usize) -> String {
+    format!("team-{}-segment-lora", index * 7919 % MODELS)
+}
+
+fn rewrite(index: usize) -> InferenceModelRewrite {
+    let model = model(index);
+    let spec = serde_json::json!({
+        "poolRef": pool(),
+        "rules": [{
+            "matches": [{ "model": { "value": model } }],
+            "targets": [
+                { "modelRewrite": format!("{model}-v1"), "weight": 90 },
+                { "modelRewrite": format!("{model}-v2"), "weight": 10 },
+            ],
+        }],
+    });
+    InferenceModelRewrite {
+        api_version: RewriteGroup::Current.api_version().to_owned(),
+        kind: "InferenceModelRewrite".to_owned(),
+        metadata: Metadata {
+            uid: Some(format!("uid-{index}")),
+            annotations: [(STICKY_HEADER_ANNOTATION.to_owned(), "x-session-id".to_owned())].into(),
+            ..Metadata::named(model)
+        },
+        spec: serde_json::from_value(spec).expect("a rewrite's spec"),
+        status: None,
+    }
+}
+
+/// A chat request with the model as its last key, as common clients send it.
+fn chat(messages: usize, kib: usize) -> Bytes {
+    // One escape in a line of 64 bytes, as in written text.
+    let line = format!("{}\\n", "A sentence of a prompt. ".repeat(3).split_at(62).0);
+    let content = line.repeat(kib * 16);
+    let message =
+        serde_json::json!({ "role": "user" }).to_string().replace('}', &format!(",\"content\":\"{content}\"}}"));
+    let messages = vec![message; messages].join(",");
+    Bytes::from(format!("{{\"messages\":[{messages}],\"stream\":true,\"max_tokens\":64,\"model\":\"{}\"}}", model(5)))
+}
