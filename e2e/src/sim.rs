@@ -29,6 +29,7 @@ mod refusal;
 mod reply;
 mod request;
 mod route;
+mod sanitize;
 mod serve;
 mod server;
 mod source;

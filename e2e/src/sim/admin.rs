@@ -19,22 +19,22 @@ use super::knobs::Death;
 use super::ledger::Ledger;
 use super::server::Server;
 
-/// Answers what stands behind `/sim`.
+/// Answers what stands behind `/sim/`.
 pub(super) async fn answer(server: &Server, method: &Method, path: &str, body: &Bytes) -> Response<Body> {
     let (status, value) = match (method.as_str(), path) {
-        ("GET", "/knobs") => (StatusCode::OK, json!(server.knobs())),
-        ("PATCH", "/knobs") => patch(server, body),
-        ("GET", "/requests") => (StatusCode::OK, json!(server.ledger().counters)),
-        ("DELETE", "/requests") => {
+        ("GET", "knobs") => (StatusCode::OK, json!(server.knobs())),
+        ("PATCH", "knobs") => patch(server, body),
+        ("GET", "requests") => (StatusCode::OK, json!(server.ledger().counters)),
+        ("DELETE", "requests") => {
             *server.ledger() = Ledger::default();
             (StatusCode::OK, json!({}))
         }
-        ("GET", "/log") => (StatusCode::OK, json!(server.ledger().log)),
-        ("POST", "/crash") => {
+        ("GET", "log") => (StatusCode::OK, json!(server.ledger().log)),
+        ("POST", "crash") => {
             let never = server.die(Death::Cut, "told to crash".to_owned()).await;
             (never.status(), never.body())
         }
-        _ => (StatusCode::NOT_FOUND, json!({ "error": format!("the simulator has no {method} /sim{path}") })),
+        _ => (StatusCode::NOT_FOUND, json!({ "error": format!("the simulator has no {method} /sim/{path}") })),
     };
     json_answer(status, &value)
 }

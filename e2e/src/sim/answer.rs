@@ -1,5 +1,6 @@
 //! From a request to an answer: what vLLM has under one web framework.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use http_body_util::{BodyExt, Either, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde_json::{Value, json};
 
-use super::body::{self, check_content_type, load_request, unload_request};
+use super::body::{self, LoadRequest, check_content_type, unload_name};
 use super::generate::Generation;
 use super::ledger::LogEntry;
 use super::refusal::Refusal;
@@ -22,9 +23,9 @@ use super::route::{self, Endpoint};
 use super::server::Server;
 use super::{admin, clock, lora};
 
-/// The body of every answer: whole, or a stream that can break off.
+/// The body of every answer: whole, or a stream.
 pub(super) type Body = Either<Full<Bytes>, StreamBody<Events>>;
-type Events = Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, Refusal>> + Send>>;
+type Events = Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, Infallible>> + Send>>;
 
 /// What a request was about, for the log.
 type Subject = Option<String>;
@@ -33,7 +34,7 @@ type Subject = Option<String>;
 pub(super) async fn answer(server: Arc<Server>, request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
     let (parts, incoming) = request.into_parts();
     let body = incoming.collect().await?.to_bytes();
-    if let Some(path) = parts.uri.path().strip_prefix("/sim") {
+    if let Some(path) = parts.uri.path().strip_prefix("/sim/") {
         return Ok(admin::answer(&server, &parts.method, path, &body).await);
     }
     server.until_answering().await;
@@ -53,7 +54,7 @@ async fn respond(
     server.knob(|knobs| route::check_key(path, &parts.headers, knobs.api_key.as_deref()))?;
     let endpoint = route::endpoint(&parts.method, path, server.config.runtime_updating)?;
     Ok(match endpoint {
-        Endpoint::Health => bare(String::new()),
+        Endpoint::Health => health(server),
         Endpoint::Version => json_answer(StatusCode::OK, &json!({ "version": "0.32.0" })),
         Endpoint::ServerLoad => json_answer(StatusCode::OK, &json!({ "server_load": 0 })),
         Endpoint::Metrics => typed("text/plain; version=1.0.0; charset=utf-8", metrics(server)),
@@ -62,20 +63,21 @@ async fn respond(
         Endpoint::Tokenize => json_answer(StatusCode::OK, &tokenize(server, body)?),
         Endpoint::Completion(kind) => {
             check_content_type(&parts.headers)?;
-            complete(server, kind, body, subject).await?
+            complete(server, kind, CompletionRequest::read(kind, body)?, subject).await?
         }
+        Endpoint::Invocation => invoke(server, parts, body, subject).await?,
         Endpoint::Load => {
             check_content_type(&parts.headers)?;
-            let name = load(server, body, ["lora_name", "lora_path"], subject).await?;
+            let name = load(server, LoadRequest::read(body)?, subject).await?;
             bare(format!("Success: LoRA adapter '{name}' added successfully."))
         }
         Endpoint::AddAdapter => {
-            let name = load(server, body, ["name", "src"], subject).await?;
+            let name = load(server, LoadRequest::read_adapter(body)?, subject).await?;
             bare(format!("Adapter {name} registered"))
         }
         Endpoint::Unload => {
             check_content_type(&parts.headers)?;
-            let name = unload(server, unload_request(body)?, subject)?;
+            let name = unload(server, unload_name(body)?, subject)?;
             bare(format!("Success: LoRA adapter '{name}' removed successfully."))
         }
         Endpoint::DeleteAdapter(name) => bare(format!("Adapter {} unregistered", unload(server, name, subject)?)),
@@ -85,22 +87,33 @@ async fn respond(
 async fn complete(
     server: &Arc<Server>,
     kind: Kind,
-    body: &Bytes,
+    request: CompletionRequest,
     subject: &mut Subject,
 ) -> Result<Response<Body>, Refusal> {
-    let request = CompletionRequest::read(kind, body)?;
     subject.clone_from(&request.model);
     let streamed = request.stream;
     let generation = Generation::begin(server, kind, request).await?;
     if streamed {
-        let events: Events = Box::pin(generation.stream().map(|event| event.map(Frame::data)));
+        let events: Events = Box::pin(generation.stream().map(|event| Ok(Frame::data(event))));
         return Ok(with_type("text/event-stream; charset=utf-8", Either::Right(StreamBody::new(events))));
     }
     Ok(json_answer(StatusCode::OK, &generation.whole().await?))
 }
 
-async fn load(server: &Server, body: &Bytes, fields: [&str; 2], subject: &mut Subject) -> Result<String, Refusal> {
-    let request = load_request(body, fields)?;
+/// The adapter comes from a header, whatever the body says; whether it is a chat, from the body.
+async fn invoke(
+    server: &Arc<Server>,
+    parts: &Parts,
+    body: &Bytes,
+    subject: &mut Subject,
+) -> Result<Response<Body>, Refusal> {
+    let kind = if body::object(body)?.contains_key("messages") { Kind::Chat } else { Kind::Text };
+    let adapter = parts.headers.get("x-amzn-sagemaker-adapter-identifier").and_then(|name| name.to_str().ok());
+    let request = CompletionRequest { model: adapter.map(str::to_owned), ..CompletionRequest::read(kind, body)? };
+    complete(server, kind, request, subject).await
+}
+
+async fn load(server: &Server, request: LoadRequest, subject: &mut Subject) -> Result<String, Refusal> {
     let name = request.name.clone();
     *subject = Some(name.clone());
     lora::load(server, request).await?;
@@ -112,6 +125,15 @@ fn unload(server: &Server, name: String, subject: &mut Subject) -> Result<String
     lora::unload(server, name)
 }
 
+/// Between the death of its engine and its own a server says that it is not well.
+fn health(server: &Server) -> Response<Body> {
+    let mut answer = bare(String::new());
+    if server.engine_dead.is_cancelled() {
+        *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    answer
+}
+
 fn models(server: &Server) -> Value {
     let config = &server.config;
     let base = reply::base_card(&config.served_model_name, &config.model, config.max_model_len, &server.made());
@@ -121,8 +143,18 @@ fn models(server: &Server) -> Value {
 }
 
 fn tokenize(server: &Server, body: &Bytes) -> Result<Value, Refusal> {
-    body::object(body)?;
-    let count = CompletionRequest::read(Kind::Text, body)?.prompt.tokens;
+    let fields = body::object(body)?;
+    let kind = match (fields.contains_key("prompt"), fields.contains_key("messages")) {
+        (true, _) => Kind::Text,
+        (false, true) => Kind::Chat,
+        (false, false) => return Err(body::nothing_to_tokenize(&fields)),
+    };
+    let request = CompletionRequest::read(kind, body)?;
+    let (base, adapters) = (&server.config.served_model_name, server.adapters());
+    if let Some(model) = request.model.filter(|model| model != base && adapters.get(model).is_none()) {
+        return Err(Refusal::NoSuchModel { model, base: base.clone() });
+    }
+    let count = request.prompt.tokens;
     let tokens: Vec<usize> = (0..count).map(|index| 295 + index).collect();
     Ok(json!({
         "count": count, "max_model_len": server.config.max_model_len, "tokens": tokens, "token_strs": null,

@@ -17,8 +17,11 @@ use super::server::Server;
 /// vLLM's bound on how many characters a token can stand for, with the recorded tokenizer.
 const MOST_CHARACTERS_A_TOKEN: usize = 13;
 
-/// How much is said when the request does not bound it.
+/// How much is said when the request does not bound it: vLLM's bound of a text completion, and here of a chat, too.
 const UNBOUNDED_ANSWER: usize = 16;
+
+/// The end of a stream.
+const DONE: &str = "data: [DONE]\n\n";
 
 /// A completion that the server is busy with. Dropping it, as when the client goes away, ends it.
 #[derive(Debug)]
@@ -40,13 +43,15 @@ impl Generation {
         let model = request.model.unwrap_or_else(|| server.config.served_model_name.clone());
         let single_token = request.max_tokens.is_some_and(|tokens| tokens <= 1);
         server.ledger().completion(&model, single_token, request.stream, clock::now());
-        let weights = admit(server, &model, request.prompt)
+        let weights = admit(server, &model, request.prompt, request.max_tokens)
             .await
             .inspect_err(|_| server.ledger().refused(&model, clock::now()))?;
+        // vLLM cuts what does not fit behind the prompt, and says so only by the reason for which it finished.
         let room = server.config.max_model_len.saturating_sub(request.prompt.tokens).max(1);
-        let (said, finish) = match request.max_tokens {
-            Some(tokens) => (tokens.clamp(1, room), "length"),
-            None => (UNBOUNDED_ANSWER.min(room), "stop"),
+        let (said, finish) = match (request.max_tokens.map(usize::try_from), kind) {
+            (Some(asked), _) => (asked.unwrap_or(room).min(room), "length"),
+            (None, Kind::Chat) => (UNBOUNDED_ANSWER.min(room), "stop"),
+            (None, Kind::Text) => (UNBOUNDED_ANSWER.min(room), "length"),
         };
         let generation = Self {
             server: Arc::clone(server),
@@ -72,17 +77,19 @@ impl Generation {
         Ok(reply::completion(self.kind, &self.made, &self.model, &text, self.finish, self.tokens))
     }
 
-    /// Answers token by token. The stream fails when the engine dies.
-    pub(super) fn stream(self) -> impl Stream<Item = Result<Bytes, Refusal>> + Send {
+    /// Answers token by token. When the engine dies, the stream says so in an event and ends as if it were whole.
+    pub(super) fn stream(self) -> impl Stream<Item = Bytes> + Send {
         let first = match self.kind {
             Kind::Chat => Event::Role,
             Kind::Text => Event::Token(0),
         };
-        stream::try_unfold((self, Some(first)), |(generation, event)| async move {
-            let Some(event) = event else { return Ok(None) };
-            let data = generation.data(event).await?;
-            let next = generation.after(event);
-            Ok(Some((data, (generation, next))))
+        stream::unfold((self, Some(first)), |(generation, event)| async move {
+            let event = event?;
+            let (data, next) = match generation.data(event).await {
+                Ok(data) => (data, generation.after(event)),
+                Err(refusal) => (Bytes::from(refusal.event() + DONE), None),
+            };
+            Some((data, (generation, next)))
         })
     }
 
@@ -93,12 +100,13 @@ impl Generation {
             Event::Token(index) => {
                 let text: String = self.token(index).await?.collect();
                 let finish = (index + 1 == tokens.said).then_some(self.finish);
-                reply::token_chunk(*kind, made, model, &text, finish)
+                let chunk = reply::token_chunk(*kind, made, model, &text, finish);
+                if finish.is_some() && !self.include_usage { reply::with_fingerprint(chunk) } else { chunk }
             }
             Event::Usage => reply::usage_chunk(*kind, made, model, *tokens),
             Event::Done => {
                 self.succeeded();
-                return Ok(Bytes::from_static(b"data: [DONE]\n\n"));
+                return Ok(Bytes::from_static(DONE.as_bytes()));
             }
         };
         Ok(Bytes::from(format!("data: {chunk}\n\n")))
@@ -150,17 +158,18 @@ enum Event {
 }
 
 /// The weights to answer with; none for the base model.
-async fn admit(server: &Server, model: &str, prompt: Length) -> Result<Option<Arc<Weights>>, Refusal> {
+async fn admit(
+    server: &Server,
+    model: &str,
+    prompt: Length,
+    max_tokens: Option<i64>,
+) -> Result<Option<Arc<Weights>>, Refusal> {
     let base = &server.config.served_model_name;
     let adapter = if model == base { None } else { server.adapters().get(model).cloned() };
     if adapter.is_none() && model != base {
         return Err(Refusal::NoSuchModel { model: model.to_owned(), base: base.clone() });
     }
-    let limit = server.config.max_model_len;
-    let most = limit * MOST_CHARACTERS_A_TOKEN;
-    if prompt.characters > most {
-        return Err(Refusal::PromptTooLong { limit, characters: prompt.characters, most });
-    }
+    check_lengths(server.config.max_model_len, prompt, max_tokens)?;
     server.until_engine_works().await?;
     if let Some(death) = server.knob(|knobs| knobs.deadly_use.get(model).copied()) {
         return Err(server.die(death, format!("the use of {model:?} ends the server")).await);
@@ -168,6 +177,23 @@ async fn admit(server: &Server, model: &str, prompt: Length) -> Result<Option<Ar
     match adapter {
         Some(adapter) => hold(server, adapter).await.map(Some),
         None => Ok(None),
+    }
+}
+
+fn check_lengths(limit: usize, prompt: Length, max_tokens: Option<i64>) -> Result<(), Refusal> {
+    let most = limit * MOST_CHARACTERS_A_TOKEN;
+    if prompt.characters > most {
+        return Err(Refusal::PromptTooLong { limit, characters: prompt.characters, most });
+    }
+    if prompt.tokens > limit {
+        return Err(Refusal::TooManyPromptTokens { limit, least: limit + 1 });
+    }
+    match max_tokens {
+        Some(asked @ ..=0) => Err(Refusal::TooFewTokens(asked)),
+        Some(asked) if usize::try_from(asked).is_ok_and(|asked| asked > limit) => {
+            Err(Refusal::TooManyTokens { asked, limit })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -69,7 +69,8 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Death {
-    /// The engine fails: requests in flight are answered with status 500 or cut, then the process ends (as recorded).
+    /// The engine fails: requests in flight are answered with status 500, or with an error event in their streams, then
+    /// the process ends (as recorded).
     #[default]
     Engine,
     /// Everything is cut at once, nothing is answered: what `kill -9` or the kernel's memory killer does.

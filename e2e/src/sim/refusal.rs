@@ -9,6 +9,8 @@ use http::StatusCode;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::sanitize::without_paths;
+
 /// An answer that says no.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
@@ -24,7 +26,9 @@ pub(super) enum Refusal {
     Invalid(Vec<FieldError>),
     #[error("Both 'lora_name' and 'lora_path' must be provided.")]
     EmptyField,
-    #[error("Either 'lora_name' or 'lora_int_id' needs to be provided.")]
+    #[error("{0}")]
+    InvalidAdapter(String),
+    #[error("'lora_name' needs to be provided to unload a LoRA adapter.")]
     EmptyName,
     #[error("The lora adapter '{0}' conflicts with a served base model.")]
     NameOfBaseModel(String),
@@ -50,6 +54,25 @@ pub(super) enum Refusal {
          of the input prompt. (parameter=input_text, value={characters})"
     )]
     PromptTooLong { limit: usize, characters: usize, most: usize },
+    #[error(
+        "This model's maximum context length is {limit} tokens. However, your prompt contains at least {least} input \
+         tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input \
+         prompt. (parameter=input_tokens, value={least})"
+    )]
+    TooManyPromptTokens { limit: usize, least: usize },
+    #[error("max_tokens must be at least 1, got {0}. (parameter=max_tokens, value={0})")]
+    TooFewTokens(i64),
+    #[error(
+        "max_tokens={asked} cannot be greater than max_model_len={limit}. Please request fewer output tokens. \
+         (parameter=max_tokens, value={asked})"
+    )]
+    TooManyTokens { asked: i64, limit: usize },
+    #[error("Cannot apply chat template to an empty conversation. Provide at least one message.")]
+    NoMessage,
+    #[error("Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)")]
+    NoPrompt,
+    #[error("You must pass at least one prompt")]
+    NoPromptInList,
     #[error("EngineCore encountered an issue. See stack trace (above) for the root cause.")]
     EngineDead,
     #[error("cannot schedule new futures after shutdown")]
@@ -64,14 +87,8 @@ impl Refusal {
             Self::NoSuchPath | Self::NoAdapterAt { .. } | Self::NotLoaded(_) | Self::NoSuchModel { .. } => {
                 StatusCode::NOT_FOUND
             }
-            Self::NotJson
-            | Self::Invalid(_)
-            | Self::EmptyField
-            | Self::EmptyName
-            | Self::NameOfBaseModel(_)
-            | Self::AlreadyLoaded(_)
-            | Self::PromptTooLong { .. } => StatusCode::BAD_REQUEST,
             Self::Worker(_) | Self::EngineDead | Self::ShuttingDown => StatusCode::INTERNAL_SERVER_ERROR,
+            _ => StatusCode::BAD_REQUEST,
         }
     }
 
@@ -82,7 +99,7 @@ impl Refusal {
             Self::NoSuchPath | Self::WrongMethod => json!({ "detail": message }),
             Self::Unauthorized => json!({ "error": message }),
             _ => json!({ "error": ErrorObject {
-                message,
+                message: without_paths(&message),
                 kind: self.kind(),
                 param: self.param(),
                 code: self.status().as_u16(),
@@ -90,12 +107,23 @@ impl Refusal {
         }
     }
 
+    /// The event that a stream ends with when this happens in the middle of it: Python's spacing, not that of answers.
+    pub(super) fn event(&self) -> String {
+        let (message, code) = (Value::from(self.to_string()), self.status().as_u16());
+        format!(
+            "data: {{\"error\": {{\"message\": {message}, \"type\": \"{}\", \"param\": null, \"code\": {code}}}}}\n\n",
+            self.kind()
+        )
+    }
+
     fn kind(&self) -> &'static str {
         match self {
-            Self::NotJson | Self::Invalid(_) => "Bad Request",
-            Self::PromptTooLong { .. } => "BadRequestError",
+            Self::NotJson | Self::Invalid(_) | Self::InvalidAdapter(_) => "Bad Request",
+            Self::EmptyField | Self::EmptyName | Self::NameOfBaseModel(_) | Self::AlreadyLoaded(_) => {
+                "InvalidUserInput"
+            }
             _ if self.status() == StatusCode::NOT_FOUND => "NotFoundError",
-            _ if self.status() == StatusCode::BAD_REQUEST => "InvalidUserInput",
+            _ if self.status() == StatusCode::BAD_REQUEST => "BadRequestError",
             _ => "InternalServerError",
         }
     }
@@ -105,6 +133,9 @@ impl Refusal {
             Self::Invalid(errors) => errors.first().map(|error| error.location.as_str()),
             Self::NoSuchModel { .. } => Some("model"),
             Self::PromptTooLong { .. } => Some("input_text"),
+            Self::TooManyPromptTokens { .. } => Some("input_tokens"),
+            Self::TooFewTokens(_) | Self::TooManyTokens { .. } => Some("max_tokens"),
+            Self::NoPrompt => Some("prompt"),
             _ => None,
         }
     }
@@ -137,12 +168,18 @@ pub(super) struct FieldError {
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, location, message, input, context } = self;
-        write!(f, "\n  {{'type': '{kind}', 'loc': '{location}', 'msg': '{message}', 'input': '{input}'")?;
+        let input = quoted(input);
+        write!(f, "\n  {{'type': '{kind}', 'loc': '{location}', 'msg': '{message}', 'input': {input}")?;
         if let Some(error) = context {
-            write!(f, ", 'ctx': {{'error': '{error}'}}")?;
+            write!(f, ", 'ctx': {{'error': {}}}", quoted(error))?;
         }
         f.write_str("}")
     }
+}
+
+/// A text in the quotes that Python shows it in.
+fn quoted(text: &str) -> String {
+    if text.contains('\'') && !text.contains('"') { format!("\"{text}\"") } else { format!("'{text}'") }
 }
 
 fn validation_text(errors: &[FieldError]) -> String {

@@ -126,6 +126,12 @@ pub(super) fn token_chunk(kind: Kind, made: &Made, model: &str, text: &str, fini
     }
 }
 
+/// Marks an event as the last one before the end; the event of the usage is marked by itself.
+pub(super) fn with_fingerprint(mut chunk: Value) -> Value {
+    chunk["system_fingerprint"] = FINGERPRINT.into();
+    chunk
+}
+
 /// The event that follows the last token when the request asked for usage.
 pub(super) fn usage_chunk(kind: Kind, made: &Made, model: &str, tokens: Tokens) -> Value {
     let (prefix, object) = match kind {

@@ -16,7 +16,7 @@ pub(super) struct CompletionRequest {
     /// None is the base model.
     pub(super) model: Option<String>,
     pub(super) prompt: Length,
-    pub(super) max_tokens: Option<usize>,
+    pub(super) max_tokens: Option<i64>,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
 }
@@ -50,8 +50,8 @@ struct Fields<'a> {
     #[serde(borrow)]
     messages: Option<Vec<Message<'a>>>,
     prompt: Option<Value>,
-    max_tokens: Option<usize>,
-    max_completion_tokens: Option<usize>,
+    max_tokens: Option<i64>,
+    max_completion_tokens: Option<i64>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
 }
@@ -79,18 +79,18 @@ struct StreamOptions {
 impl CompletionRequest {
     /// Reads the body of `/v1/chat/completions` or `/v1/completions`.
     pub(super) fn read(kind: Kind, body: &Bytes) -> Result<Self, Refusal> {
-        let required = match kind {
-            Kind::Chat => "messages",
-            Kind::Text => "prompt",
-        };
         let Ok(fields) = serde_json::from_slice::<Fields<'_>>(body) else {
-            return Err(body::missing(&body::object(body)?, required));
+            return Err(body::completion_errors(body));
         };
-        let prompt = match kind {
-            Kind::Chat => fields.messages.as_deref().map(chat_length),
-            Kind::Text => fields.prompt.as_ref().map(prompt_length),
+        let prompt = match (kind, fields.messages.as_deref(), fields.prompt.as_ref()) {
+            (Kind::Chat, None, _) => return Err(body::completion_errors(body)),
+            (Kind::Chat, Some([]), _) => return Err(Refusal::NoMessage),
+            (Kind::Chat, Some(messages), _) => chat_length(messages),
+            (Kind::Text, _, None) => return Err(Refusal::NoPrompt),
+            (Kind::Text, _, Some(Value::String(text))) if text.is_empty() => return Err(Refusal::NoPrompt),
+            (Kind::Text, _, Some(Value::Array(parts))) if parts.is_empty() => return Err(Refusal::NoPromptInList),
+            (Kind::Text, _, Some(prompt)) => prompt_length(prompt),
         };
-        let Some(prompt) = prompt else { return Err(body::missing(&body::object(body)?, required)) };
         Ok(Self {
             model: fields.model.filter(|model| !model.is_empty()).map(Cow::into_owned),
             prompt,
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_newer_name_of_the_limit_wins() {
-        let request = read(Kind::Text, r#"{"prompt": "", "max_tokens": 5, "max_completion_tokens": 7, "model": ""}"#);
+        let request = read(Kind::Text, r#"{"prompt": "x", "max_tokens": 5, "max_completion_tokens": 7, "model": ""}"#);
         assert_eq!((request.max_tokens, request.model), (Some(7), None));
     }
 }

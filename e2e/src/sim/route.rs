@@ -1,6 +1,7 @@
 //! Which endpoint a request is for, and who may call it.
 
 use http::{HeaderMap, Method, header};
+use percent_encoding::percent_decode_str;
 
 use super::refusal::Refusal;
 use super::reply::Kind;
@@ -17,8 +18,10 @@ pub(super) enum Endpoint {
     Docs,
     Models,
     Tokenize,
-    /// `/v1/chat/completions`, `/v1/completions`, `/invocations`
+    /// `/v1/chat/completions`, `/v1/completions`
     Completion(Kind),
+    /// `/invocations`, in SageMaker's style: the adapter is named in a header
+    Invocation,
     Load,
     Unload,
     /// `POST /adapters`, in SageMaker's style
@@ -38,17 +41,24 @@ pub(super) fn endpoint(method: &Method, path: &str, runtime_updating: bool) -> R
         "/docs" => (&[Method::GET][..], Endpoint::Docs),
         "/v1/models" => (&[Method::GET][..], Endpoint::Models),
         "/tokenize" => (&[Method::POST][..], Endpoint::Tokenize),
-        "/v1/chat/completions" | "/invocations" => (&[Method::POST][..], Endpoint::Completion(Kind::Chat)),
+        "/invocations" => (&[Method::POST][..], Endpoint::Invocation),
+        "/v1/chat/completions" => (&[Method::POST][..], Endpoint::Completion(Kind::Chat)),
         "/v1/completions" => (&[Method::POST][..], Endpoint::Completion(Kind::Text)),
         "/v1/load_lora_adapter" if runtime_updating => (&[Method::POST][..], Endpoint::Load),
         "/v1/unload_lora_adapter" if runtime_updating => (&[Method::POST][..], Endpoint::Unload),
         "/adapters" if runtime_updating => (&[Method::POST][..], Endpoint::AddAdapter),
         _ => match path.strip_prefix("/adapters/") {
-            Some(name) if runtime_updating => (&[Method::DELETE][..], Endpoint::DeleteAdapter(name.to_owned())),
+            Some(name) if runtime_updating => (&[Method::DELETE][..], Endpoint::DeleteAdapter(decoded(name)?)),
             _ => return Err(Refusal::NoSuchPath),
         },
     };
     if allowed.contains(method) { Ok(endpoint) } else { Err(Refusal::WrongMethod) }
+}
+
+/// A name in a path. One with a slash, even an encoded one, is not found.
+fn decoded(name: &str) -> Result<String, Refusal> {
+    let name = percent_decode_str(name).decode_utf8_lossy().into_owned();
+    if name.is_empty() || name.contains('/') { Err(Refusal::NoSuchPath) } else { Ok(name) }
 }
 
 /// Refuses a call of `/v1/*` without the key. Every other path is open, with vLLM too.

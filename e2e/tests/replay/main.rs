@@ -1,10 +1,11 @@
 //! Plays the recording of vLLM 0.32.0 against the simulator and compares the answers.
 //!
-//! The recording is one long session with eight servers, each set up in its way ([`SESSIONS`]). One simulator is
-//! started for each, with the folders that the recording loads from ([`stage`]), and asked the same things in the
-//! same order, so that most exchanges find the state that the ones before them have left. Exchanges that ran at the
-//! same time were recorded as they ended; where the recorded order does not lead to the recorded answer (an adapter
-//! that had to be loaded is not, or the reverse), that state is arranged first.
+//! There are two recordings: a long session with eight servers, each set up in its way ([`transcript`]), and one with
+//! the odd requests of one server ([`edges`]). A simulator is started for each server, with the folders that the
+//! recording loads from ([`stage`]), and asked the same things in the same order, so that most exchanges find the state
+//! that the ones before them have left. Exchanges that ran at the same time were recorded as they ended; where the
+//! recorded order does not lead to the recorded answer (an adapter that had to be loaded is not, or the reverse), that
+//! state is arranged first.
 //!
 //! Compared: status, content type or its absence, and the body: texts exactly; JSON with all fields in their order,
 //! token counts, model names and sources; of a stream its first three and last four events and how many there were; of
@@ -13,7 +14,9 @@
 //! paths begin with, the `/docs` page. Where the recording says that a connection was refused, cut, or got no answer
 //! within 300 s, so must the simulator (300 ms).
 //!
-//! Left out, with reasons: [`LEFT_OUT`]. Not looked at: how long an answer took.
+//! Left out: what `left_out` of each recording names, with the reason; both are printed. Not looked at: how long an answer took.
+
+#![expect(clippy::expect_used, clippy::print_stdout, reason = "a test, which says what it compared")]
 
 mod compare;
 mod recording;
@@ -29,34 +32,73 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use recording::{Exchange, Streamed, recording};
+use recording::{Exchange, Streamed};
 use rollora_e2e::sim::{Config, Knobs, Mode, Simulator};
 use serde_json::{Value, json};
 use stage::Stage;
 use tokio::time::timeout;
 
-/// How many of the 652 exchanges must be compared.
-const COMPARED: usize = 648;
+/// A recording, and how it is played.
+struct Recording {
+    exchanges: Vec<Exchange>,
+    /// Between which lines one server ran, and how it was set up.
+    sessions: &'static [(usize, usize, fn() -> Config)],
+    /// Lines that are not played, and why.
+    left_out: &'static [(usize, &'static str)],
+    /// What happened to a server or its files before a line.
+    before: fn(usize, &Stage, &Simulator),
+    /// Before these lines the server had ended.
+    dead: &'static [usize],
+}
 
-/// Lines of the recording that are not played.
-const LEFT_OUT: [(usize, &str); 4] = [
-    (565, "whether the tensors of an adapter fit the model: the simulator has no model"),
-    (630, "two adapters at a time (--max-loras): the simulator lets all generate at once"),
-    (631, "as the line before, whose queued request kills the server"),
-    (632, "as the lines before: the server is dead"),
-];
+/// The long session: adapters, traffic, failures, eight servers.
+fn transcript() -> Recording {
+    Recording {
+        exchanges: recording::transcript(),
+        sessions: &[
+            (1, 521, Config::default),
+            (522, 569, Config::default),
+            (570, 604, with_key_and_rank_32),
+            (605, 632, Config::default),
+            (633, 636, Config::default),
+            (637, 641, without_runtime_updating),
+            (642, 646, without_lora),
+            (647, 652, Config::default),
+        ],
+        left_out: &[
+            (565, "whether the tensors of an adapter fit the model: the simulator has no model"),
+            (630, "two adapters at a time (--max-loras): the simulator lets all generate at once"),
+            (631, "as the line before, whose queued request kills the server"),
+            (632, "as the lines before: the server is dead"),
+        ],
+        before: |line, stage, simulator| match line {
+            506 => stage.remove("work/gone"),
+            529 => stage.copy("a3", "work/sw"),
+            569 => simulator.turn(|knobs| knobs.token_millis = 5),
+            634 => simulator.turn(|knobs| knobs.mode = Mode::EngineHangs),
+            650 => simulator.turn(|knobs| knobs.mode = Mode::Draining),
+            652 => simulator.turn(|knobs| knobs.mode = Mode::Serving),
+            _ => {}
+        },
+        dead: &[518],
+    }
+}
 
-/// Lines of the recording between which one server ran, and how it was set up.
-const SESSIONS: [(usize, usize, fn() -> Config); 8] = [
-    (1, 521, Config::default),
-    (522, 569, Config::default),
-    (570, 604, with_key_and_rank_32),
-    (605, 632, Config::default),
-    (633, 636, Config::default),
-    (637, 641, without_runtime_updating),
-    (642, 646, without_lora),
-    (647, 652, Config::default),
-];
+/// The odd requests: bodies that are wrong in all ways, paths and methods that are not served, the moments after the
+/// death of an engine. One server.
+fn edges() -> Recording {
+    Recording {
+        exchanges: recording::edges(),
+        sessions: &[(1, 111, Config::default)],
+        left_out: &[(107, "the same moment as the line before: tests/sim.rs has it")],
+        before: |line, stage, _| {
+            if line == 106 {
+                stage.remove("work/gone");
+            }
+        },
+        dead: &[111],
+    }
+}
 
 fn with_key_and_rank_32() -> Config {
     let knobs = Knobs { api_key: Some("secret".to_owned()), ..Knobs::default() };
@@ -72,32 +114,29 @@ fn without_lora() -> Config {
     Config { enable_lora: false, ..Config::default() }
 }
 
-/// What happened to the server or its files before a line.
-fn before(line: usize, stage: &Stage, simulator: &Simulator) {
-    match line {
-        506 => stage.remove("work/gone"),
-        529 => stage.copy("a3", "work/sw"),
-        569 => simulator.turn(|knobs| knobs.token_millis = 5),
-        634 => simulator.turn(|knobs| knobs.mode = Mode::EngineHangs),
-        650 => simulator.turn(|knobs| knobs.mode = Mode::Draining),
-        652 => simulator.turn(|knobs| knobs.mode = Mode::Serving),
-        _ => {}
-    }
+#[tokio::test]
+async fn the_simulator_answers_as_vllm_was_recorded() {
+    assert_eq!(play(transcript()).await, 648);
 }
 
 #[tokio::test]
-async fn the_simulator_answers_as_vllm_was_recorded() {
-    let exchanges = recording();
+async fn the_simulator_answers_odd_requests_as_vllm_was_recorded() {
+    assert_eq!(play(edges()).await, 110);
+}
+
+/// Plays a recording; how many exchanges were compared.
+async fn play(recording: Recording) -> usize {
+    let Recording { exchanges, sessions, left_out, before, dead } = recording;
     let mut differences = Vec::new();
     let (mut compared, mut arranged) = (0, 0);
-    for (first, last, config) in SESSIONS {
+    for (first, last, config) in sessions {
         let mut replay = Replay::start(config()).await;
-        for line in first..=last {
-            if LEFT_OUT.iter().any(|(left_out, _)| *left_out == line) {
-                continue;
-            }
+        for line in (*first..=*last).filter(|line| left_out.iter().all(|(left_out, _)| left_out != line)) {
             let exchange = &exchanges[line - 1];
             before(line, &replay.stage, &replay.simulator);
+            if dead.contains(&line) {
+                replay.simulator.ended().await;
+            }
             if let Err(difference) = replay.play(exchange).await {
                 differences.push(format!("line {line} ({}): {difference}", exchange.label));
             }
@@ -106,11 +145,11 @@ async fn the_simulator_answers_as_vllm_was_recorded() {
         arranged += replay.arranged;
     }
     println!("{} recorded, {compared} compared, {arranged} of them after arranging the state", exchanges.len());
-    for (line, reason) in LEFT_OUT {
+    for (line, reason) in left_out {
         println!("left out: line {line}: {reason}");
     }
     assert!(differences.is_empty(), "{} differ:\n{}", differences.len(), differences.join("\n"));
-    assert_eq!(compared, COMPARED);
+    compared
 }
 
 /// One recorded server's session, played.
@@ -293,7 +332,7 @@ impl Presumed {
         let response = response.as_deref().unwrap_or_default();
         let name = request.field("lora_name").or_else(|| request.field("model")).unwrap_or("tiny");
         match (request.path.as_str(), status) {
-            _ if name == "tiny" && request.path != "/v1/models" => Self::Nothing,
+            _ if ["tiny", ""].contains(&name) && request.path != "/v1/models" => Self::Nothing,
             ("/v1/load_lora_adapter", 200) if request.body["load_inplace"] == true => Self::Nothing,
             ("/v1/load_lora_adapter", 200) => Self::NotLoaded(name.to_owned()),
             ("/v1/load_lora_adapter", 400) if response.contains("already been loaded") => Self::Loaded(name.to_owned()),

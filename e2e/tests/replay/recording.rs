@@ -51,10 +51,16 @@ impl Request {
     }
 }
 
-/// All of them; the place in the vector is the line number less one.
-pub(crate) fn recording() -> Vec<Exchange> {
-    include_str!("../../testdata/vllm/transcript.jsonl")
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("a line is an exchange"))
-        .collect()
+/// The long session; the place in the vector is the line number less one.
+pub(crate) fn transcript() -> Vec<Exchange> {
+    exchanges(include_str!("../../testdata/vllm/transcript.jsonl"))
+}
+
+/// The odd requests.
+pub(crate) fn edges() -> Vec<Exchange> {
+    exchanges(include_str!("../../testdata/vllm/edges.jsonl"))
+}
+
+fn exchanges(lines: &str) -> Vec<Exchange> {
+    lines.lines().map(|line| serde_json::from_str(line).expect("a line is an exchange")).collect()
 }

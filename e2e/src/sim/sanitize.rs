@@ -1,0 +1,83 @@
+//! vLLM's habit of replacing paths in its error messages by `<path>`.
+//!
+//! Two kinds are replaced: what begins with a well-known top folder (`/tmp/…`, `/opt/…`), and what has at least two
+//! parts of which the last has an extension. `/models/a1` and `org/name` stay readable, `/models/a-1.2` does not.
+
+const TOP_FOLDERS: [&str; 9] = ["home", "usr", "opt", "var", "tmp", "root", "lib", "mnt", "srv"];
+
+/// The message as vLLM lets it out.
+pub(super) fn without_paths(message: &str) -> String {
+    let below_top = replaced(message, below_top_folder);
+    replaced(&below_top, file_with_extension).trim().to_owned()
+}
+
+/// Replaces everything that `length` finds at the beginning of a rest that begins with a slash.
+fn replaced(text: &str, length: fn(&str) -> Option<usize>) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, from_slash)) = rest.find('/').and_then(|slash| rest.split_at_checked(slash)) {
+        shown.push_str(before);
+        let (path, after) = from_slash.split_at(length(from_slash).unwrap_or(1));
+        shown.push_str(if path == "/" { path } else { "<path>" });
+        rest = after;
+    }
+    shown + rest
+}
+
+fn below_top_folder(text: &str) -> Option<usize> {
+    let (top, rest) = part(text, false)?;
+    if !TOP_FOLDERS.contains(&top) {
+        return None;
+    }
+    let mut rest = part(rest, true)?.1;
+    while let Some((_, after)) = part(rest, true) {
+        rest = after;
+    }
+    Some(text.len() - rest.len())
+}
+
+fn file_with_extension(text: &str) -> Option<usize> {
+    let (_, mut rest) = part(text, false)?;
+    let mut parts = 1;
+    while let Some((_, after)) = part(rest, false) {
+        (parts, rest) = (parts + 1, after);
+    }
+    let extension = rest.strip_prefix('.')?;
+    let end = extension.find(|c: char| !is_word(c)).unwrap_or(extension.len());
+    (parts > 1 && end > 0).then(|| text.len() - extension.len() + end)
+}
+
+/// A slash and a name, and what follows.
+fn part(text: &str, dots: bool) -> Option<(&str, &str)> {
+    let name = text.strip_prefix('/')?;
+    let end = name.find(|c: char| !(is_word(c) || c == '-' || dots && c == '.')).unwrap_or(name.len());
+    (end > 0).then(|| name.split_at(end))
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_replaced_where_vllm_replaces_them() {
+        for (message, shown) in [
+            ("No adapter found for /nonexistent/path", "No adapter found for /nonexistent/path"),
+            ("No adapter found for org/name/more/parts", "No adapter found for org/name/more/parts"),
+            ("No adapter found for /tmp/x/bad/empty", "No adapter found for <path>"),
+            ("No adapter found for /tmp", "No adapter found for /tmp"),
+            ("No adapter found for /models/a-1.2", "No adapter found for <path>"),
+            (
+                "Not a directory: '/work/a1/m.safetensors/adapter_config.json'",
+                "Not a directory: '<path>/adapter_config.json'",
+            ),
+            ("Not a directory: '/root/a1/m.safetensors/adapter_config.json'", "Not a directory: '<path>'"),
+            ("/v1.5 and a/b", "/v1.5 and a/b"),
+        ] {
+            assert_eq!(without_paths(message), shown);
+        }
+    }
+}
