@@ -149,3 +149,56 @@ pub mod reason {
     /// Nothing is left to clean up.
     pub const CLEAN: &str = "Clean";
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn condition(kind: &str, status: ConditionStatus, second: i64) -> Condition {
+        Condition {
+            kind: kind.to_owned(),
+            status,
+            reason: reason::PROGRESSING.to_owned(),
+            message: "step 1 of 3".to_owned(),
+            last_transition_time: jiff::Timestamp::from_second(second).unwrap(),
+            observed_generation: Some(1),
+        }
+    }
+
+    #[test]
+    fn conditions_stay_sorted_and_each_type_stands_once() {
+        let mut conditions = Vec::new();
+        for kind in [kind::READY, kind::AVAILABLE, kind::STALLED, kind::READY] {
+            set_condition(&mut conditions, condition(kind, ConditionStatus::True, 0));
+        }
+        let kinds: Vec<_> = conditions.iter().map(|condition| condition.kind.as_str()).collect();
+        assert_eq!(kinds, [kind::AVAILABLE, kind::READY, kind::STALLED]);
+    }
+
+    #[test]
+    fn the_time_changes_with_the_status_only() {
+        let mut conditions = Vec::new();
+        assert!(set_condition(&mut conditions, condition(kind::READY, ConditionStatus::False, 1)));
+        assert!(!set_condition(&mut conditions, condition(kind::READY, ConditionStatus::False, 2)), "nothing changed");
+        let other_words =
+            Condition { message: "step 2 of 3".to_owned(), ..condition(kind::READY, ConditionStatus::False, 3) };
+        assert!(set_condition(&mut conditions, other_words));
+        assert_eq!(conditions[0].last_transition_time.as_second(), 1);
+        assert!(set_condition(&mut conditions, condition(kind::READY, ConditionStatus::True, 4)));
+        assert_eq!(conditions[0].last_transition_time.as_second(), 4);
+    }
+
+    #[test]
+    fn a_condition_is_written_as_kubernetes_writes_it() {
+        let written = serde_json::to_value(condition(kind::READY, ConditionStatus::Unknown, 0)).unwrap();
+        let expected = serde_json::json!({
+            "type": "Ready",
+            "status": "Unknown",
+            "reason": "Progressing",
+            "message": "step 1 of 3",
+            "lastTransitionTime": "1970-01-01T00:00:00Z",
+            "observedGeneration": 1,
+        });
+        assert_eq!(written, expected);
+    }
+}

@@ -94,3 +94,49 @@ impl schemars::JsonSchema for GatewayDuration {
         schemars::json_schema!({ "type": "string", "pattern": PATTERN })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn durations_are_read_as_the_gateway_api_reads_them() {
+        for (text, millis) in [
+            ("0s", 0),
+            ("0h", 0),
+            ("10m", 600_000),
+            ("1h30m", 5_400_000),
+            ("500ms", 500),
+            ("1s1s", 2000),
+            ("1m1ms", 60_001),
+            ("99999h99999h99999h99999h", 1_439_985_600_000),
+        ] {
+            assert_eq!(text.parse::<GatewayDuration>(), Ok(GatewayDuration::from_millis(millis)), "{text}");
+        }
+    }
+
+    #[test]
+    fn everything_else_is_refused_with_an_example() {
+        for text in
+            ["", "5", "m", "1.5h", "-1s", "1d", "1us", "100000s", "1s1s1s1s1s", " 1s", "1s ", "1 s", "\u{661}s", "1M"]
+        {
+            let error = text.parse::<GatewayDuration>().unwrap_err();
+            assert!(error.to_string().contains("for example 10m"), "{text}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(millis in 0..360_000_000_000_u64) {
+            let duration = GatewayDuration::from_millis(millis);
+            let text = duration.to_string();
+            prop_assert_eq!(text.parse(), Ok(duration), "{}", text);
+        }
+
+        #[test]
+        fn the_parser_accepts_what_the_pattern_accepts(text in "([0-9]{1,5}(h|m|s|ms)){1,4}") {
+            prop_assert!(text.parse::<GatewayDuration>().is_ok(), "{}", text);
+        }
+    }
+}

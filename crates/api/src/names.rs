@@ -157,3 +157,41 @@ impl fmt::Display for Sequence {
 pub fn sequence_annotation(rollout_uid: &str) -> String {
     format!("{SEQUENCE_ANNOTATION_PREFIX}{rollout_uid}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_servers_and_metrics_can_carry_are_accepted() {
+        for name in ["a", "small-segment-lora-v2", "org/name@rev", "name with spaces", "é", &"x".repeat(253)] {
+            assert_eq!(AdapterId::new(name).unwrap().as_str(), name);
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_refused_says_what_to_change() {
+        let long = "x".repeat(254);
+        for (name, expected) in [
+            ("", "the model name is empty: write the name"),
+            ("a,b", "the model name `a,b` contains ',': commas and control characters are not allowed"),
+            ("a\nb", "the model name `a\nb` contains '\\n': commas and control characters are not allowed"),
+            (&long, "the model name `xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…` has 254 bytes: at most 253 are allowed"),
+        ] {
+            assert_eq!(ModelName::new(name).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_name_is_checked_when_it_is_decoded() {
+        assert!(serde_json::from_str::<AdapterId>("\"a,b\"").is_err());
+        let id: AdapterId = serde_json::from_str("\"v1\"").unwrap();
+        assert_eq!(serde_json::to_string(&id).unwrap(), "\"v1\"");
+    }
+
+    #[test]
+    fn a_sequence_rises_and_its_annotation_names_the_rollout() {
+        assert_eq!(Sequence(1).next(), Sequence(2));
+        assert_eq!(sequence_annotation("1234"), "weights.rollora.dev/1234");
+    }
+}

@@ -163,3 +163,64 @@ pub struct RewriteStatus {
     #[serde(default)]
     pub conditions: Vec<Condition>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn fields_that_are_not_known_survive_a_change_of_weights() {
+        let mut object = json!({
+            "apiVersion": "llm-d.ai/v1alpha2",
+            "kind": "InferenceModelRewrite",
+            "metadata": {
+                "name": "rewrite",
+                "uid": "1",
+                "managedFields": [{"manager": "kubectl"}],
+                "annotations": {"team": "x"},
+            },
+            "spec": {
+                "poolRef": {"group": "inference.networking.k8s.io", "name": "pool"},
+                "rules": [{
+                    "matches": [{"model": {"type": "Exact", "value": "chat"}, "later": 1}],
+                    "targets": [{"modelRewrite": "chat-v1", "weight": 90, "later": [2]}],
+                    "later": {"three": 3},
+                }],
+                "later": "four",
+            },
+            "status": {"conditions": []},
+        });
+        let mut rewrite: InferenceModelRewrite = serde_json::from_value(object.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&rewrite).unwrap(), object);
+        rewrite.spec.rules[0].targets[0].weight = Some(50);
+        object["spec"]["rules"][0]["targets"][0]["weight"] = 50.into();
+        assert_eq!(serde_json::to_value(&rewrite).unwrap(), object);
+    }
+
+    #[test]
+    fn what_upstream_leaves_out_is_left_out() {
+        let object = json!({
+            "apiVersion": "inference.networking.x-k8s.io/v1alpha2",
+            "kind": "InferenceModelRewrite",
+            "metadata": {"name": "generic"},
+            "spec": {
+                "poolRef": {"group": "inference.networking.k8s.io", "name": "pool"},
+                "rules": [{"targets": [{"modelRewrite": "a"}, {"modelRewrite": "b"}]}],
+            },
+        });
+        let rewrite: InferenceModelRewrite = serde_json::from_value(object.clone()).unwrap();
+        assert!(rewrite.spec.rules[0].matches.is_empty());
+        assert_eq!(rewrite.group(), Some(RewriteGroup::Legacy));
+        assert_eq!(serde_json::to_value(&rewrite).unwrap(), object);
+    }
+
+    #[test]
+    fn the_guide_s_rewrite_is_read_and_the_group_defaults() {
+        let text = "apiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: InferenceModelRewrite\nmetadata:\n  name: r\nspec:\n  poolRef:\n    name: pool\n  rules:\n  - matches:\n    - model: {type: Exact, value: chat}\n    targets:\n    - modelRewrite: v1\n      weight: 90\n";
+        let rewrite: InferenceModelRewrite = crate::yaml::decode(text).unwrap();
+        assert_eq!(rewrite.spec.pool_ref.group, "inference.networking.k8s.io");
+        assert_eq!(rewrite.spec.rules[0].targets[0].weight, Some(90));
+        assert_eq!(RewriteGroup::Current.api_version(), "llm-d.ai/v1alpha2");
+    }
+}

@@ -8,6 +8,7 @@ use crate::yaml::{
     tree::{Kind, Node, TreeError},
 };
 use serde_saphyr::granit_parser::ScalarStyle;
+use std::collections::{HashMap, VecDeque};
 
 /// The whole text of an adapters file, and where the user's part of it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,8 +93,10 @@ impl AdaptersText {
             .ok_or_else(|| EditError::NotABlock { key: wrapping.key.clone(), line: wrapping.key_line })?;
         let edited = block.replace(&self.text, &wrapping.inner, inner);
         let read_back = Self::new(edited.clone(), &wrapping.key);
-        match read_back.as_ref().map(Self::inner) {
-            Ok(read_back) if read_back == inner => Ok(edited),
+        // Blank lines at the end belong to the value or not, as the block's header says; they are kept in any case.
+        let content = |text: &str| text.trim_end_matches('\n').to_owned();
+        match read_back.as_ref().map(|text| content(text.inner())) {
+            Ok(read_back) if read_back == content(inner) => Ok(edited),
             _ => Err(EditError::NotReadBack { what: format!("the block under `{}`", wrapping.key) }),
         }
     }
@@ -150,14 +153,17 @@ impl Block {
         let (before, rest) = lines.split_at(self.first.min(lines.len()));
         let (block, after) = rest.split_at(self.count.min(rest.len()));
         let ending = if block.first().is_some_and(|line| line.ends_with("\r\n")) { "\r\n" } else { "\n" };
-        let mut edited: Vec<String> = Vec::new();
-        for (kept, value) in align(&old.lines().collect::<Vec<_>>(), &inner.lines().collect::<Vec<_>>()) {
-            edited.push(match kept.and_then(|index| block.get(index)) {
-                Some(line) => (*line).to_owned(),
-                None if value.is_empty() => ending.to_owned(),
-                None => format!("{}{value}{ending}", self.indent),
-            });
+        // Equal values have equal bytes but for blank lines and line endings: those are taken in their order.
+        let mut kept: HashMap<&str, VecDeque<&str>> = HashMap::new();
+        for (line, value) in block.iter().zip(old.lines()) {
+            kept.entry(value).or_default().push_back(line);
         }
+        let line = |value: &str| match kept.get_mut(value).and_then(VecDeque::pop_front) {
+            Some(line) => line.to_owned(),
+            None if value.is_empty() => ending.to_owned(),
+            None => format!("{}{value}{ending}", self.indent),
+        };
+        let mut edited: Vec<String> = inner.lines().map(line).collect();
         // A file without a final newline keeps going without one; a line that is last no more gets one.
         let open_end = after.is_empty() && !text.ends_with('\n');
         let last = edited.len().saturating_sub(1);
@@ -170,29 +176,6 @@ impl Block {
         }
         [before.concat(), edited.concat(), after.concat()].concat()
     }
-}
-
-/// For every line of `new` the line of `old` that it is. Where the two differ, the shortest run that was removed or
-/// added is taken: an edit of this file moves a few lines, and every alignment gives a right text.
-fn align<'a>(old: &[&str], new: &[&'a str]) -> Vec<(Option<usize>, &'a str)> {
-    let (mut aligned, mut index) = (Vec::with_capacity(new.len()), 0);
-    for (line, value) in new.iter().enumerate() {
-        if old.get(index) != Some(value) {
-            let removed = old.iter().skip(index).position(|old| old == value);
-            let added = old.get(index).and_then(|old| new.iter().skip(line).position(|new| new == old));
-            match (removed, added) {
-                (Some(removed), Some(added)) if removed <= added => index += removed,
-                (Some(removed), None) => index += removed,
-                _ => {
-                    aligned.push((None, *value));
-                    continue;
-                }
-            }
-        }
-        aligned.push((Some(index), *value));
-        index += 1;
-    }
-    aligned
 }
 
 #[cfg(test)]
