@@ -6,6 +6,7 @@ use rollora_api::{
     adapters::{AdapterEntry, AdaptersFile, ContentHash, DesiredAdapters},
     names::AdapterId,
     operator_key::{Admission, OperatorKey, Pilot},
+    sidecar_status::SidecarStatus,
 };
 use rollora_sidecar::{
     Policy,
@@ -15,7 +16,10 @@ use rollora_sidecar::{
     status::status,
 };
 use rollora_vllm::{ModelCard, ServerMetrics, VllmError};
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// The last one is the name of a base model.
 pub(crate) const IDS: [&str; 5] = ["a", "b", "c", "d", "base"];
@@ -125,10 +129,15 @@ fn source(name: &str, other: bool) -> String {
     }
 }
 
+#[derive(Default)]
 struct Process {
     number: u32,
     adapters: BTreeMap<AdapterId, String>,
     used: BTreeMap<AdapterId, Timestamp>,
+    /// Adapters that answered.
+    proven: BTreeSet<AdapterId>,
+    /// Adapters that it said it had loaded, and that nobody unloaded since.
+    told: BTreeSet<AdapterId>,
 }
 
 struct Call {
@@ -150,6 +159,8 @@ pub(crate) struct World {
     deadly: Vec<&'static str>,
     broken: Vec<&'static str>,
     killed: BTreeMap<&'static str, u32>,
+    /// No process before this one may count as ready: the connection to it was seen to close.
+    closed_before: u32,
     /// What stood in the table when the world calmed down.
     at_calm: BTreeMap<AdapterId, String>,
 }
@@ -167,6 +178,7 @@ impl World {
             deadly: deadly.to_vec(),
             broken: broken.to_vec(),
             killed: BTreeMap::new(),
+            closed_before: 0,
             at_calm: BTreeMap::new(),
         };
         world.start_server();
@@ -186,7 +198,7 @@ impl World {
             Step::LookEnds(fate) => self.look_ends(*fate),
             Step::ServerEnds => self.server = None,
             Step::ServerStarts if self.server.is_none() => self.start_server(),
-            Step::ConnectionCloses => self.memory.connection_closed(),
+            Step::ConnectionCloses => self.connection_closes(),
             Step::Use(index) => {
                 let (now, id) = (self.now, id(IDS[*index]));
                 if let Some(server) = self.server.as_mut().filter(|server| server.adapters.contains_key(&id)) {
@@ -201,6 +213,7 @@ impl World {
             Step::StrangerUnloads(index) => {
                 if let Some(server) = &mut self.server {
                     server.adapters.remove(&id(IDS[*index]));
+                    server.told.remove(&id(IDS[*index]));
                 }
             }
             Step::End(..) | Step::ServerStarts => {}
@@ -217,7 +230,7 @@ impl World {
             self.end(call, Fate::Answered);
         }
         self.look_ends(Fate::Answered);
-        self.memory.connection_closed();
+        self.connection_closes();
         if self.server.is_none() {
             self.start_server();
         }
@@ -302,7 +315,14 @@ impl World {
 
     fn start_server(&mut self) {
         self.started += 1;
-        self.server = Some(Process { number: self.started, adapters: BTreeMap::new(), used: BTreeMap::new() });
+        self.server = Some(Process { number: self.started, ..Process::default() });
+    }
+
+    fn connection_closes(&mut self) {
+        self.memory.connection_closed();
+        if !self.memory.is_up() {
+            self.closed_before = self.server.as_ref().map_or(self.started + 1, |server| server.number);
+        }
     }
 
     /// What the loop does between any two events.
@@ -317,8 +337,24 @@ impl World {
             assert!(self.look.is_none(), "two looks at once");
             self.look = Some((self.memory.look_began(look, self.now), None));
         }
-        if status(&self.memory, self.now).readiness.ready {
+        let status = status(&self.memory, self.now);
+        if status.readiness.ready {
             self.memory.latch_ready();
+        }
+        self.assert_truth(&status);
+    }
+
+    /// Nothing is told of the server that it did not show.
+    fn assert_truth(&self, status: &SidecarStatus) {
+        let process: Option<u32> = status.server.as_ref().map(|server| server.start.parse().unwrap());
+        if status.readiness.ready {
+            assert!(process >= Some(self.closed_before), "ready by a process that is gone");
+        }
+        if let Some(server) = self.server.as_ref().filter(|server| Some(server.number) == process) {
+            for id in IDS.map(id) {
+                let known = !status.is_verified(&id) || server.proven.contains(&id);
+                assert!(known, "{id} never answered: {:#?}", self.memory.adapters.get(&id));
+            }
         }
     }
 
@@ -338,6 +374,8 @@ impl World {
                 let entry = exist.or(not_exist.filter(|_| serving)).expect("not wanted");
                 assert_eq!(*source, entry.source);
                 assert_eq!(admission, Admission::Granted, "{action:?}");
+                let told = self.server.as_ref().filter(|server| self.is_known(server)).map(|server| &server.told);
+                assert!(!told.is_some_and(|told| told.contains(id)), "loaded already: {action:?}");
                 assert!(count(CallKind::Load) < 4, "too many loads");
                 let hub = |call: &&Call| matches!(&call.action, Action::Load { from_hub: true, .. });
                 assert!(!is_hub_name(source) || !present.iter().any(|call| hub(&call)), "two downloads");
@@ -351,6 +389,11 @@ impl World {
                 assert!(not_exist.is_some() || admission == Admission::Rejected, "wanted: {action:?}");
             }
         }
+    }
+
+    /// Whether this is the process that the memory speaks of.
+    fn is_known(&self, server: &Process) -> bool {
+        self.memory.known.as_ref().is_some_and(|known| known.identity.start == server.number.to_string())
     }
 
     fn end(&mut self, call: Call, fate: Fate) {
@@ -377,6 +420,15 @@ impl World {
                 }
             }
         };
+        let known = call.epoch == self.memory.epoch();
+        if let (Some(server), Ok(()), true) = (&mut self.server, &answer, known) {
+            let id = call.action.id().clone();
+            match call.action.kind() {
+                CallKind::Load => drop(server.told.insert(id)),
+                CallKind::Probe => drop(server.proven.insert(id)),
+                CallKind::Unload => {}
+            }
+        }
         self.memory.ended(call.action.id(), call.epoch, Ended::Answered(answer), 0.5, self.now);
     }
 
@@ -401,7 +453,11 @@ impl World {
             *self.killed.entry(name).or_default() += 1;
             return Err(VllmError::ConnectionLost { call: String::new(), detail: "killed".to_owned() });
         }
-        let table = &mut self.server.as_mut().unwrap().adapters;
+        let server = self.server.as_mut().unwrap();
+        if matches!(action, Action::Unload { .. }) {
+            server.told.remove(&id);
+        }
+        let table = &mut server.adapters;
         match action {
             Action::Load { source, .. } if self.broken.contains(&name) => {
                 Err(VllmError::BadAdapter { id, path: source.clone(), detail: String::new() })
