@@ -276,7 +276,8 @@ pub struct Retired {
     /// When it lost its last weight.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Time"))]
     pub since: jiff::Timestamp,
-    /// How far its retirement is: Waiting, Unlisting, Gone, StillInUse, Relisted, Suggested, Kept. An open-ended list.
+    /// How far its retirement is: Waiting, Unlisting, Unloading, Gone, StillInUse, Relisted, Returning, Suggested, Kept.
+    /// An open-ended list.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Word"))]
     pub state: RetirementState,
     /// Why it is there, in words.

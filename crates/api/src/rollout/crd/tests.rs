@@ -127,6 +127,25 @@ fn the_schema_holds_what_an_api_server_demands() {
 }
 
 #[test]
+fn open_ended_words_are_named_in_the_description() {
+    let rules = rules();
+    let source = include_str!("../status.rs");
+    for (name, field) in [
+        ("Phase", "/properties/phase"),
+        ("StepState", "/properties/step/properties/state"),
+        ("RetirementState", "/properties/retired/items/properties/state"),
+    ] {
+        let description = rules.pointer(&format!("/properties/status{field}/description")).unwrap().as_str().unwrap();
+        let body = source.split(&format!("pub enum {name} {{")).nth(1).unwrap().split("\n}").next().unwrap();
+        let words: Vec<_> = body.lines().filter_map(|line| line.trim().strip_suffix(',')).collect();
+        assert!(words.len() > 3, "the words of {name} were not found");
+        for word in words {
+            assert!(description.contains(word), "{name}::{word} is not named: {description}");
+        }
+    }
+}
+
+#[test]
 fn the_committed_definition_is_fresh() {
     let committed = include_str!("../../../../../crds/rollouts.rollora.dev.yaml");
     assert_eq!(committed, yaml().unwrap(), "run `cargo xtask crds`");
