@@ -38,11 +38,13 @@ use serde_json::{Value, json};
 use stage::Stage;
 use tokio::time::timeout;
 
+/// Between which lines one server ran, and how it was set up.
+type Session = (usize, usize, fn() -> Config);
+
 /// A recording, and how it is played.
 struct Recording {
     exchanges: Vec<Exchange>,
-    /// Between which lines one server ran, and how it was set up.
-    sessions: &'static [(usize, usize, fn() -> Config)],
+    sessions: &'static [Session],
     /// Lines that are not played, and why.
     left_out: &'static [(usize, &'static str)],
     /// What happened to a server or its files before a line.
@@ -210,7 +212,7 @@ impl Replay {
             }
             "/v1/models" if serde_json::from_str::<Value>(recorded).is_err() => {
                 let (recorded, simulated) = (compare::masked(recorded), compare::masked(&simulated));
-                same(&recorded[..], simulated.get(..recorded.len()).unwrap_or_default())
+                same(recorded.as_str(), simulated.get(..recorded.len()).unwrap_or_default())
             }
             _ => {
                 let folder = self.stage.path().display().to_string();
