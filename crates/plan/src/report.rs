@@ -52,6 +52,7 @@ impl Report<'_> {
         let phase = self.phase(status);
         status.phase = phase;
         status.message = self.message(status);
+        status.summary = status.summarize();
         let events = self.live_edits(status);
         conditions::write(self, status);
         events
