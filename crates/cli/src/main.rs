@@ -1,2 +1,18 @@
-//! `rollora`.
-fn main() {}
+//! `rollora`: looks, explains, acts; and `rollora local`.
+
+mod act;
+mod args;
+mod client;
+mod command;
+mod local;
+mod look;
+mod render;
+mod shell;
+
+use clap::Parser as _;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let ended = command::Command::try_from(args::Args::parse()).and_then(shell::run);
+    ended.unwrap_or_else(|failure| failure.report())
+}

@@ -38,7 +38,9 @@ pub enum StateError {
         source: io::Error,
     },
     /// Another process holds the lock.
-    #[error("another `rollora local`{holder} works on the state folder {path}: end it, or give this one its own --state")]
+    #[error(
+        "another `rollora local`{holder} works on the state folder {path}: end it, or give this one its own --state"
+    )]
     Locked {
         /// The folder.
         path: PathBuf,

@@ -1,0 +1,50 @@
+//! Asks for something, and waits for what came of it.
+
+use crate::{
+    client::{Client, ClientError},
+    render,
+    shell::{Failure, say},
+};
+use rollora_api::rollout::Verb;
+use rollora_local::IntentRequest;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long an answer may take. The wish stays on record after that.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
+    let mut watch = client.watch().await?;
+    let overview = watch.next().await?.ok_or_else(ended)?;
+    let seen = overview.rollout.status.unwrap_or_default();
+    let request =
+        IntentRequest { verb, revision: seen.revision.number, step: seen.step.as_ref().map(|step| step.index) };
+    let intent = client.intend(&request).await.map_err(|error| match error {
+        ClientError::Refused(reason) => Failure::Refused(reason),
+        other => other.into(),
+    })?;
+    say(&render::asked(&intent, &seen))?;
+    let outcome = async {
+        while let Some(overview) = watch.next().await? {
+            let last = overview.rollout.status.and_then(|status| status.last_action);
+            if let Some(last) = last.filter(|last| last.id == intent.id) {
+                return Ok(last);
+            }
+        }
+        Err(ended())
+    };
+    let last = timeout(PATIENCE, outcome).await.map_err(|_| {
+        Failure::Other(format!(
+            "no answer within {} s: it stays asked; `rollora status` shows when it is done",
+            PATIENCE.as_secs()
+        ))
+    })??;
+    match last.outcome() {
+        Ok(done) => say(&format!("done: {done}\n")),
+        Err(reason) => Err(Failure::Refused(format!("refused: {reason}"))),
+    }
+}
+
+fn ended() -> Failure {
+    Failure::Other("`rollora local` has ended".to_owned())
+}

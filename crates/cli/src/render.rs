@@ -1,0 +1,96 @@
+//! What people are shown, as text: pure over an [`Overview`] and the time.
+
+mod explain;
+mod status;
+mod steps;
+mod style;
+#[cfg(test)]
+mod tests;
+mod time;
+
+pub(crate) use explain::explain;
+pub(crate) use status::status;
+pub(crate) use style::Style;
+
+use rollora_api::rollout::{Intent, RolloutStatus, Verb, status::Phase};
+use rollora_local::{Overview, verb_name};
+use std::fmt::Write;
+
+/// Draws `screen` over the last one: the cursor goes home, each line is cleared behind its text, and what is below is
+/// cleared. Nothing flickers, and what was on the terminal before stays in its history.
+pub(crate) fn redraw(screen: &str) -> String {
+    format!("\x1b[H{}\x1b[J", screen.replace('\n', "\x1b[K\n"))
+}
+
+/// A header and one line.
+pub(crate) fn line(overview: &Overview) -> String {
+    let rollout = &overview.rollout;
+    let status = rollout.status.clone().unwrap_or_default();
+    let id = |id: &Option<_>| id.as_ref().map_or("-".to_owned(), ToString::to_string);
+    let cells = [
+        ("NAME", rollout.metadata.name.clone()),
+        ("MODEL", rollout.spec.model.to_string()),
+        ("PHASE", format!("{:?}", status.phase)),
+        ("STEP", steps::position(&status)),
+        ("WEIGHT", weights(&status)),
+        ("STABLE", id(&status.revision.stable)),
+        ("DESIRED", id(&status.revision.desired)),
+    ];
+    let (mut head, mut row) = (String::new(), String::new());
+    for (title, cell) in &cells {
+        let width = title.chars().count().max(cell.chars().count()) + 2;
+        let _: Result<(), _> = write!(head, "{title:width$}");
+        let _: Result<(), _> = write!(row, "{cell:width$}");
+    }
+    format!("{}\n{}\n", head.trim_end(), row.trim_end())
+}
+
+/// One line for logs: where it stands and what it waits for.
+pub(crate) fn progress(overview: &Overview) -> String {
+    let status = overview.rollout.status.clone().unwrap_or_default();
+    let mut line = format!("{}: {}", overview.rollout.metadata.name, phase_name(status.phase));
+    for part in [steps::position(&status), weights(&status), status.message.clone()] {
+        if !part.is_empty() && part != "-" {
+            line.push_str("  ");
+            line.push_str(&part);
+        }
+    }
+    line.push('\n');
+    line
+}
+
+/// What was asked, and of what.
+pub(crate) fn asked(intent: &Intent, seen: &RolloutStatus) -> String {
+    let of = match &seen.revision.desired {
+        Some(desired) => format!(" of {desired}"),
+        None => String::new(),
+    };
+    let step = match (intent.verb, &seen.step) {
+        (Verb::Promote | Verb::PromoteFull, Some(step)) => format!(", {}", steps::describe(seen, step.index)),
+        _ => String::new(),
+    };
+    format!("asked: {} (revision {}{of}{step})\n", verb_name(intent.verb), intent.revision)
+}
+
+/// `stable 90, new 10`.
+fn weights(status: &RolloutStatus) -> String {
+    let weights = &status.weights.desired;
+    if weights.is_empty() {
+        return "-".to_owned();
+    }
+    weights.iter().map(|target| format!("{} {}", target.id, target.weight)).collect::<Vec<_>>().join(", ")
+}
+
+/// The phase in words.
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Pending => "pending",
+        Phase::Progressing => "progressing",
+        Phase::Paused => "paused",
+        Phase::Held => "held",
+        Phase::RollingBack => "rolling back",
+        Phase::RolledBack => "rolled back",
+        Phase::Succeeded => "succeeded",
+        Phase::Invalid => "invalid",
+    }
+}

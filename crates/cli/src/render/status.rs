@@ -1,0 +1,218 @@
+//! One screen: what it is about, steps, weights, servers, what it waits for, what happened last.
+
+use super::{
+    phase_name, steps,
+    style::{Style, Table, plain},
+    time,
+};
+use jiff::Timestamp;
+use rollora_api::{
+    names::AdapterId,
+    rollout::{
+        RolloutStatus,
+        status::{Phase, StepState},
+    },
+    sidecar_status::AdapterState,
+};
+use rollora_local::{Overview, ServerView};
+use std::fmt::Write;
+
+/// How many events are shown: everything else fits on a screen of 40 lines with up to ten steps and servers.
+const EVENTS: usize = 6;
+
+pub(crate) fn status(overview: &Overview, now: Timestamp, style: Style) -> String {
+    let status = overview.rollout.status.clone().unwrap_or_default();
+    let mut sections = vec![header(overview, &status, style)];
+    sections.extend(problems(overview, style));
+    sections.push(steps::lines(&status, now, style));
+    sections.push(weights(overview, &status, style));
+    sections.push(servers(overview, &status, style));
+    sections.push(waiting(&status, now, style));
+    sections.push(events(overview, now, style));
+    sections.retain(|section| !section.is_empty());
+    sections.join("\n")
+}
+
+fn header(overview: &Overview, status: &RolloutStatus, style: Style) -> String {
+    let phase = phase_name(status.phase);
+    let phase = match status.phase {
+        Phase::Succeeded => style.good(&format!("✔ {phase}")),
+        Phase::Held | Phase::RollingBack | Phase::Paused => style.warn(&format!("▶ {phase}")),
+        Phase::RolledBack | Phase::Invalid => style.bad(&format!("✘ {phase}")),
+        Phase::Pending | Phase::Progressing => style.busy(&format!("▶ {phase}")),
+    };
+    let revision = &status.revision;
+    let change = match (&revision.stable, &revision.desired) {
+        (Some(stable), Some(desired)) if stable != desired => format!("{stable} → {desired}"),
+        (_, Some(desired)) => desired.to_string(),
+        (Some(stable), None) => stable.to_string(),
+        (None, None) => "no adapter yet".to_owned(),
+    };
+    let model = style.bold(overview.rollout.spec.model.as_str());
+    let paused = if overview.rollout.spec.paused { "  (spec.paused)" } else { "" };
+    format!("{model}  {phase}{paused}  {change}  {}\n", style.dim(&format!("http://{}", overview.listen)))
+}
+
+/// Files that are not in force as they stand.
+fn problems(overview: &Overview, style: Style) -> Vec<String> {
+    let files = [&overview.rollout_file, &overview.adapters_file].into_iter();
+    files
+        .filter_map(|file| file.problem.as_ref())
+        .map(|problem| format!("{} {problem}\n  What was in force before stays in force.\n", style.bad("✘")))
+        .collect()
+}
+
+fn weights(overview: &Overview, status: &RolloutStatus, style: Style) -> String {
+    let in_force = overview.rules.models.get(overview.rollout.spec.model.as_str());
+    let in_force = in_force.map_or(&[][..], |rule| &rule.targets);
+    let mut ids: Vec<String> = status.weights.desired.iter().map(|target| target.id.to_string()).collect();
+    ids.extend(in_force.iter().map(|target| target.model_rewrite.clone()));
+    ids.dedup();
+    let mut seen = Vec::new();
+    ids.retain(|id| {
+        !seen.contains(id) && {
+            seen.push(id.clone());
+            true
+        }
+    });
+    if ids.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::default();
+    table.row(["WEIGHTS", "SET", "IN FORCE"].map(|title| (title.to_owned(), style.dim(title))));
+    for id in ids {
+        let set =
+            status.weights.desired.iter().find(|target| target.id.as_str() == id).map_or(0, |target| target.weight);
+        let target = in_force.iter().find(|target| target.model_rewrite == id);
+        // A rule in which no target has a weight gives all of them equal shares.
+        let force = target.map_or("0".to_owned(), |target| target.weight.map_or("equal".to_owned(), |w| w.to_string()));
+        let shown = if force == set.to_string() { force.clone() } else { style.warn(&force) };
+        table.row([plain(id), plain(set.to_string()), (force, shown)]);
+    }
+    table.lines("  ")
+}
+
+fn servers(overview: &Overview, status: &RolloutStatus, style: Style) -> String {
+    let ids = adapters_of_interest(overview, status);
+    let mut table = Table::default();
+    let titles = ["SERVERS", "", "IN FLIGHT"].into_iter().map(str::to_owned).chain(ids.iter().map(ToString::to_string));
+    table.row(titles.map(|title| (title.clone(), style.dim(&title))));
+    for server in &overview.servers {
+        let readiness = readiness(server, style);
+        let cells = [plain(server.name.clone()), readiness, plain(server.in_flight.to_string())];
+        table.row(cells.into_iter().chain(ids.iter().map(|id| residency(server, id, style))));
+    }
+    table.lines("  ")
+}
+
+/// What the rollout is about, then what is on its way out; four columns fit on a screen.
+fn adapters_of_interest(overview: &Overview, status: &RolloutStatus) -> Vec<AdapterId> {
+    let revision = [&status.revision.stable, &status.revision.desired].into_iter().flatten().cloned();
+    let retired = status.retired.iter().map(|retired| retired.id.clone());
+    let mut ids: Vec<AdapterId> = Vec::new();
+    for id in revision.chain(retired) {
+        if !ids.contains(&id) && ids.len() < 4 {
+            ids.push(id);
+        }
+    }
+    if ids.is_empty() {
+        let known = overview.servers.iter().flat_map(|server| &server.status.adapters);
+        for adapter in known {
+            if !ids.contains(&adapter.id) && ids.len() < 4 {
+                ids.push(adapter.id.clone());
+            }
+        }
+    }
+    ids
+}
+
+fn readiness(server: &ServerView, style: Style) -> (String, String) {
+    if server.ready {
+        let text = if server.pilot { "✔ ready, tries an adapter" } else { "✔ ready" };
+        (text.to_owned(), style.good(text))
+    } else {
+        let reason = match &server.status.problem {
+            Some(problem) => &problem.reason,
+            None => &server.status.readiness.reason,
+        };
+        let text = format!("✘ {reason}");
+        (text.clone(), style.bad(&text))
+    }
+}
+
+fn residency(server: &ServerView, id: &AdapterId, style: Style) -> (String, String) {
+    let Some(adapter) = server.status.adapter(id).filter(|_| server.status.server.is_some()) else {
+        return ("·".to_owned(), style.dim("·"));
+    };
+    let (mark, words) = match adapter.state {
+        AdapterState::Verified => ("✔", "verified"),
+        AdapterState::Loaded => ("▶", "loaded, being proven"),
+        AdapterState::Loading => ("▶", "loading"),
+        AdapterState::Pending => ("○", "its turn comes"),
+        AdapterState::AwaitingAdmission => ("○", "not admitted yet"),
+        AdapterState::Unloading => ("▶", "unloading"),
+        AdapterState::UnloadHeld => ("✔", "serving, unload held"),
+        AdapterState::Gone => ("·", "gone"),
+        AdapterState::Unlisted => ("✔", "unlisted"),
+        AdapterState::InBothLists => ("✘", "in both lists"),
+        AdapterState::SourceChanged => ("✘", "source changed"),
+        AdapterState::Failed => ("✘", "failed"),
+        AdapterState::ServerDied => ("✘", "ended the server"),
+        AdapterState::Quarantined => ("✘", "quarantined"),
+        AdapterState::Rejected => ("✘", "rejected"),
+    };
+    let text = format!("{mark} {words}");
+    let shown = match mark {
+        "✔" => style.good(&text),
+        "▶" => style.busy(&text),
+        "✘" => style.bad(&text),
+        _ => style.dim(&text),
+    };
+    (text, shown)
+}
+
+/// What it waits for, and what a person can do.
+fn waiting(status: &RolloutStatus, now: Timestamp, style: Style) -> String {
+    let mut text = String::new();
+    if !status.message.is_empty() {
+        let since = status.step.as_ref().filter(|_| status.phase != Phase::Succeeded);
+        let since = since.map(|step| format!(" ({})", time::span(step.entered_at, now))).unwrap_or_default();
+        let _: Result<(), _> = writeln!(text, "  {}{}", style.bold(&status.message), style.dim(&since));
+    }
+    for retired in &status.retired {
+        let _: Result<(), _> = writeln!(text, "  {}: {}", retired.id, retired.reason);
+    }
+    for rejected in &status.rejected {
+        let line = format!("{}: rejected: {}", rejected.id, rejected.reason);
+        let _: Result<(), _> = writeln!(text, "  {}", style.bad(&line));
+    }
+    if let Some(next) = next(status) {
+        let _: Result<(), _> = writeln!(text, "  next: {}", style.bold(next));
+    }
+    text
+}
+
+/// The command that a person may want now.
+pub(super) fn next(status: &RolloutStatus) -> Option<&'static str> {
+    let step = status.step.as_ref();
+    let pause = step.filter(|step| step.state == StepState::Pausing && status.phase == Phase::Paused);
+    let open = pause.and_then(|at| status.steps.get(usize::try_from(at.index).ok()?)?.pause.as_ref());
+    match (status.phase, open) {
+        (_, Some(pause)) if pause.duration.is_none() => Some("rollora promote, or rollora abort"),
+        (Phase::Held, _) => Some("rollora explain"),
+        (Phase::RolledBack, _) => Some("list another version, or rollora retry"),
+        _ => None,
+    }
+}
+
+fn events(overview: &Overview, now: Timestamp, style: Style) -> String {
+    let mut table = Table::default();
+    let from = overview.events.len().saturating_sub(EVENTS);
+    for event in overview.events.iter().skip(from) {
+        let ago = format!("{} ago", time::span(event.at, now));
+        let mark = if event.warning { ("!".to_owned(), style.warn("!")) } else { plain(" ") };
+        let times = if event.count > 1 { format!(" ({} times)", event.count) } else { String::new() };
+        table.row([(ago.clone(), style.dim(&ago)), mark, plain(format!("{}{times}", event.message))]);
+    }
+    table.lines("  ")
+}

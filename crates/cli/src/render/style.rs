@@ -1,0 +1,80 @@
+//! Colors, where they are wanted.
+
+/// How text is set.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Style {
+    /// Whether colors are wanted.
+    pub(crate) color: bool,
+}
+
+impl Style {
+    pub(super) fn bold(self, text: &str) -> String {
+        self.set("1", text)
+    }
+
+    pub(super) fn dim(self, text: &str) -> String {
+        self.set("2", text)
+    }
+
+    pub(super) fn good(self, text: &str) -> String {
+        self.set("32", text)
+    }
+
+    pub(super) fn busy(self, text: &str) -> String {
+        self.set("36", text)
+    }
+
+    pub(super) fn bad(self, text: &str) -> String {
+        self.set("31", text)
+    }
+
+    pub(super) fn warn(self, text: &str) -> String {
+        self.set("33", text)
+    }
+
+    fn set(self, code: &str, text: &str) -> String {
+        if self.color && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// Rows of cells, set under each other. Cells are measured before they are colored.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    rows: Vec<Vec<(String, String)>>,
+}
+
+impl Table {
+    /// Adds a row of plain cells, each with the same cell as it is shown.
+    pub(super) fn row(&mut self, cells: impl IntoIterator<Item = (String, String)>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    /// The lines, each behind `indent`, with nothing behind their last cell.
+    pub(super) fn lines(&self, indent: &str) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|(plain, _)| plain.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            text.push_str(indent);
+            let last = row.iter().rposition(|(plain, _)| !plain.is_empty()).unwrap_or(0);
+            for (column, (plain, shown)) in row.iter().enumerate().take(last + 1) {
+                text.push_str(shown);
+                if column < last {
+                    text.push_str(&" ".repeat(widths[column] - plain.chars().count() + 2));
+                }
+            }
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// A cell that is shown as it is.
+pub(super) fn plain(text: impl Into<String>) -> (String, String) {
+    let text = text.into();
+    (text.clone(), text)
+}

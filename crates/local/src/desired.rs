@@ -1,0 +1,104 @@
+//! What each sidecar has to make true: the adapters file, and the operator's key in so far as it may reach that
+//! server now.
+//!
+//! A trial may end the server that tries. So the entry that lets a server try an adapter reaches its sidecar only when
+//! no request is in flight there, while the gateway sends requests to others; and it is not kept back where there is
+//! nobody else to send them to, nor for longer than [`MAX_QUIETING`].
+
+#[cfg(test)]
+mod tests;
+
+use crate::{documents::Documents, gateway::ServerFacts};
+use jiff::{SignedDuration, Timestamp};
+use rollora_api::{
+    adapters::DesiredAdapters, names::AdapterId, operator_key::OperatorKey, sidecar_status::SidecarStatus,
+};
+
+/// For how long a trial waits for the end of requests at most.
+pub(crate) const MAX_QUIETING: SignedDuration = SignedDuration::from_secs(60);
+
+/// Adapters that `server` is to try and has not proven yet.
+pub(crate) fn on_trial(key: Option<&OperatorKey>, server: &str, status: &SidecarStatus) -> Vec<String> {
+    let pilots = key.map_or(&[][..], |key| &key.pilots).iter().filter(|pilot| pilot.pod == server);
+    pilots.map(|pilot| &pilot.id).filter(|id| !status.is_verified(id)).map(AdapterId::to_string).collect()
+}
+
+/// What the gateway has to know of a server.
+pub(crate) fn facts(key: Option<&OperatorKey>, server: &str, status: &SidecarStatus) -> ServerFacts {
+    let on_trial = on_trial(key, server, status);
+    let resident = status.adapters.iter().filter(|adapter| adapter.state.is_resident());
+    let resident = resident.map(|adapter| adapter.id.to_string()).filter(|id| !on_trial.contains(id));
+    ServerFacts {
+        ready: status.server.is_some() && status.readiness.ready,
+        pilot: !on_trial.is_empty(),
+        names: status.base_models.iter().cloned().chain(resident).collect(),
+        on_trial,
+    }
+}
+
+/// How far the trials on one server are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Trial {
+    /// Nothing is to be tried.
+    #[default]
+    Nothing,
+    /// Requests in flight are waited for.
+    Waiting {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// The sidecar may try these.
+    Begun(Vec<String>),
+}
+
+impl Trial {
+    /// What becomes of it: `on_trial` is what is to be tried, `others` the number of servers that requests can go to
+    /// instead.
+    pub(crate) fn step(&mut self, on_trial: &[String], in_flight: usize, others: usize, now: Timestamp) {
+        let since = match self {
+            _ if on_trial.is_empty() => {
+                *self = Self::Nothing;
+                return;
+            }
+            Self::Begun(begun) if on_trial.iter().all(|id| begun.contains(id)) => return,
+            Self::Waiting { since } => *since,
+            _ => now,
+        };
+        let waited_enough = now.duration_since(since) >= MAX_QUIETING;
+        *self = if in_flight == 0 || others == 0 || waited_enough {
+            Self::Begun(on_trial.to_vec())
+        } else {
+            Self::Waiting { since }
+        };
+    }
+
+    /// Whether requests in flight are waited for.
+    pub(crate) fn is_waiting(&self) -> bool {
+        matches!(self, Self::Waiting { .. })
+    }
+
+    /// Whether the sidecar may try.
+    pub(crate) fn has_begun(&self) -> bool {
+        !self.is_waiting()
+    }
+
+    /// Until when requests are waited for.
+    pub(crate) fn deadline(&self) -> Option<Timestamp> {
+        match self {
+            Self::Waiting { since } => Some(*since + MAX_QUIETING),
+            _ => None,
+        }
+    }
+}
+
+/// What the sidecar of `server` has to make true; `trials` says whether entries for it as a pilot reach it already.
+pub(crate) fn desired(documents: &Documents, server: &str, trials: bool) -> DesiredAdapters {
+    let key = documents.key.key.as_deref().map(|key| {
+        let mut key = key.clone();
+        if !trials {
+            key.pilots.retain(|pilot| pilot.pod != server);
+        }
+        key
+    });
+    DesiredAdapters { file: documents.adapters.file.as_ref().clone(), key, hash: documents.hash() }
+}

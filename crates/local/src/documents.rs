@@ -1,0 +1,262 @@
+//! One consistent picture of everything that is stored, and how each write changes it: plain data and pure functions.
+//! The state folder plays the API server here: it gives out UIDs, versions and generations.
+
+#[cfg(test)]
+mod tests;
+
+use jiff::Timestamp;
+use rollora_api::{
+    adapters::{AdaptersFile, AdaptersText, ContentHash, content_hash},
+    metadata::Metadata,
+    names::INTENT_ANNOTATION,
+    operator_key::OperatorKey,
+    rewrite::InferenceModelRewrite,
+    rollout::{
+        Intent, Rollout, RolloutStatus, Verb,
+        validate::{FieldError, immutable_changes},
+    },
+};
+use rollora_operator::ports::{Precondition, Version, Written};
+use serde::{Deserialize, Serialize};
+use std::{collections::VecDeque, sync::Arc};
+
+/// How many events are kept.
+const MAX_EVENTS: usize = 50;
+
+/// Everything that is stored, at one moment. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Documents {
+    /// The last good Rollout, with its status.
+    pub(crate) rollout: Arc<Rollout>,
+    /// Every rewrite.
+    pub(crate) rewrites: Arc<Vec<InferenceModelRewrite>>,
+    /// The last good adapters file.
+    pub(crate) adapters: Adapters,
+    /// The operator's key.
+    pub(crate) key: Key,
+    /// What happened, oldest first.
+    pub(crate) events: Arc<VecDeque<EventRecord>>,
+    /// What is wrong with the files as they stand now.
+    pub(crate) problems: Problems,
+}
+
+/// The adapters file, as text and as it was read.
+#[derive(Debug, Clone)]
+pub(crate) struct Adapters {
+    /// The whole file, in which the user's part may stand in a ConfigMap.
+    pub(crate) text: Arc<AdaptersText>,
+    pub(crate) file: Arc<AdaptersFile>,
+}
+
+/// The operator's key, as text and as it was read; none before the operator wrote it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Key {
+    pub(crate) text: Option<Arc<str>>,
+    pub(crate) key: Option<Arc<OperatorKey>>,
+}
+
+/// What is wrong with the two files, in words with file, line and fix; none where nothing is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Problems {
+    pub(crate) rollout: Option<String>,
+    pub(crate) adapters: Option<String>,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventRecord {
+    /// When it happened last.
+    pub at: Timestamp,
+    /// How many times in a row.
+    pub count: u32,
+    /// Whether a person should look.
+    pub warning: bool,
+    /// One CamelCase word.
+    pub reason: String,
+    /// What happened, in words.
+    pub message: String,
+}
+
+/// Why an intent is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` was asked before and is not answered yet: wait for it, or abort", verb_name(*.0))]
+pub struct IntentPending(pub Verb);
+
+/// The verb as people type it.
+pub fn verb_name(verb: Verb) -> &'static str {
+    match verb {
+        Verb::Promote => "promote",
+        Verb::PromoteFull => "promote --full",
+        Verb::Abort => "abort",
+        Verb::Retry => "retry",
+    }
+}
+
+impl Documents {
+    /// The hash of the adapters file and the operator's key.
+    pub(crate) fn hash(&self) -> ContentHash {
+        content_hash(self.adapters.text.inner(), self.key.text.as_deref())
+    }
+
+    /// The Rollout with another status, if it still is the version that was read.
+    pub(crate) fn with_status(&self, version: &Version, status: &RolloutStatus) -> Result<Rollout, Written> {
+        if version_of(&self.rollout.metadata) != *version {
+            return Err(Written::Stale);
+        }
+        let mut rollout = Rollout::clone(&self.rollout);
+        rollout.status = Some(status.clone());
+        count_up(&mut rollout.metadata);
+        Ok(rollout)
+    }
+
+    /// The rewrites with `rewrite` among them, and its new version.
+    pub(crate) fn with_rewrite(
+        &self,
+        rewrite: &InferenceModelRewrite,
+        precondition: &Precondition,
+        new_uid: &str,
+        now: Timestamp,
+    ) -> Result<(Vec<InferenceModelRewrite>, Version), Written> {
+        let mut rewrites = Vec::clone(&self.rewrites);
+        let old = rewrites
+            .iter()
+            .position(|old| old.metadata.name == rewrite.metadata.name && old.group() == rewrite.group());
+        let mut rewrite = rewrite.clone();
+        match (precondition, old) {
+            (Precondition::Absent, Some(_)) | (Precondition::Unchanged(_), None) => return Err(Written::Stale),
+            (Precondition::Absent, None) => {
+                rewrite.metadata.uid = Some(new_uid.to_owned());
+                rewrite.metadata.creation_timestamp = Some(now);
+                rewrite.metadata.generation = Some(1);
+                rewrite.metadata.resource_version = Some("1".to_owned());
+                let version = version_of(&rewrite.metadata);
+                rewrites.push(rewrite);
+                Ok((rewrites, version))
+            }
+            (Precondition::Unchanged(version), Some(index)) => {
+                let old = &mut rewrites[index];
+                if version_of(&old.metadata) != *version {
+                    return Err(Written::Stale);
+                }
+                let generation = old.metadata.generation.unwrap_or(0) + i64::from(old.spec != rewrite.spec);
+                rewrite.metadata.generation = Some(generation);
+                rewrite.metadata.uid.clone_from(&old.metadata.uid);
+                rewrite.metadata.creation_timestamp = old.metadata.creation_timestamp;
+                rewrite.metadata.resource_version.clone_from(&old.metadata.resource_version);
+                count_up(&mut rewrite.metadata);
+                let version = version_of(&rewrite.metadata);
+                *old = rewrite;
+                Ok((rewrites, version))
+            }
+        }
+    }
+
+    /// The Rollout with an intent. One that was not consumed yet may be replaced only by an abort.
+    pub(crate) fn with_intent(&self, intent: &Intent) -> Result<Rollout, IntentPending> {
+        let consumed = self.rollout.status.as_ref().and_then(|status| status.last_action.as_ref());
+        let pending = pending_intent(&self.rollout).filter(|pending| consumed.is_none_or(|last| last.id != pending.id));
+        if let Some(pending) = pending
+            && intent.verb != Verb::Abort
+        {
+            return Err(IntentPending(pending.verb));
+        }
+        let mut rollout = Rollout::clone(&self.rollout);
+        let text = serde_json::json!(intent).to_string();
+        rollout.metadata.annotations.insert(INTENT_ANNOTATION.to_owned(), text);
+        count_up(&mut rollout.metadata);
+        Ok(rollout)
+    }
+
+    /// The events with one more; the same again only counts.
+    pub(crate) fn with_event(&self, event: EventRecord) -> VecDeque<EventRecord> {
+        let mut events = VecDeque::clone(&self.events);
+        match events.back_mut() {
+            Some(last) if last.reason == event.reason && last.message == event.message => {
+                last.count = last.count.saturating_add(1);
+                last.at = event.at;
+            }
+            _ => events.push_back(event),
+        }
+        while events.len() > MAX_EVENTS {
+            events.pop_front();
+        }
+        events
+    }
+}
+
+/// A Rollout that nobody has stored before.
+pub(crate) fn new_rollout(file: &Rollout, uid: &str, now: Timestamp) -> Rollout {
+    let mut rollout = from_file(file);
+    rollout.metadata.uid = Some(uid.to_owned());
+    rollout.metadata.creation_timestamp = Some(now);
+    rollout.metadata.generation = Some(1);
+    rollout.metadata.resource_version = Some("1".to_owned());
+    rollout
+}
+
+/// The stored Rollout with what the file says now; none where that is nothing new.
+pub(crate) fn changed_rollout(stored: &Rollout, file: &Rollout) -> Result<Option<Rollout>, Vec<FieldError>> {
+    let errors = immutable(stored, file);
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let file = from_file(file);
+    let mut rollout = stored.clone();
+    rollout.metadata.labels = file.metadata.labels;
+    rollout.metadata.annotations = file.metadata.annotations;
+    if let Some(intent) = stored.metadata.annotations.get(INTENT_ANNOTATION) {
+        rollout.metadata.annotations.insert(INTENT_ANNOTATION.to_owned(), intent.clone());
+    }
+    if rollout.spec != file.spec {
+        rollout.spec = file.spec;
+        rollout.metadata.generation = Some(rollout.metadata.generation.unwrap_or(0) + 1);
+    }
+    if rollout == *stored {
+        return Ok(None);
+    }
+    count_up(&mut rollout.metadata);
+    Ok(Some(rollout))
+}
+
+/// What a person may say of a Rollout: not its status, not what the store gives out, not an intent.
+fn from_file(file: &Rollout) -> Rollout {
+    let mut annotations = file.metadata.annotations.clone();
+    annotations.remove(INTENT_ANNOTATION);
+    Rollout {
+        api_version: file.api_version.clone(),
+        kind: file.kind.clone(),
+        metadata: Metadata {
+            annotations,
+            labels: file.metadata.labels.clone(),
+            ..Metadata::named(file.metadata.name.clone())
+        },
+        spec: file.spec.clone(),
+        status: None,
+    }
+}
+
+/// What the file may not change.
+fn immutable(stored: &Rollout, file: &Rollout) -> Vec<FieldError> {
+    let name = &stored.metadata.name;
+    let renamed = (file.metadata.name != *name).then(|| FieldError {
+        path: "metadata.name".to_owned(),
+        message: format!("cannot be changed: write `{name}` again, or start another Rollout with its own --state"),
+    });
+    renamed.into_iter().chain(immutable_changes(&stored.spec, &file.spec)).collect()
+}
+
+/// The version of a stored object.
+pub(crate) fn version_of(metadata: &Metadata) -> Version {
+    Version(metadata.resource_version.clone().unwrap_or_default())
+}
+
+fn count_up(metadata: &mut Metadata) {
+    let version: u64 = metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0);
+    metadata.resource_version = Some((version + 1).to_string());
+}
+
+fn pending_intent(rollout: &Rollout) -> Option<Intent> {
+    let text = rollout.metadata.annotations.get(INTENT_ANNOTATION)?;
+    serde_json::from_str(text).ok()
+}

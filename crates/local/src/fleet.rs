@@ -1,0 +1,157 @@
+//! The servers and their sidecars: what each is told and what it tells, for the operator and the gateway alike.
+//!
+//! Invariant: the gateway knows what the operator knows. Both get what sidecars say from [`LocalFleet::refresh`], so
+//! that weight never arrives before the gateway has heard who has the adapter.
+
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    clock,
+    desired::{Trial, desired, facts},
+    gateway::servers::{Server as GatewayServer, Servers},
+    overview::ServerView,
+    store::LocalStore,
+};
+use jiff::Timestamp;
+use rollora_api::{adapters::DesiredAdapters, names::ModelName, rewrite::PoolRef, sidecar_status::SidecarStatus};
+use rollora_operator::ports::{Fleet, ReadError, RolloutKey, Router, Server};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{Notify, watch};
+
+/// The name of the only router of one machine.
+const GATEWAY: &str = "gateway";
+
+/// The servers of one machine.
+#[derive(Clone)]
+pub(crate) struct LocalFleet(Arc<Inner>);
+
+struct Inner {
+    store: LocalStore,
+    servers: Arc<Servers>,
+    members: Vec<Member>,
+    trials: Mutex<Vec<Trial>>,
+    /// Rung by the gateway when a server became suspect, or quiet where that is awaited.
+    bell: Arc<Notify>,
+}
+
+/// One server with its sidecar.
+pub(crate) struct Member {
+    /// Where the server is.
+    pub(crate) url: String,
+    /// What its sidecar is told.
+    pub(crate) desired: watch::Sender<Option<Arc<DesiredAdapters>>>,
+    /// What its sidecar tells.
+    pub(crate) status: watch::Receiver<Arc<SidecarStatus>>,
+}
+
+impl LocalFleet {
+    /// The servers, `members` in their order.
+    pub(crate) fn new(store: LocalStore, servers: Arc<Servers>, members: Vec<Member>, bell: Arc<Notify>) -> Self {
+        let trials = Mutex::new(vec![Trial::default(); members.len()]);
+        Self(Arc::new(Inner { store, servers, members, trials, bell }))
+    }
+
+    /// Hands what is known on: to the gateway what the sidecars say, to the sidecars what is desired.
+    pub(crate) fn refresh(&self) {
+        let documents = self.0.store.picture();
+        let key = documents.key.key.as_deref();
+        let known: Vec<_> =
+            self.each().map(|(member, server)| facts(key, &server.name, &member.status.borrow())).collect();
+        // First the gateway, so that no request goes to a server whose trial begins below.
+        self.0.servers.know(&known);
+        let calm =
+            |index: usize| known[index].ready && !known[index].pilot && !self.0.servers.all()[index].is_suspect();
+        let mut trials = self.0.trials.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, (member, server)) in self.each().enumerate() {
+            let others = (0..known.len()).filter(|other| *other != index && calm(*other)).count();
+            let trial = &mut trials[index];
+            trial.step(&known[index].on_trial, server.in_flight(), others, clock::now());
+            server.await_quiet(trial.is_waiting());
+            let wanted = desired(&documents, &server.name, trial.has_begun());
+            member.desired.send_if_modified(|current| {
+                let changed = current.as_deref() != Some(&wanted);
+                if changed {
+                    *current = Some(Arc::new(wanted));
+                }
+                changed
+            });
+        }
+    }
+
+    /// Refreshes whenever something happened, for as long as the process runs.
+    pub(crate) async fn follow(&self) {
+        let mut work = self.0.store.work();
+        loop {
+            self.refresh();
+            let deadline = self.next_deadline(clock::now());
+            tokio::select! {
+                changed = work.changed() => if changed.is_err() { return },
+                () = self.0.bell.notified() => self.0.store.ring(),
+                () = tokio::time::sleep(deadline) => {}
+            }
+        }
+    }
+
+    /// Follows what one sidecar says, for as long as it runs.
+    pub(crate) async fn follow_sidecar(&self, index: usize) {
+        let (Some(member), Some(server)) = (self.0.members.get(index), self.0.servers.all().get(index)) else { return };
+        let mut status = member.status.clone();
+        while status.changed().await.is_ok() {
+            server.trust();
+            self.refresh();
+            self.0.store.ring();
+        }
+    }
+
+    /// Every server, for people.
+    pub(crate) fn view(&self) -> Vec<ServerView> {
+        let documents = self.0.store.picture();
+        let key = documents.key.key.as_deref();
+        let view = |(member, server): (&Member, &Arc<GatewayServer>)| {
+            let status = member.status.borrow().clone();
+            let facts = facts(key, &server.name, &status);
+            ServerView {
+                name: server.name.clone(),
+                ready: facts.ready && !server.is_suspect(),
+                in_flight: server.in_flight(),
+                pilot: facts.pilot,
+                status: SidecarStatus::clone(&status),
+            }
+        };
+        self.each().map(view).collect()
+    }
+
+    /// The gateway's servers.
+    pub(crate) fn servers(&self) -> &Arc<Servers> {
+        &self.0.servers
+    }
+
+    fn each(&self) -> impl Iterator<Item = (&Member, &Arc<GatewayServer>)> {
+        self.0.members.iter().zip(self.0.servers.all())
+    }
+
+    fn next_deadline(&self, now: Timestamp) -> std::time::Duration {
+        let trials = self.0.trials.lock().unwrap_or_else(PoisonError::into_inner);
+        let soonest = trials.iter().filter_map(|trial| trial.deadline()).min();
+        let hour = std::time::Duration::from_hours(1);
+        soonest.map_or(hour, |at| std::time::Duration::try_from(at.duration_since(now)).unwrap_or_default().min(hour))
+    }
+}
+
+impl Fleet for LocalFleet {
+    async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Vec<Server>, ReadError> {
+        self.refresh();
+        let server = |(member, server): (&Member, &Arc<GatewayServer>)| {
+            let status = SidecarStatus::clone(&member.status.borrow());
+            let ready = status.server.is_some() && status.readiness.ready && !server.is_suspect();
+            Server { name: server.name.clone(), uid: member.url.clone(), ready, status: Ok(status) }
+        };
+        Ok(self.each().map(server).collect())
+    }
+
+    async fn routers(&self, _: &RolloutKey, _: &PoolRef, _: &ModelName) -> Result<Vec<Router>, ReadError> {
+        let report = self.0.store.rules().report(clock::now());
+        Ok(vec![Router { name: GATEWAY.to_owned(), report: Ok(report) }])
+    }
+}

@@ -1,0 +1,228 @@
+//! `Store` for the operator.
+
+use super::{KEY, LocalStore, REWRITES, ROLLOUT, ended};
+use crate::{
+    clock,
+    documents::{Documents, EventRecord, Key, version_of},
+    input,
+    state::{WriteError, replace},
+};
+use futures_util::{Stream, StreamExt, stream};
+use rollora_api::{
+    adapters::{AdaptersText, content_hash},
+    operator_key::OperatorKey,
+    rewrite::InferenceModelRewrite,
+    rollout::{Rollout, RolloutStatus, spec::AdaptersRef},
+};
+use rollora_operator::ports::{
+    AdaptersDocument, AdaptersWrite, Event, Precondition, ReadError, RolloutKey, Store, Version, Versioned, Written,
+};
+use std::{fs, sync::Arc};
+use uuid::Uuid;
+
+impl LocalStore {
+    /// The one Rollout of this machine.
+    pub(crate) fn key(&self) -> RolloutKey {
+        RolloutKey { namespace: None, name: self.picture().rollout.metadata.name.clone() }
+    }
+
+    /// Runs a write on a thread of its own, to its end even if nobody waits for it any more.
+    async fn blocking(&self, write: impl FnOnce(&Self) -> Written + Send + 'static) -> Written {
+        let store = self.clone();
+        match tokio::task::spawn_blocking(move || write(&store)).await {
+            Ok(written) => written,
+            Err(error) => Written::Unknown(format!("the write did not end: {error}")),
+        }
+    }
+
+    fn status_now(&self, version: &Version, status: &RolloutStatus) -> Written {
+        self.0.write(|inner, picture| {
+            let rollout = match picture.with_status(version, status) {
+                Ok(rollout) => rollout,
+                Err(refused) => return refused,
+            };
+            let written = inner.folder.write(ROLLOUT, &rollout);
+            let version = version_of(&rollout.metadata);
+            take(written, version, || picture.rollout = Arc::new(rollout))
+        })
+    }
+
+    fn rewrite_now(&self, rewrite: &InferenceModelRewrite, precondition: &Precondition) -> Written {
+        self.0.write(|inner, picture| {
+            let uid = Uuid::new_v4().to_string();
+            let (rewrites, version) = match picture.with_rewrite(rewrite, precondition, &uid, clock::now()) {
+                Ok(changed) => changed,
+                Err(refused) => return refused,
+            };
+            let written = inner.folder.write(REWRITES, &rewrites);
+            take(written, version, || {
+                inner.rules.reset(&rewrites);
+                picture.rewrites = Arc::new(rewrites);
+            })
+        })
+    }
+
+    /// Writes one or both texts; the key first, since it only ever adds to what the sidecars may do with the file.
+    fn adapters_now(&self, version: &Version, write: &AdaptersWrite) -> Written {
+        self.0.write(|inner, picture| {
+            let path = &inner.inputs.adapters;
+            let key = picture.rollout.spec.adapters_ref.key.clone();
+            let present = match fs::read_to_string(path) {
+                Ok(text) => AdaptersText::new(text, &key),
+                Err(error) => return Written::Unavailable(format!("{} cannot be read: {error}", path.display())),
+            };
+            // A file that is broken now was whole when the version was read.
+            let Ok(present) = present else { return Written::Stale };
+            if content_hash(present.inner(), picture.key.text.as_deref()).0 != version.0 {
+                return Written::Stale;
+            }
+            if let Some(text) = &write.key_text {
+                let key = match OperatorKey::parse(text) {
+                    Ok(key) => key,
+                    Err(error) => return Written::Refused(format!("the operator's key: {error}")),
+                };
+                let written = replace(&inner.folder.file(KEY), text.as_bytes());
+                let taken = take(written, version.clone(), || {
+                    picture.key = Key { text: Some(text.as_str().into()), key: Some(Arc::new(key)) };
+                });
+                if !matches!(taken, Written::Done(_)) {
+                    return taken;
+                }
+            }
+            if let Some(inner) = &write.user_text {
+                let edited = present.with_inner(inner).map_err(|error| error.to_string());
+                let read = edited.and_then(|text| Ok((input::parse_adapters(path, &text, &key)?, text)));
+                let (adapters, text) = match read {
+                    Ok(read) => read,
+                    Err(problem) => return Written::Refused(problem),
+                };
+                let written = replace(path, text.as_bytes());
+                let taken = take(written, version.clone(), || picture.adapters = adapters);
+                if !matches!(taken, Written::Done(_)) {
+                    return taken;
+                }
+            }
+            Written::Done(Version(picture.hash().0))
+        })
+    }
+}
+
+/// What was written is in force even where the disk has not confirmed it: it is what a reader finds there.
+fn take(written: Result<(), WriteError>, version: Version, in_force: impl FnOnce()) -> Written {
+    match written {
+        Ok(()) => {
+            in_force();
+            Written::Done(version)
+        }
+        Err(error) => {
+            if matches!(error, WriteError::Unconfirmed { .. }) {
+                in_force();
+            }
+            ended(&error)
+        }
+    }
+}
+
+fn versioned_rollout(picture: &Documents) -> Versioned<Rollout> {
+    let value = Rollout::clone(&picture.rollout);
+    Versioned { version: version_of(&value.metadata), value }
+}
+
+impl Store for LocalStore {
+    fn changes(&self) -> impl Stream<Item = RolloutKey> + Send {
+        let first = stream::iter([self.key()]);
+        let later = stream::unfold((self.clone(), self.work()), |(store, mut work)| async move {
+            work.changed().await.ok()?;
+            Some((store.key(), (store, work)))
+        });
+        first.chain(later)
+    }
+
+    async fn rollouts(&self) -> Result<Vec<Versioned<Rollout>>, ReadError> {
+        Ok(vec![versioned_rollout(&self.picture())])
+    }
+
+    async fn rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Rollout>>, ReadError> {
+        Ok((*key == self.key()).then(|| versioned_rollout(&self.picture())))
+    }
+
+    async fn rewrites(&self, _: &RolloutKey) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
+        let picture = self.picture();
+        let versioned = |rewrite: &InferenceModelRewrite| Versioned {
+            version: version_of(&rewrite.metadata),
+            value: rewrite.clone(),
+        };
+        Ok(picture.rewrites.iter().map(versioned).collect())
+    }
+
+    async fn adapters(
+        &self,
+        _: &RolloutKey,
+        _: &AdaptersRef,
+    ) -> Result<Option<Versioned<AdaptersDocument>>, ReadError> {
+        let picture = self.picture();
+        if let Some(problem) = &picture.problems.adapters {
+            return Err(ReadError::Invalid(problem.clone()));
+        }
+        Ok(Some(Versioned {
+            version: Version(picture.hash().0),
+            value: AdaptersDocument {
+                user_text: picture.adapters.text.inner().to_owned(),
+                key_text: picture.key.text.as_deref().map(str::to_owned),
+                gitops_owner: None,
+            },
+        }))
+    }
+
+    async fn write_status(&self, _: &RolloutKey, version: &Version, status: &RolloutStatus) -> Written {
+        let (version, status) = (version.clone(), status.clone());
+        let written = self.blocking(move |store| store.status_now(&version, &status)).await;
+        self.0.view.send_modify(|count| *count += 1);
+        written
+    }
+
+    async fn write_rewrite(
+        &self,
+        _: &RolloutKey,
+        rewrite: &InferenceModelRewrite,
+        precondition: &Precondition,
+    ) -> Written {
+        let (rewrite, precondition) = (rewrite.clone(), precondition.clone());
+        let written = self.blocking(move |store| store.rewrite_now(&rewrite, &precondition)).await;
+        self.ring();
+        written
+    }
+
+    async fn write_adapters(
+        &self,
+        _: &RolloutKey,
+        _: &AdaptersRef,
+        version: &Version,
+        write: &AdaptersWrite,
+    ) -> Written {
+        let (version, write) = (version.clone(), write.clone());
+        let written = self.blocking(move |store| store.adapters_now(&version, &write)).await;
+        self.ring();
+        written
+    }
+
+    async fn event(&self, _: &RolloutKey, event: &Event) {
+        if event.warning {
+            tracing::warn!(reason = event.reason, "{}", event.message);
+        } else {
+            tracing::info!(reason = event.reason, "{}", event.message);
+        }
+        let record = EventRecord {
+            at: clock::now(),
+            count: 1,
+            warning: event.warning,
+            reason: event.reason.clone(),
+            message: event.message.clone(),
+        };
+        self.blocking(move |store| {
+            store.keep_event(record);
+            Written::Done(Version(String::new()))
+        })
+        .await;
+    }
+}
