@@ -1,7 +1,5 @@
 //! `cargo xtask crds`: the custom resource's definition, from the Rust types.
 
-use std::process::Stdio;
-
 use anyhow::{Context as _, Result, bail};
 
 use crate::process;
@@ -30,14 +28,13 @@ pub(crate) fn run(check: bool) -> Result<()> {
 }
 
 fn generate() -> Result<String> {
-    process::fail_if_interrupted()?;
     let mut command =
         cargo(&["run", "--quiet", "--locked", "-p", "rollora-api", "--features", "kube", "--example", "crd"])?;
-    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
-    if !output.status.success() {
-        bail!("`{}` ended with {}", process::line(&command), process::ending(output.status));
+    let (status, definition) = process::capture(&mut command)?;
+    if !status.success() {
+        bail!("`{}` ended with {}", process::line(&command), process::ending(status));
     }
-    String::from_utf8(output.stdout).context("the definition is not UTF-8")
+    String::from_utf8(definition).context("the definition is not UTF-8")
 }
 
 /// The number of the first line that is not the same in both.

@@ -5,10 +5,13 @@
 //! time is over or when this program is told to end.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -63,7 +66,7 @@ pub(crate) fn pause(duration: Duration) -> Result<()> {
     let start = clock::now();
     while start.elapsed() < duration {
         fail_if_interrupted()?;
-        std::thread::sleep(POLL.min(duration));
+        thread::sleep(POLL.min(duration));
     }
     Ok(())
 }
@@ -87,8 +90,26 @@ pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
             told = true;
             kill_process(Pid::from_child(child), Signal::TERM).ok();
         }
-        std::thread::sleep(POLL);
+        thread::sleep(POLL);
     }
+}
+
+/// Like [`run`], but gives what the command writes to its standard output.
+pub(crate) fn capture(command: &mut Command) -> Result<(ExitStatus, Vec<u8>)> {
+    fail_if_interrupted()?;
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {}", line(command)))?;
+    let mut stdout = child.stdout.take().context("a child process has no output")?;
+    let (status, output) = thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            let mut output = Vec::new();
+            stdout.read_to_end(&mut output).map(|_| output)
+        });
+        (wait(&mut child), reader.join())
+    });
+    let output = output.map_err(|_| anyhow!("reading a child's output ended in a panic"))?;
+    fail_if_interrupted()?;
+    Ok((status?, output?))
 }
 
 /// Like [`run`], for commands whose only good end is success.
@@ -116,7 +137,7 @@ pub(crate) fn run_quiet(command: &mut Command, log: &File, limit: Duration) -> R
             end_group(&mut child)?;
             bail!("it was not done after {}", clock::words(limit));
         }
-        std::thread::sleep(POLL);
+        thread::sleep(POLL);
     }
 }
 
@@ -136,7 +157,7 @@ pub(crate) fn end_group(child: &mut Child) -> Result<()> {
         if child.try_wait()?.is_some() {
             break;
         }
-        std::thread::sleep(POLL);
+        thread::sleep(POLL);
     }
     kill_process_group(group, Signal::KILL).ok();
     child.wait()?;

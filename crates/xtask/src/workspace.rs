@@ -1,10 +1,8 @@
 //! Where the repository is, and cargo in it.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::thread;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
@@ -40,23 +38,12 @@ pub(crate) type Programs = BTreeMap<String, PathBuf>;
 
 /// Builds programs of the workspace with cargo's own progress in sight. `arguments` say which and how.
 pub(crate) fn build(arguments: &[&str]) -> Result<Programs> {
-    process::fail_if_interrupted()?;
     let mut command = cargo(&["build", "--locked", "--message-format=json-render-diagnostics"])?;
-    command.args(arguments).stdout(Stdio::piped());
-    let mut child = command.spawn().context("cannot start cargo")?;
-    let stdout = child.stdout.take().context("cargo's output is not there")?;
-    let (status, programs) = thread::scope(|scope| {
-        let lines = scope
-            .spawn(|| BufReader::new(stdout).lines().map_while(Result::ok).filter_map(|line| program(&line)).collect());
-        let status = process::wait(&mut child);
-        (status, lines.join().unwrap_or_default())
-    });
-    let status = status?;
-    process::fail_if_interrupted()?;
+    let (status, messages) = process::capture(command.args(arguments))?;
     if !status.success() {
         bail!("`cargo build {}` failed", arguments.join(" "));
     }
-    Ok(programs)
+    Ok(String::from_utf8_lossy(&messages).lines().filter_map(program).collect())
 }
 
 /// A program of a build by its name.
