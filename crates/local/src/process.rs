@@ -28,6 +28,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How much of all requests' bodies is held.
 const TOTAL_BODIES: usize = 256 << 20;
+/// An adapter that was used within this time is not unloaded. The operator has waited for quiet before it unlists one;
+/// this is for the request that was on its way when a person did.
+const UNLOAD_GRACE: Duration = Duration::from_secs(2);
 /// How long answers may take yet when the process is told to end.
 const GRACE: Duration = Duration::from_secs(30);
 /// How long everything else may take to end.
@@ -153,30 +156,32 @@ fn start_fleet(
     let (bell, connections) = (Arc::new(Notify::new()), TaskTracker::new());
     let (mut servers, mut members, mut sidecars) = (Vec::new(), Vec::new(), Vec::new());
     for endpoint in &config.servers {
-        let name = endpoint.authority();
-        let server =
-            Server::new(name.clone(), endpoint.host(), endpoint.port(), connections.clone(), Arc::clone(&bell));
+        let (name, doubts) = (endpoint.authority(), Arc::new(Notify::new()));
+        let (host, tasks) = (endpoint.host(), connections.clone());
+        let server = Server::new(name.clone(), host, endpoint.port(), tasks, Arc::clone(&bell), Arc::clone(&doubts));
         servers.push(Arc::new(server));
+        let mut behaviour = SidecarConfig::new(name.clone(), endpoint.clone());
+        behaviour.policy.unload_grace = UNLOAD_GRACE;
         let (desired, wanted) = watch::channel(None);
-        let sidecar = Sidecar::new(SidecarConfig::new(name.clone(), endpoint.clone()), wanted);
+        let sidecar = Sidecar::new(behaviour, wanted);
         let (sidecar, status) = sidecar.map_err(|source| LocalError::Server { server: name, source })?;
         members.push(Member { url: endpoint.base_url().to_owned(), desired, status });
-        sidecars.push(sidecar);
+        sidecars.push(sidecar.with_doubts(doubts));
     }
     let fleet = LocalFleet::new(store.clone(), Arc::new(Servers::new(servers)), members, bell);
     fleet.refresh();
     for (index, sidecar) in sidecars.into_iter().enumerate() {
         let sidecar = sidecar.with_refresh(refresh(store, &fleet)).run(stop.clone());
-        parts.spawn(async { ("a sidecar", none(sidecar.await)) });
+        parts.spawn(async { ("a sidecar", done(sidecar).await) });
         let following = fleet.clone();
-        parts.spawn(async move { ("the ear for a sidecar", none(following.follow_sidecar(index).await)) });
+        parts.spawn(async move { ("the ear for a sidecar", done(following.follow_sidecar(index)).await) });
     }
     let (following, token) = (fleet.clone(), stop.clone());
     parts.spawn(async move { ("the fleet", until(token, following.follow()).await) });
     let (sweeping, token) = (Arc::clone(fleet.servers()), stop.clone());
     parts.spawn(async move { ("the sweep of connections", until(token, sweep(sweeping)).await) });
     let watching = input::watch(store.clone(), stop.clone());
-    parts.spawn(async { ("the watch of the files", none(watching.await)) });
+    parts.spawn(async { ("the watch of the files", done(watching).await) });
     Ok(fleet)
 }
 
@@ -212,6 +217,7 @@ async fn until(stop: CancellationToken, part: impl Future<Output = ()>) -> Optio
     None
 }
 
-fn none((): ()) -> Option<String> {
+async fn done(part: impl Future<Output = ()>) -> Option<String> {
+    part.await;
     None
 }

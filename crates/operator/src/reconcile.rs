@@ -105,7 +105,11 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
             self.set_refused(key, None);
         }
         for event in &decision.events {
-            tracing::info!(rollout = %key, reason = event.reason, "{}", event.message);
+            if event.warning {
+                tracing::warn!(rollout = %key, reason = event.reason, "{}", event.message);
+            } else {
+                tracing::info!(rollout = %key, reason = event.reason, "{}", event.message);
+            }
             if tokio::time::timeout(WRITE_LIMIT, self.store.event(key, event)).await.is_err() {
                 tracing::debug!(rollout = %key, "an event could not be told in time");
             }

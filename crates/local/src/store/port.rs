@@ -207,11 +207,7 @@ impl Store for LocalStore {
     }
 
     async fn event(&self, _: &RolloutKey, event: &Event) {
-        if event.warning {
-            tracing::warn!(reason = event.reason, "{}", event.message);
-        } else {
-            tracing::info!(reason = event.reason, "{}", event.message);
-        }
+        // The operator logs it.
         let record = EventRecord {
             at: clock::now(),
             count: 1,
