@@ -1,12 +1,13 @@
 //! A simulated vLLM server: answers over HTTP as vLLM 0.32.0 was recorded to answer, and can be made to fail.
 //!
 //! [`Simulator`] runs one inside a test; the program `vllm-sim` is the same as a process. Statuses, content types,
-//! shapes and texts come from `e2e/testdata/vllm/transcript.jsonl`, and `e2e/tests/replay.rs` plays that recording
-//! against the simulator.
+//! shapes and texts come from the recordings in `e2e/testdata/vllm/` (`transcript.jsonl`, `edges.jsonl` and a whole
+//! `metrics.txt`), which `e2e/tests/replay/` plays against the simulator.
 //!
 //! What a person or a scenario can see of a real server is there: names that load and unload, `/v1/models`, chat and
 //! text completions (whole and streamed), the metrics that tell a server's identity and an adapter's last use, the
-//! worker's cache that reads an adapter again from disk and dies when it is gone, the API key that guards `/v1/*` only.
+//! worker's cache that reads an adapter again from disk and dies when it is gone, the API key that guards `/v1/*` only,
+//! what clients still get from a server whose engine has failed.
 //! Each adapter says other words than any other, the same ones every time. Failures, deaths, hangs and delays are
 //! [`Knobs`]; what a server was asked is counted ([`Counters`]). The same is reached from outside under `/sim` (see
 //! `sim/admin.rs`).

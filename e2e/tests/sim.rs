@@ -230,3 +230,14 @@ async fn a_key_guards_the_v1_paths_only() {
         assert_eq!(ask(&simulator, "GET", path, None).await.expect("an answer").0, status, "{path}");
     }
 }
+
+#[tokio::test]
+async fn a_request_that_gets_no_answer_is_counted_all_the_same() {
+    let simulator = start(Knobs::default()).await;
+    loaded(&simulator, &["a"]).await;
+    simulator.turn(|knobs| knobs.mode = Mode::Hangs);
+    tokio::select! {
+        answer = say(&simulator, "a", 5) => panic!("{answer:?}"),
+        () = until("the count", || completions(&simulator, "a") == 1) => {}
+    }
+}

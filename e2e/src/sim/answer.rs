@@ -37,9 +37,9 @@ pub(super) async fn answer(server: Arc<Server>, request: Request<Incoming>) -> R
     if let Some(path) = parts.uri.path().strip_prefix("/sim/") {
         return Ok(admin::answer(&server, &parts.method, path, &body).await);
     }
-    server.until_answering().await;
     let mut subject = None;
     let answer = respond(&server, &parts, &body, &mut subject).await.unwrap_or_else(|refusal| refuse(&refusal));
+    server.until_answering().await;
     log(&server, &parts, answer.status(), subject);
     Ok(answer)
 }
@@ -53,6 +53,10 @@ async fn respond(
     let path = parts.uri.path();
     server.knob(|knobs| route::check_key(path, &parts.headers, knobs.api_key.as_deref()))?;
     let endpoint = route::endpoint(&parts.method, path, server.config.runtime_updating)?;
+    if !endpoint.uses_engine() {
+        // What uses the engine waits there, after it is counted.
+        server.until_answering().await;
+    }
     Ok(match endpoint {
         Endpoint::Health => health(server),
         Endpoint::Version => json_answer(StatusCode::OK, &json!({ "version": "0.32.0" })),

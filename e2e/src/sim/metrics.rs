@@ -12,8 +12,8 @@ const RECORDED: &str = include_str!("../../testdata/vllm/metrics.txt");
 /// The numbers behind the live lines.
 #[derive(Debug, Default)]
 pub(super) struct Usage {
-    /// For each adapter how many requests of two tokens or more are being generated now.
-    running: BTreeMap<String, usize>,
+    /// For each adapter how many requests of two tokens or more are being generated now, in the order of their arrival.
+    running: Vec<(String, usize)>,
     /// For each set of adapters that ran together, joined by commas, when it last did a step.
     last_step: BTreeMap<String, f64>,
     requests: usize,
@@ -28,7 +28,10 @@ impl Usage {
     pub(super) fn begin(&mut self, adapter: Option<&str>, tokens: usize, now: f64) {
         self.requests += 1;
         if let (Some(adapter), 2..) = (adapter, tokens) {
-            *self.running.entry(adapter.to_owned()).or_default() += 1;
+            match self.running.iter_mut().find(|(name, _)| name == adapter) {
+                Some((_, count)) => *count += 1,
+                None => self.running.push((adapter.to_owned(), 1)),
+            }
         }
         self.step(now);
     }
@@ -36,7 +39,7 @@ impl Usage {
     /// A token has been generated.
     pub(super) fn step(&mut self, now: f64) {
         let mut together = String::new();
-        for adapter in self.running.keys() {
+        for (adapter, _) in &self.running {
             if !together.is_empty() {
                 together.push(',');
             }
@@ -50,11 +53,11 @@ impl Usage {
         self.step(now);
         self.requests -= 1;
         if let (Some(adapter), 2..) = (adapter, tokens)
-            && let Some(count) = self.running.get_mut(adapter)
+            && let Some(place) = self.running.iter().position(|(name, _)| name == adapter)
         {
-            *count -= 1;
-            if *count == 0 {
-                self.running.remove(adapter);
+            self.running[place].1 -= 1;
+            if self.running[place].1 == 0 {
+                self.running.remove(place);
                 self.step(now);
             }
         }
@@ -179,7 +182,7 @@ mod tests {
         usage.step(4.0);
         usage.end(Some("a"), 9, 5.0);
         let text = adapters(&usage).join("\n");
-        for (names, at) in [("a,b", "3.0"), ("b", "1.0"), ("a", "5.0"), ("", "5.0")] {
+        for (names, at) in [("b,a", "3.0"), ("b", "1.0"), ("a", "5.0"), ("", "5.0")] {
             assert!(text.contains(&format!("waiting_lora_adapters=\"{names}\"}} {at}")), "{names}: {text}");
         }
     }

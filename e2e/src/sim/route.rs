@@ -30,6 +30,13 @@ pub(super) enum Endpoint {
     DeleteAdapter(String),
 }
 
+impl Endpoint {
+    /// Whether the engine has to do something, which it does not while it hangs.
+    pub(super) fn uses_engine(&self) -> bool {
+        matches!(self, Self::Completion(_) | Self::Invocation | Self::Load | Self::AddAdapter)
+    }
+}
+
 /// Finds the endpoint; `runtime_updating` is whether adapters can be loaded and unloaded at all.
 pub(super) fn endpoint(method: &Method, path: &str, runtime_updating: bool) -> Result<Endpoint, Refusal> {
     let (allowed, endpoint) = match path {
