@@ -14,5 +14,5 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let ended = command::Command::try_from(args::Args::parse()).and_then(shell::run);
-    ended.unwrap_or_else(|failure| failure.report())
+    ended.unwrap_or_else(shell::Failure::report)
 }

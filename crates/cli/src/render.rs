@@ -14,7 +14,7 @@ pub(crate) use style::Style;
 
 use rollora_api::rollout::{Intent, RolloutStatus, Verb, status::Phase};
 use rollora_local::{Overview, verb_name};
-use std::fmt::Write;
+use style::{Table, plain};
 
 /// Draws `screen` over the last one: the cursor goes home, each line is cleared behind its text, and what is below is
 /// cleared. Nothing flickers, and what was on the terminal before stays in its history.
@@ -36,13 +36,10 @@ pub(crate) fn line(overview: &Overview) -> String {
         ("STABLE", id(&status.revision.stable)),
         ("DESIRED", id(&status.revision.desired)),
     ];
-    let (mut head, mut row) = (String::new(), String::new());
-    for (title, cell) in &cells {
-        let width = title.chars().count().max(cell.chars().count()) + 2;
-        let _: Result<(), _> = write!(head, "{title:width$}");
-        let _: Result<(), _> = write!(row, "{cell:width$}");
-    }
-    format!("{}\n{}\n", head.trim_end(), row.trim_end())
+    let mut table = Table::default();
+    table.row(cells.iter().map(|(title, _)| plain(*title)));
+    table.row(cells.iter().map(|(_, cell)| plain(cell.clone())));
+    table.lines("")
 }
 
 /// One line for logs: where it stands and what it waits for.

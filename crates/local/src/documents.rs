@@ -81,7 +81,7 @@ pub struct EventRecord {
 /// Why an intent is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{}` was asked before and is not answered yet: wait for it, or abort", verb_name(*.0))]
-pub struct IntentPending(pub Verb);
+pub(crate) struct IntentPending(Verb);
 
 /// The verb as people type it.
 pub fn verb_name(verb: Verb) -> &'static str {
@@ -124,7 +124,7 @@ impl Documents {
             .position(|old| old.metadata.name == rewrite.metadata.name && old.group() == rewrite.group());
         let mut rewrite = rewrite.clone();
         match (precondition, old) {
-            (Precondition::Absent, Some(_)) | (Precondition::Unchanged(_), None) => return Err(Written::Stale),
+            (Precondition::Absent, Some(_)) | (Precondition::Unchanged(_), None) => Err(Written::Stale),
             (Precondition::Absent, None) => {
                 rewrite.metadata.uid = Some(new_uid.to_owned());
                 rewrite.metadata.creation_timestamp = Some(now);

@@ -31,7 +31,7 @@ struct Inner {
     servers: Arc<Servers>,
     members: Vec<Member>,
     trials: Mutex<Vec<Trial>>,
-    /// Rung by the gateway when a server became suspect, or quiet where that is awaited.
+    /// Rung by the gateway when a server is quiet and that is awaited.
     bell: Arc<Notify>,
 }
 
@@ -87,7 +87,7 @@ impl LocalFleet {
             let deadline = self.next_deadline(clock::now());
             tokio::select! {
                 changed = work.changed() => if changed.is_err() { return },
-                () = self.0.bell.notified() => self.0.store.ring(),
+                () = self.0.bell.notified() => {}
                 () = tokio::time::sleep(deadline) => {}
             }
         }
@@ -133,7 +133,7 @@ impl LocalFleet {
 
     fn next_deadline(&self, now: Timestamp) -> std::time::Duration {
         let trials = self.0.trials.lock().unwrap_or_else(PoisonError::into_inner);
-        let soonest = trials.iter().filter_map(|trial| trial.deadline()).min();
+        let soonest = trials.iter().filter_map(Trial::deadline).min();
         let hour = std::time::Duration::from_hours(1);
         soonest.map_or(hour, |at| std::time::Duration::try_from(at.duration_since(now)).unwrap_or_default().min(hour))
     }

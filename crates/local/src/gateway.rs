@@ -58,7 +58,7 @@ impl Gateway {
     }
 
     /// Answers one request.
-    pub(crate) async fn answer(&self, request: Request<Incoming>) -> Response<Reply> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Reply> {
         let (mut head, body) = request.into_parts();
         if headers::wants_upgrade(&head.headers) {
             return Refusal::Upgrade.into_response();

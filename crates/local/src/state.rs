@@ -9,7 +9,7 @@ mod tests;
 
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown},
     path::{Path, PathBuf},
@@ -190,7 +190,7 @@ fn temporary_name(target: &Path) -> PathBuf {
 fn write_temporary(temporary: &Path, target: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
     if let Ok(old) = fs::metadata(target) {
-        file.set_permissions(Permissions::from(old.permissions()))?;
+        file.set_permissions(old.permissions())?;
         let new = file.metadata()?;
         if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
             fchown(&file, Some(old.uid()), Some(old.gid()))?;

@@ -12,6 +12,7 @@
 mod adapter;
 mod calls;
 mod desire;
+mod doubt;
 mod looks;
 mod server;
 

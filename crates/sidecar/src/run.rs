@@ -16,7 +16,7 @@ use rollora_vllm::{Client, ClientError};
 use std::{fmt, io, pin::Pin, sync::Arc, time::Duration};
 use tokio::{
     net::TcpStream,
-    sync::watch,
+    sync::{Notify, watch},
     task::{JoinError, JoinSet},
     time::timeout,
 };
@@ -39,6 +39,7 @@ pub struct Sidecar {
     client: Client,
     desired: Desired,
     refresh: Option<Refresh>,
+    doubts: Arc<Notify>,
     status: watch::Sender<Arc<SidecarStatus>>,
 }
 
@@ -67,13 +68,21 @@ impl Sidecar {
     pub fn new(config: Config, desired: Desired) -> Result<(Self, watch::Receiver<Arc<SidecarStatus>>), ClientError> {
         let client = Client::new(config.endpoint.clone(), config.timeouts)?;
         let (status, receiver) = watch::channel(Arc::default());
-        Ok((Self { config, client, desired, refresh: None, status }, receiver))
+        Ok((Self { config, client, desired, refresh: None, doubts: Arc::default(), status }, receiver))
     }
 
     /// Before every unload, what is desired is read again by `refresh`.
     #[must_use]
     pub fn with_refresh(mut self, refresh: Refresh) -> Self {
         self.refresh = Some(refresh);
+        self
+    }
+
+    /// Whoever else talks to the server rings here when a connection broke. The server is suspect then, and whatever
+    /// comes of that is told as a change of the status.
+    #[must_use]
+    pub fn with_doubts(mut self, doubts: Arc<Notify>) -> Self {
+        self.doubts = doubts;
         self
     }
 
@@ -108,6 +117,7 @@ impl Sidecar {
                     fed = changed.is_ok();
                     self.take_desired(&mut memory, clock.now());
                 }
+                () = self.doubts.notified() => memory.doubted(),
                 Some(event) = tasks.join_next() => take_event(&mut memory, event, clock.now()),
                 closed = sentinel.event() => sentinel.changed(closed, &mut memory, clock.now()),
                 () = tokio::time::sleep_until(clock.instant(memory.wake(now))) => {}

@@ -15,10 +15,10 @@ const WARNINGS: usize = 5;
 pub(crate) fn explain(overview: &Overview, now: Timestamp, style: Style) -> String {
     let status = overview.rollout.status.clone().unwrap_or_default();
     let mut lines = vec![format!(
-        "{} is {}{}",
+        "{}: {}{}",
         style.bold(overview.rollout.spec.model.as_str()),
         phase_name(status.phase),
-        if status.message.is_empty() { String::new() } else { format!(": {}", status.message) },
+        if status.message.is_empty() { String::new() } else { format!("; {}", status.message) },
     )];
     let sections = [
         ("Files", files(overview)),
@@ -55,8 +55,7 @@ fn files(overview: &Overview) -> Vec<String> {
 /// Conditions that are not as one would wish.
 fn conditions(status: &RolloutStatus, now: Timestamp) -> Vec<String> {
     let unwanted = |condition: &&Condition| match condition.kind.as_str() {
-        kind::STALLED => condition.status == ConditionStatus::True,
-        kind::PROGRESSING => condition.status == ConditionStatus::True,
+        kind::STALLED | kind::PROGRESSING => condition.status == ConditionStatus::True,
         _ => condition.status != ConditionStatus::True,
     };
     let say = |condition: &Condition| {

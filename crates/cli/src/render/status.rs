@@ -15,7 +15,6 @@ use rollora_api::{
     sidecar_status::AdapterState,
 };
 use rollora_local::{Overview, ServerView};
-use std::fmt::Write;
 
 /// How many events are shown: everything else fits on a screen of 40 lines with up to ten steps and servers.
 const EVENTS: usize = 6;
@@ -27,7 +26,7 @@ pub(crate) fn status(overview: &Overview, now: Timestamp, style: Style) -> Strin
     sections.push(steps::lines(&status, now, style));
     sections.push(weights(overview, &status, style));
     sections.push(servers(overview, &status, style));
-    sections.push(waiting(&status, now, style));
+    sections.push(waiting(&status, style));
     sections.push(events(overview, now, style));
     sections.retain(|section| !section.is_empty());
     sections.join("\n")
@@ -172,24 +171,22 @@ fn residency(server: &ServerView, id: &AdapterId, style: Style) -> (String, Stri
 }
 
 /// What it waits for, and what a person can do.
-fn waiting(status: &RolloutStatus, now: Timestamp, style: Style) -> String {
-    let mut text = String::new();
+fn waiting(status: &RolloutStatus, style: Style) -> String {
+    let mut lines = Vec::new();
     if !status.message.is_empty() {
-        let since = status.step.as_ref().filter(|_| status.phase != Phase::Succeeded);
-        let since = since.map(|step| format!(" ({})", time::span(step.entered_at, now))).unwrap_or_default();
-        let _: Result<(), _> = writeln!(text, "  {}{}", style.bold(&status.message), style.dim(&since));
+        lines.push(style.bold(&status.message));
     }
+    // What the message says already is not said twice.
+    let new = |reason: &&str| !reason.is_empty() && !status.message.contains(*reason);
     for retired in &status.retired {
-        let _: Result<(), _> = writeln!(text, "  {}: {}", retired.id, retired.reason);
+        lines.extend(Some(retired.reason.as_str()).filter(new).map(|reason| format!("{}: {reason}", retired.id)));
     }
     for rejected in &status.rejected {
-        let line = format!("{}: rejected: {}", rejected.id, rejected.reason);
-        let _: Result<(), _> = writeln!(text, "  {}", style.bad(&line));
+        let reason = Some(rejected.reason.as_str()).filter(new);
+        lines.extend(reason.map(|reason| style.bad(&format!("{}: rejected: {reason}", rejected.id))));
     }
-    if let Some(next) = next(status) {
-        let _: Result<(), _> = writeln!(text, "  next: {}", style.bold(next));
-    }
-    text
+    lines.extend(next(status).map(|next| format!("next: {}", style.bold(next))));
+    lines.iter().flat_map(|line| ["  ", line, "\n"]).collect()
 }
 
 /// The command that a person may want now.

@@ -25,7 +25,7 @@ use std::{
 use tokio::time::timeout;
 
 /// How long a client may pause in the middle of a body.
-const PAUSE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_mins(1);
 
 /// How much of all requests' bodies may be held at once.
 #[derive(Debug)]

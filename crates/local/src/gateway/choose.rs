@@ -90,18 +90,17 @@ impl Table {
         let any_ready = || least(&self.ready, &[]).ok_or(NoServer::NotReady);
         match need {
             Need::Nothing => any_ready(),
-            Need::Target(name) => match least(having(name), &[]) {
-                Some(index) => Ok(index),
-                None => any_ready().and(Err(NoServer::NotResident)),
-            },
-            Need::Named(name) => match least(having(name), &[]) {
-                Some(index) => Ok(index),
-                None => {
+            Need::Target(name) => {
+                least(having(name), &[]).map_or_else(|| any_ready().and(Err(NoServer::NotResident)), Ok)
+            }
+            Need::Named(name) => least(having(name), &[]).map_or_else(
+                || {
                     any_ready()?;
                     let trying = self.trying.get(name).map_or(&[][..], Vec::as_slice);
                     least(&self.ready, trying).ok_or(NoServer::OnTrial)
-                }
-            },
+                },
+                Ok,
+            ),
         }
     }
 }

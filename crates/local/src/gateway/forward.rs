@@ -37,7 +37,7 @@ pub(super) enum ForwardError {
 /// How one try at one server failed.
 enum Try {
     /// No byte was written.
-    Unsent(Request<Chunks>),
+    Unsent(Box<Request<Chunks>>),
     /// Something was.
     Sent(hyper::Error),
 }
@@ -55,7 +55,7 @@ pub(super) async fn forward(
             Ok((response, connection)) => return Ok(Answered { response, connection, lease }),
             Err(Try::Unsent(unsent)) => {
                 lease.server.suspect();
-                request = unsent;
+                request = *unsent;
                 tried.push(Arc::clone(&lease.server));
             }
             Err(Try::Sent(source)) => {
@@ -76,7 +76,7 @@ async fn send(server: &Server, mut request: Request<Chunks>) -> Result<(Response
     }
     while let Some(connection) = server.pool.take() {
         match send_on(connection, request).await {
-            Err(Try::Unsent(unsent)) => request = unsent,
+            Err(Try::Unsent(unsent)) => request = *unsent,
             ended => return ended,
         }
     }
@@ -84,7 +84,7 @@ async fn send(server: &Server, mut request: Request<Chunks>) -> Result<(Response
         Ok(connection) => send_on(connection, request).await,
         Err(error) => {
             tracing::debug!(server = server.name, %error, "not connected");
-            Err(Try::Unsent(request))
+            Err(Try::Unsent(Box::new(request)))
         }
     }
 }
@@ -96,7 +96,7 @@ async fn send_on(
     match connection.try_send_request(request).await {
         Ok(response) => Ok((response, connection)),
         Err(mut error) => Err(match error.take_message() {
-            Some(unsent) => Try::Unsent(unsent),
+            Some(unsent) => Try::Unsent(Box::new(unsent)),
             None => Try::Sent(error.into_error()),
         }),
     }

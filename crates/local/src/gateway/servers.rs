@@ -33,8 +33,10 @@ pub(crate) struct Server {
     suspect: AtomicBool,
     /// Whether somebody waits for the end of the last request.
     awaits_quiet: AtomicBool,
-    /// Rung when the server became suspect, or quiet where that is awaited.
+    /// Rung when the server is quiet and that is awaited.
     bell: Arc<Notify>,
+    /// Rung when it became suspect: its sidecar looks at it then.
+    doubts: Arc<Notify>,
 }
 
 /// A request's place on a server; given up when dropped.
@@ -84,7 +86,14 @@ impl Servers {
 
 impl Server {
     /// A server at `host` and `port`; `tasks` own its connections.
-    pub(crate) fn new(name: String, host: &str, port: u16, tasks: TaskTracker, bell: Arc<Notify>) -> Self {
+    pub(crate) fn new(
+        name: String,
+        host: &str,
+        port: u16,
+        tasks: TaskTracker,
+        bell: Arc<Notify>,
+        doubts: Arc<Notify>,
+    ) -> Self {
         let pool = Pool::new(host.to_owned(), port, tasks);
         Self {
             name,
@@ -93,6 +102,7 @@ impl Server {
             suspect: AtomicBool::new(false),
             awaits_quiet: AtomicBool::new(false),
             bell,
+            doubts,
         }
     }
 
@@ -107,7 +117,7 @@ impl Server {
             tracing::info!(server = self.name, "connection broken: no requests until its sidecar has looked at it");
         }
         self.pool.clear();
-        self.bell.notify_one();
+        self.doubts.notify_one();
     }
 
     /// Whether it is out until its sidecar has looked at it.

@@ -1,6 +1,6 @@
 use super::*;
 use proptest::prelude::*;
-use std::os::unix::fs::PermissionsExt;
+use std::{fs::Permissions, os::unix::fs::PermissionsExt};
 
 fn folder() -> (tempfile::TempDir, StateFolder) {
     let parent = tempfile::tempdir().unwrap();
