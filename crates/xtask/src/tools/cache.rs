@@ -123,7 +123,7 @@ impl Cache {
         let make = Make { tool, place, lock, log: File::create(&place.log)? };
         let start = clock::now();
         for &need in tool.needs {
-            machine::check(need, &self.root)?;
+            machine::check(need, &self.root).with_context(|| format!("{} cannot be had on this machine", tool.name))?;
         }
         eprintln!("{}: {}; kept in {}", tool.name, tool.cost, self.root.display());
         remove(&place.partial)?;
