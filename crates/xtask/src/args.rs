@@ -14,7 +14,7 @@ Everything that a person or CI runs.
   cargo xtask test [PART…]       everything that CI checks, or only these parts:
                                  format, dependencies, lints, crds, tests
     --long                       with the repetitions and the long fault schedules, and the benches
-  cargo xtask bench NAME…        measure: gateway, idle
+  cargo xtask bench NAME…        measure: gateway, idle, router
     --json                       one object a line: {\"bench\",\"measure\",\"value\",\"unit\",\"goal\"}
   cargo xtask crds               write crds/ from the Rust types
     --check                      only say whether that would change anything

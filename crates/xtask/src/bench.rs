@@ -10,13 +10,13 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 
 use crate::test::Outcome;
-use crate::workspace::{self, Programs};
 
 mod answer;
 mod gateway;
 mod idle;
 mod load;
 mod proc;
+mod router;
 mod servers;
 
 /// One number.
@@ -24,9 +24,9 @@ mod servers;
 pub(crate) struct Measure {
     bench: &'static str,
     #[serde(rename = "measure")]
-    what: &'static str,
+    what: String,
     value: f64,
-    unit: &'static str,
+    unit: String,
     goal: Option<Goal>,
 }
 
@@ -37,10 +37,10 @@ enum Goal {
 }
 
 impl Measure {
-    fn new(bench: &'static str, what: &'static str, value: f64, unit: &'static str) -> Self {
+    fn new(bench: &'static str, what: &str, value: f64, unit: &str) -> Self {
         // More digits than these are noise.
         let value = (value * 100.0).round() / 100.0;
-        Self { bench, what, value, unit, goal: None }
+        Self { bench, what: what.to_owned(), value, unit: unit.to_owned(), goal: None }
     }
 
     fn at_most(mut self, limit: f64) -> Self {
@@ -82,16 +82,14 @@ impl fmt::Display for Unavailable {
 
 impl std::error::Error for Unavailable {}
 
-type Bench = fn(&Programs) -> Result<Vec<Measure>>;
+type Bench = fn() -> Result<Vec<Measure>>;
 
-const ALL: [(&str, Bench); 2] = [("gateway", gateway::run), ("idle", idle::run)];
+const ALL: [(&str, Bench); 3] = [("gateway", gateway::run), ("idle", idle::run), ("router", router::run)];
 
 pub(crate) fn run(names: &[String], json: bool) -> Result<ExitCode> {
-    let chosen = chosen(names)?;
-    let programs = build()?;
     let mut all_reached = true;
-    for bench in chosen {
-        let measures = bench(&programs)?;
+    for bench in chosen(names)? {
+        let measures = bench()?;
         let mut out = std::io::stdout().lock();
         if json {
             for measure in &measures {
@@ -107,16 +105,10 @@ pub(crate) fn run(names: &[String], json: bool) -> Result<ExitCode> {
 
 /// All benches, as a part of the long tests.
 pub(crate) fn outcome() -> Outcome {
-    let measure = || -> Result<Vec<Measure>> {
-        let programs = build()?;
-        let mut all = Vec::new();
-        for (_, bench) in ALL {
-            all.extend(bench(&programs)?);
-        }
-        Ok(all)
-    };
-    match measure() {
+    let measures: Result<Vec<_>> = ALL.iter().map(|(_, bench)| bench()).collect();
+    match measures {
         Ok(measures) => {
+            let measures = measures.concat();
             println!("{}", table(&measures));
             let missed: Vec<_> = measures.iter().filter(|measure| !measure.reached()).collect();
             match missed.as_slice() {
@@ -127,14 +119,6 @@ pub(crate) fn outcome() -> Outcome {
         Err(error) if error.is::<Unavailable>() => Outcome::Skipped(error.to_string()),
         Err(error) => Outcome::Failed(format!("{error:#}")),
     }
-}
-
-fn build() -> Result<Programs> {
-    if !cfg!(target_os = "linux") {
-        return Err(Unavailable("processes are measured in /proc, which only Linux has".to_owned()).into());
-    }
-    eprintln!("building rollora and the simulator, optimized; the first time that takes some minutes");
-    workspace::build(&["--release", "-p", "rollora-cli", "-p", "rollora-e2e", "--bin", "rollora", "--bin", "vllm-sim"])
 }
 
 fn chosen(names: &[String]) -> Result<Vec<Bench>> {
@@ -156,7 +140,7 @@ fn table(measures: &[Measure]) -> String {
             None => "",
         };
         let value = measure.value.to_string();
-        [measure.bench.to_owned(), measure.what.to_owned(), value, measure.unit.to_owned(), goal, verdict.to_owned()]
+        [measure.bench.to_owned(), measure.what.clone(), value, measure.unit.clone(), goal, verdict.to_owned()]
     });
     let rows: Vec<_> = std::iter::once(heads).chain(rows).collect();
     let mut widths = [0; 6];
@@ -221,6 +205,6 @@ mod tests {
     #[test]
     fn a_bench_that_does_not_exist_is_refused_with_those_that_do() {
         let words = chosen(&["gatewya".to_owned()]).unwrap_err().to_string();
-        assert!(words.contains("gateway, idle"), "{words}");
+        assert!(words.contains("gateway, idle, router"), "{words}");
     }
 }

@@ -9,9 +9,8 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::load::{Load, Seen, post};
-use super::servers::{ADAPTER, MODEL, Nginx, PATH, Server, body};
+use super::servers::{ADAPTER, MODEL, Nginx, PATH, Server, body, build};
 use super::{Measure, median, proc};
-use crate::workspace::Programs;
 
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(3);
@@ -31,11 +30,12 @@ struct Contender {
     tails: Vec<f64>,
 }
 
-pub(super) fn run(programs: &Programs) -> Result<Vec<Measure>> {
+pub(super) fn run() -> Result<Vec<Measure>> {
+    let programs = build()?;
     let folder = tempfile::tempdir()?;
     let nginx = Nginx::find()?;
-    let vllm = Server::simulator(programs)?;
-    let rollora = Server::rollora(programs, std::slice::from_ref(&vllm), folder.path())?;
+    let vllm = Server::simulator(&programs)?;
+    let rollora = Server::rollora(&programs, std::slice::from_ref(&vllm), folder.path())?;
     let nginx = Server::nginx(&nginx, &vllm, folder.path())?;
     // nginx changes nothing, so its clients have to know the version.
     let mut contenders = [Contender::new(rollora, MODEL), Contender::new(nginx, ADAPTER)];

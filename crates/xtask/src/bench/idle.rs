@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::servers::Server;
+use super::servers::{Server, build};
 use super::{Measure, proc};
 use crate::process;
-use crate::workspace::Programs;
 
 const SERVERS: usize = 3;
 /// What a start leaves to be done: first looks at servers, first writes of state.
@@ -15,10 +14,11 @@ const SETTLE: Duration = Duration::from_secs(5);
 const WATCH: Duration = Duration::from_secs(10);
 const GOAL_MIB: f64 = 15.0;
 
-pub(super) fn run(programs: &Programs) -> Result<Vec<Measure>> {
+pub(super) fn run() -> Result<Vec<Measure>> {
+    let programs = build()?;
     let folder = tempfile::tempdir()?;
-    let vllm = (0..SERVERS).map(|_| Server::simulator(programs)).collect::<Result<Vec<_>>>()?;
-    let rollora = Server::rollora(programs, &vllm, folder.path())?;
+    let vllm = (0..SERVERS).map(|_| Server::simulator(&programs)).collect::<Result<Vec<_>>>()?;
+    let rollora = Server::rollora(&programs, &vllm, folder.path())?;
     process::pause(SETTLE)?;
     let before = proc::cpu_time(rollora.pid())?;
     process::pause(WATCH)?;

@@ -15,7 +15,7 @@ use super::load::{Load, post};
 use crate::clock;
 use crate::process::{self, Interrupted};
 use crate::tools::{Cache, Entry, NGINX};
-use crate::workspace::{Programs, find};
+use crate::workspace::{self, Programs, find};
 
 /// The name that clients send.
 pub(super) const MODEL: &str = "small-segment-lora";
@@ -25,6 +25,15 @@ pub(super) const PATH: &str = "/v1/chat/completions";
 
 /// What a server has to be ready in.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The programs that are measured, optimized.
+pub(super) fn build() -> Result<Programs> {
+    if !cfg!(target_os = "linux") {
+        return Err(Unavailable("processes are measured in /proc, which only Linux has".to_owned()).into());
+    }
+    eprintln!("building rollora and the simulator, optimized; the first time that takes some minutes");
+    workspace::build(&["--release", "-p", "rollora-cli", "-p", "rollora-e2e", "--bin", "rollora", "--bin", "vllm-sim"])
+}
 
 /// A running server.
 #[derive(Debug)]

@@ -1,0 +1,42 @@
+//! What the parts of a request cost in `rollora-router`, by that crate's own bench.
+
+use anyhow::{Context as _, Result, bail};
+
+use super::Measure;
+use crate::process;
+use crate::workspace::cargo;
+
+pub(super) fn run() -> Result<Vec<Measure>> {
+    eprintln!("building the router's bench; the first time that takes a minute");
+    let mut command = cargo(&["bench", "--locked", "-p", "rollora-router", "--bench", "router"])?;
+    let (status, output) = process::capture(&mut command)?;
+    if !status.success() {
+        bail!("`{}` ended with {}", process::line(&command), process::ending(status));
+    }
+    let text = String::from_utf8_lossy(&output);
+    text.lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(|line| measure(line).with_context(|| format!("the router's bench printed {line:?}")))
+        .collect()
+}
+
+/// A line like `choice among 10,000 rewrites      250 ns`.
+fn measure(line: &str) -> Option<Measure> {
+    let (rest, unit) = line.trim().rsplit_once(char::is_whitespace)?;
+    let (what, value) = rest.trim().rsplit_once(char::is_whitespace)?;
+    Some(Measure::new("router", what.trim(), value.parse().ok()?, unit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_a_name_a_value_and_a_unit() {
+        let expected = Measure::new("router", "choice among 10,000 rewrites", 250.0, "ns");
+        assert_eq!(measure("choice among 10,000 rewrites                       250 ns"), Some(expected));
+        for line in ["", "250 ns", "choice ns", "choice many ns"] {
+            assert_eq!(measure(line), None, "{line:?}");
+        }
+    }
+}
