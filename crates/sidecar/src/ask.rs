@@ -11,15 +11,14 @@ use rollora_vllm::{Client, ServerMetrics, VllmError};
 pub(crate) async fn look(client: &Client, look: Look) -> Result<Seen, LookError> {
     let at = |step| move |error| LookError { step, error };
     client.health().await.map_err(at(LookStep::Health))?;
-    let metrics = match look.metrics {
-        true => Some(metrics(client).await.map_err(at(LookStep::Metrics))?),
-        false => None,
-    };
-    let models = match look.models {
-        true => Some(client.models().await.map_err(at(LookStep::Models))?),
-        false => None,
-    };
-    Ok(Seen { metrics, models })
+    let mut seen = Seen::default();
+    if look.metrics {
+        seen.metrics = Some(metrics(client).await.map_err(at(LookStep::Metrics))?);
+    }
+    if look.models {
+        seen.models = Some(client.models().await.map_err(at(LookStep::Models))?);
+    }
+    Ok(seen)
 }
 
 /// The metrics; empty where the server does not show any, which is no fault of it.

@@ -94,7 +94,9 @@ fn wanted(memory: &Memory, now: Timestamp) -> Vec<(&AdapterId, &Adapter, &Wish)>
     let mut wanted: Vec<_> = memory
         .adapters
         .iter()
-        .filter(|(id, adapter)| adapter.wants_loading() && adapter.may_try(now) && !memory.is_base_model(id))
+        .filter(|(id, adapter)| {
+            adapter.wants_loading() && adapter.may_try(now) && !adapter.is_held(now) && !memory.is_base_model(id)
+        })
         .filter(|(_, adapter)| match adapter.registered {
             None => true,
             Some(_) => memory.policy.probe && !adapter.verified && !adapter.source_changed(),

@@ -17,7 +17,7 @@ pub fn readiness(memory: &Memory, now: Timestamp) -> Readiness {
     match &memory.server {
         Server::Away { problem: None } => return Readiness::default(),
         Server::Away { problem: Some(problem) } => return not(&problem.reason, problem.message.clone()),
-        Server::Suspect { reason, .. } => {
+        Server::Suspect { reason } => {
             return not("Suspect", format!("{reason}; it is being asked whether it still is the same server"));
         }
         Server::Up => {}
@@ -78,11 +78,8 @@ fn names(memory: &Memory, choose: impl Fn(&Adapter) -> bool) -> String {
     let chosen: Vec<_> =
         memory.adapters.iter().filter(|(_, adapter)| choose(adapter)).map(|(id, _)| id.as_str()).collect();
     let (shown, more) = chosen.split_at(chosen.len().min(5));
-    let mut text = shown.join(", ");
-    if !more.is_empty() {
-        text.push_str(&format!(" and {} more", more.len()));
-    }
-    text
+    let shown = shown.join(", ");
+    if more.is_empty() { shown } else { format!("{shown} and {} more", more.len()) }
 }
 
 fn ready(message: &str) -> Readiness {

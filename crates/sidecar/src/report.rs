@@ -6,9 +6,10 @@ use tracing::{debug, info, warn};
 /// Says what has changed from `old` to `new`.
 pub(crate) fn transitions(old: &SidecarStatus, new: &SidecarStatus) {
     if old.server != new.server {
-        match &new.server {
-            Some(server) => info!(endpoint = %server.endpoint, started = %server.start, "vLLM answers"),
-            None => warn!(reason = %new.readiness.reason, "vLLM is away: {}", new.readiness.message),
+        if let Some(server) = &new.server {
+            info!(endpoint = %server.endpoint, started = %server.start, "vLLM answers");
+        } else {
+            warn!(reason = %new.readiness.reason, "vLLM is away: {}", new.readiness.message);
         }
     }
     if old.readiness.ready != new.readiness.ready {

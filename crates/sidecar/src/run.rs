@@ -222,6 +222,3 @@ impl Sentinel {
         };
     }
 }
-
-#[cfg(test)]
-mod tests;

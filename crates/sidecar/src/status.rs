@@ -51,16 +51,15 @@ fn adapter_status(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> Adapter
 fn state(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> AdapterState {
     let rejected = adapter.wish.as_ref().is_some_and(|wish| wish.standing == Standing::Rejected);
     match adapter.goal() {
+        Goal::Leave if adapter.registered.is_none() => AdapterState::Gone,
         Goal::Leave if adapter.wish.as_ref().is_some_and(|wish| wish.listed == Listed::Both) => {
             AdapterState::InBothLists
         }
         Goal::Leave => AdapterState::Unlisted,
         Goal::Resident | Goal::Absent if memory.is_base_model(id) => AdapterState::Failed,
-        Goal::Resident => present_state(memory, adapter),
         Goal::Wait if adapter.registered.is_none() => AdapterState::AwaitingAdmission,
-        Goal::Wait => present_state(memory, adapter),
         Goal::Held { .. } if adapter.registered.is_some() => AdapterState::UnloadHeld,
-        Goal::Held { reload: true } => present_state(memory, adapter),
+        Goal::Resident | Goal::Wait | Goal::Held { reload: true } => present_state(memory, adapter),
         Goal::Absent if adapter.registered.is_some() => AdapterState::Unloading,
         Goal::Held { reload: false } | Goal::Absent if rejected => AdapterState::Rejected,
         // What an unreachable server holds is not known: it is gone when a list of models says so.

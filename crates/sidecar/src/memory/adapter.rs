@@ -75,7 +75,7 @@ pub enum Hold {
     Until(Timestamp),
     /// Until the operator says something else about it.
     Operator,
-    /// Until its entry is taken out of the file.
+    /// Until its entry is taken out of the list, or replaced.
     Quarantine,
 }
 
@@ -106,14 +106,18 @@ impl Adapter {
         }
     }
 
-    /// Whether nothing forbids a next attempt now.
+    /// Whether something may be asked about it now: nothing is under way or in doubt, and the last failure is long ago.
     pub fn may_try(&self, now: Timestamp) -> bool {
-        let held = match self.hold {
+        self.in_flight.is_none() && self.doubt.is_none() && self.next_try.is_none_or(|next| now >= next)
+    }
+
+    /// Whether it must not be loaded or used, because the server died over it.
+    pub fn is_held(&self, now: Timestamp) -> bool {
+        match self.hold {
             None => false,
             Some(Hold::Until(until)) => now < until,
             Some(Hold::Operator | Hold::Quarantine) => true,
-        };
-        !held && self.in_flight.is_none() && self.doubt.is_none() && self.next_try.is_none_or(|next| now >= next)
+        }
     }
 
     /// The failures so far are about something that has changed.

@@ -32,8 +32,8 @@ impl Adapter {
     /// Takes the new wish; true where the adapter has just become unwanted.
     fn wish_changes(&mut self, wish: Option<Wish>, now: Timestamp) -> bool {
         match (&self.wish, &wish) {
-            (Some(old), Some(new)) if old.source == new.source => {
-                if old.standing != new.standing || old.listed != new.listed {
+            (Some(old), Some(new)) if old.source == new.source && old.listed == new.listed => {
+                if old.standing != new.standing {
                     self.start_afresh();
                 }
                 let answered = matches!(new.standing, Standing::Free | Standing::Admitted | Standing::Rejected);
@@ -42,7 +42,7 @@ impl Adapter {
                 }
             }
             (None, None) => {}
-            // Another entry: what happened to the last one says nothing of it.
+            // Another entry, or the same under another list: somebody has thought about it.
             _ => {
                 self.start_afresh();
                 self.deaths = 0;

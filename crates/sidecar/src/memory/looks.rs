@@ -67,6 +67,8 @@ pub(super) struct Looks {
     models_asked: Option<Timestamp>,
     metrics_asked: Option<Timestamp>,
     demanded: Look,
+    /// The event that last raised a suspicion: only a look that began later can tell how the server is.
+    pub(super) suspected: u64,
     /// When metrics were last read.
     pub(super) metrics_seen: Option<Timestamp>,
     /// The server shows no metrics.
@@ -87,7 +89,7 @@ impl Memory {
         let turn = now >= began + intervals.health;
         match self.server {
             Server::Away { .. } => turn.then_some(Look::EVERYTHING),
-            Server::Suspect { raised, .. } => (turn || sequence < raised).then_some(Look::EVERYTHING),
+            Server::Suspect { .. } => (turn || sequence < looks.suspected).then_some(Look::EVERYTHING),
             Server::Up => {
                 let doubt = self.adapters.values().any(|adapter| adapter.doubt.is_some());
                 let metrics_interval = if self.retiring() { intervals.metrics_retiring } else { intervals.metrics };
@@ -165,7 +167,7 @@ impl Memory {
         match &mut self.server {
             _ if ended => self.away(error, now),
             Server::Away { problem: shown } => *shown = Some(problem(error)),
-            Server::Suspect { reason, .. } => *reason = error.to_string(),
+            Server::Suspect { reason } => *reason = error.to_string(),
             Server::Up if silent => self.suspect(error.to_string()),
             Server::Up if error.concerns_server() => self.problem = Some(problem(error)),
             // The next turn asks again; what was seen before is still the best that is known.
@@ -174,12 +176,8 @@ impl Memory {
     }
 
     fn saw(&mut self, ticket: Ticket, seen: Seen, now: Timestamp) {
-        let raised = match self.server {
-            Server::Suspect { raised, .. } => raised,
-            Server::Away { .. } | Server::Up => 0,
-        };
-        if ticket.began < raised || (!self.is_up() && seen.models.is_none()) {
-            // It began before the suspicion, and may have met the process that is suspected to be gone.
+        if ticket.began < self.looks.suspected || (!self.is_up() && seen.models.is_none()) {
+            // It may have met the process that is suspected to be gone.
             return;
         }
         let identity = seen.metrics.as_ref().map(|metrics| self.identity(metrics, seen.models.as_deref(), now));
@@ -232,14 +230,14 @@ impl Memory {
         let last_read = self.looks.metrics_seen.replace(now);
         self.looks.metrics_closed = *metrics == ServerMetrics::default();
         self.max_loras = metrics.max_loras.or(self.max_loras);
-        for (id, used) in &metrics.last_used {
-            let Some(adapter) = self.adapters.get_mut(id) else { continue };
-            // The server's clock may go wrong: what moved since the last reading was used since then, and not later
-            // than now.
-            if adapter.last_used_there != Some(*used) {
-                adapter.last_used_there = Some(*used);
-                adapter.last_used = Some(last_read.map_or(*used, |read| read.max(*used)).min(now));
+        for (id, adapter) in &mut self.adapters {
+            let used = metrics.last_used.get(id).copied();
+            if let Some(used) = used.filter(|used| adapter.last_used_there != Some(*used)) {
+                // The server's clock may go wrong: what moved since the last reading was used since then, and not
+                // later than now.
+                adapter.last_used = Some(last_read.map_or(used, |read| read.max(used)).min(now));
             }
+            adapter.last_used_there = used;
         }
     }
 

@@ -27,8 +27,6 @@ pub enum Server {
     Suspect {
         /// What happened.
         reason: String,
-        /// The event that raised the suspicion: only a look that began later can lift it.
-        raised: u64,
     },
     /// It answers, and what it holds is known.
     Up,
@@ -73,9 +71,9 @@ impl Memory {
 
     /// Something happened that may have been the server's end.
     pub(super) fn suspect(&mut self, reason: String) {
-        let raised = self.next_sequence();
+        self.looks.suspected = self.next_sequence();
         if !matches!(self.server, Server::Away { .. }) {
-            self.server = Server::Suspect { reason, raised };
+            self.server = Server::Suspect { reason };
         }
     }
 

@@ -2,6 +2,8 @@
 //! operators that change their mind, answers that get lost before or after they took effect, servers that end, hang and
 //! come back, adapters that end them, and strangers who load and unload.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says by a panic what is wrong")]
+
 mod world;
 
 use proptest::prelude::*;

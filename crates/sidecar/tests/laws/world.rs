@@ -192,7 +192,7 @@ impl World {
             Step::Wait(milliseconds) => self.now += Duration::from_millis(*milliseconds),
             Step::End(index, fate) if !self.calls.is_empty() => {
                 let call = self.calls.remove(index.index(self.calls.len()));
-                self.end(call, *fate);
+                self.end(&call, *fate);
             }
             Step::LookSees => self.look_sees(Fate::Answered),
             Step::LookEnds(fate) => self.look_ends(*fate),
@@ -227,7 +227,7 @@ impl World {
             self.start_server();
         }
         for call in std::mem::take(&mut self.calls) {
-            self.end(call, Fate::Answered);
+            self.end(&call, Fate::Answered);
         }
         self.look_ends(Fate::Answered);
         self.connection_closes();
@@ -245,7 +245,7 @@ impl World {
         for _ in 0..4 {
             self.look_ends(Fate::Answered);
             for call in std::mem::take(&mut self.calls) {
-                self.end(call, Fate::Answered);
+                self.end(&call, Fate::Answered);
             }
             self.think();
         }
@@ -377,8 +377,8 @@ impl World {
                 let told = self.server.as_ref().filter(|server| self.is_known(server)).map(|server| &server.told);
                 assert!(!told.is_some_and(|told| told.contains(id)), "loaded already: {action:?}");
                 assert!(count(CallKind::Load) < 4, "too many loads");
-                let hub = |call: &&Call| matches!(&call.action, Action::Load { from_hub: true, .. });
-                assert!(!is_hub_name(source) || !present.iter().any(|call| hub(&call)), "two downloads");
+                let hub = |call: &Call| matches!(&call.action, Action::Load { from_hub: true, .. });
+                assert!(!is_hub_name(source) || !present.iter().any(|call| hub(call)), "two downloads");
             }
             Action::Probe { .. } => {
                 assert_eq!(admission, Admission::Granted, "{action:?}");
@@ -396,7 +396,7 @@ impl World {
         self.memory.known.as_ref().is_some_and(|known| known.identity.start == server.number.to_string())
     }
 
-    fn end(&mut self, call: Call, fate: Fate) {
+    fn end(&mut self, call: &Call, fate: Fate) {
         let text = format!("{:?}", call.action);
         let lost = || VllmError::ConnectionLost { call: text.clone(), detail: String::new() };
         let same_process = self.server.as_ref().map(|server| server.number) == call.process;
@@ -420,7 +420,9 @@ impl World {
                 }
             }
         };
-        let known = call.epoch == self.memory.epoch();
+        // What is answered by a process that nobody has seen yet is not counted on.
+        let known =
+            call.epoch == self.memory.epoch() && self.server.as_ref().is_some_and(|server| self.is_known(server));
         if let (Some(server), Ok(()), true) = (&mut self.server, &answer, known) {
             let id = call.action.id().clone();
             match call.action.kind() {

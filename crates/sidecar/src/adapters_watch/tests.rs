@@ -1,0 +1,104 @@
+//! The last good file stays in force.
+
+use super::*;
+use rollora_api::adapters::AdaptersFile;
+use std::fs;
+use tempfile::TempDir;
+
+const ONE: &str = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: v1\n      source: /adapters/v1\n";
+const KEY: &str = "managed: [\"v*\"]\n";
+
+struct Bed {
+    folder: TempDir,
+    watch: AdaptersWatch,
+}
+
+impl Bed {
+    fn new(text: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("adapters.yaml"), text).unwrap();
+        let watch = AdaptersWatch::open(folder.path().join("adapters.yaml"), "configmap.yaml");
+        Self { folder, watch }
+    }
+
+    async fn write(&self, name: &str, text: &str) {
+        fs::write(self.folder.path().join(name), text).unwrap();
+        self.watch.refresh().await;
+    }
+
+    fn desired(&self) -> Arc<DesiredAdapters> {
+        self.watch.desired().borrow().clone().expect("a good file was read")
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.desired().file.ensure_exist.iter().map(|entry| entry.id.to_string()).collect()
+    }
+
+    fn error(&self) -> Option<String> {
+        self.watch.error().borrow().clone()
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_changes_nothing_and_is_reported_until_it_is_mended() {
+    let bed = Bed::new(ONE);
+    assert_eq!((bed.ids(), bed.error()), (vec!["v1".to_owned()], None));
+    let before = bed.desired();
+    for bad in ["", "vLLMLoRAConfig: [", "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: v1\n"] {
+        bed.write("adapters.yaml", bad).await;
+        assert!(bed.error().is_some_and(|error| error.contains("adapters.yaml")), "{bad}: {:?}", bed.error());
+        assert_eq!(bed.desired(), before);
+    }
+    fs::remove_file(bed.folder.path().join("adapters.yaml")).unwrap();
+    bed.watch.refresh().await;
+    assert!(bed.error().unwrap().contains("no such file"));
+    assert_eq!(bed.desired(), before);
+    bed.write("adapters.yaml", &ONE.replace("v1", "v2")).await;
+    assert_eq!((bed.ids(), bed.error()), (vec!["v2".to_owned()], None));
+}
+
+#[tokio::test]
+async fn a_file_in_its_config_map_means_the_same_as_a_plain_one() {
+    let plain = Bed::new(ONE);
+    let indented = ONE.replace('\n', "\n    ");
+    let wrapped = Bed::new(&format!("apiVersion: v1\nkind: ConfigMap\ndata:\n  configmap.yaml: |\n    {indented}"));
+    assert_eq!(wrapped.desired(), plain.desired());
+}
+
+#[tokio::test]
+async fn the_operators_key_beside_the_file_is_read_with_it() {
+    let bed = Bed::new(ONE);
+    assert_eq!(bed.desired().key, None);
+    bed.write(OPERATOR_KEY, KEY).await;
+    let desired = bed.desired();
+    assert_eq!(desired.key.as_ref().map(|key| key.managed.clone()), Some(vec!["v*".to_owned()]));
+    assert_eq!(desired.hash, content_hash(ONE, Some(KEY)));
+    bed.write(OPERATOR_KEY, "managed: 7").await;
+    assert!(bed.error().unwrap().contains(OPERATOR_KEY));
+    assert_eq!(bed.desired(), desired);
+}
+
+#[tokio::test]
+async fn before_the_first_good_file_nothing_is_desired() {
+    let bed = Bed::new("nonsense");
+    assert!(bed.watch.desired().borrow().is_none() && bed.error().is_some());
+    bed.write("adapters.yaml", "vLLMLoRAConfig: {}\n").await;
+    assert_eq!(bed.desired().file, AdaptersFile::default());
+}
+
+#[tokio::test]
+async fn changes_are_taken_while_it_runs() {
+    let bed = Bed::new(ONE);
+    let (mut desired, stop) = (bed.watch.desired(), CancellationToken::new());
+    let change = async {
+        fs::write(bed.folder.path().join("adapters.yaml"), ONE.replace("v1", "v2")).unwrap();
+        let has_v2 = |desired: &Option<Arc<DesiredAdapters>>| {
+            desired
+                .as_ref()
+                .is_some_and(|desired| desired.file.ensure_exist.iter().any(|entry| entry.id.as_str() == "v2"))
+        };
+        desired.wait_for(has_v2).await.unwrap();
+        stop.cancel();
+    };
+    tokio::join!(bed.watch.run(stop.clone()), change);
+}

@@ -1,0 +1,356 @@
+//! The loop against a small vLLM on loopback.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says by a panic what is wrong")]
+#![allow(clippy::disallowed_methods, reason = "the server writes the time of uses as the real one does")]
+
+mod fake;
+
+use fake::{Fake, Knobs};
+use rollora_api::{
+    adapters::{AdapterEntry, AdaptersFile, ContentHash, DesiredAdapters},
+    names::AdapterId,
+    operator_key::{OperatorKey, Pilot},
+    sidecar_status::{AdapterState, SidecarStatus},
+};
+use rollora_sidecar::{Config, Intervals, Sidecar, backoff::Backoff};
+use rollora_vllm::{ApiKey, Endpoint};
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+const NAME: &str = "pod-1";
+
+fn id(name: &str) -> AdapterId {
+    AdapterId::new(name).unwrap()
+}
+
+fn desired(exist: &[&str], not_exist: &[&str]) -> DesiredAdapters {
+    let entry = |name: &&str| AdapterEntry {
+        id: id(name),
+        source: format!("/adapters/{name}"),
+        base_model: None,
+        required: false,
+    };
+    let file = AdaptersFile {
+        ensure_exist: exist.iter().map(entry).collect(),
+        ensure_not_exist: not_exist.iter().map(entry).collect(),
+        ..AdaptersFile::default()
+    };
+    DesiredAdapters { file, key: None, hash: ContentHash(format!("{exist:?}{not_exist:?}")) }
+}
+
+fn pilot(name: &str) -> OperatorKey {
+    let pilots = vec![Pilot { id: id(name), pod: NAME.to_owned() }];
+    OperatorKey { managed: vec![name.to_owned()], pilots, ..OperatorKey::default() }
+}
+
+/// Everything an order of magnitude faster than by default.
+fn fast(fake: &Fake) -> Config {
+    let mut config = Config::new(NAME, Endpoint::parse(&fake.url()).unwrap());
+    config.policy.unload_grace = Duration::from_millis(300);
+    config.policy.backoff = Backoff { first: Duration::from_millis(50), most: Duration::from_millis(400) };
+    config.policy.intervals = Intervals {
+        health: Duration::from_millis(25),
+        models: Duration::from_millis(200),
+        metrics_retiring: Duration::from_millis(50),
+        metrics: Duration::from_millis(500),
+    };
+    config
+}
+
+/// A sidecar at work.
+struct Bed {
+    desired: watch::Sender<Option<Arc<DesiredAdapters>>>,
+    status: watch::Receiver<Arc<SidecarStatus>>,
+    stop: CancellationToken,
+    running: JoinSet<()>,
+}
+
+impl Bed {
+    fn start(config: Config, first: DesiredAdapters) -> Self {
+        Self::start_with(config, first, |sidecar, _| sidecar)
+    }
+
+    fn start_with(
+        config: Config,
+        first: DesiredAdapters,
+        finish: impl FnOnce(Sidecar, watch::Sender<Option<Arc<DesiredAdapters>>>) -> Sidecar,
+    ) -> Self {
+        let (desired, wanted) = watch::channel(Some(Arc::new(first)));
+        let (sidecar, status) = Sidecar::new(config, wanted).unwrap();
+        let sidecar = finish(sidecar, desired.clone());
+        let (stop, mut running) = (CancellationToken::new(), JoinSet::new());
+        running.spawn(sidecar.run(stop.clone()));
+        Self { desired, status, stop, running }
+    }
+
+    fn desire(&self, desired: DesiredAdapters) {
+        self.desired.send_replace(Some(Arc::new(desired)));
+    }
+
+    /// Waits for a status like this.
+    async fn until(&mut self, what: &str, reached: impl Fn(&SidecarStatus) -> bool) -> Arc<SidecarStatus> {
+        let waited = timeout(Duration::from_secs(30), self.status.wait_for(|status| reached(status))).await;
+        let found = waited.map(|status| status.unwrap().clone());
+        found.unwrap_or_else(|_| panic!("{what}: {:#?}", self.status.borrow()))
+    }
+
+    async fn until_state(&mut self, name: &str, state: AdapterState) -> Arc<SidecarStatus> {
+        self.until(&format!("{name} {state:?}"), |status| state_of(status, name) == Some(state)).await
+    }
+
+    async fn until_ready(&mut self) -> Arc<SidecarStatus> {
+        self.until("ready", |status| status.readiness.ready).await
+    }
+}
+
+fn state_of(status: &SidecarStatus, name: &str) -> Option<AdapterState> {
+    status.adapter(&id(name)).map(|adapter| adapter.state)
+}
+
+#[tokio::test]
+async fn what_the_file_lists_is_loaded_proven_and_told() {
+    let fake = Fake::start(Knobs::default());
+    let mut bed = Bed::start(fast(&fake), desired(&["a", "b"], &["c", "base"]));
+    let status = bed.until_ready().await;
+    assert!(status.is_verified(&id("a")) && status.is_verified(&id("b")));
+    assert_eq!(state_of(&status, "c"), Some(AdapterState::Gone));
+    assert_eq!(status.base_models, ["base"]);
+    assert_eq!(status.config.hash, Some(desired(&["a", "b"], &["c", "base"]).hash));
+    let mut log = fake.log();
+    log.sort();
+    assert_eq!(log, ["load a /adapters/a", "load b /adapters/b", "use a", "use b"]);
+}
+
+#[tokio::test]
+async fn a_restart_takes_readiness_away_until_what_was_there_is_back() {
+    let fake = Fake::start(Knobs::default());
+    let mut bed = Bed::start(fast(&fake), desired(&["a", "b"], &[]));
+    let before = bed.until_ready().await;
+    fake.end();
+    bed.until("away", |status| status.server.is_none() && !status.readiness.ready).await;
+    fake.set(|knobs| knobs.load_time = Duration::from_millis(100));
+    fake.begin();
+    let loading = bed.until("back", |status| status.server.is_some()).await;
+    assert!(!loading.readiness.ready, "{loading:#?}");
+    let after = bed.until_ready().await;
+    assert_ne!(before.server, after.server);
+    assert!(after.is_verified(&id("a")) && after.is_verified(&id("b")));
+    assert_eq!(fake.count("use a"), 2);
+}
+
+#[tokio::test]
+async fn a_restart_between_two_polls_is_noticed_by_the_closed_connection() {
+    let fake = Fake::start(Knobs::default());
+    let mut config = fast(&fake);
+    config.policy.intervals = Intervals {
+        health: Duration::from_mins(10),
+        models: Duration::from_mins(10),
+        metrics_retiring: Duration::from_mins(10),
+        metrics: Duration::from_mins(10),
+    };
+    let mut bed = Bed::start(config, desired(&["a"], &[]));
+    bed.until_ready().await;
+    fake.end();
+    fake.begin();
+    bed.until("suspect", |status| !status.readiness.ready).await;
+    bed.until_ready().await;
+    assert_eq!(fake.adapters(), ["a"]);
+    assert_eq!(fake.count("use a"), 2);
+}
+
+#[tokio::test]
+async fn a_pilot_that_ends_the_server_is_not_tried_again_before_the_operator_has_spoken() {
+    let fake = Fake::start(Knobs { deadly: ["v2".to_owned()].into(), ..Knobs::default() });
+    let mut bed = Bed::start(fast(&fake), desired(&["v1"], &[]));
+    bed.until_ready().await;
+    let on_trial = DesiredAdapters { key: Some(pilot("v2")), ..desired(&["v1", "v2"], &[]) };
+    bed.desire(on_trial.clone());
+    let died = bed.until_state("v2", AdapterState::ServerDied).await;
+    let words = died.adapter(&id("v2")).unwrap().last_error.clone().unwrap();
+    assert_eq!(words.reason, "ServerDied");
+    assert!(!fake.is_running());
+    fake.begin();
+    let back = bed.until_ready().await;
+    assert!(back.is_verified(&id("v1")));
+    assert_eq!(state_of(&back, "v2"), Some(AdapterState::ServerDied));
+    assert_eq!((fake.count("load v2 /adapters/v2"), fake.count("use v2")), (1, 1));
+
+    let mut rejected = pilot("v2");
+    rejected.rejected = vec![id("v2")];
+    bed.desire(DesiredAdapters { key: Some(rejected), ..on_trial.clone() });
+    bed.until_state("v2", AdapterState::Rejected).await;
+    fake.set(|knobs| knobs.deadly.clear());
+    bed.desire(on_trial);
+    bed.until_state("v2", AdapterState::Verified).await;
+}
+
+#[tokio::test]
+async fn an_adapter_that_hangs_delays_no_other() {
+    let fake = Fake::start(Knobs { hanging: ["slow".to_owned()].into(), ..Knobs::default() });
+    let mut bed = Bed::start(fast(&fake), desired(&["slow", "a", "b"], &[]));
+    bed.until_state("b", AdapterState::Verified).await;
+    let status = bed.until_state("a", AdapterState::Verified).await;
+    assert_eq!(state_of(&status, "slow"), Some(AdapterState::Loading));
+}
+
+#[tokio::test]
+async fn a_load_without_an_answer_is_looked_up_before_it_is_tried_again() {
+    let fake = Fake::start(Knobs { silent: ["a".to_owned()].into(), ..Knobs::default() });
+    let mut config = fast(&fake);
+    config.timeouts.load = Duration::from_millis(200);
+    let mut bed = Bed::start(config, desired(&["a"], &[]));
+    bed.until_state("a", AdapterState::Verified).await;
+    assert_eq!(fake.count("load a /adapters/a"), 1);
+}
+
+#[tokio::test]
+async fn a_failing_adapter_is_tried_again_and_says_why() {
+    let fake = Fake::start(Knobs::default());
+    let words = "Loading lora a failed: No adapter found for /adapters/a".to_owned();
+    fake.set(|knobs| drop(knobs.failing.insert("a".to_owned(), (404, words))));
+    let mut bed = Bed::start(fast(&fake), desired(&["a", "b"], &[]));
+    let failed =
+        bed.until("two attempts", |status| status.adapter(&id("a")).is_some_and(|adapter| adapter.attempts >= 2)).await;
+    let adapter = failed.adapter(&id("a")).unwrap();
+    assert_eq!(adapter.state, AdapterState::Failed);
+    assert_eq!(adapter.last_error.as_ref().unwrap().reason, "AdapterNotFound");
+    assert!(adapter.next_try.is_some());
+    bed.until_ready().await;
+    fake.set(|knobs| knobs.failing.clear());
+    let verified = bed.until_state("a", AdapterState::Verified).await;
+    assert_eq!(verified.adapter(&id("a")).unwrap().attempts, 0);
+}
+
+#[tokio::test]
+async fn at_most_four_loads_go_on_at_once() {
+    let fake = Fake::start(Knobs { load_time: Duration::from_millis(30), ..Knobs::default() });
+    let names: Vec<String> = (0..12).map(|number| format!("a{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut bed = Bed::start(fast(&fake), desired(&names, &[]));
+    bed.until_ready().await;
+    assert_eq!(fake.adapters().len(), 12);
+    assert_eq!(fake.most_loading(), 4);
+}
+
+#[tokio::test]
+async fn an_unwanted_adapter_goes_when_its_use_has_ended() {
+    let fake = Fake::start(Knobs::default());
+    let mut config = fast(&fake);
+    config.policy.unload_grace = Duration::from_secs(2);
+    let mut bed = Bed::start(config, desired(&["a", "b"], &[]));
+    bed.until_ready().await;
+    fake.use_now("a");
+    bed.desire(desired(&[], &["a", "b"]));
+    bed.until_state("b", AdapterState::Gone).await;
+    let unloading = bed.status.borrow().clone();
+    assert_eq!(state_of(&unloading, "a"), Some(AdapterState::Unloading));
+    assert_eq!((fake.count("unload a"), fake.count("unload b")), (0, 1));
+    let gone = bed.until_state("a", AdapterState::Gone).await;
+    assert!(gone.adapter(&id("a")).unwrap().last_used.is_some());
+    assert_eq!(fake.adapters(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_is_desired_is_read_again_just_before_an_unload() {
+    let fake = Fake::start(Knobs::default());
+    // The file changes back in the last moment: only the reading before the call sees it.
+    let mut bed = Bed::start_with(fast(&fake), desired(&["a"], &[]), |sidecar, desired_now| {
+        sidecar.with_refresh(Arc::new(move || {
+            desired_now.send_replace(Some(Arc::new(desired(&["a", "b"], &[]))));
+            Box::pin(async {})
+        }))
+    });
+    bed.until_ready().await;
+    bed.desire(desired(&[], &["a"]));
+    bed.until_state("b", AdapterState::Verified).await;
+    assert!(bed.status.borrow().is_verified(&id("a")));
+    assert_eq!(fake.count("unload a"), 0);
+}
+
+#[tokio::test]
+async fn serving_adapters_are_held_until_they_serve_no_more() {
+    let fake = Fake::start(Knobs::default());
+    let mut bed = Bed::start(fast(&fake), desired(&["v1"], &[]));
+    bed.until_ready().await;
+    let key = |serving: &[&str]| {
+        let serving: Vec<_> = serving.iter().map(|name| id(name)).collect();
+        Some(OperatorKey {
+            managed: vec!["v*".to_owned()],
+            admitted: vec![id("v1")],
+            serving,
+            ..OperatorKey::default()
+        })
+    };
+    bed.desire(DesiredAdapters { key: key(&["v1"]), ..desired(&[], &["v1"]) });
+    bed.until_state("v1", AdapterState::UnloadHeld).await;
+    // Also over a restart.
+    fake.end();
+    bed.until("away", |status| status.server.is_none()).await;
+    fake.begin();
+    bed.until_state("v1", AdapterState::UnloadHeld).await;
+    assert_eq!((fake.adapters(), fake.count("unload v1")), (vec!["v1".to_owned()], 0));
+    bed.desire(DesiredAdapters { key: key(&[]), ..desired(&[], &["v1"]) });
+    bed.until_state("v1", AdapterState::Gone).await;
+}
+
+#[tokio::test]
+async fn a_wrong_key_is_said_and_a_right_one_works() {
+    let fake = Fake::start(Knobs { api_key: Some("secret".to_owned()), ..Knobs::default() });
+    let mut bed = Bed::start(fast(&fake), desired(&["a"], &[]));
+    let refused = bed.until("refused", |status| status.problem.is_some()).await;
+    assert_eq!(refused.problem.as_ref().unwrap().reason, "Unauthorized");
+    assert!(!refused.readiness.ready && refused.readiness.message.contains("API key"));
+
+    let mut config = fast(&fake);
+    config.endpoint = config.endpoint.with_api_key(Some(ApiKey::new("secret")));
+    Bed::start(config, desired(&["a"], &[])).until_state("a", AdapterState::Verified).await;
+}
+
+#[tokio::test]
+async fn a_server_without_runtime_updating_is_said_to_be_one() {
+    let fake = Fake::start(Knobs { updating_off: true, ..Knobs::default() });
+    let mut bed = Bed::start(fast(&fake), desired(&["a"], &[]));
+    let failed = bed.until_state("a", AdapterState::Failed).await;
+    assert_eq!(failed.problem.as_ref().unwrap().reason, "RuntimeUpdatingOff");
+    assert!(failed.problem.as_ref().unwrap().message.contains("VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"));
+}
+
+#[tokio::test]
+async fn a_server_that_shows_no_metrics_is_served_too() {
+    let fake = Fake::start(Knobs { metrics_closed: true, ..Knobs::default() });
+    let mut bed = Bed::start(fast(&fake), desired(&["a", "b"], &[]));
+    let before = bed.until_ready().await;
+    bed.desire(desired(&["a"], &["b"]));
+    bed.until_state("b", AdapterState::Gone).await;
+    fake.end();
+    bed.until("away", |status| status.server.is_none()).await;
+    fake.begin();
+    let after = bed.until_ready().await;
+    assert!(after.is_verified(&id("a")));
+    assert_ne!(before.server, after.server);
+}
+
+#[tokio::test]
+async fn before_the_first_good_file_nothing_is_done() {
+    let fake = Fake::start(Knobs::default());
+    let (desired_now, wanted) = watch::channel(None);
+    let (sidecar, status) = Sidecar::new(fast(&fake), wanted).unwrap();
+    let (stop, mut running) = (CancellationToken::new(), JoinSet::new());
+    running.spawn(sidecar.run(stop.clone()));
+    let mut bed = Bed { desired: desired_now, status, stop, running };
+    let waiting = bed.until("seen", |status| status.server.is_some()).await;
+    assert_eq!(waiting.readiness.reason, "NoAdaptersFile");
+    bed.desire(desired(&["a"], &[]));
+    bed.until_ready().await;
+    assert_eq!(fake.adapters(), ["a"]);
+}
+
+#[tokio::test]
+async fn stopping_leaves_the_server_as_it_is() {
+    let fake = Fake::start(Knobs::default());
+    let mut bed = Bed::start(fast(&fake), desired(&["a"], &[]));
+    bed.until_ready().await;
+    bed.stop.cancel();
+    timeout(Duration::from_secs(30), bed.running.join_next()).await.expect("it ends").unwrap().unwrap();
+    assert_eq!(fake.adapters(), ["a"]);
+}
