@@ -1,0 +1,317 @@
+//! A gateway on loopback, tiny servers behind it, and a client in front.
+
+use super::*;
+use crate::gateway::{serve, servers::Server};
+use axum::{Router, body::Body as AxumBody, extract::ConnectInfo, extract::Request as AxumRequest};
+use futures_util::stream;
+use http::{HeaderMap, Method};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
+use std::{convert::Infallible, net::SocketAddr};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Mutex,
+    task::JoinSet,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// What one request's body may have at most.
+pub(super) const MAX_BODY: usize = 64 << 10;
+
+/// A gateway in front of some servers.
+pub(super) struct Bed {
+    address: SocketAddr,
+    servers: Arc<Servers>,
+    seen: mpsc::Receiver<Seen>,
+    words: Option<mpsc::Sender<Bytes>>,
+    stop: CancellationToken,
+    gateway: JoinSet<()>,
+    _tasks: JoinSet<()>,
+}
+
+/// What a server was sent.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) server: usize,
+    pub(super) from: u16,
+    pub(super) path: String,
+    pub(super) headers: HeaderMap,
+    pub(super) body: String,
+}
+
+/// What a client sends.
+#[derive(Debug, Default)]
+pub(super) struct Sent {
+    pub(super) path: String,
+    pub(super) headers: HeaderMap,
+    pub(super) body: String,
+}
+
+/// What a client is answered.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+impl Answered {
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// An answer that is still coming.
+pub(super) struct Stream {
+    body: Incoming,
+    _connection: JoinSet<()>,
+}
+
+impl Stream {
+    pub(super) async fn next(&mut self) -> Option<Result<Bytes, hyper::Error>> {
+        let frame = self.body.frame().await?;
+        Some(frame.map(|frame| frame.into_data().unwrap_or_default()))
+    }
+}
+
+/// A server that keeps what it is sent, and streams what it is told to when the path is that of chat.
+pub(super) struct Recording {
+    pub(super) address: SocketAddr,
+    seen: mpsc::Receiver<Seen>,
+    words: mpsc::Sender<Bytes>,
+    tasks: JoinSet<()>,
+}
+
+/// A rewrite of `alias` to one target.
+pub(super) fn alias(target: &str, weight: i32) -> InferenceModelRewrite {
+    serde_json::from_value(serde_json::json!({
+        "apiVersion": "llm-d.ai/v1alpha2",
+        "kind": "InferenceModelRewrite",
+        "metadata": { "name": "alias", "uid": "1" },
+        "spec": { "poolRef": { "name": "pool" }, "rules": [{
+            "matches": [{ "model": { "value": "alias" } }],
+            "targets": [{ "modelRewrite": target, "weight": weight }],
+        }]},
+    }))
+    .unwrap()
+}
+
+/// A server that is ready and has `names`.
+pub(super) fn has(names: &[&str]) -> ServerFacts {
+    ServerFacts { ready: true, names: names.iter().map(ToString::to_string).collect(), ..ServerFacts::default() }
+}
+
+/// A request for a completion, which servers record and answer at once.
+pub(super) fn chat(body: &str) -> Sent {
+    Sent { path: "/v1/completions".to_owned(), headers: HeaderMap::new(), body: body.to_owned() }
+}
+
+/// Reads the head of a request and a body of the length it says.
+pub(super) async fn read_request(stream: &mut TcpStream) {
+    let mut text = Vec::new();
+    let mut byte = [0; 1];
+    while !text.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte).await.unwrap();
+        text.extend_from_slice(&byte);
+    }
+    let head = String::from_utf8(text).unwrap().to_ascii_lowercase();
+    let length = head.split("content-length: ").nth(1).unwrap().split("\r\n").next().unwrap().parse().unwrap();
+    stream.read_exact(&mut vec![0; length]).await.unwrap();
+}
+
+/// A server that does with each connection what it is told; ends with the test's runtime.
+pub(super) async fn raw_server<F>(serve: impl Fn(TcpStream) -> F + Send + Sync + 'static) -> SocketAddr
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    TaskTracker::new().spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            connections.spawn(serve(stream));
+        }
+    });
+    address
+}
+
+/// A port at which nobody listens.
+pub(super) async fn closed_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// A server that keeps what it is sent.
+pub(super) async fn recording_server() -> Recording {
+    let (sender, seen) = mpsc::channel(100);
+    let (words, said) = mpsc::channel(1);
+    let mut tasks = JoinSet::new();
+    let address = recording(0, sender, Arc::new(Mutex::new(said)), &mut tasks).await;
+    Recording { address, seen, words, tasks }
+}
+
+async fn recording(
+    server: usize,
+    sender: mpsc::Sender<Seen>,
+    said: Arc<Mutex<mpsc::Receiver<Bytes>>>,
+    tasks: &mut JoinSet<()>,
+) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let handler = move |ConnectInfo(from): ConnectInfo<SocketAddr>, request: AxumRequest| {
+        let (sender, said) = (sender.clone(), Arc::clone(&said));
+        async move {
+            let (head, body) = request.into_parts();
+            let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+            let body = String::from_utf8(body.to_vec()).unwrap();
+            if head.uri.path() == "/v1/chat/completions" {
+                return AxumBody::from_stream(stream::unfold(said, |said| async move {
+                    let word = said.lock().await.recv().await?;
+                    Some((Ok::<_, Infallible>(word), said))
+                }));
+            }
+            let path = head.uri.to_string();
+            let seen = Seen { server, from: from.port(), path, headers: head.headers, body };
+            sender.send(seen).await.unwrap();
+            AxumBody::from("{}")
+        }
+    };
+    let service = Router::new().fallback(handler).into_make_service_with_connect_info::<SocketAddr>();
+    tasks.spawn(async move { axum::serve(listener, service).await.unwrap() });
+    address
+}
+
+impl Bed {
+    /// A gateway in front of `count` recording servers.
+    pub(super) async fn start(count: usize, rewrites: &[InferenceModelRewrite]) -> Self {
+        let (sender, seen) = mpsc::channel(100);
+        let (words, said) = mpsc::channel(1);
+        let (said, mut tasks, mut addresses) = (Arc::new(Mutex::new(said)), JoinSet::new(), Vec::new());
+        for server in 0..count {
+            addresses.push(recording(server, sender.clone(), Arc::clone(&said), &mut tasks).await);
+        }
+        drop(said);
+        let mut bed = Self::before(addresses, rewrites).await;
+        (bed.seen, bed.words, bed._tasks) = (seen, Some(words), tasks);
+        bed
+    }
+
+    /// A gateway in front of servers at these addresses.
+    pub(super) async fn before(addresses: Vec<SocketAddr>, rewrites: &[InferenceModelRewrite]) -> Self {
+        let tasks = TaskTracker::new();
+        let server = |address: SocketAddr| {
+            let (host, port) = (address.ip().to_string(), address.port());
+            Arc::new(Server::new(address.to_string(), &host, port, tasks.clone(), Arc::default(), Arc::default()))
+        };
+        let servers = Arc::new(Servers::new(addresses.into_iter().map(server).collect()));
+        let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
+        let rules = Arc::new(InForce::new(pool, &[RewriteGroup::Current]));
+        rules.reset(rewrites);
+        let limits = Limits { request: MAX_BODY, total: 4 * MAX_BODY };
+        let gateway = Arc::new(Gateway::new(Arc::clone(&servers), rules, limits));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let mut running = JoinSet::new();
+        running.spawn(serve::serve(listener, gateway, stop.clone(), SOON));
+        let (_, seen) = mpsc::channel(1);
+        Self { address, servers, seen, words: None, stop, gateway: running, _tasks: JoinSet::new() }
+    }
+
+    pub(super) fn listen_to(&mut self, recording: Recording) {
+        (self.seen, self.words, self._tasks) = (recording.seen, Some(recording.words), recording.tasks);
+    }
+
+    pub(super) fn know(&self, facts: &[ServerFacts]) {
+        self.servers.know(facts);
+    }
+
+    pub(super) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    async fn send(&self, sent: Sent) -> (Response<Incoming>, JoinSet<()>) {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(self.connect().await)).await.unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { drop(connection.await) });
+        let mut request = Request::new(Full::new(Bytes::from(sent.body)));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = sent.path.parse().unwrap();
+        *request.headers_mut() = sent.headers;
+        request.headers_mut().insert(header::HOST, "here".parse().unwrap());
+        (timeout(SOON, sender.send_request(request)).await.expect("an answer").unwrap(), tasks)
+    }
+
+    /// Sends a request and reads its whole answer.
+    pub(super) async fn ask(&self, sent: Sent) -> Answered {
+        let (response, _connection) = self.send(sent).await;
+        let (head, body) = response.into_parts();
+        let body = timeout(SOON, body.collect()).await.expect("a whole answer").unwrap().to_bytes();
+        Answered { status: head.status, headers: head.headers, body }
+    }
+
+    /// Sends a request whose answer is then read piece by piece.
+    pub(super) async fn stream(&self, body: &str) -> Stream {
+        let sent = Sent { path: "/v1/chat/completions".to_owned(), ..chat(body) };
+        let (response, connection) = self.send(sent).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        Stream { body: response.into_body(), _connection: connection }
+    }
+
+    /// What a server was sent next.
+    pub(super) async fn seen(&mut self) -> Seen {
+        timeout(SOON, self.seen.recv()).await.expect("a request").expect("a server")
+    }
+
+    pub(super) fn seen_nothing(&mut self) -> bool {
+        self.seen.try_recv().is_err()
+    }
+
+    /// Has the streaming server write one piece of its answer.
+    pub(super) async fn say(&self, word: Bytes) {
+        self.words.as_ref().unwrap().send(word).await.unwrap();
+    }
+
+    /// Has it end.
+    pub(super) fn say_no_more(&mut self) {
+        self.words = None;
+    }
+
+    pub(super) fn in_flight(&self, server: usize) -> usize {
+        self.servers.all()[server].in_flight()
+    }
+
+    pub(super) fn is_suspect(&self, server: usize) -> bool {
+        self.servers.all()[server].is_suspect()
+    }
+
+    pub(super) fn has_no_idle_connection(&self, server: usize) -> bool {
+        self.servers.all()[server].pool.take().is_none_or(|connection| {
+            self.servers.all()[server].pool.give_back(connection);
+            false
+        })
+    }
+
+    /// Waits until something is so.
+    pub(super) async fn until(&self, condition: impl Fn(&Self) -> bool) {
+        let waiting = async {
+            while !condition(self) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(SOON, waiting).await.expect("it becomes so");
+    }
+
+    pub(super) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    pub(super) async fn until_nobody_listens(&self) {
+        let waiting = async { while TcpStream::connect(self.address).await.is_ok() {} };
+        timeout(SOON, waiting).await.expect("the gateway stops listening");
+    }
+
+    pub(super) async fn ended(mut self) {
+        while self.gateway.join_next().await.is_some() {}
+    }
+}
