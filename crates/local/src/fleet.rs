@@ -122,6 +122,11 @@ impl LocalFleet {
         self.each().map(view).collect()
     }
 
+    /// What each sidecar tells.
+    pub(crate) fn sidecars(&self) -> Vec<watch::Receiver<Arc<SidecarStatus>>> {
+        self.0.members.iter().map(|member| member.status.clone()).collect()
+    }
+
     /// The gateway's servers.
     pub(crate) fn servers(&self) -> &Arc<Servers> {
         &self.0.servers

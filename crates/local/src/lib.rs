@@ -12,6 +12,7 @@ mod gateway;
 mod input;
 mod overview;
 mod process;
+mod settle;
 pub mod state;
 mod store;
 mod telemetry;

@@ -11,6 +11,7 @@ use crate::{
         servers::{Server, Servers},
     },
     input,
+    settle::settled,
     state::{StateError, StateFolder},
     store::{LocalStore, OpenError},
     telemetry,
@@ -31,6 +32,8 @@ const TOTAL_BODIES: usize = 256 << 20;
 /// An adapter that was used within this time is not unloaded. The operator has waited for quiet before it unlists one;
 /// this is for the request that was on its way when a person did.
 const UNLOAD_GRACE: Duration = Duration::from_secs(2);
+/// How long the first request waits at most for news of the servers.
+const SETTLE: Duration = Duration::from_secs(1);
 /// How long answers may take yet when the process is told to end.
 const GRACE: Duration = Duration::from_secs(30);
 /// How long everything else may take to end.
@@ -118,8 +121,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), LocalErr
     }
     let limits = Limits { request: config.max_body, total: TOTAL_BODIES };
     let gateway = Arc::new(Gateway::new(Arc::clone(fleet.servers()), Arc::clone(store.rules()), limits));
-    tracing::info!(%listen, servers = config.servers.len(), "gateway listens");
-    let serving = serve::serve(listener, gateway, stop, GRACE);
+    let serving = async {
+        stop.run_until_cancelled(settled(fleet.sidecars(), SETTLE)).await;
+        fleet.refresh();
+        tracing::info!(%listen, servers = config.servers.len(), "gateway listens");
+        serve::serve(listener, gateway, stop.clone(), GRACE).await;
+    };
 
     let result = tokio::select! {
         () = serving => Ok(()),
