@@ -142,14 +142,22 @@ pub enum AdapterState {
     Gone,
     /// Registered, and in neither list: left alone.
     Unlisted,
-    /// In both lists: left alone.
+    /// Registered, and in both lists: left alone.
     InBothLists,
 }
 
 impl AdapterState {
     /// Whether requests for the adapter are answered and nothing is about to change that.
     pub fn is_resident(self) -> bool {
-        matches!(self, Self::Loaded | Self::Verified | Self::UnloadHeld | Self::SourceChanged | Self::Unlisted)
+        matches!(
+            self,
+            Self::Loaded
+                | Self::Verified
+                | Self::UnloadHeld
+                | Self::SourceChanged
+                | Self::Unlisted
+                | Self::InBothLists
+        )
     }
 }
 
