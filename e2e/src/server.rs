@@ -84,6 +84,11 @@ impl Server {
         Ok(())
     }
 
+    /// From its next start on it is this kind of server.
+    pub fn become_kind(&mut self, kind: Kind) {
+        self.kind = kind;
+    }
+
     /// Ends it as `kill -9` does, with everything it started.
     pub fn kill(&mut self) {
         self.process = None;

@@ -1,0 +1,94 @@
+//! Adapters that cannot be loaded, or that end the server. One server is tried first: the others are never asked.
+
+use anyhow::{Context as _, Result, ensure};
+use rollora_e2e::{
+    bed::{Bed, Place, Setup},
+    guide::{MODEL, V1, V2, V3},
+    scenario::on_one_machine,
+    seen::{every_server_is_ready, rejected, served_by, split, succeeded},
+    traffic::Crowd,
+};
+use std::time::Duration;
+
+fn setup(flags: &[&str]) -> Setup {
+    Setup::guide(Duration::from_millis(300)).with_flags(flags)
+}
+
+async fn v2_is_listed<P: Place>(bed: &mut Bed<P>) -> Result<()> {
+    bed.sees_baseline().await?;
+    bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
+    bed.list(V2)
+}
+
+/// How many servers were asked to load v2, and how many completions with it clients sent, as the servers counted.
+async fn asked<P: Place>(bed: &Bed<P>) -> Result<(usize, u64)> {
+    let (mut loaded, mut used) = (0, 0);
+    for server in bed.place.servers().iter().filter(|server| server.runs()) {
+        let counters = server.counters().await?;
+        loaded += usize::from(counters.loads.contains_key(V2));
+        used += counters.models.get(V2).map_or(0, |model| model.completions);
+    }
+    Ok((loaded, used))
+}
+
+/// The reason stands in one line of `rollora status`.
+async fn one_line_says<P: Place>(bed: &Bed<P>, words: &[&str]) -> Result<()> {
+    let said = bed.says(&["status"]).await?;
+    let found = said.lines().any(|line| words.iter().all(|word| line.contains(word)));
+    ensure!(found, "no line of the status has the words {words:?}:\n{said}");
+    Ok(())
+}
+
+#[test]
+fn an_adapter_that_cannot_be_loaded_is_tried_on_one_server_and_rejected() {
+    for (fault, word) in [("not-found", "found no adapter"), ("rank", "has rank 32")] {
+        on_one_machine(&setup(&["--fail-load", &format!("{V2}={fault}")]), async |bed| {
+            v2_is_listed(bed).await?;
+            bed.sees(rejected(V2)).await?;
+            one_line_says(bed, &[V2, word]).await?;
+            bed.keeps_seeing(Duration::from_secs(1), served_by(MODEL, V1)).await?;
+            ensure!(asked(bed).await? == (1, 0), "asked and used: {:?}", asked(bed).await?);
+
+            // A good version after it is rolled out as ever.
+            bed.list(V3)?;
+            bed.sees(split(MODEL, &[(V1, 90), (V3, 10)])).await?;
+            bed.sees(succeeded(V3)).await?;
+            let record = bed.clients_saw_nothing_wrong().await?;
+            let verdict = record.verdict();
+            ensure!(!verdict.by_model.contains_key(V2), "a client was answered by the bad adapter: {verdict}");
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn an_adapter_that_ends_the_server_at_load_hurts_one_server_and_no_client() {
+    a_deadly_adapter("--deadly-load");
+}
+
+#[test]
+fn an_adapter_that_ends_the_server_at_first_use_hurts_one_server_and_no_client() {
+    a_deadly_adapter("--deadly-use");
+}
+
+fn a_deadly_adapter(flag: &str) {
+    on_one_machine(&setup(&[flag, &format!("{V2}=cut")]), async |bed| {
+        v2_is_listed(bed).await?;
+        bed.sees(rejected(V2)).await?;
+        one_line_says(bed, &[V2, "died"]).await?;
+        let dead: Vec<_> = (0..3).filter(|index| !bed.place.servers()[*index].runs()).collect();
+        ensure!(dead.len() == 1, "{} servers died", dead.len());
+        ensure!(asked(bed).await? == (0, 0), "the other servers were asked: {:?}", asked(bed).await?);
+
+        // Whoever looks after the server starts it again: it gets v1, and nobody tries v2 there or elsewhere.
+        bed.start_server(*dead.first().context("no server died")?).await?;
+        bed.sees(every_server_is_ready()).await?;
+        bed.keeps_seeing(Duration::from_secs(2), served_by(MODEL, V1).and(every_server_is_ready())).await?;
+        ensure!(bed.place.servers().iter().all(rollora_e2e::server::Server::runs), "a second server died");
+        ensure!(asked(bed).await? == (0, 0), "it was tried again: {:?}", asked(bed).await?);
+        let record = bed.clients_saw_nothing_wrong().await?;
+        let verdict = record.verdict();
+        ensure!(!verdict.by_model.contains_key(V2), "a client was answered by the bad adapter: {verdict}");
+        Ok(())
+    });
+}

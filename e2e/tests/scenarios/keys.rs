@@ -1,0 +1,29 @@
+//! Servers that ask for a key.
+
+use anyhow::ensure;
+use rollora_e2e::{
+    bed::{Place as _, Setup},
+    guide::{MODEL, V1, V2},
+    scenario::on_one_machine,
+    seen::{cleaned_up, succeeded},
+    traffic::{Ask, Crowd, Failure, Kind, ask_once},
+};
+use std::time::Duration;
+
+#[test]
+fn with_a_key_rollora_uses_its_own_and_clients_bring_theirs() {
+    let setup = Setup { api_key: Some("secret".to_owned()), ..Setup::guide(Duration::from_millis(300)) };
+    on_one_machine(&setup, async |bed| {
+        bed.sees_baseline().await?;
+        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
+        bed.list(V2)?;
+        bed.sees(cleaned_up(V1).and(succeeded(V2))).await?;
+        bed.clients_saw_nothing_wrong().await?;
+
+        let without = ask_once(&bed.place.gateway(), &Ask::new(MODEL, Kind::Json, 1)).await;
+        let refused = matches!(without.failure(), Some(Failure::Status { status: 401, .. }));
+        ensure!(refused, "a client without a key is let in: {without:?}");
+        ensure!(!bed.place.logs().contains("secret"), "the key stands in a log");
+        Ok(())
+    });
+}

@@ -1,0 +1,15 @@
+//! What a user is promised, tried with the real programs: one file a theme, each test one scenario.
+//!
+//! `rollora` must be built beside the tests (`cargo build -p rollora-cli --bin rollora`; `cargo xtask test` does so).
+//! With `ROLLORA_LONG=1` the repetitions and the long fault schedules run too, and numbers go to standard error.
+
+mod bad_adapters;
+mod bad_input;
+mod guide;
+mod keys;
+mod kills;
+mod minds;
+mod numbers;
+mod real_vllm;
+mod state;
+mod streams;

@@ -1,0 +1,43 @@
+//! Long answers.
+
+use anyhow::{Result, ensure};
+use rollora_e2e::{
+    bed::Setup,
+    guide::{MODEL, V1, V2},
+    scenario::on_one_machine,
+    seen::{cleaned_up, served_by, succeeded},
+    server::Kind,
+    traffic::{Ask, Crowd, Kind as Answer},
+};
+use std::time::Duration;
+
+/// Each stream lasts about as long as all steps of the rollout together: some begin before v2 is listed and end when it
+/// has everything, and v1 is not unloaded beneath them.
+#[test]
+fn streams_survive_the_whole_rollout_uncut() {
+    let servers = vec![Kind::simulated(&["--token-millis", "10"]); 3];
+    let setup = Setup { servers, ..Setup::guide(Duration::from_millis(700)) };
+    on_one_machine(&setup, async |bed| {
+        bed.sees_baseline().await?;
+        let stream = Ask::new(MODEL, Answer::Sse, 300);
+        bed.clients_start(&Crowd { connections: vec![stream; 12], pace: Duration::from_millis(10) });
+        bed.list(V2)?;
+        bed.sees(served_by(MODEL, V2)).await?;
+        bed.sees(cleaned_up(V1).and(succeeded(V2))).await?;
+        let record = bed.clients_saw_nothing_wrong().await?;
+
+        let v2_alone = record.routers[0].iter().find(|spell| spell.weights.iter().all(|(id, _)| id == V2));
+        let v2_alone = v2_alone.map(|spell| spell.from);
+        let over_the_end = record.exchanges.iter().filter(|it| it.model() == Some(V1) && Some(it.end) > v2_alone);
+        ensure!(over_the_end.count() > 0, "no stream of v1 outlived its last weight: {}", record.verdict());
+        words_of_a_whole_stream_are_many(&record.exchanges)
+    });
+}
+
+fn words_of_a_whole_stream_are_many(exchanges: &[rollora_e2e::traffic::Exchange]) -> Result<()> {
+    for exchange in exchanges {
+        let took = exchange.end - exchange.start;
+        ensure!(took > Duration::from_secs(2), "a stream of 300 tokens took only {took:?}: {exchange:?}");
+    }
+    Ok(())
+}
