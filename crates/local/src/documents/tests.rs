@@ -1,1 +1,173 @@
 use super::*;
+use rollora_api::names::sequence_annotation;
+
+const ROLLOUT: &str = "
+apiVersion: rollora.dev/v1alpha1
+kind: Rollout
+metadata: { name: alias }
+spec:
+  model: alias
+  poolRef: { name: pool }
+  adapter: { follow: { pattern: 'alias-v*' } }
+  adaptersRef: { name: adapters }
+";
+
+fn now() -> Timestamp {
+    Timestamp::UNIX_EPOCH
+}
+
+fn file() -> Rollout {
+    Rollout::from_yaml(ROLLOUT).unwrap()
+}
+
+fn documents() -> Documents {
+    let text = AdaptersText::new("vLLMLoRAConfig: {}\n", "configmap.yaml").unwrap();
+    let parsed = text.parse().unwrap();
+    Documents {
+        rollout: Arc::new(new_rollout(&file(), "uid", now())),
+        rewrites: Arc::default(),
+        adapters: Adapters { text: Arc::new(text), file: Arc::new(parsed.file) },
+        key: Key::default(),
+        events: Arc::default(),
+        problems: Problems::default(),
+    }
+}
+
+fn rewrite(weight: i32) -> InferenceModelRewrite {
+    serde_json::from_value(serde_json::json!({
+        "apiVersion": "llm-d.ai/v1alpha2",
+        "kind": "InferenceModelRewrite",
+        "metadata": { "name": "alias", "annotations": { sequence_annotation("uid"): "1" } },
+        "spec": { "poolRef": { "name": "pool" }, "rules": [{ "targets": [{ "modelRewrite": "v1", "weight": weight }] }] },
+    }))
+    .unwrap()
+}
+
+fn intent(id: &str, verb: Verb) -> Intent {
+    Intent { id: id.to_owned(), verb, revision: 1, step: None }
+}
+
+#[test]
+fn a_status_is_written_only_over_the_version_that_was_read() {
+    let mut documents = documents();
+    let read = version_of(&documents.rollout.metadata);
+    let written = documents.with_status(&read, &RolloutStatus::default()).unwrap();
+    assert_eq!((written.metadata.generation, written.metadata.uid.as_deref()), (Some(1), Some("uid")));
+    documents.rollout = Arc::new(written);
+    assert_eq!(documents.with_status(&read, &RolloutStatus::default()), Err(Written::Stale));
+}
+
+#[test]
+fn a_rewrite_is_made_once_and_replaced_with_the_version_that_was_read() {
+    let mut documents = documents();
+    let (made, first) = documents.with_rewrite(&rewrite(10), &Precondition::Absent, "made", now()).unwrap();
+    assert_eq!((made[0].metadata.uid.as_deref(), made[0].metadata.creation_timestamp), (Some("made"), Some(now())));
+    documents.rewrites = Arc::new(made);
+    let unchanged = Precondition::Unchanged(first);
+    assert_eq!(documents.with_rewrite(&rewrite(20), &Precondition::Absent, "x", now()).unwrap_err(), Written::Stale);
+
+    let (replaced, _) = documents.with_rewrite(&rewrite(20), &unchanged, "x", now()).unwrap();
+    assert_eq!((replaced.len(), replaced[0].metadata.uid.as_deref()), (1, Some("made")));
+    assert_eq!(replaced[0].metadata.generation, Some(2));
+    documents.rewrites = Arc::new(replaced);
+    assert_eq!(documents.with_rewrite(&rewrite(30), &unchanged, "x", now()).unwrap_err(), Written::Stale);
+}
+
+#[test]
+fn rewrites_of_the_two_groups_are_two_objects() {
+    let mut documents = documents();
+    let (made, _) = documents.with_rewrite(&rewrite(10), &Precondition::Absent, "1", now()).unwrap();
+    documents.rewrites = Arc::new(made);
+    let mut legacy = rewrite(10);
+    legacy.api_version = "inference.networking.x-k8s.io/v1alpha2".to_owned();
+    let (both, _) = documents.with_rewrite(&legacy, &Precondition::Absent, "2", now()).unwrap();
+    assert_eq!(both.len(), 2);
+}
+
+#[test]
+fn an_intent_waits_for_the_one_before_and_only_abort_takes_its_place() {
+    let mut documents = documents();
+    documents.rollout = Arc::new(documents.with_intent(&intent("1", Verb::Promote)).unwrap());
+    let refused = documents.with_intent(&intent("2", Verb::PromoteFull)).unwrap_err().to_string();
+    assert_eq!(refused, "`promote` was asked before and is not answered yet: wait for it, or abort");
+    documents.rollout = Arc::new(documents.with_intent(&intent("3", Verb::Abort)).unwrap());
+
+    let last = rollora_api::rollout::status::LastAction {
+        id: "3".to_owned(),
+        verb: Verb::Abort,
+        claimed_by: None,
+        at: now(),
+        outcome: String::new(),
+    };
+    let consumed = RolloutStatus { last_action: Some(last), ..RolloutStatus::default() };
+    let version = version_of(&documents.rollout.metadata);
+    documents.rollout = Arc::new(documents.with_status(&version, &consumed).unwrap());
+    assert!(documents.with_intent(&intent("4", Verb::Promote)).is_ok());
+}
+
+#[test]
+fn the_generation_rises_with_the_spec_alone() {
+    let stored = new_rollout(&file(), "uid", now());
+    assert_eq!(changed_rollout(&stored, &file()), Ok(None));
+
+    let mut labelled = file();
+    labelled.metadata.labels.insert("team".to_owned(), "a".to_owned());
+    let changed = changed_rollout(&stored, &labelled).unwrap().unwrap();
+    assert_eq!((changed.metadata.generation, changed.metadata.resource_version.as_deref()), (Some(1), Some("2")));
+
+    let mut paused = file();
+    paused.spec.paused = true;
+    let changed = changed_rollout(&stored, &paused).unwrap().unwrap();
+    assert_eq!((changed.metadata.generation, changed.metadata.uid.as_deref()), (Some(2), Some("uid")));
+}
+
+#[test]
+fn a_file_changes_neither_the_status_nor_an_intent() {
+    let mut documents = documents();
+    documents.rollout = Arc::new(documents.with_intent(&intent("1", Verb::Promote)).unwrap());
+    let version = version_of(&documents.rollout.metadata);
+    let status = RolloutStatus { message: "ours".to_owned(), ..RolloutStatus::default() };
+    let stored = documents.with_status(&version, &status).unwrap();
+
+    let mut given = file();
+    given.spec.paused = true;
+    given.status = Some(RolloutStatus { message: "theirs".to_owned(), ..RolloutStatus::default() });
+    given.metadata.annotations.insert(INTENT_ANNOTATION.to_owned(), "theirs".to_owned());
+    given.metadata.uid = Some("theirs".to_owned());
+    let changed = changed_rollout(&stored, &given).unwrap().unwrap();
+    assert_eq!(changed.status, Some(status));
+    assert_eq!(changed.metadata.uid.as_deref(), Some("uid"));
+    assert_eq!(changed.metadata.annotations, stored.metadata.annotations);
+}
+
+#[test]
+fn what_may_not_change_is_named() {
+    let stored = new_rollout(&file(), "uid", now());
+    let changes: [(&str, fn(&mut Rollout)); 4] = [
+        ("metadata.name", |file| file.metadata.name = "other".to_owned()),
+        ("spec.model", |file| file.spec.model = "other".parse().unwrap()),
+        ("spec.poolRef", |file| file.spec.pool_ref.name = "other".to_owned()),
+        ("spec.rewriteRef", |file| {
+            file.spec.rewrite_ref = Some(rollora_api::rollout::spec::RewriteRef { name: "other".to_owned() });
+        }),
+    ];
+    for (field, change) in changes {
+        let mut changed = file();
+        change(&mut changed);
+        let errors = changed_rollout(&stored, &changed).unwrap_err();
+        assert_eq!(errors.iter().map(|error| error.path.as_str()).collect::<Vec<_>>(), [field]);
+    }
+}
+
+#[test]
+fn the_last_fifty_events_are_kept_and_the_same_again_only_counts() {
+    let mut documents = documents();
+    let event = |message: String| EventRecord { at: now(), count: 1, warning: false, reason: "X".to_owned(), message };
+    for number in 0..60 {
+        documents.events = Arc::new(documents.with_event(event(number.to_string())));
+    }
+    documents.events = Arc::new(documents.with_event(event("59".to_owned())));
+    assert_eq!(documents.events.len(), MAX_EVENTS);
+    let last = documents.events.back().unwrap();
+    assert_eq!((last.message.as_str(), last.count), ("59", 2));
+}

@@ -1,1 +1,72 @@
 use super::*;
+use http_body_util::{BodyExt, Full, StreamBody};
+use proptest::prelude::*;
+
+const LIMIT: usize = 100;
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(future)
+}
+
+fn frames(chunks: &[Vec<u8>]) -> impl Body<Data = Bytes, Error = Infallible> + Unpin + use<> {
+    let frames: Vec<_> = chunks.iter().map(|chunk| Ok(Frame::data(Bytes::from(chunk.clone())))).collect();
+    StreamBody::new(futures_util::stream::iter(frames))
+}
+
+#[test]
+fn a_body_that_says_it_is_too_long_is_not_read_at_all() {
+    let budget = Budget::new(1000);
+    let long = Full::new(Bytes::from(vec![0; LIMIT + 1]));
+    assert_eq!(run(read(long, LIMIT, &budget)).unwrap_err(), Refusal::TooLarge { limit: LIMIT });
+    let right = Full::new(Bytes::from(vec![0; LIMIT]));
+    assert_eq!(run(read(right, LIMIT, &budget)).unwrap().0.len(), LIMIT);
+}
+
+#[test]
+fn what_all_requests_hold_is_limited_and_given_back() {
+    let budget = Budget::new(150);
+    let body = || Full::new(Bytes::from(vec![0; LIMIT]));
+    let held = run(read(body(), LIMIT, &budget)).unwrap();
+    assert_eq!(run(read(body(), LIMIT, &budget)).unwrap_err(), Refusal::Busy);
+    // A body is held until its last copy is gone.
+    let chunks = Chunks::new([held.0], held.1);
+    let copy = chunks.clone();
+    drop(chunks);
+    assert_eq!(run(read(body(), LIMIT, &budget)).unwrap_err(), Refusal::Busy);
+    drop(copy);
+    assert!(run(read(body(), LIMIT, &budget)).is_ok());
+    assert_eq!(budget.held.load(Relaxed), 0);
+}
+
+#[test]
+fn a_body_that_stops_coming_is_given_up() {
+    let budget = Budget::new(1000);
+    let stopped = StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, Infallible>>());
+    assert_eq!(run(read(stopped, LIMIT, &budget)).unwrap_err(), Refusal::Slow { seconds: 60 });
+}
+
+proptest! {
+    #[test]
+    fn a_body_is_the_same_however_it_was_cut(
+        chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..8),
+    ) {
+        let budget = Budget::new(1000);
+        let whole = chunks.concat();
+        match run(read(frames(&chunks), LIMIT, &budget)) {
+            Ok((body, hold)) => {
+                prop_assert!(whole.len() <= LIMIT);
+                prop_assert_eq!(&body[..], &whole[..]);
+                prop_assert_eq!(budget.held.load(Relaxed), whole.len());
+                let sent = Chunks::new([body.slice(..body.len() / 2), body.slice(body.len() / 2..)], hold);
+                prop_assert_eq!(sent.size_hint().exact(), Some(whole.len() as u64));
+                let sent = run(sent.collect()).unwrap().to_bytes();
+                prop_assert_eq!(&sent[..], &whole[..]);
+            }
+            Err(refusal) => {
+                prop_assert!(whole.len() > LIMIT);
+                prop_assert_eq!(refusal, Refusal::TooLarge { limit: LIMIT });
+            }
+        }
+        prop_assert_eq!(budget.held.load(Relaxed), 0);
+    }
+}
