@@ -18,7 +18,7 @@ pub mod ports;
 
 pub use reconcile::Next;
 
-use crate::{backoff::Backoff, queue::Queue};
+use crate::{backoff::Backoff, observe::Memory, queue::Queue};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
 use ports::{Fleet, RolloutKey, Store};
@@ -57,6 +57,7 @@ pub struct Operator<S, F, C> {
     fleet: F,
     clock: C,
     new_rewrite_group: RewriteGroup,
+    memory: Memory,
     /// Per key what the last write was answered, where it was refused.
     refused: Mutex<BTreeMap<RolloutKey, String>>,
 }
@@ -65,7 +66,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     /// An operator that has not looked at anything yet. Rewrites that have to be made are of the current group.
     pub fn new(store: S, fleet: F, clock: C) -> Self {
         let new_rewrite_group = RewriteGroup::Current;
-        Self { store, fleet, clock, new_rewrite_group, refused: Mutex::default() }
+        Self { store, fleet, clock, new_rewrite_group, memory: Memory::default(), refused: Mutex::default() }
     }
 
     /// The group of rewrites that have to be made.

@@ -11,7 +11,11 @@ use rollora_api::{
     rollout::Rollout,
 };
 use rollora_plan::observed::{Adapters, Observed, Unseen};
-use std::future::Future;
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{Mutex, PoisonError},
+};
 
 /// The world, and the versions that writes have to name.
 #[derive(Debug)]
@@ -31,10 +35,33 @@ impl Look {
     }
 }
 
+/// Adapters documents as they were last read, by version: reading one again costs more than everything else.
+#[derive(Debug, Default)]
+pub(crate) struct Memory(Mutex<BTreeMap<RolloutKey, Adapters>>);
+
+impl Memory {
+    fn read(&self, key: &RolloutKey, document: Versioned<AdaptersDocument>) -> Adapters {
+        // Nothing that holds this lock can panic half way: the content is good in any case.
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.get(key) {
+            Some(adapters) if adapters.version == document.version.0 => adapters.clone(),
+            _ => {
+                let adapters = read_adapters(document);
+                known.insert(key.clone(), adapters.clone());
+                adapters
+            }
+        }
+    }
+
+    pub(crate) fn forget(&self, key: &RolloutKey) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+}
+
 /// Asks both ports everything.
 pub(crate) async fn everything(
-    store: &impl Store,
-    fleet: &impl Fleet,
+    (store, fleet): (&impl Store, &impl Fleet),
+    memory: &Memory,
     key: &RolloutKey,
     rollout: &Rollout,
     new_rewrite_group: RewriteGroup,
@@ -50,7 +77,7 @@ pub(crate) async fn everything(
     let adapters_version = adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.version.clone());
     let (rewrites, versions) = split(rewrites);
     let world = Observed {
-        adapters: adapters.map(|document| document.map(read_adapters)),
+        adapters: adapters.map(|document| document.map(|document| memory.read(key, document))),
         rewrites,
         servers,
         routers,

@@ -35,7 +35,11 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     pub(crate) async fn reconcile_unless_woken(&self, key: &RolloutKey, wake: &Notify) -> Next {
         let rollout = match self.rollout(key).await {
             Ok(Some(rollout)) => rollout,
-            Ok(None) => return Next::Forget,
+            Ok(None) => {
+                self.memory.forget(key);
+                self.set_refused(key, None);
+                return Next::Forget;
+            }
             Err(error) => return Next::Retry(format!("the Rollout cannot be read: {error}")),
         };
         let urgent = is_urgent(&rollout.value);
@@ -63,8 +67,9 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
 
     /// Asks for everything; nothing where an abort came meanwhile.
     async fn look_around(&self, key: &RolloutKey, rollout: &Rollout, wake: &Notify) -> Option<Look> {
+        let ports = (&self.store, &self.fleet);
         let mut looking =
-            std::pin::pin!(observe::everything(&self.store, &self.fleet, key, rollout, self.new_rewrite_group));
+            std::pin::pin!(observe::everything(ports, &self.memory, key, rollout, self.new_rewrite_group));
         loop {
             tokio::select! {
                 biased;

@@ -106,8 +106,8 @@ fn from_servers(model: &ModelName, servers: &[Server]) -> Adoption {
         return Adoption::Waits(Wait::soon(reason::NO_READY_PODS, "no server is Ready"));
     }
     let Ok(stable) = AdapterId::new(model.as_str()) else { return Adoption::FirstInstall };
-    let serves = |server: &&&Server| server.status.as_ref().is_ok_and(|status| residency::answers(&stable, status));
-    if ready.iter().any(|server| serves(&server)) {
+    let has_it = |server: &&&Server| server.status.as_ref().is_ok_and(|status| residency::answers(&stable, status));
+    if ready.iter().any(|server| has_it(&server)) {
         return Adoption::Found { stable, weights: Vec::new(), sequence: Sequence::default() };
     }
     match ready.iter().find_map(|server| server.status.as_ref().err().map(|error| (server, error))) {

@@ -1,9 +1,10 @@
 //! What a person asked for once, by the annotation: consumed exactly once, bound to what the person saw.
 
-use crate::traffic::{Outcome, Scene, Traffic};
+use crate::traffic::{Outcome, Traffic};
+use jiff::Timestamp;
 use rollora_api::{
     names::INTENT_ANNOTATION,
-    rollout::{Intent, Rollout, Verb, spec::Strategy, status::LastAction},
+    rollout::{Intent, Rollout, RolloutSpec, Verb, status::LastAction},
 };
 
 /// What the annotation holds.
@@ -34,24 +35,23 @@ pub fn is_urgent(rollout: &Rollout) -> bool {
 }
 
 /// Does what was asked, or says why not.
-pub(crate) fn consume(intent: &Intent, traffic: &mut Traffic<'_>, strategy: &Strategy, scene: Scene<'_>) -> LastAction {
-    let outcome = act(intent, traffic, strategy, scene);
-    let outcome = match outcome {
+pub(crate) fn consume(intent: &Intent, traffic: &mut Traffic<'_>, spec: &RolloutSpec, now: Timestamp) -> LastAction {
+    let outcome = match act(intent, traffic, spec, now) {
         Ok(done) => format!("done: {done}"),
         Err(why) => format!("refused: {why}"),
     };
-    LastAction { id: intent.id.clone(), verb: intent.verb, claimed_by: None, at: scene.now, outcome }
+    LastAction { id: intent.id.clone(), verb: intent.verb, claimed_by: None, at: now, outcome }
 }
 
-fn act(intent: &Intent, traffic: &mut Traffic<'_>, strategy: &Strategy, scene: Scene<'_>) -> Outcome {
+fn act(intent: &Intent, traffic: &mut Traffic<'_>, spec: &RolloutSpec, now: Timestamp) -> Outcome {
     let number = traffic.revision.number;
     if intent.revision != number {
         return Err(format!("revision {} was seen, and revision {number} is in force: look again", intent.revision));
     }
     match intent.verb {
-        Verb::Abort => traffic.abort(scene),
-        Verb::Promote => traffic.promote(intent.step, scene),
-        Verb::PromoteFull => traffic.promote_full(intent.step, scene),
-        Verb::Retry => traffic.retry(strategy, scene),
+        Verb::Abort => traffic.abort(now),
+        Verb::Promote => traffic.promote(intent.step, spec.paused, now),
+        Verb::PromoteFull => traffic.promote_full(intent.step, spec.paused, now),
+        Verb::Retry => traffic.retry(&spec.strategy, now),
     }
 }

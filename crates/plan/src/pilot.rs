@@ -115,8 +115,8 @@ fn choose<'a>(serving: &[AdapterId], servers: &'a [Server]) -> Option<&'a Server
     {
         return Some(spare);
     }
-    let serves = |server: &Server| {
+    let load = |server: &Server| {
         server.status.as_ref().map_or(usize::MAX, |status| serving.iter().filter(|id| status.is_resident(id)).count())
     };
-    ready.into_iter().min_by_key(|server| (serves(server), &server.name))
+    ready.into_iter().min_by_key(|server| (load(server), &server.name))
 }

@@ -7,9 +7,9 @@ mod conditions;
 mod tests;
 
 use crate::{
-    decide::{Case, Decision},
+    decide::{Case, Decision, Draft},
     desired::Wish,
-    event::Event,
+    observed::Listing,
     residency::Gate,
     retire::is_settled,
     routers::Proof,
@@ -19,12 +19,13 @@ use crate::{
 use jiff::Timestamp;
 use rollora_api::{
     condition::{Condition, ConditionStatus, kind, reason, set_condition},
+    names::AdapterId,
     rollout::{
         Rollout, RolloutStatus,
         status::{Phase, StepState},
     },
 };
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 /// How often mere counts are written.
 const PACE: Duration = Duration::from_secs(5);
@@ -44,8 +45,9 @@ pub(crate) struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Writes everything that is derived. Returns what changed in what the spec asks for.
-    pub(crate) fn write(&self, status: &mut RolloutStatus) -> Vec<Event> {
+    /// Writes everything that is derived.
+    pub(crate) fn write(&self, draft: &mut Draft) {
+        let status = &mut draft.status;
         status.observed_generation = self.case.rollout.metadata.generation;
         status.observed_adapters = self.case.observed_adapters().or(status.observed_adapters.take());
         self.count(status);
@@ -53,9 +55,8 @@ impl Report<'_> {
         status.phase = phase;
         status.message = self.message(status);
         status.summary = status.summarize();
-        let events = self.live_edits(status);
         conditions::write(self, status);
-        events
+        self.announce_pinned_steps(draft);
     }
 
     fn count(&self, status: &mut RolloutStatus) {
@@ -111,8 +112,11 @@ impl Report<'_> {
             parts.push(format!("somebody else keeps editing the rewrite: it is put back at {}", text::time(end)));
         }
         parts.extend(self.case.world.refused.clone());
+        parts.extend(self.unlisted(status));
         parts.extend(self.retiring.iter().map(|wait| wait.message.clone()));
-        parts.retain(|part| !part.is_empty());
+        // One cause can hinder more than one thing.
+        let mut said = BTreeSet::new();
+        parts.retain(|part| !part.is_empty() && said.insert(part.clone()));
         parts.join("; ")
     }
 
@@ -129,18 +133,26 @@ impl Report<'_> {
         }
     }
 
-    /// Steps are pinned: an edit in the middle is announced as taking effect next time.
-    fn live_edits(&self, status: &RolloutStatus) -> Vec<Event> {
-        let strategy = &self.case.spec.strategy;
+    /// Steps are pinned: an edit in the middle takes effect next time.
+    fn announce_pinned_steps(&self, draft: &mut Draft) {
+        let (rollout, strategy, status) = (self.case.rollout, &self.case.spec.strategy, &draft.status);
         let edited = status.steps != strategy.steps || status.total_weight != strategy.total_weight;
         let under_way = status.step.as_ref().is_some_and(|step| step.state != StepState::Done);
-        let previous = self.case.rollout.status.as_ref().and_then(|status| status.observed_generation);
-        let news = previous.is_some() && previous != self.case.rollout.metadata.generation;
-        if !(edited && under_way && news) {
-            return Vec::new();
+        let previous = rollout.status.as_ref().and_then(|status| status.observed_generation);
+        let news = previous.is_some() && previous != rollout.metadata.generation;
+        if edited && under_way && news {
+            let message = "the steps were edited: this rollout goes on as it began, the next one takes them";
+            draft.say(false, reason::PROGRESSING, message);
         }
-        let message = "the steps were edited: this rollout goes on as it began, the next one takes them".to_owned();
-        vec![Event { warning: false, reason: reason::PROGRESSING.to_owned(), message }]
+    }
+
+    /// Adapters that get requests although the file does not list them.
+    fn unlisted(&self, status: &RolloutStatus) -> Option<String> {
+        let file = self.case.file().ok()?;
+        let absent =
+            |id: &&AdapterId| Listing::of(id, file) == Listing::Absent && id.as_str() != self.case.spec.model.as_str();
+        let id = status.weights.desired.iter().map(|target| &target.id).find(absent)?;
+        Some(format!("{id} gets requests, but a server that restarts cannot load what is not listed: list it again"))
     }
 }
 
@@ -174,18 +186,18 @@ pub(crate) fn stall(status: &mut RolloutStatus, rollout: &Rollout, why: &str, me
     news
 }
 
-/// A Rollout of which it is not known yet what serves its name. Returns what is news.
-pub(crate) fn pend(status: &mut RolloutStatus, rollout: &Rollout, wait: &Wait, now: Timestamp) -> Vec<Event> {
+/// A Rollout of which it is not known yet what serves its name.
+pub(crate) fn pend(draft: &mut Draft, rollout: &Rollout, wait: &Wait, now: Timestamp) {
     let person = matches!(wait.reason, reason::STABLE_UNKNOWN | reason::SHADOWED_BY);
-    let phase = status.phase;
-    let news = stall(status, rollout, wait.reason, &wait.message, now) && person;
-    status.phase = if person { Phase::Invalid } else { Phase::Pending };
-    if !person {
-        status.conditions.retain(|condition| condition.kind != kind::STALLED);
+    let news = stall(&mut draft.status, rollout, wait.reason, &wait.message, now);
+    if person {
+        if news {
+            draft.say(true, wait.reason, wait.message.clone());
+        }
+        return;
     }
-    let news = news || phase != status.phase && person;
-    let event = || Event { warning: true, reason: wait.reason.to_owned(), message: wait.message.clone() };
-    if news { vec![event()] } else { Vec::new() }
+    draft.status.phase = Phase::Pending;
+    draft.status.conditions.retain(|condition| condition.kind != kind::STALLED);
 }
 
 /// Keeps the previous status where nothing but counts changed a moment ago.

@@ -2,8 +2,7 @@
 //! the adapters file that follow. Also lets go of rejected ids when nobody can reach them any more.
 
 use crate::{
-    decide::Case,
-    event::Event,
+    decide::{Case, Draft},
     observed::{Adapters, Listing},
     retirement::{self, Looked, Scene},
     routers::Proof,
@@ -14,7 +13,7 @@ use rollora_api::{
     condition::reason,
     names::AdapterId,
     rollout::{
-        RolloutStatus,
+        RolloutSpec, RolloutStatus,
         status::{Ended, Retired, RetirementState},
     },
 };
@@ -23,40 +22,27 @@ use std::time::Duration;
 /// Retired ids and ended revisions that are kept.
 const KEPT: usize = 10;
 
-/// What is still on its way out.
-#[derive(Debug, Default)]
-pub(crate) struct Retiring {
-    /// What each waits for.
-    pub(crate) waits: Vec<Wait>,
-}
-
-/// Moves every retirement on.
-pub(crate) fn go_on(
-    case: &Case<'_>,
-    status: &mut RolloutStatus,
-    left: Vec<(AdapterId, String)>,
-    proof: &Proof,
-    events: &mut Vec<Event>,
-) -> Retiring {
-    begin(case, status, left);
-    come_back(case, status);
-    let mut retiring = Retiring::default();
-    for index in 0..status.retired.len() {
-        let entry = status.retired[index].clone();
-        let looked = retirement::advance(&entry, scene(case, &entry.id, proof, named_by(case, &entry.id).as_deref()));
+/// Moves every retirement on, and says what each waits for.
+pub(crate) fn go_on(case: &Case<'_>, draft: &mut Draft, proof: &Proof) -> Vec<Wait> {
+    let left = std::mem::take(&mut draft.left);
+    begin(case, &mut draft.status, left);
+    come_back(case, &mut draft.status);
+    let mut waits = Vec::new();
+    for index in 0..draft.status.retired.len() {
+        let entry = draft.status.retired[index].clone();
+        let named_by = named_by(case, &entry.id);
+        let looked = retirement::advance(&entry, scene(case, &entry.id, proof, named_by.as_deref()));
         if looked.entry.state != entry.state {
-            changed(case, status, &looked, events);
+            changed(case, draft, &looked);
         }
         if !is_settled(looked.entry.state) {
-            let reason = reason_of(looked.entry.state);
-            let message = format!("{}: {}", entry.id, looked.entry.reason);
-            retiring.waits.push(Wait { reason, message, again: looked.again });
+            waits.push(looked.wait());
         }
-        status.retired[index] = looked.entry;
+        draft.status.retired[index] = looked.entry;
     }
-    retiring.waits.extend(release_rejected(case, status, proof));
-    forget(case, status);
-    retiring
+    waits.extend(release_rejected(case, &mut draft.status, proof));
+    forget(case, &mut draft.status);
+    waits
 }
 
 fn begin(case: &Case<'_>, status: &mut RolloutStatus, left: Vec<(AdapterId, String)>) {
@@ -121,7 +107,7 @@ fn named_by(case: &Case<'_>, id: &AdapterId) -> Option<String> {
     if let Some(rewrite) = points_at {
         return Some(format!("rewrite {}", rewrite.metadata.name));
     }
-    let other = case.others().into_iter().find(|other| {
+    let other = case.others().find(|other| {
         let named = other.spec.adapter.id.as_ref() == Some(id);
         let held = |status: &RolloutStatus| {
             let waiting =
@@ -133,8 +119,8 @@ fn named_by(case: &Case<'_>, id: &AdapterId) -> Option<String> {
     other.map(|other| format!("Rollout {}", other.metadata.name))
 }
 
-fn changed(case: &Case<'_>, status: &mut RolloutStatus, looked: &Looked, events: &mut Vec<Event>) {
-    let entry = &looked.entry;
+fn changed(case: &Case<'_>, draft: &mut Draft, looked: &Looked) {
+    let (status, entry) = (&mut draft.status, &looked.entry);
     match entry.state {
         RetirementState::Gone => {
             status.admission.admitted.retain(|id| *id != entry.id);
@@ -150,20 +136,8 @@ fn changed(case: &Case<'_>, status: &mut RolloutStatus, looked: &Looked, events:
         _ => {}
     }
     let warning = matches!(entry.state, RetirementState::Suggested);
-    let message = format!("{}: {}", entry.id, entry.reason);
-    events.push(Event { warning, reason: reason_of(entry.state).to_owned(), message });
-}
-
-fn reason_of(state: RetirementState) -> &'static str {
-    match state {
-        RetirementState::Waiting | RetirementState::Unlisting | RetirementState::Unloading => reason::DRAINING,
-        RetirementState::StillInUse => reason::STILL_IN_USE,
-        RetirementState::Relisted => reason::RELISTED,
-        RetirementState::Suggested => reason::SUGGESTED,
-        RetirementState::Kept => reason::KEPT,
-        RetirementState::Gone => reason::GONE,
-        RetirementState::Returning => reason::NOT_LISTED,
-    }
+    let wait = looked.wait();
+    draft.say(warning, wait.reason, wait.message);
 }
 
 /// Whether nothing is left to do by anybody but a person who wants something else.
@@ -216,9 +190,15 @@ fn forget(case: &Case<'_>, status: &mut RolloutStatus) {
 
 /// The adapters file after the edits that the retirements need; none where nothing has to be edited. A file that
 /// cannot be edited stays as it is: the retirement says so.
-pub(crate) fn edit(status: &RolloutStatus, adapters: &Adapters) -> Option<String> {
+pub(crate) fn edit(spec: &RolloutSpec, status: &RolloutStatus, adapters: &Adapters) -> Option<String> {
     let file = adapters.file.as_ref().ok()?;
     let mut edited: Option<String> = None;
+    if let (Some(id), Some(source)) = (&spec.adapter.id, &spec.adapter.source)
+        && Listing::of(id, file) == Listing::Absent
+        && status.revision.desired.as_ref() == Some(id)
+    {
+        edited = edit::list(&adapters.user_text, id, source).ok();
+    }
     for entry in &status.retired {
         let text = edited.as_deref().unwrap_or(&adapters.user_text);
         let next = match (entry.state, Listing::of(&entry.id, file)) {

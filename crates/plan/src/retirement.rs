@@ -71,6 +71,26 @@ pub(crate) struct Looked {
     pub(crate) again: Again,
 }
 
+impl Looked {
+    /// The same as something that is waited for, or told.
+    pub(crate) fn wait(&self) -> Wait {
+        let message = format!("{}: {}", self.entry.id, self.entry.reason);
+        Wait { reason: reason_of(self.entry.state), message, again: self.again }
+    }
+}
+
+fn reason_of(state: RetirementState) -> &'static str {
+    match state {
+        RetirementState::Waiting | RetirementState::Unlisting | RetirementState::Unloading => reason::DRAINING,
+        RetirementState::StillInUse => reason::STILL_IN_USE,
+        RetirementState::Relisted => reason::RELISTED,
+        RetirementState::Suggested => reason::SUGGESTED,
+        RetirementState::Kept => reason::KEPT,
+        RetirementState::Gone => reason::GONE,
+        RetirementState::Returning => reason::NOT_LISTED,
+    }
+}
+
 /// Why an id may not go yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hindrance {
@@ -86,8 +106,7 @@ impl Hindrance {
 
     /// The same as something that `id` waits for.
     pub(crate) fn wait(self, id: &AdapterId) -> Wait {
-        let reason = if self.state == RetirementState::StillInUse { reason::STILL_IN_USE } else { reason::DRAINING };
-        Wait { reason, message: format!("{id}: {}", self.reason), again: self.again }
+        Wait { reason: reason_of(self.state), message: format!("{id}: {}", self.reason), again: self.again }
     }
 }
 
@@ -146,7 +165,7 @@ fn suggest(entry: &Retired, why: &str) -> Looked {
 /// quiet, delay, references.
 pub(crate) fn hindrance(id: &AdapterId, since: Timestamp, delay: Duration, scene: Scene<'_>) -> Option<Hindrance> {
     if let Some(why) = scene.unproven {
-        return Some(Hindrance::waits(format!("waits for the routers: {why}"), Again::Soon));
+        return Some(Hindrance::waits(why, Again::Soon));
     }
     if let Some(hindrance) = noise(id, since, scene) {
         return Some(hindrance);
@@ -171,10 +190,10 @@ fn noise(id: &AdapterId, since: Timestamp, scene: Scene<'_>) -> Option<Hindrance
     let (Some(servers), Some(routers)) = (scene.servers, scene.routers) else {
         return Some(Hindrance::waits("servers and routers cannot be listed: nobody knows who uses it", Again::Soon));
     };
-    let mut uses: Vec<(Timestamp, &str)> = vec![(since, "")];
+    let mut times: Vec<(Timestamp, &str)> = vec![(since, "")];
     for server in servers {
         match &server.status {
-            Ok(status) => uses.extend(
+            Ok(status) => times.extend(
                 status.adapter(id).and_then(|adapter| adapter.last_used).map(|used| (used, server.name.as_str())),
             ),
             Err(error) => {
@@ -186,9 +205,9 @@ fn noise(id: &AdapterId, since: Timestamp, scene: Scene<'_>) -> Option<Hindrance
     for router in routers {
         let report = router.report.as_ref().ok();
         let used = report.and_then(|report| report.last_used.get(id.as_str()));
-        uses.extend(used.map(|used| (*used, router.name.as_str())));
+        times.extend(used.map(|used| (*used, router.name.as_str())));
     }
-    let (used, at) = uses.into_iter().max()?;
+    let (used, at) = times.into_iter().max()?;
     let quiet = after(used, scene.cleanup.quiet_for.get());
     if scene.now >= quiet {
         return None;

@@ -19,7 +19,13 @@ mod tests;
 
 pub(crate) use actions::Outcome;
 
-use crate::{event::Event, observed::Server, residency::Gate, routers::Proof, wait::Wait};
+use crate::{
+    event::Event,
+    observed::Server,
+    residency::{self, Gate},
+    routers::Proof,
+    wait::Wait,
+};
 use jiff::Timestamp;
 use rollora_api::{
     condition::reason,
@@ -138,15 +144,13 @@ impl<'a> Traffic<'a> {
         let adopted = previous.is_none();
         let goes_back = at_once || self.revision.stable.as_ref() == Some(id);
         if let Some(previous) = previous.filter(|previous| previous != id) {
-            let (why, outcome) = match goes_back {
-                true => (format!("{id} is wanted again"), reason::UNLISTED),
-                false => (format!("{id} superseded it"), reason::SUPERSEDED),
-            };
+            let (what, outcome) =
+                if goes_back { ("is wanted again", reason::UNLISTED) } else { ("superseded it", reason::SUPERSEDED) };
             if unfinished {
                 self.end(previous.clone(), outcome, now);
             }
             if self.revision.stable.as_ref() != Some(&previous) && !self.is_rejected(&previous) {
-                self.left.push((previous, why));
+                self.left.push((previous, format!("{id} {what}")));
             }
         }
         self.take_weight_from_others(id, now);
@@ -202,23 +206,34 @@ impl<'a> Traffic<'a> {
     }
 
     /// As [`Self::reject`], unless stable could not take the requests: then it holds and says so.
-    pub(crate) fn fail(&mut self, why: &str, outcome: &'static str, scene: Scene<'_>) -> Option<Wait> {
+    pub(crate) fn fail(
+        &mut self,
+        why: &str,
+        outcome: &'static str,
+        servers: Option<&[Server]>,
+        now: Timestamp,
+    ) -> Option<Wait> {
         let desired = self.revision.desired.clone()?;
         let has_weight = self.weight_of(&desired) > 0;
         let Some(stable) = self.revision.stable.clone() else {
             if has_weight {
                 return Some(Wait::soon(outcome, format!("{why}; there is no stable adapter to go back to")));
             }
-            self.reject(why, outcome, scene.now);
+            self.reject(why, outcome, now);
             return None;
         };
-        let stable_serves = scene.servers.is_some_and(|servers| crate::residency::could_serve(&stable, servers));
+        let stable_serves = servers.is_some_and(|servers| residency::could_serve(&stable, servers));
         if has_weight && !stable_serves {
             let message = format!("{why}; holds, because stable {stable} is not resident on every Ready server");
             return Some(Wait::soon(reason::STABLE_NOT_RESIDENT, message));
         }
-        self.reject(why, outcome, scene.now);
+        self.reject(why, outcome, now);
         None
+    }
+
+    /// Nobody looks after the rollout any more: everything goes to stable.
+    pub(crate) fn leave(&mut self, now: Timestamp) {
+        self.all_to_stable(now);
     }
 
     fn roll_back(&mut self, scene: Scene<'_>) -> Turn {

@@ -32,16 +32,10 @@ impl Run {
         let key = RolloutKey { namespace: None, name: self.world().rollout.metadata.name.clone() };
         let sim = self.sim.clone();
         let next = self.runtime.block_on(async {
-            let crash = async {
-                while !sim.world().crashed {
-                    tokio::task::yield_now().await;
-                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-                }
-            };
             tokio::select! {
                 biased;
                 next = self.operator.reconcile(&key) => Some(next),
-                () = crash => None,
+                () = sim.crash.notified() => None,
             }
         });
         let mut world = self.sim.world();
@@ -53,7 +47,6 @@ impl Run {
             Some(Next::Retry(_)) => Some(now + TICK),
             None => {
                 world.note("the operator crashed");
-                world.crashed = false;
                 self.operator = operator(&self.sim);
                 Some(now)
             }
@@ -87,9 +80,8 @@ impl Run {
     pub(crate) fn until(&mut self, what: &str, is_so: impl Fn(&World) -> bool) {
         let end = self.world().now + SignedDuration::from_mins(10);
         while !is_so(&self.world()) {
-            if self.world().now > end {
-                panic!("not within ten minutes: {what}\n{}", self.story());
-            }
+            let in_time = self.world().now <= end;
+            assert!(in_time, "not within ten minutes: {what}\n{}", self.story());
             self.tick();
         }
         self.check();

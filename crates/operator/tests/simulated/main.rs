@@ -1,10 +1,14 @@
 //! The operator over a simulated world: servers with sidecars, routers that lag, a store in which any call can fail,
 //! hang, end unknown, or be the last one before a crash. Time is virtual, every run is decided by its inputs.
 
+#![cfg(test)]
+
+mod crashes;
 mod driver;
 mod faults;
 mod guide;
 mod people;
 mod ports;
+mod schedules;
 mod server;
 mod world;

@@ -144,7 +144,7 @@ fn cleanup_keeps_or_suggests_as_the_policy_says() {
         (CleanupPolicy::Unload, Some("Argo CD"), RetirementState::Suggested),
     ] {
         let mut run = at_half();
-        run.world().adapters.gitops_owner = gitops.map(str::to_owned);
+        run.world().mark_owner(gitops);
         run.world().edit_spec(|rollout| rollout.spec.cleanup.policy = policy);
         run.world().intend(Verb::PromoteFull);
         run.until("the policy", |world| world.status().retired.iter().any(|entry| entry.state == expected));

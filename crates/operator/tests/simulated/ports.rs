@@ -16,23 +16,33 @@ use rollora_operator::{
     },
 };
 use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::Notify;
 
 /// A shared world.
 #[derive(Debug, Clone)]
-pub(crate) struct Sim(pub(crate) Arc<Mutex<World>>);
+pub(crate) struct Sim {
+    world: Arc<Mutex<World>>,
+    /// Tells that the operator has to die now.
+    pub(crate) crash: Arc<Notify>,
+}
 
 impl Sim {
     pub(crate) fn new(world: World) -> Self {
-        Self(Arc::new(Mutex::new(world)))
+        Self { world: Arc::new(Mutex::new(world)), crash: Arc::default() }
     }
 
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
-        self.0.lock().unwrap()
+        self.world.lock().unwrap()
     }
 
     /// Meets the next fault. What has to be done is done by `call`, which is not reached where the fault comes first.
-    async fn meet<T>(&self, call: impl FnOnce(&mut World) -> T, fail: impl FnOnce(Failure) -> T) -> T {
-        let fault = self.world().faults.pop_front().unwrap_or(Fault::None);
+    async fn meet<T>(
+        &self,
+        own: Option<Fault>,
+        call: impl FnOnce(&mut World) -> T,
+        fail: impl FnOnce(Failure) -> T,
+    ) -> T {
+        let fault = own.or_else(|| self.world().faults.pop_front()).unwrap_or(Fault::None);
         match fault {
             Fault::None => call(&mut self.world()),
             Fault::Unavailable => fail(Failure::Unavailable),
@@ -55,12 +65,12 @@ impl Sim {
     }
 
     async fn crash<T>(&self) -> T {
-        self.world().crashed = true;
+        self.crash.notify_one();
         std::future::pending().await
     }
 
     async fn read<T>(&self, call: impl FnOnce(&World) -> T) -> Result<T, ReadError> {
-        self.meet(|world| Ok(call(world)), |_| Err(ReadError::Unavailable("simulated".to_owned()))).await
+        self.meet(None, |world| Ok(call(world)), |_| Err(ReadError::Unavailable("simulated".to_owned()))).await
     }
 
     async fn write(&self, call: impl FnOnce(&mut World) -> Written) -> Written {
@@ -68,7 +78,12 @@ impl Sim {
             Failure::Unavailable => Written::Unavailable("simulated".to_owned()),
             Failure::Unknown => Written::Unknown("simulated".to_owned()),
         };
-        self.meet(call, fail).await
+        let own = {
+            let mut world = self.world();
+            world.writes += 1;
+            world.write_faults.pop_front()
+        };
+        self.meet(own, call, fail).await
     }
 }
 
@@ -207,6 +222,6 @@ impl Fleet for Sim {
         if self.world().fleet_hangs {
             return std::future::pending().await;
         }
-        self.read(|world| world.router_reports()).await
+        self.read(World::router_reports).await
     }
 }

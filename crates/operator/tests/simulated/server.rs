@@ -141,9 +141,12 @@ impl SimServer {
     }
 
     fn begin_loading(&mut self, now: Timestamp) {
-        let next = self.seen.file.ensure_exist.iter().map(|entry| &entry.id).find(|id| {
+        let listed = self.seen.file.ensure_exist.iter().filter(|entry| !self.is_unlisted(&entry.id));
+        // What serves is loaded again even where the file unlists it.
+        let held = self.seen.file.ensure_not_exist.iter().filter(|entry| self.is_serving(&entry.id));
+        let next = listed.chain(held).map(|entry| &entry.id).find(|id| {
             let known = self.loaded.contains_key(id) || self.died.contains(id) || self.failed.contains(id);
-            !known && self.is_granted(id) && !self.is_unlisted(id)
+            !known && self.is_granted(id)
         });
         if let (None, Some(id)) = (&self.loading, next) {
             self.loading = Some((id.clone(), now + self.load_time));
@@ -165,12 +168,9 @@ impl SimServer {
         gone
     }
 
-    /// After a start it waits for everything that is serving.
+    /// After a start it waits for everything that is serving, also for what the file does not list any more.
     fn may_be_ready(&self) -> bool {
-        let serving = self.seen.key.iter().flat_map(|key| &key.serving);
-        serving
-            .filter(|id| self.seen.file.ensure_exist.iter().any(|entry| entry.id == **id))
-            .all(|id| self.loaded.contains_key(id))
+        self.seen.key.iter().flat_map(|key| &key.serving).all(|id| self.loaded.contains_key(id))
     }
 
     fn admission(&self, id: &AdapterId) -> Admission {

@@ -10,7 +10,7 @@ use rollora_api::{
     rollout::{Rollout, RolloutStatus, Verb, status::Phase},
     router_report::{RuleInForce, RulesReport},
 };
-use rollora_operator::ports::{AdaptersDocument, Event, Router};
+use rollora_operator::ports::{AdaptersDocument, Event, Router, Server};
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt::Write as _,
@@ -98,9 +98,11 @@ pub(crate) struct World {
     pub(crate) routers: Vec<SimRouter>,
     pub(crate) bad: BTreeMap<AdapterId, Temper>,
     pub(crate) events: Vec<Event>,
+    /// What happens to the next calls of any kind, and to the next writes.
     pub(crate) faults: VecDeque<Fault>,
+    pub(crate) write_faults: VecDeque<Fault>,
+    pub(crate) writes: usize,
     pub(crate) fleet_hangs: bool,
-    pub(crate) crashed: bool,
     /// Something changed that the store would tell.
     pub(crate) changed: bool,
     /// What must never happen, and did.
@@ -115,6 +117,8 @@ pub(crate) struct World {
     /// Weights that the plan knows, for the invariant on what is served.
     pub(crate) planned: Vec<i32>,
     lossy: Vec<AdapterId>,
+    /// What the servers said at the last tick.
+    reports: Vec<Server>,
     /// When a request for each adapter was last sent, by anybody.
     uses: BTreeMap<AdapterId, Timestamp>,
 }
@@ -157,8 +161,9 @@ impl World {
             bad: BTreeMap::new(),
             events: Vec::new(),
             faults: VecDeque::new(),
+            write_faults: VecDeque::new(),
+            writes: 0,
             fleet_hangs: false,
-            crashed: false,
             changed: true,
             broken: Vec::new(),
             status_writes: 0,
@@ -170,6 +175,7 @@ impl World {
             started: now,
             planned,
             lossy: Vec::new(),
+            reports: Vec::new(),
             uses: BTreeMap::new(),
         };
         // The operator's key is there before the sidecars start, as it is on a cluster that runs already.
@@ -232,6 +238,12 @@ impl World {
             }
         }
         self.adapters_version
+    }
+
+    /// The ConfigMap gets the mark of a GitOps tool.
+    pub(crate) fn mark_owner(&mut self, owner: Option<&str>) {
+        self.adapters.gitops_owner = owner.map(str::to_owned);
+        self.write_adapters(None, None);
     }
 
     /// A person edits the lists.
@@ -347,13 +359,14 @@ impl World {
             }
         }
         let bad = self.bad.clone();
-        let before: Vec<_> = self.servers.iter().map(SimServer::report).collect();
         let mut unloaded = Vec::new();
         for server in &mut self.servers {
             let done = server.tick(now, |id| bad.get(id).copied().unwrap_or(Temper::Good));
             unloaded.extend(done.unloaded.into_iter().map(|id| (server.name.clone(), id)));
         }
-        self.changed |= before != self.servers.iter().map(SimServer::report).collect::<Vec<_>>();
+        let reports: Vec<_> = self.servers.iter().map(SimServer::report).collect();
+        self.changed |= reports != self.reports;
+        self.reports = reports;
         for (server, id) in unloaded {
             self.note(format!("{server} unloads {id}"));
             self.check_unload(&server, &id);

@@ -1,6 +1,7 @@
 //! What a person can ask for. Each says in words what was done, or why it was not.
 
-use super::{Scene, Traffic};
+use super::Traffic;
+use jiff::Timestamp;
 use rollora_api::{
     condition::reason,
     rollout::{spec::Strategy, status::StepState},
@@ -11,7 +12,7 @@ pub(crate) type Outcome = Result<String, String>;
 
 impl Traffic<'_> {
     /// Gives all traffic back to stable. Needs no observation at all.
-    pub(crate) fn abort(&mut self, scene: Scene<'_>) -> Outcome {
+    pub(crate) fn abort(&mut self, now: Timestamp) -> Outcome {
         let Some(desired) = self.revision.desired.clone() else { return Err("nothing is under way".to_owned()) };
         if self.rejection().is_some() {
             return Err(format!("{desired} is already rejected"));
@@ -24,55 +25,55 @@ impl Traffic<'_> {
                 Err(format!("all requests are on their way to stable {stable} already"))
             }
             Some(stable) => {
-                self.reject("somebody aborted the rollout", reason::ABORTED, scene.now);
+                self.reject("somebody aborted the rollout", reason::ABORTED, now);
                 Ok(format!("all requests go to {stable}"))
             }
             None if self.weight_of(&desired) > 0 => Err("there is no stable adapter to go back to".to_owned()),
             None => {
-                self.reject("somebody aborted the rollout", reason::ABORTED, scene.now);
+                self.reject("somebody aborted the rollout", reason::ABORTED, now);
                 Ok(format!("{desired} is not installed"))
             }
         }
     }
 
     /// Ends the pause that the person saw.
-    pub(crate) fn promote(&mut self, seen: Option<i32>, scene: Scene<'_>) -> Outcome {
-        self.check_place(seen, scene)?;
+    pub(crate) fn promote(&mut self, seen: Option<i32>, paused: bool, now: Timestamp) -> Outcome {
+        self.check_place(seen, paused)?;
         if self.state() != Some(StepState::Pausing) {
             return Err("the step is not a pause: it goes on by itself when it can".to_owned());
         }
         let index = self.step.as_ref().map_or(0, |step| usize::try_from(step.index).unwrap_or_default());
-        self.enter(index + 1, scene.now);
+        self.enter(index + 1, now);
         Ok(format!("step {} ended", index + 1))
     }
 
     /// Skips every step that is left; the gates stay.
-    pub(crate) fn promote_full(&mut self, seen: Option<i32>, scene: Scene<'_>) -> Outcome {
-        self.check_place(seen, scene)?;
+    pub(crate) fn promote_full(&mut self, seen: Option<i32>, paused: bool, now: Timestamp) -> Outcome {
+        self.check_place(seen, paused)?;
         if self.step.as_ref().is_some_and(|step| usize::try_from(step.index) == Ok(self.steps.len())) {
             return Err("no step is left to skip".to_owned());
         }
         let held = self.state() == Some(StepState::Held);
-        self.enter(self.steps.len(), scene.now);
+        self.enter(self.steps.len(), now);
         if held {
-            self.set_state(StepState::Held, scene.now);
+            self.set_state(StepState::Held, now);
         }
         Ok("every step that was left is skipped".to_owned())
     }
 
     /// Tries the rejected adapter again, from its first step.
-    pub(crate) fn retry(&mut self, strategy: &Strategy, scene: Scene<'_>) -> Outcome {
+    pub(crate) fn retry(&mut self, strategy: &Strategy, now: Timestamp) -> Outcome {
         let Some(desired) = self.revision.desired.clone() else { return Err("nothing is wanted yet".to_owned()) };
         if self.rejection().is_none() {
             return Err(format!("{desired} is not rejected"));
         }
         self.rejected.retain(|rejected| rejected.id != desired);
-        self.begin(&desired, strategy, false, scene.now);
+        self.begin(&desired, strategy, false, now);
         Ok(format!("{desired} is tried again"))
     }
 
     /// Promotions are bound to the step that the person saw.
-    fn check_place(&self, seen: Option<i32>, scene: Scene<'_>) -> Result<(), String> {
+    fn check_place(&self, seen: Option<i32>, paused: bool) -> Result<(), String> {
         if !self.is_unfinished() {
             return Err("nothing is under way".to_owned());
         }
@@ -81,7 +82,7 @@ impl Traffic<'_> {
             let [seen, index] = [seen, index].map(|index| index.unwrap_or_default() + 1);
             return Err(format!("step {seen} was seen, and step {index} is in force: look again"));
         }
-        if scene.paused {
+        if paused {
             return Err("spec.paused is true: set it to false first".to_owned());
         }
         Ok(())

@@ -215,7 +215,7 @@ impl Traffic<'_> {
         let why = format!("{} took longer than {limit}: {cause}", self.place());
         let can_fail = self.revision.stable.is_some() && self.revision.stable != self.revision.desired;
         if can_fail && scene.strategy.on_failure == OnFailure::Rollback {
-            return self.fail(&why, reason::DEADLINE_EXCEEDED, scene);
+            return self.fail(&why, reason::DEADLINE_EXCEEDED, scene.servers, scene.now);
         }
         let again = wait.map_or(crate::wait::Again::Soon, |wait| wait.again);
         Some(Wait { reason: reason::DEADLINE_EXCEEDED, message: why, again })

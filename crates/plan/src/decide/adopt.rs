@@ -1,0 +1,79 @@
+//! A Rollout without a status takes over what serves its name, and what the operator's key remembers of it.
+
+use super::{Case, Decision, Draft};
+use crate::{
+    adoption::{self, Adoption},
+    desired::Wish,
+    effect::Effect,
+    operator_key, report,
+    wait::Wait,
+};
+use rollora_api::{
+    names::AdapterId,
+    operator_key::matches_pattern,
+    rollout::{
+        RolloutStatus,
+        status::{Rejected, Retired, RetirementState},
+    },
+};
+
+impl Case<'_> {
+    /// Takes over what serves the name already; says what it waits for where that is not known.
+    pub(super) fn adopt(&self, draft: &mut Draft, wish: &Wish) -> Option<Wait> {
+        let (spec, status) = (self.spec, &mut draft.status);
+        match adoption::adopt(self.rewrite_name(), &spec.pool_ref, &spec.model, self.uid, self.world) {
+            Adoption::Waits(wait) => return Some(wait),
+            Adoption::FirstInstall => {}
+            Adoption::Found { stable, weights, sequence } => {
+                status.admission.admitted = weights.iter().map(|target| target.id.clone()).collect();
+                status.admission.admitted.push(stable.clone());
+                status.revision.stable = Some(stable);
+                // An adopted rule has no stamp of this status: its first proof needs one.
+                status.weights.sequence = if weights.is_empty() { sequence } else { sequence.next() };
+                status.weights.desired = weights;
+                status.weights.changed_at = Some(self.now);
+            }
+        }
+        self.remember(status, wish);
+        None
+    }
+
+    /// What the operator's key remembers of this Rollout when its status was lost.
+    fn remember(&self, status: &mut RolloutStatus, wish: &Wish) {
+        let (Some(adapters), Some(pattern)) = (self.adapters(), operator_key::named(self.spec)) else { return };
+        let key = &adapters.key;
+        let mine = |id: &&AdapterId| matches_pattern(pattern, id.as_str());
+        let weights = &status.weights.desired;
+        let wanted = |id: &AdapterId| *wish == Wish::Id(id.clone()) || weights.iter().any(|target| target.id == *id);
+        let retired = key.serving.iter().filter(mine).filter(|id| !wanted(id));
+        status.retired.extend(retired.map(|id| Retired {
+            id: id.clone(),
+            since: self.now,
+            state: RetirementState::Waiting,
+            reason: "it was serving before the status was lost".to_owned(),
+        }));
+        let admitted = &mut status.admission.admitted;
+        admitted.extend(key.admitted.iter().filter(mine).cloned());
+        admitted.sort_unstable();
+        admitted.dedup();
+        let reason = "it was rejected before the status was lost";
+        let rejected = key.rejected.iter().filter(mine);
+        status.rejected.extend(rejected.map(|id| Rejected { id: id.clone(), reason: reason.to_owned() }));
+    }
+
+    /// Nothing moves, but sidecars have to know that new ids wait for their admission.
+    pub(super) fn wait_for_adoption(&self, mut draft: Draft, wait: &Wait) -> Decision {
+        self.refuse_intent(&mut draft, &format!("nothing is under way: {}", wait.message));
+        let mut effects = Vec::new();
+        if let (Some(adapters), Some(pattern)) = (self.adapters(), operator_key::named(self.spec))
+            && !adapters.key.managed.iter().any(|managed| managed == pattern)
+        {
+            let mut key = adapters.key.clone();
+            key.managed.push(pattern.to_owned());
+            effects.push(Effect::WriteAdapters { user_text: None, key: Some(operator_key::sort(key)) });
+        }
+        report::pend(&mut draft, self.rollout, wait, self.now);
+        let requeue = self.requeue([wait.again].into_iter());
+        Decision { status: draft.status, effects, events: draft.events, requeue }
+    }
+}

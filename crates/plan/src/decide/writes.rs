@@ -1,0 +1,69 @@
+//! What is missing between the status and the world.
+
+use super::Case;
+use crate::{
+    effect::Effect,
+    observed::Adapters,
+    operator_key, retire,
+    rewrite::{self, Wanted},
+};
+use rollora_api::{operator_key::OperatorKey, rollout::RolloutStatus};
+
+impl Case<'_> {
+    /// The rewrite first: an abort waits for nothing else.
+    pub(super) fn effects(&self, status: &RolloutStatus) -> Vec<Effect> {
+        self.rewrite_effect(status).into_iter().chain(self.adapters_effect(status)).collect()
+    }
+
+    pub(super) fn wanted<'b>(&'b self, status: &'b RolloutStatus) -> Wanted<'b> {
+        Wanted {
+            name: self.rewrite_name(),
+            group: self.world.new_rewrite_group,
+            namespace: self.rollout.metadata.namespace.as_deref(),
+            model: &self.spec.model,
+            pool: &self.spec.pool_ref,
+            rollout_uid: self.uid,
+            weights: &status.weights,
+            stable: status.revision.stable.as_ref(),
+            sticky_header: self.spec.strategy.sticky_header.as_deref(),
+        }
+    }
+
+    pub(super) fn rewrite_effect(&self, status: &RolloutStatus) -> Option<Effect> {
+        let may_write = self.world.rewrites.is_ok() && !status.weights.desired.is_empty();
+        if !may_write || self.contest_end(status).is_some() {
+            return None;
+        }
+        let edited = rewrite::edited(self.rewrite, self.wanted(status))?;
+        Some(Effect::WriteRewrite(Box::new(edited)))
+    }
+
+    fn adapters_effect(&self, status: &RolloutStatus) -> Option<Effect> {
+        let adapters = self.adapters()?;
+        let user_text = retire::edit(self.spec, status, adapters);
+        let key = self.key(adapters, operator_key::part(self.spec, status));
+        (user_text.is_some() || key.is_some()).then_some(Effect::WriteAdapters { user_text, key })
+    }
+
+    /// The operator's key without the entries of this Rollout.
+    pub(super) fn key_without_us(&self) -> Option<Effect> {
+        let key = self.key(self.adapters()?, OperatorKey::default())?;
+        Some(Effect::WriteAdapters { user_text: None, key: Some(key) })
+    }
+
+    /// The operator's key with `mine`, where it has to change.
+    fn key(&self, adapters: &Adapters, mine: OperatorKey) -> Option<OperatorKey> {
+        // Without the other Rollouts nobody knows whose entries the rest are.
+        self.world.rollouts.as_ref().ok()?;
+        let beside = self.others().filter(|other| {
+            other.spec.adapters_ref == self.spec.adapters_ref
+                && other.metadata.namespace == self.rollout.metadata.namespace
+        });
+        let part = |status: Option<&RolloutStatus>, spec| {
+            operator_key::part(spec, status.unwrap_or(&RolloutStatus::default()))
+        };
+        let others: Vec<OperatorKey> = beside.map(|other| part(other.status.as_ref(), &other.spec)).collect();
+        let key = operator_key::merge(&adapters.key, mine, &others);
+        (key != operator_key::sort(adapters.key.clone())).then_some(key)
+    }
+}
