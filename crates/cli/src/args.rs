@@ -77,6 +77,9 @@ pub(crate) struct LocalArgs {
 
 #[derive(Debug, Arguments)]
 pub(crate) struct StateArgs {
+    /// The Rollout; may be left out where only one is
+    #[arg(value_name = "NAME")]
+    pub(crate) rollout: Option<String>,
     /// The state folder of the `rollora local` that is meant
     #[arg(long, value_name = "DIR", default_value = ".rollora")]
     pub(crate) state: PathBuf,

@@ -1,5 +1,6 @@
 //! Talks to the `rollora local` of a state folder, over its Unix socket.
 
+use crate::command::Target;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -10,11 +11,7 @@ use hyper_util::rt::TokioIo;
 use rollora_api::rollout::Intent;
 use rollora_local::{IntentRequest, Overview, Refused, SOCKET};
 use serde::de::DeserializeOwned;
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, path::PathBuf, time::Duration};
 use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 
 /// How long an answer may take.
@@ -22,10 +19,10 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest answer, and the longest line of a watch.
 const MAX_ANSWER: usize = 16 << 20;
 
-/// One `rollora local`.
+/// One Rollout of one `rollora local`.
 #[derive(Debug)]
 pub(crate) struct Client {
-    state: PathBuf,
+    target: Target,
 }
 
 /// Why it could not be asked.
@@ -47,6 +44,19 @@ pub(crate) enum ClientError {
         /// What went wrong.
         problem: String,
     },
+    /// It runs another Rollout.
+    #[error(
+        "`rollora local` of the state folder {state} runs the Rollout {runs}, not {asked}: leave the name out, or name \
+         another folder with --state"
+    )]
+    OtherRollout {
+        /// The folder.
+        state: PathBuf,
+        /// The Rollout that it runs.
+        runs: String,
+        /// The one that was asked for.
+        asked: String,
+    },
     /// It said no.
     #[error("{0}")]
     Refused(String),
@@ -57,18 +67,18 @@ pub(crate) enum ClientError {
 pub(crate) struct Watch {
     body: Incoming,
     buffer: Vec<u8>,
-    state: PathBuf,
+    target: Target,
     _connection: JoinSet<()>,
 }
 
 impl Client {
-    pub(crate) fn new(state: &Path) -> Self {
-        Self { state: state.to_owned() }
+    pub(crate) fn new(target: Target) -> Self {
+        Self { target }
     }
 
     /// Everything, as it is now.
     pub(crate) async fn overview(&self) -> Result<Overview, ClientError> {
-        self.ask(Method::GET, "/overview", Vec::new()).await
+        meant(self.ask(Method::GET, "/overview", Vec::new()).await?, &self.target)
     }
 
     /// Hands in what a person asks for; gives it back with its id.
@@ -80,8 +90,8 @@ impl Client {
     /// Everything, now and whenever it changed.
     pub(crate) async fn watch(&self) -> Result<Watch, ClientError> {
         let (response, connection) = self.send(Method::GET, "/watch", Vec::new()).await?;
-        let (body, state) = (response.into_body(), self.state.clone());
-        Ok(Watch { body, buffer: Vec::new(), state, _connection: connection })
+        let (body, target) = (response.into_body(), self.target.clone());
+        Ok(Watch { body, buffer: Vec::new(), target, _connection: connection })
     }
 
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Vec<u8>) -> Result<T, ClientError> {
@@ -107,10 +117,12 @@ impl Client {
         path: &str,
         body: Vec<u8>,
     ) -> Result<(Response<Incoming>, JoinSet<()>), ClientError> {
-        let socket = self.state.join(SOCKET);
+        let socket = self.target.state.join(SOCKET);
         let stream = UnixStream::connect(&socket).await.map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied => ClientError::Forbidden(socket.clone()),
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning(self.state.clone()),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning(self.target.state.clone())
+            }
             _ => self.broken(format!("cannot be reached: {error}")),
         })?;
         let failed = |error: hyper::Error| self.broken(format!("does not answer: {error}"));
@@ -131,7 +143,7 @@ impl Client {
     }
 
     fn broken(&self, problem: String) -> ClientError {
-        ClientError::Broken { state: self.state.clone(), problem }
+        broken(&self.target, problem)
     }
 }
 
@@ -142,7 +154,8 @@ impl Watch {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 let read = serde_json::from_slice(&line);
-                return read.map(Some).map_err(|error| self.broken(format!("is of another version: {error}")));
+                let read = read.map_err(|error| self.broken(format!("is of another version: {error}")))?;
+                return meant(read, &self.target).map(Some);
             }
             match self.body.frame().await {
                 None | Some(Err(_)) => return Ok(None),
@@ -155,6 +168,22 @@ impl Watch {
     }
 
     fn broken(&self, problem: String) -> ClientError {
-        ClientError::Broken { state: self.state.clone(), problem }
+        broken(&self.target, problem)
     }
+}
+
+/// The overview, where it is of the Rollout that was asked for.
+fn meant(overview: Overview, target: &Target) -> Result<Overview, ClientError> {
+    let runs = &overview.rollout.metadata.name;
+    match &target.rollout {
+        Some(asked) if asked != runs => {
+            let (runs, asked) = (runs.clone(), asked.clone());
+            Err(ClientError::OtherRollout { state: target.state.clone(), runs, asked })
+        }
+        _ => Ok(overview),
+    }
+}
+
+fn broken(target: &Target, problem: String) -> ClientError {
+    ClientError::Broken { state: target.state.clone(), problem }
 }

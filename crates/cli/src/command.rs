@@ -4,7 +4,7 @@
 mod tests;
 
 use crate::{
-    args::{Args, GetArgs, LocalArgs, Output, Verb as Typed},
+    args::{Args, GetArgs, LocalArgs, Output, StateArgs, Verb as Typed},
     shell::Failure,
 };
 use rollora_api::rollout::Verb;
@@ -23,18 +23,33 @@ pub(crate) enum Command {
     Local(Box<Config>),
     /// Show something.
     Look {
-        /// Of which `rollora local`.
-        state: PathBuf,
+        /// Of which Rollout.
+        target: Target,
         /// What.
         what: Look,
     },
     /// Ask for something.
     Act {
-        /// Of which `rollora local`.
-        state: PathBuf,
+        /// Of which Rollout.
+        target: Target,
         /// What for.
         verb: Verb,
     },
+}
+
+/// A Rollout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// The state folder of its `rollora local`.
+    pub(crate) state: PathBuf,
+    /// Its name; the only one there is if absent.
+    pub(crate) rollout: Option<String>,
+}
+
+impl From<StateArgs> for Target {
+    fn from(typed: StateArgs) -> Self {
+        Self { state: typed.state, rollout: typed.rollout }
+    }
 }
 
 /// What is shown.
@@ -56,17 +71,17 @@ impl TryFrom<Args> for Command {
     type Error = Failure;
 
     fn try_from(args: Args) -> Result<Self, Failure> {
-        let look = |state, what| Ok(Self::Look { state, what });
-        let act = |state, verb| Ok(Self::Act { state, verb });
+        let look = |typed: StateArgs, what| Ok(Self::Look { target: typed.into(), what });
+        let act = |typed: StateArgs, verb| Ok(Self::Act { target: typed.into(), verb });
         match args.command {
             Typed::Local(typed) => config(typed).map(|config| Self::Local(Box::new(config))).map_err(Failure::BadInput),
-            Typed::Get(GetArgs { output: Output::Table, state }) => look(state.state, Look::Line),
-            Typed::Get(GetArgs { output: Output::Json, state }) => look(state.state, Look::Json),
-            Typed::Status(typed) => look(typed.state.state, if typed.watch { Look::Watch } else { Look::Status }),
-            Typed::Explain(typed) => look(typed.state, Look::Explain),
-            Typed::Promote(typed) => act(typed.state.state, if typed.full { Verb::PromoteFull } else { Verb::Promote }),
-            Typed::Abort(typed) => act(typed.state, Verb::Abort),
-            Typed::Retry(typed) => act(typed.state, Verb::Retry),
+            Typed::Get(GetArgs { output: Output::Table, state }) => look(state, Look::Line),
+            Typed::Get(GetArgs { output: Output::Json, state }) => look(state, Look::Json),
+            Typed::Status(typed) => look(typed.state, if typed.watch { Look::Watch } else { Look::Status }),
+            Typed::Explain(typed) => look(typed, Look::Explain),
+            Typed::Promote(typed) => act(typed.state, if typed.full { Verb::PromoteFull } else { Verb::Promote }),
+            Typed::Abort(typed) => act(typed, Verb::Abort),
+            Typed::Retry(typed) => act(typed, Verb::Retry),
         }
     }
 }

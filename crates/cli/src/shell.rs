@@ -57,8 +57,8 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
     let ended = runtime.block_on(async {
         match command {
             Command::Local(config) => local::run(*config).await,
-            Command::Look { state, what } => look::run(&Client::new(&state), what).await,
-            Command::Act { state, verb } => act::run(&Client::new(&state), verb).await,
+            Command::Look { target, what } => look::run(&Client::new(target), what).await,
+            Command::Act { target, verb } => act::run(&Client::new(target), verb).await,
         }
     });
     // A disk that does not answer must not keep the process from ending.

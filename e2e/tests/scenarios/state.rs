@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use rollora_e2e::{
-    bed::Setup,
+    bed::{Place as _, Setup},
     guide::{MODEL, V1},
     process::Ending,
     rollora::{Rollora, run},
@@ -27,6 +27,23 @@ fn a_second_process_on_the_same_state_folder_is_refused() {
 
         bed.keeps_seeing(Duration::from_millis(500), served_by(MODEL, V1)).await?;
         bed.clients_saw_nothing_wrong().await.map(drop)
+    });
+}
+
+#[test]
+fn a_verb_may_name_the_rollout_and_is_refused_where_another_one_runs() {
+    on_one_machine(&Setup::guide(Duration::from_millis(300)), async |bed| {
+        bed.sees_baseline().await?;
+        for verb in ["get", "status", "explain"] {
+            bed.says(&[verb, MODEL]).await?;
+        }
+        for verb in ["get", "status", "explain", "promote", "abort", "retry"] {
+            let said = bed.place.say(&[verb, "another"]).await?;
+            let words = [MODEL, "another", "--state"];
+            let refused = said.code == 1 && words.iter().all(|word| said.err.contains(word));
+            ensure!(refused, "`rollora {verb} another` said {said:?}");
+        }
+        Ok(())
     });
 }
 
