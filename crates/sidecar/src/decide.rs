@@ -165,8 +165,7 @@ impl Traffic {
             // with nothing at all.
             let apart = other.trial && !adapter.is_proven();
             let alone = adapter.deaths > 0;
-            let both = other.trial && on_trial(adapter);
-            !(apart || alone || both)
+            !(apart || alone)
         })
     }
 

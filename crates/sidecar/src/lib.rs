@@ -14,6 +14,8 @@
 pub mod adapters_watch;
 mod ask;
 pub mod backoff;
+#[cfg(test)]
+mod bed;
 mod clock;
 mod config;
 pub mod decide;

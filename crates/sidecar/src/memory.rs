@@ -12,7 +12,6 @@
 mod adapter;
 mod calls;
 mod desire;
-mod doubt;
 mod looks;
 mod server;
 

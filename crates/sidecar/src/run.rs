@@ -117,7 +117,7 @@ impl Sidecar {
                     fed = changed.is_ok();
                     self.take_desired(&mut memory, clock.now());
                 }
-                () = self.doubts.notified() => memory.doubted(),
+                () = self.doubts.notified() => memory.connection_broke(),
                 Some(event) = tasks.join_next() => take_event(&mut memory, event, clock.now()),
                 closed = sentinel.event() => sentinel.changed(closed, &mut memory, clock.now()),
                 () = tokio::time::sleep_until(clock.instant(memory.wake(now))) => {}

@@ -11,26 +11,18 @@ impl Memory {
         self.config =
             Some(ConfigStatus { hash: Some(desired.hash.clone()), operator_key: desired.key.is_some(), error: None });
         let mut wishes = wishes(desired, name);
-        let mut newly_unwanted = false;
         for (id, adapter) in &mut self.adapters {
-            newly_unwanted |= adapter.wish_changes(wishes.remove(id), now);
+            adapter.wish_changes(wishes.remove(id), now);
         }
         for (id, wish) in wishes {
-            let mut adapter = Adapter::default();
-            newly_unwanted |= adapter.wish_changes(Some(wish), now);
-            self.adapters.insert(id, adapter);
-        }
-        if newly_unwanted {
-            // Whether it is still in use is asked at once, not at the next turn.
-            self.demand_metrics();
+            self.adapters.entry(id).or_default().wish_changes(Some(wish), now);
         }
         self.prune();
     }
 }
 
 impl Adapter {
-    /// Takes the new wish; true where the adapter has just become unwanted.
-    fn wish_changes(&mut self, wish: Option<Wish>, now: Timestamp) -> bool {
+    fn wish_changes(&mut self, wish: Option<Wish>, now: Timestamp) {
         match (&self.wish, &wish) {
             (Some(old), Some(new)) if old.source == new.source && old.listed == new.listed => {
                 if old.standing != new.standing {
@@ -49,14 +41,8 @@ impl Adapter {
                 self.hold = None;
             }
         }
-        let was_unwanted = self.goal() == Goal::Absent;
         self.wish = wish;
         let unwanted = self.goal() == Goal::Absent;
-        if !unwanted {
-            self.unwanted_since = None;
-        } else if !was_unwanted {
-            self.unwanted_since = Some(now);
-        }
-        unwanted && !was_unwanted
+        self.unwanted_since = unwanted.then(|| self.unwanted_since.unwrap_or(now));
     }
 }

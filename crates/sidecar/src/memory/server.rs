@@ -58,15 +58,22 @@ impl Memory {
         }
     }
 
-    /// The idle connection to the server has closed. Servers that close idle connections for the fun of it are found
+    /// The idle connection to the server has closed. Servers that close idle connections while all is well are found
     /// out after two false alarms; from then on it only makes us look.
     pub fn connection_closed(&mut self) {
-        self.looks.alarms += 1;
-        if self.looks.alarms <= 2 {
-            self.suspect("the connection to vLLM closed".to_owned());
-        } else {
-            self.demand_metrics();
+        if self.is_up() {
+            self.looks.alarms += 1;
         }
+        if self.looks.alarms > 2 && self.is_up() {
+            self.demand_metrics();
+        } else {
+            self.suspect("the connection to vLLM closed".to_owned());
+        }
+    }
+
+    /// A connection of somebody else to the server broke.
+    pub fn connection_broke(&mut self) {
+        self.suspect("a connection to vLLM broke".to_owned());
     }
 
     /// Something happened that may have been the server's end.

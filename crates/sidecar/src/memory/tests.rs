@@ -1,1 +1,357 @@
-//! x
+//! Events, and what is known after them.
+
+use super::*;
+use crate::bed::{Bed, engine_dead, id, ids, late, lost, pilots, unreachable};
+use rollora_api::{
+    operator_key::OperatorKey,
+    sidecar_status::AdapterState::{
+        Failed, Gone, Loaded, Pending, Quarantined, Rejected, ServerDied, SourceChanged, Unloading, Verified,
+    },
+};
+use rollora_vllm::{ServerMetrics, VllmError};
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_load_without_an_answer_is_looked_up_before_anything_else() {
+    for registered in [true, false] {
+        let mut bed = Bed::listing(&["a"]);
+        bed.begin();
+        bed.end("a", Err(late()));
+        bed.wait(60 * SECOND);
+        assert_eq!(bed.decided(), Vec::<String>::new(), "in doubt");
+        assert_eq!(bed.memory.look_due(bed.now).map(|look| look.models), Some(true));
+        if registered {
+            bed.table.insert("a".to_owned(), "/adapters/a".to_owned());
+        }
+        bed.look();
+        assert_eq!(bed.decided(), [if registered { "probe a" } else { "load a" }]);
+        assert_eq!(bed.state("a"), if registered { Loaded } else { Failed });
+    }
+}
+
+#[test]
+fn a_list_that_was_asked_for_before_a_load_ended_does_not_undo_it() {
+    let mut bed = Bed::listing(&["a"]);
+    bed.begin();
+    let ticket = bed.memory.look_began(Look { metrics: false, models: true }, bed.now);
+    let old = bed.shows();
+    bed.end("a", Ok(()));
+    bed.memory.looked(ticket, old, bed.now);
+    assert_eq!(bed.state("a"), Loaded);
+}
+
+#[test]
+fn an_answer_to_a_call_from_before_a_restart_counts_for_nothing() {
+    let mut bed = Bed::listing(&["a"]);
+    let epoch = bed.memory.epoch();
+    bed.begin();
+    bed.restart("2");
+    bed.memory.ended(&id("a"), epoch, Ended::Answered(Ok(())), 0.0, bed.now);
+    assert_eq!(bed.memory.adapters[&id("a")].registered, None);
+}
+
+#[test]
+fn what_another_process_registers_by_itself_is_not_verified() {
+    let mut bed = Bed::settled(&["a"]);
+    bed.process = Some("2");
+    bed.memory.connection_closed();
+    bed.look();
+    assert_eq!(bed.state("a"), Loaded);
+}
+
+#[test]
+fn what_was_verified_stays_so_when_the_same_process_is_reached_again() {
+    let mut bed = Bed::settled(&["a"]);
+    bed.process = None;
+    bed.look();
+    assert_eq!((bed.status().server, bed.state("a")), (None, Pending));
+    bed.process = Some("1");
+    bed.look();
+    assert_eq!((bed.state("a"), bed.readiness().0), (Verified, true));
+}
+
+#[test]
+fn only_a_look_that_began_later_lifts_a_suspicion() {
+    let mut bed = Bed::settled(&["a"]);
+    let ticket = bed.memory.look_began(Look { metrics: true, models: true }, bed.now);
+    let seen = bed.shows();
+    bed.memory.connection_closed();
+    bed.memory.looked(ticket, seen, bed.now);
+    assert_eq!(bed.readiness(), (false, "Suspect".to_owned()));
+    assert_eq!(bed.memory.look_due(bed.now), Some(Look { metrics: true, models: true }));
+    bed.look();
+    assert!(bed.readiness().0);
+}
+
+#[test]
+fn a_server_that_closes_idle_connections_is_suspected_twice_and_then_only_looked_at() {
+    let mut bed = Bed::settled(&["a"]);
+    let suspected: Vec<bool> = (0..4)
+        .map(|_| {
+            bed.memory.connection_closed();
+            let suspected = !bed.readiness().0;
+            assert!(bed.memory.look_due(bed.now).is_some_and(|look| look.metrics));
+            bed.look();
+            suspected
+        })
+        .collect();
+    assert_eq!(suspected, [true, true, false, false]);
+    bed.restart("2");
+    bed.settle();
+    bed.memory.connection_closed();
+    assert!(!bed.readiness().0, "another process is given the benefit of the doubt again");
+}
+
+#[test]
+fn unmanaged_ids_over_which_the_server_dies_are_tried_once_more_after_thirty_seconds() {
+    let mut bed = Bed::listing(&["a"]);
+    bed.begin();
+    bed.end("a", Err(lost()));
+    bed.restart("2");
+    assert_eq!((bed.state("a"), bed.reason("a")), (ServerDied, "ServerDied".to_owned()));
+    assert_eq!(bed.decided(), Vec::<String>::new());
+    bed.wait(30 * SECOND);
+    assert_eq!(bed.begin(), ["load a"]);
+    bed.restart("3");
+    bed.wait(Duration::from_secs(1_000_000));
+    assert_eq!((bed.state("a"), bed.decided()), (Quarantined, Vec::new()));
+    assert_eq!(bed.adapter("a").next_try, None);
+    bed.desire(&[], &[], None);
+    bed.desire(&["a"], &[], None);
+    assert_eq!(bed.decided(), ["load a"], "somebody took it out and put it back");
+}
+
+#[test]
+fn a_pilot_over_which_the_server_dies_waits_for_the_operator() {
+    let mut bed = Bed::up();
+    bed.desire(&["v2"], &[], Some(pilots(&["v2"])));
+    bed.begin();
+    bed.restart("2");
+    bed.wait(Duration::from_secs(1_000_000));
+    assert_eq!((bed.state("v2"), bed.decided()), (ServerDied, Vec::new()));
+    // The trial is called off for a while and comes back: that is no answer.
+    bed.desire(&["v2"], &[], Some(OperatorKey { pilots: Vec::new(), ..pilots(&["v2"]) }));
+    bed.desire(&["v2"], &[], Some(pilots(&["v2"])));
+    assert_eq!((bed.state("v2"), bed.decided()), (ServerDied, Vec::new()));
+    bed.desire(&["v2"], &[], Some(OperatorKey { rejected: ids(&["v2"]), ..pilots(&["v2"]) }));
+    assert_eq!((bed.state("v2"), bed.decided()), (Rejected, Vec::new()));
+    bed.desire(&["v2"], &[], Some(pilots(&["v2"])));
+    assert_eq!(bed.decided(), ["load v2"]);
+}
+
+#[test]
+fn what_was_proven_here_is_not_blamed_while_there_is_another() {
+    let mut bed = Bed::settled(&["old"]);
+    bed.restart("2");
+    bed.desire(&["old", "new"], &[], None);
+    assert_eq!(bed.begin(), ["load old", "load new"]);
+    bed.restart("3");
+    assert_eq!((bed.state("old"), bed.state("new")), (Pending, ServerDied));
+}
+
+#[test]
+fn what_was_proven_here_is_tried_again_at_once() {
+    let mut bed = Bed::settled(&["a"]);
+    bed.restart("2");
+    let tries: Vec<_> = ["3", "4"]
+        .into_iter()
+        .map(|process| {
+            let begun = bed.begin();
+            bed.restart(process);
+            (begun, bed.decided().is_empty())
+        })
+        .collect();
+    let load = || vec!["load a".to_owned()];
+    assert_eq!(tries, [(load(), false), (load(), true)]);
+    assert_eq!(bed.state("a"), ServerDied);
+    bed.wait(30 * SECOND);
+    bed.settle();
+    assert_eq!((bed.state("a"), bed.memory.adapters[&id("a")].deaths), (Verified, 0));
+}
+
+#[test]
+fn a_first_use_by_a_client_is_blamed_on_what_is_not_proven_yet() {
+    let mut bed = Bed::settled(&["old"]);
+    bed.desire(&["old", "new"], &[], None);
+    bed.begin();
+    bed.end("new", Ok(()));
+    bed.begin();
+    bed.end("new", Err(late()));
+    bed.restart("2");
+    assert_eq!((bed.state("old"), bed.state("new")), (Pending, ServerDied));
+}
+
+#[test]
+fn a_dead_engine_is_a_dead_server_although_it_still_answers() {
+    let mut bed = Bed::settled(&["a"]);
+    bed.desire(&["a", "b"], &[], None);
+    bed.begin();
+    bed.end("b", Ok(()));
+    bed.begin();
+    bed.end("b", Err(engine_dead()));
+    assert_eq!((bed.state("b"), bed.readiness()), (ServerDied, (false, "EngineDead".to_owned())));
+    bed.wait(SECOND);
+    bed.look();
+    assert!(!bed.readiness().0, "the same process is on its way out");
+    bed.wait(5 * SECOND);
+    bed.look();
+    assert!(bed.readiness().0, "it went on all the same");
+}
+
+#[test]
+fn a_server_that_is_unreachable_for_a_call_is_suspect_and_the_call_is_no_failure() {
+    let mut bed = Bed::listing(&["a"]);
+    bed.begin();
+    bed.end("a", Err(unreachable()));
+    assert_eq!(bed.readiness().1, "Suspect");
+    bed.look();
+    assert_eq!((bed.state("a"), bed.adapter("a").attempts), (Pending, 0));
+}
+
+#[test]
+fn failures_back_off_and_a_changed_source_starts_afresh() {
+    let mut bed = Bed::listing(&["a"]);
+    let mut waits = Vec::new();
+    for _ in 0..3 {
+        bed.begin();
+        bed.end("a", Err(crate::bed::bad("a")));
+        let next = bed.adapter("a").next_try.unwrap();
+        waits.push(next.duration_since(bed.now).as_secs());
+        bed.now = next;
+    }
+    assert_eq!((waits, bed.adapter("a").attempts), (vec![1, 2, 4], 3));
+    bed.memory.adapters.get_mut(&id("a")).unwrap().wish.as_mut().unwrap().source = "/elsewhere".to_owned();
+    bed.desire(&["a"], &[], None);
+    assert_eq!((bed.adapter("a").attempts, bed.decided()), (0, vec!["load a".to_owned()]));
+}
+
+#[test]
+fn a_probe_without_an_answer_is_undecided() {
+    let mut bed = Bed::listing(&["a"]);
+    bed.begin();
+    bed.end("a", Ok(()));
+    bed.begin();
+    bed.end("a", Err(late()));
+    assert_eq!((bed.state("a"), bed.adapter("a").attempts, bed.readiness().0), (Loaded, 0, true));
+    assert_eq!(bed.decided(), Vec::<String>::new());
+    bed.wait(SECOND);
+    assert_eq!(bed.decided(), ["probe a"]);
+}
+
+#[test]
+fn an_unload_is_believed_when_the_list_says_so() {
+    for answer in [Ok(()), Err(VllmError::UnknownAdapter { id: id("a") })] {
+        let mut bed = Bed::settled(&["a"]);
+        bed.desire(&[], &["a"], None);
+        assert_eq!(bed.begin(), ["unload a"]);
+        bed.end("a", answer);
+        assert_eq!((bed.state("a"), bed.decided()), (Unloading, Vec::new()));
+        bed.table.clear();
+        bed.look();
+        assert_eq!(bed.state("a"), Gone);
+    }
+}
+
+#[test]
+fn a_failed_unload_is_shown_and_tried_again() {
+    let mut bed = Bed::settled(&["a"]);
+    bed.desire(&[], &["a"], None);
+    bed.begin();
+    bed.end("a", Err(VllmError::RuntimeUpdatingOff));
+    assert_eq!((bed.state("a"), bed.reason("a")), (Unloading, "RuntimeUpdatingOff".to_owned()));
+    assert_eq!(bed.status().problem.unwrap().reason, "RuntimeUpdatingOff");
+    bed.wait(SECOND);
+    assert_eq!(bed.decided(), ["unload a"]);
+}
+
+#[test]
+fn what_somebody_else_registered_from_elsewhere_is_left_and_said() {
+    let mut bed = Bed::up();
+    bed.table.insert("a".to_owned(), "/elsewhere".to_owned());
+    bed.look();
+    bed.desire(&["a"], &[], None);
+    assert_eq!((bed.state("a"), bed.decided(), bed.readiness().0), (SourceChanged, Vec::new(), true));
+    assert!(bed.adapter("a").last_error.unwrap().message.contains("new id"));
+}
+
+#[test]
+fn the_servers_clock_is_not_believed_beyond_what_was_seen() {
+    let mut bed = Bed::settled(&["a"]);
+    let seen = bed.now;
+    bed.wait(10 * SECOND);
+    let last_used = |bed: &mut Bed, used: Timestamp| {
+        bed.used.insert(id("a"), used);
+        bed.look();
+        bed.adapter("a").last_used
+    };
+    let ahead = bed.now + 3_600 * SECOND;
+    assert_eq!(last_used(&mut bed, ahead), Some(bed.now), "ahead");
+    let first = bed.now;
+    bed.wait(10 * SECOND);
+    assert_eq!(last_used(&mut bed, ahead), Some(first), "not used again");
+    let read = bed.now;
+    bed.wait(10 * SECOND);
+    assert_eq!(
+        last_used(&mut bed, seen - 3_600 * SECOND),
+        Some(read),
+        "behind: since the last reading at the earliest"
+    );
+}
+
+#[test]
+fn last_use_is_read_every_second_only_while_somebody_waits_for_its_end() {
+    let interval = |bed: &mut Bed| {
+        bed.look();
+        let began = bed.now;
+        while !bed.memory.look_due(bed.now).is_some_and(|look| look.metrics) {
+            bed.wait(Duration::from_millis(250));
+        }
+        bed.now.duration_since(began).as_secs()
+    };
+    let key = |serving: &[&str]| OperatorKey {
+        managed: vec!["v*".to_owned()],
+        admitted: ids(&["v1", "v2"]),
+        serving: ids(serving),
+        ..OperatorKey::default()
+    };
+    let mut bed = Bed::settled(&["v1", "v2"]);
+    assert_eq!(interval(&mut bed), 15, "nobody waits");
+    bed.desire(&["v1", "v2"], &[], Some(key(&["v1", "v2"])));
+    assert_eq!(interval(&mut bed), 15, "both serve");
+    bed.desire(&["v1", "v2"], &[], Some(key(&["v2"])));
+    assert_eq!(interval(&mut bed), 1, "v1 has retired");
+    bed.desire(&["v2"], &["v1"], Some(key(&["v2"])));
+    assert_eq!(interval(&mut bed), 1, "v1 is unwanted");
+}
+
+#[test]
+fn a_server_that_does_not_say_when_it_started_is_known_by_what_it_remembers() {
+    let unnamed = |bed: &mut Bed| {
+        let ticket = bed.memory.look_began(Look { metrics: true, models: true }, bed.now);
+        let seen = bed.shows().map(|seen| Seen { metrics: Some(ServerMetrics::default()), ..seen });
+        bed.memory.looked(ticket, seen, bed.now);
+        bed.memory.known.as_ref().unwrap().identity.start.clone()
+    };
+    let mut bed = Bed::listing(&["a"]);
+    let first = unnamed(&mut bed);
+    bed.settle();
+    bed.wait(SECOND);
+    assert_eq!(unnamed(&mut bed), first, "nothing happened");
+    bed.memory.connection_closed();
+    assert_eq!(unnamed(&mut bed), first, "it remembers `a`");
+    bed.memory.connection_closed();
+    bed.table.clear();
+    assert_ne!(unnamed(&mut bed), first, "it has forgotten `a`");
+}
+
+#[test]
+fn ids_that_nobody_names_or_holds_are_forgotten() {
+    let mut bed = Bed::settled(&["a", "b"]);
+    bed.desire(&["b"], &[], None);
+    assert_eq!(bed.memory.adapters.len(), 2, "`a` is registered");
+    bed.table.remove("a");
+    bed.look();
+    assert_eq!(bed.memory.adapters.keys().collect::<Vec<_>>(), [&id("b")]);
+}

@@ -15,7 +15,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::runtime::Runtime;
 
@@ -78,8 +78,7 @@ impl Fake {
             shared: Arc::new(Mutex::new(Shared { knobs, ..Shared::default() })),
             runtime: Arc::default(),
         };
-        drop(listener);
-        fake.begin();
+        fake.begin_on(listener);
         fake
     }
 
@@ -89,6 +88,19 @@ impl Fake {
 
     /// Another process begins; it has forgotten everything.
     pub(crate) fn begin(&self) {
+        let given_up = Instant::now() + Duration::from_secs(30);
+        let listener = loop {
+            // The process before lets go of the address when the last of it has ended.
+            match TcpListener::bind(self.address) {
+                Ok(listener) => break listener,
+                Err(error) => assert!(Instant::now() < given_up, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        self.begin_on(listener);
+    }
+
+    fn begin_on(&self, listener: TcpListener) {
         {
             let mut shared = self.shared.lock().unwrap();
             shared.started += 1;
@@ -97,14 +109,11 @@ impl Fake {
         }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let server = Server { shared: Arc::clone(&self.shared), runtime: Arc::clone(&self.runtime) };
-        // Bound before anybody goes on, and by the runtime, which allows an address that was in use a moment ago.
-        let (address, (bound, is_bound)) = (self.address, std::sync::mpsc::channel());
+        listener.set_nonblocking(true).unwrap();
         runtime.spawn(async move {
-            let listener = tokio::net::TcpListener::bind(address).await.unwrap();
-            bound.send(()).unwrap();
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             axum::serve(listener, router(server)).await.unwrap();
         });
-        is_bound.recv().unwrap();
         *self.runtime.lock().unwrap() = Some(runtime);
     }
 
@@ -210,7 +219,7 @@ async fn metrics(State(server): State<Server>) -> Response {
     let mut text = format!("process_start_time_seconds {}\n", shared.started);
     for (id, used) in &shared.process.used {
         let labels = format!("max_lora=\"2\",running_lora_adapters=\"{id}\",waiting_lora_adapters=\"{id}\"");
-        text.push_str(&format!("vllm:lora_requests_info{{{labels}}} {used}\n"));
+        text = format!("{text}vllm:lora_requests_info{{{labels}}} {used}\n");
     }
     text.into_response()
 }

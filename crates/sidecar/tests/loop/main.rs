@@ -1,6 +1,9 @@
 //! The loop against a small vLLM on loopback.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says by a panic what is wrong")]
-#![allow(clippy::disallowed_methods, reason = "the server writes the time of uses as the real one does")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the server writes the time of uses, as the real one does, and tests wait"
+)]
 
 mod fake;
 
@@ -14,7 +17,11 @@ use rollora_api::{
 use rollora_sidecar::{Config, Intervals, Sidecar, backoff::Backoff};
 use rollora_vllm::{ApiKey, Endpoint};
 use std::{sync::Arc, time::Duration};
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 const NAME: &str = "pod-1";
@@ -156,6 +163,21 @@ async fn a_restart_between_two_polls_is_noticed_by_the_closed_connection() {
     bed.until_ready().await;
     assert_eq!(fake.adapters(), ["a"]);
     assert_eq!(fake.count("use a"), 2);
+}
+
+#[tokio::test]
+async fn a_connection_that_broke_elsewhere_makes_it_look_at_once() {
+    let fake = Fake::start(Knobs { load_time: Duration::from_millis(50), ..Knobs::default() });
+    let mut config = fast(&fake);
+    config.policy.intervals.health = Duration::from_mins(10);
+    let doubts = Arc::new(Notify::new());
+    let bell = Arc::clone(&doubts);
+    let mut bed = Bed::start_with(config, desired(&["a"], &[]), |sidecar, _| sidecar.with_doubts(bell));
+    bed.until_ready().await;
+    doubts.notify_one();
+    bed.until("suspect", |status| status.readiness.reason == "Suspect").await;
+    bed.until_ready().await;
+    assert_eq!(fake.count("use a"), 1, "it was the same server all the time");
 }
 
 #[tokio::test]
