@@ -16,11 +16,10 @@ pub(crate) mod servers;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use choose::ServerFacts;
+pub(crate) use choose::{Need, ServerFacts};
 
 use crate::clock;
 use body::{Answer, Budget, Chunks, Reply};
-use choose::Need;
 use forward::{Answered, ForwardError, forward};
 use http::{Request, Response, Uri, Version, request::Parts, uri::PathAndQuery};
 use hyper::body::{Body, Incoming};

@@ -1,1 +1,129 @@
 use super::*;
+use crate::{
+    gateway::servers::Servers,
+    state::StateFolder,
+    store::{Inputs, LocalStore},
+};
+use http_body_util::{BodyExt, Full};
+use hyper::{Request, body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use std::sync::Arc;
+use tokio::{net::UnixStream, task::JoinSet};
+
+const ROLLOUT_FILE: &str = "apiVersion: rollora.dev/v1alpha1
+kind: Rollout
+metadata: { name: alias }
+spec:
+  model: alias
+  poolRef: { name: pool }
+  adapter: { follow: { pattern: 'alias-v*' } }
+  adaptersRef: { name: adapters }
+";
+
+struct Machine {
+    control: Control,
+    socket: PathBuf,
+    tasks: JoinSet<()>,
+    folder: tempfile::TempDir,
+}
+
+impl Machine {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |file: &str| folder.path().join(file);
+        let inputs = Inputs { rollout: path("rollout.yaml"), adapters: path("adapters.yaml") };
+        fs::write(&inputs.rollout, ROLLOUT_FILE).unwrap();
+        fs::write(&inputs.adapters, "vLLMLoRAConfig: {}\n").unwrap();
+        let store = LocalStore::open(StateFolder::open(&path("state")).unwrap(), inputs).unwrap();
+        let fleet = LocalFleet::new(store.clone(), Arc::new(Servers::new(Vec::new())), Vec::new(), Arc::default());
+        let control = Control { store, fleet, listen: ([127, 0, 0, 1], 1).into(), stop: CancellationToken::new() };
+        let (listener, serving) = (bind(&path("state")).unwrap(), control.clone());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { serve(listener, serving).await.unwrap() });
+        Self { control, socket: path("state").join(SOCKET), tasks, folder }
+    }
+
+    async fn ask(&mut self, method: &str, path: &str, body: String) -> (StatusCode, Incoming) {
+        let stream = UnixStream::connect(&self.socket).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        self.tasks.spawn(async move { drop(connection.await) });
+        let request = Request::builder().method(method).uri(path).header("host", "x");
+        let request = request.header(CONTENT_TYPE, "application/json").body(Full::new(Bytes::from(body))).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        (response.status(), response.into_body())
+    }
+}
+
+async fn whole<T: serde::de::DeserializeOwned>(body: Incoming) -> T {
+    serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap()
+}
+
+#[tokio::test]
+async fn the_socket_is_for_its_owner_only_and_takes_the_place_of_a_stale_one() {
+    let mut machine = Machine::start();
+    assert_eq!(fs::metadata(&machine.socket).unwrap().permissions().mode() & 0o777, 0o600);
+    // A killed process leaves its socket, perhaps in the middle of making it.
+    machine.tasks.shutdown().await;
+    assert!(UnixStream::connect(&machine.socket).await.is_err());
+    let state = machine.folder.path().join("state");
+    fs::create_dir(state.join(".s")).unwrap();
+    fs::write(state.join(".s").join("s"), "").unwrap();
+    let listener = bind(&state).unwrap();
+    UnixStream::connect(&machine.socket).await.unwrap();
+    drop(listener);
+}
+
+#[tokio::test]
+async fn a_path_that_is_too_long_for_a_socket_is_said_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = folder.path().join("x".repeat(120));
+    fs::create_dir(&long).unwrap();
+    let said = bind(&long).unwrap_err().to_string();
+    assert!(said.contains("give a shorter one with --state"), "{said}");
+}
+
+#[tokio::test]
+async fn an_overview_is_told_now_and_with_every_change() {
+    let mut machine = Machine::start();
+    let (status, body) = machine.ask("GET", "/overview", String::new()).await;
+    assert_eq!(status, StatusCode::OK);
+    let overview: Overview = whole(body).await;
+    assert_eq!((overview.rollout.metadata.name.as_str(), overview.listen.as_str()), ("alias", "127.0.0.1:1"));
+
+    let (_, mut watch) = machine.ask("GET", "/watch", String::new()).await;
+    let mut next = async || {
+        let line = watch.frame().await.unwrap().unwrap().into_data().unwrap();
+        serde_json::from_slice::<Overview>(&line).unwrap()
+    };
+    assert_eq!(next().await.adapters_file.problem, None);
+    machine.control.store.adapters_file(Err("broken".to_owned()));
+    assert_eq!(next().await.adapters_file.problem.as_deref(), Some("broken"));
+}
+
+#[tokio::test]
+async fn an_intent_is_taken_with_an_id_and_the_next_one_waits() {
+    let mut machine = Machine::start();
+    let request = |verb| serde_json::to_string(&IntentRequest { verb, revision: 3, step: Some(1) }).unwrap();
+    let (status, body) = machine.ask("POST", "/intent", request(Verb::Promote)).await;
+    assert_eq!(status, StatusCode::OK);
+    let intent: Intent = whole(body).await;
+    assert_eq!((intent.verb, intent.revision, intent.step), (Verb::Promote, 3, Some(1)));
+    let annotation =
+        &machine.control.store.picture().rollout.metadata.annotations[rollora_api::names::INTENT_ANNOTATION];
+    assert_eq!(serde_json::from_str::<Intent>(annotation).unwrap(), intent);
+
+    let (status, body) = machine.ask("POST", "/intent", request(Verb::Retry)).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert!(whole::<Refused>(body).await.error.contains("`promote` was asked before"));
+    let (status, _) = machine.ask("POST", "/intent", request(Verb::Abort)).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn watching_ends_with_the_process() {
+    let mut machine = Machine::start();
+    let (_, mut watch) = machine.ask("GET", "/watch", String::new()).await;
+    watch.frame().await.unwrap().unwrap();
+    machine.control.stop.cancel();
+    assert!(watch.frame().await.is_none());
+}

@@ -65,9 +65,11 @@ fn a_server_that_is_away_is_not_ready_whatever_was_said_of_it() {
 }
 
 /// Seconds, requests in flight, other servers; and whether the trial has begun then.
+type Moment = (i64, usize, usize, bool);
+
 #[test]
 fn trials_wait_for_requests_as_long_as_there_are_others_to_take_them() {
-    let cases: [(&str, &[(i64, usize, usize, bool)]); 5] = [
+    let cases: [(&str, &[Moment]); 5] = [
         ("nothing in flight", &[(0, 0, 2, true)]),
         ("waits until the last has ended", &[(0, 3, 2, false), (1, 1, 2, false), (2, 0, 2, true)]),
         ("nobody else", &[(0, 3, 0, true)]),

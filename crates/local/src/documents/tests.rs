@@ -143,18 +143,16 @@ fn a_file_changes_neither_the_status_nor_an_intent() {
 #[test]
 fn what_may_not_change_is_named() {
     let stored = new_rollout(&file(), "uid", now());
-    let changes: [(&str, fn(&mut Rollout)); 4] = [
-        ("metadata.name", |file| file.metadata.name = "other".to_owned()),
-        ("spec.model", |file| file.spec.model = "other".parse().unwrap()),
-        ("spec.poolRef", |file| file.spec.pool_ref.name = "other".to_owned()),
-        ("spec.rewriteRef", |file| {
-            file.spec.rewrite_ref = Some(rollora_api::rollout::spec::RewriteRef { name: "other".to_owned() });
-        }),
-    ];
-    for (field, change) in changes {
-        let mut changed = file();
-        change(&mut changed);
-        let errors = changed_rollout(&stored, &changed).unwrap_err();
+    let other = || "other".to_owned();
+    let (mut name, mut model, mut pool, mut rewrite) = (file(), file(), file(), file());
+    name.metadata.name = other();
+    model.spec.model = "other".parse().unwrap();
+    pool.spec.pool_ref.name = other();
+    rewrite.spec.rewrite_ref = Some(rollora_api::rollout::spec::RewriteRef { name: other() });
+    for (field, edited) in
+        [("metadata.name", name), ("spec.model", model), ("spec.poolRef", pool), ("spec.rewriteRef", rewrite)]
+    {
+        let errors = changed_rollout(&stored, &edited).unwrap_err();
         assert_eq!(errors.iter().map(|error| error.path.as_str()).collect::<Vec<_>>(), [field]);
     }
 }

@@ -1,1 +1,177 @@
 use super::*;
+use crate::{
+    state::StateFolder,
+    store::{Inputs, LocalStore},
+};
+use rollora_api::sidecar_status::{AdapterState, AdapterStatus, Readiness, ServerIdentity};
+use rollora_operator::ports::{AdaptersWrite, Store, Version, Written};
+use std::{fs, path::Path};
+use tokio_util::task::TaskTracker;
+
+const ROLLOUT_FILE: &str = "apiVersion: rollora.dev/v1alpha1
+kind: Rollout
+metadata: { name: alias }
+spec:
+  model: alias
+  poolRef: { name: pool }
+  adapter: { follow: { pattern: 'alias-v*' } }
+  adaptersRef: { name: adapters }
+";
+
+/// A fleet whose sidecars say what the test says.
+struct Machine {
+    store: LocalStore,
+    fleet: LocalFleet,
+    statuses: Vec<watch::Sender<Arc<SidecarStatus>>>,
+    desired: Vec<watch::Receiver<Option<Arc<DesiredAdapters>>>>,
+    _folder: tempfile::TempDir,
+}
+
+fn open_store(folder: &Path) -> LocalStore {
+    let inputs = Inputs { rollout: folder.join("rollout.yaml"), adapters: folder.join("adapters.yaml") };
+    fs::write(&inputs.rollout, ROLLOUT_FILE).unwrap();
+    fs::write(&inputs.adapters, "vLLMLoRAConfig: {}\n").unwrap();
+    LocalStore::open(StateFolder::open(&folder.join("state")).unwrap(), inputs).unwrap()
+}
+
+impl Machine {
+    fn new(count: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, bell) = (open_store(folder.path()), Arc::new(Notify::new()));
+        let (mut servers, mut members, mut statuses, mut told) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for number in 0..count {
+            let (name, tasks) = (format!("s{number}:80"), TaskTracker::new());
+            servers.push(Arc::new(GatewayServer::new(name, "s", 80, tasks, Arc::clone(&bell), Arc::default())));
+            let (desired, wanted) = watch::channel(None);
+            let (status, said) = watch::channel(Arc::new(has(&[])));
+            members.push(Member { url: format!("http://s{number}"), desired, status: said });
+            statuses.push(status);
+            told.push(wanted);
+        }
+        let fleet = LocalFleet::new(store.clone(), Arc::new(Servers::new(servers)), members, bell);
+        fleet.refresh();
+        Self { store, fleet, statuses, desired: told, _folder: folder }
+    }
+
+    async fn write_key(&self, text: &str) {
+        let key = self.store.key();
+        let reference = self.store.picture().rollout.spec.adapters_ref.clone();
+        let version = Version(self.store.picture().hash().0);
+        let write = AdaptersWrite { user_text: None, key_text: Some(text.to_owned()) };
+        let written = self.store.write_adapters(&key, &reference, &version, &write).await;
+        assert!(matches!(written, Written::Done(_)), "{written:?}");
+    }
+
+    /// Whether the sidecar of a server may try `v2`.
+    fn may_try(&self, server: usize) -> bool {
+        let desired = self.desired[server].borrow().clone().unwrap();
+        assert_eq!(desired.hash, self.store.picture().hash(), "the hash is that of the file and the whole key");
+        desired.key.as_ref().is_some_and(|key| key.pilots.iter().any(|pilot| pilot.pod == format!("s{server}:80")))
+    }
+
+    async fn ready(&self) -> Vec<bool> {
+        let pool = self.store.picture().rollout.spec.pool_ref.clone();
+        let servers = Fleet::servers(&self.fleet, &self.store.key(), &pool).await.unwrap();
+        servers.iter().map(|server| server.ready).collect()
+    }
+}
+
+fn has(adapters: &[(&str, AdapterState)]) -> SidecarStatus {
+    let adapter = |(name, state): &(&str, AdapterState)| AdapterStatus {
+        id: name.parse().unwrap(),
+        state: *state,
+        source: None,
+        attempts: 0,
+        last_error: None,
+        next_try: None,
+        last_used: None,
+    };
+    SidecarStatus {
+        server: Some(ServerIdentity { endpoint: "http://s".to_owned(), start: "1".to_owned() }),
+        readiness: Readiness { ready: true, ..Readiness::default() },
+        adapters: adapters.iter().map(adapter).collect(),
+        ..SidecarStatus::default()
+    }
+}
+
+const PILOT: &str = "managed: ['alias-v*']\npilots: [{id: alias-v2, pod: 's0:80'}]\n";
+
+#[tokio::test]
+async fn a_quiet_pilot_may_try_at_once_and_nobody_else_may() {
+    let machine = Machine::new(2);
+    machine.write_key(PILOT).await;
+    machine.fleet.refresh();
+    assert_eq!((machine.may_try(0), machine.may_try(1)), (true, false));
+}
+
+#[tokio::test]
+async fn a_busy_pilot_tries_when_its_last_request_has_ended() {
+    let machine = Machine::new(2);
+    let busy = machine.fleet.servers().occupy(0);
+    machine.write_key(PILOT).await;
+    machine.fleet.refresh();
+    assert!(!machine.may_try(0));
+    let following = machine.fleet.follow();
+    let ended = async {
+        drop(busy);
+        let mut desired = machine.desired[0].clone();
+        desired.wait_for(|_| machine.may_try(0)).await.unwrap();
+    };
+    tokio::select! {
+        () = following => panic!("it follows for as long as the process runs"),
+        () = ended => {}
+    }
+}
+
+#[tokio::test]
+async fn a_busy_pilot_does_not_wait_where_nobody_else_could_take_its_requests() {
+    let machine = Machine::new(1);
+    let _busy = machine.fleet.servers().occupy(0);
+    machine.write_key(PILOT).await;
+    machine.fleet.refresh();
+    assert!(machine.may_try(0));
+}
+
+#[tokio::test]
+async fn a_suspect_server_is_out_until_its_sidecar_has_said_something_new() {
+    let machine = Machine::new(2);
+    let suspect = Arc::clone(&machine.fleet.servers().all()[0]);
+    assert_eq!(machine.ready().await, [true, true]);
+    suspect.suspect();
+    assert_eq!(machine.ready().await, [false, true]);
+    assert!(!machine.fleet.view()[0].ready);
+    let said = async {
+        machine.statuses[0].send_replace(Arc::new(has(&[("v1", AdapterState::Verified)])));
+        while suspect.is_suspect() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = machine.fleet.follow_sidecar(0) => panic!("it follows for as long as the sidecar runs"),
+        () = said => {}
+    }
+    assert_eq!(machine.ready().await, [true, true]);
+}
+
+#[tokio::test]
+async fn the_gateway_knows_what_the_operator_was_told() {
+    use crate::gateway::Need;
+    let machine = Machine::new(2);
+    machine.statuses[1].send_replace(Arc::new(has(&[("alias-v2", AdapterState::Verified)])));
+    let servers = machine.fleet.servers();
+    assert!(servers.lease(Need::Target("alias-v2"), &[]).is_err(), "nobody has looked yet");
+    machine.ready().await;
+    let lease = servers.lease(Need::Target("alias-v2"), &[]).unwrap();
+    assert_eq!(lease.server().name, "s1:80");
+}
+
+#[tokio::test]
+async fn a_server_on_trial_is_shown_as_the_pilot() {
+    let machine = Machine::new(2);
+    machine.write_key(PILOT).await;
+    machine.statuses[0].send_replace(Arc::new(has(&[("alias-v2", AdapterState::Loading)])));
+    let pilots: Vec<bool> = machine.fleet.view().iter().map(|server| server.pilot).collect();
+    assert_eq!(pilots, [true, false]);
+    machine.statuses[0].send_replace(Arc::new(has(&[("alias-v2", AdapterState::Verified)])));
+    assert!(!machine.fleet.view()[0].pilot);
+}

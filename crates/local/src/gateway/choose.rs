@@ -29,7 +29,7 @@ pub(super) struct Table {
 
 /// What a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Need<'a> {
+pub(crate) enum Need<'a> {
     /// The adapter that a rule chose: no other server than one that has it will do.
     Target(&'a str),
     /// The model that the client named itself: where no server has it, any server may say so.
@@ -40,7 +40,7 @@ pub(super) enum Need<'a> {
 
 /// Why no server can be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoServer {
+pub(crate) enum NoServer {
     /// None is ready.
     NotReady,
     /// Some are ready, and none of them has what the rule chose.

@@ -41,7 +41,7 @@ pub(crate) struct Server {
 
 /// A request's place on a server; given up when dropped.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(crate) struct Lease {
     pub(super) server: Arc<Server>,
 }
 
@@ -66,7 +66,7 @@ impl Servers {
     }
 
     /// Chooses a server that is none of those in `tried`, and takes a place there.
-    pub(super) fn lease(&self, need: Need<'_>, tried: &[Arc<Server>]) -> Result<Lease, NoServer> {
+    pub(crate) fn lease(&self, need: Need<'_>, tried: &[Arc<Server>]) -> Result<Lease, NoServer> {
         let turn = self.turn.fetch_add(1, Relaxed);
         let index = self.table.load().choose(need, turn, |index| {
             let server = self.all.get(index)?;
@@ -133,6 +133,23 @@ impl Server {
     /// Whether the bell is rung when the last request has ended.
     pub(crate) fn await_quiet(&self, awaited: bool) {
         self.awaits_quiet.store(awaited, Relaxed);
+    }
+}
+
+#[cfg(test)]
+impl Servers {
+    /// A request that stays on a server until it is dropped.
+    pub(crate) fn occupy(&self, index: usize) -> Lease {
+        let server = Arc::clone(&self.all[index]);
+        server.in_flight.fetch_add(1, Relaxed);
+        Lease { server }
+    }
+}
+
+#[cfg(test)]
+impl Lease {
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
     }
 }
 

@@ -1,9 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 use rollora_api::rollout::{RolloutStatus, Verb, spec::AdaptersRef};
-use rollora_operator::ports::{
-    AdaptersWrite, Event, Precondition, ReadError, RolloutKey, Store, Version, Versioned,
-};
+use rollora_operator::ports::{AdaptersWrite, Event, Precondition, ReadError, RolloutKey, Store, Version, Versioned};
 use std::{fs, os::unix::fs::PermissionsExt};
 
 const ROLLOUT_FILE: &str = "apiVersion: rollora.dev/v1alpha1
@@ -221,7 +219,8 @@ fn a_file_that_is_broken_leaves_what_was_in_force_and_is_named() {
     let store = machine.start();
     let generation = rollout(&store).value.metadata.generation;
     machine.edit("rollout.yaml", &ROLLOUT_FILE.replace("model: alias", "model: alias\n  modle: 1"));
-    machine.edit("adapters.yaml", "vLLMLoRAConfig:\n  ensureExist: {models: [{id: a, source: b}, {id: a, source: c}]}\n");
+    machine
+        .edit("adapters.yaml", "vLLMLoRAConfig:\n  ensureExist: {models: [{id: a, source: b}, {id: a, source: c}]}\n");
     input::read_both(store.inputs()).map_or_else(
         |problems| {
             store.rollout_file(Err(problems[0].clone()));
@@ -316,7 +315,8 @@ fn step() -> impl Strategy<Value = Step> {
         (0..4_u8).prop_map(Step::Rewrite),
         (0..4_u8).prop_map(Step::Key),
         Just(Step::Restart),
-        (prop::sample::select(vec![ROLLOUT, REWRITES, KEY, EVENTS]), any::<u8>()).prop_map(|(file, cut)| Step::Killed(file, cut)),
+        (prop::sample::select(vec![ROLLOUT, REWRITES, KEY, EVENTS]), any::<u8>())
+            .prop_map(|(file, cut)| Step::Killed(file, cut)),
     ]
 }
 

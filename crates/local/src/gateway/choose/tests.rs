@@ -13,12 +13,15 @@ fn not_ready(names: &[&str]) -> ServerFacts {
     ServerFacts { ready: false, ..server(names) }
 }
 
+/// What it shows, the servers, what is needed, their loads, and who is chosen.
+type Case<'a> = (&'a str, Vec<ServerFacts>, Need<'a>, Vec<Option<usize>>, Result<usize, NoServer>);
+
 #[test]
 fn choices_as_a_table() {
     use Need::{Named, Nothing, Target};
     use NoServer::{NotReady, NotResident, OnTrial};
     let both = || vec![server(&["base", "v1"]), server(&["base", "v1"])];
-    let cases: Vec<(&str, Vec<ServerFacts>, Need<'_>, Vec<Option<usize>>, Result<usize, NoServer>)> = vec![
+    let cases: Vec<Case<'_>> = vec![
         ("the least loaded", both(), Target("v1"), vec![Some(3), Some(1)], Ok(1)),
         (
             "only who has it",

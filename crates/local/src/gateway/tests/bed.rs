@@ -28,7 +28,8 @@ pub(super) struct Bed {
     words: Option<mpsc::Sender<Bytes>>,
     stop: CancellationToken,
     gateway: JoinSet<()>,
-    _tasks: JoinSet<()>,
+    /// The servers end with them.
+    server_tasks: JoinSet<()>,
 }
 
 /// What a server was sent.
@@ -193,7 +194,7 @@ impl Bed {
         }
         drop(said);
         let mut bed = Self::before(addresses, rewrites).await;
-        (bed.seen, bed.words, bed._tasks) = (seen, Some(words), tasks);
+        (bed.seen, bed.words, bed.server_tasks) = (seen, Some(words), tasks);
         bed
     }
 
@@ -215,11 +216,11 @@ impl Bed {
         let mut running = JoinSet::new();
         running.spawn(serve::serve(listener, gateway, stop.clone(), SOON));
         let (_, seen) = mpsc::channel(1);
-        Self { address, servers, seen, words: None, stop, gateway: running, _tasks: JoinSet::new() }
+        Self { address, servers, seen, words: None, stop, gateway: running, server_tasks: JoinSet::new() }
     }
 
     pub(super) fn listen_to(&mut self, recording: Recording) {
-        (self.seen, self.words, self._tasks) = (recording.seen, Some(recording.words), recording.tasks);
+        (self.seen, self.words, self.server_tasks) = (recording.seen, Some(recording.words), recording.tasks);
     }
 
     pub(super) fn know(&self, facts: &[ServerFacts]) {
