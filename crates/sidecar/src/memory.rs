@@ -37,6 +37,8 @@ pub struct Memory {
     pub endpoint: String,
     /// The file in force; none before the first good one.
     pub config: Option<ConfigStatus>,
+    /// Why newer content of the file is not in force.
+    pub file_error: Option<String>,
     /// How the server is.
     pub server: Server,
     /// The process that was last seen, also while it cannot be reached.
@@ -63,6 +65,7 @@ impl Memory {
             policy,
             endpoint: endpoint.into(),
             config: None,
+            file_error: None,
             server: Server::Away { problem: None },
             known: None,
             base_models: Vec::new(),

@@ -40,6 +40,7 @@ pub struct Sidecar {
     desired: Desired,
     refresh: Option<Refresh>,
     doubts: Arc<Notify>,
+    file_errors: watch::Receiver<Option<String>>,
     status: watch::Sender<Arc<SidecarStatus>>,
 }
 
@@ -68,7 +69,16 @@ impl Sidecar {
     pub fn new(config: Config, desired: Desired) -> Result<(Self, watch::Receiver<Arc<SidecarStatus>>), ClientError> {
         let client = Client::new(config.endpoint.clone(), config.timeouts)?;
         let (status, receiver) = watch::channel(Arc::default());
-        Ok((Self { config, client, desired, refresh: None, doubts: Arc::default(), status }, receiver))
+        let sidecar = Self {
+            config,
+            client,
+            desired,
+            refresh: None,
+            doubts: Arc::default(),
+            file_errors: watch::channel(None).1,
+            status,
+        };
+        Ok((sidecar, receiver))
     }
 
     /// Before every unload, what is desired is read again by `refresh`.
@@ -86,6 +96,13 @@ impl Sidecar {
         self
     }
 
+    /// The status tells what is said here: why newer content of the file is not in force.
+    #[must_use]
+    pub fn with_file_errors(mut self, file_errors: watch::Receiver<Option<String>>) -> Self {
+        self.file_errors = file_errors;
+        self
+    }
+
     /// Works until it is stopped. vLLM is left as it is.
     pub async fn run(self, stop: CancellationToken) {
         let span = info_span!("sidecar", server = %self.config.name);
@@ -97,8 +114,8 @@ impl Sidecar {
         let mut memory = Memory::new(self.client.endpoint().base_url(), self.config.policy);
         let mut tasks = JoinSet::new();
         let mut sentinel = Sentinel::Absent(clock.now());
-        let mut fed = true;
         self.take_desired(&mut memory, clock.now());
+        self.take_file_error(&mut memory);
         loop {
             let now = clock.now();
             for action in decide(&memory, now) {
@@ -113,10 +130,8 @@ impl Sidecar {
             self.publish(&mut memory, now);
             tokio::select! {
                 () = stop.cancelled() => break,
-                changed = self.desired.changed(), if fed => {
-                    fed = changed.is_ok();
-                    self.take_desired(&mut memory, clock.now());
-                }
+                Ok(()) = self.desired.changed() => self.take_desired(&mut memory, clock.now()),
+                Ok(()) = self.file_errors.changed() => self.take_file_error(&mut memory),
                 () = self.doubts.notified() => memory.connection_broke(),
                 Some(event) = tasks.join_next() => take_event(&mut memory, event, clock.now()),
                 closed = sentinel.event() => sentinel.changed(closed, &mut memory, clock.now()),
@@ -124,7 +139,7 @@ impl Sidecar {
             }
         }
         // A call that vLLM has begun is finished by it anyway; who restarts us should not find it half known.
-        while let Ok(Some(_)) = timeout(LAST_CALLS, tasks.join_next()).await {}
+        drop(timeout(LAST_CALLS, async { while tasks.join_next().await.is_some() {} }).await);
     }
 
     fn take_desired(&mut self, memory: &mut Memory, now: Timestamp) {
@@ -132,6 +147,10 @@ impl Sidecar {
         if let Some(desired) = desired {
             memory.desire(&desired, &self.config.name, now);
         }
+    }
+
+    fn take_file_error(&mut self, memory: &mut Memory) {
+        memory.file_error.clone_from(&self.file_errors.borrow_and_update());
     }
 
     fn call(&self, tasks: &mut JoinSet<Event>, action: Action, epoch: u64) {
@@ -156,14 +175,11 @@ impl Sidecar {
         if fresh.readiness.ready {
             memory.latch_ready();
         }
-        self.status.send_if_modified(|current| {
-            let changed = **current != fresh;
-            if changed {
-                report::transitions(current, &fresh);
-                *current = Arc::new(fresh);
-            }
-            changed
-        });
+        let current = self.status.borrow().clone();
+        if *current != fresh {
+            report::transitions(&current, &fresh);
+            self.status.send_replace(Arc::new(fresh));
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
 use jiff::Timestamp;
 use rollora_api::{
     names::AdapterId,
-    sidecar_status::{AdapterState, AdapterStatus, Problem, SidecarStatus},
+    sidecar_status::{AdapterState, AdapterStatus, ConfigStatus, Problem, SidecarStatus},
 };
 
 /// The whole status.
@@ -18,7 +18,7 @@ pub fn status(memory: &Memory, now: Timestamp) -> SidecarStatus {
     SidecarStatus {
         server: memory.known.as_ref().filter(|_| !away).map(|known| known.identity.clone()),
         readiness: readiness(memory, now),
-        config: memory.config.clone().unwrap_or_default(),
+        config: ConfigStatus { error: memory.file_error.clone(), ..memory.config.clone().unwrap_or_default() },
         base_models: memory.base_models.clone(),
         adapters: memory
             .adapters

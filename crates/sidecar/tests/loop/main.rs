@@ -14,7 +14,7 @@ use rollora_api::{
     operator_key::{OperatorKey, Pilot},
     sidecar_status::{AdapterState, SidecarStatus},
 };
-use rollora_sidecar::{Config, Intervals, Sidecar, backoff::Backoff};
+use rollora_sidecar::{Config, Intervals, Sidecar, adapters_watch::AdaptersWatch, backoff::Backoff};
 use rollora_vllm::{ApiKey, Endpoint};
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -365,6 +365,31 @@ async fn before_the_first_good_file_nothing_is_done() {
     bed.desire(desired(&["a"], &[]));
     bed.until_ready().await;
     assert_eq!(fake.adapters(), ["a"]);
+}
+
+#[tokio::test]
+async fn a_file_on_disk_is_followed_and_what_is_wrong_with_it_is_told() {
+    let text = |name: &str| {
+        format!("vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: {name}\n      source: /adapters/{name}\n")
+    };
+    let (fake, folder) = (Fake::start(Knobs::default()), tempfile::tempdir().unwrap());
+    let path = folder.path().join("adapters.yaml");
+    std::fs::write(&path, text("a")).unwrap();
+    let file = AdaptersWatch::open(&path, "configmap.yaml");
+    let (sidecar, status) = Sidecar::new(fast(&fake), file.desired()).unwrap();
+    let sidecar = sidecar.with_file_errors(file.error());
+    let (stop, mut running) = (CancellationToken::new(), JoinSet::new());
+    running.spawn(sidecar.run(stop.clone()));
+    let token = stop.clone();
+    running.spawn(async move { file.run(token).await });
+    let mut bed = Bed { desired: watch::channel(None).0, status, stop, running };
+    bed.until_state("a", AdapterState::Verified).await;
+    std::fs::write(&path, "vLLMLoRAConfig: [").unwrap();
+    let broken = bed.until("told", |status| status.config.error.is_some()).await;
+    assert!(broken.is_verified(&id("a")) && broken.readiness.ready);
+    std::fs::write(&path, text("b")).unwrap();
+    let mended = bed.until_state("b", AdapterState::Verified).await;
+    assert_eq!((state_of(&mended, "a"), mended.config.error.clone()), (Some(AdapterState::Unlisted), None));
 }
 
 #[tokio::test]
