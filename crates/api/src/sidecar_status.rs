@@ -102,8 +102,7 @@ pub struct AdapterStatus {
     /// What went wrong last, in words a person can act on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<Problem>,
-    /// When it is tried again; none with [`AdapterState::Failed`] where another try cannot help, because the adapter
-    /// itself is at fault.
+    /// When it is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_try: Option<jiff::Timestamp>,
     /// When a request last used it, as far as vLLM's metrics tell (requests of two tokens and more).
@@ -151,12 +150,7 @@ impl AdapterState {
     pub fn is_resident(self) -> bool {
         matches!(
             self,
-            Self::Loaded
-                | Self::Verified
-                | Self::UnloadHeld
-                | Self::SourceChanged
-                | Self::Unlisted
-                | Self::InBothLists
+            Self::Loaded | Self::Verified | Self::UnloadHeld | Self::SourceChanged | Self::Unlisted | Self::InBothLists
         )
     }
 }
@@ -169,4 +163,11 @@ pub struct Problem {
     pub reason: String,
     /// What happened, to what, and what to do.
     pub message: String,
+}
+
+impl Problem {
+    /// Whether the adapter itself is at fault, so that another try, here or on another server, cannot help.
+    pub fn is_adapters_fault(&self) -> bool {
+        matches!(self.reason.as_str(), "RankTooHigh" | "BadAdapter" | "NameConflict")
+    }
 }
