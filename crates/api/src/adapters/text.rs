@@ -54,6 +54,11 @@ impl AdaptersText {
         Ok(Self { text, wrapping })
     }
 
+    /// The whole text.
+    pub fn whole(&self) -> &str {
+        &self.text
+    }
+
     /// The user's text: what stands under the key, or everything.
     pub fn inner(&self) -> &str {
         self.wrapping.as_ref().map_or(&self.text, |wrapping| &wrapping.inner)
