@@ -1,17 +1,23 @@
 //! One pod first: a governed id is loaded and proven on one server before any other may try it.
 //!
-//! Invariant: while a server tries an id, no other server is chosen for it, unless the first one is gone.
+//! Invariant: while a server tries an id, or has tried it and told of it, no other server is chosen for it, unless the
+//! first one is gone.
+
+#[cfg(test)]
+mod tests;
 
 use crate::{observed::Server, residency::is_fresh};
 use rollora_api::{
     adapters::ContentHash,
     names::AdapterId,
     operator_key::Pilot,
-    sidecar_status::{AdapterState, AdapterStatus},
+    sidecar_status::{AdapterState, AdapterStatus, SidecarStatus},
 };
 
 /// After so many failed attempts on the pilot an id is rejected, whatever the reason.
 const ATTEMPTS: u32 = 5;
+/// The same where vLLM does not find the adapter: long enough for files that are still being copied.
+const ATTEMPTS_TO_FIND: u32 = 3;
 
 /// What is to be done about an id that is not admitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,15 +48,28 @@ pub(crate) fn judge(
     let trying = pilot.filter(|pilot| pilot.id == *id);
     match trying.and_then(|pilot| servers.iter().find(|server| server.name == pilot.pod)) {
         Some(server) => on_trial(id, server, content),
-        None => choose(serving, servers).map_or_else(
+        None => choose(id, serving, servers).map_or_else(
             || Verdict::Nobody("no server is Ready".to_owned()),
             |server| Verdict::Choose(server.name.clone()),
         ),
     }
 }
 
+/// A server that died twice over an id that was proven on its pilot, in words. Once may have another cause, and its
+/// sidecar tries again.
+pub(crate) fn death(id: &AdapterId, servers: &[Server], content: Option<&ContentHash>) -> Option<String> {
+    servers.iter().find_map(|server| {
+        let adapter = fresh(server, content)?.adapter(id)?;
+        (adapter.state == AdapterState::Quarantined).then(|| died(&server.name))
+    })
+}
+
+fn fresh<'a>(server: &'a Server, content: Option<&ContentHash>) -> Option<&'a SidecarStatus> {
+    server.status.as_ref().ok().filter(|status| is_fresh(status, content))
+}
+
 fn has_proven(server: &Server, id: &AdapterId, content: Option<&ContentHash>) -> bool {
-    server.status.as_ref().is_ok_and(|status| is_fresh(status, content) && status.is_verified(id))
+    fresh(server, content).is_some_and(|status| status.is_verified(id))
 }
 
 fn on_trial(id: &AdapterId, server: &Server, content: Option<&ContentHash>) -> Verdict {
@@ -60,63 +79,77 @@ fn on_trial(id: &AdapterId, server: &Server, content: Option<&ContentHash>) -> V
         Ok(_) => return Verdict::Trying(format!("{name} has not read the present adapters file yet")),
         Err(error) => return Verdict::Trying(format!("{name} cannot be asked ({error})")),
     };
-    let Some(adapter) = status.adapter(id) else {
-        return Verdict::Trying(format!("{name} has not begun to load it"));
-    };
-    if let Some(reason) = verdict_of_the_server(name, adapter) {
-        // What is wrong with the whole server says nothing about the adapter, but for its death.
-        if status.problem.is_none() || adapter.state != AdapterState::Failed {
-            return Verdict::Reject(reason);
-        }
+    let adapter = status.adapter(id);
+    if let Some(reason) = adapter.and_then(|adapter| fault(name, adapter, status)) {
+        return Verdict::Reject(reason);
     }
     if let Some(problem) = &status.problem {
         return Verdict::Trying(format!("{name} cannot load anything: {}", problem.message));
     }
-    Verdict::Trying(match (adapter.state, &adapter.last_error) {
-        (AdapterState::Failed, Some(error)) => format!("{name} tries again after: {}", error.message),
-        (AdapterState::Loaded, _) => format!("{name} proves it with a completion"),
-        (AdapterState::Loading, _) => format!("{name} is loading it"),
+    let error = adapter.and_then(|adapter| adapter.last_error.as_ref());
+    Verdict::Trying(match (adapter.map(|adapter| adapter.state), error) {
+        (Some(AdapterState::Failed | AdapterState::ServerDied), Some(error)) => {
+            format!("{name} tries again after: {}", error.message)
+        }
+        (Some(AdapterState::Loaded), _) => format!("{name} proves it with a completion"),
+        (Some(AdapterState::Loading), _) => format!("{name} is loading it"),
         _ => format!("{name} is to load it"),
     })
 }
 
-/// A server that died over `id`, in words.
-pub(crate) fn death(id: &AdapterId, servers: &[Server], content: Option<&ContentHash>) -> Option<String> {
-    servers.iter().find_map(|server| {
-        let status = server.status.as_ref().ok().filter(|status| is_fresh(status, content))?;
-        let adapter = status.adapter(id)?;
-        let died = matches!(adapter.state, AdapterState::ServerDied | AdapterState::Quarantined);
-        if died { verdict_of_the_server(&server.name, adapter) } else { None }
-    })
-}
-
-fn verdict_of_the_server(name: &str, adapter: &AdapterStatus) -> Option<String> {
-    let said = adapter.last_error.as_ref().map(|problem| problem.message.as_str());
-    match adapter.state {
-        AdapterState::ServerDied | AdapterState::Quarantined => {
-            Some(format!("the server {name} died {}", said.unwrap_or("while loading it or at its first use")))
-        }
-        AdapterState::SourceChanged => {
+/// Why the adapter is to blame for what its pilot reports, where it is.
+fn fault(name: &str, adapter: &AdapterStatus, status: &SidecarStatus) -> Option<String> {
+    match (adapter.state, &adapter.last_error) {
+        // A death after which the sidecar tries again by itself had another cause.
+        (AdapterState::ServerDied, _) if adapter.next_try.is_none() => Some(died(name)),
+        (AdapterState::Quarantined, _) => Some(died(name)),
+        (AdapterState::SourceChanged, _) => {
             Some(format!("the server {name} has this id from another source: list the new weights under a new id"))
         }
-        AdapterState::Failed if adapter.next_try.is_none() || adapter.attempts >= ATTEMPTS => {
-            Some(format!("the server {name} could not load it: {}", said.unwrap_or("no reason was given")))
+        // What is wrong with the server as a whole says nothing about the adapter.
+        (AdapterState::Failed, Some(error)) if status.problem.is_none() => {
+            let limit = if error.reason == "AdapterNotFound" { ATTEMPTS_TO_FIND } else { ATTEMPTS };
+            let hopeless = error.is_adapters_fault() || adapter.attempts >= limit;
+            hopeless.then(|| format!("the server {name} could not load it: {}", error.message))
         }
         _ => None,
     }
 }
 
-/// The server that serves least, by name where several do; never the only Ready one if another can be had.
-fn choose<'a>(serving: &[AdapterId], servers: &'a [Server]) -> Option<&'a Server> {
+fn died(name: &str) -> String {
+    format!("the server {name} died while loading it or at its first use")
+}
+
+/// The server that has tried it before, if one has: what hurt it once shall hurt no other. Else the one that serves
+/// least, by name where several do; never the only Ready one if another can be had.
+fn choose<'a>(id: &AdapterId, serving: &[AdapterId], servers: &'a [Server]) -> Option<&'a Server> {
+    let by_name = |server: &&Server| server.name.clone();
+    if let Some(server) = servers.iter().filter(|server| has_tried(server, id)).min_by_key(by_name) {
+        return Some(server);
+    }
     let ready: Vec<&Server> = servers.iter().filter(|server| server.ready).collect();
     let alive = |server: &&Server| server.status.as_ref().is_ok_and(|status| status.server.is_some());
-    if ready.len() == 1
-        && let Some(spare) = servers.iter().filter(|server| !server.ready).filter(alive).min_by_key(|s| &s.name)
-    {
-        return Some(spare);
+    let spare = servers.iter().filter(|server| !server.ready).filter(alive).min_by_key(by_name);
+    if ready.len() == 1 && spare.is_some() {
+        return spare;
     }
     let load = |server: &Server| {
         server.status.as_ref().map_or(usize::MAX, |status| serving.iter().filter(|id| status.is_resident(id)).count())
     };
     ready.into_iter().min_by_key(|server| (load(server), &server.name))
+}
+
+fn has_tried(server: &Server, id: &AdapterId) -> bool {
+    let state = server.status.as_ref().ok().and_then(|status| status.adapter(id)).map(|adapter| adapter.state);
+    matches!(
+        state,
+        Some(
+            AdapterState::Loading
+                | AdapterState::Loaded
+                | AdapterState::Verified
+                | AdapterState::Failed
+                | AdapterState::ServerDied
+                | AdapterState::Quarantined
+        )
+    )
 }

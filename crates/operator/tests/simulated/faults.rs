@@ -29,7 +29,8 @@ fn a_deadly_adapter_hurts_one_server_and_is_rejected_with_one_clear_line() {
     assert_eq!(run.world().seen_weights, [[(V1.to_owned(), 100)]], "no client was sent to it");
     assert_eq!(
         run.world().status().message,
-        "small-v2 was rejected: the server server-0 died while loading it; list another id, or run: rollora retry small"
+        "small-v2 was rejected: the server server-0 died while loading it or at its \
+         first use; list another id, or run: rollora retry small"
     );
 }
 

@@ -43,7 +43,9 @@ pub(crate) struct SimServer {
     coming: Vec<(Timestamp, Content)>,
     pub(crate) loaded: BTreeMap<AdapterId, Option<Timestamp>>,
     loading: Option<(AdapterId, Timestamp)>,
-    died: BTreeSet<AdapterId>,
+    /// Ids over which the server died, and when they are tried again; a pilot waits for the operator.
+    died: BTreeMap<AdapterId, Option<Timestamp>>,
+    quarantined: BTreeSet<AdapterId>,
     failed: BTreeSet<AdapterId>,
     /// Ids over which this server died, ever.
     pub(crate) deaths: BTreeSet<AdapterId>,
@@ -69,7 +71,8 @@ impl SimServer {
             coming: Vec::new(),
             loaded: BTreeMap::new(),
             loading: None,
-            died: BTreeSet::new(),
+            died: BTreeMap::new(),
+            quarantined: BTreeSet::new(),
             failed: BTreeSet::new(),
             deaths: BTreeSet::new(),
         }
@@ -78,7 +81,12 @@ impl SimServer {
     /// vLLM dies and comes back after a while, with nothing loaded.
     pub(crate) fn die(&mut self, now: Timestamp, for_a_while: SignedDuration) {
         if let Some((id, _)) = self.loading.take() {
-            self.died.insert(id.clone());
+            let pilot = self.seen.key.iter().flat_map(|key| &key.pilots);
+            let pilot = pilot.into_iter().any(|pilot| pilot.id == id && pilot.pod == self.name);
+            if self.died.contains_key(&id) {
+                self.quarantined.insert(id.clone());
+            }
+            self.died.insert(id.clone(), (!pilot).then(|| now + SignedDuration::from_secs(10)));
             self.deaths.insert(id);
         }
         self.loaded.clear();
@@ -122,7 +130,8 @@ impl SimServer {
             let admission = |content: &Content| content.key.as_ref().map(|key| key.admission(id, &self.name));
             admission(&self.seen) != admission(&content)
         };
-        self.died = self.died.iter().filter(|id| !changed(id)).cloned().collect();
+        self.died.retain(|id, _| !changed(id));
+        self.quarantined.retain(|id| !changed(id));
         self.failed = self.failed.iter().filter(|id| !changed(id)).cloned().collect();
         self.seen = content;
     }
@@ -135,7 +144,10 @@ impl SimServer {
         match temper(&id) {
             Temper::Deadly => return self.die(now, SignedDuration::from_secs(3)),
             Temper::Broken => drop(self.failed.insert(id)),
-            Temper::Good => drop(self.loaded.insert(id, None)),
+            Temper::Good => {
+                self.died.remove(&id);
+                self.loaded.insert(id, None);
+            }
         }
         self.loading = None;
     }
@@ -145,8 +157,9 @@ impl SimServer {
         // What serves is loaded again even where the file unlists it.
         let held = self.seen.file.ensure_not_exist.iter().filter(|entry| self.is_serving(&entry.id));
         let next = listed.chain(held).map(|entry| &entry.id).find(|id| {
-            let known = self.loaded.contains_key(id) || self.died.contains(id) || self.failed.contains(id);
-            !known && self.is_granted(id)
+            let held = self.died.get(id).is_some_and(|until| until.is_none_or(|until| now < until));
+            let known = self.loaded.contains_key(id) || self.quarantined.contains(id) || self.failed.contains(id);
+            !known && !held && self.is_granted(id)
         });
         if let (None, Some(id)) = (&self.loading, next) {
             self.loading = Some((id.clone(), now + self.load_time));
@@ -226,7 +239,7 @@ impl SimServer {
         let problem =
             |reason: &str, message: &str| Some(Problem { reason: reason.to_owned(), message: message.to_owned() });
         let last_error = match () {
-            () if self.died.contains(id) => problem("ServerDied", "while loading it"),
+            () if self.died.contains_key(id) => problem("ServerDied", "vLLM ended"),
             () if self.failed.contains(id) => problem("RankTooHigh", "rank 32 is above 16"),
             () => None,
         };
@@ -236,7 +249,7 @@ impl SimServer {
             source: None,
             attempts: u32::from(last_error.is_some()),
             last_error,
-            next_try: None,
+            next_try: self.died.get(id).copied().flatten(),
             last_used: self.loaded.get(id).copied().flatten(),
         }
     }
@@ -251,7 +264,8 @@ impl SimServer {
             () if loaded && !self.is_listed(id) => AdapterState::Unlisted,
             () if loaded => AdapterState::Verified,
             () if rejected => AdapterState::Rejected,
-            () if self.died.contains(id) => AdapterState::ServerDied,
+            () if self.quarantined.contains(id) => AdapterState::Quarantined,
+            () if self.died.contains_key(id) => AdapterState::ServerDied,
             () if self.failed.contains(id) => AdapterState::Failed,
             () if self.is_unlisted(id) => AdapterState::Gone,
             () if self.loading.as_ref().is_some_and(|(loading, _)| loading == id) => AdapterState::Loading,
