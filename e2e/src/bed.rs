@@ -208,6 +208,17 @@ impl<P: Place> Bed<P> {
         Ok(Record { exchanges, routers: rules.so_far(), outages: self.outages.clone() })
     }
 
+    /// Waits until the clients have sent so many requests.
+    pub async fn clients_sent(&self, requests: usize) -> Result<()> {
+        let (traffic, _) = self.clients.as_ref().context("no clients were started")?;
+        let start = clock::now();
+        while traffic.sent() < requests {
+            ensure!(start.elapsed() < PATIENCE, "the clients sent only {} requests", traffic.sent());
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
     /// The clients end, and none of them saw anything wrong.
     pub async fn clients_saw_nothing_wrong(&mut self) -> Result<Record> {
         let record = self.clients_stop().await?;

@@ -92,9 +92,12 @@ impl Record {
         self.routers.first().into_iter().flatten().map(|spell| spell.weights.as_slice()).collect()
     }
 
-    /// When the last request began that `model` answered.
-    pub fn last_start_of(&self, model: &str) -> Option<Instant> {
-        self.exchanges.iter().filter(|exchange| exchange.model() == Some(model)).map(|exchange| exchange.start).max()
+    /// The last moment at which some rule may have given `model` weight, or a request began that it answered.
+    pub fn last_of(&self, model: &str) -> Option<Instant> {
+        let starts = self.exchanges.iter().filter(|exchange| exchange.model() == Some(model)).map(|it| it.start);
+        let gives_weight = |spell: &&Spell| spell.weights.iter().any(|(id, _)| id == model);
+        let ends = self.routers.iter().flatten().filter(gives_weight).filter_map(|spell| spell.until);
+        starts.chain(ends).max()
     }
 }
 

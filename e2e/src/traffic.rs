@@ -103,6 +103,11 @@ impl Traffic {
         self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// How many requests are over.
+    pub fn sent(&self) -> usize {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Lets every client end the request that it is in, and gives the record of all, in the order of their ends.
     pub async fn stop(mut self) -> Vec<Exchange> {
         self.stop.cancel();

@@ -16,21 +16,37 @@ use rollora_e2e::{
 };
 use std::{sync::Mutex, time::Duration};
 
-/// From the edit of the file to the end of the cleanup, as [`Setup::guide`] with this pause takes.
-const PAUSE: Duration = Duration::from_millis(800);
-const ROLLOUT: Duration = Duration::from_millis(4500);
+/// What a run is made of. In the long schedule each has at least 2,000 requests.
+#[derive(Clone, Copy)]
+struct Run {
+    pause: Duration,
+    /// From the edit of the file to the end of the cleanup, as it takes with this pause.
+    takes: Duration,
+    pace: Duration,
+    requests: usize,
+}
+
+impl Run {
+    fn wanted() -> Self {
+        let millis = Duration::from_millis;
+        if long() {
+            Self { pause: millis(1500), takes: millis(6500), pace: millis(6), requests: 2000 }
+        } else {
+            Self { pause: millis(800), takes: millis(4500), pace: millis(20), requests: 200 }
+        }
+    }
+}
 
 #[test]
 fn killed_once_at_a_random_moment_it_comes_to_the_same_end() {
-    let (seeds, pace, fewest) = if long() { (0..50, 5, 2000) } else { (0..2, 20, 200) };
+    let (seeds, run) = (if long() { 0..50 } else { 0..2 }, Run::wanted());
     let sum = Mutex::new(Sum::default());
     for seed in seeds {
         let mut random = StdRng::seed_from_u64(seed);
-        let moment = random.random_range(Duration::ZERO..ROLLOUT);
+        let moment = random.random_range(Duration::ZERO..run.takes);
         let away = random.random_range(Duration::ZERO..Duration::from_millis(300));
-        on_one_machine(&Setup::guide(PAUSE), async |bed| {
-            let verdict = the_guide_with_kills(bed, pace, [(moment, away)]).await?;
-            ensure!(verdict.requests >= fewest, "too few requests: {verdict}");
+        on_one_machine(&Setup::guide(run.pause), async |bed| {
+            let verdict = the_guide_with_kills(bed, run, [(moment, away)]).await?;
             if long() {
                 say(&format!("kill, seed {seed}: {moment:.1?} after the edit, away for {away:.1?}: {verdict}"));
             }
@@ -56,11 +72,11 @@ fn killed_again_and_again_it_comes_to_the_same_end() {
 /// Lists v2, kills so long after that (or after the last start), starts again so long after the kill.
 async fn the_guide_with_kills<P: Place>(
     bed: &mut Bed<P>,
-    pace: u64,
+    run: Run,
     kills: impl IntoIterator<Item = (Duration, Duration)>,
 ) -> Result<Verdict> {
     bed.sees_baseline().await?;
-    bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(pace)));
+    bed.clients_start(&Crowd::mixed(MODEL, run.pace));
     bed.list(V2)?;
     for (moment, away) in kills {
         tokio::time::sleep(moment).await;
@@ -69,6 +85,7 @@ async fn the_guide_with_kills<P: Place>(
         bed.start_operator().await?;
     }
     bed.sees(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2))).await?;
+    bed.clients_sent(run.requests).await?;
     Ok(bed.clients_saw_nothing_wrong().await?.verdict())
 }
 
