@@ -317,3 +317,17 @@ fn steps_are_pinned_and_an_edit_is_announced() {
     let said = |event: &rollora_operator::ports::Event| event.message.contains("the next one takes them");
     assert_eq!(run.world().events.iter().filter(|event| said(event)).count(), 1, "{}", run.story());
 }
+
+#[test]
+fn an_abort_that_comes_too_late_leaves_no_word_of_what_was_not_asked_for_it() {
+    let mut run = at_half();
+    run.world().intend(Verb::Promote);
+    run.until_phase(Phase::Succeeded);
+    run.world().intend(Verb::Abort);
+    run.tick();
+    let status = run.world().status();
+    assert!(status.last_action.is_some_and(|action| action.outcome.contains("already succeeded")));
+    assert!(!status.message.contains("not asked"), "{}", status.message);
+    let conditions = status.conditions.iter().map(|condition| condition.message.as_str());
+    assert!(conditions.into_iter().all(|message| !message.contains("not asked")), "{:?}", status.conditions);
+}
