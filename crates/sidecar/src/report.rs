@@ -25,9 +25,11 @@ pub(crate) fn transitions(old: &SidecarStatus, new: &SidecarStatus) {
     }
     for adapter in &new.adapters {
         let before = old.adapter(&adapter.id);
-        let (state, attempts) = before.map_or((None, 0), |before| (Some(before.state), before.attempts));
-        if state != Some(adapter.state) || attempts < adapter.attempts {
-            adapter_transition(state, adapter);
+        let same_state = before.is_some_and(|before| before.state == adapter.state);
+        let same_words = before.is_some_and(|before| before.last_error == adapter.last_error);
+        // A next attempt that fails in the same words is no news: the status counts them.
+        if !(same_words && (same_state || adapter.state == AdapterState::Failed)) {
+            adapter_transition(before.map(|before| before.state), adapter);
         }
     }
 }
