@@ -66,7 +66,8 @@ fn killed_again_and_again_it_comes_to_the_same_end() {
         (moment, random.random_range(Duration::ZERO..Duration::from_millis(100)))
     });
     let kills: Vec<_> = kills.take(8).collect();
-    on_one_machine(&Setup::guide(PAUSE), async |bed| the_guide_with_kills(bed, 20, kills).await.map(drop));
+    let run = Run::wanted();
+    on_one_machine(&Setup::guide(run.pause), async |bed| the_guide_with_kills(bed, run, kills).await.map(drop));
 }
 
 /// Lists v2, kills so long after that (or after the last start), starts again so long after the kill.
