@@ -1,5 +1,8 @@
 //! Talks to the `rollora local` of a state folder, over its Unix socket.
 
+#[cfg(test)]
+mod tests;
+
 use crate::command::Target;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{

@@ -14,7 +14,12 @@ use rollora_api::{
     adapters::AdaptersText,
     rollout::{Problem, Rollout, RolloutError, line_of, validate::FieldError},
 };
-use std::{fs, io, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio_util::sync::CancellationToken;
 
 /// How often the files are looked at.
@@ -102,19 +107,27 @@ pub(crate) async fn watch(store: LocalStore, stop: CancellationToken) {
     }
 }
 
-/// Has the adapters file read now, and taken where it is good.
+/// Has the adapters file read now, and taken where it is good. As in [`watch`], news count when they were seen twice.
 pub(crate) async fn read_adapters_now(store: &LocalStore) {
-    let store = store.clone();
-    let read = tokio::task::spawn_blocking(move || {
-        let path = &store.inputs().adapters;
-        let key = store.picture().rollout.spec.adapters_ref.key.clone();
-        if let Ok(adapters) = text(path).and_then(|text| parse_adapters(path, &text, &key)) {
-            store.adapters_file(Ok(adapters));
+    let path = store.inputs().adapters.clone();
+    let mut seen = read(path.clone()).await;
+    while seen.as_deref() != Ok(store.picture().adapters.text.whole()) {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let again = read(path.clone()).await;
+        if again == seen {
+            break;
         }
-    });
-    if let Err(error) = read.await {
-        tracing::error!(%error, "the adapters file was not read");
+        seen = again;
     }
+    let key = store.picture().rollout.spec.adapters_ref.key.clone();
+    if let Ok(adapters) = seen.and_then(|text| parse_adapters(&path, &text, &key)) {
+        store.adapters_file(Ok(adapters));
+    }
+}
+
+async fn read(path: PathBuf) -> Content {
+    let read = tokio::task::spawn_blocking(move || text(&path));
+    read.await.unwrap_or_else(|error| Err(format!("the file was not read: {error}")))
 }
 
 fn look(store: &LocalStore, rollout: &mut Watched, adapters: &mut Watched) {

@@ -24,7 +24,7 @@ use rollora_api::{
 use rollora_operator::ports::Written;
 use rollora_router::in_force::InForce;
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::watch;
@@ -191,12 +191,12 @@ impl LocalStore {
             match taken {
                 Ok(changed) => {
                     if let Some(changed) = changed {
-                        tracing::info!(generation = changed.metadata.generation, "rollout file taken");
+                        tracing::info!(file = %inner.inputs.rollout.display(), generation = changed.metadata.generation, "rollout file taken");
                         picture.rollout = Arc::new(changed);
                     }
-                    say_problem(&mut picture.problems.rollout, None);
+                    say_problem(&inner.inputs.rollout, &mut picture.problems.rollout, None);
                 }
-                Err(problem) => say_problem(&mut picture.problems.rollout, Some(problem)),
+                Err(problem) => say_problem(&inner.inputs.rollout, &mut picture.problems.rollout, Some(problem)),
             }
         });
         self.ring();
@@ -204,15 +204,15 @@ impl LocalStore {
 
     /// Takes in what the adapters file says now. Blocks.
     pub(crate) fn adapters_file(&self, read: Result<Adapters, String>) {
-        self.0.write(|_, picture| match read {
+        self.0.write(|inner, picture| match read {
             Ok(adapters) => {
                 if adapters.text != picture.adapters.text {
-                    tracing::info!(file = %self.0.inputs.adapters.display(), "adapters file taken");
+                    tracing::info!(file = %inner.inputs.adapters.display(), "adapters file taken");
                     picture.adapters = adapters;
                 }
-                say_problem(&mut picture.problems.adapters, None);
+                say_problem(&inner.inputs.adapters, &mut picture.problems.adapters, None);
             }
-            Err(problem) => say_problem(&mut picture.problems.adapters, Some(problem)),
+            Err(problem) => say_problem(&inner.inputs.adapters, &mut picture.problems.adapters, Some(problem)),
         });
         self.ring();
     }
@@ -243,12 +243,12 @@ impl Inner {
 }
 
 /// Remembers what is wrong, and says it once in the log.
-fn say_problem(known: &mut Option<String>, problem: Option<String>) {
+fn say_problem(file: &Path, known: &mut Option<String>, problem: Option<String>) {
     match &problem {
         Some(problem) if known.as_ref() != Some(problem) => {
             tracing::warn!("{problem}; what was in force stays in force");
         }
-        None if known.is_some() => tracing::info!("the file is good again"),
+        None if known.is_some() => tracing::info!(file = %file.display(), "good again"),
         _ => {}
     }
     *known = problem;

@@ -82,7 +82,9 @@ fn server_lines(server: &ServerView, status: &RolloutStatus, now: Timestamp) -> 
     if let Some(error) = &about.config.error {
         lines.push(format!("{}: {error}", server.name));
     }
-    for adapter in &about.adapters {
+    // Of a server that is away only what it died over is known for sure.
+    let known = |adapter: &&AdapterStatus| about.server.is_some() || adapter.state == AdapterState::ServerDied;
+    for adapter in about.adapters.iter().filter(known) {
         let interesting =
             [&status.revision.stable, &status.revision.desired].into_iter().flatten().any(|id| *id == adapter.id);
         if let Some(said) = adapter_words(adapter, interesting, now) {

@@ -76,3 +76,73 @@ fn text_that_is_not_utf8_is_named() {
     fs::write(&path, [0xff, 0xfe]).unwrap();
     assert!(text(&path).unwrap_err().ends_with("file.yaml: not UTF-8: save it as UTF-8 text"));
 }
+
+mod store {
+    use super::super::*;
+    use crate::state::StateFolder;
+
+    const ROLLOUT_FILE: &str = "apiVersion: rollora.dev/v1alpha1
+kind: Rollout
+metadata: { name: alias }
+spec:
+  model: alias
+  poolRef: { name: pool }
+  adapter: { follow: { pattern: 'alias-v*' } }
+  adaptersRef: { name: adapters }
+";
+
+    fn adapters(id: &str) -> String {
+        format!("vLLMLoRAConfig: {{ ensureExist: {{ models: [{{ id: {id}, source: /a }}] }} }}\n")
+    }
+
+    fn start(folder: &Path) -> LocalStore {
+        let inputs = Inputs { rollout: folder.join("rollout.yaml"), adapters: folder.join("adapters.yaml") };
+        fs::write(&inputs.rollout, ROLLOUT_FILE).unwrap();
+        fs::write(&inputs.adapters, adapters("alias-v1")).unwrap();
+        LocalStore::open(StateFolder::open(&folder.join("state")).unwrap(), inputs).unwrap()
+    }
+
+    fn in_force(store: &LocalStore) -> String {
+        store.picture().adapters.file.ensure_exist[0].id.to_string()
+    }
+
+    #[tokio::test]
+    async fn both_files_are_watched_and_what_is_wrong_with_them_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = start(folder.path());
+        let (stop, mut view) = (CancellationToken::new(), store.view());
+        let watching = watch(store.clone(), stop.clone());
+        let editing = async {
+            fs::write(&store.inputs().adapters, adapters("alias-v2")).unwrap();
+            while in_force(&store) != "alias-v2" {
+                view.changed().await.unwrap();
+            }
+            fs::write(&store.inputs().rollout, "kind: Rollout\n").unwrap();
+            fs::write(&store.inputs().adapters, "[").unwrap();
+            while store.picture().problems.rollout.is_none() || store.picture().problems.adapters.is_none() {
+                view.changed().await.unwrap();
+            }
+            assert_eq!(in_force(&store), "alias-v2");
+            fs::write(&store.inputs().rollout, format!("{ROLLOUT_FILE}  paused: true\n")).unwrap();
+            fs::write(&store.inputs().adapters, adapters("alias-v3")).unwrap();
+            while in_force(&store) != "alias-v3" || !store.picture().rollout.spec.paused {
+                view.changed().await.unwrap();
+            }
+            assert_eq!(store.picture().problems, crate::documents::Problems::default());
+            stop.cancel();
+        };
+        tokio::join!(watching, editing);
+    }
+
+    #[tokio::test]
+    async fn before_an_unload_the_file_is_read_as_it_stands_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = start(folder.path());
+        fs::write(&store.inputs().adapters, adapters("alias-v2")).unwrap();
+        read_adapters_now(&store).await;
+        assert_eq!(in_force(&store), "alias-v2");
+        fs::write(&store.inputs().adapters, "[").unwrap();
+        read_adapters_now(&store).await;
+        assert_eq!(in_force(&store), "alias-v2");
+    }
+}
