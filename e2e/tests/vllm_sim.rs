@@ -50,6 +50,8 @@ async fn it_ends_with_code_1_and_the_reason_when_an_adapter_kills_it() {
     let mut child = start(&["--deadly-load", "bad=cut"]);
     let address = address(&mut child).await;
     let load = serde_json::json!({"lora_name": "bad", "lora_path": "org/bad"});
+    // Kept open: waiting for the output would close it, and that is another reason to end.
+    let _input = child.stdin.take();
     assert!(call(&address, request("POST", "/v1/load_lora_adapter", Some(&load))).await.is_err());
     let output = timeout(LONG, child.wait_with_output()).await.expect("an end").expect("a status");
     assert_eq!(output.status.code(), Some(1));
