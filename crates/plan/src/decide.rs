@@ -14,7 +14,7 @@ use crate::{
     effect::Effect,
     event::Event,
     intent::{self, Request},
-    observed::{Adapters, Observed, Server},
+    observed::{Adapters, Observed, Server, Unseen},
     report::{self, Report},
     residency::Gate,
     retire, rewrite,
@@ -167,6 +167,11 @@ impl<'a> Case<'a> {
         self.adapters().map(observed)
     }
 
+    /// Whether the world was asked: an abort does not wait for it.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.world.servers != Err(Unseen::NotAsked)
+    }
+
     fn is_observed(&self) -> bool {
         let world = self.world;
         self.adapters().is_some() && world.rewrites.is_ok() && world.servers.is_ok() && world.routers.is_ok()
@@ -197,6 +202,7 @@ impl<'a> Case<'a> {
             now: self.now,
             paused: self.spec.paused,
             strategy: &self.spec.strategy,
+            asked: self.is_asked(),
             observed: self.is_observed(),
             servers: self.servers(),
             gate: gate.as_ref(),
@@ -208,7 +214,12 @@ impl<'a> Case<'a> {
             waits.extend(obstacle);
         }
         let proof = self.prove(&draft.status);
-        let retiring = retire::go_on(self, &mut draft, &proof);
+        let mut retiring = retire::go_on(self, &mut draft, &proof);
+        if !self.is_asked() {
+            // Whoever was not asked is nothing to wait for: they are asked next.
+            waits.clear();
+            retiring.clear();
+        }
         let report =
             Report { case: self, wish: &wish, waits: &waits, gate: gate.as_ref(), proof: &proof, retiring: &retiring };
         report.write(&mut draft);

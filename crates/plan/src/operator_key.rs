@@ -15,11 +15,12 @@ use rollora_api::{
 /// The entries of one Rollout.
 pub(crate) fn part(spec: &RolloutSpec, status: &RolloutStatus) -> OperatorKey {
     let admitted = &status.admission.admitted;
+    let rejected = |id: &AdapterId| status.rejected.iter().any(|rejected| rejected.id == *id);
     let unwanted = |id: &AdapterId| status.retired.iter().any(|retired| retired.id == *id && !is_held(retired));
     OperatorKey {
         managed: governed(spec, status),
         admitted: admitted.clone(),
-        pilots: status.admission.pilot.clone().into_iter().collect(),
+        pilots: status.admission.pilot.clone().filter(|pilot| !rejected(&pilot.id)).into_iter().collect(),
         serving: admitted.iter().filter(|id| !unwanted(id)).cloned().collect(),
         // A rejected id stays admitted until nobody can reach it any more.
         rejected: status

@@ -45,9 +45,12 @@ pub(crate) struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Writes everything that is derived.
+    /// Writes everything that is derived. Where nobody was asked and nothing was aborted, there is nothing to say.
     pub(crate) fn write(&self, draft: &mut Draft) {
         let status = &mut draft.status;
+        if !self.case.is_asked() && rejection(status).is_none() {
+            return;
+        }
         status.observed_generation = self.case.rollout.metadata.generation;
         status.observed_adapters = self.case.observed_adapters().or(status.observed_adapters.take());
         self.count(status);
@@ -102,7 +105,7 @@ impl Report<'_> {
     fn message(&self, status: &RolloutStatus) -> String {
         let mut parts = vec![self.headline(status)];
         parts.extend(self.waits.iter().map(|wait| wait.message.clone()));
-        if let Wish::Unchanged(why) = self.wish {
+        if let (Wish::Unchanged(why), true) = (self.wish, self.case.is_asked()) {
             parts.push(why.clone());
         }
         if let crate::intent::Request::Unreadable(why) = crate::intent::request(self.case.rollout) {

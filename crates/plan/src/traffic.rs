@@ -65,6 +65,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) paused: bool,
     /// `spec.strategy`, for what is live in it.
     pub(crate) strategy: &'a Strategy,
+    /// Whether servers and routers were asked at all.
+    pub(crate) asked: bool,
     /// Whether everything could be observed: only such time counts for deadlines.
     pub(crate) observed: bool,
     /// The pool's servers; none where they could not be listed.
@@ -149,9 +151,7 @@ impl<'a> Traffic<'a> {
             if unfinished {
                 self.end(previous.clone(), outcome, now);
             }
-            if self.revision.stable.as_ref() != Some(&previous) && !self.is_rejected(&previous) {
-                self.left.push((previous, format!("{id} {what}")));
-            }
+            self.retire(previous, format!("{id} {what}"));
         }
         self.take_weight_from_others(id, now);
         self.revision.number += 1;
@@ -176,8 +176,23 @@ impl<'a> Traffic<'a> {
         let stable = self.revision.stable.as_ref();
         let split = stable != Some(desired) && self.weights.desired.len() > 1;
         let kept = |target: &TargetWeight| target.id == *desired || Some(&target.id) == stable;
-        if !(split && self.weights.desired.iter().all(kept)) {
-            self.all_to_stable(now);
+        if split && self.weights.desired.iter().all(kept) {
+            return;
+        }
+        let before = self.weights.desired.clone();
+        self.all_to_stable(now);
+        for target in before.into_iter().filter(|target| target.id != *desired) {
+            if self.weight_of(&target.id) == 0 {
+                self.retire(target.id, format!("it lost its weight to {desired}"));
+            }
+        }
+    }
+
+    /// An id is on its way out, unless it is stable, rejected, or known to be so already.
+    fn retire(&mut self, id: AdapterId, why: String) {
+        let known = self.left.iter().any(|(left, _)| *left == id);
+        if !known && self.revision.stable.as_ref() != Some(&id) && !self.is_rejected(&id) {
+            self.left.push((id, why));
         }
     }
 

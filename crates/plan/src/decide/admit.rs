@@ -8,8 +8,8 @@ impl Case<'_> {
     /// Lets the desired adapter be tried on one server, and then be loaded on all. Says what keeps it from residency.
     pub(super) fn admit(&self, draft: &mut Draft) -> Option<Wait> {
         let desired = draft.status.revision.desired.clone()?;
+        // A rejected id keeps its pilot: when it is tried again, then where it has done its harm already.
         if draft.traffic(|traffic| traffic.rejection().is_some()) {
-            draft.status.admission.pilot = None;
             return None;
         }
         let file = match self.file() {
@@ -66,11 +66,7 @@ impl Case<'_> {
     }
 
     fn fail(&self, draft: &mut Draft, why: &str) -> Option<Wait> {
-        let wait = draft.traffic(|traffic| traffic.fail(why, reason::ADAPTER_REJECTED, self.servers(), self.now));
-        if wait.is_none() {
-            draft.status.admission.pilot = None;
-        }
-        wait
+        draft.traffic(|traffic| traffic.fail(why, reason::ADAPTER_REJECTED, self.servers(), self.now))
     }
 
     /// Before an id gets weight, the sidecars have been told never to unload it.

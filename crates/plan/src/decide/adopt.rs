@@ -9,6 +9,7 @@ use crate::{
     wait::Wait,
 };
 use rollora_api::{
+    condition::reason,
     names::AdapterId,
     operator_key::matches_pattern,
     rollout::{
@@ -20,6 +21,10 @@ use rollora_api::{
 impl Case<'_> {
     /// Takes over what serves the name already; says what it waits for where that is not known.
     pub(super) fn adopt(&self, draft: &mut Draft, wish: &Wish) -> Option<Wait> {
+        if let Err(error) = &self.world.adapters {
+            // The operator's key says what was admitted and rejected before: without it nothing is taken over.
+            return Some(Wait::soon(reason::UNAVAILABLE, format!("the adapters file cannot be read: {error}")));
+        }
         let (spec, status) = (self.spec, &mut draft.status);
         match adoption::adopt(self.rewrite_name(), &spec.pool_ref, &spec.model, self.uid, self.world) {
             Adoption::Waits(wait) => return Some(wait),
@@ -52,6 +57,7 @@ impl Case<'_> {
             state: RetirementState::Waiting,
             reason: "it was serving before the status was lost".to_owned(),
         }));
+        status.admission.pilot = key.pilots.iter().find(|pilot| mine(&&pilot.id)).cloned();
         let admitted = &mut status.admission.admitted;
         admitted.extend(key.admitted.iter().filter(mine).cloned());
         admitted.sort_unstable();

@@ -20,8 +20,8 @@ pub(super) fn count(traffic: &mut Traffic<'_>, scene: Scene<'_>) {
     if counts && elapsed <= LONGEST_GAP {
         step.observed_millis += i64::try_from(elapsed.as_millis()).unwrap_or_default();
     }
-    // What could not be observed is not the last word: the next look may say its own at once.
-    step.observed_at = scene.observed.then_some(scene.now);
+    // A decision that could not wait for an observation is not the last word: the next look may say its own at once.
+    step.observed_at = scene.asked.then_some(scene.now);
 }
 
 fn counts(traffic: &Traffic<'_>, scene: Scene<'_>) -> bool {
