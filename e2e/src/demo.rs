@@ -69,6 +69,6 @@ fn head(screen: &mut Screen, stage: &Stage, machine: &Machine) {
     let title = screen.paint(Look::Bold, "The LoRA adapter rollout guide, by itself");
     screen.line(&title);
     let servers: Vec<_> = machine.servers().iter().map(Server::name).collect();
-    screen.line(&format!("  vLLM ({})   {}", stage.servers, servers.join("  ")));
+    screen.line(&format!("  vLLM ({})    {}", stage.servers, servers.join("  ")));
     screen.line(&format!("  rollora local       {}", machine.gateway()));
 }

@@ -94,7 +94,7 @@ impl<'a> Story<'a> {
         let (of_v1, of_v2) = (answers(&verdict.by_model, V1), answers(&verdict.by_model, V2));
         ensure!(of_v1 > 0 && of_v2 > 0, "not both versions answered the client: {verdict}");
         self.screen.seen(&format!(
-            "a client that sent requests all the time: {} requests, {} errors, {of_v1} by v1, {of_v2} by v2",
+            "a client that sent all the time: {} requests, {} errors; v1 answered {of_v1}, v2 {of_v2}",
             verdict.requests,
             verdict.errors.len(),
         ));

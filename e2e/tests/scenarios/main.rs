@@ -5,6 +5,7 @@
 
 mod bad_adapters;
 mod bad_input;
+mod demo;
 mod guide;
 mod keys;
 mod kills;
