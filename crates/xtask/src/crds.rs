@@ -28,13 +28,8 @@ pub(crate) fn run(check: bool) -> Result<()> {
 }
 
 fn generate() -> Result<String> {
-    let mut command =
-        cargo(&["run", "--quiet", "--locked", "-p", "rollora-api", "--features", "kube", "--example", "crd"])?;
-    let (status, definition) = process::capture(&mut command)?;
-    if !status.success() {
-        bail!("`{}` ended with {}", process::line(&command), process::ending(status));
-    }
-    String::from_utf8(definition).context("the definition is not UTF-8")
+    let example = ["run", "--quiet", "--locked", "-p", "rollora-api", "--features", "kube", "--example", "crd"];
+    process::capture(&mut cargo(&example)?)
 }
 
 /// The number of the first line that is not the same in both.

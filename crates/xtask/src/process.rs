@@ -5,7 +5,7 @@
 //! time is over or when this program is told to end.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -94,22 +94,33 @@ pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
     }
 }
 
-/// Like [`run`], but gives what the command writes to its standard output.
-pub(crate) fn capture(command: &mut Command) -> Result<(ExitStatus, Vec<u8>)> {
+/// Like [`run`], but hands each line of standard output, its end included, to `each` as it comes.
+pub(crate) fn lines(command: &mut Command, mut each: impl FnMut(&str) + Send) -> Result<ExitStatus> {
     fail_if_interrupted()?;
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {}", line(command)))?;
-    let mut stdout = child.stdout.take().context("a child process has no output")?;
-    let (status, output) = thread::scope(|scope| {
+    let mut stdout = BufReader::new(child.stdout.take().context("a child process has no output")?);
+    let (status, read) = thread::scope(|scope| {
         let reader = scope.spawn(move || {
-            let mut output = Vec::new();
-            stdout.read_to_end(&mut output).map(|_| output)
+            let mut bytes = Vec::new();
+            while stdout.read_until(b'\n', &mut bytes)? > 0 {
+                each(&String::from_utf8_lossy(&bytes));
+                bytes.clear();
+            }
+            std::io::Result::Ok(())
         });
         (wait(&mut child), reader.join())
     });
-    let output = output.map_err(|_| anyhow!("reading a child's output ended in a panic"))?;
+    read.map_err(|_| anyhow!("reading a child's output ended in a panic"))??;
     fail_if_interrupted()?;
-    Ok((status?, output?))
+    status
+}
+
+/// What a command that has to succeed writes to its standard output.
+pub(crate) fn capture(command: &mut Command) -> Result<String> {
+    let mut output = String::new();
+    let status = lines(command, |line| output.push_str(line))?;
+    if status.success() { Ok(output) } else { bail!("`{}` ended with {}", line(command), ending(status)) }
 }
 
 /// Like [`run`], for commands whose only good end is success.

@@ -39,11 +39,12 @@ pub(crate) type Programs = BTreeMap<String, PathBuf>;
 /// Builds programs of the workspace with cargo's own progress in sight. `arguments` say which and how.
 pub(crate) fn build(arguments: &[&str]) -> Result<Programs> {
     let mut command = cargo(&["build", "--locked", "--message-format=json-render-diagnostics"])?;
-    let (status, messages) = process::capture(command.args(arguments))?;
+    let mut programs = Programs::new();
+    let status = process::lines(command.args(arguments), |line| programs.extend(program(line)))?;
     if !status.success() {
         bail!("`cargo build {}` failed", arguments.join(" "));
     }
-    Ok(String::from_utf8_lossy(&messages).lines().filter_map(program).collect())
+    Ok(programs)
 }
 
 /// A program of a build by its name.

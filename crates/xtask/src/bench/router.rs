@@ -1,6 +1,6 @@
 //! What the parts of a request cost in `rollora-router`, by that crate's own bench.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use super::Measure;
 use crate::process;
@@ -8,13 +8,9 @@ use crate::workspace::cargo;
 
 pub(super) fn run() -> Result<Vec<Measure>> {
     eprintln!("building the router's bench; the first time that takes a minute");
-    let mut command = cargo(&["bench", "--locked", "-p", "rollora-router", "--bench", "router"])?;
-    let (status, output) = process::capture(&mut command)?;
-    if !status.success() {
-        bail!("`{}` ended with {}", process::line(&command), process::ending(status));
-    }
-    let text = String::from_utf8_lossy(&output);
-    text.lines()
+    let output = process::capture(&mut cargo(&["bench", "--locked", "-p", "rollora-router", "--bench", "router"])?)?;
+    output
+        .lines()
         .filter(|line| !line.trim().is_empty())
         .map(|line| measure(line).with_context(|| format!("the router's bench printed {line:?}")))
         .collect()

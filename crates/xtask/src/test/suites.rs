@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::thread::ScopedJoinHandle;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 
 use super::Outcome;
 use crate::process;
@@ -48,15 +48,47 @@ pub(super) fn run(long: bool, vllm: Option<ScopedJoinHandle<'_, Result<Entry>>>)
             command.env(LONG, "1").env(SEED, &seed);
         }
     };
-    let workspace = suite(&["--workspace"], set);
+    // The larger one last: its closing lines, which name what failed, stay in sight.
     let derives = suite(&["-p", "rollora-api", "--features", "kube"], set);
-    (workspace.and(derives).into(), no_vllm)
+    let workspace = suite(&["--workspace"], set);
+    (derives.and(workspace).into(), no_vllm)
 }
 
+/// Runs `cargo test` with its output in sight, and names the tests that failed.
 fn suite(which: &[&str], set: impl Fn(&mut Command)) -> Result<()> {
-    // Cargo's own output goes to the user: its closing lines name the tests that failed.
     let mut command = cargo(&["test", "--locked", "--no-fail-fast"])?;
     command.args(which);
     set(&mut command);
-    process::run_ok(&mut command)
+    let mut failed = Vec::new();
+    let status = process::lines(&mut command, |line| {
+        failed.extend(failed_test(line).map(str::to_owned));
+        print!("{line}");
+    })?;
+    match failed.as_slice() {
+        [] if status.success() => Ok(()),
+        [] => bail!("`{}` ended with {}", process::line(&command), process::ending(status)),
+        names => bail!("{} of `{}` failed: {}", names.len(), process::line(&command), names.join(", ")),
+    }
+}
+
+/// The name of the test that a line of output says has failed.
+fn failed_test(line: &str) -> Option<&str> {
+    line.trim_end().strip_prefix("test ")?.strip_suffix(" ... FAILED")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_tests_are_known_by_their_lines() {
+        for (line, expected) in [
+            ("test sse::a_cut_event_is_kept ... FAILED\n", Some("sse::a_cut_event_is_kept")),
+            ("test sse::a_cut_event_is_kept ... ok\n", None),
+            ("test result: FAILED. 3 passed; 1 failed; 0 ignored\n", None),
+            ("    a line of a test's own ... FAILED\n", None),
+        ] {
+            assert_eq!(failed_test(line), expected, "{line}");
+        }
+    }
 }
