@@ -3,6 +3,9 @@
 //!
 //! Invariant: what could not be asked opens no gate, and is no proof of a loss either.
 
+#[cfg(test)]
+mod tests;
+
 use crate::observed::Server;
 use rollora_api::{
     adapters::ContentHash,

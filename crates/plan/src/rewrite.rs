@@ -1,6 +1,9 @@
 //! The edit of an InferenceModelRewrite: only the rule that matches the model exactly, its stamp and two annotations
 //! change; every other rule and field stays as it was read.
 
+#[cfg(test)]
+mod tests;
+
 use crate::routers::same_targets;
 use rollora_api::{
     metadata::Metadata,

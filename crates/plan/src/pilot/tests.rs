@@ -1,0 +1,168 @@
+//! Trials: who is chosen, what is waited for, what is rejected.
+
+use super::*;
+use rollora_api::sidecar_status::{ConfigStatus, Problem, ServerIdentity};
+
+fn id(name: &str) -> AdapterId {
+    AdapterId::new(name).unwrap()
+}
+
+fn present() -> ContentHash {
+    ContentHash("present".to_owned())
+}
+
+fn server(name: &str, adapters: &[(&str, AdapterState)]) -> Server {
+    let adapter = |(id, state): &(&str, AdapterState)| AdapterStatus {
+        id: AdapterId::new(*id).unwrap(),
+        state: *state,
+        source: None,
+        attempts: 0,
+        last_error: None,
+        next_try: None,
+        last_used: None,
+    };
+    let status = SidecarStatus {
+        server: Some(ServerIdentity { endpoint: name.to_owned(), start: "1".to_owned() }),
+        config: ConfigStatus { hash: Some(present()), ..ConfigStatus::default() },
+        adapters: adapters.iter().map(adapter).collect(),
+        ..SidecarStatus::default()
+    };
+    Server { name: name.to_owned(), uid: name.to_owned(), ready: true, status: Ok(status) }
+}
+
+fn with_error(mut server: Server, reason: &str, attempts: u32) -> Server {
+    if let Ok(status) = &mut server.status {
+        let error = Problem { reason: reason.to_owned(), message: format!("vLLM said {reason}") };
+        status.adapters[0].attempts = attempts;
+        status.adapters[0].last_error = Some(error);
+    }
+    server
+}
+
+fn unready(server: Server) -> Server {
+    Server { ready: false, ..server }
+}
+
+fn stale(mut server: Server) -> Server {
+    if let Ok(status) = &mut server.status {
+        status.config.hash = Some(ContentHash("earlier".to_owned()));
+    }
+    server
+}
+
+fn tried_on(pod: &str, servers: &[Server]) -> Verdict {
+    let pilot = Pilot { id: id("v2"), pod: pod.to_owned() };
+    judge(&id("v2"), Some(&pilot), &[id("v1")], servers, Some(&present()))
+}
+
+fn chosen(servers: &[Server]) -> Verdict {
+    judge(&id("v2"), None, &[id("v1")], servers, Some(&present()))
+}
+
+#[test]
+fn the_pilot_is_the_server_that_serves_least_and_by_name_where_several_do() {
+    let serves = [("v1", AdapterState::Verified)];
+    let cases = [
+        (vec![server("b", &[]), server("a", &[])], "a"),
+        (vec![server("a", &serves), server("b", &[])], "b"),
+        (vec![unready(server("a", &[])), server("b", &serves), server("c", &serves)], "b"),
+        (vec![Server { status: Err("no answer".to_owned()), ..server("a", &[]) }, server("b", &serves)], "b"),
+    ];
+    for (servers, expected) in cases {
+        assert_eq!(chosen(&servers), Verdict::Choose(expected.to_owned()), "{servers:?}");
+    }
+}
+
+#[test]
+fn the_only_ready_server_is_spared_where_another_one_is_alive() {
+    let spare = vec![server("a", &[]), unready(server("b", &[]))];
+    assert_eq!(chosen(&spare), Verdict::Choose("b".to_owned()));
+    let mut dead = spare;
+    dead[1].status = Err("no answer".to_owned());
+    assert_eq!(chosen(&dead), Verdict::Choose("a".to_owned()));
+}
+
+#[test]
+fn without_a_ready_server_nobody_is_chosen() {
+    for servers in [vec![], vec![unready(server("a", &[]))]] {
+        assert!(matches!(chosen(&servers), Verdict::Nobody(_)), "{servers:?}");
+    }
+}
+
+#[test]
+fn a_server_that_has_tried_the_adapter_is_chosen_again_also_while_it_is_down() {
+    for state in [AdapterState::Loading, AdapterState::Failed, AdapterState::ServerDied, AdapterState::Quarantined] {
+        let servers = [server("a", &[]), unready(server("b", &[("v2", state)]))];
+        assert_eq!(chosen(&servers), Verdict::Choose("b".to_owned()), "{state:?}");
+    }
+}
+
+#[test]
+fn the_pilot_is_chosen_again_when_its_pod_goes() {
+    assert_eq!(tried_on("gone", &[server("a", &[])]), Verdict::Choose("a".to_owned()));
+}
+
+#[test]
+fn an_adapter_that_is_verified_on_any_server_is_admitted_but_not_on_old_news() {
+    let verified = || server("a", &[("v2", AdapterState::Verified)]);
+    assert_eq!(tried_on("a", &[verified()]), Verdict::Admit("a".to_owned()));
+    assert!(matches!(tried_on("a", &[stale(verified())]), Verdict::Trying(_)));
+}
+
+#[test]
+fn only_what_the_adapter_is_to_blame_for_rejects_it() {
+    use AdapterState::{Failed, Loading, Quarantined, ServerDied, SourceChanged};
+    let on_a = |state, reason, attempts| with_error(server("a", &[("v2", state)]), reason, attempts);
+    let retried = |mut server: Server| {
+        if let Ok(status) = &mut server.status {
+            status.adapters[0].next_try = Some(jiff::Timestamp::UNIX_EPOCH);
+        }
+        server
+    };
+    let troubled = |mut server: Server| {
+        if let Ok(status) = &mut server.status {
+            status.problem =
+                Some(Problem { reason: "Unauthorized".to_owned(), message: "the key is wrong".to_owned() });
+        }
+        server
+    };
+    let cases = [
+        (on_a(Failed, "RankTooHigh", 1), true),
+        (on_a(Failed, "BadAdapter", 1), true),
+        (on_a(Failed, "NameConflict", 0), true),
+        (on_a(Failed, "AdapterNotFound", 2), false),
+        (on_a(Failed, "AdapterNotFound", 3), true),
+        (on_a(Failed, "Timeout", 4), false),
+        (on_a(Failed, "Timeout", 5), true),
+        (troubled(on_a(Failed, "BadAdapter", 9)), false),
+        (on_a(ServerDied, "ServerDied", 1), true),
+        (retried(on_a(ServerDied, "ServerDied", 1)), false),
+        (on_a(Quarantined, "ServerDied", 1), true),
+        (on_a(SourceChanged, "SourceChanged", 0), true),
+        (on_a(Loading, "Timeout", 9), false),
+        (stale(on_a(ServerDied, "ServerDied", 1)), false),
+    ];
+    for (server, rejected) in cases {
+        let verdict = tried_on("a", std::slice::from_ref(&server));
+        assert_eq!(matches!(verdict, Verdict::Reject(_)), rejected, "{verdict:?} of {server:?}");
+    }
+}
+
+#[test]
+fn one_death_of_another_server_is_no_proof_and_two_are() {
+    let once = [server("b", &[("v2", AdapterState::ServerDied)])];
+    let twice = [server("b", &[("v2", AdapterState::Quarantined)])];
+    assert_eq!(death(&id("v2"), &once, Some(&present())), None);
+    assert!(death(&id("v2"), &twice, Some(&present())).is_some_and(|why| why.contains("the server b died")));
+    assert_eq!(death(&id("v2"), &twice.map(stale), Some(&present())), None);
+}
+
+#[test]
+fn a_download_that_keeps_the_engine_busy_is_told_as_loading() {
+    let mut loading = server("a", &[("v2", AdapterState::Loading)]);
+    if let Ok(status) = &mut loading.status {
+        let message = "the engine answers nobody meanwhile".to_owned();
+        status.problem = Some(Problem { reason: "HubLoadBlocksServer".to_owned(), message });
+    }
+    assert_eq!(tried_on("a", &[loading]), Verdict::Trying("a is loading it".to_owned()));
+}

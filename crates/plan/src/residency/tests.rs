@@ -1,0 +1,116 @@
+//! Which servers open the gate, and which are known to lack an adapter.
+
+use super::*;
+use rollora_api::sidecar_status::{AdapterStatus, ConfigStatus, ServerIdentity};
+
+fn id(name: &str) -> AdapterId {
+    AdapterId::new(name).unwrap()
+}
+
+fn present() -> ContentHash {
+    ContentHash("present".to_owned())
+}
+
+fn server(state: Option<AdapterState>) -> Server {
+    let adapter = |state| AdapterStatus {
+        id: id("v2"),
+        state,
+        source: None,
+        attempts: 0,
+        last_error: None,
+        next_try: None,
+        last_used: None,
+    };
+    let status = SidecarStatus {
+        server: Some(ServerIdentity { endpoint: "a".to_owned(), start: "1".to_owned() }),
+        config: ConfigStatus { hash: Some(present()), ..ConfigStatus::default() },
+        adapters: state.map(adapter).into_iter().collect(),
+        ..SidecarStatus::default()
+    };
+    Server { name: "a".to_owned(), uid: "a".to_owned(), ready: true, status: Ok(status) }
+}
+
+fn changed(mut server: Server, change: impl FnOnce(&mut SidecarStatus)) -> Server {
+    if let Ok(status) = &mut server.status {
+        change(status);
+    }
+    server
+}
+
+fn is_open(proof: ResidencyProof, servers: &[Server]) -> bool {
+    Gate::look(&id("v2"), proof, servers, Some(&present())).is_open()
+}
+
+#[test]
+fn the_gate_opens_only_when_every_ready_server_has_verified_it_on_the_present_content() {
+    let verified = || server(Some(AdapterState::Verified));
+    let unready = |server| Server { ready: false, ..server };
+    let silent = Server { status: Err("no answer".to_owned()), ..verified() };
+    let behind = changed(verified(), |status| status.config.hash = None);
+    let down = changed(verified(), |status| status.server = None);
+    let cases = [
+        ("nobody", vec![], false),
+        ("one that has it", vec![verified()], true),
+        ("nobody Ready", vec![unready(verified())], false),
+        ("one of two", vec![verified(), server(None)], false),
+        ("the other is not Ready", vec![verified(), unready(server(None))], true),
+        ("one cannot be asked", vec![verified(), silent], false),
+        ("one has old content", vec![behind], false),
+        ("vLLM is away", vec![down], false),
+    ];
+    for (what, servers, expected) in cases {
+        assert_eq!(is_open(ResidencyProof::Verified, &servers), expected, "{what}");
+    }
+}
+
+#[test]
+fn only_verified_is_verified() {
+    use AdapterState as State;
+    for state in [
+        State::Pending,
+        State::AwaitingAdmission,
+        State::Loading,
+        State::Loaded,
+        State::Failed,
+        State::ServerDied,
+        State::Quarantined,
+        State::Rejected,
+        State::SourceChanged,
+        State::Unloading,
+        State::UnloadHeld,
+        State::Gone,
+        State::Unlisted,
+        State::InBothLists,
+    ] {
+        assert!(!is_open(ResidencyProof::Verified, &[server(Some(state))]), "{state:?}");
+    }
+}
+
+#[test]
+fn registered_is_enough_where_the_rollout_says_so() {
+    assert!(is_open(ResidencyProof::Registered, &[server(Some(AdapterState::Loaded))]));
+    assert!(!is_open(ResidencyProof::Registered, &[server(Some(AdapterState::Unloading))]));
+}
+
+#[test]
+fn what_cannot_be_asked_is_no_proof_of_a_loss_and_none_of_service() {
+    let silent = Server { status: Err("no answer".to_owned()), ..server(None) };
+    assert!(lacking(&id("v2"), std::slice::from_ref(&silent)).is_empty());
+    assert!(!could_serve(&id("v2"), &[silent]));
+    assert_eq!(lacking(&id("v2"), &[server(None)]).len(), 1);
+    assert!(lacking(&id("v2"), &[Server { ready: false, ..server(None) }]).is_empty());
+    assert!(could_serve(&id("v2"), &[server(Some(AdapterState::UnloadHeld))]));
+}
+
+#[test]
+fn a_base_model_answers_under_its_own_name() {
+    let base = changed(server(None), |status| status.base_models = vec!["base".to_owned()]);
+    assert!(could_serve(&id("base"), &[base]));
+}
+
+#[test]
+fn every_missing_server_is_named_with_the_reason() {
+    let gate =
+        Gate::look(&id("v2"), ResidencyProof::Verified, &[server(Some(AdapterState::Loading))], Some(&present()));
+    assert_eq!(gate.missing, ["a: is loading it"]);
+}

@@ -1,0 +1,187 @@
+//! Edits of rewrites: what changes, and all that stays.
+
+use super::*;
+use proptest::prelude::*;
+use rollora_api::rollout::status::TargetWeight;
+use serde_json::{Value, json};
+
+fn id(name: &str) -> AdapterId {
+    AdapterId::new(name).unwrap()
+}
+
+fn weights(sequence: i64, targets: &[(&str, i32)]) -> Weights {
+    let target = |(name, weight): &(&str, i32)| TargetWeight { id: id(name), weight: *weight };
+    Weights { desired: targets.iter().map(target).collect(), sequence: Sequence(sequence), ..Weights::default() }
+}
+
+fn edit(present: Option<&InferenceModelRewrite>, weights: &Weights) -> Option<InferenceModelRewrite> {
+    edit_with(present, weights, None)
+}
+
+fn edit_with(
+    present: Option<&InferenceModelRewrite>,
+    weights: &Weights,
+    sticky_header: Option<&str>,
+) -> Option<InferenceModelRewrite> {
+    let (model, pool) = (ModelName::new("small").unwrap(), PoolRef { name: "pool".to_owned(), ..PoolRef::default() });
+    let stable = id("v1");
+    let wanted = Wanted {
+        name: "small",
+        group: RewriteGroup::Current,
+        namespace: Some("here"),
+        model: &model,
+        pool: &pool,
+        rollout_uid: "uid",
+        weights,
+        stable: Some(&stable),
+        sticky_header,
+    };
+    edited(present, wanted)
+}
+
+fn rewrite(rules: &Value) -> InferenceModelRewrite {
+    serde_json::from_value(json!({
+        "apiVersion": "llm-d.ai/v1alpha2",
+        "kind": "InferenceModelRewrite",
+        "metadata": {"name": "small", "labels": {"team": "a"}, "managedFields": [1]},
+        "spec": {"poolRef": {"name": "pool"}, "rules": rules, "later": true},
+    }))
+    .unwrap()
+}
+
+fn rules(rewrite: &InferenceModelRewrite) -> Value {
+    serde_json::to_value(&rewrite.spec.rules).unwrap()
+}
+
+fn exact(name: &str) -> Value {
+    json!({"model": {"type": "Exact", "value": name}})
+}
+
+#[test]
+fn a_missing_rewrite_is_made_with_the_stamp_and_a_single_target_of_100() {
+    let made = edit(None, &weights(1, &[("v1", 7)])).unwrap();
+    assert_eq!(
+        rules(&made),
+        json!([{"matches": [exact("small")], "targets": [{"modelRewrite": "v1", "weight": 100}]}])
+    );
+    assert_eq!(made.metadata.annotations["weights.rollora.dev/uid"], "1");
+    assert_eq!(made.group(), Some(RewriteGroup::Current));
+    assert_eq!(made.metadata.namespace.as_deref(), Some("here"));
+}
+
+#[test]
+fn an_edit_that_changes_nothing_is_none() {
+    for targets in [vec![("v1", 100)], vec![("v1", 90), ("v2", 10)]] {
+        let weights = weights(3, &targets);
+        let written = edit(None, &weights).unwrap();
+        assert_eq!(edit(Some(&written), &weights), None);
+    }
+}
+
+#[test]
+fn only_the_rule_that_matches_the_model_exactly_changes() {
+    let others = [
+        json!({"matches": [exact("other")], "targets": [{"modelRewrite": "x"}]}),
+        json!({"targets": [{"modelRewrite": "generic"}]}),
+    ];
+    let ours = json!({"matches": [exact("small")], "targets": [{"modelRewrite": "v1", "note": "kept"}], "later": 1});
+    let present = rewrite(&json!([others[0], ours, others[1]]));
+    let edited = edit(Some(&present), &weights(2, &[("v1", 90), ("v2", 10)])).unwrap();
+    let rule = json!({
+        "matches": [exact("small")],
+        "targets": [{"modelRewrite": "v1", "weight": 90, "note": "kept"}, {"modelRewrite": "v2", "weight": 10}],
+        "later": 1,
+    });
+    assert_eq!(rules(&edited), json!([others[0], rule, others[1]]));
+    assert_eq!(edited.metadata.labels, present.metadata.labels);
+    assert_eq!(edited.metadata.other, present.metadata.other);
+    assert_eq!(edited.spec.other, present.spec.other);
+}
+
+#[test]
+fn a_rule_that_matches_other_names_too_is_split_in_the_same_write() {
+    let targets = json!([{"modelRewrite": "v1"}]);
+    let present = rewrite(&json!([{"matches": [exact("other"), exact("small")], "targets": targets}]));
+    let edited = edit(Some(&present), &weights(1, &[("v2", 100)])).unwrap();
+    let expected = json!([
+        {"matches": [exact("small")], "targets": [{"modelRewrite": "v2", "weight": 100}]},
+        {"matches": [exact("other")], "targets": targets},
+    ]);
+    assert_eq!(rules(&edited), expected);
+}
+
+#[test]
+fn a_rule_that_matches_the_name_twice_never_becomes_generic() {
+    let present = rewrite(&json!([{"matches": [exact("small"), exact("small")], "targets": []}]));
+    let edited = edit(Some(&present), &weights(1, &[("v2", 100)])).unwrap();
+    assert_eq!(edited.spec.rules.len(), 1);
+    assert_eq!(edited.spec.rules[0].matches.len(), 1);
+}
+
+#[test]
+fn the_stable_side_is_named_only_where_there_are_two_targets() {
+    let split = edit(None, &weights(1, &[("v1", 50), ("v2", 50)])).unwrap();
+    assert_eq!(split.metadata.annotations[STABLE_ANNOTATION], "v1");
+    let single = edit(Some(&split), &weights(2, &[("v2", 100)])).unwrap();
+    assert!(!single.metadata.annotations.contains_key(STABLE_ANNOTATION));
+}
+
+#[test]
+fn the_sticky_header_comes_and_goes_with_the_spec() {
+    let weights = weights(1, &[("v1", 100)]);
+    let with = edit_with(None, &weights, Some("x-session-id")).unwrap();
+    assert_eq!(with.metadata.annotations[STICKY_HEADER_ANNOTATION], "x-session-id");
+    let without = edit(Some(&with), &weights).unwrap();
+    assert!(!without.metadata.annotations.contains_key(STICKY_HEADER_ANNOTATION));
+}
+
+#[test]
+fn the_rewrite_of_the_current_group_wins_and_one_that_is_being_deleted_is_none() {
+    let current = rewrite(&json!([]));
+    let legacy =
+        InferenceModelRewrite { api_version: RewriteGroup::Legacy.api_version().to_owned(), ..current.clone() };
+    let both = [legacy, current];
+    assert_eq!(find("small", &both).and_then(InferenceModelRewrite::group), Some(RewriteGroup::Current));
+    let mut leaving = both;
+    for rewrite in &mut leaving {
+        rewrite.metadata.deletion_timestamp = Some(jiff::Timestamp::UNIX_EPOCH);
+    }
+    assert_eq!(find("small", &leaving), None);
+}
+
+fn any_rule() -> impl Strategy<Value = Value> {
+    let name = prop_oneof![Just("small"), Just("other"), Just("third")];
+    let target = ("[a-z]{1,3}", prop::option::of(1..100_i32));
+    (prop::collection::vec(name, 0..3), prop::collection::vec(target, 0..3)).prop_map(|(names, targets)| {
+        let matches: Vec<_> = names.into_iter().map(exact).collect();
+        let targets: Vec<_> =
+            targets.into_iter().map(|(id, weight)| json!({"modelRewrite": id, "weight": weight})).collect();
+        json!({"matches": matches, "targets": targets})
+    })
+}
+
+/// The rule that a request for this name gets: exact before generic, earlier before later.
+fn rule_in_force<'a>(rules: &'a [RewriteRule], name: &str) -> Option<&'a [RewriteTarget]> {
+    let model = ModelName::new(name).unwrap();
+    let matches = |rule: &&RewriteRule| rule.matches.iter().any(|candidate| is_exact(candidate, &model));
+    let exact = rules.iter().find(matches);
+    exact.or_else(|| rules.iter().find(|rule| rule.matches.is_empty())).map(|rule| rule.targets.as_slice())
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_rules_were_the_model_gets_its_weights_and_every_other_name_what_it_had(
+        before in prop::collection::vec(any_rule(), 0..5),
+        weight in 1..100_i32,
+    ) {
+        let present = rewrite(&json!(before));
+        let wanted = weights(1, &[("v1", 100 - weight), ("v2", weight)]);
+        let edited = edit(Some(&present), &wanted).unwrap();
+        let got = rule_in_force(&edited.spec.rules, "small").unwrap();
+        prop_assert!(same_targets(got, &wanted.desired));
+        for name in ["other", "third", "unheard-of"] {
+            prop_assert_eq!(rule_in_force(&edited.spec.rules, name), rule_in_force(&present.spec.rules, name));
+        }
+        prop_assert_eq!(edit(Some(&edited), &wanted), None);
+    }
+}
