@@ -51,7 +51,11 @@ pub(super) fn run(long: bool, vllm: Option<ScopedJoinHandle<'_, Result<Entry>>>)
     // The larger one last: its closing lines, which name what failed, stay in sight.
     let derives = suite(&["-p", "rollora-api", "--features", "kube"], set);
     let workspace = suite(&["--workspace"], set);
-    (derives.and(workspace).into(), no_vllm)
+    let both = match (derives, workspace) {
+        (Err(derives), Err(workspace)) => Err(anyhow!("{derives:#}; {workspace:#}")),
+        (derives, workspace) => derives.and(workspace),
+    };
+    (both.into(), no_vllm)
 }
 
 /// Runs `cargo test` with its output in sight, and names the tests that failed.
