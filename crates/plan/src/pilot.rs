@@ -83,11 +83,13 @@ fn on_trial(id: &AdapterId, server: &Server, content: Option<&ContentHash>) -> V
     if let Some(reason) = adapter.and_then(|adapter| fault(name, adapter, status)) {
         return Verdict::Reject(reason);
     }
-    if let Some(problem) = &status.problem {
+    let state = adapter.map(|adapter| adapter.state);
+    // While it loads, what is wrong with the server may be this very load: from a hub it keeps the engine from answering.
+    if let Some(problem) = status.problem.as_ref().filter(|_| state != Some(AdapterState::Loading)) {
         return Verdict::Trying(format!("{name} cannot load anything: {}", problem.message));
     }
     let error = adapter.and_then(|adapter| adapter.last_error.as_ref());
-    Verdict::Trying(match (adapter.map(|adapter| adapter.state), error) {
+    Verdict::Trying(match (state, error) {
         (Some(AdapterState::Failed | AdapterState::ServerDied), Some(error)) => {
             format!("{name} tries again after: {}", error.message)
         }
