@@ -121,19 +121,12 @@ fn named_by(case: &Case<'_>, id: &AdapterId) -> Option<String> {
 
 fn changed(case: &Case<'_>, draft: &mut Draft, looked: &Looked) {
     let (status, entry) = (&mut draft.status, &looked.entry);
-    match entry.state {
-        RetirementState::Gone => {
-            status.admission.admitted.retain(|id| *id != entry.id);
-            let revision = status.revision.number;
-            let outcome = reason::GONE.to_owned();
-            status.history.insert(0, Ended { revision, id: entry.id.clone(), outcome, at: case.now });
-            status.history.truncate(KEPT);
-        }
-        // It is theirs now: the sidecars load it as its owner wants.
-        RetirementState::Relisted if !status.admission.admitted.contains(&entry.id) => {
-            status.admission.admitted.push(entry.id.clone());
-        }
-        _ => {}
+    // It stays admitted where it was: what was proven once may be loaded by whoever lists it again, and nothing else.
+    if entry.state == RetirementState::Gone {
+        let revision = status.revision.number;
+        let outcome = reason::GONE.to_owned();
+        status.history.insert(0, Ended { revision, id: entry.id.clone(), outcome, at: case.now });
+        status.history.truncate(KEPT);
     }
     let warning = matches!(entry.state, RetirementState::Suggested);
     let wait = looked.wait();

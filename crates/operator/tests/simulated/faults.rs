@@ -35,6 +35,21 @@ fn a_deadly_adapter_hurts_one_server_and_is_rejected_with_one_clear_line() {
 }
 
 #[test]
+fn an_adapter_that_was_superseded_on_trial_and_is_listed_again_is_loaded_nowhere_else() {
+    let mut run = installed();
+    run.world().bad.insert(id(V2), Temper::Deadly);
+    run.world().list(&[V1, V2], &[]);
+    run.tick();
+    run.world().list(&[V1, V2, "small-v3"], &[]);
+    run.until("v2 is unlisted", |world| world.file().ensure_not_exist.iter().any(|entry| entry.id == id(V2)));
+    run.world().list(&[V1, V2, "small-v3"], &[]);
+    run.until_weights(&[(V1, 50), ("small-v3", 50)]);
+    run.run_for(SignedDuration::from_secs(20));
+    run.check();
+    assert!(deaths(&run) <= 1, "{}", run.story());
+}
+
+#[test]
 fn a_rejected_adapter_is_tried_again_on_retry_and_another_id_needs_none() {
     let mut run = installed();
     run.world().bad.insert(id(V2), Temper::Broken);

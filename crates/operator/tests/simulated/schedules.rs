@@ -157,8 +157,10 @@ fn listings(actions: &[Action], index: usize) -> usize {
 fn is_at_rest(world: &World) -> bool {
     let status = world.status();
     let unlisted = |condition: &Condition| condition.kind == "Progressing" && condition.reason == "NotListed";
+    // Servers that restart wait for what serves, and cannot load it while nobody lists it.
+    let beyond_help = status.message.contains("list it again") && world.servers.iter().all(|server| !server.ready);
     match status.phase {
-        _ if status.conditions.iter().any(unlisted) => true,
+        _ if beyond_help || status.conditions.iter().any(unlisted) => true,
         Phase::Succeeded | Phase::RolledBack => true,
         Phase::Paused => status.message.contains("waits for promotion"),
         Phase::Held => status.message.contains("was rejected"),
