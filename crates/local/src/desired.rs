@@ -93,12 +93,16 @@ impl Trial {
 
 /// What the sidecar of `server` has to make true; `trials` says whether entries for it as a pilot reach it already.
 pub(crate) fn desired(documents: &Documents, server: &str, trials: bool) -> DesiredAdapters {
-    let key = documents.key.key.as_deref().map(|key| {
-        let mut key = key.clone();
-        if !trials {
-            key.pilots.retain(|pilot| pilot.pod != server);
-        }
-        key
-    });
-    DesiredAdapters { file: documents.adapters.file.as_ref().clone(), key, hash: documents.hash() }
+    let mut key = documents.key.key.as_deref().cloned().unwrap_or_else(|| first_key(documents));
+    if !trials {
+        key.pilots.retain(|pilot| pilot.pod != server);
+    }
+    DesiredAdapters { file: documents.adapters.file.as_ref().clone(), key: Some(key), hash: documents.hash() }
+}
+
+/// What holds before the operator wrote its key for the first time: without it, every server would load at once what
+/// one of them has to try first.
+fn first_key(documents: &Documents) -> OperatorKey {
+    let managed = documents.rollout.spec.adapter.governed().map(str::to_owned).into_iter().collect();
+    OperatorKey { managed, ..OperatorKey::default() }
 }

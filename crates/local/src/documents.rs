@@ -2,7 +2,7 @@
 //! The state folder plays the API server here: it gives out UIDs, versions and generations.
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use jiff::Timestamp;
 use rollora_api::{

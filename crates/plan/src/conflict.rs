@@ -1,6 +1,5 @@
 //! Rollouts that would work against each other: the older one works, the other says so.
 
-use crate::operator_key::named;
 use rollora_api::{operator_key::matches_pattern, rollout::Rollout};
 
 /// The older Rollout that works on the same model or the same ids, in words.
@@ -27,7 +26,7 @@ fn clash(one: &Rollout, other: &Rollout) -> Option<String> {
     if one.model == other.model && one.pool_ref == other.pool_ref {
         return Some(format!("is older and has the same model {} in the same pool", one.model));
     }
-    let (ours, theirs) = (named(one)?, named(other)?);
+    let (ours, theirs) = (one.adapter.governed()?, other.adapter.governed()?);
     (one.adapters_ref == other.adapters_ref && overlap(ours, theirs))
         .then(|| format!("is older and governs {theirs}, which overlaps with {ours}"))
 }

@@ -40,7 +40,7 @@ fn is_held(retired: &Retired) -> bool {
 
 /// The pattern or id that the Rollout names, and every other id that it has to do with.
 fn governed(spec: &RolloutSpec, status: &RolloutStatus) -> Vec<String> {
-    let mut governed: Vec<String> = named(spec).map(str::to_owned).into_iter().collect();
+    let mut governed: Vec<String> = spec.adapter.governed().map(str::to_owned).into_iter().collect();
     let gone = |retired: &&Retired| retired.state != RetirementState::Gone;
     let known = status
         .revision
@@ -56,12 +56,6 @@ fn governed(spec: &RolloutSpec, status: &RolloutStatus) -> Vec<String> {
         }
     }
     governed
-}
-
-/// What a Rollout's spec says that it governs.
-pub(crate) fn named(spec: &RolloutSpec) -> Option<&str> {
-    let follow = spec.adapter.follow.as_ref().map(|follow| follow.pattern.as_str());
-    follow.or_else(|| spec.adapter.id.as_ref().map(AdapterId::as_str))
 }
 
 /// The whole key: `mine`, and of what is there the entries that `others` govern.

@@ -121,6 +121,14 @@ pub struct AdapterChoice {
     pub source: Option<String>,
 }
 
+impl AdapterChoice {
+    /// The pattern or id that the Rollout governs.
+    pub fn governed(&self) -> Option<&str> {
+        let follow = self.follow.as_ref().map(|follow| follow.pattern.as_str());
+        follow.or_else(|| self.id.as_ref().map(AdapterId::as_str))
+    }
+}
+
 /// Follow the highest listed id that matches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]

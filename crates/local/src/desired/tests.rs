@@ -1,4 +1,5 @@
 use super::*;
+use crate::documents::tests::documents;
 use rollora_api::{
     operator_key::Pilot,
     sidecar_status::{AdapterState, AdapterStatus, Readiness, ServerIdentity},
@@ -97,4 +98,12 @@ fn another_trial_waits_again() {
     assert_eq!(trial, Trial::Nothing);
     trial.step(&["v2".to_owned()], 5, 1, now);
     assert!(trial.is_waiting());
+}
+
+#[test]
+fn before_the_operator_spoke_first_no_server_may_load_what_one_of_them_has_to_try() {
+    use rollora_api::operator_key::Admission;
+    let first = desired(&documents(), "a:1", true).key.unwrap();
+    assert_eq!(first.admission(&id("alias-v1"), "a:1"), Admission::Waiting);
+    assert_eq!(first.admission(&id("other"), "a:1"), Admission::Granted);
 }

@@ -20,7 +20,7 @@ fn file() -> Rollout {
     Rollout::from_yaml(ROLLOUT).unwrap()
 }
 
-fn documents() -> Documents {
+pub(crate) fn documents() -> Documents {
     let text = AdaptersText::new("vLLMLoRAConfig: {}\n", "configmap.yaml").unwrap();
     let parsed = text.parse().unwrap();
     Documents {

@@ -45,7 +45,7 @@ impl Case<'_> {
 
     /// What the operator's key remembers of this Rollout when its status was lost.
     fn remember(&self, status: &mut RolloutStatus, wish: &Wish) {
-        let (Some(adapters), Some(pattern)) = (self.adapters(), operator_key::named(self.spec)) else { return };
+        let (Some(adapters), Some(pattern)) = (self.adapters(), self.spec.adapter.governed()) else { return };
         let key = &adapters.key;
         let mine = |id: &&AdapterId| matches_pattern(pattern, id.as_str());
         let weights = &status.weights.desired;
@@ -71,7 +71,7 @@ impl Case<'_> {
     pub(super) fn wait_for_adoption(&self, mut draft: Draft, wait: &Wait) -> Decision {
         self.refuse_intent(&mut draft, &format!("nothing is under way: {}", wait.message));
         let mut effects = Vec::new();
-        if let (Some(adapters), Some(pattern)) = (self.adapters(), operator_key::named(self.spec))
+        if let (Some(adapters), Some(pattern)) = (self.adapters(), self.spec.adapter.governed())
             && !adapters.key.managed.iter().any(|managed| managed == pattern)
         {
             let mut key = adapters.key.clone();
