@@ -71,10 +71,10 @@ mod tests {
             ("No adapter found for /tmp", "No adapter found for /tmp"),
             ("No adapter found for /models/a-1.2", "No adapter found for <path>"),
             (
-                "Not a directory: '/work/a1/m.safetensors/adapter_config.json'",
+                "Not a directory: '/models/a1/m.safetensors/adapter_config.json'",
                 "Not a directory: '<path>/adapter_config.json'",
             ),
-            ("Not a directory: '/root/a1/m.safetensors/adapter_config.json'", "Not a directory: '<path>'"),
+            ("Not a directory: '/opt/a1/m.safetensors/adapter_config.json'", "Not a directory: '<path>'"),
             ("/v1.5 and a/b", "/v1.5 and a/b"),
         ] {
             assert_eq!(without_paths(message), shown);
