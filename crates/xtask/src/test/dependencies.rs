@@ -27,20 +27,14 @@ const TRIES: u32 = 3;
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 pub(super) fn run() -> Outcome {
-    match look() {
-        Ok(found) if found.is_empty() => cargo_deny().into(),
-        Ok(found) => {
-            for line in &found {
-                println!("{line}");
-            }
-            Outcome::Failed(format!("{} findings, see above", found.len()))
-        }
+    match look().and_then(|()| cargo_deny()) {
+        Ok(()) => Outcome::Passed,
         Err(error) if error.is::<Unreachable>() => Outcome::Skipped(format!("{error:#}")),
         Err(error) => Outcome::Failed(format!("{error:#}")),
     }
 }
 
-fn look() -> Result<Vec<String>> {
+fn look() -> Result<()> {
     let policy = read_policy()?;
     // Offline, cargo wants every crate of the lock file on this machine.
     let metadata = metadata(&policy).or_else(|_| fetch(&policy).and_then(|()| metadata(&policy)))?;
@@ -49,16 +43,22 @@ fn look() -> Result<Vec<String>> {
     let mut found = policy.findings(&metadata);
     found.extend(layers::findings(&metadata));
     found.extend(document::findings(&document, &metadata));
-    Ok(found)
+    for line in &found {
+        println!("{line}");
+    }
+    if found.is_empty() { Ok(()) } else { bail!("{} findings, see above", found.len()) }
 }
 
-/// The registry did not give what the lock file names.
+/// The network did not give what was asked for.
 #[derive(Debug)]
-struct Unreachable(String);
+struct Unreachable {
+    what: &'static str,
+    words: String,
+}
 
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the crates could not be fetched: {}", self.0)
+        write!(f, "{} could not be fetched: {}", self.what, self.words)
     }
 }
 
@@ -74,13 +74,18 @@ fn fetch(policy: &Policy) -> Result<()> {
     eprintln!("fetching the crates of the lock file");
     let targets = policy.targets().flat_map(|target| ["--target", target]);
     let arguments: Vec<_> = ["fetch", "--locked"].into_iter().chain(targets).collect();
+    with_tries("the crates", &arguments, |words| !words.contains("--locked was passed"))
+}
+
+/// Runs a quiet command again while it fails for lack of the network, which its words show.
+fn with_tries(what: &'static str, arguments: &[&str], is_network: impl Fn(&str) -> bool) -> Result<()> {
     for attempt in 1.. {
-        let Err(words) = quiet(&arguments)? else { break };
-        if words.contains("--locked was passed") {
-            bail!("Cargo.lock does not fit the manifests; `cargo metadata` mends it: {words}");
+        let Err(words) = quiet(arguments)? else { break };
+        if !is_network(&words) {
+            bail!("`cargo {}` failed: {words}", arguments.join(" "));
         }
         if attempt == TRIES {
-            return Err(Unreachable(words).into());
+            return Err(Unreachable { what, words }.into());
         }
         eprintln!("{words}; try {} of {TRIES}", attempt + 1);
         process::pause(RETRY_AFTER * attempt)?;
@@ -115,7 +120,9 @@ fn cargo_deny() -> Result<()> {
         println!("cargo deny is not installed: advisories were not looked at");
         return Ok(());
     }
-    process::run_ok(&mut cargo(&["deny", "--locked", "check"])?)
+    process::run_ok(&mut cargo(&["deny", "--locked", "check", "bans", "licenses", "sources"])?)?;
+    let advisories = ["deny", "--locked", "check", "advisories"];
+    with_tries("the advisories", &advisories, |words| words.contains("failed to fetch advisory database"))
 }
 
 #[cfg(test)]
