@@ -1,5 +1,8 @@
 //! What anybody may read where `--status-listen` says: `/metrics`, `/rules`, `/readyz`. Nothing can be changed there.
 
+#[cfg(test)]
+mod tests;
+
 use crate::{clock, fleet::LocalFleet, store::LocalStore};
 use axum::{
     Json, Router,
@@ -8,7 +11,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use prometheus_client::registry::Registry;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{family::Family, gauge::Gauge},
+    registry::Registry,
+};
 use rollora_api::router_report::RulesReport;
 use std::{io, sync::Arc};
 use tokio::net::TcpListener;
@@ -23,6 +30,36 @@ struct Telemetry {
     store: LocalStore,
     fleet: LocalFleet,
     registry: Arc<Registry>,
+    servers: ServerGauges,
+}
+
+/// What is known of each server.
+#[derive(Clone, Default)]
+struct ServerGauges {
+    ready: Family<OfServer, Gauge>,
+    in_flight: Family<OfServer, Gauge>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfServer {
+    server: String,
+}
+
+impl ServerGauges {
+    fn register(&self, registry: &mut Registry) {
+        registry.register("rollora_server_ready", "Whether requests go to the server", self.ready.clone());
+        let help = "Requests that the server is answering";
+        registry.register("rollora_server_requests_in_flight", help, self.in_flight.clone());
+    }
+
+    /// Takes in how the servers are at this moment.
+    fn update(&self, fleet: &LocalFleet) {
+        for server in fleet.view() {
+            let label = OfServer { server: server.name };
+            self.ready.get_or_create(&label).set(i64::from(server.ready));
+            self.in_flight.get_or_create(&label).set(i64::try_from(server.in_flight).unwrap_or(i64::MAX));
+        }
+    }
 }
 
 /// Answers until it is stopped.
@@ -33,8 +70,10 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) -> io::Result<()> {
     let mut registry = Registry::default();
+    let servers = ServerGauges::default();
     store.rules().register(&mut registry);
-    let telemetry = Telemetry { store, fleet, registry: Arc::new(registry) };
+    servers.register(&mut registry);
+    let telemetry = Telemetry { store, fleet, registry: Arc::new(registry), servers };
     let routes = Router::new()
         .route("/metrics", get(metrics))
         .route("/rules", get(rules))
@@ -44,6 +83,7 @@ pub(crate) async fn serve(
 }
 
 async fn metrics(State(telemetry): State<Telemetry>) -> Response {
+    telemetry.servers.update(&telemetry.fleet);
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &telemetry.registry) {
         Ok(()) => ([(CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
