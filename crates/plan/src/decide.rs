@@ -4,8 +4,6 @@
 mod admit;
 mod adopt;
 mod contest;
-#[cfg(test)]
-mod tests;
 mod writes;
 
 use crate::{

@@ -2,6 +2,9 @@
 //!
 //! Invariant: entries of ids that another Rollout governs stay as they are; entries that nobody governs leave.
 
+#[cfg(test)]
+mod tests;
+
 use rollora_api::{
     names::AdapterId,
     operator_key::{OperatorKey, Pilot, matches_pattern},

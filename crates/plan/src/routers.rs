@@ -3,6 +3,9 @@
 //!
 //! Invariant: no replica at all proves nothing, and a replica that cannot be asked is not proven.
 
+#[cfg(test)]
+mod tests;
+
 use crate::{
     observed::{Router, Unseen},
     text,

@@ -182,8 +182,15 @@ fn nobody_is_hurt(run: &Run) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// Each schedule is minutes of virtual time: a short run tries few, a long one as many as it is told.
+fn config() -> ProptestConfig {
+    let told = std::env::var("PROPTEST_CASES").is_ok();
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    if told { config } else { ProptestConfig { cases: 48, ..config } }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn whatever_happens_nobody_is_hurt_and_the_rollout_ends(

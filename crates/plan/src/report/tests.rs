@@ -1,1 +1,54 @@
-//! Tests.
+//! Which statuses are worth a write.
+
+use super::*;
+use rollora_api::rollout::status::StepStatus;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000 + seconds).unwrap()
+}
+
+fn status() -> RolloutStatus {
+    let step = StepStatus {
+        index: 0,
+        state: StepState::AwaitingResidency,
+        entered_at: at(0),
+        observed_millis: 0,
+        observed_at: Some(at(0)),
+    };
+    RolloutStatus { step: Some(step), message: "waits".to_owned(), ..RolloutStatus::default() }
+}
+
+/// Whether a change is written this many seconds after the last write.
+fn is_written(seconds: i64, change: impl FnOnce(&mut RolloutStatus)) -> bool {
+    let (previous, mut next) = (status(), status());
+    if let Some(step) = &mut next.step {
+        step.observed_at = Some(at(seconds));
+    }
+    change(&mut next);
+    let decision = Decision { status: next, effects: Vec::new(), events: Vec::new(), requeue: None };
+    settle(&previous, decision, at(seconds)).status != previous
+}
+
+#[test]
+fn mere_counts_wait_for_five_seconds_and_everything_else_is_written_at_once() {
+    let counted = |status: &mut RolloutStatus| status.residency.resident = 2;
+    let worded = |status: &mut RolloutStatus| status.message = "waits for others".to_owned();
+    let moved = |status: &mut RolloutStatus| status.phase = Phase::Held;
+    assert!(!is_written(4, counted));
+    assert!(is_written(5, counted));
+    assert!(!is_written(4, worded));
+    assert!(is_written(1, moved));
+}
+
+#[test]
+fn a_look_that_finds_nothing_new_is_never_written() {
+    assert!(!is_written(3600, |_| ()));
+}
+
+#[test]
+fn a_count_that_waits_is_looked_at_again_when_it_is_due() {
+    let mut next = status();
+    next.residency.resident = 2;
+    let decision = Decision { status: next, effects: Vec::new(), events: Vec::new(), requeue: None };
+    assert_eq!(settle(&status(), decision, at(2)).requeue, Some(Duration::from_secs(3)));
+}

@@ -1,1 +1,171 @@
-//! Tests.
+//! Retirement: the order of what is waited for, and every state that follows.
+
+use super::*;
+use rollora_api::{
+    router_report::RulesReport,
+    sidecar_status::{AdapterStatus, ConfigStatus, ServerIdentity},
+};
+
+const TEXT: &str = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: v1\n      source: a\n";
+
+fn id() -> AdapterId {
+    AdapterId::new("v1").unwrap()
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000 + seconds).unwrap()
+}
+
+fn present() -> ContentHash {
+    ContentHash("present".to_owned())
+}
+
+fn server(state: AdapterState, last_used: Option<Timestamp>) -> Server {
+    let adapter =
+        AdapterStatus { id: id(), state, source: None, attempts: 0, last_error: None, next_try: None, last_used };
+    let status = SidecarStatus {
+        server: Some(ServerIdentity { endpoint: "a".to_owned(), start: "1".to_owned() }),
+        config: ConfigStatus { hash: Some(present()), ..ConfigStatus::default() },
+        adapters: vec![adapter],
+        ..SidecarStatus::default()
+    };
+    Server { name: "a".to_owned(), uid: "a".to_owned(), ready: true, status: Ok(status) }
+}
+
+fn router(last_used: Option<Timestamp>) -> Router {
+    let last_used = last_used.map(|used| ("v1".to_owned(), used)).into_iter().collect();
+    Router { name: "r".to_owned(), report: Ok(RulesReport { last_used, ..RulesReport::default() }) }
+}
+
+fn retired(state: RetirementState) -> Retired {
+    Retired { id: id(), since: at(0), state, reason: String::new() }
+}
+
+/// What a scene is made of.
+struct Facts {
+    now: Timestamp,
+    cleanup: Cleanup,
+    paused: bool,
+    gitops_owner: Option<&'static str>,
+    unproven: Option<&'static str>,
+    servers: Option<Vec<Server>>,
+    routers: Option<Vec<Router>>,
+    listing: Option<Listing>,
+    named_by: Option<&'static str>,
+    text: &'static str,
+}
+
+/// Everything is well, and the weight was lost long ago.
+fn well() -> Facts {
+    Facts {
+        now: at(1000),
+        cleanup: Cleanup::default(),
+        paused: false,
+        gitops_owner: None,
+        unproven: None,
+        servers: Some(vec![server(AdapterState::Verified, None)]),
+        routers: Some(vec![router(None)]),
+        listing: Some(Listing::Exist),
+        named_by: None,
+        text: TEXT,
+    }
+}
+
+fn look(state: RetirementState, facts: &Facts) -> Looked {
+    let content = present();
+    let scene = Scene {
+        now: facts.now,
+        cleanup: &facts.cleanup,
+        paused: facts.paused,
+        gitops_owner: facts.gitops_owner,
+        unproven: facts.unproven,
+        servers: facts.servers.as_deref(),
+        routers: facts.routers.as_deref(),
+        content: Some(&content),
+        listing: facts.listing,
+        named_by: facts.named_by,
+        text: Some(facts.text),
+    };
+    advance(&retired(state), scene)
+}
+
+fn next(state: RetirementState, facts: &Facts) -> RetirementState {
+    look(state, facts).entry.state
+}
+
+use RetirementState as State;
+
+#[test]
+fn what_is_waited_for_comes_in_its_order_and_is_named() {
+    let unproven = Facts { unproven: Some("router-1 lags"), named_by: Some("rewrite other"), ..well() };
+    assert_eq!(look(State::Waiting, &unproven).entry.reason, "router-1 lags");
+    let used = vec![server(AdapterState::Verified, Some(at(950)))];
+    let busy = look(State::Waiting, &Facts { servers: Some(used), named_by: Some("rewrite other"), ..well() });
+    assert!(busy.entry.reason.contains("was used at") && busy.entry.reason.contains("(a)"), "{}", busy.entry.reason);
+    assert_eq!(busy.again, Again::At(at(950 + 120)));
+    let early = look(State::Waiting, &Facts { now: at(130), named_by: Some("rewrite other"), ..well() });
+    assert!(early.entry.reason.contains("delay"), "{}", early.entry.reason);
+    assert_eq!(early.again, Again::At(at(300)));
+    let named = look(State::Waiting, &Facts { named_by: Some("rewrite other"), ..well() });
+    assert_eq!((named.entry.state, named.entry.reason.as_str()), (State::StillInUse, "rewrite other names it"));
+}
+
+#[test]
+fn use_seen_by_a_router_counts_and_silence_of_a_server_is_no_quiet() {
+    let seen = Facts { routers: Some(vec![router(Some(at(990)))]), ..well() };
+    assert_eq!(next(State::Waiting, &seen), State::StillInUse);
+    let silent = Server { status: Err("no answer".to_owned()), ..server(AdapterState::Verified, None) };
+    assert_eq!(next(State::Waiting, &Facts { servers: Some(vec![silent]), ..well() }), State::Waiting);
+    assert_eq!(next(State::Waiting, &Facts { servers: None, ..well() }), State::Waiting);
+    assert_eq!(next(State::Waiting, &Facts { routers: None, ..well() }), State::Waiting);
+}
+
+#[test]
+fn what_may_go_goes_as_the_policy_the_owner_and_the_file_say() {
+    let policy = |policy| Facts { cleanup: Cleanup { policy, ..Cleanup::default() }, ..well() };
+    let listing = |listing| Facts { listing, ..well() };
+    let cases = [
+        (well(), State::Unlisting),
+        (policy(CleanupPolicy::Keep), State::Kept),
+        (policy(CleanupPolicy::Suggest), State::Suggested),
+        (Facts { gitops_owner: Some("Flux"), ..well() }, State::Suggested),
+        (Facts { paused: true, ..well() }, State::Waiting),
+        (Facts { text: "not: [yaml", ..well() }, State::Suggested),
+        (listing(Some(Listing::NotExist)), State::Unloading),
+        (listing(Some(Listing::Absent)), State::Kept),
+        (listing(Some(Listing::Both)), State::Suggested),
+        (listing(None), State::Waiting),
+    ];
+    for (index, (facts, expected)) in cases.iter().enumerate() {
+        assert_eq!(next(State::Waiting, facts), *expected, "case {index}");
+    }
+}
+
+#[test]
+fn it_is_gone_when_every_server_has_said_so_on_the_present_content() {
+    let gone = || server(AdapterState::Gone, None);
+    let mut behind = gone();
+    if let Ok(status) = &mut behind.status {
+        status.config.hash = None;
+    }
+    let held = Server { ready: false, ..server(AdapterState::UnloadHeld, None) };
+    let silent = Server { status: Err("no answer".to_owned()), ..gone() };
+    let cases = [
+        (vec![gone()], State::Gone),
+        (vec![gone(), server(AdapterState::Unloading, None)], State::Unloading),
+        (vec![gone(), behind], State::Unloading),
+        (vec![gone(), held], State::Unloading),
+        (vec![silent], State::Unloading),
+    ];
+    for (servers, expected) in cases {
+        let facts = Facts { servers: Some(servers), listing: Some(Listing::NotExist), ..well() };
+        assert_eq!(next(State::Unloading, &facts), expected, "{:?}", facts.servers);
+    }
+}
+
+#[test]
+fn an_entry_that_is_put_back_belongs_to_whoever_did_it() {
+    for from in [State::Unloading, State::Gone, State::Relisted] {
+        assert_eq!(next(from, &well()), State::Relisted, "{from:?}");
+    }
+}

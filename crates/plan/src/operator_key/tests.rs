@@ -1,0 +1,77 @@
+//! One Rollout's part of the key, and the parts of the others.
+
+use super::*;
+use rollora_api::rollout::{Rollout, status::Rejected};
+
+fn ids(names: &[&str]) -> Vec<AdapterId> {
+    names.iter().map(|name| AdapterId::new(*name).unwrap()).collect()
+}
+
+fn spec() -> RolloutSpec {
+    let text = "apiVersion: rollora.dev/v1alpha1\nkind: Rollout\nmetadata: {name: a}\nspec:\n  model: a\n  poolRef: \
+                {name: p}\n  adapter: {follow: {pattern: \"a-v*\"}}\n  adaptersRef: {name: f}\n";
+    Rollout::from_yaml(text).unwrap().spec
+}
+
+fn status(admitted: &[&str]) -> RolloutStatus {
+    let mut status = RolloutStatus::default();
+    status.admission.admitted = ids(admitted);
+    status
+}
+
+#[test]
+fn what_is_admitted_serves_until_its_retirement_lets_it_go() {
+    use RetirementState as State;
+    let cases = [
+        (State::Waiting, true),
+        (State::StillInUse, true),
+        (State::Returning, true),
+        (State::Unlisting, false),
+        (State::Unloading, false),
+        (State::Suggested, false),
+        (State::Kept, false),
+        (State::Relisted, false),
+        (State::Gone, false),
+    ];
+    for (state, serves) in cases {
+        let mut status = status(&["a-v1"]);
+        let since = jiff::Timestamp::UNIX_EPOCH;
+        status.retired = vec![Retired { id: ids(&["a-v1"])[0].clone(), since, state, reason: String::new() }];
+        assert_eq!(part(&spec(), &status).serving == ids(&["a-v1"]), serves, "{state:?}");
+    }
+}
+
+#[test]
+fn a_rejected_id_has_no_pilot_and_is_rejected_once_nobody_can_reach_it() {
+    let mut status = status(&["a-v2"]);
+    status.rejected = vec![Rejected { id: ids(&["a-v2"])[0].clone(), reason: String::new() }];
+    status.admission.pilot = Some(Pilot { id: ids(&["a-v2"])[0].clone(), pod: "p".to_owned() });
+    let draining = part(&spec(), &status);
+    assert_eq!((draining.rejected, draining.pilots), (Vec::new(), Vec::new()));
+    status.admission.admitted.clear();
+    assert_eq!(part(&spec(), &status).rejected, ids(&["a-v2"]));
+}
+
+#[test]
+fn an_id_outside_of_the_pattern_is_governed_too() {
+    let mut status = status(&["old"]);
+    status.revision.stable = ids(&["old"]).pop();
+    assert_eq!(part(&spec(), &status).managed, ["a-v*", "old"]);
+}
+
+#[test]
+fn the_entries_of_others_stay_and_those_of_nobody_leave() {
+    let present = OperatorKey {
+        managed: vec!["gone-v*".to_owned()],
+        admitted: ids(&["a-v1", "b-v1", "gone-v1"]),
+        serving: ids(&["b-v1", "gone-v1"]),
+        ..OperatorKey::default()
+    };
+    let mine = part(&spec(), &status(&["a-v2"]));
+    let other = OperatorKey { managed: vec!["b-v*".to_owned()], ..OperatorKey::default() };
+    let merged = merge(&present, mine.clone(), std::slice::from_ref(&other));
+    assert_eq!(merged.managed, ["a-v*", "b-v*"]);
+    assert_eq!(merged.admitted, ids(&["a-v2", "b-v1"]));
+    assert_eq!(merged.serving, ids(&["a-v2", "b-v1"]));
+    assert_eq!(merge(&merged, mine, &[other]), merged, "again changes nothing");
+}

@@ -1,0 +1,82 @@
+//! What proves a router, and what does not.
+
+use super::*;
+use rollora_api::names::{AdapterId, Sequence};
+use std::collections::BTreeMap;
+
+fn weights(targets: &[(&str, i32)]) -> Weights {
+    let target = |(name, weight): &(&str, i32)| TargetWeight { id: AdapterId::new(*name).unwrap(), weight: *weight };
+    Weights { desired: targets.iter().map(target).collect(), sequence: Sequence(7), ..Weights::default() }
+}
+
+fn rule(targets: &[(&str, i32)]) -> RuleInForce {
+    let target = |(name, weight): &(&str, i32)| RewriteTarget {
+        model_rewrite: (*name).to_owned(),
+        weight: Some(*weight),
+        ..RewriteTarget::default()
+    };
+    RuleInForce {
+        rewrite: "ours".to_owned(),
+        uid: "rewrite-uid".to_owned(),
+        stamps: BTreeMap::from([("uid".to_owned(), 7)]),
+        targets: targets.iter().map(target).collect(),
+        ..RuleInForce::default()
+    }
+}
+
+fn router(rule: Option<RuleInForce>) -> Router {
+    let models = rule.map(|rule| ("small".to_owned(), rule)).into_iter().collect();
+    Router { name: "r".to_owned(), report: Ok(RulesReport { models, ..RulesReport::default() }) }
+}
+
+fn proof(kind: RouterKind, written: bool, routers: &[Router], now: Timestamp) -> Proof {
+    let mut weights = weights(&[("v1", 90), ("v2", 10)]);
+    weights.changed_at = Some(Timestamp::UNIX_EPOCH);
+    let model = ModelName::new("small").unwrap();
+    let claim =
+        Claim { model: &model, rollout_uid: "uid", rewrite_uid: Some("rewrite-uid"), written, weights: &weights };
+    prove(kind, claim, Ok(routers), now)
+}
+
+fn proven(routers: &[Router]) -> bool {
+    proof(RouterKind::ExtProc, true, routers, Timestamp::UNIX_EPOCH).is_complete()
+}
+
+#[test]
+fn every_router_must_report_our_rule_with_the_last_stamp_and_targets() {
+    let ours = || rule(&[("v1", 90), ("v2", 10)]);
+    let good = || router(Some(ours()));
+    let cases = [
+        ("no router", vec![], false),
+        ("one", vec![good()], true),
+        ("in another order", vec![router(Some(rule(&[("v2", 10), ("v1", 90)])))], true),
+        ("one without a rule", vec![good(), router(None)], false),
+        ("another rewrite", vec![router(Some(RuleInForce { uid: "other".to_owned(), ..ours() }))], false),
+        ("an earlier stamp", vec![router(Some(RuleInForce { stamps: BTreeMap::new(), ..ours() }))], false),
+        ("other targets", vec![router(Some(rule(&[("v1", 50), ("v2", 50)])))], false),
+        ("one that is silent", vec![good(), Router { report: Err("no answer".to_owned()), ..good() }], false),
+    ];
+    for (what, routers, expected) in cases {
+        assert_eq!(proven(&routers), expected, "{what}");
+    }
+}
+
+#[test]
+fn nothing_is_proven_before_it_is_written() {
+    let routers = [router(Some(rule(&[("v1", 90), ("v2", 10)])))];
+    assert!(!proof(RouterKind::ExtProc, false, &routers, Timestamp::UNIX_EPOCH).is_complete());
+}
+
+#[test]
+fn another_objects_exact_rule_is_a_shadow() {
+    let other = RuleInForce { uid: "other".to_owned(), rewrite: "theirs".to_owned(), ..rule(&[("x", 1)]) };
+    let proof = proof(RouterKind::ExtProc, true, &[router(Some(other))], Timestamp::UNIX_EPOCH);
+    assert_eq!(proof.shadowed_by.as_deref(), Some("theirs"));
+}
+
+#[test]
+fn an_endpoint_picker_is_given_its_grace() {
+    let at = |seconds| Timestamp::from_second(seconds).unwrap();
+    assert!(!proof(RouterKind::EndpointPicker, true, &[], at(9)).is_complete());
+    assert!(proof(RouterKind::EndpointPicker, true, &[], at(10)).is_complete());
+}
