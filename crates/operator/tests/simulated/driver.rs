@@ -110,6 +110,6 @@ impl Run {
     }
 }
 
-fn operator(sim: &Sim) -> Operator<Sim, Sim, Sim> {
+pub(crate) fn operator(sim: &Sim) -> Operator<Sim, Sim, Sim> {
     Operator::new(sim.clone(), sim.clone(), sim.clone())
 }

@@ -9,6 +9,7 @@ mod faults;
 mod guide;
 mod people;
 mod ports;
+mod runner;
 mod schedules;
 mod server;
 mod world;
