@@ -69,6 +69,7 @@ fn head(screen: &mut Screen, stage: &Stage, machine: &Machine) {
     let title = screen.paint(Look::Bold, "The LoRA adapter rollout guide, by itself");
     screen.line(&title);
     let servers: Vec<_> = machine.servers().iter().map(Server::name).collect();
-    screen.line(&format!("  vLLM ({})    {}", stage.servers, servers.join("  ")));
-    screen.line(&format!("  rollora local       {}", machine.gateway()));
+    let vllm = format!("vLLM ({})", stage.servers);
+    screen.line(&format!("  {vllm:<23}  {}", servers.join("  ")));
+    screen.line(&format!("  {:<23}  {}", "rollora local", machine.gateway()));
 }

@@ -5,7 +5,7 @@ mod guard;
 
 use crate::clock;
 use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 use std::{
     fs::{self, File},
     os::unix::process::CommandExt as _,
@@ -14,6 +14,9 @@ use std::{
     time::Duration,
 };
 
+/// What the helpers of a process that ended by itself have before they are ended too.
+const AFTER_FAREWELL: Duration = Duration::from_secs(1);
+
 /// A running child, or one that ended by itself and was not dropped yet.
 #[derive(Debug)]
 pub struct Process {
@@ -21,6 +24,8 @@ pub struct Process {
     child: Child,
     group: Pid,
     log: PathBuf,
+    /// How long it may take to end when it is dropped.
+    farewell: Duration,
 }
 
 impl Process {
@@ -32,7 +37,7 @@ impl Process {
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
         let child = command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let group = Pid::from_child(&child);
-        let process = Self { name: name.to_owned(), child, group, log };
+        let process = Self { name: name.to_owned(), child, group, log, farewell: Duration::ZERO };
         guard::watch(process.child.id())?;
         Ok(process)
     }
@@ -78,8 +83,15 @@ impl Process {
     }
 
     /// Ends it and everything it started, without asking (SIGKILL).
-    pub fn kill(self) {
-        drop(self);
+    pub fn kill(mut self) {
+        self.farewell = Duration::ZERO;
+    }
+
+    /// When it is dropped it is asked first (SIGTERM), and has this long to leave nothing behind on the machine.
+    #[must_use]
+    pub fn with_farewell(mut self, farewell: Duration) -> Self {
+        self.farewell = farewell;
+        self
     }
 
     /// Sends a signal to it and everything it started.
@@ -101,10 +113,28 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if !self.farewell.is_zero() {
+            self.say_farewell();
+        }
         // Until it is waited for, its id cannot become anybody else's.
         self.signal(Signal::KILL);
         guard::forget(self.child.id());
         drop(self.child.wait());
+    }
+}
+
+impl Process {
+    fn say_farewell(&self) {
+        let start = clock::now();
+        kill_process(self.group, Signal::TERM).ok();
+        while start.elapsed() < self.farewell {
+            if self.ended().is_some() {
+                // Helpers that clean up behind it see its end only now.
+                std::thread::sleep(AFTER_FAREWELL);
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -170,6 +200,21 @@ mod tests {
         process.kill();
         // A zombie answers too, until whoever adopted it has looked.
         until(|| !exists(grandchild)).await;
+    }
+
+    #[test]
+    fn who_has_a_farewell_may_clean_up_and_who_has_not_may_not() {
+        for (farewell, cleaned) in [(Duration::from_secs(10), true), (Duration::ZERO, false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let script = "trap 'echo clean; exit' TERM; echo ready; while :; do sleep 0.01; done";
+            let process = Process::start("polite", shell(script), folder.path()).unwrap().with_farewell(farewell);
+            while !process.log().contains("ready") {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            drop(process);
+            let log = fs::read_to_string(folder.path().join("polite.log")).unwrap();
+            assert_eq!(log.contains("clean"), cleaned, "{farewell:?}");
+        }
     }
 
     #[tokio::test]

@@ -39,6 +39,14 @@ impl Kind {
         Self::Simulated { flags: flags.iter().map(|&flag| flag.to_owned()).collect() }
     }
 
+    /// How long it may take to end: a real vLLM that is killed leaves shared memory behind.
+    fn farewell(&self) -> Duration {
+        match self {
+            Self::Simulated { .. } => Duration::ZERO,
+            Self::Real { .. } => Duration::from_secs(10),
+        }
+    }
+
     /// How long a start may take.
     fn patience(&self) -> Duration {
         match self {
@@ -80,7 +88,8 @@ impl Server {
         if let Some(key) = &self.api_key {
             command.args(["--api-key", key]);
         }
-        self.process = Some(Process::start(&self.name, command, &self.logs)?);
+        let process = Process::start(&self.name, command, &self.logs)?;
+        self.process = Some(process.with_farewell(self.kind.farewell()));
         Ok(())
     }
 
@@ -91,7 +100,9 @@ impl Server {
 
     /// Ends it as `kill -9` does, with everything it started.
     pub fn kill(&mut self) {
-        self.process = None;
+        if let Some(process) = self.process.take() {
+            process.kill();
+        }
     }
 
     /// Waits until it answers.

@@ -50,7 +50,7 @@ impl Stage {
             servers: "real, on the CPU",
             setup: Setup {
                 servers: vec![Kind::Real { home }; 2],
-                adapters: vec![Entry::new(V1, "tiny/adapters/a3")],
+                adapters: vec![Entry::new(V1, "tiny/adapters/a4")],
                 rollout: rollout(Duration::from_secs(6)),
                 api_key: None,
             },

@@ -22,7 +22,7 @@ fn the_guide_on_a_real_vllm_changes_what_the_model_says() {
     };
     let setup = Setup {
         servers: vec![Kind::Real { home }],
-        adapters: vec![Entry::new(V1, "tiny/adapters/a3")],
+        adapters: vec![Entry::new(V1, "tiny/adapters/a4")],
         rollout: RolloutFile { quiet_for: Duration::from_secs(1), ..RolloutFile::guide(Duration::from_secs(3)) },
         api_key: None,
     };
