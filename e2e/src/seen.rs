@@ -7,7 +7,7 @@ use rollora_api::{
         status::{Phase, RetirementState},
     },
     router_report::{RuleInForce, RulesReport},
-    sidecar_status::{AdapterState, SidecarStatus},
+    sidecar_status::SidecarStatus,
 };
 use std::{collections::BTreeSet, fmt};
 
@@ -44,13 +44,6 @@ impl Seen {
     pub fn listed(&self) -> AdaptersFile {
         let text = AdaptersText::new(&self.adapters_file, "configmap.yaml").and_then(|text| text.parse());
         text.map(|parsed| parsed.file).unwrap_or_default()
-    }
-
-    /// The state of an adapter at each sidecar.
-    pub fn states<'a>(&'a self, id: &'a str) -> impl Iterator<Item = AdapterState> + 'a {
-        let sidecars = self.servers.iter().filter_map(|server| server.sidecar.as_ref());
-        let adapters = sidecars.flat_map(|sidecar| &sidecar.adapters);
-        adapters.filter(move |adapter| adapter.id.as_str() == id).map(|adapter| adapter.state)
     }
 }
 
@@ -129,16 +122,6 @@ pub fn succeeded(id: &str) -> Condition {
         let stable = seen.status.as_ref().ok().and_then(|status| status.revision.stable.as_ref());
         stable.is_some_and(|stable| stable.as_str() == wanted)
     }))
-}
-
-/// The message or a condition of the status says this.
-pub fn says(words: &str) -> Condition {
-    let wanted = words.to_owned();
-    Condition::new(format!("the status says {words:?}"), move |seen| {
-        seen.status.as_ref().is_ok_and(|status| {
-            status.message.contains(&wanted) || status.conditions.iter().any(|it| it.message.contains(&wanted))
-        })
-    })
 }
 
 /// The status rejects `id`.

@@ -41,7 +41,7 @@ impl Sum {
     }
 }
 
-/// How often versions were in force, for a scenario's last sentence.
+/// The splits as maps from version to weight.
 pub(crate) fn ids<'a>(splits: &[&'a [(String, i32)]]) -> Vec<BTreeMap<&'a str, i32>> {
     splits.iter().map(|split| split.iter().map(|(id, weight)| (id.as_str(), *weight)).collect()).collect()
 }
