@@ -42,7 +42,7 @@ pub(crate) fn build(arguments: &[&str]) -> Result<Programs> {
     let mut programs = Programs::new();
     let status = process::lines(command.args(arguments), |line| programs.extend(program(line)))?;
     if !status.success() {
-        bail!("`cargo build {}` failed", arguments.join(" "));
+        bail!("`cargo build {}` ended with {}", arguments.join(" "), process::ending(status));
     }
     Ok(programs)
 }
