@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    documents::tests::ROLLOUT_FILE,
     gateway::servers::Servers,
     state::StateFolder,
     store::{Inputs, LocalStore},
@@ -9,16 +10,6 @@ use hyper::{Request, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use tokio::{net::UnixStream, task::JoinSet};
-
-const ROLLOUT_FILE: &str = "apiVersion: rollora.dev/v1alpha1
-kind: Rollout
-metadata: { name: alias }
-spec:
-  model: alias
-  poolRef: { name: pool }
-  adapter: { follow: { pattern: 'alias-v*' } }
-  adaptersRef: { name: adapters }
-";
 
 struct Machine {
     control: Control,

@@ -1,8 +1,8 @@
 use super::*;
 use rollora_api::names::sequence_annotation;
 
-const ROLLOUT: &str = "
-apiVersion: rollora.dev/v1alpha1
+/// A Rollout as a person writes it, for every test of this crate.
+pub(crate) const ROLLOUT_FILE: &str = "apiVersion: rollora.dev/v1alpha1
 kind: Rollout
 metadata: { name: alias }
 spec:
@@ -17,7 +17,7 @@ fn now() -> Timestamp {
 }
 
 fn file() -> Rollout {
-    Rollout::from_yaml(ROLLOUT).unwrap()
+    Rollout::from_yaml(ROLLOUT_FILE).unwrap()
 }
 
 pub(crate) fn documents() -> Documents {

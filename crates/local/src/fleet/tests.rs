@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    documents::tests::ROLLOUT_FILE,
     state::StateFolder,
     store::{Inputs, LocalStore},
 };
@@ -7,16 +8,6 @@ use rollora_api::sidecar_status::{AdapterState, AdapterStatus, Readiness, Server
 use rollora_operator::ports::{AdaptersWrite, Store, Version, Written};
 use std::{fs, path::Path};
 use tokio_util::task::TaskTracker;
-
-const ROLLOUT_FILE: &str = "apiVersion: rollora.dev/v1alpha1
-kind: Rollout
-metadata: { name: alias }
-spec:
-  model: alias
-  poolRef: { name: pool }
-  adapter: { follow: { pattern: 'alias-v*' } }
-  adaptersRef: { name: adapters }
-";
 
 /// A fleet whose sidecars say what the test says.
 struct Machine {

@@ -79,17 +79,7 @@ fn text_that_is_not_utf8_is_named() {
 
 mod store {
     use super::super::*;
-    use crate::state::StateFolder;
-
-    const ROLLOUT_FILE: &str = "apiVersion: rollora.dev/v1alpha1
-kind: Rollout
-metadata: { name: alias }
-spec:
-  model: alias
-  poolRef: { name: pool }
-  adapter: { follow: { pattern: 'alias-v*' } }
-  adaptersRef: { name: adapters }
-";
+    use crate::{documents::tests::ROLLOUT_FILE, state::StateFolder};
 
     fn adapters(id: &str) -> String {
         format!("vLLMLoRAConfig: {{ ensureExist: {{ models: [{{ id: {id}, source: /a }}] }} }}\n")

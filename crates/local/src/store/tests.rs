@@ -1,18 +1,9 @@
 use super::*;
+use crate::documents::tests::ROLLOUT_FILE;
 use proptest::prelude::*;
 use rollora_api::rollout::{RolloutStatus, Verb, spec::AdaptersRef};
 use rollora_operator::ports::{AdaptersWrite, Event, Precondition, ReadError, RolloutKey, Store, Version, Versioned};
 use std::{fs, os::unix::fs::PermissionsExt};
-
-const ROLLOUT_FILE: &str = "apiVersion: rollora.dev/v1alpha1
-kind: Rollout
-metadata: { name: alias }
-spec:
-  model: alias
-  poolRef: { name: pool }
-  adapter: { follow: { pattern: 'alias-v*' } }
-  adaptersRef: { name: adapters }
-";
 
 const ADAPTERS_FILE: &str = "# ours
 vLLMLoRAConfig:

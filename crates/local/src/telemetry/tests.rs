@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    documents::tests::ROLLOUT_FILE,
     fleet::Member,
     gateway::{
         ServerFacts,
@@ -15,16 +16,6 @@ use rollora_api::rewrite::InferenceModelRewrite;
 use rollora_operator::ports::{Precondition, Store, Written};
 use std::{fs, net::SocketAddr};
 use tokio::{net::TcpStream, sync::watch, task::JoinSet};
-
-const ROLLOUT_FILE: &str = "apiVersion: rollora.dev/v1alpha1
-kind: Rollout
-metadata: { name: alias }
-spec:
-  model: alias
-  poolRef: { name: pool }
-  adapter: { follow: { pattern: 'alias-v*' } }
-  adaptersRef: { name: adapters }
-";
 
 async fn get(address: SocketAddr, path: &str) -> (StatusCode, String) {
     let stream = TcpStream::connect(address).await.unwrap();
