@@ -1,0 +1,2 @@
+//! `rollora-ext-proc`.
+fn main() {}

@@ -1,0 +1,2 @@
+//! `rollora-operator`.
+fn main() {}

@@ -1,0 +1,2 @@
+//! `rollora-sidecar`.
+fn main() {}
