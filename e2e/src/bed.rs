@@ -82,18 +82,20 @@ pub trait Place: Sized + Send + Sync {
     /// The vLLM servers, to be killed and started.
     fn servers_mut(&mut self) -> &mut [Server];
     /// The adapters file as it stands.
-    fn adapters_file(&self) -> Result<String>;
+    fn adapters_file(&self) -> impl Future<Output = Result<String>> + Send;
     /// Saves the adapters file.
-    fn write_adapters(&self, text: &str) -> Result<()>;
+    fn write_adapters(&self, text: &str) -> impl Future<Output = Result<()>> + Send;
     /// The Rollout as it was saved.
-    fn rollout_file(&self) -> Result<String>;
+    fn rollout_file(&self) -> impl Future<Output = Result<String>> + Send;
     /// Saves the Rollout.
-    fn write_rollout(&self, text: &str) -> Result<()>;
+    fn write_rollout(&self, text: &str) -> impl Future<Output = Result<()>> + Send;
     /// Looks at everything.
     fn look(&self) -> impl Future<Output = Seen> + Send;
     /// Runs a verb of `rollora`.
     fn say(&self, arguments: &[&str]) -> impl Future<Output = Result<Spoken>> + Send;
-    /// Ends the operator as `kill -9` does; on one machine the gateway goes with it.
+    /// Whether the gateway goes with the operator, because one process is both.
+    fn gateway_is_in_operator(&self) -> bool;
+    /// Ends the operator as `kill -9` does.
     fn kill_operator(&mut self);
     /// Starts it again on what it left.
     fn start_operator(&mut self) -> impl Future<Output = Result<()>> + Send;
@@ -170,27 +172,27 @@ impl<P: Place> Bed<P> {
     }
 
     /// A person adds a line to the adapters file.
-    pub fn list(&self, id: &str) -> Result<()> {
-        self.list_from(id, SOURCE)
+    pub async fn list(&self, id: &str) -> Result<()> {
+        self.list_from(id, SOURCE).await
     }
 
     /// The same with another source.
-    pub fn list_from(&self, id: &str, source: &str) -> Result<()> {
-        self.edit(|text| files::list(text, &Entry::new(id, source)))
+    pub async fn list_from(&self, id: &str, source: &str) -> Result<()> {
+        self.edit(|text| files::list(text, &Entry::new(id, source))).await
     }
 
     /// A person moves a line of the adapters file to `ensureNotExist`.
-    pub fn unlist(&self, id: &str) -> Result<()> {
-        self.edit(|text| files::unlist(text, id))
+    pub async fn unlist(&self, id: &str) -> Result<()> {
+        self.edit(|text| files::unlist(text, id)).await
     }
 
     /// A person takes a line out of the adapters file.
-    pub fn remove(&self, id: &str) -> Result<()> {
-        self.edit(|text| files::remove(text, id))
+    pub async fn remove(&self, id: &str) -> Result<()> {
+        self.edit(|text| files::remove(text, id)).await
     }
 
-    fn edit(&self, edit: impl Fn(&str) -> Result<String>) -> Result<()> {
-        self.place.write_adapters(&edit(&self.place.adapters_file()?)?)
+    async fn edit(&self, edit: impl Fn(&str) -> Result<String>) -> Result<()> {
+        self.place.write_adapters(&edit(&self.place.adapters_file().await?)?).await
     }
 
     /// Clients begin to send, all the time.
@@ -259,10 +261,10 @@ impl<P: Place> Bed<P> {
         self.outages.push(Outage { of: Killed::Server, from, dead: clock::now(), until: None });
     }
 
-    /// Starts a server on its port, knowing no adapter, and waits until it answers.
+    /// Starts a server where it was, knowing no adapter, and waits until it answers.
     pub async fn start_server(&mut self, index: usize) -> Result<()> {
         let server = &mut self.place.servers_mut()[index];
-        server.restart()?;
+        server.start()?;
         server.answers().await
     }
 
@@ -270,7 +272,9 @@ impl<P: Place> Bed<P> {
     pub fn kill_operator(&mut self) {
         let from = clock::now();
         self.place.kill_operator();
-        self.outages.push(Outage { of: Killed::Gateway, from, dead: clock::now(), until: None });
+        if self.place.gateway_is_in_operator() {
+            self.outages.push(Outage { of: Killed::Gateway, from, dead: clock::now(), until: None });
+        }
     }
 
     /// Starts it again on what it left.

@@ -26,14 +26,14 @@ impl Machine {
     pub async fn prepare(setup: &Setup) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("rollora-").tempdir().context("no temporary folder")?;
         let servers = setup.servers.iter().enumerate().map(|(index, kind)| {
-            Server::start(&format!("vllm-{}", index + 1), kind.clone(), setup.api_key.as_deref(), folder.path())
+            Server::own(&format!("vllm-{}", index + 1), kind.clone(), setup.api_key.as_deref(), folder.path())
         });
         let servers: Vec<_> = servers.collect::<Result<_>>()?;
         let urls = servers.iter().map(Server::url).collect();
         let rollora = Rollora::new(folder.path(), urls, setup.api_key.as_deref())?;
         let machine = Self { rollora, servers, folder };
-        machine.write_rollout(&setup.rollout.yaml())?;
-        machine.write_adapters(&setup.adapters_yaml())?;
+        write(&machine.rollora.rollout_file(), &setup.rollout.yaml())?;
+        write(&machine.rollora.adapters_file(), &setup.adapters_yaml())?;
         try_join_all(machine.servers.iter().map(Server::answers)).await?;
         Ok(machine)
     }
@@ -77,19 +77,19 @@ impl Place for Machine {
         &mut self.servers
     }
 
-    fn adapters_file(&self) -> Result<String> {
+    async fn adapters_file(&self) -> Result<String> {
         read(&self.rollora.adapters_file())
     }
 
-    fn write_adapters(&self, text: &str) -> Result<()> {
+    async fn write_adapters(&self, text: &str) -> Result<()> {
         write(&self.rollora.adapters_file(), text)
     }
 
-    fn rollout_file(&self) -> Result<String> {
+    async fn rollout_file(&self) -> Result<String> {
         read(&self.rollora.rollout_file())
     }
 
-    fn write_rollout(&self, text: &str) -> Result<()> {
+    async fn write_rollout(&self, text: &str) -> Result<()> {
         write(&self.rollora.rollout_file(), text)
     }
 
@@ -100,7 +100,7 @@ impl Place for Machine {
         let server = |(server, adapters): (&Server, Result<_>)| server_seen(server, adapters, overview.as_ref().ok());
         Seen {
             servers: self.servers.iter().zip(adapters).map(server).collect(),
-            adapters_file: self.adapters_file().unwrap_or_default(),
+            adapters_file: read(&self.rollora.adapters_file()).unwrap_or_default(),
             file_problems: overview.as_ref().map(problems).unwrap_or_default(),
             routers: vec![overview.as_ref().map(|it| it.rules.clone()).map_err(Clone::clone)],
             status: overview.map(|overview| overview.rollout.status.unwrap_or_default()),
@@ -109,6 +109,10 @@ impl Place for Machine {
 
     async fn say(&self, arguments: &[&str]) -> Result<Spoken> {
         self.rollora.say(arguments).await
+    }
+
+    fn gateway_is_in_operator(&self) -> bool {
+        true
     }
 
     fn kill_operator(&mut self) {

@@ -1,18 +1,23 @@
-//! One vLLM server of the bed: simulated, or a real one on the CPU. A server that was killed comes back on its port.
+//! One vLLM server of the bed: simulated, or a real one on the CPU. Who starts it and ends it is its [`Keeper`]: the bed
+//! itself on one machine ([`own`]), the kubelet on a cluster.
+
+mod own;
 
 use crate::{
     clock,
     guide::BASE_MODEL,
     http::{self, Address},
-    ports::Port,
-    process::{Process, program},
+    process::program,
     sim::{Counters, Knobs},
 };
 use anyhow::{Context as _, Result, bail};
 use hyper::header::{AUTHORIZATION, HeaderValue};
+use own::Own;
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
+    fmt,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -39,8 +44,16 @@ impl Kind {
         Self::Simulated { flags: flags.iter().map(|&flag| flag.to_owned()).collect() }
     }
 
+    /// How it is started, but for where it listens and the key.
+    pub(crate) fn command(&self) -> Result<Command> {
+        match self {
+            Self::Simulated { flags } => simulator(flags),
+            Self::Real { home } => Ok(real(home)),
+        }
+    }
+
     /// How long it may take to end: a real vLLM that is killed leaves shared memory behind.
-    fn farewell(&self) -> Duration {
+    pub(crate) fn farewell(&self) -> Duration {
         match self {
             Self::Simulated { .. } => Duration::ZERO,
             Self::Real { .. } => Duration::from_secs(10),
@@ -48,7 +61,7 @@ impl Kind {
     }
 
     /// How long a start may take.
-    fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         match self {
             Self::Simulated { .. } => Duration::from_secs(10),
             Self::Real { .. } => Duration::from_mins(5),
@@ -56,61 +69,77 @@ impl Kind {
     }
 }
 
+/// Who starts a server and ends it. One that was killed comes back where it was.
+pub trait Keeper: fmt::Debug + Send + Sync {
+    /// Starts it (again); what was there before is ended.
+    fn start(&mut self) -> Result<()>;
+    /// Ends it as `kill -9` does, with everything it started. It stays down until it is started.
+    fn kill(&mut self);
+    /// From its next start on it is this kind of server.
+    fn become_kind(&mut self, kind: Kind);
+    /// Whether its process runs.
+    fn runs(&self) -> bool;
+    /// How it ended, where nobody is about to start it again.
+    fn ended(&self) -> Option<String>;
+    /// The end of its output.
+    fn log_tail(&self, lines: usize) -> String;
+}
+
 /// A server; ended when it is dropped.
 #[derive(Debug)]
 pub struct Server {
-    kind: Kind,
     name: String,
-    port: Port,
+    address: SocketAddr,
     api_key: Option<String>,
-    logs: PathBuf,
-    process: Option<Process>,
+    /// How long a start may take.
+    patience: Duration,
+    keeper: Box<dyn Keeper>,
 }
 
 impl Server {
-    /// Starts a server. It answers some time later, see [`Server::answers`].
-    pub fn start(name: &str, kind: Kind, api_key: Option<&str>, logs: &Path) -> Result<Self> {
-        let (name, api_key) = (name.to_owned(), api_key.map(str::to_owned));
-        let port = Port::reserve()?;
-        let mut server = Self { kind, name, port, api_key, logs: logs.to_owned(), process: None };
-        server.restart()?;
-        Ok(server)
+    /// Starts a server of our own, on a port of 127.0.0.1 that stays ours. It answers some time later, see
+    /// [`Server::answers`].
+    pub fn own(name: &str, kind: Kind, api_key: Option<&str>, logs: &Path) -> Result<Self> {
+        let patience = kind.patience();
+        let own = Own::start(name, kind, api_key, logs)?;
+        let address = own.address();
+        Ok(Self {
+            name: address.to_string(),
+            address,
+            api_key: api_key.map(str::to_owned),
+            patience,
+            keeper: Box::new(own),
+        })
     }
 
-    /// Starts it (again) on its port; what was there before is ended.
-    pub fn restart(&mut self) -> Result<()> {
-        self.kill();
-        let mut command = match &self.kind {
-            Kind::Simulated { flags } => simulator(flags)?,
-            Kind::Real { home } => real(home),
-        };
-        command.args(["--host", "127.0.0.1", "--port", &self.port.number().to_string()]);
-        if let Some(key) = &self.api_key {
-            command.args(["--api-key", key]);
-        }
-        let process = Process::start(&self.name, command, &self.logs)?;
-        self.process = Some(process.with_farewell(self.kind.farewell()));
-        Ok(())
+    /// A server that somebody else keeps.
+    pub fn kept(name: &str, address: SocketAddr, api_key: Option<&str>, kind: &Kind, keeper: Box<dyn Keeper>) -> Self {
+        let (name, api_key) = (name.to_owned(), api_key.map(str::to_owned));
+        Self { name, address, api_key, patience: kind.patience(), keeper }
+    }
+
+    /// Starts it (again) where it was; what was there before is ended.
+    pub fn start(&mut self) -> Result<()> {
+        self.keeper.start()
     }
 
     /// From its next start on it is this kind of server.
     pub fn become_kind(&mut self, kind: Kind) {
-        self.kind = kind;
+        self.patience = kind.patience();
+        self.keeper.become_kind(kind);
     }
 
     /// Ends it as `kill -9` does, with everything it started.
     pub fn kill(&mut self) {
-        if let Some(process) = self.process.take() {
-            process.kill();
-        }
+        self.keeper.kill();
     }
 
     /// Waits until it answers.
     pub async fn answers(&self) -> Result<()> {
-        let (start, patience) = (clock::now(), self.kind.patience());
+        let start = clock::now();
         while http::call(&self.address(), http::request("GET", "/health", None)).await.is_err() {
-            let ended = self.process.as_ref().and_then(Process::ended);
-            if ended.is_some() || start.elapsed() > patience {
+            let ended = self.keeper.ended();
+            if ended.is_some() || start.elapsed() > self.patience {
                 let tail = self.log_tail(30);
                 bail!("the vLLM server {} does not answer ({ended:?}) after {:?}\n{tail}", self.name, start.elapsed());
             }
@@ -121,21 +150,21 @@ impl Server {
 
     /// Whether its process runs.
     pub fn runs(&self) -> bool {
-        self.process.as_ref().is_some_and(|process| process.ended().is_none())
+        self.keeper.runs()
     }
 
     /// How Rollora calls it.
     pub fn name(&self) -> String {
-        self.port.address().to_string()
+        self.name.clone()
     }
 
     /// Its base URL.
     pub fn url(&self) -> String {
-        format!("http://{}", self.port.address())
+        format!("http://{}", self.address)
     }
 
     fn address(&self) -> Address {
-        self.port.address().into()
+        self.address.into()
     }
 
     /// What `/v1/models` lists without the base model, asked of the server itself.
@@ -164,7 +193,7 @@ impl Server {
 
     /// The end of its output.
     pub fn log_tail(&self, lines: usize) -> String {
-        crate::process::tail(&self.logs.join(format!("{}.log", self.name)), lines)
+        self.keeper.log_tail(lines)
     }
 }
 

@@ -57,9 +57,9 @@ impl<'a> Story<'a> {
     async fn rollout(&mut self) -> Result<()> {
         self.screen
             .part("Step 2: gradual rollout", "somebody adds two lines to adapters.yaml; the rest happens by itself");
-        let before = self.bed.place.adapters_file()?;
+        let before = self.bed.place.adapters_file().await?;
         let after = files::list(&before, &self.stage.v2)?;
-        self.bed.place.write_adapters(&after)?;
+        self.bed.place.write_adapters(&after).await?;
         self.screen.changes(&difference(&before, &after));
         self.sees(loaded_everywhere(V2)).await?;
         self.screen.seen("tried on one server, then loaded on every server");
@@ -78,9 +78,9 @@ impl<'a> Story<'a> {
 
     async fn cleanup(&mut self) -> Result<()> {
         self.screen.part("Step 3: cleanup", &format!("Rollora edits adapters.yaml when nobody uses {V1} any more"));
-        let before = self.bed.place.adapters_file()?;
+        let before = self.bed.place.adapters_file().await?;
         self.sees(cleaned_up(V1).and(succeeded(V2))).await?;
-        let after = self.bed.place.adapters_file()?;
+        let after = self.bed.place.adapters_file().await?;
         self.screen.changes(&difference(&before, &after));
         self.screen.seen(&format!("{V1} is gone from /v1/models of every server"));
         Ok(())

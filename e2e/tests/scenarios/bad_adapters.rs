@@ -17,7 +17,7 @@ fn setup(flags: &[&str]) -> Setup {
 async fn v2_is_listed<P: Place>(bed: &mut Bed<P>) -> Result<()> {
     bed.sees_baseline().await?;
     bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
-    bed.list(V2)
+    bed.list(V2).await
 }
 
 /// How many servers were asked to load v2, and how many completions with it clients sent, as the servers counted.
@@ -50,7 +50,7 @@ fn an_adapter_that_cannot_be_loaded_is_tried_on_one_server_and_rejected() {
             ensure!(asked(bed).await? == (1, 0), "asked and used: {:?}", asked(bed).await?);
 
             // A good version after it is rolled out as ever.
-            bed.list(V3)?;
+            bed.list(V3).await?;
             bed.sees(split(MODEL, &[(V1, 90), (V3, 10)])).await?;
             bed.sees(succeeded(V3)).await?;
             let record = bed.clients_saw_nothing_wrong().await?;

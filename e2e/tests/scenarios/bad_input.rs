@@ -98,14 +98,14 @@ impl Mistake {
         Ok((lines.join("\n") + "\n", index + self.wrong + 1))
     }
 
-    fn make(&self, machine: &Machine) -> Result<usize> {
+    async fn make(&self, machine: &Machine) -> Result<usize> {
         let (text, line) = match self.file {
-            File::Rollout => self.made_in(&machine.rollout_file()?)?,
-            File::Adapters => self.made_in(&machine.adapters_file()?)?,
+            File::Rollout => self.made_in(&machine.rollout_file().await?)?,
+            File::Adapters => self.made_in(&machine.adapters_file().await?)?,
         };
         match self.file {
-            File::Rollout => machine.write_rollout(&text)?,
-            File::Adapters => machine.write_adapters(&text)?,
+            File::Rollout => machine.write_rollout(&text).await?,
+            File::Adapters => machine.write_adapters(&text).await?,
         }
         Ok(line)
     }
@@ -125,21 +125,21 @@ fn a_mistake_made_while_it_runs_is_named_and_stops_nothing() {
     on_one_machine(&setup(), async |bed| {
         bed.sees_baseline().await?;
         bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
-        let (rollout, adapters) = (bed.place.rollout_file()?, bed.place.adapters_file()?);
+        let (rollout, adapters) = (bed.place.rollout_file().await?, bed.place.adapters_file().await?);
         for mistake in mistakes() {
-            let line = mistake.make(&bed.place)?;
+            let line = mistake.make(&bed.place).await?;
             let place = mistake.place(line);
             let words = [&[mistake.file_name(), &place], mistake.words].concat();
             bed.sees_within(Duration::from_secs(5), complains(&words)).await.context(mistake.name)?;
             told_in_the_status(bed, mistake.file_name()).await?;
-            bed.place.write_rollout(&rollout)?;
-            bed.place.write_adapters(&adapters)?;
+            bed.place.write_rollout(&rollout).await?;
+            bed.place.write_adapters(&adapters).await?;
             bed.sees(no_complaint()).await.context(mistake.name)?;
         }
         bed.sees(served_by(MODEL, V1)).await?;
 
         // The next good edit is a release as ever.
-        bed.list(V2)?;
+        bed.list(V2).await?;
         bed.sees(succeeded(V2)).await?;
         bed.clients_saw_nothing_wrong().await.map(drop)
     });
@@ -163,9 +163,9 @@ fn a_mistake_at_the_start_is_named_and_ends_it_with_code_2() {
     on_one_machine(&setup(), async |bed| {
         bed.sees_baseline().await?;
         bed.kill_operator();
-        let (rollout, adapters) = (bed.place.rollout_file()?, bed.place.adapters_file()?);
+        let (rollout, adapters) = (bed.place.rollout_file().await?, bed.place.adapters_file().await?);
         for mistake in mistakes() {
-            let line = mistake.make(&bed.place)?;
+            let line = mistake.make(&bed.place).await?;
             let said = run(bed.place.rollora().command()?).await?;
             let place = mistake.place(line);
             let words = [&[mistake.file_name(), place.as_str()], mistake.words].concat();
@@ -173,8 +173,8 @@ fn a_mistake_at_the_start_is_named_and_ends_it_with_code_2() {
             ensure!(said.code == 2, "{name}: {said:?}");
             let found = said.err.lines().any(|line| words.iter().all(|word| line.contains(word)));
             ensure!(found, "{name}: no line of {} has the words {words:?}", said.err);
-            bed.place.write_rollout(&rollout)?;
-            bed.place.write_adapters(&adapters)?;
+            bed.place.write_rollout(&rollout).await?;
+            bed.place.write_adapters(&adapters).await?;
         }
         Ok(())
     });
@@ -203,10 +203,10 @@ fn an_id_in_both_lists_is_named_and_left_as_it_is() {
     on_one_machine(&setup(), async |bed| {
         bed.sees_baseline().await?;
         bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
-        let both = bed.place.adapters_file()?
+        let both = bed.place.adapters_file().await?
             + &format!("      ensureNotExist:\n        models:\n        - id: {V1}\n          source: {SOURCE}\n");
         let line = both.lines().count() - 1;
-        bed.place.write_adapters(&both)?;
+        bed.place.write_adapters(&both).await?;
         let (place, words) = (format!("line {line}"), ["adapters.yaml", V1, "ensureNotExist", "ensureExist"]);
         let start = std::time::Duration::from_millis(50);
         let mut said = String::new();
@@ -237,7 +237,7 @@ fn a_server_that_became_bad(flags: &[&str], words: &[&str]) {
         bed.start_server(2).await?;
         named_with_what_to_do(bed, words).await?;
         bed.keeps_seeing(Duration::from_millis(500), served_by(MODEL, V1)).await?;
-        bed.list(V2)?;
+        bed.list(V2).await?;
         bed.sees(served_by(MODEL, V2)).await?;
         bed.clients_saw_nothing_wrong().await.map(drop)
     });

@@ -33,7 +33,7 @@ async fn the_guide<P: Place>(bed: &mut Bed<P>, pace: Duration, requests: usize) 
     ensure!(count.of(V1) == 20, "the baseline is not v1 alone: {count}");
     bed.clients_start(&Crowd::mixed(MODEL, pace));
 
-    bed.list(V2)?;
+    bed.list(V2).await?;
     for (old, new) in [(90, 10), (50, 50)] {
         bed.sees(split(MODEL, &[(V1, old), (V2, new)])).await?;
         let count = bed.count().await?;
@@ -66,7 +66,7 @@ fn an_open_pause_ends_when_somebody_promotes() {
     on_one_machine(&Setup::open_at_half(Duration::from_millis(200)), async |bed| {
         bed.sees_baseline().await?;
         bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
-        bed.list(V2)?;
+        bed.list(V2).await?;
         bed.sees(split(MODEL, &[(V1, 50), (V2, 50)]).and(phase(Phase::Paused))).await?;
         // Longer than every timed pause: it waits for a person.
         bed.keeps_seeing(Duration::from_millis(1500), split(MODEL, &[(V1, 50), (V2, 50)])).await?;

@@ -16,7 +16,7 @@ fn with_a_key_rollora_uses_its_own_and_clients_bring_theirs() {
     on_one_machine(&setup, async |bed| {
         bed.sees_baseline().await?;
         bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
-        bed.list(V2)?;
+        bed.list(V2).await?;
         bed.sees(cleaned_up(V1).and(succeeded(V2))).await?;
         bed.clients_saw_nothing_wrong().await?;
 

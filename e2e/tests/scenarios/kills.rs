@@ -78,7 +78,7 @@ async fn the_guide_with_kills<P: Place>(
 ) -> Result<Verdict> {
     bed.sees_baseline().await?;
     bed.clients_start(&Crowd::mixed(MODEL, run.pace));
-    bed.list(V2)?;
+    bed.list(V2).await?;
     for (moment, away) in kills {
         tokio::time::sleep(moment).await;
         bed.kill_operator();
@@ -104,7 +104,7 @@ fn a_server_killed_and_started_again_at_each_step_costs_only_what_it_was_working
             }
             a_server_dies_and_comes_back(bed, index).await?;
             if step.is_none() {
-                bed.list(V2)?;
+                bed.list(V2).await?;
             }
         }
         bed.sees(served_by(MODEL, V2)).await?;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 async fn at_half<P: Place>(bed: &mut Bed<P>) -> Result<()> {
     bed.sees_baseline().await?;
     bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
-    bed.list(V2)?;
+    bed.list(V2).await?;
     bed.sees(split(MODEL, &[(V1, 50), (V2, 50)]).and(phase(Phase::Paused))).await.map(drop)
 }
 
@@ -30,7 +30,7 @@ fn an_abort_gives_all_new_requests_back_to_the_old_version_at_once() {
     for _ in 0..rounds {
         on_one_machine(&setup(), async |bed| {
             at_half(bed).await?;
-            let file = bed.place.adapters_file()?;
+            let file = bed.place.adapters_file().await?;
 
             let asked = now();
             let said = bed.says(&["abort"]).await?;
@@ -41,7 +41,7 @@ fn an_abort_gives_all_new_requests_back_to_the_old_version_at_once() {
 
             bed.sees(gone_everywhere(V2)).await?;
             bed.keeps_seeing(Duration::from_secs(1), served_by(MODEL, V1).and(gone_everywhere(V2))).await?;
-            ensure!(bed.place.adapters_file()? == file, "an abort edits nobody's file");
+            ensure!(bed.place.adapters_file().await? == file, "an abort edits nobody's file");
             let record = bed.clients_saw_nothing_wrong().await?;
             let last = record.last_of(V2).context("v2 never answered at 50/50")?;
             within_the_bound(last.saturating_duration_since(asked))
@@ -66,7 +66,7 @@ fn now() -> Instant {
 fn a_newer_version_listed_at_half_starts_over_from_the_stable_one() {
     on_one_machine(&setup(), async |bed| {
         at_half(bed).await?;
-        bed.list(V3)?;
+        bed.list(V3).await?;
         bed.sees(split(MODEL, &[(V1, 90), (V3, 10)])).await?;
         bed.sees(split(MODEL, &[(V1, 50), (V3, 50)]).and(phase(Phase::Paused))).await?;
         bed.says(&["promote"]).await?;
@@ -87,7 +87,7 @@ fn a_newer_version_listed_at_half_starts_over_from_the_stable_one() {
 fn a_candidate_unlisted_at_half_loses_its_traffic_before_it_is_unloaded() {
     on_one_machine(&setup(), async |bed| {
         at_half(bed).await?;
-        bed.unlist(V2)?;
+        bed.unlist(V2).await?;
         bed.sees(served_by(MODEL, V1)).await?;
         bed.sees(gone_everywhere(V2).and(succeeded(V1))).await?;
         bed.keeps_seeing(Duration::from_secs(1), served_by(MODEL, V1)).await?;
@@ -100,7 +100,7 @@ fn a_candidate_unlisted_at_half_loses_its_traffic_before_it_is_unloaded() {
 fn a_candidate_taken_out_of_the_file_at_half_goes_back_to_the_stable_one() {
     on_one_machine(&setup(), async |bed| {
         at_half(bed).await?;
-        bed.remove(V2)?;
+        bed.remove(V2).await?;
         bed.sees(served_by(MODEL, V1).and(succeeded(V1))).await?;
         bed.clients_saw_nothing_wrong().await.map(drop)
     });

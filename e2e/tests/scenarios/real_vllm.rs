@@ -31,7 +31,7 @@ fn the_guide_on_a_real_vllm_changes_what_the_model_says() {
         let before = text(bed).await?;
         let (json, sse) = (Ask::new(MODEL, Answer::Json, 2), Ask::new(MODEL, Answer::Sse, 20));
         bed.clients_start(&Crowd { connections: vec![json, sse], pace: Duration::from_millis(100) });
-        bed.list_from(V2, "tiny/adapters/a6")?;
+        bed.list_from(V2, "tiny/adapters/a6").await?;
         bed.sees_within(Duration::from_mins(1), served_by(MODEL, V2)).await?;
         let after = text(bed).await?;
         bed.sees_within(Duration::from_mins(1), cleaned_up(V1).and(succeeded(V2))).await?;

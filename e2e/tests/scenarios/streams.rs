@@ -21,7 +21,7 @@ fn streams_survive_the_whole_rollout_uncut() {
         bed.sees_baseline().await?;
         let stream = Ask::new(MODEL, Answer::Sse, 300);
         bed.clients_start(&Crowd { connections: vec![stream; 12], pace: Duration::from_millis(10) });
-        bed.list(V2)?;
+        bed.list(V2).await?;
         bed.sees(served_by(MODEL, V2)).await?;
         bed.sees(cleaned_up(V1).and(succeeded(V2))).await?;
         let record = bed.clients_saw_nothing_wrong().await?;
