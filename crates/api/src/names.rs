@@ -15,6 +15,16 @@ pub const SEQUENCE_ANNOTATION_PREFIX: &str = "weights.rollora.dev/";
 pub const STICKY_HEADER_ANNOTATION: &str = "rollora.dev/sticky-header";
 /// The response header that names the version that served a request.
 pub const TARGET_HEADER: &str = "x-rollora-target";
+/// On a pod that executes rewrites (`rollora-ext-proc`): the InferencePool that it does so for.
+pub const ROUTER_POOL_LABEL: &str = "rollora.dev/router-for";
+/// On such a pod: where `/rules` is answered; [`ROUTER_PORT`] where absent.
+pub const ROUTER_PORT_ANNOTATION: &str = "rollora.dev/router-port";
+/// See [`ROUTER_PORT_ANNOTATION`].
+pub const ROUTER_PORT: u16 = 9090;
+/// On a pod of a pool: where its sidecar answers `/status`; [`SIDECAR_PORT`] where absent.
+pub const SIDECAR_PORT_ANNOTATION: &str = "rollora.dev/sidecar-port";
+/// See [`SIDECAR_PORT_ANNOTATION`].
+pub const SIDECAR_PORT: u16 = 8080;
 /// The key of the ConfigMap that belongs to the operator, see [`crate::operator_key`].
 pub const OPERATOR_KEY: &str = "rollora.yaml";
 

@@ -1,0 +1,154 @@
+//! The way to the API server: where it is, who we are there, how long an answer may take.
+//!
+//! Connecting asks nobody: a program starts also while the API server is away, and goes on when it is back.
+
+use http::header::{HeaderValue, USER_AGENT};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+use std::{error::Error, fmt::Write as _, path::PathBuf, time::Duration};
+
+/// How long connecting may take. Once connected, every call has a time limit of its own.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long a connection may refuse to take what is sent.
+const WRITE: Duration = Duration::from_secs(10);
+
+/// Where the cluster's description comes from; everything is found out where nothing is said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    /// A kubeconfig; else those of `KUBECONFIG`, else `~/.kube/config`, else the service account of the pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// A context of the kubeconfig; else its current one.
+    pub context: Option<String>,
+}
+
+/// One cluster, as it is reached from here. Cheap to clone; clones share their connections.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    server: String,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+/// Why there is no way to any cluster. Says what to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// A kubeconfig was meant, and it cannot be used.
+    #[error("the kubeconfig {file} cannot be used: {why}: mend it, or name another one")]
+    Kubeconfig {
+        /// Which.
+        file: String,
+        /// Why not.
+        why: String,
+    },
+    /// Nothing says where a cluster is.
+    #[error(
+        "no cluster is known here: set KUBECONFIG to a kubeconfig (there is none in the default place either: {kubeconfig}), \
+         or run this in a pod with a service account ({pod})"
+    )]
+    Nowhere {
+        /// Why no kubeconfig is used.
+        kubeconfig: String,
+        /// Why no service account is used.
+        pod: String,
+    },
+    /// It is described, but no client can be made of it.
+    #[error("{server} cannot be reached as it is described: {why}")]
+    Unusable {
+        /// The API server.
+        server: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+impl Cluster {
+    /// Reads where the cluster is. `agent` is the program's name, as audit logs show it.
+    pub async fn connect(access: &Access, agent: &str) -> Result<Self, ConnectError> {
+        let mut config = find(access).await?;
+        config.connect_timeout = Some(CONNECT);
+        config.write_timeout = Some(WRITE);
+        // Who asks decides when to ask again: a repetition down here would hide an outage from there.
+        config.default_retry = false;
+        let agent = format!("{agent}/{}", env!("CARGO_PKG_VERSION"));
+        config.headers.extend(HeaderValue::from_str(&agent).ok().map(|agent| (USER_AGENT, agent)));
+        let server = config.cluster_url.to_string();
+        let proxy = config.proxy_url.as_ref().map(ToString::to_string);
+        let client = Client::try_from(config).map_err(|error| ConnectError::Unusable {
+            server: server.clone(),
+            why: match proxy {
+                Some(proxy) => format!(
+                    "{error}; its proxy is {proxy}: unset HTTPS_PROXY, name the server in NO_PROXY, or remove \
+                     proxy-url from the kubeconfig"
+                ),
+                None => chain(&error),
+            },
+        })?;
+        Ok(Self { client, server })
+    }
+
+    /// A cluster that is reached by this client.
+    pub fn over(client: Client) -> Self {
+        Self { client, server: "the API server".to_owned() }
+    }
+
+    /// The namespace of the kubeconfig's context, or of the pod.
+    pub fn default_namespace(&self) -> &str {
+        self.client.default_namespace()
+    }
+
+    /// The API server's URL.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// kube's client.
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+}
+
+async fn find(access: &Access) -> Result<Config, ConnectError> {
+    let options = KubeConfigOptions { context: access.context.clone(), ..KubeConfigOptions::default() };
+    if let Some(file) = &access.kubeconfig {
+        let named =
+            |error: &KubeconfigError| ConnectError::Kubeconfig { file: file.display().to_string(), why: chain(error) };
+        let kubeconfig = Kubeconfig::read_from(file).map_err(|error| named(&error))?;
+        return Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| named(&error));
+    }
+    let kubeconfig = match Config::from_kubeconfig(&options).await {
+        Ok(config) => return Ok(config),
+        Err(error) => error,
+    };
+    // Who names a file or a context means it: the pod's own account would be another cluster or another identity.
+    let named = std::env::var("KUBECONFIG").ok().filter(|files| !files.is_empty());
+    if named.is_some() || access.context.is_some() {
+        let file = named.unwrap_or_else(|| "~/.kube/config".to_owned());
+        return Err(ConnectError::Kubeconfig { file, why: chain(&kubeconfig) });
+    }
+    Config::incluster().map_err(|pod| ConnectError::Nowhere { kubeconfig: chain(&kubeconfig), pod: chain(&pod) })
+}
+
+/// An error with its causes, each said once: outer errors often repeat the inner ones.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_words = inner.to_string();
+        if !words.contains(&inner_words) {
+            // Writing to a String does not fail.
+            write!(words, ": {inner_words}").ok();
+        }
+        cause = inner.source();
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests;

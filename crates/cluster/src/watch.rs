@@ -1,0 +1,188 @@
+//! One watch: complete lists first, then changes, over every outage.
+//!
+//! Invariant: what was told last stays true until something newer is told. An outage is told as an error, and changes
+//! nothing else.
+
+use crate::answer::{ApiError, Request};
+use futures_util::{Stream, StreamExt, stream};
+use kube::{
+    Api, Resource, ResourceExt,
+    runtime::{
+        WatchStreamExt,
+        utils::Backoff,
+        watcher::{self, Event},
+    },
+};
+use serde::de::DeserializeOwned;
+use std::{fmt::Debug, pin::Pin, time::Duration};
+
+/// How long one watch call lasts. A connection that died without a word is noticed a little later than this.
+const CALL_SECONDS: u32 = 60;
+
+/// What a watch tells.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum News<K> {
+    /// Everything there is, in place of all that was told before.
+    Reset(Vec<K>),
+    /// One object is new or was changed.
+    Apply(K),
+    /// One object is gone; this is what it was last.
+    Delete(K),
+}
+
+/// A watch. It never ends.
+pub(crate) type Watch<K> = Pin<Box<dyn Stream<Item = Result<News<K>, ApiError>> + Send>>;
+
+/// What is watched.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Selection {
+    /// A label selector.
+    pub(crate) labels: Option<String>,
+    /// A field selector.
+    pub(crate) fields: Option<String>,
+}
+
+/// Watches what `api` gives. `resource` and `namespace` are what errors speak of.
+pub(crate) fn watch<K>(api: Api<K>, selection: &Selection, resource: String, namespace: Option<String>) -> Watch<K>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let config = watcher::Config {
+        label_selector: selection.labels.clone(),
+        field_selector: selection.fields.clone(),
+        ..watcher::Config::default().timeout(CALL_SECONDS)
+    };
+    let events = watcher::watcher(api, config).backoff(Pauses::default()).boxed();
+    let words = (resource, namespace);
+    Box::pin(stream::unfold((events, Vec::new(), words), |(mut events, mut listed, words)| async move {
+        loop {
+            let event = events.next().await?;
+            let news = event.map_err(|error| in_words(&error, &words)).map(|event| gather(event, &mut listed));
+            if let Some(news) = news.transpose() {
+                return Some((news, (events, listed, words)));
+            }
+        }
+    }))
+}
+
+/// Puts a list together from its parts.
+fn gather<K: Resource>(event: Event<K>, listed: &mut Vec<K>) -> Option<News<K>> {
+    match event.modify(|object| object.managed_fields_mut().clear()) {
+        Event::Init => {
+            listed.clear();
+            None
+        }
+        Event::InitApply(object) => {
+            listed.push(object);
+            None
+        }
+        Event::InitDone => Some(News::Reset(std::mem::take(listed))),
+        Event::Apply(object) => Some(News::Apply(object)),
+        Event::Delete(object) => Some(News::Delete(object)),
+    }
+}
+
+fn in_words(error: &watcher::Error, (resource, namespace): &(String, Option<String>)) -> ApiError {
+    let request = |verb| Request { verb, resource, namespace: namespace.as_deref() };
+    let error = match error {
+        watcher::Error::InitialListFailed(error) => ApiError::of(error, request("list")),
+        watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
+            ApiError::of(error, request("watch"))
+        }
+        watcher::Error::WatchError(status) => ApiError::of(&kube::Error::Api(status.clone()), request("watch")),
+        watcher::Error::NoResourceVersion => {
+            ApiError::Unavailable(format!("{}: the answer has no version", request("watch")))
+        }
+    };
+    // Nothing was written: whatever broke, asking again helps.
+    match error {
+        ApiError::Unknown(words) => ApiError::Unavailable(words),
+        error => error,
+    }
+}
+
+/// Pauses between tries that fail: they double, up to a few seconds.
+#[derive(Debug)]
+struct Pauses(Duration);
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self(FIRST_PAUSE)
+    }
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.0;
+        self.0 = (pause * 2).min(LONGEST_PAUSE);
+        // Replicas that lost the same API server do not come back to it all at once.
+        Some(pause.mul_f64(rand::random_range(0.5..1.0)))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::{
+        api::core::v1::ConfigMap,
+        apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta},
+    };
+
+    fn object(name: &str) -> ConfigMap {
+        let metadata = ObjectMeta {
+            name: Some(name.to_owned()),
+            managed_fields: Some(vec![ManagedFieldsEntry::default()]),
+            ..ObjectMeta::default()
+        };
+        ConfigMap { metadata, ..ConfigMap::default() }
+    }
+
+    fn names(news: Option<News<ConfigMap>>) -> String {
+        let name = |object: &ConfigMap| {
+            assert!(object.managed_fields().is_empty(), "they are large, and nobody reads them");
+            object.name_any()
+        };
+        match news {
+            None => "nothing".to_owned(),
+            Some(News::Reset(objects)) => format!("all: {}", objects.iter().map(name).collect::<Vec<_>>().join(" ")),
+            Some(News::Apply(object)) => format!("apply: {}", name(&object)),
+            Some(News::Delete(object)) => format!("delete: {}", name(&object)),
+        }
+    }
+
+    #[test]
+    fn a_list_is_told_when_it_is_complete() {
+        let mut listed = Vec::new();
+        let mut told = |event| names(gather(event, &mut listed));
+        assert_eq!(told(Event::Init), "nothing");
+        assert_eq!(told(Event::InitApply(object("a"))), "nothing");
+        assert_eq!(told(Event::Init), "nothing");
+        assert_eq!(told(Event::InitApply(object("b"))), "nothing");
+        assert_eq!(told(Event::InitApply(object("c"))), "nothing");
+        assert_eq!(told(Event::InitDone), "all: b c", "a list that broke off is forgotten");
+        assert_eq!(told(Event::Apply(object("d"))), "apply: d");
+        assert_eq!(told(Event::Delete(object("b"))), "delete: b");
+        assert_eq!(told(Event::Init), "nothing");
+        assert_eq!(told(Event::InitDone), "all: ");
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_longest_and_begin_again_after_a_success() {
+        let mut pauses = Pauses::default();
+        let taken: Vec<Duration> = pauses.by_ref().take(8).collect();
+        assert!(taken[0] <= FIRST_PAUSE && taken[7] <= LONGEST_PAUSE && taken[7] >= LONGEST_PAUSE / 2, "{taken:?}");
+        pauses.reset();
+        assert!(pauses.next().unwrap() <= FIRST_PAUSE);
+    }
+}
