@@ -24,6 +24,9 @@ const POLL: Duration = Duration::from_millis(20);
 /// What a quiet child has between the request to end and the end.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How often somebody who waits for a quiet child hears of it.
+const TELL: Duration = Duration::from_mins(1);
+
 /// The user, or whoever started this program, wants it to end.
 #[derive(Debug)]
 pub(crate) struct Interrupted;
@@ -130,15 +133,20 @@ pub(crate) fn run_ok(command: &mut Command) -> Result<()> {
     if status.success() { Ok(()) } else { bail!("`{}` ended with {}", line(command), ending(status)) }
 }
 
-/// Runs a command with its output in `log`, at most `limit` long.
-pub(crate) fn run_quiet(command: &mut Command, log: &File, limit: Duration) -> Result<()> {
+/// Runs a command with its output in `log`, at most `limit` long. Now and then `still` hears how long it runs already.
+pub(crate) fn run_quiet(command: &mut Command, log: &File, limit: Duration, still: impl Fn(Duration)) -> Result<()> {
     fail_if_interrupted()?;
     command.stdout(log.try_clone()?).stderr(log.try_clone()?).process_group(0);
     let mut child = command.spawn().with_context(|| format!("cannot start {}", line(command)))?;
     let start = clock::now();
+    let mut told = Duration::ZERO;
     loop {
         if let Some(status) = child.try_wait().context("cannot wait for a child process")? {
             return if status.success() { Ok(()) } else { Err(anyhow!("it ended with {}", ending(status))) };
+        }
+        if start.elapsed() >= told + TELL {
+            told = start.elapsed();
+            still(told);
         }
         if interrupted() {
             end_group(&mut child)?;

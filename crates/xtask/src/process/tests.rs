@@ -11,7 +11,7 @@ fn shell(script: &str) -> Command {
 #[test]
 fn output_of_a_quiet_command_is_in_its_log() {
     let mut log = tempfile::tempfile().unwrap();
-    run_quiet(&mut shell("echo out; echo err >&2"), &log, Duration::from_secs(20)).unwrap();
+    run_quiet(&mut shell("echo out; echo err >&2"), &log, Duration::from_secs(20), |_| {}).unwrap();
     let mut text = String::new();
     log.rewind().unwrap();
     log.read_to_string(&mut text).unwrap();
@@ -21,7 +21,7 @@ fn output_of_a_quiet_command_is_in_its_log() {
 #[test]
 fn a_quiet_command_that_fails_says_how_it_ended() {
     let log = tempfile::tempfile().unwrap();
-    let error = run_quiet(&mut shell("exit 3"), &log, Duration::from_secs(20)).unwrap_err();
+    let error = run_quiet(&mut shell("exit 3"), &log, Duration::from_secs(20), |_| {}).unwrap_err();
     assert_eq!(error.to_string(), "it ended with exit code 3");
 }
 
@@ -31,7 +31,7 @@ fn a_quiet_command_is_ended_with_its_children_when_its_time_is_over() {
     let folder = tempfile::tempdir().unwrap();
     let pid_file = folder.path().join("pid");
     let script = format!("sleep 600 & echo $! > {}; wait", pid_file.display());
-    let error = run_quiet(&mut shell(&script), &log, Duration::from_secs(1)).unwrap_err();
+    let error = run_quiet(&mut shell(&script), &log, Duration::from_secs(1), |_| {}).unwrap_err();
     assert_eq!(error.to_string(), "it was not done after 1.0 s");
     let grandchild: i32 = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
     let start = clock::now();

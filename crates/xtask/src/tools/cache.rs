@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use super::recipe::{Program, Step, Tool};
-use super::{disk, machine};
+use super::{disk, go, machine};
 use crate::process::{self, Interrupted};
 use crate::{clock, workspace};
 
@@ -120,11 +120,12 @@ impl Cache {
     }
 
     fn make(&self, tool: &Tool, repository: &Path, place: &Place, lock: &File) -> Result<()> {
-        let make = Make { tool, place, lock, log: File::create(&place.log)? };
         let start = clock::now();
         for &need in tool.needs {
             machine::check(need, &self.root).with_context(|| format!("{} cannot be had on this machine", tool.name))?;
         }
+        let go = tool.needs_go().then(|| self.go(repository)).transpose()?;
+        let make = Make { tool, place, lock, go, log: File::create(&place.log)? };
         eprintln!("{}: {}; kept in {}", tool.name, tool.cost, self.root.display());
         remove(&place.partial)?;
         remove(&place.proof)?;
@@ -144,6 +145,14 @@ impl Cache {
         remove(&place.downloads)?;
         eprintln!("{}: ready after {}", tool.name, clock::words(start.elapsed()));
         Ok(())
+    }
+
+    fn go(&self, repository: &Path) -> Result<Go> {
+        if let Some(program) = machine::go() {
+            return Ok(Go { program, _entry: None });
+        }
+        let entry = self.get_from(&go::TOOL, repository)?;
+        Ok(Go { program: entry.path().join("go/bin/go"), _entry: Some(entry) })
     }
 
     /// Removes the entries of these tools, of all versions; all entries where no tool is named. Gives what was freed.
@@ -258,11 +267,30 @@ impl EntryName {
     }
 }
 
+/// Where Go is; it stays there as long as this lives.
+struct Go {
+    program: PathBuf,
+    _entry: Option<Entry>,
+}
+
+impl Go {
+    /// Whatever the user's own settings are: the modules as they are pinned, this toolchain, and no C.
+    fn set(&self, command: &mut Command) {
+        command.env("GO", &self.program).env_remove("GOROOT");
+        for (name, value) in
+            [("GOFLAGS", "-mod=readonly"), ("GOTOOLCHAIN", "local"), ("GOWORK", "off"), ("CGO_ENABLED", "0")]
+        {
+            command.env(name, value);
+        }
+    }
+}
+
 /// One go at making an entry.
 struct Make<'a> {
     tool: &'a Tool,
     place: &'a Place,
     lock: &'a File,
+    go: Option<Go>,
     log: File,
 }
 
@@ -287,6 +315,8 @@ impl Make<'_> {
     fn attempt(&self, step: &Step, folder: &Path) -> Result<()> {
         let program = match step.program {
             Program::Python => machine::python()?,
+            Program::AnyPython => machine::any_python()?,
+            Program::Go => self.go.as_ref().context("a recipe without Go has a step with it")?.program.clone(),
             Program::Machine(name) => name.into(),
             Program::Entry(path) => folder.join(path),
         };
@@ -294,17 +324,31 @@ impl Make<'_> {
         command.args(step.arguments).current_dir(folder);
         // What pip has downloaded is kept for the next try, and only until the entry is whole.
         command.env("PIP_CACHE_DIR", &self.place.downloads);
+        if let Some(go) = &self.go {
+            go.set(&mut command);
+        }
         // The child holds the lock too: if this program is killed, the next one waits until the child has ended.
         command.stdin(self.lock.try_clone()?);
         writeln!(&self.log, "\n$ {}", process::line(&command))?;
-        process::run_quiet(&mut command, &self.log, step.limit)
+        process::run_quiet(&mut command, &self.log, step.limit, |took| {
+            let name = self.tool.name;
+            match self.last_words(1).trim() {
+                "" => eprintln!("{name}: {} so far", clock::words(took)),
+                words => eprintln!("{name}: {} so far, at {words}", clock::words(took)),
+            }
+        })
     }
 
-    fn words(&self, step: &Step, tries: u32, error: &anyhow::Error) -> anyhow::Error {
+    /// The last lines of the log.
+    fn last_words(&self, count: usize) -> String {
         let text = std::fs::read(&self.place.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<_> = text.lines().collect();
-        let tail = lines.get(lines.len().saturating_sub(TAIL)..).unwrap_or_default().join("\n  | ");
+        lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().join("\n  | ")
+    }
+
+    fn words(&self, step: &Step, tries: u32, error: &anyhow::Error) -> anyhow::Error {
+        let tail = self.last_words(TAIL);
         let times = if tries > 1 { format!(", {tries} times") } else { String::new() };
         let (name, log) = (self.tool.name, self.place.log.display());
         anyhow::anyhow!("{name}: cannot {}: {error}{times}\n  | {tail}\n  whole log: {log}", step.what)

@@ -13,8 +13,14 @@ use crate::process;
 pub(crate) enum Need {
     /// The pinned packages are built for this platform alone.
     LinuxX86_64,
+    /// The bed of a cluster's parts gives every pod a loopback address, which only Linux does.
+    Linux,
     /// Python 3.11 with its `venv` module.
     Python311,
+    /// Any Python that is still maintained, with its `venv` module.
+    Python3,
+    /// Go, or what it takes to fetch it.
+    Go,
     /// A C compiler and `readelf`.
     CCompiler,
     /// Debian's package tools.
@@ -31,8 +37,26 @@ pub(crate) fn check(need: Need, cache: &Path) -> Result<()> {
                 bail!("its packages are built for Linux on x86_64 only");
             }
         }
+        Need::Linux => {
+            if !cfg!(target_os = "linux") {
+                bail!("the cluster bed gives every pod a loopback address of its own, which only Linux can do");
+            }
+            if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+                bail!("its packages are built for x86_64 and aarch64 only");
+            }
+        }
         Need::Python311 => {
             python()?;
+        }
+        Need::Python3 => {
+            any_python()?;
+        }
+        Need::Go => {
+            if go().is_none() {
+                any_python().with_context(|| {
+                    format!("there is no go of at least {}.{} on PATH, and to fetch one", OLDEST_GO.0, OLDEST_GO.1)
+                })?;
+            }
         }
         Need::CCompiler => {
             if !["cc", "gcc", "clang"].into_iter().any(on_path) && std::env::var_os("CC").is_none() {
@@ -81,6 +105,36 @@ pub(crate) fn python() -> Result<PathBuf> {
     }
 }
 
+/// The machine's Python, if it can make environments.
+pub(crate) fn any_python() -> Result<PathBuf> {
+    const QUESTION: &str = "import ensurepip, sys, venv; print(sys.version_info >= (3, 9))";
+    for name in ["python3", "python", "python3.11"] {
+        if process::output_of(Command::new(name).args(["-c", QUESTION])).as_deref() == Some("True") {
+            return Ok(name.into());
+        }
+    }
+    if on_path("python3") {
+        bail!("its Python is older than 3.9 or has no venv module; on Debian: apt-get install python3-venv");
+    }
+    bail!("there is no Python 3 on this machine; on Debian: apt-get install python3-venv")
+}
+
+/// What the Go modules of the test bed ask for.
+const OLDEST_GO: (u32, u32) = (1, 26);
+
+/// The machine's Go, if it is new enough.
+pub(crate) fn go() -> Option<PathBuf> {
+    let version = process::output_of(Command::new("go").arg("version").env("GOTOOLCHAIN", "local"))?;
+    (go_version(&version)? >= OLDEST_GO).then(|| "go".into())
+}
+
+/// The version in `go version go1.26.8 linux/amd64`.
+fn go_version(text: &str) -> Option<(u32, u32)> {
+    let version = text.split_whitespace().find_map(|word| word.strip_prefix("go1."))?;
+    let minor = version.split(|character: char| !character.is_ascii_digit()).next()?;
+    Some((1, minor.parse().ok()?))
+}
+
 fn on_path(program: &str) -> bool {
     let Some(path) = std::env::var_os("PATH") else { return false };
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
@@ -96,6 +150,21 @@ mod tests {
         check(Need::Room(0), folder.path()).unwrap();
         let words = check(Need::Room(1_000_000_000), folder.path()).unwrap_err().to_string();
         assert!(words.contains("set ROLLORA_CACHE"), "{words}");
+    }
+
+    #[test]
+    fn the_version_of_go_is_read_from_its_own_words() {
+        for (text, expected) in [
+            ("go version go1.26.8 linux/amd64", Some((1, 26))),
+            ("go version go1.27rc1 darwin/arm64", Some((1, 27))),
+            ("go version devel go1.28-4cf1ab8 Mon linux/amd64", Some((1, 28))),
+            ("go version go1.9 linux/amd64", Some((1, 9))),
+            ("go: unknown command", None),
+            ("", None),
+        ] {
+            assert_eq!(go_version(text), expected, "{text}");
+        }
+        assert!((1, 9) < OLDEST_GO && OLDEST_GO <= (1, 27));
     }
 
     #[test]

@@ -58,10 +58,15 @@ impl StepKind {
 }
 
 /// What a step starts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
     /// The machine's Python 3.11.
     Python,
+    /// The machine's Python, of any version that is still maintained.
+    AnyPython,
+    /// Go: the machine's where that is new enough, else the one of the tool cache. Other steps of such a recipe find it
+    /// as `$GO`.
+    Go,
     /// A program of the machine.
     Machine(&'static str),
     /// A file of the entry.
@@ -86,6 +91,10 @@ impl Tool {
             add(&std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?);
         }
         Ok(hex(hash.finalize().get(..6).unwrap_or_default()))
+    }
+
+    pub(crate) fn needs_go(&self) -> bool {
+        self.steps.iter().any(|step| step.program == Program::Go)
     }
 
     pub(crate) fn pinned_files(&self, root: &Path) -> impl Iterator<Item = PathBuf> {

@@ -1,0 +1,93 @@
+//! A real Kubernetes API server, its etcd and kubectl, built from their Go modules, and upstream's custom resources.
+//!
+//! `bin/kube-apiserver`, `bin/etcd`, `bin/kubectl`; the definitions in `crds/` under upstream's file names. The one of
+//! the current group, `llm-d.ai`, is upstream's legacy one with another group: their schemas are identical, and the
+//! module that holds it cannot be had from the Go module proxy.
+
+use std::time::Duration;
+
+use super::machine::Need;
+use super::recipe::{Program, Step, StepKind, Tool};
+
+/// Beside a build that takes every processor, on two of them.
+const BUILD: Duration = Duration::from_mins(120);
+
+pub(crate) const TOOL: Tool = Tool {
+    name: "control-plane",
+    purpose: "the cluster bed's Kubernetes: kube-apiserver, etcd, kubectl, upstream's CRDs",
+    cost: "210 MB on disk, and 4 GB in Go's own caches; about 10 minutes on 2 processors where those are empty",
+    needs: &[Need::Linux, Need::Go, Need::Room(1)],
+    pinned: &["e2e/control-plane/go.mod", "e2e/control-plane/go.sum", "e2e/control-plane/crds.sha256"],
+    steps: &[
+        Step {
+            what: "fetch the Go modules, about 1 min",
+            program: Program::Go,
+            arguments: &[
+                "list",
+                "-deps",
+                "go.etcd.io/etcd/server/v3",
+                "k8s.io/kubernetes/cmd/kube-apiserver",
+                "k8s.io/kubernetes/cmd/kubectl",
+            ],
+            limit: Duration::from_mins(30),
+            kind: StepKind::Network,
+        },
+        Step {
+            what: "fetch upstream's CRDs",
+            program: Program::Go,
+            arguments: &["mod", "download", "sigs.k8s.io/gateway-api-inference-extension@v1.5.0"],
+            limit: Duration::from_mins(10),
+            kind: StepKind::Network,
+        },
+        Step {
+            what: "copy them, and make that of the group llm-d.ai",
+            program: Program::Machine("sh"),
+            arguments: &["-euc", CRDS],
+            limit: Duration::from_mins(2),
+            kind: StepKind::Local,
+        },
+        Step {
+            what: "build etcd, about 1 min",
+            program: Program::Go,
+            arguments: &["build", "-v", "-ldflags=-s -w", "-o", "bin/etcd", "go.etcd.io/etcd/server/v3"],
+            limit: BUILD,
+            kind: StepKind::Local,
+        },
+        Step {
+            what: "build kube-apiserver, about 7 min on 2 processors",
+            program: Program::Go,
+            arguments: &["build", "-v", VERSION, "-o", "bin/kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"],
+            limit: BUILD,
+            kind: StepKind::Local,
+        },
+        Step {
+            what: "build kubectl, about 1 min",
+            program: Program::Go,
+            arguments: &["build", "-v", VERSION, "-o", "bin/kubectl", "k8s.io/kubernetes/cmd/kubectl"],
+            limit: BUILD,
+            kind: StepKind::Local,
+        },
+    ],
+    proof: Step {
+        what: "ask all three for their versions",
+        program: Program::Machine("sh"),
+        arguments: &["-euc", "bin/etcd --version; bin/kube-apiserver --version; bin/kubectl version --client"],
+        limit: Duration::from_mins(2),
+        kind: StepKind::Local,
+    },
+};
+
+/// Without it the server calls itself by a template that no client can parse.
+const VERSION: &str = "-ldflags=-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2";
+
+const CRDS: &str = r#"
+mkdir crds
+cd crds
+from="$("$GO" env GOMODCACHE)/sigs.k8s.io/gateway-api-inference-extension@v1.5.0/config/crd/bases"
+while read -r _ file; do cat "$from/$file" > "$file"; done < ../crds.sha256
+sha256sum -c ../crds.sha256
+sed -e '/^  name: /s/inference\.networking\.x-k8s\.io$/llm-d.ai/' -e '/^  group: /s/inference\.networking\.x-k8s\.io$/llm-d.ai/' \
+  inference.networking.x-k8s.io_inferencemodelrewrites.yaml > llm-d.ai_inferencemodelrewrites.yaml
+grep -qx '  name: inferencemodelrewrites.llm-d.ai' llm-d.ai_inferencemodelrewrites.yaml
+grep -qx '  group: llm-d.ai' llm-d.ai_inferencemodelrewrites.yaml
+"#;
