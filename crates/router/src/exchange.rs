@@ -3,6 +3,7 @@
 //! ```text
 //! begin(head) ──► Forward            pass the body on as it comes
 //!             ├─► ReadBody ──► request_body(body) ──► Pass, Replace or Refuse
+//!             │            └─► request_piece(piece) …, request_end() ──► what goes on, or a refusal
 //!             └─► Refuse
 //! response_head(status) ──► what x-rollora-target says
 //! end, or drop
@@ -19,7 +20,10 @@ use crate::{
     guard::{self, Guard},
     headers::{self, Headers},
     in_force::InForce,
-    json::{self, Found, Scan, Spliced},
+    json::{
+        self, EncodedName, Found, Scan, Spliced,
+        pieces::{Ending, Splicer},
+    },
     refusal::Refusal,
     route::{self, sticky::Client},
     rules::{Rule, Target},
@@ -28,7 +32,7 @@ use crate::{
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use jiff::Timestamp;
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 /// The head of a request.
 #[derive(Clone, Copy)]
@@ -53,7 +57,7 @@ impl fmt::Debug for RequestHead<'_> {
 pub enum HeadAction {
     /// Pass it on; its body, if any, as it comes.
     Forward,
-    /// Read the whole body and give it to [`Exchange::request_body`].
+    /// Give the body to [`Exchange::request_body`] as a whole, or to [`Exchange::request_piece`] as it comes.
     ReadBody,
     /// Answer it.
     Refuse(Refusal),
@@ -81,6 +85,8 @@ pub struct Exchange {
     clients: Vec<(Arc<str>, Client)>,
     serving: Serving,
     answered: bool,
+    /// The body's splice, where it comes in pieces and the first has come.
+    splicer: Option<Box<Splicer>>,
 }
 
 /// Who serves the request.
@@ -104,6 +110,7 @@ impl Exchange {
             clients: Vec::new(),
             serving: Serving::Unknown,
             answered: false,
+            splicer: None,
         };
         let action = exchange.request_head(guard, head);
         (exchange, action)
@@ -133,30 +140,85 @@ impl Exchange {
         match json::scan(body) {
             Scan::Found(found) => self.decide(body, &found, random, now),
             Scan::Refused(Refusal::WideEncoding) if !self.reads_wide => self.pass(Unrouted::NotJson),
-            Scan::Refused(refusal) => self.refuse(refusal),
+            Scan::Refused(refusal) => BodyAction::Refuse(self.refuse(refusal)),
             Scan::Opaque => self.pass(if body.is_empty() { Unrouted::NoBody } else { Unrouted::NotJson }),
         }
     }
 
     fn decide(&mut self, body: &Bytes, found: &Found, random: u64, now: Timestamp) -> BodyAction {
         let name = found.place.name(body);
-        let rules = self.in_force.rules();
-        let Some(rule) = rules.find(name.as_deref()) else {
-            self.serve_as_named(name, now);
-            return self.pass(Unrouted::NoRule);
+        match self.choose(name.as_deref(), found.intact, random, now) {
+            Ok(Some(target)) => BodyAction::Replace(json::splice(body, &found.place, &target)),
+            Ok(None) => self.pass(Unrouted::NoRule),
+            Err(refusal) => BodyAction::Refuse(self.refuse(refusal)),
+        }
+    }
+
+    /// The next piece of the body is there; what goes on is put into `out`, and may be less or more than the piece.
+    /// A refusal can come late: what has been passed on then must not be ended as if it were whole. `random` is any
+    /// number, all being equally likely.
+    pub fn request_piece(
+        &mut self,
+        piece: &Bytes,
+        random: u64,
+        now: Timestamp,
+        out: &mut Vec<Bytes>,
+    ) -> Result<(), Refusal> {
+        let mut splicer = self.splicer.take().unwrap_or_else(|| Box::new(Splicer::new(self.reads_wide)));
+        let spliced = splicer.piece(piece, out, |name| self.choose(name, true, random, now));
+        self.splicer = Some(splicer);
+        spliced.map_err(|refusal| self.refuse(refusal))
+    }
+
+    /// The body has ended; what was held of it is put into `out`.
+    pub fn request_end(&mut self, out: &mut Vec<Bytes>) -> Result<(), Refusal> {
+        let ending = self.splicer.as_mut().map_or(Ok(Ending::Empty), |splicer| splicer.end(out));
+        let unrouted = match ending {
+            Ok(Ending::Rewritten) => return Ok(()),
+            Ok(Ending::Left) => Unrouted::NoRule,
+            Ok(Ending::Opaque) => Unrouted::NotJson,
+            Ok(Ending::Empty) => Unrouted::NoBody,
+            Err(refusal) => return Err(self.refuse(refusal)),
         };
-        if !found.intact {
-            return self.refuse(Refusal::BrokenBody);
+        self.in_force.counters.unrouted(unrouted);
+        Ok(())
+    }
+
+    /// The request is refused, whatever was decided before; also by a proxy for reasons of its own. The answer is
+    /// nobody's who was to serve.
+    pub fn refuse(&mut self, refusal: Refusal) -> Refusal {
+        self.answered = true;
+        self.serve(Serving::Unknown);
+        self.answered = false;
+        self.in_force.counters.refused(refusal.reason());
+        refusal
+    }
+
+    /// What the model is to be; none where it stays. From now on whoever was chosen serves.
+    fn choose(
+        &mut self,
+        name: Option<&str>,
+        intact: bool,
+        random: u64,
+        now: Timestamp,
+    ) -> Result<Option<EncodedName>, Refusal> {
+        let rules = self.in_force.rules();
+        let Some(rule) = rules.find(name) else {
+            self.serve_as_named(name, now);
+            return Ok(None);
+        };
+        if !intact {
+            return Err(Refusal::BrokenBody);
         }
         let target = match route::choose(rule, self.client(rule), random) {
             Some(target) if !target.name().is_empty() => Arc::clone(target),
-            _ => return self.refuse(Refusal::NoTarget { rewrite: rule.rewrite() }),
+            _ => return Err(Refusal::NoTarget { rewrite: rule.rewrite() }),
         };
-        let spliced = json::splice(body, &found.place, &target.encoded);
+        let encoded = target.encoded.clone();
         target.series.decided();
         target.series.tally().begin(now);
         self.serve(Serving::Target(target));
-        BodyAction::Replace(spliced)
+        Ok(Some(encoded))
     }
 
     fn client(&self, rule: &Rule) -> Option<Client> {
@@ -164,9 +226,9 @@ impl Exchange {
         self.clients.iter().find(|(name, _)| name == header).map(|(_, client)| *client)
     }
 
-    fn serve_as_named(&mut self, name: Option<Cow<'_, str>>, now: Timestamp) {
+    fn serve_as_named(&mut self, name: Option<&str>, now: Timestamp) {
         let Some(name) = name else { return };
-        let usage = self.in_force.usages.find(&name);
+        let usage = self.in_force.usages.find(name);
         if let Some(usage) = &usage {
             usage.begin(now);
         }
@@ -221,11 +283,6 @@ impl Exchange {
     fn pass(&self, why: Unrouted) -> BodyAction {
         self.in_force.counters.unrouted(why);
         BodyAction::Pass
-    }
-
-    fn refuse(&self, refusal: Refusal) -> BodyAction {
-        self.in_force.counters.refused(refusal.reason());
-        BodyAction::Refuse(refusal)
     }
 }
 

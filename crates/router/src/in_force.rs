@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// The rules in force for one pool, with what is counted by them. Shared by all requests of a router.
 #[derive(Debug)]
 pub struct InForce {
-    groups: Vec<RewriteGroup>,
+    groups: Mutex<Vec<RewriteGroup>>,
     rules: ArcSwap<Rules>,
     index: Mutex<RuleIndex>,
     pub(crate) counters: Counters,
@@ -34,12 +34,23 @@ impl InForce {
     /// No rules yet, for the rewrites of `pool` in `groups`.
     pub fn new(pool: PoolRef, groups: &[RewriteGroup]) -> Self {
         Self {
-            groups: groups.to_vec(),
+            groups: Mutex::new(groups.to_vec()),
             rules: ArcSwap::default(),
             index: Mutex::new(RuleIndex::new(pool)),
             counters: Counters::new(),
             usages: Usages::default(),
         }
+    }
+
+    /// Tells which groups are read now, for the report. Rewrites of one that is read no more are taken out by
+    /// [`Self::delete`] or [`Self::reset`].
+    pub fn set_groups(&self, groups: &[RewriteGroup]) {
+        groups.clone_into(&mut self.groups());
+    }
+
+    fn groups(&self) -> MutexGuard<'_, Vec<RewriteGroup>> {
+        // Nothing panics while it is held.
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts the rules of exactly these rewrites into force.
@@ -90,7 +101,7 @@ impl InForce {
             (index.rules().clone(), index.overlaps())
         };
         RulesReport {
-            groups: self.groups.iter().map(|group| group.name().to_owned()).collect(),
+            groups: self.groups().iter().map(|group| group.name().to_owned()).collect(),
             models: rules.exact().into_iter().map(|(model, rule)| (model.to_owned(), rule.in_force())).collect(),
             generic: rules.generic().map(|rule| rule.in_force()),
             overlaps,

@@ -3,11 +3,14 @@
 //! Invariant: every byte outside of the value is as the client sent it. Nothing is parsed into a tree, so deep
 //! nesting costs neither stack nor memory.
 //!
+//! A body that is there as a whole is [`scan`]ned and [`splice`]d; one that comes in pieces goes through a
+//! [`pieces::Splicer`], with the same outcome wherever it is cut.
+//!
 //! | body | outcome |
 //! |---|---|
 //! | no object, or broken before a `model` was seen | [`Scan::Opaque`] |
 //! | `model` is a string | [`Place::Name`] |
-//! | `model` is `null`, a number, an array … | [`Place::Value`]: no name, as upstream reads it |
+//! | `model` is `null`, a number, an array …, also a broken one | [`Place::Value`]: no name, as upstream reads it |
 //! | no `model` | [`Place::Nowhere`] |
 //! | broken, or more text, behind the `model` | found, and not [`Found::intact`] |
 //! | `model` twice at the top level, in any spelling | [`Scan::Refused`]: servers would take the last one |
@@ -15,6 +18,7 @@
 //!
 //! `NaN`, lone surrogates and nesting of any depth are read like everything else.
 
+pub(crate) mod pieces;
 mod scanner;
 #[cfg(test)]
 mod tests;
@@ -95,8 +99,9 @@ pub fn scan(body: &[u8]) -> Scan {
         match event {
             Some(Event::ModelStarts { string }) => begin = Some((at, string)),
             Some(Event::ModelEnds) => {
-                place =
-                    begin.map(|(begin, string)| if string { Place::Name(begin..at) } else { Place::Value(begin..at) });
+                place = begin
+                    .take()
+                    .map(|(begin, string)| if string { Place::Name(begin..at) } else { Place::Value(begin..at) });
             }
             Some(Event::NoModel { empty }) => place = Some(Place::Nowhere { brace: at, empty }),
             Some(Event::Duplicate) => return Scan::Refused(Refusal::DuplicateModel),
@@ -104,11 +109,19 @@ pub fn scan(body: &[u8]) -> Scan {
             Some(Event::NotAnObject) => intact = false,
             None => {}
         }
+        let name = match (&place, begin) {
+            (Some(Place::Name(name)), _) => name.len(),
+            (None, Some((begin, true))) => at - begin,
+            _ => 0,
+        };
+        if name > LONGEST_NAME {
+            return Scan::Refused(Refusal::LongName);
+        }
     }
-    match place {
-        Some(Place::Name(name)) if name.len() > LONGEST_NAME => Scan::Refused(Refusal::LongName),
-        Some(place) => Scan::Found(Found { place, intact: intact && scanner.is_complete() }),
-        None => Scan::Opaque,
+    match (place, begin) {
+        (Some(place), _) => Scan::Found(Found { place, intact: intact && scanner.is_complete() }),
+        (None, Some((begin, false))) => Scan::Found(Found { place: Place::Value(begin..at), intact: false }),
+        (None, _) => Scan::Opaque,
     }
 }
 
@@ -129,6 +142,11 @@ impl EncodedName {
 
     fn value(&self) -> Bytes {
         self.member.slice(MEMBER_START.len()..)
+    }
+
+    /// The member as the last of an object, or as the only one.
+    fn member(&self, only: bool) -> Bytes {
+        self.member.slice(usize::from(only)..)
     }
 }
 
@@ -170,7 +188,7 @@ impl Spliced {
 pub fn splice(body: &Bytes, place: &Place, name: &EncodedName) -> Spliced {
     let (range, text) = match place {
         Place::Name(range) | Place::Value(range) => (range.clone(), name.value()),
-        Place::Nowhere { brace, empty } => (*brace..*brace, name.member.slice(usize::from(*empty)..)),
+        Place::Nowhere { brace, empty } => (*brace..*brace, name.member(*empty)),
     };
     Spliced { parts: [body.slice(..range.start), text, body.slice(range.end..)] }
 }

@@ -26,6 +26,12 @@ pub enum Refusal {
         /// The rewrite whose rule it is.
         rewrite: String,
     },
+    /// A body that has to be held whole is longer than one may be.
+    #[error("the request's body is larger than {limit} bytes, which is what --max-body allows")]
+    TooLarge {
+        /// What is allowed.
+        limit: usize,
+    },
     /// The path administrates the server.
     #[error("this path administrates the model server and is closed to clients")]
     AdministrationPath,
@@ -39,6 +45,7 @@ impl Refusal {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::DuplicateModel | Self::LongName | Self::BrokenBody | Self::NoTarget { .. } => StatusCode::BAD_REQUEST,
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::WideEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::AdministrationPath => StatusCode::FORBIDDEN,
             Self::UnknownPath => StatusCode::NOT_FOUND,
@@ -53,6 +60,7 @@ impl Refusal {
             Self::LongName => "LongName",
             Self::BrokenBody => "BrokenBody",
             Self::NoTarget { .. } => "NoTarget",
+            Self::TooLarge { .. } => "TooLarge",
             Self::AdministrationPath => "AdministrationPath",
             Self::UnknownPath => "UnknownPath",
         }
@@ -120,6 +128,7 @@ mod tests {
             (Refusal::LongName, 400, "BadRequestError", Some("model")),
             (Refusal::BrokenBody, 400, "BadRequestError", None),
             (Refusal::NoTarget { rewrite: "a \"b\"".into() }, 400, "BadRequestError", Some("model")),
+            (Refusal::TooLarge { limit: 9 }, 413, "PayloadTooLarge", None),
             (Refusal::AdministrationPath, 403, "PermissionDeniedError", None),
             (Refusal::UnknownPath, 404, "NotFoundError", None),
         ];

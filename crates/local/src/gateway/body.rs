@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use rollora_router::exchange::Exchange;
+use rollora_router::{exchange::Exchange, refusal as router};
 use std::{
     collections::VecDeque,
     convert::Infallible,
@@ -79,7 +79,7 @@ where
     let mut hold = Hold::new(budget);
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > limit {
-        return Err(Refusal::TooLarge { limit });
+        return Err(router::Refusal::TooLarge { limit }.into());
     }
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
@@ -90,7 +90,7 @@ where
         // What is no data are trailers, which concern this hop only.
         let Ok(data) = frame.into_data() else { continue };
         if hold.bytes + data.len() > limit {
-            return Err(Refusal::TooLarge { limit });
+            return Err(router::Refusal::TooLarge { limit }.into());
         }
         if !hold.grow(data.len()) {
             return Err(Refusal::Busy);

@@ -11,12 +11,6 @@ use rollora_router::refusal::{CONTENT_TYPE as ERROR_TYPE, error_body};
 /// Why the gateway answers a request itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
-    /// The body is longer than one request's may be.
-    #[error("the request's body is larger than {limit} bytes, which is what --max-body allows")]
-    TooLarge {
-        /// What is allowed.
-        limit: usize,
-    },
     /// All requests together hold too much.
     #[error("the gateway holds as many request bodies as it may: try again")]
     Busy,
@@ -54,7 +48,6 @@ fn no_server(why: NoServer, model: &str) -> String {
 impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
-            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Busy | Self::NoServer(..) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Slow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BadBody(_) => StatusCode::BAD_REQUEST,

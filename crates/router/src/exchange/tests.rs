@@ -34,6 +34,22 @@ fn replaced(action: BodyAction) -> String {
     body
 }
 
+/// The same request, with its body cut at `cuts`: what goes on, or the refusal.
+fn chat_in_pieces(in_force: &Arc<InForce>, body: &[u8], cuts: &[usize]) -> (Exchange, Result<Vec<u8>, Refusal>) {
+    let (mut exchange, _) = begin(in_force, CHAT, &HeaderMap::new(), true);
+    let body = Bytes::copy_from_slice(body);
+    let mut out = Vec::new();
+    let mut start = 0;
+    for end in cuts.iter().copied().chain([body.len()]) {
+        if let Err(refusal) = exchange.request_piece(&body.slice(start..end), 0, at(0), &mut out) {
+            return (exchange, Err(refusal));
+        }
+        start = end;
+    }
+    let ended = exchange.request_end(&mut out);
+    (exchange, ended.map(|()| out.concat()))
+}
+
 /// The lines of the metrics that have a value other than 0 and are no buckets.
 fn counted(in_force: &InForce) -> Vec<String> {
     let mut registry = Registry::default();
@@ -252,7 +268,130 @@ fn a_clock_that_goes_backwards_counts_no_time() {
     assert!(counted(&in_force).iter().any(|line| line == sum));
 }
 
+#[test]
+fn a_body_in_pieces_goes_on_as_it_comes() {
+    let in_force = canary();
+    let (mut exchange, _) = begin(&in_force, CHAT, &HeaderMap::new(), true);
+    for (piece, passed) in [
+        (r#"{"messages": ["#, vec![r#"{"messages": ["#]),
+        (r#"{"model": "m"}], "mo"#, vec![r#"{"model": "m"}], "mo"#]),
+        (r#"del": "#, vec![r#"del": "#]),
+        (r#""mo"#, vec![]),
+        (r#"dels", "#, vec![r#""mo"#, r#"dels""#, ", "]),
+    ] {
+        let mut out = Vec::new();
+        exchange.request_piece(&Bytes::from(piece), 0, at(0), &mut out).unwrap();
+        assert_eq!(out, passed, "{piece}");
+    }
+    assert_eq!(exchange.model(), Some("models"));
+    let mut out = Vec::new();
+    exchange.request_piece(&Bytes::from(r#""n": 1}"#), 0, at(0), &mut out).unwrap();
+    exchange.request_end(&mut out).unwrap();
+    assert_eq!(out, [r#""n": 1}"#]);
+    assert_eq!(counted(&in_force), [r#"rollora_router_unrouted_requests_total{reason="NoRule"} 1"#]);
+}
+
+#[test]
+fn only_the_name_is_held_and_never_more_than_a_name_may_be() {
+    let in_force = canary();
+    let (mut exchange, _) = begin(&in_force, CHAT, &HeaderMap::new(), true);
+    let mut out = Vec::new();
+    exchange.request_piece(&Bytes::from(r#"{"model":"m"#), 0, at(0), &mut out).unwrap();
+    assert_eq!(out.concat(), br#"{"model":"#);
+    let long = Bytes::from(vec![b'x'; json::LONGEST_NAME]);
+    assert_eq!(exchange.request_piece(&long, 0, at(0), &mut out), Err(Refusal::LongName));
+    drop(exchange);
+    assert_eq!(counted(&in_force), [r#"rollora_router_refused_requests_total{reason="LongName"} 1"#]);
+}
+
+#[test]
+fn a_refusal_behind_the_decision_is_nobodys_answer() {
+    for (body, reason) in [(r#"{"model":"m","model":"x"}"#, "DuplicateModel"), (r#"{"model":"m",}"#, "BrokenBody")] {
+        let in_force = canary();
+        let (mut exchange, refused) = chat_in_pieces(&in_force, body.as_bytes(), &[12]);
+        assert_eq!(refused.unwrap_err().reason(), reason);
+        assert_eq!(exchange.model(), None);
+        assert_eq!(exchange.response_head(StatusCode::BAD_REQUEST, at(1)), None);
+        drop(exchange);
+        let refused = format!(r#"rollora_router_refused_requests_total{{reason="{reason}"}} 1"#);
+        assert_eq!(counted(&in_force), [decisions("m", "m-v1", 1), refused]);
+    }
+}
+
+#[test]
+fn the_pieces_of_utf_16_are_judged_as_its_whole() {
+    let wide: Vec<u8> = r#"{"model":"m"}"#.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (target, passes) in [(CHAT, false), ("/v1/files", true)] {
+        for cut in 0..wide.len() {
+            let (mut exchange, _) = begin(&canary(), target, &HeaderMap::new(), true);
+            let mut out = Vec::new();
+            let mut send = |piece| exchange.request_piece(&Bytes::copy_from_slice(piece), 0, at(0), &mut out);
+            let sent = send(&wide[..cut]).and_then(|()| send(&wide[cut..]));
+            assert_eq!(sent, if passes { Ok(()) } else { Err(Refusal::WideEncoding) }, "{target} {cut}");
+            assert!(!passes || out.concat() == wide);
+        }
+    }
+}
+
+/// Bodies that are JSON for a while, with and without what the rules of a test match.
+fn any_body() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop::sample::select(vec![
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "\"",
+        "\\",
+        "\"model\"",
+        "\"mod\\u0065l\"",
+        "\"m\"",
+        "\"other\"",
+        "\"m\\u002dx\"",
+        "{\"model\":\"m\"",
+        "{\"model\":\"other\"",
+        "{\"a\":1",
+        ",\"model\":",
+        " ",
+        "1",
+        "null",
+        "}}",
+        "é",
+    ]);
+    prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat().into_bytes())
+}
+
 proptest! {
+    /// Passed on as it comes or judged as a whole, cut anywhere: the same goes on, and the same is refused.
+    #[test]
+    fn a_body_in_pieces_becomes_what_the_whole_becomes(
+        body in any_body(),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+        generic in any::<bool>(),
+    ) {
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
+        cuts.sort_unstable();
+        let rules = || {
+            let exact = rewrite("r", vec![rule(&["m", "m-x"], &[("m-v1", 1)])]);
+            let any = rewrite("any", vec![rule(&[], &[("base", 1)])]);
+            if generic { in_force(&[exact, any]) } else { in_force(&[exact]) }
+        };
+        let (by_whole, by_pieces) = (rules(), rules());
+        let (mut exchange, _) = begin(&by_whole, CHAT, &HeaderMap::new(), true);
+        let whole = match exchange.request_body(&Bytes::copy_from_slice(&body), 0, at(0)) {
+            BodyAction::Pass => Ok(body.clone()),
+            BodyAction::Replace(spliced) => Ok(spliced.into_bytes().to_vec()),
+            BodyAction::Refuse(refusal) => Err(refusal),
+        };
+        let (in_pieces, outcome) = chat_in_pieces(&by_pieces, &body, &cuts);
+        prop_assert_eq!(&outcome, &whole);
+        prop_assert_eq!(in_pieces.model(), exchange.model());
+        if outcome.is_ok() {
+            prop_assert_eq!(counted(&by_pieces), counted(&by_whole));
+        }
+    }
+
     /// Whatever a client sends, a server sees one of the rule's targets, or the body as it was sent and no alias.
     #[test]
     fn no_body_reaches_a_model_that_was_not_decided(
@@ -278,7 +417,7 @@ proptest! {
 
     #[test]
     fn whatever_happens_to_a_request_it_is_over_in_the_end(
-        events in prop::collection::vec((0..4_u8, 100..600_u16), 0..8),
+        events in prop::collection::vec((0..7_u8, 100..600_u16), 0..8),
         ends in any::<bool>(),
     ) {
         let in_force = canary();
@@ -288,6 +427,9 @@ proptest! {
                 0 => drop(exchange.request_body(&Bytes::from(r#"{"model":"m"}"#), u64::from(status) << 54, at(1))),
                 1 => drop(exchange.request_body(&Bytes::from(r#"{"model":"m-v2"}"#), 0, at(1))),
                 2 => drop(exchange.request_body(&Bytes::from("{"), 0, at(1))),
+                3 => drop(exchange.request_piece(&Bytes::from(r#"{"model":"m"}"#), 0, at(1), &mut Vec::new())),
+                4 => drop(exchange.request_piece(&Bytes::from(r#"{"model":"m-v2","#), 0, at(1), &mut Vec::new())),
+                5 => drop(exchange.request_end(&mut Vec::new())),
                 _ => drop(exchange.response_head(StatusCode::from_u16(status).unwrap(), at(2))),
             }
         }

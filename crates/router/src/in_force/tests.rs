@@ -127,3 +127,11 @@ fn taking_out_a_rewrite_takes_its_rules_out() {
     assert_eq!(in_force.report(at(0)).models.len(), 0);
     assert_eq!(InForce::new(pool(), &[]).report(at(0)).groups.len(), 0);
 }
+
+#[test]
+fn the_report_names_the_groups_that_are_read_now() {
+    let in_force = InForce::new(pool(), &[RewriteGroup::Legacy]);
+    assert_eq!(in_force.report(at(0)).groups, ["inference.networking.x-k8s.io"]);
+    in_force.set_groups(&[RewriteGroup::Current, RewriteGroup::Legacy]);
+    assert_eq!(in_force.report(at(0)).groups, ["llm-d.ai", "inference.networking.x-k8s.io"]);
+}

@@ -1,0 +1,189 @@
+//! The splice of a body that is passed on while it comes.
+//!
+//! Invariants: what goes out is what [`super::splice`] would have made of the whole body, wherever it is cut; what
+//! is held is at most the `model` while its end is missing, up to [`LONGEST_NAME`] and one piece; every byte is
+//! looked at once. A refusal can come when much has gone out already: the end of the body has not, and without it
+//! no server takes the request for whole.
+
+use super::{
+    EncodedName, LONGEST_NAME,
+    scanner::{Event, Scanner},
+    text,
+};
+use crate::refusal::Refusal;
+use bytes::Bytes;
+use std::borrow::Cow;
+
+/// What a body turned out to be, once it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// There was none.
+    Empty,
+    /// Nothing was found in it.
+    Opaque,
+    /// A model, or the lack of one, for which there is no rule.
+    Left,
+    /// It has another model now.
+    Rewritten,
+}
+
+/// The state of one body.
+#[derive(Debug)]
+pub(crate) struct Splicer {
+    scanner: Scanner,
+    phase: Phase,
+    /// A body in UTF-16 would be read by the server.
+    reads_wide: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Nothing has come.
+    Empty,
+    /// No `model` yet.
+    Seeking,
+    /// The name has begun.
+    Name(Vec<Bytes>),
+    /// A value that was replaced has not ended.
+    Dropping,
+    /// No rule applies.
+    Left,
+    /// A rule has been applied.
+    Rewritten,
+}
+
+impl Splicer {
+    pub(crate) fn new(reads_wide: bool) -> Self {
+        Self { scanner: Scanner::new(), phase: Phase::Empty, reads_wide }
+    }
+
+    /// Takes the next piece of the body, and puts what goes on into `out`. `decide` is asked once what the model is
+    /// to be; it gets none where there is no name, and gives none where everything stays as it is.
+    pub(crate) fn piece(
+        &mut self,
+        piece: &Bytes,
+        out: &mut Vec<Bytes>,
+        decide: impl FnOnce(Option<&str>) -> Result<Option<EncodedName>, Refusal>,
+    ) -> Result<(), Refusal> {
+        if matches!(self.phase, Phase::Empty) && !piece.is_empty() {
+            self.phase = Phase::Seeking;
+        }
+        let mut decide = Some(decide);
+        let mut decide = |name: Option<&str>| decide.take().map_or(Ok(None), |decide| decide(name));
+        // What stands before `sent` has gone on, or was dropped.
+        let (mut at, mut sent) = (0, 0);
+        while at < piece.len() {
+            let (read, event) = self.scanner.read(piece.get(at..).unwrap_or_default());
+            at += read;
+            let Some(event) = event else { continue };
+            match event {
+                Event::ModelStarts { string } => {
+                    push(out, piece.slice(sent..at));
+                    sent = at;
+                    self.phase = match string {
+                        true => Phase::Name(Vec::new()),
+                        false => match decide(None)? {
+                            Some(name) => {
+                                out.push(name.value());
+                                Phase::Dropping
+                            }
+                            None => Phase::Left,
+                        },
+                    };
+                }
+                Event::ModelEnds => {
+                    self.phase = match std::mem::replace(&mut self.phase, Phase::Left) {
+                        Phase::Name(mut held) => {
+                            held.push(piece.slice(sent..at));
+                            sent = at;
+                            match decide(name(&held)?.as_deref())? {
+                                Some(name) => {
+                                    out.push(name.value());
+                                    Phase::Rewritten
+                                }
+                                None => {
+                                    out.append(&mut held);
+                                    Phase::Left
+                                }
+                            }
+                        }
+                        Phase::Dropping => {
+                            sent = at;
+                            Phase::Rewritten
+                        }
+                        other => other,
+                    };
+                }
+                Event::NoModel { empty } => {
+                    self.phase = match decide(None)? {
+                        Some(name) => {
+                            push(out, piece.slice(sent..at));
+                            sent = at;
+                            out.push(name.member(empty));
+                            Phase::Rewritten
+                        }
+                        None => Phase::Left,
+                    };
+                }
+                Event::Duplicate => return Err(Refusal::DuplicateModel),
+                Event::WideEncoding if self.reads_wide => return Err(Refusal::WideEncoding),
+                Event::NotAnObject if matches!(self.phase, Phase::Dropping | Phase::Rewritten) => {
+                    return Err(Refusal::BrokenBody);
+                }
+                // The scanner has stopped: from here on everything passes.
+                Event::WideEncoding | Event::NotAnObject => {}
+            }
+        }
+        match &mut self.phase {
+            Phase::Name(held) => {
+                push(held, piece.slice(sent..));
+                within_limit(held)
+            }
+            Phase::Dropping => Ok(()),
+            _ => {
+                push(out, piece.slice(sent..));
+                Ok(())
+            }
+        }
+    }
+
+    /// The body has ended; what was held goes into `out`.
+    pub(crate) fn end(&mut self, out: &mut Vec<Bytes>) -> Result<Ending, Refusal> {
+        match &mut self.phase {
+            Phase::Empty => Ok(Ending::Empty),
+            Phase::Seeking => Ok(Ending::Opaque),
+            Phase::Name(held) => {
+                out.append(held);
+                Ok(Ending::Opaque)
+            }
+            Phase::Left => Ok(Ending::Left),
+            Phase::Rewritten if self.scanner.is_complete() => Ok(Ending::Rewritten),
+            Phase::Dropping | Phase::Rewritten => Err(Refusal::BrokenBody),
+        }
+    }
+}
+
+fn push(out: &mut Vec<Bytes>, bytes: Bytes) {
+    if !bytes.is_empty() {
+        out.push(bytes);
+    }
+}
+
+fn within_limit(held: &[Bytes]) -> Result<(), Refusal> {
+    let length: usize = held.iter().map(Bytes::len).sum();
+    if length > LONGEST_NAME { Err(Refusal::LongName) } else { Ok(()) }
+}
+
+/// The name in a string that is held with its quotes; none where it is no Unicode text.
+fn name(held: &[Bytes]) -> Result<Option<Cow<'_, str>>, Refusal> {
+    within_limit(held)?;
+    let inside = |quoted: usize| 1..quoted.saturating_sub(1);
+    Ok(match held {
+        [only] => only.get(inside(only.len())).and_then(text::decode),
+        pieces => {
+            let quoted = pieces.concat();
+            let name = quoted.get(inside(quoted.len())).and_then(text::decode);
+            name.map(|name| Cow::Owned(name.into_owned()))
+        }
+    })
+}
