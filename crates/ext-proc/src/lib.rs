@@ -1,1 +1,22 @@
 //! Envoy's external processing protocol over the router.
+//!
+//! [`processor`] is what happens on one stream, as a function of its messages; around it the protocol's messages, the
+//! gRPC methods, the connections, and what the metrics port tells. [`Server`] puts them together over rules that come
+//! from anywhere; the program feeds it from a cluster ([`run`]).
+
+mod clock;
+mod connections;
+mod feed;
+mod health;
+mod processor;
+mod program;
+mod protocol;
+mod readiness;
+mod server;
+mod service;
+mod stream;
+mod telemetry;
+
+pub use program::{Options, run};
+pub use readiness::Readiness;
+pub use server::{Listeners, Server, Settings};

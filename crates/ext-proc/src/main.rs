@@ -1,2 +1,147 @@
-//! `rollora-ext-proc`.
-fn main() {}
+//! `rollora-ext-proc`: what was typed, and what it means.
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use rollora_api::duration::GatewayDuration;
+use rollora_ext_proc::{Options, Settings, run};
+use rollora_router::guard::Guard;
+use std::{net::IpAddr, process::ExitCode};
+use tracing_subscriber::EnvFilter;
+
+/// Rewrites the `model` of requests behind Envoy's ext_proc filter, as the InferenceModelRewrites of a pool say.
+#[derive(Debug, Parser)]
+#[command(name = "rollora-ext-proc", version)]
+struct Arguments {
+    /// The InferencePool whose rewrites count
+    #[arg(long, value_name = "NAME")]
+    pool: String,
+    /// The namespace of the pool and its rewrites
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
+    namespace: String,
+    /// The address to listen on
+    #[arg(long, value_name = "IP", env = "POD_IP", default_value = "0.0.0.0")]
+    address: IpAddr,
+    /// The port of the external processor and of the gRPC health service
+    #[arg(long, value_name = "PORT", default_value_t = 9002)]
+    grpc_port: u16,
+    /// A second port of the gRPC health service, for probes
+    #[arg(long, value_name = "PORT", default_value_t = 9003)]
+    grpc_health_port: u16,
+    /// The port of /rules, /metrics, /readyz and /livez
+    #[arg(long, value_name = "PORT", default_value_t = 9090)]
+    metrics_port: u16,
+    /// Which paths are closed to clients
+    #[arg(long, value_enum, default_value_t = GuardArgument::Administration)]
+    guard: GuardArgument,
+    /// The longest request body that is taken as a whole, which is what request_body_mode BUFFERED asks for; a number
+    /// of bytes, with KiB or MiB behind it or not
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size)]
+    max_body: usize,
+    /// For how long new requests are still served after SIGTERM, until nobody sends them any more
+    #[arg(long, value_name = "DURATION", default_value = "2s")]
+    drain_delay: GatewayDuration,
+    /// How long requests that have begun may take to end after that
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    drain_timeout: GatewayDuration,
+    /// How the log is written; what is in it is set by RUST_LOG
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum GuardArgument {
+    /// None
+    Off,
+    /// Those that load and unload adapters, and what else administrates a server
+    Administration,
+    /// All but those of inference
+    Strict,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|character: char| !character.is_ascii_digit());
+    let unit = match text.strip_prefix(digits) {
+        Some("") => Some(1),
+        Some("KiB") => Some(1024),
+        Some("MiB") => Some(1024 * 1024),
+        _ => None,
+    };
+    let size = unit.and_then(|unit: usize| digits.parse::<usize>().ok()?.checked_mul(unit)).filter(|size| *size > 0);
+    size.ok_or_else(|| "not a size: write one like 64MiB, 512KiB or 1048576".to_owned())
+}
+
+impl From<Arguments> for Options {
+    fn from(arguments: Arguments) -> Self {
+        Self {
+            pool: arguments.pool,
+            namespace: arguments.namespace,
+            address: arguments.address,
+            grpc_port: arguments.grpc_port,
+            health_port: arguments.grpc_health_port,
+            metrics_port: arguments.metrics_port,
+            settings: Settings {
+                guard: match arguments.guard {
+                    GuardArgument::Off => Guard::Off,
+                    GuardArgument::Administration => Guard::Administration,
+                    GuardArgument::Strict => Guard::Strict,
+                },
+                max_body: arguments.max_body,
+                drain_delay: arguments.drain_delay.get(),
+                drain_timeout: arguments.drain_timeout.get(),
+            },
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // Fails only where there is a provider already, which is then this one.
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match arguments.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    match run(arguments.into()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_size_is_a_number_with_a_unit_or_without() {
+        for (text, expected) in [
+            ("64MiB", Some(64 << 20)),
+            ("512KiB", Some(512 << 10)),
+            ("1048576", Some(1 << 20)),
+            ("0", None),
+            ("-1", None),
+            ("MiB", None),
+            ("1GB", None),
+            ("18446744073709551615KiB", None),
+        ] {
+            assert_eq!(size(text).ok(), expected, "{text}");
+        }
+    }
+}

@@ -135,6 +135,11 @@ impl Exchange {
         HeadAction::ReadBody
     }
 
+    /// The body that was to be read will not be seen: the request passes, and so is counted.
+    pub fn body_unseen(&mut self) {
+        self.in_force.counters.unrouted(Unrouted::Unreadable);
+    }
+
     /// The whole body is there. `random` is any number, all being equally likely.
     pub fn request_body(&mut self, body: &Bytes, random: u64, now: Timestamp) -> BodyAction {
         match json::scan(body) {

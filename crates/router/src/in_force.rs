@@ -58,6 +58,11 @@ impl InForce {
         self.change(|index, series| index.reset(rewrites, series));
     }
 
+    /// Puts the rules of exactly these rewrites of one group into force; those of the other stay.
+    pub fn reset_group(&self, group: RewriteGroup, rewrites: &[InferenceModelRewrite]) {
+        self.change(|index, series| index.reset_group(group, rewrites, series));
+    }
+
     /// Puts the rules of a new or changed rewrite into force.
     pub fn apply(&self, rewrite: &InferenceModelRewrite) {
         self.change(|index, series| index.apply(rewrite, series));

@@ -20,7 +20,7 @@ use rollora_api::{
     router_report::Overlap,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -154,6 +154,25 @@ impl RuleIndex {
     pub(crate) fn reset(&mut self, rewrites: &[InferenceModelRewrite], series: &mut SeriesEdit<'_>) {
         *self = Self::new(self.pool.clone());
         for rewrite in rewrites {
+            self.apply(rewrite, series);
+        }
+    }
+
+    /// Makes these rewrites the only ones of `group`; any that are not of it are as if they were not there.
+    pub(crate) fn reset_group(
+        &mut self,
+        group: RewriteGroup,
+        rewrites: &[InferenceModelRewrite],
+        series: &mut SeriesEdit<'_>,
+    ) {
+        let of_group = rewrites.iter().filter(|rewrite| rewrite.group() == Some(group));
+        let wanted: HashSet<RewriteKey> = of_group.clone().filter_map(RewriteKey::of).collect();
+        let gone: Vec<RewriteKey> =
+            self.objects.keys().filter(|key| key.group == group && !wanted.contains(key)).cloned().collect();
+        for key in &gone {
+            self.delete(key);
+        }
+        for rewrite in of_group {
             self.apply(rewrite, series);
         }
     }

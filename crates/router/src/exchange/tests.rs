@@ -157,6 +157,15 @@ fn a_request_without_a_readable_body_passes() {
 }
 
 #[test]
+fn a_body_that_is_not_shown_passes_as_unreadable() {
+    let in_force = canary();
+    let (mut exchange, _) = begin(&in_force, CHAT, &HeaderMap::new(), true);
+    exchange.body_unseen();
+    assert_eq!(exchange.response_head(StatusCode::OK, at(1)), None);
+    assert_eq!(counted(&in_force), [r#"rollora_router_unrouted_requests_total{reason="Unreadable"} 1"#]);
+}
+
+#[test]
 fn what_can_be_read_in_two_ways_is_refused() {
     for (body, refusal) in [
         (r#"{"model":"m","model":"m-v2"}"#, Refusal::DuplicateModel),

@@ -239,18 +239,27 @@ proptest! {
 
     #[test]
     fn changes_one_by_one_end_where_a_reset_ends(
-        changes in prop::collection::vec((any_rewrite(), any::<bool>()), 0..12)
+        changes in prop::collection::vec((any_rewrite(), 0..5_u8), 0..12)
     ) {
         let one_by_one = InForce::new(pool(), &[RewriteGroup::Current, RewriteGroup::Legacy]);
         let mut left = HashMap::new();
-        for (rewrite, is_deleted) in changes {
+        for (rewrite, change) in changes {
             let key = RewriteKey::of(&rewrite).unwrap();
-            if is_deleted {
-                one_by_one.delete(&key);
-                left.remove(&key);
-            } else {
-                one_by_one.apply(&rewrite);
-                left.insert(key, rewrite);
+            match change {
+                0 => {
+                    one_by_one.delete(&key);
+                    left.remove(&key);
+                }
+                // The only one of its group.
+                1 => {
+                    one_by_one.reset_group(key.group, std::slice::from_ref(&rewrite));
+                    left.retain(|other: &RewriteKey, _| other.group != key.group);
+                    left.insert(key, rewrite);
+                }
+                _ => {
+                    one_by_one.apply(&rewrite);
+                    left.insert(key, rewrite);
+                }
             }
         }
         let left: Vec<_> = left.into_values().collect();

@@ -1,0 +1,43 @@
+//! The server over rules that never change, without a cluster: to try a filter's configuration, and to measure.
+//!
+//! `fixed_rules REWRITES.json GRPC_PORT METRICS_PORT`, with a JSON array of InferenceModelRewrites of one pool.
+
+use anyhow::{Context as _, Result, bail};
+use rollora_api::rewrite::{InferenceModelRewrite, RewriteGroup};
+use rollora_ext_proc::{Listeners, Server, Settings};
+use rollora_router::in_force::InForce;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [file, grpc_port, metrics_port] = &arguments[..] else {
+        bail!("usage: fixed_rules REWRITES.json GRPC_PORT METRICS_PORT");
+    };
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?;
+    let rewrites: Vec<InferenceModelRewrite> = serde_json::from_str(&text).context("not a JSON array of rewrites")?;
+    let pool = rewrites.first().context("no rewrite in it")?.spec.pool_ref.clone();
+    let in_force = Arc::new(InForce::new(pool, &[RewriteGroup::Current, RewriteGroup::Legacy]));
+    in_force.reset(&rewrites);
+    let server = Server::new(in_force, Settings::default());
+    server.readiness().serving();
+    let listen = |port: u16| TcpListener::bind(("127.0.0.1", port));
+    let listeners = Listeners {
+        grpc: listen(grpc_port.parse()?).await?,
+        health: listen(0).await?,
+        metrics: listen(metrics_port.parse()?).await?,
+    };
+    let stop = CancellationToken::new();
+    let asked = async {
+        // Without signals it ends when it is killed, which is no harm.
+        tokio::signal::ctrl_c().await.ok();
+        stop.cancel();
+        std::future::pending().await
+    };
+    tokio::select! {
+        served = server.serve(listeners, stop.clone()) => Ok(served?),
+        never = asked => never,
+    }
+}

@@ -1,0 +1,76 @@
+//! The program: rules from a cluster, listeners by flags, signals.
+
+use crate::{
+    feed::Feed,
+    server::{Listeners, Server, Settings},
+};
+use anyhow::{Context as _, Result, bail};
+use rollora_api::rewrite::PoolRef;
+use rollora_cluster::{Access, Cluster, Rewrites, Scope};
+use rollora_router::in_force::InForce;
+use std::{convert::Infallible, net::IpAddr, sync::Arc};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+/// What the program was told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The pool whose rewrites count.
+    pub pool: String,
+    /// The namespace of the pool and its rewrites.
+    pub namespace: String,
+    /// Where to listen.
+    pub address: IpAddr,
+    /// The port of the external processor.
+    pub grpc_port: u16,
+    /// The port of the health service.
+    pub health_port: u16,
+    /// The port of `/rules`, `/metrics`, `/readyz` and `/livez`.
+    pub metrics_port: u16,
+    /// How it serves.
+    pub settings: Settings,
+}
+
+/// Serves until a signal asks it to end, and has let everything end that had begun.
+pub async fn run(options: Options) -> Result<()> {
+    let stop = CancellationToken::new();
+    let listeners = Listeners {
+        grpc: listen(options.address, options.grpc_port).await?,
+        health: listen(options.address, options.health_port).await?,
+        metrics: listen(options.address, options.metrics_port).await?,
+    };
+    let cluster = Cluster::connect(&Access::default(), "rollora-ext-proc").await?;
+    let pool = PoolRef { name: options.pool, ..PoolRef::default() };
+    let in_force = Arc::new(InForce::new(pool, &[]));
+    let mut server = Server::new(Arc::clone(&in_force), options.settings);
+    let readiness = server.readiness().clone();
+    let feed = Feed::new(in_force, readiness, server.registry());
+    let rewrites = Rewrites::new(&cluster, Scope::Namespace(options.namespace));
+    tokio::select! {
+        served = server.serve(listeners, stop.clone()) => served.context("the metrics port cannot be served"),
+        asked = signals(stop) => match asked? {},
+        never = feed.follow(rewrites) => match never {},
+    }
+}
+
+async fn listen(address: IpAddr, port: u16) -> Result<TcpListener> {
+    TcpListener::bind((address, port)).await.with_context(|| format!("cannot listen on {address}:{port}"))
+}
+
+/// Waits for the signals that ask to end. The first asks for a drain; a second one means that nobody wants to wait.
+async fn signals(stop: CancellationToken) -> Result<Infallible> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if stop.is_cancelled() {
+            bail!("asked to end a second time, while streams were still ending");
+        }
+        stop.cancel();
+    }
+}

@@ -1,0 +1,192 @@
+//! Replies, as the stream holds them until they are written. Those of the hot path are not built as messages first.
+
+use super::{
+    Action, BodyMutation, Changes, CommonReply, HeaderMutation, HttpStatus, ImmediateReply, NewBody,
+    ProcessingResponse, TrailersReply,
+};
+use bytes::{BufMut, Bytes};
+use http::{StatusCode, header::CONTENT_TYPE};
+use prost::{
+    Message,
+    encoding::{WireType, encode_key, encode_varint, encoded_len_varint},
+};
+use rollora_router::refusal::CONTENT_TYPE as ERROR_TYPE;
+use std::sync::LazyLock;
+
+/// One reply.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Reply {
+    /// Already written.
+    Encoded(Bytes),
+    /// A message.
+    Message(ProcessingResponse),
+    /// A piece of a body that is sent on.
+    Body(BodyPart),
+}
+
+/// The replies that are always the same.
+static REQUEST_HEADERS: LazyLock<Bytes> = LazyLock::new(|| encoded(Action::RequestHeaders(CommonReply::default())));
+static REQUEST_BODY: LazyLock<Bytes> = LazyLock::new(|| encoded(Action::RequestBody(CommonReply::default())));
+static REQUEST_TRAILERS: LazyLock<Bytes> = LazyLock::new(|| encoded(Action::RequestTrailers(TrailersReply {})));
+static RESPONSE_HEADERS: LazyLock<Bytes> = LazyLock::new(|| encoded(Action::ResponseHeaders(CommonReply::default())));
+static RESPONSE_BODY: LazyLock<Bytes> = LazyLock::new(|| encoded(Action::ResponseBody(CommonReply::default())));
+static RESPONSE_TRAILERS: LazyLock<Bytes> = LazyLock::new(|| encoded(Action::ResponseTrailers(TrailersReply {})));
+
+fn encoded(action: Action) -> Bytes {
+    ProcessingResponse { action: Some(action) }.encode_to_vec().into()
+}
+
+fn with_headers(headers: HeaderMutation) -> CommonReply {
+    CommonReply { changes: Some(Changes { headers: Some(headers), body: None }) }
+}
+
+impl Reply {
+    fn action(action: Action) -> Self {
+        Self::Message(ProcessingResponse { action: Some(action) })
+    }
+
+    /// Passes the request's headers on, changed or not.
+    pub(crate) fn request_headers(changes: Option<HeaderMutation>) -> Self {
+        match changes {
+            None => Self::Encoded(REQUEST_HEADERS.clone()),
+            Some(changes) => Self::action(Action::RequestHeaders(with_headers(changes))),
+        }
+    }
+
+    /// Passes what was sent of the request's body on, changed or not.
+    pub(crate) fn request_body(body: Option<Bytes>, headers: Option<HeaderMutation>) -> Self {
+        if body.is_none() && headers.is_none() {
+            return Self::Encoded(REQUEST_BODY.clone());
+        }
+        let body = body.map(|body| BodyMutation { body: Some(NewBody::Replaced(body)) });
+        Self::action(Action::RequestBody(CommonReply { changes: Some(Changes { headers, body }) }))
+    }
+
+    /// Passes the request's trailers on.
+    pub(crate) fn request_trailers() -> Self {
+        Self::Encoded(REQUEST_TRAILERS.clone())
+    }
+
+    /// Passes the response's headers on, changed or not.
+    pub(crate) fn response_headers(changes: Option<HeaderMutation>) -> Self {
+        match changes {
+            None => Self::Encoded(RESPONSE_HEADERS.clone()),
+            Some(changes) => Self::action(Action::ResponseHeaders(with_headers(changes))),
+        }
+    }
+
+    /// Passes what was sent of the response's body on.
+    pub(crate) fn response_body() -> Self {
+        Self::Encoded(RESPONSE_BODY.clone())
+    }
+
+    /// Passes the response's trailers on.
+    pub(crate) fn response_trailers() -> Self {
+        Self::Encoded(RESPONSE_TRAILERS.clone())
+    }
+
+    /// Answers the client with an error. `details` is one word for access logs.
+    pub(crate) fn immediate(status: StatusCode, body: Bytes, details: &'static str) -> Self {
+        let headers = HeaderMutation::setting([(CONTENT_TYPE, Bytes::from_static(ERROR_TYPE.as_bytes()))]);
+        Self::action(Action::Immediate(ImmediateReply {
+            status: Some(HttpStatus { code: status.as_u16().into() }),
+            headers: Some(headers),
+            body,
+            details: details.to_owned(),
+        }))
+    }
+}
+
+/// Whose body it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// The request's.
+    Request,
+    /// The response's.
+    Response,
+}
+
+impl Direction {
+    /// The number of its field in a response.
+    fn field(self) -> u32 {
+        match self {
+            Self::Request => 3,
+            Self::Response => 4,
+        }
+    }
+}
+
+/// A piece of a body, in slices of what was sent and what replaces it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BodyPart {
+    pub(crate) direction: Direction,
+    pub(crate) slices: Vec<Bytes>,
+    pub(crate) end_of_stream: bool,
+}
+
+/// The numbers of the fields from there down to the bytes.
+const CHANGES_FIELD: u32 = 1;
+const BODY_FIELD: u32 = 3;
+const STREAMED_FIELD: u32 = 3;
+const BYTES_FIELD: u32 = 1;
+const END_FIELD: u32 = 2;
+
+impl BodyPart {
+    /// What [`ProcessingResponse`] would write, without putting the slices together first. The fields from the
+    /// response down to the piece lie in each other, so the lengths are worked out from the innermost on.
+    pub(super) fn write(&self, buffer: &mut impl BufMut) {
+        let bytes: usize = self.slices.iter().map(Bytes::len).sum();
+        // All keys have one byte.
+        let within = |length: usize| 1 + encoded_len_varint(length as u64) + length;
+        let end = if self.end_of_stream { 2 } else { 0 };
+        let streamed = end + if bytes > 0 { within(bytes) } else { 0 };
+        let body = within(streamed);
+        let changes = within(body);
+        let reply = within(changes);
+        for (field, length) in
+            [(self.direction.field(), reply), (CHANGES_FIELD, changes), (BODY_FIELD, body), (STREAMED_FIELD, streamed)]
+        {
+            encode_key(field, WireType::LengthDelimited, buffer);
+            encode_varint(length as u64, buffer);
+        }
+        if bytes > 0 {
+            encode_key(BYTES_FIELD, WireType::LengthDelimited, buffer);
+            encode_varint(bytes as u64, buffer);
+            for slice in &self.slices {
+                buffer.put_slice(slice);
+            }
+        }
+        if self.end_of_stream {
+            encode_key(END_FIELD, WireType::Varint, buffer);
+            encode_varint(1, buffer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::StreamedBody, *};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_piece_is_written_as_the_message_it_stands_for(
+            slices in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..4),
+            end_of_stream in any::<bool>(),
+            of_request in any::<bool>(),
+        ) {
+            let slices: Vec<Bytes> = slices.into_iter().map(Bytes::from).collect();
+            let streamed = StreamedBody { body: slices.concat().into(), end_of_stream };
+            let body = Some(BodyMutation { body: Some(NewBody::Streamed(streamed)) });
+            let changes = Changes { headers: None, body };
+            let reply = CommonReply { changes: Some(changes) };
+            let (direction, action) = match of_request {
+                true => (Direction::Request, Action::RequestBody(reply)),
+                false => (Direction::Response, Action::ResponseBody(reply)),
+            };
+            let mut written = Vec::new();
+            BodyPart { direction, slices, end_of_stream }.write(&mut written);
+            prop_assert_eq!(written, encoded(action));
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! A [`Processor`] as a stream of replies over a stream of messages: polled in place, without a task or a channel.
+//!
+//! Invariant: a message is read only when every reply to those before has been taken. So whoever reads slowly at the
+//! one end stops the sending at the other.
+
+use crate::{
+    clock,
+    processor::{Moment, Processor, Replies},
+    protocol::{ProcessingRequest, Reply},
+};
+use futures_util::Stream;
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tonic::Status;
+
+/// The replies of one stream.
+#[derive(Debug)]
+pub(crate) struct ReplyStream<S> {
+    /// None when nothing more will be said.
+    messages: Option<S>,
+    processor: Processor,
+    replies: Replies,
+}
+
+impl<S> ReplyStream<S> {
+    pub(crate) fn new(messages: S, processor: Processor) -> Self {
+        Self { messages: Some(messages), processor, replies: Replies::new() }
+    }
+}
+
+impl<S> Stream for ReplyStream<S>
+where
+    S: Stream<Item = Result<ProcessingRequest, Status>> + Unpin,
+{
+    type Item = Result<Reply, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            if let Some(reply) = this.replies.pop_front() {
+                return Poll::Ready(Some(Ok(reply)));
+            }
+            let Some(messages) = &mut this.messages else { return Poll::Ready(None) };
+            let goes_on = match ready!(Pin::new(messages).poll_next(context)) {
+                Some(Ok(message)) => {
+                    let moment = Moment { now: clock::now(), random: rand::random() };
+                    this.processor.take(message, moment, &mut this.replies)
+                }
+                Some(Err(status)) if is_our_word(&status) => {
+                    this.messages = None;
+                    return Poll::Ready(Some(Err(status)));
+                }
+                // Ends say nothing, see `Processor`.
+                Some(Err(_)) | None => false,
+            };
+            if !goes_on {
+                this.messages = None;
+            }
+        }
+    }
+}
+
+/// Whether it was found here that a message cannot be read or is too long, so that whoever sent it should be told.
+fn is_our_word(status: &Status) -> bool {
+    matches!(status.code(), tonic::Code::InvalidArgument | tonic::Code::OutOfRange | tonic::Code::Unimplemented)
+}
