@@ -8,6 +8,8 @@
 
 pub mod bed;
 mod clock;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod demo;
 pub mod files;
 pub mod guide;

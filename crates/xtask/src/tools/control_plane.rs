@@ -10,7 +10,7 @@ use super::machine::Need;
 use super::recipe::{Program, Step, StepKind, Tool};
 
 /// Beside a build that takes every processor, on two of them.
-const BUILD: Duration = Duration::from_mins(120);
+const BUILD: Duration = Duration::from_hours(2);
 
 pub(crate) const TOOL: Tool = Tool {
     name: "control-plane",

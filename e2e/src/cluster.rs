@@ -1,0 +1,5 @@
+//! The bed of a cluster's parts, each of them real where the real thing fits in a test.
+
+pub mod control_plane;
+pub mod homes;
+pub mod kubelet;

@@ -1,0 +1,227 @@
+//! A real Kubernetes API server on its etcd, on loopback, with RBAC: what the programs of a cluster talk to.
+//!
+//! There is nothing else of a control plane: no controller manager, so namespaces end only when they are empty,
+//! nothing is garbage-collected, no ServiceAccount is made for a namespace, and nobody turns a Deployment into pods.
+//! What only costs time here is off: most of the admission plugins, priority and fairness, and the API groups that no
+//! part of the bed has a use for.
+//!
+//! Both are ended with SIGKILL: asked to end, an API server holds its port for a minute.
+
+mod audit;
+mod crds;
+mod flags;
+mod folder;
+mod identity;
+
+pub use audit::{Audit, AuditEvent, Decision};
+pub use crds::{Definition, OURS, UPSTREAM, Upstream, ours, upstream};
+pub use identity::Credential;
+
+use super::homes::CONTROL_PLANE;
+use crate::{clock, ports::Port, process::Process};
+use anyhow::{Context as _, Result, bail};
+use folder::Folder;
+use identity::Identity;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client, api::PostParams};
+use rustix::process::Signal;
+use std::{
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+use tokio::sync::OnceCell;
+
+/// How long a start may take on a machine that does much else: it takes two seconds on one that does not.
+const START: Duration = Duration::from_mins(2);
+const LOOK: Duration = Duration::from_millis(10);
+
+/// An API server and its etcd; they end when it is dropped, and with this process however that ends.
+#[derive(Debug)]
+pub struct ControlPlane {
+    // In the order in which they end.
+    api_server: Option<Process>,
+    etcd: Process,
+    ports: Ports,
+    identity: Identity,
+    namespaces: AtomicU32,
+    folder: Folder,
+}
+
+#[derive(Debug)]
+struct Ports {
+    api_server: Port,
+    etcd: Port,
+    etcd_peers: Port,
+}
+
+impl ControlPlane {
+    /// Starts one of its own, without any custom resource, and waits until it is ready.
+    pub async fn start() -> Result<Self> {
+        // One of the parts may have installed it before.
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let ports = Ports { api_server: Port::reserve()?, etcd: Port::reserve()?, etcd_peers: Port::reserve()? };
+        let folder = Folder::make()?;
+        let identity = Identity::make(folder.path(), ports.api_server.number())?;
+        std::fs::write(folder.path().join("audit.yaml"), audit::POLICY)?;
+        let mut etcd = Command::new(CONTROL_PLANE.program("etcd")?);
+        etcd.args(flags::etcd(folder.path(), ports.etcd.address(), ports.etcd_peers.address()));
+        let etcd = Process::start("etcd", etcd, folder.path())?;
+        let mut plane = Self { api_server: None, etcd, ports, identity, namespaces: AtomicU32::new(0), folder };
+        plane.start_api_server().await?;
+        Ok(plane)
+    }
+
+    /// The one that all beds of this process share, with our custom resource and upstream's in both groups. Each bed
+    /// has a namespace of its own, see [`ControlPlane::namespace`].
+    pub async fn shared() -> Result<&'static Self> {
+        static SHARED: OnceCell<ControlPlane> = OnceCell::const_new();
+        let start = async || {
+            let plane = Self::start().await?;
+            plane.install(&[ours()?, upstream()?].concat()).await?;
+            anyhow::Ok(plane)
+        };
+        SHARED.get_or_try_init(start).await
+    }
+
+    /// Starts the API server (again) on what etcd holds, and waits until it is ready.
+    pub async fn start_api_server(&mut self) -> Result<()> {
+        self.kill_api_server();
+        let mut command = Command::new(CONTROL_PLANE.program("kube-apiserver")?);
+        command.args(flags::api_server(self.folder.path(), &self.ports));
+        // It lives for minutes and holds little: memory is cheaper here than collecting it.
+        command.env("GOGC", "400");
+        self.api_server = Some(Process::start("kube-apiserver", command, self.folder.path())?);
+        self.ready().await
+    }
+
+    /// Ends the API server as a power cut does; what it held stays in etcd.
+    pub fn kill_api_server(&mut self) {
+        if let Some(process) = self.api_server.take() {
+            process.kill();
+        }
+    }
+
+    /// From now on the API server takes connections and answers none, until [`ControlPlane::thaw_api_server`].
+    pub fn freeze_api_server(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// The API server goes on where it stood.
+    pub fn thaw_api_server(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(process) = &self.api_server {
+            process.signal(signal);
+        }
+    }
+
+    async fn ready(&self) -> Result<()> {
+        let start = clock::now();
+        let mut client = None;
+        loop {
+            // Its certificate is there as soon as it listens.
+            if client.is_none() && tokio::net::TcpStream::connect(self.ports.api_server.address()).await.is_ok() {
+                self.identity.keep_authority()?;
+                client = Some(self.admin().await?);
+            }
+            if let Some(client) = &client {
+                let question = http::Request::get("/readyz").body(Vec::new())?;
+                if client.request_text(question).await.is_ok() {
+                    return Ok(());
+                }
+            }
+            let ended = self.processes().find_map(|process| Some((process.name(), process.ended()?)));
+            if ended.is_some() || start.elapsed() > START {
+                bail!("the API server is not ready after {:?} (ended: {ended:?})\n{}", start.elapsed(), self.logs());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.api_server.iter().chain([&self.etcd])
+    }
+
+    /// Its base URL.
+    pub fn url(&self) -> String {
+        self.identity.url()
+    }
+
+    /// The certificate of its authority, in a file.
+    pub fn authority(&self) -> std::path::PathBuf {
+        self.identity.authority()
+    }
+
+    /// A client that may do everything. It belongs to the runtime that it is made in.
+    pub async fn admin(&self) -> Result<Client> {
+        self.identity.client(&Credential::Token(self.identity.admin_token().to_owned())).await
+    }
+
+    /// A client of somebody else.
+    pub async fn client(&self, credential: &Credential) -> Result<Client> {
+        self.identity.client(credential).await
+    }
+
+    /// The text of a kubeconfig of somebody, with this namespace as the default.
+    pub fn kubeconfig_for(&self, credential: &Credential, namespace: &str) -> String {
+        self.identity.kubeconfig(credential, namespace)
+    }
+
+    /// A kubeconfig of the admin, in a file that is there as long as this is.
+    pub fn admin_kubeconfig(&self) -> std::path::PathBuf {
+        self.identity.admin_kubeconfig()
+    }
+
+    /// `kubectl` as the admin; its arguments are still missing.
+    pub fn kubectl(&self) -> Result<Command> {
+        let mut command = Command::new(CONTROL_PLANE.program("kubectl")?);
+        command.env("KUBECONFIG", self.admin_kubeconfig());
+        Ok(command)
+    }
+
+    /// A token of a service account, as a kubelet gets it for a pod. The API server lets none live shorter than ten
+    /// minutes.
+    pub async fn token(&self, namespace: &str, account: &str, lifetime: Duration) -> Result<String> {
+        identity::token(&self.admin().await?, namespace, account, lifetime).await
+    }
+
+    /// A new namespace whose name begins with these words.
+    pub async fn namespace(&self, words: &str) -> Result<String> {
+        let name = format!("{words}-{}", self.namespaces.fetch_add(1, Ordering::Relaxed));
+        let namespace = Namespace {
+            metadata: kube::core::ObjectMeta { name: Some(name.clone()), ..Default::default() },
+            ..Default::default()
+        };
+        let namespaces = Api::<Namespace>::all(self.admin().await?);
+        let made = namespaces.create(&PostParams::default(), &namespace).await;
+        made.with_context(|| format!("cannot make the namespace {name}"))?;
+        Ok(name)
+    }
+
+    /// Installs custom resources, and waits until they are served.
+    pub async fn install(&self, definitions: &[crds::Definition]) -> Result<()> {
+        crds::install(&self.admin().await?, definitions).await
+    }
+
+    /// Takes a custom resource away with all of its objects, and waits until it is not served any more.
+    pub async fn uninstall(&self, definition: &crds::Definition) -> Result<()> {
+        crds::uninstall(&self.admin().await?, definition).await
+    }
+
+    /// What was asked of the API server, from now on.
+    pub fn audit(&self) -> Audit {
+        Audit::from_now(&self.folder.path().join(audit::FILE))
+    }
+
+    /// The ends of both logs.
+    pub fn logs(&self) -> String {
+        let tails = ["etcd", "kube-apiserver"].map(|name| {
+            let tail = crate::process::tail(&self.folder.path().join(format!("{name}.log")), 15);
+            format!("{name}:\n{tail}")
+        });
+        tails.concat()
+    }
+}

@@ -1,0 +1,121 @@
+//! Custom resources: which there are, and how they are installed so that they are served afterwards.
+
+use super::super::homes::CONTROL_PLANE;
+use crate::clock;
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// A definition in a file.
+pub type Definition = PathBuf;
+
+/// Our own, in `crds/` of the repository.
+pub const OURS: &str = "rollouts.rollora.dev.yaml";
+
+/// Upstream's, by the names of their files.
+#[derive(Debug)]
+pub struct Upstream {
+    /// The pool of servers.
+    pub pool: &'static str,
+    /// The rewrite in the group that it began in.
+    pub legacy_rewrite: &'static str,
+    /// The rewrite in the group that it moved to.
+    pub current_rewrite: &'static str,
+    /// What upstream's endpoint picker wants beside.
+    pub objective: &'static str,
+}
+
+/// Upstream's, in `crds/` of the control plane's folder.
+pub const UPSTREAM: Upstream = Upstream {
+    pool: "inference.networking.k8s.io_inferencepools.yaml",
+    legacy_rewrite: "inference.networking.x-k8s.io_inferencemodelrewrites.yaml",
+    current_rewrite: "llm-d.ai_inferencemodelrewrites.yaml",
+    objective: "inference.networking.x-k8s.io_inferenceobjectives.yaml",
+};
+
+impl Upstream {
+    /// The file of one of them.
+    pub fn file(&self, name: &str) -> Result<Definition> {
+        // The folder of the programs is beside that of the definitions.
+        let program = CONTROL_PLANE.program("kube-apiserver")?;
+        let home = program.ancestors().nth(2).context("the control plane has no folder")?;
+        let file = home.join("crds").join(name);
+        ensure!(file.is_file(), "there is no {}", file.display());
+        Ok(file)
+    }
+}
+
+/// Our own.
+pub fn ours() -> Result<Vec<Definition>> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds").join(OURS);
+    ensure!(file.is_file(), "there is no {}", file.display());
+    Ok(vec![file])
+}
+
+/// All of upstream's.
+pub fn upstream() -> Result<Vec<Definition>> {
+    let Upstream { pool, legacy_rewrite, current_rewrite, objective } = UPSTREAM;
+    [pool, legacy_rewrite, current_rewrite, objective].map(|name| UPSTREAM.file(name)).into_iter().collect()
+}
+
+/// How long the API server may take to serve, or not to serve, a resource.
+const LIMIT: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(10);
+
+pub(super) async fn install(admin: &Client, definitions: &[Definition]) -> Result<()> {
+    let api = Api::<CustomResourceDefinition>::all(admin.clone());
+    let mut installed = Vec::new();
+    for file in definitions {
+        let definition = read(file)?;
+        let parameters = PatchParams::apply("bed").force();
+        let done = api.patch(&definition.name_any(), &parameters, &Patch::Apply(&definition)).await;
+        done.with_context(|| format!("cannot install {}", file.display()))?;
+        installed.push(definition);
+    }
+    for definition in installed {
+        until_served(admin, &definition, true).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn uninstall(admin: &Client, file: &Definition) -> Result<()> {
+    let definition = read(file)?;
+    let api = Api::<CustomResourceDefinition>::all(admin.clone());
+    api.delete(&definition.name_any(), &DeleteParams::default()).await?;
+    until_served(admin, &definition, false).await
+}
+
+fn read(file: &Path) -> Result<CustomResourceDefinition> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_saphyr::from_str(&text).with_context(|| format!("not a definition: {}", file.display()))
+}
+
+/// Waits until every version that is to be served is answered for, or none.
+async fn until_served(client: &Client, definition: &CustomResourceDefinition, wanted: bool) -> Result<()> {
+    let start = clock::now();
+    let (group, plural) = (&definition.spec.group, &definition.spec.names.plural);
+    for version in definition.spec.versions.iter().filter(|version| version.served) {
+        let path = format!("/apis/{group}/{}/{plural}?limit=1", version.name);
+        loop {
+            let answer = client.request_text(http::Request::get(&path).body(Vec::new())?).await;
+            let served = match &answer {
+                Ok(_) => true,
+                Err(kube::Error::Api(status)) if status.code == 404 => false,
+                Err(_) => !wanted,
+            };
+            if served == wanted {
+                break;
+            }
+            ensure!(start.elapsed() < LIMIT, "{path} is served: {served}, after {LIMIT:?}");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    Ok(())
+}

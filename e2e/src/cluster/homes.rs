@@ -1,0 +1,38 @@
+//! Where the programs are that are not built here: entries of the tool cache, which `cargo xtask test` and
+//! `cargo xtask demo --cluster` make and name in variables.
+
+use anyhow::{Context as _, Result};
+use std::path::PathBuf;
+
+/// An entry of the tool cache.
+#[derive(Debug, Clone, Copy)]
+pub struct Home {
+    /// What `cargo xtask tools` calls it.
+    pub tool: &'static str,
+    /// The variable that says where it is.
+    pub variable: &'static str,
+}
+
+/// `bin/kube-apiserver`, `bin/etcd`, `bin/kubectl`, and upstream's definitions in `crds/`.
+pub const CONTROL_PLANE: Home = Home { tool: "control-plane", variable: "ROLLORA_CONTROL_PLANE_HOME" };
+/// `bin/envoy`.
+pub const ENVOY: Home = Home { tool: "envoy", variable: "ROLLORA_ENVOY_HOME" };
+/// `bin/epp`.
+pub const ENDPOINT_PICKER: Home = Home { tool: "endpoint-picker", variable: "ROLLORA_ENDPOINT_PICKER_HOME" };
+
+impl Home {
+    /// Its folder, where somebody named it.
+    pub fn find(&self) -> Option<PathBuf> {
+        std::env::var_os(self.variable).filter(|value| !value.is_empty()).map(PathBuf::from)
+    }
+
+    /// One of its programs.
+    pub fn program(&self, name: &str) -> Result<PathBuf> {
+        let Self { tool, variable } = self;
+        let words =
+            || format!("{variable} is not set: `cargo xtask tools fetch {tool}` makes the folder that it names");
+        let path = self.find().with_context(words)?.join("bin").join(name);
+        anyhow::ensure!(path.is_file(), "{variable} names a folder without {}", path.display());
+        Ok(path)
+    }
+}
