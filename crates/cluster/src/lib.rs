@@ -4,16 +4,28 @@
 //! `rollora-api`, versions, and errors in words.
 
 mod answer;
+mod ask;
 mod client;
+mod documents;
+mod events;
 mod groups;
-#[allow(dead_code, reason = "the kinds that the documents of the operator need")]
 mod kinds;
+mod lease;
+mod owner;
+mod pods;
 mod rewrites;
 mod scope;
+mod shelf;
 mod watch;
 
 pub use answer::{ApiError, Request};
+pub use ask::{AskError, Asker};
 pub use client::{Access, Cluster, ConnectError};
+pub use documents::{AdaptersMap, Changes, Documents, ReadError, Versioned, Written};
+pub use events::{Events, Notice};
 pub use groups::{GROUPS, served};
+pub use lease::{Election, LeaseSettings, LostLease};
+pub use pods::{Pod, Pool};
 pub use rewrites::{RewriteNews, Rewrites, WatchState};
 pub use scope::Scope;
+pub use shelf::ObjectName;

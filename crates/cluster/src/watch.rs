@@ -30,6 +30,17 @@ pub(crate) enum News<K> {
     Delete(K),
 }
 
+impl<K> News<K> {
+    /// The same news of something else.
+    pub(crate) fn map<T>(self, mut read: impl FnMut(K) -> T) -> News<T> {
+        match self {
+            Self::Reset(all) => News::Reset(all.into_iter().map(read).collect()),
+            Self::Apply(object) => News::Apply(read(object)),
+            Self::Delete(object) => News::Delete(read(object)),
+        }
+    }
+}
+
 /// A watch. It never ends.
 pub(crate) type Watch<K> = Pin<Box<dyn Stream<Item = Result<News<K>, ApiError>> + Send>>;
 

@@ -1,0 +1,163 @@
+//! Asking pods over HTTP what they say of themselves: many at once, each with a time limit.
+
+use http::{Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use serde::de::DeserializeOwned;
+use std::{
+    error::Error,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+use tokio::{sync::Semaphore, time::timeout};
+
+/// How long one answer may take, connecting included.
+const LIMIT: Duration = Duration::from_secs(1);
+/// The longest answer.
+const LONGEST: usize = 8 << 20;
+/// How many are asked at once.
+const AT_ONCE: usize = 64;
+/// How long a connection is kept for the next question.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Asks pods. Connections are kept for the next time.
+#[derive(Debug)]
+pub struct Asker {
+    client: Client<HttpConnector, Empty<Bytes>>,
+    places: Semaphore,
+}
+
+/// Why a pod did not answer as it should.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens there, or the connection broke.
+    #[error("{0}")]
+    Unreachable(String),
+    /// It answered something else.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+impl Default for Asker {
+    fn default() -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(LIMIT));
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE)
+            .pool_timer(TokioTimer::new())
+            .pool_max_idle_per_host(2)
+            .build(connector);
+        Self { client, places: Semaphore::new(AT_ONCE) }
+    }
+}
+
+impl Asker {
+    /// What `http://ADDRESS:PORT/PATH` answers, as JSON.
+    pub async fn get<T: DeserializeOwned>(&self, ip: IpAddr, port: u16, path: &str) -> Result<T, AskError> {
+        let url = format!("http://{}{path}", SocketAddr::new(ip, port));
+        // It is never closed.
+        let _place = self.places.acquire().await.ok();
+        let body = match timeout(LIMIT, self.read(&url)).await {
+            Ok(read) => read?,
+            Err(_) => return Err(AskError::Unreachable(format!("{url} does not answer within {LIMIT:?}"))),
+        };
+        serde_json::from_slice(&body)
+            .map_err(|error| AskError::Unusable(format!("{url} answers something else than expected: {error}")))
+    }
+
+    async fn read(&self, url: &str) -> Result<Bytes, AskError> {
+        let uri: Uri = url.parse().map_err(|error| AskError::Unusable(format!("{url}: {error}")))?;
+        let request = Request::get(uri)
+            .header("user-agent", concat!("rollora-operator/", env!("CARGO_PKG_VERSION")))
+            .body(Empty::new())
+            .map_err(|error| AskError::Unusable(format!("{url}: {error}")))?;
+        let broke = |error: &dyn Error| AskError::Unreachable(format!("{url} cannot be asked: {}", innermost(error)));
+        let response = self.client.request(request).await.map_err(|error| broke(&error))?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            return Err(AskError::Unusable(format!("{url} answers {status}")));
+        }
+        let body = Limited::new(response.into_body(), LONGEST).collect().await;
+        body.map(http_body_util::Collected::to_bytes).map_err(|error| broke(error.as_ref()))
+    }
+}
+
+/// The cause of all causes: hyper says "client error (Connect)" first, which helps nobody.
+fn innermost(error: &dyn Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    /// Answers once with this text.
+    async fn answered(text: &'static str) -> Result<Value, AskError> {
+        let listener = TcpListener::bind((HERE, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).await.unwrap();
+            assert!(request[..length].starts_with(b"GET /status HTTP/1.1\r\n"));
+            stream.write_all(text.as_bytes()).await.unwrap();
+        };
+        let asker = Asker::default();
+        tokio::join!(asker.get(HERE, port, "/status"), serve).0
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read() {
+        let answer = answered("HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{\"a\":1}").await;
+        assert_eq!(answer.unwrap()["a"], 1);
+    }
+
+    #[tokio::test]
+    async fn whoever_answers_something_else_is_there_all_the_same() {
+        let answer = answered("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
+        assert!(
+            matches!(&answer, Err(AskError::Unusable(why)) if why.ends_with("answers 404 Not Found")),
+            "{answer:?}"
+        );
+        let answer = answered("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno").await;
+        assert!(matches!(answer, Err(AskError::Unusable(_))), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_is_said_with_the_address_and_the_cause() {
+        let listener = TcpListener::bind((HERE, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let error = Asker::default().get::<Value>(HERE, port, "/status").await.unwrap_err();
+        let words = error.to_string();
+        assert!(matches!(error, AskError::Unreachable(_)), "{words}");
+        assert!(
+            words.starts_with(&format!("http://127.0.0.1:{port}/status cannot be asked: Connection refused")),
+            "{words}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_does_not_answer_holds_nobody_up_for_long() {
+        let listener = TcpListener::bind((HERE, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let error = Asker::default().get::<Value>(HERE, port, "/status").await.unwrap_err();
+        assert_eq!(error.to_string(), format!("http://127.0.0.1:{port}/status does not answer within 1s"));
+    }
+}

@@ -1,0 +1,409 @@
+//! Everything that an operator reads and writes: Rollouts, rewrites, the ConfigMaps, pools and pods that they name.
+//!
+//! Reads come from memory, which watches keep up to date; a read waits until its watch has told everything once, or
+//! has failed. Only what is named by a Rollout is watched, and of that only what is needed is kept: ConfigMaps one by
+//! one, pods by the selectors of their pools.
+//!
+//! Invariants:
+//! - A read is never older than the last write that ended as [`Written::Done`].
+//! - After any other end of a write, the next read of that object asks the source.
+
+mod concern;
+mod follow;
+mod write;
+
+pub use follow::Changes;
+pub use write::Written;
+
+use crate::{
+    Cluster, Scope,
+    answer::{ApiError, Request},
+    groups::GROUPS,
+    kinds::{self, Kind},
+    owner,
+    pods::{Pod, Pool},
+    rewrites,
+    shelf::{Item, ObjectName, Shelf, State},
+};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{Api, Resource, ResourceExt, core::DynamicObject};
+use rollora_api::{
+    names::{API_VERSION, OPERATOR_KEY},
+    rewrite::{InferenceModelRewrite, RewriteGroup},
+    rollout::Rollout,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
+
+/// How long the source may take to answer a read.
+const LIMIT: Duration = Duration::from_secs(4);
+
+/// Why a read gave nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The source could not be asked, or a permission is missing; trying again may help.
+    #[error("{0}")]
+    Unavailable(String),
+    /// What there is cannot be used; a person must change it.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// A value and the version that a write of it has to name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Versioned<T> {
+    /// The version.
+    pub version: String,
+    /// The value.
+    pub value: T,
+}
+
+/// The adapters ConfigMap, as far as it is read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AdaptersMap {
+    /// The user's key.
+    pub user_text: String,
+    /// The operator's key.
+    pub key_text: Option<String>,
+    /// Who else writes this ConfigMap, where its labels or annotations say so.
+    pub gitops_owner: Option<String>,
+}
+
+/// The documents. Cheap to clone; clones share everything.
+#[derive(Debug, Clone)]
+pub struct Documents(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    cluster: Cluster,
+    scope: Scope,
+    books: Mutex<Books>,
+    /// Counts what watches have told, for reads that wait.
+    told: watch::Sender<u64>,
+    /// Rollouts that are to be looked at because of a write.
+    rung: mpsc::UnboundedSender<ObjectName>,
+    bell: Mutex<Option<mpsc::UnboundedReceiver<ObjectName>>>,
+}
+
+/// What is in memory.
+#[derive(Debug, Default)]
+struct Books {
+    rollouts: Shelf<Result<Rollout, String>>,
+    current: Shelf<InferenceModelRewrite>,
+    legacy: Shelf<InferenceModelRewrite>,
+    /// Which groups of rewrites are installed; none before that is known.
+    served: Option<BTreeSet<RewriteGroup>>,
+    /// Why rewrites cannot be watched.
+    rewrites_problem: Option<ApiError>,
+    pools: Shelf<Result<Pool, String>>,
+    routers: Shelf<Pod>,
+    config_maps: BTreeMap<ObjectName, Shelf<ConfigMap>>,
+    /// By namespace and selector.
+    pods: BTreeMap<(String, String), Shelf<Pod>>,
+}
+
+impl Books {
+    fn rewrites(&self, group: RewriteGroup) -> &Shelf<InferenceModelRewrite> {
+        match group {
+            RewriteGroup::Current => &self.current,
+            RewriteGroup::Legacy => &self.legacy,
+        }
+    }
+
+    fn rewrites_mut(&mut self, group: RewriteGroup) -> &mut Shelf<InferenceModelRewrite> {
+        match group {
+            RewriteGroup::Current => &mut self.current,
+            RewriteGroup::Legacy => &mut self.legacy,
+        }
+    }
+
+    /// Whether both groups can be read; one that is not installed is empty.
+    fn rewrites_state(&self) -> State {
+        let Some(served) = &self.served else {
+            return self.rewrites_problem.clone().map_or(State::Waiting, State::Failed);
+        };
+        if served.is_empty() {
+            let [current, legacy] = GROUPS.map(|group| kinds::rewrite(group).resource());
+            return State::Failed(ApiError::NotFound(format!(
+                "no kind of rewrite is installed, neither {current} nor {legacy}: install the \
+                 CustomResourceDefinition of the one that your router reads"
+            )));
+        }
+        let mut states = served.iter().map(|group| self.rewrites(*group).state());
+        let unlisted = states.find(|state| *state != State::Listed);
+        match unlisted {
+            None => State::Listed,
+            Some(State::Waiting) => self.rewrites_problem.clone().map_or(State::Waiting, State::Failed),
+            Some(state) => state,
+        }
+    }
+}
+
+impl Documents {
+    /// Documents of which nothing is known yet.
+    pub fn new(cluster: &Cluster, scope: Scope) -> Self {
+        let (rung, bell) = mpsc::unbounded_channel();
+        Self(Arc::new(Inner {
+            cluster: cluster.clone(),
+            scope,
+            books: Mutex::default(),
+            told: watch::Sender::new(0),
+            rung,
+            bell: Mutex::new(Some(bell)),
+        }))
+    }
+
+    /// Rollouts that something happened to, or to what they name. Begins with every Rollout there is. Memory is kept
+    /// up to date for as long as this is polled; it can be had once.
+    pub fn changes(&self) -> Changes {
+        Changes::new(self)
+    }
+
+    /// Which groups of rewrites are installed; none before that is known.
+    pub fn served(&self) -> Option<BTreeSet<RewriteGroup>> {
+        self.books().served.clone()
+    }
+
+    /// Why news may be missing at present, by kind.
+    pub fn problems(&self) -> Vec<(String, ApiError)> {
+        let books = self.books();
+        let mut problems = vec![
+            (kinds::ROLLOUT.resource(), books.rollouts.problem().cloned()),
+            ("inferencemodelrewrites".to_owned(), books.rewrites_problem.clone()),
+            (kinds::POOL.resource(), books.pools.problem().cloned()),
+            (kinds::POD.resource(), books.routers.problem().cloned()),
+        ];
+        let pods = books.pods.values().map(|shelf| (kinds::POD.resource(), shelf.problem().cloned()));
+        problems.extend(pods);
+        let maps = books.config_maps.values().map(|shelf| (kinds::CONFIG_MAP.resource(), shelf.problem().cloned()));
+        problems.extend(maps);
+        problems.into_iter().filter_map(|(kind, problem)| Some((kind, problem?))).collect()
+    }
+
+    /// Whether all Rollouts are known.
+    pub fn is_listed(&self) -> bool {
+        self.books().rollouts.state() == State::Listed
+    }
+
+    /// Every Rollout that can be read.
+    pub async fn rollouts(&self) -> Result<Vec<Versioned<Rollout>>, ReadError> {
+        self.wait(|books| books.rollouts.state(), &kinds::ROLLOUT.resource()).await?;
+        self.settle_rollouts(None).await?;
+        let books = self.books();
+        let readable = books.rollouts.iter().filter_map(|(_, version, rollout)| {
+            Some(Versioned { version: version.to_owned(), value: rollout.as_ref().ok()?.clone() })
+        });
+        Ok(readable.collect())
+    }
+
+    /// One Rollout; none where it does not exist.
+    pub async fn rollout(&self, name: &ObjectName) -> Result<Option<Versioned<Rollout>>, ReadError> {
+        self.wait(|books| books.rollouts.state(), &kinds::ROLLOUT.resource()).await?;
+        self.settle_rollouts(Some(name)).await?;
+        match self.books().rollouts.get(name) {
+            None => Ok(None),
+            Some((version, Ok(rollout))) => Ok(Some(Versioned { version: version.to_owned(), value: rollout.clone() })),
+            Some((_, Err(why))) => Err(ReadError::Invalid(why.clone())),
+        }
+    }
+
+    /// Every rewrite of both groups in a namespace.
+    pub async fn rewrites(&self, namespace: &str) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
+        self.wait(Books::rewrites_state, "rewrites").await?;
+        for group in GROUPS {
+            let doubtful = self.books().rewrites(group).doubtful(Some(namespace));
+            for name in doubtful {
+                let found = self.look(kinds::rewrite(group), &name).await?;
+                let found = found.and_then(|object| rewrite_item(group, object));
+                self.books().rewrites_mut(group).looked(&name, found);
+            }
+        }
+        let books = self.books();
+        let each = GROUPS.into_iter().flat_map(|group| books.rewrites(group).iter());
+        let here = each.filter(|(name, ..)| name.namespace == namespace);
+        Ok(here.map(|(_, version, value)| Versioned { version: version.to_owned(), value: value.clone() }).collect())
+    }
+
+    /// The two keys of a ConfigMap; none where it does not exist.
+    pub async fn adapters(&self, name: &ObjectName, key: &str) -> Result<Option<Versioned<AdaptersMap>>, ReadError> {
+        let map = self.config_map(name).await?;
+        map.map(|map| {
+            let version = map.resource_version().unwrap_or_default();
+            let data = map.data.clone().unwrap_or_default();
+            let Some(user_text) = data.get(key).cloned() else {
+                return Err(ReadError::Invalid(no_key(name, key, &map)));
+            };
+            let value = AdaptersMap {
+                user_text,
+                key_text: data.get(OPERATOR_KEY).cloned(),
+                gitops_owner: owner::of(&map).map(str::to_owned),
+            };
+            Ok(Versioned { version, value })
+        })
+        .transpose()
+    }
+
+    async fn config_map(&self, name: &ObjectName) -> Result<Option<ConfigMap>, ReadError> {
+        let state = |books: &Books| books.config_maps.get(name).map_or(State::Waiting, Shelf::state);
+        self.wait(state, &kinds::CONFIG_MAP.resource()).await?;
+        let is_doubtful =
+            |books: &Books| books.config_maps.get(name).is_some_and(|shelf| !shelf.doubtful(None).is_empty());
+        if is_doubtful(&self.books()) {
+            let found = self.look(kinds::CONFIG_MAP, name).await?;
+            let found = found.and_then(|object| object.try_parse().ok()).map(map_item);
+            if let Some(shelf) = self.books().config_maps.get_mut(name) {
+                shelf.looked(name, found);
+            }
+        }
+        let books = self.books();
+        Ok(books.config_maps.get(name).and_then(|shelf| shelf.get(name)).map(|(_, map)| map.clone()))
+    }
+
+    /// The pool of this name, and its pods.
+    pub async fn pool(&self, name: &ObjectName) -> Result<(Pool, Vec<Pod>), ReadError> {
+        self.wait(|books| books.pools.state(), &kinds::POOL.resource()).await?;
+        let pool = match self.books().pools.get(name) {
+            None => {
+                return Err(ReadError::Invalid(format!(
+                    "there is no InferencePool {name}: make it, or mend spec.poolRef (a new Rollout is needed for that)"
+                )));
+            }
+            Some((_, Err(why))) => {
+                return Err(ReadError::Invalid(format!("the InferencePool {name} cannot be used: {why}")));
+            }
+            Some((_, Ok(pool))) => pool.clone(),
+        };
+        let key = (name.namespace.clone(), pool.selector());
+        let state = |books: &Books| books.pods.get(&key).map_or(State::Waiting, Shelf::state);
+        self.wait(state, &kinds::POD.resource()).await?;
+        let books = self.books();
+        let pods = books.pods.get(&key).into_iter().flat_map(Shelf::iter);
+        Ok((pool, pods.map(|(_, _, pod)| pod.clone()).collect()))
+    }
+
+    /// The pods that route for a pool.
+    pub async fn routers(&self, pool: &ObjectName) -> Result<Vec<Pod>, ReadError> {
+        self.wait(|books| books.routers.state(), &kinds::POD.resource()).await?;
+        let books = self.books();
+        let ours = books.routers.iter().filter(|(name, _, pod)| {
+            name.namespace == pool.namespace && pod.router_for.as_deref() == Some(pool.name.as_str())
+        });
+        Ok(ours.map(|(_, _, pod)| pod.clone()).collect())
+    }
+
+    /// Asks the source about Rollouts that a write left open.
+    async fn settle_rollouts(&self, only: Option<&ObjectName>) -> Result<(), ReadError> {
+        let doubtful = self.books().rollouts.doubtful(None);
+        for name in doubtful.into_iter().filter(|name| only.is_none_or(|only| only == name)) {
+            let found = self.look(kinds::ROLLOUT, &name).await?.map(rollout_item);
+            self.books().rollouts.looked(&name, found);
+        }
+        Ok(())
+    }
+
+    /// One object, as it is now.
+    async fn look(&self, kind: Kind, name: &ObjectName) -> Result<Option<DynamicObject>, ReadError> {
+        let resource = kind.resource();
+        let request = Request { verb: "get", resource: &resource, namespace: Some(&name.namespace) };
+        let api = self.api(kind, &name.namespace);
+        match timeout(LIMIT, api.get_opt(&name.name)).await {
+            Ok(Ok(found)) => Ok(found),
+            Ok(Err(error)) => Err(ReadError::Unavailable(ApiError::of(&error, request).to_string())),
+            Err(_) => Err(ReadError::Unavailable(format!("{request}: no answer within {LIMIT:?}"))),
+        }
+    }
+
+    fn api(&self, kind: Kind, namespace: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.0.cluster.client(), namespace, &kind.api_resource())
+    }
+
+    /// Waits until a part of memory can be read.
+    async fn wait(&self, state: impl Fn(&Books) -> State, what: &str) -> Result<(), ReadError> {
+        let mut told = self.0.told.subscribe();
+        loop {
+            told.mark_unchanged();
+            match state(&self.books()) {
+                State::Listed => return Ok(()),
+                State::Failed(error @ ApiError::NotFound(_)) => {
+                    return Err(ReadError::Invalid(not_installed(what, &error)));
+                }
+                State::Failed(error) => return Err(ReadError::Unavailable(error.to_string())),
+                State::Waiting => {}
+            }
+            if told.changed().await.is_err() {
+                return Err(ReadError::Unavailable(format!("{what} are not watched any more")));
+            }
+        }
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        // Nothing that holds this lock can panic half way: the content is good in any case.
+        self.0.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn not_installed(what: &str, error: &ApiError) -> String {
+    if what == kinds::POOL.resource() {
+        return format!(
+            "the kind {what} is not installed: install the CustomResourceDefinitions of the Gateway API inference \
+             extension (v1)"
+        );
+    }
+    if what == kinds::ROLLOUT.resource() {
+        return format!("the kind {what} is not installed: apply crds/");
+    }
+    error.to_string()
+}
+
+fn no_key(name: &ObjectName, key: &str, map: &ConfigMap) -> String {
+    let user = |key: &&String| key.as_str() != OPERATOR_KEY;
+    let keys: Vec<&str> = map.data.iter().flat_map(BTreeMap::keys).filter(user).map(String::as_str).collect();
+    let has = if keys.is_empty() { "it has none".to_owned() } else { format!("it has {}", keys.join(", ")) };
+    format!("ConfigMap {name} has no key {key} ({has}): add it, or mend spec.adaptersRef.key")
+}
+
+fn rollout_item(object: DynamicObject) -> Item<Result<Rollout, String>> {
+    let name = ObjectName::new(object.namespace().unwrap_or_default(), object.name_any());
+    let version = object.resource_version().unwrap_or_default();
+    let read = serde_json::to_value(object).and_then(|mut value| {
+        // A list says them once for all.
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert("apiVersion".to_owned(), API_VERSION.into());
+            fields.insert("kind".to_owned(), kinds::ROLLOUT.name.into());
+        }
+        serde_json::from_value(value)
+    });
+    let value = read.map_err(|error| {
+        format!("it cannot be read by this version of the operator: {error}: update the operator, or mend the field")
+    });
+    Item { name, version, value }
+}
+
+fn rewrite_item(group: RewriteGroup, object: DynamicObject) -> Option<Item<InferenceModelRewrite>> {
+    rewrites::read(group, object).map(item_of_rewrite)
+}
+
+fn item_of_rewrite(rewrite: InferenceModelRewrite) -> Item<InferenceModelRewrite> {
+    let metadata = &rewrite.metadata;
+    Item {
+        name: ObjectName::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone()),
+        version: metadata.resource_version.clone().unwrap_or_default(),
+        value: rewrite,
+    }
+}
+
+fn map_item(mut map: ConfigMap) -> Item<ConfigMap> {
+    map.meta_mut().managed_fields = None;
+    Item {
+        name: ObjectName::new(map.namespace().unwrap_or_default(), map.name_any()),
+        version: map.resource_version().unwrap_or_default(),
+        value: map,
+    }
+}

@@ -1,0 +1,187 @@
+//! Pods and pools, as little of them as is needed to know whom to ask.
+
+use crate::shelf::{Item, ObjectName};
+use k8s_openapi::api::core::v1::{Pod as KubePod, PodStatus};
+use kube::{ResourceExt, core::DynamicObject};
+use rollora_api::names::{ROUTER_POOL_LABEL, ROUTER_PORT_ANNOTATION, SIDECAR_PORT_ANNOTATION};
+use serde::Deserialize;
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// A pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its address; none before it has one.
+    pub ip: Option<IpAddr>,
+    /// Whether it is sent requests: its condition Ready is True, and it is not being deleted.
+    pub ready: bool,
+    /// Whether all of its containers ended and will not be started again.
+    pub ended: bool,
+    /// The IDs of its containers, sorted: they change with every restart.
+    pub containers: Vec<String>,
+    /// The pool that it routes for, where it is a router.
+    pub router_for: Option<String>,
+    /// The port of its sidecar, where it says so; or why that cannot be read.
+    pub sidecar_port: Option<Result<u16, String>>,
+    /// The port of its router, where it says so; or why that cannot be read.
+    pub router_port: Option<Result<u16, String>>,
+}
+
+impl Pod {
+    /// What is needed of a pod.
+    pub(crate) fn read(pod: &KubePod) -> Item<Self> {
+        let name = ObjectName::new(pod.namespace().unwrap_or_default(), pod.name_any());
+        let version = pod.resource_version().unwrap_or_default();
+        let port = |annotation: &str| {
+            let text = pod.annotations().get(annotation)?;
+            let port = text.parse::<u16>().ok().filter(|port| *port > 0);
+            Some(port.ok_or_else(|| format!("its annotation {annotation} is {text:?}: write a port")))
+        };
+        let status = pod.status.as_ref();
+        let value = Self {
+            name: name.name.clone(),
+            uid: pod.uid().unwrap_or_default(),
+            ip: status.and_then(|status| status.pod_ip.as_ref()).and_then(|ip| ip.parse().ok()),
+            ready: status.is_some_and(is_ready) && pod.metadata.deletion_timestamp.is_none(),
+            ended: status.and_then(|status| status.phase.as_deref()).is_some_and(is_ended),
+            containers: status.map(containers).unwrap_or_default(),
+            router_for: pod.labels().get(ROUTER_POOL_LABEL).cloned(),
+            sidecar_port: port(SIDECAR_PORT_ANNOTATION),
+            router_port: port(ROUTER_PORT_ANNOTATION),
+        };
+        Item { name, version, value }
+    }
+}
+
+fn is_ready(status: &PodStatus) -> bool {
+    status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn is_ended(phase: &str) -> bool {
+    matches!(phase, "Succeeded" | "Failed")
+}
+
+fn containers(status: &PodStatus) -> Vec<String> {
+    let mut ids: Vec<String> =
+        status.container_statuses.iter().flatten().filter_map(|container| container.container_id.clone()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// An InferencePool: which pods are in it, and which ports of theirs are servers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// Labels that its pods have.
+    pub labels: BTreeMap<String, String>,
+    /// The ports of each pod, each of them a server.
+    pub ports: Vec<u16>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PoolSpec {
+    selector: Selector,
+    #[serde(default)]
+    target_ports: Vec<TargetPort>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Selector {
+    #[serde(default)]
+    match_labels: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct TargetPort {
+    number: u16,
+}
+
+impl Pool {
+    /// What is needed of a pool; where it cannot be read, why.
+    pub(crate) fn read(object: &DynamicObject) -> Item<Result<Self, String>> {
+        let name = ObjectName::new(object.namespace().unwrap_or_default(), object.name_any());
+        let version = object.resource_version().unwrap_or_default();
+        let spec = object.data.get("spec").cloned().unwrap_or_default();
+        let value = serde_json::from_value::<PoolSpec>(spec).map_err(|error| error.to_string()).and_then(|spec| {
+            let ports = spec.target_ports.into_iter().map(|port| port.number).collect();
+            let labels = spec.selector.match_labels;
+            // Without a label it would be every pod of the namespace.
+            if labels.is_empty() { Err("its selector is empty".to_owned()) } else { Ok(Self { labels, ports }) }
+        });
+        Item { name, version, value }
+    }
+
+    /// The selector as a watch takes it.
+    pub(crate) fn selector(&self) -> String {
+        self.labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(change: impl FnOnce(&mut Value)) -> Pod {
+        let mut object = json!({
+            "metadata": {
+                "name": "vllm-0", "namespace": "prod", "uid": "u0", "resourceVersion": "5",
+                "labels": {"app": "vllm"},
+                "annotations": {"rollora.dev/sidecar-port": "8081"},
+            },
+            "status": {
+                "phase": "Running", "podIP": "10.0.0.7",
+                "conditions": [{"type": "Ready", "status": "True"}],
+                "containerStatuses": [
+                    {"name": "b", "containerID": "c://2", "image": "", "imageID": "", "ready": true, "restartCount": 0},
+                    {"name": "a", "containerID": "c://1", "image": "", "imageID": "", "ready": true, "restartCount": 0},
+                ],
+            },
+        });
+        change(&mut object);
+        Pod::read(&serde_json::from_value(object).unwrap()).value
+    }
+
+    #[test]
+    fn a_pod_is_ready_when_its_condition_says_so_and_nobody_deletes_it() {
+        let ready = pod(|_| ());
+        assert!(ready.ready && !ready.ended);
+        assert_eq!(ready.containers, ["c://1", "c://2"]);
+        assert_eq!(ready.sidecar_port, Some(Ok(8081)));
+        assert!(!pod(|pod| pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z")).ready);
+        assert!(!pod(|pod| pod["status"]["conditions"][0]["status"] = json!("False")).ready);
+        assert!(!pod(|pod| pod["status"] = json!({})).ready);
+        assert!(pod(|pod| pod["status"]["phase"] = json!("Failed")).ended);
+    }
+
+    #[test]
+    fn a_port_that_is_none_is_said_in_words() {
+        let pod = pod(|pod| pod["metadata"]["annotations"] = json!({"rollora.dev/router-port": "http"}));
+        assert_eq!(pod.sidecar_port, None);
+        assert_eq!(
+            pod.router_port,
+            Some(Err("its annotation rollora.dev/router-port is \"http\": write a port".to_owned()))
+        );
+    }
+
+    #[test]
+    fn a_pool_selects_by_labels_and_never_everything() {
+        let read = |spec: Value| {
+            let object = json!({"metadata": {"name": "pool", "namespace": "prod"}, "spec": spec});
+            Pool::read(&serde_json::from_value(object).unwrap()).value
+        };
+        let pool = read(json!({
+            "selector": {"matchLabels": {"app": "vllm", "size": "32b"}},
+            "targetPorts": [{"number": 8000}, {"number": 8001}],
+        }))
+        .unwrap();
+        assert_eq!(pool.selector(), "app=vllm,size=32b");
+        assert_eq!(pool.ports, [8000, 8001]);
+        assert!(read(json!({"selector": {}})).is_err());
+        assert!(read(json!({})).is_err());
+    }
+}
