@@ -7,6 +7,8 @@
 mod clock;
 mod connections;
 mod feed;
+#[cfg(test)]
+mod fixtures;
 mod health;
 mod processor;
 mod program;

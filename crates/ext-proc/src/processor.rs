@@ -13,6 +13,8 @@
 //! chance as they are told.
 
 mod mode;
+#[cfg(test)]
+mod tests;
 
 use crate::protocol::{
     BodyPart, Direction, Event, HeaderMap, HeaderMutation, HttpBody, HttpHeaders, ProcessingRequest, Reply,
