@@ -7,3 +7,10 @@ use std::time::Instant;
 pub(crate) fn now() -> Instant {
     Instant::now()
 }
+
+/// Now, as it is written into objects.
+#[cfg(feature = "cluster")]
+#[expect(clippy::disallowed_methods, reason = "the test bed is a shell: what it writes carries the time")]
+pub(crate) fn timestamp() -> jiff::Timestamp {
+    jiff::Timestamp::now()
+}

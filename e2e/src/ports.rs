@@ -57,7 +57,7 @@ impl Port {
     }
 }
 
-fn lock_folder() -> Result<PathBuf> {
+pub(crate) fn lock_folder() -> Result<PathBuf> {
     let folder = std::env::temp_dir().join(format!("rollora-ports-{}", rustix::process::getuid().as_raw()));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     Ok(folder)

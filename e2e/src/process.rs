@@ -82,6 +82,12 @@ impl Process {
         self.end_within(limit).await
     }
 
+    /// Asks it alone to end (SIGTERM), as a kubelet does; what it started hears nothing.
+    pub fn ask_to_end(&self) {
+        // An error means that it has ended.
+        kill_process(self.group, Signal::TERM).ok();
+    }
+
     /// Ends it and everything it started, without asking (SIGKILL).
     pub fn kill(mut self) {
         self.farewell = Duration::ZERO;
@@ -126,7 +132,7 @@ impl Drop for Process {
 impl Process {
     fn say_farewell(&self) {
         let start = clock::now();
-        kill_process(self.group, Signal::TERM).ok();
+        self.ask_to_end();
         while start.elapsed() < self.farewell {
             if self.ended().is_some() {
                 // Helpers that clean up behind it see its end only now.

@@ -1,0 +1,162 @@
+//! Probes: a container is asked at a fixed period, and the result changes after so many equal answers in a row.
+
+use super::words::Mounts;
+use crate::http::{self, Address};
+use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::{
+    api::core::v1::{Container, ExecAction, HTTPGetAction, Probe},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use std::{collections::BTreeMap, net::Ipv4Addr, process::Stdio, time::Duration};
+use tokio::net::TcpStream;
+
+/// How one container is probed.
+#[derive(Debug, Clone)]
+pub(super) struct Prober {
+    probe: Probe,
+    address: Ipv4Addr,
+    /// Of the container, by name.
+    ports: BTreeMap<String, i32>,
+    mounts: Mounts,
+    env: BTreeMap<String, String>,
+}
+
+/// Counts equal answers. Pure.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tally {
+    success_threshold: i32,
+    failure_threshold: i32,
+    last: Option<bool>,
+    run: i32,
+}
+
+impl Tally {
+    fn of(probe: &Probe) -> Self {
+        Self {
+            success_threshold: probe.success_threshold.unwrap_or(1).max(1),
+            failure_threshold: probe.failure_threshold.unwrap_or(3).max(1),
+            last: None,
+            run: 0,
+        }
+    }
+
+    /// The result, where there have been enough equal answers for one.
+    pub(super) fn add(&mut self, success: bool) -> Option<bool> {
+        self.run = if self.last == Some(success) { self.run.saturating_add(1) } else { 1 };
+        self.last = Some(success);
+        let threshold = if success { self.success_threshold } else { self.failure_threshold };
+        (self.run >= threshold).then_some(success)
+    }
+}
+
+impl Prober {
+    pub(super) fn new(
+        probe: &Probe,
+        container: &Container,
+        address: Ipv4Addr,
+        mounts: &Mounts,
+        env: &BTreeMap<String, String>,
+    ) -> Self {
+        let named = |port: &k8s_openapi::api::core::v1::ContainerPort| Some((port.name.clone()?, port.container_port));
+        let ports = container.ports.iter().flatten().filter_map(named).collect();
+        Self { probe: probe.clone(), address, ports, mounts: mounts.clone(), env: env.clone() }
+    }
+
+    /// How long the container may take to end when this probe says that it has to.
+    pub(super) fn grace(&self) -> Option<Duration> {
+        self.probe.termination_grace_period_seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs()))
+    }
+
+    /// Asks for as long as `tell` wants to hear: it is told every answer that makes a result, with what was said.
+    pub(super) async fn ask(&self, mut tell: impl FnMut(bool, &str) -> Go) {
+        let seconds = |value: Option<i32>, default| Duration::from_secs(value.unwrap_or(default).unsigned_abs().into());
+        tokio::time::sleep(seconds(self.probe.initial_delay_seconds, 0)).await;
+        let mut tally = Tally::of(&self.probe);
+        let mut ticks = tokio::time::interval(seconds(self.probe.period_seconds, 10).max(Duration::from_secs(1)));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let limit = seconds(self.probe.timeout_seconds, 1).max(Duration::from_secs(1));
+        loop {
+            ticks.tick().await;
+            let answer = tokio::time::timeout(limit, self.once()).await;
+            let answer = answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in {limit:?}")));
+            let words = answer.as_ref().err().map_or_else(String::new, |error| format!("{error:#}"));
+            if let Some(result) = tally.add(answer.is_ok())
+                && tell(result, &words) == Go::Stop
+            {
+                return;
+            }
+        }
+    }
+
+    async fn once(&self) -> Result<()> {
+        if let Some(get) = &self.probe.http_get {
+            self.http(get).await
+        } else if let Some(tcp) = &self.probe.tcp_socket {
+            TcpStream::connect((self.address, self.port(&tcp.port)?)).await.map(drop).map_err(Into::into)
+        } else if let Some(exec) = &self.probe.exec {
+            self.exec(exec).await
+        } else {
+            bail!("this kubelet knows no such probe")
+        }
+    }
+
+    async fn http(&self, get: &HTTPGetAction) -> Result<()> {
+        let plain = get.scheme.as_deref().is_none_or(|scheme| scheme.eq_ignore_ascii_case("http"));
+        ensure!(plain && get.host.is_none(), "this kubelet probes the pod itself, over plain HTTP");
+        let address = Address::Tcp((self.address, self.port(&get.port)?).into());
+        let mut request = http::request("GET", get.path.as_deref().unwrap_or("/"), None);
+        for header in get.http_headers.iter().flatten() {
+            let name: hyper::header::HeaderName = header.name.parse()?;
+            request.headers_mut().insert(name, header.value.parse()?);
+        }
+        let (status, body) = http::call(&address, request).await?;
+        let body: String = String::from_utf8_lossy(&body).chars().take(200).collect();
+        ensure!((200..400).contains(&status.as_u16()), "HTTP probe failed with statuscode: {} {body}", status.as_u16());
+        Ok(())
+    }
+
+    async fn exec(&self, action: &ExecAction) -> Result<()> {
+        run(action, &self.mounts, &self.env).await
+    }
+
+    fn port(&self, port: &IntOrString) -> Result<u16> {
+        let number = match port {
+            IntOrString::Int(number) => *number,
+            IntOrString::String(name) => *self.ports.get(name).with_context(|| format!("no port is named {name:?}"))?,
+        };
+        u16::try_from(number).with_context(|| format!("{number} is no port"))
+    }
+}
+
+/// Runs a command beside the container, with its paths and its environment; it must end well.
+pub(super) async fn run(action: &ExecAction, mounts: &Mounts, env: &BTreeMap<String, String>) -> Result<()> {
+    let words: Vec<_> = action.command.iter().flatten().map(|word| mounts.translate(word)).collect();
+    let (program, arguments) = words.split_first().context("no command")?;
+    let mut command = tokio::process::Command::new(program);
+    command.args(arguments).env_clear().envs(env).stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.output().await.with_context(|| format!("cannot run {program}"))?;
+    ensure!(output.status.success(), "{} {}", output.status, String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Whether a probe goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Go {
+    On,
+    Stop,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_takes_as_many_equal_answers_in_a_row_as_the_threshold_says() {
+        let probe = Probe { success_threshold: Some(2), failure_threshold: Some(3), ..Probe::default() };
+        let mut tally = Tally::of(&probe);
+        let answers = [true, true, true, false, false, true, false, false, false, false, true, true];
+        let results: Vec<_> = answers.into_iter().map(|answer| tally.add(answer)).collect();
+        let (yes, no) = (Some(true), Some(false));
+        assert_eq!(results, [None, yes, yes, None, None, None, None, None, no, no, None, yes]);
+    }
+}

@@ -1,0 +1,108 @@
+//! The ConfigMaps and Secrets of a namespace, as the API server last told.
+
+use futures_util::TryStreamExt as _;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::core::v1::{ConfigMap, Secret},
+};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    runtime::{WatchStreamExt as _, watcher},
+};
+use serde::de::DeserializeOwned;
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Debug},
+    pin::pin,
+};
+use tokio::sync::watch;
+
+/// What an object holds, by key.
+pub(super) type Data = BTreeMap<String, Vec<u8>>;
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    ConfigMap,
+    Secret,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ConfigMap => "ConfigMap",
+            Self::Secret => "Secret",
+        })
+    }
+}
+
+type Objects = BTreeMap<(Kind, String), Data>;
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Sources {
+    objects: watch::Sender<Objects>,
+}
+
+impl Sources {
+    /// None yet.
+    pub(super) fn new() -> Self {
+        Self { objects: watch::Sender::new(Objects::new()) }
+    }
+
+    /// One object.
+    pub(super) fn get(&self, kind: Kind, name: &str) -> Option<Data> {
+        self.objects.borrow().get(&(kind, name.to_owned())).cloned()
+    }
+
+    /// Hears of every change.
+    pub(super) fn changes(&self) -> watch::Receiver<Objects> {
+        self.objects.subscribe()
+    }
+
+    /// Follows the API server; never returns.
+    pub(super) async fn follow(&self, client: &Client, namespace: &str) {
+        let maps = Api::<ConfigMap>::namespaced(client.clone(), namespace);
+        let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
+        let maps = self.follow_kind(maps, Kind::ConfigMap, |map: ConfigMap| {
+            let text = map.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.into_bytes()));
+            let binary = map.binary_data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0));
+            text.chain(binary).collect()
+        });
+        let secrets = self.follow_kind(secrets, Kind::Secret, |secret: Secret| {
+            secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect()
+        });
+        tokio::join!(maps, secrets);
+    }
+
+    async fn follow_kind<K>(&self, api: Api<K>, kind: Kind, data: impl Fn(K) -> Data)
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+        K: Clone + Debug + DeserializeOwned + Send + 'static,
+    {
+        let mut listed = Objects::new();
+        let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
+        loop {
+            // An error of the watch is one of the API server's being away: it is tried again.
+            let Ok(Some(event)) = events.try_next().await else { continue };
+            let entry = |object: K| ((kind, object.name_any()), data(object));
+            self.objects.send_modify(|objects| match event {
+                watcher::Event::Init => listed.clear(),
+                watcher::Event::InitApply(object) => listed.extend([entry(object)]),
+                watcher::Event::InitDone => {
+                    objects.retain(|(known, _), _| *known != kind);
+                    objects.append(&mut listed);
+                }
+                watcher::Event::Apply(object) => objects.extend([entry(object)]),
+                watcher::Event::Delete(object) => drop(objects.remove(&(kind, object.name_any()))),
+            });
+        }
+    }
+
+    /// As if the API server had told of it.
+    #[cfg(test)]
+    pub(super) fn put(&self, kind: Kind, name: &str, data: &[(&str, &str)]) {
+        let data = data.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect();
+        self.objects.send_modify(|objects| drop(objects.insert((kind, name.to_owned()), data)));
+    }
+}

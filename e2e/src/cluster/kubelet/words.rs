@@ -1,0 +1,231 @@
+//! The texts of a container: environment, command and arguments, with their variables and paths. Pure.
+
+use super::sources::{Kind, Sources};
+use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+use thiserror::Error;
+
+/// Why a container cannot be started.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(super) enum Problem {
+    #[error("this kubelet knows no field {0:?} of a pod")]
+    Field(String),
+    #[error("this kubelet knows no {0} in the environment")]
+    Unknown(&'static str),
+    #[error("{kind} {name:?} has no key {key:?}, or is not there")]
+    Key { kind: Kind, name: String, key: String },
+}
+
+/// What is known of the pod.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts<'a> {
+    pub(super) pod: &'a Pod,
+    pub(super) address: Ipv4Addr,
+    pub(super) sources: &'a Sources,
+}
+
+impl Facts<'_> {
+    /// A field by its path, as the downward API has it.
+    pub(super) fn field(&self, path: &str) -> Result<String, Problem> {
+        let metadata = &self.pod.metadata;
+        let spec = self.pod.spec.as_ref();
+        let text = |value: Option<&String>| Ok(value.cloned().unwrap_or_default());
+        if let Some((map, key)) = path.strip_suffix("']").and_then(|path| path.split_once("['")) {
+            let map = match map {
+                "metadata.labels" => metadata.labels.as_ref(),
+                "metadata.annotations" => metadata.annotations.as_ref(),
+                _ => return Err(Problem::Field(path.to_owned())),
+            };
+            return text(map.and_then(|map| map.get(key)));
+        }
+        match path {
+            "metadata.name" => text(metadata.name.as_ref()),
+            "metadata.namespace" => text(metadata.namespace.as_ref()),
+            "metadata.uid" => text(metadata.uid.as_ref()),
+            "spec.nodeName" => text(spec.and_then(|spec| spec.node_name.as_ref())),
+            "spec.serviceAccountName" => text(spec.and_then(|spec| spec.service_account_name.as_ref())),
+            "status.podIP" | "status.podIPs" => Ok(self.address.to_string()),
+            "status.hostIP" | "status.hostIPs" => Ok(Ipv4Addr::LOCALHOST.to_string()),
+            _ => Err(Problem::Field(path.to_owned())),
+        }
+    }
+
+    /// The environment that a container asks for.
+    pub(super) fn env(&self, container: &Container) -> Result<BTreeMap<String, String>, Problem> {
+        let mut env = BTreeMap::new();
+        for source in container.env_from.iter().flatten() {
+            let prefix = source.prefix.as_deref().unwrap_or_default();
+            let (kind, name) = match (&source.config_map_ref, &source.secret_ref) {
+                (Some(config), _) => (Kind::ConfigMap, &config.name),
+                (None, Some(secret)) => (Kind::Secret, &secret.name),
+                (None, None) => return Err(Problem::Unknown("envFrom of this kind")),
+            };
+            for (key, value) in self.sources.get(kind, name).unwrap_or_default() {
+                env.insert(format!("{prefix}{key}"), String::from_utf8_lossy(&value).into_owned());
+            }
+        }
+        for variable in container.env.iter().flatten() {
+            let value = match (&variable.value, &variable.value_from) {
+                (Some(value), _) => Some(expand(value, &env)),
+                (None, Some(source)) => self.value(source)?,
+                (None, None) => Some(String::new()),
+            };
+            if let Some(value) = value {
+                env.insert(variable.name.clone(), value);
+            }
+        }
+        Ok(env)
+    }
+
+    /// None for what is optional and not there.
+    fn value(&self, source: &EnvVarSource) -> Result<Option<String>, Problem> {
+        if let Some(field) = &source.field_ref {
+            return self.field(&field.field_path).map(Some);
+        }
+        let (kind, name, key, optional) = match (&source.config_map_key_ref, &source.secret_key_ref) {
+            (Some(config), _) => (Kind::ConfigMap, &config.name, &config.key, config.optional),
+            (None, Some(secret)) => (Kind::Secret, &secret.name, &secret.key, secret.optional),
+            (None, None) => return Err(Problem::Unknown("valueFrom of this kind")),
+        };
+        let value = self.sources.get(kind, name).and_then(|mut data| data.remove(key));
+        match value {
+            Some(value) => Ok(Some(String::from_utf8_lossy(&value).into_owned())),
+            None if optional == Some(true) => Ok(None),
+            None => Err(Problem::Key { kind, name: name.clone(), key: key.clone() }),
+        }
+    }
+}
+
+/// `$(NAME)` filled in. What is not known stays as it is, and `$$` is a `$` that means nothing.
+pub(super) fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
+    let (mut rest, mut out) = (text, String::new());
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push_str(before);
+        if let Some(after) = after.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+        } else if let Some((name, after)) = after.strip_prefix('(').and_then(|it| it.split_once(')')) {
+            match env.get(name) {
+                Some(value) => out.push_str(value),
+                None => out.extend(["$(", name, ")"]),
+            }
+            rest = after;
+        } else {
+            out.push('$');
+            rest = after;
+        }
+    }
+    out + rest
+}
+
+/// Where a container has its volumes, and where they are on this machine.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Mounts(Vec<(String, PathBuf)>);
+
+impl Mounts {
+    /// The deepest path is looked for first: one may be mounted inside of another.
+    pub(super) fn new(mut mounts: Vec<(String, PathBuf)>) -> Self {
+        for (path, _) in &mut mounts {
+            path.truncate(path.trim_end_matches('/').len());
+        }
+        mounts.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+        Self(mounts)
+    }
+
+    /// The text with every path below a mount replaced by the one on this machine: where the path begins as a word,
+    /// and ends as one or goes on below.
+    pub(super) fn translate(&self, text: &str) -> String {
+        let mut out = String::new();
+        let mut rest = text;
+        'text: while let Some(first) = rest.chars().next() {
+            let begins = out.chars().next_back().is_none_or(|c| !(c.is_alphanumeric() || "/._-".contains(c)));
+            for (path, real) in self.0.iter().filter(|_| begins && first == '/') {
+                let after = rest.strip_prefix(path.as_str());
+                let ends =
+                    |after: &&str| after.chars().next().is_none_or(|c| !(c.is_alphanumeric() || "._-".contains(c)));
+                if let Some(after) = after.filter(ends) {
+                    out.push_str(&real.display().to_string());
+                    rest = after;
+                    continue 'text;
+                }
+            }
+            out.push(first);
+            rest = rest.get(first.len_utf8()..).unwrap_or_default();
+        }
+        out
+    }
+
+    /// A path of the container on this machine, where it is below a mount.
+    pub(super) fn path(&self, path: &Path) -> PathBuf {
+        PathBuf::from(self.translate(&path.display().to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn variables_are_filled_in_and_what_is_not_known_stays() {
+        let env = env(&[("POD_IP", "127.64.0.1"), ("EMPTY", "")]);
+        for (text, expected) in [
+            ("--address=$(POD_IP)", "--address=127.64.0.1"),
+            ("$(POD_IP):$(POD_IP)", "127.64.0.1:127.64.0.1"),
+            ("a$(EMPTY)b", "ab"),
+            ("$(OTHER)", "$(OTHER)"),
+            ("$$(POD_IP)", "$(POD_IP)"),
+            ("$$$(POD_IP)", "$127.64.0.1"),
+            ("$(POD_IP", "$(POD_IP"),
+            ("cost: 5$", "cost: 5$"),
+            ("$POD_IP", "$POD_IP"),
+        ] {
+            assert_eq!(expand(text, &env), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_variable_whose_key_is_missing_keeps_the_container_from_starting_unless_it_is_optional() {
+        let (pod, sources) = (Pod::default(), Sources::new());
+        let address = Ipv4Addr::LOCALHOST;
+        let container = |optional: bool| {
+            let key = serde_json::json!({ "name": "keys", "key": "api-key", "optional": optional });
+            let env = serde_json::json!([{ "name": "KEY", "valueFrom": { "secretKeyRef": key } }]);
+            serde_json::from_value(serde_json::json!({ "name": "main", "env": env })).unwrap()
+        };
+        let read = |optional| Facts { pod: &pod, address, sources: &sources }.env(&container(optional));
+        let missing = Problem::Key { kind: Kind::Secret, name: "keys".to_owned(), key: "api-key".to_owned() };
+        assert_eq!((read(false), read(true)), (Err(missing), Ok(env(&[]))));
+        sources.put(Kind::Secret, "keys", &[("api-key", "secret")]);
+        assert_eq!(read(false), Ok(env(&[("KEY", "secret")])));
+    }
+
+    #[test]
+    fn paths_below_a_mount_become_those_of_this_machine() {
+        let mounts = Mounts::new(vec![
+            ("/config".to_owned(), PathBuf::from("/tmp/a")),
+            ("/config/deep/".to_owned(), PathBuf::from("/tmp/b")),
+        ]);
+        for (text, expected) in [
+            ("/config", "/tmp/a"),
+            ("--config=/config/configmap.yaml", "--config=/tmp/a/configmap.yaml"),
+            ("cat /config/x /config/deep/y", "cat /tmp/a/x /tmp/b/y"),
+            ("/config/deeper", "/tmp/a/deeper"),
+            ("/configuration", "/configuration"),
+            ("/etc/config/x", "/etc/config/x"),
+            ("http://host/config", "http://host/config"),
+            ("\"/config/x\"", "\"/tmp/a/x\""),
+            ("a=/config:/config", "a=/tmp/a:/tmp/a"),
+        ] {
+            assert_eq!(mounts.translate(text), expected, "{text}");
+        }
+        assert_eq!(mounts.path(Path::new("/config/x")), Path::new("/tmp/a/x"));
+    }
+}
