@@ -6,6 +6,7 @@
 mod answer;
 mod ask;
 mod client;
+pub mod configmap;
 mod documents;
 mod events;
 mod groups;

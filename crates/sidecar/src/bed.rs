@@ -3,7 +3,7 @@
 use crate::{
     config::Policy,
     decide::{Action, decide},
-    memory::{Ended, Look, LookError, LookStep, Memory, Seen},
+    memory::{Ended, Kept, Look, LookError, LookStep, Memory, Seen},
     readiness::readiness,
     status::status,
 };
@@ -129,6 +129,12 @@ impl Bed {
         self.table.clear();
         self.process = Some(process);
         self.look();
+    }
+
+    /// The sidecar starts again with what it kept; nothing happens to the server.
+    pub(crate) fn restart_sidecar(&mut self, kept: Kept) {
+        self.memory = Memory::new("http://server", Policy::default());
+        self.memory.recall(kept);
     }
 
     /// What would be asked now, as text.

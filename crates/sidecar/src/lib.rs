@@ -6,7 +6,8 @@
 //! - [`decide`], [`readiness`] and [`status`]: pure functions of what is known and the time;
 //! - [`run`](Sidecar::run): the loop that owns the connections and the clock.
 //!
-//! [`watch_file`] and [`adapters_watch`] notice changes of a file; who feeds a sidecar from elsewhere does without.
+//! [`watch_file`] and [`adapters_watch`] notice changes of a file, [`in_force`] is the last good content; who feeds a
+//! sidecar from elsewhere does without the first two.
 //!
 //! What it deliberately does not do: it never replaces weights under a loaded id, never touches a base model or an
 //! adapter that the file does not list, and never deletes files.
@@ -19,6 +20,7 @@ mod bed;
 mod clock;
 mod config;
 pub mod decide;
+pub mod in_force;
 pub mod memory;
 pub mod readiness;
 mod report;
@@ -30,4 +32,4 @@ pub mod watch_file;
 pub mod wish;
 
 pub use config::{Config, Intervals, Policy};
-pub use run::{Refresh, Sidecar};
+pub use run::{Call, Observer, Pulse, Refresh, Sidecar};

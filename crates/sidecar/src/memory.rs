@@ -12,11 +12,13 @@
 mod adapter;
 mod calls;
 mod desire;
+mod keep;
 mod looks;
 mod server;
 
 pub use adapter::{Adapter, CallKind, Hold, InFlight};
 pub use calls::Ended;
+pub use keep::{Kept, KeptAdapter, KeptServer};
 pub use looks::{Look, LookError, LookStep, Seen, Ticket};
 pub use server::{Known, Server};
 
@@ -51,6 +53,8 @@ pub struct Memory {
     pub problem: Option<Problem>,
     /// Every id that is wanted, unwanted or registered.
     pub adapters: BTreeMap<AdapterId, Adapter>,
+    /// What an earlier run kept of adapters, until the first file names them.
+    recalled: BTreeMap<AdapterId, KeptAdapter>,
     /// Rises whenever the server's process is seen to have ended.
     epoch: u64,
     /// Counts events, to tell what was asked before from what was asked after.
@@ -72,6 +76,7 @@ impl Memory {
             max_loras: None,
             problem: None,
             adapters: BTreeMap::new(),
+            recalled: BTreeMap::new(),
             epoch: 0,
             sequence: 0,
             looks: looks::Looks::default(),

@@ -5,20 +5,20 @@ use crate::{
     clock::Clock,
     config::Config,
     decide::{Action, decide},
-    memory::{Ended, LookError, Memory, Seen, Ticket},
+    memory::{CallKind, Ended, Kept, LookError, Memory, Seen, Ticket},
     report, sentinel,
     status::status,
     wish::{Goal, wishes},
 };
 use jiff::Timestamp;
 use rollora_api::{adapters::DesiredAdapters, names::AdapterId, sidecar_status::SidecarStatus};
-use rollora_vllm::{Client, ClientError};
+use rollora_vllm::{Client, ClientError, VllmError};
 use std::{fmt, io, pin::Pin, sync::Arc, time::Duration};
 use tokio::{
     net::TcpStream,
     sync::{Notify, watch},
     task::{JoinError, JoinSet},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
@@ -31,6 +31,31 @@ const LAST_CALLS: Duration = Duration::from_secs(1);
 /// Has what is desired read again, to the end: what is in the channel afterwards is what was desired when it was called.
 pub type Refresh = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
+/// Is told of every call about an adapter that was answered, or was not.
+pub type Observer = Arc<dyn Fn(&Call<'_>) + Send + Sync>;
+
+/// A call that has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Call<'a> {
+    /// What was asked.
+    pub kind: CallKind,
+    /// About which adapter.
+    pub id: &'a AdapterId,
+    /// What came of it.
+    pub answer: Result<(), &'a VllmError>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// That a sidecar is at work. What it tells of its server is published before this.
+#[derive(Debug, Clone, Copy)]
+pub struct Pulse {
+    /// When its loop last turned.
+    pub turned: Instant,
+    /// When the last look at the server ended; none before the first.
+    pub looked: Option<Instant>,
+}
+
 type Desired = watch::Receiver<Option<Arc<DesiredAdapters>>>;
 
 /// Keeps one vLLM server at what is desired.
@@ -42,6 +67,9 @@ pub struct Sidecar {
     doubts: Arc<Notify>,
     file_errors: watch::Receiver<Option<String>>,
     status: watch::Sender<Arc<SidecarStatus>>,
+    pulse: watch::Sender<Option<Pulse>>,
+    observer: Option<Observer>,
+    kept: Option<watch::Sender<Kept>>,
 }
 
 impl fmt::Debug for Sidecar {
@@ -53,7 +81,7 @@ impl fmt::Debug for Sidecar {
 /// Something that was waited for.
 enum Event {
     Looked(Ticket, Result<Seen, LookError>),
-    Ended { id: AdapterId, epoch: u64, ended: Ended },
+    Ended { id: AdapterId, epoch: u64, kind: CallKind, ended: Ended, took: Duration },
 }
 
 /// The idle connection to the server.
@@ -77,6 +105,9 @@ impl Sidecar {
             doubts: Arc::default(),
             file_errors: watch::channel(None).1,
             status,
+            pulse: watch::Sender::new(None),
+            observer: None,
+            kept: None,
         };
         Ok((sidecar, receiver))
     }
@@ -103,6 +134,26 @@ impl Sidecar {
         self
     }
 
+    /// Every call about an adapter is told to `observer`.
+    #[must_use]
+    pub fn with_observer(mut self, observer: Observer) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// What is worth keeping over a restart is published here, and what stands here at the start was kept by an
+    /// earlier run.
+    #[must_use]
+    pub fn with_kept(mut self, kept: watch::Sender<Kept>) -> Self {
+        self.kept = Some(kept);
+        self
+    }
+
+    /// That it is at work; none before it runs.
+    pub fn pulse(&self) -> watch::Receiver<Option<Pulse>> {
+        self.pulse.subscribe()
+    }
+
     /// Works until it is stopped. vLLM is left as it is.
     pub async fn run(self, stop: CancellationToken) {
         let span = info_span!("sidecar", server = %self.config.name);
@@ -114,6 +165,10 @@ impl Sidecar {
         let mut memory = Memory::new(self.client.endpoint().base_url(), self.config.policy);
         let mut tasks = JoinSet::new();
         let mut sentinel = Sentinel::Absent(clock.now());
+        let mut looked = None;
+        if let Some(kept) = &self.kept {
+            memory.recall(kept.borrow().clone());
+        }
         self.take_desired(&mut memory, clock.now());
         self.take_file_error(&mut memory);
         loop {
@@ -128,12 +183,18 @@ impl Sidecar {
             }
             sentinel.reconnect(&self, now);
             self.publish(&mut memory, now);
+            self.pulse.send_replace(Some(Pulse { turned: clock.instant(now), looked }));
             tokio::select! {
                 () = stop.cancelled() => break,
                 Ok(()) = self.desired.changed() => self.take_desired(&mut memory, clock.now()),
                 Ok(()) = self.file_errors.changed() => self.take_file_error(&mut memory),
                 () = self.doubts.notified() => memory.connection_broke(),
-                Some(event) = tasks.join_next() => take_event(&mut memory, event, clock.now()),
+                Some(event) = tasks.join_next() => {
+                    let now = clock.now();
+                    if self.take_event(&mut memory, event, now) {
+                        looked = Some(clock.instant(now));
+                    }
+                }
                 closed = sentinel.event() => sentinel.changed(closed, &mut memory, clock.now()),
                 () = tokio::time::sleep_until(clock.instant(memory.wake(now))) => {}
             }
@@ -163,8 +224,9 @@ impl Sidecar {
             is_unwanted(&desired, id, &name)
         };
         let call = async move {
+            let began = Instant::now();
             let ended = ask::act(&client, &action, still_unwanted).await;
-            Event::Ended { id: action.id().clone(), epoch, ended }
+            Event::Ended { id: action.id().clone(), epoch, kind: action.kind(), ended, took: began.elapsed() }
         };
         tasks.spawn(call.in_current_span());
     }
@@ -180,6 +242,35 @@ impl Sidecar {
             report::transitions(&current, &fresh);
             self.status.send_replace(Arc::new(fresh));
         }
+        if let Some(kept) = &self.kept {
+            let fresh = memory.to_keep();
+            kept.send_if_modified(|current| {
+                let changed = *current != fresh;
+                *current = fresh;
+                changed
+            });
+        }
+    }
+
+    /// Takes in what has ended; whether it was a look.
+    fn take_event(&self, memory: &mut Memory, event: Result<Event, JoinError>, now: Timestamp) -> bool {
+        match event {
+            Ok(Event::Looked(ticket, seen)) => {
+                memory.looked(ticket, seen, now);
+                return true;
+            }
+            Ok(Event::Ended { id, epoch, kind, ended, took }) => {
+                if let (Some(observer), Ended::Answered(answer)) = (&self.observer, &ended) {
+                    observer(&Call { kind, id: &id, answer: answer.as_ref().copied(), took });
+                }
+                memory.ended(&id, epoch, ended, rand::random(), now);
+            }
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(error) => tracing::error!(%error, "a call was aborted, which nobody should do"),
+            },
+        }
+        false
     }
 }
 
@@ -187,17 +278,6 @@ impl Sidecar {
 fn is_unwanted(desired: &Desired, id: &AdapterId, name: &str) -> bool {
     let desired = desired.borrow().clone();
     desired.is_some_and(|desired| wishes(&desired, name).get(id).is_some_and(|wish| wish.goal() == Goal::Absent))
-}
-
-fn take_event(memory: &mut Memory, event: Result<Event, JoinError>, now: Timestamp) {
-    match event {
-        Ok(Event::Looked(ticket, seen)) => memory.looked(ticket, seen, now),
-        Ok(Event::Ended { id, epoch, ended }) => memory.ended(&id, epoch, ended, rand::random(), now),
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(error) => tracing::error!(%error, "a call was aborted, which nobody should do"),
-        },
-    }
 }
 
 impl Sentinel {

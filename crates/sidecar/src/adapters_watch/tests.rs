@@ -1,7 +1,7 @@
 //! The last good file stays in force.
 
 use super::*;
-use rollora_api::adapters::AdaptersFile;
+use rollora_api::adapters::{AdaptersFile, content_hash};
 use std::fs;
 use tempfile::TempDir;
 

@@ -6,6 +6,7 @@ use crate::{
 };
 use jiff::Timestamp;
 use rollora_api::sidecar_status::Problem;
+use serde::{Deserialize, Serialize};
 
 /// One adapter.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -47,7 +48,7 @@ pub struct Adapter {
 }
 
 /// What is asked of the server about an adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CallKind {
     /// To load it.
     Load,
@@ -69,7 +70,7 @@ pub struct InFlight {
 }
 
 /// Why an adapter over which the server died is not tried again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hold {
     /// Until then.
     Until(Timestamp),

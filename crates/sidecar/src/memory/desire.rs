@@ -17,6 +17,7 @@ impl Memory {
         for (id, wish) in wishes {
             self.adapters.entry(id).or_default().wish_changes(Some(wish), now);
         }
+        self.recall_adapters();
         self.prune();
     }
 }

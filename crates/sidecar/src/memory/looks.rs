@@ -272,6 +272,8 @@ impl Adapter {
             }
             self.registered = root;
         }
+        // What an earlier run of the sidecar kept counts for what is listed as it was then.
+        self.verified &= self.proven == self.registered;
         let doubt = self.doubt.take();
         if doubt == Some(CallKind::Load) && self.registered.is_some() {
             // It was done all the same.

@@ -109,6 +109,7 @@ impl Memory {
                 adapter.start_afresh();
             }
         }
+        self.recalled_ended();
         self.problem = None;
         self.looks.alarms = 0;
         self.known = Some(Known { identity, since: now, was_ready: false, dying_until: None });

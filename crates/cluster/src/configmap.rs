@@ -1,0 +1,235 @@
+//! One ConfigMap, watched.
+//!
+//! Invariants:
+//! - What was seen last stays until something newer is seen; an outage takes nothing back and is told beside it.
+//! - Nothing older follows something newer: a read of its own and the watch may overtake each other.
+//!
+//! Nothing but get, list and watch of this one name is asked for, so that a role can be as narrow.
+
+use crate::{
+    Cluster,
+    answer::{ApiError, Request},
+};
+use futures_util::StreamExt;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api, ResourceExt,
+    api::{ListParams, WatchEvent, WatchParams},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::{Mutex, watch},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How long one watch call lasts. A connection that died without a word is noticed a little later than this.
+const CALL_SECONDS: u32 = 60;
+/// A watch that was to end by itself is given up after this much longer.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long a list may take.
+const LIST: Duration = Duration::from_secs(5);
+/// How long somebody who waits for a read waits.
+const READ: Duration = Duration::from_secs(2);
+/// Pauses between tries that fail double from the first to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+
+/// What is known of the ConfigMap.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The last content; none before it was seen for the first time. It stays when the ConfigMap is deleted.
+    pub content: Option<Arc<Content>>,
+    /// Why that may not be what stands there now, in words: nobody answers, it is forbidden, it is not there.
+    pub problem: Option<String>,
+}
+
+/// What stands in the ConfigMap, as far as somebody asked for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Content {
+    /// The texts of the keys that were asked for.
+    pub texts: BTreeMap<String, String>,
+    /// Every key.
+    pub keys: BTreeSet<String>,
+}
+
+/// A watch of one ConfigMap.
+pub struct ConfigMapWatch {
+    api: Api<ConfigMap>,
+    namespace: String,
+    name: String,
+    keys: Vec<String>,
+    seen: watch::Sender<Seen>,
+    /// The version of what was seen last. Held while something is read, so that readings come one after the other.
+    version: Mutex<Option<u128>>,
+}
+
+impl fmt::Debug for ConfigMapWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigMapWatch").field("name", &self.to_string()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for ConfigMapWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ConfigMap {}/{}", self.namespace, self.name)
+    }
+}
+
+impl ConfigMapWatch {
+    /// A watch of the texts under `keys`. Asks nobody before it runs.
+    pub fn new(cluster: &Cluster, namespace: &str, name: &str, keys: &[&str]) -> Self {
+        Self {
+            api: Api::namespaced(cluster.client(), namespace),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+            seen: watch::Sender::new(Seen::default()),
+            version: Mutex::new(None),
+        }
+    }
+
+    /// What was seen last, and from now on every change.
+    pub fn seen(&self) -> watch::Receiver<Seen> {
+        self.seen.subscribe()
+    }
+
+    /// Reads it now. When this returns, what was seen is not older than the call, or it says why.
+    pub async fn refresh(&self) {
+        let read = async {
+            let mut version = self.version.lock().await;
+            match self.api.get_opt(&self.name).await {
+                Ok(found) => self.take(&mut version, found.as_ref()),
+                Err(error) => self.trouble(&self.words("get", &error)),
+            }
+        };
+        if timeout(READ, read).await.is_err() {
+            self.trouble(&format!("the API server did not answer within {READ:?}"));
+        }
+    }
+
+    /// Watches until it is stopped, over every outage.
+    pub async fn run(&self, stop: CancellationToken) {
+        stop.run_until_cancelled(async {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                let began = Instant::now();
+                if let Err(problem) = self.follow().await {
+                    self.trouble(&problem);
+                }
+                // One that worked for a while has not failed again and again.
+                let lasted = began.elapsed() > LONGEST_PAUSE;
+                pause = if lasted { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+                // Sidecars that lost the same API server do not come back to it all at once.
+                sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            }
+        })
+        .await;
+    }
+
+    /// Lists it, and takes changes from there on until the call ends. Listing one object costs less than knowing
+    /// whether an earlier version can be gone on from.
+    async fn follow(&self) -> Result<(), String> {
+        let field = format!("metadata.name={}", self.name);
+        let from = {
+            let mut version = self.version.lock().await;
+            let list = ListParams::default().fields(&field);
+            let list = timeout(LIST, self.api.list(&list)).await;
+            let list = list.map_err(|_| format!("the API server did not answer within {LIST:?}"))?;
+            let list = list.map_err(|error| self.words("list", &error))?;
+            self.take(&mut version, list.items.iter().find(|item| item.name_any() == self.name));
+            list.metadata.resource_version.unwrap_or_default()
+        };
+        let watch = WatchParams::default().fields(&field).timeout(CALL_SECONDS);
+        let changes = async {
+            let mut events =
+                Box::pin(self.api.watch(&watch, &from).await.map_err(|error| self.words("watch", &error))?);
+            while let Some(event) = events.next().await {
+                match event.map_err(|error| self.words("watch", &error))? {
+                    WatchEvent::Added(object) | WatchEvent::Modified(object) => self.changed(&object).await,
+                    WatchEvent::Deleted(_) => self.trouble(&self.gone()),
+                    WatchEvent::Bookmark(_) => {}
+                    // The version is too old, or the server ends: the next list tells.
+                    WatchEvent::Error(status) if status.code == 410 => return Ok(()),
+                    WatchEvent::Error(status) => return Err(self.words("watch", &kube::Error::Api(status))),
+                }
+            }
+            Ok(())
+        };
+        let limit = Duration::from_secs(CALL_SECONDS.into()) + GRACE;
+        timeout(limit, changes).await.unwrap_or_else(|_| Err("the API server has gone silent".to_owned()))
+    }
+
+    /// Takes an event of the watch, which may be older than what was read meanwhile.
+    async fn changed(&self, object: &ConfigMap) {
+        let mut version = self.version.lock().await;
+        if is_older(version_of(object), *version) {
+            return;
+        }
+        self.take(&mut version, Some(object));
+    }
+
+    /// Takes what stands there now.
+    fn take(&self, version: &mut Option<u128>, object: Option<&ConfigMap>) {
+        let Some(object) = object else {
+            self.trouble(&self.gone());
+            return;
+        };
+        *version = version_of(object);
+        let content = self.content(object);
+        self.seen.send_if_modified(|seen| {
+            let changed = seen.problem.take().is_some() || seen.content.as_deref() != Some(&content);
+            seen.content = Some(Arc::new(content));
+            changed
+        });
+    }
+
+    fn content(&self, object: &ConfigMap) -> Content {
+        let data = object.data.iter().flatten();
+        let binary = object.binary_data.iter().flatten().map(|(key, _)| key);
+        Content {
+            texts: data
+                .clone()
+                .filter(|(key, _)| self.keys.contains(key))
+                .map(|(key, text)| (key.clone(), text.clone()))
+                .collect(),
+            keys: data.map(|(key, _)| key).chain(binary).cloned().collect(),
+        }
+    }
+
+    /// What was seen may be old, and this is why.
+    fn trouble(&self, problem: &str) {
+        self.seen.send_if_modified(|seen| {
+            let changed = seen.problem.as_deref() != Some(problem);
+            seen.problem = Some(problem.to_owned());
+            changed
+        });
+    }
+
+    fn gone(&self) -> String {
+        format!("{self} is not there: create it, or name another one")
+    }
+
+    fn words(&self, verb: &'static str, error: &kube::Error) -> String {
+        let resource = format!("configmaps/{}", self.name);
+        let error = ApiError::of(error, Request { verb, resource: &resource, namespace: Some(&self.namespace) });
+        format!("{self}: {error}")
+    }
+}
+
+/// Versions rise with every write; where they are no numbers, nothing can be said.
+fn version_of(object: &ConfigMap) -> Option<u128> {
+    object.metadata.resource_version.as_ref()?.parse().ok()
+}
+
+fn is_older(version: Option<u128>, seen: Option<u128>) -> bool {
+    matches!((version, seen), (Some(version), Some(seen)) if version < seen)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! What a sidecar remembers when it starts again beside its server.
+
+use crate::{
+    bed::{Bed, pilots},
+    memory::Kept,
+};
+use rollora_api::{operator_key::OperatorKey, sidecar_status::AdapterState};
+use std::time::Duration;
+
+/// The sidecar starts again: what it kept goes through its text.
+fn restart(bed: &mut Bed, exist: &[&str], key: Option<OperatorKey>) -> Kept {
+    let text = serde_json::to_string(&bed.memory.to_keep()).unwrap();
+    let kept: Kept = serde_json::from_str(&text).unwrap();
+    assert_eq!(kept, bed.memory.to_keep(), "what is written is read back");
+    bed.restart_sidecar(kept.clone());
+    bed.desire(exist, &[], key);
+    kept
+}
+
+#[test]
+fn a_sidecar_that_starts_again_beside_the_same_server_is_ready_at_once_and_proves_nothing_twice() {
+    let mut bed = Bed::settled(&["v1", "v2"]);
+    restart(&mut bed, &["v1", "v2"], None);
+    assert!(!bed.readiness().0, "nothing is known before it has looked");
+    bed.look();
+    assert_eq!(bed.readiness(), (true, "Ready".to_owned()));
+    assert_eq!((bed.state("v1"), bed.decided()), (AdapterState::Verified, Vec::new()));
+}
+
+#[test]
+fn what_is_listed_otherwise_than_it_was_is_not_verified() {
+    let mut bed = Bed::settled(&["v1", "v2", "v3"]);
+    bed.table.insert("v1".to_owned(), "/elsewhere".to_owned());
+    bed.table.remove("v2");
+    restart(&mut bed, &["v1", "v2", "v3"], None);
+    bed.look();
+    let states = ["v1", "v2", "v3"].map(|name| bed.state(name));
+    assert_eq!(states, [AdapterState::SourceChanged, AdapterState::Pending, AdapterState::Verified]);
+}
+
+#[test]
+fn beside_another_process_of_the_server_nothing_counts_as_verified_or_ready() {
+    for (listed, state) in [(false, AdapterState::Pending), (true, AdapterState::Loaded)] {
+        let mut bed = Bed::settled(&["v1"]);
+        bed.process = Some("2");
+        if !listed {
+            bed.table.clear();
+        }
+        restart(&mut bed, &["v1"], None);
+        bed.look();
+        assert_eq!((bed.readiness().0, bed.state("v1")), (false, state));
+    }
+}
+
+#[test]
+fn a_server_that_ended_over_a_load_while_the_sidecar_was_away_has_died_of_it() {
+    let mut bed = Bed::listing(&["v1"]);
+    bed.begin();
+    bed.process = Some("2");
+    restart(&mut bed, &["v1"], None);
+    bed.look();
+    assert_eq!((bed.state("v1"), bed.reason("v1")), (AdapterState::ServerDied, "ServerDied".to_owned()));
+    assert_eq!(bed.decided(), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_server_died_of_is_kept_and_a_new_source_starts_afresh() {
+    let mut bed = Bed::listing(&["bad"]);
+    bed.desire(&["bad"], &[], Some(pilots(&["bad"])));
+    bed.begin();
+    bed.process = None;
+    bed.look();
+    assert_eq!(bed.state("bad"), AdapterState::ServerDied);
+    let words = bed.adapter("bad").last_error;
+    bed.process = Some("2");
+    let kept = restart(&mut bed, &["bad"], Some(pilots(&["bad"])));
+    bed.look();
+    assert_eq!((bed.state("bad"), bed.adapter("bad").last_error), (AdapterState::ServerDied, words));
+    bed.wait(Duration::from_hours(1));
+    assert_eq!(bed.decided(), Vec::<String>::new(), "a pilot waits for the operator");
+    // The same id from another path is another adapter.
+    let mut kept = kept;
+    for adapter in kept.adapters.values_mut() {
+        "/adapters/other".clone_into(&mut adapter.source);
+    }
+    bed.restart_sidecar(kept);
+    bed.desire(&["bad"], &[], Some(pilots(&["bad"])));
+    bed.look();
+    assert_eq!(bed.decided(), ["load bad"]);
+}
+
+#[test]
+fn what_was_kept_of_another_endpoint_or_of_ids_that_nobody_lists_is_forgotten() {
+    let mut bed = Bed::settled(&["v1"]);
+    let mut kept = bed.memory.to_keep();
+    restart(&mut bed, &["v2"], None);
+    assert_eq!(bed.memory.to_keep().adapters.len(), 0);
+    if let Some(server) = &mut kept.server {
+        "http://elsewhere".clone_into(&mut server.identity.endpoint);
+    }
+    bed.restart_sidecar(kept);
+    assert_eq!(bed.memory.to_keep(), Kept::default());
+}

@@ -1,0 +1,151 @@
+//! What was typed. What it means is said in `settings`.
+
+use clap::{Parser, ValueEnum};
+use rollora_api::duration::GatewayDuration;
+use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
+
+/// Keeps the vLLM server of its pod at exactly what the adapters file says: loads, proves and unloads LoRA adapters.
+///
+/// Takes the place of lora-syncer: same file, same flags, same environment, same gauge.
+#[derive(Debug, Parser)]
+#[command(name = "rollora-sidecar", version, after_help = EXAMPLES, max_term_width = 110)]
+pub(crate) struct Args {
+    /// The adapters file, as a ConfigMap is mounted (the folder, not a subPath: those are never updated)
+    #[arg(long, value_name = "FILE", env = "DYNAMIC_LORA_ROLLOUT_CONFIG", default_value = "/config/configmap.yaml")]
+    pub(crate) config: PathBuf,
+    /// Watches this ConfigMap through the API, which takes milliseconds where a mount takes up to two minutes. The
+    /// file of --config holds until the ConfigMap was seen for the first time
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub(crate) configmap: Option<ConfigMapName>,
+    /// The key of the ConfigMap that holds the adapters file
+    #[arg(long, value_name = "KEY", default_value = "configmap.yaml")]
+    pub(crate) configmap_key: String,
+    /// Where vLLM is, in the place of the file's `host` (else localhost). The port is the file's `port` (else 8000)
+    #[arg(long, value_name = "HOST", env = "ROLLORA_VLLM_HOST")]
+    pub(crate) vllm_host: Option<String>,
+    /// A file with vLLM's API key; read again when it changes. Else VLLM_API_KEY, where that is set
+    #[arg(long, value_name = "FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
+    /// The name by which the operator knows this pod; else the hostname
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    pub(crate) pod_name: Option<String>,
+    /// Where what has to survive a restart of the sidecar is kept: an emptyDir. Else nothing is kept
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+
+    /// How long vLLM may take for one load. It may download meanwhile
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    pub(crate) load_timeout: Seconds,
+    /// How many adapters are loaded from paths at the same time. Those from a hub are loaded one by one
+    #[arg(long, value_name = "NUMBER", default_value = "4", value_parser = number)]
+    pub(crate) max_parallel: usize,
+    /// Proves every loaded adapter with a completion of one token
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_value = "true", default_missing_value = "true",
+          action = clap::ArgAction::Set)]
+    pub(crate) probe: bool,
+    /// An adapter that was used within this time is not unloaded
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub(crate) unload_grace: Seconds,
+    /// How long after vLLM's start adapters that nothing serves by yet may hold back readiness
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    pub(crate) settle_timeout: Seconds,
+
+    /// Where /status, /metrics, /readyz and /livez are served
+    #[arg(long, value_name = "IP", env = "POD_IP", default_value = "0.0.0.0", value_parser = address)]
+    pub(crate) address: IpAddr,
+    /// The port of the same
+    #[arg(long, value_name = "PORT", default_value = "8080")]
+    pub(crate) metrics_port: u16,
+    /// How to log. RUST_LOG says how much
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
+
+    /// How long vLLM may be away before that is logged as an error. It is waited for however long it takes
+    #[arg(long, value_name = "SECONDS", default_value = "300")]
+    pub(crate) health_check_timeout: Seconds,
+    /// Accepted as lora-syncer had it; vLLM's health is asked every quarter of a second
+    #[arg(long, value_name = "SECONDS", default_value = "2")]
+    pub(crate) health_check_interval: Seconds,
+    /// How often vLLM's models are compared with the file although nothing seems to have changed
+    #[arg(long, value_name = "SECONDS", default_value = "5")]
+    pub(crate) reconcile_trigger: Seconds,
+    /// Accepted as lora-syncer had it; the file is always checked, and a bad one changes nothing
+    #[arg(long, value_name = "true", num_args = 0..=1, default_value = "true", default_missing_value = "true",
+          action = clap::ArgAction::Set, hide_possible_values = true)]
+    pub(crate) config_validation: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  As lora-syncer was run, with the ConfigMap mounted at /config:
+    rollora-sidecar
+  Through the API, with a role that may get, list and watch this one ConfigMap:
+    rollora-sidecar --configmap default/vllm-qwen3-32b-adapters --state-dir /state
+  On a desk, beside a vLLM at port 8000:
+    rollora-sidecar --config adapters.yaml --address 127.0.0.1 --metrics-port 8081
+    curl -s http://127.0.0.1:8081/status
+
+Durations are written 90s, 5m, 1h30m or 500ms; a bare number means seconds.";
+
+/// How to log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A duration; a bare number means seconds, as it did for lora-syncer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seconds(pub(crate) Duration);
+
+impl FromStr for Seconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let duration = match text.parse::<u32>() {
+            Ok(seconds) => Duration::from_secs(seconds.into()),
+            Err(_) => text
+                .parse::<GatewayDuration>()
+                .map_err(|_| "not a duration: write seconds like 30, or 90s, 5m, 1h30m, 500ms".to_owned())?
+                .get(),
+        };
+        if duration.is_zero() { Err("zero is too short: give at least 1ms".to_owned()) } else { Ok(Self(duration)) }
+    }
+}
+
+fn number(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| "not a number of adapters: write one from 1, like 4".to_owned())
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| "not an IP address: write one like 127.0.0.1, or 0.0.0.0 for all of this pod".to_owned())
+}
+
+/// A ConfigMap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ConfigMapName {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+impl FromStr for ConfigMapName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // As the API server wants names: else it would answer something that nobody understands.
+        let good = |name: &str| {
+            !name.is_empty()
+                && name.len() <= 253
+                && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte))
+        };
+        match text.split_once('/') {
+            Some((namespace, name)) if good(namespace) && good(name) => {
+                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+            _ => Err("not a ConfigMap: write its namespace and name, like default/vllm-adapters".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What was typed, understood: every value checked, every mistake said at once, with its flag.
+
+use crate::{
+    args::{Args, ConfigMapName, LogFormat, Seconds},
+    key::KeySource,
+    target::Target,
+};
+use rollora_sidecar::{Intervals, Policy};
+use rollora_vllm::Timeouts;
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Everything that is given at the start.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Where it is told how things are.
+    pub(crate) listen: SocketAddr,
+    /// Where the adapters file comes from.
+    pub(crate) source: Source,
+    /// vLLM's host, over the one of the file.
+    pub(crate) vllm_host: Option<String>,
+    /// vLLM's key.
+    pub(crate) key: KeySource,
+    /// The name by which the operator knows this pod.
+    pub(crate) name: String,
+    /// Where is kept what survives a restart.
+    pub(crate) state_dir: Option<PathBuf>,
+    /// How long calls may take.
+    pub(crate) timeouts: Timeouts,
+    /// What is decided how.
+    pub(crate) policy: Policy,
+    /// For how long vLLM may be away without a complaint.
+    pub(crate) patience: Duration,
+    /// How to log.
+    pub(crate) log_format: LogFormat,
+    /// What was typed and has no effect, with the reason.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Where the adapters file comes from.
+#[derive(Debug)]
+pub(crate) struct Source {
+    /// Watched through the API.
+    pub(crate) configmap: Option<ConfigMapName>,
+    /// Where it is mounted.
+    pub(crate) file: PathBuf,
+    /// The key of the ConfigMap.
+    pub(crate) key: String,
+}
+
+impl TryFrom<Args> for Settings {
+    type Error = Vec<String>;
+
+    fn try_from(args: Args) -> Result<Self, Vec<String>> {
+        let mut problems = Vec::new();
+        let vllm_host = args.vllm_host.filter(|host| !host.is_empty());
+        if let Err(problem) = Target::new(None, vllm_host.as_deref()) {
+            problems.push(format!("--vllm-host: {problem}"));
+        }
+        if !args.config_validation {
+            problems.push("--config-validation: a bad file is never taken: leave the flag out".to_owned());
+        }
+        let key = KeySource::open(args.api_key_file).map_err(|problem| problems.push(problem)).ok();
+        let name = args.pod_name.filter(|name| !name.is_empty()).or_else(hostname);
+        if name.is_none() {
+            problems.push("--pod-name: the hostname cannot be read: give the pod's name".to_owned());
+        }
+        let (Some(key), Some(name), true) = (key, name, problems.is_empty()) else { return Err(problems) };
+        let notes = note(args.health_check_interval);
+        Ok(Self {
+            listen: SocketAddr::new(args.address, args.metrics_port),
+            source: Source { configmap: args.configmap, file: args.config, key: args.configmap_key },
+            vllm_host,
+            key,
+            name,
+            state_dir: args.state_dir,
+            timeouts: Timeouts { load: args.load_timeout.0, ..Timeouts::default() },
+            policy: Policy {
+                max_parallel: args.max_parallel,
+                probe: args.probe,
+                unload_grace: args.unload_grace.0,
+                settle_timeout: args.settle_timeout.0,
+                intervals: Intervals { models: args.reconcile_trigger.0, ..Intervals::default() },
+                ..Policy::default()
+            },
+            patience: args.health_check_timeout.0,
+            log_format: args.log_format,
+            notes,
+        })
+    }
+}
+
+fn note(interval: Seconds) -> Vec<String> {
+    let health = Intervals::default().health;
+    let said = format!("--health-check-interval has no effect: vLLM's health is asked every {health:?}");
+    if interval.0 == Duration::from_secs(2) { Vec::new() } else { vec![said] }
+}
+
+/// What a pod's containers are given as their name, or the kernel's word for it.
+fn hostname() -> Option<String> {
+    let given = std::env::var("HOSTNAME").ok();
+    let name = given.or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok())?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
+}

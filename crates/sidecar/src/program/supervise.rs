@@ -1,0 +1,169 @@
+//! One sidecar after the other: a new one whenever the file or the key means another server than before.
+
+use crate::{feed::Feed, keep::Keep, key::KeySource, metrics::Metrics, settings::Settings, target::Target};
+use rollora_api::{adapters::DesiredAdapters, sidecar_status::SidecarStatus};
+use rollora_sidecar::{Config, Observer, Policy, Pulse, Refresh, Sidecar};
+use rollora_vllm::{ApiKey, Timeouts};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use tokio::{sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+/// What one sidecar tells.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    /// How its server is.
+    pub(crate) status: watch::Receiver<Arc<SidecarStatus>>,
+    /// That it is at work.
+    pub(crate) pulse: watch::Receiver<Option<Pulse>>,
+}
+
+/// Has a sidecar at work for the server that is meant.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    name: String,
+    host: Option<String>,
+    timeouts: Timeouts,
+    policy: Policy,
+    patience: Duration,
+    feed: Arc<Feed>,
+    key: watch::Receiver<Option<ApiKey>>,
+    keep: watch::Sender<rollora_sidecar::memory::Kept>,
+    metrics: Arc<Metrics>,
+    view: watch::Sender<Option<View>>,
+}
+
+impl Supervisor {
+    pub(crate) fn new(settings: &Settings, feed: Arc<Feed>, keep: &Keep, metrics: Arc<Metrics>) -> Self {
+        Self {
+            name: settings.name.clone(),
+            host: settings.vllm_host.clone(),
+            timeouts: settings.timeouts,
+            policy: settings.policy,
+            patience: settings.patience,
+            feed,
+            key: KeySource::key(&settings.key),
+            keep: keep.kept(),
+            metrics,
+            view: watch::Sender::new(None),
+        }
+    }
+
+    /// What the sidecar at work tells; none while there is none.
+    pub(crate) fn view(&self) -> watch::Receiver<Option<View>> {
+        self.view.subscribe()
+    }
+
+    /// Works until it is stopped.
+    pub(crate) async fn run(&self, stop: CancellationToken) {
+        let (mut desired, mut key) = (self.feed.desired(), self.key.clone());
+        while !stop.is_cancelled() {
+            let target = self.target(&mut desired, &mut key);
+            let another = async {
+                loop {
+                    tokio::select! {
+                        Ok(()) = desired.changed() => {}
+                        Ok(()) = key.changed() => {}
+                    }
+                    if self.target(&mut desired, &mut key) != target {
+                        break;
+                    }
+                }
+            };
+            match self.sidecar(target.as_ref()) {
+                Ok(sidecar) => {
+                    let ended = stop.child_token();
+                    let mut running = std::pin::pin!(sidecar.run(ended.clone()));
+                    tokio::select! {
+                        () = &mut running => break,
+                        () = another => {
+                            tracing::info!("another server, or another key for it: beginning afresh");
+                            // Nobody sends requests to where the last words of the old one point.
+                            self.view.send_replace(None);
+                            ended.cancel();
+                            running.await;
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::error!("{error}");
+                    stop.run_until_cancelled(another).await;
+                }
+            }
+        }
+    }
+
+    /// The server that is meant now.
+    fn target(
+        &self,
+        desired: &mut watch::Receiver<Option<Arc<DesiredAdapters>>>,
+        key: &mut watch::Receiver<Option<ApiKey>>,
+    ) -> Option<Target> {
+        let desired = desired.borrow_and_update().clone();
+        let key = key.borrow_and_update().clone();
+        // A file that does not pass here has not come into force.
+        let file = desired.as_deref().map(|desired| &desired.file);
+        Target::new(file, self.host.as_deref()).map(|target| target.with_key(key)).ok()
+    }
+
+    fn sidecar(&self, target: Option<&Target>) -> anyhow::Result<Sidecar> {
+        let Some(target) = target else { anyhow::bail!("the file names no server") };
+        let mut config = Config::new(self.name.clone(), target.endpoint().clone());
+        (config.timeouts, config.policy) = (self.timeouts, self.policy);
+        let (sidecar, status) = Sidecar::new(config, self.feed.desired())?;
+        let sidecar = sidecar
+            .with_refresh(refresh(&self.feed))
+            .with_file_errors(self.feed.error())
+            .with_observer(self.observer())
+            .with_kept(self.keep.clone());
+        self.view.send_replace(Some(View { status, pulse: sidecar.pulse() }));
+        tracing::info!(endpoint = target.endpoint().base_url(), "at work");
+        Ok(sidecar)
+    }
+
+    fn observer(&self) -> Observer {
+        let metrics = Arc::clone(&self.metrics);
+        Arc::new(move |call| metrics.observe(call))
+    }
+
+    /// Complains when vLLM is away for long.
+    pub(crate) async fn complain(&self) {
+        let mut view = self.view();
+        loop {
+            until(&mut view, |status| status.server.is_none()).await;
+            if timeout(self.patience, until(&mut view, |status| status.server.is_some())).await.is_err() {
+                let status = view.borrow().as_ref().map(|view| view.status.borrow().clone()).unwrap_or_default();
+                tracing::error!(
+                    "vLLM has been away for {:?} and is waited for: {}",
+                    self.patience,
+                    status.readiness.message
+                );
+                until(&mut view, |status| status.server.is_some()).await;
+            }
+        }
+    }
+}
+
+/// Waits until the status of the sidecar at work is as `wanted`.
+async fn until(view: &mut watch::Receiver<Option<View>>, wanted: impl Fn(&SidecarStatus) -> bool) {
+    loop {
+        let current = view.borrow_and_update().clone();
+        let reached = async {
+            match current {
+                Some(mut current) => current.status.wait_for(|status| wanted(status)).await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            true = reached => return,
+            Ok(()) = view.changed() => {}
+        }
+    }
+}
+
+fn refresh(feed: &Arc<Feed>) -> Refresh {
+    let feed = Arc::clone(feed);
+    Arc::new(move || -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let feed = Arc::clone(&feed);
+        Box::pin(async move { feed.refresh().await })
+    })
+}

@@ -1,0 +1,77 @@
+//! Which server: what the command line says of it, and what the file does. Pure.
+
+use rollora_api::adapters::AdaptersFile;
+use rollora_vllm::{ApiKey, Endpoint};
+
+/// Where lora-syncer looked for vLLM when the file did not say.
+const HOST: &str = "localhost";
+const PORT: u16 = 8000;
+
+/// A server and the key that it asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target(Endpoint);
+
+impl Target {
+    /// The server that `file` means; `host` goes over the file's. Without a file it is where it would be by default.
+    pub(crate) fn new(file: Option<&AdaptersFile>, host: Option<&str>) -> Result<Self, String> {
+        let said = file.and_then(|file| file.host.as_deref()).filter(|host| !host.is_empty());
+        let host = host.or(said).unwrap_or(HOST);
+        let port = file.and_then(|file| file.port).unwrap_or(PORT);
+        let shown = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
+        let refused = || {
+            format!("the host `{host}` cannot be vLLM's: write a name or an address alone, like localhost or 127.0.0.1")
+        };
+        if host.contains(['/', '@', '?', '#', '\\']) || port == 0 {
+            return Err(if port == 0 {
+                "the port 0 cannot be vLLM's: write it, like 8000".to_owned()
+            } else {
+                refused()
+            });
+        }
+        let endpoint = Endpoint::parse(&format!("http://{shown}:{port}")).map_err(|_| refused())?;
+        Ok(Self(endpoint))
+    }
+
+    /// The same server, asked with this key.
+    pub(crate) fn with_key(self, key: Option<ApiKey>) -> Self {
+        Self(self.0.with_api_key(key))
+    }
+
+    /// As the library wants it.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_goes_over_the_file_and_the_file_over_what_is_usual() {
+        let file =
+            |host: Option<&str>, port| AdaptersFile { host: host.map(str::to_owned), port, ..Default::default() };
+        for (file, host, expected) in [
+            (None, None, "http://localhost:8000"),
+            (None, Some("10.0.0.1"), "http://10.0.0.1:8000"),
+            (Some(file(None, None)), None, "http://localhost:8000"),
+            (Some(file(Some(""), None)), None, "http://localhost:8000"),
+            (Some(file(Some("vllm"), Some(8001))), None, "http://vllm:8001"),
+            (Some(file(Some("vllm"), Some(8001))), Some("127.0.0.2"), "http://127.0.0.2:8001"),
+            (Some(file(Some("::1"), None)), None, "http://[::1]:8000"),
+            (Some(file(Some("[::1]"), None)), None, "http://[::1]:8000"),
+        ] {
+            assert_eq!(Target::new(file.as_ref(), host).unwrap().endpoint().base_url(), expected);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_server_is_refused_with_an_example() {
+        for host in ["http://vllm", "a b", "user@host", "vllm:8000", "vllm/v1", "a?b"] {
+            let error = Target::new(None, Some(host)).unwrap_err();
+            assert!(error.contains(host) && error.contains("like localhost"), "{host}: {error}");
+        }
+        let file = AdaptersFile { port: Some(0), ..AdaptersFile::default() };
+        assert!(Target::new(Some(&file), None).unwrap_err().contains("like 8000"));
+    }
+}
