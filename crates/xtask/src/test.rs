@@ -12,9 +12,11 @@ use crate::{bench, clock, crds, process};
 
 mod dependencies;
 mod lints;
+mod parts;
 mod suites;
 mod summary;
 
+use parts::Fetching;
 use summary::{Line, Summary};
 
 /// How a part ended.
@@ -65,7 +67,7 @@ impl Part {
             Self::Dependencies => "licences, banned and doubled crates, who knows whom, the document",
             Self::Lints => "does clippy find nothing",
             Self::Crds => "are the files in crds/ what the Rust types say",
-            Self::Tests => "all tests, a real vLLM on the CPU among them",
+            Self::Tests => "all tests, with a real vLLM on the CPU, a real API server, Envoy and endpoint picker",
             Self::Bench => "the numbers, from optimized builds",
         }
     }
@@ -73,10 +75,10 @@ impl Part {
 
 pub(crate) fn run(long: bool, names: &[String]) -> Result<ExitCode> {
     let parts = chosen(names, long)?;
-    // Fetching is bound by the network, the rest by the processor: they go on side by side. The scope's end waits for
-    // it, so that no early end of this function leaves it behind.
+    // Side by side with the rest, because no part keeps the network and all processors busy by itself. The scope's end
+    // waits for it, so that no early end of this function leaves it behind.
     let lines = thread::scope(|scope| -> Result<Vec<Line>> {
-        let mut vllm = parts.contains(&Part::Tests).then(|| scope.spawn(suites::fetch_vllm));
+        let mut fetching = parts.contains(&Part::Tests).then(|| Fetching::start(scope));
         let mut lines = Vec::new();
         for part in parts {
             println!("\n=== {}: {} ===", part.name(), part.about());
@@ -88,10 +90,9 @@ pub(crate) fn run(long: bool, names: &[String]) -> Result<ExitCode> {
                 Part::Lints => line(part.name(), lints::clippy()),
                 Part::Crds => line(part.name(), crds::run(true).into()),
                 Part::Tests => {
-                    let (tests, no_vllm) = suites::run(long, vllm.take());
-                    line(part.name(), tests);
-                    if let Some(reason) = no_vllm {
-                        line("real vLLM", Outcome::Skipped(reason));
+                    let fetching = fetching.take().unwrap_or_else(|| Fetching::start(scope));
+                    for (name, outcome) in suites::run(long, fetching) {
+                        line(name, outcome);
                     }
                 }
                 Part::Bench => line(part.name(), bench::outcome()),

@@ -31,8 +31,6 @@ pub(crate) use recipe::Tool;
 
 /// Real vLLM on the CPU: `venv/bin/python -m vllm.entrypoints.openai.api_server`, `tiny/base`, `tiny/adapters/a1`…
 pub(crate) const VLLM_CPU: &Tool = &vllm_cpu::TOOL;
-/// The variable that tells tests and the demo where that entry is; without it they know no real vLLM.
-pub(crate) const VLLM_HOME: &str = "ROLLORA_VLLM_HOME";
 /// Envoy, the gateway of the cluster bed: `bin/envoy`.
 pub(crate) const ENVOY: &Tool = &envoy::TOOL;
 /// The cluster bed's Kubernetes: `bin/kube-apiserver`, `bin/etcd`, `bin/kubectl`, `crds/`.
@@ -48,6 +46,7 @@ pub(crate) fn run(command: &ToolsCommand) -> Result<()> {
     let cache = Cache::open()?;
     match command {
         ToolsCommand::List => list(&cache),
+        ToolsCommand::Environment => environment(&cache),
         ToolsCommand::Fetch(names) => {
             let all = names.is_empty();
             for tool in named(names)? {
@@ -68,6 +67,17 @@ pub(crate) fn run(command: &ToolsCommand) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// What a shell has to know so that `cargo test` finds what is there.
+fn environment(cache: &Cache) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    for tool in ALL {
+        if let (Some(variable), Some(folder)) = (tool.variable, cache.find(tool)?) {
+            writeln!(out, "export {variable}='{}'", folder.display())?;
+        }
+    }
+    Ok(())
 }
 
 /// The tools of these names; all where there are none.

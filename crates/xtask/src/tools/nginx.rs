@@ -9,6 +9,7 @@ use super::recipe::{Program, Step, StepKind, Tool};
 
 pub(crate) const TOOL: Tool = Tool {
     name: "nginx",
+    variable: None,
     purpose: "what the gateway is measured against, where no nginx is on PATH",
     cost: "some 15 MB to download, about 20 seconds",
     needs: &[Need::Apt, Need::Room(1)],

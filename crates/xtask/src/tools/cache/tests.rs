@@ -12,6 +12,7 @@ const fn step(what: &'static str, arguments: &'static [&'static str]) -> Step {
 /// Writes a line a making into a file beside the entries, so that the makings can be counted.
 const TOOL: Tool = Tool {
     name: "greeting",
+    variable: None,
     purpose: "tests",
     cost: "nothing",
     needs: &[],
