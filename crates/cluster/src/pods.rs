@@ -24,8 +24,8 @@ pub struct Pod {
     pub containers: Vec<String>,
     /// The pool that it routes for, where it is a router.
     pub router_for: Option<String>,
-    /// The port of its sidecar, where it says so; or why that cannot be read.
-    pub sidecar_port: Option<Result<u16, String>>,
+    /// The ports of its sidecars, in the order of the pool's target ports, where it says so; or why that cannot be read.
+    pub sidecar_ports: Option<Result<Vec<u16>, String>>,
     /// The port of its router, where it says so; or why that cannot be read.
     pub router_port: Option<Result<u16, String>>,
 }
@@ -35,10 +35,11 @@ impl Pod {
     pub(crate) fn read(pod: &KubePod) -> Item<Self> {
         let name = ObjectName::new(pod.namespace().unwrap_or_default(), pod.name_any());
         let version = pod.resource_version().unwrap_or_default();
-        let port = |annotation: &str| {
+        let ports = |annotation: &str| {
             let text = pod.annotations().get(annotation)?;
-            let port = text.parse::<u16>().ok().filter(|port| *port > 0);
-            Some(port.ok_or_else(|| format!("its annotation {annotation} is {text:?}: write a port")))
+            let port = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port > 0);
+            let ports: Option<Vec<u16>> = text.split(',').map(port).collect();
+            Some(ports.ok_or_else(|| format!("its annotation {annotation} is {text:?}: write a port")))
         };
         let status = pod.status.as_ref();
         let value = Self {
@@ -49,8 +50,8 @@ impl Pod {
             ended: status.and_then(|status| status.phase.as_deref()).is_some_and(is_ended),
             containers: status.map(containers).unwrap_or_default(),
             router_for: pod.labels().get(ROUTER_POOL_LABEL).cloned(),
-            sidecar_port: port(SIDECAR_PORT_ANNOTATION),
-            router_port: port(ROUTER_PORT_ANNOTATION),
+            sidecar_ports: ports(SIDECAR_PORT_ANNOTATION),
+            router_port: ports(ROUTER_PORT_ANNOTATION).map(|ports| ports.map(|ports| ports[0])),
         };
         Item { name, version, value }
     }
@@ -151,7 +152,7 @@ mod tests {
         let ready = pod(|_| ());
         assert!(ready.ready && !ready.ended);
         assert_eq!(ready.containers, ["c://1", "c://2"]);
-        assert_eq!(ready.sidecar_port, Some(Ok(8081)));
+        assert_eq!(ready.sidecar_ports, Some(Ok(vec![8081])));
         assert!(!pod(|pod| pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z")).ready);
         assert!(!pod(|pod| pod["status"]["conditions"][0]["status"] = json!("False")).ready);
         assert!(!pod(|pod| pod["status"] = json!({})).ready);
@@ -161,7 +162,7 @@ mod tests {
     #[test]
     fn a_port_that_is_none_is_said_in_words() {
         let pod = pod(|pod| pod["metadata"]["annotations"] = json!({"rollora.dev/router-port": "http"}));
-        assert_eq!(pod.sidecar_port, None);
+        assert_eq!(pod.sidecar_ports, None);
         assert_eq!(
             pod.router_port,
             Some(Err("its annotation rollora.dev/router-port is \"http\": write a port".to_owned()))

@@ -23,7 +23,14 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
 use ports::{Fleet, RolloutKey, Store};
 use rollora_api::rewrite::RewriteGroup;
-use std::{collections::BTreeMap, sync::Mutex, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -60,19 +67,45 @@ pub struct Operator<S, F, C> {
     memory: Memory,
     /// Per key what the last write was answered, where it was refused.
     refused: Mutex<BTreeMap<RolloutKey, String>>,
+    tally: Tally,
+}
+
+/// What an operator has done so far.
+#[derive(Debug, Default)]
+pub struct Tally {
+    reconciles: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl Tally {
+    /// Reconciles that ended.
+    pub fn reconciles(&self) -> u64 {
+        self.reconciles.load(Ordering::Relaxed)
+    }
+
+    /// Those of them that could not do what they decided, and are tried again.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
 }
 
 impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     /// An operator that has not looked at anything yet. Rewrites that have to be made are of the current group.
     pub fn new(store: S, fleet: F, clock: C) -> Self {
         let new_rewrite_group = RewriteGroup::Current;
-        Self { store, fleet, clock, new_rewrite_group, memory: Memory::default(), refused: Mutex::default() }
+        let (memory, refused, tally) = (Memory::default(), Mutex::default(), Tally::default());
+        Self { store, fleet, clock, new_rewrite_group, memory, refused, tally }
     }
 
     /// The group of rewrites that have to be made.
     #[must_use]
     pub fn with_rewrite_group(self, new_rewrite_group: RewriteGroup) -> Self {
         Self { new_rewrite_group, ..self }
+    }
+
+    /// What was done so far.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Reconciles what changes until it is cancelled; what is under way then is finished.
@@ -95,7 +128,13 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
                     Some(key) => queue.wake(&key, Instant::now()),
                     None => return Err(OperatorError::ChangesEnded),
                 },
-                Some((key, next)) = running.next() => finish(&mut queue, &key, &next),
+                Some((key, next)) = running.next() => {
+                    self.tally.reconciles.fetch_add(1, Ordering::Relaxed);
+                    if matches!(next, Next::Retry(_)) {
+                        self.tally.failures.fetch_add(1, Ordering::Relaxed);
+                    }
+                    finish(&mut queue, &key, &next);
+                }
                 () = queue.until_due(), if running.len() < CONCURRENCY => {}
             }
         }

@@ -4,7 +4,7 @@
 use futures_util::Stream;
 use rollora_api::{
     names::ModelName,
-    rewrite::{InferenceModelRewrite, PoolRef},
+    rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup},
     rollout::{Rollout, RolloutStatus, spec::AdaptersRef},
 };
 use std::{fmt, future::Future};
@@ -145,6 +145,11 @@ pub trait Store: Send + Sync {
         version: &Version,
         write: &AdaptersWrite,
     ) -> impl Future<Output = Written> + Send;
+    /// The group of rewrites that have to be made, where the store knows better than whoever started the operator:
+    /// kinds are installed and removed while it runs.
+    fn new_rewrite_group(&self) -> Option<RewriteGroup> {
+        None
+    }
     /// Tells people. Best effort: an event that is lost changes nothing.
     fn event(&self, key: &RolloutKey, event: &Event) -> impl Future<Output = ()> + Send;
 }

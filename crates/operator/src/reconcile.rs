@@ -5,7 +5,7 @@ use crate::{
     observe::{self, Look},
     ports::{AdaptersWrite, Fleet, Precondition, RolloutKey, Store, Versioned, Written},
 };
-use rollora_api::rollout::Rollout;
+use rollora_api::{rewrite::RewriteGroup, rollout::Rollout};
 use rollora_plan::{Decision, Input, decide, effect::Effect, is_urgent, observed::Unseen};
 use std::{future::Future, time::Duration};
 use tokio::sync::Notify;
@@ -44,7 +44,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         };
         let urgent = is_urgent(&rollout.value);
         let look = if urgent {
-            observe::rewrites_only(&self.store, key, self.new_rewrite_group).await
+            observe::rewrites_only(&self.store, key, self.group()).await
         } else {
             match self.look_around(key, &rollout.value, wake).await {
                 Some(look) => look,
@@ -61,6 +61,10 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         next
     }
 
+    fn group(&self) -> RewriteGroup {
+        self.store.new_rewrite_group().unwrap_or(self.new_rewrite_group)
+    }
+
     async fn rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Rollout>>, Unseen> {
         observe::read(self.store.rollout(key)).await
     }
@@ -68,8 +72,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     /// Asks for everything; nothing where an abort came meanwhile.
     async fn look_around(&self, key: &RolloutKey, rollout: &Rollout, wake: &Notify) -> Option<Look> {
         let ports = (&self.store, &self.fleet);
-        let mut looking =
-            std::pin::pin!(observe::everything(ports, &self.memory, key, rollout, self.new_rewrite_group));
+        let mut looking = std::pin::pin!(observe::everything(ports, &self.memory, key, rollout, self.group()));
         loop {
             tokio::select! {
                 biased;

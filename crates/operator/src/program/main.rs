@@ -1,2 +1,23 @@
-//! `rollora-operator`.
-fn main() {}
+//! `rollora-operator`: the operator on a cluster. Of several replicas one works, the others wait for its Lease.
+
+mod args;
+mod clock;
+mod fleet;
+mod run;
+mod serve;
+mod store;
+
+use clap::Parser as _;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Two TLS providers in one program would panic at the first connection: this is the one.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    match run::run(args::Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            run::say_error(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

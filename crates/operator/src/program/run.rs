@@ -1,0 +1,165 @@
+//! From start to end: connect, wait for the Lease, work, let go of it.
+
+use crate::{
+    args::{Args, LogFormat},
+    clock::now,
+    fleet::ClusterFleet,
+    serve::{self, Telling, numbers},
+    store::ClusterStore,
+};
+use anyhow::{Context as _, bail};
+use rollora_cluster::{Access, Asker, Cluster, Documents, Election, Events, LeaseSettings, Scope};
+use rollora_operator::Operator;
+use std::{
+    io::{self, IsTerminal, Write as _},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// How this program calls itself.
+const AGENT: &str = "rollora-operator";
+/// How long what is under way may take yet when the program is told to end.
+const GRACE: Duration = Duration::from_secs(15);
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    log(args.log_format);
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(work(args))
+}
+
+async fn work(args: Args) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tasks.spawn(until_told(signals, stop.clone()));
+
+    let cluster = Cluster::connect(&Access::default(), AGENT).await?;
+    let scope = args.namespace.map_or(Scope::All, Scope::Namespace);
+    let identity = args.identity.unwrap_or_else(made_up_name);
+    let address = SocketAddr::new(args.address, args.metrics_port);
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| {
+        format!("--address and --metrics-port {address}: cannot listen there; give others, or end who listens there")
+    })?;
+    tracing::info!(server = cluster.server(), ?scope, identity, %address, "started");
+
+    let documents = Documents::new(&cluster, scope);
+    let leads = Arc::new(AtomicBool::new(false));
+    let store = ClusterStore {
+        documents: documents.clone(),
+        events: Events::new(&cluster, &identity, now),
+        group: args.api_group,
+    };
+    let fleet = ClusterFleet { documents: documents.clone(), asker: Asker::default() };
+    let operator = Arc::new(Operator::new(store, fleet, now));
+    let counted = Arc::clone(&operator);
+    let tally = Arc::new(move || numbers(counted.tally()));
+    let telling = Telling { documents, leads: Arc::clone(&leads), tally };
+    tasks.spawn(answer(listener, telling, stop.clone()));
+
+    let settings = LeaseSettings {
+        namespace: args.lease_namespace.unwrap_or_else(|| cluster.default_namespace().to_owned()),
+        name: args.lease_name,
+        identity,
+        duration: args.lease_duration,
+    };
+    let mut election = Election::new(&cluster, settings, now);
+    tokio::select! {
+        () = election.win() => {}
+        () = stop.cancelled() => return Ok(()),
+        Some(ended) = tasks.join_next() => return ended?,
+    }
+    leads.store(true, Ordering::Relaxed);
+
+    let mut working = std::pin::pin!(operator.run(stop.clone()));
+    let ended = tokio::select! {
+        ended = working.as_mut() => Ended::Operator(ended),
+        lost = election.keep() => Ended::Lost(lost),
+        () = too_late(&stop) => Ended::TooLate,
+        Some(ended) = tasks.join_next(), if !stop.is_cancelled() => Ended::Task(ended),
+    };
+    leads.store(false, Ordering::Relaxed);
+    match ended {
+        Ended::Operator(ended) => {
+            election.release().await;
+            ended?;
+        }
+        // What is under way stops here and now: somebody else may work already.
+        Ended::Lost(lost) => bail!(lost),
+        Ended::TooLate => bail!("what was under way did not end within {GRACE:?}"),
+        Ended::Task(ended) => ended??,
+    }
+    stop.cancel();
+    drop(timeout(Duration::from_secs(2), async { while tasks.join_next().await.is_some() {} }).await);
+    Ok(())
+}
+
+/// Why the work ended.
+enum Ended {
+    Operator(Result<(), rollora_operator::OperatorError>),
+    Lost(rollora_cluster::LostLease),
+    TooLate,
+    Task(Result<anyhow::Result<()>, tokio::task::JoinError>),
+}
+
+async fn answer(listener: TcpListener, telling: Telling, stop: CancellationToken) -> anyhow::Result<()> {
+    serve::serve(listener, telling, stop.cancelled_owned()).await.context("/metrics and /readyz cannot be served")
+}
+
+/// Waits until the program was told to end and has had its time for that.
+async fn too_late(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(GRACE).await;
+}
+
+/// Ends at the first signal; at the second at once.
+async fn until_told((mut terminate, mut interrupt): (Signal, Signal), stop: CancellationToken) -> anyhow::Result<()> {
+    told(&mut terminate, &mut interrupt).await;
+    tracing::info!("ending when what is under way has ended; the same signal again ends at once");
+    stop.cancel();
+    told(&mut terminate, &mut interrupt).await;
+    bail!("ended at once, as it was told")
+}
+
+async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// A name that no other replica has.
+fn made_up_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}_{:08x}", host.trim(), rand::random::<u32>())
+}
+
+/// Logs to standard error; `RUST_LOG` says how much.
+fn log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tower_http=off,kube=warn"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    match format {
+        LogFormat::Text => {
+            let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            builder.with_ansi(io::stderr().is_terminal() && !plain).init();
+        }
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+/// Says on standard error why the program ends.
+pub(crate) fn say_error(words: &str) {
+    // Nobody is left to tell if this fails.
+    writeln!(io::stderr(), "rollora-operator: {words}").ok();
+}
