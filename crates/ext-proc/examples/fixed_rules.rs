@@ -37,7 +37,7 @@ async fn main() -> Result<()> {
         std::future::pending().await
     };
     tokio::select! {
-        served = server.serve(listeners, stop.clone()) => Ok(served?),
+        ended = server.serve(listeners, stop.clone()) => Ok(ended?),
         never = asked => never,
     }
 }

@@ -87,15 +87,17 @@ impl Feed {
             gauge.set(state.served.contains(&group).into());
         }
         self.gauges.up.set((state.complete && state.problem.is_none()).into());
-        match &state.problem {
-            Some(problem) => tracing::warn!("rewrites cannot be watched, the last rules stay in force: {problem}"),
-            None => {
-                let groups: Vec<&str> = served.iter().map(|group| group.name()).collect();
-                tracing::info!(complete = state.complete, ?groups, "rewrites are watched");
-            }
+        if let Some(problem) = &state.problem {
+            tracing::warn!("rewrites cannot be watched, the last rules stay in force: {problem}");
+        } else {
+            let groups: Vec<&str> = served.iter().map(|group| group.name()).collect();
+            tracing::info!(complete = state.complete, ?groups, "rewrites are watched");
         }
         if state.complete {
             self.readiness.serving();
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -50,7 +50,7 @@ pub async fn run(options: Options) -> Result<()> {
     let feed = Feed::new(in_force, readiness, server.registry());
     let rewrites = Rewrites::new(&cluster, Scope::Namespace(options.namespace));
     tokio::select! {
-        served = server.serve(listeners, stop.clone()) => served.context("the metrics port cannot be served"),
+        ended = server.serve(listeners, stop.clone()) => ended.context("the metrics port cannot be served"),
         asked = signals(stop) => match asked? {},
         never = feed.follow(rewrites) => match never {},
     }

@@ -119,3 +119,6 @@ impl Server {
         served
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -170,9 +170,9 @@ impl Exchange {
         out: &mut Vec<Bytes>,
     ) -> Result<(), Refusal> {
         let mut splicer = self.splicer.take().unwrap_or_else(|| Box::new(Splicer::new(self.reads_wide)));
-        let spliced = splicer.piece(piece, out, |name| self.choose(name, true, random, now));
+        let outcome = splicer.piece(piece, out, |name| self.choose(name, true, random, now));
         self.splicer = Some(splicer);
-        spliced.map_err(|refusal| self.refuse(refusal))
+        outcome.map_err(|refusal| self.refuse(refusal))
     }
 
     /// The body has ended; what was held of it is put into `out`.

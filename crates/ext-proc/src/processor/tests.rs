@@ -176,7 +176,7 @@ fn in_full_duplex_everything_goes_on_as_it_comes_but_a_cut_name() {
     for (piece, so_far) in [
         (r#"{"messages":["#, r#"{"messages":["#),
         (r#"],"model":"al"#, r#"{"messages":[],"model":"#),
-        (r#"i"#, r#"{"messages":[],"model":"#),
+        ("i", r#"{"messages":[],"model":"#),
         (r#"as","n"#, r#"{"messages":[],"model":"alias-v2","n"#),
         (r#"":1}"#, r#"{"messages":[],"model":"alias-v2","n":1}"#),
     ] {

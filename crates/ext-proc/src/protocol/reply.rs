@@ -180,9 +180,10 @@ mod tests {
             let body = Some(BodyMutation { body: Some(NewBody::Streamed(streamed)) });
             let changes = Changes { headers: None, body };
             let reply = CommonReply { changes: Some(changes) };
-            let (direction, action) = match of_request {
-                true => (Direction::Request, Action::RequestBody(reply)),
-                false => (Direction::Response, Action::ResponseBody(reply)),
+            let (direction, action) = if of_request {
+                (Direction::Request, Action::RequestBody(reply))
+            } else {
+                (Direction::Response, Action::ResponseBody(reply))
             };
             let mut written = Vec::new();
             BodyPart { direction, slices, end_of_stream }.write(&mut written);

@@ -334,9 +334,9 @@ fn the_pieces_of_utf_16_are_judged_as_its_whole() {
         for cut in 0..wide.len() {
             let (mut exchange, _) = begin(&canary(), target, &HeaderMap::new(), true);
             let mut out = Vec::new();
-            let mut send = |piece| exchange.request_piece(&Bytes::copy_from_slice(piece), 0, at(0), &mut out);
-            let sent = send(&wide[..cut]).and_then(|()| send(&wide[cut..]));
-            assert_eq!(sent, if passes { Ok(()) } else { Err(Refusal::WideEncoding) }, "{target} {cut}");
+            let mut take = |piece| exchange.request_piece(&Bytes::copy_from_slice(piece), 0, at(0), &mut out);
+            let taken = take(&wide[..cut]).and_then(|()| take(&wide[cut..]));
+            assert_eq!(taken, if passes { Ok(()) } else { Err(Refusal::WideEncoding) }, "{target} {cut}");
             assert!(!passes || out.concat() == wide);
         }
     }

@@ -69,82 +69,60 @@ impl Splicer {
             self.phase = Phase::Seeking;
         }
         let mut decide = Some(decide);
+        // There is one model to decide about.
         let mut decide = |name: Option<&str>| decide.take().map_or(Ok(None), |decide| decide(name));
-        // What stands before `sent` has gone on, or was dropped.
+        // What stands before `sent` has gone on, or is gone.
         let (mut at, mut sent) = (0, 0);
         while at < piece.len() {
             let (read, event) = self.scanner.read(piece.get(at..).unwrap_or_default());
             at += read;
             let Some(event) = event else { continue };
-            match event {
-                Event::ModelStarts { string } => {
+            let phase = std::mem::replace(&mut self.phase, Phase::Left);
+            self.phase = match (event, phase) {
+                (Event::Duplicate, _) => return Err(Refusal::DuplicateModel),
+                (Event::WideEncoding, _) if self.reads_wide => return Err(Refusal::WideEncoding),
+                (Event::NotAnObject, Phase::Dropping | Phase::Rewritten) => return Err(Refusal::BrokenBody),
+                (Event::ModelStarts { string: true }, _) => {
                     push(out, piece.slice(sent..at));
                     sent = at;
-                    self.phase = match string {
-                        true => Phase::Name(Vec::new()),
-                        false => match decide(None)? {
-                            Some(name) => {
-                                out.push(name.value());
-                                Phase::Dropping
-                            }
-                            None => Phase::Left,
-                        },
-                    };
+                    Phase::Name(Vec::new())
                 }
-                Event::ModelEnds => {
-                    self.phase = match std::mem::replace(&mut self.phase, Phase::Left) {
-                        Phase::Name(mut held) => {
-                            held.push(piece.slice(sent..at));
-                            sent = at;
-                            match decide(name(&held)?.as_deref())? {
-                                Some(name) => {
-                                    out.push(name.value());
-                                    Phase::Rewritten
-                                }
-                                None => {
-                                    out.append(&mut held);
-                                    Phase::Left
-                                }
-                            }
-                        }
-                        Phase::Dropping => {
-                            sent = at;
-                            Phase::Rewritten
-                        }
-                        other => other,
-                    };
+                (Event::ModelStarts { string: false }, _) => {
+                    push(out, piece.slice(sent..at));
+                    sent = at;
+                    put(out, decide(None)?.map(|name| name.value()), Phase::Dropping)
                 }
-                Event::NoModel { empty } => {
-                    self.phase = match decide(None)? {
-                        Some(name) => {
-                            push(out, piece.slice(sent..at));
-                            sent = at;
-                            out.push(name.member(empty));
-                            Phase::Rewritten
-                        }
-                        None => Phase::Left,
-                    };
+                (Event::ModelEnds, Phase::Name(mut held)) => {
+                    held.push(piece.slice(sent..at));
+                    sent = at;
+                    let name = decide(name(&held)?.as_deref())?;
+                    if name.is_none() {
+                        out.append(&mut held);
+                    }
+                    put(out, name.map(|name| name.value()), Phase::Rewritten)
                 }
-                Event::Duplicate => return Err(Refusal::DuplicateModel),
-                Event::WideEncoding if self.reads_wide => return Err(Refusal::WideEncoding),
-                Event::NotAnObject if matches!(self.phase, Phase::Dropping | Phase::Rewritten) => {
-                    return Err(Refusal::BrokenBody);
+                (Event::ModelEnds, Phase::Dropping) => {
+                    sent = at;
+                    Phase::Rewritten
                 }
-                // The scanner has stopped: from here on everything passes.
-                Event::WideEncoding | Event::NotAnObject => {}
-            }
+                // Behind the first two the scanner has stopped: from here on everything passes.
+                (Event::WideEncoding | Event::NotAnObject | Event::ModelEnds, phase) => phase,
+                (Event::NoModel { empty }, _) => {
+                    push(out, piece.slice(sent..at));
+                    sent = at;
+                    put(out, decide(None)?.map(|name| name.member(empty)), Phase::Rewritten)
+                }
+            };
         }
         match &mut self.phase {
             Phase::Name(held) => {
                 push(held, piece.slice(sent..));
-                within_limit(held)
+                within_limit(held)?;
             }
-            Phase::Dropping => Ok(()),
-            _ => {
-                push(out, piece.slice(sent..));
-                Ok(())
-            }
+            Phase::Dropping => {}
+            _ => push(out, piece.slice(sent..)),
         }
+        Ok(())
     }
 
     /// The body has ended; what was held goes into `out`.
@@ -166,6 +144,17 @@ impl Splicer {
 fn push(out: &mut Vec<Bytes>, bytes: Bytes) {
     if !bytes.is_empty() {
         out.push(bytes);
+    }
+}
+
+/// Puts what a rule says into the body, and goes on in `then`; without a rule the body is left alone.
+fn put(out: &mut Vec<Bytes>, new: Option<Bytes>, then: Phase) -> Phase {
+    match new {
+        Some(new) => {
+            out.push(new);
+            then
+        }
+        None => Phase::Left,
     }
 }
 

@@ -1,0 +1,228 @@
+//! The whole server over loopback, with a small client of its own.
+
+mod client;
+mod frames;
+
+use super::*;
+use crate::{
+    fixtures::{body, chat, first, in_force, response},
+    protocol::{Action, BodySendMode, ServingStatus},
+    readiness::Stage,
+};
+use client::{Called, Client};
+use std::net::SocketAddr;
+use tokio::{net::TcpStream, task::JoinSet};
+use tonic::Code;
+
+/// A server that runs until its bed is dropped.
+struct Bed {
+    grpc: SocketAddr,
+    health: SocketAddr,
+    metrics: SocketAddr,
+    readiness: Readiness,
+    stop: CancellationToken,
+    server: JoinSet<io::Result<()>>,
+}
+
+impl Bed {
+    async fn start(settings: Settings) -> Self {
+        let server = Server::new(in_force(), settings);
+        let readiness = server.readiness().clone();
+        let listen = || TcpListener::bind("127.0.0.1:0");
+        let listeners = Listeners {
+            grpc: listen().await.unwrap(),
+            health: listen().await.unwrap(),
+            metrics: listen().await.unwrap(),
+        };
+        let [grpc, health, metrics] =
+            [&listeners.grpc, &listeners.health, &listeners.metrics].map(|listener| listener.local_addr().unwrap());
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(server.serve(listeners, stop.clone()));
+        Self { grpc, health, metrics, readiness, stop, server: tasks }
+    }
+
+    async fn serving() -> Self {
+        let bed = Self::start(Settings { drain_delay: Duration::ZERO, ..Settings::default() }).await;
+        bed.readiness.serving();
+        bed
+    }
+
+    /// What the metrics port says.
+    async fn get(&self, path: &str) -> (u16, String) {
+        client::get(self.metrics, path).await
+    }
+
+    async fn ended(&mut self) {
+        self.server.join_next().await.unwrap().unwrap().unwrap();
+    }
+}
+
+const DUPLEX: BodySendMode = BodySendMode::FullDuplexStreamed;
+
+/// A request on its way: its headers and body were sent and answered.
+async fn under_way(client: &mut Client) -> Called {
+    let mut call = client.process().await;
+    call.send(&chat(DUPLEX, &[]));
+    call.send(&body(br#"{"model":"alias"}"#, true));
+    assert!(matches!(call.next().await, Action::RequestHeaders(_)));
+    assert!(matches!(call.next().await, Action::RequestBody(_)));
+    call
+}
+
+#[tokio::test]
+async fn a_request_goes_through_the_whole_server() {
+    let bed = Bed::serving().await;
+    let mut client = Client::connect(bed.grpc).await;
+    let mut call = under_way(&mut client).await;
+    call.send(&response("200", &[]));
+    let Action::ResponseHeaders(reply) = call.next().await else { panic!("another reply") };
+    let set = reply.changes.unwrap().headers.unwrap().set;
+    assert_eq!(set[0].header.as_ref().unwrap().value(), b"alias-v2");
+    call.finish().await;
+    let (status, metrics) = bed.get("/metrics").await;
+    assert_eq!(status, 200);
+    for line in [
+        r#"rollora_router_requests_total{rewrite="ns/r",target="alias-v2",code="2xx"} 1"#,
+        concat!("rollora_ext_proc_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+    let (status, rules) = bed.get("/rules").await;
+    let report: rollora_api::router_report::RulesReport = serde_json::from_str(&rules).unwrap();
+    assert_eq!((status, report.models["alias"].targets[0].model_rewrite.as_str()), (200, "alias-v2"));
+}
+
+#[tokio::test]
+async fn a_body_that_is_sent_as_one_message_may_be_as_long_as_it_was_allowed_to_be() {
+    let bed = Bed::serving().await;
+    let mut client = Client::connect(bed.grpc).await;
+    let mut call = client.process().await;
+    let prompt = "x".repeat(20 << 20);
+    call.send(&chat(BodySendMode::Buffered, &[]));
+    call.send(&body(format!(r#"{{"prompt":"{prompt}","model":"alias"}}"#).as_bytes(), true));
+    assert!(matches!(call.next().await, Action::RequestHeaders(_)));
+    let Action::RequestBody(reply) = call.next().await else { panic!("another reply") };
+    let header = reply.changes.unwrap().headers.unwrap().set.remove(0).header.unwrap();
+    assert_eq!(header.value(), (prompt.len() + r#"{"prompt":"","model":"alias-v2"}"#.len()).to_string().as_bytes());
+}
+
+#[tokio::test]
+async fn clients_that_give_up_together_harm_nobody_else() {
+    let bed = Bed::serving().await;
+    assert!(frames::answers_behind_calls_that_were_given_up(bed.grpc, 2000).await);
+}
+
+#[tokio::test]
+async fn who_reads_slowly_stops_the_reading_at_the_other_end() {
+    let bed = Bed::serving().await;
+    let mut client = Client::connect(bed.grpc).await;
+    let mut slow = client.process().await;
+    slow.send(&chat(DUPLEX, &[]));
+    let piece = vec![b'x'; 64 * 1024];
+    let pieces = 256;
+    for _ in 0..pieces {
+        slow.send(&body(&piece, false));
+    }
+    // Others go on meanwhile, on the same connection.
+    for _ in 0..10 {
+        under_way(&mut client).await;
+    }
+    assert!(slow.waiting() > pieces / 2, "{} of {pieces} pieces have left", pieces - slow.waiting());
+    assert!(matches!(slow.next().await, Action::RequestHeaders(_)));
+    let mut passed = 0;
+    while passed < pieces * piece.len() {
+        let Action::RequestBody(reply) = slow.next().await else { panic!("another reply") };
+        let Some(crate::protocol::NewBody::Streamed(part)) = reply.changes.unwrap().body.unwrap().body else {
+            panic!()
+        };
+        passed += part.body.len();
+    }
+    assert_eq!(slow.waiting(), 0);
+}
+
+#[tokio::test]
+async fn a_message_that_is_none_is_refused_with_words() {
+    let bed = Bed::serving().await;
+    let mut client = Client::connect(bed.grpc).await;
+    let mut call = client.process().await;
+    call.send_bytes(b"\x12\xff\xff");
+    let status = call.status().await;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().starts_with("not a message of this method"), "{}", status.message());
+    assert_eq!(client.call_unknown_method().await.code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn health_says_serving_only_while_requests_should_come() {
+    let mut bed = Bed::start(Settings { drain_delay: Duration::from_mins(1), ..Settings::default() }).await;
+    let mut on_both = [Client::connect(bed.grpc).await, Client::connect(bed.health).await];
+    let services = ["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor", "inference-extension"];
+    let mut watch = on_both[1].watch("readiness").await;
+    let mut unknown = on_both[1].watch("nobody").await;
+    assert_eq!(unknown.next_status().await, Some(ServingStatus::ServiceUnknown));
+    for (stage, readyz, expected) in [
+        (Stage::Starting, 503, ServingStatus::NotServing),
+        (Stage::Serving, 200, ServingStatus::Serving),
+        (Stage::Draining, 503, ServingStatus::NotServing),
+    ] {
+        match stage {
+            Stage::Starting => {}
+            Stage::Serving => bed.readiness.serving(),
+            Stage::Draining => bed.stop.cancel(),
+        }
+        assert_eq!(watch.next_status().await, Some(expected));
+        for client in &mut on_both {
+            for service in services {
+                assert_eq!(client.check(service).await.unwrap(), expected, "{service} {stage:?}");
+            }
+            assert_eq!(client.check("liveness").await.unwrap(), ServingStatus::Serving);
+            assert_eq!(client.check("nobody").await.unwrap_err().code(), Code::NotFound);
+        }
+        assert_eq!(bed.get("/readyz").await.0, readyz);
+        assert_eq!(bed.get("/livez").await, (200, "ok\n".to_owned()));
+    }
+    assert_eq!(watch.next_status().await, None, "it holds up no drain");
+    bed.readiness.serving();
+    assert_eq!(bed.get("/readyz").await.0, 503, "there is no way back");
+    bed.server.abort_all();
+}
+
+#[tokio::test]
+async fn what_has_begun_ends_before_the_server_does() {
+    let mut bed = Bed::serving().await;
+    let mut client = Client::connect(bed.grpc).await;
+    let mut call = under_way(&mut client).await;
+    bed.stop.cancel();
+    while TcpStream::connect(bed.grpc).await.is_ok() {
+        // Until nobody new is let in.
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(bed.get("/rules").await.0, 200, "the operator still asks");
+    call.send(&response("200", &[]));
+    assert!(matches!(call.next().await, Action::ResponseHeaders(_)));
+    call.finish().await;
+    bed.ended().await;
+}
+
+#[tokio::test]
+async fn new_requests_are_still_served_for_a_moment_after_the_end_was_announced() {
+    let bed = Bed::start(Settings { drain_delay: Duration::from_mins(1), ..Settings::default() }).await;
+    bed.stop.cancel();
+    let mut client = Client::connect(bed.grpc).await;
+    while client.check("").await.unwrap() != ServingStatus::NotServing {}
+    under_way(&mut client).await;
+}
+
+#[tokio::test]
+async fn what_does_not_end_is_cut_off_in_the_end() {
+    let short =
+        Settings { drain_delay: Duration::ZERO, drain_timeout: Duration::from_millis(50), ..Settings::default() };
+    let mut bed = Bed::start(short).await;
+    let mut client = Client::connect(bed.grpc).await;
+    let mut call = client.process().await;
+    call.send(&first(Some(DUPLEX.into()), &[(":path", "/v1/chat/completions")], false));
+    assert!(matches!(call.next().await, Action::RequestHeaders(_)));
+    bed.stop.cancel();
+    bed.ended().await;
+}

@@ -1,0 +1,212 @@
+//! A small client: gRPC over hyper's HTTP/2, and HTTP/1.1 for the metrics port.
+
+use crate::protocol::{
+    Action, HEALTH_CHECK_PATH, HEALTH_WATCH_PATH, HealthCheckRequest, HealthCheckResponse, PROCESS_PATH,
+    ProcessingRequest, ProcessingResponse, ServingStatus,
+};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty};
+use hyper::{
+    body::{Body, Frame, Incoming},
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message;
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+use tokio::{net::TcpStream, sync::mpsc, task::JoinSet};
+use tonic::{Code, Status};
+
+/// One connection.
+pub(super) struct Client {
+    requests: http2::SendRequest<Outgoing>,
+    _connection: JoinSet<()>,
+}
+
+impl Client {
+    pub(super) async fn connect(to: SocketAddr) -> Self {
+        let stream = TcpStream::connect(to).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        // As Envoy is told to.
+        builder.initial_stream_window_size(64 * 1024).initial_connection_window_size(1024 * 1024);
+        let (requests, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async { drop(connection.await) });
+        Self { requests, _connection: tasks }
+    }
+
+    /// Begins a call; nothing has been sent on it.
+    async fn begin(&mut self, path: &str) -> Called {
+        let (messages, body) = outgoing();
+        let request = Request::post(format!("http://server{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(body)
+            .unwrap();
+        let response = self.requests.send_request(request).await.unwrap();
+        let trailers = response.headers().clone();
+        Called { messages: Some(messages), response, trailers, read: BytesMut::new() }
+    }
+
+    pub(super) async fn process(&mut self) -> Called {
+        self.begin(PROCESS_PATH).await
+    }
+
+    pub(super) async fn watch(&mut self, service: &str) -> Called {
+        self.ask(HEALTH_WATCH_PATH, service).await
+    }
+
+    pub(super) async fn check(&mut self, service: &str) -> Result<ServingStatus, Status> {
+        let mut call = self.ask(HEALTH_CHECK_PATH, service).await;
+        match call.next_status().await {
+            Some(status) => Ok(status),
+            None => Err(call.status().await),
+        }
+    }
+
+    /// Unary methods answer only when the question is whole.
+    async fn ask(&mut self, path: &str, service: &str) -> Called {
+        let question = HealthCheckRequest { service: service.to_owned() };
+        let (messages, body) = outgoing();
+        messages.send(&question.encode_to_vec());
+        drop(messages);
+        let request = Request::post(format!("http://server{path}")).body(body).unwrap();
+        let response = self.requests.send_request(request).await.unwrap();
+        let trailers = response.headers().clone();
+        Called { messages: None, response, trailers, read: BytesMut::new() }
+    }
+
+    pub(super) async fn call_unknown_method(&mut self) -> Status {
+        self.begin("/some.Service/Method").await.status().await
+    }
+}
+
+/// One call.
+pub(super) struct Called {
+    messages: Option<Messages>,
+    response: Response<Incoming>,
+    /// What a status may stand in.
+    trailers: http::HeaderMap,
+    read: BytesMut,
+}
+
+impl Called {
+    pub(super) fn send(&mut self, message: &ProcessingRequest) {
+        self.send_bytes(&message.encode_to_vec());
+    }
+
+    pub(super) fn send_bytes(&mut self, message: &[u8]) {
+        self.messages.as_ref().unwrap().send(message);
+    }
+
+    /// How many messages have not left.
+    pub(super) fn waiting(&self) -> usize {
+        self.messages.as_ref().unwrap().waiting.load(Relaxed)
+    }
+
+    pub(super) async fn next(&mut self) -> Action {
+        let message = self.message().await.expect("a reply");
+        ProcessingResponse::decode(message).unwrap().action.unwrap()
+    }
+
+    pub(super) async fn next_status(&mut self) -> Option<ServingStatus> {
+        let message = HealthCheckResponse::decode(self.message().await?).unwrap();
+        Some(message.status())
+    }
+
+    /// The next message; none at the end.
+    async fn message(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(length) = self.read.get(1..5) {
+                let length = usize::try_from(u32::from_be_bytes(length.try_into().unwrap())).unwrap();
+                if self.read.len() >= 5 + length {
+                    self.read.advance(5);
+                    return Some(self.read.split_to(length).freeze());
+                }
+            }
+            match self.response.body_mut().frame().await?.unwrap().into_data() {
+                Ok(data) => self.read.extend_from_slice(&data),
+                Err(frame) => self.trailers.extend(frame.into_trailers().unwrap()),
+            }
+        }
+    }
+
+    /// How the call has ended.
+    pub(super) async fn status(&mut self) -> Status {
+        assert_eq!(self.message().await, None);
+        Status::from_header_map(&self.trailers).unwrap()
+    }
+
+    /// Sends nothing more, and waits for the end.
+    pub(super) async fn finish(mut self) {
+        self.messages = None;
+        assert_eq!(self.status().await.code(), Code::Ok);
+    }
+}
+
+/// What a call sends, as it is asked for.
+struct Messages {
+    sender: mpsc::UnboundedSender<Bytes>,
+    waiting: Arc<AtomicUsize>,
+}
+
+pub(super) struct Outgoing {
+    messages: mpsc::UnboundedReceiver<Bytes>,
+    waiting: Arc<AtomicUsize>,
+}
+
+fn outgoing() -> (Messages, Outgoing) {
+    let (sender, messages) = mpsc::unbounded_channel();
+    let waiting = Arc::new(AtomicUsize::new(0));
+    (Messages { sender, waiting: Arc::clone(&waiting) }, Outgoing { messages, waiting })
+}
+
+impl Messages {
+    fn send(&self, message: &[u8]) {
+        let mut framed = BytesMut::with_capacity(5 + message.len());
+        framed.put_u8(0);
+        framed.put_u32(message.len().try_into().unwrap());
+        framed.put_slice(message);
+        self.waiting.fetch_add(1, Relaxed);
+        self.sender.send(framed.freeze()).unwrap();
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.messages.poll_recv(context).map(|message| {
+            let message = message?;
+            self.waiting.fetch_sub(1, Relaxed);
+            Some(Ok(Frame::data(message)))
+        })
+    }
+}
+
+/// Asks over HTTP/1.1 for `path`.
+pub(super) async fn get(from: SocketAddr, path: &str) -> (u16, String) {
+    let stream = TcpStream::connect(from).await.unwrap();
+    let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async { drop(connection.await) });
+    let request = Request::get(path).header("host", "server").body(Empty::<Bytes>::new()).unwrap();
+    let response = requests.send_request(request).await.unwrap();
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
