@@ -84,7 +84,8 @@ impl ControlPlane {
         SHARED.get_or_try_init(start).await
     }
 
-    /// Starts the API server (again) on what etcd holds, and waits until it is ready.
+    /// Starts the API server (again) on what etcd holds, and waits until it is ready. As in any cluster, custom
+    /// resources may answer 429 for a moment longer.
     pub async fn start_api_server(&mut self) -> Result<()> {
         self.kill_api_server();
         let mut command = Command::new(CONTROL_PLANE.program("kube-apiserver")?);

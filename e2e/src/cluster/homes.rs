@@ -2,7 +2,7 @@
 //! `cargo xtask demo --cluster` make and name in variables.
 
 use anyhow::{Context as _, Result};
-use std::path::PathBuf;
+use std::{io::Write as _, path::PathBuf};
 
 /// An entry of the tool cache.
 #[derive(Debug, Clone, Copy)]
@@ -35,4 +35,19 @@ impl Home {
         anyhow::ensure!(path.is_file(), "{variable} names a folder without {}", path.display());
         Ok(path)
     }
+}
+
+/// Whether all of these are known. Where one is not, a line says past the test harness what is skipped therefore;
+/// `cargo xtask test` counts that as a skip, and knows the reason.
+pub fn are_known(homes: &[Home], what: &str) -> bool {
+    let missing: Vec<_> = homes.iter().filter(|home| home.find().is_none()).map(|home| home.variable).collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let words = format!("skipped: {what}, because {} is not set", missing.join(" and "));
+    drop(writeln!(
+        std::io::stderr().lock(),
+        "{words} (`cargo xtask test` sets it, and `cargo xtask tools env` says it)"
+    ));
+    false
 }
