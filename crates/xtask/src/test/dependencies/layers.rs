@@ -1,6 +1,6 @@
 //! Which of our crates may know what: the design's rules about who decides and who does, read from the graph.
 
-use super::metadata::Metadata;
+use super::metadata::{Metadata, Package};
 
 /// A rule about a crate of ours, with its default features, and everything below it.
 struct Rule {
@@ -35,9 +35,12 @@ const RULES: &[Rule] = &[
     },
 ];
 
+/// Who may name kube, behind whatever feature: the rest speaks of a cluster in the words of `rollora-cluster`.
+const NAME_KUBE: &[&str] = &["rollora-api", "rollora-cluster", "rollora-e2e"];
+
 /// Every crate that knows what it must not know, with the path there.
 pub(super) fn findings(metadata: &Metadata) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut found = kube_is_named(metadata);
     for rule in RULES {
         for member in rule.of.iter().filter_map(|name| metadata.member(name)) {
             for (name, path) in metadata.below(member) {
@@ -49,6 +52,16 @@ pub(super) fn findings(metadata: &Metadata) -> Vec<String> {
         }
     }
     found
+}
+
+fn kube_is_named(metadata: &Metadata) -> Vec<String> {
+    let others = metadata.members().filter(|member| !NAME_KUBE.contains(&member.name.as_str()));
+    let named = others.flat_map(|member| member.dependencies.iter().map(move |declared| (member, &declared.name)));
+    let kube = named.filter(|(_, name)| ["kube", "kube-*", "k8s-openapi"].iter().any(|pattern| fits(pattern, name)));
+    let words = |(member, name): (&Package, &String)| {
+        format!("{} must not name {name}: that is rollora-cluster's part", member.name)
+    };
+    kube.map(words).collect()
 }
 
 fn fits(pattern: &str, name: &str) -> bool {
@@ -78,16 +91,27 @@ mod tests {
     }
 
     #[test]
+    fn only_the_crate_of_the_cluster_names_kube() {
+        let found = findings(&graph(&[
+            ("rollora-ext-proc", &["rollora-cluster", "[k8s-openapi]"]),
+            ("rollora-cluster", &["kube"]),
+            ("kube", &["tokio"]),
+        ]));
+        assert_eq!(found, ["rollora-ext-proc must not name k8s-openapi: that is rollora-cluster's part"]);
+    }
+
+    #[test]
     fn one_machine_may_know_a_runtime_but_no_kube() {
-        let found = findings(&graph(&[("rollora-local", &["tokio", "kube-client"])]));
+        let graph = graph(&[("rollora-local", &["tokio", "rollora-cluster"]), ("rollora-cluster", &["kube-client"])]);
+        let found = findings(&graph);
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].contains("kube-client"));
+        assert!(found[0].contains("rollora-local must not know kube-client (rollora-cluster -> kube-client)"));
     }
 
     #[test]
     fn every_rule_is_about_crates_that_exist() {
         let root = crate::workspace::root().unwrap();
-        for name in RULES.iter().flat_map(|rule| rule.of) {
+        for name in RULES.iter().flat_map(|rule| rule.of).chain(NAME_KUBE).filter(|name| **name != "rollora-e2e") {
             let folder = root.join("crates").join(name.trim_start_matches("rollora-"));
             assert!(folder.is_dir(), "{name}");
         }
