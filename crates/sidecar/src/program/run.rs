@@ -47,10 +47,11 @@ async fn work(settings: Settings) -> anyhow::Result<()> {
         tracing::info!("{note}");
     }
     let Settings { source, vllm_host, .. } = &settings;
+    let listen = listener.local_addr().unwrap_or(settings.listen);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         pod = settings.name,
-        listen = %settings.listen,
+        %listen,
         file = %source.file.display(),
         configmap = source.configmap.as_ref().map(|name| format!("{}/{}", name.namespace, name.name)),
         "rollora-sidecar starts"
@@ -97,9 +98,13 @@ async fn told_to_end(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
+/// What is logged where `RUST_LOG` says nothing. kube's client calls an outage an error at every try; here it is said
+/// once, in words.
+const LOGGED: &str = "info,kube_client=off";
+
 /// Logs to standard error; `RUST_LOG` says how much.
 fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let color = io::stderr().is_terminal() && !plain;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);

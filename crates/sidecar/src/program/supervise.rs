@@ -8,6 +8,9 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
+/// The first file is waited for this long; then vLLM is looked for where it usually is.
+const FIRST_WORDS: Duration = Duration::from_secs(1);
+
 /// What one sidecar tells.
 #[derive(Debug, Clone)]
 pub(crate) struct View {
@@ -56,6 +59,8 @@ impl Supervisor {
     /// Works until it is stopped.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let (mut desired, mut key) = (self.feed.desired(), self.key.clone());
+        // The file says where vLLM is, and through the API it comes a moment later.
+        drop(timeout(FIRST_WORDS, stop.run_until_cancelled(desired.wait_for(Option::is_some))).await);
         while !stop.is_cancelled() {
             let target = self.target(&mut desired, &mut key);
             let another = async {

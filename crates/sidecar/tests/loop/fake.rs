@@ -35,6 +35,8 @@ pub(crate) struct Knobs {
     pub(crate) api_key: Option<String>,
     /// It knows neither loading nor unloading.
     pub(crate) updating_off: bool,
+    /// It takes connections and says nothing.
+    pub(crate) frozen: bool,
     /// It shows no metrics.
     pub(crate) metrics_closed: bool,
 }
@@ -84,6 +86,10 @@ impl Fake {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
     }
 
     /// Another process begins; it has forgotten everything.
@@ -174,9 +180,16 @@ fn router(server: Server) -> Router {
         .route("/v1/unload_lora_adapter", post(unload))
         .route("/v1/completions", post(complete))
         .layer(from_fn_with_state(server.clone(), guard))
-        .route("/health", get(|| async {}))
+        .route("/health", get(health))
         .route("/metrics", get(metrics))
         .with_state(server)
+}
+
+async fn health(State(server): State<Server>) {
+    let frozen = server.shared.lock().unwrap().knobs.frozen;
+    if frozen {
+        std::future::pending::<()>().await;
+    }
 }
 
 async fn guard(State(server): State<Server>, request: Request, next: Next) -> Response {

@@ -5,6 +5,7 @@
     reason = "the server writes the time of uses, as the real one does, and tests wait"
 )]
 
+#[allow(dead_code, reason = "shared with the tests of the program")]
 mod fake;
 
 use fake::{Fake, Knobs};

@@ -1,0 +1,103 @@
+//! Fed by a mount.
+
+use crate::{
+    bed::{Bed, Mount, Program, Start, adapters},
+    fake::{Fake, Knobs},
+};
+use rollora_api::{adapters::content_hash, sidecar_status::AdapterState};
+
+#[test]
+fn another_version_of_the_mount_is_taken_at_once_with_the_hash_that_the_operator_computes() {
+    let mut bed = Bed::settled(&["v1"]);
+    let key = "managed: [\"v*\"]\nadmitted: [v1, v2]\nserving: [v1]\n";
+    bed.swap(&["v1", "v2"], &[], Some(key));
+    bed.sidecar.until_state("v2", AdapterState::Verified);
+    let config = bed.sidecar.status().config;
+    let user = adapters(bed.vllm.port(), &["v1", "v2"], &[]);
+    assert_eq!(config.hash, Some(content_hash(&user, Some(key))));
+    assert!(config.operator_key);
+    // Unlisted while it serves: held. Unlisted and idle: gone.
+    bed.swap(&["v2"], &["v1"], Some(key));
+    bed.sidecar.until_state("v1", AdapterState::UnloadHeld);
+    bed.swap(&["v2"], &["v1"], Some("managed: [\"v*\"]\nadmitted: [v1, v2]\nserving: [v2]\n"));
+    bed.sidecar.until_state("v1", AdapterState::Gone);
+    assert_eq!((bed.vllm.adapters(), bed.vllm.count("unload v1")), (vec!["v2".to_owned()], 1));
+}
+
+#[test]
+fn a_bad_file_changes_nothing_and_the_status_says_what_is_wrong() {
+    let mut bed = Bed::settled(&["v1"]);
+    let before = bed.sidecar.status().config.hash;
+    for (bad, words) in [
+        ("vLLMLoRAConfig: [", "configmap.yaml"),
+        ("vLLMLoRAConfig:\n  host: http://vllm\n", "the host `http://vllm` cannot be vLLM's"),
+    ] {
+        bed.mount.swap(bad, None);
+        let error =
+            bed.sidecar.until(words, |sidecar| sidecar.status().config.error.filter(|said| said.contains(words)));
+        assert!(error.contains("configmap.yaml"), "{error}");
+        assert_eq!(bed.sidecar.status().config.hash, before);
+    }
+    assert!(bed.sidecar.ready().0, "what is loaded goes on serving");
+    let (_, metrics) = bed.sidecar.get("/metrics");
+    assert!(metrics.contains("rollora_sidecar_config_error 1"), "{metrics}");
+    bed.swap(&["v1", "v2"], &[], None);
+    bed.sidecar.until_state("v2", AdapterState::Verified);
+    assert_eq!(bed.sidecar.status().config.error, None);
+}
+
+#[test]
+fn another_port_in_the_file_is_another_server() {
+    let mut bed = Bed::settled(&["v1"]);
+    let other = Fake::start(Knobs::default());
+    bed.mount.swap(&adapters(other.port(), &["v1"], &[]), None);
+    bed.sidecar.until("the other server", |sidecar| {
+        let server = sidecar.status().server?;
+        (server.endpoint == other.url() && sidecar.state("v1") == Some(AdapterState::Verified)).then_some(())
+    });
+    bed.sidecar.until_ready();
+    assert_eq!((other.adapters(), bed.vllm.adapters()), (vec!["v1".to_owned()], vec!["v1".to_owned()]));
+}
+
+#[test]
+fn the_host_of_the_command_line_goes_over_the_one_of_the_file() {
+    let (vllm, mut mount) = (Fake::start(Knobs::default()), Mount::new());
+    mount.swap(&adapters(vllm.port(), &["v1"], &[]).replace("127.0.0.1", "nowhere.invalid"), None);
+    let mut sidecar = Start::new().path("--config", &mount.file()).env("ROLLORA_VLLM_HOST", "127.0.0.1").start();
+    sidecar.until_state("v1", AdapterState::Verified);
+}
+
+#[test]
+fn the_key_for_vllm_comes_from_the_environment_or_a_file_that_may_change() {
+    let vllm = Fake::start(Knobs { api_key: Some("first".to_owned()), ..Knobs::default() });
+    let mut mount = Mount::new();
+    mount.swap(&adapters(vllm.port(), &["v1"], &[]), None);
+    let mut sidecar = Start::new().path("--config", &mount.file()).env("VLLM_API_KEY", "first").start();
+    sidecar.until_state("v1", AdapterState::Verified);
+    drop(sidecar);
+
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    std::fs::write(&key, "wrong\n").unwrap();
+    let mut sidecar = Start::new().path("--config", &mount.file()).path("--api-key-file", &key).start();
+    sidecar.until("the refusal", |sidecar| sidecar.status().problem.filter(|said| said.reason == "Unauthorized"));
+    std::fs::write(&key, "first\n").unwrap();
+    sidecar.until_state("v1", AdapterState::Verified);
+    // An empty file is no key: the last good one stays.
+    std::fs::write(&key, "").unwrap();
+    sidecar.until("it is said", |sidecar| sidecar.said("the last good API key stays").then_some(()));
+    assert_eq!(sidecar.state("v1"), Some(AdapterState::Verified));
+    assert!(!sidecar.said("first") && !sidecar.said("wrong"), "no log tells a key");
+}
+
+#[test]
+fn without_a_file_it_waits_and_says_what_for() {
+    let mut mount = Mount::new();
+    let vllm = Fake::start(Knobs::default());
+    let mut sidecar = Program::beside(&mount);
+    sidecar.until("it is said", |sidecar| sidecar.status().config.error.filter(|said| said.contains("no such file")));
+    assert!(!sidecar.ready().0);
+    mount.swap(&adapters(vllm.port(), &["v1"], &[]), None);
+    sidecar.until_state("v1", AdapterState::Verified);
+    sidecar.until_ready();
+}

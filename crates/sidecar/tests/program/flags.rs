@@ -1,0 +1,106 @@
+//! The command line.
+
+use crate::{
+    bed::{Mount, Program, Start, adapters},
+    fake::{Fake, Knobs},
+};
+use rollora_api::sidecar_status::AdapterState;
+use std::net::TcpListener;
+
+#[test]
+fn the_help_names_the_flags_and_defaults_of_lora_syncer_and_shows_examples() {
+    let (code, help) = Start::new().args(["--help"]).run();
+    assert_eq!(code, Some(0));
+    for (flag, default) in [
+        ("--health-check-timeout", "300"),
+        ("--health-check-interval", "2"),
+        ("--reconcile-trigger", "5"),
+        ("--config <FILE>", "/config/configmap.yaml"),
+        ("--config-validation", "true"),
+        ("--metrics-port", "8080"),
+    ] {
+        let (_, rest) = help.split_once(flag).unwrap_or_else(|| panic!("{flag} is not in\n{help}"));
+        let after = rest.split("\n      --").next().unwrap();
+        assert!(after.contains(&format!("[default: {default}]")), "{flag}: {after}");
+    }
+    assert!(help.contains("DYNAMIC_LORA_ROLLOUT_CONFIG") && help.contains("Examples:"), "{help}");
+}
+
+#[test]
+fn a_mistake_is_said_with_its_flag_and_what_to_write() {
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    let empty = empty.path().to_str().unwrap();
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy_port = busy.local_addr().unwrap().port().to_string();
+    let cases: &[(&[&str], i32, &[&str])] = &[
+        (&["--load-timeout", "soon"], 2, &["--load-timeout", "5m"]),
+        (&["--reconcile-trigger", "0"], 2, &["--reconcile-trigger", "zero"]),
+        (&["--max-parallel", "0"], 2, &["--max-parallel", "like 4"]),
+        (&["--configmap", "adapters"], 2, &["--configmap", "like default/vllm-adapters"]),
+        (&["--configmap", "default/a/b"], 2, &["--configmap", "like default/vllm-adapters"]),
+        (&["--address", "pod"], 2, &["--address", "127.0.0.1"]),
+        (&["--metrics-port", "80800"], 2, &["--metrics-port"]),
+        (&["--probe", "perhaps"], 2, &["--probe", "true, false"]),
+        (&["--metric-port", "1"], 2, &["--metrics-port"]),
+        (&["--vllm-host", "http://vllm"], 2, &["--vllm-host", "like localhost"]),
+        (&["--config-validation", "false"], 2, &["--config-validation", "leave the flag out"]),
+        (&["--api-key-file", "/nonexistent/key"], 2, &["--api-key-file: /nonexistent/key", "no such file"]),
+        (&["--api-key-file", empty], 2, &["--api-key-file", "is empty"]),
+        (&["--vllm-host", "a/b", "--api-key-file", empty], 2, &["--vllm-host", "--api-key-file"]),
+        (&["--address", "127.0.0.1", "--metrics-port", &busy_port], 1, &["--metrics-port", "another port"]),
+        (&["--metrics-port", "0", "--address", "127.0.0.1", "--state-dir", "/proc/x"], 1, &["--state-dir", "emptyDir"]),
+    ];
+    for (args, expected, words) in cases {
+        let (code, said) = Start::new().args(args.iter().copied()).run();
+        assert_eq!(code, Some(*expected), "{args:?}: {said}");
+        for word in *words {
+            assert!(said.contains(word), "{args:?}: {word} is not in: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_watch_without_a_way_to_a_cluster_says_how_to_give_one() {
+    let common = ["--configmap", "default/a", "--metrics-port", "0", "--address", "127.0.0.1"];
+    let (code, said) = Start::new().args(common).env("KUBECONFIG", "/nonexistent/kubeconfig").run();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("--configmap") && said.contains("/nonexistent/kubeconfig"), "{said}");
+}
+
+#[test]
+fn a_deployment_of_lora_syncer_works_as_it_stands() {
+    let (vllm, mut mount) = (Fake::start(Knobs::default()), Mount::new());
+    // As in the old README: keys that nobody reads any more, entries with a base model, ids in both lists.
+    let file = format!(
+        "vLLMLoRAConfig:\n  name: sql-loras-llama\n  host: 127.0.0.1\n  port: {}\n  defaultBaseModel: base\n  \
+         ensureExist:\n    models:\n    - base-model: base\n      id: tweet-summary-1\n      source: /adapters/one\n    \
+         - id: both\n      source: /adapters/both\n  ensureNotExist:\n    models:\n    - base-model: base\n      id: \
+         tweet-summary-0\n      source: /adapters/zero\n    - id: both\n      source: /adapters/both\n",
+        vllm.port()
+    );
+    mount.swap(&file, None);
+    let old = ["--health-check-timeout=300", "--health-check-interval", "2", "--reconcile-trigger", "5"];
+    let mut sidecar =
+        Start::new().args(old).args(["--config-validation"]).env("DYNAMIC_LORA_ROLLOUT_CONFIG", mount.file()).start();
+    sidecar.until_state("tweet-summary-1", AdapterState::Verified);
+    sidecar.until_ready();
+    assert_eq!(vllm.adapters(), ["tweet-summary-1"]);
+    let (_, metrics) = sidecar.get("/metrics");
+    for line in [
+        "lora_syncer_adapter_status{adapter_name=\"tweet-summary-1\"} 1",
+        "lora_syncer_adapter_status{adapter_name=\"tweet-summary-0\"} 0",
+    ] {
+        assert!(metrics.lines().any(|told| told == line), "{line} is not in\n{metrics}");
+    }
+    assert!(sidecar.said("both"), "that an id stands in both lists is said");
+}
+
+#[test]
+fn an_interval_that_has_no_effect_any_more_is_said() {
+    let mut mount = Mount::new();
+    mount.swap(&adapters(1, &[], &[]), None);
+    let mut sidecar = Start::new().path("--config", &mount.file()).args(["--health-check-interval", "30"]).start();
+    sidecar.until("it is said", |sidecar| sidecar.said("--health-check-interval has no effect").then_some(()));
+    let quiet = Program::beside(&mount);
+    assert!(!quiet.said("has no effect"));
+}

@@ -1,0 +1,209 @@
+//! Fed by a watch of one ConfigMap.
+
+use crate::{
+    api::Api,
+    bed::{Mount, Program, Start, adapters},
+    fake::{Fake, Knobs},
+};
+use rollora_api::{adapters::content_hash, names::OPERATOR_KEY, sidecar_status::AdapterState};
+use std::time::{Duration, Instant};
+
+const NAME: &str = "adapters";
+
+/// A vLLM, an API server, and a mount that is empty at first.
+struct Bed {
+    vllm: Fake,
+    api: Api,
+    mount: Mount,
+}
+
+impl Bed {
+    fn new() -> Self {
+        Self { vllm: Fake::start(Knobs::default()), api: Api::start(), mount: Mount::new() }
+    }
+
+    fn start(&self, more: &[&str]) -> Program {
+        Start::new()
+            .path("--config", &self.mount.file())
+            .args(["--configmap", "default/adapters", "--pod-name", "pod-1"])
+            .args(more.iter().copied())
+            .env("KUBECONFIG", self.api.kubeconfig())
+            .start()
+    }
+
+    fn text(&self, exist: &[&str], not_exist: &[&str]) -> String {
+        adapters(self.vllm.port(), exist, not_exist)
+    }
+
+    fn apply(&self, exist: &[&str], not_exist: &[&str]) {
+        self.api.apply(NAME, &[("configmap.yaml", &self.text(exist, not_exist))]);
+    }
+
+    fn swap(&mut self, exist: &[&str]) {
+        let text = self.text(exist, &[]);
+        self.mount.swap(&text, None);
+    }
+}
+
+fn error(sidecar: &mut Program, words: &str) -> String {
+    sidecar.until(words, |sidecar| sidecar.status().config.error.filter(|said| said.contains(words)))
+}
+
+#[test]
+fn a_change_is_taken_in_milliseconds_with_the_hash_that_the_operator_computes() {
+    let bed = Bed::new();
+    bed.apply(&["v0"], &[]);
+    let mut sidecar = bed.start(&[]);
+    sidecar.until_state("v0", AdapterState::Verified);
+    let mut times = Vec::new();
+    for round in 1..=5 {
+        let id = format!("v{round}");
+        let load = format!("load {id} /adapters/{id}");
+        let written = Instant::now();
+        bed.apply(&["v0", &id], &[]);
+        sidecar.until(&load, |_| (bed.vllm.count(&load) == 1).then_some(()));
+        times.push(written.elapsed());
+    }
+    times.sort();
+    println!("from the write to the load: {times:?}");
+    assert!(times[2] < Duration::from_millis(200), "{times:?}");
+    let (user, key) = (bed.text(&["v0"], &[]), "serving: [v0]\n");
+    bed.api.apply(NAME, &[("configmap.yaml", &user), (OPERATOR_KEY, key), ("other", "text")]);
+    let hash = Some(content_hash(&user, Some(key)));
+    sidecar.until("the hash", |sidecar| (sidecar.status().config.hash == hash).then_some(()));
+    assert!(sidecar.status().config.operator_key);
+}
+
+#[test]
+fn nothing_but_the_one_configmap_is_asked_for() {
+    let bed = Bed::new();
+    bed.apply(&["v1"], &[]);
+    bed.api.apply("another", &[("configmap.yaml", "nothing of ours")]);
+    let mut sidecar = bed.start(&["--unload-grace", "1ms"]);
+    sidecar.until_state("v1", AdapterState::Verified);
+    bed.apply(&[], &["v1"]);
+    sidecar.until_state("v1", AdapterState::Gone);
+    let mut asked = bed.api.log();
+    asked.sort();
+    asked.dedup();
+    let only = ["get default/adapters", "list default?metadata.name=adapters", "watch default?metadata.name=adapters"];
+    assert_eq!(asked, only);
+}
+
+#[test]
+fn an_outage_takes_nothing_back_and_what_changed_meanwhile_is_taken_after_it() {
+    let mut bed = Bed::new();
+    bed.apply(&["v1"], &[]);
+    let mut sidecar = bed.start(&[]);
+    sidecar.until_state("v1", AdapterState::Verified);
+    sidecar.until_ready();
+    bed.api.end();
+    error(&mut sidecar, "the API server cannot be reached");
+    assert!(sidecar.ready().0);
+    // A vLLM that restarts meanwhile gets back what it had.
+    bed.vllm.end();
+    sidecar.until("not ready", |sidecar| (!sidecar.ready().0).then_some(()));
+    bed.vllm.begin();
+    sidecar.until_ready();
+    assert_eq!(bed.vllm.adapters(), ["v1"]);
+    bed.apply(&["v1", "v2"], &[]);
+    bed.api.begin();
+    sidecar.until_state("v2", AdapterState::Verified);
+    assert_eq!(sidecar.status().config.error, None);
+}
+
+#[test]
+fn a_configmap_that_is_deleted_stays_in_force_and_that_is_said() {
+    let bed = Bed::new();
+    bed.apply(&["v1"], &[]);
+    let mut sidecar = bed.start(&[]);
+    sidecar.until_state("v1", AdapterState::Verified);
+    bed.api.delete(NAME);
+    error(&mut sidecar, "ConfigMap default/adapters is not there");
+    assert_eq!(sidecar.state("v1"), Some(AdapterState::Verified));
+    bed.apply(&["v1", "v2"], &[]);
+    sidecar.until_state("v2", AdapterState::Verified);
+    assert_eq!(sidecar.status().config.error, None);
+}
+
+#[test]
+fn the_mount_holds_until_the_api_has_spoken_and_not_after() {
+    let mut bed = Bed::new();
+    bed.swap(&["mounted"]);
+    bed.api.forbid(true);
+    let mut sidecar = bed.start(&[]);
+    sidecar.until_state("mounted", AdapterState::Verified);
+    let said = error(&mut sidecar, "it is forbidden to list configmaps/adapters in namespace default");
+    assert!(said.contains("until then the mounted file"), "{said}");
+    bed.swap(&["mounted", "again"]);
+    sidecar.until_state("again", AdapterState::Verified);
+    bed.api.forbid(false);
+    error(&mut sidecar, "ConfigMap default/adapters is not there");
+    // What the API says first is not good: the mount stays.
+    bed.api.apply(NAME, &[("adapters.yaml", "wrong key")]);
+    let said = error(&mut sidecar, "has no text under `configmap.yaml` and holds `adapters.yaml`");
+    assert!(said.contains("--configmap-key"), "{said}");
+    bed.apply(&["v1"], &[]);
+    sidecar.until_state("v1", AdapterState::Verified);
+    assert_eq!(sidecar.status().config.error, None);
+    let hash = sidecar.status().config.hash;
+    bed.swap(&["mounted", "late"]);
+    bed.apply(&["v1", "v2"], &[]);
+    sidecar.until_state("v2", AdapterState::Verified);
+    assert_ne!(sidecar.status().config.hash, hash);
+    assert_eq!(sidecar.state("late"), None, "the mount is older than what the API says");
+}
+
+#[test]
+fn what_cannot_be_read_changes_nothing() {
+    let bed = Bed::new();
+    bed.apply(&["v1"], &[]);
+    let mut sidecar = bed.start(&[]);
+    sidecar.until_state("v1", AdapterState::Verified);
+    bed.api.apply(NAME, &[("configmap.yaml", "vLLMLoRAConfig: [")]);
+    error(&mut sidecar, "ConfigMap default/adapters, key configmap.yaml");
+    let good = bed.text(&["v1"], &[]);
+    bed.api.apply(NAME, &[("configmap.yaml", &good), (OPERATOR_KEY, "serving: 1")]);
+    error(&mut sidecar, "rollora.yaml beside ConfigMap default/adapters");
+    assert_eq!(sidecar.state("v1"), Some(AdapterState::Verified));
+}
+
+#[test]
+fn the_key_of_the_configmap_can_be_named() {
+    let bed = Bed::new();
+    bed.api.apply(NAME, &[("adapters.yaml", &bed.text(&["v1"], &[]))]);
+    let mut sidecar = bed.start(&["--configmap-key", "adapters.yaml"]);
+    sidecar.until_state("v1", AdapterState::Verified);
+}
+
+/// An adapter that was used a moment ago and is unlisted: it waits for the end of its grace.
+fn retiring(bed: &Bed) -> Program {
+    bed.apply(&["v1"], &[]);
+    let mut sidecar = bed.start(&["--unload-grace", "2s"]);
+    sidecar.until_state("v1", AdapterState::Verified);
+    bed.vllm.use_now("v1");
+    bed.apply(&[], &["v1"]);
+    sidecar.until_state("v1", AdapterState::Unloading);
+    sidecar.until("the grace", |sidecar| sidecar.status().adapters.iter().find_map(|adapter| adapter.last_used));
+    sidecar
+}
+
+#[test]
+fn before_an_unload_the_api_is_asked_itself() {
+    let bed = Bed::new();
+    let mut sidecar = retiring(&bed);
+    bed.api.mute_watches();
+    bed.apply(&["v1"], &[]);
+    sidecar.until_state("v1", AdapterState::Verified);
+    assert_eq!(bed.vllm.count("unload v1"), 0, "somebody put it back, and only a read could tell");
+    assert!(bed.api.log().contains(&"get default/adapters".to_owned()));
+}
+
+#[test]
+fn an_api_server_that_does_not_answer_does_not_keep_an_adapter_for_ever() {
+    let bed = Bed::new();
+    let mut sidecar = retiring(&bed);
+    bed.api.mute_reads();
+    sidecar.until_state("v1", AdapterState::Gone);
+    assert_eq!(bed.vllm.count("unload v1"), 1);
+}
