@@ -85,6 +85,9 @@ pub trait Place: Sized + Send + Sync {
     fn adapters_file(&self) -> impl Future<Output = Result<String>> + Send;
     /// Saves the adapters file.
     fn write_adapters(&self, text: &str) -> impl Future<Output = Result<()>> + Send;
+    /// Saves the adapters file where it still says `before`; says whether it did. A person who edits a file on this
+    /// machine looks at it first; whoever edits an object is told that it has changed.
+    fn replace_adapters(&self, before: &str, text: &str) -> impl Future<Output = Result<bool>> + Send;
     /// The Rollout as it was saved.
     fn rollout_file(&self) -> impl Future<Output = Result<String>> + Send;
     /// Saves the Rollout.
@@ -101,6 +104,10 @@ pub trait Place: Sized + Send + Sync {
     fn start_operator(&mut self) -> impl Future<Output = Result<()>> + Send;
     /// The ends of all logs.
     fn logs(&self) -> String;
+    /// What there is to see besides.
+    fn objects(&self) -> impl Future<Output = String> + Send {
+        async { String::new() }
+    }
 }
 
 /// A test bed. Everything it started ends when it is dropped.
@@ -122,6 +129,13 @@ impl<P: Place> Bed<P> {
     /// A bed at a place that is prepared already.
     pub fn at(place: P) -> Self {
         Self { place, api_key: None, clients: None, outages: Vec::new() }
+    }
+
+    /// Clients send this key.
+    #[must_use]
+    pub fn with_key(mut self, key: Option<&str>) -> Self {
+        self.api_key = key.map(str::to_owned);
+        self
     }
 
     /// Waits until a condition holds.
@@ -149,7 +163,7 @@ impl<P: Place> Bed<P> {
                 return Ok(seen);
             }
             if start.elapsed() > limit {
-                bail!("not seen within {limit:?}: {condition}\n{}", self.evidence(&seen));
+                bail!("not seen within {limit:?}: {condition}\n{}", self.evidence(&seen).await);
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -160,7 +174,9 @@ impl<P: Place> Bed<P> {
         let start = clock::now();
         while start.elapsed() < duration {
             let seen = self.place.look().await;
-            ensure!(condition.holds(&seen), "not true any more: {condition}\n{}", self.evidence(&seen));
+            if !condition.holds(&seen) {
+                bail!("not true any more: {condition}\n{}", self.evidence(&seen).await);
+            }
             tokio::time::sleep(LOOK).await;
         }
         Ok(())
@@ -192,7 +208,12 @@ impl<P: Place> Bed<P> {
     }
 
     async fn edit(&self, edit: impl Fn(&str) -> Result<String>) -> Result<()> {
-        self.place.write_adapters(&edit(&self.place.adapters_file().await?)?).await
+        loop {
+            let before = self.place.adapters_file().await?;
+            if self.place.replace_adapters(&before, &edit(&before)?).await? {
+                return Ok(());
+            }
+        }
     }
 
     /// Clients begin to send, all the time.
@@ -226,7 +247,7 @@ impl<P: Place> Bed<P> {
         let record = self.clients_stop().await?;
         let verdict = record.verdict();
         if !verdict.is_good() {
-            bail!("{verdict}\n{}", self.evidence(&self.place.look().await));
+            bail!("{verdict}\n{}", self.evidence(&self.place.look().await).await);
         }
         Ok(record)
     }
@@ -287,9 +308,10 @@ impl<P: Place> Bed<P> {
     }
 
     /// Everything that a person needs who was not there.
-    pub fn evidence(&self, seen: &Seen) -> String {
+    pub async fn evidence(&self, seen: &Seen) -> String {
         let clients = self.clients_so_far().map_or_else(String::new, |verdict| format!("clients: {verdict}\n"));
-        format!("{}{clients}{}", evidence::words(seen), self.place.logs())
+        let objects = self.place.objects().await;
+        format!("{}{clients}{objects}{}", evidence::words(seen), self.place.logs())
     }
 }
 

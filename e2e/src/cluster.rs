@@ -1,5 +1,11 @@
 //! The bed of a cluster's parts, each of them real where the real thing fits in a test.
 
 pub mod control_plane;
+mod gateway;
 pub mod homes;
 pub mod kubelet;
+pub mod manifests;
+mod mirror;
+pub mod place;
+mod pods;
+mod workloads;

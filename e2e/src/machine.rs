@@ -85,6 +85,10 @@ impl Place for Machine {
         write(&self.rollora.adapters_file(), text)
     }
 
+    async fn replace_adapters(&self, _: &str, text: &str) -> Result<bool> {
+        self.write_adapters(text).await.map(|()| true)
+    }
+
     async fn rollout_file(&self) -> Result<String> {
         read(&self.rollora.rollout_file())
     }

@@ -7,24 +7,25 @@ use rollora_e2e::{
     bed::{Bed, Place, Setup},
     guide::{MODEL, V1, V2},
     judge::{Record, Verdict},
-    scenario::{long, on_one_machine},
+    scenario::{long, on},
     seen::{cleaned_up, phase, served_by, split, succeeded},
     traffic::Crowd,
 };
-use std::{sync::Mutex, time::Duration};
+use std::time::Duration;
 
-#[test]
-fn the_guide_happens_by_itself_after_one_edit() {
+rollora_e2e::on_both_beds!(the_guide_happens_by_itself_after_one_edit, an_open_pause_ends_when_somebody_promotes);
+
+fn the_guide_happens_by_itself_after_one_edit<P: Place>() {
     let (rounds, pause, pace, requests) = if long() { (20, 2500, 8, 2000) } else { (1, 1000, 20, 200) };
-    let sum = Mutex::new(Sum::default());
+    let mut sum = Sum::default();
     for _ in 0..rounds {
-        on_one_machine(&Setup::guide(Duration::from_millis(pause)), async |bed| {
+        on::<P>(&Setup::guide(Duration::from_millis(pause)), async |bed| {
             let verdict = the_guide(bed, Duration::from_millis(pace), requests).await?;
-            sum.lock().unwrap().add(verdict);
+            sum.add(verdict);
             Ok(())
         });
     }
-    sum.lock().unwrap().say("the guide");
+    sum.say("the guide");
 }
 
 async fn the_guide<P: Place>(bed: &mut Bed<P>, pace: Duration, requests: usize) -> Result<Verdict> {
@@ -61,9 +62,8 @@ fn the_rules_were_those_of_the_guide(record: &Record) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_open_pause_ends_when_somebody_promotes() {
-    on_one_machine(&Setup::open_at_half(Duration::from_millis(200)), async |bed| {
+fn an_open_pause_ends_when_somebody_promotes<P: Place>() {
+    on::<P>(&Setup::open_at_half(Duration::from_millis(200)), async |bed| {
         bed.sees_baseline().await?;
         bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
         bed.list(V2).await?;

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use k8s_openapi::jiff::Timestamp;
 use rustix::process::Signal;
 use std::{
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -27,6 +28,7 @@ pub struct Container {
 struct Inner {
     pod: String,
     name: String,
+    address: Ipv4Addr,
     /// Where its output goes, appended over all restarts.
     logs: PathBuf,
     state: Mutex<State>,
@@ -78,7 +80,7 @@ pub(super) struct Termination {
 }
 
 impl Container {
-    pub(super) fn new(pod: &str, name: &str, logs: &Path, changed: watch::Sender<()>) -> Self {
+    pub(super) fn new(pod: &str, name: &str, address: Ipv4Addr, logs: &Path, changed: watch::Sender<()>) -> Self {
         let view = View {
             run: Run::Waiting { reason: "PodInitializing", message: String::new() },
             last: None,
@@ -89,7 +91,7 @@ impl Container {
         };
         let state = State { process: None, view, held: false, stays_down: false, releases: 0, closed: false };
         let (pod, name, logs) = (pod.to_owned(), name.to_owned(), logs.to_owned());
-        Self { inner: Arc::new(Inner { pod, name, logs, state: Mutex::new(state), changed }) }
+        Self { inner: Arc::new(Inner { pod, name, address, logs, state: Mutex::new(state), changed }) }
     }
 
     /// The name of its pod.
@@ -100,6 +102,11 @@ impl Container {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.inner.name
+    }
+
+    /// The address of its pod.
+    pub fn address(&self) -> Ipv4Addr {
+        self.inner.address
     }
 
     /// Ends it as `kill -9` does, with everything it started; it stays down until it is released.

@@ -83,7 +83,10 @@ impl Worker {
         let (name, logs) = (pod.name_any(), context.folder.join("logs"));
         fs::create_dir_all(&logs)?;
         let containers = |specs: &[Spec]| {
-            specs.iter().map(|spec| Container::new(&name, &spec.name, &logs, changed.clone())).collect::<Vec<_>>()
+            specs
+                .iter()
+                .map(|spec| Container::new(&name, &spec.name, address.ip(), &logs, changed.clone()))
+                .collect::<Vec<_>>()
         };
         let init = containers(spec.init_containers.as_deref().unwrap_or_default());
         let containers = containers(&spec.containers);

@@ -10,6 +10,10 @@ use k8s_openapi::{
 use std::{collections::BTreeMap, net::Ipv4Addr, process::Stdio, time::Duration};
 use tokio::net::TcpStream;
 
+/// How long after its start a container is probed for the first time, where it does not say: a kubelet takes as long at
+/// least to notice that it runs.
+const FIRST: Duration = Duration::from_millis(250);
+
 /// How one container is probed.
 #[derive(Debug, Clone)]
 pub(super) struct Prober {
@@ -70,7 +74,7 @@ impl Prober {
     /// Asks for as long as `tell` wants to hear: it is told every answer that makes a result, with what was said.
     pub(super) async fn ask(&self, mut tell: impl FnMut(bool, &str) -> Go) {
         let seconds = |value: Option<i32>, default| Duration::from_secs(value.unwrap_or(default).unsigned_abs().into());
-        tokio::time::sleep(seconds(self.probe.initial_delay_seconds, 0)).await;
+        tokio::time::sleep(seconds(self.probe.initial_delay_seconds, 0).max(FIRST)).await;
         let mut tally = Tally::of(&self.probe);
         let mut ticks = tokio::time::interval(seconds(self.probe.period_seconds, 10).max(Duration::from_secs(1)));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

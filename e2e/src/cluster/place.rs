@@ -1,0 +1,555 @@
+//! The bed on the parts of a cluster: a namespace of its own on a real API server, the manifests that are shipped, pods
+//! that the kubelet stand-in runs, and a real Envoy in front.
+//!
+//! What the bed itself plays: the Deployment controller ([`super::workloads`]), whoever tells Envoy which pods are Ready
+//! ([`super::gateway`]), and the people with their `kubectl`.
+
+mod evidence;
+mod server;
+
+use super::{
+    control_plane::ControlPlane,
+    gateway::{self, Backend, Gateway},
+    kubelet::{Container, Kubelet, Options},
+    manifests::{self, Manifests},
+    mirror::Mirror,
+    pods,
+    workloads::{self, Workloads},
+};
+use crate::{
+    bed::{Place, Setup},
+    clock,
+    guide::{ADAPTERS, MODEL, POOL},
+    http::{self, Address},
+    process::program,
+    rollora::{Spoken, run},
+    seen::{Seen, ServerSeen},
+    server::{Kind, Server},
+};
+use anyhow::{Context as _, Result, ensure};
+use futures_util::future::{join_all, try_join_all};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use rollora_api::{
+    names::{OPERATOR_KEY, ROUTER_POOL_LABEL, ROUTER_PORT, SIDECAR_PORT},
+    rollout::RolloutResource,
+};
+use serde_json::{Value, json};
+use server::{Kinds, PodServer};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::Ipv4Addr,
+    process::Command,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+/// The Deployments of the manifests.
+const VLLM: &str = "vllm-qwen3-32b";
+const OPERATOR: &str = "rollora-operator";
+const EXT_PROC: &str = "rollora-ext-proc";
+/// The key of the adapters ConfigMap that is the user's.
+const KEY: &str = "configmap.yaml";
+/// How long a part may take to appear, on a machine that does much else.
+const START: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What a bed is made of, besides what its [`Setup`] says.
+pub struct Parts {
+    /// Its own control plane, with everything installed that it needs; else the shared one.
+    pub plane: Option<ControlPlane>,
+    /// Which folders of `manifests/`.
+    pub manifests: Vec<&'static str>,
+    /// How long after a change of the ConfigMap a kubelet brings it to the pods that mount it.
+    pub projection_delay: Duration,
+    /// What a user's overlay would change in the manifests.
+    pub change: Change,
+}
+
+/// Changes manifests.
+pub type Change = Box<dyn Fn(&mut Manifests) -> Result<()> + Send + Sync>;
+
+/// An operator for the namespace, two replicas of ext-proc, sidecars that read the mounted ConfigMap, at once.
+impl Default for Parts {
+    fn default() -> Self {
+        Self {
+            plane: None,
+            manifests: vec!["operator-one-namespace", "ext-proc", "vllm"],
+            projection_delay: Duration::ZERO,
+            change: Box::new(|_| Ok(())),
+        }
+    }
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Parts({:?}, own control plane: {})", self.manifests, self.plane.is_some())
+    }
+}
+
+/// The parts of a cluster.
+pub struct Cluster {
+    // In this order they end.
+    gateway: Gateway,
+    _tasks: JoinSet<()>,
+    kubelet: Kubelet,
+    servers: Vec<Server>,
+    watched: Arc<Watched>,
+    client: Client,
+    namespace: String,
+    kinds: Kinds,
+    api_key: Option<String>,
+    rollout: Mutex<String>,
+    plane: Plane,
+    folder: TempDir,
+}
+
+/// What the bed knows of the API server's objects.
+#[derive(Debug)]
+struct Watched {
+    pods: Mirror<Pod>,
+    maps: Mirror<ConfigMap>,
+    rollouts: Mirror<RolloutResource>,
+    workloads: Workloads,
+}
+
+#[derive(Debug)]
+enum Plane {
+    Shared(&'static ControlPlane),
+    Own(Box<ControlPlane>),
+}
+
+impl Plane {
+    fn get(&self) -> &ControlPlane {
+        match self {
+            Self::Shared(plane) => plane,
+            Self::Own(plane) => plane,
+        }
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cluster({} in {})", self.namespace, self.folder.path().display())
+    }
+}
+
+impl Cluster {
+    /// Starts everything, of these parts.
+    pub async fn start_with(setup: &Setup, parts: Parts) -> Result<Self> {
+        let mut bed = Self::prepare(setup, parts).await?;
+        bed.find_servers(setup).await?;
+        try_join_all(bed.servers.iter().map(Server::answers)).await?;
+        bed.gateway.ready().await?;
+        bed.wait("every pod of ext-proc is Ready", |bed| {
+            let pods = workloads::pods_of(EXT_PROC, &bed.watched.pods);
+            pods.iter().all(pods::is_ready)
+        })
+        .await?;
+        Ok(bed)
+    }
+
+    /// Creates all objects, and begins to run what they say.
+    async fn prepare(setup: &Setup, parts: Parts) -> Result<Self> {
+        let plane = match parts.plane {
+            Some(plane) => Plane::Own(Box::new(plane)),
+            None => Plane::Shared(ControlPlane::shared().await?),
+        };
+        let folder = tempfile::Builder::new().prefix("rollora-").tempdir().context("no temporary folder")?;
+        let namespace = plane.get().namespace("bed").await?;
+        let client = plane.get().admin().await?;
+
+        let mut objects = Manifests::render(plane.get(), &parts.manifests, &namespace, folder.path())?;
+        fit(&mut objects, setup, &namespace)?;
+        (parts.change)(&mut objects)?;
+        objects.apply(&client).await?;
+
+        let kinds = Kinds::new(&setup.servers);
+        let programs = server::programs(&kinds)?;
+        let mut options = Options::new(plane.get(), &namespace, programs, folder.path().to_owned()).await?;
+        options.projection_delay = parts.projection_delay;
+        let workloads = Workloads::of(&objects.objects, &options.node)?;
+        let kubelet = Kubelet::start(options)?;
+
+        let backends = backends(&objects)?;
+        let gateway = Gateway::start(&backends, folder.path())?;
+        let watched =
+            Arc::new(Watched { pods: Mirror::new(), maps: Mirror::new(), rollouts: Mirror::new(), workloads });
+        let mut tasks = JoinSet::new();
+        watched.follow(&mut tasks, &client, &namespace);
+        tasks.spawn({
+            let (watched, folder) = (Arc::clone(&watched), gateway.folder().to_owned());
+            async move { gateway::follow(backends, folder, &watched.pods).await }
+        });
+        let bed = Self {
+            gateway,
+            _tasks: tasks,
+            kubelet,
+            servers: Vec::new(),
+            watched,
+            client,
+            namespace,
+            kinds,
+            api_key: setup.api_key.clone(),
+            rollout: Mutex::default(),
+            plane,
+            folder,
+        };
+        bed.write_rollout(&setup.rollout.yaml()).await?;
+        Ok(bed)
+    }
+
+    /// Waits for the pods of vLLM, whose servers are then known.
+    async fn find_servers(&mut self, setup: &Setup) -> Result<()> {
+        let wanted = setup.servers.len();
+        let there = |bed: &Self| workloads::pods_of(VLLM, &bed.watched.pods).len() == wanted;
+        self.wait("there are as many pods of vLLM as wanted", there).await?;
+        for pod in workloads::pods_of(VLLM, &self.watched.pods) {
+            let server = self.server(&pod.name_any()).await?;
+            self.servers.push(server);
+        }
+        Ok(())
+    }
+
+    async fn server(&self, pod: &str) -> Result<Server> {
+        let container = self.kubelet.container(pod, "vllm").await?;
+        // As on one machine: who restarts what died is the scenario.
+        container.stays_down_when_it_ends(true);
+        let address = (container.address(), server::PORT).into();
+        let kind = self.kinds.of(pod);
+        let keeper = Box::new(PodServer::new(container, self.kinds.clone()));
+        Ok(Server::kept(pod, address, self.api_key.as_deref(), &kind, keeper))
+    }
+
+    async fn wait(&self, what: &str, holds: impl Fn(&Self) -> bool) -> Result<()> {
+        let start = clock::now();
+        while !holds(self) {
+            if start.elapsed() > START {
+                let (objects, logs) = (self.objects().await, self.logs());
+                anyhow::bail!("after {START:?} it is not so that {what}\n{objects}\n{logs}");
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// A person deletes the pod of a server; another one takes its place.
+    pub async fn delete_server(&mut self, index: usize) -> Result<()> {
+        let names =
+            |bed: &Self| -> Vec<_> { workloads::pods_of(VLLM, &bed.watched.pods).iter().map(Pod::name_any).collect() };
+        let before = names(self);
+        let name = self.servers[index].name();
+        self.pods().delete(&name, &DeleteParams::default()).await?;
+        self.wait("another pod of vLLM takes its place", |bed| {
+            let now = names(bed);
+            now.len() == before.len() && !now.contains(&name)
+        })
+        .await?;
+        let new = names(self).into_iter().find(|pod| !before.contains(pod)).context("no new pod")?;
+        self.servers[index] = self.server(&new).await?;
+        Ok(())
+    }
+
+    /// From now on a Deployment has so many pods.
+    pub fn scale(&self, deployment: &str, replicas: usize) {
+        self.watched.workloads.scale(deployment, replicas);
+    }
+
+    /// The containers of this name in the pods of a Deployment.
+    pub fn containers(&self, deployment: &str, name: &str) -> Vec<Container> {
+        let pods = workloads::pods_of(deployment, &self.watched.pods);
+        pods.iter().filter_map(|pod| self.kubelet.find(&pod.name_any(), name)).collect()
+    }
+
+    /// The sidecar beside a server.
+    pub fn sidecar(&self, index: usize) -> Result<Container> {
+        let pod = self.servers[index].name();
+        self.kubelet.find(&pod, "rollora-sidecar").with_context(|| format!("no sidecar in {pod}"))
+    }
+
+    /// The replicas of ext-proc.
+    pub fn ext_procs(&self) -> Vec<Container> {
+        self.containers(EXT_PROC, "ext-proc")
+    }
+
+    /// The replicas of the operator.
+    pub fn operators(&self) -> Vec<Container> {
+        self.containers(OPERATOR, "operator")
+    }
+
+    /// The kubelet.
+    pub fn kubelet(&self) -> &Kubelet {
+        &self.kubelet
+    }
+
+    /// The API server.
+    pub fn plane(&self) -> &ControlPlane {
+        self.plane.get()
+    }
+
+    /// A client that may do everything.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// The namespace of the bed.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Where Envoy says what it does.
+    pub fn envoy_admin(&self) -> Address {
+        self.gateway.admin()
+    }
+
+    /// Applies an object that is written without its namespace.
+    pub async fn apply(&self, mut object: Value) -> Result<()> {
+        object["metadata"]["namespace"] = json!(self.namespace);
+        manifests::apply(&self.client, &object).await
+    }
+
+    /// A kubeconfig of the admin with the namespace of the bed as the default, in a file.
+    pub fn kubeconfig(&self) -> Result<std::path::PathBuf> {
+        let path = self.folder.path().join("kubeconfig");
+        if !path.is_file() {
+            std::fs::copy(self.plane().admin_kubeconfig(), &path)?;
+            let mut command = self.plane().kubectl()?;
+            command.env("KUBECONFIG", &path);
+            let set = command.args(["config", "set-context", "--current", "--namespace", &self.namespace]).output()?;
+            ensure!(set.status.success(), "kubectl: {}", String::from_utf8_lossy(&set.stderr));
+        }
+        Ok(path)
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn maps(&self) -> Api<ConfigMap> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    async fn server_seen(&self, server: &Server) -> ServerSeen {
+        let name = server.name();
+        let pod = self.watched.pods.get(&name);
+        let sidecar = async {
+            let address = Address::Tcp((pod.as_ref().and_then(pods::address)?, SIDECAR_PORT).into());
+            http::get_json(&address, "/status").await.ok()
+        };
+        let (adapters, sidecar) = tokio::join!(server.adapters(), sidecar);
+        ServerSeen {
+            ready: pod.as_ref().is_some_and(pods::is_ready),
+            adapters: adapters.map_err(|error| format!("{error:#}")),
+            sidecar,
+            name,
+        }
+    }
+}
+
+impl Watched {
+    fn follow(self: &Arc<Self>, tasks: &mut JoinSet<()>, client: &Client, namespace: &str) {
+        fn api<K>(client: &Client, namespace: &str) -> Api<K>
+        where
+            K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+        {
+            Api::namespaced(client.clone(), namespace)
+        }
+        let (pods, maps) = (api(client, namespace), api(client, namespace));
+        let rollouts = Api::namespaced(client.clone(), namespace);
+        let workloads_pods = pods.clone();
+        let watched = Arc::clone(self);
+        tasks.spawn(async move { watched.pods.follow(pods).await });
+        let watched = Arc::clone(self);
+        tasks.spawn(async move { watched.maps.follow(maps).await });
+        let watched = Arc::clone(self);
+        tasks.spawn(async move { watched.rollouts.follow(rollouts).await });
+        let watched = Arc::clone(self);
+        tasks.spawn(async move { watched.workloads.keep(workloads_pods, &watched.pods).await });
+    }
+}
+
+impl Place for Cluster {
+    async fn start(setup: &Setup) -> Result<Self> {
+        Self::start_with(setup, Parts::default()).await
+    }
+
+    fn gateway(&self) -> Address {
+        self.gateway.address()
+    }
+
+    fn routers(&self) -> Vec<Address> {
+        let is_router = |pod: &Pod| pod.labels().get(ROUTER_POOL_LABEL).is_some_and(|pool| pool == POOL);
+        let pods = self.watched.pods.all();
+        let addresses = pods.iter().filter(|pod| is_router(pod) && pods::stays(pod)).filter_map(pods::address);
+        addresses.map(|ip: Ipv4Addr| Address::Tcp((ip, ROUTER_PORT).into())).collect()
+    }
+
+    fn servers(&self) -> &[Server] {
+        &self.servers
+    }
+
+    fn servers_mut(&mut self) -> &mut [Server] {
+        &mut self.servers
+    }
+
+    async fn adapters_file(&self) -> Result<String> {
+        user_key(&self.maps().get(ADAPTERS).await?)
+    }
+
+    async fn write_adapters(&self, text: &str) -> Result<()> {
+        let patch = Patch::Merge(json!({ "data": { KEY: text } }));
+        self.maps().patch(ADAPTERS, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    async fn replace_adapters(&self, before: &str, text: &str) -> Result<bool> {
+        let mut map = self.maps().get(ADAPTERS).await?;
+        if user_key(&map)? != before {
+            return Ok(false);
+        }
+        map.data.get_or_insert_default().insert(KEY.to_owned(), text.to_owned());
+        match self.maps().replace(ADAPTERS, &PostParams::default(), &map).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn rollout_file(&self) -> Result<String> {
+        Ok(self.rollout.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    async fn write_rollout(&self, text: &str) -> Result<()> {
+        self.apply(serde_saphyr::from_str(text)?).await?;
+        text.clone_into(&mut self.rollout.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(())
+    }
+
+    async fn look(&self) -> Seen {
+        let routers = self.routers();
+        let rules = routers.iter().map(|router| http::get_json(router, "/rules"));
+        let servers = self.servers.iter().map(|server| self.server_seen(server));
+        let (rules, servers) = tokio::join!(join_all(rules), join_all(servers));
+        let rollout = self.watched.rollouts.get(MODEL).ok_or_else(|| "there is no Rollout".to_owned());
+        let map = self.watched.maps.get(ADAPTERS);
+        Seen {
+            status: rollout.map(|rollout| rollout.status.unwrap_or_default()),
+            routers: rules
+                .into_iter()
+                .map(|rules| rules.map_err(|error: anyhow::Error| format!("{error:#}")))
+                .collect(),
+            servers,
+            adapters_file: map.as_ref().and_then(|map| user_key(map).ok()).unwrap_or_default(),
+            file_problems: Vec::new(),
+        }
+    }
+
+    async fn say(&self, arguments: &[&str]) -> Result<Spoken> {
+        let mut command = Command::new(program("rollora", "rollora-cli")?);
+        command.args(arguments).args(["-n", &self.namespace]);
+        command.env("KUBECONFIG", self.kubeconfig()?).env("NO_COLOR", "1");
+        // Where a state folder stands, `rollora local` would be meant.
+        command.current_dir(self.folder.path());
+        run(command).await
+    }
+
+    fn gateway_is_in_operator(&self) -> bool {
+        false
+    }
+
+    fn kill_operator(&mut self) {
+        self.operators().iter().for_each(Container::kill_and_hold);
+    }
+
+    async fn start_operator(&mut self) -> Result<()> {
+        let operators = self.operators();
+        operators.iter().for_each(Container::release);
+        self.wait("the operator runs", |_| operators.iter().all(Container::runs)).await
+    }
+
+    fn logs(&self) -> String {
+        evidence::logs(self)
+    }
+
+    async fn objects(&self) -> String {
+        evidence::objects(self).await
+    }
+}
+
+/// The manifests with what a setup says, as a user's overlay would.
+fn fit(objects: &mut Manifests, setup: &Setup, namespace: &str) -> Result<()> {
+    let adapters: Value = serde_saphyr::from_str(&setup.adapters_yaml())?;
+    objects.object_mut("ConfigMap", ADAPTERS)?["data"] = adapters["data"].clone();
+    let vllm = objects.object_mut("Deployment", VLLM)?;
+    vllm["spec"]["replicas"] = json!(setup.servers.len());
+    let spec = &mut vllm["spec"]["template"]["spec"];
+    // Half a minute is longer than a scenario is.
+    push(&mut spec["initContainers"][0]["args"], json!("--unload-grace=300ms"))?;
+    if let Some(key) = &setup.api_key {
+        let variable = json!({
+            "name": "VLLM_API_KEY",
+            "valueFrom": { "secretKeyRef": { "name": "vllm-api-key", "key": "key" } },
+        });
+        push(&mut spec["initContainers"][0]["env"], variable.clone())?;
+        push(&mut spec["containers"][0]["env"], variable)?;
+        objects.objects.push(json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": { "name": "vllm-api-key", "namespace": namespace },
+            "stringData": { "key": key },
+        }));
+    }
+    Ok(())
+}
+
+/// Adds to a list that may not be there yet.
+pub fn push(list: &mut Value, value: Value) -> Result<()> {
+    if list.is_null() {
+        *list = json!([]);
+    }
+    list.as_array_mut().context("not a list")?.push(value);
+    Ok(())
+}
+
+/// Which pods are behind Envoy's clusters, as pool and Service say.
+fn backends(objects: &Manifests) -> Result<Vec<Backend>> {
+    let find = |kind: &str, name: &str| {
+        let found = objects.objects.iter().find(|it| it["kind"] == kind && it["metadata"]["name"] == name);
+        found.with_context(|| format!("the manifests have no {kind} {name}"))
+    };
+    let labels = |value: &Value| serde_json::from_value::<BTreeMap<String, String>>(value.clone());
+    let port = |value: &Value| value.as_u64().and_then(|port| port.try_into().ok()).context("no port");
+    let (pool, service) = (find("InferencePool", POOL)?, find("Service", EXT_PROC)?);
+    Ok(vec![
+        Backend {
+            cluster: "vllm",
+            labels: labels(&pool["spec"]["selector"]["matchLabels"])?,
+            port: port(&pool["spec"]["targetPorts"][0]["number"])?,
+        },
+        Backend {
+            cluster: "rollora-ext-proc",
+            labels: labels(&service["spec"]["selector"])?,
+            port: port(&service["spec"]["ports"][0]["port"])?,
+        },
+    ])
+}
+
+fn user_key(map: &ConfigMap) -> Result<String> {
+    let text = map.data.as_ref().and_then(|data| data.get(KEY));
+    text.cloned().with_context(|| format!("the ConfigMap has no key {KEY}"))
+}
+
+/// What the operator wrote for the sidecars.
+fn operator_key(map: &ConfigMap) -> Option<&String> {
+    map.data.as_ref()?.get(OPERATOR_KEY)
+}
+
+/// Which kind of server a bed has at a place; see [`Setup::servers`].
+fn kind_at(kinds: &[Kind], index: usize) -> Option<&Kind> {
+    kinds.get(index).or(kinds.last())
+}
