@@ -24,7 +24,7 @@ use folder::Folder;
 use identity::Identity;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, api::PostParams};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 use std::{
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -106,6 +106,12 @@ impl ControlPlane {
     /// From now on the API server takes connections and answers none, until [`ControlPlane::thaw_api_server`].
     pub fn freeze_api_server(&self) {
         self.signal(Signal::STOP);
+        // Its threads stand still one by one. Whoever ended meanwhile stands still too.
+        let id = self.api_server.as_ref().and_then(|process| Pid::from_raw(process.id().cast_signed()));
+        if let Some(id) = id {
+            let until = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            waitid(WaitId::Pid(id), until).ok();
+        }
     }
 
     /// The API server goes on where it stood.

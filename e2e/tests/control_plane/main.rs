@@ -5,6 +5,7 @@
 mod access;
 mod definitions;
 mod end;
+mod manifests;
 mod outage;
 
 use anyhow::{Result, bail};
