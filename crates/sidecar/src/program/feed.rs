@@ -11,15 +11,21 @@ use rollora_sidecar::{
     in_force::{InForce, Reading, Texts},
     watch_file::WatchFile,
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 /// The program's name, as the API server's audit log shows it.
 const AGENT: &str = "rollora-sidecar";
+
+/// The API is waited for this long before the mount has to do.
+const FIRST_ANSWER: Duration = Duration::from_millis(750);
 
 /// The adapters file, wherever it comes from: the last good one is in force.
 #[derive(Debug)]
@@ -72,9 +78,11 @@ impl Feed {
 
     /// Reads everything now. When this returns, what is published is not older than the call, or it is said why.
     pub(crate) async fn refresh(&self) {
-        match &self.configmap {
-            Some(configmap) => configmap.refresh().await,
-            None => self.file.refresh().await,
+        if let Some(configmap) = &self.configmap {
+            configmap.refresh().await;
+        }
+        if !self.has_spoken() {
+            self.file.refresh().await;
         }
         self.take();
     }
@@ -103,10 +111,17 @@ impl Feed {
                     Ok(()) = texts.changed() => {}
                 }
                 self.take();
-                if self.spoken.load(Ordering::Relaxed) {
+                if self.has_spoken() {
                     mount.cancel();
                 }
             }
+        };
+        let silence = async {
+            sleep(FIRST_ANSWER).await;
+            if configmap.seen().borrow().problem.is_none() {
+                self.fall_back(Some("the API server has not answered yet".to_owned()));
+            }
+            std::future::pending::<()>().await;
         };
         let watched = async {
             tokio::join!(configmap.run(stop.clone()), self.file.run(mount.clone()));
@@ -114,7 +129,12 @@ impl Feed {
         tokio::select! {
             () = watched => {}
             () = follow => {}
+            () = silence => {}
         }
+    }
+
+    fn has_spoken(&self) -> bool {
+        self.configmap.is_some() && self.spoken.load(Ordering::Relaxed)
     }
 
     /// Takes what was read last.
@@ -138,7 +158,7 @@ impl Feed {
 
     /// Does without the API, for this reason; none while nothing is known yet.
     fn fall_back(&self, problem: Option<String>) {
-        if self.spoken.load(Ordering::Relaxed) {
+        if self.has_spoken() {
             self.in_force.tell(problem);
             return;
         }

@@ -12,7 +12,7 @@ use axum::{
 use futures_util::stream;
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
@@ -31,9 +31,8 @@ struct Shared {
     events: Vec<(u64, Value)>,
     objects: BTreeMap<String, Value>,
     forbidden: bool,
-    /// Watches say nothing of what happens, and nobody is answered about one object.
-    mute_watches: bool,
-    mute_reads: bool,
+    /// Verbs that get no answer; watches say nothing of what happens.
+    mute: BTreeSet<&'static str>,
     /// What was asked.
     log: Vec<String>,
 }
@@ -142,14 +141,14 @@ impl Api {
         self.server.shared.lock().unwrap().forbidden = forbidden;
     }
 
-    /// Watches tell nothing any more, as behind a proxy that is stuck.
-    pub(crate) fn mute_watches(&self) {
-        self.server.shared.lock().unwrap().mute_watches = true;
+    /// Asked for this verb, it takes the connection and says nothing, as behind a proxy that is stuck.
+    pub(crate) fn mute(&self, verb: &'static str) {
+        self.server.shared.lock().unwrap().mute.insert(verb);
     }
 
-    /// Reads of one object are not answered any more.
-    pub(crate) fn mute_reads(&self) {
-        self.server.shared.lock().unwrap().mute_reads = true;
+    /// It answers again.
+    pub(crate) fn speak(&self) {
+        self.server.shared.lock().unwrap().mute.clear();
     }
 
     pub(crate) fn log(&self) -> Vec<String> {
@@ -174,7 +173,7 @@ async fn read(State(server): State<Server>, Path((namespace, name)): Path<(Strin
     let (found, forbidden, muted) = {
         let mut shared = server.shared.lock().unwrap();
         shared.log.push(format!("get {namespace}/{name}"));
-        (shared.objects.get(&name).cloned(), shared.forbidden, shared.mute_reads)
+        (shared.objects.get(&name).cloned(), shared.forbidden, shared.mute.contains("get"))
     };
     if muted {
         std::future::pending::<()>().await;
@@ -201,6 +200,10 @@ async fn list_or_watch(
     let is_watch = query.get("watch").is_some_and(|value| value == "true" || value == "1");
     let verb = if is_watch { "watch" } else { "list" };
     let name = selected.strip_prefix("metadata.name=").map(str::to_owned);
+    let muted = !is_watch && server.shared.lock().unwrap().mute.contains("list");
+    if muted {
+        std::future::pending::<()>().await;
+    }
     {
         let mut shared = server.shared.lock().unwrap();
         shared.log.push(format!("{verb} {namespace}?{selected}"));
@@ -224,7 +227,7 @@ async fn list_or_watch(
                 let wanted =
                     |event: &Value| name.as_deref().is_none_or(|name| event["object"]["metadata"]["name"] == *name);
                 let found = shared.events.iter().find(|(version, event)| *version > from && wanted(event)).cloned();
-                found.filter(|_| !shared.mute_watches)
+                found.filter(|_| !shared.mute.contains("watch"))
             };
             if let Some((version, event)) = next {
                 let line = format!("{event}\n");

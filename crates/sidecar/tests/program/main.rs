@@ -4,6 +4,7 @@
 
 mod api;
 mod bed;
+mod documents;
 mod end;
 #[path = "../loop/fake.rs"]
 #[allow(dead_code, reason = "shared with the tests of the loop")]

@@ -155,6 +155,19 @@ fn the_mount_holds_until_the_api_has_spoken_and_not_after() {
 }
 
 #[test]
+fn an_api_server_that_takes_connections_and_says_nothing_is_not_waited_for() {
+    let mut bed = Bed::new();
+    bed.swap(&["mounted"]);
+    bed.apply(&["v1"], &[]);
+    bed.api.mute("list");
+    let mut sidecar = bed.start(&[]);
+    sidecar.until_state("mounted", AdapterState::Verified);
+    error(&mut sidecar, "did not answer");
+    bed.api.speak();
+    sidecar.until_state("v1", AdapterState::Verified);
+}
+
+#[test]
 fn what_cannot_be_read_changes_nothing() {
     let bed = Bed::new();
     bed.apply(&["v1"], &[]);
@@ -192,7 +205,7 @@ fn retiring(bed: &Bed) -> Program {
 fn before_an_unload_the_api_is_asked_itself() {
     let bed = Bed::new();
     let mut sidecar = retiring(&bed);
-    bed.api.mute_watches();
+    bed.api.mute("watch");
     bed.apply(&["v1"], &[]);
     sidecar.until_state("v1", AdapterState::Verified);
     assert_eq!(bed.vllm.count("unload v1"), 0, "somebody put it back, and only a read could tell");
@@ -203,7 +216,7 @@ fn before_an_unload_the_api_is_asked_itself() {
 fn an_api_server_that_does_not_answer_does_not_keep_an_adapter_for_ever() {
     let bed = Bed::new();
     let mut sidecar = retiring(&bed);
-    bed.api.mute_reads();
+    bed.api.mute("get");
     sidecar.until_state("v1", AdapterState::Gone);
     assert_eq!(bed.vllm.count("unload v1"), 1);
 }
