@@ -11,7 +11,7 @@ use crate::{
     judge::{Killed, Outage, Record, Verdict},
     rollora::Spoken,
     rules::RulesLog,
-    seen::{Condition, Seen, loaded_everywhere, served_by},
+    seen::{Condition, Seen, every_server_is_ready, loaded_everywhere, served_by},
     server::{Kind, Server},
     traffic::{Ask, Count, Crowd, Traffic, count},
 };
@@ -182,9 +182,10 @@ impl<P: Place> Bed<P> {
         Ok(())
     }
 
-    /// The beginning of every scenario: v1 is on every server and has all requests.
+    /// The beginning of every scenario: v1 is on every server and has all requests, and every server gets some.
     pub async fn sees_baseline(&self) -> Result<()> {
-        self.sees(served_by(MODEL, V1).and(loaded_everywhere(V1))).await.map(drop)
+        let serves = served_by(MODEL, V1).and(loaded_everywhere(V1));
+        self.sees(serves.and(every_server_is_ready())).await.map(drop)
     }
 
     /// A person adds a line to the adapters file.

@@ -13,9 +13,9 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -84,6 +84,20 @@ impl Gateway {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Which endpoints of a cluster Envoy sends requests to.
+    pub(super) async fn endpoints(&self, cluster: &str) -> BTreeSet<IpAddr> {
+        let answer: Option<Value> = http::get_json(&self.admin(), "/clusters?format=json").await.ok();
+        let statuses = answer.as_ref().and_then(|answer| answer["cluster_statuses"].as_array());
+        let status = statuses.into_iter().flatten().find(|status| status["name"] == cluster);
+        let hosts = status.and_then(|status| status["host_statuses"].as_array()).into_iter().flatten();
+        let healthy = hosts.filter(|host| {
+            let health = host["health_status"].as_object();
+            // Whatever else is said there is a reason to send nothing.
+            health.is_some_and(|health| health.len() == 1) && host["health_status"]["eds_health_status"] == "HEALTHY"
+        });
+        healthy.filter_map(|host| host["address"]["socket_address"]["address"].as_str()?.parse().ok()).collect()
     }
 
     /// Where clients send their requests.

@@ -40,12 +40,12 @@ use rollora_api::{
 use serde_json::{Value, json};
 use server::{Kinds, PodServer};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     process::Command,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -147,11 +147,7 @@ impl Cluster {
         bed.find_servers(setup).await?;
         try_join_all(bed.servers.iter().map(Server::answers)).await?;
         bed.gateway.ready().await?;
-        bed.wait("every pod of ext-proc is Ready", |bed| {
-            let pods = workloads::pods_of(EXT_PROC, &bed.watched.pods);
-            pods.iter().all(pods::is_ready)
-        })
-        .await?;
+        bed.reaches_ext_proc().await?;
         Ok(bed)
     }
 
@@ -230,12 +226,29 @@ impl Cluster {
     async fn wait(&self, what: &str, holds: impl Fn(&Self) -> bool) -> Result<()> {
         let start = clock::now();
         while !holds(self) {
-            if start.elapsed() > START {
-                let (objects, logs) = (self.objects().await, self.logs());
-                anyhow::bail!("after {START:?} it is not so that {what}\n{objects}\n{logs}");
-            }
-            tokio::time::sleep(LOOK).await;
+            self.still_in_time(start, what).await?;
         }
+        Ok(())
+    }
+
+    /// Waits until Envoy sends requests by way of every pod of ext-proc.
+    async fn reaches_ext_proc(&self) -> Result<()> {
+        let start = clock::now();
+        loop {
+            let pods = workloads::pods_of(EXT_PROC, &self.watched.pods).len();
+            if pods > 0 && self.gateway.endpoints(EXT_PROC).await.len() == pods {
+                return Ok(());
+            }
+            self.still_in_time(start, "Envoy reaches every pod of ext-proc").await?;
+        }
+    }
+
+    async fn still_in_time(&self, start: Instant, what: &str) -> Result<()> {
+        if start.elapsed() > START {
+            let (objects, logs) = (self.objects().await, self.logs());
+            anyhow::bail!("after {START:?} it is not so that {what}\n{objects}\n{logs}");
+        }
+        tokio::time::sleep(LOOK).await;
         Ok(())
     }
 
@@ -335,16 +348,14 @@ impl Cluster {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    async fn server_seen(&self, server: &Server) -> ServerSeen {
+    async fn server_seen(&self, server: &Server, endpoints: &BTreeSet<IpAddr>) -> ServerSeen {
         let name = server.name();
         let pod = self.watched.pods.get(&name);
-        let sidecar = async {
-            let address = Address::Tcp((pod.as_ref().and_then(pods::address)?, SIDECAR_PORT).into());
-            http::get_json(&address, "/status").await.ok()
-        };
+        let ip = pod.as_ref().and_then(pods::address);
+        let sidecar = async { http::get_json(&Address::Tcp((ip?, SIDECAR_PORT).into()), "/status").await.ok() };
         let (adapters, sidecar) = tokio::join!(server.adapters(), sidecar);
         ServerSeen {
-            ready: pod.as_ref().is_some_and(pods::is_ready),
+            ready: ip.is_some_and(|ip| endpoints.contains(&IpAddr::V4(ip))),
             adapters: adapters.map_err(|error| format!("{error:#}")),
             sidecar,
             name,
@@ -434,7 +445,8 @@ impl Place for Cluster {
     async fn look(&self) -> Seen {
         let routers = self.routers();
         let rules = routers.iter().map(|router| http::get_json(router, "/rules"));
-        let servers = self.servers.iter().map(|server| self.server_seen(server));
+        let endpoints = self.gateway.endpoints("vllm").await;
+        let servers = self.servers.iter().map(|server| self.server_seen(server, &endpoints));
         let (rules, servers) = tokio::join!(join_all(rules), join_all(servers));
         let rollout = self.watched.rollouts.get(MODEL).ok_or_else(|| "there is no Rollout".to_owned());
         let map = self.watched.maps.get(ADAPTERS);

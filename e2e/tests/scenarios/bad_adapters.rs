@@ -4,11 +4,17 @@ use anyhow::{Context as _, Result, ensure};
 use rollora_e2e::{
     bed::{Bed, Place, Setup},
     guide::{MODEL, V1, V2, V3},
-    scenario::on_one_machine,
+    scenario::on,
     seen::{every_server_is_ready, rejected, served_by, split, succeeded},
     traffic::Crowd,
 };
 use std::time::Duration;
+
+rollora_e2e::on_both_beds!(
+    an_adapter_that_cannot_be_loaded_is_tried_on_one_server_and_rejected,
+    an_adapter_that_ends_the_server_at_load_hurts_one_server_and_no_client,
+    an_adapter_that_ends_the_server_at_first_use_hurts_one_server_and_no_client,
+);
 
 fn setup(flags: &[&str]) -> Setup {
     Setup::guide(Duration::from_millis(300)).with_flags(flags)
@@ -39,10 +45,9 @@ async fn one_line_says<P: Place>(bed: &Bed<P>, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn an_adapter_that_cannot_be_loaded_is_tried_on_one_server_and_rejected() {
+fn an_adapter_that_cannot_be_loaded_is_tried_on_one_server_and_rejected<P: Place>() {
     for (fault, word) in [("not-found", "found no adapter"), ("rank", "has rank 32")] {
-        on_one_machine(&setup(&["--fail-load", &format!("{V2}={fault}")]), async |bed| {
+        on::<P>(&setup(&["--fail-load", &format!("{V2}={fault}")]), async |bed| {
             v2_is_listed(bed).await?;
             bed.sees(rejected(V2)).await?;
             one_line_says(bed, &[V2, word]).await?;
@@ -61,18 +66,16 @@ fn an_adapter_that_cannot_be_loaded_is_tried_on_one_server_and_rejected() {
     }
 }
 
-#[test]
-fn an_adapter_that_ends_the_server_at_load_hurts_one_server_and_no_client() {
-    a_deadly_adapter("--deadly-load");
+fn an_adapter_that_ends_the_server_at_load_hurts_one_server_and_no_client<P: Place>() {
+    a_deadly_adapter::<P>("--deadly-load");
 }
 
-#[test]
-fn an_adapter_that_ends_the_server_at_first_use_hurts_one_server_and_no_client() {
-    a_deadly_adapter("--deadly-use");
+fn an_adapter_that_ends_the_server_at_first_use_hurts_one_server_and_no_client<P: Place>() {
+    a_deadly_adapter::<P>("--deadly-use");
 }
 
-fn a_deadly_adapter(flag: &str) {
-    on_one_machine(&setup(&[flag, &format!("{V2}=cut")]), async |bed| {
+fn a_deadly_adapter<P: Place>(flag: &str) {
+    on::<P>(&setup(&[flag, &format!("{V2}=cut")]), async |bed| {
         v2_is_listed(bed).await?;
         bed.sees(rejected(V2)).await?;
         one_line_says(bed, &[V2, "died"]).await?;

@@ -2,18 +2,19 @@
 
 use anyhow::ensure;
 use rollora_e2e::{
-    bed::{Place as _, Setup},
+    bed::{Place, Setup},
     guide::{MODEL, V1, V2},
-    scenario::on_one_machine,
+    scenario::on,
     seen::{cleaned_up, succeeded},
     traffic::{Ask, Crowd, Failure, Kind, ask_once},
 };
 use std::time::Duration;
 
-#[test]
-fn with_a_key_rollora_uses_its_own_and_clients_bring_theirs() {
+rollora_e2e::on_both_beds!(with_a_key_rollora_uses_its_own_and_clients_bring_theirs);
+
+fn with_a_key_rollora_uses_its_own_and_clients_bring_theirs<P: Place>() {
     let setup = Setup { api_key: Some("secret".to_owned()), ..Setup::guide(Duration::from_millis(300)) };
-    on_one_machine(&setup, async |bed| {
+    on::<P>(&setup, async |bed| {
         bed.sees_baseline().await?;
         bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
         bed.list(V2).await?;

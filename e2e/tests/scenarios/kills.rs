@@ -10,11 +10,17 @@ use rollora_e2e::{
     bed::{Bed, Place, Setup},
     guide::{MODEL, V1, V2},
     judge::Verdict,
-    scenario::{long, on_one_machine},
+    scenario::{long, on},
     seen::{cleaned_up, every_server_is_ready, served_by, split, succeeded},
     traffic::Crowd,
 };
-use std::{sync::Mutex, time::Duration};
+use std::time::Duration;
+
+rollora_e2e::on_both_beds!(
+    killed_once_at_a_random_moment_it_comes_to_the_same_end,
+    killed_again_and_again_it_comes_to_the_same_end,
+    a_server_killed_and_started_again_at_each_step_costs_only_what_it_was_working_on,
+);
 
 /// What a run is made of. In the long schedule each has at least 2,000 requests.
 #[derive(Clone, Copy)]
@@ -37,28 +43,26 @@ impl Run {
     }
 }
 
-#[test]
-fn killed_once_at_a_random_moment_it_comes_to_the_same_end() {
+fn killed_once_at_a_random_moment_it_comes_to_the_same_end<P: Place>() {
     let (seeds, run) = (if long() { 0..50 } else { 0..2 }, Run::wanted());
-    let sum = Mutex::new(Sum::default());
+    let mut sum = Sum::default();
     for seed in seeds {
         let mut random = StdRng::seed_from_u64(seed);
         let moment = random.random_range(Duration::ZERO..run.takes);
         let away = random.random_range(Duration::ZERO..Duration::from_millis(300));
-        on_one_machine(&Setup::guide(run.pause), async |bed| {
+        on::<P>(&Setup::guide(run.pause), async |bed| {
             let verdict = the_guide_with_kills(bed, run, [(moment, away)]).await?;
             if long() {
                 say(&format!("kill, seed {seed}: {moment:.1?} after the edit, away for {away:.1?}: {verdict}"));
             }
-            sum.lock().unwrap().add(verdict);
+            sum.add(verdict);
             Ok(())
         });
     }
-    sum.lock().unwrap().say("the guide with one kill of rollora local");
+    sum.say("the guide with one kill of rollora local");
 }
 
-#[test]
-fn killed_again_and_again_it_comes_to_the_same_end() {
+fn killed_again_and_again_it_comes_to_the_same_end<P: Place>() {
     let seed = 7;
     let mut random = StdRng::seed_from_u64(seed);
     let kills = std::iter::repeat_with(|| {
@@ -67,7 +71,7 @@ fn killed_again_and_again_it_comes_to_the_same_end() {
     });
     let kills: Vec<_> = kills.take(8).collect();
     let run = Run::wanted();
-    on_one_machine(&Setup::guide(run.pause), async |bed| the_guide_with_kills(bed, run, kills).await.map(drop));
+    on::<P>(&Setup::guide(run.pause), async |bed| the_guide_with_kills(bed, run, kills).await.map(drop));
 }
 
 /// Lists v2, kills so long after that (or after the last start), starts again so long after the kill.
@@ -90,12 +94,11 @@ async fn the_guide_with_kills<P: Place>(
     Ok(bed.clients_saw_nothing_wrong().await?.verdict())
 }
 
-#[test]
-fn a_server_killed_and_started_again_at_each_step_costs_only_what_it_was_working_on() {
+fn a_server_killed_and_started_again_at_each_step_costs_only_what_it_was_working_on<P: Place>() {
     let setup = Setup::guide(Duration::from_millis(2500));
     let clients = Crowd::mixed(MODEL, Duration::from_millis(20));
     let connections = clients.connections.len();
-    on_one_machine(&setup, async |bed| {
+    on::<P>(&setup, async |bed| {
         bed.sees_baseline().await?;
         bed.clients_start(&clients);
         for (index, step) in [(0, None), (1, Some((90, 10))), (2, Some((50, 50)))] {

@@ -6,7 +6,7 @@ use rollora_api::rollout::status::Phase;
 use rollora_e2e::{
     bed::{Bed, Place, Setup},
     guide::{MODEL, V1, V2, V3},
-    scenario::{long, on_one_machine},
+    scenario::{long, on},
     seen::{cleaned_up, gone_everywhere, phase, served_by, split, succeeded},
     traffic::Crowd,
 };
@@ -20,15 +20,21 @@ async fn at_half<P: Place>(bed: &mut Bed<P>) -> Result<()> {
     bed.sees(split(MODEL, &[(V1, 50), (V2, 50)]).and(phase(Phase::Paused))).await.map(drop)
 }
 
+rollora_e2e::on_both_beds!(
+    an_abort_gives_all_new_requests_back_to_the_old_version_at_once,
+    a_newer_version_listed_at_half_starts_over_from_the_stable_one,
+    a_candidate_unlisted_at_half_loses_its_traffic_before_it_is_unloaded,
+    a_candidate_taken_out_of_the_file_at_half_goes_back_to_the_stable_one,
+);
+
 fn setup() -> Setup {
     Setup::open_at_half(Duration::from_millis(300))
 }
 
-#[test]
-fn an_abort_gives_all_new_requests_back_to_the_old_version_at_once() {
+fn an_abort_gives_all_new_requests_back_to_the_old_version_at_once<P: Place>() {
     let rounds = if long() { 20 } else { 1 };
     for _ in 0..rounds {
-        on_one_machine(&setup(), async |bed| {
+        on::<P>(&setup(), async |bed| {
             at_half(bed).await?;
             let file = bed.place.adapters_file().await?;
 
@@ -62,9 +68,8 @@ fn now() -> Instant {
     Instant::now()
 }
 
-#[test]
-fn a_newer_version_listed_at_half_starts_over_from_the_stable_one() {
-    on_one_machine(&setup(), async |bed| {
+fn a_newer_version_listed_at_half_starts_over_from_the_stable_one<P: Place>() {
+    on::<P>(&setup(), async |bed| {
         at_half(bed).await?;
         bed.list(V3).await?;
         bed.sees(split(MODEL, &[(V1, 90), (V3, 10)])).await?;
@@ -83,9 +88,8 @@ fn a_newer_version_listed_at_half_starts_over_from_the_stable_one() {
     });
 }
 
-#[test]
-fn a_candidate_unlisted_at_half_loses_its_traffic_before_it_is_unloaded() {
-    on_one_machine(&setup(), async |bed| {
+fn a_candidate_unlisted_at_half_loses_its_traffic_before_it_is_unloaded<P: Place>() {
+    on::<P>(&setup(), async |bed| {
         at_half(bed).await?;
         bed.unlist(V2).await?;
         bed.sees(served_by(MODEL, V1)).await?;
@@ -96,9 +100,8 @@ fn a_candidate_unlisted_at_half_loses_its_traffic_before_it_is_unloaded() {
     });
 }
 
-#[test]
-fn a_candidate_taken_out_of_the_file_at_half_goes_back_to_the_stable_one() {
-    on_one_machine(&setup(), async |bed| {
+fn a_candidate_taken_out_of_the_file_at_half_goes_back_to_the_stable_one<P: Place>() {
+    on::<P>(&setup(), async |bed| {
         at_half(bed).await?;
         bed.remove(V2).await?;
         bed.sees(served_by(MODEL, V1).and(succeeded(V1))).await?;

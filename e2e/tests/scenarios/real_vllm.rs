@@ -7,15 +7,16 @@ use rollora_e2e::{
     files::{Entry, RolloutFile},
     guide::{MODEL, V1, V2},
     judge::Record,
-    scenario::on_one_machine,
-    seen::{cleaned_up, loaded_everywhere, served_by, succeeded},
+    scenario::on,
+    seen::{cleaned_up, every_server_is_ready, loaded_everywhere, served_by, succeeded},
     server::Kind,
     traffic::{Ask, Crowd, Kind as Answer, Outcome, ask_once},
 };
 use std::{path::PathBuf, time::Duration};
 
-#[test]
-fn the_guide_on_a_real_vllm_changes_what_the_model_says() {
+rollora_e2e::on_both_beds!(the_guide_on_a_real_vllm_changes_what_the_model_says);
+
+fn the_guide_on_a_real_vllm_changes_what_the_model_says<P: Place>() {
     let Some(home) = std::env::var_os("ROLLORA_VLLM_HOME").map(PathBuf::from) else {
         say("skipped: the guide on a real vLLM, because ROLLORA_VLLM_HOME is not set (`cargo xtask test` sets it)");
         return;
@@ -26,8 +27,9 @@ fn the_guide_on_a_real_vllm_changes_what_the_model_says() {
         rollout: RolloutFile { quiet_for: Duration::from_secs(1), ..RolloutFile::guide(Duration::from_secs(3)) },
         api_key: None,
     };
-    on_one_machine(&setup, async |bed| {
-        bed.sees_within(Duration::from_secs(30), loaded_everywhere(V1).and(served_by(MODEL, V1))).await?;
+    on::<P>(&setup, async |bed| {
+        let baseline = loaded_everywhere(V1).and(served_by(MODEL, V1)).and(every_server_is_ready());
+        bed.sees_within(Duration::from_secs(30), baseline).await?;
         let before = text(bed).await?;
         let (json, sse) = (Ask::new(MODEL, Answer::Json, 2), Ask::new(MODEL, Answer::Sse, 20));
         bed.clients_start(&Crowd { connections: vec![json, sse], pace: Duration::from_millis(100) });

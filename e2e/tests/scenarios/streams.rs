@@ -2,22 +2,23 @@
 
 use anyhow::{Result, ensure};
 use rollora_e2e::{
-    bed::Setup,
+    bed::{Place, Setup},
     guide::{MODEL, V1, V2},
-    scenario::on_one_machine,
+    scenario::on,
     seen::{cleaned_up, served_by, succeeded},
     server::Kind,
     traffic::{Ask, Crowd, Kind as Answer},
 };
 use std::time::Duration;
 
+rollora_e2e::on_both_beds!(streams_survive_the_whole_rollout_uncut);
+
 /// Each stream lasts about as long as all steps of the rollout together: some begin before v2 is listed and end when it
 /// has everything, and v1 is not unloaded beneath them.
-#[test]
-fn streams_survive_the_whole_rollout_uncut() {
+fn streams_survive_the_whole_rollout_uncut<P: Place>() {
     let servers = vec![Kind::simulated(&["--token-millis", "10"]); 3];
     let setup = Setup { servers, ..Setup::guide(Duration::from_millis(700)) };
-    on_one_machine(&setup, async |bed| {
+    on::<P>(&setup, async |bed| {
         bed.sees_baseline().await?;
         let stream = Ask::new(MODEL, Answer::Sse, 300);
         bed.clients_start(&Crowd { connections: vec![stream; 12], pace: Duration::from_millis(10) });

@@ -153,8 +153,11 @@ impl Container {
     /// Whether it is down and stays so until it is released.
     pub fn is_held(&self) -> bool {
         let state = self.state();
-        let ended = state.process.as_ref().is_none_or(|process| process.ended().is_some());
-        ended && (state.held || state.stays_down && state.view.id.is_some())
+        match &state.process {
+            // It ended a moment ago, and nobody has looked yet.
+            Some(process) => state.stays_down && process.ended().is_some(),
+            None => state.held,
+        }
     }
 
     /// How often it was started again.
