@@ -9,7 +9,7 @@ use crate::{
 };
 use bytes::Bytes;
 use jiff::Timestamp;
-use prometheus_client::{encoding::text::encode, registry::Registry};
+use prometheus_client::{encoding::text::encode, metrics::gauge::Gauge, registry::Registry};
 use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
 use rollora_router::{guard::Guard, in_force::InForce};
 use serde_json::json;
@@ -51,7 +51,14 @@ pub(crate) fn empty() -> Arc<InForce> {
 
 pub(crate) fn rules(in_force: &Arc<InForce>) -> Arc<Rules> {
     let in_force = Arc::clone(in_force);
-    Arc::new(Rules { in_force, guard: Guard::Administration, max_body: 1000, clock: || at(9) })
+    Arc::new(Rules {
+        in_force,
+        guard: Guard::Administration,
+        max_body: 1000,
+        complained: false.into(),
+        streams: Gauge::default(),
+        clock: || at(9),
+    })
 }
 
 /// The lines of the router's metrics that have a value other than 0 and are no buckets.

@@ -5,7 +5,11 @@ use clap::{Parser, ValueEnum};
 use rollora_api::duration::GatewayDuration;
 use rollora_ext_proc::{Options, Settings, run};
 use rollora_router::guard::Guard;
-use std::{net::IpAddr, process::ExitCode};
+use std::{
+    io::{self, IsTerminal as _},
+    net::IpAddr,
+    process::ExitCode,
+};
 use tracing_subscriber::EnvFilter;
 
 /// Rewrites the `model` of requests behind Envoy's ext_proc filter, as the InferenceModelRewrites of a pool say.
@@ -99,16 +103,22 @@ impl From<Arguments> for Options {
     }
 }
 
+/// What is logged where `RUST_LOG` says nothing. kube's client calls an outage an error at every try; here it is said
+/// once, in words.
+const LOGGED: &str = "info,kube_client=off";
+
 #[tokio::main]
 async fn main() -> ExitCode {
     // Fails only where there is a provider already, which is then this one.
     rustls::crypto::ring::default_provider().install_default().ok();
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let color = io::stderr().is_terminal() && !plain;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
     match arguments.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.with_ansi(color).init(),
+        LogFormat::Json => log.with_ansi(false).json().flatten_event(true).init(),
     }
     match run(arguments.into()).await {
         Ok(()) => ExitCode::SUCCESS,

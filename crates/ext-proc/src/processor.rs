@@ -23,6 +23,7 @@ use bytes::Bytes;
 use http::{HeaderName, StatusCode, header::CONTENT_LENGTH};
 use jiff::Timestamp;
 use mode::{Mode, Modes};
+use prometheus_client::metrics::gauge::Gauge;
 use rollora_router::{
     exchange::{BodyAction, Exchange, HeadAction, RequestHead},
     guard::Guard,
@@ -30,7 +31,13 @@ use rollora_router::{
     in_force::InForce,
     refusal::{Refusal, error_body},
 };
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 /// The longest piece of a body in one reply: Envoy's advice is to stay below 64 KiB.
 pub(crate) const LONGEST_PART: usize = 62_000;
@@ -42,6 +49,10 @@ pub(crate) struct Rules {
     pub(crate) guard: Guard,
     /// The longest body that is taken as a whole.
     pub(crate) max_body: usize,
+    /// A filter that cannot be served was told of in the log.
+    pub(crate) complained: AtomicBool,
+    /// How many streams there are.
+    pub(crate) streams: Gauge,
     /// Asked when a stream ends; at all other times it is told.
     pub(crate) clock: fn() -> Timestamp,
 }
@@ -71,6 +82,7 @@ pub(crate) type Replies = VecDeque<Reply>;
 
 impl Processor {
     pub(crate) fn new(rules: Arc<Rules>) -> Self {
+        rules.streams.inc();
         Self { rules, modes: None, exchange: None, reads_body: false, answered: false }
     }
 
@@ -82,6 +94,9 @@ impl Processor {
             && let Err(refusal) = self.event(modes, event, moment, replies)
         {
             self.answered = true;
+            if matches!(refusal, Refused::Mode) && !self.rules.complained.swap(true, Relaxed) {
+                tracing::warn!("{UNSUPPORTED}");
+            }
             replies.push_back(refusal.into_reply());
         }
         if message.observability_mode {
@@ -200,6 +215,7 @@ impl Processor {
 
 impl Drop for Processor {
     fn drop(&mut self) {
+        self.rules.streams.dec();
         if let Some(exchange) = self.exchange.take() {
             exchange.end((self.rules.clock)());
         }
@@ -226,7 +242,6 @@ impl Refused {
         match self {
             Self::Router(refusal) => Reply::immediate(refusal.status(), refusal.body(), refusal.reason()),
             Self::Mode => {
-                tracing::warn!("{UNSUPPORTED}");
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
                 Reply::immediate(status, error_body(status, UNSUPPORTED, None), "UnsupportedMode")
             }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use rollora_api::rewrite::PoolRef;
 use rollora_cluster::{Access, Cluster, Rewrites, Scope};
 use rollora_router::in_force::InForce;
-use std::{convert::Infallible, net::IpAddr, sync::Arc};
+use std::{convert::Infallible, io, net::IpAddr, sync::Arc};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -37,11 +37,21 @@ pub struct Options {
 /// Serves until a signal asks it to end, and has let everything end that had begun.
 pub async fn run(options: Options) -> Result<()> {
     let stop = CancellationToken::new();
+    let signals = signals(stop.clone())?;
     let listeners = Listeners {
         grpc: listen(options.address, options.grpc_port).await?,
         health: listen(options.address, options.health_port).await?,
         metrics: listen(options.address, options.metrics_port).await?,
     };
+    tracing::info!(
+        pool = options.pool,
+        namespace = options.namespace,
+        address = %options.address,
+        grpc = options.grpc_port,
+        health = options.health_port,
+        metrics = options.metrics_port,
+        "listening"
+    );
     let cluster = Cluster::connect(&Access::default(), "rollora-ext-proc").await?;
     let pool = PoolRef { name: options.pool, ..PoolRef::default() };
     let in_force = Arc::new(InForce::new(pool, &[]));
@@ -50,8 +60,8 @@ pub async fn run(options: Options) -> Result<()> {
     let feed = Feed::new(in_force, readiness, server.registry());
     let rewrites = Rewrites::new(&cluster, Scope::Namespace(options.namespace));
     tokio::select! {
-        ended = server.serve(listeners, stop.clone()) => ended.context("the metrics port cannot be served"),
-        asked = signals(stop) => match asked? {},
+        ended = server.serve(listeners, stop) => ended.context("the metrics port cannot be served"),
+        asked = signals => match asked? {},
         never = feed.follow(rewrites) => match never {},
     }
 }
@@ -60,17 +70,19 @@ async fn listen(address: IpAddr, port: u16) -> Result<TcpListener> {
     TcpListener::bind((address, port)).await.with_context(|| format!("cannot listen on {address}:{port}"))
 }
 
-/// Waits for the signals that ask to end. The first asks for a drain; a second one means that nobody wants to wait.
-async fn signals(stop: CancellationToken) -> Result<Infallible> {
+/// From now on signals ask to end, which is waited for. The first asks for a drain; a second one means that nobody wants to wait.
+fn signals(stop: CancellationToken) -> io::Result<impl Future<Output = Result<Infallible>>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if stop.is_cancelled() {
+                bail!("asked to end a second time, while streams were still ending");
+            }
+            stop.cancel();
         }
-        if stop.is_cancelled() {
-            bail!("asked to end a second time, while streams were still ending");
-        }
-        stop.cancel();
-    }
+    })
 }

@@ -7,7 +7,10 @@ use crate::{
     service::Methods,
     telemetry::{self, Telemetry},
 };
-use prometheus_client::{metrics::info::Info, registry::Registry};
+use prometheus_client::{
+    metrics::{gauge::Gauge, info::Info},
+    registry::Registry,
+};
 use rollora_router::{guard::Guard, in_force::InForce};
 use std::{io, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
@@ -59,6 +62,7 @@ pub struct Server {
     settings: Settings,
     readiness: Readiness,
     registry: Registry,
+    streams: Gauge,
 }
 
 impl Server {
@@ -68,7 +72,9 @@ impl Server {
         in_force.register(&mut registry);
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("rollora_ext_proc_build", "Which program this is", build);
-        Self { in_force, settings, readiness: Readiness::new(), registry }
+        let streams = Gauge::default();
+        registry.register("rollora_ext_proc_streams", "Streams of Envoys, one for each request", streams.clone());
+        Self { in_force, settings, readiness: Readiness::new(), registry, streams }
     }
 
     /// Whether requests should come.
@@ -83,9 +89,16 @@ impl Server {
     /// Serves until `stop`; then says so to whoever asks for its health, goes on for a moment, and lets what has begun
     /// end.
     pub async fn serve(self, listeners: Listeners, stop: CancellationToken) -> io::Result<()> {
-        let Self { in_force, settings, readiness, registry } = self;
+        let Self { in_force, settings, readiness, registry, streams } = self;
         let Settings { guard, max_body, drain_delay, drain_timeout } = settings;
-        let rules = Arc::new(Rules { in_force: Arc::clone(&in_force), guard, max_body, clock: clock::now });
+        let rules = Arc::new(Rules {
+            in_force: Arc::clone(&in_force),
+            guard,
+            max_body,
+            complained: false.into(),
+            streams,
+            clock: clock::now,
+        });
         let methods = Methods::new(rules, readiness.clone());
         let (closing, closed) = (CancellationToken::new(), CancellationToken::new());
         let drain = async {

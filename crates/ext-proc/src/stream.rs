@@ -18,15 +18,20 @@ use tonic::Status;
 /// The replies of one stream.
 #[derive(Debug)]
 pub(crate) struct ReplyStream<S> {
-    /// None when nothing more will be said.
-    messages: Option<S>,
-    processor: Processor,
+    /// None when nothing more will be said. What is counted at its end is counted before that is sent.
+    open: Option<Open<S>>,
     replies: Replies,
+}
+
+#[derive(Debug)]
+struct Open<S> {
+    messages: S,
+    processor: Processor,
 }
 
 impl<S> ReplyStream<S> {
     pub(crate) fn new(messages: S, processor: Processor) -> Self {
-        Self { messages: Some(messages), processor, replies: Replies::new() }
+        Self { open: Some(Open { messages, processor }), replies: Replies::new() }
     }
 }
 
@@ -42,21 +47,21 @@ where
             if let Some(reply) = this.replies.pop_front() {
                 return Poll::Ready(Some(Ok(reply)));
             }
-            let Some(messages) = &mut this.messages else { return Poll::Ready(None) };
-            let goes_on = match ready!(Pin::new(messages).poll_next(context)) {
+            let Some(open) = &mut this.open else { return Poll::Ready(None) };
+            let goes_on = match ready!(Pin::new(&mut open.messages).poll_next(context)) {
                 Some(Ok(message)) => {
                     let moment = Moment { now: clock::now(), random: rand::random() };
-                    this.processor.take(message, moment, &mut this.replies)
+                    open.processor.take(message, moment, &mut this.replies)
                 }
                 Some(Err(status)) if is_our_word(&status) => {
-                    this.messages = None;
+                    this.open = None;
                     return Poll::Ready(Some(Err(status)));
                 }
                 // Ends say nothing, see `Processor`.
                 Some(Err(_)) | None => false,
             };
             if !goes_on {
-                this.messages = None;
+                this.open = None;
             }
         }
     }

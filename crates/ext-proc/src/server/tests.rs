@@ -83,6 +83,7 @@ async fn a_request_goes_through_the_whole_server() {
     let (status, metrics) = bed.get("/metrics").await;
     assert_eq!(status, 200);
     for line in [
+        "rollora_ext_proc_streams 0",
         r#"rollora_router_requests_total{rewrite="ns/r",target="alias-v2",code="2xx"} 1"#,
         concat!("rollora_ext_proc_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
     ] {
