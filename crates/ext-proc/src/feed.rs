@@ -87,6 +87,7 @@ impl Feed {
             gauge.set(state.served.contains(&group).into());
         }
         self.gauges.up.set((state.complete && state.problem.is_none()).into());
+        self.readiness.set_problem(state.problem.as_ref().map(ToString::to_string));
         if let Some(problem) = &state.problem {
             tracing::warn!("rewrites cannot be watched, the last rules stay in force: {problem}");
         } else {

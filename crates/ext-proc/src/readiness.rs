@@ -1,5 +1,6 @@
 //! Whether requests should come here.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 /// How far the program is.
@@ -15,16 +16,20 @@ pub(crate) enum Stage {
 
 /// Whether requests should come here; clones speak of the same.
 #[derive(Debug, Clone)]
-pub struct Readiness(watch::Sender<Stage>);
+pub struct Readiness {
+    stage: watch::Sender<Stage>,
+    /// Why the rules are not known yet.
+    problem: Arc<Mutex<Option<String>>>,
+}
 
 impl Readiness {
     pub(crate) fn new() -> Self {
-        Self(watch::Sender::new(Stage::Starting))
+        Self { stage: watch::Sender::new(Stage::Starting), problem: Arc::default() }
     }
 
     /// The rules are in force for the first time.
     pub fn serving(&self) {
-        self.0.send_if_modified(|stage| {
+        self.stage.send_if_modified(|stage| {
             let starts = *stage == Stage::Starting;
             if starts {
                 *stage = Stage::Serving;
@@ -33,17 +38,39 @@ impl Readiness {
         });
     }
 
+    /// Why the rules may not be known yet; told to whoever asks why nothing should come.
+    pub fn set_problem(&self, problem: Option<String>) {
+        *self.problem() = problem;
+    }
+
+    fn problem(&self) -> MutexGuard<'_, Option<String>> {
+        // Nothing panics while it is held.
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether requests should come, and in words why not.
+    pub(crate) fn words(&self) -> (bool, String) {
+        match self.stage() {
+            Stage::Serving => (true, "ok".to_owned()),
+            Stage::Draining => (false, "it is ending".to_owned()),
+            Stage::Starting => {
+                let why = self.problem().as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
+                (false, format!("the rewrites have not been read for the first time{why}"))
+            }
+        }
+    }
+
     /// From now on nothing new should come.
     pub(crate) fn draining(&self) {
-        self.0.send_replace(Stage::Draining);
+        self.stage.send_replace(Stage::Draining);
     }
 
     pub(crate) fn stage(&self) -> Stage {
-        *self.0.borrow()
+        *self.stage.borrow()
     }
 
     /// The stages as they change, beginning with the present one.
     pub(crate) fn stages(&self) -> watch::Receiver<Stage> {
-        self.0.subscribe()
+        self.stage.subscribe()
     }
 }

@@ -1,9 +1,6 @@
 //! What anybody may read on the metrics port: `/rules`, `/metrics`, `/readyz`, `/livez`. Nothing can be changed there.
 
-use crate::{
-    clock,
-    readiness::{Readiness, Stage},
-};
+use crate::{clock, readiness::Readiness};
 use axum::{
     Json, Router,
     extract::State,
@@ -52,10 +49,7 @@ async fn metrics(State(telemetry): State<Telemetry>) -> Response {
     }
 }
 
-async fn readyz(State(telemetry): State<Telemetry>) -> (StatusCode, &'static str) {
-    match telemetry.readiness.stage() {
-        Stage::Serving => (StatusCode::OK, "ok\n"),
-        Stage::Starting => (StatusCode::SERVICE_UNAVAILABLE, "the rewrites have not been read for the first time\n"),
-        Stage::Draining => (StatusCode::SERVICE_UNAVAILABLE, "ending\n"),
-    }
+async fn readyz(State(telemetry): State<Telemetry>) -> (StatusCode, String) {
+    let (ready, words) = telemetry.readiness.words();
+    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, words + "\n")
 }

@@ -63,6 +63,17 @@ fn requests_should_come_when_everything_was_told_for_the_first_time() {
 }
 
 #[test]
+fn whoever_asks_is_told_why_there_are_no_rules_yet() {
+    let mut bed = Bed::new();
+    let waits = "the rewrites have not been read for the first time";
+    assert_eq!(bed.readiness.words(), (false, waits.to_owned()));
+    bed.state(&[Legacy], false, Some(ApiError::Forbidden("the role lacks list".to_owned())));
+    assert_eq!(bed.readiness.words(), (false, format!("{waits}: the role lacks list")));
+    bed.state(&[Legacy], true, None);
+    assert_eq!(bed.readiness.words(), (true, "ok".to_owned()));
+}
+
+#[test]
 fn an_outage_takes_nothing_out_of_force_and_is_seen() {
     let mut bed = Bed::new();
     bed.reset(Legacy, &[("r", "v1")]);
