@@ -119,12 +119,15 @@ impl ConfigMapWatch {
             let mut pause = FIRST_PAUSE;
             loop {
                 let began = Instant::now();
-                if let Err(problem) = self.follow().await {
-                    self.trouble(&problem);
-                }
+                let ended = self.follow().await;
                 // One that worked for a while has not failed again and again.
                 let lasted = began.elapsed() > LONGEST_PAUSE;
                 pause = if lasted { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+                match ended {
+                    Ok(()) if lasted => continue,
+                    Ok(()) => {}
+                    Err(problem) => self.trouble(&problem),
+                }
                 // Sidecars that lost the same API server do not come back to it all at once.
                 sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
             }

@@ -4,7 +4,7 @@ use crate::{settings::Source, target::Target};
 use rollora_api::{adapters::DesiredAdapters, names::OPERATOR_KEY};
 use rollora_cluster::{
     Access, Cluster,
-    configmap::{ConfigMapWatch, Content},
+    configmap::{ConfigMapWatch, Content, Seen},
 };
 use rollora_sidecar::{
     adapters_watch::read_texts,
@@ -118,7 +118,7 @@ impl Feed {
         };
         let silence = async {
             sleep(FIRST_ANSWER).await;
-            if configmap.seen().borrow().problem.is_none() {
+            if *configmap.seen().borrow() == Seen::default() {
                 self.fall_back(Some("the API server has not answered yet".to_owned()));
             }
             std::future::pending::<()>().await;

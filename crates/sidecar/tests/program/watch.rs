@@ -210,6 +210,8 @@ fn before_an_unload_the_api_is_asked_itself() {
     sidecar.until_state("v1", AdapterState::Verified);
     assert_eq!(bed.vllm.count("unload v1"), 0, "somebody put it back, and only a read could tell");
     assert!(bed.api.log().contains(&"get default/adapters".to_owned()));
+    assert_eq!(sidecar.status().config.error, None, "it answers, and nothing is wrong");
+    assert!(!sidecar.said("has not answered yet"));
 }
 
 #[test]
