@@ -132,6 +132,10 @@ pub mod reason {
     pub const CONFLICT: &str = "Conflict";
     /// Another object's rule is in force for the model.
     pub const SHADOWED_BY: &str = "ShadowedBy";
+    /// A generic rule, or one for an adapter's own name: an endpoint picker behind ext-proc would rewrite once more.
+    pub const DOUBLE_REWRITE: &str = "DoubleRewrite";
+    /// A write was refused: a permission is missing, or what is written is not allowed as it is.
+    pub const WRITE_REFUSED: &str = "WriteRefused";
     /// An answer by the world that stops this Rollout, in the message.
     pub const UNAVAILABLE: &str = "Unavailable";
     /// A retired id waits for quiet, its delay, or routers.

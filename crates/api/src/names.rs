@@ -15,6 +15,8 @@ pub const SEQUENCE_ANNOTATION_PREFIX: &str = "weights.rollora.dev/";
 pub const STICKY_HEADER_ANNOTATION: &str = "rollora.dev/sticky-header";
 /// The response header that names the version that served a request.
 pub const TARGET_HEADER: &str = "x-rollora-target";
+/// On a Rollout while traffic is split: its deletion first gives everything back to stable.
+pub const FINALIZER: &str = "rollora.dev/traffic";
 /// On a pod that executes rewrites (`rollora-ext-proc`): the InferencePool that it does so for.
 pub const ROUTER_POOL_LABEL: &str = "rollora.dev/router-for";
 /// On such a pod: where `/rules` is answered; [`ROUTER_PORT`] where absent.

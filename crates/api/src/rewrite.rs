@@ -20,6 +20,11 @@ pub enum RewriteGroup {
 }
 
 impl RewriteGroup {
+    /// The group of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Current, Self::Legacy].into_iter().find(|group| group.name() == name)
+    }
+
     /// The group's name.
     pub fn name(self) -> &'static str {
         match self {
@@ -58,7 +63,7 @@ impl InferenceModelRewrite {
     /// The object's group; none where `apiVersion` is of neither.
     pub fn group(&self) -> Option<RewriteGroup> {
         let group = self.api_version.split_once('/').map_or("", |(group, _)| group);
-        [RewriteGroup::Current, RewriteGroup::Legacy].into_iter().find(|known| known.name() == group)
+        RewriteGroup::named(group)
     }
 }
 

@@ -10,7 +10,7 @@ pub mod spec;
 pub mod status;
 pub mod validate;
 
-pub use intent::{Intent, Verb};
+pub use intent::{Intent, IntentPending, Verb};
 pub use read::{Problem, RolloutError, line_of};
 #[cfg(feature = "kube")]
 pub use spec::RolloutResource;

@@ -54,6 +54,9 @@ pub struct ServerIdentity {
     pub start: String,
 }
 
+/// The reason of a [`Readiness`] that no sidecar said: vLLM was asked itself, because that suffices.
+pub const NO_SIDECAR: &str = "NoSidecar";
+
 /// Whether requests may be sent to the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

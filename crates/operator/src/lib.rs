@@ -10,6 +10,7 @@
 //! - Every call of a port has a time limit.
 
 mod backoff;
+mod farewell;
 mod observe;
 mod queue;
 mod reconcile;
@@ -22,7 +23,7 @@ use crate::{backoff::Backoff, observe::Memory, queue::Queue};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
 use ports::{Fleet, RolloutKey, Store};
-use rollora_api::rewrite::RewriteGroup;
+use rollora_api::{rewrite::RewriteGroup, rollout::Rollout};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -67,6 +68,8 @@ pub struct Operator<S, F, C> {
     memory: Memory,
     /// Per key what the last write was answered, where it was refused.
     refused: Mutex<BTreeMap<RolloutKey, String>>,
+    /// Every Rollout as it was last read, for what is left to do when it is gone.
+    last: Mutex<BTreeMap<RolloutKey, Rollout>>,
     tally: Tally,
 }
 
@@ -93,8 +96,8 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     /// An operator that has not looked at anything yet. Rewrites that have to be made are of the current group.
     pub fn new(store: S, fleet: F, clock: C) -> Self {
         let new_rewrite_group = RewriteGroup::Current;
-        let (memory, refused, tally) = (Memory::default(), Mutex::default(), Tally::default());
-        Self { store, fleet, clock, new_rewrite_group, memory, refused, tally }
+        let (memory, refused, last) = (Memory::default(), Mutex::default(), Mutex::default());
+        Self { store, fleet, clock, new_rewrite_group, memory, refused, last, tally: Tally::default() }
     }
 
     /// The group of rewrites that have to be made.

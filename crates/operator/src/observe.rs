@@ -83,6 +83,7 @@ pub(crate) async fn everything(
         routers,
         rollouts: rollouts.map(|rollouts| rollouts.into_iter().map(|rollout| rollout.value).collect()),
         new_rewrite_group,
+        guards_deletion: store.guards_deletion(),
         refused: None,
     };
     Look { world, rewrites: versions, adapters: adapters_version }
@@ -98,9 +99,34 @@ pub(crate) async fn rewrites_only(store: &impl Store, key: &RolloutKey, new_rewr
         routers: Err(Unseen::NotAsked),
         rollouts: Err(Unseen::NotAsked),
         new_rewrite_group,
+        guards_deletion: store.guards_deletion(),
         refused: None,
     };
     Look { world, rewrites: versions, adapters: None }
+}
+
+/// Asks for what is left to do for a Rollout that is gone.
+pub(crate) async fn documents_only(
+    store: &impl Store,
+    memory: &Memory,
+    key: &RolloutKey,
+    rollout: &Rollout,
+    new_rewrite_group: RewriteGroup,
+) -> Look {
+    let (adapters, rollouts) =
+        tokio::join!(read(store.adapters(key, &rollout.spec.adapters_ref)), read(store.rollouts()));
+    let adapters_version = adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.version.clone());
+    let world = Observed {
+        adapters: adapters.map(|document| document.map(|document| memory.read(key, document))),
+        rewrites: Err(Unseen::NotAsked),
+        servers: Err(Unseen::NotAsked),
+        routers: Err(Unseen::NotAsked),
+        rollouts: rollouts.map(|rollouts| rollouts.into_iter().map(|rollout| rollout.value).collect()),
+        new_rewrite_group,
+        guards_deletion: store.guards_deletion(),
+        refused: None,
+    };
+    Look { world, rewrites: Vec::new(), adapters: adapters_version }
 }
 
 /// One read with its time limit.

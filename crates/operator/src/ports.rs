@@ -146,9 +146,22 @@ pub trait Store: Send + Sync {
         write: &AdaptersWrite,
     ) -> impl Future<Output = Written> + Send;
     /// The group of rewrites that have to be made, where the store knows better than whoever started the operator:
-    /// kinds are installed and removed while it runs.
-    fn new_rewrite_group(&self) -> Option<RewriteGroup> {
+    /// kinds are installed and removed while it runs. `kept` is the group that the Rollout has worked with so far.
+    fn new_rewrite_group(&self, _kept: Option<RewriteGroup>) -> Option<RewriteGroup> {
         None
+    }
+    /// Whether a Rollout can be held back from its deletion until its traffic is in order.
+    fn guards_deletion(&self) -> bool {
+        false
+    }
+    /// Puts our finalizer on the Rollout that was read as `version`, or takes it off.
+    fn guard_deletion(
+        &self,
+        _key: &RolloutKey,
+        _version: &Version,
+        _guarded: bool,
+    ) -> impl Future<Output = Written> + Send {
+        std::future::ready(Written::Refused("nothing is deleted here".to_owned()))
     }
     /// Tells people. Best effort: an event that is lost changes nothing.
     fn event(&self, key: &RolloutKey, event: &Event) -> impl Future<Output = ()> + Send;

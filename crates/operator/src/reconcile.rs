@@ -3,9 +3,9 @@
 use crate::{
     Clock, Operator, WRITE_LIMIT,
     observe::{self, Look},
-    ports::{AdaptersWrite, Fleet, Precondition, RolloutKey, Store, Versioned, Written},
+    ports::{AdaptersWrite, Event, Fleet, Precondition, RolloutKey, Store, Versioned, Written},
 };
-use rollora_api::{rewrite::RewriteGroup, rollout::Rollout};
+use rollora_api::{condition::reason, rewrite::RewriteGroup, rollout::Rollout};
 use rollora_plan::{Decision, Input, decide, effect::Effect, is_urgent, observed::Unseen};
 use std::{future::Future, time::Duration};
 use tokio::sync::Notify;
@@ -35,16 +35,13 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     pub(crate) async fn reconcile_unless_woken(&self, key: &RolloutKey, wake: &Notify) -> Next {
         let rollout = match self.rollout(key).await {
             Ok(Some(rollout)) => rollout,
-            Ok(None) => {
-                self.memory.forget(key);
-                self.set_refused(key, None);
-                return Next::Forget;
-            }
+            Ok(None) => return self.bid_farewell(key).await,
             Err(error) => return Next::Retry(format!("the Rollout cannot be read: {error}")),
         };
+        self.remember(key, &rollout.value);
         let urgent = is_urgent(&rollout.value);
         let look = if urgent {
-            observe::rewrites_only(&self.store, key, self.group()).await
+            observe::rewrites_only(&self.store, key, self.group(&rollout.value)).await
         } else {
             match self.look_around(key, &rollout.value, wake).await {
                 Some(look) => look,
@@ -61,8 +58,10 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         next
     }
 
-    fn group(&self) -> RewriteGroup {
-        self.store.new_rewrite_group().unwrap_or(self.new_rewrite_group)
+    fn group(&self, rollout: &Rollout) -> RewriteGroup {
+        let rewrite = rollout.status.as_ref().and_then(|status| status.rewrite.as_ref());
+        let kept = rewrite.and_then(|rewrite| RewriteGroup::named(&rewrite.group));
+        self.store.new_rewrite_group(kept).unwrap_or(self.new_rewrite_group)
     }
 
     async fn rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Rollout>>, Unseen> {
@@ -72,7 +71,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     /// Asks for everything; nothing where an abort came meanwhile.
     async fn look_around(&self, key: &RolloutKey, rollout: &Rollout, wake: &Notify) -> Option<Look> {
         let ports = (&self.store, &self.fleet);
-        let mut looking = std::pin::pin!(observe::everything(ports, &self.memory, key, rollout, self.group()));
+        let mut looking = std::pin::pin!(observe::everything(ports, &self.memory, key, rollout, self.group(rollout)));
         loop {
             tokio::select! {
                 biased;
@@ -98,13 +97,29 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         look: &Look,
         decision: &Decision,
     ) -> Result<(), Next> {
+        let mut version = rollout.version.clone();
         if rollout.value.status.as_ref() != Some(&decision.status) {
-            let written = limited(self.store.write_status(key, &rollout.version, &decision.status)).await;
+            let written = limited(self.store.write_status(key, &version, &decision.status)).await;
+            if let Written::Refused(why) = &written {
+                // There is no other place where this could be said.
+                let message = format!("the status was refused: {why}");
+                let event = Event { warning: true, reason: reason::WRITE_REFUSED.to_owned(), message };
+                self.tell(key, &event).await;
+            }
+            if let Written::Done(written) = &written {
+                version = written.clone();
+            }
             self.judge(key, "the status", written)?;
         }
         let mut result = Ok(());
         for effect in &decision.effects {
-            result = self.apply(key, &rollout.value, look, effect).await;
+            result = match effect {
+                Effect::GuardDeletion(guarded) => {
+                    let written = limited(self.store.guard_deletion(key, &version, *guarded)).await;
+                    self.judge(key, "the finalizer", written)
+                }
+                effect => self.apply(key, &rollout.value, look, effect).await,
+            };
             if result.is_err() {
                 break;
             }
@@ -113,19 +128,29 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
             self.set_refused(key, None);
         }
         for event in &decision.events {
-            if event.warning {
-                tracing::warn!(rollout = %key, reason = event.reason, "{}", event.message);
-            } else {
-                tracing::info!(rollout = %key, reason = event.reason, "{}", event.message);
-            }
-            if tokio::time::timeout(WRITE_LIMIT, self.store.event(key, event)).await.is_err() {
-                tracing::debug!(rollout = %key, "an event could not be told in time");
-            }
+            self.tell(key, event).await;
         }
         result
     }
 
-    async fn apply(&self, key: &RolloutKey, rollout: &Rollout, look: &Look, effect: &Effect) -> Result<(), Next> {
+    async fn tell(&self, key: &RolloutKey, event: &Event) {
+        if event.warning {
+            tracing::warn!(rollout = %key, reason = event.reason, "{}", event.message);
+        } else {
+            tracing::info!(rollout = %key, reason = event.reason, "{}", event.message);
+        }
+        if tokio::time::timeout(WRITE_LIMIT, self.store.event(key, event)).await.is_err() {
+            tracing::debug!(rollout = %key, "an event could not be told in time");
+        }
+    }
+
+    pub(crate) async fn apply(
+        &self,
+        key: &RolloutKey,
+        rollout: &Rollout,
+        look: &Look,
+        effect: &Effect,
+    ) -> Result<(), Next> {
         match effect {
             Effect::WriteRewrite(rewrite) => {
                 let version = look.version_of(rewrite);
@@ -133,6 +158,8 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
                 let written = limited(self.store.write_rewrite(key, rewrite, &precondition)).await;
                 self.judge(key, &format!("rewrite {}", rewrite.metadata.name), written)
             }
+            // It belongs to the Rollout itself, whose version is known where its status is written.
+            Effect::GuardDeletion(_) => Ok(()),
             Effect::WriteAdapters { user_text, key: operator_key } => {
                 // What was not read is not written.
                 let Some(version) = &look.adapters else { return Err(Next::Again) };
@@ -162,11 +189,11 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         }
     }
 
-    fn refused(&self, key: &RolloutKey) -> Option<String> {
+    pub(crate) fn refused(&self, key: &RolloutKey) -> Option<String> {
         self.refusals().get(key).cloned()
     }
 
-    fn set_refused(&self, key: &RolloutKey, why: Option<String>) {
+    pub(crate) fn set_refused(&self, key: &RolloutKey, why: Option<String>) {
         let mut refusals = self.refusals();
         match why {
             Some(why) => refusals.insert(key.clone(), why),

@@ -7,6 +7,7 @@ use crate::{
     residency, rewrite, text,
     wait::Wait,
 };
+use jiff::Timestamp;
 use rollora_api::{
     condition::reason,
     names::{AdapterId, ModelName, STABLE_ANNOTATION, Sequence},
@@ -33,12 +34,19 @@ pub(crate) enum Adoption {
 }
 
 /// Looks for what serves `model`.
-pub(crate) fn adopt(name: &str, pool: &PoolRef, model: &ModelName, rollout_uid: &str, world: &Observed) -> Adoption {
+pub(crate) fn adopt(
+    name: &str,
+    pool: &PoolRef,
+    model: &ModelName,
+    rollout_uid: &str,
+    world: &Observed,
+    now: Timestamp,
+) -> Adoption {
     let rewrites = match &world.rewrites {
         Ok(rewrites) => rewrites,
-        Err(error) => return unavailable(&format!("the rewrites cannot be read: {error}")),
+        Err(error) => return Adoption::Waits(Wait::for_sight("the rewrites cannot be read", error, now)),
     };
-    let own = rewrite::find(name, rewrites);
+    let own = rewrite::find(name, None, rewrites);
     if let Some((own, rule)) = own.and_then(|own| Some((own, rewrite::rule_for(model, own)?))) {
         return from_rule(own, rule, rollout_uid);
     }
@@ -52,7 +60,7 @@ pub(crate) fn adopt(name: &str, pool: &PoolRef, model: &ModelName, rollout_uid: 
     }
     match &world.servers {
         Ok(servers) => from_servers(model, servers),
-        Err(error) => unavailable(&format!("the servers cannot be listed: {error}")),
+        Err(error) => Adoption::Waits(Wait::for_sight("the servers cannot be listed", error, now)),
     }
 }
 

@@ -4,7 +4,11 @@
 mod admit;
 mod adopt;
 mod contest;
+mod depart;
+mod rivals;
 mod writes;
+
+pub use depart::farewell;
 
 use crate::{
     conflict,
@@ -19,14 +23,14 @@ use crate::{
     routers::{self, Claim, Proof},
     text,
     traffic::{self, Traffic},
-    wait::Again,
+    wait::{Again, Wait},
 };
 use jiff::Timestamp;
 use rollora_api::{
     adapters::{AdaptersFile, ContentHash},
     condition::reason,
     names::AdapterId,
-    rewrite::InferenceModelRewrite,
+    rewrite::{InferenceModelRewrite, RewriteGroup},
     rollout::{
         Rollout, RolloutStatus,
         spec::RolloutSpec,
@@ -120,7 +124,8 @@ impl<'a> Case<'a> {
         let uid = rollout.metadata.uid.as_deref().unwrap_or(&rollout.metadata.name);
         let case = Self { rollout, spec: &rollout.spec, world, now, uid, rewrite: None };
         let rewrites = world.rewrites.as_ref().ok();
-        Self { rewrite: rewrites.and_then(|rewrites| rewrite::find(case.rewrite_name(), rewrites)), ..case }
+        let kept = kept_group(rollout, case.rewrite_name());
+        Self { rewrite: rewrites.and_then(|rewrites| rewrite::find(case.rewrite_name(), kept, rewrites)), ..case }
     }
 
     fn rewrite_name(&self) -> &'a str {
@@ -144,6 +149,15 @@ impl<'a> Case<'a> {
             Ok(None) => Err(format!("the adapters file {name} does not exist: make it, or mend spec.adaptersRef")),
             Err(error) => Err(format!("the adapters file {name} cannot be read: {error}")),
         }
+    }
+
+    /// Why the adapters file cannot be used, where it cannot.
+    fn file_wait(&self) -> Option<Wait> {
+        let why = self.file().err()?;
+        Some(match &self.world.adapters {
+            Err(Unseen::Unavailable(_) | Unseen::NotAsked) => Wait::soon(reason::UNAVAILABLE, why),
+            Err(Unseen::Invalid(_)) | Ok(_) => Wait::for_mending(self.now, why),
+        })
     }
 
     pub(crate) fn servers(&self) -> Option<&'a [Server]> {
@@ -181,7 +195,8 @@ impl<'a> Case<'a> {
             return Some((reason::INVALID, format!("{}: {}", error.path, error.message)));
         }
         let rollouts = self.world.rollouts.as_deref().unwrap_or_default();
-        conflict::conflict(self.rollout, rollouts).map(|what| (reason::CONFLICT, what))
+        let other = conflict::conflict(self.rollout, rollouts).or_else(|| self.other_pool());
+        other.map(|what| (reason::CONFLICT, what))
     }
 
     fn run(&self, mut draft: Draft) -> Decision {
@@ -194,7 +209,7 @@ impl<'a> Case<'a> {
         self.compare_rewrite(&mut draft);
         self.obey(&mut draft);
         self.want(&mut draft, &wish);
-        let obstacle = self.admit(&mut draft);
+        let obstacle = self.double_rewrite(&draft.status).or_else(|| self.admit(&mut draft));
         let (gate, proof) = (self.gate(&draft.status), self.prove(&draft.status));
         let scene = traffic::Scene {
             now: self.now,
@@ -210,6 +225,7 @@ impl<'a> Case<'a> {
         let mut waits = draft.traffic(|traffic| traffic.advance(scene));
         if waits.is_empty() {
             waits.extend(obstacle);
+            waits.extend(self.unresolved(&draft.status, &wish));
         }
         let proof = self.prove(&draft.status);
         let mut retiring = retire::go_on(self, &mut draft, &proof);
@@ -243,16 +259,6 @@ impl<'a> Case<'a> {
         Decision { effects, status: draft.status, events: draft.events, requeue: None }
     }
 
-    /// The Rollout is being deleted: everything goes to stable, and its entries leave the operator's key.
-    fn depart(&self, mut draft: Draft) -> Decision {
-        self.compare_rewrite(&mut draft);
-        draft.traffic(|traffic| traffic.leave(self.now));
-        let message = "it is being deleted: what is stable goes on serving";
-        report::stall(&mut draft.status, self.rollout, reason::UNLISTED, message, self.now);
-        let effects = self.rewrite_effect(&draft.status).into_iter().chain(self.key_without_us()).collect();
-        Decision { effects, status: draft.status, events: draft.events, requeue: None }
-    }
-
     /// Does what a person asked for, once.
     fn obey(&self, draft: &mut Draft) {
         let Request::New(intent) = intent::request(self.rollout) else { return };
@@ -281,12 +287,24 @@ impl<'a> Case<'a> {
         draft.traffic(|traffic| traffic.begin(id, &spec.strategy, at_once, now));
     }
 
+    /// Why nothing is wanted yet.
+    fn unresolved(&self, status: &RolloutStatus, wish: &Wish) -> Option<Wait> {
+        let Wish::Unchanged(why) = wish else { return None };
+        if status.revision.desired.is_some() {
+            return None;
+        }
+        self.file_wait().or_else(|| Some(Wait::on_change(reason::NO_MATCH, why.clone())))
+    }
+
     fn gate(&self, status: &RolloutStatus) -> Option<Gate> {
         let desired = status.revision.desired.as_ref()?;
         Some(Gate::look(desired, self.spec.residency, self.servers()?, self.content()))
     }
 
     fn prove(&self, status: &RolloutStatus) -> Proof {
+        if let Err(error) = &self.world.rewrites {
+            return Proof::unseen(error, self.now);
+        }
         let claim = Claim {
             model: &self.spec.model,
             rollout_uid: self.uid,
@@ -311,4 +329,10 @@ impl<'a> Case<'a> {
 /// A status that knows nothing: the first time, or lost.
 fn is_blank(status: &RolloutStatus) -> bool {
     status.revision.number == 0 && status.revision.stable.is_none() && status.weights.desired.is_empty()
+}
+
+/// The group of the rewrite that the Rollout works with already.
+fn kept_group(rollout: &Rollout, name: &str) -> Option<RewriteGroup> {
+    let rewrite = rollout.status.as_ref()?.rewrite.as_ref().filter(|rewrite| rewrite.name == name)?;
+    RewriteGroup::named(&rewrite.group)
 }

@@ -8,6 +8,8 @@ use rollora_api::{operator_key::OperatorKey, rewrite::InferenceModelRewrite};
 pub enum Effect {
     /// Replace the rewrite of this group and name as it was observed, or make it where it was not there.
     WriteRewrite(Box<InferenceModelRewrite>),
+    /// Put our finalizer ([`rollora_api::names::FINALIZER`]) on the Rollout, or take it off.
+    GuardDeletion(bool),
     /// Write keys of the adapters ConfigMap as it was observed; what is none stays.
     WriteAdapters {
         /// The user's key after the edit of one entry.

@@ -31,5 +31,5 @@ pub mod effect;
 pub mod event;
 pub mod observed;
 
-pub use decide::{Decision, Input, decide};
+pub use decide::{Decision, Input, decide, farewell};
 pub use intent::is_urgent;

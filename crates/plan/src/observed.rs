@@ -25,6 +25,8 @@ pub struct Observed {
     pub rollouts: Result<Vec<Rollout>, Unseen>,
     /// The API group of a rewrite that has to be made.
     pub new_rewrite_group: RewriteGroup,
+    /// Whether a Rollout can be held back from its deletion until its traffic is in order.
+    pub guards_deletion: bool,
     /// Why the last write was refused, where it was.
     pub refused: Option<String>,
 }

@@ -3,6 +3,7 @@
 //! Invariant: mere counts are written at most every five seconds; a change of anything else is written at once.
 
 mod conditions;
+mod news;
 #[cfg(test)]
 mod tests;
 
@@ -59,6 +60,7 @@ impl Report<'_> {
         status.message = self.message(status);
         status.summary = status.summarize();
         conditions::write(self, status);
+        news::announce(self.case.rollout, draft);
         self.announce_pinned_steps(draft);
     }
 
@@ -191,16 +193,14 @@ pub(crate) fn stall(status: &mut RolloutStatus, rollout: &Rollout, why: &str, me
 
 /// A Rollout of which it is not known yet what serves its name.
 pub(crate) fn pend(draft: &mut Draft, rollout: &Rollout, wait: &Wait, now: Timestamp) {
-    let person = matches!(wait.reason, reason::STABLE_UNKNOWN | reason::SHADOWED_BY);
-    let news = stall(&mut draft.status, rollout, wait.reason, &wait.message, now);
-    if person {
-        if news {
-            draft.say(true, wait.reason, wait.message.clone());
-        }
-        return;
+    let person =
+        matches!(wait.reason, reason::STABLE_UNKNOWN | reason::SHADOWED_BY | reason::DOUBLE_REWRITE | reason::INVALID);
+    stall(&mut draft.status, rollout, wait.reason, &wait.message, now);
+    if !person {
+        draft.status.phase = Phase::Pending;
+        draft.status.conditions.retain(|condition| condition.kind != kind::STALLED);
     }
-    draft.status.phase = Phase::Pending;
-    draft.status.conditions.retain(|condition| condition.kind != kind::STALLED);
+    news::announce(rollout, draft);
 }
 
 /// Keeps the previous status where nothing but counts changed a moment ago.

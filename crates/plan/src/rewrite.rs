@@ -41,12 +41,17 @@ pub(crate) struct Wanted<'a> {
     pub(crate) sticky_header: Option<&'a str>,
 }
 
-/// The rewrite of this name; of the current group where both have one.
-pub(crate) fn find<'a>(name: &str, rewrites: &'a [InferenceModelRewrite]) -> Option<&'a InferenceModelRewrite> {
+/// The rewrite of this name. Where both groups have one: that of the group which the Rollout works with already, else of
+/// the current one.
+pub(crate) fn find<'a>(
+    name: &str,
+    kept: Option<RewriteGroup>,
+    rewrites: &'a [InferenceModelRewrite],
+) -> Option<&'a InferenceModelRewrite> {
     rewrites
         .iter()
         .filter(|rewrite| rewrite.metadata.name == name && rewrite.metadata.deletion_timestamp.is_none())
-        .min_by_key(|rewrite| rewrite.group())
+        .min_by_key(|rewrite| (kept.is_some() && rewrite.group() != kept, rewrite.group()))
 }
 
 /// The rule that matches the model exactly.

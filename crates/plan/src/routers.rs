@@ -61,6 +61,11 @@ impl Proof {
         self.wait.is_none()
     }
 
+    /// Nothing is proven while the rewrites cannot be read.
+    pub(crate) fn unseen(error: &Unseen, now: Timestamp) -> Self {
+        Self::waits(0, 0, Wait::for_sight("the rewrites cannot be read", error, now))
+    }
+
     fn waits(proven: usize, total: usize, wait: Wait) -> Self {
         Self { proven, total, wait: Some(wait), shadowed_by: None }
     }

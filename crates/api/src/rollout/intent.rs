@@ -1,5 +1,7 @@
 //! What a person asks of a Rollout once: the annotation `rollora.dev/intent`, consumed exactly once.
 
+use super::Rollout;
+use crate::names::INTENT_ANNOTATION;
 use serde::{Deserialize, Serialize};
 
 /// One wish, with what the person saw when they said it.
@@ -17,6 +19,29 @@ pub struct Intent {
     pub step: Option<i32>,
 }
 
+/// Why a wish is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` was asked before and is not answered yet: wait for it, or abort", self.0.name())]
+pub struct IntentPending(pub Verb);
+
+impl Intent {
+    /// Whether it may be written on `rollout`: one that was not consumed yet may be replaced only by an abort.
+    pub fn check(&self, rollout: &Rollout) -> Result<(), IntentPending> {
+        match Self::unread(rollout) {
+            Some(pending) if self.verb != Verb::Abort => Err(IntentPending(pending.verb)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What was asked and not consumed yet.
+    fn unread(rollout: &Rollout) -> Option<Self> {
+        let text = rollout.metadata.annotations.get(INTENT_ANNOTATION)?;
+        let asked: Self = serde_json::from_str(text).ok()?;
+        let last = rollout.status.as_ref().and_then(|status| status.last_action.as_ref());
+        last.is_none_or(|last| last.id != asked.id).then_some(asked)
+    }
+}
+
 /// What to do. An open-ended list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -29,4 +54,16 @@ pub enum Verb {
     Abort,
     /// Try a rejected adapter again.
     Retry,
+}
+
+impl Verb {
+    /// As people type it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Promote => "promote",
+            Self::PromoteFull => "promote --full",
+            Self::Abort => "abort",
+            Self::Retry => "retry",
+        }
+    }
 }

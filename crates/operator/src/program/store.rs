@@ -2,6 +2,7 @@
 
 use futures_util::{Stream, StreamExt};
 use rollora_api::{
+    names::FINALIZER,
     rewrite::{InferenceModelRewrite, RewriteGroup},
     rollout::{Rollout, RolloutStatus, spec::AdaptersRef},
 };
@@ -9,6 +10,7 @@ use rollora_cluster::{Documents, Events, Notice, ObjectName};
 use rollora_operator::ports::{
     AdaptersDocument, AdaptersWrite, Event, Precondition, ReadError, RolloutKey, Store, Version, Versioned, Written,
 };
+use std::collections::BTreeSet;
 
 /// The documents, and a voice.
 #[derive(Debug)]
@@ -50,8 +52,16 @@ fn written(end: rollora_cluster::Written) -> Written {
     }
 }
 
-/// The group of rewrites that have to be made: the current one unless only the legacy one is installed.
-fn group(decided: Option<RewriteGroup>, served: Option<&std::collections::BTreeSet<RewriteGroup>>) -> RewriteGroup {
+/// The group of rewrites that have to be made: the one that was worked with as long as it is installed, else the one that
+/// a person decided for, else the current one unless only the legacy one is installed.
+fn group(
+    kept: Option<RewriteGroup>,
+    decided: Option<RewriteGroup>,
+    served: Option<&BTreeSet<RewriteGroup>>,
+) -> RewriteGroup {
+    if let Some(kept) = kept.filter(|kept| served.is_none_or(|served| served.contains(kept))) {
+        return kept;
+    }
     let only_legacy =
         served.is_some_and(|served| served.contains(&RewriteGroup::Legacy) && !served.contains(&RewriteGroup::Current));
     decided.unwrap_or(if only_legacy { RewriteGroup::Legacy } else { RewriteGroup::Current })
@@ -131,8 +141,16 @@ impl Store for ClusterStore {
         self.after(key, end)
     }
 
-    fn new_rewrite_group(&self) -> Option<RewriteGroup> {
-        Some(group(self.group, self.documents.served().as_ref()))
+    fn new_rewrite_group(&self, kept: Option<RewriteGroup>) -> Option<RewriteGroup> {
+        Some(group(kept, self.group, self.documents.served().as_ref()))
+    }
+
+    fn guards_deletion(&self) -> bool {
+        true
+    }
+
+    async fn guard_deletion(&self, key: &RolloutKey, version: &Version, guarded: bool) -> Written {
+        self.after(key, self.documents.write_finalizer(&name_of(key), &version.0, FINALIZER, guarded).await)
     }
 
     async fn event(&self, key: &RolloutKey, event: &Event) {
@@ -147,7 +165,6 @@ impl Store for ClusterStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     #[test]
     fn new_rewrites_are_of_the_current_group_unless_only_the_legacy_one_is_installed() {
@@ -161,7 +178,14 @@ mod tests {
             (Some(Legacy), Some(served(&[Current, Legacy])), Legacy),
             (Some(Current), Some(served(&[Legacy])), Current),
         ] {
-            assert_eq!(group(decided, installed.as_ref()), expected, "{decided:?} {installed:?}");
+            assert_eq!(group(None, decided, installed.as_ref()), expected, "{decided:?} {installed:?}");
         }
+        let both = served(&[Current, Legacy]);
+        assert_eq!(
+            group(Some(Legacy), Some(Current), Some(&both)),
+            Legacy,
+            "nothing moves because a kind was installed"
+        );
+        assert_eq!(group(Some(Legacy), None, Some(&served(&[Current]))), Current, "its kind was removed");
     }
 }

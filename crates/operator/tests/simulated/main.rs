@@ -3,7 +3,9 @@
 
 #![cfg(test)]
 
+mod bad_input;
 mod crashes;
+mod deletion;
 mod driver;
 mod faults;
 mod guide;

@@ -1,10 +1,10 @@
 //! The two ports over the simulated world. Every call first meets the next fault.
 
-use crate::world::{Fault, World};
+use crate::world::{Fault, Missing, World};
 use futures_util::{Stream, stream};
 use jiff::{SignedDuration, Timestamp};
 use rollora_api::{
-    names::ModelName,
+    names::{FINALIZER, ModelName},
     rewrite::{InferenceModelRewrite, PoolRef},
     rollout::{Rollout, RolloutStatus, spec::AdaptersRef},
 };
@@ -69,6 +69,11 @@ impl Sim {
         std::future::pending().await
     }
 
+    /// What a person has to mend, where something is missing.
+    fn refuse(&self, what: impl Fn(&Missing) -> Option<String>) -> Result<(), ReadError> {
+        what(&self.world().missing).map_or(Ok(()), |why| Err(ReadError::Invalid(why)))
+    }
+
     async fn read<T>(&self, call: impl FnOnce(&World) -> T) -> Result<T, ReadError> {
         self.meet(None, |world| Ok(call(world)), |_| Err(ReadError::Unavailable("simulated".to_owned()))).await
     }
@@ -120,19 +125,23 @@ impl Store for Sim {
     }
 
     async fn rollouts(&self) -> Result<Vec<Versioned<Rollout>>, ReadError> {
-        self.read(|world| vec![Versioned { version: version(world.rollout_version), value: world.rollout.clone() }])
-            .await
+        self.read(|world| {
+            let found = Versioned { version: version(world.rollout_version), value: world.rollout.clone() };
+            (!world.gone).then_some(found).into_iter().collect()
+        })
+        .await
     }
 
     async fn rollout(&self, _: &RolloutKey) -> Result<Option<Versioned<Rollout>>, ReadError> {
         self.read(|world| {
             let found = Versioned { version: version(world.rollout_version), value: world.rollout.clone() };
-            Some(found)
+            (!world.gone).then_some(found)
         })
         .await
     }
 
     async fn rewrites(&self, _: &RolloutKey) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
+        self.refuse(|missing| missing.rewrites.clone())?;
         self.read(|world| {
             let rewrites = world.rewrites.iter().cloned();
             rewrites.map(|(value, number)| Versioned { version: version(number), value }).collect()
@@ -145,13 +154,17 @@ impl Store for Sim {
         _: &RolloutKey,
         _: &AdaptersRef,
     ) -> Result<Option<Versioned<AdaptersDocument>>, ReadError> {
-        self.read(|world| Some(Versioned { version: version(world.adapters_version), value: world.adapters.clone() }))
-            .await
+        self.refuse(|missing| missing.adapters_problem.clone())?;
+        self.read(|world| {
+            let found = Versioned { version: version(world.adapters_version), value: world.adapters.clone() };
+            (!world.missing.adapters).then_some(found)
+        })
+        .await
     }
 
     async fn write_status(&self, _: &RolloutKey, read: &Version, status: &RolloutStatus) -> Written {
         self.write(|world| {
-            if *read != version(world.rollout_version) {
+            if *read != version(world.rollout_version) || world.gone {
                 return Written::Stale;
             }
             if world.status().phase != status.phase || world.status().message != status.message {
@@ -172,6 +185,9 @@ impl Store for Sim {
         precondition: &Precondition,
     ) -> Written {
         self.write(|world| {
+            if let Some(why) = &world.missing.permission {
+                return Written::Refused(why.clone());
+            }
             let name = &rewrite.metadata.name;
             let present = world.rewrites.iter().position(|(old, _)| old.metadata.name == *name);
             let number = world.next_version();
@@ -203,6 +219,24 @@ impl Store for Sim {
         .await
     }
 
+    fn guards_deletion(&self) -> bool {
+        true
+    }
+
+    async fn guard_deletion(&self, _: &RolloutKey, read: &Version, guarded: bool) -> Written {
+        self.write(|world| {
+            if *read != version(world.rollout_version) || world.gone {
+                return Written::Stale;
+            }
+            world.note(if guarded { "the Rollout is guarded" } else { "the Rollout is not guarded any more" });
+            world.rollout.metadata.finalizers = guarded.then(|| FINALIZER.to_owned()).into_iter().collect();
+            world.rollout_version = world.next_version();
+            world.leave_if_free();
+            Written::Done(version(world.rollout_version))
+        })
+        .await
+    }
+
     async fn event(&self, _: &RolloutKey, event: &Event) {
         let mut world = self.world();
         world.note(format!("event {}: {}", event.reason, event.message));
@@ -215,6 +249,7 @@ impl Fleet for Sim {
         if self.world().fleet_hangs {
             return std::future::pending().await;
         }
+        self.refuse(|missing| missing.pool.clone())?;
         self.read(|world| world.servers.iter().map(crate::server::SimServer::report).collect()).await
     }
 

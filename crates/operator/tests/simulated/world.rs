@@ -86,6 +86,21 @@ impl SimRouter {
     }
 }
 
+/// Parts of the world that a person has to mend.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Missing {
+    /// The adapters ConfigMap is not there.
+    pub(crate) adapters: bool,
+    /// What reading it says, where it is there and cannot be used.
+    pub(crate) adapters_problem: Option<String>,
+    /// What asking for the pool's servers says.
+    pub(crate) pool: Option<String>,
+    /// What reading rewrites says.
+    pub(crate) rewrites: Option<String>,
+    /// What writing rewrites says.
+    pub(crate) permission: Option<String>,
+}
+
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) now: Timestamp,
@@ -103,6 +118,10 @@ pub(crate) struct World {
     pub(crate) write_faults: VecDeque<Fault>,
     pub(crate) writes: usize,
     pub(crate) fleet_hangs: bool,
+    /// The Rollout is gone from the store.
+    pub(crate) gone: bool,
+    /// What is missing for good, and what the store and the fleet say of it.
+    pub(crate) missing: Missing,
     /// Something changed that the store would tell.
     pub(crate) changed: bool,
     /// What must never happen, and did.
@@ -164,6 +183,8 @@ impl World {
             write_faults: VecDeque::new(),
             writes: 0,
             fleet_hangs: false,
+            gone: false,
+            missing: Missing::default(),
             changed: true,
             broken: Vec::new(),
             status_writes: 0,
@@ -320,11 +341,33 @@ impl World {
         targets.map(|target| (target.model_rewrite.clone(), target.weight.unwrap_or(1))).collect()
     }
 
+    /// Somebody deletes the Rollout.
+    pub(crate) fn delete(&mut self) {
+        self.note("somebody deletes the Rollout");
+        self.rollout.metadata.deletion_timestamp = Some(self.now);
+        self.rollout_version = self.next_version();
+        self.leave_if_free();
+    }
+
+    /// What is being deleted goes when nothing holds it back.
+    pub(crate) fn leave_if_free(&mut self) {
+        self.gone |= self.rollout.metadata.deletion_timestamp.is_some() && self.rollout.metadata.finalizers.is_empty();
+        self.changed = true;
+    }
+
+    /// A deletion is held back from before traffic is split.
+    fn check_guard(&mut self, weights: &[(String, i32)]) {
+        if weights.len() > 1 && !self.gone && self.rollout.metadata.finalizers.is_empty() {
+            self.broken.push(format!("the Rollout could be deleted while traffic is split: {weights:?}"));
+        }
+    }
+
     /// A rewrite was written or deleted: routers hear of it.
     pub(crate) fn rewrites_changed(&mut self) {
         let weights = self.weights();
         self.note(format!("the rewrite says {weights:?}"));
         self.check_plan(&weights);
+        self.check_guard(&weights);
         if self.seen_weights.last() != Some(&weights) {
             self.seen_weights.push(weights);
         }

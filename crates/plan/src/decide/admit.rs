@@ -1,8 +1,10 @@
 //! Who may load the desired adapter: one pilot first, then every server; nobody where it does harm.
 
 use super::{Case, Draft};
-use crate::{desired, pilot, wait::Wait};
-use rollora_api::{condition::reason, names::AdapterId, operator_key::Pilot};
+use crate::{desired, observed::Server, pilot, wait::Wait};
+use rollora_api::{
+    condition::reason, names::AdapterId, operator_key::Pilot, rollout::spec::ResidencyProof, sidecar_status::NO_SIDECAR,
+};
 
 impl Case<'_> {
     /// Lets the desired adapter be tried on one server, and then be loaded on all. Says what keeps it from residency.
@@ -12,23 +14,32 @@ impl Case<'_> {
         if draft.traffic(|traffic| traffic.rejection().is_some()) {
             return None;
         }
-        let file = match self.file() {
-            Ok(file) => file,
-            Err(why) => return Some(Wait::soon(reason::UNAVAILABLE, why)),
-        };
+        let Ok(file) = self.file() else { return self.file_wait() };
         if let Some(why) = desired::not_listed(&desired, file) {
             return Some(Wait::on_change(reason::NOT_LISTED, why));
         }
+        if self.spec.residency == ResidencyProof::Registered && self.servers().is_some_and(has_no_sidecar) {
+            // Whoever loads adapters here does not listen to us: there is nobody to try it first.
+            let admitted = &mut draft.status.admission.admitted;
+            if !admitted.contains(&desired) {
+                admitted.push(desired.clone());
+            }
+        }
         if draft.status.admission.admitted.contains(&desired) {
             draft.status.admission.pilot = None;
-            return self.reject_if_deadly(draft, &desired).or_else(|| self.unwritten(&desired));
+            let unseen = || {
+                let error = self.world.servers.as_ref().err()?;
+                Some(Wait::for_sight("the servers of the pool cannot be listed", error, self.now))
+            };
+            return self.reject_if_deadly(draft, &desired).or_else(|| self.unwritten(&desired)).or_else(unseen);
         }
         self.try_on_pilot(draft, desired)
     }
 
     fn try_on_pilot(&self, draft: &mut Draft, desired: AdapterId) -> Option<Wait> {
-        let Some(servers) = self.servers() else {
-            return Some(Wait::soon(reason::UNAVAILABLE, "the servers of the pool cannot be listed"));
+        let servers = match &self.world.servers {
+            Ok(servers) => servers.as_slice(),
+            Err(error) => return Some(Wait::for_sight("the servers of the pool cannot be listed", error, self.now)),
         };
         let status = &mut draft.status;
         let serving: Vec<AdapterId> = status.weights.desired.iter().map(|target| target.id.clone()).collect();
@@ -75,4 +86,11 @@ impl Case<'_> {
         let told = key.is_some_and(|key| key.serving.contains(id) && key.admitted.contains(id));
         (!told).then(|| Wait::soon(reason::NOT_RESIDENT, format!("{id} is admitted to every server")))
     }
+}
+
+/// Whether there are Ready servers, and none of them has a sidecar.
+fn has_no_sidecar(servers: &[Server]) -> bool {
+    let alone = |server: &Server| server.status.as_ref().is_ok_and(|status| status.readiness.reason == NO_SIDECAR);
+    let mut ready = servers.iter().filter(|server| server.ready).peekable();
+    ready.peek().is_some() && ready.all(alone)
 }

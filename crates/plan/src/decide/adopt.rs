@@ -9,7 +9,6 @@ use crate::{
     wait::Wait,
 };
 use rollora_api::{
-    condition::reason,
     names::AdapterId,
     operator_key::matches_pattern,
     rollout::{
@@ -21,12 +20,15 @@ use rollora_api::{
 impl Case<'_> {
     /// Takes over what serves the name already; says what it waits for where that is not known.
     pub(super) fn adopt(&self, draft: &mut Draft, wish: &Wish) -> Option<Wait> {
-        if let Err(error) = &self.world.adapters {
+        if self.world.adapters.is_err() {
             // The operator's key says what was admitted and rejected before: without it nothing is taken over.
-            return Some(Wait::soon(reason::UNAVAILABLE, format!("the adapters file cannot be read: {error}")));
+            return self.file_wait();
+        }
+        if let Some(wait) = self.double_rewrite(&draft.status) {
+            return Some(wait);
         }
         let (spec, status) = (self.spec, &mut draft.status);
-        match adoption::adopt(self.rewrite_name(), &spec.pool_ref, &spec.model, self.uid, self.world) {
+        match adoption::adopt(self.rewrite_name(), &spec.pool_ref, &spec.model, self.uid, self.world, self.now) {
             Adoption::Waits(wait) => return Some(wait),
             Adoption::FirstInstall => {}
             Adoption::Found { stable, weights, sequence } => {

@@ -12,7 +12,9 @@ use rollora_api::{operator_key::OperatorKey, rollout::RolloutStatus};
 impl Case<'_> {
     /// The rewrite first: an abort waits for nothing else.
     pub(super) fn effects(&self, status: &RolloutStatus) -> Vec<Effect> {
-        self.rewrite_effect(status).into_iter().chain(self.adapters_effect(status)).collect()
+        let guard = self.guard(status).into_iter();
+        let writes = guard.chain(self.rewrite_effect(status)).chain(self.adapters_effect(status));
+        writes.chain(self.unguard(status)).collect()
     }
 
     pub(super) fn wanted<'b>(&'b self, status: &'b RolloutStatus) -> Wanted<'b> {

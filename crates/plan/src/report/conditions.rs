@@ -154,8 +154,18 @@ fn stalled(report: &Report<'_>, status: &RolloutStatus) -> Said {
     if report.case.contest_end(status).is_some() {
         return yes(reason::CONTESTED, "somebody else keeps editing the rewrite");
     }
+    if let Some(why) = &report.case.world.refused {
+        return yes(reason::WRITE_REFUSED, why);
+    }
     let stuck = report.waits.first().filter(|wait| {
-        matches!(wait.reason, reason::DEADLINE_EXCEEDED | reason::STABLE_NOT_RESIDENT | reason::SHADOWED_BY)
+        matches!(
+            wait.reason,
+            reason::DEADLINE_EXCEEDED
+                | reason::STABLE_NOT_RESIDENT
+                | reason::SHADOWED_BY
+                | reason::DOUBLE_REWRITE
+                | reason::INVALID
+        )
     });
     match stuck {
         Some(wait) => yes(wait.reason, wait.message.clone()),

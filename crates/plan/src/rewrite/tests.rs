@@ -141,12 +141,12 @@ fn the_rewrite_of_the_current_group_wins_and_one_that_is_being_deleted_is_none()
     let legacy =
         InferenceModelRewrite { api_version: RewriteGroup::Legacy.api_version().to_owned(), ..current.clone() };
     let both = [legacy, current];
-    assert_eq!(find("small", &both).and_then(InferenceModelRewrite::group), Some(RewriteGroup::Current));
+    assert_eq!(find("small", None, &both).and_then(InferenceModelRewrite::group), Some(RewriteGroup::Current));
     let mut leaving = both;
     for rewrite in &mut leaving {
         rewrite.metadata.deletion_timestamp = Some(jiff::Timestamp::UNIX_EPOCH);
     }
-    assert_eq!(find("small", &leaving), None);
+    assert_eq!(find("small", None, &leaving), None);
 }
 
 fn any_rule() -> impl Strategy<Value = Value> {

@@ -1,0 +1,57 @@
+//! What people are told because a condition says something new.
+
+use crate::decide::Draft;
+use rollora_api::{
+    condition::{Condition, ConditionStatus, kind, reason},
+    rollout::Rollout,
+};
+
+/// Conditions that hold when something is wrong, and those that do not; the first that has news is told.
+const WATCHED: [(&str, ConditionStatus); 3] = [
+    (kind::STALLED, ConditionStatus::True),
+    (kind::AVAILABLE, ConditionStatus::False),
+    (kind::READY, ConditionStatus::False),
+];
+
+/// Tells of what is wrong when it begins, and when another thing is wrong. What somebody else tells of is left to them.
+pub(super) fn announce(rollout: &Rollout, draft: &mut Draft) {
+    let before = rollout.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let bad = |conditions: &[Condition], kind: &str, when: ConditionStatus| {
+        let condition = conditions.iter().find(|condition| condition.kind == kind && condition.status == when)?;
+        // Served requests that reach nobody are always news.
+        let unserved = kind == kind::AVAILABLE && condition.reason == reason::NOT_RESIDENT;
+        let told = unserved || deserves_a_look(&condition.reason);
+        told.then(|| (condition.reason.clone(), condition.message.clone()))
+    };
+    let pending = |conditions: &[Condition]| {
+        let condition = conditions.iter().find(|condition| condition.kind == kind::PROGRESSING)?;
+        deserves_a_look(&condition.reason).then(|| (condition.reason.clone(), condition.message.clone()))
+    };
+    let now = draft.status.conditions.as_slice();
+    let pairs = WATCHED.iter().map(|(kind, when)| (bad(before, kind, *when), bad(now, kind, *when)));
+    let pairs: Vec<_> = pairs.chain([(pending(before), pending(now))]).collect();
+    let known: Vec<&str> =
+        pairs.iter().filter_map(|(before, _)| before.as_ref().map(|(reason, _)| reason.as_str())).collect();
+    let news = pairs.iter().filter_map(|(_, now)| now.clone()).find(|(reason, _)| !known.contains(&reason.as_str()));
+    if let Some((reason, message)) = news {
+        draft.say(true, &reason, message);
+    }
+}
+
+/// Reasons that nobody tells of otherwise, and that do not end by waiting alone.
+fn deserves_a_look(reason: &str) -> bool {
+    matches!(
+        reason,
+        reason::INVALID
+            | reason::WRITE_REFUSED
+            | reason::DOUBLE_REWRITE
+            | reason::SHADOWED_BY
+            | reason::STABLE_UNKNOWN
+            | reason::STABLE_NOT_RESIDENT
+            | reason::CONTESTED
+            | reason::NO_READY_PODS
+            | reason::NO_ROUTERS
+            | reason::NO_MATCH
+            | reason::NOT_LISTED
+    )
+}
