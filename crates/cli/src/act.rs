@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     let mut watch = client.watch().await?;
-    let overview = watch.next().await?.ok_or_else(ended)?;
+    let overview = watch.next().await?;
     let seen = overview.rollout.status.unwrap_or_default();
     let request =
         IntentRequest { verb, revision: seen.revision.number, step: seen.step.as_ref().map(|step| step.index) };
@@ -25,13 +25,12 @@ pub(crate) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     })?;
     say(&render::asked(&intent, &seen))?;
     let outcome = async {
-        while let Some(overview) = watch.next().await? {
-            let last = overview.rollout.status.and_then(|status| status.last_action);
+        loop {
+            let last = watch.next().await?.rollout.status.and_then(|status| status.last_action);
             if let Some(last) = last.filter(|last| last.id == intent.id) {
-                return Ok(last);
+                return Ok::<_, Failure>(last);
             }
         }
-        Err(ended())
     };
     let last = timeout(PATIENCE, outcome).await.map_err(|_| {
         Failure::Other(format!(
@@ -43,8 +42,4 @@ pub(crate) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
         Ok(done) => say(&format!("done: {done}\n")),
         Err(reason) => Err(Failure::Refused(format!("refused: {reason}"))),
     }
-}
-
-fn ended() -> Failure {
-    Failure::Other("`rollora local` has ended".to_owned())
 }

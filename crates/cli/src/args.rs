@@ -16,7 +16,11 @@ Examples:
   rollora local --rollout rollout.yaml --adapters adapters.yaml --vllm http://127.0.0.1:8000
   rollora status --watch
   rollora promote
-  rollora abort";
+  rollora abort
+
+Without options the verbs speak of the `rollora local` whose state folder is .rollora here, where one runs, else of the
+cluster and the namespace that kubectl would speak of. --state means a `rollora local`, -n, --context and --kubeconfig
+mean a cluster. Installed as kubectl-rollora, it is `kubectl rollora` too.";
 
 const LOCAL_EXAMPLES: &str = "\
 Edit the two files with any editor: listing a new version in adapters.yaml is the release. What runs is seen with
@@ -80,9 +84,27 @@ pub(crate) struct StateArgs {
     /// The Rollout; may be left out where only one is
     #[arg(value_name = "NAME")]
     pub(crate) rollout: Option<String>,
-    /// The state folder of the `rollora local` that is meant
-    #[arg(long, value_name = "DIR", default_value = ".rollora")]
-    pub(crate) state: PathBuf,
+    /// The state folder of the `rollora local` that is meant; .rollora where nothing is said and one runs there
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    #[cfg(feature = "cluster")]
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+}
+
+/// Which cluster is meant.
+#[cfg(feature = "cluster")]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Arguments)]
+pub(crate) struct ClusterArgs {
+    /// The namespace of the Rollout on a cluster; else that of the kubeconfig's context
+    #[arg(short, long, value_name = "NAMESPACE", conflicts_with = "state")]
+    pub(crate) namespace: Option<String>,
+    /// The context of the kubeconfig; else its current one
+    #[arg(long, value_name = "NAME", conflicts_with = "state")]
+    pub(crate) context: Option<String>,
+    /// The kubeconfig; else that of KUBECONFIG, else ~/.kube/config
+    #[arg(long, value_name = "FILE", conflicts_with = "state")]
+    pub(crate) kubeconfig: Option<PathBuf>,
 }
 
 #[derive(Debug, Arguments)]

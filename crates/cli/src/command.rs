@@ -3,18 +3,23 @@
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "cluster")]
+use crate::args::ClusterArgs;
 use crate::{
     args::{Args, GetArgs, LocalArgs, Output, StateArgs, Verb as Typed},
     shell::Failure,
 };
 use rollora_api::rollout::Verb;
-use rollora_local::{ApiKey, Config, Endpoint, Inputs, parse_server};
+use rollora_local::{ApiKey, Config, Endpoint, Inputs, SOCKET, parse_server};
 use std::{
     fmt::Display,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
+
+/// The state folder where none is named.
+const STATE: &str = ".rollora";
 
 /// What to do.
 #[derive(Debug)]
@@ -40,15 +45,65 @@ pub(crate) enum Command {
 /// A Rollout.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// The state folder of its `rollora local`.
-    pub(crate) state: PathBuf,
+    /// Where it is.
+    pub(crate) place: Place,
     /// Its name; the only one there is if absent.
     pub(crate) rollout: Option<String>,
 }
 
+/// Where a Rollout is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// At the `rollora local` of this state folder.
+    Machine(PathBuf),
+    /// On a cluster.
+    #[cfg(feature = "cluster")]
+    Cluster(ClusterPlace),
+}
+
+/// Which cluster, and where there.
+#[cfg(feature = "cluster")]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ClusterPlace {
+    /// Else the namespace of the kubeconfig's context.
+    pub(crate) namespace: Option<String>,
+    /// Else the kubeconfig's current one.
+    pub(crate) context: Option<String>,
+    /// Else that of the environment.
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Nothing was said of a cluster: it is meant because nothing runs here.
+    pub(crate) by_default: bool,
+}
+
+impl Target {
+    /// What is meant; `runs` says whether a `rollora local` has left its socket in a state folder.
+    fn of(typed: StateArgs, runs: impl Fn(&Path) -> bool) -> Self {
+        let here = PathBuf::from(STATE);
+        #[cfg(feature = "cluster")]
+        let place = {
+            let by_default = typed.cluster == ClusterArgs::default();
+            match typed.state {
+                Some(state) => Place::Machine(state),
+                None if by_default && runs(&here) => Place::Machine(here),
+                None => {
+                    let ClusterArgs { namespace, context, kubeconfig } = typed.cluster;
+                    Place::Cluster(ClusterPlace { namespace, context, kubeconfig, by_default })
+                }
+            }
+        };
+        #[cfg(not(feature = "cluster"))]
+        let place = {
+            // Without a cluster there is nothing else that could be meant.
+            let _ = runs;
+            Place::Machine(typed.state.unwrap_or(here))
+        };
+        Self { place, rollout: typed.rollout }
+    }
+}
+
 impl From<StateArgs> for Target {
     fn from(typed: StateArgs) -> Self {
-        Self { state: typed.state, rollout: typed.rollout }
+        Self::of(typed, |state| state.join(SOCKET).exists())
     }
 }
 

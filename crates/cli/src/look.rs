@@ -34,8 +34,7 @@ async fn watch(client: &Client, terminal: Terminal, style: Style) -> Result<(), 
     loop {
         // Reading may be given up for a tick: what was read so far is kept in `watch`.
         match tokio::time::timeout(TICK, watch.next()).await {
-            Ok(Ok(Some(news))) => overview = Some(news),
-            Ok(Ok(None)) => return Err(Failure::Other("`rollora local` has ended".to_owned())),
+            Ok(Ok(news)) => overview = Some(news),
             Ok(Err(error)) => return Err(error.into()),
             Err(_tick) => {}
         }

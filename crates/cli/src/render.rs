@@ -13,7 +13,7 @@ pub(crate) use status::status;
 pub(crate) use style::Style;
 
 use rollora_api::rollout::{Intent, RolloutStatus, Verb, status::Phase};
-use rollora_local::{Overview, verb_name};
+use rollora_local::Overview;
 use style::{Table, plain};
 
 /// Draws `screen` over the last one: the cursor goes home, each line is cleared behind its text, and what is below is
@@ -66,7 +66,7 @@ pub(crate) fn asked(intent: &Intent, seen: &RolloutStatus) -> String {
         (Verb::Promote | Verb::PromoteFull, Some(step)) => format!(", {}", steps::describe(seen, step.index)),
         _ => String::new(),
     };
-    format!("asked: {} (revision {}{of}{step})\n", verb_name(intent.verb), intent.revision)
+    format!("asked: {} (revision {}{of}{step})\n", intent.verb.name(), intent.revision)
 }
 
 /// `stable 90, new 10`.

@@ -16,7 +16,7 @@ use std::{
 pub(crate) enum Failure {
     /// What was given cannot be used; a problem a line.
     BadInput(Vec<String>),
-    /// The `rollora local` that is meant could not be asked.
+    /// Whoever is meant could not be asked.
     Client(ClientError),
     /// It was asked and said no.
     Refused(String),
@@ -57,8 +57,8 @@ pub(crate) fn run(command: Command) -> Result<ExitCode, Failure> {
     let ended = runtime.block_on(async {
         match command {
             Command::Local(config) => local::run(*config).await,
-            Command::Look { target, what } => look::run(&Client::new(target), what).await,
-            Command::Act { target, verb } => act::run(&Client::new(target), verb).await,
+            Command::Look { target, what } => look::run(&Client::open(target).await?, what).await,
+            Command::Act { target, verb } => act::run(&Client::open(target).await?, verb).await,
         }
     });
     // A disk that does not answer must not keep the process from ending.

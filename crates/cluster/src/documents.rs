@@ -372,18 +372,21 @@ fn no_key(name: &ObjectName, key: &str, map: &ConfigMap) -> String {
 fn rollout_item(object: DynamicObject) -> Item<Result<Rollout, String>> {
     let name = ObjectName::new(object.namespace().unwrap_or_default(), object.name_any());
     let version = object.resource_version().unwrap_or_default();
-    let read = serde_json::to_value(object).and_then(|mut value| {
-        // A list says them once for all.
-        if let Some(fields) = value.as_object_mut() {
-            fields.insert("apiVersion".to_owned(), API_VERSION.into());
-            fields.insert("kind".to_owned(), kinds::ROLLOUT.name.into());
-        }
-        serde_json::from_value(value)
-    });
-    let value = read.map_err(|error| {
+    let value = read_rollout(object).map_err(|error| {
         format!("it cannot be read by this version of the operator: {error}: update the operator, or mend the field")
     });
     Item { name, version, value }
+}
+
+/// A Rollout, as the API server gives it.
+pub(crate) fn read_rollout(object: DynamicObject) -> Result<Rollout, serde_json::Error> {
+    let mut value = serde_json::to_value(object)?;
+    // A list says them once for all.
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("apiVersion".to_owned(), API_VERSION.into());
+        fields.insert("kind".to_owned(), kinds::ROLLOUT.name.into());
+    }
+    serde_json::from_value(value)
 }
 
 fn rewrite_item(group: RewriteGroup, object: DynamicObject) -> Option<Item<InferenceModelRewrite>> {

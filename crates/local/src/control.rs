@@ -120,7 +120,7 @@ impl Control {
         let now = clock::now();
         Overview {
             at: now,
-            listen: self.listen.to_string(),
+            listen: Some(self.listen.to_string()),
             rollout: picture.rollout.as_ref().clone(),
             rollout_file: file(&inputs.rollout, &picture.problems.rollout),
             adapters_file: file(&inputs.adapters, &picture.problems.adapters),

@@ -12,7 +12,7 @@ use rollora_api::{
     operator_key::OperatorKey,
     rewrite::InferenceModelRewrite,
     rollout::{
-        Intent, Rollout, RolloutStatus, Verb,
+        Intent, IntentPending, Rollout, RolloutStatus,
         validate::{FieldError, immutable_changes},
     },
 };
@@ -78,21 +78,6 @@ pub struct EventRecord {
     pub message: String,
 }
 
-/// Why an intent is not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{}` was asked before and is not answered yet: wait for it, or abort", verb_name(*.0))]
-pub(crate) struct IntentPending(Verb);
-
-/// The verb as people type it.
-pub fn verb_name(verb: Verb) -> &'static str {
-    match verb {
-        Verb::Promote => "promote",
-        Verb::PromoteFull => "promote --full",
-        Verb::Abort => "abort",
-        Verb::Retry => "retry",
-    }
-}
-
 impl Documents {
     /// The hash of the adapters file and the operator's key.
     pub(crate) fn hash(&self) -> ContentHash {
@@ -152,15 +137,9 @@ impl Documents {
         }
     }
 
-    /// The Rollout with an intent. One that was not consumed yet may be replaced only by an abort.
+    /// The Rollout with an intent.
     pub(crate) fn with_intent(&self, intent: &Intent) -> Result<Rollout, IntentPending> {
-        let consumed = self.rollout.status.as_ref().and_then(|status| status.last_action.as_ref());
-        let pending = pending_intent(&self.rollout).filter(|pending| consumed.is_none_or(|last| last.id != pending.id));
-        if let Some(pending) = pending
-            && intent.verb != Verb::Abort
-        {
-            return Err(IntentPending(pending.verb));
-        }
+        intent.check(&self.rollout)?;
         let mut rollout = Rollout::clone(&self.rollout);
         let text = serde_json::json!(intent).to_string();
         rollout.metadata.annotations.insert(INTENT_ANNOTATION.to_owned(), text);
@@ -254,9 +233,4 @@ pub(crate) fn version_of(metadata: &Metadata) -> Version {
 fn count_up(metadata: &mut Metadata) {
     let version: u64 = metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0);
     metadata.resource_version = Some((version + 1).to_string());
-}
-
-fn pending_intent(rollout: &Rollout) -> Option<Intent> {
-    let text = rollout.metadata.annotations.get(INTENT_ANNOTATION)?;
-    serde_json::from_str(text).ok()
 }

@@ -19,7 +19,7 @@ mod telemetry;
 
 pub use config::{Config, ServerError, parse_server};
 pub use control::{ControlError, IntentRequest, SOCKET};
-pub use documents::{EventRecord, verb_name};
+pub use documents::EventRecord;
 pub use overview::{FileView, Overview, Refused, ServerView};
 pub use process::{LocalError, run};
 pub use rollora_vllm::{ApiKey, Endpoint};

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 pub struct Overview {
     /// When this was put together.
     pub at: Timestamp,
-    /// Where the gateway listens.
-    pub listen: String,
+    /// Where the gateway listens; none where there is no gateway of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
     /// The Rollout, with its status.
     pub rollout: Rollout,
     /// The Rollout's file.

@@ -11,7 +11,7 @@ mod tests;
 
 use crate::{
     clock,
-    documents::{Adapters, Documents, EventRecord, IntentPending, Key, Problems, changed_rollout, new_rollout},
+    documents::{Adapters, Documents, EventRecord, Key, Problems, changed_rollout, new_rollout},
     input::{self, RolloutFile},
     state::{StateError, StateFolder, WriteError},
 };
@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use rollora_api::{
     operator_key::OperatorKey,
     rewrite::{InferenceModelRewrite, RewriteGroup},
-    rollout::{Intent, Rollout},
+    rollout::{Intent, IntentPending, Rollout},
 };
 use rollora_operator::ports::Written;
 use rollora_router::in_force::InForce;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::args::Verb as TypedVerb;
 use clap::{CommandFactory, Parser};
 
 fn parse(line: &str) -> Result<Command, Failure> {
@@ -20,18 +21,20 @@ fn the_command_line_is_sound() {
 
 #[test]
 fn what_was_typed_and_what_it_means() {
-    let target =
-        |rollout: Option<&str>, state: &str| Target { state: state.into(), rollout: rollout.map(str::to_owned) };
+    let target = |rollout: Option<&str>, state: &str| Target {
+        place: Place::Machine(state.into()),
+        rollout: rollout.map(str::to_owned),
+    };
     for (line, what) in [
-        ("rollora get", Look::Line),
-        ("rollora get -o json", Look::Json),
-        ("rollora status", Look::Status),
-        ("rollora status -w", Look::Watch),
-        ("rollora explain", Look::Explain),
+        ("rollora get --state /s", Look::Line),
+        ("rollora get -o json --state /s", Look::Json),
+        ("rollora status --state /s", Look::Status),
+        ("rollora status -w --state /s", Look::Watch),
+        ("rollora explain --state /s", Look::Explain),
     ] {
         match parse(line).unwrap() {
             Command::Look { target: found, what: found_what } => {
-                assert_eq!((found, found_what), (target(None, ".rollora"), what), "{line}");
+                assert_eq!((found, found_what), (target(None, "/s"), what), "{line}");
             }
             other => panic!("{line}: {other:?}"),
         }
@@ -48,6 +51,26 @@ fn what_was_typed_and_what_it_means() {
             }
             other => panic!("{line}: {other:?}"),
         }
+    }
+}
+
+#[cfg(feature = "cluster")]
+#[test]
+fn a_cluster_is_meant_where_one_is_named_or_nothing_runs_here() {
+    let place = |line: &str, runs: bool| {
+        let TypedVerb::Status(typed) = Args::try_parse_from(line.split_whitespace()).unwrap().command else { panic!() };
+        Target::of(typed.state, |_| runs).place
+    };
+    let machine = Place::Machine(".rollora".into());
+    assert_eq!(place("rollora status", true), machine);
+    let somewhere = ClusterPlace { by_default: true, ..ClusterPlace::default() };
+    assert_eq!(place("rollora status", false), Place::Cluster(somewhere));
+    let named = ClusterPlace { namespace: Some("prod".to_owned()), ..ClusterPlace::default() };
+    assert_eq!(place("rollora status -n prod", true), Place::Cluster(named));
+    let context = ClusterPlace { context: Some("a".to_owned()), ..ClusterPlace::default() };
+    assert_eq!(place("rollora status --context a", true), Place::Cluster(context));
+    for line in ["rollora status --state s -n prod", "rollora status --state s --context a"] {
+        assert!(Args::try_parse_from(line.split_whitespace()).is_err(), "{line}");
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) fn explain(overview: &Overview, now: Timestamp, style: Style) -> Stri
     let sections = [
         ("Files", files(overview)),
         ("Conditions", conditions(&status, now)),
-        ("Servers", overview.servers.iter().flat_map(|server| server_lines(server, &status, now)).collect()),
+        ("Servers", servers(overview, &status, now)),
         ("Rejected", status.rejected.iter().map(|rejected| format!("{}: {}", rejected.id, rejected.reason)).collect()),
         (
             "On the way out",
@@ -44,6 +44,14 @@ pub(crate) fn explain(overview: &Overview, now: Timestamp, style: Style) -> Stri
     }
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// What hinders servers; where they cannot be asked from here, as the operator heard it.
+fn servers(overview: &Overview, status: &RolloutStatus, now: Timestamp) -> Vec<String> {
+    if overview.listen.is_none() {
+        return status.residency.missing.clone();
+    }
+    overview.servers.iter().flat_map(|server| server_lines(server, status, now)).collect()
 }
 
 fn files(overview: &Overview) -> Vec<String> {

@@ -10,6 +10,7 @@ use rollora_api::{
     names::AdapterId,
     rollout::{
         RolloutStatus,
+        spec::RouterKind,
         status::{Phase, StepState},
     },
     sidecar_status::AdapterState,
@@ -49,7 +50,12 @@ fn header(overview: &Overview, status: &RolloutStatus, style: Style) -> String {
     };
     let model = style.bold(overview.rollout.spec.model.as_str());
     let paused = if overview.rollout.spec.paused { "  (spec.paused)" } else { "" };
-    format!("{model}  {phase}{paused}  {change}  {}\n", style.dim(&format!("http://{}", overview.listen)))
+    let place = match (&overview.listen, &overview.rollout.metadata.namespace) {
+        (Some(listen), _) => format!("http://{listen}"),
+        (None, Some(namespace)) => format!("namespace {namespace}"),
+        (None, None) => String::new(),
+    };
+    format!("{model}  {phase}{paused}  {change}  {}\n", style.dim(&place))
 }
 
 /// Files that are not in force as they stand.
@@ -62,6 +68,9 @@ fn problems(overview: &Overview, style: Style) -> Vec<String> {
 }
 
 fn weights(overview: &Overview, status: &RolloutStatus, style: Style) -> String {
+    if overview.listen.is_none() {
+        return weights_at_routers(status, style);
+    }
     let in_force = overview.rules.models.get(overview.rollout.spec.model.as_str());
     let in_force = in_force.map_or(&[][..], |rule| &rule.targets);
     let mut ids: Vec<String> = status.weights.desired.iter().map(|target| target.id.to_string()).collect();
@@ -91,7 +100,39 @@ fn weights(overview: &Overview, status: &RolloutStatus, style: Style) -> String 
     table.lines("  ")
 }
 
+/// Where routers cannot be asked from here: what is set, and how many have it as the operator heard.
+fn weights_at_routers(status: &RolloutStatus, style: Style) -> String {
+    if status.weights.desired.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::default();
+    table.row(["WEIGHTS", "SET"].map(|title| (title.to_owned(), style.dim(title))));
+    for target in &status.weights.desired {
+        table.row([plain(target.id.to_string()), plain(target.weight.to_string())]);
+    }
+    let routers = &status.routers;
+    let text = format!("in force at {} of {} routers", routers.proven, routers.total);
+    let shown = if routers.proven == routers.total { text } else { style.warn(&text) };
+    match routers.kind {
+        RouterKind::ExtProc => format!("{}  {shown}\n", table.lines("  ")),
+        // An endpoint picker cannot be asked.
+        RouterKind::EndpointPicker => table.lines("  "),
+    }
+}
+
+/// Where servers cannot be asked from here: how many have the adapter, and which do not, as the operator heard.
+fn residency_heard(status: &RolloutStatus, style: Style) -> String {
+    let Some(desired) = &status.revision.desired else { return String::new() };
+    let residency = &status.residency;
+    let text = format!("  {desired} is on {} of {} Ready servers\n", residency.resident, residency.ready);
+    let missing = residency.missing.iter().map(|line| format!("    {} {line}\n", style.warn("✘")));
+    std::iter::once(text).chain(missing).collect()
+}
+
 fn servers(overview: &Overview, status: &RolloutStatus, style: Style) -> String {
+    if overview.listen.is_none() {
+        return residency_heard(status, style);
+    }
     let ids = adapters_of_interest(overview, status);
     let mut table = Table::default();
     let titles = ["SERVERS", "", "IN FLIGHT"].into_iter().map(str::to_owned).chain(ids.iter().map(ToString::to_string));

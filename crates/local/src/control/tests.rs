@@ -79,7 +79,7 @@ async fn an_overview_is_told_now_and_with_every_change() {
     let (status, body) = machine.ask("GET", "/overview", String::new()).await;
     assert_eq!(status, StatusCode::OK);
     let overview: Overview = whole(body).await;
-    assert_eq!((overview.rollout.metadata.name.as_str(), overview.listen.as_str()), ("alias", "127.0.0.1:1"));
+    assert_eq!((overview.rollout.metadata.name.as_str(), overview.listen.as_deref()), ("alias", Some("127.0.0.1:1")));
 
     let (_, mut watch) = machine.ask("GET", "/watch", String::new()).await;
     let mut next = async || {

@@ -1,5 +1,6 @@
 use super::*;
 use rollora_api::names::sequence_annotation;
+use rollora_api::rollout::Verb;
 
 /// A Rollout as a person writes it, for every test of this crate.
 pub(crate) const ROLLOUT_FILE: &str = "apiVersion: rollora.dev/v1alpha1

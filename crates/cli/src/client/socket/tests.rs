@@ -27,7 +27,7 @@ fn answer(folder: &std::path::Path, status: StatusCode, pieces: &[&str]) -> Join
 }
 
 fn client(folder: &std::path::Path, rollout: Option<&str>) -> Client {
-    Client::new(Target { state: folder.to_owned(), rollout: rollout.map(str::to_owned) })
+    Client::new(folder.to_owned(), rollout.map(str::to_owned))
 }
 
 fn overview(name: &str) -> String {
@@ -70,9 +70,9 @@ async fn what_changes_comes_line_by_line_however_it_was_cut() {
     let _tasks = answer(folder.path(), StatusCode::OK, &[first, second, third]);
     let mut watch = client(folder.path(), None).watch().await.unwrap();
     for expected in ["one", "two"] {
-        assert_eq!(watch.next().await.unwrap().unwrap().rollout.metadata.name, expected);
+        assert_eq!(watch.next().await.unwrap().rollout.metadata.name, expected);
     }
-    assert!(watch.next().await.unwrap().is_none());
+    assert!(matches!(watch.next().await, Err(ClientError::Ended(_))));
 }
 
 #[tokio::test]

@@ -1,0 +1,154 @@
+//! Looks at a Rollout of a cluster through the API server, and acts on it by its annotation.
+//!
+//! Only the API server is asked: what sidecars and routers say stands in the status, as the operator heard it.
+
+use super::ClientError;
+use crate::{command::ClusterPlace, shell::now};
+use futures_util::StreamExt;
+use rollora_api::{
+    names::INTENT_ANNOTATION,
+    rollout::{Intent, Rollout},
+    router_report::RulesReport,
+};
+use rollora_cluster::{Access, ApiError, Cluster, Rollouts, Told};
+use rollora_local::{EventRecord, FileView, IntentRequest, Overview};
+use std::pin::Pin;
+use uuid::Uuid;
+
+/// Writes of an intent that somebody else's write came before are tried so often.
+const TRIES: usize = 5;
+
+/// One Rollout of one cluster.
+#[derive(Debug)]
+pub(crate) struct Client {
+    rollouts: Rollouts,
+    name: String,
+}
+
+/// Overviews as they change.
+pub(crate) struct Watch {
+    rollouts: Rollouts,
+    name: String,
+    changes: Pin<Box<dyn futures_util::Stream<Item = Result<Option<Rollout>, ApiError>> + Send>>,
+    /// Heard of, and not told yet.
+    pending: Option<Rollout>,
+}
+
+impl Client {
+    /// Finds the cluster, and the only Rollout of the namespace where none is named.
+    pub(super) async fn open(place: ClusterPlace, rollout: Option<String>) -> Result<Self, ClientError> {
+        let access = Access { kubeconfig: place.kubeconfig, context: place.context };
+        let cluster = Cluster::connect(&access, "rollora").await.map_err(|error| {
+            let hint =
+                if place.by_default { " (and no `rollora local` runs on the state folder .rollora here)" } else { "" };
+            ClientError::Cluster(format!("{error}{hint}"))
+        })?;
+        let rollouts = Rollouts::new(&cluster, place.namespace.as_deref());
+        let name = match rollout {
+            Some(name) => name,
+            None => only(&rollouts).await?,
+        };
+        Ok(Self { rollouts, name })
+    }
+
+    pub(super) async fn overview(&self) -> Result<Overview, ClientError> {
+        Ok(overview(&self.rollouts, self.rollout().await?).await)
+    }
+
+    pub(super) async fn intend(&self, request: &IntentRequest) -> Result<Intent, ClientError> {
+        let IntentRequest { verb, revision, step } = *request;
+        let intent = Intent { id: Uuid::new_v4().to_string(), verb, revision, step };
+        let text = serde_json::json!(intent).to_string();
+        for attempt in 1.. {
+            let rollout = self.rollout().await?;
+            intent.check(&rollout).map_err(|pending| ClientError::Refused(pending.to_string()))?;
+            let version = rollout.metadata.resource_version.unwrap_or_default();
+            match self.rollouts.annotate(&self.name, &version, INTENT_ANNOTATION, &text).await {
+                Ok(()) => break,
+                // The operator writes its status all the time.
+                Err(ApiError::Conflict(_)) if attempt < TRIES => {}
+                Err(error) => return Err(ClientError::Cluster(error.to_string())),
+            }
+        }
+        Ok(intent)
+    }
+
+    pub(super) fn watch(&self) -> Watch {
+        let changes = Box::pin(self.rollouts.watch(&self.name));
+        Watch { rollouts: self.rollouts.clone(), name: self.name.clone(), changes, pending: None }
+    }
+
+    async fn rollout(&self) -> Result<Rollout, ClientError> {
+        let found = self.rollouts.get(&self.name).await.map_err(|error| ClientError::Cluster(error.to_string()))?;
+        match found {
+            Some(rollout) => Ok(rollout),
+            None => Err(not_there(&self.name, &self.rollouts).await),
+        }
+    }
+}
+
+impl Watch {
+    pub(super) async fn next(&mut self) -> Result<Overview, ClientError> {
+        loop {
+            if let Some(rollout) = &self.pending {
+                let overview = overview(&self.rollouts, rollout.clone()).await;
+                self.pending = None;
+                return Ok(overview);
+            }
+            match self.changes.next().await {
+                Some(Ok(Some(rollout))) => self.pending = Some(rollout),
+                Some(Ok(None)) => return Err(not_there(&self.name, &self.rollouts).await),
+                // An outage ends, and what is shown stays true until then; a permission that is missing stays so.
+                Some(Err(ApiError::Unavailable(_) | ApiError::Unknown(_))) => {}
+                Some(Err(error)) => return Err(ClientError::Cluster(error.to_string())),
+                None => return Err(ClientError::Ended("the watch has ended".to_owned())),
+            }
+        }
+    }
+}
+
+/// The name of the only Rollout that there is.
+async fn only(rollouts: &Rollouts) -> Result<String, ClientError> {
+    let mut names = rollouts.names().await.map_err(|error| ClientError::Cluster(error.to_string()))?;
+    let namespace = rollouts.namespace();
+    match (names.pop(), names.as_slice()) {
+        (Some(name), []) => Ok(name),
+        (Some(last), [..]) => {
+            names.push(last);
+            let names = names.join(", ");
+            Err(ClientError::Cluster(format!("namespace {namespace} has the Rollouts {names}: say which one")))
+        }
+        (None, _) => Err(ClientError::Cluster(format!(
+            "there is no Rollout in namespace {namespace}: name another namespace with -n, or apply one"
+        ))),
+    }
+}
+
+async fn not_there(name: &str, rollouts: &Rollouts) -> ClientError {
+    let namespace = rollouts.namespace();
+    // Only for the words: whoever may not list is told less.
+    let others = rollouts.names().await.unwrap_or_default();
+    let others = if others.is_empty() { String::new() } else { format!("; there are {}", others.join(", ")) };
+    ClientError::Cluster(format!("there is no Rollout {name} in namespace {namespace}{others}"))
+}
+
+async fn overview(rollouts: &Rollouts, rollout: Rollout) -> Overview {
+    // Whoever may not read events is shown none.
+    let events = rollouts.events(&rollout.metadata.name).await.unwrap_or_default();
+    let file = FileView { path: String::new(), problem: None };
+    Overview {
+        at: now(),
+        listen: None,
+        rollout,
+        rollout_file: file.clone(),
+        adapters_file: file,
+        servers: Vec::new(),
+        rules: RulesReport::default(),
+        events: events.into_iter().map(record).collect(),
+    }
+}
+
+fn record(told: Told) -> EventRecord {
+    let Told { at, count, warning, reason, message } = told;
+    EventRecord { at, count, warning, reason, message }
+}
