@@ -81,8 +81,12 @@ fn a_configmap_that_goes_away_in_the_middle_moves_nothing() {
 #[test]
 fn a_pool_that_is_not_there() {
     let words = "there is no InferencePool prod/pool";
-    let mut run = begun(|world| world.missing.pool = Some(words.to_owned()));
+    let mut run = begun(|world| {
+        world.missing.pool = Some(words.to_owned());
+        world.adapters.key_text = None;
+    });
     says(&mut run, reason::INVALID, words);
+    assert_eq!(run.world().adapters.key_text, None, "nothing is written because of a slip of the pen");
     mended(&mut run);
 }
 

@@ -9,6 +9,7 @@ use crate::{
     wait::Wait,
 };
 use rollora_api::{
+    condition::reason,
     names::AdapterId,
     operator_key::matches_pattern,
     rollout::{
@@ -73,7 +74,9 @@ impl Case<'_> {
     pub(super) fn wait_for_adoption(&self, mut draft: Draft, wait: &Wait) -> Decision {
         self.refuse_intent(&mut draft, &format!("nothing is under way: {}", wait.message));
         let mut effects = Vec::new();
-        if let (Some(adapters), Some(pattern)) = (self.adapters(), self.spec.adapter.governed())
+        // What a Rollout names that is not there may be a slip of the pen: nothing is written because of it.
+        let meant = wait.reason != reason::INVALID;
+        if let (true, Some(adapters), Some(pattern)) = (meant, self.adapters(), self.spec.adapter.governed())
             && !adapters.key.managed.iter().any(|managed| managed == pattern)
         {
             let mut key = adapters.key.clone();
