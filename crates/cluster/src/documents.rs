@@ -105,6 +105,8 @@ struct Books {
     pools: Shelf<Result<Pool, String>>,
     routers: Shelf<Pod>,
     config_maps: BTreeMap<ObjectName, Shelf<ConfigMap>>,
+    /// ConfigMaps that nobody names any more, as they were read for the last write to them.
+    abandoned: BTreeMap<ObjectName, ConfigMap>,
     /// By namespace and selector.
     pods: BTreeMap<(String, String), Shelf<Pod>>,
 }
@@ -251,6 +253,10 @@ impl Documents {
     }
 
     async fn config_map(&self, name: &ObjectName) -> Result<Option<ConfigMap>, ReadError> {
+        let watched = self.books().config_maps.contains_key(name);
+        if !watched {
+            return self.abandoned_map(name).await;
+        }
         let state = |books: &Books| books.config_maps.get(name).map_or(State::Waiting, Shelf::state);
         self.wait(state, &kinds::CONFIG_MAP.resource()).await?;
         let is_doubtful =
@@ -264,6 +270,14 @@ impl Documents {
         }
         let books = self.books();
         Ok(books.config_maps.get(name).and_then(|shelf| shelf.get(name)).map(|(_, map)| map.clone()))
+    }
+
+    /// A ConfigMap that is not watched, because the last Rollout that named it is gone.
+    async fn abandoned_map(&self, name: &ObjectName) -> Result<Option<ConfigMap>, ReadError> {
+        let found = self.look(kinds::CONFIG_MAP, name).await?.and_then(|object| object.try_parse().ok());
+        let found = found.map(|map| map_item(map).value);
+        self.books().abandoned.extend(found.clone().map(|map| (name.clone(), map)));
+        Ok(found)
     }
 
     /// The pool of this name, and its pods.

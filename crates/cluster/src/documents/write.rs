@@ -6,6 +6,7 @@ use crate::{
     kinds,
     shelf::ObjectName,
 };
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api,
     api::PostParams,
@@ -126,7 +127,7 @@ impl Documents {
         user_text: Option<&str>,
         key_text: Option<&str>,
     ) -> Written {
-        let map = self.books().config_maps.get(name).and_then(|shelf| shelf.get(name)).map(|(_, map)| map.clone());
+        let map = self.map_as_read(name);
         let Some(mut map) = map.filter(|map| map.meta().resource_version.as_deref() == Some(version)) else {
             self.doubt_map(name);
             return Written::Stale;
@@ -137,7 +138,7 @@ impl Documents {
         let data = map.data.get_or_insert_default();
         data.extend(user_text.map(|text| (key.to_owned(), text.to_owned())));
         data.extend(key_text.map(|text| (OPERATOR_KEY.to_owned(), text.to_owned())));
-        let api: Api<k8s_openapi::api::core::v1::ConfigMap> = Api::namespaced(self.0.cluster.client(), &name.namespace);
+        let api: Api<ConfigMap> = Api::namespaced(self.0.cluster.client(), &name.namespace);
         let resource = kinds::CONFIG_MAP.resource();
         let request = Request { verb: "update", resource: &resource, namespace: Some(&name.namespace) };
         let written = write(async { api.replace(&name.name, &params(), &map).await }, request).await;
@@ -161,6 +162,15 @@ impl Documents {
     pub fn ring(&self, name: &ObjectName) {
         // Where nobody listens any more, nobody works any more.
         self.0.rung.send(name.clone()).ok();
+    }
+
+    fn map_as_read(&self, name: &ObjectName) -> Option<ConfigMap> {
+        let mut books = self.books();
+        let abandoned = books.abandoned.remove(name);
+        match books.config_maps.get(name) {
+            Some(shelf) => shelf.get(name).map(|(_, map)| map.clone()),
+            None => abandoned,
+        }
     }
 
     fn rollout_at(&self, name: &ObjectName, version: &str) -> Option<rollora_api::rollout::Rollout> {

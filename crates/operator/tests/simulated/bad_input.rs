@@ -107,6 +107,18 @@ fn a_permission_that_is_missing() {
 }
 
 #[test]
+fn a_permission_that_goes_missing_before_an_abort_is_said_and_the_abort_is_not_forgotten() {
+    let mut run = at_half();
+    let words = "it is forbidden to update inferencemodelrewrites.llm-d.ai";
+    run.world().missing.permission = Some(words.to_owned());
+    run.world().intend(rollora_api::rollout::Verb::Abort);
+    says(&mut run, reason::WRITE_REFUSED, words);
+    run.world().missing = Missing::default();
+    run.until_weights(&[(V1, 100)]);
+    run.until_phase(Phase::RolledBack);
+}
+
+#[test]
 fn an_adapter_that_is_not_listed() {
     let rollout = ROLLOUT.replace("follow: { pattern: \"small-v*\" }", "id: small-v7");
     let mut run = Run::new(World::new(&rollout, 2, &[V1]));

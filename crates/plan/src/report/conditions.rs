@@ -148,14 +148,15 @@ fn cleaned_up(report: &Report<'_>, status: &RolloutStatus) -> Said {
 }
 
 fn stalled(report: &Report<'_>, status: &RolloutStatus) -> Said {
+    // First what keeps this very status from coming true.
+    if let Some(why) = &report.case.world.refused {
+        return yes(reason::WRITE_REFUSED, why);
+    }
     if let Some(why) = rejection(status) {
         return yes(reason::ADAPTER_REJECTED, why);
     }
     if report.case.contest_end(status).is_some() {
         return yes(reason::CONTESTED, "somebody else keeps editing the rewrite");
-    }
-    if let Some(why) = &report.case.world.refused {
-        return yes(reason::WRITE_REFUSED, why);
     }
     let stuck = report.waits.first().filter(|wait| {
         matches!(
