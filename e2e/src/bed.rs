@@ -10,13 +10,16 @@ use crate::{
     http::Address,
     judge::{Killed, Outage, Record, Verdict},
     rollora::Spoken,
-    rules::RulesLog,
+    rules::{Routers, RulesLog},
     seen::{Condition, Seen, every_server_is_ready, loaded_everywhere, served_by},
     server::{Kind, Server},
     traffic::{Ask, Count, Crowd, Traffic, count},
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 /// How long a condition may take to come true, where a scenario does not say otherwise.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -77,6 +80,8 @@ pub trait Place: Sized + Send + Sync {
     fn gateway(&self) -> Address;
     /// Where each router can be asked for `/rules`.
     fn routers(&self) -> Vec<Address>;
+    /// The routers that may serve a request, at any moment from now on.
+    fn routers_over_time(&self) -> Routers;
     /// The vLLM servers.
     fn servers(&self) -> &[Server];
     /// The vLLM servers, to be killed and started.
@@ -221,7 +226,7 @@ impl<P: Place> Bed<P> {
     pub fn clients_start(&mut self, crowd: &Crowd) {
         let mut crowd = crowd.clone();
         crowd.connections.iter_mut().for_each(|ask| ask.api_key.clone_from(&self.api_key));
-        let rules = RulesLog::start(&self.place.routers(), MODEL);
+        let rules = RulesLog::start(&self.place.routers_over_time(), MODEL);
         self.clients = Some((Traffic::start(&self.place.gateway(), &crowd), rules));
     }
 
@@ -280,7 +285,12 @@ impl<P: Place> Bed<P> {
     pub fn kill_server(&mut self, index: usize) {
         let from = clock::now();
         self.place.servers_mut()[index].kill();
-        self.outages.push(Outage { of: Killed::Server, from, dead: clock::now(), until: None });
+        self.note_outage_of_server(from, clock::now());
+    }
+
+    /// A server began to end at the one moment, and was dead at the other.
+    pub(crate) fn note_outage_of_server(&mut self, from: Instant, dead: Instant) {
+        self.outages.push(Outage { of: Killed::Server, from, dead, until: None });
     }
 
     /// Starts a server where it was, knowing no adapter, and waits until it answers.

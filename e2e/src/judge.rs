@@ -14,7 +14,7 @@ mod tests;
 pub use shares::Share;
 
 use crate::{
-    rules::Spell,
+    rules::{Router, Spell},
     traffic::{Exchange, Failure},
 };
 use std::{collections::BTreeMap, fmt, time::Instant};
@@ -25,7 +25,7 @@ pub struct Record {
     /// Every request.
     pub exchanges: Vec<Exchange>,
     /// The rules at each router.
-    pub routers: Vec<Vec<Spell>>,
+    pub routers: Vec<Router>,
     /// What was killed.
     pub outages: Vec<Outage>,
 }
@@ -89,14 +89,15 @@ impl Record {
 
     /// The weights of each rule at the first router, in the order in which they came into force.
     pub fn splits(&self) -> Vec<&[(String, i32)]> {
-        self.routers.first().into_iter().flatten().map(|spell| spell.weights.as_slice()).collect()
+        self.routers.iter().take(1).flat_map(|router| &router.spells).map(|spell| spell.weights.as_slice()).collect()
     }
 
     /// The last moment at which some rule may have given `model` weight, or a request began that it answered.
     pub fn last_of(&self, model: &str) -> Option<Instant> {
         let starts = self.exchanges.iter().filter(|exchange| exchange.model() == Some(model)).map(|it| it.start);
         let gives_weight = |spell: &&Spell| spell.weights.iter().any(|(id, _)| id == model);
-        let ends = self.routers.iter().flatten().filter(gives_weight).filter_map(|spell| spell.until);
+        let ends =
+            self.routers.iter().flat_map(|router| &router.spells).filter(gives_weight).filter_map(|spell| spell.until);
         starts.chain(ends).max()
     }
 }
@@ -136,13 +137,13 @@ impl Verdict {
         }
     }
 
-    fn answer(&mut self, exchange: &Exchange, model: &str, routers: &[Vec<Spell>]) {
+    fn answer(&mut self, exchange: &Exchange, model: &str, routers: &[Router]) {
         let (start, end) = (exchange.start, exchange.head.unwrap_or(exchange.end));
-        let spells: Vec<_> = routers.iter().flat_map(|spells| in_force(spells, start, end)).collect();
+        let spells: Vec<_> = routers.iter().flat_map(|router| in_force(&router.spells, start, end)).collect();
         if spells.iter().any(|spell| spell.weights.iter().any(|(id, weight)| id == model && *weight > 0)) {
             return;
         }
-        if routers.iter().any(|spells| saw_less(spells, start, end)) {
+        if routers.iter().any(|router| saw_less(router, start, end)) {
             self.unjudged += 1;
             return;
         }
@@ -158,8 +159,10 @@ fn in_force(spells: &[Spell], start: Instant, end: Instant) -> impl Iterator<Ite
 }
 
 /// Whether some rule may have been in force from `start` to `end` that nobody saw.
-fn saw_less(spells: &[Spell], start: Instant, end: Instant) -> bool {
-    let before_all = spells.first().is_none_or(|first| start < first.from);
+fn saw_less(router: &Router, start: Instant, end: Instant) -> bool {
+    let spells = &router.spells;
+    let was_there = end >= router.since && router.until.is_none_or(|until| start <= until);
+    let before_all = was_there && spells.first().is_none_or(|first| start < first.from);
     let jumped = spells.windows(2).any(|pair| {
         let (before, after) = (&pair[0], &pair[1]);
         // What was missed came and went where both may have been in force.

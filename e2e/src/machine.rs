@@ -4,12 +4,13 @@ use crate::{
     bed::{Place, Setup},
     http::Address,
     rollora::{Overview, Rollora, Spoken},
+    rules::Routers,
     seen::{Seen, ServerSeen},
     server::Server,
 };
 use anyhow::{Context as _, Result};
 use futures_util::future::{join_all, try_join_all};
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 use tempfile::TempDir;
 
 /// One machine.
@@ -67,6 +68,11 @@ impl Place for Machine {
 
     fn routers(&self) -> Vec<Address> {
         vec![self.rollora.status()]
+    }
+
+    fn routers_over_time(&self) -> Routers {
+        let routers = self.routers();
+        Arc::new(move || routers.clone())
     }
 
     fn servers(&self) -> &[Server] {

@@ -9,6 +9,7 @@ use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use rollora_api::router_report::{RuleInForce, RulesReport};
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -37,37 +38,87 @@ struct Look {
     rule: Option<RuleInForce>,
 }
 
-/// Asks all the time until it is dropped.
-#[derive(Debug)]
-pub struct RulesLog {
-    routers: Vec<Arc<Mutex<History>>>,
-    _polls: JoinSet<()>,
+/// Which routers there are at the moment.
+pub type Routers = Arc<dyn Fn() -> Vec<Address> + Send + Sync>;
+
+/// What one router was seen to do while it was there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Router {
+    /// It cannot have been asked by anybody before.
+    pub since: Instant,
+    /// Nor after; still there where absent.
+    pub until: Option<Instant>,
+    /// The rules, in order.
+    pub spells: Vec<Spell>,
 }
 
-/// What one router was seen to do.
-#[derive(Debug, Default)]
+/// Asks all the time until it is dropped. A router that comes is asked from then on.
+#[derive(Debug)]
+pub struct RulesLog {
+    histories: Arc<Mutex<Vec<Shared>>>,
+    _asking: JoinSet<()>,
+}
+
+type Shared = Arc<Mutex<History>>;
+
+#[derive(Debug)]
 struct History {
-    spells: Vec<Spell>,
+    router: Router,
     last_asked: Option<Instant>,
 }
 
 impl RulesLog {
     /// Begins to ask the routers for the rule of `model`.
-    pub fn start(routers: &[Address], model: &str) -> Self {
-        let mut polls = JoinSet::new();
-        let routers = routers.iter().map(|router| {
-            let history = Arc::default();
-            polls.spawn(poll(router.clone(), model.to_owned(), Arc::clone(&history)));
-            history
+    pub fn start(routers: &Routers, model: &str) -> Self {
+        let (histories, mut asking) = (Arc::default(), JoinSet::new());
+        let mut known = Known { histories: Arc::clone(&histories), polls: BTreeMap::new() };
+        // Those that are there are asked before anything else happens.
+        known.look(&routers(), model);
+        let (routers, model) = (Arc::clone(routers), model.to_owned());
+        asking.spawn(async move {
+            loop {
+                tokio::time::sleep(EVERY).await;
+                known.look(&routers(), &model);
+            }
         });
-        Self { routers: routers.collect(), _polls: polls }
+        Self { histories, _asking: asking }
     }
 
-    /// The spells of each router so far.
-    pub fn so_far(&self) -> Vec<Vec<Spell>> {
-        let history =
-            |router: &Arc<Mutex<History>>| router.lock().unwrap_or_else(PoisonError::into_inner).spells.clone();
-        self.routers.iter().map(history).collect()
+    /// What each router was seen to do so far, in the order in which they came.
+    pub fn so_far(&self) -> Vec<Router> {
+        let histories = self.histories.lock().unwrap_or_else(PoisonError::into_inner);
+        let router = |history: &Shared| history.lock().unwrap_or_else(PoisonError::into_inner).router.clone();
+        histories.iter().map(router).collect()
+    }
+}
+
+/// Who is asked.
+struct Known {
+    histories: Arc<Mutex<Vec<Shared>>>,
+    polls: BTreeMap<String, (Shared, JoinSet<()>)>,
+}
+
+impl Known {
+    fn look(&mut self, now_there: &[Address], model: &str) {
+        let names: Vec<_> = now_there.iter().map(Address::to_string).collect();
+        for (name, address) in names.iter().zip(now_there) {
+            if self.polls.contains_key(name) {
+                continue;
+            }
+            let router = Router { since: clock::now(), until: None, spells: Vec::new() };
+            let history = Arc::new(Mutex::new(History { router, last_asked: None }));
+            let mut poll_task = JoinSet::new();
+            poll_task.spawn(poll(address.clone(), model.to_owned(), Arc::clone(&history)));
+            self.histories.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&history));
+            self.polls.insert(name.clone(), (history, poll_task));
+        }
+        self.polls.retain(|name, (history, _)| {
+            let stays = names.contains(name);
+            if !stays {
+                history.lock().unwrap_or_else(PoisonError::into_inner).end(clock::now());
+            }
+            stays
+        });
     }
 }
 
@@ -77,15 +128,26 @@ impl History {
         let sequence = rule.stamps.values().max().copied().unwrap_or_default();
         let weights: Vec<_> = weights(&rule).into_iter().filter(|(_, weight)| *weight > 0).collect();
         let asked = self.last_asked.replace(look.asked);
-        match self.spells.last_mut() {
+        let spells = &mut self.router.spells;
+        match spells.last_mut() {
             Some(last) if last.sequence == sequence && last.weights == weights => {}
             last => {
                 if let Some(last) = last {
                     last.until = Some(look.answered);
                 }
                 let from = asked.unwrap_or(look.asked);
-                self.spells.push(Spell { from, until: None, sequence, weights });
+                spells.push(Spell { from, until: None, sequence, weights });
             }
+        }
+    }
+}
+
+impl History {
+    /// The router is gone, and its rule with it.
+    fn end(&mut self, now: Instant) {
+        self.router.until = Some(now);
+        if let Some(last) = self.router.spells.last_mut() {
+            last.until.get_or_insert(now);
         }
     }
 }
@@ -138,7 +200,8 @@ mod tests {
     fn a_spell_is_never_shorter_than_the_rule_was_in_force() {
         let start = clock::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let mut history = History::default();
+        let router = Router { since: at(0), until: None, spells: Vec::new() };
+        let mut history = History { router, last_asked: None };
         for (asked, rule) in [
             (0, None),
             (10, Some(rule(1, &[("v1", 100)]))),
@@ -149,10 +212,14 @@ mod tests {
             history.add(Look { asked: at(asked), answered: at(asked + 3), rule });
         }
         let weights = |targets: &[(&str, i32)]| targets.iter().map(|(id, it)| ((*id).to_owned(), *it)).collect();
-        let expected = [
+        let mut expected = [
             Spell { from: at(10), until: Some(at(33)), sequence: 1, weights: weights(&[("v1", 100)]) },
             Spell { from: at(20), until: None, sequence: 2, weights: weights(&[("v1", 90), ("v2", 10)]) },
         ];
-        assert_eq!(history.spells, expected);
+        assert_eq!(history.router.spells, expected);
+
+        history.end(at(50));
+        expected[1].until = Some(at(50));
+        assert_eq!((history.router.until, history.router.spells), (Some(at(50)), expected.to_vec()));
     }
 }

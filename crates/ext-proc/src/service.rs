@@ -7,7 +7,7 @@ use crate::{
         HEALTH_CHECK_PATH, HEALTH_WATCH_PATH, HealthCheckRequest, HealthCheckResponse, PROCESS_PATH, ProcessingRequest,
         Reply, Wire,
     },
-    readiness::Readiness,
+    readiness::{Readiness, Stage},
     stream::ReplyStream,
 };
 use futures_util::future::{Ready, ready};
@@ -40,6 +40,10 @@ impl Methods {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
     {
         match request.uri().path() {
+            // Without rules every name would pass as it is, the ones that are nobody's adapter among them.
+            PROCESS_PATH if self.readiness.stage() == Stage::Starting => {
+                Status::unavailable("the rewrites have not been read yet").into_http()
+            }
             PROCESS_PATH => {
                 // A body that is too long should still arrive, so that its client can be told.
                 let longest = self.rules.max_body.saturating_mul(2).saturating_add(AROUND_A_BODY);

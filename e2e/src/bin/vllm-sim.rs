@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 /// Prints its URL when it answers. While it runs, its knobs can be turned and its counters read under /sim:
 /// GET and PATCH /sim/knobs, GET and DELETE /sim/requests, GET /sim/log, POST /sim/crash.
 #[derive(Debug, Parser)]
-#[command(name = "vllm-sim", version)]
+#[command(name = "vllm-sim", version, args_override_self = true)]
 #[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 struct Arguments {
     /// Address to listen on.

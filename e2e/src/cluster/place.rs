@@ -17,12 +17,13 @@ use super::{
     workloads::{self, Workloads},
 };
 use crate::{
-    bed::{Place, Setup},
+    bed::{Bed, Place, Setup},
     clock,
     guide::{ADAPTERS, MODEL, POOL},
     http::{self, Address},
     process::program,
     rollora::{Spoken, run},
+    rules::Routers,
     seen::{Seen, ServerSeen},
     server::{Kind, Server},
 };
@@ -231,12 +232,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until Envoy sends requests by way of every pod of ext-proc.
-    async fn reaches_ext_proc(&self) -> Result<()> {
+    /// Waits until Envoy sends requests by way of every pod of ext-proc, and no other.
+    pub async fn reaches_ext_proc(&self) -> Result<()> {
         let start = clock::now();
         loop {
-            let pods = workloads::pods_of(EXT_PROC, &self.watched.pods).len();
-            if pods > 0 && self.gateway.endpoints(EXT_PROC).await.len() == pods {
+            let pods = workloads::pods_of(EXT_PROC, &self.watched.pods);
+            let wanted: BTreeSet<_> = pods.iter().filter_map(pods::address).map(IpAddr::V4).collect();
+            if !wanted.is_empty() && wanted.len() == pods.len() && self.gateway.endpoints(EXT_PROC).await == wanted {
                 return Ok(());
             }
             self.still_in_time(start, "Envoy reaches every pod of ext-proc").await?;
@@ -252,21 +254,39 @@ impl Cluster {
         Ok(())
     }
 
-    /// A person deletes the pod of a server; another one takes its place.
-    pub async fn delete_server(&mut self, index: usize) -> Result<()> {
-        let names =
-            |bed: &Self| -> Vec<_> { workloads::pods_of(VLLM, &bed.watched.pods).iter().map(Pod::name_any).collect() };
-        let before = names(self);
+    /// A person deletes the pod of a server. Another one takes its place, and is waited for until it answers. The moment
+    /// at which the old server was dead.
+    pub async fn delete_server(&mut self, index: usize) -> Result<Instant> {
         let name = self.servers[index].name();
-        self.pods().delete(&name, &DeleteParams::default()).await?;
-        self.wait("another pod of vLLM takes its place", |bed| {
+        let old = self.kubelet.container(&name, "vllm").await?;
+        let new = self.delete_pod(VLLM, &name).await?;
+        self.wait("the deleted server has ended", |_| !old.runs()).await?;
+        let dead = clock::now();
+        self.servers[index] = self.server(&new).await?;
+        self.servers[index].answers().await?;
+        Ok(dead)
+    }
+
+    /// A person deletes the pod of a replica of ext-proc; another one takes its place.
+    pub async fn delete_ext_proc(&self, index: usize) -> Result<()> {
+        let pods = workloads::pods_of(EXT_PROC, &self.watched.pods);
+        let name = pods.get(index).map(Pod::name_any).context("there is no such replica")?;
+        self.delete_pod(EXT_PROC, &name).await.map(drop)
+    }
+
+    /// A person deletes the pod of a Deployment; the name of the one that takes its place.
+    async fn delete_pod(&self, deployment: &str, name: &str) -> Result<String> {
+        let names = |bed: &Self| -> Vec<_> {
+            workloads::pods_of(deployment, &bed.watched.pods).iter().map(Pod::name_any).collect()
+        };
+        let before = names(self);
+        self.pods().delete(name, &DeleteParams::default()).await?;
+        self.wait("another pod takes the place of the deleted one", |bed| {
             let now = names(bed);
-            now.len() == before.len() && !now.contains(&name)
+            now.len() == before.len() && !now.iter().any(|pod| pod == name)
         })
         .await?;
-        let new = names(self).into_iter().find(|pod| !before.contains(pod)).context("no new pod")?;
-        self.servers[index] = self.server(&new).await?;
-        Ok(())
+        names(self).into_iter().find(|pod| !before.contains(pod)).context("no new pod")
     }
 
     /// From now on a Deployment has so many pods.
@@ -364,6 +384,14 @@ impl Cluster {
 }
 
 impl Watched {
+    /// Where those pods that execute rewrites for the pool say by which rules.
+    fn routers(&self, which: impl Fn(&Pod) -> bool) -> Vec<Address> {
+        let is_router = |pod: &Pod| pod.labels().get(ROUTER_POOL_LABEL).is_some_and(|pool| pool == POOL);
+        let pods = self.pods.all();
+        let addresses = pods.iter().filter(|pod| is_router(pod) && which(pod)).filter_map(pods::address);
+        addresses.map(|ip: Ipv4Addr| Address::Tcp((ip, ROUTER_PORT).into())).collect()
+    }
+
     fn follow(self: &Arc<Self>, tasks: &mut JoinSet<()>, client: &Client, namespace: &str) {
         fn api<K>(client: &Client, namespace: &str) -> Api<K>
         where
@@ -395,10 +423,13 @@ impl Place for Cluster {
     }
 
     fn routers(&self) -> Vec<Address> {
-        let is_router = |pod: &Pod| pod.labels().get(ROUTER_POOL_LABEL).is_some_and(|pool| pool == POOL);
-        let pods = self.watched.pods.all();
-        let addresses = pods.iter().filter(|pod| is_router(pod) && pods::stays(pod)).filter_map(pods::address);
-        addresses.map(|ip: Ipv4Addr| Address::Tcp((ip, ROUTER_PORT).into())).collect()
+        self.watched.routers(pods::stays)
+    }
+
+    fn routers_over_time(&self) -> Routers {
+        // One that is about to end still serves what it has begun.
+        let watched = Arc::clone(&self.watched);
+        Arc::new(move || watched.routers(|_| true))
     }
 
     fn servers(&self) -> &[Server] {
@@ -564,4 +595,14 @@ fn operator_key(map: &ConfigMap) -> Option<&String> {
 /// Which kind of server a bed has at a place; see [`Setup::servers`].
 fn kind_at(kinds: &[Kind], index: usize) -> Option<&Kind> {
     kinds.get(index).or(kinds.last())
+}
+
+impl Bed<Cluster> {
+    /// A person deletes the pod of a server; it ends while clients send, and another one takes its place.
+    pub async fn delete_server(&mut self, index: usize) -> Result<()> {
+        let from = clock::now();
+        let dead = self.place.delete_server(index).await?;
+        self.note_outage_of_server(from, dead);
+        Ok(())
+    }
 }

@@ -14,15 +14,18 @@ pub struct Share {
 }
 
 impl Record {
-    /// The shares under each rule of the first router, without the requests that another rule may have decided.
+    /// The shares under each rule of the first router, at all routers, without the requests that another rule may have decided.
     pub fn shares(&self) -> Vec<Share> {
-        let spells = self.routers.first().map(Vec::as_slice).unwrap_or_default();
+        let spells = self.routers.first().map(|router| router.spells.as_slice()).unwrap_or_default();
         (0..spells.len()).map(|index| self.share(spells, index)).collect()
     }
 
     fn share(&self, spells: &[Spell], index: usize) -> Share {
-        let after = index.checked_sub(1).and_then(|before| spells[before].until);
-        let before = spells.get(index + 1).map(|next| next.from);
+        let sequence = spells[index].sequence;
+        // Some routers hear of a rule later than others.
+        let all = || self.routers.iter().flat_map(|router| &router.spells);
+        let after = all().filter(|spell| spell.sequence < sequence).filter_map(|spell| spell.until).max();
+        let before = all().filter(|spell| spell.sequence > sequence).map(|spell| spell.from).min();
         let alone = self.exchanges.iter().filter(|exchange| {
             let (start, end) = (exchange.start, exchange.head.unwrap_or(exchange.end));
             after.is_none_or(|after| start > after) && before.is_none_or(|before| end < before)

@@ -5,8 +5,13 @@ use crate::{
 };
 use std::time::Duration;
 
-fn verdict(exchanges: &[Exchange], routers: &[Vec<Spell>]) -> Verdict {
+fn verdict(exchanges: &[Exchange], routers: &[Router]) -> Verdict {
     Record { exchanges: exchanges.to_vec(), routers: routers.to_vec(), outages: vec![] }.verdict()
+}
+
+/// There all the time.
+fn router(zero: Instant, spells: Vec<Spell>) -> Router {
+    Router { since: zero, until: None, spells }
 }
 
 /// Sequences 1 (v1 alone, to 100 ms), 2 (both, 90 to 200 ms), 3 (v2 alone, from 190 ms).
@@ -44,7 +49,7 @@ fn an_answer_is_right_when_some_rule_between_start_and_first_byte_gave_its_adapt
         (201, 220, "v2", true),
         (201, 220, "v3", false),
     ] {
-        let verdict = verdict(&[answer(zero, start, head, model)], &[spells(zero)]);
+        let verdict = verdict(&[answer(zero, start, head, model)], &[router(zero, spells(zero))]);
         assert_eq!(verdict.unweighted.is_empty(), right, "{model} from {start} to {head}: {verdict}");
         assert_eq!(verdict.unjudged, 0);
     }
@@ -54,7 +59,7 @@ fn an_answer_is_right_when_some_rule_between_start_and_first_byte_gave_its_adapt
 fn a_late_end_of_the_answer_is_no_excuse() {
     let zero = clock::now();
     // It ends at 520 ms, when v2 has weight; its first byte came when it had none.
-    assert_eq!(verdict(&[answer(zero, 10, 20, "v2")], &[spells(zero)]).unweighted.len(), 1);
+    assert_eq!(verdict(&[answer(zero, 10, 20, "v2")], &[router(zero, spells(zero))]).unweighted.len(), 1);
 }
 
 #[test]
@@ -62,8 +67,8 @@ fn one_router_that_still_has_the_old_rule_is_enough() {
     let zero = clock::now();
     let slow = vec![Spell { until: None, ..spells(zero)[0].clone() }];
     let late = answer(zero, 300, 310, "v1");
-    assert_eq!(verdict(std::slice::from_ref(&late), &[spells(zero)]).unweighted.len(), 1);
-    assert_eq!(verdict(&[late], &[spells(zero), slow]).unweighted.len(), 0);
+    assert_eq!(verdict(std::slice::from_ref(&late), &[router(zero, spells(zero))]).unweighted.len(), 1);
+    assert_eq!(verdict(&[late], &[router(zero, spells(zero)), router(zero, slow)]).unweighted.len(), 0);
 }
 
 #[test]
@@ -73,10 +78,36 @@ fn what_happened_beside_a_rule_that_nobody_saw_is_not_judged() {
     gap.remove(1);
     // From 1 to 3: the rule in between was in force somewhere between the last look at 1 and the first at 3.
     gap[0].until = Some(zero + Duration::from_millis(200));
-    let beside = verdict(&[answer(zero, 192, 195, "v9")], &[gap.clone()]);
+    let beside = verdict(&[answer(zero, 192, 195, "v9")], &[router(zero, gap.clone())]);
     assert_eq!((beside.unjudged, beside.unweighted.len()), (1, 0));
-    let away = verdict(&[answer(zero, 300, 310, "v9")], &[gap]);
+    let away = verdict(&[answer(zero, 300, 310, "v9")], &[router(zero, gap)]);
     assert_eq!((away.unjudged, away.unweighted.len()), (0, 1));
+}
+
+#[test]
+fn a_router_counts_while_it_is_there_and_no_longer() {
+    let zero = clock::now();
+    let at = |millis| zero + Duration::from_millis(millis);
+    let spell = |from: u64, until: Option<u64>, id: &str| Spell {
+        from: at(from),
+        until: until.map(at),
+        sequence: 1,
+        weights: vec![(id.to_owned(), 100)],
+    };
+    let stays = router(zero, vec![spell(0, None, "v1")]);
+    // It comes at 100 ms, says its rule at 110 ms, and goes at 200 ms.
+    let comes = Router { since: at(100), until: Some(at(200)), spells: vec![spell(110, Some(200), "v9")] };
+    for (start, head, right, unjudged) in [
+        (10, 20, false, 0),
+        (90, 105, true, 1), // it was there, and nobody had seen its rule
+        (150, 160, true, 0),
+        (190, 250, true, 0),
+        (201, 250, false, 0),
+    ] {
+        let verdict = verdict(&[answer(zero, start, head, "v9")], &[stays.clone(), comes.clone()]);
+        assert_eq!(verdict.unweighted.is_empty(), right, "from {start} to {head}: {verdict}");
+        assert_eq!(verdict.unjudged, unjudged, "from {start} to {head}: {verdict}");
+    }
 }
 
 #[test]
@@ -105,7 +136,8 @@ fn failures_are_errors_unless_an_outage_explains_them() {
         let outcome = Outcome::Failed(failure.clone());
         let exchange = Exchange { kind: Kind::Json, start: at(start), head: None, end: at(end), outcome };
         let outages = killed.map(outage).into_iter().collect();
-        let verdict = Record { exchanges: vec![exchange], routers: vec![spells(zero)], outages }.verdict();
+        let verdict =
+            Record { exchanges: vec![exchange], routers: vec![router(zero, spells(zero))], outages }.verdict();
         let counted = (verdict.refused, verdict.in_flight, verdict.errors.len());
         let expected_count = match expected {
             "refused" => (1, 0, 0),
@@ -121,10 +153,21 @@ fn shares_are_those_of_requests_that_one_rule_alone_decided() {
     let zero = clock::now();
     let mut exchanges = vec![answer(zero, 95, 99, "v1"), answer(zero, 185, 195, "v2")];
     exchanges.extend((0..40).map(|index| answer(zero, 110, 120, if index % 2 == 0 { "v1" } else { "v2" })));
-    let record = Record { exchanges, routers: vec![spells(zero)], outages: vec![] };
+    let record = Record { exchanges, routers: vec![router(zero, spells(zero))], outages: vec![] };
     let share = &record.shares()[1];
     assert_eq!((share.total(), share.by_model["v1"], share.by_model["v2"]), (40, 20, 20));
     assert!(share.fits());
+}
+
+#[test]
+fn a_router_that_is_late_makes_the_time_of_no_rule_longer() {
+    let zero = clock::now();
+    let mut late = spells(zero);
+    late[0].until = Some(zero + Duration::from_millis(130));
+    let exchanges = vec![answer(zero, 110, 120, "v1"), answer(zero, 140, 150, "v2")];
+    let routers = vec![router(zero, spells(zero)), router(zero, late)];
+    let record = Record { exchanges, routers, outages: vec![] };
+    assert_eq!(record.shares()[1].by_model, [("v2".to_owned(), 1)].into());
 }
 
 #[test]

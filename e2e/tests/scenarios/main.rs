@@ -11,6 +11,8 @@ mod keys;
 mod kills;
 mod minds;
 mod numbers;
+#[cfg(feature = "cluster")]
+mod pods;
 mod real_vllm;
 mod state;
 mod streams;

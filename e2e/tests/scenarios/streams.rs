@@ -27,7 +27,7 @@ fn streams_survive_the_whole_rollout_uncut<P: Place>() {
         bed.sees(cleaned_up(V1).and(succeeded(V2))).await?;
         let record = bed.clients_saw_nothing_wrong().await?;
 
-        let v2_alone = record.routers[0].iter().find(|spell| spell.weights.iter().all(|(id, _)| id == V2));
+        let v2_alone = record.routers[0].spells.iter().find(|spell| spell.weights.iter().all(|(id, _)| id == V2));
         let v2_alone = v2_alone.map(|spell| spell.from);
         let over_the_end = record.exchanges.iter().filter(|it| it.model() == Some(V1) && Some(it.end) > v2_alone);
         ensure!(over_the_end.count() > 0, "no stream of v1 outlived its last weight: {}", record.verdict());

@@ -155,6 +155,15 @@ async fn a_message_that_is_none_is_refused_with_words() {
 }
 
 #[tokio::test]
+async fn before_it_has_rules_it_refuses_requests_instead_of_passing_them() {
+    let bed = Bed::start(Settings::default()).await;
+    let mut client = Client::connect(bed.grpc).await;
+    assert_eq!(client.process().await.refused().code(), Code::Unavailable);
+    bed.readiness.serving();
+    under_way(&mut client).await;
+}
+
+#[tokio::test]
 async fn health_says_serving_only_while_requests_should_come() {
     let mut bed = Bed::start(Settings { drain_delay: Duration::from_mins(1), ..Settings::default() }).await;
     let mut on_both = [Client::connect(bed.grpc).await, Client::connect(bed.health).await];
@@ -209,6 +218,7 @@ async fn what_has_begun_ends_before_the_server_does() {
 #[tokio::test]
 async fn new_requests_are_still_served_for_a_moment_after_the_end_was_announced() {
     let bed = Bed::start(Settings { drain_delay: Duration::from_mins(1), ..Settings::default() }).await;
+    bed.readiness.serving();
     bed.stop.cancel();
     let mut client = Client::connect(bed.grpc).await;
     while client.check("").await.unwrap() != ServingStatus::NotServing {}
@@ -220,6 +230,7 @@ async fn what_does_not_end_is_cut_off_in_the_end() {
     let short =
         Settings { drain_delay: Duration::ZERO, drain_timeout: Duration::from_millis(50), ..Settings::default() };
     let mut bed = Bed::start(short).await;
+    bed.readiness.serving();
     let mut client = Client::connect(bed.grpc).await;
     let mut call = client.process().await;
     call.send(&first(Some(DUPLEX.into()), &[(":path", "/v1/chat/completions")], false));

@@ -174,6 +174,7 @@ impl Worker {
 impl Worker {
     /// Makes them for the first time, however long it takes.
     async fn make_volumes(&self) {
+        self.context.sources.known().await;
         let mut changes = self.context.sources.changes();
         let mut told = String::new();
         while let Err(error) = self.volumes.make(&self.context, self.facts()).await {

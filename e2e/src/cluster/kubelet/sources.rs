@@ -42,17 +42,25 @@ type Objects = BTreeMap<(Kind, String), Data>;
 #[derive(Debug)]
 pub(super) struct Sources {
     objects: watch::Sender<Objects>,
+    /// How many kinds were listed at least once.
+    listed: watch::Sender<usize>,
 }
 
 impl Sources {
     /// None yet.
     pub(super) fn new() -> Self {
-        Self { objects: watch::Sender::new(Objects::new()) }
+        Self { objects: watch::Sender::new(Objects::new()), listed: watch::Sender::new(0) }
     }
 
     /// One object.
     pub(super) fn get(&self, kind: Kind, name: &str) -> Option<Data> {
         self.objects.borrow().get(&(kind, name.to_owned())).cloned()
+    }
+
+    /// Waits until all of them are known.
+    pub(super) async fn known(&self) {
+        // An error of waiting means that the bed ends.
+        drop(self.listed.subscribe().wait_for(|kinds| *kinds >= 2).await);
     }
 
     /// Hears of every change.
@@ -80,11 +88,12 @@ impl Sources {
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
         K: Clone + Debug + DeserializeOwned + Send + 'static,
     {
-        let mut listed = Objects::new();
+        let (mut listed, mut is_first) = (Objects::new(), true);
         let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
         loop {
             // An error of the watch is one of the API server's being away: it is tried again.
             let Ok(Some(event)) = events.try_next().await else { continue };
+            let is_whole = matches!(event, watcher::Event::InitDone);
             let entry = |object: K| ((kind, object.name_any()), data(object));
             self.objects.send_modify(|objects| match event {
                 watcher::Event::Init => listed.clear(),
@@ -96,6 +105,9 @@ impl Sources {
                 watcher::Event::Apply(object) => objects.extend([entry(object)]),
                 watcher::Event::Delete(object) => drop(objects.remove(&(kind, object.name_any()))),
             });
+            if is_whole && std::mem::take(&mut is_first) {
+                self.listed.send_modify(|kinds| *kinds += 1);
+            }
         }
     }
 

@@ -147,6 +147,11 @@ impl Called {
         Status::from_header_map(&self.trailers).unwrap()
     }
 
+    /// Why it was refused before it began.
+    pub(super) fn refused(&self) -> Status {
+        Status::from_header_map(self.response.headers()).unwrap()
+    }
+
     /// Sends nothing more, and waits for the end.
     pub(super) async fn finish(mut self) {
         self.messages = None;
