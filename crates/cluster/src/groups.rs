@@ -11,8 +11,8 @@ use crate::{
 };
 use futures_util::{Stream, stream};
 use rollora_api::rewrite::RewriteGroup;
-use std::{collections::BTreeSet, time::Duration};
-use tokio::time::timeout;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use tokio::{sync::Notify, time::timeout};
 
 /// How soon it is asked again while something is missing or the API server does not answer.
 const SOON: Duration = Duration::from_secs(2);
@@ -54,13 +54,17 @@ pub async fn served(cluster: &Cluster) -> Result<BTreeSet<RewriteGroup>, ApiErro
     Ok(served)
 }
 
-/// What one look found, for as long as it is polled.
-pub(crate) fn follow(cluster: Cluster) -> impl Stream<Item = Result<BTreeSet<RewriteGroup>, ApiError>> + Send + Unpin {
-    Box::pin(stream::unfold((cluster, Looks::default()), |(cluster, mut looks)| async move {
+/// What one look found, for as long as it is polled. It looks at once when `doubt` is rung.
+pub(crate) fn follow(
+    cluster: Cluster,
+    doubt: Arc<Notify>,
+) -> impl Stream<Item = Result<BTreeSet<RewriteGroup>, ApiError>> + Send + Unpin {
+    Box::pin(stream::unfold((cluster, Looks::default(), doubt), |(cluster, mut looks, doubt)| async move {
         loop {
-            tokio::time::sleep(looks.pause).await;
+            // Where nothing rings, this is just the pause.
+            drop(timeout(looks.pause, doubt.notified()).await);
             if let Some(news) = looks.take(served(&cluster).await) {
-                return Some((news, (cluster, looks)));
+                return Some((news, (cluster, looks, doubt)));
             }
         }
     }))

@@ -19,8 +19,10 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     future::poll_fn,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
+use tokio::sync::Notify;
 
 /// What there is to know of rewrites.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,6 +66,8 @@ pub struct Rewrites {
     scope: Scope,
     groups: Pin<Box<dyn Stream<Item = Result<BTreeSet<RewriteGroup>, ApiError>> + Send>>,
     watches: BTreeMap<RewriteGroup, Watch<DynamicObject>>,
+    /// Has the groups looked for at once.
+    doubt: Arc<Notify>,
     digest: Digest,
 }
 
@@ -82,11 +86,13 @@ enum Heard {
 impl Rewrites {
     /// A watch that has not asked anything yet.
     pub fn new(cluster: &Cluster, scope: Scope) -> Self {
+        let doubt = Arc::new(Notify::new());
         Self {
             cluster: cluster.clone(),
             scope,
-            groups: Box::pin(groups::follow(cluster.clone())),
+            groups: Box::pin(groups::follow(cluster.clone(), Arc::clone(&doubt))),
             watches: BTreeMap::new(),
+            doubt,
             digest: Digest::default(),
         }
     }
@@ -98,7 +104,12 @@ impl Rewrites {
                 return news;
             }
             match poll_fn(|context| self.poll_heard(context)).await {
-                Heard::Watch(group, news) => self.digest.hear(group, *news),
+                Heard::Watch(group, news) => {
+                    if matches!(*news, Err(ApiError::NotFound(_))) {
+                        self.doubt.notify_one();
+                    }
+                    self.digest.hear(group, *news);
+                }
                 Heard::Groups(look) => {
                     for group in self.digest.look(look) {
                         self.watches.remove(&group);

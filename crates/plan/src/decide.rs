@@ -160,6 +160,16 @@ impl<'a> Case<'a> {
         })
     }
 
+    /// What is not there, or not as it has to be, although something is to be done by it.
+    fn blind(&self) -> impl Iterator<Item = Wait> {
+        let rewrites = self.world.rewrites.as_ref().err().map(|error| ("the rewrites cannot be read", error));
+        let servers =
+            self.world.servers.as_ref().err().map(|error| ("the servers of the pool cannot be listed", error));
+        let unseen = rewrites.into_iter().chain(servers);
+        let waits = unseen.map(|(what, error)| Wait::for_sight(what, error, self.now)).chain(self.file_wait());
+        waits.filter(|wait| wait.reason == reason::INVALID)
+    }
+
     pub(crate) fn servers(&self) -> Option<&'a [Server]> {
         self.world.servers.as_deref().ok()
     }
@@ -227,6 +237,8 @@ impl<'a> Case<'a> {
             waits.extend(obstacle);
             waits.extend(self.unresolved(&draft.status, &wish));
         }
+        let blind = self.blind().filter(|wait| !waits.iter().any(|other| other.message.starts_with(&wait.message)));
+        waits.splice(0..0, blind.collect::<Vec<_>>());
         let proof = self.prove(&draft.status);
         let mut retiring = retire::go_on(self, &mut draft, &proof);
         if !self.is_asked() {

@@ -168,7 +168,7 @@ impl Documents {
         let mut books = self.books();
         let abandoned = books.abandoned.remove(name);
         match books.config_maps.get(name) {
-            Some(shelf) => shelf.get(name).map(|(_, map)| map.clone()),
+            Some(watched) => watched.get(name).map(|(_, map)| map.clone()),
             None => abandoned,
         }
     }

@@ -99,6 +99,20 @@ fn no_kind_of_rewrite_is_installed() {
 }
 
 #[test]
+fn the_kind_of_rewrite_is_removed_in_a_pause() {
+    let mut run = at_half();
+    let words = "no kind of rewrite is installed";
+    run.world().missing.rewrites = Some(words.to_owned());
+    run.world().changed = true;
+    says(&mut run, reason::INVALID, words);
+    run.world().missing = Missing::default();
+    run.world().changed = true;
+    run.run_for(SignedDuration::from_secs(6));
+    assert_eq!(run.world().phase(), Phase::Paused);
+    assert_eq!(condition(&run, kind::STALLED).status, ConditionStatus::False, "{}", run.story());
+}
+
+#[test]
 fn a_permission_that_is_missing() {
     let words = "it is forbidden to create inferencemodelrewrites.llm-d.ai";
     let mut run = begun(|world| world.missing.permission = Some(words.to_owned()));
