@@ -329,7 +329,11 @@ impl Documents {
         let api = self.api(kind, &name.namespace);
         match timeout(LIMIT, api.get_opt(&name.name)).await {
             Ok(Ok(found)) => Ok(found),
-            Ok(Err(error)) => Err(ReadError::Unavailable(ApiError::of(&error, request).to_string())),
+            Ok(Err(error)) => match ApiError::of(&error, request) {
+                // Not even its kind is there.
+                ApiError::NotFound(_) => Ok(None),
+                error => Err(ReadError::Unavailable(error.to_string())),
+            },
             Err(_) => Err(ReadError::Unavailable(format!("{request}: no answer within {LIMIT:?}"))),
         }
     }
@@ -348,6 +352,8 @@ impl Documents {
                 State::Failed(error @ ApiError::NotFound(_)) => {
                     return Err(ReadError::Invalid(not_installed(what, &error)));
                 }
+                // It is tried again all the time; what helps is a person.
+                State::Failed(ApiError::Forbidden(words)) => return Err(ReadError::Invalid(words)),
                 State::Failed(error) => return Err(ReadError::Unavailable(error.to_string())),
                 State::Waiting => {}
             }

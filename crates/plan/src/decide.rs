@@ -42,6 +42,9 @@ use std::time::Duration;
 /// How soon servers and routers that are on their way are looked at again.
 const POLL: Duration = Duration::from_millis(250);
 
+/// How soon what could not be observed is looked at again where nothing waits for it.
+const AWAY: Duration = Duration::from_secs(1);
+
 /// What a decision is about.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
@@ -160,6 +163,20 @@ impl<'a> Case<'a> {
         })
     }
 
+    /// What could not be observed now is looked at again, also where nothing waits for it.
+    fn look_again(&self) -> Option<Again> {
+        let world = self.world;
+        let errors = [
+            world.adapters.as_ref().err(),
+            world.rewrites.as_ref().err(),
+            world.servers.as_ref().err(),
+            world.routers.as_ref().err(),
+            world.rollouts.as_ref().err(),
+        ];
+        let unseen = errors.into_iter().flatten().any(|error| matches!(error, Unseen::Unavailable(_)));
+        unseen.then(|| Again::At(text::after(self.now, AWAY)))
+    }
+
     /// What is not there, or not as it has to be, although something is to be done by it.
     fn blind(&self) -> impl Iterator<Item = Wait> {
         let rewrites = self.world.rewrites.as_ref().err().map(|error| ("the rewrites cannot be read", error));
@@ -250,7 +267,8 @@ impl<'a> Case<'a> {
             Report { case: self, wish: &wish, waits: &waits, gate: gate.as_ref(), proof: &proof, retiring: &retiring };
         report.write(&mut draft);
         let agains = waits.iter().chain(&retiring).map(|wait| wait.again);
-        let requeue = self.requeue(agains.chain(self.contest_end(&draft.status).map(Again::At)));
+        let ends = self.contest_end(&draft.status).map(Again::At).into_iter().chain(self.look_again());
+        let requeue = self.requeue(agains.chain(ends));
         Decision { effects: self.effects(&draft.status), status: draft.status, events: draft.events, requeue }
     }
 

@@ -4,7 +4,7 @@ use crate::{
     driver::Run,
     guide::{ROLLOUT, V1, V2, at_half, installed},
     server::Temper,
-    world::{SimRouter, World, id},
+    world::{Fault, SimRouter, World, id},
 };
 use jiff::SignedDuration;
 use rollora_api::rollout::{
@@ -165,6 +165,15 @@ fn counts_are_written_at_most_every_five_seconds() {
     }
     let writes = run.world().status_writes - before;
     assert!((6..=9).contains(&writes), "{writes} in 40 s\n{}", run.story());
+}
+
+#[test]
+fn a_rewrite_that_could_not_be_read_in_a_pause_is_read_again() {
+    let mut run = at_half();
+    run.world().edit_rewrite(|rewrite| rewrite.spec.rules.clear());
+    // Every read of the reconcile that follows fails, and nothing happens after that.
+    run.world().faults = vec![Fault::None, Fault::Unavailable, Fault::Unavailable, Fault::Unavailable].into();
+    run.until_weights(&[(V1, 50), (V2, 50)]);
 }
 
 #[test]
