@@ -7,6 +7,7 @@ use rollora_e2e::{
     guide::{MODEL, V1, V2},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{cleaned_up, every_server_is_ready, served_by, split, succeeded},
+    server::{Kind as ServerKind, Server},
     traffic::{Ask, Crowd, Kind},
 };
 use std::time::Duration;
@@ -29,7 +30,7 @@ fn a_kubelet_that_brings_the_config_map_late_delays_everything_and_breaks_nothin
     }
     let parts = async || Ok(Parts { projection_delay: Duration::from_secs(4), ..Parts::default() });
     on_a_cluster(&Setup::guide(Duration::from_millis(500)), parts, async |bed| {
-        bed.sees_within(Duration::from_secs(60), served_by(MODEL, V1).and(every_server_is_ready())).await?;
+        bed.sees_within(Duration::from_mins(1), served_by(MODEL, V1).and(every_server_is_ready())).await?;
         with_clients(bed);
         rolled_out(bed, Duration::from_mins(1)).await?;
         bed.clients_saw_nothing_wrong().await.map(drop)
@@ -67,10 +68,10 @@ fn a_pod_that_is_replaced_in_the_middle_gets_requests_when_it_has_what_serves() 
             with_clients(bed);
             bed.list(V2).await?;
             bed.sees(split(MODEL, &[(V1, 50), (V2, 50)])).await?;
-            let before: Vec<_> = bed.place.servers().iter().map(rollora_e2e::server::Server::name).collect();
+            let before: Vec<_> = bed.place.servers().iter().map(Server::name).collect();
             bed.delete_server(1).await?;
             bed.sees(every_server_is_ready()).await?;
-            let after: Vec<_> = bed.place.servers().iter().map(rollora_e2e::server::Server::name).collect();
+            let after: Vec<_> = bed.place.servers().iter().map(Server::name).collect();
             ensure!(before[0] == after[0] && before[1] != after[1] && before[2] == after[2], "{before:?} {after:?}");
             bed.keeps_seeing(Duration::from_millis(500), split(MODEL, &[(V1, 50), (V2, 50)])).await?;
             let adapters = bed.place.servers()[1].adapters().await?;
@@ -86,7 +87,8 @@ fn replicas_of_ext_proc_come_and_go_and_no_client_notices() {
     if !has_a_cluster("replicas of ext-proc come and go") {
         return;
     }
-    let setup = Setup::guide(Duration::from_millis(1500)).with_flags(&["--token-millis", "20"]);
+    let servers = vec![ServerKind::simulated(&["--token-millis", "20"]); 3];
+    let setup = Setup { servers, ..Setup::guide(Duration::from_millis(1500)) };
     on_a_cluster(
         &setup,
         async || Ok(Parts::default()),
