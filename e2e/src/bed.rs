@@ -103,6 +103,9 @@ pub trait Place: Sized + Send + Sync {
     fn say(&self, arguments: &[&str]) -> impl Future<Output = Result<Spoken>> + Send;
     /// Whether the gateway goes with the operator, because one process is both.
     fn gateway_is_in_operator(&self) -> bool;
+    /// Whether a server that tries an adapter first has no requests meanwhile: a gateway of ours sees to that, others
+    /// know nothing of it.
+    fn pilots_are_quiet(&self) -> bool;
     /// Ends the operator as `kill -9` does.
     fn kill_operator(&mut self);
     /// Starts it again on what it left.
@@ -298,6 +301,14 @@ impl<P: Place> Bed<P> {
         let server = &mut self.place.servers_mut()[index];
         server.start()?;
         server.answers().await
+    }
+
+    /// A server has died of an adapter that it tried, since `from`. What it was working on is lost, where it had
+    /// requests meanwhile.
+    pub fn pilot_died(&mut self, from: Instant) {
+        if !self.place.pilots_are_quiet() {
+            self.outages.push(Outage { of: Killed::Server, from, dead: clock::now(), until: None });
+        }
     }
 
     /// Ends the operator as `kill -9` does, and on one machine everything but the servers.

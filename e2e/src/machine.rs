@@ -125,6 +125,10 @@ impl Place for Machine {
         true
     }
 
+    fn pilots_are_quiet(&self) -> bool {
+        true
+    }
+
     fn kill_operator(&mut self) {
         self.rollora.kill();
     }

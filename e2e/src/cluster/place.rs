@@ -506,6 +506,10 @@ impl Place for Cluster {
         false
     }
 
+    fn pilots_are_quiet(&self) -> bool {
+        false
+    }
+
     fn kill_operator(&mut self) {
         self.operators().iter().for_each(Container::kill_and_hold);
     }

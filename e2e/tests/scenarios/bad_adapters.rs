@@ -8,13 +8,18 @@ use rollora_e2e::{
     seen::{every_server_is_ready, rejected, served_by, split, succeeded},
     traffic::Crowd,
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 rollora_e2e::on_both_beds!(
     an_adapter_that_cannot_be_loaded_is_tried_on_one_server_and_rejected,
     an_adapter_that_ends_the_server_at_load_hurts_one_server_and_no_client,
     an_adapter_that_ends_the_server_at_first_use_hurts_one_server_and_no_client,
 );
+
+#[expect(clippy::disallowed_methods, reason = "when the server was alive for certain")]
+fn now() -> Instant {
+    Instant::now()
+}
 
 fn setup(flags: &[&str]) -> Setup {
     Setup::guide(Duration::from_millis(300)).with_flags(flags)
@@ -76,8 +81,10 @@ fn an_adapter_that_ends_the_server_at_first_use_hurts_one_server_and_no_client<P
 
 fn a_deadly_adapter<P: Place>(flag: &str) {
     on::<P>(&setup(&[flag, &format!("{V2}=cut")]), async |bed| {
+        let before = now();
         v2_is_listed(bed).await?;
         bed.sees(rejected(V2)).await?;
+        bed.pilot_died(before);
         one_line_says(bed, &[V2, "died"]).await?;
         let dead: Vec<_> = (0..3).filter(|index| !bed.place.servers()[*index].runs()).collect();
         ensure!(dead.len() == 1, "{} servers died", dead.len());
