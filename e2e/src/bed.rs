@@ -106,6 +106,10 @@ pub trait Place: Sized + Send + Sync {
     /// Whether a server that tries an adapter first has no requests meanwhile: a gateway of ours sees to that, others
     /// know nothing of it.
     fn pilots_are_quiet(&self) -> bool;
+    /// When rewrites were written since the beginning, where somebody keeps a record of that.
+    fn rewrite_writes(&self) -> Result<Vec<Instant>> {
+        Ok(Vec::new())
+    }
     /// Ends the operator as `kill -9` does.
     fn kill_operator(&mut self);
     /// Starts it again on what it left.

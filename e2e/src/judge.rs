@@ -17,7 +17,11 @@ use crate::{
     rules::{Router, Spell},
     traffic::{Exchange, Failure},
 };
-use std::{collections::BTreeMap, fmt, time::Instant};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    time::{Duration, Instant},
+};
 
 /// What was recorded while clients sent.
 #[derive(Debug, Clone, Default)]
@@ -90,6 +94,21 @@ impl Record {
     /// The weights of each rule at the first router, in the order in which they came into force.
     pub fn splits(&self) -> Vec<&[(String, i32)]> {
         self.routers.iter().take(1).flat_map(|router| &router.spells).map(|spell| spell.weights.as_slice()).collect()
+    }
+
+    /// How long after each of these writes of the rewrite the last router said that its rule is in force; writes that
+    /// changed no rule are left out. A router is asked every few milliseconds, so this is rather too long.
+    pub fn propagation(&self, writes: &[Instant]) -> Vec<Duration> {
+        let heard = |router: &Router, from: Instant, to: Option<Instant>| {
+            let changes = router.spells.iter().filter_map(|spell| spell.until);
+            changes.filter(|at| *at >= from && to.is_none_or(|to| *at < to)).min()
+        };
+        let each = writes.iter().enumerate().filter_map(|(index, &write)| {
+            let next = writes.get(index + 1).copied();
+            let heard: Option<Vec<_>> = self.routers.iter().map(|router| heard(router, write, next)).collect();
+            Some(heard?.into_iter().max()? - write)
+        });
+        each.collect()
     }
 
     /// The last moment at which some rule may have given `model` weight, or a request began that it answered.

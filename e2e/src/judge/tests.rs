@@ -36,6 +36,21 @@ fn answer(zero: Instant, start: u64, head: u64, model: &str) -> Exchange {
 }
 
 #[test]
+fn a_write_has_arrived_when_the_last_router_says_so() {
+    let zero = clock::now();
+    let at = |millis| zero + Duration::from_millis(millis);
+    let changes = |changes: &[u64]| {
+        let spell = |until: Option<u64>| Spell { from: zero, until: until.map(at), sequence: 1, weights: Vec::new() };
+        router(zero, changes.iter().map(|change| spell(Some(*change))).chain([spell(None)]).collect())
+    };
+    let routers = vec![changes(&[15, 120]), changes(&[18])];
+    let record = Record { exchanges: Vec::new(), routers, outages: Vec::new() };
+    // The first was heard by both, the second by one only, and the third changed nothing.
+    assert_eq!(record.propagation(&[at(10), at(100), at(200)]), [Duration::from_millis(8)]);
+    assert!(record.propagation(&[]).is_empty());
+}
+
+#[test]
 fn an_answer_is_right_when_some_rule_between_start_and_first_byte_gave_its_adapter_weight() {
     let zero = clock::now();
     for (start, head, model, right) in [

@@ -1,12 +1,12 @@
 //! The guide, from its first line to its last.
 
-use crate::numbers::{Sum, ids};
+use crate::numbers::{Sum, ids, say_times};
 use anyhow::{Result, ensure};
 use rollora_api::rollout::status::Phase;
 use rollora_e2e::{
     bed::{Bed, Place, Setup},
     guide::{MODEL, V1, V2},
-    judge::{Record, Verdict},
+    judge::Record,
     scenario::{long, on},
     seen::{cleaned_up, phase, served_by, split, succeeded},
     traffic::Crowd,
@@ -17,18 +17,20 @@ rollora_e2e::on_both_beds!(the_guide_happens_by_itself_after_one_edit, an_open_p
 
 fn the_guide_happens_by_itself_after_one_edit<P: Place>() {
     let (rounds, pause, pace, requests) = if long() { (20, 2500, 8, 2000) } else { (1, 1000, 20, 200) };
-    let mut sum = Sum::default();
+    let (mut sum, mut times) = (Sum::default(), Vec::new());
     for _ in 0..rounds {
         on::<P>(&Setup::guide(Duration::from_millis(pause)), async |bed| {
-            let verdict = the_guide(bed, Duration::from_millis(pace), requests).await?;
-            sum.add(verdict);
+            let record = the_guide(bed, Duration::from_millis(pace), requests).await?;
+            times.extend(record.propagation(&bed.place.rewrite_writes()?));
+            sum.add(record.verdict());
             Ok(())
         });
     }
     sum.say("the guide");
+    say_times("from a write of the rewrite until every router says so", times);
 }
 
-async fn the_guide<P: Place>(bed: &mut Bed<P>, pace: Duration, requests: usize) -> Result<Verdict> {
+async fn the_guide<P: Place>(bed: &mut Bed<P>, pace: Duration, requests: usize) -> Result<Record> {
     bed.sees_baseline().await?;
     let count = bed.count().await?;
     ensure!(count.of(V1) == 20, "the baseline is not v1 alone: {count}");
@@ -48,7 +50,7 @@ async fn the_guide<P: Place>(bed: &mut Bed<P>, pace: Duration, requests: usize) 
     bed.clients_sent(requests).await?;
     let record = bed.clients_saw_nothing_wrong().await?;
     the_rules_were_those_of_the_guide(&record)?;
-    Ok(record.verdict())
+    Ok(record)
 }
 
 fn the_rules_were_those_of_the_guide(record: &Record) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Numbers of the long runs: written past the test harness, which would keep them to itself.
 
 use rollora_e2e::judge::Verdict;
-use std::{collections::BTreeMap, io::Write as _};
+use std::{collections::BTreeMap, io::Write as _, time::Duration};
 
 /// Says one line.
 pub(crate) fn say(line: &str) {
@@ -38,6 +38,14 @@ impl Sum {
             let fewest = self.fewest.unwrap_or_default();
             say(&format!("{what}: {} runs, at least {fewest} requests in each; in all {}", self.runs, self.total));
         }
+    }
+}
+
+/// Says the median and the longest of some times, where there are any.
+pub(crate) fn say_times(what: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    if let (Some(median), Some(longest)) = (times.get(times.len() / 2), times.last()) {
+        say(&format!("{what}: median {median:.1?}, at most {longest:.1?}, of {}", times.len()));
     }
 }
 
