@@ -1,20 +1,21 @@
-//! The demo: the whole guide on this machine, by itself, told on one screen.
+//! The demo: the whole guide by itself, told on one screen, on one machine or on the parts of a cluster.
 //!
 //! The exit code is 0 only when every sentence that was written was seen to be true. Everything that was started ends
 //! with the demo, also after Ctrl-C.
 
 mod keep;
+#[cfg(feature = "cluster")]
+mod on_a_cluster;
+mod on_one_machine;
+mod scene;
 mod screen;
 mod stage;
 mod story;
 
-use crate::{
-    bed::{Bed, Place as _},
-    machine::Machine,
-    server::Server,
-};
-use anyhow::{Context as _, Result};
-use screen::{Look, Screen};
+use crate::bed::Bed;
+use anyhow::Result;
+use scene::Scene;
+use screen::Screen;
 use stage::Stage;
 use std::process::ExitCode;
 use story::Story;
@@ -27,6 +28,9 @@ pub struct Arguments {
     /// With real vLLM servers on the CPU, from the folder that ROLLORA_VLLM_HOME names
     #[arg(long)]
     pub vllm: bool,
+    /// On the parts of a cluster, from the folders that ROLLORA_CONTROL_PLANE_HOME and ROLLORA_ENVOY_HOME name
+    #[arg(long)]
+    pub cluster: bool,
     /// Leave everything running at the end, and print what to play with
     #[arg(long)]
     pub keep: bool,
@@ -48,28 +52,31 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
 
 async fn play(arguments: Arguments, screen: &mut Screen) -> Result<()> {
     let stage = if arguments.vllm { Stage::real()? } else { Stage::simulated() };
-    screen.waiting(&format!("{} vLLM servers start", stage.setup.servers.len()));
-    let machine = Machine::start(&stage.setup).await.context("the demo could not start")?;
-    let mut bed = Bed::at(machine);
-    head(screen, &stage, &bed.place);
-    let told = Story::new(&mut bed, screen, &stage).tell().await;
+    if arguments.cluster {
+        play_on_a_cluster(arguments, &stage, screen).await
+    } else {
+        on_one_machine::play(arguments, &stage, screen).await
+    }
+}
+
+#[cfg(feature = "cluster")]
+use on_a_cluster::play as play_on_a_cluster;
+
+#[cfg(not(feature = "cluster"))]
+async fn play_on_a_cluster(_: Arguments, _: &Stage, _: &mut Screen) -> Result<()> {
+    anyhow::bail!(
+        "this demo was built without the parts of a cluster: `cargo xtask demo --cluster` builds it with them \
+         (the feature `cluster` of rollora-e2e)"
+    )
+}
+
+/// Tells the story of a bed that has come up.
+async fn tell<P: Scene>(mut bed: Bed<P>, stage: &Stage, screen: &mut Screen) -> Result<Bed<P>> {
+    let told = Story::new(&mut bed, screen, stage).tell().await;
     if let Err(error) = told {
         screen.erase();
         let logs = bed.place.logs();
         return Err(error.context(format!("not all of the guide came true\n{logs}")));
     }
-    story::end(screen);
-    if arguments.keep {
-        keep::running(&bed.place, screen).await?;
-    }
-    Ok(())
-}
-
-fn head(screen: &mut Screen, stage: &Stage, machine: &Machine) {
-    let title = screen.paint(Look::Bold, "The LoRA adapter rollout guide, by itself");
-    screen.line(&title);
-    let servers: Vec<_> = machine.servers().iter().map(Server::name).collect();
-    let vllm = format!("vLLM ({})", stage.servers);
-    screen.line(&format!("  {vllm:<23}  {}", servers.join("  ")));
-    screen.line(&format!("  {:<23}  {}", "rollora local", machine.gateway()));
+    Ok(bed)
 }

@@ -4,7 +4,8 @@ use clap::Parser as _;
 use rollora_e2e::demo::{Arguments, run};
 use std::process::ExitCode;
 
-#[tokio::main(flavor = "current_thread")]
+// Two: the bed of a cluster has work besides the clients'.
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     run(Arguments::parse()).await.unwrap_or_else(|error| {
         eprintln!("\nerror: {error:?}");

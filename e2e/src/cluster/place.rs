@@ -145,15 +145,14 @@ impl Cluster {
     /// Starts everything, of these parts.
     pub async fn start_with(setup: &Setup, parts: Parts) -> Result<Self> {
         let mut bed = Self::prepare(setup, parts).await?;
-        bed.find_servers(setup).await?;
-        try_join_all(bed.servers.iter().map(Server::answers)).await?;
-        bed.gateway.ready().await?;
-        bed.reaches_ext_proc().await?;
+        bed.servers_answer(setup).await?;
+        bed.gateway_is_ready().await?;
         Ok(bed)
     }
 
-    /// Creates all objects, and begins to run what they say.
-    async fn prepare(setup: &Setup, parts: Parts) -> Result<Self> {
+    /// Creates all objects, and begins to run what they say. Who wants to tell of the rest waits for it:
+    /// [`Self::servers_answer`], and then [`Self::gateway_is_ready`].
+    pub async fn prepare(setup: &Setup, parts: Parts) -> Result<Self> {
         let plane = match parts.plane {
             Some(plane) => Plane::Own(Box::new(plane)),
             None => Plane::Shared(ControlPlane::shared().await?),
@@ -200,6 +199,27 @@ impl Cluster {
         };
         bed.write_rollout(&setup.rollout.yaml()).await?;
         Ok(bed)
+    }
+
+    /// Waits until every server answers; they are known then.
+    pub async fn servers_answer(&mut self, setup: &Setup) -> Result<()> {
+        self.find_servers(setup).await?;
+        try_join_all(self.servers.iter().map(Server::answers)).await.map(drop)
+    }
+
+    /// Waits until Envoy has its endpoints and listens.
+    pub async fn gateway_is_ready(&self) -> Result<()> {
+        self.gateway.ready().await?;
+        self.reaches_ext_proc().await
+    }
+
+    /// Waits until every pod of the operator is Ready.
+    pub async fn operator_is_ready(&self) -> Result<()> {
+        let ready = |bed: &Self| {
+            let pods = workloads::pods_of(OPERATOR, &bed.watched.pods);
+            !pods.is_empty() && pods.iter().all(pods::is_ready)
+        };
+        self.wait("every pod of the operator is Ready", ready).await
     }
 
     /// Waits for the pods of vLLM, whose servers are then known.

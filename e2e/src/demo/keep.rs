@@ -4,43 +4,94 @@ use super::screen::Screen;
 use crate::{
     bed::Place as _,
     guide::{MODEL, SOURCE, V2, V3},
+    http::Address,
     machine::Machine,
     process::program,
 };
+#[cfg(feature = "cluster")]
+use crate::{
+    cluster::{homes::CONTROL_PLANE, place::Cluster},
+    guide::ADAPTERS,
+};
+#[cfg(feature = "cluster")]
+use anyhow::Context as _;
 use anyhow::Result;
+use std::path::Path;
 
 /// Prints what to play with, and waits until the caller is dropped.
-pub(super) async fn running(machine: &Machine, screen: &mut Screen) -> Result<()> {
-    let rollora = program("rollora", "rollora-cli")?;
-    let rollora = shorter(&rollora.display().to_string());
-    let rollora_local = machine.rollora();
-    let (state, adapters) = (rollora_local.state(), rollora_local.adapters_file());
-    let (state, adapters) = (state.display(), adapters.display());
-    let gateway = machine.gateway();
-    for line in [
-        String::new(),
-        "Everything goes on running until Ctrl-C. To play with:".to_owned(),
-        format!("  adapters   {adapters}"),
-        format!("  rollout    {}", rollora_local.rollout_file().display()),
-        format!("  rules      {}/rules   metrics {}/metrics", rollora_local.status(), rollora_local.status()),
-        String::new(),
-        "  # watch, in another terminal".to_owned(),
-        format!("  {rollora} status --watch --state {state}"),
-        "  # release a third version: add two lines".to_owned(),
-        format!("  sed -i '/id: {V2}/i\\        - id: {V3}\\n          source: {SOURCE}' {adapters}"),
-        "  # take it back in the middle".to_owned(),
-        format!("  {rollora} abort --state {state}"),
-        "  # one request".to_owned(),
-        format!("  curl {gateway}/v1/chat/completions -H 'Content-Type: application/json' \\"),
-        format!("    -d '{{\"model\": \"{MODEL}\", \"messages\": [{{\"role\": \"user\", \"content\": \"hello\"}}]}}'"),
-    ] {
-        screen.line(&line);
+pub(super) async fn running(lines: &[String], screen: &mut Screen) -> Result<()> {
+    screen.line("\nEverything goes on running until Ctrl-C. To play with:");
+    for line in lines {
+        screen.line(format!("  {line}").trim_end());
     }
     std::future::pending().await
 }
 
+/// What there is on one machine.
+pub(super) fn of_machine(machine: &Machine) -> Result<Vec<String>> {
+    let rollora = shorter(&program("rollora", "rollora-cli")?);
+    let rollora_local = machine.rollora();
+    let (state, adapters) = (rollora_local.state(), rollora_local.adapters_file());
+    let (state, adapters) = (state.display(), adapters.display());
+    let mut lines = vec![
+        format!("adapters   {adapters}"),
+        format!("rollout    {}", rollora_local.rollout_file().display()),
+        format!("rules      {}/rules   metrics {}/metrics", rollora_local.status(), rollora_local.status()),
+        String::new(),
+        "# watch, in another terminal".to_owned(),
+        format!("{rollora} status --watch --state {state}"),
+        "# release a third version: add two lines".to_owned(),
+        format!("sed -i '/id: {V2}/i\\        - id: {V3}\\n          source: {SOURCE}' {adapters}"),
+        "# take it back in the middle".to_owned(),
+        format!("{rollora} abort --state {state}"),
+    ];
+    lines.extend(one_request(&machine.gateway()));
+    Ok(lines)
+}
+
+/// What there is on the parts of a cluster.
+#[cfg(feature = "cluster")]
+pub(super) fn of_cluster(cluster: &Cluster) -> Result<Vec<String>> {
+    let (kubectl, rollora) = (CONTROL_PLANE.program("kubectl")?, program("rollora", "rollora-cli")?);
+    let folder = |program: &Path| program.parent().map(|folder| folder.display().to_string()).context("no folder");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("guide/test-traffic-splitting.sh");
+    let gateway = cluster.gateway();
+    let address = gateway.to_string();
+    let host = address.trim_start_matches("http://");
+    let mut lines = vec![
+        "# in another terminal, first; this kubeconfig speaks of the demo's namespace".to_owned(),
+        format!("export KUBECONFIG={}", cluster.kubeconfig()?.display()),
+        format!("export PATH={}:{}:$PATH", folder(&kubectl)?, folder(&rollora)?),
+        String::new(),
+        "# watch".to_owned(),
+        "kubectl get rollouts -w        # -o wide: with what it waits for".to_owned(),
+        "rollora status -w".to_owned(),
+        "# release a third version: add two lines, with an editor or without".to_owned(),
+        format!("kubectl edit configmap {ADAPTERS}"),
+        format!("kubectl get configmap {ADAPTERS} -o yaml | sed \\"),
+        format!("  's|^\\( *\\)- id: {V2}$|\\1- id: {V3}\\n\\1  source: {SOURCE}\\n&|' \\"),
+        "  | kubectl replace -f -".to_owned(),
+        "# take it back in the middle".to_owned(),
+        "rollora abort".to_owned(),
+        "# what happened, the weights, and who answers".to_owned(),
+        "kubectl get events --sort-by=.metadata.creationTimestamp".to_owned(),
+        format!("kubectl get inferencemodelrewrites.llm-d.ai {MODEL} -o yaml"),
+        format!("{} {host} {MODEL}", shorter(&script)),
+    ];
+    lines.extend(one_request(&gateway));
+    Ok(lines)
+}
+
+fn one_request(gateway: &Address) -> [String; 3] {
+    [
+        "# one request".to_owned(),
+        format!("curl {gateway}/v1/chat/completions -H 'Content-Type: application/json' \\"),
+        format!("  -d '{{\"model\": \"{MODEL}\", \"messages\": [{{\"role\": \"user\", \"content\": \"hello\"}}]}}'"),
+    ]
+}
+
 /// The path from the current folder, where it is below that.
-fn shorter(path: &str) -> String {
-    let here = std::env::current_dir().map(|folder| format!("{}/", folder.display())).unwrap_or_default();
-    path.strip_prefix(&here).unwrap_or(path).to_owned()
+fn shorter(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(&here).unwrap_or(path).display().to_string()
 }

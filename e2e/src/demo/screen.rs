@@ -2,12 +2,16 @@
 
 use crate::{clock, files::Line, traffic::Count};
 use std::{
+    future::Future,
     io::{self, IsTerminal as _, Write as _},
+    pin::pin,
     time::{Duration, Instant},
 };
 
 /// The widest line; what is longer is cut where it is written live.
 const WIDTH: usize = 100;
+/// How often [`Screen::waiting`] is written while nothing new is known: as often as a bed is looked at.
+const TURN: Duration = Duration::from_millis(20);
 const WHEELS: [char; 8] = ['⣾', '⣽', '⣻', '⢿', '⡿', '⣟', '⣯', '⣷'];
 
 /// How a piece of text looks.
@@ -91,6 +95,26 @@ impl Screen {
         let text: String = what.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WIDTH - 4).collect();
         let text = self.paint(Look::Dim, &format!("  {wheel} {text}"));
         put(&format!("\r\x1b[K{text}"));
+    }
+
+    /// Says what is waited for until it is there.
+    pub(super) async fn during<T>(&mut self, what: &str, wanted: impl Future<Output = T>) -> T {
+        let mut wanted = pin!(wanted);
+        let mut turn = tokio::time::interval(TURN);
+        loop {
+            tokio::select! {
+                wanted = &mut wanted => return wanted,
+                _ = turn.tick() => self.waiting(what),
+            }
+        }
+    }
+
+    /// The end of the demo, with what there is to say of its time besides.
+    pub(super) fn end(&mut self, times: &str) {
+        let all = self.paint(Look::Bold, "All of it was seen to be true");
+        let seconds = self.elapsed().as_secs_f64();
+        let times = if times.is_empty() { String::new() } else { format!(" ({times})") };
+        self.line(&format!("\n{all}, in {seconds:.1} s{times}."));
     }
 
     /// Takes the line of [`Self::waiting`] away.

@@ -1,16 +1,12 @@
 //! The guide, told while it happens. Every sentence with a mark before it was seen to be true.
 
-use super::{
-    screen::{Look, Screen},
-    stage::Stage,
-};
+use super::{scene::Scene, screen::Screen, stage::Stage};
 use crate::{
-    bed::{Bed, Place as _},
+    bed::Bed,
     files::{self, difference},
     guide::{MODEL, V1, V2},
     judge::Record,
-    machine::Machine,
-    seen::{Condition, Seen, cleaned_up, loaded_everywhere, served_by, split, succeeded},
+    seen::{Condition, Seen, cleaned_up, every_server_is_ready, loaded_everywhere, served_by, split, succeeded},
     traffic::{Ask, Count, Exchange, Kind, Outcome, ask_once},
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -19,14 +15,14 @@ use std::time::Duration;
 /// Longer than any step of the guide takes.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-pub(super) struct Story<'a> {
-    bed: &'a mut Bed<Machine>,
+pub(super) struct Story<'a, P: Scene> {
+    bed: &'a mut Bed<P>,
     screen: &'a mut Screen,
     stage: &'a Stage,
 }
 
-impl<'a> Story<'a> {
-    pub(super) fn new(bed: &'a mut Bed<Machine>, screen: &'a mut Screen, stage: &'a Stage) -> Self {
+impl<'a, P: Scene> Story<'a, P> {
+    pub(super) fn new(bed: &'a mut Bed<P>, screen: &'a mut Screen, stage: &'a Stage) -> Self {
         Self { bed, screen, stage }
     }
 
@@ -46,17 +42,18 @@ impl<'a> Story<'a> {
     }
 
     async fn baseline(&mut self) -> Result<()> {
-        self.screen.part("Step 1: baseline", &format!("adapters.yaml lists {V1}"));
-        self.sees(loaded_everywhere(V1).and(served_by(MODEL, V1))).await?;
+        self.screen.part("Step 1: baseline", &format!("{} lists {V1}", P::LIST));
+        self.sees(loaded_everywhere(V1).and(served_by(MODEL, V1)).and(every_server_is_ready())).await?;
         self.screen.seen(&format!("every server has it, and {MODEL} is served by it"));
+        self.shows().await?;
         let count = self.count().await?;
         ensure!(count.of(V1) == count.total(), "not every request of the baseline was answered by {V1}: {count}");
         Ok(())
     }
 
     async fn rollout(&mut self) -> Result<()> {
-        self.screen
-            .part("Step 2: gradual rollout", "somebody adds two lines to adapters.yaml; the rest happens by itself");
+        let what = format!("somebody adds two lines to {}; the rest happens by itself", P::LIST);
+        self.screen.part("Step 2: gradual rollout", &what);
         let before = self.bed.place.adapters_file().await?;
         let after = files::list(&before, &self.stage.v2)?;
         self.bed.place.write_adapters(&after).await?;
@@ -66,23 +63,26 @@ impl<'a> Story<'a> {
         for (old, new) in [(90, 10), (50, 50)] {
             self.sees(split(MODEL, &[(V1, old), (V2, new)])).await?;
             self.screen.seen(&format!("{old} / {new}"));
+            self.shows().await?;
             let count = self.count().await?;
             ensure!(count.of(V1) + count.of(V2) == count.total(), "somebody else answered: {count}");
         }
         self.sees(served_by(MODEL, V2)).await?;
         self.screen.seen("0 / 100");
+        self.shows().await?;
         let count = self.count().await?;
         ensure!(count.of(V2) == count.total(), "not every request was answered by {V2}: {count}");
         Ok(())
     }
 
     async fn cleanup(&mut self) -> Result<()> {
-        self.screen.part("Step 3: cleanup", &format!("Rollora edits adapters.yaml when nobody uses {V1} any more"));
+        self.screen.part("Step 3: cleanup", &format!("Rollora edits {} when nobody uses {V1} any more", P::LIST));
         let before = self.bed.place.adapters_file().await?;
         self.sees(cleaned_up(V1).and(succeeded(V2))).await?;
         let after = self.bed.place.adapters_file().await?;
         self.screen.changes(&difference(&before, &after));
         self.screen.seen(&format!("{V1} is gone from /v1/models of every server"));
+        self.shows().await?;
         Ok(())
     }
 
@@ -98,6 +98,14 @@ impl<'a> Story<'a> {
             verdict.requests,
             verdict.errors.len(),
         ));
+        Ok(())
+    }
+
+    /// What a person sees who looks at the Rollout now.
+    async fn shows(&mut self) -> Result<()> {
+        for line in self.bed.place.shown().await? {
+            self.screen.line(&format!("    {line}"));
+        }
         Ok(())
     }
 
@@ -118,17 +126,10 @@ impl<'a> Story<'a> {
 
     async fn sees(&mut self, condition: Condition) -> Result<Seen> {
         let screen = &mut *self.screen;
-        let tell = |seen: &Seen| screen.waiting(&waits_for(seen));
+        let tell = |seen: &Seen| screen.waiting(waits_for(seen).unwrap_or(P::STARTS));
         let not_seen = format!("this was not seen to be true: {condition}");
         self.bed.sees_telling(PATIENCE, condition, tell).await.context(not_seen)
     }
-}
-
-/// The end of the demo.
-pub(super) fn end(screen: &mut Screen) {
-    let all = screen.paint(Look::Bold, "All of it was seen to be true");
-    let seconds = screen.elapsed().as_secs_f64();
-    screen.line(&format!("\n{all}, in {seconds:.1} s."));
 }
 
 fn answers(by_model: &std::collections::BTreeMap<String, usize>, id: &str) -> usize {
@@ -142,9 +143,7 @@ fn check_shares(record: &Record) -> Result<()> {
     }
 }
 
-fn waits_for(seen: &Seen) -> String {
-    match &seen.status {
-        Ok(status) if !status.message.is_empty() => status.message.clone(),
-        _ => "rollora local starts".to_owned(),
-    }
+/// What the Rollout says that it waits for, where it says something.
+fn waits_for(seen: &Seen) -> Option<&str> {
+    seen.status.as_ref().ok().map(|status| status.message.as_str()).filter(|message| !message.is_empty())
 }

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use rollora_e2e::process::{Ending, Process, program};
 use std::{
     net::{SocketAddr, TcpStream},
+    path::Path,
     process::Command,
     time::Duration,
 };
@@ -11,10 +12,34 @@ use std::{
 /// Everything that it writes fits on one screen.
 const SCREEN: (usize, usize) = (45, 100);
 
-fn start(folder: &std::path::Path, arguments: &[&str]) -> Result<Process> {
+fn start(folder: &Path, arguments: &[&str]) -> Result<Process> {
     let mut demo = Command::new(program("demo", "rollora-e2e")?);
     demo.args(arguments);
     Process::start("demo", demo, folder)
+}
+
+/// What it tells of the guide, wherever that happens.
+const GUIDE: [&str; 8] = [
+    "small-segment-lora-v1: 20 requests",
+    "90 / 10",
+    "50 / 50",
+    "0 / 100",
+    "small-segment-lora-v2: 20 requests",
+    "ensureNotExist:",
+    "is gone from /v1/models of every server",
+    " 0 errors",
+];
+
+fn tells(told: &str, words: &[&str]) -> Result<()> {
+    for words in words {
+        ensure!(told.contains(words), "{words:?} is not in\n{told}");
+    }
+    ensure!(!told.contains('\u{1b}'), "colors where no terminal is\n{told}");
+    Ok(())
+}
+
+fn widest(told: &str) -> usize {
+    told.lines().map(|line| line.chars().count()).max().unwrap_or_default()
 }
 
 #[tokio::test]
@@ -24,22 +49,9 @@ async fn the_demo_tells_the_guide_on_one_screen_and_ends_well() -> Result<()> {
     let ending = demo.end_within(Duration::from_secs(90)).await?;
     let told = demo.log();
     ensure!(ending == Ending::Exit(0), "it ended with {ending:?}\n{told}");
-    for words in [
-        "small-segment-lora-v1: 20 requests",
-        "90 / 10",
-        "50 / 50",
-        "0 / 100",
-        "small-segment-lora-v2: 20 requests",
-        "+       ensureNotExist:",
-        "is gone from /v1/models of every server",
-        " 0 errors",
-    ] {
-        ensure!(told.contains(words), "{words:?} is not in\n{told}");
-    }
-    let widest = told.lines().map(|line| line.chars().count()).max().unwrap_or_default();
-    let size = (told.lines().count(), widest);
+    tells(&told, &GUIDE)?;
+    let size = (told.lines().count(), widest(&told));
     ensure!(size.0 <= SCREEN.0 && size.1 <= SCREEN.1, "{size:?} is more than {SCREEN:?}\n{told}");
-    ensure!(!told.contains('\u{1b}'), "colors where no terminal is\n{told}");
     Ok(())
 }
 
@@ -65,4 +77,97 @@ async fn the_demo_takes_everything_with_it_when_it_is_interrupted() -> Result<()
     ensure!(ending == Ending::Exit(130), "it ended with {ending:?}");
     ensure!(!addresses.iter().any(listens), "something still listens");
     Ok(())
+}
+
+#[cfg(feature = "cluster")]
+mod on_a_cluster {
+    use super::*;
+    use rollora_e2e::scenario::has_a_cluster;
+    use std::{
+        ffi::OsString,
+        fs::{read_dir, read_link},
+        path::PathBuf,
+        time::Instant,
+    };
+
+    /// As wide as `kubectl` writes these names.
+    const WIDTH: usize = 110;
+
+    /// A demo whose temporary files are all in one folder.
+    fn start_in(folder: &Path, arguments: &[&str]) -> Result<(Process, PathBuf)> {
+        let temporary = folder.join("tmp");
+        std::fs::create_dir(&temporary)?;
+        let mut demo = Command::new(program("demo", "rollora-e2e")?);
+        demo.arg("--cluster").args(arguments).env("TMPDIR", &temporary);
+        // Where `kubectl` would leave what it remembers.
+        demo.env("HOME", &temporary);
+        Ok((Process::start("demo", demo, folder)?, temporary))
+    }
+
+    /// The processes that write their output into the folder: every one of the bed does.
+    fn writers(folder: &Path) -> Vec<OsString> {
+        let all = read_dir("/proc").into_iter().flatten().flatten();
+        let writes = |id: &OsString| {
+            read_link(Path::new("/proc").join(id).join("fd/1")).is_ok_and(|output| output.starts_with(folder))
+        };
+        all.map(|entry| entry.file_name()).filter(writes).collect()
+    }
+
+    /// Nothing is left but the note of which ports are taken, which all beds of a user share.
+    async fn nothing_is_left(temporary: &Path) -> Result<()> {
+        let files = || -> Result<Vec<OsString>> {
+            let all = read_dir(temporary)?.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>>>()?;
+            Ok(all.into_iter().filter(|name| !name.to_string_lossy().starts_with("rollora-ports-")).collect())
+        };
+        let start = now();
+        loop {
+            let (files, writers) = (files()?, writers(temporary));
+            if files.is_empty() && writers.is_empty() {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < Duration::from_secs(5), "left behind: {files:?}, the processes {writers:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a test waits in real time")]
+    fn now() -> Instant {
+        Instant::now()
+    }
+
+    #[tokio::test]
+    async fn the_demo_tells_the_guide_on_the_parts_of_a_cluster_and_leaves_nothing_behind() -> Result<()> {
+        if !has_a_cluster("the demo on the parts of a cluster") {
+            return Ok(());
+        }
+        let folder = tempfile::tempdir()?;
+        let (demo, temporary) = start_in(folder.path(), &[])?;
+        let ending = demo.end_within(Duration::from_mins(3)).await?;
+        let told = demo.log();
+        ensure!(ending == Ending::Exit(0), "it ended with {ending:?}\n{told}");
+        tells(&told, &GUIDE)?;
+        tells(&told, &["3 pods of vLLM", "Paused   1/5    10/100", "Succeeded   5/5    100/100", "(the bed in "])?;
+        ensure!(widest(&told) <= WIDTH, "a line is longer than {WIDTH}\n{told}");
+        nothing_is_left(&temporary).await
+    }
+
+    #[tokio::test]
+    async fn the_demo_takes_the_parts_of_a_cluster_with_it_when_it_is_interrupted() -> Result<()> {
+        if !has_a_cluster("the end of the demo on the parts of a cluster") {
+            return Ok(());
+        }
+        let folder = tempfile::tempdir()?;
+        let (demo, temporary) = start_in(folder.path(), &["--keep"])?;
+        while !demo.log().contains("Step 1") {
+            ensure!(demo.ended().is_none(), "it ended\n{}", demo.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // etcd, the API server, Envoy, three servers and their sidecars, the operator, two replicas of ext-proc.
+        let running = writers(&temporary).len();
+        ensure!(running >= 12, "only {running} processes run\n{}", demo.log());
+        demo.signal(rustix::process::Signal::INT);
+        let ending = demo.end_within(Duration::from_secs(10)).await.context("after Ctrl-C")?;
+        ensure!(ending == Ending::Exit(130), "it ended with {ending:?}");
+        nothing_is_left(&temporary).await
+    }
 }

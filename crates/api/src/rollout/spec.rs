@@ -33,13 +33,16 @@ use serde::{Deserialize, Serialize};
         shortname = "lro",
         status = "super::status::RolloutStatus",
         derive = "PartialEq",
-        printcolumn(name = "Model", type_ = "string", json_path = ".spec.model"),
+        // With both adapters a line is as long as a terminal is wide: what most Rollouts are called after, and what it
+        // waits for, only with `-o wide`.
         printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
         printcolumn(name = "Step", type_ = "string", json_path = ".status.summary.step"),
         printcolumn(name = "Weight", type_ = "string", json_path = ".status.summary.weight"),
         printcolumn(name = "Stable", type_ = "string", json_path = ".status.revision.stable"),
         printcolumn(name = "Desired", type_ = "string", json_path = ".status.revision.desired"),
         printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+        printcolumn(name = "Model", type_ = "string", json_path = ".spec.model", priority = 1),
+        printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
     ),
     x_kube(
         validation = Rule::new("self.model == oldSelf.model")
