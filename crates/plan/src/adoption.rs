@@ -59,7 +59,7 @@ pub(crate) fn adopt(
         return Adoption::Waits(Wait::on_change(reason::SHADOWED_BY, message));
     }
     match &world.servers {
-        Ok(servers) => from_servers(model, servers),
+        Ok(servers) => from_servers(model, pool, servers),
         Err(error) => Adoption::Waits(Wait::for_sight("the servers cannot be listed", error, now)),
     }
 }
@@ -108,10 +108,10 @@ fn unknown(message: String) -> Adoption {
 }
 
 /// Without a rule, servers may serve the name directly.
-fn from_servers(model: &ModelName, servers: &[Server]) -> Adoption {
+fn from_servers(model: &ModelName, pool: &PoolRef, servers: &[Server]) -> Adoption {
     let ready: Vec<&Server> = servers.iter().filter(|server| server.ready).collect();
     if ready.is_empty() {
-        return Adoption::Waits(Wait::soon(reason::NO_READY_PODS, "no server is Ready"));
+        return Adoption::Waits(Wait::soon(reason::NO_READY_PODS, text::none_ready(pool)));
     }
     let Ok(stable) = AdapterId::new(model.as_str()) else { return Adoption::FirstInstall };
     let has_it = |server: &&&Server| server.status.as_ref().is_ok_and(|status| residency::answers(&stable, status));

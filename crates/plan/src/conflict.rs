@@ -24,11 +24,12 @@ fn clash(one: &Rollout, other: &Rollout) -> Option<String> {
     }
     let (one, other) = (&one.spec, &other.spec);
     if one.model == other.model && one.pool_ref == other.pool_ref {
-        return Some(format!("is older and has the same model {} in the same pool", one.model));
+        return Some(format!("is older and has the same model {} in the same pool: delete one of the two", one.model));
     }
     let (ours, theirs) = (one.adapter.governed()?, other.adapter.governed()?);
-    (one.adapters_ref == other.adapters_ref && overlap(ours, theirs))
-        .then(|| format!("is older and governs {theirs}, which overlaps with {ours}"))
+    (one.adapters_ref == other.adapters_ref && overlap(ours, theirs)).then(|| {
+        format!("is older and governs {theirs}, which overlaps with {ours}: give them patterns that share no id")
+    })
 }
 
 /// Whether some id matches both patterns.

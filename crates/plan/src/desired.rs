@@ -37,7 +37,7 @@ pub(crate) fn resolve(choice: &AdapterChoice, file: Result<&AdaptersFile, String
 
 fn no_match(pattern: &str, ignored: &[AdapterId]) -> String {
     match ignored.first() {
-        None => format!("no id under ensureExist matches {pattern}"),
+        None => format!("no id under ensureExist matches {pattern}: list one, or mend spec.adapter"),
         Some(id) => format!("no id under ensureExist matches {pattern} with digits and dots ({id} is ignored)"),
     }
 }

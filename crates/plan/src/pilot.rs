@@ -30,8 +30,8 @@ pub(crate) enum Verdict {
     Trying(String),
     /// It is not to be loaded anywhere; why, in words.
     Reject(String),
-    /// No server can try it, in words.
-    Nobody(String),
+    /// No server is Ready to try it.
+    Nobody,
 }
 
 /// Looks at the trial of `id`. `serving` are the ids that carry traffic.
@@ -48,10 +48,9 @@ pub(crate) fn judge(
     let trying = pilot.filter(|pilot| pilot.id == *id);
     match trying.and_then(|pilot| servers.iter().find(|server| server.name == pilot.pod)) {
         Some(server) => on_trial(id, server, content),
-        None => choose(id, serving, servers).map_or_else(
-            || Verdict::Nobody("no server is Ready".to_owned()),
-            |server| Verdict::Choose(server.name.clone()),
-        ),
+        None => {
+            choose(id, serving, servers).map_or_else(|| Verdict::Nobody, |server| Verdict::Choose(server.name.clone()))
+        }
     }
 }
 

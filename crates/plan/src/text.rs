@@ -1,7 +1,7 @@
 //! How times, spans and lists are written in messages.
 
 use jiff::{SignedDuration, Timestamp, Unit};
-use rollora_api::duration::GatewayDuration;
+use rollora_api::{duration::GatewayDuration, rewrite::PoolRef};
 use std::time::Duration;
 
 /// A time to the second.
@@ -24,6 +24,11 @@ pub(crate) fn list<T: AsRef<str>>(items: &[T]) -> String {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
     }
+}
+
+/// A pool that serves nobody.
+pub(crate) fn none_ready(pool: &PoolRef) -> String {
+    format!("no server of the pool {} is Ready: see its pods", pool.name)
 }
 
 /// `at` later by `span`; the end of time where that is too far.

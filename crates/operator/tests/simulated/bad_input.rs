@@ -153,7 +153,7 @@ fn nothing_that_matches_is_listed() {
     run.run_for(SignedDuration::from_secs(12));
     let said = condition(&run, kind::PROGRESSING);
     assert_eq!(said.reason, reason::NO_MATCH, "{}", run.story());
-    assert_eq!(said.message, "no id under ensureExist matches small-v*");
+    assert_eq!(said.message, "no id under ensureExist matches small-v*: list one, or mend spec.adapter");
     assert_eq!(run.world().events.iter().filter(|event| event.reason == reason::NO_MATCH).count(), 1);
     assert!(run.world().rewrites.is_empty());
 }

@@ -251,6 +251,6 @@ fn a_pool_without_ready_servers_waits_and_says_so() {
     run.world().list(&[V1, V2], &[]);
     run.run_for(SignedDuration::from_secs(90));
     assert_eq!(run.world().phase(), Phase::Pending);
-    assert!(run.world().status().message.contains("no server is Ready"), "{}", run.world().status().message);
+    assert!(run.world().status().message.contains("no server of the pool"), "{}", run.world().status().message);
     run.until_weights(&[(V1, 50), (V2, 50)]);
 }

@@ -1,7 +1,7 @@
 //! Who may load the desired adapter: one pilot first, then every server; nobody where it does harm.
 
 use super::{Case, Draft};
-use crate::{desired, observed::Server, pilot, wait::Wait};
+use crate::{desired, observed::Server, pilot, text, wait::Wait};
 use rollora_api::{
     condition::reason, names::AdapterId, operator_key::Pilot, rollout::spec::ResidencyProof, sidecar_status::NO_SIDECAR,
 };
@@ -62,7 +62,7 @@ impl Case<'_> {
                 waits(message)
             }
             pilot::Verdict::Trying(words) => waits(format!("{desired} is tried on one server first: {words}")),
-            pilot::Verdict::Nobody(words) => Some(Wait::soon(reason::NO_READY_PODS, words)),
+            pilot::Verdict::Nobody => Some(Wait::soon(reason::NO_READY_PODS, text::none_ready(&self.spec.pool_ref))),
             pilot::Verdict::Reject(why) => self.fail(draft, &why),
         }
     }

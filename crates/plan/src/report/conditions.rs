@@ -5,6 +5,7 @@ use crate::{residency, text};
 use rollora_api::{
     condition::{Condition, ConditionStatus, kind, reason, set_condition},
     names::AdapterId,
+    rewrite::PoolRef,
     rollout::{
         RolloutStatus,
         status::{RetirementState, StepState},
@@ -68,7 +69,7 @@ fn ready(report: &Report<'_>, status: &RolloutStatus) -> Option<Said> {
     }
     let servers = report.case.servers()?;
     let desired = status.revision.desired.as_ref()?;
-    Some(match unserved(servers, [desired]) {
+    Some(match unserved(&report.case.spec.pool_ref, servers, [desired]) {
         None => yes(reason::SUCCEEDED, format!("{desired} serves all requests")),
         Some(missing) => missing,
     })
@@ -81,13 +82,20 @@ fn available(report: &Report<'_>, status: &RolloutStatus) -> Option<Said> {
         return Some(no(reason::PROGRESSING, "nothing serves the name yet"));
     }
     let served = if weighted.is_empty() { status.revision.stable.iter().collect() } else { weighted };
-    Some(unserved(servers, served).unwrap_or_else(|| yes(reason::SUCCEEDED, "the name is served")))
+    Some(
+        unserved(&report.case.spec.pool_ref, servers, served)
+            .unwrap_or_else(|| yes(reason::SUCCEEDED, "the name is served")),
+    )
 }
 
 /// Why one of these ids cannot be served, where one cannot.
-fn unserved<'a>(servers: &[crate::observed::Server], ids: impl IntoIterator<Item = &'a AdapterId>) -> Option<Said> {
+fn unserved<'a>(
+    pool: &PoolRef,
+    servers: &[crate::observed::Server],
+    ids: impl IntoIterator<Item = &'a AdapterId>,
+) -> Option<Said> {
     if !servers.iter().any(|server| server.ready) {
-        return Some(no(reason::NO_READY_PODS, "no server is Ready"));
+        return Some(no(reason::NO_READY_PODS, text::none_ready(pool)));
     }
     ids.into_iter().find_map(|id| {
         let lacking = residency::lacking(id, servers);
@@ -111,7 +119,9 @@ fn progressing(report: &Report<'_>, status: &RolloutStatus) -> Said {
 
 fn resident(report: &Report<'_>, status: &RolloutStatus) -> Option<Said> {
     let servers = report.case.servers()?;
-    if let Some(missing) = unserved(servers, status.weights.desired.iter().map(|target| &target.id)) {
+    if let Some(missing) =
+        unserved(&report.case.spec.pool_ref, servers, status.weights.desired.iter().map(|target| &target.id))
+    {
         return Some(missing);
     }
     let gate = report.gate?;

@@ -79,7 +79,10 @@ impl Traffic<'_> {
             return None;
         }
         if gate.ready == 0 {
-            return Some(Wait::soon(reason::NO_READY_PODS, format!("no server is Ready (since {entered})")));
+            return Some(Wait::soon(
+                reason::NO_READY_PODS,
+                format!("no server of the pool is Ready: see its pods (since {entered})"),
+            ));
         }
         let message = format!(
             "{desired} is resident on {} of {} Ready servers (since {entered}); {}",
