@@ -15,6 +15,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use std::{fmt::Debug, pin::Pin, time::Duration};
+use tokio::time::Instant;
 
 /// How long one watch call lasts. A connection that died without a word is noticed a little later than this.
 const CALL_SECONDS: u32 = 60;
@@ -113,15 +114,22 @@ fn in_words(error: &watcher::Error, (resource, namespace): &(String, Option<Stri
 }
 
 /// Pauses between tries that fail: they double, up to a few seconds.
+///
+/// kube takes the beginning of every try for a success. What counts here is that nothing failed for a while.
 #[derive(Debug)]
-struct Pauses(Duration);
+struct Pauses {
+    pause: Duration,
+    failed: Option<Instant>,
+}
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+/// Longer than a pause and the try after it.
+const FORGIVEN: Duration = Duration::from_secs(10);
 
 impl Default for Pauses {
     fn default() -> Self {
-        Self(FIRST_PAUSE)
+        Self { pause: FIRST_PAUSE, failed: None }
     }
 }
 
@@ -129,17 +137,18 @@ impl Iterator for Pauses {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let pause = self.0;
-        self.0 = (pause * 2).min(LONGEST_PAUSE);
+        if self.failed.replace(Instant::now()).is_some_and(|failed| failed.elapsed() > FORGIVEN) {
+            self.pause = FIRST_PAUSE;
+        }
+        let pause = self.pause;
+        self.pause = (pause * 2).min(LONGEST_PAUSE);
         // Replicas that lost the same API server do not come back to it all at once.
         Some(pause.mul_f64(rand::random_range(0.5..1.0)))
     }
 }
 
 impl Backoff for Pauses {
-    fn reset(&mut self) {
-        *self = Self::default();
-    }
+    fn reset(&mut self) {}
 }
 
 #[cfg(test)]
@@ -188,12 +197,19 @@ mod tests {
         assert_eq!(told(Event::InitDone), "all: ");
     }
 
-    #[test]
-    fn pauses_double_up_to_the_longest_and_begin_again_after_a_success() {
+    #[tokio::test(start_paused = true)]
+    async fn pauses_double_up_to_the_longest_and_begin_again_when_nothing_failed_for_a_while() {
         let mut pauses = Pauses::default();
-        let taken: Vec<Duration> = pauses.by_ref().take(8).collect();
+        let mut taken = Vec::new();
+        for _ in 0..8 {
+            let pause = pauses.next().unwrap();
+            taken.push(pause);
+            tokio::time::sleep(pause).await;
+            // A try that begins has not succeeded.
+            pauses.reset();
+        }
         assert!(taken[0] <= FIRST_PAUSE && taken[7] <= LONGEST_PAUSE && taken[7] >= LONGEST_PAUSE / 2, "{taken:?}");
-        pauses.reset();
+        tokio::time::sleep(FORGIVEN).await;
         assert!(pauses.next().unwrap() <= FIRST_PAUSE);
     }
 }
