@@ -6,6 +6,7 @@ pub mod homes;
 pub mod kubelet;
 pub mod manifests;
 mod mirror;
+pub mod picker;
 pub mod place;
 mod pods;
 mod workloads;

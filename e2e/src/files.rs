@@ -4,6 +4,7 @@
 
 use crate::guide::{ADAPTERS, BASE_MODEL, MODEL, POOL, REWRITE};
 use anyhow::{Context as _, Result};
+use rollora_api::rollout::spec::RouterKind;
 use std::{fmt, time::Duration};
 
 /// One entry of the adapters file.
@@ -94,6 +95,8 @@ pub struct RolloutFile {
     pub delay: Duration,
     /// How long nobody must have used it.
     pub quiet_for: Duration,
+    /// Who executes the rewrite.
+    pub router: RouterKind,
 }
 
 /// One step.
@@ -125,6 +128,7 @@ impl RolloutFile {
             steps: vec![Weight(10), Pause(pause), Weight(50), Pause(pause), Weight(100)],
             delay: Duration::from_millis(300),
             quiet_for: Duration::from_millis(300),
+            router: RouterKind::ExtProc,
         }
     }
 
@@ -139,6 +143,10 @@ impl RolloutFile {
         let steps: Vec<_> = self.steps.iter().map(|step| format!("    - {step}")).collect();
         let steps = steps.join("\n");
         let (delay, quiet_for) = (words(self.delay), words(self.quiet_for));
+        let router = match self.router {
+            RouterKind::ExtProc => "",
+            RouterKind::EndpointPicker => "router: EndpointPicker\n  ",
+        };
         format!(
             "apiVersion: rollora.dev/v1alpha1\n\
              kind: Rollout\n\
@@ -149,7 +157,7 @@ impl RolloutFile {
              adapter:\n    \
              follow: {{ pattern: \"{MODEL}-v*\" }}   # the highest version that is listed\n  \
              adaptersRef: {{ name: {ADAPTERS}, key: configmap.yaml }}\n  \
-             rewriteRef: {{ name: {REWRITE} }}\n  \
+             rewriteRef: {{ name: {REWRITE} }}\n  {router}\
              strategy:\n    \
              steps:\n{steps}\n  \
              cleanup: {{ policy: Unload, delay: {delay}, quietFor: {quiet_for} }}\n"

@@ -2,7 +2,7 @@
 //! differ is changed: it listens on a port of 127.0.0.1, and where a cluster would ask the DNS for the Ready pods of a
 //! Service, it is told by a file that follows the pods.
 
-use super::{homes::ENVOY, manifests, mirror::Mirror, pods};
+use super::{homes::ENVOY, manifests, mirror::Mirror, picker::Picker, pods};
 use crate::{
     clock,
     http::{self, Address},
@@ -44,7 +44,7 @@ pub(super) struct Backend {
 
 impl Gateway {
     /// Starts it without any endpoint, see [`follow`].
-    pub(super) fn start(backends: &[Backend], folder: &Path) -> Result<Self> {
+    pub(super) fn start(backends: &[Backend], picker: Option<&Picker>, folder: &Path) -> Result<Self> {
         let folder = folder.join("envoy");
         fs::create_dir_all(&folder)?;
         let gateway = Self { process: None, listener: Port::reserve()?, admin: Port::reserve()?, folder };
@@ -52,7 +52,10 @@ impl Gateway {
             backend.write(&gateway.folder, &[])?;
         }
         let text = fs::read_to_string(manifests::folder().join("ext-proc/envoy.yaml"))?;
-        let shipped: Value = serde_saphyr::from_str(&text).context("envoy.yaml cannot be read")?;
+        let mut shipped: Value = serde_saphyr::from_str(&text).context("envoy.yaml cannot be read")?;
+        if let Some(picker) = picker {
+            picker.adapt(&mut shipped)?;
+        }
         let configuration = gateway.adapt(shipped, backends)?;
         fs::write(gateway.file(), serde_json::to_vec_pretty(&configuration)?)?;
         let mut gateway = gateway;

@@ -8,11 +8,12 @@ mod evidence;
 mod server;
 
 use super::{
-    control_plane::ControlPlane,
+    control_plane::{Audit, AuditEvent, ControlPlane},
     gateway::{self, Backend, Gateway},
     kubelet::{Container, Kubelet, Options},
     manifests::{self, Manifests},
     mirror::Mirror,
+    picker::{self, Picker},
     pods,
     workloads::{self, Workloads},
 };
@@ -71,6 +72,8 @@ pub struct Parts {
     pub projection_delay: Duration,
     /// What a user's overlay would change in the manifests.
     pub change: Change,
+    /// Upstream's endpoint picker.
+    pub picker: Option<Picker>,
 }
 
 /// Changes manifests.
@@ -84,6 +87,7 @@ impl Default for Parts {
             manifests: vec!["operator-one-namespace", "ext-proc", "vllm"],
             projection_delay: Duration::ZERO,
             change: Box::new(|_| Ok(())),
+            picker: None,
         }
     }
 }
@@ -98,8 +102,10 @@ impl fmt::Debug for Parts {
 pub struct Cluster {
     // In this order they end.
     gateway: Gateway,
+    audit: Audit,
     _tasks: JoinSet<()>,
     kubelet: Kubelet,
+    picker: Option<Picker>,
     servers: Vec<Server>,
     watched: Arc<Watched>,
     client: Client,
@@ -160,21 +166,28 @@ impl Cluster {
         let folder = tempfile::Builder::new().prefix("rollora-").tempdir().context("no temporary folder")?;
         let namespace = plane.get().namespace("bed").await?;
         let client = plane.get().admin().await?;
+        let audit = plane.get().audit();
 
         let mut objects = Manifests::render(plane.get(), &parts.manifests, &namespace, folder.path())?;
         fit(&mut objects, setup, &namespace)?;
         (parts.change)(&mut objects)?;
+        if let Some(picker) = &parts.picker {
+            picker.add_objects(&mut objects, &namespace);
+        }
         objects.apply(&client).await?;
 
         let kinds = Kinds::new(&setup.servers);
-        let programs = server::programs(&kinds)?;
+        let mut programs = server::programs(&kinds)?;
+        if parts.picker.is_some() {
+            programs = Picker::add_to(programs)?;
+        }
         let mut options = Options::new(plane.get(), &namespace, programs, folder.path().to_owned()).await?;
         options.projection_delay = parts.projection_delay;
         let workloads = Workloads::of(&objects.objects, &options.node)?;
         let kubelet = Kubelet::start(options)?;
 
-        let backends = backends(&objects)?;
-        let gateway = Gateway::start(&backends, folder.path())?;
+        let backends = backends(&objects, parts.picker.as_ref())?;
+        let gateway = Gateway::start(&backends, parts.picker.as_ref(), folder.path())?;
         let watched =
             Arc::new(Watched { pods: Mirror::new(), maps: Mirror::new(), rollouts: Mirror::new(), workloads });
         let mut tasks = JoinSet::new();
@@ -185,8 +198,10 @@ impl Cluster {
         });
         let bed = Self {
             gateway,
+            audit,
             _tasks: tasks,
             kubelet,
+            picker: parts.picker,
             servers: Vec::new(),
             watched,
             client,
@@ -210,7 +225,13 @@ impl Cluster {
     /// Waits until Envoy has its endpoints and listens.
     pub async fn gateway_is_ready(&self) -> Result<()> {
         self.gateway.ready().await?;
-        self.reaches_ext_proc().await
+        if self.picker.as_ref().is_none_or(|picker| !picker.is_alone()) {
+            self.reaches_ext_proc().await?;
+        }
+        if self.picker.is_some() {
+            self.reaches(picker::DEPLOYMENT, picker::CLUSTER).await?;
+        }
+        Ok(())
     }
 
     /// Waits until every pod of the operator is Ready.
@@ -254,14 +275,18 @@ impl Cluster {
 
     /// Waits until Envoy sends requests by way of every pod of ext-proc, and no other.
     pub async fn reaches_ext_proc(&self) -> Result<()> {
+        self.reaches(EXT_PROC, EXT_PROC).await
+    }
+
+    async fn reaches(&self, deployment: &str, cluster: &str) -> Result<()> {
         let start = clock::now();
         loop {
-            let pods = workloads::pods_of(EXT_PROC, &self.watched.pods);
+            let pods = workloads::pods_of(deployment, &self.watched.pods);
             let wanted: BTreeSet<_> = pods.iter().filter_map(pods::address).map(IpAddr::V4).collect();
-            if !wanted.is_empty() && wanted.len() == pods.len() && self.gateway.endpoints(EXT_PROC).await == wanted {
+            if !wanted.is_empty() && wanted.len() == pods.len() && self.gateway.endpoints(cluster).await == wanted {
                 return Ok(());
             }
-            self.still_in_time(start, "Envoy reaches every pod of ext-proc").await?;
+            self.still_in_time(start, &format!("Envoy reaches every pod of {deployment}")).await?;
         }
     }
 
@@ -359,6 +384,11 @@ impl Cluster {
     /// Where Envoy says what it does.
     pub fn envoy_admin(&self) -> Address {
         self.gateway.admin()
+    }
+
+    /// Where the endpoint picker has its metrics.
+    pub fn picker_metrics(&self) -> Result<Address> {
+        self.picker.as_ref().map(Picker::metrics).context("there is no endpoint picker")
     }
 
     /// Applies an object that is written without its namespace.
@@ -530,6 +560,17 @@ impl Place for Cluster {
         false
     }
 
+    /// As the API server's audit log has them: when each was received, which is before it was written.
+    fn rewrite_writes(&self) -> Result<Vec<Instant>> {
+        let (now, timestamp) = (clock::now(), clock::timestamp());
+        let is_write = |event: &AuditEvent| {
+            let writes = matches!(event.verb.as_str(), "create" | "update" | "patch") && event.code < 300;
+            writes && event.resource == "inferencemodelrewrites" && event.namespace == self.namespace
+        };
+        let at = |event: &AuditEvent| now.checked_sub(timestamp.duration_since(event.at).unsigned_abs());
+        Ok(self.audit.events()?.iter().filter(|event| is_write(event)).filter_map(at).collect())
+    }
+
     fn kill_operator(&mut self) {
         self.operators().iter().for_each(Container::kill_and_hold);
     }
@@ -584,26 +625,29 @@ pub fn push(list: &mut Value, value: Value) -> Result<()> {
 }
 
 /// Which pods are behind Envoy's clusters, as pool and Service say.
-fn backends(objects: &Manifests) -> Result<Vec<Backend>> {
+fn backends(objects: &Manifests, picker: Option<&Picker>) -> Result<Vec<Backend>> {
     let find = |kind: &str, name: &str| {
         let found = objects.objects.iter().find(|it| it["kind"] == kind && it["metadata"]["name"] == name);
         found.with_context(|| format!("the manifests have no {kind} {name}"))
     };
     let labels = |value: &Value| serde_json::from_value::<BTreeMap<String, String>>(value.clone());
     let port = |value: &Value| value.as_u64().and_then(|port| port.try_into().ok()).context("no port");
-    let (pool, service) = (find("InferencePool", POOL)?, find("Service", EXT_PROC)?);
-    Ok(vec![
-        Backend {
-            cluster: "vllm",
-            labels: labels(&pool["spec"]["selector"]["matchLabels"])?,
-            port: port(&pool["spec"]["targetPorts"][0]["number"])?,
-        },
-        Backend {
+    let pool = find("InferencePool", POOL)?;
+    let mut backends = vec![Backend {
+        cluster: "vllm",
+        labels: labels(&pool["spec"]["selector"]["matchLabels"])?,
+        port: port(&pool["spec"]["targetPorts"][0]["number"])?,
+    }];
+    if picker.is_none_or(|picker| !picker.is_alone()) {
+        let service = find("Service", EXT_PROC)?;
+        backends.push(Backend {
             cluster: "rollora-ext-proc",
             labels: labels(&service["spec"]["selector"])?,
             port: port(&service["spec"]["ports"][0]["port"])?,
-        },
-    ])
+        });
+    }
+    backends.extend(picker.map(Picker::backend));
+    Ok(backends)
 }
 
 fn user_key(map: &ConfigMap) -> Result<String> {

@@ -71,5 +71,6 @@ fn rollout(pause: Duration) -> RolloutFile {
         steps: vec![Weight(10), Pause(pause), Weight(50), Pause(pause), Weight(100)],
         delay: pause,
         quiet_for: Duration::from_secs(2),
+        ..RolloutFile::guide(pause)
     }
 }

@@ -12,6 +12,8 @@ mod kills;
 mod minds;
 mod numbers;
 #[cfg(feature = "cluster")]
+mod picker;
+#[cfg(feature = "cluster")]
 mod pods;
 mod real_vllm;
 mod state;
