@@ -3,14 +3,20 @@
 //! `rollora` must be built beside the tests (`cargo build -p rollora-cli --bin rollora`; `cargo xtask test` does so).
 //! With `ROLLORA_LONG=1` the repetitions and the long fault schedules run too, and numbers go to standard error.
 
+#[cfg(feature = "cluster")]
+mod adoption;
 mod bad_adapters;
 mod bad_input;
 mod demo;
+#[cfg(feature = "cluster")]
+mod groups;
 mod guide;
 mod keys;
 mod kills;
 mod minds;
 mod numbers;
+#[cfg(feature = "cluster")]
+mod objects;
 #[cfg(feature = "cluster")]
 mod picker;
 #[cfg(feature = "cluster")]

@@ -1,0 +1,158 @@
+//! Objects of the API server as a person with `kubectl` sees them, and who has written what.
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::events::v1::Event;
+use kube::{
+    Api,
+    api::{DynamicObject, ListParams},
+    core::{ApiResource, GroupVersionKind},
+};
+use rollora_api::{
+    condition::Condition,
+    rewrite::RewriteGroup,
+    rollout::{RolloutResource, RolloutStatus},
+};
+use rollora_e2e::{
+    bed::Bed,
+    cluster::{
+        control_plane::{AuditEvent, Decision},
+        place::Cluster,
+    },
+};
+use std::{collections::BTreeSet, time::Duration};
+
+const LOOK: Duration = Duration::from_millis(20);
+const LOOKS: usize = 1000;
+
+/// Waits until something is there.
+pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
+    for _ in 0..LOOKS {
+        if let Some(found) = look().await? {
+            return Ok(found);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    anyhow::bail!("waited in vain: {what}")
+}
+
+/// The rewrites of a group in the namespace of the bed.
+pub(crate) fn rewrites(bed: &Bed<Cluster>, group: RewriteGroup) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk(group.name(), "v1alpha2", "InferenceModelRewrite");
+    Api::namespaced_with(bed.place.client(), bed.place.namespace(), &ApiResource::from_gvk(&kind))
+}
+
+/// The names of all of them; none where the group is not served.
+pub(crate) async fn names_of_rewrites(bed: &Bed<Cluster>, group: RewriteGroup) -> Result<BTreeSet<String>> {
+    match rewrites(bed, group).list(&ListParams::default()).await {
+        Ok(list) => Ok(list.iter().map(kube::ResourceExt::name_any).collect()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(BTreeSet::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The Rollouts in the namespace of the bed.
+pub(crate) fn rollouts(bed: &Bed<Cluster>) -> Api<RolloutResource> {
+    Api::namespaced(bed.place.client(), bed.place.namespace())
+}
+
+/// The status of a Rollout.
+pub(crate) async fn status(bed: &Bed<Cluster>, rollout: &str) -> Result<RolloutStatus> {
+    Ok(rollouts(bed).get(rollout).await?.status.unwrap_or_default())
+}
+
+/// What is said of a Rollout that cannot go on: in which condition, why in a word, and words that have to be there.
+#[derive(Debug, Clone)]
+pub(crate) struct Said<'a> {
+    pub(crate) condition: &'a str,
+    pub(crate) reason: &'a str,
+    pub(crate) words: &'a [&'a str],
+}
+
+impl Said<'_> {
+    fn has_words(&self, text: &str) -> bool {
+        self.words.iter().all(|word| text.contains(word))
+    }
+
+    /// Waits until a condition of the Rollout and a warning about it say so.
+    pub(crate) async fn is_told(&self, bed: &Bed<Cluster>, rollout: &str) -> Result<()> {
+        let told = async || {
+            let conditions = status(bed, rollout).await?.conditions;
+            let right = |it: &Condition| it.kind == self.condition && it.reason == self.reason;
+            Ok(conditions.into_iter().find(|it| right(it) && self.has_words(&it.message)))
+        };
+        if until("a condition that says so", told).await.is_err() {
+            let conditions = status(bed, rollout).await?.conditions;
+            let said: Vec<_> = conditions.iter().map(|it| format!("{it:?}\n")).collect();
+            anyhow::bail!("no condition of {rollout} says {self:?}:\n{}", said.concat());
+        }
+        self.is_an_event(bed, rollout).await
+    }
+
+    /// Waits until a warning about the Rollout says so.
+    pub(crate) async fn is_an_event(&self, bed: &Bed<Cluster>, rollout: &str) -> Result<()> {
+        let events: Api<Event> = Api::namespaced(bed.place.client(), bed.place.namespace());
+        let about = |event: &Event| {
+            let regarding = event.regarding.clone().unwrap_or_default();
+            regarding.kind.as_deref() == Some("Rollout") && regarding.name.as_deref() == Some(rollout)
+        };
+        let right = |event: &Event| {
+            let is_warning = event.type_.as_deref() == Some("Warning");
+            let reason = event.reason.as_deref() == Some(self.reason);
+            is_warning && reason && event.note.as_deref().is_some_and(|note| self.has_words(note))
+        };
+        let told = async || {
+            let list = events.list(&ListParams::default()).await?;
+            Ok(list.iter().any(|event| about(event) && right(event)).then_some(()))
+        };
+        if until("an event that says so", told).await.is_err() {
+            let all = events.list(&ListParams::default()).await?;
+            let all: Vec<_> =
+                all.iter().filter(|event| about(event)).map(|event| format!("{:?}\n", event.note)).collect();
+            anyhow::bail!("no warning about {rollout} says {self:?}:\n{}", all.concat());
+        }
+        Ok(())
+    }
+}
+
+/// The service account of the operator.
+pub(crate) fn operator(bed: &Bed<Cluster>) -> String {
+    account(bed, "rollora-operator")
+}
+
+/// A service account in the namespace of the bed, as the audit log names it.
+pub(crate) fn account(bed: &Bed<Cluster>, name: &str) -> String {
+    format!("system:serviceaccount:{}:{name}", bed.place.namespace())
+}
+
+/// Whether something was written by it: an attempt that was refused changes nothing.
+pub(crate) fn is_write(event: &AuditEvent) -> bool {
+    let writes = matches!(event.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection");
+    writes && event.code < 400 && event.decision == Decision::Allowed
+}
+
+/// What of it was written that is neither the status of one of these Rollouts, nor an event, nor the Lease.
+pub(crate) fn other_writes(events: &[AuditEvent], rollouts: &[&str]) -> Vec<String> {
+    let is_own = |event: &AuditEvent| match event.resource.as_str() {
+        "events" | "leases" => true,
+        "rollouts" => event.subresource == "status" && rollouts.contains(&event.name.as_str()),
+        _ => false,
+    };
+    let others = events.iter().filter(|event| is_write(event) && !is_own(event));
+    others.map(|event| format!("{} {}/{} {}", event.verb, event.resource, event.subresource, event.name)).collect()
+}
+
+/// One rewrite, which is there.
+pub(crate) async fn rewrite(bed: &Bed<Cluster>, group: RewriteGroup, name: &str) -> Result<DynamicObject> {
+    let found = rewrites(bed, group).get_opt(name).await?;
+    found.with_context(|| format!("there is no rewrite {name} of {}", group.name()))
+}
+
+/// The rewrites of the namespace are exactly these.
+pub(crate) async fn rewrites_are(bed: &Bed<Cluster>, current: &[&str], legacy: &[&str]) -> Result<()> {
+    for (group, wanted) in [(RewriteGroup::Current, current), (RewriteGroup::Legacy, legacy)] {
+        let found = names_of_rewrites(bed, group).await?;
+        let wanted: BTreeSet<_> = wanted.iter().map(|&name| name.to_owned()).collect();
+        ensure!(found == wanted, "the rewrites of {} are {found:?}, not {wanted:?}", group.name());
+    }
+    Ok(())
+}
