@@ -9,7 +9,7 @@
 use super::{gateway::Backend, homes::ENDPOINT_PICKER, kubelet::Programs, manifests::Manifests};
 use crate::{guide::POOL, http::Address, ports::Port};
 use anyhow::{Context as _, Result};
-use serde_json::{json, Value};
+use serde_json::{Value, json};
 
 /// The Deployment, as the pool of the manifests names it.
 pub(super) const DEPLOYMENT: &str = "vllm-qwen3-32b-epp";
