@@ -11,6 +11,7 @@ use crate::{
     bed::{Bed, Place as _},
     cluster::{
         control_plane::{ControlPlane, ours, upstream},
+        homes::{CONTROL_PLANE, ENVOY},
         place::{Cluster, Parts},
     },
     guide::ADAPTERS,
@@ -23,6 +24,9 @@ const MANIFESTS: [&str; 3] = ["operator-one-namespace", "ext-proc", "vllm-watch"
 
 /// From the first part of the bed to the end of the story.
 pub(super) async fn play(arguments: Arguments, stage: &Stage, screen: &mut Screen) -> Result<()> {
+    for (home, program) in [(CONTROL_PLANE, "kube-apiserver"), (ENVOY, "envoy")] {
+        home.program(program).context("`cargo xtask demo --cluster` gets what a cluster is made of")?;
+    }
     let title = screen.paint(Look::Bold, "The LoRA adapter rollout guide, by itself, on the parts of a cluster");
     screen.line(&title);
     let cluster = bring_up(stage, screen).await.context("the parts of a cluster could not start")?;
