@@ -18,6 +18,8 @@ mod numbers;
 #[cfg(feature = "cluster")]
 mod objects;
 #[cfg(feature = "cluster")]
+mod permissions;
+#[cfg(feature = "cluster")]
 mod picker;
 #[cfg(feature = "cluster")]
 mod pods;

@@ -1,0 +1,435 @@
+//! What the shipped roles permit is what is needed: nothing is missing, nothing is too much. And what happens where
+//! something is missing.
+
+use crate::objects::{Said, account, operator, other_writes, rewrites, rollouts, status};
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::rbac::v1::Role;
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use rollora_api::{
+    condition::{ConditionStatus, kind::STALLED, reason},
+    rewrite::RewriteGroup::{self, Current, Legacy},
+    rollout::status::Phase,
+    router_report::RulesReport,
+};
+use rollora_e2e::{
+    bed::{Bed, Place as _, Setup},
+    cluster::{
+        control_plane::{Audit, AuditEvent, ControlPlane, Decision, UPSTREAM, ours},
+        manifests::{self, Manifests},
+        place::{Cluster, Parts},
+    },
+    files::{RolloutFile, Step},
+    guide::{MODEL, REWRITE, V1, V2, V3},
+    scenario::{has_a_cluster, on_a_cluster},
+    seen::{Condition, cleaned_up, every_server_is_ready, phase, served_by, split, succeeded},
+    traffic::Crowd,
+};
+use serde_json::{Value, json};
+use std::{collections::BTreeSet, fmt, fs, sync::OnceLock, time::Duration};
+
+/// The roles that are shipped, and whose they are.
+const ROLES: [(&str, &str); 4] = [
+    ("operator/role/cluster-role.yaml", "rollora-operator"),
+    ("operator/workload/lease-role.yaml", "rollora-operator"),
+    ("ext-proc/role.yaml", "rollora-ext-proc"),
+    ("vllm-watch/role.yaml", "vllm-qwen3-32b"),
+];
+
+/// One thing that a role permits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Grant {
+    file: &'static str,
+    account: &'static str,
+    group: String,
+    /// With its subresource: `rollouts/status`.
+    resource: String,
+    verb: String,
+    /// Only of this object.
+    name: Option<String>,
+}
+
+impl fmt::Display for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, group, resource, verb, name, .. } = self;
+        write!(f, "manifests/{file}: apiGroup {group:?}, resource {resource}, verb {verb}")?;
+        name.iter().try_for_each(|name| write!(f, ", resourceName {name}"))
+    }
+}
+
+fn grants() -> Result<Vec<Grant>> {
+    let mut grants = Vec::new();
+    for (file, account) in ROLES {
+        let shipped = Manifests::read(&fs::read_to_string(manifests::folder().join(file))?)?;
+        let is_role = |object: &&Value| object["kind"].as_str().is_some_and(|kind| kind.ends_with("Role"));
+        let rules =
+            shipped.objects.iter().filter(is_role).flat_map(|role| role["rules"].as_array().into_iter().flatten());
+        for rule in rules {
+            let texts = |field: &str| -> Vec<String> {
+                let texts = rule[field].as_array().into_iter().flatten();
+                texts.filter_map(Value::as_str).map(str::to_owned).collect()
+            };
+            let mut names: Vec<_> = texts("resourceNames").into_iter().map(Some).collect();
+            if names.is_empty() {
+                names.push(None);
+            }
+            for group in texts("apiGroups") {
+                for resource in texts("resources") {
+                    for verb in texts("verbs") {
+                        let each = |name: &Option<String>| Grant {
+                            file,
+                            account,
+                            group: group.clone(),
+                            resource: resource.clone(),
+                            verb: verb.clone(),
+                            name: name.clone(),
+                        };
+                        grants.extend(names.iter().map(each));
+                    }
+                }
+            }
+        }
+    }
+    Ok(grants)
+}
+
+fn resource(event: &AuditEvent) -> String {
+    let separator = if event.subresource.is_empty() { "" } else { "/" };
+    format!("{}{separator}{}", event.resource, event.subresource)
+}
+
+fn uses(event: &AuditEvent, grant: &Grant, user: &str) -> bool {
+    event.user == user
+        && event.decision == Decision::Allowed
+        && (200..300).contains(&event.code)
+        && event.group == grant.group
+        && resource(event) == grant.resource
+        && event.verb == grant.verb
+        && grant.name.as_ref().is_none_or(|name| *name == event.name)
+}
+
+/// What is permitted and was not used, and what was asked for and is not permitted, in words.
+fn complaints(events: &[AuditEvent], grants: &[Grant], user: impl Fn(&str) -> String) -> BTreeSet<String> {
+    let is_used = |grant: &Grant| events.iter().any(|event| uses(event, grant, &user(grant.account)));
+    let unused = grants.iter().filter(|grant| !is_used(grant));
+    let unused = unused.map(|grant| format!("too much, nobody used it: {grant}"));
+    let users: BTreeSet<_> = grants.iter().map(|grant| user(grant.account)).collect();
+    let is_forbidden = |event: &&AuditEvent| users.contains(&event.user) && event.decision != Decision::Allowed;
+    let missing = events.iter().filter(is_forbidden).map(|event| {
+        let AuditEvent { user, verb, group, name, code, .. } = event;
+        format!("missing: {user} may not {verb} {} {name:?} of group {group:?} ({code})", resource(event))
+    });
+    unused.chain(missing).collect()
+}
+
+#[test]
+fn a_line_too_much_is_named_and_so_is_a_missing_one() {
+    let grant = |resource: &str, verb: &str| Grant {
+        file: "a/role.yaml",
+        account: "one",
+        group: String::new(),
+        resource: resource.to_owned(),
+        verb: verb.to_owned(),
+        name: (resource == "configmaps").then(|| "map".to_owned()),
+    };
+    let event = |verb: &str, resource: &str, name: &str, code: u16| AuditEvent {
+        user: "user-one".to_owned(),
+        user_agent: String::new(),
+        verb: verb.to_owned(),
+        group: String::new(),
+        resource: resource.to_owned(),
+        subresource: String::new(),
+        namespace: "there".to_owned(),
+        name: name.to_owned(),
+        uri: String::new(),
+        code,
+        decision: if code == 403 { Decision::Forbidden } else { Decision::Allowed },
+        reason: String::new(),
+        at: jiff::Timestamp::UNIX_EPOCH,
+    };
+    let grants = [grant("pods", "list"), grant("configmaps", "get")];
+    let found = |events: &[AuditEvent]| {
+        let found = complaints(events, &grants, |account| format!("user-{account}"));
+        found.into_iter().collect::<Vec<_>>().join("\n")
+    };
+    let used = [event("list", "pods", "", 200), event("get", "configmaps", "map", 200)];
+    assert_eq!(found(&used), "");
+    let other = [event("list", "pods", "", 200), event("get", "configmaps", "other", 200)];
+    let name = "manifests/a/role.yaml: apiGroup \"\", resource configmaps, verb get, resourceName map";
+    assert_eq!(found(&other), format!("too much, nobody used it: {name}"));
+    let conflict = [event("list", "pods", "", 409), used[1].clone()];
+    assert!(found(&conflict).contains("resource pods, verb list"), "{}", found(&conflict));
+    let forbidden = [used.as_slice(), &[event("delete", "pods", "one", 403)]].concat();
+    assert_eq!(found(&forbidden), "missing: user-one may not delete pods \"one\" of group \"\" (403)");
+}
+
+/// Many small steps are many writes.
+fn small_steps(setup: Setup) -> Setup {
+    let mut steps: Vec<_> = (1..=24).map(|step| Step::Weight(step * 2)).collect();
+    steps.extend([Step::OpenPause, Step::Weight(100)]);
+    Setup { rollout: RolloutFile { steps, ..setup.rollout.clone() }, ..setup }
+}
+
+/// Somebody keeps writing notes on the Rollout and its rewrite, until the operator had to look at each once more because
+/// it came too late. Where the steps are over before, they begin again.
+async fn until_it_came_too_late(bed: &Bed<Cluster>, audit: &Audit, group: RewriteGroup, stable: &str) -> Result<()> {
+    let operator = operator(bed);
+    let asks = |resource: &str, group: &str| {
+        let asked = |event: &AuditEvent| event.verb == "get" && event.resource == resource && event.group == group;
+        anyhow::Ok(audit.of(&operator)?.iter().any(asked))
+    };
+    let (rollouts, rewrites, manager) = (rollouts(bed), rewrites(bed, group), PatchParams::default());
+    for number in 0..600_u64 {
+        let asked = (asks("rollouts", "rollora.dev")?, asks("inferencemodelrewrites", group.name())?);
+        if asked == (true, true) {
+            return Ok(());
+        }
+        let note = Patch::Merge(json!({ "metadata": { "annotations": { "example.com/note": number.to_string() } } }));
+        if !asked.0 {
+            rollouts.patch(MODEL, &manager, &note).await?;
+        }
+        if !asked.1 {
+            // It may not have been made yet.
+            drop(rewrites.patch(REWRITE, &manager, &note).await);
+        }
+        if status(bed, MODEL).await?.phase == Phase::Paused {
+            bed.says(&["abort"]).await?;
+            bed.sees(served_by(MODEL, stable)).await?;
+            bed.says(&["retry"]).await?;
+        }
+        tokio::time::sleep(Duration::from_millis(7 + number * 13 % 37)).await;
+    }
+    anyhow::bail!("the operator never came too late")
+}
+
+/// A cluster that serves rewrites of the old group alone.
+async fn old_cluster() -> Result<ControlPlane> {
+    let plane = ControlPlane::start().await?;
+    let upstream = [UPSTREAM.pool, UPSTREAM.legacy_rewrite].map(|file| UPSTREAM.file(file));
+    let upstream = upstream.into_iter().collect::<Result<Vec<_>>>()?;
+    plane.install(&[ours()?, upstream].concat()).await?;
+    Ok(plane)
+}
+
+/// Every router's rule for the model is of this group, and it reads so many groups.
+fn routed_by(group: RewriteGroup, read: usize) -> Condition {
+    let name = group.name();
+    Condition::new(format!("the rule is one of {name}, and {read} groups are read"), move |seen| {
+        let right = |report: &RulesReport| {
+            report.models.get(MODEL).is_some_and(|rule| rule.group == name) && report.groups.len() == read
+        };
+        !seen.routers.is_empty() && seen.routers.iter().all(|report| report.as_ref().is_ok_and(right))
+    })
+}
+
+#[test]
+fn the_shipped_roles_permit_what_is_used_and_nothing_else() {
+    if !has_a_cluster("the shipped roles") {
+        return;
+    }
+    let setup = small_steps(Setup::guide(Duration::from_millis(100)));
+    let since = OnceLock::new();
+    let parts = async || {
+        let plane = old_cluster().await?;
+        since.set(plane.audit()).ok();
+        // The operator of the whole cluster.
+        let manifests = vec!["operator", "ext-proc", "vllm-watch"];
+        Ok(Parts { plane: Some(plane), manifests, ..Parts::default() })
+    };
+    on_a_cluster(&setup, parts, async |bed| {
+        let audit: &Audit = since.get().context("there is no audit")?;
+        everything_happens(bed, audit).await?;
+        let grants = grants()?;
+        let mut found = BTreeSet::new();
+        // What was answered is written down a moment later.
+        for _ in 0..20 {
+            found = complaints(&audit.events()?, &grants, |name| account(bed, name));
+            if found.is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        ensure!(found.is_empty(), "the roles are not what is needed:\n{}", Vec::from_iter(found).join("\n"));
+        of_the_whole_cluster(&audit.of(&operator(bed))?)
+    });
+}
+
+/// Otherwise a Role would do.
+fn of_the_whole_cluster(events: &[AuditEvent]) -> Result<()> {
+    let everywhere = |event: &AuditEvent| event.verb == "watch" && event.namespace.is_empty();
+    for resource in ["rollouts", "inferencemodelrewrites", "inferencepools", "pods"] {
+        let watched = events.iter().any(|event| everywhere(event) && event.resource == resource);
+        ensure!(watched, "{resource} of all namespaces were not watched");
+    }
+    Ok(())
+}
+
+/// All that the programs ever do.
+async fn everything_happens(bed: &mut Bed<Cluster>, audit: &Audit) -> Result<()> {
+    let half = |old, new| split(MODEL, &[(old, 52), (new, 48)]);
+    bed.sees_baseline().await?;
+    bed.list(V2).await?;
+    until_it_came_too_late(bed, audit, Legacy, V1).await?;
+    bed.sees(half(V1, V2).and(phase(Phase::Paused))).await?;
+    bed.kill_operator();
+    bed.start_operator().await?;
+    bed.says(&["promote"]).await?;
+    bed.sees(cleaned_up(V1).and(succeeded(V2))).await?;
+
+    // The other group, and a rewrite that has to be made.
+    bed.place.plane().install(&[UPSTREAM.file(UPSTREAM.current_rewrite)?]).await?;
+    bed.sees(routed_by(Legacy, 2)).await?;
+    rollouts(bed).delete(MODEL, &DeleteParams::default()).await?;
+    bed.sees(no_rollout()).await?;
+    rewrites(bed, Legacy).delete(REWRITE, &DeleteParams::default()).await?;
+    bed.place.write_rollout(&small_steps(Setup::guide(Duration::ZERO)).rollout.yaml()).await?;
+    bed.sees(succeeded(V2).and(served_by(MODEL, V2)).and(routed_by(Current, 2))).await?;
+
+    bed.list(V3).await?;
+    until_it_came_too_late(bed, audit, Current, V2).await?;
+    bed.sees(half(V2, V3).and(phase(Phase::Paused))).await?;
+    for _ in 0..2 {
+        bed.says(&["abort"]).await?;
+        bed.sees(served_by(MODEL, V2)).await?;
+        bed.says(&["retry"]).await?;
+        bed.sees(half(V2, V3).and(phase(Phase::Paused))).await?;
+    }
+    rollouts(bed).delete(MODEL, &DeleteParams::default()).await?;
+    bed.sees(no_rollout().and(served_by(MODEL, V2))).await.map(drop)
+}
+
+fn no_rollout() -> Condition {
+    Condition::new("the Rollout is gone", |seen| seen.status.is_err())
+}
+
+/// The operator's Role in the namespace of a bed.
+struct Permissions {
+    roles: Api<Role>,
+    shipped: Role,
+}
+
+impl Permissions {
+    async fn of(bed: &Bed<Cluster>) -> Result<Self> {
+        let roles = Api::namespaced(bed.place.client(), bed.place.namespace());
+        let shipped = roles.get("rollora-operator").await?;
+        Ok(Self { roles, shipped })
+    }
+
+    /// As it is shipped, but for this verb.
+    async fn without(&self, resource: &str, verb: &str) -> Result<()> {
+        let mut role = self.shipped.clone();
+        let rules = role.rules.iter_mut().flatten();
+        let mut taken = 0;
+        for rule in rules.filter(|rule| rule.resources.iter().flatten().any(|it| it == resource)) {
+            taken += rule.verbs.len();
+            rule.verbs.retain(|it| it != verb);
+            taken -= rule.verbs.len();
+        }
+        ensure!(taken == 1, "the role has {taken} rules with {verb} {resource}");
+        self.write(role).await
+    }
+
+    async fn as_shipped(&self) -> Result<()> {
+        self.write(self.shipped.clone()).await
+    }
+
+    async fn write(&self, mut role: Role) -> Result<()> {
+        role.metadata.resource_version = None;
+        self.roles.replace("rollora-operator", &PostParams::default(), &role).await?;
+        Ok(())
+    }
+}
+
+/// A condition and an event say what is missing, and what to do.
+async fn told(bed: &Bed<Cluster>, reason: &str, request: &str) -> Result<()> {
+    let forbidden = format!("forbidden to {request} in namespace {}", bed.place.namespace());
+    let words = [forbidden.as_str(), "manifests/", "grant this verb"];
+    Said { condition: STALLED, reason, words: &words }.is_told(bed, MODEL).await
+}
+
+/// What the operator wrote, besides saying what is missing.
+fn written(bed: &Bed<Cluster>, audit: &Audit) -> Result<Vec<String>> {
+    Ok(other_writes(&audit.of(&operator(bed))?, &[MODEL]))
+}
+
+#[test]
+fn a_missing_permission_to_write_is_named_and_stops_nothing_that_serves() {
+    if !has_a_cluster("a missing permission to write") {
+        return;
+    }
+    let parts = async || Ok(Parts::default());
+    on_a_cluster(&Setup::guide(Duration::from_millis(200)), parts, async |bed| {
+        bed.sees_baseline().await?;
+        let permissions = Permissions::of(bed).await?;
+        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
+        // What may come before the one that is refused.
+        let steps = [
+            ("configmaps", "configmaps", V1, V2, vec![]),
+            ("inferencemodelrewrites", "inferencemodelrewrites.llm-d.ai", V2, V3, vec!["configmaps", "rollouts"]),
+        ];
+        for (resource, named, old, new, before) in steps {
+            permissions.without(resource, "update").await?;
+            let audit = bed.place.plane().audit();
+            bed.list(new).await?;
+            told(bed, reason::WRITE_REFUSED, &format!("update {named}")).await?;
+            bed.keeps_seeing(Duration::from_millis(700), served_by(MODEL, old).and(every_server_is_ready())).await?;
+            let mut written = written(bed, &audit)?;
+            written.retain(|write| !before.iter().any(|resource| write.starts_with(&format!("update {resource}/"))));
+            ensure!(written.is_empty(), "without the right to update {resource}, these were written: {written:?}");
+
+            permissions.as_shipped().await?;
+            bed.sees(cleaned_up(old).and(succeeded(new)).and(served_by(MODEL, new)).and(not_stalled())).await?;
+        }
+        bed.clients_saw_nothing_wrong().await.map(drop)
+    });
+}
+
+fn not_stalled() -> Condition {
+    Condition::new("nothing is stalled", |seen| {
+        let stalled = |status: &rollora_api::rollout::RolloutStatus| {
+            status.conditions.iter().any(|it| it.kind == STALLED && it.status == ConditionStatus::True)
+        };
+        seen.status.as_ref().is_ok_and(|status| !stalled(status))
+    })
+}
+
+#[test]
+fn a_missing_permission_to_look_is_named_and_an_abort_needs_it_not() {
+    if !has_a_cluster("a missing permission to look") {
+        return;
+    }
+    let parts = async || Ok(Parts::default());
+    on_a_cluster(&Setup::open_at_half(Duration::from_millis(200)), parts, async |bed| {
+        bed.sees_baseline().await?;
+        let permissions = Permissions::of(bed).await?;
+        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
+        bed.list(V2).await?;
+        let half = || split(MODEL, &[(V1, 50), (V2, 50)]);
+        bed.sees(half().and(phase(Phase::Paused))).await?;
+
+        // What is watched already goes on: the operator that begins anew may not look.
+        permissions.without("pods", "list").await?;
+        bed.kill_operator();
+        let audit = bed.place.plane().audit();
+        bed.start_operator().await?;
+        told(bed, reason::INVALID, "list pods").await?;
+        bed.keeps_seeing(Duration::from_millis(1500), half().and(every_server_is_ready())).await?;
+        let written = written(bed, &audit)?;
+        ensure!(written.is_empty(), "written without looking: {written:?}");
+        let tries = audit.of(&operator(bed))?;
+        let tries = tries.iter().filter(|event| event.decision == Decision::Forbidden).count();
+        // Two watches, whose pauses double.
+        ensure!((2..=16).contains(&tries), "what is forbidden was tried {tries} times within two seconds");
+
+        bed.says(&["abort"]).await?;
+        bed.sees(served_by(MODEL, V1)).await?;
+        permissions.as_shipped().await?;
+        bed.says(&["retry"]).await?;
+        bed.sees(half().and(phase(Phase::Paused)).and(not_stalled())).await?;
+        bed.says(&["promote"]).await?;
+        bed.sees(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2))).await?;
+        bed.clients_saw_nothing_wrong().await.map(drop)
+    });
+}
