@@ -19,7 +19,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
 };
 use kube::{Api, api::PostParams};
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// Which Lease, and who wants it.
@@ -44,8 +47,26 @@ pub struct Election {
     seen: Option<Seen>,
     /// The object as it was last read or written.
     lease: Option<Lease>,
-    /// What went wrong last, said once.
-    said: Option<String>,
+    problem: LeaseProblem,
+}
+
+/// Why the Lease cannot be read or written at present, where it cannot. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct LeaseProblem(Arc<Mutex<Option<String>>>);
+
+impl LeaseProblem {
+    /// In words.
+    pub fn get(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether that is news.
+    fn set(&self, words: Option<String>) -> bool {
+        let mut problem = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = *problem != words;
+        *problem = words;
+        is_news
+    }
 }
 
 /// The Lease could not be kept.
@@ -79,7 +100,12 @@ impl Election {
         let duration = Duration::from_secs(settings.duration.as_secs().max(1));
         let settings = LeaseSettings { duration, ..settings };
         let api = Api::namespaced(cluster.client(), &settings.namespace);
-        Self { api, settings, now, seen: None, lease: None, said: None }
+        Self { api, settings, now, seen: None, lease: None, problem: LeaseProblem::default() }
+    }
+
+    /// Why the Lease cannot be had or kept, from now on.
+    pub fn problem(&self) -> LeaseProblem {
+        self.problem.clone()
     }
 
     /// Waits until the Lease is ours.
@@ -149,7 +175,10 @@ impl Election {
         self.look(found);
         let act = evaluate(self.seen.as_ref(), &self.settings.identity, Instant::now());
         let takes = match act {
-            Act::Wait(until) => return Ok(Turn::Wait(until)),
+            Act::Wait(until) => {
+                self.problem.set(None);
+                return Ok(Turn::Wait(until));
+            }
             Act::Acquire => true,
             Act::Renew => false,
         };
@@ -165,7 +194,7 @@ impl Election {
                 if takes {
                     tracing::info!(lease = self.lease_name(), identity = self.settings.identity, "holds the Lease");
                 }
-                self.said = None;
+                self.problem.set(None);
                 self.look(Some(lease));
                 Ok(Turn::Ours)
             }
@@ -237,11 +266,11 @@ impl Election {
         format!("{}/{}", self.settings.namespace, self.settings.name)
     }
 
-    fn say(&mut self, error: &ApiError) {
+    /// Each problem once.
+    fn say(&self, error: &ApiError) {
         let words = error.to_string();
-        if self.said.as_ref() != Some(&words) {
+        if self.problem.set(Some(words.clone())) {
             tracing::warn!(lease = self.lease_name(), "the Lease cannot be had now: {words}");
-            self.said = Some(words);
         }
     }
 }

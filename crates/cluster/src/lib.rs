@@ -26,7 +26,7 @@ pub use client::{Access, Cluster, ConnectError};
 pub use documents::{AdaptersMap, Changes, Documents, ReadError, Versioned, Written};
 pub use events::{Events, Notice};
 pub use groups::{GROUPS, served};
-pub use lease::{Election, LeaseSettings, LostLease};
+pub use lease::{Election, LeaseProblem, LeaseSettings, LostLease};
 pub use pods::{Pod, Pool};
 pub use rewrites::{RewriteNews, Rewrites, WatchState};
 pub use rollouts::{Rollouts, Told};

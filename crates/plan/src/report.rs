@@ -206,7 +206,8 @@ pub(crate) fn pend(draft: &mut Draft, rollout: &Rollout, wait: &Wait, now: Times
 /// Keeps the previous status where nothing but counts changed a moment ago.
 pub(crate) fn settle(previous: &RolloutStatus, mut decision: Decision, now: Timestamp) -> Decision {
     let written = previous.step.as_ref().and_then(|step| step.observed_at);
-    let quiet = essence(previous) == essence(&decision.status);
+    // What people are told is what the status says.
+    let quiet = decision.events.is_empty() && essence(previous) == essence(&decision.status);
     if !quiet {
         return decision;
     }

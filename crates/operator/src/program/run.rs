@@ -65,9 +65,6 @@ async fn work(args: Args) -> anyhow::Result<()> {
     let operator = Arc::new(Operator::new(store, fleet, now));
     let counted = Arc::clone(&operator);
     let tally = Arc::new(move || numbers(counted.tally()));
-    let telling = Telling { documents, leads: Arc::clone(&leads), tally };
-    tasks.spawn(answer(listener, telling, stop.clone()));
-
     let settings = LeaseSettings {
         namespace: args.lease_namespace.unwrap_or_else(|| cluster.default_namespace().to_owned()),
         name: args.lease_name,
@@ -75,6 +72,9 @@ async fn work(args: Args) -> anyhow::Result<()> {
         duration: args.lease_duration,
     };
     let mut election = Election::new(&cluster, settings, now);
+    let telling = Telling { documents, leads: Arc::clone(&leads), lease: election.problem(), tally };
+    tasks.spawn(answer(listener, telling, stop.clone()));
+
     tokio::select! {
         () = election.win() => {}
         () = stop.cancelled() => return Ok(()),

@@ -12,7 +12,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use rollora_cluster::Documents;
+use rollora_cluster::{Documents, LeaseProblem};
 use rollora_operator::Tally;
 use std::{
     future::Future,
@@ -33,6 +33,8 @@ pub(crate) struct Telling {
     pub(crate) documents: Documents,
     /// Whether this replica holds the Lease.
     pub(crate) leads: Arc<AtomicBool>,
+    /// Why it can neither have nor watch the Lease.
+    pub(crate) lease: LeaseProblem,
     /// What the operator has done.
     pub(crate) tally: Arc<dyn Fn() -> (u64, u64) + Send + Sync>,
 }
@@ -70,7 +72,10 @@ pub(crate) async fn serve(
 /// Ready is who works, or would at once: one that waits for the Lease has nothing to get ready.
 async fn readyz(State(telling): State<Telling>) -> (StatusCode, String) {
     if !telling.leads.load(Ordering::Relaxed) {
-        return (StatusCode::OK, "ok: another replica works\n".to_owned());
+        return match telling.lease.get() {
+            None => (StatusCode::OK, "ok: another replica works\n".to_owned()),
+            Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")),
+        };
     }
     if telling.documents.is_listed() {
         return (StatusCode::OK, "ok\n".to_owned());

@@ -91,6 +91,20 @@ fn a_pool_that_is_not_there() {
 }
 
 #[test]
+fn another_thing_that_is_wrong_is_told_too() {
+    let all = ["there is no InferencePool prod/pool", "the kind of pools is not installed"];
+    let mut run = begun(|world| world.missing.pool = Some(all[0].to_owned()));
+    says(&mut run, reason::INVALID, all[0]);
+    run.world().missing.pool = Some(all[1].to_owned());
+    run.world().changed = true;
+    run.run_for(SignedDuration::from_secs(12));
+    let told: Vec<_> = run.world().events.iter().filter(|event| event.warning).map(|it| it.message.clone()).collect();
+    assert!(told.len() == 2 && told[1].contains(all[1]), "{told:?}");
+    assert!(condition(&run, kind::STALLED).message.contains(all[1]));
+    mended(&mut run);
+}
+
+#[test]
 fn no_kind_of_rewrite_is_installed() {
     let words = "no kind of rewrite is installed";
     let mut run = begun(|world| world.missing.rewrites = Some(words.to_owned()));

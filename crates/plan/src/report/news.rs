@@ -30,12 +30,20 @@ pub(super) fn announce(rollout: &Rollout, draft: &mut Draft) {
     let now = draft.status.conditions.as_slice();
     let pairs = WATCHED.iter().map(|(kind, when)| (bad(before, kind, *when), bad(now, kind, *when)));
     let pairs: Vec<_> = pairs.chain([(pending(before), pending(now))]).collect();
-    let known: Vec<&str> =
-        pairs.iter().filter_map(|(before, _)| before.as_ref().map(|(reason, _)| reason.as_str())).collect();
-    let news = pairs.iter().filter_map(|(_, now)| now.clone()).find(|(reason, _)| !known.contains(&reason.as_str()));
+    let known: Vec<_> =
+        pairs.iter().filter_map(|(before, _)| before.as_ref().map(|(reason, words)| thing(reason, words))).collect();
+    let is_new = |(reason, words): &(String, String)| !known.contains(&thing(reason, words));
+    let news = pairs.iter().filter_map(|(_, now)| now.clone()).find(is_new);
     if let Some((reason, message)) = news {
         draft.say(true, &reason, message);
     }
+}
+
+/// What is wrong, without the words that change while it is: what a person has to mend is another thing with every other
+/// words.
+fn thing<'a>(reason: &'a str, words: &'a str) -> (&'a str, &'a str) {
+    let words = words.split(" (since ").next().unwrap_or(words);
+    (reason, if reason == reason::INVALID { words } else { "" })
 }
 
 /// Reasons that nobody tells of otherwise, and that do not end by waiting alone.
