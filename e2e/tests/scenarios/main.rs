@@ -7,6 +7,8 @@
 mod adoption;
 mod bad_adapters;
 mod bad_input;
+#[cfg(feature = "cluster")]
+mod bad_objects;
 mod demo;
 #[cfg(feature = "cluster")]
 mod groups;
