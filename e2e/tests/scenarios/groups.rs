@@ -1,7 +1,7 @@
 //! InferenceModelRewrite has moved from one API group to another: clusters have the one, the other, or both, and get the
 //! new one some day while requests run.
 
-use crate::objects::{account, operator, rewrite, rewrites_are, status, until};
+use crate::objects::{is_watched, rewrite, rewrites_are, status};
 use anyhow::{Result, ensure};
 use kube::ResourceExt as _;
 use rollora_api::{
@@ -11,7 +11,7 @@ use rollora_api::{
 use rollora_e2e::{
     bed::{Bed, Setup},
     cluster::{
-        control_plane::{Audit, ControlPlane, UPSTREAM, ours},
+        control_plane::{ControlPlane, UPSTREAM, ours},
         place::{Cluster, Parts},
     },
     guide::{MODEL, REWRITE, V1, V2, V3},
@@ -50,19 +50,6 @@ async fn works_in(bed: &Bed<Cluster>, group: RewriteGroup) -> Result<()> {
     let reference = status(bed, MODEL).await?.rewrite;
     let named = reference.as_ref().map(|reference| (reference.group.as_str(), reference.name.as_str()));
     ensure!(named == Some((group.name(), REWRITE)), "the status names the rewrite {reference:?}");
-    Ok(())
-}
-
-/// Operator and routers have begun to watch a group.
-async fn is_watched(bed: &Bed<Cluster>, audit: &Audit, group: RewriteGroup) -> Result<()> {
-    for user in [operator(bed), account(bed, "rollora-ext-proc")] {
-        let watched = async || {
-            let events = audit.of(&user)?;
-            let watch = events.iter().find(|event| event.verb == "watch" && event.group == group.name());
-            Ok(watch.map(|_| ()))
-        };
-        until(&format!("{user} watches the rewrites of {}", group.name()), watched).await?;
-    }
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use rollora_api::{
 use rollora_e2e::{
     bed::Bed,
     cluster::{
-        control_plane::{AuditEvent, Decision},
+        control_plane::{Audit, AuditEvent, Decision},
         place::Cluster,
     },
 };
@@ -153,6 +153,19 @@ pub(crate) async fn rewrites_are(bed: &Bed<Cluster>, current: &[&str], legacy: &
         let found = names_of_rewrites(bed, group).await?;
         let wanted: BTreeSet<_> = wanted.iter().map(|&name| name.to_owned()).collect();
         ensure!(found == wanted, "the rewrites of {} are {found:?}, not {wanted:?}", group.name());
+    }
+    Ok(())
+}
+
+/// Operator and routers have begun to watch a group.
+pub(crate) async fn is_watched(bed: &Bed<Cluster>, audit: &Audit, group: RewriteGroup) -> Result<()> {
+    for user in [operator(bed), account(bed, "rollora-ext-proc")] {
+        let watched = async || {
+            let events = audit.of(&user)?;
+            let watch = events.iter().find(|event| event.verb == "watch" && event.group == group.name());
+            Ok(watch.map(|_| ()))
+        };
+        until(&format!("{user} watches the rewrites of {}", group.name()), watched).await?;
     }
     Ok(())
 }

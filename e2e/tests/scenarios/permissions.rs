@@ -1,7 +1,7 @@
 //! What the shipped roles permit is what is needed: nothing is missing, nothing is too much. And what happens where
 //! something is missing.
 
-use crate::objects::{Said, account, operator, other_writes, rewrites, rollouts, status};
+use crate::objects::{Said, account, is_watched, operator, other_writes, rewrites, rollouts, status};
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::rbac::v1::Role;
 use kube::{
@@ -281,6 +281,7 @@ async fn everything_happens(bed: &mut Bed<Cluster>, audit: &Audit) -> Result<()>
     // The other group, and a rewrite that has to be made.
     bed.place.plane().install(&[UPSTREAM.file(UPSTREAM.current_rewrite)?]).await?;
     bed.sees(routed_by(Legacy, 2)).await?;
+    is_watched(bed, audit, Current).await?;
     rollouts(bed).delete(MODEL, &DeleteParams::default()).await?;
     bed.sees(no_rollout()).await?;
     rewrites(bed, Legacy).delete(REWRITE, &DeleteParams::default()).await?;
