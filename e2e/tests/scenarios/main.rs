@@ -26,5 +26,9 @@ mod picker;
 #[cfg(feature = "cluster")]
 mod pods;
 mod real_vllm;
+#[cfg(feature = "cluster")]
+mod replicas;
+#[cfg(feature = "cluster")]
+mod script;
 mod state;
 mod streams;

@@ -1,0 +1,68 @@
+//! The script that counts which version answers, as users run it: against Envoy, at each split of the guide.
+
+use anyhow::{Context as _, Result, ensure};
+use rollora_e2e::{
+    bed::{Bed, Place as _, Setup},
+    cluster::place::{Cluster, Parts},
+    guide::{MODEL, V1, V2},
+    http::Address,
+    rollora::run,
+    scenario::{has_a_cluster, on_a_cluster},
+    seen::{served_by, split},
+};
+use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
+
+const REQUESTS: usize = 40;
+
+/// What the script printed behind its headline: which version answered how often. It must end with 0.
+async fn counts(bed: &Bed<Cluster>) -> Result<BTreeMap<String, usize>> {
+    let Address::Tcp(gateway) = bed.place.gateway() else { anyhow::bail!("Envoy listens on a socket file") };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("guide/test-traffic-splitting.sh");
+    let mut command = Command::new(script);
+    command.args([gateway.to_string(), MODEL.to_owned(), REQUESTS.to_string()]);
+    command.env_remove("API_KEY").env_remove("TIMEOUT");
+    let spoken = run(command).await?;
+    ensure!(spoken.code == 0, "the script ended with {spoken:?}");
+    let (_, report) = spoken.out.split_once("Answers by model").context("the script printed no report")?;
+    let line = |line: &str| {
+        let (name, count) = line.strip_suffix(" requests").or(line.strip_suffix(" request"))?.split_once(": ")?;
+        Some((name.to_owned(), count.parse().ok()?))
+    };
+    Ok(report.lines().skip(1).filter_map(line).collect())
+}
+
+fn only(id: &str) -> BTreeMap<String, usize> {
+    BTreeMap::from([(id.to_owned(), REQUESTS)])
+}
+
+#[test]
+fn the_script_counts_what_the_weights_say_at_each_split() {
+    if !has_a_cluster("the script against Envoy") {
+        return;
+    }
+    // Long enough to count at 90/10.
+    let setup = Setup::open_at_half(Duration::from_secs(4));
+    on_a_cluster(
+        &setup,
+        async || Ok(Parts::default()),
+        async |bed| {
+            bed.sees_baseline().await?;
+            ensure!(counts(bed).await? == only(V1), "the baseline is not v1 alone");
+            bed.list(V2).await?;
+            bed.sees(split(MODEL, &[(V1, 90), (V2, 10)])).await?;
+            let counted = counts(bed).await?;
+            let of = |id: &str| counted.get(id).copied().unwrap_or_default();
+            // Half of 40 or fewer at 90 % is a chance of less than one in a thousand millions.
+            ensure!(of(V1) + of(V2) == REQUESTS && of(V1) > REQUESTS / 2, "at 90/10: {counted:?}");
+            bed.sees(split(MODEL, &[(V1, 50), (V2, 50)])).await?;
+            let counted = counts(bed).await?;
+            let of = |id: &str| counted.get(id).copied().unwrap_or_default();
+            // Less than an eighth of 40 at 50 % is a chance of one in five millions.
+            ensure!(of(V1) + of(V2) == REQUESTS && of(V1).min(of(V2)) >= REQUESTS / 8, "at 50/50: {counted:?}");
+            bed.says(&["promote"]).await?;
+            bed.sees(served_by(MODEL, V2)).await?;
+            ensure!(counts(bed).await? == only(V2), "not v2 alone after the last step");
+            Ok(())
+        },
+    );
+}
