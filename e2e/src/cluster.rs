@@ -1,7 +1,7 @@
 //! The bed of a cluster's parts, each of them real where the real thing fits in a test.
 
 pub mod control_plane;
-mod gateway;
+pub mod gateway;
 pub mod homes;
 pub mod kubelet;
 pub mod manifests;

@@ -42,9 +42,28 @@ pub(super) struct Backend {
     pub(super) port: u16,
 }
 
+/// How Envoy hands the bodies of requests to ext-proc.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Bodies {
+    /// As they come, in FULL_DUPLEX_STREAMED, as is shipped.
+    #[default]
+    Streamed,
+    /// Whole, in BUFFERED, which the comments of what is shipped offer.
+    Buffered,
+}
+
+fn buffer_bodies(shipped: &mut Value) -> Result<()> {
+    let filter = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters/0/typed_config";
+    let mode = shipped.pointer_mut(&format!("{filter}/processing_mode"));
+    let mode = mode.context("envoy.yaml has no processing_mode where it should stand")?;
+    mode["request_body_mode"] = json!("BUFFERED");
+    mode["request_trailer_mode"] = json!("SKIP");
+    Ok(())
+}
+
 impl Gateway {
     /// Starts it without any endpoint, see [`follow`].
-    pub(super) fn start(backends: &[Backend], picker: Option<&Picker>, folder: &Path) -> Result<Self> {
+    pub(super) fn start(backends: &[Backend], bodies: Bodies, picker: Option<&Picker>, folder: &Path) -> Result<Self> {
         let folder = folder.join("envoy");
         fs::create_dir_all(&folder)?;
         let gateway = Self { process: None, listener: Port::reserve()?, admin: Port::reserve()?, folder };
@@ -53,6 +72,9 @@ impl Gateway {
         }
         let text = fs::read_to_string(manifests::folder().join("ext-proc/envoy.yaml"))?;
         let mut shipped: Value = serde_saphyr::from_str(&text).context("envoy.yaml cannot be read")?;
+        if bodies == Bodies::Buffered {
+            buffer_bodies(&mut shipped)?;
+        }
         if let Some(picker) = picker {
             picker.adapt(&mut shipped)?;
         }

@@ -9,7 +9,7 @@ mod server;
 
 use super::{
     control_plane::{Audit, AuditEvent, ControlPlane},
-    gateway::{self, Backend, Gateway},
+    gateway::{self, Backend, Bodies, Gateway},
     kubelet::{Container, Kubelet, Options},
     manifests::{self, Manifests},
     mirror::Mirror,
@@ -72,6 +72,8 @@ pub struct Parts {
     pub projection_delay: Duration,
     /// What a user's overlay would change in the manifests.
     pub change: Change,
+    /// How Envoy hands bodies to ext-proc.
+    pub bodies: Bodies,
     /// Upstream's endpoint picker.
     pub picker: Option<Picker>,
 }
@@ -87,6 +89,7 @@ impl Default for Parts {
             manifests: vec!["operator-one-namespace", "ext-proc", "vllm"],
             projection_delay: Duration::ZERO,
             change: Box::new(|_| Ok(())),
+            bodies: Bodies::default(),
             picker: None,
         }
     }
@@ -187,7 +190,7 @@ impl Cluster {
         let kubelet = Kubelet::start(options)?;
 
         let backends = backends(&objects, parts.picker.as_ref())?;
-        let gateway = Gateway::start(&backends, parts.picker.as_ref(), folder.path())?;
+        let gateway = Gateway::start(&backends, parts.bodies, parts.picker.as_ref(), folder.path())?;
         let watched =
             Arc::new(Watched { pods: Mirror::new(), maps: Mirror::new(), rollouts: Mirror::new(), workloads });
         let mut tasks = JoinSet::new();
@@ -369,6 +372,24 @@ impl Cluster {
     /// The API server.
     pub fn plane(&self) -> &ControlPlane {
         self.plane.get()
+    }
+
+    /// Ends the API server as a power cut does, where it is this bed's own.
+    pub fn kill_api_server(&mut self) -> Result<()> {
+        self.own_plane()?.kill_api_server();
+        Ok(())
+    }
+
+    /// Starts it again on what etcd holds.
+    pub async fn start_api_server(&mut self) -> Result<()> {
+        self.own_plane()?.start_api_server().await
+    }
+
+    fn own_plane(&mut self) -> Result<&mut ControlPlane> {
+        match &mut self.plane {
+            Plane::Own(plane) => Ok(plane),
+            Plane::Shared(_) => anyhow::bail!("other beds need this API server: give this one its own in Parts"),
+        }
     }
 
     /// A client that may do everything.

@@ -3,7 +3,10 @@
 use anyhow::{Result, ensure};
 use rollora_e2e::{
     bed::{Bed, Place as _, Setup},
-    cluster::place::{Cluster, Parts},
+    cluster::{
+        gateway::Bodies,
+        place::{Cluster, Parts},
+    },
     guide::{MODEL, V1, V2},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{cleaned_up, every_server_is_ready, served_by, split, succeeded},
@@ -47,6 +50,20 @@ fn a_sidecar_that_watches_its_config_map_waits_for_no_kubelet() {
         let manifests = vec!["operator-one-namespace", "ext-proc", "vllm-watch"];
         Ok(Parts { manifests, projection_delay: Duration::from_mins(10), ..Parts::default() })
     };
+    on_a_cluster(&Setup::guide(Duration::from_millis(500)), parts, async |bed| {
+        bed.sees_baseline().await?;
+        with_clients(bed);
+        rolled_out(bed, Duration::from_secs(30)).await?;
+        bed.clients_saw_nothing_wrong().await.map(drop)
+    });
+}
+
+#[test]
+fn an_envoy_that_buffers_bodies_serves_the_guide_too() {
+    if !has_a_cluster("an Envoy that buffers bodies") {
+        return;
+    }
+    let parts = async || Ok(Parts { bodies: Bodies::Buffered, ..Parts::default() });
     on_a_cluster(&Setup::guide(Duration::from_millis(500)), parts, async |bed| {
         bed.sees_baseline().await?;
         with_clients(bed);
