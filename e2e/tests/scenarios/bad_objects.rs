@@ -91,13 +91,14 @@ fn mistakes() -> Vec<Mistake> {
             json!({ "rewriteRef": { "name": "rewrite-of-another-pool" } }),
             said(STALLED, reason::CONFLICT, &["rewrite-of-another-pool", "pool-without-pods", POOL, "spec.rewriteRef"]),
         ),
+        // Who is older is known to the second; within one, the name decides, and these come after the guide's.
         mistake(
-            "rivals-in-model",
+            "the-same-model",
             json!({ "model": MODEL, "rewriteRef": { "name": REWRITE } }),
             said(STALLED, reason::CONFLICT, &[MODEL, "older", "delete one"]),
         ),
         mistake(
-            "rivals-in-adapters",
+            "the-same-adapters",
             json!({ "adapter": { "follow": { "pattern": "small-segment-*" } } }),
             said(STALLED, reason::CONFLICT, &[MODEL, "older", "small-segment-*", "patterns"]),
         ),
