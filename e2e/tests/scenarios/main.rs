@@ -16,6 +16,8 @@ mod guide;
 mod keys;
 mod kills;
 mod minds;
+#[cfg(feature = "cluster")]
+mod mounts;
 mod numbers;
 #[cfg(feature = "cluster")]
 mod objects;
