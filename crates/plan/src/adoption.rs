@@ -10,7 +10,7 @@ use crate::{
 use jiff::Timestamp;
 use rollora_api::{
     condition::reason,
-    names::{AdapterId, ModelName, STABLE_ANNOTATION, Sequence},
+    names::{AdapterId, ModelName, NameError, STABLE_ANNOTATION, Sequence},
     rewrite::{InferenceModelRewrite, PoolRef, RewriteRule},
     rollout::status::TargetWeight,
 };
@@ -70,15 +70,7 @@ fn unavailable(message: &str) -> Adoption {
 
 fn from_rule(rewrite: &InferenceModelRewrite, rule: &RewriteRule, rollout_uid: &str) -> Adoption {
     let sequence = rewrite::stamp(rewrite, rollout_uid).unwrap_or_default();
-    let weights: Result<Vec<TargetWeight>, _> = rule
-        .targets
-        .iter()
-        .map(|target| {
-            let weight = target.weight.unwrap_or(1);
-            AdapterId::new(target.model_rewrite.clone()).map(|id| TargetWeight { id, weight })
-        })
-        .collect();
-    let weights = match weights {
+    let weights = match shares(rule) {
         Ok(weights) => weights,
         Err(error) => return unknown(format!("the rule for the model has a target that is no adapter: {error}")),
     };
@@ -103,6 +95,22 @@ fn from_rule(rewrite: &InferenceModelRewrite, rule: &RewriteRule, rollout_uid: &
     Adoption::Found { stable, weights, sequence }
 }
 
+/// What each adapter of a rule gets: all weights omitted means equal ones, some omitted means that those get nothing, and
+/// an adapter that stands in several targets gets the sum.
+fn shares(rule: &RewriteRule) -> Result<Vec<TargetWeight>, NameError> {
+    let all_omitted = rule.targets.iter().all(|target| target.weight.is_none());
+    let mut shares: Vec<TargetWeight> = Vec::new();
+    for target in &rule.targets {
+        let id = AdapterId::new(target.model_rewrite.clone())?;
+        let Some(weight) = target.weight.or(all_omitted.then_some(1)) else { continue };
+        match shares.iter_mut().find(|share| share.id == id) {
+            Some(share) => share.weight = share.weight.saturating_add(weight),
+            None => shares.push(TargetWeight { id, weight }),
+        }
+    }
+    Ok(shares)
+}
+
 fn unknown(message: String) -> Adoption {
     Adoption::Waits(Wait::on_change(reason::STABLE_UNKNOWN, message))
 }
@@ -123,5 +131,38 @@ fn from_servers(model: &ModelName, pool: &PoolRef, servers: &[Server]) -> Adopti
             unavailable(&format!("whether {} serves {model} cannot be asked ({error})", server.name))
         }
         None => Adoption::FirstInstall,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rollora_api::rewrite::RewriteTarget;
+
+    fn rule(targets: &[(&str, Option<i32>)]) -> RewriteRule {
+        let target = |(name, weight): &(&str, Option<i32>)| RewriteTarget {
+            model_rewrite: (*name).to_owned(),
+            weight: *weight,
+            ..RewriteTarget::default()
+        };
+        RewriteRule { targets: targets.iter().map(target).collect(), ..RewriteRule::default() }
+    }
+
+    /// As routers read it: what is taken over must move nothing.
+    #[test]
+    fn shares_are_what_routers_make_of_a_rule() {
+        for (targets, expected) in [
+            (&[("v1", None)][..], &[("v1", 1)][..]),
+            (&[("v1", None), ("v2", None)], &[("v1", 1), ("v2", 1)]),
+            (&[("v1", Some(90)), ("v2", Some(10))], &[("v1", 90), ("v2", 10)]),
+            (&[("v1", Some(100)), ("v2", None)], &[("v1", 100)]),
+            (&[("v1", Some(5)), ("v2", Some(3)), ("v1", Some(7))], &[("v1", 12), ("v2", 3)]),
+            (&[], &[]),
+        ] {
+            let shares = shares(&rule(targets)).unwrap();
+            let shares: Vec<(&str, i32)> = shares.iter().map(|share| (share.id.as_str(), share.weight)).collect();
+            assert_eq!(shares, expected, "{targets:?}");
+        }
+        assert!(shares(&rule(&[("", None)])).is_err());
     }
 }
