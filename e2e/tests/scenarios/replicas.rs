@@ -14,7 +14,7 @@ use rollora_e2e::{
     },
     guide::{MODEL, V1, V2},
     scenario::{has_a_cluster, on_a_cluster},
-    seen::{Condition, Seen, cleaned_up, phase, served_by, split, succeeded},
+    seen::{Condition, Seen, cleaned_up, every_server_is_ready, phase, served_by, split, succeeded},
     traffic::{Ask, Crowd, Kind},
 };
 use std::time::{Duration, Instant};
@@ -175,4 +175,26 @@ fn while_the_api_server_is_away_traffic_goes_on_and_then_the_rollout_does() {
         bed.clients_sent(200).await?;
         bed.clients_saw_nothing_wrong().await.map(drop)
     });
+}
+
+#[test]
+fn a_server_that_is_deleted_while_clients_send_costs_nobody_an_answer() {
+    if !has_a_cluster("a pod of vLLM is deleted") {
+        return;
+    }
+    on_a_cluster(
+        &Setup::open_at_half(Duration::from_millis(300)),
+        async || Ok(Parts::default()),
+        async |bed| {
+            bed.sees_baseline().await?;
+            bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(5)));
+            bed.list(V2).await?;
+            bed.sees(split(MODEL, &[(V1, 50), (V2, 50)])).await?;
+            bed.delete_server(1).await?;
+            bed.sees(every_server_is_ready()).await?;
+            let verdict = bed.clients_saw_nothing_wrong().await?.verdict();
+            ensure!(verdict.in_flight == 0, "{verdict}");
+            Ok(())
+        },
+    );
 }
