@@ -198,3 +198,28 @@ fn a_server_that_is_deleted_while_clients_send_costs_nobody_an_answer() {
         },
     );
 }
+
+#[test]
+fn a_replica_that_is_killed_costs_little_more_than_what_it_was_asked() {
+    if !has_a_cluster("one of two replicas of ext-proc is killed") {
+        return;
+    }
+    let crowd = Crowd::mixed(MODEL, Duration::from_millis(5));
+    let connections = crowd.connections.len();
+    on_a_cluster(
+        &Setup::guide(Duration::from_millis(500)),
+        async || Ok(Parts::default()),
+        async |bed| {
+            bed.sees_baseline().await?;
+            bed.clients_start(&crowd);
+            bed.clients_sent(200).await?;
+            bed.place.ext_procs().remove(0).crash();
+            bed.clients_sent(800).await?;
+            let verdict = bed.clients_stop().await?.verdict();
+            // Envoy asks another replica where the dead one had not been asked yet.
+            let lost = verdict.errors.len();
+            ensure!(lost <= 3 * connections && verdict.unweighted.is_empty(), "{verdict}");
+            Ok(())
+        },
+    );
+}
