@@ -63,6 +63,7 @@ async fn play(arguments: Arguments, screen: &mut Screen) -> Result<()> {
 use on_a_cluster::play as play_on_a_cluster;
 
 #[cfg(not(feature = "cluster"))]
+#[expect(clippy::unused_async, reason = "called as where there is a cluster")]
 async fn play_on_a_cluster(_: Arguments, _: &Stage, _: &mut Screen) -> Result<()> {
     anyhow::bail!(
         "this demo was built without the parts of a cluster: `cargo xtask demo --cluster` builds it with them \

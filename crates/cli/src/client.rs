@@ -73,6 +73,7 @@ pub(crate) enum Watch {
 
 impl Client {
     /// The way to `target`. A cluster is looked up, and the Rollout there where no name was given.
+    #[cfg_attr(not(feature = "cluster"), expect(clippy::unused_async, reason = "only a cluster is waited for"))]
     pub(crate) async fn open(target: Target) -> Result<Self, ClientError> {
         match target.place {
             Place::Machine(state) => Ok(Self::Machine(socket::Client::new(state, target.rollout))),
