@@ -97,9 +97,9 @@ mod tests {
     #[test]
     fn the_way_from_one_folder_to_another() {
         for (from, to, expected) in [
-            ("/tmp/bed/overlay", "/work/manifests/vllm", "../../../work/manifests/vllm"),
-            ("/work/a", "/work/b/c", "../b/c"),
-            ("/work", "/work/b", "b"),
+            ("/tmp/bed/overlay", "/srv/manifests/vllm", "../../../srv/manifests/vllm"),
+            ("/srv/a", "/srv/b/c", "../b/c"),
+            ("/srv", "/srv/b", "b"),
         ] {
             assert_eq!(relative(Path::new(from), Path::new(to)), Path::new(expected));
         }
