@@ -62,8 +62,7 @@ async fn a_deleted_pod_is_asked_to_end_before_its_object_goes() -> Result<()> {
     ensure!(containers[1].log() == "begin\nasked\n", "{}", containers[1].log());
     ensure!(containers[0].last_ending() == Some(Ending::Exit(0)) && containers[0].restarts() == 0);
     ensure!(std::fs::read_to_string(stage.folder().join("hook"))? == "before\n");
-    ensure!(stage.kubelet.find("pod", "main").is_none(), "the kubelet still knows it");
-    Ok(())
+    stage.is_forgotten("pod", "main").await
 }
 
 #[tokio::test(flavor = "multi_thread")]

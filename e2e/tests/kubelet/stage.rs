@@ -112,6 +112,16 @@ impl Stage {
         Ok(())
     }
 
+    /// Waits until the kubelet has forgotten a container. The object of its pod goes a moment before.
+    pub(crate) async fn is_forgotten(&self, pod: &str, container: &str) -> Result<()> {
+        let start = now();
+        while self.kubelet.find(pod, container).is_some() {
+            ensure!(start.elapsed() < PATIENCE, "the kubelet still knows {container} of {pod}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
     /// Waits until a container has written something, and gives all that it wrote.
     pub(crate) async fn log_of(&self, pod: &str, container: &str, wanted: &str) -> Result<String> {
         let container = self.kubelet.container(pod, container).await?;
