@@ -1,7 +1,7 @@
 //! InferenceModelRewrite has moved from one API group to another: clusters have the one, the other, or both, and get the
 //! new one some day while requests run.
 
-use crate::objects::{is_watched, rewrite, rewrites_are, status};
+use crate::objects::{is_watched, rewrite, rewrites_are};
 use anyhow::{Result, ensure};
 use kube::ResourceExt as _;
 use rollora_api::{
@@ -47,10 +47,13 @@ fn routers_read(groups: &[RewriteGroup]) -> Condition {
 
 /// The Rollout works with its rewrite in this group.
 async fn works_in(bed: &Bed<Cluster>, group: RewriteGroup) -> Result<()> {
-    let reference = status(bed, MODEL).await?.rewrite;
-    let named = reference.as_ref().map(|reference| (reference.group.as_str(), reference.name.as_str()));
-    ensure!(named == Some((group.name(), REWRITE)), "the status names the rewrite {reference:?}");
-    Ok(())
+    // It is written down a moment after routers have the first rule.
+    bed.sees(Condition::new(format!("the status names a rewrite of {}", group.name()), move |seen| {
+        let reference = seen.status.as_ref().ok().and_then(|status| status.rewrite.as_ref());
+        reference.is_some_and(|reference| reference.group == group.name() && reference.name == REWRITE)
+    }))
+    .await
+    .map(drop)
 }
 
 #[test]
