@@ -1,0 +1,94 @@
+//! The seam: what a place that keeps adapters has to do.
+
+use crate::Source;
+use std::{fmt, path::PathBuf, pin::Pin, time::Duration};
+
+/// A fetch under way. Dropping it stops it; what was brought so far is used by the next try.
+pub type Fetch<'a> = Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + 'a>>;
+
+/// Is told how far a fetch is.
+pub type Told<'a> = &'a (dyn Fn(Progress) + Send + Sync);
+
+/// A place that keeps adapters.
+pub trait Store: fmt::Debug + Send + Sync {
+    /// Where `source` is, or will be when it was fetched: the path that vLLM is given. A function of the text alone,
+    /// so that a list of models tells what an adapter was loaded from.
+    fn place(&self, source: &Source) -> PathBuf;
+
+    /// Brings `source` to its [`place`](Self::place). Where it is there already, whole and checked, nothing is asked
+    /// of anybody.
+    fn fetch<'a>(&'a self, source: &'a Source, told: Told<'a>) -> Fetch<'a>;
+}
+
+/// What was fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// The path that vLLM is given.
+    pub path: PathBuf,
+    /// The commit that a revision stood for, where the place has such a thing.
+    pub commit: Option<String>,
+}
+
+/// How far a fetch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// Bytes that are there.
+    pub done: u64,
+    /// Bytes in all; none while they are not known.
+    pub total: Option<u64>,
+}
+
+/// The class of a [`FetchError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FetchReason {
+    /// The hub cannot be reached, or broke off.
+    HubUnreachable,
+    /// The hub wants another token (401, 403).
+    HubUnauthorized,
+    /// The hub has no such repository or revision (404).
+    HubNotFound,
+    /// The hub asks for patience (429).
+    HubBusy,
+    /// The hub answered something else.
+    HubError,
+    /// What came is not what the hub announced: a size or hash differs.
+    Corrupt,
+    /// More bytes than are allowed.
+    TooLarge,
+    /// The adapter asks for a higher rank than vLLM takes.
+    RankTooHigh,
+    /// Not a LoRA adapter that vLLM could load: its configuration, its files.
+    BadAdapter,
+    /// The disk refused.
+    Disk,
+}
+
+impl FetchReason {
+    /// One CamelCase word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::HubUnreachable => "HubUnreachable",
+            Self::HubUnauthorized => "HubUnauthorized",
+            Self::HubNotFound => "HubNotFound",
+            Self::HubBusy => "HubBusy",
+            Self::HubError => "HubError",
+            Self::Corrupt => "Corrupt",
+            Self::TooLarge => "TooLarge",
+            Self::RankTooHigh => "RankTooHigh",
+            Self::BadAdapter => "BadAdapter",
+            Self::Disk => "Disk",
+        }
+    }
+}
+
+/// Why an adapter could not be fetched.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct FetchError {
+    /// The class of it.
+    pub reason: FetchReason,
+    /// What happened, to what, and what to do.
+    pub message: String,
+    /// How long the other side asks to be left alone.
+    pub retry_after: Option<Duration>,
+}
