@@ -3,6 +3,7 @@
 use crate::{
     Call, Endpoint, ModelCard, ServerMetrics, VllmError,
     answer::{interpret, unexpected},
+    tls,
 };
 use bytes::{Bytes, BytesMut};
 use reqwest::{
@@ -51,7 +52,10 @@ pub enum ClientError {
     #[error("the API key contains characters that cannot be sent: check the file or variable that it comes from")]
     Key,
     /// TLS could not be set up.
-    #[error("TLS to {endpoint} could not be set up ({detail}): check the system's CA certificates")]
+    #[error(
+        "TLS to {endpoint} could not be set up ({detail}): check the system's CA certificates, or give the one that \
+         signed vLLM's"
+    )]
     Tls {
         /// The server's base URL.
         endpoint: String,
@@ -87,15 +91,23 @@ impl Client {
             // The server stands beside us: a proxy of the environment is meant for others.
             .no_proxy();
         let tls_error = |detail: String| ClientError::Tls { endpoint: endpoint.base_url().to_owned(), detail };
-        let builder = if endpoint.is_https() {
-            if rustls::crypto::CryptoProvider::get_default().is_none() {
-                // Programs install it first thing; this is for whoever uses the library alone. Losing the race
-                // against another thread means that it is installed.
-                drop(rustls::crypto::ring::default_provider().install_default());
+        let builder = match (endpoint.is_https(), &endpoint.tls().authorities) {
+            (true, None) => {
+                if rustls::crypto::CryptoProvider::get_default().is_none() {
+                    // Programs install it first thing; this is for whoever uses the library alone. Losing the race
+                    // against another thread means that it is installed.
+                    drop(rustls::crypto::ring::default_provider().install_default());
+                }
+                builder
             }
-            builder
-        } else {
-            builder.tls_backend_preconfigured(no_tls().map_err(|error| tls_error(error.to_string()))?)
+            (true, Some(authorities)) => builder.tls_backend_preconfigured(authorities.config().map_err(tls_error)?),
+            (false, _) => builder.tls_backend_preconfigured(tls::trusting_nobody().map_err(tls_error)?),
+        };
+        let builder = match &endpoint.tls().server_name {
+            Some(_) if endpoint.is_https() => {
+                builder.dns_resolver(Arc::new(tls::Always { host: endpoint.host().to_owned() }))
+            }
+            _ => builder,
         };
         let http = builder.build().map_err(|error| tls_error(innermost(&error)))?;
         Ok(Self { endpoint: Arc::new(endpoint), timeouts, http })
@@ -183,8 +195,14 @@ impl Client {
     }
 
     fn transport_error(&self, call: Call<'_>, after: Duration, error: &reqwest::Error) -> VllmError {
-        let detail = innermost(error);
-        if error.is_connect() {
+        let tls = tls::advice(error);
+        let mut detail = tls.clone().unwrap_or_else(|| innermost(error));
+        if detail.contains("invalid HTTP version") {
+            detail.push_str("; does it speak TLS?");
+        }
+        if tls.is_some() && error.is_connect() {
+            VllmError::TlsFailed { endpoint: self.endpoint.base_url().to_owned(), detail }
+        } else if error.is_connect() {
             VllmError::Unreachable { endpoint: self.endpoint.base_url().to_owned(), detail }
         } else if error.is_timeout() {
             VllmError::Timeout { call: call.to_string(), after }
@@ -202,16 +220,6 @@ fn served_by(call: Call<'_>, id: &AdapterId, answer: &[u8]) -> Result<(), VllmEr
         Some(model) if model == id.as_str() => Ok(()),
         model => Err(unexpected(call, 200, &format!("answered by model {model:?}"))),
     }
-}
-
-/// A TLS configuration that trusts nobody, for servers that speak plain HTTP: it is never used, and without it the
-/// system's CA certificates would be read and kept for nothing.
-fn no_tls() -> Result<rustls::ClientConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth())
 }
 
 /// The cause at the bottom: `Connection refused` rather than `error sending request`.

@@ -1,5 +1,6 @@
 //! Where a vLLM server is, and the key that it asks for.
 
+use crate::Tls;
 use std::fmt;
 use url::Url;
 
@@ -60,6 +61,8 @@ pub struct Endpoint {
     base_url: Url,
     /// The key that it asks for.
     api_key: Option<ApiKey>,
+    /// Whom it is trusted through, where it speaks TLS.
+    tls: Tls,
 }
 
 impl Endpoint {
@@ -81,13 +84,20 @@ impl Endpoint {
         let path = url.path().trim_end_matches('/');
         let path = path.strip_suffix("/v1").unwrap_or(path).to_owned();
         url.set_path(&path);
-        Ok(Self { base_url: url, api_key: None })
+        Ok(Self { base_url: url, api_key: None, tls: Tls::default() })
     }
 
     /// The same server, asked with this key.
     #[must_use]
     pub fn with_api_key(mut self, api_key: Option<ApiKey>) -> Self {
         self.api_key = api_key;
+        self
+    }
+
+    /// The same server, trusted like this where it speaks TLS.
+    #[must_use]
+    pub fn with_tls(mut self, tls: Tls) -> Self {
+        self.tls = tls;
         self
     }
 
@@ -120,8 +130,18 @@ impl Endpoint {
         self.api_key.as_ref()
     }
 
+    pub(crate) fn tls(&self) -> &Tls {
+        &self.tls
+    }
+
+    /// Where a request is sent. Where the certificate is for another name, that name is asked for.
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.base_url())
+        let mut url = self.base_url.clone();
+        if let Some(name) = self.tls.server_name.as_ref().filter(|_| self.is_https()) {
+            // A DNS name is always a host.
+            url.set_host(Some(&name.to_string())).ok();
+        }
+        format!("{}{path}", url.as_str().trim_end_matches('/'))
     }
 }
 

@@ -118,6 +118,14 @@ pub enum VllmError {
         /// What the network said.
         detail: String,
     },
+    /// No secure connection: nothing was asked.
+    #[error("no TLS with vLLM at {endpoint}: {detail}")]
+    TlsFailed {
+        /// The server's base URL.
+        endpoint: String,
+        /// What is wrong, and what to do.
+        detail: String,
+    },
     /// The connection ended before the answer. It may have been done.
     #[error("vLLM's connection broke while asked to {call} ({detail}); it may have been done")]
     ConnectionLost {
@@ -159,6 +167,7 @@ impl VllmError {
             Self::ServerError { .. } => "ServerError",
             Self::Timeout { .. } => "Timeout",
             Self::Unreachable { .. } => "Unreachable",
+            Self::TlsFailed { .. } => "TlsFailed",
             Self::ConnectionLost { .. } => "ConnectionLost",
             Self::Unexpected { .. } => "UnexpectedAnswer",
         }
@@ -200,6 +209,7 @@ impl VllmError {
                 | Self::BadAdapter { .. }
                 | Self::NameConflict { .. }
                 | Self::Unauthorized
+                | Self::TlsFailed { .. }
                 | Self::Refused { .. }
                 | Self::Unexpected { .. }
         )
@@ -215,6 +225,7 @@ impl VllmError {
                 | Self::EngineDead { .. }
                 | Self::ShuttingDown { .. }
                 | Self::Unreachable { .. }
+                | Self::TlsFailed { .. }
         )
     }
 }

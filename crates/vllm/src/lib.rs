@@ -13,6 +13,7 @@ mod endpoint;
 mod error;
 mod metrics;
 mod models;
+mod tls;
 
 pub use answer::{Call, interpret};
 pub use client::{Client, ClientError, Timeouts};
@@ -20,3 +21,4 @@ pub use endpoint::{ApiKey, Endpoint, EndpointError};
 pub use error::VllmError;
 pub use metrics::ServerMetrics;
 pub use models::ModelCard;
+pub use tls::{Authorities, ServerName, Tls, TrustError};

@@ -1,0 +1,140 @@
+//! The client against a real TLS server, with the certificates of `testdata/tls`.
+
+use super::*;
+use crate::{Client, Endpoint, Timeouts, VllmError};
+use std::{path::PathBuf, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+fn file(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tls")).join(name)
+}
+
+fn authorities(name: &str) -> Authorities {
+    Authorities::parse(&std::fs::read(file(name)).unwrap()).unwrap()
+}
+
+/// A healthy server with this certificate; none speaks no TLS. It lives as long as the set.
+async fn server(certificate: Option<&str>) -> (JoinSet<()>, u16) {
+    let acceptor = certificate.map(|name| {
+        let chain = CertificateDer::pem_file_iter(file(name)).unwrap().collect::<Result<_, _>>().unwrap();
+        let key = PrivateKeyDer::from_pem_file(file("server.key")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        TlsAcceptor::from(Arc::new(config.unwrap().with_no_client_auth().with_single_cert(chain, key).unwrap()))
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let Some(acceptor) = &acceptor else {
+                // As uvicorn does with what is no HTTP: an answer in words, and the end.
+                drop(connection.read(&mut [0; 4096]).await);
+                drop(connection.write_all(answer).await);
+                continue;
+            };
+            // Who does not trust us goes away.
+            let Ok(mut connection) = acceptor.accept(connection).await else { continue };
+            let mut request = [0; 4096];
+            if connection.read(&mut request).await.is_ok_and(|read| read > 0) {
+                drop(connection.write_all(answer).await);
+            }
+        }
+    });
+    (tasks, port)
+}
+
+fn client(url: &str, tls: Tls) -> Client {
+    let timeouts = Timeouts { connect: Duration::from_secs(5), ..Timeouts::default() };
+    Client::new(Endpoint::parse(url).unwrap().with_tls(tls), timeouts).unwrap()
+}
+
+fn trusting(name: &str) -> Tls {
+    Tls { authorities: Some(authorities(name)), server_name: None }
+}
+
+#[tokio::test]
+async fn a_server_is_trusted_through_its_ca_under_every_name_of_its_certificate() {
+    let (_server, port) = server(Some("server.pem")).await;
+    for host in ["127.0.0.1", "localhost"] {
+        client(&format!("https://{host}:{port}"), trusting("ca.pem")).health().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_name_is_good_where_that_name_is_given() {
+    let (_server, port) = server(Some("named.pem")).await;
+    let name = Some("vllm.models.svc".parse().unwrap());
+    let tls = Tls { server_name: name, ..trusting("ca.pem") };
+    client(&format!("https://127.0.0.1:{port}"), tls.clone()).health().await.unwrap();
+    // The name is nobody's address: it is asked of no DNS.
+    let client = client(&format!("https://localhost:{port}"), tls);
+    client.health().await.unwrap();
+    assert_eq!(client.endpoint().base_url(), format!("https://localhost:{port}"));
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_trusted_is_asked_nothing_and_the_words_say_what_to_do() {
+    for (certificate, trusted, words) in [
+        (Some("other.pem"), "ca.pem", "give the certificate of the CA that signed it"),
+        (Some("expired.pem"), "ca.pem", "has expired"),
+        (Some("named.pem"), "ca.pem", "for another name"),
+        (None, "ca.pem", "speaks no TLS"),
+    ] {
+        let (_server, port) = server(certificate).await;
+        let url = format!("https://127.0.0.1:{port}");
+        let error = client(&url, trusting(trusted)).health().await.unwrap_err();
+        assert!(matches!(error, VllmError::TlsFailed { .. }), "{certificate:?}: {error:?}");
+        let said = error.to_string();
+        assert!(said.contains(words) && said.contains(&url), "{certificate:?}: {said}");
+        assert!(!error.uncertain() && error.needs_person() && error.concerns_server());
+    }
+}
+
+#[tokio::test]
+async fn without_a_ca_those_whom_the_system_trusts_are_trusted_and_nobody_else() {
+    let (_server, port) = server(Some("server.pem")).await;
+    let error = client(&format!("https://127.0.0.1:{port}"), Tls::default()).health().await.unwrap_err();
+    assert!(error.to_string().contains("CA that signed it"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_with_tls_that_is_asked_without_is_told_apart_from_a_silent_one() {
+    let (_server, port) = server(Some("server.pem")).await;
+    let error = client(&format!("http://127.0.0.1:{port}"), Tls::default()).health().await.unwrap_err();
+    assert!(error.to_string().contains("does it speak TLS?"), "{error}");
+}
+
+#[test]
+fn what_is_no_ca_is_refused_with_what_to_write() {
+    let key = std::fs::read(file("server.key")).unwrap();
+    let ca = std::fs::read(file("ca.pem")).unwrap();
+    let broken = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec();
+    for (pem, words) in [
+        (Vec::new(), "no certificate in it"),
+        (b"hello".to_vec(), "no certificate in it"),
+        (b"-----BEGIN CERTIFICATE-----\nAA".to_vec(), "no PEM"),
+        ([ca.clone(), broken].concat(), "certificate number 2"),
+        ([ca, key].concat(), "a private key"),
+    ] {
+        let error = Authorities::parse(&pem).unwrap_err().to_string();
+        assert!(error.contains(words), "{words}: {error}");
+    }
+}
+
+#[test]
+fn a_name_is_one_that_a_certificate_can_have() {
+    for good in ["vllm", "vllm.models.svc.cluster.local"] {
+        assert_eq!(good.parse::<ServerName>().unwrap().to_string(), good);
+    }
+    for bad in ["", "10.0.0.7", "::1", "https://vllm", "vllm:8000", "*.svc", "a b"] {
+        assert!(bad.parse::<ServerName>().unwrap_err().to_string().contains("DNS name"), "{bad}");
+    }
+}
