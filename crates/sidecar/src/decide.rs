@@ -103,7 +103,8 @@ fn wanted(memory: &Memory, now: Timestamp) -> Vec<(&AdapterId, &Adapter, &Wish)>
         })
         .filter_map(|(id, adapter)| Some((id, adapter, adapter.wish.as_ref()?)))
         .collect();
-    wanted.sort_by_key(|(_, _, wish)| wish.priority());
+    // A probe that got no answer took the place of others for long enough: it waits behind them.
+    wanted.sort_by_key(|(_, adapter, wish)| (adapter.undecided > 0, wish.priority()));
     wanted
 }
 
@@ -155,7 +156,10 @@ impl Traffic {
         let room = match kind {
             CallKind::Probe => count(CallKind::Probe) == 0,
             CallKind::Load => {
-                count(CallKind::Load) < max_parallel
+                let young = self.calls.iter().filter(|call| call.kind == CallKind::Load && call.young).count();
+                // A load that hangs keeps no place from others; as many may hang as may go on.
+                young < max_parallel
+                    && count(CallKind::Load) < 2 * max_parallel
                     && !(from_hub && self.calls.iter().any(|call| call.kind == CallKind::Load && call.from_hub))
             }
             CallKind::Unload => true,

@@ -51,6 +51,9 @@ pub struct Memory {
     pub max_loras: Option<u32>,
     /// What vLLM last said against the server as a whole.
     pub problem: Option<Problem>,
+    /// The adapter that the engine was downloading when its load was given up, as long as nothing has shown that the
+    /// engine answers again.
+    pub hung_on: Option<AdapterId>,
     /// Every id that is wanted, unwanted or registered.
     pub adapters: BTreeMap<AdapterId, Adapter>,
     /// What an earlier run kept of adapters, until the first file names them.
@@ -75,6 +78,7 @@ impl Memory {
             base_models: Vec::new(),
             max_loras: None,
             problem: None,
+            hung_on: None,
             adapters: BTreeMap::new(),
             recalled: BTreeMap::new(),
             epoch: 0,

@@ -70,7 +70,9 @@ fn blocked_by_hub(memory: &Memory, now: Timestamp) -> Option<&AdapterId> {
     let blocking = |call: &crate::memory::InFlight| {
         call.kind == CallKind::Load && is_hub_name(&call.source) && now >= call.since + PATIENCE
     };
-    memory.in_flight().find(|(_, _, call)| blocking(call)).map(|(id, _, _)| id)
+    let under_way = memory.in_flight().find(|(_, _, call)| blocking(call)).map(|(id, _, _)| id);
+    // Nobody waits for the answer any more, and the engine does as before.
+    under_way.or_else(|| memory.hung_on.as_ref().filter(|id| memory.adapters.contains_key(*id)))
 }
 
 /// The names of the adapters that are chosen: at most five.

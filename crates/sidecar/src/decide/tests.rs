@@ -20,6 +20,39 @@ fn four_loads_go_at_once_and_one_probe() {
 }
 
 #[test]
+fn a_load_that_hangs_takes_no_place_from_another_and_not_many_hang_at_once() {
+    let mut bed = Bed::listing(&["a", "b", "c", "d", "e"]);
+    bed.memory.policy.max_parallel = 1;
+    assert_eq!(bed.begin(), ["load a"]);
+    bed.wait(PATIENCE);
+    assert_eq!(bed.begin(), ["load b"]);
+    bed.end("b", Ok(()));
+    assert_eq!(bed.begin(), ["probe b", "load c"]);
+    bed.wait(PATIENCE);
+    assert_eq!(bed.begin(), none(), "two hang, and one at a time is allowed");
+    bed.end("a", Err(late()));
+    assert_eq!(bed.begin(), ["load d"]);
+}
+
+#[test]
+fn a_probe_that_got_no_answer_waits_behind_those_that_were_not_tried() {
+    let mut bed = Bed::listing(&["a", "b", "c"]);
+    bed.begin();
+    for name in ["a", "b", "c"] {
+        bed.end(name, Ok(()));
+    }
+    assert_eq!(bed.begin(), ["probe a"]);
+    bed.end("a", Err(late()));
+    assert_eq!(bed.begin(), ["probe b"]);
+    bed.wait(Duration::from_secs(5));
+    assert_eq!(bed.begin(), none(), "one at a time");
+    bed.end("b", Ok(()));
+    assert_eq!(bed.begin(), ["probe c"]);
+    bed.end("c", Ok(()));
+    assert_eq!(bed.begin(), ["probe a"]);
+}
+
+#[test]
 fn hub_names_go_one_at_a_time_and_paths_beside_them() {
     let mut bed = Bed::listing(&["org/a", "org/b", "c"]);
     assert_eq!(bed.begin(), ["load org/a", "load c"]);

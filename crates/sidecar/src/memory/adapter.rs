@@ -33,6 +33,8 @@ pub struct Adapter {
     pub in_flight: Option<InFlight>,
     /// The call that ended without a clear answer.
     pub doubt: Option<CallKind>,
+    /// That call was answered, and by its answer the list of models has to change: one that does not is a failure.
+    pub claimed: bool,
     /// How often the server ended while loading it or at its first use, since it was last verified.
     pub deaths: u32,
     /// Why it is not tried again after such an end.
@@ -135,5 +137,6 @@ impl Adapter {
         self.registered = None;
         self.in_flight = None;
         self.doubt = None;
+        self.claimed = false;
     }
 }

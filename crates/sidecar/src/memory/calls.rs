@@ -1,7 +1,7 @@
 //! Calls about adapters: they begin, and they end.
 
 use super::{Adapter, CallKind, InFlight, Memory, server::problem};
-use crate::decide::Action;
+use crate::{decide::Action, source::is_hub_name};
 use jiff::Timestamp;
 use rollora_api::names::AdapterId;
 use rollora_vllm::VllmError;
@@ -39,6 +39,7 @@ impl Memory {
         let Some(adapter) = self.adapters.get_mut(id) else { return };
         let Some(call) = adapter.in_flight.take() else { return };
         adapter.touched = touched;
+        adapter.claimed = false;
         let answer = match ended {
             Ended::Answered(answer) => answer,
             Ended::Skipped => {
@@ -51,10 +52,13 @@ impl Memory {
             Ok(()) => {
                 adapter.succeeded(&call);
                 self.problem = None;
+                if call.kind != CallKind::Unload {
+                    self.hung_on = None;
+                }
             }
             // Gone is gone, whoever did it.
             Err(VllmError::UnknownAdapter { .. }) if call.kind == CallKind::Unload => adapter.succeeded(&call),
-            Err(VllmError::UnknownAdapter { .. } | VllmError::AlreadyLoaded { .. }) => adapter.doubt = Some(call.kind),
+            Err(VllmError::UnknownAdapter { .. } | VllmError::AlreadyLoaded { .. }) => adapter.claims(call.kind),
             // A probe that waits behind others says nothing against its adapter.
             Err(error @ VllmError::Timeout { .. }) if call.kind == CallKind::Probe => {
                 adapter.undecided += 1;
@@ -62,10 +66,16 @@ impl Memory {
                 adapter.last_error = Some(problem(&error));
             }
             Err(error) => {
+                let hangs = call.kind == CallKind::Load && matches!(error, VllmError::Timeout { .. });
                 adapter.failed(&error);
                 adapter.next_try = Some(now + backoff.after(adapter.attempts, jitter));
                 if error.uncertain() {
                     adapter.doubt = Some(call.kind);
+                }
+                if hangs && is_hub_name(&call.source) {
+                    self.hung_on = Some(id.clone());
+                } else if self.hung_on.as_ref() == Some(id) {
+                    self.hung_on = None;
                 }
                 self.server_said(&error, now);
             }
@@ -79,7 +89,10 @@ impl Memory {
     fn server_said(&mut self, error: &VllmError, now: Timestamp) {
         match error {
             VllmError::EngineDead { .. } => self.engine_died(error, now),
-            VllmError::Unreachable { .. } | VllmError::ConnectionLost { .. } | VllmError::ShuttingDown { .. } => {
+            VllmError::Unreachable { .. }
+            | VllmError::TlsFailed { .. }
+            | VllmError::ConnectionLost { .. }
+            | VllmError::ShuttingDown { .. } => {
                 self.suspect(error.to_string());
             }
             error if error.concerns_server() => self.problem = Some(problem(error)),
@@ -90,26 +103,36 @@ impl Memory {
 
 impl Adapter {
     fn succeeded(&mut self, call: &InFlight) {
-        self.start_afresh();
         match call.kind {
             CallKind::Load => {
+                self.start_afresh();
                 self.registered = Some(call.source.clone());
                 self.verified = false;
             }
             CallKind::Probe => {
+                self.start_afresh();
                 self.verified = true;
                 self.proven.clone_from(&self.registered);
                 self.deaths = 0;
                 self.hold = None;
             }
             // Confirmed by the list of models.
-            CallKind::Unload => self.doubt = Some(CallKind::Unload),
+            CallKind::Unload => self.claims(CallKind::Unload),
         }
+    }
+
+    /// The server says that its table is not as we believed: the list of models tells.
+    fn claims(&mut self, kind: CallKind) {
+        self.doubt = Some(kind);
+        self.claimed = true;
     }
 
     fn failed(&mut self, error: &VllmError) {
         // The server went away over something else: that is nobody's failure.
-        if !matches!(error, VllmError::Unreachable { .. } | VllmError::ShuttingDown { .. }) {
+        if !matches!(
+            error,
+            VllmError::Unreachable { .. } | VllmError::TlsFailed { .. } | VllmError::ShuttingDown { .. }
+        ) {
             self.attempts += 1;
         }
         self.last_error = Some(problem(error));

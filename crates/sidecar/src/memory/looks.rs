@@ -3,9 +3,15 @@
 use super::{Adapter, CallKind, Memory, Server, server::problem};
 use crate::wish::{Goal, Standing};
 use jiff::Timestamp;
-use rollora_api::{names::AdapterId, sidecar_status::ServerIdentity};
+use rollora_api::{
+    names::AdapterId,
+    sidecar_status::{Problem, ServerIdentity},
+};
 use rollora_vllm::{ModelCard, ServerMetrics, VllmError};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// What cannot be true any more of a server that has just listed its models.
+const DISPROVED_BY_A_LIST: [&str; 2] = ["Unauthorized", "ShuttingDown"];
 
 /// What to ask the server, beside its health, which is asked always and first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -197,7 +203,10 @@ impl Memory {
                     self.new_process(identity, now);
                 }
                 self.server = Server::Up;
-                self.merge(&models, ticket.began);
+                if self.problem.as_ref().is_some_and(|problem| DISPROVED_BY_A_LIST.contains(&problem.reason.as_str())) {
+                    self.problem = None;
+                }
+                self.merge(&models, ticket.began, now);
             }
             (_, None) => {}
         }
@@ -242,7 +251,8 @@ impl Memory {
     }
 
     /// Takes over what the server lists, except where something was asked meanwhile: the list may be older.
-    fn merge(&mut self, models: &[ModelCard], began: u64) {
+    fn merge(&mut self, models: &[ModelCard], began: u64, now: Timestamp) {
+        let backoff = self.policy.backoff;
         self.base_models = models.iter().filter(|model| model.is_base_model()).map(|model| model.id.clone()).collect();
         let mut listed: BTreeMap<AdapterId, String> = models
             .iter()
@@ -251,8 +261,12 @@ impl Memory {
             .collect();
         for (id, adapter) in &mut self.adapters {
             let root = listed.remove(id);
-            if adapter.in_flight.is_none() && adapter.touched < began {
-                adapter.is_listed(root);
+            if adapter.in_flight.is_none()
+                && adapter.touched < began
+                && let Some(contradiction) = adapter.is_listed(root)
+            {
+                adapter.is_contradicted(id, contradiction);
+                adapter.next_try = Some(now + backoff.after(adapter.attempts, 0.0));
             }
         }
         for (id, root) in listed {
@@ -263,21 +277,45 @@ impl Memory {
 }
 
 impl Adapter {
-    /// The server lists it with this root, or does not list it.
-    fn is_listed(&mut self, root: Option<String>) {
+    /// The server lists it with this root, or does not list it. Gives what that contradicts in its own last answer.
+    fn is_listed(&mut self, root: Option<String>) -> Option<&'static str> {
         if self.registered != root {
             // Where we know nothing yet of a server that we knew before, what was verified stays verified.
             if self.registered.is_some() {
                 self.verified = false;
             }
             self.registered = root;
+            if self.registered.is_none() && self.goal() == Goal::Absent {
+                // Gone is gone, whoever did it.
+                self.start_afresh();
+            }
         }
         // What an earlier run of the sidecar kept counts for what is listed as it was then.
         self.verified &= self.proven == self.registered;
         let doubt = self.doubt.take();
-        if doubt == Some(CallKind::Load) && self.registered.is_some() {
+        let claimed = std::mem::take(&mut self.claimed);
+        match (doubt?, &self.registered) {
             // It was done all the same.
-            self.start_afresh();
+            (CallKind::Load, Some(_)) | (CallKind::Unload, None) => {
+                self.start_afresh();
+                None
+            }
+            (CallKind::Load, None) if claimed => Some("it is loaded, and does not list it"),
+            (CallKind::Probe, Some(_)) if claimed => Some("it is not loaded, and lists it"),
+            (CallKind::Unload, Some(_)) if claimed => Some("it is unloaded, and lists it"),
+            _ => None,
         }
+    }
+
+    /// The server says one thing and lists another. Who takes it at its word asks the same again at once, without end.
+    fn is_contradicted(&mut self, id: &AdapterId, contradiction: &str) {
+        self.attempts += 1;
+        self.last_error = Some(Problem {
+            reason: "Contradiction".to_owned(),
+            message: format!(
+                "vLLM says of adapter `{id}` that {contradiction}: run one API server process (--api-server-count 1), \
+                 and nobody else who loads and unloads"
+            ),
+        });
     }
 }

@@ -76,6 +76,20 @@ impl Memory {
         self.suspect("a connection to vLLM broke".to_owned());
     }
 
+    /// The server is asked with another key, or trusted through somebody else: what failed for that is tried at once.
+    pub fn is_asked_anew(&mut self) {
+        let refused = |problem: &Problem| ["Unauthorized", "TlsFailed"].contains(&problem.reason.as_str());
+        if self.problem.as_ref().is_some_and(refused) {
+            self.problem = None;
+        }
+        for adapter in self.adapters.values_mut() {
+            if adapter.hold.is_none() && adapter.last_error.as_ref().is_some_and(refused) {
+                adapter.start_afresh();
+            }
+        }
+        self.demand_models();
+    }
+
     /// Something happened that may have been the server's end.
     pub(super) fn suspect(&mut self, reason: String) {
         self.looks.suspected = self.next_sequence();
@@ -122,6 +136,7 @@ impl Memory {
             }
         }
         self.epoch += 1;
+        self.hung_on = None;
         for adapter in self.adapters.values_mut() {
             adapter.server_ended();
         }

@@ -254,6 +254,59 @@ fn an_unload_is_believed_when_the_list_says_so() {
     }
 }
 
+/// Begins what is decided, has it answered and looks, three times; the waits after it.
+fn waits_of(bed: &mut Bed, answer: &Result<(), VllmError>) -> Vec<i64> {
+    let waits = (0..3).map(|_| {
+        assert_eq!(bed.begin().len(), 1);
+        bed.end("a", answer.clone());
+        assert_eq!(bed.decided(), Vec::<String>::new(), "the list is asked first");
+        bed.look();
+        assert_eq!((bed.decided(), bed.reason("a").as_str()), (Vec::new(), "Contradiction"));
+        let next = bed.adapter("a").next_try.unwrap();
+        let wait = next.duration_since(bed.now).as_secs();
+        bed.now = next;
+        wait
+    });
+    waits.collect()
+}
+
+#[test]
+fn a_server_whose_answers_and_list_contradict_each_other_is_not_asked_without_end() {
+    // As behind several API server processes, each with a table of its own.
+    let mut unloaded = Bed::settled(&["a"]);
+    unloaded.desire(&[], &["a"], None);
+    assert_eq!(waits_of(&mut unloaded, &Ok(())), [1, 2, 4]);
+    assert_eq!(unloaded.state("a"), Unloading);
+    unloaded.table.clear();
+    unloaded.look();
+    assert_eq!((unloaded.state("a"), unloaded.adapter("a").last_error), (Gone, None));
+
+    let mut loaded = Bed::listing(&["a"]);
+    assert_eq!(waits_of(&mut loaded, &Err(VllmError::AlreadyLoaded { id: id("a") })), [1, 2, 4]);
+    assert_eq!(loaded.state("a"), Failed);
+    loaded.settle();
+    assert_eq!((loaded.state("a"), loaded.adapter("a").last_error), (Verified, None));
+
+    let mut unknown = Bed::up();
+    unknown.table.insert("a".to_owned(), "/adapters/a".to_owned());
+    unknown.look();
+    unknown.desire(&["a"], &[], None);
+    assert_eq!(waits_of(&mut unknown, &Err(VllmError::UnknownAdapter { id: id("a") })), [1, 2, 4]);
+    unknown.settle();
+    assert_eq!(unknown.state("a"), Verified);
+}
+
+#[test]
+fn what_was_said_of_the_key_is_forgotten_when_the_list_comes() {
+    let mut bed = Bed::settled(&["a"]);
+    let ticket = bed.memory.look_began(Look { metrics: false, models: true }, bed.now);
+    let refused = LookError { step: LookStep::Models, error: VllmError::Unauthorized };
+    bed.memory.looked(ticket, Err(refused), bed.now);
+    assert_eq!(bed.status().problem.unwrap().reason, "Unauthorized");
+    bed.look();
+    assert_eq!(bed.status().problem, None);
+}
+
 #[test]
 fn a_failed_unload_is_shown_and_tried_again() {
     let mut bed = Bed::settled(&["a"]);

@@ -129,6 +129,34 @@ fn a_hub_download_that_takes_long_takes_the_server_out() {
 }
 
 #[test]
+fn a_hub_download_that_nobody_waits_for_any_more_keeps_the_server_out_until_its_engine_answers() {
+    let out = (false, "HubLoadBlocksServer".to_owned());
+    let mut bed = Bed::settled(&["a"]);
+    bed.desire(&["a", "org/b"], &[], None);
+    bed.begin();
+    bed.wait(Duration::from_mins(5));
+    bed.end("org/b", Err(late()));
+    bed.look();
+    assert_eq!(bed.readiness(), out);
+    bed.wait(Duration::from_secs(2));
+    assert_eq!(bed.begin(), ["load org/b"]);
+    assert_eq!(bed.readiness(), out, "a second try is no answer");
+    let mut answered = Bed { memory: bed.memory.clone(), table: bed.table.clone(), used: bed.used.clone(), ..bed };
+    answered.end("org/b", Err(bad("org/b")));
+    assert!(answered.readiness().0, "it answers, if badly");
+    bed.end("org/b", Err(late()));
+    bed.look();
+    bed.desire(&["a", "org/b", "c"], &[], None);
+    bed.begin();
+    bed.end("c", Ok(()));
+    assert!(bed.readiness().0, "the engine has loaded another");
+    bed.end("org/b", Err(late()));
+    bed.restart("2");
+    bed.settle();
+    assert!(bed.readiness().0, "another process hangs in nothing");
+}
+
+#[test]
 fn what_it_waits_for_is_named_and_long_lists_are_cut() {
     let bed = Bed::listing(&["a", "b", "c", "d", "e", "f", "g"]);
     let message = bed.status().readiness.message;

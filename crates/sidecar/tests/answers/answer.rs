@@ -1,0 +1,246 @@
+//! The answers: those that were recorded of a real vLLM, and those that could not be.
+
+use rollora_api::names::AdapterId;
+use rollora_vllm::{Client, Endpoint, ServerMetrics, Timeouts, VllmError};
+use serde::Deserialize;
+use serde_json::Value;
+use std::time::Duration;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+/// What the server was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Asked {
+    Load,
+    Probe,
+    Unload,
+    Health,
+    Models,
+    Metrics,
+}
+
+/// What came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// An answer; `about` is the name that it was asked about.
+    Http { status: u16, content_type: Option<String>, body: String, about: String },
+    /// Nobody listens.
+    Refused,
+    /// The connection stands, and nothing comes.
+    Hang,
+    /// These bytes, and then the end.
+    Bytes(&'static str),
+    /// So many bytes of JSON text.
+    Long(usize),
+}
+
+#[derive(Deserialize)]
+struct Line {
+    label: String,
+    request: Request,
+    status: Option<u16>,
+    content_type: Option<String>,
+    response: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Request {
+    method: String,
+    path: String,
+    body: Value,
+}
+
+/// Everything in the recording that is an answer to a call of ours. Chats stand for the completion of a probe: it is one
+/// text of vLLM that answers either.
+pub(crate) fn recorded() -> Vec<(String, Asked, Reply)> {
+    let lines = [
+        include_str!("../../../../e2e/testdata/vllm/transcript.jsonl"),
+        include_str!("../../../../e2e/testdata/vllm/edges.jsonl"),
+    ];
+    lines
+        .into_iter()
+        .flat_map(str::lines)
+        .filter_map(|line| answer_to_us(serde_json::from_str(line).unwrap()))
+        .collect()
+}
+
+fn answer_to_us(line: Line) -> Option<(String, Asked, Reply)> {
+    let Line { label, request: Request { method, path, body }, status, content_type, response } = line;
+    let asked = match (method.as_str(), path.as_str()) {
+        ("POST", "/v1/load_lora_adapter") => Asked::Load,
+        ("POST", "/v1/unload_lora_adapter") => Asked::Unload,
+        ("POST", "/v1/completions" | "/v1/chat/completions" | "/v1/embeddings") => Asked::Probe,
+        ("GET", "/health") => Asked::Health,
+        ("GET", "/v1/models") => Asked::Models,
+        ("GET", "/metrics") => Asked::Metrics,
+        _ => return None,
+    };
+    // A stream, which we never ask for, and what was cut off for the recording.
+    if body["stream"] == true || response.as_deref().is_some_and(|body| body.ends_with("…")) {
+        return None;
+    }
+    let name = ["lora_name", "model"].into_iter().find_map(|field| body.get(field)?.as_str());
+    let about = name.filter(|name| AdapterId::new(*name).is_ok()).unwrap_or("a1").to_owned();
+    let body = response.unwrap_or_default();
+    let reply = match status {
+        Some(status) => Reply::Http { status, content_type, body, about },
+        None if body.contains("refused") => Reply::Refused,
+        None if body.contains("timed out") => Reply::Hang,
+        None if body.contains("reset") => Reply::Bytes(""),
+        None => panic!("{label}: {body} is no way to end"),
+    };
+    Some((label, asked, reply))
+}
+
+/// What was not recorded: other programs in between, versions that answer otherwise, and the ways to give no answer.
+pub(crate) fn invented() -> Vec<(String, Asked, Reply)> {
+    use Asked::{Health, Load, Metrics, Models, Probe, Unload};
+    let http = |status, content_type: Option<&str>, body: &str| Reply::Http {
+        status,
+        content_type: content_type.map(str::to_owned),
+        body: body.to_owned(),
+        about: "a1".to_owned(),
+    };
+    let (json, html, text) = (Some("application/json"), Some("text/html; charset=utf-8"), Some("text/plain"));
+    let engine_dead = "{\"error\":{\"message\":\"EngineCore encountered an issue.\"}}";
+    let after_shutdown = "{\"error\":{\"message\":\"cannot schedule new futures after shutdown\"}}";
+    let whole = [
+        ("a page of somebody in between", http(200, html, "<html>please log in</html>")),
+        ("a proxy whose backend is away", http(502, html, "<html>bad gateway</html>")),
+        ("a server that has too much to do", http(503, json, "{\"error\":{\"message\":\"overloaded\"}}")),
+        ("a server that wants us to slow down", http(429, text, "slow down")),
+        ("an error without words", http(500, None, "Internal Server Error")),
+        ("a dead engine", http(500, json, engine_dead)),
+        ("a server that ends", http(500, json, after_shutdown)),
+        ("a redirect", http(302, None, "")),
+        ("another program", http(404, text, "404 page not found")),
+        ("a wrong key", http(401, json, "{\"error\":\"Unauthorized\"}")),
+        ("a proxy that forbids", http(403, None, "")),
+        ("a body too large", http(413, json, "{\"error\":{\"message\":\"too large\"}}")),
+    ];
+    let broken = [
+        ("nobody there", Reply::Refused),
+        ("silence", Reply::Hang),
+        ("an end before the first byte", Reply::Bytes("")),
+        ("an end in the head", Reply::Bytes("HTTP/1.1 200 O")),
+        ("an end in the body", Reply::Bytes("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{\"data\":[")),
+        ("not HTTP", Reply::Bytes("SSH-2.0-OpenSSH_9.2\r\n")),
+        ("more than 8 MiB", Reply::Long((8 << 20) + 1)),
+    ];
+    let mut all = Vec::new();
+    for asked in [Load, Probe, Unload, Health, Models, Metrics] {
+        for (label, reply) in whole.iter().chain(&broken) {
+            all.push((format!("{label} ({asked:?})"), asked, reply.clone()));
+        }
+    }
+    let single = [
+        (
+            "a load that older versions refuse",
+            Load,
+            http(400, json, "{\"error\":{\"message\":\"Call to add_lora method failed: no space\"}}"),
+        ),
+        ("a load that is answered without words", Load, http(200, None, "")),
+        ("no completion", Probe, http(200, json, "{\"model\":")),
+        ("another model's completion", Probe, http(200, json, "{\"model\":\"base\",\"choices\":[]}")),
+        ("no list", Models, http(200, json, "{\"models\":[]}")),
+        ("half a list", Models, http(200, json, "{\"data\":[{\"id\":")),
+        ("closed metrics", Metrics, http(404, json, "{\"detail\":\"Not Found\"}")),
+        ("metrics of another program", Metrics, http(200, text, "up 1\n")),
+    ];
+    all.extend(single.into_iter().map(|(label, asked, reply)| (label.to_owned(), asked, reply)));
+    all
+}
+
+impl Reply {
+    /// The name that it was asked about.
+    pub(crate) fn about(&self) -> AdapterId {
+        let name = if let Self::Http { about, .. } = self { about } else { "a1" };
+        AdapterId::new(name).unwrap()
+    }
+
+    fn bytes(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Http { status, content_type, body, .. } => {
+                let kind = content_type.as_ref().map(|kind| format!("content-type: {kind}\r\n")).unwrap_or_default();
+                let length = body.len();
+                Some(format!("HTTP/1.1 {status} -\r\n{kind}content-length: {length}\r\n\r\n{body}").into_bytes())
+            }
+            Self::Bytes(bytes) => Some(bytes.as_bytes().to_owned()),
+            Self::Long(length) => {
+                let head =
+                    format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n");
+                Some([head.into_bytes(), vec![b' '; *length]].concat())
+            }
+            Self::Hang | Self::Refused => None,
+        }
+    }
+}
+
+/// What the client makes of an answer that arrives over a connection.
+#[derive(Debug)]
+pub(crate) enum Meaning {
+    Done,
+    Models(Vec<rollora_vllm::ModelCard>),
+    Metrics(ServerMetrics),
+}
+
+/// Asks a server that gives this answer to everything.
+pub(crate) async fn ask(asked: Asked, reply: &Reply) -> Result<Meaning, VllmError> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let mut server = JoinSet::new();
+    match reply {
+        Reply::Refused => drop(listener),
+        _ => drop(server.spawn(serve(listener, reply.bytes()))),
+    }
+    let short = Duration::from_millis(if *reply == Reply::Hang { 50 } else { 20_000 });
+    let timeouts = Timeouts { connect: Duration::from_secs(20), call: short, load: short, probe: short };
+    let client = Client::new(Endpoint::parse(&url).unwrap(), timeouts).unwrap();
+    let id = reply.about();
+    match asked {
+        Asked::Load => client.load(&id, "/adapters/a1").await.map(|()| Meaning::Done),
+        Asked::Probe => client.probe(&id).await.map(|()| Meaning::Done),
+        Asked::Unload => client.unload(&id).await.map(|()| Meaning::Done),
+        Asked::Health => client.health().await.map(|()| Meaning::Done),
+        Asked::Models => client.models().await.map(Meaning::Models),
+        Asked::Metrics => client.metrics().await.map(Meaning::Metrics),
+    }
+}
+
+/// Answers every request with these bytes and the end of the connection, or never.
+async fn serve(listener: TcpListener, answer: Option<Vec<u8>>) {
+    let mut kept = Vec::new();
+    loop {
+        let (mut connection, _) = listener.accept().await.unwrap();
+        if !request(&mut connection).await {
+            continue;
+        }
+        match &answer {
+            // A client that has enough ends the connection, which is its right.
+            Some(answer) => drop(connection.write_all(answer).await),
+            None => kept.push(connection),
+        }
+    }
+}
+
+/// Reads a whole request; whether there was one.
+async fn request(connection: &mut TcpStream) -> bool {
+    let mut read = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let text = String::from_utf8_lossy(&read).to_ascii_lowercase();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+            if body.len() >= length.unwrap_or(0) {
+                return true;
+            }
+        }
+        match connection.read(&mut buffer).await {
+            Ok(0) | Err(_) => return false,
+            Ok(count) => read.extend_from_slice(&buffer[..count]),
+        }
+    }
+}
