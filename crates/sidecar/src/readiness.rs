@@ -34,7 +34,9 @@ pub fn readiness(memory: &Memory, now: Timestamp) -> Readiness {
     }
     let needed = names(memory, |adapter| {
         let wish = adapter.wish.as_ref();
-        wish.is_some_and(|wish| wish.serving || wish.required) && adapter.wants_loading() && !proven_enough(adapter)
+        wish.is_some_and(|wish| wish.serving || wish.required)
+            && adapter.wants_loading()
+            && !proven_enough(memory, adapter)
     });
     if !needed.is_empty() {
         return not("AdaptersNotVerified", format!("not verified yet, and serving or required: {needed}"));
@@ -45,7 +47,7 @@ pub fn readiness(memory: &Memory, now: Timestamp) -> Readiness {
     if memory.config.is_none() {
         return not("NoAdaptersFile", "no good adapters file has been read yet".to_owned());
     }
-    let unsettled = names(memory, |adapter| adapter.goal() == Goal::Resident && !settled(adapter));
+    let unsettled = names(memory, |adapter| adapter.goal() == Goal::Resident && !settled(memory, adapter));
     if unsettled.is_empty() {
         ready("every adapter has been dealt with")
     } else {
@@ -53,16 +55,17 @@ pub fn readiness(memory: &Memory, now: Timestamp) -> Readiness {
     }
 }
 
-/// A probe that got no answer is undecided: it holds nothing up.
-fn proven_enough(adapter: &Adapter) -> bool {
-    adapter.registered.is_some() && (adapter.verified || adapter.undecided > 0 || adapter.source_changed())
+/// A probe that got no answer is undecided: it holds nothing up. Where nobody probes, registration counts as proof.
+fn proven_enough(memory: &Memory, adapter: &Adapter) -> bool {
+    let verified = adapter.verified || !memory.policy.probe;
+    adapter.registered.is_some() && (verified || adapter.undecided > 0 || adapter.source_changed())
 }
 
 /// Whether an adapter that nobody depends on yet needs no more waiting for: it is there, or it failed and was never
 /// there before.
-fn settled(adapter: &Adapter) -> bool {
+fn settled(memory: &Memory, adapter: &Adapter) -> bool {
     let failed = adapter.attempts > 0 || adapter.hold.is_some();
-    proven_enough(adapter) || adapter.needs_person || (failed && !adapter.is_proven())
+    proven_enough(memory, adapter) || adapter.needs_person || (failed && !adapter.is_proven())
 }
 
 /// A hub download that takes longer than a load from a disk does.

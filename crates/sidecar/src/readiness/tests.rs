@@ -53,6 +53,18 @@ fn what_serves_or_is_required_holds_it_for_as_long_as_it_takes() {
 }
 
 #[test]
+fn where_nobody_probes_registration_is_enough() {
+    for names in [["a"], ["a!"]] {
+        let mut bed = Bed::listing(&names);
+        bed.memory.policy.probe = false;
+        assert!(!bed.readiness().0);
+        bed.begin();
+        bed.end("a", Ok(()));
+        assert!(bed.readiness().0, "{names:?}");
+    }
+}
+
+#[test]
 fn a_bad_adapter_that_nobody_depends_on_holds_nothing_up() {
     let mut bed = Bed::listing(&["a"]);
     bed.begin();

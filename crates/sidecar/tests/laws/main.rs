@@ -1,6 +1,7 @@
 //! Laws of the deciding half, held against a world in which anything may happen between any two events: files and
-//! operators that change their mind, answers that get lost before or after they took effect, servers that end, hang and
-//! come back, adapters that end them, and strangers who load and unload.
+//! operators that change their mind, files that cannot be read, answers that get lost before or after they took effect,
+//! servers that fail, end, hang and come back, adapters that end them, sidecars that start again with what they kept or
+//! without, and strangers who load and unload.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says by a panic what is wrong")]
 
@@ -9,7 +10,7 @@ mod world;
 use proptest::{prelude::*, test_runner::RngSeed};
 use rollora_sidecar::memory::Hold;
 use std::collections::BTreeSet;
-use world::{IDS, Listing, Step, World, entries, key, step};
+use world::{IDS, Keeps, Listing, Manner, Step, World, entries, key, manner, step};
 
 /// The same cases in every run; `PROPTEST_CASES` and `PROPTEST_RNG_SEED` search further.
 fn config() -> ProptestConfig {
@@ -36,12 +37,17 @@ proptest! {
         last_key in key(),
         deadly in prop::sample::subsequence(IDS.to_vec(), 0..=1),
         broken in prop::sample::subsequence(IDS.to_vec(), 0..=1),
+        manner in manner(),
+        last_file_is_bad in prop::option::of(0..4_usize),
     ) {
-        let mut world = World::new(&deadly, &broken);
+        let mut world = World::new(manner, &deadly, &broken);
         for step in steps {
             world.step(&step);
         }
         world.step(&Step::Desire(last_entries, last_key));
+        if let Some(which) = last_file_is_bad {
+            world.step(&Step::BadFile(which));
+        }
         calm_down(&mut world);
         world.assert_the_file_is_true();
     }
@@ -53,11 +59,15 @@ proptest! {
         seconds in 0..90_u64,
         key in key(),
         deadly in prop::sample::subsequence(IDS.to_vec(), 1..=2),
+        sidecar_restarts in prop::collection::btree_set(0..90_u64, 0..3),
     ) {
-        let mut world = World::new(&deadly, &[]);
+        let mut world = World::new(Manner::usual(), &deadly, &[]);
         world.step(&Step::Desire(entries.clone(), key.clone()));
         world.calm();
-        for _ in 0..seconds {
+        for second in 0..seconds {
+            if sidecar_restarts.contains(&second) {
+                world.step(&Step::SidecarRestarts(Keeps::Everything));
+            }
             world.turn(1);
         }
         // More ids are listed; those that stood somewhere stay where they are.

@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use rollora_api::{
-    adapters::{AdapterEntry, AdaptersFile, ContentHash, DesiredAdapters},
+    adapters::{AdapterEntry, AdaptersFile, DesiredAdapters},
     names::AdapterId,
     operator_key::{Admission, OperatorKey, Pilot},
     sidecar_status::SidecarStatus,
@@ -11,7 +11,8 @@ use rollora_api::{
 use rollora_sidecar::{
     Policy,
     decide::{Action, decide},
-    memory::{CallKind, Ended, Hold, Look, LookError, LookStep, Memory, Seen, Ticket},
+    in_force::{InForce, Texts},
+    memory::{CallKind, Ended, Hold, Kept, Look, LookError, LookStep, Memory, Seen, Ticket},
     source::{is_hub_name, same_source},
     status::status,
 };
@@ -24,6 +25,15 @@ use std::{
 /// The last one is the name of a base model.
 pub(crate) const IDS: [&str; 5] = ["a", "b", "c", "d", "base"];
 const POD: &str = "pod";
+
+/// What a person, a half-written file, or an operator of another version may leave there, and a folder without it.
+const BAD_FILES: [(Result<&str, &str>, Option<&str>); 5] = [
+    (Ok(""), None),
+    (Ok("vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: a\n      sour"), None),
+    (Ok("vLLMLoRAConfig: ["), None),
+    (Ok("vLLMLoRAConfig: {}\n"), Some("serving: 1\n")),
+    (Err("file: there is no such file"), None),
+];
 
 /// In which lists an id stands, with which source.
 pub(crate) type Entries = Vec<(Listing, bool)>;
@@ -51,6 +61,21 @@ pub(crate) enum Step {
     Use(usize),
     StrangerLoads(usize),
     StrangerUnloads(usize),
+    /// Content of the file that nobody can use.
+    BadFile(usize),
+    /// The sidecar ends without a word and starts again with what it kept.
+    SidecarRestarts(Keeps),
+    /// A call that an earlier run of the sidecar began takes effect after all.
+    OrphanActs(prop::sample::Index),
+}
+
+/// What a sidecar that starts again finds of what the one before it kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keeps {
+    Everything,
+    /// It ended before it could write the last change.
+    AllButTheLast,
+    Nothing,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +85,42 @@ pub(crate) enum Fate {
     Late(bool),
     /// The connection broke; whether it took effect.
     Lost(bool),
-    Failed,
+    Failed(Failure),
+}
+
+/// What it is answered that is not what was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// A 5xx; whether it was done all the same.
+    Server(bool),
+    Unauthorized,
+    UpdatingOff,
+    ShuttingDown,
+    EngineDead,
+    Unexpected,
+}
+
+/// How the sidecar is run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    pub(crate) policy: Policy,
+    /// The server shows no metrics: neither who it is nor what was used.
+    pub(crate) metrics_closed: bool,
+}
+
+impl Manner {
+    pub(crate) fn usual() -> Self {
+        Self { policy: Policy::default(), metrics_closed: false }
+    }
+}
+
+pub(crate) fn manner() -> impl Strategy<Value = Manner> {
+    (prop::bool::weighted(0.8), 1..=4_usize, 0..=40_u64, prop::bool::weighted(0.1)).prop_map(
+        |(probe, max_parallel, grace, metrics_closed)| {
+            let unload_grace = Duration::from_secs(grace);
+            Manner { policy: Policy { probe, max_parallel, unload_grace, ..Policy::default() }, metrics_closed }
+        },
+    )
 }
 
 pub(crate) fn entries() -> impl Strategy<Value = Entries> {
@@ -95,12 +155,21 @@ pub(crate) fn key() -> impl Strategy<Value = Option<OperatorKey>> {
 }
 
 pub(crate) fn step() -> impl Strategy<Value = Step> {
-    let fate = prop_oneof![
-        6 => Just(Fate::Answered),
-        1 => prop::bool::ANY.prop_map(Fate::Late),
-        1 => prop::bool::ANY.prop_map(Fate::Lost),
-        1 => Just(Fate::Failed)
+    let failure = prop_oneof![
+        4 => prop::bool::ANY.prop_map(Failure::Server),
+        1 => Just(Failure::Unauthorized),
+        1 => Just(Failure::UpdatingOff),
+        1 => Just(Failure::ShuttingDown),
+        1 => Just(Failure::EngineDead),
+        1 => Just(Failure::Unexpected),
     ];
+    let fate = prop_oneof![
+        12 => Just(Fate::Answered),
+        2 => prop::bool::ANY.prop_map(Fate::Late),
+        2 => prop::bool::ANY.prop_map(Fate::Lost),
+        3 => failure.prop_map(Fate::Failed)
+    ];
+    let keeps = prop_oneof![Just(Keeps::Everything), Just(Keeps::AllButTheLast), Just(Keeps::Nothing)];
     prop_oneof![
         2 => (entries(), key()).prop_map(|(entries, key)| Step::Desire(entries, key)),
         4 => prop_oneof![1..2_000_u64, 1..60_000_u64].prop_map(Step::Wait),
@@ -113,6 +182,9 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         2 => (0..IDS.len()).prop_map(Step::Use),
         1 => (0..IDS.len()).prop_map(Step::StrangerLoads),
         1 => (0..IDS.len()).prop_map(Step::StrangerUnloads),
+        1 => (0..BAD_FILES.len()).prop_map(Step::BadFile),
+        1 => keeps.prop_map(Step::SidecarRestarts),
+        1 => any::<prop::sample::Index>().prop_map(Step::OrphanActs),
     ]
 }
 
@@ -144,6 +216,13 @@ struct Call {
     action: Action,
     epoch: u64,
     process: Option<u32>,
+    since: Timestamp,
+}
+
+/// A call that failed, and that nothing has happened since that could make it worth another try at once.
+struct FailedCall {
+    kind: CallKind,
+    at: Timestamp,
 }
 
 type LookResult = Result<Seen, LookError>;
@@ -156,6 +235,12 @@ pub(crate) struct World {
     calls: Vec<Call>,
     look: Option<(Ticket, Option<LookResult>)>,
     desired: Option<DesiredAdapters>,
+    in_force: InForce,
+    manner: Manner,
+    /// What is kept after the last event, and after the one before.
+    kept: [Kept; 2],
+    orphans: Vec<Call>,
+    failed: BTreeMap<AdapterId, FailedCall>,
     deadly: Vec<&'static str>,
     broken: Vec<&'static str>,
     killed: BTreeMap<&'static str, u32>,
@@ -166,15 +251,20 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(deadly: &[&'static str], broken: &[&'static str]) -> Self {
+    pub(crate) fn new(manner: Manner, deadly: &[&'static str], broken: &[&'static str]) -> Self {
         let mut world = Self {
-            memory: Memory::new("http://server", Policy::default()),
+            memory: Memory::new("http://server", manner.policy),
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
             server: None,
             started: 0,
             calls: Vec::new(),
             look: None,
             desired: None,
+            in_force: InForce::default(),
+            manner,
+            kept: [Kept::default(), Kept::default()],
+            orphans: Vec::new(),
+            failed: BTreeMap::new(),
             deadly: deadly.to_vec(),
             broken: broken.to_vec(),
             killed: BTreeMap::new(),
@@ -188,7 +278,7 @@ impl World {
 
     pub(crate) fn step(&mut self, step: &Step) {
         match step {
-            Step::Desire(entries, key) => self.desire(entries, key.clone()),
+            Step::Desire(entries, key) => self.desire(entries, key.as_ref()),
             Step::Wait(milliseconds) => self.now += Duration::from_millis(*milliseconds),
             Step::End(index, fate) if !self.calls.is_empty() => {
                 let call = self.calls.remove(index.index(self.calls.len()));
@@ -216,7 +306,19 @@ impl World {
                     server.told.remove(&id(IDS[*index]));
                 }
             }
-            Step::End(..) | Step::ServerStarts => {}
+            Step::BadFile(which) => self.bad_file(*which),
+            Step::SidecarRestarts(keeps) => self.restart_sidecar(*keeps),
+            Step::OrphanActs(index) if !self.orphans.is_empty() => {
+                let call = self.orphans.remove(index.index(self.orphans.len()));
+                let process = self.server.as_ref().map(|server| server.number);
+                if process.is_some() && process == call.process {
+                    drop(self.serve(&call.action));
+                }
+            }
+            Step::End(..) | Step::ServerStarts | Step::OrphanActs(_) => {}
+        }
+        if !matches!(step, Step::Wait(_) | Step::End(..) | Step::LookSees | Step::LookEnds(_) | Step::Use(_)) {
+            self.failed.clear();
         }
         self.think();
     }
@@ -229,6 +331,8 @@ impl World {
         for call in std::mem::take(&mut self.calls) {
             self.end(&call, Fate::Answered);
         }
+        self.orphans.clear();
+        self.failed.clear();
         self.look_ends(Fate::Answered);
         self.connection_closes();
         if self.server.is_none() {
@@ -297,7 +401,7 @@ impl World {
         }
     }
 
-    fn desire(&mut self, entries: &Entries, key: Option<OperatorKey>) {
+    fn desire(&mut self, entries: &Entries, key: Option<&OperatorKey>) {
         let mut file = AdaptersFile::default();
         for (name, (listing, other)) in IDS.iter().zip(entries) {
             let entry = AdapterEntry { id: id(name), source: source(name, *other), base_model: None, required: false };
@@ -308,9 +412,59 @@ impl World {
                 file.ensure_not_exist.push(entry);
             }
         }
-        let desired = DesiredAdapters { file, key, hash: ContentHash::default() };
-        self.memory.desire(&desired, POD, self.now);
-        self.desired = Some(desired);
+        let user = file_text(&file);
+        let texts = Texts { user: Ok(user), operator: key.map(|key| Ok(key.to_yaml())) };
+        self.take(&texts);
+        let desired = self.in_force.desired().borrow().clone().expect("a good file");
+        assert_eq!(desired.file.ensure_exist, file.ensure_exist);
+        assert_eq!(desired.file.ensure_not_exist, file.ensure_not_exist);
+        self.desired = Some((*desired).clone());
+    }
+
+    /// The file and what the operator wrote beside it are read, as the program reads them.
+    fn take(&mut self, texts: &Texts) {
+        let before = self.in_force.desired().borrow().clone();
+        self.in_force.take(texts.read(&"file", "configmap.yaml"));
+        let after = self.in_force.desired().borrow().clone();
+        if let Some(desired) = after.as_ref().filter(|after| before.as_ref() != Some(after)) {
+            self.memory.desire(desired, POD, self.now);
+        }
+        self.memory.file_error.clone_from(&self.in_force.error().borrow());
+    }
+
+    /// Nothing but the error that is told changes by a file that cannot be used.
+    fn bad_file(&mut self, which: usize) {
+        let (user, operator) = BAD_FILES[which];
+        let before = self.in_force.desired().borrow().clone();
+        let adapters = self.memory.adapters.clone();
+        let user = user.map(str::to_owned).map_err(str::to_owned);
+        self.take(&Texts { user, operator: operator.map(|text| Ok(text.to_owned())) });
+        assert_eq!(*self.in_force.desired().borrow(), before);
+        assert_eq!(self.memory.adapters, adapters);
+        assert!(status(&self.memory, self.now).config.error.is_some(), "nobody is told");
+    }
+
+    /// The sidecar ends and another one starts. What it had asked for may still be done.
+    fn restart_sidecar(&mut self, keeps: Keeps) {
+        let calls = std::mem::take(&mut self.calls);
+        self.orphans.extend(calls);
+        self.look = None;
+        self.memory = Memory::new("http://server", self.manner.policy);
+        let [last, before] = &self.kept;
+        let kept = match keeps {
+            Keeps::Everything => Some(last),
+            Keeps::AllButTheLast => Some(before),
+            Keeps::Nothing => None,
+        };
+        if let Some(kept) = kept {
+            // As it is written and read.
+            self.memory.recall(serde_json::from_str(&serde_json::to_string(kept).unwrap()).unwrap());
+        }
+        let desired = self.in_force.desired().borrow().clone();
+        if let Some(desired) = desired {
+            self.memory.desire(&desired, POD, self.now);
+        }
+        self.memory.file_error.clone_from(&self.in_force.error().borrow());
     }
 
     fn start_server(&mut self) {
@@ -331,7 +485,7 @@ impl World {
             self.assert_allowed(&action);
             self.memory.began(&action, self.now);
             let process = self.server.as_ref().map(|server| server.number);
-            self.calls.push(Call { action, epoch: self.memory.epoch(), process });
+            self.calls.push(Call { action, epoch: self.memory.epoch(), process, since: self.now });
         }
         if let Some(look) = self.memory.look_due(self.now) {
             assert!(self.look.is_none(), "two looks at once");
@@ -341,11 +495,20 @@ impl World {
         if status.readiness.ready {
             self.memory.latch_ready();
         }
+        let kept = self.memory.to_keep();
+        if self.kept[0] != kept {
+            self.kept.swap(0, 1);
+            self.kept[0] = kept;
+        }
         self.assert_truth(&status);
     }
 
     /// Nothing is told of the server that it did not show.
     fn assert_truth(&self, status: &SidecarStatus) {
+        if self.manner.metrics_closed || !self.manner.policy.probe {
+            // It does not say which process it is, or nothing is proven.
+            return;
+        }
         let process: Option<u32> = status.server.as_ref().map(|server| server.start.parse().unwrap());
         if status.readiness.ready {
             assert!(process >= Some(self.closed_before), "ready by a process that is gone");
@@ -369,6 +532,10 @@ impl World {
         assert!(id.as_str() != "base", "a base model: {action:?}");
         assert!(exist.is_some() != not_exist.is_some(), "in both lists or in none: {action:?}");
         assert!(present.iter().all(|call| call.action.id() != id), "two calls at once: {action:?}");
+        if let Some(failed) = self.failed.get(id).filter(|failed| failed.kind == action.kind()) {
+            let after = self.now.duration_since(failed.at);
+            assert!(after >= SignedDuration::from_secs(1), "again after {after:?}: {action:?}");
+        }
         match action {
             Action::Load { source, .. } => {
                 let entry = exist.or(not_exist.filter(|_| serving)).expect("not wanted");
@@ -376,19 +543,28 @@ impl World {
                 assert_eq!(admission, Admission::Granted, "{action:?}");
                 let told = self.server.as_ref().filter(|server| self.is_known(server)).map(|server| &server.told);
                 assert!(!told.is_some_and(|told| told.contains(id)), "loaded already: {action:?}");
-                assert!(count(CallKind::Load) < 4, "too many loads");
+                let most = self.manner.policy.max_parallel;
+                assert!(present.iter().filter(|call| self.is_young_load(call)).count() < most, "too many loads");
+                assert!(count(CallKind::Load) < 2 * most, "too many loads hang");
                 let hub = |call: &Call| matches!(&call.action, Action::Load { from_hub: true, .. });
                 assert!(!is_hub_name(source) || !present.iter().any(|call| hub(call)), "two downloads");
             }
             Action::Probe { .. } => {
                 assert_eq!(admission, Admission::Granted, "{action:?}");
                 assert_eq!(count(CallKind::Probe), 0, "two probes");
+                assert!(self.manner.policy.probe, "nobody wants proof");
             }
             Action::Unload { .. } => {
                 assert!(!serving, "it serves: {action:?}");
+                assert!(!present.iter().any(|call| self.is_young_load(call)), "before a load: {action:?}");
                 assert!(not_exist.is_some() || admission == Admission::Rejected, "wanted: {action:?}");
             }
         }
+    }
+
+    fn is_young_load(&self, call: &Call) -> bool {
+        let age = self.now.duration_since(call.since);
+        matches!(call.action, Action::Load { .. }) && age < SignedDuration::from_secs(10)
     }
 
     /// Whether this is the process that the memory speaks of.
@@ -407,8 +583,11 @@ impl World {
                 return self.memory.ended(call.action.id(), call.epoch, Ended::Skipped, 0.5, self.now);
             }
             (Some(_), Fate::Answered) => self.serve(&call.action),
-            (Some(_), Fate::Failed) => {
-                Err(VllmError::ServerError { call: text.clone(), status: 500, detail: String::new() })
+            (Some(_), Fate::Failed(failure)) => {
+                if failure == Failure::Server(true) {
+                    drop(self.serve(&call.action));
+                }
+                Err(failure.error(&text))
             }
             (Some(_), Fate::Late(done) | Fate::Lost(done)) => {
                 if done {
@@ -431,6 +610,11 @@ impl World {
                 CallKind::Unload => {}
             }
         }
+        let fails_for_sure = matches!(fate, Fate::Failed(failure) if failure != Failure::Server(true));
+        if same_process && fails_for_sure && call.epoch == self.memory.epoch() {
+            let failed = FailedCall { kind: call.action.kind(), at: self.now };
+            self.failed.insert(call.action.id().clone(), failed);
+        }
         self.memory.ended(call.action.id(), call.epoch, Ended::Answered(answer), 0.5, self.now);
     }
 
@@ -438,9 +622,12 @@ impl World {
     fn is_idle(&self, action: &Action) -> bool {
         let Action::Unload { id, last_used } = action else { return true };
         let used = self.server.as_ref().and_then(|server| server.used.get(id));
+        let used = used.filter(|_| !self.manner.metrics_closed);
         let idle = used == last_used.as_ref();
         if let Some(used) = used.filter(|_| idle) {
-            assert!(self.now.duration_since(*used) >= SignedDuration::from_secs(30), "in use: {action:?}");
+            let grace = SignedDuration::try_from(self.manner.policy.unload_grace).unwrap();
+            let ago = self.now.duration_since(*used);
+            assert!(self.manner.metrics_closed || ago >= grace, "used {ago:?} ago: {action:?}");
         }
         idle
     }
@@ -483,7 +670,13 @@ impl World {
                     step: LookStep::Health,
                     error: VllmError::Unreachable { endpoint: String::new(), detail: String::new() },
                 }),
-                (Some(server), Fate::Answered) => Ok(server.shows(ticket.look)),
+                (Some(server), Fate::Answered) => {
+                    let mut seen = server.shows(ticket.look);
+                    if self.manner.metrics_closed && seen.metrics.is_some() {
+                        seen.metrics = Some(ServerMetrics::default());
+                    }
+                    Ok(seen)
+                }
                 (Some(_), Fate::Late(first)) => Err(LookError {
                     step: if first { LookStep::Health } else { LookStep::Models },
                     error: VllmError::Timeout { call: String::new(), after: Duration::ZERO },
@@ -492,10 +685,9 @@ impl World {
                     step: if first { LookStep::Metrics } else { LookStep::Models },
                     error: VllmError::ConnectionLost { call: String::new(), detail: String::new() },
                 }),
-                (Some(_), Fate::Failed) => Err(LookError {
-                    step: LookStep::Models,
-                    error: VllmError::ServerError { call: String::new(), status: 500, detail: String::new() },
-                }),
+                (Some(_), Fate::Failed(failure)) => {
+                    Err(LookError { step: LookStep::Models, error: failure.error("list its models") })
+                }
             });
         }
     }
@@ -504,6 +696,20 @@ impl World {
         self.look_sees(fate);
         if let Some((ticket, Some(seen))) = self.look.take() {
             self.memory.looked(ticket, seen, self.now);
+        }
+    }
+}
+
+impl Failure {
+    fn error(self, call: &str) -> VllmError {
+        let (call, detail) = (call.to_owned(), String::new());
+        match self {
+            Self::Server(_) => VllmError::ServerError { call, status: 500, detail },
+            Self::Unauthorized => VllmError::Unauthorized,
+            Self::UpdatingOff => VllmError::RuntimeUpdatingOff,
+            Self::ShuttingDown => VllmError::ShuttingDown { call },
+            Self::EngineDead => VllmError::EngineDead { call, detail },
+            Self::Unexpected => VllmError::Unexpected { call, status: 429, detail },
         }
     }
 }
@@ -529,4 +735,14 @@ impl Process {
 
 fn find<'a>(entries: &'a [AdapterEntry], id: &AdapterId) -> Option<&'a AdapterEntry> {
     entries.iter().find(|entry| entry.id == *id)
+}
+
+/// The file as a person would have written it.
+fn file_text(file: &AdaptersFile) -> String {
+    let list = |entries: &[AdapterEntry]| -> String {
+        let entry = |entry: &AdapterEntry| format!("\n    - id: {}\n      source: {}", entry.id, entry.source);
+        if entries.is_empty() { " []".to_owned() } else { entries.iter().map(entry).collect() }
+    };
+    let (exist, not_exist) = (list(&file.ensure_exist), list(&file.ensure_not_exist));
+    format!("vLLMLoRAConfig:\n  ensureExist:\n    models:{exist}\n  ensureNotExist:\n    models:{not_exist}\n")
 }
