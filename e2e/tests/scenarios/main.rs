@@ -27,6 +27,7 @@ mod permissions;
 mod picker;
 #[cfg(feature = "cluster")]
 mod pods;
+mod real_sidecar;
 mod real_vllm;
 #[cfg(feature = "cluster")]
 mod replicas;

@@ -1,0 +1,305 @@
+//! `rollora-sidecar` beside a real vLLM on the CPU that asks for a key: what cannot be loaded, what is used, what is
+//! unloaded under a running stream, and a server that ends. One server for all of it, because its start takes long.
+
+use crate::numbers::say;
+use anyhow::{Context as _, Result, ensure};
+use http_body_util::BodyExt as _;
+use hyper::header::{AUTHORIZATION, HeaderValue};
+use jiff::Timestamp;
+use rollora_api::{
+    names::AdapterId,
+    sidecar_status::{AdapterState, AdapterStatus, SidecarStatus},
+};
+use rollora_e2e::{
+    http::{self, Address, Connection},
+    ports::Port,
+    process::{Process, program},
+    server::{Kind, Server},
+};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// A stream of so many takes seconds.
+const TOKENS: usize = 900;
+const KEY: &str = "secret";
+/// An adapter may go when it was not used for this long.
+const GRACE: Duration = Duration::from_secs(2);
+
+#[expect(clippy::disallowed_methods, reason = "times are what is measured")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the server's own times are compared with it")]
+fn clock() -> Timestamp {
+    Timestamp::now()
+}
+
+/// A file, a key for the server, and the program with both.
+struct Sidecar {
+    folder: TempDir,
+    port: Port,
+    vllm: u16,
+    process: Option<Process>,
+}
+
+impl Sidecar {
+    fn new(vllm: u16) -> Result<Self> {
+        Ok(Self { folder: TempDir::new()?, port: Port::reserve()?, vllm, process: None })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes the file as an editor does: beside it, and renamed into place.
+    fn write(&self, exist: &[(&str, &str)], not_exist: &[(&str, &str)]) -> Result<()> {
+        let list = |entries: &[(&str, &str)]| -> String {
+            let entry = |(id, source): &(&str, &str)| format!("\n    - id: {id}\n      source: {source}");
+            if entries.is_empty() { " []".to_owned() } else { entries.iter().map(entry).collect() }
+        };
+        let (port, exist, not_exist) = (self.vllm, list(exist), list(not_exist));
+        let text = format!(
+            "vLLMLoRAConfig:\n  host: 127.0.0.1\n  port: {port}\n  ensureExist:\n    models:{exist}\n  \
+             ensureNotExist:\n    models:{not_exist}\n"
+        );
+        fs::write(self.path("fresh"), text)?;
+        Ok(fs::rename(self.path("fresh"), self.path("configmap.yaml"))?)
+    }
+
+    fn start(&mut self) -> Result<()> {
+        let mut command = Command::new(program("rollora-sidecar", "rollora-sidecar")?);
+        command.arg("--config").arg(self.path("configmap.yaml"));
+        command.arg("--api-key-file").arg(self.path("key")).arg("--state-dir").arg(self.path("state"));
+        command.args(["--address", "127.0.0.1", "--metrics-port", &self.port.number().to_string()]);
+        command.args(["--unload-grace", &format!("{}s", GRACE.as_secs())]);
+        self.process = Some(Process::start("sidecar", command, self.folder.path())?);
+        Ok(())
+    }
+
+    fn address(&self) -> Address {
+        self.port.address().into()
+    }
+
+    async fn status(&self) -> Result<SidecarStatus> {
+        http::get_json(&self.address(), "/status").await
+    }
+
+    async fn is_ready(&self) -> bool {
+        let answer = http::call(&self.address(), http::request("GET", "/readyz", None)).await;
+        answer.is_ok_and(|(status, _)| status == 200)
+    }
+
+    /// Waits for a status like this.
+    async fn shows(&self, what: &str, reached: impl Fn(&SidecarStatus) -> bool) -> Result<SidecarStatus> {
+        let began = now();
+        loop {
+            let status = self.status().await;
+            match status {
+                Ok(status) if reached(&status) => return Ok(status),
+                status => {
+                    let log = || self.process.as_ref().map(|process| process.log_tail(40)).unwrap_or_default();
+                    let in_time = began.elapsed() < Duration::from_secs(30);
+                    ensure!(in_time, "never seen: {what}\n{status:#?}\n{}", log());
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn shows_state(&self, id: &str, state: AdapterState) -> Result<AdapterStatus> {
+        let reached = |status: &SidecarStatus| find(status, id).is_some_and(|adapter| adapter.state == state);
+        let status = self.shows(&format!("{id} {state:?}"), reached).await?;
+        find(&status, id).cloned().context("it was there a moment ago")
+    }
+
+    async fn becomes_ready(&self) -> Result<()> {
+        self.shows("ready", |status| status.readiness.ready).await?;
+        ensure!(self.is_ready().await, "/readyz says something else than /status");
+        Ok(())
+    }
+}
+
+fn find<'a>(status: &'a SidecarStatus, id: &str) -> Option<&'a AdapterStatus> {
+    status.adapters.iter().find(|adapter| adapter.id == AdapterId::new(id).unwrap_or_else(|_| adapter.id.clone()))
+}
+
+fn error_of(adapter: &AdapterStatus) -> (&str, &str) {
+    adapter.last_error.as_ref().map_or(("", ""), |error| (error.reason.as_str(), error.message.as_str()))
+}
+
+/// A completion that streams many tokens, and when its last byte came.
+async fn stream(vllm: &Server, id: &str) -> Result<(String, Instant)> {
+    let body = json!({
+        "model": id, "prompt": "hello", "max_tokens": TOKENS, "ignore_eos": true, "temperature": 0, "stream": true,
+    });
+    let mut connection = Connection::open(&address(vllm)?).await?;
+    let answer = connection.send(authorized("/v1/completions", &body)?).await?;
+    ensure!(answer.status() == 200, "a stream of {id}: {}", answer.status());
+    let body = answer.into_body().collect().await.context("the stream was cut")?.to_bytes();
+    Ok((String::from_utf8(body.to_vec())?, now()))
+}
+
+fn address(vllm: &Server) -> Result<Address> {
+    Ok(Address::Tcp(vllm.url().trim_start_matches("http://").parse()?))
+}
+
+fn authorized(path: &str, body: &Value) -> Result<hyper::Request<http_body_util::Full<bytes::Bytes>>> {
+    let mut request = http::request("POST", path, Some(body));
+    request.headers_mut().insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {KEY}"))?);
+    Ok(request)
+}
+
+/// The text of a stream, which has to be whole.
+fn whole(stream: &str) -> Result<String> {
+    ensure!(stream.trim_end().ends_with("data: [DONE]"), "it has no end: {stream:.300}");
+    let events = stream.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let events = events.map(|event| serde_json::from_str::<Value>(&format!("{{{event}")));
+    let events: Vec<Value> = events.collect::<Result<_, _>>()?;
+    // vLLM now and then puts two tokens into one event.
+    ensure!(events.len() > TOKENS / 2, "{} events of {TOKENS} tokens", events.len());
+    let last = events.iter().rev().find_map(|event| event["choices"][0]["finish_reason"].as_str());
+    ensure!(last == Some("length"), "it ends with {last:?}");
+    Ok(events.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect())
+}
+
+#[test]
+fn beside_a_real_vllm_it_does_and_says_what_it_does_beside_a_simulated_one() {
+    let Some(home) = std::env::var_os("ROLLORA_VLLM_HOME").map(PathBuf::from) else {
+        say(
+            "skipped: the sidecar beside a real vLLM, because ROLLORA_VLLM_HOME is not set (`cargo xtask test` sets it)",
+        );
+        return;
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    if let Err(error) = runtime.block_on(beside_a_real_vllm(home)) {
+        panic!("{error:?}");
+    }
+}
+
+async fn beside_a_real_vllm(home: PathBuf) -> Result<()> {
+    let logs = TempDir::new()?;
+    let mut vllm = Server::own("vllm", Kind::Real { home }, Some(KEY), logs.path())?;
+    let port = vllm.url().rsplit_once(':').context("a port")?.1.parse()?;
+    let mut sidecar = Sidecar::new(port)?;
+    sidecar.write(&[("a4", "tiny/adapters/a4")], &[])?;
+    fs::write(sidecar.path("key"), "wrong\n")?;
+    sidecar.start()?;
+    let away = sidecar.shows("vLLM is not there yet", |status| status.readiness.reason == "Unreachable").await?;
+    ensure!(away.server.is_none(), "{away:#?}");
+    vllm.answers().await?;
+
+    a_wrong_key_is_said_and_the_right_one_is_taken_without_a_restart(&sidecar).await?;
+    what_cannot_be_loaded_says_why_and_holds_nothing_up(&sidecar).await?;
+    an_adapter_in_use_is_unloaded_after_its_stream_and_the_grace(&sidecar, &vllm).await?;
+    a_stream_outlives_an_unload_by_somebody_else(&sidecar, &vllm).await?;
+    a_server_that_ends_is_noticed_at_once_and_gets_back_what_it_had(&sidecar, &mut vllm).await
+}
+
+async fn a_wrong_key_is_said_and_the_right_one_is_taken_without_a_restart(sidecar: &Sidecar) -> Result<()> {
+    let refused = |status: &SidecarStatus| status.problem.as_ref().is_some_and(|said| said.reason == "Unauthorized");
+    sidecar.shows("the key is refused", refused).await?;
+    ensure!(!sidecar.is_ready().await, "ready with a wrong key");
+    fs::write(sidecar.path("key"), format!("{KEY}\n"))?;
+    sidecar.shows_state("a4", AdapterState::Verified).await?;
+    sidecar.becomes_ready().await
+}
+
+async fn what_cannot_be_loaded_says_why_and_holds_nothing_up(sidecar: &Sidecar) -> Result<()> {
+    let listed = [
+        ("absent", "/nonexistent/adapter"),
+        ("rank32", "tiny/adapters/rank32"),
+        ("a4", "tiny/adapters/a4"),
+        ("a6", "tiny/adapters/a6"),
+    ];
+    sidecar.write(&listed, &[])?;
+    sidecar.shows_state("a6", AdapterState::Verified).await?;
+    let absent = sidecar.shows_state("absent", AdapterState::Failed).await?;
+    let (reason, words) = error_of(&absent);
+    ensure!(reason == "AdapterNotFound" && words.contains("/nonexistent/adapter"), "{absent:#?}");
+    let rank = sidecar.shows_state("rank32", AdapterState::Failed).await?;
+    let (reason, words) = error_of(&rank);
+    ensure!(reason == "RankTooHigh" && words.contains("rank 32") && words.contains("at most 16"), "{rank:#?}");
+    ensure!(rank.attempts > 0 && rank.next_try.is_some(), "{rank:#?}");
+    sidecar.becomes_ready().await
+}
+
+async fn an_adapter_in_use_is_unloaded_after_its_stream_and_the_grace(sidecar: &Sidecar, vllm: &Server) -> Result<()> {
+    let began = clock();
+    let (streamed, unlisted) = tokio::join!(stream(vllm, "a6"), async {
+        // In the middle of the stream.
+        sidecar.shows("it is used", |_| clock() > began + Duration::from_millis(300)).await?;
+        sidecar.write(&[("a4", "tiny/adapters/a4")], &[("a6", "tiny/adapters/a6")])?;
+        sidecar.shows_state("a6", AdapterState::Unloading).await?;
+        anyhow::Ok(now())
+    });
+    let ((streamed, streamed_until), unlisted) = (streamed?, unlisted?);
+    let ended = clock();
+    whole(&streamed)?;
+    ensure!(unlisted < streamed_until, "the stream was over before");
+    ensure!(vllm.adapters().await?.contains("a6"), "unloaded while its last use is less than the grace ago");
+    let gone = sidecar.shows_state("a6", AdapterState::Gone).await?;
+    let unloaded = clock();
+    let used = gone.last_used.context("nobody says when it was used")?;
+    say(&format!("last use: {used}, stream from {began} to {ended}, unloaded {unloaded}"));
+    let slack = Duration::from_millis(1500);
+    ensure!(began < used && used < ended + slack && ended < used + slack, "used {used}, and streamed to {ended}");
+    ensure!(unloaded > used + GRACE, "unloaded {unloaded}, used {used}");
+    ensure!(!vllm.adapters().await?.contains("a6"), "it is said to be gone");
+    Ok(())
+}
+
+async fn a_stream_outlives_an_unload_by_somebody_else(sidecar: &Sidecar, vllm: &Server) -> Result<()> {
+    let undisturbed = whole(&stream(vllm, "a4").await?.0)?;
+    let (streamed, unloaded) = tokio::join!(stream(vllm, "a4"), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let request = authorized("/v1/unload_lora_adapter", &json!({ "lora_name": "a4" }))?;
+        let (status, _) = http::call(&address(vllm)?, request).await?;
+        anyhow::Ok((status, now()))
+    });
+    let ((streamed, streamed_until), (status, unloaded)) = (streamed?, unloaded?);
+    ensure!(status == 200 && unloaded < streamed_until, "{status}: it was not unloaded under the stream");
+    let streamed = whole(&streamed)?;
+    ensure!(streamed == undisturbed, "the stream is not what it is undisturbed");
+    // It is wanted: the next list of models shows that it is gone, and it comes back.
+    let began = now();
+    while !vllm.adapters().await?.contains("a4") {
+        ensure!(began.elapsed() < Duration::from_secs(20), "it is not loaded again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    sidecar.shows_state("a4", AdapterState::Verified).await.map(drop)
+}
+
+async fn a_server_that_ends_is_noticed_at_once_and_gets_back_what_it_had(
+    sidecar: &Sidecar,
+    vllm: &mut Server,
+) -> Result<()> {
+    let before = sidecar.status().await?.server;
+    vllm.kill();
+    let killed = now();
+    while sidecar.is_ready().await {
+        ensure!(killed.elapsed() < Duration::from_secs(1), "ready for more than a second after the end");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let noticed = killed.elapsed();
+    vllm.start()?;
+    vllm.answers().await?;
+    let healthy = now();
+    sidecar.shows_state("a4", AdapterState::Verified).await?;
+    sidecar.becomes_ready().await?;
+    let back = healthy.elapsed();
+    say(&format!(
+        "a killed vLLM is noticed after {noticed:.0?}, and has its adapter back {back:.0?} after it is healthy"
+    ));
+    let after = sidecar.status().await?.server;
+    ensure!(before != after && after.is_some(), "the same server: {before:?} {after:?}");
+    ensure!(vllm.adapters().await?.contains("a4"), "verified, and not listed");
+    Ok(())
+}
