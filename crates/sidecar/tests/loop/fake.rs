@@ -29,6 +29,10 @@ pub(crate) struct Knobs {
     pub(crate) silent: BTreeSet<String>,
     /// Loads of these fail, with this answer.
     pub(crate) failing: BTreeMap<String, (u16, String)>,
+    /// Unloads of these fail, with this answer.
+    pub(crate) unload_failing: BTreeMap<String, (u16, String)>,
+    /// Uses of these get no answer.
+    pub(crate) busy: BTreeSet<String>,
     /// The first use of these ends the server.
     pub(crate) deadly: BTreeSet<String>,
     /// The key that it asks for.
@@ -52,10 +56,14 @@ struct Shared {
     knobs: Knobs,
     started: u32,
     process: Process,
+    /// How often the models were asked for.
+    models_asked: usize,
     /// Loads and unloads and probes, as they arrived.
     log: Vec<String>,
     loading: BTreeSet<String>,
     most_loading: usize,
+    using: usize,
+    most_used: usize,
 }
 
 /// The server: stays at one address over its processes.
@@ -155,6 +163,21 @@ impl Fake {
         self.log().iter().filter(|logged| *logged == entry).count()
     }
 
+    /// How often the models were asked for.
+    pub(crate) fn models_asked(&self) -> usize {
+        self.shared.lock().unwrap().models_asked
+    }
+
+    /// Somebody else unloads an adapter.
+    pub(crate) fn lose(&self, id: &str) {
+        self.shared.lock().unwrap().process.adapters.remove(id);
+    }
+
+    /// The most uses that went on at the same time.
+    pub(crate) fn most_used_at_once(&self) -> usize {
+        self.shared.lock().unwrap().most_used
+    }
+
     /// The most loads that went on at the same time.
     pub(crate) fn most_loading(&self) -> usize {
         self.shared.lock().unwrap().most_loading
@@ -217,7 +240,11 @@ fn field(body: &Bytes, name: &str) -> String {
 }
 
 async fn models(State(server): State<Server>) -> Response {
-    let adapters = server.shared.lock().unwrap().process.adapters.clone();
+    let adapters = {
+        let mut shared = server.shared.lock().unwrap();
+        shared.models_asked += 1;
+        shared.process.adapters.clone()
+    };
     let base = json!({ "id": "base", "root": "/base", "parent": null });
     let adapter = |(id, root)| json!({ "id": id, "root": root, "parent": "base" });
     let data: Vec<Value> = std::iter::once(base).chain(adapters.into_iter().map(adapter)).collect();
@@ -271,6 +298,9 @@ async fn unload(State(server): State<Server>, body: Bytes) -> Response {
     let id = field(&body, "lora_name");
     let mut shared = server.shared.lock().unwrap();
     shared.log.push(format!("unload {id}"));
+    if let Some((status, message)) = shared.knobs.unload_failing.get(&id) {
+        return refusal(*status, message);
+    }
     match shared.process.adapters.remove(&id) {
         Some(_) => format!("Success: LoRA adapter '{id}' removed successfully.").into_response(),
         None => refusal(404, &format!("The lora adapter '{id}' cannot be found.")),
@@ -279,11 +309,18 @@ async fn unload(State(server): State<Server>, body: Bytes) -> Response {
 
 async fn complete(State(server): State<Server>, body: Bytes) -> Response {
     let id = field(&body, "model");
-    let (known, deadly) = {
+    let (known, deadly, busy) = {
         let mut shared = server.shared.lock().unwrap();
         shared.log.push(format!("use {id}"));
-        (shared.process.adapters.contains_key(&id), shared.knobs.deadly.contains(&id))
+        let knobs = &shared.knobs;
+        (shared.process.adapters.contains_key(&id), knobs.deadly.contains(&id), knobs.busy.contains(&id))
     };
+    let _in_use = InUse::begin(&server);
+    // Long enough for another to come in, were it asked.
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    if busy {
+        std::future::pending::<()>().await;
+    }
     if deadly {
         end(&server.runtime);
         std::future::pending::<()>().await;
@@ -292,5 +329,23 @@ async fn complete(State(server): State<Server>, body: Bytes) -> Response {
         Json(json!({ "model": id, "choices": [] })).into_response()
     } else {
         refusal(404, &format!("The model `{id}` does not exist."))
+    }
+}
+
+/// A completion under way, until it is dropped.
+struct InUse(Server);
+
+impl InUse {
+    fn begin(server: &Server) -> Self {
+        let mut shared = server.shared.lock().unwrap();
+        shared.using += 1;
+        shared.most_used = shared.most_used.max(shared.using);
+        Self(server.clone())
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.shared.lock().unwrap().using -= 1;
     }
 }

@@ -7,6 +7,8 @@
 
 #[allow(dead_code, reason = "shared with the tests of the program")]
 mod fake;
+mod many;
+mod unload;
 
 use fake::{Fake, Knobs};
 use rollora_api::{
