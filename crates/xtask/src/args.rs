@@ -16,9 +16,9 @@ Everything that a person or CI runs.
   cargo xtask test [PART…]       everything that CI checks, or only these parts:
                                  format, dependencies, lints, crds, tests
     --long                       with the repetitions and the long fault schedules, and the benches
-  cargo xtask bench NAME…        measure: gateway, idle, router
+  cargo xtask bench NAME…        measure: gateway, idle, router, sidecar
     --json                       one object a line: {\"bench\",\"measure\",\"value\",\"unit\",\"goal\"}
-  cargo xtask crds               write crds/ from the Rust types
+  cargo xtask crds               write crds/ and the schema of /status from the Rust types
     --check                      only say whether that would change anything
   cargo xtask tools              what the tool cache holds
     fetch [NAME…]                fetch or build what is not there; everything where nothing is named

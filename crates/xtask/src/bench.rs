@@ -18,6 +18,7 @@ mod load;
 mod proc;
 mod router;
 mod servers;
+mod sidecar;
 
 /// One number.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -84,7 +85,8 @@ impl std::error::Error for Unavailable {}
 
 type Bench = fn() -> Result<Vec<Measure>>;
 
-const ALL: [(&str, Bench); 3] = [("gateway", gateway::run), ("idle", idle::run), ("router", router::run)];
+const ALL: [(&str, Bench); 4] =
+    [("gateway", gateway::run), ("idle", idle::run), ("router", router::run), ("sidecar", sidecar::run)];
 
 pub(crate) fn run(names: &[String], json: bool) -> Result<ExitCode> {
     let mut all_reached = true;
@@ -205,6 +207,6 @@ mod tests {
     #[test]
     fn a_bench_that_does_not_exist_is_refused_with_those_that_do() {
         let words = chosen(&["gatewya".to_owned()]).unwrap_err().to_string();
-        assert!(words.contains("gateway, idle, router"), "{words}");
+        assert!(words.contains("gateway, idle, router, sidecar"), "{words}");
     }
 }

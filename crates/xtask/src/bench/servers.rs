@@ -78,7 +78,7 @@ impl Server {
         self.child.id()
     }
 
-    fn start(name: &'static str, mut command: Command, address: SocketAddr, folder: &Path) -> Result<Self> {
+    pub(super) fn start(name: &'static str, mut command: Command, address: SocketAddr, folder: &Path) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let output = File::create(&log)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
@@ -88,17 +88,44 @@ impl Server {
 
     /// A simulated vLLM that answers at once.
     pub(super) fn simulator(programs: &Programs) -> Result<Self> {
+        Self::simulator_with(programs, 0, &[])
+    }
+
+    /// A simulated vLLM at a port of its own choice (0) or of ours, with more flags. It answers when this returns.
+    pub(super) fn simulator_with(programs: &Programs, port: u16, arguments: &[&str]) -> Result<Self> {
         let mut command = Command::new(find(programs, "vllm-sim")?);
-        // It ends with its standard input, so that it does not outlive a bench that is killed.
-        command.args(["--port", "0", "--any-source", "--until-stdin-closes"]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
-        let mut child = command.spawn().context("cannot start vllm-sim")?;
-        let stdout = child.stdout.take().context("vllm-sim has no output")?;
-        let mut url = String::new();
-        BufReader::new(stdout).read_line(&mut url)?;
+        command.args(["--port", &port.to_string(), "--any-source", "--until-stdin-closes"]).args(arguments);
+        let (child, url) = Self::announced("vllm-sim", command)?;
         let address = url.trim().strip_prefix("http://").and_then(|address| address.parse().ok());
         let address = address.with_context(|| format!("vllm-sim did not print its URL but {url:?}"))?;
         Ok(Self { name: "vllm-sim", child, address, log: PathBuf::new() })
+    }
+
+    /// Starts what says by its first line of output that it is ready, and gives that line. It has to end with its
+    /// standard input, so that it does not outlive a bench that is killed.
+    pub(super) fn announced(name: &'static str, mut command: Command) -> Result<(Child, String)> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let stdout = child.stdout.take().with_context(|| format!("{name} has no output"))?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        Ok((child, line))
+    }
+
+    /// Ends it as a power cut would.
+    pub(super) fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// What it wrote, if it has ended.
+    pub(super) fn last_words(&mut self) -> Result<Option<String>> {
+        let ended = self.child.try_wait()?;
+        Ok(ended.map(|status| {
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            format!("{} ended with {}; it said:\n{log}", self.name, process::ending(status))
+        }))
     }
 
     /// `rollora local` in front of some servers, once it answers for [`MODEL`].
@@ -159,7 +186,7 @@ pub(super) fn body(model: &str, bytes: usize) -> String {
 }
 
 /// An address that nobody listens on now. Another program could take it before it is used; then the server says so.
-fn free_address() -> Result<SocketAddr> {
+pub(super) fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 

@@ -1,0 +1,260 @@
+//! What stands around a sidecar that is measured: its mount, its ConfigMap, its process.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use super::super::Unavailable;
+use super::super::load::Load;
+use super::super::servers::{Server, free_address};
+use crate::clock;
+use crate::process::{self, Interrupted};
+use crate::tools::{CONTROL_PLANE, Cache, Entry};
+use crate::workspace::{Programs, find};
+
+/// Longer than anything here should take.
+const PATIENCE: Duration = Duration::from_mins(1);
+const LOOK: Duration = Duration::from_millis(5);
+const FILE: &str = "configmap.yaml";
+const NAME: &str = "bench-adapters";
+const NAMESPACE: &str = "default";
+
+/// An adapters file for the server at this port. The sources are paths: hub names would be loaded one by one.
+pub(super) fn adapters_file(port: u16, adapters: usize) -> String {
+    let mut text =
+        format!("vLLMLoRAConfig:\n  name: {NAME}\n  host: 127.0.0.1\n  port: {port}\n  ensureExist:\n    models:");
+    if adapters == 0 {
+        text.push_str(" []");
+    }
+    text.push('\n');
+    for number in 0..adapters {
+        // A String takes everything.
+        write!(text, "    - id: adapter-{number:04}\n      source: /adapters/adapter-{number:04}\n").ok();
+    }
+    text
+}
+
+/// A folder as a kubelet mounts a ConfigMap: the file is a link into `..data`, which is a link that is swapped.
+pub(super) struct Mount(PathBuf);
+
+impl Mount {
+    pub(super) fn make(folder: &Path, text: &str) -> Result<Self> {
+        fs::create_dir(folder)?;
+        let mount = Self(folder.to_owned());
+        mount.swap(text)?;
+        symlink(Path::new("..data").join(FILE), mount.file())?;
+        Ok(mount)
+    }
+
+    pub(super) fn file(&self) -> PathBuf {
+        self.0.join(FILE)
+    }
+
+    pub(super) fn swap(&self, text: &str) -> Result<()> {
+        let fresh = tempfile::Builder::new().prefix("..").tempdir_in(&self.0)?.keep();
+        fs::write(fresh.join(FILE), text)?;
+        let link = self.0.join("..data_tmp");
+        symlink(fresh.file_name().context("a temporary folder has a name")?, &link)?;
+        fs::rename(link, self.0.join("..data"))?;
+        Ok(())
+    }
+}
+
+/// A real API server with the ConfigMap, spoken to through `kubectl proxy`, which does the TLS.
+pub(super) struct Cluster {
+    // In the order in which they end.
+    proxy: Child,
+    plane: Child,
+    address: SocketAddr,
+    kubeconfig: PathBuf,
+    /// Held as long as it is used, so that nobody clears it.
+    _entry: Entry,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for child in [&mut self.proxy, &mut self.plane] {
+            if let Err(error) = process::end_group(child) {
+                eprintln!("a part of the cluster did not end: {error:#}");
+            }
+        }
+    }
+}
+
+impl Cluster {
+    pub(super) fn start(programs: &Programs) -> Result<Self> {
+        let entry = match Cache::open()?.get(CONTROL_PLANE) {
+            Ok(entry) => entry,
+            Err(error) if error.is::<Interrupted>() => return Err(error),
+            Err(error) => {
+                return Err(Unavailable(format!("there is no API server, and none can be had: {error:#}")).into());
+            }
+        };
+        let mut command = Command::new(find(programs, "control-plane")?);
+        if let Some(variable) = CONTROL_PLANE.variable {
+            command.env(variable, entry.path());
+        }
+        let (plane, kubeconfig) = Server::announced("control-plane", command)?;
+        let kubeconfig = PathBuf::from(kubeconfig.trim());
+        let mut command = Command::new(entry.path().join("bin/kubectl"));
+        command.args(["proxy", "--port=0"]).env("KUBECONFIG", &kubeconfig);
+        let (proxy, line) = Server::announced("kubectl", command)?;
+        let address = line.trim().rsplit(' ').next().and_then(|address| address.parse().ok());
+        let address = address.with_context(|| format!("kubectl did not say where it serves but {line:?}"))?;
+        Ok(Self { proxy, plane, address, kubeconfig, _entry: entry })
+    }
+
+    pub(super) fn create(&self, text: &str) -> Result<()> {
+        let body = json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": { "name": NAME },
+            "data": { FILE: text }
+        });
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps");
+        ask(self.address, "POST", &path, Some(("application/json", &body))).map(drop)
+    }
+
+    pub(super) fn update(&self, text: &str) -> Result<()> {
+        let body = json!({ "data": { FILE: text } });
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps/{NAME}");
+        ask(self.address, "PATCH", &path, Some(("application/merge-patch+json", &body))).map(drop)
+    }
+}
+
+/// A running sidecar.
+pub(super) struct Sidecar(Server);
+
+impl Sidecar {
+    pub(super) fn start(
+        name: &'static str,
+        program: &Path,
+        file: &Path,
+        flags: &[&str],
+        folder: &Path,
+    ) -> Result<Self> {
+        Self::run(name, Command::new(program), file, flags, folder)
+    }
+
+    pub(super) fn watching(
+        name: &'static str,
+        program: &Path,
+        file: &Path,
+        cluster: &Cluster,
+        folder: &Path,
+    ) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.env("KUBECONFIG", &cluster.kubeconfig);
+        Self::run(name, command, file, &["--configmap", &format!("{NAMESPACE}/{NAME}")], folder)
+    }
+
+    fn run(name: &'static str, mut command: Command, file: &Path, flags: &[&str], folder: &Path) -> Result<Self> {
+        let address = free_address()?;
+        command.args(["--address", "127.0.0.1", "--metrics-port", &address.port().to_string()]);
+        command.arg("--config").arg(file).args(["--pod-name", name]).args(flags);
+        command.arg("--state-dir").arg(folder.join(format!("{name}-state")));
+        for variable in ["RUST_LOG", "VLLM_API_KEY", "ROLLORA_VLLM_HOST"] {
+            command.env_remove(variable);
+        }
+        Ok(Self(Server::start(name, command, address, folder)?))
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.0.pid()
+    }
+
+    /// Whether its server answers it.
+    pub(super) fn sees_its_server(&self) -> Result<bool> {
+        Ok(get(self.0.address, "/status")?["server"].is_object())
+    }
+
+    /// Waits until so many adapters are all there are and all are verified; gives when their server was started.
+    pub(super) fn wait_until_all_are_verified(&mut self, adapters: usize) -> Result<String> {
+        let address = self.0.address;
+        until("adapters that are verified", LOOK, || {
+            if let Some(words) = self.0.last_words()? {
+                bail!("{words}");
+            }
+            // Until it listens.
+            let Ok(status) = get(address, "/status") else { return Ok(None) };
+            Ok(verified(&status, adapters).then(|| status["server"]["start"].as_str().map(str::to_owned)).flatten())
+        })
+    }
+}
+
+fn verified(status: &Value, adapters: usize) -> bool {
+    let listed = status["adapters"].as_array().map_or(&[][..], Vec::as_slice);
+    listed.len() == adapters && listed.iter().all(|adapter| adapter["state"] == "Verified")
+}
+
+/// Looks until there is something.
+pub(super) fn until<T>(what: &str, pause: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let start = clock::now();
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        if start.elapsed() > PATIENCE {
+            bail!("waited in vain for {what}");
+        }
+        process::pause(pause)?;
+    }
+}
+
+pub(super) fn get(address: SocketAddr, path: &str) -> Result<Value> {
+    ask(address, "GET", path, None)
+}
+
+fn ask(address: SocketAddr, method: &str, path: &str, body: Option<(&str, &Value)>) -> Result<Value> {
+    let mut request = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\n");
+    let text = body.map(|(_, body)| body.to_string()).unwrap_or_default();
+    if let Some((kind, _)) = body {
+        // A String takes everything.
+        write!(request, "content-type: {kind}\r\ncontent-length: {}\r\n", text.len()).ok();
+    }
+    let request = format!("{request}\r\n{text}").into_bytes();
+    let answer = Load { address, request, connections: 1 }.once()?;
+    if !matches!(answer.status, 200 | 201) {
+        bail!("{method} {path} was answered {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
+    }
+    Ok(serde_json::from_slice(&answer.body)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_swapped_mount_shows_the_newest_text_at_the_same_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let mount = Mount::make(&folder.path().join("mount"), "old").unwrap();
+        assert_eq!(fs::read_to_string(mount.file()).unwrap(), "old");
+        mount.swap("new").unwrap();
+        assert_eq!(fs::read_to_string(mount.file()).unwrap(), "new");
+    }
+
+    #[test]
+    fn a_file_lists_as_many_adapters_as_were_asked_for() {
+        assert!(adapters_file(8000, 0).ends_with("models: []\n"));
+        let text = adapters_file(8000, 12);
+        assert_eq!(text.matches("- id: adapter-").count(), 12);
+        assert!(text.contains("port: 8000\n") && text.ends_with("source: /adapters/adapter-0011\n"));
+    }
+
+    #[test]
+    fn only_as_many_as_are_wanted_and_all_of_them_verified_count() {
+        let status =
+            |states: &[&str]| json!({ "adapters": states.iter().map(|s| json!({ "state": s })).collect::<Vec<_>>() });
+        assert!(verified(&status(&["Verified", "Verified"]), 2));
+        assert!(!verified(&status(&["Verified"]), 2));
+        assert!(!verified(&status(&["Verified", "Loaded"]), 2));
+        assert!(verified(&status(&[]), 0) && !verified(&json!({}), 1));
+    }
+}
