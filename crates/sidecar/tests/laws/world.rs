@@ -6,7 +6,7 @@ use rollora_api::{
     adapters::{AdapterEntry, AdaptersFile, DesiredAdapters},
     names::AdapterId,
     operator_key::{Admission, OperatorKey, Pilot},
-    sidecar_status::SidecarStatus,
+    sidecar_status::{ServerIdentity, SidecarStatus},
 };
 use rollora_sidecar::{
     Policy,
@@ -223,6 +223,8 @@ struct Call {
 struct FailedCall {
     kind: CallKind,
     at: Timestamp,
+    /// The process of the server that it is put down to.
+    process: Option<ServerIdentity>,
 }
 
 type LookResult = Result<Seen, LookError>;
@@ -532,7 +534,9 @@ impl World {
         assert!(id.as_str() != "base", "a base model: {action:?}");
         assert!(exist.is_some() != not_exist.is_some(), "in both lists or in none: {action:?}");
         assert!(present.iter().all(|call| call.action.id() != id), "two calls at once: {action:?}");
-        if let Some(failed) = self.failed.get(id).filter(|failed| failed.kind == action.kind()) {
+        if let Some(failed) =
+            self.failed.get(id).filter(|failed| failed.kind == action.kind() && failed.process == self.identity())
+        {
             let after = self.now.duration_since(failed.at);
             assert!(after >= SignedDuration::from_secs(1), "again after {after:?}: {action:?}");
         }
@@ -560,6 +564,11 @@ impl World {
                 assert!(not_exist.is_some() || admission == Admission::Rejected, "wanted: {action:?}");
             }
         }
+    }
+
+    /// The process that the memory speaks of.
+    fn identity(&self) -> Option<ServerIdentity> {
+        self.memory.known.as_ref().map(|known| known.identity.clone())
     }
 
     fn is_young_load(&self, call: &Call) -> bool {
@@ -612,7 +621,7 @@ impl World {
         }
         let fails_for_sure = matches!(fate, Fate::Failed(failure) if failure != Failure::Server(true));
         if same_process && fails_for_sure && call.epoch == self.memory.epoch() {
-            let failed = FailedCall { kind: call.action.kind(), at: self.now };
+            let failed = FailedCall { kind: call.action.kind(), at: self.now, process: self.identity() };
             self.failed.insert(call.action.id().clone(), failed);
         }
         self.memory.ended(call.action.id(), call.epoch, Ended::Answered(answer), 0.5, self.now);

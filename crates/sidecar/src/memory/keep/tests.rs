@@ -90,6 +90,28 @@ fn what_a_server_died_of_is_kept_and_a_new_source_starts_afresh() {
 }
 
 #[test]
+fn quarantine_outlives_both_the_sidecar_and_the_server() {
+    let mut bed = Bed::listing(&["bad"]);
+    for process in ["2", "3"] {
+        bed.begin();
+        // The server ends, and the sidecar beside it before it could look.
+        bed.process = Some(process);
+        restart(&mut bed, &["bad"], None);
+        bed.look();
+        bed.wait(Duration::from_secs(30));
+    }
+    for process in ["3", "4"] {
+        bed.process = Some(process);
+        restart(&mut bed, &["bad"], None);
+        bed.look();
+        bed.wait(Duration::from_hours(24));
+        assert_eq!((bed.state("bad"), bed.decided()), (AdapterState::Quarantined, Vec::new()), "process {process}");
+        assert!(bed.adapter("bad").last_error.unwrap().message.contains("not tried again on this server"));
+        assert!(bed.readiness().0, "it holds nothing up");
+    }
+}
+
+#[test]
 fn what_was_kept_of_another_endpoint_or_of_ids_that_nobody_lists_is_forgotten() {
     let mut bed = Bed::settled(&["v1"]);
     let mut kept = bed.memory.to_keep();
