@@ -60,6 +60,9 @@ struct Arguments {
     /// /nonexistent are not found.
     #[arg(long)]
     any_source: bool,
+    /// Adapters that are loaded at the same time; vLLM loads one after the other.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    parallel_loads: usize,
     /// Key that requests of /v1/* must carry.
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
@@ -100,6 +103,7 @@ impl Arguments {
             lora_modules: self.lora_modules,
             working_dir: PathBuf::from("."),
             sources: if self.any_source { Sources::Any } else { Sources::OnDisk },
+            parallel_loads: self.parallel_loads,
             knobs: Knobs {
                 load_millis: self.load_millis,
                 token_millis: self.token_millis,

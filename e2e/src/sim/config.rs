@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::knobs::Knobs;
 
-/// How a server is set up; each field but the last two is a flag or a variable of the real one.
+/// How a server is set up; each field but the last three is a flag or a variable of the real one.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `--host`.
@@ -34,6 +34,8 @@ pub struct Config {
     pub working_dir: PathBuf,
     /// Which sources can be loaded.
     pub sources: Sources,
+    /// How many adapters are loaded at a time; as recorded, one.
+    pub parallel_loads: usize,
     /// What can be turned at run time too.
     pub knobs: Knobs,
 }
@@ -55,6 +57,7 @@ impl Default for Config {
             lora_modules: Vec::new(),
             working_dir: PathBuf::from("."),
             sources: Sources::OnDisk,
+            parallel_loads: 1,
             knobs: Knobs::default(),
         }
     }

@@ -14,8 +14,8 @@ pub(super) async fn load(server: &Server, request: LoadRequest) -> Result<(), Re
     if name == server.config.served_model_name {
         return Err(Refusal::NameOfBaseModel(name));
     }
-    // From here on one after the other, so that of many loads of one name only the first succeeds.
-    let _turn = server.loading.lock().await;
+    // From here on one after the other, or as many at a time as it was started for.
+    let _turn = server.loading.acquire().await;
     if !in_place && server.adapters().get(&name).is_some() {
         return Err(Refusal::AlreadyLoaded(name));
     }
@@ -25,7 +25,12 @@ pub(super) async fn load(server: &Server, request: LoadRequest) -> Result<(), Re
         return Err(server.die(death, format!("the load of {name:?} ends the server")).await);
     }
     let voice = judge(server, &name, &source)?;
-    server.adapters().load(&name, &source, voice);
+    let mut adapters = server.adapters();
+    // Of many loads of one name only the first succeeds, also where they are made at the same time.
+    if !in_place && adapters.get(&name).is_some() {
+        return Err(Refusal::AlreadyLoaded(name));
+    }
+    adapters.load(&name, &source, voice);
     Ok(())
 }
 

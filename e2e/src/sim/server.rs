@@ -28,8 +28,8 @@ pub(super) struct Server {
     pub(super) judge: Judge,
     pub(super) base: Voice,
     pub(super) started: Timestamp,
-    /// Held while an adapter is loaded: the engine loads one after the other.
-    pub(super) loading: tokio::sync::Mutex<()>,
+    /// Taken while an adapter is loaded: an engine loads one after the other.
+    pub(super) loading: tokio::sync::Semaphore,
     knobs: watch::Sender<Knobs>,
     adapters: Mutex<Adapters>,
     ledger: Mutex<Ledger>,
@@ -50,7 +50,7 @@ impl Server {
             judge,
             base: Voice::of(config.model.as_bytes()),
             started: clock::now(),
-            loading: tokio::sync::Mutex::default(),
+            loading: tokio::sync::Semaphore::new(config.parallel_loads.max(1)),
             knobs: watch::Sender::new(config.knobs.clone()),
             adapters: Mutex::new(Adapters::new(config.max_cpu_loras)),
             ledger: Mutex::default(),

@@ -154,10 +154,11 @@ fn restarts(programs: &Programs, image: &Path, folder: &Path) -> Result<Measure>
 /// A thousand adapters at once, beside what the server would need for them with all its places taken.
 fn many(programs: &Programs, image: &Path, folder: &Path) -> Result<Vec<Measure>> {
     let millis = CALL.as_millis().to_string();
-    let server = Server::simulator_with(programs, 0, &["--load-millis", &millis, "--max-cpu-loras", WEIGHTS])?;
+    let parallel = PARALLEL.to_string();
+    let flags = ["--load-millis", &millis, "--parallel-loads", &parallel, "--max-cpu-loras", WEIGHTS];
+    let server = Server::simulator_with(programs, 0, &flags)?;
     let port = server.address.port();
     let mount = Mount::make(&folder.join("many"), &adapters_file(port, 0))?;
-    let parallel = PARALLEL.to_string();
     let flags = ["--probe", "false", "--max-parallel", &parallel];
     let mut sidecar = Sidecar::start("sidecar-many", image, &mount.file(), &flags, folder)?;
     sidecar.wait_until_all_are_verified(0)?;
