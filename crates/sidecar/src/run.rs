@@ -191,8 +191,13 @@ impl Sidecar {
                 () = self.doubts.notified() => memory.connection_broke(),
                 Some(event) = tasks.join_next() => {
                     let now = clock.now();
-                    if self.take_event(&mut memory, event, now) {
-                        looked = Some(clock.instant(now));
+                    // With all else that has ended by now: a turn goes through all adapters, and there may be thousands.
+                    let mut ended = Some(event);
+                    while let Some(event) = ended {
+                        if self.take_event(&mut memory, event, now) {
+                            looked = Some(clock.instant(now));
+                        }
+                        ended = tasks.try_join_next();
                     }
                 }
                 closed = sentinel.event() => sentinel.changed(closed, &mut memory, clock.now()),
