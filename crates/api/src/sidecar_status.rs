@@ -1,10 +1,18 @@
 //! What `GET /status` of a sidecar answers: what one vLLM server holds, and what the sidecar is doing about it.
+//!
+//! Its JSON Schema is kept in `docs/sidecar-status.schema.json`; `cargo xtask crds` writes it.
 
 use crate::{adapters::ContentHash, names::AdapterId};
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "kube")]
+mod schema;
+#[cfg(feature = "kube")]
+pub use schema::schema;
+
 /// The state of one server, as its sidecar last saw it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct SidecarStatus {
     /// The server that everything below speaks of; none while it cannot be reached.
@@ -46,6 +54,7 @@ impl SidecarStatus {
 
 /// Which process answers: changes with every restart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ServerIdentity {
     /// The server's base URL.
@@ -59,6 +68,7 @@ pub const NO_SIDECAR: &str = "NoSidecar";
 
 /// Whether requests may be sent to the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Readiness {
     /// Whether they may.
@@ -77,6 +87,7 @@ impl Default for Readiness {
 
 /// The adapters file in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ConfigStatus {
     /// The hash of the content in force (user's file and operator's key together).
@@ -90,6 +101,7 @@ pub struct ConfigStatus {
 
 /// One adapter on one server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct AdapterStatus {
     /// The adapter.
@@ -107,9 +119,11 @@ pub struct AdapterStatus {
     pub last_error: Option<Problem>,
     /// When it is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub next_try: Option<jiff::Timestamp>,
     /// When a request last used it, as far as vLLM's metrics tell (requests of two tokens and more).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub last_used: Option<jiff::Timestamp>,
 }
 
@@ -133,6 +147,7 @@ pub enum AdapterState {
     /// The server died twice over it: not tried again on this server.
     Quarantined,
     /// The operator rejected it.
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
     Rejected,
     /// Registered under this id from another source: nothing is done, use a new id.
     SourceChanged,
@@ -174,3 +189,4 @@ impl Problem {
         matches!(self.reason.as_str(), "RankTooHigh" | "BadAdapter" | "NameConflict")
     }
 }
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]

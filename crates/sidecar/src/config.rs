@@ -15,12 +15,15 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// What is decided how.
     pub policy: Policy,
+    /// How long calls under way may take to end when it is stopped.
+    pub last_calls: Duration,
 }
 
 impl Config {
     /// A sidecar of `endpoint` with everything else at its default.
     pub fn new(name: impl Into<String>, endpoint: Endpoint) -> Self {
-        Self { name: name.into(), endpoint, timeouts: Timeouts::default(), policy: Policy::default() }
+        let last_calls = Duration::from_secs(1);
+        Self { name: name.into(), endpoint, timeouts: Timeouts::default(), policy: Policy::default(), last_calls }
     }
 }
 

@@ -1,6 +1,10 @@
 //! What a person reads in the log: one line for each transition, nothing while all is well.
 
-use rollora_api::sidecar_status::{AdapterState, AdapterStatus, SidecarStatus};
+use crate::memory::CallKind;
+use rollora_api::{
+    names::AdapterId,
+    sidecar_status::{AdapterState, AdapterStatus, SidecarStatus},
+};
 use tracing::{debug, info, warn};
 
 /// Says what has changed from `old` to `new`.
@@ -33,6 +37,18 @@ pub(crate) fn transitions(old: &SidecarStatus, new: &SidecarStatus) {
         if !(same_words && (same_state || adapter.state == AdapterState::Failed)) {
             adapter_transition(before.map(|before| before.state), adapter);
         }
+    }
+}
+
+/// Says which calls are not waited for any longer.
+pub(crate) fn given_up<'a>(calls: impl Iterator<Item = (&'a AdapterId, CallKind)>) {
+    for (id, kind) in calls {
+        let call = match kind {
+            CallKind::Load => "load",
+            CallKind::Probe => "probe",
+            CallKind::Unload => "unload",
+        };
+        warn!(adapter = %id, call, "not waited for any longer: vLLM may still finish it, and the next start looks first");
     }
 }
 

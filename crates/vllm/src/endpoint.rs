@@ -1,6 +1,7 @@
 //! Where a vLLM server is, and the key that it asks for.
 
-use crate::Tls;
+use crate::{ClientError, Tls};
+use reqwest::header::HeaderValue;
 use std::fmt;
 use url::Url;
 
@@ -12,6 +13,12 @@ impl ApiKey {
     /// A key; surrounding white space, such as the newline at the end of a file, is no part of it.
     pub fn new(key: &str) -> Self {
         Self(key.trim().to_owned())
+    }
+
+    /// A key that can be sent in a header; no other comes through.
+    pub fn parse(text: &str) -> Result<Self, ClientError> {
+        let key = Self::new(text);
+        HeaderValue::from_str(key.as_str()).map(|_| key).map_err(|_| ClientError::Key)
     }
 
     pub(crate) fn as_str(&self) -> &str {

@@ -1,4 +1,5 @@
-//! `cargo xtask crds`: the custom resource's definition, from the Rust types.
+//! `cargo xtask crds`: the schemas that are kept in files, from the Rust types: the custom resource's definition, and
+//! what a sidecar answers.
 
 use std::process::Command;
 
@@ -7,32 +8,34 @@ use anyhow::{Context as _, Result, bail};
 use crate::process;
 use crate::workspace::{self, root};
 
-const FILE: &str = "crds/rollouts.rollora.dev.yaml";
+/// Each file, and the example that prints it.
+const FILES: [(&str, &str); 2] =
+    [("crds/rollouts.rollora.dev.yaml", "crd"), ("docs/sidecar-status.schema.json", "sidecar_status_schema")];
 
-/// Writes the file, or only compares it.
+/// Writes the files, or only compares them.
 pub(crate) fn run(check: bool) -> Result<()> {
-    let wanted = generate()?;
-    let path = root()?.join(FILE);
-    let present = std::fs::read_to_string(&path).unwrap_or_default();
-    if wanted == present {
-        eprintln!("{FILE} is what the Rust types say");
+    // With the features of the whole workspace, as the tests are built: nothing is compiled for this alone.
+    let examples = FILES.iter().flat_map(|(_, example)| ["--example", example]);
+    let programs =
+        workspace::build(&["--workspace", "--all-features"].into_iter().chain(examples).collect::<Vec<_>>())?;
+    let mut stale = Vec::new();
+    for (file, example) in FILES {
+        let wanted = process::capture(&mut Command::new(workspace::find(&programs, example)?))?;
+        let path = root()?.join(file);
+        let present = std::fs::read_to_string(&path).unwrap_or_default();
+        if wanted == present {
+            eprintln!("{file} is what the Rust types say");
+        } else if check {
+            stale.push(format!("{file} (from line {} on)", differs(&present, &wanted)));
+        } else {
+            std::fs::write(&path, wanted).with_context(|| format!("cannot write {file}"))?;
+            eprintln!("{file} written");
+        }
+    }
+    if stale.is_empty() {
         return Ok(());
     }
-    if check {
-        bail!(
-            "{FILE} is not what the Rust types say, from line {} on; `cargo xtask crds` writes it",
-            differs(&present, &wanted)
-        );
-    }
-    std::fs::write(&path, wanted).with_context(|| format!("cannot write {FILE}"))?;
-    eprintln!("{FILE} written");
-    Ok(())
-}
-
-fn generate() -> Result<String> {
-    // With the features of the whole workspace, as the tests are built: nothing is compiled for this alone.
-    let programs = workspace::build(&["--workspace", "--all-features", "--example", "crd"])?;
-    process::capture(&mut Command::new(workspace::find(&programs, "crd")?))
+    bail!("not what the Rust types say: {}; `cargo xtask crds` writes it", stale.join(", "))
 }
 
 /// The number of the first line that is not the same in both.

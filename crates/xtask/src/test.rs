@@ -66,7 +66,7 @@ impl Part {
             Self::Format => "is all code formatted as rustfmt does it",
             Self::Dependencies => "licences, banned and doubled crates, who knows whom, the document",
             Self::Lints => "does clippy find nothing",
-            Self::Crds => "are the files in crds/ what the Rust types say",
+            Self::Crds => "are crds/ and docs/sidecar-status.schema.json what the Rust types say",
             Self::Tests => "all tests, with a real vLLM on the CPU, a real API server, Envoy and endpoint picker",
             Self::Bench => "the numbers, from optimized builds",
         }

@@ -66,6 +66,10 @@ pub(crate) struct Args {
     /// Accepted as lora-syncer had it; vLLM's health is asked every quarter of a second
     #[arg(long, value_name = "SECONDS", default_value = "2")]
     pub(crate) health_check_interval: Seconds,
+    /// How long calls under way may take to end after SIGTERM. Nothing new is begun meanwhile
+    #[arg(long, value_name = "DURATION", default_value = "20s")]
+    pub(crate) stop_timeout: Seconds,
+
     /// How often vLLM's models are compared with the file although nothing seems to have changed
     #[arg(long, value_name = "SECONDS", default_value = "5")]
     pub(crate) reconcile_trigger: Seconds,

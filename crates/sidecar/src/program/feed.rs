@@ -196,7 +196,7 @@ impl Feed {
 
     /// A file that names a server which cannot be one is no good one.
     fn check(&self, place: &dyn std::fmt::Display, reading: Reading) -> Result<Reading, String> {
-        match Target::new(Some(&reading.desired.file), self.host.as_deref()) {
+        match Target::new(Some(&reading.desired.file), self.host.as_deref(), None) {
             Ok(_) => Ok(reading),
             Err(problem) => Err(format!("{place}: {problem}")),
         }

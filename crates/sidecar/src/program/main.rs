@@ -10,6 +10,8 @@ mod serve;
 mod settings;
 mod supervise;
 mod target;
+mod trust;
+mod watched;
 
 use clap::Parser as _;
 use std::process::ExitCode;

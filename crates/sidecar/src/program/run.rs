@@ -19,13 +19,13 @@ use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-/// What is under way at the end is waited for this long; calls to vLLM are given up after a second.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// When calls to vLLM have ended, or were given up, everything else is waited for this long.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Runs until it is told to end.
 pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
@@ -63,14 +63,26 @@ async fn work(settings: Settings) -> anyhow::Result<()> {
     let config_since = watch::Sender::new(None);
     let told = Told::new(supervisor.view(), metrics, config_since.subscribe());
 
-    let stop = CancellationToken::new();
+    // First the sidecar ends, with its calls under way; the others go on for it until then.
+    let (stop, end) = (CancellationToken::new(), CancellationToken::new());
     let mut parts = std::pin::pin!(async {
-        let ((), (), (), (), served) = tokio::join!(
-            feed.run(stop.clone()),
-            supervisor.run(stop.clone()),
-            settings.key.run(stop.clone()),
-            keep.run(stop.clone()),
-            serve::serve(listener, told, stop.clone()),
+        let supervised = async {
+            supervisor.run(stop.clone()).await;
+            end.cancel();
+        };
+        let served = async {
+            tokio::select! {
+                served = serve::serve(listener, told, end.clone()) => served,
+                () = async { end.cancelled().await; sleep(LAST_WORDS).await } => Ok(()),
+            }
+        };
+        let ((), (), (), (), (), served) = tokio::join!(
+            supervised,
+            feed.run(end.clone()),
+            settings.key.run(end.clone()),
+            settings.trust.authorities().run(end.clone()),
+            keep.run(end.clone()),
+            served,
         );
         served
     });
@@ -79,11 +91,14 @@ async fn work(settings: Settings) -> anyhow::Result<()> {
         () = supervisor.complain() => Ok(()),
         () = serve::since(feed.desired(), config_since) => Ok(()),
         () = told_to_end(&mut terminate, &mut interrupt) => {
-            tracing::info!("told to end: vLLM is left as it is");
+            tracing::info!("told to end: vLLM is left as it is, and nothing new is begun");
             stop.cancel();
             tokio::select! {
-                ended = timeout(LAST_WORDS, parts) => ended.unwrap_or(Ok(())).map_err(Into::into),
-                () = told_to_end(&mut terminate, &mut interrupt) => Ok(()),
+                ended = timeout(settings.stop_timeout + 2 * LAST_WORDS, parts) => ended.unwrap_or(Ok(())).map_err(Into::into),
+                () = told_to_end(&mut terminate, &mut interrupt) => {
+                    tracing::warn!("told to end again: what is under way is left as it is");
+                    Ok(())
+                }
             }
         }
     };

@@ -109,9 +109,10 @@ async fn status(State(told): State<Told>) -> Json<SidecarStatus> {
 }
 
 async fn metrics(State(told): State<Told>) -> Response {
-    let look = told.pulse().and_then(|pulse| pulse.looked).map(|looked| looked.elapsed());
+    let age = |of: fn(Pulse) -> Option<Instant>| told.pulse().and_then(of).map(|then| then.elapsed());
+    let (look, reconciled) = (age(|pulse| pulse.looked), age(|pulse| pulse.reconciled));
     let config = told.config_since.borrow().map(|since| since.elapsed());
-    match told.metrics.text(&told.status(), Ages { config, look }) {
+    match told.metrics.text(&told.status(), Ages { config, look, reconciled }) {
         Ok(text) => ([(CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

@@ -2,8 +2,10 @@
 
 use crate::{
     args::{Args, ConfigMapName, LogFormat, Seconds},
-    key::KeySource,
+    key,
     target::Target,
+    trust::Trust,
+    watched::Watched,
 };
 use rollora_sidecar::{Intervals, Policy};
 use rollora_vllm::Timeouts;
@@ -19,7 +21,9 @@ pub(crate) struct Settings {
     /// vLLM's host, over the one of the file.
     pub(crate) vllm_host: Option<String>,
     /// vLLM's key.
-    pub(crate) key: KeySource,
+    pub(crate) key: Watched<ApiKey>,
+    /// Whether it speaks TLS, and whom it is trusted through.
+    pub(crate) trust: Trust,
     /// The name by which the operator knows this pod.
     pub(crate) name: String,
     /// Where is kept what survives a restart.
@@ -32,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) patience: Duration,
     /// How to log.
     pub(crate) log_format: LogFormat,
+    /// How long calls under way may take to end.
+    pub(crate) stop_timeout: Duration,
     /// What was typed and has no effect, with the reason.
     pub(crate) notes: Vec<String>,
 }
@@ -53,18 +59,22 @@ impl TryFrom<Args> for Settings {
     fn try_from(args: Args) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
         let vllm_host = args.vllm_host.filter(|host| !host.is_empty());
-        if let Err(problem) = Target::new(None, vllm_host.as_deref()) {
+        if let Err(problem) = Target::new(None, vllm_host.as_deref(), None) {
             problems.push(format!("--vllm-host: {problem}"));
         }
         if !args.config_validation {
             problems.push("--config-validation: a bad file is never taken: leave the flag out".to_owned());
         }
-        let key = KeySource::open(args.api_key_file).map_err(|problem| problems.push(problem)).ok();
+        let key = key::open(args.api_key_file).map_err(|problem| problems.push(problem)).ok();
+        let trust = Trust::open(args.vllm_tls, args.vllm_ca_file, args.vllm_server_name);
+        let trust = trust.map_err(|problem| problems.push(problem)).ok();
         let name = args.pod_name.filter(|name| !name.is_empty()).or_else(hostname);
         if name.is_none() {
             problems.push("--pod-name: the hostname cannot be read: give the pod's name".to_owned());
         }
-        let (Some(key), Some(name), true) = (key, name, problems.is_empty()) else { return Err(problems) };
+        let (Some(key), Some(trust), Some(name), true) = (key, trust, name, problems.is_empty()) else {
+            return Err(problems);
+        };
         let notes = note(args.health_check_interval);
         Ok(Self {
             listen: SocketAddr::new(args.address, args.metrics_port),
@@ -73,6 +83,7 @@ impl TryFrom<Args> for Settings {
             key,
             name,
             state_dir: args.state_dir,
+            trust,
             timeouts: Timeouts { load: args.load_timeout.0, ..Timeouts::default() },
             policy: Policy {
                 max_parallel: args.max_parallel,
@@ -89,6 +100,7 @@ impl TryFrom<Args> for Settings {
     }
 }
 
+            stop_timeout: args.stop_timeout.0,
 fn note(interval: Seconds) -> Vec<String> {
     let health = Intervals::default().health;
     let said = format!("--health-check-interval has no effect: vLLM's health is asked every {health:?}");

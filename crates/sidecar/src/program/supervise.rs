@@ -1,6 +1,7 @@
-//! One sidecar after the other: a new one whenever the file or the key means another server than before.
+//! One sidecar after the other: a new one whenever another server is meant than before. A new key or a new CA for the
+//! same server is handed to the one at work.
 
-use crate::{feed::Feed, keep::Keep, key::KeySource, metrics::Metrics, settings::Settings, target::Target};
+use crate::{feed::Feed, keep::Keep, metrics::Metrics, settings::Settings, target::Target, trust::Following};
 use rollora_api::{adapters::DesiredAdapters, sidecar_status::SidecarStatus};
 use rollora_sidecar::{Config, Observer, Policy, Pulse, Refresh, Sidecar};
 use rollora_vllm::{ApiKey, Timeouts};
@@ -10,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 /// The first file is waited for this long; then vLLM is looked for where it usually is.
 const FIRST_WORDS: Duration = Duration::from_secs(1);
+/// Calls to a server that is not meant any more are waited for this long.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What one sidecar tells.
 #[derive(Debug, Clone)]
@@ -31,6 +34,8 @@ pub(crate) struct Supervisor {
     feed: Arc<Feed>,
     key: watch::Receiver<Option<ApiKey>>,
     keep: watch::Sender<rollora_sidecar::memory::Kept>,
+    trust: Following,
+    last_calls: Duration,
     metrics: Arc<Metrics>,
     view: watch::Sender<Option<View>>,
 }
@@ -44,7 +49,9 @@ impl Supervisor {
             policy: settings.policy,
             patience: settings.patience,
             feed,
-            key: KeySource::key(&settings.key),
+            key: settings.key.value(),
+            trust: settings.trust.following(),
+            last_calls: settings.stop_timeout,
             keep: keep.kept(),
             metrics,
             view: watch::Sender::new(None),
@@ -58,68 +65,74 @@ impl Supervisor {
 
     /// Works until it is stopped.
     pub(crate) async fn run(&self, stop: CancellationToken) {
-        let (mut desired, mut key) = (self.feed.desired(), self.key.clone());
+        let mut said = Said { desired: self.feed.desired(), key: self.key.clone(), trust: self.trust.clone() };
         // The file says where vLLM is, and through the API it comes a moment later.
-        drop(timeout(FIRST_WORDS, stop.run_until_cancelled(desired.wait_for(Option::is_some))).await);
+        drop(timeout(FIRST_WORDS, stop.run_until_cancelled(said.desired.wait_for(Option::is_some))).await);
         while !stop.is_cancelled() {
-            let target = self.target(&mut desired, &mut key);
-            let another = async {
-                loop {
-                    tokio::select! {
-                        Ok(()) = desired.changed() => {}
-                        Ok(()) = key.changed() => {}
-                    }
-                    if self.target(&mut desired, &mut key) != target {
-                        break;
-                    }
-                }
+            let Some(target) = self.target(&mut said) else {
+                tracing::error!("the file names no server");
+                stop.run_until_cancelled(said.changed()).await;
+                continue;
             };
-            match self.sidecar(target.as_ref()) {
+            let endpoint = watch::Sender::new(target.endpoint().clone());
+            match self.sidecar(&target, endpoint.subscribe()) {
                 Ok(sidecar) => {
                     let ended = stop.child_token();
                     let mut running = std::pin::pin!(sidecar.run(ended.clone()));
+                    let another = async {
+                        loop {
+                            said.changed().await;
+                            match self.target(&mut said) {
+                                // A server is not left over a new key: what is known of it stays known.
+                                Some(fresh) if fresh.is_beside(&target) => {
+                                    endpoint.send_if_modified(|current| {
+                                        let changed = current != fresh.endpoint();
+                                        current.clone_from(fresh.endpoint());
+                                        changed
+                                    });
+                                }
+                                _ => break,
+                            }
+                        }
+                    };
                     tokio::select! {
                         () = &mut running => break,
                         () = another => {
-                            tracing::info!("another server, or another key for it: beginning afresh");
+                            tracing::info!("another server: beginning afresh");
                             // Nobody sends requests to where the last words of the old one point.
                             self.view.send_replace(None);
                             ended.cancel();
-                            running.await;
+                            drop(timeout(FAREWELL, running).await);
                         }
                     }
                 }
                 Err(error) => {
                     tracing::error!("{error}");
-                    stop.run_until_cancelled(another).await;
+                    stop.run_until_cancelled(said.changed()).await;
                 }
             }
         }
     }
 
     /// The server that is meant now.
-    fn target(
-        &self,
-        desired: &mut watch::Receiver<Option<Arc<DesiredAdapters>>>,
-        key: &mut watch::Receiver<Option<ApiKey>>,
-    ) -> Option<Target> {
-        let desired = desired.borrow_and_update().clone();
-        let key = key.borrow_and_update().clone();
+    fn target(&self, said: &mut Said) -> Option<Target> {
+        let desired = said.desired.borrow_and_update().clone();
+        let (key, tls) = (said.key.borrow_and_update().clone(), said.trust.tls());
         // A file that does not pass here has not come into force.
         let file = desired.as_deref().map(|desired| &desired.file);
-        Target::new(file, self.host.as_deref()).map(|target| target.with_key(key)).ok()
+        Target::new(file, self.host.as_deref(), tls).map(|target| target.with_key(key)).ok()
     }
 
-    fn sidecar(&self, target: Option<&Target>) -> anyhow::Result<Sidecar> {
-        let Some(target) = target else { anyhow::bail!("the file names no server") };
+    fn sidecar(&self, target: &Target, endpoint: watch::Receiver<Endpoint>) -> Result<Sidecar, ClientError> {
         let mut config = Config::new(self.name.clone(), target.endpoint().clone());
-        (config.timeouts, config.policy) = (self.timeouts, self.policy);
+        (config.timeouts, config.policy, config.last_calls) = (self.timeouts, self.policy, self.last_calls);
         let (sidecar, status) = Sidecar::new(config, self.feed.desired())?;
         let sidecar = sidecar
             .with_refresh(refresh(&self.feed))
             .with_file_errors(self.feed.error())
             .with_observer(self.observer())
             .with_kept(self.keep.clone());
+            .with_endpoint(endpoint)
         self.view.send_replace(Some(View { status, pulse: sidecar.pulse() }));
         tracing::info!(endpoint = target.endpoint().base_url(), "at work");
         Ok(sidecar)
@@ -151,6 +164,24 @@ impl Supervisor {
 /// Waits until the status of the sidecar at work is as `wanted`.
 async fn until(view: &mut watch::Receiver<Option<View>>, wanted: impl Fn(&SidecarStatus) -> bool) {
     loop {
+/// Everything that says which server is meant, and how it is asked.
+struct Said {
+    desired: watch::Receiver<Option<Arc<DesiredAdapters>>>,
+    key: watch::Receiver<Option<ApiKey>>,
+    trust: Following,
+}
+
+impl Said {
+    async fn changed(&mut self) {
+        tokio::select! {
+            Ok(()) = self.desired.changed() => {}
+            Ok(()) = self.key.changed() => {}
+            Ok(()) = self.trust.changed() => {}
+            else => std::future::pending().await,
+        }
+    }
+}
+
         let current = view.borrow_and_update().clone();
         let reached = async {
             match current {

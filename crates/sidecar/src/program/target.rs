@@ -1,7 +1,7 @@
 //! Which server: what the command line says of it, and what the file does. Pure.
 
 use rollora_api::adapters::AdaptersFile;
-use rollora_vllm::{ApiKey, Endpoint};
+use rollora_vllm::{ApiKey, Endpoint, Tls};
 
 /// Where lora-syncer looked for vLLM when the file did not say.
 const HOST: &str = "localhost";
@@ -13,7 +13,8 @@ pub(crate) struct Target(Endpoint);
 
 impl Target {
     /// The server that `file` means; `host` goes over the file's. Without a file it is where it would be by default.
-    pub(crate) fn new(file: Option<&AdaptersFile>, host: Option<&str>) -> Result<Self, String> {
+    /// With `tls` it is asked over TLS.
+    pub(crate) fn new(file: Option<&AdaptersFile>, host: Option<&str>, tls: Option<Tls>) -> Result<Self, String> {
         let said = file.and_then(|file| file.host.as_deref()).filter(|host| !host.is_empty());
         let host = host.or(said).unwrap_or(HOST);
         let port = file.and_then(|file| file.port).unwrap_or(PORT);
@@ -28,13 +29,19 @@ impl Target {
                 refused()
             });
         }
-        let endpoint = Endpoint::parse(&format!("http://{shown}:{port}")).map_err(|_| refused())?;
-        Ok(Self(endpoint))
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let endpoint = Endpoint::parse(&format!("{scheme}://{shown}:{port}")).map_err(|_| refused())?;
+        Ok(Self(endpoint.with_tls(tls.unwrap_or_default())))
     }
 
     /// The same server, asked with this key.
     pub(crate) fn with_key(self, key: Option<ApiKey>) -> Self {
         Self(self.0.with_api_key(key))
+    }
+
+    /// Whether this is the same server, whatever is needed to ask it.
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        self.0.base_url() == other.0.base_url()
     }
 
     /// As the library wants it.
@@ -61,17 +68,20 @@ mod tests {
             (Some(file(Some("::1"), None)), None, "http://[::1]:8000"),
             (Some(file(Some("[::1]"), None)), None, "http://[::1]:8000"),
         ] {
-            assert_eq!(Target::new(file.as_ref(), host).unwrap().endpoint().base_url(), expected);
+            assert_eq!(Target::new(file.as_ref(), host, None).unwrap().endpoint().base_url(), expected);
         }
+        let file = file(Some("vllm"), Some(443));
+        let secure = Target::new(Some(&file), None, Some(Tls::default())).unwrap();
+        assert_eq!((secure.endpoint().base_url(), secure.endpoint().port()), ("https://vllm", 443));
     }
 
     #[test]
     fn what_cannot_be_a_server_is_refused_with_an_example() {
         for host in ["http://vllm", "a b", "user@host", "vllm:8000", "vllm/v1", "a?b"] {
-            let error = Target::new(None, Some(host)).unwrap_err();
+            let error = Target::new(None, Some(host), None).unwrap_err();
             assert!(error.contains(host) && error.contains("like localhost"), "{host}: {error}");
         }
         let file = AdaptersFile { port: Some(0), ..AdaptersFile::default() };
-        assert!(Target::new(Some(&file), None).unwrap_err().contains("like 8000"));
+        assert!(Target::new(Some(&file), None, None).unwrap_err().contains("like 8000"));
     }
 }

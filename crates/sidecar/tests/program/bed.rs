@@ -216,10 +216,20 @@ impl Program {
         self.until("ready", |program| program.ready().0.then_some(()));
     }
 
-    /// Sends SIGTERM and waits for the end.
-    pub(crate) fn terminate(mut self) -> (ExitStatus, Duration, Vec<String>) {
-        let began = Instant::now();
+    /// Sends SIGTERM.
+    pub(crate) fn signal(&self) {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub(crate) fn terminate(self) -> (ExitStatus, Duration, Vec<String>) {
+        self.signal();
+        self.wait()
+    }
+
+    /// Waits for the end.
+    pub(crate) fn wait(mut self) -> (ExitStatus, Duration, Vec<String>) {
+        let began = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
@@ -243,9 +253,15 @@ pub(crate) struct Bed {
 impl Bed {
     /// With these adapters verified.
     pub(crate) fn settled(exist: &[&str]) -> Self {
+        Self::settled_with(exist, &[])
+    }
+
+    /// The same, with more flags.
+    pub(crate) fn settled_with(exist: &[&str], args: &[&str]) -> Self {
         let (vllm, mut mount) = (Fake::start(Knobs::default()), Mount::new());
         mount.swap(&adapters(vllm.port(), exist, &[]), None);
-        let mut sidecar = Program::beside(&mount);
+        let start = Start::new().path("--config", &mount.file()).args(["--pod-name", "pod-1"]);
+        let mut sidecar = start.args(args.iter().copied()).start();
         for name in exist {
             sidecar.until_state(name, AdapterState::Verified);
         }

@@ -85,7 +85,9 @@ fn the_key_for_vllm_comes_from_the_environment_or_a_file_that_may_change() {
     sidecar.until_state("v1", AdapterState::Verified);
     // An empty file is no key: the last good one stays.
     std::fs::write(&key, "").unwrap();
-    sidecar.until("it is said", |sidecar| sidecar.said("the last good API key stays").then_some(()));
+    sidecar.until("it is said", |sidecar| {
+        sidecar.said("vLLM's API key cannot be taken, the last good one stays").then_some(())
+    });
     assert_eq!(sidecar.state("v1"), Some(AdapterState::Verified));
     assert!(!sidecar.said("first") && !sidecar.said("wrong"), "no log tells a key");
 }

@@ -12,4 +12,8 @@ mod fake;
 mod file;
 mod flags;
 mod ready;
+mod schema;
+mod secure;
+mod settle;
+mod timing;
 mod watch;

@@ -1,0 +1,30 @@
+//! The JSON Schema of what a sidecar answers.
+
+use super::SidecarStatus;
+use schemars::{
+    Schema,
+    generate::SchemaSettings,
+    transform::{Transform, transform_subschemas},
+};
+use serde_json::Value;
+
+/// JSON Schema (draft 2020-12) of `/status`, as it is kept in a file.
+///
+/// Later versions of the sidecar may say more: a reader has to pass over what it does not know.
+pub fn schema() -> Result<String, serde_json::Error> {
+    let settings = SchemaSettings::draft2020_12().for_serialize().with_transform(Plain);
+    let mut schema = settings.into_generator().into_root_schema_for::<SidecarStatus>();
+    schema.insert("title".to_owned(), Value::from("GET /status of rollora-sidecar"));
+    Ok(format!("{}\n", serde_json::to_string_pretty(&schema)?))
+}
+
+/// Takes out what only an API server reads.
+#[derive(Debug, Clone)]
+struct Plain;
+
+impl Transform for Plain {
+    fn transform(&mut self, schema: &mut Schema) {
+        schema.remove("x-kubernetes-validations");
+        transform_subschemas(self, schema);
+    }
+}

@@ -1,0 +1,71 @@
+//! Whom vLLM's certificate is trusted through: a file that is watched, else the system's.
+
+use crate::watched::Watched;
+use rollora_vllm::{Authorities, ServerName, Tls};
+use std::path::{Path, PathBuf};
+use tokio::sync::watch;
+
+/// What is said of TLS on the command line.
+#[derive(Debug)]
+pub(crate) struct Trust {
+    /// Whether vLLM speaks it.
+    on: bool,
+    server_name: Option<ServerName>,
+    authorities: Watched<Authorities>,
+}
+
+impl Trust {
+    /// A file of certificates turns TLS on.
+    pub(crate) fn open(on: bool, file: Option<PathBuf>, server_name: Option<ServerName>) -> Result<Self, String> {
+        let what = "vLLM's CA";
+        let on = on || file.is_some();
+        if server_name.is_some() && !on {
+            return Err("--vllm-server-name: there is no certificate without TLS: give --vllm-tls too".to_owned());
+        }
+        let authorities = match file {
+            Some(file) => Watched::open(what, file, read).map_err(|problem| format!("--vllm-ca-file: {problem}"))?,
+            None => Watched::fixed(what, None),
+        };
+        Ok(Self { on, server_name, authorities })
+    }
+
+    /// The file's content.
+    pub(crate) fn authorities(&self) -> &Watched<Authorities> {
+        &self.authorities
+    }
+
+    /// As it is at this moment; none without TLS.
+    pub(crate) fn following(&self) -> Following {
+        Following { on: self.on, server_name: self.server_name.clone(), authorities: self.authorities.value() }
+    }
+}
+
+/// What is trusted at each moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Following {
+    on: bool,
+    server_name: Option<ServerName>,
+    authorities: watch::Receiver<Option<Authorities>>,
+}
+
+impl Following {
+    /// Until the file's content is another one.
+    pub(crate) async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        self.authorities.changed().await
+    }
+
+    /// What is trusted now; none without TLS.
+    pub(crate) fn tls(&mut self) -> Option<Tls> {
+        let authorities = self.authorities.borrow_and_update().clone();
+        self.on.then(|| Tls { authorities, server_name: self.server_name.clone() })
+    }
+}
+
+fn read(path: &Path) -> Result<Authorities, String> {
+    let place = path.display();
+    let pem = std::fs::read(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => format!("{place}: there is no such file: put it there"),
+        _ => format!("{place} cannot be read: {error}"),
+    })?;
+    Authorities::parse(&pem).map_err(|error| format!("{place}: {error}"))
+}
