@@ -103,8 +103,10 @@ fn wanted(memory: &Memory, now: Timestamp) -> Vec<(&AdapterId, &Adapter, &Wish)>
         })
         .filter_map(|(id, adapter)| Some((id, adapter, adapter.wish.as_ref()?)))
         .collect();
-    // A probe that got no answer took the place of others for long enough: it waits behind them.
-    wanted.sort_by_key(|(_, adapter, wish)| (adapter.undecided > 0, wish.priority()));
+    // A probe that got no answer took the place of others for long enough: it waits behind them. What failed waits
+    // behind what is as important and was not tried yet.
+    wanted
+        .sort_by_key(|(_, adapter, wish)| (adapter.undecided > 0, wish.importance(), adapter.attempts > 0, wish.order));
     wanted
 }
 

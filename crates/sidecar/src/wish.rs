@@ -91,7 +91,12 @@ impl Wish {
 
     /// Who goes first: the pilot, then what serves, then what is required, then the order of the file.
     pub fn priority(&self) -> impl Ord + use<> {
-        (Reverse((self.standing == Standing::Pilot, self.serving, self.required)), self.order)
+        (self.importance(), self.order)
+    }
+
+    /// The same without the file: how much depends on it.
+    pub fn importance(&self) -> impl Ord + use<> {
+        Reverse((self.standing == Standing::Pilot, self.serving, self.required))
     }
 }
 

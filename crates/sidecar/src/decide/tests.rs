@@ -53,6 +53,20 @@ fn a_probe_that_got_no_answer_waits_behind_those_that_were_not_tried() {
 }
 
 #[test]
+fn what_failed_waits_behind_what_was_not_tried_and_is_as_important() {
+    let mut bed = Bed::listing(&["needed!", "a", "b"]);
+    bed.memory.policy.max_parallel = 1;
+    for name in ["needed", "a"] {
+        assert_eq!(bed.begin(), [format!("load {name}")]);
+        bed.end(name, Err(crate::bed::bad(name)));
+    }
+    bed.wait(Duration::from_secs(1));
+    assert_eq!(bed.begin(), ["load needed"]);
+    bed.end("needed", Err(crate::bed::bad("needed")));
+    assert_eq!(bed.begin(), ["load b"]);
+}
+
+#[test]
 fn hub_names_go_one_at_a_time_and_paths_beside_them() {
     let mut bed = Bed::listing(&["org/a", "org/b", "c"]);
     assert_eq!(bed.begin(), ["load org/a", "load c"]);
@@ -144,6 +158,21 @@ fn governed_ids_wait_for_their_admission() {
     bed.settle();
     bed.desire(&["v1", "v2", "free"], &[], Some(key(&["v1", "v2"])));
     assert_eq!(bed.decided(), ["load v2"]);
+}
+
+#[test]
+fn without_the_operators_key_the_file_alone_decides() {
+    let mut bed = Bed::up();
+    let key = OperatorKey { managed: vec!["v*".to_owned()], rejected: ids(&["v2"]), ..OperatorKey::default() };
+    bed.desire(&["v1", "v2"], &[], Some(key.clone()));
+    assert_eq!(bed.decided(), none());
+    bed.desire(&["v1", "v2"], &[], None);
+    assert_eq!(bed.decided(), ["load v1", "load v2"], "the key was taken away");
+    bed.settle();
+    bed.desire(&["v1", "v2"], &[], Some(OperatorKey { serving: ids(&["v1", "v2"]), ..key }));
+    assert_eq!(bed.decided(), none(), "both serve");
+    bed.desire(&[], &["v1"], None);
+    assert_eq!(bed.decided(), ["unload v1"], "and nobody says any more that it serves");
 }
 
 #[test]
