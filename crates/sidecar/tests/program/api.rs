@@ -23,6 +23,8 @@ use tempfile::TempDir;
 use tokio::{runtime::Runtime, sync::watch};
 
 const NAMESPACE: &str = "default";
+/// What the kubeconfig shows the API server.
+pub(crate) const TOKEN: &str = "token-of-the-cluster-5e1d";
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -60,7 +62,7 @@ impl Api {
         let kubeconfig = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "here",
             "clusters": [{ "name": "here", "cluster": { "server": format!("http://{}", api.address) } }],
-            "users": [{ "name": "me", "user": { "token": "secret" } }],
+            "users": [{ "name": "me", "user": { "token": TOKEN } }],
             "contexts": [{ "name": "here", "context": { "cluster": "here", "user": "me" } }],
         });
         std::fs::write(api.kubeconfig(), kubeconfig.to_string()).unwrap();
