@@ -15,6 +15,10 @@ pub(crate) fn transitions(old: &SidecarStatus, new: &SidecarStatus) {
         } else {
             warn!(reason = %new.readiness.reason, "vLLM is away: {}", new.readiness.message);
         }
+    } else if let (None, Some(problem)) = (&new.server, &new.problem)
+        && old.problem.as_ref().is_none_or(|before| before.reason != problem.reason)
+    {
+        warn!(reason = %problem.reason, "vLLM is waited for, and asked several times a second: {}", problem.message);
     }
     if old.readiness.ready != new.readiness.ready {
         let (reason, message) = (&new.readiness.reason, &new.readiness.message);

@@ -93,6 +93,41 @@ fn the_key_for_vllm_comes_from_the_environment_or_a_file_that_may_change() {
 }
 
 #[test]
+fn a_key_that_a_kubelet_swaps_is_taken_and_takes_nothing_back() {
+    let vllm = Fake::start(Knobs { api_key: Some("first".to_owned()), ..Knobs::default() });
+    let (mut mount, secret) = (Mount::new(), tempfile::tempdir().unwrap());
+    mount.swap(&adapters(vllm.port(), &["v1"], &[]), None);
+    // A Secret in its mount: the file is a link through a folder that is swapped as a whole.
+    let link = |target: &str, name: &str| {
+        let fresh = secret.path().join("..fresh");
+        std::os::unix::fs::symlink(target, &fresh).unwrap();
+        std::fs::rename(&fresh, secret.path().join(name)).unwrap();
+    };
+    let project = |version: &str, key: &str| {
+        std::fs::create_dir(secret.path().join(version)).unwrap();
+        std::fs::write(secret.path().join(version).join("key"), key).unwrap();
+        link(version, "..data");
+    };
+    project("..version_1", "first");
+    link("..data/key", "key");
+    let start = Start::new().path("--config", &mount.file()).path("--api-key-file", &secret.path().join("key"));
+    let mut sidecar = start.start();
+    sidecar.until_state("v1", AdapterState::Verified);
+    sidecar.until_ready();
+    let asked = vllm.log();
+    // The key rises for both at the same moment: vLLM goes on with what it holds.
+    vllm.set(|knobs| knobs.api_key = Some("second".to_owned()));
+    project("..version_2", "second");
+    sidecar.until("it is read", |sidecar| {
+        assert!(sidecar.ready().0);
+        sidecar.said("vLLM's API key was read again").then_some(())
+    });
+    mount.swap(&adapters(vllm.port(), &["v1", "v2"], &[]), None);
+    sidecar.until_state("v2", AdapterState::Verified);
+    assert_eq!(vllm.log()[asked.len()..], ["load v2 /adapters/v2", "use v2"], "v1 was left alone");
+}
+
+#[test]
 fn without_a_file_it_waits_and_says_what_for() {
     let mut mount = Mount::new();
     let vllm = Fake::start(Knobs::default());

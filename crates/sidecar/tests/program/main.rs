@@ -4,6 +4,7 @@
 
 mod api;
 mod bed;
+mod classes;
 mod documents;
 mod end;
 #[path = "../loop/fake.rs"]
@@ -11,6 +12,7 @@ mod end;
 mod fake;
 mod file;
 mod flags;
+mod grace;
 mod manifests;
 mod ready;
 mod schema;
