@@ -92,7 +92,11 @@ impl InForce {
         self.error.send_if_modified(|current| {
             let changed = *current != error;
             if let Some(error) = error.as_deref().filter(|_| changed) {
-                tracing::warn!("the last good adapters file stays in force: {error}");
+                if self.desired.borrow().is_some() {
+                    tracing::warn!("the last good adapters file stays in force: {error}");
+                } else {
+                    tracing::warn!("no adapters file is in force yet: {error}");
+                }
             }
             *current = error;
             changed

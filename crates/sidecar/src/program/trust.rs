@@ -1,7 +1,7 @@
 //! Whom vLLM's certificate is trusted through: a file that is watched, else the system's.
 
 use crate::watched::Watched;
-use rollora_vllm::{Authorities, ServerName, Tls};
+use rollora_vllm::{Authorities, Client, Endpoint, ServerName, Timeouts, Tls};
 use std::path::{Path, PathBuf};
 use tokio::sync::watch;
 
@@ -22,9 +22,13 @@ impl Trust {
         if server_name.is_some() && !on {
             return Err("--vllm-server-name: there is no certificate without TLS: give --vllm-tls too".to_owned());
         }
-        let authorities = match file {
-            Some(file) => Watched::open(what, file, read).map_err(|problem| format!("--vllm-ca-file: {problem}"))?,
-            None => Watched::fixed(what, None),
+        let authorities = if let Some(file) = file {
+            Watched::open(what, file, read).map_err(|problem| format!("--vllm-ca-file: {problem}"))?
+        } else {
+            if on {
+                has_roots().map_err(|problem| format!("--vllm-tls: {problem}"))?;
+            }
+            Watched::fixed(what, None)
         };
         Ok(Self { on, server_name, authorities })
     }
@@ -59,6 +63,14 @@ impl Following {
         let authorities = self.authorities.borrow_and_update().clone();
         self.on.then(|| Tls { authorities, server_name: self.server_name.clone() })
     }
+}
+
+/// Better at the start than when a connection is made: the system may trust nobody.
+fn has_roots() -> Result<(), String> {
+    let anybody = Endpoint::parse("https://vllm").map_err(|error| error.to_string())?;
+    Client::new(anybody, Timeouts::default()).map(drop).map_err(|_| {
+        "this system has no CA certificates to trust: give --vllm-ca-file the one that signed vLLM's".to_owned()
+    })
 }
 
 fn read(path: &Path) -> Result<Authorities, String> {

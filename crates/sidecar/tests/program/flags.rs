@@ -101,6 +101,14 @@ fn a_deployment_of_lora_syncer_works_as_it_stands() {
 }
 
 #[test]
+fn a_system_that_trusts_nobody_needs_a_ca() {
+    let start = Start::new().env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
+    let (code, said) = start.args(["--vllm-tls", "--metrics-port", "0", "--address", "127.0.0.1"]).run();
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("--vllm-tls") && said.contains("give --vllm-ca-file"), "{said}");
+}
+
+#[test]
 fn an_interval_that_has_no_effect_any_more_is_said() {
     let mut mount = Mount::new();
     mount.swap(&adapters(1, &[], &[]), None);

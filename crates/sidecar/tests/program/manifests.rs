@@ -86,11 +86,11 @@ fn the_role_of_the_watch_reads_one_config_map_and_nothing_else() {
     let role = text.split("---").next().unwrap();
     let role: Value = serde_saphyr::from_str(role).unwrap();
     assert_eq!(role["kind"], "Role");
-    let rule = json!({
+    let expected = json!({
         "apiGroups": [""],
         "resources": ["configmaps"],
         "resourceNames": ["vllm-qwen3-32b-adapters"],
         "verbs": ["get", "list", "watch"],
     });
-    assert_eq!(role["rules"], json!([rule]));
+    assert_eq!(role["rules"], json!([expected]));
 }
