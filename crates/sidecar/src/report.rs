@@ -79,7 +79,6 @@ fn adapter_transition(before: Option<AdapterState>, adapter: &AdapterStatus) {
         AdapterState::AwaitingAdmission => info!(adapter = %id, "waits until the operator admits it"),
         AdapterState::Gone
         | AdapterState::Pending
-        | AdapterState::Loading
         | AdapterState::Loaded
         | AdapterState::Unlisted => debug!(adapter = %id, source, state = ?adapter.state, "changed"),
     }
