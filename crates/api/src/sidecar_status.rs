@@ -125,15 +125,36 @@ pub struct AdapterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub last_used: Option<jiff::Timestamp>,
+    /// What was brought of it from a hub, where the sidecar does that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetch: Option<FetchStatus>,
+}
+
+/// How far the fetch of an adapter is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct FetchStatus {
+    /// Bytes that are there.
+    pub bytes: u64,
+    /// Bytes in all; none while they are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<u64>,
+    /// The commit that the revision stood for, when it was fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
 }
 
 /// Where an adapter stands on one server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 pub enum AdapterState {
     /// Wanted; its turn comes.
     Pending,
     /// Wanted and governed by a Rollout that has not admitted it here.
     AwaitingAdmission,
+    /// It is brought from a hub into the folder that vLLM reads.
+    Fetching,
     /// vLLM has been asked to load it.
     Loading,
     /// Registered, not proven yet.
@@ -147,10 +168,11 @@ pub enum AdapterState {
     /// The server died twice over it: not tried again on this server.
     Quarantined,
     /// The operator rejected it.
-#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
     Rejected,
     /// Registered under this id from another source: nothing is done, use a new id.
     SourceChanged,
+    /// Its source is not among those that the sidecar was told to accept: neither fetched nor loaded.
+    SourceRefused,
     /// Unwanted, and it waits for the end of its use.
     Unloading,
     /// Unwanted by the file, held because the operator says that it is serving.
@@ -175,6 +197,7 @@ impl AdapterState {
 
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
     /// One CamelCase word, the class of the error.
@@ -188,5 +211,9 @@ impl Problem {
     pub fn is_adapters_fault(&self) -> bool {
         matches!(self.reason.as_str(), "RankTooHigh" | "BadAdapter" | "NameConflict")
     }
+
+    /// Whether it says nothing about the adapter, however often it happens: the hub is away, or the disk is full.
+    pub fn is_the_hubs_fault(&self) -> bool {
+        matches!(self.reason.as_str(), "HubUnreachable" | "HubBusy" | "HubError" | "Disk")
+    }
 }
-#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]

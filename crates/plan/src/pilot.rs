@@ -16,7 +16,7 @@ use rollora_api::{
 
 /// After so many failed attempts on the pilot an id is rejected, whatever the reason.
 const ATTEMPTS: u32 = 5;
-/// The same where vLLM does not find the adapter: long enough for files that are still being copied.
+/// The same where the adapter is not found, or not to be had: long enough for files that are still being copied.
 const ATTEMPTS_TO_FIND: u32 = 3;
 
 /// What is to be done about an id that is not admitted.
@@ -94,6 +94,7 @@ fn on_trial(id: &AdapterId, server: &Server, content: Option<&ContentHash>) -> V
         }
         (Some(AdapterState::Loaded), _) => format!("{name} proves it with a completion"),
         (Some(AdapterState::Loading), _) => format!("{name} is loading it"),
+        (Some(AdapterState::Fetching), _) => format!("{name} is fetching it"),
         _ => format!("{name} is to load it"),
     })
 }
@@ -107,10 +108,15 @@ fn fault(name: &str, adapter: &AdapterStatus, status: &SidecarStatus) -> Option<
         (AdapterState::SourceChanged, _) => {
             Some(format!("the server {name} has this id from another source: list the new weights under a new id"))
         }
+        // Every sidecar was told the same: no other server would take it.
+        (AdapterState::SourceRefused, Some(error)) => Some(format!("the server {name}: {}", error.message)),
         // What is wrong with the server as a whole says nothing about the adapter.
         (AdapterState::Failed, Some(error)) if status.problem.is_none() => {
-            let limit = if error.reason == "AdapterNotFound" { ATTEMPTS_TO_FIND } else { ATTEMPTS };
-            let hopeless = error.is_adapters_fault() || adapter.attempts >= limit;
+            let to_find =
+                matches!(error.reason.as_str(), "AdapterNotFound" | "HubNotFound" | "HubUnauthorized" | "TooLarge");
+            let limit = if to_find { ATTEMPTS_TO_FIND } else { ATTEMPTS };
+            let tired = adapter.attempts >= limit && !error.is_the_hubs_fault();
+            let hopeless = error.is_adapters_fault() || tired;
             hopeless.then(|| format!("the server {name} could not load it: {}", error.message))
         }
         _ => None,
@@ -145,12 +151,14 @@ fn has_tried(server: &Server, id: &AdapterId) -> bool {
     matches!(
         state,
         Some(
-            AdapterState::Loading
+            AdapterState::Fetching
+                | AdapterState::Loading
                 | AdapterState::Loaded
                 | AdapterState::Verified
                 | AdapterState::Failed
                 | AdapterState::ServerDied
                 | AdapterState::Quarantined
+                | AdapterState::SourceRefused
         )
     )
 }

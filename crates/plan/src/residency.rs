@@ -80,6 +80,7 @@ fn state_in_words(id: &AdapterId, status: &SidecarStatus) -> String {
     let words = match adapter.state {
         AdapterState::Pending => "its turn comes",
         AdapterState::AwaitingAdmission => "waits for its admission",
+        AdapterState::Fetching => "is fetching it",
         AdapterState::Loading => "is loading it",
         AdapterState::Loaded => "proves it",
         AdapterState::Verified => "has it",
@@ -88,6 +89,7 @@ fn state_in_words(id: &AdapterId, status: &SidecarStatus) -> String {
         AdapterState::Quarantined => "the server died twice over it",
         AdapterState::Rejected => "was told not to load it",
         AdapterState::SourceChanged => "has the id from another source",
+        AdapterState::SourceRefused => "does not accept its source",
         AdapterState::Unloading => "is unloading it",
         AdapterState::UnloadHeld => "holds it although the file unlists it",
         AdapterState::Gone => "does not have it",

@@ -2,7 +2,7 @@
 
 use crate::{
     config::Policy,
-    decide::{Action, decide},
+    decide::{Action, decide, fetches},
     memory::{Ended, Kept, Look, LookError, LookStep, Memory, Seen},
     readiness::readiness,
     status::status,
@@ -14,8 +14,14 @@ use rollora_api::{
     operator_key::{OperatorKey, Pilot},
     sidecar_status::{AdapterState, AdapterStatus, SidecarStatus},
 };
+use rollora_store::{Fetch, FetchError, FetchReason, Fetched, Source, Store, Told};
 use rollora_vllm::{ModelCard, ServerMetrics, VllmError};
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 /// The name of the sidecar's server.
 const NAME: &str = "pod";
@@ -36,12 +42,9 @@ pub(crate) fn pilots(names: &[&str]) -> OperatorKey {
 
 /// Ids are loaded from `/adapters/<id>`; those that contain a slash come from the hub.
 fn entry(name: &str) -> AdapterEntry {
-    let (source, required) = match name.strip_suffix('!') {
-        Some(name) => (format!("/adapters/{name}"), true),
-        None if name.contains('/') => (name.to_owned(), false),
-        None => (format!("/adapters/{name}"), false),
-    };
-    AdapterEntry { id: id(name.trim_end_matches('!')), source, base_model: None, required }
+    let (name, required) = name.strip_suffix('!').map_or((name, false), |name| (name, true));
+    let source = if name.contains('/') { name.to_owned() } else { format!("/adapters/{name}") };
+    AdapterEntry { id: id(name), source, base_model: None, required }
 }
 
 pub(crate) struct Bed {
@@ -72,6 +75,30 @@ impl Bed {
         let mut bed = Self::up();
         bed.desire(exist, &[], None);
         bed
+    }
+
+    /// The same, where hub names are fetched.
+    pub(crate) fn fetching(exist: &[&str]) -> Self {
+        let mut bed = Self::up();
+        bed.memory.sources.store = Some(Arc::new(Shelf));
+        bed.desire(exist, &[], None);
+        bed
+    }
+
+    /// Begins the fetches that are due, and says of what.
+    pub(crate) fn begin_fetches(&mut self) -> Vec<String> {
+        let due = fetches(&self.memory, self.now);
+        for fetch in &due {
+            self.memory.fetch_began(&fetch.id, self.now);
+        }
+        due.iter().map(|fetch| fetch.id.to_string()).collect()
+    }
+
+    /// The fetch of `name` that is under way ends like this.
+    pub(crate) fn end_fetch(&mut self, name: &str, ended: Result<Fetched, FetchError>) {
+        let number = self.memory.adapters[&id(name)].fetch.under_way.map(|fetch| fetch.number);
+        let number = number.unwrap_or_else(|| panic!("no fetch of {name} is under way"));
+        self.memory.fetch_ended(&id(name), number, ended, 0.0, self.now);
     }
 
     /// The same, with everything loaded and verified.
@@ -203,6 +230,32 @@ impl Bed {
         let readiness = readiness(&self.memory, self.now);
         (readiness.ready, readiness.reason)
     }
+}
+
+/// Keeps what the hub has under `/fetched`.
+#[derive(Debug)]
+struct Shelf;
+
+impl Store for Shelf {
+    fn place(&self, source: &Source) -> PathBuf {
+        match source {
+            Source::Path(path) => path.into(),
+            Source::Hub(name) => Path::new("/fetched").join(name.to_string()),
+        }
+    }
+
+    fn fetch<'a>(&'a self, _: &'a Source, _: Told<'a>) -> Fetch<'a> {
+        unreachable!("the events of a fetch are played by hand")
+    }
+}
+
+/// What a fetch brings.
+pub(crate) fn fetched() -> Fetched {
+    Fetched { path: PathBuf::new(), commit: Some("c0ffee".to_owned()) }
+}
+
+pub(crate) fn not_fetched(reason: FetchReason) -> FetchError {
+    FetchError { reason, message: format!("the hub: {reason:?}"), retry_after: None }
 }
 
 fn name(action: &Action) -> String {

@@ -6,18 +6,25 @@
 //! - No unload of an id that serves, is in both lists or in neither, or is a base model; none while it is in use.
 //! - Nothing is asked of a server that is away or suspect, and nothing about an adapter that is in doubt.
 //! - Loads go before unloads.
+//! - Where hub names are fetched, vLLM is never given one; what may not be used is neither fetched nor loaded.
 
 use crate::{
-    memory::{Adapter, CallKind, Memory},
+    memory::{Adapter, CallKind, Memory, Server},
     source::is_hub_name,
     wish::{Goal, Standing, Wish},
 };
 use jiff::Timestamp;
 use rollora_api::names::AdapterId;
+use rollora_store::Source;
 use std::time::Duration;
 
 /// Calls that others wait for are waited for this long: a call that hangs must not hold up what is fine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Fetches at the same time.
+const MAX_FETCHES: usize = 2;
+/// A fetch that takes longer keeps no place from others; as many may take long as may go on.
+const FETCH_PATIENCE: Duration = Duration::from_mins(1);
 
 /// One call to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +78,7 @@ pub fn decide(memory: &Memory, now: Timestamp) -> Vec<Action> {
     let mut traffic = Traffic::under_way(memory, now);
     let mut actions = Vec::new();
     for (id, adapter, wish) in wanted(memory, now) {
-        let from_hub = is_hub_name(&wish.source);
+        let from_hub = is_hub_name(&wish.origin.root);
         let kind = if adapter.registered.is_some() { CallKind::Probe } else { CallKind::Load };
         if !traffic.has_room(kind, adapter, from_hub, memory.policy.max_parallel) {
             continue;
@@ -79,7 +86,7 @@ pub fn decide(memory: &Memory, now: Timestamp) -> Vec<Action> {
         traffic.add(kind, adapter, from_hub, true);
         let id = id.clone();
         actions.push(match kind {
-            CallKind::Load => Action::Load { id, source: wish.source.clone(), from_hub },
+            CallKind::Load => Action::Load { id, source: wish.origin.root.clone(), from_hub },
             CallKind::Probe | CallKind::Unload => Action::Probe { id },
         });
     }
@@ -87,6 +94,34 @@ pub fn decide(memory: &Memory, now: Timestamp) -> Vec<Action> {
         actions.extend(unwanted(memory, now));
     }
     actions
+}
+
+/// One adapter to fetch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetch {
+    /// The adapter.
+    pub id: AdapterId,
+    /// From where.
+    pub source: Source,
+}
+
+/// What to fetch now, whatever process of the server there is: a download may as well go on while vLLM starts.
+pub fn fetches(memory: &Memory, now: Timestamp) -> Vec<Fetch> {
+    // What a server holds that nobody has asked yet may need no fetch.
+    if memory.config.is_none() || memory.server == (Server::Away { problem: None }) {
+        return Vec::new();
+    }
+    let under_way: Vec<_> = memory.adapters.values().filter_map(|adapter| adapter.fetch.under_way).collect();
+    let young = under_way.iter().filter(|fetch| now < fetch.since + FETCH_PATIENCE).count();
+    let room = MAX_FETCHES.saturating_sub(young).min((2 * MAX_FETCHES).saturating_sub(under_way.len()));
+    let mut due: Vec<_> = memory
+        .adapters
+        .iter()
+        .filter(|(id, adapter)| adapter.may_fetch(now) && !memory.is_base_model(id))
+        .filter_map(|(id, adapter)| Some((adapter.wish.as_ref()?, id, adapter.to_fetch()?)))
+        .collect();
+    due.sort_by_key(|(wish, _, _)| wish.priority());
+    due.into_iter().take(room).map(|(_, id, source)| Fetch { id: id.clone(), source: source.clone() }).collect()
 }
 
 /// Adapters to load or to prove now, in order.
@@ -98,7 +133,7 @@ fn wanted(memory: &Memory, now: Timestamp) -> Vec<(&AdapterId, &Adapter, &Wish)>
             adapter.wants_loading() && adapter.may_try(now) && !adapter.is_held(now) && !memory.is_base_model(id)
         })
         .filter(|(_, adapter)| match adapter.registered {
-            None => true,
+            None => adapter.refused().is_none() && adapter.to_fetch().is_none(),
             Some(_) => memory.policy.probe && !adapter.verified && !adapter.source_changed(),
         })
         .filter_map(|(id, adapter)| Some((id, adapter, adapter.wish.as_ref()?)))

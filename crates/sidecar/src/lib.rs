@@ -33,3 +33,4 @@ pub mod wish;
 
 pub use config::{Config, Intervals, Policy};
 pub use run::{Call, Observer, Pulse, Refresh, Sidecar};
+pub use source::Sources;

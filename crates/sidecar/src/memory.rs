@@ -12,17 +12,19 @@
 mod adapter;
 mod calls;
 mod desire;
+mod fetch;
 mod keep;
 mod looks;
 mod server;
 
 pub use adapter::{Adapter, CallKind, Hold, InFlight};
 pub use calls::Ended;
+pub use fetch::{FetchUnderWay, Fetching};
 pub use keep::{Kept, KeptAdapter, KeptServer};
 pub use looks::{Look, LookError, LookStep, Seen, Ticket};
 pub use server::{Known, Server};
 
-use crate::config::Policy;
+use crate::{config::Policy, source::Sources};
 use jiff::Timestamp;
 use rollora_api::{
     names::AdapterId,
@@ -35,6 +37,8 @@ use std::collections::BTreeMap;
 pub struct Memory {
     /// The numbers that decisions depend on.
     pub policy: Policy,
+    /// What is done about sources.
+    pub sources: Sources,
     /// The server's base URL.
     pub endpoint: String,
     /// The file in force; none before the first good one.
@@ -70,6 +74,7 @@ impl Memory {
     pub fn new(endpoint: impl Into<String>, policy: Policy) -> Self {
         Self {
             policy,
+            sources: Sources::default(),
             endpoint: endpoint.into(),
             config: None,
             file_error: None,

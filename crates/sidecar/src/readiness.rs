@@ -64,8 +64,9 @@ fn proven_enough(memory: &Memory, adapter: &Adapter) -> bool {
 /// Whether an adapter that nobody depends on yet needs no more waiting for: it is there, or it failed and was never
 /// there before.
 fn settled(memory: &Memory, adapter: &Adapter) -> bool {
-    let failed = adapter.attempts > 0 || adapter.hold.is_some();
-    proven_enough(memory, adapter) || adapter.needs_person || (failed && !adapter.is_proven())
+    let failed = adapter.attempts > 0 || adapter.fetch.attempts > 0 || adapter.hold.is_some();
+    let in_vain = adapter.needs_person || adapter.fetch.needs_person || adapter.refused().is_some();
+    proven_enough(memory, adapter) || in_vain || (failed && !adapter.is_proven())
 }
 
 /// A hub download that takes longer than a load from a disk does.

@@ -71,15 +71,17 @@ fn adapter_transition(before: Option<AdapterState>, adapter: &AdapterStatus) {
         AdapterState::InBothLists => {
             warn!(adapter = %id, "in both lists: it is left as it is until one of the two entries is removed");
         }
+        AdapterState::SourceRefused => warn!(adapter = %id, source, "neither fetched nor loaded: {words}"),
+        AdapterState::Fetching => info!(adapter = %id, source, "fetched before it is loaded"),
+        AdapterState::Loading => info!(adapter = %id, source, "vLLM is asked to load it"),
         AdapterState::Verified => info!(adapter = %id, source, "verified: it answers"),
         AdapterState::Gone if before.is_some() => info!(adapter = %id, "unloaded"),
         AdapterState::Unloading => info!(adapter = %id, "unwanted: unloaded when it is idle"),
         AdapterState::UnloadHeld => info!(adapter = %id, "unwanted, kept while it serves"),
         AdapterState::Rejected => info!(adapter = %id, "rejected by the operator: not loaded"),
         AdapterState::AwaitingAdmission => info!(adapter = %id, "waits until the operator admits it"),
-        AdapterState::Gone
-        | AdapterState::Pending
-        | AdapterState::Loaded
-        | AdapterState::Unlisted => debug!(adapter = %id, source, state = ?adapter.state, "changed"),
+        AdapterState::Gone | AdapterState::Pending | AdapterState::Loaded | AdapterState::Unlisted => {
+            debug!(adapter = %id, source, state = ?adapter.state, "changed");
+        }
     }
 }

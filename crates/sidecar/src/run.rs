@@ -4,29 +4,29 @@ use crate::{
     ask,
     clock::Clock,
     config::Config,
-    decide::{Action, decide},
+    decide::{Action, Fetch, decide, fetches},
     memory::{CallKind, Ended, Kept, LookError, Memory, Seen, Ticket},
     report, sentinel,
+    source::Sources,
     status::status,
     wish::{Goal, wishes},
 };
 use jiff::Timestamp;
 use rollora_api::{adapters::DesiredAdapters, names::AdapterId, sidecar_status::SidecarStatus};
-use rollora_vllm::{Client, ClientError, VllmError};
+use rollora_store::{FetchError, Fetched, Progress};
+use rollora_vllm::{Client, ClientError, Endpoint, VllmError};
 use std::{fmt, io, pin::Pin, sync::Arc, time::Duration};
 use tokio::{
     net::TcpStream,
     sync::{Notify, watch},
     task::{JoinError, JoinSet},
-    time::{Instant, timeout},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 /// The idle connection is made again after this time at the earliest: some servers close it as soon as it stands.
 const RECONNECT: Duration = Duration::from_secs(1);
-/// Calls under way are waited for this long at the end.
-const LAST_CALLS: Duration = Duration::from_secs(1);
 
 /// Has what is desired read again, to the end: what is in the channel afterwards is what was desired when it was called.
 pub type Refresh = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
@@ -37,12 +37,12 @@ pub type Observer = Arc<dyn Fn(&Call<'_>) + Send + Sync>;
 /// A call that has ended.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
-    /// What was asked.
-    pub kind: CallKind,
+    /// What was asked: `load`, `probe`, `unload`, or `fetch` of whoever keeps adapters.
+    pub what: &'static str,
     /// About which adapter.
     pub id: &'a AdapterId,
-    /// What came of it.
-    pub answer: Result<(), &'a VllmError>,
+    /// What came of it: `Success`, or the class of the error.
+    pub outcome: &'static str,
     /// How long it took.
     pub took: Duration,
 }
@@ -54,6 +54,8 @@ pub struct Pulse {
     pub turned: Instant,
     /// When the last look at the server ended; none before the first.
     pub looked: Option<Instant>,
+    /// When what the server holds was last compared with what is desired; none before the first time.
+    pub reconciled: Option<Instant>,
 }
 
 type Desired = watch::Receiver<Option<Arc<DesiredAdapters>>>;
@@ -66,10 +68,12 @@ pub struct Sidecar {
     refresh: Option<Refresh>,
     doubts: Arc<Notify>,
     file_errors: watch::Receiver<Option<String>>,
+    endpoint: watch::Receiver<Endpoint>,
     status: watch::Sender<Arc<SidecarStatus>>,
     pulse: watch::Sender<Option<Pulse>>,
     observer: Option<Observer>,
     kept: Option<watch::Sender<Kept>>,
+    sources: Sources,
 }
 
 impl fmt::Debug for Sidecar {
@@ -81,7 +85,28 @@ impl fmt::Debug for Sidecar {
 /// Something that was waited for.
 enum Event {
     Looked(Ticket, Result<Seen, LookError>),
-    Ended { id: AdapterId, epoch: u64, kind: CallKind, ended: Ended, took: Duration },
+    /// None where nobody wanted it any more.
+    Fetched {
+        id: AdapterId,
+        number: u64,
+        ended: Option<Result<Fetched, FetchError>>,
+        took: Duration,
+    },
+    Ended {
+        id: AdapterId,
+        epoch: u64,
+        kind: CallKind,
+        ended: Ended,
+        took: Duration,
+    },
+}
+
+/// A fetch under way.
+struct RunningFetch {
+    id: AdapterId,
+    number: u64,
+    progress: watch::Receiver<Progress>,
+    cancel: CancellationToken,
 }
 
 /// The idle connection to the server.
@@ -97,6 +122,7 @@ impl Sidecar {
     pub fn new(config: Config, desired: Desired) -> Result<(Self, watch::Receiver<Arc<SidecarStatus>>), ClientError> {
         let client = Client::new(config.endpoint.clone(), config.timeouts)?;
         let (status, receiver) = watch::channel(Arc::default());
+        let endpoint = watch::channel(config.endpoint.clone()).1;
         let sidecar = Self {
             config,
             client,
@@ -104,10 +130,12 @@ impl Sidecar {
             refresh: None,
             doubts: Arc::default(),
             file_errors: watch::channel(None).1,
+            endpoint,
             status,
             pulse: watch::Sender::new(None),
             observer: None,
             kept: None,
+            sources: Sources::default(),
         };
         Ok((sidecar, receiver))
     }
@@ -134,6 +162,14 @@ impl Sidecar {
         self
     }
 
+    /// The same server is asked as it is said here: with another key, or trusted through somebody else. Calls under
+    /// way end as they began.
+    #[must_use]
+    pub fn with_endpoint(mut self, endpoint: watch::Receiver<Endpoint>) -> Self {
+        self.endpoint = endpoint;
+        self
+    }
+
     /// Every call about an adapter is told to `observer`.
     #[must_use]
     pub fn with_observer(mut self, observer: Observer) -> Self {
@@ -149,12 +185,20 @@ impl Sidecar {
         self
     }
 
+    /// Sources are dealt with as it is said here. Without, vLLM is given every source as it is written.
+    #[must_use]
+    pub fn with_sources(mut self, sources: Sources) -> Self {
+        self.sources = sources;
+        self
+    }
+
     /// That it is at work; none before it runs.
     pub fn pulse(&self) -> watch::Receiver<Option<Pulse>> {
         self.pulse.subscribe()
     }
 
-    /// Works until it is stopped. vLLM is left as it is.
+    /// Works until it is stopped. Then nothing new is begun, and calls under way are finished within
+    /// [`Config::last_calls`]. vLLM is left as it is.
     pub async fn run(self, stop: CancellationToken) {
         let span = info_span!("sidecar", server = %self.config.name);
         self.work(stop).instrument(span).await;
@@ -163,9 +207,14 @@ impl Sidecar {
     async fn work(mut self, stop: CancellationToken) {
         let clock = Clock::start();
         let mut memory = Memory::new(self.client.endpoint().base_url(), self.config.policy);
+        memory.sources = self.sources.clone();
         let mut tasks = JoinSet::new();
+        let mut fetches = Vec::new();
         let mut sentinel = Sentinel::Absent(clock.now());
-        let mut looked = None;
+        let (mut looked, mut reconciled) = (None, None);
+        let mut last_calls_end = None;
+        // Whether nothing but time has passed since the last turn.
+        let mut only_time = false;
         if let Some(kept) = &self.kept {
             memory.recall(kept.borrow().clone());
         }
@@ -173,39 +222,62 @@ impl Sidecar {
         self.take_file_error(&mut memory);
         loop {
             let now = clock.now();
-            for action in decide(&memory, now) {
+            let actions = if last_calls_end.is_none() { decide(&memory, now) } else { Vec::new() };
+            let mut news = !only_time || !actions.is_empty();
+            for action in actions {
                 memory.began(&action, now);
                 self.call(&mut tasks, action, memory.epoch());
             }
             if let Some(look) = memory.look_due(now) {
                 let (client, ticket) = (self.client.clone(), memory.look_began(look, now));
                 tasks.spawn(async move { Event::Looked(ticket, ask::look(&client, look).await) }.in_current_span());
+            } else {
+                news = true;
+            }
+            if last_calls_end.is_none() {
+                news |= self.fetch(&mut fetches, &mut tasks, &mut memory, now);
             }
             sentinel.reconnect(&self, now);
-            self.publish(&mut memory, now);
-            self.pulse.send_replace(Some(Pulse { turned: clock.instant(now), looked }));
+            // The beginning of a look tells nothing that its end will not tell a moment later, or the next turn.
+            if news {
+                self.publish(&mut memory, now);
+            }
+            only_time = false;
+            self.pulse.send_replace(Some(Pulse { turned: clock.instant(now), looked, reconciled }));
+            if last_calls_end.is_some() && memory.in_flight().next().is_none() {
+                break;
+            }
             tokio::select! {
-                () = stop.cancelled() => break,
+                () = stop.cancelled(), if last_calls_end.is_none() => {
+                    last_calls_end = Some(Instant::now() + self.config.last_calls);
+                }
+                () = at(last_calls_end) => {
+                    report::given_up(memory.in_flight().map(|(id, _, call)| (id, call.kind)));
+                    break;
+                }
                 Ok(()) = self.desired.changed() => self.take_desired(&mut memory, clock.now()),
                 Ok(()) = self.file_errors.changed() => self.take_file_error(&mut memory),
+                Ok(()) = self.endpoint.changed() => self.renew(&mut memory),
                 () = self.doubts.notified() => memory.connection_broke(),
                 Some(event) = tasks.join_next() => {
                     let now = clock.now();
                     // With all else that has ended by now: a turn goes through all adapters, and there may be thousands.
                     let mut ended = Some(event);
                     while let Some(event) = ended {
-                        if self.take_event(&mut memory, event, now) {
+                        if let Some(compared) = self.take_event(&mut memory, event, now) {
                             looked = Some(clock.instant(now));
+                            reconciled = if compared { looked } else { reconciled };
                         }
                         ended = tasks.try_join_next();
                     }
                 }
-                closed = sentinel.event() => sentinel.changed(closed, &mut memory, clock.now()),
-                () = tokio::time::sleep_until(clock.instant(memory.wake(now))) => {}
+                closed = sentinel.event() => {
+                    let secure = self.client.endpoint().is_https();
+                    sentinel.changed(closed, secure, &mut memory, clock.now());
+                }
+                () = sleep_until(clock.instant(memory.wake(now))) => only_time = true,
             }
         }
-        // A call that vLLM has begun is finished by it anyway; who restarts us should not find it half known.
-        drop(timeout(LAST_CALLS, async { while tasks.join_next().await.is_some() {} }).await);
     }
 
     fn take_desired(&mut self, memory: &mut Memory, now: Timestamp) {
@@ -219,14 +291,61 @@ impl Sidecar {
         memory.file_error.clone_from(&self.file_errors.borrow_and_update());
     }
 
+    /// Asks the same server in another way from now on.
+    fn renew(&mut self, memory: &mut Memory) {
+        let endpoint = self.endpoint.borrow_and_update().clone();
+        match Client::new(endpoint, self.config.timeouts) {
+            Ok(client) => {
+                self.client = client;
+                memory.is_asked_anew();
+            }
+            Err(error) => tracing::error!("vLLM is asked as before: {error}"),
+        }
+    }
+
+    /// Begins the fetches that are due, and ends those that nobody wants any more. Whether one is under way.
+    fn fetch(
+        &self,
+        running: &mut Vec<RunningFetch>,
+        tasks: &mut JoinSet<Event>,
+        memory: &mut Memory,
+        now: Timestamp,
+    ) -> bool {
+        running.retain(|fetch| {
+            memory.fetch_progressed(&fetch.id, fetch.number, *fetch.progress.borrow());
+            let wanted = memory.is_fetching(&fetch.id, fetch.number);
+            if !wanted {
+                fetch.cancel.cancel();
+            }
+            wanted
+        });
+        let Some(store) = &self.sources.store else { return false };
+        for Fetch { id, source } in fetches(memory, now) {
+            let number = memory.fetch_began(&id, now);
+            let (told, progress) = watch::channel(Progress::default());
+            let (store, cancel) = (Arc::clone(store), CancellationToken::new());
+            running.push(RunningFetch { id: id.clone(), number, progress, cancel: cancel.clone() });
+            let fetch = async move {
+                let began = Instant::now();
+                let tell = |progress| {
+                    told.send_replace(progress);
+                };
+                let ended = cancel.run_until_cancelled(store.fetch(&source, &tell)).await;
+                Event::Fetched { id, number, ended, took: began.elapsed() }
+            };
+            tasks.spawn(fetch.in_current_span());
+        }
+        !running.is_empty()
+    }
+
     fn call(&self, tasks: &mut JoinSet<Event>, action: Action, epoch: u64) {
         let (client, desired, refresh) = (self.client.clone(), self.desired.clone(), self.refresh.clone());
-        let name = self.config.name.clone();
+        let (name, sources) = (self.config.name.clone(), self.sources.clone());
         let still_unwanted = async move |id: &AdapterId| {
             if let Some(refresh) = refresh {
                 refresh().await;
             }
-            is_unwanted(&desired, id, &name)
+            is_unwanted(&desired, id, &name, &sources)
         };
         let call = async move {
             let began = Instant::now();
@@ -257,32 +376,56 @@ impl Sidecar {
         }
     }
 
-    /// Takes in what has ended; whether it was a look.
-    fn take_event(&self, memory: &mut Memory, event: Result<Event, JoinError>, now: Timestamp) -> bool {
+    /// Takes in what has ended. Where it was a look: whether it showed what the server holds.
+    fn take_event(&self, memory: &mut Memory, event: Result<Event, JoinError>, now: Timestamp) -> Option<bool> {
         match event {
             Ok(Event::Looked(ticket, seen)) => {
+                let compared = ticket.look.models && seen.is_ok();
                 memory.looked(ticket, seen, now);
-                return true;
+                return Some(compared);
             }
             Ok(Event::Ended { id, epoch, kind, ended, took }) => {
                 if let (Some(observer), Ended::Answered(answer)) = (&self.observer, &ended) {
-                    observer(&Call { kind, id: &id, answer: answer.as_ref().copied(), took });
+                    let what = match kind {
+                        CallKind::Load => "load",
+                        CallKind::Probe => "probe",
+                        CallKind::Unload => "unload",
+                    };
+                    let outcome = answer.as_ref().map_or_else(VllmError::reason, |()| "Success");
+                    observer(&Call { what, id: &id, outcome, took });
                 }
                 memory.ended(&id, epoch, ended, rand::random(), now);
             }
+            Ok(Event::Fetched { id, number, ended: Some(ended), took }) => {
+                if let Some(observer) = &self.observer {
+                    let outcome = ended.as_ref().map_or_else(|error| error.reason.as_str(), |_| "Success");
+                    observer(&Call { what: "fetch", id: &id, outcome, took });
+                }
+                memory.fetch_ended(&id, number, ended, rand::random(), now);
+            }
+            Ok(Event::Fetched { ended: None, .. }) => {}
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(error) => tracing::error!(%error, "a call was aborted, which nobody should do"),
             },
         }
-        false
+        None
+    }
+}
+
+/// Waits until then; without a time, for ever.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
 /// Whether `id` is to be unloaded by what is desired at this moment.
-fn is_unwanted(desired: &Desired, id: &AdapterId, name: &str) -> bool {
+fn is_unwanted(desired: &Desired, id: &AdapterId, name: &str, sources: &Sources) -> bool {
     let desired = desired.borrow().clone();
-    desired.is_some_and(|desired| wishes(&desired, name).get(id).is_some_and(|wish| wish.goal() == Goal::Absent))
+    desired
+        .is_some_and(|desired| wishes(&desired, name, sources).get(id).is_some_and(|wish| wish.goal() == Goal::Absent))
 }
 
 impl Sentinel {
@@ -308,7 +451,7 @@ impl Sentinel {
         }
     }
 
-    fn changed(&mut self, event: Option<io::Result<TcpStream>>, memory: &mut Memory, now: Timestamp) {
+    fn changed(&mut self, event: Option<io::Result<TcpStream>>, secure: bool, memory: &mut Memory, now: Timestamp) {
         *self = match event {
             Some(Ok(connection)) => {
                 // From here on its end is noticed; which process it is has to be known from before.
@@ -317,7 +460,13 @@ impl Sentinel {
             }
             Some(Err(_)) => Self::Absent(now + RECONNECT),
             None => {
-                memory.connection_closed();
+                if secure {
+                    // A server with TLS closes a connection that never says hello: that tells nothing, and looking is
+                    // cheap.
+                    memory.demand_metrics();
+                } else {
+                    memory.connection_closed();
+                }
                 Self::Absent(now + RECONNECT)
             }
         };

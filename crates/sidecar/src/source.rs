@@ -1,17 +1,16 @@
-//! What the `source` of an entry is, as far as its text tells.
+//! What the `source` of an entry comes to here: whether it may be used, whether it has to be fetched, and what vLLM is
+//! given. Pure: only the text counts, so links in a file system are not followed.
+
+use rollora_api::names::AdapterId;
+use rollora_store::{Source, Store};
+use std::{fmt, str::FromStr, sync::Arc};
 
 /// Whether vLLM would download `source` from a hub: `org/name`, perhaps with a revision, or an `hf://` URL.
 ///
 /// A relative path of exactly two parts looks the same. It is taken for a hub name, which only means more care: such
 /// loads go one at a time.
 pub fn is_hub_name(source: &str) -> bool {
-    if source.starts_with("hf://") {
-        return true;
-    }
-    let mut parts = source.split('/');
-    let (Some(organisation), Some(name), None) = (parts.next(), parts.next(), parts.next()) else { return false };
-    let plain = |part: &str| !part.is_empty() && !part.starts_with(['.', '~']);
-    plain(organisation) && plain(name)
+    Source::parse(source).is_hub()
 }
 
 /// Whether a registered `root` is what `source` names. A slash at the end makes no difference.
@@ -19,13 +18,142 @@ pub fn same_source(root: &str, source: &str) -> bool {
     root.trim_end_matches('/') == source.trim_end_matches('/')
 }
 
+/// What is done about sources on this machine.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// Brings what a hub has, so that vLLM never downloads. Without it vLLM is given hub names.
+    pub store: Option<Arc<dyn Store>>,
+    /// What may be loaded; without it, everything.
+    pub allowed: Option<Allowed>,
+}
+
+/// What one source comes to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// What vLLM is given, and lists as the adapter's root.
+    pub root: String,
+    /// What has to be fetched before.
+    pub fetch: Option<Source>,
+    /// Why it may not be used.
+    pub refused: Option<String>,
+}
+
+impl Sources {
+    /// What `source`, the one of `id`, comes to.
+    pub fn origin(&self, id: &AdapterId, source: &str) -> Origin {
+        let parsed = Source::parse(source);
+        let allowed = self.allowed.as_ref().filter(|allowed| !allowed.permits(&parsed));
+        let refused = allowed.map(|allowed| {
+            format!(
+                "`{id}` comes from `{source}`, and this sidecar takes adapters from {allowed} only: list it from there, \
+                 or give the sidecar another --allow-source"
+            )
+        });
+        match self.store.as_ref().filter(|_| parsed.is_hub()) {
+            Some(store) => {
+                let root = store.place(&parsed).to_string_lossy().into_owned();
+                Origin { root, fetch: Some(parsed), refused }
+            }
+            None => Origin { root: source.to_owned(), fetch: None, refused },
+        }
+    }
+}
+
+/// Where adapters may come from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allowed(Vec<Prefix>);
+
+/// Everything below a folder, everything of an organisation, or one repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prefix {
+    /// The parts of an absolute path.
+    Path(Vec<String>),
+    /// An organisation of the hub.
+    Organisation(String),
+    /// `org/name`, at any revision.
+    Repository(String),
+}
+
+impl Allowed {
+    /// Everything that one of these permits.
+    pub fn new(prefixes: Vec<Prefix>) -> Self {
+        Self(prefixes)
+    }
+
+    fn permits(&self, source: &Source) -> bool {
+        match source {
+            Source::Path(path) => parts(path).is_some_and(|parts| {
+                self.0.iter().any(|prefix| matches!(prefix, Prefix::Path(folder) if parts.starts_with(folder)))
+            }),
+            Source::Hub(name) => name.repository.split_once('/').is_some_and(|(organisation, rest)| {
+                let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+                plain(rest)
+                    && !rest.contains('/')
+                    && self.0.iter().any(|prefix| match prefix {
+                        Prefix::Path(_) => false,
+                        Prefix::Organisation(allowed) => allowed == organisation,
+                        Prefix::Repository(allowed) => *allowed == name.repository,
+                    })
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, prefix) in self.0.iter().enumerate() {
+            let separator = if index > 0 { ", " } else { "" };
+            match prefix {
+                Prefix::Path(parts) => write!(f, "{separator}/{}", parts.join("/"))?,
+                Prefix::Organisation(name) => write!(f, "{separator}{name}/")?,
+                Prefix::Repository(name) => write!(f, "{separator}{name}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with('/') {
+            return parts(text).map(Self::Path).ok_or_else(|| format!("`{text}` must not contain `..`"));
+        }
+        let name = text.strip_prefix("hf://").unwrap_or(text);
+        let plain = |part: &str| {
+            !part.is_empty()
+                && !part.starts_with(['.', '~'])
+                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        };
+        match name.split_once('/') {
+            Some((organisation, "")) if plain(organisation) => Ok(Self::Organisation(organisation.to_owned())),
+            Some((organisation, rest)) if plain(organisation) && plain(rest) => Ok(Self::Repository(name.to_owned())),
+            _ => Err(format!(
+                "`{text}` is no prefix of sources: write an absolute path like /adapters, an organisation of the hub \
+                 with its slash like my-org/, or a repository like my-org/my-adapter"
+            )),
+        }
+    }
+}
+
+/// The parts of an absolute path without what changes nothing in it; none where it goes up, or is relative.
+fn parts(path: &str) -> Option<Vec<String>> {
+    let parts = path.strip_prefix('/')?.split('/').filter(|part| !part.is_empty() && *part != ".");
+    parts.map(|part| (part != "..").then(|| part.to_owned())).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn allowed(prefixes: &[&str]) -> Allowed {
+        Allowed::new(prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect())
+    }
+
     #[test]
     fn hub_names_are_told_from_paths() {
-        for hub in ["org/name", "org/name@main", "hf://org/name", "meta-org/some.lora"] {
+        for hub in ["org/name", "org/name@main", "org/name@refs/pr/1", "hf://org/name", "meta-org/some.lora"] {
             assert!(is_hub_name(hub), "{hub}");
         }
         for path in ["/adapters/a1", "./a1", "../a1", "~/a1", "a1", "tiny/adapters/a1", "adapters/", "/a", ""] {
@@ -37,5 +165,62 @@ mod tests {
     fn a_slash_at_the_end_is_no_change_of_source() {
         assert!(same_source("/adapters/a1/", "/adapters/a1"));
         assert!(!same_source("/adapters/a1", "/adapters/a2"));
+    }
+
+    #[test]
+    fn what_is_allowed_goes_by_whole_parts_and_nothing_climbs_out() {
+        let allowed = allowed(&["/adapters/", "/mnt//./loras", "my-org/", "hf://other/one"]);
+        for source in [
+            "/adapters",
+            "/adapters/a",
+            "//adapters/./a/",
+            "/mnt/loras/x/y",
+            "my-org/any",
+            "my-org/any@v1",
+            "hf://my-org/any",
+            "other/one",
+            "hf://other/one@main",
+        ] {
+            assert!(allowed.permits(&Source::parse(source)), "{source}");
+        }
+        for source in [
+            "/adapters-of-others/a",
+            "/adapters/../etc",
+            "/adapters/a/..",
+            "/",
+            "/mnt",
+            "adapters",
+            "./adapters/a",
+            "my-org2/any",
+            "other/one-more",
+            "other/two",
+            "hf://my-org",
+            "hf://my-org/..",
+            "hf://my-org/a/b",
+            "hf:///adapters/a",
+            "../adapters/a",
+            "",
+            "~/adapters",
+        ] {
+            assert!(!allowed.permits(&Source::parse(source)), "{source}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_that_means_nothing_is_refused_with_an_example() {
+        for text in ["", "adapters", "../x", "org/a/b", "~/x", "org/name@main", "/a/../b", "./", "s3://bucket/a"] {
+            let error = text.parse::<Prefix>().unwrap_err();
+            assert!(error.contains(text) && (error.contains("like my-org/") || error.contains("`..`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_allowed_by_an_empty_list_and_the_words_say_what_is() {
+        assert!(!allowed(&[]).permits(&Source::parse("/adapters/a")));
+        let sources = Sources { allowed: Some(allowed(&["/adapters", "org/"])), store: None };
+        let origin = sources.origin(&AdapterId::new("v1").unwrap(), "/tmp/v1");
+        assert_eq!(origin.root, "/tmp/v1");
+        let words = origin.refused.unwrap();
+        assert!(words.contains("`v1` comes from `/tmp/v1`") && words.contains("/adapters, org/ only"), "{words}");
     }
 }

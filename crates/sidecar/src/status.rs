@@ -9,7 +9,7 @@ use crate::{
 use jiff::Timestamp;
 use rollora_api::{
     names::AdapterId,
-    sidecar_status::{AdapterState, AdapterStatus, ConfigStatus, Problem, SidecarStatus},
+    sidecar_status::{AdapterState, AdapterStatus, ConfigStatus, FetchStatus, Problem, SidecarStatus},
 };
 
 /// The whole status.
@@ -33,19 +33,31 @@ pub fn status(memory: &Memory, now: Timestamp) -> SidecarStatus {
 
 fn adapter_status(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> AdapterStatus {
     let state = state(memory, id, adapter);
+    let fetching = adapter.to_fetch().map(|_| &adapter.fetch);
     AdapterStatus {
         id: id.clone(),
         state,
         source: adapter.wish.as_ref().map(|wish| wish.source.clone()).or_else(|| adapter.registered.clone()),
-        attempts: adapter.attempts,
-        last_error: special_error(memory, id, adapter, state).or_else(|| adapter.last_error.clone()),
+        attempts: adapter.attempts.max(fetching.map_or(0, |fetch| fetch.attempts)),
+        last_error: special_error(memory, id, adapter, state)
+            .or_else(|| fetching.and_then(|fetch| fetch.last_error.clone()))
+            .or_else(|| adapter.last_error.clone()),
         next_try: match adapter.hold {
             Some(Hold::Until(until)) => Some(until),
             Some(Hold::Operator | Hold::Quarantine) => None,
-            None => adapter.next_try,
+            None => fetching.and_then(|fetch| fetch.next_try).or(adapter.next_try),
         },
         last_used: adapter.last_used,
+        fetch: fetch_status(adapter),
     }
+}
+
+/// What was brought of it; nothing where nothing was asked for.
+fn fetch_status(adapter: &Adapter) -> Option<FetchStatus> {
+    let fetch = &adapter.fetch;
+    let told = fetch.under_way.is_some() || fetch.have || fetch.progress.done > 0;
+    let (bytes, total_bytes) = (fetch.progress.done, fetch.progress.total);
+    told.then(|| FetchStatus { bytes, total_bytes, commit: fetch.commit.clone() })
 }
 
 fn state(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> AdapterState {
@@ -79,7 +91,9 @@ fn present_state(memory: &Memory, adapter: &Adapter) -> AdapterState {
         (None, Some(_)) if adapter.attempts > 0 => AdapterState::Failed,
         (None, Some(_)) => AdapterState::Loaded,
         (None, None) if loading => AdapterState::Loading,
-        (None, None) if adapter.attempts > 0 => AdapterState::Failed,
+        (None, None) if adapter.refused().is_some() => AdapterState::SourceRefused,
+        (None, None) if adapter.fetch.under_way.is_some() => AdapterState::Fetching,
+        (None, None) if adapter.attempts > 0 || adapter.fetch.attempts > 0 => AdapterState::Failed,
         (None, None) => AdapterState::Pending,
     }
 }
@@ -93,6 +107,11 @@ fn special_error(memory: &Memory, id: &AdapterId, adapter: &Adapter, state: Adap
                 "`{id}` is a base model of this server and is never touched: take it out of the adapters file"
             ),
         });
+    }
+    if let Some(refused) = adapter.refused().filter(|_| adapter.wants_loading() && state != AdapterState::SourceChanged)
+    {
+        let left = if adapter.registered.is_some() { "; what is loaded already is left as it is" } else { "" };
+        return Some(Problem { reason: "SourceNotAllowed".to_owned(), message: format!("{refused}{left}") });
     }
     let (Some(root), Some(wish)) = (&adapter.registered, &adapter.wish) else { return None };
     (state == AdapterState::SourceChanged).then(|| Problem {

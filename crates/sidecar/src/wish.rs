@@ -1,5 +1,6 @@
 //! What the user's file and the operator's key together want of each id on one server. Pure.
 
+use crate::source::{Origin, Sources, same_source};
 use rollora_api::{
     adapters::{AdapterEntry, DesiredAdapters},
     names::AdapterId,
@@ -17,6 +18,8 @@ pub struct Wish {
     pub listed: Listed,
     /// Where it comes from.
     pub source: String,
+    /// What that comes to here.
+    pub origin: Origin,
     /// Whether it holds the readiness of the server until it is verified.
     pub required: bool,
     /// Whether the operator says that it has weight, or that a rollback could need it.
@@ -89,6 +92,11 @@ impl Wish {
         }
     }
 
+    /// Whether a registered `root` is what it names: by its path, or by its name where vLLM brought it itself.
+    pub fn is_from(&self, root: &str) -> bool {
+        same_source(root, &self.origin.root) || same_source(root, &self.source)
+    }
+
     /// Who goes first: the pilot, then what serves, then what is required, then the order of the file.
     pub fn priority(&self) -> impl Ord + use<> {
         (self.importance(), self.order)
@@ -100,8 +108,8 @@ impl Wish {
     }
 }
 
-/// What `desired` wants of the server `pod`.
-pub fn wishes(desired: &DesiredAdapters, pod: &str) -> Wishes {
+/// What `desired` wants of the server `pod`, where `sources` says what their sources come to.
+pub fn wishes(desired: &DesiredAdapters, pod: &str, sources: &Sources) -> Wishes {
     let mut wishes = Wishes::new();
     let exist = desired.file.ensure_exist.iter().map(|entry| (entry, Listed::Exist));
     let not_exist = desired.file.ensure_not_exist.iter().map(|entry| (entry, Listed::NotExist));
@@ -113,7 +121,10 @@ pub fn wishes(desired: &DesiredAdapters, pod: &str) -> Wishes {
                     wish.listed = Listed::Both;
                 }
             })
-            .or_insert_with(|| wish(entry, listed, desired.key.as_ref(), pod, order));
+            .or_insert_with(|| Wish {
+                origin: sources.origin(&entry.id, &entry.source),
+                ..wish(entry, listed, desired.key.as_ref(), pod, order)
+            });
     }
     wishes
 }
@@ -122,6 +133,7 @@ fn wish(entry: &AdapterEntry, listed: Listed, key: Option<&OperatorKey>, pod: &s
     Wish {
         listed,
         source: entry.source.clone(),
+        origin: Origin::default(),
         required: entry.required,
         serving: key.is_some_and(|key| key.serving.contains(&entry.id)),
         standing: key.map_or(Standing::Free, |key| standing(key, &entry.id, pod)),
@@ -162,7 +174,8 @@ mod tests {
         for (listed, row) in table {
             for (standing, idle, in_service) in row {
                 for (serving, goal) in [(false, idle), (true, in_service)] {
-                    let wish = Wish { listed, source: "/a".into(), required: false, serving, standing, order: 0 };
+                    let (source, origin) = ("/a".into(), Origin::default());
+                    let wish = Wish { listed, source, origin, required: false, serving, standing, order: 0 };
                     assert_eq!(wish.goal(), goal, "{listed:?} {standing:?} serving={serving}");
                 }
             }
@@ -174,6 +187,7 @@ mod tests {
         let wish = |standing, serving, required, order| Wish {
             listed: Exist,
             source: "/a".into(),
+            origin: Origin::default(),
             required,
             serving,
             standing,

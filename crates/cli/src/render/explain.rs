@@ -120,6 +120,8 @@ fn adapter_words(adapter: &AdapterStatus, interesting: bool, now: Timestamp) -> 
             "is loaded from another source than the file says: list the new weights under a new id".to_owned()
         }
         AdapterState::InBothLists => "is in both lists: take it out of one of them".to_owned(),
+        AdapterState::SourceRefused => format!("is not accepted{error}"),
+        AdapterState::Fetching if interesting => format!("is being fetched{error}"),
         AdapterState::Loading if interesting => format!("is being loaded{error}"),
         AdapterState::Pending if interesting => format!("waits for its turn{error}{again}"),
         AdapterState::AwaitingAdmission if interesting => "waits until the pilot server has proven it".to_owned(),

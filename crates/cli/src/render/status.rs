@@ -187,6 +187,7 @@ fn residency(server: &ServerView, id: &AdapterId, style: Style) -> (String, Stri
     let (mark, words) = match adapter.state {
         AdapterState::Verified => ("✔", "verified"),
         AdapterState::Loaded => ("▶", "loaded, being proven"),
+        AdapterState::Fetching => ("▶", "fetching"),
         AdapterState::Loading => ("▶", "loading"),
         AdapterState::Pending => ("○", "its turn comes"),
         AdapterState::AwaitingAdmission => ("○", "not admitted yet"),
@@ -200,6 +201,7 @@ fn residency(server: &ServerView, id: &AdapterId, style: Style) -> (String, Stri
         AdapterState::ServerDied => ("✘", "ended the server"),
         AdapterState::Quarantined => ("✘", "quarantined"),
         AdapterState::Rejected => ("✘", "rejected"),
+        AdapterState::SourceRefused => ("✘", "source not allowed"),
     };
     let text = format!("{mark} {words}");
     let shown = match mark {

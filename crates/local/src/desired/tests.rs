@@ -23,6 +23,7 @@ fn status(adapters: &[(&str, AdapterState)]) -> SidecarStatus {
         last_error: None,
         next_try: None,
         last_used: None,
+        fetch: None,
     };
     SidecarStatus {
         server: Some(ServerIdentity { endpoint: "http://a".to_owned(), start: "1".to_owned() }),

@@ -76,6 +76,7 @@ fn has(adapters: &[(&str, AdapterState)]) -> SidecarStatus {
         last_error: None,
         next_try: None,
         last_used: None,
+        fetch: None,
     };
     SidecarStatus {
         server: Some(ServerIdentity { endpoint: "http://s".to_owned(), start: "1".to_owned() }),

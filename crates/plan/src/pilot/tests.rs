@@ -20,6 +20,7 @@ fn server(name: &str, adapters: &[(&str, AdapterState)]) -> Server {
         last_error: None,
         next_try: None,
         last_used: None,
+        fetch: None,
     };
     let status = SidecarStatus {
         server: Some(ServerIdentity { endpoint: name.to_owned(), start: "1".to_owned() }),
@@ -111,7 +112,7 @@ fn an_adapter_that_is_verified_on_any_server_is_admitted_but_not_on_old_news() {
 
 #[test]
 fn only_what_the_adapter_is_to_blame_for_rejects_it() {
-    use AdapterState::{Failed, Loading, Quarantined, ServerDied, SourceChanged};
+    use AdapterState::{Failed, Fetching, Loading, Quarantined, ServerDied, SourceChanged, SourceRefused};
     let on_a = |state, reason, attempts| with_error(server("a", &[("v2", state)]), reason, attempts);
     let retried = |mut server: Server| {
         if let Ok(status) = &mut server.status {
@@ -140,6 +141,16 @@ fn only_what_the_adapter_is_to_blame_for_rejects_it() {
         (on_a(Quarantined, "ServerDied", 1), true),
         (on_a(SourceChanged, "SourceChanged", 0), true),
         (on_a(Loading, "Timeout", 9), false),
+        (on_a(Fetching, "HubUnreachable", 9), false),
+        (on_a(Failed, "HubUnreachable", 9), false),
+        (on_a(Failed, "HubBusy", 9), false),
+        (on_a(Failed, "Disk", 9), false),
+        (on_a(Failed, "Corrupt", 5), true),
+        (on_a(Failed, "HubNotFound", 2), false),
+        (on_a(Failed, "HubNotFound", 3), true),
+        (on_a(Failed, "HubUnauthorized", 3), true),
+        (on_a(Failed, "TooLarge", 3), true),
+        (on_a(SourceRefused, "SourceNotAllowed", 0), true),
         (stale(on_a(ServerDied, "ServerDied", 1)), false),
     ];
     for (server, rejected) in cases {

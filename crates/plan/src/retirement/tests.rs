@@ -21,8 +21,16 @@ fn present() -> ContentHash {
 }
 
 fn server(state: AdapterState, last_used: Option<Timestamp>) -> Server {
-    let adapter =
-        AdapterStatus { id: id(), state, source: None, attempts: 0, last_error: None, next_try: None, last_used };
+    let adapter = AdapterStatus {
+        id: id(),
+        state,
+        source: None,
+        attempts: 0,
+        last_error: None,
+        next_try: None,
+        last_used,
+        fetch: None,
+    };
     let status = SidecarStatus {
         server: Some(ServerIdentity { endpoint: "a".to_owned(), start: "1".to_owned() }),
         config: ConfigStatus { hash: Some(present()), ..ConfigStatus::default() },

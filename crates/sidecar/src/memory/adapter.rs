@@ -1,9 +1,7 @@
 //! What is known of one adapter on the server.
 
-use crate::{
-    source::same_source,
-    wish::{Goal, Wish},
-};
+use super::Fetching;
+use crate::wish::{Goal, Wish};
 use jiff::Timestamp;
 use rollora_api::sidecar_status::Problem;
 use serde::{Deserialize, Serialize};
@@ -29,6 +27,8 @@ pub struct Adapter {
     pub last_error: Option<Problem>,
     /// Whether that needs a person.
     pub needs_person: bool,
+    /// How it is brought, where it comes from a hub.
+    pub fetch: Fetching,
     /// The call under way.
     pub in_flight: Option<InFlight>,
     /// The call that ended without a clear answer.
@@ -96,7 +96,7 @@ impl Adapter {
     /// Whether it is registered from another source than the file names.
     pub fn source_changed(&self) -> bool {
         match (&self.registered, &self.wish) {
-            (Some(root), Some(wish)) => !same_source(root, &wish.source),
+            (Some(root), Some(wish)) => !wish.is_from(root),
             _ => false,
         }
     }
@@ -104,7 +104,7 @@ impl Adapter {
     /// Whether it was once verified here with the source that the file names.
     pub fn is_proven(&self) -> bool {
         match (&self.proven, &self.wish) {
-            (Some(proven), Some(wish)) => same_source(proven, &wish.source),
+            (Some(proven), Some(wish)) => wish.is_from(proven),
             _ => false,
         }
     }

@@ -68,6 +68,10 @@ impl Memory {
             Err(error) => {
                 let hangs = call.kind == CallKind::Load && matches!(error, VllmError::Timeout { .. });
                 adapter.failed(&error);
+                if call.kind == CallKind::Load {
+                    // Perhaps it is not there any more: whoever fetched it looks before the next try.
+                    adapter.fetch.have = false;
+                }
                 adapter.next_try = Some(now + backoff.after(adapter.attempts, jitter));
                 if error.uncertain() {
                     adapter.doubt = Some(call.kind);

@@ -1,6 +1,6 @@
 //! A new file, or new words of the operator.
 
-use super::{Adapter, Hold, Memory};
+use super::{Adapter, Fetching, Hold, Memory};
 use crate::wish::{Goal, Standing, Wish, wishes};
 use jiff::Timestamp;
 use rollora_api::{adapters::DesiredAdapters, sidecar_status::ConfigStatus};
@@ -10,7 +10,7 @@ impl Memory {
     pub fn desire(&mut self, desired: &DesiredAdapters, name: &str, now: Timestamp) {
         self.config =
             Some(ConfigStatus { hash: Some(desired.hash.clone()), operator_key: desired.key.is_some(), error: None });
-        let mut wishes = wishes(desired, name);
+        let mut wishes = wishes(desired, name, &self.sources);
         for (id, adapter) in &mut self.adapters {
             adapter.wish_changes(wishes.remove(id), now);
         }
@@ -28,6 +28,7 @@ impl Adapter {
             (Some(old), Some(new)) if old.source == new.source && old.listed == new.listed => {
                 if old.standing != new.standing {
                     self.start_afresh();
+                    self.fetch.start_afresh();
                 }
                 let answered = matches!(new.standing, Standing::Free | Standing::Admitted | Standing::Rejected);
                 if answered && self.hold == Some(Hold::Operator) {
@@ -38,11 +39,19 @@ impl Adapter {
             // Another entry, or the same under another list: somebody has thought about it.
             _ => {
                 self.start_afresh();
+                self.fetch.start_afresh();
                 self.deaths = 0;
                 self.hold = None;
             }
         }
+        let source = |wish: &Option<Wish>| wish.as_ref().map(|wish| wish.source.clone());
+        if source(&self.wish) != source(&wish) {
+            self.fetch = Fetching::default();
+        }
         self.wish = wish;
+        if !self.wants_loading() {
+            self.fetch.under_way = None;
+        }
         let unwanted = self.goal() == Goal::Absent;
         self.unwanted_since = unwanted.then(|| self.unwanted_since.unwrap_or(now));
     }

@@ -2,6 +2,8 @@
 
 use clap::{Parser, ValueEnum};
 use rollora_api::duration::GatewayDuration;
+use rollora_sidecar::source::Prefix;
+use rollora_vllm::ServerName;
 use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 /// Keeps the vLLM server of its pod at exactly what the adapters file says: loads, proves and unloads LoRA adapters.
@@ -26,6 +28,20 @@ pub(crate) struct Args {
     /// A file with vLLM's API key; read again when it changes. Else VLLM_API_KEY, where that is set
     #[arg(long, value_name = "FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
+    /// vLLM speaks TLS: it was started with a certificate (its ssl-certfile and ssl-keyfile)
+    #[arg(long)]
+    pub(crate) vllm_tls: bool,
+    /// A PEM file with the certificate of the CA that signed vLLM's; read again when it changes. Means --vllm-tls.
+    /// Without it, whom the system trusts
+    #[arg(long, value_name = "FILE")]
+    pub(crate) vllm_ca_file: Option<PathBuf>,
+    /// The name in vLLM's certificate, where it is another than the host under which vLLM is reached
+    #[arg(long, value_name = "NAME")]
+    pub(crate) vllm_server_name: Option<ServerName>,
+    /// Takes adapters from there only: below an absolute path like /adapters, of an organisation of the hub like
+    /// my-org/, or one repository like my-org/my-adapter. May be given several times. Without it, from anywhere
+    #[arg(long, value_name = "PREFIX", env = "ROLLORA_ALLOW_SOURCE", value_delimiter = ',')]
+    pub(crate) allow_source: Vec<Prefix>,
     /// The name by which the operator knows this pod; else the hostname
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub(crate) pod_name: Option<String>,
@@ -50,6 +66,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DURATION", default_value = "5m")]
     pub(crate) settle_timeout: Seconds,
 
+    /// How long calls under way may take to end after SIGTERM. Nothing new is begun meanwhile
+    #[arg(long, value_name = "DURATION", default_value = "20s")]
+    pub(crate) stop_timeout: Seconds,
+
     /// Where /status, /metrics, /readyz and /livez are served
     #[arg(long, value_name = "IP", env = "POD_IP", default_value = "0.0.0.0", value_parser = address)]
     pub(crate) address: IpAddr,
@@ -66,10 +86,6 @@ pub(crate) struct Args {
     /// Accepted as lora-syncer had it; vLLM's health is asked every quarter of a second
     #[arg(long, value_name = "SECONDS", default_value = "2")]
     pub(crate) health_check_interval: Seconds,
-    /// How long calls under way may take to end after SIGTERM. Nothing new is begun meanwhile
-    #[arg(long, value_name = "DURATION", default_value = "20s")]
-    pub(crate) stop_timeout: Seconds,
-
     /// How often vLLM's models are compared with the file although nothing seems to have changed
     #[arg(long, value_name = "SECONDS", default_value = "5")]
     pub(crate) reconcile_trigger: Seconds,

@@ -10,8 +10,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use rollora_api::sidecar_status::{AdapterState, SidecarStatus};
-use rollora_sidecar::{Call, memory::CallKind};
-use rollora_vllm::VllmError;
+use rollora_sidecar::Call;
 use std::{fmt, sync::atomic::AtomicU64, time::Duration};
 
 /// Adapters above this number are counted and not named.
@@ -64,6 +63,8 @@ pub(crate) struct Ages {
     pub(crate) config: Option<Duration>,
     /// Since when vLLM has not been looked at.
     pub(crate) look: Option<Duration>,
+    /// Since when its models have not been compared with the file.
+    pub(crate) reconciled: Option<Duration>,
 }
 
 impl Metrics {
@@ -80,14 +81,9 @@ impl Metrics {
 
     /// Counts a call that has ended.
     pub(crate) fn observe(&self, call: &Call<'_>) {
-        let kind = match call.kind {
-            CallKind::Load => "load",
-            CallKind::Probe => "probe",
-            CallKind::Unload => "unload",
-        };
-        let outcome = call.answer.map_or_else(VllmError::reason, |()| "Success");
-        self.calls.get_or_create(&OfCall { call: kind, outcome }).inc();
-        self.seconds.get_or_create(&OfKind { call: kind }).observe(call.took.as_secs_f64());
+        let Call { what, outcome, .. } = *call;
+        self.calls.get_or_create(&OfCall { call: what, outcome }).inc();
+        self.seconds.get_or_create(&OfKind { call: what }).observe(call.took.as_secs_f64());
     }
 
     /// Everything, as Prometheus reads it.
@@ -130,6 +126,8 @@ fn told(status: &SidecarStatus, ages: Ages) -> Registry {
     let help = "For how long the adapters file in force has been in force";
     age(&mut registry, "rollora_sidecar_config_age_seconds", help, ages.config);
     age(&mut registry, "rollora_sidecar_last_look_age_seconds", "How long ago vLLM was looked at last", ages.look);
+    let help = "How long ago what vLLM holds was compared with the adapters file last";
+    age(&mut registry, "rollora_sidecar_last_reconcile_age_seconds", help, ages.reconciled);
     if let Some(hash) = &status.config.hash {
         let info = Family::<OfHash, Gauge>::default();
         info.get_or_create(&OfHash { hash: hash.to_string() }).set(1);
@@ -189,11 +187,12 @@ mod tests {
             last_error: None,
             next_try: None,
             last_used: None,
+            fetch: None,
         }
     }
 
     fn text(metrics: &Metrics, status: &SidecarStatus) -> String {
-        metrics.text(status, Ages { config: Some(Duration::from_secs(3)), look: None }).unwrap()
+        metrics.text(status, Ages { config: Some(Duration::from_secs(3)), look: None, reconciled: None }).unwrap()
     }
 
     #[test]
@@ -228,9 +227,8 @@ mod tests {
     fn calls_are_counted_by_class() {
         let metrics = Metrics::new();
         let id = AdapterId::new("v1").unwrap();
-        let off = VllmError::RuntimeUpdatingOff;
-        for answer in [Ok(()), Err(&off), Err(&off)] {
-            metrics.observe(&Call { kind: CallKind::Load, id: &id, answer, took: Duration::from_millis(20) });
+        for outcome in ["Success", "RuntimeUpdatingOff", "RuntimeUpdatingOff"] {
+            metrics.observe(&Call { what: "load", id: &id, outcome, took: Duration::from_millis(20) });
         }
         let told = text(&metrics, &SidecarStatus::default());
         assert!(told.contains("rollora_sidecar_calls_total{call=\"load\",outcome=\"RuntimeUpdatingOff\"} 2"), "{told}");

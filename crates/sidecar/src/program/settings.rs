@@ -7,8 +7,8 @@ use crate::{
     trust::Trust,
     watched::Watched,
 };
-use rollora_sidecar::{Intervals, Policy};
-use rollora_vllm::Timeouts;
+use rollora_sidecar::{Intervals, Policy, Sources, source::Allowed};
+use rollora_vllm::{ApiKey, Timeouts};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Everything that is given at the start.
@@ -32,12 +32,14 @@ pub(crate) struct Settings {
     pub(crate) timeouts: Timeouts,
     /// What is decided how.
     pub(crate) policy: Policy,
+    /// Where adapters may come from.
+    pub(crate) sources: Sources,
     /// For how long vLLM may be away without a complaint.
     pub(crate) patience: Duration,
-    /// How to log.
-    pub(crate) log_format: LogFormat,
     /// How long calls under way may take to end.
     pub(crate) stop_timeout: Duration,
+    /// How to log.
+    pub(crate) log_format: LogFormat,
     /// What was typed and has no effect, with the reason.
     pub(crate) notes: Vec<String>,
 }
@@ -81,9 +83,9 @@ impl TryFrom<Args> for Settings {
             source: Source { configmap: args.configmap, file: args.config, key: args.configmap_key },
             vllm_host,
             key,
+            trust,
             name,
             state_dir: args.state_dir,
-            trust,
             timeouts: Timeouts { load: args.load_timeout.0, ..Timeouts::default() },
             policy: Policy {
                 max_parallel: args.max_parallel,
@@ -93,14 +95,18 @@ impl TryFrom<Args> for Settings {
                 intervals: Intervals { models: args.reconcile_trigger.0, ..Intervals::default() },
                 ..Policy::default()
             },
+            sources: Sources {
+                store: None,
+                allowed: (!args.allow_source.is_empty()).then(|| Allowed::new(args.allow_source)),
+            },
             patience: args.health_check_timeout.0,
+            stop_timeout: args.stop_timeout.0,
             log_format: args.log_format,
             notes,
         })
     }
 }
 
-            stop_timeout: args.stop_timeout.0,
 fn note(interval: Seconds) -> Vec<String> {
     let health = Intervals::default().health;
     let said = format!("--health-check-interval has no effect: vLLM's health is asked every {health:?}");

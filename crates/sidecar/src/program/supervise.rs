@@ -3,8 +3,8 @@
 
 use crate::{feed::Feed, keep::Keep, metrics::Metrics, settings::Settings, target::Target, trust::Following};
 use rollora_api::{adapters::DesiredAdapters, sidecar_status::SidecarStatus};
-use rollora_sidecar::{Config, Observer, Policy, Pulse, Refresh, Sidecar};
-use rollora_vllm::{ApiKey, Timeouts};
+use rollora_sidecar::{Config, Observer, Policy, Pulse, Refresh, Sidecar, Sources};
+use rollora_vllm::{ApiKey, ClientError, Endpoint, Timeouts};
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -30,12 +30,13 @@ pub(crate) struct Supervisor {
     host: Option<String>,
     timeouts: Timeouts,
     policy: Policy,
+    sources: Sources,
     patience: Duration,
     feed: Arc<Feed>,
     key: watch::Receiver<Option<ApiKey>>,
-    keep: watch::Sender<rollora_sidecar::memory::Kept>,
     trust: Following,
     last_calls: Duration,
+    keep: watch::Sender<rollora_sidecar::memory::Kept>,
     metrics: Arc<Metrics>,
     view: watch::Sender<Option<View>>,
 }
@@ -47,6 +48,7 @@ impl Supervisor {
             host: settings.vllm_host.clone(),
             timeouts: settings.timeouts,
             policy: settings.policy,
+            sources: settings.sources.clone(),
             patience: settings.patience,
             feed,
             key: settings.key.value(),
@@ -77,8 +79,6 @@ impl Supervisor {
             let endpoint = watch::Sender::new(target.endpoint().clone());
             match self.sidecar(&target, endpoint.subscribe()) {
                 Ok(sidecar) => {
-                    let ended = stop.child_token();
-                    let mut running = std::pin::pin!(sidecar.run(ended.clone()));
                     let another = async {
                         loop {
                             said.changed().await;
@@ -95,6 +95,8 @@ impl Supervisor {
                             }
                         }
                     };
+                    let ended = stop.child_token();
+                    let mut running = std::pin::pin!(sidecar.run(ended.clone()));
                     tokio::select! {
                         () = &mut running => break,
                         () = another => {
@@ -130,9 +132,10 @@ impl Supervisor {
         let sidecar = sidecar
             .with_refresh(refresh(&self.feed))
             .with_file_errors(self.feed.error())
-            .with_observer(self.observer())
-            .with_kept(self.keep.clone());
             .with_endpoint(endpoint)
+            .with_observer(self.observer())
+            .with_sources(self.sources.clone())
+            .with_kept(self.keep.clone());
         self.view.send_replace(Some(View { status, pulse: sidecar.pulse() }));
         tracing::info!(endpoint = target.endpoint().base_url(), "at work");
         Ok(sidecar)
@@ -161,9 +164,6 @@ impl Supervisor {
     }
 }
 
-/// Waits until the status of the sidecar at work is as `wanted`.
-async fn until(view: &mut watch::Receiver<Option<View>>, wanted: impl Fn(&SidecarStatus) -> bool) {
-    loop {
 /// Everything that says which server is meant, and how it is asked.
 struct Said {
     desired: watch::Receiver<Option<Arc<DesiredAdapters>>>,
@@ -182,6 +182,9 @@ impl Said {
     }
 }
 
+/// Waits until the status of the sidecar at work is as `wanted`.
+async fn until(view: &mut watch::Receiver<Option<View>>, wanted: impl Fn(&SidecarStatus) -> bool) {
+    loop {
         let current = view.borrow_and_update().clone();
         let reached = async {
             match current {
