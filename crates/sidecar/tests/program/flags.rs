@@ -50,6 +50,8 @@ fn a_mistake_is_said_with_its_flag_and_what_to_write() {
         (&["--vllm-ca-file", empty], 2, &["--vllm-ca-file", "no certificate in it"]),
         (&["--vllm-server-name", "vllm"], 2, &["--vllm-server-name", "give --vllm-tls too"]),
         (&["--vllm-tls", "--vllm-server-name", "10.0.0.7"], 2, &["--vllm-server-name", "like vllm.models.svc"]),
+        (&["--allow-source", "adapters"], 2, &["--allow-source", "like my-org/"]),
+        (&["--allow-source", "/adapters/../etc"], 2, &["--allow-source", "`..`"]),
         (&["--stop-timeout", "0"], 2, &["--stop-timeout", "zero"]),
         (&["--vllm-host", "a/b", "--api-key-file", empty], 2, &["--vllm-host", "--api-key-file"]),
         (&["--address", "127.0.0.1", "--metrics-port", &busy_port], 1, &["--metrics-port", "another port"]),
@@ -116,4 +118,26 @@ fn an_interval_that_has_no_effect_any_more_is_said() {
     sidecar.until("it is said", |sidecar| sidecar.said("--health-check-interval has no effect").then_some(()));
     let quiet = Program::beside(&mount);
     assert!(!quiet.said("has no effect"));
+}
+
+#[test]
+fn a_source_that_is_not_allowed_is_never_loaded_and_the_status_says_what_is() {
+    let (vllm, mut mount) = (Fake::start(Knobs::default()), Mount::new());
+    let good = adapters(vllm.port(), &["v1", "v2"], &[]);
+    mount.swap(&good.replace("/adapters/v2", "/adapters/../tmp/v2"), None);
+    let start = || Start::new().path("--config", &mount.file());
+    for mut sidecar in [
+        start().args(["--allow-source", "org/", "--allow-source", "/adapters"]).start(),
+        start().env("ROLLORA_ALLOW_SOURCE", "org/,/adapters").start(),
+    ] {
+        sidecar.until_state("v1", AdapterState::Verified);
+        sidecar.until_state("v2", AdapterState::SourceRefused);
+        sidecar.until_ready();
+        let status = sidecar.status();
+        let error = status.adapters.iter().find(|adapter| adapter.id.as_str() == "v2").unwrap().last_error.as_ref();
+        let error = error.unwrap();
+        assert_eq!(error.reason, "SourceNotAllowed");
+        assert!(error.message.contains("org/, /adapters only"), "{}", error.message);
+    }
+    assert!(vllm.log().iter().all(|asked| !asked.contains("v2")), "{:?}", vllm.log());
 }
