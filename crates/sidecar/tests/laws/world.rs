@@ -243,6 +243,8 @@ pub(crate) struct World {
     kept: [Kept; 2],
     orphans: Vec<Call>,
     failed: BTreeMap<AdapterId, FailedCall>,
+    /// The process that was ready once.
+    was_ready: Option<ServerIdentity>,
     deadly: Vec<&'static str>,
     broken: Vec<&'static str>,
     killed: BTreeMap<&'static str, u32>,
@@ -267,6 +269,7 @@ impl World {
             kept: [Kept::default(), Kept::default()],
             orphans: Vec::new(),
             failed: BTreeMap::new(),
+            was_ready: None,
             deadly: deadly.to_vec(),
             broken: broken.to_vec(),
             killed: BTreeMap::new(),
@@ -452,6 +455,9 @@ impl World {
         self.orphans.extend(calls);
         self.look = None;
         self.memory = Memory::new("http://server", self.manner.policy);
+        if keeps != Keeps::Everything {
+            self.was_ready = None;
+        }
         let [last, before] = &self.kept;
         let kept = match keeps {
             Keeps::Everything => Some(last),
@@ -502,7 +508,18 @@ impl World {
             self.kept.swap(0, 1);
             self.kept[0] = kept;
         }
+        self.assert_latched(&status);
         self.assert_truth(&status);
+    }
+
+    /// What was ready once stays so until it ends or hangs in a download, whatever else is listed, fails or goes.
+    fn assert_latched(&mut self, status: &SidecarStatus) {
+        let readiness = &status.readiness;
+        if readiness.ready {
+            self.was_ready = self.identity();
+        } else if self.memory.is_up() && self.identity().is_some() && self.identity() == self.was_ready {
+            assert_eq!(readiness.reason, "HubLoadBlocksServer", "{}", readiness.message);
+        }
     }
 
     /// Nothing is told of the server that it did not show.
