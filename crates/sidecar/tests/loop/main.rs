@@ -7,6 +7,7 @@
 
 #[allow(dead_code, reason = "shared with the tests of the program")]
 mod fake;
+mod fetch;
 mod many;
 mod unload;
 
