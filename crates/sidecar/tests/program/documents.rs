@@ -47,8 +47,8 @@ fn the_page_names_every_metric() {
 #[test]
 fn the_page_names_every_state() {
     use AdapterState::{
-        AwaitingAdmission, Failed, Gone, InBothLists, Loaded, Loading, Pending, Quarantined, Rejected, ServerDied,
-        SourceChanged, Unlisted, UnloadHeld, Unloading, Verified,
+        AwaitingAdmission, Failed, Fetching, Gone, InBothLists, Loaded, Loading, Pending, Quarantined, Rejected,
+        ServerDied, SourceChanged, SourceRefused, Unlisted, UnloadHeld, Unloading, Verified,
     };
     let next = |state| match state {
         Pending => Some(AwaitingAdmission),
@@ -65,7 +65,9 @@ fn the_page_names_every_state() {
         UnloadHeld => Some(Gone),
         Gone => Some(Unlisted),
         Unlisted => Some(InBothLists),
-        InBothLists => None,
+        InBothLists => Some(Fetching),
+        Fetching => Some(SourceRefused),
+        SourceRefused => None,
     };
     let page = page();
     for state in std::iter::successors(Some(Pending), |state| next(*state)) {
