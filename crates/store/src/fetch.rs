@@ -1,7 +1,12 @@
 //! The seam: what a place that keeps adapters has to do.
 
 use crate::Source;
-use std::{fmt, path::PathBuf, pin::Pin, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    pin::Pin,
+    time::Duration,
+};
 
 /// A fetch under way. Dropping it stops it; what was brought so far is used by the next try.
 pub type Fetch<'a> = Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + 'a>>;
@@ -91,4 +96,18 @@ pub struct FetchError {
     pub message: String,
     /// How long the other side asks to be left alone.
     pub retry_after: Option<Duration>,
+}
+
+impl FetchError {
+    pub(crate) fn new(reason: FetchReason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), retry_after: None }
+    }
+
+    pub(crate) fn disk(path: &Path, error: &std::io::Error) -> Self {
+        let path = path.display();
+        Self::new(
+            FetchReason::Disk,
+            format!("{path} cannot be written ({error}): the volume of the adapters needs room and must be writable"),
+        )
+    }
 }

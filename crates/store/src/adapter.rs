@@ -1,0 +1,159 @@
+//! Whether what came is a LoRA adapter that vLLM could load: its configuration, its files, the header of its tensors.
+//!
+//! The formats: PEFT's `adapter_config.json`, and safetensors (eight bytes of length, little endian, a JSON header of
+//! that length, then the tensors' bytes; offsets count from the end of the header).
+
+use crate::{FetchError, FetchReason, manifest::Remote};
+use serde::Deserialize;
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
+/// The configuration of an adapter.
+pub(crate) const CONFIG: &str = "adapter_config.json";
+/// Its tensors.
+pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
+/// Embeddings that an adapter may bring.
+const EMBEDDINGS: &str = "new_embeddings.safetensors";
+/// The tokenizer that an adapter may bring, which some versions of vLLM read.
+const TOKENIZER: [&str; 9] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+];
+/// A configuration is a few hundred bytes, and read whole.
+const LARGEST_CONFIG: u64 = 1 << 20;
+/// What readers of safetensors take as a header at most.
+const LARGEST_HEADER: u64 = 100_000_000;
+
+/// What the server beside us can take, as far as it is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Demands {
+    /// vLLM's `max_lora_rank`.
+    pub max_rank: Option<u32>,
+    /// What the server has as base models, by name or by what they were loaded from.
+    pub base_models: Vec<String>,
+}
+
+/// The files of a repository that an adapter needs: by name, so that nothing in a subfolder and nothing whose name
+/// leads elsewhere is ever among them.
+pub(crate) fn needed(of: &str, all: Vec<Remote>) -> Result<Vec<Remote>, FetchError> {
+    let pickles: Vec<_> = all.iter().filter(|file| is_pickle(&file.name)).map(|file| file.name.clone()).collect();
+    let wanted = |name: &str| [CONFIG, WEIGHTS, EMBEDDINGS].contains(&name) || TOKENIZER.contains(&name);
+    let mut needed: Vec<_> = all.into_iter().filter(|file| wanted(&file.name)).collect();
+    // The configuration first: what it says may end the fetch before the tensors are paid for.
+    needed.sort_by_key(|file| (file.name != CONFIG, file.size));
+    let has = |name: &str| needed.iter().any(|file| file.name == name);
+    if !has(CONFIG) {
+        return Err(bad(of, &format!("has no {CONFIG} at its top: publish the adapter as PEFT saves it")));
+    }
+    if !has(WEIGHTS) {
+        return Err(match pickles.first() {
+            Some(pickle) => bad(
+                of,
+                &format!("has its weights as {pickle} only, and a pickle could run code: publish them as {WEIGHTS}"),
+            ),
+            None => bad(of, &format!("has no {WEIGHTS} at its top: publish the adapter as PEFT saves it")),
+        });
+    }
+    match needed.iter().find(|file| file.name == CONFIG && file.size > LARGEST_CONFIG) {
+        Some(file) => Err(bad(of, &format!("has a {CONFIG} of {} bytes, which is no configuration", file.size))),
+        None => Ok(needed),
+    }
+}
+
+fn is_pickle(name: &str) -> bool {
+    let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
+    !name.contains('/') && extension.is_some_and(|extension| ["bin", "pt", "pth", "pkl"].contains(&extension))
+}
+
+fn bad(of: &str, what: &str) -> FetchError {
+    FetchError::new(FetchReason::BadAdapter, format!("`{of}` {what}"))
+}
+
+/// The part of PEFT's configuration that decides whether vLLM can load an adapter.
+#[derive(Debug, Deserialize)]
+struct Config {
+    peft_type: Option<String>,
+    r: Option<u32>,
+    #[serde(default)]
+    rank_pattern: Option<BTreeMap<String, u32>>,
+    base_model_name_or_path: Option<String>,
+}
+
+/// Checks the configuration of `of`.
+pub(crate) fn check_config(of: &str, text: &[u8], demands: &Demands) -> Result<(), FetchError> {
+    let config: Config = serde_json::from_slice(text)
+        .map_err(|error| bad(of, &format!("has a {CONFIG} that cannot be read: {error}")))?;
+    match config.peft_type.as_deref() {
+        Some(kind) if kind.eq_ignore_ascii_case("lora") => {}
+        Some(kind) => return Err(bad(of, &format!("is an adapter of the type {kind}, and vLLM loads LORA alone"))),
+        None => return Err(bad(of, &format!("has a {CONFIG} without `peft_type`: it should say LORA"))),
+    }
+    let Some(rank) = config.r.filter(|rank| *rank > 0) else {
+        return Err(bad(of, &format!("has a {CONFIG} without a rank `r`")));
+    };
+    let highest = config.rank_pattern.into_iter().flatten().map(|(_, rank)| rank).fold(rank, u32::max);
+    if let Some(max) = demands.max_rank.filter(|max| highest > *max) {
+        return Err(FetchError::new(
+            FetchReason::RankTooHigh,
+            format!(
+                "`{of}` has rank {highest} and vLLM takes at most {max}: start vLLM with --max-lora-rank {highest}, or \
+                 train with a lower rank"
+            ),
+        ));
+    }
+    // A name that differs need not be wrong: quantised and renamed copies of one base model take the same adapters.
+    if let Some(base) = config.base_model_name_or_path
+        && !demands.base_models.is_empty()
+        && !demands.base_models.contains(&base)
+    {
+        let served = demands.base_models.join(", ");
+        tracing::warn!(
+            "`{of}` says that it was trained on {base}, and this server has {served}: is it the same model?"
+        );
+    }
+    Ok(())
+}
+
+/// Checks that the tensors at `path` are all there.
+pub(crate) fn check_tensors(of: &str, path: &Path) -> Result<(), FetchError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let broken = |what: &str| bad(of, &format!("has a broken {name}: {what}"));
+    let disk = |error: io::Error| FetchError::disk(path, &error);
+    let mut file = File::open(path).map_err(disk)?;
+    let size = file.metadata().map_err(disk)?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(|_| broken("it is shorter than its header's length"))?;
+    let length = u64::from_le_bytes(length);
+    let Some(tensors) = size.checked_sub(8).and_then(|rest| rest.checked_sub(length)) else {
+        return Err(broken("its header is longer than the file"));
+    };
+    if length > LARGEST_HEADER {
+        return Err(broken("its header is too long to be one"));
+    }
+    let mut header = Vec::new();
+    file.take(length).read_to_end(&mut header).map_err(disk)?;
+    let header: BTreeMap<String, Value> =
+        serde_json::from_slice(&header).map_err(|_| broken("its header is no JSON object"))?;
+    let mut end = 0;
+    for (tensor, value) in header.iter().filter(|(name, _)| *name != "__metadata__") {
+        let offsets = value.get("data_offsets").and_then(Value::as_array);
+        let offset = |index| offsets.and_then(|offsets| offsets.get(index)).and_then(Value::as_u64);
+        match (offset(0), offset(1)) {
+            (Some(from), Some(to)) if from <= to && to <= tensors => end = end.max(to),
+            _ => return Err(broken(&format!("the tensor {tensor} lies outside of the file"))),
+        }
+    }
+    if end == tensors { Ok(()) } else { Err(broken("bytes of it belong to no tensor")) }
+}
