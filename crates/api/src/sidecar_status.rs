@@ -111,6 +111,9 @@ pub struct AdapterStatus {
     /// Where the file says it comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// What vLLM has it from, as it lists it; none while it is not registered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
     /// Failed attempts since the entry or the server last changed.
     #[serde(default)]
     pub attempts: u32,

@@ -38,6 +38,7 @@ fn adapter_status(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> Adapter
         id: id.clone(),
         state,
         source: adapter.wish.as_ref().map(|wish| wish.source.clone()).or_else(|| adapter.registered.clone()),
+        root: adapter.registered.clone(),
         attempts: adapter.attempts.max(fetching.map_or(0, |fetch| fetch.attempts)),
         last_error: special_error(memory, id, adapter, state)
             .or_else(|| fetching.and_then(|fetch| fetch.last_error.clone()))

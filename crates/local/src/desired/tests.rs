@@ -23,6 +23,7 @@ fn status(adapters: &[(&str, AdapterState)]) -> SidecarStatus {
         last_error: None,
         next_try: None,
         last_used: None,
+        root: None,
         fetch: None,
     };
     SidecarStatus {

@@ -76,6 +76,7 @@ fn has(adapters: &[(&str, AdapterState)]) -> SidecarStatus {
         last_error: None,
         next_try: None,
         last_used: None,
+        root: None,
         fetch: None,
     };
     SidecarStatus {

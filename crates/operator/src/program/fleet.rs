@@ -119,6 +119,7 @@ impl Models {
             last_error: None,
             next_try: None,
             last_used: None,
+            root: None,
             fetch: None,
         };
         SidecarStatus {

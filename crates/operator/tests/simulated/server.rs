@@ -251,6 +251,7 @@ impl SimServer {
             last_error,
             next_try: self.died.get(id).copied().flatten(),
             last_used: self.loaded.get(id).copied().flatten(),
+            root: None,
             fetch: None,
         }
     }

@@ -20,6 +20,7 @@ fn server(name: &str, adapters: &[(&str, AdapterState)]) -> Server {
         last_error: None,
         next_try: None,
         last_used: None,
+        root: None,
         fetch: None,
     };
     let status = SidecarStatus {

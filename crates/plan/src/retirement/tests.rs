@@ -29,6 +29,7 @@ fn server(state: AdapterState, last_used: Option<Timestamp>) -> Server {
         last_error: None,
         next_try: None,
         last_used,
+        root: None,
         fetch: None,
     };
     let status = SidecarStatus {

@@ -42,6 +42,30 @@ pub(crate) struct Args {
     /// my-org/, or one repository like my-org/my-adapter. May be given several times. Without it, from anywhere
     #[arg(long, value_name = "PREFIX", env = "ROLLORA_ALLOW_SOURCE", value_delimiter = ',')]
     pub(crate) allow_source: Vec<Prefix>,
+    /// A folder that vLLM sees under the same path: adapters of a hub are fetched into it and loaded from there. Without
+    /// it vLLM is given the hub's name, and downloads inside its engine while nobody is answered
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapters_dir: Option<PathBuf>,
+    /// How long a fetched adapter is kept after it was last wanted; at least an hour
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    pub(crate) adapters_keep: Seconds,
+    /// How much fetched adapters may take together, in bytes or like 50Gi; what nobody wants any more goes sooner then.
+    /// Without it, as much as there is
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) adapters_max_size: Option<Size>,
+    /// How large one adapter may be
+    #[arg(long, value_name = "SIZE", default_value = "16Gi")]
+    pub(crate) adapter_max_size: Size,
+    /// The highest rank that vLLM takes (its --max-lora-rank): a fetched adapter with a higher one is refused before
+    /// its weights are downloaded. Without it, vLLM says so when it loads it
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) max_lora_rank: Option<u32>,
+    /// The hub
+    #[arg(long, value_name = "URL", env = "HF_ENDPOINT", default_value = "https://huggingface.co")]
+    pub(crate) hf_endpoint: String,
+    /// A file with the hub's token; read again for every fetch. Else HF_TOKEN, where that is set
+    #[arg(long, value_name = "FILE")]
+    pub(crate) hf_token_file: Option<PathBuf>,
     /// The name by which the operator knows this pod; else the hostname
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub(crate) pod_name: Option<String>,
@@ -132,6 +156,24 @@ impl FromStr for Seconds {
                 .get(),
         };
         if duration.is_zero() { Err("zero is too short: give at least 1ms".to_owned()) } else { Ok(Self(duration)) }
+    }
+}
+
+/// Bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size(pub(crate) u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let units = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40)];
+        let unit = units.into_iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)));
+        let (digits, shift) = unit.unwrap_or((text, 0));
+        let size = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+        size.filter(|size| *size > 0)
+            .map(Self)
+            .ok_or_else(|| "not a size: write bytes, or like 50Gi or 512Mi".to_owned())
     }
 }
 

@@ -8,6 +8,7 @@ mod metrics;
 mod run;
 mod serve;
 mod settings;
+mod shelf;
 mod supervise;
 mod target;
 mod trust;

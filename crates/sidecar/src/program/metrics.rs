@@ -187,6 +187,7 @@ mod tests {
             last_error: None,
             next_try: None,
             last_used: None,
+            root: None,
             fetch: None,
         }
     }

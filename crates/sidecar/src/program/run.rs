@@ -7,6 +7,7 @@ use crate::{
     metrics::Metrics,
     serve::{self, Told},
     settings::Settings,
+    shelf::Shelf,
     supervise::Supervisor,
 };
 use anyhow::Context;
@@ -89,6 +90,7 @@ async fn work(settings: Settings) -> anyhow::Result<()> {
     let ended = tokio::select! {
         ended = parts.as_mut() => ended.context("the parts ended by themselves"),
         () = supervisor.complain() => Ok(()),
+        () = tend(settings.shelf.as_deref(), &supervisor) => Ok(()),
         () = serve::since(feed.desired(), config_since) => Ok(()),
         () = told_to_end(&mut terminate, &mut interrupt) => {
             tracing::info!("told to end: vLLM is left as it is, and nothing new is begun");
@@ -104,6 +106,14 @@ async fn work(settings: Settings) -> anyhow::Result<()> {
     };
     keep.last();
     ended
+}
+
+/// Cleans up in the folder of fetched adapters, where there is one.
+async fn tend(shelf: Option<&Shelf>, supervisor: &Supervisor) {
+    match shelf {
+        Some(shelf) => shelf.tend(supervisor.view()).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn told_to_end(terminate: &mut Signal, interrupt: &mut Signal) {

@@ -3,13 +3,14 @@
 use crate::{
     args::{Args, ConfigMapName, LogFormat, Seconds},
     key,
+    shelf::Shelf,
     target::Target,
     trust::Trust,
     watched::Watched,
 };
 use rollora_sidecar::{Intervals, Policy, Sources, source::Allowed};
 use rollora_vllm::{ApiKey, Timeouts};
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 /// Everything that is given at the start.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) policy: Policy,
     /// Where adapters may come from.
     pub(crate) sources: Sources,
+    /// The folder that hubs are fetched into.
+    pub(crate) shelf: Option<Arc<Shelf>>,
     /// For how long vLLM may be away without a complaint.
     pub(crate) patience: Duration,
     /// How long calls under way may take to end.
@@ -60,6 +63,7 @@ impl TryFrom<Args> for Settings {
 
     fn try_from(args: Args) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
+        let shelf = Shelf::open(&args).map_err(|problem| problems.push(problem)).ok().flatten().map(Arc::new);
         let vllm_host = args.vllm_host.filter(|host| !host.is_empty());
         if let Err(problem) = Target::new(None, vllm_host.as_deref(), None) {
             problems.push(format!("--vllm-host: {problem}"));
@@ -96,9 +100,10 @@ impl TryFrom<Args> for Settings {
                 ..Policy::default()
             },
             sources: Sources {
-                store: None,
+                store: shelf.as_deref().map(Shelf::store),
                 allowed: (!args.allow_source.is_empty()).then(|| Allowed::new(args.allow_source)),
             },
+            shelf,
             patience: args.health_check_timeout.0,
             stop_timeout: args.stop_timeout.0,
             log_format: args.log_format,

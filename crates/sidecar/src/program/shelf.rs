@@ -1,0 +1,169 @@
+//! The folder that adapters of a hub are fetched into: who fetches, and what is removed when.
+
+use crate::{args::Args, supervise::View};
+use jiff::Timestamp;
+use rollora_api::sidecar_status::{AdapterState, AdapterStatus, SidecarStatus};
+use rollora_store::{Demands, Folder, Hub, Limits, Source, Store, Stores, Token, cleanup::Budget};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::watch, time::sleep};
+
+/// The variable that every client of the hub reads.
+const TOKEN: &str = "HF_TOKEN";
+/// How often it is looked for what may go.
+const SWEEP: Duration = Duration::from_mins(1);
+
+/// The folder, and the hub that it is filled from.
+#[derive(Debug)]
+pub(crate) struct Shelf {
+    folder: Arc<Folder>,
+    hub: Arc<Hub>,
+    budget: Budget,
+    max_rank: Option<u32>,
+}
+
+impl Shelf {
+    /// The one of the command line; none where vLLM is to download itself.
+    pub(crate) fn open(args: &Args) -> Result<Option<Self>, String> {
+        let Some(path) = &args.adapters_dir else { return Ok(None) };
+        if !path.is_absolute() {
+            let path = path.display();
+            return Err(format!(
+                "--adapters-dir: {path} is relative, and vLLM has another folder: write it from the /"
+            ));
+        }
+        let token = match (&args.hf_token_file, std::env::var(TOKEN)) {
+            (Some(file), _) => Token::File(file.clone()),
+            (None, Ok(token)) if !token.trim().is_empty() => Token::Value(token),
+            (None, _) => Token::None,
+        };
+        let folder = Folder::open(path).map_err(|error| format!("--adapters-dir: {error}"))?;
+        let folder = Arc::new(folder);
+        let limits = Limits { largest: args.adapter_max_size.0, ..Limits::default() };
+        let hub = Hub::open(Arc::clone(&folder), &args.hf_endpoint, token, limits);
+        let hub = Arc::new(hub.map_err(|error| format!("HF_ENDPOINT: {error}"))?);
+        let budget = Budget { keep: args.adapters_keep.0, largest: args.adapters_max_size.map(|size| size.0) };
+        let shelf = Self { folder, hub, budget, max_rank: args.max_lora_rank };
+        shelf.demand(Vec::new());
+        Ok(Some(shelf))
+    }
+
+    /// What fetches.
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
+        Arc::new(Stores::new(Arc::clone(&self.hub)))
+    }
+
+    fn demand(&self, base_models: Vec<String>) {
+        self.hub.demand(Demands { max_rank: self.max_rank, base_models });
+    }
+
+    /// Removes what may go, for as long as it is polled.
+    pub(crate) async fn tend(&self, view: watch::Receiver<Option<View>>) {
+        loop {
+            sleep(SWEEP).await;
+            let status = view.borrow().as_ref().map(|view| view.status.borrow().clone());
+            let Some(status) = status else { continue };
+            self.demand(status.base_models.clone());
+            let Some(protected) = protected(&status, self.hub.as_ref()) else { continue };
+            let (folder, budget) = (Arc::clone(&self.folder), self.budget);
+            let swept = tokio::task::spawn_blocking(move || folder.sweep(&protected, &budget, now()));
+            match swept.await {
+                Ok(Ok(removed)) => removed.iter().for_each(|path| removed_one(path)),
+                Ok(Err(error)) => tracing::warn!("the folder of fetched adapters cannot be cleaned: {error}"),
+                Err(error) => tracing::error!(%error, "cleaning the folder of fetched adapters ended badly"),
+            }
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "times of files are compared with it, and those are the wall clock's")]
+fn now() -> Timestamp {
+    Timestamp::now()
+}
+
+fn removed_one(path: &Path) {
+    tracing::info!(path = %path.display(), "removed a fetched adapter that nobody has wanted for long");
+}
+
+/// What must stay: everything that vLLM has, and everything that may be loaded. None while that is not known.
+fn protected(status: &SidecarStatus, store: &dyn Store) -> Option<BTreeSet<PathBuf>> {
+    let known = status.server.is_some() && status.config.hash.is_some() && !status.base_models.is_empty();
+    let wanted = |adapter: &&AdapterStatus| {
+        !matches!(adapter.state, AdapterState::Gone | AdapterState::Rejected | AdapterState::SourceRefused)
+    };
+    known.then(|| {
+        let roots = status.adapters.iter().filter_map(|adapter| adapter.root.as_ref()).map(PathBuf::from);
+        let sources = status.adapters.iter().filter(wanted).filter_map(|adapter| adapter.source.as_deref());
+        sources.map(|source| store.place(&Source::parse(source))).chain(roots).collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rollora_api::{
+        adapters::ContentHash,
+        names::AdapterId,
+        sidecar_status::{ConfigStatus, ServerIdentity},
+    };
+    use rollora_store::Files;
+
+    fn adapter(id: &str, state: AdapterState, root: Option<&str>) -> AdapterStatus {
+        AdapterStatus {
+            id: AdapterId::new(id).unwrap(),
+            state,
+            source: Some(format!("/wanted/{id}")),
+            root: root.map(str::to_owned),
+            attempts: 0,
+            last_error: None,
+            next_try: None,
+            last_used: None,
+            fetch: None,
+        }
+    }
+
+    fn status() -> SidecarStatus {
+        SidecarStatus {
+            server: Some(ServerIdentity { endpoint: "http://h:1".to_owned(), start: "1".to_owned() }),
+            config: ConfigStatus { hash: Some(ContentHash("1".to_owned())), ..ConfigStatus::default() },
+            base_models: vec!["base".to_owned()],
+            adapters: vec![
+                adapter("fetching", AdapterState::Fetching, None),
+                adapter("waiting", AdapterState::AwaitingAdmission, None),
+                adapter("gone", AdapterState::Gone, None),
+                adapter("rejected", AdapterState::Rejected, None),
+                adapter("changed", AdapterState::SourceChanged, Some("/old/changed")),
+                adapter("stranger", AdapterState::Unlisted, Some("/old/stranger")),
+            ],
+            ..SidecarStatus::default()
+        }
+    }
+
+    #[test]
+    fn what_vllm_has_and_what_may_be_loaded_stays() {
+        let expected = [
+            "/old/changed",
+            "/old/stranger",
+            "/wanted/changed",
+            "/wanted/fetching",
+            "/wanted/stranger",
+            "/wanted/waiting",
+        ];
+        assert_eq!(protected(&status(), &Files).unwrap(), expected.map(PathBuf::from).into());
+    }
+
+    #[test]
+    fn nothing_is_removed_while_it_is_not_known_what_vllm_has_or_what_is_wanted() {
+        for unknown in [
+            SidecarStatus { server: None, ..status() },
+            SidecarStatus { base_models: Vec::new(), ..status() },
+            SidecarStatus { config: ConfigStatus::default(), ..status() },
+        ] {
+            assert_eq!(protected(&unknown, &Files), None);
+        }
+    }
+}
