@@ -76,6 +76,9 @@ pub struct Parts {
     pub bodies: Bodies,
     /// Upstream's endpoint picker.
     pub picker: Option<Picker>,
+    /// The address of a hub that the sidecars fetch from. Without one servers are given the hub's names: no test
+    /// reaches the internet.
+    pub hub: Option<String>,
 }
 
 /// Changes manifests.
@@ -91,6 +94,7 @@ impl Default for Parts {
             change: Box::new(|_| Ok(())),
             bodies: Bodies::default(),
             picker: None,
+            hub: None,
         }
     }
 }
@@ -172,7 +176,7 @@ impl Cluster {
         let audit = plane.get().audit();
 
         let mut objects = Manifests::render(plane.get(), &parts.manifests, &namespace, folder.path())?;
-        fit(&mut objects, setup, &namespace)?;
+        fit(&mut objects, setup, &namespace, parts.hub.as_deref())?;
         (parts.change)(&mut objects)?;
         if let Some(picker) = &parts.picker {
             picker.add_objects(&mut objects, &namespace);
@@ -612,14 +616,21 @@ impl Place for Cluster {
 }
 
 /// The manifests with what a setup says, as a user's overlay would.
-fn fit(objects: &mut Manifests, setup: &Setup, namespace: &str) -> Result<()> {
+fn fit(objects: &mut Manifests, setup: &Setup, namespace: &str, hub: Option<&str>) -> Result<()> {
     let adapters: Value = serde_saphyr::from_str(&setup.adapters_yaml())?;
     objects.object_mut("ConfigMap", ADAPTERS)?["data"] = adapters["data"].clone();
     let vllm = objects.object_mut("Deployment", VLLM)?;
     vllm["spec"]["replicas"] = json!(setup.servers.len());
     let spec = &mut vllm["spec"]["template"]["spec"];
     // Half a minute is longer than a scenario is.
-    push(&mut spec["initContainers"][0]["args"], json!("--unload-grace=300ms"))?;
+    let sidecar = &mut spec["initContainers"][0];
+    push(&mut sidecar["args"], json!("--unload-grace=300ms"))?;
+    if let Some(hub) = hub {
+        push(&mut sidecar["env"], json!({ "name": "HF_ENDPOINT", "value": hub }))?;
+    } else {
+        let args = sidecar["args"].as_array_mut().context("a sidecar without flags")?;
+        args.retain(|arg| arg.as_str().is_some_and(|arg| !arg.starts_with("--adapters-dir")));
+    }
     if let Some(key) = &setup.api_key {
         let variable = json!({
             "name": "VLLM_API_KEY",

@@ -40,6 +40,7 @@ fn as_lora_syncer_had_it(objects: &mut Manifests) -> Result<()> {
     }]);
     spec["volumes"] = json!([{ "name": "config-volume", "configMap": { "name": "vllm-qwen3-32b-adapters" } }]);
     let vllm = &mut spec["containers"][0];
+    vllm["volumeMounts"] = json!([]);
     vllm["readinessProbe"] = json!({ "httpGet": { "path": "/health", "port": "http" }, "periodSeconds": 1 });
     Ok(())
 }
