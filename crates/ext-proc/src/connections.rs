@@ -1,7 +1,7 @@
 //! Accepts the connections of Envoys and serves them over HTTP/2 without TLS.
 
 use crate::service::Methods;
-use http::Request;
+use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::{convert::Infallible, io, pin::pin, time::Duration};
@@ -11,6 +11,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
 
 /// Clients that give up together must not end the connection of everybody else: with h2's default more than 20 do.
 const RESETS: usize = 10_000;
@@ -27,9 +28,24 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// How long to wait when the system gives no more connections.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// What answers calls.
+pub(crate) trait Answer: Clone + Send + 'static {
+    /// Answers one.
+    fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+}
+
+impl Answer for Methods {
+    async fn answer(self, request: Request<Incoming>) -> Response<Body> {
+        Self::answer(self, request).await
+    }
+}
+
 /// Serves until `stop`; then takes nothing new, and lets what has begun end within `grace`. Returns how many
 /// connections were cut.
-pub(crate) async fn serve(listener: TcpListener, methods: Methods, stop: CancellationToken, grace: Duration) -> usize {
+pub(crate) async fn serve<A>(listener: TcpListener, answer: A, stop: CancellationToken, grace: Duration) -> usize
+where
+    A: Answer,
+{
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -37,7 +53,7 @@ pub(crate) async fn serve(listener: TcpListener, methods: Methods, stop: Cancell
             Some(_ended) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, methods.clone(), stop.clone()));
+                    connections.spawn(connection(stream, answer.clone(), stop.clone()));
                 }
                 Err(error) => pause(&error).await,
             },
@@ -60,14 +76,14 @@ async fn pause(error: &io::Error) {
     }
 }
 
-async fn connection(stream: TcpStream, methods: Methods, stop: CancellationToken) {
+async fn connection<A: Answer>(stream: TcpStream, answer: A, stop: CancellationToken) {
     if stream.set_nodelay(true).is_err() {
         // Whoever it was is gone already.
         return;
     }
     let service = service_fn(move |request: Request<Incoming>| {
-        let methods = methods.clone();
-        async move { Ok::<_, Infallible>(methods.answer(request).await) }
+        let answer = answer.clone();
+        async move { Ok::<_, Infallible>(answer.answer(request).await) }
     });
     let mut server = http2::Builder::new(TokioExecutor::new());
     server

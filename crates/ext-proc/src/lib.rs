@@ -10,6 +10,8 @@ mod feed;
 #[cfg(test)]
 mod fixtures;
 mod health;
+#[cfg(feature = "no-op")]
+pub mod no_op;
 mod processor;
 mod program;
 mod protocol;

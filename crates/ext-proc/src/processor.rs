@@ -280,7 +280,7 @@ fn whole(exchange: &mut Exchange, body: &Bytes, moment: Moment, rules: &Rules) -
 }
 
 /// Sends slices of a body on, in pieces that are short enough; nothing where there is nothing to say.
-fn parts(direction: Direction, slices: Vec<Bytes>, end_of_stream: bool, replies: &mut Replies) {
+pub(crate) fn parts(direction: Direction, slices: Vec<Bytes>, end_of_stream: bool, replies: &mut Replies) {
     let length: usize = slices.iter().map(Bytes::len).sum();
     if length == 0 && !end_of_stream {
         return;

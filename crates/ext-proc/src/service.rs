@@ -8,7 +8,7 @@ use crate::{
         Reply, Wire,
     },
     readiness::{Readiness, Stage},
-    stream::ReplyStream,
+    stream::{ReplyStream, Work},
 };
 use futures_util::future::{Ready, ready};
 use http_body::Body;
@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll},
 };
-use tonic::{Request, Response, Status, Streaming, server::Grpc};
+use tonic::{Request, Response, Status, Streaming, body::Body as GrpcBody, server::Grpc};
 
 /// What a message holds besides a body, at most.
 const AROUND_A_BODY: usize = 1024 * 1024;
@@ -34,7 +34,7 @@ impl Methods {
     }
 
     /// Answers one call.
-    pub(crate) async fn answer<B>(self, request: http::Request<B>) -> http::Response<tonic::body::Body>
+    pub(crate) async fn answer<B>(self, request: http::Request<B>) -> http::Response<GrpcBody>
     where
         B: Body + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
@@ -47,10 +47,7 @@ impl Methods {
             PROCESS_PATH => {
                 // A body that is too long should still arrive, so that its client can be told.
                 let longest = self.rules.max_body.saturating_mul(2).saturating_add(AROUND_A_BODY);
-                Grpc::new(Wire::<Reply, ProcessingRequest>::new())
-                    .apply_max_message_size_config(Some(longest), None)
-                    .streaming(Process(self.rules), request)
-                    .await
+                process(longest, move || Processor::new(Arc::clone(&self.rules)), request).await
             }
             HEALTH_CHECK_PATH => health().unary(health::Check(self.readiness), request).await,
             HEALTH_WATCH_PATH => health().server_streaming(health::Watch(self.readiness), request).await,
@@ -63,12 +60,30 @@ fn health() -> Grpc<Wire<HealthCheckResponse, HealthCheckRequest>> {
     Grpc::new(Wire::new())
 }
 
-/// The external processor's one method.
-#[derive(Debug)]
-struct Process(Arc<Rules>);
+/// Answers a call of the external processor's one method, with messages of at most this length.
+pub(crate) async fn process<B, M, W>(longest: usize, begin: M, request: http::Request<B>) -> http::Response<GrpcBody>
+where
+    B: Body + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
+    M: Fn() -> W + Send + Sync + 'static,
+    W: Work + Send + Unpin + 'static,
+{
+    Grpc::new(Wire::<Reply, ProcessingRequest>::new())
+        .apply_max_message_size_config(Some(longest), None)
+        .streaming(Process(begin), request)
+        .await
+}
 
-impl tower::Service<Request<Streaming<ProcessingRequest>>> for Process {
-    type Response = Response<ReplyStream<Streaming<ProcessingRequest>>>;
+/// The external processor's one method, with what begins the work of a stream.
+#[derive(Debug)]
+struct Process<M>(M);
+
+impl<M, W> tower::Service<Request<Streaming<ProcessingRequest>>> for Process<M>
+where
+    M: Fn() -> W,
+    W: Work + Send + Unpin + 'static,
+{
+    type Response = Response<ReplyStream<Streaming<ProcessingRequest>, W>>;
     type Error = Status;
     type Future = Ready<Result<Self::Response, Status>>;
 
@@ -77,7 +92,7 @@ impl tower::Service<Request<Streaming<ProcessingRequest>>> for Process {
     }
 
     fn call(&mut self, request: Request<Streaming<ProcessingRequest>>) -> Self::Future {
-        let processor = Processor::new(Arc::clone(&self.0));
-        ready(Ok(Response::new(ReplyStream::new(request.into_inner(), processor))))
+        let work = (self.0)();
+        ready(Ok(Response::new(ReplyStream::new(request.into_inner(), work))))
     }
 }

@@ -15,29 +15,43 @@ use std::{
 };
 use tonic::Status;
 
+/// What is done with the messages of a stream.
+pub(crate) trait Work {
+    /// Takes in a message, and puts what is to be said into `replies`. False when nothing more will be said.
+    fn take_now(&mut self, message: ProcessingRequest, replies: &mut Replies) -> bool;
+}
+
+impl Work for Processor {
+    fn take_now(&mut self, message: ProcessingRequest, replies: &mut Replies) -> bool {
+        let moment = Moment { now: clock::now(), random: rand::random() };
+        self.take(message, moment, replies)
+    }
+}
+
 /// The replies of one stream.
 #[derive(Debug)]
-pub(crate) struct ReplyStream<S> {
+pub(crate) struct ReplyStream<S, W> {
     /// None when nothing more will be said. What is counted at its end is counted before that is sent.
-    open: Option<Open<S>>,
+    open: Option<Open<S, W>>,
     replies: Replies,
 }
 
 #[derive(Debug)]
-struct Open<S> {
+struct Open<S, W> {
     messages: S,
-    processor: Processor,
+    work: W,
 }
 
-impl<S> ReplyStream<S> {
-    pub(crate) fn new(messages: S, processor: Processor) -> Self {
-        Self { open: Some(Open { messages, processor }), replies: Replies::new() }
+impl<S, W> ReplyStream<S, W> {
+    pub(crate) fn new(messages: S, work: W) -> Self {
+        Self { open: Some(Open { messages, work }), replies: Replies::new() }
     }
 }
 
-impl<S> Stream for ReplyStream<S>
+impl<S, W> Stream for ReplyStream<S, W>
 where
     S: Stream<Item = Result<ProcessingRequest, Status>> + Unpin,
+    W: Work + Unpin,
 {
     type Item = Result<Reply, Status>;
 
@@ -49,10 +63,7 @@ where
             }
             let Some(open) = &mut this.open else { return Poll::Ready(None) };
             let goes_on = match ready!(Pin::new(&mut open.messages).poll_next(context)) {
-                Some(Ok(message)) => {
-                    let moment = Moment { now: clock::now(), random: rand::random() };
-                    open.processor.take(message, moment, &mut this.replies)
-                }
+                Some(Ok(message)) => open.work.take_now(message, &mut this.replies),
                 Some(Err(status)) if is_our_word(&status) => {
                     this.open = None;
                     return Poll::Ready(Some(Err(status)));
