@@ -16,7 +16,8 @@ Everything that a person or CI runs.
   cargo xtask test [PART…]       everything that CI checks, or only these parts:
                                  format, dependencies, lints, crds, tests
     --long                       with the repetitions and the long fault schedules, and the benches
-  cargo xtask bench NAME…        measure: gateway, idle, router
+  cargo xtask bench NAME…        measure: ext-proc (Linux; wants what `test` wants), gateway, idle, router
+    --short                      ext-proc in a minute instead of five, with more noise
     --json                       one object a line: {\"bench\",\"measure\",\"value\",\"unit\",\"goal\"}
   cargo xtask crds               write crds/ from the Rust types
     --check                      only say whether that would change anything
@@ -35,7 +36,7 @@ pub(crate) enum Command {
     Help,
     Demo(DemoCommand),
     Test { long: bool, parts: Vec<String> },
-    Bench { names: Vec<String>, json: bool },
+    Bench { names: Vec<String>, json: bool, short: bool },
     Crds { check: bool },
     Tools(ToolsCommand),
 }
@@ -71,18 +72,18 @@ where
         "help" => Ok(Command::Help),
         "demo" => Ok(Command::Demo(demo(parser.raw_args()?.collect()))),
         "test" => {
-            let (long, parts) = flag_and_names(&mut parser, "long")?;
+            let ([long], parts) = flags_and_names(&mut parser, ["long"])?;
             Ok(Command::Test { long, parts })
         }
         "bench" => {
-            let (json, names) = flag_and_names(&mut parser, "json")?;
+            let ([json, short], names) = flags_and_names(&mut parser, ["json", "short"])?;
             if names.is_empty() {
                 bail!("which bench? for example `cargo xtask bench gateway`");
             }
-            Ok(Command::Bench { names, json })
+            Ok(Command::Bench { names, json, short })
         }
         "crds" => {
-            let (check, names) = flag_and_names(&mut parser, "check")?;
+            let ([check], names) = flags_and_names(&mut parser, ["check"])?;
             if let Some(name) = names.first() {
                 bail!("`cargo xtask crds` takes no {name:?}");
             }
@@ -112,11 +113,15 @@ fn tools(parser: &mut Parser) -> Result<Command> {
     Ok(Command::Tools(command))
 }
 
-fn flag_and_names(parser: &mut Parser, flag: &str) -> Result<(bool, Vec<String>)> {
-    let (mut given, mut names) = (false, Vec::new());
+fn flags_and_names<const N: usize>(parser: &mut Parser, flags: [&str; N]) -> Result<([bool; N], Vec<String>)> {
+    let (mut given, mut names) = ([false; N], Vec::new());
     while let Some(argument) = parser.next()? {
         match argument {
-            Arg::Long(name) if name == flag => given = true,
+            Arg::Long(name) if flags.contains(&name) => {
+                for (given, flag) in given.iter_mut().zip(flags) {
+                    *given |= flag == name;
+                }
+            }
             Arg::Value(name) => names.push(name.string()?),
             other => return Err(other.unexpected()).context("see `cargo xtask help`"),
         }
@@ -171,7 +176,11 @@ mod tests {
             ),
             ("test", Command::Test { long: false, parts: vec![] }),
             ("test --long lints", Command::Test { long: true, parts: strings(&["lints"]) }),
-            ("bench gateway idle --json", Command::Bench { names: strings(&["gateway", "idle"]), json: true }),
+            (
+                "bench gateway idle --json",
+                Command::Bench { names: strings(&["gateway", "idle"]), json: true, short: false },
+            ),
+            ("bench --short ext-proc", Command::Bench { names: strings(&["ext-proc"]), json: false, short: true }),
             ("crds --check", Command::Crds { check: true }),
             ("tools", Command::Tools(ToolsCommand::List)),
             ("tools list", Command::Tools(ToolsCommand::List)),

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::test::Outcome;
 
 mod answer;
+mod ext_proc;
 mod gateway;
 mod idle;
 mod load;
@@ -82,14 +83,20 @@ impl fmt::Display for Unavailable {
 
 impl std::error::Error for Unavailable {}
 
-type Bench = fn() -> Result<Vec<Measure>>;
+/// Told whether it should be short, where it can be.
+type Bench = fn(bool) -> Result<Vec<Measure>>;
 
-const ALL: [(&str, Bench); 3] = [("gateway", gateway::run), ("idle", idle::run), ("router", router::run)];
+const ALL: [(&str, Bench); 4] = [
+    ("ext-proc", ext_proc::run),
+    ("gateway", |_| gateway::run()),
+    ("idle", |_| idle::run()),
+    ("router", |_| router::run()),
+];
 
-pub(crate) fn run(names: &[String], json: bool) -> Result<ExitCode> {
+pub(crate) fn run(names: &[String], json: bool, short: bool) -> Result<ExitCode> {
     let mut all_reached = true;
     for bench in chosen(names)? {
-        let measures = bench()?;
+        let measures = bench(short)?;
         let mut out = std::io::stdout().lock();
         if json {
             for measure in &measures {
@@ -105,7 +112,7 @@ pub(crate) fn run(names: &[String], json: bool) -> Result<ExitCode> {
 
 /// All benches, as a part of the long tests.
 pub(crate) fn outcome() -> Outcome {
-    let measures: Result<Vec<_>> = ALL.iter().map(|(_, bench)| bench()).collect();
+    let measures: Result<Vec<_>> = ALL.iter().map(|(_, bench)| bench(false)).collect();
     match measures {
         Ok(measures) => {
             let measures = measures.concat();

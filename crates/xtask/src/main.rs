@@ -40,7 +40,7 @@ fn run() -> anyhow::Result<ExitCode> {
         }
         Command::Demo(command) => demo::run(&command),
         Command::Test { long, parts } => test::run(long, &parts),
-        Command::Bench { names, json } => bench::run(&names, json),
+        Command::Bench { names, json, short } => bench::run(&names, json, short),
         Command::Crds { check } => crds::run(check).map(|()| ExitCode::SUCCESS),
         Command::Tools(command) => tools::run(&command).map(|()| ExitCode::SUCCESS),
     }

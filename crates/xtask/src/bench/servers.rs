@@ -78,7 +78,8 @@ impl Server {
         self.child.id()
     }
 
-    fn start(name: &'static str, mut command: Command, address: SocketAddr, folder: &Path) -> Result<Self> {
+    /// Starts a program that is to listen there, with its output in the folder.
+    pub(super) fn start(name: &'static str, mut command: Command, address: SocketAddr, folder: &Path) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let output = File::create(&log)?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
@@ -86,19 +87,33 @@ impl Server {
         Ok(Self { name, child, address, log })
     }
 
+    /// Starts a program that says one line when it serves, and ends with its standard input, so that it does not
+    /// outlive a bench that is killed.
+    pub(super) fn start_that_tells(name: &'static str, mut command: Command) -> Result<(Self, String)> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let stdout = child.stdout.take().with_context(|| format!("{name} has no output"))?;
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        // From here on it is ended whatever happens.
+        let server = Self { name, child, address: nowhere, log: PathBuf::new() };
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        Ok((server, line.trim().to_owned()))
+    }
+
     /// A simulated vLLM that answers at once.
     pub(super) fn simulator(programs: &Programs) -> Result<Self> {
+        Self::simulator_with(programs, &[])
+    }
+
+    /// The same with more flags.
+    pub(super) fn simulator_with(programs: &Programs, flags: &[&str]) -> Result<Self> {
         let mut command = Command::new(find(programs, "vllm-sim")?);
-        // It ends with its standard input, so that it does not outlive a bench that is killed.
-        command.args(["--port", "0", "--any-source", "--until-stdin-closes"]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
-        let mut child = command.spawn().context("cannot start vllm-sim")?;
-        let stdout = child.stdout.take().context("vllm-sim has no output")?;
-        let mut url = String::new();
-        BufReader::new(stdout).read_line(&mut url)?;
-        let address = url.trim().strip_prefix("http://").and_then(|address| address.parse().ok());
-        let address = address.with_context(|| format!("vllm-sim did not print its URL but {url:?}"))?;
-        Ok(Self { name: "vllm-sim", child, address, log: PathBuf::new() })
+        command.args(["--port", "0", "--any-source", "--until-stdin-closes"]).args(flags);
+        let (mut server, url) = Self::start_that_tells("vllm-sim", command)?;
+        let address = url.strip_prefix("http://").and_then(|address| address.parse().ok());
+        server.address = address.with_context(|| format!("vllm-sim did not print its URL but {url:?}"))?;
+        Ok(server)
     }
 
     /// `rollora local` in front of some servers, once it answers for [`MODEL`].
@@ -131,8 +146,12 @@ impl Server {
     }
 
     fn wait_until_it_serves(&mut self, model: &str) -> Result<()> {
-        let request = post(self.address, PATH, &body(model, 256));
-        let load = Load { address: self.address, request, connections: 1 };
+        self.wait_for_success(&post(self.address, PATH, &body(model, 256)))
+    }
+
+    /// Waits until this request is answered with success at its address.
+    pub(super) fn wait_for_success(&mut self, request: &[u8]) -> Result<()> {
+        let load = Load { address: self.address, request: request.to_owned(), connections: 1 };
         let start = clock::now();
         loop {
             let answer = load.once();
@@ -159,7 +178,7 @@ pub(super) fn body(model: &str, bytes: usize) -> String {
 }
 
 /// An address that nobody listens on now. Another program could take it before it is used; then the server says so.
-fn free_address() -> Result<SocketAddr> {
+pub(super) fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
