@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let port: u16 = std::env::args().nth(1).context("usage: no_op GRPC_PORT")?.parse()?;
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;

@@ -4,6 +4,7 @@
 //! gRPC methods, the connections, and what the metrics port tells. [`Server`] puts them together over rules that come
 //! from anywhere; the program feeds it from a cluster ([`run`]).
 
+mod certificate;
 mod clock;
 mod connections;
 mod feed;
@@ -21,6 +22,8 @@ mod service;
 mod stream;
 mod telemetry;
 
+pub use certificate::{CertificateError, Files};
+pub use processor::{How, Rewrite};
 pub use program::{Options, run};
 pub use readiness::Readiness;
 pub use server::{Listeners, Server, Settings};

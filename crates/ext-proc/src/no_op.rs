@@ -17,7 +17,7 @@ use tonic::body::Body;
 
 /// Serves until `stop`.
 pub async fn serve(listener: TcpListener, stop: CancellationToken) {
-    connections::serve(listener, Nothing, stop, Duration::ZERO).await;
+    connections::serve(listener, connections::a_thread_a_processor(), Nothing, stop, Duration::ZERO).await;
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -11,7 +11,7 @@ mod reply;
 #[cfg(test)]
 pub(crate) use codec::ToWire;
 pub(crate) use codec::Wire;
-pub(crate) use reply::{BodyPart, Direction, Reply};
+pub(crate) use reply::{BodyPart, Direction, HeaderChange, Reply};
 
 use bytes::Bytes;
 use http::HeaderName;
@@ -200,6 +200,9 @@ pub(crate) struct Changes {
     /// Of the body.
     #[prost(message, optional, tag = "3")]
     pub(crate) body: Option<BodyMutation>,
+    /// The route is to be chosen anew. Envoy ignores it, and counts that, where no header changes.
+    #[prost(bool, tag = "5")]
+    pub(crate) clear_route_cache: bool,
 }
 
 /// The reply to trailers: they stay.
@@ -327,7 +330,7 @@ pub(crate) enum ServingStatus {
 
 impl HeaderMutation {
     /// Sets these, whatever is there under their names.
-    pub(crate) fn setting<const N: usize>(headers: [(HeaderName, Bytes); N]) -> Self {
+    pub(crate) fn setting(headers: impl IntoIterator<Item = (HeaderName, Bytes)>) -> Self {
         let set = |(name, value): (HeaderName, Bytes)| HeaderOption {
             header: Some(HeaderLine {
                 key: Bytes::copy_from_slice(name.as_str().as_bytes()),

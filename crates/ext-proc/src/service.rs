@@ -8,7 +8,7 @@ use crate::{
         Reply, Wire,
     },
     readiness::{Readiness, Stage},
-    stream::{ReplyStream, Work},
+    stream::{ReplyStream, Timed, Work},
 };
 use futures_util::future::{Ready, ready};
 use http_body::Body;
@@ -16,21 +16,40 @@ use std::{
     sync::Arc,
     task::{Context, Poll},
 };
+use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Response, Status, Streaming, body::Body as GrpcBody, server::Grpc};
 
 /// What a message holds besides a body, at most.
 const AROUND_A_BODY: usize = 1024 * 1024;
 
 /// All methods; cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Methods {
     rules: Arc<Rules>,
     readiness: Readiness,
+    tls: Option<TlsAcceptor>,
+}
+
+impl std::fmt::Debug for Methods {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { rules, readiness, tls } = self;
+        let mut methods = f.debug_struct("Methods");
+        methods.field("rules", rules).field("readiness", readiness).field("tls", &tls.is_some()).finish()
+    }
 }
 
 impl Methods {
     pub(crate) fn new(rules: Arc<Rules>, readiness: Readiness) -> Self {
-        Self { rules, readiness }
+        Self { rules, readiness, tls: None }
+    }
+
+    /// The same, for connections that are accepted with this.
+    pub(crate) fn over(self, tls: Option<TlsAcceptor>) -> Self {
+        Self { tls, ..self }
+    }
+
+    pub(crate) fn tls(&self) -> Option<TlsAcceptor> {
+        self.tls.clone()
     }
 
     /// Answers one call.
@@ -47,7 +66,7 @@ impl Methods {
             PROCESS_PATH => {
                 // A body that is too long should still arrive, so that its client can be told.
                 let longest = self.rules.max_body.saturating_mul(2).saturating_add(AROUND_A_BODY);
-                process(longest, move || Processor::new(Arc::clone(&self.rules)), request).await
+                process(longest, move || Timed::new(Processor::new(Arc::clone(&self.rules))), request).await
             }
             HEALTH_CHECK_PATH => health().unary(health::Check(self.readiness), request).await,
             HEALTH_WATCH_PATH => health().server_streaming(health::Watch(self.readiness), request).await,
