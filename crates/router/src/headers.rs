@@ -101,10 +101,10 @@ pub(crate) enum AnswerKind {
 /// headers do not say.
 pub(crate) fn answer_kind(headers: &(impl Headers + ?Sized)) -> Option<AnswerKind> {
     let media = media_type(headers).filter(|_| is_uncompressed(headers))?;
-    match media.eq_ignore_ascii_case(b"text/event-stream") {
-        true => Some(AnswerKind::Events),
-        false => says_json(headers).then_some(AnswerKind::Object),
+    if media.eq_ignore_ascii_case(b"text/event-stream") {
+        return Some(AnswerKind::Events);
     }
+    says_json(headers).then_some(AnswerKind::Object)
 }
 
 /// Whether a body under these headers is meant as JSON; also where nothing is said.

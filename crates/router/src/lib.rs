@@ -62,6 +62,7 @@ pub mod headers;
 pub mod in_force;
 pub mod json;
 pub mod refusal;
+pub mod restore;
 pub mod route;
 pub mod rules;
 mod usage;

@@ -19,6 +19,9 @@ Everything that a person or CI runs.
   cargo xtask bench NAME…        measure: ext-proc (Linux; wants what `test` wants), gateway, idle, router
     --short                      ext-proc in a minute instead of five, with more noise
     --json                       one object a line: {\"bench\",\"measure\",\"value\",\"unit\",\"goal\"}
+  cargo xtask fuzz [TARGET…]     look for bytes that break the router: splice, restore, exchange; all where none is named
+                                 (wants a C++ compiler)
+    --seconds N                  for so long each, 600 where nothing is said
   cargo xtask crds               write crds/ from the Rust types
     --check                      only say whether that would change anything
   cargo xtask tools              what the tool cache holds
@@ -37,6 +40,7 @@ pub(crate) enum Command {
     Demo(DemoCommand),
     Test { long: bool, parts: Vec<String> },
     Bench { names: Vec<String>, json: bool, short: bool },
+    Fuzz { targets: Vec<String>, seconds: u32 },
     Crds { check: bool },
     Tools(ToolsCommand),
 }
@@ -82,6 +86,7 @@ where
             }
             Ok(Command::Bench { names, json, short })
         }
+        "fuzz" => fuzz(&mut parser),
         "crds" => {
             let ([check], names) = flags_and_names(&mut parser, ["check"])?;
             if let Some(name) = names.first() {
@@ -97,6 +102,18 @@ where
 fn demo(arguments: Vec<OsString>) -> DemoCommand {
     let given = |flag: &str| arguments.iter().any(|argument| argument == flag);
     DemoCommand { vllm: given("--vllm"), cluster: given("--cluster"), arguments }
+}
+
+fn fuzz(parser: &mut Parser) -> Result<Command> {
+    let (mut targets, mut seconds) = (Vec::new(), 600);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("seconds") => seconds = parser.value()?.parse()?,
+            Arg::Value(target) => targets.push(target.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Command::Fuzz { targets, seconds })
 }
 
 fn tools(parser: &mut Parser) -> Result<Command> {
@@ -181,6 +198,8 @@ mod tests {
                 Command::Bench { names: strings(&["gateway", "idle"]), json: true, short: false },
             ),
             ("bench --short ext-proc", Command::Bench { names: strings(&["ext-proc"]), json: false, short: true }),
+            ("fuzz", Command::Fuzz { targets: vec![], seconds: 600 }),
+            ("fuzz splice --seconds 5", Command::Fuzz { targets: strings(&["splice"]), seconds: 5 }),
             ("crds --check", Command::Crds { check: true }),
             ("tools", Command::Tools(ToolsCommand::List)),
             ("tools list", Command::Tools(ToolsCommand::List)),
@@ -200,6 +219,8 @@ mod tests {
             "test --lnog",
             "bench",
             "crds all",
+            "fuzz --seconds",
+            "fuzz --seconds long",
             "tools eat",
             "tools list all",
             "tools env all",
