@@ -52,6 +52,10 @@ struct Arguments {
     /// The base model of the pool's servers, for X-Gateway-Base-Model-Name
     #[arg(long, value_name = "NAME", requires = "routing_headers")]
     base_model: Option<String>,
+    /// Put the client's name back into JSON answers and event streams, where the filter shows response bodies
+    /// (response_body_mode FULL_DUPLEX_STREAMED, STREAMED or BUFFERED); an answer then ends with the replica that reads it
+    #[arg(long)]
+    restore_model: bool,
     /// The most that is held of one request until its model has come, which --routing-headers and --rewrite header ask
     /// for
     #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = size)]
@@ -138,6 +142,7 @@ impl From<Arguments> for Options {
                         RewriteArgument::Header => Rewrite::Header,
                     },
                     routing_headers: arguments.routing_headers,
+                    restore_model: arguments.restore_model,
                     base_model: arguments.base_model.as_deref().map(value_of),
                 },
                 max_hold: arguments.max_hold,

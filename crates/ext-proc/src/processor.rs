@@ -12,6 +12,8 @@
 //! reply, which waits for it, and so does the body ([`hold`]). In `BUFFERED` they go into the body's reply. `STREAMED`
 //! has no place for them and is refused.
 //!
+//! Answers get the client's name where they are shown and that was asked for ([`restoring`]).
+//!
 //! A filter in observability mode is only listened to ([`observer`]).
 //!
 //! How a stream ends says nothing: a normal end often arrives as a reset, and a client that gives up as a normal end.
@@ -22,6 +24,7 @@ mod hold;
 mod how;
 mod mode;
 mod observer;
+mod restoring;
 mod sent;
 #[cfg(test)]
 mod tests;
@@ -40,6 +43,7 @@ use jiff::Timestamp;
 use mode::{Mode, Modes};
 use observer::Observer;
 use prometheus_client::metrics::gauge::Gauge;
+use restoring::Restoring;
 use rollora_router::{
     exchange::{BodyAction, Exchange, HeadAction, RequestHead},
     guard::Guard,
@@ -99,6 +103,8 @@ pub(crate) struct Processor {
     /// The headers' reply waits, and the body with it.
     held: Option<Held>,
     observer: Option<Observer>,
+    /// The answer gets the client's name.
+    restoring: Option<Restoring>,
     /// The body goes through the exchange.
     reads_body: bool,
     /// The client has been answered here: nothing more is said.
@@ -118,6 +124,7 @@ impl Processor {
             sent: Sent::default(),
             held: None,
             observer: None,
+            restoring: None,
             reads_body: false,
             answered: false,
         }
@@ -189,17 +196,21 @@ impl Processor {
             Event::RequestBody(body) => self.request_body(modes.request, &body, moment, replies),
             Event::RequestTrailers(_) => self.request_trailers(modes.request, replies),
             Event::ResponseHeaders(headers) => {
-                replies.push_back(self.response_headers(&headers, moment));
+                replies.push_back(self.response_headers(modes.response, &headers, moment));
                 Ok(())
             }
             Event::ResponseBody(body) => {
-                match modes.response {
-                    Mode::Duplex => parts(Direction::Response, vec![body.body], body.end_of_stream, replies),
+                match (modes.response, &mut self.restoring) {
+                    (mode, Some(restoring)) => restoring.body(mode, &body, replies),
+                    (Mode::Duplex, None) => parts(Direction::Response, vec![body.body], body.end_of_stream, replies),
                     _ => replies.push_back(Reply::response_body()),
                 }
                 Ok(())
             }
             Event::ResponseTrailers(_) => {
+                if let Some(restoring) = &mut self.restoring {
+                    restoring.trailers(modes.response, replies)?;
+                }
                 replies.push_back(Reply::response_trailers());
                 Ok(())
             }
@@ -310,12 +321,15 @@ impl Processor {
         Ok(())
     }
 
-    fn response_headers(&mut self, message: &HttpHeaders, moment: Moment) -> Reply {
+    fn response_headers(&mut self, mode: Mode, message: &HttpHeaders, moment: Moment) -> Reply {
         // A filter that is not shown the request's headers changes nothing.
         let Some(exchange) = &mut self.exchange else { return Reply::response_headers(None) };
         let none = HeaderMap::default();
         let headers = message.headers.as_ref().unwrap_or(&none);
         let target = exchange.response_head(status(headers), moment.now);
+        if self.rules.how.restore_model && !message.end_of_stream {
+            self.restoring = Restoring::begin(mode, exchange, headers);
+        }
         // What a server says under names that mean nothing there; ours is overwritten where there is something to say.
         let is_foreign = |name: &&str| (**name != *TARGET_HEADER || target.is_none()) && headers.first(name).is_some();
         let foreign = INTERNAL_TO_REQUESTS.into_iter().filter(is_foreign);

@@ -21,6 +21,8 @@ pub struct How {
     pub routing_headers: bool,
     /// The base model of the pool's servers, which the routing headers tell too.
     pub base_model: Option<HeaderValue>,
+    /// Whether answers get the client's name, where the filter shows their bodies.
+    pub restore_model: bool,
 }
 
 impl How {

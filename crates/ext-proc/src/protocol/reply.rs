@@ -93,6 +93,13 @@ impl Reply {
         Self::Encoded(RESPONSE_BODY.clone())
     }
 
+    /// Passes this on instead of what was sent of the response's body.
+    pub(crate) fn response_body_changed(body: Bytes, headers: Option<HeaderMutation>) -> Self {
+        let body = Some(BodyMutation { body: Some(NewBody::Replaced(body)) });
+        let changes = Changes { headers, body, clear_route_cache: false };
+        Self::action(Action::ResponseBody(CommonReply { changes: Some(changes) }))
+    }
+
     /// Passes the response's trailers on.
     pub(crate) fn response_trailers() -> Self {
         Self::Encoded(RESPONSE_TRAILERS.clone())

@@ -8,7 +8,7 @@ use rollora_router::headers::{BASE_MODEL_HEADER, MODEL_HEADER, REWRITE_HEADERS};
 
 fn routing() -> How {
     let base_model = Some(HeaderValue::from_static("base"));
-    How { rewrite: Rewrite::Body, routing_headers: true, base_model }
+    How { rewrite: Rewrite::Body, routing_headers: true, base_model, restore_model: false }
 }
 
 fn header() -> How {
