@@ -3,10 +3,13 @@
 //!
 //! What Envoy sends besides (attributes, metadata) is skipped while reading. Text that is only looked at is read as
 //! [`Bytes`], which on the wire is the same, so that nothing is copied out of the buffer it came in. The numbers of
-//! the fields are Envoy's; `processor/tests/recorded.rs` holds them against what a real Envoy sent.
+//! the fields are Envoy's; `protocol/tests.rs` holds them against envoy-types,
+//! and `processor/tests/recorded.rs` against what a real Envoy sent.
 
 mod codec;
 mod reply;
+#[cfg(test)]
+mod tests;
 
 #[cfg(test)]
 pub(crate) use codec::ToWire;

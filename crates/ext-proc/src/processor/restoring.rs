@@ -148,8 +148,8 @@ mod tests {
         let actions = said(&mut processor, piece(sent, true));
         assert_eq!(passed(&actions[0], sent).0, r#"{"model":"alias"}"#);
         let Action::ResponseBody(reply) = &actions[0] else { panic!("{actions:?}") };
-        let set = &reply.changes.as_ref().unwrap().headers.as_ref().unwrap().set;
-        let line = set[0].header.as_ref().unwrap();
+        let headers = reply.changes.as_ref().unwrap().headers.as_ref().unwrap();
+        let line = headers.set[0].header.as_ref().unwrap();
         assert_eq!((&line.key[..], line.value()), (&b"content-length"[..], &b"17"[..]));
     }
 
