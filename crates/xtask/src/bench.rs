@@ -35,6 +35,7 @@ pub(crate) struct Measure {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Goal {
     AtMost(f64),
+    AtLeast(f64),
 }
 
 impl Measure {
@@ -49,9 +50,15 @@ impl Measure {
         self
     }
 
+    fn at_least(mut self, limit: f64) -> Self {
+        self.goal = Some(Goal::AtLeast(limit));
+        self
+    }
+
     fn reached(&self) -> bool {
         match self.goal {
             Some(Goal::AtMost(limit)) => self.value <= limit,
+            Some(Goal::AtLeast(limit)) => self.value >= limit,
             None => true,
         }
     }
@@ -61,6 +68,7 @@ impl fmt::Display for Goal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AtMost(limit) => write!(f, "<= {limit}"),
+            Self::AtLeast(limit) => write!(f, ">= {limit}"),
         }
     }
 }
