@@ -1,5 +1,6 @@
 //! Streams as sequences of messages, and what an Envoy would have made of the replies.
 
+mod orders;
 mod recorded;
 mod telling;
 
