@@ -4,8 +4,10 @@ use crate::{
     clients::{Client, Framing, Version, post},
     stage::{Plan, Stage, has_envoy},
 };
-use http::StatusCode;
-use http_body_util::{BodyExt as _, Collected};
+use futures_util::{StreamExt as _, stream};
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Collected, StreamBody};
+use hyper::body::Frame;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
@@ -82,8 +84,53 @@ async fn five_hundred_clients_give_up_while_the_server_stalls_and_no_other_reque
         let answer = answer.unwrap();
         assert_eq!((answer.status, answer.header("x-rollora-target")), (StatusCode::OK, Some("alias-v2")));
     }
+    let given_up = stage.figure("cluster.ext-proc.upstream_rq_tx_reset").await;
+    assert!(given_up > 400, "{given_up} streams were reset: with h2's default more than 20 end the connection");
     let cut = stage.figure("cluster.ext-proc.upstream_cx_destroy_remote").await;
     assert_eq!(cut, 0, "the connection lives on");
     let after = stage.ask(Version::One, post(CHAT, &[], SENT, Framing::Sized)).await;
     assert_eq!(after.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn whoever_hangs_up_in_the_middle_leaves_nothing_behind() {
+    if !has_envoy("clients and servers hang up") {
+        return;
+    }
+    let stage = Stage::start(Plan::default()).await;
+    for version in [Version::One, Version::Two] {
+        let answer = stage.ask(version, post("/v1/embeddings", &[], SENT, Framing::Sized)).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "the server hung up");
+        let mut client = Client::connect(stage.gateway(), version).await;
+        let answer = client.begin(post(EVENTS, &[], SENT, Framing::Chunked)).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        // In the middle of its answer.
+        drop((answer, client));
+        let mut client = Client::connect(stage.gateway(), version).await;
+        let body = format!(r#"{{"messages":[],"model":"alias","prompt":"{}""#, "x".repeat(100));
+        let never_ends = Request::post(CHAT).header("host", "models").body(
+            StreamBody::new(stream::iter([Ok(Frame::data(body.into()))]).chain(stream::pending())).boxed_unsync(),
+        );
+        let asked = client.begin(never_ends.unwrap());
+        assert!(tokio::time::timeout(Duration::from_millis(100), asked).await.is_err());
+        // In the middle of its body.
+        drop(client);
+    }
+    let wanted = [
+        "rollora_ext_proc_streams 0",
+        r#"rollora_router_requests_in_flight{rewrite="ns/r",target="alias-v2"} 0"#,
+        r#"rollora_router_requests_total{rewrite="ns/r",target="alias-v2",code="2xx"} 2"#,
+        r#"rollora_router_requests_total{rewrite="ns/r",target="alias-v2",code="5xx"} 2"#,
+        r#"rollora_router_requests_total{rewrite="ns/r",target="alias-v2",code="none"} 2"#,
+    ];
+    let counted = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            let metrics = stage.metrics().await;
+            if wanted.iter().all(|line| metrics.contains(line)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(counted.await.is_ok(), "{}", stage.metrics().await);
 }

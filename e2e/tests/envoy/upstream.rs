@@ -11,10 +11,10 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, error::Error, net::SocketAddr, time::Duration};
 use tokio::{net::TcpListener, task::JoinSet};
 
-/// Listens until the set is dropped. `/v1/responses` answers with 50 events in a second; everything else with JSON: the
+/// Listens until the set is dropped. `/v1/responses` answers with 50 events in a second; `/v1/embeddings` hangs up; everything else with JSON: the
 /// request's headers, body and trailers.
 pub(crate) async fn start(tasks: &mut JoinSet<()>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -31,9 +31,14 @@ pub(crate) async fn start(tasks: &mut JoinSet<()>) -> SocketAddr {
     address
 }
 
-async fn answer(request: Request<Incoming>) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>, hyper::Error> {
+async fn answer(
+    request: Request<Incoming>,
+) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>, Box<dyn Error + Send + Sync>> {
     let (head, body) = request.into_parts();
     let body = body.collect().await?;
+    if head.uri.path().ends_with("/embeddings") {
+        return Err("hung up".into());
+    }
     if head.uri.path().ends_with("/responses") {
         let events = futures_util::stream::iter(0..50).then(async |number| {
             tokio::time::sleep(Duration::from_millis(20)).await;

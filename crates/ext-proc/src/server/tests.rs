@@ -241,14 +241,14 @@ async fn what_does_not_end_is_cut_off_in_the_end() {
 }
 
 /// What `--routing-headers` means.
-fn routing(settings: Settings) -> Settings {
-    Settings { how: How { routing_headers: true, ..How::default() }, drain_delay: Duration::ZERO, ..settings }
+fn routing(settings: &Settings) -> Settings {
+    Settings { how: How { routing_headers: true, ..How::default() }, drain_delay: Duration::ZERO, ..settings.clone() }
 }
 
 #[tokio::test]
 async fn a_request_that_is_held_and_does_not_go_on_is_answered_in_the_end() {
     let short = Settings { hold_timeout: Duration::from_millis(50), ..Settings::default() };
-    for settings in [routing(short.clone()), Settings { drain_delay: Duration::ZERO, ..short }] {
+    for settings in [routing(&short), Settings { drain_delay: Duration::ZERO, ..short }] {
         let headers_wait = settings.how.routing_headers;
         let bed = Bed::start(settings).await;
         bed.readiness.serving();
@@ -271,7 +271,7 @@ async fn a_request_that_is_held_and_does_not_go_on_is_answered_in_the_end() {
 #[tokio::test]
 async fn who_is_not_held_is_not_hurried() {
     let short = Settings { hold_timeout: Duration::from_millis(50), ..Settings::default() };
-    let bed = Bed::start(routing(short)).await;
+    let bed = Bed::start(routing(&short)).await;
     bed.readiness.serving();
     let mut client = Client::connect(bed.grpc).await;
     let mut call = client.process().await;

@@ -162,6 +162,35 @@ fn a_header_is_no_way_around_what_is_refused() {
     }
 }
 
+proptest! {
+    #[test]
+    fn a_body_that_stays_is_as_it_was_sent_wherever_it_is_cut(
+        sent in any_body(),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+    ) {
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(sent.len() + 1)).collect();
+        cuts.sort_unstable();
+        let mut whole = Filter::of(rules_that_tell(&generic(), header()));
+        whole.send(chat(BodySendMode::Buffered, &[]));
+        whole.send(body(&sent, true));
+        let mut filter = Filter::of(rules_that_tell(&generic(), header()));
+        filter.send(chat(BodySendMode::FullDuplexStreamed, &[]));
+        let mut start = 0;
+        for end in cuts {
+            filter.send(body(&sent[start..end], false));
+            start = end;
+        }
+        filter.send(body(&sent[start..], true));
+        prop_assert_eq!(&filter.upstream.answered, &whole.upstream.answered);
+        if filter.upstream.answered.is_none() {
+            prop_assert_eq!((&filter.upstream.body, filter.upstream.ended), (&sent, true));
+            prop_assert_eq!(&whole.upstream.body, &sent);
+            // Of a body that is refused behind its model the headers have gone on, and its end has not.
+            prop_assert_eq!(&filter.upstream.set, &whole.upstream.set);
+        }
+    }
+}
+
 #[test]
 fn where_there_is_no_place_for_headers_it_says_so() {
     for how in [routing(), header()] {
