@@ -51,7 +51,7 @@ proptest! {
         routing_headers in any::<bool>(),
     ) {
         let in_force = in_force();
-        let rules = rules_that_tell(&in_force, How { restore_model, routing_headers, ..How::default() });
+        let rules = rules_that_tell(&in_force, How { routing_headers, restore_model, ..How::default() });
         let mut processor = Processor::new(Arc::clone(&rules));
         let mut goes_on = true;
         for number in numbers {
