@@ -95,6 +95,7 @@ fn the_name_in_every_event_is_restored_wherever_it_is_cut() {
         // One event in several lines.
         ("data: {\"model\":\ndata: \"v2\"}\n\n", "data: {\"model\":\ndata: \"ali\\\"as\"}\n\n"),
         ("data: {\ndata\ndata: \"model\":\"v2\"}\n\n", "data: {\ndata\ndata: \"model\":\"ali\\\"as\"}\n\n"),
+        ("data: {\"model\":\r\ndata: \"v2\"}\r\n\r\n", "data: {\"model\":\r\ndata: \"ali\\\"as\"}\r\n\r\n"),
         // What comes first is broken, and the next event is not.
         (
             "data: {\"model\":\"v2\n\ndata:{\"model\":\"v2\"}\n\n",

@@ -36,8 +36,8 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
         ",\"model\":",
     ]);
     let text = prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat().into_bytes());
-    let anything = prop::collection::vec(any::<u8>(), 0..96);
-    (any::<[u8; 3]>(), prop_oneof![3 => text, 1 => anything]).prop_map(|(cuts, bytes)| [&cuts[..], &bytes].concat())
+    let anything = prop::collection::vec(prop_oneof![0..30_u8, any::<u8>()], 0..64);
+    (any::<[u8; 4]>(), prop_oneof![text, anything]).prop_map(|(cuts, bytes)| [&cuts[..], &bytes].concat())
 }
 
 proptest! {

@@ -65,16 +65,57 @@ impl<'a> Choices<'a> {
     }
 }
 
-/// The first bytes say where the rest is cut: a pattern of lengths that goes round.
-fn cut(bytes: &[u8]) -> (Vec<Bytes>, &[u8]) {
+/// What bodies and answers are made of. A fuzzer that has to find these letter by letter finds no second `model`.
+const WORDS: [&str; 30] = [
+    "{\"model\":\"m\"",
+    "{\"model\":\"m-v1\"",
+    "{\"model\":\"other\"",
+    ",\"model\":\"m\"",
+    ",\"mod\\u0065l\":\"m-v1\"",
+    "}",
+    "{",
+    "[",
+    "]",
+    ",",
+    ":",
+    "\"",
+    "\\",
+    "\"model\":",
+    "\"a\":",
+    "\"m\"",
+    "\"m-v1\"",
+    "null",
+    "1",
+    " ",
+    "data: ",
+    "data:",
+    "\n",
+    "\r",
+    "\r\n",
+    "event: x",
+    "\u{feff}",
+    "\0",
+    "\"\\ud800\"",
+    "\"\\u006d\"",
+];
+
+/// The first bytes say where the rest is cut, by a pattern of lengths that goes round, and whether it is written in
+/// [`WORDS`], one a byte.
+fn cut(bytes: &[u8]) -> (Vec<Bytes>, Vec<u8>) {
     let mut choices = Choices(bytes);
     let pattern = [choices.next(), choices.next(), choices.next()].map(|byte| usize::from(byte % 32) + 1);
-    let body = choices.0;
+    let in_words = choices.next() & 1 > 0;
+    let word = |byte: &u8| match WORDS.get(usize::from(*byte)) {
+        Some(word) if in_words => word.as_bytes().to_vec(),
+        _ => vec![*byte],
+    };
+    let body: Vec<u8> = choices.0.iter().flat_map(word).collect();
+    let mut rest = Choices(&body);
     let mut pieces = Vec::new();
     for length in pattern.into_iter().cycle() {
-        let piece = choices.take(length);
+        let piece = rest.take(length);
         if piece.is_empty() {
-            return (pieces, body);
+            break;
         }
         pieces.push(Bytes::copy_from_slice(piece));
     }
@@ -98,6 +139,7 @@ fn model(body: &[u8]) -> Option<String> {
 /// around it stay.
 pub(crate) fn splice(bytes: &[u8]) {
     let (pieces, body) = cut(bytes);
+    let body = &body[..];
     let random = if body.len().is_multiple_of(2) { 0 } else { u64::MAX };
     for in_force in &*RULES {
         let body = Bytes::copy_from_slice(body);
@@ -144,6 +186,7 @@ pub(crate) fn splice(bytes: &[u8]) {
 /// An answer, whole and in pieces: the same goes on, and with the client's name put back by hand nothing else changes.
 pub(crate) fn restore(bytes: &[u8]) {
     let (pieces, answer) = cut(bytes);
+    let answer = &answer[..];
     for kind in ["application/json", "text/event-stream"] {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
         let restored = |pieces: &[Bytes]| {
