@@ -1,7 +1,7 @@
 //! Rules and messages for tests.
 
 use crate::{
-    processor::Rules,
+    processor::{Figures, Hold, How, Rules},
     protocol::{
         BodySendMode, Event, HeaderLine, HeaderMap, HttpBody, HttpHeaders, HttpTrailers, ProcessingRequest,
         ProtocolConfiguration,
@@ -13,7 +13,7 @@ use prometheus_client::{encoding::text::encode, metrics::gauge::Gauge, registry:
 use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
 use rollora_router::{guard::Guard, in_force::InForce};
 use serde_json::json;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// A second of an hour long ago.
 pub(crate) fn at(second: i64) -> Timestamp {
@@ -50,10 +50,18 @@ pub(crate) fn empty() -> Arc<InForce> {
 }
 
 pub(crate) fn rules(in_force: &Arc<InForce>) -> Arc<Rules> {
+    rules_that_tell(in_force, How::default())
+}
+
+/// Rules that are applied and told so, of which 2,000 bytes of a request may be held.
+pub(crate) fn rules_that_tell(in_force: &Arc<InForce>, how: How) -> Arc<Rules> {
     let in_force = Arc::clone(in_force);
     Arc::new(Rules {
         in_force,
         guard: Guard::Administration,
+        how,
+        hold: Hold::new(2_000, 4_000, Duration::from_secs(30)),
+        figures: Figures::new(&mut Registry::default()),
         max_body: 1000,
         complained: false.into(),
         streams: Gauge::default(),

@@ -4,12 +4,15 @@
 //! gRPC methods, the connections, and what the metrics port tells. [`Server`] puts them together over rules that come
 //! from anywhere; the program feeds it from a cluster ([`run`]).
 
+mod certificate;
 mod clock;
 mod connections;
 mod feed;
 #[cfg(test)]
 mod fixtures;
 mod health;
+#[cfg(feature = "no-op")]
+pub mod no_op;
 mod processor;
 mod program;
 mod protocol;
@@ -19,6 +22,8 @@ mod service;
 mod stream;
 mod telemetry;
 
+pub use certificate::{CertificateError, Files};
+pub use processor::{How, Rewrite};
 pub use program::{Options, run};
 pub use readiness::Readiness;
 pub use server::{Listeners, Server, Settings};

@@ -3,11 +3,12 @@
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use rollora_api::duration::GatewayDuration;
-use rollora_ext_proc::{Options, Settings, run};
-use rollora_router::guard::Guard;
+use rollora_ext_proc::{Files, How, Options, Rewrite, Settings, run};
+use rollora_router::{guard::Guard, headers::value_of};
 use std::{
     io::{self, IsTerminal as _},
     net::IpAddr,
+    path::PathBuf,
     process::ExitCode,
 };
 use tracing_subscriber::EnvFilter;
@@ -41,6 +42,37 @@ struct Arguments {
     /// of bytes, with KiB or MiB behind it or not
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size)]
     max_body: usize,
+    /// How whoever comes behind learns which target a rule chose
+    #[arg(long, value_enum, default_value_t = RewriteArgument::Body)]
+    rewrite: RewriteArgument,
+    /// Tell the model in the headers X-Gateway-Model-Name and X-Gateway-Base-Model-Name, by which the gateway chooses a
+    /// route; the request waits until its model has come
+    #[arg(long)]
+    routing_headers: bool,
+    /// The base model of the pool's servers, for X-Gateway-Base-Model-Name
+    #[arg(long, value_name = "NAME", requires = "routing_headers")]
+    base_model: Option<String>,
+    /// Put the client's name back into JSON answers and event streams, where the filter shows response bodies
+    /// (response_body_mode FULL_DUPLEX_STREAMED, STREAMED or BUFFERED); an answer then ends with the replica that reads it
+    #[arg(long)]
+    restore_model: bool,
+    /// The most that is held of one request until its model has come, which --routing-headers and --rewrite header ask
+    /// for
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = size)]
+    max_hold: usize,
+    /// The most that is held of all requests together; who finds no room waits
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
+    hold_budget: usize,
+    /// How long a part of a request is held until more of it comes; then its client gets 408
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    hold_timeout: GatewayDuration,
+    /// The certificate with which it speaks TLS on --grpc-port, as PEM, read again when it is renewed; without it, it
+    /// speaks HTTP/2 in the clear
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// For how long new requests are still served after SIGTERM, until nobody sends them any more
     #[arg(long, value_name = "DURATION", default_value = "2s")]
     drain_delay: GatewayDuration,
@@ -60,6 +92,14 @@ enum GuardArgument {
     Administration,
     /// All but those of inference
     Strict,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RewriteArgument {
+    /// The `model` of the body is replaced
+    Body,
+    /// The body stays, and x-llm-d-model-name-rewrite and x-gateway-model-name-rewrite name the target
+    Header,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -89,12 +129,25 @@ impl From<Arguments> for Options {
             grpc_port: arguments.grpc_port,
             health_port: arguments.grpc_health_port,
             metrics_port: arguments.metrics_port,
+            tls: arguments.tls_cert.zip(arguments.tls_key).map(|(certificate, key)| Files { certificate, key }),
             settings: Settings {
                 guard: match arguments.guard {
                     GuardArgument::Off => Guard::Off,
                     GuardArgument::Administration => Guard::Administration,
                     GuardArgument::Strict => Guard::Strict,
                 },
+                how: How {
+                    rewrite: match arguments.rewrite {
+                        RewriteArgument::Body => Rewrite::Body,
+                        RewriteArgument::Header => Rewrite::Header,
+                    },
+                    routing_headers: arguments.routing_headers,
+                    restore_model: arguments.restore_model,
+                    base_model: arguments.base_model.as_deref().map(value_of),
+                },
+                max_hold: arguments.max_hold,
+                hold_budget: arguments.hold_budget,
+                hold_timeout: arguments.hold_timeout.get(),
                 max_body: arguments.max_body,
                 drain_delay: arguments.drain_delay.get(),
                 drain_timeout: arguments.drain_timeout.get(),
@@ -107,7 +160,7 @@ impl From<Arguments> for Options {
 /// once, in words.
 const LOGGED: &str = "info,kube_client=off";
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     // Fails only where there is a provider already, which is then this one.
     rustls::crypto::ring::default_provider().install_default().ok();

@@ -1,6 +1,7 @@
 //! The program: rules from a cluster, listeners by flags, signals.
 
 use crate::{
+    certificate::Files,
     feed::Feed,
     server::{Listeners, Server, Settings},
 };
@@ -30,6 +31,8 @@ pub struct Options {
     pub health_port: u16,
     /// The port of `/rules`, `/metrics`, `/readyz` and `/livez`.
     pub metrics_port: u16,
+    /// The certificate with which it speaks TLS; none where it does not.
+    pub tls: Option<Files>,
     /// How it serves.
     pub settings: Settings,
 }
@@ -56,6 +59,9 @@ pub async fn run(options: Options) -> Result<()> {
     let pool = PoolRef { name: options.pool, ..PoolRef::default() };
     let in_force = Arc::new(InForce::new(pool, &[]));
     let mut server = Server::new(Arc::clone(&in_force), options.settings);
+    if let Some(files) = options.tls {
+        server.speak_tls(files)?;
+    }
     let readiness = server.readiness().clone();
     let feed = Feed::new(in_force, readiness, server.registry());
     let rewrites = Rewrites::new(&cluster, Scope::Namespace(options.namespace));

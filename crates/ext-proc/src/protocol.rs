@@ -3,15 +3,18 @@
 //!
 //! What Envoy sends besides (attributes, metadata) is skipped while reading. Text that is only looked at is read as
 //! [`Bytes`], which on the wire is the same, so that nothing is copied out of the buffer it came in. The numbers of
-//! the fields are Envoy's; `processor/tests/recorded.rs` holds them against what a real Envoy sent.
+//! the fields are Envoy's; `protocol/tests.rs` holds them against envoy-types,
+//! and `processor/tests/recorded.rs` against what a real Envoy sent.
 
 mod codec;
 mod reply;
+#[cfg(test)]
+mod tests;
 
 #[cfg(test)]
 pub(crate) use codec::ToWire;
 pub(crate) use codec::Wire;
-pub(crate) use reply::{BodyPart, Direction, Reply};
+pub(crate) use reply::{BodyPart, Direction, HeaderChange, Reply};
 
 use bytes::Bytes;
 use http::HeaderName;
@@ -200,6 +203,9 @@ pub(crate) struct Changes {
     /// Of the body.
     #[prost(message, optional, tag = "3")]
     pub(crate) body: Option<BodyMutation>,
+    /// The route is to be chosen anew. Envoy ignores it, and counts that, where no header changes.
+    #[prost(bool, tag = "5")]
+    pub(crate) clear_route_cache: bool,
 }
 
 /// The reply to trailers: they stay.
@@ -327,7 +333,7 @@ pub(crate) enum ServingStatus {
 
 impl HeaderMutation {
     /// Sets these, whatever is there under their names.
-    pub(crate) fn setting<const N: usize>(headers: [(HeaderName, Bytes); N]) -> Self {
+    pub(crate) fn setting(headers: impl IntoIterator<Item = (HeaderName, Bytes)>) -> Self {
         let set = |(name, value): (HeaderName, Bytes)| HeaderOption {
             header: Some(HeaderLine {
                 key: Bytes::copy_from_slice(name.as_str().as_bytes()),

@@ -8,7 +8,7 @@ use crate::{
         Reply, Wire,
     },
     readiness::{Readiness, Stage},
-    stream::ReplyStream,
+    stream::{ReplyStream, Timed, Work},
 };
 use futures_util::future::{Ready, ready};
 use http_body::Body;
@@ -16,25 +16,44 @@ use std::{
     sync::Arc,
     task::{Context, Poll},
 };
-use tonic::{Request, Response, Status, Streaming, server::Grpc};
+use tokio_rustls::TlsAcceptor;
+use tonic::{Request, Response, Status, Streaming, body::Body as GrpcBody, server::Grpc};
 
 /// What a message holds besides a body, at most.
 const AROUND_A_BODY: usize = 1024 * 1024;
 
 /// All methods; cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Methods {
     rules: Arc<Rules>,
     readiness: Readiness,
+    tls: Option<TlsAcceptor>,
+}
+
+impl std::fmt::Debug for Methods {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { rules, readiness, tls } = self;
+        let mut methods = f.debug_struct("Methods");
+        methods.field("rules", rules).field("readiness", readiness).field("tls", &tls.is_some()).finish()
+    }
 }
 
 impl Methods {
     pub(crate) fn new(rules: Arc<Rules>, readiness: Readiness) -> Self {
-        Self { rules, readiness }
+        Self { rules, readiness, tls: None }
+    }
+
+    /// The same, for connections that are accepted with this.
+    pub(crate) fn over(self, tls: Option<TlsAcceptor>) -> Self {
+        Self { tls, ..self }
+    }
+
+    pub(crate) fn tls(&self) -> Option<TlsAcceptor> {
+        self.tls.clone()
     }
 
     /// Answers one call.
-    pub(crate) async fn answer<B>(self, request: http::Request<B>) -> http::Response<tonic::body::Body>
+    pub(crate) async fn answer<B>(self, request: http::Request<B>) -> http::Response<GrpcBody>
     where
         B: Body + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
@@ -47,10 +66,7 @@ impl Methods {
             PROCESS_PATH => {
                 // A body that is too long should still arrive, so that its client can be told.
                 let longest = self.rules.max_body.saturating_mul(2).saturating_add(AROUND_A_BODY);
-                Grpc::new(Wire::<Reply, ProcessingRequest>::new())
-                    .apply_max_message_size_config(Some(longest), None)
-                    .streaming(Process(self.rules), request)
-                    .await
+                process(longest, move || Timed::new(Processor::new(Arc::clone(&self.rules))), request).await
             }
             HEALTH_CHECK_PATH => health().unary(health::Check(self.readiness), request).await,
             HEALTH_WATCH_PATH => health().server_streaming(health::Watch(self.readiness), request).await,
@@ -63,12 +79,30 @@ fn health() -> Grpc<Wire<HealthCheckResponse, HealthCheckRequest>> {
     Grpc::new(Wire::new())
 }
 
-/// The external processor's one method.
-#[derive(Debug)]
-struct Process(Arc<Rules>);
+/// Answers a call of the external processor's one method, with messages of at most this length.
+pub(crate) async fn process<B, M, W>(longest: usize, begin: M, request: http::Request<B>) -> http::Response<GrpcBody>
+where
+    B: Body + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
+    M: Fn() -> W + Send + Sync + 'static,
+    W: Work + Send + Unpin + 'static,
+{
+    Grpc::new(Wire::<Reply, ProcessingRequest>::new())
+        .apply_max_message_size_config(Some(longest), None)
+        .streaming(Process(begin), request)
+        .await
+}
 
-impl tower::Service<Request<Streaming<ProcessingRequest>>> for Process {
-    type Response = Response<ReplyStream<Streaming<ProcessingRequest>>>;
+/// The external processor's one method, with what begins the work of a stream.
+#[derive(Debug)]
+struct Process<M>(M);
+
+impl<M, W> tower::Service<Request<Streaming<ProcessingRequest>>> for Process<M>
+where
+    M: Fn() -> W,
+    W: Work + Send + Unpin + 'static,
+{
+    type Response = Response<ReplyStream<Streaming<ProcessingRequest>, W>>;
     type Error = Status;
     type Future = Ready<Result<Self::Response, Status>>;
 
@@ -77,7 +111,7 @@ impl tower::Service<Request<Streaming<ProcessingRequest>>> for Process {
     }
 
     fn call(&mut self, request: Request<Streaming<ProcessingRequest>>) -> Self::Future {
-        let processor = Processor::new(Arc::clone(&self.0));
-        ready(Ok(Response::new(ReplyStream::new(request.into_inner(), processor))))
+        let work = (self.0)();
+        ready(Ok(Response::new(ReplyStream::new(request.into_inner(), work))))
     }
 }

@@ -116,6 +116,10 @@ fn a_command_line_that_makes_no_sense_is_refused() {
         (vec!["--namespace", "models"], "--pool"),
         (vec!["--pool", "pool"], "--namespace"),
         (vec!["--pool", "pool", "--namespace", "models", "--max-body", "64MB"], "write one like 64MiB"),
+        (vec!["--pool", "pool", "--namespace", "models", "--max-hold", "0"], "write one like 64MiB"),
+        (vec!["--pool", "pool", "--namespace", "models", "--rewrite", "path"], "body, header"),
+        (vec!["--pool", "pool", "--namespace", "models", "--base-model", "b"], "--routing-headers"),
+        (vec!["--pool", "pool", "--namespace", "models", "--tls-cert", "a.crt"], "--tls-key"),
         (vec!["--pool", "pool", "--namespace", "models", "--drain-delay", "2"], "is not a duration"),
     ] {
         let output = command(home.path()).args(&arguments).output().unwrap();

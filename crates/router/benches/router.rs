@@ -16,6 +16,7 @@ use rollora_router::{
     guard::Guard,
     in_force::InForce,
     json,
+    restore::Restorer,
     route::{self, sticky::Client},
     rules::RewriteKey,
 };
@@ -62,13 +63,17 @@ fn main() -> io::Result<()> {
     let reset = per_item(&[()], |_, ()| in_force.reset(&rewrites));
     writeln!(out, "{:<44}{:>10.1} ms", "reset of 10,000 rewrites", micros(reset) / 1000.0)?;
 
+    let pieces = |body: &Bytes, length: usize| -> Vec<Bytes> {
+        (0..body.len()).step_by(length).map(|at| body.slice(at..body.len().min(at + length))).collect()
+    };
+    #[expect(clippy::cast_precision_loss, reason = "a rate to be read")]
+    let rate = |bytes: usize, time: Duration| bytes as f64 / time.as_secs_f64() / 1e9;
+
     for (name, body) in
         [("1 KiB", chat(1, 1)), ("1 MiB prompt", chat(1, 1024)), ("1 MiB, 4 KiB a message", chat(256, 4))]
     {
         let time = per_item(&[()], |_, ()| json::scan(&body));
-        #[expect(clippy::cast_precision_loss, reason = "a rate to be read")]
-        let rate = body.len() as f64 / time.as_secs_f64() / 1e9;
-        writeln!(out, "{:<44}{rate:>10.2} GB/s", format!("scan of {name}"))?;
+        writeln!(out, "{:<44}{:>10.2} GB/s", format!("scan of {name}"), rate(body.len(), time))?;
     }
 
     let headers = HeaderMap::from_iter([
@@ -76,6 +81,41 @@ fn main() -> io::Result<()> {
         (HeaderName::from_static("x-session-id"), HeaderValue::from_static("")),
     ]);
     let head = RequestHead { target: "/v1/chat/completions", headers: &headers, has_body: true };
+    let body = chat(1, 1024);
+    let chunks = pieces(&body, 16 * 1024);
+    let time = per_item(&[()], |_, ()| {
+        let mut out = Vec::with_capacity(chunks.len() + 2);
+        let (mut exchange, _) = Exchange::begin(&in_force, Guard::Strict, &head, Timestamp::UNIX_EPOCH);
+        for chunk in &chunks {
+            exchange.request_piece(chunk, 0, Timestamp::UNIX_EPOCH, &mut out).expect("a rule matches");
+        }
+        exchange.request_end(&mut out).expect("a whole body");
+        out
+    });
+    writeln!(out, "{:<44}{:>10.2} GB/s", "exchange of 1 MiB in chunks of 16 KiB", rate(body.len(), time))?;
+
+    let answer = HeaderMap::from_iter([(
+        HeaderName::from_static("content-type"),
+        HeaderValue::from_static("text/event-stream"),
+    )]);
+    let events = events(1000);
+    let chunks = pieces(&events, 4 * 1024);
+    let time = per_item(&[()], |_, ()| {
+        let mut out = Vec::with_capacity(4000);
+        let mut restorer = Restorer::new(&answer, &format!("{}-v1", model(5)), &model(5)).expect("an event stream");
+        for chunk in &chunks {
+            restorer.piece(chunk, &mut out);
+        }
+        restorer.end(&mut out);
+        out
+    });
+    writeln!(
+        out,
+        "{:<44}{:>10.0} ns",
+        format!("name restored in an event of {} bytes", events.len() / 1000),
+        (time / 1000).as_nanos()
+    )?;
+
     let body = chat(1, 1);
     let bodies = vec![(); 1000];
     let exchange = per_item(&bodies, |index, ()| {
@@ -148,4 +188,18 @@ fn chat(messages: usize, kib: usize) -> Bytes {
         serde_json::json!({ "role": "user" }).to_string().replace('}', &format!(",\"content\":\"{content}\"}}"));
     let messages = vec![message; messages].join(",");
     Bytes::from(format!("{{\"messages\":[{messages}],\"stream\":true,\"max_tokens\":64,\"model\":\"{}\"}}", model(5)))
+}
+
+/// The events of a chat answer, as vLLM writes them.
+fn events(count: usize) -> Bytes {
+    let event = |index: usize| {
+        let choice = r#"{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null,"token_ids":null}"#;
+        let id = format!("chatcmpl-{index:032x}");
+        let model = model(5);
+        let event = format!(
+            r#"{{"id":"{id}","object":"chat.completion.chunk","created":1760000000,"model":"{model}-v1","choices":[{choice}]}}"#
+        );
+        format!("data: {event}\n\n")
+    };
+    Bytes::from((0..count).map(event).collect::<String>())
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! begin(head) ──► Forward            pass the body on as it comes
 //!             ├─► ReadBody ──► request_body(body) ──► Pass, Replace or Refuse
-//!             │            └─► request_piece(piece) …, request_end() ──► what goes on, or a refusal
+//!             │            ├─► request_piece(piece) …, request_end() ──► what goes on, or a refusal
+//!             │            └─► body_named(model), body_unseen()    where others read the body
 //!             └─► Refuse
 //! response_head(status) ──► what x-rollora-target says
 //! end, or drop
@@ -25,6 +26,7 @@ use crate::{
         pieces::{Ending, Splicer},
     },
     refusal::Refusal,
+    restore::Restorer,
     route::{self, sticky::Client},
     rules::{Rule, Target},
     usage::Usage,
@@ -87,6 +89,10 @@ pub struct Exchange {
     answered: bool,
     /// The body's splice, where it comes in pieces and the first has come.
     splicer: Option<Box<Splicer>>,
+    /// The body stays as it is: a header tells what was decided.
+    leaves_body: bool,
+    /// What the client asked for, where a rule has matched it.
+    asked: Option<Arc<str>>,
 }
 
 /// Who serves the request.
@@ -111,6 +117,8 @@ impl Exchange {
             serving: Serving::Unknown,
             answered: false,
             splicer: None,
+            leaves_body: false,
+            asked: None,
         };
         let action = exchange.request_head(guard, head);
         (exchange, action)
@@ -140,6 +148,25 @@ impl Exchange {
         self.in_force.counters.unrouted(Unrouted::Unreadable);
     }
 
+    /// The body that was to be read will not be seen, but somebody has read it before and says which model stands in
+    /// it. Whom a rule chose is what [`Self::target`] says. `random` is any number, all being equally likely.
+    pub fn body_named(&mut self, model: &str, random: u64, now: Timestamp) -> Result<(), Refusal> {
+        match self.choose(Some(model), true, random, now) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => {
+                self.in_force.counters.unrouted(Unrouted::NoRule);
+                Ok(())
+            }
+            Err(refusal) => Err(self.refuse(refusal)),
+        }
+    }
+
+    /// The body is read as ever, and what cannot be served is refused, but every byte of it stays: whoever comes behind
+    /// is told in a header whom a rule chose, see [`Self::target`]. To be said before the body comes.
+    pub fn leave_body(&mut self) {
+        self.leaves_body = true;
+    }
+
     /// The whole body is there. `random` is any number, all being equally likely.
     pub fn request_body(&mut self, body: &Bytes, random: u64, now: Timestamp) -> BodyAction {
         match json::scan(body) {
@@ -153,6 +180,7 @@ impl Exchange {
     fn decide(&mut self, body: &Bytes, found: &Found, random: u64, now: Timestamp) -> BodyAction {
         let name = found.place.name(body);
         match self.choose(name.as_deref(), found.intact, random, now) {
+            Ok(Some(_)) if self.leaves_body => BodyAction::Pass,
             Ok(Some(target)) => BodyAction::Replace(json::splice(body, &found.place, &target)),
             Ok(None) => self.pass(Unrouted::NoRule),
             Err(refusal) => BodyAction::Refuse(self.refuse(refusal)),
@@ -169,7 +197,8 @@ impl Exchange {
         now: Timestamp,
         out: &mut Vec<Bytes>,
     ) -> Result<(), Refusal> {
-        let mut splicer = self.splicer.take().unwrap_or_else(|| Box::new(Splicer::new(self.reads_wide)));
+        let splicer = self.splicer.take();
+        let mut splicer = splicer.unwrap_or_else(|| Box::new(Splicer::new(self.reads_wide, self.leaves_body)));
         let outcome = splicer.piece(piece, out, |name| self.choose(name, true, random, now));
         self.splicer = Some(splicer);
         outcome.map_err(|refusal| self.refuse(refusal))
@@ -187,6 +216,16 @@ impl Exchange {
         };
         self.in_force.counters.unrouted(unrouted);
         Ok(())
+    }
+
+    /// Whether the next piece of the body may still tell the model: nothing has been decided.
+    pub fn awaits_model(&self) -> bool {
+        self.splicer.as_ref().is_none_or(|splicer| splicer.awaits_model())
+    }
+
+    /// Whether a part of the body is held until its next piece comes: a name that was cut.
+    pub fn holds(&self) -> bool {
+        self.splicer.as_ref().is_some_and(|splicer| splicer.holds())
     }
 
     /// The request is refused, whatever was decided before; also by a proxy for reasons of its own. The answer is
@@ -220,6 +259,7 @@ impl Exchange {
             _ => return Err(Refusal::NoTarget { rewrite: rule.rewrite() }),
         };
         let encoded = target.encoded.clone();
+        self.asked = rule.model().cloned().or_else(|| name.map(Arc::from));
         target.series.decided();
         target.series.tally().begin(now);
         self.serve(Serving::Target(target));
@@ -256,6 +296,29 @@ impl Exchange {
             Serving::Target(target) => Some(target.name()),
             Serving::Named { model, .. } => Some(model),
         }
+    }
+
+    /// The model that the client asked for, as far as it is known and named.
+    pub fn asked(&self) -> Option<&str> {
+        match &self.serving {
+            Serving::Unknown | Serving::Target(_) => self.asked.as_deref(),
+            Serving::Named { model, .. } => Some(model),
+        }
+    }
+
+    /// Whom a rule chose, as the value of a header; none where no rule did.
+    pub fn target(&self) -> Option<&HeaderValue> {
+        match &self.serving {
+            Serving::Target(target) => Some(&target.header),
+            Serving::Unknown | Serving::Named { .. } => None,
+        }
+    }
+
+    /// What puts the client's name back into the answer under these headers, piece by piece; none where no rule gave it
+    /// another, or the answer is to be left alone.
+    pub fn restorer(&self, response: &(impl Headers + ?Sized)) -> Option<Restorer> {
+        let Serving::Target(target) = &self.serving else { return None };
+        Restorer::new(response, target.name(), self.asked.as_deref()?)
     }
 
     /// The response's head is there; of the answer that the client gets, also where the proxy gives it itself.

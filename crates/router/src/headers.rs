@@ -20,6 +20,18 @@ pub const INTERNAL: [&str; 10] = [
     "x-llm-d-request-dropped-reason",
 ];
 
+/// The model that the client asked for, by which gateways choose a route.
+pub const MODEL_HEADER: &str = "x-gateway-model-name";
+/// The base model of whoever serves, by which gateways choose a route.
+pub const BASE_MODEL_HEADER: &str = "x-gateway-base-model-name";
+/// Whom a picker behind is to put into the body: its present name, and the one before.
+pub const REWRITE_HEADERS: [&str; 2] = ["x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite"];
+
+/// Those of [`INTERNAL`] that nobody but a server could have put into a response, where they mean nothing. (A picker
+/// says in the others which endpoint served, and why none did.)
+pub const INTERNAL_TO_REQUESTS: [&str; 5] =
+    [TARGET_HEADER, BASE_MODEL_HEADER, MODEL_HEADER, "x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite"];
+
 /// The headers of a request, however a proxy keeps them.
 pub trait Headers {
     /// The first value of the header with this lower-case name.
@@ -66,11 +78,33 @@ pub fn value_of(name: &str) -> HeaderValue {
 
 /// Whether a body under these headers can be read as it stands: no compression, no multipart.
 pub(crate) fn body_is_plain(headers: &(impl Headers + ?Sized)) -> bool {
-    let identity = headers.first(header::CONTENT_ENCODING.as_str()).is_none_or(|encoding| {
+    is_uncompressed(headers) && !media_type(headers).is_some_and(|media| starts_with(media, b"multipart/"))
+}
+
+fn is_uncompressed(headers: &(impl Headers + ?Sized)) -> bool {
+    headers.first(header::CONTENT_ENCODING.as_str()).is_none_or(|encoding| {
         let encoding = encoding.trim_ascii();
         encoding.is_empty() || encoding.eq_ignore_ascii_case(b"identity")
-    });
-    identity && !media_type(headers).is_some_and(|media| starts_with(media, b"multipart/"))
+    })
+}
+
+/// What an answer is, of the kinds that are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AnswerKind {
+    /// JSON.
+    Object,
+    /// An event stream.
+    Events,
+}
+
+/// What an answer under these headers is; none where it is compressed or of no kind that is read, also where its
+/// headers do not say.
+pub(crate) fn answer_kind(headers: &(impl Headers + ?Sized)) -> Option<AnswerKind> {
+    let media = media_type(headers).filter(|_| is_uncompressed(headers))?;
+    if media.eq_ignore_ascii_case(b"text/event-stream") {
+        return Some(AnswerKind::Events);
+    }
+    says_json(headers).then_some(AnswerKind::Object)
 }
 
 /// Whether a body under these headers is meant as JSON; also where nothing is said.

@@ -99,6 +99,11 @@ impl InForce {
         self.usages.find(target)?.last(now)
     }
 
+    /// Whether a rule names `target`, or did so lately.
+    pub fn is_known(&self, target: &str) -> bool {
+        self.usages.find(target).is_some()
+    }
+
     /// What `GET /rules` answers.
     pub fn report(&self, now: Timestamp) -> RulesReport {
         let (rules, overlaps) = {

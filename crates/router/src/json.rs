@@ -19,7 +19,7 @@
 //! `NaN`, lone surrogates and nesting of any depth are read like everything else.
 
 pub(crate) mod pieces;
-mod scanner;
+pub(crate) mod scanner;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -72,8 +72,13 @@ impl Place {
     /// The name that stands here in `body`; none where there is none, or where it is no Unicode text.
     pub fn name<'b>(&self, body: &'b [u8]) -> Option<Cow<'b, str>> {
         let Self::Name(quoted) = self else { return None };
-        text::decode(body.get(quoted.start + 1..quoted.end - 1)?)
+        quoted_name(body.get(quoted.clone())?)
     }
+}
+
+/// What a string with its quotes says; none where it is no Unicode text.
+pub(crate) fn quoted_name(quoted: &[u8]) -> Option<Cow<'_, str>> {
+    text::decode(quoted.get(1..quoted.len().checked_sub(1)?)?)
 }
 
 /// Scans a whole body.
@@ -140,7 +145,7 @@ impl EncodedName {
         Self { member: Bytes::from(format!("{MEMBER_START}{}", text::encode(name))) }
     }
 
-    fn value(&self) -> Bytes {
+    pub(crate) fn value(&self) -> Bytes {
         self.member.slice(MEMBER_START.len()..)
     }
 

@@ -2,7 +2,8 @@
 //! body and how it is replaced, which paths are closed, and what is counted.
 //!
 //! A proxy keeps one [`in_force::InForce`] and makes one [`exchange::Exchange`] per request. Neither knows
-//! sockets, tasks, files or clocks: time and chance come in as arguments, so any proxy can use them.
+//! sockets, tasks, files or clocks: time and chance come in as arguments, so any proxy can use them. `examples/proxy.rs`
+//! is one, on threads and sockets of the standard library.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -45,10 +46,18 @@
 //! assert_eq!(&spliced.into_bytes()[..], br#"{"messages": [], "model": "small-segment-lora-v2"}"#);
 //! assert_eq!(exchange.model(), Some("small-segment-lora-v2"));
 //!
-//! let mut response_headers = HeaderMap::new();
+//! let mut response_headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, "application/json".parse()?)]);
 //! let target = exchange.response_head(StatusCode::OK, "2026-01-01T00:00:01Z".parse()?);
 //! headers::set_target(&mut response_headers, target.as_ref());
 //! assert_eq!(response_headers["x-rollora-target"], "small-segment-lora-v2");
+//!
+//! // Where clients are to see the name they asked for: as the answer comes, in pieces of any length.
+//! let mut restorer = exchange.restorer(&response_headers).expect("JSON, of another name than was asked for");
+//! let mut out = Vec::new();
+//! restorer.piece(&Bytes::from_static(br#"{"model": "small-segment-"#), &mut out);
+//! restorer.piece(&Bytes::from_static(br#"lora-v2", "choices": []}"#), &mut out);
+//! restorer.end(&mut out);
+//! assert_eq!(out.concat(), br#"{"model": "small-segment-lora", "choices": []}"#);
 //! exchange.end("2026-01-01T00:00:09Z".parse()?);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -62,6 +71,7 @@ pub mod headers;
 pub mod in_force;
 pub mod json;
 pub mod refusal;
+pub mod restore;
 pub mod route;
 pub mod rules;
 mod usage;

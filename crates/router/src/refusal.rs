@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Serialize;
+use std::time::Duration;
 
 /// Why a request is answered here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +33,18 @@ pub enum Refusal {
         /// What is allowed.
         limit: usize,
     },
+    /// A body that has to be held until its model is known is longer than one may be.
+    #[error("the `model` does not stand in the first {limit} bytes of the body, which is what --max-hold allows")]
+    HeldTooMuch {
+        /// What is allowed.
+        limit: usize,
+    },
+    /// A body that has to be held until its model is known does not come.
+    #[error("the `model` of the body did not come within {limit:?}, which is what --hold-timeout allows")]
+    HeldTooLong {
+        /// What is allowed.
+        limit: Duration,
+    },
     /// The path administrates the server.
     #[error("this path administrates the model server and is closed to clients")]
     AdministrationPath,
@@ -45,7 +58,8 @@ impl Refusal {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::DuplicateModel | Self::LongName | Self::BrokenBody | Self::NoTarget { .. } => StatusCode::BAD_REQUEST,
-            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooLarge { .. } | Self::HeldTooMuch { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::HeldTooLong { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::WideEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::AdministrationPath => StatusCode::FORBIDDEN,
             Self::UnknownPath => StatusCode::NOT_FOUND,
@@ -61,6 +75,8 @@ impl Refusal {
             Self::BrokenBody => "BrokenBody",
             Self::NoTarget { .. } => "NoTarget",
             Self::TooLarge { .. } => "TooLarge",
+            Self::HeldTooMuch { .. } => "HeldTooMuch",
+            Self::HeldTooLong { .. } => "HeldTooLong",
             Self::AdministrationPath => "AdministrationPath",
             Self::UnknownPath => "UnknownPath",
         }
@@ -69,7 +85,11 @@ impl Refusal {
     /// The answer's body; its content type is [`CONTENT_TYPE`].
     pub fn body(&self) -> Bytes {
         let param = match self {
-            Self::DuplicateModel | Self::LongName | Self::NoTarget { .. } => Some("model"),
+            Self::DuplicateModel
+            | Self::LongName
+            | Self::NoTarget { .. }
+            | Self::HeldTooMuch { .. }
+            | Self::HeldTooLong { .. } => Some("model"),
             _ => None,
         };
         error_body(self.status(), &self.to_string(), param)
@@ -129,6 +149,8 @@ mod tests {
             (Refusal::BrokenBody, 400, "BadRequestError", None),
             (Refusal::NoTarget { rewrite: "a \"b\"".into() }, 400, "BadRequestError", Some("model")),
             (Refusal::TooLarge { limit: 9 }, 413, "PayloadTooLarge", None),
+            (Refusal::HeldTooMuch { limit: 9 }, 413, "PayloadTooLarge", Some("model")),
+            (Refusal::HeldTooLong { limit: Duration::from_secs(9) }, 408, "RequestTimeout", Some("model")),
             (Refusal::AdministrationPath, 403, "PermissionDeniedError", None),
             (Refusal::UnknownPath, 404, "NotFoundError", None),
         ];

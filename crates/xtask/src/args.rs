@@ -16,8 +16,13 @@ Everything that a person or CI runs.
   cargo xtask test [PART…]       everything that CI checks, or only these parts:
                                  format, dependencies, lints, crds, tests
     --long                       with the repetitions and the long fault schedules, and the benches
-  cargo xtask bench NAME…        measure: gateway, idle, router, sidecar
+  cargo xtask bench NAME…        measure: ext-proc (Linux; wants what `test` wants), gateway, idle, router,
+                                 sidecar
+    --short                      ext-proc in a minute instead of five, with more noise
     --json                       one object a line: {\"bench\",\"measure\",\"value\",\"unit\",\"goal\"}
+  cargo xtask fuzz [TARGET…]     look for bytes that break the router: splice, restore, exchange; all where none is named
+                                 (wants a C++ compiler)
+    --seconds N                  for so long each, 600 where nothing is said
   cargo xtask crds               write crds/ and the schema of /status from the Rust types
     --check                      only say whether that would change anything
   cargo xtask tools              what the tool cache holds
@@ -35,7 +40,8 @@ pub(crate) enum Command {
     Help,
     Demo(DemoCommand),
     Test { long: bool, parts: Vec<String> },
-    Bench { names: Vec<String>, json: bool },
+    Bench { names: Vec<String>, json: bool, short: bool },
+    Fuzz { targets: Vec<String>, seconds: u32 },
     Crds { check: bool },
     Tools(ToolsCommand),
 }
@@ -71,18 +77,19 @@ where
         "help" => Ok(Command::Help),
         "demo" => Ok(Command::Demo(demo(parser.raw_args()?.collect()))),
         "test" => {
-            let (long, parts) = flag_and_names(&mut parser, "long")?;
+            let ([long], parts) = flags_and_names(&mut parser, ["long"])?;
             Ok(Command::Test { long, parts })
         }
         "bench" => {
-            let (json, names) = flag_and_names(&mut parser, "json")?;
+            let ([json, short], names) = flags_and_names(&mut parser, ["json", "short"])?;
             if names.is_empty() {
                 bail!("which bench? for example `cargo xtask bench gateway`");
             }
-            Ok(Command::Bench { names, json })
+            Ok(Command::Bench { names, json, short })
         }
+        "fuzz" => fuzz(&mut parser),
         "crds" => {
-            let (check, names) = flag_and_names(&mut parser, "check")?;
+            let ([check], names) = flags_and_names(&mut parser, ["check"])?;
             if let Some(name) = names.first() {
                 bail!("`cargo xtask crds` takes no {name:?}");
             }
@@ -96,6 +103,18 @@ where
 fn demo(arguments: Vec<OsString>) -> DemoCommand {
     let given = |flag: &str| arguments.iter().any(|argument| argument == flag);
     DemoCommand { vllm: given("--vllm"), cluster: given("--cluster"), arguments }
+}
+
+fn fuzz(parser: &mut Parser) -> Result<Command> {
+    let (mut targets, mut seconds) = (Vec::new(), 600);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("seconds") => seconds = parser.value()?.parse()?,
+            Arg::Value(target) => targets.push(target.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Command::Fuzz { targets, seconds })
 }
 
 fn tools(parser: &mut Parser) -> Result<Command> {
@@ -112,11 +131,15 @@ fn tools(parser: &mut Parser) -> Result<Command> {
     Ok(Command::Tools(command))
 }
 
-fn flag_and_names(parser: &mut Parser, flag: &str) -> Result<(bool, Vec<String>)> {
-    let (mut given, mut names) = (false, Vec::new());
+fn flags_and_names<const N: usize>(parser: &mut Parser, flags: [&str; N]) -> Result<([bool; N], Vec<String>)> {
+    let (mut given, mut names) = ([false; N], Vec::new());
     while let Some(argument) = parser.next()? {
         match argument {
-            Arg::Long(name) if name == flag => given = true,
+            Arg::Long(name) if flags.contains(&name) => {
+                for (given, flag) in given.iter_mut().zip(flags) {
+                    *given |= flag == name;
+                }
+            }
             Arg::Value(name) => names.push(name.string()?),
             other => return Err(other.unexpected()).context("see `cargo xtask help`"),
         }
@@ -171,7 +194,13 @@ mod tests {
             ),
             ("test", Command::Test { long: false, parts: vec![] }),
             ("test --long lints", Command::Test { long: true, parts: strings(&["lints"]) }),
-            ("bench gateway idle --json", Command::Bench { names: strings(&["gateway", "idle"]), json: true }),
+            (
+                "bench gateway idle --json",
+                Command::Bench { names: strings(&["gateway", "idle"]), json: true, short: false },
+            ),
+            ("bench --short ext-proc", Command::Bench { names: strings(&["ext-proc"]), json: false, short: true }),
+            ("fuzz", Command::Fuzz { targets: vec![], seconds: 600 }),
+            ("fuzz splice --seconds 5", Command::Fuzz { targets: strings(&["splice"]), seconds: 5 }),
             ("crds --check", Command::Crds { check: true }),
             ("tools", Command::Tools(ToolsCommand::List)),
             ("tools list", Command::Tools(ToolsCommand::List)),
@@ -191,6 +220,8 @@ mod tests {
             "test --lnog",
             "bench",
             "crds all",
+            "fuzz --seconds",
+            "fuzz --seconds long",
             "tools eat",
             "tools list all",
             "tools env all",

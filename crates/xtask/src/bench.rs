@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::test::Outcome;
 
 mod answer;
+mod ext_proc;
 mod gateway;
 mod idle;
 mod load;
@@ -35,6 +36,7 @@ pub(crate) struct Measure {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Goal {
     AtMost(f64),
+    AtLeast(f64),
 }
 
 impl Measure {
@@ -49,9 +51,15 @@ impl Measure {
         self
     }
 
+    fn at_least(mut self, limit: f64) -> Self {
+        self.goal = Some(Goal::AtLeast(limit));
+        self
+    }
+
     fn reached(&self) -> bool {
         match self.goal {
             Some(Goal::AtMost(limit)) => self.value <= limit,
+            Some(Goal::AtLeast(limit)) => self.value >= limit,
             None => true,
         }
     }
@@ -61,6 +69,7 @@ impl fmt::Display for Goal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AtMost(limit) => write!(f, "<= {limit}"),
+            Self::AtLeast(limit) => write!(f, ">= {limit}"),
         }
     }
 }
@@ -83,15 +92,21 @@ impl fmt::Display for Unavailable {
 
 impl std::error::Error for Unavailable {}
 
-type Bench = fn() -> Result<Vec<Measure>>;
+/// Told whether it should be short, where it can be.
+type Bench = fn(bool) -> Result<Vec<Measure>>;
 
-const ALL: [(&str, Bench); 4] =
-    [("gateway", gateway::run), ("idle", idle::run), ("router", router::run), ("sidecar", sidecar::run)];
+const ALL: [(&str, Bench); 5] = [
+    ("ext-proc", ext_proc::run),
+    ("gateway", |_| gateway::run()),
+    ("idle", |_| idle::run()),
+    ("router", |_| router::run()),
+    ("sidecar", |_| sidecar::run()),
+];
 
-pub(crate) fn run(names: &[String], json: bool) -> Result<ExitCode> {
+pub(crate) fn run(names: &[String], json: bool, short: bool) -> Result<ExitCode> {
     let mut all_reached = true;
     for bench in chosen(names)? {
-        let measures = bench()?;
+        let measures = bench(short)?;
         let mut out = std::io::stdout().lock();
         if json {
             for measure in &measures {
@@ -107,7 +122,7 @@ pub(crate) fn run(names: &[String], json: bool) -> Result<ExitCode> {
 
 /// All benches, as a part of the long tests.
 pub(crate) fn outcome() -> Outcome {
-    let measures: Result<Vec<_>> = ALL.iter().map(|(_, bench)| bench()).collect();
+    let measures: Result<Vec<_>> = ALL.iter().map(|(_, bench)| bench(false)).collect();
     match measures {
         Ok(measures) => {
             let measures = measures.concat();

@@ -14,6 +14,7 @@ mod bench;
 mod clock;
 mod crds;
 mod demo;
+mod fuzz;
 mod process;
 mod test;
 mod tools;
@@ -40,7 +41,8 @@ fn run() -> anyhow::Result<ExitCode> {
         }
         Command::Demo(command) => demo::run(&command),
         Command::Test { long, parts } => test::run(long, &parts),
-        Command::Bench { names, json } => bench::run(&names, json),
+        Command::Bench { names, json, short } => bench::run(&names, json, short),
+        Command::Fuzz { targets, seconds } => fuzz::run(&targets, seconds).map(|()| ExitCode::SUCCESS),
         Command::Crds { check } => crds::run(check).map(|()| ExitCode::SUCCESS),
         Command::Tools(command) => tools::run(&command).map(|()| ExitCode::SUCCESS),
     }

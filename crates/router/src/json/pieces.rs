@@ -34,6 +34,8 @@ pub(crate) struct Splicer {
     phase: Phase,
     /// A body in UTF-16 would be read by the server.
     reads_wide: bool,
+    /// What is decided changes no byte.
+    leaves_body: bool,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,8 @@ enum Phase {
     Empty,
     /// No `model` yet.
     Seeking,
+    /// It is no object, or breaks off before a `model`.
+    Opaque,
     /// The name has begun.
     Name(Vec<Bytes>),
     /// A value that was replaced has not ended.
@@ -53,8 +57,18 @@ enum Phase {
 }
 
 impl Splicer {
-    pub(crate) fn new(reads_wide: bool) -> Self {
-        Self { scanner: Scanner::new(), phase: Phase::Empty, reads_wide }
+    pub(crate) fn new(reads_wide: bool, leaves_body: bool) -> Self {
+        Self { scanner: Scanner::new(), phase: Phase::Empty, reads_wide, leaves_body }
+    }
+
+    /// Whether there may still be something to decide.
+    pub(crate) fn awaits_model(&self) -> bool {
+        matches!(self.phase, Phase::Empty | Phase::Seeking | Phase::Name(_))
+    }
+
+    /// Whether bytes are held that would go on with what comes next.
+    pub(crate) fn holds(&self) -> bool {
+        matches!(self.phase, Phase::Name(_))
     }
 
     /// Takes the next piece of the body, and puts what goes on into `out`. `decide` is asked once what the model is
@@ -78,6 +92,7 @@ impl Splicer {
             at += read;
             let Some(event) = event else { continue };
             let phase = std::mem::replace(&mut self.phase, Phase::Left);
+            let keep = self.leaves_body;
             self.phase = match (event, phase) {
                 (Event::Duplicate, _) => return Err(Refusal::DuplicateModel),
                 (Event::WideEncoding, _) if self.reads_wide => return Err(Refusal::WideEncoding),
@@ -90,27 +105,37 @@ impl Splicer {
                 (Event::ModelStarts { string: false }, _) => {
                     push(out, piece.slice(sent..at));
                     sent = at;
-                    put(out, decide(None)?.map(|name| name.value()), Phase::Dropping)
+                    match decide(None)? {
+                        Some(_) if keep => Phase::Rewritten,
+                        name => put(out, name.map(|name| name.value()), Phase::Dropping),
+                    }
                 }
                 (Event::ModelEnds, Phase::Name(mut held)) => {
                     held.push(piece.slice(sent..at));
                     sent = at;
                     let name = decide(name(&held)?.as_deref())?;
-                    if name.is_none() {
+                    if keep || name.is_none() {
                         out.append(&mut held);
                     }
-                    put(out, name.map(|name| name.value()), Phase::Rewritten)
+                    match name {
+                        Some(_) if keep => Phase::Rewritten,
+                        name => put(out, name.map(|name| name.value()), Phase::Rewritten),
+                    }
                 }
                 (Event::ModelEnds, Phase::Dropping) => {
                     sent = at;
                     Phase::Rewritten
                 }
+                (Event::WideEncoding | Event::NotAnObject, Phase::Seeking) => Phase::Opaque,
                 // Behind the first two the scanner has stopped: from here on everything passes.
                 (Event::WideEncoding | Event::NotAnObject | Event::ModelEnds, phase) => phase,
                 (Event::NoModel { empty }, _) => {
                     push(out, piece.slice(sent..at));
                     sent = at;
-                    put(out, decide(None)?.map(|name| name.member(empty)), Phase::Rewritten)
+                    match decide(None)? {
+                        Some(_) if keep => Phase::Rewritten,
+                        name => put(out, name.map(|name| name.member(empty)), Phase::Rewritten),
+                    }
                 }
             };
         }
@@ -129,7 +154,7 @@ impl Splicer {
     pub(crate) fn end(&mut self, out: &mut Vec<Bytes>) -> Result<Ending, Refusal> {
         match &mut self.phase {
             Phase::Empty => Ok(Ending::Empty),
-            Phase::Seeking => Ok(Ending::Opaque),
+            Phase::Seeking | Phase::Opaque => Ok(Ending::Opaque),
             Phase::Name(held) => {
                 out.append(held);
                 Ok(Ending::Opaque)

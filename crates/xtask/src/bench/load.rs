@@ -73,6 +73,25 @@ impl Load {
         Ok(Seen { latencies: seen.concat(), took: start.elapsed() })
     }
 
+    /// Sends this many a second, whether answers come in time or not: a latency counts from when its request should
+    /// have been sent, where the answer before it was late.
+    pub(super) fn run_at(&self, rate: f64, time: Duration) -> Result<Seen> {
+        let start = clock::now();
+        let every = Duration::from_secs_f64(1.0 / rate);
+        let each = every * u32::try_from(self.connections)?;
+        let seen = thread::scope(|scope| {
+            let first = |index: usize| start + every * u32::try_from(index).unwrap_or_default();
+            let threads: Vec<_> = (0..self.connections)
+                .map(|index| scope.spawn(move || self.paced(first(index), each, start + time)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().map_err(|_| anyhow!("a connection's thread panicked"))?)
+                .collect::<Result<Vec<_>>>()
+        })?;
+        Ok(Seen { latencies: seen.concat(), took: start.elapsed() })
+    }
+
     /// One request, whatever its answer: to see whether a server is there.
     pub(super) fn once(&self) -> Result<answer::Answer> {
         let mut stream = self.connect()?;
@@ -84,16 +103,37 @@ impl Load {
         let mut stream = self.connect()?;
         let mut latencies = Vec::new();
         while clock::now() < end {
-            process::fail_if_interrupted()?;
             let start = clock::now();
-            stream.get_mut().write_all(&self.request).context("cannot send a request")?;
-            let answer = answer::read(&mut stream).with_context(|| format!("no answer from {}", self.address))?;
+            self.exchange(&mut stream)?;
             latencies.push(start.elapsed());
-            if answer.status != 200 {
-                bail!("{} answered {}: {}", self.address, answer.status, String::from_utf8_lossy(&answer.body));
-            }
         }
         Ok(latencies)
+    }
+
+    fn paced(&self, first: Instant, each: Duration, end: Instant) -> Result<Vec<Duration>> {
+        let mut stream = self.connect()?;
+        let mut latencies = Vec::new();
+        let mut due = first;
+        while due < end {
+            let early = due.saturating_duration_since(clock::now());
+            thread::sleep(early);
+            // What the sleep was too long is not the server's.
+            let start = if early.is_zero() { due } else { clock::now() };
+            self.exchange(&mut stream)?;
+            latencies.push(start.elapsed());
+            due += each;
+        }
+        Ok(latencies)
+    }
+
+    fn exchange(&self, stream: &mut BufReader<TcpStream>) -> Result<()> {
+        process::fail_if_interrupted()?;
+        stream.get_mut().write_all(&self.request).context("cannot send a request")?;
+        let answer = answer::read(stream).with_context(|| format!("no answer from {}", self.address))?;
+        if answer.status != 200 {
+            bail!("{} answered {}: {}", self.address, answer.status, String::from_utf8_lossy(&answer.body));
+        }
+        Ok(())
     }
 
     fn connect(&self) -> Result<BufReader<TcpStream>> {
@@ -140,6 +180,15 @@ mod tests {
         assert!(seen.requests() > 10, "{}", seen.requests());
         assert!(seen.per_second() > 50.0);
         assert!(seen.percentile(50) <= seen.percentile(99));
+    }
+
+    #[test]
+    fn a_pace_is_kept() {
+        let address = server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 2);
+        let load = Load { address, request: post(address, "/", "{}"), connections: 2 };
+        let seen = load.run_at(100.0, Duration::from_millis(300)).unwrap();
+        assert_eq!(seen.requests(), 30);
+        assert!(seen.took >= Duration::from_millis(280));
     }
 
     #[test]

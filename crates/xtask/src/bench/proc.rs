@@ -23,11 +23,37 @@ pub(super) fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(ticks * 1_000_000_000 / rustix::param::clock_ticks_per_second()))
 }
 
+/// The processor time that the threads of a process have used, to the nanosecond and not to the tick. Threads that have
+/// ended are not counted: it is for programs that keep theirs.
+pub(super) fn threads_time(pid: u32) -> Result<Duration> {
+    let folder = format!("/proc/{pid}/task");
+    let mut sum = Duration::ZERO;
+    for thread in std::fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))? {
+        let text = std::fs::read_to_string(thread?.path().join("schedstat"));
+        // One that has ended meanwhile has none.
+        sum += text.ok().and_then(|text| on_processor(&text)).unwrap_or_default();
+    }
+    Ok(sum)
+}
+
+fn on_processor(schedstat: &str) -> Option<Duration> {
+    Some(Duration::from_nanos(schedstat.split(' ').next()?.parse().ok()?))
+}
+
 /// The memory that a process has in RAM, in KiB.
 pub(super) fn resident_kib(pid: u32) -> Result<u64> {
+    memory(pid, "VmRSS:")
+}
+
+/// The most memory that a process has ever had in RAM, in KiB.
+pub(super) fn peak_kib(pid: u32) -> Result<u64> {
+    memory(pid, "VmHWM:")
+}
+
+fn memory(pid: u32, field: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    resident(&text).with_context(|| format!("{path} has no VmRSS"))
+    kib(&text, field).with_context(|| format!("{path} has no {field}"))
 }
 
 fn children(pid: u32) -> Result<Vec<u32>> {
@@ -53,8 +79,8 @@ fn parse(text: &str) -> Option<Stat> {
     Some(Stat { parent: u32::try_from(number(1)?).ok()?, ticks: number(11)? + number(12)? })
 }
 
-fn resident(text: &str) -> Option<u64> {
-    let value = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+fn kib(text: &str, field: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(field))?;
     value.trim().strip_suffix(" kB")?.parse().ok()
 }
 
@@ -70,9 +96,17 @@ mod tests {
     }
 
     #[test]
-    fn resident_memory_is_read_in_kib() {
-        assert_eq!(resident("Name:\tx\nVmRSS:\t   15360 kB\nThreads:\t1\n"), Some(15360));
-        assert_eq!(resident("Name:\tx\n"), None);
+    fn memory_is_read_in_kib() {
+        let text = "Name:\tx\nVmHWM:\t   20000 kB\nVmRSS:\t   15360 kB\nThreads:\t1\n";
+        assert_eq!(kib(text, "VmRSS:"), Some(15360));
+        assert_eq!(kib(text, "VmHWM:"), Some(20000));
+        assert_eq!(kib("Name:\tx\n", "VmRSS:"), None);
+    }
+
+    #[test]
+    fn time_on_a_processor_is_the_first_number() {
+        assert_eq!(on_processor("1500 27 3\n"), Some(Duration::from_nanos(1500)));
+        assert_eq!(on_processor(""), None);
     }
 
     #[cfg(target_os = "linux")]
@@ -81,6 +115,8 @@ mod tests {
         let own = std::process::id();
         assert!(resident_kib(own).unwrap() > 100);
         assert!(cpu_time(own).unwrap() < Duration::from_hours(1));
+        assert!(threads_time(own).unwrap() > Duration::ZERO);
+        assert!(peak_kib(own).unwrap() >= resident_kib(own).unwrap());
         let parent = stat(own).unwrap().parent;
         assert!(children(parent).unwrap().contains(&own));
     }

@@ -78,6 +78,7 @@ impl Server {
         self.child.id()
     }
 
+    /// Starts a program that is to listen there, with its output in the folder.
     pub(super) fn start(name: &'static str, mut command: Command, address: SocketAddr, folder: &Path) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let output = File::create(&log)?;
@@ -86,23 +87,21 @@ impl Server {
         Ok(Self { name, child, address, log })
     }
 
-    /// A simulated vLLM that answers at once.
-    pub(super) fn simulator(programs: &Programs) -> Result<Self> {
-        Self::simulator_with(programs, 0, &[])
+    /// Starts a program that says one line when it serves, and ends with its standard input, so that it does not
+    /// outlive a bench that is killed.
+    pub(super) fn start_that_tells(name: &'static str, mut command: Command) -> Result<(Self, String)> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let stdout = child.stdout.take().with_context(|| format!("{name} has no output"))?;
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        // From here on it is ended whatever happens.
+        let server = Self { name, child, address: nowhere, log: PathBuf::new() };
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        Ok((server, line.trim().to_owned()))
     }
 
-    /// A simulated vLLM at a port of its own choice (0) or of ours, with more flags. It answers when this returns.
-    pub(super) fn simulator_with(programs: &Programs, port: u16, arguments: &[&str]) -> Result<Self> {
-        let mut command = Command::new(find(programs, "vllm-sim")?);
-        command.args(["--port", &port.to_string(), "--any-source", "--until-stdin-closes"]).args(arguments);
-        let (child, url) = Self::announced("vllm-sim", command)?;
-        let address = url.trim().strip_prefix("http://").and_then(|address| address.parse().ok());
-        let address = address.with_context(|| format!("vllm-sim did not print its URL but {url:?}"))?;
-        Ok(Self { name: "vllm-sim", child, address, log: PathBuf::new() })
-    }
-
-    /// Starts what says by its first line of output that it is ready, and gives that line. It has to end with its
-    /// standard input, so that it does not outlive a bench that is killed.
+    /// The same of something that is not asked as a server, and is waited for by its owner.
     pub(super) fn announced(name: &'static str, mut command: Command) -> Result<(Child, String)> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
@@ -110,6 +109,21 @@ impl Server {
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         Ok((child, line))
+    }
+
+    /// A simulated vLLM that answers at once.
+    pub(super) fn simulator(programs: &Programs) -> Result<Self> {
+        Self::simulator_with(programs, 0, &[])
+    }
+
+    /// A simulated vLLM at a port of its own choice (0) or of ours, with more flags. It answers when this returns.
+    pub(super) fn simulator_with(programs: &Programs, port: u16, flags: &[&str]) -> Result<Self> {
+        let mut command = Command::new(find(programs, "vllm-sim")?);
+        command.args(["--port", &port.to_string(), "--any-source", "--until-stdin-closes"]).args(flags);
+        let (mut server, url) = Self::start_that_tells("vllm-sim", command)?;
+        let address = url.strip_prefix("http://").and_then(|address| address.parse().ok());
+        server.address = address.with_context(|| format!("vllm-sim did not print its URL but {url:?}"))?;
+        Ok(server)
     }
 
     /// Ends it as a power cut would.
@@ -158,8 +172,12 @@ impl Server {
     }
 
     fn wait_until_it_serves(&mut self, model: &str) -> Result<()> {
-        let request = post(self.address, PATH, &body(model, 256));
-        let load = Load { address: self.address, request, connections: 1 };
+        self.wait_for_success(&post(self.address, PATH, &body(model, 256)))
+    }
+
+    /// Waits until this request is answered with success at its address.
+    pub(super) fn wait_for_success(&mut self, request: &[u8]) -> Result<()> {
+        let load = Load { address: self.address, request: request.to_owned(), connections: 1 };
         let start = clock::now();
         loop {
             let answer = load.once();

@@ -9,7 +9,7 @@ use super::wheel;
 pub(crate) const TOOL: Tool = Tool {
     name: "go",
     variable: None,
-    purpose: "builds control-plane and endpoint-picker, where no go of at least 1.26 is on PATH",
+    purpose: "builds control-plane, endpoint-picker and body-router, where no go of at least 1.26 is on PATH",
     cost: "75 MB to download, 260 MB on disk, about 15 seconds",
     needs: &[Need::Python3, Need::Room(1)],
     pinned: &["e2e/go/requirements.txt"],

@@ -1,0 +1,259 @@
+//! The client's name in answers, through a real Envoy and in every mode that shows answers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says by a panic what is wrong")]
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, Response, body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
+use rollora_ext_proc::{How, Listeners, Server, Settings};
+use rollora_router::in_force::InForce;
+use serde_json::{Value, json};
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+const MODES: [&str; 3] = ["FULL_DUPLEX_STREAMED", "STREAMED", "BUFFERED"];
+const LIMIT: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn every_mode_that_shows_answers_gives_the_clients_name() {
+    let Some(envoy) = envoy() else {
+        let words = "skipped: restoring through Envoy, because ROLLORA_ENVOY_HOME is not set";
+        drop(writeln!(
+            std::io::stderr().lock(),
+            "{words} (`cargo xtask test` sets it, and `cargo xtask tools env` says it)"
+        ));
+        return;
+    };
+    let mut tasks = JoinSet::new();
+    let seen = Arc::new(Notify::new());
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream_at = upstream.local_addr().unwrap();
+    tasks.spawn(answer(upstream, Arc::clone(&seen)));
+    let processor = serve(&mut tasks).await;
+    let ports: Vec<SocketAddr> = MODES.iter().map(|_| free_port()).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("envoy.json");
+    std::fs::write(&file, configuration(&ports, processor, upstream_at).to_string()).unwrap();
+    let mut command = Command::new(envoy);
+    command.arg("-c").arg(&file).args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "error"]);
+    let _envoy = Running(command.stdout(Stdio::null()).spawn().unwrap());
+
+    for (mode, at) in MODES.into_iter().zip(ports) {
+        let json = ask(at, "/v1/completions", &mut tasks).await;
+        assert_eq!(json.headers().get("x-rollora-target").unwrap(), "alias-v2", "{mode}");
+        assert_eq!(json.headers().get("content-length").is_some(), mode == "BUFFERED", "{mode}");
+        assert_eq!(whole(json).await, r#"{"id":1,"model":"alias","text":"alias-v2"}"#, "{mode}");
+        let zipped = ask(at, "/v1/completions/zipped", &mut tasks).await;
+        assert_eq!(whole(zipped).await, r#"{"model":"alias-v2"}"#, "{mode}");
+        if mode == "BUFFERED" {
+            continue;
+        }
+        let mut events = ask(at, "/v1/chat/completions", &mut tasks).await.into_body();
+        let mut text = String::new();
+        // The server sends no more than the first event and a part of the next before this has come.
+        while !text.contains("data: {\"model\":\"alias\"}\n\ndata: {\"model\" : ") {
+            let frame = tokio::time::timeout(LIMIT, events.frame()).await;
+            let frame = frame.unwrap_or_else(|_| panic!("{mode}: held {text:?}")).unwrap().unwrap();
+            text.push_str(str::from_utf8(frame.data_ref().unwrap()).unwrap());
+        }
+        seen.notify_one();
+        text.push_str(str::from_utf8(&events.collect().await.unwrap().to_bytes()).unwrap());
+        let expected = "data: {\"model\":\"alias\"}\n\ndata: {\"model\" : \"alias\"}\n\ndata: [DONE]\n\n";
+        assert_eq!(text, expected, "{mode}");
+    }
+}
+
+fn envoy() -> Option<PathBuf> {
+    let home = std::env::var_os("ROLLORA_ENVOY_HOME").filter(|value| !value.is_empty())?;
+    Some(PathBuf::from(home).join("bin/envoy"))
+}
+
+/// A child, until the test ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+fn free_port() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// The server, which sends `alias` to `alias-v2`.
+async fn serve(tasks: &mut JoinSet<()>) -> SocketAddr {
+    let rewrite: InferenceModelRewrite = serde_json::from_value(json!({
+        "apiVersion": RewriteGroup::Current.api_version(), "kind": "InferenceModelRewrite",
+        "metadata": { "name": "r", "namespace": "ns", "uid": "r" },
+        "spec": { "poolRef": { "name": "pool" }, "rules": [{
+            "matches": [{ "model": { "value": "alias" } }], "targets": [{ "modelRewrite": "alias-v2" }],
+        }] },
+    }))
+    .unwrap();
+    let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
+    let in_force = Arc::new(InForce::new(pool, &[RewriteGroup::Current]));
+    in_force.reset(&[rewrite]);
+    let how = How { restore_model: true, ..How::default() };
+    let server = Server::new(in_force, Settings { how, ..Settings::default() });
+    server.readiness().serving();
+    let listen = || TcpListener::bind("127.0.0.1:0");
+    let (grpc, health, metrics) = (listen().await.unwrap(), listen().await.unwrap(), listen().await.unwrap());
+    let at = grpc.local_addr().unwrap();
+    tasks.spawn(async move {
+        server.serve(Listeners { grpc, health, metrics }, CancellationToken::new()).await.unwrap();
+    });
+    at
+}
+
+/// A model server that answers as the path says, and then closes the connection.
+async fn answer(listener: TcpListener, seen: Arc<Notify>) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let request = read_request(&mut stream).await;
+        assert!(request.contains("alias-v2"), "{request}");
+        let json = |headers: &str, body: &str| {
+            let length = body.len();
+            format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            )
+        };
+        let path = request.split(' ').nth(1).unwrap();
+        match path {
+            "/v1/completions" => {
+                let answer = json("", r#"{"id":1,"model":"alias-v2","text":"alias-v2"}"#);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            "/v1/completions/zipped" => {
+                let answer = json("content-encoding: gzip\r\n", r#"{"model":"alias-v2"}"#);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            _ => {
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n";
+                let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+                let first = chunk("data: {\"model\":\"alias-v2\"}\n\ndata: {\"model\" : \"ali");
+                stream.write_all([head, &first].concat().as_bytes()).await.unwrap();
+                seen.notified().await;
+                let rest = chunk("as-v2\"}\n\ndata: [DONE]\n\n") + "0\r\n\r\n";
+                stream.write_all(rest.as_bytes()).await.unwrap();
+            }
+        }
+        stream.shutdown().await.unwrap();
+    }
+}
+
+/// A request to its end, by its length or its last chunk.
+async fn read_request(stream: &mut TcpStream) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let read = stream.read(&mut buffer).await.unwrap();
+        assert!(read > 0, "broken off: {text}");
+        text.push_str(str::from_utf8(&buffer[..read]).unwrap());
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let is_whole = match length {
+            Some(length) => body.len() >= length.parse().unwrap(),
+            None => body.ends_with("0\r\n\r\n"),
+        };
+        if is_whole {
+            return text;
+        }
+    }
+}
+
+/// Asks Envoy, as soon as it listens.
+async fn ask(at: SocketAddr, path: &str, tasks: &mut JoinSet<()>) -> Response<Incoming> {
+    let connected = async {
+        loop {
+            match TcpStream::connect(at).await {
+                Ok(stream) => return stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let stream = tokio::time::timeout(LIMIT, connected).await.expect("Envoy listens");
+    let (mut sender, connection) = http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.unwrap();
+    tasks.spawn(async move { connection.await.unwrap() });
+    let body = Full::new(Bytes::from_static(br#"{"prompt":"x","model":"alias"}"#));
+    let request = Request::post(path).header("host", "models").header("content-type", "application/json").body(body);
+    let response =
+        tokio::time::timeout(LIMIT, sender.send_request(request.unwrap())).await.expect("an answer").unwrap();
+    assert_eq!(response.status(), 200, "{path}");
+    response
+}
+
+async fn whole(response: Response<Incoming>) -> String {
+    let body = tokio::time::timeout(LIMIT, response.collect()).await.expect("a whole answer").unwrap().to_bytes();
+    String::from_utf8(body.to_vec()).unwrap()
+}
+
+/// One listener for each of [`MODES`].
+fn configuration(ports: &[SocketAddr], processor: SocketAddr, upstream: SocketAddr) -> Value {
+    let listeners = MODES.into_iter().zip(ports).map(|(mode, at)| listener(mode, *at));
+    let mut asked = cluster("rollora", processor);
+    asked["typed_extension_protocol_options"] = json!({ "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": { "http2_protocol_options": {} },
+    } });
+    let clusters = [asked, cluster("vllm", upstream)];
+    json!({ "static_resources": { "listeners": listeners.collect::<Value>(), "clusters": clusters } })
+}
+
+fn listener(mode: &str, at: SocketAddr) -> Value {
+    let trailers = if mode == "FULL_DUPLEX_STREAMED" { "SEND" } else { "SKIP" };
+    let filter = json!({
+        "name": "envoy.filters.http.ext_proc",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+            "grpc_service": { "envoy_grpc": { "cluster_name": "rollora" } },
+            "message_timeout": "10s",
+            "processing_mode": {
+                "request_header_mode": "SEND", "request_body_mode": "FULL_DUPLEX_STREAMED", "request_trailer_mode": "SEND",
+                "response_header_mode": "SEND", "response_body_mode": mode, "response_trailer_mode": trailers,
+            },
+        },
+    });
+    let router = json!({
+        "name": "envoy.filters.http.router",
+        "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
+    });
+    let route = json!({ "match": { "prefix": "/" }, "route": { "cluster": "vllm", "timeout": "0s" } });
+    let manager = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "test",
+        "route_config": { "virtual_hosts": [{ "name": "models", "domains": ["*"], "routes": [route] }] },
+        "http_filters": [filter, router],
+    });
+    let chain = json!({ "name": "envoy.filters.network.http_connection_manager", "typed_config": manager });
+    json!({ "name": mode, "address": socket(at), "filter_chains": [{ "filters": [chain] }] })
+}
+
+fn cluster(name: &str, at: SocketAddr) -> Value {
+    let endpoint = json!({ "endpoint": { "address": socket(at) } });
+    json!({
+        "name": name, "type": "STATIC", "connect_timeout": "2s",
+        "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [endpoint] }] },
+    })
+}
+
+fn socket(at: SocketAddr) -> Value {
+    json!({ "socket_address": { "address": at.ip().to_string(), "port_value": at.port() } })
+}

@@ -1,0 +1,136 @@
+//! The configuration of the Envoy that all contenders are behind: one listener for each way to ask one of them, with
+//! everything else the same.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+
+/// One way through Envoy.
+#[derive(Debug, Clone)]
+pub(super) struct Way {
+    pub(super) listen: SocketAddr,
+    /// Who is asked, and whether about the answer's headers too; nobody where there is none.
+    pub(super) asks: Option<(Processor, bool)>,
+}
+
+/// An external processor.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Processor {
+    pub(super) name: &'static str,
+    pub(super) address: SocketAddr,
+}
+
+pub(super) fn configuration(admin: SocketAddr, ways: &[Way], vllm: SocketAddr) -> Value {
+    let mut processors: Vec<Processor> = ways.iter().filter_map(|way| Some(way.asks?.0)).collect();
+    processors.dedup_by_key(|processor| processor.name);
+    let clusters = processors.iter().map(|processor| {
+        let mut cluster = cluster(processor.name, processor.address);
+        cluster["typed_extension_protocol_options"] = json!({
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": { "http2_protocol_options": {
+                    "max_concurrent_streams": 10_000,
+                    "initial_stream_window_size": 65_536,
+                    "initial_connection_window_size": 1_048_576,
+                } },
+            },
+        });
+        cluster
+    });
+    json!({
+        "node": { "id": "bench", "cluster": "bench" },
+        "admin": { "address": socket(admin) },
+        "static_resources": {
+            "listeners": ways.iter().map(listener).collect::<Value>(),
+            "clusters": clusters.chain([cluster("vllm", vllm)]).collect::<Value>(),
+        },
+    })
+}
+
+fn listener(way: &Way) -> Value {
+    let ask = way.asks.map(|(processor, response_headers)| {
+        json!({
+            "name": "envoy.filters.http.ext_proc",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+                "grpc_service": { "envoy_grpc": { "cluster_name": processor.name } },
+                "failure_mode_allow": false,
+                "message_timeout": "10s",
+                "processing_mode": {
+                    "request_header_mode": "SEND",
+                    "request_body_mode": "FULL_DUPLEX_STREAMED",
+                    "request_trailer_mode": "SEND",
+                    "response_header_mode": if response_headers { "SEND" } else { "SKIP" },
+                    "response_body_mode": "NONE",
+                    "response_trailer_mode": "SKIP",
+                },
+            },
+        })
+    });
+    let route = json!({
+        "name": "envoy.filters.http.router",
+        "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" },
+    });
+    let manager = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "bench",
+        "route_config": { "virtual_hosts": [{
+            "name": "models",
+            "domains": ["*"],
+            "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": "vllm", "timeout": "0s" } }],
+        }] },
+        "http_filters": ask.into_iter().chain([route]).collect::<Value>(),
+    });
+    json!({
+        "name": way.listen.to_string(),
+        "address": socket(way.listen),
+        "filter_chains": [{ "filters": [{
+            "name": "envoy.filters.network.http_connection_manager",
+            "typed_config": manager,
+        }] }],
+    })
+}
+
+fn cluster(name: &str, address: SocketAddr) -> Value {
+    json!({
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "2s",
+        // Envoy's defaults stop at 1,024 requests.
+        "circuit_breakers": { "thresholds": [
+            { "max_connections": 100_000, "max_requests": 100_000, "max_pending_requests": 100_000 }
+        ] },
+        "load_assignment": { "cluster_name": name, "endpoints": [
+            { "lb_endpoints": [{ "endpoint": { "address": socket(address) } }] }
+        ] },
+    })
+}
+
+fn socket(address: SocketAddr) -> Value {
+    json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processor_that_is_asked_in_two_ways_is_one_cluster() {
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let processor = Processor { name: "rollora", address: at(1) };
+        let way = |port, asks| Way { listen: at(port), asks };
+        let ways = [way(2, Some((processor, true))), way(3, Some((processor, false))), way(4, None)];
+        let made = configuration(at(9), &ways, at(8));
+        let names = |list: &Value| -> Vec<String> {
+            list.as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(names(&made["static_resources"]["clusters"]), ["rollora", "vllm"]);
+        let filters = |index: usize| {
+            let manager = "filter_chains/0/filters/0/typed_config/http_filters";
+            let path = format!("/static_resources/listeners/{index}/{manager}");
+            names(made.pointer(&path).unwrap())
+        };
+        assert_eq!(filters(1), ["envoy.filters.http.ext_proc", "envoy.filters.http.router"]);
+        assert_eq!(filters(2), ["envoy.filters.http.router"]);
+    }
+}

@@ -1,0 +1,331 @@
+//! What the contenders run on: an API server with one rewrite, a simulated vLLM, an Envoy of one worker, and the
+//! external processors, each a process.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::super::Unavailable;
+use super::super::load::post;
+use super::super::servers::{ADAPTER, MODEL, PATH, Server, body, free_address};
+use super::envoy::{self, Processor, Way};
+use crate::process::{self, Interrupted};
+use crate::tools::{BODY_ROUTER, CONTROL_PLANE, Cache, ENDPOINT_PICKER, ENVOY, Entry, Tool};
+use crate::workspace::{self, Programs, find};
+
+const POOL: &str = "bench";
+const NAMESPACE: &str = "default";
+
+/// Whose cost is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Who {
+    /// `rollora-ext-proc`, as it is shipped.
+    Rollora,
+    /// A server of ours that does nothing, on the same stack.
+    NoOp,
+    /// Upstream's body-based router.
+    BodyRouter,
+    /// Upstream's endpoint picker.
+    Picker,
+    /// Envoy alone.
+    Nobody,
+}
+
+impl Who {
+    pub(super) const ALL: [Self; 5] = [Self::Rollora, Self::NoOp, Self::BodyRouter, Self::Picker, Self::Nobody];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Rollora => "rollora",
+            Self::NoOp => "no-op",
+            Self::BodyRouter => "body router",
+            Self::Picker => "endpoint picker",
+            Self::Nobody => "no ext_proc",
+        }
+    }
+
+    /// Upstream's two answer them only once the response's body has come, which they want to be sent as well.
+    pub(super) fn answers_response_headers(self) -> bool {
+        matches!(self, Self::Rollora | Self::NoOp)
+    }
+
+    /// What its clients ask for: the body router rewrites nothing, and neither does who is not asked.
+    fn model(self) -> &'static str {
+        match self {
+            Self::Rollora | Self::Picker => MODEL,
+            Self::NoOp | Self::BodyRouter | Self::Nobody => ADAPTER,
+        }
+    }
+}
+
+/// Everything that runs. It ends in this order.
+pub(super) struct Stage {
+    envoy: Server,
+    processors: Vec<(Who, Server)>,
+    ways: Ways,
+    _vllm: Server,
+    _api_server: Server,
+    kubeconfig: PathBuf,
+    programs: Programs,
+    _tools: Tools,
+    folder: TempDir,
+}
+
+/// Where Envoy asks whom, without and with the answers' headers.
+type Ways = Vec<(Who, bool, SocketAddr)>;
+
+/// What was not built here. Nobody clears it as long as this lives.
+struct Tools {
+    envoy: Entry,
+    control_plane: Entry,
+    picker: Entry,
+    body_router: Entry,
+}
+
+impl Tools {
+    fn get() -> Result<Self> {
+        let cache = Cache::open()?;
+        let get = |tool: &Tool| match cache.get(tool) {
+            Ok(entry) => Ok(entry),
+            Err(error) if error.is::<Interrupted>() => Err(error),
+            Err(error) => Err(Unavailable(format!("a peer of ext-proc cannot be had: {error:#}")).into()),
+        };
+        Ok(Self {
+            envoy: get(ENVOY)?,
+            control_plane: get(CONTROL_PLANE)?,
+            picker: get(ENDPOINT_PICKER)?,
+            body_router: get(BODY_ROUTER)?,
+        })
+    }
+}
+
+impl Stage {
+    pub(super) fn set() -> Result<Self> {
+        if !cfg!(target_os = "linux") {
+            return Err(Unavailable("processes are measured in /proc, which only Linux has".to_owned()).into());
+        }
+        let tools = Tools::get()?;
+        eprintln!(
+            "building rollora-ext-proc and what it is measured with, optimized; the first time that takes minutes"
+        );
+        let programs = workspace::build(
+            &[
+                &["--release", "--all-features", "-p", "rollora-ext-proc", "-p", "rollora-e2e"][..],
+                &["--bin", "rollora-ext-proc", "--bin", "vllm-sim", "--bin", "api-server", "--example", "no_op"],
+            ]
+            .concat(),
+        )?;
+        let folder = tempfile::tempdir()?;
+        let module = format!("{ADAPTER}=bench/{ADAPTER}");
+        let vllm = Server::simulator_with(&programs, 0, &["--lora-modules", &module, "--max-model-len", "1000000000"])?;
+        let (api_server, kubeconfig) = api_server(&programs, &tools, &vllm, folder.path())?;
+        let mut processors = Vec::new();
+        for who in Who::ALL {
+            let server = match who {
+                Who::Rollora => rollora(&programs, &kubeconfig, [free_address()?, free_address()?], folder.path())?,
+                Who::NoOp => no_op(&programs, folder.path())?,
+                Who::BodyRouter => body_router(&tools, &kubeconfig, folder.path())?,
+                Who::Picker => picker(&tools, &kubeconfig, folder.path())?,
+                Who::Nobody => continue,
+            };
+            processors.push((who, server));
+        }
+        let (envoy, ways) = start_envoy(&tools, &processors, &vllm, folder.path())?;
+        let mut stage = Self {
+            envoy,
+            processors,
+            ways,
+            _vllm: vllm,
+            _api_server: api_server,
+            kubeconfig,
+            programs,
+            _tools: tools,
+            folder,
+        };
+        stage.wait_until_all_serve()?;
+        Ok(stage)
+    }
+
+    fn wait_until_all_serve(&mut self) -> Result<()> {
+        for (who, _, address) in self.ways.clone() {
+            self.envoy.address = address;
+            self.envoy
+                .wait_for_success(&request(who, address, 256))
+                .with_context(|| format!("behind Envoy: {who:?}"))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn address(&self, who: Who, response_headers: bool) -> Result<SocketAddr> {
+        let way = self.ways.iter().find(|way| (way.0, way.1) == (who, response_headers));
+        way.map(|way| way.2).with_context(|| format!("no way to {who:?}"))
+    }
+
+    /// The process of a contender; none where there is none.
+    pub(super) fn pid(&self, who: Who) -> Option<u32> {
+        self.processors.iter().find(|processor| processor.0 == who).map(|(_, server)| server.pid())
+    }
+
+    pub(super) fn envoy(&self) -> u32 {
+        self.envoy.pid()
+    }
+
+    /// Starts a fresh `rollora-ext-proc` in the place of the one that runs.
+    pub(super) fn renew_rollora(&mut self) -> Result<()> {
+        let (_, server) = self.processors.remove(0);
+        let address = server.address;
+        drop(server);
+        let fresh = rollora(&self.programs, &self.kubeconfig, [address, free_address()?], self.folder.path())?;
+        self.processors.insert(0, (Who::Rollora, fresh));
+        self.wait_until_all_serve()
+    }
+}
+
+/// The request of a contender's client.
+pub(super) fn request(who: Who, address: SocketAddr, bytes: usize) -> Vec<u8> {
+    post(address, PATH, &body(who.model(), bytes))
+}
+
+fn api_server(programs: &Programs, tools: &Tools, vllm: &Server, folder: &Path) -> Result<(Server, PathBuf)> {
+    let home = tools.control_plane.path();
+    let mut command = Command::new(find(programs, "api-server")?);
+    command.env("ROLLORA_CONTROL_PLANE_HOME", home);
+    let (server, line) = Server::start_that_tells("api-server", command)?;
+    let kubeconfig = PathBuf::from(line);
+    if !kubeconfig.is_file() {
+        bail!("the API server did not start");
+    }
+    let kubectl = |arguments: &[&str]| {
+        let mut command = Command::new(home.join("bin/kubectl"));
+        command.env("KUBECONFIG", &kubeconfig).args(arguments);
+        process::capture(&mut command)
+    };
+    let file = folder.join("objects.json");
+    fs::write(&file, objects(vllm.address).to_string())?;
+    kubectl(&["create", "-f", &file.to_string_lossy()])?;
+    let status = json!({ "status": {
+        "phase": "Running",
+        "podIP": vllm.address.ip(),
+        "podIPs": [{ "ip": vllm.address.ip() }],
+        "conditions": [{ "type": "Ready", "status": "True" }],
+    } });
+    kubectl(&["patch", "pod", "vllm", "--subresource=status", "--type=merge", "-p", &status.to_string()])?;
+    Ok((server, kubeconfig))
+}
+
+fn objects(vllm: SocketAddr) -> Value {
+    let labels = json!({ "app": "vllm" });
+    json!({ "apiVersion": "v1", "kind": "List", "items": [
+        { "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "vllm" } },
+        {
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "vllm", "labels": labels },
+            "spec": {
+                "serviceAccountName": "vllm", "automountServiceAccountToken": false,
+                "containers": [{ "name": "vllm", "image": "vllm", "ports": [{ "containerPort": vllm.port() }] }],
+            },
+        },
+        {
+            "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool", "metadata": { "name": POOL },
+            "spec": {
+                "selector": { "matchLabels": labels },
+                "targetPorts": [{ "number": vllm.port() }],
+                "endpointPickerRef": { "name": "picker", "port": { "number": 9002 } },
+            },
+        },
+        {
+            "apiVersion": "inference.networking.x-k8s.io/v1alpha2", "kind": "InferenceModelRewrite",
+            "metadata": { "name": MODEL },
+            "spec": {
+                "poolRef": { "group": "inference.networking.k8s.io", "kind": "InferencePool", "name": POOL },
+                "rules": [{
+                    "matches": [{ "model": { "type": "Exact", "value": MODEL } }],
+                    "targets": [{ "modelRewrite": ADAPTER, "weight": 100 }],
+                }],
+            },
+        },
+    ] })
+}
+
+/// Starts `rollora-ext-proc` at the first address, with its metrics at the second, and waits until it has its rules.
+fn rollora(programs: &Programs, kubeconfig: &Path, [grpc, metrics]: [SocketAddr; 2], folder: &Path) -> Result<Server> {
+    let mut command = Command::new(find(programs, "rollora-ext-proc")?);
+    command.env("KUBECONFIG", kubeconfig).env("RUST_LOG", "warn");
+    command.args(["--pool", POOL, "--namespace", NAMESPACE, "--address", "127.0.0.1"]);
+    for (flag, port) in [
+        ("--grpc-port", grpc.port()),
+        ("--grpc-health-port", free_address()?.port()),
+        ("--metrics-port", metrics.port()),
+    ] {
+        command.arg(flag).arg(port.to_string());
+    }
+    let mut server = Server::start("rollora-ext-proc", command, metrics, folder)?;
+    server.wait_for_success(format!("GET /readyz HTTP/1.1\r\nhost: {metrics}\r\n\r\n").as_bytes())?;
+    server.address = grpc;
+    Ok(server)
+}
+
+fn no_op(programs: &Programs, folder: &Path) -> Result<Server> {
+    let address = free_address()?;
+    let mut command = Command::new(find(programs, "no_op")?);
+    command.arg(address.port().to_string());
+    Server::start("no-op", command, address, folder)
+}
+
+/// As upstream's chart sets it up to stream, without what it would tell others.
+fn body_router(tools: &Tools, kubeconfig: &Path, folder: &Path) -> Result<Server> {
+    let address = free_address()?;
+    let mut command = Command::new(tools.body_router.path().join("bin/bbr"));
+    command.env("KUBECONFIG", kubeconfig).env("NAMESPACE", NAMESPACE);
+    command.args([
+        "--streaming",
+        "--secure-serving=false",
+        "--metrics-endpoint-auth=false",
+        "--tracing=false",
+        "--v=1",
+    ]);
+    command.arg(format!("--grpc-port={}", address.port()));
+    command.arg(format!("--grpc-health-port={}", free_address()?.port()));
+    command.arg(format!("--metrics-port={}", free_address()?.port()));
+    Server::start("body-router", command, address, folder)
+}
+
+fn picker(tools: &Tools, kubeconfig: &Path, folder: &Path) -> Result<Server> {
+    let address = free_address()?;
+    let mut command = Command::new(tools.picker.path().join("bin/epp"));
+    command.env("KUBECONFIG", kubeconfig);
+    command.args(["--secure-serving=false", "--metrics-endpoint-auth=false", "--tracing=false", "--v=1"]);
+    command.arg(format!("--pool-name={POOL}")).arg(format!("--pool-namespace={NAMESPACE}"));
+    command.arg(format!("--grpc-port={}", address.port()));
+    command.arg(format!("--grpc-health-port={}", free_address()?.port()));
+    command.arg(format!("--metrics-port={}", free_address()?.port()));
+    Server::start("endpoint-picker", command, address, folder)
+}
+
+/// One Envoy with one worker, and the ways through it.
+fn start_envoy(tools: &Tools, processors: &[(Who, Server)], vllm: &Server, folder: &Path) -> Result<(Server, Ways)> {
+    let mut ways = vec![(Who::Nobody, false, Way { listen: free_address()?, asks: None })];
+    for (who, server) in processors {
+        let processor = Processor { name: who.name(), address: server.address };
+        for response_headers in [false, true] {
+            if response_headers && !who.answers_response_headers() {
+                continue;
+            }
+            let way = Way { listen: free_address()?, asks: Some((processor, response_headers)) };
+            ways.push((*who, response_headers, way));
+        }
+    }
+    let admin = free_address()?;
+    let file = folder.join("envoy.json");
+    let all: Vec<Way> = ways.iter().map(|(_, _, way)| way.clone()).collect();
+    fs::write(&file, envoy::configuration(admin, &all, vllm.address).to_string())?;
+    let mut command = Command::new(tools.envoy.path().join("bin/envoy"));
+    command.arg("-c").arg(&file);
+    command.args(["--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]);
+    let server = Server::start("envoy", command, admin, folder)?;
+    Ok((server, ways.into_iter().map(|(who, headers, way)| (who, headers, way.listen)).collect()))
+}

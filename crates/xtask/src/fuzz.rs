@@ -1,0 +1,86 @@
+//! `cargo xtask fuzz`: the router's harnesses under a fuzzer that looks for new paths.
+//!
+//! libFuzzer comes as a crate and is compiled from its C++ source. What it wants to see of the Rust code is a matter of
+//! code generation flags, which the pinned compiler has: neither nightly nor cargo-fuzz is needed. (Nightly would add
+//! the address sanitizer, for which there is no `unsafe` here to look into.)
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{process, workspace::root};
+
+const TARGETS: [&str; 3] = ["splice", "restore", "exchange"];
+
+/// Marks every edge and every comparison for the fuzzer.
+const INSTRUMENTED: [&str; 7] = [
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "-Ccodegen-units=1",
+    "--cfg=fuzzing",
+];
+
+/// Longer inputs find nothing that shorter ones do not, and take their time.
+const LONGEST_INPUT: u32 = 1024;
+
+/// Runs these targets, or all, for so many seconds each. Ends at the first finding.
+pub(crate) fn run(names: &[String], seconds: u32) -> Result<()> {
+    if let Some(unknown) = names.iter().find(|name| !TARGETS.contains(&name.as_str())) {
+        bail!("there is no target {unknown:?}: there are {}", TARGETS.join(", "));
+    }
+    let targets = TARGETS.into_iter().filter(|target| names.is_empty() || names.iter().any(|name| name == target));
+    let folder = root()?.join("fuzz");
+    let programs = build(&folder)?;
+    for target in targets {
+        eprintln!("{target}, for {seconds} seconds");
+        let corpus = folder.join("corpus").join(target);
+        let findings = folder.join("artifacts").join(target);
+        for folder in [&corpus, &findings] {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        let mut fuzzer = Command::new(programs.join(target));
+        fuzzer
+            .arg(&corpus)
+            .arg(format!("-max_total_time={seconds}"))
+            .arg(format!("-max_len={LONGEST_INPUT}"))
+            .arg(format!("-dict={}", folder.join("words.dict").display()))
+            .arg(format!("-artifact_prefix={}/", findings.display()));
+        let status = process::run(&mut fuzzer)?;
+        if !status.success() {
+            bail!(
+                "{target} {}; the bytes are in {}: keep them as a test in crates/router/tests/harness/main.rs",
+                process::ending(status),
+                findings.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Compiles all targets; returns the folder they are in.
+fn build(folder: &Path) -> Result<std::path::PathBuf> {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    let version = Command::new(&compiler).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !version.is_ok_and(|status| status.success()) {
+        bail!(
+            "`{compiler}` does not run, and libFuzzer is compiled with it: install a C++ compiler, or name one in CXX"
+        );
+    }
+    let mut rustc = Command::new("rustc");
+    let host = process::capture(rustc.args(["--print", "host-tuple"]))?;
+    let host = host.trim();
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(folder)
+        // With the target named, build scripts are compiled without the flags.
+        .args(["build", "--release", "--locked", "--bins", "--target", host, "--target-dir", "target"])
+        .env("CARGO_ENCODED_RUSTFLAGS", INSTRUMENTED.join("\u{1f}"));
+    process::run_ok(&mut cargo)?;
+    Ok(folder.join("target").join(host).join("release"))
+}

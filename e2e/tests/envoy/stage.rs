@@ -1,0 +1,317 @@
+//! An Envoy, the server, and a model server, each on a port of 127.0.0.1.
+
+use crate::{
+    clients::{Answer, Body, Client, Version},
+    upstream,
+};
+use http::Request;
+use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
+use rollora_e2e::{
+    cluster::homes::{self, ENVOY},
+    ports::Port,
+    process::Process,
+};
+use rollora_ext_proc::{Files, How, Listeners, Server, Settings};
+use rollora_router::in_force::InForce;
+use serde_json::{Value, json};
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::PathBuf,
+    process::Command,
+    sync::{Arc, Once},
+    time::Duration,
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+/// How the filter and the server are set up.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// `request_body_mode`.
+    pub(crate) mode: &'static str,
+    pub(crate) how: How,
+    /// With a filter in observability mode before it.
+    pub(crate) observed: bool,
+    pub(crate) tls: bool,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { mode: "FULL_DUPLEX_STREAMED", how: How::default(), observed: false, tls: false }
+    }
+}
+
+pub(crate) struct Stage {
+    envoy: Process,
+    listener: Port,
+    admin: Port,
+    /// The server; it is gone, with all of its connections, when the set is dropped.
+    server: JoinSet<io::Result<()>>,
+    metrics: SocketAddr,
+    stalled: watch::Sender<bool>,
+    _tasks: JoinSet<()>,
+    _folder: TempDir,
+}
+
+/// Whether there is an Envoy; says what is skipped otherwise.
+pub(crate) fn has_envoy(what: &str) -> bool {
+    homes::are_known(&[ENVOY], what)
+}
+
+/// `alias` is sent to `alias-v2`.
+fn rules() -> Arc<InForce> {
+    let rewrite: InferenceModelRewrite = serde_json::from_value(json!({
+        "apiVersion": "llm-d.ai/v1alpha2", "kind": "InferenceModelRewrite",
+        "metadata": { "name": "r", "namespace": "ns", "uid": "u" },
+        "spec": { "poolRef": { "name": "pool" }, "rules": [{
+            "matches": [{ "model": { "value": "alias" } }], "targets": [{ "modelRewrite": "alias-v2" }],
+        }] },
+    }))
+    .unwrap();
+    let in_force = InForce::new(PoolRef { name: "pool".to_owned(), ..PoolRef::default() }, &[RewriteGroup::Current]);
+    in_force.reset(&[rewrite]);
+    Arc::new(in_force)
+}
+
+fn socket(address: SocketAddr) -> Value {
+    json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
+}
+
+fn cluster(name: &str, to: SocketAddr, more: &Value) -> Value {
+    let mut cluster = json!({
+        "name": name, "type": "STATIC", "connect_timeout": "1s",
+        "circuit_breakers": { "thresholds": [
+            { "max_connections": 10000, "max_requests": 10000, "max_pending_requests": 10000 },
+        ] },
+        "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [
+            { "endpoint": { "address": socket(to) } },
+        ] }] },
+    });
+    for (name, value) in more.as_object().into_iter().flatten() {
+        cluster[name] = value.clone();
+    }
+    cluster
+}
+
+fn filter(name: &str, more: &Value) -> Value {
+    let mut config = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+        "grpc_service": { "envoy_grpc": { "cluster_name": "ext-proc" } },
+        "message_timeout": "5s",
+    });
+    for (name, value) in more.as_object().into_iter().flatten() {
+        config[name] = value.clone();
+    }
+    json!({ "name": name, "typed_config": config })
+}
+
+impl Stage {
+    pub(crate) async fn start(plan: Plan) -> Self {
+        static CRYPTO: Once = Once::new();
+        CRYPTO.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
+        let mut tasks = JoinSet::new();
+        let models = upstream::start(&mut tasks).await;
+        let mut server = Server::new(
+            rules(),
+            Settings { how: plan.how.clone(), drain_delay: Duration::ZERO, max_body: 100_000, ..Settings::default() },
+        );
+        if plan.tls {
+            let file =
+                |name: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../crates/ext-proc/testdata").join(name);
+            server.speak_tls(Files { certificate: file("one.crt"), key: file("one.key") }).unwrap();
+        }
+        server.readiness().serving();
+        let listen = || TcpListener::bind("127.0.0.1:0");
+        let listeners = Listeners {
+            grpc: listen().await.unwrap(),
+            health: listen().await.unwrap(),
+            metrics: listen().await.unwrap(),
+        };
+        let [grpc, metrics] = [&listeners.grpc, &listeners.metrics].map(|listener| listener.local_addr().unwrap());
+        let (stalled, _) = watch::channel(false);
+        let grpc = forward(grpc, &stalled, &mut tasks).await;
+        let mut running = JoinSet::new();
+        running.spawn(server.serve(listeners, CancellationToken::new()));
+
+        let folder = tempfile::tempdir().unwrap();
+        let (listener, admin) = (Port::reserve().unwrap(), Port::reserve().unwrap());
+        let config = config(&plan, [listener.address(), admin.address(), models, grpc]);
+        let file = folder.path().join("envoy.json");
+        fs::write(&file, config.to_string()).unwrap();
+        let mut command = Command::new(ENVOY.program("envoy").unwrap());
+        command.arg("-c").arg(&file).args(["--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]);
+        let envoy = Process::start("envoy", command, folder.path()).unwrap();
+        let stage = Self { envoy, listener, admin, server: running, metrics, stalled, _tasks: tasks, _folder: folder };
+        stage.ready().await;
+        stage
+    }
+
+    async fn ready(&self) {
+        loop {
+            assert!(self.envoy.ended().is_none(), "{}", self.envoy.log());
+            if TcpStream::connect(self.admin.address()).await.is_ok()
+                && TcpStream::connect(self.listener.address()).await.is_ok()
+                && self.admin("/ready").await.starts_with("LIVE")
+            {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub(crate) fn gateway(&self) -> SocketAddr {
+        self.listener.address()
+    }
+
+    /// One request on a connection of its own.
+    pub(crate) async fn ask(&self, version: Version, request: Request<Body>) -> Answer {
+        Client::connect(self.gateway(), version).await.ask(request).await
+    }
+
+    /// What Envoy says about itself.
+    pub(crate) async fn admin(&self, path: &str) -> String {
+        text(self.admin.address(), path).await
+    }
+
+    /// One of Envoy's figures, over all of its filters.
+    pub(crate) async fn figure(&self, name: &str) -> u64 {
+        let stats = self.admin(&format!("/stats?filter={name}")).await;
+        let values = stats.lines().filter_map(|line| line.rsplit_once(": ")?.1.trim().parse::<u64>().ok());
+        values.sum()
+    }
+
+    /// What the server has counted.
+    pub(crate) async fn metrics(&self) -> String {
+        text(self.metrics, "/metrics").await
+    }
+
+    /// The server is gone, as if it had been killed.
+    pub(crate) async fn kill_server(&mut self) {
+        self.server.shutdown().await;
+    }
+
+    /// Nothing of what Envoy says reaches the server, or everything does.
+    pub(crate) fn stall(&self, stalled: bool) {
+        self.stalled.send_replace(stalled);
+    }
+}
+
+async fn text(from: SocketAddr, path: &str) -> String {
+    let answer = Client::connect(from, Version::One).await.ask(crate::clients::get(path)).await;
+    String::from_utf8_lossy(&answer.body).into_owned()
+}
+
+/// Passes on what comes, both ways, unless it is stalled.
+async fn forward(to: SocketAddr, stalled: &watch::Sender<bool>, tasks: &mut JoinSet<()>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stalled = stalled.clone();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((near, _)) = listener.accept().await {
+            let mut stalled = stalled.subscribe();
+            connections.spawn(async move {
+                let Ok(far) = TcpStream::connect(to).await else { return };
+                drop((near.set_nodelay(true), far.set_nodelay(true)));
+                let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
+                    (near.into_split(), far.into_split());
+                let there = async {
+                    let mut buffer = vec![0; 64 * 1024];
+                    while let Ok(length @ 1..) = near_read.read(&mut buffer).await {
+                        if stalled.wait_for(|stalled| !stalled).await.is_err()
+                            || far_write.write_all(&buffer[..length]).await.is_err()
+                        {
+                            break;
+                        }
+                    }
+                };
+                let back = async { drop(tokio::io::copy(&mut far_read, &mut near_write).await) };
+                // Whoever ends it, it is over for both.
+                tokio::select! { () = there => {}, () = back => {} }
+            });
+        }
+    });
+    address
+}
+
+fn config(plan: &Plan, [listener, admin, models, grpc]: [SocketAddr; 4]) -> Value {
+    let duplex = plan.mode == "FULL_DUPLEX_STREAMED";
+    let mut filters = vec![filter(
+        "rewriting",
+        &json!({ "processing_mode": {
+            "request_header_mode": "SEND", "request_body_mode": plan.mode,
+            "request_trailer_mode": if duplex { "SEND" } else { "SKIP" },
+            "response_header_mode": "SEND", "response_body_mode": "NONE", "response_trailer_mode": "SKIP",
+        } }),
+    )];
+    if plan.observed {
+        let observing = json!({
+            "observability_mode": true, "failure_mode_allow": true,
+            "processing_mode": {
+                "request_header_mode": "SEND", "request_body_mode": "NONE", "request_trailer_mode": "SKIP",
+                "response_header_mode": "SEND", "response_body_mode": "STREAMED", "response_trailer_mode": "SEND",
+            },
+        });
+        filters.insert(0, filter("observing", &observing));
+    }
+    filters.push(json!({ "name": "router", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
+    } }));
+    let route = |name: &str, matches: Value| {
+        json!({
+            "match": matches, "route": { "cluster": "models", "timeout": "0s" },
+            "response_headers_to_add": [{ "header": { "key": "x-route", "value": name } }],
+        })
+    };
+    let by_model = json!({ "prefix": "/", "headers": [
+        { "name": "x-gateway-model-name", "string_match": { "exact": "alias" } },
+    ] });
+    let mut ext_proc = json!({ "typed_extension_protocol_options": {
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": { "http2_protocol_options": {
+                "max_concurrent_streams": 10000,
+                "initial_stream_window_size": 65536, "initial_connection_window_size": 1_048_576,
+            } },
+        },
+    } });
+    if plan.tls {
+        ext_proc["transport_socket"] = json!({ "name": "tls", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "common_tls_context": { "alpn_protocols": ["h2"] },
+        } });
+    }
+    json!({
+        "admin": { "address": socket(admin) },
+        "static_resources": {
+            "listeners": [{ "name": "gateway", "address": socket(listener), "filter_chains": [{ "filters": [{
+                "name": "http",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+                    "stat_prefix": "gateway",
+                    "http_protocol_options": { "enable_trailers": true },
+                    "route_config": { "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": [
+                        route("by-model", by_model), route("by-default", json!({ "prefix": "/" })),
+                    ] }] },
+                    "http_filters": filters,
+                },
+            }] }] }],
+            "clusters": [
+                cluster("models", models, &json!({ "typed_extension_protocol_options": {
+                    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                        "explicit_http_config": { "http_protocol_options": { "enable_trailers": true } },
+                    },
+                } })),
+                cluster("ext-proc", grpc, &ext_proc),
+            ],
+        },
+    })
+}
