@@ -9,7 +9,7 @@ use crate::{
     manifest::{self, Manifest},
 };
 use jiff::Timestamp;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, futimens};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeSet,
@@ -17,6 +17,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -25,6 +26,8 @@ const UNDER_WAY: &str = ".under-way";
 /// What is to be removed is renamed first, so that it is never found half there.
 const REMOVED: &str = ".removed";
 const LOCK: &str = ".lock";
+/// Held by the one that tries to be alone, see [`Folder::sweep`].
+const SWEEPER: &str = ".sweeper";
 /// A download that nobody went on with for this long is given up.
 const ABANDONED: Duration = Duration::from_hours(24);
 
@@ -41,6 +44,8 @@ pub struct FolderError {
 pub struct Folder {
     path: PathBuf,
     lock: File,
+    /// Between finding an adapter whole and marking it as wanted, or unwanted and moving it away, nobody does the other.
+    gate: Mutex<()>,
 }
 
 impl Folder {
@@ -48,13 +53,13 @@ impl Folder {
     pub fn open(path: &Path) -> Result<Self, FolderError> {
         let open = || -> io::Result<Self> {
             fs::create_dir_all(path.join(UNDER_WAY))?;
-            let lock = File::options().create(true).truncate(false).write(true).open(path.join(LOCK))?;
+            let lock = lock_file(&path.join(LOCK))?;
             match flock(&lock, FlockOperation::NonBlockingLockShared) {
                 // Somebody is cleaning at this moment, and will be done in the next.
                 Err(error) if error == rustix::io::Errno::WOULDBLOCK => flock(&lock, FlockOperation::LockShared)?,
                 other => other?,
             }
-            Ok(Self { path: path.to_owned(), lock })
+            Ok(Self { path: path.to_owned(), lock, gate: Mutex::new(()) })
         };
         open().map_err(|source| FolderError { path: path.to_owned(), source })
     }
@@ -68,6 +73,18 @@ impl Folder {
     /// Where it is brought to first.
     pub(crate) fn under_way(&self, name: &HubName) -> PathBuf {
         self.path.join(UNDER_WAY).join(place_name(name))
+    }
+
+    /// What stands at `place`, if it is whole. It counts as wanted now: a sweep that took it for unwanted leaves it.
+    pub(crate) fn want(&self, place: &Path) -> Option<Manifest> {
+        let _gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let manifest = Manifest::of_whole(place)?;
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        if let Ok(file) = File::options().append(true).open(place.join(manifest::NAME)) {
+            // Where that is refused nothing can be removed either.
+            futimens(&file, &Timestamps { last_access: now, last_modification: now }).ok();
+        }
+        Some(manifest)
     }
 
     /// Moves what was brought to its place, and has that survive a power cut.
@@ -88,17 +105,30 @@ impl Folder {
             let manifest = File::options().append(true).open(path.join(manifest::NAME))?;
             manifest.set_modified(now.into())?;
         }
-        if flock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        // A shared lock that could not be made exclusive is lost for a moment. One at a time may try: the others keep
+        // theirs meanwhile, so none of them takes that moment for being alone.
+        let sweeper = lock_file(&self.path.join(SWEEPER))?;
+        if flock(&sweeper, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(Vec::new());
         }
-        let swept = self.remove_all(&condemned(&held, protected, budget, now), now);
+        if flock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            flock(&self.lock, FlockOperation::LockShared)?;
+            return Ok(Vec::new());
+        }
+        let condemned = condemned(&held, protected, budget, now);
+        let swept = self.remove_all(held.iter().filter(|held| condemned.contains(&held.path)), now);
         flock(&self.lock, FlockOperation::LockShared)?;
         swept
     }
 
-    fn remove_all(&self, condemned: &[PathBuf], now: Timestamp) -> io::Result<Vec<PathBuf>> {
-        for path in condemned {
-            self.remove(path)?;
+    fn remove_all<'a>(&self, condemned: impl Iterator<Item = &'a Held>, now: Timestamp) -> io::Result<Vec<PathBuf>> {
+        let mut gone = Vec::new();
+        for held in condemned {
+            let _gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+            if wanted(&held.path)? == held.wanted {
+                self.remove(&held.path)?;
+                gone.push(held.path.clone());
+            }
         }
         for entry in fs::read_dir(self.path.join(UNDER_WAY))? {
             let path = entry?.path();
@@ -110,7 +140,7 @@ impl Folder {
         if removed.exists() {
             fs::remove_dir_all(removed)?;
         }
-        Ok(condemned.to_vec())
+        Ok(gone)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -130,12 +160,19 @@ impl Folder {
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
             let Some(manifest) = Manifest::of_whole(&path) else { continue };
-            let wanted = Timestamp::try_from(fs::metadata(path.join(manifest::NAME))?.modified()?);
-            let wanted = wanted.map_err(io::Error::other)?;
-            held.push(Held { size: manifest.size(), path, wanted });
+            held.push(Held { size: manifest.size(), wanted: wanted(&path)?, path });
         }
         Ok(held)
     }
+}
+
+fn lock_file(path: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).write(true).open(path)
+}
+
+/// When the adapter at `path` was last seen to be wanted.
+fn wanted(path: &Path) -> io::Result<Timestamp> {
+    Timestamp::try_from(fs::metadata(path.join(manifest::NAME))?.modified()?).map_err(io::Error::other)
 }
 
 /// When anything in a folder was last written to.

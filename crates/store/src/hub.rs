@@ -77,13 +77,13 @@ impl Hub {
 
     async fn bring(&self, name: &HubName, told: Told<'_>) -> Result<Fetched, FetchError> {
         let place = self.folder.place(name);
-        if let Some(fetched) = whole(&place, told) {
+        if let Some(fetched) = self.whole(&place, told) {
             return Ok(fetched);
         }
         let under_way = self.folder.under_way(name);
         let _turn = turn(&under_way).await?;
         // Whoever was before us may have brought it.
-        if let Some(fetched) = whole(&place, told) {
+        if let Some(fetched) = self.whole(&place, told) {
             return Ok(fetched);
         }
         let manifest = self.look(name).await?;
@@ -95,6 +95,13 @@ impl Hub {
         // Parts of older commits go with it; the next sweep would find them, too.
         fs::remove_dir_all(&under_way).await.ok();
         Ok(Fetched { path: place, commit: Some(manifest.commit) })
+    }
+
+    /// What stands at `place`, if it is whole.
+    fn whole(&self, place: &Path, told: Told<'_>) -> Option<Fetched> {
+        let manifest = self.folder.want(place)?;
+        told(Progress { done: manifest.size(), total: Some(manifest.size()) });
+        Some(Fetched { path: place.to_owned(), commit: Some(manifest.commit) })
     }
 
     /// What has to come.
@@ -167,13 +174,6 @@ impl Store for Hub {
             }
         }
     }
-}
-
-/// What stands at `place`, if it is whole.
-fn whole(place: &Path, told: Told<'_>) -> Option<Fetched> {
-    let manifest = Manifest::of_whole(place)?;
-    told(Progress { done: manifest.size(), total: Some(manifest.size()) });
-    Some(Fetched { path: place.to_owned(), commit: Some(manifest.commit) })
 }
 
 /// The right to work in `under_way`, until it is dropped; whoever has it, here or in another process, is waited for.

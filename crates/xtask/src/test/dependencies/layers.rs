@@ -29,7 +29,7 @@ const RULES: &[Rule] = &[
         because: "what decides is a plain function of plain data: no cluster, runtime, network or file watch",
     },
     Rule {
-        of: &["rollora-vllm", "rollora-sidecar", "rollora-operator", "rollora-local"],
+        of: &["rollora-vllm", "rollora-store", "rollora-sidecar", "rollora-operator", "rollora-local"],
         not: &["kube", "kube-*", "k8s-openapi"],
         because: "one machine needs no Kubernetes",
     },
