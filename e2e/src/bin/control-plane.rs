@@ -1,4 +1,5 @@
-//! A real API server on its etcd as a process, for whoever is not in Rust's async world: the benches.
+//! The real API server of the cluster bed as a process, with our custom resource and upstream's: for whoever is not in
+//! Rust's async world, as the benches, and for trying things by hand.
 //!
 //! Standard output gets one line, the path of the admin's kubeconfig, when it is ready. It ends with its standard
 //! input, and so do its parts.
@@ -7,7 +8,7 @@ use std::io::{self, Read as _, Write as _};
 use std::thread;
 
 use anyhow::Result;
-use rollora_e2e::cluster::control_plane::ControlPlane;
+use rollora_e2e::cluster::control_plane::{ControlPlane, ours, upstream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,7 @@ async fn main() -> Result<()> {
         token.cancel();
     });
     let plane = ControlPlane::start().await?;
+    plane.install(&[ours()?, upstream()?].concat()).await?;
     writeln!(io::stdout(), "{}", plane.admin_kubeconfig().display())?;
     tokio::select! {
         _ = terminate.recv() => {}

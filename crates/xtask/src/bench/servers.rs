@@ -101,16 +101,6 @@ impl Server {
         Ok((server, line.trim().to_owned()))
     }
 
-    /// The same of something that is not asked as a server, and is waited for by its owner.
-    pub(super) fn announced(name: &'static str, mut command: Command) -> Result<(Child, String)> {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
-        let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-        let stdout = child.stdout.take().with_context(|| format!("{name} has no output"))?;
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
-        Ok((child, line))
-    }
-
     /// A simulated vLLM that answers at once.
     pub(super) fn simulator(programs: &Programs) -> Result<Self> {
         Self::simulator_with(programs, 0, &[])

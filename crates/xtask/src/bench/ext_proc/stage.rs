@@ -116,7 +116,7 @@ impl Stage {
         let programs = workspace::build(
             &[
                 &["--release", "--all-features", "-p", "rollora-ext-proc", "-p", "rollora-e2e"][..],
-                &["--bin", "rollora-ext-proc", "--bin", "vllm-sim", "--bin", "api-server", "--example", "no_op"],
+                &["--bin", "rollora-ext-proc", "--bin", "vllm-sim", "--bin", "control-plane", "--example", "no_op"],
             ]
             .concat(),
         )?;
@@ -193,9 +193,9 @@ pub(super) fn request(who: Who, address: SocketAddr, bytes: usize) -> Vec<u8> {
 
 fn api_server(programs: &Programs, tools: &Tools, vllm: &Server, folder: &Path) -> Result<(Server, PathBuf)> {
     let home = tools.control_plane.path();
-    let mut command = Command::new(find(programs, "api-server")?);
+    let mut command = Command::new(find(programs, "control-plane")?);
     command.env("ROLLORA_CONTROL_PLANE_HOME", home);
-    let (server, line) = Server::start_that_tells("api-server", command)?;
+    let (server, line) = Server::start_that_tells("control-plane", command)?;
     let kubeconfig = PathBuf::from(line);
     if !kubeconfig.is_file() {
         bail!("the API server did not start");

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -70,22 +70,12 @@ impl Mount {
 /// A real API server with the ConfigMap, spoken to through `kubectl proxy`, which does the TLS.
 pub(super) struct Cluster {
     // In the order in which they end.
-    proxy: Child,
-    plane: Child,
+    _proxy: Server,
+    _plane: Server,
     address: SocketAddr,
     kubeconfig: PathBuf,
     /// Held as long as it is used, so that nobody clears it.
     _entry: Entry,
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        for child in [&mut self.proxy, &mut self.plane] {
-            if let Err(error) = process::end_group(child) {
-                eprintln!("a part of the cluster did not end: {error:#}");
-            }
-        }
-    }
 }
 
 impl Cluster {
@@ -101,14 +91,14 @@ impl Cluster {
         if let Some(variable) = CONTROL_PLANE.variable {
             command.env(variable, entry.path());
         }
-        let (plane, kubeconfig) = Server::announced("control-plane", command)?;
-        let kubeconfig = PathBuf::from(kubeconfig.trim());
+        let (plane, kubeconfig) = Server::start_that_tells("control-plane", command)?;
+        let kubeconfig = PathBuf::from(kubeconfig);
         let mut command = Command::new(entry.path().join("bin/kubectl"));
         command.args(["proxy", "--port=0"]).env("KUBECONFIG", &kubeconfig);
-        let (proxy, line) = Server::announced("kubectl", command)?;
-        let address = line.trim().rsplit(' ').next().and_then(|address| address.parse().ok());
+        let (proxy, line) = Server::start_that_tells("kubectl", command)?;
+        let address = line.rsplit(' ').next().and_then(|address| address.parse().ok());
         let address = address.with_context(|| format!("kubectl did not say where it serves but {line:?}"))?;
-        Ok(Self { proxy, plane, address, kubeconfig, _entry: entry })
+        Ok(Self { _proxy: proxy, _plane: plane, address, kubeconfig, _entry: entry })
     }
 
     pub(super) fn create(&self, text: &str) -> Result<()> {
