@@ -133,6 +133,23 @@ pub struct AdapterStatus {
     pub fetch: Option<FetchStatus>,
 }
 
+impl AdapterStatus {
+    /// An adapter of which nothing else is known.
+    pub fn new(id: AdapterId, state: AdapterState) -> Self {
+        Self {
+            id,
+            state,
+            source: None,
+            root: None,
+            attempts: 0,
+            last_error: None,
+            next_try: None,
+            last_used: None,
+            fetch: None,
+        }
+    }
+}
+
 /// How far the fetch of an adapter is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]

@@ -15,17 +15,7 @@ fn key(pilots: &[(&str, &str)]) -> OperatorKey {
 }
 
 fn status(adapters: &[(&str, AdapterState)]) -> SidecarStatus {
-    let adapter = |(name, state): &(&str, AdapterState)| AdapterStatus {
-        id: id(name),
-        state: *state,
-        source: None,
-        attempts: 0,
-        last_error: None,
-        next_try: None,
-        last_used: None,
-        root: None,
-        fetch: None,
-    };
+    let adapter = |(name, state): &(&str, AdapterState)| AdapterStatus::new(id(name), *state);
     SidecarStatus {
         server: Some(ServerIdentity { endpoint: "http://a".to_owned(), start: "1".to_owned() }),
         readiness: Readiness { ready: true, ..Readiness::default() },

@@ -68,17 +68,7 @@ impl Machine {
 }
 
 fn has(adapters: &[(&str, AdapterState)]) -> SidecarStatus {
-    let adapter = |(name, state): &(&str, AdapterState)| AdapterStatus {
-        id: name.parse().unwrap(),
-        state: *state,
-        source: None,
-        attempts: 0,
-        last_error: None,
-        next_try: None,
-        last_used: None,
-        root: None,
-        fetch: None,
-    };
+    let adapter = |(name, state): &(&str, AdapterState)| AdapterStatus::new(name.parse().unwrap(), *state);
     SidecarStatus {
         server: Some(ServerIdentity { endpoint: "http://s".to_owned(), start: "1".to_owned() }),
         readiness: Readiness { ready: true, ..Readiness::default() },

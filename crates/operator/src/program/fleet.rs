@@ -111,17 +111,7 @@ impl Models {
     fn as_status(&self, pod: &Pod, ip: IpAddr, port: u16) -> SidecarStatus {
         let (adapters, base): (Vec<&Model>, Vec<&Model>) = self.data.iter().partition(|model| model.parent.is_some());
         let adapters = adapters.iter().filter_map(|model| AdapterId::new(model.id.clone()).ok());
-        let adapter = |id| AdapterStatus {
-            id,
-            state: AdapterState::Loaded,
-            source: None,
-            attempts: 0,
-            last_error: None,
-            next_try: None,
-            last_used: None,
-            root: None,
-            fetch: None,
-        };
+        let adapter = |id| AdapterStatus::new(id, AdapterState::Loaded);
         SidecarStatus {
             server: Some(ServerIdentity {
                 endpoint: format!("http://{}", std::net::SocketAddr::new(ip, port)),

@@ -244,15 +244,11 @@ impl SimServer {
             () => None,
         };
         AdapterStatus {
-            id: id.clone(),
-            state: self.state(id),
-            source: None,
             attempts: u32::from(last_error.is_some()),
             last_error,
             next_try: self.died.get(id).copied().flatten(),
             last_used: self.loaded.get(id).copied().flatten(),
-            root: None,
-            fetch: None,
+            ..AdapterStatus::new(id.clone(), self.state(id))
         }
     }
 

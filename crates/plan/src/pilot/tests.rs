@@ -12,17 +12,7 @@ fn present() -> ContentHash {
 }
 
 fn server(name: &str, adapters: &[(&str, AdapterState)]) -> Server {
-    let adapter = |(id, state): &(&str, AdapterState)| AdapterStatus {
-        id: AdapterId::new(*id).unwrap(),
-        state: *state,
-        source: None,
-        attempts: 0,
-        last_error: None,
-        next_try: None,
-        last_used: None,
-        root: None,
-        fetch: None,
-    };
+    let adapter = |(id, state): &(&str, AdapterState)| AdapterStatus::new(AdapterId::new(*id).unwrap(), *state);
     let status = SidecarStatus {
         server: Some(ServerIdentity { endpoint: name.to_owned(), start: "1".to_owned() }),
         config: ConfigStatus { hash: Some(present()), ..ConfigStatus::default() },

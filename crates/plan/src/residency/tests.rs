@@ -12,17 +12,7 @@ fn present() -> ContentHash {
 }
 
 fn server(state: Option<AdapterState>) -> Server {
-    let adapter = |state| AdapterStatus {
-        id: id("v2"),
-        state,
-        source: None,
-        attempts: 0,
-        last_error: None,
-        next_try: None,
-        last_used: None,
-        root: None,
-        fetch: None,
-    };
+    let adapter = |state| AdapterStatus::new(id("v2"), state);
     let status = SidecarStatus {
         server: Some(ServerIdentity { endpoint: "a".to_owned(), start: "1".to_owned() }),
         config: ConfigStatus { hash: Some(present()), ..ConfigStatus::default() },

@@ -21,17 +21,7 @@ fn present() -> ContentHash {
 }
 
 fn server(state: AdapterState, last_used: Option<Timestamp>) -> Server {
-    let adapter = AdapterStatus {
-        id: id(),
-        state,
-        source: None,
-        attempts: 0,
-        last_error: None,
-        next_try: None,
-        last_used,
-        root: None,
-        fetch: None,
-    };
+    let adapter = AdapterStatus { last_used, ..AdapterStatus::new(id(), state) };
     let status = SidecarStatus {
         server: Some(ServerIdentity { endpoint: "a".to_owned(), start: "1".to_owned() }),
         config: ConfigStatus { hash: Some(present()), ..ConfigStatus::default() },

@@ -179,17 +179,7 @@ mod tests {
     };
 
     fn adapter(name: &str, state: AdapterState, attempts: u32) -> AdapterStatus {
-        AdapterStatus {
-            id: AdapterId::new(name).unwrap(),
-            state,
-            source: None,
-            attempts,
-            last_error: None,
-            next_try: None,
-            last_used: None,
-            root: None,
-            fetch: None,
-        }
+        AdapterStatus { attempts, ..AdapterStatus::new(AdapterId::new(name).unwrap(), state) }
     }
 
     fn text(metrics: &Metrics, status: &SidecarStatus) -> String {

@@ -80,7 +80,7 @@ impl Shelf {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "times of files are compared with it, and those are the wall clock's")]
+#[expect(clippy::disallowed_methods, reason = "times of files are compared with it, and those are the wall clock's")]
 fn now() -> Timestamp {
     Timestamp::now()
 }
@@ -114,15 +114,9 @@ mod tests {
 
     fn adapter(id: &str, state: AdapterState, root: Option<&str>) -> AdapterStatus {
         AdapterStatus {
-            id: AdapterId::new(id).unwrap(),
-            state,
             source: Some(format!("/wanted/{id}")),
             root: root.map(str::to_owned),
-            attempts: 0,
-            last_error: None,
-            next_try: None,
-            last_used: None,
-            fetch: None,
+            ..AdapterStatus::new(AdapterId::new(id).unwrap(), state)
         }
     }
 
