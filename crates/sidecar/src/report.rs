@@ -47,12 +47,7 @@ pub(crate) fn transitions(old: &SidecarStatus, new: &SidecarStatus) {
 /// Says which calls are not waited for any longer.
 pub(crate) fn given_up<'a>(calls: impl Iterator<Item = (&'a AdapterId, CallKind)>) {
     for (id, kind) in calls {
-        let call = match kind {
-            CallKind::Load => "load",
-            CallKind::Probe => "probe",
-            CallKind::Unload => "unload",
-        };
-        warn!(adapter = %id, call, "not waited for any longer: vLLM may still finish it, and the next start looks first");
+        warn!(adapter = %id, call = kind.name(), "not waited for any longer: vLLM may still finish it, and the next start looks first");
     }
 }
 

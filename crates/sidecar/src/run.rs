@@ -386,13 +386,8 @@ impl Sidecar {
             }
             Ok(Event::Ended { id, epoch, kind, ended, took }) => {
                 if let (Some(observer), Ended::Answered(answer)) = (&self.observer, &ended) {
-                    let what = match kind {
-                        CallKind::Load => "load",
-                        CallKind::Probe => "probe",
-                        CallKind::Unload => "unload",
-                    };
                     let outcome = answer.as_ref().map_or_else(VllmError::reason, |()| "Success");
-                    observer(&Call { what, id: &id, outcome, took });
+                    observer(&Call { what: kind.name(), id: &id, outcome, took });
                 }
                 memory.ended(&id, epoch, ended, rand::random(), now);
             }

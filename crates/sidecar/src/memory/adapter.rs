@@ -60,6 +60,17 @@ pub enum CallKind {
     Unload,
 }
 
+impl CallKind {
+    /// The same word in logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::Probe => "probe",
+            Self::Unload => "unload",
+        }
+    }
+}
+
 /// A call under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InFlight {
