@@ -6,6 +6,7 @@
 //! custom resource's derives and schemas are added; without it nothing here knows Kubernetes' libraries.
 
 pub mod adapters;
+pub mod cause;
 pub mod condition;
 pub mod duration;
 pub mod metadata;

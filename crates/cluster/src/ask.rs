@@ -7,6 +7,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
+use rollora_api::cause::innermost;
 use serde::de::DeserializeOwned;
 use std::{
     error::Error,
@@ -85,15 +86,6 @@ impl Asker {
         let body = Limited::new(response.into_body(), LONGEST).collect().await;
         body.map(http_body_util::Collected::to_bytes).map_err(|error| broke(error.as_ref()))
     }
-}
-
-/// The cause of all causes: hyper says "client error (Connect)" first, which helps nobody.
-fn innermost(error: &dyn Error) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
 }
 
 #[cfg(test)]

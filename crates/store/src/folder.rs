@@ -6,14 +6,13 @@
 use crate::{
     HubName,
     cleanup::{Budget, Held, condemned},
-    manifest::{self, Manifest},
+    manifest::{self, Manifest, digits},
 };
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, futimens};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeSet,
-    fmt::Write as _,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -192,9 +191,6 @@ fn place_name(name: &HubName) -> String {
     let plain = |letter: char| if letter.is_ascii_alphanumeric() || ".-_".contains(letter) { letter } else { '-' };
     let mut shown: String = text.replace('/', "--").chars().map(plain).take(96).collect();
     shown.push('-');
-    for byte in Sha256::digest(text.as_bytes()).iter().take(6) {
-        // Writing to a String cannot fail.
-        write!(shown, "{byte:02x}").ok();
-    }
+    shown.extend(digits(&Sha256::digest(text.as_bytes())).chars().take(12));
     shown.trim_start_matches('.').to_owned()
 }

@@ -8,8 +8,8 @@ mod client;
 mod download;
 
 use crate::{
-    Demands, Fetch, FetchError, FetchReason, Fetched, Folder, HubName, Progress, Source, Store, Token, Told,
-    adapter::{CONFIG, WEIGHTS, check_config, check_tensors, needed},
+    Demands, Fetch, FetchError, FetchReason, Fetched, Files, Folder, HubName, Progress, Source, Store, Token, Told,
+    adapter::{CONFIG, check_config, check_tensors, needed},
     manifest::{Manifest, Remote},
 };
 use client::Client;
@@ -150,7 +150,7 @@ impl Hub {
         if file.name == CONFIG {
             let text = fs::read(path).await.map_err(|error| FetchError::disk(path, &error))?;
             check_config(&of, &text, &self.demands())?;
-        } else if file.name == WEIGHTS || file.name.ends_with(".safetensors") {
+        } else if file.name.ends_with(".safetensors") {
             check_tensors(&of, path)?;
         }
         Ok(())
@@ -161,17 +161,14 @@ impl Store for Hub {
     fn place(&self, source: &Source) -> PathBuf {
         match source {
             Source::Hub(name) => self.folder.place(name),
-            Source::Path(path) => PathBuf::from(path),
+            Source::Path(_) => Files.place(source),
         }
     }
 
     fn fetch<'a>(&'a self, source: &'a Source, told: Told<'a>) -> Fetch<'a> {
         match source {
             Source::Hub(name) => Box::pin(self.bring(name, told)),
-            Source::Path(path) => {
-                let fetched = Fetched { path: PathBuf::from(path), commit: None };
-                Box::pin(std::future::ready(Ok(fetched)))
-            }
+            Source::Path(_) => Files.fetch(source, told),
         }
     }
 }

@@ -3,8 +3,9 @@
 use crate::FetchError;
 use serde::{Deserialize, Serialize};
 use std::{
+    fmt::Write as _,
     fs,
-    io::{self, Write},
+    io::{self, Write as _},
     path::Path,
 };
 
@@ -41,6 +42,16 @@ pub(crate) enum Hash {
     Sha256(String),
     /// A small file's: git's name of the blob.
     GitBlob(String),
+}
+
+/// Bytes in hexadecimal digits.
+pub(crate) fn digits(bytes: &[u8]) -> String {
+    let mut digits = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a String cannot fail.
+        write!(digits, "{byte:02x}").ok();
+    }
+    digits
 }
 
 impl Manifest {

@@ -11,7 +11,7 @@ use reqwest::{
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue},
     redirect,
 };
-use rollora_api::names::AdapterId;
+use rollora_api::{cause::innermost, names::AdapterId};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 
@@ -220,15 +220,6 @@ fn served_by(call: Call<'_>, id: &AdapterId, answer: &[u8]) -> Result<(), VllmEr
         Some(model) if model == id.as_str() => Ok(()),
         model => Err(unexpected(call, 200, &format!("answered by model {model:?}"))),
     }
-}
-
-/// The cause at the bottom: `Connection refused` rather than `error sending request`.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

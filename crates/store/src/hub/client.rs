@@ -14,6 +14,7 @@ use reqwest::{
     header::{AUTHORIZATION, HeaderValue, LINK, RANGE, RETRY_AFTER},
     redirect,
 };
+use rollora_api::cause::innermost;
 use serde::Deserialize;
 use std::{fmt, sync::OnceLock, time::Duration};
 use tokio::time::timeout;
@@ -252,13 +253,4 @@ fn repository(name: &HubName) -> Result<&str, FetchError> {
             format!("`{name}` is no name of a repository: write it like my-org/my-adapter, or my-org/my-adapter@v1"),
         )),
     }
-}
-
-/// The cause at the bottom: `Connection refused` rather than `error sending request`.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

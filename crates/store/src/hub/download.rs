@@ -3,13 +3,12 @@
 use super::client::Client;
 use crate::{
     FetchError, FetchReason, HubName,
-    manifest::{Hash, Remote},
+    manifest::{Hash, Remote, digits},
 };
 use reqwest::StatusCode;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::{
-    fmt::Write as _,
     io::SeekFrom,
     path::{Path, PathBuf},
 };
@@ -141,11 +140,6 @@ impl Hasher {
             State::Sha256(hasher) => hasher.finalize().to_vec(),
             State::GitBlob(hasher) => hasher.finalize().to_vec(),
         };
-        let mut digits = String::with_capacity(2 * digest.len());
-        for byte in digest {
-            // Writing to a String cannot fail.
-            write!(digits, "{byte:02x}").ok();
-        }
-        digits.eq_ignore_ascii_case(&self.announced)
+        digits(&digest).eq_ignore_ascii_case(&self.announced)
     }
 }

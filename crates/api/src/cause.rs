@@ -1,0 +1,12 @@
+//! Why something went wrong, at the bottom of it.
+
+use std::error::Error;
+
+/// The cause of all causes: `Connection refused` rather than `error sending request`, which helps nobody.
+pub fn innermost(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
