@@ -89,6 +89,7 @@ enum Event {
     Fetched {
         id: AdapterId,
         number: u64,
+        progress: Progress,
         ended: Option<Result<Fetched, FetchError>>,
         took: Duration,
     },
@@ -331,7 +332,9 @@ impl Sidecar {
                     told.send_replace(progress);
                 };
                 let ended = cancel.run_until_cancelled(store.fetch(&source, &tell)).await;
-                Event::Fetched { id, number, ended, took: began.elapsed() }
+                // What was told last may not have been looked at before the end.
+                let progress = *told.borrow();
+                Event::Fetched { id, number, progress, ended, took: began.elapsed() }
             };
             tasks.spawn(fetch.in_current_span());
         }
@@ -391,11 +394,12 @@ impl Sidecar {
                 }
                 memory.ended(&id, epoch, ended, rand::random(), now);
             }
-            Ok(Event::Fetched { id, number, ended: Some(ended), took }) => {
+            Ok(Event::Fetched { id, number, progress, ended: Some(ended), took }) => {
                 if let Some(observer) = &self.observer {
                     let outcome = ended.as_ref().map_or_else(|error| error.reason.as_str(), |_| "Success");
                     observer(&Call { what: "fetch", id: &id, outcome, took });
                 }
+                memory.fetch_progressed(&id, number, progress);
                 memory.fetch_ended(&id, number, ended, rand::random(), now);
             }
             Ok(Event::Fetched { ended: None, .. }) => {}

@@ -83,6 +83,9 @@ impl Start {
         for name in ["POD_IP", "POD_NAME", "KUBECONFIG", "VLLM_API_KEY", "ROLLORA_VLLM_HOST", "RUST_LOG"] {
             command.env_remove(name);
         }
+        for name in ["HF_ENDPOINT", "HF_TOKEN", "ROLLORA_ALLOW_SOURCE"] {
+            command.env_remove(name);
+        }
         command.env_remove("DYNAMIC_LORA_ROLLOUT_CONFIG").env("NO_COLOR", "1");
         Self(command)
     }

@@ -10,9 +10,13 @@ mod end;
 #[path = "../loop/fake.rs"]
 #[allow(dead_code, reason = "shared with the tests of the loop")]
 mod fake;
+mod fetching;
 mod file;
 mod flags;
 mod grace;
+#[path = "../../../store/tests/hub/fake.rs"]
+#[allow(dead_code, reason = "shared with the tests of the store")]
+mod hub;
 mod manifests;
 mod ready;
 mod schema;
