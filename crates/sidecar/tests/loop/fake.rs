@@ -63,6 +63,8 @@ struct Shared {
     loading: BTreeSet<String>,
     most_loading: usize,
     using: usize,
+    /// Those of them that get no answer.
+    unanswered: usize,
     most_used: usize,
 }
 
@@ -315,7 +317,7 @@ async fn complete(State(server): State<Server>, body: Bytes) -> Response {
         let knobs = &shared.knobs;
         (shared.process.adapters.contains_key(&id), knobs.deadly.contains(&id), knobs.busy.contains(&id))
     };
-    let _in_use = InUse::begin(&server);
+    let _in_use = InUse::begin(&server, busy).await;
     // Long enough for another to come in, were it asked.
     tokio::time::sleep(Duration::from_millis(2)).await;
     if busy {
@@ -333,19 +335,44 @@ async fn complete(State(server): State<Server>, body: Bytes) -> Response {
 }
 
 /// A completion under way, until it is dropped.
-struct InUse(Server);
+struct InUse {
+    server: Server,
+    busy: bool,
+}
+
+/// Whoever gives one up and begins the next is seen to close the old connection this much later at most. A client waits
+/// longer for an answer.
+const CLOSING: Duration = Duration::from_millis(400);
 
 impl InUse {
-    fn begin(server: &Server) -> Self {
+    async fn begin(server: &Server, busy: bool) -> Self {
+        let before = {
+            let mut shared = server.shared.lock().unwrap();
+            let before = shared.unanswered;
+            shared.using += 1;
+            shared.unanswered += usize::from(busy);
+            before
+        };
+        let in_use = Self { server: server.clone(), busy };
+        let mine = usize::from(busy);
+        let given_up = async {
+            while server.shared.lock().unwrap().unanswered > mine {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        if before > 0 {
+            drop(tokio::time::timeout(CLOSING, given_up).await);
+        }
         let mut shared = server.shared.lock().unwrap();
-        shared.using += 1;
         shared.most_used = shared.most_used.max(shared.using);
-        Self(server.clone())
+        in_use
     }
 }
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        self.0.shared.lock().unwrap().using -= 1;
+        let mut shared = self.server.shared.lock().unwrap();
+        shared.using -= 1;
+        shared.unanswered -= usize::from(self.busy);
     }
 }

@@ -28,7 +28,7 @@ async fn a_hundred_adapters_cost_a_list_of_models_a_pass_and_not_one_each() {
 async fn a_probe_that_gets_no_answer_on_a_busy_server_is_undecided_and_holds_nothing_up() {
     let fake = Fake::start(Knobs { busy: ["a".to_owned()].into(), ..Knobs::default() });
     let mut config = fast(&fake);
-    config.timeouts.probe = Duration::from_millis(150);
+    config.timeouts.probe = Duration::from_millis(900);
     let mut wanted = desired(&["a", "b"], &[]);
     wanted.file.ensure_exist[0].required = true;
     let mut bed = Bed::start(config, wanted);
