@@ -1,10 +1,13 @@
 //! Accepts the connections of Envoys and serves them over HTTP/2, with TLS or without.
 
-use crate::service::Methods;
-use http::{Request, Response};
-use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use std::{convert::Infallible, io, num::NonZeroUsize, pin::pin, thread, time::Duration};
+use crate::grpc::Slices;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use h2::{
+    Ping, PingPong, RecvStream,
+    server::{Builder, SendResponse},
+};
+use http::Request;
+use std::{io, num::NonZeroUsize, pin::pin, thread, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -15,7 +18,6 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
 
 /// Clients that give up together must not end the connection of everybody else: with h2's default more than 20 do.
 const RESETS: usize = 10_000;
@@ -27,31 +29,25 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// Envoy passes on headers of 60 KiB.
 const HEADERS: u32 = 128 * 1024;
-/// An Envoy that has vanished without a word is noticed in so long.
+/// How often an Envoy is asked whether it is there, and how long it may take to answer: one that has vanished without a
+/// word is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// How long a client may take to begin with TLS.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a client may take to begin, with TLS and with HTTP/2.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Connections that were accepted and wait for their thread.
+const WAITING: usize = 64;
 /// How long to wait when the system gives no more connections.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What answers calls.
 pub(crate) trait Answer: Clone + Send + 'static {
     /// Answers one.
-    fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+    fn answer(self, request: Request<RecvStream>, answer: SendResponse<Slices>) -> impl Future<Output = ()> + Send;
 
     /// What connections are accepted with; none where they are not encrypted.
     fn tls(&self) -> Option<TlsAcceptor> {
         None
-    }
-}
-
-impl Answer for Methods {
-    async fn answer(self, request: Request<Incoming>) -> Response<Body> {
-        Self::answer(self, request).await
-    }
-
-    fn tls(&self) -> Option<TlsAcceptor> {
-        Self::tls(self)
     }
 }
 
@@ -81,7 +77,7 @@ where
     let mut workers = JoinSet::new();
     let mut queues = Vec::new();
     for _ in 0..threads.get() {
-        let (queue, accepted) = mpsc::unbounded_channel();
+        let (queue, accepted) = mpsc::channel(WAITING);
         queues.push(queue);
         let worker = Worker { accepted, answer: answer.clone(), stop: stop.clone(), cut: cut.clone() };
         workers.spawn_blocking(move || worker.run());
@@ -91,8 +87,11 @@ where
         tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted.and_then(|(stream, _)| stream.into_std()) {
-                // A worker ends only after this.
-                Ok(stream) => drop(next.next().map(|queue| queue.send(stream))),
+                // Waits for a thread that is late, so that the system keeps whoever comes meanwhile.
+                Ok(stream) => if let Some(queue) = next.next() {
+                    // A worker ends only after this.
+                    drop(queue.send(stream).await);
+                },
                 Err(error) => pause(&error).await,
             },
         }
@@ -116,7 +115,7 @@ where
 
 /// One thread, and what it serves.
 struct Worker<A> {
-    accepted: mpsc::UnboundedReceiver<std::net::TcpStream>,
+    accepted: mpsc::Receiver<std::net::TcpStream>,
     answer: A,
     stop: CancellationToken,
     cut: CancellationToken,
@@ -179,29 +178,50 @@ where
     A: Answer,
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(move |request: Request<Incoming>| {
-        let answer = answer.clone();
-        async move { Ok::<_, Infallible>(answer.answer(request).await) }
-    });
-    let mut server = http2::Builder::new(TokioExecutor::new());
-    server
-        .timer(TokioTimer::new())
+    let mut http2 = Builder::new();
+    http2
         .max_concurrent_streams(STREAMS)
         .max_pending_accept_reset_streams(RESETS)
-        .max_local_error_reset_streams(RESETS)
-        .initial_stream_window_size(STREAM_WINDOW)
+        .max_local_error_reset_streams(Some(RESETS))
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(HEADERS)
-        .keep_alive_interval(KEEP_ALIVE);
-    let mut serving = pin!(server.serve_connection(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
-        () = stop.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
+        .max_header_list_size(HEADERS);
+    let mut connection = match timeout(HANDSHAKE, http2.handshake(stream)).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::debug!(%error, "no HTTP/2"),
+        Err(_) => return tracing::debug!("no HTTP/2 within {HANDSHAKE:?}"),
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection broken");
+    // All of a connection's calls are polled here, so that what several of them say is written together.
+    let mut calls = FuturesUnordered::new();
+    let mut vanished = pin!(vanished(connection.ping_pong()));
+    let mut stopped = pin!(stop.cancelled());
+    let mut ends = false;
+    loop {
+        tokio::select! {
+            biased;
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => calls.push(answer.clone().answer(request, respond)),
+                Some(Err(error)) => return tracing::debug!(%error, "connection broken"),
+                None => return,
+            },
+            Some(()) = calls.next() => {}
+            () = &mut stopped, if !ends => {
+                ends = true;
+                connection.graceful_shutdown();
+            }
+            () = &mut vanished => return tracing::debug!("no answer to a ping within {PATIENCE:?}"),
+        }
+    }
+}
+
+/// Ends when whoever is at the other end does not answer any more.
+async fn vanished(pings: Option<PingPong>) {
+    // There is one, as nobody has asked for it before.
+    let Some(mut pings) = pings else { return std::future::pending().await };
+    loop {
+        sleep(KEEP_ALIVE).await;
+        if timeout(PATIENCE, pings.ping(Ping::opaque())).await.is_err() {
+            return;
+        }
     }
 }

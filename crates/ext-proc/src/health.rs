@@ -1,15 +1,16 @@
 //! gRPC's health service, under every name that probes of ext_proc servers ask for.
 
 use crate::{
-    protocol::{HealthCheckRequest, HealthCheckResponse, ServingStatus},
+    grpc::{Next, Replies, Status, Work},
+    protocol::{HealthCheckRequest, HealthCheckResponse, Reply, ServingStatus},
     readiness::{Readiness, Stage},
 };
-use futures_util::{
-    future::{Ready, ready},
-    stream::{self, BoxStream, StreamExt},
+use futures_util::stream::{self, BoxStream, StreamExt};
+use prost::Message;
+use std::{
+    fmt,
+    task::{Context, Poll, ready},
 };
-use std::task::{Context, Poll};
-use tonic::{Request, Response, Status};
 
 /// Alive means that it answers: who would restart a server for having no rules yet would only make it worse.
 const LIVENESS: &str = "liveness";
@@ -28,54 +29,73 @@ fn status(name: &str, stage: Stage) -> Option<ServingStatus> {
     }
 }
 
+fn told(status: ServingStatus) -> Reply {
+    Reply::Encoded(HealthCheckResponse { status: status.into() }.encode_to_vec().into())
+}
+
 /// `Check`: how it is now.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Check(pub(crate) Readiness);
 
-impl tower::Service<Request<HealthCheckRequest>> for Check {
-    type Response = Response<HealthCheckResponse>;
-    type Error = Status;
-    type Future = Ready<Result<Self::Response, Status>>;
+impl Work for Check {
+    type Message = HealthCheckRequest;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<HealthCheckRequest>) -> Self::Future {
-        let name = &request.get_ref().service;
-        ready(match status(name, self.0.stage()) {
-            Some(status) => Ok(Response::new(HealthCheckResponse { status: status.into() })),
-            None => Err(Status::not_found(format!("there is no service `{name}` here"))),
-        })
+    fn take(&mut self, HealthCheckRequest { service }: HealthCheckRequest, replies: &mut Replies) -> Next {
+        match status(&service, self.0.stage()) {
+            Some(status) => {
+                replies.push_back(told(status));
+                Next::End(Status::OK)
+            }
+            None => Next::End(Status::not_found(format!("there is no service `{service}` here"))),
+        }
     }
 }
 
 /// `Watch`: how it is, whenever that changes.
-#[derive(Debug, Clone)]
-pub(crate) struct Watch(pub(crate) Readiness);
+pub(crate) struct Watch {
+    readiness: Readiness,
+    /// The stages as they come, once it is known whose health is asked for.
+    told: Option<BoxStream<'static, ServingStatus>>,
+}
 
-impl tower::Service<Request<HealthCheckRequest>> for Watch {
-    type Response = Response<BoxStream<'static, Result<HealthCheckResponse, Status>>>;
-    type Error = Status;
-    type Future = Ready<Result<Self::Response, Status>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        Poll::Ready(Ok(()))
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("readiness", &self.readiness).finish_non_exhaustive()
     }
+}
 
-    fn call(&mut self, request: Request<HealthCheckRequest>) -> Self::Future {
-        let name = request.into_inner().service;
-        let mut stages = self.0.stages();
+impl Watch {
+    pub(crate) fn new(readiness: Readiness) -> Self {
+        Self { readiness, told: None }
+    }
+}
+
+impl Work for Watch {
+    type Message = HealthCheckRequest;
+
+    fn take(&mut self, HealthCheckRequest { service }: HealthCheckRequest, _: &mut Replies) -> Next {
+        let mut stages = self.readiness.stages();
         stages.mark_changed();
         // Ends with the last stage, so that it holds up no drain.
-        let told = stream::unfold(Some((stages, name)), |state| async {
-            let (mut stages, name) = state?;
+        let told = stream::unfold(Some((stages, service)), |state| async {
+            let (mut stages, service) = state?;
             stages.changed().await.ok()?;
             let stage = *stages.borrow_and_update();
-            let status = status(&name, stage).unwrap_or(ServingStatus::ServiceUnknown);
-            let next = (stage != Stage::Draining).then_some((stages, name));
-            Some((Ok(HealthCheckResponse { status: status.into() }), next))
+            let status = status(&service, stage).unwrap_or(ServingStatus::ServiceUnknown);
+            let next = (stage != Stage::Draining).then_some((stages, service));
+            Some((status, next))
         });
-        ready(Ok(Response::new(told.boxed())))
+        self.told = Some(told.boxed());
+        Next::Message
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>, replies: &mut Replies) -> Poll<Next> {
+        let Some(stages) = &mut self.told else { return Poll::Ready(Next::Message) };
+        loop {
+            match ready!(stages.poll_next_unpin(context)) {
+                Some(status) => replies.push_back(told(status)),
+                None => return Poll::Ready(Next::End(Status::OK)),
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Envoy's external processing protocol over the router.
 //!
-//! [`processor`] is what happens on one stream, as a function of its messages; around it the protocol's messages, the
-//! gRPC methods, the connections, and what the metrics port tells. [`Server`] puts them together over rules that come
+//! [`processor`] is what happens on one stream, as a function of its messages; around it the protocol's messages, gRPC and
+//! its methods, the connections, and what the metrics port tells. [`Server`] puts them together over rules that come
 //! from anywhere; the program feeds it from a cluster ([`run`]).
 
 mod certificate;
@@ -10,6 +10,7 @@ mod connections;
 mod feed;
 #[cfg(test)]
 mod fixtures;
+mod grpc;
 mod health;
 #[cfg(feature = "no-op")]
 pub mod no_op;
@@ -19,8 +20,8 @@ mod protocol;
 mod readiness;
 mod server;
 mod service;
-mod stream;
 mod telemetry;
+mod timed;
 
 pub use certificate::{CertificateError, Files};
 pub use processor::{How, Rewrite};

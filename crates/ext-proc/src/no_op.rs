@@ -3,17 +3,15 @@
 
 use crate::{
     connections::{self, Answer},
-    processor::{Replies, parts},
+    grpc::{Call, Next, Replies, Slices, Work},
+    processor::parts,
     protocol::{Direction, Event, ProcessingRequest, Reply},
-    service,
-    stream::Work,
 };
-use http::{Request, Response};
-use hyper::body::Incoming;
+use h2::{RecvStream, server::SendResponse};
+use http::Request;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
 
 /// Serves until `stop`.
 pub async fn serve(listener: TcpListener, stop: CancellationToken) {
@@ -24,13 +22,19 @@ pub async fn serve(listener: TcpListener, stop: CancellationToken) {
 struct Nothing;
 
 impl Answer for Nothing {
-    async fn answer(self, request: Request<Incoming>) -> Response<Body> {
-        service::process(usize::MAX, || Self, request).await
+    async fn answer(self, request: Request<RecvStream>, answer: SendResponse<Slices>) {
+        Call::new(request.into_body(), answer, usize::MAX, self).await;
     }
 }
 
 impl Work for Nothing {
-    fn take_now(&mut self, message: ProcessingRequest, replies: &mut Replies) -> bool {
+    type Message = ProcessingRequest;
+
+    fn takes_pieces(&self, _: Direction) -> bool {
+        true
+    }
+
+    fn take(&mut self, message: ProcessingRequest, replies: &mut Replies) -> Next {
         match message.event {
             Some(Event::RequestHeaders(_)) => replies.push_back(Reply::request_headers(None)),
             Some(Event::RequestBody(body)) => parts(Direction::Request, vec![body.body], body.end_of_stream, replies),
@@ -40,6 +44,6 @@ impl Work for Nothing {
             Some(Event::ResponseTrailers(_)) => replies.push_back(Reply::response_trailers()),
             None => {}
         }
-        true
+        Next::Message
     }
 }

@@ -33,8 +33,11 @@ pub(crate) use hold::{Hold, Room};
 pub use how::{How, Rewrite};
 pub(crate) use observer::Figures;
 
-use crate::protocol::{
-    BodyPart, Direction, Event, HeaderMap, HeaderMutation, HttpBody, HttpHeaders, ProcessingRequest, Reply,
+use crate::{
+    grpc::Replies,
+    protocol::{
+        BodyPart, Direction, Event, HeaderMap, HeaderMutation, HttpBody, HttpHeaders, ProcessingRequest, Reply,
+    },
 };
 use bytes::Bytes;
 use hold::Held;
@@ -52,12 +55,9 @@ use rollora_router::{
     refusal::{Refusal, error_body},
 };
 use sent::Sent;
-use std::{
-    collections::VecDeque,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 /// The longest piece of a body in one reply: Envoy's advice is to stay below 64 KiB.
@@ -111,9 +111,6 @@ pub(crate) struct Processor {
     answered: bool,
 }
 
-/// Replies that are waiting to be written.
-pub(crate) type Replies = VecDeque<Reply>;
-
 impl Processor {
     pub(crate) fn new(rules: Arc<Rules>) -> Self {
         rules.streams.inc();
@@ -157,6 +154,15 @@ impl Processor {
             tracing::warn!("{words}");
         }
         replies.push_back(refusal.into_reply());
+    }
+
+    /// Whether a long piece of a body of this direction may be told as several: where each needs no reply of its own.
+    pub(crate) fn takes_pieces(&self, direction: Direction) -> bool {
+        let mode = self.modes.map(|modes| match direction {
+            Direction::Request => modes.request,
+            Direction::Response => modes.response,
+        });
+        mode == Some(Mode::Duplex)
     }
 
     /// Whether a part of the request is held here until more of its body comes.
@@ -436,28 +442,33 @@ fn whole(exchange: &mut Exchange, body: &Bytes, moment: Moment, rules: &Rules, s
     }
 }
 
-/// Sends slices of a body on, in pieces that are short enough; nothing where there is nothing to say.
-pub(crate) fn parts(direction: Direction, slices: Vec<Bytes>, end_of_stream: bool, replies: &mut Replies) {
-    let length: usize = slices.iter().map(Bytes::len).sum();
-    if length == 0 && !end_of_stream {
+/// Sends slices of a body on, in pieces that are short enough; nothing where there is nothing to say. What fits joins the
+/// piece that waits before it.
+pub(crate) fn parts(direction: Direction, mut slices: Vec<Bytes>, end_of_stream: bool, replies: &mut Replies) {
+    slices.retain(|slice| !slice.is_empty());
+    if slices.is_empty() && !end_of_stream {
         return;
     }
-    let mut part =
-        |slices, end_of_stream| replies.push_back(Reply::Body(BodyPart { direction, slices, end_of_stream }));
-    if length <= LONGEST_PART {
-        return part(slices, end_of_stream);
-    }
-    let (mut next, mut room) = (Vec::new(), LONGEST_PART);
+    let mut part = match replies.pop_back() {
+        Some(Reply::Body(part)) if part.direction == direction && !part.end_of_stream => part,
+        other => {
+            replies.extend(other);
+            BodyPart { direction, slices: Vec::with_capacity(slices.len()), end_of_stream: false }
+        }
+    };
+    let mut room = LONGEST_PART.saturating_sub(part.length());
     for mut slice in slices {
         while slice.len() > room {
-            next.push(slice.split_to(room));
-            part(std::mem::take(&mut next), false);
+            part.slices.extend((room > 0).then(|| slice.split_to(room)));
+            let slices = std::mem::take(&mut part.slices);
+            replies.push_back(Reply::Body(BodyPart { direction, slices, end_of_stream: false }));
             room = LONGEST_PART;
         }
         room -= slice.len();
-        next.push(slice);
+        part.slices.push(slice);
     }
-    part(next, end_of_stream);
+    part.end_of_stream = end_of_stream;
+    replies.push_back(Reply::Body(part));
 }
 
 /// The response's status. One that Envoy does not tell counts as a success, as Envoy would not have passed it on.

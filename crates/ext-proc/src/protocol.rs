@@ -6,14 +6,11 @@
 //! the fields are Envoy's; `protocol/tests.rs` holds them against envoy-types,
 //! and `processor/tests/recorded.rs` against what a real Envoy sent.
 
-mod codec;
+mod pieces;
 mod reply;
 #[cfg(test)]
 mod tests;
 
-#[cfg(test)]
-pub(crate) use codec::ToWire;
-pub(crate) use codec::Wire;
 pub(crate) use reply::{BodyPart, Direction, HeaderChange, Reply};
 
 use bytes::Bytes;

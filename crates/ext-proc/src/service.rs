@@ -1,24 +1,21 @@
-//! The gRPC methods: which one a request asks for, under tonic's framing.
+//! The gRPC methods: which one a call asks for.
 
 use crate::{
+    connections::Answer,
+    grpc::{Call, Slices, Status, refuse},
     health,
     processor::{Processor, Rules},
-    protocol::{
-        HEALTH_CHECK_PATH, HEALTH_WATCH_PATH, HealthCheckRequest, HealthCheckResponse, PROCESS_PATH, ProcessingRequest,
-        Reply, Wire,
-    },
+    protocol::{HEALTH_CHECK_PATH, HEALTH_WATCH_PATH, PROCESS_PATH},
     readiness::{Readiness, Stage},
-    stream::{ReplyStream, Timed, Work},
+    timed::Timed,
 };
-use futures_util::future::{Ready, ready};
-use http_body::Body;
-use std::{
-    sync::Arc,
-    task::{Context, Poll},
-};
+use h2::{RecvStream, server::SendResponse};
+use http::Request;
+use std::sync::Arc;
 use tokio_rustls::TlsAcceptor;
-use tonic::{Request, Response, Status, Streaming, body::Body as GrpcBody, server::Grpc};
 
+/// The longest question about health.
+const LONGEST_QUESTION: usize = 64 * 1024;
 /// What a message holds besides a body, at most.
 const AROUND_A_BODY: usize = 1024 * 1024;
 
@@ -47,71 +44,32 @@ impl Methods {
     pub(crate) fn over(self, tls: Option<TlsAcceptor>) -> Self {
         Self { tls, ..self }
     }
+}
 
-    pub(crate) fn tls(&self) -> Option<TlsAcceptor> {
-        self.tls.clone()
-    }
-
-    /// Answers one call.
-    pub(crate) async fn answer<B>(self, request: http::Request<B>) -> http::Response<GrpcBody>
-    where
-        B: Body + Send + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
-    {
-        match request.uri().path() {
+impl Answer for Methods {
+    async fn answer(self, request: Request<RecvStream>, answer: SendResponse<Slices>) {
+        let (head, incoming) = request.into_parts();
+        match head.uri.path() {
             // Without rules every name would pass as it is, the ones that are nobody's adapter among them.
             PROCESS_PATH if self.readiness.stage() == Stage::Starting => {
-                Status::unavailable("the rewrites have not been read yet").into_http()
+                refuse(answer, &Status::unavailable("the rewrites have not been read yet"));
             }
             PROCESS_PATH => {
                 // A body that is too long should still arrive, so that its client can be told.
                 let longest = self.rules.max_body.saturating_mul(2).saturating_add(AROUND_A_BODY);
-                process(longest, move || Timed::new(Processor::new(Arc::clone(&self.rules))), request).await
+                Call::new(incoming, answer, longest, Timed::new(Processor::new(self.rules))).await;
             }
-            HEALTH_CHECK_PATH => health().unary(health::Check(self.readiness), request).await,
-            HEALTH_WATCH_PATH => health().server_streaming(health::Watch(self.readiness), request).await,
-            other => Status::unimplemented(format!("there is no method {other} here")).into_http(),
+            HEALTH_CHECK_PATH => {
+                Call::new(incoming, answer, LONGEST_QUESTION, health::Check(self.readiness)).await;
+            }
+            HEALTH_WATCH_PATH => {
+                Call::new(incoming, answer, LONGEST_QUESTION, health::Watch::new(self.readiness)).await;
+            }
+            other => refuse(answer, &Status::unimplemented(format!("there is no method {other} here"))),
         }
     }
-}
 
-fn health() -> Grpc<Wire<HealthCheckResponse, HealthCheckRequest>> {
-    Grpc::new(Wire::new())
-}
-
-/// Answers a call of the external processor's one method, with messages of at most this length.
-pub(crate) async fn process<B, M, W>(longest: usize, begin: M, request: http::Request<B>) -> http::Response<GrpcBody>
-where
-    B: Body + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
-    M: Fn() -> W + Send + Sync + 'static,
-    W: Work + Send + Unpin + 'static,
-{
-    Grpc::new(Wire::<Reply, ProcessingRequest>::new())
-        .apply_max_message_size_config(Some(longest), None)
-        .streaming(Process(begin), request)
-        .await
-}
-
-/// The external processor's one method, with what begins the work of a stream.
-#[derive(Debug)]
-struct Process<M>(M);
-
-impl<M, W> tower::Service<Request<Streaming<ProcessingRequest>>> for Process<M>
-where
-    M: Fn() -> W,
-    W: Work + Send + Unpin + 'static,
-{
-    type Response = Response<ReplyStream<Streaming<ProcessingRequest>, W>>;
-    type Error = Status;
-    type Future = Ready<Result<Self::Response, Status>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Streaming<ProcessingRequest>>) -> Self::Future {
-        let work = (self.0)();
-        ready(Ok(Response::new(ReplyStream::new(request.into_inner(), work))))
+    fn tls(&self) -> Option<TlsAcceptor> {
+        self.tls.clone()
     }
 }

@@ -63,7 +63,7 @@ mod tests {
     use crate::{
         fixtures::{body, chat, in_force, message, response, rules_that_tell, trailers},
         processor::{How, Moment, Processor, Replies},
-        protocol::{Action, BodySendMode, Event, HttpBody, HttpTrailers, NewBody, ProcessingResponse, Reply, ToWire},
+        protocol::{Action, BodySendMode, Event, HttpBody, HttpTrailers, NewBody, ProcessingResponse, Reply},
     };
     use bytes::Bytes;
     use prost::Message as _;
@@ -92,11 +92,7 @@ mod tests {
     fn said(processor: &mut Processor, event: Event) -> Vec<Action> {
         let mut replies = Replies::new();
         processor.take(message(event), MOMENT, &mut replies);
-        let read = |reply: Reply| {
-            let mut wire = Vec::new();
-            reply.write(&mut wire);
-            ProcessingResponse::decode(&wire[..]).unwrap().action.unwrap()
-        };
+        let read = |reply: Reply| ProcessingResponse::decode(&reply.to_wire()[..]).unwrap().action.unwrap();
         replies.into_iter().map(read).collect()
     }
 

@@ -9,13 +9,14 @@ use crate::{
     fixtures::{at, body, chat, counted, first, in_force, message, response, rewrite, rules, trailers},
     protocol::{
         Action, AppendAction, BodyMutation, BodySendMode, Changes, CommonReply, ImmediateReply, NewBody,
-        ProcessingResponse, ToWire,
+        ProcessingResponse,
     },
 };
 use proptest::prelude::*;
 use prost::Message as _;
 use rollora_api::rewrite::RewriteGroup;
 use rollora_router::headers::INTERNAL;
+use std::collections::VecDeque;
 
 /// What an Envoy has done with a request, as the replies said.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -62,10 +63,8 @@ impl Filter {
         let mut replies = Replies::new();
         let goes_on = self.processor.take(message, Moment { now: at(1), random: 0 }, &mut replies);
         for reply in replies {
-            let mut wire = Vec::new();
-            reply.write(&mut wire);
             self.upstream.replies += 1;
-            self.hear(ProcessingResponse::decode(&wire[..]).unwrap().action.unwrap());
+            self.hear(ProcessingResponse::decode(&reply.to_wire()[..]).unwrap().action.unwrap());
         }
         goes_on
     }

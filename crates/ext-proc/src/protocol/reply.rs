@@ -49,6 +49,31 @@ fn with_headers(headers: HeaderMutation) -> CommonReply {
 }
 
 impl Reply {
+    /// Its length as a message.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Encoded(bytes) => bytes.len(),
+            Self::Message(message) => message.encoded_len(),
+            Self::Body(part) => part.encoded_len(),
+        }
+    }
+
+    /// As a message.
+    #[cfg(test)]
+    pub(crate) fn to_wire(&self) -> Vec<u8> {
+        match self {
+            Self::Encoded(bytes) => bytes.to_vec(),
+            Self::Message(message) => message.encode_to_vec(),
+            Self::Body(part) => {
+                let mut wire = Vec::new();
+                part.write_head(&mut wire);
+                part.slices.iter().for_each(|slice| wire.extend_from_slice(slice));
+                BodyPart::write_end(part.end_of_stream, &mut wire);
+                wire
+            }
+        }
+    }
+
     fn action(action: Action) -> Self {
         Self::Message(ProcessingResponse { action: Some(action) })
     }
@@ -151,18 +176,43 @@ const STREAMED_FIELD: u32 = 3;
 const BYTES_FIELD: u32 = 1;
 const END_FIELD: u32 = 2;
 
+/// The lengths of the fields from a response down to the bytes of a piece, which lie in each other.
+struct Lengths {
+    bytes: usize,
+    streamed: usize,
+    body: usize,
+    changes: usize,
+    reply: usize,
+}
+
+/// The length of a field that has so many bytes in it. All keys have one byte.
+fn within(length: usize) -> usize {
+    1 + encoded_len_varint(length as u64) + length
+}
+
 impl BodyPart {
-    /// What [`ProcessingResponse`] would write, without putting the slices together first. The fields from the
-    /// response down to the piece lie in each other, so the lengths are worked out from the innermost on.
-    pub(super) fn write(&self, buffer: &mut impl BufMut) {
-        let bytes: usize = self.slices.iter().map(Bytes::len).sum();
-        // All keys have one byte.
-        let within = |length: usize| 1 + encoded_len_varint(length as u64) + length;
+    /// How many bytes of a body are in it.
+    pub(crate) fn length(&self) -> usize {
+        self.slices.iter().map(Bytes::len).sum()
+    }
+
+    fn lengths(&self) -> Lengths {
+        let bytes = self.length();
         let end = if self.end_of_stream { 2 } else { 0 };
         let streamed = end + if bytes > 0 { within(bytes) } else { 0 };
         let body = within(streamed);
         let changes = within(body);
-        let reply = within(changes);
+        Lengths { bytes, streamed, body, changes, reply: within(changes) }
+    }
+
+    /// The length of the [`ProcessingResponse`] that it stands for.
+    pub(crate) fn encoded_len(&self) -> usize {
+        within(self.lengths().reply)
+    }
+
+    /// What that message has before the slices. They follow, one after the other, and then [`Self::write_end`].
+    pub(crate) fn write_head(&self, buffer: &mut impl BufMut) {
+        let Lengths { bytes, streamed, body, changes, reply } = self.lengths();
         for (field, length) in
             [(self.direction.field(), reply), (CHANGES_FIELD, changes), (BODY_FIELD, body), (STREAMED_FIELD, streamed)]
         {
@@ -172,11 +222,12 @@ impl BodyPart {
         if bytes > 0 {
             encode_key(BYTES_FIELD, WireType::LengthDelimited, buffer);
             encode_varint(bytes as u64, buffer);
-            for slice in &self.slices {
-                buffer.put_slice(slice);
-            }
         }
-        if self.end_of_stream {
+    }
+
+    /// What that message has behind the slices.
+    pub(crate) fn write_end(end_of_stream: bool, buffer: &mut impl BufMut) {
+        if end_of_stream {
             encode_key(END_FIELD, WireType::Varint, buffer);
             encode_varint(1, buffer);
         }
@@ -205,9 +256,9 @@ mod tests {
             } else {
                 (Direction::Response, Action::ResponseBody(reply))
             };
-            let mut written = Vec::new();
-            BodyPart { direction, slices, end_of_stream }.write(&mut written);
-            prop_assert_eq!(written, encoded(action));
+            let part = BodyPart { direction, slices, end_of_stream };
+            prop_assert_eq!(part.encoded_len(), encoded(action.clone()).len());
+            prop_assert_eq!(Reply::Body(part).to_wire(), encoded(action));
         }
     }
 }

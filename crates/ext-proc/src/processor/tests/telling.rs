@@ -120,9 +120,7 @@ fn what_is_held_for_too_long_is_answered() {
     filter.send(body(br#"{"model":"#, false));
     let mut replies = Replies::new();
     filter.processor.held_too_long(&mut replies);
-    let mut wire = Vec::new();
-    replies[0].write(&mut wire);
-    filter.hear(ProcessingResponse::decode(&wire[..]).unwrap().action.unwrap());
+    filter.hear(ProcessingResponse::decode(&replies[0].to_wire()[..]).unwrap().action.unwrap());
     let (status, words) = filter.upstream.answered.unwrap();
     assert_eq!(status, 408);
     assert!(words.contains("within 30s, which is what --hold-timeout allows"), "{words}");
