@@ -12,6 +12,9 @@ mod messages;
 mod outbox;
 mod status;
 
+#[cfg(feature = "bench")]
+pub(crate) use {messages::Messages, outbox::Outbox};
+
 pub(crate) use call::{Call, Next, Replies, Work, refuse};
 pub(crate) use messages::{Incoming, Opening};
 pub(crate) use outbox::Slices;

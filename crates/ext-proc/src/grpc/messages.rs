@@ -38,7 +38,7 @@ pub(crate) struct Opening {
 
 /// The messages of a stream.
 #[derive(Debug)]
-pub(super) struct Messages {
+pub(crate) struct Messages {
     chunks: Chunks,
     open: Open,
     /// The length of the longest.
@@ -59,17 +59,17 @@ enum Open {
 }
 
 impl Messages {
-    pub(super) fn new(longest: usize) -> Self {
+    pub(crate) fn new(longest: usize) -> Self {
         Self { chunks: Chunks::default(), open: Open::No, longest }
     }
 
     /// More has come.
-    pub(super) fn push(&mut self, chunk: Bytes) {
+    pub(crate) fn push(&mut self, chunk: Bytes) {
         self.chunks.push(chunk);
     }
 
     /// The next message, or piece of one; none until more has come.
-    pub(super) fn next<M: Incoming>(&mut self, in_pieces: impl Fn(Direction) -> bool) -> Result<Option<M>, Status> {
+    pub(crate) fn next<M: Incoming>(&mut self, in_pieces: impl Fn(Direction) -> bool) -> Result<Option<M>, Status> {
         loop {
             match &mut self.open {
                 Open::No => {

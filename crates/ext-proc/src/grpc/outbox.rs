@@ -13,7 +13,7 @@ const AROUND: usize = 64;
 
 /// What is to be sent, as bytes.
 #[derive(Debug, Default)]
-pub(super) struct Outbox {
+pub(crate) struct Outbox {
     slices: VecDeque<Bytes>,
     /// What has been written behind them.
     tail: BytesMut,
@@ -22,12 +22,12 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.length
     }
 
     /// Adds a reply behind those that are there.
-    pub(super) fn push(&mut self, reply: Reply) {
+    pub(crate) fn push(&mut self, reply: Reply) {
         match reply {
             Reply::Encoded(bytes) => {
                 self.prefix(bytes.len());
@@ -71,7 +71,7 @@ impl Outbox {
     }
 
     /// Takes at most the first `most` bytes out.
-    pub(super) fn take(&mut self, most: usize) -> Slices {
+    pub(crate) fn take(&mut self, most: usize) -> Slices {
         self.seal();
         if most >= self.length {
             self.length = 0;

@@ -14,6 +14,7 @@ use super::{Measure, median, proc};
 use stage::{Stage, Who, request};
 
 mod envoy;
+mod instructions;
 mod latency;
 mod memory;
 mod stage;
@@ -61,6 +62,7 @@ pub(super) fn run(short: bool) -> Result<Vec<Measure>> {
         let no_op = costs.ratio(Who::Rollora, Who::NoOp);
         measures.push(measure(&format!("{what}: rollora to no-op"), no_op, "x").at_most(OVER_NO_OP));
     }
+    measures.extend(instructions::run(stage.program("fixed_exchange")?)?);
     measures.extend(latency::run(&stage, rounds, saturation)?);
     measures.extend(memory::run(&mut stage)?);
     Ok(measures)

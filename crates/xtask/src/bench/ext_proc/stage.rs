@@ -116,7 +116,18 @@ impl Stage {
         let programs = workspace::build(
             &[
                 &["--release", "--all-features", "-p", "rollora-ext-proc", "-p", "rollora-e2e"][..],
-                &["--bin", "rollora-ext-proc", "--bin", "vllm-sim", "--bin", "control-plane", "--example", "no_op"],
+                &[
+                    "--bin",
+                    "rollora-ext-proc",
+                    "--bin",
+                    "vllm-sim",
+                    "--bin",
+                    "control-plane",
+                    "--example",
+                    "no_op",
+                    "--example",
+                    "fixed_exchange",
+                ],
             ]
             .concat(),
         )?;
@@ -169,6 +180,11 @@ impl Stage {
     /// The process of a contender; none where there is none.
     pub(super) fn pid(&self, who: Who) -> Option<u32> {
         self.processors.iter().find(|processor| processor.0 == who).map(|(_, server)| server.pid())
+    }
+
+    /// A program that was built for this.
+    pub(super) fn program(&self, name: &str) -> Result<&Path> {
+        find(&self.programs, name)
     }
 
     pub(super) fn envoy(&self) -> u32 {
