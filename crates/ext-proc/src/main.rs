@@ -60,7 +60,8 @@ struct Arguments {
     /// for
     #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = size)]
     max_hold: usize,
-    /// The most that is held of all requests together; who finds no room waits
+    /// The most that is held of all requests together, those that come as a whole (BUFFERED) among them; who finds no
+    /// room waits
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
     hold_budget: usize,
     /// How long a part of a request is held until more of it comes; then its client gets 408

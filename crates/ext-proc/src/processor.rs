@@ -170,8 +170,8 @@ impl Processor {
         self.held.is_some() || (self.reads_body && self.exchange.as_ref().is_some_and(Exchange::holds))
     }
 
-    /// How much room is needed before more of the body may come, in [`Hold::unit`]s.
-    pub(crate) fn lacks_room(&self) -> Option<u32> {
+    /// How much room is needed before more of the body may come, in bytes.
+    pub(crate) fn lacks_room(&self) -> Option<usize> {
         self.held.as_ref()?.lacks_room(&self.rules.hold)
     }
 

@@ -29,7 +29,7 @@ pub struct Settings {
     pub how: How,
     /// The most that is held of one request whose headers have to tell its model.
     pub max_hold: usize,
-    /// The most that is held of all of them together.
+    /// The most that is held of all of them together, and of bodies that come as a whole.
     pub hold_budget: usize,
     /// How long a part of a request is held until more of it comes.
     pub hold_timeout: Duration,

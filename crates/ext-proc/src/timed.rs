@@ -9,7 +9,6 @@ use crate::{
 use futures_util::{FutureExt, future::BoxFuture};
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 use tokio::time::Sleep;
@@ -19,6 +18,30 @@ use tokio::time::Sleep;
 pub(crate) struct Timed {
     processor: Processor,
     waits: Option<Box<Waits>>,
+    whole: Whole,
+}
+
+/// The room of a message that has to be put together.
+#[derive(Default)]
+enum Whole {
+    /// There is none such.
+    #[default]
+    No,
+    Waits(BoxFuture<'static, Option<Room>>),
+    Has(Option<Room>),
+    /// The message has been taken in, but what is said to it has not left.
+    Taken(#[expect(dead_code, reason = "room until it is dropped")] Option<Room>),
+}
+
+impl std::fmt::Debug for Whole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::No => "No",
+            Self::Waits(_) => "Waits",
+            Self::Has(_) => "Has",
+            Self::Taken(_) => "Taken",
+        })
+    }
 }
 
 /// What a request that is held waits with.
@@ -35,7 +58,7 @@ impl std::fmt::Debug for Waits {
 
 impl Timed {
     pub(crate) fn new(processor: Processor) -> Self {
-        Self { processor, waits: None }
+        Self { processor, waits: None, whole: Whole::No }
     }
 }
 
@@ -43,6 +66,9 @@ impl Work for Timed {
     type Message = ProcessingRequest;
 
     fn take(&mut self, message: ProcessingRequest, replies: &mut Replies) -> Next {
+        if let Whole::Has(room) = std::mem::take(&mut self.whole) {
+            self.whole = Whole::Taken(room);
+        }
         let moment = Moment { now: clock::now(), random: rand::random() };
         if self.processor.take(message, moment, replies) { Next::Message } else { Next::End(Status::OK) }
     }
@@ -52,6 +78,9 @@ impl Work for Timed {
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>, replies: &mut Replies) -> Poll<Next> {
+        if matches!(self.whole, Whole::Taken(_)) {
+            self.whole = Whole::No;
+        }
         if !self.processor.is_holding() {
             self.waits = None;
             return Poll::Ready(Next::Message);
@@ -64,15 +93,24 @@ impl Work for Timed {
             self.processor.held_too_long(replies);
             return Poll::Ready(Next::End(Status::OK));
         }
-        let Some(units) = self.processor.lacks_room() else { return Poll::Ready(Next::Message) };
-        let budget = &hold.budget;
-        // It is never closed.
-        let room =
-            waits.room.get_or_insert_with(|| Arc::clone(budget).acquire_many_owned(units).map(Result::ok).boxed());
+        let Some(bytes) = self.processor.lacks_room() else { return Poll::Ready(Next::Message) };
+        let room = waits.room.get_or_insert_with(|| hold.room(bytes).boxed());
         if let Some(room) = ready!(room.as_mut().poll(context)) {
             self.processor.give_room(room);
         }
         waits.room = None;
         Poll::Ready(Next::Message)
+    }
+
+    fn poll_room(&mut self, bytes: usize, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match &mut self.whole {
+                Whole::Has(_) => return Poll::Ready(()),
+                Whole::Waits(room) => self.whole = Whole::Has(ready!(room.as_mut().poll(context))),
+                Whole::No | Whole::Taken(_) => {
+                    self.whole = Whole::Waits(self.processor.rules().hold.room(bytes).boxed());
+                }
+            }
+        }
     }
 }

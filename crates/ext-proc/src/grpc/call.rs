@@ -43,6 +43,11 @@ pub(crate) trait Work {
         false
     }
 
+    /// When there is room for a long message of so many bytes, which has to be put together before it is taken in.
+    fn poll_room(&mut self, _bytes: usize, _context: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
     /// When and how it goes on before the next message is taken in; also here something can be said.
     fn poll_next(&mut self, _context: &mut Context<'_>, _replies: &mut Replies) -> Poll<Next> {
         Poll::Ready(Next::Message)
@@ -122,6 +127,7 @@ impl<W: Work> Call<W> {
                 Next::Message => match self.messages.next(|direction| self.work.takes_pieces(direction)) {
                     Ok(Some(message)) => self.work.take(message, &mut self.replies),
                     Err(status) => Next::End(status),
+                    Ok(None) if self.poll_room(context).is_pending() => return Ok(Poll::Pending),
                     Ok(None) => match self.incoming.poll_data(context) {
                         Poll::Pending => return Ok(Poll::Pending),
                         Poll::Ready(None) => Next::End(Status::OK),
@@ -141,6 +147,13 @@ impl<W: Work> Call<W> {
             said = self.replies.iter().map(Reply::len).sum();
         }
         Ok(Poll::Ready(()))
+    }
+
+    fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        match self.messages.collects() {
+            Some(bytes) => self.work.poll_room(bytes, context),
+            None => Poll::Ready(()),
+        }
     }
 
     /// Gives everything that is to be said to the connection, as the other end has room for it.

@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 
 /// So much of a message tells whether it can be read in pieces.
 const OPENING: usize = 16;
+/// A message of this length may be put together without asking.
+const SHORT: usize = 64 * 1024;
 /// What is kept free at first for a message that has to be put together.
 const AT_FIRST: usize = 256 * 1024;
 
@@ -66,6 +68,14 @@ impl Messages {
     /// More has come.
     pub(crate) fn push(&mut self, chunk: Bytes) {
         self.chunks.push(chunk);
+    }
+
+    /// How long the message is that is being put together, where it is a long one.
+    pub(super) fn collects(&self) -> Option<usize> {
+        match self.open {
+            Open::Collected { length, .. } if length > SHORT => Some(length),
+            _ => None,
+        }
     }
 
     /// The next message, or piece of one; none until more has come.

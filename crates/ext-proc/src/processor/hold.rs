@@ -25,15 +25,25 @@ pub(crate) struct Hold {
     /// Of one request.
     pub(crate) most: usize,
     pub(crate) timeout: Duration,
-    /// The room that is left for all together.
-    pub(crate) budget: Arc<Semaphore>,
+    /// The room that is left for all together, of `units`.
+    budget: Arc<Semaphore>,
+    units: u32,
 }
 
 impl Hold {
     /// At most `most` of one request for at most `timeout`, and `budget` of all together, which is enough for one.
     pub(crate) fn new(most: usize, budget: usize, timeout: Duration) -> Self {
-        let units = budget.max(most).div_ceil(UNIT).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
-        Self { most, timeout, budget: Arc::new(Semaphore::new(units)) }
+        let units = budget.max(most).div_ceil(UNIT).clamp(1, Semaphore::MAX_PERMITS);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        Self { most, timeout, budget: Arc::new(Semaphore::new(units as usize)), units }
+    }
+
+    /// Room for so many bytes, when there is some; all there is for whoever needs more than that.
+    pub(crate) fn room(&self, bytes: usize) -> impl Future<Output = Option<Room>> + Send + use<> {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).map_or(self.units, |units| units.min(self.units));
+        let room = Arc::clone(&self.budget).acquire_many_owned(units);
+        // It is never closed.
+        async move { room.await.ok() }
     }
 }
 
@@ -69,13 +79,11 @@ impl Held {
         self.length > hold.most
     }
 
-    pub(super) fn lacks_room(&self, hold: &Hold) -> Option<u32> {
+    pub(super) fn lacks_room(&self, hold: &Hold) -> Option<usize> {
         if self.length <= FREE || self.room.is_some() {
             return None;
         }
-        let all = self.said.map_or(hold.most, |said| said.max(self.length).min(hold.most));
-        // The budget has room for the most that one may hold.
-        Some(u32::try_from(all.div_ceil(UNIT)).unwrap_or(u32::MAX))
+        Some(self.said.map_or(hold.most, |said| said.max(self.length).min(hold.most)))
     }
 
     pub(super) fn give_room(&mut self, room: Room) {

@@ -315,3 +315,38 @@ async fn who_finds_no_room_waits_and_is_not_refused() {
         assert_eq!(set.len(), 2);
     }
 }
+
+#[tokio::test]
+async fn bodies_that_come_as_a_whole_wait_for_room_too() {
+    let settings = Settings { max_hold: 1 << 20, hold_budget: 1 << 20, ..Settings::default() };
+    let bed = Bed::start(settings).await;
+    bed.readiness.serving();
+    let mut client = Client::connect(bed.grpc).await;
+    let prompt = "x".repeat(900 * 1024);
+    let whole = body(format!(r#"{{"prompt":"{prompt}","model":"alias"}}"#).as_bytes(), true);
+    let mut calls = Vec::new();
+    for _ in 0..4 {
+        let mut call = client.process().await;
+        call.send(&chat(BodySendMode::Buffered, &[]));
+        calls.push(call);
+    }
+    // One has begun, and has not come to its end.
+    let bytes = prost::Message::encode_to_vec(&whole);
+    let (begin, rest) = bytes.split_at(bytes.len() / 2);
+    calls[0].begin_bytes(bytes.len(), begin);
+    assert!(matches!(calls[0].next().await, Action::RequestHeaders(_)));
+    while calls[0].waiting() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    for call in &mut calls[1..] {
+        call.send(&whole);
+        assert!(matches!(call.next().await, Action::RequestHeaders(_)));
+    }
+    let early = tokio::time::timeout(Duration::from_millis(100), calls[1].next()).await;
+    assert!(early.is_err(), "{early:?}");
+    calls[0].go_on(rest);
+    for call in &mut calls {
+        assert!(matches!(call.next().await, Action::RequestBody(_)));
+    }
+}

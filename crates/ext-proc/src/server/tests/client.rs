@@ -109,6 +109,17 @@ impl Called {
         self.messages.as_ref().unwrap().send(message);
     }
 
+    /// Sends the beginning of a message of this length.
+    pub(super) fn begin_bytes(&mut self, length: usize, beginning: &[u8]) {
+        let length = u32::try_from(length).unwrap().to_be_bytes();
+        self.go_on(&[&[0], &length[..], beginning].concat());
+    }
+
+    /// Sends more of it.
+    pub(super) fn go_on(&mut self, bytes: &[u8]) {
+        self.messages.as_ref().unwrap().send_as_it_is(Bytes::copy_from_slice(bytes));
+    }
+
     /// How many messages have not left.
     pub(super) fn waiting(&self) -> usize {
         self.messages.as_ref().unwrap().waiting.load(Relaxed)
@@ -182,8 +193,12 @@ impl Messages {
         framed.put_u8(0);
         framed.put_u32(message.len().try_into().unwrap());
         framed.put_slice(message);
+        self.send_as_it_is(framed.freeze());
+    }
+
+    fn send_as_it_is(&self, bytes: Bytes) {
         self.waiting.fetch_add(1, Relaxed);
-        self.sender.send(framed.freeze()).unwrap();
+        self.sender.send(bytes).unwrap();
     }
 }
 
