@@ -101,6 +101,14 @@ impl Client {
         Self { sender, _connection: tasks }
     }
 
+    /// Waits until another request can be sent. An error means that the connection has ended.
+    pub(crate) async fn ready(&mut self) -> hyper::Result<()> {
+        match &mut self.sender {
+            Sender::One(sender) => sender.ready().await,
+            Sender::Two(sender) => sender.ready().await,
+        }
+    }
+
     /// Sends a request; returns at the answer's headers.
     pub(crate) async fn begin(&mut self, mut request: Request<Body>) -> hyper::Result<Response<Incoming>> {
         match &mut self.sender {

@@ -1,0 +1,266 @@
+//! What it runs on: an API server whose rules change, three replicas of the program, and an Envoy with the configuration
+//! that is shipped, but for addresses.
+
+use super::{
+    ledger::{Ledger, Outage, Rules},
+    models, now,
+};
+use anyhow::{Context as _, Result, ensure};
+use kube::{
+    Api,
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    core::{ApiResource, GroupVersionKind},
+};
+use rollora_api::rewrite::RewriteGroup;
+use rollora_e2e::{
+    cluster::{control_plane::ControlPlane, homes::ENVOY},
+    http::{self, Address},
+    ports::Port,
+    process::{Process, program},
+    rules::{Routers, RulesLog},
+};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+pub(super) const REPLICAS: usize = 3;
+const POOL: &str = "pool";
+const STEADY: &str = "steady";
+const YOUNGER: &str = "younger";
+const BETWEEN_RULES: Duration = Duration::from_millis(100);
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// From when, and until when at the latest, the API server had the rules of a generation.
+type Written = Arc<Mutex<Vec<(Instant, Option<Instant>)>>>;
+
+pub(super) struct Bed {
+    envoy: Process,
+    gateway: Port,
+    admin: Port,
+    replicas: Vec<Replica>,
+    outages: Vec<Outage>,
+    /// Who can be asked at the moment.
+    living: Arc<Mutex<Vec<Address>>>,
+    log: RulesLog,
+    written: Written,
+    writing: JoinSet<Result<()>>,
+    kubeconfig: PathBuf,
+    namespace: String,
+    _models: JoinSet<()>,
+    folder: TempDir,
+}
+
+struct Replica {
+    name: String,
+    ports: [Port; 3],
+    process: Option<Process>,
+}
+
+impl Bed {
+    pub(super) async fn start(ledger: &Arc<Ledger>) -> Result<Self> {
+        let plane = ControlPlane::shared().await?;
+        let namespace = plane.namespace("soak").await?;
+        let kind = GroupVersionKind::gvk(RewriteGroup::Current.name(), "v1alpha2", "InferenceModelRewrite");
+        let rewrites: Api<DynamicObject> =
+            Api::namespaced_with(plane.admin().await?, &namespace, &ApiResource::from_gvk(&kind));
+        let written = Written::new(Mutex::new(vec![(now(), None)]));
+        rewrites.create(&PostParams::default(), &rewrite(STEADY, &rules(0))?).await?;
+
+        let folder = tempfile::tempdir()?;
+        let mut replicas = Vec::new();
+        for number in 0..REPLICAS {
+            let ports = [Port::reserve()?, Port::reserve()?, Port::reserve()?];
+            replicas.push(Replica { name: format!("ext-proc-{number}"), ports, process: None });
+        }
+        let mut tasks = JoinSet::new();
+        let models = models::start(ledger, &mut tasks).await;
+        let (gateway, admin) = (Port::reserve()?, Port::reserve()?);
+        let file = folder.path().join("envoy.json");
+        let processors: Vec<_> = replicas.iter().map(|replica| replica.ports[0].address()).collect();
+        fs::write(&file, configuration(&gateway, &admin, models, &processors)?.to_string())?;
+        let mut envoy = Command::new(ENVOY.program("envoy")?);
+        envoy.arg("-c").arg(&file).args(["--concurrency", "1", "--log-level", "error", "--disable-hot-restart"]);
+
+        let living = Arc::<Mutex<Vec<Address>>>::default();
+        let asked = Arc::clone(&living);
+        let routers: Routers = Arc::new(move || asked.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let mut bed = Self {
+            envoy: Process::start("envoy", envoy, folder.path())?,
+            gateway,
+            admin,
+            replicas,
+            outages: Vec::new(),
+            living,
+            log: RulesLog::start(&routers, "red"),
+            written: Arc::clone(&written),
+            writing: JoinSet::new(),
+            kubeconfig: plane.admin_kubeconfig(),
+            namespace,
+            _models: tasks,
+            folder,
+        };
+        for number in 0..REPLICAS {
+            bed.start_replica(number).await?;
+        }
+        bed.envoy_serves().await?;
+        bed.writing.spawn(keep_writing(rewrites, written));
+        Ok(bed)
+    }
+
+    /// Waits until Envoy listens and knows of every replica that it can be asked.
+    async fn envoy_serves(&self) -> Result<()> {
+        let (admin, start) = (Address::from(self.admin.address()), now());
+        let line = "cluster.rollora-ext-proc.membership_healthy: 3";
+        loop {
+            let stats = http::call(&admin, http::request("GET", "/stats?filter=membership_healthy", None)).await;
+            if stats.is_ok_and(|(_, stats)| String::from_utf8_lossy(&stats).contains(line)) {
+                return Ok(());
+            }
+            ensure!(self.envoy.ended().is_none() && start.elapsed() < LIMIT, "{}", self.envoy.log_tail(20));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub(super) fn gateway(&self) -> SocketAddr {
+        self.gateway.address()
+    }
+
+    /// What should not end has not.
+    pub(super) fn still_runs(&mut self) {
+        assert!(self.envoy.ended().is_none(), "{}", self.envoy.log());
+        let stopped = self.writing.try_join_next();
+        assert!(stopped.is_none(), "rules are not written any more: {stopped:?}");
+    }
+
+    /// Kills this replica, or it and the next, and starts each again some time later; returns when they serve.
+    pub(super) async fn kill(&mut self, first: usize, victims: usize, away: Duration) -> Result<()> {
+        let victims: Vec<_> = (first..first + victims).map(|number| number % REPLICAS).collect();
+        for &number in &victims {
+            let replica = &mut self.replicas[number];
+            let process = replica.process.take().context("it runs")?;
+            let from = now();
+            process.signal(Signal::KILL);
+            process.end_within(LIMIT).await?;
+            self.outages.push(Outage { from, dead: now() });
+            let gone = replica.metrics();
+            self.living.lock().unwrap_or_else(PoisonError::into_inner).retain(|address| *address != gone);
+        }
+        tokio::time::sleep(away).await;
+        for number in victims {
+            self.start_replica(number).await?;
+        }
+        Ok(())
+    }
+
+    async fn start_replica(&mut self, number: usize) -> Result<()> {
+        let replica = &mut self.replicas[number];
+        let mut command = Command::new(program("rollora-ext-proc", "rollora-ext-proc")?);
+        command.env("KUBECONFIG", &self.kubeconfig).env("RUST_LOG", "warn");
+        command.args(["--pool", POOL, "--namespace", &self.namespace, "--address", "127.0.0.1"]);
+        for (flag, port) in ["--grpc-port", "--grpc-health-port", "--metrics-port"].iter().zip(&replica.ports) {
+            command.arg(flag).arg(port.number().to_string());
+        }
+        // Looked at from now on, so that no rule is in force that was not seen.
+        self.living.lock().unwrap_or_else(PoisonError::into_inner).push(replica.metrics());
+        let process = replica.process.insert(Process::start(&replica.name, command, self.folder.path())?);
+        let (metrics, start) = (Address::from(replica.ports[2].address()), now());
+        while !http::call(&metrics, http::request("GET", "/readyz", None)).await.is_ok_and(|(status, _)| status == 200)
+        {
+            ensure!(process.ended().is_none() && start.elapsed() < LIMIT, "{}", process.log_tail(20));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    /// Ends it; says which rules were in force when, and who was killed.
+    pub(super) async fn end(mut self) -> (Rules, Vec<Outage>) {
+        self.writing.shutdown().await;
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        (Rules::new(&self.log.so_far(), &written, now()), self.outages)
+    }
+}
+
+impl Replica {
+    fn metrics(&self) -> Address {
+        self.ports[2].address().into()
+    }
+}
+
+/// The rules of a generation: each alias has two targets of its own.
+fn rules(generation: usize) -> Value {
+    let weight = 1 + generation * 37 % 99;
+    let rule = |alias: &str| {
+        let target = |side: &str, weight: usize| json!({ "modelRewrite": format!("{alias}-{generation}-{side}"), "weight": weight });
+        json!({
+            "matches": [{ "model": { "value": alias } }],
+            "targets": [target("left", weight), target("right", 100 - weight)],
+        })
+    };
+    json!([rule("red"), rule("blue")])
+}
+
+fn rewrite(name: &str, rules: &Value) -> Result<DynamicObject> {
+    Ok(serde_json::from_value(json!({
+        "apiVersion": RewriteGroup::Current.api_version(), "kind": "InferenceModelRewrite",
+        "metadata": { "name": name },
+        "spec": { "poolRef": { "name": POOL }, "rules": rules },
+    }))?)
+}
+
+/// Another generation every now and then; and a younger rewrite that comes and goes, whose rules are never in force.
+async fn keep_writing(rewrites: Api<DynamicObject>, written: Written) -> Result<()> {
+    let mut ticks = tokio::time::interval(BETWEEN_RULES);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.tick().await;
+    let younger = json!([{
+        "matches": [{ "model": { "value": "red" } }, { "model": { "value": "blue" } }],
+        "targets": [{ "modelRewrite": "never" }],
+    }]);
+    for generation in 1.. {
+        ticks.tick().await;
+        written.lock().unwrap_or_else(PoisonError::into_inner).push((now(), None));
+        let patch = Patch::Merge(json!({ "spec": { "rules": rules(generation) } }));
+        rewrites.patch(STEADY, &PatchParams::default(), &patch).await?;
+        if let Some(before) = written.lock().unwrap_or_else(PoisonError::into_inner).get_mut(generation - 1) {
+            before.1 = Some(now());
+        }
+        match generation % 20 {
+            // Not of the same second as the steady one: whoever is older wins.
+            15 => drop(rewrites.create(&PostParams::default(), &rewrite(YOUNGER, &younger)?).await?),
+            19 => drop(rewrites.delete(YOUNGER, &DeleteParams::default()).await?),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What is shipped, with other addresses, and with an administration.
+fn configuration(gateway: &Port, admin: &Port, models: SocketAddr, processors: &[SocketAddr]) -> Result<Value> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/ext-proc/envoy.yaml");
+    let mut shipped: Value = serde_saphyr::from_str(&fs::read_to_string(file)?)?;
+    shipped["admin"] = json!({ "address": socket(admin.address()) });
+    let resources = &mut shipped["static_resources"];
+    resources["listeners"][0]["address"] = socket(gateway.address());
+    for (index, (name, endpoints)) in [("vllm", &[models][..]), ("rollora-ext-proc", processors)].iter().enumerate() {
+        let cluster = &mut resources["clusters"][index];
+        ensure!(cluster["name"] == *name, "envoy.yaml has other clusters than it had");
+        cluster["type"] = json!("STATIC");
+        let endpoints: Vec<_> =
+            endpoints.iter().map(|address| json!({ "endpoint": { "address": socket(*address) } })).collect();
+        cluster["load_assignment"]["endpoints"] = json!([{ "lb_endpoints": endpoints }]);
+    }
+    Ok(shipped)
+}
+
+fn socket(address: SocketAddr) -> Value {
+    json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
+}
