@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says by a panic what is wrong")]
 
 mod clients;
+mod ending;
 mod leaving;
 mod modes;
 mod soak;

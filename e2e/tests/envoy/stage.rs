@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use std::{
     fs, io,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Once},
     time::Duration,
@@ -40,24 +40,44 @@ pub(crate) struct Plan {
     /// With a filter in observability mode before it.
     pub(crate) observed: bool,
     pub(crate) tls: bool,
+    /// Answers are shown to the server, which puts the client's name back.
+    pub(crate) restored: bool,
+    /// How long new requests are served when the server is to end.
+    pub(crate) drain_delay: Duration,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { mode: "FULL_DUPLEX_STREAMED", how: How::default(), observed: false, tls: false }
+        Self {
+            mode: "FULL_DUPLEX_STREAMED",
+            how: How::default(),
+            observed: false,
+            tls: false,
+            restored: false,
+            drain_delay: Duration::ZERO,
+        }
     }
 }
 
 pub(crate) struct Stage {
-    envoy: Process,
-    listener: Port,
-    admin: Port,
+    plan: Plan,
+    gate: Gate,
     /// The server; it is gone, with all of its connections, when the set is dropped.
     server: JoinSet<io::Result<()>>,
+    stop: CancellationToken,
+    grpc: SocketAddr,
+    models: SocketAddr,
     metrics: SocketAddr,
     stalled: watch::Sender<bool>,
     _tasks: JoinSet<()>,
-    _folder: TempDir,
+    folder: TempDir,
+}
+
+/// An Envoy that listens and asks the server.
+pub(crate) struct Gate {
+    envoy: Process,
+    listener: Port,
+    admin: Port,
 }
 
 /// Whether there is an Envoy; says what is skipped otherwise.
@@ -120,12 +140,13 @@ impl Stage {
         let models = upstream::start(&mut tasks).await;
         let mut server = Server::new(
             rules(),
-            Settings { how: plan.how.clone(), drain_delay: Duration::ZERO, max_body: 100_000, ..Settings::default() },
+            Settings { how: plan.how.clone(), drain_delay: plan.drain_delay, max_body: 100_000, ..Settings::default() },
         );
+        let folder = tempfile::tempdir().unwrap();
         if plan.tls {
-            let file =
-                |name: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../crates/ext-proc/testdata").join(name);
-            server.speak_tls(Files { certificate: file("one.crt"), key: file("one.key") }).unwrap();
+            let file = |name: &str| folder.path().join(name);
+            set_certificate(folder.path(), "one");
+            server.speak_tls(Files { certificate: file("tls.crt"), key: file("tls.key") }).unwrap();
         }
         server.readiness().serving();
         let listen = || TcpListener::bind("127.0.0.1:0");
@@ -138,36 +159,34 @@ impl Stage {
         let (stalled, _) = watch::channel(false);
         let grpc = forward(grpc, &stalled, &mut tasks).await;
         let mut running = JoinSet::new();
-        running.spawn(server.serve(listeners, CancellationToken::new()));
-
-        let folder = tempfile::tempdir().unwrap();
-        let (listener, admin) = (Port::reserve().unwrap(), Port::reserve().unwrap());
-        let config = config(&plan, [listener.address(), admin.address(), models, grpc]);
-        let file = folder.path().join("envoy.json");
-        fs::write(&file, config.to_string()).unwrap();
-        let mut command = Command::new(ENVOY.program("envoy").unwrap());
-        command.arg("-c").arg(&file).args(["--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]);
-        let envoy = Process::start("envoy", command, folder.path()).unwrap();
-        let stage = Self { envoy, listener, admin, server: running, metrics, stalled, _tasks: tasks, _folder: folder };
-        stage.ready().await;
-        stage
+        let stop = CancellationToken::new();
+        running.spawn(server.serve(listeners, stop.clone()));
+        let gate = Gate::start("envoy", &plan, "one", [models, grpc], folder.path()).await;
+        Self { plan, gate, server: running, stop, grpc, models, metrics, stalled, _tasks: tasks, folder }
     }
 
-    async fn ready(&self) {
-        loop {
-            assert!(self.envoy.ended().is_none(), "{}", self.envoy.log());
-            if TcpStream::connect(self.admin.address()).await.is_ok()
-                && TcpStream::connect(self.listener.address()).await.is_ok()
-                && self.admin("/ready").await.starts_with("LIVE")
-            {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+    /// A second Envoy, which trusts nobody but this certificate.
+    pub(crate) async fn gate_that_trusts(&self, certificate: &str) -> Gate {
+        Gate::start("second-envoy", &self.plan, certificate, [self.models, self.grpc], self.folder.path()).await
+    }
+
+    /// The server's certificate is another one now.
+    pub(crate) fn renew_certificate(&self, certificate: &str) {
+        set_certificate(self.folder.path(), certificate);
+    }
+
+    /// The server is asked to end.
+    pub(crate) fn ask_to_end(&self) {
+        self.stop.cancel();
+    }
+
+    /// The server ends by itself.
+    pub(crate) async fn server_ends(&mut self) {
+        self.server.join_next().await.unwrap().unwrap().unwrap();
     }
 
     pub(crate) fn gateway(&self) -> SocketAddr {
-        self.listener.address()
+        self.gate.address()
     }
 
     /// One request on a connection of its own.
@@ -177,7 +196,7 @@ impl Stage {
 
     /// What Envoy says about itself.
     pub(crate) async fn admin(&self, path: &str) -> String {
-        text(self.admin.address(), path).await
+        self.gate.admin(path).await
     }
 
     /// One of Envoy's figures, over all of its filters.
@@ -200,6 +219,52 @@ impl Stage {
     /// Nothing of what Envoy says reaches the server, or everything does.
     pub(crate) fn stall(&self, stalled: bool) {
         self.stalled.send_replace(stalled);
+    }
+}
+
+impl Gate {
+    async fn start(name: &str, plan: &Plan, trusted: &str, [models, grpc]: [SocketAddr; 2], folder: &Path) -> Self {
+        let (listener, admin) = (Port::reserve().unwrap(), Port::reserve().unwrap());
+        let config = config(plan, trusted, [listener.address(), admin.address(), models, grpc]);
+        let file = folder.join(format!("{name}.json"));
+        fs::write(&file, config.to_string()).unwrap();
+        let mut command = Command::new(ENVOY.program("envoy").unwrap());
+        command.arg("-c").arg(&file).args(["--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]);
+        let gate = Self { envoy: Process::start(name, command, folder).unwrap(), listener, admin };
+        gate.ready().await;
+        gate
+    }
+
+    async fn ready(&self) {
+        loop {
+            assert!(self.envoy.ended().is_none(), "{}", self.envoy.log());
+            if TcpStream::connect(self.admin.address()).await.is_ok()
+                && TcpStream::connect(self.listener.address()).await.is_ok()
+                && self.admin("/ready").await.starts_with("LIVE")
+            {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.listener.address()
+    }
+
+    async fn admin(&self, path: &str) -> String {
+        text(self.admin.address(), path).await
+    }
+}
+
+fn testdata(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../crates/ext-proc/testdata").join(name)
+}
+
+/// Puts a certificate and its key where the server looks for them.
+fn set_certificate(folder: &Path, name: &str) {
+    for kind in ["key", "crt"] {
+        fs::copy(testdata(&format!("{name}.{kind}")), folder.join(format!("tls.{kind}"))).unwrap();
     }
 }
 
@@ -241,14 +306,16 @@ async fn forward(to: SocketAddr, stalled: &watch::Sender<bool>, tasks: &mut Join
     address
 }
 
-fn config(plan: &Plan, [listener, admin, models, grpc]: [SocketAddr; 4]) -> Value {
+fn config(plan: &Plan, trusted: &str, [listener, admin, models, grpc]: [SocketAddr; 4]) -> Value {
     let duplex = plan.mode == "FULL_DUPLEX_STREAMED";
     let mut filters = vec![filter(
         "rewriting",
         &json!({ "processing_mode": {
             "request_header_mode": "SEND", "request_body_mode": plan.mode,
             "request_trailer_mode": if duplex { "SEND" } else { "SKIP" },
-            "response_header_mode": "SEND", "response_body_mode": "NONE", "response_trailer_mode": "SKIP",
+            "response_header_mode": "SEND",
+            "response_body_mode": if plan.restored { "FULL_DUPLEX_STREAMED" } else { "NONE" },
+            "response_trailer_mode": if plan.restored { "SEND" } else { "SKIP" },
         } }),
     )];
     if plan.observed {
@@ -285,7 +352,10 @@ fn config(plan: &Plan, [listener, admin, models, grpc]: [SocketAddr; 4]) -> Valu
     if plan.tls {
         ext_proc["transport_socket"] = json!({ "name": "tls", "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-            "common_tls_context": { "alpn_protocols": ["h2"] },
+            "common_tls_context": {
+                "alpn_protocols": ["h2"],
+                "validation_context": { "trusted_ca": { "filename": testdata(&format!("{trusted}.crt")) } },
+            },
         } });
     }
     json!({

@@ -30,6 +30,8 @@ mod pods;
 mod real_sidecar;
 mod real_vllm;
 #[cfg(feature = "cluster")]
+mod removed_kinds;
+#[cfg(feature = "cluster")]
 mod replicas;
 #[cfg(feature = "cluster")]
 mod script;

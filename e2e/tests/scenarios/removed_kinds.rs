@@ -1,0 +1,128 @@
+//! A definition of InferenceModelRewrite is removed and comes back while routers run.
+
+use anyhow::{Context as _, Result, ensure};
+use kube::{
+    Api, Client,
+    api::{DynamicObject, PostParams},
+    core::{ApiResource, GroupVersionKind},
+};
+use rollora_api::{
+    rewrite::RewriteGroup::{self, Current, Legacy},
+    router_report::RulesReport,
+};
+use rollora_e2e::{
+    cluster::control_plane::{ControlPlane, UPSTREAM},
+    http::{self, Address},
+    ports::Port,
+    process::{Process, program},
+    scenario::has_a_cluster,
+};
+use serde_json::json;
+use std::{collections::BTreeMap, process::Command, time::Duration};
+
+/// Which both kinds have a rule for.
+const SHARED: &str = "shared";
+
+fn target(group: RewriteGroup) -> &'static str {
+    if group == Current { "current" } else { "legacy" }
+}
+
+/// What is in force with the rewrites of these groups: their targets by model.
+fn expected(groups: &[RewriteGroup]) -> BTreeMap<String, String> {
+    let own = groups.iter().map(|group| (format!("{}-only", target(*group)), target(*group).to_owned()));
+    // The current group goes first.
+    let shared = groups.iter().min_by_key(|group| **group != Current);
+    own.chain(shared.map(|group| (SHARED.to_owned(), target(*group).to_owned()))).collect()
+}
+
+async fn write(client: &Client, namespace: &str, group: RewriteGroup) -> Result<()> {
+    let kind = GroupVersionKind::gvk(group.name(), "v1alpha2", "InferenceModelRewrite");
+    let rewrites: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &ApiResource::from_gvk(&kind));
+    let name = target(group);
+    let own = format!("{name}-only");
+    let object = json!({
+        "apiVersion": group.api_version(), "kind": "InferenceModelRewrite", "metadata": { "name": name },
+        "spec": { "poolRef": { "name": "pool" }, "rules": [{
+            "matches": [{ "model": { "value": SHARED } }, { "model": { "value": own } }],
+            "targets": [{ "modelRewrite": name }],
+        }] },
+    });
+    rewrites.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+    Ok(())
+}
+
+/// A program that watches.
+struct Router {
+    process: Process,
+    at: Address,
+    _ports: [Port; 3],
+}
+
+impl Router {
+    fn start(plane: &ControlPlane, namespace: &str, folder: &std::path::Path) -> Result<Self> {
+        let ports = [Port::reserve()?, Port::reserve()?, Port::reserve()?];
+        let mut command = Command::new(program("rollora-ext-proc", "rollora-ext-proc")?);
+        command.env("KUBECONFIG", plane.admin_kubeconfig());
+        command.args(["--pool", "pool", "--namespace", namespace, "--address", "127.0.0.1"]);
+        for (flag, port) in ["--grpc-port", "--grpc-health-port", "--metrics-port"].iter().zip(&ports) {
+            command.arg(flag).arg(port.number().to_string());
+        }
+        let at = ports[2].address().into();
+        Ok(Self { process: Process::start("rollora-ext-proc", command, folder)?, at, _ports: ports })
+    }
+
+    /// Waits until the rules are those of these groups and no others, and is ready all the time from the first on.
+    async fn has(&self, groups: &[RewriteGroup], from_the_start: bool) -> Result<()> {
+        let (wanted, names) = (expected(groups), groups.iter().map(|group| group.name()).collect::<Vec<_>>());
+        let mut last = String::new();
+        for _ in 0..3000 {
+            let ready = http::call(&self.at, http::request("GET", "/readyz", None)).await;
+            let ready = ready.is_ok_and(|(status, _)| status == 200);
+            ensure!(ready || from_the_start, "it is not ready any more\n{}", self.process.log_tail(20));
+            if let Ok(report) = http::get_json::<RulesReport>(&self.at, "/rules").await {
+                let found =
+                    report.models.iter().map(|(model, rule)| (model.clone(), rule.targets[0].model_rewrite.clone()));
+                if ready && report.groups == names && found.collect::<BTreeMap<_, _>>() == wanted {
+                    return Ok(());
+                }
+                last = format!("{report:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        anyhow::bail!("waited in vain for the rules of {names:?}: {last}\n{}", self.process.log_tail(20))
+    }
+}
+
+async fn try_it() -> Result<()> {
+    let plane = ControlPlane::start().await?;
+    let definitions = [(Current, UPSTREAM.current_rewrite), (Legacy, UPSTREAM.legacy_rewrite)];
+    for (_, definition) in definitions {
+        plane.install(&[UPSTREAM.file(definition)?]).await?;
+    }
+    let (namespace, client) = (plane.namespace("removed").await?, plane.admin().await?);
+    write(&client, &namespace, Current).await?;
+    write(&client, &namespace, Legacy).await?;
+    let folder = tempfile::tempdir()?;
+    let router = Router::start(&plane, &namespace, folder.path())?;
+    router.has(&[Current, Legacy], true).await?;
+    for (group, definition) in definitions {
+        let other = if group == Current { Legacy } else { Current };
+        plane.uninstall(&UPSTREAM.file(definition)?).await?;
+        router.has(&[other], false).await.with_context(|| format!("{group:?} was removed"))?;
+        plane.install(&[UPSTREAM.file(definition)?]).await?;
+        write(&client, &namespace, group).await?;
+        router.has(&[Current, Legacy], false).await.with_context(|| format!("{group:?} came back"))?;
+    }
+    // Both, and it lives on without any rule.
+    for (_, definition) in definitions {
+        plane.uninstall(&UPSTREAM.file(definition)?).await?;
+    }
+    router.has(&[], false).await.context("both were removed")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kind_that_is_removed_takes_its_rules_with_it_and_those_of_the_other_stay() {
+    if has_a_cluster("a kind of rewrite is removed") {
+        try_it().await.unwrap();
+    }
+}
