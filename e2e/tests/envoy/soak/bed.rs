@@ -134,6 +134,11 @@ impl Bed {
         self.gateway.address()
     }
 
+    /// How many replicas were killed so far.
+    pub(super) fn kills(&self) -> usize {
+        self.outages.len()
+    }
+
     /// What should not end has not.
     pub(super) fn still_runs(&mut self) {
         assert!(self.envoy.ended().is_none(), "{}", self.envoy.log());

@@ -11,6 +11,7 @@ use http_body_util::BodyExt as _;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 const CLIENTS: u64 = 32;
 /// Longer than Envoy waits for a reply.
@@ -18,31 +19,33 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) struct Crowd {
     clients: JoinSet<()>,
+    enough: CancellationToken,
 }
 
 impl Crowd {
-    /// Each client sends one request after the other until all together have sent so many.
-    pub(super) fn start(gateway: SocketAddr, ledger: &Arc<Ledger>, requests: u64, seed: u64) -> Self {
-        let mut clients = JoinSet::new();
+    /// Each client sends one request after the other.
+    pub(super) fn start(gateway: SocketAddr, ledger: &Arc<Ledger>, seed: u64) -> Self {
+        let (mut clients, enough) = (JoinSet::new(), CancellationToken::new());
         for number in 0..CLIENTS {
             let (ledger, random) = (Arc::clone(ledger), StdRng::seed_from_u64(seed ^ (number << 32)));
             let version = if number % 4 == 0 { Version::Two } else { Version::One };
             let mut one = One { gateway, version, connection: None, ledger, random };
+            let enough = enough.clone();
             clients.spawn(async move {
-                while let Some(number) = one.ledger.next(requests) {
-                    one.ask(number).await;
+                while !enough.is_cancelled() {
+                    one.ask(one.ledger.next()).await;
                 }
             });
         }
-        Self { clients }
+        Self { clients, enough }
     }
 
-    /// Whether all have been sent, and have ended.
-    pub(super) fn has_ended(&mut self) -> bool {
-        while let Some(ended) = self.clients.try_join_next() {
+    /// Lets every client end the request that it is in.
+    pub(super) async fn end(mut self) {
+        self.enough.cancel();
+        while let Some(ended) = self.clients.join_next().await {
             ended.unwrap();
         }
-        self.clients.is_empty()
     }
 }
 

@@ -103,9 +103,9 @@ impl Ledger {
         self.epoch + Duration::from_nanos(nanos)
     }
 
-    /// The number of the next request; none when there were enough.
-    pub(super) fn next(&self, of: u64) -> Option<u64> {
-        self.sent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |sent| (sent < of).then_some(sent + 1)).ok()
+    /// The number of the next request.
+    pub(super) fn next(&self) -> u64 {
+        self.sent.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(super) fn sent(&self) -> u64 {
