@@ -48,8 +48,8 @@ async fn a_server_that_is_killed_in_the_middle_of_a_hundred_streams_cuts_none() 
     }
 }
 
-/// With h2's own limits (20 streams that were reset before they were looked at) the connection ends and the others get 500:
-/// tried by taking ours out.
+/// With h2's own limits (20 streams that were reset before they were looked at) the connection ends and the others get
+/// 500: tried by taking ours out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_hundred_clients_give_up_while_the_server_stalls_and_no_other_request_fails() {
     if !has_envoy("clients give up while the server stalls") {

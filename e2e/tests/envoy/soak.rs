@@ -1,10 +1,11 @@
-//! Everything at once, for a long time: rules change every 100 ms at a real API server, clients of both versions of HTTP
-//! send and give up, and replicas of the program are killed and started again behind an Envoy with the configuration
-//! that is shipped.
+//! Everything at once, for a long time: rules change every 100 ms at a real API server, clients of both versions of
+//! HTTP send and give up, and replicas of the program are killed and started again behind an Envoy with the
+//! configuration that is shipped.
 //!
-//! Two things must not happen. No request may reach a model that no rule in force gave it: neither one of another client,
-//! nor one that the rules do not give any more. And no request may be lost, apart from those that a killed replica held before
-//! the response headers: whoever came later has to be served by another one, and an answer that streams goes on.
+//! Two things must not happen. No request may reach a model that no rule in force gave it: neither one of another
+//! client, nor one that the rules do not give any more. And no request may be lost, apart from those that a killed
+//! replica held before the response headers: whoever came later has to be served by another one, and an answer that
+//! streams goes on.
 
 mod bed;
 mod crowd;

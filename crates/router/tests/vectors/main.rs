@@ -1,11 +1,12 @@
-//! What upstream's own tests state, in our words and with our names (`upstream.json`), and where ours is another outcome,
-//! what upstream's is. `of` says which of upstream's tests state it: those of the picker's store of rules, of its reconciler,
-//! of its director (weights and bodies), of its request and response handlers, its hermetic ones (a whole server), and
-//! those of the body-based router.
+//! What upstream's own tests state, in our words and with our names (`upstream.json`), and where ours is another
+//! outcome, what upstream's is. `of` says which of upstream's tests state it: those of the picker's store of rules, of
+//! its reconciler, of its director (weights and bodies), of its request and response handlers, its hermetic ones (a
+//! whole server), and those of the body-based router.
 //!
-//! Stated elsewhere, where the messages of Envoy's protocol are: pieces of at most 62,000 bytes, headers and bodies of a
-//! GET, routing headers and `clear_route_cache`, the tokens that an answer says (`rollora-ext-proc`, `processor/tests`). Not ours: the
-//! choice of an endpoint (subsets, 503 without one), priorities, and the echo of a request's own headers.
+//! Stated elsewhere, where the messages of Envoy's protocol are: pieces of at most 62,000 bytes, headers and bodies of
+//! a GET, routing headers and `clear_route_cache`, the tokens that an answer says (`rollora-ext-proc`,
+//! `processor/tests`). Not ours: the choice of an endpoint (subsets, 503 without one), priorities, and the echo of a
+//! request's own headers.
 
 #![allow(clippy::unwrap_used, reason = "a test says by a panic what is wrong")]
 

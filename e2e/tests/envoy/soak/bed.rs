@@ -1,5 +1,5 @@
-//! What it runs on: an API server whose rules change, three replicas of the program, and an Envoy with the configuration
-//! that is shipped, but for addresses.
+//! What it runs on: an API server whose rules change, three replicas of the program, and an Envoy with the
+//! configuration that is shipped, but for addresses.
 
 use super::{
     ledger::{Ledger, Outage, Rules},
@@ -204,7 +204,10 @@ impl Replica {
 fn rules(generation: usize) -> Value {
     let weight = 1 + generation * 37 % 99;
     let rule = |alias: &str| {
-        let target = |side: &str, weight: usize| json!({ "modelRewrite": format!("{alias}-{generation}-{side}"), "weight": weight });
+        let target = |side: &str, weight: usize| {
+            let name = format!("{alias}-{generation}-{side}");
+            json!({ "modelRewrite": name, "weight": weight })
+        };
         json!({
             "matches": [{ "model": { "value": alias } }],
             "targets": [target("left", weight), target("right", 100 - weight)],

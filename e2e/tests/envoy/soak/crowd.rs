@@ -83,8 +83,13 @@ impl One {
         let streams = question.streams;
         let ended = tokio::time::timeout(gives_up.unwrap_or(PATIENCE), question.ask(&mut connection)).await;
         match ended {
-            // Whoever gives up hangs up.
-            Err(_) if gives_up.is_some() => return self.ledger.gave_up(),
+            Err(_) if gives_up.is_some() => {
+                self.ledger.gave_up();
+                // In HTTP/1.1 that is the end of the connection; in HTTP/2 one stream is reset, most of the time.
+                if self.version == Version::One || self.random.random_ratio(1, 4) {
+                    return;
+                }
+            }
             Err(_) => self.ledger.failed(start, now(), true, format!("no answer after {PATIENCE:?}")),
             Ok(Ok(())) => self.ledger.answer(streams),
             Ok(Err(Wrong::Lost { before_head, words })) => self.ledger.failed(start, now(), before_head, words),
