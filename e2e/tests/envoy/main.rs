@@ -15,3 +15,4 @@ mod soak;
 mod stage;
 mod telling;
 mod upstream;
+mod vectors;

@@ -40,6 +40,7 @@ pub(crate) struct Plan {
     /// With a filter in observability mode before it.
     pub(crate) observed: bool,
     pub(crate) tls: bool,
+    pub(crate) rewrites: Vec<InferenceModelRewrite>,
     /// Answers are shown to the server, which puts the client's name back.
     pub(crate) restored: bool,
     /// How long new requests are served when the server is to end.
@@ -53,6 +54,7 @@ impl Default for Plan {
             how: How::default(),
             observed: false,
             tls: false,
+            rewrites: vec![rewrite("r", Some("alias"), "alias-v2")],
             restored: false,
             drain_delay: Duration::ZERO,
         }
@@ -85,18 +87,22 @@ pub(crate) fn has_envoy(what: &str) -> bool {
     homes::are_known(&[ENVOY], what)
 }
 
-/// `alias` is sent to `alias-v2`.
-fn rules() -> Arc<InForce> {
-    let rewrite: InferenceModelRewrite = serde_json::from_value(json!({
+/// A rewrite that sends a model, or every one, to a target.
+pub(crate) fn rewrite(name: &str, model: Option<&str>, target: &str) -> InferenceModelRewrite {
+    let matches: Vec<_> = model.into_iter().map(|model| json!({ "model": { "value": model } })).collect();
+    serde_json::from_value(json!({
         "apiVersion": "llm-d.ai/v1alpha2", "kind": "InferenceModelRewrite",
-        "metadata": { "name": "r", "namespace": "ns", "uid": "u" },
+        "metadata": { "name": name, "namespace": "ns", "uid": name },
         "spec": { "poolRef": { "name": "pool" }, "rules": [{
-            "matches": [{ "model": { "value": "alias" } }], "targets": [{ "modelRewrite": "alias-v2" }],
+            "matches": matches, "targets": [{ "modelRewrite": target }],
         }] },
     }))
-    .unwrap();
+    .unwrap()
+}
+
+fn rules(rewrites: &[InferenceModelRewrite]) -> Arc<InForce> {
     let in_force = InForce::new(PoolRef { name: "pool".to_owned(), ..PoolRef::default() }, &[RewriteGroup::Current]);
-    in_force.reset(&[rewrite]);
+    in_force.reset(rewrites);
     Arc::new(in_force)
 }
 
@@ -139,7 +145,7 @@ impl Stage {
         let mut tasks = JoinSet::new();
         let models = upstream::start(&mut tasks).await;
         let mut server = Server::new(
-            rules(),
+            rules(&plan.rewrites),
             Settings { how: plan.how.clone(), drain_delay: plan.drain_delay, max_body: 100_000, ..Settings::default() },
         );
         let folder = tempfile::tempdir().unwrap();

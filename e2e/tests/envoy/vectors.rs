@@ -1,0 +1,80 @@
+//! The requests that upstream's tests state (`crates/router/tests/vectors`), through the real Envoy.
+
+use crate::{
+    clients::{Framing, Version, get, post},
+    stage::{Plan, Stage, has_envoy, rewrite},
+};
+use http::StatusCode;
+use rollora_ext_proc::How;
+use serde::Deserialize;
+
+#[derive(Debug, Deserialize)]
+struct Vectors {
+    requests: Vec<Vector>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Vector {
+    name: String,
+    #[serde(default)]
+    generic: Option<String>,
+    #[serde(default)]
+    headers: Vec<(String, String)>,
+    pieces: Option<Vec<String>>,
+    goes_on: Option<String>,
+    refused: Option<u16>,
+    asked: Option<String>,
+    target: Option<String>,
+}
+
+#[tokio::test]
+async fn requests_become_what_upstreams_vectors_say_also_behind_envoy() {
+    if !has_envoy("upstream's vectors") {
+        return;
+    }
+    let vectors: Vectors =
+        serde_json::from_str(include_str!("../../../crates/router/tests/vectors/upstream.json")).unwrap();
+    for mode in ["FULL_DUPLEX_STREAMED", "BUFFERED"] {
+        for generic in [None, Some("fallback")] {
+            let exact = rewrite("chat", Some("chat"), "chat-a");
+            let rewrites = [exact].into_iter().chain(generic.map(|target| rewrite("generic", None, target))).collect();
+            let how = How { routing_headers: true, ..How::default() };
+            let stage = Stage::start(Plan { mode, how, rewrites, ..Plan::default() }).await;
+            let ours = vectors.requests.iter().filter(|vector| vector.generic.as_deref() == generic);
+            for vector in ours {
+                vector.check(&stage, mode).await;
+            }
+        }
+    }
+}
+
+impl Vector {
+    async fn check(&self, stage: &Stage, mode: &str) {
+        let case = format!("{mode}: {}", self.name);
+        let mut request = match &self.pieces {
+            Some(pieces) => post("/v1/completions", &[], &pieces.concat(), Framing::Chunked),
+            None => get("/v1/models"),
+        };
+        for (name, value) in &self.headers {
+            request.headers_mut().insert(http::HeaderName::try_from(name).unwrap(), value.parse().unwrap());
+        }
+        let answer = stage.ask(Version::One, request).await;
+        if let Some(refused) = self.refused {
+            assert_eq!(answer.status.as_u16(), refused, "{case}");
+            return;
+        }
+        assert_eq!(
+            (answer.status, answer.header("x-rollora-target")),
+            (StatusCode::OK, self.target.as_deref()),
+            "{case}"
+        );
+        let seen = answer.json();
+        assert_eq!(seen["body"].as_str(), self.goes_on.as_deref(), "{case}");
+        // Who names nobody is told as the target that a rule for everybody chose.
+        let told = self.asked.as_deref().or(self.target.as_deref());
+        assert_eq!(seen["headers"]["x-gateway-model-name"].as_str(), told, "{case}");
+        for name in ["x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite"] {
+            assert_eq!(seen["headers"][name].as_str(), None, "{case}");
+        }
+    }
+}
