@@ -14,6 +14,8 @@ mod adoption;
 mod conflict;
 mod decide;
 mod desired;
+#[cfg(test)]
+mod diagram;
 mod intent;
 mod operator_key;
 mod pilot;

@@ -66,7 +66,10 @@ impl Case<'_> {
         admitted.sort_unstable();
         admitted.dedup();
         let reason = "it was rejected before the status was lost";
-        let rejected = key.rejected.iter().filter(mine);
+        // What serves now is not rejected, whatever is remembered of it: somebody has decided otherwise.
+        let (serving, stable) = (&status.weights.desired, status.revision.stable.as_ref());
+        let serves = |id: &AdapterId| stable == Some(id) || serving.iter().any(|target| target.id == *id);
+        let rejected = key.rejected.iter().filter(mine).filter(|id| !serves(id));
         status.rejected.extend(rejected.map(|id| Rejected { id: id.clone(), reason: reason.to_owned() }));
     }
 

@@ -50,6 +50,7 @@ struct Facts {
     servers: Option<Vec<Server>>,
     routers: Option<Vec<Router>>,
     listing: Option<Listing>,
+    wanted: bool,
     named_by: Option<&'static str>,
     text: &'static str,
 }
@@ -65,6 +66,7 @@ fn well() -> Facts {
         servers: Some(vec![server(AdapterState::Verified, None)]),
         routers: Some(vec![router(None)]),
         listing: Some(Listing::Exist),
+        wanted: false,
         named_by: None,
         text: TEXT,
     }
@@ -82,6 +84,7 @@ fn look(state: RetirementState, facts: &Facts) -> Looked {
         routers: facts.routers.as_deref(),
         content: Some(&content),
         listing: facts.listing,
+        wanted: facts.wanted,
         named_by: facts.named_by,
         text: Some(facts.text),
     };
