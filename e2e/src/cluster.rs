@@ -9,4 +9,5 @@ mod mirror;
 pub mod picker;
 pub mod place;
 mod pods;
+pub mod turnstile;
 mod workloads;

@@ -16,6 +16,7 @@ mod identity;
 pub use audit::{Audit, AuditEvent, Decision};
 pub use crds::{Definition, OURS, UPSTREAM, Upstream, ours, upstream};
 pub use identity::Credential;
+pub(super) use identity::token;
 
 use super::homes::CONTROL_PLANE;
 use crate::{clock, ports::Port, process::Process};

@@ -4,6 +4,7 @@
 //! What the bed itself plays: the Deployment controller ([`super::workloads`]), whoever tells Envoy which pods are Ready
 //! ([`super::gateway`]), and the people with their `kubectl`.
 
+mod deaths;
 mod evidence;
 mod server;
 

@@ -9,7 +9,9 @@ mod bad_adapters;
 mod bad_input;
 #[cfg(feature = "cluster")]
 mod bad_objects;
+mod chain;
 mod demo;
+mod endurance;
 #[cfg(feature = "cluster")]
 mod groups;
 mod guide;
@@ -32,6 +34,12 @@ mod real_vllm;
 #[cfg(feature = "cluster")]
 mod replicas;
 #[cfg(feature = "cluster")]
+mod rivals;
+#[cfg(feature = "cluster")]
 mod script;
 mod state;
+#[cfg(feature = "cluster")]
+mod steps;
 mod streams;
+#[cfg(feature = "cluster")]
+mod writes;
