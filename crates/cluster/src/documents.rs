@@ -10,6 +10,7 @@
 
 mod concern;
 mod follow;
+mod stirred;
 mod write;
 
 pub use follow::Changes;
@@ -109,6 +110,8 @@ struct Books {
     abandoned: BTreeMap<ObjectName, ConfigMap>,
     /// By namespace and selector.
     pods: BTreeMap<(String, String), Shelf<Pod>>,
+    /// Namespaces whose rewrites or pools are other than they were when somebody last asked.
+    stirred: BTreeSet<String>,
 }
 
 impl Books {

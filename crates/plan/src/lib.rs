@@ -11,6 +11,7 @@
 //! - Everything that waits says for what.
 
 mod adoption;
+mod capacity;
 mod conflict;
 mod decide;
 mod desired;
@@ -29,6 +30,7 @@ mod text;
 mod traffic;
 mod wait;
 
+pub mod acceptance;
 pub mod effect;
 pub mod event;
 pub mod observed;

@@ -591,7 +591,8 @@ impl Place for Cluster {
         let (now, timestamp) = (clock::now(), clock::timestamp());
         let is_write = |event: &AuditEvent| {
             let writes = matches!(event.verb.as_str(), "create" | "update" | "patch") && event.code < 300;
-            writes && event.resource == "inferencemodelrewrites" && event.namespace == self.namespace
+            let is_rewrite = event.resource == "inferencemodelrewrites" && event.subresource.is_empty();
+            writes && is_rewrite && event.namespace == self.namespace
         };
         let at = |event: &AuditEvent| now.checked_sub(timestamp.duration_since(event.at).unsigned_abs());
         Ok(self.audit.events()?.iter().filter(|event| is_write(event)).filter_map(at).collect())

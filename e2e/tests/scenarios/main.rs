@@ -9,6 +9,7 @@ mod bad_adapters;
 mod bad_input;
 #[cfg(feature = "cluster")]
 mod bad_objects;
+mod capacity;
 mod chain;
 mod demo;
 mod endurance;
@@ -33,6 +34,8 @@ mod real_sidecar;
 mod real_vllm;
 #[cfg(feature = "cluster")]
 mod replicas;
+#[cfg(feature = "cluster")]
+mod reports;
 #[cfg(feature = "cluster")]
 mod rivals;
 #[cfg(feature = "cluster")]

@@ -130,10 +130,12 @@ pub(crate) fn is_write(event: &AuditEvent) -> bool {
     writes && event.code < 400 && event.decision == Decision::Allowed
 }
 
-/// What of it was written that is neither the status of one of these Rollouts, nor an event, nor the Lease.
+/// What of it was written that is neither the status of one of these Rollouts or of a rewrite, nor an event, nor the
+/// Lease.
 pub(crate) fn other_writes(events: &[AuditEvent], rollouts: &[&str]) -> Vec<String> {
     let is_own = |event: &AuditEvent| match event.resource.as_str() {
         "events" | "leases" => true,
+        "inferencemodelrewrites" => event.subresource == "status",
         "rollouts" => event.subresource == "status" && rollouts.contains(&event.name.as_str()),
         _ => false,
     };

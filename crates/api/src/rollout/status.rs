@@ -27,6 +27,10 @@ pub struct RolloutStatus {
     /// Invalid. An open-ended list.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Word"))]
     pub phase: Phase,
+    /// Since when the phase is this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
+    pub phase_since: Option<jiff::Timestamp>,
     /// What it waits for, on whom, since when, until when.
     #[cfg_attr(feature = "kube", schemars(length(max = 32768)))]
     pub message: String,

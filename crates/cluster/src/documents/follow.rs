@@ -146,7 +146,13 @@ impl Changes {
                 self.rewatch(books);
             }
             Heard::Pools(told) => {
-                for name in books.pools.hear(told) {
+                let first = books.pools.state() != crate::shelf::State::Listed;
+                let changed = books.pools.hear(told);
+                if first {
+                    books.stir_all();
+                }
+                books.stir(&changed);
+                for name in changed {
                     self.wake(books, &Change::Pool(&name));
                 }
                 self.rewatch(books);
@@ -217,6 +223,7 @@ impl Changes {
                     let news = books.served.as_ref() != Some(&state.served);
                     books.served = Some(state.served);
                     if news {
+                        books.stir_all();
                         self.due.extend(books.rollouts.iter().map(|(name, ..)| name.clone()));
                     }
                 }
@@ -226,6 +233,7 @@ impl Changes {
         };
         let first = books.rewrites(group).state() != crate::shelf::State::Listed;
         let changed = books.rewrites_mut(group).hear(Ok(told));
+        books.stir(&changed);
         if first {
             self.due.extend(books.rollouts.iter().map(|(name, ..)| name.clone()));
             return;

@@ -1,8 +1,10 @@
 //! `rollora-operator`: the operator on a cluster. Of several replicas one works, the others wait for its Lease.
 
+mod acceptance;
 mod args;
 mod clock;
 mod fleet;
+mod metrics;
 mod run;
 mod serve;
 mod store;

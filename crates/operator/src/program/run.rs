@@ -1,10 +1,11 @@
 //! From start to end: connect, wait for the Lease, work, let go of it.
 
 use crate::{
+    acceptance,
     args::{Args, LogFormat},
     clock::now,
     fleet::ClusterFleet,
-    serve::{self, Telling, numbers},
+    serve::{self, Telling},
     store::ClusterStore,
 };
 use anyhow::{Context as _, bail};
@@ -63,8 +64,7 @@ async fn work(args: Args) -> anyhow::Result<()> {
     };
     let fleet = ClusterFleet { documents: documents.clone(), asker: Asker::default() };
     let operator = Arc::new(Operator::new(store, fleet, now));
-    let counted = Arc::clone(&operator);
-    let tally = Arc::new(move || numbers(counted.tally()));
+    let tally = Arc::clone(operator.tally());
     let settings = LeaseSettings {
         namespace: args.lease_namespace.unwrap_or_else(|| cluster.default_namespace().to_owned()),
         name: args.lease_name,
@@ -72,6 +72,7 @@ async fn work(args: Args) -> anyhow::Result<()> {
         duration: args.lease_duration,
     };
     let mut election = Election::new(&cluster, settings, now);
+    let told = documents.clone();
     let telling = Telling { documents, leads: Arc::clone(&leads), lease: election.problem(), tally };
     tasks.spawn(answer(listener, telling, stop.clone()));
 
@@ -81,6 +82,13 @@ async fn work(args: Args) -> anyhow::Result<()> {
         Some(ended) = tasks.join_next() => return ended?,
     }
     leads.store(true, Ordering::Relaxed);
+    tasks.spawn({
+        let stop = stop.clone();
+        async move {
+            acceptance::tell(told, stop).await;
+            Ok(())
+        }
+    });
 
     let mut working = std::pin::pin!(operator.run(stop.clone()));
     let ended = tokio::select! {
