@@ -158,6 +158,11 @@ impl ControlPlane {
         self.identity.url()
     }
 
+    /// Where its etcd answers, without any TLS.
+    pub fn etcd(&self) -> std::net::SocketAddr {
+        self.ports.etcd.address()
+    }
+
     /// The certificate of its authority, in a file.
     pub fn authority(&self) -> std::path::PathBuf {
         self.identity.authority()
