@@ -11,7 +11,7 @@ mod server;
 use super::{
     control_plane::{Audit, AuditEvent, ControlPlane},
     gateway::{self, Backend, Bodies, Gateway},
-    kubelet::{Container, Kubelet, Options},
+    kubelet::{Backoff, Container, Kubelet, Options},
     manifests::{self, Manifests},
     mirror::Mirror,
     picker::{self, Picker},
@@ -71,6 +71,8 @@ pub struct Parts {
     pub manifests: Vec<&'static str>,
     /// How long after a change of the ConfigMap a kubelet brings it to the pods that mount it.
     pub projection_delay: Duration,
+    /// When the kubelet starts again what ended by itself.
+    pub backoff: Backoff,
     /// What a user's overlay would change in the manifests.
     pub change: Change,
     /// How Envoy hands bodies to ext-proc.
@@ -92,6 +94,7 @@ impl Default for Parts {
             plane: None,
             manifests: vec!["operator-one-namespace", "ext-proc", "vllm"],
             projection_delay: Duration::ZERO,
+            backoff: Backoff::default(),
             change: Box::new(|_| Ok(())),
             bodies: Bodies::default(),
             picker: None,
@@ -191,6 +194,7 @@ impl Cluster {
         }
         let mut options = Options::new(plane.get(), &namespace, programs, folder.path().to_owned()).await?;
         options.projection_delay = parts.projection_delay;
+        options.backoff = parts.backoff;
         let workloads = Workloads::of(&objects.objects, &options.node)?;
         let kubelet = Kubelet::start(options)?;
 

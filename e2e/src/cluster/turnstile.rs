@@ -261,7 +261,7 @@ impl Way {
     async fn pass(&self, request: Request<Incoming>) -> Result<Answer> {
         let (mut head, body) = request.into_parts();
         let body = body.collect().await?.to_bytes().to_vec();
-        HOP_BY_HOP.iter().for_each(|name| drop(head.headers.remove(name)));
+        remove_hop_by_hop(&mut head.headers);
         let path = head.uri.path().to_owned();
         let is_write = head.method != Method::GET && !path.contains("/leases");
         let write = Write { method: head.method.to_string(), path };
@@ -275,7 +275,7 @@ impl Way {
         if is_write && head.status.is_success() {
             self.count(write);
         }
-        HOP_BY_HOP.iter().for_each(|name| drop(head.headers.remove(name)));
+        remove_hop_by_hop(&mut head.headers);
         Ok(Response::from_parts(head, body.boxed_unsync()))
     }
 
@@ -298,5 +298,11 @@ impl Way {
         if let Some((_, deed)) = book.deed.take_if(|(after, _)| *after <= count) {
             deed();
         }
+    }
+}
+
+fn remove_hop_by_hop(headers: &mut http::HeaderMap) {
+    for name in HOP_BY_HOP {
+        headers.remove(name);
     }
 }

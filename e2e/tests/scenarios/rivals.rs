@@ -115,8 +115,11 @@ impl Robbed {
                 .await?;
                 let why = operator.log_tail(40);
                 ensure!(why.contains("was taken by somebody-else"), "it does not say why it left:\n{why}");
-                // A kubelet would wait longer each time.
-                operator.release();
+                // A kubelet would wait longer each time, once it has seen the end.
+                while !operator.runs() {
+                    operator.release();
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
             }
         }
         Ok(())

@@ -12,6 +12,7 @@ use rollora_e2e::{
     bed::{Bed, Setup},
     cluster::{
         control_plane::{ControlPlane, ours, upstream},
+        kubelet::Backoff,
         manifests::Manifests,
         place::{Cluster, Parts, push},
     },
@@ -44,11 +45,7 @@ impl Victim {
             Self::FrozenApiServer => bed.freeze_api_server(away).await,
             Self::ExtProc(index) => bed.kill_ext_proc(index, away).await,
             Self::Sidecar(index) => bed.kill_sidecar(index, away).await,
-            Self::Server(index) => {
-                bed.kill_server(index);
-                tokio::time::sleep(away).await;
-                bed.start_server(index).await
-            }
+            Self::Server(index) => bed.kill_vllm(index, away).await,
             Self::Operator => {
                 bed.kill_operator();
                 tokio::time::sleep(away).await;
@@ -100,11 +97,13 @@ pub(crate) fn short_lease(objects: &mut Manifests) -> Result<()> {
     push(&mut operator["spec"]["template"]["spec"]["containers"][0]["args"], json!("--lease-duration=2s"))
 }
 
-/// A control plane of its own, and an operator that holds its Lease for two seconds.
+/// A control plane of its own, an operator that holds its Lease for two seconds, and a kubelet that starts it again soon
+/// each time it has lost it: else waiting for that would be most of a scenario.
 pub(crate) async fn own_plane() -> Result<Parts> {
     let plane = ControlPlane::start().await?;
     plane.install(&[ours()?, upstream()?].concat()).await?;
-    Ok(Parts { plane: Some(plane), change: Box::new(short_lease), ..Parts::default() })
+    let backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(1) };
+    Ok(Parts { plane: Some(plane), backoff, change: Box::new(short_lease), ..Parts::default() })
 }
 
 #[test]

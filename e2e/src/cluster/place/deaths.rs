@@ -5,6 +5,11 @@ use crate::{bed::Bed, clock};
 use anyhow::{Context as _, Result};
 use std::{net::IpAddr, time::Duration};
 
+/// What Envoy calls the servers.
+const VLLM_CLUSTER: &str = "vllm";
+/// An operator that could not renew its Lease has left by then.
+const LEFT: Duration = Duration::from_secs(1);
+
 impl Bed<Cluster> {
     /// Ends a replica of ext-proc as `kill -9` does, and starts it again after this time. A request may be in its hands
     /// until Envoy has found out that it is dead, or until it is back, whatever is first.
@@ -23,6 +28,20 @@ impl Bed<Cluster> {
         self.place.reaches_ext_proc().await?;
         self.note_outage_of_server(from, found_out.unwrap_or_else(clock::now));
         Ok(())
+    }
+
+    /// Ends a server as `kill -9` does, and starts it again after this time at the soonest: the simulator would be back
+    /// before a kubelet or Envoy could notice, and vLLM takes much longer than either.
+    pub async fn kill_vllm(&mut self, index: usize, away: Duration) -> Result<()> {
+        let container = self.place.kubelet.container(&self.place.servers[index].name(), "vllm").await?;
+        let ip = IpAddr::V4(container.address());
+        let from = clock::now();
+        self.kill_server(index);
+        while self.place.gateway.endpoints(VLLM_CLUSTER).await.contains(&ip) {
+            self.place.still_in_time(from, "Envoy sends nothing to the dead server").await?;
+        }
+        tokio::time::sleep(away.saturating_sub(from.elapsed())).await;
+        self.start_server(index).await
     }
 
     /// Ends the sidecar beside a server as `kill -9` does, and starts it again after this time. No client has to do
@@ -50,6 +69,7 @@ impl Bed<Cluster> {
         self.place.plane().freeze_api_server();
         tokio::time::sleep(away).await;
         self.place.plane().thaw_api_server();
+        tokio::time::sleep(LEFT).await;
         self.start_operator().await
     }
 }
