@@ -9,7 +9,7 @@ use crate::{
     store::ClusterStore,
 };
 use anyhow::{Context as _, bail};
-use rollora_cluster::{Access, Asker, Cluster, Documents, Election, Events, LeaseSettings, Scope};
+use rollora_cluster::{Access, Cluster, Documents, Election, Events, LeaseSettings, Scope};
 use rollora_operator::Operator;
 use std::{
     io::{self, IsTerminal, Write as _},
@@ -62,7 +62,7 @@ async fn work(args: Args) -> anyhow::Result<()> {
         events: Events::new(&cluster, &identity, now),
         group: args.api_group,
     };
-    let fleet = ClusterFleet { documents: documents.clone(), asker: Asker::default() };
+    let fleet = ClusterFleet::new(documents.clone());
     let operator = Arc::new(Operator::new(store, fleet, now));
     let tally = Arc::clone(operator.tally());
     let settings = LeaseSettings {
