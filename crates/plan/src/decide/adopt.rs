@@ -25,6 +25,10 @@ impl Case<'_> {
             // The operator's key says what was admitted and rejected before: without it nothing is taken over.
             return self.file_wait();
         }
+        if let Err(error) = &self.world.rollouts {
+            // Somebody else may work on the same: nothing begins before that is known.
+            return Some(Wait::for_sight("the other Rollouts cannot be listed", error, self.now));
+        }
         if let Some(wait) = self.double_rewrite(&draft.status) {
             return Some(wait);
         }
