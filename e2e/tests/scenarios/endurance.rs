@@ -178,7 +178,9 @@ fn runs(what: &str, plan: &Plan, run: impl Fn(u64, usize) -> Ran + Sync) {
 
 fn counted(died: &[&'static str]) -> String {
     let mut counts = std::collections::BTreeMap::<_, usize>::new();
-    died.iter().for_each(|what| *counts.entry(*what).or_default() += 1);
+    for what in died {
+        *counts.entry(*what).or_default() += 1;
+    }
     counts.iter().map(|(what, count)| format!("{what} {count}")).collect::<Vec<_>>().join(", ")
 }
 
