@@ -88,6 +88,8 @@ pub struct Account {
     requests: BTreeMap<String, u64>,
     /// Watches that were begun.
     watches: u64,
+    /// Questions which kinds are installed.
+    discoveries: u64,
     #[serde(flatten)]
     writes: Writes,
 }
@@ -330,14 +332,22 @@ impl Population {
 
     /// What was counted.
     pub fn account(&self) -> Result<Account> {
-        let mut account =
-            Account { requests: BTreeMap::new(), watches: 0, writes: self.seen.with(|seen| seen.writes.clone()) };
+        let mut account = Account {
+            requests: BTreeMap::new(),
+            watches: 0,
+            discoveries: 0,
+            writes: self.seen.with(|seen| seen.writes.clone()),
+        };
         for event in self.audit.events()? {
             if !event.user_agent.starts_with(AGENT) || event.resource == "leases" {
                 continue;
             }
             if event.verb == "watch" {
                 account.watches += 1;
+                continue;
+            }
+            if event.resource.is_empty() {
+                account.discoveries += 1;
                 continue;
             }
             let slash = if event.subresource.is_empty() { "" } else { "/" };

@@ -66,7 +66,7 @@ const PODS: u8 = 10;
 /// What a start leaves to be done after every Rollout was looked at.
 const SETTLE: Duration = Duration::from_secs(5);
 /// As long as nobody needs them, connections to pods are closed within this.
-const REST: Duration = Duration::from_secs(35);
+const REST: Duration = Duration::from_secs(10);
 
 pub(super) fn run(short: bool) -> Result<Vec<Measure>> {
     let programs = build()?;
@@ -108,6 +108,7 @@ fn at_work(programs: &Programs, extent: Extent, folder: &Path) -> Result<Vec<Mea
     let asked = account.sum(|_| true);
     measures.push(measure("the same: requests but watches and the Lease", count(asked), "").at_most(0.0));
     measures.push(measure("the same: watches that began anew", count(account.watches), ""));
+    measures.push(measure("the same: questions which kinds are installed", count(account.discoveries), ""));
 
     population.hold(true)?;
     population.mark()?;

@@ -33,6 +33,7 @@ impl Size {
 pub(super) struct Account {
     requests: std::collections::BTreeMap<String, u64>,
     pub(super) watches: u64,
+    pub(super) discoveries: u64,
     pub(super) transitions: u64,
     pub(super) weights: u64,
     pub(super) files: u64,
