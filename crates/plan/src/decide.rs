@@ -7,6 +7,8 @@ mod contest;
 mod depart;
 mod relisted;
 mod rivals;
+#[cfg(test)]
+mod tests;
 mod writes;
 
 pub use depart::farewell;
