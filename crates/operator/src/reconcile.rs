@@ -121,6 +121,12 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
             self.judge(key, "the status", written)?;
             self.tally.wrote(key, "status", decided);
         }
+        if rollout.value.status.as_ref() == Some(&decision.status) && decision.effects.iter().any(is_of_adapters) {
+            // The file's version says nothing about the age of the status that this was decided from: another operator
+            // may have gone on long since. Writing the status as it is changes nothing, and is refused then.
+            let written = limited(self.store.write_status(key, &version, &decision.status)).await;
+            self.judge(key, "the status", written)?;
+        }
         let mut result = Ok(());
         for effect in &decision.effects {
             result = match effect {
@@ -217,6 +223,10 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         // Nothing that holds this lock can panic half way: the content is good in any case.
         self.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+fn is_of_adapters(effect: &Effect) -> bool {
+    matches!(effect, Effect::WriteAdapters { .. })
 }
 
 /// One write with its time limit.

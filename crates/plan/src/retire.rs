@@ -193,6 +193,9 @@ fn forget(case: &Case<'_>, status: &mut RolloutStatus) {
 
 /// The adapters file after the edits that the retirements need; none where nothing has to be edited. A file that
 /// cannot be edited stays as it is: the retirement says so.
+///
+/// An entry moves only when the key does not say any more that its id serves. So whoever wants it back meanwhile writes
+/// the key first, and an edit that was begun before, by an operator that somebody stopped, finds another version.
 pub(crate) fn edit(spec: &RolloutSpec, status: &RolloutStatus, adapters: &Adapters) -> Option<String> {
     let file = adapters.file.as_ref().ok()?;
     let mut edited: Option<String> = None;
@@ -205,7 +208,9 @@ pub(crate) fn edit(spec: &RolloutSpec, status: &RolloutStatus, adapters: &Adapte
     for entry in &status.retired {
         let text = edited.as_deref().unwrap_or(&adapters.user_text);
         let next = match (entry.state, Listing::of(&entry.id, file)) {
-            (RetirementState::Unlisting, Listing::Exist) => edit::retire(text, &entry.id),
+            (RetirementState::Unlisting, Listing::Exist) if !adapters.key.serving.contains(&entry.id) => {
+                edit::retire(text, &entry.id)
+            }
             (RetirementState::Returning, Listing::NotExist) => edit::relist(text, &entry.id),
             _ => continue,
         };
