@@ -29,8 +29,8 @@ const METRICS: u16 = 8080;
 
 async fn make(bed: &Bed<Cluster>, group: RewriteGroup, name: &str, pool: &str, models: &[&str]) -> Result<()> {
     let rules = models.iter().map(|model| {
-        let matched = json!({ "model": { "type": "Exact", "value": model } });
-        json!({ "matches": [matched], "targets": [{ "modelRewrite": V1, "weight": 100 }] })
+        let exactly = json!({ "model": { "type": "Exact", "value": model } });
+        json!({ "matches": [exactly], "targets": [{ "modelRewrite": V1, "weight": 100 }] })
     });
     let rules: Vec<_> = rules.collect();
     let object = json!({
@@ -136,7 +136,8 @@ fn every_rewrite_says_whether_it_is_in_force_and_every_rollout_has_its_metrics()
         bed.says(&["abort"]).await?;
         bed.sees(phase(Phase::RolledBack)).await?;
         let text = metrics(bed).await?;
-        ensure!(value(&text, "rollora_operator_intent_seconds_count{verb=\"abort\"} ")? == 1.0, "{text}");
+        let once = "rollora_operator_intent_seconds_count{verb=\"abort\"} 1";
+        ensure!(text.lines().any(|it| it == once), "no line {once}:\n{text}");
         rollouts(bed).delete(MODEL, &DeleteParams::default()).await?;
         bed.sees(Condition::new("the Rollout is gone", |seen| seen.status.is_err())).await?;
         let gone = async || Ok((!metrics(bed).await?.contains("rollora_rollout_info{")).then_some(()));
