@@ -235,8 +235,7 @@ impl<'a> Case<'a> {
     fn conflict_so_far(&self) -> Option<String> {
         let conditions = &self.rollout.status.as_ref()?.conditions;
         let stalled = conditions.iter().find(|condition| condition.kind == kind::STALLED)?;
-        (stalled.status == ConditionStatus::True && stalled.reason == reason::CONFLICT)
-            .then(|| stalled.message.clone())
+        (stalled.status == ConditionStatus::True && stalled.reason == reason::CONFLICT).then(|| stalled.message.clone())
     }
 
     fn run(&self, mut draft: Draft) -> Decision {

@@ -1,6 +1,6 @@
 //! Who may load the desired adapter: one pilot first, then every server; nobody where it does harm.
 
-use super::{Case, Draft};
+use super::{Case, Draft, relisted::relisted_lately};
 use crate::{desired, observed::Server, pilot, text, wait::Wait};
 use rollora_api::{
     condition::reason, names::AdapterId, operator_key::Pilot, rollout::spec::ResidencyProof, sidecar_status::NO_SIDECAR,
@@ -18,7 +18,7 @@ impl Case<'_> {
         if let Some(why) = desired::not_listed(&desired, file) {
             return Some(Wait::on_change(reason::NOT_LISTED, why));
         }
-        if let Some(wait) = Self::relisted_lately(&draft.status, &desired) {
+        if let Some(wait) = relisted_lately(&draft.status, &desired) {
             return Some(wait);
         }
         if self.spec.residency == ResidencyProof::Registered && self.servers().is_some_and(has_no_sidecar) {

@@ -50,16 +50,16 @@ impl Case<'_> {
         unlisted.truncate(KEPT);
         relisted.truncate(KEPT);
     }
+}
 
-    /// What has been listed again too short a while ago.
-    pub(super) fn relisted_lately(status: &RolloutStatus, id: &AdapterId) -> Option<Wait> {
-        let entry = status.residency.relisted.iter().find(|entry| entry.id == *id)?;
-        let end = text::after(entry.at, SETTLED);
-        let message = format!(
-            "{id} was under ensureNotExist until {}: where no sidecar runs, it counts from {}",
-            text::time(entry.at),
-            text::time(end)
-        );
-        Some(Wait::until(reason::NOT_RESIDENT, end, message))
-    }
+/// What has been listed again too short a while ago.
+pub(super) fn relisted_lately(status: &RolloutStatus, id: &AdapterId) -> Option<Wait> {
+    let entry = status.residency.relisted.iter().find(|entry| entry.id == *id)?;
+    let end = text::after(entry.at, SETTLED);
+    let message = format!(
+        "{id} was under ensureNotExist until {}: where no sidecar runs, it counts from {}",
+        text::time(entry.at),
+        text::time(end)
+    );
+    Some(Wait::until(reason::NOT_RESIDENT, end, message))
 }
