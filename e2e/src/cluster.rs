@@ -9,6 +9,4 @@ mod mirror;
 pub mod picker;
 pub mod place;
 mod pods;
-pub mod population;
-pub mod turnstile;
 mod workloads;

@@ -11,12 +11,9 @@
 //! - Everything that waits says for what.
 
 mod adoption;
-mod capacity;
 mod conflict;
 mod decide;
 mod desired;
-#[cfg(test)]
-mod diagram;
 mod intent;
 mod operator_key;
 mod pilot;
@@ -30,7 +27,6 @@ mod text;
 mod traffic;
 mod wait;
 
-pub mod acceptance;
 pub mod effect;
 pub mod event;
 pub mod observed;

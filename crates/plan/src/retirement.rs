@@ -1,11 +1,15 @@
 //! The second of the two machines: how an adapter that lost its weight goes, one for every retired id.
 //!
-//! Every move that it makes is in [`map`], which is also what `ARCHITECTURE.md` shows.
+//! ```text
+//! Waiting ─► Unlisting ─► Unloading ─► Gone
+//!    │ ▲
+//!    ▼ │ when that changes
+//! StillInUse, Suggested, Kept                    Relisted: a person put the entry back
+//! ```
 //!
 //! Invariants: an id is not unlisted before the routers are proven, it has been quiet, its delay is over and nobody
 //! names it; the state of the traffic machine is not read.
 
-pub(crate) mod map;
 #[cfg(test)]
 mod tests;
 
@@ -52,8 +56,6 @@ pub(crate) struct Scene<'a> {
     pub(crate) content: Option<&'a ContentHash>,
     /// Where the id stands in the file; none where that could not be read.
     pub(crate) listing: Option<Listing>,
-    /// Whether it is on its way back.
-    pub(crate) wanted: bool,
     /// Who else names the id.
     pub(crate) named_by: Option<&'a str>,
     /// The adapters file; none where it could not be read.
@@ -110,7 +112,7 @@ impl Hindrance {
 
 /// Moves one retirement on.
 pub(crate) fn advance(entry: &Retired, scene: Scene<'_>) -> Looked {
-    let looked = match entry.state {
+    match entry.state {
         RetirementState::Waiting | RetirementState::StillInUse | RetirementState::Suggested | RetirementState::Kept => {
             leave(entry, scene)
         }
@@ -118,14 +120,8 @@ pub(crate) fn advance(entry: &Retired, scene: Scene<'_>) -> Looked {
         RetirementState::Unloading => unload(entry, scene),
         RetirementState::Relisted => relisted(entry, scene),
         RetirementState::Gone => gone(entry, scene),
-        RetirementState::Returning if scene.wanted => {
-            to(entry, RetirementState::Returning, "it is listed again", Again::OnChange)
-        }
-        // Whoever wanted it back has thought better of it, or it was rejected meanwhile.
-        RetirementState::Returning => leave(entry, scene),
-    };
-    map::assert_is_on_it(Some(entry.state), Some(looked.entry.state));
-    looked
+        RetirementState::Returning => to(entry, RetirementState::Returning, "it is listed again", Again::OnChange),
+    }
 }
 
 fn to(entry: &Retired, state: RetirementState, reason: impl Into<String>, again: Again) -> Looked {

@@ -9,10 +9,7 @@ mod bad_adapters;
 mod bad_input;
 #[cfg(feature = "cluster")]
 mod bad_objects;
-mod capacity;
-mod chain;
 mod demo;
-mod endurance;
 #[cfg(feature = "cluster")]
 mod groups;
 mod guide;
@@ -37,14 +34,6 @@ mod removed_kinds;
 #[cfg(feature = "cluster")]
 mod replicas;
 #[cfg(feature = "cluster")]
-mod reports;
-#[cfg(feature = "cluster")]
-mod rivals;
-#[cfg(feature = "cluster")]
 mod script;
 mod state;
-#[cfg(feature = "cluster")]
-mod steps;
 mod streams;
-#[cfg(feature = "cluster")]
-mod writes;

@@ -1,9 +1,6 @@
 //! The pods of a cluster, asked what they hold and by what they route: all at once, each with a time limit.
 
-use crate::{
-    answers::Answers,
-    store::{beside, name_of, read_error},
-};
+use crate::store::{beside, name_of, read_error};
 use futures_util::future::join_all;
 use rollora_api::{
     names::{AdapterId, ModelName, ROUTER_PORT, SIDECAR_PORT},
@@ -15,28 +12,13 @@ use rollora_api::{
 use rollora_cluster::{AskError, Asker, Documents, Pod};
 use rollora_operator::ports::{Fleet, ReadError, RolloutKey, Router, Server};
 use serde::Deserialize;
-use std::{net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 
 /// The pods.
 #[derive(Debug)]
 pub(crate) struct ClusterFleet {
-    documents: Documents,
-    asker: Asker,
-    statuses: Answers<SidecarStatus>,
-    models: Answers<Models>,
-    rules: Answers<RulesReport>,
-}
-
-impl ClusterFleet {
-    pub(crate) fn new(documents: Documents) -> Self {
-        Self {
-            documents,
-            asker: Asker::default(),
-            statuses: Answers::default(),
-            models: Answers::default(),
-            rules: Answers::default(),
-        }
-    }
+    pub(crate) documents: Documents,
+    pub(crate) asker: Asker,
 }
 
 impl Fleet for ClusterFleet {
@@ -72,22 +54,20 @@ impl ClusterFleet {
     async fn status(&self, pod: &Pod, index: usize, port: u16, registered: bool) -> Result<SidecarStatus, String> {
         let ip = address(pod)?;
         let sidecar = sidecar_port(pod, index)?;
-        let ask = |again| self.asker.get(ip, sidecar, "/status", again);
-        match self.statuses.get(&pod.uid, sidecar, ask).await {
+        let asked = self.asker.get::<SidecarStatus>(ip, sidecar, "/status").await;
+        match asked {
             Err(AskError::Unreachable(_)) if registered => {
-                let ask = |again| self.asker.get(ip, port, "/v1/models", again);
-                let models = self.models.get(&pod.uid, port, ask).await;
+                let models = self.asker.get::<Models>(ip, port, "/v1/models").await;
                 models.map(|models| models.as_status(pod, ip, port)).map_err(|error| error.to_string())
             }
-            asked => asked.map(Arc::unwrap_or_clone).map_err(|error| error.to_string()),
+            asked => asked.map_err(|error| error.to_string()),
         }
     }
 
     async fn rules(&self, pod: &Pod) -> Result<RulesReport, String> {
         let ip = address(pod)?;
         let port = pod.router_port.clone().unwrap_or(Ok(ROUTER_PORT))?;
-        let rules = self.rules.get(&pod.uid, port, |again| self.asker.get(ip, port, "/rules", again)).await;
-        rules.map(Arc::unwrap_or_clone).map_err(|error| error.to_string())
+        self.asker.get(ip, port, "/rules").await.map_err(|error| error.to_string())
     }
 }
 

@@ -7,10 +7,7 @@ use crate::{
     operator_key, retire,
     rewrite::{self, Wanted},
 };
-use rollora_api::{
-    operator_key::OperatorKey,
-    rollout::{RolloutStatus, status::Phase},
-};
+use rollora_api::{operator_key::OperatorKey, rollout::RolloutStatus};
 
 impl Case<'_> {
     /// The rewrite first: an abort waits for nothing else.
@@ -67,22 +64,8 @@ impl Case<'_> {
         let part = |status: Option<&RolloutStatus>, spec| {
             operator_key::part(spec, status.unwrap_or(&RolloutStatus::default()))
         };
-        let (idle, others): (Vec<_>, Vec<_>) = beside
-            .map(|other| {
-                let idle = other.status.as_ref().is_some_and(|status| status.phase == Phase::Invalid);
-                (idle, part(other.status.as_ref(), &other.spec))
-            })
-            .unzip();
-        let ours = mine.managed.clone();
+        let others: Vec<OperatorKey> = beside.map(|other| part(other.status.as_ref(), &other.spec)).collect();
         let key = operator_key::merge(&adapters.key, mine, &others);
-        // What others govern is theirs to write down: else all that share a file would write the same. Those that
-        // nothing can be done for do not.
-        let left = |pattern: &String| {
-            let by_idle = idle.iter().zip(&others).any(|(idle, other)| *idle && other.managed.contains(pattern));
-            !by_idle && !ours.contains(pattern) && !adapters.key.managed.contains(pattern)
-        };
-        let mut urgent = key.clone();
-        urgent.managed.retain(|pattern| !left(pattern));
-        (urgent != operator_key::sort(adapters.key.clone())).then_some(key)
+        (key != operator_key::sort(adapters.key.clone())).then_some(key)
     }
 }

@@ -106,12 +106,7 @@ impl Identity {
     }
 }
 
-pub(in crate::cluster) async fn token(
-    admin: &Client,
-    namespace: &str,
-    account: &str,
-    lifetime: Duration,
-) -> Result<String> {
+pub(super) async fn token(admin: &Client, namespace: &str, account: &str, lifetime: Duration) -> Result<String> {
     let seconds = i64::try_from(lifetime.as_secs())?;
     let wish = TokenRequest {
         spec: TokenRequestSpec { expiration_seconds: Some(seconds), ..TokenRequestSpec::default() },
