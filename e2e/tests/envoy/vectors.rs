@@ -1,30 +1,21 @@
 //! The requests that upstream's tests state (`crates/router/tests/vectors`), through the real Envoy.
 
+#[path = "../../../crates/router/tests/vectors/request.rs"]
+#[expect(dead_code, reason = "where a vector comes from is looked at beside it")]
+mod request;
+
 use crate::{
     clients::{Framing, Version, get, post},
     stage::{Plan, Stage, has_envoy, rewrite},
 };
 use http::StatusCode;
+use request::RequestVector;
 use rollora_ext_proc::How;
 use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]
 struct Vectors {
-    requests: Vec<Vector>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Vector {
-    name: String,
-    #[serde(default)]
-    generic: Option<String>,
-    #[serde(default)]
-    headers: Vec<(String, String)>,
-    pieces: Option<Vec<String>>,
-    goes_on: Option<String>,
-    refused: Option<u16>,
-    asked: Option<String>,
-    target: Option<String>,
+    requests: Vec<RequestVector>,
 }
 
 #[tokio::test]
@@ -48,9 +39,9 @@ async fn requests_become_what_upstreams_vectors_say_also_behind_envoy() {
     }
 }
 
-impl Vector {
+impl RequestVector {
     async fn check(&self, stage: &Stage, mode: &str) {
-        let case = format!("{mode}: {}", self.name);
+        let case = format!("{mode}: {}", self.origin.name);
         let mut request = match &self.pieces {
             Some(pieces) => post("/v1/completions", &[], &pieces.concat(), Framing::Chunked),
             None => get("/v1/models"),

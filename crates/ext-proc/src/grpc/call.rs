@@ -6,7 +6,10 @@
 //! besides messages that have to be put together.
 
 use super::{Incoming, Status, messages::Messages, outbox::Outbox, outbox::Slices};
-use crate::protocol::{Direction, Reply};
+use crate::{
+    processor::LONGEST_PART,
+    protocol::{Direction, Reply},
+};
 use h2::{RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Response, header::CONTENT_TYPE};
 use std::{
@@ -17,9 +20,6 @@ use std::{
 
 /// Replies that are waiting to be written.
 pub(crate) type Replies = VecDeque<Reply>;
-
-/// When so much is waiting to be sent nothing more is taken in.
-const ENOUGH: usize = 62_000;
 
 /// How a call goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +121,8 @@ impl<W: Work> Call<W> {
     /// Takes in what is there: until it has an end, or enough to say, or nothing more is there.
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Result<Poll<()>, Gone> {
         let mut said = 0;
-        while self.end.is_none() && said < ENOUGH {
+        // When a whole part is waiting to be sent nothing more is taken in.
+        while self.end.is_none() && said < LONGEST_PART {
             let Poll::Ready(next) = self.work.poll_next(context, &mut self.replies) else { return Ok(Poll::Pending) };
             let next = match next {
                 Next::Message => match self.messages.next(|direction| self.work.takes_pieces(direction)) {

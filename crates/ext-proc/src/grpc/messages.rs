@@ -103,11 +103,7 @@ impl Messages {
                     };
                 }
                 Open::Collected { length, buffer } => {
-                    while buffer.len() < *length
-                        && let Some(chunk) = self.chunks.slice(*length - buffer.len())
-                    {
-                        buffer.extend_from_slice(&chunk);
-                    }
+                    self.chunks.fill(buffer, *length);
                     if buffer.len() < *length {
                         return Ok(None);
                     }
@@ -151,8 +147,7 @@ impl Messages {
 
     fn whole<M: Incoming>(&mut self, bytes: Bytes) -> Result<Option<M>, Status> {
         self.open = Open::No;
-        let message = M::decode(bytes);
-        message.map(Some).map_err(|error| Status::invalid_argument(format!("not a message of this method: {error}")))
+        M::decode(bytes).map(Some).map_err(Status::malformed)
     }
 }
 
@@ -205,12 +200,17 @@ impl Chunks {
             return self.slice(count).unwrap_or_default();
         }
         let mut together = BytesMut::with_capacity(count.min(self.length));
-        while together.len() < count
-            && let Some(slice) = self.slice(count - together.len())
-        {
-            together.extend_from_slice(&slice);
-        }
+        self.fill(&mut together, count);
         together.freeze()
+    }
+
+    /// Moves bytes behind those of `buffer`, until it has so many or nothing is left here.
+    fn fill(&mut self, buffer: &mut BytesMut, length: usize) {
+        while buffer.len() < length
+            && let Some(slice) = self.slice(length - buffer.len())
+        {
+            buffer.extend_from_slice(&slice);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! How calls end.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
 /// How a call has ended; the numbers are gRPC's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,11 @@ impl Status {
     /// What came cannot be understood.
     pub(crate) fn invalid_argument(words: impl Into<String>) -> Self {
         Self { code: Code::InvalidArgument, words: words.into() }
+    }
+
+    /// What came is no message of the method that was called.
+    pub(crate) fn malformed(why: impl Display) -> Self {
+        Self::invalid_argument(format!("not a message of this method: {why}"))
     }
 
     /// There is no such thing.

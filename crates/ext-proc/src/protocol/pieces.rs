@@ -36,11 +36,10 @@ impl Incoming for ProcessingRequest {
 
     fn piece(opening: &Opening, body: Bytes, behind: Option<&[u8]>) -> Result<Self, Status> {
         let (rest, around) = behind.map_or((&[][..], &[][..]), |behind| behind.split_at(opening.behind));
-        let malformed = |error| Status::invalid_argument(format!("not a message of this method: {error}"));
-        let rest = HttpBody::decode(rest).map_err(malformed)?;
-        let around = Self::decode(around).map_err(malformed)?;
+        let rest = HttpBody::decode(rest).map_err(Status::malformed)?;
+        let around = Self::decode(around).map_err(Status::malformed)?;
         if !rest.body.is_empty() || around.event.is_some() {
-            return Err(Status::invalid_argument("not a message of this method: a body behind the body"));
+            return Err(Status::malformed("a body behind the body"));
         }
         let body = HttpBody { body, end_of_stream: rest.end_of_stream };
         let event = match opening.direction {

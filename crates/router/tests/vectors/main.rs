@@ -10,10 +10,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says by a panic what is wrong")]
 
+mod request;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 use jiff::Timestamp;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use request::{Origin, RequestVector};
 use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
 use rollora_router::{
     exchange::{BodyAction, Exchange, HeadAction, RequestHead},
@@ -41,14 +44,6 @@ struct Vectors {
     requests: Vec<RequestVector>,
     answers: Vec<AnswerVector>,
     headers: Vec<HeadersVector>,
-}
-
-/// What it is called, where it comes from, and what upstream does where we do something else.
-#[derive(Debug, Deserialize)]
-struct Origin {
-    name: String,
-    of: String,
-    upstream: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -92,22 +87,6 @@ struct WeightsVector {
     origin: Origin,
     targets: Vec<(String, Option<i32>)>,
     shares: Vec<f64>,
-}
-
-#[derive(Debug, Deserialize)]
-struct RequestVector {
-    #[serde(flatten)]
-    origin: Origin,
-    #[serde(default)]
-    generic: Option<String>,
-    #[serde(default)]
-    headers: Vec<(String, String)>,
-    /// None where there is no body.
-    pieces: Option<Vec<String>>,
-    goes_on: Option<String>,
-    refused: Option<u16>,
-    asked: Option<String>,
-    target: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
