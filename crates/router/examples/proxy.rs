@@ -74,11 +74,12 @@ fn pass(mut client: &TcpStream, upstream: SocketAddr, in_force: &Arc<InForce>) -
     let length = number(&request, &header::CONTENT_LENGTH).unwrap_or(0);
     let head = RequestHead { target: &target, headers: &request, has_body: length > 0 };
     let (mut exchange, action) = Exchange::begin(in_force, Guard::Strict, &head, now());
+    // Also where the request is refused: a connection that is closed with a body unread is reset, answer and all.
+    let mut body = vec![0; length];
+    from_client.read_exact(&mut body)?;
     if let HeadAction::Refuse(refusal) = action {
         return refuse(client, &refusal);
     }
-    let mut body = vec![0; length];
-    from_client.read_exact(&mut body)?;
     let mut body = Bytes::from(body);
     if action == HeadAction::ReadBody {
         match exchange.request_body(&body, rand::random(), now()) {
