@@ -9,4 +9,6 @@ mod mirror;
 pub mod picker;
 pub mod place;
 mod pods;
+pub mod population;
+pub mod turnstile;
 mod workloads;

@@ -54,6 +54,8 @@ pub mod kind {
     pub const TRAFFIC_APPLIED: &str = "TrafficApplied";
     /// Nothing is left of retired adapters.
     pub const CLEANED_UP: &str = "CleanedUp";
+    /// Every server has room on its GPU for all adapters that are in use at once. Blocks nothing.
+    pub const ADAPTERS_FIT: &str = "AdaptersFit";
     /// Needs a person (kstatus): rolled back, invalid, conflict, contested.
     pub const STALLED: &str = "Stalled";
 }
@@ -152,6 +154,10 @@ pub mod reason {
     pub const GONE: &str = "Gone";
     /// Nothing is left to clean up.
     pub const CLEAN: &str = "Clean";
+    /// All adapters in use can be on the GPU at once.
+    pub const FITS: &str = "Fits";
+    /// vLLM's `max_loras` is less than the adapters in use.
+    pub const TOO_FEW_SLOTS: &str = "TooFewSlots";
 }
 
 #[cfg(test)]

@@ -1,6 +1,11 @@
 //! InferenceModelRewrite, of the legacy and the current API group: the schemas are the same but for the group.
 //! Fields that Rollora does not know are kept on read-modify-write.
 
+pub mod condition;
+mod precedence;
+
+pub use precedence::Rank;
+
 use crate::{condition::Condition, metadata::Metadata};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

@@ -23,13 +23,22 @@ const LONGEST: usize = 8 << 20;
 /// How many are asked at once.
 const AT_ONCE: usize = 64;
 /// How long a connection is kept for the next question.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(5);
 
-/// Asks pods. Connections are kept for the next time.
+/// Asks pods.
 #[derive(Debug)]
 pub struct Asker {
     client: Client<HttpConnector, Empty<Bytes>>,
     places: Semaphore,
+}
+
+/// Whether the same is asked again soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// The connection is kept for that.
+    Soon,
+    /// Nobody knows: a connection to every pod that was ever asked would be too many.
+    Maybe,
 }
 
 /// Why a pod did not answer as it should.
@@ -51,7 +60,7 @@ impl Default for Asker {
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE)
             .pool_timer(TokioTimer::new())
-            .pool_max_idle_per_host(2)
+            .pool_max_idle_per_host(1)
             .build(connector);
         Self { client, places: Semaphore::new(AT_ONCE) }
     }
@@ -59,11 +68,17 @@ impl Default for Asker {
 
 impl Asker {
     /// What `http://ADDRESS:PORT/PATH` answers, as JSON.
-    pub async fn get<T: DeserializeOwned>(&self, ip: IpAddr, port: u16, path: &str) -> Result<T, AskError> {
+    pub async fn get<T: DeserializeOwned>(
+        &self,
+        ip: IpAddr,
+        port: u16,
+        path: &str,
+        again: Again,
+    ) -> Result<T, AskError> {
         let url = format!("http://{}{path}", SocketAddr::new(ip, port));
         // It is never closed.
         let _place = self.places.acquire().await.ok();
-        let body = match timeout(LIMIT, self.read(&url)).await {
+        let body = match timeout(LIMIT, self.read(&url, again)).await {
             Ok(read) => read?,
             Err(_) => return Err(AskError::Unreachable(format!("{url} does not answer within {LIMIT:?}"))),
         };
@@ -71,12 +86,14 @@ impl Asker {
             .map_err(|error| AskError::Unusable(format!("{url} answers something else than expected: {error}")))
     }
 
-    async fn read(&self, url: &str) -> Result<Bytes, AskError> {
+    async fn read(&self, url: &str, again: Again) -> Result<Bytes, AskError> {
         let uri: Uri = url.parse().map_err(|error| AskError::Unusable(format!("{url}: {error}")))?;
-        let request = Request::get(uri)
-            .header("user-agent", concat!("rollora-operator/", env!("CARGO_PKG_VERSION")))
-            .body(Empty::new())
-            .map_err(|error| AskError::Unusable(format!("{url}: {error}")))?;
+        let mut request =
+            Request::get(uri).header("user-agent", concat!("rollora-operator/", env!("CARGO_PKG_VERSION")));
+        if again == Again::Maybe {
+            request = request.header("connection", "close");
+        }
+        let request = request.body(Empty::new()).map_err(|error| AskError::Unusable(format!("{url}: {error}")))?;
         let broke = |error: &dyn Error| AskError::Unreachable(format!("{url} cannot be asked: {}", innermost(error)));
         let response = self.client.request(request).await.map_err(|error| broke(&error))?;
         let status = response.status();
@@ -111,7 +128,7 @@ mod tests {
             stream.write_all(text.as_bytes()).await.unwrap();
         };
         let asker = Asker::default();
-        tokio::join!(asker.get(HERE, port, "/status"), serve).0
+        tokio::join!(asker.get(HERE, port, "/status", Again::Maybe), serve).0
     }
 
     #[tokio::test]
@@ -136,7 +153,7 @@ mod tests {
         let listener = TcpListener::bind((HERE, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let error = Asker::default().get::<Value>(HERE, port, "/status").await.unwrap_err();
+        let error = Asker::default().get::<Value>(HERE, port, "/status", Again::Soon).await.unwrap_err();
         let words = error.to_string();
         assert!(matches!(error, AskError::Unreachable(_)), "{words}");
         assert!(
@@ -149,7 +166,7 @@ mod tests {
     async fn one_that_does_not_answer_holds_nobody_up_for_long() {
         let listener = TcpListener::bind((HERE, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let error = Asker::default().get::<Value>(HERE, port, "/status").await.unwrap_err();
+        let error = Asker::default().get::<Value>(HERE, port, "/status", Again::Soon).await.unwrap_err();
         assert_eq!(error.to_string(), format!("http://127.0.0.1:{port}/status does not answer within 1s"));
     }
 }

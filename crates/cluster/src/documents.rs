@@ -10,6 +10,8 @@
 
 mod concern;
 mod follow;
+mod stirred;
+mod vicinity;
 mod write;
 
 pub use follow::Changes;
@@ -41,6 +43,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::timeout,
 };
+use vicinity::Vicinity;
 
 /// How long the source may take to answer a read.
 const LIMIT: Duration = Duration::from_secs(4);
@@ -109,6 +112,8 @@ struct Books {
     abandoned: BTreeMap<ObjectName, ConfigMap>,
     /// By namespace and selector.
     pods: BTreeMap<(String, String), Shelf<Pod>>,
+    /// Namespaces whose rewrites or pools are other than they were when somebody last asked.
+    stirred: BTreeSet<String>,
 }
 
 impl Books {
@@ -182,10 +187,10 @@ impl Documents {
             (kinds::POOL.resource(), books.pools.problem().cloned()),
             (kinds::POD.resource(), books.routers.problem().cloned()),
         ];
-        let pods = books.pods.values().map(|shelf| (kinds::POD.resource(), shelf.problem().cloned()));
-        problems.extend(pods);
-        let maps = books.config_maps.values().map(|shelf| (kinds::CONFIG_MAP.resource(), shelf.problem().cloned()));
-        problems.extend(maps);
+        let pods = books.pods.values().filter_map(Shelf::problem);
+        problems.extend(pods.map(|problem| (kinds::POD.resource(), Some(problem.clone()))));
+        let maps = books.config_maps.values().filter_map(Shelf::problem);
+        problems.extend(maps.map(|problem| (kinds::CONFIG_MAP.resource(), Some(problem.clone()))));
         problems.into_iter().filter_map(|(kind, problem)| Some((kind, problem?))).collect()
     }
 
@@ -205,6 +210,20 @@ impl Documents {
         Ok(readable.collect())
     }
 
+    /// Those of them that may matter to one of them; itself among them.
+    pub async fn rollouts_beside(&self, name: &ObjectName) -> Result<Vec<Versioned<Rollout>>, ReadError> {
+        self.wait(|books| books.rollouts.state(), &kinds::ROLLOUT.resource()).await?;
+        self.settle_rollouts(None).await?;
+        let books = self.books();
+        let vicinity = books.rollouts.get(name).and_then(|(_, rollout)| Vicinity::of(rollout.as_ref().ok()?));
+        let readable = books.rollouts.of_namespace(&name.namespace).filter_map(|(_, version, rollout)| {
+            let rollout = rollout.as_ref().ok()?;
+            let beside = vicinity.as_ref().is_none_or(|vicinity| vicinity.has_rollout(rollout));
+            beside.then(|| Versioned { version: version.to_owned(), value: rollout.clone() })
+        });
+        Ok(readable.collect())
+    }
+
     /// One Rollout; none where it does not exist.
     pub async fn rollout(&self, name: &ObjectName) -> Result<Option<Versioned<Rollout>>, ReadError> {
         self.wait(|books| books.rollouts.state(), &kinds::ROLLOUT.resource()).await?;
@@ -218,6 +237,21 @@ impl Documents {
 
     /// Every rewrite of both groups in a namespace.
     pub async fn rewrites(&self, namespace: &str) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
+        self.rewrites_where(namespace, |_, _| true).await
+    }
+
+    /// Those of them that may matter to a Rollout.
+    pub async fn rewrites_beside(&self, name: &ObjectName) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
+        let vicinity = self.books().rollouts.get(name).and_then(|(_, rollout)| Vicinity::of(rollout.as_ref().ok()?));
+        let Some(vicinity) = vicinity else { return self.rewrites(&name.namespace).await };
+        self.rewrites_where(&name.namespace, |name, rewrite| vicinity.has_rewrite(name, rewrite)).await
+    }
+
+    async fn rewrites_where(
+        &self,
+        namespace: &str,
+        wanted: impl Fn(&str, &InferenceModelRewrite) -> bool,
+    ) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
         self.wait(Books::rewrites_state, "rewrites").await?;
         for group in GROUPS {
             let doubtful = self.books().rewrites(group).doubtful(Some(namespace));
@@ -228,8 +262,8 @@ impl Documents {
             }
         }
         let books = self.books();
-        let each = GROUPS.into_iter().flat_map(|group| books.rewrites(group).iter());
-        let here = each.filter(|(name, ..)| name.namespace == namespace);
+        let here = GROUPS.into_iter().flat_map(|group| books.rewrites(group).of_namespace(namespace));
+        let here = here.filter(|(name, _, rewrite)| wanted(&name.name, rewrite));
         Ok(here.map(|(_, version, value)| Versioned { version: version.to_owned(), value: value.clone() }).collect())
     }
 
@@ -306,9 +340,8 @@ impl Documents {
     pub async fn routers(&self, pool: &ObjectName) -> Result<Vec<Pod>, ReadError> {
         self.wait(|books| books.routers.state(), &kinds::POD.resource()).await?;
         let books = self.books();
-        let ours = books.routers.iter().filter(|(name, _, pod)| {
-            name.namespace == pool.namespace && pod.router_for.as_deref() == Some(pool.name.as_str())
-        });
+        let here = books.routers.of_namespace(&pool.namespace);
+        let ours = here.filter(|(_, _, pod)| pod.router_for.as_deref() == Some(pool.name.as_str()));
         Ok(ours.map(|(_, _, pod)| pod.clone()).collect())
     }
 
@@ -389,7 +422,9 @@ fn no_key(name: &ObjectName, key: &str, map: &ConfigMap) -> String {
     format!("ConfigMap {name} has no key {key} ({has}): add it, or mend spec.adaptersRef.key")
 }
 
-fn rollout_item(object: DynamicObject) -> Item<Result<Rollout, String>> {
+fn rollout_item(mut object: DynamicObject) -> Item<Result<Rollout, String>> {
+    // They are many times as large as the rest, and nobody reads them.
+    object.metadata.managed_fields = None;
     let name = ObjectName::new(object.namespace().unwrap_or_default(), object.name_any());
     let version = object.resource_version().unwrap_or_default();
     let value = read_rollout(object).map_err(|error| {
@@ -409,7 +444,8 @@ pub(crate) fn read_rollout(object: DynamicObject) -> Result<Rollout, serde_json:
     serde_json::from_value(value)
 }
 
-fn rewrite_item(group: RewriteGroup, object: DynamicObject) -> Option<Item<InferenceModelRewrite>> {
+fn rewrite_item(group: RewriteGroup, mut object: DynamicObject) -> Option<Item<InferenceModelRewrite>> {
+    object.metadata.managed_fields = None;
     rewrites::read(group, object).map(item_of_rewrite)
 }
 

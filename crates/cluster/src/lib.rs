@@ -21,7 +21,7 @@ mod shelf;
 mod watch;
 
 pub use answer::{ApiError, Request};
-pub use ask::{AskError, Asker};
+pub use ask::{Again, AskError, Asker};
 pub use client::{Access, Cluster, ConnectError};
 pub use documents::{AdaptersMap, Changes, Documents, ReadError, Versioned, Written};
 pub use events::{Events, Notice};

@@ -210,6 +210,16 @@ impl<T: PartialEq> Shelf<T> {
         self.entries.get(name).map(|entry| (entry.version.as_str(), &entry.value))
     }
 
+    /// Every object of a namespace, by name.
+    pub(crate) fn of_namespace<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = (&'a ObjectName, &'a str, &'a T)> {
+        let here = self.entries.range(ObjectName::new(namespace, "")..);
+        let here = here.take_while(move |(name, _)| name.namespace == namespace);
+        here.map(|(name, entry)| (name, entry.version.as_str(), &entry.value))
+    }
+
     /// Every object, by name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&ObjectName, &str, &T)> {
         self.entries.iter().map(|(name, entry)| (name, entry.version.as_str(), &entry.value))

@@ -19,6 +19,8 @@ use tokio::time::Instant;
 
 /// How long one watch call lasts. A connection that died without a word is noticed a little later than this.
 const CALL_SECONDS: u32 = 60;
+/// Objects in one part of a list.
+const PAGE: u32 = 500;
 
 /// What a watch tells.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +54,8 @@ pub(crate) struct Selection {
     pub(crate) labels: Option<String>,
     /// A field selector.
     pub(crate) fields: Option<String>,
+    /// Objects in one part of a list, where they may be large.
+    pub(crate) page: Option<u32>,
 }
 
 /// Watches what `api` gives. `resource` and `namespace` are what errors speak of.
@@ -59,38 +63,54 @@ pub(crate) fn watch<K>(api: Api<K>, selection: &Selection, resource: String, nam
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
+    watch_as(api, selection, resource, namespace, Some)
+}
+
+/// The same, of which only what is read is kept, from the first object of a list on: what there is of a kind may be far
+/// more than anybody here needs. Objects of which nothing is read are not told.
+pub(crate) fn watch_as<K, T>(
+    api: Api<K>,
+    selection: &Selection,
+    resource: String,
+    namespace: Option<String>,
+    read: impl Fn(K) -> Option<T> + Send + 'static,
+) -> Watch<T>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    T: Send + 'static,
+{
     let config = watcher::Config {
         label_selector: selection.labels.clone(),
         field_selector: selection.fields.clone(),
-        ..watcher::Config::default().timeout(CALL_SECONDS)
+        ..watcher::Config::default().timeout(CALL_SECONDS).page_size(selection.page.unwrap_or(PAGE))
     };
     let events = watcher::watcher(api, config).backoff(Pauses::default()).boxed();
-    let words = (resource, namespace);
-    Box::pin(stream::unfold((events, Vec::new(), words), |(mut events, mut listed, words)| async move {
+    let state = (events, Vec::new(), (resource, namespace), read);
+    Box::pin(stream::unfold(state, |(mut events, mut listed, words, read)| async move {
         loop {
             let event = events.next().await?;
-            let news = event.map_err(|error| in_words(&error, &words)).map(|event| gather(event, &mut listed));
+            let news = event.map_err(|error| in_words(&error, &words)).map(|event| gather(event, &mut listed, &read));
             if let Some(news) = news.transpose() {
-                return Some((news, (events, listed, words)));
+                return Some((news, (events, listed, words, read)));
             }
         }
     }))
 }
 
 /// Puts a list together from its parts.
-fn gather<K: Resource>(event: Event<K>, listed: &mut Vec<K>) -> Option<News<K>> {
+fn gather<K: Resource, T>(event: Event<K>, listed: &mut Vec<T>, read: impl Fn(K) -> Option<T>) -> Option<News<T>> {
     match event.modify(|object| object.managed_fields_mut().clear()) {
         Event::Init => {
             listed.clear();
             None
         }
         Event::InitApply(object) => {
-            listed.push(object);
+            listed.extend(read(object));
             None
         }
         Event::InitDone => Some(News::Reset(std::mem::take(listed))),
-        Event::Apply(object) => Some(News::Apply(object)),
-        Event::Delete(object) => Some(News::Delete(object)),
+        Event::Apply(object) => read(object).map(News::Apply),
+        Event::Delete(object) => read(object).map(News::Delete),
     }
 }
 
@@ -168,6 +188,19 @@ mod tests {
         ConfigMap { metadata, ..ConfigMap::default() }
     }
 
+    #[test]
+    fn of_what_is_told_only_what_is_read_is_kept() {
+        let mut listed = Vec::new();
+        let read = |object: ConfigMap| object.metadata.name.filter(|name| name != "other");
+        let mut told = |event| gather(event, &mut listed, read);
+        for event in [Event::Init, Event::InitApply(object("other")), Event::InitApply(object("a"))] {
+            assert_eq!(told(event), None);
+        }
+        assert_eq!(told(Event::InitDone), Some(News::Reset(vec!["a".to_owned()])));
+        assert_eq!(told(Event::Apply(object("other"))), None);
+        assert_eq!(told(Event::Delete(object("a"))), Some(News::Delete("a".to_owned())));
+    }
+
     fn names(news: Option<News<ConfigMap>>) -> String {
         let name = |object: &ConfigMap| {
             assert!(object.managed_fields().is_empty(), "they are large, and nobody reads them");
@@ -184,7 +217,7 @@ mod tests {
     #[test]
     fn a_list_is_told_when_it_is_complete() {
         let mut listed = Vec::new();
-        let mut told = |event| names(gather(event, &mut listed));
+        let mut told = |event| names(gather(event, &mut listed, Some));
         assert_eq!(told(Event::Init), "nothing");
         assert_eq!(told(Event::InitApply(object("a"))), "nothing");
         assert_eq!(told(Event::Init), "nothing");

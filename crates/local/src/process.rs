@@ -11,7 +11,7 @@ use crate::{
         servers::{Server, Servers},
     },
     input,
-    settle::settled,
+    settle::{self, settled},
     state::{StateError, StateFolder},
     store::{LocalStore, OpenError},
     telemetry,
@@ -33,7 +33,7 @@ const TOTAL_BODIES: usize = 256 << 20;
 /// this is for the request that was on its way when a person did.
 const UNLOAD_GRACE: Duration = Duration::from_secs(2);
 /// How long the first request waits at most for news of the servers.
-const SETTLE: Duration = Duration::from_secs(1);
+const SETTLE: settle::Limits = settle::Limits { each: Duration::from_secs(1), first: Duration::from_secs(10) };
 /// How long answers may take yet when the process is told to end.
 const GRACE: Duration = Duration::from_secs(30);
 /// How long everything else may take to end.

@@ -16,8 +16,10 @@ mod queue;
 mod reconcile;
 
 pub mod ports;
+pub mod tally;
 
 pub use reconcile::Next;
+pub use tally::Tally;
 
 use crate::{backoff::Backoff, observe::Memory, queue::Queue};
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -26,10 +28,7 @@ use ports::{Fleet, RolloutKey, Store};
 use rollora_api::{rewrite::RewriteGroup, rollout::Rollout};
 use std::{
     collections::BTreeMap,
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -70,26 +69,7 @@ pub struct Operator<S, F, C> {
     refused: Mutex<BTreeMap<RolloutKey, String>>,
     /// Every Rollout as it was last read, for what is left to do when it is gone.
     last: Mutex<BTreeMap<RolloutKey, Rollout>>,
-    tally: Tally,
-}
-
-/// What an operator has done so far.
-#[derive(Debug, Default)]
-pub struct Tally {
-    reconciles: AtomicU64,
-    failures: AtomicU64,
-}
-
-impl Tally {
-    /// Reconciles that ended.
-    pub fn reconciles(&self) -> u64 {
-        self.reconciles.load(Ordering::Relaxed)
-    }
-
-    /// Those of them that could not do what they decided, and are tried again.
-    pub fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
-    }
+    tally: Arc<Tally>,
 }
 
 impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
@@ -97,7 +77,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     pub fn new(store: S, fleet: F, clock: C) -> Self {
         let new_rewrite_group = RewriteGroup::Current;
         let (memory, refused, last) = (Memory::default(), Mutex::default(), Mutex::default());
-        Self { store, fleet, clock, new_rewrite_group, memory, refused, last, tally: Tally::default() }
+        Self { store, fleet, clock, new_rewrite_group, memory, refused, last, tally: Arc::default() }
     }
 
     /// The group of rewrites that have to be made.
@@ -107,7 +87,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     }
 
     /// What was done so far.
-    pub fn tally(&self) -> &Tally {
+    pub fn tally(&self) -> &Arc<Tally> {
         &self.tally
     }
 
@@ -132,9 +112,9 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
                     None => return Err(OperatorError::ChangesEnded),
                 },
                 Some((key, next)) = running.next() => {
-                    self.tally.reconciles.fetch_add(1, Ordering::Relaxed);
-                    if matches!(next, Next::Retry(_)) {
-                        self.tally.failures.fetch_add(1, Ordering::Relaxed);
+                    self.tally.reconciled(&key, matches!(next, Next::Retry(_)));
+                    if next == Next::Forget {
+                        self.tally.forget(&key);
                     }
                     finish(&mut queue, &key, &next);
                 }

@@ -8,13 +8,13 @@ use rollora_api::{
     adapters::{AdaptersFile, content_hash},
     operator_key::OperatorKey,
     rewrite::{InferenceModelRewrite, RewriteGroup},
-    rollout::Rollout,
+    rollout::{Rollout, spec::AdaptersRef},
 };
 use rollora_plan::observed::{Adapters, Observed, Unseen};
 use std::{
     collections::BTreeMap,
     future::Future,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// The world, and the versions that writes have to name.
@@ -35,26 +35,56 @@ impl Look {
     }
 }
 
-/// Adapters documents as they were last read, by version: reading one again costs more than everything else.
+/// Adapters documents as they were last read, by version: reading one again costs more than everything else. Rollouts
+/// that name the same one share it.
 #[derive(Debug, Default)]
-pub(crate) struct Memory(Mutex<BTreeMap<RolloutKey, Adapters>>);
+pub(crate) struct Memory(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    named: BTreeMap<RolloutKey, Place>,
+    documents: BTreeMap<Place, Adapters>,
+}
+
+/// Namespace, name and key of a document.
+type Place = (Option<String>, String, String);
 
 impl Memory {
-    fn read(&self, key: &RolloutKey, document: Versioned<AdaptersDocument>) -> Adapters {
-        // Nothing that holds this lock can panic half way: the content is good in any case.
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match known.get(key) {
+    fn read(&self, key: &RolloutKey, reference: &AdaptersRef, document: Versioned<AdaptersDocument>) -> Adapters {
+        let place = (key.namespace.clone(), reference.name.clone(), reference.key.clone());
+        let mut known = self.known();
+        if known.named.get(key) != Some(&place) {
+            known.forget(key);
+            known.named.insert(key.clone(), place.clone());
+        }
+        match known.documents.get(&place) {
             Some(adapters) if adapters.version == document.version.0 => adapters.clone(),
             _ => {
                 let adapters = read_adapters(document);
-                known.insert(key.clone(), adapters.clone());
+                known.documents.insert(place, adapters.clone());
                 adapters
             }
         }
     }
 
     pub(crate) fn forget(&self, key: &RolloutKey) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.known().forget(key);
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Nothing that holds this lock can panic half way: the content is good in any case.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    /// A document that nobody names any more is forgotten too.
+    fn forget(&mut self, key: &RolloutKey) {
+        if let Some(place) = self.named.remove(key)
+            && !self.named.values().any(|named| *named == place)
+        {
+            self.documents.remove(&place);
+        }
     }
 }
 
@@ -70,14 +100,15 @@ pub(crate) async fn everything(
     let (adapters, rewrites, rollouts, servers, routers) = tokio::join!(
         read(store.adapters(key, &spec.adapters_ref)),
         read(store.rewrites(key)),
-        read(store.rollouts()),
+        read(store.rollouts_beside(key)),
         read(fleet.servers(key, &spec.pool_ref)),
         read(fleet.routers(key, &spec.pool_ref, &spec.model)),
     );
     let adapters_version = adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.version.clone());
     let (rewrites, versions) = split(rewrites);
     let world = Observed {
-        adapters: adapters.map(|document| document.map(|document| memory.read(key, document))),
+        adapters: adapters
+            .map(|document| document.map(|document| memory.read(key, &rollout.spec.adapters_ref, document))),
         rewrites,
         servers,
         routers,
@@ -114,10 +145,11 @@ pub(crate) async fn documents_only(
     new_rewrite_group: RewriteGroup,
 ) -> Look {
     let (adapters, rollouts) =
-        tokio::join!(read(store.adapters(key, &rollout.spec.adapters_ref)), read(store.rollouts()));
+        tokio::join!(read(store.adapters(key, &rollout.spec.adapters_ref)), read(store.rollouts_beside(key)));
     let adapters_version = adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.version.clone());
     let world = Observed {
-        adapters: adapters.map(|document| document.map(|document| memory.read(key, document))),
+        adapters: adapters
+            .map(|document| document.map(|document| memory.read(key, &rollout.spec.adapters_ref, document))),
         rewrites: Err(Unseen::NotAsked),
         servers: Err(Unseen::NotAsked),
         routers: Err(Unseen::NotAsked),

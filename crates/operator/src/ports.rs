@@ -110,9 +110,16 @@ pub trait Store: Send + Sync {
     fn changes(&self) -> impl Stream<Item = RolloutKey> + Send;
     /// Every Rollout, for conflicts and references.
     fn rollouts(&self) -> impl Future<Output = Result<Vec<Versioned<Rollout>>, ReadError>> + Send;
+    /// Those of them that may matter to this one, itself among them; a store may leave out the others.
+    fn rollouts_beside(
+        &self,
+        _key: &RolloutKey,
+    ) -> impl Future<Output = Result<Vec<Versioned<Rollout>>, ReadError>> + Send {
+        self.rollouts()
+    }
     /// One Rollout; none where it was deleted.
     fn rollout(&self, key: &RolloutKey) -> impl Future<Output = Result<Option<Versioned<Rollout>>, ReadError>> + Send;
-    /// Every rewrite of both groups in the Rollout's namespace.
+    /// Every rewrite of both groups in the Rollout's namespace that may matter to it.
     fn rewrites(
         &self,
         key: &RolloutKey,

@@ -3,13 +3,19 @@
 //! Invariant: what happens to a key while it is reconciled leads to another reconcile after it.
 
 use crate::{backoff::Backoff, ports::RolloutKey};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{sync::Notify, time::Instant};
 
 /// Keys and when they are due.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     keys: BTreeMap<RolloutKey, Entry>,
+    /// Those that are due some time and do not run, by when.
+    due: BTreeSet<(Instant, RolloutKey)>,
 }
 
 #[derive(Debug, Default)]
@@ -28,18 +34,19 @@ impl Queue {
     /// Something happened to this key.
     pub(crate) fn wake(&mut self, key: &RolloutKey, now: Instant) {
         let entry = self.keys.entry(key.clone()).or_default();
-        entry.due = Some(now);
         if entry.running {
+            entry.due = Some(now);
             entry.woken = true;
             entry.wake.notify_one();
+        } else {
+            self.schedule(key, Some(now));
         }
     }
 
     /// Takes the key that has been due for longest, to be reconciled now.
     pub(crate) fn take_due(&mut self, now: Instant) -> Option<(RolloutKey, Arc<Notify>)> {
-        let due = |entry: &Entry| entry.due.filter(|due| !entry.running && *due <= now);
-        let (_, key) = self.keys.iter().filter_map(|(key, entry)| Some((due(entry)?, key))).min()?;
-        let key = key.clone();
+        self.due.first().filter(|(due, _)| *due <= now)?;
+        let (_, key) = self.due.pop_first()?;
         let entry = self.keys.get_mut(&key)?;
         // A wake that nobody heard was meant for an earlier reconcile.
         entry.wake = Arc::default();
@@ -49,8 +56,8 @@ impl Queue {
 
     /// Waits for the next due time; for ever where there is none.
     pub(crate) async fn until_due(&self) {
-        match self.keys.values().filter(|entry| !entry.running).filter_map(|entry| entry.due).min() {
-            Some(due) => tokio::time::sleep_until(due).await,
+        match self.due.first() {
+            Some((due, _)) => tokio::time::sleep_until(*due).await,
             None => std::future::pending().await,
         }
     }
@@ -60,9 +67,8 @@ impl Queue {
         if let Some(entry) = self.keys.get_mut(key) {
             entry.running = false;
             entry.failures = 0;
-            if !entry.woken {
-                entry.due = due;
-            }
+            let due = if entry.woken { entry.due } else { due };
+            self.schedule(key, due);
         }
     }
 
@@ -72,10 +78,18 @@ impl Queue {
         entry.running = false;
         entry.failures = entry.failures.saturating_add(1);
         let delay = backoff.after(entry.failures, rand::random());
-        if !entry.woken {
-            entry.due = Some(now + delay);
-        }
+        let due = if entry.woken { entry.due } else { Some(now + delay) };
+        self.schedule(key, due);
         delay
+    }
+
+    /// A key that does not run is due then.
+    fn schedule(&mut self, key: &RolloutKey, due: Option<Instant>) {
+        let Some(entry) = self.keys.get_mut(key) else { return };
+        if let Some(before) = std::mem::replace(&mut entry.due, due) {
+            self.due.remove(&(before, key.clone()));
+        }
+        self.due.extend(due.map(|due| (due, key.clone())));
     }
 
     /// The key is gone; it comes back when something happens to it.

@@ -4,11 +4,12 @@ use crate::{
     Clock, Operator, WRITE_LIMIT,
     observe::{self, Look},
     ports::{AdaptersWrite, Event, Fleet, Precondition, RolloutKey, Store, Versioned, Written},
+    tally,
 };
 use rollora_api::{condition::reason, rewrite::RewriteGroup, rollout::Rollout};
 use rollora_plan::{Decision, Input, decide, effect::Effect, is_urgent, observed::Unseen};
 use std::{future::Future, time::Duration};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 /// When a key is reconciled again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
             Ok(None) => return self.bid_farewell(key).await,
             Err(error) => return Next::Retry(format!("the Rollout cannot be read: {error}")),
         };
+        let begun = Instant::now();
         self.remember(key, &rollout.value);
         let urgent = is_urgent(&rollout.value);
         let look = if urgent {
@@ -49,6 +51,12 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
             }
         };
         let decision = decide(&Input { rollout: &rollout.value, world: &look.world }, self.clock.now());
+        let last = rollout.value.status.as_ref().and_then(|status| status.last_action.as_ref());
+        if let Some(action) = decision.status.last_action.as_ref().filter(|action| Some(*action) != last)
+            && action.outcome().is_ok()
+        {
+            self.tally.asked(key, action.verb, begun);
+        }
         let next = match self.carry_out(key, &rollout, &look, &decision).await {
             Ok(()) if urgent => Next::Again,
             Ok(()) => decision.requeue.map_or(Next::OnChange, Next::After),
@@ -97,6 +105,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         look: &Look,
         decision: &Decision,
     ) -> Result<(), Next> {
+        let decided = Instant::now();
         let mut version = rollout.version.clone();
         if rollout.value.status.as_ref() != Some(&decision.status) {
             let written = limited(self.store.write_status(key, &version, &decision.status)).await;
@@ -109,6 +118,13 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
             if let Written::Done(written) = &written {
                 version = written.clone();
             }
+            self.judge(key, "the status", written)?;
+            self.tally.wrote(key, "status", decided);
+        }
+        if rollout.value.status.as_ref() == Some(&decision.status) && decision.effects.iter().any(is_of_adapters) {
+            // The file's version says nothing about the age of the status that this was decided from: another operator
+            // may have gone on long since. Writing the status as it is changes nothing, and is refused then.
+            let written = limited(self.store.write_status(key, &version, &decision.status)).await;
             self.judge(key, "the status", written)?;
         }
         let mut result = Ok(());
@@ -123,9 +139,11 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
             if result.is_err() {
                 break;
             }
+            self.tally.wrote(key, tally::name(effect), decided);
         }
         if result.is_ok() {
             self.set_refused(key, None);
+            self.tally.settled(key);
         }
         for event in &decision.events {
             self.tell(key, event).await;
@@ -205,6 +223,10 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         // Nothing that holds this lock can panic half way: the content is good in any case.
         self.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+fn is_of_adapters(effect: &Effect) -> bool {
+    matches!(effect, Effect::WriteAdapters { .. })
 }
 
 /// One write with its time limit.

@@ -13,9 +13,15 @@ pub(crate) fn is_same(one: &Rollout, other: &Rollout) -> bool {
     one.metadata.namespace == other.metadata.namespace && one.metadata.name == other.metadata.name
 }
 
+/// Ages are known to the second. Of two of the same second the one that works already goes on, else the name decides.
 fn is_older(one: &Rollout, other: &Rollout) -> bool {
-    let age = |rollout: &Rollout| (rollout.metadata.creation_timestamp, rollout.metadata.name.clone());
+    let age =
+        |rollout: &Rollout| (rollout.metadata.creation_timestamp, !has_begun(rollout), rollout.metadata.name.clone());
     one.metadata.deletion_timestamp.is_none() && age(one) < age(other)
+}
+
+fn has_begun(rollout: &Rollout) -> bool {
+    rollout.status.as_ref().is_some_and(|status| status.revision.number > 0)
 }
 
 fn clash(one: &Rollout, other: &Rollout) -> Option<String> {
@@ -41,6 +47,48 @@ fn overlap(one: &str, other: &str) -> bool {
             let starts = before.starts_with(other_before) || other_before.starts_with(before);
             let ends = after.ends_with(other_after) || other_after.ends_with(after);
             starts && ends
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn rollout(name: &str, second: &str, revision: i64) -> Rollout {
+        serde_json::from_value(json!({
+            "apiVersion": "rollora.dev/v1alpha1", "kind": "Rollout",
+            "metadata": {"name": name, "creationTimestamp": format!("2026-01-01T00:00:{second}Z")},
+            "spec": {
+                "model": "chat", "poolRef": {"name": "pool"}, "adapter": {"id": "chat-v1"},
+                "adaptersRef": {"name": "map"},
+            },
+            "status": {"revision": {"number": revision}},
+        }))
+        .unwrap()
+    }
+
+    /// The name of the one that yields.
+    fn yields(one: &Rollout, other: &Rollout) -> String {
+        let all = [one.clone(), other.clone()];
+        let yielding: Vec<&str> =
+            all.iter().filter(|it| conflict(it, &all).is_some()).map(|it| it.metadata.name.as_str()).collect();
+        yielding.join(", ")
+    }
+
+    #[test]
+    fn the_older_one_works_and_of_the_same_second_the_one_that_has_begun_else_the_first_by_name() {
+        for (one, other, expected) in [
+            (("b", "01", 0), ("a", "02", 0), "a"),
+            (("b", "01", 0), ("a", "02", 3), "a"),
+            (("b", "01", 0), ("a", "01", 0), "b"),
+            (("b", "01", 3), ("a", "01", 0), "a"),
+            (("b", "01", 3), ("a", "01", 1), "b"),
+        ] {
+            let [one, other] = [one, other].map(|(name, second, revision)| rollout(name, second, revision));
+            assert_eq!(yields(&one, &other), expected);
+            assert_eq!(yields(&other, &one), expected);
         }
     }
 }

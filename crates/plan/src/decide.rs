@@ -5,7 +5,10 @@ mod admit;
 mod adopt;
 mod contest;
 mod depart;
+mod relisted;
 mod rivals;
+#[cfg(test)]
+mod tests;
 mod writes;
 
 pub use depart::farewell;
@@ -28,7 +31,7 @@ use crate::{
 use jiff::Timestamp;
 use rollora_api::{
     adapters::{AdaptersFile, ContentHash},
-    condition::reason,
+    condition::{ConditionStatus, kind, reason},
     names::AdapterId,
     rewrite::{InferenceModelRewrite, RewriteGroup},
     rollout::{
@@ -221,9 +224,18 @@ impl<'a> Case<'a> {
         if let Some(error) = self.spec.validate().first() {
             return Some((reason::INVALID, format!("{}: {}", error.path, error.message)));
         }
-        let rollouts = self.world.rollouts.as_deref().unwrap_or_default();
-        let other = conflict::conflict(self.rollout, rollouts).or_else(|| self.other_pool());
-        other.map(|what| (reason::CONFLICT, what))
+        let other = match &self.world.rollouts {
+            Ok(rollouts) => conflict::conflict(self.rollout, rollouts),
+            // What was so when they could be listed is so until they can be.
+            Err(_) => self.conflict_so_far(),
+        };
+        other.or_else(|| self.other_pool()).map(|what| (reason::CONFLICT, what))
+    }
+
+    fn conflict_so_far(&self) -> Option<String> {
+        let conditions = &self.rollout.status.as_ref()?.conditions;
+        let stalled = conditions.iter().find(|condition| condition.kind == kind::STALLED)?;
+        (stalled.status == ConditionStatus::True && stalled.reason == reason::CONFLICT).then(|| stalled.message.clone())
     }
 
     fn run(&self, mut draft: Draft) -> Decision {
@@ -234,6 +246,7 @@ impl<'a> Case<'a> {
             return self.wait_for_adoption(draft, &wait);
         }
         self.compare_rewrite(&mut draft);
+        self.note_listings(&mut draft.status);
         self.obey(&mut draft);
         self.want(&mut draft, &wish);
         let obstacle = self.double_rewrite(&draft.status).or_else(|| self.admit(&mut draft));

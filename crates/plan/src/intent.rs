@@ -2,10 +2,7 @@
 
 use crate::traffic::{Outcome, Traffic};
 use jiff::Timestamp;
-use rollora_api::{
-    names::INTENT_ANNOTATION,
-    rollout::{Intent, Rollout, RolloutSpec, Verb, status::LastAction},
-};
+use rollora_api::rollout::{Intent, Rollout, RolloutSpec, Verb, status::LastAction};
 
 /// What the annotation holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,12 +17,10 @@ pub(crate) enum Request {
 
 /// Reads the annotation.
 pub(crate) fn request(rollout: &Rollout) -> Request {
-    let Some(text) = rollout.metadata.annotations.get(INTENT_ANNOTATION) else { return Request::None };
-    let last = rollout.status.as_ref().and_then(|status| status.last_action.as_ref());
-    match serde_json::from_str::<Intent>(text) {
-        Ok(intent) if last.is_some_and(|last| last.id == intent.id) => Request::None,
-        Ok(intent) => Request::New(intent),
-        Err(error) => Request::Unreadable(format!("the annotation {INTENT_ANNOTATION} cannot be read: {error}")),
+    match Intent::unread(rollout) {
+        Ok(None) => Request::None,
+        Ok(Some(intent)) => Request::New(intent),
+        Err(error) => Request::Unreadable(error.to_string()),
     }
 }
 

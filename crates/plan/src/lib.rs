@@ -11,9 +11,12 @@
 //! - Everything that waits says for what.
 
 mod adoption;
+mod capacity;
 mod conflict;
 mod decide;
 mod desired;
+#[cfg(test)]
+mod diagram;
 mod intent;
 mod operator_key;
 mod pilot;
@@ -27,6 +30,7 @@ mod text;
 mod traffic;
 mod wait;
 
+pub mod acceptance;
 pub mod effect;
 pub mod event;
 pub mod observed;

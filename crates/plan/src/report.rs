@@ -209,6 +209,9 @@ pub(crate) fn settle(previous: &RolloutStatus, mut decision: Decision, now: Time
     // What people are told is what the status says.
     let quiet = decision.events.is_empty() && essence(previous) == essence(&decision.status);
     if !quiet {
+        if previous.phase_since.is_none() || previous.phase != decision.status.phase {
+            decision.status.phase_since = Some(now);
+        }
         return decision;
     }
     let counted = without_clock(previous) == without_clock(&decision.status);

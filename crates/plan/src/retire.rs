@@ -4,7 +4,7 @@
 use crate::{
     decide::{Case, Draft},
     observed::{Adapters, Listing},
-    retirement::{self, Looked, Scene},
+    retirement::{self, Looked, Scene, map},
     routers::Proof,
     wait::Wait,
 };
@@ -31,7 +31,9 @@ pub(crate) fn go_on(case: &Case<'_>, draft: &mut Draft, proof: &Proof) -> Vec<Wa
     for index in 0..draft.status.retired.len() {
         let entry = draft.status.retired[index].clone();
         let named_by = named_by(case, &entry.id);
-        let looked = retirement::advance(&entry, scene(case, &entry.id, proof, named_by.as_deref()));
+        let wanted = wanted(&draft.status).any(|wanted| *wanted == entry.id);
+        let looked =
+            retirement::advance(&entry, Scene { wanted, ..scene(case, &entry.id, proof, named_by.as_deref()) });
         if looked.entry.state != entry.state {
             changed(case, draft, &looked);
         }
@@ -47,7 +49,8 @@ pub(crate) fn go_on(case: &Case<'_>, draft: &mut Draft, proof: &Proof) -> Vec<Wa
 
 fn begin(case: &Case<'_>, status: &mut RolloutStatus, left: Vec<(AdapterId, String)>) {
     for (id, reason) in left {
-        status.retired.retain(|entry| entry.id != id);
+        let before = status.retired.iter().position(|entry| entry.id == id).map(|index| status.retired.remove(index));
+        map::assert_is_on_it(before.map(|entry| entry.state), Some(RetirementState::Waiting));
         status.retired.push(Retired { id, since: case.now, state: RetirementState::Waiting, reason });
     }
 }
@@ -68,8 +71,10 @@ fn come_back(case: &Case<'_>, status: &mut RolloutStatus) {
                 | RetirementState::Gone
                 | RetirementState::Returning
         );
+        let returns = unlisted && by_us;
+        map::assert_is_on_it(Some(entry.state), returns.then_some(RetirementState::Returning));
         entry.state = RetirementState::Returning;
-        unlisted && by_us
+        returns
     });
 }
 
@@ -91,6 +96,7 @@ fn scene<'b>(case: &'b Case<'_>, id: &AdapterId, proof: &'b Proof, named_by: Opt
         routers: case.world.routers.as_deref().ok(),
         content: case.content(),
         listing: case.file().ok().map(|file| Listing::of(id, file)),
+        wanted: false,
         named_by,
         text: case.adapters().map(|adapters| adapters.user_text.as_str()),
     }
@@ -143,7 +149,11 @@ fn release_rejected(case: &Case<'_>, status: &mut RolloutStatus, proof: &Proof) 
     let mut waits = Vec::new();
     let since = status.weights.changed_at.unwrap_or(case.now);
     let mut rejected: Vec<AdapterId> = status.rejected.iter().map(|rejected| rejected.id.clone()).collect();
-    rejected.retain(|id| status.admission.admitted.contains(id));
+    // What still has weight, or would take it, is let go by nobody, whatever is known against it.
+    let serves = |id: &AdapterId| {
+        status.revision.stable.as_ref() == Some(id) || status.weights.desired.iter().any(|target| target.id == *id)
+    };
+    rejected.retain(|id| status.admission.admitted.contains(id) && !serves(id));
     for id in rejected {
         let scene = scene(case, &id, proof, None);
         match retirement::hindrance(&id, since, Duration::ZERO, scene) {
@@ -183,6 +193,9 @@ fn forget(case: &Case<'_>, status: &mut RolloutStatus) {
 
 /// The adapters file after the edits that the retirements need; none where nothing has to be edited. A file that
 /// cannot be edited stays as it is: the retirement says so.
+///
+/// An entry moves only when the key does not say any more that its id serves. So whoever wants it back meanwhile writes
+/// the key first, and an edit that was begun before, by an operator that somebody stopped, finds another version.
 pub(crate) fn edit(spec: &RolloutSpec, status: &RolloutStatus, adapters: &Adapters) -> Option<String> {
     let file = adapters.file.as_ref().ok()?;
     let mut edited: Option<String> = None;
@@ -195,7 +208,9 @@ pub(crate) fn edit(spec: &RolloutSpec, status: &RolloutStatus, adapters: &Adapte
     for entry in &status.retired {
         let text = edited.as_deref().unwrap_or(&adapters.user_text);
         let next = match (entry.state, Listing::of(&entry.id, file)) {
-            (RetirementState::Unlisting, Listing::Exist) => edit::retire(text, &entry.id),
+            (RetirementState::Unlisting, Listing::Exist) if !adapters.key.serving.contains(&entry.id) => {
+                edit::retire(text, &entry.id)
+            }
             (RetirementState::Returning, Listing::NotExist) => edit::relist(text, &entry.id),
             _ => continue,
         };

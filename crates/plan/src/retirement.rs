@@ -1,15 +1,11 @@
 //! The second of the two machines: how an adapter that lost its weight goes, one for every retired id.
 //!
-//! ```text
-//! Waiting ─► Unlisting ─► Unloading ─► Gone
-//!    │ ▲
-//!    ▼ │ when that changes
-//! StillInUse, Suggested, Kept                    Relisted: a person put the entry back
-//! ```
+//! Every move that it makes is in [`map`], which is also what `ARCHITECTURE.md` shows.
 //!
 //! Invariants: an id is not unlisted before the routers are proven, it has been quiet, its delay is over and nobody
 //! names it; the state of the traffic machine is not read.
 
+pub(crate) mod map;
 #[cfg(test)]
 mod tests;
 
@@ -56,6 +52,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) content: Option<&'a ContentHash>,
     /// Where the id stands in the file; none where that could not be read.
     pub(crate) listing: Option<Listing>,
+    /// Whether it is on its way back.
+    pub(crate) wanted: bool,
     /// Who else names the id.
     pub(crate) named_by: Option<&'a str>,
     /// The adapters file; none where it could not be read.
@@ -112,7 +110,7 @@ impl Hindrance {
 
 /// Moves one retirement on.
 pub(crate) fn advance(entry: &Retired, scene: Scene<'_>) -> Looked {
-    match entry.state {
+    let looked = match entry.state {
         RetirementState::Waiting | RetirementState::StillInUse | RetirementState::Suggested | RetirementState::Kept => {
             leave(entry, scene)
         }
@@ -120,8 +118,14 @@ pub(crate) fn advance(entry: &Retired, scene: Scene<'_>) -> Looked {
         RetirementState::Unloading => unload(entry, scene),
         RetirementState::Relisted => relisted(entry, scene),
         RetirementState::Gone => gone(entry, scene),
-        RetirementState::Returning => to(entry, RetirementState::Returning, "it is listed again", Again::OnChange),
-    }
+        RetirementState::Returning if scene.wanted => {
+            to(entry, RetirementState::Returning, "it is listed again", Again::OnChange)
+        }
+        // Whoever wanted it back has thought better of it, or it was rejected meanwhile.
+        RetirementState::Returning => leave(entry, scene),
+    };
+    map::assert_is_on_it(Some(entry.state), Some(looked.entry.state));
+    looked
 }
 
 fn to(entry: &Retired, state: RetirementState, reason: impl Into<String>, again: Again) -> Looked {

@@ -1,24 +1,20 @@
 //! The first of the two machines: how much traffic the desired adapter gets.
 //!
-//! ```text
-//! AwaitingResidency ─► AwaitingRouters ─► (next step) … ─► Done         the desired adapter succeeded
-//!        ▲    ▲              │    ▲           │
-//!        │    └──── Held ◄───┘    │        Pausing                       a server lost it: weight 0 until it is back
-//!        └────────────────────────┴───────────┘
-//! any of them ── failure or abort: the desired id is rejected ─► AwaitingRouters ─► Done          rolled back
-//! ```
+//! Every move that it makes is in [`map`], which is also what `ARCHITECTURE.md` shows.
 //!
 //! Invariants: weights change only here; only ids that passed the residency gate get weight; stable changes only when
 //! a rollout succeeded; the state of retirements is not read.
 
 mod actions;
 mod deadline;
+pub(crate) mod map;
 mod steps;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use actions::Outcome;
 
+use self::map::{By, Move, Place};
 use crate::{
     event::Event,
     observed::Server,
@@ -52,6 +48,8 @@ pub(crate) struct Traffic<'a> {
     pub(crate) history: &'a mut Vec<Ended>,
     /// Ids that are on their way out, each with the reason.
     pub(crate) left: Vec<(AdapterId, String)>,
+    /// Where it went, move by move.
+    pub(crate) moves: Vec<Move>,
     /// What happened.
     pub(crate) events: Vec<Event>,
 }
@@ -100,6 +98,7 @@ impl<'a> Traffic<'a> {
             rejected: &mut status.rejected,
             history: &mut status.history,
             left: Vec::new(),
+            moves: Vec::new(),
             events: Vec::new(),
         }
     }
@@ -137,6 +136,17 @@ impl<'a> Traffic<'a> {
 
     /// Begins a new revision. `at_once` skips the steps: the adapter was here a moment ago.
     pub(crate) fn begin(&mut self, id: &AdapterId, strategy: &Strategy, at_once: bool, now: Timestamp) {
+        let from = self.standing();
+        self.begin_from(from, By::Wish, (id, strategy, at_once), now);
+    }
+
+    fn begin_from(
+        &mut self,
+        from: Place,
+        by: By,
+        (id, strategy, at_once): (&AdapterId, &Strategy, bool),
+        now: Timestamp,
+    ) {
         // A first install that is written but not proven yet is what clients get: it is what to go back to.
         if let (None, [only]) = (&self.revision.stable, self.weights.desired.as_slice()) {
             self.revision.stable = Some(only.id.clone());
@@ -160,7 +170,7 @@ impl<'a> Traffic<'a> {
         *self.lost_since = None;
         let first_install = self.revision.stable.is_none();
         let index = if goes_back || first_install { self.steps.len() } else { 0 };
-        self.enter(index, now);
+        self.enter_from(from, index, by, now);
         let message = match (&self.revision.stable, goes_back) {
             (None, _) => format!("{id} is to be installed"),
             (Some(stable), _) if stable == id && adopted => format!("{id} serves already"),
@@ -199,7 +209,7 @@ impl<'a> Traffic<'a> {
     /// The desired adapter has everything, at every router.
     fn succeed(&mut self, now: Timestamp) {
         let Some(desired) = self.revision.desired.clone() else { return };
-        self.set_state(StepState::Done, now);
+        self.set_state(StepState::Done, By::Routers, now);
         let old = self.revision.stable.replace(desired.clone());
         if let Some(old) = old.filter(|old| *old != desired) {
             self.left.push((old, format!("{desired} has taken over")));
@@ -211,11 +221,12 @@ impl<'a> Traffic<'a> {
     /// Rejects the desired adapter and gives everything back to stable, in one change of weights.
     pub(crate) fn reject(&mut self, why: &str, outcome: &str, now: Timestamp) {
         let Some(desired) = self.revision.desired.clone() else { return };
+        let (from, by) = (self.standing(), if outcome == reason::ABORTED { By::Abort } else { By::Failure });
         self.rejected.insert(0, Rejected { id: desired.clone(), reason: why.to_owned() });
         self.rejected.truncate(KEPT);
         self.all_to_stable(now);
         *self.lost_since = None;
-        self.set_state(StepState::AwaitingRouters, now);
+        self.set_state_from(from, StepState::AwaitingRouters, by, now);
         self.end(desired.clone(), outcome, now);
         self.say(true, outcome, format!("{desired} was rejected: {why}"));
     }
@@ -237,6 +248,10 @@ impl<'a> Traffic<'a> {
             self.reject(why, outcome, now);
             return None;
         };
+        if stable == desired {
+            // What everything goes back to is nothing to reject: nobody would be left to serve.
+            return Some(Wait::soon(outcome, format!("{why}; {stable} is the stable adapter: nothing else serves")));
+        }
         let stable_serves = servers.is_some_and(|servers| residency::could_serve(&stable, servers));
         if has_weight && !stable_serves {
             let message = format!("{why}; holds, because stable {stable} is not resident on every Ready server");
@@ -259,7 +274,7 @@ impl<'a> Traffic<'a> {
         if !self.weights.desired.is_empty() && !scene.proof.is_complete() {
             return Turn::Wait(scene.proof.wait.clone());
         }
-        self.set_state(StepState::Done, scene.now);
+        self.set_state(StepState::Done, By::Routers, scene.now);
         if let Some(stable) = &self.revision.stable {
             let message = format!("{stable} serves all requests again");
             self.say(false, reason::ROLLED_BACK, message);

@@ -16,9 +16,9 @@ Everything that a person or CI runs.
   cargo xtask test [PART…]       everything that CI checks, or only these parts:
                                  format, dependencies, lints, crds, tests
     --long                       with the repetitions and the long fault schedules, and the benches
-  cargo xtask bench NAME…        measure: ext-proc (Linux; wants what `test` wants), gateway, idle, router,
+  cargo xtask bench NAME…        measure: ext-proc, operator (Linux; both want what `test` wants), gateway, idle, router,
                                  sidecar
-    --short                      ext-proc in a minute instead of five, with more noise
+    --short                      ext-proc and operator in a minute or two, with more noise and on fewer objects
     --json                       one object a line: {\"bench\",\"measure\",\"value\",\"unit\",\"goal\"}
   cargo xtask fuzz [TARGET…]     look for bytes that break the router: splice, restore, exchange; all where none is named
                                  (wants a C++ compiler)

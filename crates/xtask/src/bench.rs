@@ -16,6 +16,7 @@ mod ext_proc;
 mod gateway;
 mod idle;
 mod load;
+mod operator;
 mod proc;
 mod router;
 mod servers;
@@ -95,10 +96,11 @@ impl std::error::Error for Unavailable {}
 /// Told whether it should be short, where it can be.
 type Bench = fn(bool) -> Result<Vec<Measure>>;
 
-const ALL: [(&str, Bench); 5] = [
+const ALL: [(&str, Bench); 6] = [
     ("ext-proc", ext_proc::run),
     ("gateway", |_| gateway::run()),
     ("idle", |_| idle::run()),
+    ("operator", operator::run),
     ("router", |_| router::run()),
     ("sidecar", |_| sidecar::run()),
 ];
@@ -222,6 +224,6 @@ mod tests {
     #[test]
     fn a_bench_that_does_not_exist_is_refused_with_those_that_do() {
         let words = chosen(&["gatewya".to_owned()]).unwrap_err().to_string();
-        assert!(words.contains("gateway, idle, router, sidecar"), "{words}");
+        assert!(words.contains("gateway, idle, operator, router, sidecar"), "{words}");
     }
 }

@@ -16,6 +16,7 @@ mod identity;
 pub use audit::{Audit, AuditEvent, Decision};
 pub use crds::{Definition, OURS, UPSTREAM, Upstream, ours, upstream};
 pub use identity::Credential;
+pub(super) use identity::token;
 
 use super::homes::CONTROL_PLANE;
 use crate::{clock, ports::Port, process::Process};
@@ -155,6 +156,11 @@ impl ControlPlane {
     /// Its base URL.
     pub fn url(&self) -> String {
         self.identity.url()
+    }
+
+    /// Where its etcd answers, without any TLS.
+    pub fn etcd(&self) -> std::net::SocketAddr {
+        self.ports.etcd.address()
     }
 
     /// The certificate of its authority, in a file.

@@ -111,18 +111,30 @@ impl Gateway {
         }
     }
 
-    /// Which endpoints of a cluster Envoy sends requests to.
+    /// Which endpoints of a cluster Envoy sends requests to, and means to go on with.
     pub(super) async fn endpoints(&self, cluster: &str) -> BTreeSet<IpAddr> {
-        let answer: Option<Value> = http::get_json(&self.admin(), "/clusters?format=json").await.ok();
-        let statuses = answer.as_ref().and_then(|answer| answer["cluster_statuses"].as_array());
-        let status = statuses.into_iter().flatten().find(|status| status["name"] == cluster);
-        let hosts = status.and_then(|status| status["host_statuses"].as_array()).into_iter().flatten();
-        let healthy = hosts.filter(|host| {
+        let hosts = self.hosts(cluster).await;
+        let healthy = hosts.iter().filter(|host| {
             let health = host["health_status"].as_object();
             // Whatever else is said there is a reason to send nothing.
             health.is_some_and(|health| health.len() == 1) && host["health_status"]["eds_health_status"] == "HEALTHY"
         });
-        healthy.filter_map(|host| host["address"]["socket_address"]["address"].as_str()?.parse().ok()).collect()
+        healthy.filter_map(address_of).collect()
+    }
+
+    /// Whether Envoy may still send requests to an endpoint: one that was taken away gets some until its health was
+    /// found to be bad too.
+    pub(super) async fn may_ask(&self, cluster: &str, ip: IpAddr) -> bool {
+        let hosts = self.hosts(cluster).await;
+        let host = hosts.iter().find(|host| address_of(host) == Some(ip));
+        host.is_some_and(|host| host["health_status"]["failed_active_health_check"] != true)
+    }
+
+    async fn hosts(&self, cluster: &str) -> Vec<Value> {
+        let answer: Option<Value> = http::get_json(&self.admin(), "/clusters?format=json").await.ok();
+        let statuses = answer.as_ref().and_then(|answer| answer["cluster_statuses"].as_array());
+        let status = statuses.into_iter().flatten().find(|status| status["name"] == cluster);
+        status.and_then(|status| status["host_statuses"].as_array()).cloned().unwrap_or_default()
     }
 
     /// Where clients send their requests.
@@ -209,6 +221,10 @@ pub(super) async fn follow(backends: Vec<Backend>, folder: PathBuf, mirror: &Mir
             return;
         }
     }
+}
+
+fn address_of(host: &Value) -> Option<IpAddr> {
+    host["address"]["socket_address"]["address"].as_str()?.parse().ok()
 }
 
 fn socket(ip: Ipv4Addr, port: u16) -> Value {

@@ -4,13 +4,14 @@
 //! What the bed itself plays: the Deployment controller ([`super::workloads`]), whoever tells Envoy which pods are Ready
 //! ([`super::gateway`]), and the people with their `kubectl`.
 
+mod deaths;
 mod evidence;
 mod server;
 
 use super::{
     control_plane::{Audit, AuditEvent, ControlPlane},
     gateway::{self, Backend, Bodies, Gateway},
-    kubelet::{Container, Kubelet, Options},
+    kubelet::{Backoff, Container, Kubelet, Options},
     manifests::{self, Manifests},
     mirror::Mirror,
     picker::{self, Picker},
@@ -70,6 +71,8 @@ pub struct Parts {
     pub manifests: Vec<&'static str>,
     /// How long after a change of the ConfigMap a kubelet brings it to the pods that mount it.
     pub projection_delay: Duration,
+    /// When the kubelet starts again what ended by itself.
+    pub backoff: Backoff,
     /// What a user's overlay would change in the manifests.
     pub change: Change,
     /// How Envoy hands bodies to ext-proc.
@@ -91,6 +94,7 @@ impl Default for Parts {
             plane: None,
             manifests: vec!["operator-one-namespace", "ext-proc", "vllm"],
             projection_delay: Duration::ZERO,
+            backoff: Backoff::default(),
             change: Box::new(|_| Ok(())),
             bodies: Bodies::default(),
             picker: None,
@@ -190,6 +194,7 @@ impl Cluster {
         }
         let mut options = Options::new(plane.get(), &namespace, programs, folder.path().to_owned()).await?;
         options.projection_delay = parts.projection_delay;
+        options.backoff = parts.backoff;
         let workloads = Workloads::of(&objects.objects, &options.node)?;
         let kubelet = Kubelet::start(options)?;
 
@@ -590,7 +595,8 @@ impl Place for Cluster {
         let (now, timestamp) = (clock::now(), clock::timestamp());
         let is_write = |event: &AuditEvent| {
             let writes = matches!(event.verb.as_str(), "create" | "update" | "patch") && event.code < 300;
-            writes && event.resource == "inferencemodelrewrites" && event.namespace == self.namespace
+            let is_rewrite = event.resource == "inferencemodelrewrites" && event.subresource.is_empty();
+            writes && is_rewrite && event.namespace == self.namespace
         };
         let at = |event: &AuditEvent| now.checked_sub(timestamp.duration_since(event.at).unsigned_abs());
         Ok(self.audit.events()?.iter().filter(|event| is_write(event)).filter_map(at).collect())

@@ -9,7 +9,10 @@ mod bad_adapters;
 mod bad_input;
 #[cfg(feature = "cluster")]
 mod bad_objects;
+mod capacity;
+mod chain;
 mod demo;
+mod endurance;
 #[cfg(feature = "cluster")]
 mod groups;
 mod guide;
@@ -34,6 +37,14 @@ mod removed_kinds;
 #[cfg(feature = "cluster")]
 mod replicas;
 #[cfg(feature = "cluster")]
+mod reports;
+#[cfg(feature = "cluster")]
+mod rivals;
+#[cfg(feature = "cluster")]
 mod script;
 mod state;
+#[cfg(feature = "cluster")]
+mod steps;
 mod streams;
+#[cfg(feature = "cluster")]
+mod writes;

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::events::v1::Event;
 use kube::{
-    Api,
+    Api, ResourceExt as _,
     api::{DynamicObject, ListParams},
     core::{ApiResource, GroupVersionKind},
 };
@@ -19,7 +19,10 @@ use rollora_e2e::{
         place::Cluster,
     },
 };
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 const LOOK: Duration = Duration::from_millis(20);
 const LOOKS: usize = 1000;
@@ -130,10 +133,12 @@ pub(crate) fn is_write(event: &AuditEvent) -> bool {
     writes && event.code < 400 && event.decision == Decision::Allowed
 }
 
-/// What of it was written that is neither the status of one of these Rollouts, nor an event, nor the Lease.
+/// What of it was written that is neither the status of one of these Rollouts or of a rewrite, nor an event, nor the
+/// Lease.
 pub(crate) fn other_writes(events: &[AuditEvent], rollouts: &[&str]) -> Vec<String> {
     let is_own = |event: &AuditEvent| match event.resource.as_str() {
         "events" | "leases" => true,
+        "inferencemodelrewrites" => event.subresource == "status",
         "rollouts" => event.subresource == "status" && rollouts.contains(&event.name.as_str()),
         _ => false,
     };
@@ -145,6 +150,11 @@ pub(crate) fn other_writes(events: &[AuditEvent], rollouts: &[&str]) -> Vec<Stri
 pub(crate) async fn rewrite(bed: &Bed<Cluster>, group: RewriteGroup, name: &str) -> Result<DynamicObject> {
     let found = rewrites(bed, group).get_opt(name).await?;
     found.with_context(|| format!("there is no rewrite {name} of {}", group.name()))
+}
+
+/// What was written of an object, but for its status.
+pub(crate) fn shape(object: &DynamicObject) -> (Option<i64>, BTreeMap<String, String>) {
+    (object.metadata.generation, object.annotations().clone())
 }
 
 /// The rewrites of the namespace are exactly these.

@@ -24,21 +24,26 @@ pub struct Intent {
 #[error("`{}` was asked before and is not answered yet: wait for it, or abort", self.0.name())]
 pub struct IntentPending(pub Verb);
 
+/// An annotation that is no wish.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the annotation {INTENT_ANNOTATION} cannot be read: {0}")]
+pub struct UnreadableIntent(String);
+
 impl Intent {
     /// Whether it may be written on `rollout`: one that was not consumed yet may be replaced only by an abort.
     pub fn check(&self, rollout: &Rollout) -> Result<(), IntentPending> {
         match Self::unread(rollout) {
-            Some(pending) if self.verb != Verb::Abort => Err(IntentPending(pending.verb)),
+            Ok(Some(pending)) if self.verb != Verb::Abort => Err(IntentPending(pending.verb)),
             _ => Ok(()),
         }
     }
 
-    /// What was asked and not consumed yet.
-    fn unread(rollout: &Rollout) -> Option<Self> {
-        let text = rollout.metadata.annotations.get(INTENT_ANNOTATION)?;
-        let asked: Self = serde_json::from_str(text).ok()?;
+    /// What was asked and not consumed yet, or why that cannot be read.
+    pub fn unread(rollout: &Rollout) -> Result<Option<Self>, UnreadableIntent> {
+        let Some(text) = rollout.metadata.annotations.get(INTENT_ANNOTATION) else { return Ok(None) };
+        let asked: Self = serde_json::from_str(text).map_err(|error| UnreadableIntent(error.to_string()))?;
         let last = rollout.status.as_ref().and_then(|status| status.last_action.as_ref());
-        last.is_none_or(|last| last.id != asked.id).then_some(asked)
+        Ok(last.is_none_or(|last| last.id != asked.id).then_some(asked))
     }
 }
 

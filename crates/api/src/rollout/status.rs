@@ -27,6 +27,10 @@ pub struct RolloutStatus {
     /// Invalid. An open-ended list.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Word"))]
     pub phase: Phase,
+    /// Since when the phase is this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
+    pub phase_since: Option<jiff::Timestamp>,
     /// What it waits for, on whom, since when, until when.
     #[cfg_attr(feature = "kube", schemars(length(max = 32768)))]
     pub message: String,
@@ -248,6 +252,27 @@ pub struct Residency {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub lost_since: Option<jiff::Timestamp>,
+    /// Where `residency` is Registered: ids that the adapters file unlisted when it was last read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "kube", schemars(length(max = 100)))]
+    pub unlisted: Vec<AdapterId>,
+    /// Where `residency` is Registered: ids that were unlisted and are listed again, for as long as that counts against
+    /// them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "kube", schemars(length(max = 100)))]
+    pub relisted: Vec<Relisted>,
+}
+
+/// An id that was unlisted and is listed again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Relisted {
+    /// The adapter.
+    pub id: AdapterId,
+    /// When it was first seen to be listed again.
+    #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Time"))]
+    pub at: jiff::Timestamp,
 }
 
 /// Who routes by the weights.

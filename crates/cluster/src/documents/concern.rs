@@ -1,13 +1,37 @@
 //! Whom a change concerns.
 
 use crate::shelf::ObjectName;
+use jiff::Timestamp;
 use rollora_api::{rewrite::InferenceModelRewrite, rollout::Rollout};
+
+/// A Rollout, as little of it as is needed to know whom a change of it concerns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Shape {
+    namespace: String,
+    pool: String,
+    map: String,
+    generation: Option<i64>,
+    deletion: Option<Timestamp>,
+}
+
+impl Shape {
+    pub(super) fn of(rollout: &Rollout) -> Self {
+        let (metadata, spec) = (&rollout.metadata, &rollout.spec);
+        Self {
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            pool: spec.pool_ref.name.clone(),
+            map: spec.adapters_ref.name.clone(),
+            generation: metadata.generation,
+            deletion: metadata.deletion_timestamp,
+        }
+    }
+}
 
 /// What was changed.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Change<'a> {
     /// A Rollout was made, deleted, or its spec was changed.
-    Rollout(&'a Rollout),
+    Rollout(&'a Shape),
     /// A rewrite of any group.
     Rewrite(&'a ObjectName, Option<&'a InferenceModelRewrite>),
     /// A ConfigMap.
@@ -16,15 +40,24 @@ pub(super) enum Change<'a> {
     Pool(&'a ObjectName),
 }
 
+impl Change<'_> {
+    /// Where those are that it may matter to.
+    pub(super) fn namespace(&self) -> &str {
+        match self {
+            Self::Rollout(shape) => &shape.namespace,
+            Self::Rewrite(name, _) | Self::ConfigMap(name) | Self::Pool(name) => &name.namespace,
+        }
+    }
+}
+
 /// Whether the change may matter to this Rollout.
 pub(super) fn concerns(change: &Change<'_>, name: &ObjectName, rollout: &Rollout) -> bool {
     let spec = &rollout.spec;
     match change {
         // Another one that works on the same: one of them yields, and goes on when the other is gone.
         Change::Rollout(other) => {
-            let same_namespace = other.metadata.namespace.as_deref() == Some(name.namespace.as_str());
-            let same_pool = other.spec.pool_ref.name == spec.pool_ref.name;
-            same_namespace && (same_pool || other.spec.adapters_ref.name == spec.adapters_ref.name)
+            let same_pool = other.pool == spec.pool_ref.name;
+            other.namespace == name.namespace && (same_pool || other.map == spec.adapters_ref.name)
         }
         Change::Rewrite(changed, rewrite) => {
             let reference = spec.rewrite_ref.as_ref().map_or(name.name.as_str(), |reference| &reference.name);
@@ -82,8 +115,11 @@ mod tests {
         let name = |name: &str| ObjectName::new("prod", name);
         assert_eq!(concerned(&Change::ConfigMap(&name("map"))), ["prod/a", "prod/c"]);
         assert_eq!(concerned(&Change::Pool(&name("pool"))), ["prod/a", "prod/b"]);
-        assert_eq!(concerned(&Change::Rollout(&rollout("prod", "z", "pool", "map"))), ["prod/a", "prod/b", "prod/c"]);
-        assert_eq!(concerned(&Change::Rollout(&rollout("prod", "z", "x", "other-map"))), ["prod/b"]);
+        assert_eq!(
+            concerned(&Change::Rollout(&Shape::of(&rollout("prod", "z", "pool", "map")))),
+            ["prod/a", "prod/b", "prod/c"]
+        );
+        assert_eq!(concerned(&Change::Rollout(&Shape::of(&rollout("prod", "z", "x", "other-map")))), ["prod/b"]);
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! The watches: they keep memory up to date, and tell whom a change concerns.
 
-use super::{Books, Documents, concern, concern::Change, item_of_rewrite, map_item, rollout_item};
+use super::{
+    Books, Documents, concern,
+    concern::{Change, Shape},
+    item_of_rewrite, map_item, rollout_item,
+};
 use crate::{
     Scope,
     answer::ApiError,
     kinds::{self, Kind},
     pods::{Pod, Pool},
     rewrites::{RewriteNews, Rewrites},
-    shelf::{Item, ObjectName},
+    shelf::{Item, ObjectName, State},
     watch::{self, News, Selection},
 };
 use futures_util::{
@@ -16,7 +20,7 @@ use futures_util::{
     stream::{self, BoxStream, SelectAll, abortable},
 };
 use k8s_openapi::api::core::v1::{ConfigMap, Pod as KubePod};
-use kube::{Api, core::DynamicObject};
+use kube::{Api, ResourceExt, core::DynamicObject};
 use rollora_api::{names::ROUTER_POOL_LABEL, rollout::Rollout};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,27 +28,46 @@ use std::{
 };
 use tokio::sync::mpsc;
 
+/// ConfigMaps in one part of a list: each may have a megabyte.
+const MAPS: u32 = 50;
+
 /// One thing that a watch told.
 enum Heard {
     Rollouts(Box<Told<Result<Rollout, String>>>),
     Pools(Told<Result<Pool, String>>),
     Rewrites(RewriteNews),
     Routers(Told<Pod>),
-    ConfigMap(ObjectName, Box<Told<ConfigMap>>),
-    Pods((String, String), Told<Pod>),
+    /// Of one namespace.
+    ConfigMaps(String, Box<Told<ConfigMap>>),
+    Pods(String, Result<News<Sorted>, ApiError>),
 }
 
+/// A pod, and the selectors that it matches.
+struct Sorted {
+    pod: Item<Pod>,
+    selectors: Vec<String>,
+}
+
+/// What is watched in one namespace, and how that ends.
+struct Watched<T> {
+    wanted: T,
+    watch: AbortHandle,
+}
+
+type Labels = BTreeMap<String, String>;
 type Told<T> = Result<News<Item<T>>, ApiError>;
 
 /// What changes, for as long as it is polled.
 pub struct Changes {
     documents: Documents,
     streams: SelectAll<BoxStream<'static, Heard>>,
-    maps: BTreeMap<ObjectName, AbortHandle>,
-    pods: BTreeMap<(String, String), AbortHandle>,
+    /// By namespace, the names of ConfigMaps.
+    maps: BTreeMap<String, Watched<BTreeSet<String>>>,
+    /// By namespace, the selectors of pods.
+    pods: BTreeMap<String, Watched<BTreeMap<String, Labels>>>,
     bell: Option<mpsc::UnboundedReceiver<ObjectName>>,
     /// Rollouts as they were when they were last told, to tell changes of the spec from those of the status.
-    known: BTreeMap<ObjectName, Rollout>,
+    known: BTreeMap<ObjectName, Shape>,
     /// To be told.
     due: BTreeSet<ObjectName>,
     /// Problems that were logged.
@@ -142,11 +165,18 @@ impl Changes {
         match heard {
             Heard::Rollouts(told) => {
                 let changed = books.rollouts.hear(*told);
-                self.hear_rollouts(books, changed);
-                self.rewatch(books);
+                if self.hear_rollouts(books, changed) {
+                    self.rewatch(books);
+                }
             }
             Heard::Pools(told) => {
-                for name in books.pools.hear(told) {
+                let first = books.pools.state() != State::Listed;
+                let changed = books.pools.hear(told);
+                if first {
+                    books.stir_all();
+                }
+                books.stir(&changed);
+                for name in changed {
                     self.wake(books, &Change::Pool(&name));
                 }
                 self.rewatch(books);
@@ -155,45 +185,94 @@ impl Changes {
                 // Which pool a router that is gone routed for is not known any more: everybody beside it looks.
                 let namespaces: BTreeSet<String> =
                     books.routers.hear(told).into_iter().map(|name| name.namespace).collect();
-                let beside = books.rollouts.iter().map(|(name, ..)| name);
-                self.due.extend(beside.filter(|name| namespaces.contains(&name.namespace)).cloned());
+                let beside = namespaces.iter().flat_map(|namespace| books.rollouts.of_namespace(namespace));
+                self.due.extend(beside.map(|(name, ..)| name.clone()));
             }
-            Heard::ConfigMap(name, told) => {
-                let changed = books.config_maps.get_mut(&name).is_some_and(|shelf| {
-                    let first = shelf.state() != crate::shelf::State::Listed;
-                    let changed = !shelf.hear(*told).is_empty();
-                    changed || first
-                });
-                if changed {
-                    self.wake(books, &Change::ConfigMap(&name));
-                }
-            }
-            Heard::Pods(key, told) => {
-                let changed = books.pods.get_mut(&key).is_some_and(|shelf| !shelf.hear(told).is_empty());
-                if changed {
-                    for pool in pools_of(books, &key) {
-                        self.wake(books, &Change::Pool(&pool));
-                    }
-                }
-            }
+            Heard::ConfigMaps(namespace, told) => self.hear_maps(books, &namespace, *told),
+            Heard::Pods(namespace, told) => self.hear_pods(books, &namespace, &told),
             Heard::Rewrites(news) => self.hear_rewrites(books, news),
         }
     }
 
-    fn hear_rollouts(&mut self, books: &Books, changed: BTreeSet<ObjectName>) {
+    /// Returns whether Rollouts may name something else than they did.
+    fn hear_rollouts(&mut self, books: &Books, changed: BTreeSet<ObjectName>) -> bool {
+        // Then everybody is looked at anyway.
+        let first = self.known.is_empty();
+        let mut other = false;
         for name in changed {
-            let now = books.rollouts.get(&name).and_then(|(_, rollout)| rollout.as_ref().ok());
-            let before = match now {
-                Some(rollout) => self.known.insert(name.clone(), rollout.clone()),
+            let now = books.rollouts.get(&name).and_then(|(_, rollout)| rollout.as_ref().ok()).map(Shape::of);
+            let before = match &now {
+                Some(shape) => self.known.insert(name.clone(), shape.clone()),
                 None => self.known.remove(&name),
             };
-            let shape = |rollout: &Rollout| (rollout.metadata.generation, rollout.metadata.deletion_timestamp);
-            if before.as_ref().map(shape) != now.map(shape) {
-                for rollout in before.iter().chain(now) {
-                    self.wake(books, &Change::Rollout(rollout));
+            if before != now {
+                other = true;
+                for shape in before.iter().chain(&now).filter(|_| !first) {
+                    self.wake(books, &Change::Rollout(shape));
                 }
             }
             self.due.insert(name);
+        }
+        other
+    }
+
+    /// A watch of a namespace tells of all that is wanted there.
+    fn hear_maps(&mut self, books: &mut Books, namespace: &str, told: Told<ConfigMap>) {
+        let Some(Watched { wanted, .. }) = self.maps.get(namespace) else { return };
+        let names: Vec<ObjectName> = match &told {
+            Ok(News::Apply(item) | News::Delete(item)) => vec![item.name.clone()],
+            Ok(News::Reset(_)) | Err(_) => wanted.iter().map(|name| ObjectName::new(namespace, name)).collect(),
+        };
+        let mut told = told.map(|news| match news {
+            News::Reset(items) => News::Reset(items.into_iter().map(|item| (item.name.clone(), item)).collect()),
+            news => news.map(|item| (item.name.clone(), item)),
+        });
+        for name in names {
+            let Some(kept) = books.config_maps.get_mut(&name) else { continue };
+            let of_this = match &mut told {
+                Ok(News::Reset(items)) => {
+                    let found = items.iter().position(|(found, _)| *found == name);
+                    Ok(News::Reset(found.map(|found| items.swap_remove(found).1).into_iter().collect()))
+                }
+                Ok(News::Apply((_, item))) => Ok(News::Apply(item.clone())),
+                Ok(News::Delete((_, item))) => Ok(News::Delete(item.clone())),
+                Err(error) => Err(error.clone()),
+            };
+            let first = kept.state() != State::Listed;
+            let changed = !kept.hear(of_this).is_empty();
+            if changed || first {
+                self.wake(books, &Change::ConfigMap(&name));
+            }
+        }
+    }
+
+    fn hear_pods(&mut self, books: &mut Books, namespace: &str, told: &Result<News<Sorted>, ApiError>) {
+        let Some(Watched { wanted, .. }) = self.pods.get(namespace) else { return };
+        let mut changed = Vec::new();
+        for selector in wanted.keys() {
+            let key = (namespace.to_owned(), selector.clone());
+            let Some(kept) = books.pods.get_mut(&key) else { continue };
+            let matches = |sorted: &Sorted| sorted.selectors.contains(selector);
+            let of_this = match told {
+                Err(error) => Err(error.clone()),
+                Ok(News::Reset(all)) => Ok(News::Reset(
+                    all.iter().filter(|sorted| matches(sorted)).map(|sorted| sorted.pod.clone()).collect(),
+                )),
+                Ok(News::Apply(sorted)) if matches(sorted) => Ok(News::Apply(sorted.pod.clone())),
+                // One that lost its label is gone from here.
+                Ok(News::Apply(sorted) | News::Delete(sorted)) if kept.get(&sorted.pod.name).is_some() => {
+                    Ok(News::Delete(sorted.pod.clone()))
+                }
+                Ok(_) => continue,
+            };
+            let first = kept.state() != State::Listed;
+            let other = !kept.hear(of_this).is_empty();
+            if other || first {
+                changed.push(key);
+            }
+        }
+        for pool in changed.iter().flat_map(|key| pools_of(books, key)) {
+            self.wake(books, &Change::Pool(&pool));
         }
     }
 
@@ -217,6 +296,7 @@ impl Changes {
                     let news = books.served.as_ref() != Some(&state.served);
                     books.served = Some(state.served);
                     if news {
+                        books.stir_all();
                         self.due.extend(books.rollouts.iter().map(|(name, ..)| name.clone()));
                     }
                 }
@@ -226,6 +306,7 @@ impl Changes {
         };
         let first = books.rewrites(group).state() != crate::shelf::State::Listed;
         let changed = books.rewrites_mut(group).hear(Ok(told));
+        books.stir(&changed);
         if first {
             self.due.extend(books.rollouts.iter().map(|(name, ..)| name.clone()));
             return;
@@ -237,64 +318,91 @@ impl Changes {
     }
 
     fn wake(&mut self, books: &Books, change: &Change<'_>) {
-        let readable = books.rollouts.iter().filter_map(|(name, _, rollout)| Some((name, rollout.as_ref().ok()?)));
+        let here = books.rollouts.of_namespace(change.namespace());
+        let readable = here.filter_map(|(name, _, rollout)| Some((name, rollout.as_ref().ok()?)));
         let concerned = readable.filter(|(name, rollout)| concern::concerns(change, name, rollout));
         self.due.extend(concerned.map(|(name, _)| name.clone()));
     }
 
-    /// Watches what Rollouts name now, and nothing else.
+    /// Watches what Rollouts name now, and nothing else: one watch of a kind in each namespace, which begins anew where
+    /// more is wanted of it.
     fn rewatch(&mut self, books: &mut Books) {
-        let (mut maps, mut pods) = (BTreeSet::new(), BTreeSet::new());
+        let mut maps = BTreeMap::<String, BTreeSet<String>>::new();
+        let mut pods = BTreeMap::<String, BTreeMap<String, Labels>>::new();
         for (name, _, rollout) in books.rollouts.iter() {
             let Ok(rollout) = rollout else { continue };
             let spec = &rollout.spec;
-            maps.insert(ObjectName::new(&name.namespace, &spec.adapters_ref.name));
+            maps.entry(name.namespace.clone()).or_default().insert(spec.adapters_ref.name.clone());
             let pool = ObjectName::new(&name.namespace, &spec.pool_ref.name);
             if let Some((_, Ok(pool))) = books.pools.get(&pool) {
-                pods.insert((name.namespace.clone(), pool.selector()));
+                pods.entry(name.namespace.clone()).or_default().insert(pool.selector(), pool.labels.clone());
             }
         }
-        let over = |wanted: bool, watch: &AbortHandle| {
-            if !wanted {
-                watch.abort();
+        self.maps.retain(|namespace, watched| keep(watched, maps.contains_key(namespace)));
+        self.pods.retain(|namespace, watched| keep(watched, pods.contains_key(namespace)));
+        let wants = |name: &ObjectName| maps.get(&name.namespace).is_some_and(|names| names.contains(&name.name));
+        books.config_maps.retain(|name, _| wants(name));
+        books.pods.retain(|(namespace, selector), _| {
+            pods.get(namespace).is_some_and(|selectors| selectors.contains_key(selector))
+        });
+        for (namespace, wanted) in maps {
+            let known = self.maps.get(&namespace).is_some_and(|watched| wanted.is_subset(&watched.wanted));
+            for name in &wanted {
+                books.config_maps.entry(ObjectName::new(&namespace, name)).or_default();
             }
-            wanted
+            match self.maps.get_mut(&namespace).filter(|_| known) {
+                Some(watched) => watched.wanted = wanted,
+                None => self.watch_maps(namespace, wanted),
+            }
+        }
+        for (namespace, wanted) in pods {
+            let has = |watched: &Watched<BTreeMap<String, Labels>>| {
+                wanted.keys().all(|selector| watched.wanted.contains_key(selector))
+            };
+            let known = self.pods.get(&namespace).is_some_and(has);
+            for selector in wanted.keys() {
+                books.pods.entry((namespace.clone(), selector.clone())).or_default();
+            }
+            match self.pods.get_mut(&namespace).filter(|_| known) {
+                Some(watched) => watched.wanted = wanted,
+                None => self.watch_pods(namespace, wanted),
+            }
+        }
+    }
+
+    fn watch_maps(&mut self, namespace: String, wanted: BTreeSet<String>) {
+        let api: Api<ConfigMap> = Api::namespaced(self.documents.0.cluster.client(), &namespace);
+        // One name is asked for as such: nothing else has to be sent.
+        let only = wanted.first().filter(|_| wanted.len() == 1);
+        let fields = only.map(|name| format!("metadata.name={name}"));
+        let selection = Selection { fields, page: Some(MAPS), ..Selection::default() };
+        let names = wanted.clone();
+        let read = move |map: ConfigMap| Some(map_item(map)).filter(|item| names.contains(&item.name.name));
+        let resource = kinds::CONFIG_MAP.resource();
+        let watch = watch::watch_as(api, &selection, resource, Some(namespace.clone()), read);
+        let of = namespace.clone();
+        let watch = self.add(watch.map(move |told| Heard::ConfigMaps(of.clone(), Box::new(told))));
+        if let Some(before) = self.maps.insert(namespace, Watched { wanted, watch }) {
+            before.watch.abort();
+        }
+    }
+
+    fn watch_pods(&mut self, namespace: String, wanted: BTreeMap<String, Labels>) {
+        let api: Api<KubePod> = Api::namespaced(self.documents.0.cluster.client(), &namespace);
+        let labels = Some(wanted.keys().next().cloned().unwrap_or_default()).filter(|_| wanted.len() == 1);
+        let selection = Selection { labels, ..Selection::default() };
+        let selectors = wanted.clone();
+        let read = move |pod: KubePod| {
+            let has = |labels: &Labels| labels.iter().all(|(name, value)| pod.labels().get(name) == Some(value));
+            let matching = selectors.iter().filter(|(_, labels)| has(labels));
+            Some(Sorted { selectors: matching.map(|(selector, _)| selector.clone()).collect(), pod: Pod::read(&pod) })
         };
-        self.maps.retain(|name, watch| over(maps.contains(name), watch));
-        self.pods.retain(|key, watch| over(pods.contains(key), watch));
-        books.config_maps.retain(|name, _| maps.contains(name));
-        books.pods.retain(|key, _| pods.contains(key));
-        for name in maps {
-            if !self.maps.contains_key(&name) {
-                books.config_maps.entry(name.clone()).or_default();
-                let watch = self.watch_map(&name);
-                self.maps.insert(name, watch);
-            }
+        let watch = watch::watch_as(api, &selection, kinds::POD.resource(), Some(namespace.clone()), read);
+        let of = namespace.clone();
+        let watch = self.add(watch.map(move |told| Heard::Pods(of.clone(), told)));
+        if let Some(before) = self.pods.insert(namespace, Watched { wanted, watch }) {
+            before.watch.abort();
         }
-        for key in pods {
-            if !self.pods.contains_key(&key) {
-                books.pods.entry(key.clone()).or_default();
-                let watch = self.watch_pods(&key);
-                self.pods.insert(key, watch);
-            }
-        }
-    }
-
-    fn watch_map(&mut self, name: &ObjectName) -> AbortHandle {
-        let api: Api<ConfigMap> = Api::namespaced(self.documents.0.cluster.client(), &name.namespace);
-        let selection = Selection { fields: Some(format!("metadata.name={}", name.name)), ..Selection::default() };
-        let watch = watch::watch(api, &selection, kinds::CONFIG_MAP.resource(), Some(name.namespace.clone()));
-        let name = name.clone();
-        self.add(watch.map(move |told| Heard::ConfigMap(name.clone(), Box::new(told.map(|news| news.map(map_item))))))
-    }
-
-    fn watch_pods(&mut self, key: &(String, String)) -> AbortHandle {
-        let (namespace, selector) = key;
-        let api: Api<KubePod> = Api::namespaced(self.documents.0.cluster.client(), namespace);
-        let selection = Selection { labels: Some(selector.clone()), ..Selection::default() };
-        let watch = watch::watch(api, &selection, kinds::POD.resource(), Some(namespace.clone()));
-        let key = key.clone();
-        self.add(watch.map(move |told| Heard::Pods(key.clone(), told.map(|news| news.map(|pod| Pod::read(&pod))))))
     }
 
     fn add(&mut self, watch: impl Stream<Item = Heard> + Send + 'static) -> AbortHandle {
@@ -322,6 +430,14 @@ impl Changes {
         }
         self.said = problems;
     }
+}
+
+/// Whether a watch goes on; it ends where it does not.
+fn keep<T>(watched: &Watched<T>, wanted: bool) -> bool {
+    if !wanted {
+        watched.watch.abort();
+    }
+    wanted
 }
 
 /// The pools whose pods a watch by this namespace and selector gives.

@@ -200,7 +200,7 @@ impl Documents {
         }
     }
 
-    fn took_rewrite(
+    pub(super) fn took_rewrite(
         &self,
         group: RewriteGroup,
         name: &ObjectName,
@@ -209,10 +209,12 @@ impl Documents {
         match written {
             Ok(object) => {
                 let version = object.metadata.resource_version.clone().unwrap_or_default();
+                let books = &mut *self.books();
                 match rewrite_item(group, object) {
-                    Some(item) => self.books().rewrites_mut(group).wrote(item),
-                    None => self.books().rewrites_mut(group).doubt(name),
+                    Some(item) => books.rewrites_mut(group).wrote(item),
+                    None => books.rewrites_mut(group).doubt(name),
                 }
+                books.stir([name]);
                 Written::Done(version)
             }
             Err(error) => {
@@ -231,7 +233,10 @@ impl Documents {
 }
 
 /// One write with its time limit.
-async fn write<T>(writing: impl Future<Output = Result<T, kube::Error>>, request: Request<'_>) -> Result<T, ApiError> {
+pub(super) async fn write<T>(
+    writing: impl Future<Output = Result<T, kube::Error>>,
+    request: Request<'_>,
+) -> Result<T, ApiError> {
     match timeout(LIMIT, writing).await {
         Ok(Ok(object)) => Ok(object),
         Ok(Err(error)) => Err(ApiError::of(&error, request)),
@@ -239,12 +244,12 @@ async fn write<T>(writing: impl Future<Output = Result<T, kube::Error>>, request
     }
 }
 
-fn params() -> PostParams {
+pub(super) fn params() -> PostParams {
     PostParams { dry_run: false, field_manager: Some(MANAGER.to_owned()) }
 }
 
 /// Our type as an object of the API.
-fn dynamic<T: Serialize + Debug>(value: &T) -> Result<DynamicObject, Written> {
+pub(super) fn dynamic<T: Serialize + Debug>(value: &T) -> Result<DynamicObject, Written> {
     fn read<D: DeserializeOwned>(value: serde_json::Value) -> Result<D, serde_json::Error> {
         serde_json::from_value(value)
     }

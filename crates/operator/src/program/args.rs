@@ -65,10 +65,10 @@ fn group(text: &str) -> Result<RewriteGroup, String> {
 }
 
 fn lease_duration(text: &str) -> Result<Duration, String> {
-    let problem = || "not a duration of whole seconds, at least 3s: write one like 15s".to_owned();
+    let problem = || "not a duration of whole seconds, at least 2s: write one like 15s".to_owned();
     let duration = text.parse::<GatewayDuration>().map_err(|_| problem())?.get();
     let whole = Duration::from_secs(duration.as_secs()) == duration;
-    if whole && duration >= Duration::from_secs(3) { Ok(duration) } else { Err(problem()) }
+    if whole && duration >= Duration::from_secs(2) { Ok(duration) } else { Err(problem()) }
 }
 
 #[cfg(test)]
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(group("llm-d.ai"), Ok(RewriteGroup::Current));
         assert!(group("x").unwrap_err().ends_with("write llm-d.ai or inference.networking.x-k8s.io"));
         assert_eq!(lease_duration("15s"), Ok(Duration::from_secs(15)));
-        for text in ["15", "2s", "3500ms", "x"] {
+        for text in ["15", "1s", "3500ms", "x"] {
             assert!(lease_duration(text).is_err(), "{text}");
         }
     }

@@ -1,6 +1,9 @@
 //! The pods of a cluster, asked what they hold and by what they route: all at once, each with a time limit.
 
-use crate::store::{beside, name_of, read_error};
+use crate::{
+    answers::Answers,
+    store::{beside, name_of, read_error},
+};
 use futures_util::future::join_all;
 use rollora_api::{
     names::{AdapterId, ModelName, ROUTER_PORT, SIDECAR_PORT},
@@ -12,13 +15,28 @@ use rollora_api::{
 use rollora_cluster::{AskError, Asker, Documents, Pod};
 use rollora_operator::ports::{Fleet, ReadError, RolloutKey, Router, Server};
 use serde::Deserialize;
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 /// The pods.
 #[derive(Debug)]
 pub(crate) struct ClusterFleet {
-    pub(crate) documents: Documents,
-    pub(crate) asker: Asker,
+    documents: Documents,
+    asker: Asker,
+    statuses: Answers<SidecarStatus>,
+    models: Answers<Models>,
+    rules: Answers<RulesReport>,
+}
+
+impl ClusterFleet {
+    pub(crate) fn new(documents: Documents) -> Self {
+        Self {
+            documents,
+            asker: Asker::default(),
+            statuses: Answers::default(),
+            models: Answers::default(),
+            rules: Answers::default(),
+        }
+    }
 }
 
 impl Fleet for ClusterFleet {
@@ -54,20 +72,22 @@ impl ClusterFleet {
     async fn status(&self, pod: &Pod, index: usize, port: u16, registered: bool) -> Result<SidecarStatus, String> {
         let ip = address(pod)?;
         let sidecar = sidecar_port(pod, index)?;
-        let asked = self.asker.get::<SidecarStatus>(ip, sidecar, "/status").await;
-        match asked {
+        let ask = |again| self.asker.get(ip, sidecar, "/status", again);
+        match self.statuses.get(&pod.uid, sidecar, ask).await {
             Err(AskError::Unreachable(_)) if registered => {
-                let models = self.asker.get::<Models>(ip, port, "/v1/models").await;
+                let ask = |again| self.asker.get(ip, port, "/v1/models", again);
+                let models = self.models.get(&pod.uid, port, ask).await;
                 models.map(|models| models.as_status(pod, ip, port)).map_err(|error| error.to_string())
             }
-            asked => asked.map_err(|error| error.to_string()),
+            asked => asked.map(Arc::unwrap_or_clone).map_err(|error| error.to_string()),
         }
     }
 
     async fn rules(&self, pod: &Pod) -> Result<RulesReport, String> {
         let ip = address(pod)?;
         let port = pod.router_port.clone().unwrap_or(Ok(ROUTER_PORT))?;
-        self.asker.get(ip, port, "/rules").await.map_err(|error| error.to_string())
+        let rules = self.rules.get(&pod.uid, port, |again| self.asker.get(ip, port, "/rules", again)).await;
+        rules.map(Arc::unwrap_or_clone).map_err(|error| error.to_string())
     }
 }
 

@@ -1,8 +1,11 @@
 //! `rollora-operator`: the operator on a cluster. Of several replicas one works, the others wait for its Lease.
 
+mod acceptance;
+mod answers;
 mod args;
 mod clock;
 mod fleet;
+mod metrics;
 mod run;
 mod serve;
 mod store;

@@ -1,14 +1,15 @@
 //! From start to end: connect, wait for the Lease, work, let go of it.
 
 use crate::{
+    acceptance,
     args::{Args, LogFormat},
     clock::now,
     fleet::ClusterFleet,
-    serve::{self, Telling, numbers},
+    serve::{self, Telling},
     store::ClusterStore,
 };
 use anyhow::{Context as _, bail};
-use rollora_cluster::{Access, Asker, Cluster, Documents, Election, Events, LeaseSettings, Scope};
+use rollora_cluster::{Access, Cluster, Documents, Election, Events, LeaseSettings, Scope};
 use rollora_operator::Operator;
 use std::{
     io::{self, IsTerminal, Write as _},
@@ -61,10 +62,9 @@ async fn work(args: Args) -> anyhow::Result<()> {
         events: Events::new(&cluster, &identity, now),
         group: args.api_group,
     };
-    let fleet = ClusterFleet { documents: documents.clone(), asker: Asker::default() };
+    let fleet = ClusterFleet::new(documents.clone());
     let operator = Arc::new(Operator::new(store, fleet, now));
-    let counted = Arc::clone(&operator);
-    let tally = Arc::new(move || numbers(counted.tally()));
+    let tally = Arc::clone(operator.tally());
     let settings = LeaseSettings {
         namespace: args.lease_namespace.unwrap_or_else(|| cluster.default_namespace().to_owned()),
         name: args.lease_name,
@@ -72,6 +72,7 @@ async fn work(args: Args) -> anyhow::Result<()> {
         duration: args.lease_duration,
     };
     let mut election = Election::new(&cluster, settings, now);
+    let told = documents.clone();
     let telling = Telling { documents, leads: Arc::clone(&leads), lease: election.problem(), tally };
     tasks.spawn(answer(listener, telling, stop.clone()));
 
@@ -81,13 +82,20 @@ async fn work(args: Args) -> anyhow::Result<()> {
         Some(ended) = tasks.join_next() => return ended?,
     }
     leads.store(true, Ordering::Relaxed);
+    tasks.spawn({
+        let stop = stop.clone();
+        async move {
+            acceptance::tell(told, stop).await;
+            Ok(())
+        }
+    });
 
     let mut working = std::pin::pin!(operator.run(stop.clone()));
     let ended = tokio::select! {
         ended = working.as_mut() => Ended::Operator(ended),
         lost = election.keep() => Ended::Lost(lost),
         () = too_late(&stop) => Ended::TooLate,
-        Some(ended) = tasks.join_next(), if !stop.is_cancelled() => Ended::Task(ended),
+        Some(ended) = ended_early(&mut tasks, &stop) => Ended::Task(ended),
     };
     leads.store(false, Ordering::Relaxed);
     match ended {
@@ -110,7 +118,21 @@ enum Ended {
     Operator(Result<(), rollora_operator::OperatorError>),
     Lost(rollora_cluster::LostLease),
     TooLate,
-    Task(Result<anyhow::Result<()>, tokio::task::JoinError>),
+    Task(TaskEnd),
+}
+
+type TaskEnd = Result<anyhow::Result<()>, tokio::task::JoinError>;
+
+/// Waits until a task ends that nobody has asked to end. Those that were asked are no reason to keep the Lease from
+/// whoever waits for it.
+async fn ended_early(tasks: &mut JoinSet<anyhow::Result<()>>, stop: &CancellationToken) -> Option<TaskEnd> {
+    loop {
+        let ended = tasks.join_next().await;
+        let was_asked = stop.is_cancelled() && matches!(ended, Some(Ok(Ok(()))));
+        if !was_asked {
+            return ended;
+        }
+    }
 }
 
 async fn answer(listener: TcpListener, telling: Telling, stop: CancellationToken) -> anyhow::Result<()> {
@@ -162,4 +184,30 @@ fn log(format: LogFormat) {
 pub(crate) fn say_error(words: &str) {
     // Nobody is left to tell if this fails.
     writeln!(io::stderr(), "rollora-operator: {words}").ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_ends_as_it_was_asked_to_does_not_end_the_work_before_the_lease_is_released() {
+        let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+        for _ in 0..2 {
+            let stop = stop.clone();
+            tasks.spawn(async move {
+                stop.cancelled().await;
+                Ok(())
+            });
+        }
+        // The guard was looked at when the waiting began; the end comes later.
+        let mut waiting = std::pin::pin!(ended_early(&mut tasks, &stop));
+        assert!(timeout(Duration::from_millis(10), &mut waiting).await.is_err());
+        stop.cancel();
+        assert!(waiting.await.is_none(), "all have ended, and none of them early");
+
+        let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+        tasks.spawn(async { bail!("the port is gone") });
+        assert!(ended_early(&mut tasks, &stop).await.unwrap().unwrap().is_err());
+    }
 }

@@ -1,16 +1,15 @@
 //! What anybody may read: `/metrics`, `/readyz`, `/livez`.
 
+use crate::{
+    clock::now,
+    metrics::{self, Scene},
+};
 use axum::{
     Router,
     extract::State,
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::get,
-};
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
 };
 use rollora_cluster::{Documents, LeaseProblem};
 use rollora_operator::Tally;
@@ -36,23 +35,7 @@ pub(crate) struct Telling {
     /// Why it can neither have nor watch the Lease.
     pub(crate) lease: LeaseProblem,
     /// What the operator has done.
-    pub(crate) tally: Arc<dyn Fn() -> (u64, u64) + Send + Sync>,
-}
-
-/// The numbers of a tally.
-pub(crate) fn numbers(tally: &Tally) -> (u64, u64) {
-    (tally.reconciles(), tally.failures())
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfKind {
-    kind: String,
-    reason: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfPhase {
-    phase: String,
+    pub(crate) tally: Arc<Tally>,
 }
 
 /// Answers until `end`.
@@ -87,37 +70,24 @@ async fn readyz(State(telling): State<Telling>) -> (StatusCode, String) {
 }
 
 async fn metrics(State(telling): State<Telling>) -> Response {
-    let mut registry = Registry::default();
-    let leader = Gauge::<i64>::default();
-    leader.set(i64::from(telling.leads.load(Ordering::Relaxed)));
-    registry.register("rollora_operator_leader", "Whether this replica holds the Lease", leader);
-    let (done, failed) = (telling.tally)();
-    for (name, help, number) in [
-        ("rollora_operator_reconciles", "Rollouts that were looked at", done),
-        ("rollora_operator_reconcile_failures", "Those that are tried again because something failed", failed),
-    ] {
-        let counter = Counter::<u64>::default();
-        counter.inc_by(number);
-        registry.register(name, help, counter);
-    }
-    let problems = Family::<OfKind, Gauge>::default();
-    for (kind, problem) in telling.documents.problems() {
-        problems.get_or_create(&OfKind { kind, reason: problem.reason().to_owned() }).set(1);
-    }
-    registry.register("rollora_operator_watch_problem", "Kinds of which news may be missing now", problems);
-    let rollouts = Family::<OfPhase, Gauge>::default();
-    if telling.documents.is_listed()
-        && let Ok(found) = telling.documents.rollouts().await
-    {
-        for rollout in found {
-            let phase = format!("{:?}", rollout.value.status.unwrap_or_default().phase);
-            rollouts.get_or_create(&OfPhase { phase }).inc();
-        }
-    }
-    registry.register("rollora_operator_rollouts", "Rollouts by phase", rollouts);
-    let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &registry) {
-        Ok(()) => ([(CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
+    let rollouts = if telling.documents.is_listed() {
+        telling.documents.rollouts().await.map(|found| found.into_iter().map(|rollout| rollout.value).collect())
+    } else {
+        Ok(Vec::new())
+    };
+    let scene = Scene {
+        leads: telling.leads.load(Ordering::Relaxed),
+        problems: telling
+            .documents
+            .problems()
+            .iter()
+            .map(|(kind, it)| (kind.clone(), it.reason().to_owned()))
+            .collect(),
+        rollouts: rollouts.unwrap_or_default(),
+        now: now(),
+    };
+    match metrics::text(&scene, &telling.tally) {
+        Ok(text) => ([(CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

@@ -88,13 +88,18 @@ impl Store for ClusterStore {
         Ok(found.into_iter().map(|rollout| versioned(rollout, |rollout| rollout)).collect())
     }
 
+    async fn rollouts_beside(&self, key: &RolloutKey) -> Result<Vec<Versioned<Rollout>>, ReadError> {
+        let found = self.documents.rollouts_beside(&name_of(key)).await.map_err(read_error)?;
+        Ok(found.into_iter().map(|rollout| versioned(rollout, |rollout| rollout)).collect())
+    }
+
     async fn rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Rollout>>, ReadError> {
         let found = self.documents.rollout(&name_of(key)).await.map_err(read_error)?;
         Ok(found.map(|rollout| versioned(rollout, |rollout| rollout)))
     }
 
     async fn rewrites(&self, key: &RolloutKey) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
-        let found = self.documents.rewrites(&name_of(key).namespace).await.map_err(read_error)?;
+        let found = self.documents.rewrites_beside(&name_of(key)).await.map_err(read_error)?;
         Ok(found.into_iter().map(|rewrite| versioned(rewrite, |rewrite| rewrite)).collect())
     }
 

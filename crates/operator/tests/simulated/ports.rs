@@ -1,6 +1,9 @@
 //! The two ports over the simulated world. Every call first meets the next fault.
 
-use crate::world::{Fault, Missing, World};
+use crate::{
+    past::Documents,
+    world::{Fault, Missing, World},
+};
 use futures_util::{Stream, stream};
 use jiff::{SignedDuration, Timestamp};
 use rollora_api::{
@@ -15,7 +18,10 @@ use rollora_operator::{
         Version, Versioned, Written,
     },
 };
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    task::Poll,
+};
 use tokio::sync::Notify;
 
 /// A shared world.
@@ -24,11 +30,74 @@ pub(crate) struct Sim {
     world: Arc<Mutex<World>>,
     /// Tells that the operator has to die now.
     pub(crate) crash: Arc<Notify>,
+    /// How this operator goes where it is moved call by call.
+    gait: Option<Arc<Mutex<Gait>>>,
+}
+
+/// How an operator goes that is moved call by call, beside others.
+#[derive(Debug, Default)]
+pub(crate) struct Gait {
+    /// Decides how many turns the next calls take.
+    pub(crate) seed: u64,
+    /// How late it hears of the Rollout, of rewrites and of the adapters file.
+    pub(crate) lags: [SignedDuration; 3],
+    /// What it has seen or written of each.
+    pub(crate) floors: [usize; 3],
+    /// Calls so far.
+    pub(crate) calls: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Rollout,
+    Rewrites,
+    Adapters,
 }
 
 impl Sim {
     pub(crate) fn new(world: World) -> Self {
-        Self { world: Arc::new(Mutex::new(world)), crash: Arc::default() }
+        Self { world: Arc::new(Mutex::new(world)), crash: Arc::default(), gait: None }
+    }
+
+    /// Another operator in the same world, which is moved call by call.
+    pub(crate) fn beside(&self, gait: Gait) -> Self {
+        Self { crash: Arc::default(), gait: Some(Arc::new(Mutex::new(gait))), ..self.clone() }
+    }
+
+    pub(crate) fn gait(&self) -> Option<MutexGuard<'_, Gait>> {
+        self.gait.as_ref().map(|gait| gait.lock().unwrap())
+    }
+
+    /// Waits for one to three turns, where it is moved call by call.
+    async fn take_turns(&self) {
+        let turns = self.gait().map_or(0, |mut gait| {
+            gait.calls += 1;
+            gait.seed = gait.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            1 + (gait.seed >> 33) % 3
+        });
+        for _ in 0..turns {
+            let mut waited = false;
+            std::future::poll_fn(
+                |_| if std::mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending },
+            )
+            .await;
+        }
+    }
+
+    /// The documents as this operator sees them now; none where it sees everything at once.
+    fn seen(&self, world: &World, kind: Kind) -> Option<Arc<Documents>> {
+        let mut gait = self.gait()?;
+        let number = world.seen(gait.lags[kind as usize], gait.floors[kind as usize]);
+        gait.floors[kind as usize] = number;
+        world.past.as_ref()?.get(number).cloned()
+    }
+
+    /// This operator has written it, or wants to know for sure.
+    fn has_seen_all(&self, world: &mut World, kind: Kind) {
+        world.record();
+        if let Some(mut gait) = self.gait() {
+            gait.floors[kind as usize] = world.present();
+        }
     }
 
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
@@ -42,12 +111,18 @@ impl Sim {
         call: impl FnOnce(&mut World) -> T,
         fail: impl FnOnce(Failure) -> T,
     ) -> T {
+        self.take_turns().await;
         let fault = own.or_else(|| self.world().faults.pop_front()).unwrap_or(Fault::None);
         match fault {
             Fault::None => call(&mut self.world()),
             Fault::Unavailable => fail(Failure::Unavailable),
             Fault::LostAnswer => {
                 call(&mut self.world());
+                fail(Failure::Unknown)
+            }
+            // Whoever is moved call by call has no clock of its own: the time limit is over.
+            Fault::Hang if self.gait.is_some() => {
+                self.world().now += SignedDuration::from_secs(5);
                 fail(Failure::Unknown)
             }
             Fault::Hang => self.hang().await,
@@ -59,9 +134,25 @@ impl Sim {
         }
     }
 
+    fn see_rollout(&self, world: &World) -> Option<Versioned<Rollout>> {
+        let present = || (!world.gone).then(|| (world.rollout.clone(), world.rollout_version));
+        let seen = self.seen(world, Kind::Rollout);
+        let (value, number) = seen.map_or_else(present, |documents| documents.rollout.clone())?;
+        Some(Versioned { version: version(number), value })
+    }
+
     async fn hang<T>(&self) -> T {
         self.world().now += SignedDuration::from_secs(5);
         std::future::pending().await
+    }
+
+    async fn hang_where_it_does(&self) -> Result<(), ReadError> {
+        let hangs = self.world().fleet_hangs;
+        match (hangs, &self.gait) {
+            (false, _) => Ok(()),
+            (true, Some(_)) => Err(ReadError::Unavailable("no answer in time".to_owned())),
+            (true, None) => std::future::pending().await,
+        }
     }
 
     async fn crash<T>(&self) -> T {
@@ -78,10 +169,21 @@ impl Sim {
         self.meet(None, |world| Ok(call(world)), |_| Err(ReadError::Unavailable("simulated".to_owned()))).await
     }
 
-    async fn write(&self, call: impl FnOnce(&mut World) -> Written) -> Written {
+    async fn write(&self, kind: Kind, call: impl FnOnce(&mut World) -> Written) -> Written {
         let fail = |failure| match failure {
             Failure::Unavailable => Written::Unavailable("simulated".to_owned()),
-            Failure::Unknown => Written::Unknown("simulated".to_owned()),
+            // What is not known is read anew, and not from a cache.
+            Failure::Unknown => {
+                self.has_seen_all(&mut self.world(), kind);
+                Written::Unknown("simulated".to_owned())
+            }
+        };
+        let call = |world: &mut World| {
+            let written = call(world);
+            if matches!(written, Written::Done(_)) {
+                self.has_seen_all(world, kind);
+            }
+            written
         };
         let own = {
             let mut world = self.world();
@@ -125,25 +227,18 @@ impl Store for Sim {
     }
 
     async fn rollouts(&self) -> Result<Vec<Versioned<Rollout>>, ReadError> {
-        self.read(|world| {
-            let found = Versioned { version: version(world.rollout_version), value: world.rollout.clone() };
-            (!world.gone).then_some(found).into_iter().collect()
-        })
-        .await
+        self.read(|world| self.see_rollout(world).into_iter().collect()).await
     }
 
     async fn rollout(&self, _: &RolloutKey) -> Result<Option<Versioned<Rollout>>, ReadError> {
-        self.read(|world| {
-            let found = Versioned { version: version(world.rollout_version), value: world.rollout.clone() };
-            (!world.gone).then_some(found)
-        })
-        .await
+        self.read(|world| self.see_rollout(world)).await
     }
 
     async fn rewrites(&self, _: &RolloutKey) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
         self.refuse(|missing| missing.rewrites.clone())?;
         self.read(|world| {
-            let rewrites = world.rewrites.iter().cloned();
+            let seen = self.seen(world, Kind::Rewrites).map(|documents| documents.rewrites.clone());
+            let rewrites = seen.unwrap_or_else(|| world.rewrites.clone()).into_iter();
             rewrites.map(|(value, number)| Versioned { version: version(number), value }).collect()
         })
         .await
@@ -156,16 +251,22 @@ impl Store for Sim {
     ) -> Result<Option<Versioned<AdaptersDocument>>, ReadError> {
         self.refuse(|missing| missing.adapters_problem.clone())?;
         self.read(|world| {
-            let found = Versioned { version: version(world.adapters_version), value: world.adapters.clone() };
+            let seen = self.seen(world, Kind::Adapters).map(|documents| documents.adapters.clone());
+            let (value, number) = seen.unwrap_or_else(|| (world.adapters.clone(), world.adapters_version));
+            let found = Versioned { version: version(number), value };
             (!world.missing.adapters).then_some(found)
         })
         .await
     }
 
     async fn write_status(&self, _: &RolloutKey, read: &Version, status: &RolloutStatus) -> Written {
-        self.write(|world| {
+        self.write(Kind::Rollout, |world| {
             if *read != version(world.rollout_version) || world.gone {
                 return Written::Stale;
+            }
+            if world.rollout.status.as_ref() == Some(status) {
+                // As an API server does it.
+                return Written::Done(version(world.rollout_version));
             }
             if world.status().phase != status.phase || world.status().message != status.message {
                 world.note(format!("{:?}: {}", status.phase, status.message));
@@ -184,14 +285,14 @@ impl Store for Sim {
         rewrite: &InferenceModelRewrite,
         precondition: &Precondition,
     ) -> Written {
-        self.write(|world| {
+        self.write(Kind::Rewrites, |world| {
             if let Some(why) = &world.missing.permission {
                 return Written::Refused(why.clone());
             }
             let name = &rewrite.metadata.name;
             let present = world.rewrites.iter().position(|(old, _)| old.metadata.name == *name);
             let number = world.next_version();
-            let mut rewrite = rewrite.clone();
+            let (mut rewrite, written) = (rewrite.clone(), rewrite);
             match (present, precondition) {
                 (None, Precondition::Absent) => {
                     rewrite.metadata.uid = Some(world.next_uid());
@@ -203,17 +304,21 @@ impl Store for Sim {
                 _ => return Written::Stale,
             }
             world.rewrites_changed();
+            world.check_stamp(written);
             Written::Done(version(number))
         })
         .await
     }
 
     async fn write_adapters(&self, _: &RolloutKey, _: &AdaptersRef, read: &Version, write: &AdaptersWrite) -> Written {
-        self.write(|world| {
+        self.write(Kind::Adapters, |world| {
             if *read != version(world.adapters_version) {
                 return Written::Stale;
             }
+            let before = world.adapters.clone();
             let number = world.write_adapters(write.user_text.clone(), write.key_text.clone());
+            let after = world.adapters.clone();
+            world.check_held(&before, &after);
             Written::Done(version(number))
         })
         .await
@@ -224,7 +329,7 @@ impl Store for Sim {
     }
 
     async fn guard_deletion(&self, _: &RolloutKey, read: &Version, guarded: bool) -> Written {
-        self.write(|world| {
+        self.write(Kind::Rollout, |world| {
             if *read != version(world.rollout_version) || world.gone {
                 return Written::Stale;
             }
@@ -246,17 +351,13 @@ impl Store for Sim {
 
 impl Fleet for Sim {
     async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Vec<Server>, ReadError> {
-        if self.world().fleet_hangs {
-            return std::future::pending().await;
-        }
+        self.hang_where_it_does().await?;
         self.refuse(|missing| missing.pool.clone())?;
         self.read(|world| world.servers.iter().map(crate::server::SimServer::report).collect()).await
     }
 
     async fn routers(&self, _: &RolloutKey, _: &PoolRef, _: &ModelName) -> Result<Vec<Router>, ReadError> {
-        if self.world().fleet_hangs {
-            return std::future::pending().await;
-        }
+        self.hang_where_it_does().await?;
         self.read(World::router_reports).await
     }
 }

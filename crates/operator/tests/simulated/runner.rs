@@ -6,12 +6,16 @@ use crate::{
     ports::Sim,
 };
 use rollora_api::rollout::Verb;
-use std::{future::Future, time::Duration};
+use rollora_operator::{
+    ports::RolloutKey,
+    tally::{Reconciles, Tally},
+};
+use std::{future::Future, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Runs the operator beside a script, in virtual time; the operator has to end when the script has.
-fn beside_the_operator<S: Future<Output = ()>>(sim: &Sim, script: S) {
+fn beside_the_operator<S: Future<Output = ()>>(sim: &Sim, script: S) -> Arc<Tally> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let (operator, cancel) = (operator(sim), CancellationToken::new());
     runtime.block_on(async {
@@ -23,6 +27,7 @@ fn beside_the_operator<S: Future<Output = ()>>(sim: &Sim, script: S) {
         let (ended, ()) = timeout(Duration::from_mins(2), async { tokio::join!(running, script) }).await.unwrap();
         assert_eq!(ended, Ok(()));
     });
+    Arc::clone(operator.tally())
 }
 
 /// How long it takes until the rewrite says this.
@@ -63,4 +68,34 @@ fn a_change_is_heard_at_once() {
 fn an_operator_that_is_told_to_end_ends() {
     let sim = installed().sim;
     beside_the_operator(&sim, async {});
+}
+
+#[test]
+fn what_was_asked_and_written_is_counted_with_its_time_and_a_rollout_that_is_gone_is_not() {
+    let sim = at_half().sim;
+    let key = RolloutKey { namespace: None, name: sim.world().rollout.metadata.name.clone() };
+    let tally = beside_the_operator(&sim, async {
+        sim.world().intend(Verb::Abort);
+        until_weights(&sim, &[(V1, 100)]).await;
+        // Its last reconcile ends.
+        sleep(Duration::from_secs(1)).await;
+    });
+    assert!(tally.of(&key).ended > 0, "{tally:?}");
+    assert_eq!((tally.of(&key).failed, tally.failures()), (0, 0));
+    assert_eq!(tally.intents().iter().map(|(verb, it)| (*verb, it.count())).collect::<Vec<_>>(), [("abort", 1)]);
+    let writes = tally.writes();
+    assert_eq!(writes["rewrite"].count(), 1);
+    assert!(writes["status"].count() > 0);
+
+    sim.world().changed = true;
+    let tally = beside_the_operator(&sim, async {
+        sleep(Duration::from_secs(1)).await;
+        sim.world().delete();
+        while !sim.world().gone {
+            sleep(Duration::from_millis(1)).await;
+        }
+        sleep(Duration::from_secs(1)).await;
+    });
+    assert!(tally.reconciles() > 1);
+    assert_eq!(tally.of(&key), Reconciles::default());
 }

@@ -3,6 +3,7 @@
 
 use crate::{
     driver::Run,
+    duo::Duo,
     guide::ROLLOUT,
     server::Temper,
     world::{Fault, World, id},
@@ -14,11 +15,12 @@ use rollora_api::{
     operator_key::OperatorKey,
     rollout::{Verb, status::Phase},
 };
+use std::sync::MutexGuard;
 
 const IDS: [&str; 4] = ["small-v1", "small-v2", "small-v3", "small-v4"];
 
 #[derive(Debug, Clone)]
-enum Action {
+pub(crate) enum Action {
     Wait(u8),
     /// One bit for each id.
     List {
@@ -102,7 +104,42 @@ fn chosen(bits: u8) -> Vec<&'static str> {
     (0..IDS.len()).filter(|index| bits & (1 << index) != 0).map(|index| IDS[index]).collect()
 }
 
-fn act(run: &mut Run, action: &Action) {
+/// One operator, or two at once.
+pub(crate) trait Drive {
+    fn world(&self) -> MutexGuard<'_, World>;
+    fn tick(&mut self);
+    fn story(&self) -> String;
+}
+
+impl Drive for Run {
+    fn world(&self) -> MutexGuard<'_, World> {
+        Self::world(self)
+    }
+
+    fn tick(&mut self) {
+        Self::tick(self);
+    }
+
+    fn story(&self) -> String {
+        Self::story(self)
+    }
+}
+
+impl Drive for Duo {
+    fn world(&self) -> MutexGuard<'_, World> {
+        Self::world(self)
+    }
+
+    fn tick(&mut self) {
+        Self::tick(self);
+    }
+
+    fn story(&self) -> String {
+        Self::story(self)
+    }
+}
+
+pub(crate) fn act<D: Drive>(run: &mut D, action: &Action) {
     let mut world = run.world();
     world.note(format!("{action:?}"));
     let now = world.now;
@@ -170,27 +207,96 @@ fn is_at_rest(world: &World) -> bool {
     }
 }
 
-fn names_what_it_waits_for(world: &World) -> Result<(), TestCaseError> {
-    let status = world.status();
-    prop_assert!(world.rollout.status.is_none() || !status.message.is_empty(), "{status:#?}");
-    Ok(())
-}
-
-fn nobody_is_hurt(run: &Run) -> Result<(), TestCaseError> {
+fn nobody_is_hurt<D: Drive>(run: &D) -> Result<(), TestCaseError> {
     let broken = run.world().broken.clone();
     prop_assert!(broken.is_empty(), "{broken:#?}\n{}", run.story());
     Ok(())
 }
 
-/// Each schedule is minutes of virtual time: a short run tries few, a long one as many as it is told.
-fn config() -> ProptestConfig {
-    let told = std::env::var("PROPTEST_CASES").is_ok();
+/// Each schedule is minutes of virtual time: a short run tries few, one with `--long` about a million ticks of them, and
+/// `PROPTEST_CASES` as many as it says.
+fn config(few: u32) -> ProptestConfig {
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
-    if told { config } else { ProptestConfig { cases: 48, ..config } }
+    match (std::env::var_os("PROPTEST_CASES"), is_long()) {
+        (Some(_), _) => config,
+        (None, true) => ProptestConfig { cases: 2000, ..config },
+        (None, false) => ProptestConfig { cases: few, ..config },
+    }
+}
+
+/// Whether this is a run with the long schedules.
+pub(crate) fn is_long() -> bool {
+    std::env::var_os("ROLLORA_LONG").is_some()
+}
+
+fn world(deadly: Option<usize>, broken: Option<usize>) -> World {
+    let rollout = ROLLOUT.replace("{ duration: 5s }", "{ duration: 1s }");
+    let mut world = World::new(&rollout, 3, &IDS[..1]);
+    world.bad.extend(broken.map(|index| (id(IDS[index]), Temper::Broken)));
+    world.bad.extend(deadly.map(|index| (id(IDS[index]), Temper::Deadly)));
+    world
+}
+
+/// Everything is well again: the rollout ends, or only a person can do something.
+pub(crate) fn come_to_rest<D: Drive>(run: &mut D, actions: &[Action], deadly: Option<usize>) {
+    heal(&mut run.world());
+    for _ in 0..3000 {
+        run.tick();
+        if is_at_rest(&run.world()) {
+            break;
+        }
+    }
+    for _ in 0..100 {
+        run.tick();
+    }
+    let rests = is_at_rest(&run.world());
+    run.world().check_rest(rests);
+    if let Some(index) = deadly {
+        // `retry` hurts the same server again, and no other. Only who takes the entry out and lists it once more asks for
+        // another trial.
+        let listings = listings(actions, index);
+        run.world().check_hurt(&id(IDS[index]), listings);
+    }
+}
+
+/// What becomes of one of two operators.
+#[derive(Debug, Clone)]
+enum Fate {
+    /// It stops where it is, or goes on.
+    Stop(usize),
+    /// It is killed, and another takes its place.
+    Kill(usize),
+    /// It hears of documents so late.
+    Lag(usize, [i64; 3]),
+    /// It is moved alone, for so many turns.
+    Alone(usize, u8),
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    let side = || 0..2_usize;
+    prop_oneof![
+        5 => side().prop_map(Fate::Stop),
+        1 => side().prop_map(Fate::Kill),
+        2 => (side(), [0..3000_i64, 0..3000, 0..3000]).prop_map(|(side, lags)| Fate::Lag(side, lags)),
+        4 => (side(), 1..40_u8).prop_map(|(side, turns)| Fate::Alone(side, turns)),
+    ]
+}
+
+fn befall(duo: &mut Duo, fate: &Fate) {
+    duo.world().note(format!("{fate:?}"));
+    match *fate {
+        Fate::Stop(side) => {
+            let stopped = duo.is_stopped(side);
+            duo.stop(side, !stopped);
+        }
+        Fate::Kill(side) => duo.kill(side),
+        Fate::Lag(side, lags) => duo.lag(side, lags.map(SignedDuration::from_millis)),
+        Fate::Alone(side, turns) => drop((0..turns).map(|_| duo.move_on(side)).collect::<Vec<_>>()),
+    }
 }
 
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(config(48))]
 
     #[test]
     fn whatever_happens_nobody_is_hurt_and_the_rollout_ends(
@@ -198,35 +304,50 @@ proptest! {
         deadly in prop::option::of(1..4_usize),
         broken in prop::option::of(1..4_usize),
     ) {
-        let rollout = ROLLOUT.replace("{ duration: 5s }", "{ duration: 1s }");
-        let mut world = World::new(&rollout, 3, &IDS[..1]);
-        world.bad.extend(broken.map(|index| (id(IDS[index]), Temper::Broken)));
-        world.bad.extend(deadly.map(|index| (id(IDS[index]), Temper::Deadly)));
-        let mut run = Run::new(world);
+        let mut run = Run::new(world(deadly, broken));
         for action in &actions {
             act(&mut run, action);
             run.tick();
-            names_what_it_waits_for(&run.world())?;
+            run.world().check_words();
             nobody_is_hurt(&run)?;
         }
-        heal(&mut run.world());
-        for _ in 0..3000 {
-            run.tick();
-            if is_at_rest(&run.world()) {
-                break;
-            }
-        }
-        run.run_for(SignedDuration::from_secs(10));
+        come_to_rest(&mut run, &actions, deadly);
         nobody_is_hurt(&run)?;
-        let status = run.world().status();
-        let rests = is_at_rest(&run.world());
-        prop_assert!(rests, "{status:#?}\n{}", run.story());
-        if let Some(index) = deadly {
-            // `retry` hurts the same server again, and no other. Only who takes the entry out and lists it once more asks
-            // for another trial.
-            let listings = listings(&actions, index);
-            let hurt = run.world().servers.iter().filter(|server| server.deaths.contains(&id(IDS[index]))).count();
-            prop_assert!(hurt <= listings, "{hurt} servers died\n{}", run.story());
+    }
+
+}
+
+proptest! {
+    #![proptest_config(config(12))]
+
+    #[test]
+    fn two_operators_at_once_hurt_nobody_either(
+        actions in prop::collection::vec(prop_oneof![
+            3 => action().prop_map(Ok),
+            4 => fate().prop_map(Err),
+        ], 1..60),
+        deadly in prop::option::of(1..4_usize),
+        broken in prop::option::of(1..4_usize),
+        seed: u64,
+    ) {
+        let mut duo = Duo::new(world(deadly, broken), seed);
+        for action in &actions {
+            match action {
+                Ok(action) => {
+                    act(&mut duo, action);
+                    duo.tick();
+                }
+                Err(fate) => befall(&mut duo, fate),
+            }
+            duo.world().check_words();
+            nobody_is_hurt(&duo)?;
         }
+        for side in 0..2 {
+            duo.go_on(side);
+            duo.lag(side, [SignedDuration::ZERO; 3]);
+        }
+        let actions: Vec<Action> = actions.into_iter().filter_map(Result::ok).collect();
+        come_to_rest(&mut duo, &actions, deadly);
+        nobody_is_hurt(&duo)?;
     }
 }

@@ -1,6 +1,10 @@
 //! The whole world: documents, servers, routers, clients, and what must always be true of them.
 
-use crate::server::{Content, SimServer, Temper};
+use crate::{
+    invariants::Broken,
+    past::Documents,
+    server::{Content, SimServer, Temper},
+};
 use jiff::{SignedDuration, Timestamp};
 use rollora_api::{
     adapters::{AdaptersFile, content_hash},
@@ -14,6 +18,7 @@ use rollora_operator::ports::{AdaptersDocument, Event, Router, Server};
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt::Write as _,
+    sync::Arc,
 };
 
 pub(crate) const MODEL: &str = "small";
@@ -101,7 +106,7 @@ pub(crate) struct Missing {
     pub(crate) permission: Option<String>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct World {
     pub(crate) now: Timestamp,
     pub(crate) rollout: Rollout,
@@ -125,7 +130,11 @@ pub(crate) struct World {
     /// Something changed that the store would tell.
     pub(crate) changed: bool,
     /// What must never happen, and did.
-    pub(crate) broken: Vec<String>,
+    pub(crate) broken: Vec<Broken>,
+    /// The weights that each stamp was written with, and the highest one.
+    pub(crate) stamped: BTreeMap<i64, Vec<(String, i32)>>,
+    /// Every state of the documents, where operators read them late.
+    pub(crate) past: Option<Vec<Arc<Documents>>>,
     pub(crate) status_writes: usize,
     pub(crate) seen_weights: Vec<Vec<(String, i32)>>,
     pub(crate) log: Vec<String>,
@@ -135,11 +144,11 @@ pub(crate) struct World {
     started: Timestamp,
     /// Weights that the plan knows, for the invariant on what is served.
     pub(crate) planned: Vec<i32>,
-    lossy: Vec<AdapterId>,
+    pub(crate) lossy: Vec<AdapterId>,
     /// What the servers said at the last tick.
     reports: Vec<Server>,
     /// When a request for each adapter was last sent, by anybody.
-    uses: BTreeMap<AdapterId, Timestamp>,
+    pub(crate) uses: BTreeMap<AdapterId, Timestamp>,
 }
 
 pub(crate) fn id(name: &str) -> AdapterId {
@@ -187,6 +196,8 @@ impl World {
             missing: Missing::default(),
             changed: true,
             broken: Vec::new(),
+            stamped: BTreeMap::new(),
+            past: None,
             status_writes: 0,
             seen_weights: Vec::new(),
             log: Vec::new(),
@@ -355,17 +366,14 @@ impl World {
         self.changed = true;
     }
 
-    /// A deletion is held back from before traffic is split.
-    fn check_guard(&mut self, weights: &[(String, i32)]) {
-        if weights.len() > 1 && !self.gone && self.rollout.metadata.finalizers.is_empty() {
-            self.broken.push(format!("the Rollout could be deleted while traffic is split: {weights:?}"));
-        }
-    }
-
     /// A rewrite was written or deleted: routers hear of it.
     pub(crate) fn rewrites_changed(&mut self) {
         let weights = self.weights();
         self.note(format!("the rewrite says {weights:?}"));
+        if self.rewrites.is_empty() {
+            // Whoever loses the status too has nothing left to count on from.
+            self.stamped.clear();
+        }
         self.check_plan(&weights);
         self.check_guard(&weights);
         if self.seen_weights.last() != Some(&weights) {
@@ -376,20 +384,6 @@ impl World {
             router.coming.push((self.now + router.lag, rules.clone()));
         }
         self.changed = true;
-    }
-
-    /// Served weights never leave the plan.
-    fn check_plan(&mut self, weights: &[(String, i32)]) {
-        let total = self.rollout.spec.strategy.total_weight;
-        let planned = match weights {
-            [] => true,
-            [(_, weight)] => *weight == 100,
-            [(_, stable), (_, candidate)] => stable + candidate == total && self.planned.contains(candidate),
-            _ => false,
-        };
-        if !planned {
-            self.broken.push(format!("weights that no step has: {weights:?}"));
-        }
     }
 
     /// Time goes on by one tick: sidecars, vLLM, routers and clients do what they do.
@@ -416,34 +410,6 @@ impl World {
         }
         self.check_routes();
         self.send();
-    }
-
-    /// An id is never unloaded while a router may still send to it, or somebody used it a moment ago.
-    fn check_unload(&mut self, server: &str, id: &AdapterId) {
-        if self.routers.iter().any(|router| router.targets().contains(id)) {
-            self.broken.push(format!("{server} unloaded {id}, which a router still sends to"));
-        }
-        let quiet = SignedDuration::try_from(self.rollout.spec.cleanup.quiet_for.get()).unwrap();
-        if let Some(used) = self.uses.get(id)
-            && self.now.duration_since(*used) < quiet
-        {
-            self.broken.push(format!("{server} unloaded {id}, which was used at {used}"));
-        }
-    }
-
-    /// No router sends to a target that a Ready server lacks.
-    fn check_routes(&mut self) {
-        for router in &self.routers {
-            for target in router.targets() {
-                for server in self.servers.iter().filter(|server| server.ready) {
-                    if !server.loaded.contains_key(&target) && !self.lossy.contains(&target) {
-                        let name = &server.name;
-                        let what = format!("at {} {} sends to {target}, which {name} lacks", self.now, router.name);
-                        self.broken.push(what);
-                    }
-                }
-            }
-        }
     }
 
     /// Every router sends one request, to its targets and to the Ready servers in turn.

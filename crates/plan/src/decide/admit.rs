@@ -1,6 +1,6 @@
 //! Who may load the desired adapter: one pilot first, then every server; nobody where it does harm.
 
-use super::{Case, Draft};
+use super::{Case, Draft, relisted::relisted_lately};
 use crate::{desired, observed::Server, pilot, text, wait::Wait};
 use rollora_api::{
     condition::reason, names::AdapterId, operator_key::Pilot, rollout::spec::ResidencyProof, sidecar_status::NO_SIDECAR,
@@ -17,6 +17,9 @@ impl Case<'_> {
         let Ok(file) = self.file() else { return self.file_wait() };
         if let Some(why) = desired::not_listed(&desired, file) {
             return Some(Wait::on_change(reason::NOT_LISTED, why));
+        }
+        if let Some(wait) = relisted_lately(&draft.status, &desired) {
+            return Some(wait);
         }
         if self.spec.residency == ResidencyProof::Registered && self.servers().is_some_and(has_no_sidecar) {
             // Whoever loads adapters here does not listen to us: there is nobody to try it first.
@@ -41,6 +44,12 @@ impl Case<'_> {
             Ok(servers) => servers.as_slice(),
             Err(error) => return Some(Wait::for_sight("the servers of the pool cannot be listed", error, self.now)),
         };
+        if self.adapters().is_some_and(|adapters| adapters.key.admitted.contains(&desired)) {
+            // Or a key without it, which somebody was about to write, would be written when it serves again.
+            let words =
+                format!("{desired} was admitted once: that is taken back, then it is tried on one server first");
+            return Some(Wait::soon(reason::PILOT_PENDING, words));
+        }
         let status = &mut draft.status;
         let serving: Vec<AdapterId> = status.weights.desired.iter().map(|target| target.id.clone()).collect();
         let waits = |words: String| Some(Wait::soon(reason::PILOT_PENDING, words));

@@ -25,6 +25,10 @@ impl Case<'_> {
             // The operator's key says what was admitted and rejected before: without it nothing is taken over.
             return self.file_wait();
         }
+        if let Err(error) = &self.world.rollouts {
+            // Somebody else may work on the same: nothing begins before that is known.
+            return Some(Wait::for_sight("the other Rollouts cannot be listed", error, self.now));
+        }
         if let Some(wait) = self.double_rewrite(&draft.status) {
             return Some(wait);
         }
@@ -66,7 +70,10 @@ impl Case<'_> {
         admitted.sort_unstable();
         admitted.dedup();
         let reason = "it was rejected before the status was lost";
-        let rejected = key.rejected.iter().filter(mine);
+        // What serves now is not rejected, whatever is remembered of it: somebody has decided otherwise.
+        let (serving, stable) = (&status.weights.desired, status.revision.stable.as_ref());
+        let serves = |id: &AdapterId| stable == Some(id) || serving.iter().any(|target| target.id == *id);
+        let rejected = key.rejected.iter().filter(mine).filter(|id| !serves(id));
         status.rejected.extend(rejected.map(|id| Rejected { id: id.clone(), reason: reason.to_owned() }));
     }
 

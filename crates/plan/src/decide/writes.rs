@@ -7,7 +7,10 @@ use crate::{
     operator_key, retire,
     rewrite::{self, Wanted},
 };
-use rollora_api::{operator_key::OperatorKey, rollout::RolloutStatus};
+use rollora_api::{
+    operator_key::OperatorKey,
+    rollout::{RolloutStatus, status::Phase},
+};
 
 impl Case<'_> {
     /// The rewrite first: an abort waits for nothing else.
@@ -64,8 +67,22 @@ impl Case<'_> {
         let part = |status: Option<&RolloutStatus>, spec| {
             operator_key::part(spec, status.unwrap_or(&RolloutStatus::default()))
         };
-        let others: Vec<OperatorKey> = beside.map(|other| part(other.status.as_ref(), &other.spec)).collect();
+        let (idle, others): (Vec<_>, Vec<_>) = beside
+            .map(|other| {
+                let idle = other.status.as_ref().is_some_and(|status| status.phase == Phase::Invalid);
+                (idle, part(other.status.as_ref(), &other.spec))
+            })
+            .unzip();
+        let ours = mine.managed.clone();
         let key = operator_key::merge(&adapters.key, mine, &others);
-        (key != operator_key::sort(adapters.key.clone())).then_some(key)
+        // What others govern is theirs to write down: else all that share a file would write the same. Those that
+        // nothing can be done for do not.
+        let left = |pattern: &String| {
+            let by_idle = idle.iter().zip(&others).any(|(idle, other)| *idle && other.managed.contains(pattern));
+            !by_idle && !ours.contains(pattern) && !adapters.key.managed.contains(pattern)
+        };
+        let mut urgent = key.clone();
+        urgent.managed.retain(|pattern| !left(pattern));
+        (urgent != operator_key::sort(adapters.key.clone())).then_some(key)
     }
 }

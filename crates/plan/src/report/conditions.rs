@@ -1,7 +1,10 @@
 //! The conditions of a Rollout. What could not be observed leaves a condition as it was.
 
 use super::{Report, is_clean, rejection};
-use crate::{residency, text};
+use crate::{
+    capacity::{self, Capacity},
+    residency, text,
+};
 use rollora_api::{
     condition::{Condition, ConditionStatus, kind, reason, set_condition},
     names::AdapterId,
@@ -24,6 +27,7 @@ pub(super) fn write(report: &Report<'_>, status: &mut RolloutStatus) {
         (kind::ADAPTER_RESIDENT, resident(report, status)),
         (kind::TRAFFIC_APPLIED, applied(report, status)),
         (kind::CLEANED_UP, Some(cleaned_up(report, status))),
+        (kind::ADAPTERS_FIT, fits(report, status)),
         (kind::STALLED, Some(stalled(report, status))),
     ];
     for (kind, said) in said {
@@ -155,6 +159,19 @@ fn cleaned_up(report: &Report<'_>, status: &RolloutStatus) -> Said {
     let message: Vec<&str> = report.retiring.iter().map(|wait| wait.message.as_str()).collect();
     let why = report.retiring.first().map_or(reason::DRAINING, |wait| wait.reason);
     no(why, message.join("; "))
+}
+
+/// Whether vLLM can hold what is in use; nothing is said while no server tells.
+fn fits(report: &Report<'_>, status: &RolloutStatus) -> Option<Said> {
+    let key = &report.case.adapters()?.key;
+    let ours: Vec<&AdapterId> = status.revision.stable.iter().chain(&status.revision.desired).collect();
+    match capacity::look(key, report.case.servers()?, &ours) {
+        Capacity::Unknown => None,
+        Capacity::Fits { slots } => {
+            Some(yes(reason::FITS, format!("all adapters in use fit: each server has room for {slots} at least")))
+        }
+        Capacity::TooSmall(words) => Some(no(reason::TOO_FEW_SLOTS, words)),
+    }
 }
 
 fn stalled(report: &Report<'_>, status: &RolloutStatus) -> Said {

@@ -52,3 +52,20 @@ fn a_count_that_waits_is_looked_at_again_when_it_is_due() {
     let decision = Decision { status: next, effects: Vec::new(), events: Vec::new(), requeue: None };
     assert_eq!(settle(&status(), decision, at(2)).requeue, Some(Duration::from_secs(3)));
 }
+
+#[test]
+fn the_time_of_a_phase_changes_with_the_phase_alone() {
+    let settled = |seconds: i64, previous: &RolloutStatus, change: &dyn Fn(&mut RolloutStatus)| {
+        let mut status = previous.clone();
+        change(&mut status);
+        let decision = Decision { status, effects: Vec::new(), events: Vec::new(), requeue: None };
+        settle(previous, decision, at(seconds)).status
+    };
+    let held = settled(1, &status(), &|status| status.phase = Phase::Held);
+    assert_eq!(held.phase_since, Some(at(1)));
+    let elsewhere = settled(2, &held, &|status| status.revision.number = 7);
+    assert_eq!((elsewhere.revision.number, elsewhere.phase_since), (7, Some(at(1))));
+    let over = settled(3, &elsewhere, &|status| status.phase = Phase::Succeeded);
+    assert_eq!(over.phase_since, Some(at(3)));
+    assert_eq!(settled(4, &status(), &|_| ()), status(), "that alone is not worth a write");
+}

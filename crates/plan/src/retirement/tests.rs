@@ -50,6 +50,7 @@ struct Facts {
     servers: Option<Vec<Server>>,
     routers: Option<Vec<Router>>,
     listing: Option<Listing>,
+    wanted: bool,
     named_by: Option<&'static str>,
     text: &'static str,
 }
@@ -65,6 +66,7 @@ fn well() -> Facts {
         servers: Some(vec![server(AdapterState::Verified, None)]),
         routers: Some(vec![router(None)]),
         listing: Some(Listing::Exist),
+        wanted: false,
         named_by: None,
         text: TEXT,
     }
@@ -82,6 +84,7 @@ fn look(state: RetirementState, facts: &Facts) -> Looked {
         routers: facts.routers.as_deref(),
         content: Some(&content),
         listing: facts.listing,
+        wanted: facts.wanted,
         named_by: facts.named_by,
         text: Some(facts.text),
     };
@@ -166,5 +169,52 @@ fn it_is_gone_when_every_server_has_said_so_on_the_present_content() {
 fn an_entry_that_is_put_back_belongs_to_whoever_did_it() {
     for from in [State::Unloading, State::Gone, State::Relisted] {
         assert_eq!(next(from, &well()), State::Relisted, "{from:?}");
+    }
+}
+
+/// One thing after another becomes true, in each of the orders that there are: it begins to go with the last of them, not
+/// before, and whatever came first.
+#[test]
+fn it_goes_with_the_last_condition_in_every_order_of_arrival() {
+    let arrive: [fn(&mut Facts); 7] = [
+        |facts| facts.unproven = None,
+        |facts| facts.servers = well().servers,
+        |facts| facts.routers = well().routers,
+        |facts| facts.now = at(1000),
+        |facts| facts.paused = false,
+        |facts| facts.named_by = None,
+        |facts| facts.listing = Some(Listing::Exist),
+    ];
+    let nothing = || Facts {
+        now: at(10),
+        paused: true,
+        unproven: Some("router-1 lags"),
+        servers: Some(vec![server(AdapterState::Verified, Some(at(990)))]),
+        routers: None,
+        listing: None,
+        named_by: Some("rewrite other"),
+        ..well()
+    };
+    let mut orders = vec![Vec::new()];
+    for _ in 0..arrive.len() {
+        let longer = |order: &Vec<usize>| {
+            let order = order.clone();
+            (0..arrive.len()).filter(move |index| !order.contains(index)).collect::<Vec<_>>()
+        };
+        orders = orders
+            .iter()
+            .flat_map(|order| longer(order).into_iter().map(|index| [order.as_slice(), &[index]].concat()))
+            .collect();
+    }
+    assert_eq!(orders.len(), 5040);
+    for order in orders {
+        let (mut facts, mut state) = (nothing(), State::Waiting);
+        for (count, index) in order.iter().enumerate() {
+            arrive[*index](&mut facts);
+            state = next(state, &facts);
+            let last = count + 1 == arrive.len();
+            assert_eq!(state == State::Unlisting, last, "{order:?} after {count}: {state:?}");
+            assert!(last || matches!(state, State::Waiting | State::StillInUse), "{order:?} after {count}: {state:?}");
+        }
     }
 }

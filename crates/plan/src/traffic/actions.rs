@@ -1,6 +1,6 @@
 //! What a person can ask for. Each says in words what was done, or why it was not.
 
-use super::Traffic;
+use super::{Traffic, map::By};
 use jiff::Timestamp;
 use rollora_api::{
     condition::reason,
@@ -43,7 +43,7 @@ impl Traffic<'_> {
             return Err("the step is not a pause: it goes on by itself when it can".to_owned());
         }
         let index = self.step.as_ref().map_or(0, |step| usize::try_from(step.index).unwrap_or_default());
-        self.enter(index + 1, now);
+        self.enter(index + 1, By::Promotion, now);
         Ok(format!("step {} ended", index + 1))
     }
 
@@ -54,9 +54,12 @@ impl Traffic<'_> {
             return Err("no step is left to skip".to_owned());
         }
         let held = self.state() == Some(StepState::Held);
-        self.enter(self.steps.len(), now);
+        let (from, end) = (self.standing(), self.steps.len());
         if held {
-            self.set_state(StepState::Held, now);
+            // The gate stays closed: only the step changes.
+            self.enter_as(end, StepState::Held, now);
+        } else {
+            self.enter_from(from, end, By::Promotion, now);
         }
         Ok("every step that was left is skipped".to_owned())
     }
@@ -67,8 +70,9 @@ impl Traffic<'_> {
         if self.rejection().is_none() {
             return Err(format!("{desired} is not rejected"));
         }
+        let from = self.standing();
         self.rejected.retain(|rejected| rejected.id != desired);
-        self.begin(&desired, strategy, false, now);
+        self.begin_from(from, By::Retry, (&desired, strategy, false), now);
         Ok(format!("{desired} is tried again"))
     }
 

@@ -1,8 +1,9 @@
 //! A deadline counts only time in which this operator could observe, and in which a step could have moved: not while
-//! paused, not while the pool has no Ready server, not while a person has to list the adapter.
+//! paused, not while the pool has no Ready server, not while a person has to list the adapter, not while one that was
+//! unlisted has been listed again for too short a while.
 
 use super::{Scene, Traffic};
-use crate::text::since;
+use crate::{text::since, wait::Again};
 use rollora_api::{
     condition::reason,
     rollout::{spec::Strategy, status::StepState},
@@ -28,8 +29,12 @@ fn counts(traffic: &Traffic<'_>, scene: Scene<'_>) -> bool {
     let moving =
         matches!(traffic.state(), Some(StepState::AwaitingResidency | StepState::AwaitingRouters | StepState::Held));
     let unlisted = scene.obstacle.is_some_and(|obstacle| obstacle.reason == reason::NOT_LISTED);
+    // What nobody can hasten is not late: an id that was unlisted has to be listed again for a while.
+    let settling = scene
+        .obstacle
+        .is_some_and(|obstacle| obstacle.reason == reason::NOT_RESIDENT && matches!(obstacle.again, Again::At(_)));
     let ready = scene.gate.is_some_and(|gate| gate.ready > 0);
-    moving && scene.observed && !scene.paused && ready && !unlisted
+    moving && scene.observed && !scene.paused && ready && !unlisted && !settling
 }
 
 /// Whether the step has taken longer than it may.

@@ -1,6 +1,9 @@
 //! One step after another: gate, weights, proof, pause; and taking the weight back when residency is lost.
 
-use super::{SINGLE, Scene, Traffic, Turn};
+use super::{
+    SINGLE, Scene, Traffic, Turn,
+    map::{By, Move, Place},
+};
 use crate::{
     residency,
     text::{self, after, since},
@@ -37,16 +40,36 @@ impl Traffic<'_> {
     }
 
     /// Begins the step with this index; their number is the end, where everything goes to the desired adapter.
-    pub(super) fn enter(&mut self, index: usize, now: Timestamp) {
+    pub(super) fn enter(&mut self, index: usize, by: By, now: Timestamp) {
+        self.enter_from(self.standing(), index, by, now);
+    }
+
+    pub(super) fn enter_from(&mut self, from: Place, index: usize, by: By, now: Timestamp) {
         let pauses = self.steps.get(index).is_some_and(|step| step.pause.is_some());
-        let state = if pauses { StepState::Pausing } else { StepState::AwaitingResidency };
+        self.enter_as(index, if pauses { StepState::Pausing } else { StepState::AwaitingResidency }, now);
+        self.note(from, by);
+    }
+
+    /// Begins a step in a state that is not a move.
+    pub(super) fn enter_as(&mut self, index: usize, state: StepState, now: Timestamp) {
         let index = i32::try_from(index).unwrap_or(i32::MAX);
         *self.step = Some(StepStatus { index, state, entered_at: now, observed_millis: 0, observed_at: Some(now) });
     }
 
-    pub(super) fn set_state(&mut self, state: StepState, now: Timestamp) {
-        let index = self.step.as_ref().map_or(0, |step| step.index);
-        *self.step = Some(StepStatus { index, state, entered_at: now, observed_millis: 0, observed_at: Some(now) });
+    pub(super) fn set_state(&mut self, state: StepState, by: By, now: Timestamp) {
+        self.set_state_from(self.standing(), state, by, now);
+    }
+
+    pub(super) fn set_state_from(&mut self, from: Place, state: StepState, by: By, now: Timestamp) {
+        self.enter_as(self.index(), state, now);
+        self.note(from, by);
+    }
+
+    /// Takes note of a move; one that is not on the map is a mistake in this machine.
+    fn note(&mut self, from: Place, by: By) {
+        let made = Move { from, by, to: self.standing() };
+        debug_assert!(made.is_on_the_map(), "{made:?} is not on the map of the traffic machine");
+        self.moves.push(made);
     }
 
     pub(super) fn await_residency(&mut self, scene: Scene<'_>) -> Turn {
@@ -61,7 +84,7 @@ impl Traffic<'_> {
             return Turn::Wait(Some(self.stands_still()));
         }
         let weight = self.weight_at(self.index());
-        self.grant(weight, StepState::AwaitingRouters, scene.now)
+        self.grant(weight, StepState::AwaitingRouters, By::Gate, scene.now)
     }
 
     /// What keeps the desired adapter from getting weight.
@@ -105,7 +128,7 @@ impl Traffic<'_> {
         if scene.paused {
             return Turn::Wait(Some(self.stands_still()));
         }
-        self.enter(index + 1, scene.now);
+        self.enter(index + 1, By::Routers, scene.now);
         Turn::Again
     }
 
@@ -123,7 +146,7 @@ impl Traffic<'_> {
             let message = format!("pauses for {duration}, until {}, at {}", text::time(end), self.place());
             return Turn::Wait(Some(Wait::until(reason::PAUSE_STEP, end, message)));
         }
-        self.enter(self.index() + 1, scene.now);
+        self.enter(self.index() + 1, By::Time, scene.now);
         Turn::Again
     }
 
@@ -140,7 +163,7 @@ impl Traffic<'_> {
     }
 
     /// Gives the desired adapter this weight, and stable the rest.
-    fn grant(&mut self, weight: i32, state: StepState, now: Timestamp) -> Turn {
+    fn grant(&mut self, weight: i32, state: StepState, by: By, now: Timestamp) -> Turn {
         let Some(desired) = self.revision.desired.clone() else { return Turn::Wait(None) };
         let rest = *self.total_weight - weight;
         let targets = match self.revision.stable.clone().filter(|stable| *stable != desired) {
@@ -150,7 +173,7 @@ impl Traffic<'_> {
             }
             _ => vec![TargetWeight { id: desired.clone(), weight: SINGLE }],
         };
-        self.set_state(state, now);
+        self.set_state(state, by, now);
         if !self.set_weights(targets, now) {
             return Turn::Again;
         }
@@ -169,13 +192,13 @@ impl Traffic<'_> {
         self.say(false, reason::PROGRESSING, format!("{desired} is resident again on every Ready server"));
         if self.current().is_some_and(|step| step.pause.is_some()) {
             // The pause begins again: what it is there to watch has just come back.
-            return self.grant(self.weight_at(index), StepState::Pausing, scene.now);
+            return self.grant(self.weight_at(index), StepState::Pausing, By::Return, scene.now);
         }
         // What was given before this step comes back also while paused; the step itself has to wait then.
         let before = if index == 0 { 0 } else { self.weight_at(index - 1) };
         let weight = if scene.paused { before } else { self.weight_at(index) };
         let state = if scene.paused { StepState::AwaitingResidency } else { StepState::AwaitingRouters };
-        self.grant(weight, state, scene.now)
+        self.grant(weight, state, By::Return, scene.now)
     }
 
     /// Takes the weight back when Ready servers have lacked the adapter for too long, if stable can take over there.
@@ -206,7 +229,7 @@ impl Traffic<'_> {
         }
         *self.lost_since = None;
         self.all_to_stable(scene.now);
-        self.set_state(StepState::Held, scene.now);
+        self.set_state(StepState::Held, By::Loss, scene.now);
         self.say(true, reason::RESIDENCY_LOST, format!("{names} lost {desired}: all requests go to {stable}"));
         None
     }

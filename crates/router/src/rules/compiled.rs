@@ -8,17 +8,12 @@ use crate::{
     route::sticky,
 };
 use http::{HeaderName, HeaderValue};
-use jiff::Timestamp;
 use rollora_api::{
     names::{SEQUENCE_ANNOTATION_PREFIX, STICKY_HEADER_ANNOTATION},
-    rewrite::{InferenceModelRewrite, RewriteGroup, RewriteMatch, RewriteRule, RewriteTarget},
+    rewrite::{InferenceModelRewrite, Rank, RewriteGroup, RewriteTarget},
     router_report::RuleInForce,
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// One rule for one model, or for all.
 #[derive(Debug)]
@@ -41,28 +36,10 @@ pub(crate) struct Object {
     sticky_header: Option<Arc<str>>,
 }
 
-/// The precedence of a rewrite in its group; the field order counts.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Rank {
-    created: Option<Timestamp>,
-    namespace: Option<String>,
-    name: String,
-}
-
 /// Group, namespace and name.
 impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.group.name(), self.rank)
-    }
-}
-
-/// Namespace and name.
-impl fmt::Display for Rank {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.namespace {
-            Some(namespace) => write!(f, "{namespace}/{}", self.name),
-            None => f.write_str(&self.name),
-        }
     }
 }
 
@@ -143,7 +120,8 @@ pub(super) fn compile(
     let object = Arc::new(object(key, rewrite));
     let mut rules = Vec::new();
     for (index, rule) in rewrite.spec.rules.iter().enumerate() {
-        for model in models(rule) {
+        for model in rule.models() {
+            let model: Option<Arc<str>> = model.map(Arc::from);
             let targets = targets(&object, &rule.targets, model.as_deref(), series);
             let object = Arc::clone(&object);
             rules.push(Arc::new(Rule { object, index, model, written: rule.targets.clone(), targets }));
@@ -159,7 +137,7 @@ fn object(key: &RewriteKey, rewrite: &InferenceModelRewrite) -> Object {
     });
     let sticky_header = metadata.annotations.get(STICKY_HEADER_ANNOTATION);
     Object {
-        rank: Rank { created: metadata.creation_timestamp, namespace: key.namespace.clone(), name: key.name.clone() },
+        rank: Rank::of(rewrite),
         group: key.group,
         uid: metadata.uid.clone().unwrap_or_default(),
         stamps: stamps.collect(),
@@ -167,17 +145,6 @@ fn object(key: &RewriteKey, rewrite: &InferenceModelRewrite) -> Object {
             .and_then(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
             .map(|name| Arc::from(name.as_str())),
     }
-}
-
-/// The models that a rule matches, each once; none in it means every model. A kind of match that is not known
-/// matches nothing: it must not turn the rule into a generic one.
-fn models(rule: &RewriteRule) -> Vec<Option<Arc<str>>> {
-    if rule.matches.is_empty() {
-        return vec![None];
-    }
-    let is_exact = |known: &&RewriteMatch| known.model.kind.as_deref().is_none_or(|kind| kind == "Exact");
-    let models: BTreeSet<&str> = rule.matches.iter().filter(is_exact).map(|exact| exact.model.value.as_str()).collect();
-    models.into_iter().map(|model| Some(Arc::from(model))).collect()
 }
 
 /// The targets that can be chosen. As upstream weighs them: without any weight all are equal, beside a weight
@@ -201,7 +168,7 @@ fn targets(
                 seed: sticky::seed(&object.uid, &name),
                 encoded: EncodedName::new(&name),
                 header: headers::value_of(&name),
-                series: series.of(&object.rank.to_string(), &object.rank.name, model, &name),
+                series: series.of(&object.rank.to_string(), object.rank.name(), model, &name),
                 name,
                 weight,
                 cumulative: 0,

@@ -106,7 +106,12 @@ impl Identity {
     }
 }
 
-pub(super) async fn token(admin: &Client, namespace: &str, account: &str, lifetime: Duration) -> Result<String> {
+pub(in crate::cluster) async fn token(
+    admin: &Client,
+    namespace: &str,
+    account: &str,
+    lifetime: Duration,
+) -> Result<String> {
     let seconds = i64::try_from(lifetime.as_secs())?;
     let wish = TokenRequest {
         spec: TokenRequestSpec { expiration_seconds: Some(seconds), ..TokenRequestSpec::default() },

@@ -150,6 +150,11 @@ impl Container {
         self.state().process.as_ref().is_some_and(|process| process.ended().is_none())
     }
 
+    /// Whether it runs and its probe says that it may be asked.
+    pub fn is_ready(&self) -> bool {
+        self.state().view.ready && self.runs()
+    }
+
     /// Whether it is down and stays so until it is released.
     pub fn is_held(&self) -> bool {
         let state = self.state();

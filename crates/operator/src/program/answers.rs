@@ -1,0 +1,169 @@
+//! Answers of pods, shared: several Rollouts in a pool ask the same, and no pod is asked more than once a second.
+//!
+//! An answer is at most so old when it is used. Whoever could not be asked counts as asked: it is not asked more often
+//! because it is away. What nobody asked for again is forgotten, so that memory follows what is under way, not what
+//! there is.
+
+use rollora_cluster::{Again, AskError};
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{sync::Mutex as Turn, time::Instant};
+
+/// How long an answer is good.
+const GOOD: Duration = Duration::from_secs(1);
+/// How long it is remembered that somebody asked: whoever asks within this asks again and again.
+const REMEMBERED: Duration = Duration::from_secs(3);
+
+/// A server: the UID of its pod, and a port.
+type Whom = (String, u16);
+
+/// The answers to one question.
+#[derive(Debug)]
+pub(crate) struct Answers<T>(Mutex<Known<T>>);
+
+#[derive(Debug)]
+struct Known<T> {
+    slots: HashMap<Whom, Arc<Slot<T>>>,
+    swept: Option<Instant>,
+}
+
+/// Whoever holds the turn asks; the others wait for what it hears.
+#[derive(Debug)]
+struct Slot<T> {
+    turn: Turn<Option<Answer<T>>>,
+    asked: Mutex<Instant>,
+}
+
+#[derive(Debug)]
+struct Answer<T> {
+    at: Instant,
+    said: Result<Arc<T>, AskError>,
+}
+
+impl<T> Default for Answers<T> {
+    fn default() -> Self {
+        Self(Mutex::new(Known { slots: HashMap::new(), swept: None }))
+    }
+}
+
+impl<T> Answers<T> {
+    /// The last answer where it is good yet, else another one.
+    pub(crate) async fn get<F: Future<Output = Result<T, AskError>>>(
+        &self,
+        uid: &str,
+        port: u16,
+        ask: impl FnOnce(Again) -> F,
+    ) -> Result<Arc<T>, AskError> {
+        let (slot, again) = self.slot((uid.to_owned(), port), Instant::now());
+        let mut turn = slot.turn.lock().await;
+        if let Some(answer) = turn.as_ref().filter(|answer| answer.at.elapsed() < GOOD) {
+            return answer.said.clone();
+        }
+        let at = Instant::now();
+        let said = ask(again).await.map(Arc::new);
+        *turn = Some(Answer { at, said: said.clone() });
+        said
+    }
+
+    fn slot(&self, whom: Whom, now: Instant) -> (Arc<Slot<T>>, Again) {
+        // Nothing that holds this lock can panic half way: the content is good in any case.
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.swept.is_none_or(|swept| now.duration_since(swept) > GOOD) {
+            known.swept = Some(now);
+            known.slots.retain(|_, slot| now.duration_since(*slot.asked()) < REMEMBERED);
+        }
+        if let Some(slot) = known.slots.get(&whom) {
+            *slot.asked() = now;
+            return (Arc::clone(slot), Again::Soon);
+        }
+        let slot = Arc::new(Slot { turn: Turn::new(None), asked: Mutex::new(now) });
+        known.slots.insert(whom, Arc::clone(&slot));
+        (slot, Again::Maybe)
+    }
+}
+
+impl<T> Slot<T> {
+    fn asked(&self) -> MutexGuard<'_, Instant> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[derive(Debug, Default)]
+    struct Asked {
+        answers: Answers<u32>,
+        count: AtomicU32,
+    }
+
+    impl Asked {
+        async fn ask(&self) -> Result<u32, AskError> {
+            self.ask_as(Ok).await
+        }
+
+        async fn ask_as(&self, say: impl FnOnce(u32) -> Result<u32, AskError>) -> Result<u32, AskError> {
+            let question = |_| async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                say(self.count.fetch_add(1, Ordering::Relaxed) + 1)
+            };
+            self.answers.get("uid", 8080, question).await.map(|answer| *answer)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn several_that_ask_at_once_share_one_answer() {
+        let asked = Asked::default();
+        let (a, b, c) = tokio::join!(asked.ask(), asked.ask(), asked.ask());
+        assert_eq!([a, b, c], [Ok(1), Ok(1), Ok(1)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_asked_more_than_once_a_second_away_or_not() {
+        let asked = Asked::default();
+        let away = AskError::Unreachable("away".to_owned());
+        assert_eq!(asked.ask_as(|_| Err(away.clone())).await, Err(away.clone()));
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        assert_eq!(asked.ask().await, Err(away));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(asked.ask().await, Ok(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_asks_for_any_more_is_forgotten() {
+        let asked = Asked::default();
+        asked.ask().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        asked
+            .answers
+            .get("other", 8080, |again| async move {
+                assert_eq!(again, Again::Maybe);
+                Ok(0)
+            })
+            .await
+            .unwrap();
+        let known = asked.answers.0.lock().unwrap();
+        assert_eq!(known.slots.keys().map(|(uid, _)| uid.as_str()).collect::<Vec<_>>(), ["other"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_are_kept_to_whom_is_asked_again_and_again() {
+        let answers = Answers::<u32>::default();
+        for expected in [Again::Maybe, Again::Soon, Again::Soon] {
+            answers
+                .get("uid", 8080, |again| async move {
+                    assert_eq!(again, expected);
+                    Ok(0)
+                })
+                .await
+                .unwrap();
+            tokio::time::sleep(Duration::from_millis(1100)).await;
+        }
+    }
+}

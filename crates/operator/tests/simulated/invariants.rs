@@ -1,0 +1,180 @@
+//! What must never happen, by name. Each is looked at where it could be broken: at every write of a rewrite, at every
+//! unload, at every tick.
+
+use crate::world::{World, id};
+use jiff::SignedDuration;
+use rollora_api::{
+    adapters::AdaptersFile,
+    names::{AdapterId, SEQUENCE_ANNOTATION_PREFIX},
+    operator_key::OperatorKey,
+    rewrite::InferenceModelRewrite,
+    rollout::status::Phase,
+};
+use rollora_operator::ports::AdaptersDocument;
+use rollora_plan::observed::Listing;
+use std::fmt::Display;
+
+/// Something that must never happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Invariant {
+    /// No router sends to a target that a Ready server of the pool lacks.
+    TargetsAreResident,
+    /// An id is never unloaded while a router may still send to it.
+    NothingRoutedIsUnloaded,
+    /// An id is never unloaded while anybody has used it within `quietFor`.
+    NothingUsedIsUnloaded,
+    /// No operator writes that an id may go which has weight.
+    WhatHasWeightIsHeld,
+    /// Served weights never leave the plan.
+    WeightsAreOfThePlan,
+    /// A Rollout cannot be deleted while traffic is split.
+    SplitsAreGuarded,
+    /// Weights never go backwards: the stamp on a rewrite only rises.
+    StampsOnlyRise,
+    /// No effect is needed twice for different results: a stamp says the same weights whenever it is written.
+    OneStampOneResult,
+    /// What was rejected gets no weight.
+    RejectedGetsNothing,
+    /// An abort always reaches stable.
+    AbortReachesStable,
+    /// A bad adapter hurts at most one server, each time that it is listed.
+    OneServerIsHurt,
+    /// Every waiting state ends, or names what it waits for.
+    WaitingIsNamed,
+}
+
+/// An invariant that was broken, and how.
+#[derive(Debug, Clone)]
+#[expect(dead_code, reason = "it is printed")]
+pub(crate) struct Broken(pub(crate) Invariant, pub(crate) String);
+
+impl World {
+    fn violate(&mut self, invariant: Invariant, how: impl Display) {
+        let at = self.now;
+        self.broken.push(Broken(invariant, format!("at {at}: {how}")));
+    }
+
+    /// A deletion is held back from before traffic is split.
+    pub(crate) fn check_guard(&mut self, weights: &[(String, i32)]) {
+        if weights.len() > 1 && !self.gone && self.rollout.metadata.finalizers.is_empty() {
+            self.violate(Invariant::SplitsAreGuarded, format!("it could be deleted at {weights:?}"));
+        }
+    }
+
+    pub(crate) fn check_plan(&mut self, weights: &[(String, i32)]) {
+        let total = self.rollout.spec.strategy.total_weight;
+        let planned = match weights {
+            [] => true,
+            [(_, weight)] => *weight == 100,
+            [(_, stable), (_, candidate)] => stable + candidate == total && self.planned.contains(candidate),
+            _ => false,
+        };
+        if !planned {
+            self.violate(Invariant::WeightsAreOfThePlan, format!("no step has {weights:?}"));
+        }
+    }
+
+    /// An operator writes the adapters file or its key.
+    pub(crate) fn check_held(&mut self, before: &AdaptersDocument, after: &AdaptersDocument) {
+        let key = |document: &AdaptersDocument| {
+            document.key_text.as_deref().map(|text| OperatorKey::parse(text).unwrap()).unwrap_or_default()
+        };
+        let file =
+            |document: &AdaptersDocument| AdaptersFile::parse(&document.user_text).map(|parsed| parsed.file).ok();
+        for target in self.weights().into_iter().map(|(name, _)| id(&name)) {
+            let let_go = key(before).serving.contains(&target) && !key(after).serving.contains(&target);
+            let rejected = !key(before).rejected.contains(&target) && key(after).rejected.contains(&target);
+            let listing = |document| file(document).map(|file| Listing::of(&target, &file));
+            let unlisted = listing(before) == Some(Listing::Exist) && listing(after) == Some(Listing::NotExist);
+            let leaves = self.gone || self.rollout.metadata.deletion_timestamp.is_some();
+            // A key that lets go of what the file lists unloads nothing, and is mended by the next look.
+            let let_go = let_go && listing(after) != Some(Listing::Exist);
+            if (let_go || rejected || unlisted) && !leaves {
+                let how = format!("{target}: let go {let_go}, rejected {rejected}, unlisted {unlisted}");
+                self.violate(Invariant::WhatHasWeightIsHeld, how);
+            }
+        }
+    }
+
+    /// An operator has written this.
+    pub(crate) fn check_stamp(&mut self, rewrite: &InferenceModelRewrite) {
+        let stamps =
+            rewrite.metadata.annotations.iter().filter(|(name, _)| name.starts_with(SEQUENCE_ANNOTATION_PREFIX));
+        let Some(stamp) = stamps.filter_map(|(_, value)| value.parse::<i64>().ok()).max() else { return };
+        let weights = self.weights();
+        if let Some((highest, _)) = self.stamped.last_key_value()
+            && *highest > stamp
+        {
+            let how = format!("{weights:?} was written with stamp {stamp}, after {highest}");
+            self.violate(Invariant::StampsOnlyRise, how);
+        }
+        let before = self.stamped.entry(stamp).or_insert_with(|| weights.clone());
+        if *before != weights {
+            let how = format!("stamp {stamp} was written with {before:?}, and with {weights:?}");
+            self.violate(Invariant::OneStampOneResult, how);
+        }
+        let status = self.status();
+        let rejected = |name: &String| status.rejected.iter().any(|rejected| rejected.id == id(name));
+        if status.weights.sequence.0 == stamp && weights.iter().any(|(name, _)| rejected(name)) {
+            let how = format!("{weights:?} while {:?} are rejected", status.rejected);
+            self.violate(Invariant::RejectedGetsNothing, how);
+        }
+    }
+
+    pub(crate) fn check_unload(&mut self, server: &str, id: &AdapterId) {
+        if self.routers.iter().any(|router| router.targets().contains(id)) {
+            self.violate(Invariant::NothingRoutedIsUnloaded, format!("{server} unloaded {id}"));
+        }
+        let quiet = SignedDuration::try_from(self.rollout.spec.cleanup.quiet_for.get()).unwrap();
+        if let Some(used) = self.uses.get(id)
+            && self.now.duration_since(*used) < quiet
+        {
+            let how = format!("{server} unloaded {id}, which was used at {used}");
+            self.violate(Invariant::NothingUsedIsUnloaded, how);
+        }
+    }
+
+    pub(crate) fn check_routes(&mut self) {
+        let mut found = Vec::new();
+        for router in &self.routers {
+            for target in router.targets() {
+                for server in self.servers.iter().filter(|server| server.ready) {
+                    if !server.loaded.contains_key(&target) && !self.lossy.contains(&target) {
+                        found.push(format!("{} sends to {target}, which {} lacks", router.name, server.name));
+                    }
+                }
+            }
+        }
+        for how in found {
+            self.violate(Invariant::TargetsAreResident, how);
+        }
+    }
+
+    /// A state that says nothing waits for nothing that anybody could find.
+    pub(crate) fn check_words(&mut self) {
+        let status = self.status();
+        if self.rollout.status.is_some() && !self.gone && status.message.is_empty() {
+            self.violate(Invariant::WaitingIsNamed, format!("{status:#?}"));
+        }
+    }
+
+    /// What holds when everything is well again, and time enough has passed.
+    pub(crate) fn check_rest(&mut self, rests: bool) {
+        let (status, weights) = (self.status(), self.weights());
+        if !rests && !self.gone {
+            self.violate(Invariant::WaitingIsNamed, format!("it does not end: {status:#?}"));
+        }
+        let back = status.revision.stable.as_ref().map(|stable| vec![(stable.to_string(), 100)]);
+        if status.phase == Phase::RolledBack && !weights.is_empty() && Some(&weights) != back.as_ref() {
+            self.violate(Invariant::AbortReachesStable, format!("{weights:?} in the end"));
+        }
+    }
+
+    /// How many servers may have died over an id.
+    pub(crate) fn check_hurt(&mut self, bad: &AdapterId, at_most: usize) {
+        let hurt = self.servers.iter().filter(|server| server.deaths.contains(bad)).count();
+        if hurt > at_most {
+            self.violate(Invariant::OneServerIsHurt, format!("{hurt} servers died over {bad}, {at_most} at most"));
+        }
+    }
+}

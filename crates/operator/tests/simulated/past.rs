@@ -1,0 +1,58 @@
+//! What operators may see that read documents late, as from a cache: every state there was, in order.
+
+use crate::world::World;
+use jiff::{SignedDuration, Timestamp};
+use rollora_api::{rewrite::InferenceModelRewrite, rollout::Rollout};
+use rollora_operator::ports::AdaptersDocument;
+use std::sync::Arc;
+
+/// All documents at one time.
+#[derive(Debug, Clone)]
+pub(crate) struct Documents {
+    at: Timestamp,
+    pub(crate) rollout: Option<(Rollout, u64)>,
+    pub(crate) rewrites: Vec<(InferenceModelRewrite, u64)>,
+    pub(crate) adapters: (AdaptersDocument, u64),
+}
+
+impl Documents {
+    pub(crate) fn of(world: &World) -> Self {
+        Self {
+            at: world.now,
+            rollout: (!world.gone).then(|| (world.rollout.clone(), world.rollout_version)),
+            rewrites: world.rewrites.clone(),
+            adapters: (world.adapters.clone(), world.adapters_version),
+        }
+    }
+
+    fn is_same(&self, world: &World) -> bool {
+        let rollout = (!world.gone).then_some(world.rollout_version);
+        let rewrites = || world.rewrites.iter().map(|(_, version)| version);
+        self.rollout.as_ref().map(|(_, version)| *version) == rollout
+            && self.adapters.1 == world.adapters_version
+            && self.rewrites.iter().map(|(_, version)| version).eq(rewrites())
+    }
+}
+
+impl World {
+    /// Takes note of the documents, where they have changed.
+    pub(crate) fn record(&mut self) {
+        let Some(mut past) = self.past.take() else { return };
+        if past.last().is_none_or(|last| !last.is_same(self)) {
+            past.push(Arc::new(Documents::of(self)));
+        }
+        self.past = Some(past);
+    }
+
+    /// The number of the last state.
+    pub(crate) fn present(&self) -> usize {
+        self.past.as_ref().map_or(0, |past| past.len().saturating_sub(1))
+    }
+
+    /// The number of the state that somebody sees who hears of everything this late, and has seen `floor`.
+    pub(crate) fn seen(&self, lag: SignedDuration, floor: usize) -> usize {
+        let past = self.past.as_deref().unwrap_or_default();
+        let last = past.iter().rposition(|documents| documents.at + lag <= self.now).unwrap_or(0);
+        last.max(floor)
+    }
+}

@@ -1,0 +1,219 @@
+//! Two operators at once: the one that was stopped in the middle of something never undoes what the other has done since.
+
+use crate::{
+    duo::Duo,
+    guide::{ROLLOUT, V1, V2},
+    schedules::is_long,
+    world::{World, id},
+};
+use jiff::SignedDuration;
+use rollora_api::rollout::{
+    Rollout, Verb,
+    status::{Phase, RetirementState},
+};
+
+const QUICK: &str = "{ duration: 200ms }";
+
+fn quick() -> World {
+    let rollout = ROLLOUT.replace("{ duration: 5s }", QUICK).replace("delay: 2s", "delay: 0s");
+    World::new(&rollout, 2, &[V1])
+}
+
+/// A chapter of what people do: what somebody does, and when that has come to its end.
+struct Chapter {
+    act: fn(&mut World),
+    ends: fn(&World) -> bool,
+    /// Whether what comes next may as well come in the middle of this one.
+    may_be_cut: bool,
+}
+
+fn wants(name: &str) -> impl FnOnce(&mut Rollout) {
+    let wanted = id(name);
+    move |rollout| {
+        rollout.spec.adapter.follow = None;
+        rollout.spec.adapter.id = Some(wanted);
+    }
+}
+
+fn retired(world: &World, name: &str, states: &[RetirementState]) -> bool {
+    world.status().retired.iter().any(|entry| entry.id == id(name) && states.contains(&entry.state))
+}
+
+fn rests_at_half(world: &World, name: &str) -> bool {
+    world.phase() == Phase::Paused && world.weights().iter().any(|(id, weight)| id == name && *weight == 50)
+}
+
+const V3: &str = "small-v3";
+
+/// To half, promoted, v1 unlisted and unloaded, v1 wanted again, v3 tried and aborted and tried again.
+const STORY: &[Chapter] = &[
+    Chapter { act: |_| (), ends: |world| world.phase() == Phase::Succeeded, may_be_cut: false },
+    Chapter {
+        act: |world| {
+            world.list(&[V1, V2], &[]);
+            world.edit_spec(wants(V2));
+        },
+        ends: |world| rests_at_half(world, V2),
+        may_be_cut: false,
+    },
+    Chapter {
+        act: |world| world.intend(Verb::Promote),
+        ends: |world| {
+            retired(world, V1, &[RetirementState::Unlisting, RetirementState::Unloading, RetirementState::Gone])
+        },
+        may_be_cut: true,
+    },
+    Chapter {
+        act: |world| world.edit_spec(wants(V1)),
+        ends: |world| world.status().revision.desired == Some(id(V1)) && world.weights().iter().any(|(id, _)| id == V1),
+        may_be_cut: true,
+    },
+    Chapter {
+        act: |world| {
+            world.list(&[V1, V2, V3], &[]);
+            world.edit_spec(wants(V3));
+        },
+        ends: |world| rests_at_half(world, V3),
+        may_be_cut: false,
+    },
+    Chapter { act: |world| world.intend(Verb::Abort), ends: |world| world.holders(&id(V3)) == 0, may_be_cut: true },
+    Chapter { act: |world| world.intend(Verb::Retry), ends: |world| rests_at_half(world, V3), may_be_cut: true },
+];
+
+/// Where the first operator stops, and when it goes on.
+#[derive(Debug, Clone, Copy)]
+struct Stop {
+    /// The call at which it stops.
+    call: usize,
+    /// Whether people go on at once, in the middle of what was under way.
+    cuts: bool,
+    /// So many chapters later it goes on.
+    chapters: usize,
+}
+
+/// Runs the story with operator 0 alone up to a call at which it stops, with operator 1 from there, and with both in the
+/// end. None where the story was over before the call.
+fn stopped(stop: Stop) -> Option<()> {
+    let mut duo = Duo::new(quick(), 7);
+    duo.stop(1, true);
+    duo.stop_at_call(0, stop.call);
+    let mut stopped_in = None;
+    for (number, chapter) in STORY.iter().enumerate() {
+        (chapter.act)(&mut duo.world());
+        let end = duo.world().now + SignedDuration::from_mins(3);
+        while !(chapter.ends)(&duo.world()) {
+            duo.tick();
+            if stopped_in.is_none() && duo.is_stopped(0) {
+                stopped_in = Some(number);
+                if stop.cuts && chapter.may_be_cut {
+                    break;
+                }
+            }
+            let in_time = duo.world().now < end;
+            assert!(in_time, "chapter {number} does not end: {stop:?}\n{}", duo.story());
+        }
+        if stopped_in.is_some_and(|stopped| number >= stopped + stop.chapters) {
+            duo.go_on(0);
+        }
+    }
+    duo.go_on(0);
+    duo.run_for(SignedDuration::from_secs(3));
+    duo.check(&format!("{stop:?}"));
+    stopped_in.map(|_| ())
+}
+
+/// In a short run only some of the calls, others in each.
+#[test]
+fn one_that_was_stopped_at_any_call_undoes_nothing_when_it_goes_on() {
+    let long = is_long();
+    let mut calls = 0;
+    for (variant, chapters) in [(0, 0), (1, 1), (2, 2), (3, 3)] {
+        for cuts in [true, false] {
+            let mut call = 1 + variant;
+            while stopped(Stop { call, cuts, chapters }).is_some() {
+                call += if long { 1 } else { 29 };
+                calls += 1;
+            }
+        }
+    }
+    assert!(calls > 30, "{calls}");
+}
+
+/// Moves operator 0 alone until this is true, and stops it there: after the write of a status, before its effects.
+fn stop_when(duo: &mut Duo, is_so: impl Fn(&World) -> bool) {
+    duo.stop(1, true);
+    for _ in 0..3000 {
+        while duo.move_on(0) {
+            if is_so(&duo.world()) {
+                duo.stop(0, true);
+                duo.stop(1, false);
+                return;
+            }
+        }
+        duo.tick_alone();
+    }
+    panic!("it does not come so far\n{}", duo.story());
+}
+
+fn until(duo: &mut Duo, what: &str, is_so: impl Fn(&World) -> bool) {
+    for _ in 0..3000 {
+        if is_so(&duo.world()) {
+            return duo.check(what);
+        }
+        duo.tick();
+    }
+    panic!("not in time: {what}\n{}", duo.story());
+}
+
+fn begun(chapters: usize) -> Duo {
+    let mut duo = Duo::new(quick(), 7);
+    for chapter in &STORY[..chapters] {
+        (chapter.act)(&mut duo.world());
+        until(&mut duo, "a chapter", chapter.ends);
+    }
+    duo
+}
+
+/// Found by thinking of it: the edit was written after the id had come back into service, and servers unloaded it.
+#[test]
+fn an_edit_that_was_begun_does_not_unlist_what_has_come_back_meanwhile() {
+    let mut duo = begun(2);
+    duo.world().intend(Verb::Promote);
+    stop_when(&mut duo, |world| retired(world, V1, &[RetirementState::Unlisting]));
+    duo.world().edit_spec(wants(V1));
+    until(&mut duo, "v1 serves again", |world| world.weights().iter().any(|(id, _)| id == V1));
+    duo.go_on(0);
+    duo.run_for(SignedDuration::from_secs(10));
+    duo.check("after it went on");
+}
+
+/// The same with an id that was rejected and let go, and is tried again.
+#[test]
+fn a_key_that_was_begun_does_not_reject_what_is_tried_again_meanwhile() {
+    let mut duo = begun(5);
+    duo.world().intend(Verb::Abort);
+    stop_when(&mut duo, |world| {
+        let status = world.status();
+        status.rejected.iter().any(|rejected| rejected.id == id(V3)) && !status.admission.admitted.contains(&id(V3))
+    });
+    duo.world().intend(Verb::Retry);
+    until(&mut duo, "v3 serves again", |world| world.weights().iter().any(|(id, _)| id == V3));
+    duo.go_on(0);
+    duo.run_for(SignedDuration::from_secs(10));
+    duo.check("after it went on");
+}
+
+/// An operator that reads an old Rollout and the present file: its decision was made for another time.
+#[test]
+fn one_that_hears_of_the_rollout_late_does_not_edit_the_file_of_today() {
+    let mut duo = begun(2);
+    duo.world().intend(Verb::Promote);
+    stop_when(&mut duo, |world| retired(world, V1, &[RetirementState::Unlisting]));
+    duo.world().edit_spec(wants(V1));
+    until(&mut duo, "v1 serves again", |world| world.weights().iter().any(|(id, _)| id == V1));
+    let (late, at_once) = (SignedDuration::from_mins(2), SignedDuration::ZERO);
+    duo.kill(0);
+    duo.lag(0, [late, at_once, at_once]);
+    duo.run_for(SignedDuration::from_secs(10));
+    duo.check("after it went on");
+}

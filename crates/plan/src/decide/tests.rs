@@ -1,0 +1,64 @@
+//! What is decided while a part of the world cannot be seen.
+
+use super::*;
+use rollora_api::rollout::status::Phase;
+use serde_json::{Value, json};
+
+fn now() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+
+fn rollout(status: &Value) -> Rollout {
+    serde_json::from_value(json!({
+        "apiVersion": "rollora.dev/v1alpha1", "kind": "Rollout", "metadata": {"name": "chat"},
+        "spec": {
+            "model": "chat", "poolRef": {"name": "pool"}, "adapter": {"id": "chat-v1"}, "adaptersRef": {"name": "map"},
+        },
+        "status": status,
+    }))
+    .unwrap()
+}
+
+/// Everything is there but the list of Rollouts.
+fn without_the_others() -> Observed {
+    let file = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - {id: chat-v1, source: /a}\n";
+    let adapters = Adapters {
+        version: "1".to_owned(),
+        hash: rollora_api::adapters::content_hash(file, None),
+        user_text: file.to_owned(),
+        file: AdaptersFile::parse(file).map(|parsed| parsed.file).map_err(|error| error.to_string()),
+        key: rollora_api::operator_key::OperatorKey::default(),
+        gitops_owner: None,
+    };
+    Observed {
+        adapters: Ok(Some(adapters)),
+        rewrites: Ok(Vec::new()),
+        servers: Ok(Vec::new()),
+        routers: Ok(Vec::new()),
+        rollouts: Err(Unseen::Unavailable("the API server is away".to_owned())),
+        new_rewrite_group: RewriteGroup::Current,
+        guards_deletion: false,
+        refused: None,
+    }
+}
+
+#[test]
+fn nothing_begins_while_it_is_not_known_who_else_works_on_the_same() {
+    let rollout = rollout(&Value::Null);
+    let decision = decide(&Input { rollout: &rollout, world: &without_the_others() }, now());
+    assert_eq!((decision.status.phase, decision.status.revision.number), (Phase::Pending, 0));
+    assert!(decision.status.message.contains("the other Rollouts cannot be listed: the API server is away"));
+    assert!(decision.requeue.is_some(), "it is looked at again");
+}
+
+#[test]
+fn a_conflict_lasts_until_the_others_are_known() {
+    let stalled = json!({
+        "type": "Stalled", "status": "True", "reason": "Conflict", "message": "Rollout other is older",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    });
+    let rollout = rollout(&json!({ "phase": "Invalid", "conditions": [stalled] }));
+    let decision = decide(&Input { rollout: &rollout, world: &without_the_others() }, now());
+    assert_eq!((decision.status.phase, decision.effects.len()), (Phase::Invalid, 0));
+    assert_eq!(decision.status.message, "Rollout other is older");
+}

@@ -1,0 +1,260 @@
+//! A walk over everything that the machine can be told, from every place that it can reach: each move that it makes is on
+//! the map, and each move of the map is made.
+
+use super::*;
+use crate::{
+    observed::Server,
+    residency::Gate,
+    routers::Proof,
+    traffic::{Scene, Traffic},
+    wait::Wait,
+};
+use jiff::{SignedDuration, Timestamp};
+use rollora_api::{
+    condition::reason,
+    names::AdapterId,
+    rollout::{
+        RolloutStatus,
+        spec::{OnFailure, Pause, Step, Strategy},
+        status::{Rejected, Revision, StepStatus, TargetWeight, Weights},
+    },
+    sidecar_status::{AdapterState, AdapterStatus, ServerIdentity, SidecarStatus},
+};
+use std::collections::BTreeSet;
+
+fn id(name: &str) -> AdapterId {
+    AdapterId::new(name).unwrap()
+}
+
+/// Longer than a pause, a deadline, or a loss that is tolerated; shorter than a gap that does not count.
+const LONG: SignedDuration = SignedDuration::from_secs(14);
+const SHORT: SignedDuration = SignedDuration::from_millis(100);
+
+/// A step of each kind, two pauses in a row, and a pause first and last.
+fn strategies() -> Vec<Strategy> {
+    let weight = |weight| Step { set_weight: Some(weight), pause: None };
+    let open = || Step { set_weight: None, pause: Some(Pause::default()) };
+    let timed = || Step { set_weight: None, pause: Some(serde_json::from_str(r#"{"duration":"10s"}"#).unwrap()) };
+    let plans = [vec![], vec![weight(0), timed(), open(), weight(50)], vec![open(), weight(30), timed()]];
+    let deadline: Strategy = serde_json::from_str(r#"{"steps":[],"progressDeadline":"13s"}"#).unwrap();
+    let on = |steps: &Vec<Step>, on_failure| Strategy { steps: steps.clone(), on_failure, ..deadline.clone() };
+    plans.iter().flat_map(|steps| [OnFailure::Rollback, OnFailure::Hold].map(|failure| on(steps, failure))).collect()
+}
+
+/// What the servers have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Servers {
+    Unseen,
+    NoneReady,
+    HaveAll,
+    LackDesired,
+    LackAll,
+}
+
+impl Servers {
+    fn seen(self, desired: Option<&AdapterId>) -> Option<Vec<Server>> {
+        let has = |id: &AdapterId| match self {
+            Self::HaveAll => true,
+            Self::LackDesired => Some(id) != desired,
+            _ => false,
+        };
+        let adapters = ["v1", "v2", "v3"].map(id).into_iter().filter(has);
+        let status = SidecarStatus {
+            server: Some(ServerIdentity { endpoint: "a".to_owned(), start: "1".to_owned() }),
+            adapters: adapters.map(|id| AdapterStatus::new(id, AdapterState::Verified)).collect(),
+            ..SidecarStatus::default()
+        };
+        let ready = self != Self::NoneReady;
+        let server = Server { name: "a".to_owned(), uid: "a".to_owned(), ready, status: Ok(status) };
+        (self != Self::Unseen).then(|| vec![server])
+    }
+
+    fn gate(self) -> Option<Gate> {
+        let lacks = || vec!["a: does not have it".to_owned()];
+        match self {
+            Self::Unseen => None,
+            Self::NoneReady => Some(Gate::default()),
+            Self::HaveAll => Some(Gate { resident: 1, ready: 1, missing: Vec::new() }),
+            Self::LackDesired | Self::LackAll => Some(Gate { resident: 0, ready: 1, missing: lacks() }),
+        }
+    }
+}
+
+/// One thing that the machine is told.
+#[derive(Debug, Clone, Copy)]
+enum Word {
+    Advance { servers: Servers, paused: bool, listed: bool, routers: Routers },
+    Wish { id: &'static str, at_once: bool },
+    Fail(Servers),
+    Abort,
+    Promote,
+    PromoteFull,
+    Retry,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Routers {
+    Proven,
+    Lag,
+    Shadowed,
+}
+
+fn words() -> Vec<Word> {
+    let mut words = vec![Word::Abort, Word::Promote, Word::PromoteFull, Word::Retry];
+    let all = [Servers::Unseen, Servers::NoneReady, Servers::HaveAll, Servers::LackDesired, Servers::LackAll];
+    for servers in all {
+        words.push(Word::Fail(servers));
+        for (paused, listed) in [(false, false), (false, true), (true, false), (true, true)] {
+            let told = [Routers::Proven, Routers::Lag, Routers::Shadowed];
+            words.extend(told.map(|routers| Word::Advance { servers, paused, listed, routers }));
+        }
+    }
+    for id in ["v1", "v2", "v3"] {
+        words.extend([false, true].map(|at_once| Word::Wish { id, at_once }));
+    }
+    words
+}
+
+fn tell(status: &mut RolloutStatus, word: Word, strategy: &Strategy, now: Timestamp) -> Vec<Move> {
+    let desired = status.revision.desired.clone();
+    let mut traffic = Traffic::of(status);
+    match word {
+        Word::Wish { id: name, .. } if desired == Some(id(name)) => {}
+        Word::Wish { id: name, at_once } => traffic.begin(&id(name), strategy, at_once, now),
+        // Only who is at it can fail, see `reject_if_deadly` and `try_on_pilot`.
+        Word::Fail(servers) => {
+            if traffic.is_unfinished() {
+                let seen = servers.seen(desired.as_ref());
+                traffic.fail("it is bad", reason::ADAPTER_REJECTED, seen.as_deref(), now);
+            }
+        }
+        Word::Abort => drop(traffic.abort(now)),
+        Word::Promote => drop(traffic.promote(None, false, now)),
+        Word::PromoteFull => drop(traffic.promote_full(None, false, now)),
+        Word::Retry => drop(traffic.retry(strategy, now)),
+        Word::Advance { servers, paused, listed, routers } => {
+            let (seen, gate) = (servers.seen(desired.as_ref()), servers.gate());
+            let obstacle = (!listed).then(|| Wait::on_change(reason::NOT_LISTED, "list it"));
+            let lag = matches!(routers, Routers::Lag).then(|| Wait::soon(reason::ROUTERS_PENDING, "waits for routers"));
+            let shadowed_by = matches!(routers, Routers::Shadowed).then(|| "other".to_owned());
+            let proof = Proof { proven: 0, total: 1, wait: lag, shadowed_by };
+            traffic.advance(Scene {
+                now,
+                paused,
+                strategy,
+                asked: true,
+                observed: true,
+                servers: seen.as_deref(),
+                gate: gate.as_ref(),
+                obstacle: obstacle.as_ref(),
+                proof: &proof,
+            });
+        }
+    }
+    traffic.moves
+}
+
+/// What of a status decides how the machine goes on; the clock is told with each word.
+fn essence(status: &RolloutStatus) -> String {
+    let revision = (&status.revision.stable, &status.revision.desired);
+    let rejected: BTreeSet<_> = status.rejected.iter().map(|rejected| &rejected.id).collect();
+    let step = status.step.as_ref().map(|step| (step.index, step.state, step.observed_millis > 13_000));
+    let lost = status.residency.lost_since.is_some();
+    format!("{revision:?} {rejected:?} {step:?} {lost} {:?}", status.weights.desired)
+}
+
+/// What must be true after every single word.
+fn check(before: &RolloutStatus, after: &RolloutStatus, word: Word, strategy: &Strategy) {
+    let context = || format!("{word:?}\nbefore {before:#?}\nafter {after:#?}");
+    let weight = |status: &RolloutStatus, id: Option<&AdapterId>| {
+        status.weights.desired.iter().find(|target| Some(&target.id) == id).map_or(0, |target| target.weight)
+    };
+    let (desired, stable) = (after.revision.desired.as_ref(), after.revision.stable.as_ref());
+    // Served weights never leave the plan.
+    let planned = |weight: i32| strategy.steps.iter().any(|step| step.set_weight == Some(weight));
+    match after.weights.desired.as_slice() {
+        [] => {}
+        [only] => assert!(only.weight == 100 && [stable, desired].contains(&Some(&only.id)), "{}", context()),
+        [one, other] => {
+            assert_eq!(one.weight + other.weight, 100, "{}", context());
+            assert!(Some(&one.id) == stable && Some(&other.id) == desired && planned(other.weight), "{}", context());
+        }
+        _ => panic!("more than two targets: {}", context()),
+    }
+    // Weight is given only where the gate is open.
+    let open = matches!(word, Word::Advance { servers: Servers::HaveAll, listed: true, .. });
+    let given = weight(after, desired) > weight(before, desired);
+    let back = stable == desired;
+    assert!(!given || open || back, "weight without a gate: {}", context());
+    // A sequence for each change of weights, and none without.
+    let changed = before.weights.desired != after.weights.desired;
+    assert_eq!(changed, after.weights.sequence > before.weights.sequence, "{}", context());
+    // Stable changes only when everything is with the desired adapter, or when a first install is superseded.
+    if before.revision.stable != after.revision.stable {
+        let (first, all) = (before.revision.stable.is_none(), weight(before, stable) == 100);
+        assert!(all && (first || Some(before.revision.desired.as_ref()) == Some(stable)), "{}", context());
+    }
+    // An abort gives everything to stable, in this one change.
+    if matches!(word, Word::Abort)
+        && Traffic::of(&mut after.clone()).standing() == Place::RollingBack
+        && stable.is_some()
+    {
+        assert_eq!(weight(after, desired), 0, "{}", context());
+    }
+}
+
+fn beginnings() -> [RolloutStatus; 4] {
+    let step = StepStatus {
+        index: 0,
+        state: StepState::Done,
+        entered_at: Timestamp::UNIX_EPOCH,
+        observed_millis: 0,
+        observed_at: None,
+    };
+    let target = |name, weight| TargetWeight { id: id(name), weight };
+    let serves = |weights, step| RolloutStatus {
+        revision: Revision { number: 1, stable: Some(id("v1")), desired: None },
+        total_weight: 100,
+        step,
+        weights: Weights { desired: weights, ..Weights::default() },
+        ..RolloutStatus::default()
+    };
+    let mut stable = serves(vec![target("v1", 100)], Some(step));
+    stable.revision.desired = Some(id("v1"));
+    let mut remembered = serves(vec![target("v1", 100)], None);
+    remembered.rejected = vec![Rejected { id: id("v2"), reason: "it was rejected before".to_owned() }];
+    // Nothing at all; a name that is served without a rule; one that is served by a rule; a status that was lost, and of
+    // which it is known that an id was rejected.
+    [RolloutStatus::default(), serves(Vec::new(), None), stable, remembered]
+}
+
+/// Every move that the machine makes, whatever it is told.
+fn walk() -> BTreeSet<Move> {
+    let (mut made, words) = (BTreeSet::new(), words());
+    for strategy in strategies() {
+        let mut ahead: Vec<(RolloutStatus, Timestamp)> =
+            beginnings().into_iter().map(|status| (status, Timestamp::UNIX_EPOCH)).collect();
+        let mut seen: BTreeSet<String> = ahead.iter().map(|(status, _)| essence(status)).collect();
+        while let Some((before, clock)) = ahead.pop() {
+            for (&word, delay) in words.iter().flat_map(|word| [(word, SHORT), (word, LONG)]) {
+                let (mut after, now) = (before.clone(), clock + delay);
+                made.extend(tell(&mut after, word, &strategy, now));
+                check(&before, &after, word, &strategy);
+                if seen.insert(essence(&after)) {
+                    ahead.push((after, now));
+                }
+            }
+        }
+    }
+    made
+}
+
+#[test]
+fn whatever_the_machine_is_told_it_makes_the_moves_of_the_map_and_all_of_them() {
+    let drawn: BTreeSet<Move> =
+        MAP.iter().flat_map(|(from, by, to)| to.iter().map(|to| Move { from: *from, by: *by, to: *to })).collect();
+    let made = walk();
+    let unused: Vec<_> = drawn.difference(&made).collect();
+    assert!(unused.is_empty(), "moves that are never made: {unused:#?}");
+    assert_eq!(made, drawn);
+}

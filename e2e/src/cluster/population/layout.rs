@@ -1,0 +1,297 @@
+//! Names, addresses and objects of a population: pool by pool, everything is told from two numbers.
+
+use anyhow::{Context as _, Result};
+use rollora_api::{
+    names::{ROUTER_POOL_LABEL, ROUTER_PORT_ANNOTATION, SIDECAR_PORT_ANNOTATION},
+    operator_key::OperatorKey,
+};
+use serde_json::{Value, json};
+use std::{fmt::Write as _, net::Ipv4Addr};
+
+/// Pools that share a namespace.
+const POOLS_PER_NAMESPACE: u16 = 10;
+/// Replicas of the router of a pool.
+pub(super) const ROUTERS: u8 = 2;
+/// The place of the first router; below it are the servers of the pool.
+const FIRST_ROUTER: u8 = 200;
+/// Servers of a pool, at most.
+pub(super) const MOST_PODS: u8 = FIRST_ROUTER;
+
+pub(super) fn namespace(pool: u16) -> String {
+    format!("team-{:03}", pool / POOLS_PER_NAMESPACE)
+}
+
+pub(super) fn pool_name(pool: u16) -> String {
+    format!("pool-{pool:04}")
+}
+
+pub(super) fn map_name(pool: u16) -> String {
+    format!("pool-{pool:04}-adapters")
+}
+
+/// The name of a Rollout, of its model and of its rewrite.
+pub(super) fn lora(pool: u16, number: u16) -> String {
+    format!("lora-{pool:04}-{number}")
+}
+
+pub(super) fn version(pool: u16, number: u16, version: u16) -> String {
+    format!("{}-v{version}", lora(pool, number))
+}
+
+/// The pool that the name of one of its objects speaks of.
+pub(super) fn pool_of(name: &str) -> Option<u16> {
+    name.split('-').nth(1)?.parse().ok()
+}
+
+/// A pod of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) pool: u16,
+    pub(super) pod: Pod,
+}
+
+/// Which of its pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pod {
+    Server(u8),
+    Router(u8),
+}
+
+impl Place {
+    pub(super) fn name(self) -> String {
+        let pool = pool_name(self.pool);
+        match self.pod {
+            Pod::Server(number) => format!("{pool}-{number}"),
+            Pod::Router(number) => format!("{pool}-router-{number}"),
+        }
+    }
+
+    pub(super) fn address(self) -> Ipv4Addr {
+        let [high, low] = self.pool.to_be_bytes();
+        let last = match self.pod {
+            Pod::Server(number) => number,
+            Pod::Router(number) => FIRST_ROUTER + number,
+        };
+        Ipv4Addr::new(127, high + 1, low, last + 1)
+    }
+
+    /// Whose address this is.
+    pub(super) fn at(address: Ipv4Addr) -> Option<Self> {
+        let [_, high, low, last] = address.octets();
+        let (high, last) = (high.checked_sub(1)?, last.checked_sub(1)?);
+        let pod = if last < FIRST_ROUTER { Pod::Server(last) } else { Pod::Router(last - FIRST_ROUTER) };
+        Some(Self { pool: u16::from_be_bytes([high, low]), pod })
+    }
+
+    /// The pod as a kubelet would have left it, about as large as pods are.
+    pub(super) fn object(self, port: u16, uid: &str) -> Value {
+        let (app, pool) = (pool_name(self.pool), self.pool);
+        let (labels, annotation) = match self.pod {
+            Pod::Server(_) => (json!({ "app": app }), SIDECAR_PORT_ANNOTATION),
+            Pod::Router(_) => (json!({ ROUTER_POOL_LABEL: app }), ROUTER_PORT_ANNOTATION),
+        };
+        let time = "2026-01-01T00:00:00Z";
+        let container = |name: &str| {
+            json!({
+                "name": name,
+                "image": format!("registry.example/{name}:v1.0.0"),
+                "args": (0..12).map(|number| format!("--some-flag-{number}=value-{number}")).collect::<Vec<_>>(),
+                "env": (0..8).map(|number| json!({
+                    "name": format!("VARIABLE_{number}"), "value": format!("value-{number}"),
+                })).collect::<Vec<_>>(),
+                "resources": { "limits": { "cpu": "4", "memory": "32Gi" }, "requests": { "cpu": "1", "memory": "8Gi" } },
+                "volumeMounts": [{ "name": "adapters", "mountPath": "/adapters", "readOnly": true }],
+                "terminationMessagePath": "/dev/termination-log",
+                "terminationMessagePolicy": "File",
+                "imagePullPolicy": "IfNotPresent",
+            })
+        };
+        let state = |name: &str| {
+            json!({
+                "name": name, "ready": true, "restartCount": 0, "started": true,
+                "image": format!("registry.example/{name}:v1.0.0"),
+                "imageID": format!("registry.example/{name}@sha256:{uid}"),
+                "containerID": format!("containerd://{name}-{uid}"),
+                "state": { "running": { "startedAt": time } },
+            })
+        };
+        let condition = |kind: &str| json!({ "type": kind, "status": "True", "lastTransitionTime": time });
+        let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(condition);
+        let fields = json!({
+            "f:metadata": { "f:labels": { ".": {}, "f:app": {} }, "f:annotations": { ".": {} } },
+            "f:spec": { "f:containers": { "k:{\"name\":\"vllm\"}": { ".": {}, "f:args": {}, "f:env": {}, "f:image": {} } } },
+        });
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": self.name(), "namespace": namespace(pool), "uid": uid, "creationTimestamp": time,
+                "labels": labels, "annotations": { annotation: port.to_string() },
+                "managedFields": [{
+                    "manager": "kube-controller-manager", "operation": "Update", "apiVersion": "v1", "time": time,
+                    "fieldsType": "FieldsV1", "fieldsV1": fields,
+                }],
+            },
+            "spec": {
+                "containers": [container("vllm"), container("rollora-sidecar")],
+                "volumes": [{ "name": "adapters", "configMap": { "name": map_name(pool), "defaultMode": 420 } }],
+                "restartPolicy": "Always", "terminationGracePeriodSeconds": 30, "dnsPolicy": "ClusterFirst",
+                "nodeName": format!("node-{:03}", pool % 100), "securityContext": {}, "schedulerName": "default-scheduler",
+            },
+            "status": {
+                "phase": "Running", "qosClass": "Burstable", "startTime": time,
+                "podIP": self.address().to_string(), "podIPs": [{ "ip": self.address().to_string() }],
+                "conditions": conditions,
+                "containerStatuses": [state("vllm"), state("rollora-sidecar")],
+            },
+        })
+    }
+}
+
+pub(super) fn namespace_object(name: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } })
+}
+
+pub(super) fn pool_object(pool: u16) -> Value {
+    json!({
+        "apiVersion": "inference.networking.k8s.io/v1",
+        "kind": "InferencePool",
+        "metadata": { "name": pool_name(pool), "namespace": namespace(pool) },
+        "spec": {
+            "selector": { "matchLabels": { "app": pool_name(pool) } },
+            "targetPorts": [{ "number": 8000 }],
+            "endpointPickerRef": { "name": "picker", "port": { "number": 9002 } },
+        },
+    })
+}
+
+/// The ConfigMap: so many versions of each adapter are listed, and the operator's key is as it was left.
+pub(super) fn map_object(pool: u16, rollouts: u16, versions: u16, key: Option<&OperatorKey>) -> Value {
+    let mut text = String::from("vLLMLoRAConfig:\n  name: bench\n  ensureExist:\n    models:\n");
+    for (number, of) in (0..rollouts).flat_map(|number| (1..=versions).map(move |of| (number, of))) {
+        let id = version(pool, number, of);
+        // A String takes everything.
+        writeln!(text, "    - id: {id}\n      source: /adapters/{id}").ok();
+    }
+    let mut data = json!({ "configmap.yaml": text });
+    if let Some(key) = key {
+        data[rollora_api::names::OPERATOR_KEY] = json!(key.to_yaml());
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": { "name": map_name(pool), "namespace": namespace(pool) },
+        "data": data,
+    })
+}
+
+pub(super) fn rollout_object(pool: u16, number: u16) -> Value {
+    json!({
+        "apiVersion": rollora_api::names::API_VERSION,
+        "kind": "Rollout",
+        "metadata": { "name": lora(pool, number), "namespace": namespace(pool) },
+        "spec": {
+            "model": lora(pool, number),
+            "poolRef": { "name": pool_name(pool) },
+            "adapter": { "id": version(pool, number, 1) },
+            "adaptersRef": { "name": map_name(pool), "key": "configmap.yaml" },
+            "strategy": { "steps": [
+                { "setWeight": 10 }, { "pause": { "duration": "10m" } }, { "setWeight": 50 }, { "pause": {} },
+            ] },
+            "cleanup": { "policy": "Keep", "delay": "0s", "quietFor": "0s" },
+        },
+    })
+}
+
+/// A Rollout that succeeded, its rewrite, and what the operator's key says of it, of which others are made.
+#[derive(Debug, Clone)]
+pub(super) struct Template {
+    pub(super) status: Value,
+    pub(super) rewrite: Value,
+    pub(super) key: OperatorKey,
+    pub(super) rollout_uid: String,
+    pub(super) rewrite_uid: String,
+}
+
+impl Template {
+    /// The rewrite of another Rollout.
+    pub(super) fn rewrite(&self, (pool, number): (u16, u16), rollout_uid: &str) -> Result<Value> {
+        let mut rewrite = renamed(&self.rewrite, (pool, number), &[(&self.rollout_uid, rollout_uid)])?;
+        let metadata = rewrite["metadata"].as_object_mut().context("a rewrite without metadata")?;
+        for field in ["uid", "resourceVersion", "generation", "creationTimestamp", "managedFields"] {
+            metadata.remove(field);
+        }
+        metadata.insert("namespace".to_owned(), json!(namespace(pool)));
+        Ok(rewrite)
+    }
+
+    /// The status of another Rollout, that speaks of no generation yet: whoever looks at it has to write it.
+    pub(super) fn status(&self, lora: (u16, u16), rollout_uid: &str, rewrite_uid: &str) -> Result<Value> {
+        let uids = [(self.rollout_uid.as_str(), rollout_uid), (self.rewrite_uid.as_str(), rewrite_uid)];
+        let mut status = renamed(&self.status, lora, &uids)?;
+        status["observedGeneration"] = json!(0);
+        Ok(status)
+    }
+
+    /// The operator's key of a pool.
+    pub(super) fn key(&self, pool: u16, rollouts: u16) -> Result<OperatorKey> {
+        let mut all = OperatorKey::default();
+        for number in 0..rollouts {
+            let one: OperatorKey = serde_json::from_value(renamed(&json!(self.key), (pool, number), &[])?)?;
+            all.managed.extend(one.managed);
+            all.admitted.extend(one.admitted);
+            all.pilots.extend(one.pilots);
+            all.serving.extend(one.serving);
+            all.rejected.extend(one.rejected);
+        }
+        Ok(all)
+    }
+}
+
+/// The same of another Rollout. The template is the first of the first pool.
+fn renamed(value: &Value, (pool, number): (u16, u16), uids: &[(&str, &str)]) -> Result<Value> {
+    let text = value.to_string().replace(&lora(0, 0), &lora(pool, number)).replace(&pool_name(0), &pool_name(pool));
+    let text = uids.iter().fold(text, |text, (from, to)| text.replace(from, to));
+    Ok(serde_json::from_str(&text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pod_has_an_address_of_its_own_that_leads_back_to_it() {
+        for pool in [0, 1, 255, 256, 499, 5000] {
+            for pod in [Pod::Server(0), Pod::Server(MOST_PODS - 1), Pod::Router(0), Pod::Router(ROUTERS - 1)] {
+                let place = Place { pool, pod };
+                assert!(place.address().is_loopback());
+                assert_eq!(Place::at(place.address()), Some(place));
+            }
+        }
+    }
+
+    #[test]
+    fn names_lead_back_to_their_pool() {
+        for name in [pool_name(42), map_name(42), lora(42, 7), version(42, 7, 2)] {
+            assert_eq!(pool_of(&name), Some(42), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_made_of_a_template_speaks_of_itself_only() {
+        let template = Template {
+            status: json!({ "message": "lora-0000-0-v1 serves all requests on pool-0000-3", "rewrite": { "uid": "w0" } }),
+            rewrite: json!({ "metadata": { "name": "lora-0000-0", "uid": "w0", "annotations": { "weights/r0": "1" } } }),
+            key: OperatorKey { managed: vec!["lora-0000-0-v1".to_owned()], ..OperatorKey::default() },
+            rollout_uid: "r0".to_owned(),
+            rewrite_uid: "w0".to_owned(),
+        };
+        let status = template.status((42, 7), "r1", "w1").unwrap();
+        assert_eq!(status["message"], "lora-0042-7-v1 serves all requests on pool-0042-3");
+        assert_eq!(status["rewrite"]["uid"], "w1");
+        let rewrite = template.rewrite((42, 7), "r1").unwrap();
+        let expected = json!({ "name": "lora-0042-7", "annotations": { "weights/r1": "1" }, "namespace": "team-004" });
+        assert_eq!(rewrite["metadata"], expected);
+        assert_eq!(template.key(42, 2).unwrap().managed, ["lora-0042-0-v1", "lora-0042-1-v1"]);
+    }
+}

@@ -1,0 +1,61 @@
+//! Pods as the API server keeps them, written where it keeps them.
+
+use super::layout::{Place, Pod, ROUTERS, namespace};
+use crate::http::{Address, Connection, request};
+use anyhow::{Context as _, Result, ensure};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use std::{net::SocketAddr, ops::Range};
+
+/// Writes in one transaction: etcd takes no more than 128, and no more than 1.5 MiB.
+const BATCH: usize = 100;
+
+/// Writes the pods of these pools: so many servers each, and their routers.
+pub(super) async fn create(etcd: SocketAddr, pools: Range<u16>, servers: u8, port: u16) -> Result<()> {
+    let servers = move |pool| (0..servers).map(move |number| Place { pool, pod: Pod::Server(number) });
+    let routers = |pool| (0..ROUTERS).map(move |number| Place { pool, pod: Pod::Router(number) });
+    let places: Vec<Place> = pools.flat_map(|pool| servers(pool).chain(routers(pool))).collect();
+    let mut connection = Connection::open(&Address::Tcp(etcd)).await?;
+    for batch in places.chunks(BATCH) {
+        let puts: Vec<Value> = batch.iter().map(|place| put(*place, port)).collect();
+        let answer = connection.send(request("POST", "/v3/kv/txn", Some(&json!({ "success": puts })))).await?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        ensure!(status.is_success(), "etcd answers {status}: {}", String::from_utf8_lossy(&body));
+        let succeeded = serde_json::from_slice::<Value>(&body).context("etcd answers no JSON")?;
+        ensure!(succeeded["succeeded"] == true, "etcd did not take pods: {succeeded}");
+    }
+    Ok(())
+}
+
+fn put(place: Place, port: u16) -> Value {
+    let uid = format!("{:08x}-0000-4000-8000-000000000000", place.address().to_bits());
+    let key = format!("/registry/pods/{}/{}", namespace(place.pool), place.name());
+    let value = place.object(port, &uid).to_string();
+    json!({ "requestPut": { "key": base64(key.as_bytes()), "value": base64(value.as_bytes()) } })
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let bits = group.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
+        for place in 0..4 {
+            let digit = usize::try_from(bits >> (18 - 6 * place) & 63).unwrap_or_default();
+            text.push(if place <= group.len() { char::from(DIGITS[digit]) } else { '=' });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_as_everybody_writes_it() {
+        for (bytes, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+            assert_eq!(base64(bytes.as_bytes()), text);
+        }
+    }
+}
