@@ -13,7 +13,7 @@ pub struct OperatorKey {
     pub managed: Vec<String>,
     /// Governed ids that every server may load.
     pub admitted: Vec<AdapterId>,
-    /// Governed ids that one server each may load, to prove them.
+    /// Governed ids that one server each may load, to prove them; of a rejected one, where it was tried.
     pub pilots: Vec<Pilot>,
     /// Ids that have weight, or that a rollback could need: never unloaded, loaded again after a restart.
     pub serving: Vec<AdapterId>,
@@ -80,13 +80,19 @@ impl OperatorKey {
         text
     }
 
+    /// What the server `pod` is to try.
+    pub fn trials<'a>(&'a self, pod: &'a str) -> impl Iterator<Item = &'a AdapterId> {
+        let here = self.pilots.iter().filter(move |pilot| pilot.pod == pod).map(|pilot| &pilot.id);
+        here.filter(|id| !self.rejected.contains(id))
+    }
+
     /// Whether the server `pod` may load `id`.
     pub fn admission(&self, id: &AdapterId, pod: &str) -> Admission {
         if self.rejected.contains(id) {
             return Admission::Rejected;
         }
         let governed = self.managed.iter().any(|pattern| matches_pattern(pattern, id.as_str()));
-        let pilot = self.pilots.iter().any(|pilot| pilot.id == *id && pilot.pod == pod);
+        let pilot = self.trials(pod).any(|trial| trial == id);
         if !governed || pilot || self.admitted.contains(id) { Admission::Granted } else { Admission::Waiting }
     }
 }

@@ -19,8 +19,8 @@ pub(crate) const MAX_QUIETING: SignedDuration = SignedDuration::from_secs(60);
 
 /// Adapters that `server` is to try and has not proven yet.
 pub(crate) fn on_trial(key: Option<&OperatorKey>, server: &str, status: &SidecarStatus) -> Vec<String> {
-    let pilots = key.map_or(&[][..], |key| &key.pilots).iter().filter(|pilot| pilot.pod == server);
-    pilots.map(|pilot| &pilot.id).filter(|id| !status.is_verified(id)).map(AdapterId::to_string).collect()
+    let trials = key.into_iter().flat_map(|key| key.trials(server));
+    trials.filter(|id| !status.is_verified(id)).map(AdapterId::to_string).collect()
 }
 
 /// What the gateway has to know of a server.

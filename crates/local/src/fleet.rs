@@ -15,7 +15,7 @@ use crate::{
 };
 use jiff::Timestamp;
 use rollora_api::{adapters::DesiredAdapters, names::ModelName, rewrite::PoolRef, sidecar_status::SidecarStatus};
-use rollora_operator::ports::{Fleet, ReadError, RolloutKey, Router, Server};
+use rollora_operator::ports::{Fleet, Heard, ReadError, RolloutKey, Router, Server};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, watch};
 
@@ -145,18 +145,18 @@ impl LocalFleet {
 }
 
 impl Fleet for LocalFleet {
-    async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Vec<Server>, ReadError> {
+    async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Heard<Server>, ReadError> {
         self.refresh();
         let server = |(member, server): (&Member, &Arc<GatewayServer>)| {
-            let status = SidecarStatus::clone(&member.status.borrow());
+            let status = Arc::new(SidecarStatus::clone(&member.status.borrow()));
             let ready = status.server.is_some() && status.readiness.ready && !server.is_suspect();
             Server { name: server.name.clone(), uid: member.url.clone(), ready, status: Ok(status) }
         };
-        Ok(self.each().map(server).collect())
+        Ok(self.each().map(server).collect::<Vec<_>>().into())
     }
 
-    async fn routers(&self, _: &RolloutKey, _: &PoolRef, _: &ModelName) -> Result<Vec<Router>, ReadError> {
+    async fn routers(&self, _: &RolloutKey, _: &PoolRef, _: &ModelName) -> Result<Heard<Router>, ReadError> {
         let report = self.0.store.rules().report(clock::now());
-        Ok(vec![Router { name: GATEWAY.to_owned(), report: Ok(report) }])
+        Ok(vec![Router { name: GATEWAY.to_owned(), report: Ok(report.into()) }].into())
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     READ_LIMIT,
-    ports::{AdaptersDocument, Fleet, ReadError, RolloutKey, Store, Version, Versioned},
+    ports::{ANSWER_STANDS, AdaptersDocument, Fleet, Heard, ReadError, RolloutKey, Store, Version, Versioned},
 };
 use rollora_api::{
     adapters::{AdaptersFile, content_hash},
@@ -15,7 +15,12 @@ use std::{
     collections::BTreeMap,
     future::Future,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
+use tokio::time::Instant;
+
+/// How soon there are news where nobody has to be asked for them.
+const NEWS: Duration = Duration::from_millis(250);
 
 /// The world, and the versions that writes have to name.
 #[derive(Debug)]
@@ -23,9 +28,16 @@ pub(crate) struct Look {
     pub(crate) world: Observed,
     rewrites: Vec<(Option<RewriteGroup>, String, Version)>,
     pub(crate) adapters: Option<Version>,
+    /// When the oldest answer of a server or router was asked for, where they had to be asked.
+    asked: Option<Instant>,
 }
 
 impl Look {
+    /// When servers and routers can be asked for what happened since `since`, where what they said is older than that.
+    pub(crate) fn outdated_until(&self, since: Instant) -> Option<Instant> {
+        self.asked.filter(|asked| *asked < since).map(|asked| asked + ANSWER_STANDS)
+    }
+
     /// The version of the rewrite that this one is to replace; none where it was not there.
     pub(crate) fn version_of(&self, rewrite: &InferenceModelRewrite) -> Option<Version> {
         let same = |(group, name, _): &&(Option<RewriteGroup>, String, Version)| {
@@ -106,18 +118,22 @@ pub(crate) async fn everything(
     );
     let adapters_version = adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.version.clone());
     let (rewrites, versions) = split(rewrites);
+    let (servers_asked, servers) = part(servers);
+    let (routers_asked, routers) = part(routers);
+    let asked = [servers_asked, routers_asked].into_iter().flatten().min();
     let world = Observed {
         adapters: adapters
             .map(|document| document.map(|document| memory.read(key, &rollout.spec.adapters_ref, document))),
         rewrites,
         servers,
         routers,
+        news_in: asked.map_or(NEWS, |asked| (asked + ANSWER_STANDS).saturating_duration_since(Instant::now())),
         rollouts: rollouts.map(|rollouts| rollouts.into_iter().map(|rollout| rollout.value).collect()),
         new_rewrite_group,
         guards_deletion: store.guards_deletion(),
         refused: None,
     };
-    Look { world, rewrites: versions, adapters: adapters_version }
+    Look { world, rewrites: versions, adapters: adapters_version, asked }
 }
 
 /// Asks for nothing but the rewrites: an abort waits for nobody else.
@@ -128,12 +144,13 @@ pub(crate) async fn rewrites_only(store: &impl Store, key: &RolloutKey, new_rewr
         rewrites,
         servers: Err(Unseen::NotAsked),
         routers: Err(Unseen::NotAsked),
+        news_in: NEWS,
         rollouts: Err(Unseen::NotAsked),
         new_rewrite_group,
         guards_deletion: store.guards_deletion(),
         refused: None,
     };
-    Look { world, rewrites: versions, adapters: None }
+    Look { world, rewrites: versions, adapters: None, asked: None }
 }
 
 /// Asks for what is left to do for a Rollout that is gone.
@@ -153,12 +170,13 @@ pub(crate) async fn documents_only(
         rewrites: Err(Unseen::NotAsked),
         servers: Err(Unseen::NotAsked),
         routers: Err(Unseen::NotAsked),
+        news_in: NEWS,
         rollouts: rollouts.map(|rollouts| rollouts.into_iter().map(|rollout| rollout.value).collect()),
         new_rewrite_group,
         guards_deletion: store.guards_deletion(),
         refused: None,
     };
-    Look { world, rewrites: Vec::new(), adapters: adapters_version }
+    Look { world, rewrites: Vec::new(), adapters: adapters_version, asked: None }
 }
 
 /// One read with its time limit.
@@ -168,6 +186,13 @@ pub(crate) async fn read<T>(reading: impl Future<Output = Result<T, ReadError>>)
         Ok(Err(ReadError::Unavailable(why))) => Err(Unseen::Unavailable(why)),
         Ok(Err(ReadError::Invalid(why))) => Err(Unseen::Invalid(why)),
         Err(_) => Err(Unseen::Unavailable(format!("no answer within {READ_LIMIT:?}"))),
+    }
+}
+
+fn part<T>(heard: Result<Heard<T>, Unseen>) -> (Option<Instant>, Result<Vec<T>, Unseen>) {
+    match heard {
+        Ok(heard) => (heard.asked, Ok(heard.answers)),
+        Err(unseen) => (None, Err(unseen)),
     }
 }
 

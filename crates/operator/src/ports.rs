@@ -7,7 +7,8 @@ use rollora_api::{
     rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup},
     rollout::{Rollout, RolloutStatus, spec::AdaptersRef},
 };
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, time::Duration};
+use tokio::time::Instant;
 
 pub use rollora_plan::{
     event::Event,
@@ -174,15 +175,37 @@ pub trait Store: Send + Sync {
     fn event(&self, key: &RolloutKey, event: &Event) -> impl Future<Output = ()> + Send;
 }
 
+/// No pod is asked the same more often than once in this time; until then its last answer is all there is.
+pub const ANSWER_STANDS: Duration = Duration::from_secs(1);
+
+/// What all of a kind said.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Heard<T> {
+    /// Each with its answer.
+    pub answers: Vec<T>,
+    /// When the oldest answer was asked for; none where nobody has to be asked, because it is known at any time.
+    pub asked: Option<Instant>,
+}
+
+impl<T> From<Vec<T>> for Heard<T> {
+    fn from(answers: Vec<T>) -> Self {
+        Self { answers, asked: None }
+    }
+}
+
 /// Who has what, and who routes by what.
 pub trait Fleet: Send + Sync {
     /// Every server of the pool, Ready or not.
-    fn servers(&self, key: &RolloutKey, pool: &PoolRef) -> impl Future<Output = Result<Vec<Server>, ReadError>> + Send;
+    fn servers(
+        &self,
+        key: &RolloutKey,
+        pool: &PoolRef,
+    ) -> impl Future<Output = Result<Heard<Server>, ReadError>> + Send;
     /// Every router replica that executes rewrites of the pool, also terminating and unready ones.
     fn routers(
         &self,
         key: &RolloutKey,
         pool: &PoolRef,
         model: &ModelName,
-    ) -> impl Future<Output = Result<Vec<Router>, ReadError>> + Send;
+    ) -> impl Future<Output = Result<Heard<Router>, ReadError>> + Send;
 }

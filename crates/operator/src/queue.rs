@@ -43,15 +43,15 @@ impl Queue {
         }
     }
 
-    /// Takes the key that has been due for longest, to be reconciled now.
-    pub(crate) fn take_due(&mut self, now: Instant) -> Option<(RolloutKey, Arc<Notify>)> {
+    /// Takes the key that has been due for longest, to be reconciled now, and since when it was due.
+    pub(crate) fn take_due(&mut self, now: Instant) -> Option<(RolloutKey, Instant, Arc<Notify>)> {
         self.due.first().filter(|(due, _)| *due <= now)?;
-        let (_, key) = self.due.pop_first()?;
+        let (due, key) = self.due.pop_first()?;
         let entry = self.keys.get_mut(&key)?;
         // A wake that nobody heard was meant for an earlier reconcile.
         entry.wake = Arc::default();
         (entry.due, entry.running, entry.woken) = (None, true, false);
-        Some((key, Arc::clone(&entry.wake)))
+        Some((key, due, Arc::clone(&entry.wake)))
     }
 
     /// Waits for the next due time; for ever where there is none.
@@ -111,7 +111,7 @@ mod tests {
     }
 
     fn names(queue: &mut Queue, now: Instant) -> Vec<String> {
-        std::iter::from_fn(|| queue.take_due(now).map(|(key, _)| key.name)).collect()
+        std::iter::from_fn(|| queue.take_due(now).map(|(key, ..)| key.name)).collect()
     }
 
     #[tokio::test]
@@ -127,7 +127,7 @@ mod tests {
     async fn a_key_that_is_woken_while_it_runs_is_told_and_runs_again_after_it() {
         let (mut queue, now) = (Queue::default(), Instant::now());
         queue.wake(&key("a"), now);
-        let (_, wake) = queue.take_due(now).unwrap();
+        let (_, _, wake) = queue.take_due(now).unwrap();
         queue.wake(&key("a"), now);
         wake.notified().await;
         assert!(queue.take_due(now).is_none(), "it runs still");

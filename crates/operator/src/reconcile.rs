@@ -29,11 +29,12 @@ pub enum Next {
 impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     /// Looks at one Rollout and does what is to be done for it now.
     pub async fn reconcile(&self, key: &RolloutKey) -> Next {
-        self.reconcile_unless_woken(key, &Notify::new()).await
+        self.reconcile_unless_woken(key, Instant::now(), &Notify::new()).await
     }
 
-    /// The same; a wake while servers and routers are asked is a reason to see whether somebody wants to abort.
-    pub(crate) async fn reconcile_unless_woken(&self, key: &RolloutKey, wake: &Notify) -> Next {
+    /// The same for what happened until `due`; a wake while servers and routers are asked is a reason to see whether
+    /// somebody wants to abort.
+    pub(crate) async fn reconcile_unless_woken(&self, key: &RolloutKey, due: Instant, wake: &Notify) -> Next {
         let rollout = match self.rollout(key).await {
             Ok(Some(rollout)) => rollout,
             Ok(None) => return self.bid_farewell(key).await,
@@ -59,7 +60,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         }
         let next = match self.carry_out(key, &rollout, &look, &decision).await {
             Ok(()) if urgent => Next::Again,
-            Ok(()) => decision.requeue.map_or(Next::OnChange, Next::After),
+            Ok(()) => rest(decision.requeue, look.outdated_until(due)),
             Err(next) => next,
         };
         tracing::debug!(rollout = %key, ?next, phase = ?decision.status.phase, "reconciled");
@@ -225,6 +226,13 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     }
 }
 
+/// When to look again. What was decided on answers from before it was due is decided once more as soon as there can be
+/// others: whatever made it due may not be in them, and nothing else may ever tell of it.
+fn rest(requeue: Option<Duration>, outdated_until: Option<Instant>) -> Next {
+    let outdated = outdated_until.map(|until| until.saturating_duration_since(Instant::now()));
+    [requeue, outdated].into_iter().flatten().min().map_or(Next::OnChange, Next::After)
+}
+
 fn is_of_adapters(effect: &Effect) -> bool {
     matches!(effect, Effect::WriteAdapters { .. })
 }
@@ -233,4 +241,20 @@ fn is_of_adapters(effect: &Effect) -> bool {
 async fn limited(writing: impl Future<Output = Written>) -> Written {
     let limit = tokio::time::timeout(WRITE_LIMIT, writing).await;
     limit.unwrap_or_else(|_| Written::Unknown(format!("no answer within {WRITE_LIMIT:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_decided_on_answers_from_before_is_decided_once_more_when_there_can_be_others() {
+        let in_millis = |millis| Some(Duration::from_millis(millis));
+        let at = |millis| Some(Instant::now() + Duration::from_millis(millis));
+        assert_eq!(rest(None, None), Next::OnChange);
+        assert_eq!(rest(None, at(700)), Next::After(Duration::from_millis(700)));
+        assert_eq!(rest(in_millis(900), at(700)), Next::After(Duration::from_millis(700)));
+        assert_eq!(rest(in_millis(300), at(700)), Next::After(Duration::from_millis(300)));
+        assert_eq!(rest(None, Some(Instant::now())), Next::After(Duration::ZERO));
+    }
 }

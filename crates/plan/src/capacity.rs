@@ -55,8 +55,7 @@ pub(crate) fn look(key: &OperatorKey, servers: &[Server], ours: &[&AdapterId]) -
 
 /// How many adapters this server needs room for.
 fn needs(key: &OperatorKey, server: &Server) -> usize {
-    let on_trial = key.pilots.iter().filter(|pilot| pilot.pod == server.name).map(|pilot| &pilot.id);
-    let mut ids: Vec<&AdapterId> = key.serving.iter().chain(on_trial).collect();
+    let mut ids: Vec<&AdapterId> = key.serving.iter().chain(key.trials(&server.name)).collect();
     ids.sort_unstable();
     ids.dedup();
     ids.len()

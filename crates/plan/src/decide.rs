@@ -42,9 +42,6 @@ use rollora_api::{
 };
 use std::time::Duration;
 
-/// How soon servers and routers that are on their way are looked at again.
-const POLL: Duration = Duration::from_millis(250);
-
 /// How soon what could not be observed is looked at again where nothing waits for it.
 const AWAY: Duration = Duration::from_secs(1);
 
@@ -360,7 +357,7 @@ impl<'a> Case<'a> {
 
     fn requeue(&self, agains: impl Iterator<Item = Again>) -> Option<Duration> {
         let delay = |again| match again {
-            Again::Soon => Some(POLL),
+            Again::Soon => Some(self.world.news_in),
             // A little later than the time itself: then it is over for sure.
             Again::At(at) => Some(text::since(self.now, at) + Duration::from_millis(1)),
             Again::OnChange => None,

@@ -9,6 +9,7 @@ use rollora_api::{
     router_report::RulesReport,
     sidecar_status::SidecarStatus,
 };
+use std::{sync::Arc, time::Duration};
 
 /// Everything one decision looks at, each part as far as it could be observed.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +22,8 @@ pub struct Observed {
     pub servers: Result<Vec<Server>, Unseen>,
     /// Every router replica.
     pub routers: Result<Vec<Router>, Unseen>,
+    /// How soon servers and routers that are on their way there can have something new to say.
+    pub news_in: Duration,
     /// Every Rollout, this one among them.
     pub rollouts: Result<Vec<Rollout>, Unseen>,
     /// The API group of a rewrite that has to be made.
@@ -99,7 +102,7 @@ pub struct Server {
     /// Whether Kubernetes (on one machine: the gateway) sends requests there.
     pub ready: bool,
     /// What its sidecar says, or why it could not be asked.
-    pub status: Result<SidecarStatus, String>,
+    pub status: Result<Arc<SidecarStatus>, String>,
 }
 
 /// One router replica.
@@ -108,5 +111,5 @@ pub struct Router {
     /// The replica's name.
     pub name: String,
     /// The rules in force there, or why it could not be asked.
-    pub report: Result<RulesReport, String>,
+    pub report: Result<Arc<RulesReport>, String>,
 }

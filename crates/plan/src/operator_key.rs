@@ -1,6 +1,8 @@
 //! What one Rollout adds to the operator's key, and how that is put among the parts of the others.
 //!
-//! Invariant: entries of ids that another Rollout governs stay as they are; entries that nobody governs leave.
+//! Invariants:
+//! - Entries of ids that another Rollout governs stay as they are; entries that nobody governs leave.
+//! - A rejected id keeps its pilot: whoever has only the key left tries it again there, where it has done its harm.
 
 #[cfg(test)]
 mod tests;
@@ -18,12 +20,11 @@ use rollora_api::{
 /// The entries of one Rollout.
 pub(crate) fn part(spec: &RolloutSpec, status: &RolloutStatus) -> OperatorKey {
     let admitted = &status.admission.admitted;
-    let rejected = |id: &AdapterId| status.rejected.iter().any(|rejected| rejected.id == *id);
     let unwanted = |id: &AdapterId| status.retired.iter().any(|retired| retired.id == *id && !is_held(retired));
     OperatorKey {
         managed: governed(spec, status),
         admitted: admitted.clone(),
-        pilots: status.admission.pilot.clone().filter(|pilot| !rejected(&pilot.id)).into_iter().collect(),
+        pilots: status.admission.pilot.iter().cloned().collect(),
         serving: admitted.iter().filter(|id| !unwanted(id)).cloned().collect(),
         // A rejected id stays admitted until nobody can reach it any more.
         rejected: status
@@ -69,7 +70,12 @@ pub(crate) fn merge(present: &OperatorKey, mine: OperatorKey, others: &[Operator
         !is_mine(id) && others.iter().any(governs)
     };
     let kept = |ids: &[AdapterId]| ids.iter().filter(|id| is_theirs(id.as_str())).cloned().collect::<Vec<_>>();
-    let pilots: Vec<Pilot> = present.pilots.iter().filter(|pilot| is_theirs(pilot.id.as_str())).cloned().collect();
+    let named_anew = |id: &AdapterId| mine.pilots.iter().any(|pilot| pilot.id == *id);
+    let stays = |pilot: &&Pilot| {
+        let of_a_rejected = mine.rejected.contains(&pilot.id) && !named_anew(&pilot.id);
+        of_a_rejected || is_theirs(pilot.id.as_str())
+    };
+    let pilots: Vec<Pilot> = present.pilots.iter().filter(stays).cloned().collect();
     let mut key = OperatorKey {
         managed: others.iter().flat_map(|other| other.managed.clone()).collect(),
         admitted: kept(&present.admitted),

@@ -64,7 +64,7 @@ pub(crate) fn death(id: &AdapterId, servers: &[Server], content: Option<&Content
 }
 
 fn fresh<'a>(server: &'a Server, content: Option<&ContentHash>) -> Option<&'a SidecarStatus> {
-    server.status.as_ref().ok().filter(|status| is_fresh(status, content))
+    server.status.as_ref().ok().map(|status| &**status).filter(|status| is_fresh(status, content))
 }
 
 fn has_proven(server: &Server, id: &AdapterId, content: Option<&ContentHash>) -> bool {

@@ -1,6 +1,7 @@
 //! What people and tools read: conditions, phase, message and counts, derived from what was decided.
 //!
-//! Invariant: mere counts are written at most every five seconds; a change of anything else is written at once.
+//! Invariant: mere counts, and which version of the adapters file was read, are written at most every five seconds; a
+//! change of anything else is written at once.
 
 mod conditions;
 mod news;
@@ -226,13 +227,15 @@ pub(crate) fn settle(previous: &RolloutStatus, mut decision: Decision, now: Time
     decision
 }
 
-/// A status without counts and the words about them.
+/// A status without counts, the words about them, and the version of the adapters file: all that share a file would
+/// write at once whenever one of them does.
 fn essence(status: &RolloutStatus) -> RolloutStatus {
     let mut status = without_clock(status);
     if let Some(step) = &mut status.step {
         step.observed_millis = 0;
     }
     status.message.clear();
+    status.observed_adapters = None;
     status.residency.resident = 0;
     status.residency.ready = 0;
     status.residency.missing.clear();

@@ -146,7 +146,7 @@ fn standing(key: &OperatorKey, id: &AdapterId, pod: &str) -> Standing {
         Admission::Rejected => Standing::Rejected,
         Admission::Waiting => Standing::Waiting,
         Admission::Granted if key.admitted.contains(id) => Standing::Admitted,
-        Admission::Granted if key.pilots.iter().any(|pilot| pilot.id == *id && pilot.pod == pod) => Standing::Pilot,
+        Admission::Granted if key.trials(pod).any(|trial| trial == id) => Standing::Pilot,
         Admission::Granted => Standing::Free,
     }
 }

@@ -6,10 +6,11 @@ use crate::{
     files::{self, difference},
     guide::{MODEL, V1, V2},
     judge::Record,
-    seen::{Condition, Seen, cleaned_up, every_server_is_ready, loaded_everywhere, served_by, split, succeeded},
+    seen::{Condition, Seen, cleaned_up, every_server_is_ready, loaded_everywhere, phase, served_by, split, succeeded},
     traffic::{Ask, Count, Exchange, Kind, Outcome, ask_once},
 };
 use anyhow::{Context as _, Result, bail, ensure};
+use rollora_api::rollout::status::Phase;
 use std::time::Duration;
 
 /// Longer than any step of the guide takes.
@@ -61,7 +62,8 @@ impl<'a, P: Scene> Story<'a, P> {
         self.sees(loaded_everywhere(V2)).await?;
         self.screen.seen("tried on one server, then loaded on every server");
         for (old, new) in [(90, 10), (50, 50)] {
-            self.sees(split(MODEL, &[(V1, old), (V2, new)])).await?;
+            // The pause begins when every router has said that it follows.
+            self.sees(split(MODEL, &[(V1, old), (V2, new)]).and(phase(Phase::Paused))).await?;
             self.screen.seen(&format!("{old} / {new}"));
             self.shows().await?;
             let count = self.count().await?;

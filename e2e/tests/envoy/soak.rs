@@ -37,6 +37,7 @@ struct Length {
     between_kills: u64,
 }
 
+const SHORT: Length = Length { requests: 4_000, between_kills: 900 };
 const LONG: Length = Length { requests: 1_000_000, between_kills: 8_000 };
 
 /// However slowly replicas start.
@@ -57,12 +58,7 @@ async fn rules_change_clients_give_up_and_replicas_are_killed_and_every_answer_i
     if !has_envoy(WHAT) || !are_known(&[CONTROL_PLANE], WHAT) {
         return;
     }
-    // A short run of it failed once in four beside other tests, for a reason that is not known yet: until it is, the
-    // test command goes without.
-    if !long() {
-        return say(&format!("skipped: {WHAT}, which only --long tries"));
-    }
-    let length = LONG;
+    let length = if long() { LONG } else { SHORT };
     let ledger = Arc::new(Ledger::new(now()));
     let mut bed = Bed::start(&ledger).await.unwrap();
     let started = now();

@@ -63,7 +63,7 @@ impl Machine {
     async fn ready(&self) -> Vec<bool> {
         let pool = self.store.picture().rollout.spec.pool_ref.clone();
         let servers = Fleet::servers(&self.fleet, &self.store.key(), &pool).await.unwrap();
-        servers.iter().map(|server| server.ready).collect()
+        servers.answers.iter().map(|server| server.ready).collect()
     }
 }
 

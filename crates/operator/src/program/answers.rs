@@ -1,10 +1,12 @@
 //! Answers of pods, shared: several Rollouts in a pool ask the same, and no pod is asked more than once a second.
 //!
-//! An answer is at most so old when it is used. Whoever could not be asked counts as asked: it is not asked more often
+//! An answer is at most so old when it is used, and says when it was asked for: whoever wants to know of something that
+//! happened after that asks again when it may. Whoever could not be asked counts as asked: it is not asked more often
 //! because it is away. What nobody asked for again is forgotten, so that memory follows what is under way, not what
 //! there is.
 
 use rollora_cluster::{Again, AskError};
+use rollora_operator::ports::ANSWER_STANDS;
 use std::{
     collections::HashMap,
     future::Future,
@@ -13,8 +15,6 @@ use std::{
 };
 use tokio::{sync::Mutex as Turn, time::Instant};
 
-/// How long an answer is good.
-const GOOD: Duration = Duration::from_secs(1);
 /// How long it is remembered that somebody asked: whoever asks within this asks again and again.
 const REMEMBERED: Duration = Duration::from_secs(3);
 
@@ -23,13 +23,7 @@ type Whom = (String, u16);
 
 /// The answers to one question.
 #[derive(Debug)]
-pub(crate) struct Answers<T>(Mutex<Known<T>>);
-
-#[derive(Debug)]
-struct Known<T> {
-    slots: HashMap<Whom, Arc<Slot<T>>>,
-    swept: Option<Instant>,
-}
+pub(crate) struct Answers<T>(Mutex<HashMap<Whom, Arc<Slot<T>>>>);
 
 /// Whoever holds the turn asks; the others wait for what it hears.
 #[derive(Debug)]
@@ -38,15 +32,24 @@ struct Slot<T> {
     asked: Mutex<Instant>,
 }
 
+/// What somebody said.
 #[derive(Debug)]
-struct Answer<T> {
-    at: Instant,
-    said: Result<Arc<T>, AskError>,
+pub(crate) struct Answer<T> {
+    /// When it was asked for.
+    pub(crate) at: Instant,
+    /// What it is.
+    pub(crate) said: Result<Arc<T>, AskError>,
+}
+
+impl<T> Clone for Answer<T> {
+    fn clone(&self) -> Self {
+        Self { at: self.at, said: self.said.clone() }
+    }
 }
 
 impl<T> Default for Answers<T> {
     fn default() -> Self {
-        Self(Mutex::new(Known { slots: HashMap::new(), swept: None }))
+        Self(Mutex::default())
     }
 }
 
@@ -57,31 +60,39 @@ impl<T> Answers<T> {
         uid: &str,
         port: u16,
         ask: impl FnOnce(Again) -> F,
-    ) -> Result<Arc<T>, AskError> {
+    ) -> Answer<T> {
         let (slot, again) = self.slot((uid.to_owned(), port), Instant::now());
         let mut turn = slot.turn.lock().await;
-        if let Some(answer) = turn.as_ref().filter(|answer| answer.at.elapsed() < GOOD) {
-            return answer.said.clone();
+        if let Some(answer) = turn.as_ref().filter(|answer| answer.at.elapsed() < ANSWER_STANDS) {
+            return answer.clone();
         }
         let at = Instant::now();
-        let said = ask(again).await.map(Arc::new);
-        *turn = Some(Answer { at, said: said.clone() });
-        said
+        let answer = Answer { at, said: ask(again).await.map(Arc::new) };
+        *turn = Some(answer.clone());
+        answer
+    }
+
+    /// Forgets what nobody asks for any more.
+    pub(crate) fn sweep(&self) {
+        let mut known = self.known();
+        known.retain(|_, slot| slot.asked().elapsed() < REMEMBERED);
+        let room = 2 * known.len();
+        known.shrink_to(room);
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<Whom, Arc<Slot<T>>>> {
+        // Nothing that holds this lock can panic half way: the content is good in any case.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn slot(&self, whom: Whom, now: Instant) -> (Arc<Slot<T>>, Again) {
-        // Nothing that holds this lock can panic half way: the content is good in any case.
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.swept.is_none_or(|swept| now.duration_since(swept) > GOOD) {
-            known.swept = Some(now);
-            known.slots.retain(|_, slot| now.duration_since(*slot.asked()) < REMEMBERED);
-        }
-        if let Some(slot) = known.slots.get(&whom) {
+        let mut known = self.known();
+        if let Some(slot) = known.get(&whom) {
             *slot.asked() = now;
             return (Arc::clone(slot), Again::Soon);
         }
         let slot = Arc::new(Slot { turn: Turn::new(None), asked: Mutex::new(now) });
-        known.slots.insert(whom, Arc::clone(&slot));
+        known.insert(whom, Arc::clone(&slot));
         (slot, Again::Maybe)
     }
 }
@@ -113,7 +124,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 say(self.count.fetch_add(1, Ordering::Relaxed) + 1)
             };
-            self.answers.get("uid", 8080, question).await.map(|answer| *answer)
+            self.answers.get("uid", 8080, question).await.said.map(|answer| *answer)
         }
     }
 
@@ -136,20 +147,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_answer_says_when_it_was_asked_for() {
+        let answers = Answers::<u32>::default();
+        let start = Instant::now();
+        let slowly = |_| async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            Ok(1)
+        };
+        assert_eq!(answers.get("uid", 8080, slowly).await.at, start, "what happened while it answered may be missing");
+        assert_eq!(answers.get("uid", 8080, slowly).await.at, start, "it is the same answer");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_nobody_asks_for_any_more_is_forgotten() {
         let asked = Asked::default();
         asked.ask().await.unwrap();
-        tokio::time::sleep(Duration::from_secs(10)).await;
-        asked
-            .answers
-            .get("other", 8080, |again| async move {
-                assert_eq!(again, Again::Maybe);
-                Ok(0)
-            })
-            .await
-            .unwrap();
-        let known = asked.answers.0.lock().unwrap();
-        assert_eq!(known.slots.keys().map(|(uid, _)| uid.as_str()).collect::<Vec<_>>(), ["other"]);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        asked.answers.get("other", 8080, |_| async { Ok(0) }).await.said.unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        asked.answers.sweep();
+        let known = asked.answers.known();
+        assert_eq!(known.keys().map(|(uid, _)| uid.as_str()).collect::<Vec<_>>(), ["other"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -162,6 +180,7 @@ mod tests {
                     Ok(0)
                 })
                 .await
+                .said
                 .unwrap();
             tokio::time::sleep(Duration::from_millis(1100)).await;
         }

@@ -1,7 +1,7 @@
 //! The pods of a cluster, asked what they hold and by what they route: all at once, each with a time limit.
 
 use crate::{
-    answers::Answers,
+    answers::{Answer, Answers},
     store::{beside, name_of, read_error},
 };
 use futures_util::future::join_all;
@@ -13,34 +13,48 @@ use rollora_api::{
     sidecar_status::{AdapterState, AdapterStatus, Readiness, ServerIdentity, SidecarStatus},
 };
 use rollora_cluster::{AskError, Asker, Documents, Pod};
-use rollora_operator::ports::{Fleet, ReadError, RolloutKey, Router, Server};
+use rollora_operator::ports::{Fleet, Heard, ReadError, RolloutKey, Router, Server};
 use serde::Deserialize;
 use std::{net::IpAddr, sync::Arc};
+use tokio::time::Instant;
 
 /// The pods.
 #[derive(Debug)]
 pub(crate) struct ClusterFleet {
     documents: Documents,
     asker: Asker,
+    answers: Arc<AllAnswers>,
+}
+
+/// What pods answered to the three questions there are.
+#[derive(Debug, Default)]
+pub(crate) struct AllAnswers {
     statuses: Answers<SidecarStatus>,
-    models: Answers<Models>,
+    models: Answers<SidecarStatus>,
     rules: Answers<RulesReport>,
+}
+
+impl AllAnswers {
+    /// Forgets what nobody asks for any more.
+    pub(crate) fn sweep(&self) {
+        self.statuses.sweep();
+        self.models.sweep();
+        self.rules.sweep();
+    }
 }
 
 impl ClusterFleet {
     pub(crate) fn new(documents: Documents) -> Self {
-        Self {
-            documents,
-            asker: Asker::default(),
-            statuses: Answers::default(),
-            models: Answers::default(),
-            rules: Answers::default(),
-        }
+        Self { documents, asker: Asker::default(), answers: Arc::default() }
+    }
+
+    pub(crate) fn answers(&self) -> &Arc<AllAnswers> {
+        &self.answers
     }
 }
 
 impl Fleet for ClusterFleet {
-    async fn servers(&self, key: &RolloutKey, pool: &PoolRef) -> Result<Vec<Server>, ReadError> {
+    async fn servers(&self, key: &RolloutKey, pool: &PoolRef) -> Result<Heard<Server>, ReadError> {
         let (pool, pods) = self.documents.pool(&beside(key, &pool.name)).await.map_err(read_error)?;
         let rollout = self.documents.rollout(&name_of(key)).await.map_err(read_error)?;
         let registered = rollout.is_some_and(|rollout| rollout.value.spec.residency == ResidencyProof::Registered);
@@ -51,44 +65,64 @@ impl Fleet for ClusterFleet {
             .flat_map(|pod| ports.iter().enumerate().map(move |(index, port)| (pod, index, *port, ports.len())));
         let asked = servers.map(|(pod, index, port, ports)| async move {
             let name = if ports > 1 { format!("{}:{port}", pod.name) } else { pod.name.clone() };
-            let status = self.status(pod, index, port, registered).await;
-            Server { name, uid: pod.uid.clone(), ready: pod.ready, status }
+            let (at, status) = self.status(pod, index, port, registered).await;
+            (at, Server { name, uid: pod.uid.clone(), ready: pod.ready, status })
         });
-        Ok(join_all(asked).await)
+        Ok(heard(join_all(asked).await))
     }
 
-    async fn routers(&self, key: &RolloutKey, pool: &PoolRef, _: &ModelName) -> Result<Vec<Router>, ReadError> {
+    async fn routers(&self, key: &RolloutKey, pool: &PoolRef, _: &ModelName) -> Result<Heard<Router>, ReadError> {
         let pods = self.documents.routers(&beside(key, &pool.name)).await.map_err(read_error)?;
-        let asked = pods
-            .iter()
-            .filter(|pod| !pod.ended)
-            .map(|pod| async move { Router { name: pod.name.clone(), report: self.rules(pod).await } });
-        Ok(join_all(asked).await)
+        let asked = pods.iter().filter(|pod| !pod.ended).map(|pod| async move {
+            let (at, report) = self.rules(pod).await;
+            (at, Router { name: pod.name.clone(), report })
+        });
+        Ok(heard(join_all(asked).await))
     }
 }
 
+/// What a pod said and when it was asked for it; nobody was asked where it is known without that.
+type Said<T> = (Option<Instant>, Result<Arc<T>, String>);
+
 impl ClusterFleet {
     /// What the sidecar of this server says; where there is none and that suffices, what vLLM itself lists.
-    async fn status(&self, pod: &Pod, index: usize, port: u16, registered: bool) -> Result<SidecarStatus, String> {
-        let ip = address(pod)?;
-        let sidecar = sidecar_port(pod, index)?;
+    async fn status(&self, pod: &Pod, index: usize, port: u16, registered: bool) -> Said<SidecarStatus> {
+        let (ip, sidecar) = match (address(pod), sidecar_port(pod, index)) {
+            (Ok(ip), Ok(sidecar)) => (ip, sidecar),
+            (Err(why), _) | (_, Err(why)) => return (None, Err(why)),
+        };
         let ask = |again| self.asker.get(ip, sidecar, "/status", again);
-        match self.statuses.get(&pod.uid, sidecar, ask).await {
-            Err(AskError::Unreachable(_)) if registered => {
-                let ask = |again| self.asker.get(ip, port, "/v1/models", again);
-                let models = self.models.get(&pod.uid, port, ask).await;
-                models.map(|models| models.as_status(pod, ip, port)).map_err(|error| error.to_string())
+        match self.answers.statuses.get(&pod.uid, sidecar, ask).await {
+            Answer { said: Err(AskError::Unreachable(_)), .. } if registered => {
+                let list = |again| async move {
+                    self.asker
+                        .get::<Models>(ip, port, "/v1/models", again)
+                        .await
+                        .map(|all| all.as_status(pod, ip, port))
+                };
+                said(self.answers.models.get(&pod.uid, port, list).await)
             }
-            asked => asked.map(Arc::unwrap_or_clone).map_err(|error| error.to_string()),
+            answer => said(answer),
         }
     }
 
-    async fn rules(&self, pod: &Pod) -> Result<RulesReport, String> {
-        let ip = address(pod)?;
-        let port = pod.router_port.clone().unwrap_or(Ok(ROUTER_PORT))?;
-        let rules = self.rules.get(&pod.uid, port, |again| self.asker.get(ip, port, "/rules", again)).await;
-        rules.map(Arc::unwrap_or_clone).map_err(|error| error.to_string())
+    async fn rules(&self, pod: &Pod) -> Said<RulesReport> {
+        let (ip, port) = match (address(pod), pod.router_port.clone().unwrap_or(Ok(ROUTER_PORT))) {
+            (Ok(ip), Ok(port)) => (ip, port),
+            (Err(why), _) | (_, Err(why)) => return (None, Err(why)),
+        };
+        said(self.answers.rules.get(&pod.uid, port, |again| self.asker.get(ip, port, "/rules", again)).await)
     }
+}
+
+fn said<T>(answer: Answer<T>) -> Said<T> {
+    (Some(answer.at), answer.said.map_err(|error| error.to_string()))
+}
+
+/// All of them, and when the oldest answer was asked for.
+fn heard<T>(all: Vec<(Option<Instant>, T)>) -> Heard<T> {
+    let asked = all.iter().filter_map(|(at, _)| *at).min();
+    Heard { answers: all.into_iter().map(|(_, answer)| answer).collect(), asked }
 }
 
 fn address(pod: &Pod) -> Result<IpAddr, String> {

@@ -4,7 +4,7 @@ use crate::{
     acceptance,
     args::{Args, LogFormat},
     clock::now,
-    fleet::ClusterFleet,
+    fleet::{AllAnswers, ClusterFleet},
     serve::{self, Telling},
     store::ClusterStore,
 };
@@ -33,6 +33,8 @@ use tracing_subscriber::EnvFilter;
 const AGENT: &str = "rollora-operator";
 /// How long what is under way may take yet when the program is told to end.
 const GRACE: Duration = Duration::from_secs(15);
+/// How often what nobody asks for any more is forgotten.
+const SWEEP: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     log(args.log_format);
@@ -63,6 +65,7 @@ async fn work(args: Args) -> anyhow::Result<()> {
         group: args.api_group,
     };
     let fleet = ClusterFleet::new(documents.clone());
+    tasks.spawn(sweep(Arc::clone(fleet.answers()), stop.clone()));
     let operator = Arc::new(Operator::new(store, fleet, now));
     let tally = Arc::clone(operator.tally());
     let settings = LeaseSettings {
@@ -137,6 +140,14 @@ async fn ended_early(tasks: &mut JoinSet<anyhow::Result<()>>, stop: &Cancellatio
 
 async fn answer(listener: TcpListener, telling: Telling, stop: CancellationToken) -> anyhow::Result<()> {
     serve::serve(listener, telling, stop.cancelled_owned()).await.context("/metrics and /readyz cannot be served")
+}
+
+/// Forgets what nobody asks pods any more, now and then.
+async fn sweep(answers: Arc<AllAnswers>, stop: CancellationToken) -> anyhow::Result<()> {
+    while timeout(SWEEP, stop.cancelled()).await.is_err() {
+        answers.sweep();
+    }
+    Ok(())
 }
 
 /// Waits until the program was told to end and has had its time for that.

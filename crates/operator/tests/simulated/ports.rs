@@ -14,8 +14,8 @@ use rollora_api::{
 use rollora_operator::{
     Clock,
     ports::{
-        AdaptersDocument, AdaptersWrite, Event, Fleet, Precondition, ReadError, RolloutKey, Router, Server, Store,
-        Version, Versioned, Written,
+        AdaptersDocument, AdaptersWrite, Event, Fleet, Heard, Precondition, ReadError, RolloutKey, Router, Server,
+        Store, Version, Versioned, Written,
     },
 };
 use std::{
@@ -350,14 +350,14 @@ impl Store for Sim {
 }
 
 impl Fleet for Sim {
-    async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Vec<Server>, ReadError> {
+    async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Heard<Server>, ReadError> {
         self.hang_where_it_does().await?;
         self.refuse(|missing| missing.pool.clone())?;
-        self.read(|world| world.servers.iter().map(crate::server::SimServer::report).collect()).await
+        self.read(|world| world.servers.iter().map(crate::server::SimServer::report).collect::<Vec<_>>().into()).await
     }
 
-    async fn routers(&self, _: &RolloutKey, _: &PoolRef, _: &ModelName) -> Result<Vec<Router>, ReadError> {
+    async fn routers(&self, _: &RolloutKey, _: &PoolRef, _: &ModelName) -> Result<Heard<Router>, ReadError> {
         self.hang_where_it_does().await?;
-        self.read(World::router_reports).await
+        self.read(|world| world.router_reports().into()).await
     }
 }

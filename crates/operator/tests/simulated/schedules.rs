@@ -351,3 +351,25 @@ proptest! {
         nobody_is_hurt(&duo)?;
     }
 }
+
+/// Found by the schedules above: what was rejected was tried on another server when the status was lost and somebody
+/// said `retry`.
+#[test]
+fn a_status_that_is_lost_after_a_rejection_lets_no_second_server_try() {
+    let deadly = Some(3);
+    let mut run = Run::new(world(deadly, None));
+    let actions = [
+        Action::Unreachable { server: 0 },
+        Action::List { exist: 8, not_exist: 0 },
+        Action::Heal,
+        Action::Wait(1),
+        Action::LoseStatus,
+        Action::Intend(Verb::Retry),
+    ];
+    for action in &actions {
+        act(&mut run, action);
+        run.tick();
+    }
+    come_to_rest(&mut run, &actions, deadly);
+    nobody_is_hurt(&run).unwrap();
+}

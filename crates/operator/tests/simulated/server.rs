@@ -212,7 +212,7 @@ impl SimServer {
 
     /// What the Fleet port says of it.
     pub(crate) fn report(&self) -> Server {
-        let status = if self.reachable { Ok(self.status()) } else { Err("no answer".to_owned()) };
+        let status = if self.reachable { Ok(self.status().into()) } else { Err("no answer".to_owned()) };
         Server { name: self.name.clone(), uid: self.name.clone(), ready: self.ready, status }
     }
 

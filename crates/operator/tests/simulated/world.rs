@@ -443,7 +443,7 @@ impl World {
 
     pub(crate) fn router_reports(&self) -> Vec<Router> {
         let report = |router: &SimRouter| {
-            let report = if router.reachable { Ok(router.report()) } else { Err("no answer".to_owned()) };
+            let report = if router.reachable { Ok(router.report().into()) } else { Err("no answer".to_owned()) };
             Router { name: router.name.clone(), report }
         };
         self.routers.iter().map(report).collect()

@@ -53,7 +53,10 @@ impl Case<'_> {
         let status = &mut draft.status;
         let serving: Vec<AdapterId> = status.weights.desired.iter().map(|target| target.id.clone()).collect();
         let waits = |words: String| Some(Wait::soon(reason::PILOT_PENDING, words));
-        match pilot::judge(&desired, status.admission.pilot.as_ref(), &serving, servers, self.content()) {
+        // A status that was lost knows of no pilot; the key does.
+        let told = self.adapters().and_then(|adapters| adapters.key.pilots.iter().find(|pilot| pilot.id == desired));
+        let pilot = status.admission.pilot.as_ref().filter(|pilot| pilot.id == desired).or(told).cloned();
+        match pilot::judge(&desired, pilot.as_ref(), &serving, servers, self.content()) {
             pilot::Verdict::Admit(server) => {
                 status.admission.admitted.push(desired.clone());
                 status.admission.pilot = None;

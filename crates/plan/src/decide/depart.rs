@@ -4,7 +4,7 @@
 //! - While traffic is split the Rollout has our finalizer, from before the split is written until after it has ended.
 //! - A deletion is held back for one write at most, and for none where there is nothing to write it to.
 
-use super::{Case, Decision, Draft, Input, POLL};
+use super::{Case, Decision, Draft, Input};
 use crate::{effect::Effect, report};
 use jiff::Timestamp;
 use rollora_api::{condition::reason, names::FINALIZER, rollout::RolloutStatus};
@@ -29,7 +29,7 @@ impl Case<'_> {
             effects.push(Effect::GuardDeletion(false));
         }
         effects.extend(self.key_without_us());
-        let requeue = self.world.rewrites.is_err().then_some(POLL);
+        let requeue = self.world.rewrites.is_err().then_some(self.world.news_in);
         Decision { effects, status: draft.status, events: draft.events, requeue }
     }
 

@@ -35,6 +35,7 @@ fn without_the_others() -> Observed {
         rewrites: Ok(Vec::new()),
         servers: Ok(Vec::new()),
         routers: Ok(Vec::new()),
+        news_in: Duration::from_secs(1),
         rollouts: Err(Unseen::Unavailable("the API server is away".to_owned())),
         new_rewrite_group: RewriteGroup::Current,
         guards_deletion: false,

@@ -42,14 +42,20 @@ fn what_is_admitted_serves_until_its_retirement_lets_it_go() {
 }
 
 #[test]
-fn a_rejected_id_has_no_pilot_and_is_rejected_once_nobody_can_reach_it() {
+fn a_rejected_id_is_rejected_once_nobody_can_reach_it_and_keeps_its_pilot() {
     let mut status = status(&["a-v2"]);
     status.rejected = vec![Rejected { id: ids(&["a-v2"])[0].clone(), reason: String::new() }];
     status.admission.pilot = Some(Pilot { id: ids(&["a-v2"])[0].clone(), pod: "p".to_owned() });
     let draining = part(&spec(), &status);
-    assert_eq!((draining.rejected, draining.pilots), (Vec::new(), Vec::new()));
+    assert_eq!(draining.rejected, Vec::new());
     status.admission.admitted.clear();
-    assert_eq!(part(&spec(), &status).rejected, ids(&["a-v2"]));
+    let rejected = part(&spec(), &status);
+    assert_eq!((rejected.rejected.clone(), rejected.trials("p").count()), (ids(&["a-v2"]), 0));
+    status.admission.pilot = None;
+    let later = merge(&rejected, part(&spec(), &status), &[]);
+    assert_eq!(later.pilots, rejected.pilots, "another id is tried, and this is still known");
+    status.rejected.clear();
+    assert_eq!(merge(&later, part(&spec(), &status), &[]).pilots, Vec::new());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::*;
 use rollora_api::sidecar_status::{ConfigStatus, Problem, ServerIdentity};
+use std::sync::Arc;
 
 fn id(name: &str) -> AdapterId {
     AdapterId::new(name).unwrap()
@@ -19,11 +20,11 @@ fn server(name: &str, adapters: &[(&str, AdapterState)]) -> Server {
         adapters: adapters.iter().map(adapter).collect(),
         ..SidecarStatus::default()
     };
-    Server { name: name.to_owned(), uid: name.to_owned(), ready: true, status: Ok(status) }
+    Server { name: name.to_owned(), uid: name.to_owned(), ready: true, status: Ok(status.into()) }
 }
 
 fn with_error(mut server: Server, reason: &str, attempts: u32) -> Server {
-    if let Ok(status) = &mut server.status {
+    if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
         let error = Problem { reason: reason.to_owned(), message: format!("vLLM said {reason}") };
         status.adapters[0].attempts = attempts;
         status.adapters[0].last_error = Some(error);
@@ -36,7 +37,7 @@ fn unready(server: Server) -> Server {
 }
 
 fn stale(mut server: Server) -> Server {
-    if let Ok(status) = &mut server.status {
+    if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
         status.config.hash = Some(ContentHash("earlier".to_owned()));
     }
     server
@@ -106,13 +107,13 @@ fn only_what_the_adapter_is_to_blame_for_rejects_it() {
     use AdapterState::{Failed, Fetching, Loading, Quarantined, ServerDied, SourceChanged, SourceRefused};
     let on_a = |state, reason, attempts| with_error(server("a", &[("v2", state)]), reason, attempts);
     let retried = |mut server: Server| {
-        if let Ok(status) = &mut server.status {
+        if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
             status.adapters[0].next_try = Some(jiff::Timestamp::UNIX_EPOCH);
         }
         server
     };
     let troubled = |mut server: Server| {
-        if let Ok(status) = &mut server.status {
+        if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
             status.problem =
                 Some(Problem { reason: "Unauthorized".to_owned(), message: "the key is wrong".to_owned() });
         }
@@ -162,7 +163,7 @@ fn one_death_of_another_server_is_no_proof_and_two_are() {
 #[test]
 fn a_download_that_keeps_the_engine_busy_is_told_as_loading() {
     let mut loading = server("a", &[("v2", AdapterState::Loading)]);
-    if let Ok(status) = &mut loading.status {
+    if let Ok(status) = loading.status.as_mut().map(Arc::make_mut) {
         let message = "the engine answers nobody meanwhile".to_owned();
         status.problem = Some(Problem { reason: "HubLoadBlocksServer".to_owned(), message });
     }

@@ -1,7 +1,7 @@
 //! Which statuses are worth a write.
 
 use super::*;
-use rollora_api::rollout::status::StepStatus;
+use rollora_api::rollout::status::{ObservedAdapters, StepStatus};
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + seconds).unwrap()
@@ -37,6 +37,9 @@ fn mere_counts_wait_for_five_seconds_and_everything_else_is_written_at_once() {
     assert!(!is_written(4, counted));
     assert!(is_written(5, counted));
     assert!(!is_written(4, worded));
+    let read = |status: &mut RolloutStatus| status.observed_adapters = Some(ObservedAdapters::default());
+    assert!(!is_written(4, read));
+    assert!(is_written(5, read));
     assert!(is_written(1, moved));
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use rollora_api::sidecar_status::{AdapterStatus, ConfigStatus, ServerIdentity};
+use std::sync::Arc;
 
 fn id(name: &str) -> AdapterId {
     AdapterId::new(name).unwrap()
@@ -19,11 +20,11 @@ fn server(state: Option<AdapterState>) -> Server {
         adapters: state.map(adapter).into_iter().collect(),
         ..SidecarStatus::default()
     };
-    Server { name: "a".to_owned(), uid: "a".to_owned(), ready: true, status: Ok(status) }
+    Server { name: "a".to_owned(), uid: "a".to_owned(), ready: true, status: Ok(status.into()) }
 }
 
 fn changed(mut server: Server, change: impl FnOnce(&mut SidecarStatus)) -> Server {
-    if let Ok(status) = &mut server.status {
+    if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
         change(status);
     }
     server

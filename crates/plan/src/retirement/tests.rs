@@ -5,6 +5,7 @@ use rollora_api::{
     router_report::RulesReport,
     sidecar_status::{AdapterStatus, ConfigStatus, ServerIdentity},
 };
+use std::sync::Arc;
 
 const TEXT: &str = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: v1\n      source: a\n";
 
@@ -28,12 +29,12 @@ fn server(state: AdapterState, last_used: Option<Timestamp>) -> Server {
         adapters: vec![adapter],
         ..SidecarStatus::default()
     };
-    Server { name: "a".to_owned(), uid: "a".to_owned(), ready: true, status: Ok(status) }
+    Server { name: "a".to_owned(), uid: "a".to_owned(), ready: true, status: Ok(status.into()) }
 }
 
 fn router(last_used: Option<Timestamp>) -> Router {
     let last_used = last_used.map(|used| ("v1".to_owned(), used)).into_iter().collect();
-    Router { name: "r".to_owned(), report: Ok(RulesReport { last_used, ..RulesReport::default() }) }
+    Router { name: "r".to_owned(), report: Ok(RulesReport { last_used, ..RulesReport::default() }.into()) }
 }
 
 fn retired(state: RetirementState) -> Retired {
@@ -147,7 +148,7 @@ fn what_may_go_goes_as_the_policy_the_owner_and_the_file_say() {
 fn it_is_gone_when_every_server_has_said_so_on_the_present_content() {
     let gone = || server(AdapterState::Gone, None);
     let mut behind = gone();
-    if let Ok(status) = &mut behind.status {
+    if let Ok(status) = behind.status.as_mut().map(Arc::make_mut) {
         status.config.hash = None;
     }
     let held = Server { ready: false, ..server(AdapterState::UnloadHeld, None) };

@@ -26,7 +26,7 @@ fn rule(targets: &[(&str, i32)]) -> RuleInForce {
 
 fn router(rule: Option<RuleInForce>) -> Router {
     let models = rule.map(|rule| ("small".to_owned(), rule)).into_iter().collect();
-    Router { name: "r".to_owned(), report: Ok(RulesReport { models, ..RulesReport::default() }) }
+    Router { name: "r".to_owned(), report: Ok(RulesReport { models, ..RulesReport::default() }.into()) }
 }
 
 fn proof(kind: RouterKind, written: bool, routers: &[Router], now: Timestamp) -> Proof {

@@ -23,7 +23,7 @@ fn server(state: AdapterState, used: Option<Timestamp>, hash: &str) -> Server {
         adapters: vec![AdapterStatus { last_used: used, ..AdapterStatus::new(id(), state) }],
         ..SidecarStatus::default()
     };
-    Server { name: "a".to_owned(), uid: "a".to_owned(), ready: true, status: Ok(status) }
+    Server { name: "a".to_owned(), uid: "a".to_owned(), ready: true, status: Ok(status.into()) }
 }
 
 /// The servers as they may be: unseen, none, with the id, used a moment ago, without it, without it on older content,
@@ -61,7 +61,7 @@ fn scenes(mut each: impl FnMut(Scene<'_>)) {
     let policies = [CleanupPolicy::Unload, CleanupPolicy::Suggest, CleanupPolicy::Keep];
     let cleanups = policies.map(|policy| Cleanup { policy, ..Cleanup::default() });
     let reports = RulesReport::default();
-    let routers = [Router { name: "r".to_owned(), report: Ok(reports) }];
+    let routers = [Router { name: "r".to_owned(), report: Ok(reports.into()) }];
     let listings = [None, Some(Listing::Exist), Some(Listing::NotExist), Some(Listing::Both), Some(Listing::Absent)];
     // One bit for each thing that is so or not.
     for (bits, fleet) in (0..128_u32).flat_map(|bits| fleets().into_iter().map(move |fleet| (bits, fleet))) {

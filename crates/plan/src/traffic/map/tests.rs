@@ -65,7 +65,7 @@ impl Servers {
             ..SidecarStatus::default()
         };
         let ready = self != Self::NoneReady;
-        let server = Server { name: "a".to_owned(), uid: "a".to_owned(), ready, status: Ok(status) };
+        let server = Server { name: "a".to_owned(), uid: "a".to_owned(), ready, status: Ok(status.into()) };
         (self != Self::Unseen).then(|| vec![server])
     }
 
