@@ -78,7 +78,8 @@ impl Asker {
         let url = format!("http://{}{path}", SocketAddr::new(ip, port));
         // It is never closed.
         let _place = self.places.acquire().await.ok();
-        let body = match timeout(LIMIT, self.read(&url, again)).await {
+        // Apart, so that whoever waits for a place yet is small: thousands may.
+        let body = match timeout(LIMIT, Box::pin(self.read(&url, again))).await {
             Ok(read) => read?,
             Err(_) => return Err(AskError::Unreachable(format!("{url} does not answer within {LIMIT:?}"))),
         };

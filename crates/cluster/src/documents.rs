@@ -8,6 +8,7 @@
 //! - A read is never older than the last write that ended as [`Written::Done`].
 //! - After any other end of a write, the next read of that object asks the source.
 
+mod abandoned;
 mod concern;
 mod follow;
 mod stirred;

@@ -14,7 +14,9 @@ use std::{
 impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     /// Remembers a Rollout for when it is gone.
     pub(crate) fn remember(&self, key: &RolloutKey, rollout: &Rollout) {
-        let rollout = Rollout { status: None, ..rollout.clone() };
+        let Rollout { api_version, kind, metadata, spec, status: _ } = rollout;
+        let (api_version, kind) = (api_version.clone(), kind.clone());
+        let rollout = Rollout { api_version, kind, metadata: metadata.clone(), spec: spec.clone(), status: None };
         self.last().insert(key.clone(), rollout);
     }
 

@@ -189,7 +189,7 @@ impl Changes {
                 self.due.extend(beside.map(|(name, ..)| name.clone()));
             }
             Heard::ConfigMaps(namespace, told) => self.hear_maps(books, &namespace, *told),
-            Heard::Pods(namespace, told) => self.hear_pods(books, &namespace, &told),
+            Heard::Pods(namespace, told) => self.hear_pods(books, &namespace, told),
             Heard::Rewrites(news) => self.hear_rewrites(books, news),
         }
     }
@@ -246,24 +246,26 @@ impl Changes {
         }
     }
 
-    fn hear_pods(&mut self, books: &mut Books, namespace: &str, told: &Result<News<Sorted>, ApiError>) {
+    fn hear_pods(&mut self, books: &mut Books, namespace: &str, told: Result<News<Sorted>, ApiError>) {
         let Some(Watched { wanted, .. }) = self.pods.get(namespace) else { return };
         let mut changed = Vec::new();
+        let (mut listed, told) = match told {
+            Ok(News::Reset(all)) => (by_selector(all), None),
+            told => (BTreeMap::new(), Some(told)),
+        };
         for selector in wanted.keys() {
             let key = (namespace.to_owned(), selector.clone());
             let Some(kept) = books.pods.get_mut(&key) else { continue };
             let matches = |sorted: &Sorted| sorted.selectors.contains(selector);
-            let of_this = match told {
-                Err(error) => Err(error.clone()),
-                Ok(News::Reset(all)) => Ok(News::Reset(
-                    all.iter().filter(|sorted| matches(sorted)).map(|sorted| sorted.pod.clone()).collect(),
-                )),
-                Ok(News::Apply(sorted)) if matches(sorted) => Ok(News::Apply(sorted.pod.clone())),
+            let of_this = match &told {
+                None => Ok(News::Reset(listed.remove(selector).unwrap_or_default())),
+                Some(Err(error)) => Err(error.clone()),
+                Some(Ok(News::Apply(sorted))) if matches(sorted) => Ok(News::Apply(sorted.pod.clone())),
                 // One that lost its label is gone from here.
-                Ok(News::Apply(sorted) | News::Delete(sorted)) if kept.get(&sorted.pod.name).is_some() => {
+                Some(Ok(News::Apply(sorted) | News::Delete(sorted))) if kept.get(&sorted.pod.name).is_some() => {
                     Ok(News::Delete(sorted.pod.clone()))
                 }
-                Ok(_) => continue,
+                Some(Ok(_)) => continue,
             };
             let first = kept.state() != State::Listed;
             let other = !kept.hear(of_this).is_empty();
@@ -430,6 +432,19 @@ impl Changes {
         }
         self.said = problems;
     }
+}
+
+/// Pods by the selectors that they match. There may be tens of thousands: none is copied but where it matches several.
+fn by_selector(all: Vec<Sorted>) -> BTreeMap<String, Vec<Item<Pod>>> {
+    let mut sorted = BTreeMap::<String, Vec<Item<Pod>>>::new();
+    for Sorted { pod, mut selectors } in all {
+        let Some(last) = selectors.pop() else { continue };
+        for selector in selectors {
+            sorted.entry(selector).or_default().push(pod.clone());
+        }
+        sorted.entry(last).or_default().push(pod);
+    }
+    sorted
 }
 
 /// Whether a watch goes on; it ends where it does not.

@@ -1,5 +1,6 @@
 //! `rollora-operator`: the operator on a cluster. Of several replicas one works, the others wait for its Lease.
 
+mod abandoned;
 mod acceptance;
 mod answers;
 mod args;

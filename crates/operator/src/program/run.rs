@@ -1,7 +1,7 @@
 //! From start to end: connect, wait for the Lease, work, let go of it.
 
 use crate::{
-    acceptance,
+    abandoned, acceptance,
     args::{Args, LogFormat},
     clock::now,
     fleet::{AllAnswers, ClusterFleet},
@@ -88,7 +88,7 @@ async fn work(args: Args) -> anyhow::Result<()> {
     tasks.spawn({
         let stop = stop.clone();
         async move {
-            acceptance::tell(told, stop).await;
+            tokio::join!(acceptance::tell(told.clone(), stop.clone()), abandoned::clear(told, stop));
             Ok(())
         }
     });
