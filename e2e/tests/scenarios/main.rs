@@ -18,6 +18,8 @@ mod groups;
 mod guide;
 mod keys;
 mod kills;
+#[cfg(feature = "cluster")]
+mod leaving;
 mod minds;
 #[cfg(feature = "cluster")]
 mod mounts;

@@ -236,8 +236,9 @@ impl Writes {
 fn machines(status: &RolloutStatus) -> impl PartialEq + use<> {
     let retired: Vec<RetirementState> = status.retired.iter().map(|entry| entry.state).collect();
     let step = status.step.as_ref().map(|step| (step.index, step.state));
-    let sequence: Sequence = status.weights.sequence;
-    (status.revision.clone(), step, sequence, status.admission.clone(), status.rejected.clone(), retired, status.phase)
+    // Those that are given, and those that were found in the rewrite: the machine tells edits of others by them.
+    let weights: (Sequence, Sequence) = (status.weights.sequence, status.weights.applied);
+    (status.revision.clone(), step, weights, status.admission.clone(), status.rejected.clone(), retired, status.phase)
 }
 
 fn without_counts(status: &RolloutStatus) -> RolloutStatus {
