@@ -98,10 +98,10 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         let mut running = FuturesUnordered::new();
         loop {
             while running.len() < CONCURRENCY
-                && let Some((key, due, wake)) = queue.take_due(Instant::now())
+                && let Some((key, news, wake)) = queue.take_due(Instant::now())
             {
                 running.push(async move {
-                    let next = self.reconcile_unless_woken(&key, due, &wake).await;
+                    let next = self.reconcile_unless_woken(&key, news, &wake).await;
                     (key, next)
                 });
             }

@@ -22,6 +22,8 @@ pub(crate) struct Queue {
 struct Entry {
     /// When it is due; none until something happens.
     due: Option<Instant>,
+    /// When something happened to it last.
+    news: Option<Instant>,
     running: bool,
     /// Something happened since the reconcile that runs began.
     woken: bool,
@@ -34,6 +36,7 @@ impl Queue {
     /// Something happened to this key.
     pub(crate) fn wake(&mut self, key: &RolloutKey, now: Instant) {
         let entry = self.keys.entry(key.clone()).or_default();
+        entry.news = Some(now);
         if entry.running {
             entry.due = Some(now);
             entry.woken = true;
@@ -43,15 +46,15 @@ impl Queue {
         }
     }
 
-    /// Takes the key that has been due for longest, to be reconciled now, and since when it was due.
+    /// Takes the key that has been due for longest, to be reconciled now, and when something happened to it last.
     pub(crate) fn take_due(&mut self, now: Instant) -> Option<(RolloutKey, Instant, Arc<Notify>)> {
         self.due.first().filter(|(due, _)| *due <= now)?;
-        let (due, key) = self.due.pop_first()?;
+        let (_, key) = self.due.pop_first()?;
         let entry = self.keys.get_mut(&key)?;
         // A wake that nobody heard was meant for an earlier reconcile.
         entry.wake = Arc::default();
         (entry.due, entry.running, entry.woken) = (None, true, false);
-        Some((key, due, Arc::clone(&entry.wake)))
+        Some((key, entry.news.unwrap_or(now), Arc::clone(&entry.wake)))
     }
 
     /// Waits for the next due time; for ever where there is none.
@@ -133,6 +136,19 @@ mod tests {
         assert!(queue.take_due(now).is_none(), "it runs still");
         queue.rest(&key("a"), None);
         assert_eq!(names(&mut queue, now), ["a"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_due_because_time_goes_by_is_no_news() {
+        let (mut queue, start) = (Queue::default(), Instant::now());
+        queue.wake(&key("a"), start);
+        let later = start + Duration::from_secs(1);
+        for now in [start, later] {
+            assert_eq!(queue.take_due(now).unwrap().1, start);
+            queue.rest(&key("a"), Some(later));
+        }
+        queue.wake(&key("a"), later);
+        assert_eq!(queue.take_due(later).unwrap().1, later);
     }
 
     #[tokio::test]

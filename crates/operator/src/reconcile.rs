@@ -32,9 +32,9 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         self.reconcile_unless_woken(key, Instant::now(), &Notify::new()).await
     }
 
-    /// The same for what happened until `due`; a wake while servers and routers are asked is a reason to see whether
-    /// somebody wants to abort.
-    pub(crate) async fn reconcile_unless_woken(&self, key: &RolloutKey, due: Instant, wake: &Notify) -> Next {
+    /// The same where something happened last at `news`; a wake while servers and routers are asked is a reason to see
+    /// whether somebody wants to abort.
+    pub(crate) async fn reconcile_unless_woken(&self, key: &RolloutKey, news: Instant, wake: &Notify) -> Next {
         let rollout = match self.rollout(key).await {
             Ok(Some(rollout)) => rollout,
             Ok(None) => return self.bid_farewell(key).await,
@@ -60,7 +60,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         }
         let next = match self.carry_out(key, &rollout, &look, &decision).await {
             Ok(()) if urgent => Next::Again,
-            Ok(()) => rest(decision.requeue, look.outdated_until(due)),
+            Ok(()) => rest(decision.requeue, look.outdated_until(news)),
             Err(next) => next,
         };
         tracing::debug!(rollout = %key, ?next, phase = ?decision.status.phase, "reconciled");
@@ -226,8 +226,8 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     }
 }
 
-/// When to look again. What was decided on answers from before it was due is decided once more as soon as there can be
-/// others: whatever made it due may not be in them, and nothing else may ever tell of it.
+/// When to look again. What was decided on answers from before something happened is decided once more as soon as there
+/// can be others: what happened may not be in them, and nothing else may ever tell of it.
 fn rest(requeue: Option<Duration>, outdated_until: Option<Instant>) -> Next {
     let outdated = outdated_until.map(|until| until.saturating_duration_since(Instant::now()));
     [requeue, outdated].into_iter().flatten().min().map_or(Next::OnChange, Next::After)

@@ -39,7 +39,7 @@ async fn clear_all(documents: &Documents) -> Result<(), String> {
             Some(Written::Stale) => problem = Some(format!("{name}: somebody else wrote it meanwhile")),
             // A person has to allow it; to ask again and again would not.
             Some(Written::Refused(why)) => {
-                tracing::warn!(configmap = %name, "the operator's key stays as it is: {why}")
+                tracing::warn!(configmap = %name, "the operator's key stays as it is: {why}");
             }
             Some(Written::Unavailable(why) | Written::Unknown(why)) => problem = Some(format!("{name}: {why}")),
         }
