@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, api::DeleteParams};
 use rollora_api::{names::OPERATOR_KEY, operator_key::OperatorKey};
 use rollora_e2e::{
-    bed::{Bed, Place as _, Setup},
+    bed::{Bed, Setup},
     cluster::place::{Cluster, Parts},
     guide::{ADAPTERS, MODEL, V1, V2},
     scenario::{has_a_cluster, on_a_cluster},
