@@ -207,7 +207,7 @@ fn is_at_rest(world: &World) -> bool {
     }
 }
 
-fn nobody_is_hurt<D: Drive>(run: &D) -> Result<(), TestCaseError> {
+pub(crate) fn nobody_is_hurt<D: Drive>(run: &D) -> Result<(), TestCaseError> {
     let broken = run.world().broken.clone();
     prop_assert!(broken.is_empty(), "{broken:#?}\n{}", run.story());
     Ok(())
@@ -229,7 +229,7 @@ pub(crate) fn is_long() -> bool {
     std::env::var_os("ROLLORA_LONG").is_some()
 }
 
-fn world(deadly: Option<usize>, broken: Option<usize>) -> World {
+pub(crate) fn world(deadly: Option<usize>, broken: Option<usize>) -> World {
     let rollout = ROLLOUT.replace("{ duration: 5s }", "{ duration: 1s }");
     let mut world = World::new(&rollout, 3, &IDS[..1]);
     world.bad.extend(broken.map(|index| (id(IDS[index]), Temper::Broken)));
@@ -261,7 +261,7 @@ pub(crate) fn come_to_rest<D: Drive>(run: &mut D, actions: &[Action], deadly: Op
 
 /// What becomes of one of two operators.
 #[derive(Debug, Clone)]
-enum Fate {
+pub(crate) enum Fate {
     /// It stops where it is, or goes on.
     Stop(usize),
     /// It is killed, and another takes its place.
@@ -334,7 +334,7 @@ proptest! {
     }
 }
 
-fn two_at_once(
+pub(crate) fn two_at_once(
     world: World,
     seed: u64,
     actions: &[Result<Action, Fate>],
@@ -359,60 +359,4 @@ fn two_at_once(
     let actions: Vec<Action> = actions.iter().filter_map(|action| action.clone().ok()).collect();
     come_to_rest(&mut duo, &actions, deadly);
     nobody_is_hurt(&duo)
-}
-
-/// Found by the schedules above: what was rejected was tried on another server when the status was lost and somebody
-/// said `retry`.
-#[test]
-fn a_status_that_is_lost_after_a_rejection_lets_no_second_server_try() {
-    let deadly = Some(3);
-    let mut run = Run::new(world(deadly, None));
-    let actions = [
-        Action::Unreachable { server: 0 },
-        Action::List { exist: 8, not_exist: 0 },
-        Action::Heal,
-        Action::Wait(1),
-        Action::LoseStatus,
-        Action::Intend(Verb::Retry),
-    ];
-    for action in &actions {
-        act(&mut run, action);
-        run.tick();
-    }
-    come_to_rest(&mut run, &actions, deadly);
-    nobody_is_hurt(&run).unwrap();
-}
-
-/// Found by the schedules above: one that read an older file, in which the deadly id was not listed yet, took back what
-/// the other had decided since, and forgot with it that the id was rejected.
-#[test]
-fn one_that_hears_of_the_file_late_lets_no_second_server_try_what_was_rejected() {
-    let deadly = Some(3);
-    let actions = [
-        Ok(Action::Wait(3)),
-        Err(Fate::Lag(0, [0, 0, 301])),
-        Ok(Action::List { exist: 8, not_exist: 0 }),
-        Ok(Action::Wait(2)),
-    ];
-    for seed in [163_925_140, 1, 2, 3] {
-        two_at_once(world(deadly, None), seed, &actions, deadly).unwrap();
-    }
-}
-
-/// Found by the schedules above: what somebody else gave while the status was lost is adopted as it is, also where no
-/// step has it, and stays until the steps go on.
-#[test]
-fn a_split_that_nobody_planned_is_adopted_where_the_status_was_lost() {
-    let mut run = Run::new(world(None, None));
-    run.until_phase(Phase::Succeeded);
-    act(&mut run, &Action::List { exist: 3, not_exist: 0 });
-    run.until_weights(&[("small-v1", 90), ("small-v2", 10)]);
-    for action in [Action::LoseStatus, Action::Swap, Action::Pause] {
-        act(&mut run, &action);
-    }
-    run.until_phase(Phase::Paused);
-    let weights = run.world().weights();
-    assert_eq!(weights, [("small-v1".to_owned(), 10), ("small-v2".to_owned(), 90)]);
-    act(&mut run, &Action::Pause);
-    run.until_weights(&[("small-v1", 50), ("small-v2", 50)]);
 }

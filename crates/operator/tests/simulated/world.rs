@@ -443,13 +443,13 @@ impl World {
         }
     }
 
-    /// Somebody calls an adapter directly.
+    /// Somebody calls an adapter directly; where no server has it, that is no use of it.
     pub(crate) fn use_directly(&mut self, id: &AdapterId) {
         let now = self.now;
         for used in self.servers.iter_mut().filter_map(|server| server.loaded.get_mut(id)) {
             *used = Some(now);
+            self.uses.insert(id.clone(), now);
         }
-        self.uses.insert(id.clone(), now);
     }
 
     pub(crate) fn router_reports(&self) -> Vec<Router> {
