@@ -268,9 +268,15 @@ impl Documents {
         Ok(here.map(|(_, version, value)| Versioned { version: version.to_owned(), value: value.clone() }).collect())
     }
 
-    /// The two keys of a ConfigMap; none where it does not exist.
-    pub async fn adapters(&self, name: &ObjectName, key: &str) -> Result<Option<Versioned<AdaptersMap>>, ReadError> {
-        let map = self.config_map(name).await?;
+    /// The two keys of a ConfigMap; none where it does not exist. The source is asked where memory is older than
+    /// `at_least`.
+    pub async fn adapters(
+        &self,
+        name: &ObjectName,
+        key: &str,
+        at_least: Option<&str>,
+    ) -> Result<Option<Versioned<AdaptersMap>>, ReadError> {
+        let map = self.config_map(name, at_least).await?;
         map.map(|map| {
             let version = map.resource_version().unwrap_or_default();
             let data = map.data.clone().unwrap_or_default();
@@ -287,13 +293,16 @@ impl Documents {
         .transpose()
     }
 
-    async fn config_map(&self, name: &ObjectName) -> Result<Option<ConfigMap>, ReadError> {
+    async fn config_map(&self, name: &ObjectName, at_least: Option<&str>) -> Result<Option<ConfigMap>, ReadError> {
         let watched = self.books().config_maps.contains_key(name);
         if !watched {
             return self.abandoned_map(name).await;
         }
         let state = |books: &Books| books.config_maps.get(name).map_or(State::Waiting, Shelf::state);
         self.wait(state, &kinds::CONFIG_MAP.resource()).await?;
+        if let (Some(version), Some(shelf)) = (at_least, self.books().config_maps.get_mut(name)) {
+            shelf.doubt_before(name, version);
+        }
         let is_doubtful =
             |books: &Books| books.config_maps.get(name).is_some_and(|shelf| !shelf.doubtful(None).is_empty());
         if is_doubtful(&self.books()) {

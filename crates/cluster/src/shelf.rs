@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - What is read is never older than the last write that ended well.
-//! - What a write left open is not read before the source was asked.
+//! - What a write left open, or is older than what somebody else has read, is not read before the source was asked.
 //!
 //! Versions of one kind are compared as numbers, which API servers promise. One that is no number counts as newer than
 //! anything: then the watch has the last word.
@@ -185,6 +185,13 @@ impl<T: PartialEq> Shelf<T> {
     /// The source has to be asked about this object before it is read again.
     pub(crate) fn doubt(&mut self, name: &ObjectName) {
         self.doubtful.insert(name.clone());
+    }
+
+    /// The same where what is here is older than this version, which somebody else has read.
+    pub(crate) fn doubt_before(&mut self, name: &ObjectName, version: &str) {
+        if self.entries.get(name).is_some_and(|entry| is_newer(version, &entry.version)) {
+            self.doubt(name);
+        }
     }
 
     /// What has to be asked of the source, of one namespace or all.

@@ -109,8 +109,11 @@ pub(crate) async fn everything(
     new_rewrite_group: RewriteGroup,
 ) -> Look {
     let spec = &rollout.spec;
+    // Another operator may have decided from a newer adapters file than is known here: what it saw is not unseen again.
+    let decided_from = rollout.status.as_ref().and_then(|status| status.observed_adapters.as_ref());
+    let decided_from = decided_from.map(|observed| Version(observed.resource_version.clone()));
     let (adapters, rewrites, rollouts, servers, routers) = tokio::join!(
-        read(store.adapters(key, &spec.adapters_ref)),
+        read(store.adapters(key, &spec.adapters_ref, decided_from.as_ref())),
         read(store.rewrites(key)),
         read(store.rollouts_beside(key)),
         read(fleet.servers(key, &spec.pool_ref)),
@@ -162,7 +165,7 @@ pub(crate) async fn documents_only(
     new_rewrite_group: RewriteGroup,
 ) -> Look {
     let (adapters, rollouts) =
-        tokio::join!(read(store.adapters(key, &rollout.spec.adapters_ref)), read(store.rollouts_beside(key)));
+        tokio::join!(read(store.adapters(key, &rollout.spec.adapters_ref, None)), read(store.rollouts_beside(key)));
     let adapters_version = adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.version.clone());
     let world = Observed {
         adapters: adapters

@@ -125,11 +125,13 @@ pub trait Store: Send + Sync {
         &self,
         key: &RolloutKey,
     ) -> impl Future<Output = Result<Vec<Versioned<InferenceModelRewrite>>, ReadError>> + Send;
-    /// The adapters ConfigMap; none where it does not exist.
+    /// The adapters ConfigMap; none where it does not exist. Where `at_least` was read before, by whomever, nothing older
+    /// is given: then the source is asked.
     fn adapters(
         &self,
         key: &RolloutKey,
         reference: &AdaptersRef,
+        at_least: Option<&Version>,
     ) -> impl Future<Output = Result<Option<Versioned<AdaptersDocument>>, ReadError>> + Send;
     /// Writes the status of a Rollout that was read as `version`.
     fn write_status(

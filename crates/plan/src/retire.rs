@@ -164,8 +164,8 @@ fn release_rejected(case: &Case<'_>, status: &mut RolloutStatus, proof: &Proof) 
     waits
 }
 
-/// Drops what nobody needs to remember: rejected ids that are neither listed nor loaded any more, admissions of ids
-/// that have no part here, and the oldest of too many retired ids.
+/// Drops what nobody needs to remember: rejected ids that are neither listed nor loaded any more, admissions and trials
+/// of ids that have no part here, and the oldest of too many retired ids.
 fn forget(case: &Case<'_>, status: &mut RolloutStatus) {
     let (file, servers) = (case.file().ok(), case.servers());
     let desired = status.revision.desired.clone();
@@ -184,7 +184,9 @@ fn forget(case: &Case<'_>, status: &mut RolloutStatus) {
             || status.rejected.iter().any(|rejected| rejected.id == *id)
     };
     let admitted = status.admission.admitted.iter().filter(|id| known(id)).cloned().collect();
+    let tried = status.admission.tried.iter().filter(|pilot| known(&pilot.id)).cloned().collect();
     status.admission.admitted = admitted;
+    status.admission.tried = tried;
     while status.retired.len() > KEPT {
         let settled = status.retired.iter().position(|entry| is_settled(entry.state));
         status.retired.remove(settled.unwrap_or(0));

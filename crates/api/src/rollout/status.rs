@@ -357,6 +357,10 @@ pub struct AdmissionStatus {
     /// The one server that tries the desired adapter first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pilot: Option<crate::operator_key::Pilot>,
+    /// Where ids were tried before another took their place: there each is tried again, should it come back.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "kube", schemars(length(max = 10)))]
+    pub tried: Vec<crate::operator_key::Pilot>,
 }
 
 /// The last intent that was consumed.

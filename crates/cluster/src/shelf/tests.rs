@@ -109,6 +109,21 @@ fn what_a_write_left_open_is_asked_of_the_source_once() {
 }
 
 #[test]
+fn what_is_older_than_somebody_else_has_read_is_asked_of_the_source() {
+    let mut shelf = listed(&[item("a", 3)]);
+    for version in ["2", "3", "no number"] {
+        shelf.doubt_before(&name("a"), version);
+    }
+    shelf.doubt_before(&name("b"), "9");
+    assert!(shelf.doubtful(None).is_empty());
+    shelf.doubt_before(&name("a"), "4");
+    assert_eq!(shelf.doubtful(None), [name("a")]);
+    shelf.looked(&name("a"), Some(item("a", 5)));
+    shelf.hear(Ok(News::Apply(item("a", 4))));
+    assert_eq!(content(&shelf), [("a".to_owned(), 5)]);
+}
+
+#[test]
 fn only_differences_are_told() {
     let mut shelf = Shelf::default();
     let same = |version: u64| Item { name: name("a"), version: version.to_string(), value: "x" };

@@ -159,6 +159,7 @@ impl Store for LocalStore {
         &self,
         _: &RolloutKey,
         _: &AdaptersRef,
+        _: Option<&Version>,
     ) -> Result<Option<Versioned<AdaptersDocument>>, ReadError> {
         let picture = self.picture();
         if let Some(problem) = &picture.problems.adapters {

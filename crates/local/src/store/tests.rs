@@ -92,7 +92,7 @@ fn write_adapters(store: &LocalStore, version: &Version, user: Option<&str>, key
 }
 
 fn adapters(store: &LocalStore) -> Result<Versioned<rollora_operator::ports::AdaptersDocument>, ReadError> {
-    run(Store::adapters(store, &store.key(), &reference())).map(Option::unwrap)
+    run(Store::adapters(store, &store.key(), &reference(), None)).map(Option::unwrap)
 }
 
 fn target_in_force(store: &LocalStore) -> Option<String> {

@@ -107,8 +107,10 @@ impl Store for ClusterStore {
         &self,
         key: &RolloutKey,
         reference: &AdaptersRef,
+        at_least: Option<&Version>,
     ) -> Result<Option<Versioned<AdaptersDocument>>, ReadError> {
-        let found = self.documents.adapters(&beside(key, &reference.name), &reference.key).await.map_err(read_error)?;
+        let (name, at_least) = (beside(key, &reference.name), at_least.map(|version| version.0.as_str()));
+        let found = self.documents.adapters(&name, &reference.key, at_least).await.map_err(read_error)?;
         let document = |map: rollora_cluster::AdaptersMap| AdaptersDocument {
             user_text: map.user_text,
             key_text: map.key_text,

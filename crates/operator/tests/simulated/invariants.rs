@@ -25,7 +25,8 @@ pub(crate) enum Invariant {
     NothingUsedIsUnloaded,
     /// No operator writes that an id may go which has weight.
     WhatHasWeightIsHeld,
-    /// Served weights never leave the plan.
+    /// Served weights never leave the plan, unless somebody else gave them before anything was known: what serves a
+    /// Rollout without a status is adopted as it is.
     WeightsAreOfThePlan,
     /// A Rollout cannot be deleted while traffic is split.
     SplitsAreGuarded,
@@ -69,7 +70,8 @@ impl World {
             [(_, stable), (_, candidate)] => stable + candidate == total && self.planned.contains(candidate),
             _ => false,
         };
-        if !planned {
+        let adopted = self.adoptable.iter().any(|adoptable| adoptable == weights);
+        if !planned && !adopted {
             self.violate(Invariant::WeightsAreOfThePlan, format!("no step has {weights:?}"));
         }
     }

@@ -9,6 +9,7 @@ mod deletion;
 mod driver;
 mod duo;
 mod faults;
+mod found;
 mod guide;
 mod invariants;
 mod past;

@@ -95,6 +95,10 @@ impl Sim {
     /// This operator has written it, or wants to know for sure.
     fn has_seen_all(&self, world: &mut World, kind: Kind) {
         world.record();
+        self.hear_all(world, kind);
+    }
+
+    fn hear_all(&self, world: &World, kind: Kind) {
         if let Some(mut gait) = self.gait() {
             gait.floors[kind as usize] = world.present();
         }
@@ -248,10 +252,16 @@ impl Store for Sim {
         &self,
         _: &RolloutKey,
         _: &AdaptersRef,
+        at_least: Option<&Version>,
     ) -> Result<Option<Versioned<AdaptersDocument>>, ReadError> {
         self.refuse(|missing| missing.adapters_problem.clone())?;
         self.read(|world| {
-            let seen = self.seen(world, Kind::Adapters).map(|documents| documents.adapters.clone());
+            let mut seen = self.seen(world, Kind::Adapters).map(|documents| documents.adapters.clone());
+            let at_least = at_least.and_then(|version| version.0.parse().ok()).unwrap_or_default();
+            if seen.as_ref().is_some_and(|(_, number)| *number < at_least) {
+                self.hear_all(world, Kind::Adapters);
+                seen = self.seen(world, Kind::Adapters).map(|documents| documents.adapters.clone());
+            }
             let (value, number) = seen.unwrap_or_else(|| (world.adapters.clone(), world.adapters_version));
             let found = Versioned { version: version(number), value };
             (!world.missing.adapters).then_some(found)

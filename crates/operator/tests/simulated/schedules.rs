@@ -207,7 +207,7 @@ fn is_at_rest(world: &World) -> bool {
     }
 }
 
-fn nobody_is_hurt<D: Drive>(run: &D) -> Result<(), TestCaseError> {
+pub(crate) fn nobody_is_hurt<D: Drive>(run: &D) -> Result<(), TestCaseError> {
     let broken = run.world().broken.clone();
     prop_assert!(broken.is_empty(), "{broken:#?}\n{}", run.story());
     Ok(())
@@ -229,7 +229,7 @@ pub(crate) fn is_long() -> bool {
     std::env::var_os("ROLLORA_LONG").is_some()
 }
 
-fn world(deadly: Option<usize>, broken: Option<usize>) -> World {
+pub(crate) fn world(deadly: Option<usize>, broken: Option<usize>) -> World {
     let rollout = ROLLOUT.replace("{ duration: 5s }", "{ duration: 1s }");
     let mut world = World::new(&rollout, 3, &IDS[..1]);
     world.bad.extend(broken.map(|index| (id(IDS[index]), Temper::Broken)));
@@ -261,7 +261,7 @@ pub(crate) fn come_to_rest<D: Drive>(run: &mut D, actions: &[Action], deadly: Op
 
 /// What becomes of one of two operators.
 #[derive(Debug, Clone)]
-enum Fate {
+pub(crate) enum Fate {
     /// It stops where it is, or goes on.
     Stop(usize),
     /// It is killed, and another takes its place.
@@ -330,46 +330,33 @@ proptest! {
         broken in prop::option::of(1..4_usize),
         seed: u64,
     ) {
-        let mut duo = Duo::new(world(deadly, broken), seed);
-        for action in &actions {
-            match action {
-                Ok(action) => {
-                    act(&mut duo, action);
-                    duo.tick();
-                }
-                Err(fate) => befall(&mut duo, fate),
-            }
-            duo.world().check_words();
-            nobody_is_hurt(&duo)?;
-        }
-        for side in 0..2 {
-            duo.go_on(side);
-            duo.lag(side, [SignedDuration::ZERO; 3]);
-        }
-        let actions: Vec<Action> = actions.into_iter().filter_map(Result::ok).collect();
-        come_to_rest(&mut duo, &actions, deadly);
-        nobody_is_hurt(&duo)?;
+        two_at_once(world(deadly, broken), seed, &actions, deadly)?;
     }
 }
 
-/// Found by the schedules above: what was rejected was tried on another server when the status was lost and somebody
-/// said `retry`.
-#[test]
-fn a_status_that_is_lost_after_a_rejection_lets_no_second_server_try() {
-    let deadly = Some(3);
-    let mut run = Run::new(world(deadly, None));
-    let actions = [
-        Action::Unreachable { server: 0 },
-        Action::List { exist: 8, not_exist: 0 },
-        Action::Heal,
-        Action::Wait(1),
-        Action::LoseStatus,
-        Action::Intend(Verb::Retry),
-    ];
-    for action in &actions {
-        act(&mut run, action);
-        run.tick();
+pub(crate) fn two_at_once(
+    world: World,
+    seed: u64,
+    actions: &[Result<Action, Fate>],
+    deadly: Option<usize>,
+) -> Result<(), TestCaseError> {
+    let mut duo = Duo::new(world, seed);
+    for action in actions {
+        match action {
+            Ok(action) => {
+                act(&mut duo, action);
+                duo.tick();
+            }
+            Err(fate) => befall(&mut duo, fate),
+        }
+        duo.world().check_words();
+        nobody_is_hurt(&duo)?;
     }
-    come_to_rest(&mut run, &actions, deadly);
-    nobody_is_hurt(&run).unwrap();
+    for side in 0..2 {
+        duo.go_on(side);
+        duo.lag(side, [SignedDuration::ZERO; 3]);
+    }
+    let actions: Vec<Action> = actions.iter().filter_map(|action| action.clone().ok()).collect();
+    come_to_rest(&mut duo, &actions, deadly);
+    nobody_is_hurt(&duo)
 }

@@ -144,6 +144,8 @@ pub(crate) struct World {
     started: Timestamp,
     /// Weights that the plan knows, for the invariant on what is served.
     pub(crate) planned: Vec<i32>,
+    /// What served when nothing was known of it: whoever adopts it leaves it as it is.
+    pub(crate) adoptable: Vec<Vec<(String, i32)>>,
     pub(crate) lossy: Vec<AdapterId>,
     /// What the servers said at the last tick.
     reports: Vec<Server>,
@@ -206,6 +208,7 @@ impl World {
             intents: 0,
             started: now,
             planned,
+            adoptable: Vec::new(),
             lossy: Vec::new(),
             reports: Vec::new(),
             uses: BTreeMap::new(),
@@ -321,6 +324,7 @@ impl World {
         self.rewrites_changed();
         // What others write is not the operator's fault.
         self.broken.truncate(broken);
+        self.note_adoptable();
     }
 
     /// The status is gone, as after a restore without it.
@@ -329,6 +333,13 @@ impl World {
         self.rollout.status = None;
         self.rollout_version = self.next_version();
         self.changed = true;
+        self.note_adoptable();
+    }
+
+    fn note_adoptable(&mut self) {
+        if self.rollout.status.is_none() {
+            self.adoptable.push(self.weights());
+        }
     }
 
     /// Every server has this adapter, whoever loaded it.
@@ -432,13 +443,13 @@ impl World {
         }
     }
 
-    /// Somebody calls an adapter directly.
+    /// Somebody calls an adapter directly; where no server has it, that is no use of it.
     pub(crate) fn use_directly(&mut self, id: &AdapterId) {
         let now = self.now;
         for used in self.servers.iter_mut().filter_map(|server| server.loaded.get_mut(id)) {
             *used = Some(now);
+            self.uses.insert(id.clone(), now);
         }
-        self.uses.insert(id.clone(), now);
     }
 
     pub(crate) fn router_reports(&self) -> Vec<Router> {

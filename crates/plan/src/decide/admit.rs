@@ -3,8 +3,15 @@
 use super::{Case, Draft, relisted::relisted_lately};
 use crate::{desired, observed::Server, pilot, text, wait::Wait};
 use rollora_api::{
-    condition::reason, names::AdapterId, operator_key::Pilot, rollout::spec::ResidencyProof, sidecar_status::NO_SIDECAR,
+    condition::reason,
+    names::AdapterId,
+    operator_key::Pilot,
+    rollout::{spec::ResidencyProof, status::AdmissionStatus},
+    sidecar_status::NO_SIDECAR,
 };
+
+/// Trials that were put aside and are remembered.
+const KEPT: usize = 10;
 
 impl Case<'_> {
     /// Lets the desired adapter be tried on one server, and then be loaded on all. Says what keeps it from residency.
@@ -29,7 +36,7 @@ impl Case<'_> {
             }
         }
         if draft.status.admission.admitted.contains(&desired) {
-            draft.status.admission.pilot = None;
+            end_trial(&mut draft.status.admission, &desired);
             let unseen = || {
                 let error = self.world.servers.as_ref().err()?;
                 Some(Wait::for_sight("the servers of the pool cannot be listed", error, self.now))
@@ -53,13 +60,14 @@ impl Case<'_> {
         let status = &mut draft.status;
         let serving: Vec<AdapterId> = status.weights.desired.iter().map(|target| target.id.clone()).collect();
         let waits = |words: String| Some(Wait::soon(reason::PILOT_PENDING, words));
-        // A status that was lost knows of no pilot; the key does.
-        let told = self.adapters().and_then(|adapters| adapters.key.pilots.iter().find(|pilot| pilot.id == desired));
-        let pilot = status.admission.pilot.as_ref().filter(|pilot| pilot.id == desired).or(told).cloned();
+        let pilot = self.begun_trial(&status.admission, &desired);
+        if let Some(pilot) = &pilot {
+            begin_trial(&mut status.admission, pilot.clone());
+        }
         match pilot::judge(&desired, pilot.as_ref(), &serving, servers, self.content()) {
             pilot::Verdict::Admit(server) => {
                 status.admission.admitted.push(desired.clone());
-                status.admission.pilot = None;
+                end_trial(&mut status.admission, &desired);
                 draft.say(
                     false,
                     reason::PROGRESSING,
@@ -69,7 +77,7 @@ impl Case<'_> {
             }
             pilot::Verdict::Choose(server) => {
                 let message = format!("{desired} is tried on {server} first");
-                status.admission.pilot = Some(Pilot { id: desired, pod: server });
+                begin_trial(&mut status.admission, Pilot { id: desired, pod: server });
                 draft.say(false, reason::PILOT_PENDING, message.clone());
                 waits(message)
             }
@@ -77,6 +85,13 @@ impl Case<'_> {
             pilot::Verdict::Nobody => Some(Wait::soon(reason::NO_READY_PODS, text::none_ready(&self.spec.pool_ref))),
             pilot::Verdict::Reject(why) => self.fail(draft, &why),
         }
+    }
+
+    /// Where an id is on trial, or was before another took its place.
+    fn begun_trial(&self, admission: &AdmissionStatus, id: &AdapterId) -> Option<Pilot> {
+        // A status that was lost knows of no pilot; the key does.
+        let told = self.adapters().into_iter().flat_map(|adapters| &adapters.key.pilots);
+        admission.pilot.iter().chain(&admission.tried).chain(told).find(|pilot| pilot.id == *id).cloned()
     }
 
     /// An adapter that was proven on its pilot may still end another server: no third one tries it.
@@ -98,6 +113,21 @@ impl Case<'_> {
         let told = key.is_some_and(|key| key.serving.contains(id) && key.admitted.contains(id));
         (!told).then(|| Wait::soon(reason::NOT_RESIDENT, format!("{id} is admitted to every server")))
     }
+}
+
+fn begin_trial(admission: &mut AdmissionStatus, pilot: Pilot) {
+    end_trial(admission, &pilot.id);
+    admission.pilot = Some(pilot);
+}
+
+/// The trial of this id is over; one of another is only put aside.
+fn end_trial(admission: &mut AdmissionStatus, id: &AdapterId) {
+    if let Some(pilot) = admission.pilot.take() {
+        admission.tried.retain(|tried| tried.id != pilot.id);
+        admission.tried.insert(0, pilot);
+    }
+    admission.tried.retain(|tried| tried.id != *id);
+    admission.tried.truncate(KEPT);
 }
 
 /// Whether there are Ready servers, and none of them has a sidecar.

@@ -5,6 +5,7 @@ use crate::{
     adoption::{self, Adoption},
     desired::Wish,
     effect::Effect,
+    observed::Listing,
     operator_key, report,
     wait::Wait,
 };
@@ -34,7 +35,7 @@ impl Case<'_> {
         }
         let (spec, status) = (self.spec, &mut draft.status);
         match adoption::adopt(self.rewrite_name(), &spec.pool_ref, &spec.model, self.uid, self.world, self.now) {
-            Adoption::Waits(wait) => return Some(wait),
+            Adoption::Waits(wait) => return Some(self.and_what_helps(wait)),
             Adoption::FirstInstall => {}
             Adoption::Found { stable, weights, sequence } => {
                 status.admission.admitted = weights.iter().map(|target| target.id.clone()).collect();
@@ -48,6 +49,21 @@ impl Case<'_> {
         }
         self.remember(status, wish);
         None
+    }
+
+    /// Servers that restart wait for what serves, whether or not a status knows of it: what nobody lists any more keeps
+    /// all of them from being Ready.
+    fn and_what_helps(&self, wait: Wait) -> Wait {
+        let (Some(adapters), Ok(file)) = (self.adapters(), self.file()) else { return wait };
+        let absent = |id: &&AdapterId| Listing::of(id, file) == Listing::Absent;
+        let Some(id) = adapters.key.serving.iter().find(absent).filter(|_| wait.reason == reason::NO_READY_PODS) else {
+            return wait;
+        };
+        let message = format!(
+            "{}; a server that restarts waits for {id}, and cannot load what is not listed: list it again",
+            wait.message
+        );
+        Wait { message, ..wait }
     }
 
     /// What the operator's key remembers of this Rollout when its status was lost.
