@@ -65,7 +65,7 @@ pub struct Rewrites {
     cluster: Cluster,
     scope: Scope,
     groups: Pin<Box<dyn Stream<Item = Result<BTreeSet<RewriteGroup>, ApiError>> + Send>>,
-    watches: BTreeMap<RewriteGroup, Watch<DynamicObject>>,
+    watches: BTreeMap<RewriteGroup, Watch<Found>>,
     /// Has the groups looked for at once.
     doubt: Arc<Notify>,
     digest: Digest,
@@ -77,10 +77,27 @@ impl std::fmt::Debug for Rewrites {
     }
 }
 
+/// An object that was told of.
+#[derive(Debug, Clone, PartialEq)]
+struct Found {
+    namespace: String,
+    name: String,
+    /// None where it cannot be read.
+    rewrite: Option<InferenceModelRewrite>,
+}
+
+impl Found {
+    fn of(group: RewriteGroup, object: DynamicObject) -> Self {
+        let namespace = object.metadata.namespace.clone().unwrap_or_default();
+        let name = object.metadata.name.clone().unwrap_or_default();
+        Self { namespace, name, rewrite: read(group, object) }
+    }
+}
+
 /// One thing that was heard.
 enum Heard {
     Groups(Result<BTreeSet<RewriteGroup>, ApiError>),
-    Watch(RewriteGroup, Box<Result<News<DynamicObject>, ApiError>>),
+    Watch(RewriteGroup, Box<Result<News<Found>, ApiError>>),
 }
 
 impl Rewrites {
@@ -137,14 +154,17 @@ impl Rewrites {
     }
 }
 
-fn watch_group(cluster: &Cluster, scope: &Scope, group: RewriteGroup) -> Watch<DynamicObject> {
+/// Each object is read when it comes: as JSON it is many times as large.
+fn watch_group(cluster: &Cluster, scope: &Scope, group: RewriteGroup) -> Watch<Found> {
     let kind = kinds::rewrite(group);
     let resource = kind.api_resource();
     let api = match scope {
         Scope::Namespace(namespace) => Api::namespaced_with(cluster.client(), namespace, &resource),
         Scope::All => Api::all_with(cluster.client(), &resource),
     };
-    watch::watch(api, &Selection::default(), kind.resource(), scope.namespace().map(str::to_owned))
+    let namespace = scope.namespace().map(str::to_owned);
+    let read = move |object| Some(Found::of(group, object));
+    watch::watch_as(api, &Selection::default(), kind.resource(), namespace, read)
 }
 
 /// What was heard so far, and what is still to be told of it.
@@ -187,7 +207,7 @@ impl Digest {
     }
 
     /// Takes in what the watch of one group says.
-    fn hear(&mut self, group: RewriteGroup, news: Result<News<DynamicObject>, ApiError>) {
+    fn hear(&mut self, group: RewriteGroup, news: Result<News<Found>, ApiError>) {
         let mut state = self.state.clone();
         match news {
             Err(error) => {
@@ -196,21 +216,18 @@ impl Digest {
             Ok(news) => {
                 self.problems.remove(&group);
                 match news {
-                    News::Reset(objects) => {
-                        let rewrites = objects.into_iter().filter_map(|object| read(group, object)).collect();
+                    News::Reset(all) => {
+                        let rewrites = all.into_iter().filter_map(|found| found.rewrite).collect();
                         self.told.push_back(RewriteNews::Reset { group, rewrites });
                         self.listed.insert(group);
                         state.complete |= state.served.is_subset(&self.listed);
                     }
-                    News::Apply(object) => {
-                        let rewrite = read(group, object).map(|rewrite| RewriteNews::Apply(Box::new(rewrite)));
-                        self.told.extend(rewrite);
+                    News::Apply(found) => {
+                        self.told.extend(found.rewrite.map(|rewrite| RewriteNews::Apply(Box::new(rewrite))));
                     }
-                    News::Delete(object) => self.told.push_back(RewriteNews::Delete {
-                        group,
-                        namespace: object.metadata.namespace.unwrap_or_default(),
-                        name: object.metadata.name.unwrap_or_default(),
-                    }),
+                    News::Delete(Found { namespace, name, .. }) => {
+                        self.told.push_back(RewriteNews::Delete { group, namespace, name });
+                    }
                 }
             }
         }

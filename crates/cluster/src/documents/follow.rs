@@ -6,13 +6,13 @@ use super::{
     item_of_rewrite, map_item, rollout_item,
 };
 use crate::{
-    Scope,
+    Cluster, Scope,
     answer::ApiError,
     kinds::{self, Kind},
     pods::{Pod, Pool},
     rewrites::{RewriteNews, Rewrites},
     shelf::{Item, ObjectName, State},
-    watch::{self, News, Selection},
+    watch::{self, News, Selection, Watch},
 };
 use futures_util::{
     Stream, StreamExt,
@@ -87,29 +87,20 @@ impl Changes {
     pub(super) fn new(documents: &Documents) -> Self {
         let inner = &documents.0;
         let (cluster, scope) = (&inner.cluster, &inner.scope);
-        let dynamic = |kind: Kind| {
-            let resource = kind.api_resource();
-            let api: Api<DynamicObject> = match scope {
-                Scope::Namespace(namespace) => Api::namespaced_with(cluster.client(), namespace, &resource),
-                Scope::All => Api::all_with(cluster.client(), &resource),
-            };
-            watch::watch(api, &Selection::default(), kind.resource(), scope.namespace().map(str::to_owned))
-        };
         let routers: Api<KubePod> = match scope {
             Scope::Namespace(namespace) => Api::namespaced(cluster.client(), namespace),
             Scope::All => Api::all(cluster.client()),
         };
         let selection = Selection { labels: Some(ROUTER_POOL_LABEL.to_owned()), ..Selection::default() };
-        let routers = watch::watch(routers, &selection, kinds::POD.resource(), scope.namespace().map(str::to_owned));
+        let (resource, namespace) = (kinds::POD.resource(), scope.namespace().map(str::to_owned));
+        let routers = watch::watch_as(routers, &selection, resource, namespace, |pod| Some(Pod::read(&pod)));
         let rewrites = stream::unfold(Rewrites::new(cluster, scope.clone()), |mut rewrites| async move {
             Some((Heard::Rewrites(rewrites.next().await), rewrites))
         });
         let streams = [
-            dynamic(kinds::ROLLOUT)
-                .map(|told| Heard::Rollouts(Box::new(told.map(|news| news.map(rollout_item)))))
-                .boxed(),
-            dynamic(kinds::POOL).map(|told| Heard::Pools(told.map(|news| news.map(|pool| Pool::read(&pool))))).boxed(),
-            routers.map(|told| Heard::Routers(told.map(|news| news.map(|pod| Pod::read(&pod))))).boxed(),
+            all(cluster, scope, kinds::ROLLOUT, rollout_item).map(|told| Heard::Rollouts(Box::new(told))).boxed(),
+            all(cluster, scope, kinds::POOL, |pool| Pool::read(&pool)).map(Heard::Pools).boxed(),
+            routers.map(Heard::Routers).boxed(),
             rewrites.boxed(),
         ];
         // Whoever took it first is the one who listens.
@@ -432,6 +423,22 @@ impl Changes {
         }
         self.said = problems;
     }
+}
+
+/// Watches all objects of a kind. Each is read when it comes: as JSON it is many times as large.
+fn all<T: Send + 'static>(
+    cluster: &Cluster,
+    scope: &Scope,
+    kind: Kind,
+    read: impl Fn(DynamicObject) -> T + Send + 'static,
+) -> Watch<T> {
+    let resource = kind.api_resource();
+    let api: Api<DynamicObject> = match scope {
+        Scope::Namespace(namespace) => Api::namespaced_with(cluster.client(), namespace, &resource),
+        Scope::All => Api::all_with(cluster.client(), &resource),
+    };
+    let namespace = scope.namespace().map(str::to_owned);
+    watch::watch_as(api, &Selection::default(), kind.resource(), namespace, move |object| Some(read(object)))
 }
 
 /// Pods by the selectors that they match. There may be tens of thousands: none is copied but where it matches several.

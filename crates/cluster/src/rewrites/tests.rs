@@ -18,6 +18,10 @@ fn readable(name: &str) -> DynamicObject {
     object
 }
 
+fn hear(digest: &mut Digest, group: RewriteGroup, news: Result<News<DynamicObject>, ApiError>) {
+    digest.hear(group, news.map(|news| news.map(|object| Found::of(group, object))));
+}
+
 fn groups(groups: &[RewriteGroup]) -> BTreeSet<RewriteGroup> {
     groups.iter().copied().collect()
 }
@@ -47,9 +51,9 @@ fn it_is_complete_when_every_group_that_is_installed_was_told_whole() {
     let mut digest = Digest::default();
     digest.look(Ok(groups(&GROUPS)));
     assert_eq!(told(&mut digest), ["2 served"]);
-    digest.hear(LEGACY, Ok(News::Reset(vec![readable("a")])));
+    hear(&mut digest, LEGACY, Ok(News::Reset(vec![readable("a")])));
     assert_eq!(told(&mut digest), ["inference.networking.x-k8s.io has 1"]);
-    digest.hear(CURRENT, Ok(News::Reset(Vec::new())));
+    hear(&mut digest, CURRENT, Ok(News::Reset(Vec::new())));
     assert_eq!(told(&mut digest), ["llm-d.ai has 0", "2 served, complete"]);
 }
 
@@ -64,11 +68,11 @@ fn it_is_complete_at_once_where_no_group_is_installed() {
 fn a_group_that_is_installed_later_takes_nothing_away_from_the_other() {
     let mut digest = Digest::default();
     digest.look(Ok(groups(&[LEGACY])));
-    digest.hear(LEGACY, Ok(News::Reset(vec![readable("a")])));
+    hear(&mut digest, LEGACY, Ok(News::Reset(vec![readable("a")])));
     told(&mut digest);
     assert!(digest.look(Ok(groups(&GROUPS))).is_empty(), "no watch that runs is touched");
     assert_eq!(told(&mut digest), ["2 served, complete"]);
-    digest.hear(CURRENT, Ok(News::Reset(vec![readable("b")])));
+    hear(&mut digest, CURRENT, Ok(News::Reset(vec![readable("b")])));
     assert_eq!(told(&mut digest), ["llm-d.ai has 1"]);
 }
 
@@ -76,8 +80,8 @@ fn a_group_that_is_installed_later_takes_nothing_away_from_the_other() {
 fn a_group_that_is_removed_is_empty() {
     let mut digest = Digest::default();
     digest.look(Ok(groups(&GROUPS)));
-    digest.hear(CURRENT, Ok(News::Reset(vec![readable("b")])));
-    digest.hear(CURRENT, Err(ApiError::NotFound("gone".to_owned())));
+    hear(&mut digest, CURRENT, Ok(News::Reset(vec![readable("b")])));
+    hear(&mut digest, CURRENT, Err(ApiError::NotFound("gone".to_owned())));
     told(&mut digest);
     assert_eq!(digest.look(Ok(groups(&[LEGACY]))), [CURRENT]);
     assert_eq!(told(&mut digest), ["llm-d.ai has 0", "1 served"]);
@@ -87,22 +91,22 @@ fn a_group_that_is_removed_is_empty() {
 fn an_outage_takes_nothing_away_and_after_it_every_watch_begins_anew() {
     let mut digest = Digest::default();
     digest.look(Ok(groups(&[LEGACY])));
-    digest.hear(LEGACY, Ok(News::Reset(vec![readable("a")])));
+    hear(&mut digest, LEGACY, Ok(News::Reset(vec![readable("a")])));
     told(&mut digest);
     assert!(digest.look(Err(away())).is_empty());
-    digest.hear(LEGACY, Err(away()));
+    hear(&mut digest, LEGACY, Err(away()));
     assert_eq!(told(&mut digest), ["1 served, complete, away"]);
     assert_eq!(digest.look(Ok(groups(&[LEGACY]))), GROUPS);
-    digest.hear(LEGACY, Ok(News::Reset(vec![readable("a"), readable("b")])));
+    hear(&mut digest, LEGACY, Ok(News::Reset(vec![readable("a"), readable("b")])));
     assert_eq!(told(&mut digest), ["inference.networking.x-k8s.io has 2", "1 served, complete"]);
 }
 
 #[test]
 fn changes_are_handed_over_one_by_one_and_what_cannot_be_read_is_left_out() {
     let mut digest = Digest::default();
-    digest.hear(CURRENT, Ok(News::Apply(readable("a"))));
-    digest.hear(CURRENT, Ok(News::Apply(object("b"))));
-    digest.hear(CURRENT, Ok(News::Delete(object("b"))));
+    hear(&mut digest, CURRENT, Ok(News::Apply(readable("a"))));
+    hear(&mut digest, CURRENT, Ok(News::Apply(object("b"))));
+    hear(&mut digest, CURRENT, Ok(News::Delete(object("b"))));
     assert_eq!(told(&mut digest), ["apply llm-d.ai a", "delete llm-d.ai prod/b"]);
 }
 
