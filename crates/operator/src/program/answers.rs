@@ -17,6 +17,9 @@ use tokio::{sync::Mutex as Turn, time::Instant};
 
 /// How long it is remembered that somebody asked: whoever asks within this asks again and again.
 const REMEMBERED: Duration = Duration::from_secs(3);
+/// After so many questions a connection is kept for the next one. A start asks every pod there is two or three times, and
+/// a connection to each would take more memory than all else.
+const KEPT_AFTER: u32 = 4;
 
 /// A server: the UID of its pod, and a port.
 type Whom = (String, u16);
@@ -28,8 +31,14 @@ pub(crate) struct Answers<T>(Mutex<HashMap<Whom, Arc<Slot<T>>>>);
 /// Whoever holds the turn asks; the others wait for what it hears.
 #[derive(Debug)]
 struct Slot<T> {
-    turn: Turn<Option<Answer<T>>>,
+    turn: Turn<Turns<T>>,
     asked: Mutex<Instant>,
+}
+
+#[derive(Debug)]
+struct Turns<T> {
+    count: u32,
+    last: Option<Answer<T>>,
 }
 
 /// What somebody said.
@@ -61,14 +70,16 @@ impl<T> Answers<T> {
         port: u16,
         ask: impl FnOnce(Again) -> F,
     ) -> Answer<T> {
-        let (slot, again) = self.slot((uid.to_owned(), port), Instant::now());
+        let slot = self.slot((uid.to_owned(), port), Instant::now());
         let mut turn = slot.turn.lock().await;
-        if let Some(answer) = turn.as_ref().filter(|answer| answer.at.elapsed() < ANSWER_STANDS) {
+        if let Some(answer) = turn.last.as_ref().filter(|answer| answer.at.elapsed() < ANSWER_STANDS) {
             return answer.clone();
         }
+        let again = if turn.count < KEPT_AFTER { Again::Maybe } else { Again::Soon };
+        turn.count = turn.count.saturating_add(1);
         let at = Instant::now();
         let answer = Answer { at, said: ask(again).await.map(Arc::new) };
-        *turn = Some(answer.clone());
+        turn.last = Some(answer.clone());
         answer
     }
 
@@ -85,15 +96,16 @@ impl<T> Answers<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn slot(&self, whom: Whom, now: Instant) -> (Arc<Slot<T>>, Again) {
+    fn slot(&self, whom: Whom, now: Instant) -> Arc<Slot<T>> {
         let mut known = self.known();
         if let Some(slot) = known.get(&whom) {
             *slot.asked() = now;
-            return (Arc::clone(slot), Again::Soon);
+            return Arc::clone(slot);
         }
-        let slot = Arc::new(Slot { turn: Turn::new(None), asked: Mutex::new(now) });
+        let turn = Turn::new(Turns { count: 0, last: None });
+        let slot = Arc::new(Slot { turn, asked: Mutex::new(now) });
         known.insert(whom, Arc::clone(&slot));
-        (slot, Again::Maybe)
+        slot
     }
 }
 
@@ -173,7 +185,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn connections_are_kept_to_whom_is_asked_again_and_again() {
         let answers = Answers::<u32>::default();
-        for expected in [Again::Maybe, Again::Soon, Again::Soon] {
+        let first = [Again::Maybe; KEPT_AFTER as usize];
+        for expected in first.into_iter().chain([Again::Soon, Again::Soon]) {
             answers
                 .get("uid", 8080, |again| async move {
                     assert_eq!(again, expected);

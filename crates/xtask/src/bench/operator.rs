@@ -122,7 +122,8 @@ fn at_work(programs: &Programs, extent: Extent, folder: &Path) -> Result<Vec<Mea
     let words = format!("{} of them under way", extent.active);
     measures.push(measure(&format!("{words}: resident memory"), busy.mib, "MiB").at_most(64.0));
     measures.push(measure(&format!("{words}: processor time"), busy.percent, "% of a core").at_most(10.0));
-    let pace = account.shortest_pace.map_or(f64::INFINITY, count) / 1e3;
+    // To a tenth of a second: it is another program that sees them, some milliseconds later or earlier.
+    let pace = (account.shortest_pace.map_or(f64::INFINITY, count) / 100.0).round() / 10.0;
     if account.progress > 0 {
         measures.push(measure("the same: shortest time between writes of counts", pace, "s").at_least(5.0));
     }
