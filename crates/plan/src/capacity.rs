@@ -7,7 +7,7 @@
 mod tests;
 
 use crate::{observed::Server, text};
-use rollora_api::{names::AdapterId, operator_key::OperatorKey};
+use rollora_api::{names::AdapterId, operator_key::OperatorKey, sidecar_status::NO_SIDECAR};
 
 /// What the servers of a pool can hold at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +51,13 @@ pub(crate) fn look(key: &OperatorKey, servers: &[Server], ours: &[&AdapterId]) -
         text::list(&names),
         if both.len() > 1 { format!(" ({} among them)", both.join(" and ")) } else { String::new() },
     ))
+}
+
+/// Whether servers that could tell have not told yet how much room they have: vLLM does when an adapter has answered.
+pub(crate) fn is_untold(servers: &[Server]) -> bool {
+    let statuses = servers.iter().filter(|server| server.ready).filter_map(|server| server.status.as_ref().ok());
+    let mut telling = statuses.filter(|status| status.readiness.reason != NO_SIDECAR).peekable();
+    telling.peek().is_some() && telling.all(|status| status.max_loras.is_none())
 }
 
 /// How many adapters this server needs room for.

@@ -14,7 +14,7 @@ mod writes;
 pub use depart::farewell;
 
 use crate::{
-    conflict,
+    capacity, conflict,
     desired::{self, Wish},
     effect::Effect,
     event::Event,
@@ -44,6 +44,9 @@ use std::time::Duration;
 
 /// How soon what could not be observed is looked at again where nothing waits for it.
 const AWAY: Duration = Duration::from_secs(1);
+
+/// How soon servers that have not told how much room they have are asked again while a rollout goes on.
+const UNTOLD: Duration = Duration::from_secs(5);
 
 /// What a decision is about.
 #[derive(Debug, Clone, Copy)]
@@ -277,7 +280,10 @@ impl<'a> Case<'a> {
             Report { case: self, wish: &wish, waits: &waits, gate: gate.as_ref(), proof: &proof, retiring: &retiring };
         report.write(&mut draft);
         let agains = waits.iter().chain(&retiring).map(|wait| wait.again);
-        let ends = self.contest_end(&draft.status).map(Again::At).into_iter().chain(self.look_again());
+        let untold =
+            draft.traffic(|traffic| traffic.is_unfinished()) && self.servers().is_some_and(capacity::is_untold);
+        let room = untold.then(|| Again::At(text::after(self.now, UNTOLD)));
+        let ends = self.contest_end(&draft.status).map(Again::At).into_iter().chain(self.look_again()).chain(room);
         let requeue = self.requeue(agains.chain(ends));
         Decision { effects: self.effects(&draft.status), status: draft.status, events: draft.events, requeue }
     }

@@ -70,3 +70,26 @@ fn who_does_not_say_or_is_not_ready_counts_for_nothing() {
     let silent = [server("a", true, None), server("b", false, Some(1)), away];
     assert_eq!(look(&key(&["v1", "v2"], &[]), &silent, &[]), Capacity::Unknown);
 }
+
+#[test]
+fn what_nobody_has_told_is_asked_for_again_where_somebody_could_tell() {
+    let untold = server("a", true, None);
+    let told = server("b", true, Some(2));
+    let away = Server { status: Err("no answer".to_owned()), ..untold.clone() };
+    let mut alone = untold.clone();
+    if let Ok(status) = alone.status.as_mut().map(std::sync::Arc::make_mut) {
+        status.readiness.reason = NO_SIDECAR.to_owned();
+    }
+    let unready = Server { ready: false, ..untold.clone() };
+    for (servers, expected) in [
+        (vec![untold.clone()], true),
+        (vec![untold.clone(), alone.clone()], true),
+        (vec![untold, told], false),
+        (vec![away], false),
+        (vec![alone], false),
+        (vec![unready], false),
+        (Vec::new(), false),
+    ] {
+        assert_eq!(is_untold(&servers), expected, "{servers:?}");
+    }
+}
