@@ -50,6 +50,12 @@ pub(crate) struct Answer<T> {
     pub(crate) said: Result<Arc<T>, AskError>,
 }
 
+impl<T> Answer<T> {
+    fn stands(&self) -> bool {
+        self.at.elapsed() < ANSWER_STANDS
+    }
+}
+
 impl<T> Clone for Answer<T> {
     fn clone(&self) -> Self {
         Self { at: self.at, said: self.said.clone() }
@@ -72,7 +78,7 @@ impl<T> Answers<T> {
     ) -> Answer<T> {
         let slot = self.slot((uid.to_owned(), port), Instant::now());
         let mut turn = slot.turn.lock().await;
-        if let Some(answer) = turn.last.as_ref().filter(|answer| answer.at.elapsed() < ANSWER_STANDS) {
+        if let Some(answer) = turn.last.as_ref().filter(|answer| answer.stands()) {
             return answer.clone();
         }
         let again = if turn.count < KEPT_AFTER { Again::Maybe } else { Again::Soon };
@@ -83,10 +89,15 @@ impl<T> Answers<T> {
         answer
     }
 
-    /// Forgets what nobody asks for any more.
+    /// Forgets what nobody asks for any more, and every answer that does not stand any more: a start asks tens of
+    /// thousands of pods, each of which may have many adapters to tell of.
     pub(crate) fn sweep(&self) {
         let mut known = self.known();
         known.retain(|_, slot| slot.asked().elapsed() < REMEMBERED);
+        // Whoever has the turn brings another answer.
+        for mut turn in known.values().filter_map(|slot| slot.turn.try_lock().ok()) {
+            turn.last = turn.last.take().filter(Answer::stands);
+        }
         let room = 2 * known.len();
         known.shrink_to(room);
     }
@@ -180,6 +191,10 @@ mod tests {
         asked.answers.sweep();
         let known = asked.answers.known();
         assert_eq!(known.keys().map(|(uid, _)| uid.as_str()).collect::<Vec<_>>(), ["other"]);
+        assert!(
+            known.values().all(|slot| slot.turn.try_lock().unwrap().last.is_none()),
+            "its answer is too old by now"
+        );
     }
 
     #[tokio::test(start_paused = true)]

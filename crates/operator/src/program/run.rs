@@ -34,7 +34,7 @@ const AGENT: &str = "rollora-operator";
 /// How long what is under way may take yet when the program is told to end.
 const GRACE: Duration = Duration::from_secs(15);
 /// How often what nobody asks for any more is forgotten.
-const SWEEP: Duration = Duration::from_secs(5);
+const SWEEP: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     log(args.log_format);
