@@ -106,7 +106,7 @@ impl Run {
     }
 
     pub(crate) fn story(&self) -> String {
-        self.world().log.join("\n")
+        self.sim.log.told()
     }
 }
 

@@ -216,6 +216,6 @@ impl Duo {
     }
 
     pub(crate) fn story(&self) -> String {
-        self.world().log.join("\n")
+        self.sim.log.told()
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     past::Documents,
-    world::{Fault, Missing, World},
+    world::{Fault, Log, Missing, World},
 };
 use futures_util::{Stream, stream};
 use jiff::{SignedDuration, Timestamp};
@@ -28,6 +28,7 @@ use tokio::sync::Notify;
 #[derive(Debug, Clone)]
 pub(crate) struct Sim {
     world: Arc<Mutex<World>>,
+    pub(crate) log: Arc<Log>,
     /// Tells that the operator has to die now.
     pub(crate) crash: Arc<Notify>,
     /// How this operator goes where it is moved call by call.
@@ -56,7 +57,8 @@ enum Kind {
 
 impl Sim {
     pub(crate) fn new(world: World) -> Self {
-        Self { world: Arc::new(Mutex::new(world)), crash: Arc::default(), gait: None }
+        let log = world.log.share();
+        Self { world: Arc::new(Mutex::new(world)), log, crash: Arc::default(), gait: None }
     }
 
     /// Another operator in the same world, which is moved call by call.

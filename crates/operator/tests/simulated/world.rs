@@ -18,7 +18,7 @@ use rollora_operator::ports::{AdaptersDocument, Event, Router, Server};
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt::Write as _,
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 pub(crate) const MODEL: &str = "small";
@@ -106,6 +106,31 @@ pub(crate) struct Missing {
     pub(crate) permission: Option<String>,
 }
 
+/// What happened. Beside the world: an assertion about the world, which is locked then, prints it.
+#[derive(Debug, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Clone for Log {
+    /// The log of another world, which goes on from here.
+    fn clone(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.0.lock().unwrap().clone())))
+    }
+}
+
+impl Log {
+    pub(crate) fn share(&self) -> Arc<Self> {
+        Arc::new(Self(Arc::clone(&self.0)))
+    }
+
+    fn push(&self, line: String) {
+        self.0.lock().unwrap().push(line);
+    }
+
+    pub(crate) fn told(&self) -> String {
+        self.0.lock().unwrap().join("\n")
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct World {
     pub(crate) now: Timestamp,
@@ -137,7 +162,7 @@ pub(crate) struct World {
     pub(crate) past: Option<Vec<Arc<Documents>>>,
     pub(crate) status_writes: usize,
     pub(crate) seen_weights: Vec<Vec<(String, i32)>>,
-    pub(crate) log: Vec<String>,
+    pub(crate) log: Log,
     versions: u64,
     uids: u64,
     intents: u64,
@@ -202,7 +227,7 @@ impl World {
             past: None,
             status_writes: 0,
             seen_weights: Vec::new(),
-            log: Vec::new(),
+            log: Log::default(),
             versions: 1,
             uids: 0,
             intents: 0,
