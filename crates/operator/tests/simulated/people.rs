@@ -2,8 +2,8 @@
 
 use crate::{
     driver::Run,
-    guide::{V1, V2, at_half, installed},
-    world::id,
+    guide::{ROLLOUT, V1, V2, at_half, installed},
+    world::{World, id},
 };
 use jiff::SignedDuration;
 use rollora_api::{
@@ -330,4 +330,26 @@ fn an_abort_that_comes_too_late_leaves_no_word_of_what_was_not_asked_for_it() {
     assert!(!status.message.contains("not asked"), "{}", status.message);
     let conditions = status.conditions.iter().map(|condition| condition.message.as_str());
     assert!(conditions.into_iter().all(|message| !message.contains("not asked")), "{:?}", status.conditions);
+}
+
+#[test]
+fn without_sidecars_an_id_that_was_unlisted_counts_three_minutes_after_it_is_listed_again() {
+    let rollout = ROLLOUT.replace("adaptersRef:", "residency: Registered\n  adaptersRef:");
+    let mut run = Run::new(World::new(&rollout, 2, &[V1]));
+    run.until_phase(Phase::Succeeded);
+    run.world().list(&[V1], &[V2]);
+    run.run_for(SignedDuration::from_secs(5));
+    run.world().list(&[V1, V2], &[]);
+    run.run_for(SignedDuration::from_secs(170));
+    let weights = run.world().weights();
+    assert_eq!(weights, [(V1.to_owned(), 100)], "{}", run.story());
+    let message = run.world().status().message;
+    assert!(message.contains("was under ensureNotExist until") && message.contains("it counts from"), "{message}");
+    run.run_for(SignedDuration::from_secs(15));
+    let weights = run.world().weights();
+    assert_eq!(weights.len(), 2, "{}", run.story());
+    run.check();
+    // One that nobody ever unlisted waits for nothing.
+    run.world().list(&[V1, V2, "small-v3"], &[]);
+    run.until_weights(&[(V1, 90), ("small-v3", 10)]);
 }
