@@ -80,6 +80,15 @@ impl OperatorKey {
         text
     }
 
+    /// Takes in the entries of another key.
+    pub fn extend(&mut self, other: Self) {
+        self.managed.extend(other.managed);
+        self.admitted.extend(other.admitted);
+        self.pilots.extend(other.pilots);
+        self.serving.extend(other.serving);
+        self.rejected.extend(other.rejected);
+    }
+
     /// What the server `pod` is to try.
     pub fn trials<'a>(&'a self, pod: &'a str) -> impl Iterator<Item = &'a AdapterId> {
         let here = self.pilots.iter().filter(move |pilot| pilot.pod == pod).map(|pilot| &pilot.id);

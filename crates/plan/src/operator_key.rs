@@ -20,11 +20,13 @@ use rollora_api::{
 /// The entries of one Rollout.
 pub(crate) fn part(spec: &RolloutSpec, status: &RolloutStatus) -> OperatorKey {
     let admitted = &status.admission.admitted;
+    let rejected = |id: &AdapterId| status.rejected.iter().any(|rejected| rejected.id == *id);
+    let harmed = status.admission.tried.iter().filter(|pilot| rejected(&pilot.id));
     let unwanted = |id: &AdapterId| status.retired.iter().any(|retired| retired.id == *id && !is_held(retired));
     OperatorKey {
         managed: governed(spec, status),
         admitted: admitted.clone(),
-        pilots: status.admission.pilot.iter().cloned().collect(),
+        pilots: status.admission.pilot.iter().chain(harmed).cloned().collect(),
         serving: admitted.iter().filter(|id| !unwanted(id)).cloned().collect(),
         // A rejected id stays admitted until nobody can reach it any more.
         rejected: status
@@ -70,12 +72,7 @@ pub(crate) fn merge(present: &OperatorKey, mine: OperatorKey, others: &[Operator
         !is_mine(id) && others.iter().any(governs)
     };
     let kept = |ids: &[AdapterId]| ids.iter().filter(|id| is_theirs(id.as_str())).cloned().collect::<Vec<_>>();
-    let named_anew = |id: &AdapterId| mine.pilots.iter().any(|pilot| pilot.id == *id);
-    let stays = |pilot: &&Pilot| {
-        let of_a_rejected = mine.rejected.contains(&pilot.id) && !named_anew(&pilot.id);
-        of_a_rejected || is_theirs(pilot.id.as_str())
-    };
-    let pilots: Vec<Pilot> = present.pilots.iter().filter(stays).cloned().collect();
+    let pilots: Vec<Pilot> = present.pilots.iter().filter(|pilot| is_theirs(pilot.id.as_str())).cloned().collect();
     let mut key = OperatorKey {
         managed: others.iter().flat_map(|other| other.managed.clone()).collect(),
         admitted: kept(&present.admitted),
@@ -83,11 +80,7 @@ pub(crate) fn merge(present: &OperatorKey, mine: OperatorKey, others: &[Operator
         serving: kept(&present.serving),
         rejected: kept(&present.rejected),
     };
-    key.managed.extend(mine.managed);
-    key.admitted.extend(mine.admitted);
-    key.pilots.extend(mine.pilots);
-    key.serving.extend(mine.serving);
-    key.rejected.extend(mine.rejected);
+    key.extend(mine);
     sort(key)
 }
 

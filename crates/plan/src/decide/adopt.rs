@@ -80,7 +80,10 @@ impl Case<'_> {
             state: RetirementState::Waiting,
             reason: "it was serving before the status was lost".to_owned(),
         }));
-        status.admission.pilot = key.pilots.iter().find(|pilot| mine(&&pilot.id)).cloned();
+        let pilots = key.pilots.iter().filter(|pilot| mine(&&pilot.id)).cloned();
+        let (harmed, on_trial): (Vec<_>, Vec<_>) = pilots.partition(|pilot| key.rejected.contains(&pilot.id));
+        status.admission.tried = harmed;
+        status.admission.pilot = on_trial.into_iter().next();
         let admitted = &mut status.admission.admitted;
         admitted.extend(key.admitted.iter().filter(mine).cloned());
         admitted.sort_unstable();

@@ -51,7 +51,7 @@ fn a_rejected_id_is_rejected_once_nobody_can_reach_it_and_keeps_its_pilot() {
     status.admission.admitted.clear();
     let rejected = part(&spec(), &status);
     assert_eq!((rejected.rejected.clone(), rejected.trials("p").count()), (ids(&["a-v2"]), 0));
-    status.admission.pilot = None;
+    status.admission.tried.extend(status.admission.pilot.take());
     let later = merge(&rejected, part(&spec(), &status), &[]);
     assert_eq!(later.pilots, rejected.pilots, "another id is tried, and this is still known");
     status.rejected.clear();

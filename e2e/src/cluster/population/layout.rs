@@ -237,12 +237,7 @@ impl Template {
     pub(super) fn key(&self, pool: u16, rollouts: u16) -> Result<OperatorKey> {
         let mut all = OperatorKey::default();
         for number in 0..rollouts {
-            let one: OperatorKey = serde_json::from_value(renamed(&json!(self.key), (pool, number), &[])?)?;
-            all.managed.extend(one.managed);
-            all.admitted.extend(one.admitted);
-            all.pilots.extend(one.pilots);
-            all.serving.extend(one.serving);
-            all.rejected.extend(one.rejected);
+            all.extend(serde_json::from_value(renamed(&json!(self.key), (pool, number), &[])?)?);
         }
         Ok(all)
     }
