@@ -10,10 +10,10 @@ use crate::{
     answer::ApiError,
     groups::{self, GROUPS},
     kinds,
-    watch::{self, News, Selection, Watch},
+    watch::{self, News, Watch},
 };
 use futures_util::{Stream, StreamExt};
-use kube::{Api, core::DynamicObject};
+use kube::core::DynamicObject;
 use rollora_api::rewrite::{InferenceModelRewrite, RewriteGroup};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -132,8 +132,10 @@ impl Rewrites {
                         self.watches.remove(&group);
                     }
                     for group in &self.digest.state.served {
-                        let watch = || watch_group(&self.cluster, &self.scope, *group);
-                        self.watches.entry(*group).or_insert_with(watch);
+                        let group = *group;
+                        let read = move |object| Found::of(group, object);
+                        let watch = || watch::watch_all(&self.cluster, &self.scope, kinds::rewrite(group), read);
+                        self.watches.entry(group).or_insert_with(watch);
                     }
                 }
             }
@@ -152,19 +154,6 @@ impl Rewrites {
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }
-}
-
-/// Each object is read when it comes: as JSON it is many times as large.
-fn watch_group(cluster: &Cluster, scope: &Scope, group: RewriteGroup) -> Watch<Found> {
-    let kind = kinds::rewrite(group);
-    let resource = kind.api_resource();
-    let api = match scope {
-        Scope::Namespace(namespace) => Api::namespaced_with(cluster.client(), namespace, &resource),
-        Scope::All => Api::all_with(cluster.client(), &resource),
-    };
-    let namespace = scope.namespace().map(str::to_owned);
-    let read = move |object| Some(Found::of(group, object));
-    watch::watch_as(api, &Selection::default(), kind.resource(), namespace, read)
 }
 
 /// What was heard so far, and what is still to be told of it.

@@ -1,5 +1,9 @@
 //! Which namespaces are looked at.
 
+use crate::kinds::Kind;
+use k8s_openapi::NamespaceResourceScope;
+use kube::{Api, Client, core::DynamicObject};
+
 /// One namespace, or all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
@@ -15,6 +19,26 @@ impl Scope {
         match self {
             Self::Namespace(namespace) => Some(namespace),
             Self::All => None,
+        }
+    }
+
+    /// Objects of a type there.
+    pub(crate) fn api<K>(&self, client: Client) -> Api<K>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        match self {
+            Self::Namespace(namespace) => Api::namespaced(client, namespace),
+            Self::All => Api::all(client),
+        }
+    }
+
+    /// Objects of a kind there.
+    pub(crate) fn objects(&self, client: Client, kind: Kind) -> Api<DynamicObject> {
+        let resource = kind.api_resource();
+        match self {
+            Self::Namespace(namespace) => Api::namespaced_with(client, namespace, &resource),
+            Self::All => Api::all_with(client, &resource),
         }
     }
 }

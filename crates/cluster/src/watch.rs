@@ -3,10 +3,15 @@
 //! Invariant: what was told last stays true until something newer is told. An outage is told as an error, and changes
 //! nothing else.
 
-use crate::answer::{ApiError, Request};
+use crate::{
+    Cluster, Scope,
+    answer::{ApiError, Request},
+    kinds::Kind,
+};
 use futures_util::{Stream, StreamExt, stream};
 use kube::{
     Api, Resource, ResourceExt,
+    core::DynamicObject,
     runtime::{
         WatchStreamExt,
         utils::Backoff,
@@ -95,6 +100,17 @@ where
             }
         }
     }))
+}
+
+/// Watches all objects of a kind. Each is read when it comes: as JSON it is many times as large.
+pub(crate) fn watch_all<T: Send + 'static>(
+    cluster: &Cluster,
+    scope: &Scope,
+    kind: Kind,
+    read: impl Fn(DynamicObject) -> T + Send + 'static,
+) -> Watch<T> {
+    let (api, namespace) = (scope.objects(cluster.client(), kind), scope.namespace().map(str::to_owned));
+    watch_as(api, &Selection::default(), kind.resource(), namespace, move |object| Some(read(object)))
 }
 
 /// Puts a list together from its parts.

@@ -131,10 +131,8 @@ pub(crate) async fn everything(
         servers,
         routers,
         news_in: asked.map_or(NEWS, |asked| (asked + ANSWER_STANDS).saturating_duration_since(Instant::now())),
-        rollouts: rollouts.map(|rollouts| rollouts.into_iter().map(|rollout| rollout.value).collect()),
-        new_rewrite_group,
-        guards_deletion: store.guards_deletion(),
-        refused: None,
+        rollouts: values(rollouts),
+        ..unasked(store, new_rewrite_group)
     };
     Look { world, rewrites: versions, adapters: adapters_version, asked }
 }
@@ -142,17 +140,7 @@ pub(crate) async fn everything(
 /// Asks for nothing but the rewrites: an abort waits for nobody else.
 pub(crate) async fn rewrites_only(store: &impl Store, key: &RolloutKey, new_rewrite_group: RewriteGroup) -> Look {
     let (rewrites, versions) = split(read(store.rewrites(key)).await);
-    let world = Observed {
-        adapters: Err(Unseen::NotAsked),
-        rewrites,
-        servers: Err(Unseen::NotAsked),
-        routers: Err(Unseen::NotAsked),
-        news_in: NEWS,
-        rollouts: Err(Unseen::NotAsked),
-        new_rewrite_group,
-        guards_deletion: store.guards_deletion(),
-        refused: None,
-    };
+    let world = Observed { rewrites, ..unasked(store, new_rewrite_group) };
     Look { world, rewrites: versions, adapters: None, asked: None }
 }
 
@@ -167,19 +155,29 @@ pub(crate) async fn documents_only(
     let (adapters, rollouts) =
         tokio::join!(read(store.adapters(key, &rollout.spec.adapters_ref, None)), read(store.rollouts_beside(key)));
     let adapters_version = adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.version.clone());
-    let world = Observed {
-        adapters: adapters
-            .map(|document| document.map(|document| memory.read(key, &rollout.spec.adapters_ref, document))),
+    let adapters =
+        adapters.map(|document| document.map(|document| memory.read(key, &rollout.spec.adapters_ref, document)));
+    let world = Observed { adapters, rollouts: values(rollouts), ..unasked(store, new_rewrite_group) };
+    Look { world, rewrites: Vec::new(), adapters: adapters_version, asked: None }
+}
+
+/// A world of which nothing was asked.
+fn unasked(store: &impl Store, new_rewrite_group: RewriteGroup) -> Observed {
+    Observed {
+        adapters: Err(Unseen::NotAsked),
         rewrites: Err(Unseen::NotAsked),
         servers: Err(Unseen::NotAsked),
         routers: Err(Unseen::NotAsked),
         news_in: NEWS,
-        rollouts: rollouts.map(|rollouts| rollouts.into_iter().map(|rollout| rollout.value).collect()),
+        rollouts: Err(Unseen::NotAsked),
         new_rewrite_group,
         guards_deletion: store.guards_deletion(),
         refused: None,
-    };
-    Look { world, rewrites: Vec::new(), adapters: adapters_version, asked: None }
+    }
+}
+
+fn values<T>(versioned: Result<Vec<Versioned<T>>, Unseen>) -> Result<Vec<T>, Unseen> {
+    versioned.map(|all| all.into_iter().map(|one| one.value).collect())
 }
 
 /// One read with its time limit.

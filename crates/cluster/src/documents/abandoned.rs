@@ -3,7 +3,6 @@
 
 use super::{Books, Documents, ReadError, write::Written};
 use crate::{
-    Scope,
     answer::{ApiError, Request},
     kinds,
     shelf::ObjectName,
@@ -26,11 +25,7 @@ const LIMIT: Duration = Duration::from_secs(8);
 impl Documents {
     /// Their names. Who has written what says which they are: what is in ConfigMaps is not read.
     pub async fn abandoned(&self) -> Result<Vec<ObjectName>, ReadError> {
-        let client = self.0.cluster.client();
-        let api: Api<ConfigMap> = match &self.0.scope {
-            Scope::Namespace(namespace) => Api::namespaced(client, namespace),
-            Scope::All => Api::all(client),
-        };
+        let api: Api<ConfigMap> = self.0.scope.api(self.0.cluster.client());
         let resource = kinds::CONFIG_MAP.resource();
         let request = Request { verb: "list", resource: &resource, namespace: self.0.scope.namespace() };
         let (mut keyed, mut params) = (Vec::new(), ListParams::default().limit(PAGE));

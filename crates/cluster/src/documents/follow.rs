@@ -6,13 +6,12 @@ use super::{
     item_of_rewrite, map_item, rollout_item,
 };
 use crate::{
-    Cluster, Scope,
     answer::ApiError,
-    kinds::{self, Kind},
+    kinds,
     pods::{Pod, Pool},
     rewrites::{RewriteNews, Rewrites},
     shelf::{Item, ObjectName, State},
-    watch::{self, News, Selection, Watch},
+    watch::{self, News, Selection},
 };
 use futures_util::{
     Stream, StreamExt,
@@ -20,7 +19,7 @@ use futures_util::{
     stream::{self, BoxStream, SelectAll, abortable},
 };
 use k8s_openapi::api::core::v1::{ConfigMap, Pod as KubePod};
-use kube::{Api, ResourceExt, core::DynamicObject};
+use kube::{Api, ResourceExt};
 use rollora_api::{names::ROUTER_POOL_LABEL, rollout::Rollout};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -87,10 +86,7 @@ impl Changes {
     pub(super) fn new(documents: &Documents) -> Self {
         let inner = &documents.0;
         let (cluster, scope) = (&inner.cluster, &inner.scope);
-        let routers: Api<KubePod> = match scope {
-            Scope::Namespace(namespace) => Api::namespaced(cluster.client(), namespace),
-            Scope::All => Api::all(cluster.client()),
-        };
+        let routers: Api<KubePod> = scope.api(cluster.client());
         let selection = Selection { labels: Some(ROUTER_POOL_LABEL.to_owned()), ..Selection::default() };
         let (resource, namespace) = (kinds::POD.resource(), scope.namespace().map(str::to_owned));
         let routers = watch::watch_as(routers, &selection, resource, namespace, |pod| Some(Pod::read(&pod)));
@@ -98,8 +94,10 @@ impl Changes {
             Some((Heard::Rewrites(rewrites.next().await), rewrites))
         });
         let streams = [
-            all(cluster, scope, kinds::ROLLOUT, rollout_item).map(|told| Heard::Rollouts(Box::new(told))).boxed(),
-            all(cluster, scope, kinds::POOL, |pool| Pool::read(&pool)).map(Heard::Pools).boxed(),
+            watch::watch_all(cluster, scope, kinds::ROLLOUT, rollout_item)
+                .map(|told| Heard::Rollouts(Box::new(told)))
+                .boxed(),
+            watch::watch_all(cluster, scope, kinds::POOL, |pool| Pool::read(&pool)).map(Heard::Pools).boxed(),
             routers.map(Heard::Routers).boxed(),
             rewrites.boxed(),
         ];
@@ -423,22 +421,6 @@ impl Changes {
         }
         self.said = problems;
     }
-}
-
-/// Watches all objects of a kind. Each is read when it comes: as JSON it is many times as large.
-fn all<T: Send + 'static>(
-    cluster: &Cluster,
-    scope: &Scope,
-    kind: Kind,
-    read: impl Fn(DynamicObject) -> T + Send + 'static,
-) -> Watch<T> {
-    let resource = kind.api_resource();
-    let api: Api<DynamicObject> = match scope {
-        Scope::Namespace(namespace) => Api::namespaced_with(cluster.client(), namespace, &resource),
-        Scope::All => Api::all_with(cluster.client(), &resource),
-    };
-    let namespace = scope.namespace().map(str::to_owned);
-    watch::watch_as(api, &Selection::default(), kind.resource(), namespace, move |object| Some(read(object)))
 }
 
 /// Pods by the selectors that they match. There may be tens of thousands: none is copied but where it matches several.

@@ -41,8 +41,7 @@ impl Documents {
     pub async fn pool_names(&self, namespace: &str) -> Result<BTreeSet<String>, ReadError> {
         self.wait(|books| books.pools.state(), &kinds::POOL.resource()).await?;
         let books = self.books();
-        let here = books.pools.iter().filter(|(name, ..)| name.namespace == namespace);
-        Ok(here.map(|(name, ..)| name.name.clone()).collect())
+        Ok(books.pools.of_namespace(namespace).map(|(name, ..)| name.name.clone()).collect())
     }
 
     /// Writes the status of the rewrite that was read as `version`.
