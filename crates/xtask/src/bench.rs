@@ -177,6 +177,16 @@ fn table(measures: &[Measure]) -> String {
     std::iter::once(head).chain([&rule]).chain(body).map(line).collect()
 }
 
+#[expect(clippy::cast_precision_loss, reason = "sizes far below 2^52")]
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+fn count(number: u64) -> f64 {
+    number as f64
+}
+
 /// The middle of some numbers; of an even count the lower one of the two.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::servers::{Server, build};
-use super::{Measure, proc};
+use super::{Measure, mib, proc};
 use crate::process;
 
 const SERVERS: usize = 3;
@@ -29,9 +29,4 @@ pub(super) fn run() -> Result<Vec<Measure>> {
         Measure::new("idle", "resident memory, three servers", mib(resident), "MiB").at_most(GOAL_MIB),
         Measure::new("idle", "processor time, three servers", per_second, "ms/s"),
     ])
-}
-
-#[expect(clippy::cast_precision_loss, reason = "sizes far below 2^52")]
-fn mib(kib: u64) -> f64 {
-    kib as f64 / 1024.0
 }

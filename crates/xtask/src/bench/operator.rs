@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::servers::{Server, free_address};
-use super::{Measure, Unavailable, median, proc};
+use super::{Measure, Unavailable, count, median, mib, proc};
 use crate::workspace::{self, Programs, find};
 use crate::{clock, process};
 
@@ -277,16 +277,6 @@ fn percentile(mut values: Vec<f64>, part: f64) -> f64 {
 
 fn thousands(number: u32) -> String {
     if number < 1000 { number.to_string() } else { format!("{},{:03}", number / 1000, number % 1000) }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "sizes far below 2^52")]
-fn mib(kib: u64) -> f64 {
-    kib as f64 / 1024.0
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-fn count(number: u64) -> f64 {
-    number as f64
 }
 
 #[cfg(test)]

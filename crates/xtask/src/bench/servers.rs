@@ -14,7 +14,7 @@ use super::Unavailable;
 use super::load::{Load, post};
 use crate::clock;
 use crate::process::{self, Interrupted};
-use crate::tools::{Cache, Entry, NGINX};
+use crate::tools::{CONTROL_PLANE, Cache, Entry, NGINX, Tool};
 use crate::workspace::{self, Programs, find};
 
 /// The name that clients send.
@@ -33,6 +33,25 @@ pub(super) fn build() -> Result<Programs> {
     }
     eprintln!("building rollora and the simulator, optimized; the first time that takes some minutes");
     workspace::build(&["--release", "-p", "rollora-cli", "-p", "rollora-e2e", "--bin", "rollora", "--bin", "vllm-sim"])
+}
+
+/// A tool of the cache. Where it cannot be had, a bench cannot run, and `without` says why.
+pub(super) fn obtain(tool: &Tool, without: &str) -> Result<Entry> {
+    match Cache::open()?.get(tool) {
+        Ok(entry) => Ok(entry),
+        Err(error) if error.is::<Interrupted>() => Err(error),
+        Err(error) => Err(Unavailable(format!("{without}: {error:#}")).into()),
+    }
+}
+
+/// A program that starts an API server, and what it needs for that: held as long as it is used, so that nobody clears it.
+pub(super) fn with_control_plane(programs: &Programs, name: &'static str) -> Result<(Command, Entry)> {
+    let entry = obtain(CONTROL_PLANE, "there is no API server, and none can be had")?;
+    let mut command = Command::new(find(programs, name)?);
+    if let Some(variable) = CONTROL_PLANE.variable {
+        command.env(variable, entry.path());
+    }
+    Ok((command, entry))
 }
 
 /// A running server.
@@ -57,11 +76,8 @@ impl Nginx {
         if process::output_of(Command::new("nginx").arg("-v")).is_some() {
             return Ok(Self { program: "nginx".into(), _entry: None });
         }
-        match Cache::open()?.get(NGINX) {
-            Ok(entry) => Ok(Self { program: entry.path().join("usr/sbin/nginx"), _entry: Some(entry) }),
-            Err(error) if error.is::<Interrupted>() => Err(error),
-            Err(error) => Err(Unavailable(format!("no nginx is on PATH, and it cannot be had: {error:#}")).into()),
-        }
+        let entry = obtain(NGINX, "no nginx is on PATH, and it cannot be had")?;
+        Ok(Self { program: entry.path().join("usr/sbin/nginx"), _entry: Some(entry) })
     }
 }
 

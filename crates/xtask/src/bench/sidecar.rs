@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use super::servers::{Server, free_address};
-use super::{Measure, Unavailable, median, proc};
+use super::{Measure, Unavailable, count, median, mib, proc};
 use crate::workspace::{self, Programs, find};
 use crate::{clock, process};
 
@@ -189,14 +189,4 @@ fn lists(server: &Server) -> Result<u64> {
     let log = get(server.address, "/sim/log")?;
     let is_list = |entry: &&Value| entry["path"] == "/v1/models";
     Ok(u64::try_from(log.as_array().into_iter().flatten().filter(is_list).count())?)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "sizes far below 2^52")]
-fn mib(kib: u64) -> f64 {
-    kib as f64 / 1024.0
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a handful")]
-fn count(number: u64) -> f64 {
-    number as f64
 }

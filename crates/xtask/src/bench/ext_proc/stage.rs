@@ -12,10 +12,10 @@ use tempfile::TempDir;
 
 use super::super::Unavailable;
 use super::super::load::post;
-use super::super::servers::{ADAPTER, MODEL, PATH, Server, body, free_address};
+use super::super::servers::{ADAPTER, MODEL, PATH, Server, body, free_address, obtain};
 use super::envoy::{self, Processor, Way};
-use crate::process::{self, Interrupted};
-use crate::tools::{BODY_ROUTER, CONTROL_PLANE, Cache, ENDPOINT_PICKER, ENVOY, Entry, Tool};
+use crate::process;
+use crate::tools::{BODY_ROUTER, CONTROL_PLANE, ENDPOINT_PICKER, ENVOY, Entry};
 use crate::workspace::{self, Programs, find};
 
 const POOL: &str = "bench";
@@ -89,12 +89,7 @@ struct Tools {
 
 impl Tools {
     fn get() -> Result<Self> {
-        let cache = Cache::open()?;
-        let get = |tool: &Tool| match cache.get(tool) {
-            Ok(entry) => Ok(entry),
-            Err(error) if error.is::<Interrupted>() => Err(error),
-            Err(error) => Err(Unavailable(format!("a peer of ext-proc cannot be had: {error:#}")).into()),
-        };
+        let get = |tool| obtain(tool, "a peer of ext-proc cannot be had");
         Ok(Self {
             envoy: get(ENVOY)?,
             control_plane: get(CONTROL_PLANE)?,

@@ -2,16 +2,16 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::super::Unavailable;
-use crate::process::{self, Interrupted};
-use crate::tools::{CONTROL_PLANE, Cache, Entry};
-use crate::workspace::{Programs, find};
+use super::super::servers::with_control_plane;
+use crate::process;
+use crate::tools::Entry;
+use crate::workspace::Programs;
 
 /// How much there is.
 #[derive(Debug, Clone, Copy)]
@@ -75,17 +75,7 @@ impl Drop for Population {
 
 impl Population {
     pub(super) fn start(programs: &Programs) -> Result<Self> {
-        let entry = match Cache::open()?.get(CONTROL_PLANE) {
-            Ok(entry) => entry,
-            Err(error) if error.is::<Interrupted>() => return Err(error),
-            Err(error) => {
-                return Err(Unavailable(format!("there is no API server, and none can be had: {error:#}")).into());
-            }
-        };
-        let mut command = Command::new(find(programs, "population")?);
-        if let Some(variable) = CONTROL_PLANE.variable {
-            command.env(variable, entry.path());
-        }
+        let (mut command, entry) = with_control_plane(programs, "population")?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut child = command.spawn().context("cannot start the population")?;
         let pipes = child.stdin.take().zip(child.stdout.take());

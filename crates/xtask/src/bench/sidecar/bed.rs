@@ -11,13 +11,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use super::super::Unavailable;
 use super::super::load::Load;
-use super::super::servers::{Server, free_address};
+use super::super::servers::{Server, free_address, with_control_plane};
 use crate::clock;
-use crate::process::{self, Interrupted};
-use crate::tools::{CONTROL_PLANE, Cache, Entry};
-use crate::workspace::{Programs, find};
+use crate::process;
+use crate::tools::Entry;
+use crate::workspace::Programs;
 
 /// Longer than anything here should take.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -80,17 +79,7 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) fn start(programs: &Programs) -> Result<Self> {
-        let entry = match Cache::open()?.get(CONTROL_PLANE) {
-            Ok(entry) => entry,
-            Err(error) if error.is::<Interrupted>() => return Err(error),
-            Err(error) => {
-                return Err(Unavailable(format!("there is no API server, and none can be had: {error:#}")).into());
-            }
-        };
-        let mut command = Command::new(find(programs, "control-plane")?);
-        if let Some(variable) = CONTROL_PLANE.variable {
-            command.env(variable, entry.path());
-        }
+        let (command, entry) = with_control_plane(programs, "control-plane")?;
         let (plane, kubeconfig) = Server::start_that_tells("control-plane", command)?;
         let kubeconfig = PathBuf::from(kubeconfig);
         let mut command = Command::new(entry.path().join("bin/kubectl"));
