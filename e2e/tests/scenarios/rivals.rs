@@ -4,7 +4,7 @@
 use crate::{
     chain::{PATIENCE, ends, every_step_once, never_backwards, outcome, over, reached, version},
     numbers::say,
-    steps::short_lease,
+    steps::{Kept, behind_a_turnstile, short_lease},
 };
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -16,7 +16,6 @@ use rand::{SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use rollora_e2e::{
     bed::{Bed, Setup},
     cluster::{
-        control_plane::ControlPlane,
         kubelet::Container,
         manifests::Manifests,
         place::{Cluster, Parts, push},
@@ -28,10 +27,7 @@ use rollora_e2e::{
     traffic::Crowd,
 };
 use serde_json::json;
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 const OPERATOR: &str = "rollora-operator";
 const RIVAL: &str = "rollora-rival";
@@ -170,20 +166,12 @@ fn a_write_of_a_leader_that_was_overtaken_is_refused() {
     if !has_a_cluster("a write of an old leader arrives late") {
         return;
     }
-    let shared = Arc::new(OnceLock::new());
-    let parts = {
-        let shared = Arc::clone(&shared);
-        async move || {
-            let turnstile = Arc::new(Turnstile::before(ControlPlane::shared().await?).await?);
-            shared.set(Arc::clone(&turnstile)).ok();
-            let change = move |objects: &mut Manifests| {
-                short_lease(objects)?;
-                objects.object_mut("Deployment", OPERATOR)?["spec"]["replicas"] = json!(2);
-                turnstile.lead(objects, OPERATOR)
-            };
-            Ok(Parts { change: Box::new(change), ..Parts::default() })
-        }
+    let two = |objects: &mut Manifests| {
+        objects.object_mut("Deployment", OPERATOR)?["spec"]["replicas"] = json!(2);
+        Ok(())
     };
+    let shared = Kept::default();
+    let parts = async || behind_a_turnstile(Arc::clone(&shared), two).await;
     on_a_cluster(&Setup::guide(Duration::from_millis(300)), parts, async |bed| {
         let turnstile: &Arc<Turnstile> = shared.get().context("no turnstile")?;
         bed.sees_baseline().await?;

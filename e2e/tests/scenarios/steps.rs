@@ -15,6 +15,7 @@ use rollora_e2e::{
         kubelet::Backoff,
         manifests::Manifests,
         place::{Cluster, Parts, push},
+        turnstile::Turnstile,
     },
     guide::MODEL,
     scenario::{has_a_cluster, long, on_a_cluster},
@@ -22,7 +23,11 @@ use rollora_e2e::{
     traffic::Crowd,
 };
 use serde_json::json;
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 const SEED: u64 = 5;
 
@@ -95,6 +100,25 @@ impl Step {
 pub(crate) fn short_lease(objects: &mut Manifests) -> Result<()> {
     let operator = objects.object_mut("Deployment", "rollora-operator")?;
     push(&mut operator["spec"]["template"]["spec"]["containers"][0]["args"], json!("--lease-duration=2s"))
+}
+
+/// A turnstile that a bed's parts go through, once they are there.
+pub(crate) type Kept = Arc<OnceLock<Arc<Turnstile>>>;
+
+/// The shared control plane with an operator that holds its Lease for two seconds and goes through a turnstile, which is
+/// kept; `change` is what else is different.
+pub(crate) async fn behind_a_turnstile(
+    kept: Kept,
+    change: impl Fn(&mut Manifests) -> Result<()> + Send + Sync + 'static,
+) -> Result<Parts> {
+    let turnstile = Arc::new(Turnstile::before(ControlPlane::shared().await?).await?);
+    kept.set(Arc::clone(&turnstile)).ok();
+    let change = move |objects: &mut Manifests| {
+        short_lease(objects)?;
+        change(objects)?;
+        turnstile.lead(objects, "rollora-operator")
+    };
+    Ok(Parts { change: Box::new(change), ..Parts::default() })
 }
 
 /// A control plane of its own, an operator that holds its Lease for two seconds, and a kubelet that starts it again soon

@@ -7,58 +7,34 @@
 use crate::{
     chain::{PATIENCE, ends, every_step_once, outcome, over, version},
     numbers::say,
+    steps::{Kept, behind_a_turnstile},
 };
 use anyhow::{Context as _, Result, ensure};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use rollora_e2e::{
     bed::{Bed, Setup},
-    cluster::{
-        control_plane::ControlPlane,
-        place::{Cluster, Parts, push},
-        turnstile::Turnstile,
-    },
+    cluster::{place::Cluster, turnstile::Turnstile},
     guide::MODEL,
     scenario::{has_a_cluster, long, on_a_cluster},
     traffic::Crowd,
 };
-use serde_json::json;
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-const OPERATOR: &str = "rollora-operator";
 const SEED: u64 = 11;
-
-/// The parts of a cluster with an operator that holds its Lease for two seconds, behind a turnstile.
-fn behind(turnstile: &Arc<Turnstile>) -> Parts {
-    let turnstile = Arc::clone(turnstile);
-    let change = move |objects: &mut rollora_e2e::cluster::manifests::Manifests| {
-        turnstile.lead(objects, OPERATOR)?;
-        let operator = objects.object_mut("Deployment", OPERATOR)?;
-        push(&mut operator["spec"]["template"]["spec"]["containers"][0]["args"], json!("--lease-duration=2s"))
-    };
-    Parts { change: Box::new(change), ..Parts::default() }
-}
 
 #[test]
 fn killed_after_any_of_its_writes_the_operator_comes_to_the_same_end() {
     if !has_a_cluster("the operator is killed after its writes") {
         return;
     }
-    let shared = Arc::new(OnceLock::new());
-    let parts = {
-        let shared = Arc::clone(&shared);
-        async move || {
-            let turnstile = Arc::new(Turnstile::before(ControlPlane::shared().await?).await?);
-            let parts = behind(&turnstile);
-            shared.set(turnstile).ok();
-            Ok(parts)
-        }
-    };
+    let shared = Kept::default();
+    let parts = async || behind_a_turnstile(Arc::clone(&shared), |_| Ok(())).await;
     on_a_cluster(&Setup::guide(Duration::from_millis(200)), parts, async |bed| {
         let turnstile: &Arc<Turnstile> = shared.get().context("no turnstile")?;
         bed.sees_baseline().await?;

@@ -2,7 +2,7 @@
 
 use crate::{
     driver::Run,
-    schedules::{Action, Fate, act, come_to_rest, nobody_is_hurt, two_at_once, world},
+    schedules::{Action, Fate, act, one_alone, two_at_once, world},
 };
 use jiff::SignedDuration;
 use rollora_api::rollout::{Verb, status::Phase};
@@ -12,7 +12,6 @@ use rollora_api::rollout::{Verb, status::Phase};
 #[test]
 fn a_status_that_is_lost_after_a_rejection_lets_no_second_server_try() {
     let deadly = Some(3);
-    let mut run = Run::new(world(deadly, None));
     let actions = [
         Action::Unreachable { server: 0 },
         Action::List { exist: 8, not_exist: 0 },
@@ -21,12 +20,7 @@ fn a_status_that_is_lost_after_a_rejection_lets_no_second_server_try() {
         Action::LoseStatus,
         Action::Intend(Verb::Retry),
     ];
-    for action in &actions {
-        act(&mut run, action);
-        run.tick();
-    }
-    come_to_rest(&mut run, &actions, deadly);
-    nobody_is_hurt(&run).unwrap();
+    one_alone(world(deadly, None), &actions, deadly).unwrap();
 }
 
 /// One that read an older file, in which the deadly id was not listed yet, took back what
@@ -67,19 +61,13 @@ fn a_split_that_nobody_planned_is_adopted_where_the_status_was_lost() {
 #[test]
 fn one_that_comes_back_after_its_pilot_has_died_is_tried_there_again() {
     let deadly = Some(2);
-    let mut run = Run::new(world(deadly, None));
     let actions = [
         Action::List { exist: 4, not_exist: 0 },
         Action::List { exist: 12, not_exist: 0 },
         Action::Die { server: 0, seconds: 1 },
         Action::List { exist: 4, not_exist: 0 },
     ];
-    for action in &actions {
-        act(&mut run, action);
-        run.tick();
-    }
-    come_to_rest(&mut run, &actions, deadly);
-    nobody_is_hurt(&run).unwrap();
+    one_alone(world(deadly, None), &actions, deadly).unwrap();
 }
 
 /// Every server waits for what serves and is not listed, and only the lost status said so.

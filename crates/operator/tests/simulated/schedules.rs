@@ -304,17 +304,20 @@ proptest! {
         deadly in prop::option::of(1..4_usize),
         broken in prop::option::of(1..4_usize),
     ) {
-        let mut run = Run::new(world(deadly, broken));
-        for action in &actions {
-            act(&mut run, action);
-            run.tick();
-            run.world().check_words();
-            nobody_is_hurt(&run)?;
-        }
-        come_to_rest(&mut run, &actions, deadly);
+        one_alone(world(deadly, broken), &actions, deadly)?;
+    }
+}
+
+pub(crate) fn one_alone(world: World, actions: &[Action], deadly: Option<usize>) -> Result<(), TestCaseError> {
+    let mut run = Run::new(world);
+    for action in actions {
+        act(&mut run, action);
+        run.tick();
+        run.world().check_words();
         nobody_is_hurt(&run)?;
     }
-
+    come_to_rest(&mut run, actions, deadly);
+    nobody_is_hurt(&run)
 }
 
 proptest! {
