@@ -3,16 +3,28 @@
 //! Connecting asks nobody: a program starts also while the API server is away, and goes on when it is back.
 
 use http::header::{HeaderValue, USER_AGENT};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::{
+    client::legacy,
+    rt::{TokioExecutor, TokioTimer},
+};
 use kube::{
     Client, Config,
+    client::{Body, ConfigExt as _},
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use std::{error::Error, fmt::Write as _, path::PathBuf, time::Duration};
+use tower::{BoxError, ServiceBuilder};
 
 /// How long connecting may take. Once connected, every call has a time limit of its own.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a connection may refuse to take what is sent.
 const WRITE: Duration = Duration::from_secs(10);
+/// The most that is read at once, in bytes. Every connection keeps room for as much as it has ever read at once, and each
+/// watch has one of its own.
+const READ: usize = 32 << 10;
+/// How long a connection is kept for the next call.
+const IDLE: Duration = Duration::from_secs(15);
 
 /// Where the cluster's description comes from; everything is found out where nothing is said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -80,7 +92,7 @@ impl Cluster {
         config.headers.extend(HeaderValue::from_str(&agent).ok().map(|agent| (USER_AGENT, agent)));
         let server = config.cluster_url.to_string();
         let proxy = config.proxy_url.as_ref().map(ToString::to_string);
-        let client = Client::try_from(config).map_err(|error| ConnectError::Unusable {
+        let client = client(config).map_err(|error| ConnectError::Unusable {
             server: server.clone(),
             why: match proxy {
                 Some(proxy) => format!(
@@ -112,6 +124,30 @@ impl Cluster {
     pub(crate) fn client(&self) -> Client {
         self.client.clone()
     }
+}
+
+/// Calls go the way that kube would send them, but with connections that keep less.
+fn client(config: Config) -> Result<Client, kube::Error> {
+    if config.proxy_url.is_some() {
+        // How to get through a proxy is known to kube alone.
+        return Client::try_from(config);
+    }
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector()?);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_read_timeout(config.read_timeout);
+    connector.set_write_timeout(config.write_timeout);
+    let calls: legacy::Client<_, Body> = legacy::Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(IDLE)
+        .pool_timer(TokioTimer::new())
+        .http1_max_buf_size(READ)
+        .build(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(calls);
+    Ok(Client::new(service, config.default_namespace))
 }
 
 async fn find(access: &Access) -> Result<Config, ConnectError> {

@@ -99,9 +99,9 @@ struct Inner {
 /// What is in memory.
 #[derive(Debug, Default)]
 struct Books {
-    rollouts: Shelf<Result<Rollout, String>>,
-    current: Shelf<InferenceModelRewrite>,
-    legacy: Shelf<InferenceModelRewrite>,
+    rollouts: Shelf<Result<Arc<Rollout>, String>>,
+    current: Shelf<Arc<InferenceModelRewrite>>,
+    legacy: Shelf<Arc<InferenceModelRewrite>>,
     /// Which groups of rewrites are installed; none before that is known.
     served: Option<BTreeSet<RewriteGroup>>,
     /// Why rewrites cannot be watched.
@@ -118,14 +118,14 @@ struct Books {
 }
 
 impl Books {
-    fn rewrites(&self, group: RewriteGroup) -> &Shelf<InferenceModelRewrite> {
+    fn rewrites(&self, group: RewriteGroup) -> &Shelf<Arc<InferenceModelRewrite>> {
         match group {
             RewriteGroup::Current => &self.current,
             RewriteGroup::Legacy => &self.legacy,
         }
     }
 
-    fn rewrites_mut(&mut self, group: RewriteGroup) -> &mut Shelf<InferenceModelRewrite> {
+    fn rewrites_mut(&mut self, group: RewriteGroup) -> &mut Shelf<Arc<InferenceModelRewrite>> {
         match group {
             RewriteGroup::Current => &mut self.current,
             RewriteGroup::Legacy => &mut self.legacy,
@@ -201,7 +201,7 @@ impl Documents {
     }
 
     /// Every Rollout that can be read.
-    pub async fn rollouts(&self) -> Result<Vec<Versioned<Rollout>>, ReadError> {
+    pub async fn rollouts(&self) -> Result<Vec<Versioned<Arc<Rollout>>>, ReadError> {
         self.wait(|books| books.rollouts.state(), &kinds::ROLLOUT.resource()).await?;
         self.settle_rollouts(None).await?;
         let books = self.books();
@@ -212,7 +212,7 @@ impl Documents {
     }
 
     /// Those of them that may matter to one of them; itself among them.
-    pub async fn rollouts_beside(&self, name: &ObjectName) -> Result<Vec<Versioned<Rollout>>, ReadError> {
+    pub async fn rollouts_beside(&self, name: &ObjectName) -> Result<Vec<Versioned<Arc<Rollout>>>, ReadError> {
         self.wait(|books| books.rollouts.state(), &kinds::ROLLOUT.resource()).await?;
         self.settle_rollouts(None).await?;
         let books = self.books();
@@ -226,7 +226,7 @@ impl Documents {
     }
 
     /// One Rollout; none where it does not exist.
-    pub async fn rollout(&self, name: &ObjectName) -> Result<Option<Versioned<Rollout>>, ReadError> {
+    pub async fn rollout(&self, name: &ObjectName) -> Result<Option<Versioned<Arc<Rollout>>>, ReadError> {
         self.wait(|books| books.rollouts.state(), &kinds::ROLLOUT.resource()).await?;
         self.settle_rollouts(Some(name)).await?;
         match self.books().rollouts.get(name) {
@@ -237,12 +237,15 @@ impl Documents {
     }
 
     /// Every rewrite of both groups in a namespace.
-    pub async fn rewrites(&self, namespace: &str) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
+    pub async fn rewrites(&self, namespace: &str) -> Result<Vec<Versioned<Arc<InferenceModelRewrite>>>, ReadError> {
         self.rewrites_where(namespace, |_, _| true).await
     }
 
     /// Those of them that may matter to a Rollout.
-    pub async fn rewrites_beside(&self, name: &ObjectName) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
+    pub async fn rewrites_beside(
+        &self,
+        name: &ObjectName,
+    ) -> Result<Vec<Versioned<Arc<InferenceModelRewrite>>>, ReadError> {
         let vicinity = self.books().rollouts.get(name).and_then(|(_, rollout)| Vicinity::of(rollout.as_ref().ok()?));
         let Some(vicinity) = vicinity else { return self.rewrites(&name.namespace).await };
         self.rewrites_where(&name.namespace, |name, rewrite| vicinity.has_rewrite(name, rewrite)).await
@@ -252,7 +255,7 @@ impl Documents {
         &self,
         namespace: &str,
         wanted: impl Fn(&str, &InferenceModelRewrite) -> bool,
-    ) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
+    ) -> Result<Vec<Versioned<Arc<InferenceModelRewrite>>>, ReadError> {
         self.wait(Books::rewrites_state, "rewrites").await?;
         for group in GROUPS {
             let doubtful = self.books().rewrites(group).doubtful(Some(namespace));
@@ -432,12 +435,12 @@ fn no_key(name: &ObjectName, key: &str, map: &ConfigMap) -> String {
     format!("ConfigMap {name} has no key {key} ({has}): add it, or mend spec.adaptersRef.key")
 }
 
-fn rollout_item(mut object: DynamicObject) -> Item<Result<Rollout, String>> {
+fn rollout_item(mut object: DynamicObject) -> Item<Result<Arc<Rollout>, String>> {
     // They are many times as large as the rest, and nobody reads them.
     object.metadata.managed_fields = None;
     let name = ObjectName::new(object.namespace().unwrap_or_default(), object.name_any());
     let version = object.resource_version().unwrap_or_default();
-    let value = read_rollout(object).map_err(|error| {
+    let value = read_rollout(object).map(Arc::new).map_err(|error| {
         format!("it cannot be read by this version of the operator: {error}: update the operator, or mend the field")
     });
     Item { name, version, value }
@@ -454,17 +457,17 @@ pub(crate) fn read_rollout(object: DynamicObject) -> Result<Rollout, serde_json:
     serde_json::from_value(value)
 }
 
-fn rewrite_item(group: RewriteGroup, mut object: DynamicObject) -> Option<Item<InferenceModelRewrite>> {
+fn rewrite_item(group: RewriteGroup, mut object: DynamicObject) -> Option<Item<Arc<InferenceModelRewrite>>> {
     object.metadata.managed_fields = None;
     rewrites::read(group, object).map(item_of_rewrite)
 }
 
-fn item_of_rewrite(rewrite: InferenceModelRewrite) -> Item<InferenceModelRewrite> {
+fn item_of_rewrite(rewrite: InferenceModelRewrite) -> Item<Arc<InferenceModelRewrite>> {
     let metadata = &rewrite.metadata;
     Item {
         name: ObjectName::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone()),
         version: metadata.resource_version.clone().unwrap_or_default(),
-        value: rewrite,
+        value: Arc::new(rewrite),
     }
 }
 

@@ -1,10 +1,13 @@
 //! Pods and pools, as little of them as is needed to know whom to ask.
 
 use crate::shelf::{Item, ObjectName};
-use k8s_openapi::api::core::v1::{Pod as KubePod, PodStatus};
-use kube::{ResourceExt, core::DynamicObject};
+use k8s_openapi::{api::core::v1::Pod as KubePod, apimachinery::pkg::apis::meta::v1::Time};
+use kube::{
+    Resource, ResourceExt,
+    core::{DynamicObject, ObjectMeta},
+};
 use rollora_api::names::{ROUTER_POOL_LABEL, ROUTER_PORT_ANNOTATION, SIDECAR_PORT_ANNOTATION};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// A pod.
@@ -20,8 +23,8 @@ pub struct Pod {
     pub ready: bool,
     /// Whether all of its containers ended and will not be started again.
     pub ended: bool,
-    /// The IDs of its containers, sorted: they change with every restart.
-    pub containers: Vec<String>,
+    /// The IDs of its containers: they change with every restart.
+    pub containers: String,
     /// The pool that it routes for, where it is a router.
     pub router_for: Option<String>,
     /// The ports of its sidecars, in the order of the pool's target ports, where it says so; or why that cannot be read.
@@ -30,9 +33,63 @@ pub struct Pod {
     pub router_port: Option<Result<u16, String>>,
 }
 
+/// A pod as the API server tells of it, as far as it is read here: a whole one is many times as large, and a list has
+/// hundreds.
+#[derive(Debug, Clone, Resource, Deserialize)]
+#[resource(inherit = "KubePod")]
+pub(crate) struct PodObject {
+    #[serde(deserialize_with = "metadata")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    status: Status,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Status {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    conditions: Option<Vec<Condition>>,
+    container_statuses: Option<Vec<Container>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Container {
+    #[serde(rename = "containerID")]
+    container_id: Option<String>,
+}
+
+/// The rest of the metadata would be the larger part.
+fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Part {
+        name: Option<String>,
+        namespace: Option<String>,
+        uid: Option<String>,
+        resource_version: Option<String>,
+        deletion_timestamp: Option<Time>,
+        labels: Option<BTreeMap<String, String>>,
+        annotations: Option<BTreeMap<String, String>>,
+    }
+    let Part { name, namespace, uid, resource_version, deletion_timestamp, labels, annotations } =
+        Part::deserialize(deserializer)?;
+    let rest = ObjectMeta::default();
+    Ok(ObjectMeta { name, namespace, uid, resource_version, deletion_timestamp, labels, annotations, ..rest })
+}
+
 impl Pod {
     /// What is needed of a pod.
-    pub(crate) fn read(pod: &KubePod) -> Item<Self> {
+    pub(crate) fn read(pod: &PodObject) -> Item<Self> {
         let name = ObjectName::new(pod.namespace().unwrap_or_default(), pod.name_any());
         let version = pod.resource_version().unwrap_or_default();
         let ports = |annotation: &str| {
@@ -41,14 +98,14 @@ impl Pod {
             let ports: Option<Vec<u16>> = text.split(',').map(port).collect();
             Some(ports.ok_or_else(|| format!("its annotation {annotation} is {text:?}: write a port")))
         };
-        let status = pod.status.as_ref();
+        let status = &pod.status;
         let value = Self {
             name: name.name.clone(),
             uid: pod.uid().unwrap_or_default(),
-            ip: status.and_then(|status| status.pod_ip.as_ref()).and_then(|ip| ip.parse().ok()),
-            ready: status.is_some_and(is_ready) && pod.metadata.deletion_timestamp.is_none(),
-            ended: status.and_then(|status| status.phase.as_deref()).is_some_and(is_ended),
-            containers: status.map(containers).unwrap_or_default(),
+            ip: status.pod_ip.as_ref().and_then(|ip| ip.parse().ok()),
+            ready: is_ready(status) && pod.metadata.deletion_timestamp.is_none(),
+            ended: status.phase.as_deref().is_some_and(is_ended),
+            containers: containers(status),
             router_for: pod.labels().get(ROUTER_POOL_LABEL).cloned(),
             sidecar_ports: ports(SIDECAR_PORT_ANNOTATION),
             router_port: ports(ROUTER_PORT_ANNOTATION).map(|ports| ports.map(|ports| ports[0])),
@@ -57,19 +114,19 @@ impl Pod {
     }
 }
 
-fn is_ready(status: &PodStatus) -> bool {
-    status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+fn is_ready(status: &Status) -> bool {
+    status.conditions.iter().flatten().any(|condition| condition.kind == "Ready" && condition.status == "True")
 }
 
 fn is_ended(phase: &str) -> bool {
     matches!(phase, "Succeeded" | "Failed")
 }
 
-fn containers(status: &PodStatus) -> Vec<String> {
-    let mut ids: Vec<String> =
-        status.container_statuses.iter().flatten().filter_map(|container| container.container_id.clone()).collect();
+fn containers(status: &Status) -> String {
+    let all = status.container_statuses.iter().flatten();
+    let mut ids: Vec<&str> = all.filter_map(|container| container.container_id.as_deref()).collect();
     ids.sort_unstable();
-    ids
+    ids.join(",")
 }
 
 /// An InferencePool: which pods are in it, and which ports of theirs are servers.
@@ -151,7 +208,7 @@ mod tests {
     fn a_pod_is_ready_when_its_condition_says_so_and_nobody_deletes_it() {
         let ready = pod(|_| ());
         assert!(ready.ready && !ready.ended);
-        assert_eq!(ready.containers, ["c://1", "c://2"]);
+        assert_eq!(ready.containers, "c://1,c://2");
         assert_eq!(ready.sidecar_ports, Some(Ok(vec![8081])));
         assert!(!pod(|pod| pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z")).ready);
         assert!(!pod(|pod| pod["status"]["conditions"][0]["status"] = json!("False")).ready);

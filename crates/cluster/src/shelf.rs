@@ -138,6 +138,8 @@ impl<T: PartialEq> Shelf<T> {
             }
             changed.insert(name);
         }
+        // What is put into a map in order leaves it half empty; what is made of a whole list is full.
+        self.entries = std::mem::take(&mut self.entries).into_iter().collect();
         changed
     }
 

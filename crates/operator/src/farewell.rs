@@ -8,16 +8,13 @@ use rollora_api::{rewrite::RewriteGroup, rollout::Rollout};
 use rollora_plan::{Input, farewell, observed::Unseen};
 use std::{
     collections::BTreeMap,
-    sync::{MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
 };
 
 impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     /// Remembers a Rollout for when it is gone.
-    pub(crate) fn remember(&self, key: &RolloutKey, rollout: &Rollout) {
-        let Rollout { api_version, kind, metadata, spec, status: _ } = rollout;
-        let (api_version, kind) = (api_version.clone(), kind.clone());
-        let rollout = Rollout { api_version, kind, metadata: metadata.clone(), spec: spec.clone(), status: None };
-        self.last().insert(key.clone(), rollout);
+    pub(crate) fn remember(&self, key: &RolloutKey, rollout: &Arc<Rollout>) {
+        self.last().insert(key.clone(), Arc::clone(rollout));
     }
 
     /// The Rollout is gone. One that was never seen here leaves nothing that is known.
@@ -53,7 +50,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         Next::Forget
     }
 
-    fn last(&self) -> MutexGuard<'_, BTreeMap<RolloutKey, Rollout>> {
+    fn last(&self) -> MutexGuard<'_, BTreeMap<RolloutKey, Arc<Rollout>>> {
         // Nothing that holds this lock can panic half way: the content is good in any case.
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -68,7 +68,7 @@ pub struct Operator<S, F, C> {
     /// Per key what the last write was answered, where it was refused.
     refused: Mutex<BTreeMap<RolloutKey, String>>,
     /// Every Rollout as it was last read, for what is left to do when it is gone.
-    last: Mutex<BTreeMap<RolloutKey, Rollout>>,
+    last: Mutex<BTreeMap<RolloutKey, Arc<Rollout>>>,
     tally: Arc<Tally>,
 }
 

@@ -14,7 +14,7 @@ use rollora_plan::observed::{Adapters, Observed, Unseen};
 use std::{
     collections::BTreeMap,
     future::Future,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -197,15 +197,15 @@ fn part<T>(heard: Result<Heard<T>, Unseen>) -> (Option<Instant>, Result<Vec<T>, 
     }
 }
 
-type Rewrites = Vec<Versioned<InferenceModelRewrite>>;
+type Rewrites = Vec<Versioned<Arc<InferenceModelRewrite>>>;
 type Versions = Vec<(Option<RewriteGroup>, String, Version)>;
 
-fn split(rewrites: Result<Rewrites, Unseen>) -> (Result<Vec<InferenceModelRewrite>, Unseen>, Versions) {
+fn split(rewrites: Result<Rewrites, Unseen>) -> (Result<Vec<Arc<InferenceModelRewrite>>, Unseen>, Versions) {
     let rewrites = match rewrites {
         Ok(rewrites) => rewrites,
         Err(error) => return (Err(error), Vec::new()),
     };
-    let version = |rewrite: &Versioned<InferenceModelRewrite>| {
+    let version = |rewrite: &Versioned<Arc<InferenceModelRewrite>>| {
         (rewrite.value.group(), rewrite.value.metadata.name.clone(), rewrite.version.clone())
     };
     let versions = rewrites.iter().map(version).collect();

@@ -7,7 +7,7 @@ use rollora_api::{
     rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup},
     rollout::{Rollout, RolloutStatus, spec::AdaptersRef},
 };
-use std::{fmt, future::Future, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 pub use rollora_plan::{
@@ -110,21 +110,24 @@ pub trait Store: Send + Sync {
     /// Where the fleet's news are cheap to hear of (one machine), they are among it; else they are polled.
     fn changes(&self) -> impl Stream<Item = RolloutKey> + Send;
     /// Every Rollout, for conflicts and references.
-    fn rollouts(&self) -> impl Future<Output = Result<Vec<Versioned<Rollout>>, ReadError>> + Send;
+    fn rollouts(&self) -> impl Future<Output = Result<Vec<Versioned<Arc<Rollout>>>, ReadError>> + Send;
     /// Those of them that may matter to this one, itself among them; a store may leave out the others.
     fn rollouts_beside(
         &self,
         _key: &RolloutKey,
-    ) -> impl Future<Output = Result<Vec<Versioned<Rollout>>, ReadError>> + Send {
+    ) -> impl Future<Output = Result<Vec<Versioned<Arc<Rollout>>>, ReadError>> + Send {
         self.rollouts()
     }
     /// One Rollout; none where it was deleted.
-    fn rollout(&self, key: &RolloutKey) -> impl Future<Output = Result<Option<Versioned<Rollout>>, ReadError>> + Send;
+    fn rollout(
+        &self,
+        key: &RolloutKey,
+    ) -> impl Future<Output = Result<Option<Versioned<Arc<Rollout>>>, ReadError>> + Send;
     /// Every rewrite of both groups in the Rollout's namespace that may matter to it.
     fn rewrites(
         &self,
         key: &RolloutKey,
-    ) -> impl Future<Output = Result<Vec<Versioned<InferenceModelRewrite>>, ReadError>> + Send;
+    ) -> impl Future<Output = Result<Vec<Versioned<Arc<InferenceModelRewrite>>>, ReadError>> + Send;
     /// The adapters ConfigMap; none where it does not exist. Where `at_least` was read before, by whomever, nothing older
     /// is given: then the source is asked.
     fn adapters(

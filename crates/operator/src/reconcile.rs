@@ -8,7 +8,7 @@ use crate::{
 };
 use rollora_api::{condition::reason, rewrite::RewriteGroup, rollout::Rollout};
 use rollora_plan::{Decision, Input, decide, effect::Effect, is_urgent, observed::Unseen};
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
 
 /// When a key is reconciled again.
@@ -73,7 +73,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         self.store.new_rewrite_group(kept).unwrap_or(self.new_rewrite_group)
     }
 
-    async fn rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Rollout>>, Unseen> {
+    async fn rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Arc<Rollout>>>, Unseen> {
         observe::read(self.store.rollout(key)).await
     }
 
@@ -102,7 +102,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     async fn carry_out(
         &self,
         key: &RolloutKey,
-        rollout: &Versioned<Rollout>,
+        rollout: &Versioned<Arc<Rollout>>,
         look: &Look,
         decision: &Decision,
     ) -> Result<(), Next> {

@@ -18,7 +18,10 @@ use rollora_api::{
         condition::{ACCEPTED, CONFLICTED, reason},
     },
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 /// One rule of one rewrite.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,7 +37,7 @@ type Subject<'a> = (RewriteGroup, (&'a str, &'a str), Option<&'a str>);
 /// Every rewrite of one namespace whose conditions have to change, with them. `pools` are the names of the pools that are
 /// there; none where that is not known, and then nothing changes.
 pub fn accept(
-    rewrites: &[InferenceModelRewrite],
+    rewrites: &[impl Borrow<InferenceModelRewrite>],
     pools: Option<&BTreeSet<String>>,
     now: Timestamp,
 ) -> Vec<InferenceModelRewrite> {
@@ -58,8 +61,11 @@ pub fn accept(
 }
 
 /// Those that count, and per subject the claim that goes first.
-fn claims(rewrites: &[InferenceModelRewrite]) -> (Vec<&InferenceModelRewrite>, BTreeMap<Subject<'_>, Claim>) {
-    let present: Vec<_> = rewrites.iter().filter(|rewrite| rewrite.metadata.deletion_timestamp.is_none()).collect();
+fn claims(
+    rewrites: &[impl Borrow<InferenceModelRewrite>],
+) -> (Vec<&InferenceModelRewrite>, BTreeMap<Subject<'_>, Claim>) {
+    let present: Vec<&InferenceModelRewrite> =
+        rewrites.iter().map(Borrow::borrow).filter(|rewrite| rewrite.metadata.deletion_timestamp.is_none()).collect();
     let mut first: BTreeMap<Subject<'_>, Claim> = BTreeMap::new();
     for rewrite in &present {
         let Some(group) = rewrite.group() else { continue };

@@ -1,10 +1,14 @@
 //! Rollouts that would work against each other: the older one works, the other says so.
 
 use rollora_api::{operator_key::matches_pattern, rollout::Rollout};
+use std::borrow::Borrow;
 
 /// The older Rollout that works on the same model or the same ids, in words.
-pub(crate) fn conflict(rollout: &Rollout, others: &[Rollout]) -> Option<String> {
-    let older = others.iter().filter(|other| !is_same(rollout, other) && is_older(other, rollout));
+pub(crate) fn conflict(rollout: &Rollout, others: &[impl Borrow<Rollout>]) -> Option<String> {
+    let older = others
+        .iter()
+        .map(Borrow::borrow)
+        .filter(|other: &&Rollout| !is_same(rollout, other) && is_older(other, rollout));
     older.filter_map(|other| clash(rollout, other).map(|what| format!("Rollout {} {what}", other.metadata.name))).min()
 }
 

@@ -40,10 +40,15 @@ use rollora_api::{
         status::{LastAction, ObservedAdapters, RetirementState},
     },
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// How soon what could not be observed is looked at again where nothing waits for it.
 const AWAY: Duration = Duration::from_secs(1);
+
+/// A step that has waited for servers or routers for longer than this looks at them less often.
+const QUICK: Duration = Duration::from_secs(10);
+/// How often that is then: whatever is wrong takes longer to mend.
+const SLOW: Duration = Duration::from_secs(3);
 
 /// How soon servers that have not told how much room they have are asked again while a rollout goes on.
 const UNTOLD: Duration = Duration::from_secs(5);
@@ -197,7 +202,7 @@ impl<'a> Case<'a> {
     /// Every other Rollout; nobody where they could not be listed.
     pub(crate) fn others(&self) -> impl Iterator<Item = &'a Rollout> {
         let (rollout, all) = (self.rollout, self.world.rollouts.as_deref().unwrap_or_default());
-        all.iter().filter(move |other| !conflict::is_same(rollout, other))
+        all.iter().map(Arc::as_ref).filter(move |other| !conflict::is_same(rollout, other))
     }
 
     /// What the adapters file was when this was decided.
@@ -284,7 +289,7 @@ impl<'a> Case<'a> {
             draft.traffic(|traffic| traffic.is_unfinished()) && self.servers().is_some_and(capacity::is_untold);
         let room = untold.then(|| Again::At(text::after(self.now, UNTOLD)));
         let ends = self.contest_end(&draft.status).map(Again::At).into_iter().chain(self.look_again()).chain(room);
-        let requeue = self.requeue(agains.chain(ends));
+        let requeue = self.requeue(&draft.status, agains.chain(ends));
         Decision { effects: self.effects(&draft.status), status: draft.status, events: draft.events, requeue }
     }
 
@@ -361,15 +366,22 @@ impl<'a> Case<'a> {
         routers::prove(self.spec.router, claim, self.world.routers.as_deref(), self.now)
     }
 
-    fn requeue(&self, agains: impl Iterator<Item = Again>) -> Option<Duration> {
+    fn requeue(&self, status: &RolloutStatus, agains: impl Iterator<Item = Again>) -> Option<Duration> {
+        let soon = if is_slow(status) { SLOW.max(self.world.news_in) } else { self.world.news_in };
         let delay = |again| match again {
-            Again::Soon => Some(self.world.news_in),
+            Again::Soon => Some(soon),
             // A little later than the time itself: then it is over for sure.
             Again::At(at) => Some(text::since(self.now, at) + Duration::from_millis(1)),
             Again::OnChange => None,
         };
         agains.filter_map(delay).min()
     }
+}
+
+/// Whether the step has been waiting for servers or routers for so long that whatever is wrong will not be over at once.
+fn is_slow(status: &RolloutStatus) -> bool {
+    let waited = status.step.as_ref().and_then(|step| u64::try_from(step.observed_millis).ok());
+    waited.is_some_and(|millis| Duration::from_millis(millis) > QUICK)
 }
 
 /// A status that knows nothing: the first time, or lost.

@@ -17,7 +17,7 @@ pub struct Observed {
     /// The adapters ConfigMap; none where it does not exist.
     pub adapters: Result<Option<Adapters>, Unseen>,
     /// Every rewrite of both groups in the Rollout's namespace.
-    pub rewrites: Result<Vec<InferenceModelRewrite>, Unseen>,
+    pub rewrites: Result<Vec<Arc<InferenceModelRewrite>>, Unseen>,
     /// Every server of the pool.
     pub servers: Result<Vec<Server>, Unseen>,
     /// Every router replica.
@@ -25,7 +25,7 @@ pub struct Observed {
     /// How soon servers and routers that are on their way there can have something new to say.
     pub news_in: Duration,
     /// Every Rollout, this one among them.
-    pub rollouts: Result<Vec<Rollout>, Unseen>,
+    pub rollouts: Result<Vec<Arc<Rollout>>, Unseen>,
     /// The API group of a rewrite that has to be made.
     pub new_rewrite_group: RewriteGroup,
     /// Whether a Rollout can be held back from its deletion until its traffic is in order.

@@ -14,6 +14,7 @@ use rollora_api::{
     },
     rollout::status::{TargetWeight, Weights},
 };
+use std::borrow::Borrow;
 
 /// What a single target is written with; any number means everything there.
 const SINGLE_TARGET_WEIGHT: i32 = 100;
@@ -46,11 +47,14 @@ pub(crate) struct Wanted<'a> {
 pub(crate) fn find<'a>(
     name: &str,
     kept: Option<RewriteGroup>,
-    rewrites: &'a [InferenceModelRewrite],
+    rewrites: &'a [impl Borrow<InferenceModelRewrite>],
 ) -> Option<&'a InferenceModelRewrite> {
     rewrites
         .iter()
-        .filter(|rewrite| rewrite.metadata.name == name && rewrite.metadata.deletion_timestamp.is_none())
+        .map(Borrow::borrow)
+        .filter(|rewrite: &&InferenceModelRewrite| {
+            rewrite.metadata.name == name && rewrite.metadata.deletion_timestamp.is_none()
+        })
         .min_by_key(|rewrite| (kept.is_some() && rewrite.group() != kept, rewrite.group()))
 }
 

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     answer::ApiError,
     kinds,
-    pods::{Pod, Pool},
+    pods::{Pod, PodObject, Pool},
     rewrites::{RewriteNews, Rewrites},
     shelf::{Item, ObjectName, State},
     watch::{self, News, Selection},
@@ -18,21 +18,24 @@ use futures_util::{
     future::{AbortHandle, Either, select},
     stream::{self, BoxStream, SelectAll, abortable},
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Pod as KubePod};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, ResourceExt};
 use rollora_api::{names::ROUTER_POOL_LABEL, rollout::Rollout};
 use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
+    sync::Arc,
 };
 use tokio::sync::mpsc;
 
 /// ConfigMaps in one part of a list: each may have a megabyte.
 const MAPS: u32 = 50;
+/// Pods in one part of a list: every namespace is listed at once, and a pod may have ten kilobytes.
+const PODS: u32 = 100;
 
 /// One thing that a watch told.
 enum Heard {
-    Rollouts(Box<Told<Result<Rollout, String>>>),
+    Rollouts(Box<Told<Result<Arc<Rollout>, String>>>),
     Pools(Told<Result<Pool, String>>),
     Rewrites(RewriteNews),
     Routers(Told<Pod>),
@@ -86,8 +89,9 @@ impl Changes {
     pub(super) fn new(documents: &Documents) -> Self {
         let inner = &documents.0;
         let (cluster, scope) = (&inner.cluster, &inner.scope);
-        let routers: Api<KubePod> = scope.api(cluster.client());
-        let selection = Selection { labels: Some(ROUTER_POOL_LABEL.to_owned()), ..Selection::default() };
+        let routers: Api<PodObject> = scope.api(cluster.client());
+        let selection =
+            Selection { labels: Some(ROUTER_POOL_LABEL.to_owned()), page: Some(PODS), ..Selection::default() };
         let (resource, namespace) = (kinds::POD.resource(), scope.namespace().map(str::to_owned));
         let routers = watch::watch_as(routers, &selection, resource, namespace, |pod| Some(Pod::read(&pod)));
         let rewrites = stream::unfold(Rewrites::new(cluster, scope.clone()), |mut rewrites| async move {
@@ -189,7 +193,11 @@ impl Changes {
         let first = self.known.is_empty();
         let mut other = false;
         for name in changed {
-            let now = books.rollouts.get(&name).and_then(|(_, rollout)| rollout.as_ref().ok()).map(Shape::of);
+            let now = books
+                .rollouts
+                .get(&name)
+                .and_then(|(_, rollout)| rollout.as_ref().ok())
+                .map(|rollout| Shape::of(rollout));
             let before = match &now {
                 Some(shape) => self.known.insert(name.clone(), shape.clone()),
                 None => self.known.remove(&name),
@@ -303,7 +311,7 @@ impl Changes {
             return;
         }
         for name in changed {
-            let rewrite = books.rewrites(group).get(&name).map(|(_, rewrite)| rewrite);
+            let rewrite = books.rewrites(group).get(&name).map(|(_, rewrite)| &**rewrite);
             self.wake(books, &Change::Rewrite(&name, rewrite));
         }
     }
@@ -379,11 +387,11 @@ impl Changes {
     }
 
     fn watch_pods(&mut self, namespace: String, wanted: BTreeMap<String, Labels>) {
-        let api: Api<KubePod> = Api::namespaced(self.documents.0.cluster.client(), &namespace);
+        let api: Api<PodObject> = Api::namespaced(self.documents.0.cluster.client(), &namespace);
         let labels = Some(wanted.keys().next().cloned().unwrap_or_default()).filter(|_| wanted.len() == 1);
-        let selection = Selection { labels, ..Selection::default() };
+        let selection = Selection { labels, page: Some(PODS), ..Selection::default() };
         let selectors = wanted.clone();
-        let read = move |pod: KubePod| {
+        let read = move |pod: PodObject| {
             let has = |labels: &Labels| labels.iter().all(|(name, value)| pod.labels().get(name) == Some(value));
             let matching = selectors.iter().filter(|(_, labels)| has(labels));
             Some(Sorted { selectors: matching.map(|(selector, _)| selector.clone()).collect(), pod: Pod::read(&pod) })

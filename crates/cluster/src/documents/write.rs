@@ -15,7 +15,7 @@ use kube::{
 use rollora_api::{
     names::OPERATOR_KEY,
     rewrite::{InferenceModelRewrite, RewriteGroup},
-    rollout::RolloutStatus,
+    rollout::{Rollout, RolloutStatus},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{fmt::Debug, future::Future, time::Duration};
@@ -173,11 +173,11 @@ impl Documents {
         }
     }
 
-    fn rollout_at(&self, name: &ObjectName, version: &str) -> Option<rollora_api::rollout::Rollout> {
+    fn rollout_at(&self, name: &ObjectName, version: &str) -> Option<Rollout> {
         let books = self.books();
         let (found, rollout) = books.rollouts.get(name)?;
         let rollout = rollout.as_ref().ok()?;
-        (found == version).then(|| rollout.clone())
+        (found == version).then(|| Rollout::clone(rollout))
     }
 
     fn stale_rollout(&self, name: &ObjectName) -> Written {

@@ -123,8 +123,8 @@ fn take(written: Result<(), WriteError>, version: Version, in_force: impl FnOnce
     }
 }
 
-fn versioned_rollout(picture: &Documents) -> Versioned<Rollout> {
-    let value = Rollout::clone(&picture.rollout);
+fn versioned_rollout(picture: &Documents) -> Versioned<Arc<Rollout>> {
+    let value = Arc::clone(&picture.rollout);
     Versioned { version: version_of(&value.metadata), value }
 }
 
@@ -138,19 +138,19 @@ impl Store for LocalStore {
         first.chain(later)
     }
 
-    async fn rollouts(&self) -> Result<Vec<Versioned<Rollout>>, ReadError> {
+    async fn rollouts(&self) -> Result<Vec<Versioned<Arc<Rollout>>>, ReadError> {
         Ok(vec![versioned_rollout(&self.picture())])
     }
 
-    async fn rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Rollout>>, ReadError> {
+    async fn rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Arc<Rollout>>>, ReadError> {
         Ok((*key == self.key()).then(|| versioned_rollout(&self.picture())))
     }
 
-    async fn rewrites(&self, _: &RolloutKey) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
+    async fn rewrites(&self, _: &RolloutKey) -> Result<Vec<Versioned<Arc<InferenceModelRewrite>>>, ReadError> {
         let picture = self.picture();
         let versioned = |rewrite: &InferenceModelRewrite| Versioned {
             version: version_of(&rewrite.metadata),
-            value: rewrite.clone(),
+            value: Arc::new(rewrite.clone()),
         };
         Ok(picture.rewrites.iter().map(versioned).collect())
     }

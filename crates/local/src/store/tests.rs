@@ -53,7 +53,7 @@ fn reference() -> AdaptersRef {
     AdaptersRef { name: "adapters".to_owned(), key: "configmap.yaml".to_owned() }
 }
 
-fn rollout(store: &LocalStore) -> Versioned<Rollout> {
+fn rollout(store: &LocalStore) -> Versioned<Arc<Rollout>> {
     run(Store::rollout(store, &store.key())).unwrap().unwrap()
 }
 
@@ -104,7 +104,7 @@ fn target_in_force(store: &LocalStore) -> Option<String> {
 fn everything_is_there_again_after_a_restart() {
     let machine = Machine::new();
     let store = machine.start();
-    let uid = rollout(&store).value.metadata.uid;
+    let uid = rollout(&store).value.metadata.uid.clone();
     assert!(matches!(write_status(&store, "far"), Written::Done(_)));
     assert!(matches!(write_rewrite(&store, "alias-v1"), Written::Done(_)));
     let version = adapters(&store).unwrap().version;
@@ -119,7 +119,10 @@ fn everything_is_there_again_after_a_restart() {
     let store = machine.start();
     let after = (rollout(&store), adapters(&store).unwrap(), run(store.rewrites(&store.key())).unwrap());
     assert_eq!(before, after);
-    assert_eq!((after.0.value.metadata.uid, after.0.value.status.unwrap().message), (uid, "far".to_owned()));
+    assert_eq!(
+        (after.0.value.metadata.uid.clone(), after.0.value.status.clone().unwrap().message),
+        (uid, "far".to_owned())
+    );
     assert_eq!(target_in_force(&store).as_deref(), Some("alias-v1"), "the gateway routes before anybody decided");
     assert_eq!(store.picture().events[0].message, "happened");
     assert_eq!(store.picture().key.key.as_ref().unwrap().managed, ["alias-v*"]);
@@ -347,7 +350,7 @@ proptest! {
                     store = machine.start();
                 }
             }
-            prop_assert_eq!(rollout(&store).value.status.map(|status| status.message), message.clone());
+            prop_assert_eq!(rollout(&store).value.status.clone().map(|status| status.message), message.clone());
             prop_assert_eq!(target_in_force(&store), target.clone());
             prop_assert_eq!(adapters(&store).unwrap().value.key_text, admitted.clone());
         }

@@ -7,7 +7,7 @@ use crate::clock::now;
 use rollora_api::rewrite::InferenceModelRewrite;
 use rollora_cluster::{Documents, ReadError, Written};
 use rollora_plan::acceptance::accept;
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// Changes that come together are told together.
@@ -63,7 +63,7 @@ async fn write_what_differs(documents: &Documents, namespace: &str) -> Result<bo
     let (versions, rewrites): (Vec<_>, Vec<_>) = found.into_iter().map(|found| (found.version, found.value)).unzip();
     let (mut complete, mut problem) = (true, None);
     for rewrite in accept(&rewrites, Some(&pools), now()) {
-        let same = |other: &InferenceModelRewrite| {
+        let same = |other: &Arc<InferenceModelRewrite>| {
             other.api_version == rewrite.api_version && other.metadata.name == rewrite.metadata.name
         };
         let Some(index) = rewrites.iter().position(same) else { continue };

@@ -169,7 +169,7 @@ impl Models {
         SidecarStatus {
             server: Some(ServerIdentity {
                 endpoint: format!("http://{}", std::net::SocketAddr::new(ip, port)),
-                start: pod.containers.join(","),
+                start: pod.containers.clone(),
             }),
             readiness: Readiness {
                 ready: pod.ready,
@@ -194,7 +194,7 @@ mod tests {
             ip: None,
             ready: true,
             ended: false,
-            containers: vec!["c://1".to_owned()],
+            containers: "c://1".to_owned(),
             router_for: None,
             sidecar_ports,
             router_port: None,

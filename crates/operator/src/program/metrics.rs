@@ -16,7 +16,11 @@ use rollora_operator::{
     ports::RolloutKey,
     tally::{BUCKETS, Tally, Timings},
 };
-use std::{collections::BTreeMap, fmt, sync::atomic::AtomicU64};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 /// What the text speaks of.
 #[derive(Debug)]
@@ -26,7 +30,7 @@ pub(crate) struct Scene {
     /// Kinds of which news may be missing, and why in a word.
     pub(crate) problems: Vec<(String, String)>,
     /// Every Rollout.
-    pub(crate) rollouts: Vec<Rollout>,
+    pub(crate) rollouts: Vec<Arc<Rollout>>,
     pub(crate) now: Timestamp,
 }
 
@@ -246,6 +250,7 @@ mod tests {
     }
 
     fn scene(rollouts: Vec<Rollout>) -> Scene {
+        let rollouts = rollouts.into_iter().map(Arc::new).collect();
         Scene { leads: true, problems: Vec::new(), rollouts, now: "2026-01-01T00:01:30Z".parse().unwrap() }
     }
 

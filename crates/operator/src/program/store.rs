@@ -10,7 +10,7 @@ use rollora_cluster::{Documents, Events, Notice, ObjectName};
 use rollora_operator::ports::{
     AdaptersDocument, AdaptersWrite, Event, Precondition, ReadError, RolloutKey, Store, Version, Versioned, Written,
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 /// The documents, and a voice.
 #[derive(Debug)]
@@ -83,22 +83,22 @@ impl Store for ClusterStore {
         changes.map(|name| RolloutKey { namespace: Some(name.namespace), name: name.name })
     }
 
-    async fn rollouts(&self) -> Result<Vec<Versioned<Rollout>>, ReadError> {
+    async fn rollouts(&self) -> Result<Vec<Versioned<Arc<Rollout>>>, ReadError> {
         let found = self.documents.rollouts().await.map_err(read_error)?;
         Ok(found.into_iter().map(|rollout| versioned(rollout, |rollout| rollout)).collect())
     }
 
-    async fn rollouts_beside(&self, key: &RolloutKey) -> Result<Vec<Versioned<Rollout>>, ReadError> {
+    async fn rollouts_beside(&self, key: &RolloutKey) -> Result<Vec<Versioned<Arc<Rollout>>>, ReadError> {
         let found = self.documents.rollouts_beside(&name_of(key)).await.map_err(read_error)?;
         Ok(found.into_iter().map(|rollout| versioned(rollout, |rollout| rollout)).collect())
     }
 
-    async fn rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Rollout>>, ReadError> {
+    async fn rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Arc<Rollout>>>, ReadError> {
         let found = self.documents.rollout(&name_of(key)).await.map_err(read_error)?;
         Ok(found.map(|rollout| versioned(rollout, |rollout| rollout)))
     }
 
-    async fn rewrites(&self, key: &RolloutKey) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
+    async fn rewrites(&self, key: &RolloutKey) -> Result<Vec<Versioned<Arc<InferenceModelRewrite>>>, ReadError> {
         let found = self.documents.rewrites_beside(&name_of(key)).await.map_err(read_error)?;
         Ok(found.into_iter().map(|rewrite| versioned(rewrite, |rewrite| rewrite)).collect())
     }

@@ -140,11 +140,11 @@ impl Sim {
         }
     }
 
-    fn see_rollout(&self, world: &World) -> Option<Versioned<Rollout>> {
+    fn see_rollout(&self, world: &World) -> Option<Versioned<Arc<Rollout>>> {
         let present = || (!world.gone).then(|| (world.rollout.clone(), world.rollout_version));
         let seen = self.seen(world, Kind::Rollout);
         let (value, number) = seen.map_or_else(present, |documents| documents.rollout.clone())?;
-        Some(Versioned { version: version(number), value })
+        Some(Versioned { version: version(number), value: Arc::new(value) })
     }
 
     async fn hang<T>(&self) -> T {
@@ -232,20 +232,20 @@ impl Store for Sim {
         })
     }
 
-    async fn rollouts(&self) -> Result<Vec<Versioned<Rollout>>, ReadError> {
+    async fn rollouts(&self) -> Result<Vec<Versioned<Arc<Rollout>>>, ReadError> {
         self.read(|world| self.see_rollout(world).into_iter().collect()).await
     }
 
-    async fn rollout(&self, _: &RolloutKey) -> Result<Option<Versioned<Rollout>>, ReadError> {
+    async fn rollout(&self, _: &RolloutKey) -> Result<Option<Versioned<Arc<Rollout>>>, ReadError> {
         self.read(|world| self.see_rollout(world)).await
     }
 
-    async fn rewrites(&self, _: &RolloutKey) -> Result<Vec<Versioned<InferenceModelRewrite>>, ReadError> {
+    async fn rewrites(&self, _: &RolloutKey) -> Result<Vec<Versioned<Arc<InferenceModelRewrite>>>, ReadError> {
         self.refuse(|missing| missing.rewrites.clone())?;
         self.read(|world| {
             let seen = self.seen(world, Kind::Rewrites).map(|documents| documents.rewrites.clone());
             let rewrites = seen.unwrap_or_else(|| world.rewrites.clone()).into_iter();
-            rewrites.map(|(value, number)| Versioned { version: version(number), value }).collect()
+            rewrites.map(|(value, number)| Versioned { version: version(number), value: Arc::new(value) }).collect()
         })
         .await
     }

@@ -110,7 +110,7 @@ impl Case<'_> {
             effects.push(Effect::WriteAdapters { user_text: None, key: Some(operator_key::sort(key)) });
         }
         report::pend(&mut draft, self.rollout, wait, self.now);
-        let requeue = self.requeue([wait.again].into_iter());
+        let requeue = self.requeue(&draft.status, [wait.again].into_iter());
         Decision { status: draft.status, effects, events: draft.events, requeue }
     }
 }

@@ -8,6 +8,7 @@ use rollora_api::{
     rewrite::{InferenceModelRewrite, RewriteRule},
     rollout::{RolloutStatus, spec::RouterKind},
 };
+use std::sync::Arc;
 
 impl Case<'_> {
     /// A rule that an endpoint picker behind ext-proc would apply to what ext-proc has rewritten: a generic one, or one
@@ -28,7 +29,7 @@ impl Case<'_> {
             };
             if generic { Some("every name".to_owned()) } else { ids.iter().find(renamed).map(ToString::to_string) }
         };
-        let found = |rewrite: &InferenceModelRewrite| {
+        let found = |rewrite: &Arc<InferenceModelRewrite>| {
             let what = rewrite.spec.rules.iter().find_map(applies)?;
             Some(format!(
                 "rewrite {} has a rule for {what}: an endpoint picker behind ext-proc would rewrite once more what was \

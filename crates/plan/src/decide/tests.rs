@@ -1,7 +1,7 @@
-//! What is decided while a part of the world cannot be seen.
+//! What is decided while a part of the world cannot be seen, and when it is looked again.
 
 use super::*;
-use rollora_api::rollout::status::Phase;
+use rollora_api::rollout::status::{Phase, StepState, StepStatus};
 use serde_json::{Value, json};
 
 fn now() -> Timestamp {
@@ -62,4 +62,21 @@ fn a_conflict_lasts_until_the_others_are_known() {
     let decision = decide(&Input { rollout: &rollout, world: &without_the_others() }, now());
     assert_eq!((decision.status.phase, decision.effects.len()), (Phase::Invalid, 0));
     assert_eq!(decision.status.message, "Rollout other is older");
+}
+
+#[test]
+fn what_is_waited_for_is_looked_at_less_often_after_a_while() {
+    let (rollout, world) = (rollout(&Value::Null), without_the_others());
+    let next_look = |waited: i64| {
+        let step = StepStatus {
+            index: 0,
+            state: StepState::AwaitingRouters,
+            entered_at: now(),
+            observed_millis: waited,
+            observed_at: Some(now()),
+        };
+        let status = RolloutStatus { step: Some(step), ..RolloutStatus::default() };
+        Case::new(&Input { rollout: &rollout, world: &world }, now()).requeue(&status, [Again::Soon].into_iter())
+    };
+    assert_eq!([0, 10_000, 10_001].map(next_look), [1, 1, 3].map(|seconds| Some(Duration::from_secs(seconds))));
 }

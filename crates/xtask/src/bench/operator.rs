@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::servers::{Server, free_address};
 use super::{Measure, Unavailable, count, median, mib, proc};
@@ -65,8 +65,12 @@ const ROLLOUTS: u16 = 10;
 const PODS: u8 = 10;
 /// What a start leaves to be done after every Rollout was looked at.
 const SETTLE: Duration = Duration::from_secs(5);
-/// As long as nobody needs them, connections to pods are closed within this.
+/// As long as nobody needs them, connections to pods are closed and memory is given back within this.
 const REST: Duration = Duration::from_secs(10);
+/// An operator that has nothing to do needs less than this, in percent of a core.
+const AT_REST: f64 = 1.0;
+/// So often it is looked whether it is at rest.
+const LOOKS: u32 = 30;
 
 pub(super) fn run(short: bool) -> Result<Vec<Measure>> {
     let programs = build()?;
@@ -98,7 +102,7 @@ fn at_work(programs: &Programs, extent: Extent, folder: &Path) -> Result<Vec<Mea
     let (operator, start) = started(programs, &mut population, folder)?;
     let words = format!("{} Rollouts, {} pools of {PODS} pods", thousands(size.rollouts_in_all()), size.pools);
     let mut measures = vec![measure(&format!("{words}: from start to all reconciled"), start.as_secs_f64(), "s")];
-    process::pause(REST)?;
+    rested(&operator)?;
 
     population.mark()?;
     let idle = Watch::over(&operator, extent.watch)?;
@@ -192,7 +196,7 @@ fn grown(programs: &Programs, extent: Extent, folder: &Path) -> Result<Vec<Measu
             population.grow(size(pools))?;
         }
         let (operator, start) = started(programs, &mut population, folder)?;
-        process::pause(REST)?;
+        rested(&operator)?;
         let seen = Watch::over(&operator, SETTLE)?;
         found.push((pools, start.as_secs_f64(), seen.mib, mib(proc::peak_kib(operator.pid())?)));
     }
@@ -233,6 +237,16 @@ fn started(programs: &Programs, population: &mut Population, folder: &Path) -> R
     let operator = operator(programs, population, folder)?;
     population.reconciled()?;
     Ok((operator, start.elapsed()))
+}
+
+/// Waits until the operator has done what a start leaves to be done: one status for each rewrite that has none.
+fn rested(operator: &Server) -> Result<()> {
+    for _ in 0..LOOKS {
+        if Watch::over(operator, REST)?.percent < AT_REST {
+            return Ok(());
+        }
+    }
+    bail!("the operator has not come to rest within {:?}", REST * LOOKS)
 }
 
 fn operator(programs: &Programs, population: &Population, folder: &Path) -> Result<Server> {
