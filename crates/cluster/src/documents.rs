@@ -33,7 +33,7 @@ use kube::{Api, Resource, ResourceExt, core::DynamicObject};
 use rollora_api::{
     names::{API_VERSION, OPERATOR_KEY},
     rewrite::{InferenceModelRewrite, RewriteGroup},
-    rollout::Rollout,
+    rollout::{Intent, Rollout},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,13 +41,16 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::timeout,
 };
 use vicinity::Vicinity;
 
 /// How long the source may take to answer a read.
 const LIMIT: Duration = Duration::from_secs(4);
+/// Writes that nobody waits for go to the API server so many at once: what a person waits for, or what moves traffic, must
+/// not stand behind hundreds of them there.
+const AT_ONCE: usize = 8;
 
 /// Why a read gave nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,6 +90,8 @@ pub struct Documents(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     cluster: Cluster,
+    /// Places for writes that nobody waits for.
+    places: Semaphore,
     scope: Scope,
     books: Mutex<Books>,
     /// Counts what watches have told, for reads that wait.
@@ -160,6 +165,7 @@ impl Documents {
         let (rung, bell) = mpsc::unbounded_channel();
         Self(Arc::new(Inner {
             cluster: cluster.clone(),
+            places: Semaphore::new(AT_ONCE),
             scope,
             books: Mutex::default(),
             told: watch::Sender::new(0),
@@ -234,6 +240,13 @@ impl Documents {
             Some((version, Ok(rollout))) => Ok(Some(Versioned { version: version.to_owned(), value: rollout.clone() })),
             Some((_, Err(why))) => Err(ReadError::Invalid(why.clone())),
         }
+    }
+
+    /// Whether somebody asked something of this Rollout that was not answered yet, as far as is known.
+    pub fn has_wish(&self, name: &ObjectName) -> bool {
+        let books = self.books();
+        let rollout = books.rollouts.get(name).and_then(|(_, rollout)| rollout.as_ref().ok());
+        rollout.is_some_and(|rollout| Intent::unread(rollout).is_ok_and(|intent| intent.is_some()))
     }
 
     /// Every rewrite of both groups in a namespace.
@@ -341,12 +354,40 @@ impl Documents {
             }
             Some((_, Ok(pool))) => pool.clone(),
         };
-        let key = (name.namespace.clone(), pool.selector());
+        let pods = self.pods_of(&name.namespace, &pool, |_| true).await?;
+        Ok((pool, pods))
+    }
+
+    /// The pods of a pool that are wanted.
+    async fn pods_of(
+        &self,
+        namespace: &str,
+        pool: &Pool,
+        wanted: impl Fn(&Pod) -> bool,
+    ) -> Result<Vec<Pod>, ReadError> {
+        let key = (namespace.to_owned(), pool.selector());
         let state = |books: &Books| books.pods.get(&key).map_or(State::Waiting, Shelf::state);
         self.wait(state, &kinds::POD.resource()).await?;
         let books = self.books();
-        let pods = books.pods.get(&key).into_iter().flat_map(Shelf::iter);
-        Ok((pool, pods.map(|(_, _, pod)| pod.clone()).collect()))
+        let pods = books.pods.get(&key).into_iter().flat_map(Shelf::iter).map(|(_, _, pod)| pod);
+        Ok(pods.filter(|pod| wanted(pod)).cloned().collect())
+    }
+
+    /// The pods of every other pool beside this one that mount this ConfigMap too, each with the ports of its pool.
+    pub async fn sharers(&self, pool: &ObjectName, map: &str) -> Result<Vec<(Pod, Vec<u16>)>, ReadError> {
+        self.wait(|books| books.pools.state(), &kinds::POOL.resource()).await?;
+        let others: Vec<Pool> = {
+            let books = self.books();
+            let others = books.pools.of_namespace(&pool.namespace).filter(|(name, ..)| *name != pool);
+            others.filter_map(|(_, _, other)| other.as_ref().ok().cloned()).collect()
+        };
+        let mut sharers = Vec::new();
+        for other in others {
+            let mounts = |pod: &Pod| pod.maps.iter().any(|mounted| mounted == map);
+            let pods = self.pods_of(&pool.namespace, &other, mounts).await?;
+            sharers.extend(pods.into_iter().map(|pod| (pod, other.ports.clone())));
+        }
+        Ok(sharers)
     }
 
     /// The pods that route for a pool.

@@ -25,6 +25,8 @@ pub struct Pod {
     pub ended: bool,
     /// The IDs of its containers: they change with every restart.
     pub containers: String,
+    /// The ConfigMaps that it mounts.
+    pub maps: Vec<String>,
     /// The pool that it routes for, where it is a router.
     pub router_for: Option<String>,
     /// The ports of its sidecars, in the order of the pool's target ports, where it says so; or why that cannot be read.
@@ -41,7 +43,43 @@ pub(crate) struct PodObject {
     #[serde(deserialize_with = "metadata")]
     metadata: ObjectMeta,
     #[serde(default)]
+    spec: Spec,
+    #[serde(default)]
     status: Status,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Spec {
+    volumes: Option<Vec<Volume>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Volume {
+    config_map: Option<ConfigMapName>,
+    projected: Option<Projected>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct Projected {
+    sources: Option<Vec<Volume>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct ConfigMapName {
+    name: String,
+}
+
+impl Volume {
+    /// The ConfigMaps that are mounted here, itself or among others.
+    fn maps(&self) -> Vec<&str> {
+        let projected = self.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+        let all = self.config_map.iter().chain(projected.filter_map(|source| source.config_map.as_ref()));
+        all.map(|map| map.name.as_str()).collect()
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -106,6 +144,7 @@ impl Pod {
             ready: is_ready(status) && pod.metadata.deletion_timestamp.is_none(),
             ended: status.phase.as_deref().is_some_and(is_ended),
             containers: containers(status),
+            maps: pod.spec.volumes.iter().flatten().flat_map(Volume::maps).map(str::to_owned).collect(),
             router_for: pod.labels().get(ROUTER_POOL_LABEL).cloned(),
             sidecar_ports: ports(SIDECAR_PORT_ANNOTATION),
             router_port: ports(ROUTER_PORT_ANNOTATION).map(|ports| ports.map(|ports| ports[0])),
@@ -214,6 +253,20 @@ mod tests {
         assert!(!pod(|pod| pod["status"]["conditions"][0]["status"] = json!("False")).ready);
         assert!(!pod(|pod| pod["status"] = json!({})).ready);
         assert!(pod(|pod| pod["status"]["phase"] = json!("Failed")).ended);
+    }
+
+    #[test]
+    fn a_pod_mounts_a_config_map_by_itself_or_among_others() {
+        let pod = pod(|pod| {
+            pod["spec"] = json!({ "volumes": [
+                { "name": "a", "configMap": { "name": "adapters" } },
+                { "name": "b", "emptyDir": {} },
+                { "name": "c", "projected": { "sources": [
+                    { "serviceAccountToken": { "path": "token" } }, { "configMap": { "name": "roots" } },
+                ] } },
+            ] });
+        });
+        assert_eq!(pod.maps, ["adapters", "roots"]);
     }
 
     #[test]

@@ -112,23 +112,26 @@ pub(crate) async fn everything(
     // Another operator may have decided from a newer adapters file than is known here: what it saw is not unseen again.
     let decided_from = rollout.status.as_ref().and_then(|status| status.observed_adapters.as_ref());
     let decided_from = decided_from.map(|observed| Version(observed.resource_version.clone()));
-    let (adapters, rewrites, rollouts, servers, routers) = tokio::join!(
+    let (adapters, rewrites, rollouts, servers, sharers, routers) = tokio::join!(
         read(store.adapters(key, &spec.adapters_ref, decided_from.as_ref())),
         read(store.rewrites(key)),
         read(store.rollouts_beside(key)),
         read(fleet.servers(key, &spec.pool_ref)),
+        read(fleet.sharers(key, &spec.pool_ref, &spec.adapters_ref)),
         read(fleet.routers(key, &spec.pool_ref, &spec.model)),
     );
     let adapters_version = adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.version.clone());
     let (rewrites, versions) = split(rewrites);
     let (servers_asked, servers) = part(servers);
+    let (sharers_asked, sharers) = part(sharers);
     let (routers_asked, routers) = part(routers);
-    let asked = [servers_asked, routers_asked].into_iter().flatten().min();
+    let asked = [servers_asked, sharers_asked, routers_asked].into_iter().flatten().min();
     let world = Observed {
         adapters: adapters
             .map(|document| document.map(|document| memory.read(key, &rollout.spec.adapters_ref, document))),
         rewrites,
         servers,
+        sharers,
         routers,
         news_in: asked.map_or(NEWS, |asked| (asked + ANSWER_STANDS).saturating_duration_since(Instant::now())),
         rollouts: values(rollouts),
@@ -167,6 +170,7 @@ fn unasked(store: &impl Store, new_rewrite_group: RewriteGroup) -> Observed {
         adapters: Err(Unseen::NotAsked),
         rewrites: Err(Unseen::NotAsked),
         servers: Err(Unseen::NotAsked),
+        sharers: Err(Unseen::NotAsked),
         routers: Err(Unseen::NotAsked),
         news_in: NEWS,
         rollouts: Err(Unseen::NotAsked),

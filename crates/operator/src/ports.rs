@@ -109,6 +109,11 @@ pub trait Store: Send + Sync {
     /// Keys of Rollouts that something happened to, or to what they refer to. Begins with every Rollout there is.
     /// Where the fleet's news are cheap to hear of (one machine), they are among it; else they are polled.
     fn changes(&self) -> impl Stream<Item = RolloutKey> + Send;
+    /// Whether somebody asked something of this Rollout that was not answered yet, as far as that is known without asking:
+    /// it goes before others.
+    fn has_wish(&self, _key: &RolloutKey) -> bool {
+        false
+    }
     /// Every Rollout, for conflicts and references.
     fn rollouts(&self) -> impl Future<Output = Result<Vec<Versioned<Arc<Rollout>>>, ReadError>> + Send;
     /// Those of them that may matter to this one, itself among them; a store may leave out the others.
@@ -206,6 +211,15 @@ pub trait Fleet: Send + Sync {
         key: &RolloutKey,
         pool: &PoolRef,
     ) -> impl Future<Output = Result<Heard<Server>, ReadError>> + Send;
+    /// Every server of another pool that reads the same adapters file: what leaves it leaves them too.
+    fn sharers(
+        &self,
+        _key: &RolloutKey,
+        _pool: &PoolRef,
+        _reference: &AdaptersRef,
+    ) -> impl Future<Output = Result<Heard<Server>, ReadError>> + Send {
+        std::future::ready(Ok(Vec::new().into()))
+    }
     /// Every router replica that executes rewrites of the pool, also terminating and unready ones.
     fn routers(
         &self,

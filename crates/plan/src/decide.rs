@@ -178,6 +178,7 @@ impl<'a> Case<'a> {
             world.adapters.as_ref().err(),
             world.rewrites.as_ref().err(),
             world.servers.as_ref().err(),
+            world.sharers.as_ref().err(),
             world.routers.as_ref().err(),
             world.rollouts.as_ref().err(),
         ];

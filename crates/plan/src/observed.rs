@@ -20,6 +20,8 @@ pub struct Observed {
     pub rewrites: Result<Vec<Arc<InferenceModelRewrite>>, Unseen>,
     /// Every server of the pool.
     pub servers: Result<Vec<Server>, Unseen>,
+    /// Every server of another pool that reads the same adapters file.
+    pub sharers: Result<Vec<Server>, Unseen>,
     /// Every router replica.
     pub routers: Result<Vec<Router>, Unseen>,
     /// How soon servers and routers that are on their way there can have something new to say.

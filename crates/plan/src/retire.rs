@@ -93,6 +93,7 @@ fn scene<'b>(case: &'b Case<'_>, id: &AdapterId, proof: &'b Proof, named_by: Opt
         gitops_owner: case.adapters().and_then(|adapters| adapters.gitops_owner.as_deref()),
         unproven: proof.wait.as_ref().map(|wait| wait.message.as_str()),
         servers: case.servers(),
+        sharers: case.world.sharers.as_deref().ok(),
         routers: case.world.routers.as_deref().ok(),
         content: case.content(),
         listing: case.file().ok().map(|file| Listing::of(id, file)),

@@ -44,8 +44,10 @@ pub(crate) struct Scene<'a> {
     pub(crate) gitops_owner: Option<&'a str>,
     /// Why the routers are not proven, where they are not.
     pub(crate) unproven: Option<&'a str>,
-    /// Every server that may hold the id; none where they could not be listed.
+    /// Every server of the pool; none where they could not be listed.
     pub(crate) servers: Option<&'a [Server]>,
+    /// Every server of another pool that reads the same adapters file; none where they could not be listed.
+    pub(crate) sharers: Option<&'a [Server]>,
     /// Every router; none where they could not be listed.
     pub(crate) routers: Option<&'a [Router]>,
     /// The hash of the present content of the ConfigMap; none where it could not be read.
@@ -58,6 +60,13 @@ pub(crate) struct Scene<'a> {
     pub(crate) named_by: Option<&'a str>,
     /// The adapters file; none where it could not be read.
     pub(crate) text: Option<&'a str>,
+}
+
+impl<'a> Scene<'a> {
+    /// Every server that may hold the id; none where they could not be listed.
+    fn holders(&self) -> Option<Vec<&'a Server>> {
+        Some(self.servers?.iter().chain(self.sharers?).collect())
+    }
 }
 
 /// One retirement after a look at it.
@@ -191,7 +200,7 @@ pub(crate) fn hindrance(id: &AdapterId, since: Timestamp, delay: Duration, scene
 
 /// Use within `quietFor`, or nobody who could tell.
 fn noise(id: &AdapterId, since: Timestamp, scene: Scene<'_>) -> Option<Hindrance> {
-    let (Some(servers), Some(routers)) = (scene.servers, scene.routers) else {
+    let (Some(servers), Some(routers)) = (scene.holders(), scene.routers) else {
         return Some(Hindrance::waits("servers and routers cannot be listed: nobody knows who uses it", Again::Soon));
     };
     let mut times: Vec<(Timestamp, &str)> = vec![(since, "")];
@@ -243,7 +252,7 @@ fn unload(entry: &Retired, scene: Scene<'_>) -> Looked {
         Some(Listing::Absent) => return leave(entry, scene),
         Some(Listing::NotExist | Listing::Both) | None => {}
     }
-    let Some(servers) = scene.servers else {
+    let Some(servers) = scene.holders() else {
         return to(entry, RetirementState::Unloading, "the servers cannot be listed", Again::Soon);
     };
     let holding: Vec<String> = servers

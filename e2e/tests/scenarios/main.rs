@@ -44,6 +44,8 @@ mod reports;
 mod rivals;
 #[cfg(feature = "cluster")]
 mod script;
+#[cfg(feature = "cluster")]
+mod sharing;
 mod state;
 #[cfg(feature = "cluster")]
 mod steps;

@@ -323,19 +323,19 @@ impl Changes {
         self.due.extend(concerned.map(|(name, _)| name.clone()));
     }
 
-    /// Watches what Rollouts name now, and nothing else: one watch of a kind in each namespace, which begins anew where
-    /// more is wanted of it.
+    /// Watches the ConfigMaps that Rollouts name now, and the pods of the pools beside them: one watch of a kind in each
+    /// namespace, which begins anew where more is wanted of it.
     fn rewatch(&mut self, books: &mut Books) {
         let mut maps = BTreeMap::<String, BTreeSet<String>>::new();
         let mut pods = BTreeMap::<String, BTreeMap<String, Labels>>::new();
         for (name, _, rollout) in books.rollouts.iter() {
             let Ok(rollout) = rollout else { continue };
-            let spec = &rollout.spec;
-            maps.entry(name.namespace.clone()).or_default().insert(spec.adapters_ref.name.clone());
-            let pool = ObjectName::new(&name.namespace, &spec.pool_ref.name);
-            if let Some((_, Ok(pool))) = books.pools.get(&pool) {
-                pods.entry(name.namespace.clone()).or_default().insert(pool.selector(), pool.labels.clone());
-            }
+            maps.entry(name.namespace.clone()).or_default().insert(rollout.spec.adapters_ref.name.clone());
+        }
+        // Those of other pools may mount the same ConfigMap.
+        let beside = books.pools.iter().filter(|(name, ..)| maps.contains_key(&name.namespace));
+        for (name, pool) in beside.filter_map(|(name, _, pool)| Some((name, pool.as_ref().ok()?))) {
+            pods.entry(name.namespace.clone()).or_default().insert(pool.selector(), pool.labels.clone());
         }
         self.maps.retain(|namespace, watched| keep(watched, maps.contains_key(namespace)));
         self.pods.retain(|namespace, watched| keep(watched, pods.contains_key(namespace)));

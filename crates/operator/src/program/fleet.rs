@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use rollora_api::{
     names::{AdapterId, ModelName, ROUTER_PORT, SIDECAR_PORT},
     rewrite::PoolRef,
-    rollout::spec::ResidencyProof,
+    rollout::spec::{AdaptersRef, ResidencyProof},
     router_report::RulesReport,
     sidecar_status::{AdapterState, AdapterStatus, Readiness, ServerIdentity, SidecarStatus},
 };
@@ -56,19 +56,17 @@ impl ClusterFleet {
 impl Fleet for ClusterFleet {
     async fn servers(&self, key: &RolloutKey, pool: &PoolRef) -> Result<Heard<Server>, ReadError> {
         let (pool, pods) = self.documents.pool(&beside(key, &pool.name)).await.map_err(read_error)?;
-        let rollout = self.documents.rollout(&name_of(key)).await.map_err(read_error)?;
-        let registered = rollout.is_some_and(|rollout| rollout.value.spec.residency == ResidencyProof::Registered);
-        let ports = pool.ports.as_slice();
-        let servers = pods
-            .iter()
-            .filter(|pod| !pod.ended)
-            .flat_map(|pod| ports.iter().enumerate().map(move |(index, port)| (pod, index, *port, ports.len())));
-        let asked = servers.map(|(pod, index, port, ports)| async move {
-            let name = if ports > 1 { format!("{}:{port}", pod.name) } else { pod.name.clone() };
-            let (at, status) = self.status(pod, index, port, registered).await;
-            (at, Server { name, uid: pod.uid.clone(), ready: pod.ready, status })
-        });
-        Ok(heard(join_all(asked).await))
+        self.ask(key, pods.into_iter().map(|pod| (pod, pool.ports.clone()))).await
+    }
+
+    async fn sharers(
+        &self,
+        key: &RolloutKey,
+        pool: &PoolRef,
+        reference: &AdaptersRef,
+    ) -> Result<Heard<Server>, ReadError> {
+        let found = self.documents.sharers(&beside(key, &pool.name), &reference.name).await;
+        self.ask(key, found.map_err(read_error)?).await
     }
 
     async fn routers(&self, key: &RolloutKey, pool: &PoolRef, _: &ModelName) -> Result<Heard<Router>, ReadError> {
@@ -85,6 +83,26 @@ impl Fleet for ClusterFleet {
 type Said<T> = (Option<Instant>, Result<Arc<T>, String>);
 
 impl ClusterFleet {
+    /// Asks every server of these pods, each with the ports of its pool, as the Rollout wants to be assured.
+    async fn ask(
+        &self,
+        key: &RolloutKey,
+        pods: impl IntoIterator<Item = (Pod, Vec<u16>)>,
+    ) -> Result<Heard<Server>, ReadError> {
+        let rollout = self.documents.rollout(&name_of(key)).await.map_err(read_error)?;
+        let registered = rollout.is_some_and(|rollout| rollout.value.spec.residency == ResidencyProof::Registered);
+        let pods: Vec<_> = pods.into_iter().filter(|(pod, _)| !pod.ended).collect();
+        let servers = pods.iter().flat_map(|(pod, ports)| {
+            ports.iter().enumerate().map(move |(index, port)| (pod, index, *port, ports.len()))
+        });
+        let asked = servers.map(|(pod, index, port, ports)| async move {
+            let name = if ports > 1 { format!("{}:{port}", pod.name) } else { pod.name.clone() };
+            let (at, status) = self.status(pod, index, port, registered).await;
+            (at, Server { name, uid: pod.uid.clone(), ready: pod.ready, status })
+        });
+        Ok(heard(join_all(asked).await))
+    }
+
     /// What the sidecar of this server says; where there is none and that suffices, what vLLM itself lists.
     async fn status(&self, pod: &Pod, index: usize, port: u16, registered: bool) -> Said<SidecarStatus> {
         let (ip, sidecar) = match (address(pod), sidecar_port(pod, index)) {
@@ -195,6 +213,7 @@ mod tests {
             ready: true,
             ended: false,
             containers: "c://1".to_owned(),
+            maps: Vec::new(),
             router_for: None,
             sidecar_ports,
             router_port: None,

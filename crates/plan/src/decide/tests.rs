@@ -34,6 +34,7 @@ fn without_the_others() -> Observed {
         adapters: Ok(Some(adapters)),
         rewrites: Ok(Vec::new()),
         servers: Ok(Vec::new()),
+        sharers: Ok(Vec::new()),
         routers: Ok(Vec::new()),
         news_in: Duration::from_secs(1),
         rollouts: Err(Unseen::Unavailable("the API server is away".to_owned())),

@@ -49,6 +49,7 @@ struct Facts {
     gitops_owner: Option<&'static str>,
     unproven: Option<&'static str>,
     servers: Option<Vec<Server>>,
+    sharers: Option<Vec<Server>>,
     routers: Option<Vec<Router>>,
     listing: Option<Listing>,
     wanted: bool,
@@ -65,6 +66,7 @@ fn well() -> Facts {
         gitops_owner: None,
         unproven: None,
         servers: Some(vec![server(AdapterState::Verified, None)]),
+        sharers: Some(Vec::new()),
         routers: Some(vec![router(None)]),
         listing: Some(Listing::Exist),
         wanted: false,
@@ -82,6 +84,7 @@ fn look(state: RetirementState, facts: &Facts) -> Looked {
         gitops_owner: facts.gitops_owner,
         unproven: facts.unproven,
         servers: facts.servers.as_deref(),
+        sharers: facts.sharers.as_deref(),
         routers: facts.routers.as_deref(),
         content: Some(&content),
         listing: facts.listing,
@@ -121,6 +124,22 @@ fn use_seen_by_a_router_counts_and_silence_of_a_server_is_no_quiet() {
     assert_eq!(next(State::Waiting, &Facts { servers: Some(vec![silent]), ..well() }), State::Waiting);
     assert_eq!(next(State::Waiting, &Facts { servers: None, ..well() }), State::Waiting);
     assert_eq!(next(State::Waiting, &Facts { routers: None, ..well() }), State::Waiting);
+}
+
+#[test]
+fn what_servers_of_another_pool_read_in_the_same_file_is_taken_from_them_too() {
+    let sharing = |state, used| Facts { sharers: Some(vec![server(state, used)]), ..well() };
+    assert_eq!(next(State::Waiting, &sharing(AdapterState::Verified, Some(at(950)))), State::StillInUse);
+    assert_eq!(next(State::Waiting, &sharing(AdapterState::Verified, None)), State::Unlisting);
+    assert_eq!(next(State::Waiting, &Facts { sharers: None, ..well() }), State::Waiting);
+
+    let unlisted = |state| Facts {
+        servers: Some(vec![server(AdapterState::Gone, None)]),
+        listing: Some(Listing::NotExist),
+        ..sharing(state, None)
+    };
+    assert_eq!(next(State::Unloading, &unlisted(AdapterState::Verified)), State::Unloading);
+    assert_eq!(next(State::Unloading, &unlisted(AdapterState::Gone)), State::Gone);
 }
 
 #[test]

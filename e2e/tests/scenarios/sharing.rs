@@ -1,0 +1,100 @@
+//! Pods of two pools mount one ConfigMap: what leaves it leaves both, so it stays as long as either needs it.
+
+use anyhow::{Context as _, Result, ensure};
+use rollora_api::rollout::status::RetirementState;
+use rollora_e2e::{
+    bed::{Bed, Setup},
+    cluster::{
+        manifests::Manifests,
+        place::{Cluster, Parts},
+    },
+    files::RolloutFile,
+    guide::{MODEL, POOL, V1, V2},
+    http::{self, Address},
+    scenario::{has_a_cluster, on_a_cluster},
+    seen::{Condition, cleaned_up, loaded_everywhere, succeeded},
+    traffic::Crowd,
+};
+use serde_json::json;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// The second pool, and its Deployment.
+const ELSEWHERE: &str = "elsewhere";
+
+/// Longer than sidecars may take to notice a use of which no router knows.
+const QUIET_FOR: Duration = Duration::from_secs(18);
+
+/// A second pool with one server of its own, and the ConfigMap of the first one.
+fn with_a_second_pool(objects: &mut Manifests) -> Result<()> {
+    let mut deployment = objects.object_mut("Deployment", POOL)?.clone();
+    deployment["metadata"]["name"] = json!(ELSEWHERE);
+    deployment["spec"]["replicas"] = json!(1);
+    deployment["spec"]["selector"]["matchLabels"]["app"] = json!(ELSEWHERE);
+    deployment["spec"]["template"]["metadata"]["labels"]["app"] = json!(ELSEWHERE);
+    let mut pool = objects.object_mut("InferencePool", POOL)?.clone();
+    pool["metadata"]["name"] = json!(ELSEWHERE);
+    pool["spec"]["selector"]["matchLabels"]["app"] = json!(ELSEWHERE);
+    objects.objects.extend([deployment, pool]);
+    Ok(())
+}
+
+/// Asks the server of the second pool for v1 by its own name, without a pause between answers, until it is told to stop.
+/// Returns how many answers there were.
+async fn ask_for_v1(server: Address, stop: CancellationToken) -> Result<u32> {
+    let mut answers = 0;
+    while !stop.is_cancelled() {
+        let body = json!({ "model": V1, "prompt": "hello", "max_tokens": 100 });
+        let (status, body) = http::call(&server, http::request("POST", "/v1/completions", Some(&body))).await?;
+        ensure!(status.is_success(), "{status} after {answers} answers: {}", String::from_utf8_lossy(&body));
+        answers += 1;
+    }
+    Ok(answers)
+}
+
+/// The status says that v1 is in use in the second pool.
+fn is_used_elsewhere() -> Condition {
+    Condition::new("v1 is said to be in use elsewhere", |seen| {
+        let used = |entry: &rollora_api::rollout::status::Retired| {
+            entry.id.as_str() == V1 && entry.state == RetirementState::StillInUse && entry.reason.contains(ELSEWHERE)
+        };
+        seen.status.as_ref().is_ok_and(|status| status.retired.iter().any(used))
+    })
+}
+
+#[test]
+fn an_adapter_that_a_pool_beside_uses_stays_until_that_is_over() {
+    if !has_a_cluster("two pools with one ConfigMap") {
+        return;
+    }
+    let parts = async || Ok(Parts { change: Box::new(with_a_second_pool), ..Parts::default() });
+    let rollout = RolloutFile { quiet_for: QUIET_FOR, ..RolloutFile::guide(Duration::from_millis(200)) };
+    on_a_cluster(&Setup { rollout, ..Setup::guide(Duration::ZERO) }, parts, used_elsewhere);
+}
+
+async fn used_elsewhere(bed: &mut Bed<Cluster>) -> Result<()> {
+    bed.sees_baseline().await?;
+    let server = &bed.place.containers(ELSEWHERE, "vllm")[0];
+    let (server, stop) = (Address::Tcp((server.address(), 8000).into()), CancellationToken::new());
+    crate::objects::until("the server of the second pool has v1", async || {
+        let models: serde_json::Value = http::get_json(&server, "/v1/models").await?;
+        Ok(models.to_string().contains(V1).then_some(()))
+    })
+    .await?;
+    let mut asking = JoinSet::new();
+    asking.spawn(ask_for_v1(server.clone(), stop.clone()));
+    bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
+
+    bed.list(V2).await?;
+    bed.sees(succeeded(V2).and(is_used_elsewhere())).await?;
+    bed.keeps_seeing(Duration::from_secs(1), loaded_everywhere(V1)).await?;
+
+    stop.cancel();
+    let answers = asking.join_next().await.context("nobody asked")???;
+    ensure!(answers > 10, "the server of the second pool answered {answers} times");
+    bed.sees_within(QUIET_FOR + Duration::from_secs(30), cleaned_up(V1)).await?;
+    let models: serde_json::Value = http::get_json(&server, "/v1/models").await?;
+    ensure!(!models.to_string().contains(V1), "it is called gone, and the second pool has it: {models}");
+    bed.clients_saw_nothing_wrong().await.map(drop)
+}
