@@ -21,7 +21,11 @@ pub mod tally;
 pub use reconcile::Next;
 pub use tally::Tally;
 
-use crate::{backoff::Backoff, observe::Memory, queue::Queue};
+use crate::{
+    backoff::Backoff,
+    observe::Memory,
+    queue::{Queue, Turn},
+};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
 use ports::{Fleet, RolloutKey, Store};
@@ -36,6 +40,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Reconciles that run at once.
 const CONCURRENCY: usize = 64;
+/// So many more where a person waits for them.
+const WISHES: usize = 64;
 
 /// What time it is.
 pub trait Clock: Send + Sync {
@@ -97,7 +103,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         let mut queue = Queue::default();
         let mut running = FuturesUnordered::new();
         loop {
-            while running.len() < CONCURRENCY
+            while running.len() < if queue.has_wish() { CONCURRENCY + WISHES } else { CONCURRENCY }
                 && let Some((key, news, wake)) = queue.take_due(Instant::now())
             {
                 running.push(async move {
@@ -108,7 +114,10 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
             tokio::select! {
                 () = cancel.cancelled() => break,
                 change = changes.next() => match change {
-                    Some(key) => queue.wake(&key, Instant::now()),
+                    Some(key) => {
+                        let turn = if self.store.has_wish(&key) { Turn::Wish } else { Turn::Ordinary };
+                        queue.wake(&key, turn, Instant::now());
+                    }
                     None => return Err(OperatorError::ChangesEnded),
                 },
                 Some((key, next)) = running.next() => {

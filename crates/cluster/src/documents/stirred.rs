@@ -57,6 +57,7 @@ impl Documents {
         };
         object.metadata.resource_version = Some(version.to_owned());
         let kind = kinds::rewrite(group);
+        let _place = self.place().await;
         let api = self.api(kind, &name.namespace);
         let resource = kind.status();
         let request = Request { verb: "update", resource: &resource, namespace: Some(&name.namespace) };

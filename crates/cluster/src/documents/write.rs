@@ -19,10 +19,12 @@ use rollora_api::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{fmt::Debug, future::Future, time::Duration};
-use tokio::time::timeout;
+use tokio::{sync::SemaphorePermit, time::timeout};
 
 /// How long a write may take before nobody waits for it any more.
 const LIMIT: Duration = Duration::from_secs(8);
+/// How long a write waits at most for others that nobody waits for either.
+const IN_LINE: Duration = Duration::from_secs(1);
 /// Who writes, as managedFields show it.
 const MANAGER: &str = "rollora-operator";
 
@@ -62,6 +64,7 @@ impl Documents {
             Ok(object) => object,
             Err(refused) => return refused,
         };
+        let _place = if self.has_wish(name) { None } else { self.place().await };
         let api = self.api(kinds::ROLLOUT, &name.namespace);
         let writing = async { api.replace_status(&name.name, &params(), &object).await };
         let resource = kinds::ROLLOUT.status();
@@ -156,6 +159,11 @@ impl Documents {
                 error.into()
             }
         }
+    }
+
+    /// A place for a write that nobody waits for; none where it has waited for one long enough.
+    pub(super) async fn place(&self) -> Option<SemaphorePermit<'_>> {
+        timeout(IN_LINE, self.0.places.acquire()).await.ok()?.ok()
     }
 
     /// This Rollout is to be looked at once more.

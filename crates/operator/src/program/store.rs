@@ -83,6 +83,10 @@ impl Store for ClusterStore {
         changes.map(|name| RolloutKey { namespace: Some(name.namespace), name: name.name })
     }
 
+    fn has_wish(&self, key: &RolloutKey) -> bool {
+        self.documents.has_wish(&name_of(key))
+    }
+
     async fn rollouts(&self) -> Result<Vec<Versioned<Arc<Rollout>>>, ReadError> {
         let found = self.documents.rollouts().await.map_err(read_error)?;
         Ok(found.into_iter().map(|rollout| versioned(rollout, |rollout| rollout)).collect())
