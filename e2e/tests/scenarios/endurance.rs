@@ -1,6 +1,7 @@
-//! Many rollouts, each with something that dies at a random moment, clients sending without pause.
+//! Many rollouts, each with something that dies at a random moment, in some of them with a person who aborts or wants it all
+//! at once, clients sending without pause.
 //!
-//! A run is ten rollouts one after the other on one bed; its seed says what dies, when, and for how long. Several runs go
+//! A run is ten rollouts one after the other on one bed; its seed says what dies, when, for how long, and who acts. Several runs go
 //! on side by side. `ROLLORA_ROLLOUTS` says how many rollouts there are in the long schedule (1,000 on one machine and 100
 //! on a cluster where it says nothing), `ROLLORA_FIRST_SEED` where the seeds begin.
 
@@ -95,6 +96,22 @@ struct Ran {
     verdict: Verdict,
     retries: usize,
     died: Vec<&'static str>,
+    acts: Vec<&'static str>,
+}
+
+const ABORT: &str = "abort";
+
+/// In one of four rollouts a person wants something else than the steps. Whether that is done depends on how far the
+/// rollout is, and on who is dead.
+async fn a_person_acts<P: Place>(bed: &Bed<P>, random: &mut StdRng) -> Result<Option<&'static str>> {
+    let (what, command) = match random.random_range(0..8) {
+        0 => (ABORT, [ABORT].as_slice()),
+        1 => ("promote --full", ["promote", "--full"].as_slice()),
+        _ => return Ok(None),
+    };
+    tokio::time::sleep(Duration::from_millis(random.random_range(0..800))).await;
+    bed.place.say(command).await?;
+    Ok(Some(what))
 }
 
 /// So many rollouts one after the other; while each goes on, something dies once or twice.
@@ -102,9 +119,10 @@ async fn a_run<P: Suffers>(bed: &mut Bed<P>, seed: u64, rollouts: usize) -> Resu
     let mut random = StdRng::seed_from_u64(seed);
     bed.sees_within(PATIENCE, over_v1()).await?;
     bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(15)));
-    let (mut retries, mut died) = (0, Vec::new());
+    let (mut retries, mut died, mut acts) = (0, Vec::new(), Vec::new());
     for number in 2..2 + rollouts {
         bed.list(&version(number)).await?;
+        acts.extend(a_person_acts(bed, &mut random).await?);
         for _ in 0..random.random_range(1..=2) {
             tokio::time::sleep(Duration::from_millis(random.random_range(0..1500))).await;
             died.push(P::suffers(bed, &mut random).await?);
@@ -113,8 +131,10 @@ async fn a_run<P: Suffers>(bed: &mut Bed<P>, seed: u64, rollouts: usize) -> Resu
         bed.sees_within(PATIENCE, over(number).and(every_server_is_ready())).await?;
     }
     let record = bed.clients_saw_nothing_wrong().await?;
-    never_backwards(&record)?;
-    Ok(Ran { verdict: record.verdict(), retries, died })
+    if !acts.contains(&ABORT) {
+        never_backwards(&record)?;
+    }
+    Ok(Ran { verdict: record.verdict(), retries, died, acts })
 }
 
 fn over_v1() -> Condition {
@@ -143,7 +163,7 @@ impl Plan {
 
 /// Runs one run for each seed; a run that fails fails the test, when all have ended.
 fn runs(what: &str, plan: &Plan, run: impl Fn(u64, usize) -> Ran + Sync) {
-    let (next, sum) = (AtomicUsize::new(0), Mutex::new((Sum::default(), 0, 0, 0)));
+    let (next, sum) = (AtomicUsize::new(0), Mutex::new((Sum::default(), 0, 0, 0, 0)));
     thread::scope(|scope| {
         for _ in 0..plan.side_by_side {
             scope.spawn(|| {
@@ -156,9 +176,10 @@ fn runs(what: &str, plan: &Plan, run: impl Fn(u64, usize) -> Ran + Sync) {
                     let seed = plan.first_seed + index as u64;
                     let ran = run(seed, rollouts);
                     say(&format!(
-                        "{what}, seed {seed}: {rollouts} rollouts, {} deaths ({}), {} retries: {}",
+                        "{what}, seed {seed}: {rollouts} rollouts, {} deaths ({}), acts ({}), {} retries: {}",
                         ran.died.len(),
                         counted(&ran.died),
+                        counted(&ran.acts),
                         ran.retries,
                         ran.verdict
                     ));
@@ -167,12 +188,13 @@ fn runs(what: &str, plan: &Plan, run: impl Fn(u64, usize) -> Ran + Sync) {
                     sum.1 += rollouts;
                     sum.2 += ran.died.len();
                     sum.3 += ran.retries;
+                    sum.4 += ran.acts.len();
                 }
             });
         }
     });
-    let (sum, rollouts, deaths, retries) = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
-    say(&format!("{what}: {rollouts} rollouts, {deaths} deaths, {retries} retries"));
+    let (sum, rollouts, deaths, retries, acts) = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    say(&format!("{what}: {rollouts} rollouts, {deaths} deaths, {acts} acts of a person, {retries} retries"));
     sum.say(what);
 }
 
