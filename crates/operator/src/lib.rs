@@ -103,7 +103,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         let mut queue = Queue::default();
         let mut running = FuturesUnordered::new();
         loop {
-            while running.len() < if queue.has_wish() { CONCURRENCY + WISHES } else { CONCURRENCY }
+            while running.len() < at_once(&queue)
                 && let Some((key, news, wake)) = queue.take_due(Instant::now())
             {
                 running.push(async move {
@@ -133,6 +133,11 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         while running.next().await.is_some() {}
         Ok(())
     }
+}
+
+/// How many reconciles may run at once now.
+fn at_once(queue: &Queue) -> usize {
+    if queue.has_wish() { CONCURRENCY + WISHES } else { CONCURRENCY }
 }
 
 /// Puts a key back into the queue as its reconcile ended.
