@@ -373,8 +373,8 @@ impl Documents {
         Ok(pods.filter(|pod| wanted(pod)).cloned().collect())
     }
 
-    /// The pods of every other pool beside this one that mount this ConfigMap too, each with the ports of its pool.
-    pub async fn sharers(&self, pool: &ObjectName, map: &str) -> Result<Vec<(Pod, Vec<u16>)>, ReadError> {
+    /// Every other pool beside this one, with those of its pods that mount this ConfigMap too.
+    pub async fn sharers(&self, pool: &ObjectName, map: &str) -> Result<Vec<(Pool, Vec<Pod>)>, ReadError> {
         self.wait(|books| books.pools.state(), &kinds::POOL.resource()).await?;
         let others: Vec<Pool> = {
             let books = self.books();
@@ -385,7 +385,7 @@ impl Documents {
         for other in others {
             let mounts = |pod: &Pod| pod.maps.iter().any(|mounted| mounted == map);
             let pods = self.pods_of(&pool.namespace, &other, mounts).await?;
-            sharers.extend(pods.into_iter().map(|pod| (pod, other.ports.clone())));
+            sharers.push((other, pods));
         }
         Ok(sharers)
     }

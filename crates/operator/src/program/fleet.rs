@@ -12,7 +12,7 @@ use rollora_api::{
     router_report::RulesReport,
     sidecar_status::{AdapterState, AdapterStatus, Readiness, ServerIdentity, SidecarStatus},
 };
-use rollora_cluster::{AskError, Asker, Documents, Pod};
+use rollora_cluster::{AskError, Asker, Documents, Pod, Pool};
 use rollora_operator::ports::{Fleet, Heard, ReadError, RolloutKey, Router, Server};
 use serde::Deserialize;
 use std::{net::IpAddr, sync::Arc};
@@ -55,8 +55,8 @@ impl ClusterFleet {
 
 impl Fleet for ClusterFleet {
     async fn servers(&self, key: &RolloutKey, pool: &PoolRef) -> Result<Heard<Server>, ReadError> {
-        let (pool, pods) = self.documents.pool(&beside(key, &pool.name)).await.map_err(read_error)?;
-        self.ask(key, pods.into_iter().map(|pod| (pod, pool.ports.clone()))).await
+        let found = self.documents.pool(&beside(key, &pool.name)).await;
+        self.ask(key, &[found.map_err(read_error)?]).await
     }
 
     async fn sharers(
@@ -66,7 +66,7 @@ impl Fleet for ClusterFleet {
         reference: &AdaptersRef,
     ) -> Result<Heard<Server>, ReadError> {
         let found = self.documents.sharers(&beside(key, &pool.name), &reference.name).await;
-        self.ask(key, found.map_err(read_error)?).await
+        self.ask(key, &found.map_err(read_error)?).await
     }
 
     async fn routers(&self, key: &RolloutKey, pool: &PoolRef, _: &ModelName) -> Result<Heard<Router>, ReadError> {
@@ -83,16 +83,12 @@ impl Fleet for ClusterFleet {
 type Said<T> = (Option<Instant>, Result<Arc<T>, String>);
 
 impl ClusterFleet {
-    /// Asks every server of these pods, each with the ports of its pool, as the Rollout wants to be assured.
-    async fn ask(
-        &self,
-        key: &RolloutKey,
-        pods: impl IntoIterator<Item = (Pod, Vec<u16>)>,
-    ) -> Result<Heard<Server>, ReadError> {
+    /// Asks every server of these pods of these pools, as the Rollout wants to be assured.
+    async fn ask(&self, key: &RolloutKey, pools: &[(Pool, Vec<Pod>)]) -> Result<Heard<Server>, ReadError> {
         let rollout = self.documents.rollout(&name_of(key)).await.map_err(read_error)?;
         let registered = rollout.is_some_and(|rollout| rollout.value.spec.residency == ResidencyProof::Registered);
-        let pods: Vec<_> = pods.into_iter().filter(|(pod, _)| !pod.ended).collect();
-        let servers = pods.iter().flat_map(|(pod, ports)| {
+        let pods = pools.iter().flat_map(|(pool, pods)| pods.iter().map(|pod| (pod, pool.ports.as_slice())));
+        let servers = pods.filter(|(pod, _)| !pod.ended).flat_map(|(pod, ports)| {
             ports.iter().enumerate().map(move |(index, port)| (pod, index, *port, ports.len()))
         });
         let asked = servers.map(|(pod, index, port, ports)| async move {
