@@ -47,8 +47,10 @@ struct Entry {
 impl Queue {
     /// Something happened to this key.
     pub(crate) fn wake(&mut self, key: &RolloutKey, turn: Turn, now: Instant) {
-        self.unschedule(key);
         let entry = self.keys.entry(key.clone()).or_default();
+        if let Some(due) = entry.due {
+            self.due.remove(&(entry.turn, due, key.clone()));
+        }
         entry.turn = entry.turn.min(turn);
         entry.news = Some(now);
         if entry.running {
@@ -108,17 +110,9 @@ impl Queue {
 
     /// A key that does not run is due then.
     fn schedule(&mut self, key: &RolloutKey, due: Option<Instant>) {
-        self.unschedule(key);
         let Some(entry) = self.keys.get_mut(key) else { return };
         entry.due = due;
         self.due.extend(due.map(|due| (entry.turn, due, key.clone())));
-    }
-
-    fn unschedule(&mut self, key: &RolloutKey) {
-        let due = self.keys.get(key).and_then(|entry| Some((entry.turn, entry.due?)));
-        if let Some((turn, due)) = due {
-            self.due.remove(&(turn, due, key.clone()));
-        }
     }
 
     /// The key is gone; it comes back when something happens to it.
