@@ -161,9 +161,19 @@ impl Plan {
     }
 }
 
+/// What all runs came to.
+#[derive(Default)]
+struct Total {
+    requests: Sum,
+    rollouts: usize,
+    deaths: usize,
+    acts: usize,
+    retries: usize,
+}
+
 /// Runs one run for each seed; a run that fails fails the test, when all have ended.
 fn runs(what: &str, plan: &Plan, run: impl Fn(u64, usize) -> Ran + Sync) {
-    let (next, sum) = (AtomicUsize::new(0), Mutex::new((Sum::default(), 0, 0, 0, 0)));
+    let (next, sum) = (AtomicUsize::new(0), Mutex::new(Total::default()));
     thread::scope(|scope| {
         for _ in 0..plan.side_by_side {
             scope.spawn(|| {
@@ -184,18 +194,18 @@ fn runs(what: &str, plan: &Plan, run: impl Fn(u64, usize) -> Ran + Sync) {
                         ran.verdict
                     ));
                     let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
-                    sum.0.add(ran.verdict);
-                    sum.1 += rollouts;
-                    sum.2 += ran.died.len();
-                    sum.3 += ran.retries;
-                    sum.4 += ran.acts.len();
+                    sum.requests.add(ran.verdict);
+                    sum.rollouts += rollouts;
+                    sum.deaths += ran.died.len();
+                    sum.acts += ran.acts.len();
+                    sum.retries += ran.retries;
                 }
             });
         }
     });
-    let (sum, rollouts, deaths, retries, acts) = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Total { requests, rollouts, deaths, acts, retries } = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
     say(&format!("{what}: {rollouts} rollouts, {deaths} deaths, {acts} acts of a person, {retries} retries"));
-    sum.say(what);
+    requests.say(what);
 }
 
 fn counted(died: &[&'static str]) -> String {
