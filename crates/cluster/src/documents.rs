@@ -13,7 +13,7 @@ mod concern;
 mod follow;
 mod stirred;
 mod vicinity;
-mod write;
+pub(crate) mod write;
 
 pub use follow::Changes;
 pub use write::Written;
@@ -423,6 +423,10 @@ impl Documents {
             },
             Err(_) => Err(ReadError::Unavailable(format!("{request}: no answer within {LIMIT:?}"))),
         }
+    }
+
+    pub(crate) fn client(&self) -> kube::Client {
+        self.0.cluster.client()
     }
 
     fn api(&self, kind: Kind, namespace: &str) -> Api<DynamicObject> {

@@ -4,8 +4,9 @@
 //! the words are what matters, so only the same words are a repetition.
 
 use crate::{
-    Cluster,
+    Documents,
     answer::{ApiError, Request},
+    documents::write::write,
     kinds,
 };
 use jiff::Timestamp;
@@ -19,16 +20,15 @@ use kube::{
 };
 use rollora_api::rollout::Rollout;
 use serde_json::json;
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
+use tokio::sync::mpsc;
 
 /// Words that the API server takes.
 const LONGEST_NOTE: usize = 1024;
 /// How long the same words are counted as one event.
 const SERIES: Duration = Duration::from_mins(6);
+/// Events that wait to be told.
+const WAITING: usize = 1024;
 /// Events that are remembered for that.
 const REMEMBERED: usize = 256;
 /// Who tells, as events name it.
@@ -45,14 +45,25 @@ pub struct Notice<'a> {
     pub message: &'a str,
 }
 
-/// Tells people.
+/// Where what is to be told goes in. Nobody waits until it is told.
 #[derive(Debug)]
 pub struct Events {
-    cluster: Cluster,
     instance: String,
     now: fn() -> Timestamp,
-    past: Mutex<VecDeque<Past>>,
+    queue: mpsc::Sender<Event>,
 }
+
+/// Tells it, one after the other.
+#[derive(Debug)]
+pub struct Teller {
+    documents: Documents,
+    queue: mpsc::Receiver<Event>,
+    past: Told,
+}
+
+/// What was told a while ago.
+#[derive(Debug, Default)]
+struct Told(VecDeque<Past>);
 
 /// An event that was told.
 #[derive(Debug, Clone)]
@@ -64,40 +75,25 @@ struct Past {
     count: i32,
 }
 
+/// Why something is not told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{WAITING} others wait for the API server to take them: this one is dropped, the log has it")]
+pub struct TooMuchToTell;
+
+/// Both ends. `instance` is this process's name.
+pub fn events(documents: &Documents, instance: &str, now: fn() -> Timestamp) -> (Events, Teller) {
+    let (sender, queue) = mpsc::channel(WAITING);
+    let events = Events { instance: instance.to_owned(), now, queue: sender };
+    (events, Teller { documents: documents.clone(), queue, past: Told::default() })
+}
+
 impl Events {
-    /// `instance` is this process's name.
-    pub fn new(cluster: &Cluster, instance: &str, now: fn() -> Timestamp) -> Self {
-        Self { cluster: cluster.clone(), instance: instance.to_owned(), now, past: Mutex::default() }
+    /// Has a [`Teller`] tell something of a Rollout.
+    pub fn tell(&self, rollout: &Rollout, notice: Notice<'_>) -> Result<(), TooMuchToTell> {
+        self.queue.try_send(self.event(rollout, notice, (self.now)())).map_err(|_| TooMuchToTell)
     }
 
-    /// Tells of a Rollout. What cannot be told is an error to log, nothing more.
-    pub async fn tell(&self, rollout: &Rollout, notice: Notice<'_>) -> Result<(), ApiError> {
-        let metadata = &rollout.metadata;
-        let namespace = metadata.namespace.clone().unwrap_or_default();
-        let api: Api<Event> = Api::namespaced(self.cluster.client(), &namespace);
-        let resource = kinds::EVENT.resource();
-        let request = |verb| Request { verb, resource: &resource, namespace: Some(&namespace) };
-        let note = shortened(notice.message);
-        let now = (self.now)();
-        let about = (metadata.uid.clone().unwrap_or_default(), notice.reason.to_owned());
-        if let Some((name, count)) = self.repeated(&about, &note, now) {
-            let series = json!({ "series": { "count": count, "lastObservedTime": MicroTime(now) } });
-            let patched = api.patch(&name, &PatchParams::default(), &Patch::Merge(series)).await;
-            match patched.map_err(|error| ApiError::of(&error, request("patch"))) {
-                // Events are forgotten after a while: then it is told anew.
-                Err(ApiError::NotFound(_)) => {}
-                ended => return ended.map(drop),
-            }
-        }
-        let event = self.event(rollout, notice, &note, now);
-        let name = event.metadata.name.clone().unwrap_or_default();
-        let made = api.create(&PostParams::default(), &event).await;
-        made.map_err(|error| ApiError::of(&error, request("create")))?;
-        self.remember(Past { about, note, name, last: now, count: 1 });
-        Ok(())
-    }
-
-    fn event(&self, rollout: &Rollout, notice: Notice<'_>, note: &str, now: Timestamp) -> Event {
+    fn event(&self, rollout: &Rollout, notice: Notice<'_>, now: Timestamp) -> Event {
         let metadata = &rollout.metadata;
         Event {
             metadata: ObjectMeta {
@@ -107,7 +103,7 @@ impl Events {
             },
             action: Some("Reconcile".to_owned()),
             event_time: Some(MicroTime(now)),
-            note: Some(note.to_owned()),
+            note: Some(shortened(notice.message)),
             reason: Some(notice.reason.to_owned()),
             regarding: Some(ObjectReference {
                 api_version: Some(kinds::ROLLOUT.api_version()),
@@ -124,29 +120,75 @@ impl Events {
             ..Event::default()
         }
     }
+}
 
+impl Teller {
+    /// Tells until everybody who could want something told is gone.
+    pub async fn run(mut self) {
+        while let Some(event) = self.queue.recv().await {
+            let (namespace, name) = (event.metadata.namespace.clone(), event.metadata.name.clone());
+            // What cannot be told is an error to log, nothing more.
+            if let Err(error) = self.tell(event).await {
+                tracing::warn!(namespace, event = name, "an event could not be told: {error}");
+            }
+        }
+    }
+
+    async fn tell(&mut self, event: Event) -> Result<(), ApiError> {
+        let namespace = event.metadata.namespace.clone().unwrap_or_default();
+        let api: Api<Event> = Api::namespaced(self.documents.client(), &namespace);
+        let resource = kinds::EVENT.resource();
+        let request = |verb| Request { verb, resource: &resource, namespace: Some(&namespace) };
+        let _place = self.documents.place().await;
+        let told = Past::of(&event);
+        if let Some((name, count)) = self.past.repeated(&told) {
+            let series = json!({ "series": { "count": count, "lastObservedTime": MicroTime(told.last) } });
+            let (params, patch) = (PatchParams::default(), Patch::Merge(series));
+            match write(api.patch(&name, &params, &patch), request("patch")).await {
+                // Events are forgotten after a while: then it is told anew.
+                Err(ApiError::NotFound(_)) => {}
+                ended => return ended.map(drop),
+            }
+        }
+        write(api.create(&PostParams::default(), &event), request("create")).await?;
+        self.past.remember(told);
+        Ok(())
+    }
+}
+
+impl Told {
     /// The event that said the same a while ago, and how often it is said now.
-    fn repeated(&self, about: &(String, String), note: &str, now: Timestamp) -> Option<(String, i32)> {
-        let mut past = self.past();
-        past.retain(|event| event.last + SERIES > now);
-        let same = past.iter_mut().find(|event| event.about == *about && event.note == note)?;
+    fn repeated(&mut self, told: &Past) -> Option<(String, i32)> {
+        self.0.retain(|event| event.last + SERIES > told.last);
+        let same = self.0.iter_mut().find(|event| event.is_same(told))?;
         same.count += 1;
-        same.last = now;
+        same.last = told.last;
         Some((same.name.clone(), same.count))
     }
 
-    fn remember(&self, event: Past) {
-        let mut past = self.past();
-        past.retain(|other| other.about != event.about || other.note != event.note);
-        if past.len() >= REMEMBERED {
-            past.pop_front();
+    fn remember(&mut self, told: Past) {
+        self.0.retain(|other| !other.is_same(&told));
+        if self.0.len() >= REMEMBERED {
+            self.0.pop_front();
         }
-        past.push_back(event);
+        self.0.push_back(told);
+    }
+}
+
+impl Past {
+    fn of(event: &Event) -> Self {
+        let regarding = event.regarding.as_ref().and_then(|regarding| regarding.uid.clone());
+        Self {
+            about: (regarding.unwrap_or_default(), event.reason.clone().unwrap_or_default()),
+            note: event.note.clone().unwrap_or_default(),
+            name: event.metadata.name.clone().unwrap_or_default(),
+            last: event.event_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+            count: 1,
+        }
     }
 
-    fn past(&self) -> std::sync::MutexGuard<'_, VecDeque<Past>> {
-        // Nothing that holds this lock can panic half way: the content is good in any case.
-        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    fn is_same(&self, other: &Self) -> bool {
+        self.about == other.about && self.note == other.note
     }
 }
 
@@ -172,5 +214,27 @@ mod tests {
         assert_eq!(shortened("short"), "short");
         let long = shortened(&"ä".repeat(1000));
         assert!(long.len() <= LONGEST_NOTE && long.ends_with('…'), "{}", long.len());
+    }
+
+    #[test]
+    fn the_same_words_about_the_same_are_one_event_for_a_while() {
+        let told = |name: &str, note: &str, seconds: i64| Past {
+            about: ("uid".to_owned(), "Progressing".to_owned()),
+            note: note.to_owned(),
+            name: name.to_owned(),
+            last: Timestamp::from_second(seconds).unwrap(),
+            count: 1,
+        };
+        let mut past = Told::default();
+        assert_eq!(past.repeated(&told("a", "words", 0)), None);
+        past.remember(told("a", "words", 0));
+        assert_eq!(past.repeated(&told("b", "others", 1)), None);
+        assert_eq!(past.repeated(&told("c", "words", 300)), Some(("a".to_owned(), 2)));
+        assert_eq!(past.repeated(&told("d", "words", 600)), Some(("a".to_owned(), 3)));
+        assert_eq!(past.repeated(&told("e", "words", 961)), None, "that was too long ago");
+        for number in 0..REMEMBERED + 1 {
+            past.remember(told("f", &number.to_string(), 1000));
+        }
+        assert_eq!(past.0.len(), REMEMBERED);
     }
 }

@@ -20,14 +20,14 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     /// The Rollout is gone. One that was never seen here leaves nothing that is known.
     pub(crate) async fn bid_farewell(&self, key: &RolloutKey) -> Next {
         let Some(rollout) = self.last().get(key).cloned() else { return self.forget(key) };
-        let group = RewriteGroup::Current;
-        let look = observe::documents_only(&self.store, &self.memory, key, &rollout, group).await;
+        let (group, now) = (RewriteGroup::Current, self.clock.now());
+        let look = observe::documents_only(&self.store, &self.memory, key, &rollout, group, now).await;
         for unseen in [look.world.adapters.as_ref().err(), look.world.rollouts.as_ref().err()].into_iter().flatten() {
             if let Unseen::Unavailable(why) = unseen {
                 return Next::Retry(format!("it is gone, and its entries cannot leave the adapters file: {why}"));
             }
         }
-        let effect = farewell(&Input { rollout: &rollout, world: &look.world }, self.clock.now());
+        let effect = farewell(&Input { rollout: &rollout, world: &look.world }, now);
         if let Some(effect) = effect {
             let ended = self.apply(key, &rollout, &look, &effect).await;
             let refused = self.refused(key).is_some();

@@ -4,6 +4,7 @@ use crate::{
     READ_LIMIT,
     ports::{ANSWER_STANDS, AdaptersDocument, Fleet, Heard, ReadError, RolloutKey, Store, Version, Versioned},
 };
+use jiff::Timestamp;
 use rollora_api::{
     adapters::{AdaptersFile, content_hash},
     operator_key::OperatorKey,
@@ -62,7 +63,13 @@ struct Known {
 type Place = (Option<String>, String, String);
 
 impl Memory {
-    fn read(&self, key: &RolloutKey, reference: &AdaptersRef, document: Versioned<AdaptersDocument>) -> Adapters {
+    fn read(
+        &self,
+        key: &RolloutKey,
+        reference: &AdaptersRef,
+        document: Versioned<AdaptersDocument>,
+        now: Timestamp,
+    ) -> Adapters {
         let place = (key.namespace.clone(), reference.name.clone(), reference.key.clone());
         let mut known = self.known();
         if known.named.get(key) != Some(&place) {
@@ -72,7 +79,7 @@ impl Memory {
         match known.documents.get(&place) {
             Some(adapters) if adapters.version == document.version.0 => adapters.clone(),
             _ => {
-                let adapters = read_adapters(document);
+                let adapters = read_adapters(document, now);
                 known.documents.insert(place, adapters.clone());
                 adapters
             }
@@ -107,6 +114,7 @@ pub(crate) async fn everything(
     key: &RolloutKey,
     rollout: &Rollout,
     new_rewrite_group: RewriteGroup,
+    now: Timestamp,
 ) -> Look {
     let spec = &rollout.spec;
     // Another operator may have decided from a newer adapters file than is known here: what it saw is not unseen again.
@@ -128,7 +136,7 @@ pub(crate) async fn everything(
     let asked = [servers_asked, sharers_asked, routers_asked].into_iter().flatten().min();
     let world = Observed {
         adapters: adapters
-            .map(|document| document.map(|document| memory.read(key, &rollout.spec.adapters_ref, document))),
+            .map(|document| document.map(|document| memory.read(key, &rollout.spec.adapters_ref, document, now))),
         rewrites,
         servers,
         sharers,
@@ -154,12 +162,13 @@ pub(crate) async fn documents_only(
     key: &RolloutKey,
     rollout: &Rollout,
     new_rewrite_group: RewriteGroup,
+    now: Timestamp,
 ) -> Look {
     let (adapters, rollouts) =
         tokio::join!(read(store.adapters(key, &rollout.spec.adapters_ref, None)), read(store.rollouts_beside(key)));
     let adapters_version = adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.version.clone());
     let adapters =
-        adapters.map(|document| document.map(|document| memory.read(key, &rollout.spec.adapters_ref, document)));
+        adapters.map(|document| document.map(|document| memory.read(key, &rollout.spec.adapters_ref, document, now)));
     let world = Observed { adapters, rollouts: values(rollouts), ..unasked(store, new_rewrite_group) };
     Look { world, rewrites: Vec::new(), adapters: adapters_version, asked: None }
 }
@@ -216,10 +225,11 @@ fn split(rewrites: Result<Rewrites, Unseen>) -> (Result<Vec<Arc<InferenceModelRe
     (Ok(rewrites.into_iter().map(|rewrite| rewrite.value).collect()), versions)
 }
 
-fn read_adapters(document: Versioned<AdaptersDocument>) -> Adapters {
+fn read_adapters(document: Versioned<AdaptersDocument>, now: Timestamp) -> Adapters {
     let AdaptersDocument { user_text, key_text, gitops_owner } = document.value;
     Adapters {
         version: document.version.0,
+        since: now,
         hash: content_hash(&user_text, key_text.as_deref()),
         file: AdaptersFile::parse(&user_text).map(|parsed| parsed.file).map_err(|error| error.to_string()),
         // A key that cannot be read is written anew.

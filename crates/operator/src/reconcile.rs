@@ -80,7 +80,8 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     /// Asks for everything; nothing where an abort came meanwhile.
     async fn look_around(&self, key: &RolloutKey, rollout: &Rollout, wake: &Notify) -> Option<Look> {
         let ports = (&self.store, &self.fleet);
-        let mut looking = std::pin::pin!(observe::everything(ports, &self.memory, key, rollout, self.group(rollout)));
+        let (group, now) = (self.group(rollout), self.clock.now());
+        let mut looking = std::pin::pin!(observe::everything(ports, &self.memory, key, rollout, group, now));
         loop {
             tokio::select! {
                 biased;

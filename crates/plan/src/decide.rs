@@ -40,7 +40,11 @@ use rollora_api::{
         status::{LastAction, ObservedAdapters, RetirementState},
     },
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
+    time::Duration,
+};
 
 /// How soon what could not be observed is looked at again where nothing waits for it.
 const AWAY: Duration = Duration::from_secs(1);
@@ -52,6 +56,9 @@ const SLOW: Duration = Duration::from_secs(3);
 
 /// How soon servers that have not told how much room they have are asked again while a rollout goes on.
 const UNTOLD: Duration = Duration::from_secs(5);
+
+/// Parts of a time over which Rollouts are spread.
+const SHARES: u32 = 64;
 
 /// What a decision is about.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +94,7 @@ pub fn decide(input: &Input<'_>, now: Timestamp) -> Decision {
     } else {
         case.run(draft)
     };
-    report::settle(&previous, decision, now)
+    report::settle(&previous, decision, report::file_due(&case), now)
 }
 
 /// A decision that is being made.
@@ -137,6 +144,14 @@ impl<'a> Case<'a> {
         let rewrites = world.rewrites.as_ref().ok();
         let kept = kept_group(rollout, case.rewrite_name());
         Self { rewrite: rewrites.and_then(|rewrites| rewrite::find(case.rewrite_name(), kept, rewrites)), ..case }
+    }
+
+    /// A part of `whole` that is always the same for this Rollout, and another one for others.
+    pub(crate) fn spread(&self, whole: Duration) -> Duration {
+        let mut hasher = DefaultHasher::new();
+        self.uid.hash(&mut hasher);
+        let part = u32::try_from(hasher.finish() % u64::from(SHARES)).unwrap_or_default();
+        whole * part / SHARES
     }
 
     fn rewrite_name(&self) -> &'a str {

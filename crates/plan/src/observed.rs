@@ -1,5 +1,6 @@
 //! What the world looks like: plain data that whoever calls the plan has gathered.
 
+use jiff::Timestamp;
 use rollora_api::{
     adapters::{AdaptersFile, ContentHash},
     names::AdapterId,
@@ -55,6 +56,8 @@ pub enum Unseen {
 pub struct Adapters {
     /// Its version.
     pub version: String,
+    /// When this version was read first.
+    pub since: Timestamp,
     /// The hash of the present content, see [`rollora_api::adapters::content_hash`].
     pub hash: ContentHash,
     /// The user's key, as it stands.

@@ -1,7 +1,7 @@
 //! What people and tools read: conditions, phase, message and counts, derived from what was decided.
 //!
-//! Invariant: mere counts, and which version of the adapters file was read, are written at most every five seconds; a
-//! change of anything else is written at once.
+//! Invariant: mere counts, and which version of the adapters file was read, are written at most every five seconds, and
+//! later where nothing is under way; a change of anything else is written at once.
 
 mod conditions;
 mod news;
@@ -31,6 +31,9 @@ use std::{collections::BTreeSet, time::Duration};
 
 /// How often mere counts are written.
 const PACE: Duration = Duration::from_secs(5);
+/// A Rollout at rest says after this time, and at most twice this time, that the adapters file has another version: all
+/// that share a file would write at once whenever one of them does.
+const AT_REST: Duration = Duration::from_mins(1);
 /// Missing servers that are named.
 const NAMED: usize = 10;
 
@@ -204,8 +207,18 @@ pub(crate) fn pend(draft: &mut Draft, rollout: &Rollout, wait: &Wait, now: Times
     news::announce(rollout, draft);
 }
 
+/// When a Rollout at rest says that the adapters file has another version. Spread, so that not all say it at once.
+pub(crate) fn file_due(case: &Case<'_>) -> Timestamp {
+    case.adapters().map_or(case.now, |adapters| text::after(adapters.since, AT_REST + case.spread(AT_REST)))
+}
+
 /// Keeps the previous status where nothing but counts changed a moment ago.
-pub(crate) fn settle(previous: &RolloutStatus, mut decision: Decision, now: Timestamp) -> Decision {
+pub(crate) fn settle(
+    previous: &RolloutStatus,
+    mut decision: Decision,
+    file_due: Timestamp,
+    now: Timestamp,
+) -> Decision {
     let written = previous.step.as_ref().and_then(|step| step.observed_at);
     // What people are told is what the status says.
     let quiet = decision.events.is_empty() && essence(previous) == essence(&decision.status);
@@ -216,7 +229,11 @@ pub(crate) fn settle(previous: &RolloutStatus, mut decision: Decision, now: Time
         return decision;
     }
     let counted = without_clock(previous) == without_clock(&decision.status);
-    let due = written.map_or(now, |written| text::after(written, PACE));
+    let due = if is_at_rest(previous) && without_file(previous) == without_file(&decision.status) {
+        file_due
+    } else {
+        written.map_or(now, |written| text::after(written, PACE))
+    };
     if counted || now < due {
         if !counted {
             let delay = text::since(now, due).max(Duration::from_millis(1));
@@ -227,15 +244,18 @@ pub(crate) fn settle(previous: &RolloutStatus, mut decision: Decision, now: Time
     decision
 }
 
-/// A status without counts, the words about them, and the version of the adapters file: all that share a file would
-/// write at once whenever one of them does.
+/// Whether nothing is under way: another version of the adapters file is no reason to do anything then.
+fn is_at_rest(status: &RolloutStatus) -> bool {
+    status.step.as_ref().is_some_and(|step| step.state == StepState::Done) && is_clean(status)
+}
+
+/// A status without counts, the words about them, and the version of the adapters file.
 fn essence(status: &RolloutStatus) -> RolloutStatus {
-    let mut status = without_clock(status);
+    let mut status = without_file(status);
     if let Some(step) = &mut status.step {
         step.observed_millis = 0;
     }
     status.message.clear();
-    status.observed_adapters = None;
     status.residency.resident = 0;
     status.residency.ready = 0;
     status.residency.missing.clear();
@@ -244,6 +264,11 @@ fn essence(status: &RolloutStatus) -> RolloutStatus {
     status.retired.iter_mut().for_each(|entry| entry.reason.clear());
     status.conditions.iter_mut().for_each(|condition| condition.message.clear());
     status
+}
+
+/// A status without the time of the last look, and without the version of the adapters file.
+fn without_file(status: &RolloutStatus) -> RolloutStatus {
+    RolloutStatus { observed_adapters: None, ..without_clock(status) }
 }
 
 /// A status without the time of the last look.

@@ -84,6 +84,7 @@ impl Documents {
             Ok(object) => object,
             Err(refused) => return refused,
         };
+        let _place = self.place().await;
         let api = self.api(kinds::ROLLOUT, &name.namespace);
         let writing = async { api.replace(&name.name, &params(), &object).await };
         let resource = kinds::ROLLOUT.resource();
@@ -141,6 +142,7 @@ impl Documents {
         let data = map.data.get_or_insert_default();
         data.extend(user_text.map(|text| (key.to_owned(), text.to_owned())));
         data.extend(key_text.map(|text| (OPERATOR_KEY.to_owned(), text.to_owned())));
+        let _place = self.place().await;
         let api: Api<ConfigMap> = Api::namespaced(self.0.cluster.client(), &name.namespace);
         let resource = kinds::CONFIG_MAP.resource();
         let request = Request { verb: "update", resource: &resource, namespace: Some(&name.namespace) };
@@ -162,7 +164,7 @@ impl Documents {
     }
 
     /// A place for a write that nobody waits for; none where it has waited for one long enough.
-    pub(super) async fn place(&self) -> Option<SemaphorePermit<'_>> {
+    pub(crate) async fn place(&self) -> Option<SemaphorePermit<'_>> {
         timeout(IN_LINE, self.0.places.acquire()).await.ok()?.ok()
     }
 
@@ -241,7 +243,7 @@ impl Documents {
 }
 
 /// One write with its time limit.
-pub(super) async fn write<T>(
+pub(crate) async fn write<T>(
     writing: impl Future<Output = Result<T, kube::Error>>,
     request: Request<'_>,
 ) -> Result<T, ApiError> {

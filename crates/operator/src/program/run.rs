@@ -9,7 +9,7 @@ use crate::{
     store::ClusterStore,
 };
 use anyhow::{Context as _, bail};
-use rollora_cluster::{Access, Cluster, Documents, Election, Events, LeaseSettings, Scope};
+use rollora_cluster::{Access, Cluster, Documents, Election, LeaseSettings, Scope, events};
 use rollora_operator::Operator;
 use std::{
     io::{self, IsTerminal, Write as _},
@@ -59,14 +59,11 @@ async fn work(args: Args) -> anyhow::Result<()> {
 
     let documents = Documents::new(&cluster, scope);
     let leads = Arc::new(AtomicBool::new(false));
-    let store = ClusterStore {
-        documents: documents.clone(),
-        events: Events::new(&cluster, &identity, now),
-        group: args.api_group,
-    };
+    let (events, teller) = events(&documents, &identity, now);
+    let store = ClusterStore { documents: documents.clone(), events, group: args.api_group };
     let fleet = ClusterFleet::new(documents.clone());
     tasks.spawn(sweep(Arc::clone(fleet.answers()), stop.clone()));
-    let operator = Arc::new(Operator::new(store, fleet, now));
+    let operator = Operator::new(store, fleet, now);
     let tally = Arc::clone(operator.tally());
     let settings = LeaseSettings {
         namespace: args.lease_namespace.unwrap_or_else(|| cluster.default_namespace().to_owned()),
@@ -93,7 +90,9 @@ async fn work(args: Args) -> anyhow::Result<()> {
         }
     });
 
-    let mut working = std::pin::pin!(operator.run(stop.clone()));
+    let mut voice = JoinSet::new();
+    voice.spawn(teller.run());
+    let mut working = Box::pin(operator.run(stop.clone()));
     let ended = tokio::select! {
         ended = working.as_mut() => Ended::Operator(ended),
         lost = election.keep() => Ended::Lost(lost),
@@ -112,7 +111,11 @@ async fn work(args: Args) -> anyhow::Result<()> {
         Ended::Task(ended) => ended??,
     }
     stop.cancel();
-    drop(timeout(Duration::from_secs(2), async { while tasks.join_next().await.is_some() {} }).await);
+    // What is to be told yet is told when nobody can want anything told any more.
+    drop(working);
+    drop(operator);
+    let ends = async { while voice.join_next().await.is_some() || tasks.join_next().await.is_some() {} };
+    drop(timeout(Duration::from_secs(2), ends).await);
     Ok(())
 }
 

@@ -167,7 +167,7 @@ impl Store for ClusterStore {
     async fn event(&self, key: &RolloutKey, event: &Event) {
         let Ok(Some(rollout)) = self.documents.rollout(&name_of(key)).await else { return };
         let notice = Notice { warning: event.warning, reason: &event.reason, message: &event.message };
-        if let Err(error) = self.events.tell(&rollout.value, notice).await {
+        if let Err(error) = self.events.tell(&rollout.value, notice) {
             tracing::warn!(rollout = %key, "an event could not be told: {error}");
         }
     }

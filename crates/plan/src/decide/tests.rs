@@ -24,6 +24,7 @@ fn without_the_others() -> Observed {
     let file = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - {id: chat-v1, source: /a}\n";
     let adapters = Adapters {
         version: "1".to_owned(),
+        since: now(),
         hash: rollora_api::adapters::content_hash(file, None),
         user_text: file.to_owned(),
         file: AdaptersFile::parse(file).map(|parsed| parsed.file).map_err(|error| error.to_string()),
@@ -80,4 +81,18 @@ fn what_is_waited_for_is_looked_at_less_often_after_a_while() {
         Case::new(&Input { rollout: &rollout, world: &world }, now()).requeue(&status, [Again::Soon].into_iter())
     };
     assert_eq!([0, 10_000, 10_001].map(next_look), [1, 1, 3].map(|seconds| Some(Duration::from_secs(seconds))));
+}
+
+#[test]
+fn rollouts_that_share_a_file_say_at_different_times_that_it_is_another_one() {
+    let world = without_the_others();
+    let due = |name: &str| {
+        let mut rollout = rollout(&Value::Null);
+        rollout.metadata.uid = Some(name.to_owned());
+        report::file_due(&Case::new(&Input { rollout: &rollout, world: &world }, now()))
+    };
+    assert_eq!(due("a"), due("a"));
+    let due: std::collections::BTreeSet<_> = ["a", "b", "c", "d", "e", "f", "g", "h"].map(due).into();
+    assert!(due.len() > 4, "{due:?}");
+    assert!(due.iter().all(|due| (60..120).contains(&due.duration_since(now()).as_secs())), "{due:?}");
 }
