@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(past.repeated(&told("c", "words", 300)), Some(("a".to_owned(), 2)));
         assert_eq!(past.repeated(&told("d", "words", 600)), Some(("a".to_owned(), 3)));
         assert_eq!(past.repeated(&told("e", "words", 961)), None, "that was too long ago");
-        for number in 0..REMEMBERED + 1 {
+        for number in 0..=REMEMBERED {
             past.remember(told("f", &number.to_string(), 1000));
         }
         assert_eq!(past.0.len(), REMEMBERED);

@@ -1,6 +1,7 @@
 //! Pods and pools, as little of them as is needed to know whom to ask.
 
 use crate::shelf::{Item, ObjectName};
+use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::Pod as KubePod, apimachinery::pkg::apis::meta::v1::Time};
 use kube::{
     Resource, ResourceExt,
@@ -21,6 +22,10 @@ pub struct Pod {
     pub ip: Option<IpAddr>,
     /// Whether it is sent requests: its condition Ready is True, and it is not being deleted.
     pub ready: bool,
+    /// Since when its condition Ready is not True; none where it is, or where nobody says that.
+    pub unready_since: Option<Timestamp>,
+    /// Whether it is being deleted.
+    pub leaving: bool,
     /// Whether all of its containers ended and will not be started again.
     pub ended: bool,
     /// The IDs of its containers: they change with every restart.
@@ -97,6 +102,8 @@ struct Condition {
     #[serde(rename = "type")]
     kind: String,
     status: String,
+    #[serde(rename = "lastTransitionTime")]
+    since: Option<Time>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -142,6 +149,8 @@ impl Pod {
             uid: pod.uid().unwrap_or_default(),
             ip: status.pod_ip.as_ref().and_then(|ip| ip.parse().ok()),
             ready: is_ready(status) && pod.metadata.deletion_timestamp.is_none(),
+            unready_since: unready_since(status),
+            leaving: pod.metadata.deletion_timestamp.is_some(),
             ended: status.phase.as_deref().is_some_and(is_ended),
             containers: containers(status),
             maps: pod.spec.volumes.iter().flatten().flat_map(Volume::maps).map(str::to_owned).collect(),
@@ -154,7 +163,16 @@ impl Pod {
 }
 
 fn is_ready(status: &Status) -> bool {
-    status.conditions.iter().flatten().any(|condition| condition.kind == "Ready" && condition.status == "True")
+    readiness(status).is_some_and(|condition| condition.status == "True")
+}
+
+fn unready_since(status: &Status) -> Option<Timestamp> {
+    let condition = readiness(status).filter(|condition| condition.status != "True")?;
+    condition.since.as_ref().map(|since| since.0)
+}
+
+fn readiness(status: &Status) -> Option<&Condition> {
+    status.conditions.iter().flatten().find(|condition| condition.kind == "Ready")
 }
 
 fn is_ended(phase: &str) -> bool {

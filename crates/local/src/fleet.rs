@@ -150,7 +150,15 @@ impl Fleet for LocalFleet {
         let server = |(member, server): (&Member, &Arc<GatewayServer>)| {
             let status = Arc::new(SidecarStatus::clone(&member.status.borrow()));
             let ready = status.server.is_some() && status.readiness.ready && !server.is_suspect();
-            Server { name: server.name.clone(), uid: member.url.clone(), ready, status: Ok(status) }
+            let (unready_since, leaving) = (None, false);
+            Server {
+                name: server.name.clone(),
+                uid: member.url.clone(),
+                ready,
+                unready_since,
+                leaving,
+                status: Ok(status),
+            }
         };
         Ok(self.each().map(server).collect::<Vec<_>>().into())
     }

@@ -106,6 +106,10 @@ pub struct Server {
     pub uid: String,
     /// Whether Kubernetes (on one machine: the gateway) sends requests there.
     pub ready: bool,
+    /// Since when it is not; none where it is, or where that is not known.
+    pub unready_since: Option<Timestamp>,
+    /// Whether its pod is being deleted: it will not be Ready again.
+    pub leaving: bool,
     /// What its sidecar says, or why it could not be asked.
     pub status: Result<Arc<SidecarStatus>, String>,
 }

@@ -94,7 +94,8 @@ impl ClusterFleet {
         let asked = servers.map(|(pod, index, port, ports)| async move {
             let name = if ports > 1 { format!("{}:{port}", pod.name) } else { pod.name.clone() };
             let (at, status) = self.status(pod, index, port, registered).await;
-            (at, Server { name, uid: pod.uid.clone(), ready: pod.ready, status })
+            let (ready, unready_since, leaving) = (pod.ready, pod.unready_since, pod.leaving);
+            (at, Server { name, uid: pod.uid.clone(), ready, unready_since, leaving, status })
         });
         Ok(heard(join_all(asked).await))
     }
@@ -207,6 +208,8 @@ mod tests {
             uid: "u".to_owned(),
             ip: None,
             ready: true,
+            unready_since: None,
+            leaving: false,
             ended: false,
             containers: "c://1".to_owned(),
             maps: Vec::new(),

@@ -213,7 +213,14 @@ impl SimServer {
     /// What the Fleet port says of it.
     pub(crate) fn report(&self) -> Server {
         let status = if self.reachable { Ok(self.status().into()) } else { Err("no answer".to_owned()) };
-        Server { name: self.name.clone(), uid: self.name.clone(), ready: self.ready, status }
+        Server {
+            name: self.name.clone(),
+            uid: self.name.clone(),
+            ready: self.ready,
+            unready_since: None,
+            leaving: false,
+            status,
+        }
     }
 
     fn status(&self) -> SidecarStatus {

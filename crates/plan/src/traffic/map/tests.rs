@@ -65,7 +65,14 @@ impl Servers {
             ..SidecarStatus::default()
         };
         let ready = self != Self::NoneReady;
-        let server = Server { name: "a".to_owned(), uid: "a".to_owned(), ready, status: Ok(status.into()) };
+        let server = Server {
+            name: "a".to_owned(),
+            uid: "a".to_owned(),
+            ready,
+            unready_since: None,
+            leaving: false,
+            status: Ok(status.into()),
+        };
         (self != Self::Unseen).then(|| vec![server])
     }
 
