@@ -104,6 +104,13 @@ pub struct PoolRef {
     pub name: String,
 }
 
+impl PoolRef {
+    /// Whether both name the same pool: there is one kind of pool in a group, which may be named or not.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.group == other.group && self.name == other.name
+    }
+}
+
 impl Default for PoolRef {
     fn default() -> Self {
         Self { group: default_pool_group(), kind: None, name: String::new() }

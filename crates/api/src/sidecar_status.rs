@@ -66,6 +66,9 @@ pub struct ServerIdentity {
 /// The reason of a [`Readiness`] that no sidecar said: vLLM was asked itself, because that suffices.
 pub const NO_SIDECAR: &str = "NoSidecar";
 
+/// The reason of a [`Readiness`] that is held back until the adapters that serve, or are required, are verified.
+pub const ADAPTERS_NOT_VERIFIED: &str = "AdaptersNotVerified";
+
 /// Whether requests may be sent to the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]

@@ -13,6 +13,7 @@ use crate::text;
 use jiff::Timestamp;
 use rollora_api::{
     condition::{Condition, ConditionStatus},
+    names::ModelName,
     rewrite::{
         InferenceModelRewrite, PoolRef, Rank, RewriteGroup, RewriteStatus,
         condition::{ACCEPTED, CONFLICTED, reason},
@@ -58,6 +59,17 @@ pub fn accept(
         Some(InferenceModelRewrite { status: Some(status), ..(*rewrite).clone() })
     };
     present.iter().filter_map(changed).collect()
+}
+
+/// The rewrite whose rule a request for the model gets in this pool.
+pub(crate) fn winner<'a>(
+    model: &ModelName,
+    pool: &PoolRef,
+    rewrites: &'a [impl Borrow<InferenceModelRewrite>],
+) -> Option<&'a InferenceModelRewrite> {
+    let (present, first) = claims(rewrites);
+    let claim = in_force((&pool.group, &pool.name), Some(model.as_str()), &first)?;
+    present.into_iter().find(|rewrite| rewrite.group() == Some(claim.group) && Rank::of(rewrite) == claim.rank)
 }
 
 /// Those that count, and per subject the claim that goes first.

@@ -15,6 +15,9 @@ use rollora_api::{
     rollout::status::TargetWeight,
 };
 
+/// As many as a status holds.
+const MOST_TARGETS: usize = 16;
+
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Adoption {
@@ -78,10 +81,19 @@ fn from_rule(rewrite: &InferenceModelRewrite, rule: &RewriteRule, rollout_uid: &
     let stable = match (annotated, weights.as_slice()) {
         (_, []) => return unknown("the rule for the model has no targets: write one".to_owned()),
         (_, [only]) => only.id.clone(),
-        (Some(name), targets) => match targets.iter().find(|target| target.id.as_str() == name) {
-            Some(target) => target.id.clone(),
-            None => return unknown(format!("{STABLE_ANNOTATION} names {name}, which is no target of the rule")),
-        },
+        (_, targets) if targets.len() > MOST_TARGETS => {
+            return unknown(format!(
+                "the rule for the model has {} targets, and at most {MOST_TARGETS} can be taken over: remove some",
+                targets.len()
+            ));
+        }
+        // Rollouts that share the rewrite name theirs there too.
+        (Some(named), targets) => {
+            match targets.iter().find(|target| rewrite::stable_ids(named).any(|id| id == target.id.as_str())) {
+                Some(target) => target.id.clone(),
+                None => return unknown(format!("{STABLE_ANNOTATION} names {named}, which is no target of the rule")),
+            }
+        }
         (None, targets) => {
             let ids: Vec<&str> = targets.iter().map(|target| target.id.as_str()).collect();
             return unknown(format!(

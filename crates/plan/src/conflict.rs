@@ -3,13 +3,31 @@
 use rollora_api::{operator_key::matches_pattern, rollout::Rollout};
 use std::borrow::Borrow;
 
-/// The older Rollout that works on the same model or the same ids, in words.
-pub(crate) fn conflict(rollout: &Rollout, others: &[impl Borrow<Rollout>]) -> Option<String> {
+/// How an older Rollout would be worked against.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Conflict {
+    /// By the same rule.
+    SameModel(String),
+    /// By entries of the same adapters; the rule is one's own.
+    SameAdapters(String),
+}
+
+impl Conflict {
+    /// In words.
+    pub(crate) fn words(self) -> String {
+        match self {
+            Self::SameModel(words) | Self::SameAdapters(words) => words,
+        }
+    }
+}
+
+/// The older Rollout that works on the same model or the same ids.
+pub(crate) fn conflict(rollout: &Rollout, others: &[impl Borrow<Rollout>]) -> Option<Conflict> {
     let older = others
         .iter()
         .map(Borrow::borrow)
         .filter(|other: &&Rollout| !is_same(rollout, other) && is_older(other, rollout));
-    older.filter_map(|other| clash(rollout, other).map(|what| format!("Rollout {} {what}", other.metadata.name))).min()
+    older.filter_map(|other| clash(rollout, other)).min()
 }
 
 /// Whether these are one object.
@@ -28,17 +46,25 @@ fn has_begun(rollout: &Rollout) -> bool {
     rollout.status.as_ref().is_some_and(|status| status.revision.number > 0)
 }
 
-fn clash(one: &Rollout, other: &Rollout) -> Option<String> {
+fn clash(one: &Rollout, other: &Rollout) -> Option<Conflict> {
     if one.metadata.namespace != other.metadata.namespace {
         return None;
     }
+    let name = &other.metadata.name;
     let (one, other) = (&one.spec, &other.spec);
-    if one.model == other.model && one.pool_ref == other.pool_ref {
-        return Some(format!("is older and has the same model {} in the same pool: delete one of the two", one.model));
+    if one.model == other.model && one.pool_ref.is_same(&other.pool_ref) {
+        return Some(Conflict::SameModel(format!(
+            "Rollout {name} is older and has the same model {} in the same pool: delete one of the two",
+            one.model
+        )));
     }
     let (ours, theirs) = (one.adapter.governed()?, other.adapter.governed()?);
-    (one.adapters_ref == other.adapters_ref && overlap(ours, theirs)).then(|| {
-        format!("is older and governs {theirs}, which overlaps with {ours}: give them patterns that share no id")
+    // By another key of the ConfigMap, too: the operator's key is one for all.
+    (one.adapters_ref.name == other.adapters_ref.name && overlap(ours, theirs)).then(|| {
+        Conflict::SameAdapters(format!(
+            "Rollout {name} is older and governs {theirs}, which overlaps with {ours}: give them patterns that share no \
+             id"
+        ))
     })
 }
 
@@ -94,5 +120,30 @@ mod tests {
             assert_eq!(yields(&one, &other), expected);
             assert_eq!(yields(&other, &one), expected);
         }
+    }
+
+    #[test]
+    fn the_same_pool_and_the_same_map_are_known_however_they_are_written() {
+        let one = rollout("a", "01", 0);
+        let changed = |change: &dyn Fn(&mut rollora_api::rollout::RolloutSpec)| {
+            let mut other = rollout("b", "02", 0);
+            change(&mut other.spec);
+            conflict(&other, &[one.clone(), other.clone()])
+        };
+        let named = changed(&|spec| spec.pool_ref.kind = Some("InferencePool".to_owned()));
+        assert!(matches!(named, Some(Conflict::SameModel(_))), "{named:?}");
+        let other_model = |spec: &mut rollora_api::rollout::RolloutSpec| {
+            spec.model = rollora_api::names::ModelName::new("other").unwrap();
+        };
+        let other_key = changed(&|spec| {
+            other_model(spec);
+            spec.adapters_ref.key = "other.yaml".to_owned();
+        });
+        assert!(matches!(other_key, Some(Conflict::SameAdapters(_))), "{other_key:?}");
+        let other_map = changed(&|spec| {
+            other_model(spec);
+            spec.adapters_ref.name = "another".to_owned();
+        });
+        assert_eq!(other_map, None);
     }
 }

@@ -14,7 +14,8 @@ mod writes;
 pub use depart::farewell;
 
 use crate::{
-    capacity, conflict,
+    acceptance, capacity,
+    conflict::{self, Conflict},
     desired::{self, Wish},
     effect::Effect,
     event::Event,
@@ -25,14 +26,13 @@ use crate::{
     retire, rewrite,
     routers::{self, Claim, Proof},
     text,
-    traffic::{self, Traffic},
+    traffic::{self, Left, Traffic},
     wait::{Again, Wait},
 };
 use jiff::Timestamp;
 use rollora_api::{
     adapters::{AdaptersFile, ContentHash},
     condition::{ConditionStatus, kind, reason},
-    names::AdapterId,
     rewrite::{InferenceModelRewrite, RewriteGroup},
     rollout::{
         Rollout, RolloutStatus,
@@ -89,12 +89,20 @@ pub fn decide(input: &Input<'_>, now: Timestamp) -> Decision {
     let draft = Draft { status: previous.clone(), events: Vec::new(), left: Vec::new() };
     let decision = if input.rollout.metadata.deletion_timestamp.is_some() {
         case.depart(draft)
-    } else if let Some((why, message)) = case.objection() {
-        case.refuse(draft, why, &message)
+    } else if let Some(objection) = case.objection() {
+        case.refuse(draft, &objection)
     } else {
         case.run(draft)
     };
     report::settle(&previous, decision, report::file_due(&case), now)
+}
+
+/// Why nothing new may begin.
+struct Objection {
+    reason: &'static str,
+    message: String,
+    /// Whether the rule is the Rollout's own all the same: what was written stays, and an abort is obeyed.
+    leaves_the_rule: bool,
 }
 
 /// A decision that is being made.
@@ -104,8 +112,8 @@ pub(crate) struct Draft {
     pub(crate) status: RolloutStatus,
     /// What people are told.
     pub(crate) events: Vec<Event>,
-    /// Ids that traffic left, each with the reason.
-    pub(crate) left: Vec<(AdapterId, String)>,
+    /// Ids that traffic left.
+    pub(crate) left: Vec<Left>,
 }
 
 impl Draft {
@@ -240,17 +248,24 @@ impl<'a> Case<'a> {
         self.adapters().is_some() && world.rewrites.is_ok() && world.servers.is_ok() && world.routers.is_ok()
     }
 
-    /// Why nothing may be moved at all, as reason and words.
-    fn objection(&self) -> Option<(&'static str, String)> {
+    /// Why nothing new may begin.
+    fn objection(&self) -> Option<Objection> {
         if let Some(error) = self.spec.validate().first() {
-            return Some((reason::INVALID, format!("{}: {}", error.path, error.message)));
+            let message = format!("{}: {}", error.path, error.message);
+            return Some(Objection { reason: reason::INVALID, message, leaves_the_rule: true });
         }
+        let conflict = |message, leaves_the_rule| Objection { reason: reason::CONFLICT, message, leaves_the_rule };
+        // Whoever has begun has weights in the rewrite, which nobody else looks after.
+        let begun = || self.rewrite.is_some_and(|rewrite| rewrite::stamp(rewrite, self.uid).is_some());
         let other = match &self.world.rollouts {
-            Ok(rollouts) => conflict::conflict(self.rollout, rollouts),
+            Ok(rollouts) => conflict::conflict(self.rollout, rollouts).map(|other| {
+                let leaves_the_rule = matches!(other, Conflict::SameAdapters(_)) && begun();
+                conflict(other.words(), leaves_the_rule)
+            }),
             // What was so when they could be listed is so until they can be.
-            Err(_) => self.conflict_so_far(),
+            Err(_) => self.conflict_so_far().map(|message| conflict(message, begun())),
         };
-        other.or_else(|| self.other_pool()).map(|what| (reason::CONFLICT, what))
+        other.or_else(|| self.other_pool().map(|message| conflict(message, false)))
     }
 
     fn conflict_so_far(&self) -> Option<String> {
@@ -291,6 +306,11 @@ impl<'a> Case<'a> {
         let blind = self.blind().filter(|wait| !waits.iter().any(|other| other.message.starts_with(&wait.message)));
         waits.splice(0..0, blind.collect::<Vec<_>>());
         let proof = self.prove(&draft.status);
+        if waits.is_empty()
+            && let Some(other) = &proof.shadowed_by
+        {
+            waits.push(Wait::on_change(reason::SHADOWED_BY, routers::shadowed(other)));
+        }
         let mut retiring = retire::go_on(self, &mut draft, &proof);
         if !self.is_asked() {
             // Whoever was not asked is nothing to wait for: they are asked next.
@@ -310,10 +330,10 @@ impl<'a> Case<'a> {
     }
 
     /// Nothing moves but what was decided before; and an abort, which waits for nobody's mending of the spec.
-    fn refuse(&self, mut draft: Draft, why: &'static str, message: &str) -> Decision {
-        let ours = why != reason::CONFLICT;
+    fn refuse(&self, mut draft: Draft, objection: &Objection) -> Decision {
+        let Objection { reason: why, message, leaves_the_rule } = objection;
         let mut effects = Vec::new();
-        if ours {
+        if *leaves_the_rule {
             self.compare_rewrite(&mut draft);
             self.obey(&mut draft);
             effects.extend(self.rewrite_effect(&draft.status));
@@ -323,7 +343,8 @@ impl<'a> Case<'a> {
         if report::stall(&mut draft.status, self.rollout, why, message, self.now) {
             draft.say(true, why, message);
         }
-        Decision { effects, status: draft.status, events: draft.events, requeue: None }
+        let requeue = self.requeue(&draft.status, self.look_again().into_iter());
+        Decision { effects, status: draft.status, events: draft.events, requeue }
     }
 
     /// Does what a person asked for, once.
@@ -342,14 +363,15 @@ impl<'a> Case<'a> {
         draft.status.last_action = Some(action);
     }
 
-    /// Begins a new revision where another adapter is wanted. One that is on its way out comes back at once.
+    /// Begins a new revision where another adapter is wanted. One that was stable and is on its way out comes back at once.
     fn want(&self, draft: &mut Draft, wish: &Wish) {
         let Wish::Id(id) = wish else { return };
         if draft.status.revision.desired.as_ref() == Some(id) {
             return;
         }
+        // A candidate that was taken out never had everything: it comes by steps again.
         let mut retired = draft.status.retired.iter();
-        let at_once = retired.any(|entry| entry.id == *id && entry.state != RetirementState::Gone);
+        let at_once = retired.any(|entry| entry.id == *id && entry.was_stable && entry.state != RetirementState::Gone);
         let (spec, now) = (self.spec, self.now);
         draft.traffic(|traffic| traffic.begin(id, &spec.strategy, at_once, now));
     }
@@ -365,7 +387,7 @@ impl<'a> Case<'a> {
 
     fn gate(&self, status: &RolloutStatus) -> Option<Gate> {
         let desired = status.revision.desired.as_ref()?;
-        Some(Gate::look(desired, self.spec.residency, self.servers()?, self.content()))
+        Some(Gate::look(desired, self.spec.residency, self.servers()?, self.content(), self.now))
     }
 
     fn prove(&self, status: &RolloutStatus) -> Proof {
@@ -378,8 +400,17 @@ impl<'a> Case<'a> {
             rewrite_uid: self.rewrite.and_then(|rewrite| rewrite.metadata.uid.as_deref()),
             written: self.rewrite.is_some_and(|rewrite| rewrite::is_written(rewrite, self.wanted(status))),
             weights: &status.weights,
+            shadow: self.shadow(),
         };
         routers::prove(self.spec.router, claim, self.world.routers.as_deref(), self.now)
+    }
+
+    /// The rewrite whose rule goes before the one that we have.
+    fn shadow(&self) -> Option<&'a str> {
+        let ours = self.rewrite.filter(|rewrite| rewrite::rule_for(&self.spec.model, rewrite).is_some())?;
+        let rewrites = self.world.rewrites.as_deref().ok()?;
+        let winner = acceptance::winner(&self.spec.model, &self.spec.pool_ref, rewrites)?;
+        (!std::ptr::eq(winner, ours)).then_some(winner.metadata.name.as_str())
     }
 
     fn requeue(&self, status: &RolloutStatus, agains: impl Iterator<Item = Again>) -> Option<Duration> {

@@ -1,7 +1,7 @@
 //! What one Rollout adds to the operator's key, and how that is put among the parts of the others.
 //!
 //! Invariants:
-//! - Entries of ids that another Rollout governs stay as they are; entries that nobody governs leave.
+//! - Entries of ids that another Rollout governs, or works with, stay as they are; entries that nobody governs leave.
 //! - A rejected id keeps its pilot: whoever has only the key left tries it again there, where it has done its harm.
 
 #[cfg(test)]
@@ -69,7 +69,12 @@ pub(crate) fn merge(present: &OperatorKey, mine: OperatorKey, others: &[Operator
     let is_mine = |id: &str| mine.managed.iter().any(|pattern| matches_pattern(pattern, id));
     let is_theirs = |id: &str| {
         let governs = |key: &OperatorKey| key.managed.iter().any(|pattern| matches_pattern(pattern, id));
-        !is_mine(id) && others.iter().any(governs)
+        // What somebody works with is not taken from them by a wider pattern.
+        let has = |key: &OperatorKey| {
+            key.admitted.iter().chain(&key.rejected).any(|other| other.as_str() == id)
+                || key.pilots.iter().any(|pilot| pilot.id.as_str() == id)
+        };
+        others.iter().any(has) || (!is_mine(id) && others.iter().any(governs))
     };
     let kept = |ids: &[AdapterId]| ids.iter().filter(|id| is_theirs(id.as_str())).cloned().collect::<Vec<_>>();
     let pilots: Vec<Pilot> = present.pilots.iter().filter(|pilot| is_theirs(pilot.id.as_str())).cloned().collect();

@@ -137,7 +137,7 @@ impl Report<'_> {
             return format!("{desired} was rejected: {why}; {next}");
         }
         match status.step.as_ref().map(|step| step.state) {
-            Some(StepState::Done) => format!("{desired} serves all requests"),
+            Some(StepState::Done) if self.proof.shadowed_by.is_none() => format!("{desired} serves all requests"),
             _ => String::new(),
         }
     }

@@ -1,18 +1,21 @@
 //! The residency gate: before a target gets weight, every server of every Ready pod has it, and there is one. And its
 //! opposite: which Ready servers are known to lack an adapter that has weight.
 //!
-//! Invariant: what could not be asked opens no gate, and is no proof of a loss either.
+//! Invariants: what could not be asked opens no gate, and is no proof of a loss either; a server that is not Ready for a
+//! moment closes the gate as if it were.
 
 #[cfg(test)]
 mod tests;
 
-use crate::observed::Server;
+use crate::{observed::Server, text::since};
+use jiff::Timestamp;
 use rollora_api::{
     adapters::ContentHash,
-    names::AdapterId,
+    names::{AdapterId, OPERATOR_KEY},
     rollout::spec::ResidencyProof,
-    sidecar_status::{AdapterState, SidecarStatus},
+    sidecar_status::{ADAPTERS_NOT_VERIFIED, AdapterState, SidecarStatus},
 };
+use std::time::Duration;
 
 /// How many Ready servers have an adapter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,24 +24,35 @@ pub(crate) struct Gate {
     pub(crate) resident: usize,
     /// Ready servers.
     pub(crate) ready: usize,
-    /// The others, each with the reason.
+    /// Those that do not have it, and are Ready or may be so at any moment, each with the reason.
     pub(crate) missing: Vec<String>,
 }
 
+/// How long a server that cannot be asked may still come back as it was: its sidecar starts again, or vLLM is silent for a
+/// moment.
+const MOMENT: Duration = Duration::from_secs(15);
+
 impl Gate {
-    /// Looks at every Ready server.
+    /// Looks at every server that is Ready, or may be so at any moment.
     pub(crate) fn look(
         id: &AdapterId,
         proof: ResidencyProof,
         servers: &[Server],
         content: Option<&ContentHash>,
+        now: Timestamp,
     ) -> Self {
         let mut gate = Self::default();
-        for server in servers.iter().filter(|server| server.ready) {
-            gate.ready += 1;
-            match lacks(id, proof, server, content) {
-                None => gate.resident += 1,
-                Some(why) => gate.missing.push(format!("{}: {why}", server.name)),
+        for server in servers {
+            let lacks = || lacks(id, proof, server, content);
+            if server.ready {
+                gate.ready += 1;
+                match lacks() {
+                    None => gate.resident += 1,
+                    Some(why) => gate.missing.push(format!("{}: {why}", server.name)),
+                }
+            } else if may_return(server, content, now) {
+                let why = lacks().map(|why| format!("{} is not Ready for the moment: {why}", server.name));
+                gate.missing.extend(why);
             }
         }
         gate
@@ -47,6 +61,20 @@ impl Gate {
     /// Whether the adapter may get weight.
     pub(crate) fn is_open(&self) -> bool {
         self.ready > 0 && self.missing.is_empty()
+    }
+}
+
+/// Whether a server that is not Ready may be so at any moment with no more than it has now. Its sidecar says so itself
+/// unless it waits for what is to serve, and has read which that is.
+fn may_return(server: &Server, content: Option<&ContentHash>, now: Timestamp) -> bool {
+    if server.leaving {
+        return false;
+    }
+    match &server.status {
+        Ok(status) if status.server.is_some() => {
+            !is_fresh(status, content) || status.readiness.reason != ADAPTERS_NOT_VERIFIED
+        }
+        _ => server.unready_since.is_some_and(|unready| since(unready, now) < MOMENT),
     }
 }
 
@@ -69,6 +97,11 @@ fn lacks(id: &AdapterId, proof: ResidencyProof, server: &Server, content: Option
     if !is_fresh(status, content) {
         return Some(match &status.config.error {
             Some(error) => format!("its sidecar cannot take over the present adapters file ({error})"),
+            // A mount with `items` hides it for ever; without it nothing that a Rollout governs can be resident.
+            None if status.config.hash.is_some() && !status.config.operator_key => format!(
+                "its sidecar has not read the present adapters file yet, and has never seen the key {OPERATOR_KEY} \
+                 beside it: mount the whole ConfigMap, without items"
+            ),
             None => "its sidecar has not read the present adapters file yet".to_owned(),
         });
     }

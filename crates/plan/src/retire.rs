@@ -6,6 +6,7 @@ use crate::{
     observed::{Adapters, Listing},
     retirement::{self, Looked, Scene, map},
     routers::Proof,
+    traffic::Left,
     wait::Wait,
 };
 use rollora_api::{
@@ -32,8 +33,9 @@ pub(crate) fn go_on(case: &Case<'_>, draft: &mut Draft, proof: &Proof) -> Vec<Wa
         let entry = draft.status.retired[index].clone();
         let named_by = named_by(case, &entry.id);
         let wanted = wanted(&draft.status).any(|wanted| *wanted == entry.id);
+        let unproven = unproven(&draft.status, proof);
         let looked =
-            retirement::advance(&entry, Scene { wanted, ..scene(case, &entry.id, proof, named_by.as_deref()) });
+            retirement::advance(&entry, Scene { wanted, ..scene(case, &entry.id, unproven, named_by.as_deref()) });
         if looked.entry.state != entry.state {
             changed(case, draft, &looked);
         }
@@ -47,11 +49,11 @@ pub(crate) fn go_on(case: &Case<'_>, draft: &mut Draft, proof: &Proof) -> Vec<Wa
     waits
 }
 
-fn begin(case: &Case<'_>, status: &mut RolloutStatus, left: Vec<(AdapterId, String)>) {
-    for (id, reason) in left {
+fn begin(case: &Case<'_>, status: &mut RolloutStatus, left: Vec<Left>) {
+    for Left { id, reason, was_stable } in left {
         let before = status.retired.iter().position(|entry| entry.id == id).map(|index| status.retired.remove(index));
         map::assert_is_on_it(before.map(|entry| entry.state), Some(RetirementState::Waiting));
-        status.retired.push(Retired { id, since: case.now, state: RetirementState::Waiting, reason });
+        status.retired.push(Retired { id, since: case.now, state: RetirementState::Waiting, was_stable, reason });
     }
 }
 
@@ -85,13 +87,19 @@ fn wanted(status: &RolloutStatus) -> impl Iterator<Item = &AdapterId> {
     status.revision.stable.iter().chain(desired).chain(weighted)
 }
 
-fn scene<'b>(case: &'b Case<'_>, id: &AdapterId, proof: &'b Proof, named_by: Option<&'b str>) -> Scene<'b> {
+/// Why the routers are not proven. While no weight was ever given, no router sends anything anywhere for us.
+fn unproven<'b>(status: &RolloutStatus, proof: &'b Proof) -> Option<&'b str> {
+    let wait = proof.wait.as_ref().filter(|_| !status.weights.desired.is_empty())?;
+    Some(wait.message.as_str())
+}
+
+fn scene<'b>(case: &'b Case<'_>, id: &AdapterId, unproven: Option<&'b str>, named_by: Option<&'b str>) -> Scene<'b> {
     Scene {
         now: case.now,
         cleanup: &case.spec.cleanup,
         paused: case.spec.paused,
         gitops_owner: case.adapters().and_then(|adapters| adapters.gitops_owner.as_deref()),
-        unproven: proof.wait.as_ref().map(|wait| wait.message.as_str()),
+        unproven,
         servers: case.servers(),
         sharers: case.world.sharers.as_deref().ok(),
         routers: case.world.routers.as_deref().ok(),
@@ -145,10 +153,11 @@ pub(crate) fn is_settled(state: RetirementState) -> bool {
     matches!(state, RetirementState::Gone | RetirementState::Kept | RetirementState::Relisted)
 }
 
-/// A rejected id that had weight stays loaded until nobody can reach it and it has been quiet.
+/// A rejected id that was admitted stays loaded until nobody can reach it and it has been quiet.
 fn release_rejected(case: &Case<'_>, status: &mut RolloutStatus, proof: &Proof) -> Vec<Wait> {
     let mut waits = Vec::new();
-    let since = status.weights.changed_at.unwrap_or(case.now);
+    let rejected_at = status.step.as_ref().map(|step| step.entered_at);
+    let since = status.weights.changed_at.or(rejected_at).unwrap_or(case.now);
     let mut rejected: Vec<AdapterId> = status.rejected.iter().map(|rejected| rejected.id.clone()).collect();
     // What still has weight, or would take it, is let go by nobody, whatever is known against it.
     let serves = |id: &AdapterId| {
@@ -156,7 +165,8 @@ fn release_rejected(case: &Case<'_>, status: &mut RolloutStatus, proof: &Proof) 
     };
     rejected.retain(|id| status.admission.admitted.contains(id) && !serves(id));
     for id in rejected {
-        let scene = scene(case, &id, proof, None);
+        let named_by = named_by(case, &id);
+        let scene = scene(case, &id, unproven(status, proof), named_by.as_deref());
         match retirement::hindrance(&id, since, Duration::ZERO, scene) {
             None => status.admission.admitted.retain(|admitted| *admitted != id),
             Some(hindrance) => waits.push(hindrance.wait(&id)),

@@ -24,7 +24,7 @@ use rollora_api::{
         spec::{Cleanup, CleanupPolicy},
         status::{Retired, RetirementState},
     },
-    sidecar_status::{AdapterState, SidecarStatus},
+    sidecar_status::{AdapterState, NO_SIDECAR, SidecarStatus},
 };
 use std::time::Duration;
 
@@ -123,6 +123,8 @@ pub(crate) fn advance(entry: &Retired, scene: Scene<'_>) -> Looked {
         RetirementState::Waiting | RetirementState::StillInUse | RetirementState::Suggested | RetirementState::Kept => {
             leave(entry, scene)
         }
+        // Until its entry has moved nothing has happened: what comes up meanwhile keeps it.
+        RetirementState::Unlisting if scene.listing == Some(Listing::Exist) => leave(entry, scene),
         RetirementState::Unlisting => unlist(entry, scene),
         RetirementState::Unloading => unload(entry, scene),
         RetirementState::Relisted => relisted(entry, scene),
@@ -271,8 +273,12 @@ fn unload(entry: &Retired, scene: Scene<'_>) -> Looked {
     to(entry, RetirementState::Unloading, reason, Again::Soon)
 }
 
-/// Whether a sidecar confirms that its server does not have the id. A server that is down has nothing.
+/// Whether a sidecar confirms that its server does not have the id. A server that is down has nothing. Where there is no
+/// sidecar, what vLLM lists is all there is.
 fn has_let_go(id: &AdapterId, status: &SidecarStatus, content: Option<&ContentHash>) -> bool {
+    if status.readiness.reason == NO_SIDECAR {
+        return status.server.is_some() && !status.is_resident(id);
+    }
     let gone = status.adapter(id).is_none_or(|adapter| adapter.state == AdapterState::Gone);
     is_fresh(status, content) && (gone || status.server.is_none())
 }

@@ -1,5 +1,5 @@
 //! The edit of an InferenceModelRewrite: only the rule that matches the model exactly, its stamp and two annotations
-//! change; every other rule and field stays as it was read.
+//! change, and the pool where somebody changed it; every other rule and field stays as it was read.
 
 #[cfg(test)]
 mod tests;
@@ -8,13 +8,16 @@ use crate::routers::same_targets;
 use rollora_api::{
     metadata::Metadata,
     names::AdapterId,
-    names::{ModelName, STABLE_ANNOTATION, STICKY_HEADER_ANNOTATION, Sequence, sequence_annotation},
+    names::{
+        ModelName, SEQUENCE_ANNOTATION_PREFIX, STABLE_ANNOTATION, STICKY_HEADER_ANNOTATION, Sequence,
+        sequence_annotation,
+    },
     rewrite::{
         InferenceModelRewrite, ModelMatch, PoolRef, RewriteGroup, RewriteMatch, RewriteRule, RewriteSpec, RewriteTarget,
     },
     rollout::status::{TargetWeight, Weights},
 };
-use std::borrow::Borrow;
+use std::{borrow::Borrow, collections::BTreeSet};
 
 /// What a single target is written with; any number means everything there.
 const SINGLE_TARGET_WEIGHT: i32 = 100;
@@ -72,9 +75,10 @@ pub(crate) fn stamp(rewrite: &InferenceModelRewrite, rollout_uid: &str) -> Optio
     rewrite.metadata.annotations.get(&sequence_annotation(rollout_uid))?.parse().ok().map(Sequence)
 }
 
-/// Whether the rewrite carries these weights and their stamp.
+/// Whether the rewrite carries these weights and their stamp, for this pool.
 pub(crate) fn is_written(rewrite: &InferenceModelRewrite, wanted: Wanted<'_>) -> bool {
     stamp(rewrite, wanted.rollout_uid) == Some(wanted.weights.sequence)
+        && rewrite.spec.pool_ref.name == wanted.pool.name
         && rule_for(wanted.model, rewrite).is_some_and(|rule| is_ours_alone(rule) && has_targets(rule, wanted))
 }
 
@@ -89,17 +93,47 @@ fn has_targets(rule: &RewriteRule, wanted: Wanted<'_>) -> bool {
 /// The rewrite as it should be; none where it is so already.
 pub(crate) fn edited(present: Option<&InferenceModelRewrite>, wanted: Wanted<'_>) -> Option<InferenceModelRewrite> {
     let mut rewrite = present.cloned().unwrap_or_else(|| blank(wanted));
+    if rewrite.spec.pool_ref.name != wanted.pool.name {
+        rewrite.spec.pool_ref = wanted.pool.clone();
+    }
+    name_stable(&mut rewrite, wanted);
     set_rule(&mut rewrite.spec.rules, wanted);
     annotate(
         &mut rewrite.metadata,
         &sequence_annotation(wanted.rollout_uid),
         Some(&wanted.weights.sequence.to_string()),
     );
-    // One target needs no word on which is stable; without it, a success changes nothing in the rewrite.
-    let stable = wanted.stable.filter(|_| wanted.weights.desired.len() > 1);
-    annotate(&mut rewrite.metadata, STABLE_ANNOTATION, stable.map(AdapterId::as_str));
-    annotate(&mut rewrite.metadata, STICKY_HEADER_ANNOTATION, wanted.sticky_header);
+    // What others that share the rewrite asked for stays: two that take it back from each other would never end.
+    if !is_shared(&rewrite, wanted) || !rewrite.metadata.annotations.contains_key(STICKY_HEADER_ANNOTATION) {
+        annotate(&mut rewrite.metadata, STICKY_HEADER_ANNOTATION, wanted.sticky_header);
+    }
     (present != Some(&rewrite)).then_some(rewrite)
+}
+
+/// Names the stable side where there are two targets: one needs no word on which is stable, and without it a success
+/// changes nothing in the rewrite. Those of other Rollouts that share the rewrite stay beside it.
+fn name_stable(rewrite: &mut InferenceModelRewrite, wanted: Wanted<'_>) {
+    let rule = rule_for(wanted.model, rewrite);
+    let before = rule.into_iter().flat_map(|rule| &rule.targets).map(|target| target.model_rewrite.as_str());
+    let ours: Vec<&str> = before.chain(wanted.weights.desired.iter().map(|target| target.id.as_str())).collect();
+    let named = rewrite.metadata.annotations.get(STABLE_ANNOTATION).filter(|_| is_shared(rewrite, wanted));
+    let others = named.into_iter().flat_map(|named| stable_ids(named)).filter(|id| !ours.contains(id));
+    let stable = wanted.stable.filter(|_| wanted.weights.desired.len() > 1);
+    // A set, so that everybody who shares it writes the same.
+    let all: BTreeSet<&str> = others.chain(stable.map(AdapterId::as_str)).collect();
+    let text = all.into_iter().collect::<Vec<_>>().join(",");
+    annotate(&mut rewrite.metadata, STABLE_ANNOTATION, (!text.is_empty()).then_some(text.as_str()));
+}
+
+/// The ids that [`STABLE_ANNOTATION`] names.
+pub(crate) fn stable_ids(annotation: &str) -> impl Iterator<Item = &str> {
+    annotation.split(',').map(str::trim).filter(|id| !id.is_empty())
+}
+
+/// Whether another Rollout has stamped the rewrite too.
+fn is_shared(rewrite: &InferenceModelRewrite, wanted: Wanted<'_>) -> bool {
+    let ours = sequence_annotation(wanted.rollout_uid);
+    rewrite.metadata.annotations.keys().any(|name| name.starts_with(SEQUENCE_ANNOTATION_PREFIX) && *name != ours)
 }
 
 fn blank(wanted: Wanted<'_>) -> InferenceModelRewrite {

@@ -40,6 +40,8 @@ pub(crate) struct Claim<'a> {
     pub(crate) written: bool,
     /// The weights.
     pub(crate) weights: &'a Weights,
+    /// The rewrite whose rule goes before ours, where there is one.
+    pub(crate) shadow: Option<&'a str>,
 }
 
 /// Who has the rule in force.
@@ -77,6 +79,13 @@ pub(crate) fn prove(kind: RouterKind, claim: Claim<'_>, routers: Result<&[Router
         let wait = Wait::soon(reason::ROUTERS_PENDING, "the rewrite is being written");
         return Proof::waits(0, routers.map_or(0, <[Router]>::len), wait);
     }
+    if let Some(other) = claim.shadow {
+        let wait = Wait::soon(reason::SHADOWED_BY, shadowed(other));
+        return Proof {
+            shadowed_by: Some(other.to_owned()),
+            ..Proof::waits(0, routers.map_or(0, <[Router]>::len), wait)
+        };
+    }
     match (kind, routers) {
         (RouterKind::EndpointPicker, _) => prove_by_grace(claim.weights, now),
         (RouterKind::ExtProc, Err(error)) => {
@@ -91,13 +100,20 @@ pub(crate) fn prove(kind: RouterKind, claim: Claim<'_>, routers: Result<&[Router
     }
 }
 
+/// From the time at which the rewrite was seen to say it: a write may take its time.
 fn prove_by_grace(weights: &Weights, now: Timestamp) -> Proof {
-    let over = weights.changed_at.map_or(now, |changed| text::after(changed, PICKER_GRACE));
+    let begins = weights.applied_at.max(weights.changed_at);
+    let over = begins.map_or(now, |begins| text::after(begins, PICKER_GRACE));
     let wait = (now < over).then(|| {
         let message = format!("the endpoint picker has until {} to take over the weights", text::time(over));
         Wait::until(reason::ROUTERS_PENDING, over, message)
     });
     Proof { proven: 0, total: 0, wait, shadowed_by: None }
+}
+
+/// What there is to do about the rule of another rewrite.
+pub(crate) fn shadowed(other: &str) -> String {
+    format!("the rule of {other} is in force for the model: remove it, or this Rollout")
 }
 
 fn prove_by_report(claim: Claim<'_>, routers: &[Router]) -> Proof {

@@ -46,12 +46,22 @@ pub(crate) struct Traffic<'a> {
     pub(crate) lost_since: &'a mut Option<Timestamp>,
     pub(crate) rejected: &'a mut Vec<Rejected>,
     pub(crate) history: &'a mut Vec<Ended>,
-    /// Ids that are on their way out, each with the reason.
-    pub(crate) left: Vec<(AdapterId, String)>,
+    /// Ids that are on their way out.
+    pub(crate) left: Vec<Left>,
     /// Where it went, move by move.
     pub(crate) moves: Vec<Move>,
     /// What happened.
     pub(crate) events: Vec<Event>,
+}
+
+/// An id that is on its way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Left {
+    pub(crate) id: AdapterId,
+    /// Why.
+    pub(crate) reason: String,
+    /// Whether it had all requests.
+    pub(crate) was_stable: bool,
 }
 
 /// What this machine looks at.
@@ -134,7 +144,7 @@ impl<'a> Traffic<'a> {
         }
     }
 
-    /// Begins a new revision. `at_once` skips the steps: the adapter was here a moment ago.
+    /// Begins a new revision. `at_once` skips the steps: the adapter had all requests a moment ago.
     pub(crate) fn begin(&mut self, id: &AdapterId, strategy: &Strategy, at_once: bool, now: Timestamp) {
         let from = self.standing();
         self.begin_from(from, By::Wish, (id, strategy, at_once), now);
@@ -200,9 +210,9 @@ impl<'a> Traffic<'a> {
 
     /// An id is on its way out, unless it is stable, rejected, or known to be so already.
     fn retire(&mut self, id: AdapterId, why: String) {
-        let known = self.left.iter().any(|(left, _)| *left == id);
+        let known = self.left.iter().any(|left| left.id == id);
         if !known && self.revision.stable.as_ref() != Some(&id) && !self.is_rejected(&id) {
-            self.left.push((id, why));
+            self.left.push(Left { id, reason: why, was_stable: false });
         }
     }
 
@@ -212,7 +222,7 @@ impl<'a> Traffic<'a> {
         self.set_state(StepState::Done, By::Routers, now);
         let old = self.revision.stable.replace(desired.clone());
         if let Some(old) = old.filter(|old| *old != desired) {
-            self.left.push((old, format!("{desired} has taken over")));
+            self.left.push(Left { id: old, reason: format!("{desired} has taken over"), was_stable: true });
         }
         self.end(desired.clone(), reason::SUCCEEDED, now);
         self.say(false, reason::SUCCEEDED, format!("{desired} serves all requests"));
@@ -261,9 +271,16 @@ impl<'a> Traffic<'a> {
         None
     }
 
-    /// Nobody looks after the rollout any more: everything goes to stable.
-    pub(crate) fn leave(&mut self, now: Timestamp) {
-        self.all_to_stable(now);
+    /// Nobody looks after the rollout any more: everything goes to stable. To the desired adapter only where
+    /// `stable_goes`: it will be unloaded then, and the desired one stays.
+    pub(crate) fn leave(&mut self, stable_goes: bool, now: Timestamp) {
+        if let (true, Some(desired)) = (stable_goes, self.revision.desired.clone())
+            && self.weight_of(&desired) > 0
+        {
+            self.set_weights(vec![TargetWeight { id: desired, weight: SINGLE }], now);
+        } else {
+            self.all_to_stable(now);
+        }
     }
 
     fn roll_back(&mut self, scene: Scene<'_>) -> Turn {

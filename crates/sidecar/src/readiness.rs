@@ -10,7 +10,10 @@ use crate::{
     wish::Goal,
 };
 use jiff::Timestamp;
-use rollora_api::{names::AdapterId, sidecar_status::Readiness};
+use rollora_api::{
+    names::AdapterId,
+    sidecar_status::{ADAPTERS_NOT_VERIFIED, Readiness},
+};
 
 /// Whether the server is ready, and why.
 pub fn readiness(memory: &Memory, now: Timestamp) -> Readiness {
@@ -39,7 +42,7 @@ pub fn readiness(memory: &Memory, now: Timestamp) -> Readiness {
             && !proven_enough(memory, adapter)
     });
     if !needed.is_empty() {
-        return not("AdaptersNotVerified", format!("not verified yet, and serving or required: {needed}"));
+        return not(ADAPTERS_NOT_VERIFIED, format!("not verified yet, and serving or required: {needed}"));
     }
     if now >= known.since + memory.policy.settle_timeout {
         return ready("the time to settle is over");

@@ -200,6 +200,10 @@ pub struct Weights {
     pub changed_at: Option<jiff::Timestamp>,
     /// The highest sequence that was seen in the rewrite: a difference from then on is somebody else's edit.
     pub applied: Sequence,
+    /// When that was seen first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
+    pub applied_at: Option<jiff::Timestamp>,
     /// When edits by others were put back; at most the last 3.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "kube", schemars(with = "Vec<crate::schema::Time>", length(max = 16)))]
@@ -305,6 +309,9 @@ pub struct Retired {
     /// An open-ended list.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Word"))]
     pub state: RetirementState,
+    /// Whether it had all requests once: then it comes back at once, not by steps.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub was_stable: bool,
     /// Why it is there, in words.
     #[serde(default)]
     #[cfg_attr(feature = "kube", schemars(length(max = 32768)))]

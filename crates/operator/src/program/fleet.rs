@@ -10,7 +10,7 @@ use rollora_api::{
     rewrite::PoolRef,
     rollout::spec::{AdaptersRef, ResidencyProof},
     router_report::RulesReport,
-    sidecar_status::{AdapterState, AdapterStatus, Readiness, ServerIdentity, SidecarStatus},
+    sidecar_status::{AdapterState, AdapterStatus, NO_SIDECAR, Readiness, ServerIdentity, SidecarStatus},
 };
 use rollora_cluster::{AskError, Asker, Documents, Pod, Pool};
 use rollora_operator::ports::{Fleet, Heard, ReadError, RolloutKey, Router, Server};
@@ -171,9 +171,6 @@ struct Model {
     #[serde(default)]
     parent: Option<String>,
 }
-
-/// Why a server without a sidecar is said to be ready.
-const NO_SIDECAR: &str = "NoSidecar";
 
 impl Models {
     /// The same as a sidecar would say it, if it only saw what is listed.

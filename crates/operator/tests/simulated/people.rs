@@ -69,6 +69,22 @@ fn unlisting_the_candidate_at_half_goes_back_at_once_and_unloads_it() {
 }
 
 #[test]
+fn a_candidate_that_was_taken_out_comes_back_by_steps() {
+    for (exist, not_exist) in [(vec![V1], vec![V2]), (vec![V1], vec![])] {
+        let mut run = at_half();
+        run.world().list(&exist, &not_exist);
+        run.until_weights(&[(V1, 100)]);
+        run.world().list(&[V1, V2], &[]);
+        run.until_weights(&[(V1, 90), (V2, 10)]);
+    }
+    let mut run = at_half();
+    run.world().list(&[V1, V2, V3], &[]);
+    run.until_weights(&[(V1, 90), (V3, 10)]);
+    run.world().list(&[V1, V2], &[V3]);
+    run.until_weights(&[(V1, 90), (V2, 10)]);
+}
+
+#[test]
 fn unlisting_stable_at_half_is_a_wish_that_waits_until_it_has_no_weight() {
     let mut run = at_half();
     run.world().list(&[V2], &[V1]);

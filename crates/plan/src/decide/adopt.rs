@@ -78,6 +78,7 @@ impl Case<'_> {
             id: id.clone(),
             since: self.now,
             state: RetirementState::Waiting,
+            was_stable: false,
             reason: "it was serving before the status was lost".to_owned(),
         }));
         let pilots = key.pilots.iter().filter(|pilot| mine(&&pilot.id)).cloned();

@@ -37,7 +37,10 @@ impl Case<'_> {
                 return;
             }
             if rewrite::is_written(rewrite, self.wanted(status)) {
-                status.weights.applied = status.weights.sequence;
+                if status.weights.applied != status.weights.sequence {
+                    status.weights.applied = status.weights.sequence;
+                    status.weights.applied_at = Some(self.now);
+                }
                 return;
             }
         }

@@ -61,7 +61,8 @@ impl Case<'_> {
         // Without the other Rollouts nobody knows whose entries the rest are.
         self.world.rollouts.as_ref().ok()?;
         let beside = self.others().filter(|other| {
-            other.spec.adapters_ref == self.spec.adapters_ref
+            // By another key of the ConfigMap, too: the operator's key is one for all.
+            other.spec.adapters_ref.name == self.spec.adapters_ref.name
                 && other.metadata.namespace == self.rollout.metadata.namespace
         });
         let part = |status: Option<&RolloutStatus>, spec| {

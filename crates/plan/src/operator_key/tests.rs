@@ -36,7 +36,8 @@ fn what_is_admitted_serves_until_its_retirement_lets_it_go() {
     for (state, serves) in cases {
         let mut status = status(&["a-v1"]);
         let since = jiff::Timestamp::UNIX_EPOCH;
-        status.retired = vec![Retired { id: ids(&["a-v1"])[0].clone(), since, state, reason: String::new() }];
+        status.retired =
+            vec![Retired { id: ids(&["a-v1"])[0].clone(), since, state, was_stable: false, reason: String::new() }];
         assert_eq!(part(&spec(), &status).serving == ids(&["a-v1"]), serves, "{state:?}");
     }
 }
@@ -80,4 +81,19 @@ fn the_entries_of_others_stay_and_those_of_nobody_leave() {
     assert_eq!(merged.admitted, ids(&["a-v2", "b-v1"]));
     assert_eq!(merged.serving, ids(&["a-v2", "b-v1"]));
     assert_eq!(merge(&merged, mine, &[other]), merged, "again changes nothing");
+}
+
+#[test]
+fn what_another_works_with_stays_under_a_wider_pattern() {
+    let other = OperatorKey {
+        managed: vec!["a-v-b*".to_owned()],
+        admitted: ids(&["a-v-b1"]),
+        serving: ids(&["a-v-b1"]),
+        rejected: ids(&["a-v-b0"]),
+        ..OperatorKey::default()
+    };
+    let present = OperatorKey { admitted: ids(&["a-v-b1", "a-v-b9"]), ..other.clone() };
+    let merged = merge(&present, part(&spec(), &status(&["a-v2"])), &[other]);
+    assert_eq!(merged.admitted, ids(&["a-v-b1", "a-v2"]), "and nothing else that the pattern governs");
+    assert_eq!((merged.serving, merged.rejected), (ids(&["a-v-b1", "a-v2"]), ids(&["a-v-b0"])));
 }

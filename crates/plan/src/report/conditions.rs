@@ -3,7 +3,9 @@
 use super::{Report, is_clean, rejection};
 use crate::{
     capacity::{self, Capacity},
-    residency, text,
+    residency,
+    routers::shadowed,
+    text,
 };
 use rollora_api::{
     condition::{Condition, ConditionStatus, kind, reason, set_condition},
@@ -70,6 +72,9 @@ fn ready(report: &Report<'_>, status: &RolloutStatus) -> Option<Said> {
     if !has_succeeded(status) {
         let (why, message) = main_wait(report);
         return Some(no(why, message));
+    }
+    if let Some(other) = &report.proof.shadowed_by {
+        return Some(no(reason::SHADOWED_BY, shadowed(other)));
     }
     let servers = report.case.servers()?;
     let desired = status.revision.desired.as_ref()?;

@@ -37,8 +37,16 @@ fn changed(mut server: Server, change: impl FnOnce(&mut SidecarStatus)) -> Serve
     server
 }
 
+fn now() -> Timestamp {
+    Timestamp::from_second(1_000_000).unwrap()
+}
+
+fn ago(seconds: i64) -> Option<Timestamp> {
+    Some(now() - jiff::SignedDuration::from_secs(seconds))
+}
+
 fn is_open(proof: ResidencyProof, servers: &[Server]) -> bool {
-    Gate::look(&id("v2"), proof, servers, Some(&present())).is_open()
+    Gate::look(&id("v2"), proof, servers, Some(&present()), now()).is_open()
 }
 
 #[test]
@@ -48,12 +56,25 @@ fn the_gate_opens_only_when_every_ready_server_has_verified_it_on_the_present_co
     let silent = Server { status: Err("no answer".to_owned()), ..verified() };
     let behind = changed(verified(), |status| status.config.hash = None);
     let down = changed(verified(), |status| status.server = None);
+    let held_back = || changed(server(None), |status| status.readiness.reason = ADAPTERS_NOT_VERIFIED.to_owned());
+    let held_back_by_old_content = || changed(held_back(), |status| status.config.hash = None);
+    let leaving = |server| Server { leaving: true, ..server };
+    let unready_for = |seconds, server| Server { ready: false, unready_since: ago(seconds), ..server };
     let cases = [
         ("nobody", vec![], false),
         ("one that has it", vec![verified()], true),
         ("nobody Ready", vec![unready(verified())], false),
         ("one of two", vec![verified(), server(None)], false),
-        ("the other is not Ready", vec![verified(), unready(server(None))], true),
+        ("the other is not Ready, and would be so without it", vec![verified(), unready(server(None))], false),
+        ("the other is not Ready, and waits for what serves", vec![verified(), unready(held_back())], true),
+        ("the other waits for what served before", vec![verified(), unready(held_back_by_old_content())], false),
+        ("the other is not Ready, and has it", vec![verified(), unready(verified())], true),
+        ("the other is being deleted", vec![verified(), leaving(unready(server(None)))], true),
+        ("the other's sidecar has just gone", vec![verified(), unready_for(14, silent.clone())], false),
+        ("the other's sidecar went a while ago", vec![verified(), unready_for(15, silent.clone())], true),
+        ("the other's vLLM has just gone", vec![verified(), unready_for(0, down.clone())], false),
+        ("the other's vLLM went a while ago", vec![verified(), unready_for(60, down.clone())], true),
+        ("nobody knows since when the other's vLLM is away", vec![verified(), unready(down.clone())], true),
         ("one cannot be asked", vec![verified(), silent], false),
         ("one has old content", vec![behind], false),
         ("vLLM is away", vec![down], false),
@@ -110,7 +131,15 @@ fn a_base_model_answers_under_its_own_name() {
 
 #[test]
 fn every_missing_server_is_named_with_the_reason() {
-    let gate =
-        Gate::look(&id("v2"), ResidencyProof::Verified, &[server(Some(AdapterState::Loading))], Some(&present()));
+    let gate = Gate::look(
+        &id("v2"),
+        ResidencyProof::Verified,
+        &[server(Some(AdapterState::Loading))],
+        Some(&present()),
+        now(),
+    );
     assert_eq!(gate.missing, ["a: is loading it"]);
+    let hidden = changed(server(None), |status| status.config.hash = Some(ContentHash("another".to_owned())));
+    let gate = Gate::look(&id("v2"), ResidencyProof::Verified, &[hidden], Some(&present()), now());
+    assert!(gate.missing[0].ends_with("mount the whole ConfigMap, without items"), "{:?}", gate.missing);
 }

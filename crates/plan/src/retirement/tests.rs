@@ -45,7 +45,7 @@ fn router(last_used: Option<Timestamp>) -> Router {
 }
 
 fn retired(state: RetirementState) -> Retired {
-    Retired { id: id(), since: at(0), state, reason: String::new() }
+    Retired { id: id(), since: at(0), state, was_stable: false, reason: String::new() }
 }
 
 /// What a scene is made of.
@@ -244,4 +244,33 @@ fn it_goes_with_the_last_condition_in_every_order_of_arrival() {
             assert!(last || matches!(state, State::Waiting | State::StillInUse), "{order:?} after {count}: {state:?}");
         }
     }
+}
+
+#[test]
+fn what_comes_up_before_the_entry_has_moved_keeps_it() {
+    let used = || Some(vec![server(AdapterState::Verified, Some(at(999)))]);
+    for (what, facts, expected) in [
+        ("nothing", well(), State::Unlisting),
+        ("somebody uses it", Facts { servers: used(), ..well() }, State::StillInUse),
+        ("somebody names it", Facts { named_by: Some("rewrite other"), ..well() }, State::StillInUse),
+        ("the Rollout is paused", Facts { paused: true, ..well() }, State::Waiting),
+        ("a router is behind", Facts { unproven: Some("waits for routers"), ..well() }, State::Waiting),
+        ("a GitOps owner", Facts { gitops_owner: Some("Argo CD"), ..well() }, State::Suggested),
+        ("it has moved", Facts { servers: used(), listing: Some(Listing::NotExist), ..well() }, State::Unloading),
+    ] {
+        assert_eq!(next(State::Unlisting, &facts), expected, "{what}");
+    }
+}
+
+#[test]
+fn without_a_sidecar_what_vllm_lists_tells_that_it_is_gone() {
+    let listing = |state| {
+        let mut server = server(state, None);
+        let status = Arc::make_mut(server.status.as_mut().unwrap());
+        status.readiness.reason = NO_SIDECAR.to_owned();
+        status.config = ConfigStatus::default();
+        Facts { servers: Some(vec![server]), listing: Some(Listing::NotExist), ..well() }
+    };
+    assert_eq!(next(State::Unloading, &listing(AdapterState::Loaded)), State::Unloading);
+    assert_eq!(next(State::Unloading, &listing(AdapterState::Gone)), State::Gone);
 }

@@ -127,6 +127,45 @@ fn the_stable_side_is_named_only_where_there_are_two_targets() {
 }
 
 #[test]
+fn rollouts_that_share_a_rewrite_do_not_take_their_words_back_from_each_other() {
+    let other = |weights: &Weights, present: Option<&InferenceModelRewrite>| {
+        let model = ModelName::new("large").unwrap();
+        let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
+        let stable = weights.desired.first().map(|target| target.id.clone());
+        let wanted = Wanted {
+            name: "small",
+            group: RewriteGroup::Current,
+            namespace: None,
+            model: &model,
+            pool: &pool,
+            rollout_uid: "other",
+            weights,
+            stable: stable.as_ref(),
+            sticky_header: None,
+        };
+        edited(present, wanted)
+    };
+    let (split, theirs) = (weights(1, &[("v1", 50), ("v2", 50)]), weights(1, &[("w1", 90), ("w2", 10)]));
+    let ours = edit_with(None, &split, Some("x-session-id")).unwrap();
+    let both = other(&theirs, Some(&ours)).unwrap();
+    assert_eq!(both.metadata.annotations[STABLE_ANNOTATION], "v1,w1");
+    assert_eq!(both.metadata.annotations[STICKY_HEADER_ANNOTATION], "x-session-id");
+    assert_eq!(edit_with(Some(&both), &split, Some("x-session-id")), None);
+    assert_eq!(other(&theirs, Some(&both)), None);
+    let over = edit_with(Some(&both), &weights(2, &[("v2", 100)]), Some("x-session-id")).unwrap();
+    assert_eq!(over.metadata.annotations[STABLE_ANNOTATION], "w1");
+}
+
+#[test]
+fn a_pool_that_somebody_changed_is_put_back() {
+    let weights = weights(1, &[("v1", 100)]);
+    let written = edit(None, &weights).unwrap();
+    let mut elsewhere = written.clone();
+    elsewhere.spec.pool_ref.name = "another".to_owned();
+    assert_eq!(edit(Some(&elsewhere), &weights), Some(written));
+}
+
+#[test]
 fn the_sticky_header_comes_and_goes_with_the_spec() {
     let weights = weights(1, &[("v1", 100)]);
     let with = edit_with(None, &weights, Some("x-session-id")).unwrap();

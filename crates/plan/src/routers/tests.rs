@@ -33,8 +33,14 @@ fn proof(kind: RouterKind, written: bool, routers: &[Router], now: Timestamp) ->
     let mut weights = weights(&[("v1", 90), ("v2", 10)]);
     weights.changed_at = Some(Timestamp::UNIX_EPOCH);
     let model = ModelName::new("small").unwrap();
-    let claim =
-        Claim { model: &model, rollout_uid: "uid", rewrite_uid: Some("rewrite-uid"), written, weights: &weights };
+    let claim = Claim {
+        model: &model,
+        rollout_uid: "uid",
+        rewrite_uid: Some("rewrite-uid"),
+        written,
+        weights: &weights,
+        shadow: None,
+    };
     prove(kind, claim, Ok(routers), now)
 }
 

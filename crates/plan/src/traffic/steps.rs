@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     residency,
+    routers::shadowed,
     text::{self, after, since},
     wait::Wait,
 };
@@ -77,8 +78,7 @@ impl Traffic<'_> {
             return Turn::Wait(Some(wait));
         }
         if let Some(other) = &scene.proof.shadowed_by {
-            let message = format!("the rule of {other} is in force for the model: remove it, or this Rollout");
-            return Turn::Wait(Some(Wait::soon(reason::SHADOWED_BY, message)));
+            return Turn::Wait(Some(Wait::soon(reason::SHADOWED_BY, shadowed(other))));
         }
         if scene.paused {
             return Turn::Wait(Some(self.stands_still()));

@@ -166,7 +166,7 @@ fn superseding_takes_the_weight_back_and_retires_the_old_candidate() {
     advance(&mut status, &strategy, &open(), true, at(1));
     let mut traffic = Traffic::of(&mut status);
     traffic.begin(&id("v3"), &strategy, false, at(2));
-    assert_eq!(traffic.left.iter().map(|(left, _)| left.as_str()).collect::<Vec<_>>(), ["v2"]);
+    assert_eq!(traffic.left.iter().map(|left| left.id.as_str()).collect::<Vec<_>>(), ["v2"]);
     assert_eq!(weights(&status), [("v1", 100)]);
     assert_eq!((status.revision.number, status.step.map(|step| step.index)), (3, Some(0)));
     assert_eq!(status.history[0].outcome, reason::SUPERSEDED);

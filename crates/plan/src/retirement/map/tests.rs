@@ -124,7 +124,7 @@ fn walk() -> BTreeSet<String> {
     let mut made = BTreeSet::new();
     scenes(|scene| {
         for before in STATES {
-            let entry = Retired { id: id(), since: at(0), state: before, reason: String::new() };
+            let entry = Retired { id: id(), since: at(0), state: before, was_stable: false, reason: String::new() };
             let looked = advance(&entry, scene);
             check(before, scene, &looked.entry);
             if before != looked.entry.state {
