@@ -2,11 +2,14 @@
 //!
 //! Invariant: a file that cannot be read, or in which nothing matches, changes nothing.
 
-use crate::observed::Listing;
+use crate::{observed::Listing, text};
 use rollora_api::{
     adapters::AdaptersFile,
     names::AdapterId,
-    rollout::{follow, spec::AdapterChoice},
+    rollout::{
+        follow::{self, Resolution},
+        spec::{AdapterChoice, Follow},
+    },
 };
 
 /// What a Rollout wants, as far as the adapters file tells.
@@ -30,9 +33,24 @@ pub(crate) fn resolve(choice: &AdapterChoice, file: Result<&AdaptersFile, String
     let Some(follow) = &choice.follow else {
         return Wish::Unchanged("spec.adapter names no adapter: write follow or id".to_owned());
     };
-    let listed = file.ensure_exist.iter().map(|entry| &entry.id).filter(|id| Listing::of(id, file) == Listing::Exist);
-    let resolution = follow::highest(&follow.pattern, follow.order, listed);
+    let resolution = highest(follow, file);
     resolution.id.map_or_else(|| Wish::Unchanged(no_match(&follow.pattern, &resolution.ignored)), Wish::Id)
+}
+
+fn highest(follow: &Follow, file: &AdaptersFile) -> Resolution {
+    let listed = file.ensure_exist.iter().map(|entry| &entry.id).filter(|id| Listing::of(id, file) == Listing::Exist);
+    follow::highest(&follow.pattern, follow.order, listed)
+}
+
+/// What is listed under the pattern and will never be wanted, in words, beside what is wanted.
+pub(crate) fn ignored(choice: &AdapterChoice, file: &AdaptersFile) -> Option<String> {
+    let follow = choice.follow.as_ref()?;
+    let resolution = highest(follow, file);
+    let ids: Vec<&str> = resolution.ignored.iter().map(AdapterId::as_str).collect();
+    (resolution.id.is_some() && !ids.is_empty()).then(|| {
+        let pattern = &follow.pattern;
+        format!("ignored, because only digits and dots may stand for the * of {pattern}: {}", text::list(&ids))
+    })
 }
 
 fn no_match(pattern: &str, ignored: &[AdapterId]) -> String {

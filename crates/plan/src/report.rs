@@ -10,7 +10,7 @@ mod tests;
 
 use crate::{
     decide::{Case, Decision, Draft},
-    desired::Wish,
+    desired::{self, Wish},
     observed::Listing,
     residency::Gate,
     retire::is_settled,
@@ -66,6 +66,7 @@ impl Report<'_> {
         conditions::write(self, status);
         news::announce(self.case.rollout, draft);
         self.announce_pinned_steps(draft);
+        self.announce_ignored(draft);
     }
 
     fn count(&self, status: &mut RolloutStatus) {
@@ -122,6 +123,7 @@ impl Report<'_> {
         }
         parts.extend(self.case.world.refused.clone());
         parts.extend(self.unlisted(status));
+        parts.extend(self.ignored());
         parts.extend(self.retiring.iter().map(|wait| wait.message.clone()));
         // One cause can hinder more than one thing.
         let mut said = BTreeSet::new();
@@ -152,6 +154,18 @@ impl Report<'_> {
         if edited && under_way && news {
             let message = "the steps were edited: this rollout goes on as it began, the next one takes them";
             draft.say(false, reason::PROGRESSING, message);
+        }
+    }
+
+    fn ignored(&self) -> Option<String> {
+        desired::ignored(&self.case.spec.adapter, self.case.file().ok()?)
+    }
+
+    /// Once: from then on the message says it.
+    fn announce_ignored(&self, draft: &mut Draft) {
+        let before = self.case.rollout.status.as_ref().map(|status| status.message.as_str()).unwrap_or_default();
+        if let Some(words) = self.ignored().filter(|words| !before.contains(words.as_str())) {
+            draft.say(true, reason::NO_MATCH, words);
         }
     }
 

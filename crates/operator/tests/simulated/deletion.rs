@@ -26,6 +26,18 @@ fn deleted_at_half_it_gives_everything_back_first() {
 }
 
 #[test]
+fn deleted_while_stable_is_unlisted_it_gives_everything_to_what_stays() {
+    let mut run = at_half();
+    run.world().list(&[V2], &[V1]);
+    run.run_for(SignedDuration::from_secs(2));
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 50), (V2.to_owned(), 50)], "{}", run.story());
+    run.world().delete();
+    run.until("it is gone", |world| world.gone);
+    run.run_for(SignedDuration::from_secs(20));
+    assert_eq!(run.world().weights(), [(V2.to_owned(), 100)], "{}", run.story());
+}
+
+#[test]
 fn deleted_while_nothing_is_split_it_goes_at_once_and_its_entries_follow() {
     let mut run = installed();
     assert!(run.world().rollout.metadata.finalizers.is_empty(), "{}", run.story());

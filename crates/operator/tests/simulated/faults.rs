@@ -70,6 +70,20 @@ fn a_rejected_adapter_is_tried_again_on_retry_and_another_id_needs_none() {
 }
 
 #[test]
+fn a_first_install_that_was_aborted_before_it_had_weight_is_let_go() {
+    let mut run = Run::new(World::new(ROLLOUT, 3, &[V1]));
+    run.world().servers[2].load_time = SignedDuration::from_secs(40);
+    run.until("it is admitted", |world| world.holders(&id(V1)) == 2);
+    run.world().intend(Verb::Abort);
+    run.until("nobody has it", |world| world.holders(&id(V1)) == 0);
+    run.run_for(SignedDuration::from_secs(5));
+    let status = run.world().status();
+    assert!(status.admission.admitted.is_empty(), "{status:#?}");
+    let clean = status.conditions.iter().find(|condition| condition.kind == "CleanedUp").unwrap();
+    assert_eq!(clean.reason, "Clean", "{clean:?}");
+}
+
+#[test]
 fn a_bad_first_install_is_rejected_and_another_id_is_installed() {
     let mut world = World::new(ROLLOUT, 3, &[V1]);
     world.bad.insert(id(V1), Temper::Deadly);
@@ -119,6 +133,21 @@ fn the_weight_is_taken_back_while_a_ready_server_lacks_the_adapter_also_in_a_pau
     assert!(run.world().status().message.contains("server-1: is loading it"), "{}", run.world().status().message);
     run.until_weights(&[(V1, 50), (V2, 50)]);
     run.until_phase(Phase::Paused);
+}
+
+#[test]
+fn a_server_that_is_not_ready_for_a_moment_opens_no_gate() {
+    for silent in [false, true] {
+        let mut run = installed();
+        run.world().servers[2].load_time = SignedDuration::from_secs(20);
+        run.world().list(&[V1, V2], &[]);
+        run.until("two of three have it", |world| world.holders(&id(V2)) == 2);
+        let end = run.world().now + SignedDuration::from_secs(2);
+        run.world().servers[2].blip(end, silent);
+        run.run_for(SignedDuration::from_secs(4));
+        assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "silent {silent}\n{}", run.story());
+        run.until_weights(&[(V1, 90), (V2, 10)]);
+    }
 }
 
 #[test]

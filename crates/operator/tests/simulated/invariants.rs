@@ -140,7 +140,7 @@ impl World {
         let mut found = Vec::new();
         for router in &self.routers {
             for target in router.targets() {
-                for server in self.servers.iter().filter(|server| server.ready) {
+                for server in self.servers.iter().filter(|server| server.ready && !server.beside) {
                     if !server.loaded.contains_key(&target) && !self.lossy.contains(&target) {
                         found.push(format!("{} sends to {target}, which {} lacks", router.name, server.name));
                     }

@@ -7,6 +7,7 @@ use crate::{
 };
 use jiff::SignedDuration;
 use rollora_api::{
+    condition::ConditionStatus,
     names::STABLE_ANNOTATION,
     rollout::{
         Verb,
@@ -82,6 +83,19 @@ fn a_candidate_that_was_taken_out_comes_back_by_steps() {
     run.until_weights(&[(V1, 90), (V3, 10)]);
     run.world().list(&[V1, V2], &[V3]);
     run.until_weights(&[(V1, 90), (V2, 10)]);
+}
+
+#[test]
+fn what_is_no_version_is_ignored_and_that_is_said_once() {
+    let mut run = installed();
+    run.world().list(&[V1, "small-v2-rc1"], &[]);
+    run.run_for(SignedDuration::from_secs(10));
+    let world = run.world();
+    let status = world.status();
+    assert_eq!((status.phase, status.revision.desired), (Phase::Succeeded, Some(id(V1))));
+    assert!(status.message.ends_with("for the * of small-v*: small-v2-rc1"), "{}", status.message);
+    let said = world.events.iter().filter(|event| event.message.contains("small-v2-rc1")).count();
+    assert_eq!(said, 1, "{:#?}", world.events);
 }
 
 #[test]
@@ -235,6 +249,44 @@ fn a_foreign_edit_of_the_rewrite_is_put_back_and_said() {
     assert!(world.events.iter().any(|event| event.reason == "RewriteOverwritten"), "{}", run.story());
     assert_eq!(world.rewrites[0].0.metadata.labels["mine"], "kept");
     assert_eq!(world.status().phase, Phase::Paused);
+}
+
+#[test]
+fn a_rewrite_that_was_given_to_another_pool_is_put_back_and_said() {
+    let mut run = installed();
+    run.world().edit_rewrite(|rewrite| rewrite.spec.pool_ref.name = "another".to_owned());
+    run.until("it is put back", |world| world.rewrites[0].0.spec.pool_ref.name == "pool");
+    let world = run.world();
+    assert!(world.events.iter().any(|event| event.reason == "RewriteOverwritten"), "{}", run.story());
+}
+
+#[test]
+fn the_rule_of_an_older_rewrite_that_appears_is_said_at_once() {
+    let mut run = installed();
+    let now = run.world().now;
+    run.world().rewrites[0].0.metadata.creation_timestamp = Some(now);
+    let mut older = run.world().rewrites[0].0.clone();
+    older.metadata.name = "older".to_owned();
+    older.metadata.uid = Some("older-uid".to_owned());
+    older.metadata.creation_timestamp = Some("2020-01-01T00:00:00Z".parse().unwrap());
+    older.metadata.annotations.clear();
+    let version = run.world().rewrites[0].1;
+    run.world().rewrites.push((older, version));
+    run.world().changed = true;
+    run.until("it is said", |world| world.status().message.contains("the rule of older is in force for the model"));
+    let holds = |run: &Run, kind: &str| {
+        let status = run.world().status();
+        let condition = status.conditions.into_iter().find(|condition| condition.kind == kind).unwrap();
+        (condition.status, condition.reason)
+    };
+    for (kind, status) in [("Ready", ConditionStatus::False), ("Stalled", ConditionStatus::True)] {
+        assert_eq!(holds(&run, kind), (status, "ShadowedBy".to_owned()), "{kind}");
+    }
+    assert!(run.world().events.iter().any(|event| event.reason == "ShadowedBy"), "{}", run.story());
+    run.world().rewrites.pop();
+    run.world().changed = true;
+    run.until("it is over", |world| world.status().message == "small-v1 serves all requests");
+    assert_eq!(holds(&run, "Ready").0, ConditionStatus::True);
 }
 
 #[test]

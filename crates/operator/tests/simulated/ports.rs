@@ -365,7 +365,12 @@ impl Fleet for Sim {
     async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Heard<Server>, ReadError> {
         self.hang_where_it_does().await?;
         self.refuse(|missing| missing.pool.clone())?;
-        self.read(|world| world.servers.iter().map(crate::server::SimServer::report).collect::<Vec<_>>().into()).await
+        self.read(|world| world.server_reports(false).into()).await
+    }
+
+    async fn sharers(&self, _: &RolloutKey, _: &PoolRef, _: &AdaptersRef) -> Result<Heard<Server>, ReadError> {
+        self.hang_where_it_does().await?;
+        self.read(|world| world.server_reports(true).into()).await
     }
 
     async fn routers(&self, _: &RolloutKey, _: &PoolRef, _: &ModelName) -> Result<Heard<Router>, ReadError> {

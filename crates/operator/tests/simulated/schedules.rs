@@ -17,6 +17,8 @@ use rollora_api::{
 };
 use std::sync::MutexGuard;
 
+/// Three of the pool, and one beside it.
+const SERVERS: usize = 4;
 const IDS: [&str; 4] = ["small-v1", "small-v2", "small-v3", "small-v4"];
 
 #[derive(Debug, Clone)]
@@ -35,6 +37,12 @@ pub(crate) enum Action {
     Unreachable {
         server: usize,
     },
+    /// Not Ready for a moment, with what it has.
+    Blip {
+        server: usize,
+        millis: i64,
+        silent: bool,
+    },
     RouterLag {
         millis: i64,
     },
@@ -45,6 +53,7 @@ pub(crate) enum Action {
     Delete,
     LoseStatus,
     Use(usize),
+    UseBeside(usize),
     FleetHangs,
     Heal,
 }
@@ -69,8 +78,10 @@ fn action() -> impl Strategy<Value = Action> {
         8 => (1..60_u8).prop_map(Action::Wait),
         3 => (0..16_u8, 0..16_u8).prop_map(|(exist, not_exist)| Action::List { exist, not_exist }),
         4 => verb().prop_map(Action::Intend),
-        1 => (0..3_usize, 1..20_i64).prop_map(|(server, seconds)| Action::Die { server, seconds }),
-        1 => (0..3_usize).prop_map(|server| Action::Unreachable { server }),
+        1 => (0..SERVERS, 1..20_i64).prop_map(|(server, seconds)| Action::Die { server, seconds }),
+        1 => (0..SERVERS).prop_map(|server| Action::Unreachable { server }),
+        2 => (0..SERVERS, 1..5000_i64, any::<bool>())
+            .prop_map(|(server, millis, silent)| Action::Blip { server, millis, silent }),
         1 => (0..3000_i64).prop_map(|millis| Action::RouterLag { millis }),
         1 => Just(Action::RouterUnreachable),
         3 => prop::collection::vec(fault(), 1..12).prop_map(Action::Fail),
@@ -79,6 +90,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => Just(Action::Delete),
         1 => Just(Action::LoseStatus),
         1 => (0..4_usize).prop_map(Action::Use),
+        1 => (0..4_usize).prop_map(Action::UseBeside),
         1 => Just(Action::FleetHangs),
         2 => Just(Action::Heal),
     ]
@@ -153,6 +165,9 @@ pub(crate) fn act<D: Drive>(run: &mut D, action: &Action) {
         Action::List { exist, not_exist } => world.list(&chosen(*exist), &chosen(*not_exist & !exist)),
         Action::Intend(verb) => world.intend(*verb),
         Action::Die { server, seconds } => world.servers[*server].die(now, SignedDuration::from_secs(*seconds)),
+        Action::Blip { server, millis, silent } => {
+            world.servers[*server].blip(now + SignedDuration::from_millis(*millis), *silent);
+        }
         Action::Unreachable { server } => world.servers[*server].reachable ^= true,
         Action::RouterLag { millis } => world.routers[0].lag = SignedDuration::from_millis(*millis),
         Action::RouterUnreachable => world.routers[0].reachable ^= true,
@@ -169,16 +184,18 @@ pub(crate) fn act<D: Drive>(run: &mut D, action: &Action) {
             world.rewrites_changed();
         }
         Action::LoseStatus => world.lose_status(),
-        Action::Use(index) => {
-            let key = OperatorKey::parse(world.adapters.key_text.as_deref().unwrap()).unwrap();
-            let used = id(IDS[*index]);
-            if key.serving.contains(&used) {
-                world.use_directly(&used);
-            }
-        }
+        Action::Use(index) if is_serving(&world, *index) => world.use_directly(&id(IDS[*index])),
+        Action::UseBeside(index) if is_serving(&world, *index) => world.use_beside(&id(IDS[*index])),
+        Action::Use(_) | Action::UseBeside(_) => {}
         Action::FleetHangs => world.fleet_hangs = true,
         Action::Heal => heal(&mut world),
     }
+}
+
+/// Whether the operator has not let go of it yet: a use after that comes too late to be heard of.
+fn is_serving(world: &World, index: usize) -> bool {
+    let key = OperatorKey::parse(world.adapters.key_text.as_deref().unwrap()).unwrap();
+    key.serving.contains(&id(IDS[index]))
 }
 
 /// How often an id was listed that was not before.
@@ -195,7 +212,8 @@ fn is_at_rest(world: &World) -> bool {
     let status = world.status();
     let unlisted = |condition: &Condition| condition.kind == "Progressing" && condition.reason == "NotListed";
     // Servers that restart wait for what serves, and cannot load it while nobody lists it.
-    let beyond_help = status.message.contains("list it again") && world.servers.iter().all(|server| !server.ready);
+    let beyond_help =
+        status.message.contains("list it again") && world.servers.iter().all(|server| server.beside || !server.ready);
     match status.phase {
         _ if beyond_help || status.conditions.iter().any(unlisted) => true,
         Phase::Succeeded | Phase::RolledBack => true,
@@ -231,7 +249,8 @@ pub(crate) fn is_long() -> bool {
 
 pub(crate) fn world(deadly: Option<usize>, broken: Option<usize>) -> World {
     let rollout = ROLLOUT.replace("{ duration: 5s }", "{ duration: 1s }");
-    let mut world = World::new(&rollout, 3, &IDS[..1]);
+    let mut world = World::new(&rollout, SERVERS - 1, &IDS[..1]);
+    world.share();
     world.bad.extend(broken.map(|index| (id(IDS[index]), Temper::Broken)));
     world.bad.extend(deadly.map(|index| (id(IDS[index]), Temper::Deadly)));
     world

@@ -5,7 +5,10 @@ use rollora_api::{
     adapters::{AdaptersFile, ContentHash},
     names::AdapterId,
     operator_key::{Admission, OperatorKey},
-    sidecar_status::{AdapterState, AdapterStatus, ConfigStatus, Problem, Readiness, ServerIdentity, SidecarStatus},
+    sidecar_status::{
+        ADAPTERS_NOT_VERIFIED, AdapterState, AdapterStatus, ConfigStatus, Problem, Readiness, ServerIdentity,
+        SidecarStatus,
+    },
 };
 use rollora_operator::ports::Server;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +38,11 @@ pub(crate) struct SimServer {
     pub(crate) lag: SignedDuration,
     pub(crate) load_time: SignedDuration,
     pub(crate) reachable: bool,
+    /// Whether it is of another pool, and reads the same file.
+    pub(crate) beside: bool,
+    /// Until when its probe fails although nothing is wrong with it, and whether its sidecar is silent then too.
+    blip: Option<(Timestamp, bool)>,
+    unready_since: Option<Timestamp>,
     /// Since when it is down, and when it comes back.
     pub(crate) back_at: Option<Timestamp>,
     start: u32,
@@ -64,6 +72,9 @@ impl SimServer {
             lag: SignedDuration::from_millis(100),
             load_time: SignedDuration::from_millis(200),
             reachable: true,
+            beside: false,
+            blip: None,
+            unready_since: None,
             back_at: None,
             start: 1,
             ready: true,
@@ -91,7 +102,16 @@ impl SimServer {
         }
         self.loaded.clear();
         self.ready = false;
+        self.blip = None;
         self.back_at = Some(now + for_a_while);
+    }
+
+    /// Its probe fails for a while; then it is Ready again as it is.
+    pub(crate) fn blip(&mut self, end: Timestamp, silent: bool) {
+        if self.ready {
+            self.ready = false;
+            self.blip = Some((end, silent));
+        }
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -120,8 +140,13 @@ impl SimServer {
         if self.is_up() {
             done.unloaded = self.unload(now);
             self.begin_loading(now);
-            self.ready |= self.may_be_ready();
+            match self.blip {
+                Some((end, _)) if end > now => {}
+                Some(_) => (self.blip, self.ready) = (None, true),
+                None => self.ready |= self.may_be_ready(),
+            }
         }
+        self.unready_since = if self.ready { None } else { self.unready_since.or(Some(now)) };
         done
     }
 
@@ -212,12 +237,13 @@ impl SimServer {
 
     /// What the Fleet port says of it.
     pub(crate) fn report(&self) -> Server {
-        let status = if self.reachable { Ok(self.status().into()) } else { Err("no answer".to_owned()) };
+        let silent = self.blip.is_some_and(|(_, silent)| silent) || !self.reachable;
+        let status = if silent { Err("no answer".to_owned()) } else { Ok(self.status().into()) };
         Server {
             name: self.name.clone(),
             uid: self.name.clone(),
             ready: self.ready,
-            unready_since: None,
+            unready_since: self.unready_since,
             leaving: false,
             status,
         }
@@ -229,7 +255,7 @@ impl SimServer {
         let ids: BTreeSet<&AdapterId> = listed.map(|entry| &entry.id).chain(self.loaded.keys()).collect();
         SidecarStatus {
             server: self.is_up().then_some(identity),
-            readiness: Readiness { ready: self.ready, ..Readiness::default() },
+            readiness: self.readiness(),
             config: ConfigStatus {
                 hash: Some(self.seen.hash.clone()),
                 operator_key: self.seen.key.is_some(),
@@ -240,6 +266,15 @@ impl SimServer {
             problem: None,
             max_loras: None,
         }
+    }
+
+    fn readiness(&self) -> Readiness {
+        let reason = match () {
+            () if self.ready || self.blip.is_some() => "Ready",
+            () if !self.may_be_ready() => ADAPTERS_NOT_VERIFIED,
+            () => "Starting",
+        };
+        Readiness { ready: reason == "Ready", reason: reason.to_owned(), message: String::new() }
     }
 
     fn adapter(&self, id: &AdapterId) -> AdapterStatus {

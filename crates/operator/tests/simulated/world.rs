@@ -455,7 +455,7 @@ impl World {
             let targets = router.targets();
             router.turn += 1;
             let Some(target) = targets.get(router.turn % targets.len().max(1)) else { continue };
-            let mut ready: Vec<_> = self.servers.iter_mut().filter(|server| server.ready).collect();
+            let mut ready: Vec<_> = self.servers.iter_mut().filter(|server| server.ready && !server.beside).collect();
             if ready.is_empty() {
                 continue;
             }
@@ -475,6 +475,30 @@ impl World {
             *used = Some(now);
             self.uses.insert(id.clone(), now);
         }
+    }
+
+    /// A client of the other pool calls an adapter there.
+    pub(crate) fn use_beside(&mut self, id: &AdapterId) {
+        let now = self.now;
+        for server in self.servers.iter_mut().filter(|server| server.beside) {
+            if let Some(used) = server.loaded.get_mut(id) {
+                *used = Some(now);
+                self.uses.insert(id.clone(), now);
+            }
+        }
+    }
+
+    /// Another pool beside this one has a server that reads the same file.
+    pub(crate) fn share(&mut self) {
+        let mut server = SimServer::new("sharer");
+        server.beside = true;
+        server.notice(self.now - server.lag, &self.content());
+        self.servers.push(server);
+    }
+
+    /// What the servers of this pool say, or those of the other one.
+    pub(crate) fn server_reports(&self, beside: bool) -> Vec<Server> {
+        self.servers.iter().filter(|server| server.beside == beside).map(SimServer::report).collect()
     }
 
     pub(crate) fn router_reports(&self) -> Vec<Router> {

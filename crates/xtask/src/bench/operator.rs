@@ -96,7 +96,7 @@ fn measure(what: &str, value: f64, unit: &str) -> Measure {
 
 /// Rollouts of which some are under way.
 fn at_work(programs: &Programs, extent: Extent, folder: &Path) -> Result<Vec<Measure>> {
-    let versions = 2 + 2 * extent.rounds;
+    let versions = 2 + 4 * extent.rounds;
     let size = Size { pools: extent.pools, pods: PODS, rollouts: ROLLOUTS, versions };
     let mut population = populated(programs, size, folder)?;
     let (operator, start) = started(programs, &mut population, folder)?;
@@ -163,27 +163,49 @@ fn writes(account: &Account) -> Vec<Measure> {
     ]
 }
 
+/// When people want something.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    /// Steps are under way, and what their beginning left to be written is written.
+    UnderWay,
+    /// All of them have begun within seconds: the API server has its hands full.
+    Burst,
+}
+
 /// What people want is done at once.
 fn wishes(population: &mut Population, extent: Extent) -> Result<Vec<Measure>> {
-    let (mut aborts, mut promotions) = (Vec::new(), Vec::new());
     let mut version = 3;
-    for _ in 0..extent.rounds {
-        for (verb, times) in [("abort", &mut aborts), ("promote-full", &mut promotions)] {
-            population.hold(true)?;
-            population.begin(extent.wished, version)?;
-            times.extend(population.wish(verb, extent.wished)?);
-            population.hold(false)?;
-            population.settled()?;
-            version += 1;
+    let mut measures = Vec::new();
+    for moment in [Moment::UnderWay, Moment::Burst] {
+        for (verb, words) in [("abort", "abort"), ("promote-full", "promote --full")] {
+            let mut times = Vec::new();
+            for _ in 0..extent.rounds {
+                times.extend(wish(population, (verb, moment), extent.wished, version)?);
+                version += 1;
+            }
+            let when = match moment {
+                Moment::UnderWay => "under way",
+                Moment::Burst => "begun within seconds",
+            };
+            let what = |part| format!("{} {when}: {words} to rewrite written, {part}", extent.wished);
+            measures.push(measure(&what("p50"), median(times.clone()), "ms"));
+            measures.push(measure(&what("p99"), percentile(times, 0.99), "ms").at_most(250.0));
         }
     }
-    let mut measures = Vec::new();
-    for (words, times) in [("abort", aborts), ("promote --full", promotions)] {
-        let what = |part| format!("{} under way: {words} to rewrite written, {part}", extent.wished);
-        measures.push(measure(&what("p50"), median(times.clone()), "ms"));
-        measures.push(measure(&what("p99"), percentile(times, 0.99), "ms").at_most(250.0));
-    }
     Ok(measures)
+}
+
+/// Begins that many rollouts, has each of them asked for something, and lets all come to their end.
+fn wish(population: &mut Population, (verb, moment): (&str, Moment), count: u16, version: u16) -> Result<Vec<f64>> {
+    population.hold(true)?;
+    population.begin(count, version)?;
+    if matches!(moment, Moment::UnderWay) {
+        process::pause(REST)?;
+    }
+    let times = population.wish(verb, count)?;
+    population.hold(false)?;
+    population.settled()?;
+    Ok(times)
 }
 
 /// How memory and the time of a start grow.
