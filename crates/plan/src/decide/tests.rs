@@ -96,3 +96,87 @@ fn rollouts_that_share_a_file_say_at_different_times_that_it_is_another_one() {
     assert!(due.len() > 4, "{due:?}");
     assert!(due.iter().all(|due| (60..120).contains(&due.duration_since(now()).as_secs())), "{due:?}");
 }
+
+/// A Rollout at 50/50, which an older one has begun to overlap with.
+fn overlapped(annotations: &Value) -> (Rollout, Observed) {
+    let step = json!({ "index": 3, "state": "Pausing", "enteredAt": "2026-01-01T00:00:00Z" });
+    let weights = json!({
+        "desired": [{"id": "chat-v1", "weight": 50}, {"id": "chat-v2", "weight": 50}], "sequence": 3, "applied": 3,
+    });
+    let mut rollout = rollout(&json!({
+        "revision": {"number": 2, "stable": "chat-v1", "desired": "chat-v2"}, "step": step, "weights": weights,
+    }));
+    let metadata = json!({
+        "name": "chat", "uid": "uid", "creationTimestamp": "2026-01-01T00:00:02Z", "annotations": annotations,
+    });
+    rollout.metadata = serde_json::from_value(metadata).unwrap();
+    let older: Rollout = serde_json::from_value(json!({
+        "apiVersion": "rollora.dev/v1alpha1", "kind": "Rollout",
+        "metadata": {"name": "all", "creationTimestamp": "2026-01-01T00:00:01Z"},
+        "spec": {
+            "model": "all", "poolRef": {"name": "pool"}, "adapter": {"follow": {"pattern": "chat-*"}},
+            "adaptersRef": {"name": "map"},
+        },
+    }))
+    .unwrap();
+    let written = json!({ "weights.rollora.dev/uid": "3", "rollora.dev/stable": "chat-v1" });
+    let rewrite: InferenceModelRewrite = serde_json::from_value(json!({
+        "apiVersion": "llm-d.ai/v1alpha2", "kind": "InferenceModelRewrite",
+        "metadata": {"name": "chat", "uid": "r", "annotations": written},
+        "spec": {"poolRef": {"name": "pool"}, "rules": [{
+            "matches": [{"model": {"type": "Exact", "value": "chat"}}],
+            "targets": [{"modelRewrite": "chat-v1", "weight": 50}, {"modelRewrite": "chat-v2", "weight": 50}],
+        }]},
+    }))
+    .unwrap();
+    let world = Observed {
+        rollouts: Ok(vec![Arc::new(rollout.clone()), Arc::new(older)]),
+        rewrites: Ok(vec![Arc::new(rewrite)]),
+        ..without_the_others()
+    };
+    (rollout, world)
+}
+
+#[test]
+fn an_abort_is_obeyed_in_a_conflict_that_began_in_the_middle_of_a_rollout() {
+    let (rollout, world) = overlapped(&json!({}));
+    let stands = decide(&Input { rollout: &rollout, world: &world }, now());
+    assert_eq!((stands.status.phase, stands.effects.len()), (Phase::Invalid, 0), "{}", stands.status.message);
+    let intent = json!({ "id": "1", "verb": "abort", "revision": 2 }).to_string();
+    let (rollout, mut world) = overlapped(&json!({ "rollora.dev/intent": intent }));
+    for rollouts in [world.rollouts.clone(), Err(Unseen::NotAsked)] {
+        let mut rollout = rollout.clone();
+        rollout.status.as_mut().unwrap().conditions = stands.status.conditions.clone();
+        world.rollouts = rollouts;
+        let aborted = decide(&Input { rollout: &rollout, world: &world }, now());
+        let Some(Effect::WriteRewrite(rewrite)) = aborted.effects.first() else { panic!("{:?}", aborted.effects) };
+        let targets: Vec<&str> =
+            rewrite.spec.rules[0].targets.iter().map(|target| target.model_rewrite.as_str()).collect();
+        assert_eq!(targets, ["chat-v1"]);
+        let outcome = aborted.status.last_action.unwrap().outcome;
+        assert!(outcome.starts_with("done"), "{outcome}");
+    }
+}
+
+#[test]
+fn a_conflict_that_could_not_be_looked_at_is_looked_at_again() {
+    let (mut rollout, mut world) = overlapped(&json!({}));
+    let stands = decide(&Input { rollout: &rollout, world: &world }, now());
+    assert_eq!(stands.requeue, None);
+    rollout.status = Some(stands.status);
+    world.rollouts = Err(Unseen::Unavailable("the API server is away".to_owned()));
+    let decision = decide(&Input { rollout: &rollout, world: &world }, now());
+    assert_eq!(decision.status.phase, Phase::Invalid);
+    assert!(decision.requeue.is_some());
+}
+
+#[test]
+fn what_keeps_a_deletion_from_its_end_is_said() {
+    let (mut rollout, mut world) = overlapped(&json!({}));
+    rollout.metadata.deletion_timestamp = Some(now());
+    world.rewrites = Err(Unseen::Invalid("the kind is not installed".to_owned()));
+    world.refused = Some("the status was refused".to_owned());
+    let decision = decide(&Input { rollout: &rollout, world: &world }, now());
+    let message = decision.status.message;
+    assert!(message.ends_with("cannot be read: the kind is not installed; the status was refused"), "{message}");
+}

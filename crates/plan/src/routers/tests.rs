@@ -86,3 +86,24 @@ fn an_endpoint_picker_is_given_its_grace() {
     assert!(!proof(RouterKind::EndpointPicker, true, &[], at(9)).is_complete());
     assert!(proof(RouterKind::EndpointPicker, true, &[], at(10)).is_complete());
 }
+
+#[test]
+fn a_picker_takes_over_from_when_the_rewrite_said_it_and_never_under_the_rule_of_another() {
+    let at = |seconds| Timestamp::from_second(seconds).unwrap();
+    let mut weights = weights(&[("v1", 90), ("v2", 10)]);
+    (weights.changed_at, weights.applied_at) = (Some(at(0)), Some(at(30)));
+    let model = ModelName::new("small").unwrap();
+    let claim = |shadow| Claim {
+        model: &model,
+        rollout_uid: "uid",
+        rewrite_uid: Some("rewrite-uid"),
+        written: true,
+        weights: &weights,
+        shadow,
+    };
+    let proof = |shadow, now| prove(RouterKind::EndpointPicker, claim(shadow), Ok(&[]), at(now));
+    assert!(!proof(None, 39).is_complete());
+    assert!(proof(None, 40).is_complete());
+    let shadowed = proof(Some("other"), 40);
+    assert_eq!((shadowed.wait.unwrap().reason, shadowed.shadowed_by.as_deref()), (reason::SHADOWED_BY, Some("other")));
+}
