@@ -342,7 +342,7 @@ impl Documents {
 
     /// The pool of this name, and its pods.
     pub async fn pool(&self, name: &ObjectName) -> Result<(Pool, Vec<Pod>), ReadError> {
-        self.wait(|books| books.pools.state(), &kinds::POOL.resource()).await?;
+        self.wait(|books| books.pools.state_now(), &kinds::POOL.resource()).await?;
         let pool = match self.books().pools.get(name) {
             None => {
                 return Err(ReadError::Invalid(format!(
@@ -366,7 +366,7 @@ impl Documents {
         wanted: impl Fn(&Pod) -> bool,
     ) -> Result<Vec<Pod>, ReadError> {
         let key = (namespace.to_owned(), pool.selector());
-        let state = |books: &Books| books.pods.get(&key).map_or(State::Waiting, Shelf::state);
+        let state = |books: &Books| books.pods.get(&key).map_or(State::Waiting, Shelf::state_now);
         self.wait(state, &kinds::POD.resource()).await?;
         let books = self.books();
         let pods = books.pods.get(&key).into_iter().flat_map(Shelf::iter).map(|(_, _, pod)| pod);
@@ -375,7 +375,7 @@ impl Documents {
 
     /// Every other pool beside this one, with those of its pods that mount this ConfigMap too.
     pub async fn sharers(&self, pool: &ObjectName, map: &str) -> Result<Vec<(Pool, Vec<Pod>)>, ReadError> {
-        self.wait(|books| books.pools.state(), &kinds::POOL.resource()).await?;
+        self.wait(|books| books.pools.state_now(), &kinds::POOL.resource()).await?;
         let others: Vec<Pool> = {
             let books = self.books();
             let others = books.pools.of_namespace(&pool.namespace).filter(|(name, ..)| *name != pool);
@@ -392,7 +392,7 @@ impl Documents {
 
     /// The pods that route for a pool.
     pub async fn routers(&self, pool: &ObjectName) -> Result<Vec<Pod>, ReadError> {
-        self.wait(|books| books.routers.state(), &kinds::POD.resource()).await?;
+        self.wait(|books| books.routers.state_now(), &kinds::POD.resource()).await?;
         let books = self.books();
         let here = books.routers.of_namespace(&pool.namespace);
         let ours = here.filter(|(_, _, pod)| pod.router_for.as_deref() == Some(pool.name.as_str()));

@@ -210,6 +210,15 @@ impl<T: PartialEq> Shelf<T> {
         }
     }
 
+    /// The same for what nothing else protects from being old: a permission that was taken away ends it. An API server
+    /// that is away takes no writes either, so nothing comes of what is old.
+    pub(crate) fn state_now(&self) -> State {
+        match &self.problem {
+            Some(problem @ ApiError::Forbidden(_)) => State::Failed(problem.clone()),
+            _ => self.state(),
+        }
+    }
+
     /// Why news may be missing at present.
     pub(crate) fn problem(&self) -> Option<&ApiError> {
         self.problem.as_ref()

@@ -1,7 +1,7 @@
 //! One watch: complete lists first, then changes, over every outage.
 //!
-//! Invariant: what was told last stays true until something newer is told. An outage is told as an error, and changes
-//! nothing else.
+//! Invariants: what was told last stays true until something newer is told. An outage is told as an error, and changes
+//! nothing else. Whoever may not watch any more begins with a list again when they may: else nothing would tell that they do.
 
 use crate::{
     Cluster, Scope,
@@ -89,14 +89,19 @@ where
         field_selector: selection.fields.clone(),
         ..watcher::Config::default().timeout(CALL_SECONDS).page_size(selection.page.unwrap_or(PAGE))
     };
-    let events = watcher::watcher(api, config).backoff(Pauses::default()).boxed();
-    let state = (events, Vec::new(), (resource, namespace), read);
-    Box::pin(stream::unfold(state, |(mut events, mut listed, words, read)| async move {
+    let begin = move || watcher::watcher(api.clone(), config.clone()).backoff(Pauses::default());
+    let state = (begin().boxed(), Vec::new(), (resource, namespace), (begin, read));
+    Box::pin(stream::unfold(state, |(mut events, mut listed, words, (begin, read))| async move {
         loop {
             let event = events.next().await?;
             let news = event.map_err(|error| in_words(&error, &words)).map(|event| gather(event, &mut listed, &read));
             if let Some(news) = news.transpose() {
-                return Some((news, (events, listed, words, read)));
+                if matches!(news, Err(ApiError::Forbidden(_))) {
+                    let pause =
+                        stream::once(tokio::time::sleep(LONGEST_PAUSE)).filter_map(|()| std::future::ready(None));
+                    events = pause.chain(begin()).boxed();
+                }
+                return Some((news, (events, listed, words, (begin, read))));
             }
         }
     }))

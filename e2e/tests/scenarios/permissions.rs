@@ -434,3 +434,31 @@ fn a_missing_permission_to_look_is_named_and_an_abort_needs_it_not() {
         bed.clients_saw_nothing_wrong().await.map(drop)
     });
 }
+
+#[test]
+fn a_permission_to_look_that_is_taken_away_later_is_named_and_nothing_moves_on_what_was_known() {
+    if !has_a_cluster("a permission that is taken away") {
+        return;
+    }
+    let parts = async || Ok(Parts::default());
+    on_a_cluster(&Setup::open_at_half(Duration::from_millis(200)), parts, async |bed| {
+        bed.sees_baseline().await?;
+        let permissions = Permissions::of(bed).await?;
+        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
+        bed.list(V2).await?;
+        let half = || split(MODEL, &[(V1, 50), (V2, 50)]);
+        bed.sees(half().and(phase(Phase::Paused))).await?;
+
+        permissions.without("pods", "watch").await?;
+        // A watch lasts up to a minute; one that is cut off is begun anew at once.
+        bed.place.kill_api_server()?;
+        bed.place.start_api_server().await?;
+        bed.says(&["promote"]).await?;
+        told(bed, reason::INVALID, "watch pods").await?;
+        bed.keeps_seeing(Duration::from_millis(1500), half().and(every_server_is_ready())).await?;
+
+        permissions.as_shipped().await?;
+        bed.sees(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2)).and(not_stalled())).await?;
+        bed.clients_saw_nothing_wrong().await.map(drop)
+    });
+}

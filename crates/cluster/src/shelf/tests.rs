@@ -44,6 +44,18 @@ fn an_outage_takes_nothing_away_and_a_removed_kind_everything() {
 }
 
 #[test]
+fn a_permission_that_was_taken_away_ends_what_nothing_else_protects_from_being_old() {
+    let mut shelf = listed(&[item("a", 1)]);
+    shelf.hear(Err(away()));
+    assert_eq!(shelf.state_now(), State::Listed);
+    let forbidden = ApiError::Forbidden("may not".to_owned());
+    shelf.hear(Err(forbidden.clone()));
+    assert_eq!((shelf.state_now(), shelf.state()), (State::Failed(forbidden), State::Listed));
+    shelf.hear(Ok(News::Reset(vec![item("a", 1)])));
+    assert_eq!(shelf.state_now(), State::Listed);
+}
+
+#[test]
 fn a_write_is_read_before_the_watch_tells_of_it() {
     let mut shelf = listed(&[item("a", 1)]);
     shelf.wrote(item("a", 5));
