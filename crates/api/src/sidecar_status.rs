@@ -193,7 +193,7 @@ pub enum AdapterState {
     SourceChanged,
     /// Its source is not among those that the sidecar was told to accept: neither fetched nor loaded.
     SourceRefused,
-    /// Unwanted, and it waits for the end of its use.
+    /// Unwanted, and it waits for the end of its use; or, whatever is wanted by now, an unload of it may still be done.
     Unloading,
     /// Unwanted by the file, held because the operator says that it is serving.
     UnloadHeld,

@@ -62,6 +62,10 @@ fn fetch_status(adapter: &Adapter) -> Option<FetchStatus> {
 }
 
 fn state(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> AdapterState {
+    if adapter.registered.is_some() && adapter.may_be_unloaded() {
+        // Whatever is wanted by now: who counts on it may meet a server without it.
+        return AdapterState::Unloading;
+    }
     let rejected = adapter.wish.as_ref().is_some_and(|wish| wish.standing == Standing::Rejected);
     match adapter.goal() {
         Goal::Leave if adapter.registered.is_none() => AdapterState::Gone,

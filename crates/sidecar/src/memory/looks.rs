@@ -294,6 +294,10 @@ impl Adapter {
         self.verified &= self.proven == self.registered;
         let doubt = self.doubt.take();
         let claimed = std::mem::take(&mut self.claimed);
+        if doubt == Some(CallKind::Unload) {
+            // It may have been unloaded, and loaded again by somebody else before the list was made.
+            self.verified = false;
+        }
         match (doubt?, &self.registered) {
             // It was done all the same.
             (CallKind::Load, Some(_)) | (CallKind::Unload, None) => {

@@ -5,7 +5,8 @@ use crate::bed::{Bed, engine_dead, id, ids, late, lost, pilots, unreachable};
 use rollora_api::{
     operator_key::OperatorKey,
     sidecar_status::AdapterState::{
-        Failed, Gone, Loaded, Pending, Quarantined, Rejected, ServerDied, SourceChanged, Unloading, Verified,
+        Failed, Gone, Loaded, Pending, Quarantined, Rejected, ServerDied, SourceChanged, Unlisted, UnloadHeld,
+        Unloading, Verified,
     },
 };
 use rollora_vllm::{ServerMetrics, VllmError};
@@ -252,6 +253,88 @@ fn an_unload_is_believed_when_the_list_says_so() {
         bed.look();
         assert_eq!(bed.state("a"), Gone);
     }
+}
+
+#[test]
+fn what_may_still_be_unloaded_is_not_resident_although_it_is_wanted_again() {
+    let serving = OperatorKey { serving: ids(&["a"]), ..OperatorKey::default() };
+    for (exist, not_exist, key, settled) in [
+        (["a"].as_slice(), [].as_slice(), None, Verified),
+        (&[], &["a"], Some(serving), UnloadHeld),
+        (&[], &[], None, Unlisted),
+    ] {
+        let mut bed = Bed::settled(&["a"]);
+        bed.desire(&[], &["a"], None);
+        assert_eq!(bed.begin(), ["unload a"]);
+        bed.desire(exist, not_exist, key);
+        let unloading = |bed: &Bed| {
+            let status = bed.status();
+            assert_eq!((bed.state("a"), status.is_resident(&id("a")), bed.decided()), (Unloading, false, Vec::new()));
+        };
+        unloading(&bed);
+        let ticket = bed.memory.look_began(Look { metrics: false, models: true }, bed.now);
+        let old = bed.shows();
+        bed.end("a", Err(late()));
+        unloading(&bed);
+        bed.memory.looked(ticket, old, bed.now);
+        unloading(&bed);
+        bed.wait(SECOND);
+        bed.look();
+        if settled == Verified {
+            // Whether it was there all the time nobody has seen.
+            assert_eq!(bed.begin(), ["probe a"]);
+            bed.end("a", Ok(()));
+        }
+        assert_eq!(bed.state("a"), settled);
+    }
+}
+
+#[test]
+fn what_was_unloaded_and_is_wanted_again_is_loaded_and_proven_again() {
+    for answer in [Ok(()), Err(late())] {
+        let mut bed = Bed::settled(&["a"]);
+        bed.desire(&[], &["a"], None);
+        bed.begin();
+        bed.desire(&["a"], &[], None);
+        bed.end("a", answer);
+        assert_eq!(bed.state("a"), Unloading);
+        bed.table.clear();
+        bed.look();
+        assert_eq!((bed.state("a"), bed.begin()), (Pending, vec!["load a".to_owned()]));
+        bed.end("a", Ok(()));
+        assert_eq!((bed.state("a"), bed.begin()), (Loaded, vec!["probe a".to_owned()]));
+        bed.end("a", Ok(()));
+        assert_eq!(bed.state("a"), Verified);
+    }
+}
+
+#[test]
+fn an_unload_may_still_be_done_by_a_server_that_was_away_for_a_moment() {
+    let mut bed = Bed::settled(&["a"]);
+    bed.desire(&[], &["a"], None);
+    let epoch = bed.memory.epoch();
+    bed.begin();
+    bed.desire(&["a"], &[], None);
+    bed.process = None;
+    bed.look();
+    bed.process = Some("1");
+    bed.look();
+    assert_eq!((bed.status().is_resident(&id("a")), bed.decided()), (false, Vec::new()));
+    bed.table.clear();
+    bed.memory.ended(&id("a"), epoch, Ended::Answered(Ok(())), 0.0, bed.now);
+    assert_eq!(bed.memory.look_due(bed.now).map(|look| look.models), Some(true));
+    bed.look();
+    assert_eq!((bed.state("a"), bed.decided()), (Pending, vec!["load a".to_owned()]));
+}
+
+#[test]
+fn an_unload_that_was_not_made_takes_nothing_back() {
+    let mut bed = Bed::settled(&["a"]);
+    bed.desire(&[], &["a"], None);
+    bed.begin();
+    bed.desire(&["a"], &[], None);
+    bed.memory.ended(&id("a"), bed.memory.epoch(), Ended::Skipped, 0.0, bed.now);
+    assert_eq!(bed.state("a"), Verified);
 }
 
 /// Begins what is decided, has it answered and looks, three times; the waits after it.

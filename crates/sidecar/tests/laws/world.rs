@@ -489,6 +489,7 @@ impl World {
 
     /// What the loop does between any two events.
     fn think(&mut self) {
+        self.assert_no_unload_is_hidden();
         for action in decide(&self.memory, self.now) {
             self.assert_allowed(&action);
             self.memory.began(&action, self.now);
@@ -519,6 +520,14 @@ impl World {
             self.was_ready = self.identity();
         } else if self.memory.is_up() && self.identity().is_some() && self.identity() == self.was_ready {
             assert_eq!(readiness.reason, "HubLoadBlocksServer", "{}", readiness.message);
+        }
+    }
+
+    /// Nobody may count on what an unload that was asked for will take away.
+    fn assert_no_unload_is_hidden(&self) {
+        let status = status(&self.memory, self.now);
+        for call in self.calls.iter().filter(|call| call.action.kind() == CallKind::Unload) {
+            assert!(!status.is_resident(call.action.id()), "{:?}: {:#?}", call.action, self.memory.adapters);
         }
     }
 
