@@ -33,6 +33,11 @@ pub struct SidecarStatus {
     /// `max_loras` of the server, where its metrics say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loras: Option<u32>,
+    /// When vLLM's metrics were asked last, as far as they told of uses; by the same clock as lastUsed: what was used
+    /// before says so in lastUsed. None where they do not tell (closed, or without statistics).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
+    pub uses_read_at: Option<jiff::Timestamp>,
 }
 
 impl SidecarStatus {
@@ -124,7 +129,8 @@ pub struct AdapterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub next_try: Option<jiff::Timestamp>,
-    /// When a request last used it, as far as vLLM's metrics tell (requests of two tokens and more).
+    /// When a request last used it, as far as vLLM's metrics tell (requests of two tokens and more): when they were
+    /// there that showed it, by the sidecar's clock, so not earlier than the use was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub last_used: Option<jiff::Timestamp>,

@@ -28,6 +28,8 @@ pub fn status(memory: &Memory, now: Timestamp) -> SidecarStatus {
             .collect(),
         problem: problem(memory),
         max_loras: memory.max_loras,
+        // Told beside it: nobody who watches the status is woken by every reading.
+        uses_read_at: None,
     }
 }
 
@@ -48,7 +50,7 @@ fn adapter_status(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> Adapter
             Some(Hold::Operator | Hold::Quarantine) => None,
             None => fetching.and_then(|fetch| fetch.next_try).or(adapter.next_try),
         },
-        last_used: adapter.last_used,
+        last_used: memory.last_used(id),
         fetch: fetch_status(adapter),
     }
 }

@@ -41,10 +41,6 @@ pub struct Adapter {
     pub hold: Option<Hold>,
     /// Since when it is to be unloaded.
     pub unwanted_since: Option<Timestamp>,
-    /// Its last use, by our clock.
-    pub last_used: Option<Timestamp>,
-    /// The same as the server wrote it, to see whether it moved.
-    pub last_used_there: Option<Timestamp>,
     /// The event that last changed what is known of its registration.
     pub(super) touched: u64,
 }

@@ -762,6 +762,7 @@ impl Process {
                 start: Some(self.number.to_string()),
                 max_loras: None,
                 last_used: self.used.clone(),
+                has_statistics: true,
             }),
             models: look.models.then(|| std::iter::once(base).chain(self.adapters.iter().map(adapter)).collect()),
         }
