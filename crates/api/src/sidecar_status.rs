@@ -33,6 +33,11 @@ pub struct SidecarStatus {
     /// `max_loras` of the server, where its metrics say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loras: Option<u32>,
+    /// When vLLM's metrics were asked last, as far as they told of uses; by the same clock as lastUsed: what was used
+    /// before says so in lastUsed. None where they do not tell (closed, or without statistics).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
+    pub uses_read_at: Option<jiff::Timestamp>,
 }
 
 impl SidecarStatus {
@@ -127,7 +132,8 @@ pub struct AdapterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub next_try: Option<jiff::Timestamp>,
-    /// When a request last used it, as far as vLLM's metrics tell (requests of two tokens and more).
+    /// When a request last used it, as far as vLLM's metrics tell (requests of two tokens and more): when they were
+    /// there that showed it, by the sidecar's clock, so not earlier than the use was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
     pub last_used: Option<jiff::Timestamp>,
@@ -196,7 +202,7 @@ pub enum AdapterState {
     SourceChanged,
     /// Its source is not among those that the sidecar was told to accept: neither fetched nor loaded.
     SourceRefused,
-    /// Unwanted, and it waits for the end of its use.
+    /// Unwanted, and it waits for the end of its use; or, whatever is wanted by now, an unload of it may still be done.
     Unloading,
     /// Unwanted by the file, held because the operator says that it is serving.
     UnloadHeld,

@@ -16,6 +16,7 @@ use crate::{
 use jiff::Timestamp;
 use rollora_api::{adapters::DesiredAdapters, names::ModelName, rewrite::PoolRef, sidecar_status::SidecarStatus};
 use rollora_operator::ports::{Fleet, Heard, ReadError, RolloutKey, Router, Server};
+use rollora_sidecar::{Pulse, whole_status};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, watch};
 
@@ -43,6 +44,8 @@ pub(crate) struct Member {
     pub(crate) desired: watch::Sender<Option<Arc<DesiredAdapters>>>,
     /// What its sidecar tells.
     pub(crate) status: watch::Receiver<Arc<SidecarStatus>>,
+    /// What its sidecar tells beside that, because it moves all the time.
+    pub(crate) pulse: watch::Receiver<Option<Pulse>>,
 }
 
 impl LocalFleet {
@@ -109,14 +112,14 @@ impl LocalFleet {
         let documents = self.0.store.picture();
         let key = documents.key.key.as_deref();
         let view = |(member, server): (&Member, &Arc<GatewayServer>)| {
-            let status = member.status.borrow().clone();
+            let status = whole_status(&member.status, &member.pulse);
             let facts = facts(key, &server.name, &status);
             ServerView {
                 name: server.name.clone(),
                 ready: facts.ready && !server.is_suspect(),
                 in_flight: server.in_flight(),
                 pilot: facts.pilot,
-                status: SidecarStatus::clone(&status),
+                status,
             }
         };
         self.each().map(view).collect()
@@ -148,7 +151,7 @@ impl Fleet for LocalFleet {
     async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Heard<Server>, ReadError> {
         self.refresh();
         let server = |(member, server): (&Member, &Arc<GatewayServer>)| {
-            let status = Arc::new(SidecarStatus::clone(&member.status.borrow()));
+            let status = Arc::new(whole_status(&member.status, &member.pulse));
             let ready = status.server.is_some() && status.readiness.ready && !server.is_suspect();
             let (unready_since, leaving) = (None, false);
             Server {

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 /// Watches an adapters file, plain or in its ConfigMap, and the operator's key where that lies beside it.
@@ -52,7 +52,11 @@ impl AdaptersWatch {
     pub async fn run(&self, stop: CancellationToken) {
         let mut texts = self.files.subscribe();
         let follow = async {
-            while texts.changed().await.is_ok() {
+            loop {
+                tokio::select! {
+                    changed = texts.changed() => if changed.is_err() { return },
+                    () = self.in_force.waited() => {}
+                }
                 let texts = texts.borrow_and_update().clone();
                 self.take(&texts);
             }
@@ -64,7 +68,7 @@ impl AdaptersWatch {
     }
 
     fn take(&self, texts: &Texts) {
-        self.in_force.take(texts.read(&self.files.path().display(), &self.key));
+        self.in_force.take(texts.read(&self.files.path().display(), &self.key), Instant::now());
     }
 }
 

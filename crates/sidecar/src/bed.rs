@@ -144,6 +144,7 @@ impl Bed {
                 start: Some(process.to_owned()),
                 max_loras: Some(2),
                 last_used: self.used.clone(),
+                has_statistics: true,
             }),
             models: Some(std::iter::once(card("base", "/base", None)).chain(adapters).collect()),
         })

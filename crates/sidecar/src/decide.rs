@@ -155,9 +155,9 @@ fn unwanted(memory: &Memory, now: Timestamp) -> impl Iterator<Item = Action> {
                 && adapter.registered.is_some()
                 && adapter.may_try(now)
                 && !memory.is_base_model(id)
-                && !memory.in_use(adapter, now)
+                && !memory.in_use(id, adapter, now)
         })
-        .map(|(id, adapter)| Action::Unload { id: id.clone(), last_used: adapter.last_used_there })
+        .map(|(id, _)| Action::Unload { id: id.clone(), last_used: memory.last_used_there(id) })
 }
 
 /// The calls under way, as far as others have to mind them.

@@ -1,12 +1,32 @@
 //! Which content of an adapters file is in force: the last good one, whatever came after it.
+//!
+//! Rollora never takes the operator's key away: one that has nothing to say is an empty text. Whoever replaces the whole
+//! ConfigMap does, and to a sidecar that would mean at once that nothing is rejected and that nothing serves. So the last
+//! content with a key stays in force for [`KEPT`] after it has vanished.
 
 use rollora_api::{
     adapters::{AdaptersText, DesiredAdapters, Parsed, content_hash},
     names::OPERATOR_KEY,
     operator_key::OperatorKey,
 };
-use std::{fmt, sync::Arc};
-use tokio::sync::watch;
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+/// For so long the operator's key is waited for when it has vanished. An operator puts it back as soon as it sees that:
+/// this is enough for one that has to be started somewhere else first. And who has removed Rollora waits no longer than
+/// that for the plain drop-in.
+pub const KEPT: Duration = Duration::from_mins(5);
+
+/// Why content without the operator's key is not in force.
+const VANISHED: &str = "the operator's key `rollora.yaml` has vanished from beside the adapters file: it is waited for, and \
+                        after five minutes the file holds without it; whoever replaces the ConfigMap should leave it in";
 
 /// Both texts of one and the same version of a ConfigMap; an error says why one cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +68,8 @@ impl Texts {
 pub struct InForce {
     desired: watch::Sender<Option<Arc<DesiredAdapters>>>,
     error: watch::Sender<Option<String>>,
+    /// Since when the key has been missed that the content in force has.
+    missed: Mutex<Option<Instant>>,
 }
 
 impl InForce {
@@ -62,19 +84,19 @@ impl InForce {
     }
 
     /// Takes what was read last: it comes into force, or it is said why not.
-    pub fn take(&self, reading: Result<Reading, String>) {
-        let error = match reading {
-            Ok(reading) => {
-                self.adopt(reading);
-                None
-            }
-            Err(error) => Some(error),
-        };
+    pub fn take(&self, reading: Result<Reading, String>, now: Instant) {
+        let error = reading.map_or_else(Some, |reading| self.adopt(reading, now));
         self.tell(error);
     }
 
-    /// Takes a good reading into force, and says nothing of whether there is something newer.
-    pub fn adopt(&self, Reading { desired, warnings }: Reading) {
+    /// Takes a good reading into force, and says nothing of whether there is something newer. Gives why it stays out of
+    /// force for now.
+    #[must_use]
+    pub fn adopt(&self, reading: Reading, now: Instant) -> Option<String> {
+        if self.waits_for_the_key(&reading.desired, now) {
+            return Some(VANISHED.to_owned());
+        }
+        let Reading { desired, warnings } = reading;
         let changed = self.desired.send_if_modified(|current| {
             let changed = current.as_deref() != Some(&desired);
             if changed {
@@ -85,6 +107,31 @@ impl InForce {
         for warning in warnings.iter().filter(|_| changed) {
             tracing::warn!("{warning}");
         }
+        None
+    }
+
+    /// Until when the key is waited for: then what was read last is to be taken once more.
+    pub fn waits_until(&self, now: Instant) -> Option<Instant> {
+        let missed = *self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        missed.map(|since| since + KEPT).filter(|end| now < *end)
+    }
+
+    /// Waits until then, or for ever.
+    pub async fn waited(&self) {
+        match self.waits_until(Instant::now()) {
+            Some(end) => sleep_until(end).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn waits_for_the_key(&self, desired: &DesiredAdapters, now: Instant) -> bool {
+        // An empty key says what none says.
+        let says_something =
+            |current: &Arc<DesiredAdapters>| current.key.as_ref().is_some_and(|key| *key != OperatorKey::default());
+        let had = self.desired.borrow().as_ref().is_some_and(says_something);
+        let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        *missed = (had && desired.key.is_none()).then(|| missed.unwrap_or(now));
+        missed.is_some_and(|since| now < since + KEPT)
     }
 
     /// Says why newer content is not in force, or that it is.
@@ -103,3 +150,6 @@ impl InForce {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

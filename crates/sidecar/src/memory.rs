@@ -16,6 +16,7 @@ mod fetch;
 mod keep;
 mod looks;
 mod server;
+mod uses;
 
 pub use adapter::{Adapter, CallKind, Hold, InFlight};
 pub use calls::Ended;
@@ -25,7 +26,6 @@ pub use looks::{Look, LookError, LookStep, Seen, Ticket};
 pub use server::{Known, Server};
 
 use crate::{config::Policy, source::Sources};
-use jiff::Timestamp;
 use rollora_api::{
     names::AdapterId,
     sidecar_status::{ConfigStatus, Problem},
@@ -67,6 +67,7 @@ pub struct Memory {
     /// Counts events, to tell what was asked before from what was asked after.
     sequence: u64,
     looks: looks::Looks,
+    uses: uses::Uses,
 }
 
 impl Memory {
@@ -89,6 +90,7 @@ impl Memory {
             epoch: 0,
             sequence: 0,
             looks: looks::Looks::default(),
+            uses: uses::Uses::default(),
         }
     }
 
@@ -105,13 +107,6 @@ impl Memory {
     /// Calls about adapters that are under way.
     pub fn in_flight(&self) -> impl Iterator<Item = (&AdapterId, &Adapter, &InFlight)> {
         self.adapters.iter().filter_map(|(id, adapter)| Some((id, adapter, adapter.in_flight.as_ref()?)))
-    }
-
-    /// Whether the adapter was used too lately for an unload, as far as is known. Where the server does not tell, the
-    /// time since it became unwanted has to do.
-    pub fn in_use(&self, adapter: &Adapter, now: Timestamp) -> bool {
-        let last = if self.looks.metrics_closed { adapter.unwanted_since } else { adapter.last_used };
-        last.is_some_and(|last| now < last + self.policy.unload_grace)
     }
 
     fn next_sequence(&mut self) -> u64 {

@@ -56,6 +56,18 @@ pub struct Pulse {
     pub looked: Option<Instant>,
     /// When what the server holds was last compared with what is desired; none before the first time.
     pub reconciled: Option<Instant>,
+    /// [`SidecarStatus::uses_read_at`], which moves too often for a status that others watch.
+    pub uses_read_at: Option<Timestamp>,
+}
+
+/// All that a sidecar tells of its server, from what it publishes.
+pub fn whole_status(
+    status: &watch::Receiver<Arc<SidecarStatus>>,
+    pulse: &watch::Receiver<Option<Pulse>>,
+) -> SidecarStatus {
+    // The pulse first: no reading may be told without the uses that it showed, and those are published before it.
+    let uses_read_at = pulse.borrow().and_then(|pulse| pulse.uses_read_at);
+    SidecarStatus { uses_read_at, ..SidecarStatus::clone(&status.borrow()) }
 }
 
 type Desired = watch::Receiver<Option<Arc<DesiredAdapters>>>;
@@ -244,7 +256,8 @@ impl Sidecar {
                 self.publish(&mut memory, now);
             }
             only_time = false;
-            self.pulse.send_replace(Some(Pulse { turned: clock.instant(now), looked, reconciled }));
+            let (turned, uses_read_at) = (clock.instant(now), memory.uses_read_at());
+            self.pulse.send_replace(Some(Pulse { turned, looked, reconciled, uses_read_at }));
             if last_calls_end.is_some() && memory.in_flight().next().is_none() {
                 break;
             }

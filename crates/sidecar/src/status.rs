@@ -28,6 +28,8 @@ pub fn status(memory: &Memory, now: Timestamp) -> SidecarStatus {
             .collect(),
         problem: problem(memory),
         max_loras: memory.max_loras,
+        // Told beside it: nobody who watches the status is woken by every reading.
+        uses_read_at: None,
     }
 }
 
@@ -48,7 +50,7 @@ fn adapter_status(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> Adapter
             Some(Hold::Operator | Hold::Quarantine) => None,
             None => fetching.and_then(|fetch| fetch.next_try).or(adapter.next_try),
         },
-        last_used: adapter.last_used,
+        last_used: memory.last_used(id),
         fetch: fetch_status(adapter),
     }
 }
@@ -62,6 +64,10 @@ fn fetch_status(adapter: &Adapter) -> Option<FetchStatus> {
 }
 
 fn state(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> AdapterState {
+    if adapter.registered.is_some() && adapter.may_be_unloaded() {
+        // Whatever is wanted by now: who counts on it may meet a server without it.
+        return AdapterState::Unloading;
+    }
     let rejected = adapter.wish.as_ref().is_some_and(|wish| wish.standing == Standing::Rejected);
     match adapter.goal() {
         Goal::Leave if adapter.registered.is_none() => AdapterState::Gone,

@@ -18,6 +18,9 @@ pub struct ServerMetrics {
     pub max_loras: Option<u32>,
     /// When each adapter was last used, by the server's clock.
     pub last_used: BTreeMap<AdapterId, Timestamp>,
+    /// Whether series of vLLM's own are among them: without its statistics (`--disable-log-stats`) there are none, and
+    /// no use is told.
+    pub has_statistics: bool,
 }
 
 impl ServerMetrics {
@@ -27,8 +30,11 @@ impl ServerMetrics {
         for line in text.lines() {
             if let Some(value) = line.strip_prefix("process_start_time_seconds ") {
                 metrics.start = value.split_whitespace().next().map(str::to_owned);
-            } else if let Some(series) = line.strip_prefix("vllm:lora_requests_info{") {
-                metrics.add_requests_info(series);
+            } else if line.starts_with("vllm:") {
+                metrics.has_statistics = true;
+                if let Some(series) = line.strip_prefix("vllm:lora_requests_info{") {
+                    metrics.add_requests_info(series);
+                }
             }
         }
         metrics
@@ -101,6 +107,15 @@ mod tests {
         assert_eq!(metrics.max_loras, Some(2));
         let last: Vec<_> = metrics.last_used.iter().map(|(id, time)| (id.as_str(), time.as_second())).collect();
         assert_eq!(last, [("a2", 1_795_447_700), ("a3", 1_795_447_697)]);
+        assert!(metrics.has_statistics);
+    }
+
+    #[test]
+    fn a_server_without_statistics_tells_of_no_use() {
+        let text =
+            "# HELP vllm:lora_requests_info Running stats on lora requests.\nprocess_start_time_seconds 1.5e+09\n";
+        let metrics = ServerMetrics::parse(text);
+        assert_eq!((metrics.start.as_deref(), metrics.has_statistics), (Some("1.5e+09"), false));
     }
 
     #[test]
@@ -134,7 +149,8 @@ mod tests {
             "vllm:lora_requests_info{} 1",
             "vllm:lora_requests_info_more{running_lora_adapters=\"a\"} 1",
         ] {
-            assert_eq!(ServerMetrics::parse(text), ServerMetrics::default(), "{text}");
+            let has_statistics = text.starts_with("vllm:");
+            assert_eq!(ServerMetrics::parse(text), ServerMetrics { has_statistics, ..Default::default() }, "{text}");
         }
     }
 }

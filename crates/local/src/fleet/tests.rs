@@ -14,6 +14,7 @@ struct Machine {
     store: LocalStore,
     fleet: LocalFleet,
     statuses: Vec<watch::Sender<Arc<SidecarStatus>>>,
+    pulses: Vec<watch::Sender<Option<Pulse>>>,
     desired: Vec<watch::Receiver<Option<Arc<DesiredAdapters>>>>,
     _folder: tempfile::TempDir,
 }
@@ -29,19 +30,22 @@ impl Machine {
     fn new(count: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (store, bell) = (open_store(folder.path()), Arc::new(Notify::new()));
-        let (mut servers, mut members, mut statuses, mut told) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut servers, mut members, mut told) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut statuses, mut pulses) = (Vec::new(), Vec::new());
         for number in 0..count {
             let (name, tasks) = (format!("s{number}:80"), TaskTracker::new());
             servers.push(Arc::new(GatewayServer::new(name, "s", 80, tasks, Arc::clone(&bell), Arc::default())));
             let (desired, wanted) = watch::channel(None);
             let (status, said) = watch::channel(Arc::new(has(&[])));
-            members.push(Member { url: format!("http://s{number}"), desired, status: said });
+            let pulse = watch::Sender::new(None);
+            members.push(Member { url: format!("http://s{number}"), desired, status: said, pulse: pulse.subscribe() });
             statuses.push(status);
+            pulses.push(pulse);
             told.push(wanted);
         }
         let fleet = LocalFleet::new(store.clone(), Arc::new(Servers::new(servers)), members, bell);
         fleet.refresh();
-        Self { store, fleet, statuses, desired: told, _folder: folder }
+        Self { store, fleet, statuses, pulses, desired: told, _folder: folder }
     }
 
     async fn write_key(&self, text: &str) {
@@ -134,6 +138,20 @@ async fn a_suspect_server_is_out_until_its_sidecar_has_said_something_new() {
         () = said => {}
     }
     assert_eq!(machine.ready().await, [true, true]);
+}
+
+#[tokio::test]
+async fn the_operator_is_told_when_uses_were_read_and_nobody_is_woken_by_it() {
+    let machine = Machine::new(1);
+    let mut status = machine.fleet.sidecars().remove(0);
+    status.mark_unchanged();
+    let at = clock::now();
+    let turned = tokio::time::Instant::now();
+    machine.pulses[0].send_replace(Some(Pulse { turned, looked: None, reconciled: None, uses_read_at: Some(at) }));
+    let pool = machine.store.picture().rollout.spec.pool_ref.clone();
+    let servers = Fleet::servers(&machine.fleet, &machine.store.key(), &pool).await.unwrap();
+    assert_eq!(servers.answers[0].status.as_ref().unwrap().uses_read_at, Some(at));
+    assert_eq!(status.has_changed().ok(), Some(false));
 }
 
 #[tokio::test]

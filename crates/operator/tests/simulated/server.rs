@@ -265,6 +265,7 @@ impl SimServer {
             adapters: ids.into_iter().map(|id| self.adapter(id)).collect(),
             problem: None,
             max_loras: None,
+            uses_read_at: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The last good file stays in force.
 
 use super::*;
+use crate::in_force::KEPT;
 use rollora_api::adapters::{AdaptersFile, content_hash};
 use std::fs;
 use tempfile::TempDir;
@@ -101,4 +102,24 @@ async fn changes_are_taken_while_it_runs() {
         stop.cancel();
     };
     tokio::join!(bed.watch.run(stop.clone()), change);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_stays_away_is_noticed_although_nothing_changes() {
+    let bed = Bed::new(ONE);
+    bed.write(OPERATOR_KEY, KEY).await;
+    let (mut desired, stop) = (bed.watch.desired(), CancellationToken::new());
+    let before = desired.borrow_and_update().clone();
+    let vanish = async {
+        fs::remove_file(bed.folder.path().join(OPERATOR_KEY)).unwrap();
+        let since = Instant::now();
+        bed.watch.error().wait_for(Option::is_some).await.unwrap();
+        assert_eq!(*desired.borrow(), before);
+        desired.changed().await.unwrap();
+        assert_eq!((bed.desired().key.clone(), bed.desired().hash.clone()), (None, content_hash(ONE, None)));
+        assert!(since.elapsed() >= KEPT);
+        bed.watch.error().wait_for(Option::is_none).await.unwrap();
+        stop.cancel();
+    };
+    tokio::join!(bed.watch.run(stop.clone()), vanish);
 }

@@ -41,10 +41,6 @@ pub struct Adapter {
     pub hold: Option<Hold>,
     /// Since when it is to be unloaded.
     pub unwanted_since: Option<Timestamp>,
-    /// Its last use, by our clock.
-    pub last_used: Option<Timestamp>,
-    /// The same as the server wrote it, to see whether it moved.
-    pub last_used_there: Option<Timestamp>,
     /// The event that last changed what is known of its registration.
     pub(super) touched: u64,
 }
@@ -80,6 +76,8 @@ pub struct InFlight {
     pub source: String,
     /// Since when.
     pub since: Timestamp,
+    /// The epoch in which it was made.
+    pub(super) epoch: u64,
 }
 
 /// Why an adapter over which the server died is not tried again.
@@ -125,6 +123,12 @@ impl Adapter {
         self.in_flight.is_none() && self.doubt.is_none() && self.next_try.is_none_or(|next| now >= next)
     }
 
+    /// Whether an unload of it may still be done: it was asked for, and no list of models that is newer has arrived.
+    pub fn may_be_unloaded(&self) -> bool {
+        let asked = self.in_flight.as_ref().map(|call| call.kind).or(self.doubt);
+        asked == Some(CallKind::Unload)
+    }
+
     /// Whether it must not be loaded or used, because the server died over it.
     pub fn is_held(&self, now: Timestamp) -> bool {
         match self.hold {
@@ -143,10 +147,11 @@ impl Adapter {
         self.needs_person = false;
     }
 
-    /// The server's process has ended: it holds nothing of ours any more.
+    /// The server's process has ended, or seems to have: it holds nothing of ours any more. An unload that is under way
+    /// may still be done, by that process or by the next one.
     pub(super) fn server_ended(&mut self) {
         self.registered = None;
-        self.in_flight = None;
+        self.in_flight.take_if(|call| call.kind != CallKind::Unload);
         self.doubt = None;
         self.claimed = false;
     }

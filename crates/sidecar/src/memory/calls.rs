@@ -18,9 +18,10 @@ pub enum Ended {
 impl Memory {
     /// A call is about to be made.
     pub fn began(&mut self, action: &Action, now: Timestamp) {
+        let epoch = self.epoch;
         if let Some(adapter) = self.adapters.get_mut(action.id()) {
             let source = if let Action::Load { source, .. } = action { source.clone() } else { String::new() };
-            adapter.in_flight = Some(InFlight { kind: action.kind(), source, since: now });
+            adapter.in_flight = Some(InFlight { kind: action.kind(), source, since: now, epoch });
             if action.kind() == CallKind::Load {
                 adapter.hold = None;
             }
@@ -29,12 +30,18 @@ impl Memory {
 
     /// A call that was made in `epoch` has ended; `jitter` from 0 to 1 spreads the next attempt.
     pub fn ended(&mut self, id: &AdapterId, epoch: u64, ended: Ended, jitter: f64, now: Timestamp) {
+        let touched = self.next_sequence();
         if epoch != self.epoch {
             // Another process of the server was asked, or this one was: the list of models tells.
             self.demand_models();
+            if let Some(adapter) = self.adapters.get_mut(id)
+                && let Some(call) = adapter.in_flight.take_if(|call| call.epoch == epoch)
+            {
+                adapter.touched = touched;
+                adapter.doubt = Some(call.kind);
+            }
             return;
         }
-        let touched = self.next_sequence();
         let backoff = self.policy.backoff;
         let Some(adapter) = self.adapters.get_mut(id) else { return };
         let Some(call) = adapter.in_flight.take() else { return };

@@ -31,7 +31,9 @@ impl Look {
 pub struct Ticket {
     /// What is asked.
     pub look: Look,
+    /// When it began, by events and by time.
     began: u64,
+    at: Timestamp,
     epoch: u64,
 }
 
@@ -75,10 +77,6 @@ pub(super) struct Looks {
     demanded: Look,
     /// The event that last raised a suspicion: only a look that began later can tell how the server is.
     pub(super) suspected: u64,
-    /// When metrics were last read.
-    pub(super) metrics_seen: Option<Timestamp>,
-    /// The server shows no metrics.
-    pub(super) metrics_closed: bool,
     /// How often the idle connection closed since the server's process was first seen.
     pub(super) alarms: u32,
 }
@@ -131,7 +129,7 @@ impl Memory {
             self.looks.metrics_asked = Some(now);
             self.looks.demanded.metrics = false;
         }
-        Ticket { look, began, epoch: self.epoch }
+        Ticket { look, began, at: now, epoch: self.epoch }
     }
 
     /// A look has ended.
@@ -188,7 +186,8 @@ impl Memory {
         }
         let identity = seen.metrics.as_ref().map(|metrics| self.identity(metrics, seen.models.as_deref(), now));
         if let Some(metrics) = &seen.metrics {
-            self.read_metrics(metrics, now);
+            self.max_loras = metrics.max_loras.or(self.max_loras);
+            self.uses.read(metrics, ticket.at, now);
         }
         match (identity, seen.models) {
             (Some(identity), None) if !self.is_known(&identity) => {
@@ -201,6 +200,7 @@ impl Memory {
                 }
                 if let Some(identity) = fresh {
                     self.new_process(identity, now);
+                    self.uses.of_another_process(ticket.at);
                 }
                 self.server = Server::Up;
                 if self.problem.as_ref().is_some_and(|problem| DISPROVED_BY_A_LIST.contains(&problem.reason.as_str())) {
@@ -235,21 +235,6 @@ impl Memory {
         ServerIdentity { endpoint: self.endpoint.clone(), start }
     }
 
-    fn read_metrics(&mut self, metrics: &ServerMetrics, now: Timestamp) {
-        let last_read = self.looks.metrics_seen.replace(now);
-        self.looks.metrics_closed = *metrics == ServerMetrics::default();
-        self.max_loras = metrics.max_loras.or(self.max_loras);
-        for (id, adapter) in &mut self.adapters {
-            let used = metrics.last_used.get(id).copied();
-            if let Some(used) = used.filter(|used| adapter.last_used_there != Some(*used)) {
-                // The server's clock may go wrong: what moved since the last reading was used since then, and not
-                // later than now.
-                adapter.last_used = Some(last_read.map_or(used, |read| read.max(used)).min(now));
-            }
-            adapter.last_used_there = used;
-        }
-    }
-
     /// Takes over what the server lists, except where something was asked meanwhile: the list may be older.
     fn merge(&mut self, models: &[ModelCard], began: u64, now: Timestamp) {
         let backoff = self.policy.backoff;
@@ -273,6 +258,7 @@ impl Memory {
             self.adapters.insert(id, Adapter { registered: Some(root), ..Adapter::default() });
         }
         self.prune();
+        self.prune_uses();
     }
 }
 
@@ -294,6 +280,10 @@ impl Adapter {
         self.verified &= self.proven == self.registered;
         let doubt = self.doubt.take();
         let claimed = std::mem::take(&mut self.claimed);
+        if doubt == Some(CallKind::Unload) {
+            // It may have been unloaded, and loaded again by somebody else before the list was made.
+            self.verified = false;
+        }
         match (doubt?, &self.registered) {
             // It was done all the same.
             (CallKind::Load, Some(_)) | (CallKind::Unload, None) => {

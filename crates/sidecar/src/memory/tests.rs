@@ -2,10 +2,12 @@
 
 use super::*;
 use crate::bed::{Bed, engine_dead, id, ids, late, lost, pilots, unreachable};
+use jiff::Timestamp;
 use rollora_api::{
     operator_key::OperatorKey,
     sidecar_status::AdapterState::{
-        Failed, Gone, Loaded, Pending, Quarantined, Rejected, ServerDied, SourceChanged, Unloading, Verified,
+        Failed, Gone, Loaded, Pending, Quarantined, Rejected, ServerDied, SourceChanged, Unlisted, UnloadHeld,
+        Unloading, Verified,
     },
 };
 use rollora_vllm::{ServerMetrics, VllmError};
@@ -254,6 +256,88 @@ fn an_unload_is_believed_when_the_list_says_so() {
     }
 }
 
+#[test]
+fn what_may_still_be_unloaded_is_not_resident_although_it_is_wanted_again() {
+    let serving = OperatorKey { serving: ids(&["a"]), ..OperatorKey::default() };
+    for (exist, not_exist, key, settled) in [
+        (["a"].as_slice(), [].as_slice(), None, Verified),
+        (&[], &["a"], Some(serving), UnloadHeld),
+        (&[], &[], None, Unlisted),
+    ] {
+        let mut bed = Bed::settled(&["a"]);
+        bed.desire(&[], &["a"], None);
+        assert_eq!(bed.begin(), ["unload a"]);
+        bed.desire(exist, not_exist, key);
+        let unloading = |bed: &Bed| {
+            let status = bed.status();
+            assert_eq!((bed.state("a"), status.is_resident(&id("a")), bed.decided()), (Unloading, false, Vec::new()));
+        };
+        unloading(&bed);
+        let ticket = bed.memory.look_began(Look { metrics: false, models: true }, bed.now);
+        let old = bed.shows();
+        bed.end("a", Err(late()));
+        unloading(&bed);
+        bed.memory.looked(ticket, old, bed.now);
+        unloading(&bed);
+        bed.wait(SECOND);
+        bed.look();
+        if settled == Verified {
+            // Whether it was there all the time nobody has seen.
+            assert_eq!(bed.begin(), ["probe a"]);
+            bed.end("a", Ok(()));
+        }
+        assert_eq!(bed.state("a"), settled);
+    }
+}
+
+#[test]
+fn what_was_unloaded_and_is_wanted_again_is_loaded_and_proven_again() {
+    for answer in [Ok(()), Err(late())] {
+        let mut bed = Bed::settled(&["a"]);
+        bed.desire(&[], &["a"], None);
+        bed.begin();
+        bed.desire(&["a"], &[], None);
+        bed.end("a", answer);
+        assert_eq!(bed.state("a"), Unloading);
+        bed.table.clear();
+        bed.look();
+        assert_eq!((bed.state("a"), bed.begin()), (Pending, vec!["load a".to_owned()]));
+        bed.end("a", Ok(()));
+        assert_eq!((bed.state("a"), bed.begin()), (Loaded, vec!["probe a".to_owned()]));
+        bed.end("a", Ok(()));
+        assert_eq!(bed.state("a"), Verified);
+    }
+}
+
+#[test]
+fn an_unload_may_still_be_done_by_a_server_that_was_away_for_a_moment() {
+    let mut bed = Bed::settled(&["a"]);
+    bed.desire(&[], &["a"], None);
+    let epoch = bed.memory.epoch();
+    bed.begin();
+    bed.desire(&["a"], &[], None);
+    bed.process = None;
+    bed.look();
+    bed.process = Some("1");
+    bed.look();
+    assert_eq!((bed.status().is_resident(&id("a")), bed.decided()), (false, Vec::new()));
+    bed.table.clear();
+    bed.memory.ended(&id("a"), epoch, Ended::Answered(Ok(())), 0.0, bed.now);
+    assert_eq!(bed.memory.look_due(bed.now).map(|look| look.models), Some(true));
+    bed.look();
+    assert_eq!((bed.state("a"), bed.decided()), (Pending, vec!["load a".to_owned()]));
+}
+
+#[test]
+fn an_unload_that_was_not_made_takes_nothing_back() {
+    let mut bed = Bed::settled(&["a"]);
+    bed.desire(&[], &["a"], None);
+    bed.begin();
+    bed.desire(&["a"], &[], None);
+    bed.memory.ended(&id("a"), bed.memory.epoch(), Ended::Skipped, 0.0, bed.now);
+    assert_eq!(bed.state("a"), Verified);
+}
+
 /// Begins what is decided, has it answered and looks, three times; the waits after it.
 fn waits_of(bed: &mut Bed, answer: &Result<(), VllmError>) -> Vec<i64> {
     let waits = (0..3).map(|_| {
@@ -330,27 +414,94 @@ fn what_somebody_else_registered_from_elsewhere_is_left_and_said() {
 }
 
 #[test]
-fn the_servers_clock_is_not_believed_beyond_what_was_seen() {
+fn a_use_counts_as_of_the_reading_that_shows_it_whatever_the_servers_clock_says() {
     let mut bed = Bed::settled(&["a"]);
-    let seen = bed.now;
-    bed.wait(10 * SECOND);
-    let last_used = |bed: &mut Bed, used: Timestamp| {
+    let start = bed.now;
+    let hour = 3_600 * SECOND;
+    let mut last_used = |used: Timestamp| {
+        bed.wait(10 * SECOND);
         bed.used.insert(id("a"), used);
         bed.look();
-        bed.adapter("a").last_used
+        (bed.adapter("a").last_used, bed.now)
     };
-    let ahead = bed.now + 3_600 * SECOND;
-    assert_eq!(last_used(&mut bed, ahead), Some(bed.now), "ahead");
-    let first = bed.now;
+    let (ahead, first) = last_used(start + hour);
+    assert_eq!(ahead, Some(first), "ahead");
+    assert_eq!(last_used(start + hour).0, Some(first), "not used again");
+    let (behind, third) = last_used(start - hour);
+    assert_eq!(behind, Some(third), "behind: perhaps a moment ago");
+    let mut bed = Bed::settled(&["a"]);
+    bed.used.insert(id("a"), start - hour);
+    bed.restart_sidecar(bed.memory.to_keep());
+    bed.desire(&["a"], &[], None);
+    bed.look();
+    assert_eq!(bed.adapter("a").last_used, Some(bed.now), "the first reading of a sidecar");
+}
+
+#[test]
+fn uses_are_read_when_the_metrics_are_asked_for_and_they_tell() {
+    let mut bed = Bed::listing(&["a"]);
+    assert_eq!(bed.memory.uses_read_at(), Some(bed.now), "the first look");
+    // A look takes a second; what it is answered, and what is known then.
+    let look = |bed: &mut Bed, metrics: Option<ServerMetrics>| {
+        bed.wait(10 * SECOND);
+        let asked = bed.now;
+        let ticket = bed.memory.look_began(Look { metrics: true, models: true }, asked);
+        let shown = bed.shows();
+        let late = LookError { step: LookStep::Metrics, error: late() };
+        let seen = metrics.ok_or(late).and_then(|metrics| shown.map(|seen| Seen { metrics: Some(metrics), ..seen }));
+        bed.wait(SECOND);
+        bed.memory.looked(ticket, seen, bed.now);
+        (asked, bed.memory.uses_read_at())
+    };
+    let told = ServerMetrics { start: Some("1".to_owned()), has_statistics: true, ..ServerMetrics::default() };
+    let untold = ServerMetrics { has_statistics: false, ..told.clone() };
+    let (asked, read_at) = look(&mut bed, Some(told.clone()));
+    assert_eq!(read_at, Some(asked), "when it began, not when it ended");
+    for nothing in [None, Some(untold.clone())] {
+        assert_eq!(look(&mut bed, nothing).1, Some(asked), "nothing is told");
+    }
+    let status = bed.status();
+    let (later, read_at) = look(&mut bed, Some(told.clone()));
+    assert_eq!((read_at, bed.status()), (Some(later), status), "nobody who watches the status is woken");
+    // Another process that does not tell: what its predecessor told says nothing of it.
+    let another = Some("2".to_owned());
+    assert_eq!(look(&mut bed, Some(ServerMetrics { start: another.clone(), ..untold })).1, None);
+    let (asked, read_at) = look(&mut bed, Some(ServerMetrics { start: Some("3".to_owned()), ..told }));
+    assert_eq!(read_at, Some(asked));
+}
+
+#[test]
+fn no_reading_is_told_without_the_uses_that_it_showed() {
+    // Used a moment before the metrics are answered, long after they were asked for.
+    let mut bed = Bed::settled(&["a"]);
     bed.wait(10 * SECOND);
-    assert_eq!(last_used(&mut bed, ahead), Some(first), "not used again");
-    let read = bed.now;
-    bed.wait(10 * SECOND);
-    assert_eq!(
-        last_used(&mut bed, seen - 3_600 * SECOND),
-        Some(read),
-        "behind: since the last reading at the earliest"
-    );
+    let ticket = bed.memory.look_began(Look { metrics: true, models: true }, bed.now);
+    bed.wait(5 * SECOND);
+    let used = bed.now;
+    bed.used.insert(id("a"), used);
+    let seen = bed.shows();
+    bed.memory.looked(ticket, seen, bed.now);
+    assert!(bed.adapter("a").last_used >= Some(used), "not earlier than it was");
+    assert!(bed.memory.uses_read_at() <= bed.adapter("a").last_used, "it is not quiet yet");
+    // What nobody had listed when the metrics were read.
+    let mut bed = Bed::up();
+    bed.used.insert(id("a"), bed.now);
+    bed.look();
+    bed.desire(&["a"], &[], None);
+    assert_eq!(bed.adapter("a").last_used, Some(bed.now));
+}
+
+#[test]
+fn where_no_use_is_told_an_unload_waits_from_when_it_became_unwanted() {
+    let mut bed = Bed::settled(&["a"]);
+    let ticket = bed.memory.look_began(Look { metrics: true, models: true }, bed.now);
+    let untold = ServerMetrics { start: Some("1".to_owned()), ..ServerMetrics::default() };
+    let seen = bed.shows().map(|seen| Seen { metrics: Some(untold), ..seen });
+    bed.memory.looked(ticket, seen, bed.now);
+    bed.desire(&[], &["a"], None);
+    assert_eq!(bed.decided(), Vec::<String>::new());
+    bed.wait(bed.memory.policy.unload_grace);
+    assert_eq!(bed.decided(), ["unload a"]);
 }
 
 #[test]

@@ -18,7 +18,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 /// The program's name, as the API server's audit log shows it.
@@ -92,7 +95,11 @@ impl Feed {
         let Some(configmap) = &self.configmap else {
             let mut texts = self.file.subscribe();
             let follow = async {
-                while texts.changed().await.is_ok() {
+                loop {
+                    tokio::select! {
+                        changed = texts.changed() => if changed.is_err() { return },
+                        () = self.in_force.waited() => {}
+                    }
                     self.take();
                 }
             };
@@ -109,6 +116,7 @@ impl Feed {
                 tokio::select! {
                     Ok(()) = seen.changed() => {}
                     Ok(()) = texts.changed() => {}
+                    () = self.in_force.waited() => {}
                 }
                 self.take();
                 if self.has_spoken() {
@@ -140,7 +148,7 @@ impl Feed {
     /// Takes what was read last.
     fn take(&self) {
         let Some(configmap) = &self.configmap else {
-            self.in_force.take(self.read_file());
+            self.in_force.take(self.read_file(), Instant::now());
             return;
         };
         let seen = configmap.seen().borrow().clone();
@@ -148,8 +156,8 @@ impl Feed {
         match reading {
             Ok(Some(reading)) => {
                 self.spoken.store(true, Ordering::Relaxed);
-                self.in_force.adopt(reading);
-                self.in_force.tell(seen.problem);
+                let waits = self.in_force.adopt(reading, Instant::now());
+                self.in_force.tell(waits.or(seen.problem));
             }
             Ok(None) => self.fall_back(seen.problem),
             Err(problem) => self.fall_back(Some(problem)),
@@ -167,8 +175,9 @@ impl Feed {
         let path = self.file.path().display();
         match self.read_file() {
             Ok(reading) => {
-                self.in_force.adopt(reading);
-                self.in_force.tell(Some(format!("{problem}; until then the mounted file {path} is in force")));
+                let waits = self.in_force.adopt(reading, Instant::now());
+                let mounted = || format!("{problem}; until then the mounted file {path} is in force");
+                self.in_force.tell(Some(waits.unwrap_or_else(mounted)));
             }
             Err(error) => self.in_force.tell(Some(format!("{problem}; and no file in its place: {error}"))),
         }

@@ -15,7 +15,7 @@ use rollora_api::{
     adapters::DesiredAdapters,
     sidecar_status::{Readiness, SidecarStatus},
 };
-use rollora_sidecar::Pulse;
+use rollora_sidecar::{Pulse, whole_status};
 use std::{io, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
@@ -105,7 +105,8 @@ pub(crate) async fn serve(listener: TcpListener, told: Told, stop: CancellationT
 }
 
 async fn status(State(told): State<Told>) -> Json<SidecarStatus> {
-    Json(SidecarStatus::clone(&told.status()))
+    let view = told.view.borrow().clone();
+    Json(view.map(|view| whole_status(&view.status, &view.pulse)).unwrap_or_default())
 }
 
 async fn metrics(State(told): State<Told>) -> Response {

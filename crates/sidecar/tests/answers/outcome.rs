@@ -166,7 +166,11 @@ impl Stage {
         };
         let adapters = self.table.iter().map(|(id, root)| card(id, root, Some("base")));
         Seen {
-            metrics: Some(ServerMetrics { start: Some("1".to_owned()), ..ServerMetrics::default() }),
+            metrics: Some(ServerMetrics {
+                start: Some("1".to_owned()),
+                has_statistics: true,
+                ..ServerMetrics::default()
+            }),
             models: Some(std::iter::once(card("base", "/base", None)).chain(adapters).collect()),
         }
     }

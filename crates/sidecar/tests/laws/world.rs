@@ -21,6 +21,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
+use tokio::time::Instant;
 
 /// The last one is the name of a base model.
 pub(crate) const IDS: [&str; 5] = ["a", "b", "c", "d", "base"];
@@ -238,6 +239,10 @@ pub(crate) struct World {
     look: Option<(Ticket, Option<LookResult>)>,
     desired: Option<DesiredAdapters>,
     in_force: InForce,
+    /// What was read last, until when a key that has vanished from it is waited for, and the clock of that.
+    texts: Option<Texts>,
+    waits_until: Option<Instant>,
+    began: (Timestamp, Instant),
     manner: Manner,
     /// What is kept after the last event, and after the one before.
     kept: [Kept; 2],
@@ -256,15 +261,19 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(manner: Manner, deadly: &[&'static str], broken: &[&'static str]) -> Self {
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
         let mut world = Self {
             memory: Memory::new("http://server", manner.policy),
-            now: "2026-01-01T00:00:00Z".parse().unwrap(),
+            now,
             server: None,
             started: 0,
             calls: Vec::new(),
             look: None,
             desired: None,
             in_force: InForce::default(),
+            texts: None,
+            waits_until: None,
+            began: (now, Instant::now()),
             manner,
             kept: [Kept::default(), Kept::default()],
             orphans: Vec::new(),
@@ -330,6 +339,11 @@ impl World {
 
     /// From here on every call is answered, and a server that ends is started again.
     pub(crate) fn calm(&mut self) {
+        // What is in force from here on stays in force.
+        if let Some(end) = self.waits_until {
+            self.now += end.duration_since(self.instant());
+            self.think();
+        }
         if self.server.is_none() {
             self.start_server();
         }
@@ -419,22 +433,35 @@ impl World {
         }
         let user = file_text(&file);
         let texts = Texts { user: Ok(user), operator: key.map(|key| Ok(key.to_yaml())) };
-        self.take(&texts);
-        let desired = self.in_force.desired().borrow().clone().expect("a good file");
+        let had_a_key = self.desired.as_ref().is_some_and(|desired| desired.key.is_some());
+        let before = self.desired.clone();
+        self.take(texts);
+        let desired = self.desired.as_ref().expect("a good file");
+        if had_a_key && key.is_none() && self.waits_until.is_some() {
+            assert_eq!(self.desired, before, "the key has vanished");
+            return;
+        }
         assert_eq!(desired.file.ensure_exist, file.ensure_exist);
         assert_eq!(desired.file.ensure_not_exist, file.ensure_not_exist);
-        self.desired = Some((*desired).clone());
+    }
+
+    /// The present time as whoever reads files has it.
+    fn instant(&self) -> Instant {
+        self.began.1 + self.now.duration_since(self.began.0).unsigned_abs()
     }
 
     /// The file and what the operator wrote beside it are read, as the program reads them.
-    fn take(&mut self, texts: &Texts) {
+    fn take(&mut self, texts: Texts) {
         let before = self.in_force.desired().borrow().clone();
-        self.in_force.take(texts.read(&"file", "configmap.yaml"));
+        self.in_force.take(texts.read(&"file", "configmap.yaml"), self.instant());
+        self.texts = Some(texts);
+        self.waits_until = self.in_force.waits_until(self.instant());
         let after = self.in_force.desired().borrow().clone();
         if let Some(desired) = after.as_ref().filter(|after| before.as_ref() != Some(after)) {
             self.memory.desire(desired, POD, self.now);
         }
         self.memory.file_error.clone_from(&self.in_force.error().borrow());
+        self.desired = after.as_deref().cloned();
     }
 
     /// Nothing but the error that is told changes by a file that cannot be used.
@@ -443,7 +470,7 @@ impl World {
         let before = self.in_force.desired().borrow().clone();
         let adapters = self.memory.adapters.clone();
         let user = user.map(str::to_owned).map_err(str::to_owned);
-        self.take(&Texts { user, operator: operator.map(|text| Ok(text.to_owned())) });
+        self.take(Texts { user, operator: operator.map(|text| Ok(text.to_owned())) });
         assert_eq!(*self.in_force.desired().borrow(), before);
         assert_eq!(self.memory.adapters, adapters);
         assert!(status(&self.memory, self.now).config.error.is_some(), "nobody is told");
@@ -489,6 +516,12 @@ impl World {
 
     /// What the loop does between any two events.
     fn think(&mut self) {
+        if self.waits_until.is_some_and(|end| self.instant() >= end)
+            && let Some(texts) = self.texts.clone()
+        {
+            self.take(texts);
+        }
+        self.assert_no_unload_is_hidden();
         for action in decide(&self.memory, self.now) {
             self.assert_allowed(&action);
             self.memory.began(&action, self.now);
@@ -519,6 +552,14 @@ impl World {
             self.was_ready = self.identity();
         } else if self.memory.is_up() && self.identity().is_some() && self.identity() == self.was_ready {
             assert_eq!(readiness.reason, "HubLoadBlocksServer", "{}", readiness.message);
+        }
+    }
+
+    /// Nobody may count on what an unload that was asked for will take away.
+    fn assert_no_unload_is_hidden(&self) {
+        let status = status(&self.memory, self.now);
+        for call in self.calls.iter().filter(|call| call.action.kind() == CallKind::Unload) {
+            assert!(!status.is_resident(call.action.id()), "{:?}: {:#?}", call.action, self.memory.adapters);
         }
     }
 
@@ -753,6 +794,7 @@ impl Process {
                 start: Some(self.number.to_string()),
                 max_loras: None,
                 last_used: self.used.clone(),
+                has_statistics: true,
             }),
             models: look.models.then(|| std::iter::once(base).chain(self.adapters.iter().map(adapter)).collect()),
         }

@@ -258,7 +258,7 @@ async fn metrics(State(server): State<Server>) -> Response {
     if shared.knobs.metrics_closed {
         return (StatusCode::NOT_FOUND, Json(json!({ "detail": "Not Found" }))).into_response();
     }
-    let mut text = format!("process_start_time_seconds {}\n", shared.started);
+    let mut text = format!("process_start_time_seconds {}\nvllm:num_requests_running{{}} 0\n", shared.started);
     for (id, used) in &shared.process.used {
         let labels = format!("max_lora=\"2\",running_lora_adapters=\"{id}\",waiting_lora_adapters=\"{id}\"");
         text = format!("{text}vllm:lora_requests_info{{{labels}}} {used}\n");

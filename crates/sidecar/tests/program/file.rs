@@ -47,6 +47,25 @@ fn a_bad_file_changes_nothing_and_the_status_says_what_is_wrong() {
 }
 
 #[test]
+fn a_key_that_vanishes_lets_nothing_in_and_takes_nothing_away() {
+    let mut bed = Bed::settled(&["v1"]);
+    let key = "managed: [\"v*\"]\nadmitted: [v1]\nserving: [v1]\nrejected: [deadly]\n";
+    bed.swap(&["deadly"], &["v1"], Some(key));
+    bed.sidecar.until_state("v1", AdapterState::UnloadHeld);
+    let before = bed.sidecar.status().config.hash;
+    bed.swap(&["deadly"], &["v1"], None);
+    let words = "`rollora.yaml` has vanished";
+    bed.sidecar.until(words, |sidecar| sidecar.status().config.error.filter(|said| said.contains(words)));
+    let config = bed.sidecar.status().config;
+    assert_eq!((config.hash, config.operator_key), (before, true));
+    assert_eq!(bed.sidecar.state("v1"), Some(AdapterState::UnloadHeld));
+    assert_eq!(bed.vllm.count("load deadly /adapters/deadly"), 0);
+    bed.swap(&["v1", "v2"], &[], Some("managed: []\n"));
+    bed.sidecar.until_state("v2", AdapterState::Verified);
+    assert_eq!(bed.sidecar.status().config.error, None);
+}
+
+#[test]
 fn another_port_in_the_file_is_another_server() {
     let mut bed = Bed::settled(&["v1"]);
     let other = Fake::start(Knobs::default());

@@ -75,6 +75,22 @@ fn a_change_is_taken_in_milliseconds_with_the_hash_that_the_operator_computes() 
 }
 
 #[test]
+fn a_key_that_vanishes_in_one_write_is_waited_for() {
+    let bed = Bed::new();
+    let (user, key) = (bed.text(&["v1", "deadly"], &[]), "managed: [\"*\"]\nadmitted: [v1]\nrejected: [deadly]\n");
+    bed.api.apply(NAME, &[("configmap.yaml", &user), (OPERATOR_KEY, key)]);
+    let mut sidecar = bed.start(&[]);
+    sidecar.until_state("v1", AdapterState::Verified);
+    bed.apply(&["v1", "v2", "deadly"], &[]);
+    error(&mut sidecar, "`rollora.yaml` has vanished");
+    assert_eq!(sidecar.status().config.hash, Some(content_hash(&user, Some(key))));
+    assert_eq!((sidecar.state("v2"), sidecar.state("deadly")), (None, Some(AdapterState::Rejected)));
+    bed.api.apply(NAME, &[("configmap.yaml", &bed.text(&["v1", "v2"], &[])), (OPERATOR_KEY, "")]);
+    sidecar.until_state("v2", AdapterState::Verified);
+    assert_eq!(sidecar.status().config.error, None);
+}
+
+#[test]
 fn nothing_but_the_one_configmap_is_asked_for() {
     let bed = Bed::new();
     bed.apply(&["v1"], &[]);
