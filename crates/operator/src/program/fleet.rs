@@ -3,10 +3,11 @@
 use crate::{
     answers::{Answer, Answers},
     store::{beside, name_of, read_error},
+    whom::{self, Whom},
 };
 use futures_util::future::join_all;
 use rollora_api::{
-    names::{AdapterId, ModelName, ROUTER_PORT, SIDECAR_PORT},
+    names::{AdapterId, ModelName},
     rewrite::PoolRef,
     rollout::spec::{AdaptersRef, ResidencyProof},
     router_report::RulesReport,
@@ -71,8 +72,8 @@ impl Fleet for ClusterFleet {
 
     async fn routers(&self, key: &RolloutKey, pool: &PoolRef, _: &ModelName) -> Result<Heard<Router>, ReadError> {
         let pods = self.documents.routers(&beside(key, &pool.name)).await.map_err(read_error)?;
-        let asked = pods.iter().filter(|pod| !pod.ended).map(|pod| async move {
-            let (at, report) = self.rules(pod).await;
+        let asked = whom::running(&pods).map(|(pod, ip)| async move {
+            let (at, report) = self.rules(pod, ip).await;
             (at, Router { name: pod.name.clone(), report })
         });
         Ok(heard(join_all(asked).await))
@@ -87,13 +88,10 @@ impl ClusterFleet {
     async fn ask(&self, key: &RolloutKey, pools: &[(Pool, Vec<Pod>)]) -> Result<Heard<Server>, ReadError> {
         let rollout = self.documents.rollout(&name_of(key)).await.map_err(read_error)?;
         let registered = rollout.is_some_and(|rollout| rollout.value.spec.residency == ResidencyProof::Registered);
-        let pods = pools.iter().flat_map(|(pool, pods)| pods.iter().map(|pod| (pod, pool.ports.as_slice())));
-        let servers = pods.filter(|(pod, _)| !pod.ended).flat_map(|(pod, ports)| {
-            ports.iter().enumerate().map(move |(index, port)| (pod, index, *port, ports.len()))
-        });
-        let asked = servers.map(|(pod, index, port, ports)| async move {
-            let name = if ports > 1 { format!("{}:{port}", pod.name) } else { pod.name.clone() };
-            let (at, status) = self.status(pod, index, port, registered).await;
+        let servers = pools.iter().flat_map(|(pool, pods)| whom::servers(pool, pods));
+        let asked = servers.map(|whom| async move {
+            let (at, status) = self.status(&whom, registered).await;
+            let Whom { pod, name, .. } = whom;
             let (ready, unready_since, leaving) = (pod.ready, pod.unready_since, pod.leaving);
             (at, Server { name, uid: pod.uid.clone(), ready, unready_since, leaving, status })
         });
@@ -101,10 +99,11 @@ impl ClusterFleet {
     }
 
     /// What the sidecar of this server says; where there is none and that suffices, what vLLM itself lists.
-    async fn status(&self, pod: &Pod, index: usize, port: u16, registered: bool) -> Said<SidecarStatus> {
-        let (ip, sidecar) = match (address(pod), sidecar_port(pod, index)) {
-            (Ok(ip), Ok(sidecar)) => (ip, sidecar),
-            (Err(why), _) | (_, Err(why)) => return (None, Err(why)),
+    async fn status(&self, whom: &Whom<'_>, registered: bool) -> Said<SidecarStatus> {
+        let &Whom { pod, ip, port, .. } = whom;
+        let sidecar = match &whom.sidecar {
+            Ok(sidecar) => *sidecar,
+            Err(why) => return (None, Err(why.clone())),
         };
         let ask = |again| self.asker.get(ip, sidecar, "/status", again);
         match self.answers.statuses.get(&pod.uid, sidecar, ask).await {
@@ -121,10 +120,10 @@ impl ClusterFleet {
         }
     }
 
-    async fn rules(&self, pod: &Pod) -> Said<RulesReport> {
-        let (ip, port) = match (address(pod), pod.router_port.clone().unwrap_or(Ok(ROUTER_PORT))) {
-            (Ok(ip), Ok(port)) => (ip, port),
-            (Err(why), _) | (_, Err(why)) => return (None, Err(why)),
+    async fn rules(&self, pod: &Pod, ip: IpAddr) -> Said<RulesReport> {
+        let port = match whom::router_port(pod) {
+            Ok(port) => port,
+            Err(why) => return (None, Err(why)),
         };
         said(self.answers.rules.get(&pod.uid, port, |again| self.asker.get(ip, port, "/rules", again)).await)
     }
@@ -138,24 +137,6 @@ fn said<T>(answer: Answer<T>) -> Said<T> {
 fn heard<T>(all: Vec<(Option<Instant>, T)>) -> Heard<T> {
     let asked = all.iter().filter_map(|(at, _)| *at).min();
     Heard { answers: all.into_iter().map(|(_, answer)| answer).collect(), asked }
-}
-
-fn address(pod: &Pod) -> Result<IpAddr, String> {
-    pod.ip.ok_or_else(|| "the pod has no address yet".to_owned())
-}
-
-/// The port of the sidecar of the server with this place among the pod's target ports.
-fn sidecar_port(pod: &Pod, index: usize) -> Result<u16, String> {
-    match &pod.sidecar_ports {
-        None if index == 0 => Ok(SIDECAR_PORT),
-        Some(Ok(ports)) if index < ports.len() => Ok(ports[index]),
-        Some(Err(problem)) => Err(problem.clone()),
-        _ => Err(format!(
-            "the pool has several target ports: name the ports of their sidecars, in the same order, in the annotation \
-             {} of the pod",
-            rollora_api::names::SIDECAR_PORT_ANNOTATION
-        )),
-    }
 }
 
 /// What vLLM answers to `GET /v1/models`, as far as it is needed.
@@ -201,33 +182,7 @@ impl Models {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pod(sidecar_ports: Option<Result<Vec<u16>, String>>) -> Pod {
-        Pod {
-            name: "vllm-0".to_owned(),
-            uid: "u".to_owned(),
-            ip: None,
-            ready: true,
-            unready_since: None,
-            leaving: false,
-            ended: false,
-            containers: "c://1".to_owned(),
-            maps: Vec::new(),
-            router_for: None,
-            sidecar_ports,
-            router_port: None,
-        }
-    }
-
-    #[test]
-    fn each_server_of_a_pod_has_a_sidecar_of_its_own() {
-        assert_eq!(sidecar_port(&pod(None), 0), Ok(SIDECAR_PORT));
-        assert!(sidecar_port(&pod(None), 1).unwrap_err().contains("several target ports"));
-        let two = pod(Some(Ok(vec![8081, 8082])));
-        assert_eq!((sidecar_port(&two, 0), sidecar_port(&two, 1)), (Ok(8081), Ok(8082)));
-        assert!(sidecar_port(&two, 2).is_err());
-        assert_eq!(sidecar_port(&pod(Some(Err("bad".to_owned()))), 0), Err("bad".to_owned()));
-    }
+    use crate::whom::tests::pod;
 
     #[test]
     fn what_vllm_lists_counts_as_registered_and_never_as_proven() {

@@ -10,6 +10,7 @@ mod metrics;
 mod run;
 mod serve;
 mod store;
+mod whom;
 
 use clap::Parser as _;
 use std::process::ExitCode;
