@@ -2,11 +2,13 @@
 
 mod abandoned;
 mod acceptance;
+mod answered;
 mod answers;
 mod args;
 mod clock;
 mod fleet;
 mod metrics;
+mod questions;
 mod run;
 mod serve;
 mod store;

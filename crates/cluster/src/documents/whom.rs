@@ -1,0 +1,75 @@
+//! Whom to ask: the pods of a pool, those of other pools that read the same ConfigMap, and the routers.
+
+use super::{Books, Documents, ReadError};
+use crate::{
+    kinds,
+    pods::{Pod, Pool},
+    shelf::{ObjectName, Shelf, State},
+};
+use std::collections::HashSet;
+
+impl Documents {
+    /// The pool of this name, and its pods.
+    pub async fn pool(&self, name: &ObjectName) -> Result<(Pool, Vec<Pod>), ReadError> {
+        self.wait(|books| books.pools.state(), &kinds::POOL.resource()).await?;
+        let pool = match self.books().pools.get(name) {
+            None => {
+                return Err(ReadError::Invalid(format!(
+                    "there is no InferencePool {name}: make it, or mend spec.poolRef (a new Rollout is needed for that)"
+                )));
+            }
+            Some((_, Err(why))) => {
+                return Err(ReadError::Invalid(format!("the InferencePool {name} cannot be used: {why}")));
+            }
+            Some((_, Ok(pool))) => pool.clone(),
+        };
+        let pods = self.pods_of(&name.namespace, &pool, |_| true).await?;
+        Ok((pool, pods))
+    }
+
+    /// The pods of a pool that are wanted.
+    async fn pods_of(
+        &self,
+        namespace: &str,
+        pool: &Pool,
+        wanted: impl Fn(&Pod) -> bool,
+    ) -> Result<Vec<Pod>, ReadError> {
+        let key = (namespace.to_owned(), pool.selector());
+        let state = |books: &Books| books.pods.get(&key).map_or(State::Waiting, Shelf::state);
+        self.wait(state, &kinds::POD.resource()).await?;
+        let books = self.books();
+        let pods = books.pods.get(&key).into_iter().flat_map(Shelf::iter).map(|(_, _, pod)| pod);
+        Ok(pods.filter(|pod| wanted(pod)).cloned().collect())
+    }
+
+    /// The UIDs of all pods of pools beside Rollouts.
+    pub fn pod_uids(&self) -> HashSet<String> {
+        self.books().pods.values().flat_map(Shelf::iter).map(|(_, _, pod)| pod.uid.clone()).collect()
+    }
+
+    /// Every other pool beside this one, with those of its pods that mount this ConfigMap too.
+    pub async fn sharers(&self, pool: &ObjectName, map: &str) -> Result<Vec<(Pool, Vec<Pod>)>, ReadError> {
+        self.wait(|books| books.pools.state(), &kinds::POOL.resource()).await?;
+        let others: Vec<Pool> = {
+            let books = self.books();
+            let others = books.pools.of_namespace(&pool.namespace).filter(|(name, ..)| *name != pool);
+            others.filter_map(|(_, _, other)| other.as_ref().ok().cloned()).collect()
+        };
+        let mut sharers = Vec::new();
+        for other in others {
+            let mounts = |pod: &Pod| pod.maps.iter().any(|mounted| mounted == map);
+            let pods = self.pods_of(&pool.namespace, &other, mounts).await?;
+            sharers.push((other, pods));
+        }
+        Ok(sharers)
+    }
+
+    /// The pods that route for a pool.
+    pub async fn routers(&self, pool: &ObjectName) -> Result<Vec<Pod>, ReadError> {
+        self.wait(|books| books.routers.state(), &kinds::POD.resource()).await?;
+        let books = self.books();
+        let here = books.routers.of_namespace(&pool.namespace);
+        let ours = here.filter(|(_, _, pod)| pod.router_for.as_deref() == Some(pool.name.as_str()));
+        Ok(ours.map(|(_, _, pod)| pod.clone()).collect())
+    }
+}
