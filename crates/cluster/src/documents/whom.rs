@@ -50,11 +50,7 @@ impl Documents {
     /// Every other pool beside this one, with those of its pods that mount this ConfigMap too.
     pub async fn sharers(&self, pool: &ObjectName, map: &str) -> Result<Vec<(Pool, Vec<Pod>)>, ReadError> {
         self.wait(|books| books.pools.state(), &kinds::POOL.resource()).await?;
-        let others: Vec<Pool> = {
-            let books = self.books();
-            let others = books.pools.of_namespace(&pool.namespace).filter(|(name, ..)| *name != pool);
-            others.filter_map(|(_, _, other)| other.as_ref().ok().cloned()).collect()
-        };
+        let others = beside(&self.books().pools, pool)?;
         let mut sharers = Vec::new();
         for other in others {
             let mounts = |pod: &Pod| pod.maps.iter().any(|mounted| mounted == map);
@@ -71,5 +67,54 @@ impl Documents {
         let here = books.routers.of_namespace(&pool.namespace);
         let ours = here.filter(|(_, _, pod)| pod.router_for.as_deref() == Some(pool.name.as_str()));
         Ok(ours.map(|(_, _, pod)| pod.clone()).collect())
+    }
+}
+
+/// Every other pool of its namespace. One that cannot be read may have pods that read the same ConfigMap.
+fn beside(pools: &Shelf<Result<Pool, String>>, pool: &ObjectName) -> Result<Vec<Pool>, ReadError> {
+    let others = pools.of_namespace(&pool.namespace).filter(|(name, ..)| *name != pool);
+    let readable = others.map(|(name, _, other)| {
+        other.clone().map_err(|why| {
+            ReadError::Invalid(format!(
+                "the InferencePool {name} cannot be used: {why}: nobody knows whether its pods read the same ConfigMap"
+            ))
+        })
+    });
+    readable.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{shelf::Item, watch::News};
+
+    fn pool(label: &str) -> Pool {
+        Pool { labels: [("app".to_owned(), label.to_owned())].into(), ports: vec![8000] }
+    }
+
+    fn pools(all: &[(&str, &str, Result<Pool, String>)]) -> Shelf<Result<Pool, String>> {
+        let item = |(namespace, name, value): &(&str, &str, Result<Pool, String>)| Item {
+            name: ObjectName::new(*namespace, *name),
+            version: "1".to_owned(),
+            value: value.clone(),
+        };
+        let mut shelf = Shelf::default();
+        shelf.hear(Ok(News::Reset(all.iter().map(item).collect())));
+        shelf
+    }
+
+    #[test]
+    fn a_pool_beside_that_cannot_be_read_is_named() {
+        let bad = || Err("its selector is empty".to_owned());
+        let all = [("prod", "a", Ok(pool("a"))), ("prod", "b", Ok(pool("b"))), ("test", "c", bad())];
+        let ours = ObjectName::new("prod", "a");
+        assert_eq!(beside(&pools(&all), &ours), Ok(vec![pool("b")]), "what is elsewhere does not matter");
+
+        let all = [("prod", "a", bad()), ("prod", "b", Ok(pool("b")))];
+        assert_eq!(beside(&pools(&all), &ours), Ok(vec![pool("b")]), "of its own pool something else tells");
+
+        let all = [("prod", "a", Ok(pool("a"))), ("prod", "b", bad())];
+        let Err(ReadError::Invalid(words)) = beside(&pools(&all), &ours) else { panic!("it is not said") };
+        assert!(words.starts_with("the InferencePool prod/b cannot be used: its selector is empty: "), "{words}");
     }
 }
