@@ -19,6 +19,8 @@ pub const TARGET_HEADER: &str = "x-rollora-target";
 pub const FINALIZER: &str = "rollora.dev/traffic";
 /// On a pod that executes rewrites (`rollora-ext-proc`): the InferencePool that it does so for.
 pub const ROUTER_POOL_LABEL: &str = "rollora.dev/router-for";
+/// On such a pod: the namespace of that InferencePool, where it is another one than the pod's own.
+pub const ROUTER_NAMESPACE_ANNOTATION: &str = "rollora.dev/router-for-namespace";
 /// On such a pod: where `/rules` is answered; [`ROUTER_PORT`] where absent.
 pub const ROUTER_PORT_ANNOTATION: &str = "rollora.dev/router-port";
 /// See [`ROUTER_PORT_ANNOTATION`].

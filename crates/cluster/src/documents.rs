@@ -23,6 +23,7 @@ use crate::{
     Cluster, Scope,
     answer::{ApiError, Request},
     groups::GROUPS,
+    index::Index,
     kinds::{self, Kind},
     owner,
     pods::{Pod, Pool},
@@ -113,7 +114,8 @@ struct Books {
     /// Why rewrites cannot be watched.
     rewrites_problem: Option<ApiError>,
     pools: Shelf<Result<Pool, String>>,
-    routers: Shelf<Pod>,
+    /// By the pool that they route for.
+    routers: Index<Pod>,
     config_maps: BTreeMap<ObjectName, Shelf<ConfigMap>>,
     /// ConfigMaps that nobody names any more, as they were read for the last write to them.
     abandoned: BTreeMap<ObjectName, ConfigMap>,

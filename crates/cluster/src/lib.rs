@@ -10,6 +10,7 @@ pub mod configmap;
 mod documents;
 mod events;
 mod groups;
+mod index;
 mod kinds;
 mod lease;
 mod owner;

@@ -7,7 +7,9 @@ use kube::{
     Resource, ResourceExt,
     core::{DynamicObject, ObjectMeta},
 };
-use rollora_api::names::{ROUTER_POOL_LABEL, ROUTER_PORT_ANNOTATION, SIDECAR_PORT_ANNOTATION};
+use rollora_api::names::{
+    ROUTER_NAMESPACE_ANNOTATION, ROUTER_POOL_LABEL, ROUTER_PORT_ANNOTATION, SIDECAR_PORT_ANNOTATION,
+};
 use serde::{Deserialize, Deserializer};
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -33,7 +35,7 @@ pub struct Pod {
     /// The ConfigMaps that it mounts.
     pub maps: Vec<String>,
     /// The pool that it routes for, where it is a router.
-    pub router_for: Option<String>,
+    pub router_for: Option<ObjectName>,
     /// The ports of its sidecars, in the order of the pool's target ports, where it says so; or why that cannot be read.
     pub sidecar_ports: Option<Result<Vec<u16>, String>>,
     /// The port of its router, where it says so; or why that cannot be read.
@@ -143,6 +145,10 @@ impl Pod {
             let ports: Option<Vec<u16>> = text.split(',').map(port).collect();
             Some(ports.ok_or_else(|| format!("its annotation {annotation} is {text:?}: write a port")))
         };
+        let router_for = pod.labels().get(ROUTER_POOL_LABEL).map(|pool| {
+            let namespace = pod.annotations().get(ROUTER_NAMESPACE_ANNOTATION).unwrap_or(&name.namespace);
+            ObjectName::new(namespace, pool)
+        });
         let status = &pod.status;
         let value = Self {
             name: name.name.clone(),
@@ -154,7 +160,7 @@ impl Pod {
             ended: status.phase.as_deref().is_some_and(is_ended),
             containers: containers(status),
             maps: pod.spec.volumes.iter().flatten().flat_map(Volume::maps).map(str::to_owned).collect(),
-            router_for: pod.labels().get(ROUTER_POOL_LABEL).cloned(),
+            router_for,
             sidecar_ports: ports(SIDECAR_PORT_ANNOTATION),
             router_port: ports(ROUTER_PORT_ANNOTATION).map(|ports| ports.map(|ports| ports[0])),
         };
@@ -237,9 +243,16 @@ impl Pool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use serde_json::{Value, json};
+
+    /// A pod that runs, and of which nothing is said.
+    pub(crate) fn bare_pod(name: &str) -> Pod {
+        pod(|pod| {
+            pod["metadata"] = json!({ "name": name, "namespace": "prod", "uid": format!("uid of {name}") });
+        })
+    }
 
     fn pod(change: impl FnOnce(&mut Value)) -> Pod {
         let mut object = json!({
@@ -285,6 +298,21 @@ mod tests {
             ] });
         });
         assert_eq!(pod.maps, ["adapters", "roots"]);
+    }
+
+    #[test]
+    fn a_router_routes_for_a_pool_beside_it_unless_it_says_another_namespace() {
+        let router = |annotations: Value| {
+            pod(|pod| {
+                pod["metadata"]["labels"] = json!({ "rollora.dev/router-for": "pool" });
+                pod["metadata"]["annotations"] = annotations;
+            })
+        };
+        assert_eq!(router(json!({})).router_for, Some(ObjectName::new("prod", "pool")));
+        let elsewhere = router(json!({ "rollora.dev/router-for-namespace": "models" }));
+        assert_eq!(elsewhere.router_for, Some(ObjectName::new("models", "pool")));
+        let none = pod(|pod| pod["metadata"]["annotations"] = json!({ "rollora.dev/router-for-namespace": "models" }));
+        assert_eq!(none.router_for, None);
     }
 
     #[test]

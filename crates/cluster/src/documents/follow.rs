@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     answer::ApiError,
+    index::Turn,
     kinds,
     pods::{Pod, PodObject, Pool},
     rewrites::{RewriteNews, Rewrites},
@@ -175,11 +176,13 @@ impl Changes {
                 self.rewatch(books);
             }
             Heard::Routers(told) => {
-                // Which pool a router that is gone routed for is not known any more: everybody beside it looks.
-                let namespaces: BTreeSet<String> =
-                    books.routers.hear(told).into_iter().map(|name| name.namespace).collect();
-                let beside = namespaces.iter().flat_map(|namespace| books.rollouts.of_namespace(namespace));
-                self.due.extend(beside.map(|(name, ..)| name.clone()));
+                let failed = books.routers.is_failed();
+                // A pool that it routed for has a router less.
+                let turns = books.routers.hear(told, |_, pod| pod.router_for.iter().cloned().collect());
+                for pool in turns.iter().flat_map(|Turn { before, now }| before.union(now)) {
+                    self.wake(books, &Change::Pool(pool));
+                }
+                self.wake_all_if(failed && !books.routers.is_failed(), books);
             }
             Heard::ConfigMaps(namespace, told) => self.hear_maps(books, &namespace, *told),
             Heard::Pods(namespace, told) => self.hear_pods(books, &namespace, told),
@@ -321,6 +324,13 @@ impl Changes {
         let readable = here.filter_map(|(name, _, rollout)| Some((name, rollout.as_ref().ok()?)));
         let concerned = readable.filter(|(name, rollout)| concern::concerns(change, name, rollout));
         self.due.extend(concerned.map(|(name, _)| name.clone()));
+    }
+
+    /// Whoever could not be told what is needed looks again when it is there.
+    fn wake_all_if(&mut self, back: bool, books: &Books) {
+        if back {
+            self.due.extend(books.rollouts.iter().map(|(name, ..)| name.clone()));
+        }
     }
 
     /// Watches the ConfigMaps that Rollouts name now, and the pods of the pools beside them: one watch of a kind in each

@@ -60,13 +60,11 @@ impl Documents {
         Ok(sharers)
     }
 
-    /// The pods that route for a pool.
+    /// The pods that route for a pool, wherever they are.
     pub async fn routers(&self, pool: &ObjectName) -> Result<Vec<Pod>, ReadError> {
         self.wait(|books| books.routers.state(), &kinds::POD.resource()).await?;
         let books = self.books();
-        let here = books.routers.of_namespace(&pool.namespace);
-        let ours = here.filter(|(_, _, pod)| pod.router_for.as_deref() == Some(pool.name.as_str()));
-        Ok(ours.map(|(_, _, pod)| pod.clone()).collect())
+        Ok(books.routers.of(pool).map(|(name, router)| named_from(&pool.namespace, name, router)).collect())
     }
 }
 
@@ -83,17 +81,23 @@ fn beside(pools: &Shelf<Result<Pool, String>>, pool: &ObjectName) -> Result<Vec<
     readable.collect()
 }
 
+/// The pod as it is named in this namespace: with its own, where that is another one.
+fn named_from(namespace: &str, name: &ObjectName, pod: &Pod) -> Pod {
+    let name = if name.namespace == namespace { name.name.clone() } else { name.to_string() };
+    Pod { name, ..pod.clone() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{shelf::Item, watch::News};
+    use crate::{pods::tests::bare_pod, shelf::Item, watch::News};
 
     fn pool(label: &str) -> Pool {
         Pool { labels: [("app".to_owned(), label.to_owned())].into(), ports: vec![8000] }
     }
 
-    fn pools(all: &[(&str, &str, Result<Pool, String>)]) -> Shelf<Result<Pool, String>> {
-        let item = |(namespace, name, value): &(&str, &str, Result<Pool, String>)| Item {
+    fn shelf<T: Clone + PartialEq>(all: &[(&str, &str, T)]) -> Shelf<T> {
+        let item = |(namespace, name, value): &(&str, &str, T)| Item {
             name: ObjectName::new(*namespace, *name),
             version: "1".to_owned(),
             value: value.clone(),
@@ -108,13 +112,19 @@ mod tests {
         let bad = || Err("its selector is empty".to_owned());
         let all = [("prod", "a", Ok(pool("a"))), ("prod", "b", Ok(pool("b"))), ("test", "c", bad())];
         let ours = ObjectName::new("prod", "a");
-        assert_eq!(beside(&pools(&all), &ours), Ok(vec![pool("b")]), "what is elsewhere does not matter");
+        assert_eq!(beside(&shelf(&all), &ours), Ok(vec![pool("b")]), "what is elsewhere does not matter");
 
         let all = [("prod", "a", bad()), ("prod", "b", Ok(pool("b")))];
-        assert_eq!(beside(&pools(&all), &ours), Ok(vec![pool("b")]), "of its own pool something else tells");
+        assert_eq!(beside(&shelf(&all), &ours), Ok(vec![pool("b")]), "of its own pool something else tells");
 
         let all = [("prod", "a", Ok(pool("a"))), ("prod", "b", bad())];
-        let Err(ReadError::Invalid(words)) = beside(&pools(&all), &ours) else { panic!("it is not said") };
+        let Err(ReadError::Invalid(words)) = beside(&shelf(&all), &ours) else { panic!("it is not said") };
         assert!(words.starts_with("the InferencePool prod/b cannot be used: its selector is empty: "), "{words}");
+    }
+
+    #[test]
+    fn a_pod_elsewhere_is_named_with_its_namespace() {
+        let name = |from| named_from(from, &ObjectName::new("prod", "a"), &bare_pod("a")).name;
+        assert_eq!([name("prod"), name("models")], ["a", "prod/a"]);
     }
 }
