@@ -2,7 +2,7 @@
 //!
 //! Reads come from memory, which watches keep up to date; a read waits until its watch has told everything once, or
 //! has failed. Only what is named by a Rollout is watched, and of that only what is needed is kept: ConfigMaps one by
-//! one, pods by the selectors of their pools.
+//! one, pods by the selectors of their pools, and those that say by a label that they route or have a sidecar.
 //!
 //! Invariants:
 //! - A read is never older than the last write that ended as [`Written::Done`].
@@ -17,6 +17,7 @@ mod whom;
 pub(crate) mod write;
 
 pub use follow::Changes;
+pub use whom::Sharers;
 pub use write::Written;
 
 use crate::{
@@ -116,6 +117,8 @@ struct Books {
     pools: Shelf<Result<Pool, String>>,
     /// By the pool that they route for.
     routers: Index<Pod>,
+    /// Pods that say that a sidecar runs in them, by the ConfigMaps that they read.
+    sidecars: Index<Pod>,
     config_maps: BTreeMap<ObjectName, Shelf<ConfigMap>>,
     /// ConfigMaps that nobody names any more, as they were read for the last write to them.
     abandoned: BTreeMap<ObjectName, ConfigMap>,
@@ -196,6 +199,7 @@ impl Documents {
             ("inferencemodelrewrites".to_owned(), books.rewrites_problem.clone()),
             (kinds::POOL.resource(), books.pools.problem().cloned()),
             (kinds::POD.resource(), books.routers.problem().cloned()),
+            (kinds::POD.resource(), books.sidecars.problem().cloned()),
         ];
         let pods = books.pods.values().filter_map(Shelf::problem);
         problems.extend(pods.map(|problem| (kinds::POD.resource(), Some(problem.clone()))));

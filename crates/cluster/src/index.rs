@@ -66,7 +66,7 @@ impl<T: PartialEq> Index<T> {
     }
 
     /// Every object that is there for this.
-    pub(crate) fn of(&self, purpose: &ObjectName) -> impl Iterator<Item = (&ObjectName, &T)> {
+    pub(crate) fn of<'a>(&'a self, purpose: &ObjectName) -> impl Iterator<Item = (&'a ObjectName, &'a T)> + use<'a, T> {
         let names = self.found.get(purpose).into_iter().flatten();
         names.filter_map(|name| Some((name, self.shelf.get(name)?.1)))
     }

@@ -24,7 +24,7 @@ mod watch;
 pub use answer::{ApiError, Request};
 pub use ask::{Again, AskError, Asker};
 pub use client::{Access, Cluster, ConnectError};
-pub use documents::{AdaptersMap, Changes, Documents, ReadError, Versioned, Written};
+pub use documents::{AdaptersMap, Changes, Documents, ReadError, Sharers, Versioned, Written};
 pub use events::{Events, Notice, Teller, TooMuchToTell, events};
 pub use groups::{GROUPS, served};
 pub use lease::{Election, LeaseProblem, LeaseSettings, LostLease};

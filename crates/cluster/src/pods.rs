@@ -8,13 +8,15 @@ use kube::{
     core::{DynamicObject, ObjectMeta},
 };
 use rollora_api::names::{
-    ROUTER_NAMESPACE_ANNOTATION, ROUTER_POOL_LABEL, ROUTER_PORT_ANNOTATION, SIDECAR_PORT_ANNOTATION,
+    ADAPTERS_ANNOTATION, ROUTER_NAMESPACE_ANNOTATION, ROUTER_POOL_LABEL, ROUTER_PORT_ANNOTATION, SIDECAR_LABEL,
+    SIDECAR_PORT_ANNOTATION,
 };
 use serde::{Deserialize, Deserializer};
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// A pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is said of a pod independently of the others")]
 pub struct Pod {
     /// Its name.
     pub name: String,
@@ -34,6 +36,10 @@ pub struct Pod {
     pub containers: String,
     /// The ConfigMaps that it mounts.
     pub maps: Vec<String>,
+    /// The ConfigMap that its sidecars watch, where it says so; or why that cannot be read.
+    pub watches: Option<Result<ObjectName, String>>,
+    /// Whether it says that a sidecar runs in it.
+    pub has_sidecar: bool,
     /// The pool that it routes for, where it is a router.
     pub router_for: Option<ObjectName>,
     /// The ports of its sidecars, in the order of the pool's target ports, where it says so; or why that cannot be read.
@@ -149,6 +155,7 @@ impl Pod {
             let namespace = pod.annotations().get(ROUTER_NAMESPACE_ANNOTATION).unwrap_or(&name.namespace);
             ObjectName::new(namespace, pool)
         });
+        let watches = pod.annotations().get(ADAPTERS_ANNOTATION).map(|text| watched(text, &name.namespace));
         let status = &pod.status;
         let value = Self {
             name: name.name.clone(),
@@ -160,12 +167,29 @@ impl Pod {
             ended: status.phase.as_deref().is_some_and(is_ended),
             containers: containers(status),
             maps: pod.spec.volumes.iter().flatten().flat_map(Volume::maps).map(str::to_owned).collect(),
+            watches,
+            has_sidecar: pod.labels().contains_key(SIDECAR_LABEL),
             router_for,
             sidecar_ports: ports(SIDECAR_PORT_ANNOTATION),
             router_port: ports(ROUTER_PORT_ANNOTATION).map(|ports| ports.map(|ports| ports[0])),
         };
         Item { name, version, value }
     }
+
+    /// Whether a pod of this namespace reads this ConfigMap: it mounts it, or says that a sidecar of it watches it.
+    pub(crate) fn reads(&self, namespace: &str, map: &ObjectName) -> bool {
+        let mounts = map.namespace == namespace && self.maps.contains(&map.name);
+        mounts || self.watches.as_ref().is_some_and(|watched| watched.as_ref() == Ok(map))
+    }
+}
+
+/// The ConfigMap that is named so in a pod of this namespace.
+fn watched(text: &str, namespace: &str) -> Result<ObjectName, String> {
+    let (namespace, name) = text.split_once('/').unwrap_or((namespace, text));
+    if namespace.is_empty() || name.is_empty() || name.contains('/') {
+        return Err(format!("its annotation {ADAPTERS_ANNOTATION} is {text:?}: write NAME or NAMESPACE/NAME"));
+    }
+    Ok(ObjectName::new(namespace, name))
 }
 
 fn is_ready(status: &Status) -> bool {
@@ -298,6 +322,28 @@ pub(crate) mod tests {
             ] });
         });
         assert_eq!(pod.maps, ["adapters", "roots"]);
+    }
+
+    #[test]
+    fn a_pod_reads_what_it_mounts_and_what_it_says_that_it_watches() {
+        let watching = |annotation: &str| {
+            pod(|pod| {
+                pod["metadata"]["labels"] = json!({ "rollora.dev/sidecar": "true" });
+                pod["metadata"]["annotations"] = json!({ "rollora.dev/adapters": annotation });
+                pod["spec"] = json!({ "volumes": [{ "name": "a", "configMap": { "name": "mounted" } }] });
+            })
+        };
+        let reads = |pod: &Pod, namespace: &str, name: &str| pod.reads("prod", &ObjectName::new(namespace, name));
+        let here = watching("adapters");
+        assert!(here.has_sidecar && reads(&here, "prod", "adapters") && reads(&here, "prod", "mounted"));
+        assert!(!reads(&here, "test", "adapters") && !reads(&here, "test", "mounted"));
+        let elsewhere = watching("test/adapters");
+        assert!(reads(&elsewhere, "test", "adapters") && !reads(&elsewhere, "prod", "adapters"));
+        for bad in ["", "/adapters", "test/", "a/b/c"] {
+            let words = format!("its annotation rollora.dev/adapters is {bad:?}: write NAME or NAMESPACE/NAME");
+            assert_eq!(watching(bad).watches, Some(Err(words)));
+        }
+        assert!(!pod(|_| ()).has_sidecar);
     }
 
     #[test]

@@ -211,7 +211,7 @@ pub trait Fleet: Send + Sync {
         key: &RolloutKey,
         pool: &PoolRef,
     ) -> impl Future<Output = Result<Heard<Server>, ReadError>> + Send;
-    /// Every server of another pool that reads the same adapters file: what leaves it leaves them too.
+    /// Every server of another pool, or of none, that reads the same adapters file: what leaves it leaves them too.
     fn sharers(
         &self,
         _key: &RolloutKey,

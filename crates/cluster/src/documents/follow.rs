@@ -3,7 +3,7 @@
 use super::{
     Books, Documents, concern,
     concern::{Change, Shape},
-    item_of_rewrite, map_item, rollout_item,
+    item_of_rewrite, map_item, rollout_item, whom,
 };
 use crate::{
     answer::ApiError,
@@ -21,7 +21,10 @@ use futures_util::{
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, ResourceExt};
-use rollora_api::{names::ROUTER_POOL_LABEL, rollout::Rollout};
+use rollora_api::{
+    names::{ROUTER_POOL_LABEL, SIDECAR_LABEL},
+    rollout::Rollout,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
@@ -40,6 +43,7 @@ enum Heard {
     Pools(Told<Result<Pool, String>>),
     Rewrites(RewriteNews),
     Routers(Told<Pod>),
+    Sidecars(Told<Pod>),
     /// Of one namespace.
     ConfigMaps(String, Box<Told<ConfigMap>>),
     Pods(String, Result<News<Sorted>, ApiError>),
@@ -90,11 +94,13 @@ impl Changes {
     pub(super) fn new(documents: &Documents) -> Self {
         let inner = &documents.0;
         let (cluster, scope) = (&inner.cluster, &inner.scope);
-        let routers: Api<PodObject> = scope.api(cluster.client());
-        let selection =
-            Selection { labels: Some(ROUTER_POOL_LABEL.to_owned()), page: Some(PODS), ..Selection::default() };
-        let (resource, namespace) = (kinds::POD.resource(), scope.namespace().map(str::to_owned));
-        let routers = watch::watch_as(routers, &selection, resource, namespace, |pod| Some(Pod::read(&pod)));
+        // Nothing of a pod without the label is ever sent.
+        let pods_with = |label: &str| {
+            let pods: Api<PodObject> = scope.api(cluster.client());
+            let selection = Selection { labels: Some(label.to_owned()), page: Some(PODS), ..Selection::default() };
+            let (resource, namespace) = (kinds::POD.resource(), scope.namespace().map(str::to_owned));
+            watch::watch_as(pods, &selection, resource, namespace, |pod| Some(Pod::read(&pod)))
+        };
         let rewrites = stream::unfold(Rewrites::new(cluster, scope.clone()), |mut rewrites| async move {
             Some((Heard::Rewrites(rewrites.next().await), rewrites))
         });
@@ -103,7 +109,8 @@ impl Changes {
                 .map(|told| Heard::Rollouts(Box::new(told)))
                 .boxed(),
             watch::watch_all(cluster, scope, kinds::POOL, |pool| Pool::read(&pool)).map(Heard::Pools).boxed(),
-            routers.map(Heard::Routers).boxed(),
+            pods_with(ROUTER_POOL_LABEL).map(Heard::Routers).boxed(),
+            pods_with(SIDECAR_LABEL).map(Heard::Sidecars).boxed(),
             rewrites.boxed(),
         ];
         // Whoever took it first is the one who listens.
@@ -144,7 +151,7 @@ impl Changes {
             let heard = match select(pin!(rung), self.streams.next()).await {
                 Either::Left((name, _)) => return name,
                 Either::Right((Some(heard), _)) => heard,
-                // No watch ends but those that are aborted, and four are never aborted.
+                // No watch ends but those that are aborted, and five are never aborted.
                 Either::Right((None, _)) => std::future::pending().await,
             };
             self.hear(heard);
@@ -183,6 +190,15 @@ impl Changes {
                     self.wake(books, &Change::Pool(pool));
                 }
                 self.wake_all_if(failed && !books.routers.is_failed(), books);
+            }
+            Heard::Sidecars(told) => {
+                let failed = books.sidecars.is_failed();
+                // Only who begins or ends to read it is news to those who name it.
+                let turns = books.sidecars.hear(told, whom::read_by);
+                for map in turns.iter().flat_map(|Turn { before, now }| before.symmetric_difference(now)) {
+                    self.wake(books, &Change::ConfigMap(map));
+                }
+                self.wake_all_if(failed && !books.sidecars.is_failed(), books);
             }
             Heard::ConfigMaps(namespace, told) => self.hear_maps(books, &namespace, *told),
             Heard::Pods(namespace, told) => self.hear_pods(books, &namespace, told),

@@ -11,7 +11,7 @@ use rollora_api::{
     rewrite::PoolRef,
     rollout::spec::{AdaptersRef, ResidencyProof},
 };
-use rollora_cluster::{Documents, Pod, Pool};
+use rollora_cluster::{Documents, Sharers};
 use rollora_operator::ports::{Fleet, Heard, ReadError, RolloutKey, Router, Server};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -36,7 +36,8 @@ impl ClusterFleet {
 impl Fleet for ClusterFleet {
     async fn servers(&self, key: &RolloutKey, pool: &PoolRef) -> Result<Heard<Server>, ReadError> {
         let found = self.documents.pool(&beside(key, &pool.name)).await;
-        self.ask(key, &[found.map_err(read_error)?]).await
+        let (pool, pods) = found.map_err(read_error)?;
+        self.ask(key, whom::servers(&pool, &pods)).await
     }
 
     async fn sharers(
@@ -45,8 +46,10 @@ impl Fleet for ClusterFleet {
         pool: &PoolRef,
         reference: &AdaptersRef,
     ) -> Result<Heard<Server>, ReadError> {
-        let found = self.documents.sharers(&beside(key, &pool.name), &reference.name).await;
-        self.ask(key, &found.map_err(read_error)?).await
+        let found = self.documents.sharers(&beside(key, &pool.name), &beside(key, &reference.name)).await;
+        let Sharers { pools, alone } = found.map_err(read_error)?;
+        let of_pools = pools.iter().flat_map(|(pool, pods)| whom::servers(pool, pods));
+        self.ask(key, of_pools.chain(whom::alone(&alone))).await
     }
 
     async fn routers(&self, key: &RolloutKey, pool: &PoolRef, _: &ModelName) -> Result<Heard<Router>, ReadError> {
@@ -60,11 +63,14 @@ impl Fleet for ClusterFleet {
 }
 
 impl ClusterFleet {
-    /// Asks every server of these pods of these pools, as the Rollout wants to be assured.
-    async fn ask(&self, key: &RolloutKey, pools: &[(Pool, Vec<Pod>)]) -> Result<Heard<Server>, ReadError> {
+    /// Asks every one of these servers, as the Rollout wants to be assured.
+    async fn ask<'a>(
+        &self,
+        key: &RolloutKey,
+        servers: impl Iterator<Item = Whom<'a>>,
+    ) -> Result<Heard<Server>, ReadError> {
         let rollout = self.documents.rollout(&name_of(key)).await.map_err(read_error)?;
         let registered = rollout.is_some_and(|rollout| rollout.value.spec.residency == ResidencyProof::Registered);
-        let servers = pools.iter().flat_map(|(pool, pods)| whom::servers(pool, pods));
         let asked = servers.map(|whom| async move {
             let (at, status) = if registered {
                 self.questions.status_or_models(&whom, || self.documents.pod_uids()).await

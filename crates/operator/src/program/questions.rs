@@ -59,9 +59,11 @@ impl Questions {
             Err(why) => return (None, Err(why.clone())),
         };
         let answer = self.ask_sidecar(whom, sidecar).await;
+        // A pod that says that it has a sidecar has one.
+        let Some(port) = whom.port.filter(|_| !whom.pod.has_sidecar) else { return said(answer) };
         match &answer.said {
             Ok(_) => self.answered.note(uid, sidecar, there),
-            Err(AskError::Unreachable(_)) if !self.answered.has(uid, sidecar) => return self.models(whom).await,
+            Err(AskError::Unreachable(_)) if !self.answered.has(uid, sidecar) => return self.models(whom, port).await,
             Err(_) => {}
         }
         said(answer)
@@ -81,8 +83,8 @@ impl Questions {
         self.statuses.get(&whom.pod.uid, port, ask).await
     }
 
-    async fn models(&self, whom: &Whom<'_>) -> Said<SidecarStatus> {
-        let &Whom { pod, ip, port, .. } = whom;
+    async fn models(&self, whom: &Whom<'_>, port: u16) -> Said<SidecarStatus> {
+        let &Whom { pod, ip, .. } = whom;
         let list = |again| async move {
             let listed = self.asker.get::<Models>(ip, port, "/v1/models", again).await;
             listed.map(|all| all.as_status(pod, ip, port))
@@ -182,7 +184,7 @@ mod tests {
         let (port, _vllm) = answers("/v1/models", json!({ "data": [{ "id": "v1", "parent": "base" }] })).await;
         let status = serde_json::to_value(SidecarStatus::default()).unwrap();
         let (sidecar_port, mut sidecar) = answers("/status", status).await;
-        let whom = Whom { pod: &pod, ip: HERE, name: String::new(), port, sidecar: Ok(sidecar_port) };
+        let whom = Whom { pod: &pod, ip: HERE, name: String::new(), port: Some(port), sidecar: Ok(sidecar_port) };
         let ask = async || questions.status_or_models(&whom, HashSet::new).await.1;
         assert!(ask().await.unwrap().adapters.is_empty(), "the sidecar has none");
         sidecar.shutdown().await;
@@ -195,5 +197,8 @@ mod tests {
         let listed = questions.status_or_models(&whom, HashSet::new).await.1.unwrap();
         assert_eq!(listed.adapters.len(), 1, "it never had a sidecar");
         assert!(questions.status(&whom).await.1.is_err(), "and where one is needed, that is an error");
+        let other = Pod { uid: "another".to_owned(), has_sidecar: true, ..pod.clone() };
+        let whom = Whom { pod: &other, name: String::new(), sidecar: Ok(sidecar_port), ..whom };
+        assert!(questions.status_or_models(&whom, HashSet::new).await.1.is_err(), "it says that it has one");
     }
 }

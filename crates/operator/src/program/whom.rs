@@ -11,8 +11,8 @@ pub(crate) struct Whom<'a> {
     pub(crate) ip: IpAddr,
     /// The pod's name, and the server's port where the pod has several.
     pub(crate) name: String,
-    /// The server's own port.
-    pub(crate) port: u16,
+    /// The server's own port, where its pool says it.
+    pub(crate) port: Option<u16>,
     /// The sidecar's port, or why it is not known.
     pub(crate) sidecar: Result<u16, String>,
 }
@@ -28,7 +28,24 @@ pub(crate) fn servers<'a>(pool: &'a Pool, pods: &'a [Pod]) -> impl Iterator<Item
     running(pods).flat_map(move |(pod, ip)| {
         pool.ports.iter().enumerate().map(move |(index, &port)| {
             let name = if pool.ports.len() > 1 { format!("{}:{port}", pod.name) } else { pod.name.clone() };
-            Whom { pod, ip, name, port, sidecar: sidecar_port(pod, index) }
+            Whom { pod, ip, name, port: Some(port), sidecar: sidecar_port(pod, index) }
+        })
+    })
+}
+
+/// Every server of pods in no pool: as many as there are sidecars.
+pub(crate) fn alone(pods: &[Pod]) -> impl Iterator<Item = Whom<'_>> {
+    running(pods).flat_map(|(pod, ip)| {
+        let sidecars = match &pod.sidecar_ports {
+            None => vec![Ok(SIDECAR_PORT)],
+            Some(Ok(ports)) => ports.iter().copied().map(Ok).collect(),
+            Some(Err(problem)) => vec![Err(problem.clone())],
+        };
+        let several = sidecars.len() > 1;
+        sidecars.into_iter().map(move |sidecar| {
+            let port = sidecar.as_ref().ok().filter(|_| several);
+            let name = port.map_or_else(|| pod.name.clone(), |port| format!("{}:{port}", pod.name));
+            Whom { pod, ip, name, port: None, sidecar }
         })
     })
 }
@@ -66,6 +83,8 @@ pub(crate) mod tests {
             ended: false,
             containers: "c://1".to_owned(),
             maps: Vec::new(),
+            watches: None,
+            has_sidecar: false,
             router_for: None,
             sidecar_ports,
             router_port: None,
@@ -84,6 +103,19 @@ pub(crate) mod tests {
         assert_eq!((sidecar_port(&two, 0), sidecar_port(&two, 1)), (Ok(8081), Ok(8082)));
         assert!(sidecar_port(&two, 2).is_err());
         assert_eq!(sidecar_port(&pod(Some(Err("bad".to_owned()))), 0), Err("bad".to_owned()));
+    }
+
+    #[test]
+    fn a_pod_in_no_pool_has_a_server_for_each_of_its_sidecars() {
+        let sidecars = |ports| -> Vec<(String, Result<u16, String>)> {
+            alone(&[pod(ports)]).map(|whom| (whom.name, whom.sidecar)).collect()
+        };
+        let named = |name: &str, port| (name.to_owned(), Ok(port));
+        assert_eq!(sidecars(None), [named("vllm-0", SIDECAR_PORT)]);
+        assert_eq!(sidecars(Some(Ok(vec![8081]))), [named("vllm-0", 8081)]);
+        assert_eq!(sidecars(Some(Ok(vec![81, 82]))), [named("vllm-0:81", 81), named("vllm-0:82", 82)]);
+        assert_eq!(sidecars(Some(Err("bad".to_owned()))), [("vllm-0".to_owned(), Err("bad".to_owned()))]);
+        assert_eq!(alone(&[Pod { ip: None, ..pod(None) }]).count(), 0);
     }
 
     #[test]
