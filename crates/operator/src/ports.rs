@@ -141,6 +141,10 @@ pub trait Store: Send + Sync {
         reference: &AdaptersRef,
         at_least: Option<&Version>,
     ) -> impl Future<Output = Result<Option<Versioned<AdaptersDocument>>, ReadError>> + Send;
+    /// Whether both name the same adapters ConfigMap.
+    fn is_same_file(&self, one: &AdaptersRef, other: &AdaptersRef) -> bool {
+        one.name == other.name
+    }
     /// Writes the status of a Rollout that was read as `version`.
     fn write_status(
         &self,
