@@ -19,11 +19,18 @@ pub const TARGET_HEADER: &str = "x-rollora-target";
 pub const FINALIZER: &str = "rollora.dev/traffic";
 /// On a pod that executes rewrites (`rollora-ext-proc`): the InferencePool that it does so for.
 pub const ROUTER_POOL_LABEL: &str = "rollora.dev/router-for";
+/// On such a pod: the namespace of that InferencePool, where it is another one than the pod's own.
+pub const ROUTER_NAMESPACE_ANNOTATION: &str = "rollora.dev/router-for-namespace";
 /// On such a pod: where `/rules` is answered; [`ROUTER_PORT`] where absent.
 pub const ROUTER_PORT_ANNOTATION: &str = "rollora.dev/router-port";
 /// See [`ROUTER_PORT_ANNOTATION`].
 pub const ROUTER_PORT: u16 = 9090;
-/// On a pod of a pool: where its sidecar answers `/status`; [`SIDECAR_PORT`] where absent.
+/// On a pod in which sidecars run, with any value: they are asked before an adapter leaves the ConfigMap that they read, in
+/// whichever pool the pod is, or in none.
+pub const SIDECAR_LABEL: &str = "rollora.dev/sidecar";
+/// On a pod: the ConfigMap that its sidecars watch, as `NAME` or `NAMESPACE/NAME`, where the pod does not mount it.
+pub const ADAPTERS_ANNOTATION: &str = "rollora.dev/adapters";
+/// On a pod with a sidecar: where it answers `/status`; [`SIDECAR_PORT`] where absent.
 pub const SIDECAR_PORT_ANNOTATION: &str = "rollora.dev/sidecar-port";
 /// See [`SIDECAR_PORT_ANNOTATION`].
 pub const SIDECAR_PORT: u16 = 8080;

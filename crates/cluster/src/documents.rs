@@ -2,7 +2,7 @@
 //!
 //! Reads come from memory, which watches keep up to date; a read waits until its watch has told everything once, or
 //! has failed. Only what is named by a Rollout is watched, and of that only what is needed is kept: ConfigMaps one by
-//! one, pods by the selectors of their pools.
+//! one, pods by the selectors of their pools, and those that say by a label that they route or have a sidecar.
 //!
 //! Invariants:
 //! - A read is never older than the last write that ended as [`Written::Done`].
@@ -13,15 +13,18 @@ mod concern;
 mod follow;
 mod stirred;
 mod vicinity;
+mod whom;
 pub(crate) mod write;
 
 pub use follow::Changes;
+pub use whom::Sharers;
 pub use write::Written;
 
 use crate::{
     Cluster, Scope,
     answer::{ApiError, Request},
     groups::GROUPS,
+    index::Index,
     kinds::{self, Kind},
     owner,
     pods::{Pod, Pool},
@@ -112,7 +115,10 @@ struct Books {
     /// Why rewrites cannot be watched.
     rewrites_problem: Option<ApiError>,
     pools: Shelf<Result<Pool, String>>,
-    routers: Shelf<Pod>,
+    /// By the pool that they route for.
+    routers: Index<Pod>,
+    /// Pods that say that a sidecar runs in them, by the ConfigMaps that they read.
+    sidecars: Index<Pod>,
     config_maps: BTreeMap<ObjectName, Shelf<ConfigMap>>,
     /// ConfigMaps that nobody names any more, as they were read for the last write to them.
     abandoned: BTreeMap<ObjectName, ConfigMap>,
@@ -193,6 +199,7 @@ impl Documents {
             ("inferencemodelrewrites".to_owned(), books.rewrites_problem.clone()),
             (kinds::POOL.resource(), books.pools.problem().cloned()),
             (kinds::POD.resource(), books.routers.problem().cloned()),
+            (kinds::POD.resource(), books.sidecars.problem().cloned()),
         ];
         let pods = books.pods.values().filter_map(Shelf::problem);
         problems.extend(pods.map(|problem| (kinds::POD.resource(), Some(problem.clone()))));
@@ -338,65 +345,6 @@ impl Documents {
         let found = found.map(|map| map_item(map).value);
         self.books().abandoned.extend(found.clone().map(|map| (name.clone(), map)));
         Ok(found)
-    }
-
-    /// The pool of this name, and its pods.
-    pub async fn pool(&self, name: &ObjectName) -> Result<(Pool, Vec<Pod>), ReadError> {
-        self.wait(|books| books.pools.state_now(), &kinds::POOL.resource()).await?;
-        let pool = match self.books().pools.get(name) {
-            None => {
-                return Err(ReadError::Invalid(format!(
-                    "there is no InferencePool {name}: make it, or mend spec.poolRef (a new Rollout is needed for that)"
-                )));
-            }
-            Some((_, Err(why))) => {
-                return Err(ReadError::Invalid(format!("the InferencePool {name} cannot be used: {why}")));
-            }
-            Some((_, Ok(pool))) => pool.clone(),
-        };
-        let pods = self.pods_of(&name.namespace, &pool, |_| true).await?;
-        Ok((pool, pods))
-    }
-
-    /// The pods of a pool that are wanted.
-    async fn pods_of(
-        &self,
-        namespace: &str,
-        pool: &Pool,
-        wanted: impl Fn(&Pod) -> bool,
-    ) -> Result<Vec<Pod>, ReadError> {
-        let key = (namespace.to_owned(), pool.selector());
-        let state = |books: &Books| books.pods.get(&key).map_or(State::Waiting, Shelf::state_now);
-        self.wait(state, &kinds::POD.resource()).await?;
-        let books = self.books();
-        let pods = books.pods.get(&key).into_iter().flat_map(Shelf::iter).map(|(_, _, pod)| pod);
-        Ok(pods.filter(|pod| wanted(pod)).cloned().collect())
-    }
-
-    /// Every other pool beside this one, with those of its pods that mount this ConfigMap too.
-    pub async fn sharers(&self, pool: &ObjectName, map: &str) -> Result<Vec<(Pool, Vec<Pod>)>, ReadError> {
-        self.wait(|books| books.pools.state_now(), &kinds::POOL.resource()).await?;
-        let others: Vec<Pool> = {
-            let books = self.books();
-            let others = books.pools.of_namespace(&pool.namespace).filter(|(name, ..)| *name != pool);
-            others.filter_map(|(_, _, other)| other.as_ref().ok().cloned()).collect()
-        };
-        let mut sharers = Vec::new();
-        for other in others {
-            let mounts = |pod: &Pod| pod.maps.iter().any(|mounted| mounted == map);
-            let pods = self.pods_of(&pool.namespace, &other, mounts).await?;
-            sharers.push((other, pods));
-        }
-        Ok(sharers)
-    }
-
-    /// The pods that route for a pool.
-    pub async fn routers(&self, pool: &ObjectName) -> Result<Vec<Pod>, ReadError> {
-        self.wait(|books| books.routers.state_now(), &kinds::POD.resource()).await?;
-        let books = self.books();
-        let here = books.routers.of_namespace(&pool.namespace);
-        let ours = here.filter(|(_, _, pod)| pod.router_for.as_deref() == Some(pool.name.as_str()));
-        Ok(ours.map(|(_, _, pod)| pod.clone()).collect())
     }
 
     /// Asks the source about Rollouts that a write left open.

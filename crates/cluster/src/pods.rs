@@ -7,12 +7,16 @@ use kube::{
     Resource, ResourceExt,
     core::{DynamicObject, ObjectMeta},
 };
-use rollora_api::names::{ROUTER_POOL_LABEL, ROUTER_PORT_ANNOTATION, SIDECAR_PORT_ANNOTATION};
+use rollora_api::names::{
+    ADAPTERS_ANNOTATION, ROUTER_NAMESPACE_ANNOTATION, ROUTER_POOL_LABEL, ROUTER_PORT_ANNOTATION, SIDECAR_LABEL,
+    SIDECAR_PORT_ANNOTATION,
+};
 use serde::{Deserialize, Deserializer};
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// A pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is said of a pod independently of the others")]
 pub struct Pod {
     /// Its name.
     pub name: String,
@@ -32,8 +36,12 @@ pub struct Pod {
     pub containers: String,
     /// The ConfigMaps that it mounts.
     pub maps: Vec<String>,
+    /// The ConfigMap that its sidecars watch, where it says so; or why that cannot be read.
+    pub watches: Option<Result<ObjectName, String>>,
+    /// Whether it says that a sidecar runs in it.
+    pub has_sidecar: bool,
     /// The pool that it routes for, where it is a router.
-    pub router_for: Option<String>,
+    pub router_for: Option<ObjectName>,
     /// The ports of its sidecars, in the order of the pool's target ports, where it says so; or why that cannot be read.
     pub sidecar_ports: Option<Result<Vec<u16>, String>>,
     /// The port of its router, where it says so; or why that cannot be read.
@@ -143,6 +151,11 @@ impl Pod {
             let ports: Option<Vec<u16>> = text.split(',').map(port).collect();
             Some(ports.ok_or_else(|| format!("its annotation {annotation} is {text:?}: write a port")))
         };
+        let router_for = pod.labels().get(ROUTER_POOL_LABEL).map(|pool| {
+            let namespace = pod.annotations().get(ROUTER_NAMESPACE_ANNOTATION).unwrap_or(&name.namespace);
+            ObjectName::new(namespace, pool)
+        });
+        let watches = pod.annotations().get(ADAPTERS_ANNOTATION).map(|text| watched(text, &name.namespace));
         let status = &pod.status;
         let value = Self {
             name: name.name.clone(),
@@ -154,12 +167,29 @@ impl Pod {
             ended: status.phase.as_deref().is_some_and(is_ended),
             containers: containers(status),
             maps: pod.spec.volumes.iter().flatten().flat_map(Volume::maps).map(str::to_owned).collect(),
-            router_for: pod.labels().get(ROUTER_POOL_LABEL).cloned(),
+            watches,
+            has_sidecar: pod.labels().contains_key(SIDECAR_LABEL),
+            router_for,
             sidecar_ports: ports(SIDECAR_PORT_ANNOTATION),
             router_port: ports(ROUTER_PORT_ANNOTATION).map(|ports| ports.map(|ports| ports[0])),
         };
         Item { name, version, value }
     }
+
+    /// Whether a pod of this namespace reads this ConfigMap: it mounts it, or says that a sidecar of it watches it.
+    pub(crate) fn reads(&self, namespace: &str, map: &ObjectName) -> bool {
+        let mounts = map.namespace == namespace && self.maps.contains(&map.name);
+        mounts || self.watches.as_ref().is_some_and(|watched| watched.as_ref() == Ok(map))
+    }
+}
+
+/// The ConfigMap that is named so in a pod of this namespace.
+fn watched(text: &str, namespace: &str) -> Result<ObjectName, String> {
+    let (namespace, name) = text.split_once('/').unwrap_or((namespace, text));
+    if namespace.is_empty() || name.is_empty() || name.contains('/') {
+        return Err(format!("its annotation {ADAPTERS_ANNOTATION} is {text:?}: write NAME or NAMESPACE/NAME"));
+    }
+    Ok(ObjectName::new(namespace, name))
 }
 
 fn is_ready(status: &Status) -> bool {
@@ -237,9 +267,16 @@ impl Pool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use serde_json::{Value, json};
+
+    /// A pod that runs, and of which nothing is said.
+    pub(crate) fn bare_pod(name: &str) -> Pod {
+        pod(|pod| {
+            pod["metadata"] = json!({ "name": name, "namespace": "prod", "uid": format!("uid of {name}") });
+        })
+    }
 
     fn pod(change: impl FnOnce(&mut Value)) -> Pod {
         let mut object = json!({
@@ -285,6 +322,43 @@ mod tests {
             ] });
         });
         assert_eq!(pod.maps, ["adapters", "roots"]);
+    }
+
+    #[test]
+    fn a_pod_reads_what_it_mounts_and_what_it_says_that_it_watches() {
+        let watching = |annotation: &str| {
+            pod(|pod| {
+                pod["metadata"]["labels"] = json!({ "rollora.dev/sidecar": "true" });
+                pod["metadata"]["annotations"] = json!({ "rollora.dev/adapters": annotation });
+                pod["spec"] = json!({ "volumes": [{ "name": "a", "configMap": { "name": "mounted" } }] });
+            })
+        };
+        let reads = |pod: &Pod, namespace: &str, name: &str| pod.reads("prod", &ObjectName::new(namespace, name));
+        let here = watching("adapters");
+        assert!(here.has_sidecar && reads(&here, "prod", "adapters") && reads(&here, "prod", "mounted"));
+        assert!(!reads(&here, "test", "adapters") && !reads(&here, "test", "mounted"));
+        let elsewhere = watching("test/adapters");
+        assert!(reads(&elsewhere, "test", "adapters") && !reads(&elsewhere, "prod", "adapters"));
+        for bad in ["", "/adapters", "test/", "a/b/c"] {
+            let words = format!("its annotation rollora.dev/adapters is {bad:?}: write NAME or NAMESPACE/NAME");
+            assert_eq!(watching(bad).watches, Some(Err(words)));
+        }
+        assert!(!pod(|_| ()).has_sidecar);
+    }
+
+    #[test]
+    fn a_router_routes_for_a_pool_beside_it_unless_it_says_another_namespace() {
+        let router = |annotations: Value| {
+            pod(|pod| {
+                pod["metadata"]["labels"] = json!({ "rollora.dev/router-for": "pool" });
+                pod["metadata"]["annotations"] = annotations;
+            })
+        };
+        assert_eq!(router(json!({})).router_for, Some(ObjectName::new("prod", "pool")));
+        let elsewhere = router(json!({ "rollora.dev/router-for-namespace": "models" }));
+        assert_eq!(elsewhere.router_for, Some(ObjectName::new("models", "pool")));
+        let none = pod(|pod| pod["metadata"]["annotations"] = json!({ "rollora.dev/router-for-namespace": "models" }));
+        assert_eq!(none.router_for, None);
     }
 
     #[test]

@@ -23,13 +23,14 @@ pub use tally::Tally;
 
 use crate::{
     backoff::Backoff,
+    farewell::Seen,
     observe::Memory,
     queue::{Queue, Turn},
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
 use ports::{Fleet, RolloutKey, Store};
-use rollora_api::{rewrite::RewriteGroup, rollout::Rollout};
+use rollora_api::rewrite::RewriteGroup;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
@@ -73,8 +74,8 @@ pub struct Operator<S, F, C> {
     memory: Memory,
     /// Per key what the last write was answered, where it was refused.
     refused: Mutex<BTreeMap<RolloutKey, String>>,
-    /// Every Rollout as it was last read, for what is left to do when it is gone.
-    last: Mutex<BTreeMap<RolloutKey, Arc<Rollout>>>,
+    /// Every Rollout, for what is left to do when it is gone.
+    seen: Mutex<BTreeMap<RolloutKey, Seen>>,
     tally: Arc<Tally>,
 }
 
@@ -82,8 +83,8 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     /// An operator that has not looked at anything yet. Rewrites that have to be made are of the current group.
     pub fn new(store: S, fleet: F, clock: C) -> Self {
         let new_rewrite_group = RewriteGroup::Current;
-        let (memory, refused, last) = (Memory::default(), Mutex::default(), Mutex::default());
-        Self { store, fleet, clock, new_rewrite_group, memory, refused, last, tally: Arc::default() }
+        let (memory, refused, seen) = (Memory::default(), Mutex::default(), Mutex::default());
+        Self { store, fleet, clock, new_rewrite_group, memory, refused, seen, tally: Arc::default() }
     }
 
     /// The group of rewrites that have to be made.

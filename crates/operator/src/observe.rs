@@ -155,20 +155,19 @@ pub(crate) async fn rewrites_only(store: &impl Store, key: &RolloutKey, new_rewr
     Look { world, rewrites: versions, adapters: None, asked: None }
 }
 
-/// Asks for what is left to do for a Rollout that is gone.
+/// Asks for what is left to do for a Rollout that is gone, or names another file now. Of every Rollout, because those beside
+/// it now need not be those that name the file, and without the memory, which is for the file that it names now.
 pub(crate) async fn documents_only(
     store: &impl Store,
-    memory: &Memory,
     key: &RolloutKey,
     rollout: &Rollout,
     new_rewrite_group: RewriteGroup,
     now: Timestamp,
 ) -> Look {
     let (adapters, rollouts) =
-        tokio::join!(read(store.adapters(key, &rollout.spec.adapters_ref, None)), read(store.rollouts_beside(key)));
+        tokio::join!(read(store.adapters(key, &rollout.spec.adapters_ref, None)), read(store.rollouts()));
     let adapters_version = adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.version.clone());
-    let adapters =
-        adapters.map(|document| document.map(|document| memory.read(key, &rollout.spec.adapters_ref, document, now)));
+    let adapters = adapters.map(|document| document.map(|document| read_adapters(document, now)));
     let world = Observed { adapters, rollouts: values(rollouts), ..unasked(store, new_rewrite_group) };
     Look { world, rewrites: Vec::new(), adapters: adapters_version, asked: None }
 }

@@ -141,6 +141,10 @@ pub trait Store: Send + Sync {
         reference: &AdaptersRef,
         at_least: Option<&Version>,
     ) -> impl Future<Output = Result<Option<Versioned<AdaptersDocument>>, ReadError>> + Send;
+    /// Whether both name the same adapters ConfigMap.
+    fn is_same_file(&self, one: &AdaptersRef, other: &AdaptersRef) -> bool {
+        one.name == other.name
+    }
     /// Writes the status of a Rollout that was read as `version`.
     fn write_status(
         &self,
@@ -211,7 +215,7 @@ pub trait Fleet: Send + Sync {
         key: &RolloutKey,
         pool: &PoolRef,
     ) -> impl Future<Output = Result<Heard<Server>, ReadError>> + Send;
-    /// Every server of another pool that reads the same adapters file: what leaves it leaves them too.
+    /// Every server of another pool, or of none, that reads the same adapters file: what leaves it leaves them too.
     fn sharers(
         &self,
         _key: &RolloutKey,

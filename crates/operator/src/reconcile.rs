@@ -60,7 +60,10 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         }
         let next = match self.carry_out(key, &rollout, &look, &decision).await {
             Ok(()) if urgent => Next::Again,
-            Ok(()) => rest(decision.requeue, look.outdated_until(news)),
+            Ok(()) => {
+                let next = rest(decision.requeue, look.outdated_until(news));
+                if look.adapters.is_some() { self.leave_former_files(key, next).await } else { next }
+            }
             Err(next) => next,
         };
         tracing::debug!(rollout = %key, ?next, phase = ?decision.status.phase, "reconciled");

@@ -101,7 +101,7 @@ fn scene<'b>(case: &'b Case<'_>, id: &AdapterId, unproven: Option<&'b str>, name
         gitops_owner: case.adapters().and_then(|adapters| adapters.gitops_owner.as_deref()),
         unproven,
         servers: case.servers(),
-        sharers: case.world.sharers.as_deref().ok(),
+        sharers: case.world.sharers.as_deref(),
         routers: case.world.routers.as_deref().ok(),
         content: case.content(),
         listing: case.file().ok().map(|file| Listing::of(id, file)),

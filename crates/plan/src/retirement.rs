@@ -10,7 +10,7 @@ pub(crate) mod map;
 mod tests;
 
 use crate::{
-    observed::{Listing, Router, Server},
+    observed::{Listing, Router, Server, Unseen},
     residency::is_fresh,
     text::{self, after},
     wait::{Again, Wait},
@@ -46,8 +46,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) unproven: Option<&'a str>,
     /// Every server of the pool; none where they could not be listed.
     pub(crate) servers: Option<&'a [Server]>,
-    /// Every server of another pool that reads the same adapters file; none where they could not be listed.
-    pub(crate) sharers: Option<&'a [Server]>,
+    /// Every server beside the pool that reads the same adapters file.
+    pub(crate) sharers: Result<&'a [Server], &'a Unseen>,
     /// Every router; none where they could not be listed.
     pub(crate) routers: Option<&'a [Router]>,
     /// The hash of the present content of the ConfigMap; none where it could not be read.
@@ -63,9 +63,12 @@ pub(crate) struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    /// Every server that may hold the id; none where they could not be listed.
-    fn holders(&self) -> Option<Vec<&'a Server>> {
-        Some(self.servers?.iter().chain(self.sharers?).collect())
+    /// Every server that may hold the id, or why they could not be listed.
+    fn holders(&self) -> Result<Vec<&'a Server>, String> {
+        let servers = self.servers.ok_or("the servers cannot be listed")?;
+        let sharers =
+            self.sharers.map_err(|why| format!("who else reads the adapters file cannot be listed: {why}"))?;
+        Ok(servers.iter().chain(sharers).collect())
     }
 }
 
@@ -202,11 +205,14 @@ pub(crate) fn hindrance(id: &AdapterId, since: Timestamp, delay: Duration, scene
 
 /// Use within `quietFor`, or nobody who could tell.
 fn noise(id: &AdapterId, since: Timestamp, scene: Scene<'_>) -> Option<Hindrance> {
-    let (Some(servers), Some(routers)) = (scene.holders(), scene.routers) else {
-        return Some(Hindrance::waits("servers and routers cannot be listed: nobody knows who uses it", Again::Soon));
+    let listed =
+        scene.holders().and_then(|servers| Ok((servers, scene.routers.ok_or("the routers cannot be listed")?)));
+    let (servers, routers) = match listed {
+        Ok(listed) => listed,
+        Err(why) => return Some(Hindrance::waits(format!("nobody knows who uses it: {why}"), Again::Soon)),
     };
     let mut times: Vec<(Timestamp, &str)> = vec![(since, "")];
-    for server in servers {
+    for server in &servers {
         match &server.status {
             Ok(status) => times.extend(
                 status.adapter(id).and_then(|adapter| adapter.last_used).map(|used| (used, server.name.as_str())),
@@ -225,7 +231,7 @@ fn noise(id: &AdapterId, since: Timestamp, scene: Scene<'_>) -> Option<Hindrance
     let (used, at) = times.into_iter().max()?;
     let quiet = after(used, scene.cleanup.quiet_for.get());
     if scene.now >= quiet {
-        return None;
+        return unread(&servers, quiet);
     }
     let needed = text::span(scene.cleanup.quiet_for.get());
     if at.is_empty() {
@@ -234,6 +240,16 @@ fn noise(id: &AdapterId, since: Timestamp, scene: Scene<'_>) -> Option<Hindrance
     }
     let reason = format!("was used at {} ({at}) and must be quiet for {needed}", text::time(used));
     Some(Hindrance { state: RetirementState::StillInUse, reason, again: Again::At(quiet) })
+}
+
+/// A server whose uses were read last before the quiet was over: who has used it since is not known. One that does not tell
+/// when it was read says all that it ever will.
+fn unread(servers: &[&Server], quiet: Timestamp) -> Option<Hindrance> {
+    let read = |server: &&Server| Some((server.name.clone(), server.status.as_ref().ok()?.uses_read_at?));
+    let (name, read) = servers.iter().filter_map(read).find(|(_, read)| *read < quiet)?;
+    let reason =
+        format!("must be quiet until {}, and the uses of {name} were read at {}", text::time(quiet), text::time(read));
+    Some(Hindrance::waits(reason, Again::Soon))
 }
 
 fn unlist(entry: &Retired, scene: Scene<'_>) -> Looked {
@@ -254,8 +270,9 @@ fn unload(entry: &Retired, scene: Scene<'_>) -> Looked {
         Some(Listing::Absent) => return leave(entry, scene),
         Some(Listing::NotExist | Listing::Both) | None => {}
     }
-    let Some(servers) = scene.holders() else {
-        return to(entry, RetirementState::Unloading, "the servers cannot be listed", Again::Soon);
+    let servers = match scene.holders() {
+        Ok(servers) => servers,
+        Err(why) => return to(entry, RetirementState::Unloading, why, Again::Soon),
     };
     let holding: Vec<String> = servers
         .iter()

@@ -1,7 +1,8 @@
-//! Pods of two pools mount one ConfigMap: what leaves it leaves both, so it stays as long as either needs it.
+//! Pods of two pools mount one ConfigMap, or pods of a pool and of none: what leaves it leaves both, so it stays as long as
+//! either needs it.
 
 use anyhow::{Context as _, Result, ensure};
-use rollora_api::rollout::status::RetirementState;
+use rollora_api::{names::SIDECAR_LABEL, rollout::status::RetirementState};
 use rollora_e2e::{
     bed::{Bed, Setup},
     cluster::{
@@ -20,27 +21,37 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// The second pool, and its Deployment.
+/// The second Deployment, and its pool where it has one.
 const ELSEWHERE: &str = "elsewhere";
 
 /// Longer than sidecars may take to notice a use of which no router knows.
 const QUIET_FOR: Duration = Duration::from_secs(18);
 
-/// A second pool with one server of its own, and the ConfigMap of the first one.
-fn with_a_second_pool(objects: &mut Manifests) -> Result<()> {
+/// A server beside the pool, with the ConfigMap of the pool, in none itself.
+fn with_a_server_beside(objects: &mut Manifests) -> Result<()> {
     let mut deployment = objects.object_mut("Deployment", POOL)?.clone();
     deployment["metadata"]["name"] = json!(ELSEWHERE);
     deployment["spec"]["replicas"] = json!(1);
     deployment["spec"]["selector"]["matchLabels"]["app"] = json!(ELSEWHERE);
     deployment["spec"]["template"]["metadata"]["labels"]["app"] = json!(ELSEWHERE);
-    let mut pool = objects.object_mut("InferencePool", POOL)?.clone();
-    pool["metadata"]["name"] = json!(ELSEWHERE);
-    pool["spec"]["selector"]["matchLabels"]["app"] = json!(ELSEWHERE);
-    objects.objects.extend([deployment, pool]);
+    objects.objects.push(deployment);
     Ok(())
 }
 
-/// Asks the server of the second pool for v1 by its own name, without a pause between answers, until it is told to stop.
+/// The same in a second pool, without the label that is for pods in none.
+fn with_a_second_pool(objects: &mut Manifests) -> Result<()> {
+    with_a_server_beside(objects)?;
+    let deployment = objects.object_mut("Deployment", ELSEWHERE)?;
+    let labels = deployment["spec"]["template"]["metadata"]["labels"].as_object_mut().context("it has no labels")?;
+    labels.remove(SIDECAR_LABEL).context("the shipped pods do not say that they have a sidecar")?;
+    let mut pool = objects.object_mut("InferencePool", POOL)?.clone();
+    pool["metadata"]["name"] = json!(ELSEWHERE);
+    pool["spec"]["selector"]["matchLabels"]["app"] = json!(ELSEWHERE);
+    objects.objects.push(pool);
+    Ok(())
+}
+
+/// Asks the server elsewhere for v1 by its own name, without a pause between answers, until it is told to stop.
 /// Returns how many answers there were.
 async fn ask_for_v1(server: Address, stop: CancellationToken) -> Result<u32> {
     let mut answers = 0;
@@ -53,7 +64,7 @@ async fn ask_for_v1(server: Address, stop: CancellationToken) -> Result<u32> {
     Ok(answers)
 }
 
-/// The status says that v1 is in use in the second pool.
+/// The status says that v1 is in use elsewhere.
 fn is_used_elsewhere() -> Condition {
     Condition::new("v1 is said to be in use elsewhere", |seen| {
         let used = |entry: &rollora_api::rollout::status::Retired| {
@@ -69,15 +80,28 @@ fn an_adapter_that_a_pool_beside_uses_stays_until_that_is_over() {
         return;
     }
     let parts = async || Ok(Parts { change: Box::new(with_a_second_pool), ..Parts::default() });
+    on_a_cluster(&setup(), parts, used_elsewhere);
+}
+
+#[test]
+fn an_adapter_that_a_pod_in_no_pool_uses_stays_until_that_is_over() {
+    if !has_a_cluster("a pool and a pod beside it with one ConfigMap") {
+        return;
+    }
+    let parts = async || Ok(Parts { change: Box::new(with_a_server_beside), ..Parts::default() });
+    on_a_cluster(&setup(), parts, used_elsewhere);
+}
+
+fn setup() -> Setup {
     let rollout = RolloutFile { quiet_for: QUIET_FOR, ..RolloutFile::guide(Duration::from_millis(200)) };
-    on_a_cluster(&Setup { rollout, ..Setup::guide(Duration::ZERO) }, parts, used_elsewhere);
+    Setup { rollout, ..Setup::guide(Duration::ZERO) }
 }
 
 async fn used_elsewhere(bed: &mut Bed<Cluster>) -> Result<()> {
     bed.sees_baseline().await?;
     let server = &bed.place.containers(ELSEWHERE, "vllm")[0];
     let (server, stop) = (Address::Tcp((server.address(), 8000).into()), CancellationToken::new());
-    crate::objects::until("the server of the second pool has v1", async || {
+    crate::objects::until("the server elsewhere has v1", async || {
         let models: serde_json::Value = http::get_json(&server, "/v1/models").await?;
         Ok(models.to_string().contains(V1).then_some(()))
     })
@@ -92,9 +116,9 @@ async fn used_elsewhere(bed: &mut Bed<Cluster>) -> Result<()> {
 
     stop.cancel();
     let answers = asking.join_next().await.context("nobody asked")???;
-    ensure!(answers > 10, "the server of the second pool answered {answers} times");
+    ensure!(answers > 10, "the server elsewhere answered {answers} times");
     bed.sees_within(QUIET_FOR + Duration::from_secs(30), cleaned_up(V1)).await?;
     let models: serde_json::Value = http::get_json(&server, "/v1/models").await?;
-    ensure!(!models.to_string().contains(V1), "it is called gone, and the second pool has it: {models}");
+    ensure!(!models.to_string().contains(V1), "it is called gone, and the server elsewhere has it: {models}");
     bed.clients_saw_nothing_wrong().await.map(drop)
 }

@@ -34,7 +34,7 @@ pub(super) enum Change<'a> {
     Rollout(&'a Shape),
     /// A rewrite of any group.
     Rewrite(&'a ObjectName, Option<&'a InferenceModelRewrite>),
-    /// A ConfigMap.
+    /// A ConfigMap, or who reads it.
     ConfigMap(&'a ObjectName),
     /// A pool, one of its pods, or one of its routers.
     Pool(&'a ObjectName),

@@ -3,10 +3,11 @@
 use super::{
     Books, Documents, concern,
     concern::{Change, Shape},
-    item_of_rewrite, map_item, rollout_item,
+    item_of_rewrite, map_item, rollout_item, whom,
 };
 use crate::{
     answer::ApiError,
+    index::Turn,
     kinds,
     pods::{Pod, PodObject, Pool},
     rewrites::{RewriteNews, Rewrites},
@@ -20,7 +21,10 @@ use futures_util::{
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, ResourceExt};
-use rollora_api::{names::ROUTER_POOL_LABEL, rollout::Rollout};
+use rollora_api::{
+    names::{ROUTER_POOL_LABEL, SIDECAR_LABEL},
+    rollout::Rollout,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
@@ -39,6 +43,7 @@ enum Heard {
     Pools(Told<Result<Pool, String>>),
     Rewrites(RewriteNews),
     Routers(Told<Pod>),
+    Sidecars(Told<Pod>),
     /// Of one namespace.
     ConfigMaps(String, Box<Told<ConfigMap>>),
     Pods(String, Result<News<Sorted>, ApiError>),
@@ -89,11 +94,13 @@ impl Changes {
     pub(super) fn new(documents: &Documents) -> Self {
         let inner = &documents.0;
         let (cluster, scope) = (&inner.cluster, &inner.scope);
-        let routers: Api<PodObject> = scope.api(cluster.client());
-        let selection =
-            Selection { labels: Some(ROUTER_POOL_LABEL.to_owned()), page: Some(PODS), ..Selection::default() };
-        let (resource, namespace) = (kinds::POD.resource(), scope.namespace().map(str::to_owned));
-        let routers = watch::watch_as(routers, &selection, resource, namespace, |pod| Some(Pod::read(&pod)));
+        // Nothing of a pod without the label is ever sent.
+        let pods_with = |label: &str| {
+            let pods: Api<PodObject> = scope.api(cluster.client());
+            let selection = Selection { labels: Some(label.to_owned()), page: Some(PODS), ..Selection::default() };
+            let (resource, namespace) = (kinds::POD.resource(), scope.namespace().map(str::to_owned));
+            watch::watch_as(pods, &selection, resource, namespace, |pod| Some(Pod::read(&pod)))
+        };
         let rewrites = stream::unfold(Rewrites::new(cluster, scope.clone()), |mut rewrites| async move {
             Some((Heard::Rewrites(rewrites.next().await), rewrites))
         });
@@ -102,7 +109,8 @@ impl Changes {
                 .map(|told| Heard::Rollouts(Box::new(told)))
                 .boxed(),
             watch::watch_all(cluster, scope, kinds::POOL, |pool| Pool::read(&pool)).map(Heard::Pools).boxed(),
-            routers.map(Heard::Routers).boxed(),
+            pods_with(ROUTER_POOL_LABEL).map(Heard::Routers).boxed(),
+            pods_with(SIDECAR_LABEL).map(Heard::Sidecars).boxed(),
             rewrites.boxed(),
         ];
         // Whoever took it first is the one who listens.
@@ -143,7 +151,7 @@ impl Changes {
             let heard = match select(pin!(rung), self.streams.next()).await {
                 Either::Left((name, _)) => return name,
                 Either::Right((Some(heard), _)) => heard,
-                // No watch ends but those that are aborted, and four are never aborted.
+                // No watch ends but those that are aborted, and five are never aborted.
                 Either::Right((None, _)) => std::future::pending().await,
             };
             self.hear(heard);
@@ -175,11 +183,22 @@ impl Changes {
                 self.rewatch(books);
             }
             Heard::Routers(told) => {
-                // Which pool a router that is gone routed for is not known any more: everybody beside it looks.
-                let namespaces: BTreeSet<String> =
-                    books.routers.hear(told).into_iter().map(|name| name.namespace).collect();
-                let beside = namespaces.iter().flat_map(|namespace| books.rollouts.of_namespace(namespace));
-                self.due.extend(beside.map(|(name, ..)| name.clone()));
+                let failed = books.routers.is_failed();
+                // A pool that it routed for has a router less.
+                let turns = books.routers.hear(told, |_, pod| pod.router_for.iter().cloned().collect());
+                for pool in turns.iter().flat_map(|Turn { before, now }| before.union(now)) {
+                    self.wake(books, &Change::Pool(pool));
+                }
+                self.wake_all_if(failed && !books.routers.is_failed(), books);
+            }
+            Heard::Sidecars(told) => {
+                let failed = books.sidecars.is_failed();
+                // Only who begins or ends to read it is news to those who name it.
+                let turns = books.sidecars.hear(told, whom::read_by);
+                for map in turns.iter().flat_map(|Turn { before, now }| before.symmetric_difference(now)) {
+                    self.wake(books, &Change::ConfigMap(map));
+                }
+                self.wake_all_if(failed && !books.sidecars.is_failed(), books);
             }
             Heard::ConfigMaps(namespace, told) => self.hear_maps(books, &namespace, *told),
             Heard::Pods(namespace, told) => self.hear_pods(books, &namespace, told),
@@ -321,6 +340,13 @@ impl Changes {
         let readable = here.filter_map(|(name, _, rollout)| Some((name, rollout.as_ref().ok()?)));
         let concerned = readable.filter(|(name, rollout)| concern::concerns(change, name, rollout));
         self.due.extend(concerned.map(|(name, _)| name.clone()));
+    }
+
+    /// Whoever could not be told what is needed looks again when it is there.
+    fn wake_all_if(&mut self, back: bool, books: &Books) {
+        if back {
+            self.due.extend(books.rollouts.iter().map(|(name, ..)| name.clone()));
+        }
     }
 
     /// Watches the ConfigMaps that Rollouts name now, and the pods of the pools beside them: one watch of a kind in each

@@ -175,6 +175,11 @@ impl Store for LocalStore {
         }))
     }
 
+    /// There is one file here, however a Rollout calls it.
+    fn is_same_file(&self, _: &AdaptersRef, _: &AdaptersRef) -> bool {
+        true
+    }
+
     async fn write_status(&self, _: &RolloutKey, version: &Version, status: &RolloutStatus) -> Written {
         let (version, status) = (version.clone(), status.clone());
         let written = self.blocking(move |store| store.status_now(&version, &status)).await;

@@ -2,14 +2,17 @@
 
 mod abandoned;
 mod acceptance;
+mod answered;
 mod answers;
 mod args;
 mod clock;
 mod fleet;
 mod metrics;
+mod questions;
 mod run;
 mod serve;
 mod store;
+mod whom;
 
 use clap::Parser as _;
 use std::process::ExitCode;

@@ -4,7 +4,8 @@ use crate::{
     abandoned, acceptance,
     args::{Args, LogFormat},
     clock::now,
-    fleet::{AllAnswers, ClusterFleet},
+    fleet::ClusterFleet,
+    questions::Questions,
     serve::{self, Telling},
     store::ClusterStore,
 };
@@ -62,7 +63,7 @@ async fn work(args: Args) -> anyhow::Result<()> {
     let (events, teller) = events(&documents, &identity, now);
     let store = ClusterStore { documents: documents.clone(), events, group: args.api_group };
     let fleet = ClusterFleet::new(documents.clone());
-    tasks.spawn(sweep(Arc::clone(fleet.answers()), stop.clone()));
+    tasks.spawn(sweep(Arc::clone(fleet.questions()), stop.clone()));
     let operator = Operator::new(store, fleet, now);
     let tally = Arc::clone(operator.tally());
     let settings = LeaseSettings {
@@ -146,9 +147,9 @@ async fn answer(listener: TcpListener, telling: Telling, stop: CancellationToken
 }
 
 /// Forgets what nobody asks pods any more, now and then.
-async fn sweep(answers: Arc<AllAnswers>, stop: CancellationToken) -> anyhow::Result<()> {
+async fn sweep(questions: Arc<Questions>, stop: CancellationToken) -> anyhow::Result<()> {
     while timeout(SWEEP, stop.cancelled()).await.is_err() {
-        answers.sweep();
+        questions.sweep();
     }
     Ok(())
 }

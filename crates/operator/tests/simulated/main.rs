@@ -9,6 +9,7 @@ mod deletion;
 mod driver;
 mod duo;
 mod faults;
+mod files;
 mod found;
 mod guide;
 mod invariants;

@@ -253,11 +253,15 @@ impl Store for Sim {
     async fn adapters(
         &self,
         _: &RolloutKey,
-        _: &AdaptersRef,
+        reference: &AdaptersRef,
         at_least: Option<&Version>,
     ) -> Result<Option<Versioned<AdaptersDocument>>, ReadError> {
         self.refuse(|missing| missing.adapters_problem.clone())?;
         self.read(|world| {
+            if reference.name != world.file_name {
+                let unread = world.unread.get(&reference.name).cloned();
+                return unread.map(|(value, number)| Versioned { version: version(number), value });
+            }
             let mut seen = self.seen(world, Kind::Adapters).map(|documents| documents.adapters.clone());
             let at_least = at_least.and_then(|version| version.0.parse().ok()).unwrap_or_default();
             if seen.as_ref().is_some_and(|(_, number)| *number < at_least) {
@@ -322,8 +326,17 @@ impl Store for Sim {
         .await
     }
 
-    async fn write_adapters(&self, _: &RolloutKey, _: &AdaptersRef, read: &Version, write: &AdaptersWrite) -> Written {
+    async fn write_adapters(
+        &self,
+        _: &RolloutKey,
+        reference: &AdaptersRef,
+        read: &Version,
+        write: &AdaptersWrite,
+    ) -> Written {
         self.write(Kind::Adapters, |world| {
+            if world.unread.contains_key(&reference.name) {
+                return world.write_unread(&reference.name, read, write);
+            }
             if *read != version(world.adapters_version) {
                 return Written::Stale;
             }

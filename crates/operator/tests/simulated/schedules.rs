@@ -12,7 +12,6 @@ use jiff::SignedDuration;
 use proptest::prelude::*;
 use rollora_api::{
     condition::Condition,
-    operator_key::OperatorKey,
     rollout::{Verb, status::Phase},
 };
 use std::sync::MutexGuard;
@@ -194,8 +193,7 @@ pub(crate) fn act<D: Drive>(run: &mut D, action: &Action) {
 
 /// Whether the operator has not let go of it yet: a use after that comes too late to be heard of.
 fn is_serving(world: &World, index: usize) -> bool {
-    let key = OperatorKey::parse(world.adapters.key_text.as_deref().unwrap()).unwrap();
-    key.serving.contains(&id(IDS[index]))
+    world.key().serving.contains(&id(IDS[index]))
 }
 
 /// How often an id was listed that was not before.

@@ -31,6 +31,9 @@ pub(crate) enum Temper {
     Broken,
 }
 
+/// How often a sidecar reads who uses what: less often than ids have to be quiet.
+const READING: SignedDuration = SignedDuration::from_secs(3);
+
 #[derive(Debug, Clone)]
 pub(crate) struct SimServer {
     pub(crate) name: String,
@@ -49,7 +52,11 @@ pub(crate) struct SimServer {
     pub(crate) ready: bool,
     seen: Content,
     coming: Vec<(Timestamp, Content)>,
+    /// With the last use of each.
     pub(crate) loaded: BTreeMap<AdapterId, Option<Timestamp>>,
+    /// When uses were read last, and what that reading showed of each.
+    read_at: Option<Timestamp>,
+    read: BTreeMap<AdapterId, Timestamp>,
     loading: Option<(AdapterId, Timestamp)>,
     /// Ids over which the server died, and when they are tried again; a pilot waits for the operator.
     died: BTreeMap<AdapterId, Option<Timestamp>>,
@@ -63,6 +70,8 @@ pub(crate) struct SimServer {
 #[derive(Debug, Default)]
 pub(crate) struct Done {
     pub(crate) unloaded: Vec<AdapterId>,
+    /// Ids that have been used since uses were read before.
+    pub(crate) used: Vec<AdapterId>,
 }
 
 impl SimServer {
@@ -81,6 +90,8 @@ impl SimServer {
             seen: Content::default(),
             coming: Vec::new(),
             loaded: BTreeMap::new(),
+            read_at: None,
+            read: BTreeMap::new(),
             loading: None,
             died: BTreeMap::new(),
             quarantined: BTreeSet::new(),
@@ -138,6 +149,7 @@ impl SimServer {
         }
         self.go_on_loading(now, temper);
         if self.is_up() {
+            done.used = self.read_uses(now);
             done.unloaded = self.unload(now);
             self.begin_loading(now);
             match self.blip {
@@ -148,6 +160,19 @@ impl SimServer {
         }
         self.unready_since = if self.ready { None } else { self.unready_since.or(Some(now)) };
         done
+    }
+
+    /// Now and then; a use is known from the reading that shows it.
+    fn read_uses(&mut self, now: Timestamp) -> Vec<AdapterId> {
+        if self.read_at.is_some_and(|read| now.duration_since(read) < READING) {
+            return Vec::new();
+        }
+        let is_new = |used: &Option<Timestamp>| used.is_some_and(|used| self.read_at.is_none_or(|read| used > read));
+        let used: Vec<AdapterId> =
+            self.loaded.iter().filter(|(_, used)| is_new(used)).map(|(id, _)| id.clone()).collect();
+        self.read.extend(used.iter().map(|id| (id.clone(), now)));
+        self.read_at = Some(now);
+        used
     }
 
     fn take_over(&mut self, content: Content) {
@@ -265,7 +290,7 @@ impl SimServer {
             adapters: ids.into_iter().map(|id| self.adapter(id)).collect(),
             problem: None,
             max_loras: None,
-            uses_read_at: None,
+            uses_read_at: self.read_at,
         }
     }
 
@@ -290,7 +315,7 @@ impl SimServer {
             attempts: u32::from(last_error.is_some()),
             last_error,
             next_try: self.died.get(id).copied().flatten(),
-            last_used: self.loaded.get(id).copied().flatten(),
+            last_used: self.read.get(id).copied(),
             ..AdapterStatus::new(id.clone(), self.state(id))
         }
     }

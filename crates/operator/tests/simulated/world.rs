@@ -14,7 +14,7 @@ use rollora_api::{
     rollout::{Rollout, RolloutStatus, Verb, status::Phase},
     router_report::{RuleInForce, RulesReport},
 };
-use rollora_operator::ports::{AdaptersDocument, Event, Router, Server};
+use rollora_operator::ports::{AdaptersDocument, AdaptersWrite, Event, Router, Server, Version, Written};
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt::Write as _,
@@ -139,6 +139,9 @@ pub(crate) struct World {
     pub(crate) rewrites: Vec<(InferenceModelRewrite, u64)>,
     pub(crate) adapters: AdaptersDocument,
     pub(crate) adapters_version: u64,
+    /// The name of the adapters file that servers read, and other ones that nobody reads.
+    pub(crate) file_name: String,
+    pub(crate) unread: BTreeMap<String, (AdaptersDocument, u64)>,
     pub(crate) servers: Vec<SimServer>,
     pub(crate) routers: Vec<SimRouter>,
     pub(crate) bad: BTreeMap<AdapterId, Temper>,
@@ -202,6 +205,7 @@ impl World {
         let mut rollout: Rollout = Rollout::from_yaml(rollout).unwrap();
         rollout.metadata.uid = Some("uid-of-rollout".to_owned());
         rollout.metadata.generation = Some(1);
+        let file_name = rollout.spec.adapters_ref.name.clone();
         let now: Timestamp = "2026-11-23T12:00:00Z".parse().unwrap();
         let planned = rollout.spec.strategy.steps.iter().filter_map(|step| step.set_weight).collect();
         let mut world = Self {
@@ -211,6 +215,8 @@ impl World {
             rewrites: Vec::new(),
             adapters: AdaptersDocument { user_text: file(exist, &[]), ..AdaptersDocument::default() },
             adapters_version: 1,
+            file_name,
+            unread: BTreeMap::new(),
             servers: (0..servers).map(|index| SimServer::new(&format!("server-{index}"))).collect(),
             routers: vec![SimRouter::new("router-0")],
             bad: BTreeMap::new(),
@@ -314,6 +320,30 @@ impl World {
 
     pub(crate) fn file(&self) -> AdaptersFile {
         AdaptersFile::parse(&self.adapters.user_text).unwrap().file
+    }
+
+    /// Servers read another adapters file from now on, with the same lists; the old one stays as it is.
+    pub(crate) fn read_another_file(&mut self, name: &str) {
+        self.note(format!("servers read the file {name}"));
+        let user_text = self.adapters.user_text.clone();
+        let old = std::mem::take(&mut self.adapters);
+        self.unread.insert(std::mem::replace(&mut self.file_name, name.to_owned()), (old, self.adapters_version));
+        let key_text = self.unread.remove(name).and_then(|(document, _)| document.key_text);
+        self.write_adapters(Some(user_text), key_text);
+    }
+
+    /// The operator writes a file that no server reads.
+    pub(crate) fn write_unread(&mut self, name: &str, read: &Version, write: &AdaptersWrite) -> Written {
+        let number = self.next_version();
+        match self.unread.get_mut(name) {
+            Some((document, version)) if read.0 == version.to_string() => {
+                document.user_text = write.user_text.clone().unwrap_or_else(|| document.user_text.clone());
+                document.key_text = write.key_text.clone().or_else(|| document.key_text.clone());
+                *version = number;
+                Written::Done(Version(number.to_string()))
+            }
+            _ => Written::Stale,
+        }
     }
 
     pub(crate) fn edit_spec(&mut self, edit: impl FnOnce(&mut Rollout)) {
@@ -432,9 +462,13 @@ impl World {
             }
         }
         let bad = self.bad.clone();
+        let serving = self.key().serving;
         let mut unloaded = Vec::new();
         for server in &mut self.servers {
             let done = server.tick(now, |id| bad.get(id).copied().unwrap_or(Temper::Good));
+            // What is heard of after the operator has let go comes too late.
+            let used = done.used.into_iter().filter(|id| serving.contains(id));
+            self.uses.extend(used.map(|id| (id, now)));
             unloaded.extend(done.unloaded.into_iter().map(|id| (server.name.clone(), id)));
         }
         let reports: Vec<_> = self.servers.iter().map(SimServer::report).collect();
@@ -473,7 +507,6 @@ impl World {
         let now = self.now;
         for used in self.servers.iter_mut().filter_map(|server| server.loaded.get_mut(id)) {
             *used = Some(now);
-            self.uses.insert(id.clone(), now);
         }
     }
 
@@ -483,7 +516,6 @@ impl World {
         for server in self.servers.iter_mut().filter(|server| server.beside) {
             if let Some(used) = server.loaded.get_mut(id) {
                 *used = Some(now);
-                self.uses.insert(id.clone(), now);
             }
         }
     }
@@ -494,6 +526,11 @@ impl World {
         server.beside = true;
         server.notice(self.now - server.lag, &self.content());
         self.servers.push(server);
+    }
+
+    /// The operator's key as it is now.
+    pub(crate) fn key(&self) -> OperatorKey {
+        OperatorKey::parse(self.adapters.key_text.as_deref().unwrap()).unwrap()
     }
 
     /// What the servers of this pool say, or those of the other one.

@@ -82,6 +82,8 @@ fn well() -> Facts {
     }
 }
 
+const AWAY: Unseen = Unseen::NotAsked;
+
 fn look(state: RetirementState, facts: &Facts) -> Looked {
     let content = present();
     let scene = Scene {
@@ -91,7 +93,7 @@ fn look(state: RetirementState, facts: &Facts) -> Looked {
         gitops_owner: facts.gitops_owner,
         unproven: facts.unproven,
         servers: facts.servers.as_deref(),
-        sharers: facts.sharers.as_deref(),
+        sharers: facts.sharers.as_deref().ok_or(&AWAY),
         routers: facts.routers.as_deref(),
         content: Some(&content),
         listing: facts.listing,
@@ -273,4 +275,25 @@ fn without_a_sidecar_what_vllm_lists_tells_that_it_is_gone() {
     };
     assert_eq!(next(State::Unloading, &listing(AdapterState::Loaded)), State::Unloading);
     assert_eq!(next(State::Unloading, &listing(AdapterState::Gone)), State::Gone);
+}
+
+#[test]
+fn quiet_counts_only_when_uses_were_read_after_it() {
+    let quiet_for = i64::try_from(Cleanup::default().quiet_for.get().as_secs()).unwrap();
+    let read_at = |seconds: i64, used: Option<Timestamp>| {
+        let mut server = server(AdapterState::Verified, used);
+        Arc::make_mut(server.status.as_mut().unwrap()).uses_read_at = Some(at(seconds));
+        server
+    };
+    let state = |servers: Vec<Server>| {
+        let looked = look(State::Waiting, &Facts { servers: Some(servers), ..well() });
+        (looked.entry.state, looked.entry.reason)
+    };
+    assert_eq!(state(vec![read_at(quiet_for, None)]).0, State::Unlisting);
+    let (before, why) = state(vec![read_at(quiet_for, None), read_at(quiet_for - 1, None)]);
+    assert_eq!(before, State::Waiting);
+    assert!(why.contains("and the uses of a were read at"), "{why}");
+    let used = Some(at(100));
+    assert_eq!(state(vec![read_at(99 + quiet_for, used)]).0, State::Waiting);
+    assert_eq!(state(vec![read_at(100 + quiet_for, used)]).0, State::Unlisting);
 }

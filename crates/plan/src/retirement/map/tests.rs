@@ -81,7 +81,7 @@ fn scenes(mut each: impl FnMut(Scene<'_>)) {
                 gitops_owner: is(2).then_some("Flux"),
                 unproven: is(3).then_some("router-1 lags"),
                 servers: fleet.as_deref(),
-                sharers: Some(&[]),
+                sharers: Ok(&[]),
                 routers: (!is(4)).then_some(&routers),
                 content: Some(&content),
                 listing,
