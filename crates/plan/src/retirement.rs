@@ -231,7 +231,8 @@ fn noise(id: &AdapterId, since: Timestamp, scene: Scene<'_>) -> Option<Hindrance
     let (used, at) = times.into_iter().max()?;
     let quiet = after(used, scene.cleanup.quiet_for.get());
     if scene.now >= quiet {
-        return unread(&servers, quiet);
+        let state = if at.is_empty() { RetirementState::Waiting } else { RetirementState::StillInUse };
+        return unread(&servers, quiet).map(|reason| Hindrance { state, reason, again: Again::Soon });
     }
     let needed = text::span(scene.cleanup.quiet_for.get());
     if at.is_empty() {
@@ -244,12 +245,10 @@ fn noise(id: &AdapterId, since: Timestamp, scene: Scene<'_>) -> Option<Hindrance
 
 /// A server whose uses were read last before the quiet was over: who has used it since is not known. One that does not tell
 /// when it was read says all that it ever will.
-fn unread(servers: &[&Server], quiet: Timestamp) -> Option<Hindrance> {
+fn unread(servers: &[&Server], quiet: Timestamp) -> Option<String> {
     let read = |server: &&Server| Some((server.name.clone(), server.status.as_ref().ok()?.uses_read_at?));
     let (name, read) = servers.iter().filter_map(read).find(|(_, read)| *read < quiet)?;
-    let reason =
-        format!("must be quiet until {}, and the uses of {name} were read at {}", text::time(quiet), text::time(read));
-    Some(Hindrance::waits(reason, Again::Soon))
+    Some(format!("must be quiet until {}, and the uses of {name} were read at {}", text::time(quiet), text::time(read)))
 }
 
 fn unlist(entry: &Retired, scene: Scene<'_>) -> Looked {

@@ -530,7 +530,7 @@ impl World {
 
     /// The operator's key as it is now.
     pub(crate) fn key(&self) -> OperatorKey {
-        OperatorKey::parse(self.adapters.key_text.as_deref().unwrap()).unwrap()
+        self.adapters.key_text.as_deref().map(|text| OperatorKey::parse(text).unwrap()).unwrap_or_default()
     }
 
     /// What the servers of this pool say, or those of the other one.

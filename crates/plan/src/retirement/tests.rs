@@ -294,6 +294,6 @@ fn quiet_counts_only_when_uses_were_read_after_it() {
     assert_eq!(before, State::Waiting);
     assert!(why.contains("and the uses of a were read at"), "{why}");
     let used = Some(at(100));
-    assert_eq!(state(vec![read_at(99 + quiet_for, used)]).0, State::Waiting);
+    assert_eq!(state(vec![read_at(99 + quiet_for, used)]).0, State::StillInUse);
     assert_eq!(state(vec![read_at(100 + quiet_for, used)]).0, State::Unlisting);
 }
