@@ -17,8 +17,12 @@ pub(crate) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     let mut watch = client.watch().await?;
     let overview = watch.next().await?;
     let seen = overview.rollout.status.unwrap_or_default();
-    let request =
-        IntentRequest { verb, revision: seen.revision.number, step: seen.step.as_ref().map(|step| step.index) };
+    let request = IntentRequest {
+        verb,
+        revision: seen.revision.number,
+        step: seen.step.as_ref().map(|step| step.index),
+        claimed_by: std::env::var("USER").ok().filter(|user| !user.is_empty()),
+    };
     let intent = client.intend(&request).await.map_err(|error| match error {
         ClientError::Refused(reason) => Failure::Refused(reason),
         other => other.into(),

@@ -53,6 +53,9 @@ pub struct IntentRequest {
     /// The step that the person saw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<i32>,
+    /// Who asks, as they say themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_by: Option<String>,
 }
 
 /// Why the control socket cannot be made.
@@ -155,8 +158,8 @@ fn overviews(control: Control) -> impl Stream<Item = Result<Bytes, Infallible>> 
 }
 
 async fn intent(State(control): State<Control>, Json(request): Json<IntentRequest>) -> Response {
-    let IntentRequest { verb, revision, step } = request;
-    let intent = Intent { id: Uuid::new_v4().to_string(), verb, revision, step };
+    let IntentRequest { verb, revision, step, claimed_by } = request;
+    let intent = Intent { id: Uuid::new_v4().to_string(), verb, revision, step, claimed_by };
     match control.store.intend(intent.clone()).await {
         Ok(()) => Json(intent).into_response(),
         Err(error) => (StatusCode::CONFLICT, Json(Refused { error: error.to_string() })).into_response(),

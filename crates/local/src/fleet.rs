@@ -16,7 +16,7 @@ use crate::{
 use jiff::Timestamp;
 use rollora_api::{adapters::DesiredAdapters, names::ModelName, rewrite::PoolRef, sidecar_status::SidecarStatus};
 use rollora_operator::ports::{Fleet, Heard, ReadError, RolloutKey, Router, Server};
-use rollora_sidecar::{Pulse, whole_status};
+use rollora_sidecar::{Onlookers, Pulse, whole_status};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, watch};
 
@@ -46,6 +46,8 @@ pub(crate) struct Member {
     pub(crate) status: watch::Receiver<Arc<SidecarStatus>>,
     /// What its sidecar tells beside that, because it moves all the time.
     pub(crate) pulse: watch::Receiver<Option<Pulse>>,
+    /// Where its sidecar is told that somebody looks.
+    pub(crate) onlookers: Onlookers,
 }
 
 impl LocalFleet {
@@ -151,6 +153,7 @@ impl Fleet for LocalFleet {
     async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Heard<Server>, ReadError> {
         self.refresh();
         let server = |(member, server): (&Member, &Arc<GatewayServer>)| {
+            member.onlookers.look();
             let status = Arc::new(whole_status(&member.status, &member.pulse));
             let ready = status.server.is_some() && status.readiness.ready && !server.is_suspect();
             let (unready_since, leaving) = (None, false);

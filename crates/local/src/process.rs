@@ -172,7 +172,8 @@ fn start_fleet(
         let (desired, wanted) = watch::channel(None);
         let sidecar = Sidecar::new(behaviour, wanted);
         let (sidecar, status) = sidecar.map_err(|source| LocalError::Server { server: name, source })?;
-        members.push(Member { url: endpoint.base_url().to_owned(), desired, status, pulse: sidecar.pulse() });
+        let (url, pulse, onlookers) = (endpoint.base_url().to_owned(), sidecar.pulse(), sidecar.onlookers());
+        members.push(Member { url, desired, status, pulse, onlookers });
         sidecars.push(sidecar.with_doubts(doubts));
     }
     let fleet = LocalFleet::new(store.clone(), Arc::new(Servers::new(servers)), members, bell);

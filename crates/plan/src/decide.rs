@@ -37,7 +37,7 @@ use rollora_api::{
     rollout::{
         Rollout, RolloutStatus,
         spec::RolloutSpec,
-        status::{LastAction, ObservedAdapters, RetirementState},
+        status::{ObservedAdapters, RetirementState},
     },
 };
 use std::{
@@ -352,15 +352,15 @@ impl<'a> Case<'a> {
         let Request::New(intent) = intent::request(self.rollout) else { return };
         let (spec, now) = (self.spec, self.now);
         let action = draft.traffic(|traffic| intent::consume(&intent, traffic, spec, now));
-        draft.say(false, "Intent", format!("{:?}: {}", action.verb, action.outcome));
+        let who = action.claimed_by.as_ref().map(|who| format!(" (asked by {who})")).unwrap_or_default();
+        draft.say(false, "Intent", format!("{:?}: {}{who}", action.verb, action.outcome));
         draft.status.last_action = Some(action);
     }
 
     fn refuse_intent(&self, draft: &mut Draft, why: &str) {
         let Request::New(intent) = intent::request(self.rollout) else { return };
         let outcome = format!("refused: {why}");
-        let action = LastAction { id: intent.id, verb: intent.verb, claimed_by: None, at: self.now, outcome };
-        draft.status.last_action = Some(action);
+        draft.status.last_action = Some(intent::answer(&intent, outcome, self.now));
     }
 
     /// Begins a new revision where another adapter is wanted. One that was stable and is on its way out comes back at once.

@@ -24,6 +24,9 @@ pub(crate) fn request(rollout: &Rollout) -> Request {
     }
 }
 
+/// Characters of what people say who they are that are kept.
+const LONGEST_CLAIM: usize = 100;
+
 /// Whether somebody asked to abort, which waits for no observation but the rewrite.
 pub fn is_urgent(rollout: &Rollout) -> bool {
     matches!(request(rollout), Request::New(Intent { verb: Verb::Abort, .. }))
@@ -35,7 +38,14 @@ pub(crate) fn consume(intent: &Intent, traffic: &mut Traffic<'_>, spec: &Rollout
         Ok(done) => format!("done: {done}"),
         Err(why) => format!("refused: {why}"),
     };
-    LastAction { id: intent.id.clone(), verb: intent.verb, claimed_by: None, at: now, outcome }
+    answer(intent, outcome, now)
+}
+
+/// What came of it, for the record.
+pub(crate) fn answer(intent: &Intent, outcome: String, at: Timestamp) -> LastAction {
+    // Whoever asks writes what they like; the status has room for so much.
+    let claimed_by = intent.claimed_by.as_ref().map(|who| who.chars().take(LONGEST_CLAIM).collect());
+    LastAction { id: intent.id.clone(), verb: intent.verb, claimed_by, at, outcome }
 }
 
 fn act(intent: &Intent, traffic: &mut Traffic<'_>, spec: &RolloutSpec, now: Timestamp) -> Outcome {

@@ -32,5 +32,5 @@ pub mod watch_file;
 pub mod wish;
 
 pub use config::{Config, Intervals, Policy};
-pub use run::{Call, Observer, Pulse, Refresh, Sidecar, whole_status};
+pub use run::{Call, Observer, Onlookers, Pulse, Refresh, Sidecar, whole_status};
 pub use source::Sources;

@@ -15,7 +15,15 @@ use jiff::Timestamp;
 use rollora_api::{adapters::DesiredAdapters, names::AdapterId, sidecar_status::SidecarStatus};
 use rollora_store::{FetchError, Fetched, Progress};
 use rollora_vllm::{Client, ClientError, Endpoint, VllmError};
-use std::{fmt, io, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     net::TcpStream,
     sync::{Notify, watch},
@@ -60,6 +68,22 @@ pub struct Pulse {
     pub uses_read_at: Option<Timestamp>,
 }
 
+/// Where whoever waits for an adapter's end leaves word that they look: uses are read more often then. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Onlookers(Arc<AtomicBool>);
+
+impl Onlookers {
+    /// Somebody looks.
+    pub fn look(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether anybody has looked since this was asked before.
+    fn have_looked(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
 /// All that a sidecar tells of its server, from what it publishes.
 pub fn whole_status(
     status: &watch::Receiver<Arc<SidecarStatus>>,
@@ -83,6 +107,7 @@ pub struct Sidecar {
     endpoint: watch::Receiver<Endpoint>,
     status: watch::Sender<Arc<SidecarStatus>>,
     pulse: watch::Sender<Option<Pulse>>,
+    onlookers: Onlookers,
     observer: Option<Observer>,
     kept: Option<watch::Sender<Kept>>,
     sources: Sources,
@@ -146,6 +171,7 @@ impl Sidecar {
             endpoint,
             status,
             pulse: watch::Sender::new(None),
+            onlookers: Onlookers::default(),
             observer: None,
             kept: None,
             sources: Sources::default(),
@@ -210,6 +236,11 @@ impl Sidecar {
         self.pulse.subscribe()
     }
 
+    /// Where to leave word that somebody looks.
+    pub fn onlookers(&self) -> Onlookers {
+        self.onlookers.clone()
+    }
+
     /// Works until it is stopped. Then nothing new is begun, and calls under way are finished within
     /// [`Config::last_calls`]. vLLM is left as it is.
     pub async fn run(self, stop: CancellationToken) {
@@ -235,6 +266,9 @@ impl Sidecar {
         self.take_file_error(&mut memory);
         loop {
             let now = clock.now();
+            if self.onlookers.have_looked() {
+                memory.looked_at(now);
+            }
             let actions = if last_calls_end.is_none() { decide(&memory, now) } else { Vec::new() };
             let mut news = !only_time || !actions.is_empty();
             for action in actions {

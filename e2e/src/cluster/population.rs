@@ -308,6 +308,7 @@ impl Population {
                 verb,
                 revision: status.revision.number,
                 step: status.step.map(|step| step.index),
+                claimed_by: None,
             };
             let targets =
                 |seen: &mut seen::Seen| Some(seen.rewrites.get(&pool)?.get(&name)?.spec.rules.first()?.targets.len());

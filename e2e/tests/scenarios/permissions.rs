@@ -17,7 +17,7 @@ use rollora_api::{
 use rollora_e2e::{
     bed::{Bed, Place as _, Setup},
     cluster::{
-        control_plane::{Audit, AuditEvent, ControlPlane, Decision, UPSTREAM, ours},
+        control_plane::{Audit, AuditEvent, ControlPlane, Decision, UPSTREAM, ours, upstream},
         manifests::{self, Manifests},
         place::{Cluster, Parts},
     },
@@ -440,7 +440,12 @@ fn a_permission_to_look_that_is_taken_away_later_is_named_and_nothing_moves_on_w
     if !has_a_cluster("a permission that is taken away") {
         return;
     }
-    let parts = async || Ok(Parts::default());
+    // Nobody else's API server.
+    let parts = async || {
+        let plane = ControlPlane::start().await?;
+        plane.install(&[ours()?, upstream()?].concat()).await?;
+        Ok(Parts { plane: Some(plane), ..Parts::default() })
+    };
     on_a_cluster(&Setup::open_at_half(Duration::from_millis(200)), parts, async |bed| {
         bed.sees_baseline().await?;
         let permissions = Permissions::of(bed).await?;

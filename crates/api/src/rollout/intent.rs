@@ -17,6 +17,9 @@ pub struct Intent {
     /// `status.step.index` that the person saw; `promote` is refused when the step has moved on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<i32>,
+    /// Who asks, as they say themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_by: Option<String>,
 }
 
 /// Why a wish is not taken.

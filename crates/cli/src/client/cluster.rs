@@ -56,8 +56,8 @@ impl Client {
     }
 
     pub(super) async fn intend(&self, request: &IntentRequest) -> Result<Intent, ClientError> {
-        let IntentRequest { verb, revision, step } = *request;
-        let intent = Intent { id: Uuid::new_v4().to_string(), verb, revision, step };
+        let IntentRequest { verb, revision, step, claimed_by } = request.clone();
+        let intent = Intent { id: Uuid::new_v4().to_string(), verb, revision, step, claimed_by };
         let text = serde_json::json!(intent).to_string();
         for attempt in 1.. {
             let rollout = self.rollout().await?;

@@ -227,7 +227,7 @@ lora  lora   Paused  4/5   lora-v1 50, lora-v2 50  lora-v1  lora-v2
 
 #[test]
 fn what_was_asked_is_bound_to_what_was_seen() {
-    let intent = |verb| Intent { id: "1".to_owned(), verb, revision: 2, step: Some(3) };
+    let intent = |verb| Intent { id: "1".to_owned(), verb, revision: 2, step: Some(3), claimed_by: None };
     let seen = paused().rollout.status.unwrap();
     assert_eq!(
         asked(&intent(Verb::Promote), &seen),

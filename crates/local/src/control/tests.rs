@@ -94,11 +94,15 @@ async fn an_overview_is_told_now_and_with_every_change() {
 #[tokio::test]
 async fn an_intent_is_taken_with_an_id_and_the_next_one_waits() {
     let mut machine = Machine::start();
-    let request = |verb| serde_json::to_string(&IntentRequest { verb, revision: 3, step: Some(1) }).unwrap();
+    let request = |verb| {
+        let claimed_by = Some("anna".to_owned());
+        serde_json::to_string(&IntentRequest { verb, revision: 3, step: Some(1), claimed_by }).unwrap()
+    };
     let (status, body) = machine.ask("POST", "/intent", request(Verb::Promote)).await;
     assert_eq!(status, StatusCode::OK);
     let intent: Intent = whole(body).await;
     assert_eq!((intent.verb, intent.revision, intent.step), (Verb::Promote, 3, Some(1)));
+    assert_eq!(intent.claimed_by.as_deref(), Some("anna"));
     let annotation =
         &machine.control.store.picture().rollout.metadata.annotations[rollora_api::names::INTENT_ANNOTATION];
     assert_eq!(serde_json::from_str::<Intent>(annotation).unwrap(), intent);

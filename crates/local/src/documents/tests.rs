@@ -45,7 +45,7 @@ fn rewrite(weight: i32) -> InferenceModelRewrite {
 }
 
 fn intent(id: &str, verb: Verb) -> Intent {
-    Intent { id: id.to_owned(), verb, revision: 1, step: None }
+    Intent { id: id.to_owned(), verb, revision: 1, step: None, claimed_by: None }
 }
 
 #[test]

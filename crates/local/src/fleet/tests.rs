@@ -37,8 +37,9 @@ impl Machine {
             servers.push(Arc::new(GatewayServer::new(name, "s", 80, tasks, Arc::clone(&bell), Arc::default())));
             let (desired, wanted) = watch::channel(None);
             let (status, said) = watch::channel(Arc::new(has(&[])));
-            let pulse = watch::Sender::new(None);
-            members.push(Member { url: format!("http://s{number}"), desired, status: said, pulse: pulse.subscribe() });
+            let (pulse, beats) = watch::channel(None);
+            let (url, onlookers) = (format!("http://s{number}"), rollora_sidecar::Onlookers::default());
+            members.push(Member { url, desired, status: said, pulse: beats, onlookers });
             statuses.push(status);
             pulses.push(pulse);
             told.push(wanted);

@@ -142,7 +142,7 @@ fn an_abort_is_obeyed_in_a_conflict_that_began_in_the_middle_of_a_rollout() {
     let (rollout, world) = overlapped(&json!({}));
     let stands = decide(&Input { rollout: &rollout, world: &world }, now());
     assert_eq!((stands.status.phase, stands.effects.len()), (Phase::Invalid, 0), "{}", stands.status.message);
-    let intent = json!({ "id": "1", "verb": "abort", "revision": 2 }).to_string();
+    let intent = json!({ "id": "1", "verb": "abort", "revision": 2, "claimedBy": "x".repeat(2000) }).to_string();
     let (rollout, mut world) = overlapped(&json!({ "rollora.dev/intent": intent }));
     for rollouts in [world.rollouts.clone(), Err(Unseen::NotAsked)] {
         let mut rollout = rollout.clone();
@@ -153,8 +153,9 @@ fn an_abort_is_obeyed_in_a_conflict_that_began_in_the_middle_of_a_rollout() {
         let targets: Vec<&str> =
             rewrite.spec.rules[0].targets.iter().map(|target| target.model_rewrite.as_str()).collect();
         assert_eq!(targets, ["chat-v1"]);
-        let outcome = aborted.status.last_action.unwrap().outcome;
-        assert!(outcome.starts_with("done"), "{outcome}");
+        let action = aborted.status.last_action.unwrap();
+        assert!(action.outcome.starts_with("done"), "{}", action.outcome);
+        assert_eq!(action.claimed_by.map(|who| who.len()), Some(100), "as much as there is room for");
     }
 }
 

@@ -41,8 +41,8 @@ fn now() -> Timestamp {
     Timestamp::from_second(1_000_000).unwrap()
 }
 
-fn ago(seconds: i64) -> Option<Timestamp> {
-    Some(now() - jiff::SignedDuration::from_secs(seconds))
+fn ago(seconds: i64) -> Timestamp {
+    now() - jiff::SignedDuration::from_secs(seconds)
 }
 
 fn is_open(proof: ResidencyProof, servers: &[Server]) -> bool {
@@ -59,7 +59,7 @@ fn the_gate_opens_only_when_every_ready_server_has_verified_it_on_the_present_co
     let held_back = || changed(server(None), |status| status.readiness.reason = ADAPTERS_NOT_VERIFIED.to_owned());
     let held_back_by_old_content = || changed(held_back(), |status| status.config.hash = None);
     let leaving = |server| Server { leaving: true, ..server };
-    let unready_for = |seconds, server| Server { ready: false, unready_since: ago(seconds), ..server };
+    let unready_for = |seconds, server| Server { ready: false, unready_since: Some(ago(seconds)), ..server };
     let cases = [
         ("nobody", vec![], false),
         ("one that has it", vec![verified()], true),

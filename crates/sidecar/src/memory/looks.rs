@@ -8,7 +8,10 @@ use rollora_api::{
     sidecar_status::{Problem, ServerIdentity},
 };
 use rollora_vllm::{ModelCard, ServerMetrics, VllmError};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// What cannot be true any more of a server that has just listed its models.
 const DISPROVED_BY_A_LIST: [&str; 2] = ["Unauthorized", "ShuttingDown"];
@@ -74,6 +77,8 @@ pub(super) struct Looks {
     began: Option<(Timestamp, u64)>,
     models_asked: Option<Timestamp>,
     metrics_asked: Option<Timestamp>,
+    /// When somebody last looked at what is told of the server.
+    watched: Option<Timestamp>,
     demanded: Look,
     /// The event that last raised a suspicion: only a look that began later can tell how the server is.
     pub(super) suspected: u64,
@@ -81,7 +86,15 @@ pub(super) struct Looks {
     pub(super) alarms: u32,
 }
 
+/// Whoever looks is taken to look again within this.
+const WATCHED: Duration = Duration::from_secs(4);
+
 impl Memory {
+    /// Somebody looks at what is told of the server.
+    pub fn looked_at(&mut self, now: Timestamp) {
+        self.looks.watched = Some(now);
+    }
+
     /// What to ask now, if anything.
     pub fn look_due(&self, now: Timestamp) -> Option<Look> {
         let looks = &self.looks;
@@ -96,7 +109,9 @@ impl Memory {
             Server::Suspect { .. } => (turn || sequence < looks.suspected).then_some(Look::EVERYTHING),
             Server::Up => {
                 let doubt = self.adapters.values().any(|adapter| adapter.doubt.is_some());
-                let metrics_interval = if self.retiring() { intervals.metrics_retiring } else { intervals.metrics };
+                let watched = looks.watched.is_some_and(|watched| now < watched + WATCHED);
+                let soon = watched || self.retiring();
+                let metrics_interval = if soon { intervals.metrics_retiring } else { intervals.metrics };
                 let passed = |asked: Option<Timestamp>, interval| asked.is_none_or(|asked| now >= asked + interval);
                 let look = Look {
                     metrics: looks.demanded.metrics || passed(looks.metrics_asked, metrics_interval),

@@ -505,7 +505,7 @@ fn where_no_use_is_told_an_unload_waits_from_when_it_became_unwanted() {
 }
 
 #[test]
-fn last_use_is_read_every_second_only_while_somebody_waits_for_its_end() {
+fn uses_are_read_every_second_only_while_somebody_waits_for_their_end() {
     let interval = |bed: &mut Bed| {
         bed.look();
         let began = bed.now;
@@ -524,6 +524,10 @@ fn last_use_is_read_every_second_only_while_somebody_waits_for_its_end() {
     assert_eq!(interval(&mut bed), 15, "nobody waits");
     bed.desire(&["v1", "v2"], &[], Some(key(&["v1", "v2"])));
     assert_eq!(interval(&mut bed), 15, "both serve");
+    bed.memory.looked_at(bed.now);
+    assert_eq!(interval(&mut bed), 1, "somebody looks");
+    bed.wait(Duration::from_secs(4));
+    assert_eq!(interval(&mut bed), 15, "nobody has looked for a while");
     bed.desire(&["v1", "v2"], &[], Some(key(&["v2"])));
     assert_eq!(interval(&mut bed), 1, "v1 has retired");
     bed.desire(&["v2"], &["v1"], Some(key(&["v2"])));

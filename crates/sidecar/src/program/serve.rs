@@ -105,8 +105,9 @@ pub(crate) async fn serve(listener: TcpListener, told: Told, stop: CancellationT
 }
 
 async fn status(State(told): State<Told>) -> Json<SidecarStatus> {
-    let view = told.view.borrow().clone();
-    Json(view.map(|view| whole_status(&view.status, &view.pulse)).unwrap_or_default())
+    let Some(view) = told.view.borrow().clone() else { return Json::default() };
+    view.onlookers.look();
+    Json(whole_status(&view.status, &view.pulse))
 }
 
 async fn metrics(State(told): State<Told>) -> Response {

@@ -3,7 +3,7 @@
 
 use crate::{feed::Feed, keep::Keep, metrics::Metrics, settings::Settings, target::Target, trust::Following};
 use rollora_api::{adapters::DesiredAdapters, sidecar_status::SidecarStatus};
-use rollora_sidecar::{Config, Observer, Policy, Pulse, Refresh, Sidecar, Sources};
+use rollora_sidecar::{Config, Observer, Onlookers, Policy, Pulse, Refresh, Sidecar, Sources};
 use rollora_vllm::{ApiKey, ClientError, Endpoint, Timeouts};
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
@@ -21,6 +21,8 @@ pub(crate) struct View {
     pub(crate) status: watch::Receiver<Arc<SidecarStatus>>,
     /// That it is at work.
     pub(crate) pulse: watch::Receiver<Option<Pulse>>,
+    /// Where to leave word that somebody looks.
+    pub(crate) onlookers: Onlookers,
 }
 
 /// Has a sidecar at work for the server that is meant.
@@ -136,7 +138,7 @@ impl Supervisor {
             .with_observer(self.observer())
             .with_sources(self.sources.clone())
             .with_kept(self.keep.clone());
-        self.view.send_replace(Some(View { status, pulse: sidecar.pulse() }));
+        self.view.send_replace(Some(View { status, pulse: sidecar.pulse(), onlookers: sidecar.onlookers() }));
         tracing::info!(endpoint = target.endpoint().base_url(), "at work");
         Ok(sidecar)
     }
