@@ -394,6 +394,9 @@ impl<'a> Case<'a> {
         if let Err(error) = &self.world.rewrites {
             return Proof::unseen(error, self.now);
         }
+        if let Some(wait) = self.rewrite_on_its_way_out().filter(|_| !status.weights.desired.is_empty()) {
+            return Proof::waits(0, 0, wait);
+        }
         let claim = Claim {
             model: &self.spec.model,
             rollout_uid: self.uid,

@@ -68,7 +68,8 @@ impl Proof {
         Self::waits(0, 0, Wait::for_sight("the rewrites cannot be read", error, now))
     }
 
-    fn waits(proven: usize, total: usize, wait: Wait) -> Self {
+    /// So many of so many are proven, and this is waited for.
+    pub(crate) fn waits(proven: usize, total: usize, wait: Wait) -> Self {
         Self { proven, total, wait: Some(wait), shadowed_by: None }
     }
 }

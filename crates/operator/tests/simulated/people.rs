@@ -308,6 +308,23 @@ fn a_rewrite_that_is_edited_again_and_again_is_put_back_slowly() {
 }
 
 #[test]
+fn a_rewrite_that_is_on_its_way_out_is_left_alone_and_made_again_when_it_is_gone() {
+    let mut run = at_half();
+    let now = run.world().now;
+    run.world().edit_rewrite(|rewrite| {
+        rewrite.metadata.deletion_timestamp = Some(now);
+        rewrite.metadata.finalizers = vec!["somebody.else/guard".to_owned()];
+    });
+    let before = run.world().rewrites.clone();
+    run.run_for(SignedDuration::from_secs(5));
+    assert_eq!(run.world().rewrites, before, "{}", run.story());
+    run.world().rewrites.clear();
+    run.world().rewrites_changed();
+    run.until_weights(&[(V1, 50), (V2, 50)]);
+    run.until_phase(Phase::Paused);
+}
+
+#[test]
 fn a_deleted_rewrite_is_made_again() {
     let mut run = at_half();
     run.world().rewrites.clear();

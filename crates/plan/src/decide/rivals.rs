@@ -1,7 +1,7 @@
 //! Rules of others that would turn what is decided here into something else.
 
 use super::Case;
-use crate::wait::Wait;
+use crate::{text, wait::Wait};
 use rollora_api::{
     condition::reason,
     names::AdapterId,
@@ -53,6 +53,21 @@ impl Case<'_> {
             "rewrite {} is for the pool {}, and this Rollout for {}: name another rewrite in spec.rewriteRef",
             rewrite.metadata.name, rewrite.spec.pool_ref.name, self.spec.pool_ref.name
         ))
+    }
+
+    /// The rewrite, where somebody deletes it and it is not gone yet: what is written into it goes with it.
+    pub(super) fn rewrite_on_its_way_out(&self) -> Option<Wait> {
+        if self.rewrite.is_some() {
+            return None;
+        }
+        let mut rewrites = self.world.rewrites.as_deref().ok()?.iter();
+        let name = self.rewrite_name();
+        let group = Some(self.world.new_rewrite_group);
+        let leaving = rewrites.find(|rewrite| rewrite.metadata.name == name && rewrite.group() == group)?;
+        let finalizers = text::list(&leaving.metadata.finalizers);
+        let message =
+            format!("rewrite {name} is being deleted, and held back by {finalizers}: it is made again when it is gone");
+        Some(Wait::on_change(reason::ROUTERS_PENDING, message))
     }
 
     fn is_of_pool(&self, rewrite: &InferenceModelRewrite) -> bool {

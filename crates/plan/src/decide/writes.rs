@@ -36,7 +36,7 @@ impl Case<'_> {
 
     pub(super) fn rewrite_effect(&self, status: &RolloutStatus) -> Option<Effect> {
         let may_write = self.world.rewrites.is_ok() && !status.weights.desired.is_empty();
-        if !may_write || self.contest_end(status).is_some() {
+        if !may_write || self.contest_end(status).is_some() || self.rewrite_on_its_way_out().is_some() {
             return None;
         }
         let edited = rewrite::edited(self.rewrite, self.wanted(status))?;
