@@ -134,6 +134,8 @@ fn at_work(programs: &Programs, extent: Extent, folder: &Path) -> Result<Vec<Mea
     let most = extent.watch.as_secs() / 5 + 1;
     let what = "the same: most writes of counts of one Rollout";
     measures.push(measure(what, count(account.most_progress), "").at_most(count(most)));
+    let what = "the same: writes that the ConfigMap has another version";
+    measures.push(measure(what, count(account.files), ""));
     measures.push(measure("the same: writes of anything else", count(account.but_counts()), "").at_most(0.0));
     population.hold(false)?;
 

@@ -49,9 +49,9 @@ impl Account {
         self.requests.iter().filter(|(what, _)| wanted(what)).map(|(_, count)| count).sum()
     }
 
-    /// Requests but those that wrote mere counts.
+    /// Requests but those that wrote mere counts, or which version of the ConfigMap was read.
     pub(super) fn but_counts(&self) -> u64 {
-        self.sum(|_| true).saturating_sub(self.progress)
+        self.sum(|_| true).saturating_sub(self.progress + self.files)
     }
 }
 
