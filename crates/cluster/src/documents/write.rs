@@ -84,7 +84,7 @@ impl Documents {
             Ok(object) => object,
             Err(refused) => return refused,
         };
-        let _place = self.place().await;
+        // In no line: the weights wait for it.
         let api = self.api(kinds::ROLLOUT, &name.namespace);
         let writing = async { api.replace(&name.name, &params(), &object).await };
         let resource = kinds::ROLLOUT.resource();
