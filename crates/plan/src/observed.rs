@@ -114,6 +114,21 @@ pub struct Server {
     pub status: Result<Arc<SidecarStatus>, String>,
 }
 
+#[cfg(test)]
+impl Server {
+    /// One that is Ready, and whose sidecar says this.
+    pub(crate) fn ready(name: &str, status: SidecarStatus) -> Self {
+        Self {
+            name: name.to_owned(),
+            uid: name.to_owned(),
+            ready: true,
+            unready_since: None,
+            leaving: false,
+            status: Ok(status.into()),
+        }
+    }
+}
+
 /// One router replica.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Router {

@@ -15,8 +15,8 @@ use rollora_api::{
 use rollora_e2e::{
     bed::Bed,
     cluster::{
-        control_plane::{Audit, AuditEvent, Decision},
-        place::Cluster,
+        control_plane::{Audit, AuditEvent, ControlPlane, Decision, ours, upstream},
+        place::{Cluster, Parts},
     },
 };
 use std::{
@@ -26,6 +26,13 @@ use std::{
 
 const LOOK: Duration = Duration::from_millis(20);
 const LOOKS: usize = 1000;
+
+/// The parts of a bed whose API server may be killed: nobody else works on it.
+pub(crate) async fn with_its_own_api_server() -> Result<Parts> {
+    let plane = ControlPlane::start().await?;
+    plane.install(&[ours()?, upstream()?].concat()).await?;
+    Ok(Parts { plane: Some(plane), ..Parts::default() })
+}
 
 /// Waits until something is there.
 pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {

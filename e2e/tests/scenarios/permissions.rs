@@ -1,7 +1,9 @@
 //! What the shipped roles permit is what is needed: nothing is missing, nothing is too much. And what happens where
 //! something is missing.
 
-use crate::objects::{Said, account, is_watched, operator, other_writes, rewrites, rollouts, status};
+use crate::objects::{
+    Said, account, is_watched, operator, other_writes, rewrites, rollouts, status, until, with_its_own_api_server,
+};
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::rbac::v1::Role;
 use kube::{
@@ -17,7 +19,7 @@ use rollora_api::{
 use rollora_e2e::{
     bed::{Bed, Place as _, Setup},
     cluster::{
-        control_plane::{Audit, AuditEvent, ControlPlane, Decision, UPSTREAM, ours, upstream},
+        control_plane::{Audit, AuditEvent, ControlPlane, Decision, UPSTREAM, ours},
         manifests::{self, Manifests},
         place::{Cluster, Parts},
     },
@@ -318,17 +320,18 @@ impl Permissions {
         Ok(Self { roles, shipped })
     }
 
-    /// As it is shipped, but for this verb.
-    async fn without(&self, resource: &str, verb: &str) -> Result<()> {
+    /// As it is shipped, but for these verbs.
+    async fn without(&self, resource: &str, verbs: &[&str]) -> Result<()> {
         let mut role = self.shipped.clone();
         let rules = role.rules.iter_mut().flatten();
         let mut taken = 0;
         for rule in rules.filter(|rule| rule.resources.iter().flatten().any(|it| it == resource)) {
             taken += rule.verbs.len();
-            rule.verbs.retain(|it| it != verb);
+            rule.verbs.retain(|it| !verbs.contains(&it.as_str()));
             taken -= rule.verbs.len();
         }
-        ensure!(taken == 1, "the role has {taken} rules with {verb} {resource}");
+        role.rules.iter_mut().for_each(|rules| rules.retain(|rule| !rule.verbs.is_empty()));
+        ensure!(taken == verbs.len(), "the role has {taken} rules with {verbs:?} {resource}");
         self.write(role).await
     }
 
@@ -371,7 +374,7 @@ fn a_missing_permission_to_write_is_named_and_stops_nothing_that_serves() {
             ("inferencemodelrewrites", "inferencemodelrewrites.llm-d.ai", V2, V3, vec!["configmaps", "rollouts"]),
         ];
         for (resource, named, old, new, before) in steps {
-            permissions.without(resource, "update").await?;
+            permissions.without(resource, &["update"]).await?;
             let audit = bed.place.plane().audit();
             bed.list(new).await?;
             told(bed, reason::WRITE_REFUSED, &format!("update {named}")).await?;
@@ -396,6 +399,20 @@ fn not_stalled() -> Condition {
     })
 }
 
+fn half() -> Condition {
+    split(MODEL, &[(V1, 50), (V2, 50)])
+}
+
+/// Clients send, and the rollout waits for somebody to promote.
+async fn paused_at_half(bed: &mut Bed<Cluster>) -> Result<Permissions> {
+    bed.sees_baseline().await?;
+    let permissions = Permissions::of(bed).await?;
+    bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
+    bed.list(V2).await?;
+    bed.sees(half().and(phase(Phase::Paused))).await?;
+    Ok(permissions)
+}
+
 #[test]
 fn a_missing_permission_to_look_is_named_and_an_abort_needs_it_not() {
     if !has_a_cluster("a missing permission to look") {
@@ -403,15 +420,10 @@ fn a_missing_permission_to_look_is_named_and_an_abort_needs_it_not() {
     }
     let parts = async || Ok(Parts::default());
     on_a_cluster(&Setup::open_at_half(Duration::from_millis(200)), parts, async |bed| {
-        bed.sees_baseline().await?;
-        let permissions = Permissions::of(bed).await?;
-        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
-        bed.list(V2).await?;
-        let half = || split(MODEL, &[(V1, 50), (V2, 50)]);
-        bed.sees(half().and(phase(Phase::Paused))).await?;
+        let permissions = paused_at_half(bed).await?;
 
         // What is watched already goes on: the operator that begins anew may not look.
-        permissions.without("pods", "list").await?;
+        permissions.without("pods", &["list"]).await?;
         bed.kill_operator();
         let audit = bed.place.plane().audit();
         bed.start_operator().await?;
@@ -440,26 +452,23 @@ fn a_permission_to_look_that_is_taken_away_later_is_named_and_nothing_moves_on_w
     if !has_a_cluster("a permission that is taken away") {
         return;
     }
-    // Nobody else's API server.
-    let parts = async || {
-        let plane = ControlPlane::start().await?;
-        plane.install(&[ours()?, upstream()?].concat()).await?;
-        Ok(Parts { plane: Some(plane), ..Parts::default() })
-    };
-    on_a_cluster(&Setup::open_at_half(Duration::from_millis(200)), parts, async |bed| {
-        bed.sees_baseline().await?;
-        let permissions = Permissions::of(bed).await?;
-        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
-        bed.list(V2).await?;
-        let half = || split(MODEL, &[(V1, 50), (V2, 50)]);
-        bed.sees(half().and(phase(Phase::Paused))).await?;
+    on_a_cluster(&Setup::open_at_half(Duration::from_millis(200)), with_its_own_api_server, async |bed| {
+        let permissions = paused_at_half(bed).await?;
 
-        permissions.without("pods", "watch").await?;
+        // Who may list may go on: each list is as new as it can be.
+        permissions.without("pods", &["list", "watch"]).await?;
         // A watch lasts up to a minute; one that is cut off is begun anew at once.
+        let audit = bed.place.plane().audit();
         bed.place.kill_api_server()?;
         bed.place.start_api_server().await?;
+        until("three watches of pods that may not even list them", async || {
+            let events = audit.of(&operator(bed))?;
+            let refused = |event: &&AuditEvent| event.verb == "list" && event.decision == Decision::Forbidden;
+            Ok((events.iter().filter(refused).count() >= 3).then_some(()))
+        })
+        .await?;
         bed.says(&["promote"]).await?;
-        told(bed, reason::INVALID, "watch pods").await?;
+        told(bed, reason::INVALID, "list pods").await?;
         bed.keeps_seeing(Duration::from_millis(1500), half().and(every_server_is_ready())).await?;
 
         permissions.as_shipped().await?;

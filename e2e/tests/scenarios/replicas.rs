@@ -1,6 +1,7 @@
 //! Replicas of ext-proc die, stand still and are counted anew, and the API server goes away: what was promised to
 //! clients holds, and the operator says what it waits for.
 
+use crate::objects::with_its_own_api_server;
 use anyhow::{Result, ensure};
 use rollora_api::{
     condition::{ConditionStatus, kind, reason},
@@ -8,10 +9,7 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::{Bed, Setup},
-    cluster::{
-        control_plane::{ControlPlane, ours, upstream},
-        place::{Cluster, Parts},
-    },
+    cluster::place::{Cluster, Parts},
     guide::{MODEL, V1, V2},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{Condition, Seen, cleaned_up, every_server_is_ready, phase, served_by, split, succeeded},
@@ -156,12 +154,7 @@ fn while_the_api_server_is_away_traffic_goes_on_and_then_the_rollout_does() {
     if !has_a_cluster("the API server goes away") {
         return;
     }
-    let parts = async || {
-        let plane = ControlPlane::start().await?;
-        plane.install(&[ours()?, upstream()?].concat()).await?;
-        Ok(Parts { plane: Some(plane), ..Parts::default() })
-    };
-    on_a_cluster(&Setup::guide(Duration::from_secs(1)), parts, async |bed| {
+    on_a_cluster(&Setup::guide(Duration::from_secs(1)), with_its_own_api_server, async |bed| {
         bed.sees_baseline().await?;
         bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
         bed.list(V2).await?;

@@ -6,8 +6,7 @@ fn id(name: &str) -> AdapterId {
 }
 
 fn server(name: &str, ready: bool, max_loras: Option<u32>) -> Server {
-    let status = Ok(SidecarStatus { max_loras, ..SidecarStatus::default() }.into());
-    Server { name: name.to_owned(), uid: name.to_owned(), ready, unready_since: None, leaving: false, status }
+    Server { ready, ..Server::ready(name, SidecarStatus { max_loras, ..SidecarStatus::default() }) }
 }
 
 fn key(serving: &[&str], pilots: &[(&str, &str)]) -> OperatorKey {

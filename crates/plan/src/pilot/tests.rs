@@ -20,14 +20,7 @@ fn server(name: &str, adapters: &[(&str, AdapterState)]) -> Server {
         adapters: adapters.iter().map(adapter).collect(),
         ..SidecarStatus::default()
     };
-    Server {
-        name: name.to_owned(),
-        uid: name.to_owned(),
-        ready: true,
-        unready_since: None,
-        leaving: false,
-        status: Ok(status.into()),
-    }
+    Server::ready(name, status)
 }
 
 fn with_error(mut server: Server, reason: &str, attempts: u32) -> Server {

@@ -20,14 +20,7 @@ fn server(state: Option<AdapterState>) -> Server {
         adapters: state.map(adapter).into_iter().collect(),
         ..SidecarStatus::default()
     };
-    Server {
-        name: "a".to_owned(),
-        uid: "a".to_owned(),
-        ready: true,
-        unready_since: None,
-        leaving: false,
-        status: Ok(status.into()),
-    }
+    Server::ready("a", status)
 }
 
 fn changed(mut server: Server, change: impl FnOnce(&mut SidecarStatus)) -> Server {

@@ -29,14 +29,7 @@ fn server(state: AdapterState, last_used: Option<Timestamp>) -> Server {
         adapters: vec![adapter],
         ..SidecarStatus::default()
     };
-    Server {
-        name: "a".to_owned(),
-        uid: "a".to_owned(),
-        ready: true,
-        unready_since: None,
-        leaving: false,
-        status: Ok(status.into()),
-    }
+    Server::ready("a", status)
 }
 
 fn router(last_used: Option<Timestamp>) -> Router {

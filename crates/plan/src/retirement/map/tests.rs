@@ -23,14 +23,7 @@ fn server(state: AdapterState, used: Option<Timestamp>, hash: &str) -> Server {
         adapters: vec![AdapterStatus { last_used: used, ..AdapterStatus::new(id(), state) }],
         ..SidecarStatus::default()
     };
-    Server {
-        name: "a".to_owned(),
-        uid: "a".to_owned(),
-        ready: true,
-        unready_since: None,
-        leaving: false,
-        status: Ok(status.into()),
-    }
+    Server::ready("a", status)
 }
 
 /// The servers as they may be: unseen, none, with the id, used a moment ago, without it, without it on older content,

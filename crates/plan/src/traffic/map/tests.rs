@@ -65,14 +65,7 @@ impl Servers {
             ..SidecarStatus::default()
         };
         let ready = self != Self::NoneReady;
-        let server = Server {
-            name: "a".to_owned(),
-            uid: "a".to_owned(),
-            ready,
-            unready_since: None,
-            leaving: false,
-            status: Ok(status.into()),
-        };
+        let server = Server { ready, ..Server::ready("a", status) };
         (self != Self::Unseen).then(|| vec![server])
     }
 
