@@ -22,6 +22,8 @@ const LIMIT: Duration = Duration::from_secs(1);
 const LONGEST: usize = 8 << 20;
 /// How many are asked at once.
 const AT_ONCE: usize = 64;
+/// How much of an answer is read at once, in bytes: a connection keeps room for it, and there are as many as servers.
+const READ: usize = 8 << 10;
 /// How long a connection is kept for the next question.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -61,6 +63,7 @@ impl Default for Asker {
             .pool_idle_timeout(IDLE)
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(1)
+            .http1_read_buf_exact_size(READ)
             .build(connector);
         Self { client, places: Semaphore::new(AT_ONCE) }
     }

@@ -11,6 +11,7 @@
 mod abandoned;
 mod concern;
 mod follow;
+mod line;
 mod stirred;
 mod vicinity;
 mod whom;
@@ -33,6 +34,7 @@ use crate::{
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Resource, ResourceExt, core::DynamicObject};
+use line::Line;
 use rollora_api::{
     names::{API_VERSION, OPERATOR_KEY},
     rewrite::{InferenceModelRewrite, RewriteGroup},
@@ -44,16 +46,13 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{SemaphorePermit, mpsc, watch},
     time::timeout,
 };
 use vicinity::Vicinity;
 
 /// How long the source may take to answer a read.
 const LIMIT: Duration = Duration::from_secs(4);
-/// Writes that nobody waits for go to the API server so many at once: what a person waits for, or what moves traffic, must
-/// not stand behind hundreds of them there.
-const AT_ONCE: usize = 8;
 
 /// Why a read gave nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -93,8 +92,7 @@ pub struct Documents(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     cluster: Cluster,
-    /// Places for writes that nobody waits for.
-    places: Semaphore,
+    line: Line,
     scope: Scope,
     books: Mutex<Books>,
     /// Counts what watches have told, for reads that wait.
@@ -129,6 +127,11 @@ struct Books {
 }
 
 impl Books {
+    fn has_wish(&self, name: &ObjectName) -> bool {
+        let rollout = self.rollouts.get(name).and_then(|(_, rollout)| rollout.as_ref().ok());
+        rollout.is_some_and(|rollout| Intent::unread(rollout).is_ok_and(|intent| intent.is_some()))
+    }
+
     fn rewrites(&self, group: RewriteGroup) -> &Shelf<Arc<InferenceModelRewrite>> {
         match group {
             RewriteGroup::Current => &self.current,
@@ -171,7 +174,7 @@ impl Documents {
         let (rung, bell) = mpsc::unbounded_channel();
         Self(Arc::new(Inner {
             cluster: cluster.clone(),
-            places: Semaphore::new(AT_ONCE),
+            line: Line::default(),
             scope,
             books: Mutex::default(),
             told: watch::Sender::new(0),
@@ -251,9 +254,17 @@ impl Documents {
 
     /// Whether somebody asked something of this Rollout that was not answered yet, as far as is known.
     pub fn has_wish(&self, name: &ObjectName) -> bool {
-        let books = self.books();
-        let rollout = books.rollouts.get(name).and_then(|(_, rollout)| rollout.as_ref().ok());
-        rollout.is_some_and(|rollout| Intent::unread(rollout).is_ok_and(|intent| intent.is_some()))
+        self.books().has_wish(name)
+    }
+
+    /// A place for a write that nobody waits for; none where it has waited for one long enough.
+    pub(crate) async fn place(&self) -> Option<SemaphorePermit<'_>> {
+        self.0.line.place().await
+    }
+
+    /// The same for a write that waits no longer as soon as somebody asks something of this Rollout.
+    async fn place_unless_wished(&self, name: &ObjectName) -> Option<SemaphorePermit<'_>> {
+        self.0.line.place_unless(|| self.has_wish(name)).await
     }
 
     /// Every rewrite of both groups in a namespace.

@@ -60,10 +60,10 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     /// The Rollout is gone. One that was never seen here leaves nothing that is known.
     pub(crate) async fn bid_farewell(&self, key: &RolloutKey) -> Next {
         let seen = self.seen().get(key).map(|seen| [seen.former.as_slice(), &[Arc::clone(&seen.last)]].concat());
-        self.set_refused(key, None);
+        self.aftermath.settle(key);
         for rollout in seen.into_iter().flatten() {
             if let Err(next) = self.leave_file(key, &rollout).await {
-                let Some(why) = self.refused(key) else { return next };
+                let Some(why) = self.aftermath.refused(key) else { return next };
                 tracing::warn!(rollout = %key, "it is gone, and its entries stay in the operator's key: {why}");
             }
         }
@@ -91,7 +91,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     fn forget(&self, key: &RolloutKey) -> Next {
         self.seen().remove(key);
         self.memory.forget(key);
-        self.set_refused(key, None);
+        self.aftermath.forget(key);
         Next::Forget
     }
 

@@ -6,9 +6,10 @@
 //!
 //! Invariants:
 //! - The status is written before the effects, each write with the version that was read.
-//! - One reconcile for a key at a time. One that waits for servers or routers gives way to an abort.
+//! - One reconcile for a key at a time. One that waits for servers or routers gives way to what a person asks for.
 //! - Every call of a port has a time limit.
 
+mod aftermath;
 mod backoff;
 mod farewell;
 mod observe;
@@ -22,6 +23,7 @@ pub use reconcile::Next;
 pub use tally::Tally;
 
 use crate::{
+    aftermath::Aftermath,
     backoff::Backoff,
     farewell::Seen,
     observe::Memory,
@@ -72,8 +74,7 @@ pub struct Operator<S, F, C> {
     clock: C,
     new_rewrite_group: RewriteGroup,
     memory: Memory,
-    /// Per key what the last write was answered, where it was refused.
-    refused: Mutex<BTreeMap<RolloutKey, String>>,
+    aftermath: Aftermath,
     /// Every Rollout, for what is left to do when it is gone.
     seen: Mutex<BTreeMap<RolloutKey, Seen>>,
     tally: Arc<Tally>,
@@ -83,8 +84,8 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     /// An operator that has not looked at anything yet. Rewrites that have to be made are of the current group.
     pub fn new(store: S, fleet: F, clock: C) -> Self {
         let new_rewrite_group = RewriteGroup::Current;
-        let (memory, refused, seen) = (Memory::default(), Mutex::default(), Mutex::default());
-        Self { store, fleet, clock, new_rewrite_group, memory, refused, seen, tally: Arc::default() }
+        let (memory, aftermath, seen) = (Memory::default(), Aftermath::default(), Mutex::default());
+        Self { store, fleet, clock, new_rewrite_group, memory, aftermath, seen, tally: Arc::default() }
     }
 
     /// The group of rewrites that have to be made.

@@ -185,6 +185,7 @@ fn unasked(store: &impl Store, new_rewrite_group: RewriteGroup) -> Observed {
         new_rewrite_group,
         guards_deletion: store.guards_deletion(),
         refused: None,
+        taken: None,
     }
 }
 

@@ -6,7 +6,11 @@ use crate::{
     ports::{AdaptersWrite, Event, Fleet, Precondition, RolloutKey, Store, Versioned, Written},
     tally,
 };
-use rollora_api::{condition::reason, rewrite::RewriteGroup, rollout::Rollout};
+use rollora_api::{
+    condition::reason,
+    rewrite::RewriteGroup,
+    rollout::{Intent, Rollout},
+};
 use rollora_plan::{Decision, Input, decide, effect::Effect, is_urgent, observed::Unseen};
 use std::{future::Future, sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
@@ -33,7 +37,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     }
 
     /// The same where something happened last at `news`; a wake while servers and routers are asked is a reason to see
-    /// whether somebody wants to abort.
+    /// whether somebody asks for something.
     pub(crate) async fn reconcile_unless_woken(&self, key: &RolloutKey, news: Instant, wake: &Notify) -> Next {
         let rollout = match self.rollout(key).await {
             Ok(Some(rollout)) => rollout,
@@ -43,7 +47,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         let begun = Instant::now();
         self.remember(key, &rollout.value);
         let urgent = is_urgent(&rollout.value);
-        let look = if urgent {
+        let mut look = if urgent {
             observe::rewrites_only(&self.store, key, self.group(&rollout.value)).await
         } else {
             match self.look_around(key, &rollout.value, wake).await {
@@ -51,6 +55,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
                 None => return Next::Again,
             }
         };
+        (look.world.refused, look.world.taken) = (self.aftermath.refused(key), self.aftermath.taken(key));
         let decision = decide(&Input { rollout: &rollout.value, world: &look.world }, self.clock.now());
         let last = rollout.value.status.as_ref().and_then(|status| status.last_action.as_ref());
         if let Some(action) = decision.status.last_action.as_ref().filter(|action| Some(*action) != last)
@@ -80,21 +85,18 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
         observe::read(self.store.rollout(key)).await
     }
 
-    /// Asks for everything; nothing where an abort came meanwhile.
+    /// Asks for everything; nothing where somebody asked for something meanwhile.
     async fn look_around(&self, key: &RolloutKey, rollout: &Rollout, wake: &Notify) -> Option<Look> {
         let ports = (&self.store, &self.fleet);
-        let (group, now) = (self.group(rollout), self.clock.now());
+        let (group, now, begun_for) = (self.group(rollout), self.clock.now(), wish(rollout));
         let mut looking = std::pin::pin!(observe::everything(ports, &self.memory, key, rollout, group, now));
         loop {
             tokio::select! {
                 biased;
-                mut look = &mut looking => {
-                    look.world.refused = self.refused(key);
-                    return Some(look);
-                }
+                look = &mut looking => return Some(look),
                 () = wake.notified() => {
-                    let rollout = self.rollout(key).await;
-                    if rollout.is_ok_and(|rollout| rollout.is_some_and(|rollout| is_urgent(&rollout.value))) {
+                    let wish = self.rollout(key).await.ok().flatten().and_then(|rollout| wish(&rollout.value));
+                    if wish.is_some() && wish != begun_for {
                         return None;
                     }
                 }
@@ -144,10 +146,13 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
             if result.is_err() {
                 break;
             }
+            if matches!(effect, Effect::WriteRewrite(_)) {
+                self.aftermath.take(key, decision.status.weights.sequence);
+            }
             self.tally.wrote(key, tally::name(effect), decided);
         }
         if result.is_ok() {
-            self.set_refused(key, None);
+            self.aftermath.settle(key);
             self.tally.settled(key);
         }
         for event in &decision.events {
@@ -206,28 +211,16 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
             Written::Unknown(why) => Err(Next::Retry(format!("whether {what} was written is not known: {why}"))),
             Written::Refused(why) => {
                 let message = format!("{what} was refused: {why}");
-                self.set_refused(key, Some(message.clone()));
+                self.aftermath.refuse(key, message.clone());
                 Err(Next::Retry(message))
             }
         }
     }
+}
 
-    pub(crate) fn refused(&self, key: &RolloutKey) -> Option<String> {
-        self.refusals().get(key).cloned()
-    }
-
-    pub(crate) fn set_refused(&self, key: &RolloutKey, why: Option<String>) {
-        let mut refusals = self.refusals();
-        match why {
-            Some(why) => refusals.insert(key.clone(), why),
-            None => refusals.remove(key),
-        };
-    }
-
-    fn refusals(&self) -> std::sync::MutexGuard<'_, std::collections::BTreeMap<RolloutKey, String>> {
-        // Nothing that holds this lock can panic half way: the content is good in any case.
-        self.refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
+/// What somebody asked for and nobody has answered yet.
+fn wish(rollout: &Rollout) -> Option<Intent> {
+    Intent::unread(rollout).ok().flatten()
 }
 
 /// When to look again. What was decided on answers from before something happened is decided once more as soon as there

@@ -5,6 +5,7 @@
 use crate::{observed::Listing, text};
 use rollora_api::{
     adapters::AdaptersFile,
+    condition::reason,
     names::AdapterId,
     rollout::{
         follow::{self, Resolution},
@@ -42,14 +43,32 @@ fn highest(follow: &Follow, file: &AdaptersFile) -> Resolution {
     follow::highest(&follow.pattern, follow.order, listed)
 }
 
-/// What is listed under the pattern and will never be wanted, in words, beside what is wanted.
-pub(crate) fn ignored(choice: &AdapterChoice, file: &AdaptersFile) -> Option<String> {
+/// What in the file is other than whoever wrote the Rollout may think, beside what is wanted: a reason, and words.
+pub(crate) fn remark(choice: &AdapterChoice, file: &AdaptersFile) -> Option<(&'static str, String)> {
+    let ignored = ignored(choice, file).map(|words| (reason::NO_MATCH, words));
+    ignored.or_else(|| Some((reason::INVALID, other_source(choice, file)?)))
+}
+
+/// What is listed under the pattern and will never be wanted.
+fn ignored(choice: &AdapterChoice, file: &AdaptersFile) -> Option<String> {
     let follow = choice.follow.as_ref()?;
     let resolution = highest(follow, file);
     let ids: Vec<&str> = resolution.ignored.iter().map(AdapterId::as_str).collect();
     (resolution.id.is_some() && !ids.is_empty()).then(|| {
         let pattern = &follow.pattern;
         format!("ignored, because only digits and dots may stand for the * of {pattern}: {}", text::list(&ids))
+    })
+}
+
+/// The adapter is listed with another source than the Rollout names.
+fn other_source(choice: &AdapterChoice, file: &AdaptersFile) -> Option<String> {
+    let (id, source) = (choice.id.as_ref()?, choice.source.as_ref()?);
+    let listed = &file.ensure_exist.iter().find(|entry| entry.id == *id)?.source;
+    (listed != source).then(|| {
+        format!(
+            "spec.adapter.source, {source}, is ignored: {id} is listed with the source {listed}, and an id has one source \
+             for ever: make them equal, or give the new weights a new id"
+        )
     })
 }
 

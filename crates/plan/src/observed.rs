@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use rollora_api::{
     adapters::{AdaptersFile, ContentHash},
-    names::AdapterId,
+    names::{AdapterId, Sequence},
     operator_key::OperatorKey,
     rewrite::{InferenceModelRewrite, RewriteGroup},
     rollout::Rollout,
@@ -35,6 +35,8 @@ pub struct Observed {
     pub guards_deletion: bool,
     /// Why the last write was refused, where it was.
     pub refused: Option<String>,
+    /// The sequence of a rewrite that was taken from us since the last look, and that `rewrites` are not older than.
+    pub taken: Option<Sequence>,
 }
 
 /// Why a part of the world could not be observed.

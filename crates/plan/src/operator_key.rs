@@ -27,8 +27,8 @@ pub(crate) fn part(spec: &RolloutSpec, status: &RolloutStatus) -> OperatorKey {
         managed: governed(spec, status),
         admitted: admitted.clone(),
         pilots: status.admission.pilot.iter().chain(harmed).cloned().collect(),
-        serving: admitted.iter().filter(|id| !unwanted(id)).cloned().collect(),
-        // A rejected id stays admitted until nobody can reach it any more.
+        serving: admitted.iter().filter(|id| !unwanted(id)).chain(&status.admission.held).cloned().collect(),
+        // A rejected id stays admitted until no router sends to it any more.
         rejected: status
             .rejected
             .iter()

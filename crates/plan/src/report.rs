@@ -66,7 +66,7 @@ impl Report<'_> {
         conditions::write(self, status);
         news::announce(self.case.rollout, draft);
         self.announce_pinned_steps(draft);
-        self.announce_ignored(draft);
+        self.announce_remark(draft);
     }
 
     fn count(&self, status: &mut RolloutStatus) {
@@ -123,7 +123,7 @@ impl Report<'_> {
         }
         parts.extend(self.case.world.refused.clone());
         parts.extend(self.unlisted(status));
-        parts.extend(self.ignored());
+        parts.extend(self.remark().map(|(_, words)| words));
         parts.extend(self.retiring.iter().map(|wait| wait.message.clone()));
         // One cause can hinder more than one thing.
         let mut said = BTreeSet::new();
@@ -157,15 +157,15 @@ impl Report<'_> {
         }
     }
 
-    fn ignored(&self) -> Option<String> {
-        desired::ignored(&self.case.spec.adapter, self.case.file().ok()?)
+    fn remark(&self) -> Option<(&'static str, String)> {
+        desired::remark(&self.case.spec.adapter, self.case.file().ok()?)
     }
 
     /// Once: from then on the message says it.
-    fn announce_ignored(&self, draft: &mut Draft) {
+    fn announce_remark(&self, draft: &mut Draft) {
         let before = self.case.rollout.status.as_ref().map(|status| status.message.as_str()).unwrap_or_default();
-        if let Some(words) = self.ignored().filter(|words| !before.contains(words.as_str())) {
-            draft.say(true, reason::NO_MATCH, words);
+        if let Some((reason, words)) = self.remark().filter(|(_, words)| !before.contains(words.as_str())) {
+            draft.say(true, reason, words);
         }
     }
 
@@ -187,8 +187,9 @@ pub(crate) fn rejection(status: &RolloutStatus) -> Option<&str> {
 
 /// Whether everything that had to go is gone, or stays on purpose.
 pub(crate) fn is_clean(status: &RolloutStatus) -> bool {
-    let undrained = status.rejected.iter().any(|rejected| status.admission.admitted.contains(&rejected.id));
-    !undrained && status.retired.iter().all(|entry| is_settled(entry.state))
+    let admission = &status.admission;
+    let undrained = status.rejected.iter().any(|rejected| admission.admitted.contains(&rejected.id));
+    !undrained && admission.held.is_empty() && status.retired.iter().all(|entry| is_settled(entry.state))
 }
 
 /// A Rollout on which nothing is done. Returns whether that is news.

@@ -15,13 +15,15 @@ use rollora_api::{
     names::AdapterId,
     rollout::{
         RolloutSpec, RolloutStatus,
-        status::{Ended, Retired, RetirementState},
+        status::{AdmissionStatus, Ended, Retired, RetirementState},
     },
 };
 use std::time::Duration;
 
 /// Retired ids and ended revisions that are kept.
 const KEPT: usize = 10;
+/// Retired ids that are kept while something is left to be done for each.
+const UNSETTLED: usize = 50;
 
 /// Moves every retirement on, and says what each waits for.
 pub(crate) fn go_on(case: &Case<'_>, draft: &mut Draft, proof: &Proof) -> Vec<Wait> {
@@ -46,6 +48,7 @@ pub(crate) fn go_on(case: &Case<'_>, draft: &mut Draft, proof: &Proof) -> Vec<Wa
     }
     waits.extend(release_rejected(case, &mut draft.status, proof));
     forget(case, &mut draft.status);
+    forget_oldest(draft);
     waits
 }
 
@@ -153,7 +156,8 @@ pub(crate) fn is_settled(state: RetirementState) -> bool {
     matches!(state, RetirementState::Gone | RetirementState::Kept | RetirementState::Relisted)
 }
 
-/// A rejected id that was admitted stays loaded until nobody can reach it and it has been quiet.
+/// A rejected id that was admitted is loaded by nobody any more when no router sends to it, and stays where it is loaded
+/// until nobody can reach it and it has been quiet.
 fn release_rejected(case: &Case<'_>, status: &mut RolloutStatus, proof: &Proof) -> Vec<Wait> {
     let mut waits = Vec::new();
     let rejected_at = status.step.as_ref().map(|step| step.entered_at);
@@ -163,12 +167,20 @@ fn release_rejected(case: &Case<'_>, status: &mut RolloutStatus, proof: &Proof) 
     let serves = |id: &AdapterId| {
         status.revision.stable.as_ref() == Some(id) || status.weights.desired.iter().any(|target| target.id == *id)
     };
-    rejected.retain(|id| status.admission.admitted.contains(id) && !serves(id));
+    let admission = &status.admission;
+    rejected.retain(|id| (admission.admitted.contains(id) || admission.held.contains(id)) && !serves(id));
     for id in rejected {
         let named_by = named_by(case, &id);
-        let scene = scene(case, &id, unproven(status, proof), named_by.as_deref());
-        match retirement::hindrance(&id, since, Duration::ZERO, scene) {
-            None => status.admission.admitted.retain(|admitted| *admitted != id),
+        let unproven = unproven(status, proof);
+        let is_reachable = unproven.is_some() || named_by.is_some();
+        let scene = scene(case, &id, unproven, named_by.as_deref());
+        let hindrance = retirement::hindrance(&id, since, Duration::ZERO, scene);
+        let AdmissionStatus { admitted, held, .. } = &mut status.admission;
+        if !is_reachable {
+            held.extend(admitted.extract_if(.., |admitted| *admitted == id));
+        }
+        match hindrance {
+            None => held.retain(|held| *held != id),
             Some(hindrance) => waits.push(hindrance.wait(&id)),
         }
     }
@@ -176,18 +188,22 @@ fn release_rejected(case: &Case<'_>, status: &mut RolloutStatus, proof: &Proof) 
 }
 
 /// Drops what nobody needs to remember: rejected ids that are neither listed nor loaded any more, admissions and trials
-/// of ids that have no part here, and the oldest of too many retired ids.
+/// of ids that have no part here.
 fn forget(case: &Case<'_>, status: &mut RolloutStatus) {
     let (file, servers) = (case.file().ok(), case.servers());
     let desired = status.revision.desired.clone();
-    let admitted = status.admission.admitted.clone();
+    let admission = status.admission.clone();
     status.rejected.retain(|rejected| {
         let id = &rejected.id;
         let listed = file.is_none_or(|file| matches!(Listing::of(id, file), Listing::Exist | Listing::Both));
         let loaded = servers.is_none_or(|servers| {
             servers.iter().any(|server| server.status.as_ref().map_or(true, |status| status.is_resident(id)))
         });
-        listed || loaded || desired.as_ref() == Some(id) || admitted.contains(id)
+        listed
+            || loaded
+            || desired.as_ref() == Some(id)
+            || admission.admitted.contains(id)
+            || admission.held.contains(id)
     });
     let known = |id: &AdapterId| {
         wanted(status).any(|wanted| wanted == id)
@@ -196,11 +212,28 @@ fn forget(case: &Case<'_>, status: &mut RolloutStatus) {
     };
     let admitted = status.admission.admitted.iter().filter(|id| known(id)).cloned().collect();
     let tried = status.admission.tried.iter().filter(|pilot| known(&pilot.id)).cloned().collect();
+    let held = status.admission.held.iter().filter(|id| status.rejected.iter().any(|rejected| rejected.id == **id));
+    let held = held.cloned().collect();
     status.admission.admitted = admitted;
+    status.admission.held = held;
     status.admission.tried = tried;
-    while status.retired.len() > KEPT {
-        let settled = status.retired.iter().position(|entry| is_settled(entry.state));
-        status.retired.remove(settled.unwrap_or(0));
+}
+
+/// Drops the oldest of too many retired ids, first those that nothing is left to be done for.
+fn forget_oldest(draft: &mut Draft) {
+    while draft.status.retired.len() > KEPT {
+        let settled = draft.status.retired.iter().position(|entry| is_settled(entry.state));
+        if settled.is_none() && draft.status.retired.len() <= UNSETTLED {
+            return;
+        }
+        let Retired { id, state, .. } = draft.status.retired.remove(settled.unwrap_or(0));
+        if !is_settled(state) {
+            let message = format!(
+                "{id} is not cleaned up any more: more than {UNSETTLED} ids are on their way out; move its entry from \
+                 ensureExist to ensureNotExist"
+            );
+            draft.say(true, reason::SUGGESTED, message);
+        }
     }
 }
 

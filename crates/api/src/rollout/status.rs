@@ -54,8 +54,8 @@ pub struct RolloutStatus {
     pub residency: Residency,
     /// Who routes by the weights.
     pub routers: Routers,
-    /// Ids that lost their weight and are on their way out; at most 10.
-    #[cfg_attr(feature = "kube", schemars(length(max = 10)))]
+    /// Ids that lost their weight and are on their way out; at most 10, or 50 where more than 10 have to wait.
+    #[cfg_attr(feature = "kube", schemars(length(max = 50)))]
     pub retired: Vec<Retired>,
     /// Ids that failed; at most 10.
     #[cfg_attr(feature = "kube", schemars(length(max = 10)))]
@@ -361,6 +361,11 @@ pub struct AdmissionStatus {
     /// Governed ids that every server may load.
     #[cfg_attr(feature = "kube", schemars(length(max = 10_000)))]
     pub admitted: Vec<AdapterId>,
+    /// Rejected ids that were admitted before: no server loads them any more, and those that have them keep them until
+    /// nobody can reach them and they have been quiet.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "kube", schemars(length(max = 10)))]
+    pub held: Vec<AdapterId>,
     /// The one server that tries the desired adapter first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pilot: Option<crate::operator_key::Pilot>,

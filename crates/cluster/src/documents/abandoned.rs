@@ -59,7 +59,7 @@ impl Documents {
             return Ok(None);
         }
         self.books().abandoned.insert(name.clone(), map);
-        Ok(Some(self.write_adapters(name, OPERATOR_KEY, &version, None, Some(text)).await))
+        Ok(Some(self.write_adapters(None, name, OPERATOR_KEY, &version, None, Some(text)).await))
     }
 }
 

@@ -212,6 +212,9 @@ impl Changes {
         let first = self.known.is_empty();
         let mut other = false;
         for name in changed {
+            if books.has_wish(&name) {
+                self.documents.0.line.stand_still();
+            }
             let now = books
                 .rollouts
                 .get(&name)

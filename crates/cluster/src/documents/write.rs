@@ -19,12 +19,10 @@ use rollora_api::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{fmt::Debug, future::Future, time::Duration};
-use tokio::{sync::SemaphorePermit, time::timeout};
+use tokio::time::timeout;
 
 /// How long a write may take before nobody waits for it any more.
 const LIMIT: Duration = Duration::from_secs(8);
-/// How long a write waits at most for others that nobody waits for either.
-const IN_LINE: Duration = Duration::from_secs(1);
 /// Who writes, as managedFields show it.
 const MANAGER: &str = "rollora-operator";
 
@@ -64,7 +62,7 @@ impl Documents {
             Ok(object) => object,
             Err(refused) => return refused,
         };
-        let _place = if self.has_wish(name) { None } else { self.place().await };
+        let _place = self.place_unless_wished(name).await;
         let api = self.api(kinds::ROLLOUT, &name.namespace);
         let writing = async { api.replace_status(&name.name, &params(), &object).await };
         let resource = kinds::ROLLOUT.status();
@@ -122,9 +120,11 @@ impl Documents {
         self.took_rewrite(group, &name, written)
     }
 
-    /// Writes keys of the ConfigMap that was read as `version`; what is none stays.
+    /// Writes keys of the ConfigMap that was read as `version`; what is none stays. It waits no longer than what somebody
+    /// asks of `rollout`.
     pub async fn write_adapters(
         &self,
+        rollout: Option<&ObjectName>,
         name: &ObjectName,
         key: &str,
         version: &str,
@@ -142,7 +142,10 @@ impl Documents {
         let data = map.data.get_or_insert_default();
         data.extend(user_text.map(|text| (key.to_owned(), text.to_owned())));
         data.extend(key_text.map(|text| (OPERATOR_KEY.to_owned(), text.to_owned())));
-        let _place = self.place().await;
+        let _place = match rollout {
+            Some(rollout) => self.place_unless_wished(rollout).await,
+            None => self.place().await,
+        };
         let api: Api<ConfigMap> = Api::namespaced(self.0.cluster.client(), &name.namespace);
         let resource = kinds::CONFIG_MAP.resource();
         let request = Request { verb: "update", resource: &resource, namespace: Some(&name.namespace) };
@@ -161,11 +164,6 @@ impl Documents {
                 error.into()
             }
         }
-    }
-
-    /// A place for a write that nobody waits for; none where it has waited for one long enough.
-    pub(crate) async fn place(&self) -> Option<SemaphorePermit<'_>> {
-        timeout(IN_LINE, self.0.places.acquire()).await.ok()?.ok()
     }
 
     /// This Rollout is to be looked at once more.

@@ -79,7 +79,7 @@ impl Questions {
     }
 
     async fn ask_sidecar(&self, whom: &Whom<'_>, port: u16) -> Answer<SidecarStatus> {
-        let ask = |again| self.asker.get(whom.ip, port, "/status", again);
+        let ask = |again| async move { self.asker.get(whom.ip, port, "/status", again).await.map(lean) };
         self.statuses.get(&whom.pod.uid, port, ask).await
     }
 
@@ -91,6 +91,15 @@ impl Questions {
         };
         said(self.models.get(&pod.uid, port, list).await)
     }
+}
+
+/// Without what nothing is decided by: a pool may have hundreds of servers, each with hundreds of adapters.
+fn lean(mut status: SidecarStatus) -> SidecarStatus {
+    for adapter in &mut status.adapters {
+        (adapter.source, adapter.root, adapter.fetch) = (None, None, None);
+    }
+    status.adapters.shrink_to_fit();
+    status
 }
 
 fn said<T>(answer: Answer<T>) -> Said<T> {

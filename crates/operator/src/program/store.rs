@@ -148,7 +148,9 @@ impl Store for ClusterStore {
         write: &AdaptersWrite,
     ) -> Written {
         let (name, texts) = (beside(key, &reference.name), (write.user_text.as_deref(), write.key_text.as_deref()));
-        let end = self.documents.write_adapters(&name, &reference.key, &version.0, texts.0, texts.1).await;
+        let whose = name_of(key);
+        let documents = &self.documents;
+        let end = documents.write_adapters(Some(&whose), &name, &reference.key, &version.0, texts.0, texts.1).await;
         self.after(key, end)
     }
 

@@ -70,6 +70,46 @@ fn a_rejected_adapter_is_tried_again_on_retry_and_another_id_needs_none() {
 }
 
 #[test]
+fn a_rejected_adapter_that_somebody_uses_yet_stays_where_it_is_and_is_loaded_nowhere_else() {
+    let mut run = at_half();
+    run.world().intend(Verb::Abort);
+    run.until_phase(Phase::RolledBack);
+    let now = run.world().now;
+    run.world().servers[1].die(now, SignedDuration::from_secs(1));
+    for _ in 0..100 {
+        run.world().use_directly(&id(V2));
+        run.tick();
+    }
+    run.check();
+    let holds = |run: &Run| {
+        let world = run.world();
+        world.servers.iter().map(|server| (server.ready, server.loaded.contains_key(&id(V2)))).collect::<Vec<_>>()
+    };
+    assert_eq!(holds(&run), [(true, true), (true, false), (true, true)], "{}", run.story());
+    run.until("nobody has it", |world| world.holders(&id(V2)) == 0);
+    run.world().intend(Verb::Retry);
+    run.until_weights(&[(V1, 50), (V2, 50)]);
+}
+
+#[test]
+fn servers_that_an_adapter_ends_when_they_read_it_again_are_waited_for_and_stable_takes_over() {
+    let mut run = at_half();
+    run.world().serve_directly(&id("small-v3"));
+    run.world().bad.insert(id(V2), Temper::Rotten);
+    for _ in 0..200 {
+        // A third one that is used pushes out one of the two.
+        run.world().use_directly(&id("small-v3"));
+        run.tick();
+    }
+    run.check();
+    run.world().intend(Verb::Abort);
+    run.until_phase(Phase::RolledBack);
+    run.until("nobody has it", |world| world.holders(&id(V2)) == 0);
+    run.run_for(SignedDuration::from_secs(10));
+    assert!(run.world().servers.iter().all(|server| server.ready), "{}", run.story());
+}
+
+#[test]
 fn a_first_install_that_was_aborted_before_it_had_weight_is_let_go() {
     let mut run = Run::new(World::new(ROLLOUT, 3, &[V1]));
     run.world().servers[2].load_time = SignedDuration::from_secs(40);

@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 use rollora_api::{
     condition::ConditionStatus,
     names::STABLE_ANNOTATION,
+    rewrite::InferenceModelRewrite,
     rollout::{
         Verb,
         spec::{AdapterChoice, CleanupPolicy},
@@ -305,6 +306,23 @@ fn a_rewrite_that_is_edited_again_and_again_is_put_back_slowly() {
     run.world().intend(Verb::Abort);
     run.tick();
     assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "an abort does not wait\n{}", run.story());
+}
+
+/// Before, it was written again and again as fast as the API server takes it.
+#[test]
+fn a_rival_who_edits_before_anybody_has_looked_is_slowed_down_too() {
+    let rival = |rewrite: &mut InferenceModelRewrite| rewrite.spec.rules[0].targets[1].weight = Some(10);
+    let mut run = at_half();
+    run.world().rival = Some(rival);
+    let before = run.world().seen_weights.len();
+    run.world().edit_rewrite(rival);
+    run.until("it is said", |world| world.status().message.contains("somebody else keeps editing the rewrite"));
+    run.run_for(SignedDuration::from_secs(50));
+    let seen = run.world().seen_weights.len() - before;
+    assert!(seen < 8, "{seen}\n{}", run.story());
+    run.world().rival = None;
+    run.until_weights(&[(V1, 50), (V2, 50)]);
+    run.until_phase(Phase::Paused);
 }
 
 #[test]

@@ -321,6 +321,9 @@ impl Store for Sim {
             }
             world.rewrites_changed();
             world.check_stamp(written);
+            if let Some(rival) = world.rival {
+                world.edit_rewrite(rival);
+            }
             Written::Done(version(number))
         })
         .await

@@ -254,6 +254,14 @@ pub(crate) fn world(deadly: Option<usize>, broken: Option<usize>) -> World {
     world
 }
 
+/// The same where one of the adapters, if it is good otherwise, ends servers that have to read it again.
+fn rotting(mut world: World, rotten: Option<usize>) -> World {
+    if let Some(index) = rotten {
+        world.bad.entry(id(IDS[index])).or_insert(Temper::Rotten);
+    }
+    world
+}
+
 /// Everything is well again: the rollout ends, or only a person can do something.
 pub(crate) fn come_to_rest<D: Drive>(run: &mut D, actions: &[Action], deadly: Option<usize>) {
     heal(&mut run.world());
@@ -320,8 +328,9 @@ proptest! {
         actions in prop::collection::vec(action(), 1..40),
         deadly in prop::option::of(1..4_usize),
         broken in prop::option::of(1..4_usize),
+        rotten in prop::option::of(0..4_usize),
     ) {
-        one_alone(world(deadly, broken), &actions, deadly)?;
+        one_alone(rotting(world(deadly, broken), rotten), &actions, deadly)?;
     }
 }
 
@@ -348,9 +357,10 @@ proptest! {
         ], 1..60),
         deadly in prop::option::of(1..4_usize),
         broken in prop::option::of(1..4_usize),
+        rotten in prop::option::of(0..4_usize),
         seed: u64,
     ) {
-        two_at_once(world(deadly, broken), seed, &actions, deadly)?;
+        two_at_once(rotting(world(deadly, broken), rotten), seed, &actions, deadly)?;
     }
 }
 

@@ -29,7 +29,13 @@ pub(crate) enum Temper {
     Deadly,
     /// vLLM refuses it for good.
     Broken,
+    /// It loads and works, and ends the server when it is read again after it had to give way to others: its files are
+    /// gone. Neither vLLM nor its lists tell of that before.
+    Rotten,
 }
+
+/// How many adapters vLLM keeps in memory. All others are loaded all the same, and read from their files at each use.
+const CACHED: usize = 2;
 
 /// How often a sidecar reads who uses what: less often than ids have to be quiet.
 const READING: SignedDuration = SignedDuration::from_secs(3);
@@ -54,6 +60,8 @@ pub(crate) struct SimServer {
     coming: Vec<(Timestamp, Content)>,
     /// With the last use of each.
     pub(crate) loaded: BTreeMap<AdapterId, Option<Timestamp>>,
+    /// What vLLM has in memory, the one that was used last at the end.
+    cached: Vec<AdapterId>,
     /// When uses were read last, and what that reading showed of each.
     read_at: Option<Timestamp>,
     read: BTreeMap<AdapterId, Timestamp>,
@@ -90,6 +98,7 @@ impl SimServer {
             seen: Content::default(),
             coming: Vec::new(),
             loaded: BTreeMap::new(),
+            cached: Vec::new(),
             read_at: None,
             read: BTreeMap::new(),
             loading: None,
@@ -112,9 +121,28 @@ impl SimServer {
             self.deaths.insert(id);
         }
         self.loaded.clear();
+        self.cached.clear();
         self.ready = false;
         self.blip = None;
         self.back_at = Some(now + for_a_while);
+    }
+
+    /// Somebody sends a request to an adapter; nothing happens where it is not loaded.
+    pub(crate) fn answer(&mut self, id: &AdapterId, now: Timestamp, temper: Temper) {
+        let Some(used) = self.loaded.get_mut(id) else { return };
+        *used = Some(now);
+        if !self.cache(id) && temper == Temper::Rotten {
+            self.die(now, SignedDuration::from_secs(3));
+        }
+    }
+
+    /// It is in memory now, and the one that was used longest ago is not, where there is no room. Returns whether it was.
+    fn cache(&mut self, id: &AdapterId) -> bool {
+        let before = self.cached.iter().position(|cached| cached == id).map(|index| self.cached.remove(index));
+        self.cached.push(id.clone());
+        let surplus = self.cached.len().saturating_sub(CACHED);
+        self.cached.drain(..surplus);
+        before.is_some()
     }
 
     /// Its probe fails for a while; then it is Ready again as it is.
@@ -194,8 +222,9 @@ impl SimServer {
         match temper(&id) {
             Temper::Deadly => return self.die(now, SignedDuration::from_secs(3)),
             Temper::Broken => drop(self.failed.insert(id)),
-            Temper::Good => {
+            Temper::Good | Temper::Rotten => {
                 self.died.remove(&id);
+                self.cache(&id);
                 self.loaded.insert(id, None);
             }
         }
@@ -228,12 +257,14 @@ impl SimServer {
         for id in &gone {
             self.loaded.remove(id);
         }
+        self.cached.retain(|cached| !gone.contains(cached));
         gone
     }
 
     /// After a start it waits for everything that is serving, also for what the file does not list any more.
     fn may_be_ready(&self) -> bool {
-        self.seen.key.iter().flat_map(|key| &key.serving).all(|id| self.loaded.contains_key(id))
+        let mut serving = self.seen.key.iter().flat_map(|key| &key.serving);
+        serving.all(|id| self.loaded.contains_key(id) || self.admission(id) == Admission::Rejected)
     }
 
     fn admission(&self, id: &AdapterId) -> Admission {

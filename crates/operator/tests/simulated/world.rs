@@ -175,6 +175,8 @@ pub(crate) struct World {
     /// What served when nothing was known of it: whoever adopts it leaves it as it is.
     pub(crate) adoptable: Vec<Vec<(String, i32)>>,
     pub(crate) lossy: Vec<AdapterId>,
+    /// What somebody does to the rewrite whenever the operator has written it, before anybody looks.
+    pub(crate) rival: Option<fn(&mut InferenceModelRewrite)>,
     /// What the servers said at the last tick.
     reports: Vec<Server>,
     /// When a request for each adapter was last sent, by anybody.
@@ -183,6 +185,10 @@ pub(crate) struct World {
 
 pub(crate) fn id(name: &str) -> AdapterId {
     AdapterId::new(name).unwrap()
+}
+
+fn temper(bad: &BTreeMap<AdapterId, Temper>, id: &AdapterId) -> Temper {
+    bad.get(id).copied().unwrap_or(Temper::Good)
 }
 
 /// The adapters file with these lists.
@@ -241,6 +247,7 @@ impl World {
             planned,
             adoptable: Vec::new(),
             lossy: Vec::new(),
+            rival: None,
             reports: Vec::new(),
             uses: BTreeMap::new(),
         };
@@ -465,7 +472,7 @@ impl World {
         let serving = self.key().serving;
         let mut unloaded = Vec::new();
         for server in &mut self.servers {
-            let done = server.tick(now, |id| bad.get(id).copied().unwrap_or(Temper::Good));
+            let done = server.tick(now, |id| temper(&bad, id));
             // What is heard of after the operator has let go comes too late.
             let used = done.used.into_iter().filter(|id| serving.contains(id));
             self.uses.extend(used.map(|id| (id, now)));
@@ -494,29 +501,23 @@ impl World {
                 continue;
             }
             let server = router.turn / 2 % ready.len();
-            if let Some(used) = ready[server].loaded.get_mut(target) {
-                *used = Some(now);
-            }
+            ready[server].answer(target, now, temper(&self.bad, target));
             router.last_used.insert(target.as_str().to_owned(), now);
             self.uses.insert(target.clone(), now);
         }
     }
 
-    /// Somebody calls an adapter directly; where no server has it, that is no use of it.
+    /// Somebody calls an adapter directly, on every server; where none has it, that is no use of it.
     pub(crate) fn use_directly(&mut self, id: &AdapterId) {
-        let now = self.now;
-        for used in self.servers.iter_mut().filter_map(|server| server.loaded.get_mut(id)) {
-            *used = Some(now);
+        for server in &mut self.servers {
+            server.answer(id, self.now, temper(&self.bad, id));
         }
     }
 
     /// A client of the other pool calls an adapter there.
     pub(crate) fn use_beside(&mut self, id: &AdapterId) {
-        let now = self.now;
         for server in self.servers.iter_mut().filter(|server| server.beside) {
-            if let Some(used) = server.loaded.get_mut(id) {
-                *used = Some(now);
-            }
+            server.answer(id, self.now, temper(&self.bad, id));
         }
     }
 

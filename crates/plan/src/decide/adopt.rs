@@ -73,7 +73,7 @@ impl Case<'_> {
         let mine = |id: &&AdapterId| matches_pattern(pattern, id.as_str());
         let weights = &status.weights.desired;
         let wanted = |id: &AdapterId| *wish == Wish::Id(id.clone()) || weights.iter().any(|target| target.id == *id);
-        let retired = key.serving.iter().filter(mine).filter(|id| !wanted(id));
+        let retired = key.serving.iter().filter(mine).filter(|id| !wanted(id) && !key.rejected.contains(id));
         status.retired.extend(retired.map(|id| Retired {
             id: id.clone(),
             since: self.now,
@@ -94,6 +94,7 @@ impl Case<'_> {
         let (serving, stable) = (&status.weights.desired, status.revision.stable.as_ref());
         let serves = |id: &AdapterId| stable == Some(id) || serving.iter().any(|target| target.id == *id);
         let rejected = key.rejected.iter().filter(mine).filter(|id| !serves(id));
+        status.admission.held = rejected.clone().filter(|id| key.serving.contains(id)).cloned().collect();
         status.rejected.extend(rejected.map(|id| Rejected { id: id.clone(), reason: reason.to_owned() }));
     }
 

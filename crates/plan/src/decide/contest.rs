@@ -44,7 +44,8 @@ impl Case<'_> {
                 return;
             }
         }
-        if status.weights.applied == status.weights.sequence {
+        // A rival may be so quick that our write is never found in the rewrite.
+        if [Some(status.weights.applied), self.world.taken].contains(&Some(status.weights.sequence)) {
             self.note_overwriting(draft);
         }
     }

@@ -42,6 +42,7 @@ fn without_the_others() -> Observed {
         new_rewrite_group: RewriteGroup::Current,
         guards_deletion: false,
         refused: None,
+        taken: None,
     }
 }
 
