@@ -107,6 +107,7 @@ pub struct ConfigStatus {
     pub error: Option<String>,
 }
 
+// The operator keeps tens of thousands of them: what most do not have is in a box.
 /// One adapter on one server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
@@ -127,7 +128,7 @@ pub struct AdapterStatus {
     pub attempts: u32,
     /// What went wrong last, in words a person can act on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_error: Option<Problem>,
+    pub last_error: Option<Box<Problem>>,
     /// When it is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
@@ -139,7 +140,7 @@ pub struct AdapterStatus {
     pub last_used: Option<jiff::Timestamp>,
     /// What was brought of it from a hub, where the sidecar does that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fetch: Option<FetchStatus>,
+    pub fetch: Option<Box<FetchStatus>>,
 }
 
 impl AdapterStatus {

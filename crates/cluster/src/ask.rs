@@ -23,7 +23,7 @@ const LONGEST: usize = 8 << 20;
 /// How many are asked at once.
 const AT_ONCE: usize = 64;
 /// How much of an answer is read at once, in bytes: a connection keeps room for it, and there are as many as servers.
-const READ: usize = 8 << 10;
+const READ: usize = 4 << 10;
 /// How long a connection is kept for the next question.
 const IDLE: Duration = Duration::from_secs(5);
 

@@ -52,7 +52,7 @@ const AWAY: Duration = Duration::from_secs(1);
 /// A step that has waited for servers or routers for longer than this looks at them less often.
 const QUICK: Duration = Duration::from_secs(10);
 /// How often that is then: whatever is wrong takes longer to mend.
-const SLOW: Duration = Duration::from_secs(3);
+const SLOW: Duration = Duration::from_secs(5);
 
 /// How soon servers that have not told how much room they have are asked again while a rollout goes on.
 const UNTOLD: Duration = Duration::from_secs(5);

@@ -88,3 +88,36 @@ pub(crate) fn not_listed(id: &AdapterId, file: &AdaptersFile) -> Option<String> 
         Listing::Absent => Some(format!("{id} is not listed: add it under ensureExist")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remark_on(choice: &str, exist: &str) -> Option<(&'static str, String)> {
+        let text = format!("vLLMLoRAConfig:\n  ensureExist:\n    models:\n{exist}");
+        let file = AdaptersFile::parse(&text).unwrap().file;
+        remark(&serde_json::from_str(choice).unwrap(), &file)
+    }
+
+    #[test]
+    fn a_source_that_is_not_the_listed_one_is_said_with_both() {
+        let listed = "    - {id: a-v1, source: org/a}\n";
+        assert_eq!(remark_on(r#"{"id": "a-v1"}"#, listed), None);
+        assert_eq!(remark_on(r#"{"id": "a-v1", "source": "org/a"}"#, listed), None);
+        assert_eq!(remark_on(r#"{"id": "a-v2", "source": "org/b"}"#, listed), None);
+        let (reason, words) = remark_on(r#"{"id": "a-v1", "source": "org/b"}"#, listed).unwrap();
+        assert_eq!(reason, reason::INVALID);
+        let begin = "spec.adapter.source, org/b, is ignored: a-v1 is listed with the source org/a";
+        assert!(words.starts_with(begin), "{words}");
+    }
+
+    #[test]
+    fn what_is_no_version_is_said_where_something_else_is_wanted() {
+        let follow = r#"{"follow": {"pattern": "a-v*"}}"#;
+        let entry = |id: &str| format!("    - {{id: {id}, source: /a}}\n");
+        assert_eq!(remark_on(follow, &entry("a-v1")), None);
+        assert_eq!(remark_on(follow, &entry("a-v2-rc1")), None, "that nothing matches says it");
+        let (reason, words) = remark_on(follow, &(entry("a-v1") + &entry("a-v2-rc1"))).unwrap();
+        assert_eq!((reason, words.ends_with("of a-v*: a-v2-rc1")), (reason::NO_MATCH, true), "{words}");
+    }
+}

@@ -264,3 +264,44 @@ pub(crate) fn edit(spec: &RolloutSpec, status: &RolloutStatus, adapters: &Adapte
     }
     edited
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::Timestamp;
+
+    fn draft(states: &[RetirementState]) -> Draft {
+        let entry = |(number, state): (usize, &RetirementState)| Retired {
+            id: AdapterId::new(format!("a-v{number}")).unwrap(),
+            since: Timestamp::UNIX_EPOCH,
+            state: *state,
+            was_stable: false,
+            reason: String::new(),
+        };
+        let retired = states.iter().enumerate().map(entry).collect();
+        let status = RolloutStatus { retired, ..RolloutStatus::default() };
+        Draft { status, events: Vec::new(), left: Vec::new() }
+    }
+
+    fn kept(states: &[RetirementState]) -> (Vec<String>, usize) {
+        let mut draft = draft(states);
+        forget_oldest(&mut draft);
+        let ids = draft.status.retired.iter().map(|entry| entry.id.to_string()).collect();
+        (ids, draft.events.len())
+    }
+
+    #[test]
+    fn of_too_many_retired_ids_the_oldest_go_that_nothing_is_left_to_be_done_for() {
+        use RetirementState::{Gone, Waiting};
+        assert_eq!(kept(&[Gone; KEPT]).0.len(), KEPT);
+        let (ids, said) = kept(&[&[Waiting, Gone][..], &[Waiting; KEPT]].concat());
+        assert_eq!((ids.len(), ids.contains(&"a-v1".to_owned()), said), (KEPT + 1, false, 0));
+        assert_eq!(kept(&[Waiting; UNSETTLED]).0.len(), UNSETTLED);
+    }
+
+    #[test]
+    fn one_that_is_dropped_before_its_end_is_said() {
+        let (ids, said) = kept(&[RetirementState::Waiting; UNSETTLED + 1]);
+        assert_eq!((ids.len(), ids[0].as_str(), said), (UNSETTLED, "a-v1", 1));
+    }
+}

@@ -44,14 +44,15 @@ fn adapter_status(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> Adapter
         attempts: adapter.attempts.max(fetching.map_or(0, |fetch| fetch.attempts)),
         last_error: special_error(memory, id, adapter, state)
             .or_else(|| fetching.and_then(|fetch| fetch.last_error.clone()))
-            .or_else(|| adapter.last_error.clone()),
+            .or_else(|| adapter.last_error.clone())
+            .map(Box::new),
         next_try: match adapter.hold {
             Some(Hold::Until(until)) => Some(until),
             Some(Hold::Operator | Hold::Quarantine) => None,
             None => fetching.and_then(|fetch| fetch.next_try).or(adapter.next_try),
         },
         last_used: memory.last_used(id),
-        fetch: fetch_status(adapter),
+        fetch: fetch_status(adapter).map(Box::new),
     }
 }
 

@@ -165,6 +165,15 @@ mod tests {
         assert_eq!(status.server.unwrap().start, "c://1");
     }
 
+    #[test]
+    fn what_nothing_is_decided_by_is_not_kept() {
+        let text = r#"{"id":"v1","state":"Verified","source":"org/a","root":"/a","attempts":1,
+            "lastError":{"reason":"Timeout","message":"it took long"},"lastUsed":"2026-01-01T00:00:00Z"}"#;
+        let adapter: AdapterStatus = serde_json::from_str(text).unwrap();
+        let status = lean(SidecarStatus { adapters: vec![adapter.clone()], ..SidecarStatus::default() });
+        assert_eq!(status.adapters, [AdapterStatus { source: None, root: None, fetch: None, ..adapter }]);
+    }
+
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     /// Answers this until the task is ended.

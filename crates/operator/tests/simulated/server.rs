@@ -335,8 +335,9 @@ impl SimServer {
     }
 
     fn adapter(&self, id: &AdapterId) -> AdapterStatus {
-        let problem =
-            |reason: &str, message: &str| Some(Problem { reason: reason.to_owned(), message: message.to_owned() });
+        let problem = |reason: &str, message: &str| {
+            Some(Box::new(Problem { reason: reason.to_owned(), message: message.to_owned() }))
+        };
         let last_error = match () {
             () if self.died.contains_key(id) => problem("ServerDied", "vLLM ended"),
             () if self.failed.contains(id) => problem("RankTooHigh", "rank 32 is above 16"),

@@ -81,7 +81,7 @@ fn what_is_waited_for_is_looked_at_less_often_after_a_while() {
         let status = RolloutStatus { step: Some(step), ..RolloutStatus::default() };
         Case::new(&Input { rollout: &rollout, world: &world }, now()).requeue(&status, [Again::Soon].into_iter())
     };
-    assert_eq!([0, 10_000, 10_001].map(next_look), [1, 1, 3].map(|seconds| Some(Duration::from_secs(seconds))));
+    assert_eq!([0, 10_000, 10_001].map(next_look), [1, 1, 5].map(|seconds| Some(Duration::from_secs(seconds))));
 }
 
 #[test]

@@ -43,13 +43,21 @@ fn what_is_admitted_serves_until_its_retirement_lets_it_go() {
 }
 
 #[test]
-fn a_rejected_id_is_rejected_once_nobody_can_reach_it_and_keeps_its_pilot() {
+fn a_rejected_id_is_rejected_once_no_router_sends_to_it_and_keeps_its_pilot() {
     let mut status = status(&["a-v2"]);
     status.rejected = vec![Rejected { id: ids(&["a-v2"])[0].clone(), reason: String::new() }];
     status.admission.pilot = Some(Pilot { id: ids(&["a-v2"])[0].clone(), pod: "p".to_owned() });
     let draining = part(&spec(), &status);
-    assert_eq!(draining.rejected, Vec::new());
+    assert_eq!((draining.rejected, draining.serving), (Vec::new(), ids(&["a-v2"])));
     status.admission.admitted.clear();
+    status.admission.held = ids(&["a-v2"]);
+    let held = part(&spec(), &status);
+    assert_eq!(
+        (held.rejected, held.serving),
+        (ids(&["a-v2"]), ids(&["a-v2"])),
+        "nobody loads it, and nobody unloads it"
+    );
+    status.admission.held.clear();
     let rejected = part(&spec(), &status);
     assert_eq!((rejected.rejected.clone(), rejected.trials("p").count()), (ids(&["a-v2"]), 0));
     status.admission.tried.extend(status.admission.pilot.take());

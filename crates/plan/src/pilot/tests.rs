@@ -27,7 +27,7 @@ fn with_error(mut server: Server, reason: &str, attempts: u32) -> Server {
     if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
         let error = Problem { reason: reason.to_owned(), message: format!("vLLM said {reason}") };
         status.adapters[0].attempts = attempts;
-        status.adapters[0].last_error = Some(error);
+        status.adapters[0].last_error = Some(Box::new(error));
     }
     server
 }

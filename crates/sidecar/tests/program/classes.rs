@@ -40,7 +40,7 @@ fn failure_of(knobs: Knobs, args: &[&str]) -> (Program, Problem) {
         assert!(told, "{line}");
         Some(())
     });
-    (sidecar, problem)
+    (sidecar, *problem)
 }
 
 fn answering(label: &str) -> Knobs {

@@ -56,7 +56,7 @@ fn the_status_tells_how_far_it_is() {
     let number = bed.memory.fetch_began(&id("org/a"), bed.now);
     bed.memory.fetch_progressed(&id("org/a"), number, Progress { done: 7, total: Some(9) });
     let told = FetchStatus { bytes: 7, total_bytes: Some(9), commit: None };
-    assert_eq!((bed.state("org/a"), bed.adapter("org/a").fetch), (Fetches, Some(told)));
+    assert_eq!((bed.state("org/a"), bed.adapter("org/a").fetch), (Fetches, Some(Box::new(told))));
 }
 
 #[test]
