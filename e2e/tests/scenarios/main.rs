@@ -50,5 +50,6 @@ mod state;
 #[cfg(feature = "cluster")]
 mod steps;
 mod streams;
+mod weights;
 #[cfg(feature = "cluster")]
 mod writes;
