@@ -4,7 +4,7 @@ use super::{Cluster, EXT_PROC, LOOK, OPERATOR, START, VLLM, server, server::PodS
 use crate::{
     bed::{Place as _, Setup},
     clock,
-    cluster::{picker, pods, workloads},
+    cluster::{kubelet::Container, picker, pods, workloads},
     server::Server,
 };
 use anyhow::Result;
@@ -73,6 +73,16 @@ impl Cluster {
     /// Waits until Envoy sends requests by way of every pod of ext-proc, and no other.
     pub async fn reaches_ext_proc(&self) -> Result<()> {
         self.reaches(EXT_PROC, EXT_PROC).await
+    }
+
+    /// Waits until Envoy sends no request by way of a replica of ext-proc any more: one that was taken away gets some
+    /// until it was found to be ill too.
+    pub async fn leaves_ext_proc(&self, replica: &Container) -> Result<()> {
+        let (start, ip) = (clock::now(), IpAddr::V4(replica.address()));
+        while self.gateway.may_ask(EXT_PROC, ip).await {
+            self.still_in_time(start, "Envoy leaves a replica of ext-proc").await?;
+        }
+        Ok(())
     }
 
     async fn reaches(&self, deployment: &str, cluster: &str) -> Result<()> {
