@@ -14,6 +14,8 @@ mod chain;
 mod demo;
 mod endurance;
 #[cfg(feature = "cluster")]
+mod gitops;
+#[cfg(feature = "cluster")]
 mod groups;
 mod guide;
 mod keys;
