@@ -22,6 +22,8 @@ mod keys;
 mod kills;
 #[cfg(feature = "cluster")]
 mod leaving;
+#[cfg(feature = "cluster")]
+mod losses;
 mod minds;
 #[cfg(feature = "cluster")]
 mod mounts;
