@@ -8,7 +8,10 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::{Bed, Place as _, Setup},
-    cluster::place::{Cluster, Parts},
+    cluster::{
+        kubelet::Container,
+        place::{Cluster, Parts},
+    },
     guide::{MODEL, V1, V2},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{Condition, Seen, cleaned_up, every_server_is_ready, succeeded},
@@ -34,16 +37,21 @@ fn sidecar_says(index: usize, verified: bool) -> Condition {
     })
 }
 
-/// For a moment nobody can ask whether a server may be sent requests. A Rollout at rest asks a server when its pod becomes
-/// Ready, and nobody at any other time.
-async fn becomes_ready_again(bed: &Bed<Cluster>, index: usize) -> Result<()> {
+/// For a moment a server is not Ready, because nobody says beside it that it is. A Rollout at rest asks a server when its
+/// pod becomes Ready, and nobody at any other time.
+async fn becomes_ready_again(
+    bed: &Bed<Cluster>,
+    index: usize,
+    sidecar_stops: fn(&Container),
+    sidecar_goes_on: fn(&Container),
+) -> Result<()> {
     let sidecar = bed.place.sidecar(index)?;
-    sidecar.freeze();
+    sidecar_stops(&sidecar);
     let is_away = Condition::new(format!("server {index} is not Ready"), move |seen: &Seen| {
         seen.servers.get(index).is_some_and(|server| !server.ready)
     });
     bed.sees(is_away).await?;
-    sidecar.thaw();
+    sidecar_goes_on(&sidecar);
     bed.sees(every_server_is_ready()).await.map(drop)
 }
 
@@ -65,9 +73,10 @@ fn a_server_that_loses_what_serves_without_dying_is_named_until_it_has_it_again(
             let server = &bed.place.servers()[1];
             server.turn(json!({ "fail_load": { V2: "500" } })).await?;
             server.unload(V2).await?;
-            bed.sees(sidecar_says(1, false).and(every_server_is_ready())).await?;
             let name = server.name();
-            becomes_ready_again(bed, 1).await?;
+            // A sidecar that starts again looks at once.
+            becomes_ready_again(bed, 1, Container::kill_and_hold, Container::release).await?;
+            bed.sees(sidecar_says(1, false)).await?;
             bed.sees(resident(ConditionStatus::False).and(every_server_is_ready())).await?;
             let words = [name.as_str(), V2];
             Said { condition: ADAPTER_RESIDENT, reason: reason::NOT_RESIDENT, words: &words }
@@ -76,7 +85,8 @@ fn a_server_that_loses_what_serves_without_dying_is_named_until_it_has_it_again(
 
             server.turn(json!({ "fail_load": {} })).await?;
             bed.sees(sidecar_says(1, true)).await?;
-            becomes_ready_again(bed, 1).await?;
+            // One that stood still knows what it knew before.
+            becomes_ready_again(bed, 1, Container::freeze, Container::thaw).await?;
             bed.sees(resident(ConditionStatus::True)).await?;
             bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
             bed.clients_sent(100).await?;
