@@ -5,7 +5,10 @@
 use crate::guide::{ADAPTERS, BASE_MODEL, MODEL, POOL, REWRITE};
 use anyhow::{Context as _, Result};
 use rollora_api::rollout::spec::RouterKind;
-use std::{fmt, time::Duration};
+use std::time::Duration;
+
+/// What weights are out of where nobody says otherwise.
+const PERCENT: u32 = 100;
 
 /// One entry of the adapters file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +94,8 @@ fn position(lines: &[String], from: usize, word: &str) -> Option<usize> {
 pub struct RolloutFile {
     /// The steps, in order.
     pub steps: Vec<Step>,
+    /// What the weights of the steps are out of.
+    pub total_weight: u32,
     /// How long a retired adapter stays at least.
     pub delay: Duration,
     /// How long nobody must have used it.
@@ -102,20 +107,23 @@ pub struct RolloutFile {
 /// One step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Give the new version this much of 100.
-    Weight(u8),
+    /// Give the new version this much of the total weight.
+    Weight(u32),
     /// Wait this long.
     Pause(Duration),
     /// Wait until somebody promotes.
     OpenPause,
 }
 
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Weight(weight) => write!(f, "setWeight: {weight:<12} # {}/{weight}", 100 - u16::from(weight)),
-            Self::Pause(duration) => write!(f, "pause: {{ duration: {} }}", words(duration)),
-            Self::OpenPause => f.write_str("pause: {}                   # until somebody promotes"),
+impl Step {
+    /// A line of the file, with what is left to the old version of `total_weight`.
+    fn line(self, total_weight: u32) -> String {
+        match self {
+            Self::Weight(weight) => {
+                format!("setWeight: {weight:<12} # {}/{weight}", total_weight.saturating_sub(weight))
+            }
+            Self::Pause(duration) => format!("pause: {{ duration: {} }}", words(duration)),
+            Self::OpenPause => "pause: {}                   # until somebody promotes".to_owned(),
         }
     }
 }
@@ -126,6 +134,7 @@ impl RolloutFile {
         use Step::{Pause, Weight};
         Self {
             steps: vec![Weight(10), Pause(pause), Weight(50), Pause(pause), Weight(100)],
+            total_weight: PERCENT,
             delay: Duration::from_millis(300),
             quiet_for: Duration::from_millis(300),
             router: RouterKind::ExtProc,
@@ -140,12 +149,16 @@ impl RolloutFile {
 
     /// The file.
     pub fn yaml(&self) -> String {
-        let steps: Vec<_> = self.steps.iter().map(|step| format!("    - {step}")).collect();
+        let steps: Vec<_> = self.steps.iter().map(|step| format!("    - {}", step.line(self.total_weight))).collect();
         let steps = steps.join("\n");
         let (delay, quiet_for) = (words(self.delay), words(self.quiet_for));
         let router = match self.router {
             RouterKind::ExtProc => "",
             RouterKind::EndpointPicker => "router: EndpointPicker\n  ",
+        };
+        let total = match self.total_weight {
+            PERCENT => String::new(),
+            total => format!("totalWeight: {total}\n    "),
         };
         format!(
             "apiVersion: rollora.dev/v1alpha1\n\
@@ -158,7 +171,7 @@ impl RolloutFile {
              follow: {{ pattern: \"{MODEL}-v*\" }}   # the highest version that is listed\n  \
              adaptersRef: {{ name: {ADAPTERS}, key: configmap.yaml }}\n  \
              rewriteRef: {{ name: {REWRITE} }}\n  {router}\
-             strategy:\n    \
+             strategy:\n    {total}\
              steps:\n{steps}\n  \
              cleanup: {{ policy: Unload, delay: {delay}, quietFor: {quiet_for} }}\n"
         )
@@ -255,10 +268,15 @@ mod tests {
 
     #[test]
     fn the_rollout_is_valid() {
-        for file in [RolloutFile::guide(Duration::from_millis(1500)), RolloutFile::open_at_half(Duration::from_secs(2))]
-        {
+        let guide = RolloutFile::guide(Duration::from_millis(1500));
+        let thousandths = RolloutFile { total_weight: 1000, ..guide.clone() };
+        for file in [guide, RolloutFile::open_at_half(Duration::from_secs(2)), thousandths] {
             let rollout = Rollout::from_yaml(&file.yaml()).unwrap_or_else(|error| panic!("{error}\n{}", file.yaml()));
-            assert_eq!(rollout.spec.strategy.steps.len(), file.steps.len());
+            let strategy = rollout.spec.strategy;
+            assert_eq!(
+                (strategy.steps.len(), strategy.total_weight.unsigned_abs()),
+                (file.steps.len(), file.total_weight)
+            );
         }
     }
 

@@ -10,10 +10,14 @@ use crate::{
     process::program,
     sim::{Counters, Knobs},
 };
-use anyhow::{Context as _, Result, bail};
-use hyper::header::{AUTHORIZATION, HeaderValue};
+use anyhow::{Context as _, Result, bail, ensure};
+use bytes::Bytes;
+use hyper::{
+    StatusCode,
+    header::{AUTHORIZATION, HeaderValue},
+};
 use own::Own;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
     fmt,
@@ -169,11 +173,7 @@ impl Server {
 
     /// What `/v1/models` lists without the base model, asked of the server itself.
     pub async fn adapters(&self) -> Result<BTreeSet<String>> {
-        let mut request = http::request("GET", "/v1/models", None);
-        if let Some(key) = &self.api_key {
-            request.headers_mut().insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {key}"))?);
-        }
-        let (status, body) = http::call(&self.address(), request).await?;
+        let (status, body) = self.ask("GET", "/v1/models", None).await?;
         let body: Value = serde_json::from_slice(&body).with_context(|| format!("/v1/models: {status}"))?;
         let models = body["data"].as_array().with_context(|| format!("/v1/models: {status} {body}"))?;
         let adapters = models.iter().filter(|model| !model["parent"].is_null());
@@ -189,6 +189,23 @@ impl Server {
     pub async fn turn(&self, knobs: Value) -> Result<Knobs> {
         let (status, body) = http::call(&self.address(), http::request("PATCH", "/sim/knobs", Some(&knobs))).await?;
         serde_json::from_slice(&body).with_context(|| format!("{status} {}", String::from_utf8_lossy(&body)))
+    }
+
+    /// Somebody unloads an adapter there, whatever anybody else wants.
+    pub async fn unload(&self, id: &str) -> Result<()> {
+        let body = json!({ "lora_name": id });
+        let (status, body) = self.ask("POST", "/v1/unload_lora_adapter", Some(&body)).await?;
+        ensure!(status.is_success(), "{status} {}", String::from_utf8_lossy(&body));
+        Ok(())
+    }
+
+    /// With the key that it asks for, where it does.
+    async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(StatusCode, Bytes)> {
+        let mut request = http::request(method, path, body);
+        if let Some(key) = &self.api_key {
+            request.headers_mut().insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {key}"))?);
+        }
+        http::call(&self.address(), request).await
     }
 
     /// The end of its output.

@@ -14,12 +14,16 @@ mod chain;
 mod demo;
 mod endurance;
 #[cfg(feature = "cluster")]
+mod gitops;
+#[cfg(feature = "cluster")]
 mod groups;
 mod guide;
 mod keys;
 mod kills;
 #[cfg(feature = "cluster")]
 mod leaving;
+#[cfg(feature = "cluster")]
+mod losses;
 mod minds;
 #[cfg(feature = "cluster")]
 mod mounts;
@@ -50,5 +54,6 @@ mod state;
 #[cfg(feature = "cluster")]
 mod steps;
 mod streams;
+mod weights;
 #[cfg(feature = "cluster")]
 mod writes;

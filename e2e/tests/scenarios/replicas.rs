@@ -9,12 +9,16 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::{Bed, Setup},
-    cluster::place::{Cluster, Parts},
+    cluster::{
+        manifests::Manifests,
+        place::{Cluster, Parts},
+    },
     guide::{MODEL, V1, V2},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{Condition, Seen, cleaned_up, every_server_is_ready, phase, served_by, split, succeeded},
     traffic::{Ask, Crowd, Kind},
 };
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 const EXT_PROC: &str = "rollora-ext-proc";
@@ -147,6 +151,40 @@ fn the_operator_waits_for_a_replica_that_cannot_be_asked_and_says_which() {
             bed.sees(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await.map(drop)
         },
     );
+}
+
+/// A replica that is deleted has as long to end as its scenario takes.
+fn with_a_long_end(objects: &mut Manifests) -> Result<()> {
+    let deployment = objects.object_mut("Deployment", EXT_PROC)?;
+    deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(600);
+    Ok(())
+}
+
+#[test]
+fn a_replica_that_is_being_deleted_and_cannot_be_asked_is_waited_for_until_it_is_gone() {
+    if !has_a_cluster("a replica of ext-proc that ends cannot be asked") {
+        return;
+    }
+    let parts = async || Ok(Parts { change: Box::new(with_a_long_end), ..Parts::default() });
+    on_a_cluster(&Setup::guide(Duration::from_millis(300)), parts, async |bed| {
+        bed.sees_baseline().await?;
+        let replica = bed.place.ext_procs().remove(0);
+        replica.freeze();
+        bed.place.delete_ext_proc(0).await?;
+        // Only then clients begin: what it has in hand when it stands still gets no answer.
+        bed.place.leaves_ext_proc(&replica).await?;
+        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
+        bed.list(V2).await?;
+        // Others have the first weights. They are not taken for being in force: nobody knows by what it still routes.
+        let first = || split(MODEL, &[(V1, 90), (V2, 10)]).and(phase(Phase::Progressing));
+        let pending = || first().and(waits(reason::ROUTERS_PENDING, replica.pod()));
+        bed.sees(pending()).await?;
+        bed.keeps_seeing(Duration::from_millis(1500), pending()).await?;
+
+        replica.crash();
+        bed.sees(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+        bed.clients_saw_nothing_wrong().await.map(drop)
+    });
 }
 
 #[test]

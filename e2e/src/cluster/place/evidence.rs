@@ -1,7 +1,10 @@
 //! Everything that a person needs who was not there.
 
-use super::{ADAPTERS, Cluster, operator_key};
-use crate::cluster::{kubelet::Container, pods};
+use super::{Cluster, look::operator_key};
+use crate::{
+    cluster::{kubelet::Container, pods},
+    guide::ADAPTERS,
+};
 use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
 use kube::{
     Api, ResourceExt as _,
