@@ -22,7 +22,7 @@ use crate::{
     intent::{self, Request},
     observed::{Adapters, Observed, Server, Unseen},
     report::{self, Report},
-    residency::Gate,
+    residency::{self, Gate},
     retire, rewrite,
     routers::{self, Claim, Proof},
     text,
@@ -209,6 +209,13 @@ impl<'a> Case<'a> {
         unseen.then(|| Again::At(text::after(self.now, AWAY)))
     }
 
+    /// A server that lacks what has weight gets it back without anybody telling: its pod may be Ready all the time.
+    fn look_for_the_lost(&self, status: &RolloutStatus) -> Option<Again> {
+        let servers = self.servers()?;
+        let lost = status.weights.desired.iter().any(|target| !residency::lacking(&target.id, servers).is_empty());
+        lost.then(|| Again::At(text::after(self.now, SLOW)))
+    }
+
     /// What is not there, or not as it has to be, although something is to be done by it.
     fn blind(&self) -> impl Iterator<Item = Wait> {
         let rewrites = self.world.rewrites.as_ref().err().map(|error| ("the rewrites cannot be read", error));
@@ -324,7 +331,8 @@ impl<'a> Case<'a> {
         let untold =
             draft.traffic(|traffic| traffic.is_unfinished()) && self.servers().is_some_and(capacity::is_untold);
         let room = untold.then(|| Again::At(text::after(self.now, UNTOLD)));
-        let ends = self.contest_end(&draft.status).map(Again::At).into_iter().chain(self.look_again()).chain(room);
+        let ends = self.contest_end(&draft.status).map(Again::At).into_iter().chain(self.look_again());
+        let ends = ends.chain(room).chain(self.look_for_the_lost(&draft.status));
         let requeue = self.requeue(&draft.status, agains.chain(ends));
         Decision { effects: self.effects(&draft.status), status: draft.status, events: draft.events, requeue }
     }

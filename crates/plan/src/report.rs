@@ -29,8 +29,9 @@ use rollora_api::{
 };
 use std::{collections::BTreeSet, time::Duration};
 
-/// How often mere counts are written.
-const PACE: Duration = Duration::from_secs(5);
+/// How often mere counts are decided to be written: at most every five seconds, and half a second more, because a write may
+/// have to wait for its turn and the next one not.
+const PACE: Duration = Duration::from_millis(5500);
 /// A Rollout at rest says after this time, and at most twice this time, that the adapters file has another version: all
 /// that share a file would write at once whenever one of them does.
 const AT_REST: Duration = Duration::from_mins(1);
@@ -139,7 +140,15 @@ impl Report<'_> {
             return format!("{desired} was rejected: {why}; {next}");
         }
         match status.step.as_ref().map(|step| step.state) {
-            Some(StepState::Done) if self.proof.shadowed_by.is_none() => format!("{desired} serves all requests"),
+            Some(StepState::Done) if self.proof.shadowed_by.is_none() => {
+                let servers = self.case.servers();
+                let unserved =
+                    servers.and_then(|servers| conditions::unserved(&self.case.spec.pool_ref, servers, [desired]));
+                match unserved {
+                    None => format!("{desired} serves all requests"),
+                    Some((_, _, why)) => format!("{desired} has all traffic, and {why}"),
+                }
+            }
             _ => String::new(),
         }
     }

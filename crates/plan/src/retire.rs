@@ -271,10 +271,10 @@ mod tests {
     use jiff::Timestamp;
 
     fn draft(states: &[RetirementState]) -> Draft {
-        let entry = |(number, state): (usize, &RetirementState)| Retired {
+        let entry = |(number, retirement): (usize, &RetirementState)| Retired {
             id: AdapterId::new(format!("a-v{number}")).unwrap(),
             since: Timestamp::UNIX_EPOCH,
-            state: *state,
+            state: *retirement,
             was_stable: false,
             reason: String::new(),
         };

@@ -8,10 +8,7 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::{Bed, Place as _, Setup},
-    cluster::{
-        kubelet::Container,
-        place::{Cluster, Parts},
-    },
+    cluster::place::{Cluster, Parts},
     guide::{MODEL, V1, V2},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{Condition, Seen, cleaned_up, every_server_is_ready, succeeded},
@@ -37,21 +34,16 @@ fn sidecar_says(index: usize, verified: bool) -> Condition {
     })
 }
 
-/// For a moment a server is not Ready, because nobody says beside it that it is. A Rollout at rest asks a server when its
-/// pod becomes Ready, and nobody at any other time.
-async fn becomes_ready_again(
-    bed: &Bed<Cluster>,
-    index: usize,
-    sidecar_stops: fn(&Container),
-    sidecar_goes_on: fn(&Container),
-) -> Result<()> {
+/// For a moment a server is not Ready, because its sidecar starts again, and looks at once. A Rollout at rest asks a server
+/// when its pod becomes Ready, and nobody at any other time.
+async fn becomes_ready_again(bed: &Bed<Cluster>, index: usize) -> Result<()> {
     let sidecar = bed.place.sidecar(index)?;
-    sidecar_stops(&sidecar);
+    sidecar.kill_and_hold();
     let is_away = Condition::new(format!("server {index} is not Ready"), move |seen: &Seen| {
         seen.servers.get(index).is_some_and(|server| !server.ready)
     });
     bed.sees(is_away).await?;
-    sidecar_goes_on(&sidecar);
+    sidecar.release();
     bed.sees(every_server_is_ready()).await.map(drop)
 }
 
@@ -74,8 +66,7 @@ fn a_server_that_loses_what_serves_without_dying_is_named_until_it_has_it_again(
             server.turn(json!({ "fail_load": { V2: "500" } })).await?;
             server.unload(V2).await?;
             let name = server.name();
-            // A sidecar that starts again looks at once.
-            becomes_ready_again(bed, 1, Container::kill_and_hold, Container::release).await?;
+            becomes_ready_again(bed, 1).await?;
             bed.sees(sidecar_says(1, false)).await?;
             bed.sees(resident(ConditionStatus::False).and(every_server_is_ready())).await?;
             let words = [name.as_str(), V2];
@@ -85,8 +76,7 @@ fn a_server_that_loses_what_serves_without_dying_is_named_until_it_has_it_again(
 
             server.turn(json!({ "fail_load": {} })).await?;
             bed.sees(sidecar_says(1, true)).await?;
-            // One that stood still knows what it knew before.
-            becomes_ready_again(bed, 1, Container::freeze, Container::thaw).await?;
+            // Its pod was Ready all the time: no change of it tells anybody.
             bed.sees(resident(ConditionStatus::True)).await?;
             bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
             bed.clients_sent(100).await?;

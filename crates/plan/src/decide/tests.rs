@@ -182,3 +182,31 @@ fn what_keeps_a_deletion_from_its_end_is_said() {
     let message = decision.status.message;
     assert!(message.ends_with("cannot be read: the kind is not installed; the status was refused"), "{message}");
 }
+
+#[test]
+fn a_server_that_lost_what_serves_is_named_and_asked_again_until_it_has_it() {
+    use rollora_api::sidecar_status::{AdapterState, AdapterStatus, ServerIdentity, SidecarStatus};
+    let (mut rollout, mut world) = overlapped(&json!({}));
+    rollout.status = serde_json::from_value(json!({
+        "revision": {"number": 1, "stable": "chat-v1", "desired": "chat-v1"},
+        "step": {"index": 0, "state": "Done", "enteredAt": "2026-01-01T00:00:00Z"},
+        "weights": {"desired": [{"id": "chat-v1", "weight": 100}], "sequence": 3, "applied": 3},
+        "admission": {"admitted": ["chat-v1"]},
+    }))
+    .unwrap();
+    world.rollouts = Ok(vec![Arc::new(rollout.clone())]);
+    let mut look = |state| {
+        let server = ServerIdentity { endpoint: "e".to_owned(), start: "1".to_owned() };
+        let adapters = vec![AdapterStatus::new(rollout.spec.adapter.id.clone().unwrap(), state)];
+        let status = SidecarStatus { server: Some(server), adapters, max_loras: Some(2), ..SidecarStatus::default() };
+        world.servers = Ok(vec![Server::ready("pod-a", status)]);
+        let decision = decide(&Input { rollout: &rollout, world: &world }, now());
+        let seconds = decision.requeue.map(|requeue| requeue.as_secs());
+        (decision.status.message, seconds)
+    };
+    let (message, again) = look(AdapterState::Failed);
+    assert!(message.starts_with("chat-v1 has all traffic, and pod-a lacks chat-v1"), "{message}");
+    assert!(again.is_some_and(|again| again <= SLOW.as_secs()), "{again:?}");
+    let (message, _) = look(AdapterState::Verified);
+    assert!(message.starts_with("chat-v1 serves all requests"), "{message}");
+}

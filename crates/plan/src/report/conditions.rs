@@ -98,7 +98,7 @@ fn available(report: &Report<'_>, status: &RolloutStatus) -> Option<Said> {
 }
 
 /// Why one of these ids cannot be served, where one cannot.
-fn unserved<'a>(
+pub(super) fn unserved<'a>(
     pool: &PoolRef,
     servers: &[crate::observed::Server],
     ids: impl IntoIterator<Item = &'a AdapterId>,
@@ -109,7 +109,8 @@ fn unserved<'a>(
     ids.into_iter().find_map(|id| {
         let lacking = residency::lacking(id, servers);
         let names: Vec<&str> = lacking.iter().map(|server| server.name.as_str()).collect();
-        (!names.is_empty()).then(|| no(reason::NOT_RESIDENT, format!("{} lack {id}", text::list(&names))))
+        let lack = if names.len() == 1 { "lacks" } else { "lack" };
+        (!names.is_empty()).then(|| no(reason::NOT_RESIDENT, format!("{} {lack} {id}", text::list(&names))))
     })
 }
 

@@ -41,12 +41,12 @@ fn mere_counts_wait_for_five_seconds_and_everything_else_is_written_at_once() {
     let counted = |status: &mut RolloutStatus| status.residency.resident = 2;
     let worded = |status: &mut RolloutStatus| status.message = "waits for others".to_owned();
     let moved = |status: &mut RolloutStatus| status.phase = Phase::Held;
-    assert!(!is_written(4, counted));
-    assert!(is_written(5, counted));
-    assert!(!is_written(4, worded));
+    assert!(!is_written(5, counted));
+    assert!(is_written(6, counted));
+    assert!(!is_written(5, worded));
     let read = |status: &mut RolloutStatus| status.observed_adapters = Some(ObservedAdapters::default());
-    assert!(!is_written(4, read));
-    assert!(is_written(5, read));
+    assert!(!is_written(5, read));
+    assert!(is_written(6, read));
     assert!(is_written(1, moved));
 }
 
@@ -63,9 +63,9 @@ fn a_rollout_at_rest_takes_its_time_to_say_that_the_file_is_another_one() {
         read(status);
         status.residency.resident = 2;
     };
-    assert!(is_written_after(&at_rest, 5, counted), "with other news");
+    assert!(is_written_after(&at_rest, 6, counted), "with other news");
     at_rest.retired.push(retired(RetirementState::Waiting));
-    assert!(is_written_after(&at_rest, 5, read), "something is under way");
+    assert!(is_written_after(&at_rest, 6, read), "something is under way");
 }
 
 fn retired(state: RetirementState) -> Retired {
@@ -85,7 +85,7 @@ fn a_count_that_waits_is_looked_at_again_when_it_is_due() {
     let mut next = status();
     next.residency.resident = 2;
     let decision = Decision { status: next, effects: Vec::new(), events: Vec::new(), requeue: None };
-    assert_eq!(settle(&status(), decision, at(FILE_DUE), at(2)).requeue, Some(Duration::from_secs(3)));
+    assert_eq!(settle(&status(), decision, at(FILE_DUE), at(2)).requeue, Some(Duration::from_millis(3500)));
 }
 
 #[test]
