@@ -270,7 +270,7 @@ mod tests {
     use super::*;
     use jiff::Timestamp;
 
-    fn draft(states: &[RetirementState]) -> Draft {
+    fn draft(retirements: &[RetirementState]) -> Draft {
         let entry = |(number, retirement): (usize, &RetirementState)| Retired {
             id: AdapterId::new(format!("a-v{number}")).unwrap(),
             since: Timestamp::UNIX_EPOCH,
@@ -278,7 +278,7 @@ mod tests {
             was_stable: false,
             reason: String::new(),
         };
-        let retired = states.iter().enumerate().map(entry).collect();
+        let retired = retirements.iter().enumerate().map(entry).collect();
         let status = RolloutStatus { retired, ..RolloutStatus::default() };
         Draft { status, events: Vec::new(), left: Vec::new() }
     }

@@ -53,7 +53,7 @@ impl Case<'_> {
     fn note_overwriting(&self, draft: &mut Draft) {
         let weights = &mut draft.status.weights;
         // From here on it is just a write that is missing: it is said once.
-        weights.applied = Sequence(weights.applied.0 - 1);
+        weights.applied = weights.applied.min(Sequence(weights.sequence.0 - 1));
         weights.overwritten.push(self.now);
         let surplus = weights.overwritten.len().saturating_sub(CONTEST);
         weights.overwritten.drain(..surplus);
