@@ -40,16 +40,12 @@ impl Run {
         });
         let mut world = self.sim.world();
         let now = world.now;
-        self.due = match next {
-            Some(Next::OnChange | Next::Forget) => None,
-            Some(Next::After(delay)) => Some(now + SignedDuration::try_from(delay).unwrap()),
-            Some(Next::Again) => Some(now),
-            Some(Next::Retry(_)) => Some(now + TICK),
-            None => {
-                world.note("the operator crashed");
-                self.operator = operator(&self.sim);
-                Some(now)
-            }
+        self.due = if let Some(next) = next {
+            due(&next, now)
+        } else {
+            world.note("the operator crashed");
+            self.operator = operator(&self.sim);
+            Some(now)
         };
     }
 
@@ -107,6 +103,16 @@ impl Run {
 
     pub(crate) fn story(&self) -> String {
         self.sim.log.told()
+    }
+}
+
+/// When a key is reconciled again, where nothing happens before.
+pub(crate) fn due(next: &Next, now: Timestamp) -> Option<Timestamp> {
+    match next {
+        Next::OnChange | Next::Forget => None,
+        Next::After(delay) => Some(now + SignedDuration::try_from(*delay).unwrap()),
+        Next::Again => Some(now),
+        Next::Retry(_) => Some(now + TICK),
     }
 }
 

@@ -2,9 +2,9 @@
 //! for as long as one likes, hear of documents late, or die; neither knows of the other.
 
 use crate::{
-    driver::operator,
+    driver::{due, operator},
     ports::{Gait, Sim},
-    world::{TICK, World},
+    world::World,
 };
 use futures_util::task::noop_waker_ref;
 use jiff::{SignedDuration, Timestamp};
@@ -148,19 +148,13 @@ impl Duo {
             self.stop(1 - number, false);
         }
         let Poll::Ready(next) = polled else { return true };
-        let due = match next {
-            Some(Next::OnChange | Next::Forget) => None,
-            Some(Next::After(delay)) => Some(now + SignedDuration::try_from(delay).unwrap()),
-            Some(Next::Again) => Some(now),
-            Some(Next::Retry(_)) => Some(now + TICK),
-            None => {
-                self.sim.world().note(format!("operator {number} crashed"));
-                self.renew(number);
-                return true;
-            }
+        let Some(next) = next else {
+            self.sim.world().note(format!("operator {number} crashed"));
+            self.renew(number);
+            return true;
         };
         let side = &mut self.sides[number];
-        (side.reconcile, side.due) = (None, due);
+        (side.reconcile, side.due) = (None, due(&next, now));
         true
     }
 

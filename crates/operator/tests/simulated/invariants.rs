@@ -5,7 +5,7 @@ use crate::world::{World, id};
 use jiff::SignedDuration;
 use rollora_api::{
     adapters::AdaptersFile,
-    names::{AdapterId, SEQUENCE_ANNOTATION_PREFIX},
+    names::{AdapterId, sequence_annotation},
     operator_key::OperatorKey,
     rewrite::InferenceModelRewrite,
     rollout::status::Phase,
@@ -42,6 +42,16 @@ pub(crate) enum Invariant {
     OneServerIsHurt,
     /// Every waiting state ends, or names what it waits for.
     WaitingIsNamed,
+    /// What is written for one Rollout changes nothing of the other's rule, its stamp, and what it calls stable.
+    RulesAreOnesOwn,
+    /// Nor of what the adapters file and the operator's key say of the other's ids.
+    EntriesAreOnesOwn,
+    /// Entries leave with their Rollout, whoever saw it go.
+    EntriesLeaveWithTheirRollout,
+    /// No Rollout takes what is written for the other for somebody's edit.
+    NobodyIsTakenForARival,
+    /// Where nothing happens, nothing is written.
+    RestIsQuiet,
 }
 
 /// An invariant that was broken, and how.
@@ -50,7 +60,7 @@ pub(crate) enum Invariant {
 pub(crate) struct Broken(pub(crate) Invariant, pub(crate) String);
 
 impl World {
-    fn violate(&mut self, invariant: Invariant, how: impl Display) {
+    pub(crate) fn violate(&mut self, invariant: Invariant, how: impl Display) {
         let at = self.now;
         self.broken.push(Broken(invariant, format!("at {at}: {how}")));
     }
@@ -100,9 +110,9 @@ impl World {
 
     /// An operator has written this.
     pub(crate) fn check_stamp(&mut self, rewrite: &InferenceModelRewrite) {
-        let stamps =
-            rewrite.metadata.annotations.iter().filter(|(name, _)| name.starts_with(SEQUENCE_ANNOTATION_PREFIX));
-        let Some(stamp) = stamps.filter_map(|(_, value)| value.parse::<i64>().ok()).max() else { return };
+        let ours = sequence_annotation(self.rollout.metadata.uid.as_deref().unwrap_or_default());
+        let stamp = rewrite.metadata.annotations.get(&ours);
+        let Some(stamp) = stamp.and_then(|value| value.parse::<i64>().ok()) else { return };
         let weights = self.weights();
         if let Some((highest, _)) = self.stamped.last_key_value()
             && *highest > stamp
@@ -124,7 +134,11 @@ impl World {
     }
 
     pub(crate) fn check_unload(&mut self, server: &str, id: &AdapterId) {
-        if self.routers.iter().any(|router| router.targets().contains(id)) {
+        if self.lossy.contains(id) {
+            return;
+        }
+        let models = self.models();
+        if self.routers.iter().any(|router| router.targets(&models).contains(id)) {
             self.violate(Invariant::NothingRoutedIsUnloaded, format!("{server} unloaded {id}"));
         }
         let quiet = SignedDuration::try_from(self.rollout.spec.cleanup.quiet_for.get()).unwrap();
@@ -137,9 +151,9 @@ impl World {
     }
 
     pub(crate) fn check_routes(&mut self) {
-        let mut found = Vec::new();
+        let (mut found, models) = (Vec::new(), self.models());
         for router in &self.routers {
-            for target in router.targets() {
+            for target in router.targets(&models) {
                 for server in self.servers.iter().filter(|server| server.ready && !server.beside) {
                     if !server.loaded.contains_key(&target) && !self.lossy.contains(&target) {
                         found.push(format!("{} sends to {target}, which {} lacks", router.name, server.name));

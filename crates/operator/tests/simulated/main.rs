@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod bad_input;
+mod beside;
 mod crashes;
 mod deletion;
 mod driver;
@@ -13,6 +14,8 @@ mod files;
 mod found;
 mod guide;
 mod invariants;
+mod neighbour;
+mod pair;
 mod past;
 mod people;
 mod ports;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub(crate) struct Documents {
     at: Timestamp,
-    pub(crate) rollout: Option<(Rollout, u64)>,
+    rollouts: Vec<(Rollout, u64)>,
     pub(crate) rewrites: Vec<(InferenceModelRewrite, u64)>,
     pub(crate) adapters: (AdaptersDocument, u64),
 }
@@ -19,16 +19,19 @@ impl Documents {
     pub(crate) fn of(world: &World) -> Self {
         Self {
             at: world.now,
-            rollout: (!world.gone).then(|| (world.rollout.clone(), world.rollout_version)),
+            rollouts: world.rollouts().map(|(rollout, version)| (rollout.clone(), version)).collect(),
             rewrites: world.rewrites.clone(),
             adapters: (world.adapters.clone(), world.adapters_version),
         }
     }
 
+    pub(crate) fn rollout(&self, name: &str) -> Option<(Rollout, u64)> {
+        self.rollouts.iter().find(|(rollout, _)| rollout.metadata.name == name).cloned()
+    }
+
     fn is_same(&self, world: &World) -> bool {
-        let rollout = (!world.gone).then_some(world.rollout_version);
         let rewrites = || world.rewrites.iter().map(|(_, version)| version);
-        self.rollout.as_ref().map(|(_, version)| *version) == rollout
+        self.rollouts.iter().map(|(_, version)| *version).eq(world.rollouts().map(|(_, version)| version))
             && self.adapters.1 == world.adapters_version
             && self.rewrites.iter().map(|(_, version)| version).eq(rewrites())
     }

@@ -143,7 +143,8 @@ impl Sim {
     fn see_rollout(&self, world: &World) -> Option<Versioned<Arc<Rollout>>> {
         let present = || (!world.gone).then(|| (world.rollout.clone(), world.rollout_version));
         let seen = self.seen(world, Kind::Rollout);
-        let (value, number) = seen.map_or_else(present, |documents| documents.rollout.clone())?;
+        let name = &world.rollout.metadata.name;
+        let (value, number) = seen.map_or_else(present, |documents| documents.rollout(name))?;
         Some(Versioned { version: version(number), value: Arc::new(value) })
     }
 
@@ -171,11 +172,11 @@ impl Sim {
         what(&self.world().missing).map_or(Ok(()), |why| Err(ReadError::Invalid(why)))
     }
 
-    async fn read<T>(&self, call: impl FnOnce(&World) -> T) -> Result<T, ReadError> {
+    async fn read<T>(&self, call: impl FnOnce(&mut World) -> T) -> Result<T, ReadError> {
         self.meet(None, |world| Ok(call(world)), |_| Err(ReadError::Unavailable("simulated".to_owned()))).await
     }
 
-    async fn write(&self, kind: Kind, call: impl FnOnce(&mut World) -> Written) -> Written {
+    async fn write(&self, key: &RolloutKey, kind: Kind, call: impl FnOnce(&mut World) -> Written) -> Written {
         let fail = |failure| match failure {
             Failure::Unavailable => Written::Unavailable("simulated".to_owned()),
             // What is not known is read anew, and not from a cache.
@@ -185,7 +186,7 @@ impl Sim {
             }
         };
         let call = |world: &mut World| {
-            let written = call(world);
+            let written = world.of(&key.name, call);
             if matches!(written, Written::Done(_)) {
                 self.has_seen_all(world, kind);
             }
@@ -233,11 +234,11 @@ impl Store for Sim {
     }
 
     async fn rollouts(&self) -> Result<Vec<Versioned<Arc<Rollout>>>, ReadError> {
-        self.read(|world| self.see_rollout(world).into_iter().collect()).await
+        self.read(|world| world.of_each(|world| self.see_rollout(world)).into_iter().flatten().collect()).await
     }
 
-    async fn rollout(&self, _: &RolloutKey) -> Result<Option<Versioned<Arc<Rollout>>>, ReadError> {
-        self.read(|world| self.see_rollout(world)).await
+    async fn rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Arc<Rollout>>>, ReadError> {
+        self.read(|world| world.of(&key.name, |world| self.see_rollout(world))).await
     }
 
     async fn rewrites(&self, _: &RolloutKey) -> Result<Vec<Versioned<Arc<InferenceModelRewrite>>>, ReadError> {
@@ -275,8 +276,8 @@ impl Store for Sim {
         .await
     }
 
-    async fn write_status(&self, _: &RolloutKey, read: &Version, status: &RolloutStatus) -> Written {
-        self.write(Kind::Rollout, |world| {
+    async fn write_status(&self, key: &RolloutKey, read: &Version, status: &RolloutStatus) -> Written {
+        self.write(key, Kind::Rollout, |world| {
             if *read != version(world.rollout_version) || world.gone {
                 return Written::Stale;
             }
@@ -297,11 +298,11 @@ impl Store for Sim {
 
     async fn write_rewrite(
         &self,
-        _: &RolloutKey,
+        key: &RolloutKey,
         rewrite: &InferenceModelRewrite,
         precondition: &Precondition,
     ) -> Written {
-        self.write(Kind::Rewrites, |world| {
+        self.write(key, Kind::Rewrites, |world| {
             if let Some(why) = &world.missing.permission {
                 return Written::Refused(why.clone());
             }
@@ -309,6 +310,7 @@ impl Store for Sim {
             let present = world.rewrites.iter().position(|(old, _)| old.metadata.name == *name);
             let number = world.next_version();
             let (mut rewrite, written) = (rewrite.clone(), rewrite);
+            let others = world.share_of_other();
             match (present, precondition) {
                 (None, Precondition::Absent) => {
                     rewrite.metadata.uid = Some(world.next_uid());
@@ -321,6 +323,7 @@ impl Store for Sim {
             }
             world.rewrites_changed();
             world.check_stamp(written);
+            world.check_share_of_other(others);
             if let Some(rival) = world.rival {
                 world.edit_rewrite(rival);
             }
@@ -331,22 +334,23 @@ impl Store for Sim {
 
     async fn write_adapters(
         &self,
-        _: &RolloutKey,
+        key: &RolloutKey,
         reference: &AdaptersRef,
         read: &Version,
         write: &AdaptersWrite,
     ) -> Written {
-        self.write(Kind::Adapters, |world| {
+        self.write(key, Kind::Adapters, |world| {
             if world.unread.contains_key(&reference.name) {
                 return world.write_unread(&reference.name, read, write);
             }
             if *read != version(world.adapters_version) {
                 return Written::Stale;
             }
-            let before = world.adapters.clone();
+            let (before, others) = (world.adapters.clone(), world.share_of_other());
             let number = world.write_adapters(write.user_text.clone(), write.key_text.clone());
             let after = world.adapters.clone();
-            world.check_held(&before, &after);
+            world.of_each(|world| world.check_held(&before, &after));
+            world.check_share_of_other(others);
             Written::Done(version(number))
         })
         .await
@@ -356,8 +360,8 @@ impl Store for Sim {
         true
     }
 
-    async fn guard_deletion(&self, _: &RolloutKey, read: &Version, guarded: bool) -> Written {
-        self.write(Kind::Rollout, |world| {
+    async fn guard_deletion(&self, key: &RolloutKey, read: &Version, guarded: bool) -> Written {
+        self.write(key, Kind::Rollout, |world| {
             if *read != version(world.rollout_version) || world.gone {
                 return Written::Stale;
             }
@@ -370,10 +374,10 @@ impl Store for Sim {
         .await
     }
 
-    async fn event(&self, _: &RolloutKey, event: &Event) {
+    async fn event(&self, key: &RolloutKey, event: &Event) {
         let mut world = self.world();
         world.note(format!("event {}: {}", event.reason, event.message));
-        world.events.push(event.clone());
+        world.of(&key.name, |world| world.events.push(event.clone()));
     }
 }
 

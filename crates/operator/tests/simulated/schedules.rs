@@ -5,6 +5,7 @@ use crate::{
     driver::Run,
     duo::Duo,
     guide::ROLLOUT,
+    neighbour::is_for,
     server::Temper,
     world::{Fault, World, id},
 };
@@ -18,7 +19,7 @@ use std::sync::MutexGuard;
 
 /// Three of the pool, and one beside it.
 const SERVERS: usize = 4;
-const IDS: [&str; 4] = ["small-v1", "small-v2", "small-v3", "small-v4"];
+pub(crate) const IDS: [&str; 4] = ["small-v1", "small-v2", "small-v3", "small-v4"];
 
 #[derive(Debug, Clone)]
 pub(crate) enum Action {
@@ -72,7 +73,7 @@ fn fault() -> impl Strategy<Value = Fault> {
     ]
 }
 
-fn action() -> impl Strategy<Value = Action> {
+pub(crate) fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         8 => (1..60_u8).prop_map(Action::Wait),
         3 => (0..16_u8, 0..16_u8).prop_map(|(exist, not_exist)| Action::List { exist, not_exist }),
@@ -95,7 +96,7 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-fn heal(world: &mut World) {
+pub(crate) fn heal(world: &mut World) {
     world.faults.clear();
     world.fleet_hangs = false;
     for server in &mut world.servers {
@@ -111,8 +112,8 @@ fn heal(world: &mut World) {
     world.changed = true;
 }
 
-fn chosen(bits: u8) -> Vec<&'static str> {
-    (0..IDS.len()).filter(|index| bits & (1 << index) != 0).map(|index| IDS[index]).collect()
+pub(crate) fn chosen(ids: &[&'static str; 4], bits: u8) -> Vec<&'static str> {
+    (0..ids.len()).filter(|index| bits & (1 << index) != 0).map(|index| ids[index]).collect()
 }
 
 /// One operator, or two at once.
@@ -151,17 +152,18 @@ impl Drive for Duo {
 }
 
 pub(crate) fn act<D: Drive>(run: &mut D, action: &Action) {
-    let mut world = run.world();
-    world.note(format!("{action:?}"));
+    run.world().note(format!("{action:?}"));
+    match action {
+        Action::Wait(ticks) => (0..*ticks).for_each(|_| run.tick()),
+        action => happen(&mut run.world(), action, &IDS),
+    }
+}
+
+/// What happens to the Rollout of these ids, or around it.
+pub(crate) fn happen(world: &mut World, action: &Action, ids: &[&'static str; 4]) {
     let now = world.now;
     match action {
-        Action::Wait(ticks) => {
-            drop(world);
-            for _ in 0..*ticks {
-                run.tick();
-            }
-        }
-        Action::List { exist, not_exist } => world.list(&chosen(*exist), &chosen(*not_exist & !exist)),
+        Action::List { exist, not_exist } => world.list(&chosen(ids, *exist), &chosen(ids, *not_exist & !exist)),
         Action::Intend(verb) => world.intend(*verb),
         Action::Die { server, seconds } => world.servers[*server].die(now, SignedDuration::from_secs(*seconds)),
         Action::Blip { server, millis, silent } => {
@@ -172,32 +174,41 @@ pub(crate) fn act<D: Drive>(run: &mut D, action: &Action) {
         Action::RouterUnreachable => world.routers[0].reachable ^= true,
         Action::Fail(faults) => world.faults.extend(faults),
         Action::Pause => world.edit_spec(|rollout| rollout.spec.paused ^= true),
-        Action::Swap if world.rewrites.is_empty() => {}
-        Action::Swap => world.edit_rewrite(|rewrite| {
-            let targets = &mut rewrite.spec.rules[0].targets;
-            let weights: Vec<_> = targets.iter().rev().map(|target| target.weight).collect();
-            targets.iter_mut().zip(weights).for_each(|(target, weight)| target.weight = weight);
-        }),
+        Action::Swap if world.own_rewrite().is_none() => {}
+        Action::Swap => swap(world),
         Action::Delete => {
-            world.rewrites.clear();
+            if let Some(own) = world.own_rewrite() {
+                world.rewrites.remove(own);
+            }
             world.rewrites_changed();
         }
         Action::LoseStatus => world.lose_status(),
-        Action::Use(index) if is_serving(&world, *index) => world.use_directly(&id(IDS[*index])),
-        Action::UseBeside(index) if is_serving(&world, *index) => world.use_beside(&id(IDS[*index])),
-        Action::Use(_) | Action::UseBeside(_) => {}
+        Action::Use(index) if is_serving(world, ids[*index]) => world.use_directly(&id(ids[*index])),
+        Action::UseBeside(index) if is_serving(world, ids[*index]) => world.use_beside(&id(ids[*index])),
+        // Whoever waits does not come here.
+        Action::Wait(_) | Action::Use(_) | Action::UseBeside(_) => {}
         Action::FleetHangs => world.fleet_hangs = true,
-        Action::Heal => heal(&mut world),
+        Action::Heal => heal(world),
     }
 }
 
+/// Somebody gives to each target what another one had.
+fn swap(world: &mut World) {
+    let model = world.rollout.spec.model.clone();
+    world.edit_rewrite(|rewrite| {
+        let Some(rule) = rewrite.spec.rules.iter_mut().find(|rule| is_for(&model, rule)) else { return };
+        let weights: Vec<_> = rule.targets.iter().rev().map(|target| target.weight).collect();
+        rule.targets.iter_mut().zip(weights).for_each(|(target, weight)| target.weight = weight);
+    });
+}
+
 /// Whether the operator has not let go of it yet: a use after that comes too late to be heard of.
-fn is_serving(world: &World, index: usize) -> bool {
-    world.key().serving.contains(&id(IDS[index]))
+fn is_serving(world: &World, name: &str) -> bool {
+    world.key().serving.contains(&id(name))
 }
 
 /// How often an id was listed that was not before.
-fn listings(actions: &[Action], index: usize) -> usize {
+pub(crate) fn listings(actions: &[Action], index: usize) -> usize {
     let lists = actions.iter().filter_map(|action| match action {
         Action::List { exist, .. } => Some(exist & (1 << index) != 0),
         _ => None,
@@ -206,7 +217,7 @@ fn listings(actions: &[Action], index: usize) -> usize {
 }
 
 /// Whether the rollout is where only a person, or nobody, has to do something.
-fn is_at_rest(world: &World) -> bool {
+pub(crate) fn is_at_rest(world: &World) -> bool {
     let status = world.status();
     let unlisted = |condition: &Condition| condition.kind == "Progressing" && condition.reason == "NotListed";
     // Servers that restart wait for what serves, and cannot load it while nobody lists it.
@@ -231,7 +242,7 @@ pub(crate) fn nobody_is_hurt<D: Drive>(run: &D) -> Result<(), TestCaseError> {
 
 /// Each schedule is minutes of virtual time: a short run tries few, one with `--long` about a million ticks of them, and
 /// `PROPTEST_CASES` as many as it says.
-fn config(few: u32) -> ProptestConfig {
+pub(crate) fn config(few: u32) -> ProptestConfig {
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     match (std::env::var_os("PROPTEST_CASES"), is_long()) {
         (Some(_), _) => config,
@@ -297,7 +308,7 @@ pub(crate) enum Fate {
     Alone(usize, u8),
 }
 
-fn fate() -> impl Strategy<Value = Fate> {
+pub(crate) fn fate() -> impl Strategy<Value = Fate> {
     let side = || 0..2_usize;
     prop_oneof![
         5 => side().prop_map(Fate::Stop),

@@ -2,13 +2,14 @@
 
 use crate::{
     invariants::Broken,
+    neighbour::{Neighbour, is_for},
     past::Documents,
     server::{Content, SimServer, Temper},
 };
 use jiff::{SignedDuration, Timestamp};
 use rollora_api::{
     adapters::{AdaptersFile, content_hash},
-    names::{AdapterId, INTENT_ANNOTATION, SEQUENCE_ANNOTATION_PREFIX},
+    names::{AdapterId, INTENT_ANNOTATION, ModelName, SEQUENCE_ANNOTATION_PREFIX},
     operator_key::OperatorKey,
     rewrite::{InferenceModelRewrite, RewriteRule},
     rollout::{Rollout, RolloutStatus, Verb, status::Phase},
@@ -21,7 +22,6 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-pub(crate) const MODEL: &str = "small";
 pub(crate) const TICK: SignedDuration = SignedDuration::from_millis(100);
 
 /// What happens to one call of a port.
@@ -61,20 +61,21 @@ impl SimRouter {
         }
     }
 
-    fn rule(&self) -> Option<(&InferenceModelRewrite, &RewriteRule)> {
-        let matches = |rule: &&RewriteRule| rule.matches.iter().any(|candidate| candidate.model.value == MODEL);
-        self.rules.iter().find_map(|rewrite| Some((rewrite, rewrite.spec.rules.iter().find(matches)?)))
+    fn rule(&self, model: &ModelName) -> Option<(&InferenceModelRewrite, &RewriteRule)> {
+        let rule = |rewrite: &InferenceModelRewrite| rewrite.spec.rules.iter().position(|rule| is_for(model, rule));
+        self.rules.iter().find_map(|rewrite| Some((rewrite, &rewrite.spec.rules[rule(rewrite)?])))
     }
 
     /// Adapters that get requests here.
-    pub(crate) fn targets(&self) -> Vec<AdapterId> {
-        let targets = self.rule().map(|(_, rule)| rule.targets.as_slice()).unwrap_or_default();
-        targets.iter().map(|target| AdapterId::new(target.model_rewrite.clone()).unwrap()).collect()
+    pub(crate) fn targets(&self, models: &[ModelName]) -> Vec<AdapterId> {
+        let targets = models.iter().filter_map(|model| self.rule(model)).flat_map(|(_, rule)| &rule.targets);
+        targets.map(|target| AdapterId::new(target.model_rewrite.clone()).unwrap()).collect()
     }
 
-    fn report(&self) -> RulesReport {
+    fn report(&self, models: &[ModelName]) -> RulesReport {
         let mut report = RulesReport { last_used: self.last_used.clone(), ..RulesReport::default() };
-        if let Some((rewrite, rule)) = self.rule() {
+        for model in models {
+            let Some((rewrite, rule)) = self.rule(model) else { continue };
             let stamps = rewrite.metadata.annotations.iter().filter_map(|(name, value)| {
                 Some((name.strip_prefix(SEQUENCE_ANNOTATION_PREFIX)?.to_owned(), value.parse().ok()?))
             });
@@ -85,7 +86,7 @@ impl SimRouter {
                 stamps: stamps.collect(),
                 targets: rule.targets.clone(),
             };
-            report.models.insert(MODEL.to_owned(), rule);
+            report.models.insert(model.as_str().to_owned(), rule);
         }
         report
     }
@@ -166,7 +167,7 @@ pub(crate) struct World {
     pub(crate) status_writes: usize,
     pub(crate) seen_weights: Vec<Vec<(String, i32)>>,
     pub(crate) log: Log,
-    versions: u64,
+    pub(crate) versions: u64,
     uids: u64,
     intents: u64,
     started: Timestamp,
@@ -177,6 +178,8 @@ pub(crate) struct World {
     pub(crate) lossy: Vec<AdapterId>,
     /// What somebody does to the rewrite whenever the operator has written it, before anybody looks.
     pub(crate) rival: Option<fn(&mut InferenceModelRewrite)>,
+    /// Another Rollout.
+    pub(crate) neighbour: Option<Neighbour>,
     /// What the servers said at the last tick.
     reports: Vec<Server>,
     /// When a request for each adapter was last sent, by anybody.
@@ -189,6 +192,11 @@ pub(crate) fn id(name: &str) -> AdapterId {
 
 fn temper(bad: &BTreeMap<AdapterId, Temper>, id: &AdapterId) -> Temper {
     bad.get(id).copied().unwrap_or(Temper::Good)
+}
+
+/// The weights that a Rollout's steps give.
+pub(crate) fn planned(rollout: &Rollout) -> Vec<i32> {
+    rollout.spec.strategy.steps.iter().filter_map(|step| step.set_weight).collect()
 }
 
 /// The adapters file with these lists.
@@ -213,7 +221,7 @@ impl World {
         rollout.metadata.generation = Some(1);
         let file_name = rollout.spec.adapters_ref.name.clone();
         let now: Timestamp = "2026-11-23T12:00:00Z".parse().unwrap();
-        let planned = rollout.spec.strategy.steps.iter().filter_map(|step| step.set_weight).collect();
+        let planned = planned(&rollout);
         let mut world = Self {
             now,
             rollout,
@@ -248,6 +256,7 @@ impl World {
             adoptable: Vec::new(),
             lossy: Vec::new(),
             rival: None,
+            neighbour: None,
             reports: Vec::new(),
             uses: BTreeMap::new(),
         };
@@ -379,9 +388,9 @@ impl World {
     /// Somebody else edits the rewrite.
     pub(crate) fn edit_rewrite(&mut self, edit: impl FnOnce(&mut InferenceModelRewrite)) {
         self.note("somebody edits the rewrite");
-        let number = self.next_version();
-        edit(&mut self.rewrites[0].0);
-        self.rewrites[0].1 = number;
+        let (number, own) = (self.next_version(), self.own_rewrite().unwrap_or_default());
+        edit(&mut self.rewrites[own].0);
+        self.rewrites[own].1 = number;
         let broken = self.broken.len();
         self.rewrites_changed();
         // What others write is not the operator's fault.
@@ -420,7 +429,7 @@ impl World {
     /// The targets and weights in the rewrite.
     pub(crate) fn weights(&self) -> Vec<(String, i32)> {
         let rules = self.rewrites.iter().flat_map(|(rewrite, _)| &rewrite.spec.rules);
-        let ours = rules.filter(|rule| rule.matches.iter().any(|candidate| candidate.model.value == MODEL));
+        let ours = rules.filter(|rule| is_for(&self.rollout.spec.model, rule));
         let targets = ours.flat_map(|rule| &rule.targets);
         targets.map(|target| (target.model_rewrite.clone(), target.weight.unwrap_or(1))).collect()
     }
@@ -441,9 +450,18 @@ impl World {
 
     /// A rewrite was written or deleted: routers hear of it.
     pub(crate) fn rewrites_changed(&mut self) {
+        self.of_each(Self::look_at_weights);
+        let rules: Vec<_> = self.rewrites.iter().map(|(rewrite, _)| rewrite.clone()).collect();
+        for router in &mut self.routers {
+            router.coming.push((self.now + router.lag, rules.clone()));
+        }
+        self.changed = true;
+    }
+
+    fn look_at_weights(&mut self) {
         let weights = self.weights();
         self.note(format!("the rewrite says {weights:?}"));
-        if self.rewrites.is_empty() {
+        if self.own_rewrite().is_none() {
             // Whoever loses the status too has nothing left to count on from.
             self.stamped.clear();
         }
@@ -452,11 +470,6 @@ impl World {
         if self.seen_weights.last() != Some(&weights) {
             self.seen_weights.push(weights);
         }
-        let rules: Vec<_> = self.rewrites.iter().map(|(rewrite, _)| rewrite.clone()).collect();
-        for router in &mut self.routers {
-            router.coming.push((self.now + router.lag, rules.clone()));
-        }
-        self.changed = true;
     }
 
     /// Time goes on by one tick: sidecars, vLLM, routers and clients do what they do.
@@ -491,9 +504,9 @@ impl World {
 
     /// Every router sends one request, to its targets and to the Ready servers in turn.
     fn send(&mut self) {
-        let now = self.now;
+        let (now, models) = (self.now, self.models());
         for router in &mut self.routers {
-            let targets = router.targets();
+            let targets = router.targets(&models);
             router.turn += 1;
             let Some(target) = targets.get(router.turn % targets.len().max(1)) else { continue };
             let mut ready: Vec<_> = self.servers.iter_mut().filter(|server| server.ready && !server.beside).collect();
@@ -540,8 +553,9 @@ impl World {
     }
 
     pub(crate) fn router_reports(&self) -> Vec<Router> {
+        let models = self.models();
         let report = |router: &SimRouter| {
-            let report = if router.reachable { Ok(router.report().into()) } else { Err("no answer".to_owned()) };
+            let report = if router.reachable { Ok(router.report(&models).into()) } else { Err("no answer".to_owned()) };
             Router { name: router.name.clone(), report }
         };
         self.routers.iter().map(report).collect()
