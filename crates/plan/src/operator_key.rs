@@ -64,6 +64,19 @@ fn governed(spec: &RolloutSpec, status: &RolloutStatus) -> Vec<String> {
     governed
 }
 
+/// The entries that none of the patterns and ids `ours` matches.
+pub(crate) fn foreign(present: &OperatorKey, ours: &[String]) -> OperatorKey {
+    let is_foreign = |id: &AdapterId| !ours.iter().any(|pattern| matches_pattern(pattern, id.as_str()));
+    let foreign = |ids: &[AdapterId]| ids.iter().filter(|id| is_foreign(id)).cloned().collect();
+    OperatorKey {
+        managed: present.managed.iter().filter(|pattern| !ours.contains(pattern)).cloned().collect(),
+        admitted: foreign(&present.admitted),
+        pilots: present.pilots.iter().filter(|pilot| is_foreign(&pilot.id)).cloned().collect(),
+        serving: foreign(&present.serving),
+        rejected: foreign(&present.rejected),
+    }
+}
+
 /// The whole key: `mine`, and of what is there the entries that `others` govern.
 pub(crate) fn merge(present: &OperatorKey, mine: OperatorKey, others: &[OperatorKey]) -> OperatorKey {
     let is_mine = |id: &str| mine.managed.iter().any(|pattern| matches_pattern(pattern, id));

@@ -15,6 +15,7 @@ use jiff::SignedDuration;
 use proptest::prelude::*;
 use rollora_api::{
     condition::reason,
+    names::STABLE_ANNOTATION,
     rollout::{
         Verb,
         spec::RewriteRef,
@@ -98,8 +99,6 @@ pub(crate) fn act(pair: &mut Pair, side: usize, deed: &Deed) {
     let mut world = pair.world();
     world.note(format!("{name}: {deed:?}"));
     let gone = world.of(name, |world| world.gone);
-    // Whoever finds no status of it knows which ids are its own by its pattern alone.
-    let names_one = world.of(name, |world| world.rollout.spec.adapter.id.is_some());
     match deed {
         Deed::Act(Action::Wait(ticks)) => {
             drop(world);
@@ -107,7 +106,6 @@ pub(crate) fn act(pair: &mut Pair, side: usize, deed: &Deed) {
         }
         Deed::Act(Action::List { exist, not_exist }) => list(&mut world, side, *exist, *not_exist),
         Deed::Act(_) | Deed::Want(_) | Deed::Depart if gone => {}
-        Deed::Act(Action::LoseStatus) if names_one => {}
         Deed::Befall(fate) => {
             drop(world);
             befall(pair, fate);
@@ -334,4 +332,40 @@ fn one_leaves_with_its_entries_and_the_other_s_stay() {
             pair.check();
         }
     }
+}
+
+/// Only its lost status said that v1 is its own: the neighbour wrote the key without it, and servers unloaded what had weight.
+#[test]
+fn what_serves_one_that_has_lost_its_status_is_not_let_go_by_the_other() {
+    let mut pair = both_installed(false);
+    act(&mut pair, 1, &Deed::Want(Some(1)));
+    list(&mut pair.world(), 1, 3, 0);
+    pair.until(NAMES[1], "it is at half", |world| world.phase() == Phase::Paused && world.weights().len() == 2);
+    list(&mut pair.world(), 1, 2, 1);
+    pair.run_for(SignedDuration::from_secs(3));
+    for (rewrite, _) in pair.world().rewrites.iter_mut().filter(|(rewrite, _)| rewrite.metadata.name == NAMES[1]) {
+        // So it waits for a person.
+        rewrite.metadata.annotations.remove(STABLE_ANNOTATION);
+    }
+    pair.world().of(NAMES[1], World::lose_status);
+    pair.run_for(SignedDuration::from_secs(5));
+    let now = pair.world().now;
+    pair.world().servers[1].die(now, SignedDuration::from_secs(1));
+    pair.run_for(SignedDuration::from_secs(20));
+    assert!(pair.world().key().serving.contains(&id(IDS[1][0])), "{}", pair.story());
+    pair.check();
+}
+
+/// Found with a rewrite for both.
+#[test]
+fn what_is_on_its_way_with_one_is_not_let_go_by_the_other_when_its_status_is_lost() {
+    let deeds = [
+        (0, Deed::Act(Action::Wait(28))),
+        (1, Deed::Want(Some(1))),
+        (0, Deed::Act(Action::Wait(1))),
+        (1, Deed::Act(Action::List { exist: 6, not_exist: 0 })),
+        (0, Deed::Act(Action::Wait(3))),
+        (1, Deed::Act(Action::LoseStatus)),
+    ];
+    two_beside(world(true, [None; 2]), 1, 11_039_627_307_342_750_555, &deeds, [None; 2]).unwrap();
 }

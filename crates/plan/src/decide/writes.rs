@@ -1,6 +1,6 @@
 //! What is missing between the status and the world.
 
-use super::Case;
+use super::{Case, is_blank};
 use crate::{
     effect::Effect,
     observed::Adapters,
@@ -8,8 +8,9 @@ use crate::{
     rewrite::{self, Wanted},
 };
 use rollora_api::{
+    condition::reason,
     operator_key::OperatorKey,
-    rollout::{RolloutStatus, status::Phase},
+    rollout::{Rollout, RolloutStatus, status::Phase},
 };
 
 impl Case<'_> {
@@ -60,21 +61,30 @@ impl Case<'_> {
     fn key(&self, adapters: &Adapters, mine: OperatorKey) -> Option<OperatorKey> {
         // Without the other Rollouts nobody knows whose entries the rest are.
         self.world.rollouts.as_ref().ok()?;
-        let beside = self.others().filter(|other| {
-            // By another key of the ConfigMap, too: the operator's key is one for all.
-            other.spec.adapters_ref.name == self.spec.adapters_ref.name
-                && other.metadata.namespace == self.rollout.metadata.namespace
-        });
+        let beside: Vec<&Rollout> = self
+            .others()
+            .filter(|other| {
+                // By another key of the ConfigMap, too: the operator's key is one for all.
+                other.spec.adapters_ref.name == self.spec.adapters_ref.name
+                    && other.metadata.namespace == self.rollout.metadata.namespace
+            })
+            .collect();
         let part = |status: Option<&RolloutStatus>, spec| {
             operator_key::part(spec, status.unwrap_or(&RolloutStatus::default()))
         };
-        let (idle, others): (Vec<_>, Vec<_>) = beside
+        let (idle, mut others): (Vec<_>, Vec<_>) = beside
+            .iter()
             .map(|other| {
                 let idle = other.status.as_ref().is_some_and(|status| status.phase == Phase::Invalid);
                 (idle, part(other.status.as_ref(), &other.spec))
             })
             .unzip();
         let ours = mine.managed.clone();
+        if beside.iter().any(|other| is_unknown(other)) {
+            // Which of the entries are its own is written nowhere else.
+            let before = part(self.rollout.status.as_ref(), self.spec).managed;
+            others.push(operator_key::foreign(&adapters.key, &[before, ours.clone()].concat()));
+        }
         let key = operator_key::merge(&adapters.key, mine, &others);
         // What others govern is theirs to write down: else all that share a file would write the same. Those that
         // nothing can be done for do not.
@@ -86,4 +96,12 @@ impl Case<'_> {
         urgent.managed.retain(|pattern| !left(pattern));
         (urgent != operator_key::sort(adapters.key.clone())).then_some(key)
     }
+}
+
+/// Whether a Rollout may work with ids of which its status does not say, because it was lost.
+fn is_unknown(rollout: &Rollout) -> bool {
+    let Some(status) = &rollout.status else { return true };
+    // Whoever says one of these has not begun.
+    let idle = [reason::CONFLICT, reason::INVALID, reason::NO_MATCH];
+    is_blank(status) && !status.conditions.iter().any(|condition| idle.contains(&condition.reason.as_str()))
 }

@@ -105,3 +105,24 @@ fn what_another_works_with_stays_under_a_wider_pattern() {
     assert_eq!(merged.admitted, ids(&["a-v-b1", "a-v2"]), "and nothing else that the pattern governs");
     assert_eq!((merged.serving, merged.rejected), (ids(&["a-v-b1", "a-v2"]), ids(&["a-v-b0"])));
 }
+
+#[test]
+fn what_our_patterns_do_not_match_is_foreign() {
+    let present = OperatorKey {
+        managed: vec!["a-v*".to_owned(), "b-v1".to_owned()],
+        admitted: ids(&["a-v1", "b-v1"]),
+        serving: ids(&["a-v1", "b-v1"]),
+        rejected: ids(&["a-v2"]),
+        ..OperatorKey::default()
+    };
+    let theirs = foreign(&present, &["a-v*".to_owned()]);
+    let expected = OperatorKey {
+        managed: vec!["b-v1".to_owned()],
+        admitted: ids(&["b-v1"]),
+        serving: ids(&["b-v1"]),
+        ..OperatorKey::default()
+    };
+    assert_eq!(theirs, expected);
+    let mine = OperatorKey { managed: vec!["a-v*".to_owned()], admitted: ids(&["a-v1"]), ..OperatorKey::default() };
+    assert_eq!(merge(&present, mine, &[theirs]).serving, ids(&["b-v1"]), "what serves somebody unknown stays");
+}
