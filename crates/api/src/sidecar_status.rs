@@ -74,6 +74,9 @@ pub const NO_SIDECAR: &str = "NoSidecar";
 /// The reason of a [`Readiness`] that is held back until the adapters that serve, or are required, are verified.
 pub const ADAPTERS_NOT_VERIFIED: &str = "AdaptersNotVerified";
 
+/// The reason of a [`Readiness`] while it is found out whether vLLM is still the one that was looked at.
+pub const SUSPECT: &str = "Suspect";
+
 /// Whether requests may be sent to the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]

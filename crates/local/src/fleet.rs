@@ -32,6 +32,8 @@ struct Inner {
     servers: Arc<Servers>,
     members: Vec<Member>,
     trials: Mutex<Vec<Trial>>,
+    /// Since when servers are not Ready that may be so again as they are.
+    unready: Mutex<Vec<Option<Timestamp>>>,
     /// Rung by the gateway when a server is quiet and that is awaited.
     bell: Arc<Notify>,
 }
@@ -54,7 +56,8 @@ impl LocalFleet {
     /// The servers, `members` in their order.
     pub(crate) fn new(store: LocalStore, servers: Arc<Servers>, members: Vec<Member>, bell: Arc<Notify>) -> Self {
         let trials = Mutex::new(vec![Trial::default(); members.len()]);
-        Self(Arc::new(Inner { store, servers, members, trials, bell }))
+        let unready = Mutex::new(vec![None; members.len()]);
+        Self(Arc::new(Inner { store, servers, members, trials, unready, bell }))
     }
 
     /// Hands what is known on: to the gateway what the sidecars say, to the sidecars what is desired.
@@ -152,11 +155,16 @@ impl LocalFleet {
 impl Fleet for LocalFleet {
     async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Heard<Server>, ReadError> {
         self.refresh();
-        let server = |(member, server): (&Member, &Arc<GatewayServer>)| {
+        let now = clock::now();
+        // Nothing that holds this lock can panic half way: the content is good in any case.
+        let mut unready = self.0.unready.lock().unwrap_or_else(PoisonError::into_inner);
+        let server = |((member, server), unready): ((&Member, &Arc<GatewayServer>), &mut Option<Timestamp>)| {
             member.onlookers.look();
             let status = Arc::new(whole_status(&member.status, &member.pulse));
             let ready = status.server.is_some() && status.readiness.ready && !server.is_suspect();
-            let (unready_since, leaving) = (None, false);
+            // One that is down comes back as another one, and is looked at then.
+            *unready = (!ready && status.server.is_some()).then(|| unready.unwrap_or(now));
+            let (unready_since, leaving) = (*unready, false);
             Server {
                 name: server.name.clone(),
                 uid: member.url.clone(),
@@ -166,7 +174,7 @@ impl Fleet for LocalFleet {
                 status: Ok(status),
             }
         };
-        Ok(self.each().map(server).collect::<Vec<_>>().into())
+        Ok(self.each().zip(unready.iter_mut()).map(server).collect::<Vec<_>>().into())
     }
 
     async fn routers(&self, _: &RolloutKey, _: &PoolRef, _: &ModelName) -> Result<Heard<Router>, ReadError> {

@@ -13,7 +13,7 @@ use rollora_api::{
     adapters::ContentHash,
     names::{AdapterId, OPERATOR_KEY},
     rollout::spec::ResidencyProof,
-    sidecar_status::{ADAPTERS_NOT_VERIFIED, AdapterState, SidecarStatus},
+    sidecar_status::{ADAPTERS_NOT_VERIFIED, AdapterState, SUSPECT, SidecarStatus},
 };
 use std::time::Duration;
 
@@ -28,8 +28,8 @@ pub(crate) struct Gate {
     pub(crate) missing: Vec<String>,
 }
 
-/// How long a server that cannot be asked may still come back as it was: its sidecar starts again, or vLLM is silent for a
-/// moment.
+/// How long a server that cannot be asked, or that is suspect, may still come back as it was: its sidecar starts again, or
+/// vLLM is silent for a moment. Whoever refuses the sidecar's key is suspect for ever.
 const MOMENT: Duration = Duration::from_secs(15);
 
 impl Gate {
@@ -70,11 +70,13 @@ fn may_return(server: &Server, content: Option<&ContentHash>, now: Timestamp) ->
     if server.leaving {
         return false;
     }
+    let for_a_moment = || server.unready_since.is_some_and(|unready| since(unready, now) < MOMENT);
     match &server.status {
+        Ok(status) if status.readiness.reason == SUSPECT => for_a_moment(),
         Ok(status) if status.server.is_some() => {
             !is_fresh(status, content) || status.readiness.reason != ADAPTERS_NOT_VERIFIED
         }
-        _ => server.unready_since.is_some_and(|unready| since(unready, now) < MOMENT),
+        _ => for_a_moment(),
     }
 }
 

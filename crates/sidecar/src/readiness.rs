@@ -12,7 +12,7 @@ use crate::{
 use jiff::Timestamp;
 use rollora_api::{
     names::AdapterId,
-    sidecar_status::{ADAPTERS_NOT_VERIFIED, Readiness},
+    sidecar_status::{ADAPTERS_NOT_VERIFIED, Readiness, SUSPECT},
 };
 
 /// Whether the server is ready, and why.
@@ -21,7 +21,7 @@ pub fn readiness(memory: &Memory, now: Timestamp) -> Readiness {
         Server::Away { problem: None } => return Readiness::default(),
         Server::Away { problem: Some(problem) } => return not(&problem.reason, problem.message.clone()),
         Server::Suspect { reason } => {
-            return not("Suspect", format!("{reason}; it is being asked whether it still is the same server"));
+            return not(SUSPECT, format!("{reason}; it is being asked whether it still is the same server"));
         }
         Server::Up => {}
     }

@@ -51,6 +51,7 @@ fn the_gate_opens_only_when_every_ready_server_has_verified_it_on_the_present_co
     let down = changed(verified(), |status| status.server = None);
     let held_back = || changed(server(None), |status| status.readiness.reason = ADAPTERS_NOT_VERIFIED.to_owned());
     let held_back_by_old_content = || changed(held_back(), |status| status.config.hash = None);
+    let suspect = || changed(server(None), |status| status.readiness.reason = SUSPECT.to_owned());
     let leaving = |server| Server { leaving: true, ..server };
     let unready_for = |seconds, server| Server { ready: false, unready_since: Some(ago(seconds)), ..server };
     let cases = [
@@ -68,6 +69,8 @@ fn the_gate_opens_only_when_every_ready_server_has_verified_it_on_the_present_co
         ("the other's vLLM has just gone", vec![verified(), unready_for(0, down.clone())], false),
         ("the other's vLLM went a while ago", vec![verified(), unready_for(60, down.clone())], true),
         ("nobody knows since when the other's vLLM is away", vec![verified(), unready(down.clone())], true),
+        ("the other has just become suspect", vec![verified(), unready_for(14, suspect())], false),
+        ("the other has been suspect for a while", vec![verified(), unready_for(15, suspect())], true),
         ("one cannot be asked", vec![verified(), silent], false),
         ("one has old content", vec![behind], false),
         ("vLLM is away", vec![down], false),
