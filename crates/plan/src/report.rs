@@ -196,9 +196,8 @@ pub(crate) fn rejection(status: &RolloutStatus) -> Option<&str> {
 
 /// Whether everything that had to go is gone, or stays on purpose.
 pub(crate) fn is_clean(status: &RolloutStatus) -> bool {
-    let admission = &status.admission;
-    let undrained = status.rejected.iter().any(|rejected| admission.admitted.contains(&rejected.id));
-    !undrained && admission.held.is_empty() && status.retired.iter().all(|entry| is_settled(entry.state))
+    let undrained = status.rejected.iter().any(|rejected| status.admission.has(&rejected.id));
+    !undrained && status.retired.iter().all(|entry| is_settled(entry.state))
 }
 
 /// A Rollout on which nothing is done. Returns whether that is news.

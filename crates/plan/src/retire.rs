@@ -167,8 +167,7 @@ fn release_rejected(case: &Case<'_>, status: &mut RolloutStatus, proof: &Proof) 
     let serves = |id: &AdapterId| {
         status.revision.stable.as_ref() == Some(id) || status.weights.desired.iter().any(|target| target.id == *id)
     };
-    let admission = &status.admission;
-    rejected.retain(|id| (admission.admitted.contains(id) || admission.held.contains(id)) && !serves(id));
+    rejected.retain(|id| status.admission.has(id) && !serves(id));
     for id in rejected {
         let named_by = named_by(case, &id);
         let unproven = unproven(status, proof);
@@ -199,11 +198,7 @@ fn forget(case: &Case<'_>, status: &mut RolloutStatus) {
         let loaded = servers.is_none_or(|servers| {
             servers.iter().any(|server| server.status.as_ref().map_or(true, |status| status.is_resident(id)))
         });
-        listed
-            || loaded
-            || desired.as_ref() == Some(id)
-            || admission.admitted.contains(id)
-            || admission.held.contains(id)
+        listed || loaded || desired.as_ref() == Some(id) || admission.has(id)
     });
     let known = |id: &AdapterId| {
         wanted(status).any(|wanted| wanted == id)

@@ -375,6 +375,13 @@ pub struct AdmissionStatus {
     pub tried: Vec<crate::operator_key::Pilot>,
 }
 
+impl AdmissionStatus {
+    /// Whether servers may have this id because of the Rollout.
+    pub fn has(&self, id: &AdapterId) -> bool {
+        self.admitted.contains(id) || self.held.contains(id)
+    }
+}
+
 /// The last intent that was consumed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
