@@ -4,18 +4,20 @@
 mod evidence;
 
 use crate::{
-    clock,
     files::{self, Entry, RolloutFile},
-    guide::{BASE_MODEL, MODEL, SOURCE, V1},
-    http::Address,
     judge::{Killed, Outage, Record, Verdict},
     rollora::Spoken,
     rules::{Routers, RulesLog},
     seen::{Condition, Seen, every_server_is_ready, loaded_everywhere, served_by},
-    server::{Kind, Server},
     traffic::{Ask, Count, Crowd, Traffic, count},
 };
 use anyhow::{Context as _, Result, bail, ensure};
+use rollora_testbed::{
+    clock,
+    guide::{BASE_MODEL, MODEL, SOURCE, V1},
+    http::Address,
+    server::{Kind, Server},
+};
 use std::{
     future::Future,
     time::{Duration, Instant},

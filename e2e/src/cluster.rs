@@ -1,14 +1,237 @@
-//! The bed of a cluster's parts, each of them real where the real thing fits in a test.
+//! The bed on the parts of a cluster: a namespace of its own on a real API server, the manifests that are shipped, pods
+//! that the kubelet stand-in runs, and a real Envoy in front.
+//!
+//! What the bed itself plays: the Deployment controller ([`super::workloads`]), whoever tells Envoy which pods are Ready
+//! ([`super::gateway`]), and the people with their `kubectl`.
 
-pub mod control_plane;
-pub mod gateway;
-pub mod homes;
-pub mod kubelet;
-pub mod manifests;
-mod mirror;
-pub mod picker;
-pub mod place;
-mod pods;
-pub mod population;
-pub mod turnstile;
-mod workloads;
+mod bed;
+mod deaths;
+mod evidence;
+mod look;
+mod overlay;
+mod parts;
+mod people;
+mod ready;
+mod server;
+
+pub use parts::{Change, Parts};
+
+use crate::bed::{Place as _, Setup};
+use anyhow::{Context as _, Result};
+use kube::{Client, ResourceExt as _};
+use look::Watched;
+use rollora_testbed::{
+    control_plane::{Audit, ControlPlane},
+    gateway::{self, Gateway},
+    kubelet::{Container, Kubelet, Options},
+    manifests::Manifests,
+    picker::Picker,
+    workloads::{self, Workloads},
+};
+use rollora_testbed::{
+    http::Address,
+    server::{Kind, Server},
+};
+use server::Kinds;
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+/// The Deployments of the manifests.
+const VLLM: &str = "vllm-qwen3-32b";
+const OPERATOR: &str = "rollora-operator";
+const EXT_PROC: &str = "rollora-ext-proc";
+/// The key of the adapters ConfigMap that is the user's.
+const KEY: &str = "configmap.yaml";
+/// How long a part may take to appear, on a machine that does much else.
+const START: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The parts of a cluster.
+pub struct Cluster {
+    // In this order they end.
+    gateway: Gateway,
+    audit: Audit,
+    _tasks: JoinSet<()>,
+    kubelet: Kubelet,
+    picker: Option<Picker>,
+    servers: Vec<Server>,
+    watched: Arc<Watched>,
+    client: Client,
+    namespace: String,
+    kinds: Kinds,
+    api_key: Option<String>,
+    rollout: Mutex<String>,
+    plane: Plane,
+    folder: TempDir,
+}
+
+#[derive(Debug)]
+enum Plane {
+    Shared(&'static ControlPlane),
+    Own(Box<ControlPlane>),
+}
+
+impl Plane {
+    fn get(&self) -> &ControlPlane {
+        match self {
+            Self::Shared(plane) => plane,
+            Self::Own(plane) => plane,
+        }
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cluster({} in {})", self.namespace, self.folder.path().display())
+    }
+}
+
+impl Cluster {
+    /// Starts everything, of these parts.
+    pub async fn start_with(setup: &Setup, parts: Parts) -> Result<Self> {
+        let mut bed = Self::prepare(setup, parts).await?;
+        bed.servers_answer(setup).await?;
+        bed.gateway_is_ready().await?;
+        Ok(bed)
+    }
+
+    /// Creates all objects, and begins to run what they say. Who wants to tell of the rest waits for it:
+    /// [`Self::servers_answer`], and then [`Self::gateway_is_ready`].
+    pub async fn prepare(setup: &Setup, parts: Parts) -> Result<Self> {
+        let plane = match parts.plane {
+            Some(plane) => Plane::Own(Box::new(plane)),
+            None => Plane::Shared(ControlPlane::shared().await?),
+        };
+        let folder = tempfile::Builder::new().prefix("rollora-").tempdir().context("no temporary folder")?;
+        let namespace = plane.get().namespace("bed").await?;
+        let client = plane.get().admin().await?;
+        let audit = plane.get().audit();
+
+        let mut objects = Manifests::render(plane.get(), &parts.manifests, &namespace, folder.path())?;
+        overlay::fit(&mut objects, setup, &namespace, parts.hub.as_deref())?;
+        (parts.change)(&mut objects)?;
+        if let Some(picker) = &parts.picker {
+            picker.add_objects(&mut objects, &namespace);
+        }
+        objects.apply(&client).await?;
+
+        let kinds = Kinds::new(&setup.servers);
+        let mut programs = server::programs(&kinds)?;
+        if parts.picker.is_some() {
+            programs = Picker::add_to(programs)?;
+        }
+        let mut options = Options::new(plane.get(), &namespace, programs, folder.path().to_owned()).await?;
+        options.projection_delay = parts.projection_delay;
+        options.backoff = parts.backoff;
+        let workloads = Workloads::of(&objects.objects, &options.node)?;
+        let kubelet = Kubelet::start(options)?;
+
+        let backends = overlay::backends(&objects, parts.picker.as_ref())?;
+        let gateway = Gateway::start(&backends, parts.bodies, parts.picker.as_ref(), folder.path())?;
+        let watched = Arc::new(Watched::new(workloads));
+        let mut tasks = JoinSet::new();
+        watched.follow(&mut tasks, &client, &namespace);
+        tasks.spawn({
+            let (watched, folder) = (Arc::clone(&watched), gateway.folder().to_owned());
+            async move { gateway::follow(backends, folder, &watched.pods).await }
+        });
+        let bed = Self {
+            gateway,
+            audit,
+            _tasks: tasks,
+            kubelet,
+            picker: parts.picker,
+            servers: Vec::new(),
+            watched,
+            client,
+            namespace,
+            kinds,
+            api_key: setup.api_key.clone(),
+            rollout: Mutex::default(),
+            plane,
+            folder,
+        };
+        bed.write_rollout(&setup.rollout.yaml()).await?;
+        Ok(bed)
+    }
+
+    /// The containers of this name in the pods of a Deployment.
+    pub fn containers(&self, deployment: &str, name: &str) -> Vec<Container> {
+        let pods = workloads::pods_of(deployment, &self.watched.pods);
+        pods.iter().filter_map(|pod| self.kubelet.find(&pod.name_any(), name)).collect()
+    }
+
+    /// The sidecar beside a server.
+    pub fn sidecar(&self, index: usize) -> Result<Container> {
+        let pod = self.servers[index].name();
+        self.kubelet.find(&pod, "rollora-sidecar").with_context(|| format!("no sidecar in {pod}"))
+    }
+
+    /// The replicas of ext-proc.
+    pub fn ext_procs(&self) -> Vec<Container> {
+        self.containers(EXT_PROC, "ext-proc")
+    }
+
+    /// The replicas of the operator.
+    pub fn operators(&self) -> Vec<Container> {
+        self.containers(OPERATOR, "operator")
+    }
+
+    /// The kubelet.
+    pub fn kubelet(&self) -> &Kubelet {
+        &self.kubelet
+    }
+
+    /// The API server.
+    pub fn plane(&self) -> &ControlPlane {
+        self.plane.get()
+    }
+
+    /// Ends the API server as a power cut does, where it is this bed's own.
+    pub fn kill_api_server(&mut self) -> Result<()> {
+        self.own_plane()?.kill_api_server();
+        Ok(())
+    }
+
+    /// Starts it again on what etcd holds.
+    pub async fn start_api_server(&mut self) -> Result<()> {
+        self.own_plane()?.start_api_server().await
+    }
+
+    fn own_plane(&mut self) -> Result<&mut ControlPlane> {
+        match &mut self.plane {
+            Plane::Own(plane) => Ok(plane),
+            Plane::Shared(_) => anyhow::bail!("other beds need this API server: give this one its own in Parts"),
+        }
+    }
+
+    /// A client that may do everything.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// The namespace of the bed.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Where Envoy says what it does.
+    pub fn envoy_admin(&self) -> Address {
+        self.gateway.admin()
+    }
+
+    /// Where the endpoint picker has its metrics.
+    pub fn picker_metrics(&self) -> Result<Address> {
+        self.picker.as_ref().map(Picker::metrics).context("there is no endpoint picker")
+    }
+}
+
+/// Which kind of server a bed has at a place; see [`Setup::servers`].
+fn kind_at(kinds: &[Kind], index: usize) -> Option<&Kind> {
+    kinds.get(index).or(kinds.last())
+}

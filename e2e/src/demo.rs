@@ -4,7 +4,6 @@
 //! with the demo, also after Ctrl-C.
 
 mod keep;
-#[cfg(feature = "cluster")]
 mod on_a_cluster;
 mod on_one_machine;
 mod scene;
@@ -53,22 +52,10 @@ pub async fn run(arguments: Arguments) -> Result<ExitCode> {
 async fn play(arguments: Arguments, screen: &mut Screen) -> Result<()> {
     let stage = if arguments.vllm { Stage::real()? } else { Stage::simulated() };
     if arguments.cluster {
-        play_on_a_cluster(arguments, &stage, screen).await
+        on_a_cluster::play(arguments, &stage, screen).await
     } else {
         on_one_machine::play(arguments, &stage, screen).await
     }
-}
-
-#[cfg(feature = "cluster")]
-use on_a_cluster::play as play_on_a_cluster;
-
-#[cfg(not(feature = "cluster"))]
-#[expect(clippy::unused_async, reason = "called as where there is a cluster")]
-async fn play_on_a_cluster(_: Arguments, _: &Stage, _: &mut Screen) -> Result<()> {
-    anyhow::bail!(
-        "this demo was built without the parts of a cluster: `cargo xtask demo --cluster` builds it with them \
-         (the feature `cluster` of rollora-e2e)"
-    )
 }
 
 /// Tells the story of a bed that has come up.

@@ -2,9 +2,9 @@
 //! them is read by `rollora-api`; edits are made here line by line, as with an editor, so that the program's own way of
 //! editing is not what it is tested with.
 
-use crate::guide::{ADAPTERS, BASE_MODEL, MODEL, POOL, REWRITE};
 use anyhow::{Context as _, Result};
 use rollora_api::rollout::spec::RouterKind;
+use rollora_testbed::guide::{ADAPTERS, BASE_MODEL, MODEL, POOL, REWRITE};
 use std::time::Duration;
 
 /// What weights are out of where nobody says otherwise.
@@ -233,11 +233,11 @@ pub fn guide_adapters(entries: &[Entry]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guide::{SOURCE, V1, V2, V3};
     use rollora_api::{
         adapters::{AdaptersFile, AdaptersText},
         rollout::Rollout,
     };
+    use rollora_testbed::guide::{SOURCE, V1, V2, V3};
 
     fn read(text: &str) -> AdaptersFile {
         AdaptersText::new(text, "configmap.yaml").unwrap().parse().unwrap().file

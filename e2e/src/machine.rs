@@ -2,14 +2,13 @@
 
 use crate::{
     bed::{Place, Setup},
-    http::Address,
     rollora::{Overview, Rollora, Spoken},
     rules::Routers,
     seen::{Seen, ServerSeen},
-    server::Server,
 };
 use anyhow::{Context as _, Result};
 use futures_util::future::{join_all, try_join_all};
+use rollora_testbed::{http::Address, server::Server};
 use std::{fs, path::Path, sync::Arc};
 use tempfile::TempDir;
 

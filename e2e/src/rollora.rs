@@ -1,14 +1,14 @@
 //! The program `rollora`: `rollora local` as a process that can be killed and started again on the same state, and the
 //! verbs that a person types.
 
-use crate::{
+use anyhow::{Context as _, Result, bail};
+use rollora_api::{rollout::Rollout, router_report::RulesReport, sidecar_status::SidecarStatus};
+use rollora_testbed::{
     clock,
     http::{self, Address},
     ports::Port,
-    process::{Ending, Process, program},
+    process::{self, Ending, Process, program},
 };
-use anyhow::{Context as _, Result, bail};
-use rollora_api::{rollout::Rollout, router_report::RulesReport, sidecar_status::SidecarStatus};
 use serde::Deserialize;
 use std::{
     path::{Path, PathBuf},
@@ -112,7 +112,7 @@ impl Rollora {
 
     /// The command line of `rollora local`.
     pub fn command(&self) -> Result<Command> {
-        let mut command = Command::new(program("rollora", "rollora-cli")?);
+        let mut command = Command::new(program("rollora")?);
         command.current_dir(&self.folder).arg("local");
         command.args(["--rollout", "rollout.yaml", "--adapters", "adapters.yaml", "--state", "state"]);
         for server in &self.servers {
@@ -160,7 +160,7 @@ impl Rollora {
     /// Asks it to end (SIGTERM), and says how it did.
     pub async fn terminate(&mut self) -> Result<Ending> {
         let process = self.process.take().context("`rollora local` does not run")?;
-        process.terminate(Duration::from_secs(20)).await
+        process::terminate(&process, Duration::from_secs(20)).await
     }
 
     /// How it ended, where it did by itself.
@@ -180,14 +180,14 @@ impl Rollora {
 
     /// Runs `rollora ARGUMENTS --state …`.
     pub async fn say(&self, arguments: &[&str]) -> Result<Spoken> {
-        let mut command = Command::new(program("rollora", "rollora-cli")?);
+        let mut command = Command::new(program("rollora")?);
         command.args(arguments).arg("--state").arg(self.state()).env("NO_COLOR", "1");
         run(command).await
     }
 
     /// The end of its log, of all starts.
     pub fn log_tail(&self, lines: usize) -> String {
-        crate::process::tail(&self.folder.join("rollora.log"), lines)
+        rollora_testbed::process::tail(&self.folder.join("rollora.log"), lines)
     }
 }
 

@@ -4,10 +4,11 @@
 //! that was answered with the rule before it to the first answer with the rule after it: longer than the rule was in
 //! force, never shorter. A rule that came and went between two polls shows as a gap in the sequence.
 
-use crate::{clock, http::Address, seen::weights};
+use crate::seen::weights;
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use rollora_api::router_report::{RuleInForce, RulesReport};
+use rollora_testbed::{clock, http::Address};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
@@ -163,13 +164,13 @@ async fn poll(router: Address, model: String, history: Arc<Mutex<History>>) {
     }
 }
 
-async fn look(router: &Address, model: &str, open: &mut Option<crate::http::Connection>) -> Option<Look> {
+async fn look(router: &Address, model: &str, open: &mut Option<rollora_testbed::http::Connection>) -> Option<Look> {
     let connection = match open {
         Some(connection) => connection,
-        None => open.insert(crate::http::Connection::open(router).await.ok()?),
+        None => open.insert(rollora_testbed::http::Connection::open(router).await.ok()?),
     };
     let asked = clock::now();
-    let answer = connection.send(crate::http::request("GET", "/rules", None)).await.ok()?;
+    let answer = connection.send(rollora_testbed::http::request("GET", "/rules", None)).await.ok()?;
     if answer.status() != StatusCode::OK {
         return None;
     }

@@ -1,15 +1,12 @@
 //! Runs one scenario as a test: on one machine, on the parts of a cluster, or on both from one text.
 
-#[cfg(feature = "cluster")]
-use crate::cluster::{
-    homes::{self, CONTROL_PLANE, ENVOY},
-    place::{Cluster, Parts},
-};
+use crate::cluster::{Cluster, Parts};
 use crate::{
     bed::{Bed, Place, Setup},
     machine::Machine,
 };
 use anyhow::{Context as _, Result};
+use rollora_testbed::homes::{self, CONTROL_PLANE, ENVOY};
 
 /// Makes two tests of a function that is generic over the bed: `NAME::on_one_machine` and `NAME::on_a_cluster`.
 ///
@@ -30,11 +27,10 @@ macro_rules! on_both_beds {
                 super::$name::<$crate::machine::Machine>();
             }
 
-            #[cfg(feature = "cluster")]
             #[test]
             fn on_a_cluster() {
                 if $crate::scenario::has_a_cluster(concat!(module_path!(), "::on_a_cluster")) {
-                    super::$name::<$crate::cluster::place::Cluster>();
+                    super::$name::<$crate::cluster::Cluster>();
                 }
             }
         }
@@ -64,7 +60,6 @@ pub fn on_one_machine(setup: &Setup, scenario: impl AsyncFnOnce(&mut Bed<Machine
 /// # Panics
 ///
 /// When the scenario fails; the message is all there is to see.
-#[cfg(feature = "cluster")]
 pub fn on_a_cluster(
     setup: &Setup,
     parts: impl AsyncFnOnce() -> Result<Parts>,
@@ -78,7 +73,6 @@ pub fn on_a_cluster(
 }
 
 /// Whether the programs are there that a cluster is made of; says what is skipped otherwise.
-#[cfg(feature = "cluster")]
 pub fn has_a_cluster(what: &str) -> bool {
     homes::are_known(&[CONTROL_PLANE, ENVOY], what)
 }

@@ -6,9 +6,9 @@ mod exchange;
 
 pub use exchange::{Ask, Exchange, Failure, Kind, Outcome};
 
-use crate::{clock, http::Address};
 use anyhow::{Result, bail};
 use exchange::Client;
+use rollora_testbed::{clock, http::Address};
 use std::{
     collections::BTreeMap,
     fmt,

@@ -2,7 +2,7 @@
 //! and jq, as the script does.
 #![expect(clippy::expect_used, reason = "a test")]
 
-use rollora_e2e::sim::{Config, Simulator, Sources};
+use rollora_testbed::sim::{Config, Simulator, Sources};
 use std::{path::Path, process::Stdio, time::Duration};
 use tokio::{process::Command, time::timeout};
 

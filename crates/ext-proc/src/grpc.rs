@@ -12,7 +12,6 @@ mod messages;
 mod outbox;
 mod status;
 
-#[cfg(feature = "bench")]
 pub(crate) use {messages::Messages, outbox::Outbox};
 
 pub(crate) use call::{Call, Next, Replies, Work, refuse};

@@ -8,13 +8,11 @@ mod certificate;
 mod clock;
 mod connections;
 mod feed;
-#[cfg(feature = "bench")]
 pub mod fixed_exchange;
 #[cfg(test)]
 mod fixtures;
 mod grpc;
 mod health;
-#[cfg(feature = "bench")]
 pub mod no_op;
 mod processor;
 mod program;

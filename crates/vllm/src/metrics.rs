@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_recorded_answer_gives_identity_capacity_and_last_use() {
-        let text = include_str!("../../../e2e/testdata/vllm/metrics.txt");
+        let text = include_str!("../../../testbed/testdata/vllm/metrics.txt");
         let metrics = ServerMetrics::parse(text);
         assert_eq!(metrics.start.as_deref(), Some("1.79544761657e+09"));
         assert_eq!(metrics.max_loras, Some(2));

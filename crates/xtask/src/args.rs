@@ -5,44 +5,105 @@ use std::ffi::OsString;
 use anyhow::{Context as _, Result, bail};
 use lexopt::{Arg, Parser, ValueExt as _};
 
-pub(crate) const HELP: &str = "\
-Everything that a person or CI runs.
+use crate::crds;
+use crate::test::Scope;
 
+/// One command, as `cargo xtask help` lists it.
+struct Verb {
+    name: &'static str,
+    help: &'static str,
+}
+
+const VERBS: [Verb; 6] = [
+    Verb {
+        name: "demo",
+        help: "\
   cargo xtask demo               the whole guide on this machine, with three simulated vLLM servers, in under a minute
     --cluster                    on the parts of a cluster: a real API server, a real Envoy, pods as processes (Linux;
                                  builds Kubernetes from its Go modules once, some 10 minutes and 4 GB)
     --vllm                       with a real vLLM on the CPU instead (Python 3.11; 2.8 GB in the tool cache)
     --keep                       leave it running at the end and print what to play with
+",
+    },
+    Verb {
+        name: "test",
+        help: "\
   cargo xtask test [PART…]       everything that CI checks, or only these parts:
-                                 format, dependencies, lints, crds, tests
+                                 format, dependencies, lints, crds, tests, bench
     --long                       with the repetitions and the long fault schedules, and the benches
-  cargo xtask bench NAME…        measure: ext-proc, operator (Linux; both want what `test` wants), gateway, idle, router,
+  cargo xtask test quick         format, lints, unit tests, laws and the guide on one machine: a few minutes after a
+                                 change, without any tool
+",
+    },
+    Verb {
+        name: "bench",
+        help: "\
+  cargo xtask bench NAME…        measure: ext-proc, operator (Linux; both use what `test` uses), gateway, idle, router,
                                  sidecar
     --short                      ext-proc and operator in a minute or two, with more noise and on fewer objects
     --json                       one object a line: {\"bench\",\"measure\",\"value\",\"unit\",\"goal\"}
-  cargo xtask fuzz [TARGET…]     look for bytes that break the router: splice, restore, exchange; all where none is named
-                                 (wants a C++ compiler)
-    --seconds N                  for so long each, 600 where nothing is said
+",
+    },
+    Verb {
+        name: "fuzz",
+        help: "\
+  cargo xtask fuzz [TARGET…]     search for bytes that break the router: splice, restore, exchange; default: all of them
+                                 (needs a C++ compiler)
+    --seconds N                  how long each target runs; default: 600
+",
+    },
+    Verb {
+        name: "crds",
+        help: "\
   cargo xtask crds               write crds/ and the schema of /status from the Rust types
-    --check                      only say whether that would change anything
-  cargo xtask tools              what the tool cache holds
-    fetch [NAME…]                fetch or build what is not there; everything where nothing is named
-    clear [NAME…]                remove it again
-    env                          where it is, in lines for a shell, so that a plain `cargo test` finds it too:
+    --check                      only report whether that would change anything
+",
+    },
+    Verb {
+        name: "tools",
+        help: "\
+  cargo xtask tools              list what the tool cache holds
+    fetch [NAME…]                fetch or build what is missing; default: everything
+    clear [NAME…]                remove entries; default: everything
+    env                          print the cache's variables for a shell, so that a plain `cargo test` finds it too:
                                  eval \"$(cargo xtask tools env)\"
 
 The tool cache is the folder ROLLORA_CACHE, else `rollora` in the user's cache directory. Several clones may share it.
-";
+",
+    },
+];
+
+/// The help of one command; of all where `verb` is none of them.
+pub(crate) fn help(verb: Option<&str>) -> String {
+    if let Some(verb) = VERBS.iter().find(|known| Some(known.name) == verb) {
+        return verb.help.to_owned();
+    }
+    let all: String = VERBS.iter().map(|verb| verb.help).collect();
+    format!("Everything that a person or CI runs.\n\n{all}\n`--help` after a command shows that command alone.\n")
+}
 
 /// A command line that makes sense.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    Help,
+    /// Of this command, or of all.
+    Help(Option<String>),
     Demo(DemoCommand),
-    Test { long: bool, parts: Vec<String> },
-    Bench { names: Vec<String>, json: bool, short: bool },
-    Fuzz { targets: Vec<String>, seconds: u32 },
-    Crds { check: bool },
+    Test {
+        scope: Scope,
+        parts: Vec<String>,
+    },
+    Bench {
+        names: Vec<String>,
+        json: bool,
+        short: bool,
+    },
+    Fuzz {
+        targets: Vec<String>,
+        seconds: u32,
+    },
+    Crds {
+        mode: crds::Mode,
+    },
     Tools(ToolsCommand),
 }
 
@@ -67,18 +128,29 @@ pub(crate) fn parse<I>(arguments: I) -> Result<Command>
 where
     I: IntoIterator<Item = OsString>,
 {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    if let Some(help) = help_command(&arguments) {
+        return Ok(help);
+    }
     let mut parser = Parser::from_args(arguments);
     let verb = match parser.next()? {
-        None | Some(Arg::Short('h') | Arg::Long("help")) => return Ok(Command::Help),
+        None => return Ok(Command::Help(None)),
         Some(Arg::Value(verb)) => verb.string()?,
         Some(other) => return Err(other.unexpected().into()),
     };
     match verb.as_str() {
-        "help" => Ok(Command::Help),
         "demo" => Ok(Command::Demo(demo(parser.raw_args()?.collect()))),
         "test" => {
-            let ([long], parts) = flags_and_names(&mut parser, ["long"])?;
-            Ok(Command::Test { long, parts })
+            let ([long], mut parts) = flags_and_names(&mut parser, ["long"])?;
+            let scope = match (long, parts.as_slice()) {
+                (false, [only]) if only == "quick" => {
+                    parts.clear();
+                    Scope::Quick
+                }
+                (true, _) => Scope::Long,
+                (false, _) => Scope::Whole,
+            };
+            Ok(Command::Test { scope, parts })
         }
         "bench" => {
             let ([json, short], names) = flags_and_names(&mut parser, ["json", "short"])?;
@@ -93,11 +165,20 @@ where
             if let Some(name) = names.first() {
                 bail!("`cargo xtask crds` takes no {name:?}");
             }
-            Ok(Command::Crds { check })
+            Ok(Command::Crds { mode: if check { crds::Mode::Check } else { crds::Mode::Write } })
         }
         "tools" => tools(&mut parser),
         other => bail!("there is no `cargo xtask {other}`; `cargo xtask help` lists what there is"),
     }
+}
+
+/// What to show where help is asked for, by `help`, `--help` or `-h` anywhere on the line.
+fn help_command(arguments: &[OsString]) -> Option<Command> {
+    let asks = |argument: &OsString| argument == "--help" || argument == "-h";
+    let first = arguments.first()?;
+    let verb = if first == "help" { arguments.get(1) } else { Some(first) };
+    let verb = verb.filter(|verb| !asks(verb)).map(|verb| verb.to_string_lossy().into_owned());
+    (first == "help" || arguments.iter().any(asks)).then_some(Command::Help(verb))
 }
 
 fn demo(arguments: Vec<OsString>) -> DemoCommand {
@@ -173,8 +254,13 @@ mod tests {
     #[test]
     fn good_command_lines_mean_what_the_help_says() {
         let cases = [
-            ("", Command::Help),
-            ("--help", Command::Help),
+            ("", Command::Help(None)),
+            ("--help", Command::Help(None)),
+            ("help", Command::Help(None)),
+            ("help tools", Command::Help(Some("tools".to_owned()))),
+            ("test --help", Command::Help(Some("test".to_owned()))),
+            ("tools fetch -h", Command::Help(Some("tools".to_owned()))),
+            ("demo --vllm --help", Command::Help(Some("demo".to_owned()))),
             ("demo", Command::Demo(DemoCommand::default())),
             (
                 "demo --keep --vllm",
@@ -192,8 +278,9 @@ mod tests {
                     ..DemoCommand::default()
                 }),
             ),
-            ("test", Command::Test { long: false, parts: vec![] }),
-            ("test --long lints", Command::Test { long: true, parts: strings(&["lints"]) }),
+            ("test", Command::Test { scope: Scope::Whole, parts: vec![] }),
+            ("test quick", Command::Test { scope: Scope::Quick, parts: vec![] }),
+            ("test --long lints", Command::Test { scope: Scope::Long, parts: strings(&["lints"]) }),
             (
                 "bench gateway idle --json",
                 Command::Bench { names: strings(&["gateway", "idle"]), json: true, short: false },
@@ -201,7 +288,7 @@ mod tests {
             ("bench --short ext-proc", Command::Bench { names: strings(&["ext-proc"]), json: false, short: true }),
             ("fuzz", Command::Fuzz { targets: vec![], seconds: 600 }),
             ("fuzz splice --seconds 5", Command::Fuzz { targets: strings(&["splice"]), seconds: 5 }),
-            ("crds --check", Command::Crds { check: true }),
+            ("crds --check", Command::Crds { mode: crds::Mode::Check }),
             ("tools", Command::Tools(ToolsCommand::List)),
             ("tools list", Command::Tools(ToolsCommand::List)),
             ("tools env", Command::Tools(ToolsCommand::Environment)),
@@ -210,6 +297,15 @@ mod tests {
         ];
         for (line, expected) in cases {
             assert_eq!(parse_line(line).unwrap(), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn help_of_one_command_is_that_command_alone() {
+        for verb in VERBS {
+            let (one, all) = (help(Some(verb.name)), help(None));
+            assert!(one.contains(&format!("cargo xtask {}", verb.name)), "{one}");
+            assert!(all.contains(&one) && all.len() > one.len(), "{}", verb.name);
         }
     }
 

@@ -17,7 +17,6 @@ mod gateway;
 mod idle;
 mod load;
 mod operator;
-mod proc;
 mod router;
 mod servers;
 mod sidecar;

@@ -6,18 +6,26 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::process;
-use crate::workspace::{self, root};
+use crate::workspace::{self, Lints, root};
 
 /// Each file, and the example that prints it.
 const FILES: [(&str, &str); 2] =
     [("crds/rollouts.rollora.dev.yaml", "crd"), ("docs/sidecar-status.schema.json", "sidecar_status_schema")];
 
+/// What to do with files that are not what the types say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Write,
+    /// Only name them.
+    Check,
+}
+
 /// Writes the files, or only compares them.
-pub(crate) fn run(check: bool) -> Result<()> {
+pub(crate) fn run(mode: Mode, lints: Lints) -> Result<()> {
     // With the features of the whole workspace, as the tests are built: nothing is compiled for this alone.
     let examples = FILES.iter().flat_map(|(_, example)| ["--example", example]);
     let programs =
-        workspace::build(&["--workspace", "--all-features"].into_iter().chain(examples).collect::<Vec<_>>())?;
+        workspace::build_with(lints, &["--workspace"].into_iter().chain(examples).collect::<Vec<_>>())?.programs;
     let mut stale = Vec::new();
     for (file, example) in FILES {
         let wanted = process::capture(&mut Command::new(workspace::find(&programs, example)?))?;
@@ -25,7 +33,7 @@ pub(crate) fn run(check: bool) -> Result<()> {
         let present = std::fs::read_to_string(&path).unwrap_or_default();
         if wanted == present {
             eprintln!("{file} is what the Rust types say");
-        } else if check {
+        } else if mode == Mode::Check {
             stale.push(format!("{file} (from line {} on)", differs(&present, &wanted)));
         } else {
             std::fs::write(&path, wanted).with_context(|| format!("cannot write {file}"))?;

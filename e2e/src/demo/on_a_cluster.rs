@@ -9,15 +9,15 @@ use super::{
 };
 use crate::{
     bed::{Bed, Place as _},
-    cluster::{
-        control_plane::{ControlPlane, ours, upstream},
-        homes::{CONTROL_PLANE, ENVOY},
-        place::{Cluster, Parts},
-    },
-    guide::ADAPTERS,
+    cluster::{Cluster, Parts},
     rollora::run,
 };
 use anyhow::{Context as _, Result, ensure};
+use rollora_testbed::{
+    control_plane::{ControlPlane, ours, upstream},
+    guide::ADAPTERS,
+    homes::{CONTROL_PLANE, ENVOY},
+};
 
 /// Sidecars that watch their ConfigMap: nothing has to wait for a kubelet's next look.
 const MANIFESTS: [&str; 3] = ["operator-one-namespace", "ext-proc", "vllm-watch"];
@@ -36,7 +36,7 @@ pub(super) async fn play(arguments: Arguments, stage: &Stage, screen: &mut Scree
     let (up, guide) = (up.as_secs_f64(), guide.as_secs_f64());
     screen.end(&format!("the bed in {up:.1} s, the guide in {guide:.1} s"));
     if arguments.keep {
-        keep::running(&keep::of_cluster(&bed.place)?, screen).await?;
+        keep::running(&keep::of_cluster(&bed.place, &stage.v3)?, screen).await?;
     }
     Ok(())
 }

@@ -9,9 +9,9 @@ use super::{
 use crate::{
     bed::{Bed, Place as _},
     machine::Machine,
-    server::Server,
 };
 use anyhow::{Context as _, Result};
+use rollora_testbed::server::Server;
 
 /// From the start of the servers to the end of the story.
 pub(super) async fn play(arguments: Arguments, stage: &Stage, screen: &mut Screen) -> Result<()> {
@@ -21,7 +21,7 @@ pub(super) async fn play(arguments: Arguments, stage: &Stage, screen: &mut Scree
     let bed = tell(Bed::at(machine), stage, screen).await?;
     screen.end("");
     if arguments.keep {
-        keep::running(&keep::of_machine(&bed.place)?, screen).await?;
+        keep::running(&keep::of_machine(&bed.place, &stage.v3)?, screen).await?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What the demo writes: lines that stay, and on a terminal one line below them that says what it waits for.
 
-use crate::{clock, files::Line, traffic::Count};
+use crate::{files::Line, traffic::Count};
+use rollora_testbed::clock;
 use std::{
     future::Future,
     io::{self, IsTerminal as _, Write as _},

@@ -3,11 +3,13 @@
 use crate::{
     bed::Setup,
     files::{Entry, RolloutFile, Step},
-    guide::{MODEL, SOURCE, V1, V2},
-    server::Kind,
     traffic::{Ask, Crowd, Kind as Answer},
 };
 use anyhow::{Context as _, Result, ensure};
+use rollora_testbed::{
+    guide::{MODEL, SOURCE, V1, V2, V3},
+    server::Kind,
+};
 use std::{path::PathBuf, time::Duration};
 
 /// The part of the demo that differs.
@@ -18,6 +20,8 @@ pub(super) struct Stage {
     pub(super) setup: Setup,
     /// What is listed as v2.
     pub(super) v2: Entry,
+    /// What the hint for a third version lists: a source that these servers have.
+    pub(super) v3: Entry,
     pub(super) crowd: Crowd,
     /// Whether the texts of the answers say which weights answered.
     pub(super) real: bool,
@@ -36,6 +40,7 @@ impl Stage {
                 api_key: None,
             },
             v2: Entry::new(V2, SOURCE),
+            v3: Entry::new(V3, SOURCE),
             crowd: Crowd::mixed(MODEL, Duration::from_millis(30)),
             real: false,
         }
@@ -55,6 +60,7 @@ impl Stage {
                 api_key: None,
             },
             v2: Entry::new(V2, "tiny/adapters/a6"),
+            v3: Entry::new(V3, "tiny/adapters/a3"),
             crowd: Crowd {
                 connections: vec![Ask::new(MODEL, Answer::Json, 2), Ask::new(MODEL, Answer::Sse, 8)],
                 pace: Duration::from_millis(150),

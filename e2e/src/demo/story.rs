@@ -4,13 +4,13 @@ use super::{scene::Scene, screen::Screen, stage::Stage};
 use crate::{
     bed::Bed,
     files::{self, difference},
-    guide::{MODEL, V1, V2},
     judge::Record,
     seen::{Condition, Seen, cleaned_up, every_server_is_ready, loaded_everywhere, phase, served_by, split, succeeded},
     traffic::{Ask, Count, Exchange, Kind, Outcome, ask_once},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use rollora_api::rollout::status::Phase;
+use rollora_testbed::guide::{MODEL, V1, V2};
 use std::time::Duration;
 
 /// Longer than any step of the guide takes.

@@ -1,8 +1,6 @@
 use super::*;
-use crate::{
-    clock,
-    traffic::{Kind, Outcome},
-};
+use crate::traffic::{Kind, Outcome};
+use rollora_testbed::clock;
 use std::time::Duration;
 
 fn verdict(exchanges: &[Exchange], routers: &[Router]) -> Verdict {

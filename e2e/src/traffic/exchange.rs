@@ -1,12 +1,12 @@
 //! One request and what came of it.
 
-use crate::{
-    clock,
-    http::{self, Address, Connection},
-};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::{Response, StatusCode, body::Incoming};
+use rollora_testbed::{
+    clock,
+    http::{self, Address, Connection},
+};
 use serde_json::{Value, json};
 use std::{
     fmt, io,

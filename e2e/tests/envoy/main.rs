@@ -4,7 +4,6 @@
 //! The server runs in this process over rules that never change; what a cluster adds is in the scenarios. Only the soak
 //! has replicas of the program, and an API server whose rules change.
 
-#![cfg(feature = "cluster")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says by a panic what is wrong")]
 
 mod clients;

@@ -17,10 +17,8 @@ use bed::Bed;
 use crowd::Crowd;
 use ledger::{Ledger, Loss};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use rollora_e2e::{
-    cluster::homes::{CONTROL_PLANE, are_known},
-    scenario::long,
-};
+use rollora_e2e::scenario::long;
+use rollora_testbed::homes::{CONTROL_PLANE, are_known};
 use std::{
     io::Write as _,
     sync::Arc,

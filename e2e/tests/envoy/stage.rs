@@ -6,13 +6,13 @@ use crate::{
 };
 use http::Request;
 use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
-use rollora_e2e::{
-    cluster::homes::{self, ENVOY},
+use rollora_ext_proc::{Files, How, Listeners, Server, Settings};
+use rollora_router::in_force::InForce;
+use rollora_testbed::{
+    homes::{self, ENVOY},
     ports::Port,
     process::Process,
 };
-use rollora_ext_proc::{Files, How, Listeners, Server, Settings};
-use rollora_router::in_force::InForce;
 use serde_json::{Value, json};
 use std::{
     fs, io,

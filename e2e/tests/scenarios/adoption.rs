@@ -14,16 +14,16 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::{Bed, Setup},
-    cluster::{
-        manifests::Manifests,
-        place::{Cluster, Parts},
-    },
+    cluster::{Cluster, Parts},
     files::Entry,
-    guide::{ADAPTERS, MODEL, POOL, REWRITE, SOURCE, V1, V2},
     judge::Record,
     scenario::{has_a_cluster, on_a_cluster},
     seen::{cleaned_up, every_server_is_ready, loaded_everywhere, served_by, split, succeeded},
     traffic::Crowd,
+};
+use rollora_testbed::{
+    guide::{ADAPTERS, MODEL, POOL, REWRITE, SOURCE, V1, V2},
+    manifests::Manifests,
 };
 use serde_json::{Value, json};
 use std::time::Duration;

@@ -3,11 +3,11 @@
 use anyhow::{Context as _, Result, ensure};
 use rollora_e2e::{
     bed::{Bed, Place, Setup},
-    guide::{MODEL, V1, V2, V3},
     scenario::on,
     seen::{every_server_is_ready, rejected, served_by, split, succeeded},
     traffic::Crowd,
 };
+use rollora_testbed::guide::{MODEL, V1, V2, V3};
 use std::time::{Duration, Instant};
 
 rollora_e2e::on_both_beds!(
@@ -94,7 +94,7 @@ fn a_deadly_adapter<P: Place>(flag: &str) {
         bed.start_server(*dead.first().context("no server died")?).await?;
         bed.sees(every_server_is_ready()).await?;
         bed.keeps_seeing(Duration::from_secs(2), served_by(MODEL, V1).and(every_server_is_ready())).await?;
-        ensure!(bed.place.servers().iter().all(rollora_e2e::server::Server::runs), "a second server died");
+        ensure!(bed.place.servers().iter().all(rollora_testbed::server::Server::runs), "a second server died");
         ensure!(asked(bed).await? == (0, 0), "it was tried again: {:?}", asked(bed).await?);
         let record = bed.clients_saw_nothing_wrong().await?;
         let verdict = record.verdict();

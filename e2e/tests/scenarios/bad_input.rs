@@ -4,13 +4,15 @@
 use anyhow::{Context as _, Result, ensure};
 use rollora_e2e::{
     bed::{Bed, Place as _, Setup},
-    guide::{MODEL, SOURCE, V1, V2},
     machine::Machine,
     rollora::run,
     scenario::on_one_machine,
     seen::{complains, no_complaint, served_by, succeeded},
-    server::Kind,
     traffic::Crowd,
+};
+use rollora_testbed::{
+    guide::{MODEL, SOURCE, V1, V2},
+    server::Kind,
 };
 use std::{fs, time::Duration};
 

@@ -16,17 +16,17 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::{Bed, Place as _, Setup},
-    cluster::{
-        control_plane::{Audit, ControlPlane, Credential, UPSTREAM, ours},
-        kubelet::Container,
-        place::{Cluster, Parts},
-    },
-    guide::{ADAPTERS, MODEL, POOL, REWRITE, V1, V2},
-    http::{Address, call, request},
+    cluster::{Cluster, Parts},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{cleaned_up, every_server_is_ready, served_by, succeeded},
-    server::Kind,
     traffic::Crowd,
+};
+use rollora_testbed::{
+    control_plane::{Audit, ControlPlane, Credential, UPSTREAM, ours},
+    guide::{ADAPTERS, MODEL, POOL, REWRITE, V1, V2},
+    http::{Address, call, request},
+    kubelet::Container,
+    server::Kind,
 };
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};

@@ -7,11 +7,11 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::{Bed, Place, Setup},
-    guide::{MODEL, V1, V2},
     scenario::on,
     seen::{Condition, cleaned_up, phase, split, succeeded},
     traffic::Crowd,
 };
+use rollora_testbed::guide::{MODEL, V1, V2};
 use std::time::Duration;
 
 rollora_e2e::on_both_beds!(two_versions_in_the_room_of_one_are_told_and_hinder_nothing);

@@ -6,10 +6,10 @@ use anyhow::{Result, bail, ensure};
 use rollora_api::{condition::ConditionStatus, rollout::status::Phase};
 use rollora_e2e::{
     bed::{Bed, Place},
-    guide::MODEL,
     judge::Record,
     seen::{Condition, Seen, cleaned_up, gone_everywhere, loaded_everywhere, served_by, succeeded, weights},
 };
+use rollora_testbed::guide::MODEL;
 use std::time::{Duration, Instant};
 
 /// How long one rollout may take, whatever is killed meanwhile, on a machine that does much else.
@@ -37,7 +37,6 @@ pub(crate) fn progress(weights: &[(String, i32)]) -> Option<Progress> {
     weights.iter().filter(|(_, weight)| *weight > 0).filter_map(|(id, weight)| Some((number(id)?, *weight))).max()
 }
 
-#[cfg(feature = "cluster")]
 /// Every router is at least so far.
 pub(crate) fn reached(wanted: Progress) -> Condition {
     Condition::new(format!("every router has come to v{} with {}", wanted.0, wanted.1), move |seen: &Seen| {
@@ -125,7 +124,6 @@ pub(crate) fn never_backwards(record: &Record) -> Result<()> {
     Ok(())
 }
 
-#[cfg(feature = "cluster")]
 /// Every router went through every step of the guide's rollouts of these versions, and through nothing else.
 pub(crate) fn every_step_once(record: &Record, versions: std::ops::RangeInclusive<usize>) -> Result<()> {
     let mut expected = vec![(*versions.start() - 1, 100)];
@@ -138,7 +136,6 @@ pub(crate) fn every_step_once(record: &Record, versions: std::ops::RangeInclusiv
     Ok(())
 }
 
-#[cfg(feature = "cluster")]
 /// What a status comes to, with the version's number taken out: the same for every rollout of a chain.
 pub(crate) fn outcome(seen: &Seen, number: usize) -> Result<String> {
     let status = seen.status.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;

@@ -1,7 +1,7 @@
 //! The demo is a promise too.
 
 use anyhow::{Context as _, Result, ensure};
-use rollora_e2e::process::{Ending, Process, program};
+use rollora_testbed::process::{Ending, Process, end_within, program};
 use std::{
     net::{SocketAddr, TcpStream},
     path::Path,
@@ -13,7 +13,7 @@ use std::{
 const SCREEN: (usize, usize) = (45, 100);
 
 fn start(folder: &Path, arguments: &[&str]) -> Result<Process> {
-    let mut demo = Command::new(program("demo", "rollora-e2e")?);
+    let mut demo = Command::new(program("demo")?);
     demo.args(arguments);
     Process::start("demo", demo, folder)
 }
@@ -46,7 +46,7 @@ fn widest(told: &str) -> usize {
 async fn the_demo_tells_the_guide_on_one_screen_and_ends_well() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let demo = start(folder.path(), &[])?;
-    let ending = demo.end_within(Duration::from_secs(90)).await?;
+    let ending = end_within(&demo, Duration::from_secs(90)).await?;
     let told = demo.log();
     ensure!(ending == Ending::Exit(0), "it ended with {ending:?}\n{told}");
     tells(&told, &GUIDE)?;
@@ -73,13 +73,12 @@ async fn the_demo_takes_everything_with_it_when_it_is_interrupted() -> Result<()
     let listens = |address: &SocketAddr| TcpStream::connect(address).is_ok();
     ensure!(addresses.iter().all(listens), "not everything listens");
     demo.signal(rustix::process::Signal::INT);
-    let ending = demo.end_within(Duration::from_secs(10)).await.context("after Ctrl-C")?;
+    let ending = end_within(&demo, Duration::from_secs(10)).await.context("after Ctrl-C")?;
     ensure!(ending == Ending::Exit(130), "it ended with {ending:?}");
     ensure!(!addresses.iter().any(listens), "something still listens");
     Ok(())
 }
 
-#[cfg(feature = "cluster")]
 mod on_a_cluster {
     use super::*;
     use rollora_e2e::scenario::has_a_cluster;
@@ -97,7 +96,7 @@ mod on_a_cluster {
     fn start_in(folder: &Path, arguments: &[&str]) -> Result<(Process, PathBuf)> {
         let temporary = folder.join("tmp");
         std::fs::create_dir(&temporary)?;
-        let mut demo = Command::new(program("demo", "rollora-e2e")?);
+        let mut demo = Command::new(program("demo")?);
         demo.arg("--cluster").args(arguments).env("TMPDIR", &temporary);
         // Where `kubectl` would leave what it remembers.
         demo.env("HOME", &temporary);
@@ -142,7 +141,7 @@ mod on_a_cluster {
         }
         let folder = tempfile::tempdir()?;
         let (demo, temporary) = start_in(folder.path(), &[])?;
-        let ending = demo.end_within(Duration::from_mins(3)).await?;
+        let ending = end_within(&demo, Duration::from_mins(3)).await?;
         let told = demo.log();
         ensure!(ending == Ending::Exit(0), "it ended with {ending:?}\n{told}");
         tells(&told, &GUIDE)?;
@@ -166,7 +165,7 @@ mod on_a_cluster {
         let running = writers(&temporary).len();
         ensure!(running >= 12, "only {running} processes run\n{}", demo.log());
         demo.signal(rustix::process::Signal::INT);
-        let ending = demo.end_within(Duration::from_secs(10)).await.context("after Ctrl-C")?;
+        let ending = end_within(&demo, Duration::from_secs(10)).await.context("after Ctrl-C")?;
         ensure!(ending == Ending::Exit(130), "it ended with {ending:?}");
         nothing_is_left(&temporary).await
     }

@@ -5,7 +5,6 @@
 //! on side by side. `ROLLORA_ROLLOUTS` says how many rollouts there are in the long schedule (1,000 on one machine and 100
 //! on a cluster where it says nothing), `ROLLORA_FIRST_SEED` where the seeds begin.
 
-#[cfg(feature = "cluster")]
 use crate::steps::{Victim, own_plane, short_lease};
 use crate::{
     chain::{PATIENCE, ends, never_backwards, over, version},
@@ -15,18 +14,17 @@ use anyhow::Result;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rollora_e2e::{
     bed::{Bed, Place, Setup},
-    guide::MODEL,
     judge::Verdict,
     machine::Machine,
     scenario::{long, on},
     seen::{Condition, every_server_is_ready, loaded_everywhere, served_by},
     traffic::Crowd,
 };
-#[cfg(feature = "cluster")]
 use rollora_e2e::{
-    cluster::place::{Cluster, Parts},
+    cluster::{Cluster, Parts},
     scenario::{has_a_cluster, on_a_cluster},
 };
+use rollora_testbed::guide::MODEL;
 use std::{
     sync::{
         Mutex, PoisonError,
@@ -72,7 +70,6 @@ fn is_known_to_be_dead(index: usize) -> Condition {
     })
 }
 
-#[cfg(feature = "cluster")]
 impl Suffers for Cluster {
     async fn suffers(bed: &mut Bed<Self>, random: &mut StdRng) -> Result<&'static str> {
         let away = Duration::from_millis(random.random_range(0..1500));
@@ -232,7 +229,6 @@ fn many_rollouts_on_one_machine_with_something_dying_in_each() {
     });
 }
 
-#[cfg(feature = "cluster")]
 #[test]
 fn many_rollouts_on_a_cluster_with_something_dying_in_each() {
     if !has_a_cluster("many rollouts on a cluster") {

@@ -9,11 +9,14 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::{Place as _, Setup},
-    cluster::{manifests::Manifests, place::Parts},
-    guide::{ADAPTERS, MODEL, V1, V2},
+    cluster::Parts,
     scenario::{has_a_cluster, on_a_cluster},
     seen::{Condition, Seen, cleaned_up, loaded_everywhere, served_by, succeeded},
     traffic::Crowd,
+};
+use rollora_testbed::{
+    guide::{ADAPTERS, MODEL, V1, V2},
+    manifests::Manifests,
 };
 use serde_json::json;
 use std::time::Duration;

@@ -10,14 +10,14 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::{Bed, Setup},
-    cluster::{
-        control_plane::{ControlPlane, UPSTREAM, ours},
-        place::{Cluster, Parts},
-    },
-    guide::{MODEL, REWRITE, V1, V2, V3},
+    cluster::{Cluster, Parts},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{Condition, cleaned_up, phase, served_by, split, succeeded},
     traffic::Crowd,
+};
+use rollora_testbed::{
+    control_plane::{ControlPlane, UPSTREAM, ours},
+    guide::{MODEL, REWRITE, V1, V2, V3},
 };
 use std::time::Duration;
 

@@ -5,12 +5,12 @@ use anyhow::{Result, ensure};
 use rollora_api::rollout::status::Phase;
 use rollora_e2e::{
     bed::{Bed, Place, Setup},
-    guide::{MODEL, V1, V2},
     judge::Record,
     scenario::{long, on},
     seen::{cleaned_up, phase, served_by, split, succeeded},
     traffic::Crowd,
 };
+use rollora_testbed::guide::{MODEL, V1, V2};
 use std::time::Duration;
 
 rollora_e2e::on_both_beds!(the_guide_happens_by_itself_after_one_edit, an_open_pause_ends_when_somebody_promotes);

@@ -3,11 +3,11 @@
 use anyhow::ensure;
 use rollora_e2e::{
     bed::{Place, Setup},
-    guide::{MODEL, V1, V2},
     scenario::on,
     seen::{cleaned_up, succeeded},
     traffic::{Ask, Crowd, Failure, Kind, ask_once},
 };
+use rollora_testbed::guide::{MODEL, V1, V2};
 use std::time::Duration;
 
 rollora_e2e::on_both_beds!(with_a_key_rollora_uses_its_own_and_clients_bring_theirs);

@@ -8,12 +8,12 @@ use anyhow::{Result, ensure};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rollora_e2e::{
     bed::{Bed, Place, Setup},
-    guide::{MODEL, V1, V2},
     judge::Verdict,
     scenario::{long, on},
     seen::{cleaned_up, every_server_is_ready, served_by, split, succeeded},
     traffic::Crowd,
 };
+use rollora_testbed::guide::{MODEL, V1, V2};
 use std::time::Duration;
 
 rollora_e2e::on_both_beds!(

@@ -7,12 +7,12 @@ use kube::{Api, api::DeleteParams};
 use rollora_api::{names::OPERATOR_KEY, operator_key::OperatorKey};
 use rollora_e2e::{
     bed::{Bed, Setup},
-    cluster::place::{Cluster, Parts},
-    guide::{ADAPTERS, MODEL, V1, V2},
+    cluster::{Cluster, Parts},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{loaded_everywhere, served_by},
     traffic::Crowd,
 };
+use rollora_testbed::guide::{ADAPTERS, MODEL, V1, V2};
 use std::time::Duration;
 
 async fn key(bed: &Bed<Cluster>) -> Result<OperatorKey> {

@@ -8,12 +8,12 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::{Bed, Place as _, Setup},
-    cluster::place::{Cluster, Parts},
-    guide::{MODEL, V1, V2},
+    cluster::{Cluster, Parts},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{Condition, Seen, cleaned_up, every_server_is_ready, succeeded},
     traffic::Crowd,
 };
+use rollora_testbed::guide::{MODEL, V1, V2};
 use serde_json::json;
 use std::time::Duration;
 

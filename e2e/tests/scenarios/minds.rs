@@ -5,11 +5,11 @@ use anyhow::{Context as _, Result, ensure};
 use rollora_api::rollout::status::Phase;
 use rollora_e2e::{
     bed::{Bed, Place, Setup},
-    guide::{MODEL, V1, V2, V3},
     scenario::{long, on},
     seen::{cleaned_up, gone_everywhere, phase, served_by, split, succeeded},
     traffic::Crowd,
 };
+use rollora_testbed::guide::{MODEL, V1, V2, V3};
 use std::time::{Duration, Instant};
 
 /// Clients send, v2 is listed, and it waits at 50/50 for a person.

@@ -4,14 +4,14 @@
 use anyhow::{Result, ensure};
 use rollora_e2e::{
     bed::{Bed, Setup},
-    cluster::{
-        manifests::Manifests,
-        place::{Cluster, Parts},
-    },
-    guide::{MODEL, V1, V2},
-    http::{self, Address},
+    cluster::{Cluster, Parts},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{every_server_is_ready, loaded_everywhere},
+};
+use rollora_testbed::{
+    guide::{MODEL, V1, V2},
+    http::{self, Address},
+    manifests::Manifests,
 };
 use serde_json::json;
 use std::time::Duration;

@@ -14,11 +14,9 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::Bed,
-    cluster::{
-        control_plane::{Audit, AuditEvent, ControlPlane, Decision, ours, upstream},
-        place::{Cluster, Parts},
-    },
+    cluster::{Cluster, Parts},
 };
+use rollora_testbed::control_plane::{Audit, AuditEvent, ControlPlane, Decision, ours, upstream};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,

@@ -18,16 +18,16 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::{Bed, Place as _, Setup},
-    cluster::{
-        control_plane::{Audit, AuditEvent, ControlPlane, Decision, UPSTREAM, ours},
-        manifests::{self, Manifests},
-        place::{Cluster, Parts},
-    },
+    cluster::{Cluster, Parts},
     files::{RolloutFile, Step},
-    guide::{MODEL, REWRITE, V1, V2, V3},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{Condition, cleaned_up, every_server_is_ready, phase, served_by, split, succeeded},
     traffic::Crowd,
+};
+use rollora_testbed::{
+    control_plane::{Audit, AuditEvent, ControlPlane, Decision, UPSTREAM, ours},
+    guide::{MODEL, REWRITE, V1, V2, V3},
+    manifests::{self, Manifests},
 };
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, fmt, fs, sync::OnceLock, time::Duration};

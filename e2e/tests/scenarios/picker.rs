@@ -16,14 +16,8 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::{Bed, Place as _, Setup},
-    cluster::{
-        homes::{self, CONTROL_PLANE, ENDPOINT_PICKER, ENVOY},
-        picker::{Order, Picker},
-        place::{Cluster, Parts, push},
-    },
+    cluster::{Cluster, Parts},
     files::{RolloutFile, Step},
-    guide::{MODEL, POOL, REWRITE, V1, V2},
-    http,
     judge::Share,
     scenario::on_a_cluster,
     seen::{
@@ -31,6 +25,13 @@ use rollora_e2e::{
         split, succeeded,
     },
     traffic::{Ask, Crowd, Kind, Outcome, ask_once},
+};
+use rollora_testbed::{
+    guide::{MODEL, POOL, REWRITE, V1, V2},
+    homes::{self, CONTROL_PLANE, ENDPOINT_PICKER, ENVOY},
+    http,
+    manifests::push,
+    picker::{Order, Picker},
 };
 use serde_json::json;
 use std::{collections::BTreeMap, time::Duration};

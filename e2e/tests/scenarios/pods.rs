@@ -3,15 +3,15 @@
 use anyhow::{Result, ensure};
 use rollora_e2e::{
     bed::{Bed, Place as _, Setup},
-    cluster::{
-        gateway::Bodies,
-        place::{Cluster, Parts},
-    },
-    guide::{MODEL, V1, V2},
+    cluster::{Cluster, Parts},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{cleaned_up, every_server_is_ready, served_by, split, succeeded},
-    server::{Kind as ServerKind, Server},
     traffic::{Ask, Crowd, Kind},
+};
+use rollora_testbed::{
+    gateway::Bodies,
+    guide::{MODEL, V1, V2},
+    server::{Kind as ServerKind, Server},
 };
 use std::time::Duration;
 

@@ -10,7 +10,7 @@ use rollora_api::{
     names::AdapterId,
     sidecar_status::{AdapterState, AdapterStatus, SidecarStatus},
 };
-use rollora_e2e::{
+use rollora_testbed::{
     http::{self, Address, Connection},
     ports::Port,
     process::{Process, program},
@@ -74,7 +74,7 @@ impl Sidecar {
     }
 
     fn start(&mut self) -> Result<()> {
-        let mut command = Command::new(program("rollora-sidecar", "rollora-sidecar")?);
+        let mut command = Command::new(program("rollora-sidecar")?);
         command.arg("--config").arg(self.path("configmap.yaml"));
         command.arg("--api-key-file").arg(self.path("key")).arg("--state-dir").arg(self.path("state"));
         command.args(["--address", "127.0.0.1", "--metrics-port", &self.port.number().to_string()]);

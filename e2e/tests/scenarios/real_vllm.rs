@@ -5,12 +5,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rollora_e2e::{
     bed::{Bed, Place, Setup},
     files::{Entry, RolloutFile},
-    guide::{MODEL, V1, V2},
     judge::Record,
     scenario::on,
     seen::{cleaned_up, every_server_is_ready, loaded_everywhere, served_by, succeeded},
-    server::Kind,
     traffic::{Ask, Crowd, Kind as Answer, Outcome, ask_once},
+};
+use rollora_testbed::{
+    guide::{MODEL, V1, V2},
+    server::Kind,
 };
 use std::{path::PathBuf, time::Duration};
 

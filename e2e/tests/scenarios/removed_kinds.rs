@@ -10,12 +10,12 @@ use rollora_api::{
     rewrite::RewriteGroup::{self, Current, Legacy},
     router_report::RulesReport,
 };
-use rollora_e2e::{
-    cluster::control_plane::{ControlPlane, UPSTREAM},
+use rollora_e2e::scenario::has_a_cluster;
+use rollora_testbed::{
+    control_plane::{ControlPlane, UPSTREAM},
     http::{self, Address},
     ports::Port,
     process::{Process, program},
-    scenario::has_a_cluster,
 };
 use serde_json::json;
 use std::{collections::BTreeMap, process::Command, time::Duration};
@@ -61,7 +61,7 @@ struct Router {
 impl Router {
     fn start(plane: &ControlPlane, namespace: &str, folder: &std::path::Path) -> Result<Self> {
         let ports = [Port::reserve()?, Port::reserve()?, Port::reserve()?];
-        let mut command = Command::new(program("rollora-ext-proc", "rollora-ext-proc")?);
+        let mut command = Command::new(program("rollora-ext-proc")?);
         command.env("KUBECONFIG", plane.admin_kubeconfig());
         command.args(["--pool", "pool", "--namespace", namespace, "--address", "127.0.0.1"]);
         for (flag, port) in ["--grpc-port", "--grpc-health-port", "--metrics-port"].iter().zip(&ports) {

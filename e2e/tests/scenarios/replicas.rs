@@ -9,14 +9,14 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::{Bed, Setup},
-    cluster::{
-        manifests::Manifests,
-        place::{Cluster, Parts},
-    },
-    guide::{MODEL, V1, V2},
+    cluster::{Cluster, Parts},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{Condition, Seen, cleaned_up, every_server_is_ready, phase, served_by, split, succeeded},
     traffic::{Ask, Crowd, Kind},
+};
+use rollora_testbed::{
+    guide::{MODEL, V1, V2},
+    manifests::Manifests,
 };
 use serde_json::json;
 use std::time::{Duration, Instant};

@@ -11,14 +11,14 @@ use rollora_api::{
 };
 use rollora_e2e::{
     bed::{Bed, Setup},
-    cluster::{
-        control_plane::{Audit, AuditEvent},
-        place::{Cluster, Parts},
-    },
-    guide::{MODEL, POOL, REWRITE, V1, V2},
-    http::{self, Address},
+    cluster::{Cluster, Parts},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{Condition, phase, split},
+};
+use rollora_testbed::{
+    control_plane::{Audit, AuditEvent},
+    guide::{MODEL, POOL, REWRITE, V1, V2},
+    http::{self, Address},
 };
 use serde_json::json;
 use std::time::Duration;

@@ -15,17 +15,12 @@ use kube::{
 use rand::{SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use rollora_e2e::{
     bed::{Bed, Setup},
-    cluster::{
-        kubelet::Container,
-        manifests::Manifests,
-        place::{Cluster, Parts, push},
-        turnstile::Turnstile,
-    },
-    guide::MODEL,
+    cluster::{Cluster, Parts},
     scenario::{has_a_cluster, long, on_a_cluster},
     seen::Condition,
     traffic::Crowd,
 };
+use rollora_testbed::{guide::MODEL, kubelet::Container, manifests::Manifests, manifests::push, turnstile::Turnstile};
 use serde_json::json;
 use std::{sync::Arc, time::Duration};
 

@@ -3,12 +3,14 @@
 use anyhow::{Context as _, Result, ensure};
 use rollora_e2e::{
     bed::{Bed, Place as _, Setup},
-    cluster::place::{Cluster, Parts},
-    guide::{MODEL, V1, V2},
-    http::Address,
+    cluster::{Cluster, Parts},
     rollora::run,
     scenario::{has_a_cluster, on_a_cluster},
     seen::{served_by, split},
+};
+use rollora_testbed::{
+    guide::{MODEL, V1, V2},
+    http::Address,
 };
 use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
 

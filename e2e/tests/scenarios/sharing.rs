@@ -5,16 +5,16 @@ use anyhow::{Context as _, Result, ensure};
 use rollora_api::{names::SIDECAR_LABEL, rollout::status::RetirementState};
 use rollora_e2e::{
     bed::{Bed, Setup},
-    cluster::{
-        manifests::Manifests,
-        place::{Cluster, Parts},
-    },
+    cluster::{Cluster, Parts},
     files::RolloutFile,
-    guide::{MODEL, POOL, V1, V2},
-    http::{self, Address},
     scenario::{has_a_cluster, on_a_cluster},
     seen::{Condition, cleaned_up, loaded_everywhere, succeeded},
     traffic::Crowd,
+};
+use rollora_testbed::{
+    guide::{MODEL, POOL, V1, V2},
+    http::{self, Address},
+    manifests::Manifests,
 };
 use serde_json::json;
 use std::time::Duration;

@@ -3,12 +3,14 @@
 use anyhow::ensure;
 use rollora_e2e::{
     bed::{Place as _, Setup},
-    guide::{MODEL, V1},
-    process::Ending,
     rollora::{Rollora, run},
     scenario::on_one_machine,
     seen::served_by,
     traffic::Crowd,
+};
+use rollora_testbed::{
+    guide::{MODEL, V1},
+    process::Ending,
 };
 use std::time::Duration;
 

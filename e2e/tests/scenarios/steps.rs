@@ -10,17 +10,18 @@ use anyhow::{Result, ensure};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use rollora_e2e::{
     bed::{Bed, Setup},
-    cluster::{
-        control_plane::{ControlPlane, ours, upstream},
-        kubelet::Backoff,
-        manifests::Manifests,
-        place::{Cluster, Parts, push},
-        turnstile::Turnstile,
-    },
-    guide::MODEL,
+    cluster::{Cluster, Parts},
     scenario::{has_a_cluster, long, on_a_cluster},
     seen::every_server_is_ready,
     traffic::Crowd,
+};
+use rollora_testbed::{
+    control_plane::{ControlPlane, ours, upstream},
+    guide::MODEL,
+    kubelet::Backoff,
+    manifests::Manifests,
+    manifests::push,
+    turnstile::Turnstile,
 };
 use serde_json::json;
 use std::{

@@ -3,11 +3,13 @@
 use anyhow::{Result, ensure};
 use rollora_e2e::{
     bed::{Place, Setup},
-    guide::{MODEL, V1, V2},
     scenario::on,
     seen::{cleaned_up, served_by, succeeded},
-    server::Kind,
     traffic::{Ask, Crowd, Kind as Answer},
+};
+use rollora_testbed::{
+    guide::{MODEL, V1, V2},
+    server::Kind,
 };
 use std::time::Duration;
 

@@ -5,11 +5,11 @@ use anyhow::ensure;
 use rollora_e2e::{
     bed::{Place, Setup},
     files::{RolloutFile, Step},
-    guide::{MODEL, V1, V2},
     scenario::on,
     seen::{cleaned_up, served_by, succeeded},
     traffic::Crowd,
 };
+use rollora_testbed::guide::{MODEL, V1, V2};
 use std::time::Duration;
 
 rollora_e2e::on_both_beds!(weights_are_out_of_a_thousand_where_the_rollout_says_so);

@@ -13,11 +13,11 @@ use anyhow::{Context as _, Result, ensure};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use rollora_e2e::{
     bed::{Bed, Setup},
-    cluster::{place::Cluster, turnstile::Turnstile},
-    guide::MODEL,
+    cluster::Cluster,
     scenario::{has_a_cluster, long, on_a_cluster},
     traffic::Crowd,
 };
+use rollora_testbed::{guide::MODEL, turnstile::Turnstile};
 use std::{
     sync::{
         Arc,
@@ -83,7 +83,7 @@ async fn killed_after(bed: &mut Bed<Cluster>, turnstile: &Turnstile, point: usiz
     turnstile.after_write(point, {
         let was_killed = Arc::clone(&was_killed);
         move || {
-            operators.iter().for_each(rollora_e2e::cluster::kubelet::Container::kill_and_hold);
+            operators.iter().for_each(rollora_testbed::kubelet::Container::kill_and_hold);
             was_killed.store(true, Ordering::SeqCst);
         }
     });

@@ -57,8 +57,8 @@ struct Request {
 /// text of vLLM that answers either.
 pub(crate) fn recorded() -> Vec<(String, Asked, Reply)> {
     let lines = [
-        include_str!("../../../../e2e/testdata/vllm/transcript.jsonl"),
-        include_str!("../../../../e2e/testdata/vllm/edges.jsonl"),
+        include_str!("../../../../testbed/testdata/vllm/transcript.jsonl"),
+        include_str!("../../../../testbed/testdata/vllm/edges.jsonl"),
     ];
     lines
         .into_iter()

@@ -21,7 +21,7 @@ struct Request {
 }
 
 fn recorded() -> Vec<Recorded> {
-    include_str!("../../../../e2e/testdata/vllm/transcript.jsonl")
+    include_str!("../../../../testbed/testdata/vllm/transcript.jsonl")
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()

@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::load::Load;
-use super::{Measure, median, proc};
+use super::{Measure, median};
+use crate::proc;
 use stage::{Stage, Who, request};
 
 mod envoy;

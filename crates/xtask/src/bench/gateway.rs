@@ -10,7 +10,8 @@ use anyhow::Result;
 
 use super::load::{Load, Seen, post};
 use super::servers::{ADAPTER, MODEL, Nginx, PATH, Server, body, build};
-use super::{Measure, median, proc};
+use super::{Measure, median};
+use crate::proc;
 
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(3);

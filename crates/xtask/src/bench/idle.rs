@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::servers::{Server, build};
-use super::{Measure, mib, proc};
+use super::{Measure, mib};
+use crate::proc;
 use crate::process;
 
 const SERVERS: usize = 3;

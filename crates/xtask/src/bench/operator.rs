@@ -12,7 +12,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use super::servers::{Server, free_address};
-use super::{Measure, Unavailable, count, median, mib, proc};
+use super::{Measure, Unavailable, count, median, mib};
+use crate::proc;
 use crate::workspace::{self, Programs, find};
 use crate::{clock, process};
 
@@ -86,7 +87,7 @@ fn build() -> Result<Programs> {
         return Err(Unavailable("processes are measured in /proc, which only Linux has".to_owned()).into());
     }
     eprintln!("building the operator, optimized; the first time that takes some minutes");
-    let packages = ["--release", "-p", "rollora-operator", "-p", "rollora-e2e", "--all-features"];
+    let packages = ["--release", "-p", "rollora-operator-bin", "-p", "rollora-testbed"];
     workspace::build(&[&packages[..], &["--bin", "rollora-operator", "--bin", "population"]].concat())
 }
 

@@ -1,14 +1,13 @@
 //! The servers of a bench: simulated vLLM, `rollora local`, nginx. Each is ended when its value is dropped.
 
-use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{ChildStdin, Command};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use rollora_supervise::Process;
 
 use super::Unavailable;
 use super::load::{Load, post};
@@ -25,6 +24,8 @@ pub(super) const PATH: &str = "/v1/chat/completions";
 
 /// What a server has to be ready in.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What a server has between the request to end and the end.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The programs that are measured, optimized.
 pub(super) fn build() -> Result<Programs> {
@@ -32,7 +33,7 @@ pub(super) fn build() -> Result<Programs> {
         return Err(Unavailable("processes are measured in /proc, which only Linux has".to_owned()).into());
     }
     eprintln!("building rollora and the simulator, optimized; the first time that takes some minutes");
-    workspace::build(&["--release", "-p", "rollora-cli", "-p", "rollora-e2e", "--bin", "rollora", "--bin", "vllm-sim"])
+    workspace::build(&["--release", "-p", "rollora", "-p", "rollora-testbed", "--bin", "rollora", "--bin", "vllm-sim"])
 }
 
 /// A tool of the cache. Where it cannot be had, a bench cannot run, and `without` says why.
@@ -57,10 +58,10 @@ pub(super) fn with_control_plane(programs: &Programs, name: &'static str) -> Res
 /// A running server.
 #[derive(Debug)]
 pub(super) struct Server {
-    name: &'static str,
-    child: Child,
+    process: Process,
+    /// Kept open: a program that ends with its standard input runs as long as this lives.
+    _stdin: Option<ChildStdin>,
     pub(super) address: SocketAddr,
-    log: PathBuf,
 }
 
 /// The machine's nginx, else that of the tool cache.
@@ -81,37 +82,22 @@ impl Nginx {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Err(error) = process::end_group(&mut self.child) {
-            eprintln!("{} did not end: {error:#}", self.name);
-        }
-    }
-}
-
 impl Server {
     pub(super) fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
-    /// Starts a program that is to listen there, with its output in the folder.
-    pub(super) fn start(name: &'static str, mut command: Command, address: SocketAddr, folder: &Path) -> Result<Self> {
-        let log = folder.join(format!("{name}.log"));
-        let output = File::create(&log)?;
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
-        let child = command.spawn().with_context(|| format!("cannot start {}", process::line(&command)))?;
-        Ok(Self { name, child, address, log })
+    /// Starts a program that will listen there, with its output in the folder.
+    pub(super) fn start(name: &'static str, command: Command, address: SocketAddr, folder: &Path) -> Result<Self> {
+        let process = Process::start(name, command, folder)?.with_farewell(FAREWELL);
+        Ok(Self { process, _stdin: None, address })
     }
 
-    /// Starts a program that says one line when it serves, and ends with its standard input, so that it does not
-    /// outlive a bench that is killed.
-    pub(super) fn start_that_tells(name: &'static str, mut command: Command) -> Result<(Self, String)> {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
-        let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-        let stdout = child.stdout.take().with_context(|| format!("{name} has no output"))?;
+    /// Starts a program that prints one line when it serves, and ends with its standard input.
+    pub(super) fn start_that_tells(name: &'static str, command: Command) -> Result<(Self, String)> {
+        let (process, stdin, stdout) = Process::start_with_pipes(name, command)?;
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        // From here on it is ended whatever happens.
-        let server = Self { name, child, address: nowhere, log: PathBuf::new() };
+        let server = Self { process: process.with_farewell(FAREWELL), _stdin: Some(stdin), address: nowhere };
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         Ok((server, line.trim().to_owned()))
@@ -133,19 +119,14 @@ impl Server {
     }
 
     /// Ends it as a power cut would.
-    pub(super) fn kill(&mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
+    pub(super) fn kill(self) {
+        self.process.kill();
     }
 
-    /// What it wrote, if it has ended.
-    pub(super) fn last_words(&mut self) -> Result<Option<String>> {
-        let ended = self.child.try_wait()?;
-        Ok(ended.map(|status| {
-            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-            format!("{} ended with {}; it said:\n{log}", self.name, process::ending(status))
-        }))
+    /// How it ended and what it wrote, if it has ended.
+    pub(super) fn last_words(&self) -> Option<String> {
+        let process = &self.process;
+        process.ended().map(|ending| format!("{} ended with {ending}; it said:\n{}", process.name(), process.log()))
     }
 
     /// `rollora local` in front of some servers, once it answers for [`MODEL`].
@@ -190,11 +171,10 @@ impl Server {
             if answer.as_ref().is_ok_and(|answer| answer.status == 200) {
                 return Ok(());
             }
-            let ended = self.child.try_wait()?;
+            let ended = self.process.ended();
             if ended.is_some() || start.elapsed() > PATIENCE {
-                let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-                let why = ended.map_or_else(|| format!("{answer:?}"), process::ending);
-                bail!("{} does not serve: {why}; it said:\n{log}", self.name);
+                let why = ended.map_or_else(|| format!("{answer:?}"), |ending| ending.to_string());
+                bail!("{} does not serve: {why}; it said:\n{}", self.process.name(), self.process.log());
             }
             process::pause(Duration::from_millis(50))?;
         }

@@ -11,7 +11,8 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use super::servers::{Server, free_address};
-use super::{Measure, Unavailable, count, median, mib, proc};
+use super::{Measure, Unavailable, count, median, mib};
+use crate::proc;
 use crate::workspace::{self, Programs, find};
 use crate::{clock, process};
 
@@ -56,10 +57,10 @@ fn build() -> Result<(Programs, Programs)> {
     }
     eprintln!("building the sidecar as its image has it; the first time that takes some minutes");
     // By itself: beside other packages it would be built with what those want of the libraries that they share.
-    let image = ["--profile", "image", "-p", "rollora-sidecar", "--features", "program", "--bin", "rollora-sidecar"];
+    let image = ["--profile", "image", "-p", "rollora-sidecar-bin"];
     let image = workspace::build(&image)?;
     // As the tests are built: where they ran, this is there already.
-    let around = ["--workspace", "--all-features", "--bin", "vllm-sim", "--bin", "control-plane"];
+    let around = ["--workspace", "--bin", "vllm-sim", "--bin", "control-plane"];
     Ok((workspace::build(&around)?, image))
 }
 
@@ -138,7 +139,7 @@ fn restarts(programs: &Programs, image: &Path, folder: &Path) -> Result<Measure>
     for round in 0..RESTARTS {
         let before = sidecar.wait_until_all_are_verified(RESTART_ADAPTERS)?;
         process::pause(Duration::from_millis(1000 + 70 * u64::try_from(round)?))?;
-        server.kill()?;
+        server.kill();
         until("the server's end", LOOK, || Ok((!sidecar.sees_its_server()?).then_some(())))?;
         process::pause(Duration::from_millis(500))?;
         server = Server::simulator_with(programs, port, &flags)?;

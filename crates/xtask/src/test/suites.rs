@@ -4,28 +4,51 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use super::Outcome;
+use super::compile::EVERYTHING;
 use super::parts::Fetching;
+use super::{Outcome, Scope};
 use crate::process;
-use crate::workspace::cargo;
+use crate::workspace::{self, Lints, cargo};
 
 /// Set for the repetitions and the long schedules.
 const LONG: &str = "ROLLORA_LONG";
 /// What property tests begin with; the same in every short run, see `.cargo/config.toml`.
 const SEED: &str = "PROPTEST_RNG_SEED";
 
+/// Everything that needs neither a tool nor a scenario: the unit tests of all crates and programs.
+const UNIT_TESTS: &[&str] = &["--workspace", "--lib", "--bins"];
+/// Every other test that holds a deciding half against laws or vectors.
+const LAWS: &[&str] = &[
+    "-p",
+    "rollora-operator",
+    "-p",
+    "rollora-router",
+    "-p",
+    "rollora-sidecar",
+    "--test",
+    "simulated",
+    "--test",
+    "vectors",
+    "--test",
+    "harness",
+    "--test",
+    "laws",
+    "--test",
+    "answers",
+];
+/// The guide, once, over the real programs on one machine.
+const GUIDE: &[&str] = &["-p", "rollora-e2e", "--test", "scenarios", "--", "guide::", "--skip", "on_a_cluster"];
+
 /// Runs all tests; says how they ended, and what was not there for some of them.
-pub(super) fn run(long: bool, fetching: Fetching<'_>) -> Vec<(&'static str, Outcome)> {
-    // With the targets and features of the tests, so that nothing is compiled twice; and all programs, because tests
-    // start the programs of other packages.
-    let built = cargo(&["build", "--locked", "--workspace", "--all-features", "--all-targets"])
-        .and_then(|mut command| process::run_ok(&mut command));
+pub(super) fn run(scope: Scope, lints: Lints, fetching: Fetching<'_>) -> Vec<(&'static str, Outcome)> {
+    let built = workspace::build_with(lints, &EVERYTHING).map(drop);
     // Tests that measure time have the processors for themselves.
     let parts = fetching.wait();
     let mut outcomes = vec![("tests", Outcome::from(built))];
     if let [(_, tests @ Outcome::Passed)] = outcomes.as_mut_slice() {
         // Any number that differs from run to run.
         let seed = std::process::id().to_string();
+        let long = scope == Scope::Long;
         if long {
             println!("property tests begin with {SEED}={seed}: set it for `cargo test` to have the same cases again");
         }
@@ -35,15 +58,23 @@ pub(super) fn run(long: bool, fetching: Fetching<'_>) -> Vec<(&'static str, Outc
                 command.env(LONG, "1").env(SEED, &seed);
             }
         };
-        *tests = suite(set).into();
+        *tests = suite(lints, &["--workspace"], set).into();
     }
     outcomes.extend(parts.missing());
     outcomes
 }
 
+/// Runs what ends within a minute or two once everything is compiled.
+pub(super) fn quick(lints: Lints) -> Outcome {
+    let suites = [UNIT_TESTS, LAWS, GUIDE].map(|arguments| suite(lints, arguments, |_| {}));
+    suites.into_iter().collect::<Result<()>>().into()
+}
+
 /// Runs `cargo test` with its output in sight, and names the tests that failed.
-fn suite(set: impl Fn(&mut Command)) -> Result<()> {
-    let mut command = cargo(&["test", "--locked", "--no-fail-fast", "--workspace", "--all-features"])?;
+fn suite(lints: Lints, arguments: &[&str], set: impl Fn(&mut Command)) -> Result<()> {
+    let mut command = cargo(&["test", "--locked", "--no-fail-fast"])?;
+    command.args(arguments);
+    lints.set(&mut command)?;
     set(&mut command);
     let mut failed = Vec::new();
     let status = process::lines(&mut command, |line| {

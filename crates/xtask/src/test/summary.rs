@@ -20,7 +20,21 @@ pub(super) struct Line {
     /// What to type to run it alone.
     pub(super) part: &'static str,
     pub(super) outcome: Outcome,
-    pub(super) took: Duration,
+    /// What the part took; `None` for what it reports besides.
+    pub(super) took: Option<Took>,
+}
+
+/// The time of a part: on the wall, and of all processors together, without tools that were fetched beside it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Took {
+    pub(super) wall: Duration,
+    pub(super) cpu: Duration,
+}
+
+impl fmt::Display for Took {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:>13}{:>13}", clock::words(self.wall), clock::words(self.cpu))
+    }
 }
 
 impl Summary {
@@ -36,15 +50,19 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "=== summary ===")?;
+        writeln!(f, "{:<15} {:<8}{:>13}{:>13}", "", "", "wall time", "CPU time")?;
         for line in &self.lines {
             let verdict = match line.outcome {
                 Outcome::Passed => "passed",
                 Outcome::Failed(_) => "FAILED",
                 Outcome::Skipped(_) => "skipped",
             };
-            let took = if line.took.is_zero() { String::new() } else { clock::words(line.took) };
-            writeln!(f, "{}", format!("{:<15} {verdict:<8} {took:>12}", line.name).trim_end())?;
+            let took = line.took.map(|took| took.to_string()).unwrap_or_default();
+            writeln!(f, "{}", format!("{:<15} {verdict:<8}{took}", line.name).trim_end())?;
         }
+        let all = self.lines.iter().filter_map(|line| line.took);
+        let all = all.fold(Took::default(), |all, took| Took { wall: all.wall + took.wall, cpu: all.cpu + took.cpu });
+        writeln!(f, "{:<15} {:<8}{all}", "in all", "")?;
         for line in &self.lines {
             if let Outcome::Skipped(reason) = &line.outcome {
                 writeln!(f, "\nskipped: {}: {reason}", line.name)?;
@@ -74,7 +92,7 @@ mod tests {
             name: names[i],
             part: parts[i],
             outcome,
-            took: Duration::from_millis(400) * u32::from(i < 2),
+            took: (i < 2).then_some(Took { wall: Duration::from_millis(400), cpu: Duration::from_secs(75) }),
         });
         Summary { lines: lines.collect(), strict }
     }
@@ -85,10 +103,12 @@ mod tests {
         assert!(summary.passed());
         assert_eq!(
             summary.to_string(),
-            "=== summary ===\n\
-             format          passed          0.4 s\n\
-             tests           passed          0.4 s\n\
+            "=== summary ===\n                            \
+                 wall time     CPU time\n\
+             format          passed          0.4 s   1 min 15 s\n\
+             tests           passed          0.4 s   1 min 15 s\n\
              real vLLM       passed\n\
+             in all                          0.8 s   2 min 30 s\n\
              \nall that ran has passed\n"
         );
     }

@@ -11,7 +11,7 @@ pub(crate) const TOOL: Tool = Tool {
     purpose: "the router that rollora-ext-proc is measured against: bin/bbr",
     cost: "55 MB on disk; seconds where endpoint-picker was built, else about 3 minutes on 2 processors",
     needs: &[Need::Linux, Need::Go, Need::Room(1)],
-    pinned: &["e2e/endpoint-picker/go.mod", "e2e/endpoint-picker/go.sum"],
+    pinned: &["testbed/endpoint-picker/go.mod", "testbed/endpoint-picker/go.sum"],
     steps: &[
         Step {
             what: "fetch the Go modules",

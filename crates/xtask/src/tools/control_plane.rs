@@ -18,7 +18,7 @@ pub(crate) const TOOL: Tool = Tool {
     purpose: "the cluster bed's Kubernetes: kube-apiserver, etcd, kubectl, upstream's CRDs",
     cost: "210 MB on disk, and 4 GB in Go's own caches; about 10 minutes on 2 processors where those are empty",
     needs: &[Need::Linux, Need::Go, Need::Room(1)],
-    pinned: &["e2e/control-plane/go.mod", "e2e/control-plane/go.sum", "e2e/control-plane/crds.sha256"],
+    pinned: &["testbed/control-plane/go.mod", "testbed/control-plane/go.sum", "testbed/control-plane/crds.sha256"],
     steps: &[
         Step {
             what: "fetch the Go modules, about 1 min",

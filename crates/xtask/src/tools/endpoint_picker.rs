@@ -11,7 +11,7 @@ pub(crate) const TOOL: Tool = Tool {
     purpose: "the picker that scenarios put in the place of rollora-ext-proc, or behind it: bin/epp",
     cost: "60 MB on disk, and 1 GB in Go's own caches; about 4 minutes on 2 processors where those are empty",
     needs: &[Need::Linux, Need::Go, Need::Room(1)],
-    pinned: &["e2e/endpoint-picker/go.mod", "e2e/endpoint-picker/go.sum"],
+    pinned: &["testbed/endpoint-picker/go.mod", "testbed/endpoint-picker/go.sum"],
     steps: &[
         Step {
             what: "fetch the Go modules",

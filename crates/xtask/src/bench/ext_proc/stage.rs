@@ -110,7 +110,7 @@ impl Stage {
         );
         let programs = workspace::build(
             &[
-                &["--release", "--all-features", "-p", "rollora-ext-proc", "-p", "rollora-e2e"][..],
+                &["--release", "-p", "rollora-ext-proc", "-p", "rollora-ext-proc-bin", "-p", "rollora-testbed"][..],
                 &[
                     "--bin",
                     "rollora-ext-proc",

@@ -1,10 +1,11 @@
 //! The process with the API server and everybody who answers for pods, spoken to in lines.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{ChildStdin, ChildStdout};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use rollora_supervise::Process;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -12,6 +13,9 @@ use super::super::servers::with_control_plane;
 use crate::process;
 use crate::tools::Entry;
 use crate::workspace::Programs;
+
+/// What it has between the request to end and the end.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// How much there is.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +61,7 @@ impl Account {
 
 /// A running population.
 pub(super) struct Population {
-    child: Child,
+    _process: Process,
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
     kubeconfig: String,
@@ -65,27 +69,13 @@ pub(super) struct Population {
     _entry: Entry,
 }
 
-impl Drop for Population {
-    fn drop(&mut self) {
-        if let Err(error) = process::end_group(&mut self.child) {
-            eprintln!("the population did not end: {error:#}");
-        }
-    }
-}
-
 impl Population {
     pub(super) fn start(programs: &Programs) -> Result<Self> {
-        let (mut command, entry) = with_control_plane(programs, "population")?;
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
-        let mut child = command.spawn().context("cannot start the population")?;
-        let pipes = child.stdin.take().zip(child.stdout.take());
-        let Some((orders, answers)) = pipes else {
-            process::end_group(&mut child)?;
-            bail!("the population cannot be spoken to");
-        };
+        let (command, entry) = with_control_plane(programs, "population")?;
+        let (process, orders, answers) = Process::start_with_pipes("population", command)?;
         let (answers, kubeconfig) = (BufReader::new(answers), String::new());
-        // From here on it is ended whatever happens.
-        let mut population = Self { child, orders, answers, kubeconfig, _entry: entry };
+        let process = process.with_farewell(FAREWELL);
+        let mut population = Self { _process: process, orders, answers, kubeconfig, _entry: entry };
         population.kubeconfig = population.line()?;
         Ok(population)
     }

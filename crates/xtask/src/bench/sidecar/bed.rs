@@ -158,7 +158,7 @@ impl Sidecar {
     pub(super) fn wait_until_all_are_verified(&mut self, adapters: usize) -> Result<String> {
         let address = self.0.address;
         until("adapters that are verified", LOOK, || {
-            if let Some(words) = self.0.last_words()? {
+            if let Some(words) = self.0.last_words() {
                 bail!("{words}");
             }
             // Until it listens.

@@ -1,0 +1,196 @@
+//! What was typed, understood: every value checked, every mistake said at once.
+
+#[cfg(test)]
+mod tests;
+
+use crate::args::ClusterArgs;
+use crate::{
+    args::{Args, GetArgs, LocalArgs, Output, StateArgs, Verb as Typed},
+    shell::Failure,
+};
+use rollora_api::rollout::Verb;
+use rollora_local::{ApiKey, Config, Endpoint, Inputs, SOCKET, parse_server};
+use std::{
+    fmt::Display,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+/// The state folder where none is named.
+const STATE: &str = ".rollora";
+
+/// What to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Run on this machine.
+    Local(Box<Config>),
+    /// Show something.
+    Look {
+        /// Of which Rollout.
+        target: Target,
+        /// What.
+        what: Look,
+    },
+    /// Ask for something.
+    Act {
+        /// Of which Rollout.
+        target: Target,
+        /// What for.
+        verb: Verb,
+    },
+}
+
+/// A Rollout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Where it is.
+    pub(crate) place: Place,
+    /// Its name; the only one there is if absent.
+    pub(crate) rollout: Option<String>,
+}
+
+/// Where a Rollout is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// At the `rollora local` of this state folder.
+    Machine(PathBuf),
+    /// On a cluster.
+    Cluster(ClusterPlace),
+}
+
+/// Which cluster, and where there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ClusterPlace {
+    /// Else the namespace of the kubeconfig's context.
+    pub(crate) namespace: Option<String>,
+    /// Else the kubeconfig's current one.
+    pub(crate) context: Option<String>,
+    /// Else that of the environment.
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Nothing was said of a cluster: it is meant because nothing runs here.
+    pub(crate) by_default: bool,
+}
+
+impl Target {
+    /// What is meant; `runs` says whether a `rollora local` has left its socket in a state folder.
+    fn of(typed: StateArgs, runs: impl Fn(&Path) -> bool) -> Self {
+        let here = PathBuf::from(STATE);
+        let by_default = typed.cluster == ClusterArgs::default();
+        let place = match typed.state {
+            Some(state) => Place::Machine(state),
+            None if by_default && runs(&here) => Place::Machine(here),
+            None => {
+                let ClusterArgs { namespace, context, kubeconfig } = typed.cluster;
+                Place::Cluster(ClusterPlace { namespace, context, kubeconfig, by_default })
+            }
+        };
+        Self { place, rollout: typed.rollout }
+    }
+}
+
+impl From<StateArgs> for Target {
+    fn from(typed: StateArgs) -> Self {
+        Self::of(typed, |state| state.join(SOCKET).exists())
+    }
+}
+
+/// What is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// One line.
+    Line,
+    /// The whole Rollout.
+    Json,
+    /// One screen.
+    Status,
+    /// One screen after the other.
+    Watch,
+    /// Why it does not move.
+    Explain,
+}
+
+impl TryFrom<Args> for Command {
+    type Error = Failure;
+
+    fn try_from(args: Args) -> Result<Self, Failure> {
+        let look = |typed: StateArgs, what| Ok(Self::Look { target: typed.into(), what });
+        let act = |typed: StateArgs, verb| Ok(Self::Act { target: typed.into(), verb });
+        match args.command {
+            Typed::Local(typed) => config(typed).map(|config| Self::Local(Box::new(config))).map_err(Failure::BadInput),
+            Typed::Get(GetArgs { output: Output::Table, state }) => look(state, Look::Line),
+            Typed::Get(GetArgs { output: Output::Json, state }) => look(state, Look::Json),
+            Typed::Status(typed) => look(typed.state, if typed.watch { Look::Watch } else { Look::Status }),
+            Typed::Explain(typed) => look(typed, Look::Explain),
+            Typed::Promote(typed) => act(typed.state, if typed.full { Verb::PromoteFull } else { Verb::Promote }),
+            Typed::Abort(typed) => act(typed, Verb::Abort),
+            Typed::Retry(typed) => act(typed, Verb::Retry),
+        }
+    }
+}
+
+fn config(typed: LocalArgs) -> Result<Config, Vec<String>> {
+    let mut problems = Vec::new();
+    let mut servers: Vec<Endpoint> = Vec::new();
+    for text in &typed.vllm {
+        match parse_server(text) {
+            Ok(server) if servers.iter().any(|known| known.authority() == server.authority()) => {
+                problems.push(format!("--vllm {text}: this server is named twice: name each once"));
+            }
+            Ok(server) => servers.push(server),
+            Err(problem) => problems.push(format!("--vllm {text}: {problem}")),
+        }
+    }
+    let key = api_key(typed.vllm_api_key_file.as_deref()).map_err(|problem| problems.push(problem)).ok().flatten();
+    let listen = address("--listen", &typed.listen).map_err(|problem| problems.push(problem)).ok();
+    let status_listen = typed.status_listen.as_deref().map(|text| address("--status-listen", text)).transpose();
+    let status_listen = status_listen.map_err(|problem| problems.push(problem)).ok().flatten();
+    let max_body = size(&typed.max_body).map_err(|problem| problems.push(problem)).ok();
+    match (listen, max_body) {
+        (Some(listen), Some(max_body)) if problems.is_empty() => Ok(Config {
+            inputs: Inputs { rollout: typed.rollout, adapters: typed.adapters },
+            servers: servers.into_iter().map(|server| server.with_api_key(key.clone())).collect(),
+            listen,
+            state: typed.state,
+            status_listen,
+            max_body,
+        }),
+        _ => Err(problems),
+    }
+}
+
+/// The key in the file, else the one of the environment.
+fn api_key(file: Option<&Path>) -> Result<Option<ApiKey>, String> {
+    let text = match file {
+        None => std::env::var("VLLM_API_KEY").ok().filter(|key| !key.trim().is_empty()),
+        Some(file) => {
+            let said = |problem: &dyn Display| format!("--vllm-api-key-file {}: {problem}", file.display());
+            let text = fs::read_to_string(file).map_err(|error| said(&format!("cannot be read: {error}")))?;
+            if text.trim().is_empty() {
+                return Err(said(&"is empty: write the key into it"));
+            }
+            Some(text)
+        }
+    };
+    Ok(text.map(|text| ApiKey::new(&text)))
+}
+
+fn address(option: &str, text: &str) -> Result<SocketAddr, String> {
+    let problem = || format!("{option} {text}: not an address: write one like 127.0.0.1:8080 or [::1]:8080");
+    text.parse().map_err(|_| problem())
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    let problem = || format!("--max-body {text}: not a size: write one like 64MiB, 512KiB or 1048576");
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at_checked(digits).ok_or_else(problem)?;
+    let scale = match unit.trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(problem()),
+    };
+    let bytes = number.parse::<usize>().ok().and_then(|number| number.checked_mul(scale));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(problem)
+}

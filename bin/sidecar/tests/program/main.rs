@@ -1,0 +1,27 @@
+//! The program as it is run: its real command line, files, signals and HTTP, beside a small vLLM on loopback.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says by a panic what is wrong")]
+#![allow(clippy::disallowed_methods, reason = "tests wait, and the small vLLM has a clock of its own")]
+
+mod api;
+mod bed;
+mod classes;
+mod documents;
+mod end;
+#[path = "../../../../crates/sidecar/tests/loop/fake.rs"]
+#[allow(dead_code, reason = "shared with the tests of the loop")]
+mod fake;
+mod fetching;
+mod file;
+mod flags;
+mod grace;
+#[path = "../../../../crates/store/tests/hub/fake.rs"]
+#[allow(dead_code, reason = "shared with the tests of the store")]
+mod hub;
+mod manifests;
+mod ready;
+mod schema;
+mod secrets;
+mod secure;
+mod settle;
+mod timing;
+mod watch;

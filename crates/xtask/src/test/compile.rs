@@ -1,0 +1,24 @@
+//! Compiles everything, once: clippy's driver compiles the crates of the workspace in rustc's place, so that one
+//! compilation gives the programs, the tests and the findings.
+
+use super::Outcome;
+use crate::workspace::{self, Lints};
+
+/// Everything of the workspace: programs, tests, benches and examples, because tests start programs of other packages.
+pub(super) const EVERYTHING: [&str; 2] = ["--workspace", "--all-targets"];
+
+pub(super) fn has_clippy() -> bool {
+    workspace::clippy_driver().is_ok()
+}
+
+pub(super) fn run(lints: Lints) -> Outcome {
+    let build = match workspace::build_with(lints, &EVERYTHING) {
+        Ok(build) => build,
+        Err(error) => return Outcome::Failed(format!("{error:#}")),
+    };
+    match (lints, build.findings.len()) {
+        (Lints::Off, _) => Outcome::Skipped("the toolchain has no clippy; `rustup component add clippy`".to_owned()),
+        (Lints::On, 0) => Outcome::Passed,
+        (Lints::On, count) => Outcome::Failed(format!("{count} findings, see above")),
+    }
+}

@@ -1,0 +1,143 @@
+//! What every bed asks of the place it stands at, on a cluster.
+
+use super::{Cluster, KEY, Parts, evidence, look::user_key};
+use crate::{
+    bed::{Place, Setup},
+    rollora::{Spoken, run},
+    rules::Routers,
+    seen::Seen,
+};
+use anyhow::Result;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use rollora_testbed::{
+    clock, control_plane::AuditEvent, guide::ADAPTERS, http::Address, kubelet::Container, pods, process::program,
+    server::Server,
+};
+use serde_json::json;
+use std::{
+    process::Command,
+    sync::{Arc, PoisonError},
+    time::Instant,
+};
+
+impl Cluster {
+    fn maps(&self) -> Api<ConfigMap> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+}
+
+impl Place for Cluster {
+    async fn start(setup: &Setup) -> Result<Self> {
+        Self::start_with(setup, Parts::default()).await
+    }
+
+    fn gateway(&self) -> Address {
+        self.gateway.address()
+    }
+
+    fn routers(&self) -> Vec<Address> {
+        self.watched.routers(pods::stays)
+    }
+
+    fn routers_over_time(&self) -> Routers {
+        // One that is about to end still serves what it has begun.
+        let watched = Arc::clone(&self.watched);
+        Arc::new(move || watched.routers(|_| true))
+    }
+
+    fn servers(&self) -> &[Server] {
+        &self.servers
+    }
+
+    fn servers_mut(&mut self) -> &mut [Server] {
+        &mut self.servers
+    }
+
+    async fn adapters_file(&self) -> Result<String> {
+        user_key(&self.maps().get(ADAPTERS).await?)
+    }
+
+    async fn write_adapters(&self, text: &str) -> Result<()> {
+        let patch = Patch::Merge(json!({ "data": { KEY: text } }));
+        self.maps().patch(ADAPTERS, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    async fn replace_adapters(&self, before: &str, text: &str) -> Result<bool> {
+        let mut map = self.maps().get(ADAPTERS).await?;
+        if user_key(&map)? != before {
+            return Ok(false);
+        }
+        map.data.get_or_insert_default().insert(KEY.to_owned(), text.to_owned());
+        match self.maps().replace(ADAPTERS, &PostParams::default(), &map).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn rollout_file(&self) -> Result<String> {
+        Ok(self.rollout.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    async fn write_rollout(&self, text: &str) -> Result<()> {
+        self.apply(serde_saphyr::from_str(text)?).await?;
+        text.clone_into(&mut self.rollout.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(())
+    }
+
+    async fn look(&self) -> Seen {
+        self.see().await
+    }
+
+    async fn say(&self, arguments: &[&str]) -> Result<Spoken> {
+        let mut command = Command::new(program("rollora")?);
+        command.args(arguments).args(["-n", &self.namespace]);
+        command.env("KUBECONFIG", self.kubeconfig()?).env("NO_COLOR", "1");
+        // Where a state folder stands, `rollora local` would be meant.
+        command.current_dir(self.folder.path());
+        run(command).await
+    }
+
+    fn gateway_is_in_operator(&self) -> bool {
+        false
+    }
+
+    fn pilots_are_quiet(&self) -> bool {
+        false
+    }
+
+    /// As the API server's audit log has them: when each was received, which is before it was written.
+    fn rewrite_writes(&self) -> Result<Vec<Instant>> {
+        let (now, timestamp) = (clock::now(), clock::timestamp());
+        let is_write = |event: &AuditEvent| {
+            let writes = matches!(event.verb.as_str(), "create" | "update" | "patch") && event.code < 300;
+            let is_rewrite = event.resource == "inferencemodelrewrites" && event.subresource.is_empty();
+            writes && is_rewrite && event.namespace == self.namespace
+        };
+        let at = |event: &AuditEvent| now.checked_sub(timestamp.duration_since(event.at).unsigned_abs());
+        Ok(self.audit.events()?.iter().filter(|event| is_write(event)).filter_map(at).collect())
+    }
+
+    fn kill_operator(&mut self) {
+        self.operators().iter().for_each(Container::kill_and_hold);
+    }
+
+    async fn start_operator(&mut self) -> Result<()> {
+        let operators = self.operators();
+        operators.iter().for_each(Container::release);
+        self.wait("the operator runs", |_| operators.iter().all(Container::runs)).await
+    }
+
+    fn logs(&self) -> String {
+        evidence::logs(self)
+    }
+
+    async fn objects(&self) -> String {
+        evidence::objects(self).await
+    }
+}

@@ -1,0 +1,121 @@
+//! What the bed knows of the objects of the API server, and everything that there is to see at one moment.
+
+use super::{Cluster, KEY};
+use crate::{
+    bed::Place as _,
+    seen::{Seen, ServerSeen},
+};
+use anyhow::{Context as _, Result};
+use futures_util::future::join_all;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use rollora_api::{
+    names::{OPERATOR_KEY, ROUTER_POOL_LABEL, ROUTER_PORT, SIDECAR_PORT},
+    rollout::RolloutResource,
+};
+use rollora_testbed::{
+    guide::{ADAPTERS, MODEL, POOL},
+    http::{self, Address},
+    mirror::Mirror,
+    pods,
+    server::Server,
+    workloads::Workloads,
+};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+use tokio::task::JoinSet;
+
+/// What the bed knows of the API server's objects.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pub(super) pods: Mirror<Pod>,
+    pub(super) maps: Mirror<ConfigMap>,
+    pub(super) rollouts: Mirror<RolloutResource>,
+    pub(super) workloads: Workloads,
+}
+
+impl Cluster {
+    /// Looks at everything.
+    pub(super) async fn see(&self) -> Seen {
+        let routers = self.routers();
+        let rules = routers.iter().map(|router| http::get_json(router, "/rules"));
+        let endpoints = self.gateway.endpoints("vllm").await;
+        let servers = self.servers.iter().map(|server| self.server_seen(server, &endpoints));
+        let (rules, servers) = tokio::join!(join_all(rules), join_all(servers));
+        let rollout = self.watched.rollouts.get(MODEL).ok_or_else(|| "there is no Rollout".to_owned());
+        let map = self.watched.maps.get(ADAPTERS);
+        Seen {
+            status: rollout.map(|rollout| rollout.status.unwrap_or_default()),
+            routers: rules
+                .into_iter()
+                .map(|rules| rules.map_err(|error: anyhow::Error| format!("{error:#}")))
+                .collect(),
+            servers,
+            adapters_file: map.as_ref().and_then(|map| user_key(map).ok()).unwrap_or_default(),
+            file_problems: Vec::new(),
+        }
+    }
+
+    async fn server_seen(&self, server: &Server, endpoints: &BTreeSet<IpAddr>) -> ServerSeen {
+        let name = server.name();
+        let pod = self.watched.pods.get(&name);
+        let ip = pod.as_ref().and_then(pods::address);
+        let sidecar = async { http::get_json(&Address::Tcp((ip?, SIDECAR_PORT).into()), "/status").await.ok() };
+        let (adapters, sidecar) = tokio::join!(server.adapters(), sidecar);
+        ServerSeen {
+            ready: ip.is_some_and(|ip| endpoints.contains(&IpAddr::V4(ip))),
+            adapters: adapters.map_err(|error| format!("{error:#}")),
+            sidecar,
+            name,
+        }
+    }
+}
+
+impl Watched {
+    /// With nothing seen yet.
+    pub(super) fn new(workloads: Workloads) -> Self {
+        Self { pods: Mirror::default(), maps: Mirror::default(), rollouts: Mirror::default(), workloads }
+    }
+
+    /// Where those pods that execute rewrites for the pool say by which rules.
+    pub(super) fn routers(&self, which: impl Fn(&Pod) -> bool) -> Vec<Address> {
+        let is_router = |pod: &Pod| pod.labels().get(ROUTER_POOL_LABEL).is_some_and(|pool| pool == POOL);
+        let pods = self.pods.all();
+        let addresses = pods.iter().filter(|pod| is_router(pod) && which(pod)).filter_map(pods::address);
+        addresses.map(|ip: Ipv4Addr| Address::Tcp((ip, ROUTER_PORT).into())).collect()
+    }
+
+    pub(super) fn follow(self: &Arc<Self>, tasks: &mut JoinSet<()>, client: &Client, namespace: &str) {
+        fn api<K>(client: &Client, namespace: &str) -> Api<K>
+        where
+            K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+        {
+            Api::namespaced(client.clone(), namespace)
+        }
+        let (pods, maps) = (api(client, namespace), api(client, namespace));
+        let rollouts = Api::namespaced(client.clone(), namespace);
+        let workloads_pods = pods.clone();
+        let watched = Arc::clone(self);
+        tasks.spawn(async move { watched.pods.follow(pods).await });
+        let watched = Arc::clone(self);
+        tasks.spawn(async move { watched.maps.follow(maps).await });
+        let watched = Arc::clone(self);
+        tasks.spawn(async move { watched.rollouts.follow(rollouts).await });
+        let watched = Arc::clone(self);
+        tasks.spawn(async move { watched.workloads.keep(workloads_pods, &watched.pods).await });
+    }
+}
+
+/// What the user wrote into the adapters ConfigMap.
+pub(super) fn user_key(map: &ConfigMap) -> Result<String> {
+    let text = map.data.as_ref().and_then(|data| data.get(KEY));
+    text.cloned().with_context(|| format!("the ConfigMap has no key {KEY}"))
+}
+
+/// What the operator wrote for the sidecars.
+pub(super) fn operator_key(map: &ConfigMap) -> Option<&String> {
+    map.data.as_ref()?.get(OPERATOR_KEY)
+}

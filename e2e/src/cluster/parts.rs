@@ -1,0 +1,53 @@
+//! What a bed is made of, besides what its [`Setup`](crate::bed::Setup) says.
+
+use anyhow::Result;
+use rollora_testbed::{
+    control_plane::ControlPlane, gateway::Bodies, kubelet::Backoff, manifests::Manifests, picker::Picker,
+};
+use std::{fmt, time::Duration};
+
+/// What a bed is made of, besides what its [`Setup`] says.
+pub struct Parts {
+    /// Its own control plane, with everything installed that it needs; else the shared one.
+    pub plane: Option<ControlPlane>,
+    /// Which folders of `manifests/`.
+    pub manifests: Vec<&'static str>,
+    /// How long after a change of the ConfigMap a kubelet brings it to the pods that mount it.
+    pub projection_delay: Duration,
+    /// When the kubelet starts again what ended by itself.
+    pub backoff: Backoff,
+    /// What a user's overlay would change in the manifests.
+    pub change: Change,
+    /// How Envoy hands bodies to ext-proc.
+    pub bodies: Bodies,
+    /// Upstream's endpoint picker.
+    pub picker: Option<Picker>,
+    /// The address of a hub that the sidecars fetch from. Without one servers are given the hub's names: no test
+    /// reaches the internet.
+    pub hub: Option<String>,
+}
+
+/// Changes manifests.
+pub type Change = Box<dyn Fn(&mut Manifests) -> Result<()> + Send + Sync>;
+
+/// An operator for the namespace, two replicas of ext-proc, sidecars that read the mounted ConfigMap, at once.
+impl Default for Parts {
+    fn default() -> Self {
+        Self {
+            plane: None,
+            manifests: vec!["operator-one-namespace", "ext-proc", "vllm"],
+            projection_delay: Duration::ZERO,
+            backoff: Backoff::default(),
+            change: Box::new(|_| Ok(())),
+            bodies: Bodies::default(),
+            picker: None,
+            hub: None,
+        }
+    }
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Parts({:?}, own control plane: {})", self.manifests, self.plane.is_some())
+    }
+}

@@ -1,8 +1,0 @@
-//! The kubelet stand-in does as a kubelet does: pods against a real API server.
-#![cfg(feature = "cluster")]
-
-mod files;
-mod life;
-mod ready;
-mod stage;
-mod tokens;

@@ -1,0 +1,24 @@
+//! The parts that Rollora is tested on, each of them real where the real thing fits in a test: a Kubernetes API server and
+//! etcd ([`control_plane`]), a stand-in for the kubelet that runs pods as processes ([`kubelet`]), Envoy ([`gateway`]), an
+//! endpoint picker ([`picker`]), and a simulated vLLM ([`sim`]).
+//!
+//! It contains no scenario and no expectation: those are in `e2e`.
+
+pub mod clock;
+pub mod control_plane;
+pub mod gateway;
+pub mod guide;
+pub mod homes;
+pub mod http;
+pub mod kubelet;
+pub mod manifests;
+pub mod mirror;
+pub mod picker;
+pub mod pods;
+pub mod population;
+pub mod ports;
+pub mod process;
+pub mod server;
+pub mod sim;
+pub mod turnstile;
+pub mod workloads;

@@ -1,0 +1,189 @@
+//! Upstream's endpoint picker (v1.5.0 of the Gateway API inference extension) as one of the pods, and an Envoy that asks
+//! it as upstream's gateways do: bodies pass through it in both directions, and what it picks is where the request goes.
+//!
+//! Behind ext-proc it needs a change of what is shipped: ext-proc is not told of the answers' headers.
+//!
+//! It cannot be told on which address to listen and takes its ports on all of them, so that they are reserved: those of
+//! other beds would be in its way.
+
+use super::{gateway::Backend, homes::ENDPOINT_PICKER, kubelet::Programs, manifests::Manifests};
+use crate::{guide::POOL, http::Address, ports::Port};
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+/// The Deployment, as the pool of the manifests names it.
+pub const DEPLOYMENT: &str = "vllm-qwen3-32b-epp";
+/// What Envoy's configuration calls it.
+pub const CLUSTER: &str = "endpoint-picker";
+/// The cluster of whatever was picked.
+const PICKED: &str = "picked";
+const IMAGE: &str = "epp";
+
+/// Which filters of Envoy decide about a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// The picker alone: it executes the rewrites.
+    InPlaceOfExtProc,
+    /// First ext-proc, which executes the rewrites, then the picker.
+    BehindExtProc,
+}
+
+/// The endpoint picker of a bed.
+#[derive(Debug)]
+pub struct Picker {
+    order: Order,
+    grpc: Port,
+    health: Port,
+    metrics: Port,
+}
+
+impl Picker {
+    /// One that has its ports.
+    pub fn new(order: Order) -> Result<Self> {
+        Ok(Self { order, grpc: Port::reserve()?, health: Port::reserve()?, metrics: Port::reserve()? })
+    }
+
+    /// Whether there is no ext-proc.
+    pub fn is_alone(&self) -> bool {
+        self.order == Order::InPlaceOfExtProc
+    }
+
+    /// Where its metrics are.
+    pub fn metrics(&self) -> Address {
+        self.metrics.address().into()
+    }
+
+    /// What stands for its image.
+    pub fn add_to(programs: Programs) -> Result<Programs> {
+        Ok(programs.with_file(IMAGE, &ENDPOINT_PICKER.program("epp")?))
+    }
+
+    /// Adds its objects, with the rights that upstream's chart gives it.
+    pub fn add_objects(&self, objects: &mut Manifests, namespace: &str) {
+        let metadata = json!({ "name": DEPLOYMENT, "namespace": namespace });
+        let rules = [
+            ("", "pods"),
+            ("inference.networking.k8s.io", "inferencepools"),
+            ("inference.networking.x-k8s.io", "inferenceobjectives"),
+            ("inference.networking.x-k8s.io", "inferencemodelrewrites"),
+        ]
+        .map(|(group, resource)| json!({ "apiGroups": [group], "resources": [resource], "verbs": ["get", "list", "watch"] }));
+        let rbac = "rbac.authorization.k8s.io/v1";
+        let [grpc, health, metrics] = [&self.grpc, &self.health, &self.metrics].map(Port::number);
+        let args = [
+            format!("--pool-name={POOL}"),
+            format!("--pool-namespace={namespace}"),
+            format!("--grpc-port={grpc}"),
+            format!("--grpc-health-port={health}"),
+            format!("--metrics-port={metrics}"),
+            "--secure-serving=false".to_owned(),
+            "--metrics-endpoint-auth=false".to_owned(),
+            "--tracing=false".to_owned(),
+            "--v=1".to_owned(),
+        ];
+        let labels = json!({ "app": DEPLOYMENT });
+        objects.objects.extend([
+            json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata }),
+            json!({ "apiVersion": rbac, "kind": "Role", "metadata": metadata, "rules": rules }),
+            json!({
+                "apiVersion": rbac, "kind": "RoleBinding", "metadata": metadata,
+                "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": DEPLOYMENT },
+                "subjects": [{ "kind": "ServiceAccount", "name": DEPLOYMENT, "namespace": namespace }],
+            }),
+            json!({
+                "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata,
+                "spec": {
+                    "replicas": 1,
+                    "selector": { "matchLabels": labels },
+                    "template": {
+                        "metadata": { "labels": labels },
+                        "spec": { "serviceAccountName": DEPLOYMENT, "containers": [{
+                            "name": "epp",
+                            "image": IMAGE,
+                            "args": args,
+                            "readinessProbe": { "tcpSocket": { "port": grpc }, "periodSeconds": 1 },
+                        }] },
+                    },
+                },
+            }),
+        ]);
+    }
+
+    /// Which pods Envoy asks.
+    pub fn backend(&self) -> Backend {
+        let labels = [("app".to_owned(), DEPLOYMENT.to_owned())].into();
+        Backend { cluster: CLUSTER, labels, port: self.grpc.number() }
+    }
+
+    /// Envoy's configuration, with the picker's filter and what is picked.
+    pub fn adapt(&self, configuration: &mut Value) -> Result<()> {
+        let resources = &mut configuration["static_resources"];
+        let manager = &mut resources["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"];
+        let filters = manager["http_filters"].as_array_mut().context("envoy.yaml has no filters")?;
+        let ours = filters.iter().position(|filter| filter["name"] == "envoy.filters.http.ext_proc");
+        let ours = ours.context("envoy.yaml has no ext_proc filter")?;
+        if self.is_alone() {
+            filters[ours] = filter();
+        } else {
+            // With two filters Envoy 1.40 cuts an answer that streams through the one while the other is still asked
+            // about its headers (envoyproxy/envoy#41654): now and then the last events of a stream are missing.
+            filters[ours]["typed_config"]["processing_mode"]["response_header_mode"] = json!("SKIP");
+            filters.insert(ours + 1, filter());
+        }
+        let routes = manager["route_config"]["virtual_hosts"][0]["routes"].as_array_mut();
+        let route = routes.and_then(|routes| routes.iter_mut().find(|route| route["route"]["cluster"] == "vllm"));
+        route.context("envoy.yaml has no route to vllm")?["route"]["cluster"] = json!(PICKED);
+        let clusters = resources["clusters"].as_array_mut().context("envoy.yaml has no clusters")?;
+        if self.is_alone() {
+            clusters.retain(|cluster| cluster["name"] != "rollora-ext-proc");
+        }
+        clusters.extend([
+            json!({
+                "name": CLUSTER,
+                "connect_timeout": "1s",
+                "typed_extension_protocol_options": { "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                    "explicit_http_config": { "http2_protocol_options": {
+                        "initial_stream_window_size": 65536,
+                        "initial_connection_window_size": 1_048_576,
+                    } },
+                } },
+            }),
+            json!({
+                "name": PICKED,
+                "type": "ORIGINAL_DST",
+                "lb_policy": "CLUSTER_PROVIDED",
+                "connect_timeout": "2s",
+                "original_dst_lb_config": {
+                    "use_http_header": true,
+                    "http_header_name": "x-gateway-destination-endpoint",
+                },
+            }),
+        ]);
+        Ok(())
+    }
+}
+
+fn filter() -> Value {
+    json!({
+        "name": "envoy.filters.http.ext_proc.endpoint_picker",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+            "grpc_service": { "envoy_grpc": { "cluster_name": CLUSTER } },
+            "failure_mode_allow": false,
+            "message_timeout": "1000s",
+            "processing_mode": {
+                "request_header_mode": "SEND",
+                "request_body_mode": "FULL_DUPLEX_STREAMED",
+                "request_trailer_mode": "SEND",
+                "response_header_mode": "SEND",
+                "response_body_mode": "FULL_DUPLEX_STREAMED",
+                "response_trailer_mode": "SEND",
+            },
+            "metadata_options": {
+                "forwarding_namespaces": { "untyped": ["envoy.lb"] },
+                "receiving_namespaces": { "untyped": ["envoy.lb"] },
+            },
+        },
+    })
+}

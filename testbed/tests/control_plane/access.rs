@@ -1,0 +1,108 @@
+//! Who asks, whether they may, and what is written down about it.
+
+use super::{refusal, shared, until};
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, ServiceAccount},
+    rbac::v1::{Role, RoleBinding},
+};
+use kube::{
+    Api, Client, Resource,
+    api::{DeleteParams, ListParams, PostParams},
+    core::NamespaceResourceScope,
+};
+use rollora_testbed::control_plane::{AuditEvent, Credential, Decision};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+async fn create<K>(client: &Client, namespace: &str, object: Value) -> Result<K>
+where
+    K: Resource<Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
+    K::DynamicType: Default,
+{
+    let objects = Api::<K>::namespaced(client.clone(), namespace);
+    Ok(objects.create(&PostParams::default(), &serde_json::from_value(object)?).await?)
+}
+
+/// A service account that may read ConfigMaps and nothing else.
+async fn reader(admin: &Client, namespace: &str) -> Result<()> {
+    create::<ServiceAccount>(admin, namespace, json!({ "metadata": { "name": "reader" } })).await?;
+    let rules = json!([{ "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"] }]);
+    create::<Role>(admin, namespace, json!({ "metadata": { "name": "reads" }, "rules": rules })).await?;
+    let binding = json!({
+        "metadata": { "name": "reader-reads" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "reads" },
+        "subjects": [{ "kind": "ServiceAccount", "name": "reader", "namespace": namespace }],
+    });
+    create::<RoleBinding>(admin, namespace, binding).await?;
+    Ok(())
+}
+
+#[test]
+fn a_service_account_may_do_what_its_role_says_and_all_of_it_is_written_down() -> Result<()> {
+    shared(async |plane, namespace| {
+        let admin = plane.admin().await?;
+        reader(&admin, namespace).await?;
+        create::<ConfigMap>(&admin, namespace, json!({ "metadata": { "name": "map" } })).await?;
+        let token = plane.token(namespace, "reader", Duration::from_mins(10)).await?;
+        let client = plane.client(&Credential::Token(token)).await?;
+        let maps = Api::<ConfigMap>::namespaced(client.clone(), namespace);
+        // The API server hears of new roles by a watch.
+        until("the role holds", async || Ok(maps.list(&ListParams::default()).await.is_ok())).await?;
+
+        let audit = plane.audit();
+        maps.get("map").await?;
+        let (code, said) = refusal(maps.delete("map", &DeleteParams::default()).await)?;
+        ensure!(code == 403 && said.contains("cannot delete resource \"configmaps\""), "{code} {said}");
+        let elsewhere = Api::<ConfigMap>::namespaced(client, "kube-system");
+        ensure!(refusal(elsewhere.get("map").await)?.0 == 403);
+
+        let user = format!("system:serviceaccount:{namespace}:reader");
+        // What was answered is written down a moment later.
+        until("three requests are in the audit log", async || Ok(audit.of(&user)?.len() == 3)).await?;
+        let [get, delete, elsewhere] = <[AuditEvent; 3]>::try_from(audit.of(&user)?).ok().context("three")?;
+        ensure!((get.verb.as_str(), get.code, get.decision) == ("get", 200, Decision::Allowed), "{get:?}");
+        ensure!((get.group.as_str(), get.resource.as_str(), get.name.as_str()) == ("", "configmaps", "map"), "{get:?}");
+        ensure!(get.reason.contains("reader-reads") && get.reason.contains("reads"), "{get:?}");
+        ensure!(
+            (delete.verb.as_str(), delete.code, delete.decision) == ("delete", 403, Decision::Forbidden),
+            "{delete:?}"
+        );
+        ensure!(elsewhere.namespace == "kube-system" && elsewhere.decision == Decision::Forbidden, "{elsewhere:?}");
+        ensure!(get.at <= delete.at && delete.at <= elsewhere.at);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_token_in_a_file_is_read_again_when_it_was_renewed() -> Result<()> {
+    shared(async |plane, namespace| {
+        reader(&plane.admin().await?, namespace).await?;
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("token");
+        std::fs::write(&file, plane.token(namespace, "reader", Duration::from_mins(10)).await?)?;
+        let config = plane.kubeconfig_for(&Credential::TokenFile(file.clone()), namespace);
+        std::fs::write(folder.path().join("kubeconfig"), config)?;
+        let can_list = || {
+            let mut kubectl = plane.kubectl()?;
+            kubectl.env("KUBECONFIG", folder.path().join("kubeconfig")).args(["get", "configmaps"]);
+            Ok(kubectl.output()?.status.success())
+        };
+        until("kubectl lists with the token", async || can_list()).await?;
+        std::fs::write(&file, "a token that nobody gave out")?;
+        ensure!(!can_list()?, "kubectl went on without the token");
+        Ok(())
+    })
+}
+
+#[test]
+fn nobody_gets_in_without_a_token() -> Result<()> {
+    shared(async |plane, namespace| {
+        let client = plane.client(&Credential::Token("a token that nobody gave out".to_owned())).await?;
+        let maps = Api::<ConfigMap>::namespaced(client, namespace);
+        let (code, _) = refusal(maps.list(&ListParams::default()).await)?;
+        ensure!(code == 401, "{code}");
+        Ok(())
+    })
+}

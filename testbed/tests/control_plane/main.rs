@@ -1,0 +1,57 @@
+//! The real API server of the cluster bed: it refuses what it should, knows who asks, tells what was asked, and keeps
+//! what it was given over its own end.
+
+mod access;
+mod definitions;
+mod end;
+mod manifests;
+mod outage;
+
+use anyhow::{Result, bail};
+use rollora_testbed::{
+    control_plane::ControlPlane,
+    homes::{CONTROL_PLANE, are_known},
+};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs a test on the API server that all of this process share, in a namespace of its own.
+fn shared(test: impl AsyncFnOnce(&ControlPlane, &str) -> Result<()>) -> Result<()> {
+    run(async || {
+        let plane = ControlPlane::shared().await?;
+        let namespace = plane.namespace("test").await?;
+        test(plane, &namespace).await
+    })
+}
+
+/// Runs a test that starts what it needs.
+fn run(test: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+    if !are_known(&[CONTROL_PLANE], "a test of the API server") {
+        return Ok(());
+    }
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(test())
+}
+
+/// Waits until a condition holds.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let start = now();
+    while !holds().await? {
+        anyhow::ensure!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test waits in real time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// The code and the words of a refusal; it has to be one.
+fn refusal<T: std::fmt::Debug>(answer: kube::Result<T>) -> Result<(u16, String)> {
+    match answer {
+        Err(kube::Error::Api(status)) => Ok((status.code, status.message.clone())),
+        other => bail!("not refused: {other:?}"),
+    }
+}

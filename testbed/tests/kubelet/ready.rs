@@ -1,0 +1,146 @@
+//! When a pod is ready, and what its status says.
+
+use crate::stage::{Stage, condition, first, is_ready, now, phase, shell};
+use anyhow::{Context as _, Result, ensure};
+use rollora_testbed::{
+    http::{Address, call, request},
+    process::Ending,
+};
+use serde_json::{Value, json};
+use std::{net::IpAddr, time::Duration};
+
+fn vllm() -> Value {
+    json!({ "containers": [{
+        "name": "vllm",
+        "image": "vllm-sim",
+        "args": ["--host=$(POD_IP)", "--port=8000"],
+        "env": [{ "name": "POD_IP", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } }],
+        "ports": [{ "name": "http", "containerPort": 8000 }],
+        "readinessProbe": {
+            "httpGet": { "path": "/health", "port": "http" },
+            "periodSeconds": 1, "failureThreshold": 1,
+        },
+    }] })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_have_addresses_of_their_own_and_listen_on_the_same_port() -> Result<()> {
+    let stage = Stage::new().await?;
+    let mut addresses = Vec::new();
+    for name in ["vllm-0", "vllm-1"] {
+        stage.pod(name, vllm()).await?;
+    }
+    for name in ["vllm-0", "vllm-1"] {
+        let pod = stage.sees(name, "ready", is_ready).await?;
+        ensure!(phase(&pod) == "Running" && condition(&pod, "ContainersReady").as_deref() == Some("True"));
+        let ip: IpAddr = pod.status.and_then(|status| status.pod_ip).context("no address")?.parse()?;
+        ensure!(ip.is_loopback());
+        let (status, _) = call(&Address::Tcp((ip, 8000).into()), request("GET", "/health", None)).await?;
+        ensure!(status == 200, "{status}");
+        addresses.push(ip);
+    }
+    ensure!(addresses[0] != addresses[1], "both have {addresses:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_container_makes_its_pod_unready_and_comes_back_as_another_one() -> Result<()> {
+    let stage = Stage::new().await?;
+    stage.pod("vllm-0", vllm()).await?;
+    let before = stage.sees("vllm-0", "ready", is_ready).await?;
+    let container = stage.kubelet.container("vllm-0", "vllm").await?;
+
+    container.kill_and_hold();
+    ensure!(!container.runs() && container.is_held());
+    let dead = stage.sees("vllm-0", "not ready", |pod| !is_ready(pod)).await?;
+    let last = first(&dead)?;
+    ensure!(!last.ready && phase(&dead) == "Running", "{dead:?}");
+    // Longer than the second that times in an object are told in.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    ensure!(!container.runs(), "it is not held");
+
+    container.release();
+    let after = stage.sees("vllm-0", "ready again", is_ready).await?;
+    let (one, two) = (first(&before)?, first(&after)?);
+    ensure!((one.restart_count, two.restart_count) == (0, 1));
+    ensure!(one.container_id.is_some() && one.container_id != two.container_id, "the same container");
+    let ended = two.last_state.as_ref().and_then(|state| state.terminated.as_ref()).context("nothing of its end")?;
+    ensure!((ended.exit_code, ended.signal) == (137, Some(9)), "{ended:?}");
+    let ip = |pod: &k8s_openapi::api::core::v1::Pod| pod.status.as_ref().and_then(|status| status.pod_ip.clone());
+    ensure!(ip(&before) == ip(&after), "a restart changed the pod's address");
+    let since = |pod: &k8s_openapi::api::core::v1::Pod| {
+        let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+        conditions.iter().find(|it| it.type_ == "Ready")?.last_transition_time.clone()
+    };
+    ensure!(since(&before) < since(&after), "the time of the condition is the old one");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_unready_within_a_period_after_its_probe_fails_and_ready_when_it_answers_again() -> Result<()> {
+    let stage = Stage::new().await?;
+    stage.pod("vllm-0", vllm()).await?;
+    stage.sees("vllm-0", "ready", is_ready).await?;
+    let container = stage.kubelet.container("vllm-0", "vllm").await?;
+    let start = now();
+    container.freeze();
+    let pod = stage.sees("vllm-0", "not ready", |pod| !is_ready(pod)).await?;
+    ensure!(
+        start.elapsed() < Duration::from_millis(2700),
+        "period and timeout are a second each: {:?}",
+        start.elapsed()
+    );
+    ensure!(first(&pod)?.restart_count == 0 && container.runs(), "readiness restarts nothing");
+    container.thaw();
+    stage.sees("vllm-0", "ready again", is_ready).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_starts_first_and_the_pod_is_ready_when_both_are() -> Result<()> {
+    let stage = Stage::new().await?;
+    let folder = stage.folder().display().to_string();
+    let mut sidecar = shell("sidecar", "echo sidecar; sleep 1000");
+    sidecar["restartPolicy"] = json!("Always");
+    sidecar["startupProbe"] =
+        json!({ "exec": { "command": ["test", "-e", format!("{folder}/started")] }, "periodSeconds": 1 });
+    sidecar["readinessProbe"] =
+        json!({ "exec": { "command": ["test", "-e", format!("{folder}/ready")] }, "periodSeconds": 1 });
+    let once = shell("once", "echo once");
+    let spec = json!({ "initContainers": [once, sidecar], "containers": [shell("main", "echo main; sleep 1000")] });
+    stage.pod("both", spec).await?;
+
+    stage.log_of("both", "sidecar", "sidecar").await?;
+    ensure!(stage.log_of("both", "once", "once").await?.lines().count() == 1);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let main = stage.kubelet.container("both", "main").await?;
+    ensure!(!main.runs(), "it did not wait for the sidecar");
+    ensure!(phase(&stage.pods().get("both").await?) == "Pending");
+
+    std::fs::write(format!("{folder}/started"), "")?;
+    stage.log_of("both", "main", "main").await?;
+    let pod = stage.sees("both", "running", |pod| phase(pod) == "Running").await?;
+    ensure!(condition(&pod, "Initialized").as_deref() == Some("True") && !is_ready(&pod), "ready without the sidecar");
+    std::fs::write(format!("{folder}/ready"), "")?;
+    stage.sees("both", "ready", is_ready).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_whose_liveness_fails_is_started_again() -> Result<()> {
+    let stage = Stage::new().await?;
+    let mut main = shell("main", "trap 'echo asked; exit 0' TERM; echo begin; while :; do sleep 0.02; done");
+    let alive = stage.folder().join("alive");
+    std::fs::write(&alive, "")?;
+    main["livenessProbe"] = json!({
+        "exec": { "command": ["test", "-e", alive] }, "periodSeconds": 1, "failureThreshold": 2,
+    });
+    stage.pod("pod", json!({ "containers": [main] })).await?;
+    stage.log_of("pod", "main", "begin").await?;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let container = stage.kubelet.container("pod", "main").await?;
+    ensure!(container.restarts() == 0, "it was alive");
+    std::fs::remove_file(&alive)?;
+    stage.sees("pod", "a restart", |pod| first(pod).is_ok_and(|it| it.restart_count == 1)).await?;
+    ensure!(container.log() == "begin\nasked\nbegin\n", "{}", container.log());
+    ensure!(container.last_ending() == Some(Ending::Exit(0)));
+    stage.sees_event(&["Unhealthy", "Liveness"]).await
+}
