@@ -7,7 +7,7 @@
 use crate::seen::weights;
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
-use rollora_api::router_report::{RuleInForce, RulesReport};
+use rollora_api::router_report::{ActiveRule, RulesReport};
 use rollora_testbed::{clock, http::Address};
 use std::{
     collections::BTreeMap,
@@ -36,7 +36,7 @@ pub struct Spell {
 struct Look {
     asked: Instant,
     answered: Instant,
-    rule: Option<RuleInForce>,
+    rule: Option<ActiveRule>,
 }
 
 /// Which routers there are at the moment.
@@ -184,16 +184,16 @@ mod tests {
     use super::*;
     use rollora_api::rewrite::RewriteTarget;
 
-    fn rule(sequence: i64, targets: &[(&str, i32)]) -> RuleInForce {
+    fn rule(sequence: i64, targets: &[(&str, i32)]) -> ActiveRule {
         let target = |(id, weight): &(&str, i32)| RewriteTarget {
             model_rewrite: (*id).to_owned(),
             weight: Some(*weight),
             ..RewriteTarget::default()
         };
-        RuleInForce {
+        ActiveRule {
             stamps: [("uid".to_owned(), sequence)].into(),
             targets: targets.iter().map(target).collect(),
-            ..RuleInForce::default()
+            ..ActiveRule::default()
         }
     }
 

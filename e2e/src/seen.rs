@@ -6,7 +6,7 @@ use rollora_api::{
         RolloutStatus,
         status::{Phase, RetirementState},
     },
-    router_report::{RuleInForce, RulesReport},
+    router_report::{ActiveRule, RulesReport},
     sidecar_status::SidecarStatus,
 };
 use std::{collections::BTreeSet, fmt};
@@ -48,7 +48,7 @@ impl Seen {
 }
 
 /// The targets of a rule with their shares; all omitted means equal ones.
-pub fn weights(rule: &RuleInForce) -> Vec<(String, i32)> {
+pub fn weights(rule: &ActiveRule) -> Vec<(String, i32)> {
     let all_omitted = rule.targets.iter().all(|target| target.weight.is_none());
     let weight = |weight: Option<i32>| weight.unwrap_or(i32::from(all_omitted));
     rule.targets.iter().map(|target| (target.model_rewrite.clone(), weight(target.weight))).collect()

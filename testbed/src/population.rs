@@ -25,8 +25,8 @@ use kube::{
 use layout::Template;
 use rollora_api::{
     names::INTENT_ANNOTATION,
-    operator_key::OperatorKey,
-    rollout::{Intent, Rollout, Verb},
+    operator_directives::OperatorDirectives,
+    rollout::{Intent, IntentKind, Rollout},
 };
 use seen::{Kind, POOLS, REWRITES, ROLLOUTS, Shared, Writes};
 use serde::Serialize;
@@ -141,10 +141,10 @@ impl Population {
         let (rollout, rewrite) = self.seen.until("the first Rollout", PATIENCE, settled).await?;
         let map = Api::<ConfigMap>::namespaced(self.client.clone(), &layout::namespace(0));
         let map = map.get(&layout::map_name(0)).await?;
-        let key = map.data.as_ref().and_then(|data| data.get(rollora_api::names::OPERATOR_KEY));
+        let key = map.data.as_ref().and_then(|data| data.get(rollora_api::names::DIRECTIVES_KEY));
         self.template = Some(Template {
             status: serde_json::to_value(rollout.status.context("a Rollout without status")?)?,
-            key: OperatorKey::parse(key.context("the operator has not written its key")?)?,
+            key: OperatorDirectives::parse(key.context("the operator has not written its key")?)?,
             rollout_uid: rollout.metadata.uid.context("a Rollout without UID")?,
             rewrite_uid: rewrite.metadata.uid.clone().context("a rewrite without UID")?,
             rewrite: serde_json::to_value(rewrite)?,
@@ -221,14 +221,14 @@ impl Population {
         Ok(())
     }
 
-    async fn create_map(&self, pool: u16, size: Size, key: Option<&OperatorKey>) -> Result<()> {
+    async fn create_map(&self, pool: u16, size: Size, key: Option<&OperatorDirectives>) -> Result<()> {
         let object: ConfigMap = serde_json::from_value(layout::map_object(pool, size.rollouts, size.versions, key))?;
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), &layout::namespace(pool));
         api.create(&PostParams::default(), &object).await?;
         Ok(())
     }
 
-    async fn replace_map(&self, pool: u16, size: Size, key: &OperatorKey) -> Result<()> {
+    async fn replace_map(&self, pool: u16, size: Size, key: &OperatorDirectives) -> Result<()> {
         let object = layout::map_object(pool, size.rollouts, size.versions, Some(key));
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), &layout::namespace(pool));
         let patch = Patch::Merge(json!({ "data": object["data"] }));
@@ -295,7 +295,7 @@ impl Population {
 
     /// Asks for the same of the first Rollout of so many pools, one after the other; gives for each how long it took,
     /// in milliseconds, from before the wish was written until its rewrite was seen with one target.
-    pub async fn wish(&mut self, verb: Verb, count: u16) -> Result<Vec<f64>> {
+    pub async fn wish(&mut self, verb: IntentKind, count: u16) -> Result<Vec<f64>> {
         let mut times = Vec::new();
         for pool in 0..count {
             self.wishes += 1;

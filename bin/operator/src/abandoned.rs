@@ -1,7 +1,7 @@
 //! Clears what Rollouts left behind that were deleted while no operator ran. Once, when this one begins to work: what is
 //! deleted later it sees.
 
-use rollora_api::operator_key::OperatorKey;
+use rollora_api::operator_directives::OperatorDirectives;
 use rollora_cluster::{Documents, Written};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +28,7 @@ pub(crate) async fn clear(documents: Documents, stop: CancellationToken) {
 }
 
 async fn clear_all(documents: &Documents) -> Result<(), String> {
-    let empty = OperatorKey::default().to_yaml();
+    let empty = OperatorDirectives::default().to_yaml();
     let mut problem = None;
     for name in documents.abandoned().await.map_err(|error| error.to_string())? {
         match documents.clear_abandoned(&name, &empty).await.map_err(|error| error.to_string())? {

@@ -8,7 +8,7 @@ use crate::{
 use rollora_api::{
     names::AdapterId,
     router_report::RulesReport,
-    sidecar_status::{AdapterState, AdapterStatus, NO_SIDECAR, Readiness, ServerIdentity, SidecarStatus},
+    sidecar_status::{AdapterState, AdapterStatus, NO_SIDECAR, ReadinessStatus, ServerIdentity, SidecarStatus},
 };
 use rollora_cluster::{AskError, Asker, Pod};
 use serde::Deserialize;
@@ -131,7 +131,7 @@ impl Models {
                 endpoint: format!("http://{}", SocketAddr::new(ip, port)),
                 start: pod.containers.clone(),
             }),
-            readiness: Readiness {
+            readiness: ReadinessStatus {
                 ready: pod.ready,
                 reason: NO_SIDECAR.to_owned(),
                 message: "no sidecar answers; vLLM lists what it holds".to_owned(),

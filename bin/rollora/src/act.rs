@@ -5,7 +5,7 @@ use crate::{
     render,
     shell::{Failure, say},
 };
-use rollora_api::rollout::Verb;
+use rollora_api::rollout::IntentKind;
 use rollora_local::IntentRequest;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 /// How long an answer may take. The wish stays on record after that.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(crate) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
+pub(crate) async fn run(client: &Client, verb: IntentKind) -> Result<(), Failure> {
     let mut watch = client.watch().await?;
     let overview = watch.next().await?;
     let seen = overview.rollout.status.unwrap_or_default();

@@ -8,7 +8,7 @@ use crate::{
     args::{Args, GetArgs, LocalArgs, Output, StateArgs, Verb as Typed},
     shell::Failure,
 };
-use rollora_api::rollout::Verb;
+use rollora_api::rollout::IntentKind;
 use rollora_local::{ApiKey, Config, Endpoint, Inputs, SOCKET, parse_server};
 use std::{
     fmt::Display,
@@ -37,7 +37,7 @@ pub(crate) enum Command {
         /// Of which Rollout.
         target: Target,
         /// What for.
-        verb: Verb,
+        verb: IntentKind,
     },
 }
 
@@ -122,9 +122,11 @@ impl TryFrom<Args> for Command {
             Typed::Get(GetArgs { output: Output::Json, state }) => look(state, Look::Json),
             Typed::Status(typed) => look(typed.state, if typed.watch { Look::Watch } else { Look::Status }),
             Typed::Explain(typed) => look(typed, Look::Explain),
-            Typed::Promote(typed) => act(typed.state, if typed.full { Verb::PromoteFull } else { Verb::Promote }),
-            Typed::Abort(typed) => act(typed, Verb::Abort),
-            Typed::Retry(typed) => act(typed, Verb::Retry),
+            Typed::Promote(typed) => {
+                act(typed.state, if typed.full { IntentKind::PromoteFull } else { IntentKind::Promote })
+            }
+            Typed::Abort(typed) => act(typed, IntentKind::Abort),
+            Typed::Retry(typed) => act(typed, IntentKind::Retry),
         }
     }
 }

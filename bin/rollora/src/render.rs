@@ -12,7 +12,7 @@ pub(crate) use explain::explain;
 pub(crate) use status::status;
 pub(crate) use style::Style;
 
-use rollora_api::rollout::{Intent, RolloutStatus, Verb, status::Phase};
+use rollora_api::rollout::{Intent, IntentKind, RolloutStatus, status::Phase};
 use rollora_local::Overview;
 use style::{Table, plain};
 
@@ -63,10 +63,12 @@ pub(crate) fn asked(intent: &Intent, seen: &RolloutStatus) -> String {
         None => String::new(),
     };
     let step = match (intent.verb, &seen.step) {
-        (Verb::Promote | Verb::PromoteFull, Some(step)) => format!(", {}", steps::describe(seen, step.index)),
+        (IntentKind::Promote | IntentKind::PromoteFull, Some(step)) => {
+            format!(", {}", steps::describe(seen, step.index))
+        }
         _ => String::new(),
     };
-    format!("asked: {} (revision {}{of}{step})\n", intent.verb.name(), intent.revision)
+    format!("asked: {} (revision {}{of}{step})\n", intent.verb.cli_name(), intent.revision)
 }
 
 /// `stable 90, new 10`.

@@ -1,7 +1,7 @@
 //! Where the adapters file comes from: the mount, or the API with the mount as long as the API has said nothing.
 
 use crate::{settings::Source, target::Target};
-use rollora_api::{adapters::DesiredAdapters, names::OPERATOR_KEY};
+use rollora_api::{adapters::DesiredAdapters, names::DIRECTIVES_KEY};
 use rollora_cluster::{
     Access, Cluster,
     configmap::{ConfigMapWatch, Content, Seen},
@@ -51,7 +51,7 @@ impl Feed {
             Some(name) => {
                 let cluster = Cluster::connect(&Access::default(), AGENT).await;
                 let cluster = cluster.map_err(|error| anyhow::anyhow!("--configmap: {error}"))?;
-                let keys = [source.key.as_str(), OPERATOR_KEY];
+                let keys = [source.key.as_str(), DIRECTIVES_KEY];
                 Some(ConfigMapWatch::new(&cluster, &name.namespace, &name.name, &keys))
             }
         };
@@ -198,7 +198,7 @@ impl Feed {
                 self.key
             )
         });
-        let operator = content.texts.get(OPERATOR_KEY).cloned().map(Ok);
+        let operator = content.texts.get(DIRECTIVES_KEY).cloned().map(Ok);
         let place = format!("{configmap}, key {}", self.key);
         self.check(&place, Texts { user, operator }.read(&place, &self.key)?)
     }

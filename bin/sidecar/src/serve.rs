@@ -13,7 +13,7 @@ use axum::{
 };
 use rollora_api::{
     adapters::DesiredAdapters,
-    sidecar_status::{Readiness, SidecarStatus},
+    sidecar_status::{ReadinessStatus, SidecarStatus},
 };
 use rollora_sidecar::{Pulse, whole_status};
 use std::{io, sync::Arc, time::Duration};
@@ -77,7 +77,7 @@ impl Told {
         }
     }
 
-    async fn readiness(&self) -> Readiness {
+    async fn readiness(&self) -> ReadinessStatus {
         let looked = timeout(PATIENCE, self.looked()).await.is_ok();
         let readiness = self.status().readiness.clone();
         if looked || !readiness.ready {
@@ -85,7 +85,7 @@ impl Told {
         }
         let age = self.pulse().and_then(|pulse| pulse.looked).map(|looked| looked.elapsed()).unwrap_or_default();
         let message = format!("vLLM has not answered for {} ms", age.as_millis());
-        Readiness { ready: false, reason: "NoAnswer".to_owned(), message }
+        ReadinessStatus { ready: false, reason: "NoAnswer".to_owned(), message }
     }
 }
 
@@ -121,7 +121,7 @@ async fn metrics(State(told): State<Told>) -> Response {
 }
 
 async fn readyz(State(told): State<Told>) -> (StatusCode, String) {
-    let Readiness { ready, reason, message } = told.readiness().await;
+    let ReadinessStatus { ready, reason, message } = told.readiness().await;
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, format!("{reason}: {message}\n"))
 }

@@ -3,7 +3,10 @@
 use crate::{args::Args, supervise::View};
 use jiff::Timestamp;
 use rollora_api::sidecar_status::{AdapterState, AdapterStatus, SidecarStatus};
-use rollora_store::{Demands, Folder, Hub, Limits, Source, Store, Stores, Token, cleanup::Budget};
+use rollora_store::{
+    AdapterSource, CacheDir, Hub, HubLimits, HubToken, ServerConstraints, SourceDispatcher, SourceRef,
+    eviction::EvictionPolicy,
+};
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
@@ -20,9 +23,9 @@ const SWEEP: Duration = Duration::from_mins(1);
 /// The folder, and the hub that it is filled from.
 #[derive(Debug)]
 pub(crate) struct Shelf {
-    folder: Arc<Folder>,
+    folder: Arc<CacheDir>,
     hub: Arc<Hub>,
-    budget: Budget,
+    budget: EvictionPolicy,
     max_rank: Option<u32>,
 }
 
@@ -37,28 +40,29 @@ impl Shelf {
             ));
         }
         let token = match (&args.hf_token_file, std::env::var(TOKEN)) {
-            (Some(file), _) => Token::File(file.clone()),
-            (None, Ok(token)) if !token.trim().is_empty() => Token::Value(token),
-            (None, _) => Token::None,
+            (Some(file), _) => HubToken::File(file.clone()),
+            (None, Ok(token)) if !token.trim().is_empty() => HubToken::Value(token),
+            (None, _) => HubToken::None,
         };
-        let folder = Folder::open(path).map_err(|error| format!("--adapters-dir: {error}"))?;
+        let folder = CacheDir::open(path).map_err(|error| format!("--adapters-dir: {error}"))?;
         let folder = Arc::new(folder);
-        let limits = Limits { largest: args.adapter_max_size.0, ..Limits::default() };
+        let limits = HubLimits { max_bytes: args.adapter_max_size.0, ..HubLimits::default() };
         let hub = Hub::open(Arc::clone(&folder), &args.hf_endpoint, token, limits);
         let hub = Arc::new(hub.map_err(|error| format!("HF_ENDPOINT: {error}"))?);
-        let budget = Budget { keep: args.adapters_keep.0, largest: args.adapters_max_size.map(|size| size.0) };
+        let budget =
+            EvictionPolicy { retention: args.adapters_keep.0, max_bytes: args.adapters_max_size.map(|size| size.0) };
         let shelf = Self { folder, hub, budget, max_rank: args.max_lora_rank };
         shelf.demand(Vec::new());
         Ok(Some(shelf))
     }
 
     /// What fetches.
-    pub(crate) fn store(&self) -> Arc<dyn Store> {
-        Arc::new(Stores::new(Arc::clone(&self.hub)))
+    pub(crate) fn store(&self) -> Arc<dyn AdapterSource> {
+        Arc::new(SourceDispatcher::new(Arc::clone(&self.hub)))
     }
 
     fn demand(&self, base_models: Vec<String>) {
-        self.hub.demand(Demands { max_rank: self.max_rank, base_models });
+        self.hub.set_constraints(ServerConstraints { max_rank: self.max_rank, base_models });
     }
 
     /// Removes what may go, for as long as it is polled.
@@ -70,7 +74,7 @@ impl Shelf {
             self.demand(status.base_models.clone());
             let Some(protected) = protected(&status, self.hub.as_ref()) else { continue };
             let (folder, budget) = (Arc::clone(&self.folder), self.budget);
-            let swept = tokio::task::spawn_blocking(move || folder.sweep(&protected, &budget, now()));
+            let swept = tokio::task::spawn_blocking(move || folder.evict(&protected, &budget, now()));
             match swept.await {
                 Ok(Ok(removed)) => removed.iter().for_each(|path| removed_one(path)),
                 Ok(Err(error)) => tracing::warn!("the folder of fetched adapters cannot be cleaned: {error}"),
@@ -90,7 +94,7 @@ fn removed_one(path: &Path) {
 }
 
 /// What must stay: everything that vLLM has, and everything that may be loaded. None while that is not known.
-fn protected(status: &SidecarStatus, store: &dyn Store) -> Option<BTreeSet<PathBuf>> {
+fn protected(status: &SidecarStatus, store: &dyn AdapterSource) -> Option<BTreeSet<PathBuf>> {
     let known = status.server.is_some() && status.config.hash.is_some() && !status.base_models.is_empty();
     let wanted = |adapter: &&AdapterStatus| {
         !matches!(adapter.state, AdapterState::Gone | AdapterState::Rejected | AdapterState::SourceRefused)
@@ -98,7 +102,7 @@ fn protected(status: &SidecarStatus, store: &dyn Store) -> Option<BTreeSet<PathB
     known.then(|| {
         let roots = status.adapters.iter().filter_map(|adapter| adapter.root.as_ref()).map(PathBuf::from);
         let sources = status.adapters.iter().filter(wanted).filter_map(|adapter| adapter.source.as_deref());
-        sources.map(|source| store.place(&Source::parse(source))).chain(roots).collect()
+        sources.map(|source| store.local_path(&SourceRef::parse(source))).chain(roots).collect()
     })
 }
 
@@ -110,7 +114,7 @@ mod tests {
         names::AdapterId,
         sidecar_status::{ConfigStatus, ServerIdentity},
     };
-    use rollora_store::Files;
+    use rollora_store::PathSource;
 
     fn adapter(id: &str, state: AdapterState, root: Option<&str>) -> AdapterStatus {
         AdapterStatus {
@@ -147,7 +151,7 @@ mod tests {
             "/wanted/stranger",
             "/wanted/waiting",
         ];
-        assert_eq!(protected(&status(), &Files).unwrap(), expected.map(PathBuf::from).into());
+        assert_eq!(protected(&status(), &PathSource).unwrap(), expected.map(PathBuf::from).into());
     }
 
     #[test]
@@ -157,7 +161,7 @@ mod tests {
             SidecarStatus { base_models: Vec::new(), ..status() },
             SidecarStatus { config: ConfigStatus::default(), ..status() },
         ] {
-            assert_eq!(protected(&unknown, &Files), None);
+            assert_eq!(protected(&unknown, &PathSource), None);
         }
     }
 }

@@ -4,7 +4,7 @@
 use crate::{feed::Feed, keep::Keep, metrics::Metrics, settings::Settings, target::Target, trust::Following};
 use rollora_api::{adapters::DesiredAdapters, sidecar_status::SidecarStatus};
 use rollora_sidecar::{Config, Observer, Onlookers, Policy, Pulse, Refresh, Sidecar, Sources};
-use rollora_vllm::{ApiKey, ClientError, Endpoint, Timeouts};
+use rollora_vllm::{ApiKey, Endpoint, Timeouts, VllmClientError};
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -127,7 +127,7 @@ impl Supervisor {
         Target::new(file, self.host.as_deref(), tls).map(|target| target.with_key(key)).ok()
     }
 
-    fn sidecar(&self, target: &Target, endpoint: watch::Receiver<Endpoint>) -> Result<Sidecar, ClientError> {
+    fn sidecar(&self, target: &Target, endpoint: watch::Receiver<Endpoint>) -> Result<Sidecar, VllmClientError> {
         let mut config = Config::new(self.name.clone(), target.endpoint().clone());
         (config.timeouts, config.policy, config.last_calls) = (self.timeouts, self.policy, self.last_calls);
         let (sidecar, status) = Sidecar::new(config, self.feed.desired())?;

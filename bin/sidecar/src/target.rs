@@ -1,7 +1,7 @@
 //! Which server: what the command line says of it, and what the file does. Pure.
 
 use rollora_api::adapters::AdaptersFile;
-use rollora_vllm::{ApiKey, Endpoint, Tls};
+use rollora_vllm::{ApiKey, Endpoint, TlsConfig};
 
 /// Where lora-syncer looked for vLLM when the file did not say.
 const HOST: &str = "localhost";
@@ -14,7 +14,7 @@ pub(crate) struct Target(Endpoint);
 impl Target {
     /// The server that `file` means; `host` goes over the file's. Without a file it is where it would be by default.
     /// With `tls` it is asked over TLS.
-    pub(crate) fn new(file: Option<&AdaptersFile>, host: Option<&str>, tls: Option<Tls>) -> Result<Self, String> {
+    pub(crate) fn new(file: Option<&AdaptersFile>, host: Option<&str>, tls: Option<TlsConfig>) -> Result<Self, String> {
         let said = file.and_then(|file| file.host.as_deref()).filter(|host| !host.is_empty());
         let host = host.or(said).unwrap_or(HOST);
         let port = file.and_then(|file| file.port).unwrap_or(PORT);
@@ -71,7 +71,7 @@ mod tests {
             assert_eq!(Target::new(file.as_ref(), host, None).unwrap().endpoint().base_url(), expected);
         }
         let file = file(Some("vllm"), Some(443));
-        let secure = Target::new(Some(&file), None, Some(Tls::default())).unwrap();
+        let secure = Target::new(Some(&file), None, Some(TlsConfig::default())).unwrap();
         assert_eq!((secure.endpoint().base_url(), secure.endpoint().port()), ("https://vllm", 443));
     }
 

@@ -1,7 +1,7 @@
 //! Whom vLLM's certificate is trusted through: a file that is watched, else the system's.
 
 use crate::watched::Watched;
-use rollora_vllm::{Authorities, Client, Endpoint, ServerName, Timeouts, Tls};
+use rollora_vllm::{CaBundle, Endpoint, ServerName, Timeouts, TlsConfig, VllmClient};
 use std::path::{Path, PathBuf};
 use tokio::sync::watch;
 
@@ -11,7 +11,7 @@ pub(crate) struct Trust {
     /// Whether vLLM speaks it.
     on: bool,
     server_name: Option<ServerName>,
-    authorities: Watched<Authorities>,
+    authorities: Watched<CaBundle>,
 }
 
 impl Trust {
@@ -34,7 +34,7 @@ impl Trust {
     }
 
     /// The file's content.
-    pub(crate) fn authorities(&self) -> &Watched<Authorities> {
+    pub(crate) fn authorities(&self) -> &Watched<CaBundle> {
         &self.authorities
     }
 
@@ -49,7 +49,7 @@ impl Trust {
 pub(crate) struct Following {
     on: bool,
     server_name: Option<ServerName>,
-    authorities: watch::Receiver<Option<Authorities>>,
+    authorities: watch::Receiver<Option<CaBundle>>,
 }
 
 impl Following {
@@ -59,25 +59,25 @@ impl Following {
     }
 
     /// What is trusted now; none without TLS.
-    pub(crate) fn tls(&mut self) -> Option<Tls> {
+    pub(crate) fn tls(&mut self) -> Option<TlsConfig> {
         let authorities = self.authorities.borrow_and_update().clone();
-        self.on.then(|| Tls { authorities, server_name: self.server_name.clone() })
+        self.on.then(|| TlsConfig { ca_bundle: authorities, server_name: self.server_name.clone() })
     }
 }
 
 /// Better at the start than when a connection is made: the system may trust nobody.
 fn has_roots() -> Result<(), String> {
     let anybody = Endpoint::parse("https://vllm").map_err(|error| error.to_string())?;
-    Client::new(anybody, Timeouts::default()).map(drop).map_err(|_| {
+    VllmClient::new(anybody, Timeouts::default()).map(drop).map_err(|_| {
         "this system has no CA certificates to trust: give --vllm-ca-file the one that signed vLLM's".to_owned()
     })
 }
 
-fn read(path: &Path) -> Result<Authorities, String> {
+fn read(path: &Path) -> Result<CaBundle, String> {
     let place = path.display();
     let pem = std::fs::read(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => format!("{place}: there is no such file: put it there"),
         _ => format!("{place} cannot be read: {error}"),
     })?;
-    Authorities::parse(&pem).map_err(|error| format!("{place}: {error}"))
+    CaBundle::parse(&pem).map_err(|error| format!("{place}: {error}"))
 }

@@ -5,10 +5,10 @@ pub mod edit;
 mod parse;
 mod text;
 
-pub use parse::{AdaptersError, AdaptersProblem, InBoth, Parsed};
+pub use parse::{AdaptersFileError, AdaptersFileErrorKind, InBothLists, ParsedAdaptersFile};
 pub use text::AdaptersText;
 
-use crate::{names::AdapterId, operator_key::OperatorKey};
+use crate::{names::AdapterId, operator_directives::OperatorDirectives};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -31,7 +31,7 @@ pub struct AdaptersFile {
 
 impl AdaptersFile {
     /// Ids that stand in both lists: they are left alone.
-    pub fn in_both(&self) -> impl Iterator<Item = &AdapterId> {
+    pub fn in_both_lists(&self) -> impl Iterator<Item = &AdapterId> {
         let ids = self.ensure_exist.iter().map(|entry| &entry.id);
         ids.filter(|id| self.ensure_not_exist.iter().any(|entry| entry.id == **id))
     }
@@ -68,17 +68,17 @@ pub struct DesiredAdapters {
     /// The user's file.
     pub file: AdaptersFile,
     /// The operator's key; none where no operator works on this file.
-    pub key: Option<OperatorKey>,
+    pub directives: Option<OperatorDirectives>,
     /// The hash of both.
     pub hash: ContentHash,
 }
 
 /// The hash of the user's text and the operator's key as they stand in the ConfigMap: 16 hex digits of SHA-256.
-pub fn content_hash(user_text: &str, key_text: Option<&str>) -> ContentHash {
+pub fn content_hash(user_text: &str, directives_text: Option<&str>) -> ContentHash {
     use sha2::{Digest, Sha256};
     let mut hasher = Sha256::new();
     hasher.update(user_text.as_bytes());
-    if let Some(key_text) = key_text {
+    if let Some(key_text) = directives_text {
         hasher.update([0]);
         hasher.update(key_text.as_bytes());
     }

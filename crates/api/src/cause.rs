@@ -3,7 +3,7 @@
 use std::error::Error;
 
 /// The cause of all causes: `Connection refused` rather than `error sending request`, which helps nobody.
-pub fn innermost(error: &dyn Error) -> String {
+pub fn root_cause(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;

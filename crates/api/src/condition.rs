@@ -11,7 +11,7 @@ pub struct Condition {
     /// What the condition is about.
     #[serde(rename = "type")]
     #[cfg_attr(feature = "kube", schemars(length(max = 316)))]
-    pub kind: String,
+    pub type_: String,
     /// Whether it holds.
     pub status: ConditionStatus,
     /// Why, as one CamelCase word. An open-ended list.
@@ -41,7 +41,7 @@ pub enum ConditionStatus {
 }
 
 /// The types of conditions of a Rollout.
-pub mod kind {
+pub mod condition_type {
     /// The desired adapter has 100 % and is resident.
     pub const READY: &str = "Ready";
     /// The name is served by resident adapters.
@@ -63,7 +63,7 @@ pub mod kind {
 /// Sets `condition` among `conditions`, sorted by type. The time of the last transition stays when the status does.
 /// Returns whether anything but that time changed.
 pub fn set_condition(conditions: &mut Vec<Condition>, mut condition: Condition) -> bool {
-    match conditions.binary_search_by(|old| old.kind.cmp(&condition.kind)) {
+    match conditions.binary_search_by(|old| old.type_.cmp(&condition.type_)) {
         Ok(index) => {
             let old = &mut conditions[index];
             if old.status == condition.status {
@@ -166,7 +166,7 @@ mod tests {
 
     fn condition(kind: &str, status: ConditionStatus, second: i64) -> Condition {
         Condition {
-            kind: kind.to_owned(),
+            type_: kind.to_owned(),
             status,
             reason: reason::PROGRESSING.to_owned(),
             message: "step 1 of 3".to_owned(),
@@ -178,29 +178,34 @@ mod tests {
     #[test]
     fn conditions_stay_sorted_and_each_type_stands_once() {
         let mut conditions = Vec::new();
-        for kind in [kind::READY, kind::AVAILABLE, kind::STALLED, kind::READY] {
+        for kind in [condition_type::READY, condition_type::AVAILABLE, condition_type::STALLED, condition_type::READY] {
             set_condition(&mut conditions, condition(kind, ConditionStatus::True, 0));
         }
-        let kinds: Vec<_> = conditions.iter().map(|condition| condition.kind.as_str()).collect();
-        assert_eq!(kinds, [kind::AVAILABLE, kind::READY, kind::STALLED]);
+        let kinds: Vec<_> = conditions.iter().map(|condition| condition.type_.as_str()).collect();
+        assert_eq!(kinds, [condition_type::AVAILABLE, condition_type::READY, condition_type::STALLED]);
     }
 
     #[test]
     fn the_time_changes_with_the_status_only() {
         let mut conditions = Vec::new();
-        assert!(set_condition(&mut conditions, condition(kind::READY, ConditionStatus::False, 1)));
-        assert!(!set_condition(&mut conditions, condition(kind::READY, ConditionStatus::False, 2)), "nothing changed");
-        let other_words =
-            Condition { message: "step 2 of 3".to_owned(), ..condition(kind::READY, ConditionStatus::False, 3) };
+        assert!(set_condition(&mut conditions, condition(condition_type::READY, ConditionStatus::False, 1)));
+        assert!(
+            !set_condition(&mut conditions, condition(condition_type::READY, ConditionStatus::False, 2)),
+            "nothing changed"
+        );
+        let other_words = Condition {
+            message: "step 2 of 3".to_owned(),
+            ..condition(condition_type::READY, ConditionStatus::False, 3)
+        };
         assert!(set_condition(&mut conditions, other_words));
         assert_eq!(conditions[0].last_transition_time.as_second(), 1);
-        assert!(set_condition(&mut conditions, condition(kind::READY, ConditionStatus::True, 4)));
+        assert!(set_condition(&mut conditions, condition(condition_type::READY, ConditionStatus::True, 4)));
         assert_eq!(conditions[0].last_transition_time.as_second(), 4);
     }
 
     #[test]
     fn a_condition_is_written_as_kubernetes_writes_it() {
-        let written = serde_json::to_value(condition(kind::READY, ConditionStatus::Unknown, 0)).unwrap();
+        let written = serde_json::to_value(condition(condition_type::READY, ConditionStatus::Unknown, 0)).unwrap();
         let expected = serde_json::json!({
             "type": "Ready",
             "status": "Unknown",

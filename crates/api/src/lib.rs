@@ -11,7 +11,7 @@ pub mod condition;
 pub mod duration;
 pub mod metadata;
 pub mod names;
-pub mod operator_key;
+pub mod operator_directives;
 pub mod rewrite;
 pub mod rollout;
 pub mod router_report;

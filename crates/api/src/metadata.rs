@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 /// Metadata of an object. On one machine the state folder plays the API server and fills the same fields.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Metadata {
+pub struct ObjectMeta {
     /// The object's name.
     pub name: String,
     /// Its namespace; absent on one machine.
@@ -41,7 +41,7 @@ pub struct Metadata {
     pub other: serde_json::Map<String, serde_json::Value>,
 }
 
-impl Metadata {
+impl ObjectMeta {
     /// Metadata of an object that was not written yet.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), ..Self::default() }

@@ -35,7 +35,7 @@ pub const SIDECAR_PORT_ANNOTATION: &str = "rollora.dev/sidecar-port";
 /// See [`SIDECAR_PORT_ANNOTATION`].
 pub const SIDECAR_PORT: u16 = 8080;
 /// The key of the ConfigMap that belongs to the operator, see [`crate::operator_key`].
-pub const OPERATOR_KEY: &str = "rollora.yaml";
+pub const DIRECTIVES_KEY: &str = "rollora.yaml";
 
 /// Why a name is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +68,7 @@ pub enum NameError {
     },
 }
 
-fn check(kind: &'static str, name: &str) -> Result<(), NameError> {
+fn check_name(kind: &'static str, name: &str) -> Result<(), NameError> {
     if name.is_empty() {
         return Err(NameError::Empty { kind });
     }
@@ -94,7 +94,7 @@ macro_rules! name {
             /// Checks `name`: 1 to 253 bytes, no commas, no control characters.
             pub fn new(name: impl Into<String>) -> Result<Self, NameError> {
                 let name = name.into();
-                check($kind, &name)?;
+                check_name($kind, &name)?;
                 Ok(Self(name))
             }
 

@@ -4,9 +4,9 @@
 pub mod condition;
 mod precedence;
 
-pub use precedence::Rank;
+pub use precedence::RewritePrecedence;
 
-use crate::{condition::Condition, metadata::Metadata};
+use crate::{condition::Condition, metadata::ObjectMeta};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -26,7 +26,7 @@ pub enum RewriteGroup {
 
 impl RewriteGroup {
     /// The group of this name.
-    pub fn named(name: &str) -> Option<Self> {
+    pub fn from_name(name: &str) -> Option<Self> {
         [Self::Current, Self::Legacy].into_iter().find(|group| group.name() == name)
     }
 
@@ -56,7 +56,7 @@ pub struct InferenceModelRewrite {
     /// `InferenceModelRewrite`.
     pub kind: String,
     /// Name, UID, version, annotations.
-    pub metadata: Metadata,
+    pub metadata: ObjectMeta,
     /// What is rewritten.
     pub spec: RewriteSpec,
     /// Conditions.
@@ -68,7 +68,7 @@ impl InferenceModelRewrite {
     /// The object's group; none where `apiVersion` is of neither.
     pub fn group(&self) -> Option<RewriteGroup> {
         let group = self.api_version.split_once('/').map_or("", |(group, _)| group);
-        RewriteGroup::named(group)
+        RewriteGroup::from_name(group)
     }
 }
 
@@ -153,7 +153,7 @@ pub struct RewriteMatch {
 pub struct ModelMatch {
     /// `Exact`, the default and only kind.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
-    pub kind: Option<String>,
+    pub type_: Option<String>,
     /// The name; compared byte for byte.
     pub value: String,
 }

@@ -5,20 +5,20 @@
 pub mod crd;
 pub mod follow;
 pub mod intent;
-mod read;
+mod parse;
 pub mod spec;
 pub mod status;
 pub mod validate;
 
-pub use intent::{Intent, IntentPending, Verb};
-pub use read::{Problem, RolloutError, line_of};
+pub use intent::{Intent, IntentKind, IntentPending};
+pub use parse::{Diagnostic, RolloutError, line_of_field};
 #[cfg(feature = "kube")]
 pub use spec::RolloutResource;
 pub use spec::RolloutSpec;
 pub use status::RolloutStatus;
 pub use validate::{FieldError, immutable_changes};
 
-use crate::metadata::Metadata;
+use crate::metadata::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 /// One Rollout, as it stands in a file or comes from the API server.
@@ -30,7 +30,7 @@ pub struct Rollout {
     /// `Rollout`.
     pub kind: String,
     /// Name, UID, version, annotations.
-    pub metadata: Metadata,
+    pub metadata: ObjectMeta,
     /// What is wanted.
     pub spec: RolloutSpec,
     /// How far it is.

@@ -11,10 +11,10 @@ pub struct RulesReport {
     /// The API groups that are read.
     pub groups: Vec<String>,
     /// Per exactly matched model the rule in force.
-    pub models: BTreeMap<String, RuleInForce>,
+    pub models: BTreeMap<String, ActiveRule>,
     /// The generic rule in force, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub generic: Option<RuleInForce>,
+    pub generic: Option<ActiveRule>,
     /// Per target when a request was last on its way there; the time of the report while one is in flight. Sees what
     /// vLLM's metrics do not: requests of one token.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -32,14 +32,14 @@ pub struct Overlap {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// Group, namespace and name of the rewrite whose rule is in force.
-    pub in_force: String,
+    pub active: String,
     /// The rewrites whose rules have no effect on it, in the order in which they would follow.
     pub shadowed: Vec<String>,
 }
 
 impl RulesReport {
     /// The rule that a request for `model` gets.
-    pub fn rule(&self, model: &ModelName) -> Option<&RuleInForce> {
+    pub fn rule(&self, model: &ModelName) -> Option<&ActiveRule> {
         self.models.get(model.as_str()).or(self.generic.as_ref())
     }
 }
@@ -47,7 +47,7 @@ impl RulesReport {
 /// One rule in force.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct RuleInForce {
+pub struct ActiveRule {
     /// The rewrite's API group.
     pub group: String,
     /// The rewrite's namespace and name, or its name alone on one machine.

@@ -43,9 +43,9 @@ impl JsonSchema for Time {
 }
 
 /// One word of an open-ended list.
-pub(crate) struct Word;
+pub(crate) struct OpenEnum;
 
-impl JsonSchema for Word {
+impl JsonSchema for OpenEnum {
     fn schema_name() -> Cow<'static, str> {
         "Word".into()
     }

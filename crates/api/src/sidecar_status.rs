@@ -18,7 +18,7 @@ pub struct SidecarStatus {
     /// The server that everything below speaks of; none while it cannot be reached.
     pub server: Option<ServerIdentity>,
     /// Whether requests may be sent here, and if not, why.
-    pub readiness: Readiness,
+    pub readiness: ReadinessStatus,
     /// The file in force.
     pub config: ConfigStatus,
     /// Base models that the server names in `/v1/models`.
@@ -29,7 +29,7 @@ pub struct SidecarStatus {
     pub adapters: Vec<AdapterStatus>,
     /// What vLLM said of the server as a whole, where that needs a person (runtime updating off, wrong key, unreachable).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub problem: Option<Problem>,
+    pub problem: Option<ReportedError>,
     /// `max_loras` of the server, where its metrics say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_loras: Option<u32>,
@@ -37,7 +37,7 @@ pub struct SidecarStatus {
     /// before says so in lastUsed. None where they do not tell (closed, or without statistics).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
-    pub uses_read_at: Option<jiff::Timestamp>,
+    pub usage_read_at: Option<jiff::Timestamp>,
 }
 
 impl SidecarStatus {
@@ -81,7 +81,7 @@ pub const SUSPECT: &str = "Suspect";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct Readiness {
+pub struct ReadinessStatus {
     /// Whether they may.
     pub ready: bool,
     /// Why not, or why so, as one CamelCase word.
@@ -90,7 +90,7 @@ pub struct Readiness {
     pub message: String,
 }
 
-impl Default for Readiness {
+impl Default for ReadinessStatus {
     fn default() -> Self {
         Self { ready: false, reason: "Starting".to_owned(), message: "the sidecar has not asked vLLM yet".to_owned() }
     }
@@ -104,7 +104,7 @@ pub struct ConfigStatus {
     /// The hash of the content in force (user's file and operator's key together).
     pub hash: Option<ContentHash>,
     /// Whether the operator's key is seen.
-    pub operator_key: bool,
+    pub operator_directives: bool,
     /// Why newer content is not in force; the last good one stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -131,7 +131,7 @@ pub struct AdapterStatus {
     pub attempts: u32,
     /// What went wrong last, in words a person can act on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_error: Option<Box<Problem>>,
+    pub last_error: Option<Box<ReportedError>>,
     /// When it is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(with = "Option<crate::schema::Time>"))]
@@ -232,21 +232,21 @@ impl AdapterState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct Problem {
+pub struct ReportedError {
     /// One CamelCase word, the class of the error.
     pub reason: String,
     /// What happened, to what, and what to do.
     pub message: String,
 }
 
-impl Problem {
+impl ReportedError {
     /// Whether the adapter itself is at fault, so that another try, here or on another server, cannot help.
-    pub fn is_adapters_fault(&self) -> bool {
+    pub fn is_adapter_error(&self) -> bool {
         matches!(self.reason.as_str(), "RankTooHigh" | "BadAdapter" | "NameConflict")
     }
 
     /// Whether it says nothing about the adapter, however often it happens: the hub is away, or the disk is full.
-    pub fn is_the_hubs_fault(&self) -> bool {
+    pub fn is_infrastructure_error(&self) -> bool {
         matches!(self.reason.as_str(), "HubUnreachable" | "HubBusy" | "HubError" | "Disk")
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn without_bom(text: &str) -> &str {
 /// Decodes exactly one document. Keys may not be written twice; `text` has no byte order mark.
 pub(crate) fn decode<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     let options = serde_saphyr::options! { with_snippet: false, strict_booleans: false };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| explain(&error, text))
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| to_yaml_error(&error, text))
 }
 
 /// `text` as a scalar in double quotes. What could be invisible, or a line break to some reader, is escaped.
@@ -45,10 +45,10 @@ pub(crate) fn quoted(text: &str) -> String {
     format!("\"{}\"", text.chars().map(escaped).collect::<String>())
 }
 
-fn explain(error: &Error, text: &str) -> YamlError {
+fn to_yaml_error(error: &Error, text: &str) -> YamlError {
     let tree = match Node::parse(text) {
         Ok(root) => root,
-        Err(TreeError::Scan(error)) => return not_yaml(&error),
+        Err(TreeError::Scan(error)) => return scan_error(&error),
         Err(TreeError::SecondDocument(_)) => None,
     };
     let error = error.without_snippet();
@@ -60,21 +60,21 @@ fn explain(error: &Error, text: &str) -> YamlError {
     let offset = location.and_then(|location| location.span().byte_offset());
     let offset = offset.and_then(|offset| usize::try_from(offset).ok());
     if let (Some(root), Some(offset)) = (tree, offset) {
-        field = match (error, root.mapping_of_key(offset)) {
+        field = match (error, root.mapping_with_key_at(offset)) {
             // A missing field is reported where the last key of its mapping stands.
             (Error::SerdeMissingField { field, .. }, Some((mapping, start))) => {
                 (line, column) = (Some(start), None);
-                tree::join(&mapping, field)
+                tree::join_path(&mapping, field)
             }
-            (Error::SerdeUnknownField { field, .. }, Some((mapping, _))) => tree::join(&mapping, field),
+            (Error::SerdeUnknownField { field, .. }, Some((mapping, _))) => tree::join_path(&mapping, field),
             _ => root.path_at(offset),
         };
     }
-    YamlError { line, column, field, message: message(error) }
+    YamlError { line, column, field, message: error_message(error) }
 }
 
 /// Text that no reader of YAML understands: what the fields would mean does not matter then.
-fn not_yaml(error: &ScanError) -> YamlError {
+fn scan_error(error: &ScanError) -> YamlError {
     let marker = error.marker();
     YamlError {
         line: Some(marker.line()),
@@ -84,33 +84,35 @@ fn not_yaml(error: &ScanError) -> YamlError {
     }
 }
 
-fn message(error: &Error) -> String {
+fn error_message(error: &Error) -> String {
     match error {
         Error::MultipleDocuments { .. } => {
             "a second YAML document begins here: keep one document in the file".to_owned()
         }
-        Error::SerdeUnknownField { field, expected, .. } => format!("unknown field `{field}`{}", hint(field, expected)),
+        Error::SerdeUnknownField { field, expected, .. } => {
+            format!("unknown field `{field}`{}", suggestion(field, expected))
+        }
         Error::SerdeUnknownVariant { variant, expected, .. } => {
-            format!("unknown value `{variant}`{}", hint(variant, expected))
+            format!("unknown value `{variant}`{}", suggestion(variant, expected))
         }
         Error::SerdeMissingField { field, .. } => format!("`{field}` is missing: add it"),
         Error::DuplicateMappingKey { key, .. } => {
             format!("the key `{}` is written twice: remove one of the two", key.as_deref().unwrap_or("?"))
         }
-        Error::InvalidScalar { ty, .. } => format!("{} is expected here", scalar_name(ty)),
-        Error::InvalidBooleanStrict { .. } => format!("{} is expected here", scalar_name("bool")),
+        Error::InvalidScalar { ty, .. } => format!("{} is expected here", expected_value(ty)),
+        Error::InvalidBooleanStrict { .. } => format!("{} is expected here", expected_value("bool")),
         Error::NullIntoString { .. } => "a text is expected here: write it, or remove the key".to_owned(),
         Error::Unexpected { expected: "mapping start", .. } => {
             "keys with values (`key: value`) are expected here".to_owned()
         }
         Error::Unexpected { expected: "sequence start", .. } => "a list (`- item`) is expected here".to_owned(),
         Error::Unexpected { expected: "string scalar" | "scalar", .. } => "a text is expected here".to_owned(),
-        other => bare(other),
+        other => message_without_location(other),
     }
 }
 
 /// The error's own words, without the location that it appends.
-fn bare(error: &Error) -> String {
+fn message_without_location(error: &Error) -> String {
     let message = error.to_string();
     match error.location() {
         Some(at) => {
@@ -121,7 +123,7 @@ fn bare(error: &Error) -> String {
     }
 }
 
-fn scalar_name(rust_type: &str) -> &'static str {
+fn expected_value(rust_type: &str) -> &'static str {
     match rust_type {
         "bool" | "boolean" => "`true` or `false`",
         "u16" => "a whole number from 0 to 65535",
@@ -132,8 +134,8 @@ fn scalar_name(rust_type: &str) -> &'static str {
 }
 
 /// The nearest of the `known` names, or all of them.
-fn hint(written: &str, known: &[&str]) -> String {
-    let nearest = known.iter().map(|name| (distance(written, name), *name)).min();
+fn suggestion(written: &str, known: &[&str]) -> String {
+    let nearest = known.iter().map(|name| (edit_distance(written, name), *name)).min();
     match nearest {
         Some((distance, name)) if distance <= 1 + name.len() / 4 => format!(": did you mean `{name}`?"),
         Some(_) => format!(": known are {}", known.join(", ")),
@@ -142,7 +144,7 @@ fn hint(written: &str, known: &[&str]) -> String {
 }
 
 /// The number of characters to insert, remove or replace, upper and lower case taken as equal.
-fn distance(left: &str, right: &str) -> usize {
+fn edit_distance(left: &str, right: &str) -> usize {
     let right: Vec<char> = right.to_lowercase().chars().collect();
     let mut row: Vec<usize> = (0..=right.len()).collect();
     for (line, a) in left.to_lowercase().chars().enumerate() {

@@ -7,7 +7,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use rollora_api::cause::innermost;
+use rollora_api::cause::root_cause;
 use serde::de::DeserializeOwned;
 use std::{
     error::Error,
@@ -98,7 +98,7 @@ impl Asker {
             request = request.header("connection", "close");
         }
         let request = request.body(Empty::new()).map_err(|error| AskError::Unusable(format!("{url}: {error}")))?;
-        let broke = |error: &dyn Error| AskError::Unreachable(format!("{url} cannot be asked: {}", innermost(error)));
+        let broke = |error: &dyn Error| AskError::Unreachable(format!("{url} cannot be asked: {}", root_cause(error)));
         let response = self.client.request(request).await.map_err(|error| broke(&error))?;
         let status = response.status();
         if status != StatusCode::OK {

@@ -36,7 +36,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Resource, ResourceExt, core::DynamicObject};
 use line::Line;
 use rollora_api::{
-    names::{API_VERSION, OPERATOR_KEY},
+    names::{API_VERSION, DIRECTIVES_KEY},
     rewrite::{InferenceModelRewrite, RewriteGroup},
     rollout::{Intent, Rollout},
 };
@@ -129,7 +129,7 @@ struct Books {
 impl Books {
     fn has_wish(&self, name: &ObjectName) -> bool {
         let rollout = self.rollouts.get(name).and_then(|(_, rollout)| rollout.as_ref().ok());
-        rollout.is_some_and(|rollout| Intent::unread(rollout).is_ok_and(|intent| intent.is_some()))
+        rollout.is_some_and(|rollout| Intent::pending(rollout).is_ok_and(|intent| intent.is_some()))
     }
 
     fn rewrites(&self, group: RewriteGroup) -> &Shelf<Arc<InferenceModelRewrite>> {
@@ -319,7 +319,7 @@ impl Documents {
             };
             let value = AdaptersMap {
                 user_text,
-                key_text: data.get(OPERATOR_KEY).cloned(),
+                key_text: data.get(DIRECTIVES_KEY).cloned(),
                 gitops_owner: owner::of(&map).map(str::to_owned),
             };
             Ok(Versioned { version, value })
@@ -433,7 +433,7 @@ fn not_installed(what: &str, error: &ApiError) -> String {
 }
 
 fn no_key(name: &ObjectName, key: &str, map: &ConfigMap) -> String {
-    let user = |key: &&String| key.as_str() != OPERATOR_KEY;
+    let user = |key: &&String| key.as_str() != DIRECTIVES_KEY;
     let keys: Vec<&str> = map.data.iter().flat_map(BTreeMap::keys).filter(user).map(String::as_str).collect();
     let has = if keys.is_empty() { "it has none".to_owned() } else { format!("it has {}", keys.join(", ")) };
     format!("ConfigMap {name} has no key {key} ({has}): add it, or mend spec.adaptersRef.key")

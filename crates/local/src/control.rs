@@ -22,7 +22,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{Stream, stream};
-use rollora_api::rollout::{Intent, Verb};
+use rollora_api::rollout::{Intent, IntentKind};
 use serde::{Deserialize, Serialize};
 use std::{
     convert::Infallible,
@@ -47,7 +47,7 @@ const TOGETHER: Duration = Duration::from_millis(50);
 #[serde(rename_all = "camelCase")]
 pub struct IntentRequest {
     /// What to do.
-    pub verb: Verb,
+    pub verb: IntentKind,
     /// The revision that the person saw.
     pub revision: i64,
     /// The step that the person saw.

@@ -11,20 +11,20 @@ mod tests;
 use crate::{documents::Documents, gateway::ServerFacts};
 use jiff::{SignedDuration, Timestamp};
 use rollora_api::{
-    adapters::DesiredAdapters, names::AdapterId, operator_key::OperatorKey, sidecar_status::SidecarStatus,
+    adapters::DesiredAdapters, names::AdapterId, operator_directives::OperatorDirectives, sidecar_status::SidecarStatus,
 };
 
 /// For how long a trial waits for the end of requests at most.
 pub(crate) const MAX_QUIETING: SignedDuration = SignedDuration::from_secs(60);
 
 /// Adapters that `server` is to try and has not proven yet.
-pub(crate) fn on_trial(key: Option<&OperatorKey>, server: &str, status: &SidecarStatus) -> Vec<String> {
-    let trials = key.into_iter().flat_map(|key| key.trials(server));
+pub(crate) fn on_trial(key: Option<&OperatorDirectives>, server: &str, status: &SidecarStatus) -> Vec<String> {
+    let trials = key.into_iter().flat_map(|key| key.pilot_ids(server));
     trials.filter(|id| !status.is_verified(id)).map(AdapterId::to_string).collect()
 }
 
 /// What the gateway has to know of a server.
-pub(crate) fn facts(key: Option<&OperatorKey>, server: &str, status: &SidecarStatus) -> ServerFacts {
+pub(crate) fn facts(key: Option<&OperatorDirectives>, server: &str, status: &SidecarStatus) -> ServerFacts {
     let on_trial = on_trial(key, server, status);
     let resident = status.adapters.iter().filter(|adapter| adapter.state.is_resident());
     let resident = resident.map(|adapter| adapter.id.to_string()).filter(|id| !on_trial.contains(id));
@@ -97,12 +97,12 @@ pub(crate) fn desired(documents: &Documents, server: &str, trials: bool) -> Desi
     if !trials {
         key.pilots.retain(|pilot| pilot.pod != server);
     }
-    DesiredAdapters { file: documents.adapters.file.as_ref().clone(), key: Some(key), hash: documents.hash() }
+    DesiredAdapters { file: documents.adapters.file.as_ref().clone(), directives: Some(key), hash: documents.hash() }
 }
 
 /// What holds before the operator wrote its key for the first time: without it, every server would load at once what
 /// one of them has to try first.
-fn first_key(documents: &Documents) -> OperatorKey {
-    let managed = documents.rollout.spec.adapter.governed().map(str::to_owned).into_iter().collect();
-    OperatorKey { managed, ..OperatorKey::default() }
+fn first_key(documents: &Documents) -> OperatorDirectives {
+    let managed = documents.rollout.spec.adapter.managed_pattern().map(str::to_owned).into_iter().collect();
+    OperatorDirectives { managed, ..OperatorDirectives::default() }
 }

@@ -7,9 +7,9 @@ pub(crate) mod tests;
 use jiff::Timestamp;
 use rollora_api::{
     adapters::{AdaptersFile, AdaptersText, ContentHash, content_hash},
-    metadata::Metadata,
+    metadata::ObjectMeta,
     names::INTENT_ANNOTATION,
-    operator_key::OperatorKey,
+    operator_directives::OperatorDirectives,
     rewrite::InferenceModelRewrite,
     rollout::{
         Intent, IntentPending, Rollout, RolloutStatus,
@@ -52,7 +52,7 @@ pub(crate) struct Adapters {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Key {
     pub(crate) text: Option<Arc<str>>,
-    pub(crate) key: Option<Arc<OperatorKey>>,
+    pub(crate) key: Option<Arc<OperatorDirectives>>,
 }
 
 /// What is wrong with the two files, in words with file, line and fix; none where nothing is.
@@ -139,7 +139,7 @@ impl Documents {
 
     /// The Rollout with an intent.
     pub(crate) fn with_intent(&self, intent: &Intent) -> Result<Rollout, IntentPending> {
-        intent.check(&self.rollout)?;
+        intent.check_allowed(&self.rollout)?;
         let mut rollout = Rollout::clone(&self.rollout);
         let text = serde_json::json!(intent).to_string();
         rollout.metadata.annotations.insert(INTENT_ANNOTATION.to_owned(), text);
@@ -205,10 +205,10 @@ fn from_file(file: &Rollout) -> Rollout {
     Rollout {
         api_version: file.api_version.clone(),
         kind: file.kind.clone(),
-        metadata: Metadata {
+        metadata: ObjectMeta {
             annotations,
             labels: file.metadata.labels.clone(),
-            ..Metadata::named(file.metadata.name.clone())
+            ..ObjectMeta::named(file.metadata.name.clone())
         },
         spec: file.spec.clone(),
         status: None,
@@ -226,11 +226,11 @@ fn immutable(stored: &Rollout, file: &Rollout) -> Vec<FieldError> {
 }
 
 /// The version of a stored object.
-pub(crate) fn version_of(metadata: &Metadata) -> Version {
+pub(crate) fn version_of(metadata: &ObjectMeta) -> Version {
     Version(metadata.resource_version.clone().unwrap_or_default())
 }
 
-fn count_up(metadata: &mut Metadata) {
+fn count_up(metadata: &mut ObjectMeta) {
     let version: u64 = metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0);
     metadata.resource_version = Some((version + 1).to_string());
 }

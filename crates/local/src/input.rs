@@ -12,7 +12,7 @@ use crate::{
 };
 use rollora_api::{
     adapters::AdaptersText,
-    rollout::{Problem, Rollout, RolloutError, line_of, validate::FieldError},
+    rollout::{Diagnostic, Rollout, RolloutError, line_of_field, validate::FieldError},
 };
 use std::{
     fs, io,
@@ -47,12 +47,12 @@ pub(crate) struct RolloutFile {
 impl RolloutFile {
     /// Says what is wrong with fields of the Rollout, with file and line.
     pub(crate) fn explain(&self, path: &Path, errors: Vec<FieldError>) -> String {
-        let problem = |error: FieldError| Problem {
-            line: line_of(&self.text, &error.path),
+        let problem = |error: FieldError| Diagnostic {
+            line: line_of_field(&self.text, &error.path),
             field: error.path,
             message: error.message,
         };
-        let error = RolloutError { problems: errors.into_iter().map(problem).collect() };
+        let error = RolloutError { diagnostics: errors.into_iter().map(problem).collect() };
         format!("{}: {error}", path.display())
     }
 }
@@ -69,7 +69,7 @@ pub(crate) fn parse_rollout(path: &Path, text: String) -> Result<RolloutFile, St
 pub(crate) fn parse_adapters(path: &Path, text: &str, key: &str) -> Result<Adapters, String> {
     let read = AdaptersText::new(text, key).and_then(|text| text.parse().map(|parsed| (text, parsed)));
     let (text, parsed) = read.map_err(|error| format!("{}: {error}", path.display()))?;
-    for both in &parsed.in_both {
+    for both in &parsed.in_both_lists {
         tracing::warn!("{}: {both}", path.display());
     }
     Ok(Adapters { text: Arc::new(text), file: Arc::new(parsed.file) })
@@ -111,7 +111,7 @@ pub(crate) async fn watch(store: LocalStore, stop: CancellationToken) {
 pub(crate) async fn read_adapters_now(store: &LocalStore) {
     let path = store.inputs().adapters.clone();
     let mut seen = read(path.clone()).await;
-    while seen.as_deref() != Ok(store.picture().adapters.text.whole()) {
+    while seen.as_deref() != Ok(store.picture().adapters.text.full_text()) {
         tokio::time::sleep(LOOK_EVERY).await;
         let again = read(path.clone()).await;
         if again == seen {

@@ -70,7 +70,7 @@ pub enum LocalError {
         /// The server.
         server: String,
         /// Why not.
-        source: rollora_vllm::ClientError,
+        source: rollora_vllm::VllmClientError,
     },
     /// A part ended that should run for as long as the process.
     #[error("{part} ended unexpectedly{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]

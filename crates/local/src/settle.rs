@@ -53,19 +53,19 @@ fn is_known(status: &SidecarStatus) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rollora_api::sidecar_status::{Problem, Readiness};
+    use rollora_api::sidecar_status::{ReadinessStatus, ReportedError};
     use tokio::sync::watch;
 
     const LIMIT: Duration = Duration::from_secs(1);
     const LIMITS: Limits = Limits { each: LIMIT, first: Duration::from_secs(10) };
 
     fn ready() -> Arc<SidecarStatus> {
-        let readiness = Readiness { ready: true, ..Readiness::default() };
+        let readiness = ReadinessStatus { ready: true, ..ReadinessStatus::default() };
         Arc::new(SidecarStatus { readiness, ..SidecarStatus::default() })
     }
 
     fn away() -> Arc<SidecarStatus> {
-        let problem = Problem { reason: "Unreachable".to_owned(), message: String::new() };
+        let problem = ReportedError { reason: "Unreachable".to_owned(), message: String::new() };
         Arc::new(SidecarStatus { problem: Some(problem), ..SidecarStatus::default() })
     }
 

@@ -17,7 +17,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use rollora_api::{
-    operator_key::OperatorKey,
+    operator_directives::OperatorDirectives,
     rewrite::{InferenceModelRewrite, RewriteGroup},
     rollout::{Intent, IntentPending, Rollout},
 };
@@ -256,7 +256,7 @@ fn say_problem(file: &Path, known: &mut Option<String>, problem: Option<String>)
 
 fn read_key(folder: &StateFolder) -> Result<Key, StateError> {
     let Some(text) = folder.read_text(KEY)? else { return Ok(Key::default()) };
-    match OperatorKey::parse(&text) {
+    match OperatorDirectives::parse(&text) {
         Ok(key) => Ok(Key { text: Some(text.into()), key: Some(Arc::new(key)) }),
         Err(problem) => Err(StateError::Corrupt { path: folder.file(KEY), line: 1, problem: problem.to_string() }),
     }

@@ -7,7 +7,7 @@ use crate::{
 use jiff::Timestamp;
 use rollora_api::{
     adapters::{AdaptersFile, content_hash},
-    operator_key::OperatorKey,
+    operator_directives::OperatorDirectives,
     rewrite::{InferenceModelRewrite, RewriteGroup},
     rollout::{Rollout, spec::AdaptersRef},
 };
@@ -233,7 +233,7 @@ fn read_adapters(document: Versioned<AdaptersDocument>, now: Timestamp) -> Adapt
         hash: content_hash(&user_text, key_text.as_deref()),
         file: AdaptersFile::parse(&user_text).map(|parsed| parsed.file).map_err(|error| error.to_string()),
         // A key that cannot be read is written anew.
-        key: key_text.and_then(|text| OperatorKey::parse(&text).ok()).unwrap_or_default(),
+        key: key_text.and_then(|text| OperatorDirectives::parse(&text).ok()).unwrap_or_default(),
         user_text,
         gitops_owner,
     }

@@ -77,7 +77,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
 
     fn group(&self, rollout: &Rollout) -> RewriteGroup {
         let rewrite = rollout.status.as_ref().and_then(|status| status.rewrite.as_ref());
-        let kept = rewrite.and_then(|rewrite| RewriteGroup::named(&rewrite.group));
+        let kept = rewrite.and_then(|rewrite| RewriteGroup::from_name(&rewrite.group));
         self.store.new_rewrite_group(kept).unwrap_or(self.new_rewrite_group)
     }
 
@@ -193,7 +193,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
                 let Some(version) = &look.adapters else { return Err(Next::Again) };
                 let write = AdaptersWrite {
                     user_text: user_text.clone(),
-                    key_text: operator_key.as_ref().map(rollora_api::operator_key::OperatorKey::to_yaml),
+                    key_text: operator_key.as_ref().map(rollora_api::operator_directives::OperatorDirectives::to_yaml),
                 };
                 let reference = &rollout.spec.adapters_ref;
                 let written = limited(self.store.write_adapters(key, reference, version, &write)).await;
@@ -220,7 +220,7 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
 
 /// What somebody asked for and nobody has answered yet.
 fn wish(rollout: &Rollout) -> Option<Intent> {
-    Intent::unread(rollout).ok().flatten()
+    Intent::pending(rollout).ok().flatten()
 }
 
 /// When to look again. What was decided on answers from before something happened is decided once more as soon as there

@@ -3,7 +3,7 @@
 //! Invariant: a Rollout that is gone leaves nothing here, so what is kept is bounded by the Rollouts that there are.
 
 use crate::ports::RolloutKey;
-use rollora_api::rollout::Verb;
+use rollora_api::rollout::IntentKind;
 use rollora_plan::effect::Effect;
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ pub struct Tally {
 struct Books {
     rollouts: BTreeMap<RolloutKey, Reconciles>,
     /// What somebody asked for, and when it was seen, until the rewrite says so.
-    asked: BTreeMap<RolloutKey, (Verb, Instant)>,
+    asked: BTreeMap<RolloutKey, (IntentKind, Instant)>,
     writes: BTreeMap<&'static str, Timings>,
     intents: BTreeMap<&'static str, Timings>,
 }
@@ -112,7 +112,7 @@ impl Tally {
     }
 
     /// Somebody asked for something, which the reconcile that began at `begun` has taken up.
-    pub(crate) fn asked(&self, key: &RolloutKey, verb: Verb, begun: Instant) {
+    pub(crate) fn asked(&self, key: &RolloutKey, verb: IntentKind, begun: Instant) {
         let asked = &mut self.books().asked;
         // The same once more is what came too late the first time.
         if asked.get(key).is_none_or(|(other, _)| *other != verb) {
@@ -128,7 +128,7 @@ impl Tally {
         if what == "rewrite"
             && let Some((verb, begun)) = books.asked.remove(key)
         {
-            books.intents.entry(verb.name()).or_default().add(now - begun);
+            books.intents.entry(verb.cli_name()).or_default().add(now - begun);
         }
     }
 
@@ -163,7 +163,7 @@ mod tests {
         for (name, failed) in [("a", false), ("a", true), ("b", false)] {
             tally.reconciled(&key(name), failed);
         }
-        tally.asked(&key("a"), Verb::Abort, Instant::now());
+        tally.asked(&key("a"), IntentKind::Abort, Instant::now());
         assert_eq!(tally.of(&key("a")), Reconciles { ended: 2, failed: 1 });
         tally.forget(&key("a"));
         let books = tally.books();
@@ -176,7 +176,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_intent_takes_until_the_rewrite_is_written_however_many_reconciles_that_needs() {
         let (tally, begun) = (Tally::default(), Instant::now());
-        tally.asked(&key("a"), Verb::Abort, begun);
+        tally.asked(&key("a"), IntentKind::Abort, begun);
         tokio::time::advance(Duration::from_millis(10)).await;
         let decided = Instant::now();
         tally.wrote(&key("a"), "status", decided);

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use rollora_api::{
     condition::ConditionStatus,
-    metadata::Metadata,
+    metadata::ObjectMeta,
     rewrite::{
         InferenceModelRewrite, ModelMatch, PoolRef, RewriteGroup, RewriteMatch, RewriteRule, RewriteSpec,
         condition::{ACCEPTED, CONFLICTED},
@@ -22,7 +22,7 @@ fn pool() -> PoolRef {
 
 fn any_rule() -> impl Strategy<Value = RewriteRule> {
     let exact = |model: &str, kind: Option<&str>| RewriteMatch {
-        model: ModelMatch { kind: kind.map(str::to_owned), value: model.to_owned() },
+        model: ModelMatch { type_: kind.map(str::to_owned), value: model.to_owned() },
         ..RewriteMatch::default()
     };
     let matched = prop_oneof![
@@ -41,12 +41,12 @@ fn any_rewrites() -> impl Strategy<Value = Vec<InferenceModelRewrite>> {
         let mut rewrites = BTreeMap::new();
         for (group, name, second, goes, rules) in all {
             let name = format!("r{name}");
-            let metadata = Metadata {
+            let metadata = ObjectMeta {
                 namespace: Some("ns".to_owned()),
                 creation_timestamp: Timestamp::from_second(second).ok(),
                 deletion_timestamp: goes.then_some(Timestamp::UNIX_EPOCH).filter(|_| second == 0),
                 uid: Some(format!("{group}-{name}")),
-                ..Metadata::named(&name)
+                ..ObjectMeta::named(&name)
             };
             let spec = RewriteSpec { pool_ref: pool(), rules, ..RewriteSpec::default() };
             let (api_version, kind) = (GROUPS[group].api_version().to_owned(), "InferenceModelRewrite".to_owned());
@@ -74,7 +74,7 @@ proptest! {
             let each_once = BTreeSet::from_iter(&models).len() == models.len();
             let status = |kind: &str| {
                 let conditions = &rewrite.status.as_ref().unwrap().conditions;
-                conditions.iter().find(|condition| condition.kind == kind).unwrap().status
+                conditions.iter().find(|condition| condition.type_ == kind).unwrap().status
             };
             let some = models.is_empty() || models.iter().copied().any(is_ours);
             prop_assert_eq!(status(ACCEPTED) == ConditionStatus::True, some, "{:?}", rewrite);

@@ -15,7 +15,7 @@ use rollora_api::{
     condition::{Condition, ConditionStatus},
     names::ModelName,
     rewrite::{
-        InferenceModelRewrite, PoolRef, Rank, RewriteGroup, RewriteStatus,
+        InferenceModelRewrite, PoolRef, RewriteGroup, RewritePrecedence, RewriteStatus,
         condition::{ACCEPTED, CONFLICTED, reason},
     },
 };
@@ -27,7 +27,7 @@ use std::{
 /// One rule of one rewrite.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Claim {
-    rank: Rank,
+    rank: RewritePrecedence,
     index: usize,
     group: RewriteGroup,
 }
@@ -69,7 +69,9 @@ pub(crate) fn winner<'a>(
 ) -> Option<&'a InferenceModelRewrite> {
     let (present, first) = claims(rewrites);
     let claim = in_force((&pool.group, &pool.name), Some(model.as_str()), &first)?;
-    present.into_iter().find(|rewrite| rewrite.group() == Some(claim.group) && Rank::of(rewrite) == claim.rank)
+    present
+        .into_iter()
+        .find(|rewrite| rewrite.group() == Some(claim.group) && RewritePrecedence::of(rewrite) == claim.rank)
 }
 
 /// Those that count, and per subject the claim that goes first.
@@ -83,7 +85,7 @@ fn claims(
         let Some(group) = rewrite.group() else { continue };
         for (index, rule) in rewrite.spec.rules.iter().enumerate() {
             for model in rule.models() {
-                let claim = Claim { rank: Rank::of(rewrite), index, group };
+                let claim = Claim { rank: RewritePrecedence::of(rewrite), index, group };
                 let holder = first.entry((group, pool(rewrite), model)).or_insert_with(|| claim.clone());
                 if claim < *holder {
                     *holder = claim;
@@ -118,7 +120,7 @@ fn judge(rewrite: &InferenceModelRewrite, group: RewriteGroup, first: &BTreeMap<
     let (mut effective, mut shadowed) = (Vec::new(), Vec::new());
     for (index, rule) in rewrite.spec.rules.iter().enumerate() {
         for model in rule.models() {
-            let ours = Claim { rank: Rank::of(rewrite), index, group };
+            let ours = Claim { rank: RewritePrecedence::of(rewrite), index, group };
             let name = model.unwrap_or("every other name");
             match in_force(pool(rewrite), model, first) {
                 Some(claim) if *claim != ours => shadowed.push(format!("{name}: {} is in force", words(claim, &ours))),
@@ -162,17 +164,17 @@ fn with(status: Option<&RewriteStatus>, said: Vec<Said>, now: Timestamp) -> Opti
     let before = status.cloned().unwrap_or_default();
     let mut status = before.clone();
     for (kind, holds, reason, message) in said {
-        let old = before.conditions.iter().find(|condition| condition.kind == kind);
+        let old = before.conditions.iter().find(|condition| condition.type_ == kind);
         let same = old.filter(|old| old.status == holds);
         let condition = Condition {
-            kind: kind.to_owned(),
+            type_: kind.to_owned(),
             status: holds,
             reason: reason.to_owned(),
             message,
             last_transition_time: same.map_or(now, |old| old.last_transition_time),
             observed_generation: None,
         };
-        match status.conditions.iter_mut().find(|condition| condition.kind == kind) {
+        match status.conditions.iter_mut().find(|condition| condition.type_ == kind) {
             Some(old) => *old = condition,
             None => status.conditions.push(condition),
         }

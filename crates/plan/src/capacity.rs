@@ -7,7 +7,7 @@
 mod tests;
 
 use crate::{observed::Server, text};
-use rollora_api::{names::AdapterId, operator_key::OperatorKey, sidecar_status::NO_SIDECAR};
+use rollora_api::{names::AdapterId, operator_directives::OperatorDirectives, sidecar_status::NO_SIDECAR};
 
 /// What the servers of a pool can hold at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(crate) enum Capacity {
 
 /// Looks at every Ready server. What it needs room for are the ids that serve, and the one that it is the pilot for.
 /// `ours` are the versions of the Rollout that asks.
-pub(crate) fn look(key: &OperatorKey, servers: &[Server], ours: &[&AdapterId]) -> Capacity {
+pub(crate) fn look(key: &OperatorDirectives, servers: &[Server], ours: &[&AdapterId]) -> Capacity {
     let mut fits = Capacity::Unknown;
     let mut small: Vec<(&str, u32, usize)> = Vec::new();
     for server in servers.iter().filter(|server| server.ready) {
@@ -61,8 +61,8 @@ pub(crate) fn is_untold(servers: &[Server]) -> bool {
 }
 
 /// How many adapters this server needs room for.
-fn needs(key: &OperatorKey, server: &Server) -> usize {
-    let mut ids: Vec<&AdapterId> = key.serving.iter().chain(key.trials(&server.name)).collect();
+fn needs(key: &OperatorDirectives, server: &Server) -> usize {
+    let mut ids: Vec<&AdapterId> = key.serving.iter().chain(key.pilot_ids(&server.name)).collect();
     ids.sort_unstable();
     ids.dedup();
     ids.len()

@@ -1,6 +1,6 @@
 //! Rollouts that would work against each other: the older one works, the other says so.
 
-use rollora_api::{operator_key::matches_pattern, rollout::Rollout};
+use rollora_api::{operator_directives::matches_pattern, rollout::Rollout};
 use std::borrow::Borrow;
 
 /// How an older Rollout would be worked against.
@@ -58,7 +58,7 @@ fn clash(one: &Rollout, other: &Rollout) -> Option<Conflict> {
             one.model
         )));
     }
-    let (ours, theirs) = (one.adapter.governed()?, other.adapter.governed()?);
+    let (ours, theirs) = (one.adapter.managed_pattern()?, other.adapter.managed_pattern()?);
     // By another key of the ConfigMap, too: the operator's key is one for all.
     (one.adapters_ref.name == other.adapters_ref.name && overlap(ours, theirs)).then(|| {
         Conflict::SameAdapters(format!(

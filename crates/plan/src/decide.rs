@@ -32,7 +32,7 @@ use crate::{
 use jiff::Timestamp;
 use rollora_api::{
     adapters::{AdaptersFile, ContentHash},
-    condition::{ConditionStatus, kind, reason},
+    condition::{ConditionStatus, condition_type, reason},
     rewrite::{InferenceModelRewrite, RewriteGroup},
     rollout::{
         Rollout, RolloutStatus,
@@ -277,7 +277,7 @@ impl<'a> Case<'a> {
 
     fn conflict_so_far(&self) -> Option<String> {
         let conditions = &self.rollout.status.as_ref()?.conditions;
-        let stalled = conditions.iter().find(|condition| condition.kind == kind::STALLED)?;
+        let stalled = conditions.iter().find(|condition| condition.type_ == condition_type::STALLED)?;
         (stalled.status == ConditionStatus::True && stalled.reason == reason::CONFLICT).then(|| stalled.message.clone())
     }
 
@@ -450,5 +450,5 @@ fn is_blank(status: &RolloutStatus) -> bool {
 /// The group of the rewrite that the Rollout works with already.
 fn kept_group(rollout: &Rollout, name: &str) -> Option<RewriteGroup> {
     let rewrite = rollout.status.as_ref()?.rewrite.as_ref().filter(|rewrite| rewrite.name == name)?;
-    RewriteGroup::named(&rewrite.group)
+    RewriteGroup::from_name(&rewrite.group)
 }

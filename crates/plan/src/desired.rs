@@ -40,7 +40,7 @@ pub(crate) fn resolve(choice: &AdapterChoice, file: Result<&AdaptersFile, String
 
 fn highest(follow: &Follow, file: &AdaptersFile) -> Resolution {
     let listed = file.ensure_exist.iter().map(|entry| &entry.id).filter(|id| Listing::of(id, file) == Listing::Exist);
-    follow::highest(&follow.pattern, follow.order, listed)
+    follow::highest_version(&follow.pattern, follow.order, listed)
 }
 
 /// What in the file is other than whoever wrote the Rollout may think, beside what is wanted: a reason, and words.

@@ -1,7 +1,7 @@
 //! What has to be done to the world. Effects are found by comparing what the status says with what was observed, so
 //! they may be repeated, lost and found again.
 
-use rollora_api::{operator_key::OperatorKey, rewrite::InferenceModelRewrite};
+use rollora_api::{operator_directives::OperatorDirectives, rewrite::InferenceModelRewrite};
 
 /// One write.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +15,6 @@ pub enum Effect {
         /// The user's key after the edit of one entry.
         user_text: Option<String>,
         /// The operator's key.
-        key: Option<OperatorKey>,
+        key: Option<OperatorDirectives>,
     },
 }

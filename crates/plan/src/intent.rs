@@ -2,7 +2,7 @@
 
 use crate::traffic::{Outcome, Traffic};
 use jiff::Timestamp;
-use rollora_api::rollout::{Intent, Rollout, RolloutSpec, Verb, status::LastAction};
+use rollora_api::rollout::{Intent, IntentKind, Rollout, RolloutSpec, status::LastAction};
 
 /// What the annotation holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub(crate) enum Request {
 
 /// Reads the annotation.
 pub(crate) fn request(rollout: &Rollout) -> Request {
-    match Intent::unread(rollout) {
+    match Intent::pending(rollout) {
         Ok(None) => Request::None,
         Ok(Some(intent)) => Request::New(intent),
         Err(error) => Request::Unreadable(error.to_string()),
@@ -29,7 +29,7 @@ const LONGEST_CLAIM: usize = 100;
 
 /// Whether somebody asked to abort, which waits for no observation but the rewrite.
 pub fn is_urgent(rollout: &Rollout) -> bool {
-    matches!(request(rollout), Request::New(Intent { verb: Verb::Abort, .. }))
+    matches!(request(rollout), Request::New(Intent { verb: IntentKind::Abort, .. }))
 }
 
 /// Does what was asked, or says why not.
@@ -54,9 +54,9 @@ fn act(intent: &Intent, traffic: &mut Traffic<'_>, spec: &RolloutSpec, now: Time
         return Err(format!("revision {} was seen, and revision {number} is in force: look again", intent.revision));
     }
     match intent.verb {
-        Verb::Abort => traffic.abort(now),
-        Verb::Promote => traffic.promote(intent.step, spec.paused, now),
-        Verb::PromoteFull => traffic.promote_full(intent.step, spec.paused, now),
-        Verb::Retry => traffic.retry(&spec.strategy, now),
+        IntentKind::Abort => traffic.abort(now),
+        IntentKind::Promote => traffic.promote(intent.step, spec.paused, now),
+        IntentKind::PromoteFull => traffic.promote_full(intent.step, spec.paused, now),
+        IntentKind::Retry => traffic.retry(&spec.strategy, now),
     }
 }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rollora_api::{
     adapters::{AdaptersFile, ContentHash},
     names::{AdapterId, Sequence},
-    operator_key::OperatorKey,
+    operator_directives::OperatorDirectives,
     rewrite::{InferenceModelRewrite, RewriteGroup},
     rollout::Rollout,
     router_report::RulesReport,
@@ -67,7 +67,7 @@ pub struct Adapters {
     /// The user's key as it is read, or why it cannot be, with line and fix.
     pub file: Result<AdaptersFile, String>,
     /// The operator's key; empty where there is none.
-    pub key: OperatorKey,
+    pub key: OperatorDirectives,
     /// Who else writes this ConfigMap, where its labels or annotations say so.
     pub gitops_owner: Option<String>,
 }

@@ -9,25 +9,25 @@ mod tests;
 
 use rollora_api::{
     names::AdapterId,
-    operator_key::{OperatorKey, Pilot, matches_pattern},
+    operator_directives::{OperatorDirectives, Pilot, matches_pattern},
     rollout::{
         RolloutStatus,
         spec::RolloutSpec,
-        status::{Retired, RetirementState},
+        status::{RetiredAdapter, RetirementState},
     },
 };
 
 /// The entries of one Rollout.
-pub(crate) fn part(spec: &RolloutSpec, status: &RolloutStatus) -> OperatorKey {
+pub(crate) fn part(spec: &RolloutSpec, status: &RolloutStatus) -> OperatorDirectives {
     let admitted = &status.admission.admitted;
     let rejected = |id: &AdapterId| status.rejected.iter().any(|rejected| rejected.id == *id);
-    let harmed = status.admission.tried.iter().filter(|pilot| rejected(&pilot.id));
+    let harmed = status.admission.past_pilots.iter().filter(|pilot| rejected(&pilot.id));
     let unwanted = |id: &AdapterId| status.retired.iter().any(|retired| retired.id == *id && !is_held(retired));
-    OperatorKey {
+    OperatorDirectives {
         managed: governed(spec, status),
         admitted: admitted.clone(),
         pilots: status.admission.pilot.iter().chain(harmed).cloned().collect(),
-        serving: admitted.iter().filter(|id| !unwanted(id)).chain(&status.admission.held).cloned().collect(),
+        serving: admitted.iter().filter(|id| !unwanted(id)).chain(&status.admission.retained).cloned().collect(),
         // A rejected id stays admitted until no router sends to it any more.
         rejected: status
             .rejected
@@ -40,14 +40,14 @@ pub(crate) fn part(spec: &RolloutSpec, status: &RolloutStatus) -> OperatorKey {
 }
 
 /// Whether a retired id must not be unloaded yet.
-fn is_held(retired: &Retired) -> bool {
+fn is_held(retired: &RetiredAdapter) -> bool {
     matches!(retired.state, RetirementState::Waiting | RetirementState::StillInUse | RetirementState::Returning)
 }
 
 /// The pattern or id that the Rollout names, and every other id that it has to do with.
 fn governed(spec: &RolloutSpec, status: &RolloutStatus) -> Vec<String> {
-    let mut governed: Vec<String> = spec.adapter.governed().map(str::to_owned).into_iter().collect();
-    let gone = |retired: &&Retired| retired.state != RetirementState::Gone;
+    let mut governed: Vec<String> = spec.adapter.managed_pattern().map(str::to_owned).into_iter().collect();
+    let gone = |retired: &&RetiredAdapter| retired.state != RetirementState::Gone;
     let known = status
         .revision
         .stable
@@ -65,10 +65,10 @@ fn governed(spec: &RolloutSpec, status: &RolloutStatus) -> Vec<String> {
 }
 
 /// The entries that none of the patterns and ids `ours` matches.
-pub(crate) fn foreign(present: &OperatorKey, ours: &[String]) -> OperatorKey {
+pub(crate) fn foreign(present: &OperatorDirectives, ours: &[String]) -> OperatorDirectives {
     let is_foreign = |id: &AdapterId| !ours.iter().any(|pattern| matches_pattern(pattern, id.as_str()));
     let foreign = |ids: &[AdapterId]| ids.iter().filter(|id| is_foreign(id)).cloned().collect();
-    OperatorKey {
+    OperatorDirectives {
         managed: present.managed.iter().filter(|pattern| !ours.contains(pattern)).cloned().collect(),
         admitted: foreign(&present.admitted),
         pilots: present.pilots.iter().filter(|pilot| is_foreign(&pilot.id)).cloned().collect(),
@@ -78,12 +78,16 @@ pub(crate) fn foreign(present: &OperatorKey, ours: &[String]) -> OperatorKey {
 }
 
 /// The whole key: `mine`, and of what is there the entries that `others` govern.
-pub(crate) fn merge(present: &OperatorKey, mine: OperatorKey, others: &[OperatorKey]) -> OperatorKey {
+pub(crate) fn merge(
+    present: &OperatorDirectives,
+    mine: OperatorDirectives,
+    others: &[OperatorDirectives],
+) -> OperatorDirectives {
     let is_mine = |id: &str| mine.managed.iter().any(|pattern| matches_pattern(pattern, id));
     let is_theirs = |id: &str| {
-        let governs = |key: &OperatorKey| key.managed.iter().any(|pattern| matches_pattern(pattern, id));
+        let governs = |key: &OperatorDirectives| key.managed.iter().any(|pattern| matches_pattern(pattern, id));
         // What somebody works with is not taken from them by a wider pattern.
-        let has = |key: &OperatorKey| {
+        let has = |key: &OperatorDirectives| {
             key.admitted.iter().chain(&key.rejected).any(|other| other.as_str() == id)
                 || key.pilots.iter().any(|pilot| pilot.id.as_str() == id)
         };
@@ -91,7 +95,7 @@ pub(crate) fn merge(present: &OperatorKey, mine: OperatorKey, others: &[Operator
     };
     let kept = |ids: &[AdapterId]| ids.iter().filter(|id| is_theirs(id.as_str())).cloned().collect::<Vec<_>>();
     let pilots: Vec<Pilot> = present.pilots.iter().filter(|pilot| is_theirs(pilot.id.as_str())).cloned().collect();
-    let mut key = OperatorKey {
+    let mut key = OperatorDirectives {
         managed: others.iter().flat_map(|other| other.managed.clone()).collect(),
         admitted: kept(&present.admitted),
         pilots,
@@ -103,7 +107,7 @@ pub(crate) fn merge(present: &OperatorKey, mine: OperatorKey, others: &[Operator
 }
 
 /// Sorted and without repetitions, so that equal content has equal bytes.
-pub(crate) fn sort(mut key: OperatorKey) -> OperatorKey {
+pub(crate) fn sort(mut key: OperatorDirectives) -> OperatorDirectives {
     key.managed.sort_unstable();
     key.managed.dedup();
     key.pilots.sort_unstable();

@@ -10,7 +10,7 @@ use crate::{observed::Server, residency::is_fresh};
 use rollora_api::{
     adapters::ContentHash,
     names::AdapterId,
-    operator_key::Pilot,
+    operator_directives::Pilot,
     sidecar_status::{AdapterState, AdapterStatus, SidecarStatus},
 };
 
@@ -115,8 +115,8 @@ fn fault(name: &str, adapter: &AdapterStatus, status: &SidecarStatus) -> Option<
             let to_find =
                 matches!(error.reason.as_str(), "AdapterNotFound" | "HubNotFound" | "HubUnauthorized" | "TooLarge");
             let limit = if to_find { ATTEMPTS_TO_FIND } else { ATTEMPTS };
-            let tired = adapter.attempts >= limit && !error.is_the_hubs_fault();
-            let hopeless = error.is_adapters_fault() || tired;
+            let tired = adapter.attempts >= limit && !error.is_infrastructure_error();
+            let hopeless = error.is_adapter_error() || tired;
             hopeless.then(|| format!("the server {name} could not load it: {}", error.message))
         }
         _ => None,

@@ -20,7 +20,7 @@ use crate::{
 };
 use jiff::Timestamp;
 use rollora_api::{
-    condition::{Condition, ConditionStatus, kind, reason, set_condition},
+    condition::{Condition, ConditionStatus, condition_type, reason, set_condition},
     names::AdapterId,
     rollout::{
         Rollout, RolloutStatus,
@@ -196,7 +196,7 @@ pub(crate) fn rejection(status: &RolloutStatus) -> Option<&str> {
 
 /// Whether everything that had to go is gone, or stays on purpose.
 pub(crate) fn is_clean(status: &RolloutStatus) -> bool {
-    let undrained = status.rejected.iter().any(|rejected| status.admission.has(&rejected.id));
+    let undrained = status.rejected.iter().any(|rejected| status.admission.permits(&rejected.id));
     !undrained && status.retired.iter().all(|entry| is_settled(entry.state))
 }
 
@@ -206,15 +206,15 @@ pub(crate) fn stall(status: &mut RolloutStatus, rollout: &Rollout, why: &str, me
     status.phase = Phase::Invalid;
     message.clone_into(&mut status.message);
     let condition = |kind: &str, holds| Condition {
-        kind: kind.to_owned(),
+        type_: kind.to_owned(),
         status: holds,
         reason: why.to_owned(),
         message: message.to_owned(),
         last_transition_time: now,
         observed_generation: rollout.metadata.generation,
     };
-    let news = set_condition(&mut status.conditions, condition(kind::STALLED, ConditionStatus::True));
-    set_condition(&mut status.conditions, condition(kind::PROGRESSING, ConditionStatus::False));
+    let news = set_condition(&mut status.conditions, condition(condition_type::STALLED, ConditionStatus::True));
+    set_condition(&mut status.conditions, condition(condition_type::PROGRESSING, ConditionStatus::False));
     news
 }
 
@@ -225,7 +225,7 @@ pub(crate) fn pend(draft: &mut Draft, rollout: &Rollout, wait: &Wait, now: Times
     stall(&mut draft.status, rollout, wait.reason, &wait.message, now);
     if !person {
         draft.status.phase = Phase::Pending;
-        draft.status.conditions.retain(|condition| condition.kind != kind::STALLED);
+        draft.status.conditions.retain(|condition| condition.type_ != condition_type::STALLED);
     }
     news::announce(rollout, draft);
 }

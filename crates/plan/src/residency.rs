@@ -11,7 +11,7 @@ use crate::{observed::Server, text::since};
 use jiff::Timestamp;
 use rollora_api::{
     adapters::ContentHash,
-    names::{AdapterId, OPERATOR_KEY},
+    names::{AdapterId, DIRECTIVES_KEY},
     rollout::spec::ResidencyProof,
     sidecar_status::{ADAPTERS_NOT_VERIFIED, AdapterState, SUSPECT, SidecarStatus},
 };
@@ -100,8 +100,8 @@ fn lacks(id: &AdapterId, proof: ResidencyProof, server: &Server, content: Option
         return Some(match &status.config.error {
             Some(error) => format!("its sidecar cannot take over the present adapters file ({error})"),
             // A mount with `items` hides it for ever; without it nothing that a Rollout governs can be resident.
-            None if status.config.hash.is_some() && !status.config.operator_key => format!(
-                "its sidecar has not read the present adapters file yet, and has never seen the key {OPERATOR_KEY} \
+            None if status.config.hash.is_some() && !status.config.operator_directives => format!(
+                "its sidecar has not read the present adapters file yet, and has never seen the key {DIRECTIVES_KEY} \
                  beside it: mount the whole ConfigMap, without items"
             ),
             None => "its sidecar has not read the present adapters file yet".to_owned(),

@@ -15,7 +15,7 @@ use rollora_api::{
     names::AdapterId,
     rollout::{
         RolloutSpec, RolloutStatus,
-        status::{AdmissionStatus, Ended, Retired, RetirementState},
+        status::{AdmissionStatus, PastRevision, RetiredAdapter, RetirementState},
     },
 };
 use std::time::Duration;
@@ -56,7 +56,13 @@ fn begin(case: &Case<'_>, status: &mut RolloutStatus, left: Vec<Left>) {
     for Left { id, reason, was_stable } in left {
         let before = status.retired.iter().position(|entry| entry.id == id).map(|index| status.retired.remove(index));
         map::assert_is_on_it(before.map(|entry| entry.state), Some(RetirementState::Waiting));
-        status.retired.push(Retired { id, since: case.now, state: RetirementState::Waiting, was_stable, reason });
+        status.retired.push(RetiredAdapter {
+            id,
+            since: case.now,
+            state: RetirementState::Waiting,
+            was_stable,
+            reason,
+        });
     }
 }
 
@@ -129,7 +135,7 @@ fn named_by(case: &Case<'_>, id: &AdapterId) -> Option<String> {
         let named = other.spec.adapter.id.as_ref() == Some(id);
         let held = |status: &RolloutStatus| {
             let waiting =
-                |entry: &&Retired| matches!(entry.state, RetirementState::Waiting | RetirementState::StillInUse);
+                |entry: &&RetiredAdapter| matches!(entry.state, RetirementState::Waiting | RetirementState::StillInUse);
             wanted(status).chain(status.retired.iter().filter(waiting).map(|entry| &entry.id)).any(|other| other == id)
         };
         named || other.status.as_ref().is_some_and(held)
@@ -143,7 +149,7 @@ fn changed(case: &Case<'_>, draft: &mut Draft, looked: &Looked) {
     if entry.state == RetirementState::Gone {
         let revision = status.revision.number;
         let outcome = reason::GONE.to_owned();
-        status.history.insert(0, Ended { revision, id: entry.id.clone(), outcome, at: case.now });
+        status.history.insert(0, PastRevision { revision, id: entry.id.clone(), outcome, at: case.now });
         status.history.truncate(KEPT);
     }
     let warning = matches!(entry.state, RetirementState::Suggested);
@@ -167,14 +173,14 @@ fn release_rejected(case: &Case<'_>, status: &mut RolloutStatus, proof: &Proof) 
     let serves = |id: &AdapterId| {
         status.revision.stable.as_ref() == Some(id) || status.weights.desired.iter().any(|target| target.id == *id)
     };
-    rejected.retain(|id| status.admission.has(id) && !serves(id));
+    rejected.retain(|id| status.admission.permits(id) && !serves(id));
     for id in rejected {
         let named_by = named_by(case, &id);
         let unproven = unproven(status, proof);
         let is_reachable = unproven.is_some() || named_by.is_some();
         let scene = scene(case, &id, unproven, named_by.as_deref());
         let hindrance = retirement::hindrance(&id, since, Duration::ZERO, scene);
-        let AdmissionStatus { admitted, held, .. } = &mut status.admission;
+        let AdmissionStatus { admitted, retained: held, .. } = &mut status.admission;
         if !is_reachable {
             held.extend(admitted.extract_if(.., |admitted| *admitted == id));
         }
@@ -198,7 +204,7 @@ fn forget(case: &Case<'_>, status: &mut RolloutStatus) {
         let loaded = servers.is_none_or(|servers| {
             servers.iter().any(|server| server.status.as_ref().map_or(true, |status| status.is_resident(id)))
         });
-        listed || loaded || desired.as_ref() == Some(id) || admission.has(id)
+        listed || loaded || desired.as_ref() == Some(id) || admission.permits(id)
     });
     let known = |id: &AdapterId| {
         wanted(status).any(|wanted| wanted == id)
@@ -206,12 +212,12 @@ fn forget(case: &Case<'_>, status: &mut RolloutStatus) {
             || status.rejected.iter().any(|rejected| rejected.id == *id)
     };
     let admitted = status.admission.admitted.iter().filter(|id| known(id)).cloned().collect();
-    let tried = status.admission.tried.iter().filter(|pilot| known(&pilot.id)).cloned().collect();
-    let held = status.admission.held.iter().filter(|id| status.rejected.iter().any(|rejected| rejected.id == **id));
+    let tried = status.admission.past_pilots.iter().filter(|pilot| known(&pilot.id)).cloned().collect();
+    let held = status.admission.retained.iter().filter(|id| status.rejected.iter().any(|rejected| rejected.id == **id));
     let held = held.cloned().collect();
     status.admission.admitted = admitted;
-    status.admission.held = held;
-    status.admission.tried = tried;
+    status.admission.retained = held;
+    status.admission.past_pilots = tried;
 }
 
 /// Drops the oldest of too many retired ids, first those that nothing is left to be done for.
@@ -221,7 +227,7 @@ fn forget_oldest(draft: &mut Draft) {
         if settled.is_none() && draft.status.retired.len() <= UNSETTLED {
             return;
         }
-        let Retired { id, state, .. } = draft.status.retired.remove(settled.unwrap_or(0));
+        let RetiredAdapter { id, state, .. } = draft.status.retired.remove(settled.unwrap_or(0));
         if !is_settled(state) {
             let message = format!(
                 "{id} is not cleaned up any more: more than {UNSETTLED} ids are on their way out; move its entry from \
@@ -244,13 +250,13 @@ pub(crate) fn edit(spec: &RolloutSpec, status: &RolloutStatus, adapters: &Adapte
         && Listing::of(id, file) == Listing::Absent
         && status.revision.desired.as_ref() == Some(id)
     {
-        edited = edit::list(&adapters.user_text, id, source).ok();
+        edited = edit::add_entry(&adapters.user_text, id, source).ok();
     }
     for entry in &status.retired {
         let text = edited.as_deref().unwrap_or(&adapters.user_text);
         let next = match (entry.state, Listing::of(&entry.id, file)) {
             (RetirementState::Unlisting, Listing::Exist) if !adapters.key.serving.contains(&entry.id) => {
-                edit::retire(text, &entry.id)
+                edit::unlist(text, &entry.id)
             }
             (RetirementState::Returning, Listing::NotExist) => edit::relist(text, &entry.id),
             _ => continue,
@@ -266,7 +272,7 @@ mod tests {
     use jiff::Timestamp;
 
     fn draft(retirements: &[RetirementState]) -> Draft {
-        let entry = |(number, retirement): (usize, &RetirementState)| Retired {
+        let entry = |(number, retirement): (usize, &RetirementState)| RetiredAdapter {
             id: AdapterId::new(format!("a-v{number}")).unwrap(),
             since: Timestamp::UNIX_EPOCH,
             state: *retirement,

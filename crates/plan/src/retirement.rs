@@ -22,7 +22,7 @@ use rollora_api::{
     names::AdapterId,
     rollout::{
         spec::{Cleanup, CleanupPolicy},
-        status::{Retired, RetirementState},
+        status::{RetiredAdapter, RetirementState},
     },
     sidecar_status::{AdapterState, NO_SIDECAR, SidecarStatus},
 };
@@ -76,7 +76,7 @@ impl<'a> Scene<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Looked {
     /// Its state and reason.
-    pub(crate) entry: Retired,
+    pub(crate) entry: RetiredAdapter,
     /// When to look again.
     pub(crate) again: Again,
 }
@@ -121,7 +121,7 @@ impl Hindrance {
 }
 
 /// Moves one retirement on.
-pub(crate) fn advance(entry: &Retired, scene: Scene<'_>) -> Looked {
+pub(crate) fn advance(entry: &RetiredAdapter, scene: Scene<'_>) -> Looked {
     let looked = match entry.state {
         RetirementState::Waiting | RetirementState::StillInUse | RetirementState::Suggested | RetirementState::Kept => {
             leave(entry, scene)
@@ -142,11 +142,11 @@ pub(crate) fn advance(entry: &Retired, scene: Scene<'_>) -> Looked {
     looked
 }
 
-fn to(entry: &Retired, state: RetirementState, reason: impl Into<String>, again: Again) -> Looked {
-    Looked { entry: Retired { state, reason: reason.into(), ..entry.clone() }, again }
+fn to(entry: &RetiredAdapter, state: RetirementState, reason: impl Into<String>, again: Again) -> Looked {
+    Looked { entry: RetiredAdapter { state, reason: reason.into(), ..entry.clone() }, again }
 }
 
-fn leave(entry: &Retired, scene: Scene<'_>) -> Looked {
+fn leave(entry: &RetiredAdapter, scene: Scene<'_>) -> Looked {
     if let Some(hindrance) = hindrance(&entry.id, entry.since, scene.cleanup.delay.get(), scene) {
         return to(entry, hindrance.state, hindrance.reason, hindrance.again);
     }
@@ -174,7 +174,7 @@ fn leave(entry: &Retired, scene: Scene<'_>) -> Looked {
     }
 }
 
-fn suggest(entry: &Retired, why: &str) -> Looked {
+fn suggest(entry: &RetiredAdapter, why: &str) -> Looked {
     let reason = format!("{why}: move the entry of {} from ensureExist to ensureNotExist", entry.id);
     to(entry, RetirementState::Suggested, reason, Again::OnChange)
 }
@@ -246,15 +246,15 @@ fn noise(id: &AdapterId, since: Timestamp, scene: Scene<'_>) -> Option<Hindrance
 /// A server whose uses were read last before the quiet was over: who has used it since is not known. One that does not tell
 /// when it was read says all that it ever will.
 fn unread(servers: &[&Server], quiet: Timestamp) -> Option<String> {
-    let read = |server: &&Server| Some((server.name.clone(), server.status.as_ref().ok()?.uses_read_at?));
+    let read = |server: &&Server| Some((server.name.clone(), server.status.as_ref().ok()?.usage_read_at?));
     let (name, read) = servers.iter().filter_map(read).find(|(_, read)| *read < quiet)?;
     Some(format!("must be quiet until {}, and the uses of {name} were read at {}", text::time(quiet), text::time(read)))
 }
 
-fn unlist(entry: &Retired, scene: Scene<'_>) -> Looked {
+fn unlist(entry: &RetiredAdapter, scene: Scene<'_>) -> Looked {
     match scene.listing {
         Some(Listing::NotExist) => unload(entry, scene),
-        Some(Listing::Exist) => match scene.text.map(|text| edit::retire(text, &entry.id)) {
+        Some(Listing::Exist) => match scene.text.map(|text| edit::unlist(text, &entry.id)) {
             Some(Err(error)) => suggest(entry, &format!("its entry cannot be moved ({error})")),
             _ => to(entry, RetirementState::Unlisting, "its entry moves to ensureNotExist", Again::Soon),
         },
@@ -263,7 +263,7 @@ fn unlist(entry: &Retired, scene: Scene<'_>) -> Looked {
     }
 }
 
-fn unload(entry: &Retired, scene: Scene<'_>) -> Looked {
+fn unload(entry: &RetiredAdapter, scene: Scene<'_>) -> Looked {
     match scene.listing {
         Some(Listing::Exist) => return relisted(entry, scene),
         Some(Listing::Absent) => return leave(entry, scene),
@@ -299,15 +299,17 @@ fn has_let_go(id: &AdapterId, status: &SidecarStatus, content: Option<&ContentHa
     is_fresh(status, content) && (gone || status.server.is_none())
 }
 
-fn relisted(entry: &Retired, scene: Scene<'_>) -> Looked {
+fn relisted(entry: &RetiredAdapter, scene: Scene<'_>) -> Looked {
     match scene.listing {
-        Some(Listing::NotExist) => unload(&Retired { state: RetirementState::Unloading, ..entry.clone() }, scene),
+        Some(Listing::NotExist) => {
+            unload(&RetiredAdapter { state: RetirementState::Unloading, ..entry.clone() }, scene)
+        }
         Some(Listing::Absent) => leave(entry, scene),
         _ => to(entry, RetirementState::Relisted, "somebody listed it again: it is theirs", Again::OnChange),
     }
 }
 
-fn gone(entry: &Retired, scene: Scene<'_>) -> Looked {
+fn gone(entry: &RetiredAdapter, scene: Scene<'_>) -> Looked {
     match scene.listing {
         Some(Listing::Exist) => relisted(entry, scene),
         _ => to(entry, RetirementState::Gone, "no server has it", Again::OnChange),

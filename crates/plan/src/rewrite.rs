@@ -6,7 +6,7 @@ mod tests;
 
 use crate::routers::same_targets;
 use rollora_api::{
-    metadata::Metadata,
+    metadata::ObjectMeta,
     names::AdapterId,
     names::{
         ModelName, SEQUENCE_ANNOTATION_PREFIX, STABLE_ANNOTATION, STICKY_HEADER_ANNOTATION, Sequence,
@@ -15,7 +15,7 @@ use rollora_api::{
     rewrite::{
         InferenceModelRewrite, ModelMatch, PoolRef, RewriteGroup, RewriteMatch, RewriteRule, RewriteSpec, RewriteTarget,
     },
-    rollout::status::{TargetWeight, Weights},
+    rollout::status::{TargetWeight, TrafficWeights},
 };
 use std::{borrow::Borrow, collections::BTreeSet};
 
@@ -38,7 +38,7 @@ pub(crate) struct Wanted<'a> {
     /// The Rollout that stamps.
     pub(crate) rollout_uid: &'a str,
     /// The targets and their sequence.
-    pub(crate) weights: &'a Weights,
+    pub(crate) weights: &'a TrafficWeights,
     /// Which target is stable, for whoever has to adopt the rewrite.
     pub(crate) stable: Option<&'a AdapterId>,
     /// The request header that keeps a client on one target.
@@ -67,7 +67,7 @@ pub(crate) fn rule_for<'a>(model: &ModelName, rewrite: &'a InferenceModelRewrite
 }
 
 fn is_exact(candidate: &RewriteMatch, model: &ModelName) -> bool {
-    candidate.model.value == model.as_str() && candidate.model.kind.as_deref().is_none_or(|kind| kind == "Exact")
+    candidate.model.value == model.as_str() && candidate.model.type_.as_deref().is_none_or(|kind| kind == "Exact")
 }
 
 /// The sequence that the Rollout last stamped on the rewrite.
@@ -140,13 +140,13 @@ fn blank(wanted: Wanted<'_>) -> InferenceModelRewrite {
     InferenceModelRewrite {
         api_version: wanted.group.api_version().to_owned(),
         kind: "InferenceModelRewrite".to_owned(),
-        metadata: Metadata { namespace: wanted.namespace.map(str::to_owned), ..Metadata::named(wanted.name) },
+        metadata: ObjectMeta { namespace: wanted.namespace.map(str::to_owned), ..ObjectMeta::named(wanted.name) },
         spec: RewriteSpec { pool_ref: wanted.pool.clone(), ..RewriteSpec::default() },
         status: None,
     }
 }
 
-fn annotate(metadata: &mut Metadata, name: &str, value: Option<&str>) {
+fn annotate(metadata: &mut ObjectMeta, name: &str, value: Option<&str>) {
     match value {
         Some(value) => metadata.annotations.insert(name.to_owned(), value.to_owned()),
         None => metadata.annotations.remove(name),
@@ -182,7 +182,7 @@ fn set_rule(rules: &mut Vec<RewriteRule>, wanted: Wanted<'_>) {
 }
 
 fn exact_match(model: &ModelName) -> RewriteMatch {
-    let model = ModelMatch { kind: Some("Exact".to_owned()), value: model.as_str().to_owned() };
+    let model = ModelMatch { type_: Some("Exact".to_owned()), value: model.as_str().to_owned() };
     RewriteMatch { model, ..RewriteMatch::default() }
 }
 

@@ -18,9 +18,9 @@ use rollora_api::{
     rewrite::RewriteTarget,
     rollout::{
         spec::RouterKind,
-        status::{TargetWeight, Weights},
+        status::{TargetWeight, TrafficWeights},
     },
-    router_report::{RuleInForce, RulesReport},
+    router_report::{ActiveRule, RulesReport},
 };
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub(crate) struct Claim<'a> {
     /// Whether the rewrite says what the status says.
     pub(crate) written: bool,
     /// The weights.
-    pub(crate) weights: &'a Weights,
+    pub(crate) weights: &'a TrafficWeights,
     /// The rewrite whose rule goes before ours, where there is one.
     pub(crate) shadow: Option<&'a str>,
 }
@@ -102,7 +102,7 @@ pub(crate) fn prove(kind: RouterKind, claim: Claim<'_>, routers: Result<&[Router
 }
 
 /// From the time at which the rewrite was seen to say it: a write may take its time.
-fn prove_by_grace(weights: &Weights, now: Timestamp) -> Proof {
+fn prove_by_grace(weights: &TrafficWeights, now: Timestamp) -> Proof {
     let begins = weights.applied_at.max(weights.changed_at);
     let over = begins.map_or(now, |begins| text::after(begins, PICKER_GRACE));
     let wait = (now < over).then(|| {
@@ -140,7 +140,7 @@ fn shadow(claim: Claim<'_>, report: &RulesReport) -> Option<String> {
     claim.rewrite_uid.is_some_and(|uid| uid != rule.uid).then(|| rule.rewrite.clone())
 }
 
-fn differs(claim: Claim<'_>, rule: Option<&RuleInForce>) -> Option<String> {
+fn differs(claim: Claim<'_>, rule: Option<&ActiveRule>) -> Option<String> {
     let Some(rule) = rule else { return Some("has no rule for the model yet".to_owned()) };
     if claim.rewrite_uid != Some(rule.uid.as_str()) {
         return Some(format!("follows the rule of {}", rule.rewrite));

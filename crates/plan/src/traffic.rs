@@ -28,7 +28,9 @@ use rollora_api::{
     names::AdapterId,
     rollout::{
         spec::{Step, Strategy},
-        status::{Ended, Rejected, Revision, RolloutStatus, StepState, StepStatus, TargetWeight, Weights},
+        status::{
+            PastRevision, RejectedAdapter, Revision, RolloutStatus, StepState, StepStatus, TargetWeight, TrafficWeights,
+        },
     },
 };
 
@@ -42,10 +44,10 @@ pub(crate) struct Traffic<'a> {
     pub(crate) steps: &'a mut Vec<Step>,
     pub(crate) total_weight: &'a mut i32,
     pub(crate) step: &'a mut Option<StepStatus>,
-    pub(crate) weights: &'a mut Weights,
+    pub(crate) weights: &'a mut TrafficWeights,
     pub(crate) lost_since: &'a mut Option<Timestamp>,
-    pub(crate) rejected: &'a mut Vec<Rejected>,
-    pub(crate) history: &'a mut Vec<Ended>,
+    pub(crate) rejected: &'a mut Vec<RejectedAdapter>,
+    pub(crate) history: &'a mut Vec<PastRevision>,
     /// Ids that are on their way out.
     pub(crate) left: Vec<Left>,
     /// Where it went, move by move.
@@ -232,7 +234,7 @@ impl<'a> Traffic<'a> {
     pub(crate) fn reject(&mut self, why: &str, outcome: &str, now: Timestamp) {
         let Some(desired) = self.revision.desired.clone() else { return };
         let (from, by) = (self.standing(), if outcome == reason::ABORTED { By::Abort } else { By::Failure });
-        self.rejected.insert(0, Rejected { id: desired.clone(), reason: why.to_owned() });
+        self.rejected.insert(0, RejectedAdapter { id: desired.clone(), reason: why.to_owned() });
         self.rejected.truncate(KEPT);
         self.all_to_stable(now);
         *self.lost_since = None;
@@ -300,7 +302,7 @@ impl<'a> Traffic<'a> {
     }
 
     /// Why the desired adapter was rejected.
-    pub(crate) fn rejection(&self) -> Option<&Rejected> {
+    pub(crate) fn rejection(&self) -> Option<&RejectedAdapter> {
         let desired = self.revision.desired.as_ref()?;
         self.rejected.iter().find(|rejected| rejected.id == *desired)
     }
@@ -344,7 +346,7 @@ impl<'a> Traffic<'a> {
     }
 
     fn end(&mut self, id: AdapterId, outcome: &str, at: Timestamp) {
-        self.history.insert(0, Ended { revision: self.revision.number, id, outcome: outcome.to_owned(), at });
+        self.history.insert(0, PastRevision { revision: self.revision.number, id, outcome: outcome.to_owned(), at });
         self.history.truncate(KEPT);
     }
 

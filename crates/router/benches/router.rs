@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
 use rollora_api::{
-    metadata::Metadata,
+    metadata::ObjectMeta,
     names::STICKY_HEADER_ANNOTATION,
     rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup},
 };
@@ -169,10 +169,10 @@ fn rewrite(index: usize) -> InferenceModelRewrite {
     InferenceModelRewrite {
         api_version: RewriteGroup::Current.api_version().to_owned(),
         kind: "InferenceModelRewrite".to_owned(),
-        metadata: Metadata {
+        metadata: ObjectMeta {
             uid: Some(format!("uid-{index}")),
             annotations: [(STICKY_HEADER_ANNOTATION.to_owned(), "x-session-id".to_owned())].into(),
-            ..Metadata::named(model)
+            ..ObjectMeta::named(model)
         },
         spec: serde_json::from_value(spec).expect("a rewrite's spec"),
         status: None,

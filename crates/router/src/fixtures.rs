@@ -4,7 +4,7 @@ use crate::{in_force::InForce, rules::Rules};
 use arc_swap::Guard;
 use jiff::Timestamp;
 use rollora_api::{
-    metadata::Metadata,
+    metadata::ObjectMeta,
     names::{STICKY_HEADER_ANNOTATION, sequence_annotation},
     rewrite::{
         InferenceModelRewrite, ModelMatch, PoolRef, RewriteGroup, RewriteMatch, RewriteRule, RewriteSpec, RewriteTarget,
@@ -26,11 +26,11 @@ pub(crate) fn rewrite(name: &str, rules: Vec<RewriteRule>) -> InferenceModelRewr
     InferenceModelRewrite {
         api_version: RewriteGroup::Current.api_version().to_owned(),
         kind: "InferenceModelRewrite".to_owned(),
-        metadata: Metadata {
+        metadata: ObjectMeta {
             uid: Some(name.to_owned()),
             namespace: Some("ns".to_owned()),
             creation_timestamp: Some(at(0)),
-            ..Metadata::named(name)
+            ..ObjectMeta::named(name)
         },
         spec: RewriteSpec { pool_ref: pool(), rules, ..RewriteSpec::default() },
         status: None,
@@ -60,7 +60,7 @@ pub(crate) fn stamped(rollout: &str, sequence: i64, mut rewrite: InferenceModelR
 /// A rule for `models` (none: generic) with these targets; a weight of 0 is left out.
 pub(crate) fn rule(models: &[&str], targets: &[(&str, i32)]) -> RewriteRule {
     let matches = models.iter().map(|model| RewriteMatch {
-        model: ModelMatch { kind: None, value: (*model).to_owned() },
+        model: ModelMatch { type_: None, value: (*model).to_owned() },
         ..RewriteMatch::default()
     });
     let targets = targets.iter().map(|(name, weight)| RewriteTarget {

@@ -240,7 +240,7 @@ impl RuleIndex {
         shadowed.dedup();
         (!shadowed.is_empty()).then(|| Overlap {
             model: model.map(str::to_owned),
-            in_force: in_force.object().to_string(),
+            active: in_force.object().to_string(),
             shadowed,
         })
     }

@@ -4,7 +4,7 @@ use crate::{
     in_force::{InForce, Texts},
     watch_file::{WatchFile, read_text},
 };
-use rollora_api::{adapters::DesiredAdapters, names::OPERATOR_KEY};
+use rollora_api::{adapters::DesiredAdapters, names::DIRECTIVES_KEY};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -76,10 +76,10 @@ impl AdaptersWatch {
 pub fn read_texts(path: &Path) -> Texts {
     let user_path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let user = read_text(&user_path).map_err(|_| read_text(path).err().unwrap_or_default());
-    let operator = match std::fs::read_to_string(user_path.with_file_name(OPERATOR_KEY)) {
+    let operator = match std::fs::read_to_string(user_path.with_file_name(DIRECTIVES_KEY)) {
         Ok(text) => Some(Ok(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => Some(Err(format!("{OPERATOR_KEY} beside {} cannot be read: {error}", path.display()))),
+        Err(error) => Some(Err(format!("{DIRECTIVES_KEY} beside {} cannot be read: {error}", path.display()))),
     };
     Texts { user, operator }
 }

@@ -5,10 +5,10 @@ use crate::{
     memory::{Ended, Look, LookError, LookStep, Seen},
 };
 use rollora_api::names::AdapterId;
-use rollora_vllm::{Client, ServerMetrics, VllmError};
+use rollora_vllm::{ServerMetrics, VllmClient, VllmError};
 
 /// Looks at the server: health first, the process before what it holds.
-pub(crate) async fn look(client: &Client, look: Look) -> Result<Seen, LookError> {
+pub(crate) async fn look(client: &VllmClient, look: Look) -> Result<Seen, LookError> {
     let at = |step| move |error| LookError { step, error };
     client.health().await.map_err(at(LookStep::Health))?;
     let mut seen = Seen::default();
@@ -22,9 +22,9 @@ pub(crate) async fn look(client: &Client, look: Look) -> Result<Seen, LookError>
 }
 
 /// The metrics; empty where the server does not show any, which is no fault of it.
-async fn metrics(client: &Client) -> Result<ServerMetrics, VllmError> {
+async fn metrics(client: &VllmClient) -> Result<ServerMetrics, VllmError> {
     match client.metrics().await {
-        Err(VllmError::Unauthorized | VllmError::Refused { .. } | VllmError::Unexpected { .. }) => {
+        Err(VllmError::Unauthorized | VllmError::Refused { .. } | VllmError::UnexpectedResponse { .. }) => {
             Ok(ServerMetrics::default())
         }
         answer => answer,
@@ -33,7 +33,7 @@ async fn metrics(client: &Client) -> Result<ServerMetrics, VllmError> {
 
 /// Makes one call; an unload only if `still_unwanted` says so and nobody used the adapter again.
 pub(crate) async fn act(
-    client: &Client,
+    client: &VllmClient,
     action: &Action,
     still_unwanted: impl AsyncFnOnce(&AdapterId) -> bool,
 ) -> Ended {

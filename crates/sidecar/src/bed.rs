@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use rollora_api::{
     adapters::{AdapterEntry, AdaptersFile, ContentHash, DesiredAdapters},
     names::AdapterId,
-    operator_key::{OperatorKey, Pilot},
+    operator_directives::{OperatorDirectives, Pilot},
     sidecar_status::{AdapterState, AdapterStatus, SidecarStatus},
 };
-use rollora_store::{Fetch, FetchError, FetchReason, Fetched, Source, Store, Told};
+use rollora_store::{AdapterSource, FetchError, FetchFuture, FetchReason, FetchedAdapter, ProgressSink, SourceRef};
 use rollora_vllm::{ModelCard, ServerMetrics, VllmError};
 use std::{
     collections::BTreeMap,
@@ -35,9 +35,13 @@ pub(crate) fn ids(names: &[&str]) -> Vec<AdapterId> {
 }
 
 /// An operator's key by which this server tries `names`.
-pub(crate) fn pilots(names: &[&str]) -> OperatorKey {
+pub(crate) fn pilots(names: &[&str]) -> OperatorDirectives {
     let pilots = names.iter().map(|name| Pilot { id: id(name), pod: NAME.to_owned() }).collect();
-    OperatorKey { managed: names.iter().map(|name| (*name).to_owned()).collect(), pilots, ..OperatorKey::default() }
+    OperatorDirectives {
+        managed: names.iter().map(|name| (*name).to_owned()).collect(),
+        pilots,
+        ..OperatorDirectives::default()
+    }
 }
 
 /// Ids are loaded from `/adapters/<id>`; those that contain a slash come from the hub.
@@ -95,7 +99,7 @@ impl Bed {
     }
 
     /// The fetch of `name` that is under way ends like this.
-    pub(crate) fn end_fetch(&mut self, name: &str, ended: Result<Fetched, FetchError>) {
+    pub(crate) fn end_fetch(&mut self, name: &str, ended: Result<FetchedAdapter, FetchError>) {
         let number = self.memory.adapters[&id(name)].fetch.under_way.map(|fetch| fetch.number);
         let number = number.unwrap_or_else(|| panic!("no fetch of {name} is under way"));
         self.memory.fetch_ended(&id(name), number, ended, 0.0, self.now);
@@ -108,14 +112,14 @@ impl Bed {
         bed
     }
 
-    pub(crate) fn desire(&mut self, exist: &[&str], not_exist: &[&str], key: Option<OperatorKey>) {
+    pub(crate) fn desire(&mut self, exist: &[&str], not_exist: &[&str], key: Option<OperatorDirectives>) {
         let entries = |names: &[&str]| names.iter().map(|name| entry(name)).collect();
         let file = AdaptersFile {
             ensure_exist: entries(exist),
             ensure_not_exist: entries(not_exist),
             ..AdaptersFile::default()
         };
-        self.memory.desire(&DesiredAdapters { file, key, hash: ContentHash::default() }, NAME, self.now);
+        self.memory.desire(&DesiredAdapters { file, directives: key, hash: ContentHash::default() }, NAME, self.now);
     }
 
     pub(crate) fn wait(&mut self, time: Duration) {
@@ -141,7 +145,7 @@ impl Bed {
         let adapters = self.table.iter().map(|(id, root)| card(id, root, Some("base")));
         Ok(Seen {
             metrics: Some(ServerMetrics {
-                start: Some(process.to_owned()),
+                process_start_time: Some(process.to_owned()),
                 max_loras: Some(2),
                 last_used: self.used.clone(),
                 has_statistics: true,
@@ -237,22 +241,22 @@ impl Bed {
 #[derive(Debug)]
 struct Shelf;
 
-impl Store for Shelf {
-    fn place(&self, source: &Source) -> PathBuf {
+impl AdapterSource for Shelf {
+    fn local_path(&self, source: &SourceRef) -> PathBuf {
         match source {
-            Source::Path(path) => path.into(),
-            Source::Hub(name) => Path::new("/fetched").join(name.to_string()),
+            SourceRef::Path(path) => path.into(),
+            SourceRef::Hub(name) => Path::new("/fetched").join(name.to_string()),
         }
     }
 
-    fn fetch<'a>(&'a self, _: &'a Source, _: Told<'a>) -> Fetch<'a> {
+    fn fetch<'a>(&'a self, _: &'a SourceRef, _: ProgressSink<'a>) -> FetchFuture<'a> {
         unreachable!("the events of a fetch are played by hand")
     }
 }
 
 /// What a fetch brings.
-pub(crate) fn fetched() -> Fetched {
-    Fetched { path: PathBuf::new(), commit: Some("c0ffee".to_owned()) }
+pub(crate) fn fetched() -> FetchedAdapter {
+    FetchedAdapter { path: PathBuf::new(), commit: Some("c0ffee".to_owned()) }
 }
 
 pub(crate) fn not_fetched(reason: FetchReason) -> FetchError {

@@ -15,7 +15,7 @@ use crate::{
 };
 use jiff::Timestamp;
 use rollora_api::names::AdapterId;
-use rollora_store::Source;
+use rollora_store::SourceRef;
 use std::time::Duration;
 
 /// Calls that others wait for are waited for this long: a call that hangs must not hold up what is fine.
@@ -102,7 +102,7 @@ pub struct Fetch {
     /// The adapter.
     pub id: AdapterId,
     /// From where.
-    pub source: Source,
+    pub source: SourceRef,
 }
 
 /// What to fetch now, whatever process of the server there is: a download may as well go on while vLLM starts.

@@ -5,9 +5,9 @@
 //! content with a key stays in force for [`KEPT`] after it has vanished.
 
 use rollora_api::{
-    adapters::{AdaptersText, DesiredAdapters, Parsed, content_hash},
-    names::OPERATOR_KEY,
-    operator_key::OperatorKey,
+    adapters::{AdaptersText, DesiredAdapters, ParsedAdaptersFile, content_hash},
+    names::DIRECTIVES_KEY,
+    operator_directives::OperatorDirectives,
 };
 use std::{
     fmt,
@@ -54,12 +54,12 @@ impl Texts {
         let operator = self.operator.clone().transpose()?;
         let explain = |error: &dyn fmt::Display| format!("{place}: {error}");
         let text = AdaptersText::new(user, key).map_err(|error| explain(&error))?;
-        let Parsed { file, in_both } = text.parse().map_err(|error| explain(&error))?;
+        let ParsedAdaptersFile { file, in_both_lists: in_both } = text.parse().map_err(|error| explain(&error))?;
         let hash = content_hash(text.inner(), operator.as_deref());
-        let key = operator.as_deref().map(OperatorKey::parse).transpose();
-        let key = key.map_err(|error| format!("{OPERATOR_KEY} beside {place}: {error}"))?;
+        let key = operator.as_deref().map(OperatorDirectives::parse).transpose();
+        let key = key.map_err(|error| format!("{DIRECTIVES_KEY} beside {place}: {error}"))?;
         let warnings = in_both.iter().map(|both| explain(&both)).collect();
-        Ok(Reading { desired: DesiredAdapters { file, key, hash }, warnings })
+        Ok(Reading { desired: DesiredAdapters { file, directives: key, hash }, warnings })
     }
 }
 
@@ -126,11 +126,12 @@ impl InForce {
 
     fn waits_for_the_key(&self, desired: &DesiredAdapters, now: Instant) -> bool {
         // An empty key says what none says.
-        let says_something =
-            |current: &Arc<DesiredAdapters>| current.key.as_ref().is_some_and(|key| *key != OperatorKey::default());
+        let says_something = |current: &Arc<DesiredAdapters>| {
+            current.directives.as_ref().is_some_and(|key| *key != OperatorDirectives::default())
+        };
         let had = self.desired.borrow().as_ref().is_some_and(says_something);
         let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
-        *missed = (had && desired.key.is_none()).then(|| missed.unwrap_or(now));
+        *missed = (had && desired.directives.is_none()).then(|| missed.unwrap_or(now));
         missed.is_some_and(|since| now < since + KEPT)
     }
 

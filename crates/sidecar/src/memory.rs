@@ -28,7 +28,7 @@ pub use server::{Known, Server};
 use crate::{config::Policy, source::Sources};
 use rollora_api::{
     names::AdapterId,
-    sidecar_status::{ConfigStatus, Problem},
+    sidecar_status::{ConfigStatus, ReportedError},
 };
 use std::collections::BTreeMap;
 
@@ -54,7 +54,7 @@ pub struct Memory {
     /// What the server's metrics say of its capacity.
     pub max_loras: Option<u32>,
     /// What vLLM last said against the server as a whole.
-    pub problem: Option<Problem>,
+    pub problem: Option<ReportedError>,
     /// The adapter that the engine was downloading when its load was given up, as long as nothing has shown that the
     /// engine answers again.
     pub hung_on: Option<AdapterId>,

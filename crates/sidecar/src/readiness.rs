@@ -12,20 +12,20 @@ use crate::{
 use jiff::Timestamp;
 use rollora_api::{
     names::AdapterId,
-    sidecar_status::{ADAPTERS_NOT_VERIFIED, Readiness, SUSPECT},
+    sidecar_status::{ADAPTERS_NOT_VERIFIED, ReadinessStatus, SUSPECT},
 };
 
 /// Whether the server is ready, and why.
-pub fn readiness(memory: &Memory, now: Timestamp) -> Readiness {
+pub fn readiness(memory: &Memory, now: Timestamp) -> ReadinessStatus {
     match &memory.server {
-        Server::Away { problem: None } => return Readiness::default(),
+        Server::Away { problem: None } => return ReadinessStatus::default(),
         Server::Away { problem: Some(problem) } => return not(&problem.reason, problem.message.clone()),
         Server::Suspect { reason } => {
             return not(SUSPECT, format!("{reason}; it is being asked whether it still is the same server"));
         }
         Server::Up => {}
     }
-    let Some(known) = &memory.known else { return Readiness::default() };
+    let Some(known) = &memory.known else { return ReadinessStatus::default() };
     if let Some(id) = blocked_by_hub(memory, now) {
         return not(
             "HubLoadBlocksServer",
@@ -91,12 +91,12 @@ fn names(memory: &Memory, choose: impl Fn(&Adapter) -> bool) -> String {
     if more.is_empty() { shown } else { format!("{shown} and {} more", more.len()) }
 }
 
-fn ready(message: &str) -> Readiness {
-    Readiness { ready: true, reason: "Ready".to_owned(), message: message.to_owned() }
+fn ready(message: &str) -> ReadinessStatus {
+    ReadinessStatus { ready: true, reason: "Ready".to_owned(), message: message.to_owned() }
 }
 
-fn not(reason: &str, message: String) -> Readiness {
-    Readiness { ready: false, reason: reason.to_owned(), message }
+fn not(reason: &str, message: String) -> ReadinessStatus {
+    ReadinessStatus { ready: false, reason: reason.to_owned(), message }
 }
 
 #[cfg(test)]

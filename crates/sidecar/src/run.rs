@@ -13,8 +13,8 @@ use crate::{
 };
 use jiff::Timestamp;
 use rollora_api::{adapters::DesiredAdapters, names::AdapterId, sidecar_status::SidecarStatus};
-use rollora_store::{FetchError, Fetched, Progress};
-use rollora_vllm::{Client, ClientError, Endpoint, VllmError};
+use rollora_store::{FetchError, FetchProgress, FetchedAdapter};
+use rollora_vllm::{Endpoint, VllmClient, VllmClientError, VllmError};
 use std::{
     fmt, io,
     pin::Pin,
@@ -91,7 +91,7 @@ pub fn whole_status(
 ) -> SidecarStatus {
     // The pulse first: no reading may be told without the uses that it showed, and those are published before it.
     let uses_read_at = pulse.borrow().and_then(|pulse| pulse.uses_read_at);
-    SidecarStatus { uses_read_at, ..SidecarStatus::clone(&status.borrow()) }
+    SidecarStatus { usage_read_at: uses_read_at, ..SidecarStatus::clone(&status.borrow()) }
 }
 
 type Desired = watch::Receiver<Option<Arc<DesiredAdapters>>>;
@@ -99,7 +99,7 @@ type Desired = watch::Receiver<Option<Arc<DesiredAdapters>>>;
 /// Keeps one vLLM server at what is desired.
 pub struct Sidecar {
     config: Config,
-    client: Client,
+    client: VllmClient,
     desired: Desired,
     refresh: Option<Refresh>,
     doubts: Arc<Notify>,
@@ -126,8 +126,8 @@ enum Event {
     Fetched {
         id: AdapterId,
         number: u64,
-        progress: Progress,
-        ended: Option<Result<Fetched, FetchError>>,
+        progress: FetchProgress,
+        ended: Option<Result<FetchedAdapter, FetchError>>,
         took: Duration,
     },
     Ended {
@@ -143,7 +143,7 @@ enum Event {
 struct RunningFetch {
     id: AdapterId,
     number: u64,
-    progress: watch::Receiver<Progress>,
+    progress: watch::Receiver<FetchProgress>,
     cancel: CancellationToken,
 }
 
@@ -157,8 +157,11 @@ enum Sentinel {
 
 impl Sidecar {
     /// A sidecar fed by `desired` (none before the first good file), and what it tells of its server.
-    pub fn new(config: Config, desired: Desired) -> Result<(Self, watch::Receiver<Arc<SidecarStatus>>), ClientError> {
-        let client = Client::new(config.endpoint.clone(), config.timeouts)?;
+    pub fn new(
+        config: Config,
+        desired: Desired,
+    ) -> Result<(Self, watch::Receiver<Arc<SidecarStatus>>), VllmClientError> {
+        let client = VllmClient::new(config.endpoint.clone(), config.timeouts)?;
         let (status, receiver) = watch::channel(Arc::default());
         let endpoint = watch::channel(config.endpoint.clone()).1;
         let sidecar = Self {
@@ -342,7 +345,7 @@ impl Sidecar {
     /// Asks the same server in another way from now on.
     fn renew(&mut self, memory: &mut Memory) {
         let endpoint = self.endpoint.borrow_and_update().clone();
-        match Client::new(endpoint, self.config.timeouts) {
+        match VllmClient::new(endpoint, self.config.timeouts) {
             Ok(client) => {
                 self.client = client;
                 memory.is_asked_anew();
@@ -370,7 +373,7 @@ impl Sidecar {
         let Some(store) = &self.sources.store else { return false };
         for Fetch { id, source } in fetches(memory, now) {
             let number = memory.fetch_began(&id, now);
-            let (told, progress) = watch::channel(Progress::default());
+            let (told, progress) = watch::channel(FetchProgress::default());
             let (store, cancel) = (Arc::clone(store), CancellationToken::new());
             running.push(RunningFetch { id: id.clone(), number, progress, cancel: cancel.clone() });
             let fetch = async move {

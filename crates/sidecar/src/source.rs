@@ -2,7 +2,7 @@
 //! given. Pure: only the text counts, so links in a file system are not followed.
 
 use rollora_api::names::AdapterId;
-use rollora_store::{Source, Store};
+use rollora_store::{AdapterSource, SourceRef};
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// Whether vLLM would download `source` from a hub: `org/name`, perhaps with a revision, or an `hf://` URL.
@@ -10,7 +10,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 /// A relative path of exactly two parts looks the same. It is taken for a hub name, which only means more care: such
 /// loads go one at a time.
 pub fn is_hub_name(source: &str) -> bool {
-    Source::parse(source).is_hub()
+    SourceRef::parse(source).is_hub()
 }
 
 /// Whether a registered `root` is what `source` names. A slash at the end makes no difference.
@@ -22,7 +22,7 @@ pub fn same_source(root: &str, source: &str) -> bool {
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
     /// Brings what a hub has, so that vLLM never downloads. Without it vLLM is given hub names.
-    pub store: Option<Arc<dyn Store>>,
+    pub store: Option<Arc<dyn AdapterSource>>,
     /// What may be loaded; without it, everything.
     pub allowed: Option<Allowed>,
 }
@@ -33,7 +33,7 @@ pub struct Origin {
     /// What vLLM is given, and lists as the adapter's root.
     pub root: String,
     /// What has to be fetched before.
-    pub fetch: Option<Source>,
+    pub fetch: Option<SourceRef>,
     /// Why it may not be used.
     pub refused: Option<String>,
 }
@@ -41,7 +41,7 @@ pub struct Origin {
 impl Sources {
     /// What `source`, the one of `id`, comes to.
     pub fn origin(&self, id: &AdapterId, source: &str) -> Origin {
-        let parsed = Source::parse(source);
+        let parsed = SourceRef::parse(source);
         let allowed = self.allowed.as_ref().filter(|allowed| !allowed.permits(&parsed));
         let refused = allowed.map(|allowed| {
             format!(
@@ -51,7 +51,7 @@ impl Sources {
         });
         match self.store.as_ref().filter(|_| parsed.is_hub()) {
             Some(store) => {
-                let root = store.place(&parsed).to_string_lossy().into_owned();
+                let root = store.local_path(&parsed).to_string_lossy().into_owned();
                 Origin { root, fetch: Some(parsed), refused }
             }
             None => Origin { root: source.to_owned(), fetch: None, refused },
@@ -80,12 +80,12 @@ impl Allowed {
         Self(prefixes)
     }
 
-    fn permits(&self, source: &Source) -> bool {
+    fn permits(&self, source: &SourceRef) -> bool {
         match source {
-            Source::Path(path) => parts(path).is_some_and(|parts| {
+            SourceRef::Path(path) => parts(path).is_some_and(|parts| {
                 self.0.iter().any(|prefix| matches!(prefix, Prefix::Path(folder) if parts.starts_with(folder)))
             }),
-            Source::Hub(name) => name.repository.split_once('/').is_some_and(|(organisation, rest)| {
+            SourceRef::Hub(name) => name.repository.split_once('/').is_some_and(|(organisation, rest)| {
                 let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
                 plain(rest)
                     && !rest.contains('/')
@@ -181,7 +181,7 @@ mod tests {
             "other/one",
             "hf://other/one@main",
         ] {
-            assert!(allowed.permits(&Source::parse(source)), "{source}");
+            assert!(allowed.permits(&SourceRef::parse(source)), "{source}");
         }
         for source in [
             "/adapters-of-others/a",
@@ -202,7 +202,7 @@ mod tests {
             "",
             "~/adapters",
         ] {
-            assert!(!allowed.permits(&Source::parse(source)), "{source}");
+            assert!(!allowed.permits(&SourceRef::parse(source)), "{source}");
         }
     }
 
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn nothing_is_allowed_by_an_empty_list_and_the_words_say_what_is() {
-        assert!(!allowed(&[]).permits(&Source::parse("/adapters/a")));
+        assert!(!allowed(&[]).permits(&SourceRef::parse("/adapters/a")));
         let sources = Sources { allowed: Some(allowed(&["/adapters", "org/"])), store: None };
         let origin = sources.origin(&AdapterId::new("v1").unwrap(), "/tmp/v1");
         assert_eq!(origin.root, "/tmp/v1");

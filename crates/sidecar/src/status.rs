@@ -9,7 +9,7 @@ use crate::{
 use jiff::Timestamp;
 use rollora_api::{
     names::AdapterId,
-    sidecar_status::{AdapterState, AdapterStatus, ConfigStatus, FetchStatus, Problem, SidecarStatus},
+    sidecar_status::{AdapterState, AdapterStatus, ConfigStatus, FetchStatus, ReportedError, SidecarStatus},
 };
 
 /// The whole status.
@@ -29,7 +29,7 @@ pub fn status(memory: &Memory, now: Timestamp) -> SidecarStatus {
         problem: problem(memory),
         max_loras: memory.max_loras,
         // Told beside it: nobody who watches the status is woken by every reading.
-        uses_read_at: None,
+        usage_read_at: None,
     }
 }
 
@@ -59,8 +59,8 @@ fn adapter_status(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> Adapter
 /// What was brought of it; nothing where nothing was asked for.
 fn fetch_status(adapter: &Adapter) -> Option<FetchStatus> {
     let fetch = &adapter.fetch;
-    let told = fetch.under_way.is_some() || fetch.have || fetch.progress.done > 0;
-    let (bytes, total_bytes) = (fetch.progress.done, fetch.progress.total);
+    let told = fetch.under_way.is_some() || fetch.have || fetch.progress.bytes > 0;
+    let (bytes, total_bytes) = (fetch.progress.bytes, fetch.progress.total_bytes);
     told.then(|| FetchStatus { bytes, total_bytes, commit: fetch.commit.clone() })
 }
 
@@ -107,9 +107,9 @@ fn present_state(memory: &Memory, adapter: &Adapter) -> AdapterState {
 }
 
 /// Words for states that no answer of vLLM led to.
-fn special_error(memory: &Memory, id: &AdapterId, adapter: &Adapter, state: AdapterState) -> Option<Problem> {
+fn special_error(memory: &Memory, id: &AdapterId, adapter: &Adapter, state: AdapterState) -> Option<ReportedError> {
     if memory.is_base_model(id) && matches!(adapter.goal(), Goal::Resident | Goal::Absent) {
-        return Some(Problem {
+        return Some(ReportedError {
             reason: "NameConflict".to_owned(),
             message: format!(
                 "`{id}` is a base model of this server and is never touched: take it out of the adapters file"
@@ -119,10 +119,10 @@ fn special_error(memory: &Memory, id: &AdapterId, adapter: &Adapter, state: Adap
     if let Some(refused) = adapter.refused().filter(|_| adapter.wants_loading() && state != AdapterState::SourceChanged)
     {
         let left = if adapter.registered.is_some() { "; what is loaded already is left as it is" } else { "" };
-        return Some(Problem { reason: "SourceNotAllowed".to_owned(), message: format!("{refused}{left}") });
+        return Some(ReportedError { reason: "SourceNotAllowed".to_owned(), message: format!("{refused}{left}") });
     }
     let (Some(root), Some(wish)) = (&adapter.registered, &adapter.wish) else { return None };
-    (state == AdapterState::SourceChanged).then(|| Problem {
+    (state == AdapterState::SourceChanged).then(|| ReportedError {
         reason: "SourceChanged".to_owned(),
         message: format!(
             "`{id}` is loaded from `{root}` and the file says `{}`: give the new weights a new id, vLLM keeps cached \
@@ -132,14 +132,14 @@ fn special_error(memory: &Memory, id: &AdapterId, adapter: &Adapter, state: Adap
     })
 }
 
-fn problem(memory: &Memory) -> Option<Problem> {
+fn problem(memory: &Memory) -> Option<ReportedError> {
     if let Server::Away { problem } = &memory.server {
         return problem.clone();
     }
     memory.problem.clone().or_else(|| {
         let (id, _, call) =
             memory.in_flight().find(|(_, _, call)| call.kind == CallKind::Load && is_hub_name(&call.source))?;
-        Some(Problem {
+        Some(ReportedError {
             reason: "HubLoadBlocksServer".to_owned(),
             message: format!(
                 "vLLM downloads adapter `{id}` (`{}`) itself, and its engine answers nobody while the hub is slow: \

@@ -4,7 +4,7 @@ use crate::source::{Origin, Sources, same_source};
 use rollora_api::{
     adapters::{AdapterEntry, DesiredAdapters},
     names::AdapterId,
-    operator_key::{Admission, OperatorKey},
+    operator_directives::{Admission, OperatorDirectives},
 };
 use std::{cmp::Reverse, collections::BTreeMap};
 
@@ -123,13 +123,13 @@ pub fn wishes(desired: &DesiredAdapters, pod: &str, sources: &Sources) -> Wishes
             })
             .or_insert_with(|| Wish {
                 origin: sources.origin(&entry.id, &entry.source),
-                ..wish(entry, listed, desired.key.as_ref(), pod, order)
+                ..wish(entry, listed, desired.directives.as_ref(), pod, order)
             });
     }
     wishes
 }
 
-fn wish(entry: &AdapterEntry, listed: Listed, key: Option<&OperatorKey>, pod: &str, order: usize) -> Wish {
+fn wish(entry: &AdapterEntry, listed: Listed, key: Option<&OperatorDirectives>, pod: &str, order: usize) -> Wish {
     Wish {
         listed,
         source: entry.source.clone(),
@@ -141,12 +141,12 @@ fn wish(entry: &AdapterEntry, listed: Listed, key: Option<&OperatorKey>, pod: &s
     }
 }
 
-fn standing(key: &OperatorKey, id: &AdapterId, pod: &str) -> Standing {
+fn standing(key: &OperatorDirectives, id: &AdapterId, pod: &str) -> Standing {
     match key.admission(id, pod) {
         Admission::Rejected => Standing::Rejected,
         Admission::Waiting => Standing::Waiting,
         Admission::Granted if key.admitted.contains(id) => Standing::Admitted,
-        Admission::Granted if key.trials(pod).any(|trial| trial == id) => Standing::Pilot,
+        Admission::Granted if key.pilot_ids(pod).any(|trial| trial == id) => Standing::Pilot,
         Admission::Granted => Standing::Free,
     }
 }

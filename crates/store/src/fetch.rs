@@ -1,6 +1,6 @@
 //! The seam: what a place that keeps adapters has to do.
 
-use crate::Source;
+use crate::SourceRef;
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -9,25 +9,25 @@ use std::{
 };
 
 /// A fetch under way. Dropping it stops it; what was brought so far is used by the next try.
-pub type Fetch<'a> = Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + 'a>>;
+pub type FetchFuture<'a> = Pin<Box<dyn Future<Output = Result<FetchedAdapter, FetchError>> + Send + 'a>>;
 
 /// Is told how far a fetch is.
-pub type Told<'a> = &'a (dyn Fn(Progress) + Send + Sync);
+pub type ProgressSink<'a> = &'a (dyn Fn(FetchProgress) + Send + Sync);
 
 /// A place that keeps adapters.
-pub trait Store: fmt::Debug + Send + Sync {
+pub trait AdapterSource: fmt::Debug + Send + Sync {
     /// Where `source` is, or will be when it was fetched: the path that vLLM is given. A function of the text alone,
     /// so that a list of models tells what an adapter was loaded from.
-    fn place(&self, source: &Source) -> PathBuf;
+    fn local_path(&self, source: &SourceRef) -> PathBuf;
 
     /// Brings `source` to its [`place`](Self::place). Where it is there already, whole and checked, nothing is asked
     /// of anybody.
-    fn fetch<'a>(&'a self, source: &'a Source, told: Told<'a>) -> Fetch<'a>;
+    fn fetch<'a>(&'a self, source: &'a SourceRef, progress: ProgressSink<'a>) -> FetchFuture<'a>;
 }
 
 /// What was fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fetched {
+pub struct FetchedAdapter {
     /// The path that vLLM is given.
     pub path: PathBuf,
     /// The commit that a revision stood for, where the place has such a thing.
@@ -36,11 +36,11 @@ pub struct Fetched {
 
 /// How far a fetch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Progress {
+pub struct FetchProgress {
     /// Bytes that are there.
-    pub done: u64,
+    pub bytes: u64,
     /// Bytes in all; none while they are not known.
-    pub total: Option<u64>,
+    pub total_bytes: Option<u64>,
 }
 
 /// The class of a [`FetchError`].
@@ -53,7 +53,7 @@ pub enum FetchReason {
     /// The hub has no such repository or revision (404).
     HubNotFound,
     /// The hub asks for patience (429).
-    HubBusy,
+    HubRateLimited,
     /// The hub answered something else.
     HubError,
     /// What came is not what the hub announced: a size or hash differs.
@@ -75,7 +75,7 @@ impl FetchReason {
             Self::HubUnreachable => "HubUnreachable",
             Self::HubUnauthorized => "HubUnauthorized",
             Self::HubNotFound => "HubNotFound",
-            Self::HubBusy => "HubBusy",
+            Self::HubRateLimited => "HubBusy",
             Self::HubError => "HubError",
             Self::Corrupt => "Corrupt",
             Self::TooLarge => "TooLarge",

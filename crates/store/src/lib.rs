@@ -11,20 +11,20 @@
 //! - Nothing is run or unpacked: tensors in `safetensors`, and small texts.
 //! - A token goes to the hub alone, and into no error, log or file.
 
-mod adapter;
-pub mod cleanup;
+mod cache_dir;
+mod dispatch;
+pub mod eviction;
 mod fetch;
-mod files;
-mod folder;
 mod hub;
 mod manifest;
 pub mod source;
 mod token;
+mod validate;
 
-pub use adapter::Demands;
-pub use fetch::{Fetch, FetchError, FetchReason, Fetched, Progress, Store, Told};
-pub use files::{Files, Stores};
-pub use folder::{Folder, FolderError};
-pub use hub::{Hub, HubError, Limits};
-pub use source::{HubName, Source};
-pub use token::Token;
+pub use cache_dir::{CacheDir, CacheDirError};
+pub use dispatch::{PathSource, SourceDispatcher};
+pub use fetch::{AdapterSource, FetchError, FetchFuture, FetchProgress, FetchReason, FetchedAdapter, ProgressSink};
+pub use hub::{Hub, HubError, HubLimits};
+pub use source::{HubRef, SourceRef};
+pub use token::HubToken;
+pub use validate::ServerConstraints;

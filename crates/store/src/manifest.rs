@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Its name in the adapter's folder. It is written last: a folder without it is not whole.
-pub(crate) const NAME: &str = ".rollora.json";
+pub(crate) const MANIFEST_FILE: &str = ".rollora.json";
 
 /// The manifest of one adapter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,23 +21,23 @@ pub(crate) struct Manifest {
     /// The commit that its revision stood for.
     pub(crate) commit: String,
     /// Every file, with what the hub said of it.
-    pub(crate) files: Vec<Remote>,
+    pub(crate) files: Vec<RemoteFile>,
 }
 
 /// One file of a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Remote {
+pub(crate) struct RemoteFile {
     pub(crate) name: String,
     /// Bytes.
     pub(crate) size: u64,
-    pub(crate) hash: Hash,
+    pub(crate) hash: FileHash,
 }
 
 /// How a hub names the content of a file, in hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) enum Hash {
+pub(crate) enum FileHash {
     /// A large file's, of its bytes.
     Sha256(String),
     /// A small file's: git's name of the blob.
@@ -45,7 +45,7 @@ pub(crate) enum Hash {
 }
 
 /// Bytes in hexadecimal digits.
-pub(crate) fn digits(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     let mut digits = String::with_capacity(2 * bytes.len());
     for byte in bytes {
         // Writing to a String cannot fail.
@@ -57,9 +57,9 @@ pub(crate) fn digits(bytes: &[u8]) -> String {
 impl Manifest {
     /// The manifest of `folder`, if everything that it names is there in its size. Hashes were compared when the files
     /// came; reading gigabytes again at every start would help nobody.
-    pub(crate) fn of_whole(folder: &Path) -> Option<Self> {
-        let manifest: Self = serde_json::from_slice(&fs::read(folder.join(NAME)).ok()?).ok()?;
-        let there = |file: &Remote| {
+    pub(crate) fn load_complete(folder: &Path) -> Option<Self> {
+        let manifest: Self = serde_json::from_slice(&fs::read(folder.join(MANIFEST_FILE)).ok()?).ok()?;
+        let there = |file: &RemoteFile| {
             fs::metadata(folder.join(&file.name)).is_ok_and(|found| found.is_file() && found.len() == file.size)
         };
         manifest.files.iter().all(there).then_some(manifest)
@@ -73,11 +73,11 @@ impl Manifest {
     /// Written to the disk, not only to its cache.
     pub(crate) fn write(&self, folder: &Path) -> Result<(), FetchError> {
         let write = || -> io::Result<()> {
-            let mut file = fs::File::create(folder.join(NAME))?;
+            let mut file = fs::File::create(folder.join(MANIFEST_FILE))?;
             file.write_all(&serde_json::to_vec_pretty(self)?)?;
             file.sync_all()?;
             fs::File::open(folder)?.sync_all()
         };
-        write().map_err(|error| FetchError::disk(&folder.join(NAME), &error))
+        write().map_err(|error| FetchError::disk(&folder.join(MANIFEST_FILE), &error))
     }
 }

@@ -4,23 +4,23 @@ use std::fmt;
 
 /// Where an adapter comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Source {
+pub enum SourceRef {
     /// A path that vLLM sees, as written.
     Path(String),
     /// A repository of a hub: `org/name`, `org/name@revision`, or the same behind `hf://`.
-    Hub(HubName),
+    Hub(HubRef),
 }
 
 /// A repository of a hub.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct HubName {
+pub struct HubRef {
     /// `org/name`.
     pub repository: String,
     /// A branch, tag or commit; none means the hub's `main`.
     pub revision: Option<String>,
 }
 
-impl Source {
+impl SourceRef {
     /// Reads the text of an entry.
     ///
     /// A relative path of exactly two parts looks like a hub name and is taken for one.
@@ -37,7 +37,7 @@ impl Source {
         let plain = |part: Option<&str>| part.is_some_and(|part| !part.is_empty() && !part.starts_with(['.', '~']));
         let two = plain(parts.next()) && plain(parts.next()) && parts.next().is_none();
         if two || marked {
-            Self::Hub(HubName { repository: repository.to_owned(), revision })
+            Self::Hub(HubRef { repository: repository.to_owned(), revision })
         } else {
             Self::Path(text.to_owned())
         }
@@ -49,7 +49,7 @@ impl Source {
     }
 }
 
-impl fmt::Display for HubName {
+impl fmt::Display for HubRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.repository)?;
         match &self.revision {

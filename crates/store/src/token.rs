@@ -4,7 +4,7 @@ use std::{fmt, io, path::PathBuf};
 
 /// Where the token comes from. Never printed.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub enum Token {
+pub enum HubToken {
     /// Public repositories alone.
     #[default]
     None,
@@ -14,7 +14,7 @@ pub enum Token {
     File(PathBuf),
 }
 
-impl Token {
+impl HubToken {
     /// The token as it is now.
     pub(crate) fn read(&self) -> io::Result<Option<String>> {
         let text = match self {
@@ -26,7 +26,7 @@ impl Token {
     }
 }
 
-impl fmt::Debug for Token {
+impl fmt::Debug for HubToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.write_str("Token::None"),

@@ -1,6 +1,6 @@
 //! Where a vLLM server is, and the key that it asks for.
 
-use crate::{ClientError, Tls};
+use crate::{TlsConfig, VllmClientError};
 use reqwest::header::HeaderValue;
 use std::fmt;
 use url::Url;
@@ -16,9 +16,9 @@ impl ApiKey {
     }
 
     /// A key that can be sent in a header; no other comes through.
-    pub fn parse(text: &str) -> Result<Self, ClientError> {
+    pub fn parse(text: &str) -> Result<Self, VllmClientError> {
         let key = Self::new(text);
-        HeaderValue::from_str(key.as_str()).map(|_| key).map_err(|_| ClientError::Key)
+        HeaderValue::from_str(key.as_str()).map(|_| key).map_err(|_| VllmClientError::InvalidApiKey)
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -53,7 +53,7 @@ pub enum EndpointError {
     },
     /// Parts that a server's base address cannot have.
     #[error("`{text}` has {part}: give only scheme, host and port, like http://127.0.0.1:8000")]
-    Extra {
+    UnexpectedPart {
         /// What was written, without a password.
         text: String,
         /// Which part is too much.
@@ -69,7 +69,7 @@ pub struct Endpoint {
     /// The key that it asks for.
     api_key: Option<ApiKey>,
     /// Whom it is trusted through, where it speaks TLS.
-    tls: Tls,
+    tls: TlsConfig,
 }
 
 impl Endpoint {
@@ -83,15 +83,15 @@ impl Endpoint {
         if !url.username().is_empty() || url.password().is_some() {
             // The text may hold a password: only what is safe to print goes into the error.
             let text = format!("{}://…@{}", url.scheme(), url.host_str().unwrap_or_default());
-            return Err(EndpointError::Extra { text, part: "a user name or password" });
+            return Err(EndpointError::UnexpectedPart { text, part: "a user name or password" });
         }
         if url.query().is_some() || url.fragment().is_some() {
-            return Err(EndpointError::Extra { text: text.to_owned(), part: "a query or fragment" });
+            return Err(EndpointError::UnexpectedPart { text: text.to_owned(), part: "a query or fragment" });
         }
         let path = url.path().trim_end_matches('/');
         let path = path.strip_suffix("/v1").unwrap_or(path).to_owned();
         url.set_path(&path);
-        Ok(Self { base_url: url, api_key: None, tls: Tls::default() })
+        Ok(Self { base_url: url, api_key: None, tls: TlsConfig::default() })
     }
 
     /// The same server, asked with this key.
@@ -103,7 +103,7 @@ impl Endpoint {
 
     /// The same server, trusted like this where it speaks TLS.
     #[must_use]
-    pub fn with_tls(mut self, tls: Tls) -> Self {
+    pub fn with_tls(mut self, tls: TlsConfig) -> Self {
         self.tls = tls;
         self
     }
@@ -137,7 +137,7 @@ impl Endpoint {
         self.api_key.as_ref()
     }
 
-    pub(crate) fn tls(&self) -> &Tls {
+    pub(crate) fn tls(&self) -> &TlsConfig {
         &self.tls
     }
 

@@ -138,7 +138,7 @@ pub enum VllmError {
     #[error(
         "unexpected answer when asked to {call} (status {status}: {detail}): check that the address is a vLLM server"
     )]
-    Unexpected {
+    UnexpectedResponse {
         /// What was asked.
         call: String,
         /// The HTTP status.
@@ -169,12 +169,12 @@ impl VllmError {
             Self::Unreachable { .. } => "Unreachable",
             Self::TlsFailed { .. } => "TlsFailed",
             Self::ConnectionLost { .. } => "ConnectionLost",
-            Self::Unexpected { .. } => "UnexpectedAnswer",
+            Self::UnexpectedResponse { .. } => "UnexpectedAnswer",
         }
     }
 
     /// Whether the same call may succeed later although nobody changed anything.
-    pub fn retryable(&self) -> bool {
+    pub fn is_retryable(&self) -> bool {
         matches!(
             self,
             Self::EngineDead { .. }
@@ -187,19 +187,19 @@ impl VllmError {
     }
 
     /// Whether what was asked may have been done all the same: look before asking again.
-    pub fn uncertain(&self) -> bool {
+    pub fn may_have_succeeded(&self) -> bool {
         matches!(
             self,
             Self::Timeout { .. }
                 | Self::ConnectionLost { .. }
                 | Self::ServerError { .. }
                 | Self::EngineDead { .. }
-                | Self::Unexpected { .. }
+                | Self::UnexpectedResponse { .. }
         )
     }
 
     /// Whether a person must change something (a flag of the server, the adapter's files, a key) before it can succeed.
-    pub fn needs_person(&self) -> bool {
+    pub fn needs_intervention(&self) -> bool {
         matches!(
             self,
             Self::RuntimeUpdatingOff
@@ -211,12 +211,12 @@ impl VllmError {
                 | Self::Unauthorized
                 | Self::TlsFailed { .. }
                 | Self::Refused { .. }
-                | Self::Unexpected { .. }
+                | Self::UnexpectedResponse { .. }
         )
     }
 
     /// Whether this is about the server as a whole rather than about one adapter.
-    pub fn concerns_server(&self) -> bool {
+    pub fn is_server_wide(&self) -> bool {
         matches!(
             self,
             Self::RuntimeUpdatingOff

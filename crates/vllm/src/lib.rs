@@ -7,18 +7,18 @@
 //! What it deliberately does not do: retry, remember, or decide. Who calls it knows whether trying again makes
 //! sense, and [`VllmError::retryable`], [`VllmError::uncertain`] and [`VllmError::needs_person`] tell.
 
-mod answer;
 mod client;
 mod endpoint;
 mod error;
 mod metrics;
 mod models;
+mod response;
 mod tls;
 
-pub use answer::{Call, interpret};
-pub use client::{Client, ClientError, Timeouts};
+pub use client::{Timeouts, VllmClient, VllmClientError};
 pub use endpoint::{ApiKey, Endpoint, EndpointError};
 pub use error::VllmError;
 pub use metrics::ServerMetrics;
 pub use models::ModelCard;
-pub use tls::{Authorities, ServerName, Tls, TrustError};
+pub use response::{ApiCall, classify_response};
+pub use tls::{CaBundle, ServerName, TlsConfig, TlsConfigError};

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 pub struct ServerMetrics {
     /// `process_start_time_seconds`, as written there: changes with every restart. None where the server does not
     /// export it (several API processes, or not on Linux).
-    pub start: Option<String>,
+    pub process_start_time: Option<String>,
     /// How many adapters fit on the GPU at once.
     pub max_loras: Option<u32>,
     /// When each adapter was last used, by the server's clock.
@@ -29,7 +29,7 @@ impl ServerMetrics {
         let mut metrics = Self::default();
         for line in text.lines() {
             if let Some(value) = line.strip_prefix("process_start_time_seconds ") {
-                metrics.start = value.split_whitespace().next().map(str::to_owned);
+                metrics.process_start_time = value.split_whitespace().next().map(str::to_owned);
             } else if line.starts_with("vllm:") {
                 metrics.has_statistics = true;
                 if let Some(series) = line.strip_prefix("vllm:lora_requests_info{") {
@@ -42,8 +42,8 @@ impl ServerMetrics {
 
     fn add_requests_info(&mut self, series: &str) {
         let Some((labels, value)) = series.rsplit_once('}') else { return };
-        let time = value.split_whitespace().next().and_then(timestamp);
-        for (name, value) in Labels(labels) {
+        let time = value.split_whitespace().next().and_then(parse_timestamp);
+        for (name, value) in LabelIter(labels) {
             match name {
                 "max_lora" => self.max_loras = value.parse().ok().or(self.max_loras),
                 "running_lora_adapters" | "waiting_lora_adapters" => {
@@ -60,16 +60,16 @@ impl ServerMetrics {
 }
 
 /// Seconds since 1970 as Prometheus writes them, for example `1.7954477e+09`.
-fn timestamp(seconds: &str) -> Option<Timestamp> {
+fn parse_timestamp(seconds: &str) -> Option<Timestamp> {
     let seconds: f64 = seconds.parse().ok()?;
     let duration = jiff::SignedDuration::try_from_secs_f64(seconds).ok()?;
     Timestamp::from_duration(duration).ok()
 }
 
 /// The labels of one series: names, and values with their escapes undone.
-struct Labels<'a>(&'a str);
+struct LabelIter<'a>(&'a str);
 
-impl<'a> Iterator for Labels<'a> {
+impl<'a> Iterator for LabelIter<'a> {
     type Item = (&'a str, String);
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -103,7 +103,7 @@ mod tests {
     fn a_recorded_answer_gives_identity_capacity_and_last_use() {
         let text = include_str!("../../../testbed/testdata/vllm/metrics.txt");
         let metrics = ServerMetrics::parse(text);
-        assert_eq!(metrics.start.as_deref(), Some("1.79544761657e+09"));
+        assert_eq!(metrics.process_start_time.as_deref(), Some("1.79544761657e+09"));
         assert_eq!(metrics.max_loras, Some(2));
         let last: Vec<_> = metrics.last_used.iter().map(|(id, time)| (id.as_str(), time.as_second())).collect();
         assert_eq!(last, [("a2", 1_795_447_700), ("a3", 1_795_447_697)]);
@@ -115,7 +115,7 @@ mod tests {
         let text =
             "# HELP vllm:lora_requests_info Running stats on lora requests.\nprocess_start_time_seconds 1.5e+09\n";
         let metrics = ServerMetrics::parse(text);
-        assert_eq!((metrics.start.as_deref(), metrics.has_statistics), (Some("1.5e+09"), false));
+        assert_eq!((metrics.process_start_time.as_deref(), metrics.has_statistics), (Some("1.5e+09"), false));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What `/v1/models` lists.
 
-use crate::{Call, VllmError};
+use crate::{ApiCall, VllmError};
 use serde::Deserialize;
 
 /// One entry of `/v1/models`: a base model, or an adapter that is registered.
@@ -23,13 +23,13 @@ impl ModelCard {
     }
 
     /// Reads an answer of `/v1/models`.
-    pub(crate) fn list(body: &[u8]) -> Result<Vec<Self>, VllmError> {
+    pub(crate) fn parse_list(body: &[u8]) -> Result<Vec<Self>, VllmError> {
         #[derive(Deserialize)]
-        struct List {
+        struct ModelList {
             data: Vec<ModelCard>,
         }
-        serde_json::from_slice::<List>(body).map(|list| list.data).map_err(|error| VllmError::Unexpected {
-            call: Call::Models.to_string(),
+        serde_json::from_slice::<ModelList>(body).map(|list| list.data).map_err(|error| VllmError::UnexpectedResponse {
+            call: ApiCall::Models.to_string(),
             status: 200,
             detail: format!("no list of models: {error}"),
         })

@@ -9,20 +9,20 @@ use std::{fmt, io, str::FromStr, sync::Arc};
 
 /// How a server shows that it is the one that is meant.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tls {
+pub struct TlsConfig {
     /// Who signs its certificate; none for those whom the system trusts.
-    pub authorities: Option<Authorities>,
+    pub ca_bundle: Option<CaBundle>,
     /// The name in its certificate, where that is another than the host under which it is reached.
     pub server_name: Option<ServerName>,
 }
 
 /// Certificates of those who sign servers' certificates.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Authorities(Arc<[CertificateDer<'static>]>);
+pub struct CaBundle(Arc<[CertificateDer<'static>]>);
 
 /// Why something cannot be trusted through.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TrustError {
+pub enum TlsConfigError {
     /// Not PEM.
     #[error("no PEM ({0}): it has to hold lines like -----BEGIN CERTIFICATE-----")]
     NotPem(String),
@@ -45,35 +45,35 @@ pub enum TrustError {
     Name(String),
 }
 
-impl Authorities {
+impl CaBundle {
     /// Reads a PEM file's bytes: every certificate in it.
-    pub fn parse(pem: &[u8]) -> Result<Self, TrustError> {
+    pub fn parse(pem: &[u8]) -> Result<Self, TlsConfigError> {
         if PrivateKeyDer::from_pem_slice(pem).is_ok() {
-            return Err(TrustError::PrivateKey);
+            return Err(TlsConfigError::PrivateKey);
         }
         let certificates: Result<Arc<[_]>, _> = CertificateDer::pem_slice_iter(pem).collect();
-        let authorities = Self(certificates.map_err(|error| TrustError::NotPem(error.to_string()))?);
-        authorities.store()?;
-        if authorities.0.is_empty() { Err(TrustError::Empty) } else { Ok(authorities) }
+        let authorities = Self(certificates.map_err(|error| TlsConfigError::NotPem(error.to_string()))?);
+        authorities.root_store()?;
+        if authorities.0.is_empty() { Err(TlsConfigError::Empty) } else { Ok(authorities) }
     }
 
-    fn store(&self) -> Result<RootCertStore, TrustError> {
+    fn root_store(&self) -> Result<RootCertStore, TlsConfigError> {
         let mut store = RootCertStore::empty();
         for (index, certificate) in self.0.iter().enumerate() {
             store
                 .add(certificate.clone())
-                .map_err(|error| TrustError::Certificate { number: index + 1, detail: error.to_string() })?;
+                .map_err(|error| TlsConfigError::Certificate { number: index + 1, detail: error.to_string() })?;
         }
         Ok(store)
     }
 
     /// What a client trusts.
-    pub(crate) fn config(&self) -> Result<ClientConfig, String> {
-        config(self.store().map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+    pub(crate) fn client_config(&self) -> Result<ClientConfig, String> {
+        client_config(self.root_store().map_err(|error| error.to_string())?).map_err(|error| error.to_string())
     }
 }
 
-impl fmt::Debug for Authorities {
+impl fmt::Debug for CaBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Authorities({})", self.0.len())
     }
@@ -81,11 +81,11 @@ impl fmt::Debug for Authorities {
 
 /// A configuration that trusts nobody, for servers that speak plain HTTP: it is never used, and without it the
 /// system's CA certificates would be read and kept for nothing.
-pub(crate) fn trusting_nobody() -> Result<ClientConfig, String> {
-    config(RootCertStore::empty()).map_err(|error| error.to_string())
+pub(crate) fn empty_trust_config() -> Result<ClientConfig, String> {
+    client_config(RootCertStore::empty()).map_err(|error| error.to_string())
 }
 
-fn config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
+fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Ok(ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -98,14 +98,14 @@ fn config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
 pub struct ServerName(String);
 
 impl FromStr for ServerName {
-    type Err = TrustError;
+    type Err = TlsConfigError;
 
-    fn from_str(text: &str) -> Result<Self, TrustError> {
+    fn from_str(text: &str) -> Result<Self, TlsConfigError> {
         // Four numbers are a DNS name to some, and an address to everybody else.
         let is_address = text.parse::<std::net::IpAddr>().is_ok();
         match DnsName::try_from(text) {
             Ok(_) if !is_address && !text.contains('*') => Ok(Self(text.to_owned())),
-            _ => Err(TrustError::Name(text.to_owned())),
+            _ => Err(TlsConfigError::Name(text.to_owned())),
         }
     }
 }
@@ -118,11 +118,11 @@ impl fmt::Display for ServerName {
 
 /// Reaches one host, whatever it is called.
 #[derive(Debug)]
-pub(crate) struct Always {
+pub(crate) struct FixedHostResolver {
     pub(crate) host: String,
 }
 
-impl Resolve for Always {
+impl Resolve for FixedHostResolver {
     fn resolve(&self, _: Name) -> Resolving {
         let host = self.host.clone();
         Box::pin(async move {
@@ -133,11 +133,11 @@ impl Resolve for Always {
 }
 
 /// What to do about a failure of TLS that lies somewhere below `error`; none where there is none.
-pub(crate) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+pub(crate) fn tls_error_advice(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<rustls::Error>() {
-            return Some(words(error));
+            return Some(describe_tls_error(error));
         }
         // An I/O error that wraps another passes it over as its source.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -146,7 +146,7 @@ pub(crate) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<String
     None
 }
 
-fn words(error: &rustls::Error) -> String {
+fn describe_tls_error(error: &rustls::Error) -> String {
     let advice = match error {
         rustls::Error::InvalidCertificate(error) => match error {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{Api, Client, Resource, ResourceExt as _};
 use rollora_api::{
-    names::{OPERATOR_KEY, ROUTER_POOL_LABEL, ROUTER_PORT, SIDECAR_PORT},
+    names::{DIRECTIVES_KEY, ROUTER_POOL_LABEL, ROUTER_PORT, SIDECAR_PORT},
     rollout::RolloutResource,
 };
 use rollora_testbed::{
@@ -117,5 +117,5 @@ pub(super) fn user_key(map: &ConfigMap) -> Result<String> {
 
 /// What the operator wrote for the sidecars.
 pub(super) fn operator_key(map: &ConfigMap) -> Option<&String> {
-    map.data.as_ref()?.get(OPERATOR_KEY)
+    map.data.as_ref()?.get(DIRECTIVES_KEY)
 }

@@ -8,7 +8,7 @@ use kube::{
     api::{DynamicObject, Patch, PatchParams, WatchEvent, WatchParams},
 };
 use rollora_api::{
-    condition::{kind, reason},
+    condition::{condition_type, reason},
     names::STABLE_ANNOTATION,
     rewrite::RewriteGroup::{self, Legacy},
 };
@@ -148,7 +148,9 @@ fn a_split_made_by_hand_is_taken_over_where_it_stands_when_somebody_says_which_i
         // Nobody said which of the two is stable.
         bed.place.scale(OPERATOR, 1);
         let words = [STABLE_ANNOTATION, V1, V2, REWRITE, "write the annotation"];
-        Said { condition: kind::STALLED, reason: reason::STABLE_UNKNOWN, words: &words }.is_told(bed, MODEL).await?;
+        Said { condition: condition_type::STALLED, reason: reason::STABLE_UNKNOWN, words: &words }
+            .is_told(bed, MODEL)
+            .await?;
         bed.keeps_seeing(Duration::from_millis(500), stands()).await?;
         ensure!(shape(&rewrite(bed, Legacy, REWRITE).await?) == shape(&first), "it was written");
         // The sidecars are told that new ids wait for their admission, in the operator's own key.
@@ -176,7 +178,7 @@ fn a_split_made_by_hand_is_taken_over_where_it_stands_when_somebody_says_which_i
         let words = [V1, REWRITE];
         let waits = async || {
             let conditions = status(bed, MODEL).await?.conditions;
-            let condition = conditions.into_iter().find(|condition| condition.kind == kind::CLEANED_UP);
+            let condition = conditions.into_iter().find(|condition| condition.type_ == condition_type::CLEANED_UP);
             Ok(condition.filter(|condition| words.iter().all(|word| condition.message.contains(word))))
         };
         until("it is said who still needs v1", waits).await?;

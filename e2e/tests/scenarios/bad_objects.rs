@@ -10,7 +10,7 @@ use kube::{
     api::{ListParams, PostParams},
 };
 use rollora_api::{
-    condition::{ConditionStatus, kind, reason},
+    condition::{ConditionStatus, condition_type, reason},
     names::STABLE_ANNOTATION,
     rewrite::RewriteGroup::{Current, Legacy},
 };
@@ -43,7 +43,7 @@ const fn said(condition: &'static str, reason: &'static str, words: &'static [&'
 }
 
 fn mistakes() -> Vec<Mistake> {
-    use kind::{PROGRESSING, STALLED};
+    use condition_type::{PROGRESSING, STALLED};
     let mistake = |name, spec, said| Mistake { name, spec, said };
     vec![
         mistake(
@@ -230,7 +230,7 @@ fn a_kind_that_is_not_installed_is_named_and_what_is_served_goes_on_being_served
     on_a_cluster(&setup, without_rewrites, async |bed| {
         // From the start: nobody can be sent anywhere by a name, and adapters answer by their own.
         let words = ["no kind of rewrite is installed", "inferencemodelrewrites.llm-d.ai", "CustomResourceDefinition"];
-        let missing = Said { condition: kind::STALLED, reason: reason::INVALID, words: &words };
+        let missing = Said { condition: condition_type::STALLED, reason: reason::INVALID, words: &words };
         missing.is_told(bed, MODEL).await?;
         let written = writes_of_a_while(bed).await?;
         ensure!(written.is_empty(), "without rewrites it has written {written:?}");
@@ -244,7 +244,7 @@ fn a_kind_that_is_not_installed_is_named_and_what_is_served_goes_on_being_served
         bed.place.plane().uninstall(&pools).await?;
         bed.list(V2).await?;
         let words = ["inferencepools.inference.networking.k8s.io", "CustomResourceDefinition"];
-        Said { condition: kind::STALLED, reason: reason::INVALID, words: &words }.is_told(bed, MODEL).await?;
+        Said { condition: condition_type::STALLED, reason: reason::INVALID, words: &words }.is_told(bed, MODEL).await?;
         let written = writes_of_a_while(bed).await?;
         ensure!(written.is_empty(), "without pools it has written {written:?}");
         bed.keeps_seeing(Duration::from_millis(500), served_by(MODEL, V1)).await?;
@@ -267,7 +267,7 @@ async fn writes_of_a_while(bed: &Bed<Cluster>) -> Result<Vec<String>> {
 
 async fn is_stalled(bed: &Bed<Cluster>) -> Result<bool> {
     let conditions = status(bed, MODEL).await?.conditions;
-    Ok(conditions.iter().any(|it| it.kind == kind::STALLED && it.status == ConditionStatus::True))
+    Ok(conditions.iter().any(|it| it.type_ == condition_type::STALLED && it.status == ConditionStatus::True))
 }
 
 /// The pool of the manifests, as somebody makes it again.

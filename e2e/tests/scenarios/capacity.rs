@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use rollora_api::{
-    condition::{ConditionStatus, kind::ADAPTERS_FIT, reason},
+    condition::{ConditionStatus, condition_type::ADAPTERS_FIT, reason},
     rollout::status::Phase,
 };
 use rollora_e2e::{
@@ -40,7 +40,7 @@ async fn too_small<P: Place>(bed: &mut Bed<P>) -> Result<()> {
 fn fits(status: ConditionStatus, reason: &'static str) -> Condition {
     Condition::new(format!("{ADAPTERS_FIT} is {status:?} because of {reason}"), move |seen| {
         let conditions = seen.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        let said = conditions.iter().find(|condition| condition.kind == ADAPTERS_FIT);
+        let said = conditions.iter().find(|condition| condition.type_ == ADAPTERS_FIT);
         said.is_some_and(|said| said.status == status && said.reason == reason)
     })
 }

@@ -56,13 +56,13 @@ pub(crate) fn over(number: usize) -> Condition {
 
 /// Every condition says what it says when there is nothing left to do.
 fn settled() -> Condition {
-    use rollora_api::condition::kind::{
+    use rollora_api::condition::condition_type::{
         ADAPTER_RESIDENT, AVAILABLE, CLEANED_UP, PROGRESSING, READY, STALLED, TRAFFIC_APPLIED,
     };
     Condition::new("nothing is left to be done", |seen| {
         let Ok(status) = &seen.status else { return false };
         let is = |kind: &str, wanted: bool| {
-            let found = status.conditions.iter().find(|condition| condition.kind == kind);
+            let found = status.conditions.iter().find(|condition| condition.type_ == kind);
             found.is_none_or(|it| (it.status == ConditionStatus::True) == wanted)
         };
         [READY, AVAILABLE, ADAPTER_RESIDENT, TRAFFIC_APPLIED, CLEANED_UP].iter().all(|kind| is(kind, true))
@@ -140,7 +140,7 @@ pub(crate) fn every_step_once(record: &Record, versions: std::ops::RangeInclusiv
 pub(crate) fn outcome(seen: &Seen, number: usize) -> Result<String> {
     let status = seen.status.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
     let conditions: Vec<_> =
-        status.conditions.iter().map(|it| format!("{}={:?}({})", it.kind, it.status, it.reason)).collect();
+        status.conditions.iter().map(|it| format!("{}={:?}({})", it.type_, it.status, it.reason)).collect();
     let last = status.history.first().map(|ended| format!("{} {}", ended.id, ended.outcome));
     let retired: Vec<_> = status.retired.iter().filter(|it| it.id.as_str() == version(number - 1)).collect();
     let retired: Vec<_> = retired.iter().map(|it| format!("{} {:?}", it.id, it.state)).collect();

@@ -4,7 +4,7 @@
 use crate::objects::{Said, status};
 use anyhow::{Context as _, Result, ensure};
 use rollora_api::{
-    condition::{kind, reason},
+    condition::{condition_type, reason},
     rollout::status::RetirementState,
 };
 use rollora_e2e::{
@@ -49,7 +49,9 @@ fn the_edit_of_a_file_that_argo_cd_keeps_is_suggested_and_left_to_a_person() {
 
         let edit = format!("move the entry of {V1} from ensureExist to ensureNotExist");
         let words = ["Argo CD owns the adapters file", edit.as_str()];
-        Said { condition: kind::CLEANED_UP, reason: reason::SUGGESTED, words: &words }.is_told(bed, MODEL).await?;
+        Said { condition: condition_type::CLEANED_UP, reason: reason::SUGGESTED, words: &words }
+            .is_told(bed, MODEL)
+            .await?;
         ensure!(retirement(&status(bed, MODEL).await?)? == RetirementState::Suggested, "it is not suggested");
         bed.keeps_seeing(Duration::from_secs(1), untouched(file)).await?;
 

@@ -4,7 +4,7 @@ use crate::objects::{rollouts, until};
 use anyhow::Result;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, api::DeleteParams};
-use rollora_api::{names::OPERATOR_KEY, operator_key::OperatorKey};
+use rollora_api::{names::DIRECTIVES_KEY, operator_directives::OperatorDirectives};
 use rollora_e2e::{
     bed::{Bed, Setup},
     cluster::{Cluster, Parts},
@@ -15,10 +15,10 @@ use rollora_e2e::{
 use rollora_testbed::guide::{ADAPTERS, MODEL, V1, V2};
 use std::time::Duration;
 
-async fn key(bed: &Bed<Cluster>) -> Result<OperatorKey> {
+async fn key(bed: &Bed<Cluster>) -> Result<OperatorDirectives> {
     let maps: Api<ConfigMap> = Api::namespaced(bed.place.client(), bed.place.namespace());
     let data = maps.get(ADAPTERS).await?.data.unwrap_or_default();
-    Ok(OperatorKey::parse(data.get(OPERATOR_KEY).map_or("", String::as_str))?)
+    Ok(OperatorDirectives::parse(data.get(DIRECTIVES_KEY).map_or("", String::as_str))?)
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn what_was_deleted_while_no_operator_ran_leaves_nothing_that_adapters_wait_for(
             until("the Rollout is gone", gone).await?;
 
             bed.start_operator().await?;
-            let cleared = async || Ok((key(bed).await? == OperatorKey::default()).then_some(()));
+            let cleared = async || Ok((key(bed).await? == OperatorDirectives::default()).then_some(()));
             until("the operator's key is empty", cleared).await?;
             // Nobody governs it: every server loads it at once, as without Rollora.
             bed.list(V2).await?;

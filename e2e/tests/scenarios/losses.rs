@@ -3,7 +3,7 @@
 use crate::objects::Said;
 use anyhow::Result;
 use rollora_api::{
-    condition::{ConditionStatus, kind::ADAPTER_RESIDENT, reason},
+    condition::{ConditionStatus, condition_type::ADAPTER_RESIDENT, reason},
     names::AdapterId,
 };
 use rollora_e2e::{
@@ -21,7 +21,7 @@ use std::time::Duration;
 fn resident(status: ConditionStatus) -> Condition {
     Condition::new(format!("{ADAPTER_RESIDENT} is {status:?}"), move |seen: &Seen| {
         let conditions = seen.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        conditions.iter().any(|condition| condition.kind == ADAPTER_RESIDENT && condition.status == status)
+        conditions.iter().any(|condition| condition.type_ == ADAPTER_RESIDENT && condition.status == status)
     })
 }
 

@@ -85,7 +85,7 @@ impl Said<'_> {
     pub(crate) async fn is_told(&self, bed: &Bed<Cluster>, rollout: &str) -> Result<()> {
         let told = async || {
             let conditions = status(bed, rollout).await?.conditions;
-            let right = |it: &Condition| it.kind == self.condition && it.reason == self.reason;
+            let right = |it: &Condition| it.type_ == self.condition && it.reason == self.reason;
             Ok(conditions.into_iter().find(|it| right(it) && self.has_words(&it.message)))
         };
         if until("a condition that says so", told).await.is_err() {

@@ -11,7 +11,7 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use rollora_api::{
-    condition::{ConditionStatus, kind::STALLED, reason},
+    condition::{ConditionStatus, condition_type::STALLED, reason},
     rewrite::RewriteGroup::{self, Current, Legacy},
     rollout::status::Phase,
     router_report::RulesReport,
@@ -393,7 +393,7 @@ fn a_missing_permission_to_write_is_named_and_stops_nothing_that_serves() {
 fn not_stalled() -> Condition {
     Condition::new("nothing is stalled", |seen| {
         let stalled = |status: &rollora_api::rollout::RolloutStatus| {
-            status.conditions.iter().any(|it| it.kind == STALLED && it.status == ConditionStatus::True)
+            status.conditions.iter().any(|it| it.type_ == STALLED && it.status == ConditionStatus::True)
         };
         seen.status.as_ref().is_ok_and(|status| !stalled(status))
     })

@@ -11,7 +11,7 @@ use kube::{
     core::{ApiResource, DynamicObject, GroupVersionKind},
 };
 use rollora_api::{
-    condition::{ConditionStatus, kind, reason},
+    condition::{ConditionStatus, condition_type, reason},
     rollout::{spec::RouterKind, status::Phase},
 };
 use rollora_e2e::{
@@ -217,7 +217,7 @@ fn said() -> Condition {
     Condition::new("the status says that the picker would rewrite once more", |seen: &Seen| {
         let Ok(status) = &seen.status else { return false };
         status.conditions.iter().any(|condition| {
-            let stalled = condition.kind == kind::STALLED && condition.status == ConditionStatus::True;
+            let stalled = condition.type_ == condition_type::STALLED && condition.status == ConditionStatus::True;
             let words = [GENERIC, "remove that rule"].iter().all(|words| condition.message.contains(words));
             stalled && condition.reason == reason::DOUBLE_REWRITE && words
         })

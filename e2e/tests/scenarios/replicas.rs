@@ -4,7 +4,7 @@
 use crate::objects::with_its_own_api_server;
 use anyhow::{Result, ensure};
 use rollora_api::{
-    condition::{ConditionStatus, kind, reason},
+    condition::{ConditionStatus, condition_type, reason},
     rollout::status::Phase,
 };
 use rollora_e2e::{
@@ -45,7 +45,7 @@ fn waits(why: &'static str, words: &str) -> Condition {
     Condition::new(format!("TrafficApplied is not True: {why}, {words}"), move |seen: &Seen| {
         let Ok(status) = &seen.status else { return false };
         status.conditions.iter().any(|condition| {
-            condition.kind == kind::TRAFFIC_APPLIED
+            condition.type_ == condition_type::TRAFFIC_APPLIED
                 && condition.status != ConditionStatus::True
                 && condition.reason == why
                 && condition.message.contains(&words)

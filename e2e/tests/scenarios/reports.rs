@@ -47,7 +47,7 @@ async fn says(bed: &Bed<Cluster>, group: RewriteGroup, name: &str, wanted: &[(&s
         let found = rewrites(bed, group).get(name).await?;
         let told: Vec<Told> = serde_json::from_value(found.data["status"]["conditions"].clone()).unwrap_or_default();
         let says = |(what, words): &(&str, &str)| {
-            let right = |it: &Told| format!("{}={:?}/{}", it.kind, it.status, it.reason) == *what;
+            let right = |it: &Told| format!("{}={:?}/{}", it.type_, it.status, it.reason) == *what;
             told.iter().any(|it| right(it) && it.message.contains(words))
         };
         last = format!("{told:?}");

@@ -67,7 +67,7 @@ async fn ask_for_v1(server: Address, stop: CancellationToken) -> Result<u32> {
 /// The status says that v1 is in use elsewhere.
 fn is_used_elsewhere() -> Condition {
     Condition::new("v1 is said to be in use elsewhere", |seen| {
-        let used = |entry: &rollora_api::rollout::status::Retired| {
+        let used = |entry: &rollora_api::rollout::status::RetiredAdapter| {
             entry.id.as_str() == V1 && entry.state == RetirementState::StillInUse && entry.reason.contains(ELSEWHERE)
         };
         seen.status.as_ref().is_ok_and(|status| status.retired.iter().any(used))

@@ -5,7 +5,7 @@
 //! order that standard input gives as a JSON object in a line. It ends with its standard input, and so do its parts.
 
 use anyhow::{Context as _, Result};
-use rollora_api::rollout::Verb;
+use rollora_api::rollout::IntentKind;
 use rollora_testbed::population::{Population, Size};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ enum Order {
     Hold { held: bool },
     Begin { count: u16, version: u16 },
     Settled,
-    Wish { verb: Verb, count: u16 },
+    Wish { verb: IntentKind, count: u16 },
     Mark,
     Account,
 }

@@ -17,10 +17,10 @@ use hyper_util::rt::TokioIo;
 use rollora_api::{
     adapters::{AdaptersFile, content_hash},
     names::SEQUENCE_ANNOTATION_PREFIX,
-    operator_key::{Admission, OperatorKey},
+    operator_directives::{Admission, OperatorDirectives},
     rewrite::InferenceModelRewrite,
-    router_report::{RuleInForce, RulesReport},
-    sidecar_status::{AdapterState, AdapterStatus, ConfigStatus, Readiness, ServerIdentity, SidecarStatus},
+    router_report::{ActiveRule, RulesReport},
+    sidecar_status::{AdapterState, AdapterStatus, ConfigStatus, ReadinessStatus, ServerIdentity, SidecarStatus},
 };
 use std::{
     convert::Infallible,
@@ -92,7 +92,7 @@ fn answer(seen: &Seen, place: Place, path: &str, start: Instant) -> Option<Bytes
 #[derive(Debug, Clone)]
 pub(super) struct Map {
     file: AdaptersFile,
-    key: OperatorKey,
+    key: OperatorDirectives,
     status: SidecarStatus,
     /// The status of every server but the pilots, written down once.
     text: Bytes,
@@ -102,12 +102,12 @@ impl Map {
     /// What the content of the ConfigMap makes of them.
     pub(super) fn read(user_text: &str, key_text: Option<&str>) -> Result<Self> {
         let file = AdaptersFile::parse(user_text)?.file;
-        let key = key_text.map(OperatorKey::parse).transpose()?.unwrap_or_default();
+        let key = key_text.map(OperatorDirectives::parse).transpose()?.unwrap_or_default();
         let hash = content_hash(user_text, key_text);
         let status = SidecarStatus {
             server: Some(ServerIdentity { endpoint: "http://localhost:8000".to_owned(), start: "1".to_owned() }),
-            readiness: Readiness { ready: true, reason: "Ready".to_owned(), message: "it serves".to_owned() },
-            config: ConfigStatus { hash: Some(hash), operator_key: key_text.is_some(), error: None },
+            readiness: ReadinessStatus { ready: true, reason: "Ready".to_owned(), message: "it serves".to_owned() },
+            config: ConfigStatus { hash: Some(hash), operator_directives: key_text.is_some(), error: None },
             base_models: vec!["base".to_owned()],
             ..SidecarStatus::default()
         };
@@ -142,7 +142,7 @@ fn rules(seen: &Seen, pool: u16, behind: bool) -> RulesReport {
     RulesReport { groups: vec!["llm-d.ai".to_owned()], models: models.collect(), ..RulesReport::default() }
 }
 
-fn rule(rewrite: &InferenceModelRewrite, behind: bool) -> Option<RuleInForce> {
+fn rule(rewrite: &InferenceModelRewrite, behind: bool) -> Option<ActiveRule> {
     let rule = rewrite.spec.rules.first()?;
     let late = i64::from(behind && rule.targets.len() > 1);
     let metadata = &rewrite.metadata;
@@ -150,7 +150,7 @@ fn rule(rewrite: &InferenceModelRewrite, behind: bool) -> Option<RuleInForce> {
         let uid = name.strip_prefix(SEQUENCE_ANNOTATION_PREFIX)?;
         Some((uid.to_owned(), value.parse::<i64>().ok()? - late))
     });
-    Some(RuleInForce {
+    Some(ActiveRule {
         group: rewrite.group()?.name().to_owned(),
         rewrite: format!("{}/{}", metadata.namespace.as_deref().unwrap_or_default(), metadata.name),
         uid: metadata.uid.clone().unwrap_or_default(),

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use rollora_api::{
     names::{ROUTER_POOL_LABEL, ROUTER_PORT_ANNOTATION, SIDECAR_PORT_ANNOTATION},
-    operator_key::OperatorKey,
+    operator_directives::OperatorDirectives,
 };
 use serde_json::{Value, json};
 use std::{fmt::Write as _, net::Ipv4Addr};
@@ -166,7 +166,7 @@ pub(super) fn pool_object(pool: u16) -> Value {
 }
 
 /// The ConfigMap: so many versions of each adapter are listed, and the operator's key is as it was left.
-pub(super) fn map_object(pool: u16, rollouts: u16, versions: u16, key: Option<&OperatorKey>) -> Value {
+pub(super) fn map_object(pool: u16, rollouts: u16, versions: u16, key: Option<&OperatorDirectives>) -> Value {
     let mut text = String::from("vLLMLoRAConfig:\n  name: bench\n  ensureExist:\n    models:\n");
     for (number, of) in (0..rollouts).flat_map(|number| (1..=versions).map(move |of| (number, of))) {
         let id = version(pool, number, of);
@@ -175,7 +175,7 @@ pub(super) fn map_object(pool: u16, rollouts: u16, versions: u16, key: Option<&O
     }
     let mut data = json!({ "configmap.yaml": text });
     if let Some(key) = key {
-        data[rollora_api::names::OPERATOR_KEY] = json!(key.to_yaml());
+        data[rollora_api::names::DIRECTIVES_KEY] = json!(key.to_yaml());
     }
     json!({
         "apiVersion": "v1",
@@ -208,7 +208,7 @@ pub(super) fn rollout_object(pool: u16, number: u16) -> Value {
 pub(super) struct Template {
     pub(super) status: Value,
     pub(super) rewrite: Value,
-    pub(super) key: OperatorKey,
+    pub(super) key: OperatorDirectives,
     pub(super) rollout_uid: String,
     pub(super) rewrite_uid: String,
 }
@@ -234,8 +234,8 @@ impl Template {
     }
 
     /// The operator's key of a pool.
-    pub(super) fn key(&self, pool: u16, rollouts: u16) -> Result<OperatorKey> {
-        let mut all = OperatorKey::default();
+    pub(super) fn key(&self, pool: u16, rollouts: u16) -> Result<OperatorDirectives> {
+        let mut all = OperatorDirectives::default();
         for number in 0..rollouts {
             all.extend(serde_json::from_value(renamed(&json!(self.key), (pool, number), &[])?)?);
         }
@@ -277,7 +277,7 @@ mod tests {
         let template = Template {
             status: json!({ "message": "lora-0000-0-v1 serves all requests on pool-0000-3", "rewrite": { "uid": "w0" } }),
             rewrite: json!({ "metadata": { "name": "lora-0000-0", "uid": "w0", "annotations": { "weights/r0": "1" } } }),
-            key: OperatorKey { managed: vec!["lora-0000-0-v1".to_owned()], ..OperatorKey::default() },
+            key: OperatorDirectives { managed: vec!["lora-0000-0-v1".to_owned()], ..OperatorDirectives::default() },
             rollout_uid: "r0".to_owned(),
             rewrite_uid: "w0".to_owned(),
         };

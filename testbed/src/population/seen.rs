@@ -11,7 +11,7 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 use rollora_api::{
-    names::{OPERATOR_KEY, Sequence},
+    names::{DIRECTIVES_KEY, Sequence},
     rewrite::InferenceModelRewrite,
     rollout::{
         Rollout, RolloutStatus,
@@ -116,7 +116,7 @@ impl Shared {
             let Some(pool) = pool_of(&map.name_any()) else { return Ok(()) };
             let data = map.data.unwrap_or_default();
             let Some(text) = data.get("configmap.yaml").filter(|_| there) else { return Ok(()) };
-            let map = Map::read(text, data.get(OPERATOR_KEY).map(String::as_str))?;
+            let map = Map::read(text, data.get(DIRECTIVES_KEY).map(String::as_str))?;
             self.tell(|seen| drop(seen.maps.insert(pool, map)));
             Ok(())
         });
@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn a_write_is_counted_for_what_it_was_made_for() {
         let condition = Condition {
-            kind: "Ready".to_owned(),
+            type_: "Ready".to_owned(),
             status: ConditionStatus::True,
             reason: "Succeeded".to_owned(),
             message: String::new(),

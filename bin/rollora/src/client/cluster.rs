@@ -61,7 +61,7 @@ impl Client {
         let text = serde_json::json!(intent).to_string();
         for attempt in 1.. {
             let rollout = self.rollout().await?;
-            intent.check(&rollout).map_err(|pending| ClientError::Refused(pending.to_string()))?;
+            intent.check_allowed(&rollout).map_err(|pending| ClientError::Refused(pending.to_string()))?;
             let version = rollout.metadata.resource_version.unwrap_or_default();
             match self.rollouts.annotate(&self.name, &version, INTENT_ANNOTATION, &text).await {
                 Ok(()) => break,

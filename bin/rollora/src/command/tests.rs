@@ -40,10 +40,10 @@ fn what_was_typed_and_what_it_means() {
         }
     }
     for (line, verb) in [
-        ("rollora promote alias --state /s", Verb::Promote),
-        ("rollora promote alias --full --state /s", Verb::PromoteFull),
-        ("rollora abort alias --state /s", Verb::Abort),
-        ("rollora retry alias --state /s", Verb::Retry),
+        ("rollora promote alias --state /s", IntentKind::Promote),
+        ("rollora promote alias --full --state /s", IntentKind::PromoteFull),
+        ("rollora abort alias --state /s", IntentKind::Abort),
+        ("rollora retry alias --state /s", IntentKind::Retry),
     ] {
         match parse(line).unwrap() {
             Command::Act { target: found, verb: found_verb } => {

@@ -3,7 +3,7 @@
 use super::{phase_name, status::next, style::Style, time};
 use jiff::Timestamp;
 use rollora_api::{
-    condition::{Condition, ConditionStatus, kind},
+    condition::{Condition, ConditionStatus, condition_type},
     rollout::RolloutStatus,
     sidecar_status::{AdapterState, AdapterStatus},
 };
@@ -62,8 +62,8 @@ fn files(overview: &Overview) -> Vec<String> {
 
 /// Conditions that are not as one would wish.
 fn conditions(status: &RolloutStatus, now: Timestamp) -> Vec<String> {
-    let unwanted = |condition: &&Condition| match condition.kind.as_str() {
-        kind::STALLED | kind::PROGRESSING => condition.status == ConditionStatus::True,
+    let unwanted = |condition: &&Condition| match condition.type_.as_str() {
+        condition_type::STALLED | condition_type::PROGRESSING => condition.status == ConditionStatus::True,
         _ => condition.status != ConditionStatus::True,
     };
     let say = |condition: &Condition| {
@@ -74,7 +74,7 @@ fn conditions(status: &RolloutStatus, now: Timestamp) -> Vec<String> {
             ConditionStatus::Unknown => "unknown whether ",
         };
         let message = if condition.message.is_empty() { &condition.reason } else { &condition.message };
-        format!("{holds}{} for {since} ({}): {message}", condition.kind, condition.reason)
+        format!("{holds}{} for {since} ({}): {message}", condition.type_, condition.reason)
     };
     status.conditions.iter().filter(unwanted).map(say).collect()
 }

@@ -1,6 +1,6 @@
 use super::*;
 use jiff::{SignedDuration, Timestamp};
-use rollora_api::rollout::status::{Rejected, StepState};
+use rollora_api::rollout::status::{RejectedAdapter, StepState};
 use serde_json::{Value, json};
 
 const PLAIN: Style = Style { color: false };
@@ -195,7 +195,7 @@ fn why_an_adapter_was_rejected_is_one_line_and_said_once() {
     let mut overview = paused();
     let status = status_of(&mut overview);
     status.phase = Phase::RolledBack;
-    status.rejected = vec![Rejected { id: "lora-v2".parse().unwrap(), reason: "a:1 died over it".to_owned() }];
+    status.rejected = vec![RejectedAdapter { id: "lora-v2".parse().unwrap(), reason: "a:1 died over it".to_owned() }];
     let screen = super::status(&overview, start(), PLAIN);
     assert!(screen.contains("\n  lora-v2: rejected: a:1 died over it\n  next: list another version"), "{screen}");
     status_of(&mut overview).message = "lora-v2 was rejected: a:1 died over it".to_owned();
@@ -230,10 +230,10 @@ fn what_was_asked_is_bound_to_what_was_seen() {
     let intent = |verb| Intent { id: "1".to_owned(), verb, revision: 2, step: Some(3), claimed_by: None };
     let seen = paused().rollout.status.unwrap();
     assert_eq!(
-        asked(&intent(Verb::Promote), &seen),
+        asked(&intent(IntentKind::Promote), &seen),
         "asked: promote (revision 2 of lora-v2, step 4: pause until promoted)\n"
     );
-    assert_eq!(asked(&intent(Verb::Abort), &seen), "asked: abort (revision 2 of lora-v2)\n");
+    assert_eq!(asked(&intent(IntentKind::Abort), &seen), "asked: abort (revision 2 of lora-v2)\n");
 }
 
 #[test]

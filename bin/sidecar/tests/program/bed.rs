@@ -2,7 +2,7 @@
 
 use crate::fake::{Fake, Knobs};
 use rollora_api::{
-    names::{AdapterId, OPERATOR_KEY},
+    names::{AdapterId, DIRECTIVES_KEY},
     sidecar_status::{AdapterState, SidecarStatus},
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -61,7 +61,7 @@ impl Mount {
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("configmap.yaml"), user).unwrap();
         if let Some(operator) = operator {
-            fs::write(folder.join(OPERATOR_KEY), operator).unwrap();
+            fs::write(folder.join(DIRECTIVES_KEY), operator).unwrap();
         }
         let link = |target: &str, name: &str| {
             let fresh = self.folder.path().join("..fresh");

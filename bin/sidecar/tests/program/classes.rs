@@ -5,7 +5,7 @@ use crate::{
     bed::{Mount, Program, Start, adapters},
     fake::{Fake, Knobs},
 };
-use rollora_api::sidecar_status::Problem;
+use rollora_api::sidecar_status::ReportedError;
 use serde_json::Value;
 
 /// The status and the words of a recorded answer.
@@ -20,7 +20,7 @@ fn recorded(label: &str) -> (u16, String) {
 }
 
 /// Has `bad` loaded by such a server, and returns what is told of the failure once it is told everywhere.
-fn failure_of(knobs: Knobs, args: &[&str]) -> (Program, Problem) {
+fn failure_of(knobs: Knobs, args: &[&str]) -> (Program, ReportedError) {
     let (vllm, mut mount) = (Fake::start(knobs), Mount::new());
     mount.swap(&adapters(vllm.port(), &["bad"], &[]), None);
     let start = Start::new().path("--config", &mount.file()).args(args.iter().copied());

@@ -3,7 +3,7 @@
 use crate::{
     bed::{Mount, Start, adapters},
     fake::{Fake, Knobs},
-    hub::{COMMIT, Fault, Hub},
+    hub::{COMMIT, FakeHub, HubFault},
 };
 use rollora_api::sidecar_status::AdapterState;
 use std::fs;
@@ -17,8 +17,8 @@ fn file(port: u16, disk: &[&str]) -> String {
 #[test]
 fn an_adapter_of_the_hub_is_fetched_and_loaded_by_its_path_and_holds_up_nobody() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let hub = runtime.block_on(Hub::start());
-    hub.set(Fault::Cut(1000));
+    let hub = runtime.block_on(FakeHub::start());
+    hub.set_fault(HubFault::Cut(1000));
     let (vllm, mut mount, folder) = (Fake::start(Knobs::default()), Mount::new(), tempfile::tempdir().unwrap());
     mount.swap(&file(vllm.port(), &["v1"]), None);
     let start = || {
@@ -33,7 +33,7 @@ fn an_adapter_of_the_hub_is_fetched_and_loaded_by_its_path_and_holds_up_nobody()
     let loads = || vllm.log().into_iter().filter(|line| line.starts_with("load hubbed ")).collect::<Vec<_>>();
     assert!(loads().is_empty());
 
-    hub.set(Fault::None);
+    hub.set_fault(HubFault::None);
     sidecar.until_state("hubbed", AdapterState::Verified);
     let status = sidecar.status();
     let fetched = status.adapters.iter().find(|adapter| adapter.id.as_str() == "hubbed").unwrap();
@@ -44,12 +44,12 @@ fn an_adapter_of_the_hub_is_fetched_and_loaded_by_its_path_and_holds_up_nobody()
     let fetch = fetched.fetch.as_ref().unwrap();
     assert_eq!((fetch.commit.as_deref(), Some(fetch.bytes)), (Some(COMMIT), fetch.total_bytes));
     assert_eq!(loads(), [format!("load hubbed {root}")]);
-    assert!(hub.asked().iter().all(|asked| asked.token.as_deref() == Some("Bearer hf_secret")));
+    assert!(hub.requests().iter().all(|asked| asked.token.as_deref() == Some("Bearer hf_secret")));
 
     // What it finds again after a restart is what it wants: nothing is fetched or loaded anew.
-    let asked = hub.asked().len();
+    let asked = hub.requests().len();
     drop(sidecar);
     let mut sidecar = start();
     sidecar.until_state("hubbed", AdapterState::Verified);
-    assert_eq!((hub.asked().len(), loads().len()), (asked, 1));
+    assert_eq!((hub.requests().len(), loads().len()), (asked, 1));
 }

@@ -15,7 +15,7 @@ fn another_version_of_the_mount_is_taken_at_once_with_the_hash_that_the_operator
     let config = bed.sidecar.status().config;
     let user = adapters(bed.vllm.port(), &["v1", "v2"], &[]);
     assert_eq!(config.hash, Some(content_hash(&user, Some(key))));
-    assert!(config.operator_key);
+    assert!(config.operator_directives);
     // Unlisted while it serves: held. Unlisted and idle: gone.
     bed.swap(&["v2"], &["v1"], Some(key));
     bed.sidecar.until_state("v1", AdapterState::UnloadHeld);
@@ -57,7 +57,7 @@ fn a_key_that_vanishes_lets_nothing_in_and_takes_nothing_away() {
     let words = "`rollora.yaml` has vanished";
     bed.sidecar.until(words, |sidecar| sidecar.status().config.error.filter(|said| said.contains(words)));
     let config = bed.sidecar.status().config;
-    assert_eq!((config.hash, config.operator_key), (before, true));
+    assert_eq!((config.hash, config.operator_directives), (before, true));
     assert_eq!(bed.sidecar.state("v1"), Some(AdapterState::UnloadHeld));
     assert_eq!(bed.vllm.count("load deadly /adapters/deadly"), 0);
     bed.swap(&["v1", "v2"], &[], Some("managed: []\n"));

@@ -5,7 +5,7 @@ use crate::{
     bed::{Mount, Program, Start, adapters},
     fake::{Fake, Knobs},
 };
-use rollora_api::{adapters::content_hash, names::OPERATOR_KEY, sidecar_status::AdapterState};
+use rollora_api::{adapters::content_hash, names::DIRECTIVES_KEY, sidecar_status::AdapterState};
 use std::time::{Duration, Instant};
 
 const NAME: &str = "adapters";
@@ -68,24 +68,24 @@ fn a_change_is_taken_in_milliseconds_with_the_hash_that_the_operator_computes() 
     println!("from the write to the load: {times:?}");
     assert!(times[2] < Duration::from_millis(200), "{times:?}");
     let (user, key) = (bed.text(&["v0"], &[]), "serving: [v0]\n");
-    bed.api.apply(NAME, &[("configmap.yaml", &user), (OPERATOR_KEY, key), ("other", "text")]);
+    bed.api.apply(NAME, &[("configmap.yaml", &user), (DIRECTIVES_KEY, key), ("other", "text")]);
     let hash = Some(content_hash(&user, Some(key)));
     sidecar.until("the hash", |sidecar| (sidecar.status().config.hash == hash).then_some(()));
-    assert!(sidecar.status().config.operator_key);
+    assert!(sidecar.status().config.operator_directives);
 }
 
 #[test]
 fn a_key_that_vanishes_in_one_write_is_waited_for() {
     let bed = Bed::new();
     let (user, key) = (bed.text(&["v1", "deadly"], &[]), "managed: [\"*\"]\nadmitted: [v1]\nrejected: [deadly]\n");
-    bed.api.apply(NAME, &[("configmap.yaml", &user), (OPERATOR_KEY, key)]);
+    bed.api.apply(NAME, &[("configmap.yaml", &user), (DIRECTIVES_KEY, key)]);
     let mut sidecar = bed.start(&[]);
     sidecar.until_state("v1", AdapterState::Verified);
     bed.apply(&["v1", "v2", "deadly"], &[]);
     error(&mut sidecar, "`rollora.yaml` has vanished");
     assert_eq!(sidecar.status().config.hash, Some(content_hash(&user, Some(key))));
     assert_eq!((sidecar.state("v2"), sidecar.state("deadly")), (None, Some(AdapterState::Rejected)));
-    bed.api.apply(NAME, &[("configmap.yaml", &bed.text(&["v1", "v2"], &[])), (OPERATOR_KEY, "")]);
+    bed.api.apply(NAME, &[("configmap.yaml", &bed.text(&["v1", "v2"], &[])), (DIRECTIVES_KEY, "")]);
     sidecar.until_state("v2", AdapterState::Verified);
     assert_eq!(sidecar.status().config.error, None);
 }
@@ -192,7 +192,7 @@ fn what_cannot_be_read_changes_nothing() {
     bed.api.apply(NAME, &[("configmap.yaml", "vLLMLoRAConfig: [")]);
     error(&mut sidecar, "ConfigMap default/adapters, key configmap.yaml");
     let good = bed.text(&["v1"], &[]);
-    bed.api.apply(NAME, &[("configmap.yaml", &good), (OPERATOR_KEY, "serving: 1")]);
+    bed.api.apply(NAME, &[("configmap.yaml", &good), (DIRECTIVES_KEY, "serving: 1")]);
     error(&mut sidecar, "rollora.yaml beside ConfigMap default/adapters");
     assert_eq!(sidecar.state("v1"), Some(AdapterState::Verified));
 }

@@ -15,27 +15,27 @@
 //! Everything else stays where it is. A list that becomes empty is written `[]`: nothing at all would be null, which
 //! the old lora-syncer refuses.
 
-mod layout;
-mod put;
-mod take;
+mod insert;
+mod remove;
+mod source_text;
 
-use super::{AdapterEntry, AdaptersError, AdaptersFile, InBoth, Parsed};
+use super::{AdapterEntry, AdaptersFile, AdaptersFileError, InBothLists, ParsedAdaptersFile};
 use crate::{
     names::AdapterId,
     yaml::{
         self,
-        tree::{Kind, Node},
+        tree::{Node, NodeKind},
     },
 };
-use layout::{ListName, Source};
-use take::Moved;
+use remove::EntryText;
+use source_text::{ListName, SourceText};
 
 /// Why a file was not edited. Nothing is written then.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EditError {
     /// The file cannot be read.
     #[error("{0}")]
-    Unreadable(#[from] AdaptersError),
+    Unreadable(#[from] AdaptersFileError),
     /// The id is in neither list.
     #[error("`{id}` is not listed, so there is no entry to move")]
     NotListed {
@@ -44,12 +44,12 @@ pub enum EditError {
     },
     /// The id is in both lists.
     #[error("{0}")]
-    InBoth(InBoth),
+    InBothLists(InBothLists),
     /// The id that is to be listed is there with another source, or retired.
     #[error(
-        "line {line}: `{id}` is already listed under {list}, from `{source_there}`: use a new id, or change that entry by hand"
+        "line {line}: `{id}` is already listed under {list}, from `{present_source}`: use a new id, or change that entry by hand"
     )]
-    Taken {
+    AlreadyListed {
         /// The id.
         id: AdapterId,
         /// The list.
@@ -57,7 +57,7 @@ pub enum EditError {
         /// Its line.
         line: usize,
         /// The source there.
-        source_there: String,
+        present_source: String,
     },
     /// The entry has an anchor.
     #[error(
@@ -71,7 +71,7 @@ pub enum EditError {
     },
     /// A form that is YAML, and too unusual to be edited.
     #[error("line {line}: {what} cannot be edited in the form in which it is written: move the entry by hand")]
-    Shape {
+    UnsupportedForm {
         /// The line.
         line: usize,
         /// What.
@@ -79,7 +79,7 @@ pub enum EditError {
     },
     /// Comments do not fit into the other list.
     #[error("line {line}: the entry's comments have no place in a list written in one line: move the entry by hand")]
-    Comment {
+    CommentsLost {
         /// The entry's line.
         line: usize,
     },
@@ -95,7 +95,7 @@ pub enum EditError {
     },
     /// The edited text does not say what it should.
     #[error("{what} would not read back as intended after the edit: move the entry by hand")]
-    NotReadBack {
+    RoundTripMismatch {
         /// What.
         what: String,
     },
@@ -105,16 +105,16 @@ impl EditError {
     /// The same with other lines.
     pub(super) fn map_lines(mut self, map: impl Fn(usize) -> usize) -> Self {
         match &mut self {
-            Self::Taken { line, .. }
+            Self::AlreadyListed { line, .. }
             | Self::Anchor { line, .. }
-            | Self::Shape { line, .. }
-            | Self::Comment { line } => {
+            | Self::UnsupportedForm { line, .. }
+            | Self::CommentsLost { line } => {
                 *line = map(*line);
             }
             Self::Unreadable(error) => *error = error.clone().map_lines(map),
-            Self::InBoth(both) => *both = both.clone().map_lines(map),
+            Self::InBothLists(both) => *both = both.clone().map_lines(map),
             // The line of the key is one of the whole file already.
-            Self::NotABlock { .. } | Self::NotListed { .. } | Self::NotReadBack { .. } => {}
+            Self::NotABlock { .. } | Self::NotListed { .. } | Self::RoundTripMismatch { .. } => {}
         }
         self
     }
@@ -122,19 +122,19 @@ impl EditError {
 
 /// Moves the entry of `id` from `ensureExist` to the end of `ensureNotExist`, which is made where it is missing.
 /// A text in which it already stands there alone comes back unchanged.
-pub fn retire(text: &str, id: &AdapterId) -> Result<String, EditError> {
-    relocate(text, id, ListName::Exist, ListName::NotExist)
+pub fn unlist(text: &str, id: &AdapterId) -> Result<String, EditError> {
+    move_entry(text, id, ListName::Exist, ListName::NotExist)
 }
 
 /// Moves the entry of `id` from `ensureNotExist` back to the end of `ensureExist`.
 /// A text in which it already stands there alone comes back unchanged.
 pub fn relist(text: &str, id: &AdapterId) -> Result<String, EditError> {
-    relocate(text, id, ListName::NotExist, ListName::Exist)
+    move_entry(text, id, ListName::NotExist, ListName::Exist)
 }
 
 /// Adds an entry for `id` from `source` at the end of `ensureExist`.
 /// A text in which it already stands there alone comes back unchanged.
-pub fn list(text: &str, id: &AdapterId, source: &str) -> Result<String, EditError> {
+pub fn add_entry(text: &str, id: &AdapterId, source: &str) -> Result<String, EditError> {
     let (mark, text) = split_bom(text);
     let document = Document::read(text)?;
     for name in [ListName::NotExist, ListName::Exist] {
@@ -143,29 +143,30 @@ pub fn list(text: &str, id: &AdapterId, source: &str) -> Result<String, EditErro
             return Ok(format!("{mark}{text}"));
         }
         let (list, source_there) = (name.key(), entry.source.clone());
-        return Err(EditError::Taken { id: id.clone(), list, line: node.line, source_there });
+        return Err(EditError::AlreadyListed { id: id.clone(), list, line: node.line, present_source: source_there });
     }
     let added = AdapterEntry { id: id.clone(), source: source.to_owned(), base_model: None, required: false };
     let mut intended = document.parsed.file.clone();
     intended.ensure_exist.push(added);
-    let splices = put::put(&document.source, document.config()?, ListName::Exist, &Moved::new(id, source))?;
+    let splices =
+        insert::insert_entry(&document.source, document.config()?, ListName::Exist, &EntryText::new(id, source))?;
     let edited = document.source.apply(splices);
     let (mut exist, not_exist, rest) =
-        (document.items(ListName::Exist)?, document.items(ListName::NotExist)?, document.rest());
-    let after = Document::read_back(&edited, id)?;
+        (document.items(ListName::Exist)?, document.items(ListName::NotExist)?, document.without_entries());
+    let after = Document::reparse(&edited, id)?;
     // The new entry has no node to compare with: the typed reading vouches for it.
     if let Some(last) = after.items(ListName::Exist)?.pop() {
         exist.push(last);
     }
-    after.expect(&intended, &exist, &not_exist, &rest, id)?;
+    after.verify(&intended, &exist, &not_exist, &rest, id)?;
     Ok(format!("{mark}{edited}"))
 }
 
-fn relocate(text: &str, id: &AdapterId, from: ListName, to: ListName) -> Result<String, EditError> {
+fn move_entry(text: &str, id: &AdapterId, from: ListName, to: ListName) -> Result<String, EditError> {
     let (mark, text) = split_bom(text);
     let document = Document::read(text)?;
-    if let Some(both) = document.parsed.in_both.iter().find(|both| both.id == *id) {
-        return Err(EditError::InBoth(both.clone()));
+    if let Some(both) = document.parsed.in_both_lists.iter().find(|both| both.id == *id) {
+        return Err(EditError::InBothLists(both.clone()));
     }
     let Some((index, node, entry)) = document.entry(from, id)? else {
         return match document.entry(to, id)? {
@@ -180,15 +181,15 @@ fn relocate(text: &str, id: &AdapterId, from: ListName, to: ListName) -> Result<
     intended.entries_mut(from).remove(index);
     intended.entries_mut(to).push(entry.clone());
 
-    let (moved, mut splices) = take::take(&document.source, document.config()?, from, index)?;
-    splices.extend(put::put(&document.source, document.config()?, to, &moved)?);
+    let (moved, mut splices) = remove::remove_entry(&document.source, document.config()?, from, index)?;
+    splices.extend(insert::insert_entry(&document.source, document.config()?, to, &moved)?);
     let edited = document.source.apply(splices);
 
     let mut lists = [document.items(ListName::Exist)?, document.items(ListName::NotExist)?];
     let node = lists[from.index()].remove(index);
     lists[to.index()].push(node);
     let [exist, not_exist] = lists;
-    Document::read_back(&edited, id)?.expect(&intended, &exist, &not_exist, &document.rest(), id)?;
+    Document::reparse(&edited, id)?.verify(&intended, &exist, &not_exist, &document.without_entries(), id)?;
     Ok(format!("{mark}{edited}"))
 }
 
@@ -208,29 +209,30 @@ impl AdaptersFile {
 
 /// A file in its two readings: what it says, and where it says it.
 struct Document<'t> {
-    source: Source<'t>,
-    parsed: Parsed,
+    source: SourceText<'t>,
+    parsed: ParsedAdaptersFile,
     root: Node,
 }
 
 impl<'t> Document<'t> {
     fn read(text: &'t str) -> Result<Self, EditError> {
         let parsed = AdaptersFile::parse(text)?;
-        let root = Node::parse(text).ok().flatten().ok_or(EditError::Shape { line: 1, what: "the file" })?;
-        Ok(Self { source: Source::new(text), parsed, root })
+        let root = Node::parse(text).ok().flatten().ok_or(EditError::UnsupportedForm { line: 1, what: "the file" })?;
+        Ok(Self { source: SourceText::new(text), parsed, root })
     }
 
-    fn read_back(text: &'t str, id: &AdapterId) -> Result<Self, EditError> {
-        Self::read(text).map_err(|_| not_read_back(id))
+    fn reparse(text: &'t str, id: &AdapterId) -> Result<Self, EditError> {
+        Self::read(text).map_err(|_| round_trip_mismatch(id))
     }
 
     fn config(&self) -> Result<&Node, EditError> {
-        let config = self.root.get(layout::ROOT).filter(|config| matches!(config.kind, Kind::Mapping { .. }));
-        config.ok_or(EditError::Shape { line: 1, what: layout::ROOT })
+        let config =
+            self.root.get(source_text::ROOT_KEY).filter(|config| matches!(config.kind, NodeKind::Mapping { .. }));
+        config.ok_or(EditError::UnsupportedForm { line: 1, what: source_text::ROOT_KEY })
     }
 
     fn items(&self, list: ListName) -> Result<Vec<&Node>, EditError> {
-        Ok(layout::items(self.config()?, list).iter().collect())
+        Ok(source_text::list_items(self.config()?, list).iter().collect())
     }
 
     /// The entry of `id`: its index, its node, and what it says.
@@ -240,34 +242,38 @@ impl<'t> Document<'t> {
             ListName::NotExist => &self.parsed.file.ensure_not_exist,
         };
         let Some(index) = entries.iter().position(|entry| entry.id == *id) else { return Ok(None) };
-        let items = layout::items(self.config()?, list);
+        let items = source_text::list_items(self.config()?, list);
         // Items that come from a reference (`models: *others`) have no place of their own.
-        match items.get(index).filter(|item| items.len() == entries.len() && matches!(item.kind, Kind::Mapping { .. }))
+        match items
+            .get(index)
+            .filter(|item| items.len() == entries.len() && matches!(item.kind, NodeKind::Mapping { .. }))
         {
             Some(node) => Ok(Some((index, node, &entries[index]))),
-            None => Err(EditError::Shape { line: self.root.line, what: list.key() }),
+            None => Err(EditError::UnsupportedForm { line: self.root.line, what: list.key() }),
         }
     }
 
     /// Everything but the entries of the two lists; lists that say nothing else are as good as absent.
-    fn rest(&self) -> Node {
+    fn without_entries(&self) -> Node {
         let mut root = self.root.clone();
-        if let Some(Kind::Mapping { entries, .. }) = root.get_mut(layout::ROOT).map(|config| &mut config.kind) {
+        if let Some(NodeKind::Mapping { entries, .. }) =
+            root.get_mut(source_text::ROOT_KEY).map(|config| &mut config.kind)
+        {
             for list in [ListName::Exist, ListName::NotExist] {
                 let section = entries.iter_mut().find(|(key, _)| key.text() == Some(list.key()));
-                if let Some(Kind::Mapping { entries, .. }) = section.map(|(_, section)| &mut section.kind) {
-                    entries.retain(|(key, _)| key.text() != Some(layout::MODELS));
+                if let Some(NodeKind::Mapping { entries, .. }) = section.map(|(_, section)| &mut section.kind) {
+                    entries.retain(|(key, _)| key.text() != Some(source_text::MODELS_KEY));
                 }
             }
             let list_key =
                 |key: &Node| key.text() == Some(ListName::Exist.key()) || key.text() == Some(ListName::NotExist.key());
-            entries.retain(|(key, section)| !(list_key(key) && layout::is_blank(section)));
+            entries.retain(|(key, section)| !(list_key(key) && source_text::is_empty_value(section)));
         }
         root
     }
 
     /// Refuses a text that says anything else than what was meant.
-    fn expect(
+    fn verify(
         &self,
         file: &AdaptersFile,
         exist: &[&Node],
@@ -276,18 +282,18 @@ impl<'t> Document<'t> {
         id: &AdapterId,
     ) -> Result<(), EditError> {
         let same = |items: Vec<&Node>, meant: &[&Node]| {
-            items.len() == meant.len() && items.iter().zip(meant).all(|(item, meant)| item.same(meant))
+            items.len() == meant.len() && items.iter().zip(meant).all(|(item, meant)| item.is_equivalent(meant))
         };
         let as_meant = self.parsed.file == *file
             && same(self.items(ListName::Exist)?, exist)
             && same(self.items(ListName::NotExist)?, not_exist)
-            && self.rest().same(rest);
-        if as_meant { Ok(()) } else { Err(not_read_back(id)) }
+            && self.without_entries().is_equivalent(rest);
+        if as_meant { Ok(()) } else { Err(round_trip_mismatch(id)) }
     }
 }
 
-fn not_read_back(id: &AdapterId) -> EditError {
-    EditError::NotReadBack { what: format!("the entry of `{id}`") }
+fn round_trip_mismatch(id: &AdapterId) -> EditError {
+    EditError::RoundTripMismatch { what: format!("the entry of `{id}`") }
 }
 
 #[cfg(test)]

@@ -12,16 +12,16 @@ use std::{collections::HashMap, fmt};
 
 /// An adapters file as it was read, with what a person should know about it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Parsed {
+pub struct ParsedAdaptersFile {
     /// What the file says.
     pub file: AdaptersFile,
     /// Ids that stand in both lists. They are left alone: neither loaded nor unloaded.
-    pub in_both: Vec<InBoth>,
+    pub in_both_lists: Vec<InBothLists>,
 }
 
 /// An id that stands in both lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InBoth {
+pub struct InBothLists {
     /// The id.
     pub id: AdapterId,
     /// Its line under `ensureExist`.
@@ -30,14 +30,14 @@ pub struct InBoth {
     pub not_exist_line: usize,
 }
 
-impl InBoth {
+impl InBothLists {
     /// The same with other lines.
     pub(super) fn map_lines(self, line: impl Fn(usize) -> usize) -> Self {
         Self { exist_line: line(self.exist_line), not_exist_line: line(self.not_exist_line), ..self }
     }
 }
 
-impl fmt::Display for InBoth {
+impl fmt::Display for InBothLists {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -50,14 +50,14 @@ impl fmt::Display for InBoth {
 
 /// Why an adapters file cannot be read. The caller adds the file's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdaptersError {
+pub struct AdaptersFileError {
     line: Option<usize>,
     column: Option<usize>,
     /// What is wrong there.
-    pub problem: AdaptersProblem,
+    pub kind: AdaptersFileErrorKind,
 }
 
-impl AdaptersError {
+impl AdaptersFileError {
     /// The line, from 1, where it is known.
     pub fn line(&self) -> Option<usize> {
         self.line
@@ -71,31 +71,31 @@ impl AdaptersError {
     /// The same with other lines.
     pub(super) fn map_lines(mut self, line: impl Fn(usize) -> usize) -> Self {
         self.line = self.line.map(&line);
-        if let AdaptersProblem::Twice { first_line, .. } = &mut self.problem {
+        if let AdaptersFileErrorKind::DuplicateId { first_line, .. } = &mut self.kind {
             *first_line = line(*first_line);
         }
         self
     }
 
-    pub(super) fn at(line: usize, problem: AdaptersProblem) -> Self {
-        Self { line: Some(line), column: None, problem }
+    pub(super) fn at(line: usize, kind: AdaptersFileErrorKind) -> Self {
+        Self { line: Some(line), column: None, kind }
     }
 }
 
-impl fmt::Display for AdaptersError {
+impl fmt::Display for AdaptersFileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(line) = self.line {
             write!(f, "line {line}: ")?;
         }
-        self.problem.fmt(f)
+        self.kind.fmt(f)
     }
 }
 
-impl std::error::Error for AdaptersError {}
+impl std::error::Error for AdaptersFileError {}
 
 /// What is wrong with an adapters file, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AdaptersProblem {
+pub enum AdaptersFileErrorKind {
     /// Not YAML, or not of the expected shape.
     #[error("{}{message}", if .field.is_empty() { String::new() } else { format!("{field}: ") })]
     Yaml {
@@ -106,10 +106,10 @@ pub enum AdaptersProblem {
     },
     /// The root key is missing.
     #[error("`vLLMLoRAConfig` is missing: put the adapters under this key at the top of the file")]
-    NoRoot,
+    MissingRoot,
     /// An entry lacks a field.
     #[error("an entry of {list} has no `{field}`: write it{}", if *.list == "ensureNotExist" { ", also here" } else { "" })]
-    Missing {
+    MissingField {
         /// The list.
         list: &'static str,
         /// `id` or `source`.
@@ -117,10 +117,10 @@ pub enum AdaptersProblem {
     },
     /// An id that cannot be used.
     #[error("{0}")]
-    Name(#[from] NameError),
+    InvalidName(#[from] NameError),
     /// An id stands twice in one list.
     #[error("`{id}` is listed twice under {list}, first on line {first_line}: remove one of the two entries")]
-    Twice {
+    DuplicateId {
         /// The id.
         id: AdapterId,
         /// The list.
@@ -130,13 +130,13 @@ pub enum AdaptersProblem {
     },
     /// The file is a ConfigMap without the key.
     #[error(
-        "the ConfigMap's data has no key `{key}`, it has {there}: add it, or name the right one in `adaptersRef.key`"
+        "the ConfigMap's data has no key `{key}`, it has {present_keys}: add it, or name the right one in `adaptersRef.key`"
     )]
-    NoKey {
+    MissingKey {
         /// The key that is looked for.
         key: String,
         /// The keys there are.
-        there: String,
+        present_keys: String,
     },
     /// The ConfigMap's key holds something else than text.
     #[error("`{key}` is not a text: write `{key}: |` and the adapters indented under it")]
@@ -146,10 +146,10 @@ pub enum AdaptersProblem {
     },
 }
 
-impl From<YamlError> for AdaptersError {
+impl From<YamlError> for AdaptersFileError {
     fn from(error: YamlError) -> Self {
-        let problem = AdaptersProblem::Yaml { field: error.field, message: error.message };
-        Self { line: error.line, column: error.column, problem }
+        let problem = AdaptersFileErrorKind::Yaml { field: error.field, message: error.message };
+        Self { line: error.line, column: error.column, kind: problem }
     }
 }
 
@@ -188,17 +188,21 @@ struct RawEntry {
 impl AdaptersFile {
     /// Reads the text of the user's key. For a file that may also be a whole ConfigMap, see
     /// [`AdaptersText`](super::AdaptersText).
-    pub fn parse(text: &str) -> Result<Parsed, AdaptersError> {
+    pub fn parse(text: &str) -> Result<ParsedAdaptersFile, AdaptersFileError> {
         let raw: RawRoot = yaml::decode(yaml::without_bom(text))?;
-        let config = raw.config.ok_or_else(|| AdaptersError::at(1, AdaptersProblem::NoRoot))?;
-        let exist = List::read("ensureExist", config.ensure_exist)?;
-        let not_exist = List::read("ensureNotExist", config.ensure_not_exist)?;
+        let config = raw.config.ok_or_else(|| AdaptersFileError::at(1, AdaptersFileErrorKind::MissingRoot))?;
+        let exist = ParsedList::from_raw("ensureExist", config.ensure_exist)?;
+        let not_exist = ParsedList::from_raw("ensureNotExist", config.ensure_not_exist)?;
         let in_both = exist
             .entries
             .iter()
             .filter_map(|entry| {
                 let id = &entry.id;
-                Some(InBoth { id: id.clone(), exist_line: exist.line(id)?, not_exist_line: not_exist.line(id)? })
+                Some(InBothLists {
+                    id: id.clone(),
+                    exist_line: exist.line_of_id(id)?,
+                    not_exist_line: not_exist.line_of_id(id)?,
+                })
             })
             .collect();
         let file = AdaptersFile {
@@ -209,30 +213,34 @@ impl AdaptersFile {
             ensure_exist: exist.entries,
             ensure_not_exist: not_exist.entries,
         };
-        Ok(Parsed { file, in_both })
+        Ok(ParsedAdaptersFile { file, in_both_lists: in_both })
     }
 }
 
 /// One list, and on which line each id stands.
-struct List {
+struct ParsedList {
     entries: Vec<AdapterEntry>,
     lines: HashMap<AdapterId, usize>,
 }
 
-impl List {
-    fn read(name: &'static str, raw: Option<RawList>) -> Result<Self, AdaptersError> {
+impl ParsedList {
+    fn from_raw(name: &'static str, raw: Option<RawList>) -> Result<Self, AdaptersFileError> {
         let models = raw.and_then(|list| list.models).unwrap_or_default();
         let mut list = Self { entries: Vec::with_capacity(models.len()), lines: HashMap::new() };
         for raw in models {
             let line = line_of(&raw);
-            let missing = |field| AdaptersError::at(line, AdaptersProblem::Missing { list: name, field });
+            let missing =
+                |field| AdaptersFileError::at(line, AdaptersFileErrorKind::MissingField { list: name, field });
             let raw = raw.value;
             let id = raw.id.ok_or_else(|| missing("id"))?;
             let line = line_of(&id);
-            let id = AdapterId::new(id.value).map_err(|error| AdaptersError::at(line, error.into()))?;
+            let id = AdapterId::new(id.value).map_err(|error| AdaptersFileError::at(line, error.into()))?;
             let source = raw.source.filter(|source| !source.is_empty()).ok_or_else(|| missing("source"))?;
             if let Some(first_line) = list.lines.insert(id.clone(), line) {
-                return Err(AdaptersError::at(line, AdaptersProblem::Twice { id, list: name, first_line }));
+                return Err(AdaptersFileError::at(
+                    line,
+                    AdaptersFileErrorKind::DuplicateId { id, list: name, first_line },
+                ));
             }
             let required = raw.required.unwrap_or_default();
             list.entries.push(AdapterEntry { id, source, base_model: raw.base_model, required });
@@ -240,7 +248,7 @@ impl List {
         Ok(list)
     }
 
-    fn line(&self, id: &AdapterId) -> Option<usize> {
+    fn line_of_id(&self, id: &AdapterId) -> Option<usize> {
         self.lines.get(id).copied()
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! Invariant: putting an edited inner text back changes only the lines of the ConfigMap that the edit changed.
 
-use super::{AdaptersError, AdaptersFile, AdaptersProblem, Parsed, edit::EditError};
+use super::{AdaptersFile, AdaptersFileError, AdaptersFileErrorKind, ParsedAdaptersFile, edit::EditError};
 use crate::yaml::{
     self,
-    tree::{Kind, Node, TreeError},
+    tree::{Node, NodeKind, TreeError},
 };
 use serde_saphyr::granit_parser::ScalarStyle;
 use std::collections::{HashMap, VecDeque};
@@ -14,81 +14,81 @@ use std::collections::{HashMap, VecDeque};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdaptersText {
     text: String,
-    wrapping: Option<Wrapping>,
+    config_map_value: Option<ConfigMapValue>,
 }
 
 /// Where the user's text stands in its ConfigMap.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Wrapping {
+struct ConfigMapValue {
     key: String,
     inner: String,
     /// The line of the key.
     key_line: usize,
     /// The lines of the value; none where it is not a literal block (`|`).
-    block: Option<Block>,
+    block: Option<LiteralBlock>,
 }
 
 /// A literal block, which has one line for every line of its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Block {
+struct LiteralBlock {
     /// Index of the first line, from 0.
-    first: usize,
+    first_line: usize,
     /// How many lines.
-    count: usize,
+    line_count: usize,
     /// What stands before every line that is not blank.
     indent: String,
 }
 
 impl AdaptersText {
     /// Takes the text of a file. Where it is a ConfigMap, the user's text is under `key` of its data.
-    pub fn new(text: impl Into<String>, key: &str) -> Result<Self, AdaptersError> {
+    pub fn new(text: impl Into<String>, key: &str) -> Result<Self, AdaptersFileError> {
         let text = text.into();
         let wrapping = match Node::parse(yaml::without_bom(&text)) {
             Ok(Some(root)) if root.get("kind").and_then(Node::text) == Some("ConfigMap") => {
-                Some(Wrapping::find(&text, &root, key)?)
+                Some(ConfigMapValue::find(&text, &root, key)?)
             }
-            Err(TreeError::SecondDocument(line)) => return Err(second_document(line)),
+            Err(TreeError::SecondDocument(line)) => return Err(second_document_error(line)),
             // What is wrong with text that is not YAML is said by the strict parser, in `parse`.
             Ok(_) | Err(TreeError::Scan(_)) => None,
         };
-        Ok(Self { text, wrapping })
+        Ok(Self { text, config_map_value: wrapping })
     }
 
     /// The whole text.
-    pub fn whole(&self) -> &str {
+    pub fn full_text(&self) -> &str {
         &self.text
     }
 
     /// The user's text: what stands under the key, or everything.
     pub fn inner(&self) -> &str {
-        self.wrapping.as_ref().map_or(&self.text, |wrapping| &wrapping.inner)
+        self.config_map_value.as_ref().map_or(&self.text, |wrapping| &wrapping.inner)
     }
 
     /// Reads the user's text. Lines in errors and in [`Parsed::in_both`] are those of the whole file.
-    pub fn parse(&self) -> Result<Parsed, AdaptersError> {
-        let line = |line| self.line(line);
+    pub fn parse(&self) -> Result<ParsedAdaptersFile, AdaptersFileError> {
+        let line = |line| self.file_line(line);
         let mut parsed = AdaptersFile::parse(self.inner()).map_err(|error| error.map_lines(line))?;
-        parsed.in_both = parsed.in_both.into_iter().map(|both| both.map_lines(line)).collect();
+        parsed.in_both_lists = parsed.in_both_lists.into_iter().map(|both| both.map_lines(line)).collect();
         Ok(parsed)
     }
 
     /// The line of the whole file on which line `inner` of the user's text stands.
-    pub fn line(&self, inner: usize) -> usize {
-        match &self.wrapping {
+    pub fn file_line(&self, inner: usize) -> usize {
+        match &self.config_map_value {
             None => inner,
-            Some(Wrapping { block: Some(block), .. }) => block.first + inner,
-            Some(Wrapping { key_line, .. }) => *key_line,
+            Some(ConfigMapValue { block: Some(block), .. }) => block.first_line + inner,
+            Some(ConfigMapValue { key_line, .. }) => *key_line,
         }
     }
 
     /// A refusal of an edit of the user's text, with the lines of the whole file.
-    pub fn explain(&self, error: EditError) -> EditError {
-        error.map_lines(|line| self.line(line))
+    pub fn map_error_lines(&self, error: EditError) -> EditError {
+        error.map_lines(|line| self.file_line(line))
     }
 
     /// The whole text with `inner` in the place of the user's text.
     pub fn with_inner(&self, inner: &str) -> Result<String, EditError> {
-        let Some(wrapping) = &self.wrapping else { return Ok(inner.to_owned()) };
+        let Some(wrapping) = &self.config_map_value else { return Ok(inner.to_owned()) };
         if inner == wrapping.inner {
             return Ok(self.text.clone());
         }
@@ -102,41 +102,44 @@ impl AdaptersText {
         let content = |text: &str| text.trim_end_matches('\n').to_owned();
         match read_back.as_ref().map(|text| content(text.inner())) {
             Ok(read_back) if read_back == content(inner) => Ok(edited),
-            _ => Err(EditError::NotReadBack { what: format!("the block under `{}`", wrapping.key) }),
+            _ => Err(EditError::RoundTripMismatch { what: format!("the block under `{}`", wrapping.key) }),
         }
     }
 }
 
-fn second_document(line: usize) -> AdaptersError {
+fn second_document_error(line: usize) -> AdaptersFileError {
     let message = "a second YAML document begins here: keep one document in the file".to_owned();
-    AdaptersError::at(line, AdaptersProblem::Yaml { field: String::new(), message })
+    AdaptersFileError::at(line, AdaptersFileErrorKind::Yaml { field: String::new(), message })
 }
 
-impl Wrapping {
-    fn find(text: &str, root: &Node, key: &str) -> Result<Self, AdaptersError> {
+impl ConfigMapValue {
+    fn find(text: &str, root: &Node, key: &str) -> Result<Self, AdaptersFileError> {
         let data = root.entry("data");
         let Some((key_node, value)) = data.and_then(|(_, data)| data.entry(key)) else {
-            let there = data.map(|(_, data)| keys(data)).unwrap_or_default();
+            let there = data.map(|(_, data)| list_keys(data)).unwrap_or_default();
             let there = if there.is_empty() { "none".to_owned() } else { there };
             let line = data.map_or(root.line, |(data, _)| data.line);
-            return Err(AdaptersError::at(line, AdaptersProblem::NoKey { key: key.to_owned(), there }));
+            return Err(AdaptersFileError::at(
+                line,
+                AdaptersFileErrorKind::MissingKey { key: key.to_owned(), present_keys: there },
+            ));
         };
-        let Kind::Scalar { value: inner, style } = &value.kind else {
-            return Err(AdaptersError::at(key_node.line, AdaptersProblem::NotText { key: key.to_owned() }));
+        let NodeKind::Scalar { value: inner, style } = &value.kind else {
+            return Err(AdaptersFileError::at(key_node.line, AdaptersFileErrorKind::NotText { key: key.to_owned() }));
         };
         let literal = *style == ScalarStyle::Literal;
-        let block = if literal { Block::find(text, inner, value.line) } else { None };
+        let block = if literal { LiteralBlock::find(text, inner, value.line) } else { None };
         Ok(Self { key: key.to_owned(), inner: inner.clone(), key_line: key_node.line, block })
     }
 }
 
-fn keys(data: &Node) -> String {
-    let Kind::Mapping { entries, .. } = &data.kind else { return String::new() };
+fn list_keys(data: &Node) -> String {
+    let NodeKind::Mapping { entries, .. } = &data.kind else { return String::new() };
     let names: Vec<_> = entries.iter().filter_map(|(key, _)| key.text()).map(|name| format!("`{name}`")).collect();
     names.join(", ")
 }
 
-impl Block {
+impl LiteralBlock {
     /// The block with the value `inner` whose first line that is not blank is line `line` (from 1) of `text`.
     fn find(text: &str, inner: &str, line: usize) -> Option<Self> {
         let values: Vec<&str> = inner.lines().collect();
@@ -149,14 +152,14 @@ impl Block {
                 Some(rest) => rest == *value,
                 None => value.is_empty() && line.trim().is_empty(),
             });
-        faithful.then(|| Self { first, count: values.len(), indent: indent.to_owned() })
+        faithful.then(|| Self { first_line: first, line_count: values.len(), indent: indent.to_owned() })
     }
 
     /// `text` with the lines of `inner` in the place of those of `old`; lines that both have keep their bytes.
     fn replace(&self, text: &str, old: &str, inner: &str) -> String {
         let lines: Vec<&str> = text.split_inclusive('\n').collect();
-        let (before, rest) = lines.split_at(self.first.min(lines.len()));
-        let (block, after) = rest.split_at(self.count.min(rest.len()));
+        let (before, rest) = lines.split_at(self.first_line.min(lines.len()));
+        let (block, after) = rest.split_at(self.line_count.min(rest.len()));
         let ending = if block.first().is_some_and(|line| line.ends_with("\r\n")) { "\r\n" } else { "\n" };
         // Equal values have equal bytes but for blank lines and line endings: those are taken in their order.
         let mut kept: HashMap<&str, VecDeque<&str>> = HashMap::new();

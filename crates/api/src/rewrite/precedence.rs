@@ -10,13 +10,13 @@ use std::{collections::BTreeSet, fmt};
 
 /// The precedence of a rewrite in its group: the least goes first. The order of the fields counts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Rank {
+pub struct RewritePrecedence {
     created: Option<Timestamp>,
     namespace: Option<String>,
     name: String,
 }
 
-impl Rank {
+impl RewritePrecedence {
     /// The rank of `rewrite`.
     pub fn of(rewrite: &InferenceModelRewrite) -> Self {
         let metadata = &rewrite.metadata;
@@ -34,7 +34,7 @@ impl Rank {
 }
 
 /// Namespace and name.
-impl fmt::Display for Rank {
+impl fmt::Display for RewritePrecedence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.namespace {
             Some(namespace) => write!(f, "{namespace}/{}", self.name),
@@ -50,7 +50,7 @@ impl RewriteRule {
         if self.matches.is_empty() {
             return vec![None];
         }
-        let is_exact = |known: &&RewriteMatch| known.model.kind.as_deref().is_none_or(|kind| kind == "Exact");
+        let is_exact = |known: &&RewriteMatch| known.model.type_.as_deref().is_none_or(|kind| kind == "Exact");
         let models: BTreeSet<&str> =
             self.matches.iter().filter(is_exact).map(|exact| exact.model.value.as_str()).collect();
         models.into_iter().map(Some).collect()

@@ -7,12 +7,12 @@ use serde_json::{Map, Value};
 
 /// The definition, as it is installed.
 pub fn definition() -> Result<CustomResourceDefinition, serde_json::Error> {
-    serde_json::from_value(tidy(serde_json::to_value(RolloutResource::crd())?))
+    serde_json::from_value(normalize(serde_json::to_value(RolloutResource::crd())?))
 }
 
 /// The definition as the text of `crds/rollouts.rollora.dev.yaml`.
 pub fn yaml() -> Result<String, CrdError> {
-    let text = serde_saphyr::to_string(&tidy(serde_json::to_value(RolloutResource::crd())?))?;
+    let text = serde_saphyr::to_string(&normalize(serde_json::to_value(RolloutResource::crd())?))?;
     Ok(format!("# Made from the Rust types by `cargo xtask crds`: changes made here are undone.\n{text}"))
 }
 
@@ -32,19 +32,19 @@ pub enum CrdError {
 ///   applies defaults and rules.
 /// - Only the operator writes the status, so nothing is filled in or refused there by rules.
 /// - Bounds are whole numbers.
-fn tidy(mut definition: Value) -> Value {
+fn normalize(mut definition: Value) -> Value {
     for version in definition.pointer_mut("/spec/versions").and_then(Value::as_array_mut).into_iter().flatten() {
         let Some(root) = version.pointer_mut("/schema/openAPIV3Schema") else { continue };
-        each_object(root, &mut |schema| {
+        for_each_object(root, &mut |schema| {
             schema.remove("nullable");
             for bound in ["minimum", "maximum"] {
-                if let Some(whole) = schema.get(bound).and_then(Value::as_f64).and_then(whole) {
+                if let Some(whole) = schema.get(bound).and_then(Value::as_f64).and_then(as_integer) {
                     schema.insert(bound.to_owned(), whole.into());
                 }
             }
         });
         if let Some(status) = root.pointer_mut("/properties/status") {
-            each_object(status, &mut |schema| {
+            for_each_object(status, &mut |schema| {
                 schema.remove("default");
                 schema.remove("x-kubernetes-validations");
             });
@@ -54,17 +54,17 @@ fn tidy(mut definition: Value) -> Value {
 }
 
 /// The whole number that is written as a floating-point one.
-fn whole(number: f64) -> Option<i64> {
+fn as_integer(number: f64) -> Option<i64> {
     format!("{number:.0}").parse().ok().filter(|whole: &i64| whole.to_string() == number.to_string())
 }
 
-fn each_object(value: &mut Value, each: &mut impl FnMut(&mut Map<String, Value>)) {
+fn for_each_object(value: &mut Value, each: &mut impl FnMut(&mut Map<String, Value>)) {
     match value {
         Value::Object(fields) => {
             each(fields);
-            fields.values_mut().for_each(|value| each_object(value, each));
+            fields.values_mut().for_each(|value| for_each_object(value, each));
         }
-        Value::Array(items) => items.iter_mut().for_each(|value| each_object(value, each)),
+        Value::Array(items) => items.iter_mut().for_each(|value| for_each_object(value, each)),
         _ => {}
     }
 }

@@ -18,14 +18,18 @@ pub struct Resolution {
 }
 
 /// The highest of `ids` that match `pattern`, in which `*` stands once for the version.
-pub fn highest<'a>(pattern: &str, order: VersionOrder, ids: impl IntoIterator<Item = &'a AdapterId>) -> Resolution {
+pub fn highest_version<'a>(
+    pattern: &str,
+    order: VersionOrder,
+    ids: impl IntoIterator<Item = &'a AdapterId>,
+) -> Resolution {
     let VersionOrder::Numeric = order;
     let Some((before, after)) = pattern.split_once('*') else { return Resolution::default() };
-    let mut best: Option<(Version<'_>, &AdapterId)> = None;
+    let mut best: Option<(NumericVersion<'_>, &AdapterId)> = None;
     let mut ignored = Vec::new();
     for id in ids {
         let text = id.as_str().strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
-        match text.map(Version::parse) {
+        match text.map(NumericVersion::parse) {
             Some(None) => ignored.push(id.clone()),
             Some(Some(version)) if best.as_ref().is_none_or(|(highest, _)| version > *highest) => {
                 best = Some((version, id));
@@ -39,11 +43,11 @@ pub fn highest<'a>(pattern: &str, order: VersionOrder, ids: impl IntoIterator<It
 
 /// A version of digits and dots.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Version<'a> {
+struct NumericVersion<'a> {
     text: &'a str,
 }
 
-impl<'a> Version<'a> {
+impl<'a> NumericVersion<'a> {
     /// One or more numbers with single dots between them.
     fn parse(text: &'a str) -> Option<Self> {
         let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
@@ -59,13 +63,13 @@ impl<'a> Version<'a> {
     }
 }
 
-impl Ord for Version<'_> {
+impl Ord for NumericVersion<'_> {
     fn cmp(&self, other: &Self) -> Ordering {
         self.numbers().cmp(other.numbers()).then_with(|| self.text.cmp(other.text))
     }
 }
 
-impl PartialOrd for Version<'_> {
+impl PartialOrd for NumericVersion<'_> {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
@@ -80,8 +84,8 @@ mod tests {
         names.iter().map(|name| AdapterId::new(*name).unwrap()).collect()
     }
 
-    fn resolve(pattern: &str, names: &[&str]) -> (Option<String>, Vec<String>) {
-        let resolution = highest(pattern, VersionOrder::Numeric, &ids(names));
+    fn resolve_ids(pattern: &str, names: &[&str]) -> (Option<String>, Vec<String>) {
+        let resolution = highest_version(pattern, VersionOrder::Numeric, &ids(names));
         let ignored = resolution.ignored.into_iter().map(String::from).collect();
         (resolution.id.map(String::from), ignored)
     }
@@ -102,14 +106,14 @@ mod tests {
             ("no star", &["no star"], None),
         ];
         for (pattern, names, expected) in cases {
-            assert_eq!(resolve(pattern, names).0.as_deref(), *expected, "{pattern} {names:?}");
+            assert_eq!(resolve_ids(pattern, names).0.as_deref(), *expected, "{pattern} {names:?}");
         }
     }
 
     #[test]
     fn what_is_no_version_is_reported_and_what_does_not_match_is_not() {
         let names = ["a-v1", "a-vnext", "b-v7", "a-v", "a-v1.", "a-v1..2", "a-v2-rc1", "a-v٣"];
-        let (id, ignored) = resolve("a-v*", &names);
+        let (id, ignored) = resolve_ids("a-v*", &names);
         assert_eq!(id.as_deref(), Some("a-v1"));
         assert_eq!(ignored, ["a-vnext", "a-v", "a-v1.", "a-v1..2", "a-v2-rc1", "a-v٣"]);
     }
@@ -121,7 +125,7 @@ mod tests {
                 .prop_map(|set| set.into_iter().map(|version| format!("a-v{version}")).collect::<Vec<_>>())
         ) {
             let resolve = |names: &[String]| {
-                highest("a-v*", VersionOrder::Numeric, &names.iter().map(|n| AdapterId::new(n).unwrap()).collect::<Vec<_>>())
+                highest_version("a-v*", VersionOrder::Numeric, &names.iter().map(|n| AdapterId::new(n).unwrap()).collect::<Vec<_>>())
             };
             let one = resolve(&versions);
             versions.reverse();
@@ -133,7 +137,7 @@ mod tests {
         #[test]
         fn numbers_compare_as_numbers(left in any::<u64>(), right in any::<u64>()) {
             let (one, two) = (left.to_string(), right.to_string());
-            prop_assert_eq!(Version::parse(&one).unwrap().cmp(&Version::parse(&two).unwrap()), left.cmp(&right));
+            prop_assert_eq!(NumericVersion::parse(&one).unwrap().cmp(&NumericVersion::parse(&two).unwrap()), left.cmp(&right));
         }
     }
 }

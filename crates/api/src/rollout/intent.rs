@@ -11,7 +11,7 @@ pub struct Intent {
     /// Unique; the status remembers the last one that was consumed.
     pub id: String,
     /// What to do.
-    pub verb: Verb,
+    pub verb: IntentKind,
     /// `status.revision.number` that the person saw.
     pub revision: i64,
     /// `status.step.index` that the person saw; `promote` is refused when the step has moved on.
@@ -24,27 +24,27 @@ pub struct Intent {
 
 /// Why a wish is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("`{}` was asked before and is not answered yet: wait for it, or abort", self.0.name())]
-pub struct IntentPending(pub Verb);
+#[error("`{}` was asked before and is not answered yet: wait for it, or abort", self.0.cli_name())]
+pub struct IntentPending(pub IntentKind);
 
 /// An annotation that is no wish.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the annotation {INTENT_ANNOTATION} cannot be read: {0}")]
-pub struct UnreadableIntent(String);
+pub struct IntentParseError(String);
 
 impl Intent {
     /// Whether it may be written on `rollout`: one that was not consumed yet may be replaced only by an abort.
-    pub fn check(&self, rollout: &Rollout) -> Result<(), IntentPending> {
-        match Self::unread(rollout) {
-            Ok(Some(pending)) if self.verb != Verb::Abort => Err(IntentPending(pending.verb)),
+    pub fn check_allowed(&self, rollout: &Rollout) -> Result<(), IntentPending> {
+        match Self::pending(rollout) {
+            Ok(Some(pending)) if self.verb != IntentKind::Abort => Err(IntentPending(pending.verb)),
             _ => Ok(()),
         }
     }
 
     /// What was asked and not consumed yet, or why that cannot be read.
-    pub fn unread(rollout: &Rollout) -> Result<Option<Self>, UnreadableIntent> {
+    pub fn pending(rollout: &Rollout) -> Result<Option<Self>, IntentParseError> {
         let Some(text) = rollout.metadata.annotations.get(INTENT_ANNOTATION) else { return Ok(None) };
-        let asked: Self = serde_json::from_str(text).map_err(|error| UnreadableIntent(error.to_string()))?;
+        let asked: Self = serde_json::from_str(text).map_err(|error| IntentParseError(error.to_string()))?;
         let last = rollout.status.as_ref().and_then(|status| status.last_action.as_ref());
         Ok(last.is_none_or(|last| last.id != asked.id).then_some(asked))
     }
@@ -53,7 +53,7 @@ impl Intent {
 /// What to do. An open-ended list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verb {
+pub enum IntentKind {
     /// End the pause that the person saw.
     Promote,
     /// Skip all steps that are left; the gates stay.
@@ -64,9 +64,9 @@ pub enum Verb {
     Retry,
 }
 
-impl Verb {
+impl IntentKind {
     /// As people type it.
-    pub fn name(self) -> &'static str {
+    pub fn cli_name(self) -> &'static str {
         match self {
             Self::Promote => "promote",
             Self::PromoteFull => "promote --full",

@@ -126,7 +126,7 @@ pub struct AdapterChoice {
 
 impl AdapterChoice {
     /// The pattern or id that the Rollout governs.
-    pub fn governed(&self) -> Option<&str> {
+    pub fn managed_pattern(&self) -> Option<&str> {
         let follow = self.follow.as_ref().map(|follow| follow.pattern.as_str());
         follow.or_else(|| self.id.as_ref().map(AdapterId::as_str))
     }

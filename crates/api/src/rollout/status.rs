@@ -4,7 +4,7 @@
 //! of the spec: a newer operator may write values that an older definition does not know.
 
 use super::{
-    intent::Verb,
+    intent::IntentKind,
     spec::{RouterKind, Step},
 };
 use crate::{
@@ -25,7 +25,7 @@ pub struct RolloutStatus {
     pub observed_adapters: Option<ObservedAdapters>,
     /// Derived from the conditions, for people: Pending, Progressing, Paused, Held, RollingBack, RolledBack, Succeeded,
     /// Invalid. An open-ended list.
-    #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Word"))]
+    #[cfg_attr(feature = "kube", schemars(with = "crate::schema::OpenEnum"))]
     pub phase: Phase,
     /// Since when the phase is this one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,7 +35,7 @@ pub struct RolloutStatus {
     #[cfg_attr(feature = "kube", schemars(length(max = 32768)))]
     pub message: String,
     /// What the columns of `kubectl get` show; derived from the rest.
-    pub summary: Summary,
+    pub summary: StatusSummary,
     /// Which adapters it is about.
     pub revision: Revision,
     /// The steps as they were when this revision began; an edit in the middle takes effect next time.
@@ -47,26 +47,26 @@ pub struct RolloutStatus {
     /// Where it stands in `steps`.
     pub step: Option<StepStatus>,
     /// The weights that should be in force.
-    pub weights: Weights,
+    pub weights: TrafficWeights,
     /// The rewrite that carries them.
     pub rewrite: Option<RewriteIdentity>,
     /// Who has the adapter.
     pub residency: Residency,
     /// Who routes by the weights.
-    pub routers: Routers,
+    pub routers: RouterStatus,
     /// Ids that lost their weight and are on their way out; at most 10, or 50 where more than 10 have to wait.
     #[cfg_attr(feature = "kube", schemars(length(max = 50)))]
-    pub retired: Vec<Retired>,
+    pub retired: Vec<RetiredAdapter>,
     /// Ids that failed; at most 10.
     #[cfg_attr(feature = "kube", schemars(length(max = 10)))]
-    pub rejected: Vec<Rejected>,
+    pub rejected: Vec<RejectedAdapter>,
     /// The governed ids and the one pilot, as the operator's key says.
     pub admission: AdmissionStatus,
     /// The last intent that was consumed.
     pub last_action: Option<LastAction>,
     /// Revisions that ended, newest first; at most 10.
     #[cfg_attr(feature = "kube", schemars(length(max = 10)))]
-    pub history: Vec<Ended>,
+    pub history: Vec<PastRevision>,
     /// Conditions, sorted by type.
     #[cfg_attr(feature = "kube", schemars(schema_with = "crate::schema::conditions"))]
     pub conditions: Vec<Condition>,
@@ -74,12 +74,12 @@ pub struct RolloutStatus {
 
 impl RolloutStatus {
     /// What the columns show of the rest.
-    pub fn summarize(&self) -> Summary {
+    pub fn summarize(&self) -> StatusSummary {
         let index = self.step.as_ref().map(|step| step.index);
         let desired = self.revision.desired.as_ref();
         let weight = self.weights.desired.iter().find(|target| Some(&target.id) == desired).map_or(0, |t| t.weight);
         let total: i32 = self.weights.desired.iter().map(|target| target.weight).sum();
-        Summary {
+        StatusSummary {
             step: index.map(|index| format!("{index}/{}", self.steps.len())).unwrap_or_default(),
             weight: if total > 0 { format!("{weight}/{total}") } else { String::new() },
         }
@@ -90,7 +90,7 @@ impl RolloutStatus {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
-pub struct Summary {
+pub struct StatusSummary {
     /// Steps that are done, of all: `2/5`.
     #[cfg_attr(feature = "kube", schemars(length(max = 253)))]
     pub step: String,
@@ -155,7 +155,7 @@ pub struct StepStatus {
     #[cfg_attr(feature = "kube", schemars(range(min = 0, max = 50)))]
     pub index: i32,
     /// How far the step is: AwaitingResidency, AwaitingRouters, Pausing, Held, Done. An open-ended list.
-    #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Word"))]
+    #[cfg_attr(feature = "kube", schemars(with = "crate::schema::OpenEnum"))]
     pub state: StepState,
     /// When it began.
     #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Time"))]
@@ -188,7 +188,7 @@ pub enum StepState {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
-pub struct Weights {
+pub struct TrafficWeights {
     /// Every target that has weight, stable first.
     #[cfg_attr(feature = "kube", schemars(length(max = 16)))]
     pub desired: Vec<TargetWeight>,
@@ -264,14 +264,14 @@ pub struct Residency {
     /// them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "kube", schemars(length(max = 100)))]
-    pub relisted: Vec<Relisted>,
+    pub relisted: Vec<RelistedAdapter>,
 }
 
 /// An id that was unlisted and is listed again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct Relisted {
+pub struct RelistedAdapter {
     /// The adapter.
     pub id: AdapterId,
     /// When it was first seen to be listed again.
@@ -283,9 +283,9 @@ pub struct Relisted {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
-pub struct Routers {
+pub struct RouterStatus {
     /// Who executes the rewrite.
-    #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Word"))]
+    #[cfg_attr(feature = "kube", schemars(with = "crate::schema::OpenEnum"))]
     pub kind: RouterKind,
     /// Routers that have the rule that was written.
     #[cfg_attr(feature = "kube", schemars(range(min = 0)))]
@@ -299,7 +299,7 @@ pub struct Routers {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct Retired {
+pub struct RetiredAdapter {
     /// The adapter.
     pub id: AdapterId,
     /// When it lost its last weight.
@@ -307,7 +307,7 @@ pub struct Retired {
     pub since: jiff::Timestamp,
     /// How far its retirement is: Waiting, Unlisting, Unloading, Gone, StillInUse, Relisted, Returning, Suggested, Kept.
     /// An open-ended list.
-    #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Word"))]
+    #[cfg_attr(feature = "kube", schemars(with = "crate::schema::OpenEnum"))]
     pub state: RetirementState,
     /// Whether it had all requests once: then it comes back at once, not by steps.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -345,7 +345,7 @@ pub enum RetirementState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct Rejected {
+pub struct RejectedAdapter {
     /// The adapter.
     pub id: AdapterId,
     /// Why, in words.
@@ -365,20 +365,20 @@ pub struct AdmissionStatus {
     /// nobody can reach them and they have been quiet.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "kube", schemars(length(max = 10)))]
-    pub held: Vec<AdapterId>,
+    pub retained: Vec<AdapterId>,
     /// The one server that tries the desired adapter first.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pilot: Option<crate::operator_key::Pilot>,
+    pub pilot: Option<crate::operator_directives::Pilot>,
     /// Where ids were tried before another took their place: there each is tried again, should it come back.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "kube", schemars(length(max = 10)))]
-    pub tried: Vec<crate::operator_key::Pilot>,
+    pub past_pilots: Vec<crate::operator_directives::Pilot>,
 }
 
 impl AdmissionStatus {
     /// Whether servers may have this id because of the Rollout.
-    pub fn has(&self, id: &AdapterId) -> bool {
-        self.admitted.contains(id) || self.held.contains(id)
+    pub fn permits(&self, id: &AdapterId) -> bool {
+        self.admitted.contains(id) || self.retained.contains(id)
     }
 }
 
@@ -391,8 +391,8 @@ pub struct LastAction {
     #[cfg_attr(feature = "kube", schemars(length(max = 253)))]
     pub id: String,
     /// What was asked: promote, promote-full, abort, retry. An open-ended list.
-    #[cfg_attr(feature = "kube", schemars(with = "crate::schema::Word"))]
-    pub verb: Verb,
+    #[cfg_attr(feature = "kube", schemars(with = "crate::schema::OpenEnum"))]
+    pub verb: IntentKind,
     /// Who asked, where that is known. Said by the client, not proven.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "kube", schemars(length(max = 1024)))]
@@ -420,7 +420,7 @@ impl LastAction {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "kube", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-pub struct Ended {
+pub struct PastRevision {
     /// Its number.
     pub revision: i64,
     /// The adapter that was wanted.

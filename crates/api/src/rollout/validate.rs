@@ -5,7 +5,7 @@ use super::{
     Rollout,
     spec::{AdapterChoice, RolloutSpec, Step, Strategy},
 };
-use crate::{names::API_VERSION, operator_key::matches_pattern, rewrite::WEIGHT_RANGE};
+use crate::{names::API_VERSION, operator_directives::matches_pattern, rewrite::WEIGHT_RANGE};
 
 /// The most steps a strategy may have.
 pub const MAX_STEPS: usize = 50;
@@ -26,10 +26,10 @@ pub struct FieldError {
 }
 
 /// Errors that are gathered.
-struct Errors(Vec<FieldError>);
+struct FieldErrors(Vec<FieldError>);
 
-impl Errors {
-    fn unless(&mut self, valid: bool, path: impl Into<String>, message: impl Into<String>) {
+impl FieldErrors {
+    fn require(&mut self, valid: bool, path: impl Into<String>, message: impl Into<String>) {
         if !valid {
             self.0.push(FieldError { path: path.into(), message: message.into() });
         }
@@ -39,11 +39,11 @@ impl Errors {
 impl Rollout {
     /// Everything that is wrong with the object as a whole.
     pub fn validate(&self) -> Vec<FieldError> {
-        let mut errors = Errors(Vec::new());
-        errors.unless(self.api_version == API_VERSION, "apiVersion", format!("write `{API_VERSION}`"));
-        errors.unless(self.kind == "Rollout", "kind", "write `Rollout`");
+        let mut errors = FieldErrors(Vec::new());
+        errors.require(self.api_version == API_VERSION, "apiVersion", format!("write `{API_VERSION}`"));
+        errors.require(self.kind == "Rollout", "kind", "write `Rollout`");
         let name = &self.metadata.name;
-        errors.unless(
+        errors.require(
             is_object_name(name),
             "metadata.name",
             "use 1 to 253 lower case letters, digits, `-` and `.`, with a letter or digit at both ends",
@@ -56,7 +56,7 @@ impl Rollout {
 impl RolloutSpec {
     /// Everything that is wrong with the spec; nothing where it is valid.
     pub fn validate(&self) -> Vec<FieldError> {
-        let mut errors = Errors(Vec::new());
+        let mut errors = FieldErrors(Vec::new());
         check_references(self, &mut errors);
         check_adapter(self, &mut errors);
         check_strategy(&self.strategy, &mut errors);
@@ -64,9 +64,9 @@ impl RolloutSpec {
     }
 }
 
-fn check_references(spec: &RolloutSpec, errors: &mut Errors) {
+fn check_references(spec: &RolloutSpec, errors: &mut FieldErrors) {
     let message = format!("write a name of 1 to {MAX_NAME} characters");
-    let mut name = |name: &str, path: &str| errors.unless((1..=MAX_NAME).contains(&length(name)), path, &message);
+    let mut name = |name: &str, path: &str| errors.require((1..=MAX_NAME).contains(&length(name)), path, &message);
     name(&spec.pool_ref.name, "spec.poolRef.name");
     name(&spec.adapters_ref.name, "spec.adaptersRef.name");
     name(&spec.adapters_ref.key, "spec.adaptersRef.key");
@@ -75,72 +75,72 @@ fn check_references(spec: &RolloutSpec, errors: &mut Errors) {
     }
     let pool = &spec.pool_ref;
     let group = format!("write at most {MAX_NAME} characters");
-    errors.unless(length(&pool.group) <= MAX_NAME, "spec.poolRef.group", group);
+    errors.require(length(&pool.group) <= MAX_NAME, "spec.poolRef.group", group);
     let kind = pool.kind.as_deref().is_none_or(|kind| (1..=63).contains(&length(kind)));
-    errors.unless(kind, "spec.poolRef.kind", "write 1 to 63 characters");
-    let key = spec.adapters_ref.key != crate::names::OPERATOR_KEY;
-    errors.unless(key, "spec.adaptersRef.key", "`rollora.yaml` belongs to Rollora: name the key that you write");
+    errors.require(kind, "spec.poolRef.kind", "write 1 to 63 characters");
+    let key = spec.adapters_ref.key != crate::names::DIRECTIVES_KEY;
+    errors.require(key, "spec.adaptersRef.key", "`rollora.yaml` belongs to Rollora: name the key that you write");
 }
 
-fn check_adapter(spec: &RolloutSpec, errors: &mut Errors) {
+fn check_adapter(spec: &RolloutSpec, errors: &mut FieldErrors) {
     let AdapterChoice { follow, id, source } = &spec.adapter;
     let path = "spec.adapter";
-    errors.unless(follow.is_some() != id.is_some(), path, "write exactly one of `follow` and `id`");
+    errors.require(follow.is_some() != id.is_some(), path, "write exactly one of `follow` and `id`");
     let needed = source.is_none() || id.is_some();
-    errors.unless(needed, "spec.adapter.source", "`source` goes with `id`: write `id` too, or remove `source`");
+    errors.require(needed, "spec.adapter.source", "`source` goes with `id`: write `id` too, or remove `source`");
     let fits = source.as_ref().is_none_or(|source| (1..=MAX_SOURCE).contains(&length(source)));
-    errors.unless(fits, "spec.adapter.source", format!("write 1 to {MAX_SOURCE} characters"));
+    errors.require(fits, "spec.adapter.source", format!("write 1 to {MAX_SOURCE} characters"));
     let model = spec.model.as_str();
     if let Some(id) = id {
         let message = "an adapter cannot have the name that clients send: give the version a name of its own";
-        errors.unless(id.as_str() != model, "spec.adapter.id", message);
+        errors.require(id.as_str() != model, "spec.adapter.id", message);
     }
     if let Some(follow) = follow {
         let (path, pattern) = ("spec.adapter.follow.pattern", follow.pattern.as_str());
         let one_star = pattern.matches('*').count() == 1;
-        errors.unless(one_star, path, "write `*` exactly once, where the version stands");
-        errors.unless(length(pattern) <= MAX_NAME, path, format!("write at most {MAX_NAME} characters"));
+        errors.require(one_star, path, "write `*` exactly once, where the version stands");
+        errors.require(length(pattern) <= MAX_NAME, path, format!("write at most {MAX_NAME} characters"));
         let message = format!("it matches the model `{model}` itself: write a pattern that only versions match");
-        errors.unless(!one_star || !matches_pattern(pattern, model), path, message);
+        errors.require(!one_star || !matches_pattern(pattern, model), path, message);
     }
 }
 
-fn check_strategy(strategy: &Strategy, errors: &mut Errors) {
+fn check_strategy(strategy: &Strategy, errors: &mut FieldErrors) {
     let total = strategy.total_weight;
     let range = format!("write {} to {}", WEIGHT_RANGE.start(), WEIGHT_RANGE.end());
-    errors.unless(WEIGHT_RANGE.contains(&total), "spec.strategy.totalWeight", range);
+    errors.require(WEIGHT_RANGE.contains(&total), "spec.strategy.totalWeight", range);
     let steps = &strategy.steps;
-    errors.unless(steps.len() <= MAX_STEPS, "spec.strategy.steps", format!("write at most {MAX_STEPS} steps"));
+    errors.require(steps.len() <= MAX_STEPS, "spec.strategy.steps", format!("write at most {MAX_STEPS} steps"));
     for (index, step) in steps.iter().enumerate() {
         check_step(step, total, &format!("spec.strategy.steps[{index}]"), errors);
     }
     let header = strategy.sticky_header.as_deref().is_none_or(is_header_name);
     let message = format!("write the name of a header: 1 to {MAX_HEADER} letters, digits and !#$%&'*+-.^_`|~");
-    errors.unless(header, "spec.strategy.stickyHeader", message);
+    errors.require(header, "spec.strategy.stickyHeader", message);
 }
 
-fn check_step(step: &Step, total: i32, path: &str, errors: &mut Errors) {
+fn check_step(step: &Step, total: i32, path: &str, errors: &mut FieldErrors) {
     let one = step.set_weight.is_some() != step.pause.is_some();
-    errors.unless(one, path, "write exactly one of `setWeight` and `pause`");
+    errors.require(one, path, "write exactly one of `setWeight` and `pause`");
     if let Some(weight) = step.set_weight {
         let message = format!("{weight} is not a weight: write 0 to {total} (`totalWeight`)");
-        errors.unless((0..=total).contains(&weight), format!("{path}.setWeight"), message);
+        errors.require((0..=total).contains(&weight), format!("{path}.setWeight"), message);
     }
 }
 
 /// What may not change from `old` to `new`.
 pub fn immutable_changes(old: &RolloutSpec, new: &RolloutSpec) -> Vec<FieldError> {
-    let mut errors = Errors(Vec::new());
+    let mut errors = FieldErrors(Vec::new());
     let message = "cannot be changed: make another Rollout";
-    errors.unless(old.model == new.model, "spec.model", message);
-    errors.unless(old.pool_ref == new.pool_ref, "spec.poolRef", message);
-    errors.unless(old.rewrite_ref == new.rewrite_ref, "spec.rewriteRef", message);
+    errors.require(old.model == new.model, "spec.model", message);
+    errors.require(old.pool_ref == new.pool_ref, "spec.poolRef", message);
+    errors.require(old.rewrite_ref == new.rewrite_ref, "spec.rewriteRef", message);
     let (before, after) = (&old.adapter, &new.adapter);
     let changed = before.id.is_some() && before.id == after.id && before.source != after.source;
     // Naming a source later, or no longer, changes no weights under the id.
     let replaced = changed && before.source.is_some() && after.source.is_some();
     let message = "new weights need a new id: servers keep what they have cached under the old one";
-    errors.unless(!replaced, "spec.adapter.source", message);
+    errors.require(!replaced, "spec.adapter.source", message);
     errors.0
 }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 ///
 /// Later versions of the sidecar may say more: a reader has to pass over what it does not know.
 pub fn schema() -> Result<String, serde_json::Error> {
-    let settings = SchemaSettings::draft2020_12().for_serialize().with_transform(Plain);
+    let settings = SchemaSettings::draft2020_12().for_serialize().with_transform(StripValidations);
     let mut schema = settings.into_generator().into_root_schema_for::<SidecarStatus>();
     schema.insert("title".to_owned(), Value::from("GET /status of rollora-sidecar"));
     Ok(format!("{}\n", serde_json::to_string_pretty(&schema)?))
@@ -20,9 +20,9 @@ pub fn schema() -> Result<String, serde_json::Error> {
 
 /// Takes out what only an API server reads.
 #[derive(Debug, Clone)]
-struct Plain;
+struct StripValidations;
 
-impl Transform for Plain {
+impl Transform for StripValidations {
     fn transform(&mut self, schema: &mut Schema) {
         schema.remove("x-kubernetes-validations");
         transform_subschemas(self, schema);

@@ -7,7 +7,7 @@ use std::ops::Range;
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
     /// What it is.
-    pub(crate) kind: Kind,
+    pub(crate) kind: NodeKind,
     /// Where it stands. A block collection ends with its last child, so that no comment behind it belongs to it.
     pub(crate) span: Range<usize>,
     /// The line it begins on, from 1.
@@ -20,7 +20,7 @@ pub(crate) struct Node {
 
 /// What a node is.
 #[derive(Debug, Clone)]
-pub(crate) enum Kind {
+pub(crate) enum NodeKind {
     /// A text, or nothing at all.
     Scalar {
         /// The text after unescaping.
@@ -49,10 +49,10 @@ pub(crate) enum Kind {
 impl Node {
     /// The only document of `text`; none where it is empty. Offsets are those of `text`, which has no byte order mark.
     pub(crate) fn parse(text: &str) -> Result<Option<Self>, TreeError> {
-        let mut builder = Builder { open: Vec::new(), root: None };
+        let mut builder = TreeBuilder { open: Vec::new(), root: None };
         for event in Parser::new_from_str(text) {
             let (event, span) = event?;
-            builder.take(event, &span)?;
+            builder.handle_event(event, &span)?;
         }
         Ok(builder.root)
     }
@@ -64,19 +64,19 @@ impl Node {
 
     /// The key node and the value of `key` in a mapping.
     pub(crate) fn entry(&self, key: &str) -> Option<&(Node, Node)> {
-        let Kind::Mapping { entries, .. } = &self.kind else { return None };
+        let NodeKind::Mapping { entries, .. } = &self.kind else { return None };
         entries.iter().find(|(name, _)| name.text() == Some(key))
     }
 
     /// The value of `key` in a mapping.
     pub(crate) fn get_mut(&mut self, key: &str) -> Option<&mut Node> {
-        let Kind::Mapping { entries, .. } = &mut self.kind else { return None };
+        let NodeKind::Mapping { entries, .. } = &mut self.kind else { return None };
         entries.iter_mut().find(|(name, _)| name.text() == Some(key)).map(|(_, value)| value)
     }
 
     /// Whether it is null: written so, or nothing at all.
     pub(crate) fn is_null(&self) -> bool {
-        let Kind::Scalar { value, style: ScalarStyle::Plain } = &self.kind else { return false };
+        let NodeKind::Scalar { value, style: ScalarStyle::Plain } = &self.kind else { return false };
         matches!(value.as_str(), "" | "~" | "null" | "Null" | "NULL")
     }
 
@@ -86,19 +86,19 @@ impl Node {
     }
 
     /// Calls `each` with every scalar and reference in it, in their order.
-    pub(crate) fn each_scalar(&self, each: &mut impl FnMut(&Node)) {
+    pub(crate) fn for_each_scalar(&self, each: &mut impl FnMut(&Node)) {
         match self.kind {
-            Kind::Scalar { .. } | Kind::Alias(_) => each(self),
-            _ => self.children().for_each(|child| child.each_scalar(each)),
+            NodeKind::Scalar { .. } | NodeKind::Alias(_) => each(self),
+            _ => self.children().for_each(|child| child.for_each_scalar(each)),
         }
     }
 
     /// Items, or keys and values.
     fn children(&self) -> impl Iterator<Item = &Node> {
         let (items, entries): (&[Node], &[(Node, Node)]) = match &self.kind {
-            Kind::Sequence { items, .. } => (items, &[]),
-            Kind::Mapping { entries, .. } => (&[], entries),
-            Kind::Scalar { .. } | Kind::Alias(_) => (&[], &[]),
+            NodeKind::Sequence { items, .. } => (items, &[]),
+            NodeKind::Mapping { entries, .. } => (&[], entries),
+            NodeKind::Scalar { .. } | NodeKind::Alias(_) => (&[], &[]),
         };
         items.iter().chain(entries.iter().flat_map(|(key, value)| [key, value]))
     }
@@ -106,25 +106,25 @@ impl Node {
     /// The text of a scalar.
     pub(crate) fn text(&self) -> Option<&str> {
         match &self.kind {
-            Kind::Scalar { value, .. } => Some(value),
+            NodeKind::Scalar { value, .. } => Some(value),
             _ => None,
         }
     }
 
     /// Whether the two mean the same, wherever and however they are written. References are compared by the order of
     /// anchors.
-    pub(crate) fn same(&self, other: &Self) -> bool {
+    pub(crate) fn is_equivalent(&self, other: &Self) -> bool {
         let same_kind = match (&self.kind, &other.kind) {
-            (Kind::Scalar { value: a, style: b }, Kind::Scalar { value: c, style: d }) => {
+            (NodeKind::Scalar { value: a, style: b }, NodeKind::Scalar { value: c, style: d }) => {
                 a == c && (*b == ScalarStyle::Plain) == (*d == ScalarStyle::Plain)
             }
-            (Kind::Sequence { items: a, .. }, Kind::Sequence { items: b, .. }) => {
-                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same(b))
+            (NodeKind::Sequence { items: a, .. }, NodeKind::Sequence { items: b, .. }) => {
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.is_equivalent(b))
             }
-            (Kind::Mapping { entries: a, .. }, Kind::Mapping { entries: b, .. }) => {
-                a.len() == b.len() && a.iter().zip(b).all(|((k, v), (l, w))| k.same(l) && v.same(w))
+            (NodeKind::Mapping { entries: a, .. }, NodeKind::Mapping { entries: b, .. }) => {
+                a.len() == b.len() && a.iter().zip(b).all(|((k, v), (l, w))| k.is_equivalent(l) && v.is_equivalent(w))
             }
-            (Kind::Alias(a), Kind::Alias(b)) => a == b,
+            (NodeKind::Alias(a), NodeKind::Alias(b)) => a == b,
             _ => false,
         };
         same_kind && self.tag == other.tag && self.anchor == other.anchor
@@ -136,11 +136,11 @@ impl Node {
         let (mut node, mut path) = (self, String::new());
         loop {
             let inner = match &node.kind {
-                Kind::Mapping { entries, .. } if offset > node.span.start => entries
+                NodeKind::Mapping { entries, .. } if offset > node.span.start => entries
                     .iter()
                     .find(|(key, value)| (key.span.start..=value.span.end.max(key.span.end)).contains(&offset))
-                    .map(|(key, value)| (join(&path, key.text().unwrap_or("?")), value)),
-                Kind::Sequence { items, .. } if offset > node.span.start || !node.begins_with_mapping() => items
+                    .map(|(key, value)| (join_path(&path, key.text().unwrap_or("?")), value)),
+                NodeKind::Sequence { items, .. } if offset > node.span.start || !node.begins_with_mapping() => items
                     .iter()
                     .position(|item| (item.span.start..=item.span.end).contains(&offset))
                     .map(|index| (format!("{path}[{index}]"), &items[index])),
@@ -154,20 +154,20 @@ impl Node {
     }
 
     /// The path and the line of the mapping that has a key at `offset`.
-    pub(crate) fn mapping_of_key(&self, offset: usize) -> Option<(String, usize)> {
+    pub(crate) fn mapping_with_key_at(&self, offset: usize) -> Option<(String, usize)> {
         match &self.kind {
-            Kind::Mapping { entries, .. } if entries.iter().any(|(key, _)| key.span.start == offset) => {
+            NodeKind::Mapping { entries, .. } if entries.iter().any(|(key, _)| key.span.start == offset) => {
                 Some((String::new(), self.line))
             }
-            Kind::Mapping { entries, .. } => entries.iter().find_map(|(key, value)| {
-                let (path, line) = value.mapping_of_key(offset)?;
-                Some((prefix(key.text().unwrap_or("?"), &path), line))
+            NodeKind::Mapping { entries, .. } => entries.iter().find_map(|(key, value)| {
+                let (path, line) = value.mapping_with_key_at(offset)?;
+                Some((prepend_path(key.text().unwrap_or("?"), &path), line))
             }),
-            Kind::Sequence { items, .. } => items.iter().enumerate().find_map(|(index, item)| {
-                let (path, line) = item.mapping_of_key(offset)?;
-                Some((prefix(&format!("[{index}]"), &path), line))
+            NodeKind::Sequence { items, .. } => items.iter().enumerate().find_map(|(index, item)| {
+                let (path, line) = item.mapping_with_key_at(offset)?;
+                Some((prepend_path(&format!("[{index}]"), &path), line))
             }),
-            Kind::Scalar { .. } | Kind::Alias(_) => None,
+            NodeKind::Scalar { .. } | NodeKind::Alias(_) => None,
         }
     }
 
@@ -177,7 +177,7 @@ impl Node {
         for part in path.split(['.', '[']) {
             let index = part.strip_suffix(']').and_then(|index| index.parse::<usize>().ok());
             let next = match (&node.kind, index) {
-                (Kind::Sequence { items, .. }, Some(index)) => items.get(index).map(|item| (item.line, item)),
+                (NodeKind::Sequence { items, .. }, Some(index)) => items.get(index).map(|item| (item.line, item)),
                 _ => node.entry(part).map(|(key, value)| (key.line, value)),
             };
             match next {
@@ -190,13 +190,13 @@ impl Node {
 }
 
 /// `path` under `name`.
-fn prefix(name: &str, path: &str) -> String {
+fn prepend_path(name: &str, path: &str) -> String {
     let dot = if path.is_empty() || path.starts_with('[') { "" } else { "." };
     format!("{name}{dot}{path}")
 }
 
 /// `name` under `path`.
-pub(crate) fn join(path: &str, name: &str) -> String {
+pub(crate) fn join_path(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
@@ -216,19 +216,19 @@ impl From<ScanError> for TreeError {
 }
 
 /// Puts events together; `open` are the collections that have not ended, outermost first.
-struct Builder {
-    open: Vec<Open>,
+struct TreeBuilder {
+    open: Vec<OpenCollection>,
     root: Option<Node>,
 }
 
-struct Open {
+struct OpenCollection {
     node: Node,
     /// The key whose value comes next.
     key: Option<Node>,
 }
 
-impl Builder {
-    fn take(&mut self, event: Event<'_>, span: &Span) -> Result<(), TreeError> {
+impl TreeBuilder {
+    fn handle_event(&mut self, event: Event<'_>, span: &Span) -> Result<(), TreeError> {
         let start = span.start.byte_offset().unwrap_or_default();
         let end = span.end.byte_offset().unwrap_or(start);
         let node = |kind, anchor: usize, tag: Option<String>| Node {
@@ -243,20 +243,20 @@ impl Builder {
                 return Err(TreeError::SecondDocument(span.start.line()));
             }
             Event::Scalar(value, style, anchor, tag) => {
-                let kind = Kind::Scalar { value: value.into_owned(), style };
+                let kind = NodeKind::Scalar { value: value.into_owned(), style };
                 self.add(node(kind, anchor, tag.map(|tag| tag.to_string())));
             }
-            Event::Alias(anchor) => self.add(node(Kind::Alias(anchor), 0, None)),
+            Event::Alias(anchor) => self.add(node(NodeKind::Alias(anchor), 0, None)),
             Event::SequenceStart(style, anchor, tag) => {
-                let kind = Kind::Sequence { flow: style == StructureStyle::Flow, items: Vec::new() };
-                self.open.push(Open { node: node(kind, anchor, tag.map(|tag| tag.to_string())), key: None });
+                let kind = NodeKind::Sequence { flow: style == StructureStyle::Flow, items: Vec::new() };
+                self.open.push(OpenCollection { node: node(kind, anchor, tag.map(|tag| tag.to_string())), key: None });
             }
             Event::MappingStart(style, anchor, tag) => {
-                let kind = Kind::Mapping { flow: style == StructureStyle::Flow, entries: Vec::new() };
-                self.open.push(Open { node: node(kind, anchor, tag.map(|tag| tag.to_string())), key: None });
+                let kind = NodeKind::Mapping { flow: style == StructureStyle::Flow, entries: Vec::new() };
+                self.open.push(OpenCollection { node: node(kind, anchor, tag.map(|tag| tag.to_string())), key: None });
             }
             Event::SequenceEnd | Event::MappingEnd => {
-                if let Some(Open { mut node, .. }) = self.open.pop() {
+                if let Some(OpenCollection { mut node, .. }) = self.open.pop() {
                     if node.is_flow() {
                         node.span.end = end;
                     }
@@ -275,21 +275,21 @@ impl Builder {
         };
         parent.node.span.end = parent.node.span.end.max(node.span.end);
         match (&mut parent.node.kind, parent.key.take()) {
-            (Kind::Sequence { items, .. }, _) => items.push(node),
-            (Kind::Mapping { entries, .. }, Some(key)) => entries.push((key, node)),
+            (NodeKind::Sequence { items, .. }, _) => items.push(node),
+            (NodeKind::Mapping { entries, .. }, Some(key)) => entries.push((key, node)),
             (_, None) => parent.key = Some(node),
-            (Kind::Scalar { .. } | Kind::Alias(_), Some(_)) => {}
+            (NodeKind::Scalar { .. } | NodeKind::Alias(_), Some(_)) => {}
         }
     }
 }
 
 impl Node {
     fn begins_with_mapping(&self) -> bool {
-        let Kind::Sequence { items, .. } = &self.kind else { return false };
-        items.first().is_some_and(|item| matches!(item.kind, Kind::Mapping { .. }))
+        let NodeKind::Sequence { items, .. } = &self.kind else { return false };
+        items.first().is_some_and(|item| matches!(item.kind, NodeKind::Mapping { .. }))
     }
 
     fn is_flow(&self) -> bool {
-        matches!(self.kind, Kind::Sequence { flow: true, .. } | Kind::Mapping { flow: true, .. })
+        matches!(self.kind, NodeKind::Sequence { flow: true, .. } | NodeKind::Mapping { flow: true, .. })
     }
 }

@@ -12,7 +12,7 @@ use kube::{
     Api, ResourceExt,
     api::{ListParams, PartialObjectMeta},
 };
-use rollora_api::names::OPERATOR_KEY;
+use rollora_api::names::DIRECTIVES_KEY;
 use serde_json::Value;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -54,12 +54,12 @@ impl Documents {
         // Whoever begins to use it writes after this was read, and then this write is refused.
         let Some(map) = map.filter(|_| !self.books().may_name(name)) else { return Ok(None) };
         let version = map.resource_version().unwrap_or_default();
-        let present = map.data.as_ref().and_then(|data| data.get(OPERATOR_KEY));
+        let present = map.data.as_ref().and_then(|data| data.get(DIRECTIVES_KEY));
         if present.is_none_or(|present| present == text) {
             return Ok(None);
         }
         self.books().abandoned.insert(name.clone(), map);
-        Ok(Some(self.write_adapters(None, name, OPERATOR_KEY, &version, None, Some(text)).await))
+        Ok(Some(self.write_adapters(None, name, DIRECTIVES_KEY, &version, None, Some(text)).await))
     }
 }
 
@@ -73,7 +73,7 @@ impl Books {
 }
 
 fn has_the_key(map: &PartialObjectMeta<ConfigMap>) -> bool {
-    let key = format!("f:{OPERATOR_KEY}");
+    let key = format!("f:{DIRECTIVES_KEY}");
     let owns = |fields: &Value| fields.get("f:data").is_some_and(|data| data.get(&key).is_some());
     map.managed_fields().iter().filter_map(|entry| entry.fields_v1.as_ref()).any(|fields| owns(&fields.0))
 }

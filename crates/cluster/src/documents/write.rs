@@ -13,7 +13,7 @@ use kube::{
     core::{DynamicObject, Resource},
 };
 use rollora_api::{
-    names::OPERATOR_KEY,
+    names::DIRECTIVES_KEY,
     rewrite::{InferenceModelRewrite, RewriteGroup},
     rollout::{Rollout, RolloutStatus},
 };
@@ -141,7 +141,7 @@ impl Documents {
         }
         let data = map.data.get_or_insert_default();
         data.extend(user_text.map(|text| (key.to_owned(), text.to_owned())));
-        data.extend(key_text.map(|text| (OPERATOR_KEY.to_owned(), text.to_owned())));
+        data.extend(key_text.map(|text| (DIRECTIVES_KEY.to_owned(), text.to_owned())));
         let _place = match rollout {
             Some(rollout) => self.place_unless_wished(rollout).await,
             None => self.place().await,

@@ -98,19 +98,19 @@ async fn an_intent_is_taken_with_an_id_and_the_next_one_waits() {
         let claimed_by = Some("anna".to_owned());
         serde_json::to_string(&IntentRequest { verb, revision: 3, step: Some(1), claimed_by }).unwrap()
     };
-    let (status, body) = machine.ask("POST", "/intent", request(Verb::Promote)).await;
+    let (status, body) = machine.ask("POST", "/intent", request(IntentKind::Promote)).await;
     assert_eq!(status, StatusCode::OK);
     let intent: Intent = whole(body).await;
-    assert_eq!((intent.verb, intent.revision, intent.step), (Verb::Promote, 3, Some(1)));
+    assert_eq!((intent.verb, intent.revision, intent.step), (IntentKind::Promote, 3, Some(1)));
     assert_eq!(intent.claimed_by.as_deref(), Some("anna"));
     let annotation =
         &machine.control.store.picture().rollout.metadata.annotations[rollora_api::names::INTENT_ANNOTATION];
     assert_eq!(serde_json::from_str::<Intent>(annotation).unwrap(), intent);
 
-    let (status, body) = machine.ask("POST", "/intent", request(Verb::Retry)).await;
+    let (status, body) = machine.ask("POST", "/intent", request(IntentKind::Retry)).await;
     assert_eq!(status, StatusCode::CONFLICT);
     assert!(whole::<Refused>(body).await.error.contains("`promote` was asked before"));
-    let (status, _) = machine.ask("POST", "/intent", request(Verb::Abort)).await;
+    let (status, _) = machine.ask("POST", "/intent", request(IntentKind::Abort)).await;
     assert_eq!(status, StatusCode::OK);
 }
 

@@ -1,24 +1,24 @@
 use super::*;
 use crate::documents::tests::documents;
 use rollora_api::{
-    operator_key::Pilot,
-    sidecar_status::{AdapterState, AdapterStatus, Readiness, ServerIdentity},
+    operator_directives::Pilot,
+    sidecar_status::{AdapterState, AdapterStatus, ReadinessStatus, ServerIdentity},
 };
 
 fn id(name: &str) -> AdapterId {
     name.parse().unwrap()
 }
 
-fn key(pilots: &[(&str, &str)]) -> OperatorKey {
+fn key(pilots: &[(&str, &str)]) -> OperatorDirectives {
     let pilots = pilots.iter().map(|(adapter, pod)| Pilot { id: id(adapter), pod: (*pod).to_owned() }).collect();
-    OperatorKey { pilots, ..OperatorKey::default() }
+    OperatorDirectives { pilots, ..OperatorDirectives::default() }
 }
 
 fn status(adapters: &[(&str, AdapterState)]) -> SidecarStatus {
     let adapter = |(name, state): &(&str, AdapterState)| AdapterStatus::new(id(name), *state);
     SidecarStatus {
         server: Some(ServerIdentity { endpoint: "http://a".to_owned(), start: "1".to_owned() }),
-        readiness: Readiness { ready: true, ..Readiness::default() },
+        readiness: ReadinessStatus { ready: true, ..ReadinessStatus::default() },
         base_models: vec!["base".to_owned()],
         adapters: adapters.iter().map(adapter).collect(),
         ..SidecarStatus::default()
@@ -94,8 +94,8 @@ fn another_trial_waits_again() {
 
 #[test]
 fn before_the_operator_spoke_first_no_server_may_load_what_one_of_them_has_to_try() {
-    use rollora_api::operator_key::Admission;
-    let first = desired(&documents(), "a:1", true).key.unwrap();
+    use rollora_api::operator_directives::Admission;
+    let first = desired(&documents(), "a:1", true).directives.unwrap();
     assert_eq!(first.admission(&id("alias-v1"), "a:1"), Admission::Waiting);
     assert_eq!(first.admission(&id("other"), "a:1"), Admission::Granted);
 }

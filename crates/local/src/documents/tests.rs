@@ -1,6 +1,6 @@
 use super::*;
 use rollora_api::names::sequence_annotation;
-use rollora_api::rollout::Verb;
+use rollora_api::rollout::IntentKind;
 
 /// A Rollout as a person writes it, for every test of this crate.
 pub(crate) const ROLLOUT_FILE: &str = "apiVersion: rollora.dev/v1alpha1
@@ -44,7 +44,7 @@ fn rewrite(weight: i32) -> InferenceModelRewrite {
     .unwrap()
 }
 
-fn intent(id: &str, verb: Verb) -> Intent {
+fn intent(id: &str, verb: IntentKind) -> Intent {
     Intent { id: id.to_owned(), verb, revision: 1, step: None, claimed_by: None }
 }
 
@@ -88,14 +88,14 @@ fn rewrites_of_the_two_groups_are_two_objects() {
 #[test]
 fn an_intent_waits_for_the_one_before_and_only_abort_takes_its_place() {
     let mut documents = documents();
-    documents.rollout = Arc::new(documents.with_intent(&intent("1", Verb::Promote)).unwrap());
-    let refused = documents.with_intent(&intent("2", Verb::PromoteFull)).unwrap_err().to_string();
+    documents.rollout = Arc::new(documents.with_intent(&intent("1", IntentKind::Promote)).unwrap());
+    let refused = documents.with_intent(&intent("2", IntentKind::PromoteFull)).unwrap_err().to_string();
     assert_eq!(refused, "`promote` was asked before and is not answered yet: wait for it, or abort");
-    documents.rollout = Arc::new(documents.with_intent(&intent("3", Verb::Abort)).unwrap());
+    documents.rollout = Arc::new(documents.with_intent(&intent("3", IntentKind::Abort)).unwrap());
 
     let last = rollora_api::rollout::status::LastAction {
         id: "3".to_owned(),
-        verb: Verb::Abort,
+        verb: IntentKind::Abort,
         claimed_by: None,
         at: now(),
         outcome: String::new(),
@@ -103,7 +103,7 @@ fn an_intent_waits_for_the_one_before_and_only_abort_takes_its_place() {
     let consumed = RolloutStatus { last_action: Some(last), ..RolloutStatus::default() };
     let version = version_of(&documents.rollout.metadata);
     documents.rollout = Arc::new(documents.with_status(&version, &consumed).unwrap());
-    assert!(documents.with_intent(&intent("4", Verb::Promote)).is_ok());
+    assert!(documents.with_intent(&intent("4", IntentKind::Promote)).is_ok());
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn the_generation_rises_with_the_spec_alone() {
 #[test]
 fn a_file_changes_neither_the_status_nor_an_intent() {
     let mut documents = documents();
-    documents.rollout = Arc::new(documents.with_intent(&intent("1", Verb::Promote)).unwrap());
+    documents.rollout = Arc::new(documents.with_intent(&intent("1", IntentKind::Promote)).unwrap());
     let version = version_of(&documents.rollout.metadata);
     let status = RolloutStatus { message: "ours".to_owned(), ..RolloutStatus::default() };
     let stored = documents.with_status(&version, &status).unwrap();

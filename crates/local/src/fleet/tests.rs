@@ -4,7 +4,7 @@ use crate::{
     state::StateFolder,
     store::{Inputs, LocalStore},
 };
-use rollora_api::sidecar_status::{AdapterState, AdapterStatus, Readiness, ServerIdentity};
+use rollora_api::sidecar_status::{AdapterState, AdapterStatus, ReadinessStatus, ServerIdentity};
 use rollora_operator::ports::{AdaptersWrite, Store, Version, Written};
 use std::{fs, path::Path};
 use tokio_util::task::TaskTracker;
@@ -62,7 +62,10 @@ impl Machine {
     fn may_try(&self, server: usize) -> bool {
         let desired = self.desired[server].borrow().clone().unwrap();
         assert_eq!(desired.hash, self.store.picture().hash(), "the hash is that of the file and the whole key");
-        desired.key.as_ref().is_some_and(|key| key.pilots.iter().any(|pilot| pilot.pod == format!("s{server}:80")))
+        desired
+            .directives
+            .as_ref()
+            .is_some_and(|key| key.pilots.iter().any(|pilot| pilot.pod == format!("s{server}:80")))
     }
 
     async fn ready(&self) -> Vec<bool> {
@@ -76,7 +79,7 @@ fn has(adapters: &[(&str, AdapterState)]) -> SidecarStatus {
     let adapter = |(name, state): &(&str, AdapterState)| AdapterStatus::new(name.parse().unwrap(), *state);
     SidecarStatus {
         server: Some(ServerIdentity { endpoint: "http://s".to_owned(), start: "1".to_owned() }),
-        readiness: Readiness { ready: true, ..Readiness::default() },
+        readiness: ReadinessStatus { ready: true, ..ReadinessStatus::default() },
         adapters: adapters.iter().map(adapter).collect(),
         ..SidecarStatus::default()
     }
@@ -151,7 +154,7 @@ async fn the_operator_is_told_when_uses_were_read_and_nobody_is_woken_by_it() {
     machine.pulses[0].send_replace(Some(Pulse { turned, looked: None, reconciled: None, uses_read_at: Some(at) }));
     let pool = machine.store.picture().rollout.spec.pool_ref.clone();
     let servers = Fleet::servers(&machine.fleet, &machine.store.key(), &pool).await.unwrap();
-    assert_eq!(servers.answers[0].status.as_ref().unwrap().uses_read_at, Some(at));
+    assert_eq!(servers.answers[0].status.as_ref().unwrap().usage_read_at, Some(at));
     assert_eq!(status.has_changed().ok(), Some(false));
 }
 

@@ -10,7 +10,7 @@ use crate::{
 use futures_util::{Stream, StreamExt, stream};
 use rollora_api::{
     adapters::{AdaptersText, content_hash},
-    operator_key::OperatorKey,
+    operator_directives::OperatorDirectives,
     rewrite::InferenceModelRewrite,
     rollout::{Rollout, RolloutStatus, spec::AdaptersRef},
 };
@@ -77,7 +77,7 @@ impl LocalStore {
                 return Written::Stale;
             }
             if let Some(text) = &write.key_text {
-                let key = match OperatorKey::parse(text) {
+                let key = match OperatorDirectives::parse(text) {
                     Ok(key) => key,
                     Err(error) => return Written::Refused(format!("the operator's key: {error}")),
                 };

@@ -1,7 +1,7 @@
 use super::*;
 use crate::documents::tests::ROLLOUT_FILE;
 use proptest::prelude::*;
-use rollora_api::rollout::{RolloutStatus, Verb, spec::AdaptersRef};
+use rollora_api::rollout::{IntentKind, RolloutStatus, spec::AdaptersRef};
 use rollora_operator::ports::{AdaptersWrite, Event, Precondition, ReadError, RolloutKey, Store, Version, Versioned};
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -111,7 +111,7 @@ fn everything_is_there_again_after_a_restart() {
     assert!(matches!(write_adapters(&store, &version, None, Some("managed: ['alias-v*']\n")), Written::Done(_)));
     let event = Event { warning: false, reason: "X".to_owned(), message: "happened".to_owned() };
     run(store.event(&store.key(), &event));
-    let intent = Intent { id: "1".to_owned(), verb: Verb::Promote, revision: 1, step: None, claimed_by: None };
+    let intent = Intent { id: "1".to_owned(), verb: IntentKind::Promote, revision: 1, step: None, claimed_by: None };
     run(store.intend(intent)).unwrap();
     let before = (rollout(&store), adapters(&store).unwrap(), run(store.rewrites(&store.key())).unwrap());
     drop(store);

@@ -8,14 +8,14 @@ use crate::{
 };
 use jiff::SignedDuration;
 use rollora_api::{
-    condition::{Condition, ConditionStatus, kind, reason},
+    condition::{Condition, ConditionStatus, condition_type, reason},
     rewrite::{InferenceModelRewrite, RewriteRule, RewriteTarget},
     rollout::status::Phase,
 };
 
 fn condition(run: &Run, kind: &str) -> Condition {
     let conditions = run.world().status().conditions;
-    conditions.into_iter().find(|condition| condition.kind == kind).unwrap_or_else(|| panic!("{}", run.story()))
+    conditions.into_iter().find(|condition| condition.type_ == kind).unwrap_or_else(|| panic!("{}", run.story()))
 }
 
 /// Runs until it has settled, and checks what was said and that nothing was done.
@@ -29,7 +29,7 @@ fn says(run: &mut Run, why: &str, words: &str) {
     run.run_for(SignedDuration::from_secs(12));
     let (story, after) = (run.story(), written(run));
     let status = run.world().status();
-    let said = condition(run, kind::STALLED);
+    let said = condition(run, condition_type::STALLED);
     assert_eq!((said.status, said.reason.as_str()), (ConditionStatus::True, why), "{story}");
     assert!(said.message.contains(words), "{}", said.message);
     assert!(status.message.contains(words), "{}", status.message);
@@ -49,7 +49,7 @@ fn mended(run: &mut Run) {
     run.world().missing = Missing::default();
     run.world().changed = true;
     run.until_phase(Phase::Succeeded);
-    assert_eq!(condition(run, kind::STALLED).status, ConditionStatus::False, "{}", run.story());
+    assert_eq!(condition(run, condition_type::STALLED).status, ConditionStatus::False, "{}", run.story());
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_configmap_that_goes_away_in_the_middle_moves_nothing() {
     run.world().changed = true;
     run.run_for(SignedDuration::from_secs(5));
     assert_eq!(run.world().weights(), [(V1.to_owned(), 50), (V2.to_owned(), 50)]);
-    run.world().intend(rollora_api::rollout::Verb::Abort);
+    run.world().intend(rollora_api::rollout::IntentKind::Abort);
     run.until_weights(&[(V1, 100)]);
 }
 
@@ -100,7 +100,7 @@ fn another_thing_that_is_wrong_is_told_too() {
     run.run_for(SignedDuration::from_secs(12));
     let told: Vec<_> = run.world().events.iter().filter(|event| event.warning).map(|it| it.message.clone()).collect();
     assert!(told.len() == 2 && told[1].contains(all[1]), "{told:?}");
-    assert!(condition(&run, kind::STALLED).message.contains(all[1]));
+    assert!(condition(&run, condition_type::STALLED).message.contains(all[1]));
     mended(&mut run);
 }
 
@@ -123,7 +123,7 @@ fn the_kind_of_rewrite_is_removed_in_a_pause() {
     run.world().changed = true;
     run.run_for(SignedDuration::from_secs(6));
     assert_eq!(run.world().phase(), Phase::Paused);
-    assert_eq!(condition(&run, kind::STALLED).status, ConditionStatus::False, "{}", run.story());
+    assert_eq!(condition(&run, condition_type::STALLED).status, ConditionStatus::False, "{}", run.story());
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_permission_that_goes_missing_before_an_abort_is_said_and_the_abort_is_not_f
     let mut run = at_half();
     let words = "it is forbidden to update inferencemodelrewrites.llm-d.ai";
     run.world().missing.permission = Some(words.to_owned());
-    run.world().intend(rollora_api::rollout::Verb::Abort);
+    run.world().intend(rollora_api::rollout::IntentKind::Abort);
     says(&mut run, reason::WRITE_REFUSED, words);
     run.world().missing = Missing::default();
     run.until_weights(&[(V1, 100)]);
@@ -151,7 +151,7 @@ fn an_adapter_that_is_not_listed() {
     let rollout = ROLLOUT.replace("follow: { pattern: \"small-v*\" }", "id: small-v7");
     let mut run = Run::new(World::new(&rollout, 2, &[V1]));
     run.run_for(SignedDuration::from_secs(12));
-    let ready = condition(&run, kind::READY);
+    let ready = condition(&run, condition_type::READY);
     assert_eq!((ready.status, ready.reason.as_str()), (ConditionStatus::False, reason::NOT_LISTED), "{}", run.story());
     assert!(ready.message.contains("small-v7 is not listed: add it under ensureExist"), "{}", ready.message);
     let events = run.world().events.iter().filter(|event| event.reason == reason::NOT_LISTED).count();
@@ -165,7 +165,7 @@ fn an_adapter_that_is_not_listed() {
 fn nothing_that_matches_is_listed() {
     let mut run = Run::new(World::new(ROLLOUT, 2, &["other-v1"]));
     run.run_for(SignedDuration::from_secs(12));
-    let said = condition(&run, kind::PROGRESSING);
+    let said = condition(&run, condition_type::PROGRESSING);
     assert_eq!(said.reason, reason::NO_MATCH, "{}", run.story());
     assert_eq!(said.message, "no id under ensureExist matches small-v*: list one, or mend spec.adapter");
     assert_eq!(run.world().events.iter().filter(|event| event.reason == reason::NO_MATCH).count(), 1);
@@ -176,7 +176,7 @@ fn nothing_that_matches_is_listed() {
 fn a_pool_without_ready_pods() {
     let mut run = begun(|world| world.servers.clear());
     run.run_for(SignedDuration::from_secs(12));
-    let said = condition(&run, kind::PROGRESSING);
+    let said = condition(&run, condition_type::PROGRESSING);
     assert_eq!(said.reason, reason::NO_READY_PODS, "{}", run.story());
     let events = run.world().events.iter().filter(|event| event.reason == reason::NO_READY_PODS).count();
     assert_eq!(events, 1, "{}", run.story());
@@ -236,7 +236,7 @@ fn a_rule_for_an_adapter_s_own_name_starts_nothing_new() {
     run.world().rewrites.push((foreign("versions", "pool", Some(V2), &["a"]), number));
     run.world().list(&[V1, V2], &[]);
     run.run_for(SignedDuration::from_secs(12));
-    let said = condition(&run, kind::STALLED);
+    let said = condition(&run, condition_type::STALLED);
     assert_eq!((said.status, said.reason.as_str()), (ConditionStatus::True, reason::DOUBLE_REWRITE), "{}", run.story());
     assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "{}", run.story());
 }

@@ -17,7 +17,7 @@ use rollora_api::{
     condition::reason,
     names::STABLE_ANNOTATION,
     rollout::{
-        Verb,
+        IntentKind,
         spec::RewriteRef,
         status::{Phase, RetirementState},
     },
@@ -278,7 +278,7 @@ fn both_at_half(shared: bool) -> Pair {
     pair
 }
 
-fn intend(pair: &Pair, side: usize, verb: Verb) {
+fn intend(pair: &Pair, side: usize, verb: IntentKind) {
     pair.world().of(NAMES[side], |world| world.intend(verb));
 }
 
@@ -287,8 +287,8 @@ fn both_go_from_v1_to_v2_at_once_and_clean_up() {
     for shared in [false, true] {
         let mut pair = both_at_half(shared);
         assert_eq!(pair.world().rewrites.len(), if shared { 1 } else { 2 });
-        intend(&pair, 0, Verb::Promote);
-        intend(&pair, 1, Verb::Promote);
+        intend(&pair, 0, IntentKind::Promote);
+        intend(&pair, 1, IntentKind::Promote);
         for (name, ids) in NAMES.iter().zip(IDS) {
             let gone = |world: &World| world.status().retired.iter().all(|entry| entry.state == RetirementState::Gone);
             pair.until(name, "v1 is gone", |world| {
@@ -307,7 +307,7 @@ fn one_is_aborted_and_the_other_stays_at_half() {
     for shared in [false, true] {
         let mut pair = both_at_half(shared);
         let others = pair.world().of(NAMES[1], |world| world.weights());
-        intend(&pair, 0, Verb::Abort);
+        intend(&pair, 0, IntentKind::Abort);
         pair.until(NAMES[0], "it is back", |world| world.phase() == Phase::RolledBack);
         pair.run_for(SignedDuration::from_secs(20));
         assert_eq!(pair.world().weights(), [(IDS[0][0].to_owned(), 100)], "{}", pair.story());

@@ -6,7 +6,7 @@ use crate::{
     world::{Fault, World, id},
 };
 use rollora_api::rollout::{
-    Verb,
+    IntentKind,
     status::{Phase, RetirementState},
 };
 
@@ -22,14 +22,14 @@ fn story(faults: Vec<Fault>) -> Run {
     run.world().list(&[V1, V2], &[]);
     run.until_weights(&[(V1, 50), (V2, 50)]);
     run.until_phase(Phase::Paused);
-    run.world().intend(Verb::Promote);
+    run.world().intend(IntentKind::Promote);
     run.until("v1 is gone", |world| {
         world.holders(&id(V1)) == 0 && world.status().retired.iter().all(|entry| entry.state == RetirementState::Gone)
     });
     run.world().list(&[V2, "small-v3"], &[V1]);
     run.until_weights(&[(V2, 50), ("small-v3", 50)]);
     run.until_phase(Phase::Paused);
-    run.world().intend(Verb::Abort);
+    run.world().intend(IntentKind::Abort);
     run.until_phase(Phase::RolledBack);
     run.until("v3 is gone", |world| world.holders(&id("small-v3")) == 0);
     run

@@ -6,10 +6,10 @@ use crate::{
     world::{Fault, World},
 };
 use jiff::SignedDuration;
-use rollora_api::{operator_key::OperatorKey, rollout::status::Phase};
+use rollora_api::{operator_directives::OperatorDirectives, rollout::status::Phase};
 
 fn governed(run: &Run) -> Vec<String> {
-    OperatorKey::parse(run.world().adapters.key_text.as_deref().unwrap()).unwrap().managed
+    OperatorDirectives::parse(run.world().adapters.key_text.as_deref().unwrap()).unwrap().managed
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn deleted_while_nothing_is_split_it_goes_at_once_and_its_entries_follow() {
     run.world().delete();
     assert!(run.world().gone, "nothing holds it back");
     run.until("its entries have left", |world| {
-        OperatorKey::parse(world.adapters.key_text.as_deref().unwrap()).unwrap().managed.is_empty()
+        OperatorDirectives::parse(world.adapters.key_text.as_deref().unwrap()).unwrap().managed.is_empty()
     });
     assert_eq!(run.world().weights(), [(V1.to_owned(), 100)]);
 }
@@ -85,7 +85,7 @@ fn the_guard_goes_when_the_rollout_has_succeeded_or_was_taken_back() {
     run.until_phase(Phase::Succeeded);
     run.until("the guard is gone", |world| world.rollout.metadata.finalizers.is_empty());
     let mut run = at_half();
-    run.world().intend(rollora_api::rollout::Verb::Abort);
+    run.world().intend(rollora_api::rollout::IntentKind::Abort);
     run.until_phase(Phase::RolledBack);
     run.until("the guard is gone", |world| world.rollout.metadata.finalizers.is_empty());
 }

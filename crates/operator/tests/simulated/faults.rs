@@ -8,7 +8,7 @@ use crate::{
 };
 use jiff::SignedDuration;
 use rollora_api::rollout::{
-    Verb,
+    IntentKind,
     spec::OnFailure,
     status::{Phase, RetirementState},
 };
@@ -58,9 +58,9 @@ fn a_rejected_adapter_is_tried_again_on_retry_and_another_id_needs_none() {
     let message = run.world().status().message;
     assert!(message.contains("the server server-0 could not load it: rank 32 is above 16"), "{message}");
     run.world().bad.clear();
-    run.world().intend(Verb::Retry);
+    run.world().intend(IntentKind::Retry);
     run.until_weights(&[(V1, 50), (V2, 50)]);
-    run.world().intend(Verb::Abort);
+    run.world().intend(IntentKind::Abort);
     run.until_phase(Phase::RolledBack);
     run.until("v2 is gone", |world| world.holders(&id(V2)) == 0);
     run.run_for(SignedDuration::from_secs(10));
@@ -72,7 +72,7 @@ fn a_rejected_adapter_is_tried_again_on_retry_and_another_id_needs_none() {
 #[test]
 fn a_rejected_adapter_that_somebody_uses_yet_stays_where_it_is_and_is_loaded_nowhere_else() {
     let mut run = at_half();
-    run.world().intend(Verb::Abort);
+    run.world().intend(IntentKind::Abort);
     run.until_phase(Phase::RolledBack);
     let now = run.world().now;
     run.world().servers[1].die(now, SignedDuration::from_secs(1));
@@ -87,7 +87,7 @@ fn a_rejected_adapter_that_somebody_uses_yet_stays_where_it_is_and_is_loaded_now
     };
     assert_eq!(holds(&run), [(true, true), (true, false), (true, true)], "{}", run.story());
     run.until("nobody has it", |world| world.holders(&id(V2)) == 0);
-    run.world().intend(Verb::Retry);
+    run.world().intend(IntentKind::Retry);
     run.until_weights(&[(V1, 50), (V2, 50)]);
 }
 
@@ -102,7 +102,7 @@ fn servers_that_an_adapter_ends_when_they_read_it_again_are_waited_for_and_stabl
         run.tick();
     }
     run.check();
-    run.world().intend(Verb::Abort);
+    run.world().intend(IntentKind::Abort);
     run.until_phase(Phase::RolledBack);
     run.until("nobody has it", |world| world.holders(&id(V2)) == 0);
     run.run_for(SignedDuration::from_secs(10));
@@ -114,12 +114,12 @@ fn a_first_install_that_was_aborted_before_it_had_weight_is_let_go() {
     let mut run = Run::new(World::new(ROLLOUT, 3, &[V1]));
     run.world().servers[2].load_time = SignedDuration::from_secs(40);
     run.until("it is admitted", |world| world.holders(&id(V1)) == 2);
-    run.world().intend(Verb::Abort);
+    run.world().intend(IntentKind::Abort);
     run.until("nobody has it", |world| world.holders(&id(V1)) == 0);
     run.run_for(SignedDuration::from_secs(5));
     let status = run.world().status();
     assert!(status.admission.admitted.is_empty(), "{status:#?}");
-    let clean = status.conditions.iter().find(|condition| condition.kind == "CleanedUp").unwrap();
+    let clean = status.conditions.iter().find(|condition| condition.type_ == "CleanedUp").unwrap();
     assert_eq!(clean.reason, "Clean", "{clean:?}");
 }
 
@@ -149,7 +149,7 @@ fn a_server_that_dies_and_comes_back_at_each_step_changes_nothing() {
             run.check();
         }
         run.until_phase(Phase::Paused);
-        run.world().intend(Verb::Promote);
+        run.world().intend(IntentKind::Promote);
         run.until_phase(Phase::Succeeded);
         let now = run.world().now;
         run.world().servers[server].die(now, SignedDuration::from_secs(2));
@@ -261,13 +261,13 @@ fn an_idle_rollout_writes_nothing() {
 fn a_router_that_cannot_be_asked_blocks_cleanup_but_no_abort() {
     let mut run = at_half();
     run.world().routers.push(SimRouter { reachable: false, ..SimRouter::new("router-1") });
-    run.world().intend(Verb::PromoteFull);
+    run.world().intend(IntentKind::PromoteFull);
     run.until_weights(&[(V2, 100)]);
     run.run_for(SignedDuration::from_secs(20));
     assert_eq!(run.world().phase(), Phase::Progressing);
     assert!(run.world().status().message.contains("router-1 cannot be asked"), "{}", run.world().status().message);
     assert_eq!(run.world().holders(&id(V1)), 3);
-    run.world().intend(Verb::Abort);
+    run.world().intend(IntentKind::Abort);
     run.until_weights(&[(V1, 100)]);
     run.world().routers.pop();
     run.until_phase(Phase::RolledBack);
@@ -277,7 +277,7 @@ fn a_router_that_cannot_be_asked_blocks_cleanup_but_no_abort() {
 fn no_router_at_all_proves_nothing() {
     let mut run = at_half();
     let routers = std::mem::take(&mut run.world().routers);
-    run.world().intend(Verb::PromoteFull);
+    run.world().intend(IntentKind::PromoteFull);
     run.until_weights(&[(V2, 100)]);
     run.run_for(SignedDuration::from_secs(20));
     assert!(run.world().status().message.contains("there is no router"), "{}", run.world().status().message);
@@ -291,7 +291,7 @@ fn a_lagging_router_keeps_the_old_adapter_loaded() {
     let mut run = at_half();
     let lagging = SimRouter { lag: SignedDuration::from_secs(15), ..run.world().routers[0].clone() };
     run.world().routers.push(SimRouter { name: "router-1".to_owned(), ..lagging });
-    run.world().intend(Verb::Abort);
+    run.world().intend(IntentKind::Abort);
     run.run_for(SignedDuration::from_secs(10));
     assert_eq!(run.world().phase(), Phase::RollingBack);
     assert_eq!(run.world().holders(&id(V2)), 3);
@@ -303,7 +303,7 @@ fn a_lagging_router_keeps_the_old_adapter_loaded() {
 fn an_abort_reaches_the_rewrite_while_servers_and_routers_hang() {
     let mut run = at_half();
     run.world().fleet_hangs = true;
-    run.world().intend(Verb::Abort);
+    run.world().intend(IntentKind::Abort);
     run.reconcile();
     assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "{}", run.story());
     run.world().fleet_hangs = false;

@@ -7,7 +7,7 @@ use crate::{
     world::{Fault, World},
 };
 use jiff::SignedDuration;
-use rollora_api::{operator_key::OperatorKey, rollout::status::Phase};
+use rollora_api::{operator_directives::OperatorDirectives, rollout::status::Phase};
 
 const OLD: &str = "adapters";
 const NEW: &str = "other";
@@ -19,7 +19,7 @@ fn name_file(world: &mut World, name: &str) {
 /// What the operator's key of this file says to be governed.
 fn governed(world: &World, file: &str) -> Vec<String> {
     let document = if world.file_name == file { &world.adapters } else { &world.unread[file].0 };
-    document.key_text.as_deref().map(|text| OperatorKey::parse(text).unwrap().managed).unwrap_or_default()
+    document.key_text.as_deref().map(|text| OperatorDirectives::parse(text).unwrap().managed).unwrap_or_default()
 }
 
 fn has_moved(world: &World) -> bool {

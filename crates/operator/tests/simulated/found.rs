@@ -5,7 +5,7 @@ use crate::{
     schedules::{Action, Fate, act, one_alone, two_at_once, world},
 };
 use jiff::SignedDuration;
-use rollora_api::rollout::{Verb, status::Phase};
+use rollora_api::rollout::{IntentKind, status::Phase};
 
 /// What was rejected was tried on another server when the status was lost and somebody
 /// said `retry`.
@@ -18,7 +18,7 @@ fn a_status_that_is_lost_after_a_rejection_lets_no_second_server_try() {
         Action::Heal,
         Action::Wait(1),
         Action::LoseStatus,
-        Action::Intend(Verb::Retry),
+        Action::Intend(IntentKind::Retry),
     ];
     one_alone(world(deadly, None), &actions, deadly).unwrap();
 }

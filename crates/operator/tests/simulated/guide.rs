@@ -6,7 +6,7 @@ use crate::{
 };
 use jiff::SignedDuration;
 use rollora_api::rollout::{
-    Verb,
+    IntentKind,
     status::{Phase, RetirementState},
 };
 
@@ -53,7 +53,7 @@ fn the_guide_goes_from_v1_to_v2_and_cleans_up() {
     let mut run = at_half();
     run.run_for(SignedDuration::from_secs(30));
     assert_eq!(run.world().phase(), Phase::Paused, "an open pause waits for a person\n{}", run.story());
-    run.world().intend(Verb::Promote);
+    run.world().intend(IntentKind::Promote);
     run.until_phase(Phase::Succeeded);
     run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
     run.until("Gone", |world| world.status().retired.iter().all(|entry| entry.state == RetirementState::Gone));
@@ -69,7 +69,7 @@ fn the_guide_goes_from_v1_to_v2_and_cleans_up() {
 #[test]
 fn an_abort_at_half_gives_everything_back_in_one_write() {
     let mut run = at_half();
-    run.world().intend(Verb::Abort);
+    run.world().intend(IntentKind::Abort);
     run.tick();
     assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "{}", run.story());
     run.until_phase(Phase::RolledBack);

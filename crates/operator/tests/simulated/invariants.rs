@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 use rollora_api::{
     adapters::AdaptersFile,
     names::{AdapterId, sequence_annotation},
-    operator_key::OperatorKey,
+    operator_directives::OperatorDirectives,
     rewrite::InferenceModelRewrite,
     rollout::status::Phase,
 };
@@ -89,7 +89,7 @@ impl World {
     /// An operator writes the adapters file or its key.
     pub(crate) fn check_held(&mut self, before: &AdaptersDocument, after: &AdaptersDocument) {
         let key = |document: &AdaptersDocument| {
-            document.key_text.as_deref().map(|text| OperatorKey::parse(text).unwrap()).unwrap_or_default()
+            document.key_text.as_deref().map(|text| OperatorDirectives::parse(text).unwrap()).unwrap_or_default()
         };
         let file =
             |document: &AdaptersDocument| AdaptersFile::parse(&document.user_text).map(|parsed| parsed.file).ok();

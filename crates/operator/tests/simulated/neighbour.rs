@@ -8,9 +8,9 @@ use crate::{
     world::{World, planned},
 };
 use rollora_api::{
-    metadata::Metadata,
+    metadata::ObjectMeta,
     names::{AdapterId, ModelName, STABLE_ANNOTATION, sequence_annotation},
-    operator_key::{OperatorKey, matches_pattern},
+    operator_directives::{OperatorDirectives, matches_pattern},
     rewrite::{InferenceModelRewrite, RewriteRule},
     rollout::{Rollout, RolloutStatus, status::RetirementState},
 };
@@ -40,7 +40,7 @@ pub(crate) struct Share {
     /// Its rule, the name of the rewrite that has it, its stamp there, and which of its targets are called stable.
     rule: Option<(String, RewriteRule, Option<String>, BTreeSet<String>)>,
     /// Its entries in the operator's key.
-    key: OperatorKey,
+    key: OperatorDirectives,
     /// Its ids under `ensureExist` and under `ensureNotExist`.
     listed: [Vec<AdapterId>; 2],
 }
@@ -53,7 +53,7 @@ impl World {
         rollout.metadata.generation = Some(1);
         change(&mut rollout);
         let mut key = self.key();
-        key.managed.extend(rollout.spec.adapter.governed().map(str::to_owned));
+        key.managed.extend(rollout.spec.adapter.managed_pattern().map(str::to_owned));
         self.neighbour = Some(Neighbour {
             planned: planned(&rollout),
             rollout,
@@ -184,7 +184,7 @@ fn is_of(model: &ModelName, id: &str) -> bool {
     id.starts_with(model.as_str())
 }
 
-fn ids(key: &OperatorKey) -> impl Iterator<Item = &AdapterId> {
+fn ids(key: &OperatorDirectives) -> impl Iterator<Item = &AdapterId> {
     let pilots = key.pilots.iter().map(|pilot| &pilot.id);
     key.admitted.iter().chain(&key.serving).chain(&key.rejected).chain(pilots)
 }
@@ -194,7 +194,7 @@ fn share_of_rewrite(
     rewrite: &InferenceModelRewrite,
 ) -> Option<(String, RewriteRule, Option<String>, BTreeSet<String>)> {
     let rule = rewrite.spec.rules.iter().find(|rule| is_for(&rollout.spec.model, rule))?;
-    let Metadata { name, annotations, .. } = &rewrite.metadata;
+    let ObjectMeta { name, annotations, .. } = &rewrite.metadata;
     let stamp = annotations.get(&sequence_annotation(rollout.metadata.uid.as_deref().unwrap_or_default())).cloned();
     let stable = annotations.get(STABLE_ANNOTATION).map(String::as_str).unwrap_or_default().split(',');
     let is_target = |id: &&str| rule.targets.iter().any(|target| target.model_rewrite == *id);
@@ -206,7 +206,7 @@ pub(crate) fn is_for(model: &ModelName, rule: &RewriteRule) -> bool {
 }
 
 /// The entries that a Rollout has to do with. Others of its model are left from before: whoever writes takes them out.
-fn share_of_key(rollout: &Rollout, mut key: OperatorKey) -> OperatorKey {
+fn share_of_key(rollout: &Rollout, mut key: OperatorDirectives) -> OperatorDirectives {
     let named = named(rollout);
     let is_its = |id: &str| {
         let follows = rollout.spec.adapter.follow.is_some();
@@ -230,6 +230,6 @@ fn named(rollout: &Rollout) -> BTreeSet<AdapterId> {
     let rejected = rejected.into_iter().map(|rejected| rejected.id);
     let leaving =
         retired.into_iter().filter(|retired| retired.state != RetirementState::Gone).map(|retired| retired.id);
-    let admitted = admission.admitted.into_iter().chain(admission.held);
+    let admitted = admission.admitted.into_iter().chain(admission.retained);
     wanted.chain(weighted).chain(tried).chain(rejected).chain(leaving).chain(admitted).collect()
 }

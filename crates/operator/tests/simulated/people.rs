@@ -11,7 +11,7 @@ use rollora_api::{
     names::STABLE_ANNOTATION,
     rewrite::InferenceModelRewrite,
     rollout::{
-        Verb,
+        IntentKind,
         spec::{AdapterChoice, CleanupPolicy},
         status::{Phase, RetirementState},
     },
@@ -44,7 +44,7 @@ fn a_newer_version_at_half_takes_over_in_one_write_and_the_old_candidate_goes() 
     run.until_weights(&[(V1, 50), (V3, 50)]);
     run.until("v2 is gone", |world| world.holders(&id(V2)) == 0);
     run.until_phase(Phase::Paused);
-    run.world().intend(Verb::Promote);
+    run.world().intend(IntentKind::Promote);
     run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
     run.until_phase(Phase::Succeeded);
     assert_eq!(listed(&run).0, [V3]);
@@ -106,7 +106,7 @@ fn unlisting_stable_at_half_is_a_wish_that_waits_until_it_has_no_weight() {
     run.run_for(SignedDuration::from_secs(20));
     run.check();
     assert_eq!(run.world().holders(&id(V1)), 3, "{}", run.story());
-    run.world().intend(Verb::Promote);
+    run.world().intend(IntentKind::Promote);
     run.until_phase(Phase::Succeeded);
     run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
 }
@@ -114,7 +114,7 @@ fn unlisting_stable_at_half_is_a_wish_that_waits_until_it_has_no_weight() {
 #[test]
 fn unlisting_what_has_just_succeeded_goes_back_to_the_retired_one_at_once() {
     let mut run = at_half();
-    run.world().intend(Verb::PromoteFull);
+    run.world().intend(IntentKind::PromoteFull);
     run.until_phase(Phase::Succeeded);
     assert_eq!(state_of(&run, V1), Some(RetirementState::Waiting));
     run.world().list(&[V1], &[V2]);
@@ -139,7 +139,7 @@ fn unlisting_everything_changes_nothing_that_is_served() {
 #[test]
 fn an_id_that_was_unlisted_by_the_operator_is_listed_again_when_it_is_wanted_again() {
     let mut run = at_half();
-    run.world().intend(Verb::PromoteFull);
+    run.world().intend(IntentKind::PromoteFull);
     run.until_phase(Phase::Succeeded);
     run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
     run.world()
@@ -147,7 +147,7 @@ fn an_id_that_was_unlisted_by_the_operator_is_listed_again_when_it_is_wanted_aga
     run.until("v1 is listed", |world| world.file().ensure_exist.iter().any(|entry| entry.id == id(V1)));
     run.until_weights(&[(V2, 50), (V1, 50)]);
     run.until_phase(Phase::Paused);
-    run.world().intend(Verb::Promote);
+    run.world().intend(IntentKind::Promote);
     run.until_phase(Phase::Succeeded);
     run.until("v2 is gone", |world| world.holders(&id(V2)) == 0);
 }
@@ -155,7 +155,7 @@ fn an_id_that_was_unlisted_by_the_operator_is_listed_again_when_it_is_wanted_aga
 #[test]
 fn a_retired_entry_that_somebody_puts_back_is_theirs() {
     let mut run = at_half();
-    run.world().intend(Verb::PromoteFull);
+    run.world().intend(IntentKind::PromoteFull);
     run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
     run.world().list(&[V1, V2], &[]);
     run.until("v1 is back", |world| world.holders(&id(V1)) == 3);
@@ -177,7 +177,7 @@ fn cleanup_keeps_or_suggests_as_the_policy_says() {
         let mut run = at_half();
         run.world().mark_owner(gitops);
         run.world().edit_spec(|rollout| rollout.spec.cleanup.policy = policy);
-        run.world().intend(Verb::PromoteFull);
+        run.world().intend(IntentKind::PromoteFull);
         run.until("the policy", |world| world.status().retired.iter().any(|entry| entry.state == expected));
         run.run_for(SignedDuration::from_secs(20));
         assert_eq!(state_of(&run, V1), Some(expected), "{}", run.story());
@@ -191,7 +191,7 @@ fn cleanup_keeps_or_suggests_as_the_policy_says() {
 #[test]
 fn a_retired_id_stays_while_somebody_calls_it_directly() {
     let mut run = at_half();
-    run.world().intend(Verb::PromoteFull);
+    run.world().intend(IntentKind::PromoteFull);
     run.until_phase(Phase::Succeeded);
     for _ in 0..100 {
         run.world().use_directly(&id(V1));
@@ -206,12 +206,12 @@ fn a_retired_id_stays_while_somebody_calls_it_directly() {
 fn spec_paused_stops_steps_and_cleanup_but_not_an_abort() {
     let mut run = at_half();
     run.world().edit_spec(|rollout| rollout.spec.paused = true);
-    run.world().intend(Verb::Promote);
+    run.world().intend(IntentKind::Promote);
     run.run_for(SignedDuration::from_secs(10));
     assert_eq!(run.world().weights(), [(V1.to_owned(), 50), (V2.to_owned(), 50)]);
     let action = run.world().status().last_action.unwrap();
     assert!(action.outcome.starts_with("refused: spec.paused is true"), "{}", action.outcome);
-    run.world().intend(Verb::Abort);
+    run.world().intend(IntentKind::Abort);
     run.until_weights(&[(V1, 100)]);
     run.until_phase(Phase::RolledBack);
     run.run_for(SignedDuration::from_secs(20));
@@ -223,7 +223,7 @@ fn spec_paused_stops_steps_and_cleanup_but_not_an_abort() {
 #[test]
 fn a_promotion_is_refused_when_the_step_has_moved_on_and_an_intent_is_consumed_once() {
     let mut run = at_half();
-    run.world().intend(Verb::Promote);
+    run.world().intend(IntentKind::Promote);
     let stale = run.world().rollout.metadata.annotations.clone();
     run.until_phase(Phase::Succeeded);
     let first = run.world().status().last_action.unwrap();
@@ -233,7 +233,7 @@ fn a_promotion_is_refused_when_the_step_has_moved_on_and_an_intent_is_consumed_o
     run.world().edit_spec(|rollout| rollout.metadata.annotations = stale);
     run.run_for(SignedDuration::from_secs(2));
     assert_eq!(run.world().status().last_action.unwrap(), first, "consumed before");
-    run.world().intend(Verb::Promote);
+    run.world().intend(IntentKind::Promote);
     run.until("consumed", |world| world.status().last_action.unwrap().id != first.id);
     run.check();
 }
@@ -277,7 +277,7 @@ fn the_rule_of_an_older_rewrite_that_appears_is_said_at_once() {
     run.until("it is said", |world| world.status().message.contains("the rule of older is in force for the model"));
     let holds = |run: &Run, kind: &str| {
         let status = run.world().status();
-        let condition = status.conditions.into_iter().find(|condition| condition.kind == kind).unwrap();
+        let condition = status.conditions.into_iter().find(|condition| condition.type_ == kind).unwrap();
         (condition.status, condition.reason)
     };
     for (kind, status) in [("Ready", ConditionStatus::False), ("Stalled", ConditionStatus::True)] {
@@ -303,7 +303,7 @@ fn a_rewrite_that_is_edited_again_and_again_is_put_back_slowly() {
     run.until_weights(&[(V1, 50), (V2, 50)]);
     run.world().edit_rewrite(|rewrite| rewrite.spec.rules[0].targets[1].weight = Some(10));
     run.tick();
-    run.world().intend(Verb::Abort);
+    run.world().intend(IntentKind::Abort);
     run.tick();
     assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "an abort does not wait\n{}", run.story());
 }
@@ -363,7 +363,7 @@ fn a_lost_status_is_rebuilt_from_what_serves() {
     assert_eq!((status.revision.stable, status.revision.desired), (Some(id(V1)), Some(id(V2))), "{}", run.story());
     run.until_weights(&[(V1, 50), (V2, 50)]);
     run.until_phase(Phase::Paused);
-    run.world().intend(Verb::Promote);
+    run.world().intend(IntentKind::Promote);
     run.until_phase(Phase::Succeeded);
     run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
 }
@@ -394,7 +394,7 @@ fn a_name_that_servers_serve_directly_is_the_stable_side() {
     run.world().serve_directly(&id("small"));
     run.until_weights(&[("small", 90), (V2, 10)]);
     run.until_weights(&[("small", 50), (V2, 50)]);
-    run.world().intend(Verb::Abort);
+    run.world().intend(IntentKind::Abort);
     run.until_weights(&[("small", 100)]);
     run.until_phase(Phase::RolledBack);
 }
@@ -406,7 +406,7 @@ fn a_file_that_cannot_be_read_changes_nothing() {
     run.run_for(SignedDuration::from_secs(20));
     assert_eq!(run.world().weights(), [(V1.to_owned(), 50), (V2.to_owned(), 50)]);
     assert!(run.world().status().message.contains("line 1"), "{}", run.world().status().message);
-    run.world().intend(Verb::Abort);
+    run.world().intend(IntentKind::Abort);
     run.until_weights(&[(V1, 100)]);
     run.check();
 }
@@ -424,9 +424,9 @@ fn steps_are_pinned_and_an_edit_is_announced() {
 #[test]
 fn an_abort_that_comes_too_late_leaves_no_word_of_what_was_not_asked_for_it() {
     let mut run = at_half();
-    run.world().intend(Verb::Promote);
+    run.world().intend(IntentKind::Promote);
     run.until_phase(Phase::Succeeded);
-    run.world().intend(Verb::Abort);
+    run.world().intend(IntentKind::Abort);
     run.tick();
     let status = run.world().status();
     assert!(status.last_action.is_some_and(|action| action.outcome.contains("already succeeded")));

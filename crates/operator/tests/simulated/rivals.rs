@@ -8,7 +8,7 @@ use crate::{
 };
 use jiff::SignedDuration;
 use rollora_api::rollout::{
-    Rollout, Verb,
+    IntentKind, Rollout,
     status::{Phase, RetirementState},
 };
 
@@ -57,7 +57,7 @@ const STORY: &[Chapter] = &[
         may_be_cut: false,
     },
     Chapter {
-        act: |world| world.intend(Verb::Promote),
+        act: |world| world.intend(IntentKind::Promote),
         ends: |world| {
             retired(world, V1, &[RetirementState::Unlisting, RetirementState::Unloading, RetirementState::Gone])
         },
@@ -76,8 +76,12 @@ const STORY: &[Chapter] = &[
         ends: |world| rests_at_half(world, V3),
         may_be_cut: false,
     },
-    Chapter { act: |world| world.intend(Verb::Abort), ends: |world| world.holders(&id(V3)) == 0, may_be_cut: true },
-    Chapter { act: |world| world.intend(Verb::Retry), ends: |world| rests_at_half(world, V3), may_be_cut: true },
+    Chapter {
+        act: |world| world.intend(IntentKind::Abort),
+        ends: |world| world.holders(&id(V3)) == 0,
+        may_be_cut: true,
+    },
+    Chapter { act: |world| world.intend(IntentKind::Retry), ends: |world| rests_at_half(world, V3), may_be_cut: true },
 ];
 
 /// Where the first operator stops, and when it goes on.
@@ -178,7 +182,7 @@ fn begun(chapters: usize) -> Duo {
 #[test]
 fn an_edit_that_was_begun_does_not_unlist_what_has_come_back_meanwhile() {
     let mut duo = begun(2);
-    duo.world().intend(Verb::Promote);
+    duo.world().intend(IntentKind::Promote);
     stop_when(&mut duo, |world| retired(world, V1, &[RetirementState::Unlisting]));
     duo.world().edit_spec(wants(V1));
     until(&mut duo, "v1 serves again", |world| world.weights().iter().any(|(id, _)| id == V1));
@@ -191,12 +195,12 @@ fn an_edit_that_was_begun_does_not_unlist_what_has_come_back_meanwhile() {
 #[test]
 fn a_key_that_was_begun_does_not_reject_what_is_tried_again_meanwhile() {
     let mut duo = begun(5);
-    duo.world().intend(Verb::Abort);
+    duo.world().intend(IntentKind::Abort);
     stop_when(&mut duo, |world| {
         let status = world.status();
         status.rejected.iter().any(|rejected| rejected.id == id(V3)) && !status.admission.admitted.contains(&id(V3))
     });
-    duo.world().intend(Verb::Retry);
+    duo.world().intend(IntentKind::Retry);
     until(&mut duo, "v3 serves again", |world| world.weights().iter().any(|(id, _)| id == V3));
     duo.go_on(0);
     duo.run_for(SignedDuration::from_secs(10));
@@ -207,7 +211,7 @@ fn a_key_that_was_begun_does_not_reject_what_is_tried_again_meanwhile() {
 #[test]
 fn one_that_hears_of_the_rollout_late_does_not_edit_the_file_of_today() {
     let mut duo = begun(2);
-    duo.world().intend(Verb::Promote);
+    duo.world().intend(IntentKind::Promote);
     stop_when(&mut duo, |world| retired(world, V1, &[RetirementState::Unlisting]));
     duo.world().edit_spec(wants(V1));
     until(&mut duo, "v1 serves again", |world| world.weights().iter().any(|(id, _)| id == V1));

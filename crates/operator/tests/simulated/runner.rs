@@ -5,7 +5,7 @@ use crate::{
     guide::{V1, V2, at_half, installed},
     ports::Sim,
 };
-use rollora_api::rollout::Verb;
+use rollora_api::rollout::IntentKind;
 use rollora_operator::{
     ports::RolloutKey,
     tally::{Reconciles, Tally},
@@ -48,7 +48,7 @@ fn an_abort_is_written_within_250_ms_while_servers_and_routers_hang() {
     beside_the_operator(&sim, async {
         // By now a reconcile is in the middle of asking somebody who does not answer.
         sleep(Duration::from_secs(1)).await;
-        sim.world().intend(Verb::Abort);
+        sim.world().intend(IntentKind::Abort);
         let took = until_weights(&sim, &[(V1, 100)]).await;
         assert!(took <= Duration::from_millis(250), "{took:?}");
     });
@@ -58,7 +58,7 @@ fn an_abort_is_written_within_250_ms_while_servers_and_routers_hang() {
 fn a_change_is_heard_at_once() {
     let sim = at_half().sim;
     beside_the_operator(&sim, async {
-        sim.world().intend(Verb::PromoteFull);
+        sim.world().intend(IntentKind::PromoteFull);
         let took = until_weights(&sim, &[(V2, 100)]).await;
         assert!(took <= Duration::from_millis(250), "{took:?}");
     });
@@ -75,7 +75,7 @@ fn what_was_asked_and_written_is_counted_with_its_time_and_a_rollout_that_is_gon
     let sim = at_half().sim;
     let key = RolloutKey { namespace: None, name: sim.world().rollout.metadata.name.clone() };
     let tally = beside_the_operator(&sim, async {
-        sim.world().intend(Verb::Abort);
+        sim.world().intend(IntentKind::Abort);
         until_weights(&sim, &[(V1, 100)]).await;
         // Its last reconcile ends.
         sleep(Duration::from_secs(1)).await;

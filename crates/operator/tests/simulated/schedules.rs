@@ -13,7 +13,7 @@ use jiff::SignedDuration;
 use proptest::prelude::*;
 use rollora_api::{
     condition::Condition,
-    rollout::{Verb, status::Phase},
+    rollout::{IntentKind, status::Phase},
 };
 use std::sync::MutexGuard;
 
@@ -29,7 +29,7 @@ pub(crate) enum Action {
         exist: u8,
         not_exist: u8,
     },
-    Intend(Verb),
+    Intend(IntentKind),
     Die {
         server: usize,
         seconds: i64,
@@ -58,8 +58,8 @@ pub(crate) enum Action {
     Heal,
 }
 
-fn verb() -> impl Strategy<Value = Verb> {
-    prop_oneof![4 => Just(Verb::Promote), 2 => Just(Verb::PromoteFull), 2 => Just(Verb::Abort), 1 => Just(Verb::Retry)]
+fn verb() -> impl Strategy<Value = IntentKind> {
+    prop_oneof![4 => Just(IntentKind::Promote), 2 => Just(IntentKind::PromoteFull), 2 => Just(IntentKind::Abort), 1 => Just(IntentKind::Retry)]
 }
 
 fn fault() -> impl Strategy<Value = Fault> {
@@ -219,7 +219,7 @@ pub(crate) fn listings(actions: &[Action], index: usize) -> usize {
 /// Whether the rollout is where only a person, or nobody, has to do something.
 pub(crate) fn is_at_rest(world: &World) -> bool {
     let status = world.status();
-    let unlisted = |condition: &Condition| condition.kind == "Progressing" && condition.reason == "NotListed";
+    let unlisted = |condition: &Condition| condition.type_ == "Progressing" && condition.reason == "NotListed";
     // Servers that restart wait for what serves, and cannot load it while nobody lists it.
     let beyond_help =
         status.message.contains("list it again") && world.servers.iter().all(|server| server.beside || !server.ready);

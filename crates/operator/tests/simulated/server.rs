@@ -4,10 +4,10 @@ use jiff::{SignedDuration, Timestamp};
 use rollora_api::{
     adapters::{AdaptersFile, ContentHash},
     names::AdapterId,
-    operator_key::{Admission, OperatorKey},
+    operator_directives::{Admission, OperatorDirectives},
     sidecar_status::{
-        ADAPTERS_NOT_VERIFIED, AdapterState, AdapterStatus, ConfigStatus, Problem, Readiness, ServerIdentity,
-        SidecarStatus,
+        ADAPTERS_NOT_VERIFIED, AdapterState, AdapterStatus, ConfigStatus, ReadinessStatus, ReportedError,
+        ServerIdentity, SidecarStatus,
     },
 };
 use rollora_operator::ports::Server;
@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Content {
     pub(crate) file: AdaptersFile,
-    pub(crate) key: Option<OperatorKey>,
+    pub(crate) key: Option<OperatorDirectives>,
     pub(crate) hash: ContentHash,
 }
 
@@ -314,29 +314,29 @@ impl SimServer {
             readiness: self.readiness(),
             config: ConfigStatus {
                 hash: Some(self.seen.hash.clone()),
-                operator_key: self.seen.key.is_some(),
+                operator_directives: self.seen.key.is_some(),
                 error: None,
             },
             base_models: vec!["base".to_owned()],
             adapters: ids.into_iter().map(|id| self.adapter(id)).collect(),
             problem: None,
             max_loras: None,
-            uses_read_at: self.read_at,
+            usage_read_at: self.read_at,
         }
     }
 
-    fn readiness(&self) -> Readiness {
+    fn readiness(&self) -> ReadinessStatus {
         let reason = match () {
             () if self.ready || self.blip.is_some() => "Ready",
             () if !self.may_be_ready() => ADAPTERS_NOT_VERIFIED,
             () => "Starting",
         };
-        Readiness { ready: reason == "Ready", reason: reason.to_owned(), message: String::new() }
+        ReadinessStatus { ready: reason == "Ready", reason: reason.to_owned(), message: String::new() }
     }
 
     fn adapter(&self, id: &AdapterId) -> AdapterStatus {
         let problem = |reason: &str, message: &str| {
-            Some(Box::new(Problem { reason: reason.to_owned(), message: message.to_owned() }))
+            Some(Box::new(ReportedError { reason: reason.to_owned(), message: message.to_owned() }))
         };
         let last_error = match () {
             () if self.died.contains_key(id) => problem("ServerDied", "vLLM ended"),

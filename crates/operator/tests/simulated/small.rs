@@ -8,7 +8,7 @@ use crate::{
     schedules::{Action, act, come_to_rest, is_long},
     world::{Fault, World},
 };
-use rollora_api::rollout::{Verb, status::Phase};
+use rollora_api::rollout::{IntentKind, status::Phase};
 
 fn letters() -> Vec<Action> {
     let list = |exist, not_exist| Action::List { exist, not_exist };
@@ -19,9 +19,9 @@ fn letters() -> Vec<Action> {
         list(2, 0),
         list(2, 1),
         list(1, 2),
-        Action::Intend(Verb::Promote),
-        Action::Intend(Verb::Abort),
-        Action::Intend(Verb::Retry),
+        Action::Intend(IntentKind::Promote),
+        Action::Intend(IntentKind::Abort),
+        Action::Intend(IntentKind::Retry),
         Action::Die { server: 0, seconds: 2 },
         Action::RouterUnreachable,
         Action::Pause,

@@ -10,10 +10,10 @@ use jiff::{SignedDuration, Timestamp};
 use rollora_api::{
     adapters::{AdaptersFile, content_hash},
     names::{AdapterId, INTENT_ANNOTATION, ModelName, SEQUENCE_ANNOTATION_PREFIX},
-    operator_key::OperatorKey,
+    operator_directives::OperatorDirectives,
     rewrite::{InferenceModelRewrite, RewriteRule},
-    rollout::{Rollout, RolloutStatus, Verb, status::Phase},
-    router_report::{RuleInForce, RulesReport},
+    rollout::{IntentKind, Rollout, RolloutStatus, status::Phase},
+    router_report::{ActiveRule, RulesReport},
 };
 use rollora_operator::ports::{AdaptersDocument, AdaptersWrite, Event, Router, Server, Version, Written};
 use std::{
@@ -79,7 +79,7 @@ impl SimRouter {
             let stamps = rewrite.metadata.annotations.iter().filter_map(|(name, value)| {
                 Some((name.strip_prefix(SEQUENCE_ANNOTATION_PREFIX)?.to_owned(), value.parse().ok()?))
             });
-            let rule = RuleInForce {
+            let rule = ActiveRule {
                 group: "llm-d.ai".to_owned(),
                 rewrite: rewrite.metadata.name.clone(),
                 uid: rewrite.metadata.uid.clone().unwrap_or_default(),
@@ -261,7 +261,7 @@ impl World {
             uses: BTreeMap::new(),
         };
         // The operator's key is there before the sidecars start, as it is on a cluster that runs already.
-        let key = OperatorKey { managed: vec!["small-v*".to_owned()], ..OperatorKey::default() };
+        let key = OperatorDirectives { managed: vec!["small-v*".to_owned()], ..OperatorDirectives::default() };
         world.adapters.key_text = Some(key.to_yaml());
         let content = world.content();
         for server in &mut world.servers {
@@ -294,7 +294,7 @@ impl World {
     }
 
     fn content(&self) -> Content {
-        let key = self.adapters.key_text.as_deref().map(|text| OperatorKey::parse(text).unwrap());
+        let key = self.adapters.key_text.as_deref().map(|text| OperatorDirectives::parse(text).unwrap());
         Content {
             file: AdaptersFile::parse(&self.adapters.user_text).map(|parsed| parsed.file).unwrap_or_default(),
             key,
@@ -370,7 +370,7 @@ impl World {
     }
 
     /// A person says what they want, having seen the present status.
-    pub(crate) fn intend(&mut self, verb: Verb) {
+    pub(crate) fn intend(&mut self, verb: IntentKind) {
         self.intents += 1;
         let status = self.status();
         let step = status.step.as_ref().map_or(0, |step| step.index);
@@ -543,8 +543,8 @@ impl World {
     }
 
     /// The operator's key as it is now.
-    pub(crate) fn key(&self) -> OperatorKey {
-        self.adapters.key_text.as_deref().map(|text| OperatorKey::parse(text).unwrap()).unwrap_or_default()
+    pub(crate) fn key(&self) -> OperatorDirectives {
+        self.adapters.key_text.as_deref().map(|text| OperatorDirectives::parse(text).unwrap()).unwrap_or_default()
     }
 
     /// What the servers of this pool say, or those of the other one.

@@ -1,6 +1,6 @@
 use super::*;
 use rollora_api::{
-    metadata::Metadata,
+    metadata::ObjectMeta,
     rewrite::{ModelMatch, RewriteMatch, RewriteRule, RewriteSpec},
 };
 
@@ -12,17 +12,17 @@ fn at(second: i64) -> Timestamp {
 fn rewrite(group: RewriteGroup, name: &str, second: i64, models: &[&str]) -> InferenceModelRewrite {
     let rule = |model: &&str| {
         let exactly =
-            RewriteMatch { model: ModelMatch { kind: None, value: (*model).to_owned() }, ..RewriteMatch::default() };
+            RewriteMatch { model: ModelMatch { type_: None, value: (*model).to_owned() }, ..RewriteMatch::default() };
         let matches = if model.is_empty() { Vec::new() } else { vec![exactly] };
         RewriteRule { matches, ..RewriteRule::default() }
     };
     InferenceModelRewrite {
         api_version: group.api_version().to_owned(),
         kind: "InferenceModelRewrite".to_owned(),
-        metadata: Metadata {
+        metadata: ObjectMeta {
             namespace: Some("ns".to_owned()),
             creation_timestamp: Some(at(second)),
-            ..Metadata::named(name)
+            ..ObjectMeta::named(name)
         },
         spec: RewriteSpec {
             pool_ref: PoolRef { name: "pool".to_owned(), ..PoolRef::default() },
@@ -48,7 +48,7 @@ fn pools() -> BTreeSet<String> {
 /// Per rewrite that is written: its name, and each condition as `Type=Status/Reason: message`.
 fn told(rewrites: &[InferenceModelRewrite]) -> Vec<(String, Vec<String>)> {
     let words = |condition: &Condition| {
-        let Condition { kind, status, reason, message, .. } = condition;
+        let Condition { type_: kind, status, reason, message, .. } = condition;
         format!("{kind}={status:?}/{reason}: {message}")
     };
     let written = accept(rewrites, Some(&pools()), at(100));
@@ -164,7 +164,7 @@ fn what_is_said_already_is_not_written_again_and_a_weight_changes_nothing() {
 #[test]
 fn conditions_of_others_stay_and_the_time_changes_with_the_status_only() {
     let foreign = Condition {
-        kind: "Programmed".to_owned(),
+        type_: "Programmed".to_owned(),
         status: ConditionStatus::True,
         reason: "Yes".to_owned(),
         message: String::new(),
@@ -172,7 +172,7 @@ fn conditions_of_others_stay_and_the_time_changes_with_the_status_only() {
         observed_generation: Some(3),
     };
     let pending = Condition {
-        kind: ACCEPTED.to_owned(),
+        type_: ACCEPTED.to_owned(),
         status: ConditionStatus::Unknown,
         reason: reason::PENDING.to_owned(),
         ..foreign.clone()

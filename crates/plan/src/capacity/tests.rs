@@ -1,5 +1,5 @@
 use super::*;
-use rollora_api::{operator_key::Pilot, sidecar_status::SidecarStatus};
+use rollora_api::{operator_directives::Pilot, sidecar_status::SidecarStatus};
 
 fn id(name: &str) -> AdapterId {
     AdapterId::new(name).unwrap()
@@ -9,12 +9,12 @@ fn server(name: &str, ready: bool, max_loras: Option<u32>) -> Server {
     Server { ready, ..Server::ready(name, SidecarStatus { max_loras, ..SidecarStatus::default() }) }
 }
 
-fn key(serving: &[&str], pilots: &[(&str, &str)]) -> OperatorKey {
+fn key(serving: &[&str], pilots: &[(&str, &str)]) -> OperatorDirectives {
     let pilot = |(name, pod): &(&str, &str)| Pilot { id: id(name), pod: (*pod).to_owned() };
-    OperatorKey {
+    OperatorDirectives {
         serving: serving.iter().map(|name| id(name)).collect(),
         pilots: pilots.iter().map(pilot).collect(),
-        ..OperatorKey::default()
+        ..OperatorDirectives::default()
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{desired, observed::Server, pilot, text, wait::Wait};
 use rollora_api::{
     condition::reason,
     names::AdapterId,
-    operator_key::Pilot,
+    operator_directives::Pilot,
     rollout::{spec::ResidencyProof, status::AdmissionStatus},
     sidecar_status::NO_SIDECAR,
 };
@@ -91,7 +91,7 @@ impl Case<'_> {
     fn begun_trial(&self, admission: &AdmissionStatus, id: &AdapterId) -> Option<Pilot> {
         // A status that was lost knows of no pilot; the key does.
         let told = self.adapters().into_iter().flat_map(|adapters| &adapters.key.pilots);
-        admission.pilot.iter().chain(&admission.tried).chain(told).find(|pilot| pilot.id == *id).cloned()
+        admission.pilot.iter().chain(&admission.past_pilots).chain(told).find(|pilot| pilot.id == *id).cloned()
     }
 
     /// An adapter that was proven on its pilot may still end another server: no third one tries it.
@@ -123,11 +123,11 @@ fn begin_trial(admission: &mut AdmissionStatus, pilot: Pilot) {
 /// The trial of this id is over; one of another is only put aside.
 fn end_trial(admission: &mut AdmissionStatus, id: &AdapterId) {
     if let Some(pilot) = admission.pilot.take() {
-        admission.tried.retain(|tried| tried.id != pilot.id);
-        admission.tried.insert(0, pilot);
+        admission.past_pilots.retain(|tried| tried.id != pilot.id);
+        admission.past_pilots.insert(0, pilot);
     }
-    admission.tried.retain(|tried| tried.id != *id);
-    admission.tried.truncate(KEPT);
+    admission.past_pilots.retain(|tried| tried.id != *id);
+    admission.past_pilots.truncate(KEPT);
 }
 
 /// Whether there are Ready servers, and none of them has a sidecar.

@@ -12,10 +12,10 @@ use crate::{
 use rollora_api::{
     condition::reason,
     names::AdapterId,
-    operator_key::matches_pattern,
+    operator_directives::matches_pattern,
     rollout::{
         RolloutStatus,
-        status::{Rejected, Retired, RetirementState},
+        status::{RejectedAdapter, RetiredAdapter, RetirementState},
     },
 };
 
@@ -68,13 +68,13 @@ impl Case<'_> {
 
     /// What the operator's key remembers of this Rollout when its status was lost.
     fn remember(&self, status: &mut RolloutStatus, wish: &Wish) {
-        let (Some(adapters), Some(pattern)) = (self.adapters(), self.spec.adapter.governed()) else { return };
+        let (Some(adapters), Some(pattern)) = (self.adapters(), self.spec.adapter.managed_pattern()) else { return };
         let key = &adapters.key;
         let mine = |id: &&AdapterId| matches_pattern(pattern, id.as_str());
         let weights = &status.weights.desired;
         let wanted = |id: &AdapterId| *wish == Wish::Id(id.clone()) || weights.iter().any(|target| target.id == *id);
         let retired = key.serving.iter().filter(mine).filter(|id| !wanted(id) && !key.rejected.contains(id));
-        status.retired.extend(retired.map(|id| Retired {
+        status.retired.extend(retired.map(|id| RetiredAdapter {
             id: id.clone(),
             since: self.now,
             state: RetirementState::Waiting,
@@ -83,7 +83,7 @@ impl Case<'_> {
         }));
         let pilots = key.pilots.iter().filter(|pilot| mine(&&pilot.id)).cloned();
         let (harmed, on_trial): (Vec<_>, Vec<_>) = pilots.partition(|pilot| key.rejected.contains(&pilot.id));
-        status.admission.tried = harmed;
+        status.admission.past_pilots = harmed;
         status.admission.pilot = on_trial.into_iter().next();
         let admitted = &mut status.admission.admitted;
         admitted.extend(key.admitted.iter().filter(mine).cloned());
@@ -94,8 +94,8 @@ impl Case<'_> {
         let (serving, stable) = (&status.weights.desired, status.revision.stable.as_ref());
         let serves = |id: &AdapterId| stable == Some(id) || serving.iter().any(|target| target.id == *id);
         let rejected = key.rejected.iter().filter(mine).filter(|id| !serves(id));
-        status.admission.held = rejected.clone().filter(|id| key.serving.contains(id)).cloned().collect();
-        status.rejected.extend(rejected.map(|id| Rejected { id: id.clone(), reason: reason.to_owned() }));
+        status.admission.retained = rejected.clone().filter(|id| key.serving.contains(id)).cloned().collect();
+        status.rejected.extend(rejected.map(|id| RejectedAdapter { id: id.clone(), reason: reason.to_owned() }));
     }
 
     /// Nothing moves, but sidecars have to know that new ids wait for their admission.
@@ -104,7 +104,7 @@ impl Case<'_> {
         let mut effects = Vec::new();
         // What a Rollout names that is not there may be a slip of the pen: nothing is written because of it.
         let meant = wait.reason != reason::INVALID;
-        if let (true, Some(adapters), Some(pattern)) = (meant, self.adapters(), self.spec.adapter.governed())
+        if let (true, Some(adapters), Some(pattern)) = (meant, self.adapters(), self.spec.adapter.managed_pattern())
             && !adapters.key.managed.iter().any(|managed| managed == pattern)
         {
             let mut key = adapters.key.clone();

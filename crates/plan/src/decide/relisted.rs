@@ -7,11 +7,11 @@ use crate::{observed::Listing, text, wait::Wait};
 use rollora_api::{
     condition::reason,
     names::AdapterId,
-    operator_key::matches_pattern,
+    operator_directives::matches_pattern,
     rollout::{
         RolloutStatus,
         spec::ResidencyProof,
-        status::{Relisted, Residency},
+        status::{RelistedAdapter, Residency},
     },
 };
 use std::time::Duration;
@@ -33,12 +33,14 @@ impl Case<'_> {
         let Ok(file) = self.file() else { return };
         let is_listed = |id: &AdapterId| Listing::of(id, file) == Listing::Exist;
         relisted.retain(|entry| is_listed(&entry.id) && self.now < text::after(entry.at, SETTLED));
-        let again = unlisted.iter().filter(|id| is_listed(id)).map(|id| Relisted { id: id.clone(), at: self.now });
+        let again =
+            unlisted.iter().filter(|id| is_listed(id)).map(|id| RelistedAdapter { id: id.clone(), at: self.now });
         relisted.extend(again);
         let known = status.revision.stable.iter().chain(&status.revision.desired);
         let known: Vec<&AdapterId> = known.chain(status.retired.iter().map(|entry| &entry.id)).collect();
         let concerns_us = |id: &AdapterId| {
-            let governed = self.spec.adapter.governed().is_some_and(|pattern| matches_pattern(pattern, id.as_str()));
+            let governed =
+                self.spec.adapter.managed_pattern().is_some_and(|pattern| matches_pattern(pattern, id.as_str()));
             governed || known.contains(&id)
         };
         let now_unlisted = file.ensure_not_exist.iter().map(|entry| &entry.id).filter(|id| concerns_us(id));

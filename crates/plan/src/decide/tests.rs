@@ -28,7 +28,7 @@ fn without_the_others() -> Observed {
         hash: rollora_api::adapters::content_hash(file, None),
         user_text: file.to_owned(),
         file: AdaptersFile::parse(file).map(|parsed| parsed.file).map_err(|error| error.to_string()),
-        key: rollora_api::operator_key::OperatorKey::default(),
+        key: rollora_api::operator_directives::OperatorDirectives::default(),
         gitops_owner: None,
     };
     Observed {

@@ -9,7 +9,7 @@ use crate::{
 };
 use rollora_api::{
     condition::reason,
-    operator_key::OperatorKey,
+    operator_directives::OperatorDirectives,
     rollout::{Rollout, RolloutStatus, status::Phase},
 };
 
@@ -53,12 +53,12 @@ impl Case<'_> {
 
     /// The operator's key without the entries of this Rollout.
     pub(super) fn key_without_us(&self) -> Option<Effect> {
-        let key = self.key(self.adapters()?, OperatorKey::default())?;
+        let key = self.key(self.adapters()?, OperatorDirectives::default())?;
         Some(Effect::WriteAdapters { user_text: None, key: Some(key) })
     }
 
     /// The operator's key with `mine`, where it has to change.
-    fn key(&self, adapters: &Adapters, mine: OperatorKey) -> Option<OperatorKey> {
+    fn key(&self, adapters: &Adapters, mine: OperatorDirectives) -> Option<OperatorDirectives> {
         // Without the other Rollouts nobody knows whose entries the rest are.
         self.world.rollouts.as_ref().ok()?;
         let beside: Vec<&Rollout> = self

@@ -1,7 +1,7 @@
 //! One Rollout's part of the key, and the parts of the others.
 
 use super::*;
-use rollora_api::rollout::{Rollout, status::Rejected};
+use rollora_api::rollout::{Rollout, status::RejectedAdapter};
 
 fn ids(names: &[&str]) -> Vec<AdapterId> {
     names.iter().map(|name| AdapterId::new(*name).unwrap()).collect()
@@ -36,8 +36,13 @@ fn what_is_admitted_serves_until_its_retirement_lets_it_go() {
     for (state, serves) in cases {
         let mut status = status(&["a-v1"]);
         let since = jiff::Timestamp::UNIX_EPOCH;
-        status.retired =
-            vec![Retired { id: ids(&["a-v1"])[0].clone(), since, state, was_stable: false, reason: String::new() }];
+        status.retired = vec![RetiredAdapter {
+            id: ids(&["a-v1"])[0].clone(),
+            since,
+            state,
+            was_stable: false,
+            reason: String::new(),
+        }];
         assert_eq!(part(&spec(), &status).serving == ids(&["a-v1"]), serves, "{state:?}");
     }
 }
@@ -45,22 +50,22 @@ fn what_is_admitted_serves_until_its_retirement_lets_it_go() {
 #[test]
 fn a_rejected_id_is_rejected_once_no_router_sends_to_it_and_keeps_its_pilot() {
     let mut status = status(&["a-v2"]);
-    status.rejected = vec![Rejected { id: ids(&["a-v2"])[0].clone(), reason: String::new() }];
+    status.rejected = vec![RejectedAdapter { id: ids(&["a-v2"])[0].clone(), reason: String::new() }];
     status.admission.pilot = Some(Pilot { id: ids(&["a-v2"])[0].clone(), pod: "p".to_owned() });
     let draining = part(&spec(), &status);
     assert_eq!((draining.rejected, draining.serving), (Vec::new(), ids(&["a-v2"])));
     status.admission.admitted.clear();
-    status.admission.held = ids(&["a-v2"]);
+    status.admission.retained = ids(&["a-v2"]);
     let held = part(&spec(), &status);
     assert_eq!(
         (held.rejected, held.serving),
         (ids(&["a-v2"]), ids(&["a-v2"])),
         "nobody loads it, and nobody unloads it"
     );
-    status.admission.held.clear();
+    status.admission.retained.clear();
     let rejected = part(&spec(), &status);
-    assert_eq!((rejected.rejected.clone(), rejected.trials("p").count()), (ids(&["a-v2"]), 0));
-    status.admission.tried.extend(status.admission.pilot.take());
+    assert_eq!((rejected.rejected.clone(), rejected.pilot_ids("p").count()), (ids(&["a-v2"]), 0));
+    status.admission.past_pilots.extend(status.admission.pilot.take());
     let later = merge(&rejected, part(&spec(), &status), &[]);
     assert_eq!(later.pilots, rejected.pilots, "another id is tried, and this is still known");
     status.rejected.clear();
@@ -76,14 +81,14 @@ fn an_id_outside_of_the_pattern_is_governed_too() {
 
 #[test]
 fn the_entries_of_others_stay_and_those_of_nobody_leave() {
-    let present = OperatorKey {
+    let present = OperatorDirectives {
         managed: vec!["gone-v*".to_owned()],
         admitted: ids(&["a-v1", "b-v1", "gone-v1"]),
         serving: ids(&["b-v1", "gone-v1"]),
-        ..OperatorKey::default()
+        ..OperatorDirectives::default()
     };
     let mine = part(&spec(), &status(&["a-v2"]));
-    let other = OperatorKey { managed: vec!["b-v*".to_owned()], ..OperatorKey::default() };
+    let other = OperatorDirectives { managed: vec!["b-v*".to_owned()], ..OperatorDirectives::default() };
     let merged = merge(&present, mine.clone(), std::slice::from_ref(&other));
     assert_eq!(merged.managed, ["a-v*", "b-v*"]);
     assert_eq!(merged.admitted, ids(&["a-v2", "b-v1"]));
@@ -93,14 +98,14 @@ fn the_entries_of_others_stay_and_those_of_nobody_leave() {
 
 #[test]
 fn what_another_works_with_stays_under_a_wider_pattern() {
-    let other = OperatorKey {
+    let other = OperatorDirectives {
         managed: vec!["a-v-b*".to_owned()],
         admitted: ids(&["a-v-b1"]),
         serving: ids(&["a-v-b1"]),
         rejected: ids(&["a-v-b0"]),
-        ..OperatorKey::default()
+        ..OperatorDirectives::default()
     };
-    let present = OperatorKey { admitted: ids(&["a-v-b1", "a-v-b9"]), ..other.clone() };
+    let present = OperatorDirectives { admitted: ids(&["a-v-b1", "a-v-b9"]), ..other.clone() };
     let merged = merge(&present, part(&spec(), &status(&["a-v2"])), &[other]);
     assert_eq!(merged.admitted, ids(&["a-v-b1", "a-v2"]), "and nothing else that the pattern governs");
     assert_eq!((merged.serving, merged.rejected), (ids(&["a-v-b1", "a-v2"]), ids(&["a-v-b0"])));
@@ -108,21 +113,25 @@ fn what_another_works_with_stays_under_a_wider_pattern() {
 
 #[test]
 fn what_our_patterns_do_not_match_is_foreign() {
-    let present = OperatorKey {
+    let present = OperatorDirectives {
         managed: vec!["a-v*".to_owned(), "b-v1".to_owned()],
         admitted: ids(&["a-v1", "b-v1"]),
         serving: ids(&["a-v1", "b-v1"]),
         rejected: ids(&["a-v2"]),
-        ..OperatorKey::default()
+        ..OperatorDirectives::default()
     };
     let theirs = foreign(&present, &["a-v*".to_owned()]);
-    let expected = OperatorKey {
+    let expected = OperatorDirectives {
         managed: vec!["b-v1".to_owned()],
         admitted: ids(&["b-v1"]),
         serving: ids(&["b-v1"]),
-        ..OperatorKey::default()
+        ..OperatorDirectives::default()
     };
     assert_eq!(theirs, expected);
-    let mine = OperatorKey { managed: vec!["a-v*".to_owned()], admitted: ids(&["a-v1"]), ..OperatorKey::default() };
+    let mine = OperatorDirectives {
+        managed: vec!["a-v*".to_owned()],
+        admitted: ids(&["a-v1"]),
+        ..OperatorDirectives::default()
+    };
     assert_eq!(merge(&present, mine, &[theirs]).serving, ids(&["b-v1"]), "what serves somebody unknown stays");
 }

@@ -1,7 +1,7 @@
 //! Trials: who is chosen, what is waited for, what is rejected.
 
 use super::*;
-use rollora_api::sidecar_status::{ConfigStatus, Problem, ServerIdentity};
+use rollora_api::sidecar_status::{ConfigStatus, ReportedError, ServerIdentity};
 use std::sync::Arc;
 
 fn id(name: &str) -> AdapterId {
@@ -25,7 +25,7 @@ fn server(name: &str, adapters: &[(&str, AdapterState)]) -> Server {
 
 fn with_error(mut server: Server, reason: &str, attempts: u32) -> Server {
     if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
-        let error = Problem { reason: reason.to_owned(), message: format!("vLLM said {reason}") };
+        let error = ReportedError { reason: reason.to_owned(), message: format!("vLLM said {reason}") };
         status.adapters[0].attempts = attempts;
         status.adapters[0].last_error = Some(Box::new(error));
     }
@@ -115,7 +115,7 @@ fn only_what_the_adapter_is_to_blame_for_rejects_it() {
     let troubled = |mut server: Server| {
         if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
             status.problem =
-                Some(Problem { reason: "Unauthorized".to_owned(), message: "the key is wrong".to_owned() });
+                Some(ReportedError { reason: "Unauthorized".to_owned(), message: "the key is wrong".to_owned() });
         }
         server
     };
@@ -165,7 +165,7 @@ fn a_download_that_keeps_the_engine_busy_is_told_as_loading() {
     let mut loading = server("a", &[("v2", AdapterState::Loading)]);
     if let Ok(status) = loading.status.as_mut().map(Arc::make_mut) {
         let message = "the engine answers nobody meanwhile".to_owned();
-        status.problem = Some(Problem { reason: "HubLoadBlocksServer".to_owned(), message });
+        status.problem = Some(ReportedError { reason: "HubLoadBlocksServer".to_owned(), message });
     }
     assert_eq!(tried_on("a", &[loading]), Verdict::Trying("a is loading it".to_owned()));
 }

@@ -8,7 +8,7 @@ use crate::{
     text,
 };
 use rollora_api::{
-    condition::{Condition, ConditionStatus, kind, reason, set_condition},
+    condition::{Condition, ConditionStatus, condition_type, reason, set_condition},
     names::AdapterId,
     rewrite::PoolRef,
     rollout::{
@@ -23,21 +23,21 @@ type Said = (ConditionStatus, &'static str, String);
 /// Writes all of them.
 pub(super) fn write(report: &Report<'_>, status: &mut RolloutStatus) {
     let said = [
-        (kind::READY, ready(report, status)),
-        (kind::AVAILABLE, available(report, status)),
-        (kind::PROGRESSING, Some(progressing(report, status))),
-        (kind::ADAPTER_RESIDENT, resident(report, status)),
-        (kind::TRAFFIC_APPLIED, applied(report, status)),
-        (kind::CLEANED_UP, Some(cleaned_up(report, status))),
-        (kind::ADAPTERS_FIT, fits(report, status)),
-        (kind::STALLED, Some(stalled(report, status))),
+        (condition_type::READY, ready(report, status)),
+        (condition_type::AVAILABLE, available(report, status)),
+        (condition_type::PROGRESSING, Some(progressing(report, status))),
+        (condition_type::ADAPTER_RESIDENT, resident(report, status)),
+        (condition_type::TRAFFIC_APPLIED, applied(report, status)),
+        (condition_type::CLEANED_UP, Some(cleaned_up(report, status))),
+        (condition_type::ADAPTERS_FIT, fits(report, status)),
+        (condition_type::STALLED, Some(stalled(report, status))),
     ];
     for (kind, said) in said {
         let Some((holds, reason, message)) = said else { continue };
         set_condition(
             &mut status.conditions,
             Condition {
-                kind: kind.to_owned(),
+                type_: kind.to_owned(),
                 status: holds,
                 reason: reason.to_owned(),
                 message,

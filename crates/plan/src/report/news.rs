@@ -2,29 +2,29 @@
 
 use crate::decide::Draft;
 use rollora_api::{
-    condition::{Condition, ConditionStatus, kind, reason},
+    condition::{Condition, ConditionStatus, condition_type, reason},
     rollout::Rollout,
 };
 
 /// Conditions that hold when something is wrong, and those that do not; the first that has news is told.
 const WATCHED: [(&str, ConditionStatus); 3] = [
-    (kind::STALLED, ConditionStatus::True),
-    (kind::AVAILABLE, ConditionStatus::False),
-    (kind::READY, ConditionStatus::False),
+    (condition_type::STALLED, ConditionStatus::True),
+    (condition_type::AVAILABLE, ConditionStatus::False),
+    (condition_type::READY, ConditionStatus::False),
 ];
 
 /// Tells of what is wrong when it begins, and when another thing is wrong. What somebody else tells of is left to them.
 pub(super) fn announce(rollout: &Rollout, draft: &mut Draft) {
     let before = rollout.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     let bad = |conditions: &[Condition], kind: &str, when: ConditionStatus| {
-        let condition = conditions.iter().find(|condition| condition.kind == kind && condition.status == when)?;
+        let condition = conditions.iter().find(|condition| condition.type_ == kind && condition.status == when)?;
         // Served requests that reach nobody are always news.
-        let unserved = kind == kind::AVAILABLE && condition.reason == reason::NOT_RESIDENT;
+        let unserved = kind == condition_type::AVAILABLE && condition.reason == reason::NOT_RESIDENT;
         let told = unserved || deserves_a_look(&condition.reason);
         told.then(|| (condition.reason.clone(), condition.message.clone()))
     };
     let pending = |conditions: &[Condition]| {
-        let condition = conditions.iter().find(|condition| condition.kind == kind::PROGRESSING)?;
+        let condition = conditions.iter().find(|condition| condition.type_ == condition_type::PROGRESSING)?;
         deserves_a_look(&condition.reason).then(|| (condition.reason.clone(), condition.message.clone()))
     };
     let now = draft.status.conditions.as_slice();

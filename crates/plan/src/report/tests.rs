@@ -1,7 +1,7 @@
 //! Which statuses are worth a write.
 
 use super::*;
-use rollora_api::rollout::status::{ObservedAdapters, Retired, RetirementState, StepStatus};
+use rollora_api::rollout::status::{ObservedAdapters, RetiredAdapter, RetirementState, StepStatus};
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + seconds).unwrap()
@@ -68,7 +68,7 @@ fn a_rollout_at_rest_takes_its_time_to_say_that_the_file_is_another_one() {
     assert!(is_written_after(&at_rest, 6, read), "something is under way");
 }
 
-fn retired(state: RetirementState) -> Retired {
+fn retired(state: RetirementState) -> RetiredAdapter {
     serde_json::from_value(serde_json::json!({
         "id": "chat-v1", "since": "2026-01-01T00:00:00Z", "state": state, "reason": "waits",
     }))

@@ -37,8 +37,8 @@ fn router(last_used: Option<Timestamp>) -> Router {
     Router { name: "r".to_owned(), report: Ok(RulesReport { last_used, ..RulesReport::default() }.into()) }
 }
 
-fn retired(state: RetirementState) -> Retired {
-    Retired { id: id(), since: at(0), state, was_stable: false, reason: String::new() }
+fn retired(state: RetirementState) -> RetiredAdapter {
+    RetiredAdapter { id: id(), since: at(0), state, was_stable: false, reason: String::new() }
 }
 
 /// What a scene is made of.
@@ -275,7 +275,7 @@ fn quiet_counts_only_when_uses_were_read_after_it() {
     let quiet_for = i64::try_from(Cleanup::default().quiet_for.get().as_secs()).unwrap();
     let read_at = |seconds: i64, used: Option<Timestamp>| {
         let mut server = server(AdapterState::Verified, used);
-        Arc::make_mut(server.status.as_mut().unwrap()).uses_read_at = Some(at(seconds));
+        Arc::make_mut(server.status.as_mut().unwrap()).usage_read_at = Some(at(seconds));
         server
     };
     let state = |servers: Vec<Server>| {

@@ -9,18 +9,22 @@ fn id(name: &str) -> AdapterId {
     AdapterId::new(name).unwrap()
 }
 
-fn weights(sequence: i64, targets: &[(&str, i32)]) -> Weights {
+fn weights(sequence: i64, targets: &[(&str, i32)]) -> TrafficWeights {
     let target = |(name, weight): &(&str, i32)| TargetWeight { id: id(name), weight: *weight };
-    Weights { desired: targets.iter().map(target).collect(), sequence: Sequence(sequence), ..Weights::default() }
+    TrafficWeights {
+        desired: targets.iter().map(target).collect(),
+        sequence: Sequence(sequence),
+        ..TrafficWeights::default()
+    }
 }
 
-fn edit(present: Option<&InferenceModelRewrite>, weights: &Weights) -> Option<InferenceModelRewrite> {
+fn edit(present: Option<&InferenceModelRewrite>, weights: &TrafficWeights) -> Option<InferenceModelRewrite> {
     edit_with(present, weights, None)
 }
 
 fn edit_with(
     present: Option<&InferenceModelRewrite>,
-    weights: &Weights,
+    weights: &TrafficWeights,
     sticky_header: Option<&str>,
 ) -> Option<InferenceModelRewrite> {
     let (model, pool) = (ModelName::new("small").unwrap(), PoolRef { name: "pool".to_owned(), ..PoolRef::default() });
@@ -128,7 +132,7 @@ fn the_stable_side_is_named_only_where_there_are_two_targets() {
 
 #[test]
 fn rollouts_that_share_a_rewrite_do_not_take_their_words_back_from_each_other() {
-    let other = |weights: &Weights, present: Option<&InferenceModelRewrite>| {
+    let other = |weights: &TrafficWeights, present: Option<&InferenceModelRewrite>| {
         let model = ModelName::new("large").unwrap();
         let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
         let stable = weights.desired.first().map(|target| target.id.clone());

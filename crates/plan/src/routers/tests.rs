@@ -4,27 +4,27 @@ use super::*;
 use rollora_api::names::{AdapterId, Sequence};
 use std::collections::BTreeMap;
 
-fn weights(targets: &[(&str, i32)]) -> Weights {
+fn weights(targets: &[(&str, i32)]) -> TrafficWeights {
     let target = |(name, weight): &(&str, i32)| TargetWeight { id: AdapterId::new(*name).unwrap(), weight: *weight };
-    Weights { desired: targets.iter().map(target).collect(), sequence: Sequence(7), ..Weights::default() }
+    TrafficWeights { desired: targets.iter().map(target).collect(), sequence: Sequence(7), ..TrafficWeights::default() }
 }
 
-fn rule(targets: &[(&str, i32)]) -> RuleInForce {
+fn rule(targets: &[(&str, i32)]) -> ActiveRule {
     let target = |(name, weight): &(&str, i32)| RewriteTarget {
         model_rewrite: (*name).to_owned(),
         weight: Some(*weight),
         ..RewriteTarget::default()
     };
-    RuleInForce {
+    ActiveRule {
         rewrite: "ours".to_owned(),
         uid: "rewrite-uid".to_owned(),
         stamps: BTreeMap::from([("uid".to_owned(), 7)]),
         targets: targets.iter().map(target).collect(),
-        ..RuleInForce::default()
+        ..ActiveRule::default()
     }
 }
 
-fn router(rule: Option<RuleInForce>) -> Router {
+fn router(rule: Option<ActiveRule>) -> Router {
     let models = rule.map(|rule| ("small".to_owned(), rule)).into_iter().collect();
     Router { name: "r".to_owned(), report: Ok(RulesReport { models, ..RulesReport::default() }.into()) }
 }
@@ -57,8 +57,8 @@ fn every_router_must_report_our_rule_with_the_last_stamp_and_targets() {
         ("one", vec![good()], true),
         ("in another order", vec![router(Some(rule(&[("v2", 10), ("v1", 90)])))], true),
         ("one without a rule", vec![good(), router(None)], false),
-        ("another rewrite", vec![router(Some(RuleInForce { uid: "other".to_owned(), ..ours() }))], false),
-        ("an earlier stamp", vec![router(Some(RuleInForce { stamps: BTreeMap::new(), ..ours() }))], false),
+        ("another rewrite", vec![router(Some(ActiveRule { uid: "other".to_owned(), ..ours() }))], false),
+        ("an earlier stamp", vec![router(Some(ActiveRule { stamps: BTreeMap::new(), ..ours() }))], false),
         ("other targets", vec![router(Some(rule(&[("v1", 50), ("v2", 50)])))], false),
         ("one that is silent", vec![good(), Router { report: Err("no answer".to_owned()), ..good() }], false),
     ];
@@ -75,7 +75,7 @@ fn nothing_is_proven_before_it_is_written() {
 
 #[test]
 fn another_objects_exact_rule_is_a_shadow() {
-    let other = RuleInForce { uid: "other".to_owned(), rewrite: "theirs".to_owned(), ..rule(&[("x", 1)]) };
+    let other = ActiveRule { uid: "other".to_owned(), rewrite: "theirs".to_owned(), ..rule(&[("x", 1)]) };
     let proof = proof(RouterKind::ExtProc, true, &[router(Some(other))], Timestamp::UNIX_EPOCH);
     assert_eq!(proof.shadowed_by.as_deref(), Some("theirs"));
 }

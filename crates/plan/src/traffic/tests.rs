@@ -28,7 +28,8 @@ fn strategy(steps: Vec<Step>) -> Strategy {
 fn stable() -> RolloutStatus {
     let step =
         StepStatus { index: 0, state: StepState::Done, entered_at: at(0), observed_millis: 0, observed_at: None };
-    let weights = Weights { desired: vec![TargetWeight { id: id("v1"), weight: SINGLE }], ..Weights::default() };
+    let weights =
+        TrafficWeights { desired: vec![TargetWeight { id: id("v1"), weight: SINGLE }], ..TrafficWeights::default() };
     RolloutStatus {
         revision: Revision { number: 1, stable: Some(id("v1")), desired: Some(id("v1")) },
         total_weight: 100,

@@ -10,8 +10,8 @@ use crate::{
 use http::{HeaderName, HeaderValue};
 use rollora_api::{
     names::{SEQUENCE_ANNOTATION_PREFIX, STICKY_HEADER_ANNOTATION},
-    rewrite::{InferenceModelRewrite, Rank, RewriteGroup, RewriteTarget},
-    router_report::RuleInForce,
+    rewrite::{InferenceModelRewrite, RewriteGroup, RewritePrecedence, RewriteTarget},
+    router_report::ActiveRule,
 };
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -29,7 +29,7 @@ pub struct Rule {
 /// What the rules of one rewrite share.
 #[derive(Debug)]
 pub(crate) struct Object {
-    rank: Rank,
+    rank: RewritePrecedence,
     group: RewriteGroup,
     uid: String,
     stamps: BTreeMap<String, i64>,
@@ -79,8 +79,8 @@ impl Rule {
     }
 
     /// The rule as `/rules` reports it.
-    pub fn in_force(&self) -> RuleInForce {
-        RuleInForce {
+    pub fn in_force(&self) -> ActiveRule {
+        ActiveRule {
             group: self.object.group.name().to_owned(),
             rewrite: self.rewrite(),
             uid: self.object.uid.clone(),
@@ -94,7 +94,7 @@ impl Rule {
     }
 
     /// Orders the rules of a group by precedence.
-    pub(super) fn rank(&self) -> (&Rank, usize) {
+    pub(super) fn rank(&self) -> (&RewritePrecedence, usize) {
         (&self.object.rank, self.index)
     }
 }
@@ -137,7 +137,7 @@ fn object(key: &RewriteKey, rewrite: &InferenceModelRewrite) -> Object {
     });
     let sticky_header = metadata.annotations.get(STICKY_HEADER_ANNOTATION);
     Object {
-        rank: Rank::of(rewrite),
+        rank: RewritePrecedence::of(rewrite),
         group: key.group,
         uid: metadata.uid.clone().unwrap_or_default(),
         stamps: stamps.collect(),

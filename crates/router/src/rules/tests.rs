@@ -109,7 +109,7 @@ fn rewrites_that_are_not_ours_have_no_rules() {
 #[test]
 fn a_kind_of_match_that_is_not_known_matches_nothing() {
     let mut unknown = to(&["m"], "t");
-    unknown.matches[0].model.kind = Some("Prefix".to_owned());
+    unknown.matches[0].model.type_ = Some("Prefix".to_owned());
     assert_eq!(targets(&[rewrite("a", vec![unknown.clone()])], Some("m")), None);
     unknown.matches.extend(to(&["n"], "t").matches);
     let rewrites = [rewrite("a", vec![unknown])];
@@ -154,7 +154,7 @@ fn the_report_says_which_rule_is_in_force() {
     assert_eq!(report.generic.unwrap().rewrite, "ns/b");
     let overlap = Overlap {
         model: Some("m".to_owned()),
-        in_force: "llm-d.ai ns/a".to_owned(),
+        active: "llm-d.ai ns/a".to_owned(),
         shadowed: vec!["inference.networking.x-k8s.io ns/b".to_owned()],
     };
     assert_eq!(report.overlaps, [overlap]);

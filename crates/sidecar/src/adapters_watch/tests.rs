@@ -69,13 +69,13 @@ async fn a_file_in_its_config_map_means_the_same_as_a_plain_one() {
 #[tokio::test]
 async fn the_operators_key_beside_the_file_is_read_with_it() {
     let bed = Bed::new(ONE);
-    assert_eq!(bed.desired().key, None);
-    bed.write(OPERATOR_KEY, KEY).await;
+    assert_eq!(bed.desired().directives, None);
+    bed.write(DIRECTIVES_KEY, KEY).await;
     let desired = bed.desired();
-    assert_eq!(desired.key.as_ref().map(|key| key.managed.clone()), Some(vec!["v*".to_owned()]));
+    assert_eq!(desired.directives.as_ref().map(|key| key.managed.clone()), Some(vec!["v*".to_owned()]));
     assert_eq!(desired.hash, content_hash(ONE, Some(KEY)));
-    bed.write(OPERATOR_KEY, "managed: 7").await;
-    assert!(bed.error().unwrap().contains(OPERATOR_KEY));
+    bed.write(DIRECTIVES_KEY, "managed: 7").await;
+    assert!(bed.error().unwrap().contains(DIRECTIVES_KEY));
     assert_eq!(bed.desired(), desired);
 }
 
@@ -107,16 +107,16 @@ async fn changes_are_taken_while_it_runs() {
 #[tokio::test(start_paused = true)]
 async fn a_key_that_stays_away_is_noticed_although_nothing_changes() {
     let bed = Bed::new(ONE);
-    bed.write(OPERATOR_KEY, KEY).await;
+    bed.write(DIRECTIVES_KEY, KEY).await;
     let (mut desired, stop) = (bed.watch.desired(), CancellationToken::new());
     let before = desired.borrow_and_update().clone();
     let vanish = async {
-        fs::remove_file(bed.folder.path().join(OPERATOR_KEY)).unwrap();
+        fs::remove_file(bed.folder.path().join(DIRECTIVES_KEY)).unwrap();
         let since = Instant::now();
         bed.watch.error().wait_for(Option::is_some).await.unwrap();
         assert_eq!(*desired.borrow(), before);
         desired.changed().await.unwrap();
-        assert_eq!((bed.desired().key.clone(), bed.desired().hash.clone()), (None, content_hash(ONE, None)));
+        assert_eq!((bed.desired().directives.clone(), bed.desired().hash.clone()), (None, content_hash(ONE, None)));
         assert!(since.elapsed() >= KEPT);
         bed.watch.error().wait_for(Option::is_none).await.unwrap();
         stop.cancel();

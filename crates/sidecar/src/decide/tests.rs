@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::bed::{Bed, ids, late, lost, pilots};
-use rollora_api::operator_key::OperatorKey;
+use rollora_api::operator_directives::OperatorDirectives;
 
 fn none() -> Vec<String> {
     Vec::new()
@@ -148,10 +148,10 @@ fn without_probes_registration_is_enough() {
 #[test]
 fn governed_ids_wait_for_their_admission() {
     let mut bed = Bed::up();
-    let key = |admitted: &[&str]| OperatorKey {
+    let key = |admitted: &[&str]| OperatorDirectives {
         managed: vec!["v*".to_owned()],
         admitted: ids(admitted),
-        ..OperatorKey::default()
+        ..OperatorDirectives::default()
     };
     bed.desire(&["v1", "v2", "free"], &[], Some(key(&["v1"])));
     assert_eq!(bed.decided(), ["load v1", "load free"]);
@@ -163,13 +163,14 @@ fn governed_ids_wait_for_their_admission() {
 #[test]
 fn without_the_operators_key_the_file_alone_decides() {
     let mut bed = Bed::up();
-    let key = OperatorKey { managed: vec!["v*".to_owned()], rejected: ids(&["v2"]), ..OperatorKey::default() };
+    let key =
+        OperatorDirectives { managed: vec!["v*".to_owned()], rejected: ids(&["v2"]), ..OperatorDirectives::default() };
     bed.desire(&["v1", "v2"], &[], Some(key.clone()));
     assert_eq!(bed.decided(), none());
     bed.desire(&["v1", "v2"], &[], None);
     assert_eq!(bed.decided(), ["load v1", "load v2"], "the key was taken away");
     bed.settle();
-    bed.desire(&["v1", "v2"], &[], Some(OperatorKey { serving: ids(&["v1", "v2"]), ..key }));
+    bed.desire(&["v1", "v2"], &[], Some(OperatorDirectives { serving: ids(&["v1", "v2"]), ..key }));
     assert_eq!(bed.decided(), none(), "both serve");
     bed.desire(&[], &["v1"], None);
     assert_eq!(bed.decided(), ["unload v1"], "and nobody says any more that it serves");
@@ -180,7 +181,11 @@ fn one_that_is_registered_and_not_admitted_is_neither_tried_nor_unloaded() {
     let mut bed = Bed::up();
     bed.table.insert("v1".to_owned(), "/adapters/v1".to_owned());
     bed.look();
-    bed.desire(&["v1"], &[], Some(OperatorKey { managed: vec!["v*".to_owned()], ..OperatorKey::default() }));
+    bed.desire(
+        &["v1"],
+        &[],
+        Some(OperatorDirectives { managed: vec!["v*".to_owned()], ..OperatorDirectives::default() }),
+    );
     bed.wait(Duration::from_hours(1));
     assert_eq!(bed.decided(), none());
 }
@@ -211,11 +216,11 @@ fn one_that_was_skipped_in_the_last_moment_is_looked_at_again() {
 
 #[test]
 fn a_rejected_one_is_unloaded_when_idle_unless_it_serves() {
-    let key = |serving: &[&str]| OperatorKey {
+    let key = |serving: &[&str]| OperatorDirectives {
         managed: vec!["v*".to_owned()],
         rejected: ids(&["v2"]),
         serving: ids(serving),
-        ..OperatorKey::default()
+        ..OperatorDirectives::default()
     };
     let mut bed = Bed::settled(&["v2"]);
     bed.desire(&["v2"], &[], Some(key(&["v2"])));

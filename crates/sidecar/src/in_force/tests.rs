@@ -30,7 +30,7 @@ impl Bed {
         let taken = after.as_ref().is_some_and(|after| after.hash == content_hash(&user, key));
         let said = self.in_force.error().borrow().clone();
         assert_eq!(said.is_none(), taken, "{said:?}");
-        assert!(taken || (before == after && said.is_some_and(|said| said.contains(OPERATOR_KEY))));
+        assert!(taken || (before == after && said.is_some_and(|said| said.contains(DIRECTIVES_KEY))));
         taken
     }
 }
@@ -47,7 +47,7 @@ fn a_key_that_vanishes_stays_in_force_with_its_file_for_five_minutes() {
     bed.now += SECOND;
     assert_eq!(bed.in_force.waits_until(bed.now), None);
     assert!(bed.takes("v2", None));
-    assert_eq!(bed.in_force.desired().borrow().as_ref().and_then(|desired| desired.key.clone()), None);
+    assert_eq!(bed.in_force.desired().borrow().as_ref().and_then(|desired| desired.directives.clone()), None);
     assert!(bed.takes("v3", None), "there is no key any more that could vanish");
 }
 

@@ -3,7 +3,7 @@
 use super::Fetching;
 use crate::wish::{Goal, Wish};
 use jiff::Timestamp;
-use rollora_api::sidecar_status::Problem;
+use rollora_api::sidecar_status::ReportedError;
 use serde::{Deserialize, Serialize};
 
 /// One adapter.
@@ -24,7 +24,7 @@ pub struct Adapter {
     /// Nothing is tried before.
     pub next_try: Option<Timestamp>,
     /// What went wrong last.
-    pub last_error: Option<Problem>,
+    pub last_error: Option<ReportedError>,
     /// Whether that needs a person.
     pub needs_person: bool,
     /// How it is brought, where it comes from a hub.

@@ -80,7 +80,7 @@ impl Memory {
                     adapter.fetch.have = false;
                 }
                 adapter.next_try = Some(now + backoff.after(adapter.attempts, jitter));
-                if error.uncertain() {
+                if error.may_have_succeeded() {
                     adapter.doubt = Some(call.kind);
                 }
                 if hangs && is_hub_name(&call.source) {
@@ -106,7 +106,7 @@ impl Memory {
             | VllmError::ShuttingDown { .. } => {
                 self.suspect(error.to_string());
             }
-            error if error.concerns_server() => self.problem = Some(problem(error)),
+            error if error.is_server_wide() => self.problem = Some(problem(error)),
             _ => {}
         }
     }
@@ -147,6 +147,6 @@ impl Adapter {
             self.attempts += 1;
         }
         self.last_error = Some(problem(error));
-        self.needs_person = error.needs_person();
+        self.needs_person = error.needs_intervention();
     }
 }

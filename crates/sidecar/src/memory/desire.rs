@@ -8,8 +8,11 @@ use rollora_api::{adapters::DesiredAdapters, sidecar_status::ConfigStatus};
 impl Memory {
     /// Takes `desired` into force for the server named `name`.
     pub fn desire(&mut self, desired: &DesiredAdapters, name: &str, now: Timestamp) {
-        self.config =
-            Some(ConfigStatus { hash: Some(desired.hash.clone()), operator_key: desired.key.is_some(), error: None });
+        self.config = Some(ConfigStatus {
+            hash: Some(desired.hash.clone()),
+            operator_directives: desired.directives.is_some(),
+            error: None,
+        });
         let mut wishes = wishes(desired, name, &self.sources);
         for (id, adapter) in &mut self.adapters {
             adapter.wish_changes(wishes.remove(id), now);

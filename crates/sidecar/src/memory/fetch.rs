@@ -6,8 +6,8 @@
 use super::{Adapter, Memory};
 use crate::backoff::Backoff;
 use jiff::Timestamp;
-use rollora_api::{names::AdapterId, sidecar_status::Problem};
-use rollora_store::{FetchError, FetchReason, Fetched, Progress, Source};
+use rollora_api::{names::AdapterId, sidecar_status::ReportedError};
+use rollora_store::{FetchError, FetchProgress, FetchReason, FetchedAdapter, SourceRef};
 use std::time::Duration;
 
 /// What only a person can change is asked for again this slowly at first.
@@ -23,13 +23,13 @@ pub struct Fetching {
     /// The commit that is there.
     pub commit: Option<String>,
     /// How far the last fetch came.
-    pub progress: Progress,
+    pub progress: FetchProgress,
     /// Failures in a row since the entry changed.
     pub attempts: u32,
     /// Nothing is tried before.
     pub next_try: Option<Timestamp>,
     /// What went wrong last.
-    pub last_error: Option<Problem>,
+    pub last_error: Option<ReportedError>,
     /// Whether that needs a person.
     pub needs_person: bool,
 }
@@ -49,7 +49,7 @@ impl Memory {
         let number = self.next_sequence();
         if let Some(adapter) = self.adapters.get_mut(id) {
             adapter.fetch.under_way = Some(FetchUnderWay { number, since: now });
-            adapter.fetch.progress = Progress::default();
+            adapter.fetch.progress = FetchProgress::default();
         }
         number
     }
@@ -60,7 +60,7 @@ impl Memory {
     }
 
     /// How far it is.
-    pub fn fetch_progressed(&mut self, id: &AdapterId, number: u64, progress: Progress) {
+    pub fn fetch_progressed(&mut self, id: &AdapterId, number: u64, progress: FetchProgress) {
         if self.is_fetching(id, number)
             && let Some(adapter) = self.adapters.get_mut(id)
         {
@@ -73,7 +73,7 @@ impl Memory {
         &mut self,
         id: &AdapterId,
         number: u64,
-        ended: Result<Fetched, FetchError>,
+        ended: Result<FetchedAdapter, FetchError>,
         jitter: f64,
         now: Timestamp,
     ) {
@@ -109,7 +109,8 @@ impl Fetching {
         self.under_way = None;
         self.attempts += 1;
         self.needs_person = needs_person(error.reason);
-        self.last_error = Some(Problem { reason: error.reason.as_str().to_owned(), message: error.message.clone() });
+        self.last_error =
+            Some(ReportedError { reason: error.reason.as_str().to_owned(), message: error.message.clone() });
         let backoff =
             if self.needs_person { Backoff { first: backoff.first.max(FOR_A_PERSON), ..backoff } } else { backoff };
         let wait = backoff.after(self.attempts, jitter);
@@ -126,7 +127,7 @@ fn needs_person(reason: FetchReason) -> bool {
         | FetchReason::RankTooHigh
         | FetchReason::BadAdapter => true,
         FetchReason::HubUnreachable
-        | FetchReason::HubBusy
+        | FetchReason::HubRateLimited
         | FetchReason::HubError
         | FetchReason::Corrupt
         | FetchReason::Disk => false,
@@ -135,7 +136,7 @@ fn needs_person(reason: FetchReason) -> bool {
 
 impl Adapter {
     /// What has to be fetched before it can be loaded.
-    pub fn to_fetch(&self) -> Option<&Source> {
+    pub fn to_fetch(&self) -> Option<&SourceRef> {
         let wish = self.wish.as_ref()?;
         wish.origin.fetch.as_ref().filter(|_| !self.fetch.have && self.registered.is_none())
     }

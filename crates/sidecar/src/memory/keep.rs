@@ -8,7 +8,7 @@ use super::{Adapter, CallKind, Hold, Known, Memory};
 use jiff::Timestamp;
 use rollora_api::{
     names::AdapterId,
-    sidecar_status::{Problem, ServerIdentity},
+    sidecar_status::{ReportedError, ServerIdentity},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -58,7 +58,7 @@ pub struct KeptAdapter {
     pub under_way: Option<CallKind>,
     /// What went wrong, where it is held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_error: Option<Problem>,
+    pub last_error: Option<ReportedError>,
 }
 
 impl KeptAdapter {

@@ -5,7 +5,7 @@ use crate::wish::{Goal, Standing};
 use jiff::Timestamp;
 use rollora_api::{
     names::AdapterId,
-    sidecar_status::{Problem, ServerIdentity},
+    sidecar_status::{ReportedError, ServerIdentity},
 };
 use rollora_vllm::{ModelCard, ServerMetrics, VllmError};
 use std::{
@@ -188,7 +188,7 @@ impl Memory {
             Server::Away { problem: shown } => *shown = Some(problem(error)),
             Server::Suspect { reason } => *reason = error.to_string(),
             Server::Up if silent => self.suspect(error.to_string()),
-            Server::Up if error.concerns_server() => self.problem = Some(problem(error)),
+            Server::Up if error.is_server_wide() => self.problem = Some(problem(error)),
             // The next turn asks again; what was seen before is still the best that is known.
             Server::Up => {}
         }
@@ -234,7 +234,7 @@ impl Memory {
     /// Which process answered. Where it does not say when it started, it counts as another one after it was away, or
     /// when it was suspect and has forgotten something.
     fn identity(&self, metrics: &ServerMetrics, models: Option<&[ModelCard]>, now: Timestamp) -> ServerIdentity {
-        let start = metrics.start.clone().unwrap_or_else(|| {
+        let start = metrics.process_start_time.clone().unwrap_or_else(|| {
             let remembers = || {
                 let listed: BTreeSet<_> = models.unwrap_or_default().iter().map(|model| model.id.as_str()).collect();
                 let mut ours =
@@ -315,7 +315,7 @@ impl Adapter {
     /// The server says one thing and lists another. Who takes it at its word asks the same again at once, without end.
     fn is_contradicted(&mut self, id: &AdapterId, contradiction: &str) {
         self.attempts += 1;
-        self.last_error = Some(Problem {
+        self.last_error = Some(ReportedError {
             reason: "Contradiction".to_owned(),
             message: format!(
                 "vLLM says of adapter `{id}` that {contradiction}: run one API server process (--api-server-count 1), \

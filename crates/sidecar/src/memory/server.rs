@@ -5,7 +5,7 @@ use crate::wish::Standing;
 use jiff::Timestamp;
 use rollora_api::{
     names::AdapterId,
-    sidecar_status::{Problem, ServerIdentity},
+    sidecar_status::{ReportedError, ServerIdentity},
 };
 use rollora_vllm::VllmError;
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub enum Server {
     /// It cannot be asked; none before the first answer.
     Away {
         /// Why.
-        problem: Option<Problem>,
+        problem: Option<ReportedError>,
     },
     /// It answered, and then something happened that may have been its end.
     Suspect {
@@ -78,7 +78,7 @@ impl Memory {
 
     /// The server is asked with another key, or trusted through somebody else: what failed for that is tried at once.
     pub fn is_asked_anew(&mut self) {
-        let refused = |problem: &Problem| ["Unauthorized", "TlsFailed"].contains(&problem.reason.as_str());
+        let refused = |problem: &ReportedError| ["Unauthorized", "TlsFailed"].contains(&problem.reason.as_str());
         if self.problem.as_ref().is_some_and(refused) {
             self.problem = None;
         }
@@ -185,7 +185,7 @@ impl Adapter {
         self.attempts = self.attempts.max(1);
         self.next_try = None;
         self.needs_person = hold == Hold::Quarantine;
-        self.last_error = Some(Problem {
+        self.last_error = Some(ReportedError {
             reason: "ServerDied".to_owned(),
             message: format!("vLLM ended while it loaded or first used adapter `{id}`; {next}"),
         });
@@ -193,6 +193,6 @@ impl Adapter {
 }
 
 /// An error as a status shows it.
-pub(crate) fn problem(error: &VllmError) -> Problem {
-    Problem { reason: error.reason().to_owned(), message: error.to_string() }
+pub(crate) fn problem(error: &VllmError) -> ReportedError {
+    ReportedError { reason: error.reason().to_owned(), message: error.to_string() }
 }

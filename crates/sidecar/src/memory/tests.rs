@@ -4,7 +4,7 @@ use super::*;
 use crate::bed::{Bed, engine_dead, id, ids, late, lost, pilots, unreachable};
 use jiff::Timestamp;
 use rollora_api::{
-    operator_key::OperatorKey,
+    operator_directives::OperatorDirectives,
     sidecar_status::AdapterState::{
         Failed, Gone, Loaded, Pending, Quarantined, Rejected, ServerDied, SourceChanged, Unlisted, UnloadHeld,
         Unloading, Verified,
@@ -134,10 +134,10 @@ fn a_pilot_over_which_the_server_dies_waits_for_the_operator() {
     bed.wait(Duration::from_secs(1_000_000));
     assert_eq!((bed.state("v2"), bed.decided()), (ServerDied, Vec::new()));
     // The trial is called off for a while and comes back: that is no answer.
-    bed.desire(&["v2"], &[], Some(OperatorKey { pilots: Vec::new(), ..pilots(&["v2"]) }));
+    bed.desire(&["v2"], &[], Some(OperatorDirectives { pilots: Vec::new(), ..pilots(&["v2"]) }));
     bed.desire(&["v2"], &[], Some(pilots(&["v2"])));
     assert_eq!((bed.state("v2"), bed.decided()), (ServerDied, Vec::new()));
-    bed.desire(&["v2"], &[], Some(OperatorKey { rejected: ids(&["v2"]), ..pilots(&["v2"]) }));
+    bed.desire(&["v2"], &[], Some(OperatorDirectives { rejected: ids(&["v2"]), ..pilots(&["v2"]) }));
     assert_eq!((bed.state("v2"), bed.decided()), (Rejected, Vec::new()));
     bed.desire(&["v2"], &[], Some(pilots(&["v2"])));
     assert_eq!(bed.decided(), ["load v2"]);
@@ -258,7 +258,7 @@ fn an_unload_is_believed_when_the_list_says_so() {
 
 #[test]
 fn what_may_still_be_unloaded_is_not_resident_although_it_is_wanted_again() {
-    let serving = OperatorKey { serving: ids(&["a"]), ..OperatorKey::default() };
+    let serving = OperatorDirectives { serving: ids(&["a"]), ..OperatorDirectives::default() };
     for (exist, not_exist, key, settled) in [
         (["a"].as_slice(), [].as_slice(), None, Verified),
         (&[], &["a"], Some(serving), UnloadHeld),
@@ -453,7 +453,8 @@ fn uses_are_read_when_the_metrics_are_asked_for_and_they_tell() {
         bed.memory.looked(ticket, seen, bed.now);
         (asked, bed.memory.uses_read_at())
     };
-    let told = ServerMetrics { start: Some("1".to_owned()), has_statistics: true, ..ServerMetrics::default() };
+    let told =
+        ServerMetrics { process_start_time: Some("1".to_owned()), has_statistics: true, ..ServerMetrics::default() };
     let untold = ServerMetrics { has_statistics: false, ..told.clone() };
     let (asked, read_at) = look(&mut bed, Some(told.clone()));
     assert_eq!(read_at, Some(asked), "when it began, not when it ended");
@@ -465,8 +466,8 @@ fn uses_are_read_when_the_metrics_are_asked_for_and_they_tell() {
     assert_eq!((read_at, bed.status()), (Some(later), status), "nobody who watches the status is woken");
     // Another process that does not tell: what its predecessor told says nothing of it.
     let another = Some("2".to_owned());
-    assert_eq!(look(&mut bed, Some(ServerMetrics { start: another.clone(), ..untold })).1, None);
-    let (asked, read_at) = look(&mut bed, Some(ServerMetrics { start: Some("3".to_owned()), ..told }));
+    assert_eq!(look(&mut bed, Some(ServerMetrics { process_start_time: another.clone(), ..untold })).1, None);
+    let (asked, read_at) = look(&mut bed, Some(ServerMetrics { process_start_time: Some("3".to_owned()), ..told }));
     assert_eq!(read_at, Some(asked));
 }
 
@@ -495,7 +496,7 @@ fn no_reading_is_told_without_the_uses_that_it_showed() {
 fn where_no_use_is_told_an_unload_waits_from_when_it_became_unwanted() {
     let mut bed = Bed::settled(&["a"]);
     let ticket = bed.memory.look_began(Look { metrics: true, models: true }, bed.now);
-    let untold = ServerMetrics { start: Some("1".to_owned()), ..ServerMetrics::default() };
+    let untold = ServerMetrics { process_start_time: Some("1".to_owned()), ..ServerMetrics::default() };
     let seen = bed.shows().map(|seen| Seen { metrics: Some(untold), ..seen });
     bed.memory.looked(ticket, seen, bed.now);
     bed.desire(&[], &["a"], None);
@@ -514,11 +515,11 @@ fn uses_are_read_every_second_only_while_somebody_waits_for_their_end() {
         }
         bed.now.duration_since(began).as_secs()
     };
-    let key = |serving: &[&str]| OperatorKey {
+    let key = |serving: &[&str]| OperatorDirectives {
         managed: vec!["v*".to_owned()],
         admitted: ids(&["v1", "v2"]),
         serving: ids(serving),
-        ..OperatorKey::default()
+        ..OperatorDirectives::default()
     };
     let mut bed = Bed::settled(&["v1", "v2"]);
     assert_eq!(interval(&mut bed), 15, "nobody waits");

@@ -2,11 +2,11 @@
 
 use crate::bed::{Bed, bad, engine_dead, ids, late};
 use jiff::SignedDuration;
-use rollora_api::operator_key::OperatorKey;
+use rollora_api::operator_directives::OperatorDirectives;
 use std::time::Duration;
 
-fn serving(names: &[&str]) -> OperatorKey {
-    OperatorKey { serving: ids(names), ..OperatorKey::default() }
+fn serving(names: &[&str]) -> OperatorDirectives {
+    OperatorDirectives { serving: ids(names), ..OperatorDirectives::default() }
 }
 
 #[test]

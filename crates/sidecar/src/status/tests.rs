@@ -2,15 +2,15 @@
 
 use crate::bed::{Bed, bad, ids};
 use rollora_api::{
-    operator_key::OperatorKey,
+    operator_directives::OperatorDirectives,
     sidecar_status::AdapterState::{
         AwaitingAdmission, Failed, Gone, InBothLists, Loaded, Loading, Pending, Rejected, Unlisted, UnloadHeld,
         Unloading, Verified,
     },
 };
 
-fn governed() -> OperatorKey {
-    OperatorKey { managed: vec!["v*".to_owned()], ..OperatorKey::default() }
+fn governed() -> OperatorDirectives {
+    OperatorDirectives { managed: vec!["v*".to_owned()], ..OperatorDirectives::default() }
 }
 
 #[test]
@@ -43,11 +43,11 @@ fn lists_and_key_decide_what_a_registered_adapter_is_called() {
     assert_eq!(bed.state("v1"), InBothLists);
     bed.desire(&[], &[], None);
     assert_eq!(bed.state("v1"), Unlisted);
-    bed.desire(&[], &["v1"], Some(OperatorKey { serving: ids(&["v1"]), ..governed() }));
+    bed.desire(&[], &["v1"], Some(OperatorDirectives { serving: ids(&["v1"]), ..governed() }));
     assert_eq!(bed.state("v1"), UnloadHeld);
     bed.desire(&["v1"], &[], Some(governed()));
     assert_eq!(bed.state("v1"), Verified, "it was proven before it had to wait");
-    bed.desire(&["v1"], &[], Some(OperatorKey { rejected: ids(&["v1"]), ..governed() }));
+    bed.desire(&["v1"], &[], Some(OperatorDirectives { rejected: ids(&["v1"]), ..governed() }));
     assert_eq!(bed.state("v1"), Unloading);
     bed.desire(&[], &["v1"], None);
     assert_eq!(bed.state("v1"), Unloading);
@@ -58,9 +58,9 @@ fn lists_and_key_decide_what_an_absent_adapter_is_called() {
     let mut bed = Bed::up();
     bed.desire(&["v1"], &[], Some(governed()));
     assert_eq!(bed.state("v1"), AwaitingAdmission);
-    bed.desire(&["v1"], &[], Some(OperatorKey { rejected: ids(&["v1"]), ..governed() }));
+    bed.desire(&["v1"], &[], Some(OperatorDirectives { rejected: ids(&["v1"]), ..governed() }));
     assert_eq!(bed.state("v1"), Rejected);
-    bed.desire(&[], &["v1"], Some(OperatorKey { serving: ids(&["v1"]), ..OperatorKey::default() }));
+    bed.desire(&[], &["v1"], Some(OperatorDirectives { serving: ids(&["v1"]), ..OperatorDirectives::default() }));
     assert_eq!(bed.state("v1"), Pending, "it serves, so it is loaded again");
     bed.desire(&[], &["v1"], None);
     assert_eq!(bed.state("v1"), Gone);
@@ -92,7 +92,7 @@ fn the_server_is_described() {
     let server = status.server.unwrap();
     assert_eq!((server.endpoint.as_str(), server.start.as_str()), ("http://server", "1"));
     assert_eq!((status.base_models, status.max_loras, status.problem), (vec!["base".to_owned()], Some(2), None));
-    assert!(!status.config.operator_key);
+    assert!(!status.config.operator_directives);
     bed.desire(&["a"], &[], Some(governed()));
-    assert!(bed.status().config.operator_key);
+    assert!(bed.status().config.operator_directives);
 }

@@ -1,7 +1,7 @@
 //! The answers: those that were recorded of a real vLLM, and those that could not be.
 
 use rollora_api::names::AdapterId;
-use rollora_vllm::{Client, Endpoint, ServerMetrics, Timeouts, VllmError};
+use rollora_vllm::{Endpoint, ServerMetrics, Timeouts, VllmClient, VllmError};
 use serde::Deserialize;
 use serde_json::Value;
 use std::time::Duration;
@@ -198,7 +198,7 @@ pub(crate) async fn ask(asked: Asked, reply: &Reply) -> Result<Meaning, VllmErro
     }
     let short = Duration::from_millis(if *reply == Reply::Hang { 50 } else { 20_000 });
     let timeouts = Timeouts { connect: Duration::from_secs(20), call: short, load: short, probe: short };
-    let client = Client::new(Endpoint::parse(&url).unwrap(), timeouts).unwrap();
+    let client = VllmClient::new(Endpoint::parse(&url).unwrap(), timeouts).unwrap();
     let id = reply.about();
     match asked {
         Asked::Load => client.load(&id, "/adapters/a1").await.map(|()| Meaning::Done),

@@ -92,7 +92,7 @@ impl Stage {
         let entry = AdapterEntry { id: self.id.clone(), source: SOURCE.to_owned(), base_model: None, required: false };
         let mut file = AdaptersFile::default();
         if wanted { &mut file.ensure_exist } else { &mut file.ensure_not_exist }.push(entry);
-        self.memory.desire(&DesiredAdapters { file, key: None, hash: ContentHash::default() }, "pod", self.now);
+        self.memory.desire(&DesiredAdapters { file, directives: None, hash: ContentHash::default() }, "pod", self.now);
     }
 
     /// Begins the one call that is decided.
@@ -134,7 +134,7 @@ impl Stage {
             }
             Ok(Meaning::Done) => Ok(seen),
             // As a look takes it: a server may keep its metrics to itself.
-            Err(VllmError::Unauthorized | VllmError::Refused { .. } | VllmError::Unexpected { .. })
+            Err(VllmError::Unauthorized | VllmError::Refused { .. } | VllmError::UnexpectedResponse { .. })
                 if asked == Asked::Metrics =>
             {
                 seen.metrics = Some(ServerMetrics::default());
@@ -167,7 +167,7 @@ impl Stage {
         let adapters = self.table.iter().map(|(id, root)| card(id, root, Some("base")));
         Seen {
             metrics: Some(ServerMetrics {
-                start: Some("1".to_owned()),
+                process_start_time: Some("1".to_owned()),
                 has_statistics: true,
                 ..ServerMetrics::default()
             }),

@@ -2,7 +2,9 @@
 
 use super::*;
 use rollora_sidecar::Sources;
-use rollora_store::{Fetch, FetchError, FetchReason, Fetched, Progress, Source, Store, Told};
+use rollora_store::{
+    AdapterSource, FetchError, FetchFuture, FetchProgress, FetchReason, FetchedAdapter, ProgressSink, SourceRef,
+};
 use std::{collections::BTreeMap, path::PathBuf, sync::Mutex};
 use tokio::sync::Semaphore;
 
@@ -33,24 +35,24 @@ impl Shelf {
     }
 }
 
-fn name_of(source: &Source) -> String {
+fn name_of(source: &SourceRef) -> String {
     match source {
-        Source::Path(path) => path.clone(),
-        Source::Hub(name) => name.to_string(),
+        SourceRef::Path(path) => path.clone(),
+        SourceRef::Hub(name) => name.to_string(),
     }
 }
 
-impl Store for Shelf {
-    fn place(&self, source: &Source) -> PathBuf {
+impl AdapterSource for Shelf {
+    fn local_path(&self, source: &SourceRef) -> PathBuf {
         PathBuf::from("/fetched").join(name_of(source))
     }
 
-    fn fetch<'a>(&'a self, source: &'a Source, told: Told<'a>) -> Fetch<'a> {
+    fn fetch<'a>(&'a self, source: &'a SourceRef, told: ProgressSink<'a>) -> FetchFuture<'a> {
         Box::pin(async move {
             let name = name_of(source);
             *self.under_way.lock().unwrap().entry(name.clone()).or_default() += 1;
             let _counted = Counted(self, name.clone());
-            told(Progress { done: 5, total: Some(10) });
+            told(FetchProgress { bytes: 5, total_bytes: Some(10) });
             self.go.acquire().await.unwrap().forget();
             let mut failing = self.failing_once.lock().unwrap();
             if let Some(index) = failing.iter().position(|failing| *failing == name) {
@@ -58,7 +60,7 @@ impl Store for Shelf {
                 let message = "the hub broke off".to_owned();
                 return Err(FetchError { reason: FetchReason::HubUnreachable, message, retry_after: None });
             }
-            Ok(Fetched { path: self.place(source), commit: Some("c0ffee".to_owned()) })
+            Ok(FetchedAdapter { path: self.local_path(source), commit: Some("c0ffee".to_owned()) })
         })
     }
 }

@@ -15,7 +15,7 @@ use fake::{Fake, Knobs};
 use rollora_api::{
     adapters::{AdapterEntry, AdaptersFile, ContentHash, DesiredAdapters},
     names::AdapterId,
-    operator_key::{OperatorKey, Pilot},
+    operator_directives::{OperatorDirectives, Pilot},
     sidecar_status::{AdapterState, SidecarStatus},
 };
 use rollora_sidecar::{Config, Intervals, Sidecar, adapters_watch::AdaptersWatch, backoff::Backoff};
@@ -46,12 +46,12 @@ fn desired(exist: &[&str], not_exist: &[&str]) -> DesiredAdapters {
         ensure_not_exist: not_exist.iter().map(entry).collect(),
         ..AdaptersFile::default()
     };
-    DesiredAdapters { file, key: None, hash: ContentHash(format!("{exist:?}{not_exist:?}")) }
+    DesiredAdapters { file, directives: None, hash: ContentHash(format!("{exist:?}{not_exist:?}")) }
 }
 
-fn pilot(name: &str) -> OperatorKey {
+fn pilot(name: &str) -> OperatorDirectives {
     let pilots = vec![Pilot { id: id(name), pod: NAME.to_owned() }];
-    OperatorKey { managed: vec![name.to_owned()], pilots, ..OperatorKey::default() }
+    OperatorDirectives { managed: vec![name.to_owned()], pilots, ..OperatorDirectives::default() }
 }
 
 /// Everything an order of magnitude faster than by default.
@@ -189,7 +189,7 @@ async fn a_pilot_that_ends_the_server_is_not_tried_again_before_the_operator_has
     let fake = Fake::start(Knobs { deadly: ["v2".to_owned()].into(), ..Knobs::default() });
     let mut bed = Bed::start(fast(&fake), desired(&["v1"], &[]));
     bed.until_ready().await;
-    let on_trial = DesiredAdapters { key: Some(pilot("v2")), ..desired(&["v1", "v2"], &[]) };
+    let on_trial = DesiredAdapters { directives: Some(pilot("v2")), ..desired(&["v1", "v2"], &[]) };
     bed.desire(on_trial.clone());
     let died = bed.until_state("v2", AdapterState::ServerDied).await;
     let words = died.adapter(&id("v2")).unwrap().last_error.clone().unwrap();
@@ -203,7 +203,7 @@ async fn a_pilot_that_ends_the_server_is_not_tried_again_before_the_operator_has
 
     let mut rejected = pilot("v2");
     rejected.rejected = vec![id("v2")];
-    bed.desire(DesiredAdapters { key: Some(rejected), ..on_trial.clone() });
+    bed.desire(DesiredAdapters { directives: Some(rejected), ..on_trial.clone() });
     bed.until_state("v2", AdapterState::Rejected).await;
     fake.set(|knobs| knobs.deadly.clear());
     bed.desire(on_trial);
@@ -300,14 +300,14 @@ async fn serving_adapters_are_held_until_they_serve_no_more() {
     bed.until_ready().await;
     let key = |serving: &[&str]| {
         let serving: Vec<_> = serving.iter().map(|name| id(name)).collect();
-        Some(OperatorKey {
+        Some(OperatorDirectives {
             managed: vec!["v*".to_owned()],
             admitted: vec![id("v1")],
             serving,
-            ..OperatorKey::default()
+            ..OperatorDirectives::default()
         })
     };
-    bed.desire(DesiredAdapters { key: key(&["v1"]), ..desired(&[], &["v1"]) });
+    bed.desire(DesiredAdapters { directives: key(&["v1"]), ..desired(&[], &["v1"]) });
     bed.until_state("v1", AdapterState::UnloadHeld).await;
     // Also over a restart.
     fake.end();
@@ -315,7 +315,7 @@ async fn serving_adapters_are_held_until_they_serve_no_more() {
     fake.begin();
     bed.until_state("v1", AdapterState::UnloadHeld).await;
     assert_eq!((fake.adapters(), fake.count("unload v1")), (vec!["v1".to_owned()], 0));
-    bed.desire(DesiredAdapters { key: key(&[]), ..desired(&[], &["v1"]) });
+    bed.desire(DesiredAdapters { directives: key(&[]), ..desired(&[], &["v1"]) });
     bed.until_state("v1", AdapterState::Gone).await;
 }
 

@@ -3,10 +3,10 @@
 //! The interface: <https://huggingface.co/docs/hub/api>; `resolve` answers with the file or a redirect to where it
 //! lies. reqwest takes the token off a redirect to another host.
 
-use super::Limits;
+use super::HubLimits;
 use crate::{
-    FetchError, FetchReason, HubName, Token,
-    manifest::{Hash, Remote},
+    FetchError, FetchReason, HubRef, HubToken,
+    manifest::{FileHash, RemoteFile},
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{
@@ -14,38 +14,38 @@ use reqwest::{
     header::{AUTHORIZATION, HeaderValue, LINK, RANGE, RETRY_AFTER},
     redirect,
 };
-use rollora_api::cause::innermost;
+use rollora_api::cause::root_cause;
 use serde::Deserialize;
 use std::{fmt, sync::OnceLock, time::Duration};
 use tokio::time::timeout;
 
 /// A list of files is cut off beyond this: an adapter has a dozen.
-const LONGEST_ANSWER: usize = 4 << 20;
+const MAX_RESPONSE_BYTES: usize = 4 << 20;
 /// In a path of a URL, a revision like `refs/pr/1` is one part.
-const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Asks one hub.
-pub(super) struct Client {
+pub(super) struct HubClient {
     endpoint: String,
-    token: Token,
-    limits: Limits,
+    token: HubToken,
+    limits: HubLimits,
     /// Made for the first fetch: many sidecars never see a hub, and the system's certificates are large.
     http: OnceLock<reqwest::Client>,
 }
 
-impl fmt::Debug for Client {
+impl fmt::Debug for HubClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client").field("endpoint", &self.endpoint).finish_non_exhaustive()
     }
 }
 
 #[derive(Deserialize)]
-struct Info {
+struct RevisionInfo {
     sha: String,
 }
 
 #[derive(Deserialize)]
-struct Entry {
+struct TreeEntry {
     #[serde(rename = "type")]
     kind: String,
     path: String,
@@ -60,9 +60,9 @@ struct Lfs {
     size: u64,
 }
 
-impl Client {
+impl HubClient {
     /// None where `endpoint` is no address.
-    pub(super) fn new(endpoint: &str, token: Token, limits: Limits) -> Option<Self> {
+    pub(super) fn new(endpoint: &str, token: HubToken, limits: HubLimits) -> Option<Self> {
         let url = reqwest::Url::parse(endpoint).ok()?;
         let plain = url.username().is_empty() && url.password().is_none() && url.query().is_none();
         let spoken = matches!(url.scheme(), "http" | "https") && url.has_host() && plain;
@@ -71,20 +71,20 @@ impl Client {
     }
 
     /// The commit that the revision of `name` stands for.
-    pub(super) async fn commit(&self, name: &HubName) -> Result<String, FetchError> {
+    pub(super) async fn resolve_commit(&self, name: &HubRef) -> Result<String, FetchError> {
         let revision = name.revision.as_deref().filter(|revision| !revision.is_empty()).unwrap_or("main");
-        let revision = utf8_percent_encode(revision, PART);
-        let path = format!("/api/models/{}/revision/{revision}", repository(name)?);
-        let info: Info = self.json(name, &path).await?.0;
+        let revision = utf8_percent_encode(revision, PATH_SEGMENT);
+        let path = format!("/api/models/{}/revision/{revision}", repository_path(name)?);
+        let info: RevisionInfo = self.get_json(name, &path).await?.0;
         // It becomes a name on our disk.
         let plain = !info.sha.is_empty() && info.sha.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        if plain { Ok(info.sha) } else { Err(self.strange(name, "a commit without a name")) }
+        if plain { Ok(info.sha) } else { Err(self.unexpected_response(name, "a commit without a name")) }
     }
 
     /// Everything at that commit.
-    pub(super) async fn files(&self, name: &HubName, commit: &str) -> Result<Vec<Remote>, FetchError> {
-        let path = format!("/api/models/{}/tree/{commit}?recursive=true", repository(name)?);
-        let (entries, more): (Vec<Entry>, bool) = self.json(name, &path).await?;
+    pub(super) async fn list_files(&self, name: &HubRef, commit: &str) -> Result<Vec<RemoteFile>, FetchError> {
+        let path = format!("/api/models/{}/tree/{commit}?recursive=true", repository_path(name)?);
+        let (entries, more): (Vec<TreeEntry>, bool) = self.get_json(name, &path).await?;
         if more {
             let message = format!("`{name}` has more than a thousand files: an adapter has a repository of its own");
             return Err(FetchError::new(FetchReason::BadAdapter, message));
@@ -92,70 +92,77 @@ impl Client {
         let files = entries.into_iter().filter(|entry| entry.kind == "file");
         Ok(files
             .map(|entry| match entry.lfs {
-                Some(lfs) => Remote { name: entry.path, size: lfs.size, hash: Hash::Sha256(lfs.oid) },
-                None => Remote { name: entry.path, size: entry.size, hash: Hash::GitBlob(entry.oid) },
+                Some(lfs) => RemoteFile { name: entry.path, size: lfs.size, hash: FileHash::Sha256(lfs.oid) },
+                None => RemoteFile { name: entry.path, size: entry.size, hash: FileHash::GitBlob(entry.oid) },
             })
             .collect())
     }
 
     /// A file from the byte `from` on; the answer may be the whole of it all the same.
-    pub(super) async fn open(
+    pub(super) async fn open_file(
         &self,
-        name: &HubName,
+        name: &HubRef,
         commit: &str,
         file: &str,
         from: u64,
     ) -> Result<Response, FetchError> {
-        let file = utf8_percent_encode(file, PART);
-        self.ask(name, &format!("/{}/resolve/{commit}/{file}", repository(name)?), from).await
+        let file = utf8_percent_encode(file, PATH_SEGMENT);
+        self.get(name, &format!("/{}/resolve/{commit}/{file}", repository_path(name)?), from).await
     }
 
     /// The next bytes of an answer; none at its end.
-    pub(super) async fn more(
+    pub(super) async fn next_chunk(
         &self,
-        name: &HubName,
+        name: &HubRef,
         response: &mut Response,
     ) -> Result<Option<impl AsRef<[u8]> + use<>>, FetchError> {
-        match timeout(self.limits.stall, response.chunk()).await {
+        match timeout(self.limits.stall_timeout, response.chunk()).await {
             Ok(Ok(chunk)) => Ok(chunk),
-            Ok(Err(error)) => Err(self.away(name, &format!("the connection broke: {}", innermost(&error)))),
-            Err(_) => Err(self.away(name, &format!("nothing came for {:?}", self.limits.stall))),
+            Ok(Err(error)) => Err(self.unreachable(name, &format!("the connection broke: {}", root_cause(&error)))),
+            Err(_) => Err(self.unreachable(name, &format!("nothing came for {:?}", self.limits.stall_timeout))),
         }
     }
 
     /// An answer of JSON, and whether there is another page of it.
-    async fn json<T: for<'a> Deserialize<'a>>(&self, name: &HubName, path: &str) -> Result<(T, bool), FetchError> {
-        let mut response = self.ask(name, path, 0).await?;
+    async fn get_json<T: for<'a> Deserialize<'a>>(&self, name: &HubRef, path: &str) -> Result<(T, bool), FetchError> {
+        let mut response = self.get(name, path, 0).await?;
         let more = response
             .headers()
             .get_all(LINK)
             .iter()
             .any(|link| link.to_str().is_ok_and(|link| link.contains("rel=\"next\"")));
         let mut body = Vec::new();
-        while let Some(chunk) = self.more(name, &mut response).await? {
+        while let Some(chunk) = self.next_chunk(name, &mut response).await? {
             body.extend_from_slice(chunk.as_ref());
-            if body.len() > LONGEST_ANSWER {
-                return Err(self.strange(name, "an answer of more than 4 MiB"));
+            if body.len() > MAX_RESPONSE_BYTES {
+                return Err(self.unexpected_response(name, "an answer of more than 4 MiB"));
             }
         }
         let read = serde_json::from_slice(&body);
-        Ok((read.map_err(|error| self.strange(name, &format!("an answer that cannot be read ({error})")))?, more))
+        Ok((
+            read.map_err(|error| self.unexpected_response(name, &format!("an answer that cannot be read ({error})")))?,
+            more,
+        ))
     }
 
-    async fn ask(&self, name: &HubName, path: &str, from: u64) -> Result<Response, FetchError> {
-        let mut request = self.http(name)?.get(format!("{}{path}", self.endpoint));
+    async fn get(&self, name: &HubRef, path: &str, from: u64) -> Result<Response, FetchError> {
+        let mut request = self.http_client(name)?.get(format!("{}{path}", self.endpoint));
         if let Some(token) = self.authorization()? {
             request = request.header(AUTHORIZATION, token);
         }
         if from > 0 {
             request = request.header(RANGE, format!("bytes={from}-"));
         }
-        let response = match timeout(self.limits.stall, request.send()).await {
+        let response = match timeout(self.limits.stall_timeout, request.send()).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(self.away(name, &innermost(&error))),
-            Err(_) => return Err(self.away(name, &format!("it did not answer within {:?}", self.limits.stall))),
+            Ok(Err(error)) => return Err(self.unreachable(name, &root_cause(&error))),
+            Err(_) => {
+                return Err(
+                    self.unreachable(name, &format!("it did not answer within {:?}", self.limits.stall_timeout))
+                );
+            }
         };
-        if response.status().is_success() { Ok(response) } else { Err(self.refusal(name, &response)) }
+        if response.status().is_success() { Ok(response) } else { Err(self.status_error(name, &response)) }
     }
 
     fn authorization(&self) -> Result<Option<HeaderValue>, FetchError> {
@@ -172,7 +179,7 @@ impl Client {
         token.map(header).transpose()
     }
 
-    fn http(&self, name: &HubName) -> Result<&reqwest::Client, FetchError> {
+    fn http_client(&self, name: &HubRef) -> Result<&reqwest::Client, FetchError> {
         if let Some(http) = self.http.get() {
             return Ok(http);
         }
@@ -183,18 +190,18 @@ impl Client {
         // What the endpoint has as TLS stays so on every way that it leads.
         let strict = self.endpoint.starts_with("https://");
         let built = reqwest::Client::builder()
-            .connect_timeout(self.limits.connect)
+            .connect_timeout(self.limits.connect_timeout)
             .redirect(redirect::Policy::limited(5))
             .https_only(strict)
             .http1_only()
             .pool_idle_timeout(Duration::from_secs(10))
             .pool_max_idle_per_host(1)
             .build();
-        let http = built.map_err(|error| self.away(name, &innermost(&error)))?;
+        let http = built.map_err(|error| self.unreachable(name, &root_cause(&error)))?;
         Ok(self.http.get_or_init(|| http))
     }
 
-    fn refusal(&self, name: &HubName, response: &Response) -> FetchError {
+    fn status_error(&self, name: &HubRef, response: &Response) -> FetchError {
         let status = response.status();
         let hub = &self.endpoint;
         let (reason, message) = match status {
@@ -209,9 +216,10 @@ impl Client {
                 FetchReason::HubNotFound,
                 format!("{hub} has no `{name}` (404): is the name right, and the revision behind the @?"),
             ),
-            StatusCode::TOO_MANY_REQUESTS => {
-                (FetchReason::HubBusy, format!("{hub} asks for patience (429) about `{name}`: it is tried again"))
-            }
+            StatusCode::TOO_MANY_REQUESTS => (
+                FetchReason::HubRateLimited,
+                format!("{hub} asks for patience (429) about `{name}`: it is tried again"),
+            ),
             status => (
                 FetchReason::HubError,
                 format!("{hub} answered {status} about `{name}`: it is tried again; if it stays so, ask its operators"),
@@ -223,7 +231,7 @@ impl Client {
         FetchError { retry_after, ..FetchError::new(reason, message) }
     }
 
-    fn away(&self, name: &HubName, detail: &str) -> FetchError {
+    fn unreachable(&self, name: &HubRef, detail: &str) -> FetchError {
         let hub = &self.endpoint;
         let message = format!(
             "{hub} did not bring `{name}` ({detail}): it goes on from there; is the hub reachable from this pod?"
@@ -231,7 +239,7 @@ impl Client {
         FetchError::new(FetchReason::HubUnreachable, message)
     }
 
-    fn strange(&self, name: &HubName, detail: &str) -> FetchError {
+    fn unexpected_response(&self, name: &HubRef, detail: &str) -> FetchError {
         let hub = &self.endpoint;
         FetchError::new(
             FetchReason::HubError,
@@ -241,7 +249,7 @@ impl Client {
 }
 
 /// The repository, as part of a URL.
-fn repository(name: &HubName) -> Result<&str, FetchError> {
+fn repository_path(name: &HubRef) -> Result<&str, FetchError> {
     let plain = |part: &str| {
         let letters = part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
         !part.is_empty() && !part.starts_with('.') && letters

@@ -1,9 +1,9 @@
 //! One file: from where the last try stopped to its end, hashed as it comes.
 
-use super::client::Client;
+use super::client::HubClient;
 use crate::{
-    FetchError, FetchReason, HubName,
-    manifest::{Hash, Remote, digits},
+    FetchError, FetchReason, HubRef,
+    manifest::{FileHash, RemoteFile, hex},
 };
 use reqwest::StatusCode;
 use sha1::Sha1;
@@ -18,20 +18,20 @@ use tokio::{
 };
 
 /// So much is read at once of what is there already.
-const BUFFER: usize = 64 << 10;
+const BUFFER_BYTES: usize = 64 << 10;
 
 /// One file to bring.
 pub(super) struct Download<'a> {
-    pub(super) client: &'a Client,
-    pub(super) name: &'a HubName,
+    pub(super) client: &'a HubClient,
+    pub(super) name: &'a HubRef,
     pub(super) commit: &'a str,
-    pub(super) file: &'a Remote,
+    pub(super) file: &'a RemoteFile,
     pub(super) folder: &'a Path,
 }
 
 impl Download<'_> {
     /// Brings it, and says where it is. `tell` hears how many bytes are there.
-    pub(super) async fn run(&self, tell: &(dyn Fn(u64) + Send + Sync)) -> Result<PathBuf, FetchError> {
+    pub(super) async fn run(&self, on_progress: &(dyn Fn(u64) + Send + Sync)) -> Result<PathBuf, FetchError> {
         let path = self.folder.join(&self.file.name);
         if fs::metadata(&path).await.is_ok_and(|found| found.len() == self.file.size) {
             // Renamed when it was whole and compared.
@@ -41,49 +41,49 @@ impl Download<'_> {
         let disk = |error: &std::io::Error| FetchError::disk(&part, error);
         let options = File::options().create(true).truncate(false).read(true).write(true).open(&part).await;
         let mut out = options.map_err(|error| disk(&error))?;
-        let mut hasher = Hasher::new(&self.file.hash, self.file.size);
-        let mut done = hash_what_is_there(&mut out, &mut hasher).await.map_err(|error| disk(&error))?;
+        let mut hasher = ContentHasher::new(&self.file.hash, self.file.size);
+        let mut done = hash_existing(&mut out, &mut hasher).await.map_err(|error| disk(&error))?;
         if done > self.file.size {
-            done = self.begin_again(&mut out, &mut hasher).await.map_err(|error| disk(&error))?;
+            done = self.restart(&mut out, &mut hasher).await.map_err(|error| disk(&error))?;
         }
-        tell(done);
+        on_progress(done);
         if done < self.file.size {
-            let mut response = self.client.open(self.name, self.commit, &self.file.name, done).await?;
+            let mut response = self.client.open_file(self.name, self.commit, &self.file.name, done).await?;
             if done > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
-                done = self.begin_again(&mut out, &mut hasher).await.map_err(|error| disk(&error))?;
+                done = self.restart(&mut out, &mut hasher).await.map_err(|error| disk(&error))?;
             }
-            while let Some(chunk) = self.client.more(self.name, &mut response).await? {
+            while let Some(chunk) = self.client.next_chunk(self.name, &mut response).await? {
                 let chunk = chunk.as_ref();
                 done += chunk.len() as u64;
                 if done > self.file.size {
-                    return Err(self.corrupt(&part, "it has more bytes than were announced").await);
+                    return Err(self.discard_corrupt(&part, "it has more bytes than were announced").await);
                 }
                 hasher.update(chunk);
                 out.write_all(chunk).await.map_err(|error| disk(&error))?;
-                tell(done);
+                on_progress(done);
             }
             out.flush().await.map_err(|error| disk(&error))?;
         }
         if done < self.file.size {
-            return Err(self.corrupt(&part, "it has fewer bytes than were announced").await);
+            return Err(self.discard_corrupt(&part, "it has fewer bytes than were announced").await);
         }
         if !hasher.matches() {
-            return Err(self.corrupt(&part, "its bytes are not those that were announced").await);
+            return Err(self.discard_corrupt(&part, "its bytes are not those that were announced").await);
         }
         out.sync_all().await.map_err(|error| disk(&error))?;
         fs::rename(&part, &path).await.map_err(|error| disk(&error))?;
         Ok(path)
     }
 
-    async fn begin_again(&self, out: &mut File, hasher: &mut Hasher) -> std::io::Result<u64> {
+    async fn restart(&self, out: &mut File, hasher: &mut ContentHasher) -> std::io::Result<u64> {
         out.set_len(0).await?;
         out.seek(SeekFrom::Start(0)).await?;
-        *hasher = Hasher::new(&self.file.hash, self.file.size);
+        *hasher = ContentHasher::new(&self.file.hash, self.file.size);
         Ok(0)
     }
 
     /// What came is useless: the next try begins from nothing.
-    async fn corrupt(&self, part: &Path, what: &str) -> FetchError {
+    async fn discard_corrupt(&self, part: &Path, what: &str) -> FetchError {
         fs::remove_file(part).await.ok();
         let (file, name) = (&self.file.name, self.name);
         FetchError::new(FetchReason::Corrupt, format!("{file} of `{name}` came wrong: {what}; it is fetched again"))
@@ -91,8 +91,8 @@ impl Download<'_> {
 }
 
 /// Takes in what an earlier try left; how much that is. The file stands at its end afterwards.
-async fn hash_what_is_there(file: &mut File, hasher: &mut Hasher) -> std::io::Result<u64> {
-    let mut buffer = vec![0; BUFFER];
+async fn hash_existing(file: &mut File, hasher: &mut ContentHasher) -> std::io::Result<u64> {
+    let mut buffer = vec![0; BUFFER_BYTES];
     let mut there = 0;
     loop {
         match file.read(&mut buffer).await? {
@@ -106,40 +106,40 @@ async fn hash_what_is_there(file: &mut File, hasher: &mut Hasher) -> std::io::Re
 }
 
 /// The hash of a file as it comes, and what it should be.
-struct Hasher {
-    state: State,
-    announced: String,
+struct ContentHasher {
+    state: HashState,
+    expected: String,
 }
 
-enum State {
+enum HashState {
     Sha256(Sha256),
     GitBlob(Sha1),
 }
 
-impl Hasher {
-    fn new(announced: &Hash, size: u64) -> Self {
+impl ContentHasher {
+    fn new(announced: &FileHash, size: u64) -> Self {
         match announced {
-            Hash::Sha256(digits) => Self { state: State::Sha256(Sha256::new()), announced: digits.clone() },
-            Hash::GitBlob(digits) => {
+            FileHash::Sha256(digits) => Self { state: HashState::Sha256(Sha256::new()), expected: digits.clone() },
+            FileHash::GitBlob(digits) => {
                 // Git hashes a blob with its kind and size before it.
                 let hasher = Sha1::new_with_prefix(format!("blob {size}\0"));
-                Self { state: State::GitBlob(hasher), announced: digits.clone() }
+                Self { state: HashState::GitBlob(hasher), expected: digits.clone() }
             }
         }
     }
 
     fn update(&mut self, bytes: &[u8]) {
         match &mut self.state {
-            State::Sha256(hasher) => hasher.update(bytes),
-            State::GitBlob(hasher) => hasher.update(bytes),
+            HashState::Sha256(hasher) => hasher.update(bytes),
+            HashState::GitBlob(hasher) => hasher.update(bytes),
         }
     }
 
     fn matches(self) -> bool {
         let digest = match self.state {
-            State::Sha256(hasher) => hasher.finalize().to_vec(),
-            State::GitBlob(hasher) => hasher.finalize().to_vec(),
+            HashState::Sha256(hasher) => hasher.finalize().to_vec(),
+            HashState::GitBlob(hasher) => hasher.finalize().to_vec(),
         };
-        digits(&digest).eq_ignore_ascii_case(&self.announced)
+        hex(&digest).eq_ignore_ascii_case(&self.expected)
     }
 }

@@ -21,7 +21,7 @@ pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// One file of the repository `org/name`.
 #[derive(Debug, Clone)]
-pub(crate) struct Item {
+pub(crate) struct RepositoryFile {
     pub name: String,
     pub content: Vec<u8>,
     /// Told as a large file, with a SHA-256.
@@ -33,7 +33,7 @@ pub(crate) struct Item {
 
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Fault {
+pub(crate) enum HubFault {
     #[default]
     None,
     /// Every answer has this status.
@@ -48,66 +48,71 @@ pub(crate) enum Fault {
 
 /// What was asked: the path, the range, whether a token came along, and at which listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Asked {
+pub(crate) struct HubRequest {
     pub path: String,
     pub range: Option<String>,
     pub token: Option<String>,
-    pub elsewhere: bool,
+    pub on_redirect_target: bool,
 }
 
 /// The hub.
 #[derive(Debug)]
-pub(crate) struct Hub {
+pub(crate) struct FakeHub {
     pub endpoint: String,
-    shared: Arc<Shared>,
+    shared: Arc<FakeHubState>,
     _tasks: JoinSet<()>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    items: Mutex<Vec<Item>>,
-    fault: Mutex<Fault>,
-    asked: Mutex<Vec<Asked>>,
-    elsewhere: Mutex<Option<SocketAddr>>,
+struct FakeHubState {
+    files: Mutex<Vec<RepositoryFile>>,
+    fault: Mutex<HubFault>,
+    requests: Mutex<Vec<HubRequest>>,
+    redirect_target: Mutex<Option<SocketAddr>>,
 }
 
-impl Hub {
+impl FakeHub {
     /// Starts one with an adapter of rank 8 in it.
     pub(crate) async fn start() -> Self {
-        let shared = Arc::new(Shared::default());
-        *shared.items.lock().unwrap() = adapter(8);
+        let shared = Arc::new(FakeHubState::default());
+        *shared.files.lock().unwrap() = adapter_files(8);
         let mut tasks = JoinSet::new();
         let mut serve = async |elsewhere: bool| {
             let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
             let address = listener.local_addr().unwrap();
             let state = (Arc::clone(&shared), elsewhere);
-            let app = Router::new().fallback(answer).with_state(state);
+            let app = Router::new().fallback(respond).with_state(state);
             tasks.spawn(async move { axum::serve(listener, app).await.unwrap() });
             address
         };
         let (address, elsewhere) = (serve(false).await, serve(true).await);
-        *shared.elsewhere.lock().unwrap() = Some(elsewhere);
+        *shared.redirect_target.lock().unwrap() = Some(elsewhere);
         Self { endpoint: format!("http://{address}"), shared, _tasks: tasks }
     }
 
-    pub(crate) fn set(&self, fault: Fault) {
+    pub(crate) fn set_fault(&self, fault: HubFault) {
         *self.shared.fault.lock().unwrap() = fault;
     }
 
-    pub(crate) fn change(&self, change: impl FnOnce(&mut Vec<Item>)) {
-        change(&mut self.shared.items.lock().unwrap());
+    pub(crate) fn edit_files(&self, change: impl FnOnce(&mut Vec<RepositoryFile>)) {
+        change(&mut self.shared.files.lock().unwrap());
     }
 
-    pub(crate) fn asked(&self) -> Vec<Asked> {
-        self.shared.asked.lock().unwrap().clone()
+    pub(crate) fn requests(&self) -> Vec<HubRequest> {
+        self.shared.requests.lock().unwrap().clone()
     }
 }
 
 /// The files of an adapter, and two that must not be taken.
-pub(crate) fn adapter(rank: u32) -> Vec<Item> {
+pub(crate) fn adapter_files(rank: u32) -> Vec<RepositoryFile> {
     let config = format!(r#"{{"peft_type":"LORA","r":{rank},"base_model_name_or_path":"org/base"}}"#);
-    let item =
-        |name: &str, content: Vec<u8>, large| Item { name: name.to_owned(), content, large, size: None, hash: None };
+    let item = |name: &str, content: Vec<u8>, large| RepositoryFile {
+        name: name.to_owned(),
+        content,
+        large,
+        size: None,
+        hash: None,
+    };
     vec![
         item("adapter_model.safetensors", tensors(100_000), true),
         item("adapter_config.json", config.into_bytes(), false),
@@ -127,29 +132,34 @@ pub(crate) fn tensors(bytes: usize) -> Vec<u8> {
     file
 }
 
-async fn answer(State((shared, elsewhere)): State<(Arc<Shared>, bool)>, uri: Uri, request: Request) -> Response {
+async fn respond(State((shared, elsewhere)): State<(Arc<FakeHubState>, bool)>, uri: Uri, request: Request) -> Response {
     let text = |headers: &HeaderMap, name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let headers = request.headers();
     let (range, token) = (text(headers, header::RANGE), text(headers, header::AUTHORIZATION));
     let path = uri.path().to_owned();
-    shared.asked.lock().unwrap().push(Asked { path: path.clone(), range: range.clone(), token, elsewhere });
+    shared.requests.lock().unwrap().push(HubRequest {
+        path: path.clone(),
+        range: range.clone(),
+        token,
+        on_redirect_target: elsewhere,
+    });
     let fault = *shared.fault.lock().unwrap();
-    if let Fault::Status(status) = fault {
+    if let HubFault::Status(status) = fault {
         return (StatusCode::from_u16(status).unwrap(), [(header::RETRY_AFTER, "7")]).into_response();
     }
     if path.starts_with("/api/models/org/name/revision/") {
         return format!(r#"{{"sha":"{COMMIT}"}}"#).into_response();
     }
     if path.starts_with("/api/models/org/name/tree/") {
-        let files: Vec<_> = shared.items.lock().unwrap().iter().map(told).collect();
+        let files: Vec<_> = shared.files.lock().unwrap().iter().map(tree_entry).collect();
         return format!("[{}]", files.join(",")).into_response();
     }
     let prefix = format!("/org/name/resolve/{COMMIT}/");
-    let items = shared.items.lock().unwrap().clone();
+    let items = shared.files.lock().unwrap().clone();
     let found = path.strip_prefix(&prefix).and_then(|name| items.iter().find(|item| item.name == name));
     let Some(item) = found else { return StatusCode::NOT_FOUND.into_response() };
-    if fault == Fault::Redirect && item.large && !elsewhere {
-        let to = shared.elsewhere.lock().unwrap().unwrap();
+    if fault == HubFault::Redirect && item.large && !elsewhere {
+        let to = shared.redirect_target.lock().unwrap().unwrap();
         return (StatusCode::FOUND, [(header::LOCATION, format!("http://{to}{path}"))]).into_response();
     }
     let from: usize =
@@ -158,15 +168,15 @@ async fn answer(State((shared, elsewhere)): State<(Arc<Shared>, bool)>, uri: Uri
     let bytes = Bytes::from(item.content[from..].to_vec());
     let length = bytes.len();
     let body = match fault {
-        Fault::Cut(after) if item.large => broken(bytes.slice(..after.min(length)), false),
-        Fault::Stall(after) if item.large => broken(bytes.slice(..after.min(length)), true),
+        HubFault::Cut(after) if item.large => broken_body(bytes.slice(..after.min(length)), false),
+        HubFault::Stall(after) if item.large => broken_body(bytes.slice(..after.min(length)), true),
         _ => Body::from(bytes),
     };
     (status, [(header::CONTENT_LENGTH, length.to_string())], body).into_response()
 }
 
 /// Some bytes, and then the end of the connection or nothing at all.
-fn broken(bytes: Bytes, stall: bool) -> Body {
+fn broken_body(bytes: Bytes, stall: bool) -> Body {
     Body::from_stream(futures_util::stream::unfold(Some(bytes), move |left| async move {
         match left {
             Some(bytes) => Some((Ok(bytes), None)),
@@ -180,7 +190,7 @@ fn broken(bytes: Bytes, stall: bool) -> Body {
     }))
 }
 
-fn told(item: &Item) -> String {
+fn tree_entry(item: &RepositoryFile) -> String {
     let size = item.size.unwrap_or(item.content.len());
     let git =
         hex(&Sha1::new_with_prefix(format!("blob {}\0", item.content.len())).chain_update(&item.content).finalize());

@@ -13,7 +13,7 @@ use tokio::{
     task::JoinSet,
 };
 
-const SHORT: Timeouts = Timeouts {
+const SHORT_TIMEOUTS: Timeouts = Timeouts {
     connect: Duration::from_secs(5),
     call: Duration::from_millis(100),
     load: Duration::from_millis(150),
@@ -25,17 +25,17 @@ fn id(name: &str) -> AdapterId {
 }
 
 /// A server that lives as long as the set, and a client of it.
-async fn server(router: Router) -> (JoinSet<()>, Client) {
+async fn http_server(router: Router) -> (JoinSet<()>, VllmClient) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
     let endpoint = Endpoint::parse(&url).unwrap().with_api_key(Some(ApiKey::new("secret")));
-    (tasks, Client::new(endpoint, Timeouts::default()).unwrap())
+    (tasks, VllmClient::new(endpoint, Timeouts::default()).unwrap())
 }
 
 /// A server that does `answer` with each connection after the request has been read.
-async fn raw(answer: Option<&'static str>, timeouts: Timeouts) -> (JoinSet<()>, Client) {
+async fn raw_server(answer: Option<&'static str>, timeouts: Timeouts) -> (JoinSet<()>, VllmClient) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let mut tasks = JoinSet::new();
@@ -51,7 +51,7 @@ async fn raw(answer: Option<&'static str>, timeouts: Timeouts) -> (JoinSet<()>, 
             }
         }
     });
-    (tasks, Client::new(Endpoint::parse(&url).unwrap(), timeouts).unwrap())
+    (tasks, VllmClient::new(Endpoint::parse(&url).unwrap(), timeouts).unwrap())
 }
 
 #[tokio::test]
@@ -79,12 +79,12 @@ async fn calls_carry_the_key_and_what_was_asked() {
         )
         .route("/health", get(|| async {}))
         .route("/metrics", get(|| async { "process_start_time_seconds 1.5e+09\n" }));
-    let (_server, client) = server(router).await;
+    let (_server, client) = http_server(router).await;
     client.health().await.unwrap();
     client.load(&id("a1"), "/adapters/a1").await.unwrap();
     client.probe(&id("a1")).await.unwrap();
     client.unload(&id("a1")).await.unwrap();
-    assert_eq!(client.metrics().await.unwrap().start.as_deref(), Some("1.5e+09"));
+    assert_eq!(client.metrics().await.unwrap().process_start_time.as_deref(), Some("1.5e+09"));
     assert!(!format!("{client:?}").contains("secret"));
 }
 
@@ -93,21 +93,21 @@ async fn a_server_without_completions_is_probed_by_an_embedding() {
     let not_found = || async { (StatusCode::NOT_FOUND, Json(json!({ "detail": "Not Found" }))) };
     let embed = |Json(body): Json<Value>| async move { Json(json!({ "model": body["model"], "data": [] })) };
     let router = Router::new().route("/v1/completions", post(not_found)).route("/v1/embeddings", post(embed));
-    let (_server, client) = server(router).await;
+    let (_server, client) = http_server(router).await;
     client.probe(&id("a1")).await.unwrap();
 }
 
 #[tokio::test]
 async fn an_answer_by_another_model_proves_nothing() {
     let router = Router::new().route("/v1/completions", post(|| async { Json(json!({ "model": "base" })) }));
-    let (_server, client) = server(router).await;
+    let (_server, client) = http_server(router).await;
     assert_eq!(client.probe(&id("a1")).await.unwrap_err().reason(), "UnexpectedAnswer");
 }
 
 #[tokio::test]
 async fn endless_answers_are_cut_off() {
-    let router = Router::new().route("/v1/models", get(|| async { "x".repeat(LONGEST_ANSWER + 1) }));
-    let (_server, client) = server(router).await;
+    let router = Router::new().route("/v1/models", get(|| async { "x".repeat(MAX_RESPONSE_BYTES + 1) }));
+    let (_server, client) = http_server(router).await;
     let error = client.models().await.unwrap_err();
     assert!(error.to_string().contains("more than 8 MiB"), "{error}");
 }
@@ -117,52 +117,53 @@ async fn a_server_that_is_not_there_is_unreachable_and_nothing_was_asked() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let client = Client::new(Endpoint::parse(&url).unwrap(), Timeouts::default()).unwrap();
+    let client = VllmClient::new(Endpoint::parse(&url).unwrap(), Timeouts::default()).unwrap();
     let error = client.load(&id("a1"), "/a1").await.unwrap_err();
     assert_eq!(error.reason(), "Unreachable");
-    assert!(error.retryable() && !error.uncertain() && error.to_string().contains(&url), "{error}");
+    assert!(error.is_retryable() && !error.may_have_succeeded() && error.to_string().contains(&url), "{error}");
 }
 
 #[tokio::test]
 async fn no_answer_in_time_is_uncertain() {
-    let (_server, client) = raw(None, SHORT).await;
+    let (_server, client) = raw_server(None, SHORT_TIMEOUTS).await;
     let calls = [
-        (client.health().await, SHORT.call),
-        (client.load(&id("a1"), "/a1").await, SHORT.load),
-        (client.probe(&id("a1")).await, SHORT.probe),
+        (client.health().await, SHORT_TIMEOUTS.call),
+        (client.load(&id("a1"), "/a1").await, SHORT_TIMEOUTS.load),
+        (client.probe(&id("a1")).await, SHORT_TIMEOUTS.probe),
     ];
     for (answer, limit) in calls {
         let error = answer.unwrap_err();
         assert!(matches!(&error, VllmError::Timeout { after, .. } if *after == limit), "{error}");
-        assert!(error.uncertain() && error.retryable() && !error.needs_person());
+        assert!(error.may_have_succeeded() && error.is_retryable() && !error.needs_intervention());
     }
 }
 
 #[tokio::test]
 async fn a_connection_that_breaks_before_the_answer_is_whole_is_uncertain() {
     for answer in ["", "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf"] {
-        let (_server, client) = raw(Some(answer), Timeouts::default()).await;
+        let (_server, client) = raw_server(Some(answer), Timeouts::default()).await;
         let error = client.load(&id("a1"), "/a1").await.unwrap_err();
         assert_eq!(error.reason(), "ConnectionLost", "{answer:?}: {error}");
-        assert!(error.uncertain() && error.retryable());
+        assert!(error.may_have_succeeded() && error.is_retryable());
     }
 }
 
 #[tokio::test]
 async fn redirects_are_not_followed() {
     let (_server, client) =
-        raw(Some("HTTP/1.1 302 Found\r\nlocation: /health\r\ncontent-length: 0\r\n\r\n"), Timeouts::default()).await;
+        raw_server(Some("HTTP/1.1 302 Found\r\nlocation: /health\r\ncontent-length: 0\r\n\r\n"), Timeouts::default())
+            .await;
     assert_eq!(client.health().await.unwrap_err().reason(), "UnexpectedAnswer");
 }
 
 #[test]
 fn a_client_of_a_server_with_tls_can_be_made() {
-    Client::new(Endpoint::parse("https://127.0.0.1:1").unwrap(), Timeouts::default()).unwrap();
+    VllmClient::new(Endpoint::parse("https://127.0.0.1:1").unwrap(), Timeouts::default()).unwrap();
 }
 
 #[test]
 fn a_key_that_cannot_be_sent_is_refused_without_showing_it() {
     let endpoint = Endpoint::parse("http://127.0.0.1:1").unwrap().with_api_key(Some(ApiKey::new("se\ncret")));
-    let error = Client::new(endpoint, Timeouts::default()).unwrap_err();
+    let error = VllmClient::new(endpoint, Timeouts::default()).unwrap_err();
     assert!(!error.to_string().contains("cret"));
 }

@@ -1,7 +1,7 @@
 //! The client against a real TLS server, with the certificates of `testdata/tls`.
 
 use super::*;
-use crate::{Client, Endpoint, Timeouts, VllmError};
+use crate::{Endpoint, Timeouts, VllmClient, VllmError};
 use std::{path::PathBuf, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,8 +14,8 @@ fn file(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tls")).join(name)
 }
 
-fn authorities(name: &str) -> Authorities {
-    Authorities::parse(&std::fs::read(file(name)).unwrap()).unwrap()
+fn ca_bundle(name: &str) -> CaBundle {
+    CaBundle::parse(&std::fs::read(file(name)).unwrap()).unwrap()
 }
 
 /// A healthy server with this certificate; none speaks no TLS. It lives as long as the set.
@@ -51,20 +51,20 @@ async fn server(certificate: Option<&str>) -> (JoinSet<()>, u16) {
     (tasks, port)
 }
 
-fn client(url: &str, tls: Tls) -> Client {
+fn tls_client(url: &str, tls: TlsConfig) -> VllmClient {
     let timeouts = Timeouts { connect: Duration::from_secs(5), ..Timeouts::default() };
-    Client::new(Endpoint::parse(url).unwrap().with_tls(tls), timeouts).unwrap()
+    VllmClient::new(Endpoint::parse(url).unwrap().with_tls(tls), timeouts).unwrap()
 }
 
-fn trusting(name: &str) -> Tls {
-    Tls { authorities: Some(authorities(name)), server_name: None }
+fn tls_with_ca(name: &str) -> TlsConfig {
+    TlsConfig { ca_bundle: Some(ca_bundle(name)), server_name: None }
 }
 
 #[tokio::test]
 async fn a_server_is_trusted_through_its_ca_under_every_name_of_its_certificate() {
     let (_server, port) = server(Some("server.pem")).await;
     for host in ["127.0.0.1", "localhost"] {
-        client(&format!("https://{host}:{port}"), trusting("ca.pem")).health().await.unwrap();
+        tls_client(&format!("https://{host}:{port}"), tls_with_ca("ca.pem")).health().await.unwrap();
     }
 }
 
@@ -72,10 +72,10 @@ async fn a_server_is_trusted_through_its_ca_under_every_name_of_its_certificate(
 async fn a_certificate_for_another_name_is_good_where_that_name_is_given() {
     let (_server, port) = server(Some("named.pem")).await;
     let name = Some("vllm.models.svc".parse().unwrap());
-    let tls = Tls { server_name: name, ..trusting("ca.pem") };
-    client(&format!("https://127.0.0.1:{port}"), tls.clone()).health().await.unwrap();
+    let tls = TlsConfig { server_name: name, ..tls_with_ca("ca.pem") };
+    tls_client(&format!("https://127.0.0.1:{port}"), tls.clone()).health().await.unwrap();
     // The name is nobody's address: it is asked of no DNS.
-    let client = client(&format!("https://localhost:{port}"), tls);
+    let client = tls_client(&format!("https://localhost:{port}"), tls);
     client.health().await.unwrap();
     assert_eq!(client.endpoint().base_url(), format!("https://localhost:{port}"));
 }
@@ -90,25 +90,25 @@ async fn a_server_that_cannot_be_trusted_is_asked_nothing_and_the_words_say_what
     ] {
         let (_server, port) = server(certificate).await;
         let url = format!("https://127.0.0.1:{port}");
-        let error = client(&url, trusting(trusted)).health().await.unwrap_err();
+        let error = tls_client(&url, tls_with_ca(trusted)).health().await.unwrap_err();
         assert!(matches!(error, VllmError::TlsFailed { .. }), "{certificate:?}: {error:?}");
         let said = error.to_string();
         assert!(said.contains(words) && said.contains(&url), "{certificate:?}: {said}");
-        assert!(!error.uncertain() && error.needs_person() && error.concerns_server());
+        assert!(!error.may_have_succeeded() && error.needs_intervention() && error.is_server_wide());
     }
 }
 
 #[tokio::test]
 async fn without_a_ca_those_whom_the_system_trusts_are_trusted_and_nobody_else() {
     let (_server, port) = server(Some("server.pem")).await;
-    let error = client(&format!("https://127.0.0.1:{port}"), Tls::default()).health().await.unwrap_err();
+    let error = tls_client(&format!("https://127.0.0.1:{port}"), TlsConfig::default()).health().await.unwrap_err();
     assert!(error.to_string().contains("CA that signed it"), "{error}");
 }
 
 #[tokio::test]
 async fn a_server_with_tls_that_is_asked_without_is_told_apart_from_a_silent_one() {
     let (_server, port) = server(Some("server.pem")).await;
-    let error = client(&format!("http://127.0.0.1:{port}"), Tls::default()).health().await.unwrap_err();
+    let error = tls_client(&format!("http://127.0.0.1:{port}"), TlsConfig::default()).health().await.unwrap_err();
     assert!(error.to_string().contains("does it speak TLS?"), "{error}");
 }
 
@@ -124,7 +124,7 @@ fn what_is_no_ca_is_refused_with_what_to_write() {
         ([ca.clone(), broken].concat(), "certificate number 2"),
         ([ca, key].concat(), "a private key"),
     ] {
-        let error = Authorities::parse(&pem).unwrap_err().to_string();
+        let error = CaBundle::parse(&pem).unwrap_err().to_string();
         assert!(error.contains(words), "{words}: {error}");
     }
 }

@@ -78,7 +78,7 @@ async fn what_changes_comes_line_by_line_however_it_was_cut() {
 #[tokio::test]
 async fn a_refusal_is_passed_on_and_nonsense_is_named() {
     let request =
-        IntentRequest { verb: rollora_api::rollout::Verb::Promote, revision: 1, step: None, claimed_by: None };
+        IntentRequest { verb: rollora_api::rollout::IntentKind::Promote, revision: 1, step: None, claimed_by: None };
     for (status, body, expected) in [
         (StatusCode::CONFLICT, r#"{"error":"not now"}"#, "not now"),
         (StatusCode::NOT_FOUND, "", "it answered 404 Not Found"),

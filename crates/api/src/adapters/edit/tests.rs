@@ -1,6 +1,6 @@
 use super::*;
 
-mod laws;
+mod properties;
 
 fn id(text: &str) -> AdapterId {
     AdapterId::new(text).unwrap()
@@ -8,16 +8,16 @@ fn id(text: &str) -> AdapterId {
 
 /// Retires `v1` and compares.
 #[track_caller]
-fn check_retire(before: &str, after: &str) {
-    let edited = retire(before, &id("v1")).unwrap_or_else(|error| panic!("{error}\n{before}"));
+fn check_unlist(before: &str, after: &str) {
+    let edited = unlist(before, &id("v1")).unwrap_or_else(|error| panic!("{error}\n{before}"));
     assert_eq!(edited, after, "\n--- edited:\n{edited}\n--- expected:\n{after}");
-    let again = retire(&edited, &id("v1")).unwrap();
+    let again = unlist(&edited, &id("v1")).unwrap();
     assert_eq!(again, edited, "a second time changes nothing");
 }
 
 #[test]
 fn the_guide_s_cleanup_is_done() {
-    check_retire(
+    check_unlist(
         "\
 vLLMLoRAConfig:
   name: vllm-qwen3-32b-adapters
@@ -45,7 +45,7 @@ vLLMLoRAConfig:
 
 #[test]
 fn comments_of_the_entry_move_with_it_and_others_stay() {
-    check_retire(
+    check_unlist(
         "\
 # the file
 vLLMLoRAConfig: # root
@@ -105,7 +105,7 @@ vLLMLoRAConfig: # root
 
 #[test]
 fn an_entry_that_is_commented_out_stays() {
-    check_retire(
+    check_unlist(
         "\
 vLLMLoRAConfig:
   ensureExist:
@@ -135,7 +135,7 @@ vLLMLoRAConfig:
 
 #[test]
 fn the_last_entry_leaves_an_empty_list() {
-    check_retire(
+    check_unlist(
         "vLLMLoRAConfig:\n  ensureExist:\n    models: # all\n    - id: v1\n      source: a\n",
         "vLLMLoRAConfig:\n  ensureExist:\n    models: [] # all\n  ensureNotExist:\n    models:\n    - id: v1\n      source: a\n",
     );
@@ -164,7 +164,7 @@ fn a_list_that_is_null_or_empty_is_filled() {
         ("  ensureNotExist: {models: []}\n", "  ensureNotExist: {models: [{id: v1, source: a}]}\n"),
         ("  ensureNotExist: {note: x}\n", "  ensureNotExist: {note: x, models: [{id: v1, source: a}]}\n"),
     ] {
-        check_retire(&format!("{exist}{empty}"), &format!("{left}{filled}"));
+        check_unlist(&format!("{exist}{empty}"), &format!("{left}{filled}"));
     }
 }
 
@@ -203,13 +203,13 @@ fn flow_lists_keep_their_form() {
         ),
     ] {
         let after = root(exist_after, not_exist_after).replace("models: \n", "models:\n");
-        check_retire(&root(exist, not_exist).replace("models: \n", "models:\n"), &after);
+        check_unlist(&root(exist, not_exist).replace("models: \n", "models:\n"), &after);
     }
 }
 
 #[test]
 fn json_is_yaml_too() {
-    check_retire(
+    check_unlist(
         r#"{"vLLMLoRAConfig": {"ensureExist": {"models": [{"id": "v1", "source": "a"}]}, "port": 1}}"#,
         r#"{"vLLMLoRAConfig": {"ensureExist": {"models": []}, "ensureNotExist": {"models": [{"id": "v1", "source": "a"}]}, "port": 1}}"#,
     );
@@ -217,7 +217,7 @@ fn json_is_yaml_too() {
 
 #[test]
 fn line_endings_marks_and_a_missing_final_newline_are_kept() {
-    check_retire(
+    check_unlist(
         "\u{feff}vLLMLoRAConfig:\r\n  ensureExist:\r\n    models:\r\n    - id: v2\r\n      source: b\r\n    - id: v1\r\n      source: a",
         "\u{feff}vLLMLoRAConfig:\r\n  ensureExist:\r\n    models:\r\n    - id: v2\r\n      source: b\r\n  ensureNotExist:\r\n    models:\r\n    - id: v1\r\n      source: a",
     );
@@ -225,7 +225,7 @@ fn line_endings_marks_and_a_missing_final_newline_are_kept() {
 
 #[test]
 fn the_other_list_may_stand_first_and_be_indented_otherwise() {
-    check_retire(
+    check_unlist(
         "vLLMLoRAConfig:\n  ensureNotExist:\n   models:\n   -   id: v0\n       source: c\n  ensureExist:\n    models:\n        -\n          id: v1\n          source: >-\n            a\n            b\n        - id: v2\n          source: b\n",
         "vLLMLoRAConfig:\n  ensureNotExist:\n   models:\n   -   id: v0\n       source: c\n   -\n     id: v1\n     source: >-\n       a\n       b\n  ensureExist:\n    models:\n        - id: v2\n          source: b\n",
     );
@@ -250,9 +250,9 @@ fn a_new_entry_is_added_at_the_end_and_quoted_where_that_is_needed() {
         ("2026-01-01", "a # b", "    - id: \"2026-01-01\"\n      source: \"a # b\"\n"),
     ] {
         let after = text.replace("  port: 1", &format!("{entry}  port: 1"));
-        let edited = list(text, &id(name), source).unwrap();
+        let edited = add_entry(text, &id(name), source).unwrap();
         assert_eq!(edited, after);
-        assert_eq!(list(&edited, &id(name), source).unwrap(), edited);
+        assert_eq!(add_entry(&edited, &id(name), source).unwrap(), edited);
     }
     for (empty, after) in [
         ("vLLMLoRAConfig: {}\n", "vLLMLoRAConfig: {ensureExist: {models: [{id: v2, source: b}]}}\n"),
@@ -265,7 +265,7 @@ fn a_new_entry_is_added_at_the_end_and_quoted_where_that_is_needed() {
             "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: v2\n      source: b\n",
         ),
     ] {
-        assert_eq!(list(empty, &id("v2"), "b").unwrap(), after);
+        assert_eq!(add_entry(empty, &id("v2"), "b").unwrap(), after);
     }
 }
 
@@ -309,19 +309,19 @@ fn what_cannot_be_edited_safely_is_refused_with_words() {
         ),
     ];
     for (text, expected) in cases {
-        assert_eq!(retire(&text, &id("v1")).unwrap_err().to_string(), expected, "{text}");
+        assert_eq!(unlist(&text, &id("v1")).unwrap_err().to_string(), expected, "{text}");
     }
     let listed = exist("    - {id: v1, source: a}\n  ensureNotExist: {models: [{id: v0, source: b}]}\n");
     assert_eq!(
-        list(&listed, &id("v1"), "c").unwrap_err().to_string(),
+        add_entry(&listed, &id("v1"), "c").unwrap_err().to_string(),
         "line 4: `v1` is already listed under ensureExist, from `a`: use a new id, or change that entry by hand"
     );
-    assert!(list(&listed, &id("v0"), "b").unwrap_err().to_string().contains("ensureNotExist"));
+    assert!(add_entry(&listed, &id("v0"), "b").unwrap_err().to_string().contains("ensureNotExist"));
 }
 
 #[test]
 fn references_of_an_entry_move_with_it() {
-    check_retire(
+    check_unlist(
         "defaults: &d {source: a}\nvLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: v1\n      <<: *d\n    - {id: v2, <<: *d}\n",
         "defaults: &d {source: a}\nvLLMLoRAConfig:\n  ensureExist:\n    models:\n    - {id: v2, <<: *d}\n  ensureNotExist:\n    models:\n    - id: v1\n      <<: *d\n",
     );

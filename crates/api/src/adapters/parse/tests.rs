@@ -31,7 +31,7 @@ fn the_file_of_the_guide_is_read() {
         ensure_not_exist: vec![entry("small-segment-lora-v1", source)],
     };
     let parsed = AdaptersFile::parse(GUIDE).unwrap();
-    assert_eq!(parsed, Parsed { file: expected, in_both: vec![] });
+    assert_eq!(parsed, ParsedAdaptersFile { file: expected, in_both_lists: vec![] });
     assert_eq!(AdaptersFile::parse(&format!("\u{feff}{}", GUIDE.replace('\n', "\r\n"))).unwrap(), parsed);
 }
 
@@ -70,8 +70,8 @@ fn required_and_base_model_are_read_and_anchors_are_followed() {
 fn an_id_in_both_lists_is_read_and_reported_with_both_lines() {
     let text = GUIDE.replace("- id: small-segment-lora-v1", "- id: small-segment-lora-v2");
     let parsed = AdaptersFile::parse(&text).unwrap();
-    assert_eq!(parsed.file.in_both().count(), 1);
-    let words: Vec<_> = parsed.in_both.iter().map(ToString::to_string).collect();
+    assert_eq!(parsed.file.in_both_lists().count(), 1);
+    let words: Vec<_> = parsed.in_both_lists.iter().map(ToString::to_string).collect();
     assert_eq!(
         words,
         [

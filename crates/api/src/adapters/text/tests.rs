@@ -24,9 +24,9 @@ fn v1() -> AdapterId {
     AdapterId::new("v1").unwrap()
 }
 
-fn retire(text: &str) -> Result<String, EditError> {
+fn unlist_v1(text: &str) -> Result<String, EditError> {
     let text = AdaptersText::new(text, "configmap.yaml").unwrap();
-    text.with_inner(&edit::retire(text.inner(), &v1())?)
+    text.with_inner(&edit::unlist(text.inner(), &v1())?)
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn a_plain_file_is_its_own_inner_text() {
     let text = AdaptersText::new("vLLMLoRAConfig: {}\n", "configmap.yaml").unwrap();
     assert_eq!(text.inner(), "vLLMLoRAConfig: {}\n");
     assert_eq!(text.with_inner("vLLMLoRAConfig:\n").unwrap(), "vLLMLoRAConfig:\n");
-    assert_eq!(text.line(7), 7);
+    assert_eq!(text.file_line(7), 7);
     assert!(AdaptersText::new("a: [", "k").unwrap().parse().is_err());
     assert!(AdaptersText::new("", "k").unwrap().parse().is_err());
 }
@@ -44,9 +44,9 @@ fn a_config_map_is_edited_in_its_block_only() {
     let expected = WRAPPED
         .replace("        - id: v1\n          source: a\n", "")
         .replace("# behind", "      ensureNotExist:\n        models:\n        - id: v1\n          source: a\n# behind");
-    assert_eq!(retire(WRAPPED).unwrap(), expected);
+    assert_eq!(unlist_v1(WRAPPED).unwrap(), expected);
     let windows = |text: &str| format!("\u{feff}{}", text.replace('\n', "\r\n"));
-    assert_eq!(retire(&windows(WRAPPED)).unwrap(), windows(&expected));
+    assert_eq!(unlist_v1(&windows(WRAPPED)).unwrap(), windows(&expected));
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn blank_lines_and_the_end_of_the_block_keep_their_bytes() {
             &format!("source: b}}{tail}"),
             &format!("source: b}}\n      ensureNotExist:\n        models:\n          - {{id: v1, source: a}}{tail}"),
         );
-        assert_eq!(retire(&text).unwrap(), expected, "{head:?} {tail:?}");
+        assert_eq!(unlist_v1(&text).unwrap(), expected, "{head:?} {tail:?}");
     }
 }
 
@@ -73,7 +73,7 @@ fn lines_in_messages_are_those_of_the_file() {
     );
     let both = WRAPPED.replace("# behind", "      ensureNotExist: {models: [{id: v1, source: a}]}\n# behind");
     let parsed = AdaptersText::new(both, "configmap.yaml").unwrap().parse().unwrap();
-    assert_eq!((parsed.in_both[0].exist_line, parsed.in_both[0].not_exist_line), (11, 16));
+    assert_eq!((parsed.in_both_lists[0].exist_line, parsed.in_both_lists[0].not_exist_line), (11, 16));
     let quoted = "kind: ConfigMap\ndata:\n  configmap.yaml: \"vLLMLoRAConfig:\\n  port: x\\n\"\n";
     let error = AdaptersText::new(quoted, "configmap.yaml").unwrap().parse().unwrap_err();
     assert_eq!(error.line(), Some(3));
@@ -83,8 +83,8 @@ fn lines_in_messages_are_those_of_the_file() {
 fn an_edit_s_refusal_names_the_line_of_the_file() {
     let text = WRAPPED.replace("- id: v1\n", "- &one\n          id: v1\n");
     let text = AdaptersText::new(text, "configmap.yaml").unwrap();
-    let error = edit::retire(text.inner(), &v1()).unwrap_err();
-    assert!(text.explain(error).to_string().starts_with("line 12: "));
+    let error = edit::unlist(text.inner(), &v1()).unwrap_err();
+    assert!(text.map_error_lines(error).to_string().starts_with("line 12: "));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn a_value_that_is_no_literal_block_is_read_and_not_edited() {
             1
         );
         assert_eq!(
-            retire(&text).unwrap_err().to_string(),
+            unlist_v1(&text).unwrap_err().to_string(),
             "line 3: `configmap.yaml` cannot be edited in the form in which it is written: write it as a block (`configmap.yaml: |`)"
         );
     }

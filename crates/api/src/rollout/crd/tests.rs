@@ -1,7 +1,7 @@
 use super::*;
 use crate::rollout::{
     RolloutSpec, immutable_changes,
-    validate::tests::{CASES, CHANGES, before_change, valid},
+    validate::tests::{CASES, CHANGES, spec_before_change, valid_spec},
 };
 use kube::core::cel::Validator;
 use serde_json::json;
@@ -11,7 +11,7 @@ fn rules() -> Value {
     let definition = definition().unwrap();
     let schema = definition.spec.versions[0].schema.as_ref().unwrap();
     let mut schema = serde_json::to_value(schema.open_api_v3_schema.as_ref().unwrap()).unwrap();
-    each_object(&mut schema, &mut |schema| {
+    for_each_object(&mut schema, &mut |schema| {
         if schema.get("type").is_some_and(Value::is_string) {
             let bounds: Vec<Value> = bounds(schema).into_iter().map(|rule| json!({ "rule": rule })).collect();
             let rules = schema.entry("x-kubernetes-validations").or_insert_with(|| json!([]));
@@ -47,7 +47,7 @@ fn object(spec: &RolloutSpec) -> Value {
 }
 
 /// What the API server would say.
-fn refusals(rules: &Value, new: &RolloutSpec, old: Option<&RolloutSpec>) -> Vec<String> {
+fn validation_errors(rules: &Value, new: &RolloutSpec, old: Option<&RolloutSpec>) -> Vec<String> {
     match Validator::new().validate_with_defaults(rules, &object(new), old.map(object).as_ref()) {
         Ok(()) => Vec::new(),
         Err(errors) => errors.into_vec().into_iter().map(|error| format!("{error:?}")).collect(),
@@ -58,9 +58,9 @@ fn refusals(rules: &Value, new: &RolloutSpec, old: Option<&RolloutSpec>) -> Vec<
 fn the_rules_compile_and_refuse_exactly_what_validate_refuses() {
     let rules = rules();
     for (index, (change, _)) in CASES.iter().enumerate() {
-        let mut spec = valid();
+        let mut spec = valid_spec();
         change(&mut spec);
-        let (refusals, errors) = (refusals(&rules, &spec, None), spec.validate());
+        let (refusals, errors) = (validation_errors(&rules, &spec, None), spec.validate());
         assert!(refusals.iter().all(|refusal| !refusal.contains("Compil")), "case {index}: {refusals:?}");
         assert_eq!(refusals.is_empty(), errors.is_empty(), "case {index}: {refusals:?} {errors:?}");
     }
@@ -70,9 +70,9 @@ fn the_rules_compile_and_refuse_exactly_what_validate_refuses() {
 fn the_rules_and_immutable_changes_agree_on_what_may_not_change() {
     let rules = rules();
     for (index, (change, _)) in CHANGES.iter().enumerate() {
-        let (old, mut new) = (before_change(), before_change());
+        let (old, mut new) = (spec_before_change(), spec_before_change());
         change(&mut new);
-        let (refusals, errors) = (refusals(&rules, &new, Some(&old)), immutable_changes(&old, &new));
+        let (refusals, errors) = (validation_errors(&rules, &new, Some(&old)), immutable_changes(&old, &new));
         assert_eq!(refusals.is_empty(), errors.is_empty(), "case {index}: {refusals:?} {errors:?}");
     }
 }
@@ -81,7 +81,7 @@ fn the_rules_and_immutable_changes_agree_on_what_may_not_change() {
 fn names_are_bounded_in_bytes_and_hold_no_commas() {
     let rules = rules();
     let accepted = |model: &str| {
-        let mut object = object(&valid());
+        let mut object = object(&valid_spec());
         object["spec"]["model"] = model.into();
         Validator::new().validate_with_defaults(&rules, &object, None).is_ok()
     };
@@ -97,7 +97,7 @@ fn names_are_bounded_in_bytes_and_hold_no_commas() {
 fn everything_is_bounded() {
     let mut unbounded = Vec::new();
     let mut rules = rules();
-    each_object(&mut rules, &mut |schema| {
+    for_each_object(&mut rules, &mut |schema| {
         let bounded = |keyword: &str| schema.contains_key(keyword);
         // A duration is bounded by its pattern.
         let duration = schema.get("pattern") == Some(&json!(crate::duration::PATTERN));
@@ -116,7 +116,7 @@ fn everything_is_bounded() {
 #[test]
 fn the_schema_holds_what_an_api_server_demands() {
     let mut rules = rules();
-    each_object(&mut rules, &mut |schema| {
+    for_each_object(&mut rules, &mut |schema| {
         assert!(!schema.contains_key("nullable"), "{schema:?}");
         assert!(!schema.contains_key("additionalProperties"), "{schema:?}");
         assert!(!["oneOf", "anyOf", "allOf", "$ref"].into_iter().any(|key| schema.contains_key(key)), "{schema:?}");
@@ -153,7 +153,7 @@ fn the_committed_definition_is_fresh() {
 
 #[test]
 fn a_rollout_survives_the_way_through_the_resource() {
-    let spec = valid();
+    let spec = valid_spec();
     let resource: RolloutResource = serde_json::from_value(object(&spec)).unwrap();
     assert_eq!(resource.spec, spec);
     let rollout: crate::rollout::Rollout = serde_json::from_value(serde_json::to_value(&resource).unwrap()).unwrap();

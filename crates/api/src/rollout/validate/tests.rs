@@ -5,7 +5,7 @@ use crate::{
 };
 
 /// A spec that is valid, in steps.
-pub(crate) fn valid() -> RolloutSpec {
+pub(crate) fn valid_spec() -> RolloutSpec {
     let yaml = "
 model: chat
 poolRef: {name: pool}
@@ -16,30 +16,30 @@ strategy: {steps: [{setWeight: 10}, {pause: {duration: 10m}}, {setWeight: 100}]}
     crate::yaml::decode(yaml).unwrap()
 }
 
-fn by_id(id: &str, source: Option<&str>) -> AdapterChoice {
+fn choice_by_id(id: &str, source: Option<&str>) -> AdapterChoice {
     AdapterChoice { follow: None, id: Some(AdapterId::new(id).unwrap()), source: source.map(str::to_owned) }
 }
 
 /// A change of the valid spec, and the paths that are wrong then.
-type Case = (fn(&mut RolloutSpec), &'static [&'static str]);
+type SpecCase = (fn(&mut RolloutSpec), &'static [&'static str]);
 
 /// Also run against the rules of the custom resource.
-pub(crate) const CASES: &[Case] = &[
+pub(crate) const CASES: &[SpecCase] = &[
     (|_| {}, &[]),
-    (|spec| spec.adapter = by_id("chat-v1", None), &[]),
-    (|spec| spec.adapter = by_id("chat-v1", Some("org/chat-v1")), &[]),
+    (|spec| spec.adapter = choice_by_id("chat-v1", None), &[]),
+    (|spec| spec.adapter = choice_by_id("chat-v1", Some("org/chat-v1")), &[]),
     (|spec| spec.adapter = AdapterChoice::default(), &["spec.adapter"]),
-    (|spec| spec.adapter.id = by_id("x", None).id, &["spec.adapter"]),
+    (|spec| spec.adapter.id = choice_by_id("x", None).id, &["spec.adapter"]),
     (|spec| spec.adapter.source = Some("org/x".to_owned()), &["spec.adapter.source"]),
-    (|spec| spec.adapter = by_id("x", Some("")), &["spec.adapter.source"]),
-    (|spec| spec.adapter = by_id("chat", None), &["spec.adapter.id"]),
-    (|spec| pattern(spec, "chat-v"), &["spec.adapter.follow.pattern"]),
-    (|spec| pattern(spec, "chat-*-*"), &["spec.adapter.follow.pattern"]),
-    (|spec| pattern(spec, "chat*"), &["spec.adapter.follow.pattern"]),
-    (|spec| pattern(spec, "*"), &["spec.adapter.follow.pattern"]),
-    (|spec| pattern(spec, "*hat"), &["spec.adapter.follow.pattern"]),
-    (|spec| pattern(spec, "*-chat"), &[]),
-    (|spec| pattern(spec, "chat*chat"), &[]),
+    (|spec| spec.adapter = choice_by_id("x", Some("")), &["spec.adapter.source"]),
+    (|spec| spec.adapter = choice_by_id("chat", None), &["spec.adapter.id"]),
+    (|spec| set_pattern(spec, "chat-v"), &["spec.adapter.follow.pattern"]),
+    (|spec| set_pattern(spec, "chat-*-*"), &["spec.adapter.follow.pattern"]),
+    (|spec| set_pattern(spec, "chat*"), &["spec.adapter.follow.pattern"]),
+    (|spec| set_pattern(spec, "*"), &["spec.adapter.follow.pattern"]),
+    (|spec| set_pattern(spec, "*hat"), &["spec.adapter.follow.pattern"]),
+    (|spec| set_pattern(spec, "*-chat"), &[]),
+    (|spec| set_pattern(spec, "chat*chat"), &[]),
     (|spec| spec.strategy.steps[0].pause = Some(Pause::default()), &["spec.strategy.steps[0]"]),
     (|spec| spec.strategy.steps[1] = Step::default(), &["spec.strategy.steps[1]"]),
     (|spec| spec.strategy.steps[0].set_weight = Some(0), &[]),
@@ -49,8 +49,8 @@ pub(crate) const CASES: &[Case] = &[
     (|spec| spec.strategy.total_weight = 1_000_000, &[]),
     (|spec| spec.strategy.total_weight = 1_000_001, &["spec.strategy.totalWeight"]),
     (|spec| (spec.strategy.total_weight, spec.strategy.steps) = (0, vec![]), &["spec.strategy.totalWeight"]),
-    (|spec| spec.strategy.steps = vec![weight(1); 50], &[]),
-    (|spec| spec.strategy.steps = vec![weight(1); 51], &["spec.strategy.steps"]),
+    (|spec| spec.strategy.steps = vec![weight_step(1); 50], &[]),
+    (|spec| spec.strategy.steps = vec![weight_step(1); 51], &["spec.strategy.steps"]),
     (|spec| spec.strategy.sticky_header = Some("x-session-id".to_owned()), &[]),
     (|spec| spec.strategy.sticky_header = Some("x session".to_owned()), &["spec.strategy.stickyHeader"]),
     (|spec| spec.strategy.sticky_header = Some(String::new()), &["spec.strategy.stickyHeader"]),
@@ -64,18 +64,18 @@ pub(crate) const CASES: &[Case] = &[
     (|spec| spec.rewrite_ref = Some(RewriteRef { name: String::new() }), &["spec.rewriteRef.name"]),
 ];
 
-fn pattern(spec: &mut RolloutSpec, pattern: &str) {
+fn set_pattern(spec: &mut RolloutSpec, pattern: &str) {
     spec.adapter.follow = Some(Follow { pattern: pattern.to_owned(), ..spec.adapter.follow.take().unwrap() });
 }
 
-fn weight(weight: i32) -> Step {
+fn weight_step(weight: i32) -> Step {
     Step { set_weight: Some(weight), pause: None }
 }
 
 #[test]
 fn each_fault_names_its_field() {
     for (index, (change, expected)) in CASES.iter().enumerate() {
-        let mut spec = valid();
+        let mut spec = valid_spec();
         change(&mut spec);
         let paths: Vec<_> = spec.validate().into_iter().map(|error| error.path).collect();
         assert_eq!(paths, *expected, "case {index}");
@@ -83,30 +83,31 @@ fn each_fault_names_its_field() {
 }
 
 /// A change from a spec by id with a source, and the paths that must not change so.
-pub(crate) const CHANGES: &[Case] = &[
+pub(crate) const CHANGES: &[SpecCase] = &[
     (|_| {}, &[]),
     (|spec| spec.model = crate::names::ModelName::new("other").unwrap(), &["spec.model"]),
     (|spec| spec.pool_ref.name = "other".to_owned(), &["spec.poolRef"]),
     (|spec| spec.rewrite_ref = Some(RewriteRef { name: "other".to_owned() }), &["spec.rewriteRef"]),
     (|spec| spec.rewrite_ref = None, &["spec.rewriteRef"]),
-    (|spec| spec.adapter = by_id("v1", Some("b")), &["spec.adapter.source"]),
-    (|spec| spec.adapter = by_id("v2", Some("b")), &[]),
-    (|spec| spec.adapter = by_id("v1", None), &[]),
+    (|spec| spec.adapter = choice_by_id("v1", Some("b")), &["spec.adapter.source"]),
+    (|spec| spec.adapter = choice_by_id("v2", Some("b")), &[]),
+    (|spec| spec.adapter = choice_by_id("v1", None), &[]),
     (|spec| spec.strategy.steps.clear(), &[]),
     (|spec| spec.paused = true, &[]),
 ];
 
-pub(crate) fn before_change() -> RolloutSpec {
+pub(crate) fn spec_before_change() -> RolloutSpec {
     let rewrite_ref = Some(RewriteRef { name: "rewrite".to_owned() });
-    RolloutSpec { adapter: by_id("v1", Some("a")), rewrite_ref, ..valid() }
+    RolloutSpec { adapter: choice_by_id("v1", Some("a")), rewrite_ref, ..valid_spec() }
 }
 
 #[test]
 fn what_identifies_a_rollout_does_not_change() {
     for (index, (change, expected)) in CHANGES.iter().enumerate() {
-        let mut new = before_change();
+        let mut new = spec_before_change();
         change(&mut new);
-        let paths: Vec<_> = immutable_changes(&before_change(), &new).into_iter().map(|error| error.path).collect();
+        let paths: Vec<_> =
+            immutable_changes(&spec_before_change(), &new).into_iter().map(|error| error.path).collect();
         assert_eq!(paths, *expected, "case {index}");
     }
 }

@@ -87,7 +87,7 @@ fn scenes(mut each: impl FnMut(Scene<'_>)) {
 }
 
 /// What holds in every scene, whatever the state was.
-fn check(before: RetirementState, scene: Scene<'_>, after: &Retired) {
+fn check(before: RetirementState, scene: Scene<'_>, after: &RetiredAdapter) {
     let context = || format!("{before:?} in {scene:?} becomes {after:?}");
     let begins = matches!(after.state, RetirementState::Unlisting | RetirementState::Unloading);
     let begun = matches!(before, RetirementState::Unlisting | RetirementState::Unloading | RetirementState::Gone);
@@ -117,7 +117,8 @@ fn walk() -> BTreeSet<String> {
     let mut made = BTreeSet::new();
     scenes(|scene| {
         for before in STATES {
-            let entry = Retired { id: id(), since: at(0), state: before, was_stable: false, reason: String::new() };
+            let entry =
+                RetiredAdapter { id: id(), since: at(0), state: before, was_stable: false, reason: String::new() };
             let looked = advance(&entry, scene);
             check(before, scene, &looked.entry);
             if before != looked.entry.state {

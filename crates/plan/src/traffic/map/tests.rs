@@ -16,7 +16,7 @@ use rollora_api::{
     rollout::{
         RolloutStatus,
         spec::{OnFailure, Pause, Step, Strategy},
-        status::{Rejected, Revision, StepStatus, TargetWeight, Weights},
+        status::{RejectedAdapter, Revision, StepStatus, TargetWeight, TrafficWeights},
     },
     sidecar_status::{AdapterState, AdapterStatus, ServerIdentity, SidecarStatus},
 };
@@ -216,13 +216,13 @@ fn beginnings() -> [RolloutStatus; 4] {
         revision: Revision { number: 1, stable: Some(id("v1")), desired: None },
         total_weight: 100,
         step,
-        weights: Weights { desired: weights, ..Weights::default() },
+        weights: TrafficWeights { desired: weights, ..TrafficWeights::default() },
         ..RolloutStatus::default()
     };
     let mut stable = serves(vec![target("v1", 100)], Some(step));
     stable.revision.desired = Some(id("v1"));
     let mut remembered = serves(vec![target("v1", 100)], None);
-    remembered.rejected = vec![Rejected { id: id("v2"), reason: "it was rejected before".to_owned() }];
+    remembered.rejected = vec![RejectedAdapter { id: id("v2"), reason: "it was rejected before".to_owned() }];
     // Nothing at all; a name that is served without a rule; one that is served by a rule; a status that was lost, and of
     // which it is known that an id was rejected.
     [RolloutStatus::default(), serves(Vec::new(), None), stable, remembered]

@@ -6,7 +6,7 @@ use crate::{
     source::Allowed,
 };
 use rollora_api::{
-    operator_key::OperatorKey,
+    operator_directives::OperatorDirectives,
     sidecar_status::{
         AdapterState::{
             AwaitingAdmission, Failed, Fetching as Fetches, Pending, SourceChanged, SourceRefused, Verified,
@@ -54,7 +54,7 @@ fn the_status_tells_how_far_it_is() {
     let mut bed = Bed::fetching(&["org/a"]);
     assert_eq!((bed.state("org/a"), bed.adapter("org/a").fetch), (Pending, None));
     let number = bed.memory.fetch_began(&id("org/a"), bed.now);
-    bed.memory.fetch_progressed(&id("org/a"), number, Progress { done: 7, total: Some(9) });
+    bed.memory.fetch_progressed(&id("org/a"), number, FetchProgress { bytes: 7, total_bytes: Some(9) });
     let told = FetchStatus { bytes: 7, total_bytes: Some(9), commit: None };
     assert_eq!((bed.state("org/a"), bed.adapter("org/a").fetch), (Fetches, Some(Box::new(told))));
 }
@@ -134,7 +134,7 @@ fn a_failure_is_tried_again_later_and_later_and_as_late_as_the_hub_asks() {
     assert_eq!(bed.reason("org/a"), "HubUnreachable");
     bed.wait(SECOND);
     bed.begin_fetches();
-    let busy = FetchError { retry_after: Some(90 * SECOND), ..not_fetched(FetchReason::HubBusy) };
+    let busy = FetchError { retry_after: Some(90 * SECOND), ..not_fetched(FetchReason::HubRateLimited) };
     bed.end_fetch("org/a", Err(busy));
     assert_eq!((bed.adapter("org/a").attempts, bed.adapter("org/a").next_try), (2, Some(bed.now + 90 * SECOND)));
     bed.wait(90 * SECOND);
@@ -156,7 +156,7 @@ fn what_the_adapter_is_to_blame_for_counts_as_if_vllm_had_said_it() {
         bed.begin_fetches();
         bed.end_fetch("org/a", Err(not_fetched(reason)));
         let error = bed.adapter("org/a").last_error.unwrap();
-        assert_eq!(error.is_adapters_fault(), fault, "{error:?}");
+        assert_eq!(error.is_adapter_error(), fault, "{error:?}");
     }
 }
 
@@ -189,7 +189,7 @@ fn a_fetch_that_nobody_wants_any_more_is_forgotten_and_a_late_answer_means_nothi
 #[test]
 fn what_waits_for_its_admission_is_not_fetched() {
     let mut bed = Bed::fetching(&[]);
-    let waiting = OperatorKey { managed: vec!["org/a".to_owned()], ..OperatorKey::default() };
+    let waiting = OperatorDirectives { managed: vec!["org/a".to_owned()], ..OperatorDirectives::default() };
     bed.desire(&["org/a"], &[], Some(waiting));
     assert_eq!((bed.begin_fetches(), bed.state("org/a")), (none(), AwaitingAdmission));
     bed.desire(&["org/a"], &[], Some(pilots(&["org/a"])));

@@ -4,11 +4,11 @@ use crate::{
     bed::{Bed, pilots},
     memory::Kept,
 };
-use rollora_api::{operator_key::OperatorKey, sidecar_status::AdapterState};
+use rollora_api::{operator_directives::OperatorDirectives, sidecar_status::AdapterState};
 use std::time::Duration;
 
 /// The sidecar starts again: what it kept goes through its text.
-fn restart(bed: &mut Bed, exist: &[&str], key: Option<OperatorKey>) -> Kept {
+fn restart(bed: &mut Bed, exist: &[&str], key: Option<OperatorDirectives>) -> Kept {
     let text = serde_json::to_string(&bed.memory.to_keep()).unwrap();
     let kept: Kept = serde_json::from_str(&text).unwrap();
     assert_eq!(kept, bed.memory.to_keep(), "what is written is read back");

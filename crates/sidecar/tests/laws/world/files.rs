@@ -7,7 +7,7 @@ use super::{
 use rollora_api::{
     adapters::{AdapterEntry, AdaptersFile},
     names::AdapterId,
-    operator_key::OperatorKey,
+    operator_directives::OperatorDirectives,
 };
 use rollora_sidecar::{in_force::Texts, status::status};
 
@@ -21,7 +21,7 @@ pub(super) const BAD_FILES: [(Result<&str, &str>, Option<&str>); 5] = [
 ];
 
 impl World {
-    pub(super) fn desire(&mut self, entries: &Entries, key: Option<&OperatorKey>) {
+    pub(super) fn desire(&mut self, entries: &Entries, key: Option<&OperatorDirectives>) {
         let mut file = AdaptersFile::default();
         for (name, (listing, other)) in IDS.iter().zip(entries) {
             let entry = AdapterEntry { id: id(name), source: source(name, *other), base_model: None, required: false };
@@ -34,7 +34,7 @@ impl World {
         }
         let user = file_text(&file);
         let texts = Texts { user: Ok(user), operator: key.map(|key| Ok(key.to_yaml())) };
-        let had_a_key = self.desired.as_ref().is_some_and(|desired| desired.key.is_some());
+        let had_a_key = self.desired.as_ref().is_some_and(|desired| desired.directives.is_some());
         let before = self.desired.clone();
         self.take(texts);
         let desired = self.desired.as_ref().expect("a good file");

@@ -2,7 +2,7 @@
 
 use super::{Call, IDS, POD, World, files::find, id};
 use jiff::SignedDuration;
-use rollora_api::{operator_key::Admission, sidecar_status::SidecarStatus};
+use rollora_api::{operator_directives::Admission, sidecar_status::SidecarStatus};
 use rollora_sidecar::{
     decide::Action,
     memory::CallKind,
@@ -20,8 +20,8 @@ impl World {
         for name in IDS.iter().filter(|name| **name != "base") {
             let id = id(name);
             let (exist, not_exist) = (find(&desired.file.ensure_exist, &id), find(&desired.file.ensure_not_exist, &id));
-            let serving = desired.key.as_ref().is_some_and(|key| key.serving.contains(&id));
-            let admission = desired.key.as_ref().map_or(Admission::Granted, |key| key.admission(&id, POD));
+            let serving = desired.directives.as_ref().is_some_and(|key| key.serving.contains(&id));
+            let admission = desired.directives.as_ref().map_or(Admission::Granted, |key| key.admission(&id, POD));
             let adapter = self.memory.adapters.get(&id);
             let held = adapter.is_some_and(|adapter| adapter.hold.is_some());
             let tried = !self.deadly.contains(name) && !self.broken.contains(name) && !held;
@@ -85,8 +85,8 @@ impl World {
         let desired = self.desired.as_ref().expect("no file, no call");
         let id = action.id();
         let (exist, not_exist) = (find(&desired.file.ensure_exist, id), find(&desired.file.ensure_not_exist, id));
-        let serving = desired.key.as_ref().is_some_and(|key| key.serving.contains(id));
-        let admission = desired.key.as_ref().map_or(Admission::Granted, |key| key.admission(id, POD));
+        let serving = desired.directives.as_ref().is_some_and(|key| key.serving.contains(id));
+        let admission = desired.directives.as_ref().map_or(Admission::Granted, |key| key.admission(id, POD));
         let present: Vec<_> = self.calls.iter().filter(|call| call.epoch == self.memory.epoch()).collect();
         let count = |kind| present.iter().filter(|call| call.action.kind() == kind).count();
         assert!(id.as_str() != "base", "a base model: {action:?}");

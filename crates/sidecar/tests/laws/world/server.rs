@@ -177,7 +177,7 @@ impl Failure {
             Self::UpdatingOff => VllmError::RuntimeUpdatingOff,
             Self::ShuttingDown => VllmError::ShuttingDown { call },
             Self::EngineDead => VllmError::EngineDead { call, detail },
-            Self::Unexpected => VllmError::Unexpected { call, status: 429, detail },
+            Self::Unexpected => VllmError::UnexpectedResponse { call, status: 429, detail },
         }
     }
 }
@@ -192,7 +192,7 @@ impl Process {
         };
         Seen {
             metrics: look.metrics.then(|| ServerMetrics {
-                start: Some(self.number.to_string()),
+                process_start_time: Some(self.number.to_string()),
                 max_loras: None,
                 last_used: self.used.clone(),
                 has_statistics: true,

@@ -2,7 +2,7 @@
 
 use super::{BAD_FILES, IDS, POD, id};
 use proptest::prelude::*;
-use rollora_api::operator_key::{OperatorKey, Pilot};
+use rollora_api::operator_directives::{OperatorDirectives, Pilot};
 use rollora_sidecar::Policy;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub(crate) enum Listing {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
-    Desire(Entries, Option<OperatorKey>),
+    Desire(Entries, Option<OperatorDirectives>),
     Wait(u64),
     /// One of the calls under way ends.
     End(prop::sample::Index, Fate),
@@ -104,14 +104,14 @@ pub(crate) fn entries() -> impl Strategy<Value = Entries> {
     prop::collection::vec((listing, prop::bool::weighted(0.2)), IDS.len())
 }
 
-pub(crate) fn key() -> impl Strategy<Value = Option<OperatorKey>> {
+pub(crate) fn key() -> impl Strategy<Value = Option<OperatorDirectives>> {
     let some = || {
         prop::sample::subsequence(IDS.to_vec(), 0..=IDS.len())
             .prop_map(|ids| ids.into_iter().map(id).collect::<Vec<_>>())
     };
     let pilots = prop::collection::vec((0..IDS.len(), prop::bool::ANY), 0..=1);
     let key = (some(), some(), pilots, some(), prop::sample::subsequence(IDS.to_vec(), 0..=1)).prop_map(
-        |(managed, admitted, pilots, serving, rejected)| OperatorKey {
+        |(managed, admitted, pilots, serving, rejected)| OperatorDirectives {
             managed: managed.into_iter().map(String::from).collect(),
             admitted,
             pilots: pilots

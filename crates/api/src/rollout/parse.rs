@@ -11,12 +11,12 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RolloutError {
     /// Everything that is wrong, at least one.
-    pub problems: Vec<Problem>,
+    pub diagnostics: Vec<Diagnostic>,
 }
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct Diagnostic {
     /// The line, from 1; none where it is not known.
     pub line: Option<usize>,
     /// The path of the field, for example `spec.strategy.steps[0].setWeight`; empty where there is none.
@@ -26,19 +26,19 @@ pub struct Problem {
 }
 
 impl RolloutError {
-    fn one(line: Option<usize>, field: &str, message: impl Into<String>) -> Self {
-        Self { problems: vec![Problem { line, field: field.to_owned(), message: message.into() }] }
+    fn single(line: Option<usize>, field: &str, message: impl Into<String>) -> Self {
+        Self { diagnostics: vec![Diagnostic { line, field: field.to_owned(), message: message.into() }] }
     }
 
     /// The line of the first thing that is wrong.
     pub fn line(&self) -> Option<usize> {
-        self.problems.first().and_then(|problem| problem.line)
+        self.diagnostics.first().and_then(|problem| problem.line)
     }
 }
 
 impl fmt::Display for RolloutError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.problems.iter().enumerate() {
+        for (index, problem) in self.diagnostics.iter().enumerate() {
             let separator = if index == 0 { "" } else { "; " };
             write!(f, "{separator}{problem}")?;
         }
@@ -46,7 +46,7 @@ impl fmt::Display for RolloutError {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(line) = self.line {
             write!(f, "line {line}: ")?;
@@ -70,18 +70,18 @@ impl Rollout {
             check_kind(root)?;
         }
         let rollout: Self =
-            yaml::decode(text).map_err(|error| RolloutError::one(error.line, &error.field, error.message))?;
-        let problems: Vec<Problem> = rollout
+            yaml::decode(text).map_err(|error| RolloutError::single(error.line, &error.field, error.message))?;
+        let problems: Vec<Diagnostic> = rollout
             .validate()
             .into_iter()
-            .map(|error| Problem { line: line_of(&error.path), field: error.path, message: error.message })
+            .map(|error| Diagnostic { line: line_of(&error.path), field: error.path, message: error.message })
             .collect();
-        if problems.is_empty() { Ok(rollout) } else { Err(RolloutError { problems }) }
+        if problems.is_empty() { Ok(rollout) } else { Err(RolloutError { diagnostics: problems }) }
     }
 }
 
 /// The line, from 1, on which `field` stands in a Rollout's text, or where it would have to stand.
-pub fn line_of(text: &str, field: &str) -> Option<usize> {
+pub fn line_of_field(text: &str, field: &str) -> Option<usize> {
     Node::parse(yaml::without_bom(text)).ok().flatten().map(|root| root.line_of(field))
 }
 
@@ -91,7 +91,7 @@ fn check_kind(root: &Node) -> Result<(), RolloutError> {
         let found = root.get(field).and_then(Node::text);
         if let Some(found) = found.filter(|found| *found != expected) {
             let message = format!("`{found}` is not a Rollout of this version: write `{field}: {expected}`");
-            return Err(RolloutError::one(Some(root.line_of(field)), field, message));
+            return Err(RolloutError::single(Some(root.line_of(field)), field, message));
         }
     }
     Ok(())

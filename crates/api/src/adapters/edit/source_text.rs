@@ -1,12 +1,12 @@
 //! Where things stand in the text: lines, columns, the two lists.
 
-use crate::yaml::tree::{Kind, Node};
+use crate::yaml::tree::{Node, NodeKind};
 use std::ops::Range;
 
 /// The root key.
-pub(super) const ROOT: &str = "vLLMLoRAConfig";
+pub(super) const ROOT_KEY: &str = "vLLMLoRAConfig";
 /// The key of the items in either list.
-pub(super) const MODELS: &str = "models";
+pub(super) const MODELS_KEY: &str = "models";
 
 /// Which of the two lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,20 +44,20 @@ impl ListName {
 }
 
 /// The items of a list; none where it is absent, blank, or a reference.
-pub(super) fn items(config: &Node, list: ListName) -> &[Node] {
-    match config.get(list.key()).and_then(|section| section.get(MODELS)).map(|models| &models.kind) {
-        Some(Kind::Sequence { items, .. }) => items,
+pub(super) fn list_items(config: &Node, list: ListName) -> &[Node] {
+    match config.get(list.key()).and_then(|section| section.get(MODELS_KEY)).map(|models| &models.kind) {
+        Some(NodeKind::Sequence { items, .. }) => items,
         _ => &[],
     }
 }
 
 /// Whether a value says nothing: null, `[]` or `{}`.
-pub(super) fn is_blank(value: &Node) -> bool {
+pub(super) fn is_empty_value(value: &Node) -> bool {
     match &value.kind {
-        Kind::Scalar { .. } => value.is_null(),
-        Kind::Sequence { items, .. } => items.is_empty(),
-        Kind::Mapping { entries, .. } => entries.is_empty(),
-        Kind::Alias(_) => false,
+        NodeKind::Scalar { .. } => value.is_null(),
+        NodeKind::Sequence { items, .. } => items.is_empty(),
+        NodeKind::Mapping { entries, .. } => entries.is_empty(),
+        NodeKind::Alias(_) => false,
     }
 }
 
@@ -67,41 +67,41 @@ pub(super) struct Splice {
     /// Which.
     pub(super) range: Range<usize>,
     /// By what.
-    pub(super) with: String,
+    pub(super) replacement: String,
 }
 
 impl Splice {
     /// Takes bytes out.
     pub(super) fn remove(range: Range<usize>) -> Self {
-        Self { range, with: String::new() }
+        Self { range, replacement: String::new() }
     }
 
     /// Puts bytes in.
     pub(super) fn insert(at: usize, with: impl Into<String>) -> Self {
-        Self { range: at..at, with: with.into() }
+        Self { range: at..at, replacement: with.into() }
     }
 }
 
 /// A text and where its lines begin. Lines are counted from 0 here.
 #[derive(Debug)]
-pub(super) struct Source<'t> {
+pub(super) struct SourceText<'t> {
     text: &'t str,
-    starts: Vec<usize>,
+    line_starts: Vec<usize>,
 }
 
-impl<'t> Source<'t> {
+impl<'t> SourceText<'t> {
     /// Finds the lines of `text`.
     pub(super) fn new(text: &'t str) -> Self {
-        let mut starts = vec![0];
-        starts.extend(text.match_indices('\n').map(|(at, _)| at + 1).filter(|at| *at < text.len()));
-        Self { text, starts }
+        let mut line_starts = vec![0];
+        line_starts.extend(text.match_indices('\n').map(|(at, _)| at + 1).filter(|at| *at < text.len()));
+        Self { text, line_starts }
     }
 
     /// The text with all splices, which do not overlap, applied.
     pub(super) fn apply(&self, mut splices: Vec<Splice>) -> String {
         splices.sort_by_key(|splice| (splice.range.start, splice.range.end));
         let (mut edited, mut at) = (String::with_capacity(self.text.len() + 128), 0);
-        for Splice { range, with } in splices {
+        for Splice { range, replacement: with } in splices {
             edited.push_str(self.slice(at..range.start));
             edited.push_str(&with);
             at = at.max(range.end);
@@ -116,13 +116,13 @@ impl<'t> Source<'t> {
     }
 
     /// How many lines there are.
-    pub(super) fn count(&self) -> usize {
-        self.starts.len()
+    pub(super) fn line_count(&self) -> usize {
+        self.line_starts.len()
     }
 
     /// The line that `offset` is on.
     pub(super) fn line_at(&self, offset: usize) -> usize {
-        self.starts.partition_point(|start| *start <= offset).saturating_sub(1)
+        self.line_starts.partition_point(|start| *start <= offset).saturating_sub(1)
     }
 
     /// The last line of the node that ends at `end`, which may be after the end of that line.
@@ -131,18 +131,18 @@ impl<'t> Source<'t> {
     }
 
     /// Where a line begins; the end of the text where there is no such line.
-    pub(super) fn start(&self, line: usize) -> usize {
-        self.starts.get(line).copied().unwrap_or(self.text.len())
+    pub(super) fn line_start(&self, line: usize) -> usize {
+        self.line_starts.get(line).copied().unwrap_or(self.text.len())
     }
 
     /// A line without its ending.
     pub(super) fn line(&self, line: usize) -> &'t str {
-        self.slice(self.start(line)..self.start(line + 1)).trim_end_matches(['\n', '\r'])
+        self.slice(self.line_start(line)..self.line_start(line + 1)).trim_end_matches(['\n', '\r'])
     }
 
     /// The column of `offset`, if only white space stands before it on its line.
     pub(super) fn indent_at(&self, offset: usize) -> Option<usize> {
-        let start = self.start(self.line_at(offset));
+        let start = self.line_start(self.line_at(offset));
         self.slice(start..offset).bytes().all(|byte| byte == b' ').then_some(offset - start)
     }
 
@@ -150,11 +150,11 @@ impl<'t> Source<'t> {
     pub(super) fn comment_indent(&self, line: usize) -> Option<usize> {
         let text = self.line(line);
         let comment = text.trim_start();
-        (line < self.count() && comment.starts_with('#')).then(|| text.len() - comment.len())
+        (line < self.line_count() && comment.starts_with('#')).then(|| text.len() - comment.len())
     }
 
     /// `line`, or the last of the comment lines that follow it directly and are indented deeper than `column`.
-    pub(super) fn with_comments_below(&self, mut line: usize, column: usize) -> usize {
+    pub(super) fn extend_over_comments(&self, mut line: usize, column: usize) -> usize {
         while self.comment_indent(line + 1).is_some_and(|indent| indent > column) {
             line += 1;
         }
@@ -162,22 +162,22 @@ impl<'t> Source<'t> {
     }
 
     /// How lines end here.
-    pub(super) fn ending(&self) -> &'static str {
+    pub(super) fn line_ending(&self) -> &'static str {
         if self.text.contains("\r\n") { "\r\n" } else { "\n" }
     }
 
     /// Takes whole lines out. A text without a final newline stays without one.
     pub(super) fn remove_lines(&self, lines: Range<usize>) -> Splice {
-        let (mut start, end) = (self.start(lines.start), self.start(lines.end));
+        let (mut start, end) = (self.line_start(lines.start), self.line_start(lines.end));
         if end == self.text.len() && !self.text.ends_with('\n') {
-            start = self.start(lines.start.saturating_sub(1)) + self.line(lines.start.saturating_sub(1)).len();
+            start = self.line_start(lines.start.saturating_sub(1)) + self.line(lines.start.saturating_sub(1)).len();
         }
         Splice::remove(start..end)
     }
 
     /// Puts whole lines in after `line`. A text without a final newline stays without one.
     pub(super) fn insert_after(&self, line: usize, lines: &[String]) -> Splice {
-        let (at, ending) = (self.start(line + 1), self.ending());
+        let (at, ending) = (self.line_start(line + 1), self.line_ending());
         if at == self.text.len() && !self.text.ends_with('\n') {
             return Splice::insert(at, lines.iter().fold(String::new(), |text, line| text + ending + line));
         }

@@ -15,7 +15,7 @@ enum Quotes {
 
 /// How an entry of a block list is written. Every comment has a text of its own, given when the file is written.
 #[derive(Debug, Clone)]
-struct Entry {
+struct EntryShape {
     flow: bool,
     quotes: Quotes,
     dash_gap: usize,
@@ -31,12 +31,12 @@ struct Entry {
 }
 
 #[derive(Debug, Clone)]
-enum List {
+enum ListShape {
     Missing,
     /// The section's value, and that of `models` under it.
     Blank(&'static str),
     BlankModels(&'static str),
-    Block(Vec<Entry>),
+    Block(Vec<EntryShape>),
     Flow {
         count: usize,
         lines: bool,
@@ -46,25 +46,25 @@ enum List {
 }
 
 #[derive(Debug, Clone)]
-struct File {
-    exist: List,
-    not_exist: List,
+struct FileShape {
+    exist: ListShape,
+    not_exist: ListShape,
     not_exist_first: bool,
     key_step: usize,
     dash_step: usize,
     keys_between: bool,
-    windows: bool,
+    crlf: bool,
     final_newline: bool,
-    mark: bool,
+    bom: bool,
 }
 
-fn entry() -> impl Strategy<Value = Entry> {
+fn any_entry() -> impl Strategy<Value = EntryShape> {
     let quotes = prop_oneof![Just(Quotes::None), Just(Quotes::Single), Just(Quotes::Double)];
     let flags = any::<[bool; 7]>();
     (quotes, 1..4_usize, 0..5_usize, 0..3_usize, flags, prop::bool::weighted(0.1), prop::bool::weighted(0.2)).prop_map(
         |(quotes, dash_gap, extra, comments_above, flags, anchor, flow)| {
             let [dash_alone, source_first, comment_behind, comment_within, comment_below, blank_before, bare] = flags;
-            Entry {
+            EntryShape {
                 flow,
                 quotes,
                 dash_gap,
@@ -82,51 +82,58 @@ fn entry() -> impl Strategy<Value = Entry> {
     )
 }
 
-fn full_list() -> impl Strategy<Value = List> {
-    let flow = (1..4_usize, any::<[bool; 3]>()).prop_map(|(count, [lines, trailing_comma, comments])| List::Flow {
-        count,
-        lines,
-        trailing_comma,
-        comments,
+fn filled_list() -> impl Strategy<Value = ListShape> {
+    let flow = (1..4_usize, any::<[bool; 3]>()).prop_map(|(count, [lines, trailing_comma, comments])| {
+        ListShape::Flow { count, lines, trailing_comma, comments }
     });
-    prop_oneof![3 => prop::collection::vec(entry(), 1..5).prop_map(List::Block), 1 => flow]
+    prop_oneof![3 => prop::collection::vec(any_entry(), 1..5).prop_map(ListShape::Block), 1 => flow]
 }
 
-fn any_list() -> impl Strategy<Value = List> {
+fn any_list() -> impl Strategy<Value = ListShape> {
     let blank = prop_oneof![Just(""), Just(" ~"), Just(" {}"), Just(" # nothing yet"), Just(" null # nothing")];
     let blank_models = prop_oneof![Just(""), Just(" []"), Just(" null"), Just(" [ ] # nothing")];
     prop_oneof![
-        2 => Just(List::Missing),
-        1 => blank.prop_map(List::Blank),
-        1 => blank_models.prop_map(List::BlankModels),
-        3 => full_list(),
+        2 => Just(ListShape::Missing),
+        1 => blank.prop_map(ListShape::Blank),
+        1 => blank_models.prop_map(ListShape::BlankModels),
+        3 => filled_list(),
     ]
 }
 
-fn file() -> impl Strategy<Value = File> {
-    (full_list(), any_list(), 1..5_usize, 0..5_usize, any::<[bool; 5]>()).prop_map(
+fn any_file() -> impl Strategy<Value = FileShape> {
+    (filled_list(), any_list(), 1..5_usize, 0..5_usize, any::<[bool; 5]>()).prop_map(
         |(exist, not_exist, key_step, dash_step, flags)| {
             let [not_exist_first, keys_between, windows, final_newline, mark] = flags;
-            File { exist, not_exist, not_exist_first, key_step, dash_step, keys_between, windows, final_newline, mark }
+            FileShape {
+                exist,
+                not_exist,
+                not_exist_first,
+                key_step,
+                dash_step,
+                keys_between,
+                crlf: windows,
+                final_newline,
+                bom: mark,
+            }
         },
     )
 }
 
 /// A file as text, line by line, and the lines that belong to each entry of `ensureExist`.
 #[derive(Default)]
-struct Written {
+struct RenderedFile {
     lines: Vec<String>,
     owned: Vec<std::ops::Range<usize>>,
     comments: usize,
 }
 
-impl Written {
+impl RenderedFile {
     fn comment(&mut self) -> String {
         self.comments += 1;
         format!("# comment {}.", self.comments)
     }
 
-    fn file(file: &File) -> Self {
+    fn render(file: &FileShape) -> Self {
         let mut written = Self::default();
         let comment = written.comment();
         written.lines.extend([comment, "vLLMLoRAConfig:".to_owned()]);
@@ -136,7 +143,7 @@ impl Written {
             lists.reverse();
         }
         for (key, list, prefix) in lists {
-            written.list(file, key, list, prefix);
+            written.push_list(file, key, list, prefix);
             if file.keys_between {
                 let comment = written.comment();
                 written.lines.push(format!("{:step$}other{}: [1, {{a: b}}] {comment}", "", written.comments));
@@ -145,20 +152,20 @@ impl Written {
         written
     }
 
-    fn list(&mut self, file: &File, key: &str, list: &List, prefix: &str) {
+    fn push_list(&mut self, file: &FileShape, key: &str, list: &ListShape, prefix: &str) {
         let (section, models) = (file.key_step, file.key_step * 2);
         let head = |value: &str| format!("{:section$}{key}:{value}", "");
         match list {
-            List::Missing => {}
-            List::Blank(value) => self.lines.push(head(value)),
-            List::BlankModels(value) => self.lines.extend([head(""), format!("{:models$}models:{value}", "")]),
-            List::Block(entries) => {
+            ListShape::Missing => {}
+            ListShape::Blank(value) => self.lines.push(head(value)),
+            ListShape::BlankModels(value) => self.lines.extend([head(""), format!("{:models$}models:{value}", "")]),
+            ListShape::Block(entries) => {
                 self.lines.extend([head(""), format!("{:models$}models:", "")]);
                 for (index, entry) in entries.iter().enumerate() {
-                    self.entry(models + file.dash_step, &format!("{prefix}{index}"), entry, prefix == "v");
+                    self.push_entry(models + file.dash_step, &format!("{prefix}{index}"), entry, prefix == "v");
                 }
             }
-            List::Flow { count, lines, trailing_comma, comments } => {
+            ListShape::Flow { count, lines, trailing_comma, comments } => {
                 self.lines.push(head(""));
                 let item = |index: usize| {
                     let comma = if index + 1 < *count || *trailing_comma { "," } else { "" };
@@ -179,7 +186,7 @@ impl Written {
         }
     }
 
-    fn entry(&mut self, column: usize, name: &str, entry: &Entry, owned: bool) {
+    fn push_entry(&mut self, column: usize, name: &str, entry: &EntryShape, owned: bool) {
         let inner = column + 1 + entry.dash_gap;
         if entry.blank_before {
             self.lines.push(String::new());
@@ -238,9 +245,9 @@ impl Written {
         }
     }
 
-    fn text(&self, file: &File) -> String {
-        let ending = if file.windows { "\r\n" } else { "\n" };
-        let mark = if file.mark { "\u{feff}" } else { "" };
+    fn text(&self, file: &FileShape) -> String {
+        let ending = if file.crlf { "\r\n" } else { "\n" };
+        let mark = if file.bom { "\u{feff}" } else { "" };
         let last = if file.final_newline { ending } else { "" };
         format!("{mark}{}{last}", self.lines.join(ending))
     }
@@ -260,7 +267,7 @@ fn without_list_keys<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     lines.filter(|line| !is_key(line)).collect()
 }
 
-fn intended(before: &AdaptersFile, id: &AdapterId) -> AdaptersFile {
+fn after_unlist(before: &AdaptersFile, id: &AdapterId) -> AdaptersFile {
     let mut file = before.clone();
     let index = file.ensure_exist.iter().position(|entry| entry.id == *id).unwrap();
     let entry = file.ensure_exist.remove(index);
@@ -270,27 +277,27 @@ fn intended(before: &AdaptersFile, id: &AdapterId) -> AdaptersFile {
 
 proptest! {
     #[test]
-    fn an_entry_moves_and_nothing_else_changes(file in file(), choice in any::<prop::sample::Index>()) {
-        let written = Written::file(&file);
+    fn an_entry_moves_and_nothing_else_changes(file in any_file(), choice in any::<prop::sample::Index>()) {
+        let written = RenderedFile::render(&file);
         let text = written.text(&file);
         let before = AdaptersFile::parse(&text).unwrap().file;
         let index = choice.index(before.ensure_exist.len());
         let id = before.ensure_exist[index].id.clone();
-        let edited = match retire(&text, &id) {
+        let edited = match unlist(&text, &id) {
             Ok(edited) => edited,
             Err(EditError::Anchor { .. }) => {
-                let List::Block(entries) = &file.exist else { panic!("only block entries have anchors\n{text}") };
+                let ListShape::Block(entries) = &file.exist else { panic!("only block entries have anchors\n{text}") };
                 prop_assert!(entries[index].anchor);
                 return Ok(());
             }
-            Err(EditError::Comment { .. }) => {
-                let one_line = matches!(&file.not_exist, List::Flow { .. });
+            Err(EditError::CommentsLost { .. }) => {
+                let one_line = matches!(&file.not_exist, ListShape::Flow { .. });
                 prop_assert!(one_line, "\n{}", text);
                 return Ok(());
             }
             Err(error) => return Err(TestCaseError::fail(format!("{error}\n{text}"))),
         };
-        prop_assert_eq!(&AdaptersFile::parse(&edited).unwrap().file, &intended(&before, &id), "\n{}\n{}", text, edited);
+        prop_assert_eq!(&AdaptersFile::parse(&edited).unwrap().file, &after_unlist(&before, &id), "\n{}\n{}", text, edited);
 
         // No comment is lost or doubled, those of other places keep their order, and so do all other lines.
         let (mut old, mut new) = (comments(&text), comments(&edited));
@@ -299,8 +306,8 @@ proptest! {
         prop_assert_eq!(old, new);
         prop_assert!(!text.ends_with('\n') || edited.ends_with('\n'));
         prop_assert_eq!(text.starts_with('\u{feff}'), edited.starts_with('\u{feff}'));
-        prop_assert_eq!(file.windows, edited.matches('\n').count() == edited.matches("\r\n").count());
-        if let (Some(owned), List::Missing | List::Blank(_) | List::BlankModels(_) | List::Block(_)) =
+        prop_assert_eq!(file.crlf, edited.matches('\n').count() == edited.matches("\r\n").count());
+        if let (Some(owned), ListShape::Missing | ListShape::Blank(_) | ListShape::BlankModels(_) | ListShape::Block(_)) =
             (written.owned.get(index), &file.not_exist)
         {
             let rest = |index: usize| !owned.contains(&index);
@@ -320,11 +327,11 @@ proptest! {
     }
 
     #[test]
-    fn what_was_retired_can_be_listed_again(file in file(), choice in any::<prop::sample::Index>()) {
-        let text = Written::file(&file).text(&file);
+    fn what_was_retired_can_be_listed_again(file in any_file(), choice in any::<prop::sample::Index>()) {
+        let text = RenderedFile::render(&file).text(&file);
         let before = AdaptersFile::parse(&text).unwrap().file;
         let entry = before.ensure_exist[choice.index(before.ensure_exist.len())].clone();
-        if let Ok(back) = retire(&text, &entry.id).and_then(|edited| relist(&edited, &entry.id)) {
+        if let Ok(back) = unlist(&text, &entry.id).and_then(|edited| relist(&edited, &entry.id)) {
             let after = AdaptersFile::parse(&back).unwrap().file;
             prop_assert_eq!(after.ensure_exist.last(), Some(&entry));
             prop_assert_eq!(after.ensure_exist.len(), before.ensure_exist.len());
@@ -333,10 +340,10 @@ proptest! {
     }
 
     #[test]
-    fn a_new_entry_is_read_back(file in file(), name in "[^,\\p{Cc}]{1,12}", source in "\\PC{1,20}") {
-        let text = Written::file(&file).text(&file);
+    fn a_new_entry_is_read_back(file in any_file(), name in "[^,\\p{Cc}]{1,12}", source in "\\PC{1,20}") {
+        let text = RenderedFile::render(&file).text(&file);
         let before = AdaptersFile::parse(&text).unwrap().file;
-        let edited = list(&text, &id(&name), &source).unwrap();
+        let edited = add_entry(&text, &id(&name), &source).unwrap();
         let after = AdaptersFile::parse(&edited).unwrap().file;
         prop_assert_eq!(after.ensure_exist.len(), before.ensure_exist.len() + 1);
         let last = after.ensure_exist.last().unwrap();
@@ -345,15 +352,15 @@ proptest! {
 
     #[test]
     fn a_wrapped_file_changes_as_the_plain_one_does(
-        file in file(),
+        file in any_file(),
         choice in any::<prop::sample::Index>(),
         indent in 1..5_usize,
         header in prop_oneof![Just("|"), Just("|-"), Just("|+"), Just("|N")],
     ) {
         // In a block the value has no marks and no endings of its own, and `|N` fixes the indentation.
-        let file = File { mark: false, windows: false, final_newline: header != "|-", ..file };
+        let file = FileShape { bom: false, crlf: false, final_newline: header != "|-", ..file };
         let header = header.replace('N', &indent.to_string());
-        let inner = Written::file(&file).text(&file);
+        let inner = RenderedFile::render(&file).text(&file);
         let wrap = |inner: &str, ending: &str| {
             let mut blank = 0;
             let line = |line: &str| {
@@ -370,7 +377,7 @@ proptest! {
             let wrapped = AdaptersText::new(outer.as_str(), "k").unwrap();
             prop_assert_eq!(wrapped.inner(), inner.as_str(), "\n{}", outer);
             let ids: Vec<AdapterId> = wrapped.parse().unwrap().file.ensure_exist.into_iter().map(|e| e.id).collect();
-            if let Ok(edited) = retire(&inner, choice.get(&ids)) {
+            if let Ok(edited) = unlist(&inner, choice.get(&ids)) {
                 prop_assert_eq!(wrapped.with_inner(&edited).unwrap(), wrap(&edited, ending));
             }
         }
@@ -381,7 +388,7 @@ proptest! {
         for text in [text, lines.join("\n"), format!("vLLMLoRAConfig:\n  ensureExist:\n    models:\n{}", lines.join("\n"))] {
             let wrapped = AdaptersText::new(format!("kind: ConfigMap\ndata:\n  k: |\n{text}"), "k");
             let _parsed = wrapped.map(|text| text.parse());
-            let _edited = (retire(&text, &id("v1")), relist(&text, &id("v1")), list(&text, &id("v1"), "x"));
+            let _edited = (unlist(&text, &id("v1")), relist(&text, &id("v1")), add_entry(&text, &id("v1"), "x"));
         }
     }
 }

@@ -5,57 +5,57 @@ use crate::{ModelCard, VllmError};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
-struct Recorded {
+struct RecordedExchange {
     label: String,
-    request: Request,
+    request: RecordedRequest,
     status: Option<u16>,
     content_type: Option<String>,
     response: Option<String>,
 }
 
 #[derive(Deserialize)]
-struct Request {
+struct RecordedRequest {
     method: String,
     path: String,
     body: Option<Value>,
 }
 
-fn recorded() -> Vec<Recorded> {
+fn recorded_exchanges() -> Vec<RecordedExchange> {
     include_str!("../../../../testbed/testdata/vllm/transcript.jsonl")
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
 }
 
-fn text(body: &Value, field: &str) -> String {
+fn field_text(body: &Value, field: &str) -> String {
     body.get(field).and_then(Value::as_str).unwrap_or("none").to_owned()
 }
 
 /// What the recorded answer means: its class, or `ok`.
-fn meaning(recorded: &Recorded) -> Option<Result<(), VllmError>> {
+fn classify(recorded: &RecordedExchange) -> Option<Result<(), VllmError>> {
     let body = recorded.request.body.clone().unwrap_or_default();
-    let id = |field| AdapterId::new(text(&body, field)).unwrap_or_else(|_| AdapterId::new("none").unwrap());
-    let (name, model, path) = (id("lora_name"), id("model"), text(&body, "lora_path"));
+    let id = |field| AdapterId::new(field_text(&body, field)).unwrap_or_else(|_| AdapterId::new("none").unwrap());
+    let (name, model, path) = (id("lora_name"), id("model"), field_text(&body, "lora_path"));
     let call = match (recorded.request.method.as_str(), recorded.request.path.as_str()) {
-        ("GET", "/health") => Call::Health,
-        ("GET", "/v1/models") => Call::Models,
-        ("GET", "/metrics") => Call::Metrics,
-        ("POST", "/v1/load_lora_adapter") => Call::Load { id: &name, path: &path },
-        ("POST", "/v1/unload_lora_adapter") => Call::Unload { id: &name },
-        ("POST", "/v1/completions" | "/v1/chat/completions") => Call::Probe { id: &model },
+        ("GET", "/health") => ApiCall::Health,
+        ("GET", "/v1/models") => ApiCall::Models,
+        ("GET", "/metrics") => ApiCall::Metrics,
+        ("POST", "/v1/load_lora_adapter") => ApiCall::Load { id: &name, path: &path },
+        ("POST", "/v1/unload_lora_adapter") => ApiCall::Unload { id: &name },
+        ("POST", "/v1/completions" | "/v1/chat/completions") => ApiCall::Probe { id: &model },
         _ => return None,
     };
     let status = recorded.status?;
     let body = recorded.response.as_deref().unwrap_or_default();
-    Some(interpret(call, status, recorded.content_type.as_deref(), body.as_bytes()))
+    Some(classify_response(call, status, recorded.content_type.as_deref(), body.as_bytes()))
 }
 
-fn class(meaning: &Result<(), VllmError>) -> &'static str {
+fn reason_of(meaning: &Result<(), VllmError>) -> &'static str {
     meaning.as_ref().map_or_else(VllmError::reason, |()| "ok")
 }
 
 /// The class that the facts of an answer demand, written down independently of the code under test.
-fn expected(recorded: &Recorded) -> &'static str {
+fn expected_reason(recorded: &RecordedExchange) -> &'static str {
     let response = recorded.response.as_deref().unwrap_or_default();
     let unload = recorded.request.path.ends_with("unload_lora_adapter");
     let load = !unload && recorded.request.path.ends_with("load_lora_adapter");
@@ -81,10 +81,10 @@ fn expected(recorded: &Recorded) -> &'static str {
 #[test]
 fn every_recorded_answer_to_our_calls_means_what_it_should() {
     let mut seen = std::collections::BTreeMap::<&str, usize>::new();
-    for recorded in recorded() {
-        let Some(meaning) = meaning(&recorded) else { continue };
-        assert_eq!(class(&meaning), expected(&recorded), "{}: {:?}", recorded.label, recorded.response);
-        *seen.entry(class(&meaning)).or_default() += 1;
+    for recorded in recorded_exchanges() {
+        let Some(meaning) = classify(&recorded) else { continue };
+        assert_eq!(reason_of(&meaning), expected_reason(&recorded), "{}: {:?}", recorded.label, recorded.response);
+        *seen.entry(reason_of(&meaning)).or_default() += 1;
     }
     let classes: Vec<_> = seen.keys().copied().collect();
     assert_eq!(
@@ -139,29 +139,29 @@ const TEXTS: &[(&str, &str)] = &[
 
 #[test]
 fn errors_say_what_happened_to_what_and_what_to_do() {
-    let recorded = recorded();
+    let recorded = recorded_exchanges();
     for (label, words) in TEXTS {
         let recorded = recorded.iter().find(|recorded| recorded.label == *label).unwrap();
-        assert_eq!(meaning(recorded).unwrap().unwrap_err().to_string(), *words, "{label}");
+        assert_eq!(classify(recorded).unwrap().unwrap_err().to_string(), *words, "{label}");
     }
 }
 
 #[test]
 fn answers_that_were_not_recorded_are_told_apart_too() {
     let id = AdapterId::new("a1").unwrap();
-    let load = Call::Load { id: &id, path: "/a1" };
-    let probe = Call::Probe { id: &id };
-    let unload = Call::Unload { id: &id };
+    let load = ApiCall::Load { id: &id, path: "/a1" };
+    let probe = ApiCall::Probe { id: &id };
+    let unload = ApiCall::Unload { id: &id };
     let cases = [
         // Something in between: a captive page, a proxy without a backend, a redirect, another program's 404.
-        (Call::Health, 200, Some("text/html; charset=utf-8"), "<html>", "UnexpectedAnswer"),
+        (ApiCall::Health, 200, Some("text/html; charset=utf-8"), "<html>", "UnexpectedAnswer"),
         (load, 502, Some("text/html"), "<html>bad gateway</html>", "ServerError"),
-        (Call::Models, 302, None, "", "UnexpectedAnswer"),
-        (Call::Models, 404, Some("text/plain"), "404 page not found", "UnexpectedAnswer"),
+        (ApiCall::Models, 302, None, "", "UnexpectedAnswer"),
+        (ApiCall::Models, 404, Some("text/plain"), "404 page not found", "UnexpectedAnswer"),
         (load, 404, Some("text/plain"), "404 page not found", "UnexpectedAnswer"),
         (probe, 404, Some("application/json"), "{\"detail\":\"Not Found\"}", "UnexpectedAnswer"),
         // vLLM's health says 503 when its engine is dead.
-        (Call::Health, 503, None, "", "ServerError"),
+        (ApiCall::Health, 503, None, "", "ServerError"),
         (
             unload,
             500,
@@ -178,17 +178,17 @@ fn answers_that_were_not_recorded_are_told_apart_too() {
         (load, 429, None, "slow down", "UnexpectedAnswer"),
     ];
     for (call, status, content_type, body, class_expected) in cases {
-        let meaning = interpret(call, status, content_type, body.as_bytes());
-        assert_eq!(class(&meaning), class_expected, "{call} {status} {body}");
+        let meaning = classify_response(call, status, content_type, body.as_bytes());
+        assert_eq!(reason_of(&meaning), class_expected, "{call} {status} {body}");
     }
 }
 
 #[test]
 fn base_models_and_adapters_are_told_apart_in_the_recorded_lists() {
-    let recorded = recorded();
+    let recorded = recorded_exchanges();
     let list = |label: &str| {
         let recorded = recorded.iter().find(|recorded| recorded.label == label).unwrap();
-        ModelCard::list(recorded.response.as_deref().unwrap().as_bytes()).unwrap()
+        ModelCard::parse_list(recorded.response.as_deref().unwrap().as_bytes()).unwrap()
     };
     let card = |id: &str, root: &str, parent: Option<&str>| ModelCard {
         id: id.to_owned(),
@@ -204,6 +204,7 @@ fn base_models_and_adapters_are_told_apart_in_the_recorded_lists() {
 fn long_words_of_the_server_are_shortened_to_one_line() {
     let id = AdapterId::new("a1").unwrap();
     let body = format!("{{\"error\":{{\"message\":\"{}\"}}}}", "Call to add_lora method failed: ü\\n ".repeat(100));
-    let error = interpret(Call::Load { id: &id, path: "/a1" }, 500, None, body.as_bytes()).unwrap_err().to_string();
+    let error =
+        classify_response(ApiCall::Load { id: &id, path: "/a1" }, 500, None, body.as_bytes()).unwrap_err().to_string();
     assert!(error.chars().count() < 450 && !error.contains('\n'), "{error}");
 }

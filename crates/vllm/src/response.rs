@@ -11,7 +11,7 @@ use std::fmt;
 
 /// One question to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Call<'a> {
+pub enum ApiCall<'a> {
     /// `GET /health`.
     Health,
     /// `GET /v1/models`.
@@ -37,7 +37,7 @@ pub enum Call<'a> {
     },
 }
 
-impl fmt::Display for Call<'_> {
+impl fmt::Display for ApiCall<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Health => f.write_str("say whether it is healthy"),
@@ -51,52 +51,59 @@ impl fmt::Display for Call<'_> {
 }
 
 /// Whether vLLM did what was asked, and if not, why.
-pub fn interpret(call: Call<'_>, status: u16, content_type: Option<&str>, body: &[u8]) -> Result<(), VllmError> {
+pub fn classify_response(
+    call: ApiCall<'_>,
+    status: u16,
+    content_type: Option<&str>,
+    body: &[u8],
+) -> Result<(), VllmError> {
     if status == 200 {
         // vLLM's own answers are JSON, text without a type, or metrics: a page is from somebody in between.
         return match content_type {
-            Some(kind) if kind.starts_with("text/html") => Err(unexpected(call, status, "a web page")),
+            Some(kind) if kind.starts_with("text/html") => Err(unexpected_response(call, status, "a web page")),
             _ => Ok(()),
         };
     }
-    let refusal = Refusal::read(body);
+    let refusal = ErrorBody::parse(body);
     match (status, call) {
         (401 | 403, _) => Err(VllmError::Unauthorized),
-        (404, Call::Load { .. } | Call::Unload { .. }) if refusal.by_framework => Err(VllmError::RuntimeUpdatingOff),
-        (404, Call::Load { id, path }) if refusal.by_vllm => {
+        (404, ApiCall::Load { .. } | ApiCall::Unload { .. }) if refusal.by_framework => {
+            Err(VllmError::RuntimeUpdatingOff)
+        }
+        (404, ApiCall::Load { id, path }) if refusal.by_vllm => {
             Err(VllmError::AdapterNotFound { id: id.clone(), path: path.to_owned() })
         }
-        (404, Call::Unload { id } | Call::Probe { id }) if refusal.by_vllm => {
+        (404, ApiCall::Unload { id } | ApiCall::Probe { id }) if refusal.by_vllm => {
             Err(VllmError::UnknownAdapter { id: id.clone() })
         }
-        (400, Call::Load { id, .. }) if refusal.words.contains("has already been loaded") => {
+        (400, ApiCall::Load { id, .. }) if refusal.message.contains("has already been loaded") => {
             Err(VllmError::AlreadyLoaded { id: id.clone() })
         }
-        (400, Call::Load { id, .. }) if refusal.words.contains("conflicts with a served base model") => {
+        (400, ApiCall::Load { id, .. }) if refusal.message.contains("conflicts with a served base model") => {
             Err(VllmError::NameConflict { id: id.clone() })
         }
-        (400 | 500, Call::Load { id, path }) if refusal.worker_failed() => Err(load_failure(id, path, &refusal)),
+        (400 | 500, ApiCall::Load { id, path }) if refusal.worker_failed() => Err(load_failure(id, path, &refusal)),
         (400 | 413 | 415 | 422, _) if refusal.by_vllm => {
-            Err(VllmError::Refused { call: call.to_string(), detail: refusal.words })
+            Err(VllmError::Refused { call: call.to_string(), detail: refusal.message })
         }
-        (500.., _) => Err(server_failure(call, status, refusal.words)),
-        _ => Err(unexpected(call, status, &refusal.words)),
+        (500.., _) => Err(server_error(call, status, refusal.message)),
+        _ => Err(unexpected_response(call, status, &refusal.message)),
     }
 }
 
 /// What the worker, which reads the adapter, had against it.
-fn load_failure(id: &AdapterId, path: &str, refusal: &Refusal) -> VllmError {
-    let words = refusal.worker_words();
+fn load_failure(id: &AdapterId, path: &str, refusal: &ErrorBody) -> VllmError {
+    let words = refusal.worker_message();
     if words.contains("LoRA is not enabled") {
         return VllmError::LoraOff;
     }
-    if let Some((rank, max)) = rank_and_maximum(words) {
+    if let Some((rank, max)) = parse_rank_limit(words) {
         return VllmError::RankTooHigh { id: id.clone(), rank, max };
     }
-    VllmError::BadAdapter { id: id.clone(), path: path.to_owned(), detail: shorten(words) }
+    VllmError::BadAdapter { id: id.clone(), path: path.to_owned(), detail: truncate_line(words) }
 }
 
-fn server_failure(call: Call<'_>, status: u16, words: String) -> VllmError {
+fn server_error(call: ApiCall<'_>, status: u16, words: String) -> VllmError {
     let call_text = call.to_string();
     if words.contains("EngineCore encountered an issue") || words.contains("EngineDeadError") {
         VllmError::EngineDead { call: call_text, detail: words }
@@ -107,55 +114,56 @@ fn server_failure(call: Call<'_>, status: u16, words: String) -> VllmError {
     }
 }
 
-pub(crate) fn unexpected(call: Call<'_>, status: u16, detail: &str) -> VllmError {
+pub(crate) fn unexpected_response(call: ApiCall<'_>, status: u16, detail: &str) -> VllmError {
     let detail = if detail.is_empty() { "no words" } else { detail };
-    VllmError::Unexpected { call: call.to_string(), status, detail: shorten(detail) }
+    VllmError::UnexpectedResponse { call: call.to_string(), status, detail: truncate_line(detail) }
 }
 
 /// The two numbers of `LoRA rank 32 is greater than max_lora_rank 16.`
-fn rank_and_maximum(words: &str) -> Option<(u32, u32)> {
+fn parse_rank_limit(words: &str) -> Option<(u32, u32)> {
     let (rank, rest) = words.split_once("LoRA rank ")?.1.split_once(" is greater than max_lora_rank ")?;
     let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
     Some((rank.parse().ok()?, digits.parse().ok()?))
 }
 
 /// The words of a refusal, and whose they are.
-struct Refusal {
-    words: String,
+struct ErrorBody {
+    message: String,
     /// vLLM's own shape: `{"error": …}`.
     by_vllm: bool,
     /// The web framework's shape: `{"detail": …}`.
     by_framework: bool,
 }
 
-impl Refusal {
-    fn read(body: &[u8]) -> Self {
+impl ErrorBody {
+    fn parse(body: &[u8]) -> Self {
         let json = serde_json::from_slice::<Value>(body).unwrap_or_default();
         let error = json.get("error");
         let detail = json.get("detail");
-        let words = match (error, detail) {
-            (Some(Value::String(words)), _) | (None, Some(Value::String(words))) => shorten(words),
+        let message = match (error, detail) {
+            (Some(Value::String(words)), _) | (None, Some(Value::String(words))) => truncate_line(words),
             // Kept whole: what tells one failure of a worker from another may stand at its end.
             (Some(error), _) => error.get("message").and_then(Value::as_str).unwrap_or_default().to_owned(),
-            (None, Some(detail)) => shorten(&detail.to_string()),
-            (None, None) => shorten(&String::from_utf8_lossy(body)),
+            (None, Some(detail)) => truncate_line(&detail.to_string()),
+            (None, None) => truncate_line(&String::from_utf8_lossy(body)),
         };
-        Self { words, by_vllm: error.is_some(), by_framework: error.is_none() && detail.is_some() }
+        Self { message, by_vllm: error.is_some(), by_framework: error.is_none() && detail.is_some() }
     }
 
     fn worker_failed(&self) -> bool {
-        self.words.starts_with("Call to add_lora method failed")
+        self.message.starts_with("Call to add_lora method failed")
     }
 
     /// The worker's words, out of vLLM's wrapping.
-    fn worker_words(&self) -> &str {
-        let words = self.words.split_once("Worker failed with error '").map_or(self.words.as_str(), |(_, words)| words);
+    fn worker_message(&self) -> &str {
+        let words =
+            self.message.split_once("Worker failed with error '").map_or(self.message.as_str(), |(_, words)| words);
         words.split_once("', please check the stack trace").map_or(words, |(words, _)| words)
     }
 }
 
 /// At most 300 characters on one line: an error's text ends in a status and in logs.
-fn shorten(words: &str) -> String {
+fn truncate_line(words: &str) -> String {
     let mut line = words.split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some((end, _)) = line.char_indices().nth(300) {
         line.truncate(end);

@@ -2,46 +2,48 @@
 
 use super::{
     EditError,
-    layout::{self, ListName, MODELS, Source, Splice},
+    source_text::{self, ListName, MODELS_KEY, SourceText, Splice},
 };
 use crate::{
     names::AdapterId,
     yaml::{
         self,
-        tree::{Kind, Node},
+        tree::{Node, NodeKind},
     },
 };
 
 /// An entry on its way, as text.
 #[derive(Debug)]
-pub(super) struct Moved {
-    form: Form,
+pub(super) struct EntryText {
+    form: EntryForm,
     /// Its line in the file, from 1.
     line: usize,
 }
 
 #[derive(Debug)]
-enum Form {
+enum EntryForm {
     /// Lines of a block list, and what they would be in a flow list; none where comments would be lost.
     Block { lines: Vec<String>, column: usize, flow: Option<String> },
     /// An item of a flow list, with the comment behind it.
     Flow { item: String, comment: Option<String> },
 }
 
-impl Moved {
+impl EntryText {
     /// A new entry.
     pub(super) fn new(id: &AdapterId, source: &str) -> Self {
-        let (id, source) = (scalar(id.as_str()), scalar(source));
+        let (id, source) = (quote_scalar(id.as_str()), quote_scalar(source));
         let lines = vec![format!("- id: {id}"), format!("  source: {source}")];
         let flow = Some(format!("{{id: {id}, source: {source}}}"));
-        Self { form: Form::Block { lines, column: 0, flow }, line: 1 }
+        Self { form: EntryForm::Block { lines, column: 0, flow }, line: 1 }
     }
 
     /// The entry as lines of a block list whose dashes stand in `column`.
-    pub(super) fn block(&self, column: usize) -> Vec<String> {
+    pub(super) fn block_lines(&self, column: usize) -> Vec<String> {
         match &self.form {
-            Form::Block { lines, column: was, .. } => lines.iter().map(|line| shift(line, *was, column)).collect(),
-            Form::Flow { item, comment } => {
+            EntryForm::Block { lines, column: was, .. } => {
+                lines.iter().map(|line| reindent(line, *was, column)).collect()
+            }
+            EntryForm::Flow { item, comment } => {
                 let comment = comment.as_ref().map(|comment| format!(" {comment}")).unwrap_or_default();
                 let item = format!("{:column$}- {item}{comment}", "");
                 item.lines().map(str::to_owned).collect()
@@ -50,39 +52,40 @@ impl Moved {
     }
 
     /// The entry as an item of a flow list, and the comment that goes behind it.
-    pub(super) fn flow(&self) -> Result<(&str, Option<&str>), EditError> {
+    pub(super) fn flow_item(&self) -> Result<(&str, Option<&str>), EditError> {
         match &self.form {
-            Form::Block { flow, .. } => match flow {
+            EntryForm::Block { flow, .. } => match flow {
                 Some(flow) => Ok((flow, None)),
-                None => Err(self.comment_lost()),
+                None => Err(self.comments_lost()),
             },
-            Form::Flow { item, comment } => Ok((item, comment.as_deref())),
+            EntryForm::Flow { item, comment } => Ok((item, comment.as_deref())),
         }
     }
 
     /// Says that comments have no place there.
-    pub(super) fn comment_lost(&self) -> EditError {
-        EditError::Comment { line: self.line }
+    pub(super) fn comments_lost(&self) -> EditError {
+        EditError::CommentsLost { line: self.line }
     }
 }
 
 /// Takes item `index` of `list` out: the entry, and what that does to the text.
-pub(super) fn take(
-    source: &Source<'_>,
+pub(super) fn remove_entry(
+    source: &SourceText<'_>,
     config: &Node,
     list: ListName,
     index: usize,
-) -> Result<(Moved, Vec<Splice>), EditError> {
-    let refused = EditError::Shape { line: config.line, what: list.key() };
-    let Some((key, models)) = config.get(list.key()).and_then(|section| section.entry(MODELS)) else {
+) -> Result<(EntryText, Vec<Splice>), EditError> {
+    let refused = EditError::UnsupportedForm { line: config.line, what: list.key() };
+    let Some((key, models)) = config.get(list.key()).and_then(|section| section.entry(MODELS_KEY)) else {
         return Err(refused);
     };
-    let Kind::Sequence { flow, items } = &models.kind else { return Err(refused) };
+    let NodeKind::Sequence { flow, items } = &models.kind else { return Err(refused) };
     let Some(item) = items.get(index) else { return Err(refused) };
     if *flow {
-        return take_flow(source, items, index);
+        return remove_flow_item(source, items, index);
     }
-    let (moved, splice) = take_block(source, item).ok_or(EditError::Shape { line: item.line, what: "this entry" })?;
+    let (moved, splice) =
+        remove_block_item(source, item).ok_or(EditError::UnsupportedForm { line: item.line, what: "this entry" })?;
     let mut splices = vec![splice];
     if items.len() == 1 {
         let colon = after_colon(source, key).ok_or(refused)?;
@@ -92,31 +95,31 @@ pub(super) fn take(
 }
 
 /// Where the value of `key` may begin: right after its colon.
-pub(super) fn after_colon(source: &Source<'_>, key: &Node) -> Option<usize> {
-    let rest = source.slice(key.span.end..source.start(source.count()));
+pub(super) fn after_colon(source: &SourceText<'_>, key: &Node) -> Option<usize> {
+    let rest = source.slice(key.span.end..source.line_start(source.line_count()));
     let colon = rest.trim_start_matches(' ');
     colon.starts_with(':').then(|| key.span.end + rest.len() - colon.len() + 1)
 }
 
-fn take_block(source: &Source<'_>, item: &Node) -> Option<(Moved, Splice)> {
-    let (dash, column) = dash_of(source, item)?;
-    let last = source.with_comments_below(source.last_line(item.span.end), column);
+fn remove_block_item(source: &SourceText<'_>, item: &Node) -> Option<(EntryText, Splice)> {
+    let (dash, column) = dash_position(source, item)?;
+    let last = source.extend_over_comments(source.last_line(item.span.end), column);
     let first = dash - comments_above(source, dash, column);
     let lines = (first..=last).map(|line| source.line(line).to_owned()).collect();
     let commented = first < dash || has_comment(source, item, dash, last);
-    let flow = if commented { None } else { in_one_line(source, item) };
-    let form = Form::Block { lines, column, flow };
-    Some((Moved { form, line: item.line }, source.remove_lines(first..last + 1)))
+    let flow = if commented { None } else { flow_text(source, item) };
+    let form = EntryForm::Block { lines, column, flow };
+    Some((EntryText { form, line: item.line }, source.remove_lines(first..last + 1)))
 }
 
 /// The line and the column of the dash of an item.
-pub(super) fn dash_of(source: &Source<'_>, item: &Node) -> Option<(usize, usize)> {
+pub(super) fn dash_position(source: &SourceText<'_>, item: &Node) -> Option<(usize, usize)> {
     let own = source.line_at(item.span.start);
     for line in (0..=own).rev() {
         let text = source.line(line);
         let trimmed = text.trim_start_matches(' ');
         let column = text.len() - trimmed.len();
-        if source.start(line) + column < item.span.start && (trimmed == "-" || trimmed.starts_with("- ")) {
+        if source.line_start(line) + column < item.span.start && (trimmed == "-" || trimmed.starts_with("- ")) {
             return Some((line, column));
         }
         // Between a dash and its item there may be only comments and blank lines.
@@ -128,7 +131,7 @@ pub(super) fn dash_of(source: &Source<'_>, item: &Node) -> Option<(usize, usize)
 }
 
 /// How many comment lines directly above `line` belong to the entry whose dash stands in `column`.
-fn comments_above(source: &Source<'_>, line: usize, column: usize) -> usize {
+fn comments_above(source: &SourceText<'_>, line: usize, column: usize) -> usize {
     let above: Vec<usize> = (0..line).rev().take_while(|line| source.comment_indent(*line) == Some(column)).collect();
     let commented_out = |line: &usize| {
         let text = source.line(*line).trim_start_matches([' ', '#']);
@@ -138,10 +141,10 @@ fn comments_above(source: &Source<'_>, line: usize, column: usize) -> usize {
 }
 
 /// Whether a comment stands on the lines `first` to `last` of an item: a `#` outside of its scalars.
-fn has_comment(source: &Source<'_>, item: &Node, first: usize, last: usize) -> bool {
-    let (mut at, end) = (source.start(first), source.start(last + 1));
+fn has_comment(source: &SourceText<'_>, item: &Node, first: usize, last: usize) -> bool {
+    let (mut at, end) = (source.line_start(first), source.line_start(last + 1));
     let mut found = false;
-    item.each_scalar(&mut |scalar| {
+    item.for_each_scalar(&mut |scalar| {
         found |= source.slice(at..scalar.span.start).contains('#');
         at = at.max(scalar.span.end);
     });
@@ -149,8 +152,8 @@ fn has_comment(source: &Source<'_>, item: &Node, first: usize, last: usize) -> b
 }
 
 /// A block item as an item of a flow list.
-fn in_one_line(source: &Source<'_>, item: &Node) -> Option<String> {
-    let Kind::Mapping { flow, entries } = &item.kind else { return None };
+fn flow_text(source: &SourceText<'_>, item: &Node) -> Option<String> {
+    let NodeKind::Mapping { flow, entries } = &item.kind else { return None };
     let text = if *flow {
         source.slice(item.span.clone()).to_owned()
     } else {
@@ -164,7 +167,7 @@ fn in_one_line(source: &Source<'_>, item: &Node) -> Option<String> {
 
 /// How an item of a flow list stands on lines of its own.
 #[derive(Debug)]
-pub(super) struct OwnLines<'t> {
+pub(super) struct ItemLines<'t> {
     /// Its first line.
     pub(super) first: usize,
     /// Its last line.
@@ -176,46 +179,50 @@ pub(super) struct OwnLines<'t> {
 }
 
 /// Finds out whether an item of a flow list has its lines for itself.
-pub(super) fn own_lines<'t>(source: &Source<'t>, item: &Node) -> Option<OwnLines<'t>> {
+pub(super) fn item_lines<'t>(source: &SourceText<'t>, item: &Node) -> Option<ItemLines<'t>> {
     source.indent_at(item.span.start)?;
     let last = source.line_at(item.span.end.saturating_sub(1));
-    let behind = source.slice(item.span.end..source.start(last) + source.line(last).len()).trim_start();
+    let behind = source.slice(item.span.end..source.line_start(last) + source.line(last).len()).trim_start();
     let (comma, behind) = match behind.strip_prefix(',') {
         Some(behind) => (true, behind.trim_start()),
         None => (false, behind),
     };
     let comment = (!behind.is_empty()).then_some(behind);
     let fits = comment.is_none_or(|comment| comment.starts_with('#'));
-    fits.then(|| OwnLines { first: source.line_at(item.span.start), last, comma, comment })
+    fits.then(|| ItemLines { first: source.line_at(item.span.start), last, comma, comment })
 }
 
-fn take_flow(source: &Source<'_>, items: &[Node], index: usize) -> Result<(Moved, Vec<Splice>), EditError> {
+fn remove_flow_item(
+    source: &SourceText<'_>,
+    items: &[Node],
+    index: usize,
+) -> Result<(EntryText, Vec<Splice>), EditError> {
     let item = &items[index];
     let text = source.slice(item.span.clone()).to_owned();
-    if let Some(own) = own_lines(source, item) {
-        let form = Form::Flow { item: text, comment: own.comment.map(str::to_owned) };
-        return Ok((Moved { form, line: item.line }, vec![source.remove_lines(own.first..own.last + 1)]));
+    if let Some(own) = item_lines(source, item) {
+        let form = EntryForm::Flow { item: text, comment: own.comment.map(str::to_owned) };
+        return Ok((EntryText { form, line: item.line }, vec![source.remove_lines(own.first..own.last + 1)]));
     }
     let previous = index.checked_sub(1).and_then(|index| items.get(index));
     let (range, between) = match (items.get(index + 1), previous) {
         (Some(next), _) => (item.span.start..next.span.start, item.span.end..next.span.start),
         (None, Some(previous)) => (previous.span.end..item.span.end, previous.span.end..item.span.start),
         (None, None) => {
-            let rest = source.slice(item.span.end..source.start(source.count()));
+            let rest = source.slice(item.span.end..source.line_start(source.line_count()));
             let comma = rest.trim_start();
             let behind = if comma.starts_with(',') { rest.len() - comma.len() + 1 } else { 0 };
             (item.span.start..item.span.end + behind, item.span.end..item.span.end + behind)
         }
     };
     if source.slice(between).contains('#') {
-        return Err(EditError::Shape { line: item.line, what: "this entry, with the comments around it," });
+        return Err(EditError::UnsupportedForm { line: item.line, what: "this entry, with the comments around it," });
     }
-    let form = Form::Flow { item: text, comment: None };
-    Ok((Moved { form, line: item.line }, vec![Splice::remove(range)]))
+    let form = EntryForm::Flow { item: text, comment: None };
+    Ok((EntryText { form, line: item.line }, vec![Splice::remove(range)]))
 }
 
 /// A line of an entry whose dash moves from one column to another.
-fn shift(line: &str, from: usize, to: usize) -> String {
+fn reindent(line: &str, from: usize, to: usize) -> String {
     if line.trim().is_empty() {
         return line.to_owned();
     }
@@ -225,7 +232,7 @@ fn shift(line: &str, from: usize, to: usize) -> String {
 }
 
 /// A text as a scalar: bare where every reader of YAML takes it for a text, in double quotes otherwise.
-fn scalar(text: &str) -> String {
+fn quote_scalar(text: &str) -> String {
     let words = ["y", "n", "yes", "no", "on", "off", "true", "false", "null"];
     let plain = text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '/')
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-./@+".contains(&byte))
@@ -234,9 +241,9 @@ fn scalar(text: &str) -> String {
 }
 
 /// The column of the dashes of a block list; none where it has none.
-pub(super) fn dash_column(source: &Source<'_>, config: &Node, list: ListName) -> Option<usize> {
-    let models = config.get(list.key())?.get(MODELS)?;
-    let block = matches!(models.kind, Kind::Sequence { flow: false, .. });
-    let first = layout::items(config, list).first().filter(|_| block)?;
-    dash_of(source, first).map(|(_, column)| column)
+pub(super) fn dash_column(source: &SourceText<'_>, config: &Node, list: ListName) -> Option<usize> {
+    let models = config.get(list.key())?.get(MODELS_KEY)?;
+    let block = matches!(models.kind, NodeKind::Sequence { flow: false, .. });
+    let first = source_text::list_items(config, list).first().filter(|_| block)?;
+    dash_position(source, first).map(|(_, column)| column)
 }

@@ -129,7 +129,7 @@ fn what_is_wrong_is_said_with_line_field_and_fix() {
 fn all_problems_are_said_at_once() {
     let text = EXAMPLE.replace("setWeight: 50", "setWeight: 500").replace("setWeight: 100", "setWeight: 1000");
     let error = Rollout::from_yaml(&text).unwrap_err();
-    let lines: Vec<_> = error.problems.iter().map(|problem| problem.line).collect();
+    let lines: Vec<_> = error.diagnostics.iter().map(|problem| problem.line).collect();
     assert_eq!(lines, [Some(16), Some(18)]);
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 /// What the operator tells the sidecars. Lists are sorted, so that equal content has equal bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct OperatorKey {
+pub struct OperatorDirectives {
     /// Patterns (`*` once) and ids that Rollouts govern: such ids wait for their admission.
     pub managed: Vec<String>,
     /// Governed ids that every server may load.
@@ -47,18 +47,18 @@ pub enum Admission {
 /// A key that cannot be read. The operator writes it anew; a sidecar keeps the last good one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the operator's key `rollora.yaml`, line {line}: {message}")]
-pub struct KeyError {
+pub struct DirectivesError {
     /// The line, from 1; 1 where it is not known.
     pub line: usize,
     /// What is wrong.
     pub message: String,
 }
 
-impl OperatorKey {
+impl OperatorDirectives {
     /// Reads the key's text. Fields of later versions are ignored; no text at all is the empty key.
-    pub fn parse(text: &str) -> Result<Self, KeyError> {
+    pub fn parse(text: &str) -> Result<Self, DirectivesError> {
         let decoded = yaml::decode(yaml::without_bom(text));
-        decoded.map_err(|error| KeyError { line: error.line.unwrap_or(1), message: error.message })
+        decoded.map_err(|error| DirectivesError { line: error.line.unwrap_or(1), message: error.message })
     }
 
     /// The key as text: equal content gives equal bytes, in whatever order it was put together.
@@ -71,12 +71,12 @@ impl OperatorKey {
             ("rejected", self.rejected.iter().map(AdapterId::as_str).collect()),
         ] {
             let ids: Vec<String> = ids.into_iter().map(yaml::quoted).collect();
-            text.push_str(&list(name, &ids));
+            text.push_str(&yaml_list(name, &ids));
         }
         let pilots: BTreeSet<&Pilot> = self.pilots.iter().collect();
         let pilot =
             |pilot: &&Pilot| format!("{{id: {}, pod: {}}}", yaml::quoted(pilot.id.as_str()), yaml::quoted(&pilot.pod));
-        text.push_str(&list("pilots", &pilots.iter().map(pilot).collect::<Vec<_>>()));
+        text.push_str(&yaml_list("pilots", &pilots.iter().map(pilot).collect::<Vec<_>>()));
         text
     }
 
@@ -90,7 +90,7 @@ impl OperatorKey {
     }
 
     /// What the server `pod` is to try.
-    pub fn trials<'a>(&'a self, pod: &'a str) -> impl Iterator<Item = &'a AdapterId> {
+    pub fn pilot_ids<'a>(&'a self, pod: &'a str) -> impl Iterator<Item = &'a AdapterId> {
         let here = self.pilots.iter().filter(move |pilot| pilot.pod == pod).map(|pilot| &pilot.id);
         here.filter(|id| !self.rejected.contains(id))
     }
@@ -101,7 +101,7 @@ impl OperatorKey {
             return Admission::Rejected;
         }
         let governed = self.managed.iter().any(|pattern| matches_pattern(pattern, id.as_str()));
-        let pilot = self.trials(pod).any(|trial| trial == id);
+        let pilot = self.pilot_ids(pod).any(|trial| trial == id);
         if !governed || pilot || self.admitted.contains(id) { Admission::Granted } else { Admission::Waiting }
     }
 }
@@ -109,7 +109,7 @@ impl OperatorKey {
 /// What a person who opens the ConfigMap should know.
 const HEADER: &str = "# Written by Rollora for its sidecars: changes made here are undone.\n";
 
-fn list(name: &str, items: &[String]) -> String {
+fn yaml_list(name: &str, items: &[String]) -> String {
     if items.is_empty() {
         return format!("{name}: []\n");
     }
@@ -135,8 +135,8 @@ mod tests {
         AdapterId::new(text).unwrap()
     }
 
-    fn example() -> OperatorKey {
-        OperatorKey {
+    fn example_directives() -> OperatorDirectives {
+        OperatorDirectives {
             managed: vec!["small-segment-lora-v*".to_owned(), "a \"quoted\" id".to_owned()],
             admitted: vec![id("v2"), id("v1")],
             pilots: vec![Pilot { id: id("v3"), pod: "127.0.0.1:8000".to_owned() }],
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_text_is_what_a_person_expects() {
-        insta::assert_snapshot!(example().to_yaml(), @r##"
+        insta::assert_snapshot!(example_directives().to_yaml(), @r##"
         # Written by Rollora for its sidecars: changes made here are undone.
         managed:
         - "a \"quoted\" id"
@@ -165,21 +165,21 @@ mod tests {
 
     #[test]
     fn no_text_is_the_empty_key_and_unknown_fields_are_ignored() {
-        assert_eq!(OperatorKey::parse("").unwrap(), OperatorKey::default());
-        let key = OperatorKey::parse("serving: [v1]\nlater: {a: 1}\n").unwrap();
-        assert_eq!(key, OperatorKey { serving: vec![id("v1")], ..OperatorKey::default() });
+        assert_eq!(OperatorDirectives::parse("").unwrap(), OperatorDirectives::default());
+        let key = OperatorDirectives::parse("serving: [v1]\nlater: {a: 1}\n").unwrap();
+        assert_eq!(key, OperatorDirectives { serving: vec![id("v1")], ..OperatorDirectives::default() });
     }
 
     #[test]
     fn a_key_that_cannot_be_read_names_its_line() {
-        let error = OperatorKey::parse("serving: []\nadmitted: [',']\n").unwrap_err();
+        let error = OperatorDirectives::parse("serving: []\nadmitted: [',']\n").unwrap_err();
         assert_eq!(error.line, 2);
         assert!(error.to_string().contains("commas"), "{error}");
     }
 
     #[test]
     fn a_server_loads_what_is_free_admitted_or_on_trial_there() {
-        let mut key = OperatorKey { managed: vec!["v*".to_owned()], ..example() };
+        let mut key = OperatorDirectives { managed: vec!["v*".to_owned()], ..example_directives() };
         key.rejected = vec![id("v9"), id("other")];
         let cases = [
             ("free", "a", Admission::Granted),
@@ -215,11 +215,11 @@ mod tests {
         "[^,\\p{Cc}]{1,12}".prop_map(|text| AdapterId::new(text).unwrap())
     }
 
-    fn any_key() -> impl Strategy<Value = OperatorKey> {
+    fn any_directives() -> impl Strategy<Value = OperatorDirectives> {
         let ids = || prop::collection::btree_set(any_id(), 0..4).prop_map(|ids| ids.into_iter().collect::<Vec<_>>());
         let pilots = prop::collection::btree_set((any_id(), "\\PC{0,12}"), 0..3);
         (prop::collection::btree_set("\\PC{0,12}", 0..3), ids(), pilots, ids(), ids()).prop_map(
-            |(managed, admitted, pilots, serving, rejected)| OperatorKey {
+            |(managed, admitted, pilots, serving, rejected)| OperatorDirectives {
                 managed: managed.into_iter().collect(),
                 admitted,
                 pilots: pilots.into_iter().map(|(id, pod)| Pilot { id, pod }).collect(),
@@ -231,12 +231,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(key in any_key()) {
-            prop_assert_eq!(OperatorKey::parse(&key.to_yaml()).unwrap(), key);
+        fn what_is_written_is_read_back(key in any_directives()) {
+            prop_assert_eq!(OperatorDirectives::parse(&key.to_yaml()).unwrap(), key);
         }
 
         #[test]
-        fn order_and_repetition_do_not_change_the_bytes(key in any_key()) {
+        fn order_and_repetition_do_not_change_the_bytes(key in any_directives()) {
             let mut other = key.clone();
             other.serving.reverse();
             other.serving.extend(key.serving.first().cloned());

@@ -3,7 +3,7 @@
 //! The formats: PEFT's `adapter_config.json`, and safetensors (eight bytes of length, little endian, a JSON header of
 //! that length, then the tensors' bytes; offsets count from the end of the header).
 
-use crate::{FetchError, FetchReason, manifest::Remote};
+use crate::{FetchError, FetchReason, manifest::RemoteFile};
 use serde::Deserialize;
 use serde_json::Value;
 use std::{
@@ -14,13 +14,13 @@ use std::{
 };
 
 /// The configuration of an adapter.
-pub(crate) const CONFIG: &str = "adapter_config.json";
+pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 /// Its tensors.
-pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
+pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// Embeddings that an adapter may bring.
-const EMBEDDINGS: &str = "new_embeddings.safetensors";
+const EMBEDDINGS_FILE: &str = "new_embeddings.safetensors";
 /// The tokenizer that an adapter may bring, which some versions of vLLM read.
-const TOKENIZER: [&str; 9] = [
+const TOKENIZER_FILES: [&str; 9] = [
     "added_tokens.json",
     "chat_template.jinja",
     "merges.txt",
@@ -32,13 +32,13 @@ const TOKENIZER: [&str; 9] = [
     "vocab.txt",
 ];
 /// A configuration is a few hundred bytes, and read whole.
-const LARGEST_CONFIG: u64 = 1 << 20;
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// What readers of safetensors take as a header at most.
-const LARGEST_HEADER: u64 = 100_000_000;
+const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// What the server beside us can take, as far as it is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Demands {
+pub struct ServerConstraints {
     /// vLLM's `max_lora_rank`.
     pub max_rank: Option<u32>,
     /// What the server has as base models, by name or by what they were loaded from.
@@ -47,27 +47,32 @@ pub struct Demands {
 
 /// The files of a repository that an adapter needs: by name, so that nothing in a subfolder and nothing whose name
 /// leads elsewhere is ever among them.
-pub(crate) fn needed(of: &str, all: Vec<Remote>) -> Result<Vec<Remote>, FetchError> {
+pub(crate) fn select_files(of: &str, all: Vec<RemoteFile>) -> Result<Vec<RemoteFile>, FetchError> {
     let pickles: Vec<_> = all.iter().filter(|file| is_pickle(&file.name)).map(|file| file.name.clone()).collect();
-    let wanted = |name: &str| [CONFIG, WEIGHTS, EMBEDDINGS].contains(&name) || TOKENIZER.contains(&name);
+    let wanted =
+        |name: &str| [CONFIG_FILE, WEIGHTS_FILE, EMBEDDINGS_FILE].contains(&name) || TOKENIZER_FILES.contains(&name);
     let mut needed: Vec<_> = all.into_iter().filter(|file| wanted(&file.name)).collect();
     // The configuration first: what it says may end the fetch before the tensors are paid for.
-    needed.sort_by_key(|file| (file.name != CONFIG, file.size));
+    needed.sort_by_key(|file| (file.name != CONFIG_FILE, file.size));
     let has = |name: &str| needed.iter().any(|file| file.name == name);
-    if !has(CONFIG) {
-        return Err(bad(of, &format!("has no {CONFIG} at its top: publish the adapter as PEFT saves it")));
+    if !has(CONFIG_FILE) {
+        return Err(bad_adapter(of, &format!("has no {CONFIG_FILE} at its top: publish the adapter as PEFT saves it")));
     }
-    if !has(WEIGHTS) {
+    if !has(WEIGHTS_FILE) {
         return Err(match pickles.first() {
-            Some(pickle) => bad(
+            Some(pickle) => bad_adapter(
                 of,
-                &format!("has its weights as {pickle} only, and a pickle could run code: publish them as {WEIGHTS}"),
+                &format!(
+                    "has its weights as {pickle} only, and a pickle could run code: publish them as {WEIGHTS_FILE}"
+                ),
             ),
-            None => bad(of, &format!("has no {WEIGHTS} at its top: publish the adapter as PEFT saves it")),
+            None => bad_adapter(of, &format!("has no {WEIGHTS_FILE} at its top: publish the adapter as PEFT saves it")),
         });
     }
-    match needed.iter().find(|file| file.name == CONFIG && file.size > LARGEST_CONFIG) {
-        Some(file) => Err(bad(of, &format!("has a {CONFIG} of {} bytes, which is no configuration", file.size))),
+    match needed.iter().find(|file| file.name == CONFIG_FILE && file.size > MAX_CONFIG_BYTES) {
+        Some(file) => {
+            Err(bad_adapter(of, &format!("has a {CONFIG_FILE} of {} bytes, which is no configuration", file.size)))
+        }
         None => Ok(needed),
     }
 }
@@ -77,13 +82,13 @@ fn is_pickle(name: &str) -> bool {
     !name.contains('/') && extension.is_some_and(|extension| ["bin", "pt", "pth", "pkl"].contains(&extension))
 }
 
-fn bad(of: &str, what: &str) -> FetchError {
+fn bad_adapter(of: &str, what: &str) -> FetchError {
     FetchError::new(FetchReason::BadAdapter, format!("`{of}` {what}"))
 }
 
 /// The part of PEFT's configuration that decides whether vLLM can load an adapter.
 #[derive(Debug, Deserialize)]
-struct Config {
+struct PeftConfig {
     peft_type: Option<String>,
     r: Option<u32>,
     #[serde(default)]
@@ -92,19 +97,21 @@ struct Config {
 }
 
 /// Checks the configuration of `of`.
-pub(crate) fn check_config(of: &str, text: &[u8], demands: &Demands) -> Result<(), FetchError> {
-    let config: Config = serde_json::from_slice(text)
-        .map_err(|error| bad(of, &format!("has a {CONFIG} that cannot be read: {error}")))?;
+pub(crate) fn check_config(of: &str, text: &[u8], constraints: &ServerConstraints) -> Result<(), FetchError> {
+    let config: PeftConfig = serde_json::from_slice(text)
+        .map_err(|error| bad_adapter(of, &format!("has a {CONFIG_FILE} that cannot be read: {error}")))?;
     match config.peft_type.as_deref() {
         Some(kind) if kind.eq_ignore_ascii_case("lora") => {}
-        Some(kind) => return Err(bad(of, &format!("is an adapter of the type {kind}, and vLLM loads LORA alone"))),
-        None => return Err(bad(of, &format!("has a {CONFIG} without `peft_type`: it should say LORA"))),
+        Some(kind) => {
+            return Err(bad_adapter(of, &format!("is an adapter of the type {kind}, and vLLM loads LORA alone")));
+        }
+        None => return Err(bad_adapter(of, &format!("has a {CONFIG_FILE} without `peft_type`: it should say LORA"))),
     }
     let Some(rank) = config.r.filter(|rank| *rank > 0) else {
-        return Err(bad(of, &format!("has a {CONFIG} without a rank `r`")));
+        return Err(bad_adapter(of, &format!("has a {CONFIG_FILE} without a rank `r`")));
     };
     let highest = config.rank_pattern.into_iter().flatten().map(|(_, rank)| rank).fold(rank, u32::max);
-    if let Some(max) = demands.max_rank.filter(|max| highest > *max) {
+    if let Some(max) = constraints.max_rank.filter(|max| highest > *max) {
         return Err(FetchError::new(
             FetchReason::RankTooHigh,
             format!(
@@ -115,10 +122,10 @@ pub(crate) fn check_config(of: &str, text: &[u8], demands: &Demands) -> Result<(
     }
     // A name that differs need not be wrong: quantised and renamed copies of one base model take the same adapters.
     if let Some(base) = config.base_model_name_or_path
-        && !demands.base_models.is_empty()
-        && !demands.base_models.contains(&base)
+        && !constraints.base_models.is_empty()
+        && !constraints.base_models.contains(&base)
     {
-        let served = demands.base_models.join(", ");
+        let served = constraints.base_models.join(", ");
         tracing::warn!(
             "`{of}` says that it was trained on {base}, and this server has {served}: is it the same model?"
         );
@@ -129,7 +136,7 @@ pub(crate) fn check_config(of: &str, text: &[u8], demands: &Demands) -> Result<(
 /// Checks that the tensors at `path` are all there.
 pub(crate) fn check_tensors(of: &str, path: &Path) -> Result<(), FetchError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let broken = |what: &str| bad(of, &format!("has a broken {name}: {what}"));
+    let broken = |what: &str| bad_adapter(of, &format!("has a broken {name}: {what}"));
     let disk = |error: io::Error| FetchError::disk(path, &error);
     let mut file = File::open(path).map_err(disk)?;
     let size = file.metadata().map_err(disk)?.len();
@@ -139,7 +146,7 @@ pub(crate) fn check_tensors(of: &str, path: &Path) -> Result<(), FetchError> {
     let Some(tensors) = size.checked_sub(8).and_then(|rest| rest.checked_sub(length)) else {
         return Err(broken("its header is longer than the file"));
     };
-    if length > LARGEST_HEADER {
+    if length > MAX_HEADER_BYTES {
         return Err(broken("its header is too long to be one"));
     }
     let mut header = Vec::new();
