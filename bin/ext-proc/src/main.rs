@@ -3,8 +3,8 @@
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use rollora_api::duration::GatewayDuration;
-use rollora_ext_proc::{Files, How, Options, Rewrite, Settings, run};
-use rollora_router::{guard::Guard, headers::value_of};
+use rollora_ext_proc::{CertificateFiles, ProgramOptions, RewriteMode, RewriteOptions, ServerSettings, run};
+use rollora_router::{guard::PathGuard, headers::encode_header_value};
 use std::{
     io::{self, IsTerminal as _},
     net::IpAddr,
@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 /// Rewrites the `model` of requests behind Envoy's ext_proc filter, as the InferenceModelRewrites of a pool say.
 #[derive(Debug, Parser)]
 #[command(name = "rollora-ext-proc", version)]
-struct Arguments {
+struct Args {
     /// The InferencePool whose rewrites count
     #[arg(long, value_name = "NAME")]
     pool: String,
@@ -36,15 +36,15 @@ struct Arguments {
     #[arg(long, value_name = "PORT", default_value_t = 9090)]
     metrics_port: u16,
     /// Which paths are closed to clients
-    #[arg(long, value_enum, default_value_t = GuardArgument::Administration)]
-    guard: GuardArgument,
+    #[arg(long, value_enum, default_value_t = GuardArg::Administration)]
+    guard: GuardArg,
     /// The longest request body that is taken as a whole, which is what request_body_mode BUFFERED asks for; a number
     /// of bytes, with KiB or MiB behind it or not
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_size)]
     max_body: usize,
     /// How whoever comes behind learns which target a rule chose
-    #[arg(long, value_enum, default_value_t = RewriteArgument::Body)]
-    rewrite: RewriteArgument,
+    #[arg(long, value_enum, default_value_t = RewriteArg::Body)]
+    rewrite: RewriteArg,
     /// Tell the model in the headers X-Gateway-Model-Name and X-Gateway-Base-Model-Name, by which the gateway chooses a
     /// route; the request waits until its model has come
     #[arg(long)]
@@ -58,11 +58,11 @@ struct Arguments {
     restore_model: bool,
     /// The most that is held of one request until its model has come, which --routing-headers and --rewrite header ask
     /// for
-    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = parse_size)]
     max_hold: usize,
     /// The most that is held of all requests together, those that come as a whole (BUFFERED) among them; who finds no
     /// room waits
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
     hold_budget: usize,
     /// How long a part of a request is held until more of it comes; then its client gets 408
     #[arg(long, value_name = "DURATION", default_value = "60s")]
@@ -86,7 +86,7 @@ struct Arguments {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum GuardArgument {
+enum GuardArg {
     /// None
     Off,
     /// Those that load and unload adapters, and what else administrates a server
@@ -96,7 +96,7 @@ enum GuardArgument {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum RewriteArgument {
+enum RewriteArg {
     /// The `model` of the body is replaced
     Body,
     /// The body stays, and x-llm-d-model-name-rewrite and x-gateway-model-name-rewrite name the target
@@ -109,7 +109,7 @@ enum LogFormat {
     Json,
 }
 
-fn size(text: &str) -> Result<usize, String> {
+fn parse_size(text: &str) -> Result<usize, String> {
     let digits = text.trim_end_matches(|character: char| !character.is_ascii_digit());
     let unit = match text.strip_prefix(digits) {
         Some("") => Some(1),
@@ -121,8 +121,8 @@ fn size(text: &str) -> Result<usize, String> {
     size.ok_or_else(|| "not a size: write one like 64MiB, 512KiB or 1048576".to_owned())
 }
 
-impl From<Arguments> for Options {
-    fn from(arguments: Arguments) -> Self {
+impl From<Args> for ProgramOptions {
+    fn from(arguments: Args) -> Self {
         Self {
             pool: arguments.pool,
             namespace: arguments.namespace,
@@ -130,25 +130,28 @@ impl From<Arguments> for Options {
             grpc_port: arguments.grpc_port,
             health_port: arguments.grpc_health_port,
             metrics_port: arguments.metrics_port,
-            tls: arguments.tls_cert.zip(arguments.tls_key).map(|(certificate, key)| Files { certificate, key }),
-            settings: Settings {
+            tls: arguments
+                .tls_cert
+                .zip(arguments.tls_key)
+                .map(|(certificate, key)| CertificateFiles { certificate, key }),
+            settings: ServerSettings {
                 guard: match arguments.guard {
-                    GuardArgument::Off => Guard::Off,
-                    GuardArgument::Administration => Guard::Administration,
-                    GuardArgument::Strict => Guard::Strict,
+                    GuardArg::Off => PathGuard::Off,
+                    GuardArg::Administration => PathGuard::Administration,
+                    GuardArg::Strict => PathGuard::Strict,
                 },
-                how: How {
-                    rewrite: match arguments.rewrite {
-                        RewriteArgument::Body => Rewrite::Body,
-                        RewriteArgument::Header => Rewrite::Header,
+                rewrite: RewriteOptions {
+                    mode: match arguments.rewrite {
+                        RewriteArg::Body => RewriteMode::Body,
+                        RewriteArg::Header => RewriteMode::Header,
                     },
                     routing_headers: arguments.routing_headers,
                     restore_model: arguments.restore_model,
-                    base_model: arguments.base_model.as_deref().map(value_of),
+                    base_model: arguments.base_model.as_deref().map(encode_header_value),
                 },
-                max_hold: arguments.max_hold,
-                hold_budget: arguments.hold_budget,
-                hold_timeout: arguments.hold_timeout.get(),
+                buffer_limit: arguments.max_hold,
+                buffer_budget: arguments.hold_budget,
+                buffer_timeout: arguments.hold_timeout.get(),
                 max_body: arguments.max_body,
                 drain_delay: arguments.drain_delay.get(),
                 drain_timeout: arguments.drain_timeout.get(),
@@ -159,14 +162,14 @@ impl From<Arguments> for Options {
 
 /// What is logged where `RUST_LOG` says nothing. kube's client calls an outage an error at every try; here it is said
 /// once, in words.
-const LOGGED: &str = "info,kube_client=off";
+const DEFAULT_LOG_FILTER: &str = "info,kube_client=off";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     // Fails only where there is a provider already, which is then this one.
     rustls::crypto::ring::default_provider().install_default().ok();
-    let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
+    let arguments = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG_FILTER));
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let color = io::stderr().is_terminal() && !plain;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
@@ -190,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        Arguments::command().debug_assert();
+        Args::command().debug_assert();
     }
 
     #[test]
@@ -205,7 +208,7 @@ mod tests {
             ("1GB", None),
             ("18446744073709551615KiB", None),
         ] {
-            assert_eq!(size(text).ok(), expected, "{text}");
+            assert_eq!(parse_size(text).ok(), expected, "{text}");
         }
     }
 }

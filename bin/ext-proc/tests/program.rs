@@ -10,12 +10,12 @@ use std::{
 };
 
 /// The program, until the test ends.
-struct Program {
+struct RunningProgram {
     child: Child,
     metrics: u16,
 }
 
-impl Drop for Program {
+impl Drop for RunningProgram {
     fn drop(&mut self) {
         // It may have ended already.
         self.child.kill().ok();
@@ -34,7 +34,7 @@ fn command(home: &Path) -> Command {
     command
 }
 
-fn start(home: &Path) -> Program {
+fn start(home: &Path) -> RunningProgram {
     // Nobody answers there.
     let kubeconfig = home.join("kubeconfig");
     let server = format!("http://127.0.0.1:{}", free_port());
@@ -53,10 +53,10 @@ fn start(home: &Path) -> Program {
     {
         command.args([flag, &port.to_string()]);
     }
-    Program { child: command.spawn().unwrap(), metrics }
+    RunningProgram { child: command.spawn().unwrap(), metrics }
 }
 
-impl Program {
+impl RunningProgram {
     /// What the metrics port answers; asked until it is there.
     fn get(&mut self, path: &str) -> String {
         let mut connection = loop {
@@ -73,7 +73,7 @@ impl Program {
     }
 
     /// What it has logged, when it has ended.
-    fn end(mut self) -> (Option<i32>, String) {
+    fn wait(mut self) -> (Option<i32>, String) {
         let status = self.child.wait().unwrap();
         let mut log = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
@@ -91,7 +91,7 @@ fn without_an_api_server_it_lives_is_not_ready_and_ends_when_asked() {
     assert!(program.get("/metrics").contains("rollora_rewrite_watch_up 0"));
     let terminated = Command::new("kill").arg(program.child.id().to_string()).status().unwrap();
     assert!(terminated.success());
-    let (code, log) = program.end();
+    let (code, log) = program.wait();
     assert_eq!(code, Some(0), "{log}");
 }
 

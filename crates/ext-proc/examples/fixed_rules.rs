@@ -4,8 +4,8 @@
 
 use anyhow::{Context as _, Result, bail};
 use rollora_api::rewrite::{InferenceModelRewrite, RewriteGroup};
-use rollora_ext_proc::{Listeners, Server, Settings};
-use rollora_router::in_force::InForce;
+use rollora_ext_proc::{ExtProcServer, Listeners, ServerSettings};
+use rollora_router::active_rules::ActiveRules;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -19,10 +19,10 @@ async fn main() -> Result<()> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?;
     let rewrites: Vec<InferenceModelRewrite> = serde_json::from_str(&text).context("not a JSON array of rewrites")?;
     let pool = rewrites.first().context("no rewrite in it")?.spec.pool_ref.clone();
-    let in_force = Arc::new(InForce::new(pool, &[RewriteGroup::Current, RewriteGroup::Legacy]));
+    let in_force = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current, RewriteGroup::Legacy]));
     in_force.reset(&rewrites);
-    let server = Server::new(in_force, Settings::default());
-    server.readiness().serving();
+    let server = ExtProcServer::new(in_force, ServerSettings::default());
+    server.readiness().set_serving();
     let listen = |port: u16| TcpListener::bind(("127.0.0.1", port));
     let listeners = Listeners {
         grpc: listen(grpc_port.parse()?).await?,

@@ -27,11 +27,11 @@ use std::{
 use tokio_rustls::TlsAcceptor;
 
 /// How often the files are looked at. A renewed certificate is there long before the old one ends.
-const LOOK: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Where the certificate stands, both as PEM.
 #[derive(Debug, Clone)]
-pub struct Files {
+pub struct CertificateFiles {
     /// The certificate, and those that vouch for it behind it.
     pub certificate: PathBuf,
     /// Its private key.
@@ -64,63 +64,63 @@ pub enum CertificateError {
 
 /// The certificate in use.
 #[derive(Debug)]
-pub(crate) struct Certificate {
-    files: Files,
+pub(crate) struct CertificateReloader {
+    files: CertificateFiles,
     /// What stood in the files when they were looked at last.
-    seen: [Vec<u8>; 2],
-    in_use: Arc<InUse>,
+    last_contents: [Vec<u8>; 2],
+    resolver: Arc<CertificateResolver>,
     up: Gauge,
     loads: Counter,
 }
 
 #[derive(Debug)]
-struct InUse(ArcSwap<CertifiedKey>);
+struct CertificateResolver(ArcSwap<CertifiedKey>);
 
-impl ResolvesServerCert for InUse {
+impl ResolvesServerCert for CertificateResolver {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.load_full())
     }
 }
 
-impl Certificate {
+impl CertificateReloader {
     /// Reads it for the first time.
-    pub(crate) fn load(files: Files, registry: &mut Registry) -> Result<Self, CertificateError> {
-        let seen = read(&files)?;
-        let in_use = Arc::new(InUse(ArcSwap::from_pointee(certified(&files, &seen)?)));
+    pub(crate) fn load(files: CertificateFiles, registry: &mut Registry) -> Result<Self, CertificateError> {
+        let seen = read_files(&files)?;
+        let in_use = Arc::new(CertificateResolver(ArcSwap::from_pointee(parse_certified_key(&files, &seen)?)));
         let (up, loads) = (Gauge::default(), Counter::default());
         let registry = registry.sub_registry_with_prefix("rollora_ext_proc_certificate");
         registry.register("up", "1 while the certificate's files can be used, 0 while an old one is kept", up.clone());
         registry.register("loads", "How often a certificate was taken into use", loads.clone());
         up.set(1);
         loads.inc();
-        Ok(Self { files, seen, in_use, up, loads })
+        Ok(Self { files, last_contents: seen, resolver: in_use, up, loads })
     }
 
     /// What connections are accepted with, now and after every renewal.
     pub(crate) fn acceptor(&self) -> Result<TlsAcceptor, CertificateError> {
-        let versions = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-        let mut config = versions.with_no_client_auth().with_cert_resolver(Arc::clone(&self.in_use) as _);
+        let versions = ServerConfig::builder_with_provider(crypto_provider()).with_safe_default_protocol_versions()?;
+        let mut config = versions.with_no_client_auth().with_cert_resolver(Arc::clone(&self.resolver) as _);
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 
     /// Follows the files for ever.
-    pub(crate) async fn follow(mut self) -> Infallible {
+    pub(crate) async fn run(mut self) -> Infallible {
         loop {
-            tokio::time::sleep(LOOK).await;
-            self.look();
+            tokio::time::sleep(POLL_INTERVAL).await;
+            self.reload_if_changed();
         }
     }
 
-    fn look(&mut self) {
-        let problem = match read(&self.files) {
-            Ok(texts) if texts == self.seen => return,
+    fn reload_if_changed(&mut self) {
+        let problem = match read_files(&self.files) {
+            Ok(texts) if texts == self.last_contents => return,
             Ok(texts) => {
-                let certified = certified(&self.files, &texts);
-                self.seen = texts;
+                let certified = parse_certified_key(&self.files, &texts);
+                self.last_contents = texts;
                 match certified {
                     Ok(certified) => {
-                        self.in_use.0.store(Arc::new(certified));
+                        self.resolver.0.store(Arc::new(certified));
                         self.up.set(1);
                         self.loads.inc();
                         tracing::info!(certificate = %self.files.certificate.display(), "certificate renewed");
@@ -130,9 +130,9 @@ impl Certificate {
                 }
             }
             // Said once for each outage.
-            Err(_) if self.seen.iter().all(Vec::is_empty) => return,
+            Err(_) if self.last_contents.iter().all(Vec::is_empty) => return,
             Err(problem) => {
-                self.seen = Default::default();
+                self.last_contents = Default::default();
                 problem
             }
         };
@@ -142,12 +142,15 @@ impl Certificate {
     }
 }
 
-fn read(files: &Files) -> Result<[Vec<u8>; 2], CertificateError> {
+fn read_files(files: &CertificateFiles) -> Result<[Vec<u8>; 2], CertificateError> {
     let text = |path: &Path| fs::read(path).map_err(|source| CertificateError::Read { path: path.to_owned(), source });
     Ok([text(&files.certificate)?, text(&files.key)?])
 }
 
-fn certified(files: &Files, [certificate, key]: &[Vec<u8>; 2]) -> Result<CertifiedKey, CertificateError> {
+fn parse_certified_key(
+    files: &CertificateFiles,
+    [certificate, key]: &[Vec<u8>; 2],
+) -> Result<CertifiedKey, CertificateError> {
     let pem = |path: &Path| {
         let path = path.to_owned();
         move |source| CertificateError::Pem { path, source }
@@ -158,9 +161,9 @@ fn certified(files: &Files, [certificate, key]: &[Vec<u8>; 2]) -> Result<Certifi
         return Err(pem(&files.certificate)(rustls::pki_types::pem::Error::NoItemsFound));
     }
     let key = PrivateKeyDer::from_pem_slice(key).map_err(pem(&files.key))?;
-    Ok(CertifiedKey::from_der(chain, key, &provider())?)
+    Ok(CertifiedKey::from_der(chain, key, &crypto_provider())?)
 }
 
-fn provider() -> Arc<CryptoProvider> {
+fn crypto_provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

@@ -20,39 +20,39 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 /// Clients that give up together must not end the connection of everybody else: with h2's default more than 20 do.
-const RESETS: usize = 10_000;
+const MAX_RESET_STREAMS: usize = 10_000;
 /// Requests at the same time on one connection. An Envoy has one for each of its threads.
-const STREAMS: u32 = 10_000;
+const MAX_CONCURRENT_STREAMS: u32 = 10_000;
 /// What one stream may send ahead: Envoy's advice for a piece of a body.
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// What all streams of a connection may send ahead: so many that some whose servers read slowly do not stop the others.
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// Envoy passes on headers of 60 KiB.
-const HEADERS: u32 = 128 * 1024;
+const MAX_HEADER_LIST_SIZE: u32 = 128 * 1024;
 /// How often an Envoy is asked whether it is there, and how long it may take to answer: one that has vanished without a
 /// word is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
-const PATIENCE: Duration = Duration::from_secs(20);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a client may take to begin, with TLS and with HTTP/2.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that were accepted and wait for their thread.
-const WAITING: usize = 64;
+const ACCEPT_QUEUE: usize = 64;
 /// How long to wait when the system gives no more connections.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// What answers calls.
-pub(crate) trait Answer: Clone + Send + 'static {
+pub(crate) trait Handler: Clone + Send + 'static {
     /// Answers one.
-    fn answer(self, request: Request<RecvStream>, answer: SendResponse<Slices>) -> impl Future<Output = ()> + Send;
+    fn handle(self, request: Request<RecvStream>, answer: SendResponse<Slices>) -> impl Future<Output = ()> + Send;
 
     /// What connections are accepted with; none where they are not encrypted.
-    fn tls(&self) -> Option<TlsAcceptor> {
+    fn tls_acceptor(&self) -> Option<TlsAcceptor> {
         None
     }
 }
 
 /// As many threads as there are processors for this process.
-pub(crate) fn a_thread_a_processor() -> NonZeroUsize {
+pub(crate) fn worker_threads() -> NonZeroUsize {
     thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
@@ -69,7 +69,7 @@ pub(crate) async fn serve<A>(
     grace: Duration,
 ) -> usize
 where
-    A: Answer,
+    A: Handler,
 {
     let cut = CancellationToken::new();
     // Also when this is not waited for to its end.
@@ -77,9 +77,9 @@ where
     let mut workers = JoinSet::new();
     let mut queues = Vec::new();
     for _ in 0..threads.get() {
-        let (queue, accepted) = mpsc::channel(WAITING);
+        let (queue, accepted) = mpsc::channel(ACCEPT_QUEUE);
         queues.push(queue);
-        let worker = Worker { accepted, answer: answer.clone(), stop: stop.clone(), cut: cut.clone() };
+        let worker = ConnectionWorker { accepted, handler: answer.clone(), stop: stop.clone(), abort: cut.clone() };
         workers.spawn_blocking(move || worker.run());
     }
     let mut next = queues.iter().cycle();
@@ -92,7 +92,7 @@ where
                     // A worker ends only after this.
                     drop(queue.send(stream).await);
                 },
-                Err(error) => pause(&error).await,
+                Err(error) => back_off(&error).await,
             },
         }
     }
@@ -114,14 +114,14 @@ where
 }
 
 /// One thread, and what it serves.
-struct Worker<A> {
+struct ConnectionWorker<A> {
     accepted: mpsc::Receiver<std::net::TcpStream>,
-    answer: A,
+    handler: A,
     stop: CancellationToken,
-    cut: CancellationToken,
+    abort: CancellationToken,
 }
 
-impl<A: Answer> Worker<A> {
+impl<A: Handler> ConnectionWorker<A> {
     /// Serves until nothing more is accepted and everything has ended, or is cut: how many connections then.
     fn run(self) -> usize {
         match runtime::Builder::new_current_thread().enable_all().build() {
@@ -138,7 +138,7 @@ impl<A: Answer> Worker<A> {
         loop {
             tokio::select! {
                 accepted = self.accepted.recv() => match accepted {
-                    Some(stream) => drop(connections.spawn(connection(stream, self.answer.clone(), self.stop.clone()))),
+                    Some(stream) => drop(connections.spawn(accept_connection(stream, self.handler.clone(), self.stop.clone()))),
                     None => break,
                 },
                 Some(_ended) = connections.join_next() => {}
@@ -148,59 +148,59 @@ impl<A: Answer> Worker<A> {
         tokio::select! {
             biased;
             () = all_ended => 0,
-            () = self.cut.cancelled() => connections.len(),
+            () = self.abort.cancelled() => connections.len(),
         }
     }
 }
 
 /// Errors of one connection are that client's; others mean that the system has no more to give for now.
-async fn pause(error: &io::Error) {
+async fn back_off(error: &io::Error) {
     let of_client = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
     if !of_client.contains(&error.kind()) {
         tracing::warn!(%error, "no connection can be accepted");
-        sleep(ACCEPT_PAUSE).await;
+        sleep(ACCEPT_BACKOFF).await;
     }
 }
 
-async fn connection<A: Answer>(stream: std::net::TcpStream, answer: A, stop: CancellationToken) {
+async fn accept_connection<A: Handler>(stream: std::net::TcpStream, answer: A, stop: CancellationToken) {
     // Where it fails, whoever it was is gone already.
     let Ok(stream) = stream.set_nodelay(true).and_then(|()| TcpStream::from_std(stream)) else { return };
-    let Some(acceptor) = answer.tls() else { return serve_one(stream, answer, stop).await };
-    match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => serve_one(stream, answer, stop).await,
+    let Some(acceptor) = answer.tls_acceptor() else { return serve_connection(stream, answer, stop).await };
+    match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => serve_connection(stream, answer, stop).await,
         Ok(Err(error)) => tracing::debug!(%error, "no TLS"),
-        Err(_) => tracing::debug!("no TLS within {HANDSHAKE:?}"),
+        Err(_) => tracing::debug!("no TLS within {HANDSHAKE_TIMEOUT:?}"),
     }
 }
 
-async fn serve_one<A, I>(stream: I, answer: A, stop: CancellationToken)
+async fn serve_connection<A, I>(stream: I, answer: A, stop: CancellationToken)
 where
-    A: Answer,
+    A: Handler,
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut http2 = Builder::new();
     http2
-        .max_concurrent_streams(STREAMS)
-        .max_pending_accept_reset_streams(RESETS)
-        .max_local_error_reset_streams(Some(RESETS))
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
+        .max_local_error_reset_streams(Some(MAX_RESET_STREAMS))
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(HEADERS);
-    let mut connection = match timeout(HANDSHAKE, http2.handshake(stream)).await {
+        .max_header_list_size(MAX_HEADER_LIST_SIZE);
+    let mut connection = match timeout(HANDSHAKE_TIMEOUT, http2.handshake(stream)).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return tracing::debug!(%error, "no HTTP/2"),
-        Err(_) => return tracing::debug!("no HTTP/2 within {HANDSHAKE:?}"),
+        Err(_) => return tracing::debug!("no HTTP/2 within {HANDSHAKE_TIMEOUT:?}"),
     };
     // All of a connection's calls are polled here, so that what several of them say is written together.
     let mut calls = FuturesUnordered::new();
-    let mut vanished = pin!(vanished(connection.ping_pong()));
+    let mut vanished = pin!(keepalive_failed(connection.ping_pong()));
     let mut stopped = pin!(stop.cancelled());
     let mut ends = false;
     loop {
         tokio::select! {
             biased;
             accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => calls.push(answer.clone().answer(request, respond)),
+                Some(Ok((request, respond))) => calls.push(answer.clone().handle(request, respond)),
                 Some(Err(error)) => return tracing::debug!(%error, "connection broken"),
                 None => return,
             },
@@ -209,18 +209,18 @@ where
                 ends = true;
                 connection.graceful_shutdown();
             }
-            () = &mut vanished => return tracing::debug!("no answer to a ping within {PATIENCE:?}"),
+            () = &mut vanished => return tracing::debug!("no answer to a ping within {KEEPALIVE_TIMEOUT:?}"),
         }
     }
 }
 
 /// Ends when whoever is at the other end does not answer any more.
-async fn vanished(pings: Option<PingPong>) {
+async fn keepalive_failed(pings: Option<PingPong>) {
     // There is one, as nobody has asked for it before.
     let Some(mut pings) = pings else { return std::future::pending().await };
     loop {
-        sleep(KEEP_ALIVE).await;
-        if timeout(PATIENCE, pings.ping(Ping::opaque())).await.is_err() {
+        sleep(KEEPALIVE_INTERVAL).await;
+        if timeout(KEEPALIVE_TIMEOUT, pings.ping(Ping::opaque())).await.is_err() {
             return;
         }
     }

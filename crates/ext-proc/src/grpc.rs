@@ -8,16 +8,16 @@
 //! The framing is that of "gRPC over HTTP2" (grpc/grpc, doc/PROTOCOL-HTTP2.md). Compression is not spoken.
 
 mod call;
-mod messages;
-mod outbox;
+mod decoder;
+mod send_buffer;
 mod status;
 
-pub(crate) use {messages::Messages, outbox::Outbox};
+pub(crate) use {decoder::MessageDecoder, send_buffer::SendBuffer};
 
-pub(crate) use call::{Call, Next, Replies, Work, refuse};
-pub(crate) use messages::{Incoming, Opening};
-pub(crate) use outbox::Slices;
-pub(crate) use status::Status;
+pub(crate) use call::{CallFlow, CallHandler, GrpcCall, ReplyQueue, refuse_call};
+pub(crate) use decoder::{PartialFrame, StreamableMessage};
+pub(crate) use send_buffer::Slices;
+pub(crate) use status::GrpcStatus;
 
 /// What stands before each message: whether it is compressed, and its length.
-const PREFIX: usize = 5;
+const PREFIX_LENGTH: usize = 5;

@@ -4,10 +4,10 @@
 //! its methods, the connections, and what the metrics port tells. [`Server`] puts them together over rules that come
 //! from anywhere; the program feeds it from a cluster ([`run`]).
 
+mod admin;
 mod certificate;
 mod clock;
 mod connections;
-mod feed;
 pub mod fixed_exchange;
 #[cfg(test)]
 mod fixtures;
@@ -15,16 +15,16 @@ mod grpc;
 mod health;
 pub mod no_op;
 mod processor;
+mod processor_call;
 mod program;
-mod protocol;
+mod proto;
 mod readiness;
+mod rule_source;
 mod server;
 mod service;
-mod telemetry;
-mod timed;
 
-pub use certificate::{CertificateError, Files};
-pub use processor::{How, Rewrite};
-pub use program::{Options, run};
-pub use readiness::Readiness;
-pub use server::{Listeners, Server, Settings};
+pub use certificate::{CertificateError, CertificateFiles};
+pub use processor::{RewriteMode, RewriteOptions};
+pub use program::{ProgramOptions, run};
+pub use readiness::ServerReadiness;
+pub use server::{ExtProcServer, Listeners, ServerSettings};

@@ -2,10 +2,10 @@
 //! streams as [`crate::Server`]: what those cost by themselves. For benches.
 
 use crate::{
-    connections::{self, Answer},
-    grpc::{Call, Next, Replies, Slices, Work},
-    processor::parts,
-    protocol::{Direction, Event, ProcessingRequest, Reply},
+    connections::{self, Handler},
+    grpc::{CallFlow, CallHandler, GrpcCall, ReplyQueue, Slices},
+    processor::push_body_chunks,
+    proto::{Direction, ProcessingEvent, ProcessingRequest, ProcessorReply},
 };
 use h2::{RecvStream, server::SendResponse};
 use http::Request;
@@ -15,35 +15,39 @@ use tokio_util::sync::CancellationToken;
 
 /// Serves until `stop`.
 pub async fn serve(listener: TcpListener, stop: CancellationToken) {
-    connections::serve(listener, connections::a_thread_a_processor(), Nothing, stop, Duration::ZERO).await;
+    connections::serve(listener, connections::worker_threads(), NoOpService, stop, Duration::ZERO).await;
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Nothing;
+struct NoOpService;
 
-impl Answer for Nothing {
-    async fn answer(self, request: Request<RecvStream>, answer: SendResponse<Slices>) {
-        Call::new(request.into_body(), answer, usize::MAX, self).await;
+impl Handler for NoOpService {
+    async fn handle(self, request: Request<RecvStream>, answer: SendResponse<Slices>) {
+        GrpcCall::new(request.into_body(), answer, usize::MAX, self).await;
     }
 }
 
-impl Work for Nothing {
+impl CallHandler for NoOpService {
     type Message = ProcessingRequest;
 
-    fn takes_pieces(&self, _: Direction) -> bool {
+    fn accepts_chunks(&self, _: Direction) -> bool {
         true
     }
 
-    fn take(&mut self, message: ProcessingRequest, replies: &mut Replies) -> Next {
+    fn handle_message(&mut self, message: ProcessingRequest, replies: &mut ReplyQueue) -> CallFlow {
         match message.event {
-            Some(Event::RequestHeaders(_)) => replies.push_back(Reply::request_headers(None)),
-            Some(Event::RequestBody(body)) => parts(Direction::Request, vec![body.body], body.end_of_stream, replies),
-            Some(Event::RequestTrailers(_)) => replies.push_back(Reply::request_trailers()),
-            Some(Event::ResponseHeaders(_)) => replies.push_back(Reply::response_headers(None)),
-            Some(Event::ResponseBody(body)) => parts(Direction::Response, vec![body.body], body.end_of_stream, replies),
-            Some(Event::ResponseTrailers(_)) => replies.push_back(Reply::response_trailers()),
+            Some(ProcessingEvent::RequestHeaders(_)) => replies.push_back(ProcessorReply::request_headers(None)),
+            Some(ProcessingEvent::RequestBody(body)) => {
+                push_body_chunks(Direction::Request, vec![body.body], body.end_of_stream, replies)
+            }
+            Some(ProcessingEvent::RequestTrailers(_)) => replies.push_back(ProcessorReply::request_trailers()),
+            Some(ProcessingEvent::ResponseHeaders(_)) => replies.push_back(ProcessorReply::response_headers(None)),
+            Some(ProcessingEvent::ResponseBody(body)) => {
+                push_body_chunks(Direction::Response, vec![body.body], body.end_of_stream, replies)
+            }
+            Some(ProcessingEvent::ResponseTrailers(_)) => replies.push_back(ProcessorReply::response_trailers()),
             None => {}
         }
-        Next::Message
+        CallFlow::Continue
     }
 }

@@ -20,64 +20,65 @@
 //! What is counted follows from the [`Exchange`] alone. No network: a function of its messages, and of time and
 //! chance as they are told.
 
-mod hold;
-mod how;
-mod mode;
+mod body_mode;
+mod buffer;
+mod internal_headers;
 mod observer;
-mod restoring;
-mod sent;
+mod response_restorer;
+mod rewrite_options;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use hold::{Hold, Room};
-pub use how::{How, Rewrite};
-pub(crate) use observer::Figures;
+pub(crate) use buffer::{BufferBudget, Permit};
+pub(crate) use observer::ObservedMetrics;
+pub use rewrite_options::{RewriteMode, RewriteOptions};
 
 use crate::{
-    grpc::Replies,
-    protocol::{
-        BodyPart, Direction, Event, HeaderMap, HeaderMutation, HttpBody, HttpHeaders, ProcessingRequest, Reply,
+    grpc::ReplyQueue,
+    proto::{
+        BodyChunk, Direction, HeaderMap, HeaderMutation, HttpBody, HttpHeaders, ProcessingEvent, ProcessingRequest,
+        ProcessorReply,
     },
 };
+use body_mode::{BodyMode, BodyModes};
+use buffer::BufferedBody;
 use bytes::Bytes;
-use hold::Held;
 use http::{HeaderName, StatusCode, header::CONTENT_LENGTH};
+use internal_headers::InternalHeaders;
 use jiff::Timestamp;
-use mode::{Mode, Modes};
-use observer::Observer;
+use observer::StreamObserver;
 use prometheus_client::metrics::gauge::Gauge;
-use restoring::Restoring;
+use response_restorer::ResponseRestorer;
 use rollora_router::{
+    active_rules::ActiveRules,
     exchange::{BodyAction, Exchange, HeadAction, RequestHead},
-    guard::Guard,
-    headers::{Headers, INTERNAL_TO_REQUESTS, MODEL_HEADER, TARGET_HEADER},
-    in_force::InForce,
-    refusal::{Refusal, error_body},
+    guard::PathGuard,
+    headers::{HeaderLookup, MODEL_HEADER, REQUEST_ONLY_HEADERS, TARGET_HEADER},
+    refusal::{RequestRefusal, error_body},
 };
-use sent::Sent;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 /// The longest piece of a body in one reply: Envoy's advice is to stay below 64 KiB.
-pub(crate) const LONGEST_PART: usize = 62_000;
+pub(crate) const MAX_BODY_CHUNK: usize = 62_000;
 
 /// What all streams share.
 #[derive(Debug)]
-pub(crate) struct Rules {
-    pub(crate) in_force: Arc<InForce>,
-    pub(crate) guard: Guard,
+pub(crate) struct ProcessorShared {
+    pub(crate) active_rules: Arc<ActiveRules>,
+    pub(crate) guard: PathGuard,
     /// How a rule is applied and told.
-    pub(crate) how: How,
+    pub(crate) rewrite: RewriteOptions,
     /// How much is held, and how long.
-    pub(crate) hold: Hold,
+    pub(crate) buffer: BufferBudget,
     /// What filters in observability mode have seen.
-    pub(crate) figures: Figures,
+    pub(crate) observed: ObservedMetrics,
     /// The longest body that is taken as a whole.
     pub(crate) max_body: usize,
     /// A filter that cannot be served was told of in the log.
-    pub(crate) complained: AtomicBool,
+    pub(crate) mode_warned: AtomicBool,
     /// How many streams there are.
     pub(crate) streams: Gauge,
     /// Asked when a stream ends; at all other times it is told.
@@ -86,7 +87,7 @@ pub(crate) struct Rules {
 
 /// Time and chance, as they are told.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Moment {
+pub(crate) struct CallContext {
     pub(crate) now: Timestamp,
     /// Any number, all being equally likely.
     pub(crate) random: u64,
@@ -95,61 +96,70 @@ pub(crate) struct Moment {
 /// One stream.
 #[derive(Debug)]
 pub(crate) struct Processor {
-    rules: Arc<Rules>,
-    modes: Option<Modes>,
+    shared: Arc<ProcessorShared>,
+    modes: Option<BodyModes>,
     exchange: Option<Exchange>,
     /// What the client sent under internal names.
-    sent: Sent,
+    internal_headers: InternalHeaders,
     /// The headers' reply waits, and the body with it.
-    held: Option<Held>,
-    observer: Option<Observer>,
+    buffered: Option<BufferedBody>,
+    observer: Option<StreamObserver>,
     /// The answer gets the client's name.
-    restoring: Option<Restoring>,
+    restorer: Option<ResponseRestorer>,
     /// The body goes through the exchange.
     reads_body: bool,
     /// The client has been answered here: nothing more is said.
-    answered: bool,
+    refused: bool,
 }
 
 impl Processor {
-    pub(crate) fn new(rules: Arc<Rules>) -> Self {
-        rules.streams.inc();
+    pub(crate) fn new(shared: Arc<ProcessorShared>) -> Self {
+        shared.streams.inc();
         Self {
-            rules,
+            shared,
             modes: None,
             exchange: None,
-            sent: Sent::default(),
-            held: None,
+            internal_headers: InternalHeaders::default(),
+            buffered: None,
             observer: None,
-            restoring: None,
+            restorer: None,
             reads_body: false,
-            answered: false,
+            refused: false,
         }
     }
 
     /// Takes in a message, and puts what is to be said into `replies`. False when nothing more will be said.
-    pub(crate) fn take(&mut self, message: ProcessingRequest, moment: Moment, replies: &mut Replies) -> bool {
+    pub(crate) fn handle_message(
+        &mut self,
+        message: ProcessingRequest,
+        moment: CallContext,
+        replies: &mut ReplyQueue,
+    ) -> bool {
         if message.observability_mode {
             // Nobody reads replies.
             if let Some(event) = message.event {
-                self.observer.get_or_insert_with(|| Observer::new(moment.now)).take(&event, &self.rules, moment.now);
+                self.observer.get_or_insert_with(|| StreamObserver::new(moment.now)).observe(
+                    &event,
+                    &self.shared,
+                    moment.now,
+                );
             }
             return true;
         }
-        let modes = *self.modes.get_or_insert_with(|| Modes::of(message.protocol_config.as_ref()));
-        if let Some(event) = message.event.filter(|_| !self.answered)
-            && let Err(refusal) = self.event(modes, event, moment, replies)
+        let modes = *self.modes.get_or_insert_with(|| BodyModes::from_config(message.protocol_config.as_ref()));
+        if let Some(event) = message.event.filter(|_| !self.refused)
+            && let Err(refusal) = self.handle_event(modes, event, moment, replies)
         {
-            self.answer(refusal, replies);
+            self.refuse(refusal, replies);
         }
-        !self.answered
+        !self.refused
     }
 
-    fn answer(&mut self, refusal: Refused, replies: &mut Replies) {
-        self.answered = true;
-        self.held = None;
-        if let Refused::Mode(words) = refusal
-            && !self.rules.complained.swap(true, Relaxed)
+    fn refuse(&mut self, refusal: ProcessorRefusal, replies: &mut ReplyQueue) {
+        self.refused = true;
+        self.buffered = None;
+        if let ProcessorRefusal::UnsupportedMode(words) = refusal
+            && !self.shared.mode_warned.swap(true, Relaxed)
         {
             tracing::warn!("{words}");
         }
@@ -157,67 +167,75 @@ impl Processor {
     }
 
     /// Whether a long piece of a body of this direction may be told as several: where each needs no reply of its own.
-    pub(crate) fn takes_pieces(&self, direction: Direction) -> bool {
+    pub(crate) fn accepts_chunks(&self, direction: Direction) -> bool {
         let mode = self.modes.map(|modes| match direction {
             Direction::Request => modes.request,
             Direction::Response => modes.response,
         });
-        mode == Some(Mode::Duplex)
+        mode == Some(BodyMode::FullDuplexStreamed)
     }
 
     /// Whether a part of the request is held here until more of its body comes.
-    pub(crate) fn is_holding(&self) -> bool {
-        self.held.is_some() || (self.reads_body && self.exchange.as_ref().is_some_and(Exchange::holds))
+    pub(crate) fn is_buffering(&self) -> bool {
+        self.buffered.is_some() || (self.reads_body && self.exchange.as_ref().is_some_and(Exchange::has_buffered))
     }
 
     /// How much room is needed before more of the body may come, in bytes.
-    pub(crate) fn lacks_room(&self) -> Option<usize> {
-        self.held.as_ref()?.lacks_room(&self.rules.hold)
+    pub(crate) fn needs_permit(&self) -> Option<usize> {
+        self.buffered.as_ref()?.needs_permit(&self.shared.buffer)
     }
 
     /// There is so much room now.
-    pub(crate) fn give_room(&mut self, room: Room) {
-        if let Some(held) = &mut self.held {
-            held.give_room(room);
+    pub(crate) fn set_permit(&mut self, room: Permit) {
+        if let Some(held) = &mut self.buffered {
+            held.set_permit(room);
         }
     }
 
     /// It was held for too long.
-    pub(crate) fn held_too_long(&mut self, replies: &mut Replies) {
-        let refusal = Refusal::HeldTooLong { limit: self.rules.hold.timeout };
+    pub(crate) fn time_out_buffer(&mut self, replies: &mut ReplyQueue) {
+        let refusal = RequestRefusal::BufferTimeout { limit: self.shared.buffer.timeout };
         let refusal = match &mut self.exchange {
             Some(exchange) => exchange.refuse(refusal),
             None => refusal,
         };
-        self.answer(refusal.into(), replies);
+        self.refuse(refusal.into(), replies);
     }
 
-    pub(crate) fn rules(&self) -> &Arc<Rules> {
-        &self.rules
+    pub(crate) fn shared(&self) -> &Arc<ProcessorShared> {
+        &self.shared
     }
 
-    fn event(&mut self, modes: Modes, event: Event, moment: Moment, replies: &mut Replies) -> Result<(), Refused> {
+    fn handle_event(
+        &mut self,
+        modes: BodyModes,
+        event: ProcessingEvent,
+        moment: CallContext,
+        replies: &mut ReplyQueue,
+    ) -> Result<(), ProcessorRefusal> {
         match event {
-            Event::RequestHeaders(headers) => self.request_headers(modes.request, &headers, moment, replies),
-            Event::RequestBody(body) => self.request_body(modes.request, &body, moment, replies),
-            Event::RequestTrailers(_) => self.request_trailers(modes.request, replies),
-            Event::ResponseHeaders(headers) => {
+            ProcessingEvent::RequestHeaders(headers) => self.request_headers(modes.request, &headers, moment, replies),
+            ProcessingEvent::RequestBody(body) => self.request_body(modes.request, &body, moment, replies),
+            ProcessingEvent::RequestTrailers(_) => self.request_trailers(modes.request, replies),
+            ProcessingEvent::ResponseHeaders(headers) => {
                 replies.push_back(self.response_headers(modes.response, &headers, moment));
                 Ok(())
             }
-            Event::ResponseBody(body) => {
-                match (modes.response, &mut self.restoring) {
-                    (mode, Some(restoring)) => restoring.body(mode, &body, replies),
-                    (Mode::Duplex, None) => parts(Direction::Response, vec![body.body], body.end_of_stream, replies),
-                    _ => replies.push_back(Reply::response_body()),
+            ProcessingEvent::ResponseBody(body) => {
+                match (modes.response, &mut self.restorer) {
+                    (mode, Some(restoring)) => restoring.handle_body(mode, &body, replies),
+                    (BodyMode::FullDuplexStreamed, None) => {
+                        push_body_chunks(Direction::Response, vec![body.body], body.end_of_stream, replies)
+                    }
+                    _ => replies.push_back(ProcessorReply::response_body()),
                 }
                 Ok(())
             }
-            Event::ResponseTrailers(_) => {
-                if let Some(restoring) = &mut self.restoring {
-                    restoring.trailers(modes.response, replies)?;
+            ProcessingEvent::ResponseTrailers(_) => {
+                if let Some(restoring) = &mut self.restorer {
+                    restoring.handle_trailers(modes.response, replies)?;
                 }
-                replies.push_back(Reply::response_trailers());
+                replies.push_back(ProcessorReply::response_trailers());
                 Ok(())
             }
         }
@@ -225,198 +243,221 @@ impl Processor {
 
     fn request_headers(
         &mut self,
-        mode: Mode,
+        mode: BodyMode,
         message: &HttpHeaders,
-        moment: Moment,
-        replies: &mut Replies,
-    ) -> Result<(), Refused> {
-        if mode == Mode::Unsupported {
-            return Err(Refused::Mode(UNSUPPORTED));
+        moment: CallContext,
+        replies: &mut ReplyQueue,
+    ) -> Result<(), ProcessorRefusal> {
+        if mode == BodyMode::Unsupported {
+            return Err(ProcessorRefusal::UnsupportedMode(UNSUPPORTED_MODE));
         }
         let none = HeaderMap::default();
         let headers = message.headers.as_ref().unwrap_or(&none);
         let target = headers.first(":path").and_then(|path| str::from_utf8(path).ok()).unwrap_or("/");
-        let head = RequestHead { target, headers, has_body: !message.end_of_stream };
-        let (mut exchange, action) = Exchange::begin(&self.rules.in_force, self.rules.guard, &head, moment.now);
-        self.sent = Sent::of(headers);
-        let mut how = self.rules.how.clone();
+        let head = RequestHead { path_and_query: target, headers, has_body: !message.end_of_stream };
+        let (mut exchange, action) = Exchange::begin(&self.shared.active_rules, self.shared.guard, &head, moment.now);
+        self.internal_headers = InternalHeaders::from_headers(headers);
+        let mut how = self.shared.rewrite.clone();
         match action {
             HeadAction::Refuse(refusal) => return Err(refusal.into()),
             HeadAction::Forward => {}
-            HeadAction::ReadBody if mode == Mode::None => {
+            HeadAction::ReadBody if mode == BodyMode::None => {
                 // The one way in which a rule can be applied to a body that is not seen.
-                how.rewrite = Rewrite::Header;
+                how.mode = RewriteMode::Header;
                 match headers.first(MODEL_HEADER).and_then(|model| str::from_utf8(model.trim_ascii()).ok()) {
-                    Some(model) if !model.is_empty() => exchange.body_named(model, moment.random, moment.now)?,
-                    _ => exchange.body_unseen(),
+                    Some(model) if !model.is_empty() => exchange.route_by_model(model, moment.random, moment.now)?,
+                    _ => exchange.skip_body(),
                 }
             }
-            HeadAction::ReadBody if how.tells_headers() && mode == Mode::Streamed => {
-                return Err(Refused::Mode(NO_PLACE));
+            HeadAction::ReadBody if how.sets_model_headers() && mode == BodyMode::Streamed => {
+                return Err(ProcessorRefusal::UnsupportedMode(NO_MODEL_HEADERS_MODE));
             }
             HeadAction::ReadBody => {
                 self.reads_body = true;
-                if how.rewrite == Rewrite::Header {
-                    exchange.leave_body();
+                if how.mode == RewriteMode::Header {
+                    exchange.preserve_body();
                 }
-                if how.tells_headers() && mode == Mode::Duplex {
-                    self.held = Some(Held::new(headers));
+                if how.sets_model_headers() && mode == BodyMode::FullDuplexStreamed {
+                    self.buffered = Some(BufferedBody::new(headers));
                     self.exchange = Some(exchange);
                     return Ok(());
                 }
             }
         }
-        let change = if self.reads_body { self.sent.removed() } else { self.sent.change(&how, &exchange) };
-        replies.push_back(Reply::request_headers(change));
+        let change = if self.reads_body {
+            self.internal_headers.removal()
+        } else {
+            self.internal_headers.mutation(&how, &exchange)
+        };
+        replies.push_back(ProcessorReply::request_headers(change));
         self.exchange = Some(exchange);
         Ok(())
     }
 
     fn request_body(
         &mut self,
-        mode: Mode,
+        mode: BodyMode,
         message: &HttpBody,
-        moment: Moment,
-        replies: &mut Replies,
-    ) -> Result<(), Refused> {
+        moment: CallContext,
+        replies: &mut ReplyQueue,
+    ) -> Result<(), ProcessorRefusal> {
         let exchange = self.exchange.as_mut().filter(|_| self.reads_body);
         match (mode, exchange) {
-            (Mode::Duplex, Some(exchange)) => {
-                let slices = piece(exchange, message, moment)?;
-                let Some(slices) = hold(&mut self.held, exchange, &self.rules, slices, message.end_of_stream)? else {
+            (BodyMode::FullDuplexStreamed, Some(exchange)) => {
+                let slices = rewrite_chunk(exchange, message, moment)?;
+                let Some(slices) =
+                    buffer_until_routed(&mut self.buffered, exchange, &self.shared, slices, message.end_of_stream)?
+                else {
                     return Ok(());
                 };
-                if let Some(held) = self.held.take() {
-                    replies.push_back(Reply::request_headers(self.sent.change(&self.rules.how, exchange)));
+                if let Some(held) = self.buffered.take() {
+                    replies.push_back(ProcessorReply::request_headers(
+                        self.internal_headers.mutation(&self.shared.rewrite, exchange),
+                    ));
                     drop(held);
                 }
-                parts(Direction::Request, slices, message.end_of_stream, replies);
+                push_body_chunks(Direction::Request, slices, message.end_of_stream, replies);
             }
-            (Mode::Duplex, None) => {
-                parts(Direction::Request, vec![message.body.clone()], message.end_of_stream, replies);
+            (BodyMode::FullDuplexStreamed, None) => {
+                push_body_chunks(Direction::Request, vec![message.body.clone()], message.end_of_stream, replies);
             }
-            (Mode::Buffered, Some(exchange)) => {
-                replies.push_back(whole(exchange, &message.body, moment, &self.rules, &self.sent)?);
+            (BodyMode::Buffered, Some(exchange)) => {
+                replies.push_back(rewrite_whole(
+                    exchange,
+                    &message.body,
+                    moment,
+                    &self.shared,
+                    &self.internal_headers,
+                )?);
             }
-            (Mode::Streamed, Some(exchange)) => {
-                let body = Bytes::from(piece(exchange, message, moment)?.concat());
-                replies.push_back(Reply::request_body((body != message.body).then_some(body), None));
+            (BodyMode::Streamed, Some(exchange)) => {
+                let body = Bytes::from(rewrite_chunk(exchange, message, moment)?.concat());
+                replies.push_back(ProcessorReply::request_body((body != message.body).then_some(body), None));
             }
-            _ => replies.push_back(Reply::request_body(None, None)),
+            _ => replies.push_back(ProcessorReply::request_body(None, None)),
         }
         Ok(())
     }
 
     /// The body has ended, and no piece of it has said so.
-    fn request_trailers(&mut self, mode: Mode, replies: &mut Replies) -> Result<(), Refused> {
-        let in_pieces = self.reads_body && matches!(mode, Mode::Duplex | Mode::Streamed);
+    fn request_trailers(&mut self, mode: BodyMode, replies: &mut ReplyQueue) -> Result<(), ProcessorRefusal> {
+        let in_pieces = self.reads_body && matches!(mode, BodyMode::FullDuplexStreamed | BodyMode::Streamed);
         if let Some(exchange) = self.exchange.as_mut().filter(|_| in_pieces) {
             let mut slices = Vec::new();
             exchange.request_end(&mut slices)?;
-            if mode == Mode::Streamed && !slices.is_empty() {
+            if mode == BodyMode::Streamed && !slices.is_empty() {
                 // There is no reply left in which it could go on.
-                return Err(exchange.refuse(Refusal::BrokenBody).into());
+                return Err(exchange.refuse(RequestRefusal::MalformedBody).into());
             }
-            if let Some(held) = self.held.take() {
-                replies.push_back(Reply::request_headers(self.sent.change(&self.rules.how, exchange)));
-                slices = held.release(slices);
+            if let Some(held) = self.buffered.take() {
+                replies.push_back(ProcessorReply::request_headers(
+                    self.internal_headers.mutation(&self.shared.rewrite, exchange),
+                ));
+                slices = held.joined_with(slices);
             }
-            parts(Direction::Request, slices, false, replies);
+            push_body_chunks(Direction::Request, slices, false, replies);
         }
-        replies.push_back(Reply::request_trailers());
+        replies.push_back(ProcessorReply::request_trailers());
         Ok(())
     }
 
-    fn response_headers(&mut self, mode: Mode, message: &HttpHeaders, moment: Moment) -> Reply {
+    fn response_headers(&mut self, mode: BodyMode, message: &HttpHeaders, moment: CallContext) -> ProcessorReply {
         // A filter that is not shown the request's headers changes nothing.
-        let Some(exchange) = &mut self.exchange else { return Reply::response_headers(None) };
+        let Some(exchange) = &mut self.exchange else { return ProcessorReply::response_headers(None) };
         let none = HeaderMap::default();
         let headers = message.headers.as_ref().unwrap_or(&none);
-        let target = exchange.response_head(status(headers), moment.now);
-        if self.rules.how.restore_model && !message.end_of_stream {
-            self.restoring = Restoring::begin(mode, exchange, headers);
+        let target = exchange.response_head(response_status(headers), moment.now);
+        if self.shared.rewrite.restore_model && !message.end_of_stream {
+            self.restorer = ResponseRestorer::new(mode, exchange, headers);
         }
         // What a server says under names that mean nothing there; ours is overwritten where there is something to say.
         let is_foreign = |name: &&str| (**name != *TARGET_HEADER || target.is_none()) && headers.first(name).is_some();
-        let foreign = INTERNAL_TO_REQUESTS.into_iter().filter(is_foreign);
-        let mut change = HeaderMutation::removing(foreign);
+        let foreign = REQUEST_ONLY_HEADERS.into_iter().filter(is_foreign);
+        let mut change = HeaderMutation::remove(foreign);
         if let Some(target) = &target {
             let value = Bytes::copy_from_slice(target.as_bytes());
-            change.set = HeaderMutation::setting([(HeaderName::from_static(TARGET_HEADER), value)]).set;
+            change.set_headers =
+                HeaderMutation::overwrite([(HeaderName::from_static(TARGET_HEADER), value)]).set_headers;
         }
-        Reply::response_headers((!change.set.is_empty() || !change.remove.is_empty()).then_some(change))
+        ProcessorReply::response_headers(
+            (!change.set_headers.is_empty() || !change.remove_headers.is_empty()).then_some(change),
+        )
     }
 }
 
 impl Drop for Processor {
     fn drop(&mut self) {
-        self.rules.streams.dec();
+        self.shared.streams.dec();
         if let Some(observer) = self.observer.take() {
-            observer.end((self.rules.clock)());
+            observer.end((self.shared.clock)());
         }
         if let Some(exchange) = self.exchange.take() {
-            exchange.end((self.rules.clock)());
+            exchange.end((self.shared.clock)());
         }
     }
 }
 
 /// Why a client is answered here.
 #[derive(Debug)]
-enum Refused {
+enum ProcessorRefusal {
     /// The router says so.
-    Router(Refusal),
+    Router(RequestRefusal),
     /// The filter is set up in a way that nothing can be done in, and what to do about that.
-    Mode(&'static str),
+    UnsupportedMode(&'static str),
 }
 
-impl From<Refusal> for Refused {
-    fn from(refusal: Refusal) -> Self {
+impl From<RequestRefusal> for ProcessorRefusal {
+    fn from(refusal: RequestRefusal) -> Self {
         Self::Router(refusal)
     }
 }
 
-impl Refused {
-    fn into_reply(self) -> Reply {
+impl ProcessorRefusal {
+    fn into_reply(self) -> ProcessorReply {
         match self {
-            Self::Router(refusal) => Reply::immediate(refusal.status(), refusal.body(), refusal.reason()),
-            Self::Mode(words) => {
+            Self::Router(refusal) => ProcessorReply::immediate(refusal.status(), refusal.body(), refusal.reason()),
+            Self::UnsupportedMode(words) => {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
-                Reply::immediate(status, error_body(status, words, None), "UnsupportedMode")
+                ProcessorReply::immediate(status, error_body(status, words, None), "UnsupportedMode")
             }
         }
     }
 }
 
-const UNSUPPORTED: &str = "Envoy's ext_proc filter shows only a part of the request's body, or parts that cannot be \
+const UNSUPPORTED_MODE: &str = "Envoy's ext_proc filter shows only a part of the request's body, or parts that cannot be \
                            read: set request_body_mode to FULL_DUPLEX_STREAMED or BUFFERED";
 
-const NO_PLACE: &str = "Envoy's ext_proc filter has no place for headers that tell the model, which --routing-headers \
+const NO_MODEL_HEADERS_MODE: &str = "Envoy's ext_proc filter has no place for headers that tell the model, which --routing-headers \
                         and --rewrite header ask for: set request_body_mode to FULL_DUPLEX_STREAMED or BUFFERED";
 
 /// What may go on of a body whose next slices are these: all, where nothing waits; otherwise nothing until the model is
 /// known.
-fn hold(
-    held: &mut Option<Held>,
+fn buffer_until_routed(
+    held: &mut Option<BufferedBody>,
     exchange: &mut Exchange,
-    rules: &Rules,
+    rules: &ProcessorShared,
     slices: Vec<Bytes>,
     end_of_stream: bool,
-) -> Result<Option<Vec<Bytes>>, Refusal> {
+) -> Result<Option<Vec<Bytes>>, RequestRefusal> {
     let Some(waiting) = held else { return Ok(Some(slices)) };
     if end_of_stream || !exchange.awaits_model() {
-        return Ok(Some(waiting.release(slices)));
+        return Ok(Some(waiting.joined_with(slices)));
     }
-    waiting.add(slices);
-    if waiting.is_too_much(&rules.hold) {
-        return Err(exchange.refuse(Refusal::HeldTooMuch { limit: rules.hold.most }));
+    waiting.push(slices);
+    if waiting.exceeds_limit(&rules.buffer) {
+        return Err(exchange.refuse(RequestRefusal::BufferLimitExceeded { limit: rules.buffer.limit }));
     }
     Ok(None)
 }
 
 /// The next piece of a body: what goes on.
-fn piece(exchange: &mut Exchange, message: &HttpBody, moment: Moment) -> Result<Vec<Bytes>, Refusal> {
+fn rewrite_chunk(
+    exchange: &mut Exchange,
+    message: &HttpBody,
+    moment: CallContext,
+) -> Result<Vec<Bytes>, RequestRefusal> {
     let mut slices = Vec::with_capacity(4);
-    exchange.request_piece(&message.body, moment.random, moment.now, &mut slices)?;
+    exchange.request_chunk(&message.body, moment.random, moment.now, &mut slices)?;
     if message.end_of_stream {
         exchange.request_end(&mut slices)?;
     }
@@ -424,54 +465,65 @@ fn piece(exchange: &mut Exchange, message: &HttpBody, moment: Moment) -> Result<
 }
 
 /// A whole body: the reply, with the new length, without which Envoy answers 500.
-fn whole(exchange: &mut Exchange, body: &Bytes, moment: Moment, rules: &Rules, sent: &Sent) -> Result<Reply, Refusal> {
+fn rewrite_whole(
+    exchange: &mut Exchange,
+    body: &Bytes,
+    moment: CallContext,
+    rules: &ProcessorShared,
+    sent: &InternalHeaders,
+) -> Result<ProcessorReply, RequestRefusal> {
     let limit = rules.max_body;
     if body.len() > limit {
-        return Err(exchange.refuse(Refusal::TooLarge { limit }));
+        return Err(exchange.refuse(RequestRefusal::BodyTooLarge { limit }));
     }
     match exchange.request_body(body, moment.random, moment.now) {
         BodyAction::Refuse(refusal) => Err(refusal),
-        BodyAction::Pass => Ok(Reply::request_body(None, sent.told(&rules.how, exchange))),
+        BodyAction::Forward => Ok(ProcessorReply::request_body(None, sent.late_mutation(&rules.rewrite, exchange))),
         BodyAction::Replace(spliced) => {
             let length = Bytes::from(spliced.len().to_string());
-            let length = HeaderMutation::setting([(CONTENT_LENGTH, length)]);
-            let mut change = sent.told(&rules.how, exchange).unwrap_or_default();
-            change.headers.set.extend(length.set);
-            Ok(Reply::request_body(Some(spliced.into_bytes()), Some(change)))
+            let length = HeaderMutation::overwrite([(CONTENT_LENGTH, length)]);
+            let mut change = sent.late_mutation(&rules.rewrite, exchange).unwrap_or_default();
+            change.mutation.set_headers.extend(length.set_headers);
+            Ok(ProcessorReply::request_body(Some(spliced.into_bytes()), Some(change)))
         }
     }
 }
 
 /// Sends slices of a body on, in pieces that are short enough; nothing where there is nothing to say. What fits joins the
 /// piece that waits before it.
-pub(crate) fn parts(direction: Direction, mut slices: Vec<Bytes>, end_of_stream: bool, replies: &mut Replies) {
+pub(crate) fn push_body_chunks(
+    direction: Direction,
+    mut slices: Vec<Bytes>,
+    end_of_stream: bool,
+    replies: &mut ReplyQueue,
+) {
     slices.retain(|slice| !slice.is_empty());
     if slices.is_empty() && !end_of_stream {
         return;
     }
     let mut part = match replies.pop_back() {
-        Some(Reply::Body(part)) if part.direction == direction && !part.end_of_stream => part,
+        Some(ProcessorReply::BodyChunk(part)) if part.direction == direction && !part.end_of_stream => part,
         other => {
             replies.extend(other);
-            BodyPart { direction, slices: Vec::with_capacity(slices.len()), end_of_stream: false }
+            BodyChunk { direction, slices: Vec::with_capacity(slices.len()), end_of_stream: false }
         }
     };
-    let mut room = LONGEST_PART.saturating_sub(part.length());
+    let mut room = MAX_BODY_CHUNK.saturating_sub(part.body_length());
     for mut slice in slices {
         while slice.len() > room {
             part.slices.extend((room > 0).then(|| slice.split_to(room)));
             let slices = std::mem::take(&mut part.slices);
-            replies.push_back(Reply::Body(BodyPart { direction, slices, end_of_stream: false }));
-            room = LONGEST_PART;
+            replies.push_back(ProcessorReply::BodyChunk(BodyChunk { direction, slices, end_of_stream: false }));
+            room = MAX_BODY_CHUNK;
         }
         room -= slice.len();
         part.slices.push(slice);
     }
     part.end_of_stream = end_of_stream;
-    replies.push_back(Reply::Body(part));
+    replies.push_back(ProcessorReply::BodyChunk(part));
 }
 
 /// The response's status. One that Envoy does not tell counts as a success, as Envoy would not have passed it on.
-fn status(headers: &HeaderMap) -> StatusCode {
+fn response_status(headers: &HeaderMap) -> StatusCode {
     headers.first(":status").and_then(|status| StatusCode::from_bytes(status).ok()).unwrap_or(StatusCode::OK)
 }

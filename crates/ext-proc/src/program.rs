@@ -1,14 +1,14 @@
 //! The program: rules from a cluster, listeners by flags, signals.
 
 use crate::{
-    certificate::Files,
-    feed::Feed,
-    server::{Listeners, Server, Settings},
+    certificate::CertificateFiles,
+    rule_source::RuleSource,
+    server::{ExtProcServer, Listeners, ServerSettings},
 };
 use anyhow::{Context as _, Result, bail};
 use rollora_api::rewrite::PoolRef;
 use rollora_cluster::{Access, Cluster, Rewrites, Scope};
-use rollora_router::in_force::InForce;
+use rollora_router::active_rules::ActiveRules;
 use std::{convert::Infallible, io, net::IpAddr, sync::Arc};
 use tokio::{
     net::TcpListener,
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 /// What the program was told.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct ProgramOptions {
     /// The pool whose rewrites count.
     pub pool: String,
     /// The namespace of the pool and its rewrites.
@@ -32,19 +32,19 @@ pub struct Options {
     /// The port of `/rules`, `/metrics`, `/readyz` and `/livez`.
     pub metrics_port: u16,
     /// The certificate with which it speaks TLS; none where it does not.
-    pub tls: Option<Files>,
+    pub tls: Option<CertificateFiles>,
     /// How it serves.
-    pub settings: Settings,
+    pub settings: ServerSettings,
 }
 
 /// Serves until a signal asks it to end, and has let everything end that had begun.
-pub async fn run(options: Options) -> Result<()> {
+pub async fn run(options: ProgramOptions) -> Result<()> {
     let stop = CancellationToken::new();
-    let signals = signals(stop.clone())?;
+    let signals = stop_on_signals(stop.clone())?;
     let listeners = Listeners {
-        grpc: listen(options.address, options.grpc_port).await?,
-        health: listen(options.address, options.health_port).await?,
-        metrics: listen(options.address, options.metrics_port).await?,
+        grpc: bind(options.address, options.grpc_port).await?,
+        health: bind(options.address, options.health_port).await?,
+        metrics: bind(options.address, options.metrics_port).await?,
     };
     tracing::info!(
         pool = options.pool,
@@ -57,27 +57,27 @@ pub async fn run(options: Options) -> Result<()> {
     );
     let cluster = Cluster::connect(&Access::default(), "rollora-ext-proc").await?;
     let pool = PoolRef { name: options.pool, ..PoolRef::default() };
-    let in_force = Arc::new(InForce::new(pool, &[]));
-    let mut server = Server::new(Arc::clone(&in_force), options.settings);
+    let in_force = Arc::new(ActiveRules::new(pool, &[]));
+    let mut server = ExtProcServer::new(Arc::clone(&in_force), options.settings);
     if let Some(files) = options.tls {
-        server.speak_tls(files)?;
+        server.enable_tls(files)?;
     }
     let readiness = server.readiness().clone();
-    let feed = Feed::new(in_force, readiness, server.registry());
+    let feed = RuleSource::new(in_force, readiness, server.registry());
     let rewrites = Rewrites::new(&cluster, Scope::Namespace(options.namespace));
     tokio::select! {
         ended = server.serve(listeners, stop) => ended.context("the metrics port cannot be served"),
         asked = signals => match asked? {},
-        never = feed.follow(rewrites) => match never {},
+        never = feed.run(rewrites) => match never {},
     }
 }
 
-async fn listen(address: IpAddr, port: u16) -> Result<TcpListener> {
+async fn bind(address: IpAddr, port: u16) -> Result<TcpListener> {
     TcpListener::bind((address, port)).await.with_context(|| format!("cannot listen on {address}:{port}"))
 }
 
 /// From now on signals ask to end, which is waited for. The first asks for a drain; a second one means that nobody wants to wait.
-fn signals(stop: CancellationToken) -> io::Result<impl Future<Output = Result<Infallible>>> {
+fn stop_on_signals(stop: CancellationToken) -> io::Result<impl Future<Output = Result<Infallible>>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
         loop {

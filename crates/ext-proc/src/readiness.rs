@@ -5,7 +5,7 @@ use tokio::sync::watch;
 
 /// How far the program is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum ServerStage {
     /// The rules are not known yet.
     Starting,
     /// The rules are in force.
@@ -16,23 +16,23 @@ pub(crate) enum Stage {
 
 /// Whether requests should come here; clones speak of the same.
 #[derive(Debug, Clone)]
-pub struct Readiness {
-    stage: watch::Sender<Stage>,
+pub struct ServerReadiness {
+    stage: watch::Sender<ServerStage>,
     /// Why the rules are not known yet.
     problem: Arc<Mutex<Option<String>>>,
 }
 
-impl Readiness {
+impl ServerReadiness {
     pub(crate) fn new() -> Self {
-        Self { stage: watch::Sender::new(Stage::Starting), problem: Arc::default() }
+        Self { stage: watch::Sender::new(ServerStage::Starting), problem: Arc::default() }
     }
 
     /// The rules are in force for the first time.
-    pub fn serving(&self) {
+    pub fn set_serving(&self) {
         self.stage.send_if_modified(|stage| {
-            let starts = *stage == Stage::Starting;
+            let starts = *stage == ServerStage::Starting;
             if starts {
-                *stage = Stage::Serving;
+                *stage = ServerStage::Serving;
             }
             starts
         });
@@ -49,11 +49,11 @@ impl Readiness {
     }
 
     /// Whether requests should come, and in words why not.
-    pub(crate) fn words(&self) -> (bool, String) {
+    pub(crate) fn check(&self) -> (bool, String) {
         match self.stage() {
-            Stage::Serving => (true, "ok".to_owned()),
-            Stage::Draining => (false, "it is ending".to_owned()),
-            Stage::Starting => {
+            ServerStage::Serving => (true, "ok".to_owned()),
+            ServerStage::Draining => (false, "it is ending".to_owned()),
+            ServerStage::Starting => {
                 let why = self.problem().as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
                 (false, format!("the rewrites have not been read for the first time{why}"))
             }
@@ -61,16 +61,16 @@ impl Readiness {
     }
 
     /// From now on nothing new should come.
-    pub(crate) fn draining(&self) {
-        self.stage.send_replace(Stage::Draining);
+    pub(crate) fn set_draining(&self) {
+        self.stage.send_replace(ServerStage::Draining);
     }
 
-    pub(crate) fn stage(&self) -> Stage {
+    pub(crate) fn stage(&self) -> ServerStage {
         *self.stage.borrow()
     }
 
     /// The stages as they change, beginning with the present one.
-    pub(crate) fn stages(&self) -> watch::Receiver<Stage> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<ServerStage> {
         self.stage.subscribe()
     }
 }

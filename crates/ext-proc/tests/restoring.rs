@@ -7,8 +7,8 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
-use rollora_ext_proc::{How, Listeners, Server, Settings};
-use rollora_router::in_force::InForce;
+use rollora_ext_proc::{ExtProcServer, Listeners, RewriteOptions, ServerSettings};
+use rollora_router::active_rules::ActiveRules;
 use serde_json::{Value, json};
 use std::{
     io::Write as _,
@@ -27,11 +27,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 const MODES: [&str; 3] = ["FULL_DUPLEX_STREAMED", "STREAMED", "BUFFERED"];
-const LIMIT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn every_mode_that_shows_answers_gives_the_clients_name() {
-    let Some(envoy) = envoy() else {
+    let Some(envoy) = envoy_path() else {
         let words = "skipped: restoring through Envoy, because ROLLORA_ENVOY_HOME is not set";
         drop(writeln!(
             std::io::stderr().lock(),
@@ -43,31 +43,31 @@ async fn every_mode_that_shows_answers_gives_the_clients_name() {
     let seen = Arc::new(Notify::new());
     let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream_at = upstream.local_addr().unwrap();
-    tasks.spawn(answer(upstream, Arc::clone(&seen)));
+    tasks.spawn(serve_model(upstream, Arc::clone(&seen)));
     let processor = serve(&mut tasks).await;
     let ports: Vec<SocketAddr> = MODES.iter().map(|_| free_port()).collect();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("envoy.json");
-    std::fs::write(&file, configuration(&ports, processor, upstream_at).to_string()).unwrap();
+    std::fs::write(&file, envoy_config(&ports, processor, upstream_at).to_string()).unwrap();
     let mut command = Command::new(envoy);
     command.arg("-c").arg(&file).args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "error"]);
-    let _envoy = Running(command.stdout(Stdio::null()).spawn().unwrap());
+    let _envoy = ChildGuard(command.stdout(Stdio::null()).spawn().unwrap());
 
     for (mode, at) in MODES.into_iter().zip(ports) {
-        let json = ask(at, "/v1/completions", &mut tasks).await;
+        let json = request_via_envoy(at, "/v1/completions", &mut tasks).await;
         assert_eq!(json.headers().get("x-rollora-target").unwrap(), "alias-v2", "{mode}");
         assert_eq!(json.headers().get("content-length").is_some(), mode == "BUFFERED", "{mode}");
-        assert_eq!(whole(json).await, r#"{"id":1,"model":"alias","text":"alias-v2"}"#, "{mode}");
-        let zipped = ask(at, "/v1/completions/zipped", &mut tasks).await;
-        assert_eq!(whole(zipped).await, r#"{"model":"alias-v2"}"#, "{mode}");
+        assert_eq!(read_body(json).await, r#"{"id":1,"model":"alias","text":"alias-v2"}"#, "{mode}");
+        let zipped = request_via_envoy(at, "/v1/completions/zipped", &mut tasks).await;
+        assert_eq!(read_body(zipped).await, r#"{"model":"alias-v2"}"#, "{mode}");
         if mode == "BUFFERED" {
             continue;
         }
-        let mut events = ask(at, "/v1/chat/completions", &mut tasks).await.into_body();
+        let mut events = request_via_envoy(at, "/v1/chat/completions", &mut tasks).await.into_body();
         let mut text = String::new();
         // The server sends no more than the first event and a part of the next before this has come.
         while !text.contains("data: {\"model\":\"alias\"}\n\ndata: {\"model\" : ") {
-            let frame = tokio::time::timeout(LIMIT, events.frame()).await;
+            let frame = tokio::time::timeout(TIMEOUT, events.frame()).await;
             let frame = frame.unwrap_or_else(|_| panic!("{mode}: held {text:?}")).unwrap().unwrap();
             text.push_str(str::from_utf8(frame.data_ref().unwrap()).unwrap());
         }
@@ -78,15 +78,15 @@ async fn every_mode_that_shows_answers_gives_the_clients_name() {
     }
 }
 
-fn envoy() -> Option<PathBuf> {
+fn envoy_path() -> Option<PathBuf> {
     let home = std::env::var_os("ROLLORA_ENVOY_HOME").filter(|value| !value.is_empty())?;
     Some(PathBuf::from(home).join("bin/envoy"))
 }
 
 /// A child, until the test ends.
-struct Running(Child);
+struct ChildGuard(Child);
 
-impl Drop for Running {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         // It may have ended already.
         self.0.kill().ok();
@@ -109,11 +109,11 @@ async fn serve(tasks: &mut JoinSet<()>) -> SocketAddr {
     }))
     .unwrap();
     let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
-    let in_force = Arc::new(InForce::new(pool, &[RewriteGroup::Current]));
+    let in_force = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current]));
     in_force.reset(&[rewrite]);
-    let how = How { restore_model: true, ..How::default() };
-    let server = Server::new(in_force, Settings { how, ..Settings::default() });
-    server.readiness().serving();
+    let how = RewriteOptions { restore_model: true, ..RewriteOptions::default() };
+    let server = ExtProcServer::new(in_force, ServerSettings { rewrite: how, ..ServerSettings::default() });
+    server.readiness().set_serving();
     let listen = || TcpListener::bind("127.0.0.1:0");
     let (grpc, health, metrics) = (listen().await.unwrap(), listen().await.unwrap(), listen().await.unwrap());
     let at = grpc.local_addr().unwrap();
@@ -124,7 +124,7 @@ async fn serve(tasks: &mut JoinSet<()>) -> SocketAddr {
 }
 
 /// A model server that answers as the path says, and then closes the connection.
-async fn answer(listener: TcpListener, seen: Arc<Notify>) {
+async fn serve_model(listener: TcpListener, seen: Arc<Notify>) {
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
         let request = read_request(&mut stream).await;
@@ -180,7 +180,7 @@ async fn read_request(stream: &mut TcpStream) -> String {
 }
 
 /// Asks Envoy, as soon as it listens.
-async fn ask(at: SocketAddr, path: &str, tasks: &mut JoinSet<()>) -> Response<Incoming> {
+async fn request_via_envoy(at: SocketAddr, path: &str, tasks: &mut JoinSet<()>) -> Response<Incoming> {
     let connected = async {
         loop {
             match TcpStream::connect(at).await {
@@ -189,24 +189,24 @@ async fn ask(at: SocketAddr, path: &str, tasks: &mut JoinSet<()>) -> Response<In
             }
         }
     };
-    let stream = tokio::time::timeout(LIMIT, connected).await.expect("Envoy listens");
+    let stream = tokio::time::timeout(TIMEOUT, connected).await.expect("Envoy listens");
     let (mut sender, connection) = http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.unwrap();
     tasks.spawn(async move { connection.await.unwrap() });
     let body = Full::new(Bytes::from_static(br#"{"prompt":"x","model":"alias"}"#));
     let request = Request::post(path).header("host", "models").header("content-type", "application/json").body(body);
     let response =
-        tokio::time::timeout(LIMIT, sender.send_request(request.unwrap())).await.expect("an answer").unwrap();
+        tokio::time::timeout(TIMEOUT, sender.send_request(request.unwrap())).await.expect("an answer").unwrap();
     assert_eq!(response.status(), 200, "{path}");
     response
 }
 
-async fn whole(response: Response<Incoming>) -> String {
-    let body = tokio::time::timeout(LIMIT, response.collect()).await.expect("a whole answer").unwrap().to_bytes();
+async fn read_body(response: Response<Incoming>) -> String {
+    let body = tokio::time::timeout(TIMEOUT, response.collect()).await.expect("a whole answer").unwrap().to_bytes();
     String::from_utf8(body.to_vec()).unwrap()
 }
 
 /// One listener for each of [`MODES`].
-fn configuration(ports: &[SocketAddr], processor: SocketAddr, upstream: SocketAddr) -> Value {
+fn envoy_config(ports: &[SocketAddr], processor: SocketAddr, upstream: SocketAddr) -> Value {
     let listeners = MODES.into_iter().zip(ports).map(|(mode, at)| listener(mode, *at));
     let mut asked = cluster("rollora", processor);
     asked["typed_extension_protocol_options"] = json!({ "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {

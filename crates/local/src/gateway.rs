@@ -25,10 +25,10 @@ use http::{Request, Response, Uri, Version, request::Parts, uri::PathAndQuery};
 use hyper::body::{Body, Incoming};
 use refusal::Refusal;
 use rollora_router::{
+    active_rules::ActiveRules,
     exchange::{BodyAction, Exchange, HeadAction, RequestHead},
-    guard::Guard,
-    headers::{remove_internal, set_target},
-    in_force::InForce,
+    guard::PathGuard,
+    headers::{remove_internal, set_target_header},
 };
 use servers::Servers;
 use std::sync::Arc;
@@ -46,13 +46,13 @@ pub(crate) struct Limits {
 #[derive(Debug)]
 pub(crate) struct Gateway {
     servers: Arc<Servers>,
-    rules: Arc<InForce>,
+    rules: Arc<ActiveRules>,
     max_body: usize,
     budget: Arc<Budget>,
 }
 
 impl Gateway {
-    pub(crate) fn new(servers: Arc<Servers>, rules: Arc<InForce>, limits: Limits) -> Self {
+    pub(crate) fn new(servers: Arc<Servers>, rules: Arc<ActiveRules>, limits: Limits) -> Self {
         Self { servers, rules, max_body: limits.request, budget: Budget::new(limits.total) }
     }
 
@@ -73,7 +73,7 @@ impl Gateway {
             Err(refusal) => {
                 let mut response = refusal.into_response();
                 let target = exchange.response_head(response.status(), clock::now());
-                set_target(response.headers_mut(), target.as_ref());
+                set_target_header(response.headers_mut(), target.as_ref());
                 response
             }
         }
@@ -81,8 +81,8 @@ impl Gateway {
 
     fn begin(&self, head: &Parts, has_body: bool) -> (Exchange, HeadAction) {
         let target = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-        let known = RequestHead { target, headers: &head.headers, has_body };
-        Exchange::begin(&self.rules, Guard::Strict, &known, clock::now())
+        let known = RequestHead { path_and_query: target, headers: &head.headers, has_body };
+        Exchange::begin(&self.rules, PathGuard::Strict, &known, clock::now())
     }
 
     async fn pass_on(
@@ -95,14 +95,14 @@ impl Gateway {
         let (body, hold) = body::read(body, self.max_body, &self.budget).await?;
         let action = match action {
             HeadAction::ReadBody => exchange.request_body(&body, rand::random(), clock::now()),
-            _ => BodyAction::Pass,
+            _ => BodyAction::Forward,
         };
         let (body, by_rule) = match action {
             BodyAction::Refuse(refusal) => return Err(refusal.into()),
             BodyAction::Replace(spliced) => (Chunks::new(spliced.parts, hold), true),
-            BodyAction::Pass => (Chunks::new([body], hold), false),
+            BodyAction::Forward => (Chunks::new([body], hold), false),
         };
-        let need = match exchange.model() {
+        let need = match exchange.served_model() {
             Some(model) if by_rule => Need::Target(model),
             Some(model) => Need::Named(model),
             None => Need::Nothing,
@@ -111,7 +111,9 @@ impl Gateway {
         headers::drop_framing(&mut head.headers);
         let request = outgoing(head, body);
         forward(&self.servers, need, request).await.map_err(|error| match error {
-            ForwardError::NoServer(why) => Refusal::NoServer(why, exchange.model().unwrap_or_default().to_owned()),
+            ForwardError::NoServer(why) => {
+                Refusal::NoServer(why, exchange.served_model().unwrap_or_default().to_owned())
+            }
             ForwardError::Broken { .. } => Refusal::Broken(error.to_string()),
         })
     }
@@ -134,6 +136,6 @@ fn answer(answered: Answered, mut exchange: Exchange) -> Response<Reply> {
     head.version = Version::HTTP_11;
     headers::drop_hop_by_hop(&mut head.headers);
     let target = exchange.response_head(head.status, clock::now());
-    set_target(&mut head.headers, target.as_ref());
+    set_target_header(&mut head.headers, target.as_ref());
     Response::from_parts(head, Reply::Answer(Box::new(Answer::new(incoming, connection, lease, exchange))))
 }

@@ -22,7 +22,7 @@ use rollora_api::{
     rollout::{Intent, IntentPending, Rollout},
 };
 use rollora_operator::ports::Written;
-use rollora_router::in_force::InForce;
+use rollora_router::active_rules::ActiveRules;
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -53,7 +53,7 @@ struct Inner {
     inputs: Inputs,
     picture: ArcSwap<Documents>,
     writing: Mutex<()>,
-    rules: Arc<InForce>,
+    rules: Arc<ActiveRules>,
     /// Counts what the operator should look at.
     work: watch::Sender<u64>,
     /// Counts what a person may want to see.
@@ -109,7 +109,7 @@ impl LocalStore {
         let rewrites: Vec<InferenceModelRewrite> = folder.read(REWRITES)?.unwrap_or_default();
         let key = read_key(&folder)?;
         let events = folder.read(EVENTS)?.unwrap_or_default();
-        let rules = InForce::new(rollout.spec.pool_ref.clone(), &[RewriteGroup::Current, RewriteGroup::Legacy]);
+        let rules = ActiveRules::new(rollout.spec.pool_ref.clone(), &[RewriteGroup::Current, RewriteGroup::Legacy]);
         rules.reset(&rewrites);
         let picture = Documents {
             rollout: Arc::new(rollout),
@@ -136,7 +136,7 @@ impl LocalStore {
     }
 
     /// The rules in force at the gateway.
-    pub(crate) fn rules(&self) -> &Arc<InForce> {
+    pub(crate) fn rules(&self) -> &Arc<ActiveRules> {
         &self.0.rules
     }
 

@@ -11,7 +11,7 @@ use rollora_api::{
     },
 };
 use rollora_plan::acceptance::accept;
-use rollora_router::in_force::InForce;
+use rollora_router::active_rules::ActiveRules;
 use std::collections::{BTreeMap, BTreeSet};
 
 const GROUPS: [RewriteGroup; 2] = [RewriteGroup::Current, RewriteGroup::Legacy];
@@ -59,7 +59,7 @@ fn any_rewrites() -> impl Strategy<Value = Vec<InferenceModelRewrite>> {
 proptest! {
     #[test]
     fn what_is_said_to_be_in_force_is_in_force_at_routers(rewrites in any_rewrites()) {
-        let router = InForce::new(pool(), &GROUPS);
+        let router = ActiveRules::new(pool(), &GROUPS);
         router.reset(&rewrites);
         let rules = router.rules();
         let told = accept(&rewrites, Some(&BTreeSet::from(["pool".to_owned()])), Timestamp::UNIX_EPOCH);
@@ -69,7 +69,7 @@ proptest! {
             let uid = rewrite.metadata.uid.as_deref();
             let models: Vec<Option<&str>> = rewrite.spec.rules.iter().flat_map(RewriteRule::models).collect();
             let is_ours = |model: Option<&str>| {
-                rules.find(model).is_some_and(|rule| Some(rule.in_force().uid.as_str()) == uid)
+                rules.find(model).is_some_and(|rule| Some(rule.report().uid.as_str()) == uid)
             };
             let each_once = BTreeSet::from_iter(&models).len() == models.len();
             let status = |kind: &str| {

@@ -12,12 +12,12 @@ use rollora_api::{
     rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup},
 };
 use rollora_router::{
+    active_rules::ActiveRules,
     exchange::{Exchange, RequestHead},
-    guard::Guard,
-    in_force::InForce,
+    guard::PathGuard,
     json,
     restore::Restorer,
-    route::{self, sticky::Client},
+    route::{self, sticky::StickyKey},
     rules::RewriteKey,
 };
 use std::{
@@ -32,7 +32,7 @@ const MODELS: usize = 10_000;
 
 fn main() -> io::Result<()> {
     let rewrites: Vec<_> = (0..MODELS).map(rewrite).collect();
-    let in_force = Arc::new(InForce::new(pool(), &[RewriteGroup::Current]));
+    let in_force = Arc::new(ActiveRules::new(pool(), &[RewriteGroup::Current]));
     in_force.reset(&rewrites);
     let mut out = io::stdout().lock();
 
@@ -40,28 +40,30 @@ fn main() -> io::Result<()> {
     let random = |index: usize| (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let choice = per_item(&names, |index, name| {
         let rules = in_force.rules();
-        rules.find(Some(name)).and_then(|rule| route::choose(rule, None, random(index)).map(|target| target.weight()))
+        rules
+            .find(Some(name))
+            .and_then(|rule| route::select_target(rule, None, random(index)).map(|target| target.weight()))
     });
     writeln!(out, "{:<44}{:>10.0} ns", "choice among 10,000 rewrites", choice.as_nanos())?;
     let sticky = per_item(&names, |_, name| {
         let rules = in_force.rules();
-        let client = Client::new(b"5f0c2f6e-6c1e-4b1e-9b57-0f6f4f1c2d3e");
-        rules.find(Some(name)).and_then(|rule| route::choose(rule, client, 0).map(|target| target.weight()))
+        let client = StickyKey::new(b"5f0c2f6e-6c1e-4b1e-9b57-0f6f4f1c2d3e");
+        rules.find(Some(name)).and_then(|rule| route::select_target(rule, client, 0).map(|target| target.weight()))
     });
     writeln!(out, "{:<44}{:>10.0} ns", "the same with a sticky header", sticky.as_nanos())?;
 
     let changes: Vec<_> = rewrites.iter().step_by(500).collect();
     let update = per_item(&changes, |_, rewrite| in_force.apply(rewrite));
-    writeln!(out, "{:<44}{:>10.1} µs", "update of one of 10,000 rewrites", micros(update))?;
+    writeln!(out, "{:<44}{:>10.1} µs", "update of one of 10,000 rewrites", as_micros(update))?;
     let renewal = per_item(&changes, |index, rewrite| {
         let mut rewrite = (*rewrite).clone();
         rewrite.spec.rules[0].targets[1].model_rewrite = format!("{}-new-{index}", rewrite.metadata.name);
         in_force.delete(&RewriteKey::of(&rewrite).expect("of a known group"));
         in_force.apply(&rewrite);
     });
-    writeln!(out, "{:<44}{:>10.1} µs", "one deleted and one with a new target", micros(renewal))?;
+    writeln!(out, "{:<44}{:>10.1} µs", "one deleted and one with a new target", as_micros(renewal))?;
     let reset = per_item(&[()], |_, ()| in_force.reset(&rewrites));
-    writeln!(out, "{:<44}{:>10.1} ms", "reset of 10,000 rewrites", micros(reset) / 1000.0)?;
+    writeln!(out, "{:<44}{:>10.1} ms", "reset of 10,000 rewrites", as_micros(reset) / 1000.0)?;
 
     let pieces = |body: &Bytes, length: usize| -> Vec<Bytes> {
         (0..body.len()).step_by(length).map(|at| body.slice(at..body.len().min(at + length))).collect()
@@ -80,14 +82,14 @@ fn main() -> io::Result<()> {
         (HeaderName::from_static("content-type"), HeaderValue::from_static("application/json")),
         (HeaderName::from_static("x-session-id"), HeaderValue::from_static("")),
     ]);
-    let head = RequestHead { target: "/v1/chat/completions", headers: &headers, has_body: true };
+    let head = RequestHead { path_and_query: "/v1/chat/completions", headers: &headers, has_body: true };
     let body = chat(1, 1024);
     let chunks = pieces(&body, 16 * 1024);
     let time = per_item(&[()], |_, ()| {
         let mut out = Vec::with_capacity(chunks.len() + 2);
-        let (mut exchange, _) = Exchange::begin(&in_force, Guard::Strict, &head, Timestamp::UNIX_EPOCH);
+        let (mut exchange, _) = Exchange::begin(&in_force, PathGuard::Strict, &head, Timestamp::UNIX_EPOCH);
         for chunk in &chunks {
-            exchange.request_piece(chunk, 0, Timestamp::UNIX_EPOCH, &mut out).expect("a rule matches");
+            exchange.request_chunk(chunk, 0, Timestamp::UNIX_EPOCH, &mut out).expect("a rule matches");
         }
         exchange.request_end(&mut out).expect("a whole body");
         out
@@ -104,9 +106,9 @@ fn main() -> io::Result<()> {
         let mut out = Vec::with_capacity(4000);
         let mut restorer = Restorer::new(&answer, &format!("{}-v1", model(5)), &model(5)).expect("an event stream");
         for chunk in &chunks {
-            restorer.piece(chunk, &mut out);
+            restorer.push(chunk, &mut out);
         }
-        restorer.end(&mut out);
+        restorer.finish(&mut out);
         out
     });
     writeln!(
@@ -119,7 +121,7 @@ fn main() -> io::Result<()> {
     let body = chat(1, 1);
     let bodies = vec![(); 1000];
     let exchange = per_item(&bodies, |index, ()| {
-        let (mut exchange, _) = Exchange::begin(&in_force, Guard::Strict, &head, Timestamp::UNIX_EPOCH);
+        let (mut exchange, _) = Exchange::begin(&in_force, PathGuard::Strict, &head, Timestamp::UNIX_EPOCH);
         let action = exchange.request_body(&body, random(index), Timestamp::UNIX_EPOCH);
         exchange.response_head(http::StatusCode::OK, Timestamp::UNIX_EPOCH);
         exchange.end(Timestamp::UNIX_EPOCH);
@@ -142,7 +144,7 @@ fn per_item<T, R>(items: &[T], mut run: impl FnMut(usize, &T) -> R) -> Duration 
     (0..ROUNDS).map(round).min().unwrap_or_default()
 }
 
-fn micros(time: Duration) -> f64 {
+fn as_micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 

@@ -10,11 +10,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
 use rollora_router::{
+    active_rules::ActiveRules,
     exchange::{BodyAction, Exchange, HeadAction, RequestHead},
-    guard::Guard,
+    guard::PathGuard,
     headers,
-    in_force::InForce,
-    refusal::{self, Refusal},
+    refusal::{self, RequestRefusal},
 };
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -27,10 +27,10 @@ fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [listen, upstream] = &arguments[..] else { return Err(io::Error::other("usage: proxy LISTEN UPSTREAM")) };
     let upstream = upstream.parse().map_err(io::Error::other)?;
-    serve(&TcpListener::bind(listen)?, upstream, &rules()?)
+    serve(&TcpListener::bind(listen)?, upstream, &active_rules()?)
 }
 
-fn rules() -> io::Result<Arc<InForce>> {
+fn active_rules() -> io::Result<Arc<ActiveRules>> {
     let rewrite: InferenceModelRewrite = serde_json::from_str(
         r#"{
             "apiVersion": "llm-d.ai/v1alpha2", "kind": "InferenceModelRewrite",
@@ -42,16 +42,16 @@ fn rules() -> io::Result<Arc<InForce>> {
         }"#,
     )?;
     let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
-    let in_force = Arc::new(InForce::new(pool, &[RewriteGroup::Current]));
+    let in_force = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current]));
     in_force.reset(&[rewrite]);
     Ok(in_force)
 }
 
-fn serve(listener: &TcpListener, upstream: SocketAddr, in_force: &Arc<InForce>) -> io::Result<()> {
+fn serve(listener: &TcpListener, upstream: SocketAddr, in_force: &Arc<ActiveRules>) -> io::Result<()> {
     for client in listener.incoming() {
         let (client, in_force) = (client?, Arc::clone(in_force));
         thread::spawn(move || {
-            if let Err(error) = pass(&client, upstream, &in_force) {
+            if let Err(error) = proxy_request(&client, upstream, &in_force) {
                 eprintln!("{error}");
             }
         });
@@ -66,14 +66,14 @@ fn now() -> Timestamp {
 }
 
 /// One request and its answer.
-fn pass(mut client: &TcpStream, upstream: SocketAddr, in_force: &Arc<InForce>) -> io::Result<()> {
+fn proxy_request(mut client: &TcpStream, upstream: SocketAddr, in_force: &Arc<ActiveRules>) -> io::Result<()> {
     let mut from_client = BufReader::new(client);
     let (line, mut request) = read_head(&mut from_client)?;
     let target = line.split(' ').nth(1).unwrap_or("/").to_owned();
     headers::remove_internal(&mut request);
-    let length = number(&request, &header::CONTENT_LENGTH).unwrap_or(0);
-    let head = RequestHead { target: &target, headers: &request, has_body: length > 0 };
-    let (mut exchange, action) = Exchange::begin(in_force, Guard::Strict, &head, now());
+    let length = parse_number(&request, &header::CONTENT_LENGTH).unwrap_or(0);
+    let head = RequestHead { path_and_query: &target, headers: &request, has_body: length > 0 };
+    let (mut exchange, action) = Exchange::begin(in_force, PathGuard::Strict, &head, now());
     // Also where the request is refused: a connection that is closed with a body unread is reset, answer and all.
     let mut body = vec![0; length];
     from_client.read_exact(&mut body)?;
@@ -83,7 +83,7 @@ fn pass(mut client: &TcpStream, upstream: SocketAddr, in_force: &Arc<InForce>) -
     let mut body = Bytes::from(body);
     if action == HeadAction::ReadBody {
         match exchange.request_body(&body, rand::random(), now()) {
-            BodyAction::Pass => {}
+            BodyAction::Forward => {}
             BodyAction::Replace(spliced) => body = spliced.into_bytes(),
             BodyAction::Refuse(refusal) => return refuse(client, &refusal),
         }
@@ -96,7 +96,7 @@ fn pass(mut client: &TcpStream, upstream: SocketAddr, in_force: &Arc<InForce>) -
     let mut from_server = BufReader::new(&server);
     let (line, mut answer) = read_head(&mut from_server)?;
     let status = line.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(StatusCode::BAD_GATEWAY);
-    headers::set_target(&mut answer, exchange.response_head(status, now()).as_ref());
+    headers::set_target_header(&mut answer, exchange.response_head(status, now()).as_ref());
     // A body in chunks would have to be taken out of them first.
     let is_plain = !answer.contains_key(header::TRANSFER_ENCODING);
     let mut restorer = exchange.restorer(&answer).filter(|_| is_plain);
@@ -111,8 +111,8 @@ fn pass(mut client: &TcpStream, upstream: SocketAddr, in_force: &Arc<InForce>) -
         let read = Bytes::copy_from_slice(piece.get(..length).unwrap_or_default());
         let mut out = Vec::new();
         match &mut restorer {
-            Some(restorer) if length == 0 => restorer.end(&mut out),
-            Some(restorer) => restorer.piece(&read, &mut out),
+            Some(restorer) if length == 0 => restorer.finish(&mut out),
+            Some(restorer) => restorer.push(&read, &mut out),
             None => out.push(read),
         }
         client.write_all(&out.concat())?;
@@ -123,7 +123,7 @@ fn pass(mut client: &TcpStream, upstream: SocketAddr, in_force: &Arc<InForce>) -
     }
 }
 
-fn refuse(mut client: &TcpStream, refusal: &Refusal) -> io::Result<()> {
+fn refuse(mut client: &TcpStream, refusal: &RequestRefusal) -> io::Result<()> {
     let (status, body) = (refusal.status(), refusal.body());
     let head = format!("HTTP/1.1 {status}\r\ncontent-type: {}\r\ncontent-length: ", refusal::CONTENT_TYPE);
     write!(client, "{head}{}\r\nconnection: close\r\n\r\n", body.len())?;
@@ -154,7 +154,7 @@ fn write_head(mut to: &TcpStream, line: &str, mut headers: HeaderMap) -> io::Res
     to.write_all(&head)
 }
 
-fn number(headers: &HeaderMap, name: &HeaderName) -> Option<usize> {
+fn parse_number(headers: &HeaderMap, name: &HeaderName) -> Option<usize> {
     headers.get(name)?.to_str().ok()?.parse().ok()
 }
 
@@ -163,21 +163,21 @@ mod tests {
     use super::*;
 
     /// What a client gets that sends this through the proxy to a server that says which body it was asked.
-    fn asked(path: &str, body: &str) -> String {
+    fn send_through_proxy(path: &str, body: &str) -> String {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let upstream = server.local_addr().unwrap();
         thread::spawn(move || {
             let (mut stream, _) = server.accept().unwrap();
             let mut from = BufReader::new(stream.try_clone().unwrap());
             let (_, headers) = read_head(&mut from).unwrap();
-            let mut body = vec![0; number(&headers, &header::CONTENT_LENGTH).unwrap()];
+            let mut body = vec![0; parse_number(&headers, &header::CONTENT_LENGTH).unwrap()];
             from.read_exact(&mut body).unwrap();
             let event = format!("data: {}\n\n", String::from_utf8(body).unwrap());
             write!(stream, "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n{event}").unwrap();
         });
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let proxy = listener.local_addr().unwrap();
-        let rules = rules().unwrap();
+        let rules = active_rules().unwrap();
         thread::spawn(move || serve(&listener, upstream, &rules));
         let mut client = TcpStream::connect(proxy).unwrap();
         write!(client, "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
@@ -188,16 +188,16 @@ mod tests {
 
     #[test]
     fn an_alias_is_served_by_a_target_and_answered_by_its_own_name() {
-        let answer = asked("/v1/completions", r#"{"prompt":"alias", "model" : "alias"}"#);
+        let answer = send_through_proxy("/v1/completions", r#"{"prompt":"alias", "model" : "alias"}"#);
         assert!(answer.contains("x-rollora-target: alias-v"), "{answer}");
         assert!(answer.ends_with("data: {\"prompt\":\"alias\", \"model\" : \"alias\"}\n\n"), "{answer}");
     }
 
     #[test]
     fn other_names_pass_and_closed_paths_do_not() {
-        let answer = asked("/v1/completions", r#"{"model":"other"}"#);
+        let answer = send_through_proxy("/v1/completions", r#"{"model":"other"}"#);
         assert!(answer.ends_with("data: {\"model\":\"other\"}\n\n") && !answer.contains("x-rollora"), "{answer}");
-        let answer = asked("/v1/load_lora_adapter", "{}");
+        let answer = send_through_proxy("/v1/load_lora_adapter", "{}");
         assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
     }
 }

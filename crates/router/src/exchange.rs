@@ -17,19 +17,19 @@
 mod tests;
 
 use crate::{
-    counters::Unrouted,
-    guard::{self, Guard},
-    headers::{self, Headers},
-    in_force::InForce,
+    active_rules::ActiveRules,
+    guard::{self, PathGuard},
+    headers::{self, HeaderLookup},
     json::{
-        self, EncodedName, Found, Scan, Spliced,
-        pieces::{Ending, Splicer},
+        self, EncodedName, ScanResult, ScannedModel, SplicedBody,
+        splicer::{BodyOutcome, Splicer},
     },
-    refusal::Refusal,
+    metrics::UnroutedReason,
+    refusal::RequestRefusal,
     restore::Restorer,
-    route::{self, sticky::Client},
-    rules::{Rule, Target},
-    usage::Usage,
+    route::{self, sticky::StickyKey},
+    rules::{CompiledRule, RuleTarget},
+    usage::TargetUsage,
 };
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
@@ -40,16 +40,16 @@ use std::{fmt, sync::Arc};
 #[derive(Clone, Copy)]
 pub struct RequestHead<'a> {
     /// Path and query, as the client sent them.
-    pub target: &'a str,
+    pub path_and_query: &'a str,
     /// The headers.
-    pub headers: &'a dyn Headers,
+    pub headers: &'a dyn HeaderLookup,
     /// Whether a body follows.
     pub has_body: bool,
 }
 
 impl fmt::Debug for RequestHead<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { target, has_body, headers: _ } = self;
+        let Self { path_and_query: target, has_body, headers: _ } = self;
         f.debug_struct("RequestHead").field("target", target).field("has_body", has_body).finish_non_exhaustive()
     }
 }
@@ -62,99 +62,105 @@ pub enum HeadAction {
     /// Give the body to [`Exchange::request_body`] as a whole, or to [`Exchange::request_piece`] as it comes.
     ReadBody,
     /// Answer it.
-    Refuse(Refusal),
+    Refuse(RequestRefusal),
 }
 
 /// What to do with a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BodyAction {
     /// Pass it on as it is.
-    Pass,
+    Forward,
     /// Pass this on, with its length as `content-length`.
-    Replace(Spliced),
+    Replace(SplicedBody),
     /// Answer the request.
-    Refuse(Refusal),
+    Refuse(RequestRefusal),
 }
 
 /// One request.
 #[derive(Debug)]
 pub struct Exchange {
-    in_force: Arc<InForce>,
-    began: Timestamp,
+    active_rules: Arc<ActiveRules>,
+    started_at: Timestamp,
     /// A body in UTF-16 would be read by the server.
-    reads_wide: bool,
+    server_reads_utf16: bool,
     /// The clients that the sticky headers in force speak of.
-    clients: Vec<(Arc<str>, Client)>,
-    serving: Serving,
-    answered: bool,
+    sticky_keys: Vec<(Arc<str>, StickyKey)>,
+    destination: Destination,
+    response_started: bool,
     /// The body's splice, where it comes in pieces and the first has come.
     splicer: Option<Box<Splicer>>,
     /// The body stays as it is: a header tells what was decided.
-    leaves_body: bool,
+    preserves_body: bool,
     /// What the client asked for, where a rule has matched it.
-    asked: Option<Arc<str>>,
+    requested_model: Option<Arc<str>>,
 }
 
 /// Who serves the request.
 #[derive(Debug)]
-enum Serving {
+enum Destination {
     /// Not known: not decided yet, or there is no name in it.
     Unknown,
     /// A target of a rule.
-    Target(Arc<Target>),
+    Target(Arc<RuleTarget>),
     /// Whom the client named, without a rule.
-    Named { model: Box<str>, usage: Option<Arc<Usage>> },
+    PassThrough { model: Box<str>, usage: Option<Arc<TargetUsage>> },
 }
 
 impl Exchange {
     /// The request's head is there.
-    pub fn begin(in_force: &Arc<InForce>, guard: Guard, head: &RequestHead<'_>, now: Timestamp) -> (Self, HeadAction) {
+    pub fn begin(
+        in_force: &Arc<ActiveRules>,
+        guard: PathGuard,
+        head: &RequestHead<'_>,
+        now: Timestamp,
+    ) -> (Self, HeadAction) {
         let mut exchange = Self {
-            in_force: Arc::clone(in_force),
-            began: now,
-            reads_wide: false,
-            clients: Vec::new(),
-            serving: Serving::Unknown,
-            answered: false,
+            active_rules: Arc::clone(in_force),
+            started_at: now,
+            server_reads_utf16: false,
+            sticky_keys: Vec::new(),
+            destination: Destination::Unknown,
+            response_started: false,
             splicer: None,
-            leaves_body: false,
-            asked: None,
+            preserves_body: false,
+            requested_model: None,
         };
         let action = exchange.request_head(guard, head);
         (exchange, action)
     }
 
-    fn request_head(&mut self, guard: Guard, head: &RequestHead<'_>) -> HeadAction {
-        if let Err(refusal) = guard.check(head.target) {
-            self.in_force.counters.refused(refusal.reason());
+    fn request_head(&mut self, guard: PathGuard, head: &RequestHead<'_>) -> HeadAction {
+        if let Err(refusal) = guard.check(head.path_and_query) {
+            self.active_rules.metrics.count_refused(refusal.reason());
             return HeadAction::Refuse(refusal);
         }
         if !head.has_body {
-            self.in_force.counters.unrouted(Unrouted::NoBody);
+            self.active_rules.metrics.count_unrouted(UnroutedReason::NoBody);
             return HeadAction::Forward;
         }
-        if !headers::body_is_plain(head.headers) {
-            self.in_force.counters.unrouted(Unrouted::Unreadable);
+        if !headers::body_is_readable(head.headers) {
+            self.active_rules.metrics.count_unrouted(UnroutedReason::UnreadableBody);
             return HeadAction::Forward;
         }
-        self.reads_wide = guard::is_inference(guard::path_of(head.target)) && headers::says_json(head.headers);
-        let client = |name: &Arc<str>| Some((Arc::clone(name), Client::new(head.headers.first(name)?)?));
-        self.clients = self.in_force.rules().sticky_headers().iter().filter_map(client).collect();
+        self.server_reads_utf16 =
+            guard::is_inference(guard::path_of(head.path_and_query)) && headers::is_json(head.headers);
+        let client = |name: &Arc<str>| Some((Arc::clone(name), StickyKey::new(head.headers.first(name)?)?));
+        self.sticky_keys = self.active_rules.rules().sticky_headers().iter().filter_map(client).collect();
         HeadAction::ReadBody
     }
 
     /// The body that was to be read will not be seen: the request passes, and so is counted.
-    pub fn body_unseen(&mut self) {
-        self.in_force.counters.unrouted(Unrouted::Unreadable);
+    pub fn skip_body(&mut self) {
+        self.active_rules.metrics.count_unrouted(UnroutedReason::UnreadableBody);
     }
 
     /// The body that was to be read will not be seen, but somebody has read it before and says which model stands in
     /// it. Whom a rule chose is what [`Self::target`] says. `random` is any number, all being equally likely.
-    pub fn body_named(&mut self, model: &str, random: u64, now: Timestamp) -> Result<(), Refusal> {
-        match self.choose(Some(model), true, random, now) {
+    pub fn route_by_model(&mut self, model: &str, random: u64, now: Timestamp) -> Result<(), RequestRefusal> {
+        match self.select_target(Some(model), true, random, now) {
             Ok(Some(_)) => Ok(()),
             Ok(None) => {
-                self.in_force.counters.unrouted(Unrouted::NoRule);
+                self.active_rules.metrics.count_unrouted(UnroutedReason::NoRule);
                 Ok(())
             }
             Err(refusal) => Err(self.refuse(refusal)),
@@ -163,26 +169,30 @@ impl Exchange {
 
     /// The body is read as ever, and what cannot be served is refused, but every byte of it stays: whoever comes behind
     /// is told in a header whom a rule chose, see [`Self::target`]. To be said before the body comes.
-    pub fn leave_body(&mut self) {
-        self.leaves_body = true;
+    pub fn preserve_body(&mut self) {
+        self.preserves_body = true;
     }
 
     /// The whole body is there. `random` is any number, all being equally likely.
     pub fn request_body(&mut self, body: &Bytes, random: u64, now: Timestamp) -> BodyAction {
         match json::scan(body) {
-            Scan::Found(found) => self.decide(body, &found, random, now),
-            Scan::Refused(Refusal::WideEncoding) if !self.reads_wide => self.pass(Unrouted::NotJson),
-            Scan::Refused(refusal) => BodyAction::Refuse(self.refuse(refusal)),
-            Scan::Opaque => self.pass(if body.is_empty() { Unrouted::NoBody } else { Unrouted::NotJson }),
+            ScanResult::Found(found) => self.apply_rule(body, &found, random, now),
+            ScanResult::Refused(RequestRefusal::WideEncoding) if !self.server_reads_utf16 => {
+                self.forward_unrouted(UnroutedReason::NotJson)
+            }
+            ScanResult::Refused(refusal) => BodyAction::Refuse(self.refuse(refusal)),
+            ScanResult::Opaque => {
+                self.forward_unrouted(if body.is_empty() { UnroutedReason::NoBody } else { UnroutedReason::NotJson })
+            }
         }
     }
 
-    fn decide(&mut self, body: &Bytes, found: &Found, random: u64, now: Timestamp) -> BodyAction {
-        let name = found.place.name(body);
-        match self.choose(name.as_deref(), found.intact, random, now) {
-            Ok(Some(_)) if self.leaves_body => BodyAction::Pass,
-            Ok(Some(target)) => BodyAction::Replace(json::splice(body, &found.place, &target)),
-            Ok(None) => self.pass(Unrouted::NoRule),
+    fn apply_rule(&mut self, body: &Bytes, found: &ScannedModel, random: u64, now: Timestamp) -> BodyAction {
+        let name = found.location.decode_name(body);
+        match self.select_target(name.as_deref(), found.complete, random, now) {
+            Ok(Some(_)) if self.preserves_body => BodyAction::Forward,
+            Ok(Some(target)) => BodyAction::Replace(json::splice(body, &found.location, &target)),
+            Ok(None) => self.forward_unrouted(UnroutedReason::NoRule),
             Err(refusal) => BodyAction::Refuse(self.refuse(refusal)),
         }
     }
@@ -190,31 +200,32 @@ impl Exchange {
     /// The next piece of the body is there; what goes on is put into `out`, and may be less or more than the piece.
     /// A refusal can come late: what has been passed on then must not be ended as if it were whole. `random` is any
     /// number, all being equally likely.
-    pub fn request_piece(
+    pub fn request_chunk(
         &mut self,
         piece: &Bytes,
         random: u64,
         now: Timestamp,
         out: &mut Vec<Bytes>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestRefusal> {
         let splicer = self.splicer.take();
-        let mut splicer = splicer.unwrap_or_else(|| Box::new(Splicer::new(self.reads_wide, self.leaves_body)));
-        let outcome = splicer.piece(piece, out, |name| self.choose(name, true, random, now));
+        let mut splicer =
+            splicer.unwrap_or_else(|| Box::new(Splicer::new(self.server_reads_utf16, self.preserves_body)));
+        let outcome = splicer.push(piece, out, |name| self.select_target(name, true, random, now));
         self.splicer = Some(splicer);
         outcome.map_err(|refusal| self.refuse(refusal))
     }
 
     /// The body has ended; what was held of it is put into `out`.
-    pub fn request_end(&mut self, out: &mut Vec<Bytes>) -> Result<(), Refusal> {
-        let ending = self.splicer.as_mut().map_or(Ok(Ending::Empty), |splicer| splicer.end(out));
+    pub fn request_end(&mut self, out: &mut Vec<Bytes>) -> Result<(), RequestRefusal> {
+        let ending = self.splicer.as_mut().map_or(Ok(BodyOutcome::Empty), |splicer| splicer.finish(out));
         let unrouted = match ending {
-            Ok(Ending::Rewritten) => return Ok(()),
-            Ok(Ending::Left) => Unrouted::NoRule,
-            Ok(Ending::Opaque) => Unrouted::NotJson,
-            Ok(Ending::Empty) => Unrouted::NoBody,
+            Ok(BodyOutcome::Rewritten) => return Ok(()),
+            Ok(BodyOutcome::Unmatched) => UnroutedReason::NoRule,
+            Ok(BodyOutcome::Opaque) => UnroutedReason::NotJson,
+            Ok(BodyOutcome::Empty) => UnroutedReason::NoBody,
             Err(refusal) => return Err(self.refuse(refusal)),
         };
-        self.in_force.counters.unrouted(unrouted);
+        self.active_rules.metrics.count_unrouted(unrouted);
         Ok(())
     }
 
@@ -224,113 +235,113 @@ impl Exchange {
     }
 
     /// Whether a part of the body is held until its next piece comes: a name that was cut.
-    pub fn holds(&self) -> bool {
-        self.splicer.as_ref().is_some_and(|splicer| splicer.holds())
+    pub fn has_buffered(&self) -> bool {
+        self.splicer.as_ref().is_some_and(|splicer| splicer.has_buffered())
     }
 
     /// The request is refused, whatever was decided before; also by a proxy for reasons of its own. The answer is
     /// nobody's who was to serve.
-    pub fn refuse(&mut self, refusal: Refusal) -> Refusal {
-        self.answered = true;
-        self.serve(Serving::Unknown);
-        self.answered = false;
-        self.in_force.counters.refused(refusal.reason());
+    pub fn refuse(&mut self, refusal: RequestRefusal) -> RequestRefusal {
+        self.response_started = true;
+        self.set_destination(Destination::Unknown);
+        self.response_started = false;
+        self.active_rules.metrics.count_refused(refusal.reason());
         refusal
     }
 
     /// What the model is to be; none where it stays. From now on whoever was chosen serves.
-    fn choose(
+    fn select_target(
         &mut self,
         name: Option<&str>,
         intact: bool,
         random: u64,
         now: Timestamp,
-    ) -> Result<Option<EncodedName>, Refusal> {
-        let rules = self.in_force.rules();
+    ) -> Result<Option<EncodedName>, RequestRefusal> {
+        let rules = self.active_rules.rules();
         let Some(rule) = rules.find(name) else {
-            self.serve_as_named(name, now);
+            self.pass_through(name, now);
             return Ok(None);
         };
         if !intact {
-            return Err(Refusal::BrokenBody);
+            return Err(RequestRefusal::MalformedBody);
         }
-        let target = match route::choose(rule, self.client(rule), random) {
+        let target = match route::select_target(rule, self.sticky_key(rule), random) {
             Some(target) if !target.name().is_empty() => Arc::clone(target),
-            _ => return Err(Refusal::NoTarget { rewrite: rule.rewrite() }),
+            _ => return Err(RequestRefusal::NoTarget { rewrite: rule.rewrite() }),
         };
-        let encoded = target.encoded.clone();
-        self.asked = rule.model().cloned().or_else(|| name.map(Arc::from));
-        target.series.decided();
-        target.series.tally().begin(now);
-        self.serve(Serving::Target(target));
+        let encoded = target.encoded_name.clone();
+        self.requested_model = rule.model().cloned().or_else(|| name.map(Arc::from));
+        target.metrics.count_decision();
+        target.metrics.target_metrics().start_request(now);
+        self.set_destination(Destination::Target(target));
         Ok(Some(encoded))
     }
 
-    fn client(&self, rule: &Rule) -> Option<Client> {
+    fn sticky_key(&self, rule: &CompiledRule) -> Option<StickyKey> {
         let header = rule.sticky_header()?;
-        self.clients.iter().find(|(name, _)| name == header).map(|(_, client)| *client)
+        self.sticky_keys.iter().find(|(name, _)| name == header).map(|(_, client)| *client)
     }
 
-    fn serve_as_named(&mut self, name: Option<&str>, now: Timestamp) {
+    fn pass_through(&mut self, name: Option<&str>, now: Timestamp) {
         let Some(name) = name else { return };
-        let usage = self.in_force.usages.find(name);
+        let usage = self.active_rules.usage.find(name);
         if let Some(usage) = &usage {
-            usage.begin(now);
+            usage.start_request(now);
         }
-        self.serve(Serving::Named { model: name.into(), usage });
+        self.set_destination(Destination::PassThrough { model: name.into(), usage });
     }
 
     /// From now on this one serves, and whoever did no more.
-    fn serve(&mut self, serving: Serving) {
-        match std::mem::replace(&mut self.serving, serving) {
-            Serving::Target(target) => target.series.tally().end(self.answered),
-            Serving::Named { usage: Some(usage), .. } => usage.end(),
-            Serving::Named { usage: None, .. } | Serving::Unknown => {}
+    fn set_destination(&mut self, serving: Destination) {
+        match std::mem::replace(&mut self.destination, serving) {
+            Destination::Target(target) => target.metrics.target_metrics().end_request(self.response_started),
+            Destination::PassThrough { usage: Some(usage), .. } => usage.end_request(),
+            Destination::PassThrough { usage: None, .. } | Destination::Unknown => {}
         }
     }
 
     /// The model that the server will see, as far as it is known: the rule's target, or what the client named.
-    pub fn model(&self) -> Option<&str> {
-        match &self.serving {
-            Serving::Unknown => None,
-            Serving::Target(target) => Some(target.name()),
-            Serving::Named { model, .. } => Some(model),
+    pub fn served_model(&self) -> Option<&str> {
+        match &self.destination {
+            Destination::Unknown => None,
+            Destination::Target(target) => Some(target.name()),
+            Destination::PassThrough { model, .. } => Some(model),
         }
     }
 
     /// The model that the client asked for, as far as it is known and named.
-    pub fn asked(&self) -> Option<&str> {
-        match &self.serving {
-            Serving::Unknown | Serving::Target(_) => self.asked.as_deref(),
-            Serving::Named { model, .. } => Some(model),
+    pub fn requested_model(&self) -> Option<&str> {
+        match &self.destination {
+            Destination::Unknown | Destination::Target(_) => self.requested_model.as_deref(),
+            Destination::PassThrough { model, .. } => Some(model),
         }
     }
 
     /// Whom a rule chose, as the value of a header; none where no rule did.
-    pub fn target(&self) -> Option<&HeaderValue> {
-        match &self.serving {
-            Serving::Target(target) => Some(&target.header),
-            Serving::Unknown | Serving::Named { .. } => None,
+    pub fn target_header(&self) -> Option<&HeaderValue> {
+        match &self.destination {
+            Destination::Target(target) => Some(&target.header_value),
+            Destination::Unknown | Destination::PassThrough { .. } => None,
         }
     }
 
     /// What puts the client's name back into the answer under these headers, piece by piece; none where no rule gave it
     /// another, or the answer is to be left alone.
-    pub fn restorer(&self, response: &(impl Headers + ?Sized)) -> Option<Restorer> {
-        let Serving::Target(target) = &self.serving else { return None };
-        Restorer::new(response, target.name(), self.asked.as_deref()?)
+    pub fn restorer(&self, response: &(impl HeaderLookup + ?Sized)) -> Option<Restorer> {
+        let Destination::Target(target) = &self.destination else { return None };
+        Restorer::new(response, target.name(), self.requested_model.as_deref()?)
     }
 
     /// The response's head is there; of the answer that the client gets, also where the proxy gives it itself.
     /// Returns what the response header [`headers::TARGET_HEADER`] has to say: with none it is removed.
     pub fn response_head(&mut self, status: StatusCode, now: Timestamp) -> Option<HeaderValue> {
-        let Serving::Target(target) = &self.serving else { return None };
-        if !status.is_informational() && !self.answered {
-            self.answered = true;
-            let seconds = now.duration_since(self.began).as_secs_f64().max(0.0);
-            target.series.tally().answered(status, seconds);
+        let Destination::Target(target) = &self.destination else { return None };
+        if !status.is_informational() && !self.response_started {
+            self.response_started = true;
+            let seconds = now.duration_since(self.started_at).as_secs_f64().max(0.0);
+            target.metrics.target_metrics().record_response(status, seconds);
         }
-        Some(target.header.clone())
+        Some(target.header_value.clone())
     }
 
     /// The response has ended, in whatever way.
@@ -340,22 +351,22 @@ impl Exchange {
         }
     }
 
-    fn usage(&self) -> Option<&Usage> {
-        match &self.serving {
-            Serving::Unknown => None,
-            Serving::Target(target) => Some(&target.series.tally().usage),
-            Serving::Named { usage, .. } => usage.as_deref(),
+    fn usage(&self) -> Option<&TargetUsage> {
+        match &self.destination {
+            Destination::Unknown => None,
+            Destination::Target(target) => Some(&target.metrics.target_metrics().usage),
+            Destination::PassThrough { usage, .. } => usage.as_deref(),
         }
     }
 
-    fn pass(&self, why: Unrouted) -> BodyAction {
-        self.in_force.counters.unrouted(why);
-        BodyAction::Pass
+    fn forward_unrouted(&self, why: UnroutedReason) -> BodyAction {
+        self.active_rules.metrics.count_unrouted(why);
+        BodyAction::Forward
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.serve(Serving::Unknown);
+        self.set_destination(Destination::Unknown);
     }
 }

@@ -1,6 +1,6 @@
 //! Rewrites and routers for tests.
 
-use crate::{in_force::InForce, rules::Rules};
+use crate::{active_rules::ActiveRules, rules::RuleSet};
 use arc_swap::Guard;
 use jiff::Timestamp;
 use rollora_api::{
@@ -17,7 +17,7 @@ pub(crate) fn pool() -> PoolRef {
 }
 
 /// A second of an hour long ago.
-pub(crate) fn at(second: i64) -> Timestamp {
+pub(crate) fn timestamp(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
 }
 
@@ -29,7 +29,7 @@ pub(crate) fn rewrite(name: &str, rules: Vec<RewriteRule>) -> InferenceModelRewr
         metadata: ObjectMeta {
             uid: Some(name.to_owned()),
             namespace: Some("ns".to_owned()),
-            creation_timestamp: Some(at(0)),
+            creation_timestamp: Some(timestamp(0)),
             ..ObjectMeta::named(name)
         },
         spec: RewriteSpec { pool_ref: pool(), rules, ..RewriteSpec::default() },
@@ -37,22 +37,22 @@ pub(crate) fn rewrite(name: &str, rules: Vec<RewriteRule>) -> InferenceModelRewr
     }
 }
 
-pub(crate) fn legacy(mut rewrite: InferenceModelRewrite) -> InferenceModelRewrite {
+pub(crate) fn as_legacy(mut rewrite: InferenceModelRewrite) -> InferenceModelRewrite {
     rewrite.api_version = RewriteGroup::Legacy.api_version().to_owned();
     rewrite
 }
 
-pub(crate) fn made_at(second: i64, mut rewrite: InferenceModelRewrite) -> InferenceModelRewrite {
-    rewrite.metadata.creation_timestamp = Some(at(second));
+pub(crate) fn created_at(second: i64, mut rewrite: InferenceModelRewrite) -> InferenceModelRewrite {
+    rewrite.metadata.creation_timestamp = Some(timestamp(second));
     rewrite
 }
 
-pub(crate) fn sticky(header: &str, mut rewrite: InferenceModelRewrite) -> InferenceModelRewrite {
+pub(crate) fn with_sticky_header(header: &str, mut rewrite: InferenceModelRewrite) -> InferenceModelRewrite {
     rewrite.metadata.annotations.insert(STICKY_HEADER_ANNOTATION.to_owned(), header.to_owned());
     rewrite
 }
 
-pub(crate) fn stamped(rollout: &str, sequence: i64, mut rewrite: InferenceModelRewrite) -> InferenceModelRewrite {
+pub(crate) fn with_sequence(rollout: &str, sequence: i64, mut rewrite: InferenceModelRewrite) -> InferenceModelRewrite {
     rewrite.metadata.annotations.insert(sequence_annotation(rollout), sequence.to_string());
     rewrite
 }
@@ -71,12 +71,12 @@ pub(crate) fn rule(models: &[&str], targets: &[(&str, i32)]) -> RewriteRule {
     RewriteRule { matches: matches.collect(), targets: targets.collect(), ..RewriteRule::default() }
 }
 
-pub(crate) fn in_force(rewrites: &[InferenceModelRewrite]) -> Arc<InForce> {
-    let in_force = InForce::new(pool(), &[RewriteGroup::Current, RewriteGroup::Legacy]);
+pub(crate) fn active_rules(rewrites: &[InferenceModelRewrite]) -> Arc<ActiveRules> {
+    let in_force = ActiveRules::new(pool(), &[RewriteGroup::Current, RewriteGroup::Legacy]);
     in_force.reset(rewrites);
     Arc::new(in_force)
 }
 
-pub(crate) fn rules(rewrites: &[InferenceModelRewrite]) -> Guard<Arc<Rules>> {
-    in_force(rewrites).rules()
+pub(crate) fn rule_set(rewrites: &[InferenceModelRewrite]) -> Guard<Arc<RuleSet>> {
+    active_rules(rewrites).rules()
 }

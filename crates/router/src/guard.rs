@@ -5,13 +5,13 @@
 //! escaped ones, backslashes, doubled slashes, dots, parameters, letter case, a prefix in front. So it is closed
 //! rather too often than too rarely; none of the closed words stands in a path of inference.
 
-use crate::refusal::Refusal;
+use crate::refusal::RequestRefusal;
 use percent_encoding::percent_decode;
 use std::borrow::Cow;
 
 /// How much is closed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Guard {
+pub enum PathGuard {
     /// Everything is open; for a proxy that has guards of its own.
     Off,
     /// The administration paths are closed.
@@ -23,7 +23,7 @@ pub enum Guard {
 
 /// A path segment that occurs in administration only: loading and unloading of adapters (the second spelling is
 /// SageMaker's, which asks for no key), and what vLLM opens for development.
-const ADMINISTRATION: &[&str] = &[
+const ADMIN_SEGMENTS: &[&str] = &[
     "load_lora_adapter",
     "unload_lora_adapter",
     "adapters",
@@ -47,7 +47,7 @@ const ADMINISTRATION: &[&str] = &[
 ];
 
 /// The paths that `Strict` leaves open. `/invocations` is none of them: it asks for no key.
-const INFERENCE: &[&str] = &[
+const INFERENCE_PATHS: &[&str] = &[
     "/v1/chat/completions",
     "/v1/chat/completions/render",
     "/v1/completions",
@@ -76,12 +76,12 @@ const INFERENCE: &[&str] = &[
 ];
 
 /// Prefixes that `Strict` leaves open when one plain segment follows, or two: `/v1/responses/ID/cancel`.
-const INFERENCE_ITEMS: &[&str] = &["/v1/responses/", "/v1/models/"];
+const INFERENCE_PREFIXES: &[&str] = &["/v1/responses/", "/v1/models/"];
 
 /// More rounds of decoding than this are nobody's honest path.
-const MOST_DECODINGS: usize = 8;
+const MAX_DECODINGS: usize = 8;
 
-impl Guard {
+impl PathGuard {
     /// Whether a request for `target`, path and query as sent, may pass.
     ///
     /// ```
@@ -90,7 +90,7 @@ impl Guard {
     /// assert!(Guard::Administration.check("//v1/load%5Flora_adapter").is_err());
     /// assert!(Guard::Strict.check("/metrics").is_err());
     /// ```
-    pub fn check(self, target: &str) -> Result<(), Refusal> {
+    pub fn check(self, target: &str) -> Result<(), RequestRefusal> {
         if self == Self::Off {
             return Ok(());
         }
@@ -98,16 +98,17 @@ impl Guard {
         if is_inference(path) {
             return Ok(());
         }
-        if is_administration(path) {
-            return Err(Refusal::AdministrationPath);
+        if is_admin_path(path) {
+            return Err(RequestRefusal::AdministrationPath);
         }
-        if self == Self::Strict { Err(Refusal::UnknownPath) } else { Ok(()) }
+        if self == Self::Strict { Err(RequestRefusal::UnknownPath) } else { Ok(()) }
     }
 }
 
 /// Whether a path, in its plain spelling, is one of inference.
 pub(crate) fn is_inference(path: &str) -> bool {
-    INFERENCE.contains(&path) || INFERENCE_ITEMS.iter().any(|prefix| path.strip_prefix(prefix).is_some_and(is_item))
+    INFERENCE_PATHS.contains(&path)
+        || INFERENCE_PREFIXES.iter().any(|prefix| path.strip_prefix(prefix).is_some_and(is_item_path))
 }
 
 /// The path of a request target: without query and fragment, and without scheme and host of an absolute form.
@@ -120,7 +121,7 @@ pub(crate) fn path_of(target: &str) -> &str {
     }
 }
 
-fn is_item(rest: &str) -> bool {
+fn is_item_path(rest: &str) -> bool {
     let mut segments = rest.split('/');
     let plain = |segment: &str| {
         let bytes =
@@ -130,10 +131,10 @@ fn is_item(rest: &str) -> bool {
     segments.next().is_some_and(plain) && segments.next().is_none_or(plain) && segments.next().is_none()
 }
 
-fn is_administration(path: &str) -> bool {
+fn is_admin_path(path: &str) -> bool {
     let mut path = Cow::Borrowed(path.as_bytes());
-    for _ in 0..MOST_DECODINGS {
-        if names_administration(&path) {
+    for _ in 0..MAX_DECODINGS {
+        if has_admin_segment(&path) {
             return true;
         }
         let decoded: Vec<u8> = percent_decode(&path).collect();
@@ -147,11 +148,11 @@ fn is_administration(path: &str) -> bool {
 
 /// Whether a segment is a word of administration. Empty segments and dots need no care: they change which
 /// segments stand beside each other, not which there are.
-fn names_administration(path: &[u8]) -> bool {
+fn has_admin_segment(path: &[u8]) -> bool {
     path.split(|byte| matches!(byte, b'/' | b'\\')).any(|segment| {
         let name = segment.split(|byte| matches!(byte, b';' | b'?' | b'#')).next().unwrap_or_default();
         let name = name.trim_ascii();
-        ADMINISTRATION.iter().any(|word| name.eq_ignore_ascii_case(word.as_bytes()))
+        ADMIN_SEGMENTS.iter().any(|word| name.eq_ignore_ascii_case(word.as_bytes()))
     })
 }
 

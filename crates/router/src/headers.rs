@@ -7,7 +7,7 @@ pub use rollora_api::names::TARGET_HEADER;
 
 /// The headers by which one part tells another the model or the endpoint. A client could choose with them what
 /// the rules did not choose: they are removed from its requests, also when no rule matches. Lower case.
-pub const INTERNAL: [&str; 10] = [
+pub const INTERNAL_HEADERS: [&str; 10] = [
     TARGET_HEADER,
     "x-gateway-base-model-name",
     "x-gateway-destination-endpoint",
@@ -29,16 +29,16 @@ pub const REWRITE_HEADERS: [&str; 2] = ["x-llm-d-model-name-rewrite", "x-gateway
 
 /// Those of [`INTERNAL`] that nobody but a server could have put into a response, where they mean nothing. (A picker
 /// says in the others which endpoint served, and why none did.)
-pub const INTERNAL_TO_REQUESTS: [&str; 5] =
+pub const REQUEST_ONLY_HEADERS: [&str; 5] =
     [TARGET_HEADER, BASE_MODEL_HEADER, MODEL_HEADER, "x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite"];
 
 /// The headers of a request, however a proxy keeps them.
-pub trait Headers {
+pub trait HeaderLookup {
     /// The first value of the header with this lower-case name.
     fn first(&self, name: &str) -> Option<&[u8]>;
 }
 
-impl Headers for HeaderMap {
+impl HeaderLookup for HeaderMap {
     fn first(&self, name: &str) -> Option<&[u8]> {
         self.get(name).map(HeaderValue::as_bytes)
     }
@@ -54,13 +54,13 @@ impl Headers for HeaderMap {
 /// assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-session-id"]);
 /// ```
 pub fn remove_internal(headers: &mut HeaderMap) {
-    for name in INTERNAL {
+    for name in INTERNAL_HEADERS {
         headers.remove(name);
     }
 }
 
 /// Tells the client which version served it, and drops what a server said under that name.
-pub fn set_target(headers: &mut HeaderMap, target: Option<&HeaderValue>) {
+pub fn set_target_header(headers: &mut HeaderMap, target: Option<&HeaderValue>) {
     let name = HeaderName::from_static(TARGET_HEADER);
     match target {
         Some(target) => drop(headers.insert(name, target.clone())),
@@ -69,19 +69,19 @@ pub fn set_target(headers: &mut HeaderMap, target: Option<&HeaderValue>) {
 }
 
 /// A name of a model as a header's value. What a header cannot carry is percent-encoded, and `%` with it.
-pub fn value_of(name: &str) -> HeaderValue {
-    const UNFIT: &AsciiSet = &CONTROLS.add(b'%');
-    let encoded = utf8_percent_encode(name.trim(), UNFIT).to_string();
+pub fn encode_header_value(name: &str) -> HeaderValue {
+    const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
+    let encoded = utf8_percent_encode(name.trim(), ENCODED).to_string();
     // Visible ASCII and spaces only, so the fallback is never taken.
     HeaderValue::from_str(&encoded).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// Whether a body under these headers can be read as it stands: no compression, no multipart.
-pub(crate) fn body_is_plain(headers: &(impl Headers + ?Sized)) -> bool {
+pub(crate) fn body_is_readable(headers: &(impl HeaderLookup + ?Sized)) -> bool {
     is_uncompressed(headers) && !media_type(headers).is_some_and(|media| starts_with(media, b"multipart/"))
 }
 
-fn is_uncompressed(headers: &(impl Headers + ?Sized)) -> bool {
+fn is_uncompressed(headers: &(impl HeaderLookup + ?Sized)) -> bool {
     headers.first(header::CONTENT_ENCODING.as_str()).is_none_or(|encoding| {
         let encoding = encoding.trim_ascii();
         encoding.is_empty() || encoding.eq_ignore_ascii_case(b"identity")
@@ -90,31 +90,31 @@ fn is_uncompressed(headers: &(impl Headers + ?Sized)) -> bool {
 
 /// What an answer is, of the kinds that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum AnswerKind {
+pub(crate) enum ResponseFormat {
     /// JSON.
-    Object,
+    Json,
     /// An event stream.
-    Events,
+    EventStream,
 }
 
 /// What an answer under these headers is; none where it is compressed or of no kind that is read, also where its
 /// headers do not say.
-pub(crate) fn answer_kind(headers: &(impl Headers + ?Sized)) -> Option<AnswerKind> {
+pub(crate) fn response_format(headers: &(impl HeaderLookup + ?Sized)) -> Option<ResponseFormat> {
     let media = media_type(headers).filter(|_| is_uncompressed(headers))?;
     if media.eq_ignore_ascii_case(b"text/event-stream") {
-        return Some(AnswerKind::Events);
+        return Some(ResponseFormat::EventStream);
     }
-    says_json(headers).then_some(AnswerKind::Object)
+    is_json(headers).then_some(ResponseFormat::Json)
 }
 
 /// Whether a body under these headers is meant as JSON; also where nothing is said.
-pub(crate) fn says_json(headers: &(impl Headers + ?Sized)) -> bool {
+pub(crate) fn is_json(headers: &(impl HeaderLookup + ?Sized)) -> bool {
     media_type(headers).is_none_or(|media| {
         media.eq_ignore_ascii_case(b"application/json") || media.to_ascii_lowercase().ends_with(b"+json")
     })
 }
 
-fn media_type(headers: &(impl Headers + ?Sized)) -> Option<&[u8]> {
+fn media_type(headers: &(impl HeaderLookup + ?Sized)) -> Option<&[u8]> {
     headers.first(header::CONTENT_TYPE.as_str())?.split(|byte| *byte == b';').next().map(<[u8]>::trim_ascii)
 }
 
@@ -131,14 +131,14 @@ mod tests {
         for (name, value) in
             [("a-v2", "a-v2"), ("org/a b", "org/a b"), ("50%", "50%25"), ("ä\n", "%C3%A4"), ("a\u{7f}b", "a%7Fb")]
         {
-            assert_eq!(value_of(name), value);
+            assert_eq!(encode_header_value(name), value);
         }
     }
 
     #[test]
     fn internal_names_are_lower_case_and_sorted_behind_our_own() {
-        assert!(INTERNAL.iter().all(|name| HeaderName::from_static(name).as_str() == *name));
-        assert!(INTERNAL.iter().skip(1).is_sorted());
+        assert!(INTERNAL_HEADERS.iter().all(|name| HeaderName::from_static(name).as_str() == *name));
+        assert!(INTERNAL_HEADERS.iter().skip(1).is_sorted());
     }
 
     #[test]
@@ -146,9 +146,9 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append(TARGET_HEADER, HeaderValue::from_static("forged"));
         headers.append(TARGET_HEADER, HeaderValue::from_static("twice"));
-        set_target(&mut headers, Some(&value_of("a-v2")));
+        set_target_header(&mut headers, Some(&encode_header_value("a-v2")));
         assert_eq!(headers.get_all(TARGET_HEADER).iter().collect::<Vec<_>>(), ["a-v2"]);
-        set_target(&mut headers, None);
+        set_target_header(&mut headers, None);
         assert!(headers.is_empty());
     }
 
@@ -157,14 +157,14 @@ mod tests {
         let with = |name: &'static str, value: &'static str| {
             HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))])
         };
-        assert!(body_is_plain(&HeaderMap::new()));
-        assert!(body_is_plain(&with("content-encoding", "Identity")));
-        assert!(!body_is_plain(&with("content-encoding", "gzip")));
-        assert!(!body_is_plain(&with("content-type", "Multipart/Form-Data; boundary=x")));
-        assert!(body_is_plain(&with("content-type", "text/plain")));
-        assert!(says_json(&with("content-type", "Application/JSON; charset=utf-8")));
-        assert!(says_json(&with("content-type", "application/problem+json")));
-        assert!(says_json(&HeaderMap::new()));
-        assert!(!says_json(&with("content-type", "application/octet-stream")));
+        assert!(body_is_readable(&HeaderMap::new()));
+        assert!(body_is_readable(&with("content-encoding", "Identity")));
+        assert!(!body_is_readable(&with("content-encoding", "gzip")));
+        assert!(!body_is_readable(&with("content-type", "Multipart/Form-Data; boundary=x")));
+        assert!(body_is_readable(&with("content-type", "text/plain")));
+        assert!(is_json(&with("content-type", "Application/JSON; charset=utf-8")));
+        assert!(is_json(&with("content-type", "application/problem+json")));
+        assert!(is_json(&HeaderMap::new()));
+        assert!(!is_json(&with("content-type", "application/octet-stream")));
     }
 }

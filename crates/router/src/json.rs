@@ -18,67 +18,67 @@
 //!
 //! `NaN`, lone surrogates and nesting of any depth are read like everything else.
 
-pub(crate) mod pieces;
 pub(crate) mod scanner;
+pub(crate) mod splicer;
+mod string;
 #[cfg(test)]
 mod tests;
-mod text;
 
-use crate::refusal::Refusal;
+use crate::refusal::RequestRefusal;
 use bytes::Bytes;
-use scanner::{Event, Scanner};
+use scanner::{ScanEvent, Scanner};
 use std::{borrow::Cow, ops::Range};
 
 /// The longest string that is read as a name, in bytes as written.
-pub const LONGEST_NAME: usize = 8 * 1024;
+pub const MAX_NAME_LENGTH: usize = 8 * 1024;
 
 /// What a scan of a whole body found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Scan {
+pub enum ScanResult {
     /// Not a JSON object: nothing can be decided by it.
     Opaque,
     /// A JSON object.
-    Found(Found),
+    Found(ScannedModel),
     /// A body that different readers would read differently.
-    Refused(Refusal),
+    Refused(RequestRefusal),
 }
 
 /// What was found in an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct ScannedModel {
     /// Where the model stands.
-    pub place: Place,
+    pub location: ModelLocation,
     /// Whether the object goes on to its end, with nothing but white space behind it.
-    pub intact: bool,
+    pub complete: bool,
 }
 
 /// Where the model stands in a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum ModelLocation {
     /// A string, with its quotes.
     Name(Range<usize>),
     /// A value that is no string.
     Value(Range<usize>),
     /// The object has none.
-    Nowhere {
+    Absent {
         /// Where its closing brace stands.
-        brace: usize,
+        closing_brace: usize,
         /// Whether it has no members at all.
         empty: bool,
     },
 }
 
-impl Place {
+impl ModelLocation {
     /// The name that stands here in `body`; none where there is none, or where it is no Unicode text.
-    pub fn name<'b>(&self, body: &'b [u8]) -> Option<Cow<'b, str>> {
+    pub fn decode_name<'b>(&self, body: &'b [u8]) -> Option<Cow<'b, str>> {
         let Self::Name(quoted) = self else { return None };
-        quoted_name(body.get(quoted.clone())?)
+        decode_quoted(body.get(quoted.clone())?)
     }
 }
 
 /// What a string with its quotes says; none where it is no Unicode text.
-pub(crate) fn quoted_name(quoted: &[u8]) -> Option<Cow<'_, str>> {
-    text::decode(quoted.get(1..quoted.len().checked_sub(1)?)?)
+pub(crate) fn decode_quoted(quoted: &[u8]) -> Option<Cow<'_, str>> {
+    string::decode(quoted.get(1..quoted.len().checked_sub(1)?)?)
 }
 
 /// Scans a whole body.
@@ -92,7 +92,7 @@ pub(crate) fn quoted_name(quoted: &[u8]) -> Option<Cow<'_, str>> {
 /// assert_eq!(found.place.name(body).as_deref(), Some("abc"));
 /// assert!(found.intact);
 /// ```
-pub fn scan(body: &[u8]) -> Scan {
+pub fn scan(body: &[u8]) -> ScanResult {
     let mut scanner = Scanner::new();
     let mut at = 0;
     let mut begin = None;
@@ -102,31 +102,35 @@ pub fn scan(body: &[u8]) -> Scan {
         let (read, event) = scanner.read(body.get(at..).unwrap_or_default());
         at += read;
         match event {
-            Some(Event::ModelStarts { string }) => begin = Some((at, string)),
-            Some(Event::ModelEnds) => {
-                place = begin
-                    .take()
-                    .map(|(begin, string)| if string { Place::Name(begin..at) } else { Place::Value(begin..at) });
+            Some(ScanEvent::ModelStarts { string }) => begin = Some((at, string)),
+            Some(ScanEvent::ModelEnds) => {
+                place = begin.take().map(|(begin, string)| {
+                    if string { ModelLocation::Name(begin..at) } else { ModelLocation::Value(begin..at) }
+                });
             }
-            Some(Event::NoModel { empty }) => place = Some(Place::Nowhere { brace: at, empty }),
-            Some(Event::Duplicate) => return Scan::Refused(Refusal::DuplicateModel),
-            Some(Event::WideEncoding) => return Scan::Refused(Refusal::WideEncoding),
-            Some(Event::NotAnObject) => intact = false,
+            Some(ScanEvent::NoModel { empty }) => place = Some(ModelLocation::Absent { closing_brace: at, empty }),
+            Some(ScanEvent::Duplicate) => return ScanResult::Refused(RequestRefusal::DuplicateModel),
+            Some(ScanEvent::WideEncoding) => return ScanResult::Refused(RequestRefusal::WideEncoding),
+            Some(ScanEvent::NotAnObject) => intact = false,
             None => {}
         }
         let name = match (&place, begin) {
-            (Some(Place::Name(name)), _) => name.len(),
+            (Some(ModelLocation::Name(name)), _) => name.len(),
             (None, Some((begin, true))) => at - begin,
             _ => 0,
         };
-        if name > LONGEST_NAME {
-            return Scan::Refused(Refusal::LongName);
+        if name > MAX_NAME_LENGTH {
+            return ScanResult::Refused(RequestRefusal::ModelNameTooLong);
         }
     }
     match (place, begin) {
-        (Some(place), _) => Scan::Found(Found { place, intact: intact && scanner.is_complete() }),
-        (None, Some((begin, false))) => Scan::Found(Found { place: Place::Value(begin..at), intact: false }),
-        (None, _) => Scan::Opaque,
+        (Some(place), _) => {
+            ScanResult::Found(ScannedModel { location: place, complete: intact && scanner.is_complete() })
+        }
+        (None, Some((begin, false))) => {
+            ScanResult::Found(ScannedModel { location: ModelLocation::Value(begin..at), complete: false })
+        }
+        (None, _) => ScanResult::Opaque,
     }
 }
 
@@ -137,16 +141,16 @@ pub struct EncodedName {
     member: Bytes,
 }
 
-const MEMBER_START: &str = ",\"model\":";
+const MEMBER_PREFIX: &str = ",\"model\":";
 
 impl EncodedName {
     /// Encodes `name`.
     pub fn new(name: &str) -> Self {
-        Self { member: Bytes::from(format!("{MEMBER_START}{}", text::encode(name))) }
+        Self { member: Bytes::from(format!("{MEMBER_PREFIX}{}", string::encode(name))) }
     }
 
     pub(crate) fn value(&self) -> Bytes {
-        self.member.slice(MEMBER_START.len()..)
+        self.member.slice(MEMBER_PREFIX.len()..)
     }
 
     /// The member as the last of an object, or as the only one.
@@ -157,12 +161,12 @@ impl EncodedName {
 
 /// A body with another name in it, in three parts: none is copied from the client's body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spliced {
+pub struct SplicedBody {
     /// The body's bytes before the name, the name, and the body's bytes behind it.
     pub parts: [Bytes; 3],
 }
 
-impl Spliced {
+impl SplicedBody {
     /// The whole length, for `content-length`.
     pub fn len(&self) -> usize {
         self.parts.iter().map(Bytes::len).sum()
@@ -190,10 +194,10 @@ impl Spliced {
 /// let spliced = json::splice(&body, &found.place, &EncodedName::new("alias-v2"));
 /// assert_eq!(&spliced.into_bytes()[..], br#"{ "model" : "alias-v2", "stream": true }"#);
 /// ```
-pub fn splice(body: &Bytes, place: &Place, name: &EncodedName) -> Spliced {
+pub fn splice(body: &Bytes, place: &ModelLocation, name: &EncodedName) -> SplicedBody {
     let (range, text) = match place {
-        Place::Name(range) | Place::Value(range) => (range.clone(), name.value()),
-        Place::Nowhere { brace, empty } => (*brace..*brace, name.member(*empty)),
+        ModelLocation::Name(range) | ModelLocation::Value(range) => (range.clone(), name.value()),
+        ModelLocation::Absent { closing_brace: brace, empty } => (*brace..*brace, name.member(*empty)),
     };
-    Spliced { parts: [body.slice(..range.start), text, body.slice(range.end..)] }
+    SplicedBody { parts: [body.slice(..range.start), text, body.slice(range.end..)] }
 }

@@ -62,14 +62,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod counters;
+pub mod active_rules;
 pub mod exchange;
 #[cfg(test)]
 mod fixtures;
 pub mod guard;
 pub mod headers;
-pub mod in_force;
 pub mod json;
+mod metrics;
 pub mod refusal;
 pub mod restore;
 pub mod route;

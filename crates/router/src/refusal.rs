@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// Why a request is answered here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum RequestRefusal {
     /// The body names two models.
     #[error("the body has more than one `model` at its top level: send it once")]
     DuplicateModel,
@@ -16,11 +16,11 @@ pub enum Refusal {
     #[error("the body is UTF-16 or UTF-32: send JSON as UTF-8")]
     WideEncoding,
     /// The model's name is longer than anybody's.
-    #[error("the `model` of the body is longer than {} bytes: send the name of a model", crate::json::LONGEST_NAME)]
-    LongName,
+    #[error("the `model` of the body is longer than {} bytes: send the name of a model", crate::json::MAX_NAME_LENGTH)]
+    ModelNameTooLong,
     /// A rule applies to the body, which breaks off behind its `model`.
     #[error("the body is not valid JSON behind its `model`: send one whole JSON object")]
-    BrokenBody,
+    MalformedBody,
     /// The rule in force names nobody.
     #[error("the rule of `{rewrite}` that is in force for this model has no target: give it one")]
     NoTarget {
@@ -29,19 +29,19 @@ pub enum Refusal {
     },
     /// A body that has to be held whole is longer than one may be.
     #[error("the request's body is larger than {limit} bytes, which is what --max-body allows")]
-    TooLarge {
+    BodyTooLarge {
         /// What is allowed.
         limit: usize,
     },
     /// A body that has to be held until its model is known is longer than one may be.
     #[error("the `model` does not stand in the first {limit} bytes of the body, which is what --max-hold allows")]
-    HeldTooMuch {
+    BufferLimitExceeded {
         /// What is allowed.
         limit: usize,
     },
     /// A body that has to be held until its model is known does not come.
     #[error("the `model` of the body did not come within {limit:?}, which is what --hold-timeout allows")]
-    HeldTooLong {
+    BufferTimeout {
         /// What is allowed.
         limit: Duration,
     },
@@ -53,13 +53,15 @@ pub enum Refusal {
     UnknownPath,
 }
 
-impl Refusal {
+impl RequestRefusal {
     /// The status of the answer.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::DuplicateModel | Self::LongName | Self::BrokenBody | Self::NoTarget { .. } => StatusCode::BAD_REQUEST,
-            Self::TooLarge { .. } | Self::HeldTooMuch { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::HeldTooLong { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::DuplicateModel | Self::ModelNameTooLong | Self::MalformedBody | Self::NoTarget { .. } => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::BodyTooLarge { .. } | Self::BufferLimitExceeded { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BufferTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::WideEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::AdministrationPath => StatusCode::FORBIDDEN,
             Self::UnknownPath => StatusCode::NOT_FOUND,
@@ -71,12 +73,12 @@ impl Refusal {
         match self {
             Self::DuplicateModel => "DuplicateModel",
             Self::WideEncoding => "WideEncoding",
-            Self::LongName => "LongName",
-            Self::BrokenBody => "BrokenBody",
+            Self::ModelNameTooLong => "LongName",
+            Self::MalformedBody => "BrokenBody",
             Self::NoTarget { .. } => "NoTarget",
-            Self::TooLarge { .. } => "TooLarge",
-            Self::HeldTooMuch { .. } => "HeldTooMuch",
-            Self::HeldTooLong { .. } => "HeldTooLong",
+            Self::BodyTooLarge { .. } => "TooLarge",
+            Self::BufferLimitExceeded { .. } => "HeldTooMuch",
+            Self::BufferTimeout { .. } => "HeldTooLong",
             Self::AdministrationPath => "AdministrationPath",
             Self::UnknownPath => "UnknownPath",
         }
@@ -86,10 +88,10 @@ impl Refusal {
     pub fn body(&self) -> Bytes {
         let param = match self {
             Self::DuplicateModel
-            | Self::LongName
+            | Self::ModelNameTooLong
             | Self::NoTarget { .. }
-            | Self::HeldTooMuch { .. }
-            | Self::HeldTooLong { .. } => Some("model"),
+            | Self::BufferLimitExceeded { .. }
+            | Self::BufferTimeout { .. } => Some("model"),
             _ => None,
         };
         error_body(self.status(), &self.to_string(), param)
@@ -143,16 +145,16 @@ mod tests {
     #[test]
     fn every_refusal_is_answered_in_the_shape_of_vllm() {
         let refusals = [
-            (Refusal::DuplicateModel, 400, "BadRequestError", Some("model")),
-            (Refusal::WideEncoding, 415, "UnsupportedMediaType", None),
-            (Refusal::LongName, 400, "BadRequestError", Some("model")),
-            (Refusal::BrokenBody, 400, "BadRequestError", None),
-            (Refusal::NoTarget { rewrite: "a \"b\"".into() }, 400, "BadRequestError", Some("model")),
-            (Refusal::TooLarge { limit: 9 }, 413, "PayloadTooLarge", None),
-            (Refusal::HeldTooMuch { limit: 9 }, 413, "PayloadTooLarge", Some("model")),
-            (Refusal::HeldTooLong { limit: Duration::from_secs(9) }, 408, "RequestTimeout", Some("model")),
-            (Refusal::AdministrationPath, 403, "PermissionDeniedError", None),
-            (Refusal::UnknownPath, 404, "NotFoundError", None),
+            (RequestRefusal::DuplicateModel, 400, "BadRequestError", Some("model")),
+            (RequestRefusal::WideEncoding, 415, "UnsupportedMediaType", None),
+            (RequestRefusal::ModelNameTooLong, 400, "BadRequestError", Some("model")),
+            (RequestRefusal::MalformedBody, 400, "BadRequestError", None),
+            (RequestRefusal::NoTarget { rewrite: "a \"b\"".into() }, 400, "BadRequestError", Some("model")),
+            (RequestRefusal::BodyTooLarge { limit: 9 }, 413, "PayloadTooLarge", None),
+            (RequestRefusal::BufferLimitExceeded { limit: 9 }, 413, "PayloadTooLarge", Some("model")),
+            (RequestRefusal::BufferTimeout { limit: Duration::from_secs(9) }, 408, "RequestTimeout", Some("model")),
+            (RequestRefusal::AdministrationPath, 403, "PermissionDeniedError", None),
+            (RequestRefusal::UnknownPath, 404, "NotFoundError", None),
         ];
         for (refusal, code, kind, param) in refusals {
             let body: serde_json::Value = serde_json::from_slice(&refusal.body()).unwrap();

@@ -8,19 +8,19 @@
 //! where it is the name that was decided. A name that stands deeper, or in a text (an error that speaks of the
 //! version), stays.
 
-mod events;
+mod sse;
 #[cfg(test)]
 mod tests;
 
 use crate::{
-    headers::{self, Headers},
+    headers::{self, HeaderLookup},
     json::{
-        self, EncodedName, LONGEST_NAME,
-        scanner::{Event, Scanner},
+        self, EncodedName, MAX_NAME_LENGTH,
+        scanner::{ScanEvent, Scanner},
     },
 };
 use bytes::Bytes;
-use events::Events;
+use sse::SseParser;
 use std::ops::Range;
 
 /// The state of one answer.
@@ -42,62 +42,62 @@ use std::ops::Range;
 /// ```
 #[derive(Debug)]
 pub struct Restorer {
-    names: Names,
-    object: Object,
+    names: ModelNames,
+    object: ObjectRestorer,
     /// The lines around the objects, in an event stream.
-    events: Option<Events>,
+    sse: Option<SseParser>,
 }
 
 /// Which name becomes which.
 #[derive(Debug)]
-struct Names {
+struct ModelNames {
     served: Box<str>,
-    client: EncodedName,
+    requested: EncodedName,
 }
 
 impl Restorer {
     /// For an answer under these `headers`, of the model `served`, to a client that asked for `client`. None where
     /// the answer is to be left alone: it is compressed, or neither JSON nor an event stream, or the names are equal.
-    pub fn new(headers: &(impl Headers + ?Sized), served: &str, client: &str) -> Option<Self> {
-        let kind = headers::answer_kind(headers)?;
-        let names = Names { served: served.into(), client: EncodedName::new(client) };
-        let events = (kind == headers::AnswerKind::Events).then(Events::new);
-        (served != client).then(|| Self { names, object: Object::new(), events })
+    pub fn new(headers: &(impl HeaderLookup + ?Sized), served: &str, client: &str) -> Option<Self> {
+        let kind = headers::response_format(headers)?;
+        let names = ModelNames { served: served.into(), requested: EncodedName::new(client) };
+        let events = (kind == headers::ResponseFormat::EventStream).then(SseParser::new);
+        (served != client).then(|| Self { names, object: ObjectRestorer::new(), sse: events })
     }
 
     /// Takes the next piece of the answer, and puts what goes on into `out`.
-    pub fn piece(&mut self, piece: &Bytes, out: &mut Vec<Bytes>) {
-        let mut cut = Cut { piece, sent: 0, out };
-        match &mut self.events {
-            Some(events) => events.piece(&mut self.object, &self.names, &mut cut),
+    pub fn push(&mut self, piece: &Bytes, out: &mut Vec<Bytes>) {
+        let mut cut = ChunkCursor { chunk: piece, position: 0, out };
+        match &mut self.sse {
+            Some(events) => events.push(&mut self.object, &self.names, &mut cut),
             None => self.object.read(0..piece.len(), &self.names, &mut cut),
         }
-        self.object.piece_ends(&mut cut);
+        self.object.end_chunk(&mut cut);
     }
 
     /// The answer has ended; what waited is put into `out`.
-    pub fn end(&mut self, out: &mut Vec<Bytes>) {
-        self.object.let_go(out);
+    pub fn finish(&mut self, out: &mut Vec<Bytes>) {
+        self.object.flush(out);
     }
 }
 
 /// A piece on its way.
 #[derive(Debug)]
-struct Cut<'a> {
-    piece: &'a Bytes,
+struct ChunkCursor<'a> {
+    chunk: &'a Bytes,
     /// What stands before this has gone on, is held, or is gone.
-    sent: usize,
+    position: usize,
     out: &'a mut Vec<Bytes>,
 }
 
-impl Cut<'_> {
+impl ChunkCursor<'_> {
     fn take(&mut self, end: usize) -> Bytes {
-        let bytes = self.piece.slice(self.sent..end);
-        self.sent = end;
+        let bytes = self.chunk.slice(self.position..end);
+        self.position = end;
         bytes
     }
 
-    fn pass(&mut self, end: usize) {
+    fn forward_to(&mut self, end: usize) {
         let bytes = self.take(end);
         if !bytes.is_empty() {
             self.out.push(bytes);
@@ -107,33 +107,33 @@ impl Cut<'_> {
 
 /// One JSON object.
 #[derive(Debug)]
-struct Object {
+struct ObjectRestorer {
     scanner: Scanner,
     /// The name, while its end is missing.
-    held: Option<Vec<Bytes>>,
+    buffered: Option<Vec<Bytes>>,
 }
 
-impl Object {
+impl ObjectRestorer {
     fn new() -> Self {
-        Self { scanner: Scanner::new(), held: None }
+        Self { scanner: Scanner::new(), buffered: None }
     }
 
     /// The next bytes of the object are these of the piece.
-    fn read(&mut self, bytes: Range<usize>, names: &Names, cut: &mut Cut<'_>) {
+    fn read(&mut self, bytes: Range<usize>, names: &ModelNames, cut: &mut ChunkCursor<'_>) {
         let mut at = bytes.start;
-        while let Some(rest) = cut.piece.get(at..bytes.end).filter(|rest| !rest.is_empty()) {
+        while let Some(rest) = cut.chunk.get(at..bytes.end).filter(|rest| !rest.is_empty()) {
             let (read, event) = self.scanner.read(rest);
             at += read;
             match event {
-                Some(Event::ModelStarts { string: true }) => {
-                    cut.pass(at);
-                    self.held = Some(Vec::new());
+                Some(ScanEvent::ModelStarts { string: true }) => {
+                    cut.forward_to(at);
+                    self.buffered = Some(Vec::new());
                 }
-                Some(Event::ModelEnds) => {
-                    let Some(mut held) = self.held.take() else { continue };
+                Some(ScanEvent::ModelEnds) => {
+                    let Some(mut held) = self.buffered.take() else { continue };
                     held.push(cut.take(at));
-                    if held_name_is(&held, &names.served) {
-                        cut.out.push(names.client.value());
+                    if buffered_name_is(&held, &names.served) {
+                        cut.out.push(names.requested.value());
                     } else {
                         cut.out.extend(held.into_iter().filter(|bytes| !bytes.is_empty()));
                     }
@@ -145,28 +145,28 @@ impl Object {
     }
 
     /// A line ends, and the object may go on in the next. A name does not: it holds no line break.
-    fn line_ends(&mut self, out: &mut Vec<Bytes>) {
-        self.let_go(out);
+    fn end_line(&mut self, out: &mut Vec<Bytes>) {
+        self.flush(out);
         self.scanner.read(b"\n");
     }
 
-    fn piece_ends(&mut self, cut: &mut Cut<'_>) {
-        let end = cut.piece.len();
-        let Some(held) = &mut self.held else { return cut.pass(end) };
+    fn end_chunk(&mut self, cut: &mut ChunkCursor<'_>) {
+        let end = cut.chunk.len();
+        let Some(held) = &mut self.buffered else { return cut.forward_to(end) };
         held.push(cut.take(end));
-        if held.iter().map(Bytes::len).sum::<usize>() > LONGEST_NAME {
-            self.let_go(cut.out);
+        if held.iter().map(Bytes::len).sum::<usize>() > MAX_NAME_LENGTH {
+            self.flush(cut.out);
         }
     }
 
-    fn let_go(&mut self, out: &mut Vec<Bytes>) {
-        out.extend(self.held.take().into_iter().flatten().filter(|bytes| !bytes.is_empty()));
+    fn flush(&mut self, out: &mut Vec<Bytes>) {
+        out.extend(self.buffered.take().into_iter().flatten().filter(|bytes| !bytes.is_empty()));
     }
 }
 
-fn held_name_is(held: &[Bytes], name: &str) -> bool {
+fn buffered_name_is(held: &[Bytes], name: &str) -> bool {
     match held {
-        [only] => json::quoted_name(only).is_some_and(|held| held == name),
-        pieces => json::quoted_name(&pieces.concat()).is_some_and(|held| held == name),
+        [only] => json::decode_quoted(only).is_some_and(|held| held == name),
+        pieces => json::decode_quoted(&pieces.concat()).is_some_and(|held| held == name),
     }
 }

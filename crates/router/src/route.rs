@@ -7,23 +7,23 @@ pub mod sticky;
 #[cfg(test)]
 mod tests;
 
-use crate::rules::{Rule, Target};
+use crate::rules::{CompiledRule, RuleTarget};
 use std::sync::Arc;
-use sticky::Client;
+use sticky::StickyKey;
 
 /// The target of `rule`. `random` is any number, all being equally likely; `client` goes before it. None where
 /// the rule has no target.
-pub fn choose(rule: &Rule, client: Option<Client>, random: u64) -> Option<&Arc<Target>> {
+pub fn select_target(rule: &CompiledRule, client: Option<StickyKey>, random: u64) -> Option<&Arc<RuleTarget>> {
     match (rule.targets(), client) {
         ([only], _) => Some(only),
-        (targets, Some(client)) => sticky::choose(targets, client),
-        (targets, None) => by_chance(targets, random),
+        (targets, Some(client)) => sticky::select_target(targets, client),
+        (targets, None) => select_weighted(targets, random),
     }
 }
 
-fn by_chance(targets: &[Arc<Target>], random: u64) -> Option<&Arc<Target>> {
-    let sum = u128::from(targets.last()?.cumulative);
+fn select_weighted(targets: &[Arc<RuleTarget>], random: u64) -> Option<&Arc<RuleTarget>> {
+    let sum = u128::from(targets.last()?.cumulative_weight);
     // The high half of the product is even over 0..sum up to sum/2^64, without a division.
     let ticket = (u128::from(random) * sum) >> 64;
-    targets.get(targets.partition_point(|target| u128::from(target.cumulative) <= ticket))
+    targets.get(targets.partition_point(|target| u128::from(target.cumulative_weight) <= ticket))
 }

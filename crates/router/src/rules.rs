@@ -12,9 +12,9 @@ mod compiled;
 #[cfg(test)]
 mod tests;
 
-pub use compiled::{Rule, Target};
+pub use compiled::{CompiledRule, RuleTarget};
 
-use crate::counters::SeriesEdit;
+use crate::metrics::MetricsUpdate;
 use rollora_api::{
     rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup},
     router_report::Overlap,
@@ -25,10 +25,10 @@ use std::{
 };
 
 /// How many groups there are.
-const GROUPS: usize = 2;
+const GROUP_COUNT: usize = 2;
 
 /// The place of a group in their precedence.
-fn place(group: RewriteGroup) -> usize {
+fn group_index(group: RewriteGroup) -> usize {
     match group {
         RewriteGroup::Current => 0,
         RewriteGroup::Legacy => 1,
@@ -56,25 +56,25 @@ impl RewriteKey {
 
 /// The rules in force: cheap to copy, never changed.
 #[derive(Debug, Clone, Default)]
-pub struct Rules {
-    groups: [GroupRules; GROUPS],
+pub struct RuleSet {
+    groups: [GroupRules; GROUP_COUNT],
     sticky_headers: Vec<Arc<str>>,
 }
 
 #[derive(Debug, Clone, Default)]
 struct GroupRules {
-    exact: HashMap<Arc<str>, Arc<Rule>>,
-    generic: Option<Arc<Rule>>,
+    exact: HashMap<Arc<str>, Arc<CompiledRule>>,
+    generic: Option<Arc<CompiledRule>>,
 }
 
-impl Rules {
+impl RuleSet {
     /// The rule that a request for `model` gets. A request without a name can only get a generic one.
-    pub fn find(&self, model: Option<&str>) -> Option<&Arc<Rule>> {
+    pub fn find(&self, model: Option<&str>) -> Option<&Arc<CompiledRule>> {
         self.groups.iter().find_map(|group| model.and_then(|model| group.exact.get(model)).or(group.generic.as_ref()))
     }
 
     /// The models that a rule matches exactly, with the rules in force for them.
-    pub fn exact(&self) -> BTreeMap<&str, &Arc<Rule>> {
+    pub fn exact(&self) -> BTreeMap<&str, &Arc<CompiledRule>> {
         let models = self.groups.iter().flat_map(|group| group.exact.keys());
         models
             .filter_map(|model| Some((&**model, self.find(Some(model)).filter(|rule| rule.model().is_some())?)))
@@ -82,7 +82,7 @@ impl Rules {
     }
 
     /// The rule for every other model.
-    pub fn generic(&self) -> Option<&Arc<Rule>> {
+    pub fn generic(&self) -> Option<&Arc<CompiledRule>> {
         self.find(None)
     }
 
@@ -96,22 +96,22 @@ impl Rules {
 #[derive(Debug)]
 pub(crate) struct RuleIndex {
     pool: PoolRef,
-    objects: HashMap<RewriteKey, Vec<Arc<Rule>>>,
-    claims: [Claims; GROUPS],
+    by_rewrite: HashMap<RewriteKey, Vec<Arc<CompiledRule>>>,
+    competing: [CompetingRules; GROUP_COUNT],
     /// How many rules have each sticky header.
     sticky_headers: BTreeMap<Arc<str>, usize>,
-    rules: Rules,
+    rules: RuleSet,
 }
 
 /// All rules of a group, those that lose too: per model in their precedence.
 #[derive(Debug, Default)]
-struct Claims {
-    exact: HashMap<Arc<str>, Vec<Arc<Rule>>>,
-    generic: Vec<Arc<Rule>>,
+struct CompetingRules {
+    exact: HashMap<Arc<str>, Vec<Arc<CompiledRule>>>,
+    generic: Vec<Arc<CompiledRule>>,
 }
 
-impl Claims {
-    fn of(&mut self, rule: &Rule) -> &mut Vec<Arc<Rule>> {
+impl CompetingRules {
+    fn matching(&mut self, rule: &CompiledRule) -> &mut Vec<Arc<CompiledRule>> {
         match rule.model() {
             Some(model) => self.exact.entry(Arc::clone(model)).or_default(),
             None => &mut self.generic,
@@ -123,20 +123,20 @@ impl RuleIndex {
     pub(crate) fn new(pool: PoolRef) -> Self {
         Self {
             pool,
-            objects: HashMap::new(),
-            claims: Default::default(),
+            by_rewrite: HashMap::new(),
+            competing: Default::default(),
             sticky_headers: BTreeMap::new(),
-            rules: Rules::default(),
+            rules: RuleSet::default(),
         }
     }
 
     /// The rules in force now.
-    pub(crate) fn rules(&self) -> &Rules {
+    pub(crate) fn rules(&self) -> &RuleSet {
         &self.rules
     }
 
     /// Takes in a rewrite, new or changed.
-    pub(crate) fn apply(&mut self, rewrite: &InferenceModelRewrite, series: &mut SeriesEdit<'_>) {
+    pub(crate) fn apply(&mut self, rewrite: &InferenceModelRewrite, series: &mut MetricsUpdate<'_>) {
         let Some(key) = RewriteKey::of(rewrite) else { return };
         let reference = &rewrite.spec.pool_ref;
         let is_ours = reference.name == self.pool.name && reference.group == self.pool.group;
@@ -151,7 +151,7 @@ impl RuleIndex {
     }
 
     /// Makes these rewrites the only ones.
-    pub(crate) fn reset(&mut self, rewrites: &[InferenceModelRewrite], series: &mut SeriesEdit<'_>) {
+    pub(crate) fn reset(&mut self, rewrites: &[InferenceModelRewrite], series: &mut MetricsUpdate<'_>) {
         *self = Self::new(self.pool.clone());
         for rewrite in rewrites {
             self.apply(rewrite, series);
@@ -163,12 +163,12 @@ impl RuleIndex {
         &mut self,
         group: RewriteGroup,
         rewrites: &[InferenceModelRewrite],
-        series: &mut SeriesEdit<'_>,
+        series: &mut MetricsUpdate<'_>,
     ) {
         let of_group = rewrites.iter().filter(|rewrite| rewrite.group() == Some(group));
         let wanted: HashSet<RewriteKey> = of_group.clone().filter_map(RewriteKey::of).collect();
         let gone: Vec<RewriteKey> =
-            self.objects.keys().filter(|key| key.group == group && !wanted.contains(key)).cloned().collect();
+            self.by_rewrite.keys().filter(|key| key.group == group && !wanted.contains(key)).cloned().collect();
         for key in &gone {
             self.delete(key);
         }
@@ -177,30 +177,30 @@ impl RuleIndex {
         }
     }
 
-    fn replace(&mut self, key: &RewriteKey, rules: Vec<Arc<Rule>>) {
-        let before = self.objects.remove(key).unwrap_or_default();
+    fn replace(&mut self, key: &RewriteKey, rules: Vec<Arc<CompiledRule>>) {
+        let before = self.by_rewrite.remove(key).unwrap_or_default();
         for rule in &before {
-            let claims = self.claims[place(key.group)].of(rule);
+            let claims = self.competing[group_index(key.group)].matching(rule);
             claims.retain(|other| !Arc::ptr_eq(other, rule));
         }
         for rule in &rules {
-            let claims = self.claims[place(key.group)].of(rule);
+            let claims = self.competing[group_index(key.group)].matching(rule);
             let place = claims.partition_point(|other| other.rank() < rule.rank());
             claims.insert(place, Arc::clone(rule));
         }
         for rule in before.iter().chain(&rules) {
-            self.decide(key.group, rule);
+            self.update_winner(key.group, rule);
         }
-        self.count_sticky_headers(&before, &rules);
+        self.update_sticky_headers(&before, &rules);
         if !rules.is_empty() {
-            self.objects.insert(key.clone(), rules);
+            self.by_rewrite.insert(key.clone(), rules);
         }
     }
 
     /// Puts the first of the claims that `rule` is among into force.
-    fn decide(&mut self, group: RewriteGroup, rule: &Rule) {
-        let (claims, rules) = (&mut self.claims[place(group)], &mut self.rules.groups[place(group)]);
-        let winner = claims.of(rule).first().cloned();
+    fn update_winner(&mut self, group: RewriteGroup, rule: &CompiledRule) {
+        let (claims, rules) = (&mut self.competing[group_index(group)], &mut self.rules.groups[group_index(group)]);
+        let winner = claims.matching(rule).first().cloned();
         match (rule.model(), winner) {
             (None, winner) => rules.generic = winner,
             (Some(model), Some(winner)) => drop(rules.exact.insert(Arc::clone(model), winner)),
@@ -211,7 +211,7 @@ impl RuleIndex {
         }
     }
 
-    fn count_sticky_headers(&mut self, before: &[Arc<Rule>], now: &[Arc<Rule>]) {
+    fn update_sticky_headers(&mut self, before: &[Arc<CompiledRule>], now: &[Arc<CompiledRule>]) {
         for header in now.iter().filter_map(|rule| rule.sticky_header()) {
             *self.sticky_headers.entry(Arc::clone(header)).or_default() += 1;
         }
@@ -224,23 +224,23 @@ impl RuleIndex {
 
     /// The models that more than one rule matches, and which of them is in force.
     pub(crate) fn overlaps(&self) -> Vec<Overlap> {
-        let models: BTreeSet<&Arc<str>> = self.claims.iter().flat_map(|claims| claims.exact.keys()).collect();
+        let models: BTreeSet<&Arc<str>> = self.competing.iter().flat_map(|claims| claims.exact.keys()).collect();
         let exact = models.into_iter().filter_map(|model| {
-            let claims = self.claims.iter().filter_map(|claims| claims.exact.get(model)).flatten();
+            let claims = self.competing.iter().filter_map(|claims| claims.exact.get(model)).flatten();
             self.overlap(Some(model), claims)
         });
-        let generic = self.overlap(None, self.claims.iter().flat_map(|claims| &claims.generic));
+        let generic = self.overlap(None, self.competing.iter().flat_map(|claims| &claims.generic));
         exact.chain(generic).collect()
     }
 
-    fn overlap<'r>(&self, model: Option<&str>, claims: impl Iterator<Item = &'r Arc<Rule>>) -> Option<Overlap> {
+    fn overlap<'r>(&self, model: Option<&str>, claims: impl Iterator<Item = &'r Arc<CompiledRule>>) -> Option<Overlap> {
         let in_force = self.rules.find(model)?;
         let mut shadowed: Vec<String> =
-            claims.filter(|rule| !Arc::ptr_eq(rule, in_force)).map(|rule| rule.object().to_string()).collect();
+            claims.filter(|rule| !Arc::ptr_eq(rule, in_force)).map(|rule| rule.source().to_string()).collect();
         shadowed.dedup();
         (!shadowed.is_empty()).then(|| Overlap {
             model: model.map(str::to_owned),
-            active: in_force.object().to_string(),
+            active: in_force.source().to_string(),
             shadowed,
         })
     }

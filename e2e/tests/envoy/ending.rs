@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
-use rollora_ext_proc::How;
+use rollora_ext_proc::RewriteOptions;
 use std::{convert::Infallible, time::Duration};
 use tokio::{sync::mpsc, task::JoinSet};
 
@@ -103,7 +103,7 @@ async fn an_answer_that_a_dead_server_was_reading_is_seen_to_be_cut() {
     if !has_envoy("a server dies while it reads answers") {
         return;
     }
-    let how = How { restore_model: true, ..How::default() };
+    let how = RewriteOptions { restore_model: true, ..RewriteOptions::default() };
     let mut stage = Stage::start(Plan { how, restored: true, ..Plan::default() }).await;
     let whole = stage.ask(Version::One, post(EVENTS, &[], SENT, Framing::Sized)).await;
     assert!(whole.body.ends_with(b"data: 49\n\n"), "{whole:?}");

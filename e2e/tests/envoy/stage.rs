@@ -6,8 +6,8 @@ use crate::{
 };
 use http::Request;
 use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
-use rollora_ext_proc::{Files, How, Listeners, Server, Settings};
-use rollora_router::in_force::InForce;
+use rollora_ext_proc::{CertificateFiles, ExtProcServer, Listeners, RewriteOptions, ServerSettings};
+use rollora_router::active_rules::ActiveRules;
 use rollora_testbed::{
     homes::{self, ENVOY},
     ports::Port,
@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct Plan {
     /// `request_body_mode`.
     pub(crate) mode: &'static str,
-    pub(crate) how: How,
+    pub(crate) how: RewriteOptions,
     /// With a filter in observability mode before it.
     pub(crate) observed: bool,
     pub(crate) tls: bool,
@@ -51,7 +51,7 @@ impl Default for Plan {
     fn default() -> Self {
         Self {
             mode: "FULL_DUPLEX_STREAMED",
-            how: How::default(),
+            how: RewriteOptions::default(),
             observed: false,
             tls: false,
             rewrites: vec![rewrite("r", Some("alias"), "alias-v2")],
@@ -100,8 +100,9 @@ pub(crate) fn rewrite(name: &str, model: Option<&str>, target: &str) -> Inferenc
     .unwrap()
 }
 
-fn rules(rewrites: &[InferenceModelRewrite]) -> Arc<InForce> {
-    let in_force = InForce::new(PoolRef { name: "pool".to_owned(), ..PoolRef::default() }, &[RewriteGroup::Current]);
+fn rules(rewrites: &[InferenceModelRewrite]) -> Arc<ActiveRules> {
+    let in_force =
+        ActiveRules::new(PoolRef { name: "pool".to_owned(), ..PoolRef::default() }, &[RewriteGroup::Current]);
     in_force.reset(rewrites);
     Arc::new(in_force)
 }
@@ -144,17 +145,22 @@ impl Stage {
         CRYPTO.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
         let mut tasks = JoinSet::new();
         let models = upstream::start(&mut tasks).await;
-        let mut server = Server::new(
+        let mut server = ExtProcServer::new(
             rules(&plan.rewrites),
-            Settings { how: plan.how.clone(), drain_delay: plan.drain_delay, max_body: 100_000, ..Settings::default() },
+            ServerSettings {
+                rewrite: plan.how.clone(),
+                drain_delay: plan.drain_delay,
+                max_body: 100_000,
+                ..ServerSettings::default()
+            },
         );
         let folder = tempfile::tempdir().unwrap();
         if plan.tls {
             let file = |name: &str| folder.path().join(name);
             set_certificate(folder.path(), "one");
-            server.speak_tls(Files { certificate: file("tls.crt"), key: file("tls.key") }).unwrap();
+            server.enable_tls(CertificateFiles { certificate: file("tls.crt"), key: file("tls.key") }).unwrap();
         }
-        server.readiness().serving();
+        server.readiness().set_serving();
         let listen = || TcpListener::bind("127.0.0.1:0");
         let listeners = Listeners {
             grpc: listen().await.unwrap(),

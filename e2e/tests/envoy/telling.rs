@@ -5,7 +5,7 @@ use crate::{
     stage::{Plan, Stage, has_envoy},
 };
 use http::{HeaderValue, StatusCode};
-use rollora_ext_proc::{How, Rewrite};
+use rollora_ext_proc::{RewriteMode, RewriteOptions};
 
 const CHAT: &str = "/v1/chat/completions";
 const SENT: &str = r#"{"messages": [], "model": "alias", "n": 1}"#;
@@ -15,7 +15,11 @@ async fn the_route_is_chosen_by_the_model_and_envoy_ignores_no_wish_for_another(
     if !has_envoy("routing headers") {
         return;
     }
-    let how = How { routing_headers: true, base_model: Some(HeaderValue::from_static("base")), ..How::default() };
+    let how = RewriteOptions {
+        routing_headers: true,
+        base_model: Some(HeaderValue::from_static("base")),
+        ..RewriteOptions::default()
+    };
     for mode in ["FULL_DUPLEX_STREAMED", "BUFFERED"] {
         let stage = Stage::start(Plan { mode, how: how.clone(), ..Plan::default() }).await;
         for framing in [Framing::Sized, Framing::Chunked] {
@@ -44,7 +48,7 @@ async fn a_picker_is_told_in_a_header_and_the_body_stays() {
         return;
     }
     for mode in ["FULL_DUPLEX_STREAMED", "BUFFERED"] {
-        let how = How { rewrite: Rewrite::Header, ..How::default() };
+        let how = RewriteOptions { mode: RewriteMode::Header, ..RewriteOptions::default() };
         let stage = Stage::start(Plan { mode, how, ..Plan::default() }).await;
         let forged = [("x-gateway-model-name-rewrite", "forged")];
         for (model, told) in [("alias", Some("alias-v2")), ("other", None)] {

@@ -10,7 +10,7 @@ use crate::{
 };
 use http::StatusCode;
 use request::RequestVector;
-use rollora_ext_proc::How;
+use rollora_ext_proc::RewriteOptions;
 use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]
@@ -29,7 +29,7 @@ async fn requests_become_what_upstreams_vectors_say_also_behind_envoy() {
         for generic in [None, Some("fallback")] {
             let exact = rewrite("chat", Some("chat"), "chat-a");
             let rewrites = [exact].into_iter().chain(generic.map(|target| rewrite("generic", None, target))).collect();
-            let how = How { routing_headers: true, ..How::default() };
+            let how = RewriteOptions { routing_headers: true, ..RewriteOptions::default() };
             let stage = Stage::start(Plan { mode, how, rewrites, ..Plan::default() }).await;
             let ours = vectors.requests.iter().filter(|vector| vector.generic.as_deref() == generic);
             for vector in ours {
@@ -42,7 +42,7 @@ async fn requests_become_what_upstreams_vectors_say_also_behind_envoy() {
 impl RequestVector {
     async fn check(&self, stage: &Stage, mode: &str) {
         let case = format!("{mode}: {}", self.origin.name);
-        let mut request = match &self.pieces {
+        let mut request = match &self.chunks {
             Some(pieces) => post("/v1/completions", &[], &pieces.concat(), Framing::Chunked),
             None => get("/v1/models"),
         };
@@ -50,7 +50,7 @@ impl RequestVector {
             request.headers_mut().insert(http::HeaderName::try_from(name).unwrap(), value.parse().unwrap());
         }
         let answer = stage.ask(Version::One, request).await;
-        if let Some(refused) = self.refused {
+        if let Some(refused) = self.refused_status {
             assert_eq!(answer.status.as_u16(), refused, "{case}");
             return;
         }
@@ -60,9 +60,9 @@ impl RequestVector {
             "{case}"
         );
         let seen = answer.json();
-        assert_eq!(seen["body"].as_str(), self.goes_on.as_deref(), "{case}");
+        assert_eq!(seen["body"].as_str(), self.expected_body.as_deref(), "{case}");
         // Who names nobody is told as the target that a rule for everybody chose.
-        let told = self.asked.as_deref().or(self.target.as_deref());
+        let told = self.requested_model.as_deref().or(self.target.as_deref());
         assert_eq!(seen["headers"]["x-gateway-model-name"].as_str(), told, "{case}");
         for name in ["x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite"] {
             assert_eq!(seen["headers"][name].as_str(), None, "{case}");

@@ -16,20 +16,20 @@ enum Code {
 
 /// How a call has ended, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Status {
+pub(crate) struct GrpcStatus {
     code: Code,
-    words: String,
+    message: String,
 }
 
-const STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
-impl Status {
-    pub(crate) const OK: Self = Self { code: Code::Ok, words: String::new() };
+impl GrpcStatus {
+    pub(crate) const OK: Self = Self { code: Code::Ok, message: String::new() };
 
     /// What came cannot be understood.
     pub(crate) fn invalid_argument(words: impl Into<String>) -> Self {
-        Self { code: Code::InvalidArgument, words: words.into() }
+        Self { code: Code::InvalidArgument, message: words.into() }
     }
 
     /// What came is no message of the method that was called.
@@ -39,35 +39,35 @@ impl Status {
 
     /// There is no such thing.
     pub(crate) fn not_found(words: impl Into<String>) -> Self {
-        Self { code: Code::NotFound, words: words.into() }
+        Self { code: Code::NotFound, message: words.into() }
     }
 
     /// What came is too long.
     pub(crate) fn out_of_range(words: impl Into<String>) -> Self {
-        Self { code: Code::OutOfRange, words: words.into() }
+        Self { code: Code::OutOfRange, message: words.into() }
     }
 
     /// Nobody here can do that.
     pub(crate) fn unimplemented(words: impl Into<String>) -> Self {
-        Self { code: Code::Unimplemented, words: words.into() }
+        Self { code: Code::Unimplemented, message: words.into() }
     }
 
     /// Another server, or this one later, can do it.
     pub(crate) fn unavailable(words: impl Into<String>) -> Self {
-        Self { code: Code::Unavailable, words: words.into() }
+        Self { code: Code::Unavailable, message: words.into() }
     }
 
     /// Puts it into trailers, or into the headers of an answer that has nothing else.
-    pub(super) fn write(&self, headers: &mut HeaderMap) {
-        headers.insert(STATUS, HeaderValue::from(self.code as u16));
-        if let Some(words) = escaped(&self.words) {
-            headers.insert(MESSAGE, words);
+    pub(super) fn write_to(&self, headers: &mut HeaderMap) {
+        headers.insert(GRPC_STATUS, HeaderValue::from(self.code as u16));
+        if let Some(words) = percent_encode(&self.message) {
+            headers.insert(GRPC_MESSAGE, words);
         }
     }
 }
 
 /// Words as a header's value: what is not visible ASCII, and `%`, as `%XX`.
-fn escaped(words: &str) -> Option<HeaderValue> {
+fn percent_encode(words: &str) -> Option<HeaderValue> {
     let mut escaped = String::with_capacity(words.len());
     for byte in words.bytes() {
         match byte {
@@ -86,11 +86,11 @@ mod tests {
     #[test]
     fn words_stay_readable_whatever_is_in_them() {
         let mut headers = HeaderMap::new();
-        Status::not_found("100 % ✓\n").write(&mut headers);
-        assert_eq!(headers[STATUS], "5");
-        assert_eq!(headers[MESSAGE], "100 %25 %E2%9C%93%0A");
+        GrpcStatus::not_found("100 % ✓\n").write_to(&mut headers);
+        assert_eq!(headers[GRPC_STATUS], "5");
+        assert_eq!(headers[GRPC_MESSAGE], "100 %25 %E2%9C%93%0A");
         let mut headers = HeaderMap::new();
-        Status::OK.write(&mut headers);
-        assert_eq!((&headers[STATUS], headers.len()), (&HeaderValue::from_static("0"), 1));
+        GrpcStatus::OK.write_to(&mut headers);
+        assert_eq!((&headers[GRPC_STATUS], headers.len()), (&HeaderValue::from_static("0"), 1));
     }
 }

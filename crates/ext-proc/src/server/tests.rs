@@ -1,33 +1,33 @@
 //! The whole server over loopback, with a small client of its own.
 
 mod client;
-mod frames;
+mod raw_frames;
 
 use super::*;
-use crate::processor::Rewrite;
+use crate::processor::RewriteMode;
 use crate::{
-    fixtures::{body, chat, first, in_force, response},
-    protocol::{Action, BodySendMode, ServingStatus},
-    readiness::Stage,
+    fixtures::{active_rules, body, chat, first_message, response_headers},
+    proto::{BodySendMode, ProcessingAction, ServingStatus},
+    readiness::ServerStage,
 };
-use client::{Called, Client};
+use client::{ClientCall, GrpcClient};
 use std::net::SocketAddr;
 use tokio::{net::TcpStream, task::JoinSet};
 use tonic::Code;
 
 /// A server that runs until its bed is dropped.
-struct Bed {
+struct TestServer {
     grpc: SocketAddr,
     health: SocketAddr,
     metrics: SocketAddr,
-    readiness: Readiness,
+    readiness: ServerReadiness,
     stop: CancellationToken,
     server: JoinSet<io::Result<()>>,
 }
 
-impl Bed {
-    async fn start(settings: Settings) -> Self {
-        let server = Server::new(in_force(), settings);
+impl TestServer {
+    async fn start(settings: ServerSettings) -> Self {
+        let server = ExtProcServer::new(active_rules(), settings);
         let readiness = server.readiness().clone();
         let listen = || TcpListener::bind("127.0.0.1:0");
         let listeners = Listeners {
@@ -43,9 +43,9 @@ impl Bed {
         Self { grpc, health, metrics, readiness, stop, server: tasks }
     }
 
-    async fn serving() -> Self {
-        let bed = Self::start(Settings { drain_delay: Duration::ZERO, ..Settings::default() }).await;
-        bed.readiness.serving();
+    async fn start_serving() -> Self {
+        let bed = Self::start(ServerSettings { drain_delay: Duration::ZERO, ..ServerSettings::default() }).await;
+        bed.readiness.set_serving();
         bed
     }
 
@@ -54,7 +54,7 @@ impl Bed {
         client::get(self.metrics, path).await
     }
 
-    async fn ended(&mut self) {
+    async fn join(&mut self) {
         self.server.join_next().await.unwrap().unwrap().unwrap();
     }
 }
@@ -62,23 +62,23 @@ impl Bed {
 const DUPLEX: BodySendMode = BodySendMode::FullDuplexStreamed;
 
 /// A request on its way: its headers and body were sent and answered.
-async fn under_way(client: &mut Client) -> Called {
+async fn start_request(client: &mut GrpcClient) -> ClientCall {
     let mut call = client.process().await;
     call.send(&chat(DUPLEX, &[]));
     call.send(&body(br#"{"model":"alias"}"#, true));
-    assert!(matches!(call.next().await, Action::RequestHeaders(_)));
-    assert!(matches!(call.next().await, Action::RequestBody(_)));
+    assert!(matches!(call.next().await, ProcessingAction::RequestHeaders(_)));
+    assert!(matches!(call.next().await, ProcessingAction::RequestBody(_)));
     call
 }
 
 #[tokio::test]
 async fn a_request_goes_through_the_whole_server() {
-    let bed = Bed::serving().await;
-    let mut client = Client::connect(bed.grpc).await;
-    let mut call = under_way(&mut client).await;
-    call.send(&response("200", &[]));
-    let Action::ResponseHeaders(reply) = call.next().await else { panic!("another reply") };
-    let set = reply.changes.unwrap().headers.unwrap().set;
+    let bed = TestServer::start_serving().await;
+    let mut client = GrpcClient::connect(bed.grpc).await;
+    let mut call = start_request(&mut client).await;
+    call.send(&response_headers("200", &[]));
+    let ProcessingAction::ResponseHeaders(reply) = call.next().await else { panic!("another reply") };
+    let set = reply.response.unwrap().header_mutation.unwrap().set_headers;
     assert_eq!(set[0].header.as_ref().unwrap().value(), b"alias-v2");
     call.finish().await;
     let (status, metrics) = bed.get("/metrics").await;
@@ -97,28 +97,28 @@ async fn a_request_goes_through_the_whole_server() {
 
 #[tokio::test]
 async fn a_body_that_is_sent_as_one_message_may_be_as_long_as_it_was_allowed_to_be() {
-    let bed = Bed::serving().await;
-    let mut client = Client::connect(bed.grpc).await;
+    let bed = TestServer::start_serving().await;
+    let mut client = GrpcClient::connect(bed.grpc).await;
     let mut call = client.process().await;
     let prompt = "x".repeat(20 << 20);
     call.send(&chat(BodySendMode::Buffered, &[]));
     call.send(&body(format!(r#"{{"prompt":"{prompt}","model":"alias"}}"#).as_bytes(), true));
-    assert!(matches!(call.next().await, Action::RequestHeaders(_)));
-    let Action::RequestBody(reply) = call.next().await else { panic!("another reply") };
-    let header = reply.changes.unwrap().headers.unwrap().set.remove(0).header.unwrap();
+    assert!(matches!(call.next().await, ProcessingAction::RequestHeaders(_)));
+    let ProcessingAction::RequestBody(reply) = call.next().await else { panic!("another reply") };
+    let header = reply.response.unwrap().header_mutation.unwrap().set_headers.remove(0).header.unwrap();
     assert_eq!(header.value(), (prompt.len() + r#"{"prompt":"","model":"alias-v2"}"#.len()).to_string().as_bytes());
 }
 
 #[tokio::test]
 async fn clients_that_give_up_together_harm_nobody_else() {
-    let bed = Bed::serving().await;
-    assert!(frames::answers_behind_calls_that_were_given_up(bed.grpc, 2000).await);
+    let bed = TestServer::start_serving().await;
+    assert!(raw_frames::responds_after_resets(bed.grpc, 2000).await);
 }
 
 #[tokio::test]
 async fn who_reads_slowly_stops_the_reading_at_the_other_end() {
-    let bed = Bed::serving().await;
-    let mut client = Client::connect(bed.grpc).await;
+    let bed = TestServer::start_serving().await;
+    let mut client = GrpcClient::connect(bed.grpc).await;
     let mut slow = client.process().await;
     slow.send(&chat(DUPLEX, &[]));
     let piece = vec![b'x'; 64 * 1024];
@@ -128,25 +128,27 @@ async fn who_reads_slowly_stops_the_reading_at_the_other_end() {
     }
     // Others go on meanwhile, on the same connection.
     for _ in 0..10 {
-        under_way(&mut client).await;
+        start_request(&mut client).await;
     }
-    assert!(slow.waiting() > pieces / 2, "{} of {pieces} pieces have left", pieces - slow.waiting());
-    assert!(matches!(slow.next().await, Action::RequestHeaders(_)));
+    assert!(slow.unsent() > pieces / 2, "{} of {pieces} pieces have left", pieces - slow.unsent());
+    assert!(matches!(slow.next().await, ProcessingAction::RequestHeaders(_)));
     let mut passed = 0;
     while passed < pieces * piece.len() {
-        let Action::RequestBody(reply) = slow.next().await else { panic!("another reply") };
-        let Some(crate::protocol::NewBody::Streamed(part)) = reply.changes.unwrap().body.unwrap().body else {
+        let ProcessingAction::RequestBody(reply) = slow.next().await else { panic!("another reply") };
+        let Some(crate::proto::Mutation::StreamedResponse(part)) =
+            reply.response.unwrap().body_mutation.unwrap().mutation
+        else {
             panic!()
         };
         passed += part.body.len();
     }
-    assert_eq!(slow.waiting(), 0);
+    assert_eq!(slow.unsent(), 0);
 }
 
 #[tokio::test]
 async fn a_message_that_is_none_is_refused_with_words() {
-    let bed = Bed::serving().await;
-    let mut client = Client::connect(bed.grpc).await;
+    let bed = TestServer::start_serving().await;
+    let mut client = GrpcClient::connect(bed.grpc).await;
     let mut call = client.process().await;
     call.send_bytes(b"\x12\xff\xff");
     let status = call.status().await;
@@ -157,30 +159,31 @@ async fn a_message_that_is_none_is_refused_with_words() {
 
 #[tokio::test]
 async fn before_it_has_rules_it_refuses_requests_instead_of_passing_them() {
-    let bed = Bed::start(Settings::default()).await;
-    let mut client = Client::connect(bed.grpc).await;
-    assert_eq!(client.process().await.refused().code(), Code::Unavailable);
-    bed.readiness.serving();
-    under_way(&mut client).await;
+    let bed = TestServer::start(ServerSettings::default()).await;
+    let mut client = GrpcClient::connect(bed.grpc).await;
+    assert_eq!(client.process().await.initial_status().code(), Code::Unavailable);
+    bed.readiness.set_serving();
+    start_request(&mut client).await;
 }
 
 #[tokio::test]
 async fn health_says_serving_only_while_requests_should_come() {
-    let mut bed = Bed::start(Settings { drain_delay: Duration::from_mins(1), ..Settings::default() }).await;
-    let mut on_both = [Client::connect(bed.grpc).await, Client::connect(bed.health).await];
+    let mut bed =
+        TestServer::start(ServerSettings { drain_delay: Duration::from_mins(1), ..ServerSettings::default() }).await;
+    let mut on_both = [GrpcClient::connect(bed.grpc).await, GrpcClient::connect(bed.health).await];
     let services = ["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor", "inference-extension"];
     let mut watch = on_both[1].watch("readiness").await;
     let mut unknown = on_both[1].watch("nobody").await;
     assert_eq!(unknown.next_status().await, Some(ServingStatus::ServiceUnknown));
     for (stage, readyz, expected) in [
-        (Stage::Starting, 503, ServingStatus::NotServing),
-        (Stage::Serving, 200, ServingStatus::Serving),
-        (Stage::Draining, 503, ServingStatus::NotServing),
+        (ServerStage::Starting, 503, ServingStatus::NotServing),
+        (ServerStage::Serving, 200, ServingStatus::Serving),
+        (ServerStage::Draining, 503, ServingStatus::NotServing),
     ] {
         match stage {
-            Stage::Starting => {}
-            Stage::Serving => bed.readiness.serving(),
-            Stage::Draining => bed.stop.cancel(),
+            ServerStage::Starting => {}
+            ServerStage::Serving => bed.readiness.set_serving(),
+            ServerStage::Draining => bed.stop.cancel(),
         }
         assert_eq!(watch.next_status().await, Some(expected));
         for client in &mut on_both {
@@ -194,74 +197,82 @@ async fn health_says_serving_only_while_requests_should_come() {
         assert_eq!(bed.get("/livez").await, (200, "ok\n".to_owned()));
     }
     assert_eq!(watch.next_status().await, None, "it holds up no drain");
-    bed.readiness.serving();
+    bed.readiness.set_serving();
     assert_eq!(bed.get("/readyz").await.0, 503, "there is no way back");
     bed.server.abort_all();
 }
 
 #[tokio::test]
 async fn what_has_begun_ends_before_the_server_does() {
-    let mut bed = Bed::serving().await;
-    let mut client = Client::connect(bed.grpc).await;
-    let mut call = under_way(&mut client).await;
+    let mut bed = TestServer::start_serving().await;
+    let mut client = GrpcClient::connect(bed.grpc).await;
+    let mut call = start_request(&mut client).await;
     bed.stop.cancel();
     while TcpStream::connect(bed.grpc).await.is_ok() {
         // Until nobody new is let in.
         tokio::task::yield_now().await;
     }
     assert_eq!(bed.get("/rules").await.0, 200, "the operator still asks");
-    call.send(&response("200", &[]));
-    assert!(matches!(call.next().await, Action::ResponseHeaders(_)));
+    call.send(&response_headers("200", &[]));
+    assert!(matches!(call.next().await, ProcessingAction::ResponseHeaders(_)));
     call.finish().await;
-    bed.ended().await;
+    bed.join().await;
 }
 
 #[tokio::test]
 async fn new_requests_are_still_served_for_a_moment_after_the_end_was_announced() {
-    let bed = Bed::start(Settings { drain_delay: Duration::from_mins(1), ..Settings::default() }).await;
-    bed.readiness.serving();
+    let bed =
+        TestServer::start(ServerSettings { drain_delay: Duration::from_mins(1), ..ServerSettings::default() }).await;
+    bed.readiness.set_serving();
     bed.stop.cancel();
-    let mut client = Client::connect(bed.grpc).await;
+    let mut client = GrpcClient::connect(bed.grpc).await;
     while client.check("").await.unwrap() != ServingStatus::NotServing {}
-    under_way(&mut client).await;
+    start_request(&mut client).await;
 }
 
 #[tokio::test]
 async fn what_does_not_end_is_cut_off_in_the_end() {
-    let short =
-        Settings { drain_delay: Duration::ZERO, drain_timeout: Duration::from_millis(50), ..Settings::default() };
-    let mut bed = Bed::start(short).await;
-    bed.readiness.serving();
-    let mut client = Client::connect(bed.grpc).await;
+    let short = ServerSettings {
+        drain_delay: Duration::ZERO,
+        drain_timeout: Duration::from_millis(50),
+        ..ServerSettings::default()
+    };
+    let mut bed = TestServer::start(short).await;
+    bed.readiness.set_serving();
+    let mut client = GrpcClient::connect(bed.grpc).await;
     let mut call = client.process().await;
-    call.send(&first(Some(DUPLEX.into()), &[(":path", "/v1/chat/completions")], false));
-    assert!(matches!(call.next().await, Action::RequestHeaders(_)));
+    call.send(&first_message(Some(DUPLEX.into()), &[(":path", "/v1/chat/completions")], false));
+    assert!(matches!(call.next().await, ProcessingAction::RequestHeaders(_)));
     bed.stop.cancel();
-    bed.ended().await;
+    bed.join().await;
 }
 
 /// What `--routing-headers` means.
-fn routing(settings: &Settings) -> Settings {
-    Settings { how: How { routing_headers: true, ..How::default() }, drain_delay: Duration::ZERO, ..settings.clone() }
+fn with_routing_headers(settings: &ServerSettings) -> ServerSettings {
+    ServerSettings {
+        rewrite: RewriteOptions { routing_headers: true, ..RewriteOptions::default() },
+        drain_delay: Duration::ZERO,
+        ..settings.clone()
+    }
 }
 
 #[tokio::test]
 async fn a_request_that_is_held_and_does_not_go_on_is_answered_in_the_end() {
-    let short = Settings { hold_timeout: Duration::from_millis(50), ..Settings::default() };
-    for settings in [routing(&short), Settings { drain_delay: Duration::ZERO, ..short }] {
-        let headers_wait = settings.how.routing_headers;
-        let bed = Bed::start(settings).await;
-        bed.readiness.serving();
-        let mut client = Client::connect(bed.grpc).await;
+    let short = ServerSettings { buffer_timeout: Duration::from_millis(50), ..ServerSettings::default() };
+    for settings in [with_routing_headers(&short), ServerSettings { drain_delay: Duration::ZERO, ..short }] {
+        let headers_wait = settings.rewrite.routing_headers;
+        let bed = TestServer::start(settings).await;
+        bed.readiness.set_serving();
+        let mut client = GrpcClient::connect(bed.grpc).await;
         let mut call = client.process().await;
         call.send(&chat(DUPLEX, &[]));
         // A name that is cut is held in any case.
         call.send(&body(br#"{"model":"al"#, false));
         if !headers_wait {
-            assert!(matches!(call.next().await, Action::RequestHeaders(_)));
-            assert!(matches!(call.next().await, Action::RequestBody(_)));
+            assert!(matches!(call.next().await, ProcessingAction::RequestHeaders(_)));
+            assert!(matches!(call.next().await, ProcessingAction::RequestBody(_)));
         }
-        let Action::Immediate(reply) = call.next().await else { panic!("another reply") };
+        let ProcessingAction::ImmediateResponse(reply) = call.next().await else { panic!("another reply") };
         assert_eq!(reply.status.unwrap().code, 408);
         let others = client.check("").await.unwrap();
         assert_eq!(others, ServingStatus::Serving);
@@ -270,15 +281,15 @@ async fn a_request_that_is_held_and_does_not_go_on_is_answered_in_the_end() {
 
 #[tokio::test]
 async fn who_is_not_held_is_not_hurried() {
-    let short = Settings { hold_timeout: Duration::from_millis(50), ..Settings::default() };
-    let bed = Bed::start(routing(&short)).await;
-    bed.readiness.serving();
-    let mut client = Client::connect(bed.grpc).await;
+    let short = ServerSettings { buffer_timeout: Duration::from_millis(50), ..ServerSettings::default() };
+    let bed = TestServer::start(with_routing_headers(&short)).await;
+    bed.readiness.set_serving();
+    let mut client = GrpcClient::connect(bed.grpc).await;
     let mut call = client.process().await;
     call.send(&chat(DUPLEX, &[]));
     call.send(&body(br#"{"model":"alias","prompt":""#, false));
-    assert!(matches!(call.next().await, Action::RequestHeaders(_)));
-    assert!(matches!(call.next().await, Action::RequestBody(_)));
+    assert!(matches!(call.next().await, ProcessingAction::RequestHeaders(_)));
+    assert!(matches!(call.next().await, ProcessingAction::RequestBody(_)));
     let nothing = tokio::time::timeout(Duration::from_millis(200), call.next()).await;
     assert!(nothing.is_err(), "{nothing:?}");
 }
@@ -286,10 +297,16 @@ async fn who_is_not_held_is_not_hurried() {
 #[tokio::test]
 async fn who_finds_no_room_waits_and_is_not_refused() {
     let most = 1 << 20;
-    let how = How { rewrite: Rewrite::Header, ..How::default() };
-    let bed = Bed::start(Settings { how, max_hold: most, hold_budget: most, ..Settings::default() }).await;
-    bed.readiness.serving();
-    let mut client = Client::connect(bed.grpc).await;
+    let how = RewriteOptions { mode: RewriteMode::Header, ..RewriteOptions::default() };
+    let bed = TestServer::start(ServerSettings {
+        rewrite: how,
+        buffer_limit: most,
+        buffer_budget: most,
+        ..ServerSettings::default()
+    })
+    .await;
+    bed.readiness.set_serving();
+    let mut client = GrpcClient::connect(bed.grpc).await;
     let piece = vec![b'x'; 64 * 1024];
     let mut calls = Vec::new();
     for _ in 0..2 {
@@ -302,26 +319,26 @@ async fn who_finds_no_room_waits_and_is_not_refused() {
         calls.push(call);
     }
     let [first, second] = &mut calls[..] else { panic!() };
-    while first.waiting() > 0 && second.waiting() > 0 {
+    while first.unsent() > 0 && second.unsent() > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let (whole, stopped) = if first.waiting() == 0 { (first, second) } else { (second, first) };
+    let (whole, stopped) = if first.unsent() == 0 { (first, second) } else { (second, first) };
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert!(stopped.waiting() > 3, "{} pieces are left", stopped.waiting());
+    assert!(stopped.unsent() > 3, "{} pieces are left", stopped.unsent());
     for call in [whole, stopped] {
         call.send(&body(br#"","model":"alias"}"#, true));
-        let Action::RequestHeaders(reply) = call.next().await else { panic!("another reply") };
-        let set = reply.changes.unwrap().headers.unwrap().set;
+        let ProcessingAction::RequestHeaders(reply) = call.next().await else { panic!("another reply") };
+        let set = reply.response.unwrap().header_mutation.unwrap().set_headers;
         assert_eq!(set.len(), 2);
     }
 }
 
 #[tokio::test]
 async fn bodies_that_come_as_a_whole_wait_for_room_too() {
-    let settings = Settings { max_hold: 1 << 20, hold_budget: 1 << 20, ..Settings::default() };
-    let bed = Bed::start(settings).await;
-    bed.readiness.serving();
-    let mut client = Client::connect(bed.grpc).await;
+    let settings = ServerSettings { buffer_limit: 1 << 20, buffer_budget: 1 << 20, ..ServerSettings::default() };
+    let bed = TestServer::start(settings).await;
+    bed.readiness.set_serving();
+    let mut client = GrpcClient::connect(bed.grpc).await;
     let prompt = "x".repeat(900 * 1024);
     let whole = body(format!(r#"{{"prompt":"{prompt}","model":"alias"}}"#).as_bytes(), true);
     let mut calls = Vec::new();
@@ -333,20 +350,20 @@ async fn bodies_that_come_as_a_whole_wait_for_room_too() {
     // One has begun, and has not come to its end.
     let bytes = prost::Message::encode_to_vec(&whole);
     let (begin, rest) = bytes.split_at(bytes.len() / 2);
-    calls[0].begin_bytes(bytes.len(), begin);
-    assert!(matches!(calls[0].next().await, Action::RequestHeaders(_)));
-    while calls[0].waiting() > 0 {
+    calls[0].send_start(bytes.len(), begin);
+    assert!(matches!(calls[0].next().await, ProcessingAction::RequestHeaders(_)));
+    while calls[0].unsent() > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     tokio::time::sleep(Duration::from_millis(20)).await;
     for call in &mut calls[1..] {
         call.send(&whole);
-        assert!(matches!(call.next().await, Action::RequestHeaders(_)));
+        assert!(matches!(call.next().await, ProcessingAction::RequestHeaders(_)));
     }
     let early = tokio::time::timeout(Duration::from_millis(100), calls[1].next()).await;
     assert!(early.is_err(), "{early:?}");
-    calls[0].go_on(rest);
+    calls[0].send_rest(rest);
     for call in &mut calls {
-        assert!(matches!(call.next().await, Action::RequestBody(_)));
+        assert!(matches!(call.next().await, ProcessingAction::RequestBody(_)));
     }
 }

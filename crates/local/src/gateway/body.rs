@@ -79,7 +79,7 @@ where
     let mut hold = Hold::new(budget);
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > limit {
-        return Err(router::Refusal::TooLarge { limit }.into());
+        return Err(router::RequestRefusal::BodyTooLarge { limit }.into());
     }
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
@@ -90,7 +90,7 @@ where
         // What is no data are trailers, which concern this hop only.
         let Ok(data) = frame.into_data() else { continue };
         if hold.bytes + data.len() > limit {
-            return Err(router::Refusal::TooLarge { limit }.into());
+            return Err(router::RequestRefusal::BodyTooLarge { limit }.into());
         }
         if !hold.grow(data.len()) {
             return Err(Refusal::Busy);

@@ -34,7 +34,7 @@ pub(super) enum Refusal {
     Broken(String),
     /// The router says so.
     #[error(transparent)]
-    Router(#[from] rollora_router::refusal::Refusal),
+    Router(#[from] rollora_router::refusal::RequestRefusal),
 }
 
 fn no_server(why: NoServer, model: &str) -> String {

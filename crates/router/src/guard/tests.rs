@@ -32,23 +32,23 @@ fn administration_is_closed_in_every_spelling() {
         "/sleep",
         "/collective_rpc",
     ] {
-        assert_eq!(Guard::Administration.check(target), Err(Refusal::AdministrationPath), "{target}");
-        assert_eq!(Guard::Strict.check(target), Err(Refusal::AdministrationPath), "{target}");
-        assert_eq!(Guard::Off.check(target), Ok(()), "{target}");
+        assert_eq!(PathGuard::Administration.check(target), Err(RequestRefusal::AdministrationPath), "{target}");
+        assert_eq!(PathGuard::Strict.check(target), Err(RequestRefusal::AdministrationPath), "{target}");
+        assert_eq!(PathGuard::Off.check(target), Ok(()), "{target}");
     }
 }
 
 #[test]
 fn inference_is_open_in_its_plain_spelling() {
-    for target in INFERENCE.iter().copied().chain([
+    for target in INFERENCE_PATHS.iter().copied().chain([
         "/v1/chat/completions?stream=1",
         "http://host:8000/v1/chat/completions",
         "/v1/responses/resp_1",
         "/v1/responses/resp_1/cancel",
         "/v1/models/small-segment-lora-v1",
     ]) {
-        assert_eq!(Guard::Strict.check(target), Ok(()), "{target}");
-        assert_eq!(Guard::Administration.check(target), Ok(()), "{target}");
+        assert_eq!(PathGuard::Strict.check(target), Ok(()), "{target}");
+        assert_eq!(PathGuard::Administration.check(target), Ok(()), "{target}");
     }
 }
 
@@ -73,19 +73,19 @@ fn strict_closes_everything_else() {
         "/v1/responses/a/b/c",
         "/v1/responses/a%2fb",
     ] {
-        assert_eq!(Guard::Strict.check(target), Err(Refusal::UnknownPath), "{target}");
-        assert_eq!(Guard::Administration.check(target), Ok(()), "{target}");
+        assert_eq!(PathGuard::Strict.check(target), Err(RequestRefusal::UnknownPath), "{target}");
+        assert_eq!(PathGuard::Administration.check(target), Ok(()), "{target}");
     }
 }
 
 #[test]
 fn a_path_that_decodes_without_end_is_closed() {
     let target = format!("/v1/%{}load", "25".repeat(21));
-    assert_eq!(Guard::Administration.check(&target), Err(Refusal::AdministrationPath));
+    assert_eq!(PathGuard::Administration.check(&target), Err(RequestRefusal::AdministrationPath));
 }
 
 /// Writes one byte of a path as clients might, escaped so many times.
-fn spelled(byte: u8, escapes: usize, upper: bool) -> String {
+fn percent_encode(byte: u8, escapes: usize, upper: bool) -> String {
     let byte = if upper { byte.to_ascii_uppercase() } else { byte };
     match escapes {
         0 => char::from(byte).to_string(),
@@ -109,17 +109,17 @@ proptest! {
             target.push_str(separator);
             for byte in segment.bytes() {
                 let (escapes, upper) = spelling.next().unwrap_or_default();
-                target.push_str(&spelled(byte, escapes, upper));
+                target.push_str(&percent_encode(byte, escapes, upper));
             }
         }
         target.push_str(end);
-        prop_assert_eq!(Guard::Administration.check(&target), Err(Refusal::AdministrationPath), "{}", target);
-        prop_assert!(Guard::Strict.check(&target).is_err());
+        prop_assert_eq!(PathGuard::Administration.check(&target), Err(RequestRefusal::AdministrationPath), "{}", target);
+        prop_assert!(PathGuard::Strict.check(&target).is_err());
     }
 
     #[test]
     fn anything_gets_an_answer(target in any::<String>()) {
-        let open = Guard::Strict.check(&target).is_ok();
-        prop_assert!(!open || Guard::Administration.check(&target).is_ok());
+        let open = PathGuard::Strict.check(&target).is_ok();
+        prop_assert!(!open || PathGuard::Administration.check(&target).is_ok());
     }
 }

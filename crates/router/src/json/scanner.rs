@@ -5,15 +5,15 @@
 //! Python's `json.loads`, which vLLM reads bodies with: what that accepts is read to its end here. It does not
 //! validate: numbers, escapes and nested structure are skipped, not checked.
 
-use super::text;
+use super::string;
 use memchr::memchr2;
 
 /// The longest way to write `model`: five characters as `\uXXXX`.
-const LONGEST_KEY: usize = 30;
+const MAX_KEY_LENGTH: usize = 30;
 
 /// What stands at the place where the scanner stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Event {
+pub(crate) enum ScanEvent {
     /// The next byte is the first of the value of `model`.
     ModelStarts {
         /// Whether the value is a string; its first byte is the quote then.
@@ -35,9 +35,9 @@ pub(crate) enum Event {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ScannerState {
     /// Before the opening brace.
-    Open,
+    Start,
     /// Behind the opening brace.
     FirstKey,
     /// Behind a comma.
@@ -51,7 +51,7 @@ enum State {
     /// Inside arrays and objects, so many of them.
     Nested(u64),
     NestedString(u64),
-    BehindValue,
+    AfterValue,
     /// Behind the closing brace: white space only.
     Closed,
     /// Nothing is looked at any more.
@@ -60,13 +60,13 @@ enum State {
 
 /// How far the search for `model` has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Model {
-    Unseen,
+enum ModelProgress {
+    NotFound,
     /// Its key was read, its value has not begun.
     Key,
     /// Its value is being read.
     Value,
-    Seen,
+    Found,
     /// There is none, and that has been said.
     Absent,
 }
@@ -74,47 +74,47 @@ enum Model {
 /// The state of one scan. Feed it with [`Scanner::read`].
 #[derive(Debug, Clone)]
 pub(crate) struct Scanner {
-    state: State,
+    state: ScannerState,
     /// How many bytes were read, as far as the first three matter.
-    preface: u8,
-    byte_order_mark: bool,
+    encoding_bytes: u8,
+    has_bom: bool,
     /// The last byte was a backslash in a string: the next one belongs to it.
     escaped: bool,
-    key: [u8; LONGEST_KEY],
+    key: [u8; MAX_KEY_LENGTH],
     /// The length of the key; above `LONGEST_KEY` it is none that matters.
     key_length: usize,
-    model: Model,
+    model: ModelProgress,
 }
 
 impl Scanner {
     pub(crate) fn new() -> Self {
         Self {
-            state: State::Open,
-            preface: 0,
-            byte_order_mark: false,
+            state: ScannerState::Start,
+            encoding_bytes: 0,
+            has_bom: false,
             escaped: false,
-            key: [0; LONGEST_KEY],
+            key: [0; MAX_KEY_LENGTH],
             key_length: 0,
-            model: Model::Unseen,
+            model: ModelProgress::NotFound,
         }
     }
 
     /// Whether everything read so far is one whole object (and white space).
     pub(crate) fn is_complete(&self) -> bool {
-        self.state == State::Closed
+        self.state == ScannerState::Closed
     }
 
     /// Reads on until something is found or `chunk` ends: how many bytes were read, and what was found behind
     /// them. Without an event the whole chunk was read; with one, call again with the rest.
-    pub(crate) fn read(&mut self, chunk: &[u8]) -> (usize, Option<Event>) {
+    pub(crate) fn read(&mut self, chunk: &[u8]) -> (usize, Option<ScanEvent>) {
         let mut at = 0;
         while at < chunk.len() {
             let rest = chunk.get(at..).unwrap_or_default();
-            let in_preface = self.preface < 3 && self.state != State::Stopped;
-            let (read, event) = if in_preface { self.read_preface(rest) } else { self.step(rest) };
+            let in_preface = self.encoding_bytes < 3 && self.state != ScannerState::Stopped;
+            let (read, event) = if in_preface { self.detect_encoding(rest) } else { self.step(rest) };
             at += read;
-            if matches!(event, Some(Event::Duplicate | Event::WideEncoding | Event::NotAnObject)) {
-                self.state = State::Stopped;
+            if matches!(event, Some(ScanEvent::Duplicate | ScanEvent::WideEncoding | ScanEvent::NotAnObject)) {
+                self.state = ScannerState::Stopped;
             }
             if event.is_some() {
                 return (at, event);
@@ -124,97 +124,99 @@ impl Scanner {
     }
 
     /// The first three bytes, one at a time: they tell the encoding as `json.loads` detects it.
-    fn read_preface(&mut self, rest: &[u8]) -> (usize, Option<Event>) {
+    fn detect_encoding(&mut self, rest: &[u8]) -> (usize, Option<ScanEvent>) {
         let Some(&byte) = rest.first() else { return (0, None) };
-        match (self.preface, byte) {
-            (0, 0x00 | 0xFE | 0xFF) | (1, 0x00) => return (0, Some(Event::WideEncoding)),
+        match (self.encoding_bytes, byte) {
+            (0, 0x00 | 0xFE | 0xFF) | (1, 0x00) => return (0, Some(ScanEvent::WideEncoding)),
             (0, 0xEF) => {
-                self.byte_order_mark = true;
-                self.preface = 1;
+                self.has_bom = true;
+                self.encoding_bytes = 1;
                 return (1, None);
             }
-            (1, 0xBB) | (2, 0xBF) if self.byte_order_mark => {
-                self.preface += 1;
+            (1, 0xBB) | (2, 0xBF) if self.has_bom => {
+                self.encoding_bytes += 1;
                 return (1, None);
             }
-            (1 | 2, _) if self.byte_order_mark => return (0, Some(Event::NotAnObject)),
+            (1 | 2, _) if self.has_bom => return (0, Some(ScanEvent::NotAnObject)),
             _ => {}
         }
         let (read, event) = self.step(rest.get(..1).unwrap_or_default());
-        self.preface += u8::from(read > 0);
+        self.encoding_bytes += u8::from(read > 0);
         (read, event)
     }
 
-    fn step(&mut self, rest: &[u8]) -> (usize, Option<Event>) {
+    fn step(&mut self, rest: &[u8]) -> (usize, Option<ScanEvent>) {
         match self.state {
-            State::Stopped => return (rest.len(), None),
-            State::Key => return self.read_key(rest),
-            State::String => {
+            ScannerState::Stopped => return (rest.len(), None),
+            ScannerState::Key => return self.read_key(rest),
+            ScannerState::String => {
                 let (read, ended) = self.skip_string(rest);
-                return (read, if ended { self.value_ended() } else { None });
+                return (read, if ended { self.end_value() } else { None });
             }
-            State::NestedString(depth) => {
+            ScannerState::NestedString(depth) => {
                 let (read, ended) = self.skip_string(rest);
                 if ended {
-                    self.state = State::Nested(depth);
+                    self.state = ScannerState::Nested(depth);
                 }
                 return (read, None);
             }
-            State::Nested(depth) => return self.skip_nested(rest, depth),
-            State::Scalar => {
+            ScannerState::Nested(depth) => return self.skip_nested(rest, depth),
+            ScannerState::Scalar => {
                 let read = rest.iter().position(|byte| !is_scalar(*byte)).unwrap_or(rest.len());
-                return (read, if read < rest.len() { self.value_ended() } else { None });
+                return (read, if read < rest.len() { self.end_value() } else { None });
             }
             _ => {}
         }
         match rest.iter().position(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {
-            Some(0) => self.punctuation(rest.first().copied().unwrap_or_default()),
+            Some(0) => self.read_punctuation(rest.first().copied().unwrap_or_default()),
             Some(white) => (white, None),
             None => (rest.len(), None),
         }
     }
 
     /// One byte at the top level that is neither white space nor inside a key or a value.
-    fn punctuation(&mut self, byte: u8) -> (usize, Option<Event>) {
+    fn read_punctuation(&mut self, byte: u8) -> (usize, Option<ScanEvent>) {
         self.state = match (self.state, byte) {
-            (State::Open, b'{') => State::FirstKey,
-            (State::FirstKey | State::NextKey, b'"') => {
+            (ScannerState::Start, b'{') => ScannerState::FirstKey,
+            (ScannerState::FirstKey | ScannerState::NextKey, b'"') => {
                 self.key_length = 0;
-                State::Key
+                ScannerState::Key
             }
-            (state @ (State::FirstKey | State::BehindValue), b'}') if self.model == Model::Unseen => {
-                self.model = Model::Absent;
-                return (0, Some(Event::NoModel { empty: state == State::FirstKey }));
+            (state @ (ScannerState::FirstKey | ScannerState::AfterValue), b'}')
+                if self.model == ModelProgress::NotFound =>
+            {
+                self.model = ModelProgress::Absent;
+                return (0, Some(ScanEvent::NoModel { empty: state == ScannerState::FirstKey }));
             }
-            (State::FirstKey | State::BehindValue, b'}') => State::Closed,
-            (State::Colon, b':') => State::Value,
-            (State::Value, _) if self.model == Model::Key => {
-                self.model = Model::Value;
-                return (0, Some(Event::ModelStarts { string: byte == b'"' }));
+            (ScannerState::FirstKey | ScannerState::AfterValue, b'}') => ScannerState::Closed,
+            (ScannerState::Colon, b':') => ScannerState::Value,
+            (ScannerState::Value, _) if self.model == ModelProgress::Key => {
+                self.model = ModelProgress::Value;
+                return (0, Some(ScanEvent::ModelStarts { string: byte == b'"' }));
             }
-            (State::Value, b'"') => State::String,
-            (State::Value, b'{' | b'[') => State::Nested(1),
+            (ScannerState::Value, b'"') => ScannerState::String,
+            (ScannerState::Value, b'{' | b'[') => ScannerState::Nested(1),
             // Read again as part of the scalar, so that its end is found in one place.
-            (State::Value, byte) if is_scalar(byte) => {
-                self.state = State::Scalar;
+            (ScannerState::Value, byte) if is_scalar(byte) => {
+                self.state = ScannerState::Scalar;
                 return (0, None);
             }
-            (State::BehindValue, b',') => State::NextKey,
-            _ => return (0, Some(Event::NotAnObject)),
+            (ScannerState::AfterValue, b',') => ScannerState::NextKey,
+            _ => return (0, Some(ScanEvent::NotAnObject)),
         };
         (1, None)
     }
 
-    fn value_ended(&mut self) -> Option<Event> {
-        self.state = State::BehindValue;
-        if self.model != Model::Value {
+    fn end_value(&mut self) -> Option<ScanEvent> {
+        self.state = ScannerState::AfterValue;
+        if self.model != ModelProgress::Value {
             return None;
         }
-        self.model = Model::Seen;
-        Some(Event::ModelEnds)
+        self.model = ModelProgress::Found;
+        Some(ScanEvent::ModelEnds)
     }
 
-    fn read_key(&mut self, rest: &[u8]) -> (usize, Option<Event>) {
+    fn read_key(&mut self, rest: &[u8]) -> (usize, Option<ScanEvent>) {
         let (read, ended) = self.skip_string(rest);
         let part = rest.get(..read - usize::from(ended)).unwrap_or_default();
         let end = self.key_length + part.len();
@@ -226,13 +228,13 @@ impl Scanner {
         if !ended {
             return (read, None);
         }
-        self.state = State::Colon;
+        self.state = ScannerState::Colon;
         let key = self.key.get(..self.key_length);
-        if key.is_some_and(|key| text::decode(key).is_some_and(|key| key == "model")) {
-            if self.model != Model::Unseen {
-                return (read, Some(Event::Duplicate));
+        if key.is_some_and(|key| string::decode(key).is_some_and(|key| key == "model")) {
+            if self.model != ModelProgress::NotFound {
+                return (read, Some(ScanEvent::Duplicate));
             }
-            self.model = Model::Key;
+            self.model = ModelProgress::Key;
         }
         (read, None)
     }
@@ -250,11 +252,11 @@ impl Scanner {
         (rest.len(), false)
     }
 
-    fn skip_nested(&mut self, rest: &[u8], mut depth: u64) -> (usize, Option<Event>) {
+    fn skip_nested(&mut self, rest: &[u8], mut depth: u64) -> (usize, Option<ScanEvent>) {
         for (at, byte) in rest.iter().enumerate() {
             match byte {
                 b'"' => {
-                    self.state = State::NestedString(depth);
+                    self.state = ScannerState::NestedString(depth);
                     return (at + 1, None);
                 }
                 b'{' | b'[' => depth += 1,
@@ -262,10 +264,10 @@ impl Scanner {
                 _ => {}
             }
             if depth == 0 {
-                return (at + 1, self.value_ended());
+                return (at + 1, self.end_value());
             }
         }
-        self.state = State::Nested(depth);
+        self.state = ScannerState::Nested(depth);
         (rest.len(), None)
     }
 }

@@ -5,19 +5,19 @@ use std::fmt::Write as _;
 
 const PYTHON: &str = include_str!("tests/python.jsonl");
 
-fn found(body: &[u8]) -> Found {
+fn scan_found(body: &[u8]) -> ScannedModel {
     match scan(body) {
-        Scan::Found(found) => found,
+        ScanResult::Found(found) => found,
         other => panic!("{other:?} in {:?}", String::from_utf8_lossy(body)),
     }
 }
 
-fn renamed(body: &[u8], name: &str) -> Bytes {
-    splice(&Bytes::copy_from_slice(body), &found(body).place, &EncodedName::new(name)).into_bytes()
+fn splice_name(body: &[u8], name: &str) -> Bytes {
+    splice(&Bytes::copy_from_slice(body), &scan_found(body).location, &EncodedName::new(name)).into_bytes()
 }
 
 /// Every event with the place where it was given, when the body comes in pieces that end at `cuts`.
-fn events(body: &[u8], cuts: &[usize]) -> (Vec<(usize, Event)>, bool) {
+fn events(body: &[u8], cuts: &[usize]) -> (Vec<(usize, ScanEvent)>, bool) {
     let mut scanner = Scanner::new();
     let mut events = Vec::new();
     let mut at = 0;
@@ -52,18 +52,21 @@ fn whatever_python_reads_is_read_alike() {
         let scan = scan(&body);
         let (kind, said) = case["python"].as_object().unwrap().iter().next().unwrap();
         match (kind.as_str(), scan) {
-            ("wide", scan) => assert_eq!(scan, Scan::Refused(Refusal::WideEncoding), "{text}"),
-            ("duplicate", scan) => assert_eq!(scan, Scan::Refused(Refusal::DuplicateModel), "{text}"),
-            ("model", Scan::Found(found)) => {
-                assert_eq!(found.place.name(&body).as_deref(), said.as_str(), "{text}");
-                assert!(found.intact, "{text}");
+            ("wide", scan) => assert_eq!(scan, ScanResult::Refused(RequestRefusal::WideEncoding), "{text}"),
+            ("duplicate", scan) => assert_eq!(scan, ScanResult::Refused(RequestRefusal::DuplicateModel), "{text}"),
+            ("model", ScanResult::Found(found)) => {
+                assert_eq!(found.location.decode_name(&body).as_deref(), said.as_str(), "{text}");
+                assert!(found.complete, "{text}");
             }
-            ("missing", Scan::Found(found)) => {
-                assert!(matches!(found, Found { place: Place::Nowhere { .. }, intact: true }), "{text}: {found:?}");
+            ("missing", ScanResult::Found(found)) => {
+                assert!(
+                    matches!(found, ScannedModel { location: ModelLocation::Absent { .. }, complete: true }),
+                    "{text}: {found:?}"
+                );
             }
-            ("other", Scan::Found(found)) => {
-                assert_eq!(found.place.name(&body), None, "{text}");
-                assert!(found.intact, "{text}");
+            ("other", ScanResult::Found(found)) => {
+                assert_eq!(found.location.decode_name(&body), None, "{text}");
+                assert!(found.complete, "{text}");
             }
             // The server refuses it, whatever is done to it here.
             ("refused", _) => {}
@@ -77,7 +80,7 @@ fn a_body_that_is_no_object_is_opaque() {
     for body in
         ["", "  ", "[]", "null", "\"model\"", "5", "{", "{\"model\":\"a", "{\"model\" 5}", "{'model':'a'}", "\u{feff}"]
     {
-        assert_eq!(scan(body.as_bytes()), Scan::Opaque, "{body}");
+        assert_eq!(scan(body.as_bytes()), ScanResult::Opaque, "{body}");
     }
 }
 
@@ -86,8 +89,12 @@ fn text_behind_the_model_that_is_not_json_is_noticed() {
     for body in
         [r#"{"model":"a","#, r#"{"model":"a"} x"#, r#"{"model":"a"}{}"#, r#"{"model":"a",}"#, r#"{"model":"a" "b":1}"#]
     {
-        let found = found(body.as_bytes());
-        assert_eq!((found.place.name(body.as_bytes()).as_deref(), found.intact), (Some("a"), false), "{body}");
+        let found = scan_found(body.as_bytes());
+        assert_eq!(
+            (found.location.decode_name(body.as_bytes()).as_deref(), found.complete),
+            (Some("a"), false),
+            "{body}"
+        );
     }
 }
 
@@ -106,7 +113,7 @@ fn every_byte_outside_of_the_value_stays() {
         (r#"{"n":1 } "#, r#"{"n":1 ,"model":"v\"2"} "#),
         ("\u{feff}{\"model\":\"a\"}", "\u{feff}{\"model\":\"v\\\"2\"}"),
     ] {
-        assert_eq!(renamed(body.as_bytes(), "v\"2"), spliced.as_bytes(), "{body}");
+        assert_eq!(splice_name(body.as_bytes(), "v\"2"), spliced.as_bytes(), "{body}");
     }
 }
 
@@ -114,14 +121,14 @@ fn every_byte_outside_of_the_value_stays() {
 fn nesting_costs_no_stack() {
     let depth = 1_000_000;
     let body = format!(r#"{{"x":{}{},"model":"a"}}"#, "[".repeat(depth), "]".repeat(depth));
-    assert_eq!(found(body.as_bytes()).place.name(body.as_bytes()).as_deref(), Some("a"));
+    assert_eq!(scan_found(body.as_bytes()).location.decode_name(body.as_bytes()).as_deref(), Some("a"));
 }
 
 #[test]
 fn a_name_of_any_length_is_not_held() {
     let body = |length: usize| format!(r#"{{"model":"{}"}}"#, "x".repeat(length));
-    assert!(matches!(scan(body(LONGEST_NAME - 2).as_bytes()), Scan::Found(_)));
-    assert_eq!(scan(body(LONGEST_NAME - 1).as_bytes()), Scan::Refused(Refusal::LongName));
+    assert!(matches!(scan(body(MAX_NAME_LENGTH - 2).as_bytes()), ScanResult::Found(_)));
+    assert_eq!(scan(body(MAX_NAME_LENGTH - 1).as_bytes()), ScanResult::Refused(RequestRefusal::ModelNameTooLong));
 }
 
 /// A JSON value, written with white space and escapes as clients might.
@@ -189,7 +196,7 @@ fn write(value: &Value, chance: &mut impl Iterator<Item = u8>, out: &mut String)
     out.push_str(["", " ", "\n"][usize::from(chance.next().unwrap()) % 3]);
 }
 
-fn written(value: &Value, chance: &[u8]) -> String {
+fn to_text(value: &Value, chance: &[u8]) -> String {
     let mut text = String::new();
     write(value, &mut chance.iter().copied().cycle(), &mut text);
     text
@@ -200,7 +207,7 @@ fn any_object() -> impl Strategy<Value = (Value, String)> {
     let chance = prop::collection::vec(any::<u8>(), 1..40);
     (members, chance).prop_map(|(members, chance)| {
         let value = Value::Object(members.into_iter().collect());
-        let text = written(&value, &chance);
+        let text = to_text(&value, &chance);
         (value, text)
     })
 }
@@ -241,17 +248,17 @@ fn any_body() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     #[test]
     fn the_splice_changes_the_model_and_nothing_else((value, text) in any_object(), name in any::<String>()) {
-        let place = found(text.as_bytes()).place;
+        let place = scan_found(text.as_bytes()).location;
         let expected = match value.get("model") {
             Some(Value::String(model)) => {
-                prop_assert_eq!(place.name(text.as_bytes()), Some(Cow::from(model)));
+                prop_assert_eq!(place.decode_name(text.as_bytes()), Some(Cow::from(model)));
                 true
             }
-            Some(_) => { prop_assert!(matches!(place, Place::Value(_))); true }
+            Some(_) => { prop_assert!(matches!(place, ModelLocation::Value(_))); true }
             None => false,
         };
-        prop_assert_eq!(!matches!(place, Place::Nowhere { .. }), expected);
-        let spliced = renamed(text.as_bytes(), &name);
+        prop_assert_eq!(!matches!(place, ModelLocation::Absent { .. }), expected);
+        let spliced = splice_name(text.as_bytes(), &name);
         let mut wanted = value;
         wanted["model"] = json!(name);
         prop_assert_eq!(serde_json::from_slice::<Value>(&spliced).unwrap(), wanted);
@@ -271,11 +278,11 @@ proptest! {
 
     #[test]
     fn what_was_spliced_in_is_what_is_found(body in any_body(), name in "[^\\x00]{0,12}") {
-        if let Scan::Found(Found { intact: true, .. }) = scan(&body) {
-            let spliced = renamed(&body, &name);
-            let again = found(&spliced);
-            prop_assert!(again.intact);
-            prop_assert_eq!(again.place.name(&spliced), Some(Cow::from(name)));
+        if let ScanResult::Found(ScannedModel { complete: true, .. }) = scan(&body) {
+            let spliced = splice_name(&body, &name);
+            let again = scan_found(&spliced);
+            prop_assert!(again.complete);
+            prop_assert_eq!(again.location.decode_name(&spliced), Some(Cow::from(name)));
         }
     }
 
@@ -284,13 +291,13 @@ proptest! {
     fn whatever_serde_reads_is_read_alike(body in any_body()) {
         if let Ok(Value::Object(object)) = serde_json::from_slice(&body) {
             match scan(&body) {
-                Scan::Found(found) => {
-                    prop_assert!(found.intact);
+                ScanResult::Found(found) => {
+                    prop_assert!(found.complete);
                     let name = object.get("model").and_then(Value::as_str).map(Cow::from);
-                    prop_assert_eq!(found.place.name(&body), name);
+                    prop_assert_eq!(found.location.decode_name(&body), name);
                 }
                 // serde keeps the last of two.
-                Scan::Refused(Refusal::DuplicateModel) => prop_assert!(object.contains_key("model")),
+                ScanResult::Refused(RequestRefusal::DuplicateModel) => prop_assert!(object.contains_key("model")),
                 other => prop_assert!(false, "{:?}", other),
             }
         }
@@ -301,6 +308,6 @@ proptest! {
         inside in r#"([^"\\\x00-\x1f]|\\["\\/bfnrtux0]|\\u[0-9a-fA-F]{4}|\\ud83d\\ude0[0-9]){0,8}"#,
     ) {
         let serde = serde_json::from_str::<String>(&format!("\"{inside}\"")).ok();
-        prop_assert_eq!(text::decode(inside.as_bytes()).map(Cow::into_owned), serde);
+        prop_assert_eq!(string::decode(inside.as_bytes()).map(Cow::into_owned), serde);
     }
 }

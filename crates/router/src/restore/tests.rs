@@ -3,35 +3,35 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::prelude::*;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
-const EVENTS: (&str, &str) = ("content-type", "text/event-stream; charset=utf-8");
+const EVENT_STREAM: (&str, &str) = ("content-type", "text/event-stream; charset=utf-8");
 
 fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
     pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
 }
 
 /// The answer as the client gets it, when it comes in pieces that end at `cuts`.
-fn restored(kind: (&'static str, &'static str), answer: &[u8], cuts: &[usize]) -> Vec<u8> {
+fn restore(kind: (&'static str, &'static str), answer: &[u8], cuts: &[usize]) -> Vec<u8> {
     let mut restorer = Restorer::new(&headers(&[kind]), "v2", "ali\"as").unwrap();
     let (mut out, mut at) = (Vec::new(), 0);
     for end in cuts.iter().copied().chain([answer.len()]) {
-        restorer.piece(&Bytes::copy_from_slice(&answer[at..end]), &mut out);
+        restorer.push(&Bytes::copy_from_slice(&answer[at..end]), &mut out);
         at = end;
     }
-    restorer.end(&mut out);
+    restorer.finish(&mut out);
     assert!(out.iter().all(|slice| !slice.is_empty()), "{out:?}");
     out.concat()
 }
 
-fn check(kind: (&'static str, &'static str), answer: &[u8], expected: &[u8]) {
+fn assert_restored(kind: (&'static str, &'static str), answer: &[u8], expected: &[u8]) {
     let text = String::from_utf8_lossy(answer);
-    assert_eq!(restored(kind, answer, &[]), expected, "{text}");
+    assert_eq!(restore(kind, answer, &[]), expected, "{text}");
     for first in 0..=answer.len() {
         for second in first..=answer.len() {
-            assert_eq!(restored(kind, answer, &[first, second]), expected, "{text} cut at {first} and {second}");
+            assert_eq!(restore(kind, answer, &[first, second]), expected, "{text} cut at {first} and {second}");
         }
     }
     let every_byte: Vec<usize> = (0..answer.len()).collect();
-    assert_eq!(restored(kind, answer, &every_byte), expected, "{text} byte by byte");
+    assert_eq!(restore(kind, answer, &every_byte), expected, "{text} byte by byte");
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn the_name_in_an_object_is_restored_wherever_it_is_cut() {
         ("\u{feff}{\"model\":\"v2\"}", "\u{feff}{\"model\":\"ali\\\"as\"}"),
         (r#"{"model":"v2"} behind"#, r#"{"model":"ali\"as"} behind"#),
     ] {
-        check(JSON, answer.as_bytes(), expected.as_bytes());
+        assert_restored(JSON, answer.as_bytes(), expected.as_bytes());
     }
 }
 
@@ -69,11 +69,11 @@ fn everything_else_in_an_object_stays() {
         "{'model':'v2'}",
         "{\"model\":\"\u{fffd}\"}",
     ] {
-        check(JSON, answer.as_bytes(), answer.as_bytes());
+        assert_restored(JSON, answer.as_bytes(), answer.as_bytes());
     }
-    check(JSON, b"{\"model\":\"\xff\",\"x\":1}", b"{\"model\":\"\xff\",\"x\":1}");
+    assert_restored(JSON, b"{\"model\":\"\xff\",\"x\":1}", b"{\"model\":\"\xff\",\"x\":1}");
     let wide: Vec<u8> = r#"{"model":"v2"}"#.encode_utf16().flat_map(u16::to_le_bytes).collect();
-    check(JSON, &wide, &wide);
+    assert_restored(JSON, &wide, &wide);
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn the_name_in_every_event_is_restored_wherever_it_is_cut() {
         ("\u{feff}data:{\"model\":\"v2\"}", "\u{feff}data:{\"model\":\"ali\\\"as\"}"),
         ("\n\r\n\rdata:{\"model\":\"v2\"}\n", "\n\r\n\rdata:{\"model\":\"ali\\\"as\"}\n"),
     ] {
-        check(EVENTS, answer.as_bytes(), expected.as_bytes());
+        assert_restored(EVENT_STREAM, answer.as_bytes(), expected.as_bytes());
     }
 }
 
@@ -126,13 +126,13 @@ fn everything_else_in_a_stream_stays() {
         "data: {\"choices\":[{\"model\":\"v2\"}]}\n\n",
         "data: {\"model\":\"v2",
     ] {
-        check(EVENTS, answer.as_bytes(), answer.as_bytes());
+        assert_restored(EVENT_STREAM, answer.as_bytes(), answer.as_bytes());
     }
 }
 
 #[test]
 fn nothing_but_a_cut_name_waits() {
-    let mut restorer = Restorer::new(&headers(&[EVENTS]), "v2", "alias").unwrap();
+    let mut restorer = Restorer::new(&headers(&[EVENT_STREAM]), "v2", "alias").unwrap();
     for (piece, passed) in [
         ("data: {\"id\":1,\"mo", "data: {\"id\":1,\"mo"),
         ("del\":", "del\":"),
@@ -142,7 +142,7 @@ fn nothing_but_a_cut_name_waits() {
         ("\"}\n", "\"}\n"),
     ] {
         let mut out = Vec::new();
-        restorer.piece(&Bytes::from(piece), &mut out);
+        restorer.push(&Bytes::from(piece), &mut out);
         assert_eq!(out.concat(), passed.as_bytes(), "{piece}");
     }
 }
@@ -151,16 +151,18 @@ fn nothing_but_a_cut_name_waits() {
 fn a_name_longer_than_any_does_not_wait() {
     let mut restorer = Restorer::new(&headers(&[JSON]), "v2", "alias").unwrap();
     let mut out = Vec::new();
-    restorer.piece(&Bytes::from_static(b"{\"model\":\""), &mut out);
-    let long = Bytes::from(vec![b'x'; LONGEST_NAME]);
-    restorer.piece(&long, &mut out);
-    assert_eq!(out.iter().map(Bytes::len).sum::<usize>(), 10 + LONGEST_NAME);
+    restorer.push(&Bytes::from_static(b"{\"model\":\""), &mut out);
+    let long = Bytes::from(vec![b'x'; MAX_NAME_LENGTH]);
+    restorer.push(&long, &mut out);
+    assert_eq!(out.iter().map(Bytes::len).sum::<usize>(), 10 + MAX_NAME_LENGTH);
 }
 
 #[test]
 fn only_plain_json_and_event_streams_are_read() {
     let is_read = |pairs: &[_]| Restorer::new(&headers(pairs), "v2", "alias").is_some();
-    for kind in [JSON, EVENTS, ("content-type", "Application/problem+json"), ("content-type", "TEXT/EVENT-STREAM")] {
+    for kind in
+        [JSON, EVENT_STREAM, ("content-type", "Application/problem+json"), ("content-type", "TEXT/EVENT-STREAM")]
+    {
         assert!(is_read(&[kind]), "{kind:?}");
         assert!(is_read(&[kind, ("content-encoding", "identity")]), "{kind:?}");
         assert!(!is_read(&[kind, ("content-encoding", "gzip")]), "{kind:?}");
@@ -184,7 +186,7 @@ proptest! {
         let answer: String = lines.iter().flat_map(|(line, end)| [*line, *end]).collect();
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(answer.len() + 1)).collect();
         cuts.sort_unstable();
-        let restored = String::from_utf8(restored(EVENTS, answer.as_bytes(), &cuts)).unwrap();
+        let restored = String::from_utf8(restore(EVENT_STREAM, answer.as_bytes(), &cuts)).unwrap();
         let models = |text: &str| -> Vec<Option<String>> {
             let events = text.split(['\n', '\r']).filter_map(|line| line.strip_prefix("data:"));
             events.map(|event| {

@@ -11,31 +11,31 @@
 //! - cost = (64 − log2(draw)) · 2^44, the logarithm cut to 44 binary digits behind the point.
 //! - The lowest cost / weight wins, compared as fractions; between equals the lower name.
 
-use crate::rules::Target;
+use crate::rules::RuleTarget;
 use std::sync::Arc;
 
 /// Digits behind the point of a logarithm: enough to part weights of 1 and 1,000,000 to a ten-millionth.
-const DIGITS: u32 = 44;
+const FRACTION_BITS: u32 = 44;
 
 /// What is left of the value of a sticky header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Client(u64);
+pub struct StickyKey(u64);
 
-impl Client {
+impl StickyKey {
     /// The client whose sticky header has this value; none where the value is empty.
     pub fn new(value: &[u8]) -> Option<Self> {
-        (!value.is_empty()).then(|| Self(fnv([value])))
+        (!value.is_empty()).then(|| Self(fnv1a([value])))
     }
 }
 
 /// What makes a target's draws differ from those of all others.
-pub(crate) fn seed(uid: &str, target: &str) -> u64 {
-    mix(fnv([uid.as_bytes(), &[0], target.as_bytes()]))
+pub(crate) fn target_seed(uid: &str, target: &str) -> u64 {
+    mix(fnv1a([uid.as_bytes(), &[0], target.as_bytes()]))
 }
 
 /// The target that `client` gets, whatever order the targets are in.
-pub(super) fn choose(targets: &[Arc<Target>], client: Client) -> Option<&Arc<Target>> {
-    let mut best: Option<(&Arc<Target>, u64)> = None;
+pub(super) fn select_target(targets: &[Arc<RuleTarget>], client: StickyKey) -> Option<&Arc<RuleTarget>> {
+    let mut best: Option<(&Arc<RuleTarget>, u64)> = None;
     for target in targets {
         let cost = cost(mix(client.0 ^ target.seed));
         let wins = best.is_none_or(|(other, least)| {
@@ -58,7 +58,7 @@ fn cost(draw: u64) -> u64 {
     // Squaring a number of [1, 2) doubles its logarithm, whose next digit is whether the square is 2 or more.
     let mut mantissa = draw << zeros;
     let mut log = u64::from(63 - zeros);
-    for _ in 0..DIGITS {
+    for _ in 0..FRACTION_BITS {
         let square = (u128::from(mantissa) * u128::from(mantissa)) >> 63;
         let digit = u64::from(square >> 64 != 0);
         log = log << 1 | digit;
@@ -67,10 +67,10 @@ fn cost(draw: u64) -> u64 {
             mantissa = (square >> digit) as u64;
         }
     }
-    (64 << DIGITS) - log
+    (64 << FRACTION_BITS) - log
 }
 
-fn fnv<const N: usize>(parts: [&[u8]; N]) -> u64 {
+fn fnv1a<const N: usize>(parts: [&[u8]; N]) -> u64 {
     parts
         .into_iter()
         .flatten()

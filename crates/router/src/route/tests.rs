@@ -1,17 +1,17 @@
 use super::*;
-use crate::fixtures::{rewrite, rule, rules};
+use crate::fixtures::{rewrite, rule, rule_set};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 const DRAWS: u32 = 20_000;
 
 /// How often each target of a rule with these weights is chosen.
 fn counts(weights: &[(&str, i32)]) -> Vec<u32> {
-    let rules = rules(&[rewrite("r", vec![rule(&["m"], weights)])]);
+    let rules = rule_set(&[rewrite("r", vec![rule(&["m"], weights)])]);
     let rule = rules.find(Some("m")).unwrap();
     let mut random = StdRng::seed_from_u64(7);
     let mut counts = vec![0; weights.len()];
     for _ in 0..DRAWS {
-        let chosen = choose(rule, None, random.random()).unwrap();
+        let chosen = select_target(rule, None, random.random()).unwrap();
         counts[weights.iter().position(|(name, _)| *name == &**chosen.name()).unwrap()] += 1;
     }
     counts
@@ -39,8 +39,8 @@ fn beside_a_weight_targets_without_one_get_nothing() {
 
 #[test]
 fn a_target_gets_exactly_its_part_of_all_numbers() {
-    let rules = rules(&[rewrite("r", vec![rule(&["m"], &[("a", 90), ("b", 10)])])]);
-    let chosen = |random| choose(rules.find(Some("m")).unwrap(), None, random).unwrap().name().to_string();
+    let rules = rule_set(&[rewrite("r", vec![rule(&["m"], &[("a", 90), ("b", 10)])])]);
+    let chosen = |random| select_target(rules.find(Some("m")).unwrap(), None, random).unwrap().name().to_string();
     // The first number of b is the smallest whose share of 2^64 is nine tenths.
     let first_of_b = 16_602_069_666_338_596_455;
     assert_eq!((chosen(0), chosen(first_of_b - 1)), ("a".to_owned(), "a".to_owned()));
@@ -49,8 +49,8 @@ fn a_target_gets_exactly_its_part_of_all_numbers() {
 
 #[test]
 fn a_rule_without_targets_chooses_nothing() {
-    let rules = rules(&[rewrite("r", vec![rule(&["m"], &[])])]);
+    let rules = rule_set(&[rewrite("r", vec![rule(&["m"], &[])])]);
     let rule = rules.find(Some("m")).unwrap();
-    assert!(choose(rule, None, 0).is_none());
-    assert!(choose(rule, Client::new(b"user"), 0).is_none());
+    assert!(select_target(rule, None, 0).is_none());
+    assert!(select_target(rule, StickyKey::new(b"user"), 0).is_none());
 }

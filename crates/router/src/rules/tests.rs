@@ -1,7 +1,10 @@
 use super::*;
 use crate::{
-    fixtures::{at, in_force, legacy, made_at, pool, rewrite, rule, rules, stamped, sticky},
-    in_force::InForce,
+    active_rules::ActiveRules,
+    fixtures::{
+        active_rules, as_legacy, created_at, pool, rewrite, rule, rule_set, timestamp, with_sequence,
+        with_sticky_header,
+    },
 };
 use proptest::prelude::*;
 use rollora_api::{
@@ -12,71 +15,86 @@ use rollora_api::{
 
 /// The targets that a request for `model` can get.
 fn targets(rewrites: &[InferenceModelRewrite], model: Option<&str>) -> Option<Vec<String>> {
-    let rules = rules(rewrites);
+    let rules = rule_set(rewrites);
     Some(rules.find(model)?.targets().iter().map(|target| target.name().to_string()).collect())
 }
 
-fn to(models: &[&str], target: &str) -> RewriteRule {
+fn rule_to(models: &[&str], target: &str) -> RewriteRule {
     rule(models, &[(target, 1)])
 }
 
 /// What it shows, the rewrites, the model that is asked for, the target that it gets.
-type Case = (&'static str, Vec<InferenceModelRewrite>, Option<&'static str>, Option<&'static str>);
+type PrecedenceCase = (&'static str, Vec<InferenceModelRewrite>, Option<&'static str>, Option<&'static str>);
 
 #[test]
 fn the_rule_in_force_is_the_one_that_upstream_takes() {
-    let old = |name, rules| made_at(1, rewrite(name, rules));
-    let new = |name, rules| made_at(2, rewrite(name, rules));
-    let cases: Vec<Case> = vec![
+    let old = |name, rules| created_at(1, rewrite(name, rules));
+    let new = |name, rules| created_at(2, rewrite(name, rules));
+    let cases: Vec<PrecedenceCase> = vec![
         ("no rewrite at all", vec![], Some("m"), None),
         ("no rule", vec![old("a", vec![])], Some("m"), None),
-        ("another model", vec![old("a", vec![to(&["other"], "t")])], Some("m"), None),
-        ("exact", vec![old("a", vec![to(&["m"], "t")])], Some("m"), Some("t")),
-        ("any of the matches", vec![old("a", vec![to(&["k", "m"], "t")])], Some("m"), Some("t")),
-        ("compared byte for byte", vec![old("a", vec![to(&["m"], "t")])], Some("M"), None),
-        ("no trimming", vec![old("a", vec![to(&["m"], "t")])], Some("m "), None),
-        ("generic", vec![old("a", vec![to(&[], "g")])], Some("m"), Some("g")),
-        ("generic fills a missing model", vec![old("a", vec![to(&[], "g")])], None, Some("g")),
-        ("exact does not fill a missing model", vec![old("a", vec![to(&["m"], "t")])], None, None),
+        ("another model", vec![old("a", vec![rule_to(&["other"], "t")])], Some("m"), None),
+        ("exact", vec![old("a", vec![rule_to(&["m"], "t")])], Some("m"), Some("t")),
+        ("any of the matches", vec![old("a", vec![rule_to(&["k", "m"], "t")])], Some("m"), Some("t")),
+        ("compared byte for byte", vec![old("a", vec![rule_to(&["m"], "t")])], Some("M"), None),
+        ("no trimming", vec![old("a", vec![rule_to(&["m"], "t")])], Some("m "), None),
+        ("generic", vec![old("a", vec![rule_to(&[], "g")])], Some("m"), Some("g")),
+        ("generic fills a missing model", vec![old("a", vec![rule_to(&[], "g")])], None, Some("g")),
+        ("exact does not fill a missing model", vec![old("a", vec![rule_to(&["m"], "t")])], None, None),
         (
             "exact before older generic",
-            vec![new("a", vec![to(&["m"], "t")]), old("b", vec![to(&[], "g")])],
+            vec![new("a", vec![rule_to(&["m"], "t")]), old("b", vec![rule_to(&[], "g")])],
             Some("m"),
             Some("t"),
         ),
         (
             "older before newer",
-            vec![new("a", vec![to(&["m"], "t")]), old("b", vec![to(&["m"], "u")])],
+            vec![new("a", vec![rule_to(&["m"], "t")]), old("b", vec![rule_to(&["m"], "u")])],
             Some("m"),
             Some("u"),
         ),
-        ("older generic", vec![new("a", vec![to(&[], "t")]), old("b", vec![to(&[], "u")])], Some("m"), Some("u")),
-        ("first rule of an object", vec![old("a", vec![to(&["m"], "t"), to(&["m"], "u")])], Some("m"), Some("t")),
+        (
+            "older generic",
+            vec![new("a", vec![rule_to(&[], "t")]), old("b", vec![rule_to(&[], "u")])],
+            Some("m"),
+            Some("u"),
+        ),
+        (
+            "first rule of an object",
+            vec![old("a", vec![rule_to(&["m"], "t"), rule_to(&["m"], "u")])],
+            Some("m"),
+            Some("t"),
+        ),
         (
             "of the same second: by name",
-            vec![old("b", vec![to(&["m"], "u")]), old("a", vec![to(&["m"], "t")])],
+            vec![old("b", vec![rule_to(&["m"], "u")]), old("a", vec![rule_to(&["m"], "t")])],
             Some("m"),
             Some("t"),
         ),
         (
             "the current group",
-            vec![legacy(old("a", vec![to(&["m"], "t")])), new("b", vec![to(&["m"], "u")])],
+            vec![as_legacy(old("a", vec![rule_to(&["m"], "t")])), new("b", vec![rule_to(&["m"], "u")])],
             Some("m"),
             Some("u"),
         ),
         (
             "legacy for other models",
-            vec![legacy(old("a", vec![to(&["m"], "t")])), new("b", vec![to(&["n"], "u")])],
+            vec![as_legacy(old("a", vec![rule_to(&["m"], "t")])), new("b", vec![rule_to(&["n"], "u")])],
             Some("m"),
             Some("t"),
         ),
         (
             "a current generic rule before legacy ones",
-            vec![legacy(old("a", vec![to(&["m"], "t")])), new("b", vec![to(&[], "u")])],
+            vec![as_legacy(old("a", vec![rule_to(&["m"], "t")])), new("b", vec![rule_to(&[], "u")])],
             Some("m"),
             Some("u"),
         ),
-        ("a target is not matched again", vec![old("a", vec![to(&["m"], "n"), to(&["n"], "t")])], Some("m"), Some("n")),
+        (
+            "a target is not matched again",
+            vec![old("a", vec![rule_to(&["m"], "n"), rule_to(&["n"], "t")])],
+            Some("m"),
+            Some("n"),
+        ),
     ];
     for (name, mut rewrites, model, target) in cases {
         for _ in 0..2 {
@@ -89,7 +107,7 @@ fn the_rule_in_force_is_the_one_that_upstream_takes() {
 
 #[test]
 fn rewrites_that_are_not_ours_have_no_rules() {
-    let ours = rewrite("a", vec![to(&["m"], "t")]);
+    let ours = rewrite("a", vec![rule_to(&["m"], "t")]);
     let mut other_pool = ours.clone();
     other_pool.spec.pool_ref.name = "other".to_owned();
     let mut other_group = ours.clone();
@@ -97,21 +115,21 @@ fn rewrites_that_are_not_ours_have_no_rules() {
     let mut foreign = ours.clone();
     foreign.api_version = "inference.networking.k8s.io/v1alpha2".to_owned();
     let mut deleted = ours.clone();
-    deleted.metadata.deletion_timestamp = Some(at(5));
+    deleted.metadata.deletion_timestamp = Some(timestamp(5));
     for rewrite in [other_pool, other_group, foreign, deleted.clone()] {
         assert_eq!(targets(&[rewrite], Some("m")), None);
     }
-    let in_force = in_force(&[ours]);
+    let in_force = active_rules(&[ours]);
     in_force.apply(&deleted);
     assert!(in_force.rules().find(Some("m")).is_none());
 }
 
 #[test]
 fn a_kind_of_match_that_is_not_known_matches_nothing() {
-    let mut unknown = to(&["m"], "t");
+    let mut unknown = rule_to(&["m"], "t");
     unknown.matches[0].model.type_ = Some("Prefix".to_owned());
     assert_eq!(targets(&[rewrite("a", vec![unknown.clone()])], Some("m")), None);
-    unknown.matches.extend(to(&["n"], "t").matches);
+    unknown.matches.extend(rule_to(&["n"], "t").matches);
     let rewrites = [rewrite("a", vec![unknown])];
     assert_eq!(targets(&rewrites, Some("m")), None);
     assert_eq!(targets(&rewrites, Some("n")), Some(vec!["t".to_owned()]));
@@ -133,7 +151,7 @@ fn weights_are_those_of_upstream() {
             vec![("a", 0x7fff_ffff), ("b", 0x7fff_ffff), ("c", 0x7fff_ffff)],
         ),
     ] {
-        let rules = rules(&[rewrite("r", vec![rule(&["m"], &written)])]);
+        let rules = rule_set(&[rewrite("r", vec![rule(&["m"], &written)])]);
         let targets = rules.find(Some("m")).unwrap().targets();
         let weights: Vec<(&str, u64)> = targets.iter().map(|target| (&**target.name(), target.weight())).collect();
         assert_eq!(weights, expected, "{written:?}");
@@ -142,9 +160,9 @@ fn weights_are_those_of_upstream() {
 
 #[test]
 fn the_report_says_which_rule_is_in_force() {
-    let canary = stamped("rollout-uid", 7, rewrite("a", vec![rule(&["m"], &[("m-v1", 90), ("m-v2", 10)])]));
-    let older = legacy(made_at(-5, rewrite("b", vec![to(&["m", "n"], "t"), to(&[], "g")])));
-    let report = in_force(&[canary.clone(), older]).report(at(0));
+    let canary = with_sequence("rollout-uid", 7, rewrite("a", vec![rule(&["m"], &[("m-v1", 90), ("m-v2", 10)])]));
+    let older = as_legacy(created_at(-5, rewrite("b", vec![rule_to(&["m", "n"], "t"), rule_to(&[], "g")])));
+    let report = active_rules(&[canary.clone(), older]).report(timestamp(0));
     assert_eq!(report.groups, ["llm-d.ai", "inference.networking.x-k8s.io"]);
     let rule = report.rule(&ModelName::new("m").unwrap()).unwrap();
     assert_eq!((rule.rewrite.as_str(), rule.uid.as_str(), rule.group.as_str()), ("ns/a", "a", "llm-d.ai"));
@@ -163,7 +181,8 @@ fn the_report_says_which_rule_is_in_force() {
 #[test]
 fn a_generic_rule_of_the_current_group_leaves_no_legacy_rule_in_the_report() {
     let report =
-        in_force(&[rewrite("a", vec![to(&[], "g")]), legacy(rewrite("b", vec![to(&["m"], "t")]))]).report(at(0));
+        active_rules(&[rewrite("a", vec![rule_to(&[], "g")]), as_legacy(rewrite("b", vec![rule_to(&["m"], "t")]))])
+            .report(timestamp(0));
     assert!(report.models.is_empty());
     assert_eq!(report.rule(&ModelName::new("m").unwrap()).unwrap().rewrite, "ns/a");
     assert_eq!(report.overlaps.len(), 1);
@@ -171,9 +190,9 @@ fn a_generic_rule_of_the_current_group_leaves_no_legacy_rule_in_the_report() {
 
 #[test]
 fn only_names_of_headers_are_sticky_headers() {
-    let rules = rules(&[
-        sticky("X-Session-Id ", rewrite("a", vec![to(&["m"], "t")])),
-        sticky("no header", rewrite("b", vec![to(&["n"], "t")])),
+    let rules = rule_set(&[
+        with_sticky_header("X-Session-Id ", rewrite("a", vec![rule_to(&["m"], "t")])),
+        with_sticky_header("no header", rewrite("b", vec![rule_to(&["n"], "t")])),
     ]);
     assert_eq!(rules.find(Some("m")).unwrap().sticky_header().map(|name| &**name), Some("x-session-id"));
     assert_eq!(rules.find(Some("n")).unwrap().sticky_header(), None);
@@ -185,17 +204,17 @@ fn any_rewrite() -> impl Strategy<Value = InferenceModelRewrite> {
     let models = prop::collection::vec(prop::sample::select(vec!["m", "n", "o"]), 0..3);
     let rules = prop::collection::vec((models, prop::sample::select(vec!["t", "u"])), 0..3);
     (name, rules, 0..3_i64, any::<bool>(), any::<bool>()).prop_map(|(name, rules, second, is_legacy, is_ours)| {
-        let rules = rules.into_iter().map(|(models, target)| to(&models, target)).collect();
-        let mut rewrite = made_at(second, rewrite(name, rules));
+        let rules = rules.into_iter().map(|(models, target)| rule_to(&models, target)).collect();
+        let mut rewrite = created_at(second, rewrite(name, rules));
         if !is_ours {
             rewrite.spec.pool_ref.name = "other".to_owned();
         }
-        if is_legacy { legacy(rewrite) } else { rewrite }
+        if is_legacy { as_legacy(rewrite) } else { rewrite }
     })
 }
 
 /// What the documentation of the module says, word for word and slowly.
-fn specified(rewrites: &[InferenceModelRewrite], model: Option<&str>) -> Option<(String, usize)> {
+fn expected_rule(rewrites: &[InferenceModelRewrite], model: Option<&str>) -> Option<(String, usize)> {
     let mut claims: Vec<_> = Vec::new();
     for rewrite in rewrites.iter().filter(|rewrite| rewrite.spec.pool_ref == pool()) {
         for (index, rule) in rewrite.spec.rules.iter().enumerate() {
@@ -210,7 +229,7 @@ fn specified(rewrites: &[InferenceModelRewrite], model: Option<&str>) -> Option<
     claims.into_iter().min().map(|(is_legacy, _, (.., name), index)| (format!("{is_legacy} {name}"), index))
 }
 
-fn without_use(report: RulesReport) -> RulesReport {
+fn without_usage(report: RulesReport) -> RulesReport {
     RulesReport { last_used: BTreeMap::new(), ..report }
 }
 
@@ -225,15 +244,15 @@ proptest! {
             })
             .prop_flat_map(|rewrites| (Just(rewrites.clone()), Just(rewrites).prop_shuffle()))
     ) {
-        prop_assert_eq!(in_force(&rewrites).report(at(0)), in_force(&shuffled).report(at(0)));
-        let rules = rules(&shuffled);
+        prop_assert_eq!(active_rules(&rewrites).report(timestamp(0)), active_rules(&shuffled).report(timestamp(0)));
+        let rules = rule_set(&shuffled);
         for model in [None, Some("m"), Some("n"), Some("o"), Some("p")] {
             let found = rules.find(model).map(|rule| {
                 let (object, index) = rule.rank();
-                let legacy = rule.in_force().group == RewriteGroup::Legacy.name();
+                let legacy = rule.report().group == RewriteGroup::Legacy.name();
                 (format!("{legacy} {}", object.to_string().trim_start_matches("ns/")), index)
             });
-            prop_assert_eq!(found, specified(&rewrites, model), "{:?}", model);
+            prop_assert_eq!(found, expected_rule(&rewrites, model), "{:?}", model);
         }
     }
 
@@ -241,7 +260,7 @@ proptest! {
     fn changes_one_by_one_end_where_a_reset_ends(
         changes in prop::collection::vec((any_rewrite(), 0..5_u8), 0..12)
     ) {
-        let one_by_one = InForce::new(pool(), &[RewriteGroup::Current, RewriteGroup::Legacy]);
+        let one_by_one = ActiveRules::new(pool(), &[RewriteGroup::Current, RewriteGroup::Legacy]);
         let mut left = HashMap::new();
         for (rewrite, change) in changes {
             let key = RewriteKey::of(&rewrite).unwrap();
@@ -263,6 +282,6 @@ proptest! {
             }
         }
         let left: Vec<_> = left.into_values().collect();
-        prop_assert_eq!(without_use(one_by_one.report(at(0))), without_use(in_force(&left).report(at(0))));
+        prop_assert_eq!(without_usage(one_by_one.report(timestamp(0))), without_usage(active_rules(&left).report(timestamp(0))));
     }
 }

@@ -8,17 +8,17 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE}
 use jiff::Timestamp;
 use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
 use rollora_router::{
+    active_rules::ActiveRules,
     exchange::{BodyAction, Exchange, HeadAction, RequestHead},
-    guard::Guard,
-    in_force::InForce,
-    json::{self, LONGEST_NAME, Scan},
-    refusal::Refusal,
+    guard::PathGuard,
+    json::{self, MAX_NAME_LENGTH, ScanResult},
+    refusal::RequestRefusal,
     restore::Restorer,
 };
 use std::sync::{Arc, LazyLock};
 
 /// What rules send to whom: `m` to `m-v1` or `m-v2`, and in the second set everybody else to `base`.
-static RULES: LazyLock<[Arc<InForce>; 2]> = LazyLock::new(|| {
+static RULE_SETS: LazyLock<[Arc<ActiveRules>; 2]> = LazyLock::new(|| {
     let rewrite = |name: &str, spec: serde_json::Value| -> InferenceModelRewrite {
         let metadata = serde_json::json!({ "name": name, "namespace": "ns", "uid": name });
         serde_json::from_value(serde_json::json!({
@@ -40,7 +40,7 @@ static RULES: LazyLock<[Arc<InForce>; 2]> = LazyLock::new(|| {
     );
     let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
     [vec![exact.clone()], vec![exact, any]].map(|rewrites| {
-        let in_force = Arc::new(InForce::new(pool.clone(), &[RewriteGroup::Current]));
+        let in_force = Arc::new(ActiveRules::new(pool.clone(), &[RewriteGroup::Current]));
         in_force.reset(&rewrites);
         in_force
     })
@@ -49,9 +49,9 @@ static RULES: LazyLock<[Arc<InForce>; 2]> = LazyLock::new(|| {
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
 /// Bytes that decide how something goes.
-struct Choices<'a>(&'a [u8]);
+struct ByteSource<'a>(&'a [u8]);
 
-impl<'a> Choices<'a> {
+impl<'a> ByteSource<'a> {
     fn next(&mut self) -> u8 {
         let Some((first, rest)) = self.0.split_first() else { return 0 };
         self.0 = rest;
@@ -66,7 +66,7 @@ impl<'a> Choices<'a> {
 }
 
 /// What bodies and answers are made of. A fuzzer that has to find these letter by letter finds no second `model`.
-const WORDS: [&str; 30] = [
+const TOKENS: [&str; 30] = [
     "{\"model\":\"m\"",
     "{\"model\":\"m-v1\"",
     "{\"model\":\"other\"",
@@ -101,16 +101,16 @@ const WORDS: [&str; 30] = [
 
 /// The first bytes say where the rest is cut, by a pattern of lengths that goes round, and whether it is written in
 /// [`WORDS`], one a byte.
-fn cut(bytes: &[u8]) -> (Vec<Bytes>, Vec<u8>) {
-    let mut choices = Choices(bytes);
+fn split_input(bytes: &[u8]) -> (Vec<Bytes>, Vec<u8>) {
+    let mut choices = ByteSource(bytes);
     let pattern = [choices.next(), choices.next(), choices.next()].map(|byte| usize::from(byte % 32) + 1);
     let in_words = choices.next() & 1 > 0;
-    let word = |byte: &u8| match WORDS.get(usize::from(*byte)) {
+    let word = |byte: &u8| match TOKENS.get(usize::from(*byte)) {
         Some(word) if in_words => word.as_bytes().to_vec(),
         _ => vec![*byte],
     };
     let body: Vec<u8> = choices.0.iter().flat_map(word).collect();
-    let mut rest = Choices(&body);
+    let mut rest = ByteSource(&body);
     let mut pieces = Vec::new();
     for length in pattern.into_iter().cycle() {
         let piece = rest.take(length);
@@ -122,15 +122,15 @@ fn cut(bytes: &[u8]) -> (Vec<Bytes>, Vec<u8>) {
     (pieces, body)
 }
 
-fn begin(in_force: &Arc<InForce>) -> Exchange {
+fn begin(in_force: &Arc<ActiveRules>) -> Exchange {
     let headers = HeaderMap::new();
-    let head = RequestHead { target: "/v1/completions", headers: &headers, has_body: true };
-    let (exchange, action) = Exchange::begin(in_force, Guard::Strict, &head, NOW);
+    let head = RequestHead { path_and_query: "/v1/completions", headers: &headers, has_body: true };
+    let (exchange, action) = Exchange::begin(in_force, PathGuard::Strict, &head, NOW);
     assert_eq!(action, HeadAction::ReadBody);
     exchange
 }
 
-fn model(body: &[u8]) -> Option<String> {
+fn parse_model(body: &[u8]) -> Option<String> {
     let value: serde_json::Value = serde_json::from_slice(body).ok()?;
     Some(value.get("model")?.as_str()?.to_owned())
 }
@@ -138,54 +138,54 @@ fn model(body: &[u8]) -> Option<String> {
 /// A body, whole and in pieces: the same goes on, no server sees another model than the one decided, and the bytes
 /// around it stay.
 pub(crate) fn splice(bytes: &[u8]) {
-    let (pieces, body) = cut(bytes);
+    let (pieces, body) = split_input(bytes);
     let body = &body[..];
     let random = if body.len().is_multiple_of(2) { 0 } else { u64::MAX };
-    for in_force in &*RULES {
+    for in_force in &*RULE_SETS {
         let body = Bytes::copy_from_slice(body);
         let mut at_once = begin(in_force);
         let whole = match at_once.request_body(&body, random, NOW) {
-            BodyAction::Pass => Ok(body.clone()),
+            BodyAction::Forward => Ok(body.clone()),
             BodyAction::Replace(spliced) => {
                 let [before, name, behind] = spliced.parts.clone();
                 assert!(body.starts_with(&before) && body.ends_with(&behind));
                 assert!(before.len() + behind.len() <= body.len() && !name.is_empty());
-                let decided = at_once.model().unwrap();
+                let decided = at_once.served_model().unwrap();
                 // serde reads less than other servers, and what it reads is read alike everywhere.
-                let seen = model(&spliced.clone().into_bytes());
+                let seen = parse_model(&spliced.clone().into_bytes());
                 assert!(seen.is_none_or(|seen| seen == decided));
                 Ok(spliced.into_bytes())
             }
             BodyAction::Refuse(refusal) => Err(refusal),
         };
         if let Ok(passed) = &whole
-            && at_once.target().is_none()
-            && let Some(seen) = model(passed)
+            && at_once.target_header().is_none()
+            && let Some(seen) = parse_model(passed)
         {
-            assert!(seen != "m" && at_once.model() == Some(&*seen));
+            assert!(seen != "m" && at_once.served_model() == Some(&*seen));
         }
         let mut in_pieces = begin(in_force);
         let mut out = Vec::new();
         let taken = pieces.iter().try_for_each(|piece| {
-            in_pieces.request_piece(piece, random, NOW, &mut out)?;
+            in_pieces.request_chunk(piece, random, NOW, &mut out)?;
             let passed: usize = out.iter().map(Bytes::len).sum();
-            assert!(passed <= body.len() + LONGEST_NAME);
-            Ok::<(), Refusal>(())
+            assert!(passed <= body.len() + MAX_NAME_LENGTH);
+            Ok::<(), RequestRefusal>(())
         });
         let taken = taken.and_then(|()| in_pieces.request_end(&mut out)).map(|()| Bytes::from(out.concat()));
         assert_eq!(taken, whole);
-        assert_eq!(in_pieces.model(), at_once.model());
+        assert_eq!(in_pieces.served_model(), at_once.served_model());
     }
-    if let Scan::Found(found) = json::scan(body)
-        && let Some(seen) = model(body)
+    if let ScanResult::Found(found) = json::scan(body)
+        && let Some(seen) = parse_model(body)
     {
-        assert_eq!(found.place.name(body).as_deref(), Some(&*seen));
+        assert_eq!(found.location.decode_name(body).as_deref(), Some(&*seen));
     }
 }
 
 /// An answer, whole and in pieces: the same goes on, and with the client's name put back by hand nothing else changes.
 pub(crate) fn restore(bytes: &[u8]) {
-    let (pieces, answer) = cut(bytes);
+    let (pieces, answer) = split_input(bytes);
     let answer = &answer[..];
     for kind in ["application/json", "text/event-stream"] {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
@@ -195,13 +195,13 @@ pub(crate) fn restore(bytes: &[u8]) {
             let (mut came, mut names) = (0, 0);
             for piece in pieces {
                 came += piece.len();
-                restorer.piece(piece, &mut out);
+                restorer.push(piece, &mut out);
                 names = out.iter().filter(|slice| **slice == "\"m\"").count();
                 let passed: usize = out.iter().map(Bytes::len).sum();
                 // Each name is shorter now, at most by the longest way to write it.
-                assert!(passed + names * 27 + LONGEST_NAME + 32 >= came);
+                assert!(passed + names * 27 + MAX_NAME_LENGTH + 32 >= came);
             }
-            restorer.end(&mut out);
+            restorer.finish(&mut out);
             (out.concat(), names)
         };
         let whole = restored(&[Bytes::copy_from_slice(answer)]);
@@ -209,11 +209,11 @@ pub(crate) fn restore(bytes: &[u8]) {
         // Where nothing was put in, nothing has changed; and what was put in is what a reader sees.
         assert!(whole.1 > 0 || whole.0 == answer);
         if kind == "application/json"
-            && let Some(before) = model(answer)
+            && let Some(before) = parse_model(answer)
         {
-            let unique = matches!(json::scan(answer), Scan::Found(_));
+            let unique = matches!(json::scan(answer), ScanResult::Found(_));
             let expected = if before == "m-v1" { "m" } else { &before };
-            assert!(!unique || model(&whole.0).unwrap() == expected);
+            assert!(!unique || parse_model(&whole.0).unwrap() == expected);
         }
     }
 }
@@ -231,9 +231,9 @@ pub(crate) fn exchange(bytes: &[u8]) {
         r#""model":"#,
         r#""m-v1""#,
     ];
-    let mut choices = Choices(bytes);
+    let mut choices = ByteSource(bytes);
     let first = choices.next();
-    let in_force = &RULES[usize::from(first & 1)];
+    let in_force = &RULE_SETS[usize::from(first & 1)];
     let mut headers = HeaderMap::new();
     for (bit, name, value) in [
         (2, "content-type", "application/json"),
@@ -245,8 +245,8 @@ pub(crate) fn exchange(bytes: &[u8]) {
         }
     }
     let target = TARGETS[usize::from(choices.next()) % TARGETS.len()];
-    let guard = [Guard::Off, Guard::Administration, Guard::Strict][usize::from(choices.next()) % 3];
-    let head = RequestHead { target, headers: &headers, has_body: first & 16 > 0 };
+    let guard = [PathGuard::Off, PathGuard::Administration, PathGuard::Strict][usize::from(choices.next()) % 3];
+    let head = RequestHead { path_and_query: target, headers: &headers, has_body: first & 16 > 0 };
     let (mut exchange, _) = Exchange::begin(in_force, guard, &head, NOW);
     let mut out = Vec::new();
     while !choices.0.is_empty() {
@@ -258,26 +258,26 @@ pub(crate) fn exchange(bytes: &[u8]) {
         };
         let random = u64::from(event) << 56;
         match event & 15 {
-            0..=4 => drop(exchange.request_piece(&body, random, NOW, &mut out)),
+            0..=4 => drop(exchange.request_chunk(&body, random, NOW, &mut out)),
             5 => drop(exchange.request_body(&body, random, NOW)),
             6 | 7 => drop(exchange.request_end(&mut out)),
-            8 => drop(exchange.body_named(["m", "other", ""][which % 3], random, NOW)),
-            9 => exchange.body_unseen(),
-            10 => exchange.leave_body(),
-            11 => drop(exchange.refuse(Refusal::BrokenBody)),
+            8 => drop(exchange.route_by_model(["m", "other", ""][which % 3], random, NOW)),
+            9 => exchange.skip_body(),
+            10 => exchange.preserve_body(),
+            11 => drop(exchange.refuse(RequestRefusal::MalformedBody)),
             12 => drop(exchange.response_head(StatusCode::from_u16(100 + u16::from(event) * 3).unwrap(), NOW)),
             13 => {
                 let json = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
                 if let Some(mut restorer) = exchange.restorer(&json) {
-                    restorer.piece(&body, &mut out);
-                    restorer.end(&mut out);
+                    restorer.push(&body, &mut out);
+                    restorer.finish(&mut out);
                 }
             }
-            14 => drop(exchange.asked()),
-            _ => drop((exchange.awaits_model(), exchange.holds())),
+            14 => drop(exchange.requested_model()),
+            _ => drop((exchange.awaits_model(), exchange.has_buffered())),
         }
-        let told = exchange.target().map(|target| target.as_bytes().to_vec());
-        assert!(told.is_none_or(|told| exchange.model().is_some_and(|model| model.as_bytes() == told)));
+        let told = exchange.target_header().map(|target| target.as_bytes().to_vec());
+        assert!(told.is_none_or(|told| exchange.served_model().is_some_and(|model| model.as_bytes() == told)));
     }
     if first & 32 > 0 {
         exchange.end(NOW);

@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
 use rollora_router::{
+    active_rules::ActiveRules,
     exchange::{BodyAction, Exchange, RequestHead},
-    guard::Guard,
-    in_force::InForce,
+    guard::PathGuard,
 };
 use serde_json::{Value, json};
 use std::{
@@ -84,7 +84,7 @@ const KEYS: [&str; 14] = [
     r#""model\u0000""#,
 ];
 const SPACES: [&str; 10] = ["", "", "", "", " ", "\n", "\t \r", "\u{a0}", "\u{c}", "\0"];
-const BEHIND: [&str; 10] = ["", "", "", "", "\n", " x", "{}", "}", "\0", "{\"model\":\"m\"}"];
+const SUFFIXES: [&str; 10] = ["", "", "", "", "\n", " x", "{}", "}", "\0", "{\"model\":\"m\"}"];
 
 fn any_body(random: &mut StdRng) -> Vec<u8> {
     let pick = |from: &'static [&'static str], random: &mut StdRng| *from.choose(random).unwrap();
@@ -116,15 +116,15 @@ fn any_body(random: &mut StdRng) -> Vec<u8> {
         write!(text, "{comma}\"deep\":{}{}", "[".repeat(depth), "]".repeat(depth)).unwrap();
     }
     text.push('}');
-    text.push_str(if random.random_bool(0.2) { pick(&BEHIND, random) } else { "" });
+    text.push_str(if random.random_bool(0.2) { pick(&SUFFIXES, random) } else { "" });
     let mut body = text.into_bytes();
     match random.random_range(0..40) {
         0 => body.splice(0..0, *b"\xef\xbb\xbf").for_each(drop),
         1 => body.insert(0, 0xef),
-        2 => body = wide(&body, &[0xff, 0xfe], |unit| unit.to_le_bytes().to_vec()),
-        3 => body = wide(&body, &[], |unit| unit.to_be_bytes().to_vec()),
-        4 => body = wide(&body, &[], |unit| u32::from(unit).to_le_bytes().to_vec()),
-        5 => body = wide(&body, &[], |unit| u32::from(unit).to_be_bytes().to_vec()),
+        2 => body = encode_wide(&body, &[0xff, 0xfe], |unit| unit.to_le_bytes().to_vec()),
+        3 => body = encode_wide(&body, &[], |unit| unit.to_be_bytes().to_vec()),
+        4 => body = encode_wide(&body, &[], |unit| u32::from(unit).to_le_bytes().to_vec()),
+        5 => body = encode_wide(&body, &[], |unit| u32::from(unit).to_be_bytes().to_vec()),
         6 => body.truncate(random.random_range(0..=body.len())),
         7..=10 => {
             let at = random.random_range(0..body.len());
@@ -135,13 +135,13 @@ fn any_body(random: &mut StdRng) -> Vec<u8> {
     body
 }
 
-fn wide(body: &[u8], mark: &[u8], unit: impl Fn(u16) -> Vec<u8>) -> Vec<u8> {
+fn encode_wide(body: &[u8], mark: &[u8], unit: impl Fn(u16) -> Vec<u8>) -> Vec<u8> {
     let text = String::from_utf8_lossy(body).into_owned();
     mark.iter().copied().chain(text.encode_utf16().flat_map(unit)).collect()
 }
 
 /// Rules that send `m` to `m-v1`, and, where `generic`, everybody else to `base`.
-fn rules(generic: bool) -> Arc<InForce> {
+fn active_rules(generic: bool) -> Arc<ActiveRules> {
     let rewrite = |name: &str, rule: Value| -> InferenceModelRewrite {
         let rewrite = json!({
             "apiVersion": RewriteGroup::Current.api_version(), "kind": "InferenceModelRewrite",
@@ -156,40 +156,40 @@ fn rules(generic: bool) -> Arc<InForce> {
         rewrites.push(rewrite("any", json!({ "targets": [{ "modelRewrite": "base" }] })));
     }
     let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
-    let in_force = Arc::new(InForce::new(pool, &[RewriteGroup::Current]));
+    let in_force = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current]));
     in_force.reset(&rewrites);
     in_force
 }
 
 /// What became of a body.
-struct Judged {
+struct ExchangeOutcome {
     sent: Vec<u8>,
     generic: bool,
     /// What the server sees; none where the client was answered.
-    passed: Option<Vec<u8>>,
+    forwarded: Option<Vec<u8>>,
     /// Whom a rule chose.
     target: Option<String>,
     /// Whom the request counts for.
-    model: Option<String>,
+    served_model: Option<String>,
 }
 
-fn judge(sent: Vec<u8>, in_force: &Arc<InForce>, generic: bool) -> Judged {
+fn run_exchange(sent: Vec<u8>, in_force: &Arc<ActiveRules>, generic: bool) -> ExchangeOutcome {
     let headers = HeaderMap::new();
-    let head = RequestHead { target: "/v1/completions", headers: &headers, has_body: true };
-    let (mut exchange, _) = Exchange::begin(in_force, Guard::Off, &head, Timestamp::UNIX_EPOCH);
+    let head = RequestHead { path_and_query: "/v1/completions", headers: &headers, has_body: true };
+    let (mut exchange, _) = Exchange::begin(in_force, PathGuard::Off, &head, Timestamp::UNIX_EPOCH);
     let passed = match exchange.request_body(&Bytes::from(sent.clone()), 0, Timestamp::UNIX_EPOCH) {
-        BodyAction::Pass => Some(sent.clone()),
+        BodyAction::Forward => Some(sent.clone()),
         BodyAction::Replace(spliced) => Some(spliced.into_bytes().to_vec()),
         BodyAction::Refuse(_) => None,
     };
-    let model = exchange.model().map(str::to_owned);
+    let model = exchange.served_model().map(str::to_owned);
     let target = exchange.response_head(StatusCode::OK, Timestamp::UNIX_EPOCH);
     let target = target.map(|target| target.to_str().unwrap().to_owned());
-    Judged { sent, generic, passed, target, model }
+    ExchangeOutcome { sent, generic, forwarded: passed, target, served_model: model }
 }
 
 /// What Python says to each of these bodies; none without a Python.
-fn python(bodies: &[&[u8]]) -> Option<Vec<Value>> {
+fn run_python(bodies: &[&[u8]]) -> Option<Vec<Value>> {
     let mut command = Command::new("python3");
     let spawned = command.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     let Ok(mut python) = spawned else {
@@ -213,19 +213,19 @@ fn python(bodies: &[&[u8]]) -> Option<Vec<Value>> {
 #[test]
 fn python_sees_the_model_that_was_decided_and_no_other() {
     let mut random = StdRng::seed_from_u64(SEED);
-    let by_rules = [rules(false), rules(true)];
-    let judged: Vec<Judged> =
-        (0..BODIES).map(|index| judge(any_body(&mut random), &by_rules[index % 2], index % 2 == 1)).collect();
-    let of = |body: &Judged| body.passed.clone().unwrap_or_default();
+    let by_rules = [active_rules(false), active_rules(true)];
+    let judged: Vec<ExchangeOutcome> =
+        (0..BODIES).map(|index| run_exchange(any_body(&mut random), &by_rules[index % 2], index % 2 == 1)).collect();
+    let of = |body: &ExchangeOutcome| body.forwarded.clone().unwrap_or_default();
     let passed: Vec<Vec<u8>> = judged.iter().map(of).collect();
     let all: Vec<&[u8]> = judged.iter().map(|one| &one.sent[..]).chain(passed.iter().map(|body| &body[..])).collect();
-    let Some(said) = python(&all) else { return };
+    let Some(said) = run_python(&all) else { return };
     let (before, after) = said.split_at(BODIES);
     let mut counts = [0_usize; 4];
     for ((one, before), after) in judged.iter().zip(before).zip(after) {
         let text = String::from_utf8_lossy(&one.sent).into_owned();
-        let seen = name(after);
-        match (&one.passed, &one.target) {
+        let seen = last_model(after);
+        match (&one.forwarded, &one.target) {
             (Some(_), Some(target)) => {
                 assert!(after["models"].is_null() || after["models"] == 1, "{text:?}: {after}");
                 // Either the server refuses the body, or it reads what was decided.
@@ -240,7 +240,7 @@ fn python_sees_the_model_that_was_decided_and_no_other() {
                 assert!(!read || !one.generic, "{text:?} is read and was not given a target");
                 assert!(seen.as_deref() != Some("m"), "{text:?} reaches the alias without a rule");
                 // Whom the request counts for is who serves it.
-                assert!(!read || one.model == seen, "{text:?}: {:?} {seen:?}", one.model);
+                assert!(!read || one.served_model == seen, "{text:?}: {:?} {seen:?}", one.served_model);
                 counts[1] += usize::from(read);
             }
             (None, _) => {
@@ -258,7 +258,7 @@ fn python_sees_the_model_that_was_decided_and_no_other() {
 }
 
 /// The model that Python sees, where it is Unicode text. Nobody is named otherwise.
-fn name(said: &Value) -> Option<String> {
+fn last_model(said: &Value) -> Option<String> {
     let units = said["last"].as_array()?;
     units.iter().map(|unit| char::from_u32(u32::try_from(unit.as_u64()?).ok()?)).collect()
 }

@@ -16,14 +16,14 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 use jiff::Timestamp;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use request::{Origin, RequestVector};
+use request::{RequestVector, VectorOrigin};
 use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
 use rollora_router::{
+    active_rules::ActiveRules,
     exchange::{BodyAction, Exchange, HeadAction, RequestHead},
-    guard::Guard,
+    guard::PathGuard,
     headers,
-    in_force::InForce,
-    refusal::Refusal,
+    refusal::RequestRefusal,
     rules::RewriteKey,
 };
 use serde::Deserialize;
@@ -42,31 +42,31 @@ struct Vectors {
     rules: Vec<RulesVector>,
     weights: Vec<WeightsVector>,
     requests: Vec<RequestVector>,
-    answers: Vec<AnswerVector>,
+    responses: Vec<ResponseVector>,
     headers: Vec<HeadersVector>,
 }
 
 #[derive(Debug, Deserialize)]
 struct RulesVector {
     #[serde(flatten)]
-    origin: Origin,
-    steps: Vec<Step>,
-    finds: Vec<(Option<String>, Option<String>)>,
+    origin: VectorOrigin,
+    steps: Vec<RulesStep>,
+    lookups: Vec<(Option<String>, Option<String>)>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
-enum Step {
-    Apply(Object),
+enum RulesStep {
+    Apply(RewriteVector),
     Delete(String),
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Object {
+struct RewriteVector {
     name: String,
-    second: i64,
-    rules: Vec<Rule>,
+    created_at: i64,
+    rules: Vec<RuleVector>,
     #[serde(default)]
     pool: Option<String>,
     #[serde(default)]
@@ -75,7 +75,7 @@ struct Object {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Rule {
+struct RuleVector {
     #[serde(default)]
     models: Vec<String>,
     targets: Vec<String>,
@@ -84,42 +84,42 @@ struct Rule {
 #[derive(Debug, Deserialize)]
 struct WeightsVector {
     #[serde(flatten)]
-    origin: Origin,
+    origin: VectorOrigin,
     targets: Vec<(String, Option<i32>)>,
     shares: Vec<f64>,
 }
 
 #[derive(Debug, Deserialize)]
-struct AnswerVector {
+struct ResponseVector {
     #[serde(flatten)]
-    origin: Origin,
+    origin: VectorOrigin,
     #[serde(default)]
     generic: Option<String>,
     #[serde(default)]
-    events: bool,
+    event_stream: bool,
     request: String,
-    pieces: Vec<String>,
-    becomes: String,
+    chunks: Vec<String>,
+    expected_body: String,
 }
 
 #[derive(Debug, Deserialize)]
 struct HeadersVector {
     #[serde(flatten)]
-    origin: Origin,
+    origin: VectorOrigin,
     sent: Vec<String>,
-    stay: Vec<String>,
+    kept: Vec<String>,
 }
 
-fn vectors() -> Vectors {
+fn load_vectors() -> Vectors {
     serde_json::from_str(include_str!("upstream.json")).unwrap()
 }
 
-fn empty() -> Arc<InForce> {
+fn empty_rules() -> Arc<ActiveRules> {
     let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
-    Arc::new(InForce::new(pool, &[RewriteGroup::Current, RewriteGroup::Legacy]))
+    Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current, RewriteGroup::Legacy]))
 }
 
-fn object(object: &Object) -> InferenceModelRewrite {
+fn to_rewrite(object: &RewriteVector) -> InferenceModelRewrite {
     let rules: Vec<Value> = object
         .rules
         .iter()
@@ -129,7 +129,7 @@ fn object(object: &Object) -> InferenceModelRewrite {
             json!({ "matches": matches, "targets": targets })
         })
         .collect();
-    let made = Timestamp::from_second(object.second).unwrap();
+    let made = Timestamp::from_second(object.created_at).unwrap();
     let mut rewrite = rewrite(&object.name, object.pool.as_deref().unwrap_or("pool"), &rules.into());
     rewrite.metadata.creation_timestamp = Some(made);
     rewrite.metadata.deletion_timestamp = object.deleted.then_some(made);
@@ -146,8 +146,8 @@ fn rewrite(name: &str, pool: &str, rules: &Value) -> InferenceModelRewrite {
 }
 
 /// `chat` goes to `chat-a`, and where a generic target is named, everybody else there.
-fn chat(generic: Option<&str>) -> Arc<InForce> {
-    let in_force = empty();
+fn chat(generic: Option<&str>) -> Arc<ActiveRules> {
+    let in_force = empty_rules();
     let exact = json!([{ "matches": [{ "model": { "value": "chat" } }], "targets": [{ "modelRewrite": "chat-a" }] }]);
     in_force.apply(&rewrite("chat", "pool", &exact));
     if let Some(generic) = generic {
@@ -158,8 +158,8 @@ fn chat(generic: Option<&str>) -> Arc<InForce> {
 
 #[test]
 fn every_vector_has_a_name_of_its_own() {
-    let Vectors { rules, weights, requests, answers, headers } = vectors();
-    let origins: Vec<Origin> = rules
+    let Vectors { rules, weights, requests, responses: answers, headers } = load_vectors();
+    let origins: Vec<VectorOrigin> = rules
         .into_iter()
         .map(|it| it.origin)
         .chain(weights.into_iter().map(|it| it.origin))
@@ -169,7 +169,7 @@ fn every_vector_has_a_name_of_its_own() {
         .collect();
     let names: BTreeSet<_> = origins.iter().map(|origin| &origin.name).collect();
     assert_eq!(names.len(), origins.len());
-    let of: BTreeSet<_> = origins.iter().map(|origin| origin.of.as_str()).collect();
+    let of: BTreeSet<_> = origins.iter().map(|origin| origin.suite.as_str()).collect();
     let expected = ["body router", "director", "hermetic", "reconciler", "request", "response", "store"];
     assert_eq!(of, expected.into());
     assert!(origins.iter().all(|origin| origin.upstream.as_ref().is_none_or(|other| !other.is_empty())));
@@ -177,12 +177,12 @@ fn every_vector_has_a_name_of_its_own() {
 
 #[test]
 fn the_rule_in_force_is_that_of_upstreams_vectors() {
-    for RulesVector { origin, steps, finds } in vectors().rules {
-        let in_force = empty();
+    for RulesVector { origin, steps, lookups: finds } in load_vectors().rules {
+        let in_force = empty_rules();
         for step in &steps {
             match step {
-                Step::Apply(written) => in_force.apply(&object(written)),
-                Step::Delete(name) => {
+                RulesStep::Apply(written) => in_force.apply(&to_rewrite(written)),
+                RulesStep::Delete(name) => {
                     let namespace = Some("ns".to_owned());
                     in_force.delete(&RewriteKey { group: RewriteGroup::Current, namespace, name: name.clone() });
                 }
@@ -198,8 +198,8 @@ fn the_rule_in_force_is_that_of_upstreams_vectors() {
 
 #[test]
 fn targets_are_chosen_by_the_shares_of_upstreams_vectors() {
-    for WeightsVector { origin, targets, shares } in vectors().weights {
-        let in_force = empty();
+    for WeightsVector { origin, targets, shares } in load_vectors().weights {
+        let in_force = empty_rules();
         let targets_json: Vec<_> = targets
             .iter()
             .map(|(name, weight)| match weight {
@@ -213,7 +213,7 @@ fn targets_are_chosen_by_the_shares_of_upstreams_vectors() {
         for _ in 0..DRAWS {
             let mut exchange = begin(&in_force, &HeaderMap::new(), true).0;
             drop(exchange.request_body(&Bytes::from_static(b"{\"model\":\"m\"}"), random.random(), NOW));
-            let chosen = exchange.model().unwrap();
+            let chosen = exchange.served_model().unwrap();
             counts[targets.iter().position(|(name, _)| name == chosen).unwrap()] += 1;
         }
         for (count, share) in counts.iter().zip(&shares) {
@@ -225,25 +225,25 @@ fn targets_are_chosen_by_the_shares_of_upstreams_vectors() {
     }
 }
 
-fn begin(in_force: &Arc<InForce>, headers: &HeaderMap, has_body: bool) -> (Exchange, HeadAction) {
-    let head = RequestHead { target: "/v1/completions", headers, has_body };
-    Exchange::begin(in_force, Guard::Administration, &head, NOW)
+fn begin(in_force: &Arc<ActiveRules>, headers: &HeaderMap, has_body: bool) -> (Exchange, HeadAction) {
+    let head = RequestHead { path_and_query: "/v1/completions", headers, has_body };
+    Exchange::begin(in_force, PathGuard::Administration, &head, NOW)
 }
 
 /// What goes on of a body that comes in these pieces.
-fn in_pieces(exchange: &mut Exchange, pieces: &[String]) -> Result<Bytes, Refusal> {
+fn send_chunks(exchange: &mut Exchange, pieces: &[String]) -> Result<Bytes, RequestRefusal> {
     let mut out = Vec::new();
     for piece in pieces {
-        exchange.request_piece(&Bytes::copy_from_slice(piece.as_bytes()), 0, NOW, &mut out)?;
+        exchange.request_chunk(&Bytes::copy_from_slice(piece.as_bytes()), 0, NOW, &mut out)?;
     }
     exchange.request_end(&mut out)?;
     Ok(out.concat().into())
 }
 
-fn as_a_whole(exchange: &mut Exchange, pieces: &[String]) -> Result<Bytes, Refusal> {
+fn send_whole(exchange: &mut Exchange, pieces: &[String]) -> Result<Bytes, RequestRefusal> {
     let body = Bytes::from(pieces.concat());
     match exchange.request_body(&body, 0, NOW) {
-        BodyAction::Pass => Ok(body),
+        BodyAction::Forward => Ok(body),
         BodyAction::Replace(spliced) => Ok(spliced.into_bytes()),
         BodyAction::Refuse(refusal) => Err(refusal),
     }
@@ -251,7 +251,7 @@ fn as_a_whole(exchange: &mut Exchange, pieces: &[String]) -> Result<Bytes, Refus
 
 #[test]
 fn requests_become_what_upstreams_vectors_say() {
-    for vector in vectors().requests {
+    for vector in load_vectors().requests {
         let name = &vector.origin.name;
         let in_force = chat(vector.generic.as_deref());
         let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
@@ -259,24 +259,24 @@ fn requests_become_what_upstreams_vectors_say() {
             headers.insert(HeaderName::try_from(header).unwrap(), HeaderValue::try_from(value).unwrap());
         }
         headers::remove_internal(&mut headers);
-        for read in [in_pieces, as_a_whole] {
-            let (mut exchange, action) = begin(&in_force, &headers, vector.pieces.is_some());
-            let gone_on = match &vector.pieces {
+        for read in [send_chunks, send_whole] {
+            let (mut exchange, action) = begin(&in_force, &headers, vector.chunks.is_some());
+            let gone_on = match &vector.chunks {
                 Some(pieces) if action == HeadAction::ReadBody => read(&mut exchange, pieces),
                 other => {
                     assert_eq!((&action, other), (&HeadAction::Forward, &None), "{name}");
                     Ok(Bytes::new())
                 }
             };
-            let expected = vector.goes_on.as_deref().ok_or(vector.refused.unwrap_or_default());
+            let expected = vector.expected_body.as_deref().ok_or(vector.refused_status.unwrap_or_default());
             let gone_on = gone_on.as_ref().map(|body| std::str::from_utf8(body).unwrap());
             assert_eq!(gone_on.map_err(|refusal| refusal.status().as_u16()), expected, "{name}");
-            if vector.refused.is_some() {
+            if vector.refused_status.is_some() {
                 continue;
             }
-            let asked = exchange.asked().filter(|asked| !asked.is_empty());
-            assert_eq!(asked, vector.asked.as_deref(), "{name}");
-            let target = exchange.target().map(|target| target.to_str().unwrap());
+            let asked = exchange.requested_model().filter(|asked| !asked.is_empty());
+            assert_eq!(asked, vector.requested_model.as_deref(), "{name}");
+            let target = exchange.target_header().map(|target| target.to_str().unwrap());
             assert_eq!(target, vector.target.as_deref(), "{name}");
         }
     }
@@ -284,18 +284,20 @@ fn requests_become_what_upstreams_vectors_say() {
 
 #[test]
 fn answers_become_what_upstreams_vectors_say() {
-    for AnswerVector { origin, generic, events, request, pieces, becomes } in vectors().answers {
+    for ResponseVector { origin, generic, event_stream: events, request, chunks: pieces, expected_body: becomes } in
+        load_vectors().responses
+    {
         let (mut exchange, _) = begin(&chat(generic.as_deref()), &HeaderMap::new(), true);
-        in_pieces(&mut exchange, &[request]).unwrap();
+        send_chunks(&mut exchange, &[request]).unwrap();
         let kind = if events { "text/event-stream" } else { "application/json" };
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
         let mut out = Vec::new();
         match exchange.restorer(&headers) {
             Some(mut restorer) => {
                 for piece in &pieces {
-                    restorer.piece(&Bytes::copy_from_slice(piece.as_bytes()), &mut out);
+                    restorer.push(&Bytes::copy_from_slice(piece.as_bytes()), &mut out);
                 }
-                restorer.end(&mut out);
+                restorer.finish(&mut out);
             }
             None => out.push(pieces.concat().into()),
         }
@@ -305,7 +307,7 @@ fn answers_become_what_upstreams_vectors_say() {
 
 #[test]
 fn headers_are_kept_from_whom_upstreams_vectors_keep_them() {
-    for HeadersVector { origin, sent, stay } in vectors().headers {
+    for HeadersVector { origin, sent, kept: stay } in load_vectors().headers {
         let names = |names: &[String]| -> HashSet<HeaderName> {
             names.iter().map(|name| HeaderName::try_from(name).unwrap()).collect()
         };

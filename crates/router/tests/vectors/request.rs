@@ -4,24 +4,24 @@ use serde::Deserialize;
 
 /// What it is called, where it comes from, and what upstream does where we do something else.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Origin {
+pub(crate) struct VectorOrigin {
     pub(crate) name: String,
-    pub(crate) of: String,
+    pub(crate) suite: String,
     pub(crate) upstream: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct RequestVector {
     #[serde(flatten)]
-    pub(crate) origin: Origin,
+    pub(crate) origin: VectorOrigin,
     #[serde(default)]
     pub(crate) generic: Option<String>,
     #[serde(default)]
     pub(crate) headers: Vec<(String, String)>,
     /// None where there is no body.
-    pub(crate) pieces: Option<Vec<String>>,
-    pub(crate) goes_on: Option<String>,
-    pub(crate) refused: Option<u16>,
-    pub(crate) asked: Option<String>,
+    pub(crate) chunks: Option<Vec<String>>,
+    pub(crate) expected_body: Option<String>,
+    pub(crate) refused_status: Option<u16>,
+    pub(crate) requested_model: Option<String>,
     pub(crate) target: Option<String>,
 }

@@ -16,7 +16,7 @@ fn what_envoy_sends_is_understood() {
     for recorded in RECORDED.split("# ").skip(1) {
         let mut lines = recorded.lines();
         let title = lines.next().unwrap();
-        let mut filter = Filter::new(&in_force());
+        let mut filter = FilterSimulator::new(&active_rules());
         for line in lines {
             assert!(filter.send(ProcessingRequest::decode(&bytes(line)[..]).unwrap()), "{title}");
         }
@@ -26,7 +26,7 @@ fn what_envoy_sends_is_understood() {
             "duplex sized" => (r#"{"model":"alias-v2"}"#, None, false),
             other => panic!("{other}"),
         };
-        assert_eq!((filter.body(), filter.upstream.ended), (body, true), "{title}");
+        assert_eq!((filter.body(), filter.upstream.end_of_stream), (body, true), "{title}");
         assert_eq!(filter.upstream.set, Vec::from_iter(set), "{title}");
         let removed = removed.then(|| "x-gateway-model-name-rewrite".to_owned());
         assert_eq!(filter.upstream.removed, Vec::from_iter(removed), "{title}");

@@ -1,7 +1,7 @@
 //! A small client: gRPC over hyper's HTTP/2, and HTTP/1.1 for the metrics port.
 
-use crate::protocol::{
-    Action, HEALTH_CHECK_PATH, HEALTH_WATCH_PATH, HealthCheckRequest, HealthCheckResponse, PROCESS_PATH,
+use crate::proto::{
+    HEALTH_CHECK_PATH, HEALTH_WATCH_PATH, HealthCheckRequest, HealthCheckResponse, PROCESS_PATH, ProcessingAction,
     ProcessingRequest, ProcessingResponse, ServingStatus,
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -27,12 +27,12 @@ use tokio::{net::TcpStream, sync::mpsc, task::JoinSet};
 use tonic::{Code, Status};
 
 /// One connection.
-pub(super) struct Client {
-    requests: http2::SendRequest<Outgoing>,
+pub(super) struct GrpcClient {
+    requests: http2::SendRequest<GrpcRequestBody>,
     _connection: JoinSet<()>,
 }
 
-impl Client {
+impl GrpcClient {
     pub(super) async fn connect(to: SocketAddr) -> Self {
         let stream = TcpStream::connect(to).await.unwrap();
         stream.set_nodelay(true).unwrap();
@@ -46,8 +46,8 @@ impl Client {
     }
 
     /// Begins a call; nothing has been sent on it.
-    async fn begin(&mut self, path: &str) -> Called {
-        let (messages, body) = outgoing();
+    async fn begin(&mut self, path: &str) -> ClientCall {
+        let (messages, body) = request_body();
         let request = Request::post(format!("http://server{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
@@ -55,19 +55,19 @@ impl Client {
             .unwrap();
         let response = self.requests.send_request(request).await.unwrap();
         let trailers = response.headers().clone();
-        Called { messages: Some(messages), response, trailers, read: BytesMut::new() }
+        ClientCall { messages: Some(messages), response, trailers, read: BytesMut::new() }
     }
 
-    pub(super) async fn process(&mut self) -> Called {
+    pub(super) async fn process(&mut self) -> ClientCall {
         self.begin(PROCESS_PATH).await
     }
 
-    pub(super) async fn watch(&mut self, service: &str) -> Called {
-        self.ask(HEALTH_WATCH_PATH, service).await
+    pub(super) async fn watch(&mut self, service: &str) -> ClientCall {
+        self.call_health(HEALTH_WATCH_PATH, service).await
     }
 
     pub(super) async fn check(&mut self, service: &str) -> Result<ServingStatus, Status> {
-        let mut call = self.ask(HEALTH_CHECK_PATH, service).await;
+        let mut call = self.call_health(HEALTH_CHECK_PATH, service).await;
         match call.next_status().await {
             Some(status) => Ok(status),
             None => Err(call.status().await),
@@ -75,15 +75,15 @@ impl Client {
     }
 
     /// Unary methods answer only when the question is whole.
-    async fn ask(&mut self, path: &str, service: &str) -> Called {
+    async fn call_health(&mut self, path: &str, service: &str) -> ClientCall {
         let question = HealthCheckRequest { service: service.to_owned() };
-        let (messages, body) = outgoing();
+        let (messages, body) = request_body();
         messages.send(&question.encode_to_vec());
         drop(messages);
         let request = Request::post(format!("http://server{path}")).body(body).unwrap();
         let response = self.requests.send_request(request).await.unwrap();
         let trailers = response.headers().clone();
-        Called { messages: None, response, trailers, read: BytesMut::new() }
+        ClientCall { messages: None, response, trailers, read: BytesMut::new() }
     }
 
     pub(super) async fn call_unknown_method(&mut self) -> Status {
@@ -92,15 +92,15 @@ impl Client {
 }
 
 /// One call.
-pub(super) struct Called {
-    messages: Option<Messages>,
+pub(super) struct ClientCall {
+    messages: Option<MessageSender>,
     response: Response<Incoming>,
     /// What a status may stand in.
     trailers: http::HeaderMap,
     read: BytesMut,
 }
 
-impl Called {
+impl ClientCall {
     pub(super) fn send(&mut self, message: &ProcessingRequest) {
         self.send_bytes(&message.encode_to_vec());
     }
@@ -110,22 +110,22 @@ impl Called {
     }
 
     /// Sends the beginning of a message of this length.
-    pub(super) fn begin_bytes(&mut self, length: usize, beginning: &[u8]) {
+    pub(super) fn send_start(&mut self, length: usize, beginning: &[u8]) {
         let length = u32::try_from(length).unwrap().to_be_bytes();
-        self.go_on(&[&[0], &length[..], beginning].concat());
+        self.send_rest(&[&[0], &length[..], beginning].concat());
     }
 
     /// Sends more of it.
-    pub(super) fn go_on(&mut self, bytes: &[u8]) {
-        self.messages.as_ref().unwrap().send_as_it_is(Bytes::copy_from_slice(bytes));
+    pub(super) fn send_rest(&mut self, bytes: &[u8]) {
+        self.messages.as_ref().unwrap().send_raw(Bytes::copy_from_slice(bytes));
     }
 
     /// How many messages have not left.
-    pub(super) fn waiting(&self) -> usize {
-        self.messages.as_ref().unwrap().waiting.load(Relaxed)
+    pub(super) fn unsent(&self) -> usize {
+        self.messages.as_ref().unwrap().unsent.load(Relaxed)
     }
 
-    pub(super) async fn next(&mut self) -> Action {
+    pub(super) async fn next(&mut self) -> ProcessingAction {
         let message = self.message().await.expect("a reply");
         ProcessingResponse::decode(message).unwrap().action.unwrap()
     }
@@ -159,7 +159,7 @@ impl Called {
     }
 
     /// Why it was refused before it began.
-    pub(super) fn refused(&self) -> Status {
+    pub(super) fn initial_status(&self) -> Status {
         Status::from_header_map(self.response.headers()).unwrap()
     }
 
@@ -171,38 +171,38 @@ impl Called {
 }
 
 /// What a call sends, as it is asked for.
-struct Messages {
+struct MessageSender {
     sender: mpsc::UnboundedSender<Bytes>,
-    waiting: Arc<AtomicUsize>,
+    unsent: Arc<AtomicUsize>,
 }
 
-pub(super) struct Outgoing {
+pub(super) struct GrpcRequestBody {
     messages: mpsc::UnboundedReceiver<Bytes>,
-    waiting: Arc<AtomicUsize>,
+    unsent: Arc<AtomicUsize>,
 }
 
-fn outgoing() -> (Messages, Outgoing) {
+fn request_body() -> (MessageSender, GrpcRequestBody) {
     let (sender, messages) = mpsc::unbounded_channel();
     let waiting = Arc::new(AtomicUsize::new(0));
-    (Messages { sender, waiting: Arc::clone(&waiting) }, Outgoing { messages, waiting })
+    (MessageSender { sender, unsent: Arc::clone(&waiting) }, GrpcRequestBody { messages, unsent: waiting })
 }
 
-impl Messages {
+impl MessageSender {
     fn send(&self, message: &[u8]) {
         let mut framed = BytesMut::with_capacity(5 + message.len());
         framed.put_u8(0);
         framed.put_u32(message.len().try_into().unwrap());
         framed.put_slice(message);
-        self.send_as_it_is(framed.freeze());
+        self.send_raw(framed.freeze());
     }
 
-    fn send_as_it_is(&self, bytes: Bytes) {
-        self.waiting.fetch_add(1, Relaxed);
+    fn send_raw(&self, bytes: Bytes) {
+        self.unsent.fetch_add(1, Relaxed);
         self.sender.send(bytes).unwrap();
     }
 }
 
-impl Body for Outgoing {
+impl Body for GrpcRequestBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -212,7 +212,7 @@ impl Body for Outgoing {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         self.messages.poll_recv(context).map(|message| {
             let message = message?;
-            self.waiting.fetch_sub(1, Relaxed);
+            self.unsent.fetch_sub(1, Relaxed);
             Some(Ok(Frame::data(message)))
         })
     }

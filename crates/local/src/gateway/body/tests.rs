@@ -17,7 +17,10 @@ fn frames(chunks: &[Vec<u8>]) -> impl Body<Data = Bytes, Error = Infallible> + U
 fn a_body_that_says_it_is_too_long_is_not_read_at_all() {
     let budget = Budget::new(1000);
     let long = Full::new(Bytes::from(vec![0; LIMIT + 1]));
-    assert_eq!(run(read(long, LIMIT, &budget)).unwrap_err(), router::Refusal::TooLarge { limit: LIMIT }.into());
+    assert_eq!(
+        run(read(long, LIMIT, &budget)).unwrap_err(),
+        router::RequestRefusal::BodyTooLarge { limit: LIMIT }.into()
+    );
     let right = Full::new(Bytes::from(vec![0; LIMIT]));
     assert_eq!(run(read(right, LIMIT, &budget)).unwrap().0.len(), LIMIT);
 }
@@ -64,7 +67,7 @@ proptest! {
             }
             Err(refusal) => {
                 prop_assert!(whole.len() > LIMIT);
-                prop_assert_eq!(refusal, router::Refusal::TooLarge { limit: LIMIT }.into());
+                prop_assert_eq!(refusal, router::RequestRefusal::BodyTooLarge { limit: LIMIT }.into());
             }
         }
         prop_assert_eq!(budget.held.load(Relaxed), 0);

@@ -207,7 +207,7 @@ impl Bed {
         };
         let servers = Arc::new(Servers::new(addresses.into_iter().map(server).collect()));
         let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
-        let rules = Arc::new(InForce::new(pool, &[RewriteGroup::Current]));
+        let rules = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current]));
         rules.reset(rewrites);
         let limits = Limits { request: MAX_BODY, total: 4 * MAX_BODY };
         let gateway = Arc::new(Gateway::new(Arc::clone(&servers), rules, limits));

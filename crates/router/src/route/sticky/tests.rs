@@ -1,18 +1,18 @@
 use super::*;
 use crate::{
-    fixtures::{rewrite, rule, rules},
+    fixtures::{rewrite, rule, rule_set},
     route::tests::chi_square,
 };
 use proptest::prelude::*;
 
 /// Whom each of `clients` gets, of targets with these weights under a rewrite with this UID.
-fn chosen(uid: &str, weights: &[(&str, i32)], clients: impl Iterator<Item = Vec<u8>>) -> Vec<String> {
-    let rules = rules(&[rewrite(uid, vec![rule(&["m"], weights)])]);
+fn selected_targets(uid: &str, weights: &[(&str, i32)], clients: impl Iterator<Item = Vec<u8>>) -> Vec<String> {
+    let rules = rule_set(&[rewrite(uid, vec![rule(&["m"], weights)])]);
     let targets = rules.find(Some("m")).unwrap().targets();
-    clients.map(|client| choose(targets, Client::new(&client).unwrap()).unwrap().name().to_string()).collect()
+    clients.map(|client| select_target(targets, StickyKey::new(&client).unwrap()).unwrap().name().to_string()).collect()
 }
 
-fn users(count: usize) -> impl Iterator<Item = Vec<u8>> {
+fn client_ids(count: usize) -> impl Iterator<Item = Vec<u8>> {
     (1..=count).map(|number| format!("user-{number}").into_bytes())
 }
 
@@ -36,25 +36,25 @@ fn logarithms_are_cut_to_the_digits_that_are_defined() {
 
 #[test]
 fn hashes_are_those_that_are_defined() {
-    assert_eq!(Client::new(b"user-1"), Some(Client(0xf84b_a2aa_754a_4bd4)));
-    assert_eq!(seed("0b1d", "a-v1"), 0x82a5_f7eb_ffe9_c23c);
-    assert_eq!(Client::new(b""), None);
+    assert_eq!(StickyKey::new(b"user-1"), Some(StickyKey(0xf84b_a2aa_754a_4bd4)));
+    assert_eq!(target_seed("0b1d", "a-v1"), 0x82a5_f7eb_ffe9_c23c);
+    assert_eq!(StickyKey::new(b""), None);
 }
 
 #[test]
 fn clients_get_the_target_that_every_other_replica_gives_them() {
     // From the definition, with exact fractions, computed by another program.
-    type Case<'a> = (&'a str, &'a [(&'a str, i32)], [u8; 14]);
-    let cases: [Case<'_>; 4] = [
+    type ReferenceCase<'a> = (&'a str, &'a [(&'a str, i32)], [u8; 14]);
+    let cases: [ReferenceCase<'_>; 4] = [
         ("0b1d", &[("a-v1", 90), ("a-v2", 10)], *b"11112111111211"),
         ("0b1d", &[("a-v1", 50), ("a-v2", 50)], *b"22112111112222"),
         ("other", &[("a-v1", 50), ("a-v2", 50)], *b"12121112212121"),
         ("0b1d", &[("a-v1", 1), ("a-v2", 1), ("a-v3", 1)], *b"33112311332233"),
     ];
     for (uid, weights, expected) in cases {
-        let clients = users(12).chain(["ä".as_bytes().to_vec(), vec![0xff]]);
+        let clients = client_ids(12).chain(["ä".as_bytes().to_vec(), vec![0xff]]);
         let digits: Vec<u8> =
-            chosen(uid, weights, clients).iter().map(|name| *name.as_bytes().last().unwrap()).collect();
+            selected_targets(uid, weights, clients).iter().map(|name| *name.as_bytes().last().unwrap()).collect();
         assert_eq!(String::from_utf8_lossy(&digits), String::from_utf8_lossy(&expected), "{uid} {weights:?}");
     }
 }
@@ -68,7 +68,7 @@ fn clients_are_shared_out_by_the_weights() {
         (vec![("a", 1), ("b", 1)], 10.8),
         (vec![("a", 5), ("b", 3), ("c", 2)], 13.8),
     ] {
-        let names = chosen("uid", &weights, users(20_000));
+        let names = selected_targets("uid", &weights, client_ids(20_000));
         let count = |name: &str| u32::try_from(names.iter().filter(|chosen| *chosen == name).count()).unwrap();
         let counts: Vec<u32> = weights.iter().map(|(name, _)| count(name)).collect();
         let shares: Vec<f64> = weights.iter().map(|(_, weight)| f64::from(*weight)).collect();
@@ -90,7 +90,7 @@ proptest! {
         let before: Vec<(&str, i32)> = names.into_iter().zip(weights.iter().copied()).collect();
         let mut after = before.clone();
         after[raised].1 += by;
-        let moves = chosen(&uid, &before, users(200)).into_iter().zip(chosen(&uid, &after, users(200)));
+        let moves = selected_targets(&uid, &before, client_ids(200)).into_iter().zip(selected_targets(&uid, &after, client_ids(200)));
         for (was, is) in moves {
             prop_assert!(was == is || is == names[raised], "{} to {}", was, is);
         }
@@ -98,9 +98,9 @@ proptest! {
 
     #[test]
     fn a_new_target_takes_clients_and_moves_no_others(weight in 1..100, uid in "[a-f0-9]{8}") {
-        let before = chosen(&uid, &[("a", 100)], users(100));
-        let split = chosen(&uid, &[("a", 100 - weight + 1), ("b", weight)], users(100));
-        let three = chosen(&uid, &[("a", 100 - weight + 1), ("b", weight), ("c", 7)], users(100));
+        let before = selected_targets(&uid, &[("a", 100)], client_ids(100));
+        let split = selected_targets(&uid, &[("a", 100 - weight + 1), ("b", weight)], client_ids(100));
+        let three = selected_targets(&uid, &[("a", 100 - weight + 1), ("b", weight), ("c", 7)], client_ids(100));
         prop_assert!(before.iter().all(|name| name == "a"));
         prop_assert!(split.iter().zip(three).all(|(was, is)| *was == is || is == "c"));
     }
@@ -111,6 +111,6 @@ proptest! {
     ) {
         let mut turned = weights.clone();
         turned.reverse();
-        prop_assert_eq!(chosen("uid", &weights, users(50)), chosen("uid", &turned, users(50)));
+        prop_assert_eq!(selected_targets("uid", &weights, client_ids(50)), selected_targets("uid", &turned, client_ids(50)));
     }
 }

@@ -1,0 +1,184 @@
+//! The client's name in answers, where the filter is set up to show them here.
+//!
+//! | mode of the response's body | body |
+//! |---|---|
+//! | `FULL_DUPLEX_STREAMED` | goes on as it comes, in pieces |
+//! | `STREAMED` | one reply for each piece, in order |
+//! | `BUFFERED` | as a whole, with its new `content-length` |
+//! | others | not seen: the answer keeps the version's name |
+
+use super::{ProcessorRefusal, ReplyQueue, body_mode::BodyMode, push_body_chunks};
+use crate::proto::{Direction, HeaderMap, HeaderMutation, HttpBody, ProcessorReply};
+use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
+use rollora_router::{exchange::Exchange, refusal::RequestRefusal, restore::Restorer};
+
+/// The body of one answer.
+#[derive(Debug)]
+pub(super) struct ResponseRestorer(Restorer);
+
+impl ResponseRestorer {
+    /// None where there is nothing to restore in an answer under these headers.
+    pub(super) fn new(mode: BodyMode, exchange: &Exchange, headers: &HeaderMap) -> Option<Self> {
+        matches!(mode, BodyMode::FullDuplexStreamed | BodyMode::Streamed | BodyMode::Buffered)
+            .then(|| exchange.restorer(headers).map(Self))
+            .flatten()
+    }
+
+    pub(super) fn handle_body(&mut self, mode: BodyMode, message: &HttpBody, replies: &mut ReplyQueue) {
+        let mut slices = Vec::with_capacity(4);
+        self.0.push(&message.body, &mut slices);
+        if message.end_of_stream || mode == BodyMode::Buffered {
+            self.0.finish(&mut slices);
+        }
+        if mode == BodyMode::FullDuplexStreamed {
+            return push_body_chunks(Direction::Response, slices, message.end_of_stream, replies);
+        }
+        let body = Bytes::from(slices.concat());
+        if body == message.body {
+            return replies.push_back(ProcessorReply::response_body());
+        }
+        let length = (mode == BodyMode::Buffered).then(|| Bytes::from(body.len().to_string()));
+        let headers = length.map(|length| HeaderMutation::overwrite([(CONTENT_LENGTH, length)]));
+        replies.push_back(ProcessorReply::response_body_replaced(body, headers));
+    }
+
+    /// The body has ended, and no piece of it has said so.
+    pub(super) fn handle_trailers(&mut self, mode: BodyMode, replies: &mut ReplyQueue) -> Result<(), ProcessorRefusal> {
+        let mut slices = Vec::new();
+        self.0.finish(&mut slices);
+        match mode {
+            // There is no reply left in which a name could go on that broke off.
+            BodyMode::Streamed if !slices.is_empty() => Err(RequestRefusal::MalformedBody.into()),
+            _ => {
+                push_body_chunks(Direction::Response, slices, false, replies);
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        fixtures::{active_rules, body, chat, message, response_headers, shared_with, trailers},
+        processor::{CallContext, Processor, ReplyQueue, RewriteOptions},
+        proto::{
+            BodySendMode, HttpBody, HttpTrailers, Mutation, ProcessingAction, ProcessingEvent, ProcessingResponse,
+            ProcessorReply,
+        },
+    };
+    use bytes::Bytes;
+    use prost::Message as _;
+
+    const CONTEXT: CallContext = CallContext { now: jiff::Timestamp::UNIX_EPOCH, random: 0 };
+    const JSON: (&str, &str) = ("content-type", "application/json");
+    const EVENT_STREAM: (&str, &str) = ("content-type", "text/event-stream");
+
+    fn processor_at_response(mode: BodySendMode, restore_model: bool, headers: &[(&str, &str)]) -> Processor {
+        let how = RewriteOptions { restore_model, ..RewriteOptions::default() };
+        let mut processor = Processor::new(shared_with(&active_rules(), how));
+        let mut first = chat(BodySendMode::FullDuplexStreamed, &[]);
+        first.protocol_config.as_mut().unwrap().response_body_mode = mode.into();
+        let mut replies = ReplyQueue::new();
+        for message in [first, body(br#"{"model":"alias"}"#, false), trailers(), response_headers("200", headers)] {
+            assert!(processor.handle_message(message, CONTEXT, &mut replies));
+        }
+        processor
+    }
+
+    fn response_body(bytes: &[u8], end_of_stream: bool) -> ProcessingEvent {
+        ProcessingEvent::ResponseBody(HttpBody { body: Bytes::copy_from_slice(bytes), end_of_stream })
+    }
+
+    /// What is said to this, as Envoy reads it.
+    fn reply_actions(processor: &mut Processor, event: ProcessingEvent) -> Vec<ProcessingAction> {
+        let mut replies = ReplyQueue::new();
+        processor.handle_message(message(event), CONTEXT, &mut replies);
+        let read = |reply: ProcessorReply| ProcessingResponse::decode(&reply.to_bytes()[..]).unwrap().action.unwrap();
+        replies.into_iter().map(read).collect()
+    }
+
+    /// The body that goes on by a reply to `sent`, and whether it is its end.
+    fn forwarded_body(action: &ProcessingAction, sent: &[u8]) -> (String, bool) {
+        let ProcessingAction::ResponseBody(reply) = action else { panic!("{action:?}") };
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        match reply.response.as_ref().and_then(|changes| changes.body_mutation.as_ref()?.mutation.as_ref()) {
+            Some(Mutation::StreamedResponse(part)) => (text(&part.body), part.end_of_stream),
+            Some(Mutation::Body(body)) => (text(body), false),
+            None => (text(sent), false),
+        }
+    }
+
+    #[test]
+    fn a_stream_goes_on_as_it_comes_with_the_clients_name() {
+        let mut processor = processor_at_response(BodySendMode::FullDuplexStreamed, true, &[EVENT_STREAM]);
+        for (sent, end, expected) in [
+            ("data: {\"model\":\"alias-v2\"}\n\n", false, "data: {\"model\":\"alias\"}\n\n"),
+            ("data: {\"model\" : \"alias", false, "data: {\"model\" : "),
+            ("-v2\"}\n\n", false, "\"alias\"}\n\n"),
+            ("data: [DONE]\n\n", true, "data: [DONE]\n\n"),
+        ] {
+            let actions = reply_actions(&mut processor, response_body(sent.as_bytes(), end));
+            assert_eq!(actions.len(), 1, "{actions:?}");
+            assert_eq!(forwarded_body(&actions[0], sent.as_bytes()), (expected.to_owned(), end));
+        }
+    }
+
+    #[test]
+    fn streamed_pieces_have_one_reply_each() {
+        let mut processor = processor_at_response(BodySendMode::Streamed, true, &[JSON]);
+        for (sent, end, expected) in [
+            ("{\"model\":\"ali", false, "{\"model\":"),
+            ("as-v2", false, ""),
+            ("\"}", false, "\"alias\"}"),
+            ("", true, ""),
+        ] {
+            let actions = reply_actions(&mut processor, response_body(sent.as_bytes(), end));
+            assert_eq!(actions.len(), 1, "{actions:?}");
+            assert_eq!(forwarded_body(&actions[0], sent.as_bytes()).0, expected);
+        }
+    }
+
+    #[test]
+    fn a_buffered_answer_has_its_new_length() {
+        let mut processor = processor_at_response(BodySendMode::Buffered, true, &[JSON]);
+        let sent = br#"{"model":"alias-v2"}"#;
+        let actions = reply_actions(&mut processor, response_body(sent, true));
+        assert_eq!(forwarded_body(&actions[0], sent).0, r#"{"model":"alias"}"#);
+        let ProcessingAction::ResponseBody(reply) = &actions[0] else { panic!("{actions:?}") };
+        let headers = reply.response.as_ref().unwrap().header_mutation.as_ref().unwrap();
+        let line = headers.set_headers[0].header.as_ref().unwrap();
+        assert_eq!((&line.key[..], line.value()), (&b"content-length"[..], &b"17"[..]));
+    }
+
+    #[test]
+    fn what_was_held_goes_on_before_trailers() {
+        let mut processor = processor_at_response(BodySendMode::FullDuplexStreamed, true, &[JSON]);
+        reply_actions(&mut processor, response_body(b"{\"model\":\"ali", false));
+        let actions = reply_actions(&mut processor, ProcessingEvent::ResponseTrailers(HttpTrailers {}));
+        assert_eq!(forwarded_body(&actions[0], b"").0, "\"ali");
+        assert!(matches!(actions[1], ProcessingAction::ResponseTrailers(_)));
+        let mut processor = processor_at_response(BodySendMode::Streamed, true, &[JSON]);
+        reply_actions(&mut processor, response_body(b"{\"model\":\"ali", false));
+        let actions = reply_actions(&mut processor, ProcessingEvent::ResponseTrailers(HttpTrailers {}));
+        assert!(matches!(actions[..], [ProcessingAction::ImmediateResponse(_)]), "{actions:?}");
+    }
+
+    #[test]
+    fn everything_else_passes_as_it_is() {
+        let sent = br#"{"model":"alias-v2"}"#;
+        for (restore, headers) in [
+            (false, vec![JSON]),
+            (true, vec![("content-type", "text/plain")]),
+            (true, vec![JSON, ("content-encoding", "br")]),
+            (true, vec![]),
+        ] {
+            for mode in [BodySendMode::FullDuplexStreamed, BodySendMode::Streamed, BodySendMode::Buffered] {
+                let mut processor = processor_at_response(mode, restore, &headers);
+                let actions = reply_actions(&mut processor, response_body(sent, true));
+                assert_eq!(forwarded_body(&actions[0], sent).0.as_bytes(), sent, "{mode:?} {headers:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! What the watch of rewrites tells, put into force.
+//!
+//! Invariant: an outage of the API server takes nothing out of force, and is seen in a metric.
+
+use crate::readiness::ServerReadiness;
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use rollora_api::rewrite::RewriteGroup;
+use rollora_cluster::{GROUPS, RewriteNews, Rewrites, WatchState};
+use rollora_router::{active_rules::ActiveRules, rules::RewriteKey};
+use std::{convert::Infallible, sync::Arc};
+
+/// Puts into force what the watch tells.
+#[derive(Debug)]
+pub(crate) struct RuleSource {
+    active_rules: Arc<ActiveRules>,
+    readiness: ServerReadiness,
+    metrics: WatchMetrics,
+}
+
+#[derive(Debug, Default)]
+struct WatchMetrics {
+    /// Whether news arrive.
+    up: Gauge,
+    group_served: Family<GroupLabels, Gauge>,
+    events: Family<KindLabels, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GroupLabels {
+    group: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+impl RuleSource {
+    pub(crate) fn new(active_rules: Arc<ActiveRules>, readiness: ServerReadiness, registry: &mut Registry) -> Self {
+        let metrics = WatchMetrics::default();
+        let registry = registry.sub_registry_with_prefix("rollora_rewrite_watch");
+        registry.register("up", "1 while news of rewrites arrive, 0 while old rules are kept", metrics.up.clone());
+        registry.register("group_served", "1 where the API group is installed and read", metrics.group_served.clone());
+        registry.register("news", "What the watch of rewrites has told", metrics.events.clone());
+        Self { active_rules, readiness, metrics }
+    }
+
+    /// Follows the watch for ever.
+    pub(crate) async fn run(mut self, mut rewrites: Rewrites) -> Infallible {
+        loop {
+            let news = rewrites.next().await;
+            self.handle_event(news);
+        }
+    }
+
+    fn handle_event(&mut self, news: RewriteNews) {
+        let kind = match news {
+            RewriteNews::Reset { group, rewrites } => {
+                self.active_rules.reset_group(group, &rewrites);
+                "Reset"
+            }
+            RewriteNews::Apply(rewrite) => {
+                self.active_rules.apply(&rewrite);
+                "Apply"
+            }
+            RewriteNews::Delete { group, namespace, name } => {
+                self.active_rules.delete(&RewriteKey { group, namespace: Some(namespace), name });
+                "Delete"
+            }
+            RewriteNews::State(state) => {
+                self.handle_state(&state);
+                "State"
+            }
+        };
+        self.metrics.events.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    fn handle_state(&mut self, state: &WatchState) {
+        let served: Vec<RewriteGroup> = state.served.iter().copied().collect();
+        self.active_rules.set_groups(&served);
+        for group in GROUPS {
+            let gauge = self.metrics.group_served.get_or_create(&GroupLabels { group: group.name() });
+            gauge.set(state.served.contains(&group).into());
+        }
+        self.metrics.up.set((state.complete && state.problem.is_none()).into());
+        self.readiness.set_problem(state.problem.as_ref().map(ToString::to_string));
+        if let Some(problem) = &state.problem {
+            tracing::warn!("rewrites cannot be watched, the last rules stay in force: {problem}");
+        } else {
+            let groups: Vec<&str> = served.iter().map(|group| group.name()).collect();
+            tracing::info!(complete = state.complete, ?groups, "rewrites are watched");
+        }
+        if state.complete {
+            self.readiness.set_serving();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
