@@ -1,18 +1,18 @@
 //! `rollora-operator`: the operator on a cluster. Of several replicas one works, the others wait for its Lease.
 
-mod abandoned;
-mod acceptance;
-mod answered;
-mod answers;
+mod admin;
 mod args;
 mod clock;
+mod document_store;
 mod fleet;
+mod known_sidecars;
 mod metrics;
-mod questions;
+mod orphans;
+mod pod_client;
+mod pod_discovery;
+mod response_cache;
+mod rewrite_conditions;
 mod run;
-mod serve;
-mod store;
-mod whom;
 
 use clap::Parser as _;
 use std::process::ExitCode;
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     match run::run(args::Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            run::say_error(&format!("{error:#}"));
+            run::print_error(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }

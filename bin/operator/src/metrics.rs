@@ -14,7 +14,7 @@ use rollora_api::{
 };
 use rollora_operator::{
     ports::RolloutKey,
-    tally::{BUCKETS, Tally, Timings},
+    stats::{DurationHistogram, HISTOGRAM_BUCKETS, ReconcileStats},
 };
 use std::{
     collections::BTreeMap,
@@ -24,43 +24,43 @@ use std::{
 
 /// What the text speaks of.
 #[derive(Debug)]
-pub(crate) struct Scene {
+pub(crate) struct MetricsSnapshot {
     /// Whether this replica holds the Lease.
-    pub(crate) leads: bool,
+    pub(crate) is_leader: bool,
     /// Kinds of which news may be missing, and why in a word.
-    pub(crate) problems: Vec<(String, String)>,
+    pub(crate) watch_problems: Vec<(String, String)>,
     /// Every Rollout.
     pub(crate) rollouts: Vec<Arc<Rollout>>,
     pub(crate) now: Timestamp,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfKind {
+struct WatchProblemLabels {
     kind: String,
     reason: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfPhase {
+struct PhaseLabels {
     phase: String,
 }
 
 /// Which Rollout.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Of {
+struct RolloutLabels {
     namespace: String,
     name: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct InPhase {
+struct RolloutPhaseLabels {
     namespace: String,
     name: String,
     phase: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Info {
+struct RolloutInfoLabels {
     namespace: String,
     name: String,
     model: String,
@@ -68,29 +68,29 @@ struct Info {
     desired: String,
 }
 
-type Fraction = Gauge<f64, AtomicU64>;
+type FloatGauge = Gauge<f64, AtomicU64>;
 
 /// What there is of each Rollout.
 #[derive(Debug, Default)]
-struct Rollouts {
-    by_phase: Family<OfPhase, Gauge>,
-    info: Family<Info, Gauge>,
-    phase: Family<InPhase, Gauge>,
-    phase_seconds: Family<Of, Fraction>,
-    step: Family<Of, Gauge>,
-    steps: Family<Of, Gauge>,
-    weight: Family<Of, Fraction>,
-    resident: Family<Of, Gauge>,
-    ready: Family<Of, Gauge>,
-    reconciles: Family<Of, Counter>,
-    errors: Family<Of, Counter>,
+struct RolloutMetrics {
+    by_phase: Family<PhaseLabels, Gauge>,
+    info: Family<RolloutInfoLabels, Gauge>,
+    phase: Family<RolloutPhaseLabels, Gauge>,
+    phase_seconds: Family<RolloutLabels, FloatGauge>,
+    step: Family<RolloutLabels, Gauge>,
+    steps: Family<RolloutLabels, Gauge>,
+    weight: Family<RolloutLabels, FloatGauge>,
+    resident: Family<RolloutLabels, Gauge>,
+    ready: Family<RolloutLabels, Gauge>,
+    reconciles: Family<RolloutLabels, Counter>,
+    errors: Family<RolloutLabels, Counter>,
 }
 
 /// The text, in the format of OpenMetrics.
-pub(crate) fn text(scene: &Scene, tally: &Tally) -> Result<String, fmt::Error> {
+pub(crate) fn encode(scene: &MetricsSnapshot, tally: &ReconcileStats) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     let leader = Gauge::<i64>::default();
-    leader.set(i64::from(scene.leads));
+    leader.set(i64::from(scene.is_leader));
     registry.register("rollora_operator_leader", "Whether this replica holds the Lease", leader);
     for (name, help, number) in [
         ("rollora_operator_reconciles", "Rollouts that were looked at", tally.reconciles()),
@@ -104,22 +104,22 @@ pub(crate) fn text(scene: &Scene, tally: &Tally) -> Result<String, fmt::Error> {
         counter.inc_by(number);
         registry.register(name, help, counter);
     }
-    let problems = Family::<OfKind, Gauge>::default();
-    for (kind, reason) in &scene.problems {
-        problems.get_or_create(&OfKind { kind: kind.clone(), reason: reason.clone() }).set(1);
+    let problems = Family::<WatchProblemLabels, Gauge>::default();
+    for (kind, reason) in &scene.watch_problems {
+        problems.get_or_create(&WatchProblemLabels { kind: kind.clone(), reason: reason.clone() }).set(1);
     }
     registry.register("rollora_operator_watch_problem", "Kinds of which news may be missing now", problems);
     registry.register(
         "rollora_operator_write_seconds",
         "From a decision to the end of each write that it needed, by what was written",
-        Histograms { label: "effect", timings: tally.writes() },
+        Histograms { label: "effect", histograms: tally.write_durations() },
     );
     registry.register(
         "rollora_operator_intent_seconds",
         "From when an intent was seen until the rewrite said so, by what was asked",
-        Histograms { label: "verb", timings: tally.intents() },
+        Histograms { label: "verb", histograms: tally.intent_durations() },
     );
-    let rollouts = Rollouts::default();
+    let rollouts = RolloutMetrics::default();
     for rollout in &scene.rollouts {
         rollouts.add(rollout, tally, scene.now);
     }
@@ -129,17 +129,17 @@ pub(crate) fn text(scene: &Scene, tally: &Tally) -> Result<String, fmt::Error> {
     Ok(text)
 }
 
-impl Rollouts {
-    fn add(&self, rollout: &Rollout, tally: &Tally, now: Timestamp) {
+impl RolloutMetrics {
+    fn add(&self, rollout: &Rollout, tally: &ReconcileStats, now: Timestamp) {
         let (namespace, name) = (rollout.metadata.namespace.clone(), rollout.metadata.name.clone());
-        let reconciles = tally.of(&RolloutKey { namespace: namespace.clone(), name: name.clone() });
-        let of = Of { namespace: namespace.unwrap_or_default(), name };
+        let reconciles = tally.for_rollout(&RolloutKey { namespace: namespace.clone(), name: name.clone() });
+        let of = RolloutLabels { namespace: namespace.unwrap_or_default(), name };
         let unwritten = RolloutStatus::default();
         let status = rollout.status.as_ref().unwrap_or(&unwritten);
         let phase = format!("{:?}", status.phase);
-        self.by_phase.get_or_create(&OfPhase { phase: phase.clone() }).inc();
-        self.info.get_or_create(&info(&of, rollout, status)).set(1);
-        let in_phase = InPhase { namespace: of.namespace.clone(), name: of.name.clone(), phase };
+        self.by_phase.get_or_create(&PhaseLabels { phase: phase.clone() }).inc();
+        self.info.get_or_create(&info_labels(&of, rollout, status)).set(1);
+        let in_phase = RolloutPhaseLabels { namespace: of.namespace.clone(), name: of.name.clone(), phase };
         self.phase.get_or_create(&in_phase).set(1);
         if let Some(since) = status.phase_since {
             self.phase_seconds.get_or_create(&of).set(now.duration_since(since).as_secs_f64().max(0.0));
@@ -148,10 +148,10 @@ impl Rollouts {
             self.step.get_or_create(&of).set(i64::from(step.index));
             self.steps.get_or_create(&of).set(i64::try_from(status.steps.len()).unwrap_or(i64::MAX));
         }
-        self.weight.get_or_create(&of).set(share_of_desired(status));
+        self.weight.get_or_create(&of).set(desired_weight_fraction(status));
         self.resident.get_or_create(&of).set(i64::from(status.residency.resident));
         self.ready.get_or_create(&of).set(i64::from(status.residency.ready));
-        self.reconciles.get_or_create(&of).inc_by(reconciles.ended);
+        self.reconciles.get_or_create(&of).inc_by(reconciles.finished);
         self.errors.get_or_create(&of).inc_by(reconciles.failed);
     }
 
@@ -178,9 +178,9 @@ impl Rollouts {
     }
 }
 
-fn info(of: &Of, rollout: &Rollout, status: &RolloutStatus) -> Info {
+fn info_labels(of: &RolloutLabels, rollout: &Rollout, status: &RolloutStatus) -> RolloutInfoLabels {
     let id = |id: &Option<AdapterId>| id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default();
-    Info {
+    RolloutInfoLabels {
         namespace: of.namespace.clone(),
         name: of.name.clone(),
         model: rollout.spec.model.as_str().to_owned(),
@@ -190,7 +190,7 @@ fn info(of: &Of, rollout: &Rollout, status: &RolloutStatus) -> Info {
 }
 
 /// From 0 to 1.
-fn share_of_desired(status: &RolloutStatus) -> f64 {
+fn desired_weight_fraction(status: &RolloutStatus) -> f64 {
     let desired = status.revision.desired.as_ref();
     let (mut weight, mut total) = (0.0, 0.0);
     for target in &status.weights.desired {
@@ -204,14 +204,14 @@ fn share_of_desired(status: &RolloutStatus) -> f64 {
 #[derive(Debug)]
 struct Histograms {
     label: &'static str,
-    timings: BTreeMap<&'static str, Timings>,
+    histograms: BTreeMap<&'static str, DurationHistogram>,
 }
 
 impl EncodeMetric for Histograms {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
-        for (value, timings) in &self.timings {
-            let ends = BUCKETS.into_iter().chain([f64::INFINITY]);
-            let buckets: Vec<(f64, u64)> = ends.zip(timings.counts).collect();
+        for (value, timings) in &self.histograms {
+            let ends = HISTOGRAM_BUCKETS.into_iter().chain([f64::INFINITY]);
+            let buckets: Vec<(f64, u64)> = ends.zip(timings.bucket_counts).collect();
             let labels = [(self.label, *value)];
             let mut each = encoder.encode_family(&labels)?;
             each.encode_histogram::<NoLabelSet>(timings.sum, timings.count(), &buckets, None)?;
@@ -249,20 +249,25 @@ mod tests {
         .unwrap()
     }
 
-    fn scene(rollouts: Vec<Rollout>) -> Scene {
+    fn snapshot(rollouts: Vec<Rollout>) -> MetricsSnapshot {
         let rollouts = rollouts.into_iter().map(Arc::new).collect();
-        Scene { leads: true, problems: Vec::new(), rollouts, now: "2026-01-01T00:01:30Z".parse().unwrap() }
+        MetricsSnapshot {
+            is_leader: true,
+            watch_problems: Vec::new(),
+            rollouts,
+            now: "2026-01-01T00:01:30Z".parse().unwrap(),
+        }
     }
 
-    fn lines(text: &str, about: &str) -> Vec<String> {
+    fn samples(text: &str, about: &str) -> Vec<String> {
         text.lines().filter(|line| !line.starts_with('#') && line.contains(about)).map(str::to_owned).collect()
     }
 
     #[test]
     fn each_rollout_has_its_series() {
-        let text = text(&scene(vec![rollout("chat")]), &Tally::default()).unwrap();
+        let text = encode(&snapshot(vec![rollout("chat")]), &ReconcileStats::default()).unwrap();
         assert_eq!(
-            lines(&text, "name=\"chat\""),
+            samples(&text, "name=\"chat\""),
             [
                 "rollora_rollout_info{namespace=\"prod\",name=\"chat\",model=\"chat\",stable=\"chat-v1\",desired=\"chat-v2\"} 1",
                 "rollora_rollout_phase{namespace=\"prod\",name=\"chat\",phase=\"Paused\"} 1",
@@ -276,33 +281,33 @@ mod tests {
                 "rollora_rollout_errors_total{namespace=\"prod\",name=\"chat\"} 0",
             ]
         );
-        assert_eq!(lines(&text, "rollora_operator_rollouts"), ["rollora_operator_rollouts{phase=\"Paused\"} 1"]);
+        assert_eq!(samples(&text, "rollora_operator_rollouts"), ["rollora_operator_rollouts{phase=\"Paused\"} 1"]);
     }
 
     #[test]
     fn the_series_of_a_rollout_go_with_it() {
-        let tally = Tally::default();
-        let both = text(&scene(vec![rollout("one"), rollout("two")]), &tally).unwrap();
-        let left = text(&scene(vec![rollout("two")]), &tally).unwrap();
-        assert_eq!(lines(&both, "name=\"one\"").len(), lines(&both, "name=\"two\"").len());
-        assert_eq!((lines(&left, "\"one\"").len(), lines(&left, "\"two\"")), (0, lines(&both, "\"two\"")));
+        let tally = ReconcileStats::default();
+        let both = encode(&snapshot(vec![rollout("one"), rollout("two")]), &tally).unwrap();
+        let left = encode(&snapshot(vec![rollout("two")]), &tally).unwrap();
+        assert_eq!(samples(&both, "name=\"one\"").len(), samples(&both, "name=\"two\"").len());
+        assert_eq!((samples(&left, "\"one\"").len(), samples(&left, "\"two\"")), (0, samples(&both, "\"two\"")));
     }
 
     #[test]
     fn a_rollout_without_a_status_is_told_of_too() {
         let blank = Rollout { status: None, ..rollout("chat") };
-        let text = text(&scene(vec![blank]), &Tally::default()).unwrap();
-        assert_eq!(lines(&text, "phase=\"Pending\"").len(), 2, "{text}");
-        assert_eq!(lines(&text, "rollora_rollout_phase_seconds").len(), 0, "nobody knows yet: {text}");
+        let text = encode(&snapshot(vec![blank]), &ReconcileStats::default()).unwrap();
+        assert_eq!(samples(&text, "phase=\"Pending\"").len(), 2, "{text}");
+        assert_eq!(samples(&text, "rollora_rollout_phase_seconds").len(), 0, "nobody knows yet: {text}");
     }
 
     #[test]
     fn times_are_told_as_histograms() {
-        let mut timings = Timings::default();
-        (timings.counts[0], timings.counts[12], timings.sum) = (2, 1, 40.5);
+        let mut timings = DurationHistogram::default();
+        (timings.bucket_counts[0], timings.bucket_counts[12], timings.sum) = (2, 1, 40.5);
         let mut registry = Registry::default();
         let timings = BTreeMap::from([("rewrite", timings)]);
-        registry.register("seconds", "Times", Histograms { label: "effect", timings });
+        registry.register("seconds", "Times", Histograms { label: "effect", histograms: timings });
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert!(text.contains("# TYPE seconds histogram"), "{text}");
@@ -313,7 +318,7 @@ mod tests {
             "seconds_bucket{le=\"30.0\",effect=\"rewrite\"} 2",
             "seconds_bucket{le=\"+Inf\",effect=\"rewrite\"} 3",
         ] {
-            assert!(lines(&text, "seconds_").iter().any(|it| it == line), "{line}:\n{text}");
+            assert!(samples(&text, "seconds_").iter().any(|it| it == line), "{line}:\n{text}");
         }
     }
 }

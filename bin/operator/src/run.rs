@@ -1,16 +1,17 @@
 //! From start to end: connect, wait for the Lease, work, let go of it.
 
 use crate::{
-    abandoned, acceptance,
+    admin::{self, AdminState},
     args::{Args, LogFormat},
     clock::now,
+    document_store::ClusterDocumentStore,
     fleet::ClusterFleet,
-    questions::Questions,
-    serve::{self, Telling},
-    store::ClusterStore,
+    orphans,
+    pod_client::PodClient,
+    rewrite_conditions,
 };
 use anyhow::{Context as _, bail};
-use rollora_cluster::{Access, Cluster, Documents, Election, LeaseSettings, Scope, events};
+use rollora_cluster::{CachedClient, Cluster, ConnectOptions, LeaderElector, LeaseSettings, Scope, event_recorder};
 use rollora_operator::Operator;
 use std::{
     io::{self, IsTerminal, Write as _},
@@ -31,26 +32,26 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 /// How this program calls itself.
-const AGENT: &str = "rollora-operator";
+const USER_AGENT: &str = "rollora-operator";
 /// How long what is under way may take yet when the program is told to end.
-const GRACE: Duration = Duration::from_secs(15);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(15);
 /// How often what nobody asks for any more is forgotten.
-const SWEEP: Duration = Duration::from_secs(1);
+const EVICTION_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    log(args.log_format);
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(work(args))
+    init_logging(args.log_format);
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(run_operator(args))
 }
 
-async fn work(args: Args) -> anyhow::Result<()> {
+async fn run_operator(args: Args) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tasks.spawn(until_told(signals, stop.clone()));
+    tasks.spawn(handle_signals(signals, stop.clone()));
 
-    let cluster = Cluster::connect(&Access::default(), AGENT).await?;
+    let cluster = Cluster::connect(&ConnectOptions::default(), USER_AGENT).await?;
     let scope = args.namespace.map_or(Scope::All, Scope::Namespace);
-    let identity = args.identity.unwrap_or_else(made_up_name);
+    let identity = args.identity.unwrap_or_else(random_identity);
     let address = SocketAddr::new(args.address, args.metrics_port);
     let listener = TcpListener::bind(address).await;
     let listener = listener.with_context(|| {
@@ -58,27 +59,32 @@ async fn work(args: Args) -> anyhow::Result<()> {
     })?;
     tracing::info!(server = cluster.server(), ?scope, identity, %address, "started");
 
-    let documents = Documents::new(&cluster, scope);
+    let documents = CachedClient::new(&cluster, scope);
     let leads = Arc::new(AtomicBool::new(false));
-    let (events, teller) = events(&documents, &identity, now);
-    let store = ClusterStore { documents: documents.clone(), events, group: args.api_group };
+    let (events, teller) = event_recorder(&documents, &identity, now);
+    let store = ClusterDocumentStore { client: documents.clone(), events, preferred_group: args.api_group };
     let fleet = ClusterFleet::new(documents.clone());
-    tasks.spawn(sweep(Arc::clone(fleet.questions()), stop.clone()));
+    tasks.spawn(evict_responses(Arc::clone(fleet.pod_client()), stop.clone()));
     let operator = Operator::new(store, fleet, now);
-    let tally = Arc::clone(operator.tally());
+    let tally = Arc::clone(operator.stats());
     let settings = LeaseSettings {
         namespace: args.lease_namespace.unwrap_or_else(|| cluster.default_namespace().to_owned()),
         name: args.lease_name,
         identity,
         duration: args.lease_duration,
     };
-    let mut election = Election::new(&cluster, settings, now);
+    let mut election = LeaderElector::new(&cluster, settings, now);
     let told = documents.clone();
-    let telling = Telling { documents, leads: Arc::clone(&leads), lease: election.problem(), tally };
-    tasks.spawn(answer(listener, telling, stop.clone()));
+    let telling = AdminState {
+        client: documents,
+        is_leader: Arc::clone(&leads),
+        lease_problem: election.problem(),
+        stats: tally,
+    };
+    tasks.spawn(serve_admin(listener, telling, stop.clone()));
 
     tokio::select! {
-        () = election.win() => {}
+        () = election.acquire() => {}
         () = stop.cancelled() => return Ok(()),
         Some(ended) = tasks.join_next() => return ended?,
     }
@@ -86,7 +92,7 @@ async fn work(args: Args) -> anyhow::Result<()> {
     tasks.spawn({
         let stop = stop.clone();
         async move {
-            tokio::join!(acceptance::tell(told.clone(), stop.clone()), abandoned::clear(told, stop));
+            tokio::join!(rewrite_conditions::run(told.clone(), stop.clone()), orphans::clear(told, stop));
             Ok(())
         }
     });
@@ -95,21 +101,21 @@ async fn work(args: Args) -> anyhow::Result<()> {
     voice.spawn(teller.run());
     let mut working = Box::pin(operator.run(stop.clone()));
     let ended = tokio::select! {
-        ended = working.as_mut() => Ended::Operator(ended),
-        lost = election.keep() => Ended::Lost(lost),
-        () = too_late(&stop) => Ended::TooLate,
-        Some(ended) = ended_early(&mut tasks, &stop) => Ended::Task(ended),
+        ended = working.as_mut() => ExitCause::Operator(ended),
+        lost = election.renew() => ExitCause::LeaseLost(lost),
+        () = shutdown_deadline(&stop) => ExitCause::ShutdownTimeout,
+        Some(ended) = next_early_exit(&mut tasks, &stop) => ExitCause::Task(ended),
     };
     leads.store(false, Ordering::Relaxed);
     match ended {
-        Ended::Operator(ended) => {
+        ExitCause::Operator(ended) => {
             election.release().await;
             ended?;
         }
         // What is under way stops here and now: somebody else may work already.
-        Ended::Lost(lost) => bail!(lost),
-        Ended::TooLate => bail!("what was under way did not end within {GRACE:?}"),
-        Ended::Task(ended) => ended??,
+        ExitCause::LeaseLost(lost) => bail!(lost),
+        ExitCause::ShutdownTimeout => bail!("what was under way did not end within {SHUTDOWN_GRACE:?}"),
+        ExitCause::Task(ended) => ended??,
     }
     stop.cancel();
     // What is to be told yet is told when nobody can want anything told any more.
@@ -121,18 +127,18 @@ async fn work(args: Args) -> anyhow::Result<()> {
 }
 
 /// Why the work ended.
-enum Ended {
+enum ExitCause {
     Operator(Result<(), rollora_operator::OperatorError>),
-    Lost(rollora_cluster::LostLease),
-    TooLate,
-    Task(TaskEnd),
+    LeaseLost(rollora_cluster::LostLease),
+    ShutdownTimeout,
+    Task(TaskResult),
 }
 
-type TaskEnd = Result<anyhow::Result<()>, tokio::task::JoinError>;
+type TaskResult = Result<anyhow::Result<()>, tokio::task::JoinError>;
 
 /// Waits until a task ends that nobody has asked to end. Those that were asked are no reason to keep the Lease from
 /// whoever waits for it.
-async fn ended_early(tasks: &mut JoinSet<anyhow::Result<()>>, stop: &CancellationToken) -> Option<TaskEnd> {
+async fn next_early_exit(tasks: &mut JoinSet<anyhow::Result<()>>, stop: &CancellationToken) -> Option<TaskResult> {
     loop {
         let ended = tasks.join_next().await;
         let was_asked = stop.is_cancelled() && matches!(ended, Some(Ok(Ok(()))));
@@ -142,34 +148,37 @@ async fn ended_early(tasks: &mut JoinSet<anyhow::Result<()>>, stop: &Cancellatio
     }
 }
 
-async fn answer(listener: TcpListener, telling: Telling, stop: CancellationToken) -> anyhow::Result<()> {
-    serve::serve(listener, telling, stop.cancelled_owned()).await.context("/metrics and /readyz cannot be served")
+async fn serve_admin(listener: TcpListener, telling: AdminState, stop: CancellationToken) -> anyhow::Result<()> {
+    admin::serve(listener, telling, stop.cancelled_owned()).await.context("/metrics and /readyz cannot be served")
 }
 
 /// Forgets what nobody asks pods any more, now and then.
-async fn sweep(questions: Arc<Questions>, stop: CancellationToken) -> anyhow::Result<()> {
-    while timeout(SWEEP, stop.cancelled()).await.is_err() {
-        questions.sweep();
+async fn evict_responses(questions: Arc<PodClient>, stop: CancellationToken) -> anyhow::Result<()> {
+    while timeout(EVICTION_INTERVAL, stop.cancelled()).await.is_err() {
+        questions.evict_expired();
     }
     Ok(())
 }
 
 /// Waits until the program was told to end and has had its time for that.
-async fn too_late(stop: &CancellationToken) {
+async fn shutdown_deadline(stop: &CancellationToken) {
     stop.cancelled().await;
-    tokio::time::sleep(GRACE).await;
+    tokio::time::sleep(SHUTDOWN_GRACE).await;
 }
 
 /// Ends at the first signal; at the second at once.
-async fn until_told((mut terminate, mut interrupt): (Signal, Signal), stop: CancellationToken) -> anyhow::Result<()> {
-    told(&mut terminate, &mut interrupt).await;
+async fn handle_signals(
+    (mut terminate, mut interrupt): (Signal, Signal),
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    wait_for_signal(&mut terminate, &mut interrupt).await;
     tracing::info!("ending when what is under way has ended; the same signal again ends at once");
     stop.cancel();
-    told(&mut terminate, &mut interrupt).await;
+    wait_for_signal(&mut terminate, &mut interrupt).await;
     bail!("ended at once, as it was told")
 }
 
-async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
+async fn wait_for_signal(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -177,13 +186,13 @@ async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
 }
 
 /// A name that no other replica has.
-fn made_up_name() -> String {
+fn random_identity() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}_{:08x}", host.trim(), rand::random::<u32>())
 }
 
 /// Logs to standard error; `RUST_LOG` says how much.
-fn log(format: LogFormat) {
+fn init_logging(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tower_http=off,kube=warn"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
     match format {
@@ -196,7 +205,7 @@ fn log(format: LogFormat) {
 }
 
 /// Says on standard error why the program ends.
-pub(crate) fn say_error(words: &str) {
+pub(crate) fn print_error(words: &str) {
     // Nobody is left to tell if this fails.
     writeln!(io::stderr(), "rollora-operator: {words}").ok();
 }
@@ -216,13 +225,13 @@ mod tests {
             });
         }
         // The guard was looked at when the waiting began; the end comes later.
-        let mut waiting = std::pin::pin!(ended_early(&mut tasks, &stop));
+        let mut waiting = std::pin::pin!(next_early_exit(&mut tasks, &stop));
         assert!(timeout(Duration::from_millis(10), &mut waiting).await.is_err());
         stop.cancel();
         assert!(waiting.await.is_none(), "all have ended, and none of them early");
 
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         tasks.spawn(async { bail!("the port is gone") });
-        assert!(ended_early(&mut tasks, &stop).await.unwrap().unwrap().is_err());
+        assert!(next_early_exit(&mut tasks, &stop).await.unwrap().unwrap().is_err());
     }
 }

@@ -3,8 +3,8 @@
 use crate::{settings::Source, target::Target};
 use rollora_api::{adapters::DesiredAdapters, names::DIRECTIVES_KEY};
 use rollora_cluster::{
-    Access, Cluster,
-    configmap::{ConfigMapWatch, Content, Seen},
+    Cluster, ConnectOptions,
+    configmap::{ConfigMapContent, ConfigMapState, ConfigMapWatch},
 };
 use rollora_sidecar::{
     adapters_watch::read_texts,
@@ -49,7 +49,7 @@ impl Feed {
         let configmap = match &source.configmap {
             None => None,
             Some(name) => {
-                let cluster = Cluster::connect(&Access::default(), AGENT).await;
+                let cluster = Cluster::connect(&ConnectOptions::default(), AGENT).await;
                 let cluster = cluster.map_err(|error| anyhow::anyhow!("--configmap: {error}"))?;
                 let keys = [source.key.as_str(), DIRECTIVES_KEY];
                 Some(ConfigMapWatch::new(&cluster, &name.namespace, &name.name, &keys))
@@ -109,7 +109,7 @@ impl Feed {
             }
             return;
         };
-        let (mut seen, mut texts) = (configmap.seen(), self.file.subscribe());
+        let (mut seen, mut texts) = (configmap.subscribe(), self.file.subscribe());
         let mount = stop.child_token();
         let follow = async {
             loop {
@@ -126,7 +126,7 @@ impl Feed {
         };
         let silence = async {
             sleep(FIRST_ANSWER).await;
-            if *configmap.seen().borrow() == Seen::default() {
+            if *configmap.subscribe().borrow() == ConfigMapState::default() {
                 self.fall_back(Some("the API server has not answered yet".to_owned()));
             }
             std::future::pending::<()>().await;
@@ -151,7 +151,7 @@ impl Feed {
             self.in_force.take(self.read_file(), Instant::now());
             return;
         };
-        let seen = configmap.seen().borrow().clone();
+        let seen = configmap.subscribe().borrow().clone();
         let reading = seen.content.map(|content| self.read_content(configmap, &content)).transpose();
         match reading {
             Ok(Some(reading)) => {
@@ -189,7 +189,7 @@ impl Feed {
         self.check(&place, texts.read(&place, &self.key)?)
     }
 
-    fn read_content(&self, configmap: &ConfigMapWatch, content: &Content) -> Result<Reading, String> {
+    fn read_content(&self, configmap: &ConfigMapWatch, content: &ConfigMapContent) -> Result<Reading, String> {
         let user = content.texts.get(&self.key).cloned().ok_or_else(|| {
             let there = content.keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
             let there = if there.is_empty() { "no text" } else { &there };

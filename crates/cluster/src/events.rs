@@ -4,10 +4,10 @@
 //! the words are what matters, so only the same words are a repetition.
 
 use crate::{
-    Documents,
-    answer::{ApiError, Request},
-    documents::write::write,
-    kinds,
+    CachedClient,
+    api_error::{ApiError, ApiRequest},
+    cached_client::write::with_write_timeout,
+    resource_kind,
 };
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -24,19 +24,19 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::sync::mpsc;
 
 /// Words that the API server takes.
-const LONGEST_NOTE: usize = 1024;
+const MAX_NOTE_BYTES: usize = 1024;
 /// How long the same words are counted as one event.
-const SERIES: Duration = Duration::from_mins(6);
+const SERIES_WINDOW: Duration = Duration::from_mins(6);
 /// Events that wait to be told.
 const WAITING: usize = 1024;
 /// Events that are remembered for that.
-const REMEMBERED: usize = 256;
+const MAX_RECENT: usize = 256;
 /// Who tells, as events name it.
 const CONTROLLER: &str = "rollora.dev/operator";
 
 /// What is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Notice<'a> {
+pub struct EventDetails<'a> {
     /// Whether a person should look.
     pub warning: bool,
     /// One CamelCase word.
@@ -47,7 +47,7 @@ pub struct Notice<'a> {
 
 /// Where what is to be told goes in. Nobody waits until it is told.
 #[derive(Debug)]
-pub struct Events {
+pub struct EventRecorder {
     instance: String,
     now: fn() -> Timestamp,
     queue: mpsc::Sender<Event>,
@@ -55,45 +55,49 @@ pub struct Events {
 
 /// Tells it, one after the other.
 #[derive(Debug)]
-pub struct Teller {
-    documents: Documents,
+pub struct EventPublisher {
+    client: CachedClient,
     queue: mpsc::Receiver<Event>,
-    past: Told,
+    recent: RecentEvents,
 }
 
 /// What was told a while ago.
 #[derive(Debug, Default)]
-struct Told(VecDeque<Past>);
+struct RecentEvents(VecDeque<RecentEvent>);
 
 /// An event that was told.
 #[derive(Debug, Clone)]
-struct Past {
-    about: (String, String),
+struct RecentEvent {
+    subject: (String, String),
     note: String,
     name: String,
-    last: Timestamp,
+    last_seen: Timestamp,
     count: i32,
 }
 
 /// Why something is not told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{WAITING} others wait for the API server to take them: this one is dropped, the log has it")]
-pub struct TooMuchToTell;
+pub struct EventQueueFull;
 
 /// Both ends. `instance` is this process's name.
-pub fn events(documents: &Documents, instance: &str, now: fn() -> Timestamp) -> (Events, Teller) {
+pub fn event_recorder(
+    documents: &CachedClient,
+    instance: &str,
+    now: fn() -> Timestamp,
+) -> (EventRecorder, EventPublisher) {
     let (sender, queue) = mpsc::channel(WAITING);
-    let events = Events { instance: instance.to_owned(), now, queue: sender };
-    (events, Teller { documents: documents.clone(), queue, past: Told::default() })
+    let events = EventRecorder { instance: instance.to_owned(), now, queue: sender };
+    (events, EventPublisher { client: documents.clone(), queue, recent: RecentEvents::default() })
 }
 
-impl Events {
+impl EventRecorder {
     /// Has a [`Teller`] tell something of a Rollout.
-    pub fn tell(&self, rollout: &Rollout, notice: Notice<'_>) -> Result<(), TooMuchToTell> {
-        self.queue.try_send(self.event(rollout, notice, (self.now)())).map_err(|_| TooMuchToTell)
+    pub fn record(&self, rollout: &Rollout, notice: EventDetails<'_>) -> Result<(), EventQueueFull> {
+        self.queue.try_send(self.build_event(rollout, notice, (self.now)())).map_err(|_| EventQueueFull)
     }
 
-    fn event(&self, rollout: &Rollout, notice: Notice<'_>, now: Timestamp) -> Event {
+    fn build_event(&self, rollout: &Rollout, notice: EventDetails<'_>, now: Timestamp) -> Event {
         let metadata = &rollout.metadata;
         Event {
             metadata: ObjectMeta {
@@ -103,11 +107,11 @@ impl Events {
             },
             action: Some("Reconcile".to_owned()),
             event_time: Some(MicroTime(now)),
-            note: Some(shortened(notice.message)),
+            note: Some(truncate_note(notice.message)),
             reason: Some(notice.reason.to_owned()),
             regarding: Some(ObjectReference {
-                api_version: Some(kinds::ROLLOUT.api_version()),
-                kind: Some(kinds::ROLLOUT.name.to_owned()),
+                api_version: Some(resource_kind::ROLLOUT.api_version()),
+                kind: Some(resource_kind::ROLLOUT.name.to_owned()),
                 name: Some(metadata.name.clone()),
                 namespace: metadata.namespace.clone(),
                 uid: metadata.uid.clone(),
@@ -122,82 +126,82 @@ impl Events {
     }
 }
 
-impl Teller {
+impl EventPublisher {
     /// Tells until everybody who could want something told is gone.
     pub async fn run(mut self) {
         while let Some(event) = self.queue.recv().await {
             let (namespace, name) = (event.metadata.namespace.clone(), event.metadata.name.clone());
             // What cannot be told is an error to log, nothing more.
-            if let Err(error) = self.tell(event).await {
+            if let Err(error) = self.publish(event).await {
                 tracing::warn!(namespace, event = name, "an event could not be told: {error}");
             }
         }
     }
 
-    async fn tell(&mut self, event: Event) -> Result<(), ApiError> {
+    async fn publish(&mut self, event: Event) -> Result<(), ApiError> {
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
-        let api: Api<Event> = Api::namespaced(self.documents.client(), &namespace);
-        let resource = kinds::EVENT.resource();
-        let request = |verb| Request { verb, resource: &resource, namespace: Some(&namespace) };
-        let _place = self.documents.place().await;
-        let told = Past::of(&event);
-        if let Some((name, count)) = self.past.repeated(&told) {
-            let series = json!({ "series": { "count": count, "lastObservedTime": MicroTime(told.last) } });
+        let api: Api<Event> = Api::namespaced(self.client.kube_client(), &namespace);
+        let resource = resource_kind::EVENT.group_resource();
+        let request = |verb| ApiRequest { verb, resource: &resource, namespace: Some(&namespace) };
+        let _place = self.client.acquire_write_permit().await;
+        let told = RecentEvent::of(&event);
+        if let Some((name, count)) = self.recent.count_repeat(&told) {
+            let series = json!({ "series": { "count": count, "lastObservedTime": MicroTime(told.last_seen) } });
             let (params, patch) = (PatchParams::default(), Patch::Merge(series));
-            match write(api.patch(&name, &params, &patch), request("patch")).await {
+            match with_write_timeout(api.patch(&name, &params, &patch), request("patch")).await {
                 // Events are forgotten after a while: then it is told anew.
                 Err(ApiError::NotFound(_)) => {}
                 ended => return ended.map(drop),
             }
         }
-        write(api.create(&PostParams::default(), &event), request("create")).await?;
-        self.past.remember(told);
+        with_write_timeout(api.create(&PostParams::default(), &event), request("create")).await?;
+        self.recent.remember(told);
         Ok(())
     }
 }
 
-impl Told {
+impl RecentEvents {
     /// The event that said the same a while ago, and how often it is said now.
-    fn repeated(&mut self, told: &Past) -> Option<(String, i32)> {
-        self.0.retain(|event| event.last + SERIES > told.last);
-        let same = self.0.iter_mut().find(|event| event.is_same(told))?;
+    fn count_repeat(&mut self, told: &RecentEvent) -> Option<(String, i32)> {
+        self.0.retain(|event| event.last_seen + SERIES_WINDOW > told.last_seen);
+        let same = self.0.iter_mut().find(|event| event.is_repeat_of(told))?;
         same.count += 1;
-        same.last = told.last;
+        same.last_seen = told.last_seen;
         Some((same.name.clone(), same.count))
     }
 
-    fn remember(&mut self, told: Past) {
-        self.0.retain(|other| !other.is_same(&told));
-        if self.0.len() >= REMEMBERED {
+    fn remember(&mut self, told: RecentEvent) {
+        self.0.retain(|other| !other.is_repeat_of(&told));
+        if self.0.len() >= MAX_RECENT {
             self.0.pop_front();
         }
         self.0.push_back(told);
     }
 }
 
-impl Past {
+impl RecentEvent {
     fn of(event: &Event) -> Self {
         let regarding = event.regarding.as_ref().and_then(|regarding| regarding.uid.clone());
         Self {
-            about: (regarding.unwrap_or_default(), event.reason.clone().unwrap_or_default()),
+            subject: (regarding.unwrap_or_default(), event.reason.clone().unwrap_or_default()),
             note: event.note.clone().unwrap_or_default(),
             name: event.metadata.name.clone().unwrap_or_default(),
-            last: event.event_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+            last_seen: event.event_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
             count: 1,
         }
     }
 
-    fn is_same(&self, other: &Self) -> bool {
-        self.about == other.about && self.note == other.note
+    fn is_repeat_of(&self, other: &Self) -> bool {
+        self.subject == other.subject && self.note == other.note
     }
 }
 
 /// The words, cut where the API server would refuse them.
-fn shortened(words: &str) -> String {
-    if words.len() <= LONGEST_NOTE {
+fn truncate_note(words: &str) -> String {
+    if words.len() <= MAX_NOTE_BYTES {
         return words.to_owned();
     }
-    let mut end = LONGEST_NOTE - '…'.len_utf8();
+    let mut end = MAX_NOTE_BYTES - '…'.len_utf8();
     while !words.is_char_boundary(end) {
         end -= 1;
     }
@@ -211,30 +215,30 @@ mod tests {
 
     #[test]
     fn long_words_are_cut_between_characters() {
-        assert_eq!(shortened("short"), "short");
-        let long = shortened(&"ä".repeat(1000));
-        assert!(long.len() <= LONGEST_NOTE && long.ends_with('…'), "{}", long.len());
+        assert_eq!(truncate_note("short"), "short");
+        let long = truncate_note(&"ä".repeat(1000));
+        assert!(long.len() <= MAX_NOTE_BYTES && long.ends_with('…'), "{}", long.len());
     }
 
     #[test]
     fn the_same_words_about_the_same_are_one_event_for_a_while() {
-        let told = |name: &str, note: &str, seconds: i64| Past {
-            about: ("uid".to_owned(), "Progressing".to_owned()),
+        let told = |name: &str, note: &str, seconds: i64| RecentEvent {
+            subject: ("uid".to_owned(), "Progressing".to_owned()),
             note: note.to_owned(),
             name: name.to_owned(),
-            last: Timestamp::from_second(seconds).unwrap(),
+            last_seen: Timestamp::from_second(seconds).unwrap(),
             count: 1,
         };
-        let mut past = Told::default();
-        assert_eq!(past.repeated(&told("a", "words", 0)), None);
+        let mut past = RecentEvents::default();
+        assert_eq!(past.count_repeat(&told("a", "words", 0)), None);
         past.remember(told("a", "words", 0));
-        assert_eq!(past.repeated(&told("b", "others", 1)), None);
-        assert_eq!(past.repeated(&told("c", "words", 300)), Some(("a".to_owned(), 2)));
-        assert_eq!(past.repeated(&told("d", "words", 600)), Some(("a".to_owned(), 3)));
-        assert_eq!(past.repeated(&told("e", "words", 961)), None, "that was too long ago");
-        for number in 0..=REMEMBERED {
+        assert_eq!(past.count_repeat(&told("b", "others", 1)), None);
+        assert_eq!(past.count_repeat(&told("c", "words", 300)), Some(("a".to_owned(), 2)));
+        assert_eq!(past.count_repeat(&told("d", "words", 600)), Some(("a".to_owned(), 3)));
+        assert_eq!(past.count_repeat(&told("e", "words", 961)), None, "that was too long ago");
+        for number in 0..=MAX_RECENT {
             past.remember(told("f", &number.to_string(), 1000));
         }
-        assert_eq!(past.0.len(), REMEMBERED);
+        assert_eq!(past.0.len(), MAX_RECENT);
     }
 }

@@ -9,10 +9,10 @@ mod evaluate;
 
 use crate::{
     Cluster,
-    answer::{ApiError, Request},
-    kinds,
+    api_error::{ApiError, ApiRequest},
+    resource_kind,
 };
-use evaluate::{Act, Seen, evaluate};
+use evaluate::{LeaseAction, ObservedLease, evaluate};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
@@ -40,11 +40,11 @@ pub struct LeaseSettings {
 
 /// An election: to be won, then to be kept.
 #[derive(Debug)]
-pub struct Election {
+pub struct LeaderElector {
     api: Api<Lease>,
     settings: LeaseSettings,
     now: fn() -> Timestamp,
-    seen: Option<Seen>,
+    observed: Option<ObservedLease>,
     /// The object as it was last read or written.
     lease: Option<Lease>,
     problem: LeaseProblem,
@@ -94,13 +94,13 @@ pub enum LostLease {
     },
 }
 
-impl Election {
+impl LeaderElector {
     /// An election that has not asked yet. `now` is what is written as the time of renewal, for people.
     pub fn new(cluster: &Cluster, settings: LeaseSettings, now: fn() -> Timestamp) -> Self {
         let duration = Duration::from_secs(settings.duration.as_secs().max(1));
         let settings = LeaseSettings { duration, ..settings };
-        let api = Api::namespaced(cluster.client(), &settings.namespace);
-        Self { api, settings, now, seen: None, lease: None, problem: LeaseProblem::default() }
+        let api = Api::namespaced(cluster.kube_client(), &settings.namespace);
+        Self { api, settings, now, observed: None, lease: None, problem: LeaseProblem::default() }
     }
 
     /// Why the Lease cannot be had or kept, from now on.
@@ -109,14 +109,14 @@ impl Election {
     }
 
     /// Waits until the Lease is ours.
-    pub async fn win(&mut self) {
+    pub async fn acquire(&mut self) {
         loop {
-            let wait = match self.turn().await {
-                Ok(Turn::Ours) => return,
-                Ok(Turn::Wait(until)) => until.min(Instant::now() + self.retry()),
+            let wait = match self.try_acquire_or_renew().await {
+                Ok(LeaseStep::Held) => return,
+                Ok(LeaseStep::Wait(until)) => until.min(Instant::now() + self.retry_interval()),
                 Err(error) => {
-                    self.say(&error);
-                    Instant::now() + self.retry()
+                    self.log_problem(&error);
+                    Instant::now() + self.retry_interval()
                 }
             };
             sleep_until(wait).await;
@@ -124,29 +124,29 @@ impl Election {
     }
 
     /// Renews the Lease until it is lost.
-    pub async fn keep(&mut self) -> LostLease {
+    pub async fn renew(&mut self) -> LostLease {
         let limit = self.settings.duration * 2 / 3;
         let mut renewed = Instant::now();
         loop {
-            sleep(self.retry()).await;
+            sleep(self.retry_interval()).await;
             let begun = Instant::now();
             let end = renewed + limit;
-            let why = match tokio::time::timeout_at(end, self.turn()).await {
-                Ok(Ok(Turn::Ours)) => {
+            let why = match tokio::time::timeout_at(end, self.try_acquire_or_renew()).await {
+                Ok(Ok(LeaseStep::Held)) => {
                     renewed = begun;
                     continue;
                 }
-                Ok(Ok(Turn::Wait(_))) => {
-                    let holder = self.seen.as_ref().map(|seen| seen.holder.clone()).unwrap_or_default();
+                Ok(Ok(LeaseStep::Wait(_))) => {
+                    let holder = self.observed.as_ref().map(|seen| seen.holder.clone()).unwrap_or_default();
                     return LostLease::Taken { lease: self.lease_name(), holder };
                 }
                 Ok(Err(error)) => {
-                    self.say(&error);
+                    self.log_problem(&error);
                     error.to_string()
                 }
                 Err(_) => "the API server does not answer".to_owned(),
             };
-            if (Instant::now() + self.retry()) >= end {
+            if (Instant::now() + self.retry_interval()) >= end {
                 return LostLease::NotRenewed { lease: self.lease_name(), after: limit, why };
             }
         }
@@ -162,7 +162,7 @@ impl Election {
         }
         let params = PostParams::default();
         let replace = self.api.replace(&self.settings.name, &params, &lease);
-        match timeout(self.retry(), replace).await {
+        match timeout(self.retry_interval(), replace).await {
             Ok(Ok(_)) => tracing::info!(lease = self.lease_name(), "the Lease is released"),
             Ok(Err(error)) => tracing::warn!(lease = self.lease_name(), "the Lease could not be released: {error}"),
             Err(_) => tracing::warn!(lease = self.lease_name(), "the Lease could not be released: no answer"),
@@ -170,24 +170,24 @@ impl Election {
     }
 
     /// Looks at the Lease, and takes or renews it where that is right.
-    async fn turn(&mut self) -> Result<Turn, ApiError> {
-        let found = self.ask("get", self.api.get_opt(&self.settings.name)).await?;
-        self.look(found);
-        let act = evaluate(self.seen.as_ref(), &self.settings.identity, Instant::now());
+    async fn try_acquire_or_renew(&mut self) -> Result<LeaseStep, ApiError> {
+        let found = self.request("get", self.api.get_opt(&self.settings.name)).await?;
+        self.observe(found);
+        let act = evaluate(self.observed.as_ref(), &self.settings.identity, Instant::now());
         let takes = match act {
-            Act::Wait(until) => {
+            LeaseAction::Wait(until) => {
                 self.problem.set(None);
-                return Ok(Turn::Wait(until));
+                return Ok(LeaseStep::Wait(until));
             }
-            Act::Acquire => true,
-            Act::Renew => false,
+            LeaseAction::Acquire => true,
+            LeaseAction::Renew => false,
         };
-        let lease = self.claim(takes);
+        let lease = self.build_lease(takes);
         let params = PostParams { dry_run: false, field_manager: Some("rollora-operator".to_owned()) };
         let written = if self.lease.is_some() {
-            self.ask("update", self.api.replace(&self.settings.name, &params, &lease)).await
+            self.request("update", self.api.replace(&self.settings.name, &params, &lease)).await
         } else {
-            self.ask("create", self.api.create(&params, &lease)).await
+            self.request("create", self.api.create(&params, &lease)).await
         };
         match written {
             Ok(lease) => {
@@ -195,23 +195,23 @@ impl Election {
                     tracing::info!(lease = self.lease_name(), identity = self.settings.identity, "holds the Lease");
                 }
                 self.problem.set(None);
-                self.look(Some(lease));
-                Ok(Turn::Ours)
+                self.observe(Some(lease));
+                Ok(LeaseStep::Held)
             }
             // Somebody was faster: look again.
-            Err(ApiError::Conflict(_)) if takes => Ok(Turn::Wait(Instant::now())),
+            Err(ApiError::Conflict(_)) if takes => Ok(LeaseStep::Wait(Instant::now())),
             Err(ApiError::Conflict(words)) => Err(ApiError::Unavailable(words)),
             Err(error) => Err(error),
         }
     }
 
-    async fn ask<T>(
+    async fn request<T>(
         &self,
         verb: &'static str,
         asking: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, ApiError> {
-        let resource = kinds::LEASE.resource();
-        let request = Request { verb, resource: &resource, namespace: Some(&self.settings.namespace) };
+        let resource = resource_kind::LEASE.group_resource();
+        let request = ApiRequest { verb, resource: &resource, namespace: Some(&self.settings.namespace) };
         let limit = (self.settings.duration / 3).min(Duration::from_secs(5));
         match timeout(limit, asking).await {
             Ok(answer) => answer.map_err(|error| ApiError::of(&error, request)),
@@ -220,13 +220,13 @@ impl Election {
     }
 
     /// Takes in the Lease as it is now: whoever changed it was alive then.
-    fn look(&mut self, lease: Option<Lease>) {
-        self.seen = lease.as_ref().map(|lease| {
+    fn observe(&mut self, lease: Option<Lease>) {
+        self.observed = lease.as_ref().map(|lease| {
             let version = lease.metadata.resource_version.clone().unwrap_or_default();
-            let same = self.seen.as_ref().filter(|seen| seen.version == version);
+            let same = self.observed.as_ref().filter(|seen| seen.version == version);
             let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or_default();
-            Seen {
-                at: same.map_or_else(Instant::now, |seen| seen.at),
+            ObservedLease {
+                unchanged_since: same.map_or_else(Instant::now, |seen| seen.unchanged_since),
                 version,
                 holder: holder(lease).to_owned(),
                 duration: Duration::from_secs(u64::try_from(seconds).unwrap_or_default()),
@@ -236,7 +236,7 @@ impl Election {
     }
 
     /// The Lease as we would hold it.
-    fn claim(&self, takes: bool) -> Lease {
+    fn build_lease(&self, takes: bool) -> Lease {
         let now = MicroTime((self.now)());
         let before = self.lease.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
         let changes_hands = before.holder_identity.as_deref() != Some(&self.settings.identity);
@@ -258,7 +258,7 @@ impl Election {
         Lease { metadata, spec: Some(spec) }
     }
 
-    fn retry(&self) -> Duration {
+    fn retry_interval(&self) -> Duration {
         self.settings.duration * 2 / 15
     }
 
@@ -267,7 +267,7 @@ impl Election {
     }
 
     /// Each problem once.
-    fn say(&self, error: &ApiError) {
+    fn log_problem(&self, error: &ApiError) {
         let words = error.to_string();
         if self.problem.set(Some(words.clone())) {
             tracing::warn!(lease = self.lease_name(), "the Lease cannot be had now: {words}");
@@ -276,8 +276,8 @@ impl Election {
 }
 
 /// How one turn ended.
-enum Turn {
-    Ours,
+enum LeaseStep {
+    Held,
     Wait(Instant),
 }
 

@@ -3,33 +3,36 @@
 //! It speaks of documents and of whom it asked, and decides nothing about rollouts. What comes out of it are values of
 //! `rollora-api`, versions, and errors in words.
 
-mod answer;
-mod ask;
+mod api_discovery;
+mod api_error;
+mod cached_client;
 mod client;
 pub mod configmap;
-mod documents;
 mod events;
-mod groups;
+mod gitops_owner;
+mod http_client;
 mod index;
-mod kinds;
 mod lease;
-mod owner;
+mod object_cache;
 mod pods;
-mod rewrites;
-mod rollouts;
+mod resource_kind;
+mod rewrite_watch;
+mod rollout_api;
 mod scope;
-mod shelf;
 mod watch;
 
-pub use answer::{ApiError, Request};
-pub use ask::{Again, AskError, Asker};
-pub use client::{Access, Cluster, ConnectError};
-pub use documents::{AdaptersMap, Changes, Documents, ReadError, Sharers, Versioned, Written};
-pub use events::{Events, Notice, Teller, TooMuchToTell, events};
-pub use groups::{GROUPS, served};
-pub use lease::{Election, LeaseProblem, LeaseSettings, LostLease};
-pub use pods::{Pod, Pool};
-pub use rewrites::{RewriteNews, Rewrites, WatchState};
-pub use rollouts::{Rollouts, Told};
+pub use api_discovery::{REWRITE_GROUPS, served_groups};
+pub use api_error::{ApiError, ApiRequest};
+pub use cached_client::{
+    AdaptersConfigMapData, CachedClient, ChangeStream, ConfigMapReaders, ObjectReadError, ObjectWriteOutcome,
+    VersionedObject,
+};
+pub use client::{Cluster, ConnectError, ConnectOptions};
+pub use events::{EventDetails, EventPublisher, EventQueueFull, EventRecorder, event_recorder};
+pub use http_client::{ConnectionReuse, HttpClient, HttpClientError};
+pub use lease::{LeaderElector, LeaseProblem, LeaseSettings, LostLease};
+pub use object_cache::NamespacedName;
+pub use pods::{InferencePool, Pod};
+pub use rewrite_watch::{RewriteEvent, RewriteWatch, RewriteWatchState};
+pub use rollout_api::{RecordedEvent, RolloutApi};
 pub use scope::Scope;
-pub use shelf::ObjectName;

@@ -1,6 +1,6 @@
 //! Which namespaces are looked at.
 
-use crate::kinds::Kind;
+use crate::resource_kind::ResourceKind;
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Client, core::DynamicObject};
 
@@ -34,7 +34,7 @@ impl Scope {
     }
 
     /// Objects of a kind there.
-    pub(crate) fn objects(&self, client: Client, kind: Kind) -> Api<DynamicObject> {
+    pub(crate) fn dynamic_api(&self, client: Client, kind: ResourceKind) -> Api<DynamicObject> {
         let resource = kind.api_resource();
         match self {
             Self::Namespace(namespace) => Api::namespaced_with(client, namespace, &resource),

@@ -5,8 +5,8 @@
 
 use crate::{
     Cluster, Scope,
-    answer::{ApiError, Request},
-    kinds::Kind,
+    api_error::{ApiError, ApiRequest},
+    resource_kind::ResourceKind,
 };
 use futures_util::{Stream, StreamExt, stream};
 use kube::{
@@ -23,13 +23,13 @@ use std::{fmt::Debug, pin::Pin, time::Duration};
 use tokio::time::Instant;
 
 /// How long one watch call lasts. A connection that died without a word is noticed a little later than this.
-const CALL_SECONDS: u32 = 60;
+const WATCH_TIMEOUT_SECONDS: u32 = 60;
 /// Objects in one part of a list.
-const PAGE: u32 = 500;
+const PAGE_SIZE: u32 = 500;
 
 /// What a watch tells.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum News<K> {
+pub(crate) enum WatchEvent<K> {
     /// Everything there is, in place of all that was told before.
     Reset(Vec<K>),
     /// One object is new or was changed.
@@ -38,67 +38,73 @@ pub(crate) enum News<K> {
     Delete(K),
 }
 
-impl<K> News<K> {
+impl<K> WatchEvent<K> {
     /// The same news of something else.
-    pub(crate) fn map<T>(self, mut read: impl FnMut(K) -> T) -> News<T> {
+    pub(crate) fn map<T>(self, mut read: impl FnMut(K) -> T) -> WatchEvent<T> {
         match self {
-            Self::Reset(all) => News::Reset(all.into_iter().map(read).collect()),
-            Self::Apply(object) => News::Apply(read(object)),
-            Self::Delete(object) => News::Delete(read(object)),
+            Self::Reset(all) => WatchEvent::Reset(all.into_iter().map(read).collect()),
+            Self::Apply(object) => WatchEvent::Apply(read(object)),
+            Self::Delete(object) => WatchEvent::Delete(read(object)),
         }
     }
 }
 
 /// A watch. It never ends.
-pub(crate) type Watch<K> = Pin<Box<dyn Stream<Item = Result<News<K>, ApiError>> + Send>>;
+pub(crate) type WatchStream<K> = Pin<Box<dyn Stream<Item = Result<WatchEvent<K>, ApiError>> + Send>>;
 
 /// What is watched.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Selection {
+pub(crate) struct WatchOptions {
     /// A label selector.
-    pub(crate) labels: Option<String>,
+    pub(crate) label_selector: Option<String>,
     /// A field selector.
-    pub(crate) fields: Option<String>,
+    pub(crate) field_selector: Option<String>,
     /// Objects in one part of a list, where they may be large.
-    pub(crate) page: Option<u32>,
+    pub(crate) page_size: Option<u32>,
 }
 
 /// Watches what `api` gives. `resource` and `namespace` are what errors speak of.
-pub(crate) fn watch<K>(api: Api<K>, selection: &Selection, resource: String, namespace: Option<String>) -> Watch<K>
+pub(crate) fn watch<K>(
+    api: Api<K>,
+    selection: &WatchOptions,
+    resource: String,
+    namespace: Option<String>,
+) -> WatchStream<K>
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    watch_as(api, selection, resource, namespace, Some)
+    watch_mapped(api, selection, resource, namespace, Some)
 }
 
 /// The same, of which only what is read is kept, from the first object of a list on: what there is of a kind may be far
 /// more than anybody here needs. Objects of which nothing is read are not told.
-pub(crate) fn watch_as<K, T>(
+pub(crate) fn watch_mapped<K, T>(
     api: Api<K>,
-    selection: &Selection,
+    selection: &WatchOptions,
     resource: String,
     namespace: Option<String>,
     read: impl Fn(K) -> Option<T> + Send + 'static,
-) -> Watch<T>
+) -> WatchStream<T>
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     T: Send + 'static,
 {
     let config = watcher::Config {
-        label_selector: selection.labels.clone(),
-        field_selector: selection.fields.clone(),
-        ..watcher::Config::default().timeout(CALL_SECONDS).page_size(selection.page.unwrap_or(PAGE))
+        label_selector: selection.label_selector.clone(),
+        field_selector: selection.field_selector.clone(),
+        ..watcher::Config::default().timeout(WATCH_TIMEOUT_SECONDS).page_size(selection.page_size.unwrap_or(PAGE_SIZE))
     };
-    let begin = move || watcher::watcher(api.clone(), config.clone()).backoff(Pauses::default());
+    let begin = move || watcher::watcher(api.clone(), config.clone()).backoff(WatchBackoff::default());
     let state = (begin().boxed(), Vec::new(), (resource, namespace), (begin, read));
     Box::pin(stream::unfold(state, |(mut events, mut listed, words, (begin, read))| async move {
         loop {
             let event = events.next().await?;
-            let news = event.map_err(|error| in_words(&error, &words)).map(|event| gather(event, &mut listed, &read));
+            let news = event
+                .map_err(|error| to_api_error(&error, &words))
+                .map(|event| collect_event(event, &mut listed, &read));
             if let Some(news) = news.transpose() {
                 if matches!(news, Err(ApiError::Forbidden(_))) {
-                    let pause =
-                        stream::once(tokio::time::sleep(LONGEST_PAUSE)).filter_map(|()| std::future::ready(None));
+                    let pause = stream::once(tokio::time::sleep(MAX_BACKOFF)).filter_map(|()| std::future::ready(None));
                     events = pause.chain(begin()).boxed();
                 }
                 return Some((news, (events, listed, words, (begin, read))));
@@ -111,15 +117,19 @@ where
 pub(crate) fn watch_all<T: Send + 'static>(
     cluster: &Cluster,
     scope: &Scope,
-    kind: Kind,
+    kind: ResourceKind,
     read: impl Fn(DynamicObject) -> T + Send + 'static,
-) -> Watch<T> {
-    let (api, namespace) = (scope.objects(cluster.client(), kind), scope.namespace().map(str::to_owned));
-    watch_as(api, &Selection::default(), kind.resource(), namespace, move |object| Some(read(object)))
+) -> WatchStream<T> {
+    let (api, namespace) = (scope.dynamic_api(cluster.kube_client(), kind), scope.namespace().map(str::to_owned));
+    watch_mapped(api, &WatchOptions::default(), kind.group_resource(), namespace, move |object| Some(read(object)))
 }
 
 /// Puts a list together from its parts.
-fn gather<K: Resource, T>(event: Event<K>, listed: &mut Vec<T>, read: impl Fn(K) -> Option<T>) -> Option<News<T>> {
+fn collect_event<K: Resource, T>(
+    event: Event<K>,
+    listed: &mut Vec<T>,
+    read: impl Fn(K) -> Option<T>,
+) -> Option<WatchEvent<T>> {
     match event.modify(|object| object.managed_fields_mut().clear()) {
         Event::Init => {
             listed.clear();
@@ -129,14 +139,14 @@ fn gather<K: Resource, T>(event: Event<K>, listed: &mut Vec<T>, read: impl Fn(K)
             listed.extend(read(object));
             None
         }
-        Event::InitDone => Some(News::Reset(std::mem::take(listed))),
-        Event::Apply(object) => read(object).map(News::Apply),
-        Event::Delete(object) => read(object).map(News::Delete),
+        Event::InitDone => Some(WatchEvent::Reset(std::mem::take(listed))),
+        Event::Apply(object) => read(object).map(WatchEvent::Apply),
+        Event::Delete(object) => read(object).map(WatchEvent::Delete),
     }
 }
 
-fn in_words(error: &watcher::Error, (resource, namespace): &(String, Option<String>)) -> ApiError {
-    let request = |verb| Request { verb, resource, namespace: namespace.as_deref() };
+fn to_api_error(error: &watcher::Error, (resource, namespace): &(String, Option<String>)) -> ApiError {
+    let request = |verb| ApiRequest { verb, resource, namespace: namespace.as_deref() };
     let error = match error {
         watcher::Error::InitialListFailed(error) => ApiError::of(error, request("list")),
         watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
@@ -158,37 +168,37 @@ fn in_words(error: &watcher::Error, (resource, namespace): &(String, Option<Stri
 ///
 /// kube takes the beginning of every try for a success. What counts here is that nothing failed for a while.
 #[derive(Debug)]
-struct Pauses {
-    pause: Duration,
-    failed: Option<Instant>,
+struct WatchBackoff {
+    delay: Duration,
+    last_failure: Option<Instant>,
 }
 
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+const INITIAL_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(3);
 /// Longer than a pause and the try after it.
-const FORGIVEN: Duration = Duration::from_secs(10);
+const BACKOFF_RESET: Duration = Duration::from_secs(10);
 
-impl Default for Pauses {
+impl Default for WatchBackoff {
     fn default() -> Self {
-        Self { pause: FIRST_PAUSE, failed: None }
+        Self { delay: INITIAL_BACKOFF, last_failure: None }
     }
 }
 
-impl Iterator for Pauses {
+impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        if self.failed.replace(Instant::now()).is_some_and(|failed| failed.elapsed() > FORGIVEN) {
-            self.pause = FIRST_PAUSE;
+        if self.last_failure.replace(Instant::now()).is_some_and(|failed| failed.elapsed() > BACKOFF_RESET) {
+            self.delay = INITIAL_BACKOFF;
         }
-        let pause = self.pause;
-        self.pause = (pause * 2).min(LONGEST_PAUSE);
+        let pause = self.delay;
+        self.delay = (pause * 2).min(MAX_BACKOFF);
         // Replicas that lost the same API server do not come back to it all at once.
         Some(pause.mul_f64(rand::random_range(0.5..1.0)))
     }
 }
 
-impl Backoff for Pauses {
+impl Backoff for WatchBackoff {
     fn reset(&mut self) {}
 }
 
@@ -213,32 +223,34 @@ mod tests {
     fn of_what_is_told_only_what_is_read_is_kept() {
         let mut listed = Vec::new();
         let read = |object: ConfigMap| object.metadata.name.filter(|name| name != "other");
-        let mut told = |event| gather(event, &mut listed, read);
+        let mut told = |event| collect_event(event, &mut listed, read);
         for event in [Event::Init, Event::InitApply(object("other")), Event::InitApply(object("a"))] {
             assert_eq!(told(event), None);
         }
-        assert_eq!(told(Event::InitDone), Some(News::Reset(vec!["a".to_owned()])));
+        assert_eq!(told(Event::InitDone), Some(WatchEvent::Reset(vec!["a".to_owned()])));
         assert_eq!(told(Event::Apply(object("other"))), None);
-        assert_eq!(told(Event::Delete(object("a"))), Some(News::Delete("a".to_owned())));
+        assert_eq!(told(Event::Delete(object("a"))), Some(WatchEvent::Delete("a".to_owned())));
     }
 
-    fn names(news: Option<News<ConfigMap>>) -> String {
+    fn describe(news: Option<WatchEvent<ConfigMap>>) -> String {
         let name = |object: &ConfigMap| {
             assert!(object.managed_fields().is_empty(), "they are large, and nobody reads them");
             object.name_any()
         };
         match news {
             None => "nothing".to_owned(),
-            Some(News::Reset(objects)) => format!("all: {}", objects.iter().map(name).collect::<Vec<_>>().join(" ")),
-            Some(News::Apply(object)) => format!("apply: {}", name(&object)),
-            Some(News::Delete(object)) => format!("delete: {}", name(&object)),
+            Some(WatchEvent::Reset(objects)) => {
+                format!("all: {}", objects.iter().map(name).collect::<Vec<_>>().join(" "))
+            }
+            Some(WatchEvent::Apply(object)) => format!("apply: {}", name(&object)),
+            Some(WatchEvent::Delete(object)) => format!("delete: {}", name(&object)),
         }
     }
 
     #[test]
     fn a_list_is_told_when_it_is_complete() {
         let mut listed = Vec::new();
-        let mut told = |event| names(gather(event, &mut listed, Some));
+        let mut told = |event| describe(collect_event(event, &mut listed, Some));
         assert_eq!(told(Event::Init), "nothing");
         assert_eq!(told(Event::InitApply(object("a"))), "nothing");
         assert_eq!(told(Event::Init), "nothing");
@@ -253,7 +265,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn pauses_double_up_to_the_longest_and_begin_again_when_nothing_failed_for_a_while() {
-        let mut pauses = Pauses::default();
+        let mut pauses = WatchBackoff::default();
         let mut taken = Vec::new();
         for _ in 0..8 {
             let pause = pauses.next().unwrap();
@@ -262,8 +274,8 @@ mod tests {
             // A try that begins has not succeeded.
             pauses.reset();
         }
-        assert!(taken[0] <= FIRST_PAUSE && taken[7] <= LONGEST_PAUSE && taken[7] >= LONGEST_PAUSE / 2, "{taken:?}");
-        tokio::time::sleep(FORGIVEN).await;
-        assert!(pauses.next().unwrap() <= FIRST_PAUSE);
+        assert!(taken[0] <= INITIAL_BACKOFF && taken[7] <= MAX_BACKOFF && taken[7] >= MAX_BACKOFF / 2, "{taken:?}");
+        tokio::time::sleep(BACKOFF_RESET).await;
+        assert!(pauses.next().unwrap() <= INITIAL_BACKOFF);
     }
 }

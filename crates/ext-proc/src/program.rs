@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail};
 use rollora_api::rewrite::PoolRef;
-use rollora_cluster::{Access, Cluster, Rewrites, Scope};
+use rollora_cluster::{Cluster, ConnectOptions, RewriteWatch, Scope};
 use rollora_router::active_rules::ActiveRules;
 use std::{convert::Infallible, io, net::IpAddr, sync::Arc};
 use tokio::{
@@ -55,7 +55,7 @@ pub async fn run(options: ProgramOptions) -> Result<()> {
         metrics = options.metrics_port,
         "listening"
     );
-    let cluster = Cluster::connect(&Access::default(), "rollora-ext-proc").await?;
+    let cluster = Cluster::connect(&ConnectOptions::default(), "rollora-ext-proc").await?;
     let pool = PoolRef { name: options.pool, ..PoolRef::default() };
     let in_force = Arc::new(ActiveRules::new(pool, &[]));
     let mut server = ExtProcServer::new(Arc::clone(&in_force), options.settings);
@@ -64,7 +64,7 @@ pub async fn run(options: ProgramOptions) -> Result<()> {
     }
     let readiness = server.readiness().clone();
     let feed = RuleSource::new(in_force, readiness, server.registry());
-    let rewrites = Rewrites::new(&cluster, Scope::Namespace(options.namespace));
+    let rewrites = RewriteWatch::new(&cluster, Scope::Namespace(options.namespace));
     tokio::select! {
         ended = server.serve(listeners, stop) => ended.context("the metrics port cannot be served"),
         asked = signals => match asked? {},

@@ -9,7 +9,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use rollora_api::rewrite::RewriteGroup;
-use rollora_cluster::{GROUPS, RewriteNews, Rewrites, WatchState};
+use rollora_cluster::{REWRITE_GROUPS, RewriteEvent, RewriteWatch, RewriteWatchState};
 use rollora_router::{active_rules::ActiveRules, rules::RewriteKey};
 use std::{convert::Infallible, sync::Arc};
 
@@ -50,28 +50,28 @@ impl RuleSource {
     }
 
     /// Follows the watch for ever.
-    pub(crate) async fn run(mut self, mut rewrites: Rewrites) -> Infallible {
+    pub(crate) async fn run(mut self, mut rewrites: RewriteWatch) -> Infallible {
         loop {
             let news = rewrites.next().await;
             self.handle_event(news);
         }
     }
 
-    fn handle_event(&mut self, news: RewriteNews) {
+    fn handle_event(&mut self, news: RewriteEvent) {
         let kind = match news {
-            RewriteNews::Reset { group, rewrites } => {
+            RewriteEvent::Reset { group, rewrites } => {
                 self.active_rules.reset_group(group, &rewrites);
                 "Reset"
             }
-            RewriteNews::Apply(rewrite) => {
+            RewriteEvent::Apply(rewrite) => {
                 self.active_rules.apply(&rewrite);
                 "Apply"
             }
-            RewriteNews::Delete { group, namespace, name } => {
+            RewriteEvent::Delete { group, namespace, name } => {
                 self.active_rules.delete(&RewriteKey { group, namespace: Some(namespace), name });
                 "Delete"
             }
-            RewriteNews::State(state) => {
+            RewriteEvent::State(state) => {
                 self.handle_state(&state);
                 "State"
             }
@@ -79,22 +79,22 @@ impl RuleSource {
         self.metrics.events.get_or_create(&KindLabels { kind }).inc();
     }
 
-    fn handle_state(&mut self, state: &WatchState) {
-        let served: Vec<RewriteGroup> = state.served.iter().copied().collect();
+    fn handle_state(&mut self, state: &RewriteWatchState) {
+        let served: Vec<RewriteGroup> = state.served_groups.iter().copied().collect();
         self.active_rules.set_groups(&served);
-        for group in GROUPS {
+        for group in REWRITE_GROUPS {
             let gauge = self.metrics.group_served.get_or_create(&GroupLabels { group: group.name() });
-            gauge.set(state.served.contains(&group).into());
+            gauge.set(state.served_groups.contains(&group).into());
         }
-        self.metrics.up.set((state.complete && state.problem.is_none()).into());
+        self.metrics.up.set((state.synced && state.problem.is_none()).into());
         self.readiness.set_problem(state.problem.as_ref().map(ToString::to_string));
         if let Some(problem) = &state.problem {
             tracing::warn!("rewrites cannot be watched, the last rules stay in force: {problem}");
         } else {
             let groups: Vec<&str> = served.iter().map(|group| group.name()).collect();
-            tracing::info!(complete = state.complete, ?groups, "rewrites are watched");
+            tracing::info!(complete = state.synced, ?groups, "rewrites are watched");
         }
-        if state.complete {
+        if state.synced {
             self.readiness.set_serving();
         }
     }

@@ -16,7 +16,7 @@ use rollora_api::{
         validate::{FieldError, immutable_changes},
     },
 };
-use rollora_operator::ports::{Precondition, Version, Written};
+use rollora_operator::ports::{Precondition, ResourceVersion, WriteOutcome};
 use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, sync::Arc};
 
@@ -85,9 +85,13 @@ impl Documents {
     }
 
     /// The Rollout with another status, if it still is the version that was read.
-    pub(crate) fn with_status(&self, version: &Version, status: &RolloutStatus) -> Result<Rollout, Written> {
+    pub(crate) fn with_status(
+        &self,
+        version: &ResourceVersion,
+        status: &RolloutStatus,
+    ) -> Result<Rollout, WriteOutcome> {
         if version_of(&self.rollout.metadata) != *version {
-            return Err(Written::Stale);
+            return Err(WriteOutcome::Conflict);
         }
         let mut rollout = Rollout::clone(&self.rollout);
         rollout.status = Some(status.clone());
@@ -102,14 +106,14 @@ impl Documents {
         precondition: &Precondition,
         new_uid: &str,
         now: Timestamp,
-    ) -> Result<(Vec<InferenceModelRewrite>, Version), Written> {
+    ) -> Result<(Vec<InferenceModelRewrite>, ResourceVersion), WriteOutcome> {
         let mut rewrites = Vec::clone(&self.rewrites);
         let old = rewrites
             .iter()
             .position(|old| old.metadata.name == rewrite.metadata.name && old.group() == rewrite.group());
         let mut rewrite = rewrite.clone();
         match (precondition, old) {
-            (Precondition::Absent, Some(_)) | (Precondition::Unchanged(_), None) => Err(Written::Stale),
+            (Precondition::Absent, Some(_)) | (Precondition::Unchanged(_), None) => Err(WriteOutcome::Conflict),
             (Precondition::Absent, None) => {
                 rewrite.metadata.uid = Some(new_uid.to_owned());
                 rewrite.metadata.creation_timestamp = Some(now);
@@ -122,7 +126,7 @@ impl Documents {
             (Precondition::Unchanged(version), Some(index)) => {
                 let old = &mut rewrites[index];
                 if version_of(&old.metadata) != *version {
-                    return Err(Written::Stale);
+                    return Err(WriteOutcome::Conflict);
                 }
                 let generation = old.metadata.generation.unwrap_or(0) + i64::from(old.spec != rewrite.spec);
                 rewrite.metadata.generation = Some(generation);
@@ -226,8 +230,8 @@ fn immutable(stored: &Rollout, file: &Rollout) -> Vec<FieldError> {
 }
 
 /// The version of a stored object.
-pub(crate) fn version_of(metadata: &ObjectMeta) -> Version {
-    Version(metadata.resource_version.clone().unwrap_or_default())
+pub(crate) fn version_of(metadata: &ObjectMeta) -> ResourceVersion {
+    ResourceVersion(metadata.resource_version.clone().unwrap_or_default())
 }
 
 fn count_up(metadata: &mut ObjectMeta) {

@@ -15,7 +15,7 @@ use crate::{
 };
 use jiff::Timestamp;
 use rollora_api::{adapters::DesiredAdapters, names::ModelName, rewrite::PoolRef, sidecar_status::SidecarStatus};
-use rollora_operator::ports::{Fleet, Heard, ReadError, RolloutKey, Router, Server};
+use rollora_operator::ports::{Fleet, ObservedRouter, ObservedServer, Polled, ReadError, RolloutKey};
 use rollora_sidecar::{Onlookers, Pulse, whole_status};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, watch};
@@ -153,7 +153,7 @@ impl LocalFleet {
 }
 
 impl Fleet for LocalFleet {
-    async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Heard<Server>, ReadError> {
+    async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Polled<ObservedServer>, ReadError> {
         self.refresh();
         let now = clock::now();
         // Nothing that holds this lock can panic half way: the content is good in any case.
@@ -165,20 +165,20 @@ impl Fleet for LocalFleet {
             // One that is down comes back as another one, and is looked at then.
             *unready = (!ready && status.server.is_some()).then(|| unready.unwrap_or(now));
             let (unready_since, leaving) = (*unready, false);
-            Server {
+            ObservedServer {
                 name: server.name.clone(),
                 uid: member.url.clone(),
                 ready,
                 unready_since,
-                leaving,
+                terminating: leaving,
                 status: Ok(status),
             }
         };
         Ok(self.each().zip(unready.iter_mut()).map(server).collect::<Vec<_>>().into())
     }
 
-    async fn routers(&self, _: &RolloutKey, _: &PoolRef, _: &ModelName) -> Result<Heard<Router>, ReadError> {
+    async fn routers(&self, _: &RolloutKey, _: &PoolRef, _: &ModelName) -> Result<Polled<ObservedRouter>, ReadError> {
         let report = self.0.store.rules().report(clock::now());
-        Ok(vec![Router { name: GATEWAY.to_owned(), report: Ok(report.into()) }].into())
+        Ok(vec![ObservedRouter { name: GATEWAY.to_owned(), report: Ok(report.into()) }].into())
     }
 }

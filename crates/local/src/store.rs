@@ -21,7 +21,7 @@ use rollora_api::{
     rewrite::{InferenceModelRewrite, RewriteGroup},
     rollout::{Intent, IntentPending, Rollout},
 };
-use rollora_operator::ports::Written;
+use rollora_operator::ports::WriteOutcome;
 use rollora_router::active_rules::ActiveRules;
 use std::{
     path::{Path, PathBuf},
@@ -263,9 +263,9 @@ fn read_key(folder: &StateFolder) -> Result<Key, StateError> {
 }
 
 /// How a write ended, for the operator.
-fn ended(error: &WriteError) -> Written {
+fn ended(error: &WriteError) -> WriteOutcome {
     match error {
-        WriteError::NotWritten { .. } => Written::Unavailable(error.to_string()),
-        WriteError::Unconfirmed { .. } => Written::Unknown(error.to_string()),
+        WriteError::NotWritten { .. } => WriteOutcome::Unavailable(error.to_string()),
+        WriteError::Unconfirmed { .. } => WriteOutcome::Unknown(error.to_string()),
     }
 }

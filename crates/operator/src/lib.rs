@@ -9,29 +9,29 @@
 //! - One reconcile for a key at a time. One that waits for servers or routers gives way to what a person asks for.
 //! - Every call of a port has a time limit.
 
-mod aftermath;
 mod backoff;
-mod farewell;
+mod finalize;
+mod last_writes;
 mod observe;
-mod queue;
 mod reconcile;
+mod work_queue;
 
 pub mod ports;
-pub mod tally;
+pub mod stats;
 
-pub use reconcile::Next;
-pub use tally::Tally;
+pub use reconcile::Requeue;
+pub use stats::ReconcileStats;
 
 use crate::{
-    aftermath::Aftermath,
-    backoff::Backoff,
-    farewell::Seen,
-    observe::Memory,
-    queue::{Queue, Turn},
+    backoff::RequeueBackoff,
+    finalize::KnownRollout,
+    last_writes::LastWriteResults,
+    observe::ObserveCache,
+    work_queue::{Priority, WorkQueue},
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
-use ports::{Fleet, RolloutKey, Store};
+use ports::{DocumentStore, Fleet, RolloutKey};
 use rollora_api::rewrite::RewriteGroup;
 use std::{
     collections::BTreeMap,
@@ -42,9 +42,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Reconciles that run at once.
-const CONCURRENCY: usize = 64;
+const MAX_CONCURRENT_RECONCILES: usize = 64;
 /// So many more where a person waits for them.
-const WISHES: usize = 64;
+const EXTRA_FOR_INTENTS: usize = 64;
 
 /// What time it is.
 pub trait Clock: Send + Sync {
@@ -73,19 +73,29 @@ pub struct Operator<S, F, C> {
     fleet: F,
     clock: C,
     new_rewrite_group: RewriteGroup,
-    memory: Memory,
-    aftermath: Aftermath,
+    observe_cache: ObserveCache,
+    last_writes: LastWriteResults,
     /// Every Rollout, for what is left to do when it is gone.
-    seen: Mutex<BTreeMap<RolloutKey, Seen>>,
-    tally: Arc<Tally>,
+    known_rollouts: Mutex<BTreeMap<RolloutKey, KnownRollout>>,
+    stats: Arc<ReconcileStats>,
 }
 
-impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
+impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
     /// An operator that has not looked at anything yet. Rewrites that have to be made are of the current group.
     pub fn new(store: S, fleet: F, clock: C) -> Self {
         let new_rewrite_group = RewriteGroup::Current;
-        let (memory, aftermath, seen) = (Memory::default(), Aftermath::default(), Mutex::default());
-        Self { store, fleet, clock, new_rewrite_group, memory, aftermath, seen, tally: Arc::default() }
+        let (observe_cache, last_writes, known_rollouts) =
+            (ObserveCache::default(), LastWriteResults::default(), Mutex::default());
+        Self {
+            store,
+            fleet,
+            clock,
+            new_rewrite_group,
+            observe_cache,
+            last_writes,
+            known_rollouts,
+            stats: Arc::default(),
+        }
     }
 
     /// The group of rewrites that have to be made.
@@ -95,21 +105,21 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
     }
 
     /// What was done so far.
-    pub fn tally(&self) -> &Arc<Tally> {
-        &self.tally
+    pub fn stats(&self) -> &Arc<ReconcileStats> {
+        &self.stats
     }
 
     /// Reconciles what changes until it is cancelled; what is under way then is finished.
     pub async fn run(&self, cancel: CancellationToken) -> Result<(), OperatorError> {
         let mut changes = std::pin::pin!(self.store.changes());
-        let mut queue = Queue::default();
+        let mut queue = WorkQueue::default();
         let mut running = FuturesUnordered::new();
         loop {
-            while running.len() < at_once(&queue)
-                && let Some((key, news, wake)) = queue.take_due(Instant::now())
+            while running.len() < max_concurrent(&queue)
+                && let Some((key, news, wake)) = queue.pop_due(Instant::now())
             {
                 running.push(async move {
-                    let next = self.reconcile_unless_woken(&key, news, &wake).await;
+                    let next = self.reconcile_interruptible(&key, news, &wake).await;
                     (key, next)
                 });
             }
@@ -117,19 +127,19 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
                 () = cancel.cancelled() => break,
                 change = changes.next() => match change {
                     Some(key) => {
-                        let turn = if self.store.has_wish(&key) { Turn::Wish } else { Turn::Ordinary };
-                        queue.wake(&key, turn, Instant::now());
+                        let turn = if self.store.has_pending_intent(&key) { Priority::Interactive } else { Priority::Normal };
+                        queue.enqueue(&key, turn, Instant::now());
                     }
                     None => return Err(OperatorError::ChangesEnded),
                 },
                 Some((key, next)) = running.next() => {
-                    self.tally.reconciled(&key, matches!(next, Next::Retry(_)));
-                    if next == Next::Forget {
-                        self.tally.forget(&key);
+                    self.stats.record_reconcile(&key, matches!(next, Requeue::Backoff(_)));
+                    if next == Requeue::Forget {
+                        self.stats.forget(&key);
                     }
-                    finish(&mut queue, &key, &next);
+                    requeue(&mut queue, &key, &next);
                 }
-                () = queue.until_due(), if running.len() < CONCURRENCY => {}
+                () = queue.wait_until_due(), if running.len() < MAX_CONCURRENT_RECONCILES => {}
             }
         }
         while running.next().await.is_some() {}
@@ -138,26 +148,26 @@ impl<S: Store, F: Fleet, C: Clock> Operator<S, F, C> {
 }
 
 /// How many reconciles may run at once now.
-fn at_once(queue: &Queue) -> usize {
-    if queue.has_wish() { CONCURRENCY + WISHES } else { CONCURRENCY }
+fn max_concurrent(queue: &WorkQueue) -> usize {
+    if queue.has_interactive() { MAX_CONCURRENT_RECONCILES + EXTRA_FOR_INTENTS } else { MAX_CONCURRENT_RECONCILES }
 }
 
 /// Puts a key back into the queue as its reconcile ended.
-fn finish(queue: &mut Queue, key: &RolloutKey, next: &Next) {
+fn requeue(queue: &mut WorkQueue, key: &RolloutKey, next: &Requeue) {
     let now = Instant::now();
     match next {
-        Next::OnChange => queue.rest(key, None),
-        Next::After(delay) => queue.rest(key, Some(now + *delay)),
-        Next::Again => queue.rest(key, Some(now)),
-        Next::Retry(why) => {
-            let delay = queue.fail(key, Backoff::default(), now);
+        Requeue::OnChange => queue.requeue_at(key, None),
+        Requeue::After(delay) => queue.requeue_at(key, Some(now + *delay)),
+        Requeue::Now => queue.requeue_at(key, Some(now)),
+        Requeue::Backoff(why) => {
+            let delay = queue.requeue_with_backoff(key, RequeueBackoff::default(), now);
             tracing::warn!(rollout = %key, again_in = ?delay, "{why}");
         }
-        Next::Forget => queue.forget(key),
+        Requeue::Forget => queue.forget(key),
     }
 }
 
 /// The time limit of one read.
-const READ_LIMIT: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time limit of one write.
-const WRITE_LIMIT: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);

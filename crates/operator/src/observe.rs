@@ -1,8 +1,10 @@
 //! What the ports say of the world of one Rollout, each part with a time limit, all at once.
 
 use crate::{
-    READ_LIMIT,
-    ports::{ANSWER_STANDS, AdaptersDocument, Fleet, Heard, ReadError, RolloutKey, Store, Version, Versioned},
+    READ_TIMEOUT,
+    ports::{
+        AdaptersDocument, DocumentStore, Fleet, Polled, RESPONSE_TTL, ReadError, ResourceVersion, RolloutKey, Versioned,
+    },
 };
 use jiff::Timestamp;
 use rollora_api::{
@@ -11,7 +13,7 @@ use rollora_api::{
     rewrite::{InferenceModelRewrite, RewriteGroup},
     rollout::{Rollout, spec::AdaptersRef},
 };
-use rollora_plan::observed::{Adapters, Observed, Unseen};
+use rollora_plan::observed::{AdaptersConfigMap, ObserveError, ObservedState};
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -21,65 +23,65 @@ use std::{
 use tokio::time::Instant;
 
 /// How soon there are news where nobody has to be asked for them.
-const NEWS: Duration = Duration::from_millis(250);
+const DEFAULT_POLL_AFTER: Duration = Duration::from_millis(250);
 
 /// The world, and the versions that writes have to name.
 #[derive(Debug)]
-pub(crate) struct Look {
-    pub(crate) world: Observed,
-    rewrites: Vec<(Option<RewriteGroup>, String, Version)>,
-    pub(crate) adapters: Option<Version>,
+pub(crate) struct Observation {
+    pub(crate) observed: ObservedState,
+    rewrite_versions: Vec<(Option<RewriteGroup>, String, ResourceVersion)>,
+    pub(crate) adapters_version: Option<ResourceVersion>,
     /// When the oldest answer of a server or router was asked for, where they had to be asked.
-    asked: Option<Instant>,
+    oldest_request: Option<Instant>,
 }
 
-impl Look {
+impl Observation {
     /// When servers and routers can be asked for what happened since `since`, where what they said is older than that.
-    pub(crate) fn outdated_until(&self, since: Instant) -> Option<Instant> {
-        self.asked.filter(|asked| *asked < since).map(|asked| asked + ANSWER_STANDS)
+    pub(crate) fn stale_until(&self, since: Instant) -> Option<Instant> {
+        self.oldest_request.filter(|asked| *asked < since).map(|asked| asked + RESPONSE_TTL)
     }
 
     /// The version of the rewrite that this one is to replace; none where it was not there.
-    pub(crate) fn version_of(&self, rewrite: &InferenceModelRewrite) -> Option<Version> {
-        let same = |(group, name, _): &&(Option<RewriteGroup>, String, Version)| {
+    pub(crate) fn rewrite_version(&self, rewrite: &InferenceModelRewrite) -> Option<ResourceVersion> {
+        let same = |(group, name, _): &&(Option<RewriteGroup>, String, ResourceVersion)| {
             *group == rewrite.group() && *name == rewrite.metadata.name
         };
-        self.rewrites.iter().find(same).map(|(_, _, version)| version.clone())
+        self.rewrite_versions.iter().find(same).map(|(_, _, version)| version.clone())
     }
 }
 
 /// Adapters documents as they were last read, by version: reading one again costs more than everything else. Rollouts
 /// that name the same one share it.
 #[derive(Debug, Default)]
-pub(crate) struct Memory(Mutex<Known>);
+pub(crate) struct ObserveCache(Mutex<ParsedDocuments>);
 
 #[derive(Debug, Default)]
-struct Known {
-    named: BTreeMap<RolloutKey, Place>,
-    documents: BTreeMap<Place, Adapters>,
+struct ParsedDocuments {
+    locations: BTreeMap<RolloutKey, DocumentLocation>,
+    documents: BTreeMap<DocumentLocation, AdaptersConfigMap>,
 }
 
 /// Namespace, name and key of a document.
-type Place = (Option<String>, String, String);
+type DocumentLocation = (Option<String>, String, String);
 
-impl Memory {
-    fn read(
+impl ObserveCache {
+    fn parse_cached(
         &self,
         key: &RolloutKey,
         reference: &AdaptersRef,
         document: Versioned<AdaptersDocument>,
         now: Timestamp,
-    ) -> Adapters {
+    ) -> AdaptersConfigMap {
         let place = (key.namespace.clone(), reference.name.clone(), reference.key.clone());
-        let mut known = self.known();
-        if known.named.get(key) != Some(&place) {
+        let mut known = self.lock();
+        if known.locations.get(key) != Some(&place) {
             known.forget(key);
-            known.named.insert(key.clone(), place.clone());
+            known.locations.insert(key.clone(), place.clone());
         }
         match known.documents.get(&place) {
-            Some(adapters) if adapters.version == document.version.0 => adapters.clone(),
+            Some(adapters) if adapters.version == document.resource_version.0 => adapters.clone(),
             _ => {
-                let adapters = read_adapters(document, now);
+                let adapters = parse_adapters(document, now);
                 known.documents.insert(place, adapters.clone());
                 adapters
             }
@@ -87,20 +89,20 @@ impl Memory {
     }
 
     pub(crate) fn forget(&self, key: &RolloutKey) {
-        self.known().forget(key);
+        self.lock().forget(key);
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, ParsedDocuments> {
         // Nothing that holds this lock can panic half way: the content is good in any case.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Known {
+impl ParsedDocuments {
     /// A document that nobody names any more is forgotten too.
     fn forget(&mut self, key: &RolloutKey) {
-        if let Some(place) = self.named.remove(key)
-            && !self.named.values().any(|named| *named == place)
+        if let Some(place) = self.locations.remove(key)
+            && !self.locations.values().any(|named| *named == place)
         {
             self.documents.remove(&place);
         }
@@ -108,132 +110,146 @@ impl Known {
 }
 
 /// Asks both ports everything.
-pub(crate) async fn everything(
-    (store, fleet): (&impl Store, &impl Fleet),
-    memory: &Memory,
+pub(crate) async fn observe_all(
+    (store, fleet): (&impl DocumentStore, &impl Fleet),
+    memory: &ObserveCache,
     key: &RolloutKey,
     rollout: &Rollout,
     new_rewrite_group: RewriteGroup,
     now: Timestamp,
-) -> Look {
+) -> Observation {
     let spec = &rollout.spec;
     // Another operator may have decided from a newer adapters file than is known here: what it saw is not unseen again.
     let decided_from = rollout.status.as_ref().and_then(|status| status.observed_adapters.as_ref());
-    let decided_from = decided_from.map(|observed| Version(observed.resource_version.clone()));
+    let decided_from = decided_from.map(|observed| ResourceVersion(observed.resource_version.clone()));
     let (adapters, rewrites, rollouts, servers, sharers, routers) = tokio::join!(
-        read(store.adapters(key, &spec.adapters_ref, decided_from.as_ref())),
-        read(store.rewrites(key)),
-        read(store.rollouts_beside(key)),
-        read(fleet.servers(key, &spec.pool_ref)),
-        read(fleet.sharers(key, &spec.pool_ref, &spec.adapters_ref)),
-        read(fleet.routers(key, &spec.pool_ref, &spec.model)),
+        with_read_timeout(store.adapters(key, &spec.adapters_ref, decided_from.as_ref())),
+        with_read_timeout(store.rewrites(key)),
+        with_read_timeout(store.related_rollouts(key)),
+        with_read_timeout(fleet.servers(key, &spec.pool_ref)),
+        with_read_timeout(fleet.other_pool_servers(key, &spec.pool_ref, &spec.adapters_ref)),
+        with_read_timeout(fleet.routers(key, &spec.pool_ref, &spec.model)),
     );
-    let adapters_version = adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.version.clone());
-    let (rewrites, versions) = split(rewrites);
-    let (servers_asked, servers) = part(servers);
-    let (sharers_asked, sharers) = part(sharers);
-    let (routers_asked, routers) = part(routers);
+    let adapters_version =
+        adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.resource_version.clone());
+    let (rewrites, versions) = split_versions(rewrites);
+    let (servers_asked, servers) = split_polled(servers);
+    let (sharers_asked, sharers) = split_polled(sharers);
+    let (routers_asked, routers) = split_polled(routers);
     let asked = [servers_asked, sharers_asked, routers_asked].into_iter().flatten().min();
-    let world = Observed {
-        adapters: adapters
-            .map(|document| document.map(|document| memory.read(key, &rollout.spec.adapters_ref, document, now))),
+    let world = ObservedState {
+        adapters: adapters.map(|document| {
+            document.map(|document| memory.parse_cached(key, &rollout.spec.adapters_ref, document, now))
+        }),
         rewrites,
         servers,
-        sharers,
+        other_pool_servers: sharers,
         routers,
-        news_in: asked.map_or(NEWS, |asked| (asked + ANSWER_STANDS).saturating_duration_since(Instant::now())),
-        rollouts: values(rollouts),
-        ..unasked(store, new_rewrite_group)
+        poll_after: asked
+            .map_or(DEFAULT_POLL_AFTER, |asked| (asked + RESPONSE_TTL).saturating_duration_since(Instant::now())),
+        rollouts: into_values(rollouts),
+        ..unobserved(store, new_rewrite_group)
     };
-    Look { world, rewrites: versions, adapters: adapters_version, asked }
+    Observation { observed: world, rewrite_versions: versions, adapters_version, oldest_request: asked }
 }
 
 /// Asks for nothing but the rewrites: an abort waits for nobody else.
-pub(crate) async fn rewrites_only(store: &impl Store, key: &RolloutKey, new_rewrite_group: RewriteGroup) -> Look {
-    let (rewrites, versions) = split(read(store.rewrites(key)).await);
-    let world = Observed { rewrites, ..unasked(store, new_rewrite_group) };
-    Look { world, rewrites: versions, adapters: None, asked: None }
+pub(crate) async fn observe_rewrites(
+    store: &impl DocumentStore,
+    key: &RolloutKey,
+    new_rewrite_group: RewriteGroup,
+) -> Observation {
+    let (rewrites, versions) = split_versions(with_read_timeout(store.rewrites(key)).await);
+    let world = ObservedState { rewrites, ..unobserved(store, new_rewrite_group) };
+    Observation { observed: world, rewrite_versions: versions, adapters_version: None, oldest_request: None }
 }
 
 /// Asks for what is left to do for a Rollout that is gone, or names another file now. Of every Rollout, because those beside
 /// it now need not be those that name the file, and without the memory, which is for the file that it names now.
-pub(crate) async fn documents_only(
-    store: &impl Store,
+pub(crate) async fn observe_documents(
+    store: &impl DocumentStore,
     key: &RolloutKey,
     rollout: &Rollout,
     new_rewrite_group: RewriteGroup,
     now: Timestamp,
-) -> Look {
-    let (adapters, rollouts) =
-        tokio::join!(read(store.adapters(key, &rollout.spec.adapters_ref, None)), read(store.rollouts()));
-    let adapters_version = adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.version.clone());
-    let adapters = adapters.map(|document| document.map(|document| read_adapters(document, now)));
-    let world = Observed { adapters, rollouts: values(rollouts), ..unasked(store, new_rewrite_group) };
-    Look { world, rewrites: Vec::new(), adapters: adapters_version, asked: None }
+) -> Observation {
+    let (adapters, rollouts) = tokio::join!(
+        with_read_timeout(store.adapters(key, &rollout.spec.adapters_ref, None)),
+        with_read_timeout(store.rollouts())
+    );
+    let adapters_version =
+        adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.resource_version.clone());
+    let adapters = adapters.map(|document| document.map(|document| parse_adapters(document, now)));
+    let world = ObservedState { adapters, rollouts: into_values(rollouts), ..unobserved(store, new_rewrite_group) };
+    Observation { observed: world, rewrite_versions: Vec::new(), adapters_version, oldest_request: None }
 }
 
 /// A world of which nothing was asked.
-fn unasked(store: &impl Store, new_rewrite_group: RewriteGroup) -> Observed {
-    Observed {
-        adapters: Err(Unseen::NotAsked),
-        rewrites: Err(Unseen::NotAsked),
-        servers: Err(Unseen::NotAsked),
-        sharers: Err(Unseen::NotAsked),
-        routers: Err(Unseen::NotAsked),
-        news_in: NEWS,
-        rollouts: Err(Unseen::NotAsked),
+fn unobserved(store: &impl DocumentStore, new_rewrite_group: RewriteGroup) -> ObservedState {
+    ObservedState {
+        adapters: Err(ObserveError::NotAttempted),
+        rewrites: Err(ObserveError::NotAttempted),
+        servers: Err(ObserveError::NotAttempted),
+        other_pool_servers: Err(ObserveError::NotAttempted),
+        routers: Err(ObserveError::NotAttempted),
+        poll_after: DEFAULT_POLL_AFTER,
+        rollouts: Err(ObserveError::NotAttempted),
         new_rewrite_group,
-        guards_deletion: store.guards_deletion(),
-        refused: None,
-        taken: None,
+        supports_finalizers: store.supports_finalizers(),
+        write_refusal: None,
+        overwritten_sequence: None,
     }
 }
 
-fn values<T>(versioned: Result<Vec<Versioned<T>>, Unseen>) -> Result<Vec<T>, Unseen> {
+fn into_values<T>(versioned: Result<Vec<Versioned<T>>, ObserveError>) -> Result<Vec<T>, ObserveError> {
     versioned.map(|all| all.into_iter().map(|one| one.value).collect())
 }
 
 /// One read with its time limit.
-pub(crate) async fn read<T>(reading: impl Future<Output = Result<T, ReadError>>) -> Result<T, Unseen> {
-    match tokio::time::timeout(READ_LIMIT, reading).await {
+pub(crate) async fn with_read_timeout<T>(
+    reading: impl Future<Output = Result<T, ReadError>>,
+) -> Result<T, ObserveError> {
+    match tokio::time::timeout(READ_TIMEOUT, reading).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(ReadError::Unavailable(why))) => Err(Unseen::Unavailable(why)),
-        Ok(Err(ReadError::Invalid(why))) => Err(Unseen::Invalid(why)),
-        Err(_) => Err(Unseen::Unavailable(format!("no answer within {READ_LIMIT:?}"))),
+        Ok(Err(ReadError::Unavailable(why))) => Err(ObserveError::Unavailable(why)),
+        Ok(Err(ReadError::Invalid(why))) => Err(ObserveError::Invalid(why)),
+        Err(_) => Err(ObserveError::Unavailable(format!("no answer within {READ_TIMEOUT:?}"))),
     }
 }
 
-fn part<T>(heard: Result<Heard<T>, Unseen>) -> (Option<Instant>, Result<Vec<T>, Unseen>) {
+fn split_polled<T>(heard: Result<Polled<T>, ObserveError>) -> (Option<Instant>, Result<Vec<T>, ObserveError>) {
     match heard {
-        Ok(heard) => (heard.asked, Ok(heard.answers)),
+        Ok(heard) => (heard.oldest_request, Ok(heard.responses)),
         Err(unseen) => (None, Err(unseen)),
     }
 }
 
-type Rewrites = Vec<Versioned<Arc<InferenceModelRewrite>>>;
-type Versions = Vec<(Option<RewriteGroup>, String, Version)>;
+type VersionedRewrites = Vec<Versioned<Arc<InferenceModelRewrite>>>;
+type RewriteVersions = Vec<(Option<RewriteGroup>, String, ResourceVersion)>;
 
-fn split(rewrites: Result<Rewrites, Unseen>) -> (Result<Vec<Arc<InferenceModelRewrite>>, Unseen>, Versions) {
+fn split_versions(
+    rewrites: Result<VersionedRewrites, ObserveError>,
+) -> (Result<Vec<Arc<InferenceModelRewrite>>, ObserveError>, RewriteVersions) {
     let rewrites = match rewrites {
         Ok(rewrites) => rewrites,
         Err(error) => return (Err(error), Vec::new()),
     };
     let version = |rewrite: &Versioned<Arc<InferenceModelRewrite>>| {
-        (rewrite.value.group(), rewrite.value.metadata.name.clone(), rewrite.version.clone())
+        (rewrite.value.group(), rewrite.value.metadata.name.clone(), rewrite.resource_version.clone())
     };
     let versions = rewrites.iter().map(version).collect();
     (Ok(rewrites.into_iter().map(|rewrite| rewrite.value).collect()), versions)
 }
 
-fn read_adapters(document: Versioned<AdaptersDocument>, now: Timestamp) -> Adapters {
-    let AdaptersDocument { user_text, key_text, gitops_owner } = document.value;
-    Adapters {
-        version: document.version.0,
-        since: now,
+fn parse_adapters(document: Versioned<AdaptersDocument>, now: Timestamp) -> AdaptersConfigMap {
+    let AdaptersDocument { user_text, directives_text: key_text, gitops_owner } = document.value;
+    AdaptersConfigMap {
+        version: document.resource_version.0,
+        first_read_at: now,
         hash: content_hash(&user_text, key_text.as_deref()),
         file: AdaptersFile::parse(&user_text).map(|parsed| parsed.file).map_err(|error| error.to_string()),
         // A key that cannot be read is written anew.
-        key: key_text.and_then(|text| OperatorDirectives::parse(&text).ok()).unwrap_or_default(),
+        directives: key_text.and_then(|text| OperatorDirectives::parse(&text).ok()).unwrap_or_default(),
         user_text,
         gitops_owner,
     }

@@ -11,19 +11,19 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 pub use rollora_plan::{
-    event::Event,
-    observed::{Router, Server},
+    event::RolloutEvent,
+    observed::{ObservedRouter, ObservedServer},
 };
 
 /// The version of a stored document, to be sent with the next write. Opaque.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Version(pub String);
+pub struct ResourceVersion(pub String);
 
 /// A document and its version.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Versioned<T> {
     /// The version that was read.
-    pub version: Version,
+    pub resource_version: ResourceVersion,
     /// The document.
     pub value: T,
 }
@@ -52,16 +52,16 @@ pub enum Precondition {
     /// It does not exist.
     Absent,
     /// It still is the version that was read.
-    Unchanged(Version),
+    Unchanged(ResourceVersion),
 }
 
 /// How a write ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Written {
+pub enum WriteOutcome {
     /// It is written, and this is the new version.
-    Done(Version),
+    Done(ResourceVersion),
     /// Somebody wrote in between: read again.
-    Stale,
+    Conflict,
     /// It will never be taken as it is; the reason in words.
     Refused(String),
     /// It was not written; trying again may help.
@@ -87,7 +87,7 @@ pub struct AdaptersDocument {
     /// The user's key, as it stands: the edit keeps its bytes.
     pub user_text: String,
     /// The operator's key.
-    pub key_text: Option<String>,
+    pub directives_text: Option<String>,
     /// Who else writes this ConfigMap, where labels or annotations say so (Argo CD, Flux).
     pub gitops_owner: Option<String>,
 }
@@ -98,26 +98,26 @@ pub struct AdaptersWrite {
     /// The user's key, edited.
     pub user_text: Option<String>,
     /// The operator's key.
-    pub key_text: Option<String>,
+    pub directives_text: Option<String>,
 }
 
 /// Documents with versions.
 ///
 /// A read never gives a version older than the last write that this store ended with [`Written::Done`]; after
 /// [`Written::Unknown`] the next read of that document asks the source, not a cache.
-pub trait Store: Send + Sync {
+pub trait DocumentStore: Send + Sync {
     /// Keys of Rollouts that something happened to, or to what they refer to. Begins with every Rollout there is.
     /// Where the fleet's news are cheap to hear of (one machine), they are among it; else they are polled.
     fn changes(&self) -> impl Stream<Item = RolloutKey> + Send;
     /// Whether somebody asked something of this Rollout that was not answered yet, as far as that is known without asking:
     /// it goes before others.
-    fn has_wish(&self, _key: &RolloutKey) -> bool {
+    fn has_pending_intent(&self, _key: &RolloutKey) -> bool {
         false
     }
     /// Every Rollout, for conflicts and references.
     fn rollouts(&self) -> impl Future<Output = Result<Vec<Versioned<Arc<Rollout>>>, ReadError>> + Send;
     /// Those of them that may matter to this one, itself among them; a store may leave out the others.
-    fn rollouts_beside(
+    fn related_rollouts(
         &self,
         _key: &RolloutKey,
     ) -> impl Future<Output = Result<Vec<Versioned<Arc<Rollout>>>, ReadError>> + Send {
@@ -139,71 +139,71 @@ pub trait Store: Send + Sync {
         &self,
         key: &RolloutKey,
         reference: &AdaptersRef,
-        at_least: Option<&Version>,
+        at_least: Option<&ResourceVersion>,
     ) -> impl Future<Output = Result<Option<Versioned<AdaptersDocument>>, ReadError>> + Send;
     /// Whether both name the same adapters ConfigMap.
-    fn is_same_file(&self, one: &AdaptersRef, other: &AdaptersRef) -> bool {
+    fn is_same_adapters_file(&self, one: &AdaptersRef, other: &AdaptersRef) -> bool {
         one.name == other.name
     }
     /// Writes the status of a Rollout that was read as `version`.
     fn write_status(
         &self,
         key: &RolloutKey,
-        version: &Version,
+        version: &ResourceVersion,
         status: &RolloutStatus,
-    ) -> impl Future<Output = Written> + Send;
+    ) -> impl Future<Output = WriteOutcome> + Send;
     /// Creates or replaces a rewrite.
     fn write_rewrite(
         &self,
         key: &RolloutKey,
         rewrite: &InferenceModelRewrite,
         precondition: &Precondition,
-    ) -> impl Future<Output = Written> + Send;
+    ) -> impl Future<Output = WriteOutcome> + Send;
     /// Writes keys of the adapters ConfigMap that was read as `version`.
     fn write_adapters(
         &self,
         key: &RolloutKey,
         reference: &AdaptersRef,
-        version: &Version,
+        version: &ResourceVersion,
         write: &AdaptersWrite,
-    ) -> impl Future<Output = Written> + Send;
+    ) -> impl Future<Output = WriteOutcome> + Send;
     /// The group of rewrites that have to be made, where the store knows better than whoever started the operator:
     /// kinds are installed and removed while it runs. `kept` is the group that the Rollout has worked with so far.
     fn new_rewrite_group(&self, _kept: Option<RewriteGroup>) -> Option<RewriteGroup> {
         None
     }
     /// Whether a Rollout can be held back from its deletion until its traffic is in order.
-    fn guards_deletion(&self) -> bool {
+    fn supports_finalizers(&self) -> bool {
         false
     }
     /// Puts our finalizer on the Rollout that was read as `version`, or takes it off.
-    fn guard_deletion(
+    fn set_finalizer(
         &self,
         _key: &RolloutKey,
-        _version: &Version,
+        _version: &ResourceVersion,
         _guarded: bool,
-    ) -> impl Future<Output = Written> + Send {
-        std::future::ready(Written::Refused("nothing is deleted here".to_owned()))
+    ) -> impl Future<Output = WriteOutcome> + Send {
+        std::future::ready(WriteOutcome::Refused("nothing is deleted here".to_owned()))
     }
     /// Tells people. Best effort: an event that is lost changes nothing.
-    fn event(&self, key: &RolloutKey, event: &Event) -> impl Future<Output = ()> + Send;
+    fn publish_event(&self, key: &RolloutKey, event: &RolloutEvent) -> impl Future<Output = ()> + Send;
 }
 
 /// No pod is asked the same more often than once in this time; until then its last answer is all there is.
-pub const ANSWER_STANDS: Duration = Duration::from_secs(1);
+pub const RESPONSE_TTL: Duration = Duration::from_secs(1);
 
 /// What all of a kind said.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Heard<T> {
+pub struct Polled<T> {
     /// Each with its answer.
-    pub answers: Vec<T>,
+    pub responses: Vec<T>,
     /// When the oldest answer was asked for; none where nobody has to be asked, because it is known at any time.
-    pub asked: Option<Instant>,
+    pub oldest_request: Option<Instant>,
 }
 
-impl<T> From<Vec<T>> for Heard<T> {
+impl<T> From<Vec<T>> for Polled<T> {
     fn from(answers: Vec<T>) -> Self {
-        Self { answers, asked: None }
+        Self { responses: answers, oldest_request: None }
     }
 }
 
@@ -214,14 +214,14 @@ pub trait Fleet: Send + Sync {
         &self,
         key: &RolloutKey,
         pool: &PoolRef,
-    ) -> impl Future<Output = Result<Heard<Server>, ReadError>> + Send;
+    ) -> impl Future<Output = Result<Polled<ObservedServer>, ReadError>> + Send;
     /// Every server of another pool, or of none, that reads the same adapters file: what leaves it leaves them too.
-    fn sharers(
+    fn other_pool_servers(
         &self,
         _key: &RolloutKey,
         _pool: &PoolRef,
         _reference: &AdaptersRef,
-    ) -> impl Future<Output = Result<Heard<Server>, ReadError>> + Send {
+    ) -> impl Future<Output = Result<Polled<ObservedServer>, ReadError>> + Send {
         std::future::ready(Ok(Vec::new().into()))
     }
     /// Every router replica that executes rewrites of the pool, also terminating and unready ones.
@@ -230,5 +230,5 @@ pub trait Fleet: Send + Sync {
         key: &RolloutKey,
         pool: &PoolRef,
         model: &ModelName,
-    ) -> impl Future<Output = Result<Heard<Router>, ReadError>> + Send;
+    ) -> impl Future<Output = Result<Polled<ObservedRouter>, ReadError>> + Send;
 }

@@ -10,7 +10,7 @@ use rollora_api::{
         condition::{ACCEPTED, CONFLICTED},
     },
 };
-use rollora_plan::acceptance::accept;
+use rollora_plan::rewrite_conditions::update_conditions;
 use rollora_router::active_rules::ActiveRules;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -62,7 +62,7 @@ proptest! {
         let router = ActiveRules::new(pool(), &GROUPS);
         router.reset(&rewrites);
         let rules = router.rules();
-        let told = accept(&rewrites, Some(&BTreeSet::from(["pool".to_owned()])), Timestamp::UNIX_EPOCH);
+        let told = update_conditions(&rewrites, Some(&BTreeSet::from(["pool".to_owned()])), Timestamp::UNIX_EPOCH);
         let present = rewrites.iter().filter(|rewrite| rewrite.metadata.deletion_timestamp.is_none()).count();
         prop_assert_eq!(told.len(), present, "each gets its conditions");
         for rewrite in &told {

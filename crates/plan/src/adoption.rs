@@ -3,7 +3,7 @@
 //! Invariant: nothing moves while it is not known what serves the name now.
 
 use crate::{
-    observed::{Observed, Server},
+    observed::{ObservedServer, ObservedState},
     residency, rewrite, text,
     wait::Wait,
 };
@@ -16,7 +16,7 @@ use rollora_api::{
 };
 
 /// As many as a status holds.
-const MOST_TARGETS: usize = 16;
+const MAX_TARGETS: usize = 16;
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,21 +33,21 @@ pub(crate) enum Adoption {
         sequence: Sequence,
     },
     /// Nobody can tell yet, or a person has to say.
-    Waits(Wait),
+    Pending(Wait),
 }
 
 /// Looks for what serves `model`.
-pub(crate) fn adopt(
+pub(crate) fn discover(
     name: &str,
     pool: &PoolRef,
     model: &ModelName,
     rollout_uid: &str,
-    world: &Observed,
+    world: &ObservedState,
     now: Timestamp,
 ) -> Adoption {
     let rewrites = match &world.rewrites {
         Ok(rewrites) => rewrites,
-        Err(error) => return Adoption::Waits(Wait::for_sight("the rewrites cannot be read", error, now)),
+        Err(error) => return Adoption::Pending(Wait::while_unobservable("the rewrites cannot be read", error, now)),
     };
     let own = rewrite::find(name, None, rewrites);
     if let Some((own, rule)) = own.and_then(|own| Some((own, rewrite::rule_for(model, own)?))) {
@@ -59,31 +59,33 @@ pub(crate) fn adopt(
     if let Some(other) = other {
         let name = &other.metadata.name;
         let message = format!("the rule of {name} is in force for {model}: name it in spec.rewriteRef, or remove it");
-        return Adoption::Waits(Wait::on_change(reason::SHADOWED_BY, message));
+        return Adoption::Pending(Wait::on_change(reason::SHADOWED_BY, message));
     }
     match &world.servers {
         Ok(servers) => from_servers(model, pool, servers),
-        Err(error) => Adoption::Waits(Wait::for_sight("the servers cannot be listed", error, now)),
+        Err(error) => Adoption::Pending(Wait::while_unobservable("the servers cannot be listed", error, now)),
     }
 }
 
 fn unavailable(message: &str) -> Adoption {
-    Adoption::Waits(Wait::soon(reason::UNAVAILABLE, message))
+    Adoption::Pending(Wait::soon(reason::UNAVAILABLE, message))
 }
 
 fn from_rule(rewrite: &InferenceModelRewrite, rule: &RewriteRule, rollout_uid: &str) -> Adoption {
-    let sequence = rewrite::stamp(rewrite, rollout_uid).unwrap_or_default();
-    let weights = match shares(rule) {
+    let sequence = rewrite::stamped_sequence(rewrite, rollout_uid).unwrap_or_default();
+    let weights = match normalized_weights(rule) {
         Ok(weights) => weights,
-        Err(error) => return unknown(format!("the rule for the model has a target that is no adapter: {error}")),
+        Err(error) => {
+            return stable_unknown(format!("the rule for the model has a target that is no adapter: {error}"));
+        }
     };
     let annotated = rewrite.metadata.annotations.get(STABLE_ANNOTATION);
     let stable = match (annotated, weights.as_slice()) {
-        (_, []) => return unknown("the rule for the model has no targets: write one".to_owned()),
+        (_, []) => return stable_unknown("the rule for the model has no targets: write one".to_owned()),
         (_, [only]) => only.id.clone(),
-        (_, targets) if targets.len() > MOST_TARGETS => {
-            return unknown(format!(
-                "the rule for the model has {} targets, and at most {MOST_TARGETS} can be taken over: remove some",
+        (_, targets) if targets.len() > MAX_TARGETS => {
+            return stable_unknown(format!(
+                "the rule for the model has {} targets, and at most {MAX_TARGETS} can be taken over: remove some",
                 targets.len()
             ));
         }
@@ -91,12 +93,16 @@ fn from_rule(rewrite: &InferenceModelRewrite, rule: &RewriteRule, rollout_uid: &
         (Some(named), targets) => {
             match targets.iter().find(|target| rewrite::stable_ids(named).any(|id| id == target.id.as_str())) {
                 Some(target) => target.id.clone(),
-                None => return unknown(format!("{STABLE_ANNOTATION} names {named}, which is no target of the rule")),
+                None => {
+                    return stable_unknown(format!(
+                        "{STABLE_ANNOTATION} names {named}, which is no target of the rule"
+                    ));
+                }
             }
         }
         (None, targets) => {
             let ids: Vec<&str> = targets.iter().map(|target| target.id.as_str()).collect();
-            return unknown(format!(
+            return stable_unknown(format!(
                 "the rule for the model has the targets {}: write the annotation {STABLE_ANNOTATION} with the stable \
                  one on rewrite {}",
                 text::list(&ids),
@@ -109,7 +115,7 @@ fn from_rule(rewrite: &InferenceModelRewrite, rule: &RewriteRule, rollout_uid: &
 
 /// What each adapter of a rule gets: all weights omitted means equal ones, some omitted means that those get nothing, and
 /// an adapter that stands in several targets gets the sum.
-fn shares(rule: &RewriteRule) -> Result<Vec<TargetWeight>, NameError> {
+fn normalized_weights(rule: &RewriteRule) -> Result<Vec<TargetWeight>, NameError> {
     let all_omitted = rule.targets.iter().all(|target| target.weight.is_none());
     let mut shares: Vec<TargetWeight> = Vec::new();
     for target in &rule.targets {
@@ -123,18 +129,19 @@ fn shares(rule: &RewriteRule) -> Result<Vec<TargetWeight>, NameError> {
     Ok(shares)
 }
 
-fn unknown(message: String) -> Adoption {
-    Adoption::Waits(Wait::on_change(reason::STABLE_UNKNOWN, message))
+fn stable_unknown(message: String) -> Adoption {
+    Adoption::Pending(Wait::on_change(reason::STABLE_UNKNOWN, message))
 }
 
 /// Without a rule, servers may serve the name directly.
-fn from_servers(model: &ModelName, pool: &PoolRef, servers: &[Server]) -> Adoption {
-    let ready: Vec<&Server> = servers.iter().filter(|server| server.ready).collect();
+fn from_servers(model: &ModelName, pool: &PoolRef, servers: &[ObservedServer]) -> Adoption {
+    let ready: Vec<&ObservedServer> = servers.iter().filter(|server| server.ready).collect();
     if ready.is_empty() {
-        return Adoption::Waits(Wait::soon(reason::NO_READY_PODS, text::none_ready(pool)));
+        return Adoption::Pending(Wait::soon(reason::NO_READY_PODS, text::no_ready_servers(pool)));
     }
     let Ok(stable) = AdapterId::new(model.as_str()) else { return Adoption::FirstInstall };
-    let has_it = |server: &&&Server| server.status.as_ref().is_ok_and(|status| residency::answers(&stable, status));
+    let has_it =
+        |server: &&&ObservedServer| server.status.as_ref().is_ok_and(|status| residency::serves(&stable, status));
     if ready.iter().any(|server| has_it(&server)) {
         return Adoption::Found { stable, weights: Vec::new(), sequence: Sequence::default() };
     }
@@ -171,10 +178,10 @@ mod tests {
             (&[("v1", Some(5)), ("v2", Some(3)), ("v1", Some(7))], &[("v1", 12), ("v2", 3)]),
             (&[], &[]),
         ] {
-            let shares = shares(&rule(targets)).unwrap();
+            let shares = normalized_weights(&rule(targets)).unwrap();
             let shares: Vec<(&str, i32)> = shares.iter().map(|share| (share.id.as_str(), share.weight)).collect();
             assert_eq!(shares, expected, "{targets:?}");
         }
-        assert!(shares(&rule(&[("", None)])).is_err());
+        assert!(normalized_weights(&rule(&[("", None)])).is_err());
     }
 }

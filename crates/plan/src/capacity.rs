@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::{observed::Server, text};
+use crate::{observed::ObservedServer, text};
 use rollora_api::{names::AdapterId, operator_directives::OperatorDirectives, sidecar_status::NO_SIDECAR};
 
 /// What the servers of a pool can hold at once.
@@ -25,12 +25,12 @@ pub(crate) enum Capacity {
 
 /// Looks at every Ready server. What it needs room for are the ids that serve, and the one that it is the pilot for.
 /// `ours` are the versions of the Rollout that asks.
-pub(crate) fn look(key: &OperatorDirectives, servers: &[Server], ours: &[&AdapterId]) -> Capacity {
+pub(crate) fn evaluate(key: &OperatorDirectives, servers: &[ObservedServer], ours: &[&AdapterId]) -> Capacity {
     let mut fits = Capacity::Unknown;
     let mut small: Vec<(&str, u32, usize)> = Vec::new();
     for server in servers.iter().filter(|server| server.ready) {
         let Some(slots) = server.status.as_ref().ok().and_then(|status| status.max_loras) else { continue };
-        let needed = needs(key, server);
+        let needed = required_slots(key, server);
         if needed > usize::try_from(slots).unwrap_or(usize::MAX) {
             small.push((&server.name, slots, needed));
         }
@@ -54,14 +54,14 @@ pub(crate) fn look(key: &OperatorDirectives, servers: &[Server], ours: &[&Adapte
 }
 
 /// Whether servers that could tell have not told yet how much room they have: vLLM does when an adapter has answered.
-pub(crate) fn is_untold(servers: &[Server]) -> bool {
+pub(crate) fn is_unreported(servers: &[ObservedServer]) -> bool {
     let statuses = servers.iter().filter(|server| server.ready).filter_map(|server| server.status.as_ref().ok());
     let mut telling = statuses.filter(|status| status.readiness.reason != NO_SIDECAR).peekable();
     telling.peek().is_some() && telling.all(|status| status.max_loras.is_none())
 }
 
 /// How many adapters this server needs room for.
-fn needs(key: &OperatorDirectives, server: &Server) -> usize {
+fn required_slots(key: &OperatorDirectives, server: &ObservedServer) -> usize {
     let mut ids: Vec<&AdapterId> = key.serving.iter().chain(key.pilot_ids(&server.name)).collect();
     ids.sort_unstable();
     ids.dedup();

@@ -14,7 +14,7 @@ pub(crate) enum Conflict {
 
 impl Conflict {
     /// In words.
-    pub(crate) fn words(self) -> String {
+    pub(crate) fn into_message(self) -> String {
         match self {
             Self::SameModel(words) | Self::SameAdapters(words) => words,
         }
@@ -22,16 +22,16 @@ impl Conflict {
 }
 
 /// The older Rollout that works on the same model or the same ids.
-pub(crate) fn conflict(rollout: &Rollout, others: &[impl Borrow<Rollout>]) -> Option<Conflict> {
+pub(crate) fn find_conflict(rollout: &Rollout, others: &[impl Borrow<Rollout>]) -> Option<Conflict> {
     let older = others
         .iter()
         .map(Borrow::borrow)
-        .filter(|other: &&Rollout| !is_same(rollout, other) && is_older(other, rollout));
-    older.filter_map(|other| clash(rollout, other)).min()
+        .filter(|other: &&Rollout| !is_same_rollout(rollout, other) && is_older(other, rollout));
+    older.filter_map(|other| conflict_between(rollout, other)).min()
 }
 
 /// Whether these are one object.
-pub(crate) fn is_same(one: &Rollout, other: &Rollout) -> bool {
+pub(crate) fn is_same_rollout(one: &Rollout, other: &Rollout) -> bool {
     one.metadata.namespace == other.metadata.namespace && one.metadata.name == other.metadata.name
 }
 
@@ -46,7 +46,7 @@ fn has_begun(rollout: &Rollout) -> bool {
     rollout.status.as_ref().is_some_and(|status| status.revision.number > 0)
 }
 
-fn clash(one: &Rollout, other: &Rollout) -> Option<Conflict> {
+fn conflict_between(one: &Rollout, other: &Rollout) -> Option<Conflict> {
     if one.metadata.namespace != other.metadata.namespace {
         return None;
     }
@@ -60,7 +60,7 @@ fn clash(one: &Rollout, other: &Rollout) -> Option<Conflict> {
     }
     let (ours, theirs) = (one.adapter.managed_pattern()?, other.adapter.managed_pattern()?);
     // By another key of the ConfigMap, too: the operator's key is one for all.
-    (one.adapters_ref.name == other.adapters_ref.name && overlap(ours, theirs)).then(|| {
+    (one.adapters_ref.name == other.adapters_ref.name && patterns_overlap(ours, theirs)).then(|| {
         Conflict::SameAdapters(format!(
             "Rollout {name} is older and governs {theirs}, which overlaps with {ours}: give them patterns that share no \
              id"
@@ -69,7 +69,7 @@ fn clash(one: &Rollout, other: &Rollout) -> Option<Conflict> {
 }
 
 /// Whether some id matches both patterns.
-fn overlap(one: &str, other: &str) -> bool {
+fn patterns_overlap(one: &str, other: &str) -> bool {
     match (one.split_once('*'), other.split_once('*')) {
         (None, _) => matches_pattern(other, one),
         (_, None) => matches_pattern(one, other),
@@ -100,10 +100,10 @@ mod tests {
     }
 
     /// The name of the one that yields.
-    fn yields(one: &Rollout, other: &Rollout) -> String {
+    fn yielding(one: &Rollout, other: &Rollout) -> String {
         let all = [one.clone(), other.clone()];
         let yielding: Vec<&str> =
-            all.iter().filter(|it| conflict(it, &all).is_some()).map(|it| it.metadata.name.as_str()).collect();
+            all.iter().filter(|it| find_conflict(it, &all).is_some()).map(|it| it.metadata.name.as_str()).collect();
         yielding.join(", ")
     }
 
@@ -117,8 +117,8 @@ mod tests {
             (("b", "01", 3), ("a", "01", 1), "b"),
         ] {
             let [one, other] = [one, other].map(|(name, second, revision)| rollout(name, second, revision));
-            assert_eq!(yields(&one, &other), expected);
-            assert_eq!(yields(&other, &one), expected);
+            assert_eq!(yielding(&one, &other), expected);
+            assert_eq!(yielding(&other, &one), expected);
         }
     }
 
@@ -128,7 +128,7 @@ mod tests {
         let changed = |change: &dyn Fn(&mut rollora_api::rollout::RolloutSpec)| {
             let mut other = rollout("b", "02", 0);
             change(&mut other.spec);
-            conflict(&other, &[one.clone(), other.clone()])
+            find_conflict(&other, &[one.clone(), other.clone()])
         };
         let named = changed(&|spec| spec.pool_ref.kind = Some("InferencePool".to_owned()));
         assert!(matches!(named, Some(Conflict::SameModel(_))), "{named:?}");

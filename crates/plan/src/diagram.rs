@@ -2,26 +2,26 @@
 //! `ROLLORA_DRAW=1 cargo test -p rollora-plan diagram`.
 
 use crate::{
-    retirement::map as retirement,
-    traffic::map::{self as traffic, By, Place},
+    retirement::transitions as retirement,
+    traffic::transitions::{self as traffic, TrafficState, Trigger},
 };
 use std::{collections::BTreeSet, fmt::Write as _, path::PathBuf};
 
 const BEGIN: &str = "<!-- the machines, from crates/plan/src/diagram.rs -->\n";
 const END: &str = "<!-- end of the machines -->\n";
 
-fn by_in_words(by: By) -> &'static str {
+fn describe_trigger(by: Trigger) -> &'static str {
     match by {
-        By::Gate => "every Ready server has it: weight is given",
-        By::Routers => "every router has what was written",
-        By::Time => "the pause is over",
-        By::Loss => "a server has lost it for 10 s: weight 0",
-        By::Return => "it is back: so is its weight",
-        By::Failure => "its pilot rejects it, or its deadline is over",
-        By::Abort => "abort",
-        By::Promotion => "promote, promote-full",
-        By::Wish => "another adapter is wanted",
-        By::Retry => "retry",
+        Trigger::GateOpened => "every Ready server has it: weight is given",
+        Trigger::RoutersProven => "every router has what was written",
+        Trigger::PauseElapsed => "the pause is over",
+        Trigger::ResidencyLost => "a server has lost it for 10 s: weight 0",
+        Trigger::ResidencyRestored => "it is back: so is its weight",
+        Trigger::Failed => "its pilot rejects it, or its deadline is over",
+        Trigger::Abort => "abort",
+        Trigger::Promote => "promote, promote-full",
+        Trigger::DesiredChanged => "another adapter is wanted",
+        Trigger::Retry => "retry",
     }
 }
 
@@ -29,40 +29,41 @@ fn by_in_words(by: By) -> &'static str {
 /// anywhere stand in words below it.
 fn traffic_diagram() -> String {
     let mut text = String::from("```mermaid\nstateDiagram-v2\n    [*] --> Nothing\n");
-    let anywhere = |by: By| matches!(by, By::Wish | By::Abort | By::Failure);
-    let rows = traffic::MAP.iter().filter(|(_, by, _)| !anywhere(*by));
+    let anywhere = |by: Trigger| matches!(by, Trigger::DesiredChanged | Trigger::Abort | Trigger::Failed);
+    let rows = traffic::TRANSITIONS.iter().filter(|(_, by, _)| !anywhere(*by));
     for (from, by, to) in rows.flat_map(|(from, by, tos)| tos.iter().map(move |to| (*from, *by, *to))) {
-        writeln!(text, "    {from:?} --> {to:?}: {}", by_in_words(by)).unwrap();
+        writeln!(text, "    {from:?} --> {to:?}: {}", describe_trigger(by)).unwrap();
     }
-    writeln!(text, "    Nothing --> AwaitingResidency: {}", by_in_words(By::Wish)).unwrap();
+    writeln!(text, "    Nothing --> AwaitingResidency: {}", describe_trigger(Trigger::DesiredChanged)).unwrap();
     text.push_str("```\n\nFrom several places:\n\n");
-    for by in [By::Wish, By::Abort, By::Failure] {
-        let rows = traffic::MAP.iter().filter(|(_, row, _)| *row == by);
-        let (mut from, mut to) = (BTreeSet::<Place>::new(), BTreeSet::<Place>::new());
+    for by in [Trigger::DesiredChanged, Trigger::Abort, Trigger::Failed] {
+        let rows = traffic::TRANSITIONS.iter().filter(|(_, row, _)| *row == by);
+        let (mut from, mut to) = (BTreeSet::<TrafficState>::new(), BTreeSet::<TrafficState>::new());
         for (place, _, places) in rows {
             from.insert(*place);
             to.extend(*places);
         }
-        let names =
-            |places: BTreeSet<Place>| places.iter().map(|place| format!("`{place:?}`")).collect::<Vec<_>>().join(", ");
-        writeln!(text, "- {}: {} → {}", by_in_words(by), names(from), names(to)).unwrap();
+        let names = |places: BTreeSet<TrafficState>| {
+            places.iter().map(|place| format!("`{place:?}`")).collect::<Vec<_>>().join(", ")
+        };
+        writeln!(text, "- {}: {} → {}", describe_trigger(by), names(from), names(to)).unwrap();
     }
     text
 }
 
 /// The states in which nothing was begun are drawn as one: each can become each other, and what follows is the same.
 fn retirement_diagram() -> String {
-    let name = |place: &retirement::Place| place.map_or("InUse".to_owned(), |state| format!("{state:?}"));
-    let names = |places: &[retirement::Place]| places.iter().map(name).collect::<Vec<_>>();
+    let name = |place: &retirement::OptionalState| place.map_or("InUse".to_owned(), |state| format!("{state:?}"));
+    let names = |places: &[retirement::OptionalState]| places.iter().map(name).collect::<Vec<_>>();
     let mut text = String::from("```mermaid\nstateDiagram-v2\n    [*] --> InUse\n    state Looking {\n");
     let (mut inside, mut aside) = (String::new(), String::new());
-    for state in names(retirement::LOOKING) {
+    for state in names(retirement::EVALUATING) {
         writeln!(text, "        {state}").unwrap();
     }
     text.push_str("    }\n");
-    for (froms, tos, words) in retirement::MAP {
-        let looking = *froms == retirement::LOOKING;
-        if looking && tos.iter().all(|to| retirement::LOOKING.contains(to)) {
+    for (froms, tos, words) in retirement::TRANSITIONS {
+        let looking = *froms == retirement::EVALUATING;
+        if looking && tos.iter().all(|to| retirement::EVALUATING.contains(to)) {
             writeln!(inside, "- `{}`: {words}", names(tos).join("`, `")).unwrap();
         } else if froms.len() * tos.len() > 4 && !looking {
             let list = |places| format!("`{}`", names(places).join("`, `"));
@@ -80,7 +81,7 @@ fn retirement_diagram() -> String {
     )
 }
 
-fn drawn() -> String {
+fn render() -> String {
     format!(
         "{BEGIN}Traffic, one for every Rollout:\n\n{}\nRetirement, one for every id that lost its weight:\n\n{}{END}",
         traffic_diagram(),
@@ -94,7 +95,7 @@ fn the_diagrams_of_the_machines_are_what_the_code_does() {
     let page = std::fs::read_to_string(&path).unwrap();
     let (before, rest) = page.split_once(BEGIN).expect("the page has the beginning of the diagrams");
     let (_, after) = rest.split_once(END).expect("the page has the end of the diagrams");
-    let fresh = format!("{before}{}{after}", drawn());
+    let fresh = format!("{before}{}{after}", render());
     if std::env::var_os("ROLLORA_DRAW").is_some() {
         std::fs::write(&path, fresh).unwrap();
     } else {

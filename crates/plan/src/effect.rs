@@ -9,12 +9,12 @@ pub enum Effect {
     /// Replace the rewrite of this group and name as it was observed, or make it where it was not there.
     WriteRewrite(Box<InferenceModelRewrite>),
     /// Put our finalizer ([`rollora_api::names::FINALIZER`]) on the Rollout, or take it off.
-    GuardDeletion(bool),
+    SetFinalizer(bool),
     /// Write keys of the adapters ConfigMap as it was observed; what is none stays.
     WriteAdapters {
         /// The user's key after the edit of one entry.
         user_text: Option<String>,
         /// The operator's key.
-        key: Option<OperatorDirectives>,
+        directives: Option<OperatorDirectives>,
     },
 }

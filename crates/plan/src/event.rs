@@ -2,7 +2,7 @@
 
 /// Something that happened to a Rollout, said once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+pub struct RolloutEvent {
     /// Whether a person should look.
     pub warning: bool,
     /// One CamelCase word.

@@ -1,12 +1,12 @@
 //! What a person asked for once, by the annotation: consumed exactly once, bound to what the person saw.
 
-use crate::traffic::{Outcome, Traffic};
+use crate::traffic::{IntentResult, TrafficMachine};
 use jiff::Timestamp;
 use rollora_api::rollout::{Intent, IntentKind, Rollout, RolloutSpec, status::LastAction};
 
 /// What the annotation holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Request {
+pub(crate) enum PendingIntent {
     /// Nothing, or something that was consumed already.
     None,
     /// Something to consume.
@@ -16,39 +16,44 @@ pub(crate) enum Request {
 }
 
 /// Reads the annotation.
-pub(crate) fn request(rollout: &Rollout) -> Request {
+pub(crate) fn pending_intent(rollout: &Rollout) -> PendingIntent {
     match Intent::pending(rollout) {
-        Ok(None) => Request::None,
-        Ok(Some(intent)) => Request::New(intent),
-        Err(error) => Request::Unreadable(error.to_string()),
+        Ok(None) => PendingIntent::None,
+        Ok(Some(intent)) => PendingIntent::New(intent),
+        Err(error) => PendingIntent::Unreadable(error.to_string()),
     }
 }
 
 /// Characters of what people say who they are that are kept.
-const LONGEST_CLAIM: usize = 100;
+const MAX_CLAIMED_BY_CHARS: usize = 100;
 
 /// Whether somebody asked to abort, which waits for no observation but the rewrite.
-pub fn is_urgent(rollout: &Rollout) -> bool {
-    matches!(request(rollout), Request::New(Intent { verb: IntentKind::Abort, .. }))
+pub fn has_pending_abort(rollout: &Rollout) -> bool {
+    matches!(pending_intent(rollout), PendingIntent::New(Intent { verb: IntentKind::Abort, .. }))
 }
 
 /// Does what was asked, or says why not.
-pub(crate) fn consume(intent: &Intent, traffic: &mut Traffic<'_>, spec: &RolloutSpec, now: Timestamp) -> LastAction {
-    let outcome = match act(intent, traffic, spec, now) {
+pub(crate) fn apply(
+    intent: &Intent,
+    traffic: &mut TrafficMachine<'_>,
+    spec: &RolloutSpec,
+    now: Timestamp,
+) -> LastAction {
+    let outcome = match dispatch(intent, traffic, spec, now) {
         Ok(done) => format!("done: {done}"),
         Err(why) => format!("refused: {why}"),
     };
-    answer(intent, outcome, now)
+    last_action(intent, outcome, now)
 }
 
 /// What came of it, for the record.
-pub(crate) fn answer(intent: &Intent, outcome: String, at: Timestamp) -> LastAction {
+pub(crate) fn last_action(intent: &Intent, outcome: String, at: Timestamp) -> LastAction {
     // Whoever asks writes what they like; the status has room for so much.
-    let claimed_by = intent.claimed_by.as_ref().map(|who| who.chars().take(LONGEST_CLAIM).collect());
+    let claimed_by = intent.claimed_by.as_ref().map(|who| who.chars().take(MAX_CLAIMED_BY_CHARS).collect());
     LastAction { id: intent.id.clone(), verb: intent.verb, claimed_by, at, outcome }
 }
 
-fn act(intent: &Intent, traffic: &mut Traffic<'_>, spec: &RolloutSpec, now: Timestamp) -> Outcome {
+fn dispatch(intent: &Intent, traffic: &mut TrafficMachine<'_>, spec: &RolloutSpec, now: Timestamp) -> IntentResult {
     let number = traffic.revision.number;
     if intent.revision != number {
         return Err(format!("revision {} was seen, and revision {number} is in force: look again", intent.revision));

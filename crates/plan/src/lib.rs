@@ -17,23 +17,23 @@ mod decide;
 mod desired;
 #[cfg(test)]
 mod diagram;
+mod directives;
 mod intent;
-mod operator_key;
 mod pilot;
-mod report;
 mod residency;
 mod retire;
 mod retirement;
 mod rewrite;
 mod routers;
+mod status;
 mod text;
 mod traffic;
 mod wait;
 
-pub mod acceptance;
 pub mod effect;
 pub mod event;
 pub mod observed;
+pub mod rewrite_conditions;
 
-pub use decide::{Decision, Input, decide, farewell};
-pub use intent::is_urgent;
+pub use decide::{Decision, DecisionInput, decide, finalize_deleted};
+pub use intent::has_pending_abort;

@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::{observed::Server, text::since};
+use crate::{observed::ObservedServer, text::since};
 use jiff::Timestamp;
 use rollora_api::{
     adapters::ContentHash,
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// How many Ready servers have an adapter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Gate {
+pub(crate) struct ResidencyGate {
     /// Ready servers that have it.
     pub(crate) resident: usize,
     /// Ready servers.
@@ -30,27 +30,27 @@ pub(crate) struct Gate {
 
 /// How long a server that cannot be asked, or that is suspect, may still come back as it was: its sidecar starts again, or
 /// vLLM is silent for a moment. Whoever refuses the sidecar's key is suspect for ever.
-const MOMENT: Duration = Duration::from_secs(15);
+const RECOVERY_GRACE_PERIOD: Duration = Duration::from_secs(15);
 
-impl Gate {
+impl ResidencyGate {
     /// Looks at every server that is Ready, or may be so at any moment.
-    pub(crate) fn look(
+    pub(crate) fn evaluate(
         id: &AdapterId,
         proof: ResidencyProof,
-        servers: &[Server],
+        servers: &[ObservedServer],
         content: Option<&ContentHash>,
         now: Timestamp,
     ) -> Self {
         let mut gate = Self::default();
         for server in servers {
-            let lacks = || lacks(id, proof, server, content);
+            let lacks = || missing_reason(id, proof, server, content);
             if server.ready {
                 gate.ready += 1;
                 match lacks() {
                     None => gate.resident += 1,
                     Some(why) => gate.missing.push(format!("{}: {why}", server.name)),
                 }
-            } else if may_return(server, content, now) {
+            } else if may_become_ready(server, content, now) {
                 let why = lacks().map(|why| format!("{} is not Ready for the moment: {why}", server.name));
                 gate.missing.extend(why);
             }
@@ -66,11 +66,11 @@ impl Gate {
 
 /// Whether a server that is not Ready may be so at any moment with no more than it has now. Its sidecar says so itself
 /// unless it waits for what is to serve, and has read which that is.
-fn may_return(server: &Server, content: Option<&ContentHash>, now: Timestamp) -> bool {
-    if server.leaving {
+fn may_become_ready(server: &ObservedServer, content: Option<&ContentHash>, now: Timestamp) -> bool {
+    if server.terminating {
         return false;
     }
-    let for_a_moment = || server.unready_since.is_some_and(|unready| since(unready, now) < MOMENT);
+    let for_a_moment = || server.unready_since.is_some_and(|unready| since(unready, now) < RECOVERY_GRACE_PERIOD);
     match &server.status {
         Ok(status) if status.readiness.reason == SUSPECT => for_a_moment(),
         Ok(status) if status.server.is_some() => {
@@ -85,7 +85,12 @@ pub(crate) fn is_fresh(status: &SidecarStatus, content: Option<&ContentHash>) ->
     content.is_some() && status.config.hash.as_ref() == content
 }
 
-fn lacks(id: &AdapterId, proof: ResidencyProof, server: &Server, content: Option<&ContentHash>) -> Option<String> {
+fn missing_reason(
+    id: &AdapterId,
+    proof: ResidencyProof,
+    server: &ObservedServer,
+    content: Option<&ContentHash>,
+) -> Option<String> {
     let status = match &server.status {
         Ok(status) => status,
         Err(error) => return Some(format!("its sidecar cannot be asked ({error})")),
@@ -107,10 +112,10 @@ fn lacks(id: &AdapterId, proof: ResidencyProof, server: &Server, content: Option
             None => "its sidecar has not read the present adapters file yet".to_owned(),
         });
     }
-    if status.is_verified(id) { None } else { Some(state_in_words(id, status)) }
+    if status.is_verified(id) { None } else { Some(describe_state(id, status)) }
 }
 
-fn state_in_words(id: &AdapterId, status: &SidecarStatus) -> String {
+fn describe_state(id: &AdapterId, status: &SidecarStatus) -> String {
     let Some(adapter) = status.adapter(id) else { return "does not know it".to_owned() };
     let words = match adapter.state {
         AdapterState::Pending => "its turn comes",
@@ -138,20 +143,21 @@ fn state_in_words(id: &AdapterId, status: &SidecarStatus) -> String {
 }
 
 /// Ready servers that are known to lack the adapter: their sidecar answers, and requests for it would fail there.
-pub(crate) fn lacking<'a>(id: &AdapterId, servers: &'a [Server]) -> Vec<&'a Server> {
-    let lacks = |server: &&Server| server.ready && server.status.as_ref().is_ok_and(|status| !answers(id, status));
+pub(crate) fn servers_lacking<'a>(id: &AdapterId, servers: &'a [ObservedServer]) -> Vec<&'a ObservedServer> {
+    let lacks =
+        |server: &&ObservedServer| server.ready && server.status.as_ref().is_ok_and(|status| !serves(id, status));
     servers.iter().filter(lacks).collect()
 }
 
 /// Whether the adapter could take all requests now: some server is Ready, and each Ready one is known to have it.
-pub(crate) fn could_serve(id: &AdapterId, servers: &[Server]) -> bool {
-    let has = |server: &Server| server.status.as_ref().is_ok_and(|status| answers(id, status));
+pub(crate) fn could_serve(id: &AdapterId, servers: &[ObservedServer]) -> bool {
+    let has = |server: &ObservedServer| server.status.as_ref().is_ok_and(|status| serves(id, status));
     let mut ready = servers.iter().filter(|server| server.ready).peekable();
     ready.peek().is_some() && ready.all(has)
 }
 
 /// Whether the server answers requests for this name: as an adapter, or as its base model.
-pub(crate) fn answers(name: &AdapterId, status: &SidecarStatus) -> bool {
+pub(crate) fn serves(name: &AdapterId, status: &SidecarStatus) -> bool {
     let base = status.server.is_some() && status.base_models.iter().any(|base| base == name.as_str());
     base || status.is_resident(name)
 }

@@ -2,11 +2,11 @@
 //! the adapters file that follow. Also lets go of rejected ids when nobody can reach them any more.
 
 use crate::{
-    decide::{Case, Draft},
-    observed::{Adapters, Listing},
-    retirement::{self, Looked, Scene, map},
-    routers::Proof,
-    traffic::Left,
+    decide::{DecisionBuilder, DecisionContext},
+    observed::{AdapterListing, AdaptersConfigMap},
+    retirement::{self, RetirementInputs, RetirementUpdate, transitions},
+    routers::RouterProof,
+    traffic::NewlyRetired,
     wait::Wait,
 };
 use rollora_api::{
@@ -21,41 +21,43 @@ use rollora_api::{
 use std::time::Duration;
 
 /// Retired ids and ended revisions that are kept.
-const KEPT: usize = 10;
+const MAX_RECORDS: usize = 10;
 /// Retired ids that are kept while something is left to be done for each.
-const UNSETTLED: usize = 50;
+const MAX_UNSETTLED: usize = 50;
 
 /// Moves every retirement on, and says what each waits for.
-pub(crate) fn go_on(case: &Case<'_>, draft: &mut Draft, proof: &Proof) -> Vec<Wait> {
-    let left = std::mem::take(&mut draft.left);
-    begin(case, &mut draft.status, left);
-    come_back(case, &mut draft.status);
+pub(crate) fn advance_all(case: &DecisionContext<'_>, draft: &mut DecisionBuilder, proof: &RouterProof) -> Vec<Wait> {
+    let left = std::mem::take(&mut draft.newly_retired);
+    start(case, &mut draft.status, left);
+    restore(case, &mut draft.status);
     let mut waits = Vec::new();
     for index in 0..draft.status.retired.len() {
         let entry = draft.status.retired[index].clone();
-        let named_by = named_by(case, &entry.id);
-        let wanted = wanted(&draft.status).any(|wanted| *wanted == entry.id);
-        let unproven = unproven(&draft.status, proof);
-        let looked =
-            retirement::advance(&entry, Scene { wanted, ..scene(case, &entry.id, unproven, named_by.as_deref()) });
+        let named_by = referenced_by(case, &entry.id);
+        let wanted = needed_ids(&draft.status).any(|wanted| *wanted == entry.id);
+        let unproven = unproven_reason(&draft.status, proof);
+        let looked = retirement::advance(
+            &entry,
+            RetirementInputs { needed: wanted, ..inputs(case, &entry.id, unproven, named_by.as_deref()) },
+        );
         if looked.entry.state != entry.state {
-            changed(case, draft, &looked);
+            record_change(case, draft, &looked);
         }
         if !is_settled(looked.entry.state) {
-            waits.push(looked.wait());
+            waits.push(looked.to_wait());
         }
         draft.status.retired[index] = looked.entry;
     }
     waits.extend(release_rejected(case, &mut draft.status, proof));
-    forget(case, &mut draft.status);
-    forget_oldest(draft);
+    prune(case, &mut draft.status);
+    prune_oldest(draft);
     waits
 }
 
-fn begin(case: &Case<'_>, status: &mut RolloutStatus, left: Vec<Left>) {
-    for Left { id, reason, was_stable } in left {
+fn start(case: &DecisionContext<'_>, status: &mut RolloutStatus, left: Vec<NewlyRetired>) {
+    for NewlyRetired { id, reason, was_stable } in left {
         let before = status.retired.iter().position(|entry| entry.id == id).map(|index| status.retired.remove(index));
-        map::assert_is_on_it(before.map(|entry| entry.state), Some(RetirementState::Waiting));
+        transitions::assert_allowed(before.map(|entry| entry.state), Some(RetirementState::Waiting));
         status.retired.push(RetiredAdapter {
             id,
             since: case.now,
@@ -67,14 +69,14 @@ fn begin(case: &Case<'_>, status: &mut RolloutStatus, left: Vec<Left>) {
 }
 
 /// Ids that are wanted are not retired. One that this operator has unlisted is listed again first.
-fn come_back(case: &Case<'_>, status: &mut RolloutStatus) {
-    let wanted: Vec<AdapterId> = wanted(status).cloned().collect();
-    let file = case.file().ok();
+fn restore(case: &DecisionContext<'_>, status: &mut RolloutStatus) {
+    let wanted: Vec<AdapterId> = needed_ids(status).cloned().collect();
+    let file = case.adapters_file().ok();
     status.retired.retain_mut(|entry| {
         if !wanted.contains(&entry.id) {
             return true;
         }
-        let unlisted = file.is_none_or(|file| Listing::of(&entry.id, file) == Listing::NotExist);
+        let unlisted = file.is_none_or(|file| AdapterListing::of(&entry.id, file) == AdapterListing::EnsureNotExist);
         let by_us = matches!(
             entry.state,
             RetirementState::Unlisting
@@ -83,13 +85,13 @@ fn come_back(case: &Case<'_>, status: &mut RolloutStatus) {
                 | RetirementState::Returning
         );
         let returns = unlisted && by_us;
-        map::assert_is_on_it(Some(entry.state), returns.then_some(RetirementState::Returning));
+        transitions::assert_allowed(Some(entry.state), returns.then_some(RetirementState::Returning));
         entry.state = RetirementState::Returning;
         returns
     });
 }
 
-fn wanted(status: &RolloutStatus) -> impl Iterator<Item = &AdapterId> {
+fn needed_ids(status: &RolloutStatus) -> impl Iterator<Item = &AdapterId> {
     let weighted = status.weights.desired.iter().map(|target| &target.id);
     let desired = status.revision.desired.iter();
     let desired = desired.filter(|id| !status.rejected.iter().any(|rejected| rejected.id == **id));
@@ -97,32 +99,37 @@ fn wanted(status: &RolloutStatus) -> impl Iterator<Item = &AdapterId> {
 }
 
 /// Why the routers are not proven. While no weight was ever given, no router sends anything anywhere for us.
-fn unproven<'b>(status: &RolloutStatus, proof: &'b Proof) -> Option<&'b str> {
+fn unproven_reason<'b>(status: &RolloutStatus, proof: &'b RouterProof) -> Option<&'b str> {
     let wait = proof.wait.as_ref().filter(|_| !status.weights.desired.is_empty())?;
     Some(wait.message.as_str())
 }
 
-fn scene<'b>(case: &'b Case<'_>, id: &AdapterId, unproven: Option<&'b str>, named_by: Option<&'b str>) -> Scene<'b> {
-    Scene {
+fn inputs<'b>(
+    case: &'b DecisionContext<'_>,
+    id: &AdapterId,
+    unproven: Option<&'b str>,
+    named_by: Option<&'b str>,
+) -> RetirementInputs<'b> {
+    RetirementInputs {
         now: case.now,
         cleanup: &case.spec.cleanup,
         paused: case.spec.paused,
         gitops_owner: case.adapters().and_then(|adapters| adapters.gitops_owner.as_deref()),
-        unproven,
+        unproven_reason: unproven,
         servers: case.servers(),
-        sharers: case.world.sharers.as_deref(),
-        routers: case.world.routers.as_deref().ok(),
-        content: case.content(),
-        listing: case.file().ok().map(|file| Listing::of(id, file)),
-        wanted: false,
-        named_by,
-        text: case.adapters().map(|adapters| adapters.user_text.as_str()),
+        other_pool_servers: case.observed.other_pool_servers.as_deref(),
+        routers: case.observed.routers.as_deref().ok(),
+        content_hash: case.content_hash(),
+        listing: case.adapters_file().ok().map(|file| AdapterListing::of(id, file)),
+        needed: false,
+        referenced_by: named_by,
+        file_text: case.adapters().map(|adapters| adapters.user_text.as_str()),
     }
 }
 
 /// Another Rollout, or any rewrite of the pool, that names the id.
-fn named_by(case: &Case<'_>, id: &AdapterId) -> Option<String> {
-    let (Ok(rewrites), Ok(_)) = (&case.world.rewrites, &case.world.rollouts) else {
+fn referenced_by(case: &DecisionContext<'_>, id: &AdapterId) -> Option<String> {
+    let (Ok(rewrites), Ok(_)) = (&case.observed.rewrites, &case.observed.rollouts) else {
         return Some("somebody who cannot be read now".to_owned());
     };
     let points_at = rewrites.iter().filter(|rewrite| rewrite.metadata.deletion_timestamp.is_none()).find(|rewrite| {
@@ -131,30 +138,32 @@ fn named_by(case: &Case<'_>, id: &AdapterId) -> Option<String> {
     if let Some(rewrite) = points_at {
         return Some(format!("rewrite {}", rewrite.metadata.name));
     }
-    let other = case.others().find(|other| {
+    let other = case.other_rollouts().find(|other| {
         let named = other.spec.adapter.id.as_ref() == Some(id);
         let held = |status: &RolloutStatus| {
             let waiting =
                 |entry: &&RetiredAdapter| matches!(entry.state, RetirementState::Waiting | RetirementState::StillInUse);
-            wanted(status).chain(status.retired.iter().filter(waiting).map(|entry| &entry.id)).any(|other| other == id)
+            needed_ids(status)
+                .chain(status.retired.iter().filter(waiting).map(|entry| &entry.id))
+                .any(|other| other == id)
         };
         named || other.status.as_ref().is_some_and(held)
     });
     other.map(|other| format!("Rollout {}", other.metadata.name))
 }
 
-fn changed(case: &Case<'_>, draft: &mut Draft, looked: &Looked) {
+fn record_change(case: &DecisionContext<'_>, draft: &mut DecisionBuilder, looked: &RetirementUpdate) {
     let (status, entry) = (&mut draft.status, &looked.entry);
     // It stays admitted where it was: what was proven once may be loaded by whoever lists it again, and nothing else.
     if entry.state == RetirementState::Gone {
         let revision = status.revision.number;
         let outcome = reason::GONE.to_owned();
         status.history.insert(0, PastRevision { revision, id: entry.id.clone(), outcome, at: case.now });
-        status.history.truncate(KEPT);
+        status.history.truncate(MAX_RECORDS);
     }
     let warning = matches!(entry.state, RetirementState::Suggested);
-    let wait = looked.wait();
-    draft.say(warning, wait.reason, wait.message);
+    let wait = looked.to_wait();
+    draft.record_event(warning, wait.reason, wait.message);
 }
 
 /// Whether nothing is left to do by anybody but a person who wants something else.
@@ -164,7 +173,7 @@ pub(crate) fn is_settled(state: RetirementState) -> bool {
 
 /// A rejected id that was admitted is loaded by nobody any more when no router sends to it, and stays where it is loaded
 /// until nobody can reach it and it has been quiet.
-fn release_rejected(case: &Case<'_>, status: &mut RolloutStatus, proof: &Proof) -> Vec<Wait> {
+fn release_rejected(case: &DecisionContext<'_>, status: &mut RolloutStatus, proof: &RouterProof) -> Vec<Wait> {
     let mut waits = Vec::new();
     let rejected_at = status.step.as_ref().map(|step| step.entered_at);
     let since = status.weights.changed_at.or(rejected_at).unwrap_or(case.now);
@@ -175,18 +184,18 @@ fn release_rejected(case: &Case<'_>, status: &mut RolloutStatus, proof: &Proof) 
     };
     rejected.retain(|id| status.admission.permits(id) && !serves(id));
     for id in rejected {
-        let named_by = named_by(case, &id);
-        let unproven = unproven(status, proof);
+        let named_by = referenced_by(case, &id);
+        let unproven = unproven_reason(status, proof);
         let is_reachable = unproven.is_some() || named_by.is_some();
-        let scene = scene(case, &id, unproven, named_by.as_deref());
-        let hindrance = retirement::hindrance(&id, since, Duration::ZERO, scene);
+        let scene = inputs(case, &id, unproven, named_by.as_deref());
+        let hindrance = retirement::find_blocker(&id, since, Duration::ZERO, scene);
         let AdmissionStatus { admitted, retained: held, .. } = &mut status.admission;
         if !is_reachable {
             held.extend(admitted.extract_if(.., |admitted| *admitted == id));
         }
         match hindrance {
             None => held.retain(|held| *held != id),
-            Some(hindrance) => waits.push(hindrance.wait(&id)),
+            Some(hindrance) => waits.push(hindrance.into_wait(&id)),
         }
     }
     waits
@@ -194,20 +203,22 @@ fn release_rejected(case: &Case<'_>, status: &mut RolloutStatus, proof: &Proof) 
 
 /// Drops what nobody needs to remember: rejected ids that are neither listed nor loaded any more, admissions and trials
 /// of ids that have no part here.
-fn forget(case: &Case<'_>, status: &mut RolloutStatus) {
-    let (file, servers) = (case.file().ok(), case.servers());
+fn prune(case: &DecisionContext<'_>, status: &mut RolloutStatus) {
+    let (file, servers) = (case.adapters_file().ok(), case.servers());
     let desired = status.revision.desired.clone();
     let admission = status.admission.clone();
     status.rejected.retain(|rejected| {
         let id = &rejected.id;
-        let listed = file.is_none_or(|file| matches!(Listing::of(id, file), Listing::Exist | Listing::Both));
+        let listed = file.is_none_or(|file| {
+            matches!(AdapterListing::of(id, file), AdapterListing::EnsureExist | AdapterListing::Both)
+        });
         let loaded = servers.is_none_or(|servers| {
             servers.iter().any(|server| server.status.as_ref().map_or(true, |status| status.is_resident(id)))
         });
         listed || loaded || desired.as_ref() == Some(id) || admission.permits(id)
     });
     let known = |id: &AdapterId| {
-        wanted(status).any(|wanted| wanted == id)
+        needed_ids(status).any(|wanted| wanted == id)
             || status.retired.iter().any(|entry| entry.id == *id)
             || status.rejected.iter().any(|rejected| rejected.id == *id)
     };
@@ -221,19 +232,19 @@ fn forget(case: &Case<'_>, status: &mut RolloutStatus) {
 }
 
 /// Drops the oldest of too many retired ids, first those that nothing is left to be done for.
-fn forget_oldest(draft: &mut Draft) {
-    while draft.status.retired.len() > KEPT {
+fn prune_oldest(draft: &mut DecisionBuilder) {
+    while draft.status.retired.len() > MAX_RECORDS {
         let settled = draft.status.retired.iter().position(|entry| is_settled(entry.state));
-        if settled.is_none() && draft.status.retired.len() <= UNSETTLED {
+        if settled.is_none() && draft.status.retired.len() <= MAX_UNSETTLED {
             return;
         }
         let RetiredAdapter { id, state, .. } = draft.status.retired.remove(settled.unwrap_or(0));
         if !is_settled(state) {
             let message = format!(
-                "{id} is not cleaned up any more: more than {UNSETTLED} ids are on their way out; move its entry from \
+                "{id} is not cleaned up any more: more than {MAX_UNSETTLED} ids are on their way out; move its entry from \
                  ensureExist to ensureNotExist"
             );
-            draft.say(true, reason::SUGGESTED, message);
+            draft.record_event(true, reason::SUGGESTED, message);
         }
     }
 }
@@ -243,22 +254,28 @@ fn forget_oldest(draft: &mut Draft) {
 ///
 /// An entry moves only when the key does not say any more that its id serves. So whoever wants it back meanwhile writes
 /// the key first, and an edit that was begun before, by an operator that somebody stopped, finds another version.
-pub(crate) fn edit(spec: &RolloutSpec, status: &RolloutStatus, adapters: &Adapters) -> Option<String> {
+pub(crate) fn edit_adapters_file(
+    spec: &RolloutSpec,
+    status: &RolloutStatus,
+    adapters: &AdaptersConfigMap,
+) -> Option<String> {
     let file = adapters.file.as_ref().ok()?;
     let mut edited: Option<String> = None;
     if let (Some(id), Some(source)) = (&spec.adapter.id, &spec.adapter.source)
-        && Listing::of(id, file) == Listing::Absent
+        && AdapterListing::of(id, file) == AdapterListing::Absent
         && status.revision.desired.as_ref() == Some(id)
     {
         edited = edit::add_entry(&adapters.user_text, id, source).ok();
     }
     for entry in &status.retired {
         let text = edited.as_deref().unwrap_or(&adapters.user_text);
-        let next = match (entry.state, Listing::of(&entry.id, file)) {
-            (RetirementState::Unlisting, Listing::Exist) if !adapters.key.serving.contains(&entry.id) => {
+        let next = match (entry.state, AdapterListing::of(&entry.id, file)) {
+            (RetirementState::Unlisting, AdapterListing::EnsureExist)
+                if !adapters.directives.serving.contains(&entry.id) =>
+            {
                 edit::unlist(text, &entry.id)
             }
-            (RetirementState::Returning, Listing::NotExist) => edit::relist(text, &entry.id),
+            (RetirementState::Returning, AdapterListing::EnsureNotExist) => edit::relist(text, &entry.id),
             _ => continue,
         };
         edited = next.ok().or(edited);
@@ -271,7 +288,7 @@ mod tests {
     use super::*;
     use jiff::Timestamp;
 
-    fn draft(retirements: &[RetirementState]) -> Draft {
+    fn builder_with(retirements: &[RetirementState]) -> DecisionBuilder {
         let entry = |(number, retirement): (usize, &RetirementState)| RetiredAdapter {
             id: AdapterId::new(format!("a-v{number}")).unwrap(),
             since: Timestamp::UNIX_EPOCH,
@@ -281,12 +298,12 @@ mod tests {
         };
         let retired = retirements.iter().enumerate().map(entry).collect();
         let status = RolloutStatus { retired, ..RolloutStatus::default() };
-        Draft { status, events: Vec::new(), left: Vec::new() }
+        DecisionBuilder { status, events: Vec::new(), newly_retired: Vec::new() }
     }
 
-    fn kept(states: &[RetirementState]) -> (Vec<String>, usize) {
-        let mut draft = draft(states);
-        forget_oldest(&mut draft);
+    fn remaining(states: &[RetirementState]) -> (Vec<String>, usize) {
+        let mut draft = builder_with(states);
+        prune_oldest(&mut draft);
         let ids = draft.status.retired.iter().map(|entry| entry.id.to_string()).collect();
         (ids, draft.events.len())
     }
@@ -294,15 +311,15 @@ mod tests {
     #[test]
     fn of_too_many_retired_ids_the_oldest_go_that_nothing_is_left_to_be_done_for() {
         use RetirementState::{Gone, Waiting};
-        assert_eq!(kept(&[Gone; KEPT]).0.len(), KEPT);
-        let (ids, said) = kept(&[&[Waiting, Gone][..], &[Waiting; KEPT]].concat());
-        assert_eq!((ids.len(), ids.contains(&"a-v1".to_owned()), said), (KEPT + 1, false, 0));
-        assert_eq!(kept(&[Waiting; UNSETTLED]).0.len(), UNSETTLED);
+        assert_eq!(remaining(&[Gone; MAX_RECORDS]).0.len(), MAX_RECORDS);
+        let (ids, said) = remaining(&[&[Waiting, Gone][..], &[Waiting; MAX_RECORDS]].concat());
+        assert_eq!((ids.len(), ids.contains(&"a-v1".to_owned()), said), (MAX_RECORDS + 1, false, 0));
+        assert_eq!(remaining(&[Waiting; MAX_UNSETTLED]).0.len(), MAX_UNSETTLED);
     }
 
     #[test]
     fn one_that_is_dropped_before_its_end_is_said() {
-        let (ids, said) = kept(&[RetirementState::Waiting; UNSETTLED + 1]);
-        assert_eq!((ids.len(), ids[0].as_str(), said), (UNSETTLED, "a-v1", 1));
+        let (ids, said) = remaining(&[RetirementState::Waiting; MAX_UNSETTLED + 1]);
+        assert_eq!((ids.len(), ids[0].as_str(), said), (MAX_UNSETTLED, "a-v1", 1));
     }
 }

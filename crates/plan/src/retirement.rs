@@ -5,15 +5,15 @@
 //! Invariants: an id is not unlisted before the routers are proven, it has been quiet, its delay is over and nobody
 //! names it; the state of the traffic machine is not read.
 
-pub(crate) mod map;
 #[cfg(test)]
 mod tests;
+pub(crate) mod transitions;
 
 use crate::{
-    observed::{Listing, Router, Server, Unseen},
+    observed::{AdapterListing, ObserveError, ObservedRouter, ObservedServer},
     residency::is_fresh,
     text::{self, after},
-    wait::{Again, Wait},
+    wait::{RequeueWhen, Wait},
 };
 use jiff::Timestamp;
 use rollora_api::{
@@ -29,11 +29,11 @@ use rollora_api::{
 use std::time::Duration;
 
 /// How often it is looked whether somebody still names an id.
-const SLOW: Duration = Duration::from_secs(10);
+const REFERENCE_POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What this machine looks at.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Scene<'a> {
+pub(crate) struct RetirementInputs<'a> {
     /// The time.
     pub(crate) now: Timestamp,
     /// `spec.cleanup`.
@@ -43,53 +43,54 @@ pub(crate) struct Scene<'a> {
     /// Who else writes the adapters ConfigMap.
     pub(crate) gitops_owner: Option<&'a str>,
     /// Why the routers are not proven, where they are not.
-    pub(crate) unproven: Option<&'a str>,
+    pub(crate) unproven_reason: Option<&'a str>,
     /// Every server of the pool; none where they could not be listed.
-    pub(crate) servers: Option<&'a [Server]>,
+    pub(crate) servers: Option<&'a [ObservedServer]>,
     /// Every server beside the pool that reads the same adapters file.
-    pub(crate) sharers: Result<&'a [Server], &'a Unseen>,
+    pub(crate) other_pool_servers: Result<&'a [ObservedServer], &'a ObserveError>,
     /// Every router; none where they could not be listed.
-    pub(crate) routers: Option<&'a [Router]>,
+    pub(crate) routers: Option<&'a [ObservedRouter]>,
     /// The hash of the present content of the ConfigMap; none where it could not be read.
-    pub(crate) content: Option<&'a ContentHash>,
+    pub(crate) content_hash: Option<&'a ContentHash>,
     /// Where the id stands in the file; none where that could not be read.
-    pub(crate) listing: Option<Listing>,
+    pub(crate) listing: Option<AdapterListing>,
     /// Whether it is on its way back.
-    pub(crate) wanted: bool,
+    pub(crate) needed: bool,
     /// Who else names the id.
-    pub(crate) named_by: Option<&'a str>,
+    pub(crate) referenced_by: Option<&'a str>,
     /// The adapters file; none where it could not be read.
-    pub(crate) text: Option<&'a str>,
+    pub(crate) file_text: Option<&'a str>,
 }
 
-impl<'a> Scene<'a> {
+impl<'a> RetirementInputs<'a> {
     /// Every server that may hold the id, or why they could not be listed.
-    fn holders(&self) -> Result<Vec<&'a Server>, String> {
+    fn possible_holders(&self) -> Result<Vec<&'a ObservedServer>, String> {
         let servers = self.servers.ok_or("the servers cannot be listed")?;
-        let sharers =
-            self.sharers.map_err(|why| format!("who else reads the adapters file cannot be listed: {why}"))?;
+        let sharers = self
+            .other_pool_servers
+            .map_err(|why| format!("who else reads the adapters file cannot be listed: {why}"))?;
         Ok(servers.iter().chain(sharers).collect())
     }
 }
 
 /// One retirement after a look at it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Looked {
+pub(crate) struct RetirementUpdate {
     /// Its state and reason.
     pub(crate) entry: RetiredAdapter,
     /// When to look again.
-    pub(crate) again: Again,
+    pub(crate) requeue: RequeueWhen,
 }
 
-impl Looked {
+impl RetirementUpdate {
     /// The same as something that is waited for, or told.
-    pub(crate) fn wait(&self) -> Wait {
+    pub(crate) fn to_wait(&self) -> Wait {
         let message = format!("{}: {}", self.entry.id, self.entry.reason);
-        Wait { reason: reason_of(self.entry.state), message, again: self.again }
+        Wait { reason: condition_reason(self.entry.state), message, requeue: self.requeue }
     }
 }
 
-fn reason_of(state: RetirementState) -> &'static str {
+fn condition_reason(state: RetirementState) -> &'static str {
     match state {
         RetirementState::Waiting | RetirementState::Unlisting | RetirementState::Unloading => reason::DRAINING,
         RetirementState::StillInUse => reason::STILL_IN_USE,
@@ -103,113 +104,128 @@ fn reason_of(state: RetirementState) -> &'static str {
 
 /// Why an id may not go yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Hindrance {
+pub(crate) struct Blocker {
     state: RetirementState,
     reason: String,
-    again: Again,
+    requeue: RequeueWhen,
 }
 
-impl Hindrance {
-    fn waits(reason: impl Into<String>, again: Again) -> Self {
-        Self { state: RetirementState::Waiting, reason: reason.into(), again }
+impl Blocker {
+    fn waiting(reason: impl Into<String>, requeue: RequeueWhen) -> Self {
+        Self { state: RetirementState::Waiting, reason: reason.into(), requeue }
     }
 
     /// The same as something that `id` waits for.
-    pub(crate) fn wait(self, id: &AdapterId) -> Wait {
-        Wait { reason: reason_of(self.state), message: format!("{id}: {}", self.reason), again: self.again }
+    pub(crate) fn into_wait(self, id: &AdapterId) -> Wait {
+        Wait { reason: condition_reason(self.state), message: format!("{id}: {}", self.reason), requeue: self.requeue }
     }
 }
 
 /// Moves one retirement on.
-pub(crate) fn advance(entry: &RetiredAdapter, scene: Scene<'_>) -> Looked {
+pub(crate) fn advance(entry: &RetiredAdapter, scene: RetirementInputs<'_>) -> RetirementUpdate {
     let looked = match entry.state {
         RetirementState::Waiting | RetirementState::StillInUse | RetirementState::Suggested | RetirementState::Kept => {
-            leave(entry, scene)
+            begin_cleanup(entry, scene)
         }
         // Until its entry has moved nothing has happened: what comes up meanwhile keeps it.
-        RetirementState::Unlisting if scene.listing == Some(Listing::Exist) => leave(entry, scene),
+        RetirementState::Unlisting if scene.listing == Some(AdapterListing::EnsureExist) => begin_cleanup(entry, scene),
         RetirementState::Unlisting => unlist(entry, scene),
         RetirementState::Unloading => unload(entry, scene),
-        RetirementState::Relisted => relisted(entry, scene),
-        RetirementState::Gone => gone(entry, scene),
-        RetirementState::Returning if scene.wanted => {
-            to(entry, RetirementState::Returning, "it is listed again", Again::OnChange)
+        RetirementState::Relisted => handle_relisted(entry, scene),
+        RetirementState::Gone => handle_gone(entry, scene),
+        RetirementState::Returning if scene.needed => {
+            transition(entry, RetirementState::Returning, "it is listed again", RequeueWhen::OnChange)
         }
         // Whoever wanted it back has thought better of it, or it was rejected meanwhile.
-        RetirementState::Returning => leave(entry, scene),
+        RetirementState::Returning => begin_cleanup(entry, scene),
     };
-    map::assert_is_on_it(Some(entry.state), Some(looked.entry.state));
+    transitions::assert_allowed(Some(entry.state), Some(looked.entry.state));
     looked
 }
 
-fn to(entry: &RetiredAdapter, state: RetirementState, reason: impl Into<String>, again: Again) -> Looked {
-    Looked { entry: RetiredAdapter { state, reason: reason.into(), ..entry.clone() }, again }
+fn transition(
+    entry: &RetiredAdapter,
+    state: RetirementState,
+    reason: impl Into<String>,
+    again: RequeueWhen,
+) -> RetirementUpdate {
+    RetirementUpdate { entry: RetiredAdapter { state, reason: reason.into(), ..entry.clone() }, requeue: again }
 }
 
-fn leave(entry: &RetiredAdapter, scene: Scene<'_>) -> Looked {
-    if let Some(hindrance) = hindrance(&entry.id, entry.since, scene.cleanup.delay.get(), scene) {
-        return to(entry, hindrance.state, hindrance.reason, hindrance.again);
+fn begin_cleanup(entry: &RetiredAdapter, scene: RetirementInputs<'_>) -> RetirementUpdate {
+    if let Some(hindrance) = find_blocker(&entry.id, entry.since, scene.cleanup.delay.get(), scene) {
+        return transition(entry, hindrance.state, hindrance.reason, hindrance.requeue);
     }
     let id = &entry.id;
     match scene.listing {
-        None => return to(entry, RetirementState::Waiting, "the adapters file cannot be read", Again::Soon),
-        Some(Listing::NotExist) => {
-            return to(entry, RetirementState::Unloading, "the file unlists it", Again::Soon);
+        None => {
+            return transition(entry, RetirementState::Waiting, "the adapters file cannot be read", RequeueWhen::Soon);
         }
-        Some(Listing::Absent) => {
+        Some(AdapterListing::EnsureNotExist) => {
+            return transition(entry, RetirementState::Unloading, "the file unlists it", RequeueWhen::Soon);
+        }
+        Some(AdapterListing::Absent) => {
             let reason = format!("the file does not list it, so it stays loaded: put {id} under ensureNotExist");
-            return to(entry, RetirementState::Kept, reason, Again::OnChange);
+            return transition(entry, RetirementState::Kept, reason, RequeueWhen::OnChange);
         }
-        Some(Listing::Both) => {
+        Some(AdapterListing::Both) => {
             let reason = format!("{id} is in both lists of the file: remove it from ensureExist");
-            return to(entry, RetirementState::Suggested, reason, Again::OnChange);
+            return transition(entry, RetirementState::Suggested, reason, RequeueWhen::OnChange);
         }
-        Some(Listing::Exist) => {}
+        Some(AdapterListing::EnsureExist) => {}
     }
     match (scene.cleanup.policy, scene.gitops_owner) {
-        (CleanupPolicy::Keep, _) => to(entry, RetirementState::Kept, "cleanup.policy is Keep", Again::OnChange),
+        (CleanupPolicy::Keep, _) => {
+            transition(entry, RetirementState::Kept, "cleanup.policy is Keep", RequeueWhen::OnChange)
+        }
         (CleanupPolicy::Suggest, _) => suggest(entry, "cleanup.policy is Suggest"),
         (CleanupPolicy::Unload, Some(owner)) => suggest(entry, &format!("{owner} owns the adapters file")),
         (CleanupPolicy::Unload, None) => unlist(entry, scene),
     }
 }
 
-fn suggest(entry: &RetiredAdapter, why: &str) -> Looked {
+fn suggest(entry: &RetiredAdapter, why: &str) -> RetirementUpdate {
     let reason = format!("{why}: move the entry of {} from ensureExist to ensureNotExist", entry.id);
-    to(entry, RetirementState::Suggested, reason, Again::OnChange)
+    transition(entry, RetirementState::Suggested, reason, RequeueWhen::OnChange)
 }
 
 /// Why an id that lost its weight at `since` may not be unloaded yet. The order is that of the cleanup: routers,
 /// quiet, delay, references.
-pub(crate) fn hindrance(id: &AdapterId, since: Timestamp, delay: Duration, scene: Scene<'_>) -> Option<Hindrance> {
-    if let Some(why) = scene.unproven {
-        return Some(Hindrance::waits(why, Again::Soon));
+pub(crate) fn find_blocker(
+    id: &AdapterId,
+    since: Timestamp,
+    delay: Duration,
+    scene: RetirementInputs<'_>,
+) -> Option<Blocker> {
+    if let Some(why) = scene.unproven_reason {
+        return Some(Blocker::waiting(why, RequeueWhen::Soon));
     }
-    if let Some(hindrance) = noise(id, since, scene) {
+    if let Some(hindrance) = recent_use(id, since, scene) {
         return Some(hindrance);
     }
     let end = after(since, delay);
     if scene.now < end {
-        let reason = format!("stays for a delay of {}, until {}", text::span(delay), text::time(end));
-        return Some(Hindrance::waits(reason, Again::At(end)));
+        let reason = format!("stays for a delay of {}, until {}", text::duration(delay), text::time(end));
+        return Some(Blocker::waiting(reason, RequeueWhen::At(end)));
     }
     if scene.paused {
-        return Some(Hindrance::waits("spec.paused is true", Again::OnChange));
+        return Some(Blocker::waiting("spec.paused is true", RequeueWhen::OnChange));
     }
-    scene.named_by.map(|who| Hindrance {
+    scene.referenced_by.map(|who| Blocker {
         state: RetirementState::StillInUse,
         reason: format!("{who} names it"),
-        again: Again::At(after(scene.now, SLOW)),
+        requeue: RequeueWhen::At(after(scene.now, REFERENCE_POLL_INTERVAL)),
     })
 }
 
 /// Use within `quietFor`, or nobody who could tell.
-fn noise(id: &AdapterId, since: Timestamp, scene: Scene<'_>) -> Option<Hindrance> {
-    let listed =
-        scene.holders().and_then(|servers| Ok((servers, scene.routers.ok_or("the routers cannot be listed")?)));
+fn recent_use(id: &AdapterId, since: Timestamp, scene: RetirementInputs<'_>) -> Option<Blocker> {
+    let listed = scene
+        .possible_holders()
+        .and_then(|servers| Ok((servers, scene.routers.ok_or("the routers cannot be listed")?)));
     let (servers, routers) = match listed {
         Ok(listed) => listed,
-        Err(why) => return Some(Hindrance::waits(format!("nobody knows who uses it: {why}"), Again::Soon)),
+        Err(why) => return Some(Blocker::waiting(format!("nobody knows who uses it: {why}"), RequeueWhen::Soon)),
     };
     let mut times: Vec<(Timestamp, &str)> = vec![(since, "")];
     for server in &servers {
@@ -219,7 +235,7 @@ fn noise(id: &AdapterId, since: Timestamp, scene: Scene<'_>) -> Option<Hindrance
             ),
             Err(error) => {
                 let reason = format!("waits for {}: its sidecar cannot be asked ({error})", server.name);
-                return Some(Hindrance::waits(reason, Again::Soon));
+                return Some(Blocker::waiting(reason, RequeueWhen::Soon));
             }
         }
     }
@@ -232,66 +248,66 @@ fn noise(id: &AdapterId, since: Timestamp, scene: Scene<'_>) -> Option<Hindrance
     let quiet = after(used, scene.cleanup.quiet_for.get());
     if scene.now >= quiet {
         let state = if at.is_empty() { RetirementState::Waiting } else { RetirementState::StillInUse };
-        return unread(&servers, quiet).map(|reason| Hindrance { state, reason, again: Again::Soon });
+        return stale_usage(&servers, quiet).map(|reason| Blocker { state, reason, requeue: RequeueWhen::Soon });
     }
-    let needed = text::span(scene.cleanup.quiet_for.get());
+    let needed = text::duration(scene.cleanup.quiet_for.get());
     if at.is_empty() {
         let reason = format!("must be quiet for {needed}, until {}", text::time(quiet));
-        return Some(Hindrance::waits(reason, Again::At(quiet)));
+        return Some(Blocker::waiting(reason, RequeueWhen::At(quiet)));
     }
     let reason = format!("was used at {} ({at}) and must be quiet for {needed}", text::time(used));
-    Some(Hindrance { state: RetirementState::StillInUse, reason, again: Again::At(quiet) })
+    Some(Blocker { state: RetirementState::StillInUse, reason, requeue: RequeueWhen::At(quiet) })
 }
 
 /// A server whose uses were read last before the quiet was over: who has used it since is not known. One that does not tell
 /// when it was read says all that it ever will.
-fn unread(servers: &[&Server], quiet: Timestamp) -> Option<String> {
-    let read = |server: &&Server| Some((server.name.clone(), server.status.as_ref().ok()?.usage_read_at?));
+fn stale_usage(servers: &[&ObservedServer], quiet: Timestamp) -> Option<String> {
+    let read = |server: &&ObservedServer| Some((server.name.clone(), server.status.as_ref().ok()?.usage_read_at?));
     let (name, read) = servers.iter().filter_map(read).find(|(_, read)| *read < quiet)?;
     Some(format!("must be quiet until {}, and the uses of {name} were read at {}", text::time(quiet), text::time(read)))
 }
 
-fn unlist(entry: &RetiredAdapter, scene: Scene<'_>) -> Looked {
+fn unlist(entry: &RetiredAdapter, scene: RetirementInputs<'_>) -> RetirementUpdate {
     match scene.listing {
-        Some(Listing::NotExist) => unload(entry, scene),
-        Some(Listing::Exist) => match scene.text.map(|text| edit::unlist(text, &entry.id)) {
+        Some(AdapterListing::EnsureNotExist) => unload(entry, scene),
+        Some(AdapterListing::EnsureExist) => match scene.file_text.map(|text| edit::unlist(text, &entry.id)) {
             Some(Err(error)) => suggest(entry, &format!("its entry cannot be moved ({error})")),
-            _ => to(entry, RetirementState::Unlisting, "its entry moves to ensureNotExist", Again::Soon),
+            _ => transition(entry, RetirementState::Unlisting, "its entry moves to ensureNotExist", RequeueWhen::Soon),
         },
-        Some(Listing::Absent | Listing::Both) => leave(entry, scene),
-        None => to(entry, RetirementState::Unlisting, "the adapters file cannot be read", Again::Soon),
+        Some(AdapterListing::Absent | AdapterListing::Both) => begin_cleanup(entry, scene),
+        None => transition(entry, RetirementState::Unlisting, "the adapters file cannot be read", RequeueWhen::Soon),
     }
 }
 
-fn unload(entry: &RetiredAdapter, scene: Scene<'_>) -> Looked {
+fn unload(entry: &RetiredAdapter, scene: RetirementInputs<'_>) -> RetirementUpdate {
     match scene.listing {
-        Some(Listing::Exist) => return relisted(entry, scene),
-        Some(Listing::Absent) => return leave(entry, scene),
-        Some(Listing::NotExist | Listing::Both) | None => {}
+        Some(AdapterListing::EnsureExist) => return handle_relisted(entry, scene),
+        Some(AdapterListing::Absent) => return begin_cleanup(entry, scene),
+        Some(AdapterListing::EnsureNotExist | AdapterListing::Both) | None => {}
     }
-    let servers = match scene.holders() {
+    let servers = match scene.possible_holders() {
         Ok(servers) => servers,
-        Err(why) => return to(entry, RetirementState::Unloading, why, Again::Soon),
+        Err(why) => return transition(entry, RetirementState::Unloading, why, RequeueWhen::Soon),
     };
     let holding: Vec<String> = servers
         .iter()
         .filter_map(|server| match &server.status {
-            Ok(status) if has_let_go(&entry.id, status, scene.content) => None,
+            Ok(status) if has_unloaded(&entry.id, status, scene.content_hash) => None,
             Ok(_) => Some(server.name.clone()),
             Err(error) => Some(format!("{} (cannot be asked: {error})", server.name)),
         })
         .collect();
     if holding.is_empty() {
-        return to(entry, RetirementState::Gone, "no server has it", Again::OnChange);
+        return transition(entry, RetirementState::Gone, "no server has it", RequeueWhen::OnChange);
     }
     let reason =
         format!("waits for {} of {} servers to unload it: {}", holding.len(), servers.len(), text::list(&holding));
-    to(entry, RetirementState::Unloading, reason, Again::Soon)
+    transition(entry, RetirementState::Unloading, reason, RequeueWhen::Soon)
 }
 
 /// Whether a sidecar confirms that its server does not have the id. A server that is down has nothing. Where there is no
 /// sidecar, what vLLM lists is all there is.
-fn has_let_go(id: &AdapterId, status: &SidecarStatus, content: Option<&ContentHash>) -> bool {
+fn has_unloaded(id: &AdapterId, status: &SidecarStatus, content: Option<&ContentHash>) -> bool {
     if status.readiness.reason == NO_SIDECAR {
         return status.server.is_some() && !status.is_resident(id);
     }
@@ -299,19 +315,24 @@ fn has_let_go(id: &AdapterId, status: &SidecarStatus, content: Option<&ContentHa
     is_fresh(status, content) && (gone || status.server.is_none())
 }
 
-fn relisted(entry: &RetiredAdapter, scene: Scene<'_>) -> Looked {
+fn handle_relisted(entry: &RetiredAdapter, scene: RetirementInputs<'_>) -> RetirementUpdate {
     match scene.listing {
-        Some(Listing::NotExist) => {
+        Some(AdapterListing::EnsureNotExist) => {
             unload(&RetiredAdapter { state: RetirementState::Unloading, ..entry.clone() }, scene)
         }
-        Some(Listing::Absent) => leave(entry, scene),
-        _ => to(entry, RetirementState::Relisted, "somebody listed it again: it is theirs", Again::OnChange),
+        Some(AdapterListing::Absent) => begin_cleanup(entry, scene),
+        _ => transition(
+            entry,
+            RetirementState::Relisted,
+            "somebody listed it again: it is theirs",
+            RequeueWhen::OnChange,
+        ),
     }
 }
 
-fn gone(entry: &RetiredAdapter, scene: Scene<'_>) -> Looked {
+fn handle_gone(entry: &RetiredAdapter, scene: RetirementInputs<'_>) -> RetirementUpdate {
     match scene.listing {
-        Some(Listing::Exist) => relisted(entry, scene),
-        _ => to(entry, RetirementState::Gone, "no server has it", Again::OnChange),
+        Some(AdapterListing::EnsureExist) => handle_relisted(entry, scene),
+        _ => transition(entry, RetirementState::Gone, "no server has it", RequeueWhen::OnChange),
     }
 }

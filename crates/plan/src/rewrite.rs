@@ -24,7 +24,7 @@ const SINGLE_TARGET_WEIGHT: i32 = 100;
 
 /// What the rewrite should say.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wanted<'a> {
+pub(crate) struct DesiredRewrite<'a> {
     /// The rewrite's name.
     pub(crate) name: &'a str,
     /// The group of a rewrite that has to be made.
@@ -71,48 +71,51 @@ fn is_exact(candidate: &RewriteMatch, model: &ModelName) -> bool {
 }
 
 /// The sequence that the Rollout last stamped on the rewrite.
-pub(crate) fn stamp(rewrite: &InferenceModelRewrite, rollout_uid: &str) -> Option<Sequence> {
+pub(crate) fn stamped_sequence(rewrite: &InferenceModelRewrite, rollout_uid: &str) -> Option<Sequence> {
     rewrite.metadata.annotations.get(&sequence_annotation(rollout_uid))?.parse().ok().map(Sequence)
 }
 
 /// Whether the rewrite carries these weights and their stamp, for this pool.
-pub(crate) fn is_written(rewrite: &InferenceModelRewrite, wanted: Wanted<'_>) -> bool {
-    stamp(rewrite, wanted.rollout_uid) == Some(wanted.weights.sequence)
+pub(crate) fn is_written(rewrite: &InferenceModelRewrite, wanted: DesiredRewrite<'_>) -> bool {
+    stamped_sequence(rewrite, wanted.rollout_uid) == Some(wanted.weights.sequence)
         && rewrite.spec.pool_ref.name == wanted.pool.name
-        && rule_for(wanted.model, rewrite).is_some_and(|rule| is_ours_alone(rule) && has_targets(rule, wanted))
+        && rule_for(wanted.model, rewrite).is_some_and(|rule| is_exclusive(rule) && has_targets(rule, wanted))
 }
 
-fn is_ours_alone(rule: &RewriteRule) -> bool {
+fn is_exclusive(rule: &RewriteRule) -> bool {
     rule.matches.len() == 1
 }
 
-fn has_targets(rule: &RewriteRule, wanted: Wanted<'_>) -> bool {
+fn has_targets(rule: &RewriteRule, wanted: DesiredRewrite<'_>) -> bool {
     same_targets(&rule.targets, &wanted.weights.desired)
 }
 
 /// The rewrite as it should be; none where it is so already.
-pub(crate) fn edited(present: Option<&InferenceModelRewrite>, wanted: Wanted<'_>) -> Option<InferenceModelRewrite> {
-    let mut rewrite = present.cloned().unwrap_or_else(|| blank(wanted));
+pub(crate) fn updated(
+    present: Option<&InferenceModelRewrite>,
+    wanted: DesiredRewrite<'_>,
+) -> Option<InferenceModelRewrite> {
+    let mut rewrite = present.cloned().unwrap_or_else(|| new_rewrite(wanted));
     if rewrite.spec.pool_ref.name != wanted.pool.name {
         rewrite.spec.pool_ref = wanted.pool.clone();
     }
-    name_stable(&mut rewrite, wanted);
+    annotate_stable(&mut rewrite, wanted);
     set_rule(&mut rewrite.spec.rules, wanted);
-    annotate(
+    set_annotation(
         &mut rewrite.metadata,
         &sequence_annotation(wanted.rollout_uid),
         Some(&wanted.weights.sequence.to_string()),
     );
     // What others that share the rewrite asked for stays: two that take it back from each other would never end.
     if !is_shared(&rewrite, wanted) || !rewrite.metadata.annotations.contains_key(STICKY_HEADER_ANNOTATION) {
-        annotate(&mut rewrite.metadata, STICKY_HEADER_ANNOTATION, wanted.sticky_header);
+        set_annotation(&mut rewrite.metadata, STICKY_HEADER_ANNOTATION, wanted.sticky_header);
     }
     (present != Some(&rewrite)).then_some(rewrite)
 }
 
 /// Names the stable side where there are two targets: one needs no word on which is stable, and without it a success
 /// changes nothing in the rewrite. Those of other Rollouts that share the rewrite stay beside it.
-fn name_stable(rewrite: &mut InferenceModelRewrite, wanted: Wanted<'_>) {
+fn annotate_stable(rewrite: &mut InferenceModelRewrite, wanted: DesiredRewrite<'_>) {
     let rule = rule_for(wanted.model, rewrite);
     let before = rule.into_iter().flat_map(|rule| &rule.targets).map(|target| target.model_rewrite.as_str());
     let ours: Vec<&str> = before.chain(wanted.weights.desired.iter().map(|target| target.id.as_str())).collect();
@@ -122,7 +125,7 @@ fn name_stable(rewrite: &mut InferenceModelRewrite, wanted: Wanted<'_>) {
     // A set, so that everybody who shares it writes the same.
     let all: BTreeSet<&str> = others.chain(stable.map(AdapterId::as_str)).collect();
     let text = all.into_iter().collect::<Vec<_>>().join(",");
-    annotate(&mut rewrite.metadata, STABLE_ANNOTATION, (!text.is_empty()).then_some(text.as_str()));
+    set_annotation(&mut rewrite.metadata, STABLE_ANNOTATION, (!text.is_empty()).then_some(text.as_str()));
 }
 
 /// The ids that [`STABLE_ANNOTATION`] names.
@@ -131,12 +134,12 @@ pub(crate) fn stable_ids(annotation: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Whether another Rollout has stamped the rewrite too.
-fn is_shared(rewrite: &InferenceModelRewrite, wanted: Wanted<'_>) -> bool {
+fn is_shared(rewrite: &InferenceModelRewrite, wanted: DesiredRewrite<'_>) -> bool {
     let ours = sequence_annotation(wanted.rollout_uid);
     rewrite.metadata.annotations.keys().any(|name| name.starts_with(SEQUENCE_ANNOTATION_PREFIX) && *name != ours)
 }
 
-fn blank(wanted: Wanted<'_>) -> InferenceModelRewrite {
+fn new_rewrite(wanted: DesiredRewrite<'_>) -> InferenceModelRewrite {
     InferenceModelRewrite {
         api_version: wanted.group.api_version().to_owned(),
         kind: "InferenceModelRewrite".to_owned(),
@@ -146,17 +149,17 @@ fn blank(wanted: Wanted<'_>) -> InferenceModelRewrite {
     }
 }
 
-fn annotate(metadata: &mut ObjectMeta, name: &str, value: Option<&str>) {
+fn set_annotation(metadata: &mut ObjectMeta, name: &str, value: Option<&str>) {
     match value {
         Some(value) => metadata.annotations.insert(name.to_owned(), value.to_owned()),
         None => metadata.annotations.remove(name),
     };
 }
 
-fn set_rule(rules: &mut Vec<RewriteRule>, wanted: Wanted<'_>) {
+fn set_rule(rules: &mut Vec<RewriteRule>, wanted: DesiredRewrite<'_>) {
     let found = rules.iter().position(|rule| rule.matches.iter().any(|candidate| is_exact(candidate, wanted.model)));
     let index = match found {
-        Some(index) if is_ours_alone(&rules[index]) => index,
+        Some(index) if is_exclusive(&rules[index]) => index,
         // A rule that matches other names too is split: the others keep it as it is.
         Some(index) => {
             let mut ours = rules[index].clone();
@@ -177,7 +180,7 @@ fn set_rule(rules: &mut Vec<RewriteRule>, wanted: Wanted<'_>) {
     };
     let rule = &mut rules[index];
     if !has_targets(rule, wanted) {
-        rule.targets = targets(&rule.targets, &wanted.weights.desired);
+        rule.targets = merge_targets(&rule.targets, &wanted.weights.desired);
     }
 }
 
@@ -187,7 +190,7 @@ fn exact_match(model: &ModelName) -> RewriteMatch {
 }
 
 /// Targets with weight, in the order of `weights`, each with the unknown fields that it had.
-fn targets(present: &[RewriteTarget], weights: &[TargetWeight]) -> Vec<RewriteTarget> {
+fn merge_targets(present: &[RewriteTarget], weights: &[TargetWeight]) -> Vec<RewriteTarget> {
     let single = weights.len() == 1;
     let target = |weight: &TargetWeight| {
         let id = weight.id.as_str();

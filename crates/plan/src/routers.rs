@@ -7,7 +7,7 @@
 mod tests;
 
 use crate::{
-    observed::{Router, Unseen},
+    observed::{ObserveError, ObservedRouter},
     text,
     wait::Wait,
 };
@@ -25,11 +25,11 @@ use rollora_api::{
 use std::time::Duration;
 
 /// How long an endpoint picker, which cannot be asked, is given to take over new weights.
-const PICKER_GRACE: Duration = Duration::from_secs(10);
+const PICKER_GRACE_PERIOD: Duration = Duration::from_secs(10);
 
 /// What must be in force.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Claim<'a> {
+pub(crate) struct ExpectedRule<'a> {
     /// The name that clients send.
     pub(crate) model: &'a ModelName,
     /// The Rollout that stamps.
@@ -41,12 +41,12 @@ pub(crate) struct Claim<'a> {
     /// The weights.
     pub(crate) weights: &'a TrafficWeights,
     /// The rewrite whose rule goes before ours, where there is one.
-    pub(crate) shadow: Option<&'a str>,
+    pub(crate) shadowed_by: Option<&'a str>,
 }
 
 /// Who has the rule in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Proof {
+pub(crate) struct RouterProof {
     /// Routers that do.
     pub(crate) proven: usize,
     /// All routers.
@@ -57,42 +57,49 @@ pub(crate) struct Proof {
     pub(crate) shadowed_by: Option<String>,
 }
 
-impl Proof {
+impl RouterProof {
     /// Whether every router does what was written.
     pub(crate) fn is_complete(&self) -> bool {
         self.wait.is_none()
     }
 
     /// Nothing is proven while the rewrites cannot be read.
-    pub(crate) fn unseen(error: &Unseen, now: Timestamp) -> Self {
-        Self::waits(0, 0, Wait::for_sight("the rewrites cannot be read", error, now))
+    pub(crate) fn unobservable(error: &ObserveError, now: Timestamp) -> Self {
+        Self::incomplete(0, 0, Wait::while_unobservable("the rewrites cannot be read", error, now))
     }
 
     /// So many of so many are proven, and this is waited for.
-    pub(crate) fn waits(proven: usize, total: usize, wait: Wait) -> Self {
+    pub(crate) fn incomplete(proven: usize, total: usize, wait: Wait) -> Self {
         Self { proven, total, wait: Some(wait), shadowed_by: None }
     }
 }
 
 /// Looks at every router.
-pub(crate) fn prove(kind: RouterKind, claim: Claim<'_>, routers: Result<&[Router], &Unseen>, now: Timestamp) -> Proof {
+pub(crate) fn prove(
+    kind: RouterKind,
+    claim: ExpectedRule<'_>,
+    routers: Result<&[ObservedRouter], &ObserveError>,
+    now: Timestamp,
+) -> RouterProof {
     if !claim.written {
         let wait = Wait::soon(reason::ROUTERS_PENDING, "the rewrite is being written");
-        return Proof::waits(0, routers.map_or(0, <[Router]>::len), wait);
+        return RouterProof::incomplete(0, routers.map_or(0, <[ObservedRouter]>::len), wait);
     }
-    if let Some(other) = claim.shadow {
-        let wait = Wait::soon(reason::SHADOWED_BY, shadowed(other));
-        return Proof {
+    if let Some(other) = claim.shadowed_by {
+        let wait = Wait::soon(reason::SHADOWED_BY, shadowed_message(other));
+        return RouterProof {
             shadowed_by: Some(other.to_owned()),
-            ..Proof::waits(0, routers.map_or(0, <[Router]>::len), wait)
+            ..RouterProof::incomplete(0, routers.map_or(0, <[ObservedRouter]>::len), wait)
         };
     }
     match (kind, routers) {
-        (RouterKind::EndpointPicker, _) => prove_by_grace(claim.weights, now),
-        (RouterKind::ExtProc, Err(error)) => {
-            Proof::waits(0, 0, Wait::soon(reason::UNAVAILABLE, format!("the routers cannot be listed: {error}")))
-        }
-        (RouterKind::ExtProc, Ok([])) => Proof::waits(
+        (RouterKind::EndpointPicker, _) => prove_by_grace_period(claim.weights, now),
+        (RouterKind::ExtProc, Err(error)) => RouterProof::incomplete(
+            0,
+            0,
+            Wait::soon(reason::UNAVAILABLE, format!("the routers cannot be listed: {error}")),
+        ),
+        (RouterKind::ExtProc, Ok([])) => RouterProof::incomplete(
             0,
             0,
             Wait::soon(reason::NO_ROUTERS, "there is no router: start rollora-ext-proc, or set spec.router"),
@@ -102,45 +109,45 @@ pub(crate) fn prove(kind: RouterKind, claim: Claim<'_>, routers: Result<&[Router
 }
 
 /// From the time at which the rewrite was seen to say it: a write may take its time.
-fn prove_by_grace(weights: &TrafficWeights, now: Timestamp) -> Proof {
+fn prove_by_grace_period(weights: &TrafficWeights, now: Timestamp) -> RouterProof {
     let begins = weights.applied_at.max(weights.changed_at);
-    let over = begins.map_or(now, |begins| text::after(begins, PICKER_GRACE));
+    let over = begins.map_or(now, |begins| text::after(begins, PICKER_GRACE_PERIOD));
     let wait = (now < over).then(|| {
         let message = format!("the endpoint picker has until {} to take over the weights", text::time(over));
         Wait::until(reason::ROUTERS_PENDING, over, message)
     });
-    Proof { proven: 0, total: 0, wait, shadowed_by: None }
+    RouterProof { proven: 0, total: 0, wait, shadowed_by: None }
 }
 
 /// What there is to do about the rule of another rewrite.
-pub(crate) fn shadowed(other: &str) -> String {
+pub(crate) fn shadowed_message(other: &str) -> String {
     format!("the rule of {other} is in force for the model: remove it, or this Rollout")
 }
 
-fn prove_by_report(claim: Claim<'_>, routers: &[Router]) -> Proof {
+fn prove_by_report(claim: ExpectedRule<'_>, routers: &[ObservedRouter]) -> RouterProof {
     let lagging: Vec<String> = routers
         .iter()
         .filter_map(|router| {
             let why = match &router.report {
                 Err(error) => Some(format!("cannot be asked ({error})")),
-                Ok(report) => differs(claim, report.rule(claim.model)),
+                Ok(report) => mismatch(claim, report.rule(claim.model)),
             };
             why.map(|why| format!("{} {why}", router.name))
         })
         .collect();
-    let shadowed_by = routers.iter().find_map(|router| shadow(claim, router.report.as_ref().ok()?));
+    let shadowed_by = routers.iter().find_map(|router| shadowing_rewrite(claim, router.report.as_ref().ok()?));
     let wait = (!lagging.is_empty())
         .then(|| Wait::soon(reason::ROUTERS_PENDING, format!("waits for routers: {}", text::list(&lagging))));
-    Proof { proven: routers.len() - lagging.len(), total: routers.len(), wait, shadowed_by }
+    RouterProof { proven: routers.len() - lagging.len(), total: routers.len(), wait, shadowed_by }
 }
 
 /// The rewrite whose exact rule for the model is in force instead of ours.
-fn shadow(claim: Claim<'_>, report: &RulesReport) -> Option<String> {
+fn shadowing_rewrite(claim: ExpectedRule<'_>, report: &RulesReport) -> Option<String> {
     let rule = report.models.get(claim.model.as_str())?;
     claim.rewrite_uid.is_some_and(|uid| uid != rule.uid).then(|| rule.rewrite.clone())
 }
 
-fn differs(claim: Claim<'_>, rule: Option<&ActiveRule>) -> Option<String> {
+fn mismatch(claim: ExpectedRule<'_>, rule: Option<&ActiveRule>) -> Option<String> {
     let Some(rule) = rule else { return Some("has no rule for the model yet".to_owned()) };
     if claim.rewrite_uid != Some(rule.uid.as_str()) {
         return Some(format!("follows the rule of {}", rule.rewrite));

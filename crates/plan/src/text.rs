@@ -10,7 +10,7 @@ pub(crate) fn time(at: Timestamp) -> String {
 }
 
 /// A span as the Gateway API writes it, to the second from one second up.
-pub(crate) fn span(span: Duration) -> String {
+pub(crate) fn duration(span: Duration) -> String {
     let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     let rounded = if millis < 1000 { millis } else { millis.div_ceil(1000) * 1000 };
     GatewayDuration::from_millis(rounded).to_string()
@@ -27,7 +27,7 @@ pub(crate) fn list<T: AsRef<str>>(items: &[T]) -> String {
 }
 
 /// A pool that serves nobody.
-pub(crate) fn none_ready(pool: &PoolRef) -> String {
+pub(crate) fn no_ready_servers(pool: &PoolRef) -> String {
     format!("no server of the pool {} is Ready: see its pods", pool.name)
 }
 

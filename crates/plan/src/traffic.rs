@@ -7,19 +7,19 @@
 
 mod actions;
 mod deadline;
-pub(crate) mod map;
 mod steps;
 #[cfg(test)]
 mod tests;
+pub(crate) mod transitions;
 
-pub(crate) use actions::Outcome;
+pub(crate) use actions::IntentResult;
 
-use self::map::{By, Move, Place};
+use self::transitions::{TrafficState, Transition, Trigger};
 use crate::{
-    event::Event,
-    observed::Server,
-    residency::{self, Gate},
-    routers::Proof,
+    event::RolloutEvent,
+    observed::ObservedServer,
+    residency::{self, ResidencyGate},
+    routers::RouterProof,
     wait::Wait,
 };
 use jiff::Timestamp;
@@ -35,11 +35,11 @@ use rollora_api::{
 };
 
 /// Ended revisions and rejected ids that are kept.
-const KEPT: usize = 10;
+const MAX_HISTORY: usize = 10;
 
 /// The part of a status that belongs to this machine, and what a decision adds to it.
 #[derive(Debug)]
-pub(crate) struct Traffic<'a> {
+pub(crate) struct TrafficMachine<'a> {
     pub(crate) revision: &'a mut Revision,
     pub(crate) steps: &'a mut Vec<Step>,
     pub(crate) total_weight: &'a mut i32,
@@ -49,16 +49,16 @@ pub(crate) struct Traffic<'a> {
     pub(crate) rejected: &'a mut Vec<RejectedAdapter>,
     pub(crate) history: &'a mut Vec<PastRevision>,
     /// Ids that are on their way out.
-    pub(crate) left: Vec<Left>,
+    pub(crate) newly_retired: Vec<NewlyRetired>,
     /// Where it went, move by move.
-    pub(crate) moves: Vec<Move>,
+    pub(crate) transitions: Vec<Transition>,
     /// What happened.
-    pub(crate) events: Vec<Event>,
+    pub(crate) events: Vec<RolloutEvent>,
 }
 
 /// An id that is on its way out.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Left {
+pub(crate) struct NewlyRetired {
     pub(crate) id: AdapterId,
     /// Why.
     pub(crate) reason: String,
@@ -68,7 +68,7 @@ pub(crate) struct Left {
 
 /// What this machine looks at.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Scene<'a> {
+pub(crate) struct TrafficInputs<'a> {
     /// The time.
     pub(crate) now: Timestamp,
     /// `spec.paused`.
@@ -76,30 +76,30 @@ pub(crate) struct Scene<'a> {
     /// `spec.strategy`, for what is live in it.
     pub(crate) strategy: &'a Strategy,
     /// Whether servers and routers were asked at all.
-    pub(crate) asked: bool,
+    pub(crate) observation_attempted: bool,
     /// Whether everything could be observed: only such time counts for deadlines.
-    pub(crate) observed: bool,
+    pub(crate) fully_observed: bool,
     /// The pool's servers; none where they could not be listed.
-    pub(crate) servers: Option<&'a [Server]>,
+    pub(crate) servers: Option<&'a [ObservedServer]>,
     /// The residency gate of the desired adapter; none where it could not be looked at.
-    pub(crate) gate: Option<&'a Gate>,
+    pub(crate) gate: Option<&'a ResidencyGate>,
     /// Why the desired adapter cannot be resident everywhere yet.
-    pub(crate) obstacle: Option<&'a Wait>,
+    pub(crate) residency_wait: Option<&'a Wait>,
     /// Whether the routers do what the weights say.
-    pub(crate) proof: &'a Proof,
+    pub(crate) proof: &'a RouterProof,
 }
 
 /// How a decision goes on.
-enum Turn {
+enum StepProgress {
     /// The state changed; look at the new one.
-    Again,
+    Continue,
     /// Nothing more can be done now.
     Wait(Option<Wait>),
 }
 
-impl<'a> Traffic<'a> {
+impl<'a> TrafficMachine<'a> {
     /// Borrows the machine's part of a status.
-    pub(crate) fn of(status: &'a mut RolloutStatus) -> Self {
+    pub(crate) fn from_status(status: &'a mut RolloutStatus) -> Self {
         Self {
             revision: &mut status.revision,
             steps: &mut status.steps,
@@ -109,53 +109,55 @@ impl<'a> Traffic<'a> {
             lost_since: &mut status.residency.lost_since,
             rejected: &mut status.rejected,
             history: &mut status.history,
-            left: Vec::new(),
-            moves: Vec::new(),
+            newly_retired: Vec::new(),
+            transitions: Vec::new(),
             events: Vec::new(),
         }
     }
 
     /// Moves as far as the scene allows, and says what is waited for then: the main thing first.
-    pub(crate) fn advance(&mut self, scene: Scene<'_>) -> Vec<Wait> {
-        deadline::count(self, scene);
-        let lost = self.watch_residency(scene);
+    pub(crate) fn advance(&mut self, scene: TrafficInputs<'_>) -> Vec<Wait> {
+        deadline::add_observed_time(self, scene);
+        let lost = self.check_residency(scene);
         // Each step is passed at most twice: on the way to its weight, and after its proof.
         for _ in 0..=2 * (self.steps.len() + 2) {
-            if let Turn::Wait(wait) = self.turn(scene) {
+            if let StepProgress::Wait(wait) = self.advance_once(scene) {
                 return wait.into_iter().chain(lost).collect();
             }
         }
         lost.into_iter().collect()
     }
 
-    fn turn(&mut self, scene: Scene<'_>) -> Turn {
-        let Some(step) = self.step.as_ref() else { return Turn::Wait(None) };
+    fn advance_once(&mut self, scene: TrafficInputs<'_>) -> StepProgress {
+        let Some(step) = self.step.as_ref() else { return StepProgress::Wait(None) };
         if self.rejection().is_some() {
             return self.roll_back(scene);
         }
         let turn = match step.state {
-            StepState::Done => Turn::Wait(None),
-            StepState::Pausing => self.pause(scene),
+            StepState::Done => StepProgress::Wait(None),
+            StepState::Pausing => self.await_pause(scene),
             StepState::AwaitingResidency => self.await_residency(scene),
             StepState::AwaitingRouters => self.await_routers(scene),
-            StepState::Held => self.held(scene),
+            StepState::Held => self.await_recovery(scene),
         };
         match turn {
-            Turn::Wait(wait) if deadline::exceeded(self, scene.strategy) => Turn::Wait(self.miss_deadline(wait, scene)),
+            StepProgress::Wait(wait) if deadline::is_exceeded(self, scene.strategy) => {
+                StepProgress::Wait(self.handle_missed_deadline(wait, scene))
+            }
             turn => turn,
         }
     }
 
     /// Begins a new revision. `at_once` skips the steps: the adapter had all requests a moment ago.
-    pub(crate) fn begin(&mut self, id: &AdapterId, strategy: &Strategy, at_once: bool, now: Timestamp) {
-        let from = self.standing();
-        self.begin_from(from, By::Wish, (id, strategy, at_once), now);
+    pub(crate) fn begin_revision(&mut self, id: &AdapterId, strategy: &Strategy, at_once: bool, now: Timestamp) {
+        let from = self.current_state();
+        self.begin_revision_from(from, Trigger::DesiredChanged, (id, strategy, at_once), now);
     }
 
-    fn begin_from(
+    fn begin_revision_from(
         &mut self,
-        from: Place,
-        by: By,
+        from: TrafficState,
+        by: Trigger,
         (id, strategy, at_once): (&AdapterId, &Strategy, bool),
         now: Timestamp,
     ) {
@@ -171,7 +173,7 @@ impl<'a> Traffic<'a> {
             let (what, outcome) =
                 if goes_back { ("is wanted again", reason::UNLISTED) } else { ("superseded it", reason::SUPERSEDED) };
             if unfinished {
-                self.end(previous.clone(), outcome, now);
+                self.record_ended(previous.clone(), outcome, now);
             }
             self.retire(previous, format!("{id} {what}"));
         }
@@ -182,7 +184,7 @@ impl<'a> Traffic<'a> {
         *self.lost_since = None;
         let first_install = self.revision.stable.is_none();
         let index = if goes_back || first_install { self.steps.len() } else { 0 };
-        self.enter_from(from, index, by, now);
+        self.enter_step_from(from, index, by, now);
         let message = match (&self.revision.stable, goes_back) {
             (None, _) => format!("{id} is to be installed"),
             (Some(stable), _) if stable == id && adopted => format!("{id} serves already"),
@@ -190,7 +192,7 @@ impl<'a> Traffic<'a> {
             (Some(stable), true) => format!("{id} is to take over from {stable} again, at once"),
             (Some(stable), false) => format!("{id} is to take over from {stable} in {} steps", self.steps.len()),
         };
-        self.say(false, reason::PROGRESSING, message);
+        self.record_event(false, reason::PROGRESSING, message);
     }
 
     /// An adopted split between stable and the desired adapter stays until the first step; every other is ended.
@@ -202,7 +204,7 @@ impl<'a> Traffic<'a> {
             return;
         }
         let before = self.weights.desired.clone();
-        self.all_to_stable(now);
+        self.shift_all_to_stable(now);
         for target in before.into_iter().filter(|target| target.id != *desired) {
             if self.weight_of(&target.id) == 0 {
                 self.retire(target.id, format!("it lost its weight to {desired}"));
@@ -212,35 +214,40 @@ impl<'a> Traffic<'a> {
 
     /// An id is on its way out, unless it is stable, rejected, or known to be so already.
     fn retire(&mut self, id: AdapterId, why: String) {
-        let known = self.left.iter().any(|left| left.id == id);
+        let known = self.newly_retired.iter().any(|left| left.id == id);
         if !known && self.revision.stable.as_ref() != Some(&id) && !self.is_rejected(&id) {
-            self.left.push(Left { id, reason: why, was_stable: false });
+            self.newly_retired.push(NewlyRetired { id, reason: why, was_stable: false });
         }
     }
 
     /// The desired adapter has everything, at every router.
     fn succeed(&mut self, now: Timestamp) {
         let Some(desired) = self.revision.desired.clone() else { return };
-        self.set_state(StepState::Done, By::Routers, now);
+        self.set_state(StepState::Done, Trigger::RoutersProven, now);
         let old = self.revision.stable.replace(desired.clone());
         if let Some(old) = old.filter(|old| *old != desired) {
-            self.left.push(Left { id: old, reason: format!("{desired} has taken over"), was_stable: true });
+            self.newly_retired.push(NewlyRetired {
+                id: old,
+                reason: format!("{desired} has taken over"),
+                was_stable: true,
+            });
         }
-        self.end(desired.clone(), reason::SUCCEEDED, now);
-        self.say(false, reason::SUCCEEDED, format!("{desired} serves all requests"));
+        self.record_ended(desired.clone(), reason::SUCCEEDED, now);
+        self.record_event(false, reason::SUCCEEDED, format!("{desired} serves all requests"));
     }
 
     /// Rejects the desired adapter and gives everything back to stable, in one change of weights.
     pub(crate) fn reject(&mut self, why: &str, outcome: &str, now: Timestamp) {
         let Some(desired) = self.revision.desired.clone() else { return };
-        let (from, by) = (self.standing(), if outcome == reason::ABORTED { By::Abort } else { By::Failure });
+        let (from, by) =
+            (self.current_state(), if outcome == reason::ABORTED { Trigger::Abort } else { Trigger::Failed });
         self.rejected.insert(0, RejectedAdapter { id: desired.clone(), reason: why.to_owned() });
-        self.rejected.truncate(KEPT);
-        self.all_to_stable(now);
+        self.rejected.truncate(MAX_HISTORY);
+        self.shift_all_to_stable(now);
         *self.lost_since = None;
         self.set_state_from(from, StepState::AwaitingRouters, by, now);
-        self.end(desired.clone(), outcome, now);
-        self.say(true, outcome, format!("{desired} was rejected: {why}"));
+        self.record_ended(desired.clone(), outcome, now);
+        self.record_event(true, outcome, format!("{desired} was rejected: {why}"));
     }
 
     /// As [`Self::reject`], unless stable could not take the requests: then it holds and says so.
@@ -248,7 +255,7 @@ impl<'a> Traffic<'a> {
         &mut self,
         why: &str,
         outcome: &'static str,
-        servers: Option<&[Server]>,
+        servers: Option<&[ObservedServer]>,
         now: Timestamp,
     ) -> Option<Wait> {
         let desired = self.revision.desired.clone()?;
@@ -275,30 +282,30 @@ impl<'a> Traffic<'a> {
 
     /// Nobody looks after the rollout any more: everything goes to stable. To the desired adapter only where
     /// `stable_goes`: it will be unloaded then, and the desired one stays.
-    pub(crate) fn leave(&mut self, stable_goes: bool, now: Timestamp) {
+    pub(crate) fn finalize(&mut self, stable_goes: bool, now: Timestamp) {
         if let (true, Some(desired)) = (stable_goes, self.revision.desired.clone())
             && self.weight_of(&desired) > 0
         {
-            self.set_weights(vec![TargetWeight { id: desired, weight: SINGLE }], now);
+            self.set_weights(vec![TargetWeight { id: desired, weight: FULL_WEIGHT }], now);
         } else {
-            self.all_to_stable(now);
+            self.shift_all_to_stable(now);
         }
     }
 
-    fn roll_back(&mut self, scene: Scene<'_>) -> Turn {
-        let done = self.state() == Some(StepState::Done);
+    fn roll_back(&mut self, scene: TrafficInputs<'_>) -> StepProgress {
+        let done = self.step_state() == Some(StepState::Done);
         if done {
-            return Turn::Wait(None);
+            return StepProgress::Wait(None);
         }
         if !self.weights.desired.is_empty() && !scene.proof.is_complete() {
-            return Turn::Wait(scene.proof.wait.clone());
+            return StepProgress::Wait(scene.proof.wait.clone());
         }
-        self.set_state(StepState::Done, By::Routers, scene.now);
+        self.set_state(StepState::Done, Trigger::RoutersProven, scene.now);
         if let Some(stable) = &self.revision.stable {
             let message = format!("{stable} serves all requests again");
-            self.say(false, reason::ROLLED_BACK, message);
+            self.record_event(false, reason::ROLLED_BACK, message);
         }
-        Turn::Again
+        StepProgress::Continue
     }
 
     /// Why the desired adapter was rejected.
@@ -313,10 +320,10 @@ impl<'a> Traffic<'a> {
 
     /// Whether the present revision neither succeeded nor failed yet.
     pub(crate) fn is_unfinished(&self) -> bool {
-        self.state().is_some_and(|state| state != StepState::Done) && self.rejection().is_none()
+        self.step_state().is_some_and(|state| state != StepState::Done) && self.rejection().is_none()
     }
 
-    pub(crate) fn state(&self) -> Option<StepState> {
+    pub(crate) fn step_state(&self) -> Option<StepState> {
         self.step.as_ref().map(|step| step.state)
     }
 
@@ -325,12 +332,12 @@ impl<'a> Traffic<'a> {
         self.weights.desired.iter().find(|target| target.id == *id).map_or(0, |target| target.weight)
     }
 
-    fn all_to_stable(&mut self, now: Timestamp) {
+    fn shift_all_to_stable(&mut self, now: Timestamp) {
         // Where nobody wrote a rule yet, the name is served directly: a rule for that would only add a risk.
         if let Some(stable) = self.revision.stable.clone()
             && !self.weights.desired.is_empty()
         {
-            self.set_weights(vec![TargetWeight { id: stable, weight: SINGLE }], now);
+            self.set_weights(vec![TargetWeight { id: stable, weight: FULL_WEIGHT }], now);
         }
     }
 
@@ -345,15 +352,15 @@ impl<'a> Traffic<'a> {
         changed
     }
 
-    fn end(&mut self, id: AdapterId, outcome: &str, at: Timestamp) {
+    fn record_ended(&mut self, id: AdapterId, outcome: &str, at: Timestamp) {
         self.history.insert(0, PastRevision { revision: self.revision.number, id, outcome: outcome.to_owned(), at });
-        self.history.truncate(KEPT);
+        self.history.truncate(MAX_HISTORY);
     }
 
-    fn say(&mut self, warning: bool, reason: &str, message: String) {
-        self.events.push(Event { warning, reason: reason.to_owned(), message });
+    fn record_event(&mut self, warning: bool, reason: &str, message: String) {
+        self.events.push(RolloutEvent { warning, reason: reason.to_owned(), message });
     }
 }
 
 /// The weight of a single target: any number means everything.
-pub(crate) const SINGLE: i32 = 100;
+pub(crate) const FULL_WEIGHT: i32 = 100;

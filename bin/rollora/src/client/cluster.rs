@@ -10,7 +10,7 @@ use rollora_api::{
     rollout::{Intent, Rollout},
     router_report::RulesReport,
 };
-use rollora_cluster::{Access, ApiError, Cluster, Rollouts, Told};
+use rollora_cluster::{ApiError, Cluster, ConnectOptions, RecordedEvent, RolloutApi};
 use rollora_local::{EventRecord, FileView, IntentRequest, Overview};
 use std::pin::Pin;
 use uuid::Uuid;
@@ -21,13 +21,13 @@ const TRIES: usize = 5;
 /// One Rollout of one cluster.
 #[derive(Debug)]
 pub(crate) struct Client {
-    rollouts: Rollouts,
+    rollouts: RolloutApi,
     name: String,
 }
 
 /// Overviews as they change.
 pub(crate) struct Watch {
-    rollouts: Rollouts,
+    rollouts: RolloutApi,
     name: String,
     changes: Pin<Box<dyn futures_util::Stream<Item = Result<Option<Rollout>, ApiError>> + Send>>,
     /// Heard of, and not told yet.
@@ -37,13 +37,13 @@ pub(crate) struct Watch {
 impl Client {
     /// Finds the cluster, and the only Rollout of the namespace where none is named.
     pub(super) async fn open(place: ClusterPlace, rollout: Option<String>) -> Result<Self, ClientError> {
-        let access = Access { kubeconfig: place.kubeconfig, context: place.context };
+        let access = ConnectOptions { kubeconfig: place.kubeconfig, context: place.context };
         let cluster = Cluster::connect(&access, "rollora").await.map_err(|error| {
             let hint =
                 if place.by_default { " (and no `rollora local` runs on the state folder .rollora here)" } else { "" };
             ClientError::Cluster(format!("{error}{hint}"))
         })?;
-        let rollouts = Rollouts::new(&cluster, place.namespace.as_deref());
+        let rollouts = RolloutApi::new(&cluster, place.namespace.as_deref());
         let name = match rollout {
             Some(name) => name,
             None => only(&rollouts).await?,
@@ -108,7 +108,7 @@ impl Watch {
 }
 
 /// The name of the only Rollout that there is.
-async fn only(rollouts: &Rollouts) -> Result<String, ClientError> {
+async fn only(rollouts: &RolloutApi) -> Result<String, ClientError> {
     let mut names = rollouts.names().await.map_err(|error| ClientError::Cluster(error.to_string()))?;
     let namespace = rollouts.namespace();
     match (names.pop(), names.as_slice()) {
@@ -124,7 +124,7 @@ async fn only(rollouts: &Rollouts) -> Result<String, ClientError> {
     }
 }
 
-async fn not_there(name: &str, rollouts: &Rollouts) -> ClientError {
+async fn not_there(name: &str, rollouts: &RolloutApi) -> ClientError {
     let namespace = rollouts.namespace();
     // Only for the words: whoever may not list is told less.
     let others = rollouts.names().await.unwrap_or_default();
@@ -132,7 +132,7 @@ async fn not_there(name: &str, rollouts: &Rollouts) -> ClientError {
     ClientError::Cluster(format!("there is no Rollout {name} in namespace {namespace}{others}"))
 }
 
-async fn overview(rollouts: &Rollouts, rollout: Rollout) -> Overview {
+async fn overview(rollouts: &RolloutApi, rollout: Rollout) -> Overview {
     // Whoever may not read events is shown none.
     let events = rollouts.events(&rollout.metadata.name).await.unwrap_or_default();
     let file = FileView { path: String::new(), problem: None };
@@ -148,7 +148,7 @@ async fn overview(rollouts: &Rollouts, rollout: Rollout) -> Overview {
     }
 }
 
-fn record(told: Told) -> EventRecord {
-    let Told { at, count, warning, reason, message } = told;
+fn record(told: RecordedEvent) -> EventRecord {
+    let RecordedEvent { last_seen: at, count, warning, reason, message } = told;
     EventRecord { at, count, warning, reason, message }
 }

@@ -1,12 +1,12 @@
 use super::*;
 
-fn access(kubeconfig: &str) -> Access {
-    Access { kubeconfig: Some(kubeconfig.into()), context: None }
+fn options(kubeconfig: &str) -> ConnectOptions {
+    ConnectOptions { kubeconfig: Some(kubeconfig.into()), context: None }
 }
 
 #[tokio::test]
 async fn a_kubeconfig_that_is_not_there_is_named() {
-    let error = Cluster::connect(&access("/nowhere/kubeconfig"), "test").await.unwrap_err().to_string();
+    let error = Cluster::connect(&options("/nowhere/kubeconfig"), "test").await.unwrap_err().to_string();
     assert!(error.starts_with("the kubeconfig /nowhere/kubeconfig cannot be used: "), "{error}");
     assert!(error.contains("No such file"), "{error}");
 }
@@ -14,7 +14,7 @@ async fn a_kubeconfig_that_is_not_there_is_named() {
 #[test]
 fn causes_are_said_once() {
     let inner = std::io::Error::other("the disk is full");
-    assert_eq!(chain(&inner), "the disk is full");
+    assert_eq!(error_chain(&inner), "the disk is full");
     let outer = std::io::Error::other(std::io::Error::other("the disk is full"));
-    assert_eq!(chain(&outer), "the disk is full");
+    assert_eq!(error_chain(&outer), "the disk is full");
 }

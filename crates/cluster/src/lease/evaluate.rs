@@ -5,9 +5,9 @@ use tokio::time::Instant;
 
 /// A Lease, and since when it has been as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Seen {
+pub(super) struct ObservedLease {
     /// Since when this version is known, by our own clock.
-    pub(super) at: Instant,
+    pub(super) unchanged_since: Instant,
     /// Its version.
     pub(super) version: String,
     /// Who holds it; nobody where empty.
@@ -18,7 +18,7 @@ pub(super) struct Seen {
 
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Act {
+pub(super) enum LeaseAction {
     /// Take it: it is free, or its holder is gone.
     Acquire,
     /// Renew it: it is ours.
@@ -28,13 +28,13 @@ pub(super) enum Act {
 }
 
 /// What `identity` does about the Lease.
-pub(super) fn evaluate(seen: Option<&Seen>, identity: &str, now: Instant) -> Act {
-    let Some(seen) = seen else { return Act::Acquire };
+pub(super) fn evaluate(seen: Option<&ObservedLease>, identity: &str, now: Instant) -> LeaseAction {
+    let Some(seen) = seen else { return LeaseAction::Acquire };
     if seen.holder == identity {
-        return Act::Renew;
+        return LeaseAction::Renew;
     }
-    let end = seen.at + seen.duration;
-    if seen.holder.is_empty() || end <= now { Act::Acquire } else { Act::Wait(end) }
+    let end = seen.unchanged_since + seen.duration;
+    if seen.holder.is_empty() || end <= now { LeaseAction::Acquire } else { LeaseAction::Wait(end) }
 }
 
 #[cfg(test)]
@@ -43,30 +43,30 @@ mod tests {
 
     const TERM: Duration = Duration::from_secs(15);
 
-    fn held_by(holder: &str, at: Instant) -> Seen {
-        Seen { at, version: "1".to_owned(), holder: holder.to_owned(), duration: TERM }
+    fn held_by(holder: &str, at: Instant) -> ObservedLease {
+        ObservedLease { unchanged_since: at, version: "1".to_owned(), holder: holder.to_owned(), duration: TERM }
     }
 
     #[tokio::test]
     async fn a_lease_that_is_not_there_or_free_is_taken() {
         let now = Instant::now();
-        assert_eq!(evaluate(None, "a", now), Act::Acquire);
-        assert_eq!(evaluate(Some(&held_by("", now)), "a", now), Act::Acquire);
+        assert_eq!(evaluate(None, "a", now), LeaseAction::Acquire);
+        assert_eq!(evaluate(Some(&held_by("", now)), "a", now), LeaseAction::Acquire);
     }
 
     #[tokio::test]
     async fn our_own_lease_is_renewed_however_old_it_is() {
         let now = Instant::now();
-        assert_eq!(evaluate(Some(&held_by("a", now)), "a", now + TERM * 9), Act::Renew);
+        assert_eq!(evaluate(Some(&held_by("a", now)), "a", now + TERM * 9), LeaseAction::Renew);
     }
 
     #[tokio::test]
     async fn another_s_lease_is_taken_when_it_has_not_changed_for_its_whole_term() {
         let now = Instant::now();
         let lease = held_by("b", now);
-        assert_eq!(evaluate(Some(&lease), "a", now), Act::Wait(now + TERM));
+        assert_eq!(evaluate(Some(&lease), "a", now), LeaseAction::Wait(now + TERM));
         let almost = now + TERM - Duration::from_millis(1);
-        assert_eq!(evaluate(Some(&lease), "a", almost), Act::Wait(now + TERM));
-        assert_eq!(evaluate(Some(&lease), "a", now + TERM), Act::Acquire);
+        assert_eq!(evaluate(Some(&lease), "a", almost), LeaseAction::Wait(now + TERM));
+        assert_eq!(evaluate(Some(&lease), "a", now + TERM), LeaseAction::Acquire);
     }
 }

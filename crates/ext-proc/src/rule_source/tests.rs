@@ -25,17 +25,17 @@ impl TestRuleSource {
 
     fn reset(&mut self, group: RewriteGroup, rewrites: &[(&str, &str)]) {
         let rewrites = rewrites.iter().map(|(name, target)| rewrite(group, name, "m", &[(target, 1)])).collect();
-        self.source.handle_event(RewriteNews::Reset { group, rewrites });
+        self.source.handle_event(RewriteEvent::Reset { group, rewrites });
     }
 
     fn apply(&mut self, group: RewriteGroup, name: &str, target: &str) {
-        self.source.handle_event(RewriteNews::Apply(Box::new(rewrite(group, name, "m", &[(target, 1)]))));
+        self.source.handle_event(RewriteEvent::Apply(Box::new(rewrite(group, name, "m", &[(target, 1)]))));
     }
 
     fn state(&mut self, served: &[RewriteGroup], complete: bool, problem: Option<ApiError>) {
-        self.source.handle_event(RewriteNews::State(WatchState {
-            served: served.iter().copied().collect(),
-            complete,
+        self.source.handle_event(RewriteEvent::State(RewriteWatchState {
+            served_groups: served.iter().copied().collect(),
+            synced: complete,
             problem,
         }));
     }
@@ -96,7 +96,7 @@ fn changes_come_into_force_one_by_one() {
     bed.reset(Legacy, &[("r", "v1"), ("s", "other")]);
     bed.apply(Legacy, "r", "v2");
     assert_eq!(bed.target().as_deref(), Some("v2"));
-    bed.source.handle_event(RewriteNews::Delete { group: Legacy, namespace: "ns".to_owned(), name: "r".to_owned() });
+    bed.source.handle_event(RewriteEvent::Delete { group: Legacy, namespace: "ns".to_owned(), name: "r".to_owned() });
     assert_eq!(bed.target().as_deref(), Some("other"));
     bed.reset(Legacy, &[]);
     assert_eq!(bed.target(), None);

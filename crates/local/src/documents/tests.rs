@@ -55,7 +55,7 @@ fn a_status_is_written_only_over_the_version_that_was_read() {
     let written = documents.with_status(&read, &RolloutStatus::default()).unwrap();
     assert_eq!((written.metadata.generation, written.metadata.uid.as_deref()), (Some(1), Some("uid")));
     documents.rollout = Arc::new(written);
-    assert_eq!(documents.with_status(&read, &RolloutStatus::default()), Err(Written::Stale));
+    assert_eq!(documents.with_status(&read, &RolloutStatus::default()), Err(WriteOutcome::Conflict));
 }
 
 #[test]
@@ -65,13 +65,16 @@ fn a_rewrite_is_made_once_and_replaced_with_the_version_that_was_read() {
     assert_eq!((made[0].metadata.uid.as_deref(), made[0].metadata.creation_timestamp), (Some("made"), Some(now())));
     documents.rewrites = Arc::new(made);
     let unchanged = Precondition::Unchanged(first);
-    assert_eq!(documents.with_rewrite(&rewrite(20), &Precondition::Absent, "x", now()).unwrap_err(), Written::Stale);
+    assert_eq!(
+        documents.with_rewrite(&rewrite(20), &Precondition::Absent, "x", now()).unwrap_err(),
+        WriteOutcome::Conflict
+    );
 
     let (replaced, _) = documents.with_rewrite(&rewrite(20), &unchanged, "x", now()).unwrap();
     assert_eq!((replaced.len(), replaced[0].metadata.uid.as_deref()), (1, Some("made")));
     assert_eq!(replaced[0].metadata.generation, Some(2));
     documents.rewrites = Arc::new(replaced);
-    assert_eq!(documents.with_rewrite(&rewrite(30), &unchanged, "x", now()).unwrap_err(), Written::Stale);
+    assert_eq!(documents.with_rewrite(&rewrite(30), &unchanged, "x", now()).unwrap_err(), WriteOutcome::Conflict);
 }
 
 #[test]

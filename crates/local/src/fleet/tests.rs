@@ -5,7 +5,7 @@ use crate::{
     store::{Inputs, LocalStore},
 };
 use rollora_api::sidecar_status::{AdapterState, AdapterStatus, ReadinessStatus, ServerIdentity};
-use rollora_operator::ports::{AdaptersWrite, Store, Version, Written};
+use rollora_operator::ports::{AdaptersWrite, DocumentStore, ResourceVersion, WriteOutcome};
 use std::{fs, path::Path};
 use tokio_util::task::TaskTracker;
 
@@ -52,10 +52,10 @@ impl Machine {
     async fn write_key(&self, text: &str) {
         let key = self.store.key();
         let reference = self.store.picture().rollout.spec.adapters_ref.clone();
-        let version = Version(self.store.picture().hash().0);
-        let write = AdaptersWrite { user_text: None, key_text: Some(text.to_owned()) };
+        let version = ResourceVersion(self.store.picture().hash().0);
+        let write = AdaptersWrite { user_text: None, directives_text: Some(text.to_owned()) };
         let written = self.store.write_adapters(&key, &reference, &version, &write).await;
-        assert!(matches!(written, Written::Done(_)), "{written:?}");
+        assert!(matches!(written, WriteOutcome::Done(_)), "{written:?}");
     }
 
     /// Whether the sidecar of a server may try `v2`.
@@ -71,7 +71,7 @@ impl Machine {
     async fn ready(&self) -> Vec<bool> {
         let pool = self.store.picture().rollout.spec.pool_ref.clone();
         let servers = Fleet::servers(&self.fleet, &self.store.key(), &pool).await.unwrap();
-        servers.answers.iter().map(|server| server.ready).collect()
+        servers.responses.iter().map(|server| server.ready).collect()
     }
 }
 
@@ -154,7 +154,7 @@ async fn the_operator_is_told_when_uses_were_read_and_nobody_is_woken_by_it() {
     machine.pulses[0].send_replace(Some(Pulse { turned, looked: None, reconciled: None, uses_read_at: Some(at) }));
     let pool = machine.store.picture().rollout.spec.pool_ref.clone();
     let servers = Fleet::servers(&machine.fleet, &machine.store.key(), &pool).await.unwrap();
-    assert_eq!(servers.answers[0].status.as_ref().unwrap().usage_read_at, Some(at));
+    assert_eq!(servers.responses[0].status.as_ref().unwrap().usage_read_at, Some(at));
     assert_eq!(status.has_changed().ok(), Some(false));
 }
 

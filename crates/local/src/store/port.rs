@@ -15,7 +15,8 @@ use rollora_api::{
     rollout::{Rollout, RolloutStatus, spec::AdaptersRef},
 };
 use rollora_operator::ports::{
-    AdaptersDocument, AdaptersWrite, Event, Precondition, ReadError, RolloutKey, Store, Version, Versioned, Written,
+    AdaptersDocument, AdaptersWrite, DocumentStore, Precondition, ReadError, ResourceVersion, RolloutEvent, RolloutKey,
+    Versioned, WriteOutcome,
 };
 use std::{fs, sync::Arc};
 use uuid::Uuid;
@@ -27,15 +28,15 @@ impl LocalStore {
     }
 
     /// Runs a write on a thread of its own, to its end even if nobody waits for it any more.
-    async fn blocking(&self, write: impl FnOnce(&Self) -> Written + Send + 'static) -> Written {
+    async fn blocking(&self, write: impl FnOnce(&Self) -> WriteOutcome + Send + 'static) -> WriteOutcome {
         let store = self.clone();
         match tokio::task::spawn_blocking(move || write(&store)).await {
             Ok(written) => written,
-            Err(error) => Written::Unknown(format!("the write did not end: {error}")),
+            Err(error) => WriteOutcome::Unknown(format!("the write did not end: {error}")),
         }
     }
 
-    fn status_now(&self, version: &Version, status: &RolloutStatus) -> Written {
+    fn status_now(&self, version: &ResourceVersion, status: &RolloutStatus) -> WriteOutcome {
         self.0.write(|inner, picture| {
             let rollout = match picture.with_status(version, status) {
                 Ok(rollout) => rollout,
@@ -47,7 +48,7 @@ impl LocalStore {
         })
     }
 
-    fn rewrite_now(&self, rewrite: &InferenceModelRewrite, precondition: &Precondition) -> Written {
+    fn rewrite_now(&self, rewrite: &InferenceModelRewrite, precondition: &Precondition) -> WriteOutcome {
         self.0.write(|inner, picture| {
             let uid = Uuid::new_v4().to_string();
             let (rewrites, version) = match picture.with_rewrite(rewrite, precondition, &uid, clock::now()) {
@@ -63,29 +64,29 @@ impl LocalStore {
     }
 
     /// Writes one or both texts; the key first, since it only ever adds to what the sidecars may do with the file.
-    fn adapters_now(&self, version: &Version, write: &AdaptersWrite) -> Written {
+    fn adapters_now(&self, version: &ResourceVersion, write: &AdaptersWrite) -> WriteOutcome {
         self.0.write(|inner, picture| {
             let path = &inner.inputs.adapters;
             let key = picture.rollout.spec.adapters_ref.key.clone();
             let present = match fs::read_to_string(path) {
                 Ok(text) => AdaptersText::new(text, &key),
-                Err(error) => return Written::Unavailable(format!("{} cannot be read: {error}", path.display())),
+                Err(error) => return WriteOutcome::Unavailable(format!("{} cannot be read: {error}", path.display())),
             };
             // A file that is broken now was whole when the version was read.
-            let Ok(present) = present else { return Written::Stale };
+            let Ok(present) = present else { return WriteOutcome::Conflict };
             if content_hash(present.inner(), picture.key.text.as_deref()).0 != version.0 {
-                return Written::Stale;
+                return WriteOutcome::Conflict;
             }
-            if let Some(text) = &write.key_text {
+            if let Some(text) = &write.directives_text {
                 let key = match OperatorDirectives::parse(text) {
                     Ok(key) => key,
-                    Err(error) => return Written::Refused(format!("the operator's key: {error}")),
+                    Err(error) => return WriteOutcome::Refused(format!("the operator's key: {error}")),
                 };
                 let written = replace(&inner.folder.file(KEY), text.as_bytes());
                 let taken = take(written, version.clone(), || {
                     picture.key = Key { text: Some(text.as_str().into()), key: Some(Arc::new(key)) };
                 });
-                if !matches!(taken, Written::Done(_)) {
+                if !matches!(taken, WriteOutcome::Done(_)) {
                     return taken;
                 }
             }
@@ -94,25 +95,25 @@ impl LocalStore {
                 let read = edited.and_then(|text| Ok((input::parse_adapters(path, &text, &key)?, text)));
                 let (adapters, text) = match read {
                     Ok(read) => read,
-                    Err(problem) => return Written::Refused(problem),
+                    Err(problem) => return WriteOutcome::Refused(problem),
                 };
                 let written = replace(path, text.as_bytes());
                 let taken = take(written, version.clone(), || picture.adapters = adapters);
-                if !matches!(taken, Written::Done(_)) {
+                if !matches!(taken, WriteOutcome::Done(_)) {
                     return taken;
                 }
             }
-            Written::Done(Version(picture.hash().0))
+            WriteOutcome::Done(ResourceVersion(picture.hash().0))
         })
     }
 }
 
 /// What was written is in force even where the disk has not confirmed it: it is what a reader finds there.
-fn take(written: Result<(), WriteError>, version: Version, in_force: impl FnOnce()) -> Written {
+fn take(written: Result<(), WriteError>, version: ResourceVersion, in_force: impl FnOnce()) -> WriteOutcome {
     match written {
         Ok(()) => {
             in_force();
-            Written::Done(version)
+            WriteOutcome::Done(version)
         }
         Err(error) => {
             if matches!(error, WriteError::Unconfirmed { .. }) {
@@ -125,10 +126,10 @@ fn take(written: Result<(), WriteError>, version: Version, in_force: impl FnOnce
 
 fn versioned_rollout(picture: &Documents) -> Versioned<Arc<Rollout>> {
     let value = Arc::clone(&picture.rollout);
-    Versioned { version: version_of(&value.metadata), value }
+    Versioned { resource_version: version_of(&value.metadata), value }
 }
 
-impl Store for LocalStore {
+impl DocumentStore for LocalStore {
     fn changes(&self) -> impl Stream<Item = RolloutKey> + Send {
         let first = stream::iter([self.key()]);
         let later = stream::unfold((self.clone(), self.work()), |(store, mut work)| async move {
@@ -149,7 +150,7 @@ impl Store for LocalStore {
     async fn rewrites(&self, _: &RolloutKey) -> Result<Vec<Versioned<Arc<InferenceModelRewrite>>>, ReadError> {
         let picture = self.picture();
         let versioned = |rewrite: &InferenceModelRewrite| Versioned {
-            version: version_of(&rewrite.metadata),
+            resource_version: version_of(&rewrite.metadata),
             value: Arc::new(rewrite.clone()),
         };
         Ok(picture.rewrites.iter().map(versioned).collect())
@@ -159,28 +160,28 @@ impl Store for LocalStore {
         &self,
         _: &RolloutKey,
         _: &AdaptersRef,
-        _: Option<&Version>,
+        _: Option<&ResourceVersion>,
     ) -> Result<Option<Versioned<AdaptersDocument>>, ReadError> {
         let picture = self.picture();
         if let Some(problem) = &picture.problems.adapters {
             return Err(ReadError::Invalid(problem.clone()));
         }
         Ok(Some(Versioned {
-            version: Version(picture.hash().0),
+            resource_version: ResourceVersion(picture.hash().0),
             value: AdaptersDocument {
                 user_text: picture.adapters.text.inner().to_owned(),
-                key_text: picture.key.text.as_deref().map(str::to_owned),
+                directives_text: picture.key.text.as_deref().map(str::to_owned),
                 gitops_owner: None,
             },
         }))
     }
 
     /// There is one file here, however a Rollout calls it.
-    fn is_same_file(&self, _: &AdaptersRef, _: &AdaptersRef) -> bool {
+    fn is_same_adapters_file(&self, _: &AdaptersRef, _: &AdaptersRef) -> bool {
         true
     }
 
-    async fn write_status(&self, _: &RolloutKey, version: &Version, status: &RolloutStatus) -> Written {
+    async fn write_status(&self, _: &RolloutKey, version: &ResourceVersion, status: &RolloutStatus) -> WriteOutcome {
         let (version, status) = (version.clone(), status.clone());
         let written = self.blocking(move |store| store.status_now(&version, &status)).await;
         self.0.view.send_modify(|count| *count += 1);
@@ -192,7 +193,7 @@ impl Store for LocalStore {
         _: &RolloutKey,
         rewrite: &InferenceModelRewrite,
         precondition: &Precondition,
-    ) -> Written {
+    ) -> WriteOutcome {
         let (rewrite, precondition) = (rewrite.clone(), precondition.clone());
         let written = self.blocking(move |store| store.rewrite_now(&rewrite, &precondition)).await;
         self.ring();
@@ -203,16 +204,16 @@ impl Store for LocalStore {
         &self,
         _: &RolloutKey,
         _: &AdaptersRef,
-        version: &Version,
+        version: &ResourceVersion,
         write: &AdaptersWrite,
-    ) -> Written {
+    ) -> WriteOutcome {
         let (version, write) = (version.clone(), write.clone());
         let written = self.blocking(move |store| store.adapters_now(&version, &write)).await;
         self.ring();
         written
     }
 
-    async fn event(&self, _: &RolloutKey, event: &Event) {
+    async fn publish_event(&self, _: &RolloutKey, event: &RolloutEvent) {
         // The operator logs it.
         let record = EventRecord {
             at: clock::now(),
@@ -223,7 +224,7 @@ impl Store for LocalStore {
         };
         self.blocking(move |store| {
             store.keep_event(record);
-            Written::Done(Version(String::new()))
+            WriteOutcome::Done(ResourceVersion(String::new()))
         })
         .await;
     }

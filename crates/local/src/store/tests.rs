@@ -2,7 +2,9 @@ use super::*;
 use crate::documents::tests::ROLLOUT_FILE;
 use proptest::prelude::*;
 use rollora_api::rollout::{IntentKind, RolloutStatus, spec::AdaptersRef};
-use rollora_operator::ports::{AdaptersWrite, Event, Precondition, ReadError, RolloutKey, Store, Version, Versioned};
+use rollora_operator::ports::{
+    AdaptersWrite, DocumentStore, Precondition, ReadError, ResourceVersion, RolloutEvent, RolloutKey, Versioned,
+};
 use std::{fs, os::unix::fs::PermissionsExt};
 
 const ADAPTERS_FILE: &str = "# ours
@@ -54,15 +56,15 @@ fn reference() -> AdaptersRef {
 }
 
 fn rollout(store: &LocalStore) -> Versioned<Arc<Rollout>> {
-    run(Store::rollout(store, &store.key())).unwrap().unwrap()
+    run(DocumentStore::rollout(store, &store.key())).unwrap().unwrap()
 }
 
 fn status(message: &str) -> RolloutStatus {
     RolloutStatus { message: message.to_owned(), ..RolloutStatus::default() }
 }
 
-fn write_status(store: &LocalStore, message: &str) -> Written {
-    run(store.write_status(&store.key(), &rollout(store).version, &status(message)))
+fn write_status(store: &LocalStore, message: &str) -> WriteOutcome {
+    run(store.write_status(&store.key(), &rollout(store).resource_version, &status(message)))
 }
 
 fn rewrite(target: &str) -> InferenceModelRewrite {
@@ -77,22 +79,27 @@ fn rewrite(target: &str) -> InferenceModelRewrite {
     .unwrap()
 }
 
-fn write_rewrite(store: &LocalStore, target: &str) -> Written {
+fn write_rewrite(store: &LocalStore, target: &str) -> WriteOutcome {
     let present = run(store.rewrites(&store.key())).unwrap();
     let precondition = match present.first() {
-        Some(present) => Precondition::Unchanged(present.version.clone()),
+        Some(present) => Precondition::Unchanged(present.resource_version.clone()),
         None => Precondition::Absent,
     };
     run(store.write_rewrite(&store.key(), &rewrite(target), &precondition))
 }
 
-fn write_adapters(store: &LocalStore, version: &Version, user: Option<&str>, key: Option<&str>) -> Written {
-    let write = AdaptersWrite { user_text: user.map(str::to_owned), key_text: key.map(str::to_owned) };
+fn write_adapters(
+    store: &LocalStore,
+    version: &ResourceVersion,
+    user: Option<&str>,
+    key: Option<&str>,
+) -> WriteOutcome {
+    let write = AdaptersWrite { user_text: user.map(str::to_owned), directives_text: key.map(str::to_owned) };
     run(store.write_adapters(&store.key(), &reference(), version, &write))
 }
 
 fn adapters(store: &LocalStore) -> Result<Versioned<rollora_operator::ports::AdaptersDocument>, ReadError> {
-    run(Store::adapters(store, &store.key(), &reference(), None)).map(Option::unwrap)
+    run(DocumentStore::adapters(store, &store.key(), &reference(), None)).map(Option::unwrap)
 }
 
 fn target_in_force(store: &LocalStore) -> Option<String> {
@@ -105,12 +112,12 @@ fn everything_is_there_again_after_a_restart() {
     let machine = Machine::new();
     let store = machine.start();
     let uid = rollout(&store).value.metadata.uid.clone();
-    assert!(matches!(write_status(&store, "far"), Written::Done(_)));
-    assert!(matches!(write_rewrite(&store, "alias-v1"), Written::Done(_)));
-    let version = adapters(&store).unwrap().version;
-    assert!(matches!(write_adapters(&store, &version, None, Some("managed: ['alias-v*']\n")), Written::Done(_)));
-    let event = Event { warning: false, reason: "X".to_owned(), message: "happened".to_owned() };
-    run(store.event(&store.key(), &event));
+    assert!(matches!(write_status(&store, "far"), WriteOutcome::Done(_)));
+    assert!(matches!(write_rewrite(&store, "alias-v1"), WriteOutcome::Done(_)));
+    let version = adapters(&store).unwrap().resource_version;
+    assert!(matches!(write_adapters(&store, &version, None, Some("managed: ['alias-v*']\n")), WriteOutcome::Done(_)));
+    let event = RolloutEvent { warning: false, reason: "X".to_owned(), message: "happened".to_owned() };
+    run(store.publish_event(&store.key(), &event));
     let intent = Intent { id: "1".to_owned(), verb: IntentKind::Promote, revision: 1, step: None, claimed_by: None };
     run(store.intend(intent)).unwrap();
     let before = (rollout(&store), adapters(&store).unwrap(), run(store.rewrites(&store.key())).unwrap());
@@ -133,7 +140,7 @@ fn the_rules_change_in_the_write_of_the_rewrite() {
     let machine = Machine::new();
     let store = machine.start();
     for target in ["alias-v1", "alias-v2"] {
-        assert!(matches!(write_rewrite(&store, target), Written::Done(_)));
+        assert!(matches!(write_rewrite(&store, target), WriteOutcome::Done(_)));
         assert_eq!(target_in_force(&store).as_deref(), Some(target));
     }
 }
@@ -175,8 +182,8 @@ fn the_edit_of_the_adapters_file_keeps_every_other_byte_and_its_permissions() {
         let store = machine.start();
         let read = adapters(&store).unwrap();
         assert_eq!(read.value.user_text, inner);
-        let written = write_adapters(&store, &read.version, Some(edited), None);
-        assert_eq!(written, Written::Done(adapters(&store).unwrap().version));
+        let written = write_adapters(&store, &read.resource_version, Some(edited), None);
+        assert_eq!(written, WriteOutcome::Done(adapters(&store).unwrap().resource_version));
         assert_eq!(machine.adapters(), expected);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o664);
         assert_eq!(adapters(&store).unwrap().value.user_text, edited);
@@ -187,11 +194,11 @@ fn the_edit_of_the_adapters_file_keeps_every_other_byte_and_its_permissions() {
 fn an_edit_by_a_person_that_nobody_has_read_yet_is_not_overwritten() {
     let machine = Machine::new();
     let store = machine.start();
-    let version = adapters(&store).unwrap().version;
+    let version = adapters(&store).unwrap().resource_version;
     let theirs = ADAPTERS_FILE.replace("alias-v1", "alias-v7");
     for text in [theirs.as_str(), "broken: ["] {
         machine.edit("adapters.yaml", text);
-        assert_eq!(write_adapters(&store, &version, Some("vLLMLoRAConfig: {}\n"), None), Written::Stale);
+        assert_eq!(write_adapters(&store, &version, Some("vLLMLoRAConfig: {}\n"), None), WriteOutcome::Conflict);
         assert_eq!(machine.adapters(), text);
     }
 }
@@ -200,11 +207,11 @@ fn an_edit_by_a_person_that_nobody_has_read_yet_is_not_overwritten() {
 fn an_edit_that_could_not_be_read_again_is_refused() {
     let machine = Machine::new();
     let store = machine.start();
-    let version = adapters(&store).unwrap().version;
-    assert!(matches!(write_adapters(&store, &version, Some("nonsense: 1\n"), None), Written::Refused(_)));
-    assert!(matches!(write_adapters(&store, &version, None, Some("managed: 3\n")), Written::Refused(_)));
+    let version = adapters(&store).unwrap().resource_version;
+    assert!(matches!(write_adapters(&store, &version, Some("nonsense: 1\n"), None), WriteOutcome::Refused(_)));
+    assert!(matches!(write_adapters(&store, &version, None, Some("managed: 3\n")), WriteOutcome::Refused(_)));
     assert_eq!(machine.adapters(), ADAPTERS_FILE);
-    assert_eq!(adapters(&store).unwrap().version, version);
+    assert_eq!(adapters(&store).unwrap().resource_version, version);
 }
 
 #[test]
@@ -324,18 +331,18 @@ proptest! {
         for step in steps {
             match step {
                 Step::Status(number) => {
-                    prop_assert!(matches!(write_status(&store, &number.to_string()), Written::Done(_)));
+                    prop_assert!(matches!(write_status(&store, &number.to_string()), WriteOutcome::Done(_)));
                     message = Some(number.to_string());
                 }
                 Step::Rewrite(number) => {
                     let name = format!("v{number}");
-                    prop_assert!(matches!(write_rewrite(&store, &name), Written::Done(_)));
+                    prop_assert!(matches!(write_rewrite(&store, &name), WriteOutcome::Done(_)));
                     target = Some(name);
                 }
                 Step::Key(number) => {
-                    let version = adapters(&store).unwrap().version;
+                    let version = adapters(&store).unwrap().resource_version;
                     let text = format!("admitted: [v{number}]\n");
-                    prop_assert!(matches!(write_adapters(&store, &version, None, Some(&text)), Written::Done(_)));
+                    prop_assert!(matches!(write_adapters(&store, &version, None, Some(&text)), WriteOutcome::Done(_)));
                     admitted = Some(text);
                 }
                 Step::Restart => {
@@ -352,7 +359,7 @@ proptest! {
             }
             prop_assert_eq!(rollout(&store).value.status.clone().map(|status| status.message), message.clone());
             prop_assert_eq!(target_in_force(&store), target.clone());
-            prop_assert_eq!(adapters(&store).unwrap().value.key_text, admitted.clone());
+            prop_assert_eq!(adapters(&store).unwrap().value.directives_text, admitted.clone());
         }
     }
 }

@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rollora_api::rewrite::InferenceModelRewrite;
-use rollora_operator::ports::{Precondition, Store, Written};
+use rollora_operator::ports::{DocumentStore, Precondition, WriteOutcome};
 use std::{fs, net::SocketAddr};
 use tokio::{net::TcpStream, sync::watch, task::JoinSet};
 
@@ -70,7 +70,7 @@ async fn anybody_may_read_metrics_rules_and_readiness_and_nothing_else() {
     }))
     .unwrap();
     let written = store.write_rewrite(&store.key(), &rewrite, &Precondition::Absent).await;
-    assert!(matches!(written, Written::Done(_)));
+    assert!(matches!(written, WriteOutcome::Done(_)));
     let (_, rules) = get(address, "/rules").await;
     let rules: RulesReport = serde_json::from_str(&rules).unwrap();
     assert_eq!(rules.models["alias"].targets[0].model_rewrite, "alias-v1");

@@ -6,21 +6,21 @@ use crate::{
 };
 use jiff::{SignedDuration, Timestamp};
 use rollora_api::rollout::status::Phase;
-use rollora_operator::{Next, Operator, ports::RolloutKey};
+use rollora_operator::{Operator, Requeue, ports::RolloutKey};
 
 /// The operator, its world, and when it looks again.
-pub(crate) struct Run {
+pub(crate) struct SimRun {
     pub(crate) sim: Sim,
     operator: Operator<Sim, Sim, Sim>,
     runtime: tokio::runtime::Runtime,
     due: Option<Timestamp>,
 }
 
-impl Run {
+impl SimRun {
     pub(crate) fn new(world: World) -> Self {
         let sim = Sim::new(world);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        Self { operator: operator(&sim), sim, runtime, due: None }
+        Self { operator: new_operator(&sim), sim, runtime, due: None }
     }
 
     pub(crate) fn world(&self) -> std::sync::MutexGuard<'_, World> {
@@ -41,10 +41,10 @@ impl Run {
         let mut world = self.sim.world();
         let now = world.now;
         self.due = if let Some(next) = next {
-            due(&next, now)
+            next_due(&next, now)
         } else {
-            world.note("the operator crashed");
-            self.operator = operator(&self.sim);
+            world.log_event("the operator crashed");
+            self.operator = new_operator(&self.sim);
             Some(now)
         };
     }
@@ -73,49 +73,49 @@ impl Run {
 
     /// Runs until this is true, for at most ten minutes of virtual time.
     #[track_caller]
-    pub(crate) fn until(&mut self, what: &str, is_so: impl Fn(&World) -> bool) {
+    pub(crate) fn run_until(&mut self, what: &str, is_so: impl Fn(&World) -> bool) {
         let end = self.world().now + SignedDuration::from_mins(10);
         while !is_so(&self.world()) {
             let in_time = self.world().now <= end;
-            assert!(in_time, "not within ten minutes: {what}\n{}", self.story());
+            assert!(in_time, "not within ten minutes: {what}\n{}", self.log_text());
             self.tick();
         }
-        self.check();
+        self.check_violations();
     }
 
     #[track_caller]
-    pub(crate) fn until_phase(&mut self, phase: Phase) {
-        self.until(&format!("{phase:?}"), |world| world.phase() == phase);
+    pub(crate) fn run_until_phase(&mut self, phase: Phase) {
+        self.run_until(&format!("{phase:?}"), |world| world.phase() == phase);
     }
 
     #[track_caller]
-    pub(crate) fn until_weights(&mut self, weights: &[(&str, i32)]) {
+    pub(crate) fn run_until_weights(&mut self, weights: &[(&str, i32)]) {
         let weights: Vec<(String, i32)> = weights.iter().map(|(id, weight)| ((*id).to_owned(), *weight)).collect();
-        self.until(&format!("{weights:?}"), |world| world.weights() == weights);
+        self.run_until(&format!("{weights:?}"), |world| world.weights() == weights);
     }
 
     /// Nothing that must never happen has happened.
     #[track_caller]
-    pub(crate) fn check(&self) {
-        let broken = self.world().broken.clone();
-        assert!(broken.is_empty(), "{broken:#?}\n{}", self.story());
+    pub(crate) fn check_violations(&self) {
+        let broken = self.world().violations.clone();
+        assert!(broken.is_empty(), "{broken:#?}\n{}", self.log_text());
     }
 
-    pub(crate) fn story(&self) -> String {
-        self.sim.log.told()
+    pub(crate) fn log_text(&self) -> String {
+        self.sim.log.text()
     }
 }
 
 /// When a key is reconciled again, where nothing happens before.
-pub(crate) fn due(next: &Next, now: Timestamp) -> Option<Timestamp> {
+pub(crate) fn next_due(next: &Requeue, now: Timestamp) -> Option<Timestamp> {
     match next {
-        Next::OnChange | Next::Forget => None,
-        Next::After(delay) => Some(now + SignedDuration::try_from(*delay).unwrap()),
-        Next::Again => Some(now),
-        Next::Retry(_) => Some(now + TICK),
+        Requeue::OnChange | Requeue::Forget => None,
+        Requeue::After(delay) => Some(now + SignedDuration::try_from(*delay).unwrap()),
+        Requeue::Now => Some(now),
+        Requeue::Backoff(_) => Some(now + TICK),
     }
 }
 
-pub(crate) fn operator(sim: &Sim) -> Operator<Sim, Sim, Sim> {
+pub(crate) fn new_operator(sim: &Sim) -> Operator<Sim, Sim, Sim> {
     Operator::new(sim.clone(), sim.clone(), sim.clone())
 }

@@ -1,9 +1,9 @@
 //! What breaks in the middle of a rollout: adapters, servers, routers, and the calls of the ports.
 
 use crate::{
-    driver::Run,
+    driver::SimRun,
     guide::{ROLLOUT, V1, V2, at_half, installed},
-    server::Temper,
+    server::AdapterBehavior,
     world::{Fault, SimRouter, World, id},
 };
 use jiff::SignedDuration;
@@ -13,20 +13,20 @@ use rollora_api::rollout::{
     status::{Phase, RetirementState},
 };
 
-fn deaths(run: &Run) -> usize {
-    run.world().servers.iter().map(|server| server.deaths.len()).sum()
+fn crash_count(run: &SimRun) -> usize {
+    run.world().servers.iter().map(|server| server.crash_ids.len()).sum()
 }
 
 #[test]
 fn a_deadly_adapter_hurts_one_server_and_is_rejected_with_one_clear_line() {
     let mut run = installed();
-    run.world().bad.insert(id(V2), Temper::Deadly);
-    run.world().list(&[V1, V2], &[]);
-    run.until_phase(Phase::RolledBack);
+    run.world().behaviors.insert(id(V2), AdapterBehavior::CrashesOnLoad);
+    run.world().list_adapters(&[V1, V2], &[]);
+    run.run_until_phase(Phase::RolledBack);
     run.run_for(SignedDuration::from_secs(30));
-    run.check();
-    assert_eq!(deaths(&run), 1, "{}", run.story());
-    assert_eq!(run.world().seen_weights, [[(V1.to_owned(), 100)]], "no client was sent to it");
+    run.check_violations();
+    assert_eq!(crash_count(&run), 1, "{}", run.log_text());
+    assert_eq!(run.world().weight_history, [[(V1.to_owned(), 100)]], "no client was sent to it");
     assert_eq!(
         run.world().status().message,
         "small-v2 was rejected: the server server-0 died while loading it or at its \
@@ -37,85 +37,87 @@ fn a_deadly_adapter_hurts_one_server_and_is_rejected_with_one_clear_line() {
 #[test]
 fn an_adapter_that_was_superseded_on_trial_and_is_listed_again_is_loaded_nowhere_else() {
     let mut run = installed();
-    run.world().bad.insert(id(V2), Temper::Deadly);
-    run.world().list(&[V1, V2], &[]);
+    run.world().behaviors.insert(id(V2), AdapterBehavior::CrashesOnLoad);
+    run.world().list_adapters(&[V1, V2], &[]);
     run.tick();
-    run.world().list(&[V1, V2, "small-v3"], &[]);
-    run.until("v2 is unlisted", |world| world.file().ensure_not_exist.iter().any(|entry| entry.id == id(V2)));
-    run.world().list(&[V1, V2, "small-v3"], &[]);
-    run.until_weights(&[(V1, 50), ("small-v3", 50)]);
+    run.world().list_adapters(&[V1, V2, "small-v3"], &[]);
+    run.run_until("v2 is unlisted", |world| {
+        world.adapters_file().ensure_not_exist.iter().any(|entry| entry.id == id(V2))
+    });
+    run.world().list_adapters(&[V1, V2, "small-v3"], &[]);
+    run.run_until_weights(&[(V1, 50), ("small-v3", 50)]);
     run.run_for(SignedDuration::from_secs(20));
-    run.check();
-    assert!(deaths(&run) <= 1, "{}", run.story());
+    run.check_violations();
+    assert!(crash_count(&run) <= 1, "{}", run.log_text());
 }
 
 #[test]
 fn a_rejected_adapter_is_tried_again_on_retry_and_another_id_needs_none() {
     let mut run = installed();
-    run.world().bad.insert(id(V2), Temper::Broken);
-    run.world().list(&[V1, V2], &[]);
-    run.until_phase(Phase::RolledBack);
+    run.world().behaviors.insert(id(V2), AdapterBehavior::FailsToLoad);
+    run.world().list_adapters(&[V1, V2], &[]);
+    run.run_until_phase(Phase::RolledBack);
     let message = run.world().status().message;
     assert!(message.contains("the server server-0 could not load it: rank 32 is above 16"), "{message}");
-    run.world().bad.clear();
-    run.world().intend(IntentKind::Retry);
-    run.until_weights(&[(V1, 50), (V2, 50)]);
-    run.world().intend(IntentKind::Abort);
-    run.until_phase(Phase::RolledBack);
-    run.until("v2 is gone", |world| world.holders(&id(V2)) == 0);
+    run.world().behaviors.clear();
+    run.world().set_intent(IntentKind::Retry);
+    run.run_until_weights(&[(V1, 50), (V2, 50)]);
+    run.world().set_intent(IntentKind::Abort);
+    run.run_until_phase(Phase::RolledBack);
+    run.run_until("v2 is gone", |world| world.loaded_count(&id(V2)) == 0);
     run.run_for(SignedDuration::from_secs(10));
-    assert_eq!(run.world().holders(&id(V2)), 0, "it is listed and stays rejected");
-    run.world().list(&[V1, V2, "small-v3"], &[]);
-    run.until_weights(&[(V1, 50), ("small-v3", 50)]);
+    assert_eq!(run.world().loaded_count(&id(V2)), 0, "it is listed and stays rejected");
+    run.world().list_adapters(&[V1, V2, "small-v3"], &[]);
+    run.run_until_weights(&[(V1, 50), ("small-v3", 50)]);
 }
 
 #[test]
 fn a_rejected_adapter_that_somebody_uses_yet_stays_where_it_is_and_is_loaded_nowhere_else() {
     let mut run = at_half();
-    run.world().intend(IntentKind::Abort);
-    run.until_phase(Phase::RolledBack);
+    run.world().set_intent(IntentKind::Abort);
+    run.run_until_phase(Phase::RolledBack);
     let now = run.world().now;
-    run.world().servers[1].die(now, SignedDuration::from_secs(1));
+    run.world().servers[1].crash(now, SignedDuration::from_secs(1));
     for _ in 0..100 {
-        run.world().use_directly(&id(V2));
+        run.world().use_on_all_servers(&id(V2));
         run.tick();
     }
-    run.check();
-    let holds = |run: &Run| {
+    run.check_violations();
+    let holds = |run: &SimRun| {
         let world = run.world();
         world.servers.iter().map(|server| (server.ready, server.loaded.contains_key(&id(V2)))).collect::<Vec<_>>()
     };
-    assert_eq!(holds(&run), [(true, true), (true, false), (true, true)], "{}", run.story());
-    run.until("nobody has it", |world| world.holders(&id(V2)) == 0);
-    run.world().intend(IntentKind::Retry);
-    run.until_weights(&[(V1, 50), (V2, 50)]);
+    assert_eq!(holds(&run), [(true, true), (true, false), (true, true)], "{}", run.log_text());
+    run.run_until("nobody has it", |world| world.loaded_count(&id(V2)) == 0);
+    run.world().set_intent(IntentKind::Retry);
+    run.run_until_weights(&[(V1, 50), (V2, 50)]);
 }
 
 #[test]
 fn servers_that_an_adapter_ends_when_they_read_it_again_are_waited_for_and_stable_takes_over() {
     let mut run = at_half();
-    run.world().serve_directly(&id("small-v3"));
-    run.world().bad.insert(id(V2), Temper::Rotten);
+    run.world().load_everywhere(&id("small-v3"));
+    run.world().behaviors.insert(id(V2), AdapterBehavior::CrashesOnReload);
     for _ in 0..200 {
         // A third one that is used pushes out one of the two.
-        run.world().use_directly(&id("small-v3"));
+        run.world().use_on_all_servers(&id("small-v3"));
         run.tick();
     }
-    run.check();
-    run.world().intend(IntentKind::Abort);
-    run.until_phase(Phase::RolledBack);
-    run.until("nobody has it", |world| world.holders(&id(V2)) == 0);
+    run.check_violations();
+    run.world().set_intent(IntentKind::Abort);
+    run.run_until_phase(Phase::RolledBack);
+    run.run_until("nobody has it", |world| world.loaded_count(&id(V2)) == 0);
     run.run_for(SignedDuration::from_secs(10));
-    assert!(run.world().servers.iter().all(|server| server.ready), "{}", run.story());
+    assert!(run.world().servers.iter().all(|server| server.ready), "{}", run.log_text());
 }
 
 #[test]
 fn a_first_install_that_was_aborted_before_it_had_weight_is_let_go() {
-    let mut run = Run::new(World::new(ROLLOUT, 3, &[V1]));
+    let mut run = SimRun::new(World::new(ROLLOUT, 3, &[V1]));
     run.world().servers[2].load_time = SignedDuration::from_secs(40);
-    run.until("it is admitted", |world| world.holders(&id(V1)) == 2);
-    run.world().intend(IntentKind::Abort);
-    run.until("nobody has it", |world| world.holders(&id(V1)) == 0);
+    run.run_until("it is admitted", |world| world.loaded_count(&id(V1)) == 2);
+    run.world().set_intent(IntentKind::Abort);
+    run.run_until("nobody has it", |world| world.loaded_count(&id(V1)) == 0);
     run.run_for(SignedDuration::from_secs(5));
     let status = run.world().status();
     assert!(status.admission.admitted.is_empty(), "{status:#?}");
@@ -126,37 +128,37 @@ fn a_first_install_that_was_aborted_before_it_had_weight_is_let_go() {
 #[test]
 fn a_bad_first_install_is_rejected_and_another_id_is_installed() {
     let mut world = World::new(ROLLOUT, 3, &[V1]);
-    world.bad.insert(id(V1), Temper::Deadly);
-    let mut run = Run::new(world);
-    run.until_phase(Phase::Held);
-    assert!(run.world().status().message.contains("was rejected"), "{}", run.story());
-    assert_eq!(deaths(&run), 1);
-    run.world().list(&[V1, V2], &[]);
-    run.until_weights(&[(V2, 100)]);
-    run.until_phase(Phase::Succeeded);
+    world.behaviors.insert(id(V1), AdapterBehavior::CrashesOnLoad);
+    let mut run = SimRun::new(world);
+    run.run_until_phase(Phase::Held);
+    assert!(run.world().status().message.contains("was rejected"), "{}", run.log_text());
+    assert_eq!(crash_count(&run), 1);
+    run.world().list_adapters(&[V1, V2], &[]);
+    run.run_until_weights(&[(V2, 100)]);
+    run.run_until_phase(Phase::Succeeded);
 }
 
 #[test]
 fn a_server_that_dies_and_comes_back_at_each_step_changes_nothing() {
     for server in 0..3 {
         let mut run = installed();
-        run.world().list(&[V1, V2], &[]);
+        run.world().list_adapters(&[V1, V2], &[]);
         for weights in [[(V1, 90), (V2, 10)], [(V1, 50), (V2, 50)]] {
-            run.until_weights(&weights);
+            run.run_until_weights(&weights);
             let now = run.world().now;
-            run.world().servers[server].die(now, SignedDuration::from_secs(2));
+            run.world().servers[server].crash(now, SignedDuration::from_secs(2));
             run.run_for(SignedDuration::from_secs(1));
-            run.check();
+            run.check_violations();
         }
-        run.until_phase(Phase::Paused);
-        run.world().intend(IntentKind::Promote);
-        run.until_phase(Phase::Succeeded);
+        run.run_until_phase(Phase::Paused);
+        run.world().set_intent(IntentKind::Promote);
+        run.run_until_phase(Phase::Succeeded);
         let now = run.world().now;
-        run.world().servers[server].die(now, SignedDuration::from_secs(2));
-        run.until("v1 is gone", |world| {
+        run.world().servers[server].crash(now, SignedDuration::from_secs(2));
+        run.run_until("v1 is gone", |world| {
             world.status().retired.iter().all(|entry| entry.state == RetirementState::Gone)
         });
-        assert_eq!(run.world().seen_weights.len(), 4, "{}", run.story());
+        assert_eq!(run.world().weight_history.len(), 4, "{}", run.log_text());
     }
 }
 
@@ -168,11 +170,11 @@ fn the_weight_is_taken_back_while_a_ready_server_lacks_the_adapter_also_in_a_pau
     run.world().servers[1].loaded.remove(&id(V2));
     run.run_for(SignedDuration::from_secs(8));
     assert_eq!(run.world().weights(), [(V1.to_owned(), 50), (V2.to_owned(), 50)], "not for a moment's loss");
-    run.until_phase(Phase::Held);
-    run.until_weights(&[(V1, 100)]);
+    run.run_until_phase(Phase::Held);
+    run.run_until_weights(&[(V1, 100)]);
     assert!(run.world().status().message.contains("server-1: is loading it"), "{}", run.world().status().message);
-    run.until_weights(&[(V1, 50), (V2, 50)]);
-    run.until_phase(Phase::Paused);
+    run.run_until_weights(&[(V1, 50), (V2, 50)]);
+    run.run_until_phase(Phase::Paused);
 }
 
 #[test]
@@ -180,13 +182,13 @@ fn a_server_that_is_not_ready_for_a_moment_opens_no_gate() {
     for silent in [false, true] {
         let mut run = installed();
         run.world().servers[2].load_time = SignedDuration::from_secs(20);
-        run.world().list(&[V1, V2], &[]);
-        run.until("two of three have it", |world| world.holders(&id(V2)) == 2);
+        run.world().list_adapters(&[V1, V2], &[]);
+        run.run_until("two of three have it", |world| world.loaded_count(&id(V2)) == 2);
         let end = run.world().now + SignedDuration::from_secs(2);
-        run.world().servers[2].blip(end, silent);
+        run.world().servers[2].fail_probe(end, silent);
         run.run_for(SignedDuration::from_secs(4));
-        assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "silent {silent}\n{}", run.story());
-        run.until_weights(&[(V1, 90), (V2, 10)]);
+        assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "silent {silent}\n{}", run.log_text());
+        run.run_until_weights(&[(V1, 90), (V2, 10)]);
     }
 }
 
@@ -197,14 +199,14 @@ fn a_step_that_takes_too_long_rolls_back_or_holds() {
         run.world().edit_spec(|rollout| rollout.spec.strategy.on_failure = policy);
         run.world().servers[2].load_time = SignedDuration::from_secs(90);
         let began = run.world().now;
-        run.world().list(&[V1, V2], &[]);
-        run.until_phase(phase);
+        run.world().list_adapters(&[V1, V2], &[]);
+        run.run_until_phase(phase);
         let took = run.world().now.duration_since(began);
-        assert!((60..=64).contains(&took.as_secs()), "{took:?}\n{}", run.story());
+        assert!((60..=64).contains(&took.as_secs()), "{took:?}\n{}", run.log_text());
         assert!(run.world().status().message.contains("took longer than 1m"), "{}", run.world().status().message);
         assert_eq!(run.world().weights(), [(V1.to_owned(), 100)]);
         if policy == OnFailure::Hold {
-            run.until_weights(&[(V1, 90), (V2, 10)]);
+            run.run_until_weights(&[(V1, 90), (V2, 10)]);
         }
     }
 }
@@ -213,19 +215,19 @@ fn a_step_that_takes_too_long_rolls_back_or_holds() {
 fn a_deadline_counts_only_what_could_be_observed() {
     let mut run = installed();
     run.world().servers[2].load_time = SignedDuration::from_secs(100);
-    run.world().list(&[V1, V2], &[]);
+    run.world().list_adapters(&[V1, V2], &[]);
     run.run_for(SignedDuration::from_secs(30));
     run.world().edit_spec(|rollout| rollout.spec.paused = true);
     run.run_for(SignedDuration::from_secs(60));
     run.world().edit_spec(|rollout| rollout.spec.paused = false);
-    run.until_weights(&[(V1, 90), (V2, 10)]);
+    run.run_until_weights(&[(V1, 90), (V2, 10)]);
 }
 
 #[test]
 fn counts_are_written_at_most_every_five_seconds() {
     let mut run = installed();
     run.world().servers[2].load_time = SignedDuration::from_secs(50);
-    run.world().list(&[V1, V2], &[]);
+    run.world().list_adapters(&[V1, V2], &[]);
     run.run_for(SignedDuration::from_secs(5));
     let before = run.world().status_writes;
     for tick in 0..400 {
@@ -233,7 +235,7 @@ fn counts_are_written_at_most_every_five_seconds() {
         run.tick();
     }
     let writes = run.world().status_writes - before;
-    assert!((6..=9).contains(&writes), "{writes} in 40 s\n{}", run.story());
+    assert!((6..=9).contains(&writes), "{writes} in 40 s\n{}", run.log_text());
 }
 
 #[test]
@@ -242,7 +244,7 @@ fn a_rewrite_that_could_not_be_read_in_a_pause_is_read_again() {
     run.world().edit_rewrite(|rewrite| rewrite.spec.rules.clear());
     // Every read of the reconcile that follows fails, and nothing happens after that.
     run.world().faults = vec![Fault::None, Fault::Unavailable, Fault::Unavailable, Fault::Unavailable].into();
-    run.until_weights(&[(V1, 50), (V2, 50)]);
+    run.run_until_weights(&[(V1, 50), (V2, 50)]);
 }
 
 #[test]
@@ -261,29 +263,29 @@ fn an_idle_rollout_writes_nothing() {
 fn a_router_that_cannot_be_asked_blocks_cleanup_but_no_abort() {
     let mut run = at_half();
     run.world().routers.push(SimRouter { reachable: false, ..SimRouter::new("router-1") });
-    run.world().intend(IntentKind::PromoteFull);
-    run.until_weights(&[(V2, 100)]);
+    run.world().set_intent(IntentKind::PromoteFull);
+    run.run_until_weights(&[(V2, 100)]);
     run.run_for(SignedDuration::from_secs(20));
     assert_eq!(run.world().phase(), Phase::Progressing);
     assert!(run.world().status().message.contains("router-1 cannot be asked"), "{}", run.world().status().message);
-    assert_eq!(run.world().holders(&id(V1)), 3);
-    run.world().intend(IntentKind::Abort);
-    run.until_weights(&[(V1, 100)]);
+    assert_eq!(run.world().loaded_count(&id(V1)), 3);
+    run.world().set_intent(IntentKind::Abort);
+    run.run_until_weights(&[(V1, 100)]);
     run.world().routers.pop();
-    run.until_phase(Phase::RolledBack);
+    run.run_until_phase(Phase::RolledBack);
 }
 
 #[test]
 fn no_router_at_all_proves_nothing() {
     let mut run = at_half();
     let routers = std::mem::take(&mut run.world().routers);
-    run.world().intend(IntentKind::PromoteFull);
-    run.until_weights(&[(V2, 100)]);
+    run.world().set_intent(IntentKind::PromoteFull);
+    run.run_until_weights(&[(V2, 100)]);
     run.run_for(SignedDuration::from_secs(20));
     assert!(run.world().status().message.contains("there is no router"), "{}", run.world().status().message);
     run.world().routers = routers;
     run.world().rewrites_changed();
-    run.until_phase(Phase::Succeeded);
+    run.run_until_phase(Phase::Succeeded);
 }
 
 #[test]
@@ -291,23 +293,23 @@ fn a_lagging_router_keeps_the_old_adapter_loaded() {
     let mut run = at_half();
     let lagging = SimRouter { lag: SignedDuration::from_secs(15), ..run.world().routers[0].clone() };
     run.world().routers.push(SimRouter { name: "router-1".to_owned(), ..lagging });
-    run.world().intend(IntentKind::Abort);
+    run.world().set_intent(IntentKind::Abort);
     run.run_for(SignedDuration::from_secs(10));
     assert_eq!(run.world().phase(), Phase::RollingBack);
-    assert_eq!(run.world().holders(&id(V2)), 3);
-    run.until_phase(Phase::RolledBack);
-    run.until("v2 is gone", |world| world.holders(&id(V2)) == 0);
+    assert_eq!(run.world().loaded_count(&id(V2)), 3);
+    run.run_until_phase(Phase::RolledBack);
+    run.run_until("v2 is gone", |world| world.loaded_count(&id(V2)) == 0);
 }
 
 #[test]
 fn an_abort_reaches_the_rewrite_while_servers_and_routers_hang() {
     let mut run = at_half();
     run.world().fleet_hangs = true;
-    run.world().intend(IntentKind::Abort);
+    run.world().set_intent(IntentKind::Abort);
     run.reconcile();
-    assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "{}", run.story());
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "{}", run.log_text());
     run.world().fleet_hangs = false;
-    run.until_phase(Phase::RolledBack);
+    run.run_until_phase(Phase::RolledBack);
 }
 
 #[test]
@@ -315,11 +317,11 @@ fn a_pool_without_ready_servers_waits_and_says_so() {
     let mut run = installed();
     let now = run.world().now;
     for server in 0..3 {
-        run.world().servers[server].die(now, SignedDuration::from_secs(100));
+        run.world().servers[server].crash(now, SignedDuration::from_secs(100));
     }
-    run.world().list(&[V1, V2], &[]);
+    run.world().list_adapters(&[V1, V2], &[]);
     run.run_for(SignedDuration::from_secs(90));
     assert_eq!(run.world().phase(), Phase::Pending);
     assert!(run.world().status().message.contains("no server of the pool"), "{}", run.world().status().message);
-    run.until_weights(&[(V1, 50), (V2, 50)]);
+    run.run_until_weights(&[(V1, 50), (V2, 50)]);
 }

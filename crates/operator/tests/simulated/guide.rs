@@ -1,7 +1,7 @@
 //! The guide, and what people do in the middle of it.
 
 use crate::{
-    driver::Run,
+    driver::SimRun,
     world::{World, id},
 };
 use jiff::SignedDuration;
@@ -33,18 +33,18 @@ spec:
 pub(crate) const V1: &str = "small-v1";
 pub(crate) const V2: &str = "small-v2";
 
-pub(crate) fn installed() -> Run {
-    let mut run = Run::new(World::new(ROLLOUT, 3, &[V1]));
-    run.until_phase(Phase::Succeeded);
+pub(crate) fn installed() -> SimRun {
+    let mut run = SimRun::new(World::new(ROLLOUT, 3, &[V1]));
+    run.run_until_phase(Phase::Succeeded);
     assert_eq!(run.world().weights(), [(V1.to_owned(), 100)]);
     run
 }
 
-pub(crate) fn at_half() -> Run {
+pub(crate) fn at_half() -> SimRun {
     let mut run = installed();
-    run.world().list(&[V1, V2], &[]);
-    run.until_weights(&[(V1, 50), (V2, 50)]);
-    run.until_phase(Phase::Paused);
+    run.world().list_adapters(&[V1, V2], &[]);
+    run.run_until_weights(&[(V1, 50), (V2, 50)]);
+    run.run_until_phase(Phase::Paused);
     run
 }
 
@@ -52,14 +52,14 @@ pub(crate) fn at_half() -> Run {
 fn the_guide_goes_from_v1_to_v2_and_cleans_up() {
     let mut run = at_half();
     run.run_for(SignedDuration::from_secs(30));
-    assert_eq!(run.world().phase(), Phase::Paused, "an open pause waits for a person\n{}", run.story());
-    run.world().intend(IntentKind::Promote);
-    run.until_phase(Phase::Succeeded);
-    run.until("v1 is gone", |world| world.holders(&id(V1)) == 0);
-    run.until("Gone", |world| world.status().retired.iter().all(|entry| entry.state == RetirementState::Gone));
+    assert_eq!(run.world().phase(), Phase::Paused, "an open pause waits for a person\n{}", run.log_text());
+    run.world().set_intent(IntentKind::Promote);
+    run.run_until_phase(Phase::Succeeded);
+    run.run_until("v1 is gone", |world| world.loaded_count(&id(V1)) == 0);
+    run.run_until("Gone", |world| world.status().retired.iter().all(|entry| entry.state == RetirementState::Gone));
     let world = run.world();
-    assert_eq!(world.seen_weights.len(), 4, "{:?}", world.seen_weights);
-    let file = world.file();
+    assert_eq!(world.weight_history.len(), 4, "{:?}", world.weight_history);
+    let file = world.adapters_file();
     assert_eq!(file.ensure_not_exist[0].id, id(V1));
     assert_eq!(file.ensure_exist[0].id, id(V2));
     assert!(world.adapters.user_text.contains("# comment of small-v1"));
@@ -69,9 +69,9 @@ fn the_guide_goes_from_v1_to_v2_and_cleans_up() {
 #[test]
 fn an_abort_at_half_gives_everything_back_in_one_write() {
     let mut run = at_half();
-    run.world().intend(IntentKind::Abort);
+    run.world().set_intent(IntentKind::Abort);
     run.tick();
-    assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "{}", run.story());
-    run.until_phase(Phase::RolledBack);
-    run.until("v2 is gone", |world| world.holders(&id(V2)) == 0);
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "{}", run.log_text());
+    run.run_until_phase(Phase::RolledBack);
+    run.run_until("v2 is gone", |world| world.loaded_count(&id(V2)) == 0);
 }

@@ -3,25 +3,25 @@
 
 #![cfg(test)]
 
+mod adapters_ref_change;
 mod bad_input;
-mod beside;
+mod concurrent_operators;
 mod crashes;
 mod deletion;
 mod driver;
-mod duo;
+mod exhaustive;
 mod faults;
-mod files;
-mod found;
 mod guide;
+mod history;
 mod invariants;
-mod neighbour;
-mod pair;
-mod past;
-mod people;
+mod other_rollout;
 mod ports;
-mod rivals;
-mod runner;
+mod regressions;
+mod run_loop;
 mod schedules;
 mod server;
-mod small;
+mod two_operators_driver;
+mod two_rollouts;
+mod two_rollouts_driver;
+mod user_actions;
 mod world;

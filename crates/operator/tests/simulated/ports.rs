@@ -1,8 +1,8 @@
 //! The two ports over the simulated world. Every call first meets the next fault.
 
 use crate::{
-    past::Documents,
-    world::{Fault, Log, Missing, World},
+    history::DocumentSnapshot,
+    world::{Fault, Misconfiguration, World, WorldLog},
 };
 use futures_util::{Stream, stream};
 use jiff::{SignedDuration, Timestamp};
@@ -14,8 +14,8 @@ use rollora_api::{
 use rollora_operator::{
     Clock,
     ports::{
-        AdaptersDocument, AdaptersWrite, Event, Fleet, Heard, Precondition, ReadError, RolloutKey, Router, Server,
-        Store, Version, Versioned, Written,
+        AdaptersDocument, AdaptersWrite, DocumentStore, Fleet, ObservedRouter, ObservedServer, Polled, Precondition,
+        ReadError, ResourceVersion, RolloutEvent, RolloutKey, Versioned, WriteOutcome,
     },
 };
 use std::{
@@ -28,28 +28,28 @@ use tokio::sync::Notify;
 #[derive(Debug, Clone)]
 pub(crate) struct Sim {
     world: Arc<Mutex<World>>,
-    pub(crate) log: Arc<Log>,
+    pub(crate) log: Arc<WorldLog>,
     /// Tells that the operator has to die now.
     pub(crate) crash: Arc<Notify>,
     /// How this operator goes where it is moved call by call.
-    gait: Option<Arc<Mutex<Gait>>>,
+    stepping: Option<Arc<Mutex<Stepping>>>,
 }
 
 /// How an operator goes that is moved call by call, beside others.
 #[derive(Debug, Default)]
-pub(crate) struct Gait {
+pub(crate) struct Stepping {
     /// Decides how many turns the next calls take.
     pub(crate) seed: u64,
     /// How late it hears of the Rollout, of rewrites and of the adapters file.
     pub(crate) lags: [SignedDuration; 3],
     /// What it has seen or written of each.
-    pub(crate) floors: [usize; 3],
+    pub(crate) min_snapshots: [usize; 3],
     /// Calls so far.
     pub(crate) calls: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+enum DocumentKind {
     Rollout,
     Rewrites,
     Adapters,
@@ -57,22 +57,22 @@ enum Kind {
 
 impl Sim {
     pub(crate) fn new(world: World) -> Self {
-        let log = world.log.share();
-        Self { world: Arc::new(Mutex::new(world)), log, crash: Arc::default(), gait: None }
+        let log = world.log.clone_handle();
+        Self { world: Arc::new(Mutex::new(world)), log, crash: Arc::default(), stepping: None }
     }
 
     /// Another operator in the same world, which is moved call by call.
-    pub(crate) fn beside(&self, gait: Gait) -> Self {
-        Self { crash: Arc::default(), gait: Some(Arc::new(Mutex::new(gait))), ..self.clone() }
+    pub(crate) fn with_stepping(&self, gait: Stepping) -> Self {
+        Self { crash: Arc::default(), stepping: Some(Arc::new(Mutex::new(gait))), ..self.clone() }
     }
 
-    pub(crate) fn gait(&self) -> Option<MutexGuard<'_, Gait>> {
-        self.gait.as_ref().map(|gait| gait.lock().unwrap())
+    pub(crate) fn stepping(&self) -> Option<MutexGuard<'_, Stepping>> {
+        self.stepping.as_ref().map(|gait| gait.lock().unwrap())
     }
 
     /// Waits for one to three turns, where it is moved call by call.
-    async fn take_turns(&self) {
-        let turns = self.gait().map_or(0, |mut gait| {
+    async fn yield_steps(&self) {
+        let turns = self.stepping().map_or(0, |mut gait| {
             gait.calls += 1;
             gait.seed = gait.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             1 + (gait.seed >> 33) % 3
@@ -87,22 +87,22 @@ impl Sim {
     }
 
     /// The documents as this operator sees them now; none where it sees everything at once.
-    fn seen(&self, world: &World, kind: Kind) -> Option<Arc<Documents>> {
-        let mut gait = self.gait()?;
-        let number = world.seen(gait.lags[kind as usize], gait.floors[kind as usize]);
-        gait.floors[kind as usize] = number;
-        world.past.as_ref()?.get(number).cloned()
+    fn visible_snapshot(&self, world: &World, kind: DocumentKind) -> Option<Arc<DocumentSnapshot>> {
+        let mut gait = self.stepping()?;
+        let number = world.visible_snapshot(gait.lags[kind as usize], gait.min_snapshots[kind as usize]);
+        gait.min_snapshots[kind as usize] = number;
+        world.history.as_ref()?.get(number).cloned()
     }
 
     /// This operator has written it, or wants to know for sure.
-    fn has_seen_all(&self, world: &mut World, kind: Kind) {
-        world.record();
-        self.hear_all(world, kind);
+    fn record_and_catch_up(&self, world: &mut World, kind: DocumentKind) {
+        world.record_snapshot();
+        self.catch_up(world, kind);
     }
 
-    fn hear_all(&self, world: &World, kind: Kind) {
-        if let Some(mut gait) = self.gait() {
-            gait.floors[kind as usize] = world.present();
+    fn catch_up(&self, world: &World, kind: DocumentKind) {
+        if let Some(mut gait) = self.stepping() {
+            gait.min_snapshots[kind as usize] = world.latest_snapshot();
         }
     }
 
@@ -111,25 +111,25 @@ impl Sim {
     }
 
     /// Meets the next fault. What has to be done is done by `call`, which is not reached where the fault comes first.
-    async fn meet<T>(
+    async fn with_fault<T>(
         &self,
         own: Option<Fault>,
         call: impl FnOnce(&mut World) -> T,
-        fail: impl FnOnce(Failure) -> T,
+        fail: impl FnOnce(PortFailure) -> T,
     ) -> T {
-        self.take_turns().await;
+        self.yield_steps().await;
         let fault = own.or_else(|| self.world().faults.pop_front()).unwrap_or(Fault::None);
         match fault {
             Fault::None => call(&mut self.world()),
-            Fault::Unavailable => fail(Failure::Unavailable),
-            Fault::LostAnswer => {
+            Fault::Unavailable => fail(PortFailure::Unavailable),
+            Fault::LostResponse => {
                 call(&mut self.world());
-                fail(Failure::Unknown)
+                fail(PortFailure::Unknown)
             }
             // Whoever is moved call by call has no clock of its own: the time limit is over.
-            Fault::Hang if self.gait.is_some() => {
+            Fault::Hang if self.stepping.is_some() => {
                 self.world().now += SignedDuration::from_secs(5);
-                fail(Failure::Unknown)
+                fail(PortFailure::Unknown)
             }
             Fault::Hang => self.hang().await,
             Fault::CrashBefore => self.crash().await,
@@ -140,12 +140,12 @@ impl Sim {
         }
     }
 
-    fn see_rollout(&self, world: &World) -> Option<Versioned<Arc<Rollout>>> {
-        let present = || (!world.gone).then(|| (world.rollout.clone(), world.rollout_version));
-        let seen = self.seen(world, Kind::Rollout);
+    fn visible_rollout(&self, world: &World) -> Option<Versioned<Arc<Rollout>>> {
+        let present = || (!world.deleted).then(|| (world.rollout.clone(), world.rollout_version));
+        let seen = self.visible_snapshot(world, DocumentKind::Rollout);
         let name = &world.rollout.metadata.name;
         let (value, number) = seen.map_or_else(present, |documents| documents.rollout(name))?;
-        Some(Versioned { version: version(number), value: Arc::new(value) })
+        Some(Versioned { resource_version: resource_version(number), value: Arc::new(value) })
     }
 
     async fn hang<T>(&self) -> T {
@@ -153,9 +153,9 @@ impl Sim {
         std::future::pending().await
     }
 
-    async fn hang_where_it_does(&self) -> Result<(), ReadError> {
+    async fn hang_if_fleet_hangs(&self) -> Result<(), ReadError> {
         let hangs = self.world().fleet_hangs;
-        match (hangs, &self.gait) {
+        match (hangs, &self.stepping) {
             (false, _) => Ok(()),
             (true, Some(_)) => Err(ReadError::Unavailable("no answer in time".to_owned())),
             (true, None) => std::future::pending().await,
@@ -168,27 +168,32 @@ impl Sim {
     }
 
     /// What a person has to mend, where something is missing.
-    fn refuse(&self, what: impl Fn(&Missing) -> Option<String>) -> Result<(), ReadError> {
-        what(&self.world().missing).map_or(Ok(()), |why| Err(ReadError::Invalid(why)))
+    fn check_configuration(&self, what: impl Fn(&Misconfiguration) -> Option<String>) -> Result<(), ReadError> {
+        what(&self.world().misconfiguration).map_or(Ok(()), |why| Err(ReadError::Invalid(why)))
     }
 
     async fn read<T>(&self, call: impl FnOnce(&mut World) -> T) -> Result<T, ReadError> {
-        self.meet(None, |world| Ok(call(world)), |_| Err(ReadError::Unavailable("simulated".to_owned()))).await
+        self.with_fault(None, |world| Ok(call(world)), |_| Err(ReadError::Unavailable("simulated".to_owned()))).await
     }
 
-    async fn write(&self, key: &RolloutKey, kind: Kind, call: impl FnOnce(&mut World) -> Written) -> Written {
+    async fn write(
+        &self,
+        key: &RolloutKey,
+        kind: DocumentKind,
+        call: impl FnOnce(&mut World) -> WriteOutcome,
+    ) -> WriteOutcome {
         let fail = |failure| match failure {
-            Failure::Unavailable => Written::Unavailable("simulated".to_owned()),
+            PortFailure::Unavailable => WriteOutcome::Unavailable("simulated".to_owned()),
             // What is not known is read anew, and not from a cache.
-            Failure::Unknown => {
-                self.has_seen_all(&mut self.world(), kind);
-                Written::Unknown("simulated".to_owned())
+            PortFailure::Unknown => {
+                self.record_and_catch_up(&mut self.world(), kind);
+                WriteOutcome::Unknown("simulated".to_owned())
             }
         };
         let call = |world: &mut World| {
-            let written = world.of(&key.name, call);
-            if matches!(written, Written::Done(_)) {
-                self.has_seen_all(world, kind);
+            let written = world.with_rollout(&key.name, call);
+            if matches!(written, WriteOutcome::Done(_)) {
+                self.record_and_catch_up(world, kind);
             }
             written
         };
@@ -197,17 +202,17 @@ impl Sim {
             world.writes += 1;
             world.write_faults.pop_front()
         };
-        self.meet(own, call, fail).await
+        self.with_fault(own, call, fail).await
     }
 }
 
-enum Failure {
+enum PortFailure {
     Unavailable,
     Unknown,
 }
 
-fn version(number: u64) -> Version {
-    Version(number.to_string())
+fn resource_version(number: u64) -> ResourceVersion {
+    ResourceVersion(number.to_string())
 }
 
 impl Clock for Sim {
@@ -216,7 +221,7 @@ impl Clock for Sim {
     }
 }
 
-impl Store for Sim {
+impl DocumentStore for Sim {
     fn changes(&self) -> impl Stream<Item = RolloutKey> + Send {
         let key = RolloutKey { namespace: None, name: self.world().rollout.metadata.name.clone() };
         let sim = self.clone();
@@ -234,19 +239,22 @@ impl Store for Sim {
     }
 
     async fn rollouts(&self) -> Result<Vec<Versioned<Arc<Rollout>>>, ReadError> {
-        self.read(|world| world.of_each(|world| self.see_rollout(world)).into_iter().flatten().collect()).await
+        self.read(|world| world.with_each_rollout(|world| self.visible_rollout(world)).into_iter().flatten().collect())
+            .await
     }
 
     async fn rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Arc<Rollout>>>, ReadError> {
-        self.read(|world| world.of(&key.name, |world| self.see_rollout(world))).await
+        self.read(|world| world.with_rollout(&key.name, |world| self.visible_rollout(world))).await
     }
 
     async fn rewrites(&self, _: &RolloutKey) -> Result<Vec<Versioned<Arc<InferenceModelRewrite>>>, ReadError> {
-        self.refuse(|missing| missing.rewrites.clone())?;
+        self.check_configuration(|missing| missing.rewrites.clone())?;
         self.read(|world| {
-            let seen = self.seen(world, Kind::Rewrites).map(|documents| documents.rewrites.clone());
+            let seen = self.visible_snapshot(world, DocumentKind::Rewrites).map(|documents| documents.rewrites.clone());
             let rewrites = seen.unwrap_or_else(|| world.rewrites.clone()).into_iter();
-            rewrites.map(|(value, number)| Versioned { version: version(number), value: Arc::new(value) }).collect()
+            rewrites
+                .map(|(value, number)| Versioned { resource_version: resource_version(number), value: Arc::new(value) })
+                .collect()
         })
         .await
     }
@@ -255,43 +263,44 @@ impl Store for Sim {
         &self,
         _: &RolloutKey,
         reference: &AdaptersRef,
-        at_least: Option<&Version>,
+        at_least: Option<&ResourceVersion>,
     ) -> Result<Option<Versioned<AdaptersDocument>>, ReadError> {
-        self.refuse(|missing| missing.adapters_problem.clone())?;
+        self.check_configuration(|missing| missing.adapters_problem.clone())?;
         self.read(|world| {
             if reference.name != world.file_name {
-                let unread = world.unread.get(&reference.name).cloned();
-                return unread.map(|(value, number)| Versioned { version: version(number), value });
+                let unread = world.unread_files.get(&reference.name).cloned();
+                return unread.map(|(value, number)| Versioned { resource_version: resource_version(number), value });
             }
-            let mut seen = self.seen(world, Kind::Adapters).map(|documents| documents.adapters.clone());
+            let mut seen =
+                self.visible_snapshot(world, DocumentKind::Adapters).map(|documents| documents.adapters.clone());
             let at_least = at_least.and_then(|version| version.0.parse().ok()).unwrap_or_default();
             if seen.as_ref().is_some_and(|(_, number)| *number < at_least) {
-                self.hear_all(world, Kind::Adapters);
-                seen = self.seen(world, Kind::Adapters).map(|documents| documents.adapters.clone());
+                self.catch_up(world, DocumentKind::Adapters);
+                seen = self.visible_snapshot(world, DocumentKind::Adapters).map(|documents| documents.adapters.clone());
             }
             let (value, number) = seen.unwrap_or_else(|| (world.adapters.clone(), world.adapters_version));
-            let found = Versioned { version: version(number), value };
-            (!world.missing.adapters).then_some(found)
+            let found = Versioned { resource_version: resource_version(number), value };
+            (!world.misconfiguration.adapters).then_some(found)
         })
         .await
     }
 
-    async fn write_status(&self, key: &RolloutKey, read: &Version, status: &RolloutStatus) -> Written {
-        self.write(key, Kind::Rollout, |world| {
-            if *read != version(world.rollout_version) || world.gone {
-                return Written::Stale;
+    async fn write_status(&self, key: &RolloutKey, read: &ResourceVersion, status: &RolloutStatus) -> WriteOutcome {
+        self.write(key, DocumentKind::Rollout, |world| {
+            if *read != resource_version(world.rollout_version) || world.deleted {
+                return WriteOutcome::Conflict;
             }
             if world.rollout.status.as_ref() == Some(status) {
                 // As an API server does it.
-                return Written::Done(version(world.rollout_version));
+                return WriteOutcome::Done(resource_version(world.rollout_version));
             }
             if world.status().phase != status.phase || world.status().message != status.message {
-                world.note(format!("{:?}: {}", status.phase, status.message));
+                world.log_event(format!("{:?}: {}", status.phase, status.message));
             }
             world.rollout.status = Some(status.clone());
             world.rollout_version = world.next_version();
             world.status_writes += 1;
-            Written::Done(version(world.rollout_version))
+            WriteOutcome::Done(resource_version(world.rollout_version))
         })
         .await
     }
@@ -301,33 +310,33 @@ impl Store for Sim {
         key: &RolloutKey,
         rewrite: &InferenceModelRewrite,
         precondition: &Precondition,
-    ) -> Written {
-        self.write(key, Kind::Rewrites, |world| {
-            if let Some(why) = &world.missing.permission {
-                return Written::Refused(why.clone());
+    ) -> WriteOutcome {
+        self.write(key, DocumentKind::Rewrites, |world| {
+            if let Some(why) = &world.misconfiguration.write_permission {
+                return WriteOutcome::Refused(why.clone());
             }
             let name = &rewrite.metadata.name;
             let present = world.rewrites.iter().position(|(old, _)| old.metadata.name == *name);
             let number = world.next_version();
             let (mut rewrite, written) = (rewrite.clone(), rewrite);
-            let others = world.share_of_other();
+            let others = world.other_footprint();
             match (present, precondition) {
                 (None, Precondition::Absent) => {
                     rewrite.metadata.uid = Some(world.next_uid());
                     world.rewrites.push((rewrite, number));
                 }
-                (Some(index), Precondition::Unchanged(read)) if *read == version(world.rewrites[index].1) => {
+                (Some(index), Precondition::Unchanged(read)) if *read == resource_version(world.rewrites[index].1) => {
                     world.rewrites[index] = (rewrite, number);
                 }
-                _ => return Written::Stale,
+                _ => return WriteOutcome::Conflict,
             }
             world.rewrites_changed();
             world.check_stamp(written);
-            world.check_share_of_other(others);
+            world.check_other_footprint(others);
             if let Some(rival) = world.rival {
                 world.edit_rewrite(rival);
             }
-            Written::Done(version(number))
+            WriteOutcome::Done(resource_version(number))
         })
         .await
     }
@@ -336,65 +345,70 @@ impl Store for Sim {
         &self,
         key: &RolloutKey,
         reference: &AdaptersRef,
-        read: &Version,
+        read: &ResourceVersion,
         write: &AdaptersWrite,
-    ) -> Written {
-        self.write(key, Kind::Adapters, |world| {
-            if world.unread.contains_key(&reference.name) {
-                return world.write_unread(&reference.name, read, write);
+    ) -> WriteOutcome {
+        self.write(key, DocumentKind::Adapters, |world| {
+            if world.unread_files.contains_key(&reference.name) {
+                return world.write_unread_file(&reference.name, read, write);
             }
-            if *read != version(world.adapters_version) {
-                return Written::Stale;
+            if *read != resource_version(world.adapters_version) {
+                return WriteOutcome::Conflict;
             }
-            let (before, others) = (world.adapters.clone(), world.share_of_other());
-            let number = world.write_adapters(write.user_text.clone(), write.key_text.clone());
+            let (before, others) = (world.adapters.clone(), world.other_footprint());
+            let number = world.write_adapters(write.user_text.clone(), write.directives_text.clone());
             let after = world.adapters.clone();
-            world.of_each(|world| world.check_held(&before, &after));
-            world.check_share_of_other(others);
-            Written::Done(version(number))
+            world.with_each_rollout(|world| world.check_weighted_ids_held(&before, &after));
+            world.check_other_footprint(others);
+            WriteOutcome::Done(resource_version(number))
         })
         .await
     }
 
-    fn guards_deletion(&self) -> bool {
+    fn supports_finalizers(&self) -> bool {
         true
     }
 
-    async fn guard_deletion(&self, key: &RolloutKey, read: &Version, guarded: bool) -> Written {
-        self.write(key, Kind::Rollout, |world| {
-            if *read != version(world.rollout_version) || world.gone {
-                return Written::Stale;
+    async fn set_finalizer(&self, key: &RolloutKey, read: &ResourceVersion, guarded: bool) -> WriteOutcome {
+        self.write(key, DocumentKind::Rollout, |world| {
+            if *read != resource_version(world.rollout_version) || world.deleted {
+                return WriteOutcome::Conflict;
             }
-            world.note(if guarded { "the Rollout is guarded" } else { "the Rollout is not guarded any more" });
+            world.log_event(if guarded { "the Rollout is guarded" } else { "the Rollout is not guarded any more" });
             world.rollout.metadata.finalizers = guarded.then(|| FINALIZER.to_owned()).into_iter().collect();
             world.rollout_version = world.next_version();
-            world.leave_if_free();
-            Written::Done(version(world.rollout_version))
+            world.remove_if_unfinalized();
+            WriteOutcome::Done(resource_version(world.rollout_version))
         })
         .await
     }
 
-    async fn event(&self, key: &RolloutKey, event: &Event) {
+    async fn publish_event(&self, key: &RolloutKey, event: &RolloutEvent) {
         let mut world = self.world();
-        world.note(format!("event {}: {}", event.reason, event.message));
-        world.of(&key.name, |world| world.events.push(event.clone()));
+        world.log_event(format!("event {}: {}", event.reason, event.message));
+        world.with_rollout(&key.name, |world| world.events.push(event.clone()));
     }
 }
 
 impl Fleet for Sim {
-    async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Heard<Server>, ReadError> {
-        self.hang_where_it_does().await?;
-        self.refuse(|missing| missing.pool.clone())?;
+    async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Polled<ObservedServer>, ReadError> {
+        self.hang_if_fleet_hangs().await?;
+        self.check_configuration(|missing| missing.pool.clone())?;
         self.read(|world| world.server_reports(false).into()).await
     }
 
-    async fn sharers(&self, _: &RolloutKey, _: &PoolRef, _: &AdaptersRef) -> Result<Heard<Server>, ReadError> {
-        self.hang_where_it_does().await?;
+    async fn other_pool_servers(
+        &self,
+        _: &RolloutKey,
+        _: &PoolRef,
+        _: &AdaptersRef,
+    ) -> Result<Polled<ObservedServer>, ReadError> {
+        self.hang_if_fleet_hangs().await?;
         self.read(|world| world.server_reports(true).into()).await
     }
 
-    async fn routers(&self, _: &RolloutKey, _: &PoolRef, _: &ModelName) -> Result<Heard<Router>, ReadError> {
-        self.hang_where_it_does().await?;
+    async fn routers(&self, _: &RolloutKey, _: &PoolRef, _: &ModelName) -> Result<Polled<ObservedRouter>, ReadError> {
+        self.hang_if_fleet_hangs().await?;
         self.read(|world| world.router_reports().into()).await
     }
 }

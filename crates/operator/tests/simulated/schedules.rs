@@ -2,11 +2,11 @@
 //! does not, every state names what it waits for, and when everything is well again the rollout ends.
 
 use crate::{
-    driver::Run,
-    duo::Duo,
+    driver::SimRun,
     guide::ROLLOUT,
-    neighbour::is_for,
-    server::Temper,
+    other_rollout::matches_model,
+    server::AdapterBehavior,
+    two_operators_driver::TwoOperators,
     world::{Fault, World, id},
 };
 use jiff::SignedDuration;
@@ -22,77 +22,77 @@ const SERVERS: usize = 4;
 pub(crate) const IDS: [&str; 4] = ["small-v1", "small-v2", "small-v3", "small-v4"];
 
 #[derive(Debug, Clone)]
-pub(crate) enum Action {
+pub(crate) enum WorldAction {
     Wait(u8),
     /// One bit for each id.
-    List {
+    ListAdapters {
         exist: u8,
         not_exist: u8,
     },
-    Intend(IntentKind),
-    Die {
+    SetIntent(IntentKind),
+    CrashServer {
         server: usize,
         seconds: i64,
     },
-    Unreachable {
+    ToggleServerReachable {
         server: usize,
     },
     /// Not Ready for a moment, with what it has.
-    Blip {
+    FailProbe {
         server: usize,
         millis: i64,
         silent: bool,
     },
-    RouterLag {
+    SetRouterLag {
         millis: i64,
     },
-    RouterUnreachable,
-    Fail(Vec<Fault>),
-    Pause,
-    Swap,
-    Delete,
-    LoseStatus,
-    Use(usize),
-    UseBeside(usize),
-    FleetHangs,
+    ToggleRouterReachable,
+    InjectFaults(Vec<Fault>),
+    TogglePaused,
+    SwapWeights,
+    DeleteRewrite,
+    DeleteStatus,
+    UseAdapter(usize),
+    UseInOtherPool(usize),
+    HangFleet,
     Heal,
 }
 
-fn verb() -> impl Strategy<Value = IntentKind> {
+fn any_verb() -> impl Strategy<Value = IntentKind> {
     prop_oneof![4 => Just(IntentKind::Promote), 2 => Just(IntentKind::PromoteFull), 2 => Just(IntentKind::Abort), 1 => Just(IntentKind::Retry)]
 }
 
-fn fault() -> impl Strategy<Value = Fault> {
+fn any_fault() -> impl Strategy<Value = Fault> {
     prop_oneof![
         4 => Just(Fault::None),
         1 => Just(Fault::Unavailable),
         1 => Just(Fault::Hang),
-        1 => Just(Fault::LostAnswer),
+        1 => Just(Fault::LostResponse),
         1 => Just(Fault::CrashBefore),
         1 => Just(Fault::CrashAfter),
     ]
 }
 
-pub(crate) fn action() -> impl Strategy<Value = Action> {
+pub(crate) fn any_action() -> impl Strategy<Value = WorldAction> {
     prop_oneof![
-        8 => (1..60_u8).prop_map(Action::Wait),
-        3 => (0..16_u8, 0..16_u8).prop_map(|(exist, not_exist)| Action::List { exist, not_exist }),
-        4 => verb().prop_map(Action::Intend),
-        1 => (0..SERVERS, 1..20_i64).prop_map(|(server, seconds)| Action::Die { server, seconds }),
-        1 => (0..SERVERS).prop_map(|server| Action::Unreachable { server }),
+        8 => (1..60_u8).prop_map(WorldAction::Wait),
+        3 => (0..16_u8, 0..16_u8).prop_map(|(exist, not_exist)| WorldAction::ListAdapters { exist, not_exist }),
+        4 => any_verb().prop_map(WorldAction::SetIntent),
+        1 => (0..SERVERS, 1..20_i64).prop_map(|(server, seconds)| WorldAction::CrashServer { server, seconds }),
+        1 => (0..SERVERS).prop_map(|server| WorldAction::ToggleServerReachable { server }),
         2 => (0..SERVERS, 1..5000_i64, any::<bool>())
-            .prop_map(|(server, millis, silent)| Action::Blip { server, millis, silent }),
-        1 => (0..3000_i64).prop_map(|millis| Action::RouterLag { millis }),
-        1 => Just(Action::RouterUnreachable),
-        3 => prop::collection::vec(fault(), 1..12).prop_map(Action::Fail),
-        1 => Just(Action::Pause),
-        1 => Just(Action::Swap),
-        1 => Just(Action::Delete),
-        1 => Just(Action::LoseStatus),
-        1 => (0..4_usize).prop_map(Action::Use),
-        1 => (0..4_usize).prop_map(Action::UseBeside),
-        1 => Just(Action::FleetHangs),
-        2 => Just(Action::Heal),
+            .prop_map(|(server, millis, silent)| WorldAction::FailProbe { server, millis, silent }),
+        1 => (0..3000_i64).prop_map(|millis| WorldAction::SetRouterLag { millis }),
+        1 => Just(WorldAction::ToggleRouterReachable),
+        3 => prop::collection::vec(any_fault(), 1..12).prop_map(WorldAction::InjectFaults),
+        1 => Just(WorldAction::TogglePaused),
+        1 => Just(WorldAction::SwapWeights),
+        1 => Just(WorldAction::DeleteRewrite),
+        1 => Just(WorldAction::DeleteStatus),
+        1 => (0..4_usize).prop_map(WorldAction::UseAdapter),
+        1 => (0..4_usize).prop_map(WorldAction::UseInOtherPool),
+        1 => Just(WorldAction::HangFleet),
+        2 => Just(WorldAction::Heal),
     ]
 }
 
@@ -112,18 +112,18 @@ pub(crate) fn heal(world: &mut World) {
     world.changed = true;
 }
 
-pub(crate) fn chosen(ids: &[&'static str; 4], bits: u8) -> Vec<&'static str> {
+pub(crate) fn select_ids(ids: &[&'static str; 4], bits: u8) -> Vec<&'static str> {
     (0..ids.len()).filter(|index| bits & (1 << index) != 0).map(|index| ids[index]).collect()
 }
 
 /// One operator, or two at once.
-pub(crate) trait Drive {
+pub(crate) trait SimDriver {
     fn world(&self) -> MutexGuard<'_, World>;
     fn tick(&mut self);
-    fn story(&self) -> String;
+    fn log_text(&self) -> String;
 }
 
-impl Drive for Run {
+impl SimDriver for SimRun {
     fn world(&self) -> MutexGuard<'_, World> {
         Self::world(self)
     }
@@ -132,12 +132,12 @@ impl Drive for Run {
         Self::tick(self);
     }
 
-    fn story(&self) -> String {
-        Self::story(self)
+    fn log_text(&self) -> String {
+        Self::log_text(self)
     }
 }
 
-impl Drive for Duo {
+impl SimDriver for TwoOperators {
     fn world(&self) -> MutexGuard<'_, World> {
         Self::world(self)
     }
@@ -146,57 +146,63 @@ impl Drive for Duo {
         Self::tick(self);
     }
 
-    fn story(&self) -> String {
-        Self::story(self)
+    fn log_text(&self) -> String {
+        Self::log_text(self)
     }
 }
 
-pub(crate) fn act<D: Drive>(run: &mut D, action: &Action) {
-    run.world().note(format!("{action:?}"));
+pub(crate) fn apply_action<D: SimDriver>(run: &mut D, action: &WorldAction) {
+    run.world().log_event(format!("{action:?}"));
     match action {
-        Action::Wait(ticks) => (0..*ticks).for_each(|_| run.tick()),
-        action => happen(&mut run.world(), action, &IDS),
+        WorldAction::Wait(ticks) => (0..*ticks).for_each(|_| run.tick()),
+        action => apply_to_rollout(&mut run.world(), action, &IDS),
     }
 }
 
 /// What happens to the Rollout of these ids, or around it.
-pub(crate) fn happen(world: &mut World, action: &Action, ids: &[&'static str; 4]) {
+pub(crate) fn apply_to_rollout(world: &mut World, action: &WorldAction, ids: &[&'static str; 4]) {
     let now = world.now;
     match action {
-        Action::List { exist, not_exist } => world.list(&chosen(ids, *exist), &chosen(ids, *not_exist & !exist)),
-        Action::Intend(verb) => world.intend(*verb),
-        Action::Die { server, seconds } => world.servers[*server].die(now, SignedDuration::from_secs(*seconds)),
-        Action::Blip { server, millis, silent } => {
-            world.servers[*server].blip(now + SignedDuration::from_millis(*millis), *silent);
+        WorldAction::ListAdapters { exist, not_exist } => {
+            world.list_adapters(&select_ids(ids, *exist), &select_ids(ids, *not_exist & !exist))
         }
-        Action::Unreachable { server } => world.servers[*server].reachable ^= true,
-        Action::RouterLag { millis } => world.routers[0].lag = SignedDuration::from_millis(*millis),
-        Action::RouterUnreachable => world.routers[0].reachable ^= true,
-        Action::Fail(faults) => world.faults.extend(faults),
-        Action::Pause => world.edit_spec(|rollout| rollout.spec.paused ^= true),
-        Action::Swap if world.own_rewrite().is_none() => {}
-        Action::Swap => swap(world),
-        Action::Delete => {
-            if let Some(own) = world.own_rewrite() {
+        WorldAction::SetIntent(verb) => world.set_intent(*verb),
+        WorldAction::CrashServer { server, seconds } => {
+            world.servers[*server].crash(now, SignedDuration::from_secs(*seconds))
+        }
+        WorldAction::FailProbe { server, millis, silent } => {
+            world.servers[*server].fail_probe(now + SignedDuration::from_millis(*millis), *silent);
+        }
+        WorldAction::ToggleServerReachable { server } => world.servers[*server].reachable ^= true,
+        WorldAction::SetRouterLag { millis } => world.routers[0].lag = SignedDuration::from_millis(*millis),
+        WorldAction::ToggleRouterReachable => world.routers[0].reachable ^= true,
+        WorldAction::InjectFaults(faults) => world.faults.extend(faults),
+        WorldAction::TogglePaused => world.edit_spec(|rollout| rollout.spec.paused ^= true),
+        WorldAction::SwapWeights if world.rewrite_index().is_none() => {}
+        WorldAction::SwapWeights => swap_weights(world),
+        WorldAction::DeleteRewrite => {
+            if let Some(own) = world.rewrite_index() {
                 world.rewrites.remove(own);
             }
             world.rewrites_changed();
         }
-        Action::LoseStatus => world.lose_status(),
-        Action::Use(index) if is_serving(world, ids[*index]) => world.use_directly(&id(ids[*index])),
-        Action::UseBeside(index) if is_serving(world, ids[*index]) => world.use_beside(&id(ids[*index])),
+        WorldAction::DeleteStatus => world.delete_status(),
+        WorldAction::UseAdapter(index) if is_serving(world, ids[*index]) => world.use_on_all_servers(&id(ids[*index])),
+        WorldAction::UseInOtherPool(index) if is_serving(world, ids[*index]) => {
+            world.use_in_other_pool(&id(ids[*index]))
+        }
         // Whoever waits does not come here.
-        Action::Wait(_) | Action::Use(_) | Action::UseBeside(_) => {}
-        Action::FleetHangs => world.fleet_hangs = true,
-        Action::Heal => heal(world),
+        WorldAction::Wait(_) | WorldAction::UseAdapter(_) | WorldAction::UseInOtherPool(_) => {}
+        WorldAction::HangFleet => world.fleet_hangs = true,
+        WorldAction::Heal => heal(world),
     }
 }
 
 /// Somebody gives to each target what another one had.
-fn swap(world: &mut World) {
+fn swap_weights(world: &mut World) {
     let model = world.rollout.spec.model.clone();
     world.edit_rewrite(|rewrite| {
-        let Some(rule) = rewrite.spec.rules.iter_mut().find(|rule| is_for(&model, rule)) else { return };
+        let Some(rule) = rewrite.spec.rules.iter_mut().find(|rule| matches_model(&model, rule)) else { return };
         let weights: Vec<_> = rule.targets.iter().rev().map(|target| target.weight).collect();
         rule.targets.iter_mut().zip(weights).for_each(|(target, weight)| target.weight = weight);
     });
@@ -204,13 +210,13 @@ fn swap(world: &mut World) {
 
 /// Whether the operator has not let go of it yet: a use after that comes too late to be heard of.
 fn is_serving(world: &World, name: &str) -> bool {
-    world.key().serving.contains(&id(name))
+    world.directives().serving.contains(&id(name))
 }
 
 /// How often an id was listed that was not before.
-pub(crate) fn listings(actions: &[Action], index: usize) -> usize {
+pub(crate) fn count_listings(actions: &[WorldAction], index: usize) -> usize {
     let lists = actions.iter().filter_map(|action| match action {
-        Action::List { exist, .. } => Some(exist & (1 << index) != 0),
+        WorldAction::ListAdapters { exist, .. } => Some(exist & (1 << index) != 0),
         _ => None,
     });
     lists.fold((false, 0), |(was, count), is| (is, count + usize::from(is && !was))).1
@@ -221,8 +227,8 @@ pub(crate) fn is_at_rest(world: &World) -> bool {
     let status = world.status();
     let unlisted = |condition: &Condition| condition.type_ == "Progressing" && condition.reason == "NotListed";
     // Servers that restart wait for what serves, and cannot load it while nobody lists it.
-    let beyond_help =
-        status.message.contains("list it again") && world.servers.iter().all(|server| server.beside || !server.ready);
+    let beyond_help = status.message.contains("list it again")
+        && world.servers.iter().all(|server| server.in_other_pool || !server.ready);
     match status.phase {
         _ if beyond_help || status.conditions.iter().any(unlisted) => true,
         Phase::Succeeded | Phase::RolledBack => true,
@@ -234,9 +240,9 @@ pub(crate) fn is_at_rest(world: &World) -> bool {
     }
 }
 
-pub(crate) fn nobody_is_hurt<D: Drive>(run: &D) -> Result<(), TestCaseError> {
-    let broken = run.world().broken.clone();
-    prop_assert!(broken.is_empty(), "{broken:#?}\n{}", run.story());
+pub(crate) fn check_violations<D: SimDriver>(run: &D) -> Result<(), TestCaseError> {
+    let broken = run.world().violations.clone();
+    prop_assert!(broken.is_empty(), "{broken:#?}\n{}", run.log_text());
     Ok(())
 }
 
@@ -256,25 +262,25 @@ pub(crate) fn is_long() -> bool {
     std::env::var_os("ROLLORA_LONG").is_some()
 }
 
-pub(crate) fn world(deadly: Option<usize>, broken: Option<usize>) -> World {
+pub(crate) fn schedule_world(deadly: Option<usize>, broken: Option<usize>) -> World {
     let rollout = ROLLOUT.replace("{ duration: 5s }", "{ duration: 1s }");
     let mut world = World::new(&rollout, SERVERS - 1, &IDS[..1]);
-    world.share();
-    world.bad.extend(broken.map(|index| (id(IDS[index]), Temper::Broken)));
-    world.bad.extend(deadly.map(|index| (id(IDS[index]), Temper::Deadly)));
+    world.add_other_pool_server();
+    world.behaviors.extend(broken.map(|index| (id(IDS[index]), AdapterBehavior::FailsToLoad)));
+    world.behaviors.extend(deadly.map(|index| (id(IDS[index]), AdapterBehavior::CrashesOnLoad)));
     world
 }
 
 /// The same where one of the adapters, if it is good otherwise, ends servers that have to read it again.
-fn rotting(mut world: World, rotten: Option<usize>) -> World {
+fn with_reload_crash(mut world: World, rotten: Option<usize>) -> World {
     if let Some(index) = rotten {
-        world.bad.entry(id(IDS[index])).or_insert(Temper::Rotten);
+        world.behaviors.entry(id(IDS[index])).or_insert(AdapterBehavior::CrashesOnReload);
     }
     world
 }
 
 /// Everything is well again: the rollout ends, or only a person can do something.
-pub(crate) fn come_to_rest<D: Drive>(run: &mut D, actions: &[Action], deadly: Option<usize>) {
+pub(crate) fn run_to_rest<D: SimDriver>(run: &mut D, actions: &[WorldAction], deadly: Option<usize>) {
     heal(&mut run.world());
     for _ in 0..3000 {
         run.tick();
@@ -286,48 +292,48 @@ pub(crate) fn come_to_rest<D: Drive>(run: &mut D, actions: &[Action], deadly: Op
         run.tick();
     }
     let rests = is_at_rest(&run.world());
-    run.world().check_rest(rests);
+    run.world().check_end_state(rests);
     if let Some(index) = deadly {
         // `retry` hurts the same server again, and no other. Only who takes the entry out and lists it once more asks for
         // another trial.
-        let listings = listings(actions, index);
-        run.world().check_hurt(&id(IDS[index]), listings);
+        let listings = count_listings(actions, index);
+        run.world().check_crash_count(&id(IDS[index]), listings);
     }
 }
 
 /// What becomes of one of two operators.
 #[derive(Debug, Clone)]
-pub(crate) enum Fate {
+pub(crate) enum OperatorFault {
     /// It stops where it is, or goes on.
-    Stop(usize),
+    ToggleStopped(usize),
     /// It is killed, and another takes its place.
     Kill(usize),
     /// It hears of documents so late.
-    Lag(usize, [i64; 3]),
+    SetLags(usize, [i64; 3]),
     /// It is moved alone, for so many turns.
-    Alone(usize, u8),
+    RunAlone(usize, u8),
 }
 
-pub(crate) fn fate() -> impl Strategy<Value = Fate> {
+pub(crate) fn any_operator_fault() -> impl Strategy<Value = OperatorFault> {
     let side = || 0..2_usize;
     prop_oneof![
-        5 => side().prop_map(Fate::Stop),
-        1 => side().prop_map(Fate::Kill),
-        2 => (side(), [0..3000_i64, 0..3000, 0..3000]).prop_map(|(side, lags)| Fate::Lag(side, lags)),
-        4 => (side(), 1..40_u8).prop_map(|(side, turns)| Fate::Alone(side, turns)),
+        5 => side().prop_map(OperatorFault::ToggleStopped),
+        1 => side().prop_map(OperatorFault::Kill),
+        2 => (side(), [0..3000_i64, 0..3000, 0..3000]).prop_map(|(side, lags)| OperatorFault::SetLags(side, lags)),
+        4 => (side(), 1..40_u8).prop_map(|(side, turns)| OperatorFault::RunAlone(side, turns)),
     ]
 }
 
-fn befall(duo: &mut Duo, fate: &Fate) {
-    duo.world().note(format!("{fate:?}"));
+fn apply_operator_fault(duo: &mut TwoOperators, fate: &OperatorFault) {
+    duo.world().log_event(format!("{fate:?}"));
     match *fate {
-        Fate::Stop(side) => {
+        OperatorFault::ToggleStopped(side) => {
             let stopped = duo.is_stopped(side);
-            duo.stop(side, !stopped);
+            duo.set_stopped(side, !stopped);
         }
-        Fate::Kill(side) => duo.kill(side),
-        Fate::Lag(side, lags) => duo.lag(side, lags.map(SignedDuration::from_millis)),
-        Fate::Alone(side, turns) => drop((0..turns).map(|_| duo.move_on(side)).collect::<Vec<_>>()),
+        OperatorFault::Kill(side) => duo.kill(side),
+        OperatorFault::SetLags(side, lags) => duo.set_lags(side, lags.map(SignedDuration::from_millis)),
+        OperatorFault::RunAlone(side, turns) => drop((0..turns).map(|_| duo.step(side)).collect::<Vec<_>>()),
     }
 }
 
@@ -336,25 +342,29 @@ proptest! {
 
     #[test]
     fn whatever_happens_nobody_is_hurt_and_the_rollout_ends(
-        actions in prop::collection::vec(action(), 1..40),
+        actions in prop::collection::vec(any_action(), 1..40),
         deadly in prop::option::of(1..4_usize),
         broken in prop::option::of(1..4_usize),
         rotten in prop::option::of(0..4_usize),
     ) {
-        one_alone(rotting(world(deadly, broken), rotten), &actions, deadly)?;
+        run_one_operator(with_reload_crash(schedule_world(deadly, broken), rotten), &actions, deadly)?;
     }
 }
 
-pub(crate) fn one_alone(world: World, actions: &[Action], deadly: Option<usize>) -> Result<(), TestCaseError> {
-    let mut run = Run::new(world);
+pub(crate) fn run_one_operator(
+    world: World,
+    actions: &[WorldAction],
+    deadly: Option<usize>,
+) -> Result<(), TestCaseError> {
+    let mut run = SimRun::new(world);
     for action in actions {
-        act(&mut run, action);
+        apply_action(&mut run, action);
         run.tick();
-        run.world().check_words();
-        nobody_is_hurt(&run)?;
+        run.world().check_message();
+        check_violations(&run)?;
     }
-    come_to_rest(&mut run, actions, deadly);
-    nobody_is_hurt(&run)
+    run_to_rest(&mut run, actions, deadly);
+    check_violations(&run)
 }
 
 proptest! {
@@ -363,41 +373,41 @@ proptest! {
     #[test]
     fn two_operators_at_once_hurt_nobody_either(
         actions in prop::collection::vec(prop_oneof![
-            3 => action().prop_map(Ok),
-            4 => fate().prop_map(Err),
+            3 => any_action().prop_map(Ok),
+            4 => any_operator_fault().prop_map(Err),
         ], 1..60),
         deadly in prop::option::of(1..4_usize),
         broken in prop::option::of(1..4_usize),
         rotten in prop::option::of(0..4_usize),
         seed: u64,
     ) {
-        two_at_once(rotting(world(deadly, broken), rotten), seed, &actions, deadly)?;
+        run_two_operators(with_reload_crash(schedule_world(deadly, broken), rotten), seed, &actions, deadly)?;
     }
 }
 
-pub(crate) fn two_at_once(
+pub(crate) fn run_two_operators(
     world: World,
     seed: u64,
-    actions: &[Result<Action, Fate>],
+    actions: &[Result<WorldAction, OperatorFault>],
     deadly: Option<usize>,
 ) -> Result<(), TestCaseError> {
-    let mut duo = Duo::new(world, seed);
+    let mut duo = TwoOperators::new(world, seed);
     for action in actions {
         match action {
             Ok(action) => {
-                act(&mut duo, action);
+                apply_action(&mut duo, action);
                 duo.tick();
             }
-            Err(fate) => befall(&mut duo, fate),
+            Err(fate) => apply_operator_fault(&mut duo, fate),
         }
-        duo.world().check_words();
-        nobody_is_hurt(&duo)?;
+        duo.world().check_message();
+        check_violations(&duo)?;
     }
     for side in 0..2 {
-        duo.go_on(side);
-        duo.lag(side, [SignedDuration::ZERO; 3]);
+        duo.resume(side);
+        duo.set_lags(side, [SignedDuration::ZERO; 3]);
     }
-    let actions: Vec<Action> = actions.iter().filter_map(|action| action.clone().ok()).collect();
-    come_to_rest(&mut duo, &actions, deadly);
-    nobody_is_hurt(&duo)
+    let actions: Vec<WorldAction> = actions.iter().filter_map(|action| action.clone().ok()).collect();
+    run_to_rest(&mut duo, &actions, deadly);
+    check_violations(&duo)
 }

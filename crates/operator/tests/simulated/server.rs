@@ -10,35 +10,35 @@ use rollora_api::{
         ServerIdentity, SidecarStatus,
     },
 };
-use rollora_operator::ports::Server;
+use rollora_operator::ports::ObservedServer;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a sidecar has read of the ConfigMap.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Content {
+pub(crate) struct ConfigContent {
     pub(crate) file: AdaptersFile,
-    pub(crate) key: Option<OperatorDirectives>,
+    pub(crate) directives: Option<OperatorDirectives>,
     pub(crate) hash: ContentHash,
 }
 
 /// How an adapter behaves when it is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Temper {
+pub(crate) enum AdapterBehavior {
     Good,
     /// It ends the server.
-    Deadly,
+    CrashesOnLoad,
     /// vLLM refuses it for good.
-    Broken,
+    FailsToLoad,
     /// It loads and works, and ends the server when it is read again after it had to give way to others: its files are
     /// gone. Neither vLLM nor its lists tell of that before.
-    Rotten,
+    CrashesOnReload,
 }
 
 /// How many adapters vLLM keeps in memory. All others are loaded all the same, and read from their files at each use.
-const CACHED: usize = 2;
+const MAX_CPU_LORAS: usize = 2;
 
 /// How often a sidecar reads who uses what: less often than ids have to be quiet.
-const READING: SignedDuration = SignedDuration::from_secs(3);
+const USAGE_POLL_INTERVAL: SignedDuration = SignedDuration::from_secs(3);
 
 #[derive(Debug, Clone)]
 pub(crate) struct SimServer {
@@ -48,35 +48,35 @@ pub(crate) struct SimServer {
     pub(crate) load_time: SignedDuration,
     pub(crate) reachable: bool,
     /// Whether it is of another pool, and reads the same file.
-    pub(crate) beside: bool,
+    pub(crate) in_other_pool: bool,
     /// Until when its probe fails although nothing is wrong with it, and whether its sidecar is silent then too.
-    blip: Option<(Timestamp, bool)>,
+    probe_failure: Option<(Timestamp, bool)>,
     unready_since: Option<Timestamp>,
     /// Since when it is down, and when it comes back.
     pub(crate) back_at: Option<Timestamp>,
-    start: u32,
+    start_count: u32,
     pub(crate) ready: bool,
-    seen: Content,
-    coming: Vec<(Timestamp, Content)>,
+    content: ConfigContent,
+    pending: Vec<(Timestamp, ConfigContent)>,
     /// With the last use of each.
     pub(crate) loaded: BTreeMap<AdapterId, Option<Timestamp>>,
     /// What vLLM has in memory, the one that was used last at the end.
     cached: Vec<AdapterId>,
     /// When uses were read last, and what that reading showed of each.
-    read_at: Option<Timestamp>,
-    read: BTreeMap<AdapterId, Timestamp>,
+    usage_polled_at: Option<Timestamp>,
+    polled_uses: BTreeMap<AdapterId, Timestamp>,
     loading: Option<(AdapterId, Timestamp)>,
     /// Ids over which the server died, and when they are tried again; a pilot waits for the operator.
-    died: BTreeMap<AdapterId, Option<Timestamp>>,
+    crashed_on: BTreeMap<AdapterId, Option<Timestamp>>,
     quarantined: BTreeSet<AdapterId>,
     failed: BTreeSet<AdapterId>,
     /// Ids over which this server died, ever.
-    pub(crate) deaths: BTreeSet<AdapterId>,
+    pub(crate) crash_ids: BTreeSet<AdapterId>,
 }
 
 /// What a tick did that the world has to check.
 #[derive(Debug, Default)]
-pub(crate) struct Done {
+pub(crate) struct TickResult {
     pub(crate) unloaded: Vec<AdapterId>,
     /// Ids that have been used since uses were read before.
     pub(crate) used: Vec<AdapterId>,
@@ -89,67 +89,67 @@ impl SimServer {
             lag: SignedDuration::from_millis(100),
             load_time: SignedDuration::from_millis(200),
             reachable: true,
-            beside: false,
-            blip: None,
+            in_other_pool: false,
+            probe_failure: None,
             unready_since: None,
             back_at: None,
-            start: 1,
+            start_count: 1,
             ready: true,
-            seen: Content::default(),
-            coming: Vec::new(),
+            content: ConfigContent::default(),
+            pending: Vec::new(),
             loaded: BTreeMap::new(),
             cached: Vec::new(),
-            read_at: None,
-            read: BTreeMap::new(),
+            usage_polled_at: None,
+            polled_uses: BTreeMap::new(),
             loading: None,
-            died: BTreeMap::new(),
+            crashed_on: BTreeMap::new(),
             quarantined: BTreeSet::new(),
             failed: BTreeSet::new(),
-            deaths: BTreeSet::new(),
+            crash_ids: BTreeSet::new(),
         }
     }
 
     /// vLLM dies and comes back after a while, with nothing loaded.
-    pub(crate) fn die(&mut self, now: Timestamp, for_a_while: SignedDuration) {
+    pub(crate) fn crash(&mut self, now: Timestamp, for_a_while: SignedDuration) {
         if let Some((id, _)) = self.loading.take() {
-            let pilot = self.seen.key.iter().flat_map(|key| &key.pilots);
+            let pilot = self.content.directives.iter().flat_map(|key| &key.pilots);
             let pilot = pilot.into_iter().any(|pilot| pilot.id == id && pilot.pod == self.name);
-            if self.died.contains_key(&id) {
+            if self.crashed_on.contains_key(&id) {
                 self.quarantined.insert(id.clone());
             }
-            self.died.insert(id.clone(), (!pilot).then(|| now + SignedDuration::from_secs(10)));
-            self.deaths.insert(id);
+            self.crashed_on.insert(id.clone(), (!pilot).then(|| now + SignedDuration::from_secs(10)));
+            self.crash_ids.insert(id);
         }
         self.loaded.clear();
         self.cached.clear();
         self.ready = false;
-        self.blip = None;
+        self.probe_failure = None;
         self.back_at = Some(now + for_a_while);
     }
 
     /// Somebody sends a request to an adapter; nothing happens where it is not loaded.
-    pub(crate) fn answer(&mut self, id: &AdapterId, now: Timestamp, temper: Temper) {
+    pub(crate) fn handle_request(&mut self, id: &AdapterId, now: Timestamp, temper: AdapterBehavior) {
         let Some(used) = self.loaded.get_mut(id) else { return };
         *used = Some(now);
-        if !self.cache(id) && temper == Temper::Rotten {
-            self.die(now, SignedDuration::from_secs(3));
+        if !self.touch_cache(id) && temper == AdapterBehavior::CrashesOnReload {
+            self.crash(now, SignedDuration::from_secs(3));
         }
     }
 
     /// It is in memory now, and the one that was used longest ago is not, where there is no room. Returns whether it was.
-    fn cache(&mut self, id: &AdapterId) -> bool {
+    fn touch_cache(&mut self, id: &AdapterId) -> bool {
         let before = self.cached.iter().position(|cached| cached == id).map(|index| self.cached.remove(index));
         self.cached.push(id.clone());
-        let surplus = self.cached.len().saturating_sub(CACHED);
+        let surplus = self.cached.len().saturating_sub(MAX_CPU_LORAS);
         self.cached.drain(..surplus);
         before.is_some()
     }
 
     /// Its probe fails for a while; then it is Ready again as it is.
-    pub(crate) fn blip(&mut self, end: Timestamp, silent: bool) {
+    pub(crate) fn fail_probe(&mut self, end: Timestamp, silent: bool) {
         if self.ready {
             self.ready = false;
-            self.blip = Some((end, silent));
+            self.probe_failure = Some((end, silent));
         }
     }
 
@@ -158,32 +158,32 @@ impl SimServer {
     }
 
     /// The ConfigMap changed.
-    pub(crate) fn notice(&mut self, now: Timestamp, content: &Content) {
-        self.coming.push((now + self.lag, content.clone()));
+    pub(crate) fn receive_content(&mut self, now: Timestamp, content: &ConfigContent) {
+        self.pending.push((now + self.lag, content.clone()));
     }
 
-    pub(crate) fn tick(&mut self, now: Timestamp, temper: impl Fn(&AdapterId) -> Temper) -> Done {
-        while self.coming.first().is_some_and(|(at, _)| *at <= now) {
-            let (_, content) = self.coming.remove(0);
-            self.take_over(content);
+    pub(crate) fn tick(&mut self, now: Timestamp, temper: impl Fn(&AdapterId) -> AdapterBehavior) -> TickResult {
+        while self.pending.first().is_some_and(|(at, _)| *at <= now) {
+            let (_, content) = self.pending.remove(0);
+            self.apply_content(content);
         }
-        let mut done = Done::default();
+        let mut done = TickResult::default();
         if let Some(back) = self.back_at {
             if back > now {
                 return done;
             }
             self.back_at = None;
-            self.start += 1;
+            self.start_count += 1;
         }
-        self.go_on_loading(now, temper);
+        self.continue_loading(now, temper);
         if self.is_up() {
-            done.used = self.read_uses(now);
+            done.used = self.poll_usage(now);
             done.unloaded = self.unload(now);
-            self.begin_loading(now);
-            match self.blip {
+            self.start_loading(now);
+            match self.probe_failure {
                 Some((end, _)) if end > now => {}
-                Some(_) => (self.blip, self.ready) = (None, true),
-                None => self.ready |= self.may_be_ready(),
+                Some(_) => (self.probe_failure, self.ready) = (None, true),
+                None => self.ready |= self.has_serving_loaded(),
             }
         }
         self.unready_since = if self.ready { None } else { self.unready_since.or(Some(now)) };
@@ -191,52 +191,54 @@ impl SimServer {
     }
 
     /// Now and then; a use is known from the reading that shows it.
-    fn read_uses(&mut self, now: Timestamp) -> Vec<AdapterId> {
-        if self.read_at.is_some_and(|read| now.duration_since(read) < READING) {
+    fn poll_usage(&mut self, now: Timestamp) -> Vec<AdapterId> {
+        if self.usage_polled_at.is_some_and(|read| now.duration_since(read) < USAGE_POLL_INTERVAL) {
             return Vec::new();
         }
-        let is_new = |used: &Option<Timestamp>| used.is_some_and(|used| self.read_at.is_none_or(|read| used > read));
+        let is_new =
+            |used: &Option<Timestamp>| used.is_some_and(|used| self.usage_polled_at.is_none_or(|read| used > read));
         let used: Vec<AdapterId> =
             self.loaded.iter().filter(|(_, used)| is_new(used)).map(|(id, _)| id.clone()).collect();
-        self.read.extend(used.iter().map(|id| (id.clone(), now)));
-        self.read_at = Some(now);
+        self.polled_uses.extend(used.iter().map(|id| (id.clone(), now)));
+        self.usage_polled_at = Some(now);
         used
     }
 
-    fn take_over(&mut self, content: Content) {
+    fn apply_content(&mut self, content: ConfigContent) {
         let changed = |id: &AdapterId| {
-            let admission = |content: &Content| content.key.as_ref().map(|key| key.admission(id, &self.name));
-            admission(&self.seen) != admission(&content)
+            let admission =
+                |content: &ConfigContent| content.directives.as_ref().map(|key| key.admission(id, &self.name));
+            admission(&self.content) != admission(&content)
         };
-        self.died.retain(|id, _| !changed(id));
+        self.crashed_on.retain(|id, _| !changed(id));
         self.quarantined.retain(|id| !changed(id));
         self.failed = self.failed.iter().filter(|id| !changed(id)).cloned().collect();
-        self.seen = content;
+        self.content = content;
     }
 
-    fn go_on_loading(&mut self, now: Timestamp, temper: impl Fn(&AdapterId) -> Temper) {
+    fn continue_loading(&mut self, now: Timestamp, temper: impl Fn(&AdapterId) -> AdapterBehavior) {
         let Some((id, end)) = self.loading.clone() else { return };
         if end > now {
             return;
         }
         match temper(&id) {
-            Temper::Deadly => return self.die(now, SignedDuration::from_secs(3)),
-            Temper::Broken => drop(self.failed.insert(id)),
-            Temper::Good | Temper::Rotten => {
-                self.died.remove(&id);
-                self.cache(&id);
+            AdapterBehavior::CrashesOnLoad => return self.crash(now, SignedDuration::from_secs(3)),
+            AdapterBehavior::FailsToLoad => drop(self.failed.insert(id)),
+            AdapterBehavior::Good | AdapterBehavior::CrashesOnReload => {
+                self.crashed_on.remove(&id);
+                self.touch_cache(&id);
                 self.loaded.insert(id, None);
             }
         }
         self.loading = None;
     }
 
-    fn begin_loading(&mut self, now: Timestamp) {
-        let listed = self.seen.file.ensure_exist.iter().filter(|entry| !self.is_unlisted(&entry.id));
+    fn start_loading(&mut self, now: Timestamp) {
+        let listed = self.content.file.ensure_exist.iter().filter(|entry| !self.is_unlisted(&entry.id));
         // What serves is loaded again even where the file unlists it.
-        let held = self.seen.file.ensure_not_exist.iter().filter(|entry| self.is_serving(&entry.id));
+        let held = self.content.file.ensure_not_exist.iter().filter(|entry| self.is_serving(&entry.id));
         let next = listed.chain(held).map(|entry| &entry.id).find(|id| {
-            let held = self.died.get(id).is_some_and(|until| until.is_none_or(|until| now < until));
+            let held = self.crashed_on.get(id).is_some_and(|until| until.is_none_or(|until| now < until));
             let known = self.loaded.contains_key(id) || self.quarantined.contains(id) || self.failed.contains(id);
             !known && !held && self.is_granted(id)
         });
@@ -262,13 +264,13 @@ impl SimServer {
     }
 
     /// After a start it waits for everything that is serving, also for what the file does not list any more.
-    fn may_be_ready(&self) -> bool {
-        let mut serving = self.seen.key.iter().flat_map(|key| &key.serving);
+    fn has_serving_loaded(&self) -> bool {
+        let mut serving = self.content.directives.iter().flat_map(|key| &key.serving);
         serving.all(|id| self.loaded.contains_key(id) || self.admission(id) == Admission::Rejected)
     }
 
     fn admission(&self, id: &AdapterId) -> Admission {
-        self.seen.key.as_ref().map_or(Admission::Granted, |key| key.admission(id, &self.name))
+        self.content.directives.as_ref().map_or(Admission::Granted, |key| key.admission(id, &self.name))
     }
 
     fn is_granted(&self, id: &AdapterId) -> bool {
@@ -276,15 +278,15 @@ impl SimServer {
     }
 
     fn is_serving(&self, id: &AdapterId) -> bool {
-        self.seen.key.as_ref().is_some_and(|key| key.serving.contains(id))
+        self.content.directives.as_ref().is_some_and(|key| key.serving.contains(id))
     }
 
     fn is_unlisted(&self, id: &AdapterId) -> bool {
-        self.seen.file.ensure_not_exist.iter().any(|entry| entry.id == *id)
+        self.content.file.ensure_not_exist.iter().any(|entry| entry.id == *id)
     }
 
     fn is_listed(&self, id: &AdapterId) -> bool {
-        self.seen.file.ensure_exist.iter().any(|entry| entry.id == *id)
+        self.content.file.ensure_exist.iter().any(|entry| entry.id == *id)
     }
 
     fn is_listed_twice(&self, id: &AdapterId) -> bool {
@@ -292,67 +294,67 @@ impl SimServer {
     }
 
     /// What the Fleet port says of it.
-    pub(crate) fn report(&self) -> Server {
-        let silent = self.blip.is_some_and(|(_, silent)| silent) || !self.reachable;
+    pub(crate) fn report(&self) -> ObservedServer {
+        let silent = self.probe_failure.is_some_and(|(_, silent)| silent) || !self.reachable;
         let status = if silent { Err("no answer".to_owned()) } else { Ok(self.status().into()) };
-        Server {
+        ObservedServer {
             name: self.name.clone(),
             uid: self.name.clone(),
             ready: self.ready,
             unready_since: self.unready_since,
-            leaving: false,
+            terminating: false,
             status,
         }
     }
 
     fn status(&self) -> SidecarStatus {
-        let identity = ServerIdentity { endpoint: self.name.clone(), start: self.start.to_string() };
-        let listed = self.seen.file.ensure_exist.iter().chain(&self.seen.file.ensure_not_exist);
+        let identity = ServerIdentity { endpoint: self.name.clone(), start: self.start_count.to_string() };
+        let listed = self.content.file.ensure_exist.iter().chain(&self.content.file.ensure_not_exist);
         let ids: BTreeSet<&AdapterId> = listed.map(|entry| &entry.id).chain(self.loaded.keys()).collect();
         SidecarStatus {
             server: self.is_up().then_some(identity),
             readiness: self.readiness(),
             config: ConfigStatus {
-                hash: Some(self.seen.hash.clone()),
-                operator_directives: self.seen.key.is_some(),
+                hash: Some(self.content.hash.clone()),
+                operator_directives: self.content.directives.is_some(),
                 error: None,
             },
             base_models: vec!["base".to_owned()],
-            adapters: ids.into_iter().map(|id| self.adapter(id)).collect(),
+            adapters: ids.into_iter().map(|id| self.adapter_status(id)).collect(),
             problem: None,
             max_loras: None,
-            usage_read_at: self.read_at,
+            usage_read_at: self.usage_polled_at,
         }
     }
 
     fn readiness(&self) -> ReadinessStatus {
         let reason = match () {
-            () if self.ready || self.blip.is_some() => "Ready",
-            () if !self.may_be_ready() => ADAPTERS_NOT_VERIFIED,
+            () if self.ready || self.probe_failure.is_some() => "Ready",
+            () if !self.has_serving_loaded() => ADAPTERS_NOT_VERIFIED,
             () => "Starting",
         };
         ReadinessStatus { ready: reason == "Ready", reason: reason.to_owned(), message: String::new() }
     }
 
-    fn adapter(&self, id: &AdapterId) -> AdapterStatus {
+    fn adapter_status(&self, id: &AdapterId) -> AdapterStatus {
         let problem = |reason: &str, message: &str| {
             Some(Box::new(ReportedError { reason: reason.to_owned(), message: message.to_owned() }))
         };
         let last_error = match () {
-            () if self.died.contains_key(id) => problem("ServerDied", "vLLM ended"),
+            () if self.crashed_on.contains_key(id) => problem("ServerDied", "vLLM ended"),
             () if self.failed.contains(id) => problem("RankTooHigh", "rank 32 is above 16"),
             () => None,
         };
         AdapterStatus {
             attempts: u32::from(last_error.is_some()),
             last_error,
-            next_try: self.died.get(id).copied().flatten(),
-            last_used: self.read.get(id).copied(),
-            ..AdapterStatus::new(id.clone(), self.state(id))
+            next_try: self.crashed_on.get(id).copied().flatten(),
+            last_used: self.polled_uses.get(id).copied(),
+            ..AdapterStatus::new(id.clone(), self.adapter_state(id))
         }
     }
 
-    fn state(&self, id: &AdapterId) -> AdapterState {
+    fn adapter_state(&self, id: &AdapterId) -> AdapterState {
         let loaded = self.loaded.contains_key(id);
         let rejected = self.admission(id) == Admission::Rejected;
         match () {
@@ -363,7 +365,7 @@ impl SimServer {
             () if loaded => AdapterState::Verified,
             () if rejected => AdapterState::Rejected,
             () if self.quarantined.contains(id) => AdapterState::Quarantined,
-            () if self.died.contains_key(id) => AdapterState::ServerDied,
+            () if self.crashed_on.contains_key(id) => AdapterState::ServerDied,
             () if self.failed.contains(id) => AdapterState::Failed,
             () if self.is_unlisted(id) => AdapterState::Gone,
             () if self.loading.as_ref().is_some_and(|(loading, _)| loading == id) => AdapterState::Loading,

@@ -1,10 +1,10 @@
 //! The whole world: documents, servers, routers, clients, and what must always be true of them.
 
 use crate::{
-    invariants::Broken,
-    neighbour::{Neighbour, is_for},
-    past::Documents,
-    server::{Content, SimServer, Temper},
+    history::DocumentSnapshot,
+    invariants::Violation,
+    other_rollout::{OtherRollout, matches_model},
+    server::{AdapterBehavior, ConfigContent, SimServer},
 };
 use jiff::{SignedDuration, Timestamp};
 use rollora_api::{
@@ -15,7 +15,9 @@ use rollora_api::{
     rollout::{IntentKind, Rollout, RolloutStatus, status::Phase},
     router_report::{ActiveRule, RulesReport},
 };
-use rollora_operator::ports::{AdaptersDocument, AdaptersWrite, Event, Router, Server, Version, Written};
+use rollora_operator::ports::{
+    AdaptersDocument, AdaptersWrite, ObservedRouter, ObservedServer, ResourceVersion, RolloutEvent, WriteOutcome,
+};
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt::Write as _,
@@ -31,7 +33,7 @@ pub(crate) enum Fault {
     Unavailable,
     Hang,
     /// A write is done, but the answer is lost.
-    LostAnswer,
+    LostResponse,
     /// The operator dies before the call, or after it was done.
     CrashBefore,
     CrashAfter,
@@ -43,9 +45,9 @@ pub(crate) struct SimRouter {
     pub(crate) lag: SignedDuration,
     pub(crate) reachable: bool,
     pub(crate) rules: Vec<InferenceModelRewrite>,
-    pub(crate) coming: Vec<(Timestamp, Vec<InferenceModelRewrite>)>,
+    pub(crate) pending: Vec<(Timestamp, Vec<InferenceModelRewrite>)>,
     pub(crate) last_used: BTreeMap<String, Timestamp>,
-    pub(crate) turn: usize,
+    pub(crate) next_request: usize,
 }
 
 impl SimRouter {
@@ -55,27 +57,28 @@ impl SimRouter {
             lag: SignedDuration::ZERO,
             reachable: true,
             rules: Vec::new(),
-            coming: Vec::new(),
+            pending: Vec::new(),
             last_used: BTreeMap::new(),
-            turn: 0,
+            next_request: 0,
         }
     }
 
-    fn rule(&self, model: &ModelName) -> Option<(&InferenceModelRewrite, &RewriteRule)> {
-        let rule = |rewrite: &InferenceModelRewrite| rewrite.spec.rules.iter().position(|rule| is_for(model, rule));
+    fn rule_for(&self, model: &ModelName) -> Option<(&InferenceModelRewrite, &RewriteRule)> {
+        let rule =
+            |rewrite: &InferenceModelRewrite| rewrite.spec.rules.iter().position(|rule| matches_model(model, rule));
         self.rules.iter().find_map(|rewrite| Some((rewrite, &rewrite.spec.rules[rule(rewrite)?])))
     }
 
     /// Adapters that get requests here.
     pub(crate) fn targets(&self, models: &[ModelName]) -> Vec<AdapterId> {
-        let targets = models.iter().filter_map(|model| self.rule(model)).flat_map(|(_, rule)| &rule.targets);
+        let targets = models.iter().filter_map(|model| self.rule_for(model)).flat_map(|(_, rule)| &rule.targets);
         targets.map(|target| AdapterId::new(target.model_rewrite.clone()).unwrap()).collect()
     }
 
     fn report(&self, models: &[ModelName]) -> RulesReport {
         let mut report = RulesReport { last_used: self.last_used.clone(), ..RulesReport::default() };
         for model in models {
-            let Some((rewrite, rule)) = self.rule(model) else { continue };
+            let Some((rewrite, rule)) = self.rule_for(model) else { continue };
             let stamps = rewrite.metadata.annotations.iter().filter_map(|(name, value)| {
                 Some((name.strip_prefix(SEQUENCE_ANNOTATION_PREFIX)?.to_owned(), value.parse().ok()?))
             });
@@ -94,7 +97,7 @@ impl SimRouter {
 
 /// Parts of the world that a person has to mend.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Missing {
+pub(crate) struct Misconfiguration {
     /// The adapters ConfigMap is not there.
     pub(crate) adapters: bool,
     /// What reading it says, where it is there and cannot be used.
@@ -104,22 +107,22 @@ pub(crate) struct Missing {
     /// What reading rewrites says.
     pub(crate) rewrites: Option<String>,
     /// What writing rewrites says.
-    pub(crate) permission: Option<String>,
+    pub(crate) write_permission: Option<String>,
 }
 
 /// What happened. Beside the world: an assertion about the world, which is locked then, prints it.
 #[derive(Debug, Default)]
-pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
+pub(crate) struct WorldLog(Arc<Mutex<Vec<String>>>);
 
-impl Clone for Log {
+impl Clone for WorldLog {
     /// The log of another world, which goes on from here.
     fn clone(&self) -> Self {
         Self(Arc::new(Mutex::new(self.0.lock().unwrap().clone())))
     }
 }
 
-impl Log {
-    pub(crate) fn share(&self) -> Arc<Self> {
+impl WorldLog {
+    pub(crate) fn clone_handle(&self) -> Arc<Self> {
         Arc::new(Self(Arc::clone(&self.0)))
     }
 
@@ -127,7 +130,7 @@ impl Log {
         self.0.lock().unwrap().push(line);
     }
 
-    pub(crate) fn told(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.0.lock().unwrap().join("\n")
     }
 }
@@ -142,65 +145,65 @@ pub(crate) struct World {
     pub(crate) adapters_version: u64,
     /// The name of the adapters file that servers read, and other ones that nobody reads.
     pub(crate) file_name: String,
-    pub(crate) unread: BTreeMap<String, (AdaptersDocument, u64)>,
+    pub(crate) unread_files: BTreeMap<String, (AdaptersDocument, u64)>,
     pub(crate) servers: Vec<SimServer>,
     pub(crate) routers: Vec<SimRouter>,
-    pub(crate) bad: BTreeMap<AdapterId, Temper>,
-    pub(crate) events: Vec<Event>,
+    pub(crate) behaviors: BTreeMap<AdapterId, AdapterBehavior>,
+    pub(crate) events: Vec<RolloutEvent>,
     /// What happens to the next calls of any kind, and to the next writes.
     pub(crate) faults: VecDeque<Fault>,
     pub(crate) write_faults: VecDeque<Fault>,
     pub(crate) writes: usize,
     pub(crate) fleet_hangs: bool,
     /// The Rollout is gone from the store.
-    pub(crate) gone: bool,
+    pub(crate) deleted: bool,
     /// What is missing for good, and what the store and the fleet say of it.
-    pub(crate) missing: Missing,
+    pub(crate) misconfiguration: Misconfiguration,
     /// Something changed that the store would tell.
     pub(crate) changed: bool,
     /// What must never happen, and did.
-    pub(crate) broken: Vec<Broken>,
+    pub(crate) violations: Vec<Violation>,
     /// The weights that each stamp was written with, and the highest one.
-    pub(crate) stamped: BTreeMap<i64, Vec<(String, i32)>>,
+    pub(crate) weights_by_stamp: BTreeMap<i64, Vec<(String, i32)>>,
     /// Every state of the documents, where operators read them late.
-    pub(crate) past: Option<Vec<Arc<Documents>>>,
+    pub(crate) history: Option<Vec<Arc<DocumentSnapshot>>>,
     pub(crate) status_writes: usize,
-    pub(crate) seen_weights: Vec<Vec<(String, i32)>>,
-    pub(crate) log: Log,
+    pub(crate) weight_history: Vec<Vec<(String, i32)>>,
+    pub(crate) log: WorldLog,
     pub(crate) versions: u64,
     uids: u64,
     intents: u64,
     started: Timestamp,
     /// Weights that the plan knows, for the invariant on what is served.
-    pub(crate) planned: Vec<i32>,
+    pub(crate) planned_weights: Vec<i32>,
     /// What served when nothing was known of it: whoever adopts it leaves it as it is.
-    pub(crate) adoptable: Vec<Vec<(String, i32)>>,
-    pub(crate) lossy: Vec<AdapterId>,
+    pub(crate) adoptable_weights: Vec<Vec<(String, i32)>>,
+    pub(crate) loss_allowed: Vec<AdapterId>,
     /// What somebody does to the rewrite whenever the operator has written it, before anybody looks.
     pub(crate) rival: Option<fn(&mut InferenceModelRewrite)>,
     /// Another Rollout.
-    pub(crate) neighbour: Option<Neighbour>,
+    pub(crate) other_rollout: Option<OtherRollout>,
     /// What the servers said at the last tick.
-    reports: Vec<Server>,
+    last_reports: Vec<ObservedServer>,
     /// When a request for each adapter was last sent, by anybody.
-    pub(crate) uses: BTreeMap<AdapterId, Timestamp>,
+    pub(crate) last_uses: BTreeMap<AdapterId, Timestamp>,
 }
 
 pub(crate) fn id(name: &str) -> AdapterId {
     AdapterId::new(name).unwrap()
 }
 
-fn temper(bad: &BTreeMap<AdapterId, Temper>, id: &AdapterId) -> Temper {
-    bad.get(id).copied().unwrap_or(Temper::Good)
+fn behavior_of(bad: &BTreeMap<AdapterId, AdapterBehavior>, id: &AdapterId) -> AdapterBehavior {
+    bad.get(id).copied().unwrap_or(AdapterBehavior::Good)
 }
 
 /// The weights that a Rollout's steps give.
-pub(crate) fn planned(rollout: &Rollout) -> Vec<i32> {
+pub(crate) fn planned_weights(rollout: &Rollout) -> Vec<i32> {
     rollout.spec.strategy.steps.iter().filter_map(|step| step.set_weight).collect()
 }
 
 /// The adapters file with these lists.
-pub(crate) fn file(exist: &[&str], not_exist: &[&str]) -> String {
+pub(crate) fn adapters_yaml(exist: &[&str], not_exist: &[&str]) -> String {
     let mut text = String::from("vLLMLoRAConfig:\n  name: test\n");
     for (list, ids) in [("ensureExist", exist), ("ensureNotExist", not_exist)] {
         if ids.is_empty() {
@@ -221,51 +224,51 @@ impl World {
         rollout.metadata.generation = Some(1);
         let file_name = rollout.spec.adapters_ref.name.clone();
         let now: Timestamp = "2026-11-23T12:00:00Z".parse().unwrap();
-        let planned = planned(&rollout);
+        let planned = planned_weights(&rollout);
         let mut world = Self {
             now,
             rollout,
             rollout_version: 1,
             rewrites: Vec::new(),
-            adapters: AdaptersDocument { user_text: file(exist, &[]), ..AdaptersDocument::default() },
+            adapters: AdaptersDocument { user_text: adapters_yaml(exist, &[]), ..AdaptersDocument::default() },
             adapters_version: 1,
             file_name,
-            unread: BTreeMap::new(),
+            unread_files: BTreeMap::new(),
             servers: (0..servers).map(|index| SimServer::new(&format!("server-{index}"))).collect(),
             routers: vec![SimRouter::new("router-0")],
-            bad: BTreeMap::new(),
+            behaviors: BTreeMap::new(),
             events: Vec::new(),
             faults: VecDeque::new(),
             write_faults: VecDeque::new(),
             writes: 0,
             fleet_hangs: false,
-            gone: false,
-            missing: Missing::default(),
+            deleted: false,
+            misconfiguration: Misconfiguration::default(),
             changed: true,
-            broken: Vec::new(),
-            stamped: BTreeMap::new(),
-            past: None,
+            violations: Vec::new(),
+            weights_by_stamp: BTreeMap::new(),
+            history: None,
             status_writes: 0,
-            seen_weights: Vec::new(),
-            log: Log::default(),
+            weight_history: Vec::new(),
+            log: WorldLog::default(),
             versions: 1,
             uids: 0,
             intents: 0,
             started: now,
-            planned,
-            adoptable: Vec::new(),
-            lossy: Vec::new(),
+            planned_weights: planned,
+            adoptable_weights: Vec::new(),
+            loss_allowed: Vec::new(),
             rival: None,
-            neighbour: None,
-            reports: Vec::new(),
-            uses: BTreeMap::new(),
+            other_rollout: None,
+            last_reports: Vec::new(),
+            last_uses: BTreeMap::new(),
         };
         // The operator's key is there before the sidecars start, as it is on a cluster that runs already.
         let key = OperatorDirectives { managed: vec!["small-v*".to_owned()], ..OperatorDirectives::default() };
-        world.adapters.key_text = Some(key.to_yaml());
-        let content = world.content();
+        world.adapters.directives_text = Some(key.to_yaml());
+        let content = world.config_content();
         for server in &mut world.servers {
-            server.notice(now - server.lag, &content);
+            server.receive_content(now - server.lag, &content);
         }
         world
     }
@@ -288,17 +291,17 @@ impl World {
         self.status().phase
     }
 
-    pub(crate) fn note(&mut self, what: impl AsRef<str>) {
+    pub(crate) fn log_event(&mut self, what: impl AsRef<str>) {
         let at = self.now.duration_since(self.started).as_millis();
         self.log.push(format!("{at:>7} ms  {}", what.as_ref()));
     }
 
-    fn content(&self) -> Content {
-        let key = self.adapters.key_text.as_deref().map(|text| OperatorDirectives::parse(text).unwrap());
-        Content {
+    fn config_content(&self) -> ConfigContent {
+        let key = self.adapters.directives_text.as_deref().map(|text| OperatorDirectives::parse(text).unwrap());
+        ConfigContent {
             file: AdaptersFile::parse(&self.adapters.user_text).map(|parsed| parsed.file).unwrap_or_default(),
-            key,
-            hash: content_hash(&self.adapters.user_text, self.adapters.key_text.as_deref()),
+            directives: key,
+            hash: content_hash(&self.adapters.user_text, self.adapters.directives_text.as_deref()),
         }
     }
 
@@ -308,57 +311,62 @@ impl World {
             self.adapters.user_text = text;
         }
         if key_text.is_some() {
-            self.adapters.key_text = key_text;
+            self.adapters.directives_text = key_text;
         }
         self.adapters_version = self.next_version();
         self.changed = true;
-        let (now, content) = (self.now, self.content());
+        let (now, content) = (self.now, self.config_content());
         // A file that cannot be read changes nothing: the last good one stays in force.
         if AdaptersFile::parse(&self.adapters.user_text).is_ok() {
             for server in &mut self.servers {
-                server.notice(now, &content);
+                server.receive_content(now, &content);
             }
         }
         self.adapters_version
     }
 
     /// The ConfigMap gets the mark of a GitOps tool.
-    pub(crate) fn mark_owner(&mut self, owner: Option<&str>) {
+    pub(crate) fn set_gitops_owner(&mut self, owner: Option<&str>) {
         self.adapters.gitops_owner = owner.map(str::to_owned);
         self.write_adapters(None, None);
     }
 
     /// A person edits the lists.
-    pub(crate) fn list(&mut self, exist: &[&str], not_exist: &[&str]) {
-        self.note(format!("a person lists {exist:?} and unlists {not_exist:?}"));
-        self.write_adapters(Some(file(exist, not_exist)), None);
+    pub(crate) fn list_adapters(&mut self, exist: &[&str], not_exist: &[&str]) {
+        self.log_event(format!("a person lists {exist:?} and unlists {not_exist:?}"));
+        self.write_adapters(Some(adapters_yaml(exist, not_exist)), None);
     }
 
-    pub(crate) fn file(&self) -> AdaptersFile {
+    pub(crate) fn adapters_file(&self) -> AdaptersFile {
         AdaptersFile::parse(&self.adapters.user_text).unwrap().file
     }
 
     /// Servers read another adapters file from now on, with the same lists; the old one stays as it is.
-    pub(crate) fn read_another_file(&mut self, name: &str) {
-        self.note(format!("servers read the file {name}"));
+    pub(crate) fn switch_adapters_file(&mut self, name: &str) {
+        self.log_event(format!("servers read the file {name}"));
         let user_text = self.adapters.user_text.clone();
         let old = std::mem::take(&mut self.adapters);
-        self.unread.insert(std::mem::replace(&mut self.file_name, name.to_owned()), (old, self.adapters_version));
-        let key_text = self.unread.remove(name).and_then(|(document, _)| document.key_text);
+        self.unread_files.insert(std::mem::replace(&mut self.file_name, name.to_owned()), (old, self.adapters_version));
+        let key_text = self.unread_files.remove(name).and_then(|(document, _)| document.directives_text);
         self.write_adapters(Some(user_text), key_text);
     }
 
     /// The operator writes a file that no server reads.
-    pub(crate) fn write_unread(&mut self, name: &str, read: &Version, write: &AdaptersWrite) -> Written {
+    pub(crate) fn write_unread_file(
+        &mut self,
+        name: &str,
+        read: &ResourceVersion,
+        write: &AdaptersWrite,
+    ) -> WriteOutcome {
         let number = self.next_version();
-        match self.unread.get_mut(name) {
+        match self.unread_files.get_mut(name) {
             Some((document, version)) if read.0 == version.to_string() => {
                 document.user_text = write.user_text.clone().unwrap_or_else(|| document.user_text.clone());
-                document.key_text = write.key_text.clone().or_else(|| document.key_text.clone());
+                document.directives_text = write.directives_text.clone().or_else(|| document.directives_text.clone());
                 *version = number;
-                Written::Done(Version(number.to_string()))
+                WriteOutcome::Done(ResourceVersion(number.to_string()))
             }
-            _ => Written::Stale,
+            _ => WriteOutcome::Conflict,
         }
     }
 
@@ -370,12 +378,12 @@ impl World {
     }
 
     /// A person says what they want, having seen the present status.
-    pub(crate) fn intend(&mut self, verb: IntentKind) {
+    pub(crate) fn set_intent(&mut self, verb: IntentKind) {
         self.intents += 1;
         let status = self.status();
         let step = status.step.as_ref().map_or(0, |step| step.index);
         let verb = serde_json::to_string(&verb).unwrap();
-        self.note(format!("a person wants {verb} of revision {}, step {step}", status.revision.number));
+        self.log_event(format!("a person wants {verb} of revision {}, step {step}", status.revision.number));
         let intent = format!(
             r#"{{"id":"intent-{}","verb":{verb},"revision":{},"step":{step}}}"#,
             self.intents, status.revision.number
@@ -387,34 +395,34 @@ impl World {
 
     /// Somebody else edits the rewrite.
     pub(crate) fn edit_rewrite(&mut self, edit: impl FnOnce(&mut InferenceModelRewrite)) {
-        self.note("somebody edits the rewrite");
-        let (number, own) = (self.next_version(), self.own_rewrite().unwrap_or_default());
+        self.log_event("somebody edits the rewrite");
+        let (number, own) = (self.next_version(), self.rewrite_index().unwrap_or_default());
         edit(&mut self.rewrites[own].0);
         self.rewrites[own].1 = number;
-        let broken = self.broken.len();
+        let broken = self.violations.len();
         self.rewrites_changed();
         // What others write is not the operator's fault.
-        self.broken.truncate(broken);
-        self.note_adoptable();
+        self.violations.truncate(broken);
+        self.record_adoptable();
     }
 
     /// The status is gone, as after a restore without it.
-    pub(crate) fn lose_status(&mut self) {
-        self.note("the status is lost");
+    pub(crate) fn delete_status(&mut self) {
+        self.log_event("the status is lost");
         self.rollout.status = None;
         self.rollout_version = self.next_version();
         self.changed = true;
-        self.note_adoptable();
+        self.record_adoptable();
     }
 
-    fn note_adoptable(&mut self) {
+    fn record_adoptable(&mut self) {
         if self.rollout.status.is_none() {
-            self.adoptable.push(self.weights());
+            self.adoptable_weights.push(self.weights());
         }
     }
 
     /// Every server has this adapter, whoever loaded it.
-    pub(crate) fn serve_directly(&mut self, id: &AdapterId) {
+    pub(crate) fn load_everywhere(&mut self, id: &AdapterId) {
         for server in &mut self.servers {
             server.loaded.insert(id.clone(), None);
         }
@@ -423,52 +431,53 @@ impl World {
 
     /// From here on servers may lack this adapter by somebody else's fault.
     pub(crate) fn allow_loss(&mut self, id: &AdapterId) {
-        self.lossy.push(id.clone());
+        self.loss_allowed.push(id.clone());
     }
 
     /// The targets and weights in the rewrite.
     pub(crate) fn weights(&self) -> Vec<(String, i32)> {
         let rules = self.rewrites.iter().flat_map(|(rewrite, _)| &rewrite.spec.rules);
-        let ours = rules.filter(|rule| is_for(&self.rollout.spec.model, rule));
+        let ours = rules.filter(|rule| matches_model(&self.rollout.spec.model, rule));
         let targets = ours.flat_map(|rule| &rule.targets);
         targets.map(|target| (target.model_rewrite.clone(), target.weight.unwrap_or(1))).collect()
     }
 
     /// Somebody deletes the Rollout.
-    pub(crate) fn delete(&mut self) {
-        self.note("somebody deletes the Rollout");
+    pub(crate) fn delete_rollout(&mut self) {
+        self.log_event("somebody deletes the Rollout");
         self.rollout.metadata.deletion_timestamp = Some(self.now);
         self.rollout_version = self.next_version();
-        self.leave_if_free();
+        self.remove_if_unfinalized();
     }
 
     /// What is being deleted goes when nothing holds it back.
-    pub(crate) fn leave_if_free(&mut self) {
-        self.gone |= self.rollout.metadata.deletion_timestamp.is_some() && self.rollout.metadata.finalizers.is_empty();
+    pub(crate) fn remove_if_unfinalized(&mut self) {
+        self.deleted |=
+            self.rollout.metadata.deletion_timestamp.is_some() && self.rollout.metadata.finalizers.is_empty();
         self.changed = true;
     }
 
     /// A rewrite was written or deleted: routers hear of it.
     pub(crate) fn rewrites_changed(&mut self) {
-        self.of_each(Self::look_at_weights);
+        self.with_each_rollout(Self::check_weights);
         let rules: Vec<_> = self.rewrites.iter().map(|(rewrite, _)| rewrite.clone()).collect();
         for router in &mut self.routers {
-            router.coming.push((self.now + router.lag, rules.clone()));
+            router.pending.push((self.now + router.lag, rules.clone()));
         }
         self.changed = true;
     }
 
-    fn look_at_weights(&mut self) {
+    fn check_weights(&mut self) {
         let weights = self.weights();
-        self.note(format!("the rewrite says {weights:?}"));
-        if self.own_rewrite().is_none() {
+        self.log_event(format!("the rewrite says {weights:?}"));
+        if self.rewrite_index().is_none() {
             // Whoever loses the status too has nothing left to count on from.
-            self.stamped.clear();
+            self.weights_by_stamp.clear();
         }
         self.check_plan(&weights);
-        self.check_guard(&weights);
-        if self.seen_weights.last() != Some(&weights) {
-            self.seen_weights.push(weights);
+        self.check_finalizer(&weights);
+        if self.weight_history.last() != Some(&weights) {
+            self.weight_history.push(weights);
         }
     }
 
@@ -477,92 +486,97 @@ impl World {
         self.now += TICK;
         let now = self.now;
         for router in &mut self.routers {
-            while router.coming.first().is_some_and(|(at, _)| *at <= now) {
-                router.rules = router.coming.remove(0).1;
+            while router.pending.first().is_some_and(|(at, _)| *at <= now) {
+                router.rules = router.pending.remove(0).1;
             }
         }
-        let bad = self.bad.clone();
-        let serving = self.key().serving;
+        let bad = self.behaviors.clone();
+        let serving = self.directives().serving;
         let mut unloaded = Vec::new();
         for server in &mut self.servers {
-            let done = server.tick(now, |id| temper(&bad, id));
+            let done = server.tick(now, |id| behavior_of(&bad, id));
             // What is heard of after the operator has let go comes too late.
             let used = done.used.into_iter().filter(|id| serving.contains(id));
-            self.uses.extend(used.map(|id| (id, now)));
+            self.last_uses.extend(used.map(|id| (id, now)));
             unloaded.extend(done.unloaded.into_iter().map(|id| (server.name.clone(), id)));
         }
         let reports: Vec<_> = self.servers.iter().map(SimServer::report).collect();
-        self.changed |= reports != self.reports;
-        self.reports = reports;
+        self.changed |= reports != self.last_reports;
+        self.last_reports = reports;
         for (server, id) in unloaded {
-            self.note(format!("{server} unloads {id}"));
+            self.log_event(format!("{server} unloads {id}"));
             self.check_unload(&server, &id);
         }
         self.check_routes();
-        self.send();
+        self.send_requests();
     }
 
     /// Every router sends one request, to its targets and to the Ready servers in turn.
-    fn send(&mut self) {
+    fn send_requests(&mut self) {
         let (now, models) = (self.now, self.models());
         for router in &mut self.routers {
             let targets = router.targets(&models);
-            router.turn += 1;
-            let Some(target) = targets.get(router.turn % targets.len().max(1)) else { continue };
-            let mut ready: Vec<_> = self.servers.iter_mut().filter(|server| server.ready && !server.beside).collect();
+            router.next_request += 1;
+            let Some(target) = targets.get(router.next_request % targets.len().max(1)) else { continue };
+            let mut ready: Vec<_> =
+                self.servers.iter_mut().filter(|server| server.ready && !server.in_other_pool).collect();
             if ready.is_empty() {
                 continue;
             }
-            let server = router.turn / 2 % ready.len();
-            ready[server].answer(target, now, temper(&self.bad, target));
+            let server = router.next_request / 2 % ready.len();
+            ready[server].handle_request(target, now, behavior_of(&self.behaviors, target));
             router.last_used.insert(target.as_str().to_owned(), now);
-            self.uses.insert(target.clone(), now);
+            self.last_uses.insert(target.clone(), now);
         }
     }
 
     /// Somebody calls an adapter directly, on every server; where none has it, that is no use of it.
-    pub(crate) fn use_directly(&mut self, id: &AdapterId) {
+    pub(crate) fn use_on_all_servers(&mut self, id: &AdapterId) {
         for server in &mut self.servers {
-            server.answer(id, self.now, temper(&self.bad, id));
+            server.handle_request(id, self.now, behavior_of(&self.behaviors, id));
         }
     }
 
     /// A client of the other pool calls an adapter there.
-    pub(crate) fn use_beside(&mut self, id: &AdapterId) {
-        for server in self.servers.iter_mut().filter(|server| server.beside) {
-            server.answer(id, self.now, temper(&self.bad, id));
+    pub(crate) fn use_in_other_pool(&mut self, id: &AdapterId) {
+        for server in self.servers.iter_mut().filter(|server| server.in_other_pool) {
+            server.handle_request(id, self.now, behavior_of(&self.behaviors, id));
         }
     }
 
     /// Another pool beside this one has a server that reads the same file.
-    pub(crate) fn share(&mut self) {
+    pub(crate) fn add_other_pool_server(&mut self) {
         let mut server = SimServer::new("sharer");
-        server.beside = true;
-        server.notice(self.now - server.lag, &self.content());
+        server.in_other_pool = true;
+        server.receive_content(self.now - server.lag, &self.config_content());
         self.servers.push(server);
     }
 
     /// The operator's key as it is now.
-    pub(crate) fn key(&self) -> OperatorDirectives {
-        self.adapters.key_text.as_deref().map(|text| OperatorDirectives::parse(text).unwrap()).unwrap_or_default()
+    pub(crate) fn directives(&self) -> OperatorDirectives {
+        self.adapters
+            .directives_text
+            .as_deref()
+            .map(|text| OperatorDirectives::parse(text).unwrap())
+            .unwrap_or_default()
     }
 
     /// What the servers of this pool say, or those of the other one.
-    pub(crate) fn server_reports(&self, beside: bool) -> Vec<Server> {
-        self.servers.iter().filter(|server| server.beside == beside).map(SimServer::report).collect()
+    pub(crate) fn server_reports(&self, beside: bool) -> Vec<ObservedServer> {
+        self.servers.iter().filter(|server| server.in_other_pool == beside).map(SimServer::report).collect()
     }
 
-    pub(crate) fn router_reports(&self) -> Vec<Router> {
+    pub(crate) fn router_reports(&self) -> Vec<ObservedRouter> {
         let models = self.models();
         let report = |router: &SimRouter| {
             let report = if router.reachable { Ok(router.report(&models).into()) } else { Err("no answer".to_owned()) };
-            Router { name: router.name.clone(), report }
+            ObservedRouter { name: router.name.clone(), report }
         };
         self.routers.iter().map(report).collect()
     }
 
     /// Where an adapter is loaded.
-    pub(crate) fn holders(&self, id: &AdapterId) -> usize {
+    pub(crate) fn loaded_count(&self, id: &AdapterId) -> usize {
         self.servers.iter().filter(|server| server.loaded.contains_key(id)).count()
     }
 }

@@ -1,12 +1,13 @@
 //! A Rollout without a status takes over what serves its name, and what the operator's key remembers of it.
 
-use super::{Case, Decision, Draft};
+use super::{Decision, DecisionBuilder, DecisionContext};
 use crate::{
     adoption::{self, Adoption},
-    desired::Wish,
+    desired::DesiredAdapter,
+    directives,
     effect::Effect,
-    observed::Listing,
-    operator_key, report,
+    observed::AdapterListing,
+    status,
     wait::Wait,
 };
 use rollora_api::{
@@ -19,23 +20,23 @@ use rollora_api::{
     },
 };
 
-impl Case<'_> {
+impl DecisionContext<'_> {
     /// Takes over what serves the name already; says what it waits for where that is not known.
-    pub(super) fn adopt(&self, draft: &mut Draft, wish: &Wish) -> Option<Wait> {
-        if self.world.adapters.is_err() {
+    pub(super) fn adopt(&self, draft: &mut DecisionBuilder, wish: &DesiredAdapter) -> Option<Wait> {
+        if self.observed.adapters.is_err() {
             // The operator's key says what was admitted and rejected before: without it nothing is taken over.
             return self.file_wait();
         }
-        if let Err(error) = &self.world.rollouts {
+        if let Err(error) = &self.observed.rollouts {
             // Somebody else may work on the same: nothing begins before that is known.
-            return Some(Wait::for_sight("the other Rollouts cannot be listed", error, self.now));
+            return Some(Wait::while_unobservable("the other Rollouts cannot be listed", error, self.now));
         }
         if let Some(wait) = self.double_rewrite(&draft.status) {
             return Some(wait);
         }
         let (spec, status) = (self.spec, &mut draft.status);
-        match adoption::adopt(self.rewrite_name(), &spec.pool_ref, &spec.model, self.uid, self.world, self.now) {
-            Adoption::Waits(wait) => return Some(self.and_what_helps(wait)),
+        match adoption::discover(self.rewrite_name(), &spec.pool_ref, &spec.model, self.uid, self.observed, self.now) {
+            Adoption::Pending(wait) => return Some(self.with_unlisted_hint(wait)),
             Adoption::FirstInstall => {}
             Adoption::Found { stable, weights, sequence } => {
                 status.admission.admitted = weights.iter().map(|target| target.id.clone()).collect();
@@ -47,16 +48,17 @@ impl Case<'_> {
                 status.weights.changed_at = Some(self.now);
             }
         }
-        self.remember(status, wish);
+        self.restore_from_directives(status, wish);
         None
     }
 
     /// Servers that restart wait for what serves, whether or not a status knows of it: what nobody lists any more keeps
     /// all of them from being Ready.
-    fn and_what_helps(&self, wait: Wait) -> Wait {
-        let (Some(adapters), Ok(file)) = (self.adapters(), self.file()) else { return wait };
-        let absent = |id: &&AdapterId| Listing::of(id, file) == Listing::Absent;
-        let Some(id) = adapters.key.serving.iter().find(absent).filter(|_| wait.reason == reason::NO_READY_PODS) else {
+    fn with_unlisted_hint(&self, wait: Wait) -> Wait {
+        let (Some(adapters), Ok(file)) = (self.adapters(), self.adapters_file()) else { return wait };
+        let absent = |id: &&AdapterId| AdapterListing::of(id, file) == AdapterListing::Absent;
+        let Some(id) = adapters.directives.serving.iter().find(absent).filter(|_| wait.reason == reason::NO_READY_PODS)
+        else {
             return wait;
         };
         let message = format!(
@@ -67,12 +69,13 @@ impl Case<'_> {
     }
 
     /// What the operator's key remembers of this Rollout when its status was lost.
-    fn remember(&self, status: &mut RolloutStatus, wish: &Wish) {
+    fn restore_from_directives(&self, status: &mut RolloutStatus, wish: &DesiredAdapter) {
         let (Some(adapters), Some(pattern)) = (self.adapters(), self.spec.adapter.managed_pattern()) else { return };
-        let key = &adapters.key;
+        let key = &adapters.directives;
         let mine = |id: &&AdapterId| matches_pattern(pattern, id.as_str());
         let weights = &status.weights.desired;
-        let wanted = |id: &AdapterId| *wish == Wish::Id(id.clone()) || weights.iter().any(|target| target.id == *id);
+        let wanted =
+            |id: &AdapterId| *wish == DesiredAdapter::Id(id.clone()) || weights.iter().any(|target| target.id == *id);
         let retired = key.serving.iter().filter(mine).filter(|id| !wanted(id) && !key.rejected.contains(id));
         status.retired.extend(retired.map(|id| RetiredAdapter {
             id: id.clone(),
@@ -99,20 +102,20 @@ impl Case<'_> {
     }
 
     /// Nothing moves, but sidecars have to know that new ids wait for their admission.
-    pub(super) fn wait_for_adoption(&self, mut draft: Draft, wait: &Wait) -> Decision {
+    pub(super) fn wait_for_adoption(&self, mut draft: DecisionBuilder, wait: &Wait) -> Decision {
         self.refuse_intent(&mut draft, &format!("nothing is under way: {}", wait.message));
         let mut effects = Vec::new();
         // What a Rollout names that is not there may be a slip of the pen: nothing is written because of it.
         let meant = wait.reason != reason::INVALID;
         if let (true, Some(adapters), Some(pattern)) = (meant, self.adapters(), self.spec.adapter.managed_pattern())
-            && !adapters.key.managed.iter().any(|managed| managed == pattern)
+            && !adapters.directives.managed.iter().any(|managed| managed == pattern)
         {
-            let mut key = adapters.key.clone();
+            let mut key = adapters.directives.clone();
             key.managed.push(pattern.to_owned());
-            effects.push(Effect::WriteAdapters { user_text: None, key: Some(operator_key::sort(key)) });
+            effects.push(Effect::WriteAdapters { user_text: None, directives: Some(directives::normalize(key)) });
         }
-        report::pend(&mut draft, self.rollout, wait, self.now);
-        let requeue = self.requeue(&draft.status, [wait.again].into_iter());
-        Decision { status: draft.status, effects, events: draft.events, requeue }
+        status::set_pending(&mut draft, self.rollout, wait, self.now);
+        let requeue = self.requeue_after(&draft.status, [wait.requeue].into_iter());
+        Decision { status: draft.status, effects, events: draft.events, requeue_after: requeue }
     }
 }

@@ -2,8 +2,8 @@
 //! whoever keeps the list there may be minutes behind. So an id that stood under `ensureNotExist` counts only when it has
 //! been listed again for a while.
 
-use super::Case;
-use crate::{observed::Listing, text, wait::Wait};
+use super::DecisionContext;
+use crate::{observed::AdapterListing, text, wait::Wait};
 use rollora_api::{
     condition::reason,
     names::AdapterId,
@@ -17,22 +17,22 @@ use rollora_api::{
 use std::time::Duration;
 
 /// How long an unload may still be on its way.
-const SETTLED: Duration = Duration::from_mins(3);
+const RELIST_DELAY: Duration = Duration::from_mins(3);
 /// Ids that are remembered.
-const KEPT: usize = 100;
+const MAX_IDS: usize = 100;
 
-impl Case<'_> {
+impl DecisionContext<'_> {
     /// Takes note of what the file unlists, and of what it lists again.
-    pub(super) fn note_listings(&self, status: &mut RolloutStatus) {
+    pub(super) fn record_listings(&self, status: &mut RolloutStatus) {
         let Residency { unlisted, relisted, .. } = &mut status.residency;
         if self.spec.residency != ResidencyProof::Registered {
             unlisted.clear();
             relisted.clear();
             return;
         }
-        let Ok(file) = self.file() else { return };
-        let is_listed = |id: &AdapterId| Listing::of(id, file) == Listing::Exist;
-        relisted.retain(|entry| is_listed(&entry.id) && self.now < text::after(entry.at, SETTLED));
+        let Ok(file) = self.adapters_file() else { return };
+        let is_listed = |id: &AdapterId| AdapterListing::of(id, file) == AdapterListing::EnsureExist;
+        relisted.retain(|entry| is_listed(&entry.id) && self.now < text::after(entry.at, RELIST_DELAY));
         let again =
             unlisted.iter().filter(|id| is_listed(id)).map(|id| RelistedAdapter { id: id.clone(), at: self.now });
         relisted.extend(again);
@@ -49,15 +49,15 @@ impl Case<'_> {
         unlisted.retain(|id| !is_listed(id));
         unlisted.sort_unstable();
         unlisted.dedup();
-        unlisted.truncate(KEPT);
-        relisted.truncate(KEPT);
+        unlisted.truncate(MAX_IDS);
+        relisted.truncate(MAX_IDS);
     }
 }
 
 /// What has been listed again too short a while ago.
-pub(super) fn relisted_lately(status: &RolloutStatus, id: &AdapterId) -> Option<Wait> {
+pub(super) fn recently_relisted(status: &RolloutStatus, id: &AdapterId) -> Option<Wait> {
     let entry = status.residency.relisted.iter().find(|entry| entry.id == *id)?;
-    let end = text::after(entry.at, SETTLED);
+    let end = text::after(entry.at, RELIST_DELAY);
     let message = format!(
         "{id} was under ensureNotExist until {}: where no sidecar runs, it counts from {}",
         text::time(entry.at),

@@ -1,6 +1,6 @@
 //! Rules of others that would turn what is decided here into something else.
 
-use super::Case;
+use super::DecisionContext;
 use crate::{text, wait::Wait};
 use rollora_api::{
     condition::reason,
@@ -10,7 +10,7 @@ use rollora_api::{
 };
 use std::sync::Arc;
 
-impl Case<'_> {
+impl DecisionContext<'_> {
     /// A rule that an endpoint picker behind ext-proc would apply to what ext-proc has rewritten: a generic one, or one
     /// for the very name of an adapter. Nothing starts while there is one.
     pub(super) fn double_rewrite(&self, status: &RolloutStatus) -> Option<Wait> {
@@ -18,7 +18,7 @@ impl Case<'_> {
             return None;
         }
         let ids: Vec<&AdapterId> = status.revision.stable.iter().chain(&status.revision.desired).collect();
-        let rewrites = self.world.rewrites.as_deref().ok()?.iter().filter(|rewrite| self.is_of_pool(rewrite));
+        let rewrites = self.observed.rewrites.as_deref().ok()?.iter().filter(|rewrite| self.is_in_pool(rewrite));
         let applies = |rule: &RewriteRule| {
             let generic = rule.matches.is_empty() && !rule.targets.is_empty();
             let renamed = |id: &&&AdapterId| {
@@ -42,8 +42,8 @@ impl Case<'_> {
     }
 
     /// The rewrite is there, and carries the rules of another pool.
-    pub(super) fn other_pool(&self) -> Option<String> {
-        let rewrite = self.rewrite.filter(|rewrite| !self.is_of_pool(rewrite))?;
+    pub(super) fn pool_mismatch(&self) -> Option<String> {
+        let rewrite = self.rewrite.filter(|rewrite| !self.is_in_pool(rewrite))?;
         let worked_with = self.rollout.status.as_ref().and_then(|status| status.rewrite.as_ref());
         // Whoever changes the pool of a rewrite that carries our weights has made a foreign edit, nothing more.
         if worked_with.is_some_and(|known| Some(&known.uid) == rewrite.metadata.uid.as_ref()) {
@@ -56,13 +56,13 @@ impl Case<'_> {
     }
 
     /// The rewrite, where somebody deletes it and it is not gone yet: what is written into it goes with it.
-    pub(super) fn rewrite_on_its_way_out(&self) -> Option<Wait> {
+    pub(super) fn terminating_rewrite_wait(&self) -> Option<Wait> {
         if self.rewrite.is_some() {
             return None;
         }
-        let mut rewrites = self.world.rewrites.as_deref().ok()?.iter();
+        let mut rewrites = self.observed.rewrites.as_deref().ok()?.iter();
         let name = self.rewrite_name();
-        let group = Some(self.world.new_rewrite_group);
+        let group = Some(self.observed.new_rewrite_group);
         let leaving = rewrites.find(|rewrite| rewrite.metadata.name == name && rewrite.group() == group)?;
         let finalizers = text::list(&leaving.metadata.finalizers);
         let message =
@@ -70,7 +70,7 @@ impl Case<'_> {
         Some(Wait::on_change(reason::ROUTERS_PENDING, message))
     }
 
-    fn is_of_pool(&self, rewrite: &InferenceModelRewrite) -> bool {
+    fn is_in_pool(&self, rewrite: &InferenceModelRewrite) -> bool {
         rewrite.spec.pool_ref.name == self.spec.pool_ref.name && rewrite.metadata.deletion_timestamp.is_none()
     }
 }

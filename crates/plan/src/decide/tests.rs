@@ -20,39 +20,39 @@ fn rollout(status: &Value) -> Rollout {
 }
 
 /// Everything is there but the list of Rollouts.
-fn without_the_others() -> Observed {
+fn without_rollouts() -> ObservedState {
     let file = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - {id: chat-v1, source: /a}\n";
-    let adapters = Adapters {
+    let adapters = AdaptersConfigMap {
         version: "1".to_owned(),
-        since: now(),
+        first_read_at: now(),
         hash: rollora_api::adapters::content_hash(file, None),
         user_text: file.to_owned(),
         file: AdaptersFile::parse(file).map(|parsed| parsed.file).map_err(|error| error.to_string()),
-        key: rollora_api::operator_directives::OperatorDirectives::default(),
+        directives: rollora_api::operator_directives::OperatorDirectives::default(),
         gitops_owner: None,
     };
-    Observed {
+    ObservedState {
         adapters: Ok(Some(adapters)),
         rewrites: Ok(Vec::new()),
         servers: Ok(Vec::new()),
-        sharers: Ok(Vec::new()),
+        other_pool_servers: Ok(Vec::new()),
         routers: Ok(Vec::new()),
-        news_in: Duration::from_secs(1),
-        rollouts: Err(Unseen::Unavailable("the API server is away".to_owned())),
+        poll_after: Duration::from_secs(1),
+        rollouts: Err(ObserveError::Unavailable("the API server is away".to_owned())),
         new_rewrite_group: RewriteGroup::Current,
-        guards_deletion: false,
-        refused: None,
-        taken: None,
+        supports_finalizers: false,
+        write_refusal: None,
+        overwritten_sequence: None,
     }
 }
 
 #[test]
 fn nothing_begins_while_it_is_not_known_who_else_works_on_the_same() {
     let rollout = rollout(&Value::Null);
-    let decision = decide(&Input { rollout: &rollout, world: &without_the_others() }, now());
+    let decision = decide(&DecisionInput { rollout: &rollout, observed: &without_rollouts() }, now());
     assert_eq!((decision.status.phase, decision.status.revision.number), (Phase::Pending, 0));
     assert!(decision.status.message.contains("the other Rollouts cannot be listed: the API server is away"));
-    assert!(decision.requeue.is_some(), "it is looked at again");
+    assert!(decision.requeue_after.is_some(), "it is looked at again");
 }
 
 #[test]
@@ -62,14 +62,14 @@ fn a_conflict_lasts_until_the_others_are_known() {
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     });
     let rollout = rollout(&json!({ "phase": "Invalid", "conditions": [stalled] }));
-    let decision = decide(&Input { rollout: &rollout, world: &without_the_others() }, now());
+    let decision = decide(&DecisionInput { rollout: &rollout, observed: &without_rollouts() }, now());
     assert_eq!((decision.status.phase, decision.effects.len()), (Phase::Invalid, 0));
     assert_eq!(decision.status.message, "Rollout other is older");
 }
 
 #[test]
 fn what_is_waited_for_is_looked_at_less_often_after_a_while() {
-    let (rollout, world) = (rollout(&Value::Null), without_the_others());
+    let (rollout, world) = (rollout(&Value::Null), without_rollouts());
     let next_look = |waited: i64| {
         let step = StepStatus {
             index: 0,
@@ -79,18 +79,19 @@ fn what_is_waited_for_is_looked_at_less_often_after_a_while() {
             observed_at: Some(now()),
         };
         let status = RolloutStatus { step: Some(step), ..RolloutStatus::default() };
-        Case::new(&Input { rollout: &rollout, world: &world }, now()).requeue(&status, [Again::Soon].into_iter())
+        DecisionContext::new(&DecisionInput { rollout: &rollout, observed: &world }, now())
+            .requeue_after(&status, [RequeueWhen::Soon].into_iter())
     };
     assert_eq!([0, 10_000, 10_001].map(next_look), [1, 1, 5].map(|seconds| Some(Duration::from_secs(seconds))));
 }
 
 #[test]
 fn rollouts_that_share_a_file_say_at_different_times_that_it_is_another_one() {
-    let world = without_the_others();
+    let world = without_rollouts();
     let due = |name: &str| {
         let mut rollout = rollout(&Value::Null);
         rollout.metadata.uid = Some(name.to_owned());
-        report::file_due(&Case::new(&Input { rollout: &rollout, world: &world }, now()))
+        status::file_change_due(&DecisionContext::new(&DecisionInput { rollout: &rollout, observed: &world }, now()))
     };
     assert_eq!(due("a"), due("a"));
     let due: std::collections::BTreeSet<_> = ["a", "b", "c", "d", "e", "f", "g", "h"].map(due).into();
@@ -99,7 +100,7 @@ fn rollouts_that_share_a_file_say_at_different_times_that_it_is_another_one() {
 }
 
 /// A Rollout at 50/50, which an older one has begun to overlap with.
-fn overlapped(annotations: &Value) -> (Rollout, Observed) {
+fn overlapped(annotations: &Value) -> (Rollout, ObservedState) {
     let step = json!({ "index": 3, "state": "Pausing", "enteredAt": "2026-01-01T00:00:00Z" });
     let weights = json!({
         "desired": [{"id": "chat-v1", "weight": 50}, {"id": "chat-v2", "weight": 50}], "sequence": 3, "applied": 3,
@@ -130,10 +131,10 @@ fn overlapped(annotations: &Value) -> (Rollout, Observed) {
         }]},
     }))
     .unwrap();
-    let world = Observed {
+    let world = ObservedState {
         rollouts: Ok(vec![Arc::new(rollout.clone()), Arc::new(older)]),
         rewrites: Ok(vec![Arc::new(rewrite)]),
-        ..without_the_others()
+        ..without_rollouts()
     };
     (rollout, world)
 }
@@ -141,15 +142,15 @@ fn overlapped(annotations: &Value) -> (Rollout, Observed) {
 #[test]
 fn an_abort_is_obeyed_in_a_conflict_that_began_in_the_middle_of_a_rollout() {
     let (rollout, world) = overlapped(&json!({}));
-    let stands = decide(&Input { rollout: &rollout, world: &world }, now());
+    let stands = decide(&DecisionInput { rollout: &rollout, observed: &world }, now());
     assert_eq!((stands.status.phase, stands.effects.len()), (Phase::Invalid, 0), "{}", stands.status.message);
     let intent = json!({ "id": "1", "verb": "abort", "revision": 2, "claimedBy": "x".repeat(2000) }).to_string();
     let (rollout, mut world) = overlapped(&json!({ "rollora.dev/intent": intent }));
-    for rollouts in [world.rollouts.clone(), Err(Unseen::NotAsked)] {
+    for rollouts in [world.rollouts.clone(), Err(ObserveError::NotAttempted)] {
         let mut rollout = rollout.clone();
         rollout.status.as_mut().unwrap().conditions = stands.status.conditions.clone();
         world.rollouts = rollouts;
-        let aborted = decide(&Input { rollout: &rollout, world: &world }, now());
+        let aborted = decide(&DecisionInput { rollout: &rollout, observed: &world }, now());
         let Some(Effect::WriteRewrite(rewrite)) = aborted.effects.first() else { panic!("{:?}", aborted.effects) };
         let targets: Vec<&str> =
             rewrite.spec.rules[0].targets.iter().map(|target| target.model_rewrite.as_str()).collect();
@@ -163,22 +164,22 @@ fn an_abort_is_obeyed_in_a_conflict_that_began_in_the_middle_of_a_rollout() {
 #[test]
 fn a_conflict_that_could_not_be_looked_at_is_looked_at_again() {
     let (mut rollout, mut world) = overlapped(&json!({}));
-    let stands = decide(&Input { rollout: &rollout, world: &world }, now());
-    assert_eq!(stands.requeue, None);
+    let stands = decide(&DecisionInput { rollout: &rollout, observed: &world }, now());
+    assert_eq!(stands.requeue_after, None);
     rollout.status = Some(stands.status);
-    world.rollouts = Err(Unseen::Unavailable("the API server is away".to_owned()));
-    let decision = decide(&Input { rollout: &rollout, world: &world }, now());
+    world.rollouts = Err(ObserveError::Unavailable("the API server is away".to_owned()));
+    let decision = decide(&DecisionInput { rollout: &rollout, observed: &world }, now());
     assert_eq!(decision.status.phase, Phase::Invalid);
-    assert!(decision.requeue.is_some());
+    assert!(decision.requeue_after.is_some());
 }
 
 #[test]
 fn what_keeps_a_deletion_from_its_end_is_said() {
     let (mut rollout, mut world) = overlapped(&json!({}));
     rollout.metadata.deletion_timestamp = Some(now());
-    world.rewrites = Err(Unseen::Invalid("the kind is not installed".to_owned()));
-    world.refused = Some("the status was refused".to_owned());
-    let decision = decide(&Input { rollout: &rollout, world: &world }, now());
+    world.rewrites = Err(ObserveError::Invalid("the kind is not installed".to_owned()));
+    world.write_refusal = Some("the status was refused".to_owned());
+    let decision = decide(&DecisionInput { rollout: &rollout, observed: &world }, now());
     let message = decision.status.message;
     assert!(message.ends_with("cannot be read: the kind is not installed; the status was refused"), "{message}");
 }
@@ -199,14 +200,14 @@ fn a_server_that_lost_what_serves_is_named_and_asked_again_until_it_has_it() {
         let server = ServerIdentity { endpoint: "e".to_owned(), start: "1".to_owned() };
         let adapters = vec![AdapterStatus::new(rollout.spec.adapter.id.clone().unwrap(), state)];
         let status = SidecarStatus { server: Some(server), adapters, max_loras: Some(2), ..SidecarStatus::default() };
-        world.servers = Ok(vec![Server::ready("pod-a", status)]);
-        let decision = decide(&Input { rollout: &rollout, world: &world }, now());
-        let seconds = decision.requeue.map(|requeue| requeue.as_secs());
+        world.servers = Ok(vec![ObservedServer::ready("pod-a", status)]);
+        let decision = decide(&DecisionInput { rollout: &rollout, observed: &world }, now());
+        let seconds = decision.requeue_after.map(|requeue| requeue.as_secs());
         (decision.status.message, seconds)
     };
     let (message, again) = look(AdapterState::Failed);
     assert!(message.starts_with("chat-v1 has all traffic, and pod-a lacks chat-v1"), "{message}");
-    assert!(again.is_some_and(|again| again <= SLOW.as_secs()), "{again:?}");
+    assert!(again.is_some_and(|again| again <= SLOW_POLL_INTERVAL.as_secs()), "{again:?}");
     let (message, _) = look(AdapterState::Verified);
     assert!(message.starts_with("chat-v1 serves all requests"), "{message}");
 }

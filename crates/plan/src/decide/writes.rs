@@ -1,11 +1,12 @@
 //! What is missing between the status and the world.
 
-use super::{Case, is_blank};
+use super::{DecisionContext, is_uninitialized};
 use crate::{
+    directives,
     effect::Effect,
-    observed::Adapters,
-    operator_key, retire,
-    rewrite::{self, Wanted},
+    observed::AdaptersConfigMap,
+    retire,
+    rewrite::{self, DesiredRewrite},
 };
 use rollora_api::{
     condition::reason,
@@ -13,18 +14,18 @@ use rollora_api::{
     rollout::{Rollout, RolloutStatus, status::Phase},
 };
 
-impl Case<'_> {
+impl DecisionContext<'_> {
     /// The rewrite first: an abort waits for nothing else.
     pub(super) fn effects(&self, status: &RolloutStatus) -> Vec<Effect> {
-        let guard = self.guard(status).into_iter();
+        let guard = self.add_finalizer(status).into_iter();
         let writes = guard.chain(self.rewrite_effect(status)).chain(self.adapters_effect(status));
-        writes.chain(self.unguard(status)).collect()
+        writes.chain(self.remove_finalizer(status)).collect()
     }
 
-    pub(super) fn wanted<'b>(&'b self, status: &'b RolloutStatus) -> Wanted<'b> {
-        Wanted {
+    pub(super) fn desired_rewrite<'b>(&'b self, status: &'b RolloutStatus) -> DesiredRewrite<'b> {
+        DesiredRewrite {
             name: self.rewrite_name(),
-            group: self.world.new_rewrite_group,
+            group: self.observed.new_rewrite_group,
             namespace: self.rollout.metadata.namespace.as_deref(),
             model: &self.spec.model,
             pool: &self.spec.pool_ref,
@@ -36,33 +37,33 @@ impl Case<'_> {
     }
 
     pub(super) fn rewrite_effect(&self, status: &RolloutStatus) -> Option<Effect> {
-        let may_write = self.world.rewrites.is_ok() && !status.weights.desired.is_empty();
-        if !may_write || self.contest_end(status).is_some() || self.rewrite_on_its_way_out().is_some() {
+        let may_write = self.observed.rewrites.is_ok() && !status.weights.desired.is_empty();
+        if !may_write || self.contested_until(status).is_some() || self.terminating_rewrite_wait().is_some() {
             return None;
         }
-        let edited = rewrite::edited(self.rewrite, self.wanted(status))?;
+        let edited = rewrite::updated(self.rewrite, self.desired_rewrite(status))?;
         Some(Effect::WriteRewrite(Box::new(edited)))
     }
 
     fn adapters_effect(&self, status: &RolloutStatus) -> Option<Effect> {
         let adapters = self.adapters()?;
-        let user_text = retire::edit(self.spec, status, adapters);
-        let key = self.key(adapters, operator_key::part(self.spec, status));
-        (user_text.is_some() || key.is_some()).then_some(Effect::WriteAdapters { user_text, key })
+        let user_text = retire::edit_adapters_file(self.spec, status, adapters);
+        let key = self.merged_directives(adapters, directives::own_directives(self.spec, status));
+        (user_text.is_some() || key.is_some()).then_some(Effect::WriteAdapters { user_text, directives: key })
     }
 
     /// The operator's key without the entries of this Rollout.
-    pub(super) fn key_without_us(&self) -> Option<Effect> {
-        let key = self.key(self.adapters()?, OperatorDirectives::default())?;
-        Some(Effect::WriteAdapters { user_text: None, key: Some(key) })
+    pub(super) fn directives_without_own(&self) -> Option<Effect> {
+        let key = self.merged_directives(self.adapters()?, OperatorDirectives::default())?;
+        Some(Effect::WriteAdapters { user_text: None, directives: Some(key) })
     }
 
     /// The operator's key with `mine`, where it has to change.
-    fn key(&self, adapters: &Adapters, mine: OperatorDirectives) -> Option<OperatorDirectives> {
+    fn merged_directives(&self, adapters: &AdaptersConfigMap, mine: OperatorDirectives) -> Option<OperatorDirectives> {
         // Without the other Rollouts nobody knows whose entries the rest are.
-        self.world.rollouts.as_ref().ok()?;
+        self.observed.rollouts.as_ref().ok()?;
         let beside: Vec<&Rollout> = self
-            .others()
+            .other_rollouts()
             .filter(|other| {
                 // By another key of the ConfigMap, too: the operator's key is one for all.
                 other.spec.adapters_ref.name == self.spec.adapters_ref.name
@@ -70,7 +71,7 @@ impl Case<'_> {
             })
             .collect();
         let part = |status: Option<&RolloutStatus>, spec| {
-            operator_key::part(spec, status.unwrap_or(&RolloutStatus::default()))
+            directives::own_directives(spec, status.unwrap_or(&RolloutStatus::default()))
         };
         let (idle, mut others): (Vec<_>, Vec<_>) = beside
             .iter()
@@ -80,28 +81,28 @@ impl Case<'_> {
             })
             .unzip();
         let ours = mine.managed.clone();
-        if beside.iter().any(|other| is_unknown(other)) {
+        if beside.iter().any(|other| may_have_lost_status(other)) {
             // Which of the entries are its own is written nowhere else.
             let before = part(self.rollout.status.as_ref(), self.spec).managed;
-            others.push(operator_key::foreign(&adapters.key, &[before, ours.clone()].concat()));
+            others.push(directives::foreign_entries(&adapters.directives, &[before, ours.clone()].concat()));
         }
-        let key = operator_key::merge(&adapters.key, mine, &others);
+        let key = directives::merge(&adapters.directives, mine, &others);
         // What others govern is theirs to write down: else all that share a file would write the same. Those that
         // nothing can be done for do not.
         let left = |pattern: &String| {
             let by_idle = idle.iter().zip(&others).any(|(idle, other)| *idle && other.managed.contains(pattern));
-            !by_idle && !ours.contains(pattern) && !adapters.key.managed.contains(pattern)
+            !by_idle && !ours.contains(pattern) && !adapters.directives.managed.contains(pattern)
         };
         let mut urgent = key.clone();
         urgent.managed.retain(|pattern| !left(pattern));
-        (urgent != operator_key::sort(adapters.key.clone())).then_some(key)
+        (urgent != directives::normalize(adapters.directives.clone())).then_some(key)
     }
 }
 
 /// Whether a Rollout may work with ids of which its status does not say, because it was lost.
-fn is_unknown(rollout: &Rollout) -> bool {
+fn may_have_lost_status(rollout: &Rollout) -> bool {
     let Some(status) = &rollout.status else { return true };
     // Whoever says one of these has not begun.
     let idle = [reason::CONFLICT, reason::INVALID, reason::NO_MATCH];
-    is_blank(status) && !status.conditions.iter().any(|condition| idle.contains(&condition.reason.as_str()))
+    is_uninitialized(status) && !status.conditions.iter().any(|condition| idle.contains(&condition.reason.as_str()))
 }

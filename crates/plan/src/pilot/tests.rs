@@ -8,22 +8,22 @@ fn id(name: &str) -> AdapterId {
     AdapterId::new(name).unwrap()
 }
 
-fn present() -> ContentHash {
+fn current_hash() -> ContentHash {
     ContentHash("present".to_owned())
 }
 
-fn server(name: &str, adapters: &[(&str, AdapterState)]) -> Server {
+fn server(name: &str, adapters: &[(&str, AdapterState)]) -> ObservedServer {
     let adapter = |(id, state): &(&str, AdapterState)| AdapterStatus::new(AdapterId::new(*id).unwrap(), *state);
     let status = SidecarStatus {
         server: Some(ServerIdentity { endpoint: name.to_owned(), start: "1".to_owned() }),
-        config: ConfigStatus { hash: Some(present()), ..ConfigStatus::default() },
+        config: ConfigStatus { hash: Some(current_hash()), ..ConfigStatus::default() },
         adapters: adapters.iter().map(adapter).collect(),
         ..SidecarStatus::default()
     };
-    Server::ready(name, status)
+    ObservedServer::ready(name, status)
 }
 
-fn with_error(mut server: Server, reason: &str, attempts: u32) -> Server {
+fn with_error(mut server: ObservedServer, reason: &str, attempts: u32) -> ObservedServer {
     if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
         let error = ReportedError { reason: reason.to_owned(), message: format!("vLLM said {reason}") };
         status.adapters[0].attempts = attempts;
@@ -32,24 +32,24 @@ fn with_error(mut server: Server, reason: &str, attempts: u32) -> Server {
     server
 }
 
-fn unready(server: Server) -> Server {
-    Server { ready: false, ..server }
+fn unready(server: ObservedServer) -> ObservedServer {
+    ObservedServer { ready: false, ..server }
 }
 
-fn stale(mut server: Server) -> Server {
+fn stale(mut server: ObservedServer) -> ObservedServer {
     if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
         status.config.hash = Some(ContentHash("earlier".to_owned()));
     }
     server
 }
 
-fn tried_on(pod: &str, servers: &[Server]) -> Verdict {
+fn tried_on(pod: &str, servers: &[ObservedServer]) -> PilotDecision {
     let pilot = Pilot { id: id("v2"), pod: pod.to_owned() };
-    judge(&id("v2"), Some(&pilot), &[id("v1")], servers, Some(&present()))
+    evaluate(&id("v2"), Some(&pilot), &[id("v1")], servers, Some(&current_hash()))
 }
 
-fn chosen(servers: &[Server]) -> Verdict {
-    judge(&id("v2"), None, &[id("v1")], servers, Some(&present()))
+fn chosen(servers: &[ObservedServer]) -> PilotDecision {
+    evaluate(&id("v2"), None, &[id("v1")], servers, Some(&current_hash()))
 }
 
 #[test]
@@ -59,26 +59,26 @@ fn the_pilot_is_the_server_that_serves_least_and_by_name_where_several_do() {
         (vec![server("b", &[]), server("a", &[])], "a"),
         (vec![server("a", &serves), server("b", &[])], "b"),
         (vec![unready(server("a", &[])), server("b", &serves), server("c", &serves)], "b"),
-        (vec![Server { status: Err("no answer".to_owned()), ..server("a", &[]) }, server("b", &serves)], "b"),
+        (vec![ObservedServer { status: Err("no answer".to_owned()), ..server("a", &[]) }, server("b", &serves)], "b"),
     ];
     for (servers, expected) in cases {
-        assert_eq!(chosen(&servers), Verdict::Choose(expected.to_owned()), "{servers:?}");
+        assert_eq!(chosen(&servers), PilotDecision::Choose(expected.to_owned()), "{servers:?}");
     }
 }
 
 #[test]
 fn the_only_ready_server_is_spared_where_another_one_is_alive() {
     let spare = vec![server("a", &[]), unready(server("b", &[]))];
-    assert_eq!(chosen(&spare), Verdict::Choose("b".to_owned()));
+    assert_eq!(chosen(&spare), PilotDecision::Choose("b".to_owned()));
     let mut dead = spare;
     dead[1].status = Err("no answer".to_owned());
-    assert_eq!(chosen(&dead), Verdict::Choose("a".to_owned()));
+    assert_eq!(chosen(&dead), PilotDecision::Choose("a".to_owned()));
 }
 
 #[test]
 fn without_a_ready_server_nobody_is_chosen() {
     for servers in [vec![], vec![unready(server("a", &[]))]] {
-        assert!(matches!(chosen(&servers), Verdict::Nobody), "{servers:?}");
+        assert!(matches!(chosen(&servers), PilotDecision::NoReadyServer), "{servers:?}");
     }
 }
 
@@ -86,33 +86,33 @@ fn without_a_ready_server_nobody_is_chosen() {
 fn a_server_that_has_tried_the_adapter_is_chosen_again_also_while_it_is_down() {
     for state in [AdapterState::Loading, AdapterState::Failed, AdapterState::ServerDied, AdapterState::Quarantined] {
         let servers = [server("a", &[]), unready(server("b", &[("v2", state)]))];
-        assert_eq!(chosen(&servers), Verdict::Choose("b".to_owned()), "{state:?}");
+        assert_eq!(chosen(&servers), PilotDecision::Choose("b".to_owned()), "{state:?}");
     }
 }
 
 #[test]
 fn the_pilot_is_chosen_again_when_its_pod_goes() {
-    assert_eq!(tried_on("gone", &[server("a", &[])]), Verdict::Choose("a".to_owned()));
+    assert_eq!(tried_on("gone", &[server("a", &[])]), PilotDecision::Choose("a".to_owned()));
 }
 
 #[test]
 fn an_adapter_that_is_verified_on_any_server_is_admitted_but_not_on_old_news() {
     let verified = || server("a", &[("v2", AdapterState::Verified)]);
-    assert_eq!(tried_on("a", &[verified()]), Verdict::Admit("a".to_owned()));
-    assert!(matches!(tried_on("a", &[stale(verified())]), Verdict::Trying(_)));
+    assert_eq!(tried_on("a", &[verified()]), PilotDecision::Admit("a".to_owned()));
+    assert!(matches!(tried_on("a", &[stale(verified())]), PilotDecision::Trying(_)));
 }
 
 #[test]
 fn only_what_the_adapter_is_to_blame_for_rejects_it() {
     use AdapterState::{Failed, Fetching, Loading, Quarantined, ServerDied, SourceChanged, SourceRefused};
     let on_a = |state, reason, attempts| with_error(server("a", &[("v2", state)]), reason, attempts);
-    let retried = |mut server: Server| {
+    let retried = |mut server: ObservedServer| {
         if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
             status.adapters[0].next_try = Some(jiff::Timestamp::UNIX_EPOCH);
         }
         server
     };
-    let troubled = |mut server: Server| {
+    let troubled = |mut server: ObservedServer| {
         if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
             status.problem =
                 Some(ReportedError { reason: "Unauthorized".to_owned(), message: "the key is wrong".to_owned() });
@@ -147,7 +147,7 @@ fn only_what_the_adapter_is_to_blame_for_rejects_it() {
     ];
     for (server, rejected) in cases {
         let verdict = tried_on("a", std::slice::from_ref(&server));
-        assert_eq!(matches!(verdict, Verdict::Reject(_)), rejected, "{verdict:?} of {server:?}");
+        assert_eq!(matches!(verdict, PilotDecision::Reject(_)), rejected, "{verdict:?} of {server:?}");
     }
 }
 
@@ -155,9 +155,12 @@ fn only_what_the_adapter_is_to_blame_for_rejects_it() {
 fn one_death_of_another_server_is_no_proof_and_two_are() {
     let once = [server("b", &[("v2", AdapterState::ServerDied)])];
     let twice = [server("b", &[("v2", AdapterState::Quarantined)])];
-    assert_eq!(death(&id("v2"), &once, Some(&present())), None);
-    assert!(death(&id("v2"), &twice, Some(&present())).is_some_and(|why| why.contains("the server b died")));
-    assert_eq!(death(&id("v2"), &twice.map(stale), Some(&present())), None);
+    assert_eq!(quarantine_reason(&id("v2"), &once, Some(&current_hash())), None);
+    assert!(
+        quarantine_reason(&id("v2"), &twice, Some(&current_hash()))
+            .is_some_and(|why| why.contains("the server b died"))
+    );
+    assert_eq!(quarantine_reason(&id("v2"), &twice.map(stale), Some(&current_hash())), None);
 }
 
 #[test]
@@ -167,5 +170,5 @@ fn a_download_that_keeps_the_engine_busy_is_told_as_loading() {
         let message = "the engine answers nobody meanwhile".to_owned();
         status.problem = Some(ReportedError { reason: "HubLoadBlocksServer".to_owned(), message });
     }
-    assert_eq!(tried_on("a", &[loading]), Verdict::Trying("a is loading it".to_owned()));
+    assert_eq!(tried_on("a", &[loading]), PilotDecision::Trying("a is loading it".to_owned()));
 }

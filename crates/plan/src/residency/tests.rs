@@ -8,22 +8,22 @@ fn id(name: &str) -> AdapterId {
     AdapterId::new(name).unwrap()
 }
 
-fn present() -> ContentHash {
+fn current_hash() -> ContentHash {
     ContentHash("present".to_owned())
 }
 
-fn server(state: Option<AdapterState>) -> Server {
+fn server(state: Option<AdapterState>) -> ObservedServer {
     let adapter = |state| AdapterStatus::new(id("v2"), state);
     let status = SidecarStatus {
         server: Some(ServerIdentity { endpoint: "a".to_owned(), start: "1".to_owned() }),
-        config: ConfigStatus { hash: Some(present()), ..ConfigStatus::default() },
+        config: ConfigStatus { hash: Some(current_hash()), ..ConfigStatus::default() },
         adapters: state.map(adapter).into_iter().collect(),
         ..SidecarStatus::default()
     };
-    Server::ready("a", status)
+    ObservedServer::ready("a", status)
 }
 
-fn changed(mut server: Server, change: impl FnOnce(&mut SidecarStatus)) -> Server {
+fn with_status(mut server: ObservedServer, change: impl FnOnce(&mut SidecarStatus)) -> ObservedServer {
     if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
         change(status);
     }
@@ -38,22 +38,22 @@ fn ago(seconds: i64) -> Timestamp {
     now() - jiff::SignedDuration::from_secs(seconds)
 }
 
-fn is_open(proof: ResidencyProof, servers: &[Server]) -> bool {
-    Gate::look(&id("v2"), proof, servers, Some(&present()), now()).is_open()
+fn is_open(proof: ResidencyProof, servers: &[ObservedServer]) -> bool {
+    ResidencyGate::evaluate(&id("v2"), proof, servers, Some(&current_hash()), now()).is_open()
 }
 
 #[test]
 fn the_gate_opens_only_when_every_ready_server_has_verified_it_on_the_present_content() {
     let verified = || server(Some(AdapterState::Verified));
-    let unready = |server| Server { ready: false, ..server };
-    let silent = Server { status: Err("no answer".to_owned()), ..verified() };
-    let behind = changed(verified(), |status| status.config.hash = None);
-    let down = changed(verified(), |status| status.server = None);
-    let held_back = || changed(server(None), |status| status.readiness.reason = ADAPTERS_NOT_VERIFIED.to_owned());
-    let held_back_by_old_content = || changed(held_back(), |status| status.config.hash = None);
-    let suspect = || changed(server(None), |status| status.readiness.reason = SUSPECT.to_owned());
-    let leaving = |server| Server { leaving: true, ..server };
-    let unready_for = |seconds, server| Server { ready: false, unready_since: Some(ago(seconds)), ..server };
+    let unready = |server| ObservedServer { ready: false, ..server };
+    let silent = ObservedServer { status: Err("no answer".to_owned()), ..verified() };
+    let behind = with_status(verified(), |status| status.config.hash = None);
+    let down = with_status(verified(), |status| status.server = None);
+    let held_back = || with_status(server(None), |status| status.readiness.reason = ADAPTERS_NOT_VERIFIED.to_owned());
+    let held_back_by_old_content = || with_status(held_back(), |status| status.config.hash = None);
+    let suspect = || with_status(server(None), |status| status.readiness.reason = SUSPECT.to_owned());
+    let leaving = |server| ObservedServer { terminating: true, ..server };
+    let unready_for = |seconds, server| ObservedServer { ready: false, unready_since: Some(ago(seconds)), ..server };
     let cases = [
         ("nobody", vec![], false),
         ("one that has it", vec![verified()], true),
@@ -111,31 +111,31 @@ fn registered_is_enough_where_the_rollout_says_so() {
 
 #[test]
 fn what_cannot_be_asked_is_no_proof_of_a_loss_and_none_of_service() {
-    let silent = Server { status: Err("no answer".to_owned()), ..server(None) };
-    assert!(lacking(&id("v2"), std::slice::from_ref(&silent)).is_empty());
+    let silent = ObservedServer { status: Err("no answer".to_owned()), ..server(None) };
+    assert!(servers_lacking(&id("v2"), std::slice::from_ref(&silent)).is_empty());
     assert!(!could_serve(&id("v2"), &[silent]));
-    assert_eq!(lacking(&id("v2"), &[server(None)]).len(), 1);
-    assert!(lacking(&id("v2"), &[Server { ready: false, ..server(None) }]).is_empty());
+    assert_eq!(servers_lacking(&id("v2"), &[server(None)]).len(), 1);
+    assert!(servers_lacking(&id("v2"), &[ObservedServer { ready: false, ..server(None) }]).is_empty());
     assert!(could_serve(&id("v2"), &[server(Some(AdapterState::UnloadHeld))]));
 }
 
 #[test]
 fn a_base_model_answers_under_its_own_name() {
-    let base = changed(server(None), |status| status.base_models = vec!["base".to_owned()]);
+    let base = with_status(server(None), |status| status.base_models = vec!["base".to_owned()]);
     assert!(could_serve(&id("base"), &[base]));
 }
 
 #[test]
 fn every_missing_server_is_named_with_the_reason() {
-    let gate = Gate::look(
+    let gate = ResidencyGate::evaluate(
         &id("v2"),
         ResidencyProof::Verified,
         &[server(Some(AdapterState::Loading))],
-        Some(&present()),
+        Some(&current_hash()),
         now(),
     );
     assert_eq!(gate.missing, ["a: is loading it"]);
-    let hidden = changed(server(None), |status| status.config.hash = Some(ContentHash("another".to_owned())));
-    let gate = Gate::look(&id("v2"), ResidencyProof::Verified, &[hidden], Some(&present()), now());
+    let hidden = with_status(server(None), |status| status.config.hash = Some(ContentHash("another".to_owned())));
+    let gate = ResidencyGate::evaluate(&id("v2"), ResidencyProof::Verified, &[hidden], Some(&current_hash()), now());
     assert!(gate.missing[0].ends_with("mount the whole ConfigMap, without items"), "{:?}", gate.missing);
 }

@@ -29,7 +29,7 @@ fn edit_with(
 ) -> Option<InferenceModelRewrite> {
     let (model, pool) = (ModelName::new("small").unwrap(), PoolRef { name: "pool".to_owned(), ..PoolRef::default() });
     let stable = id("v1");
-    let wanted = Wanted {
+    let wanted = DesiredRewrite {
         name: "small",
         group: RewriteGroup::Current,
         namespace: Some("here"),
@@ -40,7 +40,7 @@ fn edit_with(
         stable: Some(&stable),
         sticky_header,
     };
-    edited(present, wanted)
+    updated(present, wanted)
 }
 
 fn rewrite(rules: &Value) -> InferenceModelRewrite {
@@ -136,7 +136,7 @@ fn rollouts_that_share_a_rewrite_do_not_take_their_words_back_from_each_other() 
         let model = ModelName::new("large").unwrap();
         let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
         let stable = weights.desired.first().map(|target| target.id.clone());
-        let wanted = Wanted {
+        let wanted = DesiredRewrite {
             name: "small",
             group: RewriteGroup::Current,
             namespace: None,
@@ -147,7 +147,7 @@ fn rollouts_that_share_a_rewrite_do_not_take_their_words_back_from_each_other() 
             stable: stable.as_ref(),
             sticky_header: None,
         };
-        edited(present, wanted)
+        updated(present, wanted)
     };
     let (split, theirs) = (weights(1, &[("v1", 50), ("v2", 50)]), weights(1, &[("w1", 90), ("w2", 10)]));
     let ours = edit_with(None, &split, Some("x-session-id")).unwrap();
@@ -204,7 +204,7 @@ fn any_rule() -> impl Strategy<Value = Value> {
 }
 
 /// The rule that a request for this name gets: exact before generic, earlier before later.
-fn rule_in_force<'a>(rules: &'a [RewriteRule], name: &str) -> Option<&'a [RewriteTarget]> {
+fn active_rule<'a>(rules: &'a [RewriteRule], name: &str) -> Option<&'a [RewriteTarget]> {
     let model = ModelName::new(name).unwrap();
     let matches = |rule: &&RewriteRule| rule.matches.iter().any(|candidate| is_exact(candidate, &model));
     let exact = rules.iter().find(matches);
@@ -220,10 +220,10 @@ proptest! {
         let present = rewrite(&json!(before));
         let wanted = weights(1, &[("v1", 100 - weight), ("v2", weight)]);
         let edited = edit(Some(&present), &wanted).unwrap();
-        let got = rule_in_force(&edited.spec.rules, "small").unwrap();
+        let got = active_rule(&edited.spec.rules, "small").unwrap();
         prop_assert!(same_targets(got, &wanted.desired));
         for name in ["other", "third", "unheard-of"] {
-            prop_assert_eq!(rule_in_force(&edited.spec.rules, name), rule_in_force(&present.spec.rules, name));
+            prop_assert_eq!(active_rule(&edited.spec.rules, name), active_rule(&present.spec.rules, name));
         }
         prop_assert_eq!(edit(Some(&edited), &wanted), None);
     }

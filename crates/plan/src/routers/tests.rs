@@ -24,27 +24,27 @@ fn rule(targets: &[(&str, i32)]) -> ActiveRule {
     }
 }
 
-fn router(rule: Option<ActiveRule>) -> Router {
+fn router(rule: Option<ActiveRule>) -> ObservedRouter {
     let models = rule.map(|rule| ("small".to_owned(), rule)).into_iter().collect();
-    Router { name: "r".to_owned(), report: Ok(RulesReport { models, ..RulesReport::default() }.into()) }
+    ObservedRouter { name: "r".to_owned(), report: Ok(RulesReport { models, ..RulesReport::default() }.into()) }
 }
 
-fn proof(kind: RouterKind, written: bool, routers: &[Router], now: Timestamp) -> Proof {
+fn proof(kind: RouterKind, written: bool, routers: &[ObservedRouter], now: Timestamp) -> RouterProof {
     let mut weights = weights(&[("v1", 90), ("v2", 10)]);
     weights.changed_at = Some(Timestamp::UNIX_EPOCH);
     let model = ModelName::new("small").unwrap();
-    let claim = Claim {
+    let claim = ExpectedRule {
         model: &model,
         rollout_uid: "uid",
         rewrite_uid: Some("rewrite-uid"),
         written,
         weights: &weights,
-        shadow: None,
+        shadowed_by: None,
     };
     prove(kind, claim, Ok(routers), now)
 }
 
-fn proven(routers: &[Router]) -> bool {
+fn proven(routers: &[ObservedRouter]) -> bool {
     proof(RouterKind::ExtProc, true, routers, Timestamp::UNIX_EPOCH).is_complete()
 }
 
@@ -60,7 +60,7 @@ fn every_router_must_report_our_rule_with_the_last_stamp_and_targets() {
         ("another rewrite", vec![router(Some(ActiveRule { uid: "other".to_owned(), ..ours() }))], false),
         ("an earlier stamp", vec![router(Some(ActiveRule { stamps: BTreeMap::new(), ..ours() }))], false),
         ("other targets", vec![router(Some(rule(&[("v1", 50), ("v2", 50)])))], false),
-        ("one that is silent", vec![good(), Router { report: Err("no answer".to_owned()), ..good() }], false),
+        ("one that is silent", vec![good(), ObservedRouter { report: Err("no answer".to_owned()), ..good() }], false),
     ];
     for (what, routers, expected) in cases {
         assert_eq!(proven(&routers), expected, "{what}");
@@ -93,13 +93,13 @@ fn a_picker_takes_over_from_when_the_rewrite_said_it_and_never_under_the_rule_of
     let mut weights = weights(&[("v1", 90), ("v2", 10)]);
     (weights.changed_at, weights.applied_at) = (Some(at(0)), Some(at(30)));
     let model = ModelName::new("small").unwrap();
-    let claim = |shadow| Claim {
+    let claim = |shadow| ExpectedRule {
         model: &model,
         rollout_uid: "uid",
         rewrite_uid: Some("rewrite-uid"),
         written: true,
         weights: &weights,
-        shadow,
+        shadowed_by: shadow,
     };
     let proof = |shadow, now| prove(RouterKind::EndpointPicker, claim(shadow), Ok(&[]), at(now));
     assert!(!proof(None, 39).is_complete());

@@ -1,6 +1,6 @@
 //! What a person can ask for. Each says in words what was done, or why it was not.
 
-use super::{Traffic, map::By};
+use super::{TrafficMachine, transitions::Trigger};
 use jiff::Timestamp;
 use rollora_api::{
     condition::reason,
@@ -8,11 +8,11 @@ use rollora_api::{
 };
 
 /// In words: what was done, or why it was refused.
-pub(crate) type Outcome = Result<String, String>;
+pub(crate) type IntentResult = Result<String, String>;
 
-impl Traffic<'_> {
+impl TrafficMachine<'_> {
     /// Gives all traffic back to stable. Needs no observation at all.
-    pub(crate) fn abort(&mut self, now: Timestamp) -> Outcome {
+    pub(crate) fn abort(&mut self, now: Timestamp) -> IntentResult {
         let Some(desired) = self.revision.desired.clone() else { return Err("nothing is under way".to_owned()) };
         if self.rejection().is_some() {
             return Err(format!("{desired} is already rejected"));
@@ -37,47 +37,47 @@ impl Traffic<'_> {
     }
 
     /// Ends the pause that the person saw.
-    pub(crate) fn promote(&mut self, seen: Option<i32>, paused: bool, now: Timestamp) -> Outcome {
-        self.check_place(seen, paused)?;
-        if self.state() != Some(StepState::Pausing) {
+    pub(crate) fn promote(&mut self, seen: Option<i32>, paused: bool, now: Timestamp) -> IntentResult {
+        self.check_step(seen, paused)?;
+        if self.step_state() != Some(StepState::Pausing) {
             return Err("the step is not a pause: it goes on by itself when it can".to_owned());
         }
         let index = self.step.as_ref().map_or(0, |step| usize::try_from(step.index).unwrap_or_default());
-        self.enter(index + 1, By::Promotion, now);
+        self.enter_step(index + 1, Trigger::Promote, now);
         Ok(format!("step {} ended", index + 1))
     }
 
     /// Skips every step that is left; the gates stay.
-    pub(crate) fn promote_full(&mut self, seen: Option<i32>, paused: bool, now: Timestamp) -> Outcome {
-        self.check_place(seen, paused)?;
+    pub(crate) fn promote_full(&mut self, seen: Option<i32>, paused: bool, now: Timestamp) -> IntentResult {
+        self.check_step(seen, paused)?;
         if self.step.as_ref().is_some_and(|step| usize::try_from(step.index) == Ok(self.steps.len())) {
             return Err("no step is left to skip".to_owned());
         }
-        let held = self.state() == Some(StepState::Held);
-        let (from, end) = (self.standing(), self.steps.len());
+        let held = self.step_state() == Some(StepState::Held);
+        let (from, end) = (self.current_state(), self.steps.len());
         if held {
             // The gate stays closed: only the step changes.
-            self.enter_as(end, StepState::Held, now);
+            self.set_step(end, StepState::Held, now);
         } else {
-            self.enter_from(from, end, By::Promotion, now);
+            self.enter_step_from(from, end, Trigger::Promote, now);
         }
         Ok("every step that was left is skipped".to_owned())
     }
 
     /// Tries the rejected adapter again, from its first step.
-    pub(crate) fn retry(&mut self, strategy: &Strategy, now: Timestamp) -> Outcome {
+    pub(crate) fn retry(&mut self, strategy: &Strategy, now: Timestamp) -> IntentResult {
         let Some(desired) = self.revision.desired.clone() else { return Err("nothing is wanted yet".to_owned()) };
         if self.rejection().is_none() {
             return Err(format!("{desired} is not rejected"));
         }
-        let from = self.standing();
+        let from = self.current_state();
         self.rejected.retain(|rejected| rejected.id != desired);
-        self.begin_from(from, By::Retry, (&desired, strategy, false), now);
+        self.begin_revision_from(from, Trigger::Retry, (&desired, strategy, false), now);
         Ok(format!("{desired} is tried again"))
     }
 
     /// Promotions are bound to the step that the person saw.
-    fn check_place(&self, seen: Option<i32>, paused: bool) -> Result<(), String> {
+    fn check_step(&self, seen: Option<i32>, paused: bool) -> Result<(), String> {
         if !self.is_unfinished() {
             return Err("nothing is under way".to_owned());
         }

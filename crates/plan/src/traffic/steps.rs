@@ -1,12 +1,12 @@
 //! One step after another: gate, weights, proof, pause; and taking the weight back when residency is lost.
 
 use super::{
-    SINGLE, Scene, Traffic, Turn,
-    map::{By, Move, Place},
+    FULL_WEIGHT, StepProgress, TrafficInputs, TrafficMachine,
+    transitions::{TrafficState, Transition, Trigger},
 };
 use crate::{
     residency,
-    routers::shadowed,
+    routers::shadowed_message,
     text::{self, after, since},
     wait::Wait,
 };
@@ -21,76 +21,76 @@ use rollora_api::{
 use std::time::Duration;
 
 /// How long a Ready server may lack an adapter that has weight before the weight is taken back.
-const TOLERATED_LOSS: Duration = Duration::from_secs(10);
+const RESIDENCY_LOSS_TOLERANCE: Duration = Duration::from_secs(10);
 
-impl Traffic<'_> {
-    fn index(&self) -> usize {
+impl TrafficMachine<'_> {
+    fn step_index(&self) -> usize {
         self.step.as_ref().map_or(0, |step| usize::try_from(step.index).unwrap_or_default())
     }
 
-    fn current(&self) -> Option<&Step> {
-        self.steps.get(self.index())
+    fn current_step(&self) -> Option<&Step> {
+        self.steps.get(self.step_index())
     }
 
     /// `step 2 of 5`, or `the end`.
-    fn place(&self) -> String {
-        match self.current() {
-            Some(_) => format!("step {} of {}", self.index() + 1, self.steps.len()),
+    fn describe_step(&self) -> String {
+        match self.current_step() {
+            Some(_) => format!("step {} of {}", self.step_index() + 1, self.steps.len()),
             None => "the end".to_owned(),
         }
     }
 
     /// Begins the step with this index; their number is the end, where everything goes to the desired adapter.
-    pub(super) fn enter(&mut self, index: usize, by: By, now: Timestamp) {
-        self.enter_from(self.standing(), index, by, now);
+    pub(super) fn enter_step(&mut self, index: usize, by: Trigger, now: Timestamp) {
+        self.enter_step_from(self.current_state(), index, by, now);
     }
 
-    pub(super) fn enter_from(&mut self, from: Place, index: usize, by: By, now: Timestamp) {
+    pub(super) fn enter_step_from(&mut self, from: TrafficState, index: usize, by: Trigger, now: Timestamp) {
         let pauses = self.steps.get(index).is_some_and(|step| step.pause.is_some());
-        self.enter_as(index, if pauses { StepState::Pausing } else { StepState::AwaitingResidency }, now);
-        self.note(from, by);
+        self.set_step(index, if pauses { StepState::Pausing } else { StepState::AwaitingResidency }, now);
+        self.record_transition(from, by);
     }
 
     /// Begins a step in a state that is not a move.
-    pub(super) fn enter_as(&mut self, index: usize, state: StepState, now: Timestamp) {
+    pub(super) fn set_step(&mut self, index: usize, state: StepState, now: Timestamp) {
         let index = i32::try_from(index).unwrap_or(i32::MAX);
         *self.step = Some(StepStatus { index, state, entered_at: now, observed_millis: 0, observed_at: Some(now) });
     }
 
-    pub(super) fn set_state(&mut self, state: StepState, by: By, now: Timestamp) {
-        self.set_state_from(self.standing(), state, by, now);
+    pub(super) fn set_state(&mut self, state: StepState, by: Trigger, now: Timestamp) {
+        self.set_state_from(self.current_state(), state, by, now);
     }
 
-    pub(super) fn set_state_from(&mut self, from: Place, state: StepState, by: By, now: Timestamp) {
-        self.enter_as(self.index(), state, now);
-        self.note(from, by);
+    pub(super) fn set_state_from(&mut self, from: TrafficState, state: StepState, by: Trigger, now: Timestamp) {
+        self.set_step(self.step_index(), state, now);
+        self.record_transition(from, by);
     }
 
     /// Takes note of a move; one that is not on the map is a mistake in this machine.
-    fn note(&mut self, from: Place, by: By) {
-        let made = Move { from, by, to: self.standing() };
-        debug_assert!(made.is_on_the_map(), "{made:?} is not on the map of the traffic machine");
-        self.moves.push(made);
+    fn record_transition(&mut self, from: TrafficState, by: Trigger) {
+        let made = Transition { from, trigger: by, to: self.current_state() };
+        debug_assert!(made.is_allowed(), "{made:?} is not on the map of the traffic machine");
+        self.transitions.push(made);
     }
 
-    pub(super) fn await_residency(&mut self, scene: Scene<'_>) -> Turn {
-        if let Some(wait) = self.closed_gate(scene) {
-            return Turn::Wait(Some(wait));
+    pub(super) fn await_residency(&mut self, scene: TrafficInputs<'_>) -> StepProgress {
+        if let Some(wait) = self.gate_wait(scene) {
+            return StepProgress::Wait(Some(wait));
         }
         if let Some(other) = &scene.proof.shadowed_by {
-            return Turn::Wait(Some(Wait::soon(reason::SHADOWED_BY, shadowed(other))));
+            return StepProgress::Wait(Some(Wait::soon(reason::SHADOWED_BY, shadowed_message(other))));
         }
         if scene.paused {
-            return Turn::Wait(Some(self.stands_still()));
+            return StepProgress::Wait(Some(self.paused_wait()));
         }
-        let weight = self.weight_at(self.index());
-        self.grant(weight, StepState::AwaitingRouters, By::Gate, scene.now)
+        let weight = self.weight_at(self.step_index());
+        self.set_desired_weight(weight, StepState::AwaitingRouters, Trigger::GateOpened, scene.now)
     }
 
     /// What keeps the desired adapter from getting weight.
-    fn closed_gate(&self, scene: Scene<'_>) -> Option<Wait> {
+    fn gate_wait(&self, scene: TrafficInputs<'_>) -> Option<Wait> {
         let entered = self.step.as_ref().map(|step| text::time(step.entered_at)).unwrap_or_default();
-        if let Some(obstacle) = scene.obstacle {
+        if let Some(obstacle) = scene.residency_wait {
             let message = format!("{} (since {entered})", obstacle.message);
             return Some(Wait { message, ..obstacle.clone() });
         }
@@ -116,42 +116,42 @@ impl Traffic<'_> {
         Some(Wait::soon(reason::NOT_RESIDENT, message))
     }
 
-    pub(super) fn await_routers(&mut self, scene: Scene<'_>) -> Turn {
+    pub(super) fn await_routers(&mut self, scene: TrafficInputs<'_>) -> StepProgress {
         if let Some(wait) = &scene.proof.wait {
-            return Turn::Wait(Some(wait.clone()));
+            return StepProgress::Wait(Some(wait.clone()));
         }
-        let index = self.index();
+        let index = self.step_index();
         if index >= self.steps.len() {
             self.succeed(scene.now);
-            return Turn::Wait(None);
+            return StepProgress::Wait(None);
         }
         if scene.paused {
-            return Turn::Wait(Some(self.stands_still()));
+            return StepProgress::Wait(Some(self.paused_wait()));
         }
-        self.enter(index + 1, By::Routers, scene.now);
-        Turn::Again
+        self.enter_step(index + 1, Trigger::RoutersProven, scene.now);
+        StepProgress::Continue
     }
 
-    pub(super) fn pause(&mut self, scene: Scene<'_>) -> Turn {
+    pub(super) fn await_pause(&mut self, scene: TrafficInputs<'_>) -> StepProgress {
         if scene.paused {
-            return Turn::Wait(Some(self.stands_still()));
+            return StepProgress::Wait(Some(self.paused_wait()));
         }
         let entered = self.step.as_ref().map_or(scene.now, |step| step.entered_at);
-        let Some(duration) = self.current().and_then(|step| step.pause.as_ref()?.duration) else {
-            let message = format!("waits for promotion since {}, at {}", text::time(entered), self.place());
-            return Turn::Wait(Some(Wait::on_change(reason::AWAITING_PROMOTION, message)));
+        let Some(duration) = self.current_step().and_then(|step| step.pause.as_ref()?.duration) else {
+            let message = format!("waits for promotion since {}, at {}", text::time(entered), self.describe_step());
+            return StepProgress::Wait(Some(Wait::on_change(reason::AWAITING_PROMOTION, message)));
         };
         let end = after(entered, duration.get());
         if scene.now < end {
-            let message = format!("pauses for {duration}, until {}, at {}", text::time(end), self.place());
-            return Turn::Wait(Some(Wait::until(reason::PAUSE_STEP, end, message)));
+            let message = format!("pauses for {duration}, until {}, at {}", text::time(end), self.describe_step());
+            return StepProgress::Wait(Some(Wait::until(reason::PAUSE_STEP, end, message)));
         }
-        self.enter(self.index() + 1, By::Time, scene.now);
-        Turn::Again
+        self.enter_step(self.step_index() + 1, Trigger::PauseElapsed, scene.now);
+        StepProgress::Continue
     }
 
-    fn stands_still(&self) -> Wait {
-        Wait::on_change(reason::PAUSED, format!("spec.paused is true, at {}", self.place()))
+    fn paused_wait(&self) -> Wait {
+        Wait::on_change(reason::PAUSED, format!("spec.paused is true, at {}", self.describe_step()))
     }
 
     /// The weight that the desired adapter has at a step: that of the last `setWeight` up to it.
@@ -163,46 +163,51 @@ impl Traffic<'_> {
     }
 
     /// Gives the desired adapter this weight, and stable the rest.
-    fn grant(&mut self, weight: i32, state: StepState, by: By, now: Timestamp) -> Turn {
-        let Some(desired) = self.revision.desired.clone() else { return Turn::Wait(None) };
+    fn set_desired_weight(&mut self, weight: i32, state: StepState, by: Trigger, now: Timestamp) -> StepProgress {
+        let Some(desired) = self.revision.desired.clone() else { return StepProgress::Wait(None) };
         let rest = *self.total_weight - weight;
         let targets = match self.revision.stable.clone().filter(|stable| *stable != desired) {
-            Some(stable) if weight <= 0 => vec![TargetWeight { id: stable, weight: SINGLE }],
+            Some(stable) if weight <= 0 => vec![TargetWeight { id: stable, weight: FULL_WEIGHT }],
             Some(stable) if rest > 0 => {
                 vec![TargetWeight { id: stable, weight: rest }, TargetWeight { id: desired.clone(), weight }]
             }
-            _ => vec![TargetWeight { id: desired.clone(), weight: SINGLE }],
+            _ => vec![TargetWeight { id: desired.clone(), weight: FULL_WEIGHT }],
         };
         self.set_state(state, by, now);
         if !self.set_weights(targets, now) {
-            return Turn::Again;
+            return StepProgress::Continue;
         }
-        let message = format!("{desired} gets {weight} of {} ({})", self.total_weight, self.place());
-        self.say(false, reason::PROGRESSING, message.clone());
-        Turn::Wait(Some(Wait::soon(reason::ROUTERS_PENDING, message)))
+        let message = format!("{desired} gets {weight} of {} ({})", self.total_weight, self.describe_step());
+        self.record_event(false, reason::PROGRESSING, message.clone());
+        StepProgress::Wait(Some(Wait::soon(reason::ROUTERS_PENDING, message)))
     }
 
-    pub(super) fn held(&mut self, scene: Scene<'_>) -> Turn {
-        if let Some(wait) = self.closed_gate(scene) {
+    pub(super) fn await_recovery(&mut self, scene: TrafficInputs<'_>) -> StepProgress {
+        if let Some(wait) = self.gate_wait(scene) {
             let message = format!("the weight was taken back: {}", wait.message);
-            return Turn::Wait(Some(Wait { reason: reason::RESIDENCY_LOST, message, ..wait }));
+            return StepProgress::Wait(Some(Wait { reason: reason::RESIDENCY_LOST, message, ..wait }));
         }
-        let index = self.index();
+        let index = self.step_index();
         let desired = self.revision.desired.as_ref().map(ToString::to_string).unwrap_or_default();
-        self.say(false, reason::PROGRESSING, format!("{desired} is resident again on every Ready server"));
-        if self.current().is_some_and(|step| step.pause.is_some()) {
+        self.record_event(false, reason::PROGRESSING, format!("{desired} is resident again on every Ready server"));
+        if self.current_step().is_some_and(|step| step.pause.is_some()) {
             // The pause begins again: what it is there to watch has just come back.
-            return self.grant(self.weight_at(index), StepState::Pausing, By::Return, scene.now);
+            return self.set_desired_weight(
+                self.weight_at(index),
+                StepState::Pausing,
+                Trigger::ResidencyRestored,
+                scene.now,
+            );
         }
         // What was given before this step comes back also while paused; the step itself has to wait then.
         let before = if index == 0 { 0 } else { self.weight_at(index - 1) };
         let weight = if scene.paused { before } else { self.weight_at(index) };
         let state = if scene.paused { StepState::AwaitingResidency } else { StepState::AwaitingRouters };
-        self.grant(weight, state, By::Return, scene.now)
+        self.set_desired_weight(weight, state, Trigger::ResidencyRestored, scene.now)
     }
 
     /// Takes the weight back when Ready servers have lacked the adapter for too long, if stable can take over there.
-    pub(super) fn watch_residency(&mut self, scene: Scene<'_>) -> Option<Wait> {
+    pub(super) fn check_residency(&mut self, scene: TrafficInputs<'_>) -> Option<Wait> {
         let desired = self.revision.desired.clone()?;
         let stable = self.revision.stable.clone().filter(|stable| *stable != desired)?;
         if !self.is_unfinished() || self.weight_of(&desired) == 0 {
@@ -211,39 +216,39 @@ impl Traffic<'_> {
         }
         let servers = scene.servers?;
         let lacking: Vec<&str> =
-            residency::lacking(&desired, servers).iter().map(|server| server.name.as_str()).collect();
+            residency::servers_lacking(&desired, servers).iter().map(|server| server.name.as_str()).collect();
         if lacking.is_empty() {
             *self.lost_since = None;
             return None;
         }
         let lost = *self.lost_since.get_or_insert(scene.now);
         let names = text::list(&lacking);
-        if !residency::lacking(&stable, servers).is_empty() {
+        if !residency::servers_lacking(&stable, servers).is_empty() {
             let message = format!("{names} lack {desired}, and stable {stable} is not resident everywhere either");
             return Some(Wait::soon(reason::STABLE_NOT_RESIDENT, message));
         }
-        if since(lost, scene.now) < TOLERATED_LOSS {
-            let end = after(lost, TOLERATED_LOSS);
+        if since(lost, scene.now) < RESIDENCY_LOSS_TOLERANCE {
+            let end = after(lost, RESIDENCY_LOSS_TOLERANCE);
             let message = format!("{names} lost {desired}: its weight is taken back at {}", text::time(end));
             return Some(Wait::until(reason::RESIDENCY_LOST, end, message));
         }
         *self.lost_since = None;
-        self.all_to_stable(scene.now);
-        self.set_state(StepState::Held, By::Loss, scene.now);
-        self.say(true, reason::RESIDENCY_LOST, format!("{names} lost {desired}: all requests go to {stable}"));
+        self.shift_all_to_stable(scene.now);
+        self.set_state(StepState::Held, Trigger::ResidencyLost, scene.now);
+        self.record_event(true, reason::RESIDENCY_LOST, format!("{names} lost {desired}: all requests go to {stable}"));
         None
     }
 
     /// A step that takes too long fails; where it cannot or shall not, it says so and goes on when it can.
-    pub(super) fn miss_deadline(&mut self, wait: Option<Wait>, scene: Scene<'_>) -> Option<Wait> {
+    pub(super) fn handle_missed_deadline(&mut self, wait: Option<Wait>, scene: TrafficInputs<'_>) -> Option<Wait> {
         let limit = scene.strategy.progress_deadline;
         let cause = wait.as_ref().map_or("nothing moved", |wait| wait.message.as_str());
-        let why = format!("{} took longer than {limit}: {cause}", self.place());
+        let why = format!("{} took longer than {limit}: {cause}", self.describe_step());
         let can_fail = self.revision.stable.is_some() && self.revision.stable != self.revision.desired;
         if can_fail && scene.strategy.on_failure == OnFailure::Rollback {
             return self.fail(&why, reason::DEADLINE_EXCEEDED, scene.servers, scene.now);
         }
-        let again = wait.map_or(crate::wait::Again::Soon, |wait| wait.again);
-        Some(Wait { reason: reason::DEADLINE_EXCEEDED, message: why, again })
+        let again = wait.map_or(crate::wait::RequeueWhen::Soon, |wait| wait.requeue);
+        Some(Wait { reason: reason::DEADLINE_EXCEEDED, message: why, requeue: again })
     }
 }

@@ -1,0 +1,458 @@
+//! What people do in the middle of a rollout: other versions, unlisting, pauses, edits of what the operator writes.
+
+use crate::{
+    driver::SimRun,
+    guide::{ROLLOUT, V1, V2, at_half, installed},
+    world::{World, id},
+};
+use jiff::SignedDuration;
+use rollora_api::{
+    condition::ConditionStatus,
+    names::STABLE_ANNOTATION,
+    rewrite::InferenceModelRewrite,
+    rollout::{
+        IntentKind,
+        spec::{AdapterChoice, CleanupPolicy},
+        status::{Phase, RetirementState},
+    },
+};
+
+const V3: &str = "small-v3";
+
+fn retirement_state(run: &SimRun, name: &str) -> Option<RetirementState> {
+    run.world().status().retired.iter().find(|entry| entry.id == id(name)).map(|entry| entry.state)
+}
+
+fn listed_ids(run: &SimRun) -> (Vec<String>, Vec<String>) {
+    let file = run.world().adapters_file();
+    let ids = |entries: &[rollora_api::adapters::AdapterEntry]| {
+        entries.iter().map(|entry| entry.id.as_str().to_owned()).collect::<Vec<_>>()
+    };
+    (ids(&file.ensure_exist), ids(&file.ensure_not_exist))
+}
+
+#[test]
+fn a_newer_version_at_half_takes_over_in_one_write_and_the_old_candidate_goes() {
+    let mut run = at_half();
+    let writes = run.world().weight_history.len();
+    run.world().list_adapters(&[V1, V2, V3], &[]);
+    run.run_until_weights(&[(V1, 100)]);
+    assert_eq!(run.world().weight_history.len(), writes + 1);
+    let status = run.world().status();
+    assert_eq!((status.revision.stable, status.revision.desired), (Some(id(V1)), Some(id(V3))));
+    assert_eq!(status.step.map(|step| step.index), Some(0));
+    run.run_until_weights(&[(V1, 50), (V3, 50)]);
+    run.run_until("v2 is gone", |world| world.loaded_count(&id(V2)) == 0);
+    run.run_until_phase(Phase::Paused);
+    run.world().set_intent(IntentKind::Promote);
+    run.run_until("v1 is gone", |world| world.loaded_count(&id(V1)) == 0);
+    run.run_until_phase(Phase::Succeeded);
+    assert_eq!(listed_ids(&run).0, [V3]);
+}
+
+#[test]
+fn unlisting_the_candidate_at_half_goes_back_at_once_and_unloads_it() {
+    for (exist, not_exist) in [(vec![V1], vec![V2]), (vec![V1], vec![])] {
+        let mut run = at_half();
+        run.world().list_adapters(&exist, &not_exist);
+        run.tick();
+        assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "{}", run.log_text());
+        run.run_until_phase(Phase::Succeeded);
+        assert_eq!(run.world().status().revision.stable, Some(id(V1)));
+        if not_exist.is_empty() {
+            run.run_until("v2 is kept", |world| {
+                world.status().retired.iter().any(|entry| entry.state == RetirementState::Kept)
+            });
+            assert_eq!(run.world().loaded_count(&id(V2)), 3, "what the file does not list is never unloaded");
+        } else {
+            run.run_until("v2 is gone", |world| world.loaded_count(&id(V2)) == 0);
+        }
+    }
+}
+
+#[test]
+fn a_candidate_that_was_taken_out_comes_back_by_steps() {
+    for (exist, not_exist) in [(vec![V1], vec![V2]), (vec![V1], vec![])] {
+        let mut run = at_half();
+        run.world().list_adapters(&exist, &not_exist);
+        run.run_until_weights(&[(V1, 100)]);
+        run.world().list_adapters(&[V1, V2], &[]);
+        run.run_until_weights(&[(V1, 90), (V2, 10)]);
+    }
+    let mut run = at_half();
+    run.world().list_adapters(&[V1, V2, V3], &[]);
+    run.run_until_weights(&[(V1, 90), (V3, 10)]);
+    run.world().list_adapters(&[V1, V2], &[V3]);
+    run.run_until_weights(&[(V1, 90), (V2, 10)]);
+}
+
+#[test]
+fn what_is_no_version_is_ignored_and_that_is_said_once() {
+    let mut run = installed();
+    run.world().list_adapters(&[V1, "small-v2-rc1"], &[]);
+    run.run_for(SignedDuration::from_secs(10));
+    let world = run.world();
+    let status = world.status();
+    assert_eq!((status.phase, status.revision.desired), (Phase::Succeeded, Some(id(V1))));
+    assert!(status.message.ends_with("for the * of small-v*: small-v2-rc1"), "{}", status.message);
+    let said = world.events.iter().filter(|event| event.message.contains("small-v2-rc1")).count();
+    assert_eq!(said, 1, "{:#?}", world.events);
+}
+
+#[test]
+fn unlisting_stable_at_half_is_a_wish_that_waits_until_it_has_no_weight() {
+    let mut run = at_half();
+    run.world().list_adapters(&[V2], &[V1]);
+    run.run_for(SignedDuration::from_secs(20));
+    run.check_violations();
+    assert_eq!(run.world().loaded_count(&id(V1)), 3, "{}", run.log_text());
+    run.world().set_intent(IntentKind::Promote);
+    run.run_until_phase(Phase::Succeeded);
+    run.run_until("v1 is gone", |world| world.loaded_count(&id(V1)) == 0);
+}
+
+#[test]
+fn unlisting_what_has_just_succeeded_goes_back_to_the_retired_one_at_once() {
+    let mut run = at_half();
+    run.world().set_intent(IntentKind::PromoteFull);
+    run.run_until_phase(Phase::Succeeded);
+    assert_eq!(retirement_state(&run, V1), Some(RetirementState::Waiting));
+    run.world().list_adapters(&[V1], &[V2]);
+    run.run_until_weights(&[(V1, 100)]);
+    run.run_until_phase(Phase::Succeeded);
+    run.run_until("v2 is gone", |world| world.loaded_count(&id(V2)) == 0);
+    assert_eq!(run.world().loaded_count(&id(V1)), 3);
+    assert_eq!(run.world().status().revision.stable, Some(id(V1)));
+}
+
+#[test]
+fn unlisting_everything_changes_nothing_that_is_served() {
+    let mut run = installed();
+    run.world().list_adapters(&[], &[V1]);
+    run.run_for(SignedDuration::from_secs(30));
+    run.check_violations();
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 100)]);
+    assert_eq!(run.world().loaded_count(&id(V1)), 3);
+    assert!(run.world().status().message.contains("no id under ensureExist matches small-v*"), "{}", run.log_text());
+}
+
+#[test]
+fn an_id_that_was_unlisted_by_the_operator_is_listed_again_when_it_is_wanted_again() {
+    let mut run = at_half();
+    run.world().set_intent(IntentKind::PromoteFull);
+    run.run_until_phase(Phase::Succeeded);
+    run.run_until("v1 is gone", |world| world.loaded_count(&id(V1)) == 0);
+    run.world()
+        .edit_spec(|rollout| rollout.spec.adapter = AdapterChoice { id: Some(id(V1)), ..AdapterChoice::default() });
+    run.run_until("v1 is listed", |world| world.adapters_file().ensure_exist.iter().any(|entry| entry.id == id(V1)));
+    run.run_until_weights(&[(V2, 50), (V1, 50)]);
+    run.run_until_phase(Phase::Paused);
+    run.world().set_intent(IntentKind::Promote);
+    run.run_until_phase(Phase::Succeeded);
+    run.run_until("v2 is gone", |world| world.loaded_count(&id(V2)) == 0);
+}
+
+#[test]
+fn a_retired_entry_that_somebody_puts_back_is_theirs() {
+    let mut run = at_half();
+    run.world().set_intent(IntentKind::PromoteFull);
+    run.run_until("v1 is gone", |world| world.loaded_count(&id(V1)) == 0);
+    run.world().list_adapters(&[V1, V2], &[]);
+    run.run_until("v1 is back", |world| world.loaded_count(&id(V1)) == 3);
+    run.run_for(SignedDuration::from_secs(20));
+    assert_eq!(retirement_state(&run, V1), Some(RetirementState::Relisted), "{}", run.log_text());
+    assert_eq!(run.world().loaded_count(&id(V1)), 3);
+    run.world().list_adapters(&[V2], &[V1]);
+    run.run_until("v1 is gone", |world| world.loaded_count(&id(V1)) == 0);
+    run.run_until("Gone", |world| world.status().retired[0].state == RetirementState::Gone);
+}
+
+#[test]
+fn cleanup_keeps_or_suggests_as_the_policy_says() {
+    for (policy, gitops, expected) in [
+        (CleanupPolicy::Keep, None, RetirementState::Kept),
+        (CleanupPolicy::Suggest, None, RetirementState::Suggested),
+        (CleanupPolicy::Unload, Some("Argo CD"), RetirementState::Suggested),
+    ] {
+        let mut run = at_half();
+        run.world().set_gitops_owner(gitops);
+        run.world().edit_spec(|rollout| rollout.spec.cleanup.policy = policy);
+        run.world().set_intent(IntentKind::PromoteFull);
+        run.run_until("the policy", |world| world.status().retired.iter().any(|entry| entry.state == expected));
+        run.run_for(SignedDuration::from_secs(20));
+        assert_eq!(retirement_state(&run, V1), Some(expected), "{}", run.log_text());
+        assert_eq!(run.world().loaded_count(&id(V1)), 3);
+        run.world().list_adapters(&[V2], &[V1]);
+        run.run_until("v1 is gone", |world| world.loaded_count(&id(V1)) == 0);
+        run.run_until("Gone", |world| world.status().retired[0].state == RetirementState::Gone);
+    }
+}
+
+#[test]
+fn a_retired_id_stays_while_somebody_calls_it_directly() {
+    let mut run = at_half();
+    run.world().set_intent(IntentKind::PromoteFull);
+    run.run_until_phase(Phase::Succeeded);
+    for _ in 0..100 {
+        run.world().use_on_all_servers(&id(V1));
+        run.tick();
+    }
+    assert_eq!(retirement_state(&run, V1), Some(RetirementState::StillInUse), "{}", run.log_text());
+    assert_eq!(run.world().loaded_count(&id(V1)), 3);
+    run.run_until("v1 is gone", |world| world.loaded_count(&id(V1)) == 0);
+}
+
+#[test]
+fn spec_paused_stops_steps_and_cleanup_but_not_an_abort() {
+    let mut run = at_half();
+    run.world().edit_spec(|rollout| rollout.spec.paused = true);
+    run.world().set_intent(IntentKind::Promote);
+    run.run_for(SignedDuration::from_secs(10));
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 50), (V2.to_owned(), 50)]);
+    let action = run.world().status().last_action.unwrap();
+    assert!(action.outcome.starts_with("refused: spec.paused is true"), "{}", action.outcome);
+    run.world().set_intent(IntentKind::Abort);
+    run.run_until_weights(&[(V1, 100)]);
+    run.run_until_phase(Phase::RolledBack);
+    run.run_for(SignedDuration::from_secs(20));
+    assert_eq!(run.world().loaded_count(&id(V2)), 3, "cleanup stands still");
+    run.world().edit_spec(|rollout| rollout.spec.paused = false);
+    run.run_until("v2 is gone", |world| world.loaded_count(&id(V2)) == 0);
+}
+
+#[test]
+fn a_promotion_is_refused_when_the_step_has_moved_on_and_an_intent_is_consumed_once() {
+    let mut run = at_half();
+    run.world().set_intent(IntentKind::Promote);
+    let stale = run.world().rollout.metadata.annotations.clone();
+    run.run_until_phase(Phase::Succeeded);
+    let first = run.world().status().last_action.unwrap();
+    assert!(first.outcome.starts_with("done"), "{}", first.outcome);
+    run.world().list_adapters(&[V1, V2, V3], &[]);
+    run.run_until_weights(&[(V2, 90), (V3, 10)]);
+    run.world().edit_spec(|rollout| rollout.metadata.annotations = stale);
+    run.run_for(SignedDuration::from_secs(2));
+    assert_eq!(run.world().status().last_action.unwrap(), first, "consumed before");
+    run.world().set_intent(IntentKind::Promote);
+    run.run_until("consumed", |world| world.status().last_action.unwrap().id != first.id);
+    run.check_violations();
+}
+
+#[test]
+fn a_foreign_edit_of_the_rewrite_is_put_back_and_said() {
+    let mut run = at_half();
+    run.world().edit_rewrite(|rewrite| {
+        rewrite.spec.rules[0].targets.pop();
+        rewrite.metadata.labels.insert("mine".to_owned(), "kept".to_owned());
+    });
+    run.run_until_weights(&[(V1, 50), (V2, 50)]);
+    let world = run.world();
+    assert!(world.events.iter().any(|event| event.reason == "RewriteOverwritten"), "{}", run.log_text());
+    assert_eq!(world.rewrites[0].0.metadata.labels["mine"], "kept");
+    assert_eq!(world.status().phase, Phase::Paused);
+}
+
+#[test]
+fn a_rewrite_that_was_given_to_another_pool_is_put_back_and_said() {
+    let mut run = installed();
+    run.world().edit_rewrite(|rewrite| rewrite.spec.pool_ref.name = "another".to_owned());
+    run.run_until("it is put back", |world| world.rewrites[0].0.spec.pool_ref.name == "pool");
+    let world = run.world();
+    assert!(world.events.iter().any(|event| event.reason == "RewriteOverwritten"), "{}", run.log_text());
+}
+
+#[test]
+fn the_rule_of_an_older_rewrite_that_appears_is_said_at_once() {
+    let mut run = installed();
+    let now = run.world().now;
+    run.world().rewrites[0].0.metadata.creation_timestamp = Some(now);
+    let mut older = run.world().rewrites[0].0.clone();
+    older.metadata.name = "older".to_owned();
+    older.metadata.uid = Some("older-uid".to_owned());
+    older.metadata.creation_timestamp = Some("2020-01-01T00:00:00Z".parse().unwrap());
+    older.metadata.annotations.clear();
+    let version = run.world().rewrites[0].1;
+    run.world().rewrites.push((older, version));
+    run.world().changed = true;
+    run.run_until("it is said", |world| world.status().message.contains("the rule of older is in force for the model"));
+    let holds = |run: &SimRun, kind: &str| {
+        let status = run.world().status();
+        let condition = status.conditions.into_iter().find(|condition| condition.type_ == kind).unwrap();
+        (condition.status, condition.reason)
+    };
+    for (kind, status) in [("Ready", ConditionStatus::False), ("Stalled", ConditionStatus::True)] {
+        assert_eq!(holds(&run, kind), (status, "ShadowedBy".to_owned()), "{kind}");
+    }
+    assert!(run.world().events.iter().any(|event| event.reason == "ShadowedBy"), "{}", run.log_text());
+    run.world().rewrites.pop();
+    run.world().changed = true;
+    run.run_until("it is over", |world| world.status().message == "small-v1 serves all requests");
+    assert_eq!(holds(&run, "Ready").0, ConditionStatus::True);
+}
+
+#[test]
+fn a_rewrite_that_is_edited_again_and_again_is_put_back_slowly() {
+    let mut run = at_half();
+    for _ in 0..3 {
+        run.world().edit_rewrite(|rewrite| rewrite.spec.rules[0].targets[0].weight = Some(90));
+        run.world().edit_rewrite(|rewrite| rewrite.spec.rules[0].targets[1].weight = Some(10));
+        run.run_for(SignedDuration::from_secs(1));
+    }
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 90), (V2.to_owned(), 10)], "{}", run.log_text());
+    assert!(run.world().status().message.contains("somebody else keeps editing the rewrite"), "{}", run.log_text());
+    run.run_until_weights(&[(V1, 50), (V2, 50)]);
+    run.world().edit_rewrite(|rewrite| rewrite.spec.rules[0].targets[1].weight = Some(10));
+    run.tick();
+    run.world().set_intent(IntentKind::Abort);
+    run.tick();
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "an abort does not wait\n{}", run.log_text());
+}
+
+/// Before, it was written again and again as fast as the API server takes it.
+#[test]
+fn a_rival_who_edits_before_anybody_has_looked_is_slowed_down_too() {
+    let rival = |rewrite: &mut InferenceModelRewrite| rewrite.spec.rules[0].targets[1].weight = Some(10);
+    let mut run = at_half();
+    run.world().rival = Some(rival);
+    let before = run.world().weight_history.len();
+    run.world().edit_rewrite(rival);
+    run.run_until("it is said", |world| world.status().message.contains("somebody else keeps editing the rewrite"));
+    run.run_for(SignedDuration::from_secs(50));
+    let seen = run.world().weight_history.len() - before;
+    assert!(seen < 8, "{seen}\n{}", run.log_text());
+    run.world().rival = None;
+    run.run_until_weights(&[(V1, 50), (V2, 50)]);
+    run.run_until_phase(Phase::Paused);
+}
+
+#[test]
+fn a_rewrite_that_is_on_its_way_out_is_left_alone_and_made_again_when_it_is_gone() {
+    let mut run = at_half();
+    let now = run.world().now;
+    run.world().edit_rewrite(|rewrite| {
+        rewrite.metadata.deletion_timestamp = Some(now);
+        rewrite.metadata.finalizers = vec!["somebody.else/guard".to_owned()];
+    });
+    let before = run.world().rewrites.clone();
+    run.run_for(SignedDuration::from_secs(5));
+    assert_eq!(run.world().rewrites, before, "{}", run.log_text());
+    run.world().rewrites.clear();
+    run.world().rewrites_changed();
+    run.run_until_weights(&[(V1, 50), (V2, 50)]);
+    run.run_until_phase(Phase::Paused);
+}
+
+#[test]
+fn a_deleted_rewrite_is_made_again() {
+    let mut run = at_half();
+    run.world().rewrites.clear();
+    run.world().rewrites_changed();
+    run.run_until_weights(&[(V1, 50), (V2, 50)]);
+    run.run_for(SignedDuration::from_secs(5));
+    let world = run.world();
+    assert_eq!(world.status().rewrite.unwrap().uid, world.rewrites[0].0.metadata.uid.clone().unwrap());
+    assert_eq!(world.status().phase, Phase::Paused);
+}
+
+#[test]
+fn a_lost_status_is_rebuilt_from_what_serves() {
+    let mut run = at_half();
+    run.world().delete_status();
+    run.run_until_phase(Phase::Paused);
+    let status = run.world().status();
+    assert_eq!((status.revision.stable, status.revision.desired), (Some(id(V1)), Some(id(V2))), "{}", run.log_text());
+    run.run_until_weights(&[(V1, 50), (V2, 50)]);
+    run.run_until_phase(Phase::Paused);
+    run.world().set_intent(IntentKind::Promote);
+    run.run_until_phase(Phase::Succeeded);
+    run.run_until("v1 is gone", |world| world.loaded_count(&id(V1)) == 0);
+}
+
+#[test]
+fn a_lost_status_without_a_word_on_which_is_stable_moves_nothing() {
+    let mut run = at_half();
+    run.world().delete_status();
+    run.world().edit_rewrite(|rewrite| drop(rewrite.metadata.annotations.remove(STABLE_ANNOTATION)));
+    run.run_for(SignedDuration::from_secs(20));
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 50), (V2.to_owned(), 50)]);
+    let status = run.world().status();
+    assert!(status.message.contains("write the annotation rollora.dev/stable"), "{}", status.message);
+    run.world().edit_rewrite(|rewrite| {
+        rewrite.metadata.annotations.insert(STABLE_ANNOTATION.to_owned(), V1.to_owned());
+    });
+    run.run_until_phase(Phase::Paused);
+}
+
+#[test]
+fn a_name_that_servers_serve_directly_is_the_stable_side() {
+    let mut run = installed();
+    run.world().rewrites.clear();
+    run.world().delete_status();
+    run.world().rewrites_changed();
+    run.world().adapters.directives_text = None;
+    run.world().list_adapters(&["small", V2], &[]);
+    run.world().load_everywhere(&id("small"));
+    run.run_until_weights(&[("small", 90), (V2, 10)]);
+    run.run_until_weights(&[("small", 50), (V2, 50)]);
+    run.world().set_intent(IntentKind::Abort);
+    run.run_until_weights(&[("small", 100)]);
+    run.run_until_phase(Phase::RolledBack);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_changes_nothing() {
+    let mut run = at_half();
+    run.world().write_adapters(Some("vLLMLoRAConfig: [".to_owned()), None);
+    run.run_for(SignedDuration::from_secs(20));
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 50), (V2.to_owned(), 50)]);
+    assert!(run.world().status().message.contains("line 1"), "{}", run.world().status().message);
+    run.world().set_intent(IntentKind::Abort);
+    run.run_until_weights(&[(V1, 100)]);
+    run.check_violations();
+}
+
+#[test]
+fn steps_are_pinned_and_an_edit_is_announced() {
+    let mut run = at_half();
+    run.world().edit_spec(|rollout| rollout.spec.strategy.steps.truncate(1));
+    run.run_for(SignedDuration::from_secs(2));
+    assert_eq!(run.world().status().steps.len(), 5);
+    let said = |event: &rollora_operator::ports::RolloutEvent| event.message.contains("the next one takes them");
+    assert_eq!(run.world().events.iter().filter(|event| said(event)).count(), 1, "{}", run.log_text());
+}
+
+#[test]
+fn an_abort_that_comes_too_late_leaves_no_word_of_what_was_not_asked_for_it() {
+    let mut run = at_half();
+    run.world().set_intent(IntentKind::Promote);
+    run.run_until_phase(Phase::Succeeded);
+    run.world().set_intent(IntentKind::Abort);
+    run.tick();
+    let status = run.world().status();
+    assert!(status.last_action.is_some_and(|action| action.outcome.contains("already succeeded")));
+    assert!(!status.message.contains("not asked"), "{}", status.message);
+    let conditions = status.conditions.iter().map(|condition| condition.message.as_str());
+    assert!(conditions.into_iter().all(|message| !message.contains("not asked")), "{:?}", status.conditions);
+}
+
+#[test]
+fn without_sidecars_an_id_that_was_unlisted_counts_three_minutes_after_it_is_listed_again() {
+    let rollout = ROLLOUT.replace("adaptersRef:", "residency: Registered\n  adaptersRef:");
+    let mut run = SimRun::new(World::new(&rollout, 2, &[V1]));
+    run.run_until_phase(Phase::Succeeded);
+    run.world().list_adapters(&[V1], &[V2]);
+    run.run_for(SignedDuration::from_secs(5));
+    run.world().list_adapters(&[V1, V2], &[]);
+    run.run_for(SignedDuration::from_secs(170));
+    let weights = run.world().weights();
+    assert_eq!(weights, [(V1.to_owned(), 100)], "{}", run.log_text());
+    let message = run.world().status().message;
+    assert!(message.contains("was under ensureNotExist until") && message.contains("it counts from"), "{message}");
+    run.run_for(SignedDuration::from_secs(15));
+    let weights = run.world().weights();
+    assert_eq!(weights.len(), 2, "{}", run.log_text());
+    run.check_violations();
+    // One that nobody ever unlisted waits for nothing.
+    run.world().list_adapters(&[V1, V2, "small-v3"], &[]);
+    run.run_until_weights(&[(V1, 90), ("small-v3", 10)]);
+}
