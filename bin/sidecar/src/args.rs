@@ -2,7 +2,7 @@
 
 use clap::{Parser, ValueEnum};
 use rollora_api::duration::GatewayDuration;
-use rollora_sidecar::source::Prefix;
+use rollora_sidecar::source::SourcePrefix;
 use rollora_vllm::ServerName;
 use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// Watches this ConfigMap through the API, which takes milliseconds where a mount takes up to two minutes. The
     /// file of --config holds until the ConfigMap was seen for the first time
     #[arg(long, value_name = "NAMESPACE/NAME")]
-    pub(crate) configmap: Option<ConfigMapName>,
+    pub(crate) configmap: Option<ConfigMapRef>,
     /// The key of the ConfigMap that holds the adapters file
     #[arg(long, value_name = "KEY", default_value = "configmap.yaml")]
     pub(crate) configmap_key: String,
@@ -41,21 +41,21 @@ pub(crate) struct Args {
     /// Takes adapters from there only: below an absolute path like /adapters, of an organisation of the hub like
     /// my-org/, or one repository like my-org/my-adapter. May be given several times. Without it, from anywhere
     #[arg(long, value_name = "PREFIX", env = "ROLLORA_ALLOW_SOURCE", value_delimiter = ',')]
-    pub(crate) allow_source: Vec<Prefix>,
+    pub(crate) allow_source: Vec<SourcePrefix>,
     /// A folder that vLLM sees under the same path: adapters of a hub are fetched into it and loaded from there. Without
     /// it vLLM is given the hub's name, and downloads inside its engine while nobody is answered
     #[arg(long, value_name = "DIR")]
     pub(crate) adapters_dir: Option<PathBuf>,
     /// How long a fetched adapter is kept after it was last wanted; at least an hour
     #[arg(long, value_name = "DURATION", default_value = "24h")]
-    pub(crate) adapters_keep: Seconds,
+    pub(crate) adapters_keep: FlagDuration,
     /// How much fetched adapters may take together, in bytes or like 50Gi; what nobody wants any more goes sooner then.
     /// Without it, as much as there is
     #[arg(long, value_name = "SIZE")]
-    pub(crate) adapters_max_size: Option<Size>,
+    pub(crate) adapters_max_size: Option<ByteSize>,
     /// How large one adapter may be
     #[arg(long, value_name = "SIZE", default_value = "16Gi")]
-    pub(crate) adapter_max_size: Size,
+    pub(crate) adapter_max_size: ByteSize,
     /// The highest rank that vLLM takes (its --max-lora-rank): a fetched adapter with a higher one is refused before
     /// its weights are downloaded. Without it, vLLM says so when it loads it
     #[arg(long, value_name = "NUMBER")]
@@ -75,9 +75,9 @@ pub(crate) struct Args {
 
     /// How long vLLM may take for one load. It may download meanwhile
     #[arg(long, value_name = "DURATION", default_value = "5m")]
-    pub(crate) load_timeout: Seconds,
+    pub(crate) load_timeout: FlagDuration,
     /// How many adapters are loaded from paths at the same time. Those from a hub are loaded one by one
-    #[arg(long, value_name = "NUMBER", default_value = "4", value_parser = number)]
+    #[arg(long, value_name = "NUMBER", default_value = "4", value_parser = parse_adapter_count)]
     pub(crate) max_parallel: usize,
     /// Proves every loaded adapter with a completion of one token
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_value = "true", default_missing_value = "true",
@@ -85,17 +85,17 @@ pub(crate) struct Args {
     pub(crate) probe: bool,
     /// An adapter that was used within this time is not unloaded
     #[arg(long, value_name = "DURATION", default_value = "30s")]
-    pub(crate) unload_grace: Seconds,
+    pub(crate) unload_grace: FlagDuration,
     /// How long after vLLM's start adapters that nothing serves by yet may hold back readiness
     #[arg(long, value_name = "DURATION", default_value = "5m")]
-    pub(crate) settle_timeout: Seconds,
+    pub(crate) settle_timeout: FlagDuration,
 
     /// How long calls under way may take to end after SIGTERM. Nothing new is begun meanwhile
     #[arg(long, value_name = "DURATION", default_value = "20s")]
-    pub(crate) stop_timeout: Seconds,
+    pub(crate) stop_timeout: FlagDuration,
 
     /// Where /status, /metrics, /readyz and /livez are served
-    #[arg(long, value_name = "IP", env = "POD_IP", default_value = "0.0.0.0", value_parser = address)]
+    #[arg(long, value_name = "IP", env = "POD_IP", default_value = "0.0.0.0", value_parser = parse_address)]
     pub(crate) address: IpAddr,
     /// The port of the same
     #[arg(long, value_name = "PORT", default_value = "8080")]
@@ -106,13 +106,13 @@ pub(crate) struct Args {
 
     /// How long vLLM may be away before that is logged as an error. It is waited for however long it takes
     #[arg(long, value_name = "SECONDS", default_value = "300")]
-    pub(crate) health_check_timeout: Seconds,
+    pub(crate) health_check_timeout: FlagDuration,
     /// Accepted as lora-syncer had it; vLLM's health is asked every quarter of a second
     #[arg(long, value_name = "SECONDS", default_value = "2")]
-    pub(crate) health_check_interval: Seconds,
+    pub(crate) health_check_interval: FlagDuration,
     /// How often vLLM's models are compared with the file although nothing seems to have changed
     #[arg(long, value_name = "SECONDS", default_value = "5")]
-    pub(crate) reconcile_trigger: Seconds,
+    pub(crate) reconcile_trigger: FlagDuration,
     /// Accepted as lora-syncer had it; the file is always checked, and a bad one changes nothing
     #[arg(long, value_name = "true", num_args = 0..=1, default_value = "true", default_missing_value = "true",
           action = clap::ArgAction::Set, hide_possible_values = true)]
@@ -142,9 +142,9 @@ pub(crate) enum LogFormat {
 
 /// A duration; a bare number means seconds, as it did for lora-syncer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Seconds(pub(crate) Duration);
+pub(crate) struct FlagDuration(pub(crate) Duration);
 
-impl FromStr for Seconds {
+impl FromStr for FlagDuration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -161,9 +161,9 @@ impl FromStr for Seconds {
 
 /// Bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Size(pub(crate) u64);
+pub(crate) struct ByteSize(pub(crate) u64);
 
-impl FromStr for Size {
+impl FromStr for ByteSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -177,23 +177,23 @@ impl FromStr for Size {
     }
 }
 
-fn number(text: &str) -> Result<usize, String> {
+fn parse_adapter_count(text: &str) -> Result<usize, String> {
     let number = text.parse().ok().filter(|number| *number > 0);
     number.ok_or_else(|| "not a number of adapters: write one from 1, like 4".to_owned())
 }
 
-fn address(text: &str) -> Result<IpAddr, String> {
+fn parse_address(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| "not an IP address: write one like 127.0.0.1, or 0.0.0.0 for all of this pod".to_owned())
 }
 
 /// A ConfigMap.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ConfigMapName {
+pub(crate) struct ConfigMapRef {
     pub(crate) namespace: String,
     pub(crate) name: String,
 }
 
-impl FromStr for ConfigMapName {
+impl FromStr for ConfigMapRef {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {

@@ -1,18 +1,18 @@
 //! `rollora-sidecar`: keeps the vLLM server of its pod at what the adapters file says, and tells how it is.
 
+mod adapter_cache;
+mod admin;
+mod api_key;
 mod args;
-mod feed;
-mod keep;
-mod key;
+mod config_source;
 mod metrics;
+mod reloadable;
 mod run;
-mod serve;
+mod server_endpoint;
 mod settings;
-mod shelf;
-mod supervise;
-mod target;
-mod trust;
-mod watched;
+mod state_file;
+mod supervisor;
+mod tls;
 
 use clap::Parser as _;
 use std::process::ExitCode;
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(problems) => {
             for problem in problems {
-                run::say_error(&problem);
+                run::print_error(&problem);
             }
             return ExitCode::from(2);
         }
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     match run::run(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            run::say_error(&format!("{error:#}"));
+            run::print_error(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -10,49 +10,49 @@ use prometheus_client::{
     registry::Registry,
 };
 use rollora_api::sidecar_status::{AdapterState, SidecarStatus};
-use rollora_sidecar::Call;
+use rollora_sidecar::CompletedCall;
 use std::{fmt, sync::atomic::AtomicU64, time::Duration};
 
 /// Adapters above this number are counted and not named.
-const MOST_ADAPTERS: usize = 2000;
+const MAX_NAMED_ADAPTERS: usize = 2000;
 
 /// Counters.
 #[derive(Debug)]
-pub(crate) struct Metrics {
+pub(crate) struct SidecarMetrics {
     registry: Registry,
-    calls: Family<OfCall, Counter>,
-    seconds: Family<OfKind, Histogram>,
+    calls: Family<CallLabels, Counter>,
+    call_seconds: Family<CallKindLabels, Histogram>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfCall {
+struct CallLabels {
     call: &'static str,
     outcome: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfKind {
+struct CallKindLabels {
     call: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfAdapter {
+struct AdapterLabels {
     adapter_name: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfState {
+struct StateLabels {
     state: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfAdapterState {
+struct AdapterStateLabels {
     adapter_name: String,
     state: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfHash {
+struct HashLabels {
     hash: String,
 }
 
@@ -62,48 +62,48 @@ pub(crate) struct Ages {
     /// Since when the file in force is in force.
     pub(crate) config: Option<Duration>,
     /// Since when vLLM has not been looked at.
-    pub(crate) look: Option<Duration>,
+    pub(crate) last_poll: Option<Duration>,
     /// Since when its models have not been compared with the file.
-    pub(crate) reconciled: Option<Duration>,
+    pub(crate) last_reconcile: Option<Duration>,
 }
 
-impl Metrics {
+impl SidecarMetrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::default();
-        let calls = Family::<OfCall, Counter>::default();
+        let calls = Family::<CallLabels, Counter>::default();
         let help = "Calls to vLLM about adapters, by what was asked and what came of it";
         registry.register("rollora_sidecar_calls", help, calls.clone());
-        let seconds = Family::<OfKind, Histogram>::new_with_constructor(seconds_of_calls);
+        let call_seconds = Family::<CallKindLabels, Histogram>::new_with_constructor(call_seconds_histogram);
         let help = "How long vLLM took for calls about adapters";
-        registry.register("rollora_sidecar_call_seconds", help, seconds.clone());
-        Self { registry, calls, seconds }
+        registry.register("rollora_sidecar_call_seconds", help, call_seconds.clone());
+        Self { registry, calls, call_seconds }
     }
 
     /// Counts a call that has ended.
-    pub(crate) fn observe(&self, call: &Call<'_>) {
-        let Call { what, outcome, .. } = *call;
-        self.calls.get_or_create(&OfCall { call: what, outcome }).inc();
-        self.seconds.get_or_create(&OfKind { call: what }).observe(call.took.as_secs_f64());
+    pub(crate) fn record_call(&self, call: &CompletedCall<'_>) {
+        let CompletedCall { kind: what, outcome, .. } = *call;
+        self.calls.get_or_create(&CallLabels { call: what, outcome }).inc();
+        self.call_seconds.get_or_create(&CallKindLabels { call: what }).observe(call.duration.as_secs_f64());
     }
 
     /// Everything, as Prometheus reads it.
-    pub(crate) fn text(&self, status: &SidecarStatus, ages: Ages) -> Result<String, fmt::Error> {
+    pub(crate) fn encode(&self, status: &SidecarStatus, ages: Ages) -> Result<String, fmt::Error> {
         let mut text = String::new();
         text::encode_registry(&mut text, &self.registry)?;
-        text::encode_registry(&mut text, &told(status, ages))?;
+        text::encode_registry(&mut text, &status_registry(status, ages))?;
         text::encode_eof(&mut text)?;
         Ok(text)
     }
 }
 
 /// From 5 ms, which a load from a disk takes, to more than 5 minutes, which one from a hub may.
-fn seconds_of_calls() -> Histogram {
+fn call_seconds_histogram() -> Histogram {
     // The library's own buckets raise to a power: nothing else would need the C library of mathematics.
     Histogram::new(std::iter::successors(Some(0.005), |seconds| Some(seconds * 2.0)).take(17))
 }
 
 /// What the status says, as gauges.
-fn told(status: &SidecarStatus, ages: Ages) -> Registry {
+fn status_registry(status: &SidecarStatus, ages: Ages) -> Registry {
     let mut registry = Registry::default();
     let flag = |registry: &mut Registry, name: &str, help: &str, value: bool| {
         let gauge = Gauge::<i64>::default();
@@ -125,38 +125,38 @@ fn told(status: &SidecarStatus, ages: Ages) -> Registry {
     };
     let help = "For how long the adapters file in force has been in force";
     age(&mut registry, "rollora_sidecar_config_age_seconds", help, ages.config);
-    age(&mut registry, "rollora_sidecar_last_look_age_seconds", "How long ago vLLM was looked at last", ages.look);
+    age(&mut registry, "rollora_sidecar_last_look_age_seconds", "How long ago vLLM was looked at last", ages.last_poll);
     let help = "How long ago what vLLM holds was compared with the adapters file last";
-    age(&mut registry, "rollora_sidecar_last_reconcile_age_seconds", help, ages.reconciled);
+    age(&mut registry, "rollora_sidecar_last_reconcile_age_seconds", help, ages.last_reconcile);
     if let Some(hash) = &status.config.hash {
-        let info = Family::<OfHash, Gauge>::default();
-        info.get_or_create(&OfHash { hash: hash.to_string() }).set(1);
+        let info = Family::<HashLabels, Gauge>::default();
+        info.get_or_create(&HashLabels { hash: hash.to_string() }).set(1);
         registry.register("rollora_sidecar_config_info", "The hash of the adapters file in force", info);
     }
-    adapters(&mut registry, status);
+    register_adapters(&mut registry, status);
     registry
 }
 
-fn adapters(registry: &mut Registry, status: &SidecarStatus) {
-    let by_name = Family::<OfAdapter, Gauge>::default();
-    let by_state = Family::<OfAdapterState, Gauge>::default();
-    let attempts = Family::<OfAdapter, Gauge>::default();
-    let counts = Family::<OfState, Gauge>::default();
+fn register_adapters(registry: &mut Registry, status: &SidecarStatus) {
+    let by_name = Family::<AdapterLabels, Gauge>::default();
+    let by_state = Family::<AdapterStateLabels, Gauge>::default();
+    let attempts = Family::<AdapterLabels, Gauge>::default();
+    let counts = Family::<StateLabels, Gauge>::default();
     for (index, adapter) in status.adapters.iter().enumerate() {
         let state = format!("{:?}", adapter.state);
-        counts.get_or_create(&OfState { state: state.clone() }).inc();
-        if index >= MOST_ADAPTERS {
+        counts.get_or_create(&StateLabels { state: state.clone() }).inc();
+        if index >= MAX_NAMED_ADAPTERS {
             continue;
         }
-        let name = OfAdapter { adapter_name: adapter.id.to_string() };
+        let name = AdapterLabels { adapter_name: adapter.id.to_string() };
         // A server that cannot be reached holds nothing that a request could use.
         let loaded = status.server.is_some() && is_loaded(adapter.state);
         by_name.get_or_create(&name).set(loaded.into());
         if adapter.attempts > 0 {
             attempts.get_or_create(&name).set(adapter.attempts.into());
         }
-        let OfAdapter { adapter_name } = name;
-        by_state.get_or_create(&OfAdapterState { adapter_name, state }).set(1);
+        let AdapterLabels { adapter_name } = name;
+        by_state.get_or_create(&AdapterStateLabels { adapter_name, state }).set(1);
     }
     let help = "Whether the adapter is loaded (1) or not (0), as lora-syncer told it";
     registry.register("lora_syncer_adapter_status", help, by_name);
@@ -178,23 +178,28 @@ mod tests {
         sidecar_status::{AdapterStatus, ServerIdentity},
     };
 
-    fn adapter(name: &str, state: AdapterState, attempts: u32) -> AdapterStatus {
+    fn adapter_status(name: &str, state: AdapterState, attempts: u32) -> AdapterStatus {
         AdapterStatus { attempts, ..AdapterStatus::new(AdapterId::new(name).unwrap(), state) }
     }
 
-    fn text(metrics: &Metrics, status: &SidecarStatus) -> String {
-        metrics.text(status, Ages { config: Some(Duration::from_secs(3)), look: None, reconciled: None }).unwrap()
+    fn encode(metrics: &SidecarMetrics, status: &SidecarStatus) -> String {
+        metrics
+            .encode(status, Ages { config: Some(Duration::from_secs(3)), last_poll: None, last_reconcile: None })
+            .unwrap()
     }
 
     #[test]
     fn the_gauge_of_lora_syncer_tells_what_is_loaded_also_of_adapters_that_failed() {
         let mut status = SidecarStatus {
             server: Some(ServerIdentity { endpoint: "http://v".into(), start: "1".into() }),
-            adapters: vec![adapter("v1", AdapterState::Verified, 0), adapter("v2", AdapterState::Failed, 3)],
+            adapters: vec![
+                adapter_status("v1", AdapterState::Verified, 0),
+                adapter_status("v2", AdapterState::Failed, 3),
+            ],
             ..SidecarStatus::default()
         };
-        let metrics = Metrics::new();
-        let told = text(&metrics, &status);
+        let metrics = SidecarMetrics::new();
+        let told = encode(&metrics, &status);
         for line in [
             "lora_syncer_adapter_status{adapter_name=\"v1\"} 1",
             "lora_syncer_adapter_status{adapter_name=\"v2\"} 0",
@@ -208,20 +213,20 @@ mod tests {
         }
         assert!(told.ends_with("# EOF\n"));
         status.server = None;
-        let told = text(&metrics, &status);
+        let told = encode(&metrics, &status);
         assert!(told.contains("lora_syncer_adapter_status{adapter_name=\"v1\"} 0"), "{told}");
         status.adapters.clear();
-        assert!(!text(&metrics, &status).contains("v1"), "what is gone leaves no series");
+        assert!(!encode(&metrics, &status).contains("v1"), "what is gone leaves no series");
     }
 
     #[test]
     fn calls_are_counted_by_class() {
-        let metrics = Metrics::new();
+        let metrics = SidecarMetrics::new();
         let id = AdapterId::new("v1").unwrap();
         for outcome in ["Success", "RuntimeUpdatingOff", "RuntimeUpdatingOff"] {
-            metrics.observe(&Call { what: "load", id: &id, outcome, took: Duration::from_millis(20) });
+            metrics.record_call(&CompletedCall { kind: "load", id: &id, outcome, duration: Duration::from_millis(20) });
         }
-        let told = text(&metrics, &SidecarStatus::default());
+        let told = encode(&metrics, &SidecarStatus::default());
         assert!(told.contains("rollora_sidecar_calls_total{call=\"load\",outcome=\"RuntimeUpdatingOff\"} 2"), "{told}");
         assert!(told.contains("rollora_sidecar_calls_total{call=\"load\",outcome=\"Success\"} 1"), "{told}");
         assert!(told.contains("rollora_sidecar_call_seconds_count{call=\"load\"} 3"), "{told}");
@@ -229,10 +234,11 @@ mod tests {
 
     #[test]
     fn series_are_bounded_whatever_the_file_lists() {
-        let adapters = (0..MOST_ADAPTERS + 500).map(|n| adapter(&format!("v{n}"), AdapterState::Pending, 0)).collect();
+        let adapters =
+            (0..MAX_NAMED_ADAPTERS + 500).map(|n| adapter_status(&format!("v{n}"), AdapterState::Pending, 0)).collect();
         let status = SidecarStatus { adapters, ..SidecarStatus::default() };
-        let told = text(&Metrics::new(), &status);
-        assert_eq!(told.matches("lora_syncer_adapter_status{").count(), MOST_ADAPTERS);
-        assert!(told.contains(&format!("rollora_sidecar_adapters{{state=\"Pending\"}} {}", MOST_ADAPTERS + 500)));
+        let told = encode(&SidecarMetrics::new(), &status);
+        assert_eq!(told.matches("lora_syncer_adapter_status{").count(), MAX_NAMED_ADAPTERS);
+        assert!(told.contains(&format!("rollora_sidecar_adapters{{state=\"Pending\"}} {}", MAX_NAMED_ADAPTERS + 500)));
     }
 }

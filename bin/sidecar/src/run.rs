@@ -1,14 +1,14 @@
 //! The log, the signals, the parts, and how it all ends.
 
 use crate::{
+    adapter_cache::AdapterCache,
+    admin::{self, SidecarReport},
     args::LogFormat,
-    feed::Feed,
-    keep::Keep,
-    metrics::Metrics,
-    serve::{self, Told},
+    config_source::ConfigSource,
+    metrics::SidecarMetrics,
     settings::Settings,
-    shelf::Shelf,
-    supervise::Supervisor,
+    state_file::StateFile,
+    supervisor::Supervisor,
 };
 use anyhow::Context;
 use std::{
@@ -26,43 +26,43 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 /// When calls to vLLM have ended, or were given up, everything else is waited for this long.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 /// Runs until it is told to end.
 pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
-    log(settings.log_format);
+    init_logging(settings.log_format);
     // One thread: there is little to do, and every further one would cost memory in every pod.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
-    let result = runtime.block_on(work(settings));
+    let result = runtime.block_on(run_until_stopped(settings));
     // A file that hangs on a dead volume is not waited for.
     runtime.shutdown_background();
     result
 }
 
-async fn work(settings: Settings) -> anyhow::Result<()> {
+async fn run_until_stopped(settings: Settings) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let listener = TcpListener::bind(settings.listen).await.with_context(|| {
         format!("--address and --metrics-port: {} cannot be listened on: give another port", settings.listen)
     })?;
-    for note in &settings.notes {
+    for note in &settings.ignored_flags {
         tracing::info!("{note}");
     }
-    let Settings { source, vllm_host, .. } = &settings;
+    let Settings { config_location: source, vllm_host, .. } = &settings;
     let listen = listener.local_addr().unwrap_or(settings.listen);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        pod = settings.name,
+        pod = settings.pod_name,
         %listen,
         file = %source.file.display(),
         configmap = source.configmap.as_ref().map(|name| format!("{}/{}", name.namespace, name.name)),
         "rollora-sidecar starts"
     );
-    let keep = Keep::open(settings.state_dir.as_deref())?;
-    let feed = Arc::new(Feed::open(source, vllm_host.clone()).await?);
-    let metrics = Arc::new(Metrics::new());
+    let keep = StateFile::open(settings.state_dir.as_deref())?;
+    let feed = Arc::new(ConfigSource::open(source, vllm_host.clone()).await?);
+    let metrics = Arc::new(SidecarMetrics::new());
     let supervisor = Supervisor::new(&settings, Arc::clone(&feed), &keep, Arc::clone(&metrics));
     let config_since = watch::Sender::new(None);
-    let told = Told::new(supervisor.view(), metrics, config_since.subscribe());
+    let told = SidecarReport::new(supervisor.running(), metrics, config_since.subscribe());
 
     // First the sidecar ends, with its calls under way; the others go on for it until then.
     let (stop, end) = (CancellationToken::new(), CancellationToken::new());
@@ -73,15 +73,15 @@ async fn work(settings: Settings) -> anyhow::Result<()> {
         };
         let served = async {
             tokio::select! {
-                served = serve::serve(listener, told, end.clone()) => served,
-                () = async { end.cancelled().await; sleep(LAST_WORDS).await } => Ok(()),
+                served = admin::serve(listener, told, end.clone()) => served,
+                () = async { end.cancelled().await; sleep(SHUTDOWN_GRACE).await } => Ok(()),
             }
         };
         let ((), (), (), (), (), served) = tokio::join!(
             supervised,
             feed.run(end.clone()),
-            settings.key.run(end.clone()),
-            settings.trust.authorities().run(end.clone()),
+            settings.api_key.run(end.clone()),
+            settings.tls.authorities().run(end.clone()),
             keep.run(end.clone()),
             served,
         );
@@ -89,34 +89,34 @@ async fn work(settings: Settings) -> anyhow::Result<()> {
     });
     let ended = tokio::select! {
         ended = parts.as_mut() => ended.context("the parts ended by themselves"),
-        () = supervisor.complain() => Ok(()),
-        () = tend(settings.shelf.as_deref(), &supervisor) => Ok(()),
-        () = serve::since(feed.desired(), config_since) => Ok(()),
-        () = told_to_end(&mut terminate, &mut interrupt) => {
+        () = supervisor.log_outages() => Ok(()),
+        () = run_gc(settings.adapter_cache.as_deref(), &supervisor) => Ok(()),
+        () = admin::track_config_since(feed.desired(), config_since) => Ok(()),
+        () = stop_signal(&mut terminate, &mut interrupt) => {
             tracing::info!("told to end: vLLM is left as it is, and nothing new is begun");
             stop.cancel();
             tokio::select! {
-                ended = timeout(settings.stop_timeout + 2 * LAST_WORDS, parts) => ended.unwrap_or(Ok(())).map_err(Into::into),
-                () = told_to_end(&mut terminate, &mut interrupt) => {
+                ended = timeout(settings.stop_timeout + 2 * SHUTDOWN_GRACE, parts) => ended.unwrap_or(Ok(())).map_err(Into::into),
+                () = stop_signal(&mut terminate, &mut interrupt) => {
                     tracing::warn!("told to end again: what is under way is left as it is");
                     Ok(())
                 }
             }
         }
     };
-    keep.last();
+    keep.write_final();
     ended
 }
 
 /// Cleans up in the folder of fetched adapters, where there is one.
-async fn tend(shelf: Option<&Shelf>, supervisor: &Supervisor) {
+async fn run_gc(shelf: Option<&AdapterCache>, supervisor: &Supervisor) {
     match shelf {
-        Some(shelf) => shelf.tend(supervisor.view()).await,
+        Some(shelf) => shelf.run_gc(supervisor.running()).await,
         None => std::future::pending().await,
     }
 }
 
-async fn told_to_end(terminate: &mut Signal, interrupt: &mut Signal) {
+async fn stop_signal(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -125,11 +125,11 @@ async fn told_to_end(terminate: &mut Signal, interrupt: &mut Signal) {
 
 /// What is logged where `RUST_LOG` says nothing. kube's client calls an outage an error at every try; here it is said
 /// once, in words.
-const LOGGED: &str = "info,kube_client=off";
+const DEFAULT_LOG_FILTER: &str = "info,kube_client=off";
 
 /// Logs to standard error; `RUST_LOG` says how much.
-fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
+fn init_logging(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG_FILTER));
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let color = io::stderr().is_terminal() && !plain;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
@@ -140,7 +140,7 @@ fn log(format: LogFormat) {
 }
 
 /// Says why it does not run.
-pub(crate) fn say_error(text: &str) {
+pub(crate) fn print_error(text: &str) {
     // Where standard error is closed there is nobody to tell.
     writeln!(io::stderr(), "rollora-sidecar: {text}").ok();
 }

@@ -16,7 +16,7 @@ use crate::{
 use jiff::Timestamp;
 use rollora_api::{adapters::DesiredAdapters, names::ModelName, rewrite::PoolRef, sidecar_status::SidecarStatus};
 use rollora_operator::ports::{Fleet, ObservedRouter, ObservedServer, Polled, ReadError, RolloutKey};
-use rollora_sidecar::{Onlookers, Pulse, whole_status};
+use rollora_sidecar::{Heartbeat, UsagePollBoost, full_status};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, watch};
 
@@ -47,9 +47,9 @@ pub(crate) struct Member {
     /// What its sidecar tells.
     pub(crate) status: watch::Receiver<Arc<SidecarStatus>>,
     /// What its sidecar tells beside that, because it moves all the time.
-    pub(crate) pulse: watch::Receiver<Option<Pulse>>,
+    pub(crate) pulse: watch::Receiver<Option<Heartbeat>>,
     /// Where its sidecar is told that somebody looks.
-    pub(crate) onlookers: Onlookers,
+    pub(crate) onlookers: UsagePollBoost,
 }
 
 impl LocalFleet {
@@ -117,7 +117,7 @@ impl LocalFleet {
         let documents = self.0.store.picture();
         let key = documents.key.key.as_deref();
         let view = |(member, server): (&Member, &Arc<GatewayServer>)| {
-            let status = whole_status(&member.status, &member.pulse);
+            let status = full_status(&member.status, &member.pulse);
             let facts = facts(key, &server.name, &status);
             ServerView {
                 name: server.name.clone(),
@@ -159,8 +159,8 @@ impl Fleet for LocalFleet {
         // Nothing that holds this lock can panic half way: the content is good in any case.
         let mut unready = self.0.unready.lock().unwrap_or_else(PoisonError::into_inner);
         let server = |((member, server), unready): ((&Member, &Arc<GatewayServer>), &mut Option<Timestamp>)| {
-            member.onlookers.look();
-            let status = Arc::new(whole_status(&member.status, &member.pulse));
+            member.onlookers.request();
+            let status = Arc::new(full_status(&member.status, &member.pulse));
             let ready = status.server.is_some() && status.readiness.ready && !server.is_suspect();
             // One that is down comes back as another one, and is looked at then.
             *unready = (!ready && status.server.is_some()).then(|| unready.unwrap_or(now));

@@ -17,7 +17,7 @@ use crate::{
     telemetry,
 };
 use rollora_operator::Operator;
-use rollora_sidecar::{Config as SidecarConfig, Refresh, Sidecar};
+use rollora_sidecar::{RefreshCallback, Sidecar, SidecarConfig};
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
@@ -172,9 +172,9 @@ fn start_fleet(
         let (desired, wanted) = watch::channel(None);
         let sidecar = Sidecar::new(behaviour, wanted);
         let (sidecar, status) = sidecar.map_err(|source| LocalError::Server { server: name, source })?;
-        let (url, pulse, onlookers) = (endpoint.base_url().to_owned(), sidecar.pulse(), sidecar.onlookers());
+        let (url, pulse, onlookers) = (endpoint.base_url().to_owned(), sidecar.heartbeat(), sidecar.usage_poll_boost());
         members.push(Member { url, desired, status, pulse, onlookers });
-        sidecars.push(sidecar.with_doubts(doubts));
+        sidecars.push(sidecar.with_suspect_notify(doubts));
     }
     let fleet = LocalFleet::new(store.clone(), Arc::new(Servers::new(servers)), members, bell);
     fleet.refresh();
@@ -200,7 +200,7 @@ fn start_operator(store: &LocalStore, fleet: &LocalFleet, parts: &mut Parts, sto
 }
 
 /// Before an adapter is unloaded, its file is read once more.
-fn refresh(store: &LocalStore, fleet: &LocalFleet) -> Refresh {
+fn refresh(store: &LocalStore, fleet: &LocalFleet) -> RefreshCallback {
     let (store, fleet) = (store.clone(), fleet.clone());
     Arc::new(move || {
         let (store, fleet) = (store.clone(), fleet.clone());

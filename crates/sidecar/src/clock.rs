@@ -5,23 +5,23 @@ use tokio::time::Instant;
 
 /// The time of the start, and how long ago that is by a clock that nobody sets.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Clock {
-    origin: Timestamp,
-    started: Instant,
+pub(crate) struct MonotonicClock {
+    start_time: Timestamp,
+    start_instant: Instant,
 }
 
-impl Clock {
+impl MonotonicClock {
     #[expect(clippy::disallowed_methods, reason = "the one place of this crate that reads the clock")]
     pub(crate) fn start() -> Self {
-        Self { origin: Timestamp::now(), started: Instant::now() }
+        Self { start_time: Timestamp::now(), start_instant: Instant::now() }
     }
 
     pub(crate) fn now(&self) -> Timestamp {
-        self.origin + self.started.elapsed()
+        self.start_time + self.start_instant.elapsed()
     }
 
     /// The instant to sleep until for `time` to have come.
     pub(crate) fn instant(&self, time: Timestamp) -> Instant {
-        self.started + time.duration_since(self.origin).unsigned_abs()
+        self.start_instant + time.duration_since(self.start_time).unsigned_abs()
     }
 }

@@ -9,9 +9,9 @@
 //! - Where hub names are fetched, vLLM is never given one; what may not be used is neither fetched nor loaded.
 
 use crate::{
-    memory::{Adapter, CallKind, Memory, Server},
     source::is_hub_name,
-    wish::{Goal, Standing, Wish},
+    spec::{AdapterGoal, AdapterSpec, LoadPermission},
+    state::{CallKind, ServerHealth, SidecarState, TrackedAdapter},
 };
 use jiff::Timestamp;
 use rollora_api::names::AdapterId;
@@ -19,16 +19,16 @@ use rollora_store::SourceRef;
 use std::time::Duration;
 
 /// Calls that others wait for are waited for this long: a call that hangs must not hold up what is fine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const SLOW_CALL_THRESHOLD: Duration = Duration::from_secs(10);
 
 /// Fetches at the same time.
 const MAX_FETCHES: usize = 2;
 /// A fetch that takes longer keeps no place from others; as many may take long as may go on.
-const FETCH_PATIENCE: Duration = Duration::from_mins(1);
+const SLOW_FETCH_THRESHOLD: Duration = Duration::from_mins(1);
 
 /// One call to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
+pub enum AdapterCall {
     /// Load an adapter.
     Load {
         /// The adapter.
@@ -52,7 +52,7 @@ pub enum Action {
     },
 }
 
-impl Action {
+impl AdapterCall {
     /// The adapter.
     pub fn id(&self) -> &AdapterId {
         match self {
@@ -71,34 +71,34 @@ impl Action {
 }
 
 /// The calls to make now.
-pub fn decide(memory: &Memory, now: Timestamp) -> Vec<Action> {
+pub fn decide(memory: &SidecarState, now: Timestamp) -> Vec<AdapterCall> {
     if !memory.is_up() || memory.config.is_none() {
         return Vec::new();
     }
-    let mut traffic = Traffic::under_way(memory, now);
+    let mut traffic = ActiveCalls::from_state(memory, now);
     let mut actions = Vec::new();
-    for (id, adapter, wish) in wanted(memory, now) {
-        let from_hub = is_hub_name(&wish.origin.root);
+    for (id, adapter, wish) in due_loads_and_probes(memory, now) {
+        let from_hub = is_hub_name(&wish.resolved.root);
         let kind = if adapter.registered.is_some() { CallKind::Probe } else { CallKind::Load };
-        if !traffic.has_room(kind, adapter, from_hub, memory.policy.max_parallel) {
+        if !traffic.allows(kind, adapter, from_hub, memory.policy.max_parallel) {
             continue;
         }
         traffic.add(kind, adapter, from_hub, true);
         let id = id.clone();
         actions.push(match kind {
-            CallKind::Load => Action::Load { id, source: wish.origin.root.clone(), from_hub },
-            CallKind::Probe | CallKind::Unload => Action::Probe { id },
+            CallKind::Load => AdapterCall::Load { id, source: wish.resolved.root.clone(), from_hub },
+            CallKind::Probe | CallKind::Unload => AdapterCall::Probe { id },
         });
     }
-    if !traffic.young_loads() {
-        actions.extend(unwanted(memory, now));
+    if !traffic.has_recent_load() {
+        actions.extend(due_unloads(memory, now));
     }
     actions
 }
 
 /// One adapter to fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fetch {
+pub struct FetchRequest {
     /// The adapter.
     pub id: AdapterId,
     /// From where.
@@ -106,94 +106,95 @@ pub struct Fetch {
 }
 
 /// What to fetch now, whatever process of the server there is: a download may as well go on while vLLM starts.
-pub fn fetches(memory: &Memory, now: Timestamp) -> Vec<Fetch> {
+pub fn due_fetches(memory: &SidecarState, now: Timestamp) -> Vec<FetchRequest> {
     // What a server holds that nobody has asked yet may need no fetch.
-    if memory.config.is_none() || memory.server == (Server::Away { problem: None }) {
+    if memory.config.is_none() || memory.health == (ServerHealth::Down { problem: None }) {
         return Vec::new();
     }
-    let under_way: Vec<_> = memory.adapters.values().filter_map(|adapter| adapter.fetch.under_way).collect();
-    let young = under_way.iter().filter(|fetch| now < fetch.since + FETCH_PATIENCE).count();
+    let under_way: Vec<_> = memory.adapters.values().filter_map(|adapter| adapter.fetch.active).collect();
+    let young = under_way.iter().filter(|fetch| now < fetch.started_at + SLOW_FETCH_THRESHOLD).count();
     let room = MAX_FETCHES.saturating_sub(young).min((2 * MAX_FETCHES).saturating_sub(under_way.len()));
     let mut due: Vec<_> = memory
         .adapters
         .iter()
         .filter(|(id, adapter)| adapter.may_fetch(now) && !memory.is_base_model(id))
-        .filter_map(|(id, adapter)| Some((adapter.wish.as_ref()?, id, adapter.to_fetch()?)))
+        .filter_map(|(id, adapter)| Some((adapter.spec.as_ref()?, id, adapter.source_to_fetch()?)))
         .collect();
     due.sort_by_key(|(wish, _, _)| wish.priority());
-    due.into_iter().take(room).map(|(_, id, source)| Fetch { id: id.clone(), source: source.clone() }).collect()
+    due.into_iter().take(room).map(|(_, id, source)| FetchRequest { id: id.clone(), source: source.clone() }).collect()
 }
 
 /// Adapters to load or to prove now, in order.
-fn wanted(memory: &Memory, now: Timestamp) -> Vec<(&AdapterId, &Adapter, &Wish)> {
+fn due_loads_and_probes(memory: &SidecarState, now: Timestamp) -> Vec<(&AdapterId, &TrackedAdapter, &AdapterSpec)> {
     let mut wanted: Vec<_> = memory
         .adapters
         .iter()
         .filter(|(id, adapter)| {
-            adapter.wants_loading() && adapter.may_try(now) && !adapter.is_held(now) && !memory.is_base_model(id)
+            adapter.wants_loading() && adapter.may_call(now) && !adapter.is_crash_held(now) && !memory.is_base_model(id)
         })
         .filter(|(_, adapter)| match adapter.registered {
-            None => adapter.refused().is_none() && adapter.to_fetch().is_none(),
-            Some(_) => memory.policy.probe && !adapter.verified && !adapter.source_changed(),
+            None => adapter.source_refusal().is_none() && adapter.source_to_fetch().is_none(),
+            Some(_) => memory.policy.probe_enabled && !adapter.verified && !adapter.source_changed(),
         })
-        .filter_map(|(id, adapter)| Some((id, adapter, adapter.wish.as_ref()?)))
+        .filter_map(|(id, adapter)| Some((id, adapter, adapter.spec.as_ref()?)))
         .collect();
     // A probe that got no answer took the place of others for long enough: it waits behind them. What failed waits
     // behind what is as important and was not tried yet.
-    wanted
-        .sort_by_key(|(_, adapter, wish)| (adapter.undecided > 0, wish.importance(), adapter.attempts > 0, wish.order));
+    wanted.sort_by_key(|(_, adapter, wish)| {
+        (adapter.inconclusive_probes > 0, wish.priority_class(), adapter.attempts > 0, wish.file_order)
+    });
     wanted
 }
 
 /// Adapters to unload now.
-fn unwanted(memory: &Memory, now: Timestamp) -> impl Iterator<Item = Action> {
+fn due_unloads(memory: &SidecarState, now: Timestamp) -> impl Iterator<Item = AdapterCall> {
     memory
         .adapters
         .iter()
         .filter(move |(id, adapter)| {
-            adapter.goal() == Goal::Absent
+            adapter.goal() == AdapterGoal::Absent
                 && adapter.registered.is_some()
-                && adapter.may_try(now)
+                && adapter.may_call(now)
                 && !memory.is_base_model(id)
-                && !memory.in_use(id, adapter, now)
+                && !memory.is_in_use(id, adapter, now)
         })
-        .map(|(id, _)| Action::Unload { id: id.clone(), last_used: memory.last_used_there(id) })
+        .map(|(id, _)| AdapterCall::Unload { id: id.clone(), last_used: memory.server_last_used(id) })
 }
 
 /// The calls under way, as far as others have to mind them.
-struct Traffic {
-    calls: Vec<Moving>,
+struct ActiveCalls {
+    calls: Vec<ActiveCall>,
 }
 
-struct Moving {
+struct ActiveCall {
     kind: CallKind,
     from_hub: bool,
     /// An adapter on trial: a server that dies now should point at it alone.
-    trial: bool,
+    on_trial: bool,
     /// Not older than [`PATIENCE`].
-    young: bool,
+    recent: bool,
 }
 
-impl Traffic {
-    fn under_way(memory: &Memory, now: Timestamp) -> Self {
+impl ActiveCalls {
+    fn from_state(memory: &SidecarState, now: Timestamp) -> Self {
         let mut traffic = Self { calls: Vec::new() };
         for (_, adapter, call) in memory.in_flight() {
-            traffic.add(call.kind, adapter, is_hub_name(&call.source), now < call.since + PATIENCE);
+            traffic.add(call.kind, adapter, is_hub_name(&call.source), now < call.started_at + SLOW_CALL_THRESHOLD);
         }
         traffic
     }
 
-    fn add(&mut self, kind: CallKind, adapter: &Adapter, from_hub: bool, young: bool) {
-        self.calls.push(Moving { kind, from_hub, trial: on_trial(adapter), young });
+    fn add(&mut self, kind: CallKind, adapter: &TrackedAdapter, from_hub: bool, young: bool) {
+        self.calls.push(ActiveCall { kind, from_hub, on_trial: is_on_trial(adapter), recent: young });
     }
 
     /// Whether one more call may begin beside these.
-    fn has_room(&self, kind: CallKind, adapter: &Adapter, from_hub: bool, max_parallel: usize) -> bool {
+    fn allows(&self, kind: CallKind, adapter: &TrackedAdapter, from_hub: bool, max_parallel: usize) -> bool {
         let count = |kind| self.calls.iter().filter(|call| call.kind == kind).count();
         let room = match kind {
             CallKind::Probe => count(CallKind::Probe) == 0,
             CallKind::Load => {
-                let young = self.calls.iter().filter(|call| call.kind == CallKind::Load && call.young).count();
+                let young = self.calls.iter().filter(|call| call.kind == CallKind::Load && call.recent).count();
                 // A load that hangs keeps no place from others; as many may hang as may go on.
                 young < max_parallel
                     && count(CallKind::Load) < 2 * max_parallel
@@ -201,25 +202,25 @@ impl Traffic {
             }
             CallKind::Unload => true,
         };
-        room && self.calls.iter().filter(|call| call.young && call.kind != CallKind::Unload).all(|other| {
+        room && self.calls.iter().filter(|call| call.recent && call.kind != CallKind::Unload).all(|other| {
             // One on trial shares the server with what was proven here only; one that was there when the server died,
             // with nothing at all.
-            let apart = other.trial && !adapter.is_proven();
-            let alone = adapter.deaths > 0;
+            let apart = other.on_trial && !adapter.was_verified();
+            let alone = adapter.server_crashes > 0;
             !(apart || alone)
         })
     }
 
-    fn young_loads(&self) -> bool {
-        self.calls.iter().any(|call| call.kind == CallKind::Load && call.young)
+    fn has_recent_load(&self) -> bool {
+        self.calls.iter().any(|call| call.kind == CallKind::Load && call.recent)
     }
 }
 
 /// Whether a death of the server should be put down to this adapter: the first use of a pilot, or the next try of one
 /// that was there when it happened.
-fn on_trial(adapter: &Adapter) -> bool {
-    let pilot = adapter.wish.as_ref().is_some_and(|wish| wish.standing == Standing::Pilot);
-    adapter.deaths > 0 || (pilot && !adapter.verified && !adapter.is_proven())
+fn is_on_trial(adapter: &TrackedAdapter) -> bool {
+    let pilot = adapter.spec.as_ref().is_some_and(|wish| wish.permission == LoadPermission::Pilot);
+    adapter.server_crashes > 0 || (pilot && !adapter.verified && !adapter.was_verified())
 }
 
 #[cfg(test)]

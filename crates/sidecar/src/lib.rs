@@ -13,24 +13,24 @@
 //! adapter that the file does not list, and never deletes files.
 
 pub mod adapters_watch;
-mod ask;
 pub mod backoff;
-#[cfg(test)]
-mod bed;
 mod clock;
 mod config;
+mod connection_watch;
 pub mod decide;
-pub mod in_force;
-pub mod memory;
+mod execute;
+pub mod file_watch;
+pub mod last_good;
 pub mod readiness;
-mod report;
 mod run;
-mod sentinel;
 pub mod source;
+pub mod spec;
+pub mod state;
 pub mod status;
-pub mod watch_file;
-pub mod wish;
+#[cfg(test)]
+mod testbed;
+mod transition_log;
 
-pub use config::{Config, Intervals, Policy};
-pub use run::{Call, Observer, Onlookers, Pulse, Refresh, Sidecar, whole_status};
-pub use source::Sources;
+pub use config::{PollIntervals, SidecarConfig, SidecarPolicy};
+pub use run::{CallObserver, CompletedCall, Heartbeat, RefreshCallback, Sidecar, UsagePollBoost, full_status};
+pub use source::AdapterSourcePolicy;

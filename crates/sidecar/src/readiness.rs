@@ -4,10 +4,10 @@
 //! new adapter takes nothing back: what is not resident yet gets no weight, and everything else is served as before.
 
 use crate::{
-    decide::PATIENCE,
-    memory::{Adapter, CallKind, Memory, Server},
+    decide::SLOW_CALL_THRESHOLD,
     source::is_hub_name,
-    wish::Goal,
+    spec::AdapterGoal,
+    state::{CallKind, ServerHealth, SidecarState, TrackedAdapter},
 };
 use jiff::Timestamp;
 use rollora_api::{
@@ -16,18 +16,18 @@ use rollora_api::{
 };
 
 /// Whether the server is ready, and why.
-pub fn readiness(memory: &Memory, now: Timestamp) -> ReadinessStatus {
-    match &memory.server {
-        Server::Away { problem: None } => return ReadinessStatus::default(),
-        Server::Away { problem: Some(problem) } => return not(&problem.reason, problem.message.clone()),
-        Server::Suspect { reason } => {
-            return not(SUSPECT, format!("{reason}; it is being asked whether it still is the same server"));
+pub fn readiness(memory: &SidecarState, now: Timestamp) -> ReadinessStatus {
+    match &memory.health {
+        ServerHealth::Down { problem: None } => return ReadinessStatus::default(),
+        ServerHealth::Down { problem: Some(problem) } => return not_ready(&problem.reason, problem.message.clone()),
+        ServerHealth::Suspect { reason } => {
+            return not_ready(SUSPECT, format!("{reason}; it is being asked whether it still is the same server"));
         }
-        Server::Up => {}
+        ServerHealth::Up => {}
     }
-    let Some(known) = &memory.known else { return ReadinessStatus::default() };
-    if let Some(id) = blocked_by_hub(memory, now) {
-        return not(
+    let Some(known) = &memory.process else { return ReadinessStatus::default() };
+    if let Some(id) = blocking_hub_load(memory, now) {
+        return not_ready(
             "HubLoadBlocksServer",
             format!("vLLM downloads adapter `{id}` from the hub inside its engine and may answer nothing meanwhile"),
         );
@@ -35,55 +35,56 @@ pub fn readiness(memory: &Memory, now: Timestamp) -> ReadinessStatus {
     if known.was_ready {
         return ready("every request can be sent here");
     }
-    let needed = names(memory, |adapter| {
-        let wish = adapter.wish.as_ref();
+    let needed = adapter_names(memory, |adapter| {
+        let wish = adapter.spec.as_ref();
         wish.is_some_and(|wish| wish.serving || wish.required)
             && adapter.wants_loading()
-            && !proven_enough(memory, adapter)
+            && !is_verified_enough(memory, adapter)
     });
     if !needed.is_empty() {
-        return not(ADAPTERS_NOT_VERIFIED, format!("not verified yet, and serving or required: {needed}"));
+        return not_ready(ADAPTERS_NOT_VERIFIED, format!("not verified yet, and serving or required: {needed}"));
     }
-    if now >= known.since + memory.policy.settle_timeout {
+    if now >= known.first_seen + memory.policy.settle_timeout {
         return ready("the time to settle is over");
     }
     if memory.config.is_none() {
-        return not("NoAdaptersFile", "no good adapters file has been read yet".to_owned());
+        return not_ready("NoAdaptersFile", "no good adapters file has been read yet".to_owned());
     }
-    let unsettled = names(memory, |adapter| adapter.goal() == Goal::Resident && !settled(memory, adapter));
+    let unsettled =
+        adapter_names(memory, |adapter| adapter.goal() == AdapterGoal::Resident && !is_settled(memory, adapter));
     if unsettled.is_empty() {
         ready("every adapter has been dealt with")
     } else {
-        not("Settling", format!("not dealt with yet: {unsettled}"))
+        not_ready("Settling", format!("not dealt with yet: {unsettled}"))
     }
 }
 
 /// A probe that got no answer is undecided: it holds nothing up. Where nobody probes, registration counts as proof.
-fn proven_enough(memory: &Memory, adapter: &Adapter) -> bool {
-    let verified = adapter.verified || !memory.policy.probe;
-    adapter.registered.is_some() && (verified || adapter.undecided > 0 || adapter.source_changed())
+fn is_verified_enough(memory: &SidecarState, adapter: &TrackedAdapter) -> bool {
+    let verified = adapter.verified || !memory.policy.probe_enabled;
+    adapter.registered.is_some() && (verified || adapter.inconclusive_probes > 0 || adapter.source_changed())
 }
 
 /// Whether an adapter that nobody depends on yet needs no more waiting for: it is there, or it failed and was never
 /// there before.
-fn settled(memory: &Memory, adapter: &Adapter) -> bool {
-    let failed = adapter.attempts > 0 || adapter.fetch.attempts > 0 || adapter.hold.is_some();
-    let in_vain = adapter.needs_person || adapter.fetch.needs_person || adapter.refused().is_some();
-    proven_enough(memory, adapter) || in_vain || (failed && !adapter.is_proven())
+fn is_settled(memory: &SidecarState, adapter: &TrackedAdapter) -> bool {
+    let failed = adapter.attempts > 0 || adapter.fetch.attempts > 0 || adapter.crash_hold.is_some();
+    let in_vain = adapter.needs_person || adapter.fetch.needs_person || adapter.source_refusal().is_some();
+    is_verified_enough(memory, adapter) || in_vain || (failed && !adapter.was_verified())
 }
 
 /// A hub download that takes longer than a load from a disk does.
-fn blocked_by_hub(memory: &Memory, now: Timestamp) -> Option<&AdapterId> {
-    let blocking = |call: &crate::memory::InFlight| {
-        call.kind == CallKind::Load && is_hub_name(&call.source) && now >= call.since + PATIENCE
+fn blocking_hub_load(memory: &SidecarState, now: Timestamp) -> Option<&AdapterId> {
+    let blocking = |call: &crate::state::InFlightCall| {
+        call.kind == CallKind::Load && is_hub_name(&call.source) && now >= call.started_at + SLOW_CALL_THRESHOLD
     };
     let under_way = memory.in_flight().find(|(_, _, call)| blocking(call)).map(|(id, _, _)| id);
     // Nobody waits for the answer any more, and the engine does as before.
-    under_way.or_else(|| memory.hung_on.as_ref().filter(|id| memory.adapters.contains_key(*id)))
+    under_way.or_else(|| memory.hung_hub_load.as_ref().filter(|id| memory.adapters.contains_key(*id)))
 }
 
 /// The names of the adapters that are chosen: at most five.
-fn names(memory: &Memory, choose: impl Fn(&Adapter) -> bool) -> String {
+fn adapter_names(memory: &SidecarState, choose: impl Fn(&TrackedAdapter) -> bool) -> String {
     let chosen: Vec<_> =
         memory.adapters.iter().filter(|(_, adapter)| choose(adapter)).map(|(id, _)| id.as_str()).collect();
     let (shown, more) = chosen.split_at(chosen.len().min(5));
@@ -95,7 +96,7 @@ fn ready(message: &str) -> ReadinessStatus {
     ReadinessStatus { ready: true, reason: "Ready".to_owned(), message: message.to_owned() }
 }
 
-fn not(reason: &str, message: String) -> ReadinessStatus {
+fn not_ready(reason: &str, message: String) -> ReadinessStatus {
     ReadinessStatus { ready: false, reason: reason.to_owned(), message }
 }
 

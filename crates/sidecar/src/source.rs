@@ -20,27 +20,27 @@ pub fn same_source(root: &str, source: &str) -> bool {
 
 /// What is done about sources on this machine.
 #[derive(Debug, Clone, Default)]
-pub struct Sources {
+pub struct AdapterSourcePolicy {
     /// Brings what a hub has, so that vLLM never downloads. Without it vLLM is given hub names.
-    pub store: Option<Arc<dyn AdapterSource>>,
+    pub adapter_source: Option<Arc<dyn AdapterSource>>,
     /// What may be loaded; without it, everything.
-    pub allowed: Option<Allowed>,
+    pub allowed: Option<SourceAllowlist>,
 }
 
 /// What one source comes to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Origin {
+pub struct ResolvedSource {
     /// What vLLM is given, and lists as the adapter's root.
     pub root: String,
     /// What has to be fetched before.
-    pub fetch: Option<SourceRef>,
+    pub fetch_source: Option<SourceRef>,
     /// Why it may not be used.
-    pub refused: Option<String>,
+    pub refusal: Option<String>,
 }
 
-impl Sources {
+impl AdapterSourcePolicy {
     /// What `source`, the one of `id`, comes to.
-    pub fn origin(&self, id: &AdapterId, source: &str) -> Origin {
+    pub fn resolve(&self, id: &AdapterId, source: &str) -> ResolvedSource {
         let parsed = SourceRef::parse(source);
         let allowed = self.allowed.as_ref().filter(|allowed| !allowed.permits(&parsed));
         let refused = allowed.map(|allowed| {
@@ -49,76 +49,76 @@ impl Sources {
                  or give the sidecar another --allow-source"
             )
         });
-        match self.store.as_ref().filter(|_| parsed.is_hub()) {
+        match self.adapter_source.as_ref().filter(|_| parsed.is_hub()) {
             Some(store) => {
                 let root = store.local_path(&parsed).to_string_lossy().into_owned();
-                Origin { root, fetch: Some(parsed), refused }
+                ResolvedSource { root, fetch_source: Some(parsed), refusal: refused }
             }
-            None => Origin { root: source.to_owned(), fetch: None, refused },
+            None => ResolvedSource { root: source.to_owned(), fetch_source: None, refusal: refused },
         }
     }
 }
 
 /// Where adapters may come from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Allowed(Vec<Prefix>);
+pub struct SourceAllowlist(Vec<SourcePrefix>);
 
 /// Everything below a folder, everything of an organisation, or one repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Prefix {
+pub enum SourcePrefix {
     /// The parts of an absolute path.
     Path(Vec<String>),
     /// An organisation of the hub.
-    Organisation(String),
+    Organization(String),
     /// `org/name`, at any revision.
     Repository(String),
 }
 
-impl Allowed {
+impl SourceAllowlist {
     /// Everything that one of these permits.
-    pub fn new(prefixes: Vec<Prefix>) -> Self {
+    pub fn new(prefixes: Vec<SourcePrefix>) -> Self {
         Self(prefixes)
     }
 
     fn permits(&self, source: &SourceRef) -> bool {
         match source {
-            SourceRef::Path(path) => parts(path).is_some_and(|parts| {
-                self.0.iter().any(|prefix| matches!(prefix, Prefix::Path(folder) if parts.starts_with(folder)))
+            SourceRef::Path(path) => path_components(path).is_some_and(|parts| {
+                self.0.iter().any(|prefix| matches!(prefix, SourcePrefix::Path(folder) if parts.starts_with(folder)))
             }),
             SourceRef::Hub(name) => name.repository.split_once('/').is_some_and(|(organisation, rest)| {
                 let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
                 plain(rest)
                     && !rest.contains('/')
                     && self.0.iter().any(|prefix| match prefix {
-                        Prefix::Path(_) => false,
-                        Prefix::Organisation(allowed) => allowed == organisation,
-                        Prefix::Repository(allowed) => *allowed == name.repository,
+                        SourcePrefix::Path(_) => false,
+                        SourcePrefix::Organization(allowed) => allowed == organisation,
+                        SourcePrefix::Repository(allowed) => *allowed == name.repository,
                     })
             }),
         }
     }
 }
 
-impl fmt::Display for Allowed {
+impl fmt::Display for SourceAllowlist {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, prefix) in self.0.iter().enumerate() {
             let separator = if index > 0 { ", " } else { "" };
             match prefix {
-                Prefix::Path(parts) => write!(f, "{separator}/{}", parts.join("/"))?,
-                Prefix::Organisation(name) => write!(f, "{separator}{name}/")?,
-                Prefix::Repository(name) => write!(f, "{separator}{name}")?,
+                SourcePrefix::Path(parts) => write!(f, "{separator}/{}", parts.join("/"))?,
+                SourcePrefix::Organization(name) => write!(f, "{separator}{name}/")?,
+                SourcePrefix::Repository(name) => write!(f, "{separator}{name}")?,
             }
         }
         Ok(())
     }
 }
 
-impl FromStr for Prefix {
+impl FromStr for SourcePrefix {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text.starts_with('/') {
-            return parts(text).map(Self::Path).ok_or_else(|| format!("`{text}` must not contain `..`"));
+            return path_components(text).map(Self::Path).ok_or_else(|| format!("`{text}` must not contain `..`"));
         }
         let name = text.strip_prefix("hf://").unwrap_or(text);
         let plain = |part: &str| {
@@ -127,7 +127,7 @@ impl FromStr for Prefix {
                 && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
         };
         match name.split_once('/') {
-            Some((organisation, "")) if plain(organisation) => Ok(Self::Organisation(organisation.to_owned())),
+            Some((organisation, "")) if plain(organisation) => Ok(Self::Organization(organisation.to_owned())),
             Some((organisation, rest)) if plain(organisation) && plain(rest) => Ok(Self::Repository(name.to_owned())),
             _ => Err(format!(
                 "`{text}` is no prefix of sources: write an absolute path like /adapters, an organisation of the hub \
@@ -138,7 +138,7 @@ impl FromStr for Prefix {
 }
 
 /// The parts of an absolute path without what changes nothing in it; none where it goes up, or is relative.
-fn parts(path: &str) -> Option<Vec<String>> {
+fn path_components(path: &str) -> Option<Vec<String>> {
     let parts = path.strip_prefix('/')?.split('/').filter(|part| !part.is_empty() && *part != ".");
     parts.map(|part| (part != "..").then(|| part.to_owned())).collect()
 }
@@ -147,8 +147,8 @@ fn parts(path: &str) -> Option<Vec<String>> {
 mod tests {
     use super::*;
 
-    fn allowed(prefixes: &[&str]) -> Allowed {
-        Allowed::new(prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect())
+    fn allowed_sources(prefixes: &[&str]) -> SourceAllowlist {
+        SourceAllowlist::new(prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect())
     }
 
     #[test]
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_is_allowed_goes_by_whole_parts_and_nothing_climbs_out() {
-        let allowed = allowed(&["/adapters/", "/mnt//./loras", "my-org/", "hf://other/one"]);
+        let allowed = allowed_sources(&["/adapters/", "/mnt//./loras", "my-org/", "hf://other/one"]);
         for source in [
             "/adapters",
             "/adapters/a",
@@ -209,18 +209,19 @@ mod tests {
     #[test]
     fn a_prefix_that_means_nothing_is_refused_with_an_example() {
         for text in ["", "adapters", "../x", "org/a/b", "~/x", "org/name@main", "/a/../b", "./", "s3://bucket/a"] {
-            let error = text.parse::<Prefix>().unwrap_err();
+            let error = text.parse::<SourcePrefix>().unwrap_err();
             assert!(error.contains(text) && (error.contains("like my-org/") || error.contains("`..`")), "{error}");
         }
     }
 
     #[test]
     fn nothing_is_allowed_by_an_empty_list_and_the_words_say_what_is() {
-        assert!(!allowed(&[]).permits(&SourceRef::parse("/adapters/a")));
-        let sources = Sources { allowed: Some(allowed(&["/adapters", "org/"])), store: None };
-        let origin = sources.origin(&AdapterId::new("v1").unwrap(), "/tmp/v1");
+        assert!(!allowed_sources(&[]).permits(&SourceRef::parse("/adapters/a")));
+        let sources =
+            AdapterSourcePolicy { allowed: Some(allowed_sources(&["/adapters", "org/"])), adapter_source: None };
+        let origin = sources.resolve(&AdapterId::new("v1").unwrap(), "/tmp/v1");
         assert_eq!(origin.root, "/tmp/v1");
-        let words = origin.refused.unwrap();
+        let words = origin.refusal.unwrap();
         assert!(words.contains("`v1` comes from `/tmp/v1`") && words.contains("/adapters, org/ only"), "{words}");
     }
 }

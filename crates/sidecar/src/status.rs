@@ -1,10 +1,10 @@
 //! What a sidecar says of its server. Pure.
 
 use crate::{
-    memory::{Adapter, CallKind, Hold, Memory, Server},
     readiness::readiness,
     source::is_hub_name,
-    wish::{Goal, Listed, Standing},
+    spec::{AdapterGoal, ListMembership, LoadPermission},
+    state::{CallKind, CrashHold, ServerHealth, SidecarState, TrackedAdapter},
 };
 use jiff::Timestamp;
 use rollora_api::{
@@ -13,42 +13,42 @@ use rollora_api::{
 };
 
 /// The whole status.
-pub fn status(memory: &Memory, now: Timestamp) -> SidecarStatus {
-    let away = matches!(memory.server, Server::Away { .. });
+pub fn status(memory: &SidecarState, now: Timestamp) -> SidecarStatus {
+    let away = matches!(memory.health, ServerHealth::Down { .. });
     SidecarStatus {
-        server: memory.known.as_ref().filter(|_| !away).map(|known| known.identity.clone()),
+        server: memory.process.as_ref().filter(|_| !away).map(|known| known.identity.clone()),
         readiness: readiness(memory, now),
         config: ConfigStatus { error: memory.file_error.clone(), ..memory.config.clone().unwrap_or_default() },
         base_models: memory.base_models.clone(),
         adapters: memory
             .adapters
             .iter()
-            .filter(|(_, adapter)| adapter.wish.is_some() || adapter.registered.is_some())
+            .filter(|(_, adapter)| adapter.spec.is_some() || adapter.registered.is_some())
             .map(|(id, adapter)| adapter_status(memory, id, adapter))
             .collect(),
-        problem: problem(memory),
+        problem: server_problem(memory),
         max_loras: memory.max_loras,
         // Told beside it: nobody who watches the status is woken by every reading.
         usage_read_at: None,
     }
 }
 
-fn adapter_status(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> AdapterStatus {
-    let state = state(memory, id, adapter);
-    let fetching = adapter.to_fetch().map(|_| &adapter.fetch);
+fn adapter_status(memory: &SidecarState, id: &AdapterId, adapter: &TrackedAdapter) -> AdapterStatus {
+    let state = adapter_state(memory, id, adapter);
+    let fetching = adapter.source_to_fetch().map(|_| &adapter.fetch);
     AdapterStatus {
         id: id.clone(),
         state,
-        source: adapter.wish.as_ref().map(|wish| wish.source.clone()).or_else(|| adapter.registered.clone()),
+        source: adapter.spec.as_ref().map(|wish| wish.source.clone()).or_else(|| adapter.registered.clone()),
         root: adapter.registered.clone(),
         attempts: adapter.attempts.max(fetching.map_or(0, |fetch| fetch.attempts)),
-        last_error: special_error(memory, id, adapter, state)
+        last_error: derived_error(memory, id, adapter, state)
             .or_else(|| fetching.and_then(|fetch| fetch.last_error.clone()))
             .or_else(|| adapter.last_error.clone())
             .map(Box::new),
-        next_try: match adapter.hold {
-            Some(Hold::Until(until)) => Some(until),
-            Some(Hold::Operator | Hold::Quarantine) => None,
+        next_try: match adapter.crash_hold {
+            Some(CrashHold::Until(until)) => Some(until),
+            Some(CrashHold::AwaitOperator | CrashHold::Quarantine) => None,
             None => fetching.and_then(|fetch| fetch.next_try).or(adapter.next_try),
         },
         last_used: memory.last_used(id),
@@ -57,58 +57,65 @@ fn adapter_status(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> Adapter
 }
 
 /// What was brought of it; nothing where nothing was asked for.
-fn fetch_status(adapter: &Adapter) -> Option<FetchStatus> {
+fn fetch_status(adapter: &TrackedAdapter) -> Option<FetchStatus> {
     let fetch = &adapter.fetch;
-    let told = fetch.under_way.is_some() || fetch.have || fetch.progress.bytes > 0;
+    let told = fetch.active.is_some() || fetch.fetched || fetch.progress.bytes > 0;
     let (bytes, total_bytes) = (fetch.progress.bytes, fetch.progress.total_bytes);
     told.then(|| FetchStatus { bytes, total_bytes, commit: fetch.commit.clone() })
 }
 
-fn state(memory: &Memory, id: &AdapterId, adapter: &Adapter) -> AdapterState {
+fn adapter_state(memory: &SidecarState, id: &AdapterId, adapter: &TrackedAdapter) -> AdapterState {
     if adapter.registered.is_some() && adapter.may_be_unloaded() {
         // Whatever is wanted by now: who counts on it may meet a server without it.
         return AdapterState::Unloading;
     }
-    let rejected = adapter.wish.as_ref().is_some_and(|wish| wish.standing == Standing::Rejected);
+    let rejected = adapter.spec.as_ref().is_some_and(|wish| wish.permission == LoadPermission::Rejected);
     match adapter.goal() {
-        Goal::Leave if adapter.registered.is_none() => AdapterState::Gone,
-        Goal::Leave if adapter.wish.as_ref().is_some_and(|wish| wish.listed == Listed::Both) => {
+        AdapterGoal::Ignore if adapter.registered.is_none() => AdapterState::Gone,
+        AdapterGoal::Ignore if adapter.spec.as_ref().is_some_and(|wish| wish.membership == ListMembership::Both) => {
             AdapterState::InBothLists
         }
-        Goal::Leave => AdapterState::Unlisted,
-        Goal::Resident | Goal::Absent if memory.is_base_model(id) => AdapterState::Failed,
-        Goal::Wait if adapter.registered.is_none() => AdapterState::AwaitingAdmission,
-        Goal::Held { .. } if adapter.registered.is_some() => AdapterState::UnloadHeld,
-        Goal::Resident | Goal::Wait | Goal::Held { reload: true } => present_state(memory, adapter),
-        Goal::Absent if adapter.registered.is_some() => AdapterState::Unloading,
-        Goal::Held { reload: false } | Goal::Absent if rejected => AdapterState::Rejected,
+        AdapterGoal::Ignore => AdapterState::Unlisted,
+        AdapterGoal::Resident | AdapterGoal::Absent if memory.is_base_model(id) => AdapterState::Failed,
+        AdapterGoal::AwaitAdmission if adapter.registered.is_none() => AdapterState::AwaitingAdmission,
+        AdapterGoal::UnloadHeld { .. } if adapter.registered.is_some() => AdapterState::UnloadHeld,
+        AdapterGoal::Resident | AdapterGoal::AwaitAdmission | AdapterGoal::UnloadHeld { reload: true } => {
+            wanted_state(memory, adapter)
+        }
+        AdapterGoal::Absent if adapter.registered.is_some() => AdapterState::Unloading,
+        AdapterGoal::UnloadHeld { reload: false } | AdapterGoal::Absent if rejected => AdapterState::Rejected,
         // What an unreachable server holds is not known: it is gone when a list of models says so.
-        Goal::Absent if !memory.is_up() => AdapterState::Unloading,
-        Goal::Held { reload: false } | Goal::Absent => AdapterState::Gone,
+        AdapterGoal::Absent if !memory.is_up() => AdapterState::Unloading,
+        AdapterGoal::UnloadHeld { reload: false } | AdapterGoal::Absent => AdapterState::Gone,
     }
 }
 
 /// How far an adapter is that is wanted.
-fn present_state(memory: &Memory, adapter: &Adapter) -> AdapterState {
+fn wanted_state(memory: &SidecarState, adapter: &TrackedAdapter) -> AdapterState {
     let loading = adapter.in_flight.as_ref().is_some_and(|call| call.kind == CallKind::Load);
-    match (adapter.hold, &adapter.registered) {
-        (Some(Hold::Quarantine), _) => AdapterState::Quarantined,
-        (Some(Hold::Operator | Hold::Until(_)), _) => AdapterState::ServerDied,
+    match (adapter.crash_hold, &adapter.registered) {
+        (Some(CrashHold::Quarantine), _) => AdapterState::Quarantined,
+        (Some(CrashHold::AwaitOperator | CrashHold::Until(_)), _) => AdapterState::ServerDied,
         (None, Some(_)) if adapter.source_changed() => AdapterState::SourceChanged,
-        (None, Some(_)) if adapter.verified || !memory.policy.probe => AdapterState::Verified,
+        (None, Some(_)) if adapter.verified || !memory.policy.probe_enabled => AdapterState::Verified,
         (None, Some(_)) if adapter.attempts > 0 => AdapterState::Failed,
         (None, Some(_)) => AdapterState::Loaded,
         (None, None) if loading => AdapterState::Loading,
-        (None, None) if adapter.refused().is_some() => AdapterState::SourceRefused,
-        (None, None) if adapter.fetch.under_way.is_some() => AdapterState::Fetching,
+        (None, None) if adapter.source_refusal().is_some() => AdapterState::SourceRefused,
+        (None, None) if adapter.fetch.active.is_some() => AdapterState::Fetching,
         (None, None) if adapter.attempts > 0 || adapter.fetch.attempts > 0 => AdapterState::Failed,
         (None, None) => AdapterState::Pending,
     }
 }
 
 /// Words for states that no answer of vLLM led to.
-fn special_error(memory: &Memory, id: &AdapterId, adapter: &Adapter, state: AdapterState) -> Option<ReportedError> {
-    if memory.is_base_model(id) && matches!(adapter.goal(), Goal::Resident | Goal::Absent) {
+fn derived_error(
+    memory: &SidecarState,
+    id: &AdapterId,
+    adapter: &TrackedAdapter,
+    state: AdapterState,
+) -> Option<ReportedError> {
+    if memory.is_base_model(id) && matches!(adapter.goal(), AdapterGoal::Resident | AdapterGoal::Absent) {
         return Some(ReportedError {
             reason: "NameConflict".to_owned(),
             message: format!(
@@ -116,12 +123,13 @@ fn special_error(memory: &Memory, id: &AdapterId, adapter: &Adapter, state: Adap
             ),
         });
     }
-    if let Some(refused) = adapter.refused().filter(|_| adapter.wants_loading() && state != AdapterState::SourceChanged)
+    if let Some(refused) =
+        adapter.source_refusal().filter(|_| adapter.wants_loading() && state != AdapterState::SourceChanged)
     {
         let left = if adapter.registered.is_some() { "; what is loaded already is left as it is" } else { "" };
         return Some(ReportedError { reason: "SourceNotAllowed".to_owned(), message: format!("{refused}{left}") });
     }
-    let (Some(root), Some(wish)) = (&adapter.registered, &adapter.wish) else { return None };
+    let (Some(root), Some(wish)) = (&adapter.registered, &adapter.spec) else { return None };
     (state == AdapterState::SourceChanged).then(|| ReportedError {
         reason: "SourceChanged".to_owned(),
         message: format!(
@@ -132,8 +140,8 @@ fn special_error(memory: &Memory, id: &AdapterId, adapter: &Adapter, state: Adap
     })
 }
 
-fn problem(memory: &Memory) -> Option<ReportedError> {
-    if let Server::Away { problem } = &memory.server {
+fn server_problem(memory: &SidecarState) -> Option<ReportedError> {
+    if let ServerHealth::Down { problem } = &memory.health {
         return problem.clone();
     }
     memory.problem.clone().or_else(|| {

@@ -1,15 +1,15 @@
 //! `docs/sidecar.md` names everything that there is.
 
-use crate::bed::{Bed, Start};
+use crate::testbed::{ProgramTestbed, SidecarCommand};
 use rollora_api::sidecar_status::AdapterState;
 use std::collections::BTreeSet;
 
-fn page() -> String {
+fn read_page() -> String {
     std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/sidecar.md")).unwrap()
 }
 
 /// The words of a text that begin like this.
-fn words(text: &str, start: &str) -> BTreeSet<String> {
+fn words_with_prefix(text: &str, start: &str) -> BTreeSet<String> {
     let plain = |character: char| !(character.is_ascii_alphanumeric() || "-_".contains(character));
     text.split(plain)
         .filter(|word| word.starts_with(start) && word.chars().any(char::is_alphanumeric))
@@ -19,23 +19,23 @@ fn words(text: &str, start: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_page_names_every_flag_and_no_other() {
-    let (_, help) = Start::new().args(["--help"]).run();
+    let (_, help) = SidecarCommand::new().args(["--help"]).run();
     let ours = |word: &String| !["--help", "--version"].contains(&word.as_str());
-    let flags: BTreeSet<String> = words(&help, "--").into_iter().filter(ours).collect();
+    let flags: BTreeSet<String> = words_with_prefix(&help, "--").into_iter().filter(ours).collect();
     assert!(flags.len() > 15, "{flags:?}");
-    assert_eq!(words(&page(), "--"), flags);
+    assert_eq!(words_with_prefix(&read_page(), "--"), flags);
 }
 
 #[test]
 fn the_page_names_every_metric() {
-    let mut bed = Bed::settled(&["v1"]);
-    bed.vllm.set(|knobs| {
+    let mut bed = ProgramTestbed::with_verified(&["v1"]);
+    bed.vllm.configure(|knobs| {
         knobs.failing.insert("v2".to_owned(), (500, "no".to_owned()));
     });
-    bed.swap(&["v1", "v2"], &[], None);
-    bed.sidecar.until_state("v2", AdapterState::Failed);
+    bed.update_file(&["v1", "v2"], &[], None);
+    bed.sidecar.wait_for_state("v2", AdapterState::Failed);
     let (_, told) = bed.sidecar.get("/metrics");
-    let page = page();
+    let page = read_page();
     let families = told.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     let families: Vec<&str> = families.collect();
     assert!(families.len() > 10, "{told}");
@@ -69,7 +69,7 @@ fn the_page_names_every_state() {
         Fetching => Some(SourceRefused),
         SourceRefused => None,
     };
-    let page = page();
+    let page = read_page();
     for state in std::iter::successors(Some(Pending), |state| next(*state)) {
         assert!(page.contains(&format!("\n| `{state:?}` |")), "{state:?} is not on the page");
     }

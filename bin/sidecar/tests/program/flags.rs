@@ -1,15 +1,15 @@
 //! The command line.
 
 use crate::{
-    bed::{Mount, Program, Start, adapters},
-    fake::{Fake, Knobs},
+    fake::{FakeVllm, FakeVllmConfig},
+    testbed::{ConfigMapMount, SidecarCommand, SidecarProgram, adapters_file},
 };
 use rollora_api::sidecar_status::AdapterState;
 use std::net::TcpListener;
 
 #[test]
 fn the_help_names_the_flags_and_defaults_of_lora_syncer_and_shows_examples() {
-    let (code, help) = Start::new().args(["--help"]).run();
+    let (code, help) = SidecarCommand::new().args(["--help"]).run();
     assert_eq!(code, Some(0));
     for (flag, default) in [
         ("--health-check-timeout", "300"),
@@ -58,7 +58,7 @@ fn a_mistake_is_said_with_its_flag_and_what_to_write() {
         (&["--metrics-port", "0", "--address", "127.0.0.1", "--state-dir", "/proc/x"], 1, &["--state-dir", "emptyDir"]),
     ];
     for (args, expected, words) in cases {
-        let (code, said) = Start::new().args(args.iter().copied()).run();
+        let (code, said) = SidecarCommand::new().args(args.iter().copied()).run();
         assert_eq!(code, Some(*expected), "{args:?}: {said}");
         for word in *words {
             assert!(said.contains(word), "{args:?}: {word} is not in: {said}");
@@ -69,14 +69,14 @@ fn a_mistake_is_said_with_its_flag_and_what_to_write() {
 #[test]
 fn a_watch_without_a_way_to_a_cluster_says_how_to_give_one() {
     let common = ["--configmap", "default/a", "--metrics-port", "0", "--address", "127.0.0.1"];
-    let (code, said) = Start::new().args(common).env("KUBECONFIG", "/nonexistent/kubeconfig").run();
+    let (code, said) = SidecarCommand::new().args(common).env("KUBECONFIG", "/nonexistent/kubeconfig").run();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("--configmap") && said.contains("/nonexistent/kubeconfig"), "{said}");
 }
 
 #[test]
 fn a_deployment_of_lora_syncer_works_as_it_stands() {
-    let (vllm, mut mount) = (Fake::start(Knobs::default()), Mount::new());
+    let (vllm, mut mount) = (FakeVllm::start(FakeVllmConfig::default()), ConfigMapMount::new());
     // As in the old README: keys that nobody reads any more, entries with a base model, ids in both lists.
     let file = format!(
         "vLLMLoRAConfig:\n  name: sql-loras-llama\n  host: 127.0.0.1\n  port: {}\n  defaultBaseModel: base\n  \
@@ -85,12 +85,15 @@ fn a_deployment_of_lora_syncer_works_as_it_stands() {
          tweet-summary-0\n      source: /adapters/zero\n    - id: both\n      source: /adapters/both\n",
         vllm.port()
     );
-    mount.swap(&file, None);
+    mount.update(&file, None);
     let old = ["--health-check-timeout=300", "--health-check-interval", "2", "--reconcile-trigger", "5"];
-    let mut sidecar =
-        Start::new().args(old).args(["--config-validation"]).env("DYNAMIC_LORA_ROLLOUT_CONFIG", mount.file()).start();
-    sidecar.until_state("tweet-summary-1", AdapterState::Verified);
-    sidecar.until_ready();
+    let mut sidecar = SidecarCommand::new()
+        .args(old)
+        .args(["--config-validation"])
+        .env("DYNAMIC_LORA_ROLLOUT_CONFIG", mount.file())
+        .start();
+    sidecar.wait_for_state("tweet-summary-1", AdapterState::Verified);
+    sidecar.wait_until_ready();
     assert_eq!(vllm.adapters(), ["tweet-summary-1"]);
     let (_, metrics) = sidecar.get("/metrics");
     for line in [
@@ -99,12 +102,12 @@ fn a_deployment_of_lora_syncer_works_as_it_stands() {
     ] {
         assert!(metrics.lines().any(|told| told == line), "{line} is not in\n{metrics}");
     }
-    assert!(sidecar.said("both"), "that an id stands in both lists is said");
+    assert!(sidecar.has_logged("both"), "that an id stands in both lists is said");
 }
 
 #[test]
 fn a_system_that_trusts_nobody_needs_a_ca() {
-    let start = Start::new().env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
+    let start = SidecarCommand::new().env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
     let (code, said) = start.args(["--vllm-tls", "--metrics-port", "0", "--address", "127.0.0.1"]).run();
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("--vllm-tls") && said.contains("give --vllm-ca-file"), "{said}");
@@ -112,32 +115,33 @@ fn a_system_that_trusts_nobody_needs_a_ca() {
 
 #[test]
 fn an_interval_that_has_no_effect_any_more_is_said() {
-    let mut mount = Mount::new();
-    mount.swap(&adapters(1, &[], &[]), None);
-    let mut sidecar = Start::new().path("--config", &mount.file()).args(["--health-check-interval", "30"]).start();
-    sidecar.until("it is said", |sidecar| sidecar.said("--health-check-interval has no effect").then_some(()));
-    let quiet = Program::beside(&mount);
-    assert!(!quiet.said("has no effect"));
+    let mut mount = ConfigMapMount::new();
+    mount.update(&adapters_file(1, &[], &[]), None);
+    let mut sidecar =
+        SidecarCommand::new().path("--config", &mount.file()).args(["--health-check-interval", "30"]).start();
+    sidecar.wait_for("it is said", |sidecar| sidecar.has_logged("--health-check-interval has no effect").then_some(()));
+    let quiet = SidecarProgram::start_with_mount(&mount);
+    assert!(!quiet.has_logged("has no effect"));
 }
 
 #[test]
 fn a_source_that_is_not_allowed_is_never_loaded_and_the_status_says_what_is() {
-    let (vllm, mut mount) = (Fake::start(Knobs::default()), Mount::new());
-    let good = adapters(vllm.port(), &["v1", "v2"], &[]);
-    mount.swap(&good.replace("/adapters/v2", "/adapters/../tmp/v2"), None);
-    let start = || Start::new().path("--config", &mount.file());
+    let (vllm, mut mount) = (FakeVllm::start(FakeVllmConfig::default()), ConfigMapMount::new());
+    let good = adapters_file(vllm.port(), &["v1", "v2"], &[]);
+    mount.update(&good.replace("/adapters/v2", "/adapters/../tmp/v2"), None);
+    let start = || SidecarCommand::new().path("--config", &mount.file());
     for mut sidecar in [
         start().args(["--allow-source", "org/", "--allow-source", "/adapters"]).start(),
         start().env("ROLLORA_ALLOW_SOURCE", "org/,/adapters").start(),
     ] {
-        sidecar.until_state("v1", AdapterState::Verified);
-        sidecar.until_state("v2", AdapterState::SourceRefused);
-        sidecar.until_ready();
+        sidecar.wait_for_state("v1", AdapterState::Verified);
+        sidecar.wait_for_state("v2", AdapterState::SourceRefused);
+        sidecar.wait_until_ready();
         let status = sidecar.status();
         let error = status.adapters.iter().find(|adapter| adapter.id.as_str() == "v2").unwrap().last_error.as_ref();
         let error = error.unwrap();
         assert_eq!(error.reason, "SourceNotAllowed");
         assert!(error.message.contains("org/, /adapters only"), "{}", error.message);
     }
-    assert!(vllm.log().iter().all(|asked| !asked.contains("v2")), "{:?}", vllm.log());
+    assert!(vllm.requests().iter().all(|asked| !asked.contains("v2")), "{:?}", vllm.requests());
 }

@@ -2,26 +2,26 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says by a panic what is wrong")]
 #![allow(clippy::disallowed_methods, reason = "tests wait, and the small vLLM has a clock of its own")]
 
-mod api;
-mod bed;
-mod classes;
+mod api_server;
+mod configmap_watch;
 mod documents;
-mod end;
+mod error_classes;
 #[path = "../../../../crates/sidecar/tests/loop/fake.rs"]
 #[allow(dead_code, reason = "shared with the tests of the loop")]
 mod fake;
 mod fetching;
 mod file;
 mod flags;
-mod grace;
 #[path = "../../../../crates/store/tests/hub/fake.rs"]
 #[allow(dead_code, reason = "shared with the tests of the store")]
 mod hub;
 mod manifests;
-mod ready;
+mod readiness;
 mod schema;
 mod secrets;
-mod secure;
-mod settle;
+mod settling;
+mod shutdown;
+mod testbed;
 mod timing;
-mod watch;
+mod tls;
+mod unload_grace;

@@ -23,7 +23,7 @@ fn deployments() -> Vec<(String, Value)> {
 }
 
 /// The containers of a pod whose image is ours.
-fn ours(pod: &Value) -> impl Iterator<Item = &Value> {
+fn own_containers(pod: &Value) -> impl Iterator<Item = &Value> {
     let lists = [&pod["initContainers"], &pod["containers"]];
     let all = lists.into_iter().filter_map(Value::as_array).flatten();
     all.filter(|container| container["image"].as_str().is_some_and(|image| image.starts_with("rollora-")))
@@ -34,7 +34,7 @@ fn every_container_of_ours_is_as_small_as_a_container_can_be() {
     let deployments = deployments();
     let mut images = Vec::new();
     for (file, pod) in &deployments {
-        for container in ours(pod) {
+        for container in own_containers(pod) {
             let place = format!("{file}: {}", container["name"]);
             let own = &container["securityContext"];
             // What a container does not say is what its pod says.
@@ -59,7 +59,8 @@ fn every_container_of_ours_is_as_small_as_a_container_can_be() {
 #[test]
 fn the_sidecar_is_a_native_one_and_answers_for_vllm() {
     let deployments = deployments();
-    let (file, pod) = deployments.iter().find(|(_, pod)| ours(pod).any(|c| c["image"] == "rollora-sidecar")).unwrap();
+    let (file, pod) =
+        deployments.iter().find(|(_, pod)| own_containers(pod).any(|c| c["image"] == "rollora-sidecar")).unwrap();
     let init = pod["initContainers"].as_array().unwrap();
     let sidecar = init.iter().find(|container| container["image"] == "rollora-sidecar").unwrap();
     assert_eq!(sidecar["restartPolicy"], "Always", "{file}");

@@ -14,7 +14,7 @@ struct Machine {
     store: LocalStore,
     fleet: LocalFleet,
     statuses: Vec<watch::Sender<Arc<SidecarStatus>>>,
-    pulses: Vec<watch::Sender<Option<Pulse>>>,
+    pulses: Vec<watch::Sender<Option<Heartbeat>>>,
     desired: Vec<watch::Receiver<Option<Arc<DesiredAdapters>>>>,
     _folder: tempfile::TempDir,
 }
@@ -38,7 +38,7 @@ impl Machine {
             let (desired, wanted) = watch::channel(None);
             let (status, said) = watch::channel(Arc::new(has(&[])));
             let (pulse, beats) = watch::channel(None);
-            let (url, onlookers) = (format!("http://s{number}"), rollora_sidecar::Onlookers::default());
+            let (url, onlookers) = (format!("http://s{number}"), rollora_sidecar::UsagePollBoost::default());
             members.push(Member { url, desired, status: said, pulse: beats, onlookers });
             statuses.push(status);
             pulses.push(pulse);
@@ -151,7 +151,12 @@ async fn the_operator_is_told_when_uses_were_read_and_nobody_is_woken_by_it() {
     status.mark_unchanged();
     let at = clock::now();
     let turned = tokio::time::Instant::now();
-    machine.pulses[0].send_replace(Some(Pulse { turned, looked: None, reconciled: None, uses_read_at: Some(at) }));
+    machine.pulses[0].send_replace(Some(Heartbeat {
+        last_iteration: turned,
+        last_poll: None,
+        last_reconcile: None,
+        usage_read_at: Some(at),
+    }));
     let pool = machine.store.picture().rollout.spec.pool_ref.clone();
     let servers = Fleet::servers(&machine.fleet, &machine.store.key(), &pool).await.unwrap();
     assert_eq!(servers.responses[0].status.as_ref().unwrap().usage_read_at, Some(at));

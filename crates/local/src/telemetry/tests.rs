@@ -45,7 +45,7 @@ async fn anybody_may_read_metrics_rules_and_readiness_and_nothing_else() {
         desired: watch::channel(None).0,
         status: watch::channel(Arc::default()).1,
         pulse: watch::channel(None).1,
-        onlookers: rollora_sidecar::Onlookers::default(),
+        onlookers: rollora_sidecar::UsagePollBoost::default(),
     };
     let fleet = LocalFleet::new(store.clone(), Arc::clone(&servers), vec![member], Arc::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

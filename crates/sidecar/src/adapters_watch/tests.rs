@@ -1,20 +1,20 @@
 //! The last good file stays in force.
 
 use super::*;
-use crate::in_force::KEPT;
+use crate::last_good::MISSING_DIRECTIVES_GRACE;
 use rollora_api::adapters::{AdaptersFile, content_hash};
 use std::fs;
 use tempfile::TempDir;
 
-const ONE: &str = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: v1\n      source: /adapters/v1\n";
-const KEY: &str = "managed: [\"v*\"]\n";
+const ONE_ADAPTER: &str = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: v1\n      source: /adapters/v1\n";
+const DIRECTIVES: &str = "managed: [\"v*\"]\n";
 
-struct Bed {
+struct AdaptersWatchTestbed {
     folder: TempDir,
     watch: AdaptersWatch,
 }
 
-impl Bed {
+impl AdaptersWatchTestbed {
     fn new(text: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("adapters.yaml"), text).unwrap();
@@ -42,7 +42,7 @@ impl Bed {
 
 #[tokio::test]
 async fn what_cannot_be_read_changes_nothing_and_is_reported_until_it_is_mended() {
-    let bed = Bed::new(ONE);
+    let bed = AdaptersWatchTestbed::new(ONE_ADAPTER);
     assert_eq!((bed.ids(), bed.error()), (vec!["v1".to_owned()], None));
     let before = bed.desired();
     for bad in ["", "vLLMLoRAConfig: [", "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: v1\n"] {
@@ -54,26 +54,28 @@ async fn what_cannot_be_read_changes_nothing_and_is_reported_until_it_is_mended(
     bed.watch.refresh().await;
     assert!(bed.error().unwrap().contains("no such file"));
     assert_eq!(bed.desired(), before);
-    bed.write("adapters.yaml", &ONE.replace("v1", "v2")).await;
+    bed.write("adapters.yaml", &ONE_ADAPTER.replace("v1", "v2")).await;
     assert_eq!((bed.ids(), bed.error()), (vec!["v2".to_owned()], None));
 }
 
 #[tokio::test]
 async fn a_file_in_its_config_map_means_the_same_as_a_plain_one() {
-    let plain = Bed::new(ONE);
-    let indented = ONE.replace('\n', "\n    ");
-    let wrapped = Bed::new(&format!("apiVersion: v1\nkind: ConfigMap\ndata:\n  configmap.yaml: |\n    {indented}"));
+    let plain = AdaptersWatchTestbed::new(ONE_ADAPTER);
+    let indented = ONE_ADAPTER.replace('\n', "\n    ");
+    let wrapped = AdaptersWatchTestbed::new(&format!(
+        "apiVersion: v1\nkind: ConfigMap\ndata:\n  configmap.yaml: |\n    {indented}"
+    ));
     assert_eq!(wrapped.desired(), plain.desired());
 }
 
 #[tokio::test]
 async fn the_operators_key_beside_the_file_is_read_with_it() {
-    let bed = Bed::new(ONE);
+    let bed = AdaptersWatchTestbed::new(ONE_ADAPTER);
     assert_eq!(bed.desired().directives, None);
-    bed.write(DIRECTIVES_KEY, KEY).await;
+    bed.write(DIRECTIVES_KEY, DIRECTIVES).await;
     let desired = bed.desired();
     assert_eq!(desired.directives.as_ref().map(|key| key.managed.clone()), Some(vec!["v*".to_owned()]));
-    assert_eq!(desired.hash, content_hash(ONE, Some(KEY)));
+    assert_eq!(desired.hash, content_hash(ONE_ADAPTER, Some(DIRECTIVES)));
     bed.write(DIRECTIVES_KEY, "managed: 7").await;
     assert!(bed.error().unwrap().contains(DIRECTIVES_KEY));
     assert_eq!(bed.desired(), desired);
@@ -81,7 +83,7 @@ async fn the_operators_key_beside_the_file_is_read_with_it() {
 
 #[tokio::test]
 async fn before_the_first_good_file_nothing_is_desired() {
-    let bed = Bed::new("nonsense");
+    let bed = AdaptersWatchTestbed::new("nonsense");
     assert!(bed.watch.desired().borrow().is_none() && bed.error().is_some());
     bed.write("adapters.yaml", "vLLMLoRAConfig: {}\n").await;
     assert_eq!(bed.desired().file, AdaptersFile::default());
@@ -89,10 +91,10 @@ async fn before_the_first_good_file_nothing_is_desired() {
 
 #[tokio::test]
 async fn changes_are_taken_while_it_runs() {
-    let bed = Bed::new(ONE);
+    let bed = AdaptersWatchTestbed::new(ONE_ADAPTER);
     let (mut desired, stop) = (bed.watch.desired(), CancellationToken::new());
     let change = async {
-        fs::write(bed.folder.path().join("adapters.yaml"), ONE.replace("v1", "v2")).unwrap();
+        fs::write(bed.folder.path().join("adapters.yaml"), ONE_ADAPTER.replace("v1", "v2")).unwrap();
         let has_v2 = |desired: &Option<Arc<DesiredAdapters>>| {
             desired
                 .as_ref()
@@ -106,8 +108,8 @@ async fn changes_are_taken_while_it_runs() {
 
 #[tokio::test(start_paused = true)]
 async fn a_key_that_stays_away_is_noticed_although_nothing_changes() {
-    let bed = Bed::new(ONE);
-    bed.write(DIRECTIVES_KEY, KEY).await;
+    let bed = AdaptersWatchTestbed::new(ONE_ADAPTER);
+    bed.write(DIRECTIVES_KEY, DIRECTIVES).await;
     let (mut desired, stop) = (bed.watch.desired(), CancellationToken::new());
     let before = desired.borrow_and_update().clone();
     let vanish = async {
@@ -116,8 +118,11 @@ async fn a_key_that_stays_away_is_noticed_although_nothing_changes() {
         bed.watch.error().wait_for(Option::is_some).await.unwrap();
         assert_eq!(*desired.borrow(), before);
         desired.changed().await.unwrap();
-        assert_eq!((bed.desired().directives.clone(), bed.desired().hash.clone()), (None, content_hash(ONE, None)));
-        assert!(since.elapsed() >= KEPT);
+        assert_eq!(
+            (bed.desired().directives.clone(), bed.desired().hash.clone()),
+            (None, content_hash(ONE_ADAPTER, None))
+        );
+        assert!(since.elapsed() >= MISSING_DIRECTIVES_GRACE);
         bed.watch.error().wait_for(Option::is_none).await.unwrap();
         stop.cancel();
     };

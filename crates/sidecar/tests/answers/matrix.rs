@@ -1,36 +1,36 @@
 //! What has to come of each kind of answer.
 
 use crate::{
-    answer::{Asked, Reply},
-    outcome::Outcome,
+    outcome::ReplyOutcome,
+    reply::{RequestKind, ServerReply},
 };
-use Asked::{Health, Load, Metrics, Models, Probe, Unload};
+use RequestKind::{Health, Load, Metrics, Models, Probe, Unload};
 
 /// A kind of answer and what it causes.
-pub(crate) struct Row {
-    pub(crate) asked: Asked,
+pub(crate) struct MatrixRow {
+    pub(crate) request: RequestKind,
     /// The kind, as [`kind`] names it.
-    pub(crate) answer: &'static str,
+    pub(crate) reply_kind: &'static str,
     adapter: &'static str,
     server: &'static str,
     next: &'static str,
 }
 
-impl Row {
-    pub(crate) fn outcome(&self) -> Outcome {
+impl MatrixRow {
+    pub(crate) fn outcome(&self) -> ReplyOutcome {
         let Self { adapter, server, next, .. } = self;
-        Outcome { adapter: (*adapter).to_owned(), server: (*server).to_owned(), next: (*next).to_owned() }
+        ReplyOutcome { adapter: (*adapter).to_owned(), server: (*server).to_owned(), next: (*next).to_owned() }
     }
 }
 
 /// What kind of answer it is, by its own words. Knows nothing of the code under test.
-pub(crate) fn kind(asked: Asked, reply: &Reply) -> Option<&'static str> {
+pub(crate) fn classify(asked: RequestKind, reply: &ServerReply) -> Option<&'static str> {
     let (status, html, body) = match reply {
-        Reply::Refused => return Some("refused"),
-        Reply::Hang => return Some("silence"),
-        Reply::Bytes(_) => return Some("cut"),
-        Reply::Long(_) => return Some("endless"),
-        Reply::Http { status, content_type, body, .. } => {
+        ServerReply::ConnectionRefused => return Some("refused"),
+        ServerReply::NoResponse => return Some("silence"),
+        ServerReply::Bytes(_) => return Some("cut"),
+        ServerReply::LargeBody(_) => return Some("endless"),
+        ServerReply::Http { status, content_type, body, .. } => {
             (*status, content_type.as_deref().is_some_and(|kind| kind.starts_with("text/html")), body.as_str())
         }
     };
@@ -40,7 +40,7 @@ pub(crate) fn kind(asked: Asked, reply: &Reply) -> Option<&'static str> {
         (200, _) if html => "page",
         (200, Load) if body.is_empty() || has("added successfully") => "done",
         (200, Unload) if has("removed successfully") => "done",
-        (200, Probe) if has("completion\"") && has(&format!("\"model\":\"{}\"", reply.about())) => "done",
+        (200, Probe) if has("completion\"") && has(&format!("\"model\":\"{}\"", reply.adapter_id())) => "done",
         (200, Models) if has("\"object\":\"list\"") => "done",
         (200, Metrics) if has("process_start_time_seconds") => "done",
         (200, Metrics) => "nothing of ours",
@@ -66,18 +66,18 @@ pub(crate) fn kind(asked: Asked, reply: &Reply) -> Option<&'static str> {
 }
 
 const fn row(
-    asked: Asked,
+    asked: RequestKind,
     answer: &'static str,
     adapter: &'static str,
     server: &'static str,
     next: &'static str,
-) -> Row {
-    Row { asked, answer, adapter, server, next }
+) -> MatrixRow {
+    MatrixRow { request: asked, reply_kind: answer, adapter, server, next }
 }
 
 /// Asked, the answer, what is told of the adapter, of the server, and what comes next beside a server that is well again.
 #[rustfmt::skip]
-pub(crate) const MATRIX: &[Row] = &[
+pub(crate) const MATRIX: &[MatrixRow] = &[
     row(Load, "LoRA off", "Failed LoraOff person", "up LoraOff", "1 s, load"),
     row(Load, "bad adapter", "Failed BadAdapter person", "up", "1 s, load"),
     row(Load, "base model", "Failed NameConflict person", "up", "1 s, load"),

@@ -1,7 +1,7 @@
 //! A store beside the loop: hub names are brought by it, and vLLM never sees one.
 
 use super::*;
-use rollora_sidecar::Sources;
+use rollora_sidecar::AdapterSourcePolicy;
 use rollora_store::{
     AdapterSource, FetchError, FetchFuture, FetchProgress, FetchReason, FetchedAdapter, ProgressSink, SourceRef,
 };
@@ -10,50 +10,50 @@ use tokio::sync::Semaphore;
 
 /// Brings nothing before it is let go on, fails once where it is told to, and knows which fetches were dropped.
 #[derive(Debug)]
-struct Shelf {
-    go: Semaphore,
+struct FakeAdapterSource {
+    permits: Semaphore,
     failing_once: Mutex<Vec<String>>,
-    under_way: Mutex<BTreeMap<String, usize>>,
+    active_fetches: Mutex<BTreeMap<String, usize>>,
 }
 
-struct Counted<'a>(&'a Shelf, String);
+struct FetchGuard<'a>(&'a FakeAdapterSource, String);
 
-impl Drop for Counted<'_> {
+impl Drop for FetchGuard<'_> {
     fn drop(&mut self) {
-        *self.0.under_way.lock().unwrap().get_mut(&self.1).unwrap() -= 1;
+        *self.0.active_fetches.lock().unwrap().get_mut(&self.1).unwrap() -= 1;
     }
 }
 
-impl Shelf {
+impl FakeAdapterSource {
     fn new(failing_once: &[&str]) -> Arc<Self> {
         let failing_once = Mutex::new(failing_once.iter().map(|name| (*name).to_owned()).collect());
-        Arc::new(Self { go: Semaphore::new(0), failing_once, under_way: Mutex::default() })
+        Arc::new(Self { permits: Semaphore::new(0), failing_once, active_fetches: Mutex::default() })
     }
 
-    fn under_way(&self, name: &str) -> usize {
-        self.under_way.lock().unwrap().get(name).copied().unwrap_or_default()
+    fn active_fetch_count(&self, name: &str) -> usize {
+        self.active_fetches.lock().unwrap().get(name).copied().unwrap_or_default()
     }
 }
 
-fn name_of(source: &SourceRef) -> String {
+fn source_name(source: &SourceRef) -> String {
     match source {
         SourceRef::Path(path) => path.clone(),
         SourceRef::Hub(name) => name.to_string(),
     }
 }
 
-impl AdapterSource for Shelf {
+impl AdapterSource for FakeAdapterSource {
     fn local_path(&self, source: &SourceRef) -> PathBuf {
-        PathBuf::from("/fetched").join(name_of(source))
+        PathBuf::from("/fetched").join(source_name(source))
     }
 
     fn fetch<'a>(&'a self, source: &'a SourceRef, told: ProgressSink<'a>) -> FetchFuture<'a> {
         Box::pin(async move {
-            let name = name_of(source);
-            *self.under_way.lock().unwrap().entry(name.clone()).or_default() += 1;
-            let _counted = Counted(self, name.clone());
+            let name = source_name(source);
+            *self.active_fetches.lock().unwrap().entry(name.clone()).or_default() += 1;
+            let _counted = FetchGuard(self, name.clone());
             told(FetchProgress { bytes: 5, total_bytes: Some(10) });
-            self.go.acquire().await.unwrap().forget();
+            self.permits.acquire().await.unwrap().forget();
             let mut failing = self.failing_once.lock().unwrap();
             if let Some(index) = failing.iter().position(|failing| *failing == name) {
                 failing.remove(index);
@@ -65,7 +65,7 @@ impl AdapterSource for Shelf {
     }
 }
 
-fn from_hub(names: &[&str]) -> DesiredAdapters {
+fn desired_from_hub(names: &[&str]) -> DesiredAdapters {
     let mut wanted = desired(names, &[]);
     for entry in &mut wanted.file.ensure_exist {
         if entry.id.as_str().starts_with("hub") {
@@ -77,39 +77,43 @@ fn from_hub(names: &[&str]) -> DesiredAdapters {
 
 #[tokio::test]
 async fn what_a_hub_has_is_fetched_and_loaded_by_its_path_beside_everything_else() {
-    let (fake, shelf) = (Fake::start(Knobs::default()), Shelf::new(&["org/hub1"]));
-    let sources = Sources { store: Some(shelf.clone()), allowed: None };
-    let mut bed = Bed::start_with(fast(&fake), from_hub(&["hub1", "a"]), |sidecar, _| sidecar.with_sources(sources));
-    bed.until_state("a", AdapterState::Verified).await;
+    let (fake, shelf) = (FakeVllm::start(FakeVllmConfig::default()), FakeAdapterSource::new(&["org/hub1"]));
+    let sources = AdapterSourcePolicy { adapter_source: Some(shelf.clone()), allowed: None };
+    let mut bed = LoopTestbed::start_with(fast_config(&fake), desired_from_hub(&["hub1", "a"]), |sidecar, _| {
+        sidecar.with_source_policy(sources)
+    });
+    bed.wait_for_state("a", AdapterState::Verified).await;
     let fetching = |status: &SidecarStatus| {
         let told = status.adapter(&id("hub1")).and_then(|adapter| adapter.fetch.clone());
         told.is_some_and(|told| (told.bytes, told.total_bytes) == (5, Some(10)))
     };
-    let status = bed.until("progress", fetching).await;
-    assert_eq!(state_of(&status, "hub1"), Some(AdapterState::Fetching));
+    let status = bed.wait_for("progress", fetching).await;
+    assert_eq!(adapter_state(&status, "hub1"), Some(AdapterState::Fetching));
     assert_eq!(fake.adapters(), ["a"]);
-    fake.end();
-    fake.begin();
-    bed.until_state("a", AdapterState::Verified).await;
-    assert_eq!(shelf.under_way("org/hub1"), 1, "it goes on while vLLM starts again");
-    shelf.go.add_permits(2);
-    let status = bed.until_state("hub1", AdapterState::Verified).await;
+    fake.kill();
+    fake.restart();
+    bed.wait_for_state("a", AdapterState::Verified).await;
+    assert_eq!(shelf.active_fetch_count("org/hub1"), 1, "it goes on while vLLM starts again");
+    shelf.permits.add_permits(2);
+    let status = bed.wait_for_state("hub1", AdapterState::Verified).await;
     assert_eq!(status.adapter(&id("hub1")).unwrap().fetch.as_ref().unwrap().commit.as_deref(), Some("c0ffee"));
-    assert_eq!(fake.count("load hub1 /fetched/org/hub1"), 1);
-    assert!(fake.log().iter().all(|asked| !asked.ends_with(" org/hub1")), "{:?}", fake.log());
+    assert_eq!(fake.count_requests("load hub1 /fetched/org/hub1"), 1);
+    assert!(fake.requests().iter().all(|asked| !asked.ends_with(" org/hub1")), "{:?}", fake.requests());
 }
 
 #[tokio::test]
 async fn a_fetch_that_nobody_wants_any_more_ends() {
-    let (fake, shelf) = (Fake::start(Knobs::default()), Shelf::new(&[]));
-    let sources = Sources { store: Some(shelf.clone()), allowed: None };
-    let mut bed = Bed::start_with(fast(&fake), from_hub(&["hub1", "a"]), |sidecar, _| sidecar.with_sources(sources));
-    bed.until_state("hub1", AdapterState::Fetching).await;
-    bed.desire(from_hub(&["a"]));
-    bed.until("forgotten", |status| status.adapter(&id("hub1")).is_none()).await;
-    bed.until_state("a", AdapterState::Verified).await;
+    let (fake, shelf) = (FakeVllm::start(FakeVllmConfig::default()), FakeAdapterSource::new(&[]));
+    let sources = AdapterSourcePolicy { adapter_source: Some(shelf.clone()), allowed: None };
+    let mut bed = LoopTestbed::start_with(fast_config(&fake), desired_from_hub(&["hub1", "a"]), |sidecar, _| {
+        sidecar.with_source_policy(sources)
+    });
+    bed.wait_for_state("hub1", AdapterState::Fetching).await;
+    bed.set_desired(desired_from_hub(&["a"]));
+    bed.wait_for("forgotten", |status| status.adapter(&id("hub1")).is_none()).await;
+    bed.wait_for_state("a", AdapterState::Verified).await;
     let ended = async {
-        while shelf.under_way("org/hub1") > 0 {
+        while shelf.active_fetch_count("org/hub1") > 0 {
             tokio::task::yield_now().await;
         }
     };
