@@ -5,13 +5,13 @@ use std::path::PathBuf;
 
 /// Ships new versions of LoRA adapters to vLLM, step by step.
 #[derive(Debug, Parser)]
-#[command(name = "rollora", version, after_help = EXAMPLES, disable_help_subcommand = true, max_term_width = 110)]
+#[command(name = "rollora", version, after_help = AFTER_HELP, disable_help_subcommand = true, max_term_width = 110)]
 pub(crate) struct Args {
     #[command(subcommand)]
-    pub(crate) command: Verb,
+    pub(crate) command: CommandArgs,
 }
 
-const EXAMPLES: &str = "\
+const AFTER_HELP: &str = "\
 Examples:
   rollora local --rollout rollout.yaml --adapters adapters.yaml --vllm http://127.0.0.1:8000
   rollora status --watch
@@ -22,7 +22,7 @@ Without options the verbs speak of the `rollora local` whose state folder is .ro
 cluster and the namespace that kubectl would speak of. --state means a `rollora local`, -n, --context and --kubeconfig
 mean a cluster. Installed as kubectl-rollora, it is `kubectl rollora` too.";
 
-const LOCAL_EXAMPLES: &str = "\
+const LOCAL_AFTER_HELP: &str = "\
 Edit the two files with any editor: listing a new version in adapters.yaml is the release. What runs is seen with
 `rollora status --watch` in another terminal.
 
@@ -32,23 +32,23 @@ Examples:
       --vllm http://127.0.0.1:8001 --vllm http://127.0.0.1:8002 --listen 0.0.0.0:8080 --status-listen 127.0.0.1:9090";
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Verb {
+pub(crate) enum CommandArgs {
     /// Runs everything on this machine: beside your vLLM servers, with a gateway in front of them
-    #[command(after_help = LOCAL_EXAMPLES)]
+    #[command(after_help = LOCAL_AFTER_HELP)]
     Local(LocalArgs),
     /// Shows the Rollout in one line, or whole
     Get(GetArgs),
     /// Shows steps, weights, servers and what it waits for
     Status(StatusArgs),
     /// Says why it does not move, and what to do
-    Explain(StateArgs),
+    Explain(RolloutArgs),
     /// Ends the pause that the rollout is in
     #[command(after_help = "Examples:\n  rollora promote\n  rollora promote --full")]
     Promote(PromoteArgs),
     /// Gives all traffic back to the stable adapter
-    Abort(StateArgs),
+    Abort(RolloutArgs),
     /// Tries a rejected adapter again
-    Retry(StateArgs),
+    Retry(RolloutArgs),
 }
 
 #[derive(Debug, Arguments)]
@@ -80,7 +80,7 @@ pub(crate) struct LocalArgs {
 }
 
 #[derive(Debug, Arguments)]
-pub(crate) struct StateArgs {
+pub(crate) struct RolloutArgs {
     /// The Rollout; may be left out where only one is
     #[arg(value_name = "NAME")]
     pub(crate) rollout: Option<String>,
@@ -109,13 +109,13 @@ pub(crate) struct ClusterArgs {
 pub(crate) struct GetArgs {
     /// `table` for people, `json` for tools
     #[arg(short, long, value_enum, default_value = "table")]
-    pub(crate) output: Output,
+    pub(crate) output: OutputFormat,
     #[command(flatten)]
-    pub(crate) state: StateArgs,
+    pub(crate) rollout: RolloutArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Output {
+pub(crate) enum OutputFormat {
     Table,
     Json,
 }
@@ -126,7 +126,7 @@ pub(crate) struct StatusArgs {
     #[arg(short, long)]
     pub(crate) watch: bool,
     #[command(flatten)]
-    pub(crate) state: StateArgs,
+    pub(crate) rollout: RolloutArgs,
 }
 
 #[derive(Debug, Arguments)]
@@ -135,5 +135,5 @@ pub(crate) struct PromoteArgs {
     #[arg(long)]
     pub(crate) full: bool,
     #[command(flatten)]
-    pub(crate) state: StateArgs,
+    pub(crate) rollout: RolloutArgs,
 }

@@ -5,11 +5,11 @@ mod tests;
 
 use crate::args::ClusterArgs;
 use crate::{
-    args::{Args, GetArgs, LocalArgs, Output, StateArgs, Verb as Typed},
-    shell::Failure,
+    args::{Args, CommandArgs as Typed, GetArgs, LocalArgs, OutputFormat, RolloutArgs},
+    runtime::CliError,
 };
 use rollora_api::rollout::IntentKind;
-use rollora_local::{ApiKey, Config, Endpoint, Inputs, SOCKET, parse_server};
+use rollora_local::{ApiKey, Endpoint, InputFiles, LocalConfig, SOCKET_NAME, parse_server_url};
 use std::{
     fmt::Display,
     fs,
@@ -18,50 +18,50 @@ use std::{
 };
 
 /// The state folder where none is named.
-const STATE: &str = ".rollora";
+const DEFAULT_STATE_FOLDER: &str = ".rollora";
 
 /// What to do.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Run on this machine.
-    Local(Box<Config>),
+    Local(Box<LocalConfig>),
     /// Show something.
-    Look {
+    Show {
         /// Of which Rollout.
-        target: Target,
+        rollout: RolloutRef,
         /// What.
-        what: Look,
+        mode: ShowMode,
     },
     /// Ask for something.
-    Act {
+    Intent {
         /// Of which Rollout.
-        target: Target,
+        rollout: RolloutRef,
         /// What for.
-        verb: IntentKind,
+        kind: IntentKind,
     },
 }
 
 /// A Rollout.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Target {
+pub(crate) struct RolloutRef {
     /// Where it is.
-    pub(crate) place: Place,
+    pub(crate) location: RolloutLocation,
     /// Its name; the only one there is if absent.
-    pub(crate) rollout: Option<String>,
+    pub(crate) name: Option<String>,
 }
 
 /// Where a Rollout is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum RolloutLocation {
     /// At the `rollora local` of this state folder.
-    Machine(PathBuf),
+    Local(PathBuf),
     /// On a cluster.
-    Cluster(ClusterPlace),
+    Cluster(ClusterLocation),
 }
 
 /// Which cluster, and where there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct ClusterPlace {
+pub(crate) struct ClusterLocation {
     /// Else the namespace of the kubeconfig's context.
     pub(crate) namespace: Option<String>,
     /// Else the kubeconfig's current one.
@@ -69,37 +69,37 @@ pub(crate) struct ClusterPlace {
     /// Else that of the environment.
     pub(crate) kubeconfig: Option<PathBuf>,
     /// Nothing was said of a cluster: it is meant because nothing runs here.
-    pub(crate) by_default: bool,
+    pub(crate) is_default: bool,
 }
 
-impl Target {
+impl RolloutRef {
     /// What is meant; `runs` says whether a `rollora local` has left its socket in a state folder.
-    fn of(typed: StateArgs, runs: impl Fn(&Path) -> bool) -> Self {
-        let here = PathBuf::from(STATE);
+    fn resolve(typed: RolloutArgs, runs: impl Fn(&Path) -> bool) -> Self {
+        let here = PathBuf::from(DEFAULT_STATE_FOLDER);
         let by_default = typed.cluster == ClusterArgs::default();
-        let place = match typed.state {
-            Some(state) => Place::Machine(state),
-            None if by_default && runs(&here) => Place::Machine(here),
+        let location = match typed.state {
+            Some(state) => RolloutLocation::Local(state),
+            None if by_default && runs(&here) => RolloutLocation::Local(here),
             None => {
                 let ClusterArgs { namespace, context, kubeconfig } = typed.cluster;
-                Place::Cluster(ClusterPlace { namespace, context, kubeconfig, by_default })
+                RolloutLocation::Cluster(ClusterLocation { namespace, context, kubeconfig, is_default: by_default })
             }
         };
-        Self { place, rollout: typed.rollout }
+        Self { location, name: typed.rollout }
     }
 }
 
-impl From<StateArgs> for Target {
-    fn from(typed: StateArgs) -> Self {
-        Self::of(typed, |state| state.join(SOCKET).exists())
+impl From<RolloutArgs> for RolloutRef {
+    fn from(typed: RolloutArgs) -> Self {
+        Self::resolve(typed, |state| state.join(SOCKET_NAME).exists())
     }
 }
 
 /// What is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Look {
+pub(crate) enum ShowMode {
     /// One line.
-    Line,
+    Summary,
     /// The whole Rollout.
     Json,
     /// One screen.
@@ -111,19 +111,21 @@ pub(crate) enum Look {
 }
 
 impl TryFrom<Args> for Command {
-    type Error = Failure;
+    type Error = CliError;
 
-    fn try_from(args: Args) -> Result<Self, Failure> {
-        let look = |typed: StateArgs, what| Ok(Self::Look { target: typed.into(), what });
-        let act = |typed: StateArgs, verb| Ok(Self::Act { target: typed.into(), verb });
+    fn try_from(args: Args) -> Result<Self, CliError> {
+        let look = |typed: RolloutArgs, what| Ok(Self::Show { rollout: typed.into(), mode: what });
+        let act = |typed: RolloutArgs, verb| Ok(Self::Intent { rollout: typed.into(), kind: verb });
         match args.command {
-            Typed::Local(typed) => config(typed).map(|config| Self::Local(Box::new(config))).map_err(Failure::BadInput),
-            Typed::Get(GetArgs { output: Output::Table, state }) => look(state, Look::Line),
-            Typed::Get(GetArgs { output: Output::Json, state }) => look(state, Look::Json),
-            Typed::Status(typed) => look(typed.state, if typed.watch { Look::Watch } else { Look::Status }),
-            Typed::Explain(typed) => look(typed, Look::Explain),
+            Typed::Local(typed) => {
+                local_config(typed).map(|config| Self::Local(Box::new(config))).map_err(CliError::BadInput)
+            }
+            Typed::Get(GetArgs { output: OutputFormat::Table, rollout: state }) => look(state, ShowMode::Summary),
+            Typed::Get(GetArgs { output: OutputFormat::Json, rollout: state }) => look(state, ShowMode::Json),
+            Typed::Status(typed) => look(typed.rollout, if typed.watch { ShowMode::Watch } else { ShowMode::Status }),
+            Typed::Explain(typed) => look(typed, ShowMode::Explain),
             Typed::Promote(typed) => {
-                act(typed.state, if typed.full { IntentKind::PromoteFull } else { IntentKind::Promote })
+                act(typed.rollout, if typed.full { IntentKind::PromoteFull } else { IntentKind::Promote })
             }
             Typed::Abort(typed) => act(typed, IntentKind::Abort),
             Typed::Retry(typed) => act(typed, IntentKind::Retry),
@@ -131,11 +133,11 @@ impl TryFrom<Args> for Command {
     }
 }
 
-fn config(typed: LocalArgs) -> Result<Config, Vec<String>> {
+fn local_config(typed: LocalArgs) -> Result<LocalConfig, Vec<String>> {
     let mut problems = Vec::new();
     let mut servers: Vec<Endpoint> = Vec::new();
     for text in &typed.vllm {
-        match parse_server(text) {
+        match parse_server_url(text) {
             Ok(server) if servers.iter().any(|known| known.authority() == server.authority()) => {
                 problems.push(format!("--vllm {text}: this server is named twice: name each once"));
             }
@@ -143,14 +145,14 @@ fn config(typed: LocalArgs) -> Result<Config, Vec<String>> {
             Err(problem) => problems.push(format!("--vllm {text}: {problem}")),
         }
     }
-    let key = api_key(typed.vllm_api_key_file.as_deref()).map_err(|problem| problems.push(problem)).ok().flatten();
-    let listen = address("--listen", &typed.listen).map_err(|problem| problems.push(problem)).ok();
-    let status_listen = typed.status_listen.as_deref().map(|text| address("--status-listen", text)).transpose();
+    let key = read_api_key(typed.vllm_api_key_file.as_deref()).map_err(|problem| problems.push(problem)).ok().flatten();
+    let listen = parse_address("--listen", &typed.listen).map_err(|problem| problems.push(problem)).ok();
+    let status_listen = typed.status_listen.as_deref().map(|text| parse_address("--status-listen", text)).transpose();
     let status_listen = status_listen.map_err(|problem| problems.push(problem)).ok().flatten();
-    let max_body = size(&typed.max_body).map_err(|problem| problems.push(problem)).ok();
+    let max_body = parse_size(&typed.max_body).map_err(|problem| problems.push(problem)).ok();
     match (listen, max_body) {
-        (Some(listen), Some(max_body)) if problems.is_empty() => Ok(Config {
-            inputs: Inputs { rollout: typed.rollout, adapters: typed.adapters },
+        (Some(listen), Some(max_body)) if problems.is_empty() => Ok(LocalConfig {
+            inputs: InputFiles { rollout: typed.rollout, adapters: typed.adapters },
             servers: servers.into_iter().map(|server| server.with_api_key(key.clone())).collect(),
             listen,
             state: typed.state,
@@ -162,7 +164,7 @@ fn config(typed: LocalArgs) -> Result<Config, Vec<String>> {
 }
 
 /// The key in the file, else the one of the environment.
-fn api_key(file: Option<&Path>) -> Result<Option<ApiKey>, String> {
+fn read_api_key(file: Option<&Path>) -> Result<Option<ApiKey>, String> {
     let text = match file {
         None => std::env::var("VLLM_API_KEY").ok().filter(|key| !key.trim().is_empty()),
         Some(file) => {
@@ -177,12 +179,12 @@ fn api_key(file: Option<&Path>) -> Result<Option<ApiKey>, String> {
     Ok(text.map(|text| ApiKey::new(&text)))
 }
 
-fn address(option: &str, text: &str) -> Result<SocketAddr, String> {
+fn parse_address(option: &str, text: &str) -> Result<SocketAddr, String> {
     let problem = || format!("{option} {text}: not an address: write one like 127.0.0.1:8080 or [::1]:8080");
     text.parse().map_err(|_| problem())
 }
 
-fn size(text: &str) -> Result<usize, String> {
+fn parse_size(text: &str) -> Result<usize, String> {
     let problem = || format!("--max-body {text}: not a size: write one like 64MiB, 512KiB or 1048576");
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at_checked(digits).ok_or_else(problem)?;

@@ -1,35 +1,35 @@
 //! `rollora local`: the log, the signals, and how it ends.
 
-use crate::shell::{Failure, say_error};
-use rollora_local::{Config, LocalError};
+use crate::runtime::{CliError, print_error};
+use rollora_local::{LocalConfig, LocalError};
 use std::io::{self, IsTerminal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-pub(crate) async fn run(config: Config) -> Result<(), Failure> {
-    log();
+pub(crate) async fn run(config: LocalConfig) -> Result<(), CliError> {
+    init_logging();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(rollora_local::run(config, stop.clone()));
     let ended = tokio::select! {
         ended = running.as_mut() => ended,
-        () = told(&mut terminate, &mut interrupt) => {
-            say_error("rollora: ending when the answers under way have ended; the same signal again ends at once");
+        () = wait_for_signal(&mut terminate, &mut interrupt) => {
+            print_error("rollora: ending when the answers under way have ended; the same signal again ends at once");
             stop.cancel();
             tokio::select! {
                 ended = running => ended,
-                () = told(&mut terminate, &mut interrupt) => Ok(()),
+                () = wait_for_signal(&mut terminate, &mut interrupt) => Ok(()),
             }
         }
     };
     ended.map_err(|error| match error {
-        LocalError::Input(problems) => Failure::BadInput(problems),
-        other => Failure::Other(other.to_string()),
+        LocalError::Input(problems) => CliError::BadInput(problems),
+        other => CliError::Other(other.to_string()),
     })
 }
 
-async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
+async fn wait_for_signal(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -37,7 +37,7 @@ async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
 }
 
 /// Logs to standard error; `RUST_LOG` says how much.
-fn log() {
+fn init_logging() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let color = io::stderr().is_terminal() && !plain;

@@ -1,13 +1,13 @@
 //! `rollora`: looks, explains, acts; and `rollora local`.
 
-mod act;
 mod args;
 mod client;
 mod command;
+mod intent;
 mod local;
-mod look;
 mod render;
-mod shell;
+mod runtime;
+mod show;
 
 use clap::Parser as _;
 use std::process::ExitCode;
@@ -15,6 +15,6 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // Fails only where there is a provider already, which is then this one.
     rustls::crypto::ring::default_provider().install_default().ok();
-    let ended = command::Command::try_from(args::Args::parse()).and_then(shell::run);
-    ended.unwrap_or_else(shell::Failure::report)
+    let ended = command::Command::try_from(args::Args::parse()).and_then(runtime::run);
+    ended.unwrap_or_else(runtime::CliError::report)
 }

@@ -10,11 +10,11 @@ mod time;
 
 pub(crate) use explain::explain;
 pub(crate) use status::status;
-pub(crate) use style::Style;
+pub(crate) use style::TextStyle;
 
 use rollora_api::rollout::{Intent, IntentKind, RolloutStatus, status::Phase};
 use rollora_local::Overview;
-use style::{Table, plain};
+use style::{TextTable, plain_cell};
 
 /// Draws `screen` over the last one: the cursor goes home, each line is cleared behind its text, and what is below is
 /// cleared. Nothing flickers, and what was on the terminal before stays in its history.
@@ -23,7 +23,7 @@ pub(crate) fn redraw(screen: &str) -> String {
 }
 
 /// A header and one line.
-pub(crate) fn line(overview: &Overview) -> String {
+pub(crate) fn summary(overview: &Overview) -> String {
     let rollout = &overview.rollout;
     let status = rollout.status.clone().unwrap_or_default();
     let id = |id: &Option<_>| id.as_ref().map_or("-".to_owned(), ToString::to_string);
@@ -31,22 +31,22 @@ pub(crate) fn line(overview: &Overview) -> String {
         ("NAME", rollout.metadata.name.clone()),
         ("MODEL", rollout.spec.model.to_string()),
         ("PHASE", format!("{:?}", status.phase)),
-        ("STEP", steps::position(&status)),
-        ("WEIGHT", weights(&status)),
+        ("STEP", steps::step_position(&status)),
+        ("WEIGHT", format_weights(&status)),
         ("STABLE", id(&status.revision.stable)),
         ("DESIRED", id(&status.revision.desired)),
     ];
-    let mut table = Table::default();
-    table.row(cells.iter().map(|(title, _)| plain(*title)));
-    table.row(cells.iter().map(|(_, cell)| plain(cell.clone())));
-    table.lines("")
+    let mut table = TextTable::default();
+    table.push_row(cells.iter().map(|(title, _)| plain_cell(*title)));
+    table.push_row(cells.iter().map(|(_, cell)| plain_cell(cell.clone())));
+    table.render("")
 }
 
 /// One line for logs: where it stands and what it waits for.
-pub(crate) fn progress(overview: &Overview) -> String {
+pub(crate) fn progress_line(overview: &Overview) -> String {
     let status = overview.rollout.status.clone().unwrap_or_default();
     let mut line = format!("{}: {}", overview.rollout.metadata.name, phase_name(status.phase));
-    for part in [steps::position(&status), weights(&status), status.message.clone()] {
+    for part in [steps::step_position(&status), format_weights(&status), status.message.clone()] {
         if !part.is_empty() && part != "-" {
             line.push_str("  ");
             line.push_str(&part);
@@ -57,7 +57,7 @@ pub(crate) fn progress(overview: &Overview) -> String {
 }
 
 /// What was asked, and of what.
-pub(crate) fn asked(intent: &Intent, seen: &RolloutStatus) -> String {
+pub(crate) fn intent_submitted(intent: &Intent, seen: &RolloutStatus) -> String {
     let of = match &seen.revision.desired {
         Some(desired) => format!(" of {desired}"),
         None => String::new(),
@@ -72,7 +72,7 @@ pub(crate) fn asked(intent: &Intent, seen: &RolloutStatus) -> String {
 }
 
 /// `stable 90, new 10`.
-fn weights(status: &RolloutStatus) -> String {
+fn format_weights(status: &RolloutStatus) -> String {
     let weights = &status.weights.desired;
     if weights.is_empty() {
         return "-".to_owned();

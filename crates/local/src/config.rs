@@ -1,14 +1,14 @@
 //! What a `rollora local` is started with.
 
-use crate::store::Inputs;
+use crate::document_store::InputFiles;
 use rollora_vllm::{Endpoint, EndpointError};
 use std::{net::SocketAddr, path::PathBuf};
 
 /// Everything that is given at the start.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub struct LocalConfig {
     /// The two files that a person edits.
-    pub inputs: Inputs,
+    pub inputs: InputFiles,
     /// The vLLM servers, with the key for what Rollora itself asks of them. Clients bring their own.
     pub servers: Vec<Endpoint>,
     /// Where the gateway listens.
@@ -23,7 +23,7 @@ pub struct Config {
 
 /// Why a text cannot be one of the servers of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ServerError {
+pub enum ServerUrlError {
     /// Not the URL of a server.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
@@ -36,13 +36,13 @@ pub enum ServerError {
 }
 
 /// Reads the URL of a server.
-pub fn parse_server(text: &str) -> Result<Endpoint, ServerError> {
+pub fn parse_server_url(text: &str) -> Result<Endpoint, ServerUrlError> {
     let endpoint = Endpoint::parse(text)?;
     if endpoint.is_https() {
-        return Err(ServerError::Tls);
+        return Err(ServerUrlError::Tls);
     }
     let bare = endpoint.base_url().matches('/').count() == 2;
-    if bare { Ok(endpoint) } else { Err(ServerError::Path) }
+    if bare { Ok(endpoint) } else { Err(ServerUrlError::Path) }
 }
 
 #[cfg(test)]
@@ -61,7 +61,7 @@ mod tests {
             ("127.0.0.1:8000", Err("not a URL")),
             ("http://127.0.0.1:8000/llm", Err("leave out the path")),
         ] {
-            match (parse_server(text), expected) {
+            match (parse_server_url(text), expected) {
                 (Ok(endpoint), Ok(name)) => assert_eq!(endpoint.authority(), name),
                 (Err(error), Err(said)) => assert!(error.to_string().contains(said), "{text}: {error}"),
                 (result, _) => panic!("{text}: {result:?}"),

@@ -8,9 +8,9 @@ mod tests;
 
 use crate::{
     clock,
+    document_store::LocalDocumentStore,
     fleet::LocalFleet,
-    overview::{FileView, Overview, Refused},
-    store::LocalStore,
+    overview::{ErrorResponse, FileView, Overview},
 };
 use axum::{
     Json, Router,
@@ -38,9 +38,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// The socket's name in the state folder.
-pub const SOCKET: &str = "rollora.sock";
+pub const SOCKET_NAME: &str = "rollora.sock";
 /// Changes that come closer than this are told together.
-const TOGETHER: Duration = Duration::from_millis(50);
+const COALESCE_DELAY: Duration = Duration::from_millis(50);
 
 /// What a person asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,21 +60,21 @@ pub struct IntentRequest {
 
 /// Why the control socket cannot be made.
 #[derive(Debug, thiserror::Error)]
-#[error("the control socket {path} cannot be made: {source}{}", hint(path))]
+#[error("the control socket {path} cannot be made: {source}{}", path_length_hint(path))]
 pub struct ControlError {
     path: PathBuf,
     source: io::Error,
 }
 
 /// Addresses of Unix sockets have 108 bytes.
-fn hint(path: &Path) -> &'static str {
+fn path_length_hint(path: &Path) -> &'static str {
     if path.as_os_str().len() > 100 { "; its path is too long: give a shorter one with --state" } else { "" }
 }
 
 /// What the control socket tells of.
 #[derive(Clone)]
-pub(crate) struct Control {
-    pub(crate) store: LocalStore,
+pub(crate) struct ControlServer {
+    pub(crate) store: LocalDocumentStore,
     pub(crate) fleet: LocalFleet,
     pub(crate) listen: SocketAddr,
     pub(crate) stop: CancellationToken,
@@ -82,7 +82,7 @@ pub(crate) struct Control {
 
 /// Makes the socket. One that a killed process left is replaced: the folder's lock says that nobody listens there.
 pub(crate) fn bind(folder: &Path) -> Result<UnixListener, ControlError> {
-    let path = folder.join(SOCKET);
+    let path = folder.join(SOCKET_NAME);
     bind_at(folder, &path).map_err(|source| ControlError { path, source })
 }
 
@@ -102,19 +102,19 @@ fn bind_at(folder: &Path, path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers until it is stopped.
-pub(crate) async fn serve(listener: UnixListener, control: Control) -> io::Result<()> {
+pub(crate) async fn serve(listener: UnixListener, control: ControlServer) -> io::Result<()> {
     let stop = control.stop.clone();
     let routes = Router::new()
         .route("/overview", get(overview))
         .route("/watch", get(watch))
-        .route("/intent", post(intent))
+        .route("/intent", post(submit_intent))
         .with_state(control);
     axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-impl Control {
+impl ControlServer {
     fn overview(&self) -> Overview {
-        let picture = self.store.picture();
+        let picture = self.store.snapshot();
         let inputs = self.store.inputs();
         let file = |path: &Path, problem: &Option<String>| FileView {
             path: path.display().to_string(),
@@ -127,28 +127,28 @@ impl Control {
             rollout: picture.rollout.as_ref().clone(),
             rollout_file: file(&inputs.rollout, &picture.problems.rollout),
             adapters_file: file(&inputs.adapters, &picture.problems.adapters),
-            servers: self.fleet.view(),
+            servers: self.fleet.server_views(),
             rules: self.store.rules().report(now),
             events: picture.events.iter().cloned().collect(),
         }
     }
 }
 
-async fn overview(State(control): State<Control>) -> Json<Overview> {
+async fn overview(State(control): State<ControlServer>) -> Json<Overview> {
     Json(control.overview())
 }
 
-async fn watch(State(control): State<Control>) -> Response {
-    ([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(overviews(control))).into_response()
+async fn watch(State(control): State<ControlServer>) -> Response {
+    ([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(overview_stream(control))).into_response()
 }
 
-fn overviews(control: Control) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    let view = control.store.view();
+fn overview_stream(control: ControlServer) -> impl Stream<Item = Result<Bytes, Infallible>> {
+    let view = control.store.subscribe_overview();
     stream::unfold((control, view, true), |(control, mut view, first)| async move {
         if !first {
             let changed = control.stop.run_until_cancelled(view.changed()).await;
             changed?.ok()?;
-            tokio::time::sleep(TOGETHER).await;
+            tokio::time::sleep(COALESCE_DELAY).await;
         }
         view.mark_unchanged();
         let mut line = serde_json::to_vec(&control.overview()).ok()?;
@@ -157,11 +157,11 @@ fn overviews(control: Control) -> impl Stream<Item = Result<Bytes, Infallible>> 
     })
 }
 
-async fn intent(State(control): State<Control>, Json(request): Json<IntentRequest>) -> Response {
+async fn submit_intent(State(control): State<ControlServer>, Json(request): Json<IntentRequest>) -> Response {
     let IntentRequest { verb, revision, step, claimed_by } = request;
     let intent = Intent { id: Uuid::new_v4().to_string(), verb, revision, step, claimed_by };
-    match control.store.intend(intent.clone()).await {
+    match control.store.record_intent(intent.clone()).await {
         Ok(()) => Json(intent).into_response(),
-        Err(error) => (StatusCode::CONFLICT, Json(Refused { error: error.to_string() })).into_response(),
+        Err(error) => (StatusCode::CONFLICT, Json(ErrorResponse { error: error.to_string() })).into_response(),
     }
 }

@@ -8,10 +8,10 @@ mod tests;
 
 use crate::{
     clock,
-    desired::{Trial, desired, facts},
-    gateway::servers::{Server as GatewayServer, Servers},
+    desired::{TrialState, desired_adapters, routing_state},
+    document_store::LocalDocumentStore,
+    gateway::servers::{GatewayServer, GatewayServers},
     overview::ServerView,
-    store::LocalStore,
 };
 use jiff::Timestamp;
 use rollora_api::{adapters::DesiredAdapters, names::ModelName, rewrite::PoolRef, sidecar_status::SidecarStatus};
@@ -21,25 +21,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, watch};
 
 /// The name of the only router of one machine.
-const GATEWAY: &str = "gateway";
+const GATEWAY_NAME: &str = "gateway";
 
 /// The servers of one machine.
 #[derive(Clone)]
-pub(crate) struct LocalFleet(Arc<Inner>);
+pub(crate) struct LocalFleet(Arc<FleetInner>);
 
-struct Inner {
-    store: LocalStore,
-    servers: Arc<Servers>,
-    members: Vec<Member>,
-    trials: Mutex<Vec<Trial>>,
+struct FleetInner {
+    store: LocalDocumentStore,
+    servers: Arc<GatewayServers>,
+    sidecars: Vec<SidecarHandle>,
+    trials: Mutex<Vec<TrialState>>,
     /// Since when servers are not Ready that may be so again as they are.
-    unready: Mutex<Vec<Option<Timestamp>>>,
+    unready_since: Mutex<Vec<Option<Timestamp>>>,
     /// Rung by the gateway when a server is quiet and that is awaited.
-    bell: Arc<Notify>,
+    drained: Arc<Notify>,
 }
 
 /// One server with its sidecar.
-pub(crate) struct Member {
+pub(crate) struct SidecarHandle {
     /// Where the server is.
     pub(crate) url: String,
     /// What its sidecar is told.
@@ -47,36 +47,43 @@ pub(crate) struct Member {
     /// What its sidecar tells.
     pub(crate) status: watch::Receiver<Arc<SidecarStatus>>,
     /// What its sidecar tells beside that, because it moves all the time.
-    pub(crate) pulse: watch::Receiver<Option<Heartbeat>>,
+    pub(crate) heartbeat: watch::Receiver<Option<Heartbeat>>,
     /// Where its sidecar is told that somebody looks.
-    pub(crate) onlookers: UsagePollBoost,
+    pub(crate) usage_poll_boost: UsagePollBoost,
 }
 
 impl LocalFleet {
     /// The servers, `members` in their order.
-    pub(crate) fn new(store: LocalStore, servers: Arc<Servers>, members: Vec<Member>, bell: Arc<Notify>) -> Self {
-        let trials = Mutex::new(vec![Trial::default(); members.len()]);
+    pub(crate) fn new(
+        store: LocalDocumentStore,
+        servers: Arc<GatewayServers>,
+        members: Vec<SidecarHandle>,
+        bell: Arc<Notify>,
+    ) -> Self {
+        let trials = Mutex::new(vec![TrialState::default(); members.len()]);
         let unready = Mutex::new(vec![None; members.len()]);
-        Self(Arc::new(Inner { store, servers, members, trials, unready, bell }))
+        Self(Arc::new(FleetInner { store, servers, sidecars: members, trials, unready_since: unready, drained: bell }))
     }
 
     /// Hands what is known on: to the gateway what the sidecars say, to the sidecars what is desired.
     pub(crate) fn refresh(&self) {
-        let documents = self.0.store.picture();
-        let key = documents.key.key.as_deref();
-        let known: Vec<_> =
-            self.each().map(|(member, server)| facts(key, &server.name, &member.status.borrow())).collect();
+        let documents = self.0.store.snapshot();
+        let key = documents.directives.parsed.as_deref();
+        let known: Vec<_> = self
+            .sidecars_with_servers()
+            .map(|(member, server)| routing_state(key, &server.name, &member.status.borrow()))
+            .collect();
         // First the gateway, so that no request goes to a server whose trial begins below.
-        self.0.servers.know(&known);
+        self.0.servers.update_routing(&known);
         let calm =
             |index: usize| known[index].ready && !known[index].pilot && !self.0.servers.all()[index].is_suspect();
         let mut trials = self.0.trials.lock().unwrap_or_else(PoisonError::into_inner);
-        for (index, (member, server)) in self.each().enumerate() {
+        for (index, (member, server)) in self.sidecars_with_servers().enumerate() {
             let others = (0..known.len()).filter(|other| *other != index && calm(*other)).count();
             let trial = &mut trials[index];
-            trial.step(&known[index].on_trial, server.in_flight(), others, clock::now());
-            server.await_quiet(trial.is_waiting());
-            let wanted = desired(&documents, &server.name, trial.has_begun());
+            trial.advance(&known[index].on_trial, server.in_flight(), others, clock::now());
+            server.set_notify_drained(trial.is_draining());
+            let wanted = desired_adapters(&documents, &server.name, trial.is_allowed());
             member.desired.send_if_modified(|current| {
                 let changed = current.as_deref() != Some(&wanted);
                 if changed {
@@ -88,37 +95,39 @@ impl LocalFleet {
     }
 
     /// Refreshes whenever something happened, for as long as the process runs.
-    pub(crate) async fn follow(&self) {
-        let mut work = self.0.store.work();
+    pub(crate) async fn run(&self) {
+        let mut work = self.0.store.subscribe_reconcile();
         loop {
             self.refresh();
-            let deadline = self.next_deadline(clock::now());
+            let deadline = self.time_to_deadline(clock::now());
             tokio::select! {
                 changed = work.changed() => if changed.is_err() { return },
-                () = self.0.bell.notified() => {}
+                () = self.0.drained.notified() => {}
                 () = tokio::time::sleep(deadline) => {}
             }
         }
     }
 
     /// Follows what one sidecar says, for as long as it runs.
-    pub(crate) async fn follow_sidecar(&self, index: usize) {
-        let (Some(member), Some(server)) = (self.0.members.get(index), self.0.servers.all().get(index)) else { return };
+    pub(crate) async fn watch_sidecar(&self, index: usize) {
+        let (Some(member), Some(server)) = (self.0.sidecars.get(index), self.0.servers.all().get(index)) else {
+            return;
+        };
         let mut status = member.status.clone();
         while status.changed().await.is_ok() {
-            server.trust();
+            server.clear_suspicion();
             self.refresh();
-            self.0.store.ring();
+            self.0.store.notify();
         }
     }
 
     /// Every server, for people.
-    pub(crate) fn view(&self) -> Vec<ServerView> {
-        let documents = self.0.store.picture();
-        let key = documents.key.key.as_deref();
-        let view = |(member, server): (&Member, &Arc<GatewayServer>)| {
-            let status = full_status(&member.status, &member.pulse);
-            let facts = facts(key, &server.name, &status);
+    pub(crate) fn server_views(&self) -> Vec<ServerView> {
+        let documents = self.0.store.snapshot();
+        let key = documents.directives.parsed.as_deref();
+        let view = |(member, server): (&SidecarHandle, &Arc<GatewayServer>)| {
+            let status = full_status(&member.status, &member.heartbeat);
+            let facts = routing_state(key, &server.name, &status);
             ServerView {
                 name: server.name.clone(),
                 ready: facts.ready && !server.is_suspect(),
@@ -127,26 +136,26 @@ impl LocalFleet {
                 status,
             }
         };
-        self.each().map(view).collect()
+        self.sidecars_with_servers().map(view).collect()
     }
 
     /// What each sidecar tells.
-    pub(crate) fn sidecars(&self) -> Vec<watch::Receiver<Arc<SidecarStatus>>> {
-        self.0.members.iter().map(|member| member.status.clone()).collect()
+    pub(crate) fn sidecar_statuses(&self) -> Vec<watch::Receiver<Arc<SidecarStatus>>> {
+        self.0.sidecars.iter().map(|member| member.status.clone()).collect()
     }
 
     /// The gateway's servers.
-    pub(crate) fn servers(&self) -> &Arc<Servers> {
+    pub(crate) fn servers(&self) -> &Arc<GatewayServers> {
         &self.0.servers
     }
 
-    fn each(&self) -> impl Iterator<Item = (&Member, &Arc<GatewayServer>)> {
-        self.0.members.iter().zip(self.0.servers.all())
+    fn sidecars_with_servers(&self) -> impl Iterator<Item = (&SidecarHandle, &Arc<GatewayServer>)> {
+        self.0.sidecars.iter().zip(self.0.servers.all())
     }
 
-    fn next_deadline(&self, now: Timestamp) -> std::time::Duration {
+    fn time_to_deadline(&self, now: Timestamp) -> std::time::Duration {
         let trials = self.0.trials.lock().unwrap_or_else(PoisonError::into_inner);
-        let soonest = trials.iter().filter_map(Trial::deadline).min();
+        let soonest = trials.iter().filter_map(TrialState::deadline).min();
         let hour = std::time::Duration::from_hours(1);
         soonest.map_or(hour, |at| std::time::Duration::try_from(at.duration_since(now)).unwrap_or_default().min(hour))
     }
@@ -157,10 +166,10 @@ impl Fleet for LocalFleet {
         self.refresh();
         let now = clock::now();
         // Nothing that holds this lock can panic half way: the content is good in any case.
-        let mut unready = self.0.unready.lock().unwrap_or_else(PoisonError::into_inner);
-        let server = |((member, server), unready): ((&Member, &Arc<GatewayServer>), &mut Option<Timestamp>)| {
-            member.onlookers.request();
-            let status = Arc::new(full_status(&member.status, &member.pulse));
+        let mut unready = self.0.unready_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let server = |((member, server), unready): ((&SidecarHandle, &Arc<GatewayServer>), &mut Option<Timestamp>)| {
+            member.usage_poll_boost.request();
+            let status = Arc::new(full_status(&member.status, &member.heartbeat));
             let ready = status.server.is_some() && status.readiness.ready && !server.is_suspect();
             // One that is down comes back as another one, and is looked at then.
             *unready = (!ready && status.server.is_some()).then(|| unready.unwrap_or(now));
@@ -174,11 +183,11 @@ impl Fleet for LocalFleet {
                 status: Ok(status),
             }
         };
-        Ok(self.each().zip(unready.iter_mut()).map(server).collect::<Vec<_>>().into())
+        Ok(self.sidecars_with_servers().zip(unready.iter_mut()).map(server).collect::<Vec<_>>().into())
     }
 
     async fn routers(&self, _: &RolloutKey, _: &PoolRef, _: &ModelName) -> Result<Polled<ObservedRouter>, ReadError> {
         let report = self.0.store.rules().report(clock::now());
-        Ok(vec![ObservedRouter { name: GATEWAY.to_owned(), report: Ok(report.into()) }].into())
+        Ok(vec![ObservedRouter { name: GATEWAY_NAME.to_owned(), report: Ok(report.into()) }].into())
     }
 }

@@ -5,8 +5,8 @@
 //!
 //! Invariants: a request is written to at most one server. A client that goes away takes its request off the server.
 
+mod balancer;
 mod body;
-mod choose;
 mod forward;
 mod headers;
 mod pool;
@@ -16,28 +16,28 @@ pub(crate) mod servers;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use choose::{Need, ServerFacts};
+pub(crate) use balancer::{ServerRequirement, ServerRoutingState};
 
 use crate::clock;
-use body::{Answer, Budget, Chunks, Reply};
-use forward::{Answered, ForwardError, forward};
+use body::{BodyBudget, BodyChunks, ResponseBody, ServerResponseBody};
+use forward::{ForwardError, ServerResponse, forward};
 use http::{Request, Response, Uri, Version, request::Parts, uri::PathAndQuery};
 use hyper::body::{Body, Incoming};
-use refusal::Refusal;
+use refusal::GatewayRefusal;
 use rollora_router::{
     active_rules::ActiveRules,
     exchange::{BodyAction, Exchange, HeadAction, RequestHead},
     guard::PathGuard,
     headers::{remove_internal, set_target_header},
 };
-use servers::Servers;
+use servers::GatewayServers;
 use std::sync::Arc;
 
 /// How much of request bodies is held.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct BodyLimits {
     /// Of one request.
-    pub(crate) request: usize,
+    pub(crate) per_request: usize,
     /// Of all together.
     pub(crate) total: usize,
 }
@@ -45,31 +45,31 @@ pub(crate) struct Limits {
 /// The gateway.
 #[derive(Debug)]
 pub(crate) struct Gateway {
-    servers: Arc<Servers>,
+    servers: Arc<GatewayServers>,
     rules: Arc<ActiveRules>,
     max_body: usize,
-    budget: Arc<Budget>,
+    budget: Arc<BodyBudget>,
 }
 
 impl Gateway {
-    pub(crate) fn new(servers: Arc<Servers>, rules: Arc<ActiveRules>, limits: Limits) -> Self {
-        Self { servers, rules, max_body: limits.request, budget: Budget::new(limits.total) }
+    pub(crate) fn new(servers: Arc<GatewayServers>, rules: Arc<ActiveRules>, limits: BodyLimits) -> Self {
+        Self { servers, rules, max_body: limits.per_request, budget: BodyBudget::new(limits.total) }
     }
 
     /// Answers one request.
-    async fn answer(&self, request: Request<Incoming>) -> Response<Reply> {
+    async fn handle(&self, request: Request<Incoming>) -> Response<ResponseBody> {
         let (mut head, body) = request.into_parts();
         if headers::wants_upgrade(&head.headers) {
-            return Refusal::Upgrade.into_response();
+            return GatewayRefusal::UpgradeUnsupported.into_response();
         }
         remove_internal(&mut head.headers);
-        let (mut exchange, action) = self.begin(&head, !body.is_end_stream());
+        let (mut exchange, action) = self.begin_exchange(&head, !body.is_end_stream());
         let answered = match action {
             HeadAction::Refuse(refusal) => Err(refusal.into()),
-            HeadAction::Forward | HeadAction::ReadBody => self.pass_on(&mut exchange, head, body, action).await,
+            HeadAction::Forward | HeadAction::ReadBody => self.proxy(&mut exchange, head, body, action).await,
         };
         match answered {
-            Ok(answered) => answer(answered, exchange),
+            Ok(answered) => client_response(answered, exchange),
             Err(refusal) => {
                 let mut response = refusal.into_response();
                 let target = exchange.response_head(response.status(), clock::now());
@@ -79,48 +79,48 @@ impl Gateway {
         }
     }
 
-    fn begin(&self, head: &Parts, has_body: bool) -> (Exchange, HeadAction) {
+    fn begin_exchange(&self, head: &Parts, has_body: bool) -> (Exchange, HeadAction) {
         let target = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
         let known = RequestHead { path_and_query: target, headers: &head.headers, has_body };
         Exchange::begin(&self.rules, PathGuard::Strict, &known, clock::now())
     }
 
-    async fn pass_on(
+    async fn proxy(
         &self,
         exchange: &mut Exchange,
         mut head: Parts,
         body: Incoming,
         action: HeadAction,
-    ) -> Result<Answered, Refusal> {
-        let (body, hold) = body::read(body, self.max_body, &self.budget).await?;
+    ) -> Result<ServerResponse, GatewayRefusal> {
+        let (body, hold) = body::buffer_body(body, self.max_body, &self.budget).await?;
         let action = match action {
             HeadAction::ReadBody => exchange.request_body(&body, rand::random(), clock::now()),
             _ => BodyAction::Forward,
         };
         let (body, by_rule) = match action {
             BodyAction::Refuse(refusal) => return Err(refusal.into()),
-            BodyAction::Replace(spliced) => (Chunks::new(spliced.parts, hold), true),
-            BodyAction::Forward => (Chunks::new([body], hold), false),
+            BodyAction::Replace(spliced) => (BodyChunks::new(spliced.parts, hold), true),
+            BodyAction::Forward => (BodyChunks::new([body], hold), false),
         };
         let need = match exchange.served_model() {
-            Some(model) if by_rule => Need::Target(model),
-            Some(model) => Need::Named(model),
-            None => Need::Nothing,
+            Some(model) if by_rule => ServerRequirement::Target(model),
+            Some(model) => ServerRequirement::Model(model),
+            None => ServerRequirement::Any,
         };
         headers::drop_hop_by_hop(&mut head.headers);
         headers::drop_framing(&mut head.headers);
-        let request = outgoing(head, body);
+        let request = server_request(head, body);
         forward(&self.servers, need, request).await.map_err(|error| match error {
             ForwardError::NoServer(why) => {
-                Refusal::NoServer(why, exchange.served_model().unwrap_or_default().to_owned())
+                GatewayRefusal::NoServer(why, exchange.served_model().unwrap_or_default().to_owned())
             }
-            ForwardError::Broken { .. } => Refusal::Broken(error.to_string()),
+            ForwardError::Disconnected { .. } => GatewayRefusal::ServerDisconnected(error.to_string()),
         })
     }
 }
 
 /// The request as a server gets it: path and query alone, whatever form the client used.
-fn outgoing(head: Parts, body: Chunks) -> Request<Chunks> {
+fn server_request(head: Parts, body: BodyChunks) -> Request<BodyChunks> {
     let path = head.uri.into_parts().path_and_query.unwrap_or(PathAndQuery::from_static("/"));
     let mut request = Request::new(body);
     *request.method_mut() = head.method;
@@ -130,12 +130,15 @@ fn outgoing(head: Parts, body: Chunks) -> Request<Chunks> {
 }
 
 /// The answer as the client gets it.
-fn answer(answered: Answered, mut exchange: Exchange) -> Response<Reply> {
-    let Answered { response, connection, lease } = answered;
+fn client_response(answered: ServerResponse, mut exchange: Exchange) -> Response<ResponseBody> {
+    let ServerResponse { response, connection, guard: lease } = answered;
     let (mut head, incoming) = response.into_parts();
     head.version = Version::HTTP_11;
     headers::drop_hop_by_hop(&mut head.headers);
     let target = exchange.response_head(head.status, clock::now());
     set_target_header(&mut head.headers, target.as_ref());
-    Response::from_parts(head, Reply::Answer(Box::new(Answer::new(incoming, connection, lease, exchange))))
+    Response::from_parts(
+        head,
+        ResponseBody::Server(Box::new(ServerResponseBody::new(incoming, connection, lease, exchange))),
+    )
 }

@@ -2,25 +2,25 @@
 //!
 //! [`run`] is everything in one process. [`Overview`] is what it tells over its control socket.
 
+mod admin;
 mod clock;
 mod config;
 mod control;
 mod desired;
-mod documents;
+mod document_store;
 mod fleet;
 mod gateway;
 mod input;
 mod overview;
 mod process;
-mod settle;
+mod snapshot;
+mod startup;
 pub mod state;
-mod store;
-mod telemetry;
 
-pub use config::{Config, ServerError, parse_server};
-pub use control::{ControlError, IntentRequest, SOCKET};
-pub use documents::EventRecord;
-pub use overview::{FileView, Overview, Refused, ServerView};
+pub use config::{LocalConfig, ServerUrlError, parse_server_url};
+pub use control::{ControlError, IntentRequest, SOCKET_NAME};
+pub use document_store::InputFiles;
+pub use overview::{ErrorResponse, FileView, Overview, ServerView};
 pub use process::{LocalError, run};
 pub use rollora_vllm::{ApiKey, Endpoint};
-pub use store::Inputs;
+pub use snapshot::EventRecord;

@@ -1,6 +1,6 @@
 //! What `rollora local` tells `rollora` over the control socket: plain data, the same type on both sides.
 
-use crate::documents::EventRecord;
+use crate::snapshot::EventRecord;
 use jiff::Timestamp;
 use rollora_api::{rollout::Rollout, router_report::RulesReport, sidecar_status::SidecarStatus};
 use serde::{Deserialize, Serialize};
@@ -57,7 +57,7 @@ pub struct ServerView {
 
 /// What the control socket answers where it does not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refused {
+pub struct ErrorResponse {
     /// Why, in words.
     pub error: String,
 }

@@ -2,19 +2,18 @@
 //! socket.
 
 use crate::{
-    clock,
-    config::Config,
-    control::{self, Control, ControlError},
-    fleet::{LocalFleet, Member},
+    admin, clock,
+    config::LocalConfig,
+    control::{self, ControlError, ControlServer},
+    document_store::{LocalDocumentStore, OpenError},
+    fleet::{LocalFleet, SidecarHandle},
     gateway::{
-        Gateway, Limits, serve,
-        servers::{Server, Servers},
+        BodyLimits, Gateway, serve,
+        servers::{GatewayServer, GatewayServers},
     },
     input,
-    settle::{self, settled},
+    startup::{self, wait_for_servers},
     state::{StateError, StateFolder},
-    store::{LocalStore, OpenError},
-    telemetry,
 };
 use rollora_operator::Operator;
 use rollora_sidecar::{RefreshCallback, Sidecar, SidecarConfig};
@@ -28,16 +27,17 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How much of all requests' bodies is held.
-const TOTAL_BODIES: usize = 256 << 20;
+const MAX_BUFFERED_BYTES: usize = 256 << 20;
 /// An adapter that was used within this time is not unloaded. The operator has waited for quiet before it unlists one;
 /// this is for the request that was on its way when a person did.
 const UNLOAD_GRACE: Duration = Duration::from_secs(2);
 /// How long the first request waits at most for news of the servers.
-const SETTLE: settle::Limits = settle::Limits { each: Duration::from_secs(1), first: Duration::from_secs(10) };
+const STARTUP_TIMEOUTS: startup::StartupTimeouts =
+    startup::StartupTimeouts { all_known: Duration::from_secs(1), first_ready: Duration::from_secs(10) };
 /// How long answers may take yet when the process is told to end.
-const GRACE: Duration = Duration::from_secs(30);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 /// How long everything else may take to end.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const TASK_END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why `rollora local` ends without having been told to.
 #[derive(Debug, thiserror::Error)]
@@ -73,12 +73,12 @@ pub enum LocalError {
         source: rollora_vllm::VllmClientError,
     },
     /// A part ended that should run for as long as the process.
-    #[error("{part} ended unexpectedly{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
-    Part {
+    #[error("{task} ended unexpectedly{}", .reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    Task {
         /// Which part.
-        part: &'static str,
+        task: &'static str,
         /// Why, where it says so.
-        why: Option<String>,
+        reason: Option<String>,
     },
 }
 
@@ -93,71 +93,71 @@ impl From<OpenError> for LocalError {
 }
 
 /// The parts that run, each with its name.
-type Parts = JoinSet<(&'static str, Option<String>)>;
+type Tasks = JoinSet<(&'static str, Option<String>)>;
 
 /// Runs until `stop`, then lets answers end.
-pub async fn run(config: Config, stop: CancellationToken) -> Result<(), LocalError> {
+pub async fn run(config: LocalConfig, stop: CancellationToken) -> Result<(), LocalError> {
     let folder = StateFolder::open(&config.state)?;
-    let socket = folder.file(control::SOCKET);
-    let store = LocalStore::open(folder, config.inputs.clone())?;
-    let listener = listen("--listen", config.listen).await?;
+    let socket = folder.document_path(control::SOCKET_NAME);
+    let store = LocalDocumentStore::open(folder, config.inputs.clone())?;
+    let listener = bind_listener("--listen", config.listen).await?;
     let status_listener = match config.status_listen {
-        Some(address) => Some(listen("--status-listen", address).await?),
+        Some(address) => Some(bind_listener("--status-listen", address).await?),
         None => None,
     };
     let control_listener = control::bind(&config.state)?;
 
     // Answers that are under way need everything but new requests, so two things are stopped, one after the other.
     let ended = CancellationToken::new();
-    let mut parts = Parts::new();
+    let mut parts = Tasks::new();
     let fleet = start_fleet(&config, &store, &mut parts, &ended)?;
     start_operator(&store, &fleet, &mut parts, &ended);
     let listen = listener.local_addr().unwrap_or(config.listen);
-    let control = Control { store: store.clone(), fleet: fleet.clone(), listen, stop: ended.clone() };
-    parts.spawn(async { ("the control socket", why(control::serve(control_listener, control).await)) });
+    let control = ControlServer { store: store.clone(), fleet: fleet.clone(), listen, stop: ended.clone() };
+    parts.spawn(async { ("the control socket", error_text(control::serve(control_listener, control).await)) });
     if let Some(listener) = status_listener {
-        let serving = telemetry::serve(listener, store.clone(), fleet.clone(), ended.clone());
-        parts.spawn(async { ("the status server", why(serving.await)) });
+        let serving = admin::serve(listener, store.clone(), fleet.clone(), ended.clone());
+        parts.spawn(async { ("the status server", error_text(serving.await)) });
     }
-    let limits = Limits { request: config.max_body, total: TOTAL_BODIES };
+    let limits = BodyLimits { per_request: config.max_body, total: MAX_BUFFERED_BYTES };
     let gateway = Arc::new(Gateway::new(Arc::clone(fleet.servers()), Arc::clone(store.rules()), limits));
     let serving = async {
-        stop.run_until_cancelled(settled(fleet.sidecars(), SETTLE)).await;
+        stop.run_until_cancelled(wait_for_servers(fleet.sidecar_statuses(), STARTUP_TIMEOUTS)).await;
         fleet.refresh();
         tracing::info!(%listen, servers = config.servers.len(), "gateway listens");
-        serve::serve(listener, gateway, stop.clone(), GRACE).await;
+        serve::serve(listener, gateway, stop.clone(), SHUTDOWN_GRACE).await;
     };
 
     let result = tokio::select! {
         () = serving => Ok(()),
-        Some(ended) = parts.join_next() => Err(ended_part(ended)),
+        Some(ended) = parts.join_next() => Err(task_ended(ended)),
     };
     ended.cancel();
     // What does not end by now has nothing to lose: every write is whole or not there.
-    drop(timeout(LAST_WORDS, async { while parts.join_next().await.is_some() {} }).await);
+    drop(timeout(TASK_END_TIMEOUT, async { while parts.join_next().await.is_some() {} }).await);
     drop(std::fs::remove_file(socket));
     result
 }
 
-async fn listen(option: &'static str, address: SocketAddr) -> Result<TcpListener, LocalError> {
+async fn bind_listener(option: &'static str, address: SocketAddr) -> Result<TcpListener, LocalError> {
     TcpListener::bind(address).await.map_err(|source| LocalError::Listen { option, address, source })
 }
 
-fn why<E: std::fmt::Display>(result: Result<(), E>) -> Option<String> {
+fn error_text<E: std::fmt::Display>(result: Result<(), E>) -> Option<String> {
     result.err().map(|error| error.to_string())
 }
 
-fn ended_part(ended: Result<(&'static str, Option<String>), tokio::task::JoinError>) -> LocalError {
+fn task_ended(ended: Result<(&'static str, Option<String>), tokio::task::JoinError>) -> LocalError {
     match ended {
-        Ok((part, why)) => LocalError::Part { part, why },
-        Err(error) => LocalError::Part { part: "a part", why: Some(error.to_string()) },
+        Ok((part, why)) => LocalError::Task { task: part, reason: why },
+        Err(error) => LocalError::Task { task: "a part", reason: Some(error.to_string()) },
     }
 }
 
 fn start_fleet(
-    config: &Config,
-    store: &LocalStore,
-    parts: &mut Parts,
+    config: &LocalConfig,
+    store: &LocalDocumentStore,
+    parts: &mut Tasks,
     stop: &CancellationToken,
 ) -> Result<LocalFleet, LocalError> {
     let (bell, connections) = (Arc::new(Notify::new()), TaskTracker::new());
@@ -165,7 +165,8 @@ fn start_fleet(
     for endpoint in &config.servers {
         let (name, doubts) = (endpoint.authority(), Arc::new(Notify::new()));
         let (host, tasks) = (endpoint.host(), connections.clone());
-        let server = Server::new(name.clone(), host, endpoint.port(), tasks, Arc::clone(&bell), Arc::clone(&doubts));
+        let server =
+            GatewayServer::new(name.clone(), host, endpoint.port(), tasks, Arc::clone(&bell), Arc::clone(&doubts));
         servers.push(Arc::new(server));
         let mut behaviour = SidecarConfig::new(name.clone(), endpoint.clone());
         behaviour.policy.unload_grace = UNLOAD_GRACE;
@@ -173,45 +174,47 @@ fn start_fleet(
         let sidecar = Sidecar::new(behaviour, wanted);
         let (sidecar, status) = sidecar.map_err(|source| LocalError::Server { server: name, source })?;
         let (url, pulse, onlookers) = (endpoint.base_url().to_owned(), sidecar.heartbeat(), sidecar.usage_poll_boost());
-        members.push(Member { url, desired, status, pulse, onlookers });
+        members.push(SidecarHandle { url, desired, status, heartbeat: pulse, usage_poll_boost: onlookers });
         sidecars.push(sidecar.with_suspect_notify(doubts));
     }
-    let fleet = LocalFleet::new(store.clone(), Arc::new(Servers::new(servers)), members, bell);
+    let fleet = LocalFleet::new(store.clone(), Arc::new(GatewayServers::new(servers)), members, bell);
     fleet.refresh();
     for (index, sidecar) in sidecars.into_iter().enumerate() {
-        let sidecar = sidecar.with_refresh(refresh(store, &fleet)).run(stop.clone());
-        parts.spawn(async { ("a sidecar", done(sidecar).await) });
+        let sidecar = sidecar.with_refresh(refresh_hook(store, &fleet)).run(stop.clone());
+        parts.spawn(async { ("a sidecar", run_to_end(sidecar).await) });
         let following = fleet.clone();
-        parts.spawn(async move { ("the ear for a sidecar", done(following.follow_sidecar(index)).await) });
+        parts.spawn(async move { ("the ear for a sidecar", run_to_end(following.watch_sidecar(index)).await) });
     }
     let (following, token) = (fleet.clone(), stop.clone());
-    parts.spawn(async move { ("the fleet", until(token, following.follow()).await) });
+    parts.spawn(async move { ("the fleet", run_until_stopped(token, following.run()).await) });
     let (sweeping, token) = (Arc::clone(fleet.servers()), stop.clone());
-    parts.spawn(async move { ("the sweep of connections", until(token, sweep(sweeping)).await) });
-    let watching = input::watch(store.clone(), stop.clone());
-    parts.spawn(async { ("the watch of the files", done(watching).await) });
+    parts.spawn(async move {
+        ("the sweep of connections", run_until_stopped(token, sweep_idle_connections(sweeping)).await)
+    });
+    let watching = input::watch_files(store.clone(), stop.clone());
+    parts.spawn(async { ("the watch of the files", run_to_end(watching).await) });
     Ok(fleet)
 }
 
-fn start_operator(store: &LocalStore, fleet: &LocalFleet, parts: &mut Parts, stop: &CancellationToken) {
+fn start_operator(store: &LocalDocumentStore, fleet: &LocalFleet, parts: &mut Tasks, stop: &CancellationToken) {
     let operator = Operator::new(store.clone(), fleet.clone(), clock::now);
     let stop = stop.clone();
-    parts.spawn(async move { ("the operator", why(operator.run(stop).await)) });
+    parts.spawn(async move { ("the operator", error_text(operator.run(stop).await)) });
 }
 
 /// Before an adapter is unloaded, its file is read once more.
-fn refresh(store: &LocalStore, fleet: &LocalFleet) -> RefreshCallback {
+fn refresh_hook(store: &LocalDocumentStore, fleet: &LocalFleet) -> RefreshCallback {
     let (store, fleet) = (store.clone(), fleet.clone());
     Arc::new(move || {
         let (store, fleet) = (store.clone(), fleet.clone());
         Box::pin(async move {
-            input::read_adapters_now(&store).await;
+            input::reload_adapters(&store).await;
             fleet.refresh();
         })
     })
 }
 
-async fn sweep(servers: Arc<Servers>) {
+async fn sweep_idle_connections(servers: Arc<GatewayServers>) {
     let mut every = interval(Duration::from_secs(1));
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -220,12 +223,12 @@ async fn sweep(servers: Arc<Servers>) {
     }
 }
 
-async fn until(stop: CancellationToken, part: impl Future<Output = ()>) -> Option<String> {
+async fn run_until_stopped(stop: CancellationToken, part: impl Future<Output = ()>) -> Option<String> {
     stop.run_until_cancelled(part).await;
     None
 }
 
-async fn done(part: impl Future<Output = ()>) -> Option<String> {
+async fn run_to_end(part: impl Future<Output = ()>) -> Option<String> {
     part.await;
     None
 }

@@ -15,8 +15,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const LOCK: &str = "lock";
-const TEMPORARY: &str = ".writing";
+const LOCK_FILE: &str = "lock";
+const TEMPORARY_SUFFIX: &str = ".writing";
 
 /// A folder that this process alone works on.
 #[derive(Debug)]
@@ -96,10 +96,10 @@ impl StateFolder {
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let unusable = |source| StateError::Unusable { path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable)?;
-        let lock = take_lock(path)?;
+        let lock = lock_folder(path)?;
         for entry in fs::read_dir(path).map_err(unusable)? {
             let entry = entry.map_err(unusable)?;
-            if entry.file_name().to_string_lossy().ends_with(TEMPORARY) {
+            if entry.file_name().to_string_lossy().ends_with(TEMPORARY_SUFFIX) {
                 fs::remove_file(entry.path()).map_err(unusable)?;
             }
         }
@@ -107,7 +107,7 @@ impl StateFolder {
     }
 
     /// Where the document `name` stands.
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub fn document_path(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
@@ -115,7 +115,7 @@ impl StateFolder {
     pub fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
         let Some(text) = self.read_text(name)? else { return Ok(None) };
         serde_json::from_str(&text).map(Some).map_err(|error| StateError::Corrupt {
-            path: self.file(name),
+            path: self.document_path(name),
             line: error.line(),
             problem: error.to_string(),
         })
@@ -123,7 +123,7 @@ impl StateFolder {
 
     /// The text of the document `name`; none where it was never written.
     pub fn read_text(&self, name: &str) -> Result<Option<String>, StateError> {
-        let path = self.file(name);
+        let path = self.document_path(name);
         match fs::read_to_string(&path) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -134,14 +134,14 @@ impl StateFolder {
     /// Replaces the document `name`.
     pub fn write<T: Serialize>(&self, name: &str, document: &T) -> Result<(), WriteError> {
         let mut text = serde_json::to_vec_pretty(document)
-            .map_err(|error| WriteError::NotWritten { path: self.file(name), source: error.into() })?;
+            .map_err(|error| WriteError::NotWritten { path: self.document_path(name), source: error.into() })?;
         text.push(b'\n');
-        replace(&self.file(name), &text)
+        replace_atomically(&self.document_path(name), &text)
     }
 }
 
-fn take_lock(folder: &Path) -> Result<File, StateError> {
-    let path = folder.join(LOCK);
+fn lock_folder(folder: &Path) -> Result<File, StateError> {
+    let path = folder.join(LOCK_FILE);
     let unusable = |source| StateError::Unusable { path: folder.to_owned(), source };
     let mut options = OpenOptions::new();
     let mut file =
@@ -164,13 +164,13 @@ fn take_lock(folder: &Path) -> Result<File, StateError> {
 
 /// Replaces the file at `path`, or makes it; either the old or the new content is there at any moment. Owner and
 /// permissions of a file that is replaced stay. A symbolic link stays one: what it points at is replaced.
-pub fn replace(path: &Path, content: &[u8]) -> Result<(), WriteError> {
+pub fn replace_atomically(path: &Path, content: &[u8]) -> Result<(), WriteError> {
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let temporary = temporary_name(&target);
+    let temporary = temporary_path(&target);
     let not_written = |source| WriteError::NotWritten { path: path.to_owned(), source };
     if let Err(source) = write_temporary(&temporary, &target, content).and_then(|()| fs::rename(&temporary, &target)) {
         // What is left over of a failed write is in nobody's way: the next one overwrites it.
@@ -182,9 +182,9 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), WriteError> {
         .map_err(|source| WriteError::Unconfirmed { path: path.to_owned(), source })
 }
 
-fn temporary_name(target: &Path) -> PathBuf {
+fn temporary_path(target: &Path) -> PathBuf {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
-    target.with_file_name(format!(".{name}{TEMPORARY}"))
+    target.with_file_name(format!(".{name}{TEMPORARY_SUFFIX}"))
 }
 
 fn write_temporary(temporary: &Path, target: &Path, content: &[u8]) -> io::Result<()> {

@@ -2,8 +2,8 @@
 //!
 //! Only the API server is asked: what sidecars and routers say stands in the status, as the operator heard it.
 
-use super::ClientError;
-use crate::{command::ClusterPlace, shell::now};
+use super::RolloutClientError;
+use crate::{command::ClusterLocation, runtime::now};
 use futures_util::StreamExt;
 use rollora_api::{
     names::INTENT_ANNOTATION,
@@ -16,17 +16,17 @@ use std::pin::Pin;
 use uuid::Uuid;
 
 /// Writes of an intent that somebody else's write came before are tried so often.
-const TRIES: usize = 5;
+const MAX_WRITE_ATTEMPTS: usize = 5;
 
 /// One Rollout of one cluster.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub(crate) struct ClusterClient {
     rollouts: RolloutApi,
     name: String,
 }
 
 /// Overviews as they change.
-pub(crate) struct Watch {
+pub(crate) struct ClusterOverviewWatch {
     rollouts: RolloutApi,
     name: String,
     changes: Pin<Box<dyn futures_util::Stream<Item = Result<Option<Rollout>, ApiError>> + Send>>,
@@ -34,105 +34,106 @@ pub(crate) struct Watch {
     pending: Option<Rollout>,
 }
 
-impl Client {
+impl ClusterClient {
     /// Finds the cluster, and the only Rollout of the namespace where none is named.
-    pub(super) async fn open(place: ClusterPlace, rollout: Option<String>) -> Result<Self, ClientError> {
+    pub(super) async fn connect(place: ClusterLocation, rollout: Option<String>) -> Result<Self, RolloutClientError> {
         let access = ConnectOptions { kubeconfig: place.kubeconfig, context: place.context };
         let cluster = Cluster::connect(&access, "rollora").await.map_err(|error| {
             let hint =
-                if place.by_default { " (and no `rollora local` runs on the state folder .rollora here)" } else { "" };
-            ClientError::Cluster(format!("{error}{hint}"))
+                if place.is_default { " (and no `rollora local` runs on the state folder .rollora here)" } else { "" };
+            RolloutClientError::Cluster(format!("{error}{hint}"))
         })?;
         let rollouts = RolloutApi::new(&cluster, place.namespace.as_deref());
         let name = match rollout {
             Some(name) => name,
-            None => only(&rollouts).await?,
+            None => only_rollout_name(&rollouts).await?,
         };
         Ok(Self { rollouts, name })
     }
 
-    pub(super) async fn overview(&self) -> Result<Overview, ClientError> {
-        Ok(overview(&self.rollouts, self.rollout().await?).await)
+    pub(super) async fn overview(&self) -> Result<Overview, RolloutClientError> {
+        Ok(build_overview(&self.rollouts, self.get_rollout().await?).await)
     }
 
-    pub(super) async fn intend(&self, request: &IntentRequest) -> Result<Intent, ClientError> {
+    pub(super) async fn submit_intent(&self, request: &IntentRequest) -> Result<Intent, RolloutClientError> {
         let IntentRequest { verb, revision, step, claimed_by } = request.clone();
         let intent = Intent { id: Uuid::new_v4().to_string(), verb, revision, step, claimed_by };
         let text = serde_json::json!(intent).to_string();
         for attempt in 1.. {
-            let rollout = self.rollout().await?;
-            intent.check_allowed(&rollout).map_err(|pending| ClientError::Refused(pending.to_string()))?;
+            let rollout = self.get_rollout().await?;
+            intent.check_allowed(&rollout).map_err(|pending| RolloutClientError::Refused(pending.to_string()))?;
             let version = rollout.metadata.resource_version.unwrap_or_default();
             match self.rollouts.annotate(&self.name, &version, INTENT_ANNOTATION, &text).await {
                 Ok(()) => break,
                 // The operator writes its status all the time.
-                Err(ApiError::Conflict(_)) if attempt < TRIES => {}
-                Err(error) => return Err(ClientError::Cluster(error.to_string())),
+                Err(ApiError::Conflict(_)) if attempt < MAX_WRITE_ATTEMPTS => {}
+                Err(error) => return Err(RolloutClientError::Cluster(error.to_string())),
             }
         }
         Ok(intent)
     }
 
-    pub(super) fn watch(&self) -> Watch {
+    pub(super) fn watch(&self) -> ClusterOverviewWatch {
         let changes = Box::pin(self.rollouts.watch(&self.name));
-        Watch { rollouts: self.rollouts.clone(), name: self.name.clone(), changes, pending: None }
+        ClusterOverviewWatch { rollouts: self.rollouts.clone(), name: self.name.clone(), changes, pending: None }
     }
 
-    async fn rollout(&self) -> Result<Rollout, ClientError> {
-        let found = self.rollouts.get(&self.name).await.map_err(|error| ClientError::Cluster(error.to_string()))?;
+    async fn get_rollout(&self) -> Result<Rollout, RolloutClientError> {
+        let found =
+            self.rollouts.get(&self.name).await.map_err(|error| RolloutClientError::Cluster(error.to_string()))?;
         match found {
             Some(rollout) => Ok(rollout),
-            None => Err(not_there(&self.name, &self.rollouts).await),
+            None => Err(not_found(&self.name, &self.rollouts).await),
         }
     }
 }
 
-impl Watch {
-    pub(super) async fn next(&mut self) -> Result<Overview, ClientError> {
+impl ClusterOverviewWatch {
+    pub(super) async fn next(&mut self) -> Result<Overview, RolloutClientError> {
         loop {
             if let Some(rollout) = &self.pending {
-                let overview = overview(&self.rollouts, rollout.clone()).await;
+                let overview = build_overview(&self.rollouts, rollout.clone()).await;
                 self.pending = None;
                 return Ok(overview);
             }
             match self.changes.next().await {
                 Some(Ok(Some(rollout))) => self.pending = Some(rollout),
-                Some(Ok(None)) => return Err(not_there(&self.name, &self.rollouts).await),
+                Some(Ok(None)) => return Err(not_found(&self.name, &self.rollouts).await),
                 // An outage ends, and what is shown stays true until then; a permission that is missing stays so.
                 Some(Err(ApiError::Unavailable(_) | ApiError::Unknown(_))) => {}
-                Some(Err(error)) => return Err(ClientError::Cluster(error.to_string())),
-                None => return Err(ClientError::Ended("the watch has ended".to_owned())),
+                Some(Err(error)) => return Err(RolloutClientError::Cluster(error.to_string())),
+                None => return Err(RolloutClientError::WatchEnded("the watch has ended".to_owned())),
             }
         }
     }
 }
 
 /// The name of the only Rollout that there is.
-async fn only(rollouts: &RolloutApi) -> Result<String, ClientError> {
-    let mut names = rollouts.names().await.map_err(|error| ClientError::Cluster(error.to_string()))?;
+async fn only_rollout_name(rollouts: &RolloutApi) -> Result<String, RolloutClientError> {
+    let mut names = rollouts.names().await.map_err(|error| RolloutClientError::Cluster(error.to_string()))?;
     let namespace = rollouts.namespace();
     match (names.pop(), names.as_slice()) {
         (Some(name), []) => Ok(name),
         (Some(last), [..]) => {
             names.push(last);
             let names = names.join(", ");
-            Err(ClientError::Cluster(format!("namespace {namespace} has the Rollouts {names}: say which one")))
+            Err(RolloutClientError::Cluster(format!("namespace {namespace} has the Rollouts {names}: say which one")))
         }
-        (None, _) => Err(ClientError::Cluster(format!(
+        (None, _) => Err(RolloutClientError::Cluster(format!(
             "there is no Rollout in namespace {namespace}: name another namespace with -n, or apply one"
         ))),
     }
 }
 
-async fn not_there(name: &str, rollouts: &RolloutApi) -> ClientError {
+async fn not_found(name: &str, rollouts: &RolloutApi) -> RolloutClientError {
     let namespace = rollouts.namespace();
     // Only for the words: whoever may not list is told less.
     let others = rollouts.names().await.unwrap_or_default();
     let others = if others.is_empty() { String::new() } else { format!("; there are {}", others.join(", ")) };
-    ClientError::Cluster(format!("there is no Rollout {name} in namespace {namespace}{others}"))
+    RolloutClientError::Cluster(format!("there is no Rollout {name} in namespace {namespace}{others}"))
 }
 
-async fn overview(rollouts: &RolloutApi, rollout: Rollout) -> Overview {
+async fn build_overview(rollouts: &RolloutApi, rollout: Rollout) -> Overview {
     // Whoever may not read events is shown none.
     let events = rollouts.events(&rollout.metadata.name).await.unwrap_or_default();
     let file = FileView { path: String::new(), problem: None };
@@ -144,11 +145,11 @@ async fn overview(rollouts: &RolloutApi, rollout: Rollout) -> Overview {
         adapters_file: file,
         servers: Vec::new(),
         rules: RulesReport::default(),
-        events: events.into_iter().map(record).collect(),
+        events: events.into_iter().map(event_record).collect(),
     }
 }
 
-fn record(told: RecordedEvent) -> EventRecord {
+fn event_record(told: RecordedEvent) -> EventRecord {
     let RecordedEvent { last_seen: at, count, warning, reason, message } = told;
     EventRecord { at, count, warning, reason, message }
 }

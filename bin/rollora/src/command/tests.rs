@@ -1,15 +1,15 @@
 use super::*;
-use crate::args::Verb as TypedVerb;
+use crate::args::CommandArgs as TypedVerb;
 use clap::{CommandFactory, Parser};
 
-fn parse(line: &str) -> Result<Command, Failure> {
+fn parse(line: &str) -> Result<Command, CliError> {
     Command::try_from(Args::try_parse_from(line.split_whitespace()).unwrap())
 }
 
-fn local(options: &str) -> Result<Config, Vec<String>> {
+fn local(options: &str) -> Result<LocalConfig, Vec<String>> {
     match parse(&format!("rollora local --rollout r.yaml --adapters a.yaml {options}")) {
         Ok(Command::Local(config)) => Ok(*config),
-        Err(Failure::BadInput(problems)) => Err(problems),
+        Err(CliError::BadInput(problems)) => Err(problems),
         other => panic!("{other:?}"),
     }
 }
@@ -21,19 +21,19 @@ fn the_command_line_is_sound() {
 
 #[test]
 fn what_was_typed_and_what_it_means() {
-    let target = |rollout: Option<&str>, state: &str| Target {
-        place: Place::Machine(state.into()),
-        rollout: rollout.map(str::to_owned),
+    let target = |rollout: Option<&str>, state: &str| RolloutRef {
+        location: RolloutLocation::Local(state.into()),
+        name: rollout.map(str::to_owned),
     };
     for (line, what) in [
-        ("rollora get --state /s", Look::Line),
-        ("rollora get -o json --state /s", Look::Json),
-        ("rollora status --state /s", Look::Status),
-        ("rollora status -w --state /s", Look::Watch),
-        ("rollora explain --state /s", Look::Explain),
+        ("rollora get --state /s", ShowMode::Summary),
+        ("rollora get -o json --state /s", ShowMode::Json),
+        ("rollora status --state /s", ShowMode::Status),
+        ("rollora status -w --state /s", ShowMode::Watch),
+        ("rollora explain --state /s", ShowMode::Explain),
     ] {
         match parse(line).unwrap() {
-            Command::Look { target: found, what: found_what } => {
+            Command::Show { rollout: found, mode: found_what } => {
                 assert_eq!((found, found_what), (target(None, "/s"), what), "{line}");
             }
             other => panic!("{line}: {other:?}"),
@@ -46,7 +46,7 @@ fn what_was_typed_and_what_it_means() {
         ("rollora retry alias --state /s", IntentKind::Retry),
     ] {
         match parse(line).unwrap() {
-            Command::Act { target: found, verb: found_verb } => {
+            Command::Intent { rollout: found, kind: found_verb } => {
                 assert_eq!((found, found_verb), (target(Some("alias"), "/s"), verb), "{line}");
             }
             other => panic!("{line}: {other:?}"),
@@ -58,16 +58,16 @@ fn what_was_typed_and_what_it_means() {
 fn a_cluster_is_meant_where_one_is_named_or_nothing_runs_here() {
     let place = |line: &str, runs: bool| {
         let TypedVerb::Status(typed) = Args::try_parse_from(line.split_whitespace()).unwrap().command else { panic!() };
-        Target::of(typed.state, |_| runs).place
+        RolloutRef::resolve(typed.rollout, |_| runs).location
     };
-    let machine = Place::Machine(".rollora".into());
+    let machine = RolloutLocation::Local(".rollora".into());
     assert_eq!(place("rollora status", true), machine);
-    let somewhere = ClusterPlace { by_default: true, ..ClusterPlace::default() };
-    assert_eq!(place("rollora status", false), Place::Cluster(somewhere));
-    let named = ClusterPlace { namespace: Some("prod".to_owned()), ..ClusterPlace::default() };
-    assert_eq!(place("rollora status -n prod", true), Place::Cluster(named));
-    let context = ClusterPlace { context: Some("a".to_owned()), ..ClusterPlace::default() };
-    assert_eq!(place("rollora status --context a", true), Place::Cluster(context));
+    let somewhere = ClusterLocation { is_default: true, ..ClusterLocation::default() };
+    assert_eq!(place("rollora status", false), RolloutLocation::Cluster(somewhere));
+    let named = ClusterLocation { namespace: Some("prod".to_owned()), ..ClusterLocation::default() };
+    assert_eq!(place("rollora status -n prod", true), RolloutLocation::Cluster(named));
+    let context = ClusterLocation { context: Some("a".to_owned()), ..ClusterLocation::default() };
+    assert_eq!(place("rollora status --context a", true), RolloutLocation::Cluster(context));
     for line in ["rollora status --state s -n prod", "rollora status --state s --context a"] {
         assert!(Args::try_parse_from(line.split_whitespace()).is_err(), "{line}");
     }
@@ -102,10 +102,10 @@ fn everything_that_is_wrong_is_said_at_once() {
 #[test]
 fn sizes_as_people_write_them() {
     for (text, bytes) in [("1", Some(1)), ("2KiB", Some(2048)), ("64MiB", Some(64 << 20)), ("1 GiB", Some(1 << 30))] {
-        assert_eq!(size(text).ok(), bytes, "{text}");
+        assert_eq!(parse_size(text).ok(), bytes, "{text}");
     }
     for text in ["", "0", "MiB", "1MB", "-1", "99999999999GiB"] {
-        assert!(size(text).is_err(), "{text}");
+        assert!(parse_size(text).is_err(), "{text}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Why it does not move: files, conditions, servers, adapters, in words, and what to do.
 
-use super::{phase_name, status::next, style::Style, time};
+use super::{phase_name, status::suggested_command, style::TextStyle, time};
 use jiff::Timestamp;
 use rollora_api::{
     condition::{Condition, ConditionStatus, condition_type},
@@ -10,9 +10,9 @@ use rollora_api::{
 use rollora_local::{Overview, ServerView};
 
 /// How many warnings are shown.
-const WARNINGS: usize = 5;
+const MAX_WARNINGS: usize = 5;
 
-pub(crate) fn explain(overview: &Overview, now: Timestamp, style: Style) -> String {
+pub(crate) fn explain(overview: &Overview, now: Timestamp, style: TextStyle) -> String {
     let status = overview.rollout.status.clone().unwrap_or_default();
     let mut lines = vec![format!(
         "{}: {}{}",
@@ -21,15 +21,15 @@ pub(crate) fn explain(overview: &Overview, now: Timestamp, style: Style) -> Stri
         if status.message.is_empty() { String::new() } else { format!("; {}", status.message) },
     )];
     let sections = [
-        ("Files", files(overview)),
-        ("Conditions", conditions(&status, now)),
-        ("Servers", servers(overview, &status, now)),
+        ("Files", file_problems(overview)),
+        ("Conditions", unmet_conditions(&status, now)),
+        ("Servers", server_problems(overview, &status, now)),
         ("Rejected", status.rejected.iter().map(|rejected| format!("{}: {}", rejected.id, rejected.reason)).collect()),
         (
             "On the way out",
             status.retired.iter().map(|retired| format!("{}: {}", retired.id, retired.reason)).collect(),
         ),
-        ("Warnings", warnings(overview, now)),
+        ("Warnings", recent_warnings(overview, now)),
     ];
     for (title, section) in sections {
         if !section.is_empty() {
@@ -38,7 +38,7 @@ pub(crate) fn explain(overview: &Overview, now: Timestamp, style: Style) -> Stri
             lines.extend(section.into_iter().map(|line| format!("  {line}")));
         }
     }
-    if let Some(next) = next(&status) {
+    if let Some(next) = suggested_command(&status) {
         lines.push(String::new());
         lines.push(format!("Next: {next}"));
     }
@@ -47,27 +47,27 @@ pub(crate) fn explain(overview: &Overview, now: Timestamp, style: Style) -> Stri
 }
 
 /// What hinders servers; where they cannot be asked from here, as the operator heard it.
-fn servers(overview: &Overview, status: &RolloutStatus, now: Timestamp) -> Vec<String> {
+fn server_problems(overview: &Overview, status: &RolloutStatus, now: Timestamp) -> Vec<String> {
     if overview.listen.is_none() {
         return status.residency.missing.clone();
     }
     overview.servers.iter().flat_map(|server| server_lines(server, status, now)).collect()
 }
 
-fn files(overview: &Overview) -> Vec<String> {
+fn file_problems(overview: &Overview) -> Vec<String> {
     let problems = [&overview.rollout_file, &overview.adapters_file].map(|file| file.problem.clone());
     let known = |problem: String| format!("{problem}; what was in force before stays in force");
     problems.into_iter().flatten().map(known).collect()
 }
 
 /// Conditions that are not as one would wish.
-fn conditions(status: &RolloutStatus, now: Timestamp) -> Vec<String> {
+fn unmet_conditions(status: &RolloutStatus, now: Timestamp) -> Vec<String> {
     let unwanted = |condition: &&Condition| match condition.type_.as_str() {
         condition_type::STALLED | condition_type::PROGRESSING => condition.status == ConditionStatus::True,
         _ => condition.status != ConditionStatus::True,
     };
     let say = |condition: &Condition| {
-        let since = time::span(condition.last_transition_time, now);
+        let since = time::format_elapsed(condition.last_transition_time, now);
         let holds = match condition.status {
             ConditionStatus::True => "",
             ConditionStatus::False => "not ",
@@ -95,7 +95,7 @@ fn server_lines(server: &ServerView, status: &RolloutStatus, now: Timestamp) -> 
     for adapter in about.adapters.iter().filter(known) {
         let interesting =
             [&status.revision.stable, &status.revision.desired].into_iter().flatten().any(|id| *id == adapter.id);
-        if let Some(said) = adapter_words(adapter, interesting, now) {
+        if let Some(said) = adapter_problem(adapter, interesting, now) {
             lines.push(format!("{}: {} {said}", server.name, adapter.id));
         }
     }
@@ -103,9 +103,10 @@ fn server_lines(server: &ServerView, status: &RolloutStatus, now: Timestamp) -> 
 }
 
 /// What hinders an adapter; nothing where nothing does.
-fn adapter_words(adapter: &AdapterStatus, interesting: bool, now: Timestamp) -> Option<String> {
+fn adapter_problem(adapter: &AdapterStatus, interesting: bool, now: Timestamp) -> Option<String> {
     let error = adapter.last_error.as_ref().map(|error| format!(": {}", error.message)).unwrap_or_default();
-    let again = adapter.next_try.filter(|at| *at > now).map(|at| format!("; next try in {}", time::span(now, at)));
+    let again =
+        adapter.next_try.filter(|at| *at > now).map(|at| format!("; next try in {}", time::format_elapsed(now, at)));
     let again = again.unwrap_or_default();
     let attempts = match adapter.attempts {
         0 | 1 => String::new(),
@@ -132,10 +133,10 @@ fn adapter_words(adapter: &AdapterStatus, interesting: bool, now: Timestamp) -> 
     Some(said)
 }
 
-fn warnings(overview: &Overview, now: Timestamp) -> Vec<String> {
-    let warnings = overview.events.iter().rev().filter(|event| event.warning).take(WARNINGS);
+fn recent_warnings(overview: &Overview, now: Timestamp) -> Vec<String> {
+    let warnings = overview.events.iter().rev().filter(|event| event.warning).take(MAX_WARNINGS);
     let mut lines: Vec<String> =
-        warnings.map(|event| format!("{} ago: {}", time::span(event.at, now), event.message)).collect();
+        warnings.map(|event| format!("{} ago: {}", time::format_elapsed(event.at, now), event.message)).collect();
     lines.reverse();
     lines
 }

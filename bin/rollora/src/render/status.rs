@@ -2,7 +2,7 @@
 
 use super::{
     phase_name, steps,
-    style::{Style, Table, plain},
+    style::{TextStyle, TextTable, plain_cell},
     time,
 };
 use jiff::Timestamp;
@@ -18,28 +18,28 @@ use rollora_api::{
 use rollora_local::{Overview, ServerView};
 
 /// How many events are shown: everything else fits on a screen of 40 lines with up to ten steps and servers.
-const EVENTS: usize = 6;
+const MAX_SHOWN_EVENTS: usize = 6;
 
-pub(crate) fn status(overview: &Overview, now: Timestamp, style: Style) -> String {
+pub(crate) fn status(overview: &Overview, now: Timestamp, style: TextStyle) -> String {
     let status = overview.rollout.status.clone().unwrap_or_default();
     let mut sections = vec![header(overview, &status, style)];
-    sections.extend(problems(overview, style));
-    sections.push(steps::lines(&status, now, style));
+    sections.extend(file_problems(overview, style));
+    sections.push(steps::step_table(&status, now, style));
     sections.push(weights(overview, &status, style));
     sections.push(servers(overview, &status, style));
-    sections.push(waiting(&status, style));
-    sections.push(events(overview, now, style));
+    sections.push(next_actions(&status, style));
+    sections.push(recent_events(overview, now, style));
     sections.retain(|section| !section.is_empty());
     sections.join("\n")
 }
 
-fn header(overview: &Overview, status: &RolloutStatus, style: Style) -> String {
+fn header(overview: &Overview, status: &RolloutStatus, style: TextStyle) -> String {
     let phase = phase_name(status.phase);
     let phase = match status.phase {
-        Phase::Succeeded => style.good(&format!("✔ {phase}")),
-        Phase::Held | Phase::RollingBack | Phase::Paused => style.warn(&format!("▶ {phase}")),
-        Phase::RolledBack | Phase::Invalid => style.bad(&format!("✘ {phase}")),
-        Phase::Pending | Phase::Progressing => style.busy(&format!("▶ {phase}")),
+        Phase::Succeeded => style.success(&format!("✔ {phase}")),
+        Phase::Held | Phase::RollingBack | Phase::Paused => style.warning(&format!("▶ {phase}")),
+        Phase::RolledBack | Phase::Invalid => style.error(&format!("✘ {phase}")),
+        Phase::Pending | Phase::Progressing => style.active(&format!("▶ {phase}")),
     };
     let revision = &status.revision;
     let change = match (&revision.stable, &revision.desired) {
@@ -59,17 +59,17 @@ fn header(overview: &Overview, status: &RolloutStatus, style: Style) -> String {
 }
 
 /// Files that are not in force as they stand.
-fn problems(overview: &Overview, style: Style) -> Vec<String> {
+fn file_problems(overview: &Overview, style: TextStyle) -> Vec<String> {
     let files = [&overview.rollout_file, &overview.adapters_file].into_iter();
     files
         .filter_map(|file| file.problem.as_ref())
-        .map(|problem| format!("{} {problem}\n  What was in force before stays in force.\n", style.bad("✘")))
+        .map(|problem| format!("{} {problem}\n  What was in force before stays in force.\n", style.error("✘")))
         .collect()
 }
 
-fn weights(overview: &Overview, status: &RolloutStatus, style: Style) -> String {
+fn weights(overview: &Overview, status: &RolloutStatus, style: TextStyle) -> String {
     if overview.listen.is_none() {
-        return weights_at_routers(status, style);
+        return weights_from_status(status, style);
     }
     let in_force = overview.rules.models.get(overview.rollout.spec.model.as_str());
     let in_force = in_force.map_or(&[][..], |rule| &rule.targets);
@@ -86,67 +86,67 @@ fn weights(overview: &Overview, status: &RolloutStatus, style: Style) -> String 
     if ids.is_empty() {
         return String::new();
     }
-    let mut table = Table::default();
-    table.row(["WEIGHTS", "SET", "IN FORCE"].map(|title| (title.to_owned(), style.dim(title))));
+    let mut table = TextTable::default();
+    table.push_row(["WEIGHTS", "SET", "IN FORCE"].map(|title| (title.to_owned(), style.dim(title))));
     for id in ids {
         let set =
             status.weights.desired.iter().find(|target| target.id.as_str() == id).map_or(0, |target| target.weight);
         let target = in_force.iter().find(|target| target.model_rewrite == id);
         // A rule in which no target has a weight gives all of them equal shares.
         let force = target.map_or("0".to_owned(), |target| target.weight.map_or("equal".to_owned(), |w| w.to_string()));
-        let shown = if force == set.to_string() { force.clone() } else { style.warn(&force) };
-        table.row([plain(id), plain(set.to_string()), (force, shown)]);
+        let shown = if force == set.to_string() { force.clone() } else { style.warning(&force) };
+        table.push_row([plain_cell(id), plain_cell(set.to_string()), (force, shown)]);
     }
-    table.lines("  ")
+    table.render("  ")
 }
 
 /// Where routers cannot be asked from here: what is set, and how many have it as the operator heard.
-fn weights_at_routers(status: &RolloutStatus, style: Style) -> String {
+fn weights_from_status(status: &RolloutStatus, style: TextStyle) -> String {
     if status.weights.desired.is_empty() {
         return String::new();
     }
-    let mut table = Table::default();
-    table.row(["WEIGHTS", "SET"].map(|title| (title.to_owned(), style.dim(title))));
+    let mut table = TextTable::default();
+    table.push_row(["WEIGHTS", "SET"].map(|title| (title.to_owned(), style.dim(title))));
     for target in &status.weights.desired {
-        table.row([plain(target.id.to_string()), plain(target.weight.to_string())]);
+        table.push_row([plain_cell(target.id.to_string()), plain_cell(target.weight.to_string())]);
     }
     let routers = &status.routers;
     let text = format!("in force at {} of {} routers", routers.proven, routers.total);
-    let shown = if routers.proven == routers.total { text } else { style.warn(&text) };
+    let shown = if routers.proven == routers.total { text } else { style.warning(&text) };
     match routers.kind {
-        RouterKind::ExtProc => format!("{}  {shown}\n", table.lines("  ")),
+        RouterKind::ExtProc => format!("{}  {shown}\n", table.render("  ")),
         // An endpoint picker cannot be asked.
-        RouterKind::EndpointPicker => table.lines("  "),
+        RouterKind::EndpointPicker => table.render("  "),
     }
 }
 
 /// Where servers cannot be asked from here: how many have the adapter, and which do not, as the operator heard.
-fn residency_heard(status: &RolloutStatus, style: Style) -> String {
+fn residency_from_status(status: &RolloutStatus, style: TextStyle) -> String {
     let Some(desired) = &status.revision.desired else { return String::new() };
     let residency = &status.residency;
     let text = format!("  {desired} is on {} of {} Ready servers\n", residency.resident, residency.ready);
-    let missing = residency.missing.iter().map(|line| format!("    {} {line}\n", style.warn("✘")));
+    let missing = residency.missing.iter().map(|line| format!("    {} {line}\n", style.warning("✘")));
     std::iter::once(text).chain(missing).collect()
 }
 
-fn servers(overview: &Overview, status: &RolloutStatus, style: Style) -> String {
+fn servers(overview: &Overview, status: &RolloutStatus, style: TextStyle) -> String {
     if overview.listen.is_none() {
-        return residency_heard(status, style);
+        return residency_from_status(status, style);
     }
-    let ids = adapters_of_interest(overview, status);
-    let mut table = Table::default();
+    let ids = shown_adapters(overview, status);
+    let mut table = TextTable::default();
     let titles = ["SERVERS", "", "IN FLIGHT"].into_iter().map(str::to_owned).chain(ids.iter().map(ToString::to_string));
-    table.row(titles.map(|title| (title.clone(), style.dim(&title))));
+    table.push_row(titles.map(|title| (title.clone(), style.dim(&title))));
     for server in &overview.servers {
-        let readiness = readiness(server, style);
-        let cells = [plain(server.name.clone()), readiness, plain(server.in_flight.to_string())];
-        table.row(cells.into_iter().chain(ids.iter().map(|id| residency(server, id, style))));
+        let readiness = readiness_cell(server, style);
+        let cells = [plain_cell(server.name.clone()), readiness, plain_cell(server.in_flight.to_string())];
+        table.push_row(cells.into_iter().chain(ids.iter().map(|id| adapter_cell(server, id, style))));
     }
-    table.lines("  ")
+    table.render("  ")
 }
 
 /// What the rollout is about, then what is on its way out; four columns fit on a screen.
-fn adapters_of_interest(overview: &Overview, status: &RolloutStatus) -> Vec<AdapterId> {
+fn shown_adapters(overview: &Overview, status: &RolloutStatus) -> Vec<AdapterId> {
     let revision = [&status.revision.stable, &status.revision.desired].into_iter().flatten().cloned();
     let retired = status.retired.iter().map(|retired| retired.id.clone());
     let mut ids: Vec<AdapterId> = Vec::new();
@@ -166,21 +166,21 @@ fn adapters_of_interest(overview: &Overview, status: &RolloutStatus) -> Vec<Adap
     ids
 }
 
-fn readiness(server: &ServerView, style: Style) -> (String, String) {
+fn readiness_cell(server: &ServerView, style: TextStyle) -> (String, String) {
     if server.ready {
         let text = if server.pilot { "✔ ready, tries an adapter" } else { "✔ ready" };
-        (text.to_owned(), style.good(text))
+        (text.to_owned(), style.success(text))
     } else {
         let reason = match &server.status.problem {
             Some(problem) => &problem.reason,
             None => &server.status.readiness.reason,
         };
         let text = format!("✘ {reason}");
-        (text.clone(), style.bad(&text))
+        (text.clone(), style.error(&text))
     }
 }
 
-fn residency(server: &ServerView, id: &AdapterId, style: Style) -> (String, String) {
+fn adapter_cell(server: &ServerView, id: &AdapterId, style: TextStyle) -> (String, String) {
     let Some(adapter) = server.status.adapter(id).filter(|_| server.status.server.is_some()) else {
         return ("·".to_owned(), style.dim("·"));
     };
@@ -205,16 +205,16 @@ fn residency(server: &ServerView, id: &AdapterId, style: Style) -> (String, Stri
     };
     let text = format!("{mark} {words}");
     let shown = match mark {
-        "✔" => style.good(&text),
-        "▶" => style.busy(&text),
-        "✘" => style.bad(&text),
+        "✔" => style.success(&text),
+        "▶" => style.active(&text),
+        "✘" => style.error(&text),
         _ => style.dim(&text),
     };
     (text, shown)
 }
 
 /// What it waits for, and what a person can do.
-fn waiting(status: &RolloutStatus, style: Style) -> String {
+fn next_actions(status: &RolloutStatus, style: TextStyle) -> String {
     let mut lines = Vec::new();
     if !status.message.is_empty() {
         lines.push(style.bold(&status.message));
@@ -226,14 +226,14 @@ fn waiting(status: &RolloutStatus, style: Style) -> String {
     }
     for rejected in &status.rejected {
         let reason = Some(rejected.reason.as_str()).filter(new);
-        lines.extend(reason.map(|reason| style.bad(&format!("{}: rejected: {reason}", rejected.id))));
+        lines.extend(reason.map(|reason| style.error(&format!("{}: rejected: {reason}", rejected.id))));
     }
-    lines.extend(next(status).map(|next| format!("next: {}", style.bold(next))));
+    lines.extend(suggested_command(status).map(|next| format!("next: {}", style.bold(next))));
     lines.iter().flat_map(|line| ["  ", line, "\n"]).collect()
 }
 
 /// The command that a person may want now.
-pub(super) fn next(status: &RolloutStatus) -> Option<&'static str> {
+pub(super) fn suggested_command(status: &RolloutStatus) -> Option<&'static str> {
     let step = status.step.as_ref();
     let pause = step.filter(|step| step.state == StepState::Pausing && status.phase == Phase::Paused);
     let open = pause.and_then(|at| status.steps.get(usize::try_from(at.index).ok()?)?.pause.as_ref());
@@ -245,14 +245,14 @@ pub(super) fn next(status: &RolloutStatus) -> Option<&'static str> {
     }
 }
 
-fn events(overview: &Overview, now: Timestamp, style: Style) -> String {
-    let mut table = Table::default();
-    let from = overview.events.len().saturating_sub(EVENTS);
+fn recent_events(overview: &Overview, now: Timestamp, style: TextStyle) -> String {
+    let mut table = TextTable::default();
+    let from = overview.events.len().saturating_sub(MAX_SHOWN_EVENTS);
     for event in overview.events.iter().skip(from) {
-        let ago = format!("{} ago", time::span(event.at, now));
-        let mark = if event.warning { ("!".to_owned(), style.warn("!")) } else { plain(" ") };
+        let ago = format!("{} ago", time::format_elapsed(event.at, now));
+        let mark = if event.warning { ("!".to_owned(), style.warning("!")) } else { plain_cell(" ") };
         let times = if event.count > 1 { format!(" ({} times)", event.count) } else { String::new() };
-        table.row([(ago.clone(), style.dim(&ago)), mark, plain(format!("{}{times}", event.message))]);
+        table.push_row([(ago.clone(), style.dim(&ago)), mark, plain_cell(format!("{}{times}", event.message))]);
     }
-    table.lines("  ")
+    table.render("  ")
 }

@@ -1,7 +1,7 @@
 //! The steps of a rollout, and where it stands in them.
 
 use super::{
-    style::{Style, Table, plain},
+    style::{TextStyle, TextTable, plain_cell},
     time,
 };
 use jiff::Timestamp;
@@ -13,18 +13,18 @@ use rollora_api::rollout::{
 
 /// How far one step is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mark {
+enum StepMark {
     Done,
-    Now,
-    ToCome,
-    NeverReached,
+    Current,
+    Upcoming,
+    Skipped,
 }
 
 /// `3/5`; `-` where there are none.
-pub(super) fn position(status: &RolloutStatus) -> String {
+pub(super) fn step_position(status: &RolloutStatus) -> String {
     let total = status.steps.len();
     match &status.step {
-        Some(step) if total > 0 => format!("{}/{total}", (index(step) + 1).min(total)),
+        Some(step) if total > 0 => format!("{}/{total}", (step_index(step) + 1).min(total)),
         _ => "-".to_owned(),
     }
 }
@@ -32,55 +32,55 @@ pub(super) fn position(status: &RolloutStatus) -> String {
 /// `step 3: pause until promoted`.
 pub(super) fn describe(status: &RolloutStatus, step: i32) -> String {
     match usize::try_from(step).ok().and_then(|index| status.steps.get(index)) {
-        Some(found) => format!("step {}: {}", step + 1, words(found, status.total_weight)),
+        Some(found) => format!("step {}: {}", step + 1, step_text(found, status.total_weight)),
         None => "after the last step".to_owned(),
     }
 }
 
 /// The steps, a line each.
-pub(super) fn lines(status: &RolloutStatus, now: Timestamp, style: Style) -> String {
-    let mut table = Table::default();
+pub(super) fn step_table(status: &RolloutStatus, now: Timestamp, style: TextStyle) -> String {
+    let mut table = TextTable::default();
     for (index, step) in status.steps.iter().enumerate() {
-        let mark = mark(status, index);
-        let said = words(step, status.total_weight);
+        let mark = step_mark(status, index);
+        let said = step_text(step, status.total_weight);
         let (symbol, shown) = match mark {
-            Mark::Done => (style.good("✔"), plain(said)),
-            Mark::Now => (style.busy("▶"), (said.clone(), style.bold(&said))),
-            Mark::ToCome => ("○".to_owned(), (said.clone(), style.dim(&said))),
-            Mark::NeverReached => (style.bad("✘"), (said.clone(), style.dim(&said))),
+            StepMark::Done => (style.success("✔"), plain_cell(said)),
+            StepMark::Current => (style.active("▶"), (said.clone(), style.bold(&said))),
+            StepMark::Upcoming => ("○".to_owned(), (said.clone(), style.dim(&said))),
+            StepMark::Skipped => (style.error("✘"), (said.clone(), style.dim(&said))),
         };
         let note = match &status.step {
-            Some(at) if mark == Mark::Now => note(at, step, now),
+            Some(at) if mark == StepMark::Current => time_note(at, step, now),
             _ => String::new(),
         };
-        table.row([("✔".to_owned(), symbol), shown, plain(note)]);
+        table.push_row([("✔".to_owned(), symbol), shown, plain_cell(note)]);
     }
-    table.lines("  ")
+    table.render("  ")
 }
 
-fn mark(status: &RolloutStatus, step: usize) -> Mark {
+fn step_mark(status: &RolloutStatus, step: usize) -> StepMark {
     let given_up = matches!(status.phase, Phase::RollingBack | Phase::RolledBack);
     let Some(at) = &status.step else {
-        return if status.phase == Phase::Succeeded { Mark::Done } else { Mark::ToCome };
+        return if status.phase == Phase::Succeeded { StepMark::Done } else { StepMark::Upcoming };
     };
-    match step.cmp(&index(at)) {
-        std::cmp::Ordering::Less => Mark::Done,
-        _ if status.phase == Phase::Succeeded => Mark::Done,
-        _ if given_up => Mark::NeverReached,
-        std::cmp::Ordering::Equal if at.state == StepState::Done => Mark::Done,
-        std::cmp::Ordering::Equal => Mark::Now,
-        std::cmp::Ordering::Greater => Mark::ToCome,
+    match step.cmp(&step_index(at)) {
+        std::cmp::Ordering::Less => StepMark::Done,
+        _ if status.phase == Phase::Succeeded => StepMark::Done,
+        _ if given_up => StepMark::Skipped,
+        std::cmp::Ordering::Equal if at.state == StepState::Done => StepMark::Done,
+        std::cmp::Ordering::Equal => StepMark::Current,
+        std::cmp::Ordering::Greater => StepMark::Upcoming,
     }
 }
 
 /// What the step under way is at, and how long it takes yet.
-fn note(at: &StepStatus, step: &Step, now: Timestamp) -> String {
-    let so_far = time::span(at.entered_at, now);
+fn time_note(at: &StepStatus, step: &Step, now: Timestamp) -> String {
+    let so_far = time::format_elapsed(at.entered_at, now);
     match (at.state, step.pause.as_ref().and_then(|pause| pause.duration)) {
         (StepState::Pausing, Some(duration)) => {
             let length = i64::try_from(duration.get().as_secs()).unwrap_or(i64::MAX);
             let left = length.saturating_sub(now.as_second() - at.entered_at.as_second());
-            format!("{} left", time::seconds(left))
+            format!("{} left", time::format_seconds(left))
         }
         (StepState::Pausing, None) => format!("for {so_far}: rollora promote"),
         (StepState::AwaitingResidency, _) => format!("servers load the adapter, {so_far}"),
@@ -90,7 +90,7 @@ fn note(at: &StepStatus, step: &Step, now: Timestamp) -> String {
     }
 }
 
-fn words(step: &Step, total: i32) -> String {
+fn step_text(step: &Step, total: i32) -> String {
     match (step.set_weight, &step.pause) {
         (Some(weight), _) if total == 100 => format!("{weight} %"),
         (Some(weight), _) => format!("{weight} of {total}"),
@@ -99,6 +99,6 @@ fn words(step: &Step, total: i32) -> String {
     }
 }
 
-fn index(step: &StepStatus) -> usize {
+fn step_index(step: &StepStatus) -> usize {
     usize::try_from(step.index).unwrap_or(0)
 }

@@ -2,55 +2,55 @@
 
 /// How text is set.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Style {
+pub(crate) struct TextStyle {
     /// Whether colors are wanted.
     pub(crate) color: bool,
 }
 
-impl Style {
+impl TextStyle {
     pub(super) fn bold(self, text: &str) -> String {
-        self.set("1", text)
+        self.paint("1", text)
     }
 
     pub(super) fn dim(self, text: &str) -> String {
-        self.set("2", text)
+        self.paint("2", text)
     }
 
-    pub(super) fn good(self, text: &str) -> String {
-        self.set("32", text)
+    pub(super) fn success(self, text: &str) -> String {
+        self.paint("32", text)
     }
 
-    pub(super) fn busy(self, text: &str) -> String {
-        self.set("36", text)
+    pub(super) fn active(self, text: &str) -> String {
+        self.paint("36", text)
     }
 
-    pub(super) fn bad(self, text: &str) -> String {
-        self.set("31", text)
+    pub(super) fn error(self, text: &str) -> String {
+        self.paint("31", text)
     }
 
-    pub(super) fn warn(self, text: &str) -> String {
-        self.set("33", text)
+    pub(super) fn warning(self, text: &str) -> String {
+        self.paint("33", text)
     }
 
-    fn set(self, code: &str, text: &str) -> String {
+    fn paint(self, code: &str, text: &str) -> String {
         if self.color && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }
 
 /// Rows of cells, set under each other. Cells are measured before they are colored.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub(super) struct TextTable {
     rows: Vec<Vec<(String, String)>>,
 }
 
-impl Table {
+impl TextTable {
     /// Adds a row of plain cells, each with the same cell as it is shown.
-    pub(super) fn row(&mut self, cells: impl IntoIterator<Item = (String, String)>) {
+    pub(super) fn push_row(&mut self, cells: impl IntoIterator<Item = (String, String)>) {
         self.rows.push(cells.into_iter().collect());
     }
 
     /// The lines, each behind `indent`, with nothing behind their last cell.
-    pub(super) fn lines(&self, indent: &str) -> String {
+    pub(super) fn render(&self, indent: &str) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
@@ -74,7 +74,7 @@ impl Table {
 }
 
 /// A cell that is shown as it is.
-pub(super) fn plain(text: impl Into<String>) -> (String, String) {
+pub(super) fn plain_cell(text: impl Into<String>) -> (String, String) {
     let text = text.into();
     (text.clone(), text)
 }

@@ -3,7 +3,7 @@ use jiff::{SignedDuration, Timestamp};
 use rollora_api::rollout::status::{RejectedAdapter, StepState};
 use serde_json::{Value, json};
 
-const PLAIN: Style = Style { color: false };
+const PLAIN: TextStyle = TextStyle { color: false };
 
 fn start() -> Timestamp {
     "2026-01-01T12:00:00Z".parse().unwrap()
@@ -23,7 +23,7 @@ fn server(name: &str, ready: bool, adapters: &Value) -> Value {
 }
 
 /// A rollout in the open pause at 50/50.
-fn paused() -> Overview {
+fn paused_overview() -> Overview {
     let steps = json!([
         { "setWeight": 10 },
         { "pause": { "duration": "10m" } },
@@ -86,7 +86,7 @@ fn status_of(overview: &mut Overview) -> &mut RolloutStatus {
 #[test]
 fn one_screen_says_where_it_stands_what_it_waits_for_and_what_to_type() {
     assert_eq!(
-        status(&paused(), later(90), PLAIN),
+        status(&paused_overview(), later(90), PLAIN),
         "\
 lora  ▶ paused  lora-v1 → lora-v2  http://127.0.0.1:8080
 
@@ -115,7 +115,7 @@ lora  ▶ paused  lora-v1 → lora-v2  http://127.0.0.1:8080
 
 #[test]
 fn why_it_does_not_move_is_said_in_words() {
-    let mut overview = paused();
+    let mut overview = paused_overview();
     overview.adapters_file.problem = Some("adapters.yaml: line 3: not a list".to_owned());
     let condition = json!([
         { "type": "AdapterResident", "status": "False", "reason": "NotResident", "message": "b:1 lacks lora-v2",
@@ -148,7 +148,7 @@ Next: rollora promote, or rollora abort
 
 #[test]
 fn a_file_that_is_not_in_force_stands_at_the_top() {
-    let mut overview = paused();
+    let mut overview = paused_overview();
     overview.rollout_file.problem = Some("rollout.yaml: line 5: spec.modle: unknown field".to_owned());
     let screen = status(&overview, start(), PLAIN);
     let lines: Vec<&str> = screen.lines().skip(2).take(2).collect();
@@ -168,7 +168,7 @@ fn the_time_that_a_step_takes_yet_is_said() {
         (2, StepState::Held, 61, "▶  50 %                  held, 1m01s"),
     ];
     for (index, state, seconds, expected) in cases {
-        let mut overview = paused();
+        let mut overview = paused_overview();
         let step = status_of(&mut overview).step.as_mut().unwrap();
         (step.index, step.state) = (index, state);
         let screen = status(&overview, later(seconds), PLAIN);
@@ -179,11 +179,14 @@ fn the_time_that_a_step_takes_yet_is_said() {
 #[test]
 fn steps_that_are_behind_given_up_or_done() {
     let marks = |phase: Phase, index: i32| {
-        let mut overview = paused();
+        let mut overview = paused_overview();
         let status = status_of(&mut overview);
         status.phase = phase;
         status.step.as_mut().unwrap().index = index;
-        steps::lines(status, start(), PLAIN).lines().filter_map(|line| line.trim().chars().next()).collect::<String>()
+        steps::step_table(status, start(), PLAIN)
+            .lines()
+            .filter_map(|line| line.trim().chars().next())
+            .collect::<String>()
     };
     assert_eq!(marks(Phase::Progressing, 0), "▶○○○○");
     assert_eq!(marks(Phase::RolledBack, 2), "✔✔✘✘✘");
@@ -192,7 +195,7 @@ fn steps_that_are_behind_given_up_or_done() {
 
 #[test]
 fn why_an_adapter_was_rejected_is_one_line_and_said_once() {
-    let mut overview = paused();
+    let mut overview = paused_overview();
     let status = status_of(&mut overview);
     status.phase = Phase::RolledBack;
     status.rejected = vec![RejectedAdapter { id: "lora-v2".parse().unwrap(), reason: "a:1 died over it".to_owned() }];
@@ -204,7 +207,7 @@ fn why_an_adapter_was_rejected_is_one_line_and_said_once() {
 
 #[test]
 fn before_the_first_decision_there_is_something_to_show_too() {
-    let mut overview = paused();
+    let mut overview = paused_overview();
     overview.rollout.status = None;
     overview.rules.models.clear();
     overview.events.clear();
@@ -216,29 +219,29 @@ fn before_the_first_decision_there_is_something_to_show_too() {
 #[test]
 fn one_line_for_scripts_and_one_for_logs() {
     assert_eq!(
-        line(&paused()),
+        summary(&paused_overview()),
         "\
 NAME  MODEL  PHASE   STEP  WEIGHT                  STABLE   DESIRED
 lora  lora   Paused  4/5   lora-v1 50, lora-v2 50  lora-v1  lora-v2
 "
     );
-    assert_eq!(progress(&paused()), "lora: paused  4/5  lora-v1 50, lora-v2 50  waits for promotion\n");
+    assert_eq!(progress_line(&paused_overview()), "lora: paused  4/5  lora-v1 50, lora-v2 50  waits for promotion\n");
 }
 
 #[test]
 fn what_was_asked_is_bound_to_what_was_seen() {
     let intent = |verb| Intent { id: "1".to_owned(), verb, revision: 2, step: Some(3), claimed_by: None };
-    let seen = paused().rollout.status.unwrap();
+    let seen = paused_overview().rollout.status.unwrap();
     assert_eq!(
-        asked(&intent(IntentKind::Promote), &seen),
+        intent_submitted(&intent(IntentKind::Promote), &seen),
         "asked: promote (revision 2 of lora-v2, step 4: pause until promoted)\n"
     );
-    assert_eq!(asked(&intent(IntentKind::Abort), &seen), "asked: abort (revision 2 of lora-v2)\n");
+    assert_eq!(intent_submitted(&intent(IntentKind::Abort), &seen), "asked: abort (revision 2 of lora-v2)\n");
 }
 
 #[test]
 fn colors_change_nothing_but_colors() {
-    let colored = status(&paused(), later(90), Style { color: true });
+    let colored = status(&paused_overview(), later(90), TextStyle { color: true });
     assert!(colored.contains("\x1b[32m✔\x1b[0m"));
     let mut plain = String::new();
     let mut rest = colored.as_str();
@@ -247,7 +250,7 @@ fn colors_change_nothing_but_colors() {
         rest = after.split_once('m').unwrap().1;
     }
     plain.push_str(rest);
-    assert_eq!(plain, status(&paused(), later(90), PLAIN));
+    assert_eq!(plain, status(&paused_overview(), later(90), PLAIN));
 }
 
 #[test]

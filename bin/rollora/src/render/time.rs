@@ -3,12 +3,12 @@
 use jiff::Timestamp;
 
 /// From `since` to `now`, in its two largest units; nothing where `since` is to come.
-pub(super) fn span(since: Timestamp, now: Timestamp) -> String {
-    seconds(now.as_second() - since.as_second())
+pub(super) fn format_elapsed(since: Timestamp, now: Timestamp) -> String {
+    format_seconds(now.as_second() - since.as_second())
 }
 
 /// `90` is `1m30s`.
-pub(super) fn seconds(seconds: i64) -> String {
+pub(super) fn format_seconds(seconds: i64) -> String {
     let total = seconds.max(0);
     let (days, hours, minutes, seconds) = (total / 86_400, total / 3600 % 24, total / 60 % 60, total % 60);
     match (days, hours, minutes) {
@@ -28,7 +28,7 @@ mod tests {
         for (given, said) in
             [(-3, "0s"), (0, "0s"), (59, "59s"), (60, "1m00s"), (3599, "59m59s"), (3661, "1h01m"), (90_000, "1d01h")]
         {
-            assert_eq!(seconds(given), said);
+            assert_eq!(format_seconds(given), said);
         }
     }
 }

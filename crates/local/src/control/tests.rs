@@ -1,9 +1,9 @@
 use super::*;
 use crate::{
-    documents::tests::ROLLOUT_FILE,
-    gateway::servers::Servers,
+    document_store::{InputFiles, LocalDocumentStore},
+    gateway::servers::GatewayServers,
+    snapshot::tests::ROLLOUT_FILE,
     state::StateFolder,
-    store::{Inputs, LocalStore},
 };
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, body::Incoming, client::conn::http1};
@@ -11,30 +11,32 @@ use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use tokio::{net::UnixStream, task::JoinSet};
 
-struct Machine {
-    control: Control,
+struct ControlFixture {
+    control: ControlServer,
     socket: PathBuf,
     tasks: JoinSet<()>,
     folder: tempfile::TempDir,
 }
 
-impl Machine {
+impl ControlFixture {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |file: &str| folder.path().join(file);
-        let inputs = Inputs { rollout: path("rollout.yaml"), adapters: path("adapters.yaml") };
+        let inputs = InputFiles { rollout: path("rollout.yaml"), adapters: path("adapters.yaml") };
         fs::write(&inputs.rollout, ROLLOUT_FILE).unwrap();
         fs::write(&inputs.adapters, "vLLMLoRAConfig: {}\n").unwrap();
-        let store = LocalStore::open(StateFolder::open(&path("state")).unwrap(), inputs).unwrap();
-        let fleet = LocalFleet::new(store.clone(), Arc::new(Servers::new(Vec::new())), Vec::new(), Arc::default());
-        let control = Control { store, fleet, listen: ([127, 0, 0, 1], 1).into(), stop: CancellationToken::new() };
+        let store = LocalDocumentStore::open(StateFolder::open(&path("state")).unwrap(), inputs).unwrap();
+        let fleet =
+            LocalFleet::new(store.clone(), Arc::new(GatewayServers::new(Vec::new())), Vec::new(), Arc::default());
+        let control =
+            ControlServer { store, fleet, listen: ([127, 0, 0, 1], 1).into(), stop: CancellationToken::new() };
         let (listener, serving) = (bind(&path("state")).unwrap(), control.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { serve(listener, serving).await.unwrap() });
-        Self { control, socket: path("state").join(SOCKET), tasks, folder }
+        Self { control, socket: path("state").join(SOCKET_NAME), tasks, folder }
     }
 
-    async fn ask(&mut self, method: &str, path: &str, body: String) -> (StatusCode, Incoming) {
+    async fn request(&mut self, method: &str, path: &str, body: String) -> (StatusCode, Incoming) {
         let stream = UnixStream::connect(&self.socket).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         self.tasks.spawn(async move { drop(connection.await) });
@@ -45,13 +47,13 @@ impl Machine {
     }
 }
 
-async fn whole<T: serde::de::DeserializeOwned>(body: Incoming) -> T {
+async fn read_json<T: serde::de::DeserializeOwned>(body: Incoming) -> T {
     serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap()
 }
 
 #[tokio::test]
 async fn the_socket_is_for_its_owner_only_and_takes_the_place_of_a_stale_one() {
-    let mut machine = Machine::start();
+    let mut machine = ControlFixture::start();
     assert_eq!(fs::metadata(&machine.socket).unwrap().permissions().mode() & 0o777, 0o600);
     // A killed process leaves its socket, perhaps in the middle of making it.
     machine.tasks.shutdown().await;
@@ -75,49 +77,49 @@ async fn a_path_that_is_too_long_for_a_socket_is_said_in_words() {
 
 #[tokio::test]
 async fn an_overview_is_told_now_and_with_every_change() {
-    let mut machine = Machine::start();
-    let (status, body) = machine.ask("GET", "/overview", String::new()).await;
+    let mut machine = ControlFixture::start();
+    let (status, body) = machine.request("GET", "/overview", String::new()).await;
     assert_eq!(status, StatusCode::OK);
-    let overview: Overview = whole(body).await;
+    let overview: Overview = read_json(body).await;
     assert_eq!((overview.rollout.metadata.name.as_str(), overview.listen.as_deref()), ("alias", Some("127.0.0.1:1")));
 
-    let (_, mut watch) = machine.ask("GET", "/watch", String::new()).await;
+    let (_, mut watch) = machine.request("GET", "/watch", String::new()).await;
     let mut next = async || {
         let line = watch.frame().await.unwrap().unwrap().into_data().unwrap();
         serde_json::from_slice::<Overview>(&line).unwrap()
     };
     assert_eq!(next().await.adapters_file.problem, None);
-    machine.control.store.adapters_file(Err("broken".to_owned()));
+    machine.control.store.apply_adapters_file(Err("broken".to_owned()));
     assert_eq!(next().await.adapters_file.problem.as_deref(), Some("broken"));
 }
 
 #[tokio::test]
 async fn an_intent_is_taken_with_an_id_and_the_next_one_waits() {
-    let mut machine = Machine::start();
+    let mut machine = ControlFixture::start();
     let request = |verb| {
         let claimed_by = Some("anna".to_owned());
         serde_json::to_string(&IntentRequest { verb, revision: 3, step: Some(1), claimed_by }).unwrap()
     };
-    let (status, body) = machine.ask("POST", "/intent", request(IntentKind::Promote)).await;
+    let (status, body) = machine.request("POST", "/intent", request(IntentKind::Promote)).await;
     assert_eq!(status, StatusCode::OK);
-    let intent: Intent = whole(body).await;
+    let intent: Intent = read_json(body).await;
     assert_eq!((intent.verb, intent.revision, intent.step), (IntentKind::Promote, 3, Some(1)));
     assert_eq!(intent.claimed_by.as_deref(), Some("anna"));
     let annotation =
-        &machine.control.store.picture().rollout.metadata.annotations[rollora_api::names::INTENT_ANNOTATION];
+        &machine.control.store.snapshot().rollout.metadata.annotations[rollora_api::names::INTENT_ANNOTATION];
     assert_eq!(serde_json::from_str::<Intent>(annotation).unwrap(), intent);
 
-    let (status, body) = machine.ask("POST", "/intent", request(IntentKind::Retry)).await;
+    let (status, body) = machine.request("POST", "/intent", request(IntentKind::Retry)).await;
     assert_eq!(status, StatusCode::CONFLICT);
-    assert!(whole::<Refused>(body).await.error.contains("`promote` was asked before"));
-    let (status, _) = machine.ask("POST", "/intent", request(IntentKind::Abort)).await;
+    assert!(read_json::<ErrorResponse>(body).await.error.contains("`promote` was asked before"));
+    let (status, _) = machine.request("POST", "/intent", request(IntentKind::Abort)).await;
     assert_eq!(status, StatusCode::OK);
 }
 
 #[tokio::test]
 async fn watching_ends_with_the_process() {
-    let mut machine = Machine::start();
-    let (_, mut watch) = machine.ask("GET", "/watch", String::new()).await;
+    let mut machine = ControlFixture::start();
+    let (_, mut watch) = machine.request("GET", "/watch", String::new()).await;
     watch.frame().await.unwrap().unwrap();
     machine.control.stop.cancel();
     assert!(watch.frame().await.is_none());

@@ -4,7 +4,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::{pool::Connection, refusal::Refusal, servers::Lease};
+use super::{pool::ServerConnection, refusal::GatewayRefusal, servers::InFlightGuard};
 use crate::clock;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
@@ -25,58 +25,62 @@ use std::{
 use tokio::time::timeout;
 
 /// How long a client may pause in the middle of a body.
-const PAUSE: Duration = Duration::from_mins(1);
+const BODY_IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How much of all requests' bodies may be held at once.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct BodyBudget {
     limit: usize,
-    held: AtomicUsize,
+    used: AtomicUsize,
 }
 
 /// What one request holds of the budget; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Hold {
-    budget: Arc<Budget>,
+pub(super) struct BufferPermit {
+    budget: Arc<BodyBudget>,
     bytes: usize,
 }
 
-impl Budget {
+impl BodyBudget {
     pub(super) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, held: AtomicUsize::new(0) })
+        Arc::new(Self { limit, used: AtomicUsize::new(0) })
     }
 }
 
-impl Hold {
-    fn new(budget: &Arc<Budget>) -> Self {
+impl BufferPermit {
+    fn new(budget: &Arc<BodyBudget>) -> Self {
         Self { budget: Arc::clone(budget), bytes: 0 }
     }
 
     /// Takes `more` bytes; false where that would be too much for all requests together.
-    fn grow(&mut self, more: usize) -> bool {
-        let before = self.budget.held.fetch_add(more, Relaxed);
+    fn try_grow(&mut self, more: usize) -> bool {
+        let before = self.budget.used.fetch_add(more, Relaxed);
         let fits = before + more <= self.budget.limit;
         if fits {
             self.bytes += more;
         } else {
-            self.budget.held.fetch_sub(more, Relaxed);
+            self.budget.used.fetch_sub(more, Relaxed);
         }
         fits
     }
 }
 
-impl Drop for Hold {
+impl Drop for BufferPermit {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.bytes, Relaxed);
+        self.budget.used.fetch_sub(self.bytes, Relaxed);
     }
 }
 
 /// Reads a request's body whole. What it takes of the budget is given back with the hold.
-pub(super) async fn read<B>(mut body: B, limit: usize, budget: &Arc<Budget>) -> Result<(Bytes, Hold), Refusal>
+pub(super) async fn buffer_body<B>(
+    mut body: B,
+    limit: usize,
+    budget: &Arc<BodyBudget>,
+) -> Result<(Bytes, BufferPermit), GatewayRefusal>
 where
     B: Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
 {
-    let mut hold = Hold::new(budget);
+    let mut hold = BufferPermit::new(budget);
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > limit {
         return Err(router::RequestRefusal::BodyTooLarge { limit }.into());
@@ -84,16 +88,18 @@ where
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
     while !body.is_end_stream() {
-        let frame = timeout(PAUSE, body.frame()).await.map_err(|_| Refusal::Slow { seconds: PAUSE.as_secs() })?;
+        let frame = timeout(BODY_IDLE_TIMEOUT, body.frame())
+            .await
+            .map_err(|_| GatewayRefusal::BodyTimeout { seconds: BODY_IDLE_TIMEOUT.as_secs() })?;
         let Some(frame) = frame else { break };
-        let frame = frame.map_err(|error| Refusal::BadBody(error.to_string()))?;
+        let frame = frame.map_err(|error| GatewayRefusal::BadBody(error.to_string()))?;
         // What is no data are trailers, which concern this hop only.
         let Ok(data) = frame.into_data() else { continue };
         if hold.bytes + data.len() > limit {
             return Err(router::RequestRefusal::BodyTooLarge { limit }.into());
         }
-        if !hold.grow(data.len()) {
-            return Err(Refusal::Busy);
+        if !hold.try_grow(data.len()) {
+            return Err(GatewayRefusal::BufferExhausted);
         }
         if first.is_empty() && whole.is_empty() {
             first = data;
@@ -110,21 +116,21 @@ where
 
 /// A request's body, held whole. Cheap to clone, so that it can be sent a second time.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Chunks {
+pub(super) struct BodyChunks {
     chunks: VecDeque<Bytes>,
     /// Kept until the last copy is gone.
-    _hold: Option<Arc<Hold>>,
+    _permit: Option<Arc<BufferPermit>>,
 }
 
-impl Chunks {
-    pub(super) fn new(chunks: impl IntoIterator<Item = Bytes>, hold: Hold) -> Self {
+impl BodyChunks {
+    pub(super) fn new(chunks: impl IntoIterator<Item = Bytes>, hold: BufferPermit) -> Self {
         let chunks: VecDeque<_> = chunks.into_iter().filter(|chunk| !chunk.is_empty()).collect();
         let hold = (!chunks.is_empty()).then(|| Arc::new(hold));
-        Self { chunks, _hold: hold }
+        Self { chunks, _permit: hold }
     }
 }
 
-impl Body for Chunks {
+impl Body for BodyChunks {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -143,32 +149,37 @@ impl Body for Chunks {
 
 /// The body of what a client is answered.
 #[derive(Debug)]
-pub(super) enum Reply {
+pub(super) enum ResponseBody {
     /// The gateway's own words.
-    Own(Option<Bytes>),
+    Local(Option<Bytes>),
     /// A server's answer.
-    Answer(Box<Answer>),
+    Server(Box<ServerResponseBody>),
 }
 
 /// A server's answer, passed on as it comes. Dropped before its end, it takes the connection with it, and so the
 /// server learns that the client is gone.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct ServerResponseBody {
     incoming: Incoming,
-    under_way: Option<UnderWay>,
+    active: Option<ActiveResponse>,
 }
 
 /// What an answer holds until its end.
 #[derive(Debug)]
-struct UnderWay {
-    connection: Connection,
-    lease: Lease,
+struct ActiveResponse {
+    connection: ServerConnection,
+    guard: InFlightGuard,
     exchange: Exchange,
 }
 
-impl Answer {
-    pub(super) fn new(incoming: Incoming, connection: Connection, lease: Lease, exchange: Exchange) -> Self {
-        let mut answer = Self { incoming, under_way: Some(UnderWay { connection, lease, exchange }) };
+impl ServerResponseBody {
+    pub(super) fn new(
+        incoming: Incoming,
+        connection: ServerConnection,
+        lease: InFlightGuard,
+        exchange: Exchange,
+    ) -> Self {
+        let mut answer = Self { incoming, active: Some(ActiveResponse { connection, guard: lease, exchange }) };
         answer.finish_if_ended();
         answer
     }
@@ -180,8 +191,8 @@ impl Answer {
     }
 
     fn finish(&mut self) {
-        if let Some(UnderWay { connection, lease, exchange }) = self.under_way.take() {
-            lease.server.pool.give_back(connection);
+        if let Some(ActiveResponse { connection, guard: lease, exchange }) = self.active.take() {
+            lease.server.pool.put(connection);
             exchange.end(clock::now());
         }
     }
@@ -192,10 +203,10 @@ impl Answer {
             Some(Ok(_)) => self.finish_if_ended(),
             None => self.finish(),
             Some(Err(error)) => {
-                if let Some(under_way) = &self.under_way {
-                    let server = &under_way.lease.server;
+                if let Some(under_way) = &self.active {
+                    let server = &under_way.guard.server;
                     tracing::debug!(server = server.name, %error, "answer broken off");
-                    server.suspect();
+                    server.mark_suspect();
                 }
             }
         }
@@ -203,36 +214,36 @@ impl Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for ServerResponseBody {
     fn drop(&mut self) {
-        if let Some(UnderWay { exchange, .. }) = self.under_way.take() {
+        if let Some(ActiveResponse { exchange, .. }) = self.active.take() {
             exchange.end(clock::now());
         }
     }
 }
 
-impl Body for Reply {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Answer(answer) => answer.poll(context),
+            Self::Local(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Server(answer) => answer.poll(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Own(bytes) => bytes.is_none(),
-            Self::Answer(answer) => answer.incoming.is_end_stream(),
+            Self::Local(bytes) => bytes.is_none(),
+            Self::Server(answer) => answer.incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Answer(answer) => answer.incoming.size_hint(),
+            Self::Local(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Server(answer) => answer.incoming.size_hint(),
         }
     }
 }

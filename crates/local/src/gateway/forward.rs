@@ -1,10 +1,10 @@
 //! Sends one request to a server, and to another one only if no byte of it was written, or the connection was refused.
 
 use super::{
-    body::Chunks,
-    choose::{Need, NoServer},
-    pool::Connection,
-    servers::{Lease, Server, Servers},
+    balancer::{NoServer, ServerRequirement},
+    body::BodyChunks,
+    pool::ServerConnection,
+    servers::{GatewayServer, GatewayServers, InFlightGuard},
 };
 use http::{HeaderValue, Request, Response, header::HOST};
 use hyper::body::Incoming;
@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 /// A server's answer has begun.
 #[derive(Debug)]
-pub(super) struct Answered {
+pub(super) struct ServerResponse {
     pub(super) response: Response<Incoming>,
-    pub(super) connection: Connection,
-    pub(super) lease: Lease,
+    pub(super) connection: ServerConnection,
+    pub(super) guard: InFlightGuard,
 }
 
 /// Why there is no answer.
@@ -26,7 +26,7 @@ pub(super) enum ForwardError {
     NoServer(NoServer),
     /// The server went away after it may have begun to work on the request: nobody may send it again.
     #[error("the server {server} closed the connection before it answered")]
-    Broken {
+    Disconnected {
         /// The server.
         server: String,
         /// What the connection said.
@@ -35,32 +35,32 @@ pub(super) enum ForwardError {
 }
 
 /// How one try at one server failed.
-enum Try {
+enum SendError {
     /// No byte was written.
-    Unsent(Box<Request<Chunks>>),
+    Unsent(Box<Request<BodyChunks>>),
     /// Something was.
-    Sent(hyper::Error),
+    MaybeSent(hyper::Error),
 }
 
 /// Sends `request` to a server that fits `need`.
 pub(super) async fn forward(
-    servers: &Servers,
-    need: Need<'_>,
-    mut request: Request<Chunks>,
-) -> Result<Answered, ForwardError> {
-    let mut tried: Vec<Arc<Server>> = Vec::new();
+    servers: &GatewayServers,
+    need: ServerRequirement<'_>,
+    mut request: Request<BodyChunks>,
+) -> Result<ServerResponse, ForwardError> {
+    let mut tried: Vec<Arc<GatewayServer>> = Vec::new();
     loop {
-        let lease = servers.lease(need, &tried).map_err(ForwardError::NoServer)?;
+        let lease = servers.acquire(need, &tried).map_err(ForwardError::NoServer)?;
         match send(&lease.server, request).await {
-            Ok((response, connection)) => return Ok(Answered { response, connection, lease }),
-            Err(Try::Unsent(unsent)) => {
-                lease.server.suspect();
+            Ok((response, connection)) => return Ok(ServerResponse { response, connection, guard: lease }),
+            Err(SendError::Unsent(unsent)) => {
+                lease.server.mark_suspect();
                 request = *unsent;
                 tried.push(Arc::clone(&lease.server));
             }
-            Err(Try::Sent(source)) => {
-                lease.server.suspect();
-                return Err(ForwardError::Broken { server: lease.server.name.clone(), source });
+            Err(SendError::MaybeSent(source)) => {
+                lease.server.mark_suspect();
+                return Err(ForwardError::Disconnected { server: lease.server.name.clone(), source });
             }
         }
     }
@@ -68,7 +68,10 @@ pub(super) async fn forward(
 
 /// Tries one server: connections that wait for a request first, since each of them may have been closed meanwhile, then
 /// a new one.
-async fn send(server: &Server, mut request: Request<Chunks>) -> Result<(Response<Incoming>, Connection), Try> {
+async fn send(
+    server: &GatewayServer,
+    mut request: Request<BodyChunks>,
+) -> Result<(Response<Incoming>, ServerConnection), SendError> {
     if !request.headers().contains_key(HOST)
         && let Ok(host) = HeaderValue::from_str(&server.name)
     {
@@ -76,7 +79,7 @@ async fn send(server: &Server, mut request: Request<Chunks>) -> Result<(Response
     }
     while let Some(connection) = server.pool.take() {
         match send_on(connection, request).await {
-            Err(Try::Unsent(unsent)) => request = *unsent,
+            Err(SendError::Unsent(unsent)) => request = *unsent,
             ended => return ended,
         }
     }
@@ -84,20 +87,20 @@ async fn send(server: &Server, mut request: Request<Chunks>) -> Result<(Response
         Ok(connection) => send_on(connection, request).await,
         Err(error) => {
             tracing::debug!(server = server.name, %error, "not connected");
-            Err(Try::Unsent(Box::new(request)))
+            Err(SendError::Unsent(Box::new(request)))
         }
     }
 }
 
 async fn send_on(
-    mut connection: Connection,
-    request: Request<Chunks>,
-) -> Result<(Response<Incoming>, Connection), Try> {
+    mut connection: ServerConnection,
+    request: Request<BodyChunks>,
+) -> Result<(Response<Incoming>, ServerConnection), SendError> {
     match connection.try_send_request(request).await {
         Ok(response) => Ok((response, connection)),
         Err(mut error) => Err(match error.take_message() {
-            Some(unsent) => Try::Unsent(Box::new(unsent)),
-            None => Try::Sent(error.into_error()),
+            Some(unsent) => SendError::Unsent(Box::new(unsent)),
+            None => SendError::MaybeSent(error.into_error()),
         }),
     }
 }

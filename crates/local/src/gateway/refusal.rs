@@ -1,6 +1,6 @@
 //! What the gateway says itself, in the shape that vLLM's clients know.
 
-use super::{body::Reply, choose::NoServer};
+use super::{balancer::NoServer, body::ResponseBody};
 use bytes::Bytes;
 use http::{
     HeaderValue, Response, StatusCode,
@@ -10,13 +10,13 @@ use rollora_router::refusal::{CONTENT_TYPE as ERROR_TYPE, error_body};
 
 /// Why the gateway answers a request itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refusal {
+pub(super) enum GatewayRefusal {
     /// All requests together hold too much.
     #[error("the gateway holds as many request bodies as it may: try again")]
-    Busy,
+    BufferExhausted,
     /// The body stopped coming.
     #[error("the request's body did not arrive: nothing came for {seconds} s")]
-    Slow {
+    BodyTimeout {
         /// For how long nothing came.
         seconds: u64,
     },
@@ -25,19 +25,19 @@ pub(super) enum Refusal {
     BadBody(String),
     /// Another protocol is asked for.
     #[error("this gateway speaks plain HTTP/1.1 only: Upgrade is not supported")]
-    Upgrade,
+    UpgradeUnsupported,
     /// No server will do.
-    #[error("{}", no_server(*.0, .1))]
+    #[error("{}", no_server_message(*.0, .1))]
     NoServer(NoServer, String),
     /// The server went away.
     #[error("{0}")]
-    Broken(String),
+    ServerDisconnected(String),
     /// The router says so.
     #[error(transparent)]
     Router(#[from] rollora_router::refusal::RequestRefusal),
 }
 
-fn no_server(why: NoServer, model: &str) -> String {
+fn no_server_message(why: NoServer, model: &str) -> String {
     match why {
         NoServer::NotReady => "no vLLM server is ready: `rollora status` says what each of them waits for".to_owned(),
         NoServer::NotResident => format!("no server that is ready has `{model}`: `rollora status` says who lacks it"),
@@ -45,14 +45,14 @@ fn no_server(why: NoServer, model: &str) -> String {
     }
 }
 
-impl Refusal {
+impl GatewayRefusal {
     fn status(&self) -> StatusCode {
         match self {
-            Self::Busy | Self::NoServer(..) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Slow { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::BufferExhausted | Self::NoServer(..) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BadBody(_) => StatusCode::BAD_REQUEST,
-            Self::Upgrade => StatusCode::NOT_IMPLEMENTED,
-            Self::Broken(_) => StatusCode::BAD_GATEWAY,
+            Self::UpgradeUnsupported => StatusCode::NOT_IMPLEMENTED,
+            Self::ServerDisconnected(_) => StatusCode::BAD_GATEWAY,
             Self::Router(refusal) => refusal.status(),
         }
     }
@@ -64,8 +64,8 @@ impl Refusal {
         }
     }
 
-    pub(super) fn into_response(self) -> Response<Reply> {
-        let mut response = Response::new(Reply::Own(Some(self.body())));
+    pub(super) fn into_response(self) -> Response<ResponseBody> {
+        let mut response = Response::new(ResponseBody::Local(Some(self.body())));
         *response.status_mut() = self.status();
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(ERROR_TYPE));
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {

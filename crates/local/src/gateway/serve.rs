@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 /// Connections at the same time; more wait until one ends.
 const MAX_CONNECTIONS: usize = 10_000;
 /// How long a client may take to send the head of a request, and a connection may be without one.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long to wait when the system gives no more connections.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// Serves until `stop`; then takes no new connection and no new request, and lets answers end within `grace`.
 pub(crate) async fn serve(listener: TcpListener, gateway: Arc<Gateway>, stop: CancellationToken, grace: Duration) {
@@ -28,9 +28,9 @@ pub(crate) async fn serve(listener: TcpListener, gateway: Arc<Gateway>, stop: Ca
             Some(_ended) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, Arc::clone(&gateway), stop.clone()));
+                    connections.spawn(serve_connection(stream, Arc::clone(&gateway), stop.clone()));
                 }
-                Err(error) => pause(&error).await,
+                Err(error) => back_off(&error).await,
             },
         }
     }
@@ -42,25 +42,25 @@ pub(crate) async fn serve(listener: TcpListener, gateway: Arc<Gateway>, stop: Ca
 }
 
 /// Errors of one connection are that client's; others mean that the system has no more to give for now.
-async fn pause(error: &io::Error) {
+async fn back_off(error: &io::Error) {
     let of_client = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
     if !of_client.contains(&error.kind()) {
         tracing::warn!(%error, "no connection can be accepted");
-        sleep(ACCEPT_PAUSE).await;
+        sleep(ACCEPT_BACKOFF).await;
     }
 }
 
-async fn connection(stream: TcpStream, gateway: Arc<Gateway>, stop: CancellationToken) {
+async fn serve_connection(stream: TcpStream, gateway: Arc<Gateway>, stop: CancellationToken) {
     if stream.set_nodelay(true).is_err() {
         // The client is gone already.
         return;
     }
     let service = service_fn(move |request: Request<Incoming>| {
         let gateway = Arc::clone(&gateway);
-        async move { Ok::<_, Infallible>(gateway.answer(request).await) }
+        async move { Ok::<_, Infallible>(gateway.handle(request).await) }
     });
     let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     let mut serving = pin!(server.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,

@@ -4,8 +4,8 @@
 //! only when its sidecar has looked at it after that.
 
 use super::{
-    choose::{Need, NoServer, ServerFacts, Table},
-    pool::Pool,
+    balancer::{NoServer, RoutingTable, ServerRequirement, ServerRoutingState},
+    pool::ConnectionPool,
 };
 use arc_swap::ArcSwap;
 use std::sync::{
@@ -17,57 +17,61 @@ use tokio_util::task::TaskTracker;
 
 /// All servers, in the order of the command line.
 #[derive(Debug)]
-pub(crate) struct Servers {
-    all: Vec<Arc<Server>>,
-    table: ArcSwap<Table>,
-    turn: AtomicUsize,
+pub(crate) struct GatewayServers {
+    all: Vec<Arc<GatewayServer>>,
+    table: ArcSwap<RoutingTable>,
+    round_robin: AtomicUsize,
 }
 
 /// One server.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub(crate) struct GatewayServer {
     /// Host and port.
     pub(crate) name: String,
-    pub(super) pool: Pool,
+    pub(super) pool: ConnectionPool,
     in_flight: AtomicUsize,
     suspect: AtomicBool,
     /// Whether somebody waits for the end of the last request.
-    awaits_quiet: AtomicBool,
+    notify_drained: AtomicBool,
     /// Rung when the server is quiet and that is awaited.
-    bell: Arc<Notify>,
+    drained: Arc<Notify>,
     /// Rung when it became suspect: its sidecar looks at it then.
-    doubts: Arc<Notify>,
+    suspected: Arc<Notify>,
 }
 
 /// A request's place on a server; given up when dropped.
 #[derive(Debug)]
-pub(crate) struct Lease {
-    pub(super) server: Arc<Server>,
+pub(crate) struct InFlightGuard {
+    pub(super) server: Arc<GatewayServer>,
 }
 
-impl Servers {
-    pub(crate) fn new(all: Vec<Arc<Server>>) -> Self {
-        Self { all, table: ArcSwap::default(), turn: AtomicUsize::new(0) }
+impl GatewayServers {
+    pub(crate) fn new(all: Vec<Arc<GatewayServer>>) -> Self {
+        Self { all, table: ArcSwap::default(), round_robin: AtomicUsize::new(0) }
     }
 
     /// Every server.
-    pub(crate) fn all(&self) -> &[Arc<Server>] {
+    pub(crate) fn all(&self) -> &[Arc<GatewayServer>] {
         &self.all
     }
 
     /// Takes in what is now known, one entry a server, in their order.
-    pub(crate) fn know(&self, facts: &[ServerFacts]) {
-        self.table.store(Arc::new(Table::new(facts)));
+    pub(crate) fn update_routing(&self, facts: &[ServerRoutingState]) {
+        self.table.store(Arc::new(RoutingTable::new(facts)));
     }
 
     /// How many servers requests may go to.
-    pub(crate) fn ready(&self) -> usize {
-        self.table.load().ready()
+    pub(crate) fn ready_count(&self) -> usize {
+        self.table.load().ready_count()
     }
 
     /// Chooses a server that is none of those in `tried`, and takes a place there.
-    pub(crate) fn lease(&self, need: Need<'_>, tried: &[Arc<Server>]) -> Result<Lease, NoServer> {
-        let turn = self.turn.fetch_add(1, Relaxed);
+    pub(crate) fn acquire(
+        &self,
+        need: ServerRequirement<'_>,
+        tried: &[Arc<GatewayServer>],
+    ) -> Result<InFlightGuard, NoServer> {
+        let turn = self.round_robin.fetch_add(1, Relaxed);
         let index = self.table.load().choose(need, turn, |index| {
             let server = self.all.get(index)?;
             let out = server.suspect.load(Relaxed) || tried.iter().any(|tried| Arc::ptr_eq(tried, server));
@@ -75,7 +79,7 @@ impl Servers {
         })?;
         let server = self.all.get(index).ok_or(NoServer::NotReady)?;
         server.in_flight.fetch_add(1, Relaxed);
-        Ok(Lease { server: Arc::clone(server) })
+        Ok(InFlightGuard { server: Arc::clone(server) })
     }
 
     /// Drops connections that nobody used for a while. To be called every second.
@@ -84,25 +88,25 @@ impl Servers {
     }
 }
 
-impl Server {
+impl GatewayServer {
     /// A server at `host` and `port`; `tasks` own its connections.
     pub(crate) fn new(
         name: String,
         host: &str,
         port: u16,
         tasks: TaskTracker,
-        bell: Arc<Notify>,
-        doubts: Arc<Notify>,
+        drained: Arc<Notify>,
+        suspected: Arc<Notify>,
     ) -> Self {
-        let pool = Pool::new(host.to_owned(), port, tasks);
+        let pool = ConnectionPool::new(host.to_owned(), port, tasks);
         Self {
             name,
             pool,
             in_flight: AtomicUsize::new(0),
             suspect: AtomicBool::new(false),
-            awaits_quiet: AtomicBool::new(false),
-            bell,
-            doubts,
+            notify_drained: AtomicBool::new(false),
+            drained: drained,
+            suspected: suspected,
         }
     }
 
@@ -112,12 +116,12 @@ impl Server {
     }
 
     /// It broke a connection: no request goes there until [`Self::trust`].
-    pub(crate) fn suspect(&self) {
+    pub(crate) fn mark_suspect(&self) {
         if !self.suspect.swap(true, Relaxed) {
             tracing::info!(server = self.name, "connection broken: no requests until its sidecar has looked at it");
         }
         self.pool.clear();
-        self.doubts.notify_one();
+        self.suspected.notify_one();
     }
 
     /// Whether it is out until its sidecar has looked at it.
@@ -126,38 +130,38 @@ impl Server {
     }
 
     /// Its sidecar has looked at it.
-    pub(crate) fn trust(&self) {
+    pub(crate) fn clear_suspicion(&self) {
         self.suspect.store(false, Relaxed);
     }
 
     /// Whether the bell is rung when the last request has ended.
-    pub(crate) fn await_quiet(&self, awaited: bool) {
-        self.awaits_quiet.store(awaited, Relaxed);
+    pub(crate) fn set_notify_drained(&self, awaited: bool) {
+        self.notify_drained.store(awaited, Relaxed);
     }
 }
 
 #[cfg(test)]
-impl Servers {
+impl GatewayServers {
     /// A request that stays on a server until it is dropped.
-    pub(crate) fn occupy(&self, index: usize) -> Lease {
+    pub(crate) fn occupy(&self, index: usize) -> InFlightGuard {
         let server = Arc::clone(&self.all[index]);
         server.in_flight.fetch_add(1, Relaxed);
-        Lease { server }
+        InFlightGuard { server }
     }
 }
 
 #[cfg(test)]
-impl Lease {
-    pub(crate) fn server(&self) -> &Server {
+impl InFlightGuard {
+    pub(crate) fn server(&self) -> &GatewayServer {
         &self.server
     }
 }
 
-impl Drop for Lease {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         let before = self.server.in_flight.fetch_sub(1, Relaxed);
-        if before == 1 && self.server.awaits_quiet.load(Relaxed) {
-            self.server.bell.notify_one();
+        if before == 1 && self.server.notify_drained.load(Relaxed) {
+            self.server.drained.notify_one();
         }
     }
 }

@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 use std::{fs::Permissions, os::unix::fs::PermissionsExt};
 
-fn folder() -> (tempfile::TempDir, StateFolder) {
+fn open_folder() -> (tempfile::TempDir, StateFolder) {
     let parent = tempfile::tempdir().unwrap();
     let folder = StateFolder::open(&parent.path().join("state")).unwrap();
     (parent, folder)
@@ -10,7 +10,7 @@ fn folder() -> (tempfile::TempDir, StateFolder) {
 
 #[test]
 fn a_document_is_read_as_it_was_written() {
-    let (_parent, folder) = folder();
+    let (_parent, folder) = open_folder();
     assert_eq!(folder.read::<Vec<u8>>("numbers.json").unwrap(), None);
     folder.write("numbers.json", &[1, 2, 3]).unwrap();
     assert_eq!(folder.read::<Vec<u8>>("numbers.json").unwrap(), Some(vec![1, 2, 3]));
@@ -18,7 +18,7 @@ fn a_document_is_read_as_it_was_written() {
 
 #[test]
 fn a_second_process_is_refused_with_the_number_of_the_first() {
-    let (parent, _folder) = folder();
+    let (parent, _folder) = open_folder();
     let refused = StateFolder::open(&parent.path().join("state")).unwrap_err().to_string();
     assert!(refused.contains(&format!("process {}", std::process::id())), "{refused}");
     assert!(refused.contains("give this one its own --state"), "{refused}");
@@ -26,15 +26,15 @@ fn a_second_process_is_refused_with_the_number_of_the_first() {
 
 #[test]
 fn the_folder_is_free_again_when_its_holder_ended() {
-    let (parent, folder) = folder();
+    let (parent, folder) = open_folder();
     drop(folder);
     StateFolder::open(&parent.path().join("state")).unwrap();
 }
 
 #[test]
 fn a_damaged_document_is_named_with_its_line() {
-    let (_parent, folder) = folder();
-    fs::write(folder.file("numbers.json"), "[1,\n2,\nx]").unwrap();
+    let (_parent, folder) = open_folder();
+    fs::write(folder.document_path("numbers.json"), "[1,\n2,\nx]").unwrap();
     let said = folder.read::<Vec<u8>>("numbers.json").unwrap_err().to_string();
     assert!(said.contains("numbers.json line 3"), "{said}");
     assert!(said.contains("move the file away"), "{said}");
@@ -42,11 +42,11 @@ fn a_damaged_document_is_named_with_its_line() {
 
 #[test]
 fn the_folder_and_its_documents_are_for_the_owner_only() {
-    let (_parent, folder) = folder();
+    let (_parent, folder) = open_folder();
     folder.write("numbers.json", &[1]).unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&folder.path), 0o700);
-    assert_eq!(mode(&folder.file("numbers.json")), 0o600);
+    assert_eq!(mode(&folder.document_path("numbers.json")), 0o600);
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn replacing_keeps_permissions_and_follows_links() {
     fs::write(&file, "old").unwrap();
     fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
     std::os::unix::fs::symlink(&file, &link).unwrap();
-    replace(&link, b"new").unwrap();
+    replace_atomically(&link, b"new").unwrap();
     assert_eq!(fs::read_to_string(&file).unwrap(), "new");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
@@ -66,7 +66,7 @@ fn replacing_keeps_permissions_and_follows_links() {
 fn a_write_that_cannot_be_done_leaves_the_old_document() {
     let parent = tempfile::tempdir().unwrap();
     let file = parent.path().join("gone").join("file");
-    assert!(matches!(replace(&file, b"new"), Err(WriteError::NotWritten { .. })));
+    assert!(matches!(replace_atomically(&file, b"new"), Err(WriteError::NotWritten { .. })));
 }
 
 proptest! {
@@ -77,10 +77,10 @@ proptest! {
         new in proptest::collection::vec(any::<u32>(), 0..20),
         cut in any::<prop::sample::Index>(),
     ) {
-        let (parent, folder) = folder();
+        let (parent, folder) = open_folder();
         folder.write("numbers.json", &old).unwrap();
         let whole = serde_json::to_vec_pretty(&new).unwrap();
-        let temporary = temporary_name(&folder.file("numbers.json"));
+        let temporary = temporary_path(&folder.document_path("numbers.json"));
         fs::write(&temporary, &whole[..cut.index(whole.len())]).unwrap();
         drop(folder);
 

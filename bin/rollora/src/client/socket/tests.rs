@@ -5,8 +5,8 @@ use std::{collections::VecDeque, convert::Infallible};
 use tokio::net::UnixListener;
 
 /// A `rollora local` that answers everything with these pieces.
-fn answer(folder: &std::path::Path, status: StatusCode, pieces: &[&str]) -> JoinSet<()> {
-    let listener = UnixListener::bind(folder.join(SOCKET)).unwrap();
+fn serve_response(folder: &std::path::Path, status: StatusCode, pieces: &[&str]) -> JoinSet<()> {
+    let listener = UnixListener::bind(folder.join(SOCKET_NAME)).unwrap();
     let pieces: VecDeque<Bytes> = pieces.iter().map(|piece| Bytes::copy_from_slice(piece.as_bytes())).collect();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
@@ -26,8 +26,8 @@ fn answer(folder: &std::path::Path, status: StatusCode, pieces: &[&str]) -> Join
     tasks
 }
 
-fn client(folder: &std::path::Path, rollout: Option<&str>) -> Client {
-    Client::new(folder.to_owned(), rollout.map(str::to_owned))
+fn client(folder: &std::path::Path, rollout: Option<&str>) -> SocketClient {
+    SocketClient::new(folder.to_owned(), rollout.map(str::to_owned))
 }
 
 fn overview(name: &str) -> String {
@@ -46,7 +46,7 @@ async fn nobody_there_is_said_in_words() {
     let said = client(folder.path(), None).overview().await.unwrap_err().to_string();
     assert!(said.starts_with("no `rollora local` runs on the state folder"), "{said}");
     // The socket of a process that was killed.
-    drop(UnixListener::bind(folder.path().join(SOCKET)).unwrap());
+    drop(UnixListener::bind(folder.path().join(SOCKET_NAME)).unwrap());
     let said = client(folder.path(), None).overview().await.unwrap_err().to_string();
     assert!(said.starts_with("no `rollora local` runs on the state folder"), "{said}");
 }
@@ -54,7 +54,7 @@ async fn nobody_there_is_said_in_words() {
 #[tokio::test]
 async fn another_rollout_than_the_one_that_was_named_is_not_touched() {
     let folder = tempfile::tempdir().unwrap();
-    let _tasks = answer(folder.path(), StatusCode::OK, &[&overview("alias")]);
+    let _tasks = serve_response(folder.path(), StatusCode::OK, &[&overview("alias")]);
     assert!(client(folder.path(), None).overview().await.is_ok());
     assert!(client(folder.path(), Some("alias")).overview().await.is_ok());
     let said = client(folder.path(), Some("other")).overview().await.unwrap_err().to_string();
@@ -67,12 +67,12 @@ async fn what_changes_comes_line_by_line_however_it_was_cut() {
     let lines = format!("{}\n{}\n", overview("one"), overview("two"));
     let (first, rest) = lines.split_at(200);
     let (second, third) = rest.split_at(rest.len() - 7);
-    let _tasks = answer(folder.path(), StatusCode::OK, &[first, second, third]);
+    let _tasks = serve_response(folder.path(), StatusCode::OK, &[first, second, third]);
     let mut watch = client(folder.path(), None).watch().await.unwrap();
     for expected in ["one", "two"] {
         assert_eq!(watch.next().await.unwrap().rollout.metadata.name, expected);
     }
-    assert!(matches!(watch.next().await, Err(ClientError::Ended(_))));
+    assert!(matches!(watch.next().await, Err(RolloutClientError::WatchEnded(_))));
 }
 
 #[tokio::test]
@@ -85,8 +85,8 @@ async fn a_refusal_is_passed_on_and_nonsense_is_named() {
         (StatusCode::OK, "{}", "is of another version"),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        let _tasks = answer(folder.path(), status, &[body]);
-        let said = client(folder.path(), None).intend(&request).await.unwrap_err().to_string();
+        let _tasks = serve_response(folder.path(), status, &[body]);
+        let said = client(folder.path(), None).submit_intent(&request).await.unwrap_err().to_string();
         assert!(said.contains(expected), "{said}");
     }
 }

@@ -25,24 +25,24 @@ const MAX_EVENTS: usize = 50;
 
 /// Everything that is stored, at one moment. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Documents {
+pub(crate) struct StoreSnapshot {
     /// The last good Rollout, with its status.
     pub(crate) rollout: Arc<Rollout>,
     /// Every rewrite.
     pub(crate) rewrites: Arc<Vec<InferenceModelRewrite>>,
     /// The last good adapters file.
-    pub(crate) adapters: Adapters,
+    pub(crate) adapters: AdaptersContent,
     /// The operator's key.
-    pub(crate) key: Key,
+    pub(crate) directives: DirectivesContent,
     /// What happened, oldest first.
     pub(crate) events: Arc<VecDeque<EventRecord>>,
     /// What is wrong with the files as they stand now.
-    pub(crate) problems: Problems,
+    pub(crate) problems: FileProblems,
 }
 
 /// The adapters file, as text and as it was read.
 #[derive(Debug, Clone)]
-pub(crate) struct Adapters {
+pub(crate) struct AdaptersContent {
     /// The whole file, in which the user's part may stand in a ConfigMap.
     pub(crate) text: Arc<AdaptersText>,
     pub(crate) file: Arc<AdaptersFile>,
@@ -50,14 +50,14 @@ pub(crate) struct Adapters {
 
 /// The operator's key, as text and as it was read; none before the operator wrote it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Key {
+pub(crate) struct DirectivesContent {
     pub(crate) text: Option<Arc<str>>,
-    pub(crate) key: Option<Arc<OperatorDirectives>>,
+    pub(crate) parsed: Option<Arc<OperatorDirectives>>,
 }
 
 /// What is wrong with the two files, in words with file, line and fix; none where nothing is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Problems {
+pub(crate) struct FileProblems {
     pub(crate) rollout: Option<String>,
     pub(crate) adapters: Option<String>,
 }
@@ -78,10 +78,10 @@ pub struct EventRecord {
     pub message: String,
 }
 
-impl Documents {
+impl StoreSnapshot {
     /// The hash of the adapters file and the operator's key.
     pub(crate) fn hash(&self) -> ContentHash {
-        content_hash(self.adapters.text.inner(), self.key.text.as_deref())
+        content_hash(self.adapters.text.inner(), self.directives.text.as_deref())
     }
 
     /// The Rollout with another status, if it still is the version that was read.
@@ -90,12 +90,12 @@ impl Documents {
         version: &ResourceVersion,
         status: &RolloutStatus,
     ) -> Result<Rollout, WriteOutcome> {
-        if version_of(&self.rollout.metadata) != *version {
+        if resource_version(&self.rollout.metadata) != *version {
             return Err(WriteOutcome::Conflict);
         }
         let mut rollout = Rollout::clone(&self.rollout);
         rollout.status = Some(status.clone());
-        count_up(&mut rollout.metadata);
+        increment_resource_version(&mut rollout.metadata);
         Ok(rollout)
     }
 
@@ -119,13 +119,13 @@ impl Documents {
                 rewrite.metadata.creation_timestamp = Some(now);
                 rewrite.metadata.generation = Some(1);
                 rewrite.metadata.resource_version = Some("1".to_owned());
-                let version = version_of(&rewrite.metadata);
+                let version = resource_version(&rewrite.metadata);
                 rewrites.push(rewrite);
                 Ok((rewrites, version))
             }
             (Precondition::Unchanged(version), Some(index)) => {
                 let old = &mut rewrites[index];
-                if version_of(&old.metadata) != *version {
+                if resource_version(&old.metadata) != *version {
                     return Err(WriteOutcome::Conflict);
                 }
                 let generation = old.metadata.generation.unwrap_or(0) + i64::from(old.spec != rewrite.spec);
@@ -133,8 +133,8 @@ impl Documents {
                 rewrite.metadata.uid.clone_from(&old.metadata.uid);
                 rewrite.metadata.creation_timestamp = old.metadata.creation_timestamp;
                 rewrite.metadata.resource_version.clone_from(&old.metadata.resource_version);
-                count_up(&mut rewrite.metadata);
-                let version = version_of(&rewrite.metadata);
+                increment_resource_version(&mut rewrite.metadata);
+                let version = resource_version(&rewrite.metadata);
                 *old = rewrite;
                 Ok((rewrites, version))
             }
@@ -147,7 +147,7 @@ impl Documents {
         let mut rollout = Rollout::clone(&self.rollout);
         let text = serde_json::json!(intent).to_string();
         rollout.metadata.annotations.insert(INTENT_ANNOTATION.to_owned(), text);
-        count_up(&mut rollout.metadata);
+        increment_resource_version(&mut rollout.metadata);
         Ok(rollout)
     }
 
@@ -170,7 +170,7 @@ impl Documents {
 
 /// A Rollout that nobody has stored before.
 pub(crate) fn new_rollout(file: &Rollout, uid: &str, now: Timestamp) -> Rollout {
-    let mut rollout = from_file(file);
+    let mut rollout = user_fields(file);
     rollout.metadata.uid = Some(uid.to_owned());
     rollout.metadata.creation_timestamp = Some(now);
     rollout.metadata.generation = Some(1);
@@ -179,12 +179,12 @@ pub(crate) fn new_rollout(file: &Rollout, uid: &str, now: Timestamp) -> Rollout 
 }
 
 /// The stored Rollout with what the file says now; none where that is nothing new.
-pub(crate) fn changed_rollout(stored: &Rollout, file: &Rollout) -> Result<Option<Rollout>, Vec<FieldError>> {
-    let errors = immutable(stored, file);
+pub(crate) fn updated_rollout(stored: &Rollout, file: &Rollout) -> Result<Option<Rollout>, Vec<FieldError>> {
+    let errors = immutable_field_errors(stored, file);
     if !errors.is_empty() {
         return Err(errors);
     }
-    let file = from_file(file);
+    let file = user_fields(file);
     let mut rollout = stored.clone();
     rollout.metadata.labels = file.metadata.labels;
     rollout.metadata.annotations = file.metadata.annotations;
@@ -198,12 +198,12 @@ pub(crate) fn changed_rollout(stored: &Rollout, file: &Rollout) -> Result<Option
     if rollout == *stored {
         return Ok(None);
     }
-    count_up(&mut rollout.metadata);
+    increment_resource_version(&mut rollout.metadata);
     Ok(Some(rollout))
 }
 
 /// What a person may say of a Rollout: not its status, not what the store gives out, not an intent.
-fn from_file(file: &Rollout) -> Rollout {
+fn user_fields(file: &Rollout) -> Rollout {
     let mut annotations = file.metadata.annotations.clone();
     annotations.remove(INTENT_ANNOTATION);
     Rollout {
@@ -220,7 +220,7 @@ fn from_file(file: &Rollout) -> Rollout {
 }
 
 /// What the file may not change.
-fn immutable(stored: &Rollout, file: &Rollout) -> Vec<FieldError> {
+fn immutable_field_errors(stored: &Rollout, file: &Rollout) -> Vec<FieldError> {
     let name = &stored.metadata.name;
     let renamed = (file.metadata.name != *name).then(|| FieldError {
         path: "metadata.name".to_owned(),
@@ -230,11 +230,11 @@ fn immutable(stored: &Rollout, file: &Rollout) -> Vec<FieldError> {
 }
 
 /// The version of a stored object.
-pub(crate) fn version_of(metadata: &ObjectMeta) -> ResourceVersion {
+pub(crate) fn resource_version(metadata: &ObjectMeta) -> ResourceVersion {
     ResourceVersion(metadata.resource_version.clone().unwrap_or_default())
 }
 
-fn count_up(metadata: &mut ObjectMeta) {
+fn increment_resource_version(metadata: &mut ObjectMeta) {
     let version: u64 = metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0);
     metadata.resource_version = Some((version + 1).to_string());
 }

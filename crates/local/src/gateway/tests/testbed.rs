@@ -1,7 +1,7 @@
 //! A gateway on loopback, tiny servers behind it, and a client in front.
 
 use super::*;
-use crate::gateway::{serve, servers::Server};
+use crate::gateway::{serve, servers::GatewayServer};
 use axum::{Router, body::Body as AxumBody, extract::ConnectInfo, extract::Request as AxumRequest};
 use futures_util::stream;
 use http::{HeaderMap, Method};
@@ -21,22 +21,22 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(super) const MAX_BODY: usize = 64 << 10;
 
 /// A gateway in front of some servers.
-pub(super) struct Bed {
+pub(super) struct GatewayTestbed {
     address: SocketAddr,
-    servers: Arc<Servers>,
-    seen: mpsc::Receiver<Seen>,
-    words: Option<mpsc::Sender<Bytes>>,
+    servers: Arc<GatewayServers>,
+    requests: mpsc::Receiver<ReceivedRequest>,
+    chunk_tx: Option<mpsc::Sender<Bytes>>,
     stop: CancellationToken,
-    gateway: JoinSet<()>,
+    gateway_tasks: JoinSet<()>,
     /// The servers end with them.
     server_tasks: JoinSet<()>,
 }
 
 /// What a server was sent.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct ReceivedRequest {
     pub(super) server: usize,
-    pub(super) from: u16,
+    pub(super) client_port: u16,
     pub(super) path: String,
     pub(super) headers: HeaderMap,
     pub(super) body: String,
@@ -44,7 +44,7 @@ pub(super) struct Seen {
 
 /// What a client sends.
 #[derive(Debug, Default)]
-pub(super) struct Sent {
+pub(super) struct TestRequest {
     pub(super) path: String,
     pub(super) headers: HeaderMap,
     pub(super) body: String,
@@ -52,25 +52,25 @@ pub(super) struct Sent {
 
 /// What a client is answered.
 #[derive(Debug)]
-pub(super) struct Answered {
+pub(super) struct TestResponse {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
 
-impl Answered {
+impl TestResponse {
     pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
 
 /// An answer that is still coming.
-pub(super) struct Stream {
+pub(super) struct ResponseStream {
     body: Incoming,
     _connection: JoinSet<()>,
 }
 
-impl Stream {
+impl ResponseStream {
     pub(super) async fn next(&mut self) -> Option<Result<Bytes, hyper::Error>> {
         let frame = self.body.frame().await?;
         Some(frame.map(|frame| frame.into_data().unwrap_or_default()))
@@ -78,15 +78,15 @@ impl Stream {
 }
 
 /// A server that keeps what it is sent, and streams what it is told to when the path is that of chat.
-pub(super) struct Recording {
+pub(super) struct RecordingServer {
     pub(super) address: SocketAddr,
-    seen: mpsc::Receiver<Seen>,
-    words: mpsc::Sender<Bytes>,
+    requests: mpsc::Receiver<ReceivedRequest>,
+    chunk_tx: mpsc::Sender<Bytes>,
     tasks: JoinSet<()>,
 }
 
 /// A rewrite of `alias` to one target.
-pub(super) fn alias(target: &str, weight: i32) -> InferenceModelRewrite {
+pub(super) fn alias_rewrite(target: &str, weight: i32) -> InferenceModelRewrite {
     serde_json::from_value(serde_json::json!({
         "apiVersion": "llm-d.ai/v1alpha2",
         "kind": "InferenceModelRewrite",
@@ -100,13 +100,17 @@ pub(super) fn alias(target: &str, weight: i32) -> InferenceModelRewrite {
 }
 
 /// A server that is ready and has `names`.
-pub(super) fn has(names: &[&str]) -> ServerFacts {
-    ServerFacts { ready: true, names: names.iter().map(ToString::to_string).collect(), ..ServerFacts::default() }
+pub(super) fn serving(names: &[&str]) -> ServerRoutingState {
+    ServerRoutingState {
+        ready: true,
+        models: names.iter().map(ToString::to_string).collect(),
+        ..ServerRoutingState::default()
+    }
 }
 
 /// A request for a completion, which servers record and answer at once.
-pub(super) fn chat(body: &str) -> Sent {
-    Sent { path: "/v1/completions".to_owned(), headers: HeaderMap::new(), body: body.to_owned() }
+pub(super) fn completion(body: &str) -> TestRequest {
+    TestRequest { path: "/v1/completions".to_owned(), headers: HeaderMap::new(), body: body.to_owned() }
 }
 
 /// Reads the head of a request and a body of the length it says.
@@ -144,17 +148,17 @@ pub(super) async fn closed_port() -> SocketAddr {
 }
 
 /// A server that keeps what it is sent.
-pub(super) async fn recording_server() -> Recording {
+pub(super) async fn recording_server() -> RecordingServer {
     let (sender, seen) = mpsc::channel(100);
     let (words, said) = mpsc::channel(1);
     let mut tasks = JoinSet::new();
-    let address = recording(0, sender, Arc::new(Mutex::new(said)), &mut tasks).await;
-    Recording { address, seen, words, tasks }
+    let address = spawn_recording_server(0, sender, Arc::new(Mutex::new(said)), &mut tasks).await;
+    RecordingServer { address, requests: seen, chunk_tx: words, tasks }
 }
 
-async fn recording(
+async fn spawn_recording_server(
     server: usize,
-    sender: mpsc::Sender<Seen>,
+    sender: mpsc::Sender<ReceivedRequest>,
     said: Arc<Mutex<mpsc::Receiver<Bytes>>>,
     tasks: &mut JoinSet<()>,
 ) -> SocketAddr {
@@ -173,7 +177,7 @@ async fn recording(
                 }));
             }
             let path = head.uri.to_string();
-            let seen = Seen { server, from: from.port(), path, headers: head.headers, body };
+            let seen = ReceivedRequest { server, client_port: from.port(), path, headers: head.headers, body };
             sender.send(seen).await.unwrap();
             AxumBody::from("{}")
         }
@@ -183,55 +187,71 @@ async fn recording(
     address
 }
 
-impl Bed {
+impl GatewayTestbed {
     /// A gateway in front of `count` recording servers.
     pub(super) async fn start(count: usize, rewrites: &[InferenceModelRewrite]) -> Self {
         let (sender, seen) = mpsc::channel(100);
         let (words, said) = mpsc::channel(1);
         let (said, mut tasks, mut addresses) = (Arc::new(Mutex::new(said)), JoinSet::new(), Vec::new());
         for server in 0..count {
-            addresses.push(recording(server, sender.clone(), Arc::clone(&said), &mut tasks).await);
+            addresses.push(spawn_recording_server(server, sender.clone(), Arc::clone(&said), &mut tasks).await);
         }
         drop(said);
-        let mut bed = Self::before(addresses, rewrites).await;
-        (bed.seen, bed.words, bed.server_tasks) = (seen, Some(words), tasks);
+        let mut bed = Self::with_servers(addresses, rewrites).await;
+        (bed.requests, bed.chunk_tx, bed.server_tasks) = (seen, Some(words), tasks);
         bed
     }
 
     /// A gateway in front of servers at these addresses.
-    pub(super) async fn before(addresses: Vec<SocketAddr>, rewrites: &[InferenceModelRewrite]) -> Self {
+    pub(super) async fn with_servers(addresses: Vec<SocketAddr>, rewrites: &[InferenceModelRewrite]) -> Self {
         let tasks = TaskTracker::new();
         let server = |address: SocketAddr| {
             let (host, port) = (address.ip().to_string(), address.port());
-            Arc::new(Server::new(address.to_string(), &host, port, tasks.clone(), Arc::default(), Arc::default()))
+            Arc::new(GatewayServer::new(
+                address.to_string(),
+                &host,
+                port,
+                tasks.clone(),
+                Arc::default(),
+                Arc::default(),
+            ))
         };
-        let servers = Arc::new(Servers::new(addresses.into_iter().map(server).collect()));
+        let servers = Arc::new(GatewayServers::new(addresses.into_iter().map(server).collect()));
         let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
         let rules = Arc::new(ActiveRules::new(pool, &[RewriteGroup::Current]));
         rules.reset(rewrites);
-        let limits = Limits { request: MAX_BODY, total: 4 * MAX_BODY };
+        let limits = BodyLimits { per_request: MAX_BODY, total: 4 * MAX_BODY };
         let gateway = Arc::new(Gateway::new(Arc::clone(&servers), rules, limits));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
         let mut running = JoinSet::new();
-        running.spawn(serve::serve(listener, gateway, stop.clone(), SOON));
+        running.spawn(serve::serve(listener, gateway, stop.clone(), TIMEOUT));
         let (_, seen) = mpsc::channel(1);
-        Self { address, servers, seen, words: None, stop, gateway: running, server_tasks: JoinSet::new() }
+        Self {
+            address,
+            servers,
+            requests: seen,
+            chunk_tx: None,
+            stop,
+            gateway_tasks: running,
+            server_tasks: JoinSet::new(),
+        }
     }
 
-    pub(super) fn listen_to(&mut self, recording: Recording) {
-        (self.seen, self.words, self.server_tasks) = (recording.seen, Some(recording.words), recording.tasks);
+    pub(super) fn attach(&mut self, recording: RecordingServer) {
+        (self.requests, self.chunk_tx, self.server_tasks) =
+            (recording.requests, Some(recording.chunk_tx), recording.tasks);
     }
 
-    pub(super) fn know(&self, facts: &[ServerFacts]) {
-        self.servers.know(facts);
+    pub(super) fn update_routing(&self, facts: &[ServerRoutingState]) {
+        self.servers.update_routing(facts);
     }
 
     pub(super) async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.unwrap()
     }
 
-    async fn send(&self, sent: Sent) -> (Response<Incoming>, JoinSet<()>) {
+    async fn send(&self, sent: TestRequest) -> (Response<Incoming>, JoinSet<()>) {
         let (mut sender, connection) = http1::handshake(TokioIo::new(self.connect().await)).await.unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { drop(connection.await) });
@@ -240,42 +260,42 @@ impl Bed {
         *request.uri_mut() = sent.path.parse().unwrap();
         *request.headers_mut() = sent.headers;
         request.headers_mut().insert(header::HOST, "here".parse().unwrap());
-        (timeout(SOON, sender.send_request(request)).await.expect("an answer").unwrap(), tasks)
+        (timeout(TIMEOUT, sender.send_request(request)).await.expect("an answer").unwrap(), tasks)
     }
 
     /// Sends a request and reads its whole answer.
-    pub(super) async fn ask(&self, sent: Sent) -> Answered {
+    pub(super) async fn request(&self, sent: TestRequest) -> TestResponse {
         let (response, _connection) = self.send(sent).await;
         let (head, body) = response.into_parts();
-        let body = timeout(SOON, body.collect()).await.expect("a whole answer").unwrap().to_bytes();
-        Answered { status: head.status, headers: head.headers, body }
+        let body = timeout(TIMEOUT, body.collect()).await.expect("a whole answer").unwrap().to_bytes();
+        TestResponse { status: head.status, headers: head.headers, body }
     }
 
     /// Sends a request whose answer is then read piece by piece.
-    pub(super) async fn stream(&self, body: &str) -> Stream {
-        let sent = Sent { path: "/v1/chat/completions".to_owned(), ..chat(body) };
+    pub(super) async fn stream(&self, body: &str) -> ResponseStream {
+        let sent = TestRequest { path: "/v1/chat/completions".to_owned(), ..completion(body) };
         let (response, connection) = self.send(sent).await;
         assert_eq!(response.status(), StatusCode::OK);
-        Stream { body: response.into_body(), _connection: connection }
+        ResponseStream { body: response.into_body(), _connection: connection }
     }
 
     /// What a server was sent next.
-    pub(super) async fn seen(&mut self) -> Seen {
-        timeout(SOON, self.seen.recv()).await.expect("a request").expect("a server")
+    pub(super) async fn next_request(&mut self) -> ReceivedRequest {
+        timeout(TIMEOUT, self.requests.recv()).await.expect("a request").expect("a server")
     }
 
-    pub(super) fn seen_nothing(&mut self) -> bool {
-        self.seen.try_recv().is_err()
+    pub(super) fn received_nothing(&mut self) -> bool {
+        self.requests.try_recv().is_err()
     }
 
     /// Has the streaming server write one piece of its answer.
-    pub(super) async fn say(&self, word: Bytes) {
-        self.words.as_ref().unwrap().send(word).await.unwrap();
+    pub(super) async fn send_chunk(&self, word: Bytes) {
+        self.chunk_tx.as_ref().unwrap().send(word).await.unwrap();
     }
 
     /// Has it end.
-    pub(super) fn say_no_more(&mut self) {
-        self.words = None;
+    pub(super) fn end_stream(&mut self) {
+        self.chunk_tx = None;
     }
 
     pub(super) fn in_flight(&self, server: usize) -> usize {
@@ -288,31 +308,31 @@ impl Bed {
 
     pub(super) fn has_no_idle_connection(&self, server: usize) -> bool {
         self.servers.all()[server].pool.take().is_none_or(|connection| {
-            self.servers.all()[server].pool.give_back(connection);
+            self.servers.all()[server].pool.put(connection);
             false
         })
     }
 
     /// Waits until something is so.
-    pub(super) async fn until(&self, condition: impl Fn(&Self) -> bool) {
+    pub(super) async fn wait_for(&self, condition: impl Fn(&Self) -> bool) {
         let waiting = async {
             while !condition(self) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        timeout(SOON, waiting).await.expect("it becomes so");
+        timeout(TIMEOUT, waiting).await.expect("it becomes so");
     }
 
     pub(super) fn stop(&self) {
         self.stop.cancel();
     }
 
-    pub(super) async fn until_nobody_listens(&self) {
+    pub(super) async fn wait_until_closed(&self) {
         let waiting = async { while TcpStream::connect(self.address).await.is_ok() {} };
-        timeout(SOON, waiting).await.expect("the gateway stops listening");
+        timeout(TIMEOUT, waiting).await.expect("the gateway stops listening");
     }
 
-    pub(super) async fn ended(mut self) {
-        while self.gateway.join_next().await.is_some() {}
+    pub(super) async fn wait_until_stopped(mut self) {
+        while self.gateway_tasks.join_next().await.is_some() {}
     }
 }

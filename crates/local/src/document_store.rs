@@ -11,8 +11,10 @@ mod tests;
 
 use crate::{
     clock,
-    documents::{Adapters, Documents, EventRecord, Key, Problems, changed_rollout, new_rollout},
-    input::{self, RolloutFile},
+    input::{self, ParsedRollout},
+    snapshot::{
+        AdaptersContent, DirectivesContent, EventRecord, FileProblems, StoreSnapshot, new_rollout, updated_rollout,
+    },
     state::{StateError, StateFolder, WriteError},
 };
 use arc_swap::ArcSwap;
@@ -30,14 +32,14 @@ use std::{
 use tokio::sync::watch;
 use uuid::Uuid;
 
-const ROLLOUT: &str = "rollout.json";
-const REWRITES: &str = "rewrites.json";
-const KEY: &str = "operator-key.yaml";
-const EVENTS: &str = "events.json";
+const ROLLOUT_JSON: &str = "rollout.json";
+const REWRITES_JSON: &str = "rewrites.json";
+const DIRECTIVES_YAML: &str = "operator-key.yaml";
+const EVENTS_JSON: &str = "events.json";
 
 /// The two files that a person edits.
 #[derive(Debug, Clone)]
-pub struct Inputs {
+pub struct InputFiles {
     /// The Rollout.
     pub rollout: PathBuf,
     /// The adapters file.
@@ -46,18 +48,18 @@ pub struct Inputs {
 
 /// The documents of one machine.
 #[derive(Clone)]
-pub(crate) struct LocalStore(Arc<Inner>);
+pub(crate) struct LocalDocumentStore(Arc<StoreInner>);
 
-struct Inner {
+struct StoreInner {
     folder: StateFolder,
-    inputs: Inputs,
-    picture: ArcSwap<Documents>,
-    writing: Mutex<()>,
+    inputs: InputFiles,
+    snapshot: ArcSwap<StoreSnapshot>,
+    write_lock: Mutex<()>,
     rules: Arc<ActiveRules>,
     /// Counts what the operator should look at.
-    work: watch::Sender<u64>,
+    reconcile_tx: watch::Sender<u64>,
     /// Counts what a person may want to see.
-    view: watch::Sender<u64>,
+    overview_tx: watch::Sender<u64>,
 }
 
 /// Why the store cannot be opened.
@@ -82,57 +84,57 @@ pub(crate) enum IntentError {
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error("the state was not written: {0}")]
-    Ended(#[from] tokio::task::JoinError),
+    TaskFailed(#[from] tokio::task::JoinError),
 }
 
-impl LocalStore {
+impl LocalDocumentStore {
     /// Reads everything there is. Blocks.
-    pub(crate) fn open(folder: StateFolder, inputs: Inputs) -> Result<Self, OpenError> {
+    pub(crate) fn open(folder: StateFolder, inputs: InputFiles) -> Result<Self, OpenError> {
         let (file, adapters) = input::read_both(&inputs).map_err(OpenError::Input)?;
-        let rollout = match folder.read::<Rollout>(ROLLOUT)? {
+        let rollout = match folder.read::<Rollout>(ROLLOUT_JSON)? {
             None => {
                 let rollout = new_rollout(&file.rollout, &Uuid::new_v4().to_string(), clock::now());
-                folder.write(ROLLOUT, &rollout)?;
+                folder.write(ROLLOUT_JSON, &rollout)?;
                 rollout
             }
             Some(stored) => {
-                let immutable = |errors| OpenError::Input(vec![file.explain(&inputs.rollout, errors)]);
-                match changed_rollout(&stored, &file.rollout).map_err(immutable)? {
+                let immutable = |errors| OpenError::Input(vec![file.describe_errors(&inputs.rollout, errors)]);
+                match updated_rollout(&stored, &file.rollout).map_err(immutable)? {
                     None => stored,
                     Some(changed) => {
-                        folder.write(ROLLOUT, &changed)?;
+                        folder.write(ROLLOUT_JSON, &changed)?;
                         changed
                     }
                 }
             }
         };
-        let rewrites: Vec<InferenceModelRewrite> = folder.read(REWRITES)?.unwrap_or_default();
-        let key = read_key(&folder)?;
-        let events = folder.read(EVENTS)?.unwrap_or_default();
+        let rewrites: Vec<InferenceModelRewrite> = folder.read(REWRITES_JSON)?.unwrap_or_default();
+        let key = read_directives(&folder)?;
+        let events = folder.read(EVENTS_JSON)?.unwrap_or_default();
         let rules = ActiveRules::new(rollout.spec.pool_ref.clone(), &[RewriteGroup::Current, RewriteGroup::Legacy]);
         rules.reset(&rewrites);
-        let picture = Documents {
+        let picture = StoreSnapshot {
             rollout: Arc::new(rollout),
             rewrites: Arc::new(rewrites),
             adapters,
-            key,
+            directives: key,
             events: Arc::new(events),
-            problems: Problems::default(),
+            problems: FileProblems::default(),
         };
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(StoreInner {
             folder,
             inputs,
-            picture: ArcSwap::from_pointee(picture),
-            writing: Mutex::new(()),
+            snapshot: ArcSwap::from_pointee(picture),
+            write_lock: Mutex::new(()),
             rules: Arc::new(rules),
-            work: watch::Sender::new(0),
-            view: watch::Sender::new(0),
+            reconcile_tx: watch::Sender::new(0),
+            overview_tx: watch::Sender::new(0),
         })))
     }
 
     /// Everything, as it is now.
-    pub(crate) fn picture(&self) -> Arc<Documents> {
-        self.0.picture.load_full()
+    pub(crate) fn snapshot(&self) -> Arc<StoreSnapshot> {
+        self.0.snapshot.load_full()
     }
 
     /// The rules in force at the gateway.
@@ -141,50 +143,50 @@ impl LocalStore {
     }
 
     /// The files that a person edits.
-    pub(crate) fn inputs(&self) -> &Inputs {
+    pub(crate) fn inputs(&self) -> &InputFiles {
         &self.0.inputs
     }
 
     /// Says that the operator should look again; people see something new then, too.
-    pub(crate) fn ring(&self) {
-        self.0.work.send_modify(|count| *count += 1);
-        self.0.view.send_modify(|count| *count += 1);
+    pub(crate) fn notify(&self) {
+        self.0.reconcile_tx.send_modify(|count| *count += 1);
+        self.0.overview_tx.send_modify(|count| *count += 1);
     }
 
     /// Changes with everything that a person may want to see.
-    pub(crate) fn view(&self) -> watch::Receiver<u64> {
-        self.0.view.subscribe()
+    pub(crate) fn subscribe_overview(&self) -> watch::Receiver<u64> {
+        self.0.overview_tx.subscribe()
     }
 
     /// Changes with everything that the operator should look at.
-    pub(crate) fn work(&self) -> watch::Receiver<u64> {
-        self.0.work.subscribe()
+    pub(crate) fn subscribe_reconcile(&self) -> watch::Receiver<u64> {
+        self.0.reconcile_tx.subscribe()
     }
 
     /// Takes an intent.
-    pub(crate) async fn intend(&self, intent: Intent) -> Result<(), IntentError> {
+    pub(crate) async fn record_intent(&self, intent: Intent) -> Result<(), IntentError> {
         let store = self.clone();
         let written = tokio::task::spawn_blocking(move || {
-            store.0.write(|inner, picture| {
+            store.0.update(|inner, picture| {
                 let rollout = picture.with_intent(&intent)?;
-                inner.folder.write(ROLLOUT, &rollout)?;
+                inner.folder.write(ROLLOUT_JSON, &rollout)?;
                 picture.rollout = Arc::new(rollout);
                 Ok::<_, IntentError>(())
             })
         });
         written.await??;
-        self.ring();
+        self.notify();
         Ok(())
     }
 
     /// Takes in what the Rollout's file says now. Blocks.
-    pub(crate) fn rollout_file(&self, read: Result<RolloutFile, String>) {
-        self.0.write(|inner, picture| {
+    pub(crate) fn apply_rollout_file(&self, read: Result<ParsedRollout, String>) {
+        self.0.update(|inner, picture| {
             let taken = read.and_then(|file| {
-                let changed = changed_rollout(&picture.rollout, &file.rollout);
-                let changed = changed.map_err(|errors| file.explain(&inner.inputs.rollout, errors))?;
+                let changed = updated_rollout(&picture.rollout, &file.rollout);
+                let changed = changed.map_err(|errors| file.describe_errors(&inner.inputs.rollout, errors))?;
                 if let Some(changed) = &changed {
-                    inner.folder.write(ROLLOUT, changed).map_err(|error| error.to_string())?;
+                    inner.folder.write(ROLLOUT_JSON, changed).map_err(|error| error.to_string())?;
                 }
                 Ok(changed)
             });
@@ -194,56 +196,56 @@ impl LocalStore {
                         tracing::info!(file = %inner.inputs.rollout.display(), generation = changed.metadata.generation, "rollout file taken");
                         picture.rollout = Arc::new(changed);
                     }
-                    say_problem(&inner.inputs.rollout, &mut picture.problems.rollout, None);
+                    update_problem(&inner.inputs.rollout, &mut picture.problems.rollout, None);
                 }
-                Err(problem) => say_problem(&inner.inputs.rollout, &mut picture.problems.rollout, Some(problem)),
+                Err(problem) => update_problem(&inner.inputs.rollout, &mut picture.problems.rollout, Some(problem)),
             }
         });
-        self.ring();
+        self.notify();
     }
 
     /// Takes in what the adapters file says now. Blocks.
-    pub(crate) fn adapters_file(&self, read: Result<Adapters, String>) {
-        self.0.write(|inner, picture| match read {
+    pub(crate) fn apply_adapters_file(&self, read: Result<AdaptersContent, String>) {
+        self.0.update(|inner, picture| match read {
             Ok(adapters) => {
                 if adapters.text != picture.adapters.text {
                     tracing::info!(file = %inner.inputs.adapters.display(), "adapters file taken");
                     picture.adapters = adapters;
                 }
-                say_problem(&inner.inputs.adapters, &mut picture.problems.adapters, None);
+                update_problem(&inner.inputs.adapters, &mut picture.problems.adapters, None);
             }
-            Err(problem) => say_problem(&inner.inputs.adapters, &mut picture.problems.adapters, Some(problem)),
+            Err(problem) => update_problem(&inner.inputs.adapters, &mut picture.problems.adapters, Some(problem)),
         });
-        self.ring();
+        self.notify();
     }
 
     /// Keeps an event. Blocks.
-    fn keep_event(&self, event: EventRecord) {
-        self.0.write(|inner, picture| {
+    fn record_event(&self, event: EventRecord) {
+        self.0.update(|inner, picture| {
             let events = picture.with_event(event);
-            if let Err(error) = inner.folder.write(EVENTS, &events) {
+            if let Err(error) = inner.folder.write(EVENTS_JSON, &events) {
                 tracing::warn!(%error, "event not kept");
             }
             picture.events = Arc::new(events);
         });
-        self.0.view.send_modify(|count| *count += 1);
+        self.0.overview_tx.send_modify(|count| *count += 1);
     }
 }
 
-impl Inner {
+impl StoreInner {
     /// Runs `change` alone, on a copy of the picture that then takes the old one's place.
-    fn write<T>(&self, change: impl FnOnce(&Self, &mut Documents) -> T) -> T {
+    fn update<T>(&self, change: impl FnOnce(&Self, &mut StoreSnapshot) -> T) -> T {
         // A picture is put in place whole or not at all, so that a panic of another writer leaves no half of one.
-        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut picture = Documents::clone(&self.picture.load());
+        let _alone = self.write_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut picture = StoreSnapshot::clone(&self.snapshot.load());
         let result = change(self, &mut picture);
-        self.picture.store(Arc::new(picture));
+        self.snapshot.store(Arc::new(picture));
         result
     }
 }
 
 /// Remembers what is wrong, and says it once in the log.
-fn say_problem(file: &Path, known: &mut Option<String>, problem: Option<String>) {
+fn update_problem(file: &Path, known: &mut Option<String>, problem: Option<String>) {
     match &problem {
         Some(problem) if known.as_ref() != Some(problem) => {
             tracing::warn!("{problem}; what was in force stays in force");
@@ -254,16 +256,20 @@ fn say_problem(file: &Path, known: &mut Option<String>, problem: Option<String>)
     *known = problem;
 }
 
-fn read_key(folder: &StateFolder) -> Result<Key, StateError> {
-    let Some(text) = folder.read_text(KEY)? else { return Ok(Key::default()) };
+fn read_directives(folder: &StateFolder) -> Result<DirectivesContent, StateError> {
+    let Some(text) = folder.read_text(DIRECTIVES_YAML)? else { return Ok(DirectivesContent::default()) };
     match OperatorDirectives::parse(&text) {
-        Ok(key) => Ok(Key { text: Some(text.into()), key: Some(Arc::new(key)) }),
-        Err(problem) => Err(StateError::Corrupt { path: folder.file(KEY), line: 1, problem: problem.to_string() }),
+        Ok(key) => Ok(DirectivesContent { text: Some(text.into()), parsed: Some(Arc::new(key)) }),
+        Err(problem) => Err(StateError::Corrupt {
+            path: folder.document_path(DIRECTIVES_YAML),
+            line: 1,
+            problem: problem.to_string(),
+        }),
     }
 }
 
 /// How a write ended, for the operator.
-fn ended(error: &WriteError) -> WriteOutcome {
+fn write_outcome(error: &WriteError) -> WriteOutcome {
     match error {
         WriteError::NotWritten { .. } => WriteOutcome::Unavailable(error.to_string()),
         WriteError::Unconfirmed { .. } => WriteOutcome::Unknown(error.to_string()),

@@ -1,11 +1,10 @@
 //! `Store` for the operator.
 
-use super::{KEY, LocalStore, REWRITES, ROLLOUT, ended};
+use super::{DIRECTIVES_YAML, LocalDocumentStore, REWRITES_JSON, ROLLOUT_JSON, write_outcome};
 use crate::{
-    clock,
-    documents::{Documents, EventRecord, Key, version_of},
-    input,
-    state::{WriteError, replace},
+    clock, input,
+    snapshot::{DirectivesContent, EventRecord, StoreSnapshot, resource_version},
+    state::{WriteError, replace_atomically},
 };
 use futures_util::{Stream, StreamExt, stream};
 use rollora_api::{
@@ -21,14 +20,14 @@ use rollora_operator::ports::{
 use std::{fs, sync::Arc};
 use uuid::Uuid;
 
-impl LocalStore {
+impl LocalDocumentStore {
     /// The one Rollout of this machine.
-    pub(crate) fn key(&self) -> RolloutKey {
-        RolloutKey { namespace: None, name: self.picture().rollout.metadata.name.clone() }
+    pub(crate) fn rollout_key(&self) -> RolloutKey {
+        RolloutKey { namespace: None, name: self.snapshot().rollout.metadata.name.clone() }
     }
 
     /// Runs a write on a thread of its own, to its end even if nobody waits for it any more.
-    async fn blocking(&self, write: impl FnOnce(&Self) -> WriteOutcome + Send + 'static) -> WriteOutcome {
+    async fn run_blocking(&self, write: impl FnOnce(&Self) -> WriteOutcome + Send + 'static) -> WriteOutcome {
         let store = self.clone();
         match tokio::task::spawn_blocking(move || write(&store)).await {
             Ok(written) => written,
@@ -36,27 +35,27 @@ impl LocalStore {
         }
     }
 
-    fn status_now(&self, version: &ResourceVersion, status: &RolloutStatus) -> WriteOutcome {
-        self.0.write(|inner, picture| {
+    fn write_status_blocking(&self, version: &ResourceVersion, status: &RolloutStatus) -> WriteOutcome {
+        self.0.update(|inner, picture| {
             let rollout = match picture.with_status(version, status) {
                 Ok(rollout) => rollout,
                 Err(refused) => return refused,
             };
-            let written = inner.folder.write(ROLLOUT, &rollout);
-            let version = version_of(&rollout.metadata);
-            take(written, version, || picture.rollout = Arc::new(rollout))
+            let written = inner.folder.write(ROLLOUT_JSON, &rollout);
+            let version = resource_version(&rollout.metadata);
+            commit(written, version, || picture.rollout = Arc::new(rollout))
         })
     }
 
-    fn rewrite_now(&self, rewrite: &InferenceModelRewrite, precondition: &Precondition) -> WriteOutcome {
-        self.0.write(|inner, picture| {
+    fn write_rewrite_blocking(&self, rewrite: &InferenceModelRewrite, precondition: &Precondition) -> WriteOutcome {
+        self.0.update(|inner, picture| {
             let uid = Uuid::new_v4().to_string();
             let (rewrites, version) = match picture.with_rewrite(rewrite, precondition, &uid, clock::now()) {
                 Ok(changed) => changed,
                 Err(refused) => return refused,
             };
-            let written = inner.folder.write(REWRITES, &rewrites);
-            take(written, version, || {
+            let written = inner.folder.write(REWRITES_JSON, &rewrites);
+            commit(written, version, || {
                 inner.rules.reset(&rewrites);
                 picture.rewrites = Arc::new(rewrites);
             })
@@ -64,8 +63,8 @@ impl LocalStore {
     }
 
     /// Writes one or both texts; the key first, since it only ever adds to what the sidecars may do with the file.
-    fn adapters_now(&self, version: &ResourceVersion, write: &AdaptersWrite) -> WriteOutcome {
-        self.0.write(|inner, picture| {
+    fn write_adapters_blocking(&self, version: &ResourceVersion, write: &AdaptersWrite) -> WriteOutcome {
+        self.0.update(|inner, picture| {
             let path = &inner.inputs.adapters;
             let key = picture.rollout.spec.adapters_ref.key.clone();
             let present = match fs::read_to_string(path) {
@@ -74,7 +73,7 @@ impl LocalStore {
             };
             // A file that is broken now was whole when the version was read.
             let Ok(present) = present else { return WriteOutcome::Conflict };
-            if content_hash(present.inner(), picture.key.text.as_deref()).0 != version.0 {
+            if content_hash(present.inner(), picture.directives.text.as_deref()).0 != version.0 {
                 return WriteOutcome::Conflict;
             }
             if let Some(text) = &write.directives_text {
@@ -82,9 +81,10 @@ impl LocalStore {
                     Ok(key) => key,
                     Err(error) => return WriteOutcome::Refused(format!("the operator's key: {error}")),
                 };
-                let written = replace(&inner.folder.file(KEY), text.as_bytes());
-                let taken = take(written, version.clone(), || {
-                    picture.key = Key { text: Some(text.as_str().into()), key: Some(Arc::new(key)) };
+                let written = replace_atomically(&inner.folder.document_path(DIRECTIVES_YAML), text.as_bytes());
+                let taken = commit(written, version.clone(), || {
+                    picture.directives =
+                        DirectivesContent { text: Some(text.as_str().into()), parsed: Some(Arc::new(key)) };
                 });
                 if !matches!(taken, WriteOutcome::Done(_)) {
                     return taken;
@@ -97,8 +97,8 @@ impl LocalStore {
                     Ok(read) => read,
                     Err(problem) => return WriteOutcome::Refused(problem),
                 };
-                let written = replace(path, text.as_bytes());
-                let taken = take(written, version.clone(), || picture.adapters = adapters);
+                let written = replace_atomically(path, text.as_bytes());
+                let taken = commit(written, version.clone(), || picture.adapters = adapters);
                 if !matches!(taken, WriteOutcome::Done(_)) {
                     return taken;
                 }
@@ -109,7 +109,7 @@ impl LocalStore {
 }
 
 /// What was written is in force even where the disk has not confirmed it: it is what a reader finds there.
-fn take(written: Result<(), WriteError>, version: ResourceVersion, in_force: impl FnOnce()) -> WriteOutcome {
+fn commit(written: Result<(), WriteError>, version: ResourceVersion, in_force: impl FnOnce()) -> WriteOutcome {
     match written {
         Ok(()) => {
             in_force();
@@ -119,38 +119,38 @@ fn take(written: Result<(), WriteError>, version: ResourceVersion, in_force: imp
             if matches!(error, WriteError::Unconfirmed { .. }) {
                 in_force();
             }
-            ended(&error)
+            write_outcome(&error)
         }
     }
 }
 
-fn versioned_rollout(picture: &Documents) -> Versioned<Arc<Rollout>> {
+fn versioned_rollout(picture: &StoreSnapshot) -> Versioned<Arc<Rollout>> {
     let value = Arc::clone(&picture.rollout);
-    Versioned { resource_version: version_of(&value.metadata), value }
+    Versioned { resource_version: resource_version(&value.metadata), value }
 }
 
-impl DocumentStore for LocalStore {
+impl DocumentStore for LocalDocumentStore {
     fn changes(&self) -> impl Stream<Item = RolloutKey> + Send {
-        let first = stream::iter([self.key()]);
-        let later = stream::unfold((self.clone(), self.work()), |(store, mut work)| async move {
+        let first = stream::iter([self.rollout_key()]);
+        let later = stream::unfold((self.clone(), self.subscribe_reconcile()), |(store, mut work)| async move {
             work.changed().await.ok()?;
-            Some((store.key(), (store, work)))
+            Some((store.rollout_key(), (store, work)))
         });
         first.chain(later)
     }
 
     async fn rollouts(&self) -> Result<Vec<Versioned<Arc<Rollout>>>, ReadError> {
-        Ok(vec![versioned_rollout(&self.picture())])
+        Ok(vec![versioned_rollout(&self.snapshot())])
     }
 
     async fn rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Arc<Rollout>>>, ReadError> {
-        Ok((*key == self.key()).then(|| versioned_rollout(&self.picture())))
+        Ok((*key == self.rollout_key()).then(|| versioned_rollout(&self.snapshot())))
     }
 
     async fn rewrites(&self, _: &RolloutKey) -> Result<Vec<Versioned<Arc<InferenceModelRewrite>>>, ReadError> {
-        let picture = self.picture();
+        let picture = self.snapshot();
         let versioned = |rewrite: &InferenceModelRewrite| Versioned {
-            resource_version: version_of(&rewrite.metadata),
+            resource_version: resource_version(&rewrite.metadata),
             value: Arc::new(rewrite.clone()),
         };
         Ok(picture.rewrites.iter().map(versioned).collect())
@@ -162,7 +162,7 @@ impl DocumentStore for LocalStore {
         _: &AdaptersRef,
         _: Option<&ResourceVersion>,
     ) -> Result<Option<Versioned<AdaptersDocument>>, ReadError> {
-        let picture = self.picture();
+        let picture = self.snapshot();
         if let Some(problem) = &picture.problems.adapters {
             return Err(ReadError::Invalid(problem.clone()));
         }
@@ -170,7 +170,7 @@ impl DocumentStore for LocalStore {
             resource_version: ResourceVersion(picture.hash().0),
             value: AdaptersDocument {
                 user_text: picture.adapters.text.inner().to_owned(),
-                directives_text: picture.key.text.as_deref().map(str::to_owned),
+                directives_text: picture.directives.text.as_deref().map(str::to_owned),
                 gitops_owner: None,
             },
         }))
@@ -183,8 +183,8 @@ impl DocumentStore for LocalStore {
 
     async fn write_status(&self, _: &RolloutKey, version: &ResourceVersion, status: &RolloutStatus) -> WriteOutcome {
         let (version, status) = (version.clone(), status.clone());
-        let written = self.blocking(move |store| store.status_now(&version, &status)).await;
-        self.0.view.send_modify(|count| *count += 1);
+        let written = self.run_blocking(move |store| store.write_status_blocking(&version, &status)).await;
+        self.0.overview_tx.send_modify(|count| *count += 1);
         written
     }
 
@@ -195,8 +195,8 @@ impl DocumentStore for LocalStore {
         precondition: &Precondition,
     ) -> WriteOutcome {
         let (rewrite, precondition) = (rewrite.clone(), precondition.clone());
-        let written = self.blocking(move |store| store.rewrite_now(&rewrite, &precondition)).await;
-        self.ring();
+        let written = self.run_blocking(move |store| store.write_rewrite_blocking(&rewrite, &precondition)).await;
+        self.notify();
         written
     }
 
@@ -208,8 +208,8 @@ impl DocumentStore for LocalStore {
         write: &AdaptersWrite,
     ) -> WriteOutcome {
         let (version, write) = (version.clone(), write.clone());
-        let written = self.blocking(move |store| store.adapters_now(&version, &write)).await;
-        self.ring();
+        let written = self.run_blocking(move |store| store.write_adapters_blocking(&version, &write)).await;
+        self.notify();
         written
     }
 
@@ -222,8 +222,8 @@ impl DocumentStore for LocalStore {
             reason: event.reason.clone(),
             message: event.message.clone(),
         };
-        self.blocking(move |store| {
-            store.keep_event(record);
+        self.run_blocking(move |store| {
+            store.record_event(record);
             WriteOutcome::Done(ResourceVersion(String::new()))
         })
         .await;

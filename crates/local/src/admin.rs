@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::{clock, fleet::LocalFleet, store::LocalStore};
+use crate::{clock, document_store::LocalDocumentStore, fleet::LocalFleet};
 use axum::{
     Json, Router,
     extract::State,
@@ -22,12 +22,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// The content type of Prometheus' text.
-const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What is told.
 #[derive(Clone)]
-struct Telemetry {
-    store: LocalStore,
+struct AdminState {
+    store: LocalDocumentStore,
     fleet: LocalFleet,
     registry: Arc<Registry>,
     servers: ServerGauges,
@@ -36,12 +36,12 @@ struct Telemetry {
 /// What is known of each server.
 #[derive(Clone, Default)]
 struct ServerGauges {
-    ready: Family<OfServer, Gauge>,
-    in_flight: Family<OfServer, Gauge>,
+    ready: Family<ServerLabels, Gauge>,
+    in_flight: Family<ServerLabels, Gauge>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfServer {
+struct ServerLabels {
     server: String,
 }
 
@@ -54,8 +54,8 @@ impl ServerGauges {
 
     /// Takes in how the servers are at this moment.
     fn update(&self, fleet: &LocalFleet) {
-        for server in fleet.view() {
-            let label = OfServer { server: server.name };
+        for server in fleet.server_views() {
+            let label = ServerLabels { server: server.name };
             self.ready.get_or_create(&label).set(i64::from(server.ready));
             self.in_flight.get_or_create(&label).set(i64::try_from(server.in_flight).unwrap_or(i64::MAX));
         }
@@ -65,7 +65,7 @@ impl ServerGauges {
 /// Answers until it is stopped.
 pub(crate) async fn serve(
     listener: TcpListener,
-    store: LocalStore,
+    store: LocalDocumentStore,
     fleet: LocalFleet,
     stop: CancellationToken,
 ) -> io::Result<()> {
@@ -73,7 +73,7 @@ pub(crate) async fn serve(
     let servers = ServerGauges::default();
     store.rules().register(&mut registry);
     servers.register(&mut registry);
-    let telemetry = Telemetry { store, fleet, registry: Arc::new(registry), servers };
+    let telemetry = AdminState { store, fleet, registry: Arc::new(registry), servers };
     let routes = Router::new()
         .route("/metrics", get(metrics))
         .route("/rules", get(rules))
@@ -82,21 +82,21 @@ pub(crate) async fn serve(
     axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-async fn metrics(State(telemetry): State<Telemetry>) -> Response {
+async fn metrics(State(telemetry): State<AdminState>) -> Response {
     telemetry.servers.update(&telemetry.fleet);
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &telemetry.registry) {
-        Ok(()) => ([(CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
+        Ok(()) => ([(CONTENT_TYPE, METRICS_CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
-async fn rules(State(telemetry): State<Telemetry>) -> Json<RulesReport> {
+async fn rules(State(telemetry): State<AdminState>) -> Json<RulesReport> {
     Json(telemetry.store.rules().report(clock::now()))
 }
 
-async fn readyz(State(telemetry): State<Telemetry>) -> (StatusCode, &'static str) {
-    match telemetry.fleet.servers().ready() {
+async fn readyz(State(telemetry): State<AdminState>) -> (StatusCode, &'static str) {
+    match telemetry.fleet.servers().ready_count() {
         0 => (StatusCode::SERVICE_UNAVAILABLE, "no vLLM server is ready\n"),
         _ => (StatusCode::OK, "ok\n"),
     }

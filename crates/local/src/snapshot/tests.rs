@@ -17,20 +17,20 @@ fn now() -> Timestamp {
     Timestamp::UNIX_EPOCH
 }
 
-fn file() -> Rollout {
+fn rollout_file() -> Rollout {
     Rollout::from_yaml(ROLLOUT_FILE).unwrap()
 }
 
-pub(crate) fn documents() -> Documents {
+pub(crate) fn sample_snapshot() -> StoreSnapshot {
     let text = AdaptersText::new("vLLMLoRAConfig: {}\n", "configmap.yaml").unwrap();
     let parsed = text.parse().unwrap();
-    Documents {
-        rollout: Arc::new(new_rollout(&file(), "uid", now())),
+    StoreSnapshot {
+        rollout: Arc::new(new_rollout(&rollout_file(), "uid", now())),
         rewrites: Arc::default(),
-        adapters: Adapters { text: Arc::new(text), file: Arc::new(parsed.file) },
-        key: Key::default(),
+        adapters: AdaptersContent { text: Arc::new(text), file: Arc::new(parsed.file) },
+        directives: DirectivesContent::default(),
         events: Arc::default(),
-        problems: Problems::default(),
+        problems: FileProblems::default(),
     }
 }
 
@@ -50,8 +50,8 @@ fn intent(id: &str, verb: IntentKind) -> Intent {
 
 #[test]
 fn a_status_is_written_only_over_the_version_that_was_read() {
-    let mut documents = documents();
-    let read = version_of(&documents.rollout.metadata);
+    let mut documents = sample_snapshot();
+    let read = resource_version(&documents.rollout.metadata);
     let written = documents.with_status(&read, &RolloutStatus::default()).unwrap();
     assert_eq!((written.metadata.generation, written.metadata.uid.as_deref()), (Some(1), Some("uid")));
     documents.rollout = Arc::new(written);
@@ -60,7 +60,7 @@ fn a_status_is_written_only_over_the_version_that_was_read() {
 
 #[test]
 fn a_rewrite_is_made_once_and_replaced_with_the_version_that_was_read() {
-    let mut documents = documents();
+    let mut documents = sample_snapshot();
     let (made, first) = documents.with_rewrite(&rewrite(10), &Precondition::Absent, "made", now()).unwrap();
     assert_eq!((made[0].metadata.uid.as_deref(), made[0].metadata.creation_timestamp), (Some("made"), Some(now())));
     documents.rewrites = Arc::new(made);
@@ -79,7 +79,7 @@ fn a_rewrite_is_made_once_and_replaced_with_the_version_that_was_read() {
 
 #[test]
 fn rewrites_of_the_two_groups_are_two_objects() {
-    let mut documents = documents();
+    let mut documents = sample_snapshot();
     let (made, _) = documents.with_rewrite(&rewrite(10), &Precondition::Absent, "1", now()).unwrap();
     documents.rewrites = Arc::new(made);
     let mut legacy = rewrite(10);
@@ -90,7 +90,7 @@ fn rewrites_of_the_two_groups_are_two_objects() {
 
 #[test]
 fn an_intent_waits_for_the_one_before_and_only_abort_takes_its_place() {
-    let mut documents = documents();
+    let mut documents = sample_snapshot();
     documents.rollout = Arc::new(documents.with_intent(&intent("1", IntentKind::Promote)).unwrap());
     let refused = documents.with_intent(&intent("2", IntentKind::PromoteFull)).unwrap_err().to_string();
     assert_eq!(refused, "`promote` was asked before and is not answered yet: wait for it, or abort");
@@ -104,41 +104,41 @@ fn an_intent_waits_for_the_one_before_and_only_abort_takes_its_place() {
         outcome: String::new(),
     };
     let consumed = RolloutStatus { last_action: Some(last), ..RolloutStatus::default() };
-    let version = version_of(&documents.rollout.metadata);
+    let version = resource_version(&documents.rollout.metadata);
     documents.rollout = Arc::new(documents.with_status(&version, &consumed).unwrap());
     assert!(documents.with_intent(&intent("4", IntentKind::Promote)).is_ok());
 }
 
 #[test]
 fn the_generation_rises_with_the_spec_alone() {
-    let stored = new_rollout(&file(), "uid", now());
-    assert_eq!(changed_rollout(&stored, &file()), Ok(None));
+    let stored = new_rollout(&rollout_file(), "uid", now());
+    assert_eq!(updated_rollout(&stored, &rollout_file()), Ok(None));
 
-    let mut labelled = file();
+    let mut labelled = rollout_file();
     labelled.metadata.labels.insert("team".to_owned(), "a".to_owned());
-    let changed = changed_rollout(&stored, &labelled).unwrap().unwrap();
+    let changed = updated_rollout(&stored, &labelled).unwrap().unwrap();
     assert_eq!((changed.metadata.generation, changed.metadata.resource_version.as_deref()), (Some(1), Some("2")));
 
-    let mut paused = file();
+    let mut paused = rollout_file();
     paused.spec.paused = true;
-    let changed = changed_rollout(&stored, &paused).unwrap().unwrap();
+    let changed = updated_rollout(&stored, &paused).unwrap().unwrap();
     assert_eq!((changed.metadata.generation, changed.metadata.uid.as_deref()), (Some(2), Some("uid")));
 }
 
 #[test]
 fn a_file_changes_neither_the_status_nor_an_intent() {
-    let mut documents = documents();
+    let mut documents = sample_snapshot();
     documents.rollout = Arc::new(documents.with_intent(&intent("1", IntentKind::Promote)).unwrap());
-    let version = version_of(&documents.rollout.metadata);
+    let version = resource_version(&documents.rollout.metadata);
     let status = RolloutStatus { message: "ours".to_owned(), ..RolloutStatus::default() };
     let stored = documents.with_status(&version, &status).unwrap();
 
-    let mut given = file();
+    let mut given = rollout_file();
     given.spec.paused = true;
     given.status = Some(RolloutStatus { message: "theirs".to_owned(), ..RolloutStatus::default() });
     given.metadata.annotations.insert(INTENT_ANNOTATION.to_owned(), "theirs".to_owned());
     given.metadata.uid = Some("theirs".to_owned());
-    let changed = changed_rollout(&stored, &given).unwrap().unwrap();
+    let changed = updated_rollout(&stored, &given).unwrap().unwrap();
     assert_eq!(changed.status, Some(status));
     assert_eq!(changed.metadata.uid.as_deref(), Some("uid"));
     assert_eq!(changed.metadata.annotations, stored.metadata.annotations);
@@ -146,9 +146,9 @@ fn a_file_changes_neither_the_status_nor_an_intent() {
 
 #[test]
 fn what_may_not_change_is_named() {
-    let stored = new_rollout(&file(), "uid", now());
+    let stored = new_rollout(&rollout_file(), "uid", now());
     let other = || "other".to_owned();
-    let (mut name, mut model, mut pool, mut rewrite) = (file(), file(), file(), file());
+    let (mut name, mut model, mut pool, mut rewrite) = (rollout_file(), rollout_file(), rollout_file(), rollout_file());
     name.metadata.name = other();
     model.spec.model = "other".parse().unwrap();
     pool.spec.pool_ref.name = other();
@@ -156,14 +156,14 @@ fn what_may_not_change_is_named() {
     for (field, edited) in
         [("metadata.name", name), ("spec.model", model), ("spec.poolRef", pool), ("spec.rewriteRef", rewrite)]
     {
-        let errors = changed_rollout(&stored, &edited).unwrap_err();
+        let errors = updated_rollout(&stored, &edited).unwrap_err();
         assert_eq!(errors.iter().map(|error| error.path.as_str()).collect::<Vec<_>>(), [field]);
     }
 }
 
 #[test]
 fn the_last_fifty_events_are_kept_and_the_same_again_only_counts() {
-    let mut documents = documents();
+    let mut documents = sample_snapshot();
     let event = |message: String| EventRecord { at: now(), count: 1, warning: false, reason: "X".to_owned(), message };
     for number in 0..60 {
         documents.events = Arc::new(documents.with_event(event(number.to_string())));

@@ -7,35 +7,35 @@ use std::collections::HashMap;
 
 /// What is known of one server, besides its load.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct ServerFacts {
+pub(crate) struct ServerRoutingState {
     /// Whether its sidecar lets requests go there.
     pub(crate) ready: bool,
     /// Whether an adapter is on trial there: a server to avoid, since the adapter may end it.
     pub(crate) pilot: bool,
     /// The names it answers to: base models, and adapters that are resident and not on trial.
-    pub(crate) names: Vec<String>,
+    pub(crate) models: Vec<String>,
     /// Adapters on trial there.
     pub(crate) on_trial: Vec<String>,
 }
 
 /// What is known of all servers, arranged for the choice.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub(super) struct RoutingTable {
     ready: Vec<usize>,
-    pilot: Vec<bool>,
-    having: HashMap<String, Vec<usize>>,
-    trying: HashMap<String, Vec<usize>>,
+    is_pilot: Vec<bool>,
+    by_model: HashMap<String, Vec<usize>>,
+    on_trial: HashMap<String, Vec<usize>>,
 }
 
 /// What a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Need<'a> {
+pub(crate) enum ServerRequirement<'a> {
     /// The adapter that a rule chose: no other server than one that has it will do.
     Target(&'a str),
     /// The model that the client named itself: where no server has it, any server may say so.
-    Named(&'a str),
+    Model(&'a str),
     /// No model.
-    Nothing,
+    Any,
 }
 
 /// Why no server can be had.
@@ -49,23 +49,23 @@ pub(crate) enum NoServer {
     OnTrial,
 }
 
-impl Table {
-    pub(super) fn new(servers: &[ServerFacts]) -> Self {
-        let mut table = Self { pilot: servers.iter().map(|server| server.pilot).collect(), ..Self::default() };
+impl RoutingTable {
+    pub(super) fn new(servers: &[ServerRoutingState]) -> Self {
+        let mut table = Self { is_pilot: servers.iter().map(|server| server.pilot).collect(), ..Self::default() };
         for (index, server) in servers.iter().enumerate().filter(|(_, server)| server.ready) {
             table.ready.push(index);
-            for name in &server.names {
-                table.having.entry(name.clone()).or_default().push(index);
+            for name in &server.models {
+                table.by_model.entry(name.clone()).or_default().push(index);
             }
             for name in &server.on_trial {
-                table.trying.entry(name.clone()).or_default().push(index);
+                table.on_trial.entry(name.clone()).or_default().push(index);
             }
         }
         table
     }
 
     /// How many servers are ready.
-    pub(super) fn ready(&self) -> usize {
+    pub(super) fn ready_count(&self) -> usize {
         self.ready.len()
     }
 
@@ -73,30 +73,30 @@ impl Table {
     /// with an adapter on trial is the last resort. Among equals `turn` decides, a number that rises.
     pub(super) fn choose(
         &self,
-        need: Need<'_>,
-        turn: usize,
+        need: ServerRequirement<'_>,
+        round_robin: usize,
         load: impl Fn(usize) -> Option<usize>,
     ) -> Result<usize, NoServer> {
         let least = |candidates: &[usize], refused: &[usize]| {
-            let count = self.pilot.len();
+            let count = self.is_pilot.len();
             let able = candidates.iter().copied().filter(|index| !refused.contains(index));
             able.filter_map(|index| {
-                Some((self.pilot[index], load(index)?, (index + count - turn % count) % count, index))
+                Some((self.is_pilot[index], load(index)?, (index + count - round_robin % count) % count, index))
             })
             .min()
             .map(|(.., index)| index)
         };
-        let having = |name: &str| self.having.get(name).map_or(&[][..], Vec::as_slice);
+        let having = |name: &str| self.by_model.get(name).map_or(&[][..], Vec::as_slice);
         let any_ready = || least(&self.ready, &[]).ok_or(NoServer::NotReady);
         match need {
-            Need::Nothing => any_ready(),
-            Need::Target(name) => {
+            ServerRequirement::Any => any_ready(),
+            ServerRequirement::Target(name) => {
                 least(having(name), &[]).map_or_else(|| any_ready().and(Err(NoServer::NotResident)), Ok)
             }
-            Need::Named(name) => least(having(name), &[]).map_or_else(
+            ServerRequirement::Model(name) => least(having(name), &[]).map_or_else(
                 || {
                     any_ready()?;
-                    let trying = self.trying.get(name).map_or(&[][..], Vec::as_slice);
+                    let trying = self.on_trial.get(name).map_or(&[][..], Vec::as_slice);
                     least(&self.ready, trying).ok_or(NoServer::OnTrial)
                 },
                 Ok,

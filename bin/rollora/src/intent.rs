@@ -1,9 +1,9 @@
 //! Asks for something, and waits for what came of it.
 
 use crate::{
-    client::{Client, ClientError},
+    client::{RolloutClient, RolloutClientError},
     render,
-    shell::{Failure, say},
+    runtime::{CliError, print},
 };
 use rollora_api::rollout::IntentKind;
 use rollora_local::IntentRequest;
@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 /// How long an answer may take. The wish stays on record after that.
-const PATIENCE: Duration = Duration::from_secs(30);
+const OUTCOME_TIMEOUT: Duration = Duration::from_secs(30);
 
-pub(crate) async fn run(client: &Client, verb: IntentKind) -> Result<(), Failure> {
+pub(crate) async fn run(client: &RolloutClient, verb: IntentKind) -> Result<(), CliError> {
     let mut watch = client.watch().await?;
     let overview = watch.next().await?;
     let seen = overview.rollout.status.unwrap_or_default();
@@ -23,27 +23,27 @@ pub(crate) async fn run(client: &Client, verb: IntentKind) -> Result<(), Failure
         step: seen.step.as_ref().map(|step| step.index),
         claimed_by: std::env::var("USER").ok().filter(|user| !user.is_empty()),
     };
-    let intent = client.intend(&request).await.map_err(|error| match error {
-        ClientError::Refused(reason) => Failure::Refused(reason),
+    let intent = client.submit_intent(&request).await.map_err(|error| match error {
+        RolloutClientError::Refused(reason) => CliError::Refused(reason),
         other => other.into(),
     })?;
-    say(&render::asked(&intent, &seen))?;
+    print(&render::intent_submitted(&intent, &seen))?;
     let outcome = async {
         loop {
             let last = watch.next().await?.rollout.status.and_then(|status| status.last_action);
             if let Some(last) = last.filter(|last| last.id == intent.id) {
-                return Ok::<_, Failure>(last);
+                return Ok::<_, CliError>(last);
             }
         }
     };
-    let last = timeout(PATIENCE, outcome).await.map_err(|_| {
-        Failure::Other(format!(
+    let last = timeout(OUTCOME_TIMEOUT, outcome).await.map_err(|_| {
+        CliError::Other(format!(
             "no answer within {} s: it stays asked; `rollora status` shows when it is done",
-            PATIENCE.as_secs()
+            OUTCOME_TIMEOUT.as_secs()
         ))
     })??;
     match last.outcome() {
-        Ok(done) => say(&format!("done: {done}\n")),
-        Err(reason) => Err(Failure::Refused(format!("refused: {reason}"))),
+        Ok(done) => print(&format!("done: {done}\n")),
+        Err(reason) => Err(CliError::Refused(format!("refused: {reason}"))),
     }
 }

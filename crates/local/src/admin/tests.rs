@@ -1,13 +1,13 @@
 use super::*;
 use crate::{
-    documents::tests::ROLLOUT_FILE,
-    fleet::Member,
+    document_store::InputFiles,
+    fleet::SidecarHandle,
     gateway::{
-        ServerFacts,
-        servers::{Server, Servers},
+        ServerRoutingState,
+        servers::{GatewayServer, GatewayServers},
     },
+    snapshot::tests::ROLLOUT_FILE,
     state::StateFolder,
-    store::Inputs,
 };
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
@@ -33,19 +33,25 @@ async fn get(address: SocketAddr, path: &str) -> (StatusCode, String) {
 async fn anybody_may_read_metrics_rules_and_readiness_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let path = |file: &str| folder.path().join(file);
-    let inputs = Inputs { rollout: path("rollout.yaml"), adapters: path("adapters.yaml") };
+    let inputs = InputFiles { rollout: path("rollout.yaml"), adapters: path("adapters.yaml") };
     fs::write(&inputs.rollout, ROLLOUT_FILE).unwrap();
     fs::write(&inputs.adapters, "vLLMLoRAConfig: {}\n").unwrap();
-    let store = LocalStore::open(StateFolder::open(&path("state")).unwrap(), inputs).unwrap();
-    let server =
-        Server::new("a:1".to_owned(), "a", 1, tokio_util::task::TaskTracker::new(), Arc::default(), Arc::default());
-    let servers = Arc::new(Servers::new(vec![Arc::new(server)]));
-    let member = Member {
+    let store = LocalDocumentStore::open(StateFolder::open(&path("state")).unwrap(), inputs).unwrap();
+    let server = GatewayServer::new(
+        "a:1".to_owned(),
+        "a",
+        1,
+        tokio_util::task::TaskTracker::new(),
+        Arc::default(),
+        Arc::default(),
+    );
+    let servers = Arc::new(GatewayServers::new(vec![Arc::new(server)]));
+    let member = SidecarHandle {
         url: "http://a:1".to_owned(),
         desired: watch::channel(None).0,
         status: watch::channel(Arc::default()).1,
-        pulse: watch::channel(None).1,
-        onlookers: rollora_sidecar::UsagePollBoost::default(),
+        heartbeat: watch::channel(None).1,
+        usage_poll_boost: rollora_sidecar::UsagePollBoost::default(),
     };
     let fleet = LocalFleet::new(store.clone(), Arc::clone(&servers), vec![member], Arc::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -57,7 +63,7 @@ async fn anybody_may_read_metrics_rules_and_readiness_and_nothing_else() {
         get(address, "/readyz").await,
         (StatusCode::SERVICE_UNAVAILABLE, "no vLLM server is ready\n".to_owned())
     );
-    servers.know(&[ServerFacts { ready: true, ..ServerFacts::default() }]);
+    servers.update_routing(&[ServerRoutingState { ready: true, ..ServerRoutingState::default() }]);
     assert_eq!(get(address, "/readyz").await, (StatusCode::OK, "ok\n".to_owned()));
 
     let rewrite: InferenceModelRewrite = serde_json::from_value(serde_json::json!({
@@ -69,7 +75,7 @@ async fn anybody_may_read_metrics_rules_and_readiness_and_nothing_else() {
         }] },
     }))
     .unwrap();
-    let written = store.write_rewrite(&store.key(), &rewrite, &Precondition::Absent).await;
+    let written = store.write_rewrite(&store.rollout_key(), &rewrite, &Precondition::Absent).await;
     assert!(matches!(written, WriteOutcome::Done(_)));
     let (_, rules) = get(address, "/rules").await;
     let rules: RulesReport = serde_json::from_str(&rules).unwrap();
