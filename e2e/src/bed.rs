@@ -15,8 +15,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rollora_testbed::{
     clock,
     guide::{BASE_MODEL, MODEL, SOURCE, V1},
-    http::Address,
-    server::{Kind, Server},
+    http::ListenAddress,
+    server::{ServerKind, VllmServer},
 };
 use std::{
     future::Future,
@@ -32,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// The vLLM servers.
-    pub servers: Vec<Kind>,
+    pub servers: Vec<ServerKind>,
     /// What the adapters file lists.
     pub adapters: Vec<Entry>,
     /// The Rollout.
@@ -45,7 +45,7 @@ impl Setup {
     /// The guide: three simulated servers, v1 listed, 90/10, 50/50 and 0/100 with pauses of this length.
     pub fn guide(pause: Duration) -> Self {
         Self {
-            servers: vec![Kind::simulated(&["--load-millis", "20", "--token-millis", "2"]); 3],
+            servers: vec![ServerKind::simulated(&["--load-millis", "20", "--token-millis", "2"]); 3],
             adapters: vec![Entry::new(V1, SOURCE)],
             rollout: RolloutFile::guide(pause),
             api_key: None,
@@ -61,7 +61,7 @@ impl Setup {
     #[must_use]
     pub fn with_flags(mut self, flags: &[&str]) -> Self {
         for server in &mut self.servers {
-            if let Kind::Simulated { flags: known } = server {
+            if let ServerKind::Simulated { flags: known } = server {
                 known.extend(flags.iter().map(|&flag| flag.to_owned()));
             }
         }
@@ -79,15 +79,15 @@ pub trait Place: Sized + Send + Sync {
     /// Starts everything.
     fn start(setup: &Setup) -> impl Future<Output = Result<Self>> + Send;
     /// Where clients send their requests.
-    fn gateway(&self) -> Address;
+    fn gateway(&self) -> ListenAddress;
     /// Where each router can be asked for `/rules`.
-    fn routers(&self) -> Vec<Address>;
+    fn routers(&self) -> Vec<ListenAddress>;
     /// The routers that may serve a request, at any moment from now on.
     fn routers_over_time(&self) -> Routers;
     /// The vLLM servers.
-    fn servers(&self) -> &[Server];
+    fn servers(&self) -> &[VllmServer];
     /// The vLLM servers, to be killed and started.
-    fn servers_mut(&mut self) -> &mut [Server];
+    fn servers_mut(&mut self) -> &mut [VllmServer];
     /// The adapters file as it stands.
     fn adapters_file(&self) -> impl Future<Output = Result<String>> + Send;
     /// Saves the adapters file.
@@ -306,7 +306,7 @@ impl<P: Place> Bed<P> {
     pub async fn start_server(&mut self, index: usize) -> Result<()> {
         let server = &mut self.place.servers_mut()[index];
         server.start()?;
-        server.answers().await
+        server.wait_ready().await
     }
 
     /// A server has died of an adapter that it tried, since `from`. What it was working on is lost, where it had

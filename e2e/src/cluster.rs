@@ -21,16 +21,16 @@ use anyhow::{Context as _, Result};
 use kube::{Client, ResourceExt as _};
 use look::Watched;
 use rollora_testbed::{
-    control_plane::{Audit, ControlPlane},
-    gateway::{self, Gateway},
-    kubelet::{Container, Kubelet, Options},
+    control_plane::{AuditLog, ControlPlane},
+    deployments::{self, DeploymentController},
+    endpoint_picker::EndpointPicker,
+    gateway::{self, EnvoyProxy},
+    kubelet::{ContainerHandle, Kubelet, KubeletOptions},
     manifests::Manifests,
-    picker::Picker,
-    workloads::{self, Workloads},
 };
 use rollora_testbed::{
-    http::Address,
-    server::{Kind, Server},
+    http::ListenAddress,
+    server::{ServerKind, VllmServer},
 };
 use server::Kinds;
 use std::{
@@ -54,12 +54,12 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The parts of a cluster.
 pub struct Cluster {
     // In this order they end.
-    gateway: Gateway,
-    audit: Audit,
+    gateway: EnvoyProxy,
+    audit: AuditLog,
     _tasks: JoinSet<()>,
     kubelet: Kubelet,
-    picker: Option<Picker>,
-    servers: Vec<Server>,
+    picker: Option<EndpointPicker>,
+    servers: Vec<VllmServer>,
     watched: Arc<Watched>,
     client: Client,
     namespace: String,
@@ -108,9 +108,9 @@ impl Cluster {
             None => Plane::Shared(ControlPlane::shared().await?),
         };
         let folder = tempfile::Builder::new().prefix("rollora-").tempdir().context("no temporary folder")?;
-        let namespace = plane.get().namespace("bed").await?;
-        let client = plane.get().admin().await?;
-        let audit = plane.get().audit();
+        let namespace = plane.get().create_namespace("bed").await?;
+        let client = plane.get().admin_client().await?;
+        let audit = plane.get().audit_log();
 
         let mut objects = Manifests::render(plane.get(), &parts.manifests, &namespace, folder.path())?;
         overlay::fit(&mut objects, setup, &namespace, parts.hub.as_deref())?;
@@ -123,22 +123,22 @@ impl Cluster {
         let kinds = Kinds::new(&setup.servers);
         let mut programs = server::programs(&kinds)?;
         if parts.picker.is_some() {
-            programs = Picker::add_to(programs)?;
+            programs = EndpointPicker::register_program(programs)?;
         }
-        let mut options = Options::new(plane.get(), &namespace, programs, folder.path().to_owned()).await?;
+        let mut options = KubeletOptions::new(plane.get(), &namespace, programs, folder.path().to_owned()).await?;
         options.projection_delay = parts.projection_delay;
         options.backoff = parts.backoff;
-        let workloads = Workloads::of(&objects.objects, &options.node)?;
+        let workloads = DeploymentController::from_manifests(&objects.objects, &options.node_name)?;
         let kubelet = Kubelet::start(options)?;
 
         let backends = overlay::backends(&objects, parts.picker.as_ref())?;
-        let gateway = Gateway::start(&backends, parts.bodies, parts.picker.as_ref(), folder.path())?;
+        let gateway = EnvoyProxy::start(&backends, parts.bodies, parts.picker.as_ref(), folder.path())?;
         let watched = Arc::new(Watched::new(workloads));
         let mut tasks = JoinSet::new();
         watched.follow(&mut tasks, &client, &namespace);
         tasks.spawn({
             let (watched, folder) = (Arc::clone(&watched), gateway.folder().to_owned());
-            async move { gateway::follow(backends, folder, &watched.pods).await }
+            async move { gateway::sync_endpoints(backends, folder, &watched.pods).await }
         });
         let bed = Self {
             gateway,
@@ -161,24 +161,24 @@ impl Cluster {
     }
 
     /// The containers of this name in the pods of a Deployment.
-    pub fn containers(&self, deployment: &str, name: &str) -> Vec<Container> {
-        let pods = workloads::pods_of(deployment, &self.watched.pods);
-        pods.iter().filter_map(|pod| self.kubelet.find(&pod.name_any(), name)).collect()
+    pub fn containers(&self, deployment: &str, name: &str) -> Vec<ContainerHandle> {
+        let pods = deployments::active_pods(deployment, &self.watched.pods);
+        pods.iter().filter_map(|pod| self.kubelet.find_container(&pod.name_any(), name)).collect()
     }
 
     /// The sidecar beside a server.
-    pub fn sidecar(&self, index: usize) -> Result<Container> {
+    pub fn sidecar(&self, index: usize) -> Result<ContainerHandle> {
         let pod = self.servers[index].name();
-        self.kubelet.find(&pod, "rollora-sidecar").with_context(|| format!("no sidecar in {pod}"))
+        self.kubelet.find_container(&pod, "rollora-sidecar").with_context(|| format!("no sidecar in {pod}"))
     }
 
     /// The replicas of ext-proc.
-    pub fn ext_procs(&self) -> Vec<Container> {
+    pub fn ext_procs(&self) -> Vec<ContainerHandle> {
         self.containers(EXT_PROC, "ext-proc")
     }
 
     /// The replicas of the operator.
-    pub fn operators(&self) -> Vec<Container> {
+    pub fn operators(&self) -> Vec<ContainerHandle> {
         self.containers(OPERATOR, "operator")
     }
 
@@ -221,17 +221,17 @@ impl Cluster {
     }
 
     /// Where Envoy says what it does.
-    pub fn envoy_admin(&self) -> Address {
-        self.gateway.admin()
+    pub fn envoy_admin(&self) -> ListenAddress {
+        self.gateway.admin_address()
     }
 
     /// Where the endpoint picker has its metrics.
-    pub fn picker_metrics(&self) -> Result<Address> {
-        self.picker.as_ref().map(Picker::metrics).context("there is no endpoint picker")
+    pub fn picker_metrics(&self) -> Result<ListenAddress> {
+        self.picker.as_ref().map(EndpointPicker::metrics_address).context("there is no endpoint picker")
     }
 }
 
 /// Which kind of server a bed has at a place; see [`Setup::servers`].
-fn kind_at(kinds: &[Kind], index: usize) -> Option<&Kind> {
+fn kind_at(kinds: &[ServerKind], index: usize) -> Option<&ServerKind> {
     kinds.get(index).or(kinds.last())
 }

@@ -4,7 +4,7 @@
 
 use anyhow::{Context as _, Result};
 use rollora_api::rollout::spec::RouterKind;
-use rollora_testbed::guide::{ADAPTERS, BASE_MODEL, MODEL, POOL, REWRITE};
+use rollora_testbed::guide::{ADAPTERS_CONFIG_MAP, BASE_MODEL, MODEL, POOL, REWRITE};
 use std::time::Duration;
 
 /// What weights are out of where nobody says otherwise.
@@ -33,11 +33,11 @@ pub fn adapters_yaml(base_model: &str, entries: &[Entry]) -> String {
     format!(
         "apiVersion: v1\n\
          kind: ConfigMap\n\
-         metadata:\n  name: {ADAPTERS}\n\
+         metadata:\n  name: {ADAPTERS_CONFIG_MAP}\n\
          data:\n  configmap.yaml: |\n    \
          # Listing a new version here is the release.\n    \
          vLLMLoRAConfig:\n      \
-         name: {ADAPTERS}\n      \
+         name: {ADAPTERS_CONFIG_MAP}\n      \
          port: 8000\n      \
          defaultBaseModel: {base_model}\n      \
          ensureExist:\n        \
@@ -169,7 +169,7 @@ impl RolloutFile {
              poolRef: {{ name: {POOL} }}\n  \
              adapter:\n    \
              follow: {{ pattern: \"{MODEL}-v*\" }}   # the highest version that is listed\n  \
-             adaptersRef: {{ name: {ADAPTERS}, key: configmap.yaml }}\n  \
+             adaptersRef: {{ name: {ADAPTERS_CONFIG_MAP}, key: configmap.yaml }}\n  \
              rewriteRef: {{ name: {REWRITE} }}\n  {router}\
              strategy:\n    {total}\
              steps:\n{steps}\n  \

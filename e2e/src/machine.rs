@@ -8,7 +8,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use futures_util::future::{join_all, try_join_all};
-use rollora_testbed::{http::Address, server::Server};
+use rollora_testbed::{http::ListenAddress, server::VllmServer};
 use std::{fs, path::Path, sync::Arc};
 use tempfile::TempDir;
 
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 pub struct Machine {
     // In this order they end: first who asks, then who answers, then the files.
     rollora: Rollora,
-    servers: Vec<Server>,
+    servers: Vec<VllmServer>,
     folder: TempDir,
 }
 
@@ -26,15 +26,15 @@ impl Machine {
     pub async fn prepare(setup: &Setup) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("rollora-").tempdir().context("no temporary folder")?;
         let servers = setup.servers.iter().enumerate().map(|(index, kind)| {
-            Server::own(&format!("vllm-{}", index + 1), kind.clone(), setup.api_key.as_deref(), folder.path())
+            VllmServer::spawn(&format!("vllm-{}", index + 1), kind.clone(), setup.api_key.as_deref(), folder.path())
         });
         let servers: Vec<_> = servers.collect::<Result<_>>()?;
-        let urls = servers.iter().map(Server::url).collect();
+        let urls = servers.iter().map(VllmServer::url).collect();
         let rollora = Rollora::new(folder.path(), urls, setup.api_key.as_deref())?;
         let machine = Self { rollora, servers, folder };
         write(&machine.rollora.rollout_file(), &setup.rollout.yaml())?;
         write(&machine.rollora.adapters_file(), &setup.adapters_yaml())?;
-        try_join_all(machine.servers.iter().map(Server::answers)).await?;
+        try_join_all(machine.servers.iter().map(VllmServer::wait_ready)).await?;
         Ok(machine)
     }
 
@@ -61,11 +61,11 @@ impl Place for Machine {
         Ok(machine)
     }
 
-    fn gateway(&self) -> Address {
+    fn gateway(&self) -> ListenAddress {
         self.rollora.gateway()
     }
 
-    fn routers(&self) -> Vec<Address> {
+    fn routers(&self) -> Vec<ListenAddress> {
         vec![self.rollora.status()]
     }
 
@@ -74,11 +74,11 @@ impl Place for Machine {
         Arc::new(move || routers.clone())
     }
 
-    fn servers(&self) -> &[Server] {
+    fn servers(&self) -> &[VllmServer] {
         &self.servers
     }
 
-    fn servers_mut(&mut self) -> &mut [Server] {
+    fn servers_mut(&mut self) -> &mut [VllmServer] {
         &mut self.servers
     }
 
@@ -104,9 +104,10 @@ impl Place for Machine {
 
     async fn look(&self) -> Seen {
         let (overview, adapters) =
-            tokio::join!(self.rollora.overview(), join_all(self.servers.iter().map(Server::adapters)));
+            tokio::join!(self.rollora.overview(), join_all(self.servers.iter().map(VllmServer::loaded_adapters)));
         let overview = overview.map_err(|error| format!("{error:#}"));
-        let server = |(server, adapters): (&Server, Result<_>)| server_seen(server, adapters, overview.as_ref().ok());
+        let server =
+            |(server, adapters): (&VllmServer, Result<_>)| server_seen(server, adapters, overview.as_ref().ok());
         Seen {
             servers: self.servers.iter().zip(adapters).map(server).collect(),
             adapters_file: read(&self.rollora.adapters_file()).unwrap_or_default(),
@@ -147,7 +148,7 @@ impl Place for Machine {
 }
 
 fn server_seen(
-    server: &Server,
+    server: &VllmServer,
     adapters: Result<std::collections::BTreeSet<String>>,
     overview: Option<&Overview>,
 ) -> ServerSeen {

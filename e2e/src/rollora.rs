@@ -5,9 +5,9 @@ use anyhow::{Context as _, Result, bail};
 use rollora_api::{rollout::Rollout, router_report::RulesReport, sidecar_status::SidecarStatus};
 use rollora_testbed::{
     clock,
-    http::{self, Address},
-    ports::Port,
-    process::{self, Ending, Process, program},
+    http::{self, ListenAddress},
+    ports::ReservedPort,
+    process::{self, ChildProcess, ExitReason, built_program},
 };
 use serde::Deserialize;
 use std::{
@@ -25,11 +25,11 @@ const VERB: Duration = Duration::from_secs(40);
 #[derive(Debug)]
 pub struct Rollora {
     folder: PathBuf,
-    listen: Port,
-    status: Port,
+    listen: ReservedPort,
+    status: ReservedPort,
     servers: Vec<String>,
     api_key: Option<String>,
-    process: Option<Process>,
+    process: Option<ChildProcess>,
 }
 
 /// What a verb said.
@@ -80,7 +80,7 @@ pub struct ServerView {
 impl Rollora {
     /// One that is not started yet. `folder` holds the two files, and will hold state and log.
     pub fn new(folder: &Path, servers: Vec<String>, api_key: Option<&str>) -> Result<Self> {
-        let (listen, status) = (Port::reserve()?, Port::reserve()?);
+        let (listen, status) = (ReservedPort::reserve()?, ReservedPort::reserve()?);
         let api_key = api_key.map(str::to_owned);
         Ok(Self { folder: folder.to_owned(), listen, status, servers, api_key, process: None })
     }
@@ -101,18 +101,18 @@ impl Rollora {
     }
 
     /// Where clients send their requests.
-    pub fn gateway(&self) -> Address {
+    pub fn gateway(&self) -> ListenAddress {
         self.listen.address().into()
     }
 
     /// Where `/rules` and `/metrics` are.
-    pub fn status(&self) -> Address {
+    pub fn status(&self) -> ListenAddress {
         self.status.address().into()
     }
 
     /// The command line of `rollora local`.
     pub fn command(&self) -> Result<Command> {
-        let mut command = Command::new(program("rollora")?);
+        let mut command = Command::new(built_program("rollora")?);
         command.current_dir(&self.folder).arg("local");
         command.args(["--rollout", "rollout.yaml", "--adapters", "adapters.yaml", "--state", "state"]);
         for server in &self.servers {
@@ -148,7 +148,7 @@ impl Rollora {
     /// Starts it and waits for nothing.
     pub fn start_in_background(&mut self) -> Result<()> {
         self.kill();
-        self.process = Some(Process::start("rollora", self.command()?, &self.folder)?);
+        self.process = Some(ChildProcess::start("rollora", self.command()?, &self.folder)?);
         Ok(())
     }
 
@@ -158,36 +158,36 @@ impl Rollora {
     }
 
     /// Asks it to end (SIGTERM), and says how it did.
-    pub async fn terminate(&mut self) -> Result<Ending> {
+    pub async fn terminate(&mut self) -> Result<ExitReason> {
         let process = self.process.take().context("`rollora local` does not run")?;
         process::terminate(&process, Duration::from_secs(20)).await
     }
 
     /// How it ended, where it did by itself.
-    pub fn ended(&self) -> Option<Ending> {
-        self.process.as_ref().and_then(Process::ended)
+    pub fn ended(&self) -> Option<ExitReason> {
+        self.process.as_ref().and_then(ChildProcess::exit_reason)
     }
 
     /// Its process id, while it runs.
     pub fn id(&self) -> Option<u32> {
-        self.process.as_ref().map(Process::id)
+        self.process.as_ref().map(ChildProcess::id)
     }
 
     /// Everything that its control socket says.
     pub async fn overview(&self) -> Result<Overview> {
-        http::get_json(&Address::Unix(self.state().join("rollora.sock")), "/overview").await
+        http::get_json(&ListenAddress::Unix(self.state().join("rollora.sock")), "/overview").await
     }
 
     /// Runs `rollora ARGUMENTS --state …`.
     pub async fn say(&self, arguments: &[&str]) -> Result<Spoken> {
-        let mut command = Command::new(program("rollora")?);
+        let mut command = Command::new(built_program("rollora")?);
         command.args(arguments).arg("--state").arg(self.state()).env("NO_COLOR", "1");
         run(command).await
     }
 
     /// The end of its log, of all starts.
     pub fn log_tail(&self, lines: usize) -> String {
-        rollora_testbed::process::tail(&self.folder.join("rollora.log"), lines)
+        rollora_testbed::process::log_tail(&self.folder.join("rollora.log"), lines)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::seen::weights;
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use rollora_api::router_report::{ActiveRule, RulesReport};
-use rollora_testbed::{clock, http::Address};
+use rollora_testbed::{clock, http::ListenAddress};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
@@ -40,7 +40,7 @@ struct Look {
 }
 
 /// Which routers there are at the moment.
-pub type Routers = Arc<dyn Fn() -> Vec<Address> + Send + Sync>;
+pub type Routers = Arc<dyn Fn() -> Vec<ListenAddress> + Send + Sync>;
 
 /// What one router was seen to do while it was there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,8 +100,8 @@ struct Known {
 }
 
 impl Known {
-    fn look(&mut self, now_there: &[Address], model: &str) {
-        let names: Vec<_> = now_there.iter().map(Address::to_string).collect();
+    fn look(&mut self, now_there: &[ListenAddress], model: &str) {
+        let names: Vec<_> = now_there.iter().map(ListenAddress::to_string).collect();
         for (name, address) in names.iter().zip(now_there) {
             if self.polls.contains_key(name) {
                 continue;
@@ -153,7 +153,7 @@ impl History {
     }
 }
 
-async fn poll(router: Address, model: String, history: Arc<Mutex<History>>) {
+async fn poll(router: ListenAddress, model: String, history: Arc<Mutex<History>>) {
     let mut connection = None;
     loop {
         match look(&router, &model, &mut connection).await {
@@ -164,10 +164,14 @@ async fn poll(router: Address, model: String, history: Arc<Mutex<History>>) {
     }
 }
 
-async fn look(router: &Address, model: &str, open: &mut Option<rollora_testbed::http::Connection>) -> Option<Look> {
+async fn look(
+    router: &ListenAddress,
+    model: &str,
+    open: &mut Option<rollora_testbed::http::HttpConnection>,
+) -> Option<Look> {
     let connection = match open {
         Some(connection) => connection,
-        None => open.insert(rollora_testbed::http::Connection::open(router).await.ok()?),
+        None => open.insert(rollora_testbed::http::HttpConnection::open(router).await.ok()?),
     };
     let asked = clock::now();
     let answer = connection.send(rollora_testbed::http::request("GET", "/rules", None)).await.ok()?;

@@ -6,7 +6,7 @@ use crate::{
     machine::Machine,
 };
 use anyhow::{Context as _, Result};
-use rollora_testbed::homes::{self, CONTROL_PLANE, ENVOY};
+use rollora_testbed::tools::{self, CONTROL_PLANE, ENVOY};
 
 /// Makes two tests of a function that is generic over the bed: `NAME::on_one_machine` and `NAME::on_a_cluster`.
 ///
@@ -74,7 +74,7 @@ pub fn on_a_cluster(
 
 /// Whether the programs are there that a cluster is made of; says what is skipped otherwise.
 pub fn has_a_cluster(what: &str) -> bool {
-    homes::are_known(&[CONTROL_PLANE, ENVOY], what)
+    tools::all_available(&[CONTROL_PLANE, ENVOY], what)
 }
 
 #[expect(clippy::panic, reason = "this is how a test fails")]

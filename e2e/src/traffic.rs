@@ -8,7 +8,7 @@ pub use exchange::{Ask, Exchange, Failure, Kind, Outcome};
 
 use anyhow::{Result, bail};
 use exchange::Client;
-use rollora_testbed::{clock, http::Address};
+use rollora_testbed::{clock, http::ListenAddress};
 use std::{
     collections::BTreeMap,
     fmt,
@@ -45,7 +45,7 @@ impl fmt::Display for Count {
 }
 
 /// Sends `requests` requests of one token, each over a connection of its own as curl does, and counts `.model`.
-pub async fn count(gateway: &Address, ask: &Ask, requests: usize) -> Result<Count> {
+pub async fn count(gateway: &ListenAddress, ask: &Ask, requests: usize) -> Result<Count> {
     let mut count = Count::default();
     for number in 1..=requests {
         match ask_once(gateway, ask).await.outcome {
@@ -57,7 +57,7 @@ pub async fn count(gateway: &Address, ask: &Ask, requests: usize) -> Result<Coun
 }
 
 /// Sends one request over a connection of its own.
-pub async fn ask_once(gateway: &Address, ask: &Ask) -> Exchange {
+pub async fn ask_once(gateway: &ListenAddress, ask: &Ask) -> Exchange {
     Client::new(gateway.clone(), ask.clone()).exchange().await
 }
 
@@ -88,7 +88,7 @@ pub struct Traffic {
 
 impl Traffic {
     /// Begins to send.
-    pub fn start(gateway: &Address, crowd: &Crowd) -> Self {
+    pub fn start(gateway: &ListenAddress, crowd: &Crowd) -> Self {
         let (stop, records) = (CancellationToken::new(), Arc::default());
         let mut clients = JoinSet::new();
         for ask in &crowd.connections {

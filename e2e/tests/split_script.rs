@@ -2,7 +2,7 @@
 //! and jq, as the script does.
 #![expect(clippy::expect_used, reason = "a test")]
 
-use rollora_testbed::sim::{Config, Simulator, Sources};
+use rollora_testbed::sim::{AllowedSources, Simulator, SimulatorConfig};
 use std::{path::Path, process::Stdio, time::Duration};
 use tokio::{process::Command, time::timeout};
 
@@ -10,7 +10,7 @@ use tokio::{process::Command, time::timeout};
 const LONG: Duration = Duration::from_secs(20);
 
 async fn simulator() -> Simulator {
-    let config = Config { port: 0, sources: Sources::Any, ..Config::default() };
+    let config = SimulatorConfig { port: 0, sources: AllowedSources::Any, ..SimulatorConfig::default() };
     timeout(LONG, Simulator::start(config)).await.expect("at once").expect("a free port")
 }
 

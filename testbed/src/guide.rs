@@ -15,6 +15,6 @@ pub const BASE_MODEL: &str = "Qwen/Qwen3-32B";
 /// The pool.
 pub const POOL: &str = "vllm-qwen3-32b";
 /// The ConfigMap that lists the adapters.
-pub const ADAPTERS: &str = "vllm-qwen3-32b-adapters";
+pub const ADAPTERS_CONFIG_MAP: &str = "vllm-qwen3-32b-adapters";
 /// The rewrite that carries the weights.
 pub const REWRITE: &str = "small-segment-lora-rewrite";

@@ -25,30 +25,30 @@ use tokio::{
 };
 
 /// How long a question of the bed may take.
-const LIMIT: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where something listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Address {
+pub enum ListenAddress {
     /// A loopback port.
     Tcp(SocketAddr),
     /// A socket in the file system.
     Unix(PathBuf),
 }
 
-impl From<SocketAddr> for Address {
+impl From<SocketAddr> for ListenAddress {
     fn from(address: SocketAddr) -> Self {
         Self::Tcp(address)
     }
 }
 
-impl From<&Path> for Address {
+impl From<&Path> for ListenAddress {
     fn from(path: &Path) -> Self {
         Self::Unix(path.to_owned())
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "http://{address}"),
@@ -59,25 +59,25 @@ impl fmt::Display for Address {
 
 /// An open connection; dropping it closes it.
 #[derive(Debug)]
-pub struct Connection {
+pub struct HttpConnection {
     sender: SendRequest<Full<Bytes>>,
     _driver: JoinSet<()>,
 }
 
-impl Connection {
+impl HttpConnection {
     /// Connects.
-    pub async fn open(address: &Address) -> io::Result<Self> {
+    pub async fn open(address: &ListenAddress) -> io::Result<Self> {
         match address {
-            Address::Tcp(address) => {
+            ListenAddress::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
-                Self::over(TokioIo::new(stream)).await
+                Self::handshake_over(TokioIo::new(stream)).await
             }
-            Address::Unix(path) => Self::over(TokioIo::new(UnixStream::connect(path).await?)).await,
+            ListenAddress::Unix(path) => Self::handshake_over(TokioIo::new(UnixStream::connect(path).await?)).await,
         }
     }
 
-    async fn over<T>(stream: T) -> io::Result<Self>
+    async fn handshake_over<T>(stream: T) -> io::Result<Self>
     where
         T: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
@@ -113,20 +113,23 @@ pub fn request(method: &str, path: &str, body: Option<&Value>) -> Request<Full<B
 }
 
 /// Sends one request over a connection of its own.
-pub async fn call(address: &Address, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)> {
+pub async fn send_request(address: &ListenAddress, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)> {
     let what = format!("{} {address}{}", request.method(), request.uri());
     let exchange = async {
-        let mut connection = Connection::open(address).await?;
+        let mut connection = HttpConnection::open(address).await?;
         let answer = connection.send(request).await?;
         let status = answer.status();
         anyhow::Ok((status, answer.into_body().collect().await?.to_bytes()))
     };
-    timeout(LIMIT, exchange).await.with_context(|| format!("{what}: no answer in {LIMIT:?}"))?.context(what)
+    timeout(REQUEST_TIMEOUT, exchange)
+        .await
+        .with_context(|| format!("{what}: no answer in {REQUEST_TIMEOUT:?}"))?
+        .context(what)
 }
 
 /// The JSON that stands at `path`; anything but a status 200 is an error.
-pub async fn get_json<T: serde::de::DeserializeOwned>(address: &Address, path: &str) -> Result<T> {
-    let (status, body) = call(address, request("GET", path, None)).await?;
+pub async fn get_json<T: serde::de::DeserializeOwned>(address: &ListenAddress, path: &str) -> Result<T> {
+    let (status, body) = send_request(address, request("GET", path, None)).await?;
     let shown = || format!("GET {address}{path}: {status} {}", String::from_utf8_lossy(&body));
     anyhow::ensure!(status == StatusCode::OK, shown());
     serde_json::from_slice(&body).with_context(shown)

@@ -30,28 +30,28 @@
 //! - While a pod ends it is not probed any more. What a kubelet does again after its own restart is not done.
 //! - It neither registers a node nor schedules: who creates a pod names the node.
 
-mod addresses;
 mod backoff;
+mod config_cache;
 mod container;
 mod events;
+mod expansion;
+mod loopback;
 mod pod;
 mod probes;
 mod programs;
 mod projection;
-mod sources;
 mod status;
 mod token;
 mod volumes;
-mod words;
 
-pub use backoff::Backoff;
-pub use container::Container;
-pub use programs::{HOST, Invocation, Launch, Maker, Programs};
+pub use backoff::RestartBackoff;
+pub use container::ContainerHandle;
+pub use programs::{HOST_IMAGE, ImagePrograms, Invocation, LaunchSpec, ProcessFactory};
 
 use super::control_plane::ControlPlane;
-use addresses::Block;
 use anyhow::{Context as _, Result};
-use events::Teller;
+use config_cache::ConfigCache;
+use events::PodEventRecorder;
 use futures_util::TryStreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -59,9 +59,9 @@ use kube::{
     api::{Patch, PatchParams},
     runtime::{WatchStreamExt as _, watcher},
 };
-use pod::{Order, Worker};
+use loopback::LoopbackSubnet;
+use pod::{DesiredPodState, PodWorker};
 use serde_json::json;
-use sources::Sources;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -73,84 +73,84 @@ use std::{
 use tokio::{sync::watch, task::JoinSet};
 
 /// How long the object of a container may take to appear.
-const SOON: Duration = Duration::from_secs(10);
+const CONTAINER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a kubelet is made of.
 #[derive(Clone)]
-pub struct Options {
+pub struct KubeletOptions {
     /// A client of the API server with all rights.
     pub client: Client,
     /// Where pods find the API server.
     pub api_server: String,
     /// The file with the certificates of the API server's authority.
-    pub authority: PathBuf,
+    pub ca_certificate: PathBuf,
     /// The namespace whose pods it takes.
     pub namespace: String,
     /// The node that it is.
-    pub node: String,
+    pub node_name: String,
     /// What stands for images.
-    pub programs: Programs,
+    pub programs: ImagePrograms,
     /// Where the volumes and the logs are.
     pub folder: PathBuf,
     /// How long after a change of a ConfigMap or a Secret the files follow.
     pub projection_delay: Duration,
     /// How old a token becomes.
-    pub token_renewal: Duration,
+    pub token_renewal_interval: Duration,
     /// When containers that ended are started again.
-    pub backoff: Backoff,
+    pub backoff: RestartBackoff,
 }
 
-impl Options {
+impl KubeletOptions {
     /// A node that projects at once, and whose tokens become eight minutes old.
-    pub async fn new(plane: &ControlPlane, namespace: &str, programs: Programs, folder: PathBuf) -> Result<Self> {
+    pub async fn new(plane: &ControlPlane, namespace: &str, programs: ImagePrograms, folder: PathBuf) -> Result<Self> {
         Ok(Self {
-            client: plane.admin().await?,
+            client: plane.admin_client().await?,
             api_server: plane.url(),
-            authority: plane.authority(),
+            ca_certificate: plane.ca_certificate(),
             namespace: namespace.to_owned(),
-            node: "bed".to_owned(),
+            node_name: "bed".to_owned(),
             programs,
             folder,
             projection_delay: Duration::ZERO,
-            token_renewal: Duration::from_mins(8),
-            backoff: Backoff::default(),
+            token_renewal_interval: Duration::from_mins(8),
+            backoff: RestartBackoff::default(),
         })
     }
 }
 
-impl fmt::Debug for Options {
+impl fmt::Debug for KubeletOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { api_server, namespace, node, .. } = self;
+        let Self { api_server, namespace, node_name: node, .. } = self;
         write!(f, "Options({node} of {namespace} at {api_server})")
     }
 }
 
 /// What all pods have in common.
-struct Context {
+struct NodeContext {
     client: Client,
-    server: token::Server,
+    api_server: token::ApiServerInfo,
     namespace: String,
-    programs: Programs,
+    programs: ImagePrograms,
     folder: PathBuf,
-    addresses: Arc<Block>,
-    sources: Sources,
-    delay: watch::Sender<Duration>,
-    token_renewal: Duration,
-    backoff: Backoff,
-    teller: Teller,
+    addresses: Arc<LoopbackSubnet>,
+    sources: ConfigCache,
+    projection_delay: watch::Sender<Duration>,
+    token_renewal_interval: Duration,
+    backoff: RestartBackoff,
+    recorder: PodEventRecorder,
 }
 
-impl fmt::Debug for Context {
+impl fmt::Debug for NodeContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Context({} of {})", self.folder.display(), self.namespace)
     }
 }
 
-impl Context {
+impl NodeContext {
     /// Waits as long as files follow their sources. A shorter time counts at once.
-    async fn projection_delay(&self) {
+    async fn wait_projection_delay(&self) {
         let begin = crate::clock::now();
-        let mut delay = self.delay.subscribe();
+        let mut delay = self.projection_delay.subscribe();
         loop {
             let rest = delay.borrow_and_update().saturating_sub(begin.elapsed());
             if rest.is_zero() {
@@ -164,17 +164,17 @@ impl Context {
 
 /// The containers of every pod, by the pod's name; with its UID, because names come again.
 #[derive(Debug, Default)]
-struct Registry {
-    pods: Mutex<BTreeMap<String, (String, Vec<Container>)>>,
+struct PodRegistry {
+    pods: Mutex<BTreeMap<String, (String, Vec<ContainerHandle>)>>,
     changed: watch::Sender<()>,
 }
 
-impl Registry {
-    fn pods(&self) -> MutexGuard<'_, BTreeMap<String, (String, Vec<Container>)>> {
+impl PodRegistry {
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<String, (String, Vec<ContainerHandle>)>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, name: String, uid: String, containers: Vec<Container>) {
+    fn add(&self, name: String, uid: String, containers: Vec<ContainerHandle>) {
         self.pods().insert(name, (uid, containers));
         self.changed.send_replace(());
     }
@@ -190,52 +190,52 @@ impl Registry {
 /// The stand-in. Everything it started ends when it is dropped.
 #[derive(Debug)]
 pub struct Kubelet {
-    context: Arc<Context>,
-    registry: Arc<Registry>,
+    context: Arc<NodeContext>,
+    registry: Arc<PodRegistry>,
     tasks: JoinSet<()>,
 }
 
 impl Kubelet {
     /// Begins to run the pods of its node.
-    pub fn start(options: Options) -> Result<Self> {
-        let server = token::Server::new(&options.api_server, &options.authority)?;
+    pub fn start(options: KubeletOptions) -> Result<Self> {
+        let server = token::ApiServerInfo::new(&options.api_server, &options.ca_certificate)?;
         let client = options.client;
         let (teller, publisher) = events::channel();
-        let context = Arc::new(Context {
+        let context = Arc::new(NodeContext {
             client: client.clone(),
-            server,
+            api_server: server,
             namespace: options.namespace,
             programs: options.programs,
             folder: options.folder,
-            addresses: Block::reserve()?,
-            sources: Sources::new(),
-            delay: watch::Sender::new(options.projection_delay),
-            token_renewal: options.token_renewal,
+            addresses: LoopbackSubnet::reserve()?,
+            sources: ConfigCache::new(),
+            projection_delay: watch::Sender::new(options.projection_delay),
+            token_renewal_interval: options.token_renewal_interval,
             backoff: options.backoff,
-            teller,
+            recorder: teller,
         });
-        let registry = Arc::new(Registry::default());
+        let registry = Arc::new(PodRegistry::default());
         let mut tasks = JoinSet::new();
-        tasks.spawn(publisher.run(client, options.node.clone()));
+        tasks.spawn(publisher.run(client, options.node_name.clone()));
         tasks.spawn({
             let context = Arc::clone(&context);
-            async move { context.sources.follow(&context.client, &context.namespace).await }
+            async move { context.sources.run(&context.client, &context.namespace).await }
         });
-        tasks.spawn(follow_pods(Arc::clone(&context), Arc::clone(&registry), options.node));
+        tasks.spawn(watch_pods(Arc::clone(&context), Arc::clone(&registry), options.node_name));
         Ok(Self { context, registry, tasks })
     }
 
     /// From now on files follow their sources so long after a change.
     pub fn set_projection_delay(&self, delay: Duration) {
-        self.context.delay.send_replace(delay);
+        self.context.projection_delay.send_replace(delay);
     }
 
     /// A container, as soon as the kubelet knows its pod.
-    pub async fn container(&self, pod: &str, name: &str) -> Result<Container> {
+    pub async fn container(&self, pod: &str, name: &str) -> Result<ContainerHandle> {
         let mut changes = self.registry.changed.subscribe();
         let find = async {
             loop {
-                if let Some(container) = self.find(pod, name) {
+                if let Some(container) = self.find_container(pod, name) {
                     return container;
                 }
                 if changes.changed().await.is_err() {
@@ -243,18 +243,18 @@ impl Kubelet {
                 }
             }
         };
-        let found = tokio::time::timeout(SOON, find).await;
+        let found = tokio::time::timeout(CONTAINER_TIMEOUT, find).await;
         found.with_context(|| format!("the kubelet knows no container {name} of a pod {pod}"))
     }
 
     /// A container, where the kubelet knows its pod.
-    pub fn find(&self, pod: &str, name: &str) -> Option<Container> {
+    pub fn find_container(&self, pod: &str, name: &str) -> Option<ContainerHandle> {
         let pods = self.registry.pods();
         pods.get(pod)?.1.iter().find(|container| container.name() == name).cloned()
     }
 
     /// All containers.
-    pub fn containers(&self) -> Vec<Container> {
+    pub fn containers(&self) -> Vec<ContainerHandle> {
         self.registry.pods().values().flat_map(|(_, containers)| containers.clone()).collect()
     }
 }
@@ -262,17 +262,17 @@ impl Kubelet {
 impl Drop for Kubelet {
     fn drop(&mut self) {
         self.tasks.abort_all();
-        self.containers().iter().for_each(Container::close);
+        self.containers().iter().for_each(ContainerHandle::close);
     }
 }
 
 /// Gives every pod of the node a worker, and tells it when the pod has to end. Never returns.
-async fn follow_pods(context: Arc<Context>, registry: Arc<Registry>, node: String) {
+async fn watch_pods(context: Arc<NodeContext>, registry: Arc<PodRegistry>, node: String) {
     let api = Api::<Pod>::namespaced(context.client.clone(), &context.namespace);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let mut events = pin!(watcher(api, config).default_backoff());
     let mut workers = JoinSet::new();
-    let mut orders: BTreeMap<String, watch::Sender<Order>> = BTreeMap::new();
+    let mut orders: BTreeMap<String, watch::Sender<DesiredPodState>> = BTreeMap::new();
     let mut listed = BTreeSet::new();
     loop {
         // An error of the watch is one of the API server's being away: it is tried again.
@@ -283,13 +283,13 @@ async fn follow_pods(context: Arc<Context>, registry: Arc<Registry>, node: Strin
             watcher::Event::InitDone => {
                 for (uid, order) in &orders {
                     if !listed.contains(uid) {
-                        order.send_if_modified(vanish);
+                        order.send_if_modified(mark_deleted);
                     }
                 }
             }
             watcher::Event::Delete(pod) => {
                 if let Some(order) = orders.remove(&pod.uid().unwrap_or_default()) {
-                    order.send_if_modified(vanish);
+                    order.send_if_modified(mark_deleted);
                     // Who works on it holds the other end until it is done.
                     workers.spawn(async move { order.closed().await });
                 }
@@ -297,11 +297,11 @@ async fn follow_pods(context: Arc<Context>, registry: Arc<Registry>, node: Strin
             watcher::Event::Apply(pod) | watcher::Event::InitApply(pod) => {
                 let uid = pod.uid().unwrap_or_default();
                 listed.insert(uid.clone());
-                let wanted = wanted(&pod);
+                let wanted = desired_state(&pod);
                 if let Some(order) = orders.get(&uid) {
                     order.send_if_modified(|order| std::mem::replace(order, wanted) != wanted);
-                } else if !is_over(&pod)
-                    && let Some(order) = begin(&context, &registry, &mut workers, pod, wanted)
+                } else if !is_terminal(&pod)
+                    && let Some(order) = start_worker(&context, &registry, &mut workers, pod, wanted)
                 {
                     orders.insert(uid, order);
                 }
@@ -310,53 +310,53 @@ async fn follow_pods(context: Arc<Context>, registry: Arc<Registry>, node: Strin
     }
 }
 
-fn vanish(order: &mut Order) -> bool {
-    std::mem::replace(order, Order::Vanished) != Order::Vanished
+fn mark_deleted(order: &mut DesiredPodState) -> bool {
+    std::mem::replace(order, DesiredPodState::Deleted) != DesiredPodState::Deleted
 }
 
-fn wanted(pod: &Pod) -> Order {
+fn desired_state(pod: &Pod) -> DesiredPodState {
     if pod.metadata.deletion_timestamp.is_none() {
-        return Order::Live;
+        return DesiredPodState::Running;
     }
     let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(30);
-    Order::End(Duration::from_secs(grace.unsigned_abs()))
+    DesiredPodState::Terminating(Duration::from_secs(grace.unsigned_abs()))
 }
 
 /// A pod that has ended for good, or that was refused.
-fn is_over(pod: &Pod) -> bool {
+fn is_terminal(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-fn begin(
-    context: &Arc<Context>,
-    registry: &Arc<Registry>,
+fn start_worker(
+    context: &Arc<NodeContext>,
+    registry: &Arc<PodRegistry>,
     workers: &mut JoinSet<()>,
     pod: Pod,
-    order: Order,
-) -> Option<watch::Sender<Order>> {
+    order: DesiredPodState,
+) -> Option<watch::Sender<DesiredPodState>> {
     let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
-    match Worker::new(context, pod.clone()) {
+    match PodWorker::new(context, pod.clone()) {
         Ok(worker) => {
             let (sender, receiver) = watch::channel(order);
             let (worker, registry) = (Arc::new(worker), Arc::clone(registry));
             registry.add(name.clone(), uid.clone(), worker.containers());
             workers.spawn(async move {
-                worker.work(receiver).await;
+                worker.run(receiver).await;
                 registry.remove(&name, &uid);
             });
             Some(sender)
         }
         Err(error) => {
-            workers.spawn(refuse(Arc::clone(context), pod, format!("{error:#}")));
+            workers.spawn(reject_pod(Arc::clone(context), pod, format!("{error:#}")));
             None
         }
     }
 }
 
 /// A pod that cannot be run here.
-async fn refuse(context: Arc<Context>, pod: Pod, why: String) {
-    context.teller.warning(&pod, "UnexpectedAdmissionError", why.clone());
+async fn reject_pod(context: Arc<NodeContext>, pod: Pod, why: String) {
+    context.recorder.warning(&pod, "UnexpectedAdmissionError", why.clone());
     let status = json!({ "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": why });
     let api = Api::<Pod>::namespaced(context.client.clone(), &context.namespace);
     let patch = Patch::Merge(json!({ "status": status }));

@@ -6,19 +6,19 @@
 
 pub mod clock;
 pub mod control_plane;
+pub mod deployments;
+pub mod endpoint_picker;
 pub mod gateway;
 pub mod guide;
-pub mod homes;
 pub mod http;
 pub mod kubelet;
 pub mod manifests;
-pub mod mirror;
-pub mod picker;
 pub mod pods;
-pub mod population;
 pub mod ports;
 pub mod process;
+pub mod reflector;
+pub mod scale_fixture;
 pub mod server;
 pub mod sim;
-pub mod turnstile;
-pub mod workloads;
+pub mod tools;
+pub mod write_interceptor;

@@ -14,7 +14,7 @@ use std::{
 };
 
 /// The folder of the repository that holds the manifests.
-pub fn folder() -> PathBuf {
+pub fn manifests_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests")
 }
 
@@ -31,17 +31,17 @@ impl Manifests {
         let overlay = scratch.join("overlay");
         fs::create_dir_all(&overlay)?;
         let overlay = overlay.canonicalize()?;
-        let root = folder().canonicalize().context("the repository has no manifests")?;
+        let root = manifests_dir().canonicalize().context("the repository has no manifests")?;
         let folders: Vec<_> = folders.iter().map(|name| relative(&overlay, &root.join(name))).collect();
         let kustomization = serde_json::json!({ "namespace": namespace, "resources": folders });
         fs::write(overlay.join("kustomization.yaml"), kustomization.to_string())?;
         let output = plane.kubectl()?.arg("kustomize").arg(&overlay).output()?;
         ensure!(output.status.success(), "kubectl kustomize: {}", String::from_utf8_lossy(&output.stderr));
-        Self::read(std::str::from_utf8(&output.stdout)?)
+        Self::parse(std::str::from_utf8(&output.stdout)?)
     }
 
     /// Documents of YAML.
-    pub fn read(text: &str) -> Result<Self> {
+    pub fn parse(text: &str) -> Result<Self> {
         let objects: Vec<Value> = serde_saphyr::from_multiple(text).context("manifests that cannot be read")?;
         Ok(Self { objects: objects.into_iter().filter(|object| !object.is_null()).collect() })
     }
@@ -91,7 +91,7 @@ fn relative(from: &Path, to: &Path) -> PathBuf {
 }
 
 /// Adds to a list that may not be there yet.
-pub fn push(list: &mut Value, value: Value) -> Result<()> {
+pub fn push_value(list: &mut Value, value: Value) -> Result<()> {
     if list.is_null() {
         *list = json!([]);
     }

@@ -11,13 +11,13 @@ pub fn is_ready(pod: &Pod) -> bool {
 }
 
 /// Whether it is to stay: it is not deleted, and has not ended for good.
-pub fn stays(pod: &Pod) -> bool {
+pub fn is_active(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// Its address, as soon as it has one.
-pub fn address(pod: &Pod) -> Option<Ipv4Addr> {
+pub fn pod_ip(pod: &Pod) -> Option<Ipv4Addr> {
     pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()
 }
 

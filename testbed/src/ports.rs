@@ -12,29 +12,29 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const FIRST: u16 = 20_000;
-const COUNT: u16 = 10_000;
+const FIRST_PORT: u16 = 20_000;
+const PORT_COUNT: u16 = 10_000;
 
 /// A reserved port.
 #[derive(Debug)]
-pub struct Port {
+pub struct ReservedPort {
     number: u16,
     _lock: File,
 }
 
-impl Port {
+impl ReservedPort {
     /// Reserves a free port until the value is dropped.
     pub fn reserve() -> Result<Self> {
-        let folder = lock_folder()?;
+        let folder = lock_dir()?;
         // Processes begin at different places, so that they seldom meet.
-        let start = u16::try_from(std::process::id() * 61 % u32::from(COUNT)).unwrap_or_default();
-        for step in 0..COUNT {
-            let number = FIRST + (start + step) % COUNT;
+        let start = u16::try_from(std::process::id() * 61 % u32::from(PORT_COUNT)).unwrap_or_default();
+        for step in 0..PORT_COUNT {
+            let number = FIRST_PORT + (start + step) % PORT_COUNT;
             if let Some(port) = Self::try_reserve(&folder, number)? {
                 return Ok(port);
             }
         }
-        bail!("no port from {FIRST} to {} is free", FIRST + (COUNT - 1))
+        bail!("no port from {FIRST_PORT} to {} is free", FIRST_PORT + (PORT_COUNT - 1))
     }
 
     fn try_reserve(folder: &Path, number: u16) -> Result<Option<Self>> {
@@ -57,7 +57,7 @@ impl Port {
     }
 }
 
-pub(crate) fn lock_folder() -> Result<PathBuf> {
+pub(crate) fn lock_dir() -> Result<PathBuf> {
     let folder = std::env::temp_dir().join(format!("rollora-ports-{}", rustix::process::getuid().as_raw()));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     Ok(folder)
@@ -69,8 +69,8 @@ mod tests {
 
     #[test]
     fn no_port_is_reserved_twice() {
-        let ports: Vec<_> = (0..20).map(|_| Port::reserve().unwrap()).collect();
-        let mut numbers: Vec<_> = ports.iter().map(Port::number).collect();
+        let ports: Vec<_> = (0..20).map(|_| ReservedPort::reserve().unwrap()).collect();
+        let mut numbers: Vec<_> = ports.iter().map(ReservedPort::number).collect();
         numbers.sort_unstable();
         numbers.dedup();
         assert_eq!(numbers.len(), ports.len());
@@ -78,10 +78,10 @@ mod tests {
 
     #[test]
     fn a_port_that_is_in_use_is_passed_over() {
-        let port = Port::reserve().unwrap();
+        let port = ReservedPort::reserve().unwrap();
         let number = port.number();
         drop(port);
         let _listener = TcpListener::bind((Ipv4Addr::LOCALHOST, number)).unwrap();
-        assert!(Port::try_reserve(&lock_folder().unwrap(), number).unwrap().is_none());
+        assert!(ReservedPort::try_reserve(&lock_dir().unwrap(), number).unwrap().is_none());
     }
 }

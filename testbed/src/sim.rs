@@ -17,24 +17,24 @@
 
 mod adapters;
 mod admin;
-mod answer;
-mod body;
 mod clock;
 mod config;
 mod generate;
+mod handler;
 mod knobs;
-mod ledger;
 mod lora;
 mod metrics;
-mod refusal;
-mod reply;
 mod request;
+mod request_log;
+mod response;
 mod route;
 mod sanitize;
 mod serve;
 mod server;
 mod source;
-mod voice;
+mod text;
+mod validation;
+mod vllm_error;
 
 use std::io;
 use std::net::SocketAddr;
@@ -43,32 +43,34 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-pub use config::{Config, Sources};
-pub use knobs::{Death, Knobs, LoadFault, Mode, UnknownKnob};
-pub use ledger::{Counters, LogEntry, ModelUse, OTHERS};
+pub use config::{AllowedSources, SimulatorConfig};
+pub use knobs::{CrashMode, InvalidKnobValue, Knobs, LoadFault, ServingMode};
+pub use request_log::{LogEntry, ModelCounters, OVERFLOW_MODEL, RequestCounters};
 
-use server::Server;
+use server::SimulatedServer;
 
 /// A running simulated server. Dropping it cuts every connection and frees the port.
 #[derive(Debug)]
 pub struct Simulator {
-    server: Arc<Server>,
+    server: Arc<SimulatedServer>,
     address: SocketAddr,
-    running: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Simulator {
     /// Starts a server. Like vLLM it fails when an adapter of `lora_modules` cannot be loaded.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    pub async fn start(config: SimulatorConfig) -> Result<Self, SimulatorStartError> {
         let asked_for = SocketAddr::new(config.host, config.port);
-        let listener =
-            TcpListener::bind(asked_for).await.map_err(|source| StartError::Bind { address: asked_for, source })?;
-        let address = listener.local_addr().map_err(|source| StartError::Bind { address: asked_for, source })?;
-        let server = Arc::new(Server::new(config));
-        lora::load_modules(&server).map_err(|refusal| StartError::LoraModules(refusal.to_string()))?;
+        let listener = TcpListener::bind(asked_for)
+            .await
+            .map_err(|source| SimulatorStartError::Bind { address: asked_for, source })?;
+        let address =
+            listener.local_addr().map_err(|source| SimulatorStartError::Bind { address: asked_for, source })?;
+        let server = Arc::new(SimulatedServer::new(config));
+        lora::load_modules(&server).map_err(|refusal| SimulatorStartError::LoraModules(refusal.to_string()))?;
         let mut running = JoinSet::new();
         running.spawn(serve::serve(Arc::clone(&server), listener));
-        Ok(Self { server, address, running })
+        Ok(Self { server, address, tasks: running })
     }
 
     /// Where it listens.
@@ -82,8 +84,8 @@ impl Simulator {
     }
 
     /// Changes knobs; what is in flight sees it at its next step.
-    pub fn turn(&self, change: impl FnOnce(&mut Knobs)) {
-        self.server.turn(change);
+    pub fn update_knobs(&self, change: impl FnOnce(&mut Knobs)) {
+        self.server.update_knobs(change);
     }
 
     /// The knobs as they are.
@@ -92,13 +94,13 @@ impl Simulator {
     }
 
     /// What the server was asked so far.
-    pub fn counters(&self) -> Counters {
-        self.server.ledger().counters.clone()
+    pub fn counters(&self) -> RequestCounters {
+        self.server.request_log().counters.clone()
     }
 
     /// The last answered requests, oldest first.
-    pub fn log(&self) -> Vec<LogEntry> {
-        self.server.ledger().log.iter().cloned().collect()
+    pub fn answered_requests(&self) -> Vec<LogEntry> {
+        self.server.request_log().log.iter().cloned().collect()
     }
 
     /// Names and sources of the loaded adapters, without asking the server (so nothing is counted).
@@ -110,19 +112,19 @@ impl Simulator {
     /// Cuts every connection and stops listening, as `kill -9` does. The same port can be started on again.
     pub async fn crash(mut self) {
         self.server.crash("told to crash");
-        self.ended().await;
+        self.wait_exit().await;
     }
 
     /// Waits for the server's end, and says why it ended.
-    pub async fn ended(&mut self) -> String {
-        while self.running.join_next().await.is_some() {}
-        self.server.reason().unwrap_or_else(|| "stopped".to_owned())
+    pub async fn wait_exit(&mut self) -> String {
+        while self.tasks.join_next().await.is_some() {}
+        self.server.end_reason().unwrap_or_else(|| "stopped".to_owned())
     }
 }
 
 /// Why a simulator cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum SimulatorStartError {
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}; choose another --port (0 takes a free one)")]
     Bind {

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use rollora_supervise::{Ending, Process};
+use rollora_supervise::{ChildProcess, ExitReason};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -154,13 +154,13 @@ pub(crate) fn run_ok(command: &mut Command) -> Result<()> {
 /// Runs a command with its output in `log`, at most `limit` long. Now and then `still` hears how long it runs already.
 pub(crate) fn run_quiet(command: &mut Command, log: &File, limit: Duration, still: impl Fn(Duration)) -> Result<()> {
     fail_if_interrupted()?;
-    let child = Process::start_into(&line(command), command, log)?.with_farewell(GRACE);
+    let child = ChildProcess::start_into(&line(command), command, log)?.with_termination_grace(GRACE);
     let start = clock::now();
     let mut told = Duration::ZERO;
     loop {
-        if let Some(ending) = child.ended() {
+        if let Some(ending) = child.exit_reason() {
             count_cpu_time(child.id());
-            return if ending == Ending::Exit(0) { Ok(()) } else { Err(anyhow!("it ended with {ending}")) };
+            return if ending == ExitReason::Exit(0) { Ok(()) } else { Err(anyhow!("it ended with {ending}")) };
         }
         if start.elapsed() >= told + TELL {
             told = start.elapsed();
@@ -182,7 +182,7 @@ pub(crate) fn output_of(command: &mut Command) -> Option<String> {
 
 /// How a process ended, in words.
 pub(crate) fn ending(status: ExitStatus) -> String {
-    Ending::from(status).to_string()
+    ExitReason::from(status).to_string()
 }
 
 /// A command as one would type it.

@@ -14,8 +14,8 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use rollora_testbed::{
-    clock, control_plane::AuditEvent, guide::ADAPTERS, http::Address, kubelet::Container, pods, process::program,
-    server::Server,
+    clock, control_plane::AuditEvent, guide::ADAPTERS_CONFIG_MAP, http::ListenAddress, kubelet::ContainerHandle, pods,
+    process::built_program, server::VllmServer,
 };
 use serde_json::json;
 use std::{
@@ -35,12 +35,12 @@ impl Place for Cluster {
         Self::start_with(setup, Parts::default()).await
     }
 
-    fn gateway(&self) -> Address {
+    fn gateway(&self) -> ListenAddress {
         self.gateway.address()
     }
 
-    fn routers(&self) -> Vec<Address> {
-        self.watched.routers(pods::stays)
+    fn routers(&self) -> Vec<ListenAddress> {
+        self.watched.routers(pods::is_active)
     }
 
     fn routers_over_time(&self) -> Routers {
@@ -49,31 +49,31 @@ impl Place for Cluster {
         Arc::new(move || watched.routers(|_| true))
     }
 
-    fn servers(&self) -> &[Server] {
+    fn servers(&self) -> &[VllmServer] {
         &self.servers
     }
 
-    fn servers_mut(&mut self) -> &mut [Server] {
+    fn servers_mut(&mut self) -> &mut [VllmServer] {
         &mut self.servers
     }
 
     async fn adapters_file(&self) -> Result<String> {
-        user_key(&self.maps().get(ADAPTERS).await?)
+        user_key(&self.maps().get(ADAPTERS_CONFIG_MAP).await?)
     }
 
     async fn write_adapters(&self, text: &str) -> Result<()> {
         let patch = Patch::Merge(json!({ "data": { KEY: text } }));
-        self.maps().patch(ADAPTERS, &PatchParams::default(), &patch).await?;
+        self.maps().patch(ADAPTERS_CONFIG_MAP, &PatchParams::default(), &patch).await?;
         Ok(())
     }
 
     async fn replace_adapters(&self, before: &str, text: &str) -> Result<bool> {
-        let mut map = self.maps().get(ADAPTERS).await?;
+        let mut map = self.maps().get(ADAPTERS_CONFIG_MAP).await?;
         if user_key(&map)? != before {
             return Ok(false);
         }
         map.data.get_or_insert_default().insert(KEY.to_owned(), text.to_owned());
-        match self.maps().replace(ADAPTERS, &PostParams::default(), &map).await {
+        match self.maps().replace(ADAPTERS_CONFIG_MAP, &PostParams::default(), &map).await {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
             Err(error) => Err(error.into()),
@@ -95,7 +95,7 @@ impl Place for Cluster {
     }
 
     async fn say(&self, arguments: &[&str]) -> Result<Spoken> {
-        let mut command = Command::new(program("rollora")?);
+        let mut command = Command::new(built_program("rollora")?);
         command.args(arguments).args(["-n", &self.namespace]);
         command.env("KUBECONFIG", self.kubeconfig()?).env("NO_COLOR", "1");
         // Where a state folder stands, `rollora local` would be meant.
@@ -119,18 +119,18 @@ impl Place for Cluster {
             let is_rewrite = event.resource == "inferencemodelrewrites" && event.subresource.is_empty();
             writes && is_rewrite && event.namespace == self.namespace
         };
-        let at = |event: &AuditEvent| now.checked_sub(timestamp.duration_since(event.at).unsigned_abs());
+        let at = |event: &AuditEvent| now.checked_sub(timestamp.duration_since(event.received_at).unsigned_abs());
         Ok(self.audit.events()?.iter().filter(|event| is_write(event)).filter_map(at).collect())
     }
 
     fn kill_operator(&mut self) {
-        self.operators().iter().for_each(Container::kill_and_hold);
+        self.operators().iter().for_each(ContainerHandle::kill_and_hold);
     }
 
     async fn start_operator(&mut self) -> Result<()> {
         let operators = self.operators();
-        operators.iter().for_each(Container::release);
-        self.wait("the operator runs", |_| operators.iter().all(Container::runs)).await
+        operators.iter().for_each(ContainerHandle::release);
+        self.wait("the operator runs", |_| operators.iter().all(ContainerHandle::is_running)).await
     }
 
     fn logs(&self) -> String {

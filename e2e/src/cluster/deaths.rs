@@ -19,10 +19,10 @@ impl Bed<Cluster> {
         let ip = IpAddr::V4(replica.address());
         let from = clock::now();
         replica.kill_and_hold();
-        while from.elapsed() < away && self.place.gateway.may_ask(EXT_PROC, ip).await {
+        while from.elapsed() < away && self.place.gateway.may_route_to(EXT_PROC, ip).await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let found_out = (!self.place.gateway.may_ask(EXT_PROC, ip).await).then(clock::now);
+        let found_out = (!self.place.gateway.may_route_to(EXT_PROC, ip).await).then(clock::now);
         tokio::time::sleep(away.saturating_sub(from.elapsed())).await;
         replica.release();
         self.place.wait("the replica is Ready again", |_| replica.is_ready()).await?;
@@ -52,7 +52,7 @@ impl Bed<Cluster> {
         sidecar.kill_and_hold();
         tokio::time::sleep(away).await;
         sidecar.release();
-        self.place.wait("the sidecar runs again", |_| sidecar.runs()).await
+        self.place.wait("the sidecar runs again", |_| sidecar.is_running()).await
     }
 
     /// Ends the API server as a power cut does, and starts it again after this time. An operator that gave up its Lease

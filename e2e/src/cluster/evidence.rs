@@ -7,7 +7,7 @@ use kube::{
     api::{DynamicObject, ListParams},
     core::{ApiResource, GroupVersionKind},
 };
-use rollora_testbed::{guide::ADAPTERS, kubelet::Container, pods};
+use rollora_testbed::{guide::ADAPTERS_CONFIG_MAP, kubelet::ContainerHandle, pods};
 use std::fmt::Write as _;
 
 /// How many lines of a log.
@@ -16,7 +16,7 @@ const LINES: usize = 25;
 pub(super) fn logs(cluster: &Cluster) -> String {
     let mut containers = cluster.kubelet.containers();
     containers.sort_by_key(|container| (container.name() == "vllm", container.pod().to_owned()));
-    let log = |container: &Container| {
+    let log = |container: &ContainerHandle| {
         let (pod, name, restarts) = (container.pod(), container.name(), container.restarts());
         let lines = if name == "vllm" { LINES / 3 } else { LINES };
         format!("log of {pod}/{name}, {restarts} restarts:\n{}", container.log_tail(lines))
@@ -42,7 +42,7 @@ pub(super) async fn objects(cluster: &Cluster) -> String {
             writeln!(text, "rewrite {group} {name} {annotations:?} {}", rewrite.data["spec"]).ok();
         }
     }
-    if let Some(key) = cluster.watched.maps.get(ADAPTERS).as_ref().and_then(operator_key) {
+    if let Some(key) = cluster.watched.maps.get(ADAPTERS_CONFIG_MAP).as_ref().and_then(operator_key) {
         writeln!(text, "the operator's key:\n{key}").ok();
     }
     let api: Api<Event> = Api::namespaced(cluster.client(), cluster.namespace());

@@ -14,12 +14,12 @@ use rollora_api::{
     rollout::RolloutResource,
 };
 use rollora_testbed::{
-    guide::{ADAPTERS, MODEL, POOL},
-    http::{self, Address},
-    mirror::Mirror,
+    deployments::DeploymentController,
+    guide::{ADAPTERS_CONFIG_MAP, MODEL, POOL},
+    http::{self, ListenAddress},
     pods,
-    server::Server,
-    workloads::Workloads,
+    reflector::Reflector,
+    server::VllmServer,
 };
 use std::{
     collections::BTreeSet,
@@ -31,10 +31,10 @@ use tokio::task::JoinSet;
 /// What the bed knows of the API server's objects.
 #[derive(Debug)]
 pub(super) struct Watched {
-    pub(super) pods: Mirror<Pod>,
-    pub(super) maps: Mirror<ConfigMap>,
-    pub(super) rollouts: Mirror<RolloutResource>,
-    pub(super) workloads: Workloads,
+    pub(super) pods: Reflector<Pod>,
+    pub(super) maps: Reflector<ConfigMap>,
+    pub(super) rollouts: Reflector<RolloutResource>,
+    pub(super) workloads: DeploymentController,
 }
 
 impl Cluster {
@@ -46,7 +46,7 @@ impl Cluster {
         let servers = self.servers.iter().map(|server| self.server_seen(server, &endpoints));
         let (rules, servers) = tokio::join!(join_all(rules), join_all(servers));
         let rollout = self.watched.rollouts.get(MODEL).ok_or_else(|| "there is no Rollout".to_owned());
-        let map = self.watched.maps.get(ADAPTERS);
+        let map = self.watched.maps.get(ADAPTERS_CONFIG_MAP);
         Seen {
             status: rollout.map(|rollout| rollout.status.unwrap_or_default()),
             routers: rules
@@ -59,12 +59,12 @@ impl Cluster {
         }
     }
 
-    async fn server_seen(&self, server: &Server, endpoints: &BTreeSet<IpAddr>) -> ServerSeen {
+    async fn server_seen(&self, server: &VllmServer, endpoints: &BTreeSet<IpAddr>) -> ServerSeen {
         let name = server.name();
         let pod = self.watched.pods.get(&name);
-        let ip = pod.as_ref().and_then(pods::address);
-        let sidecar = async { http::get_json(&Address::Tcp((ip?, SIDECAR_PORT).into()), "/status").await.ok() };
-        let (adapters, sidecar) = tokio::join!(server.adapters(), sidecar);
+        let ip = pod.as_ref().and_then(pods::pod_ip);
+        let sidecar = async { http::get_json(&ListenAddress::Tcp((ip?, SIDECAR_PORT).into()), "/status").await.ok() };
+        let (adapters, sidecar) = tokio::join!(server.loaded_adapters(), sidecar);
         ServerSeen {
             ready: ip.is_some_and(|ip| endpoints.contains(&IpAddr::V4(ip))),
             adapters: adapters.map_err(|error| format!("{error:#}")),
@@ -76,16 +76,16 @@ impl Cluster {
 
 impl Watched {
     /// With nothing seen yet.
-    pub(super) fn new(workloads: Workloads) -> Self {
-        Self { pods: Mirror::default(), maps: Mirror::default(), rollouts: Mirror::default(), workloads }
+    pub(super) fn new(workloads: DeploymentController) -> Self {
+        Self { pods: Reflector::default(), maps: Reflector::default(), rollouts: Reflector::default(), workloads }
     }
 
     /// Where those pods that execute rewrites for the pool say by which rules.
-    pub(super) fn routers(&self, which: impl Fn(&Pod) -> bool) -> Vec<Address> {
+    pub(super) fn routers(&self, which: impl Fn(&Pod) -> bool) -> Vec<ListenAddress> {
         let is_router = |pod: &Pod| pod.labels().get(ROUTER_POOL_LABEL).is_some_and(|pool| pool == POOL);
         let pods = self.pods.all();
-        let addresses = pods.iter().filter(|pod| is_router(pod) && which(pod)).filter_map(pods::address);
-        addresses.map(|ip: Ipv4Addr| Address::Tcp((ip, ROUTER_PORT).into())).collect()
+        let addresses = pods.iter().filter(|pod| is_router(pod) && which(pod)).filter_map(pods::pod_ip);
+        addresses.map(|ip: Ipv4Addr| ListenAddress::Tcp((ip, ROUTER_PORT).into())).collect()
     }
 
     pub(super) fn follow(self: &Arc<Self>, tasks: &mut JoinSet<()>, client: &Client, namespace: &str) {
@@ -99,13 +99,13 @@ impl Watched {
         let rollouts = Api::namespaced(client.clone(), namespace);
         let workloads_pods = pods.clone();
         let watched = Arc::clone(self);
-        tasks.spawn(async move { watched.pods.follow(pods).await });
+        tasks.spawn(async move { watched.pods.run(pods).await });
         let watched = Arc::clone(self);
-        tasks.spawn(async move { watched.maps.follow(maps).await });
+        tasks.spawn(async move { watched.maps.run(maps).await });
         let watched = Arc::clone(self);
-        tasks.spawn(async move { watched.rollouts.follow(rollouts).await });
+        tasks.spawn(async move { watched.rollouts.run(rollouts).await });
         let watched = Arc::clone(self);
-        tasks.spawn(async move { watched.workloads.keep(workloads_pods, &watched.pods).await });
+        tasks.spawn(async move { watched.workloads.run(workloads_pods, &watched.pods).await });
     }
 }
 

@@ -4,10 +4,10 @@ use super::{EXT_PROC, VLLM};
 use crate::bed::Setup;
 use anyhow::{Context as _, Result};
 use rollora_testbed::{
-    gateway::Backend,
-    guide::{ADAPTERS, POOL},
-    manifests::{Manifests, push},
-    picker::Picker,
+    endpoint_picker::EndpointPicker,
+    gateway::EnvoyBackend,
+    guide::{ADAPTERS_CONFIG_MAP, POOL},
+    manifests::{Manifests, push_value},
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -15,15 +15,15 @@ use std::collections::BTreeMap;
 /// The manifests with what a setup says, as a user's overlay would.
 pub(super) fn fit(objects: &mut Manifests, setup: &Setup, namespace: &str, hub: Option<&str>) -> Result<()> {
     let adapters: Value = serde_saphyr::from_str(&setup.adapters_yaml())?;
-    objects.object_mut("ConfigMap", ADAPTERS)?["data"] = adapters["data"].clone();
+    objects.object_mut("ConfigMap", ADAPTERS_CONFIG_MAP)?["data"] = adapters["data"].clone();
     let vllm = objects.object_mut("Deployment", VLLM)?;
     vllm["spec"]["replicas"] = json!(setup.servers.len());
     let spec = &mut vllm["spec"]["template"]["spec"];
     // Half a minute is longer than a scenario is.
     let sidecar = &mut spec["initContainers"][0];
-    push(&mut sidecar["args"], json!("--unload-grace=300ms"))?;
+    push_value(&mut sidecar["args"], json!("--unload-grace=300ms"))?;
     if let Some(hub) = hub {
-        push(&mut sidecar["env"], json!({ "name": "HF_ENDPOINT", "value": hub }))?;
+        push_value(&mut sidecar["env"], json!({ "name": "HF_ENDPOINT", "value": hub }))?;
     } else {
         let args = sidecar["args"].as_array_mut().context("a sidecar without flags")?;
         args.retain(|arg| arg.as_str().is_some_and(|arg| !arg.starts_with("--adapters-dir")));
@@ -33,8 +33,8 @@ pub(super) fn fit(objects: &mut Manifests, setup: &Setup, namespace: &str, hub: 
             "name": "VLLM_API_KEY",
             "valueFrom": { "secretKeyRef": { "name": "vllm-api-key", "key": "key" } },
         });
-        push(&mut spec["initContainers"][0]["env"], variable.clone())?;
-        push(&mut spec["containers"][0]["env"], variable)?;
+        push_value(&mut spec["initContainers"][0]["env"], variable.clone())?;
+        push_value(&mut spec["containers"][0]["env"], variable)?;
         objects.objects.push(json!({
             "apiVersion": "v1", "kind": "Secret",
             "metadata": { "name": "vllm-api-key", "namespace": namespace },
@@ -45,7 +45,7 @@ pub(super) fn fit(objects: &mut Manifests, setup: &Setup, namespace: &str, hub: 
 }
 
 /// Which pods are behind Envoy's clusters, as pool and Service say.
-pub(super) fn backends(objects: &Manifests, picker: Option<&Picker>) -> Result<Vec<Backend>> {
+pub(super) fn backends(objects: &Manifests, picker: Option<&EndpointPicker>) -> Result<Vec<EnvoyBackend>> {
     let find = |kind: &str, name: &str| {
         let found = objects.objects.iter().find(|it| it["kind"] == kind && it["metadata"]["name"] == name);
         found.with_context(|| format!("the manifests have no {kind} {name}"))
@@ -53,19 +53,19 @@ pub(super) fn backends(objects: &Manifests, picker: Option<&Picker>) -> Result<V
     let labels = |value: &Value| serde_json::from_value::<BTreeMap<String, String>>(value.clone());
     let port = |value: &Value| value.as_u64().and_then(|port| port.try_into().ok()).context("no port");
     let pool = find("InferencePool", POOL)?;
-    let mut backends = vec![Backend {
+    let mut backends = vec![EnvoyBackend {
         cluster: "vllm",
         labels: labels(&pool["spec"]["selector"]["matchLabels"])?,
         port: port(&pool["spec"]["targetPorts"][0]["number"])?,
     }];
-    if picker.is_none_or(|picker| !picker.is_alone()) {
+    if picker.is_none_or(|picker| !picker.replaces_ext_proc()) {
         let service = find("Service", EXT_PROC)?;
-        backends.push(Backend {
+        backends.push(EnvoyBackend {
             cluster: "rollora-ext-proc",
             labels: labels(&service["spec"]["selector"])?,
             port: port(&service["spec"]["ports"][0]["port"])?,
         });
     }
-    backends.extend(picker.map(Picker::backend));
+    backends.extend(picker.map(EndpointPicker::backend));
     Ok(backends)
 }

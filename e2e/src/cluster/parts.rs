@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use rollora_testbed::{
-    control_plane::ControlPlane, gateway::Bodies, kubelet::Backoff, manifests::Manifests, picker::Picker,
+    control_plane::ControlPlane, endpoint_picker::EndpointPicker, gateway::RequestBodyMode, kubelet::RestartBackoff,
+    manifests::Manifests,
 };
 use std::{fmt, time::Duration};
 
@@ -15,13 +16,13 @@ pub struct Parts {
     /// How long after a change of the ConfigMap a kubelet brings it to the pods that mount it.
     pub projection_delay: Duration,
     /// When the kubelet starts again what ended by itself.
-    pub backoff: Backoff,
+    pub backoff: RestartBackoff,
     /// What a user's overlay would change in the manifests.
     pub change: Change,
     /// How Envoy hands bodies to ext-proc.
-    pub bodies: Bodies,
+    pub bodies: RequestBodyMode,
     /// Upstream's endpoint picker.
-    pub picker: Option<Picker>,
+    pub picker: Option<EndpointPicker>,
     /// The address of a hub that the sidecars fetch from. Without one servers are given the hub's names: no test
     /// reaches the internet.
     pub hub: Option<String>,
@@ -37,9 +38,9 @@ impl Default for Parts {
             plane: None,
             manifests: vec!["operator-one-namespace", "ext-proc", "vllm"],
             projection_delay: Duration::ZERO,
-            backoff: Backoff::default(),
+            backoff: RestartBackoff::default(),
             change: Box::new(|_| Ok(())),
-            bodies: Bodies::default(),
+            bodies: RequestBodyMode::default(),
             picker: None,
             hub: None,
         }

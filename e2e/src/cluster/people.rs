@@ -5,7 +5,7 @@ use crate::bed::Bed;
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _, api::DeleteParams};
-use rollora_testbed::{clock, manifests, workloads};
+use rollora_testbed::{clock, deployments, manifests};
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -16,16 +16,16 @@ impl Cluster {
         let name = self.servers[index].name();
         let old = self.kubelet.container(&name, "vllm").await?;
         let new = self.delete_pod(VLLM, &name).await?;
-        self.wait("the deleted server has ended", |_| !old.runs()).await?;
+        self.wait("the deleted server has ended", |_| !old.is_running()).await?;
         let dead = clock::now();
         self.servers[index] = self.server(&new).await?;
-        self.servers[index].answers().await?;
+        self.servers[index].wait_ready().await?;
         Ok(dead)
     }
 
     /// A person deletes the pod of a replica of ext-proc; another one takes its place.
     pub async fn delete_ext_proc(&self, index: usize) -> Result<()> {
-        let pods = workloads::pods_of(EXT_PROC, &self.watched.pods);
+        let pods = deployments::active_pods(EXT_PROC, &self.watched.pods);
         let name = pods.get(index).map(Pod::name_any).context("there is no such replica")?;
         self.delete_pod(EXT_PROC, &name).await.map(drop)
     }
@@ -33,7 +33,7 @@ impl Cluster {
     /// A person deletes the pod of a Deployment; the name of the one that takes its place.
     async fn delete_pod(&self, deployment: &str, name: &str) -> Result<String> {
         let names = |bed: &Self| -> Vec<_> {
-            workloads::pods_of(deployment, &bed.watched.pods).iter().map(Pod::name_any).collect()
+            deployments::active_pods(deployment, &bed.watched.pods).iter().map(Pod::name_any).collect()
         };
         let before = names(self);
         self.pods().delete(name, &DeleteParams::default()).await?;

@@ -5,24 +5,24 @@ use crate::bed::{Place as _, Setup};
 use anyhow::Result;
 use futures_util::future::try_join_all;
 use kube::ResourceExt as _;
-use rollora_testbed::{clock, kubelet::Container, picker, pods, server::Server, workloads};
+use rollora_testbed::{clock, deployments, endpoint_picker, kubelet::ContainerHandle, pods, server::VllmServer};
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 impl Cluster {
     /// Waits until every server answers; they are known then.
     pub async fn servers_answer(&mut self, setup: &Setup) -> Result<()> {
         self.find_servers(setup).await?;
-        try_join_all(self.servers.iter().map(Server::answers)).await.map(drop)
+        try_join_all(self.servers.iter().map(VllmServer::wait_ready)).await.map(drop)
     }
 
     /// Waits until Envoy has its endpoints and listens.
     pub async fn gateway_is_ready(&self) -> Result<()> {
-        self.gateway.ready().await?;
-        if self.picker.as_ref().is_none_or(|picker| !picker.is_alone()) {
+        self.gateway.wait_ready().await?;
+        if self.picker.as_ref().is_none_or(|picker| !picker.replaces_ext_proc()) {
             self.reaches_ext_proc().await?;
         }
         if self.picker.is_some() {
-            self.reaches(picker::DEPLOYMENT, picker::CLUSTER).await?;
+            self.reaches(endpoint_picker::DEPLOYMENT, endpoint_picker::CLUSTER).await?;
         }
         Ok(())
     }
@@ -30,7 +30,7 @@ impl Cluster {
     /// Waits until every pod of the operator is Ready.
     pub async fn operator_is_ready(&self) -> Result<()> {
         let ready = |bed: &Self| {
-            let pods = workloads::pods_of(OPERATOR, &bed.watched.pods);
+            let pods = deployments::active_pods(OPERATOR, &bed.watched.pods);
             !pods.is_empty() && pods.iter().all(pods::is_ready)
         };
         self.wait("every pod of the operator is Ready", ready).await
@@ -39,23 +39,23 @@ impl Cluster {
     /// Waits for the pods of vLLM, whose servers are then known.
     async fn find_servers(&mut self, setup: &Setup) -> Result<()> {
         let wanted = setup.servers.len();
-        let there = |bed: &Self| workloads::pods_of(VLLM, &bed.watched.pods).len() == wanted;
+        let there = |bed: &Self| deployments::active_pods(VLLM, &bed.watched.pods).len() == wanted;
         self.wait("there are as many pods of vLLM as wanted", there).await?;
-        for pod in workloads::pods_of(VLLM, &self.watched.pods) {
+        for pod in deployments::active_pods(VLLM, &self.watched.pods) {
             let server = self.server(&pod.name_any()).await?;
             self.servers.push(server);
         }
         Ok(())
     }
 
-    pub(super) async fn server(&self, pod: &str) -> Result<Server> {
+    pub(super) async fn server(&self, pod: &str) -> Result<VllmServer> {
         let container = self.kubelet.container(pod, "vllm").await?;
         // As on one machine: who restarts what died is the scenario.
-        container.stays_down_when_it_ends(true);
+        container.set_hold_on_exit(true);
         let address = (container.address(), server::PORT).into();
         let kind = self.kinds.of(pod);
         let keeper = Box::new(PodServer::new(container, self.kinds.clone()));
-        Ok(Server::kept(pod, address, self.api_key.as_deref(), &kind, keeper))
+        Ok(VllmServer::supervised(pod, address, self.api_key.as_deref(), &kind, keeper))
     }
 
     pub(super) async fn wait(&self, what: &str, holds: impl Fn(&Self) -> bool) -> Result<()> {
@@ -73,9 +73,9 @@ impl Cluster {
 
     /// Waits until Envoy sends no request by way of a replica of ext-proc any more: one that was taken away gets some
     /// until it was found to be ill too.
-    pub async fn leaves_ext_proc(&self, replica: &Container) -> Result<()> {
+    pub async fn leaves_ext_proc(&self, replica: &ContainerHandle) -> Result<()> {
         let (start, ip) = (clock::now(), IpAddr::V4(replica.address()));
-        while self.gateway.may_ask(EXT_PROC, ip).await {
+        while self.gateway.may_route_to(EXT_PROC, ip).await {
             self.still_in_time(start, "Envoy leaves a replica of ext-proc").await?;
         }
         Ok(())
@@ -84,8 +84,8 @@ impl Cluster {
     async fn reaches(&self, deployment: &str, cluster: &str) -> Result<()> {
         let start = clock::now();
         loop {
-            let pods = workloads::pods_of(deployment, &self.watched.pods);
-            let wanted: BTreeSet<_> = pods.iter().filter_map(pods::address).map(IpAddr::V4).collect();
+            let pods = deployments::active_pods(deployment, &self.watched.pods);
+            let wanted: BTreeSet<_> = pods.iter().filter_map(pods::pod_ip).map(IpAddr::V4).collect();
             if !wanted.is_empty() && wanted.len() == pods.len() && self.gateway.endpoints(cluster).await == wanted {
                 return Ok(());
             }

@@ -3,9 +3,9 @@
 use super::kind_at;
 use anyhow::{Context as _, Result};
 use rollora_testbed::{
-    kubelet::{Container, Launch, Programs},
-    process::program,
-    server::{Keeper, Kind},
+    kubelet::{ContainerHandle, ImagePrograms, LaunchSpec},
+    process::built_program,
+    server::{ServerKind, ServerSupervisor},
 };
 use std::{
     collections::BTreeMap,
@@ -19,34 +19,34 @@ pub(super) const PORT: u16 = 8000;
 #[derive(Debug, Clone)]
 pub(super) struct Kinds {
     /// At the start, by the pod's number.
-    first: Arc<Vec<Kind>>,
+    first: Arc<Vec<ServerKind>>,
     /// Where a scenario wants another one.
-    changed: Arc<Mutex<BTreeMap<String, Kind>>>,
+    changed: Arc<Mutex<BTreeMap<String, ServerKind>>>,
 }
 
 impl Kinds {
-    pub(super) fn new(first: &[Kind]) -> Self {
+    pub(super) fn new(first: &[ServerKind]) -> Self {
         Self { first: Arc::new(first.to_vec()), changed: Arc::default() }
     }
 
-    pub(super) fn of(&self, pod: &str) -> Kind {
+    pub(super) fn of(&self, pod: &str) -> ServerKind {
         if let Some(kind) = self.changed.lock().unwrap_or_else(PoisonError::into_inner).get(pod) {
             return kind.clone();
         }
         let number = pod.rsplit('-').next().and_then(|number| number.parse().ok()).unwrap_or_default();
-        kind_at(&self.first, number).cloned().unwrap_or_else(|| Kind::simulated(&[]))
+        kind_at(&self.first, number).cloned().unwrap_or_else(|| ServerKind::simulated(&[]))
     }
 
-    fn change(&self, pod: &str, kind: Kind) {
+    fn change(&self, pod: &str, kind: ServerKind) {
         self.changed.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.to_owned(), kind);
     }
 }
 
 /// The programs of the manifests' images.
-pub(super) fn programs(kinds: &Kinds) -> Result<Programs> {
-    let mut programs = Programs::new();
+pub(super) fn programs(kinds: &Kinds) -> Result<ImagePrograms> {
+    let mut programs = ImagePrograms::new();
     for name in ["rollora-operator", "rollora-sidecar", "rollora-ext-proc"] {
-        programs = programs.with_file(name, &program(name)?);
+        programs = programs.with_program(name, &built_program(name)?);
     }
     let kinds = kinds.clone();
     let vllm = move |run: &rollora_testbed::kubelet::Invocation| {
@@ -60,25 +60,25 @@ pub(super) fn programs(kinds: &Kinds) -> Result<Programs> {
         if let Some(key) = run.env.get("VLLM_API_KEY").filter(|_| !has_key) {
             command.args(["--api-key", key]);
         }
-        Ok(Launch { command, farewell: kind.farewell() })
+        Ok(LaunchSpec { command, termination_grace: kind.termination_grace() })
     };
-    Ok(programs.with("vllm/vllm-openai", Arc::new(vllm)))
+    Ok(programs.with_factory("vllm/vllm-openai", Arc::new(vllm)))
 }
 
 /// A server that the kubelet keeps.
 #[derive(Debug)]
 pub(super) struct PodServer {
-    container: Container,
+    container: ContainerHandle,
     kinds: Kinds,
 }
 
 impl PodServer {
-    pub(super) fn new(container: Container, kinds: Kinds) -> Self {
+    pub(super) fn new(container: ContainerHandle, kinds: Kinds) -> Self {
         Self { container, kinds }
     }
 }
 
-impl Keeper for PodServer {
+impl ServerSupervisor for PodServer {
     fn start(&mut self) -> Result<()> {
         self.container.kill_and_hold();
         self.container.release();
@@ -89,16 +89,16 @@ impl Keeper for PodServer {
         self.container.kill_and_hold();
     }
 
-    fn become_kind(&mut self, kind: Kind) {
+    fn set_kind(&mut self, kind: ServerKind) {
         self.kinds.change(self.container.pod(), kind);
     }
 
-    fn runs(&self) -> bool {
-        self.container.runs()
+    fn is_running(&self) -> bool {
+        self.container.is_running()
     }
 
-    fn ended(&self) -> Option<String> {
-        let ending = self.container.last_ending().filter(|_| self.container.is_held());
+    fn exit_reason(&self) -> Option<String> {
+        let ending = self.container.last_exit().filter(|_| self.container.is_held());
         ending.map(|ending| format!("{ending:?}"))
     }
 

@@ -4,10 +4,10 @@ use super::screen::Screen;
 use crate::{bed::Place as _, cluster::Cluster, files::Entry, machine::Machine};
 use anyhow::{Context as _, Result};
 use rollora_testbed::{
-    guide::{ADAPTERS, MODEL, V2},
-    homes::CONTROL_PLANE,
-    http::Address,
-    process::program,
+    guide::{ADAPTERS_CONFIG_MAP, MODEL, V2},
+    http::ListenAddress,
+    process::built_program,
+    tools::CONTROL_PLANE,
 };
 use std::path::Path;
 
@@ -22,7 +22,7 @@ pub(super) async fn running(lines: &[String], screen: &mut Screen) -> Result<()>
 
 /// What there is on one machine.
 pub(super) fn of_machine(machine: &Machine, v3: &Entry) -> Result<Vec<String>> {
-    let rollora = shorter(&program("rollora")?);
+    let rollora = shorter(&built_program("rollora")?);
     let rollora_local = machine.rollora();
     let (state, adapters) = (rollora_local.state(), rollora_local.adapters_file());
     let (state, adapters) = (state.display(), adapters.display());
@@ -44,7 +44,7 @@ pub(super) fn of_machine(machine: &Machine, v3: &Entry) -> Result<Vec<String>> {
 
 /// What there is on the parts of a cluster.
 pub(super) fn of_cluster(cluster: &Cluster, v3: &Entry) -> Result<Vec<String>> {
-    let (kubectl, rollora) = (CONTROL_PLANE.program("kubectl")?, program("rollora")?);
+    let (kubectl, rollora) = (CONTROL_PLANE.program("kubectl")?, built_program("rollora")?);
     let folder = |program: &Path| program.parent().map(|folder| folder.display().to_string()).context("no folder");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("guide/test-traffic-splitting.sh");
     let gateway = cluster.gateway();
@@ -59,8 +59,8 @@ pub(super) fn of_cluster(cluster: &Cluster, v3: &Entry) -> Result<Vec<String>> {
         "kubectl get rollouts -w        # -o wide: with what it waits for".to_owned(),
         "rollora status -w".to_owned(),
         "# release a third version: add two lines, with an editor or without".to_owned(),
-        format!("kubectl edit configmap {ADAPTERS}"),
-        format!("kubectl get configmap {ADAPTERS} -o yaml | sed \\"),
+        format!("kubectl edit configmap {ADAPTERS_CONFIG_MAP}"),
+        format!("kubectl get configmap {ADAPTERS_CONFIG_MAP} -o yaml | sed \\"),
         format!("  's|^\\( *\\)- id: {V2}$|\\1- id: {}\\n\\1  source: {}\\n&|' \\", v3.id, v3.source),
         "  | kubectl replace -f -".to_owned(),
         "# take it back in the middle".to_owned(),
@@ -74,7 +74,7 @@ pub(super) fn of_cluster(cluster: &Cluster, v3: &Entry) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-fn one_request(gateway: &Address) -> [String; 3] {
+fn one_request(gateway: &ListenAddress) -> [String; 3] {
     [
         "# one request".to_owned(),
         format!("curl {gateway}/v1/chat/completions -H 'Content-Type: application/json' \\"),

@@ -14,9 +14,9 @@ use crate::{
 };
 use anyhow::{Context as _, Result, ensure};
 use rollora_testbed::{
-    control_plane::{ControlPlane, ours, upstream},
-    guide::ADAPTERS,
-    homes::{CONTROL_PLANE, ENVOY},
+    control_plane::{ControlPlane, rollora_crds, upstream_crds},
+    guide::ADAPTERS_CONFIG_MAP,
+    tools::{CONTROL_PLANE, ENVOY},
 };
 
 /// Sidecars that watch their ConfigMap: nothing has to wait for a kubelet's next look.
@@ -44,18 +44,18 @@ pub(super) async fn play(arguments: Arguments, stage: &Stage, screen: &mut Scree
 async fn bring_up(stage: &Stage, screen: &mut Screen) -> Result<Cluster> {
     screen.part("The bed", "every part is a process of this machine, as the manifests say");
     let plane = screen.during("etcd and the API server start", ControlPlane::start()).await?;
-    let version = plane.admin().await?.apiserver_version().await?.git_version;
+    let version = plane.admin_client().await?.apiserver_version().await?.git_version;
     screen.seen(&format!("etcd, and the API server of Kubernetes {version} at {}", plane.url()));
 
-    let definitions = [ours()?, upstream()?].concat();
-    screen.during("the definitions are not served yet", plane.install(&definitions)).await?;
+    let definitions = [rollora_crds()?, upstream_crds()?].concat();
+    screen.during("the definitions are not served yet", plane.install_crds(&definitions)).await?;
     screen.seen("definitions: Rollout, InferencePool, InferenceModelRewrite");
 
     let parts = Parts { plane: Some(plane), manifests: MANIFESTS.to_vec(), ..Parts::default() };
     let applied = screen.during("the manifests are applied", Cluster::prepare(&stage.setup, parts));
     let mut cluster = applied.await?;
     screen.seen(&format!("applied: manifests/{{{}}}", MANIFESTS.join(",")));
-    screen.seen(&format!("applied: the guide's ConfigMap {ADAPTERS} and a Rollout"));
+    screen.seen(&format!("applied: the guide's ConfigMap {ADAPTERS_CONFIG_MAP} and a Rollout"));
 
     let pods = stage.setup.servers.len();
     let starting = format!("the kubelet stand-in starts {pods} pods of vLLM");

@@ -11,7 +11,7 @@ use crate::{
     machine::Machine,
 };
 use anyhow::{Context as _, Result};
-use rollora_testbed::server::Server;
+use rollora_testbed::server::VllmServer;
 
 /// From the start of the servers to the end of the story.
 pub(super) async fn play(arguments: Arguments, stage: &Stage, screen: &mut Screen) -> Result<()> {
@@ -29,7 +29,7 @@ pub(super) async fn play(arguments: Arguments, stage: &Stage, screen: &mut Scree
 fn head(screen: &mut Screen, stage: &Stage, machine: &Machine) {
     let title = screen.paint(Look::Bold, "The LoRA adapter rollout guide, by itself");
     screen.line(&title);
-    let servers: Vec<_> = machine.servers().iter().map(Server::name).collect();
+    let servers: Vec<_> = machine.servers().iter().map(VllmServer::name).collect();
     let vllm = format!("vLLM ({})", stage.servers);
     screen.line(&format!("  {vllm:<23}  {}", servers.join("  ")));
     screen.line(&format!("  {:<23}  {}", "rollora local", machine.gateway()));

@@ -8,7 +8,7 @@ use crate::{
 use anyhow::{Context as _, Result, ensure};
 use rollora_testbed::{
     guide::{MODEL, SOURCE, V1, V2, V3},
-    server::Kind,
+    server::ServerKind,
 };
 use std::{path::PathBuf, time::Duration};
 
@@ -34,7 +34,7 @@ impl Stage {
         Self {
             servers: "simulated",
             setup: Setup {
-                servers: vec![Kind::simulated(&flags); 3],
+                servers: vec![ServerKind::simulated(&flags); 3],
                 adapters: vec![Entry::new(V1, SOURCE)],
                 rollout: rollout(Duration::from_secs(4)),
                 api_key: None,
@@ -54,7 +54,7 @@ impl Stage {
         Ok(Self {
             servers: "real, on the CPU",
             setup: Setup {
-                servers: vec![Kind::Real { home }; 2],
+                servers: vec![ServerKind::Real { home }; 2],
                 adapters: vec![Entry::new(V1, "tiny/adapters/a4")],
                 rollout: rollout(Duration::from_secs(6)),
                 api_key: None,

@@ -5,7 +5,7 @@ use http_body_util::BodyExt as _;
 use hyper::{Response, StatusCode, body::Incoming};
 use rollora_testbed::{
     clock,
-    http::{self, Address, Connection},
+    http::{self, HttpConnection, ListenAddress},
 };
 use serde_json::{Value, json};
 use std::{
@@ -138,13 +138,13 @@ impl Exchange {
 /// One client with one connection, which it opens again when it was closed between two requests.
 #[derive(Debug)]
 pub(super) struct Client {
-    address: Address,
+    address: ListenAddress,
     ask: Ask,
-    connection: Option<Connection>,
+    connection: Option<HttpConnection>,
 }
 
 impl Client {
-    pub(super) fn new(address: Address, ask: Ask) -> Self {
+    pub(super) fn new(address: ListenAddress, ask: Ask) -> Self {
         Self { address, ask, connection: None }
     }
 
@@ -195,7 +195,7 @@ impl Client {
                 }
             }
         }
-        let mut connection = Connection::open(&self.address).await.map_err(|error| match error.kind() {
+        let mut connection = HttpConnection::open(&self.address).await.map_err(|error| match error.kind() {
             io::ErrorKind::ConnectionRefused => Failure::Refused,
             _ => Failure::NoAnswer(error.to_string()),
         })?;

@@ -18,7 +18,7 @@ use crowd::Crowd;
 use ledger::{Ledger, Loss};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rollora_e2e::scenario::long;
-use rollora_testbed::homes::{CONTROL_PLANE, are_known};
+use rollora_testbed::tools::{CONTROL_PLANE, all_available};
 use std::{
     io::Write as _,
     sync::Arc,
@@ -53,7 +53,7 @@ fn say(line: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rules_change_clients_give_up_and_replicas_are_killed_and_every_answer_is_right() {
     const WHAT: &str = "rules change, clients give up and replicas are killed";
-    if !has_envoy(WHAT) || !are_known(&[CONTROL_PLANE], WHAT) {
+    if !has_envoy(WHAT) || !all_available(&[CONTROL_PLANE], WHAT) {
         return;
     }
     let length = if long() { LONG } else { SHORT };

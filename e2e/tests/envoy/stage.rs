@@ -9,9 +9,9 @@ use rollora_api::rewrite::{InferenceModelRewrite, PoolRef, RewriteGroup};
 use rollora_ext_proc::{CertificateFiles, ExtProcServer, Listeners, RewriteOptions, ServerSettings};
 use rollora_router::active_rules::ActiveRules;
 use rollora_testbed::{
-    homes::{self, ENVOY},
-    ports::Port,
-    process::Process,
+    ports::ReservedPort,
+    process::ChildProcess,
+    tools::{self, ENVOY},
 };
 use serde_json::{Value, json};
 use std::{
@@ -77,14 +77,14 @@ pub(crate) struct Stage {
 
 /// An Envoy that listens and asks the server.
 pub(crate) struct Gate {
-    envoy: Process,
-    listener: Port,
-    admin: Port,
+    envoy: ChildProcess,
+    listener: ReservedPort,
+    admin: ReservedPort,
 }
 
 /// Whether there is an Envoy; says what is skipped otherwise.
 pub(crate) fn has_envoy(what: &str) -> bool {
-    homes::are_known(&[ENVOY], what)
+    tools::all_available(&[ENVOY], what)
 }
 
 /// A rewrite that sends a model, or every one, to a target.
@@ -236,20 +236,20 @@ impl Stage {
 
 impl Gate {
     async fn start(name: &str, plan: &Plan, trusted: &str, [models, grpc]: [SocketAddr; 2], folder: &Path) -> Self {
-        let (listener, admin) = (Port::reserve().unwrap(), Port::reserve().unwrap());
+        let (listener, admin) = (ReservedPort::reserve().unwrap(), ReservedPort::reserve().unwrap());
         let config = config(plan, trusted, [listener.address(), admin.address(), models, grpc]);
         let file = folder.join(format!("{name}.json"));
         fs::write(&file, config.to_string()).unwrap();
         let mut command = Command::new(ENVOY.program("envoy").unwrap());
         command.arg("-c").arg(&file).args(["--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]);
-        let gate = Self { envoy: Process::start(name, command, folder).unwrap(), listener, admin };
+        let gate = Self { envoy: ChildProcess::start(name, command, folder).unwrap(), listener, admin };
         gate.ready().await;
         gate
     }
 
     async fn ready(&self) {
         loop {
-            assert!(self.envoy.ended().is_none(), "{}", self.envoy.log());
+            assert!(self.envoy.exit_reason().is_none(), "{}", self.envoy.log());
             if TcpStream::connect(self.admin.address()).await.is_ok()
                 && TcpStream::connect(self.listener.address()).await.is_ok()
                 && self.admin("/ready").await.starts_with("LIVE")

@@ -22,7 +22,7 @@ use rollora_e2e::{
     traffic::Crowd,
 };
 use rollora_testbed::{
-    guide::{ADAPTERS, MODEL, POOL, REWRITE, SOURCE, V1, V2},
+    guide::{ADAPTERS_CONFIG_MAP, MODEL, POOL, REWRITE, SOURCE, V1, V2},
     manifests::Manifests,
 };
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ const OPERATOR: &str = "rollora-operator";
 fn by_hand(rules: Value) -> Parts {
     let change = move |manifests: &mut Manifests| {
         manifests.object_mut("Deployment", OPERATOR)?["spec"]["replicas"] = json!(0);
-        let namespace = manifests.object_mut("ConfigMap", ADAPTERS)?["metadata"]["namespace"].clone();
+        let namespace = manifests.object_mut("ConfigMap", ADAPTERS_CONFIG_MAP)?["metadata"]["namespace"].clone();
         manifests.objects.push(json!({
             "apiVersion": RewriteGroup::Legacy.api_version(),
             "kind": "InferenceModelRewrite",
@@ -142,7 +142,7 @@ fn a_split_made_by_hand_is_taken_over_where_it_stands_when_somebody_says_which_i
         let stands = || split(MODEL, &old);
         bed.sees(stands().and(loaded_everywhere(V1)).and(loaded_everywhere(V2)).and(every_server_is_ready())).await?;
         let first = rewrite(bed, Legacy, REWRITE).await?;
-        let audit = bed.place.plane().audit();
+        let audit = bed.place.plane().audit_log();
         bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
 
         // Nobody said which of the two is stable.
@@ -154,8 +154,8 @@ fn a_split_made_by_hand_is_taken_over_where_it_stands_when_somebody_says_which_i
         bed.keeps_seeing(Duration::from_millis(500), stands()).await?;
         ensure!(shape(&rewrite(bed, Legacy, REWRITE).await?) == shape(&first), "it was written");
         // The sidecars are told that new ids wait for their admission, in the operator's own key.
-        let mut written = other_writes(&audit.of(&operator(bed))?, &[MODEL]);
-        written.retain(|write| write != &format!("update configmaps/ {ADAPTERS}"));
+        let mut written = other_writes(&audit.events_of_user(&operator(bed))?, &[MODEL]);
+        written.retain(|write| write != &format!("update configmaps/ {ADAPTERS_CONFIG_MAP}"));
         ensure!(written.is_empty(), "it has written {written:?}");
 
         // Somebody does what the words say.

@@ -34,7 +34,7 @@ async fn v2_is_listed<P: Place>(bed: &mut Bed<P>) -> Result<()> {
 /// How many servers were asked to load v2, and how many completions with it clients sent, as the servers counted.
 async fn asked<P: Place>(bed: &Bed<P>) -> Result<(usize, u64)> {
     let (mut loaded, mut used) = (0, 0);
-    for server in bed.place.servers().iter().filter(|server| server.runs()) {
+    for server in bed.place.servers().iter().filter(|server| server.is_running()) {
         let counters = server.counters().await?;
         loaded += usize::from(counters.loads.contains_key(V2));
         used += counters.models.get(V2).map_or(0, |model| model.completions);
@@ -86,7 +86,7 @@ fn a_deadly_adapter<P: Place>(flag: &str) {
         bed.sees(rejected(V2)).await?;
         bed.pilot_died(before);
         one_line_says(bed, &[V2, "died"]).await?;
-        let dead: Vec<_> = (0..3).filter(|index| !bed.place.servers()[*index].runs()).collect();
+        let dead: Vec<_> = (0..3).filter(|index| !bed.place.servers()[*index].is_running()).collect();
         ensure!(dead.len() == 1, "{} servers died", dead.len());
         ensure!(asked(bed).await? == (0, 0), "the other servers were asked: {:?}", asked(bed).await?);
 
@@ -94,7 +94,10 @@ fn a_deadly_adapter<P: Place>(flag: &str) {
         bed.start_server(*dead.first().context("no server died")?).await?;
         bed.sees(every_server_is_ready()).await?;
         bed.keeps_seeing(Duration::from_secs(2), served_by(MODEL, V1).and(every_server_is_ready())).await?;
-        ensure!(bed.place.servers().iter().all(rollora_testbed::server::Server::runs), "a second server died");
+        ensure!(
+            bed.place.servers().iter().all(rollora_testbed::server::VllmServer::is_running),
+            "a second server died"
+        );
         ensure!(asked(bed).await? == (0, 0), "it was tried again: {:?}", asked(bed).await?);
         let record = bed.clients_saw_nothing_wrong().await?;
         let verdict = record.verdict();

@@ -12,7 +12,7 @@ use rollora_e2e::{
 };
 use rollora_testbed::{
     guide::{MODEL, SOURCE, V1, V2},
-    server::Kind,
+    server::ServerKind,
 };
 use std::{fs, time::Duration};
 
@@ -119,7 +119,7 @@ impl Mistake {
 }
 
 fn setup() -> Setup {
-    Setup { servers: vec![Kind::simulated(&[]); 2], ..Setup::guide(Duration::from_millis(200)) }
+    Setup { servers: vec![ServerKind::simulated(&[]); 2], ..Setup::guide(Duration::from_millis(200)) }
 }
 
 #[test]
@@ -230,12 +230,12 @@ fn an_id_in_both_lists_is_named_and_left_as_it_is() {
 /// A server is started again as one that cannot be used: it is named with what to do, and the two others serve, also
 /// the next version.
 fn a_server_that_became_bad(flags: &[&str], words: &[&str]) {
-    let setup = Setup { servers: vec![Kind::simulated(&[]); 3], ..Setup::guide(Duration::from_millis(200)) };
+    let setup = Setup { servers: vec![ServerKind::simulated(&[]); 3], ..Setup::guide(Duration::from_millis(200)) };
     on_one_machine(&setup, async |bed| {
         bed.sees_baseline().await?;
         bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
         bed.kill_server(2);
-        bed.place.servers_mut()[2].become_kind(Kind::simulated(flags));
+        bed.place.servers_mut()[2].set_kind(ServerKind::simulated(flags));
         bed.start_server(2).await?;
         named_with_what_to_do(bed, words).await?;
         bed.keeps_seeing(Duration::from_millis(500), served_by(MODEL, V1)).await?;
@@ -278,14 +278,14 @@ fn a_server_without_lora_is_named_and_the_others_serve() {
 #[test]
 fn a_server_that_cannot_be_used_at_the_start_is_named() {
     let mut setup = setup();
-    setup.servers.push(Kind::simulated(&["--no-runtime-updating"]));
+    setup.servers.push(ServerKind::simulated(&["--no-runtime-updating"]));
     on_one_machine(&setup, async |bed| named_with_what_to_do(bed, &["VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]).await);
 }
 
 #[test]
 fn a_server_that_is_not_there_at_the_start_is_named_and_the_others_serve() {
     let mut setup = setup();
-    setup.servers.push(Kind::simulated(&[]));
+    setup.servers.push(ServerKind::simulated(&[]));
     on_one_machine(&setup, async |bed| {
         bed.kill_operator();
         bed.kill_server(2);

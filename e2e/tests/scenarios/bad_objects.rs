@@ -22,11 +22,11 @@ use rollora_e2e::{
     traffic::Crowd,
 };
 use rollora_testbed::{
-    control_plane::{Audit, ControlPlane, Credential, UPSTREAM, ours},
-    guide::{ADAPTERS, MODEL, POOL, REWRITE, V1, V2},
-    http::{Address, call, request},
-    kubelet::Container,
-    server::Kind,
+    control_plane::{AuditLog, ControlPlane, Credential, UPSTREAM_CRDS, rollora_crds},
+    guide::{ADAPTERS_CONFIG_MAP, MODEL, POOL, REWRITE, V1, V2},
+    http::{ListenAddress, request, send_request},
+    kubelet::ContainerHandle,
+    server::ServerKind,
 };
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
@@ -53,8 +53,8 @@ fn mistakes() -> Vec<Mistake> {
         ),
         mistake(
             "no-key",
-            json!({ "adaptersRef": { "name": ADAPTERS, "key": "forgotten.yaml" } }),
-            said(STALLED, reason::INVALID, &[ADAPTERS, "no key forgotten.yaml", "configmap.yaml"]),
+            json!({ "adaptersRef": { "name": ADAPTERS_CONFIG_MAP, "key": "forgotten.yaml" } }),
+            said(STALLED, reason::INVALID, &[ADAPTERS_CONFIG_MAP, "no key forgotten.yaml", "configmap.yaml"]),
         ),
         mistake(
             "no-pool",
@@ -138,7 +138,7 @@ async fn surroundings(bed: &Bed<Cluster>) -> Result<()> {
 impl Mistake {
     async fn make(&self, bed: &Bed<Cluster>) -> Result<()> {
         let mut spec = json!({
-            "model": self.name, "poolRef": { "name": POOL }, "adaptersRef": { "name": ADAPTERS },
+            "model": self.name, "poolRef": { "name": POOL }, "adaptersRef": { "name": ADAPTERS_CONFIG_MAP },
             "strategy": { "steps": [{ "setWeight": 100 }] },
         });
         // An id of its own: two Rollouts for one would be another mistake.
@@ -177,7 +177,7 @@ fn what_a_rollout_names_and_is_not_there_or_not_its_own_is_named_and_nothing_is_
     if !has_a_cluster("Rollouts that name what is not there") {
         return;
     }
-    let setup = Setup { servers: vec![Kind::simulated(&[]); 2], ..Setup::guide(Duration::from_millis(200)) };
+    let setup = Setup { servers: vec![ServerKind::simulated(&[]); 2], ..Setup::guide(Duration::from_millis(200)) };
     on_a_cluster(
         &setup,
         async || Ok(Parts::default()),
@@ -186,7 +186,7 @@ fn what_a_rollout_names_and_is_not_there_or_not_its_own_is_named_and_nothing_is_
             bed.sees(succeeded(V1)).await?;
             surroundings(bed).await?;
             bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
-            let (before, audit) = (what_is_there(bed).await?, bed.place.plane().audit());
+            let (before, audit) = (what_is_there(bed).await?, bed.place.plane().audit_log());
 
             let mistakes = mistakes();
             try_join_all(mistakes.iter().map(|mistake| mistake.make(bed))).await?;
@@ -207,9 +207,9 @@ fn what_a_rollout_names_and_is_not_there_or_not_its_own_is_named_and_nothing_is_
 }
 
 /// Sidecars are told in the operator's own key, beside the text of the people, which ids Rollouts govern.
-fn only_the_key_was_written(bed: &Bed<Cluster>, audit: &Audit, rollouts: &[&str]) -> Result<()> {
-    let mut written = other_writes(&audit.of(&operator(bed))?, rollouts);
-    written.retain(|write| write != &format!("update configmaps/ {ADAPTERS}"));
+fn only_the_key_was_written(bed: &Bed<Cluster>, audit: &AuditLog, rollouts: &[&str]) -> Result<()> {
+    let mut written = other_writes(&audit.events_of_user(&operator(bed))?, rollouts);
+    written.retain(|write| write != &format!("update configmaps/ {ADAPTERS_CONFIG_MAP}"));
     ensure!(written.is_empty(), "it has written {written:?}");
     Ok(())
 }
@@ -217,7 +217,7 @@ fn only_the_key_was_written(bed: &Bed<Cluster>, audit: &Audit, rollouts: &[&str]
 /// A cluster that has our kind and pools, and no kind of rewrite.
 async fn without_rewrites() -> Result<Parts> {
     let plane = ControlPlane::start().await?;
-    plane.install(&[ours()?, vec![UPSTREAM.file(UPSTREAM.pool)?]].concat()).await?;
+    plane.install_crds(&[rollora_crds()?, vec![UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.pool)?]].concat()).await?;
     Ok(Parts { plane: Some(plane), ..Parts::default() })
 }
 
@@ -226,7 +226,7 @@ fn a_kind_that_is_not_installed_is_named_and_what_is_served_goes_on_being_served
     if !has_a_cluster("a kind that is not installed") {
         return;
     }
-    let setup = Setup { servers: vec![Kind::simulated(&[]); 2], ..Setup::guide(Duration::from_millis(200)) };
+    let setup = Setup { servers: vec![ServerKind::simulated(&[]); 2], ..Setup::guide(Duration::from_millis(200)) };
     on_a_cluster(&setup, without_rewrites, async |bed| {
         // From the start: nobody can be sent anywhere by a name, and adapters answer by their own.
         let words = ["no kind of rewrite is installed", "inferencemodelrewrites.llm-d.ai", "CustomResourceDefinition"];
@@ -234,14 +234,14 @@ fn a_kind_that_is_not_installed_is_named_and_what_is_served_goes_on_being_served
         missing.is_told(bed, MODEL).await?;
         let written = writes_of_a_while(bed).await?;
         ensure!(written.is_empty(), "without rewrites it has written {written:?}");
-        bed.place.plane().install(&[UPSTREAM.file(UPSTREAM.current_rewrite)?]).await?;
+        bed.place.plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
         bed.sees_baseline().await?;
 
         // In the middle: the pool's kind goes, with the pool.
         bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
-        let pools = UPSTREAM.file(UPSTREAM.pool)?;
+        let pools = UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.pool)?;
         let before = rewrite(bed, Current, REWRITE).await?;
-        bed.place.plane().uninstall(&pools).await?;
+        bed.place.plane().uninstall_crd(&pools).await?;
         bed.list(V2).await?;
         let words = ["inferencepools.inference.networking.k8s.io", "CustomResourceDefinition"];
         Said { condition: condition_type::STALLED, reason: reason::INVALID, words: &words }.is_told(bed, MODEL).await?;
@@ -250,7 +250,7 @@ fn a_kind_that_is_not_installed_is_named_and_what_is_served_goes_on_being_served
         bed.keeps_seeing(Duration::from_millis(500), served_by(MODEL, V1)).await?;
         ensure!(shape(&rewrite(bed, Current, REWRITE).await?) == shape(&before));
 
-        bed.place.plane().install(&[pools]).await?;
+        bed.place.plane().install_crds(&[pools]).await?;
         bed.place.apply(the_pool()).await?;
         bed.sees(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
         ensure!(!is_stalled(bed).await?, "it is mended, and still said to be wrong");
@@ -260,9 +260,9 @@ fn a_kind_that_is_not_installed_is_named_and_what_is_served_goes_on_being_served
 
 /// What the operator writes besides words, within a second.
 async fn writes_of_a_while(bed: &Bed<Cluster>) -> Result<Vec<String>> {
-    let audit = bed.place.plane().audit();
+    let audit = bed.place.plane().audit_log();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    Ok(other_writes(&audit.of(&operator(bed))?, &[MODEL]))
+    Ok(other_writes(&audit.events_of_user(&operator(bed))?, &[MODEL]))
 }
 
 async fn is_stalled(bed: &Bed<Cluster>) -> Result<bool> {
@@ -300,7 +300,7 @@ fn an_operator_that_may_not_look_at_rollouts_or_its_lease_says_so_in_its_log_and
     if !has_a_cluster("an operator that may not look") {
         return;
     }
-    let setup = Setup { servers: vec![Kind::simulated(&[]); 2], ..Setup::guide(Duration::from_millis(200)) };
+    let setup = Setup { servers: vec![ServerKind::simulated(&[]); 2], ..Setup::guide(Duration::from_millis(200)) };
     on_a_cluster(
         &setup,
         async || Ok(Parts::default()),
@@ -310,15 +310,15 @@ fn an_operator_that_may_not_look_at_rollouts_or_its_lease_says_so_in_its_log_and
             for blind in &BLIND {
                 bed.kill_operator();
                 let shipped = blind.take_away(bed).await?;
-                let audit = bed.place.plane().audit();
+                let audit = bed.place.plane().audit_log();
                 bed.start_operator().await?;
                 let namespace = bed.place.namespace().to_owned();
                 let words = format!("forbidden to {} {} in namespace {namespace}", blind.verb, blind.resource);
                 is_asked(bed, 503, &[&words, "manifests/", "grant this verb"]).await?;
-                let log: String = bed.place.operators().iter().map(Container::log).collect();
+                let log: String = bed.place.operators().iter().map(ContainerHandle::log).collect();
                 ensure!(log.contains(&words), "the log does not say: {words}");
                 bed.keeps_seeing(Duration::from_millis(500), served_by(MODEL, V1)).await?;
-                let written = other_writes(&audit.of(&operator(bed))?, &[]);
+                let written = other_writes(&audit.events_of_user(&operator(bed))?, &[]);
                 ensure!(written.is_empty(), "it has written {written:?}");
                 blind.give_back(bed, shipped).await?;
                 is_asked(bed, 200, &["ok"]).await?;
@@ -348,7 +348,7 @@ impl Blind {
         Self::roles(bed).replace(self.role, &PostParams::default(), &role).await?;
 
         let (plane, namespace) = (bed.place.plane(), bed.place.namespace());
-        let token = plane.token(namespace, "rollora-operator", Duration::from_mins(10)).await?;
+        let token = plane.service_account_token(namespace, "rollora-operator", Duration::from_mins(10)).await?;
         let client = plane.client(&Credential::Token(token)).await?;
         let object = if self.verb == "get" { "/rollora-operator" } else { "" };
         let path = format!("/apis/{group}/{}/namespaces/{namespace}/{plural}{object}", self.path);
@@ -373,8 +373,8 @@ async fn is_asked(bed: &Bed<Cluster>, code: u16, words: &[&str]) -> Result<()> {
     let answers = async || {
         let operators = bed.place.operators();
         let operator = operators.first().context("there is no operator")?;
-        let address = Address::Tcp((operator.address(), 8080).into());
-        let Ok((status, body)) = call(&address, request("GET", "/readyz", None)).await else { return Ok(None) };
+        let address = ListenAddress::Tcp((operator.address(), 8080).into());
+        let Ok((status, body)) = send_request(&address, request("GET", "/readyz", None)).await else { return Ok(None) };
         let text = String::from_utf8_lossy(&body);
         Ok((status == code && words.iter().all(|word| text.contains(word))).then_some(()))
     };

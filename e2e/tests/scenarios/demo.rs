@@ -1,7 +1,7 @@
 //! The demo is a promise too.
 
 use anyhow::{Context as _, Result, ensure};
-use rollora_testbed::process::{Ending, Process, end_within, program};
+use rollora_testbed::process::{ChildProcess, ExitReason, built_program, wait_exit};
 use std::{
     net::{SocketAddr, TcpStream},
     path::Path,
@@ -12,10 +12,10 @@ use std::{
 /// Everything that it writes fits on one screen.
 const SCREEN: (usize, usize) = (45, 100);
 
-fn start(folder: &Path, arguments: &[&str]) -> Result<Process> {
-    let mut demo = Command::new(program("demo")?);
+fn start(folder: &Path, arguments: &[&str]) -> Result<ChildProcess> {
+    let mut demo = Command::new(built_program("demo")?);
     demo.args(arguments);
-    Process::start("demo", demo, folder)
+    ChildProcess::start("demo", demo, folder)
 }
 
 /// What it tells of the guide, wherever that happens.
@@ -46,9 +46,9 @@ fn widest(told: &str) -> usize {
 async fn the_demo_tells_the_guide_on_one_screen_and_ends_well() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let demo = start(folder.path(), &[])?;
-    let ending = end_within(&demo, Duration::from_secs(90)).await?;
+    let ending = wait_exit(&demo, Duration::from_secs(90)).await?;
     let told = demo.log();
-    ensure!(ending == Ending::Exit(0), "it ended with {ending:?}\n{told}");
+    ensure!(ending == ExitReason::Exit(0), "it ended with {ending:?}\n{told}");
     tells(&told, &GUIDE)?;
     let size = (told.lines().count(), widest(&told));
     ensure!(size.0 <= SCREEN.0 && size.1 <= SCREEN.1, "{size:?} is more than {SCREEN:?}\n{told}");
@@ -66,15 +66,15 @@ async fn the_demo_takes_everything_with_it_when_it_is_interrupted() -> Result<()
         if told.contains("Step 2") {
             break addresses;
         }
-        ensure!(demo.ended().is_none(), "it ended\n{told}");
+        ensure!(demo.exit_reason().is_none(), "it ended\n{told}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     ensure!(addresses.len() == 4, "three servers and a gateway are named: {addresses:?}");
     let listens = |address: &SocketAddr| TcpStream::connect(address).is_ok();
     ensure!(addresses.iter().all(listens), "not everything listens");
     demo.signal(rustix::process::Signal::INT);
-    let ending = end_within(&demo, Duration::from_secs(10)).await.context("after Ctrl-C")?;
-    ensure!(ending == Ending::Exit(130), "it ended with {ending:?}");
+    let ending = wait_exit(&demo, Duration::from_secs(10)).await.context("after Ctrl-C")?;
+    ensure!(ending == ExitReason::Exit(130), "it ended with {ending:?}");
     ensure!(!addresses.iter().any(listens), "something still listens");
     Ok(())
 }
@@ -93,14 +93,14 @@ mod on_a_cluster {
     const WIDTH: usize = 110;
 
     /// A demo whose temporary files are all in one folder.
-    fn start_in(folder: &Path, arguments: &[&str]) -> Result<(Process, PathBuf)> {
+    fn start_in(folder: &Path, arguments: &[&str]) -> Result<(ChildProcess, PathBuf)> {
         let temporary = folder.join("tmp");
         std::fs::create_dir(&temporary)?;
-        let mut demo = Command::new(program("demo")?);
+        let mut demo = Command::new(built_program("demo")?);
         demo.arg("--cluster").args(arguments).env("TMPDIR", &temporary);
         // Where `kubectl` would leave what it remembers.
         demo.env("HOME", &temporary);
-        Ok((Process::start("demo", demo, folder)?, temporary))
+        Ok((ChildProcess::start("demo", demo, folder)?, temporary))
     }
 
     /// The processes that write their output into the folder: every one of the bed does.
@@ -141,9 +141,9 @@ mod on_a_cluster {
         }
         let folder = tempfile::tempdir()?;
         let (demo, temporary) = start_in(folder.path(), &[])?;
-        let ending = end_within(&demo, Duration::from_mins(3)).await?;
+        let ending = wait_exit(&demo, Duration::from_mins(3)).await?;
         let told = demo.log();
-        ensure!(ending == Ending::Exit(0), "it ended with {ending:?}\n{told}");
+        ensure!(ending == ExitReason::Exit(0), "it ended with {ending:?}\n{told}");
         tells(&told, &GUIDE)?;
         tells(&told, &["3 pods of vLLM", "Paused   1/5    10/100", "Succeeded   5/5    100/100", "(the bed in "])?;
         ensure!(widest(&told) <= WIDTH, "a line is longer than {WIDTH}\n{told}");
@@ -158,15 +158,15 @@ mod on_a_cluster {
         let folder = tempfile::tempdir()?;
         let (demo, temporary) = start_in(folder.path(), &["--keep"])?;
         while !demo.log().contains("Step 1") {
-            ensure!(demo.ended().is_none(), "it ended\n{}", demo.log());
+            ensure!(demo.exit_reason().is_none(), "it ended\n{}", demo.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // etcd, the API server, Envoy, three servers and their sidecars, the operator, two replicas of ext-proc.
         let running = writers(&temporary).len();
         ensure!(running >= 12, "only {running} processes run\n{}", demo.log());
         demo.signal(rustix::process::Signal::INT);
-        let ending = end_within(&demo, Duration::from_secs(10)).await.context("after Ctrl-C")?;
-        ensure!(ending == Ending::Exit(130), "it ended with {ending:?}");
+        let ending = wait_exit(&demo, Duration::from_secs(10)).await.context("after Ctrl-C")?;
+        ensure!(ending == ExitReason::Exit(130), "it ended with {ending:?}");
         nothing_is_left(&temporary).await
     }
 }

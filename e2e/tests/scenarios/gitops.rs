@@ -15,7 +15,7 @@ use rollora_e2e::{
     traffic::Crowd,
 };
 use rollora_testbed::{
-    guide::{ADAPTERS, MODEL, V1, V2},
+    guide::{ADAPTERS_CONFIG_MAP, MODEL, V1, V2},
     manifests::Manifests,
 };
 use serde_json::json;
@@ -24,7 +24,8 @@ use std::time::Duration;
 /// Argo CD's mark, as its default tracking method writes it.
 fn with_the_mark_of_argo_cd(objects: &mut Manifests) -> Result<()> {
     let mark = json!("segments:/ConfigMap:llm/vllm-adapters");
-    objects.object_mut("ConfigMap", ADAPTERS)?["metadata"]["annotations"]["argocd.argoproj.io/tracking-id"] = mark;
+    objects.object_mut("ConfigMap", ADAPTERS_CONFIG_MAP)?["metadata"]["annotations"]["argocd.argoproj.io/tracking-id"] =
+        mark;
     Ok(())
 }
 

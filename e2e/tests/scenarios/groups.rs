@@ -16,7 +16,7 @@ use rollora_e2e::{
     traffic::Crowd,
 };
 use rollora_testbed::{
-    control_plane::{ControlPlane, UPSTREAM, ours},
+    control_plane::{ControlPlane, UPSTREAM_CRDS, rollora_crds},
     guide::{MODEL, REWRITE, V1, V2, V3},
 };
 use std::time::Duration;
@@ -24,11 +24,11 @@ use std::time::Duration;
 /// A cluster that has our kind, pools, and these kinds of upstream's.
 async fn with_kinds(kinds: &[&str]) -> Result<Parts> {
     let plane = ControlPlane::start().await?;
-    let mut definitions = ours()?;
-    for kind in [UPSTREAM.pool].iter().chain(kinds) {
-        definitions.push(UPSTREAM.file(kind)?);
+    let mut definitions = rollora_crds()?;
+    for kind in [UPSTREAM_CRDS.pool].iter().chain(kinds) {
+        definitions.push(UPSTREAM_CRDS.crd_file(kind)?);
     }
-    plane.install(&definitions).await?;
+    plane.install_crds(&definitions).await?;
     Ok(Parts { plane: Some(plane), ..Parts::default() })
 }
 
@@ -61,7 +61,7 @@ fn the_current_kind_is_installed_while_traffic_runs_on_legacy_objects_and_nothin
     if !has_a_cluster("the current kind of rewrite is installed later") {
         return;
     }
-    let parts = async || with_kinds(&[UPSTREAM.legacy_rewrite]).await;
+    let parts = async || with_kinds(&[UPSTREAM_CRDS.legacy_rewrite]).await;
     on_a_cluster(&Setup::open_at_half(Duration::from_millis(200)), parts, async |bed| {
         bed.sees_baseline().await?;
         bed.sees(routers_read(&[Legacy])).await?;
@@ -71,8 +71,8 @@ fn the_current_kind_is_installed_while_traffic_runs_on_legacy_objects_and_nothin
         let at_half = || split(MODEL, &[(V1, 50), (V2, 50)]);
         bed.sees(at_half().and(phase(Phase::Paused))).await?;
 
-        let (before, audit) = (rewrite(bed, Legacy, REWRITE).await?, bed.place.plane().audit());
-        bed.place.plane().install(&[UPSTREAM.file(UPSTREAM.current_rewrite)?]).await?;
+        let (before, audit) = (rewrite(bed, Legacy, REWRITE).await?, bed.place.plane().audit_log());
+        bed.place.plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
         bed.sees(routers_read(&[Current, Legacy])).await?;
         is_watched(bed, &audit, Current).await?;
         bed.keeps_seeing(Duration::from_millis(700), at_half()).await?;
@@ -99,7 +99,7 @@ fn where_only_the_current_kind_is_installed_it_carries_the_weights() {
     if !has_a_cluster("only the current kind of rewrite") {
         return;
     }
-    let parts = async || with_kinds(&[UPSTREAM.current_rewrite]).await;
+    let parts = async || with_kinds(&[UPSTREAM_CRDS.current_rewrite]).await;
     on_a_cluster(&Setup::guide(Duration::from_millis(300)), parts, async |bed| {
         bed.sees_baseline().await?;
         bed.sees(routers_read(&[Current])).await?;

@@ -12,12 +12,12 @@ use rollora_e2e::{
     seen::{loaded_everywhere, served_by},
     traffic::Crowd,
 };
-use rollora_testbed::guide::{ADAPTERS, MODEL, V1, V2};
+use rollora_testbed::guide::{ADAPTERS_CONFIG_MAP, MODEL, V1, V2};
 use std::time::Duration;
 
 async fn key(bed: &Bed<Cluster>) -> Result<OperatorDirectives> {
     let maps: Api<ConfigMap> = Api::namespaced(bed.place.client(), bed.place.namespace());
-    let data = maps.get(ADAPTERS).await?.data.unwrap_or_default();
+    let data = maps.get(ADAPTERS_CONFIG_MAP).await?.data.unwrap_or_default();
     Ok(OperatorDirectives::parse(data.get(DIRECTIVES_KEY).map_or("", String::as_str))?)
 }
 

@@ -63,8 +63,8 @@ fn a_server_that_loses_what_serves_without_dying_is_named_until_it_has_it_again(
             bed.clients_saw_nothing_wrong().await?;
 
             let server = &bed.place.servers()[1];
-            server.turn(json!({ "fail_load": { V2: "500" } })).await?;
-            server.unload(V2).await?;
+            server.patch_knobs(json!({ "fail_load": { V2: "500" } })).await?;
+            server.unload_adapter(V2).await?;
             let name = server.name();
             becomes_ready_again(bed, 1).await?;
             bed.sees(sidecar_says(1, false)).await?;
@@ -74,7 +74,7 @@ fn a_server_that_loses_what_serves_without_dying_is_named_until_it_has_it_again(
                 .is_told(bed, MODEL)
                 .await?;
 
-            server.turn(json!({ "fail_load": {} })).await?;
+            server.patch_knobs(json!({ "fail_load": {} })).await?;
             bed.sees(sidecar_says(1, true)).await?;
             // Its pod was Ready all the time: no change of it tells anybody.
             bed.sees(resident(ConditionStatus::True)).await?;

@@ -10,7 +10,7 @@ use rollora_e2e::{
 };
 use rollora_testbed::{
     guide::{MODEL, V1, V2},
-    http::{self, Address},
+    http::{self, ListenAddress},
     manifests::Manifests,
 };
 use serde_json::json;
@@ -50,8 +50,8 @@ async fn gauges(bed: &Bed<Cluster>, id: &str) -> Result<Vec<Option<String>>> {
     let series = format!("lora_syncer_adapter_status{{adapter_name=\"{id}\"}}");
     let mut values = Vec::new();
     for sidecar in bed.place.containers("vllm-qwen3-32b", "lora-adapter-syncer") {
-        let address = Address::Tcp((sidecar.address(), 8080).into());
-        let (_, text) = http::call(&address, http::request("GET", "/metrics", None)).await?;
+        let address = ListenAddress::Tcp((sidecar.address(), 8080).into());
+        let (_, text) = http::send_request(&address, http::request("GET", "/metrics", None)).await?;
         let text = String::from_utf8_lossy(&text).into_owned();
         let value = text.lines().find_map(|line| line.strip_prefix(&series)).map(|value| value.trim().to_owned());
         values.push(value);

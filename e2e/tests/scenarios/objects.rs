@@ -16,7 +16,9 @@ use rollora_e2e::{
     bed::Bed,
     cluster::{Cluster, Parts},
 };
-use rollora_testbed::control_plane::{Audit, AuditEvent, ControlPlane, Decision, ours, upstream};
+use rollora_testbed::control_plane::{
+    AuditEvent, AuditLog, AuthorizationDecision, ControlPlane, rollora_crds, upstream_crds,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -28,7 +30,7 @@ const LOOKS: usize = 1000;
 /// The parts of a bed whose API server may be killed: nobody else works on it.
 pub(crate) async fn with_its_own_api_server() -> Result<Parts> {
     let plane = ControlPlane::start().await?;
-    plane.install(&[ours()?, upstream()?].concat()).await?;
+    plane.install_crds(&[rollora_crds()?, upstream_crds()?].concat()).await?;
     Ok(Parts { plane: Some(plane), ..Parts::default() })
 }
 
@@ -135,7 +137,7 @@ pub(crate) fn account(bed: &Bed<Cluster>, name: &str) -> String {
 /// Whether something was written by it: an attempt that was refused changes nothing.
 pub(crate) fn is_write(event: &AuditEvent) -> bool {
     let writes = matches!(event.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection");
-    writes && event.code < 400 && event.decision == Decision::Allowed
+    writes && event.code < 400 && event.decision == AuthorizationDecision::Allowed
 }
 
 /// What of it was written that is neither the status of one of these Rollouts or of a rewrite, nor an event, nor the
@@ -173,10 +175,10 @@ pub(crate) async fn rewrites_are(bed: &Bed<Cluster>, current: &[&str], legacy: &
 }
 
 /// Operator and routers have begun to watch a group.
-pub(crate) async fn is_watched(bed: &Bed<Cluster>, audit: &Audit, group: RewriteGroup) -> Result<()> {
+pub(crate) async fn is_watched(bed: &Bed<Cluster>, audit: &AuditLog, group: RewriteGroup) -> Result<()> {
     for user in [operator(bed), account(bed, "rollora-ext-proc")] {
         let watched = async || {
-            let events = audit.of(&user)?;
+            let events = audit.events_of_user(&user)?;
             let watch = events.iter().find(|event| event.verb == "watch" && event.group == group.name());
             Ok(watch.map(|_| ()))
         };

@@ -25,7 +25,7 @@ use rollora_e2e::{
     traffic::Crowd,
 };
 use rollora_testbed::{
-    control_plane::{Audit, AuditEvent, ControlPlane, Decision, UPSTREAM, ours},
+    control_plane::{AuditEvent, AuditLog, AuthorizationDecision, ControlPlane, UPSTREAM_CRDS, rollora_crds},
     guide::{MODEL, REWRITE, V1, V2, V3},
     manifests::{self, Manifests},
 };
@@ -64,7 +64,7 @@ impl fmt::Display for Grant {
 fn grants() -> Result<Vec<Grant>> {
     let mut grants = Vec::new();
     for (file, account) in ROLES {
-        let shipped = Manifests::read(&fs::read_to_string(manifests::folder().join(file))?)?;
+        let shipped = Manifests::parse(&fs::read_to_string(manifests::manifests_dir().join(file))?)?;
         let is_role = |object: &&Value| object["kind"].as_str().is_some_and(|kind| kind.ends_with("Role"));
         let rules =
             shipped.objects.iter().filter(is_role).flat_map(|role| role["rules"].as_array().into_iter().flatten());
@@ -104,7 +104,7 @@ fn resource(event: &AuditEvent) -> String {
 
 fn uses(event: &AuditEvent, grant: &Grant, user: &str) -> bool {
     event.user == user
-        && event.decision == Decision::Allowed
+        && event.decision == AuthorizationDecision::Allowed
         && (200..300).contains(&event.code)
         && event.group == grant.group
         && resource(event) == grant.resource
@@ -118,7 +118,8 @@ fn complaints(events: &[AuditEvent], grants: &[Grant], user: impl Fn(&str) -> St
     let unused = grants.iter().filter(|grant| !is_used(grant));
     let unused = unused.map(|grant| format!("too much, nobody used it: {grant}"));
     let users: BTreeSet<_> = grants.iter().map(|grant| user(grant.account)).collect();
-    let is_forbidden = |event: &&AuditEvent| users.contains(&event.user) && event.decision != Decision::Allowed;
+    let is_forbidden =
+        |event: &&AuditEvent| users.contains(&event.user) && event.decision != AuthorizationDecision::Allowed;
     let missing = events.iter().filter(is_forbidden).map(|event| {
         let AuditEvent { user, verb, group, name, code, .. } = event;
         format!("missing: {user} may not {verb} {} {name:?} of group {group:?} ({code})", resource(event))
@@ -147,9 +148,9 @@ fn a_line_too_much_is_named_and_so_is_a_missing_one() {
         name: name.to_owned(),
         uri: String::new(),
         code,
-        decision: if code == 403 { Decision::Forbidden } else { Decision::Allowed },
+        decision: if code == 403 { AuthorizationDecision::Forbidden } else { AuthorizationDecision::Allowed },
         reason: String::new(),
-        at: jiff::Timestamp::UNIX_EPOCH,
+        received_at: jiff::Timestamp::UNIX_EPOCH,
     };
     let grants = [grant("pods", "list"), grant("configmaps", "get")];
     let found = |events: &[AuditEvent]| {
@@ -176,11 +177,11 @@ fn small_steps(setup: Setup) -> Setup {
 
 /// Somebody keeps writing notes on the Rollout and its rewrite, until the operator had to look at each once more because
 /// it came too late. Where the steps are over before, they begin again.
-async fn until_it_came_too_late(bed: &Bed<Cluster>, audit: &Audit, group: RewriteGroup, stable: &str) -> Result<()> {
+async fn until_it_came_too_late(bed: &Bed<Cluster>, audit: &AuditLog, group: RewriteGroup, stable: &str) -> Result<()> {
     let operator = operator(bed);
     let asks = |resource: &str, group: &str| {
         let asked = |event: &AuditEvent| event.verb == "get" && event.resource == resource && event.group == group;
-        anyhow::Ok(audit.of(&operator)?.iter().any(asked))
+        anyhow::Ok(audit.events_of_user(&operator)?.iter().any(asked))
     };
     let (rollouts, rewrites, manager) = (rollouts(bed), rewrites(bed, group), PatchParams::default());
     for number in 0..600_u64 {
@@ -209,9 +210,9 @@ async fn until_it_came_too_late(bed: &Bed<Cluster>, audit: &Audit, group: Rewrit
 /// A cluster that serves rewrites of the old group alone.
 async fn old_cluster() -> Result<ControlPlane> {
     let plane = ControlPlane::start().await?;
-    let upstream = [UPSTREAM.pool, UPSTREAM.legacy_rewrite].map(|file| UPSTREAM.file(file));
+    let upstream = [UPSTREAM_CRDS.pool, UPSTREAM_CRDS.legacy_rewrite].map(|file| UPSTREAM_CRDS.crd_file(file));
     let upstream = upstream.into_iter().collect::<Result<Vec<_>>>()?;
-    plane.install(&[ours()?, upstream].concat()).await?;
+    plane.install_crds(&[rollora_crds()?, upstream].concat()).await?;
     Ok(plane)
 }
 
@@ -235,13 +236,13 @@ fn the_shipped_roles_permit_what_is_used_and_nothing_else() {
     let since = OnceLock::new();
     let parts = async || {
         let plane = old_cluster().await?;
-        since.set(plane.audit()).ok();
+        since.set(plane.audit_log()).ok();
         // The operator of the whole cluster.
         let manifests = vec!["operator", "ext-proc", "vllm-watch"];
         Ok(Parts { plane: Some(plane), manifests, ..Parts::default() })
     };
     on_a_cluster(&setup, parts, async |bed| {
-        let audit: &Audit = since.get().context("there is no audit")?;
+        let audit: &AuditLog = since.get().context("there is no audit")?;
         everything_happens(bed, audit).await?;
         let grants = grants()?;
         let mut found = BTreeSet::new();
@@ -254,7 +255,7 @@ fn the_shipped_roles_permit_what_is_used_and_nothing_else() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         ensure!(found.is_empty(), "the roles are not what is needed:\n{}", Vec::from_iter(found).join("\n"));
-        of_the_whole_cluster(&audit.of(&operator(bed))?)
+        of_the_whole_cluster(&audit.events_of_user(&operator(bed))?)
     });
 }
 
@@ -269,7 +270,7 @@ fn of_the_whole_cluster(events: &[AuditEvent]) -> Result<()> {
 }
 
 /// All that the programs ever do.
-async fn everything_happens(bed: &mut Bed<Cluster>, audit: &Audit) -> Result<()> {
+async fn everything_happens(bed: &mut Bed<Cluster>, audit: &AuditLog) -> Result<()> {
     let half = |old, new| split(MODEL, &[(old, 52), (new, 48)]);
     bed.sees_baseline().await?;
     bed.list(V2).await?;
@@ -281,7 +282,7 @@ async fn everything_happens(bed: &mut Bed<Cluster>, audit: &Audit) -> Result<()>
     bed.sees(cleaned_up(V1).and(succeeded(V2))).await?;
 
     // The other group, and a rewrite that has to be made.
-    bed.place.plane().install(&[UPSTREAM.file(UPSTREAM.current_rewrite)?]).await?;
+    bed.place.plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
     bed.sees(routed_by(Legacy, 2)).await?;
     is_watched(bed, audit, Current).await?;
     rollouts(bed).delete(MODEL, &DeleteParams::default()).await?;
@@ -354,8 +355,8 @@ async fn told(bed: &Bed<Cluster>, reason: &str, request: &str) -> Result<()> {
 }
 
 /// What the operator wrote, besides saying what is missing.
-fn written(bed: &Bed<Cluster>, audit: &Audit) -> Result<Vec<String>> {
-    Ok(other_writes(&audit.of(&operator(bed))?, &[MODEL]))
+fn written(bed: &Bed<Cluster>, audit: &AuditLog) -> Result<Vec<String>> {
+    Ok(other_writes(&audit.events_of_user(&operator(bed))?, &[MODEL]))
 }
 
 #[test]
@@ -375,7 +376,7 @@ fn a_missing_permission_to_write_is_named_and_stops_nothing_that_serves() {
         ];
         for (resource, named, old, new, before) in steps {
             permissions.without(resource, &["update"]).await?;
-            let audit = bed.place.plane().audit();
+            let audit = bed.place.plane().audit_log();
             bed.list(new).await?;
             told(bed, reason::WRITE_REFUSED, &format!("update {named}")).await?;
             bed.keeps_seeing(Duration::from_millis(700), served_by(MODEL, old).and(every_server_is_ready())).await?;
@@ -425,14 +426,14 @@ fn a_missing_permission_to_look_is_named_and_an_abort_needs_it_not() {
         // What is watched already goes on: the operator that begins anew may not look.
         permissions.without("pods", &["list"]).await?;
         bed.kill_operator();
-        let audit = bed.place.plane().audit();
+        let audit = bed.place.plane().audit_log();
         bed.start_operator().await?;
         told(bed, reason::INVALID, "list pods").await?;
         bed.keeps_seeing(Duration::from_millis(1500), half().and(every_server_is_ready())).await?;
         let written = written(bed, &audit)?;
         ensure!(written.is_empty(), "written without looking: {written:?}");
-        let tries = audit.of(&operator(bed))?;
-        let tries = tries.iter().filter(|event| event.decision == Decision::Forbidden).count();
+        let tries = audit.events_of_user(&operator(bed))?;
+        let tries = tries.iter().filter(|event| event.decision == AuthorizationDecision::Forbidden).count();
         // Three watches, whose pauses double.
         ensure!((3..=24).contains(&tries), "what is forbidden was tried {tries} times within two seconds");
 
@@ -458,12 +459,13 @@ fn a_permission_to_look_that_is_taken_away_later_is_named_and_nothing_moves_on_w
         // Who may list may go on: each list is as new as it can be.
         permissions.without("pods", &["list", "watch"]).await?;
         // A watch lasts up to a minute; one that is cut off is begun anew at once.
-        let audit = bed.place.plane().audit();
+        let audit = bed.place.plane().audit_log();
         bed.place.kill_api_server()?;
         bed.place.start_api_server().await?;
         until("three watches of pods that may not even list them", async || {
-            let events = audit.of(&operator(bed))?;
-            let refused = |event: &&AuditEvent| event.verb == "list" && event.decision == Decision::Forbidden;
+            let events = audit.events_of_user(&operator(bed))?;
+            let refused =
+                |event: &&AuditEvent| event.verb == "list" && event.decision == AuthorizationDecision::Forbidden;
             Ok((events.iter().filter(refused).count() >= 3).then_some(()))
         })
         .await?;

@@ -27,11 +27,11 @@ use rollora_e2e::{
     traffic::{Ask, Crowd, Kind, Outcome, ask_once},
 };
 use rollora_testbed::{
+    endpoint_picker::{EndpointPicker, PickerPosition},
     guide::{MODEL, POOL, REWRITE, V1, V2},
-    homes::{self, CONTROL_PLANE, ENDPOINT_PICKER, ENVOY},
     http,
-    manifests::push,
-    picker::{Order, Picker},
+    manifests::push_value,
+    tools::{self, CONTROL_PLANE, ENDPOINT_PICKER, ENVOY},
 };
 use serde_json::json;
 use std::{collections::BTreeMap, time::Duration};
@@ -40,7 +40,7 @@ const LEGACY: &str = "inference.networking.x-k8s.io";
 const GENERIC: &str = "everything";
 
 fn has_a_picker(what: &str) -> bool {
-    homes::are_known(&[CONTROL_PLANE, ENVOY, ENDPOINT_PICKER], what)
+    tools::all_available(&[CONTROL_PLANE, ENVOY, ENDPOINT_PICKER], what)
 }
 
 /// Clients that no proof of residency can be taken for.
@@ -55,7 +55,7 @@ async fn asked(bed: &Bed<Cluster>) -> Result<BTreeMap<String, u64>> {
     let mut sum = BTreeMap::new();
     for server in bed.place.servers() {
         for (model, used) in server.counters().await?.models {
-            *sum.entry(model).or_default() += used.longer();
+            *sum.entry(model).or_default() += used.multi_token();
         }
     }
     sum.retain(|_, count| *count > 0);
@@ -65,7 +65,7 @@ async fn asked(bed: &Bed<Cluster>) -> Result<BTreeMap<String, u64>> {
 /// What the picker says that it has rewritten by this rewrite: requests by target.
 async fn decided(bed: &Bed<Cluster>, rewrite: &str) -> Result<BTreeMap<String, u64>> {
     let address = bed.place.picker_metrics()?;
-    let (_, text) = http::call(&address, http::request("GET", "/metrics", None)).await?;
+    let (_, text) = http::send_request(&address, http::request("GET", "/metrics", None)).await?;
     let text = String::from_utf8_lossy(&text).into_owned();
     let of_rewrite = format!("model_rewrite_name=\"{rewrite}\"");
     let lines = text.lines().filter(|line| {
@@ -100,12 +100,12 @@ fn the_endpoint_picker_moves_the_traffic_as_the_operator_says() {
     let parts = async || {
         Ok(Parts {
             manifests: vec!["operator-one-namespace", "vllm"],
-            picker: Some(Picker::new(Order::InPlaceOfExtProc)?),
+            picker: Some(EndpointPicker::new(PickerPosition::InsteadOfExtProc)?),
             // Both groups are installed, and this picker reads the legacy one.
             change: Box::new(|objects| {
                 let operator = objects.object_mut("Deployment", "rollora-operator")?;
                 let args = &mut operator["spec"]["template"]["spec"]["containers"][0]["args"];
-                push(args, json!(format!("--api-group={LEGACY}")))
+                push_value(args, json!(format!("--api-group={LEGACY}")))
             }),
             ..Parts::default()
         })
@@ -161,7 +161,8 @@ fn nothing_starts_while_the_picker_behind_ext_proc_would_rewrite_once_more() {
     if !has_a_picker("the endpoint picker behind ext-proc") {
         return;
     }
-    let parts = async || Ok(Parts { picker: Some(Picker::new(Order::BehindExtProc)?), ..Parts::default() });
+    let parts =
+        async || Ok(Parts { picker: Some(EndpointPicker::new(PickerPosition::AfterExtProc)?), ..Parts::default() });
     on_a_cluster(&Setup::guide(Duration::from_secs(1)), parts, async |bed| {
         bed.sees_baseline().await?;
         is_served(bed).await?;

@@ -9,9 +9,9 @@ use rollora_e2e::{
     traffic::{Ask, Crowd, Kind},
 };
 use rollora_testbed::{
-    gateway::Bodies,
+    gateway::RequestBodyMode,
     guide::{MODEL, V1, V2},
-    server::{Kind as ServerKind, Server},
+    server::{ServerKind, VllmServer},
 };
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ fn an_envoy_that_buffers_bodies_serves_the_guide_too() {
     if !has_a_cluster("an Envoy that buffers bodies") {
         return;
     }
-    let parts = async || Ok(Parts { bodies: Bodies::Buffered, ..Parts::default() });
+    let parts = async || Ok(Parts { bodies: RequestBodyMode::Buffered, ..Parts::default() });
     on_a_cluster(&Setup::guide(Duration::from_millis(500)), parts, async |bed| {
         bed.sees_baseline().await?;
         with_clients(bed);
@@ -85,13 +85,13 @@ fn a_pod_that_is_replaced_in_the_middle_gets_requests_when_it_has_what_serves() 
             with_clients(bed);
             bed.list(V2).await?;
             bed.sees(split(MODEL, &[(V1, 50), (V2, 50)])).await?;
-            let before: Vec<_> = bed.place.servers().iter().map(Server::name).collect();
+            let before: Vec<_> = bed.place.servers().iter().map(VllmServer::name).collect();
             bed.delete_server(1).await?;
             bed.sees(every_server_is_ready()).await?;
-            let after: Vec<_> = bed.place.servers().iter().map(Server::name).collect();
+            let after: Vec<_> = bed.place.servers().iter().map(VllmServer::name).collect();
             ensure!(before[0] == after[0] && before[1] != after[1] && before[2] == after[2], "{before:?} {after:?}");
             bed.keeps_seeing(Duration::from_millis(500), split(MODEL, &[(V1, 50), (V2, 50)])).await?;
-            let adapters = bed.place.servers()[1].adapters().await?;
+            let adapters = bed.place.servers()[1].loaded_adapters().await?;
             ensure!(adapters.contains(V1) && adapters.contains(V2), "the new pod has {adapters:?}");
             // Had it been asked before it had both, a client would have seen a 404.
             bed.clients_saw_nothing_wrong().await.map(drop)

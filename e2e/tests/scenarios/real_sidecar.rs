@@ -11,10 +11,10 @@ use rollora_api::{
     sidecar_status::{AdapterState, AdapterStatus, SidecarStatus},
 };
 use rollora_testbed::{
-    http::{self, Address, Connection},
-    ports::Port,
-    process::{Process, program},
-    server::{Kind, Server},
+    http::{self, HttpConnection, ListenAddress},
+    ports::ReservedPort,
+    process::{ChildProcess, built_program},
+    server::{ServerKind, VllmServer},
 };
 use serde_json::{Value, json};
 use std::{
@@ -44,14 +44,14 @@ fn clock() -> Timestamp {
 /// A file, a key for the server, and the program with both.
 struct Sidecar {
     folder: TempDir,
-    port: Port,
+    port: ReservedPort,
     vllm: u16,
-    process: Option<Process>,
+    process: Option<ChildProcess>,
 }
 
 impl Sidecar {
     fn new(vllm: u16) -> Result<Self> {
-        Ok(Self { folder: TempDir::new()?, port: Port::reserve()?, vllm, process: None })
+        Ok(Self { folder: TempDir::new()?, port: ReservedPort::reserve()?, vllm, process: None })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -74,16 +74,16 @@ impl Sidecar {
     }
 
     fn start(&mut self) -> Result<()> {
-        let mut command = Command::new(program("rollora-sidecar")?);
+        let mut command = Command::new(built_program("rollora-sidecar")?);
         command.arg("--config").arg(self.path("configmap.yaml"));
         command.arg("--api-key-file").arg(self.path("key")).arg("--state-dir").arg(self.path("state"));
         command.args(["--address", "127.0.0.1", "--metrics-port", &self.port.number().to_string()]);
         command.args(["--unload-grace", &format!("{}s", GRACE.as_secs())]);
-        self.process = Some(Process::start("sidecar", command, self.folder.path())?);
+        self.process = Some(ChildProcess::start("sidecar", command, self.folder.path())?);
         Ok(())
     }
 
-    fn address(&self) -> Address {
+    fn address(&self) -> ListenAddress {
         self.port.address().into()
     }
 
@@ -92,7 +92,7 @@ impl Sidecar {
     }
 
     async fn is_ready(&self) -> bool {
-        let answer = http::call(&self.address(), http::request("GET", "/readyz", None)).await;
+        let answer = http::send_request(&self.address(), http::request("GET", "/readyz", None)).await;
         answer.is_ok_and(|(status, _)| status == 200)
     }
 
@@ -135,19 +135,19 @@ fn error_of(adapter: &AdapterStatus) -> (&str, &str) {
 }
 
 /// A completion that streams many tokens, and when its last byte came.
-async fn stream(vllm: &Server, id: &str) -> Result<(String, Instant)> {
+async fn stream(vllm: &VllmServer, id: &str) -> Result<(String, Instant)> {
     let body = json!({
         "model": id, "prompt": "hello", "max_tokens": TOKENS, "ignore_eos": true, "temperature": 0, "stream": true,
     });
-    let mut connection = Connection::open(&address(vllm)?).await?;
+    let mut connection = HttpConnection::open(&address(vllm)?).await?;
     let answer = connection.send(authorized("/v1/completions", &body)?).await?;
     ensure!(answer.status() == 200, "a stream of {id}: {}", answer.status());
     let body = answer.into_body().collect().await.context("the stream was cut")?.to_bytes();
     Ok((String::from_utf8(body.to_vec())?, now()))
 }
 
-fn address(vllm: &Server) -> Result<Address> {
-    Ok(Address::Tcp(vllm.url().trim_start_matches("http://").parse()?))
+fn address(vllm: &VllmServer) -> Result<ListenAddress> {
+    Ok(ListenAddress::Tcp(vllm.url().trim_start_matches("http://").parse()?))
 }
 
 fn authorized(path: &str, body: &Value) -> Result<hyper::Request<http_body_util::Full<bytes::Bytes>>> {
@@ -186,7 +186,7 @@ fn beside_a_real_vllm_it_does_and_says_what_it_does_beside_a_simulated_one() {
 
 async fn beside_a_real_vllm(home: PathBuf) -> Result<()> {
     let logs = TempDir::new()?;
-    let mut vllm = Server::own("vllm", Kind::Real { home }, Some(KEY), logs.path())?;
+    let mut vllm = VllmServer::spawn("vllm", ServerKind::Real { home }, Some(KEY), logs.path())?;
     let port = vllm.url().rsplit_once(':').context("a port")?.1.parse()?;
     let mut sidecar = Sidecar::new(port)?;
     sidecar.write(&[("a4", "tiny/adapters/a4")], &[])?;
@@ -194,7 +194,7 @@ async fn beside_a_real_vllm(home: PathBuf) -> Result<()> {
     sidecar.start()?;
     let away = sidecar.shows("vLLM is not there yet", |status| status.readiness.reason == "Unreachable").await?;
     ensure!(away.server.is_none(), "{away:#?}");
-    vllm.answers().await?;
+    vllm.wait_ready().await?;
 
     a_wrong_key_is_said_and_the_right_one_is_taken_without_a_restart(&sidecar).await?;
     what_cannot_be_loaded_says_why_and_holds_nothing_up(&sidecar).await?;
@@ -231,7 +231,10 @@ async fn what_cannot_be_loaded_says_why_and_holds_nothing_up(sidecar: &Sidecar) 
     sidecar.becomes_ready().await
 }
 
-async fn an_adapter_in_use_is_unloaded_after_its_stream_and_the_grace(sidecar: &Sidecar, vllm: &Server) -> Result<()> {
+async fn an_adapter_in_use_is_unloaded_after_its_stream_and_the_grace(
+    sidecar: &Sidecar,
+    vllm: &VllmServer,
+) -> Result<()> {
     let began = clock();
     let (streamed, unlisted) = tokio::join!(stream(vllm, "a6"), async {
         // In the middle of the stream.
@@ -244,7 +247,7 @@ async fn an_adapter_in_use_is_unloaded_after_its_stream_and_the_grace(sidecar: &
     let ended = clock();
     whole(&streamed)?;
     ensure!(unlisted < streamed_until, "the stream was over before");
-    ensure!(vllm.adapters().await?.contains("a6"), "unloaded while its last use is less than the grace ago");
+    ensure!(vllm.loaded_adapters().await?.contains("a6"), "unloaded while its last use is less than the grace ago");
     let gone = sidecar.shows_state("a6", AdapterState::Gone).await?;
     let unloaded = clock();
     let used = gone.last_used.context("nobody says when it was used")?;
@@ -252,16 +255,16 @@ async fn an_adapter_in_use_is_unloaded_after_its_stream_and_the_grace(sidecar: &
     let slack = Duration::from_millis(1500);
     ensure!(began < used && used < ended + slack && ended < used + slack, "used {used}, and streamed to {ended}");
     ensure!(unloaded > used + GRACE, "unloaded {unloaded}, used {used}");
-    ensure!(!vllm.adapters().await?.contains("a6"), "it is said to be gone");
+    ensure!(!vllm.loaded_adapters().await?.contains("a6"), "it is said to be gone");
     Ok(())
 }
 
-async fn a_stream_outlives_an_unload_by_somebody_else(sidecar: &Sidecar, vllm: &Server) -> Result<()> {
+async fn a_stream_outlives_an_unload_by_somebody_else(sidecar: &Sidecar, vllm: &VllmServer) -> Result<()> {
     let undisturbed = whole(&stream(vllm, "a4").await?.0)?;
     let (streamed, unloaded) = tokio::join!(stream(vllm, "a4"), async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         let request = authorized("/v1/unload_lora_adapter", &json!({ "lora_name": "a4" }))?;
-        let (status, _) = http::call(&address(vllm)?, request).await?;
+        let (status, _) = http::send_request(&address(vllm)?, request).await?;
         anyhow::Ok((status, now()))
     });
     let ((streamed, streamed_until), (status, unloaded)) = (streamed?, unloaded?);
@@ -270,7 +273,7 @@ async fn a_stream_outlives_an_unload_by_somebody_else(sidecar: &Sidecar, vllm: &
     ensure!(streamed == undisturbed, "the stream is not what it is undisturbed");
     // It is wanted: the next list of models shows that it is gone, and it comes back.
     let began = now();
-    while !vllm.adapters().await?.contains("a4") {
+    while !vllm.loaded_adapters().await?.contains("a4") {
         ensure!(began.elapsed() < Duration::from_secs(20), "it is not loaded again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -279,7 +282,7 @@ async fn a_stream_outlives_an_unload_by_somebody_else(sidecar: &Sidecar, vllm: &
 
 async fn a_server_that_ends_is_noticed_at_once_and_gets_back_what_it_had(
     sidecar: &Sidecar,
-    vllm: &mut Server,
+    vllm: &mut VllmServer,
 ) -> Result<()> {
     let before = sidecar.status().await?.server;
     vllm.kill();
@@ -290,7 +293,7 @@ async fn a_server_that_ends_is_noticed_at_once_and_gets_back_what_it_had(
     }
     let noticed = killed.elapsed();
     vllm.start()?;
-    vllm.answers().await?;
+    vllm.wait_ready().await?;
     let healthy = now();
     sidecar.shows_state("a4", AdapterState::Verified).await?;
     sidecar.becomes_ready().await?;
@@ -300,6 +303,6 @@ async fn a_server_that_ends_is_noticed_at_once_and_gets_back_what_it_had(
     ));
     let after = sidecar.status().await?.server;
     ensure!(before != after && after.is_some(), "the same server: {before:?} {after:?}");
-    ensure!(vllm.adapters().await?.contains("a4"), "verified, and not listed");
+    ensure!(vllm.loaded_adapters().await?.contains("a4"), "verified, and not listed");
     Ok(())
 }

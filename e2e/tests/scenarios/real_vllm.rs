@@ -12,7 +12,7 @@ use rollora_e2e::{
 };
 use rollora_testbed::{
     guide::{MODEL, V1, V2},
-    server::Kind,
+    server::ServerKind,
 };
 use std::{path::PathBuf, time::Duration};
 
@@ -24,7 +24,7 @@ fn the_guide_on_a_real_vllm_changes_what_the_model_says<P: Place>() {
         return;
     };
     let setup = Setup {
-        servers: vec![Kind::Real { home }],
+        servers: vec![ServerKind::Real { home }],
         adapters: vec![Entry::new(V1, "tiny/adapters/a4")],
         rollout: RolloutFile { quiet_for: Duration::from_secs(1), ..RolloutFile::guide(Duration::from_secs(3)) },
         api_key: None,

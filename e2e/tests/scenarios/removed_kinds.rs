@@ -12,10 +12,10 @@ use rollora_api::{
 };
 use rollora_e2e::scenario::has_a_cluster;
 use rollora_testbed::{
-    control_plane::{ControlPlane, UPSTREAM},
-    http::{self, Address},
-    ports::Port,
-    process::{Process, program},
+    control_plane::{ControlPlane, UPSTREAM_CRDS},
+    http::{self, ListenAddress},
+    ports::ReservedPort,
+    process::{ChildProcess, built_program},
 };
 use serde_json::json;
 use std::{collections::BTreeMap, process::Command, time::Duration};
@@ -53,22 +53,22 @@ async fn write(client: &Client, namespace: &str, group: RewriteGroup) -> Result<
 
 /// A program that watches.
 struct Router {
-    process: Process,
-    at: Address,
-    _ports: [Port; 3],
+    process: ChildProcess,
+    at: ListenAddress,
+    _ports: [ReservedPort; 3],
 }
 
 impl Router {
     fn start(plane: &ControlPlane, namespace: &str, folder: &std::path::Path) -> Result<Self> {
-        let ports = [Port::reserve()?, Port::reserve()?, Port::reserve()?];
-        let mut command = Command::new(program("rollora-ext-proc")?);
+        let ports = [ReservedPort::reserve()?, ReservedPort::reserve()?, ReservedPort::reserve()?];
+        let mut command = Command::new(built_program("rollora-ext-proc")?);
         command.env("KUBECONFIG", plane.admin_kubeconfig());
         command.args(["--pool", "pool", "--namespace", namespace, "--address", "127.0.0.1"]);
         for (flag, port) in ["--grpc-port", "--grpc-health-port", "--metrics-port"].iter().zip(&ports) {
             command.arg(flag).arg(port.number().to_string());
         }
         let at = ports[2].address().into();
-        Ok(Self { process: Process::start("rollora-ext-proc", command, folder)?, at, _ports: ports })
+        Ok(Self { process: ChildProcess::start("rollora-ext-proc", command, folder)?, at, _ports: ports })
     }
 
     /// Waits until the rules are those of these groups and no others, and is ready all the time from the first on.
@@ -76,7 +76,7 @@ impl Router {
         let (wanted, names) = (expected(groups), groups.iter().map(|group| group.name()).collect::<Vec<_>>());
         let mut last = String::new();
         for _ in 0..3000 {
-            let ready = http::call(&self.at, http::request("GET", "/readyz", None)).await;
+            let ready = http::send_request(&self.at, http::request("GET", "/readyz", None)).await;
             let ready = ready.is_ok_and(|(status, _)| status == 200);
             ensure!(ready || from_the_start, "it is not ready any more\n{}", self.process.log_tail(20));
             if let Ok(report) = http::get_json::<RulesReport>(&self.at, "/rules").await {
@@ -95,11 +95,11 @@ impl Router {
 
 async fn try_it() -> Result<()> {
     let plane = ControlPlane::start().await?;
-    let definitions = [(Current, UPSTREAM.current_rewrite), (Legacy, UPSTREAM.legacy_rewrite)];
+    let definitions = [(Current, UPSTREAM_CRDS.current_rewrite), (Legacy, UPSTREAM_CRDS.legacy_rewrite)];
     for (_, definition) in definitions {
-        plane.install(&[UPSTREAM.file(definition)?]).await?;
+        plane.install_crds(&[UPSTREAM_CRDS.crd_file(definition)?]).await?;
     }
-    let (namespace, client) = (plane.namespace("removed").await?, plane.admin().await?);
+    let (namespace, client) = (plane.create_namespace("removed").await?, plane.admin_client().await?);
     write(&client, &namespace, Current).await?;
     write(&client, &namespace, Legacy).await?;
     let folder = tempfile::tempdir()?;
@@ -107,15 +107,15 @@ async fn try_it() -> Result<()> {
     router.has(&[Current, Legacy], true).await?;
     for (group, definition) in definitions {
         let other = if group == Current { Legacy } else { Current };
-        plane.uninstall(&UPSTREAM.file(definition)?).await?;
+        plane.uninstall_crd(&UPSTREAM_CRDS.crd_file(definition)?).await?;
         router.has(&[other], false).await.with_context(|| format!("{group:?} was removed"))?;
-        plane.install(&[UPSTREAM.file(definition)?]).await?;
+        plane.install_crds(&[UPSTREAM_CRDS.crd_file(definition)?]).await?;
         write(&client, &namespace, group).await?;
         router.has(&[Current, Legacy], false).await.with_context(|| format!("{group:?} came back"))?;
     }
     // Both, and it lives on without any rule.
     for (_, definition) in definitions {
-        plane.uninstall(&UPSTREAM.file(definition)?).await?;
+        plane.uninstall_crd(&UPSTREAM_CRDS.crd_file(definition)?).await?;
     }
     router.has(&[], false).await.context("both were removed")
 }

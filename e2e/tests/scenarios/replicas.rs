@@ -99,7 +99,7 @@ fn a_replica_that_is_killed_cuts_no_answer_that_streams() {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let killed = now();
             for replica in bed.place.ext_procs() {
-                replica.crash();
+                replica.kill();
             }
             bed.clients_sent(40).await?;
             let record = bed.clients_stop().await?;
@@ -181,7 +181,7 @@ fn a_replica_that_is_being_deleted_and_cannot_be_asked_is_waited_for_until_it_is
         bed.sees(pending()).await?;
         bed.keeps_seeing(Duration::from_millis(1500), pending()).await?;
 
-        replica.crash();
+        replica.kill();
         bed.sees(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
         bed.clients_saw_nothing_wrong().await.map(drop)
     });
@@ -244,7 +244,7 @@ fn a_replica_that_is_killed_costs_little_more_than_what_it_was_asked() {
             bed.sees_baseline().await?;
             bed.clients_start(&crowd);
             bed.clients_sent(200).await?;
-            bed.place.ext_procs().remove(0).crash();
+            bed.place.ext_procs().remove(0).kill();
             bed.clients_sent(800).await?;
             let verdict = bed.clients_stop().await?.verdict();
             // Envoy asks another replica where the dead one had not been asked yet.

@@ -16,9 +16,9 @@ use rollora_e2e::{
     seen::{Condition, phase, split},
 };
 use rollora_testbed::{
-    control_plane::{Audit, AuditEvent},
+    control_plane::{AuditEvent, AuditLog},
     guide::{MODEL, POOL, REWRITE, V1, V2},
-    http::{self, Address},
+    http::{self, ListenAddress},
 };
 use serde_json::json;
 use std::time::Duration;
@@ -58,8 +58,8 @@ async fn says(bed: &Bed<Cluster>, group: RewriteGroup, name: &str, wanted: &[(&s
 }
 
 /// How often the operator wrote the status of a rewrite.
-fn told_so_often(bed: &Bed<Cluster>, audit: &Audit, name: &str) -> Result<usize> {
-    let events = audit.of(&operator(bed))?;
+fn told_so_often(bed: &Bed<Cluster>, audit: &AuditLog, name: &str) -> Result<usize> {
+    let events = audit.events_of_user(&operator(bed))?;
     let of_status =
         events.iter().filter(|event| event.resource == "inferencemodelrewrites" && event.subresource == "status");
     Ok(of_status.filter(|event| is_write(event) && event.name == name).count())
@@ -67,15 +67,15 @@ fn told_so_often(bed: &Bed<Cluster>, audit: &Audit, name: &str) -> Result<usize>
 
 async fn metrics(bed: &Bed<Cluster>) -> Result<String> {
     let container = bed.place.operators().into_iter().next().context("there is no operator")?;
-    let address = Address::Tcp((container.address(), METRICS).into());
-    let (status, text) = http::call(&address, http::request("GET", "/metrics", None)).await?;
+    let address = ListenAddress::Tcp((container.address(), METRICS).into());
+    let (status, text) = http::send_request(&address, http::request("GET", "/metrics", None)).await?;
     ensure!(status.is_success(), "{status}");
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// What the operator asked of the API server that is neither a watch, nor about the Lease, nor which kinds are installed.
-fn asked(bed: &Bed<Cluster>, audit: &Audit) -> Result<Vec<String>> {
-    let events = audit.of(&operator(bed))?;
+fn asked(bed: &Bed<Cluster>, audit: &AuditLog) -> Result<Vec<String>> {
+    let events = audit.events_of_user(&operator(bed))?;
     let is_other = |event: &&AuditEvent| event.verb != "watch" && !matches!(event.resource.as_str(), "" | "leases");
     let others = events.iter().filter(is_other);
     Ok(others.map(|event| format!("{} {}/{} {}", event.verb, event.resource, event.subresource, event.name)).collect())
@@ -88,7 +88,7 @@ fn every_rewrite_says_whether_it_is_in_force_and_every_rollout_has_its_metrics()
     }
     let parts = async || Ok(Parts::default());
     on_a_cluster(&Setup::open_at_half(Duration::from_millis(200)), parts, async |bed| {
-        let audit = bed.place.plane().audit();
+        let audit = bed.place.plane().audit_log();
         bed.sees_baseline().await?;
         let in_force = ("Accepted=True/Accepted", "in force for");
         let alone = ("Conflicted=False/NoConflict", "every rule");
@@ -115,7 +115,7 @@ fn every_rewrite_says_whether_it_is_in_force_and_every_rollout_has_its_metrics()
         bed.sees(split(MODEL, &[(V1, 50), (V2, 50)]).and(phase(Phase::Paused))).await?;
         let told = told_so_often(bed, &audit, REWRITE)?;
         ensure!(told == 1, "the conditions of {REWRITE} were written {told} times");
-        let quiet = bed.place.plane().audit();
+        let quiet = bed.place.plane().audit_log();
         bed.keeps_seeing(Duration::from_secs(2), phase(Phase::Paused)).await?;
         let text = metrics(bed).await?;
         let asked = asked(bed, &quiet)?;

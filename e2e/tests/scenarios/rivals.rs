@@ -20,7 +20,10 @@ use rollora_e2e::{
     seen::Condition,
     traffic::Crowd,
 };
-use rollora_testbed::{guide::MODEL, kubelet::Container, manifests::Manifests, manifests::push, turnstile::Turnstile};
+use rollora_testbed::{
+    guide::MODEL, kubelet::ContainerHandle, manifests::Manifests, manifests::push_value,
+    write_interceptor::WriteInterceptor,
+};
 use serde_json::json;
 use std::{sync::Arc, time::Duration};
 
@@ -33,9 +36,12 @@ fn with_a_rival(objects: &mut Manifests) -> Result<()> {
     short_lease(objects)?;
     let mut rival = objects.object_mut("Deployment", OPERATOR)?.clone();
     rival["metadata"]["name"] = json!(RIVAL);
-    push(&mut rival["spec"]["template"]["spec"]["containers"][0]["args"], json!(format!("--lease-name={RIVAL}")))?;
+    push_value(
+        &mut rival["spec"]["template"]["spec"]["containers"][0]["args"],
+        json!(format!("--lease-name={RIVAL}")),
+    )?;
     let role = objects.object_mut("Role", "rollora-operator-lease")?;
-    push(&mut role["rules"][0]["resourceNames"], json!(RIVAL))?;
+    push_value(&mut role["rules"][0]["resourceNames"], json!(RIVAL))?;
     objects.objects.push(rival);
     Ok(())
 }
@@ -101,13 +107,13 @@ impl Robbed {
                 let before = operator.restarts();
                 bed.sees(Condition::new("the operator has left", {
                     let operator = operator.clone();
-                    move |_| !operator.runs() || operator.restarts() > before
+                    move |_| !operator.is_running() || operator.restarts() > before
                 }))
                 .await?;
                 let why = operator.log_tail(40);
                 ensure!(why.contains("was taken by somebody-else"), "it does not say why it left:\n{why}");
                 // A kubelet would wait longer each time, once it has seen the end.
-                while !operator.runs() {
+                while !operator.is_running() {
                     operator.release();
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
@@ -168,15 +174,15 @@ fn a_write_of_a_leader_that_was_overtaken_is_refused() {
     let shared = Kept::default();
     let parts = async || behind_a_turnstile(Arc::clone(&shared), two).await;
     on_a_cluster(&Setup::guide(Duration::from_millis(300)), parts, async |bed| {
-        let turnstile: &Arc<Turnstile> = shared.get().context("no turnstile")?;
+        let turnstile: &Arc<WriteInterceptor> = shared.get().context("no turnstile")?;
         bed.sees_baseline().await?;
         bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
         bed.list(&version(2)).await?;
         bed.sees(reached((2, 10))).await?;
 
         // The next one is that to 50/50.
-        turnstile.hold_next("inferencemodelrewrites/");
-        let held = tokio::time::timeout(Duration::from_secs(20), turnstile.holds()).await??;
+        turnstile.hold_next_write("inferencemodelrewrites/");
+        let held = tokio::time::timeout(Duration::from_secs(20), turnstile.wait_held()).await??;
         ensure!(held.method == "PUT" && !held.path.ends_with("/status"), "held was {held}");
         let old = leader(bed).await?;
         old.freeze();
@@ -184,7 +190,7 @@ fn a_write_of_a_leader_that_was_overtaken_is_refused() {
         ensure!(holder(bed).await?.as_deref() != Some(old.pod()), "the old leader still holds the Lease");
 
         // 50/50 arrives when v2 has everything.
-        let status = turnstile.let_through().await?;
+        let status = turnstile.release_held().await?;
         ensure!(status == 409, "the API server answered the late write with {status}");
         old.thaw();
         bed.keeps_seeing(Duration::from_secs(1), over(2)).await?;
@@ -197,7 +203,7 @@ fn a_write_of_a_leader_that_was_overtaken_is_refused() {
     });
 }
 
-async fn leader(bed: &Bed<Cluster>) -> Result<Container> {
+async fn leader(bed: &Bed<Cluster>) -> Result<ContainerHandle> {
     let holder = holder(bed).await?.context("nobody holds the Lease")?;
     let operators = bed.place.operators();
     let found = operators.into_iter().find(|operator| operator.pod() == holder);

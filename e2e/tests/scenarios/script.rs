@@ -10,7 +10,7 @@ use rollora_e2e::{
 };
 use rollora_testbed::{
     guide::{MODEL, V1, V2},
-    http::Address,
+    http::ListenAddress,
 };
 use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
 
@@ -18,7 +18,7 @@ const REQUESTS: usize = 40;
 
 /// What the script printed behind its headline: which version answered how often. It must end with 0.
 async fn counts(bed: &Bed<Cluster>) -> Result<BTreeMap<String, usize>> {
-    let Address::Tcp(gateway) = bed.place.gateway() else { anyhow::bail!("Envoy listens on a socket file") };
+    let ListenAddress::Tcp(gateway) = bed.place.gateway() else { anyhow::bail!("Envoy listens on a socket file") };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("guide/test-traffic-splitting.sh");
     let mut command = Command::new(script);
     command.args([gateway.to_string(), MODEL.to_owned(), REQUESTS.to_string()]);

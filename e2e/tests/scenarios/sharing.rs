@@ -13,7 +13,7 @@ use rollora_e2e::{
 };
 use rollora_testbed::{
     guide::{MODEL, POOL, V1, V2},
-    http::{self, Address},
+    http::{self, ListenAddress},
     manifests::Manifests,
 };
 use serde_json::json;
@@ -53,11 +53,11 @@ fn with_a_second_pool(objects: &mut Manifests) -> Result<()> {
 
 /// Asks the server elsewhere for v1 by its own name, without a pause between answers, until it is told to stop.
 /// Returns how many answers there were.
-async fn ask_for_v1(server: Address, stop: CancellationToken) -> Result<u32> {
+async fn ask_for_v1(server: ListenAddress, stop: CancellationToken) -> Result<u32> {
     let mut answers = 0;
     while !stop.is_cancelled() {
         let body = json!({ "model": V1, "prompt": "hello", "max_tokens": 100 });
-        let (status, body) = http::call(&server, http::request("POST", "/v1/completions", Some(&body))).await?;
+        let (status, body) = http::send_request(&server, http::request("POST", "/v1/completions", Some(&body))).await?;
         ensure!(status.is_success(), "{status} after {answers} answers: {}", String::from_utf8_lossy(&body));
         answers += 1;
     }
@@ -100,7 +100,7 @@ fn setup() -> Setup {
 async fn used_elsewhere(bed: &mut Bed<Cluster>) -> Result<()> {
     bed.sees_baseline().await?;
     let server = &bed.place.containers(ELSEWHERE, "vllm")[0];
-    let (server, stop) = (Address::Tcp((server.address(), 8000).into()), CancellationToken::new());
+    let (server, stop) = (ListenAddress::Tcp((server.address(), 8000).into()), CancellationToken::new());
     crate::objects::until("the server elsewhere has v1", async || {
         let models: serde_json::Value = http::get_json(&server, "/v1/models").await?;
         Ok(models.to_string().contains(V1).then_some(()))

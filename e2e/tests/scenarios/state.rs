@@ -10,7 +10,7 @@ use rollora_e2e::{
 };
 use rollora_testbed::{
     guide::{MODEL, V1},
-    process::Ending,
+    process::ExitReason,
 };
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ fn asked_to_end_it_ends_well() {
     on_one_machine(&Setup::guide(Duration::from_millis(300)), async |bed| {
         bed.sees_baseline().await?;
         let ending = bed.place.rollora_mut().terminate().await?;
-        ensure!(ending == Ending::Exit(0), "it ended with {ending:?}");
+        ensure!(ending == ExitReason::Exit(0), "it ended with {ending:?}");
         Ok(())
     });
 }

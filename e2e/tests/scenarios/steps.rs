@@ -16,12 +16,12 @@ use rollora_e2e::{
     traffic::Crowd,
 };
 use rollora_testbed::{
-    control_plane::{ControlPlane, ours, upstream},
+    control_plane::{ControlPlane, rollora_crds, upstream_crds},
     guide::MODEL,
-    kubelet::Backoff,
+    kubelet::RestartBackoff,
     manifests::Manifests,
-    manifests::push,
-    turnstile::Turnstile,
+    manifests::push_value,
+    write_interceptor::WriteInterceptor,
 };
 use serde_json::json;
 use std::{
@@ -100,11 +100,11 @@ impl Step {
 /// The operator holds its Lease for two seconds.
 pub(crate) fn short_lease(objects: &mut Manifests) -> Result<()> {
     let operator = objects.object_mut("Deployment", "rollora-operator")?;
-    push(&mut operator["spec"]["template"]["spec"]["containers"][0]["args"], json!("--lease-duration=2s"))
+    push_value(&mut operator["spec"]["template"]["spec"]["containers"][0]["args"], json!("--lease-duration=2s"))
 }
 
 /// A turnstile that a bed's parts go through, once they are there.
-pub(crate) type Kept = Arc<OnceLock<Arc<Turnstile>>>;
+pub(crate) type Kept = Arc<OnceLock<Arc<WriteInterceptor>>>;
 
 /// The shared control plane with an operator that holds its Lease for two seconds and goes through a turnstile, which is
 /// kept; `change` is what else is different.
@@ -112,12 +112,12 @@ pub(crate) async fn behind_a_turnstile(
     kept: Kept,
     change: impl Fn(&mut Manifests) -> Result<()> + Send + Sync + 'static,
 ) -> Result<Parts> {
-    let turnstile = Arc::new(Turnstile::before(ControlPlane::shared().await?).await?);
+    let turnstile = Arc::new(WriteInterceptor::start(ControlPlane::shared().await?).await?);
     kept.set(Arc::clone(&turnstile)).ok();
     let change = move |objects: &mut Manifests| {
         short_lease(objects)?;
         change(objects)?;
-        turnstile.lead(objects, "rollora-operator")
+        turnstile.route_through(objects, "rollora-operator")
     };
     Ok(Parts { change: Box::new(change), ..Parts::default() })
 }
@@ -126,8 +126,8 @@ pub(crate) async fn behind_a_turnstile(
 /// each time it has lost it: else waiting for that would be most of a scenario.
 pub(crate) async fn own_plane() -> Result<Parts> {
     let plane = ControlPlane::start().await?;
-    plane.install(&[ours()?, upstream()?].concat()).await?;
-    let backoff = Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(1) };
+    plane.install_crds(&[rollora_crds()?, upstream_crds()?].concat()).await?;
+    let backoff = RestartBackoff { initial: Duration::from_millis(500), max: Duration::from_secs(1) };
     Ok(Parts { plane: Some(plane), backoff, change: Box::new(short_lease), ..Parts::default() })
 }
 

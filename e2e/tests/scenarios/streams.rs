@@ -9,7 +9,7 @@ use rollora_e2e::{
 };
 use rollora_testbed::{
     guide::{MODEL, V1, V2},
-    server::Kind,
+    server::ServerKind,
 };
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ rollora_e2e::on_both_beds!(streams_survive_the_whole_rollout_uncut);
 /// Each stream lasts about as long as all steps of the rollout together: some begin before v2 is listed and end when it
 /// has everything, and v1 is not unloaded beneath them.
 fn streams_survive_the_whole_rollout_uncut<P: Place>() {
-    let servers = vec![Kind::simulated(&["--token-millis", "10"]); 3];
+    let servers = vec![ServerKind::simulated(&["--token-millis", "10"]); 3];
     let setup = Setup { servers, ..Setup::guide(Duration::from_millis(700)) };
     on::<P>(&setup, async |bed| {
         bed.sees_baseline().await?;

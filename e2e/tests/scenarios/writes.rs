@@ -17,7 +17,7 @@ use rollora_e2e::{
     scenario::{has_a_cluster, long, on_a_cluster},
     traffic::Crowd,
 };
-use rollora_testbed::{guide::MODEL, turnstile::Turnstile};
+use rollora_testbed::{guide::MODEL, write_interceptor::WriteInterceptor};
 use std::{
     sync::{
         Arc,
@@ -36,12 +36,12 @@ fn killed_after_any_of_its_writes_the_operator_comes_to_the_same_end() {
     let shared = Kept::default();
     let parts = async || behind_a_turnstile(Arc::clone(&shared), |_| Ok(())).await;
     on_a_cluster(&Setup::guide(Duration::from_millis(200)), parts, async |bed| {
-        let turnstile: &Arc<Turnstile> = shared.get().context("no turnstile")?;
+        let turnstile: &Arc<WriteInterceptor> = shared.get().context("no turnstile")?;
         bed.sees_baseline().await?;
         bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
 
         // Undisturbed: so many writes there are, and so it ends.
-        turnstile.forget();
+        turnstile.clear_writes();
         bed.list(&version(2)).await?;
         let seen = bed.sees_within(PATIENCE, over(2)).await?;
         let (writes, expected) = (turnstile.writes(), outcome(&seen, 2)?);
@@ -77,13 +77,18 @@ fn killed_after_any_of_its_writes_the_operator_comes_to_the_same_end() {
 }
 
 /// Lists a version, kills the operator after so many writes, and starts it again. Whether there were so many.
-async fn killed_after(bed: &mut Bed<Cluster>, turnstile: &Turnstile, point: usize, number: usize) -> Result<bool> {
+async fn killed_after(
+    bed: &mut Bed<Cluster>,
+    turnstile: &WriteInterceptor,
+    point: usize,
+    number: usize,
+) -> Result<bool> {
     let was_killed = Arc::new(AtomicBool::new(false));
     let operators = bed.place.operators();
     turnstile.after_write(point, {
         let was_killed = Arc::clone(&was_killed);
         move || {
-            operators.iter().for_each(rollora_testbed::kubelet::Container::kill_and_hold);
+            operators.iter().for_each(rollora_testbed::kubelet::ContainerHandle::kill_and_hold);
             was_killed.store(true, Ordering::SeqCst);
         }
     });
@@ -95,7 +100,7 @@ async fn killed_after(bed: &mut Bed<Cluster>, turnstile: &Turnstile, point: usiz
         move |seen| killed.load(Ordering::SeqCst) || is_over.holds(seen),
     );
     let seen = bed.sees_within(PATIENCE, either).await;
-    let reached = turnstile.was_reached();
+    let reached = turnstile.hook_has_run();
     seen?;
     if reached {
         let away = StdRng::seed_from_u64(point as u64).random_range(0..300);

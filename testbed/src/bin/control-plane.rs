@@ -8,7 +8,7 @@ use std::io::{self, Read as _, Write as _};
 use std::thread;
 
 use anyhow::Result;
-use rollora_testbed::control_plane::{ControlPlane, ours, upstream};
+use rollora_testbed::control_plane::{ControlPlane, rollora_crds, upstream_crds};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +24,7 @@ async fn main() -> Result<()> {
         token.cancel();
     });
     let plane = ControlPlane::start().await?;
-    plane.install(&[ours()?, upstream()?].concat()).await?;
+    plane.install_crds(&[rollora_crds()?, upstream_crds()?].concat()).await?;
     writeln!(io::stdout(), "{}", plane.admin_kubeconfig().display())?;
     tokio::select! {
         _ = terminate.recv() => {}

@@ -6,7 +6,7 @@
 
 use anyhow::{Context as _, Result};
 use rollora_api::rollout::IntentKind;
-use rollora_testbed::population::{Population, Size};
+use rollora_testbed::scale_fixture::{FixtureSize, ScaleFixture};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::io::{self, Write as _};
@@ -15,27 +15,27 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 /// What can be ordered. Each is answered when it is done.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "order")]
-enum Order {
+enum FixtureCommand {
     Seed { pods: u8, versions: u16 },
-    Learn,
+    RecordTemplate,
     Grow { pools: u16, pods: u8, rollouts: u16, versions: u16 },
     Reconciled,
     Hold { held: bool },
     Begin { count: u16, version: u16 },
     Settled,
-    Wish { verb: IntentKind, count: u16 },
-    Mark,
-    Account,
+    Intent { verb: IntentKind, count: u16 },
+    ResetCounts,
+    RequestCounts,
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let mut population = Population::start().await?;
+    let mut population = ScaleFixture::start().await?;
     writeln!(io::stdout(), "{}", population.kubeconfig().display())?;
     let mut orders = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = orders.next_line().await? {
         let order = serde_json::from_str(&line).with_context(|| format!("no order: {line}"))?;
-        let answer = match obey(&mut population, order).await {
+        let answer = match execute(&mut population, order).await {
             Ok(answer) => json!({ "done": answer }),
             Err(error) => json!({ "failed": format!("{error:#}") }),
         };
@@ -44,20 +44,22 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-async fn obey(population: &mut Population, order: Order) -> Result<Value> {
+async fn execute(population: &mut ScaleFixture, order: FixtureCommand) -> Result<Value> {
     match order {
-        Order::Seed { pods, versions } => population.seed(Size { pools: 1, pods, rollouts: 1, versions }).await?,
-        Order::Learn => population.learn().await?,
-        Order::Grow { pools, pods, rollouts, versions } => {
-            population.grow(Size { pools, pods, rollouts, versions }).await?;
+        FixtureCommand::Seed { pods, versions } => {
+            population.seed(FixtureSize { pools: 1, pods, rollouts: 1, versions }).await?
         }
-        Order::Reconciled => population.reconciled().await?,
-        Order::Hold { held } => population.hold(held),
-        Order::Begin { count, version } => population.begin(count, version).await?,
-        Order::Settled => population.settled().await?,
-        Order::Wish { verb, count } => return Ok(json!(population.wish(verb, count).await?)),
-        Order::Mark => population.mark(),
-        Order::Account => return Ok(serde_json::to_value(population.account()?)?),
+        FixtureCommand::RecordTemplate => population.record_template().await?,
+        FixtureCommand::Grow { pools, pods, rollouts, versions } => {
+            population.grow(FixtureSize { pools, pods, rollouts, versions }).await?;
+        }
+        FixtureCommand::Reconciled => population.wait_until_reconciled().await?,
+        FixtureCommand::Hold { held } => population.hold_routers(held),
+        FixtureCommand::Begin { count, version } => population.begin_rollouts(count, version).await?,
+        FixtureCommand::Settled => population.wait_until_settled().await?,
+        FixtureCommand::Intent { verb, count } => return Ok(json!(population.send_intents(verb, count).await?)),
+        FixtureCommand::ResetCounts => population.reset_counts(),
+        FixtureCommand::RequestCounts => return Ok(serde_json::to_value(population.request_counts()?)?),
     }
     Ok(Value::Null)
 }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::thread;
 
 use clap::Parser;
-use rollora_testbed::sim::{Config, Death, Knobs, LoadFault, Simulator, Sources};
+use rollora_testbed::sim::{AllowedSources, CrashMode, Knobs, LoadFault, Simulator, SimulatorConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +48,7 @@ struct Arguments {
     #[arg(long, value_name = "RANK", default_value_t = 16)]
     max_lora_rank: u64,
     /// Adapter that is there from the start; can be given several times.
-    #[arg(long, value_name = "NAME=SOURCE", value_parser = pair::<String>)]
+    #[arg(long, value_name = "NAME=SOURCE", value_parser = parse_pair::<String>)]
     lora_modules: Vec<(String, String)>,
     /// Behave as vLLM without --enable-lora.
     #[arg(long)]
@@ -73,23 +73,23 @@ struct Arguments {
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
     token_millis: u64,
     /// Adapter that cannot be loaded, and why: not-found, bad-weights, rank, 500 or 500:TEXT. Can be given several times.
-    #[arg(long, value_name = "ID=FAULT", value_parser = pair::<LoadFault>)]
+    #[arg(long, value_name = "ID=FAULT", value_parser = parse_pair::<LoadFault>)]
     fail_load: Vec<(String, LoadFault)>,
     /// Adapter whose load ends the server: ID (or ID=engine) answers status 500 first, ID=cut answers nothing. Can be
     /// given several times.
-    #[arg(long, value_name = "ID[=DEATH]", value_parser = deadly)]
-    deadly_load: Vec<(String, Death)>,
+    #[arg(long, value_name = "ID[=DEATH]", value_parser = parse_crash)]
+    deadly_load: Vec<(String, CrashMode)>,
     /// Adapter whose first use ends the server; as --deadly-load.
-    #[arg(long, value_name = "ID[=DEATH]", value_parser = deadly)]
-    deadly_use: Vec<(String, Death)>,
+    #[arg(long, value_name = "ID[=DEATH]", value_parser = parse_crash)]
+    deadly_use: Vec<(String, CrashMode)>,
     /// End when standard input ends, so that the server does not outlive the program that started it.
     #[arg(long)]
     until_stdin_closes: bool,
 }
 
 impl Arguments {
-    fn config(self) -> Config {
-        Config {
+    fn into_config(self) -> SimulatorConfig {
+        SimulatorConfig {
             host: self.host,
             port: self.port,
             served_model_name: self.served_model_name,
@@ -102,7 +102,7 @@ impl Arguments {
             max_lora_rank: self.max_lora_rank,
             lora_modules: self.lora_modules,
             working_dir: PathBuf::from("."),
-            sources: if self.any_source { Sources::Any } else { Sources::OnDisk },
+            sources: if self.any_source { AllowedSources::Any } else { AllowedSources::OnDisk },
             parallel_loads: self.parallel_loads,
             knobs: Knobs {
                 load_millis: self.load_millis,
@@ -117,13 +117,13 @@ impl Arguments {
     }
 }
 
-fn pair<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<(String, T), String> {
+fn parse_pair<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<(String, T), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
     Ok((name.to_owned(), value.parse().map_err(|error: T::Err| error.to_string())?))
 }
 
-fn deadly(text: &str) -> Result<(String, Death), String> {
-    if text.contains('=') { pair(text) } else { Ok((text.to_owned(), Death::default())) }
+fn parse_crash(text: &str) -> Result<(String, CrashMode), String> {
+    if text.contains('=') { parse_pair(text) } else { Ok((text.to_owned(), CrashMode::default())) }
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -144,13 +144,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if arguments.until_stdin_closes {
         cancel_when_stdin_closes(parent_gone.clone());
     }
-    let mut simulator = Simulator::start(arguments.config()).await?;
+    let mut simulator = Simulator::start(arguments.into_config()).await?;
     writeln!(io::stdout(), "{}", simulator.url())?;
     tokio::select! {
         _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
         _ = terminate.recv() => Ok(ExitCode::SUCCESS),
         () = parent_gone.cancelled() => Ok(ExitCode::SUCCESS),
-        reason = simulator.ended() => {
+        reason = simulator.wait_exit() => {
             writeln!(io::stderr(), "vllm-sim: {reason}")?;
             Ok(ExitCode::FAILURE)
         }

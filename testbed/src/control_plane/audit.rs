@@ -10,10 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub(super) const FILE: &str = "audit.log";
+pub(super) const AUDIT_LOG: &str = "audit.log";
 
 /// Everything but what the API server asks of itself.
-pub(super) const POLICY: &str = r#"
+pub(super) const AUDIT_POLICY: &str = r#"
 apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
@@ -25,9 +25,9 @@ rules:
 
 /// The requests since a moment. A request is written down when it was answered, which its sender may see first.
 #[derive(Debug, Clone)]
-pub struct Audit {
+pub struct AuditLog {
     file: PathBuf,
-    from: u64,
+    offset: u64,
 }
 
 /// One request.
@@ -54,47 +54,47 @@ pub struct AuditEvent {
     /// The status of the answer.
     pub code: u16,
     /// Whether RBAC let it through.
-    pub decision: Decision,
+    pub decision: AuthorizationDecision,
     /// Which binding and role did, in RBAC's words.
     pub reason: String,
     /// When it came in.
-    pub at: Timestamp,
+    pub received_at: Timestamp,
 }
 
 /// What RBAC said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
+pub enum AuthorizationDecision {
     /// The user may.
     Allowed,
     /// No role lets the user do that.
     Forbidden,
     /// It was not asked: nobody knew the user.
-    None,
+    Unauthenticated,
 }
 
-impl Audit {
-    pub(super) fn from_now(file: &Path) -> Self {
-        Self { file: file.to_owned(), from: fs::metadata(file).map_or(0, |metadata| metadata.len()) }
+impl AuditLog {
+    pub(super) fn from_end(file: &Path) -> Self {
+        Self { file: file.to_owned(), offset: fs::metadata(file).map_or(0, |metadata| metadata.len()) }
     }
 
     /// What has come in since.
     pub fn events(&self) -> Result<Vec<AuditEvent>> {
         let mut file = fs::File::open(&self.file).with_context(|| format!("cannot open {}", self.file.display()))?;
-        file.seek(SeekFrom::Start(self.from))?;
+        file.seek(SeekFrom::Start(self.offset))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         // The last line may be half written.
         let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
         let lines = bytes[..whole].split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
         let events = lines.map(|line| {
-            let read = serde_json::from_slice::<Line>(line);
+            let read = serde_json::from_slice::<AuditLine>(line);
             read.with_context(|| format!("not an audit event: {}", String::from_utf8_lossy(line)))
         });
-        events.filter_map(|line| line.map(Line::event).transpose()).collect()
+        events.filter_map(|line| line.map(AuditLine::into_event).transpose()).collect()
     }
 
     /// What this user has asked since.
-    pub fn of(&self, user: &str) -> Result<Vec<AuditEvent>> {
+    pub fn events_of_user(&self, user: &str) -> Result<Vec<AuditEvent>> {
         let mut events = self.events()?;
         events.retain(|event| event.user == user);
         Ok(events)
@@ -104,12 +104,12 @@ impl Audit {
 /// `audit.k8s.io/v1`, as far as it is read.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Line {
+struct AuditLine {
     stage: String,
     #[serde(rename = "requestURI")]
     request_uri: String,
     verb: String,
-    user: User,
+    user: AuditUser,
     #[serde(default)]
     user_agent: String,
     #[serde(default)]
@@ -121,7 +121,7 @@ struct Line {
 }
 
 #[derive(Debug, Deserialize)]
-struct User {
+struct AuditUser {
     #[serde(default)]
     username: String,
 }
@@ -141,9 +141,9 @@ struct ResponseStatus {
     code: Option<u16>,
 }
 
-impl Line {
+impl AuditLine {
     /// A watch counts when it begins, everything else when it is answered.
-    fn event(self) -> Option<AuditEvent> {
+    fn into_event(self) -> Option<AuditEvent> {
         let counts = if self.verb == "watch" { "ResponseStarted" } else { "ResponseComplete" };
         if self.stage != counts {
             return None;
@@ -151,9 +151,9 @@ impl Line {
         let annotation = |name: &str| self.annotations.get(name).map(String::as_str);
         Some(AuditEvent {
             decision: match annotation("authorization.k8s.io/decision") {
-                Some("allow") => Decision::Allowed,
-                Some(_) => Decision::Forbidden,
-                None => Decision::None,
+                Some("allow") => AuthorizationDecision::Allowed,
+                Some(_) => AuthorizationDecision::Forbidden,
+                None => AuthorizationDecision::Unauthenticated,
             },
             reason: annotation("authorization.k8s.io/reason").unwrap_or_default().to_owned(),
             user: self.user.username,
@@ -166,7 +166,7 @@ impl Line {
             name: self.object_ref.name,
             uri: self.request_uri,
             code: self.response_status.and_then(|status| status.code).unwrap_or_default(),
-            at: self.request_received_timestamp,
+            received_at: self.request_received_timestamp,
         })
     }
 }

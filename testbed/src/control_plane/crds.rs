@@ -1,6 +1,6 @@
 //! Custom resources: which there are, and how they are installed so that they are served afterwards.
 
-use super::super::homes::CONTROL_PLANE;
+use super::super::tools::CONTROL_PLANE;
 use crate::clock;
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -14,14 +14,14 @@ use std::{
 };
 
 /// A definition in a file.
-pub type Definition = PathBuf;
+pub type CrdFile = PathBuf;
 
 /// Our own, in `crds/` of the repository.
-pub const OURS: &str = "rollouts.rollora.dev.yaml";
+pub const ROLLOUT_CRD: &str = "rollouts.rollora.dev.yaml";
 
 /// Upstream's, by the names of their files.
 #[derive(Debug)]
-pub struct Upstream {
+pub struct UpstreamCrds {
     /// The pool of servers.
     pub pool: &'static str,
     /// The rewrite in the group that it began in.
@@ -33,16 +33,16 @@ pub struct Upstream {
 }
 
 /// Upstream's, in `crds/` of the control plane's folder.
-pub const UPSTREAM: Upstream = Upstream {
+pub const UPSTREAM_CRDS: UpstreamCrds = UpstreamCrds {
     pool: "inference.networking.k8s.io_inferencepools.yaml",
     legacy_rewrite: "inference.networking.x-k8s.io_inferencemodelrewrites.yaml",
     current_rewrite: "llm-d.ai_inferencemodelrewrites.yaml",
     objective: "inference.networking.x-k8s.io_inferenceobjectives.yaml",
 };
 
-impl Upstream {
+impl UpstreamCrds {
     /// The file of one of them.
-    pub fn file(&self, name: &str) -> Result<Definition> {
+    pub fn crd_file(&self, name: &str) -> Result<CrdFile> {
         // The folder of the programs is beside that of the definitions.
         let program = CONTROL_PLANE.program("kube-apiserver")?;
         let home = program.ancestors().nth(2).context("the control plane has no folder")?;
@@ -53,23 +53,23 @@ impl Upstream {
 }
 
 /// Our own.
-pub fn ours() -> Result<Vec<Definition>> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds").join(OURS);
+pub fn rollora_crds() -> Result<Vec<CrdFile>> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds").join(ROLLOUT_CRD);
     ensure!(file.is_file(), "there is no {}", file.display());
     Ok(vec![file])
 }
 
 /// All of upstream's.
-pub fn upstream() -> Result<Vec<Definition>> {
-    let Upstream { pool, legacy_rewrite, current_rewrite, objective } = UPSTREAM;
-    [pool, legacy_rewrite, current_rewrite, objective].map(|name| UPSTREAM.file(name)).into_iter().collect()
+pub fn upstream_crds() -> Result<Vec<CrdFile>> {
+    let UpstreamCrds { pool, legacy_rewrite, current_rewrite, objective } = UPSTREAM_CRDS;
+    [pool, legacy_rewrite, current_rewrite, objective].map(|name| UPSTREAM_CRDS.crd_file(name)).into_iter().collect()
 }
 
 /// How long the API server may take to serve, or not to serve, a resource.
-const LIMIT: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(10);
+const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-pub(super) async fn install(admin: &Client, definitions: &[Definition]) -> Result<()> {
+pub(super) async fn install(admin: &Client, definitions: &[CrdFile]) -> Result<()> {
     let api = Api::<CustomResourceDefinition>::all(admin.clone());
     let mut installed = Vec::new();
     for file in definitions {
@@ -80,16 +80,16 @@ pub(super) async fn install(admin: &Client, definitions: &[Definition]) -> Resul
         installed.push(definition);
     }
     for definition in installed {
-        until_served(admin, &definition, true).await?;
+        wait_served(admin, &definition, true).await?;
     }
     Ok(())
 }
 
-pub(super) async fn uninstall(admin: &Client, file: &Definition) -> Result<()> {
+pub(super) async fn uninstall(admin: &Client, file: &CrdFile) -> Result<()> {
     let definition = read(file)?;
     let api = Api::<CustomResourceDefinition>::all(admin.clone());
     api.delete(&definition.name_any(), &DeleteParams::default()).await?;
-    until_served(admin, &definition, false).await
+    wait_served(admin, &definition, false).await
 }
 
 fn read(file: &Path) -> Result<CustomResourceDefinition> {
@@ -98,7 +98,7 @@ fn read(file: &Path) -> Result<CustomResourceDefinition> {
 }
 
 /// Waits until every version that is to be served is answered for, or none.
-async fn until_served(client: &Client, definition: &CustomResourceDefinition, wanted: bool) -> Result<()> {
+async fn wait_served(client: &Client, definition: &CustomResourceDefinition, wanted: bool) -> Result<()> {
     let start = clock::now();
     let (group, plural) = (&definition.spec.group, &definition.spec.names.plural);
     for version in definition.spec.versions.iter().filter(|version| version.served) {
@@ -113,8 +113,8 @@ async fn until_served(client: &Client, definition: &CustomResourceDefinition, wa
             if served == wanted {
                 break;
             }
-            ensure!(start.elapsed() < LIMIT, "{path} is served: {served}, after {LIMIT:?}");
-            tokio::time::sleep(LOOK).await;
+            ensure!(start.elapsed() < SERVE_TIMEOUT, "{path} is served: {served}, after {SERVE_TIMEOUT:?}");
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
     Ok(())

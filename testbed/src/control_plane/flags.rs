@@ -1,24 +1,24 @@
 //! How etcd and the API server are started.
 
-use super::{Ports, audit, identity};
+use super::{ControlPlanePorts, audit, auth};
 use std::{ffi::OsString, net::SocketAddr, path::Path};
 
 /// What is on by default and only costs time here. What stays: namespaces have to exist, and objects are counted as
 /// the API server counts them.
-const ADMISSION: &str = "CertificateApproval,CertificateSigning,CertificateSubjectRestriction,\
+const DISABLED_ADMISSION_PLUGINS: &str = "CertificateApproval,CertificateSigning,CertificateSubjectRestriction,\
     ClusterTrustBundleAttest,DefaultIngressClass,DefaultStorageClass,DefaultTolerationSeconds,LimitRanger,\
     MutatingAdmissionPolicy,MutatingAdmissionWebhook,PersistentVolumeClaimResize,PodSecurity,PodTopologyLabels,\
     Priority,ResourceQuota,RuntimeClass,ServiceAccount,StorageObjectInUseProtection,TaintNodesByCondition,\
     ValidatingAdmissionPolicy,ValidatingAdmissionWebhook";
 
 /// Groups that nothing in the bed asks for and nothing in the API server waits for.
-const GROUPS: &str = "autoscaling/v1=false,autoscaling/v2=false,batch/v1=false,certificates.k8s.io/v1=false,\
+const DISABLED_API_GROUPS: &str = "autoscaling/v1=false,autoscaling/v2=false,batch/v1=false,certificates.k8s.io/v1=false,\
     flowcontrol.apiserver.k8s.io/v1=false,node.k8s.io/v1=false,resource.k8s.io/v1=false,\
     scheduling.k8s.io/v1=false,storage.k8s.io/v1=false,storagemigration.k8s.io/v1=false";
 
-pub(super) fn etcd(folder: &Path, clients: SocketAddr, peers: SocketAddr) -> Vec<OsString> {
+pub(super) fn etcd_flags(folder: &Path, clients: SocketAddr, peers: SocketAddr) -> Vec<OsString> {
     vec![
-        path("--data-dir", &folder.join("etcd")),
+        path_flag("--data-dir", &folder.join("etcd")),
         // Nothing here has to survive the machine.
         "--unsafe-no-fsync".into(),
         "--log-level=warn".into(),
@@ -30,35 +30,35 @@ pub(super) fn etcd(folder: &Path, clients: SocketAddr, peers: SocketAddr) -> Vec
     ]
 }
 
-pub(super) fn api_server(folder: &Path, ports: &Ports) -> Vec<OsString> {
+pub(super) fn api_server_flags(folder: &Path, ports: &ControlPlanePorts) -> Vec<OsString> {
     // The key of its own certificate, which it makes before it asks for this file, signs the tokens too.
-    let key = folder.join(identity::CERTIFICATES).join("apiserver.key");
+    let key = folder.join(auth::CERT_DIR).join("apiserver.key");
     vec![
         format!("--etcd-servers=http://{}", ports.etcd.address()).into(),
         "--bind-address=127.0.0.1".into(),
         format!("--secure-port={}", ports.api_server.number()).into(),
-        path("--cert-dir", &folder.join(identity::CERTIFICATES)),
-        path("--token-auth-file", &folder.join(identity::TOKENS)),
+        path_flag("--cert-dir", &folder.join(auth::CERT_DIR)),
+        path_flag("--token-auth-file", &folder.join(auth::TOKEN_FILE)),
         "--anonymous-auth=false".into(),
         "--authorization-mode=RBAC".into(),
         "--service-account-issuer=https://kubernetes.default.svc".into(),
-        path("--service-account-key-file", &key),
-        path("--service-account-signing-key-file", &key),
+        path_flag("--service-account-key-file", &key),
+        path_flag("--service-account-signing-key-file", &key),
         // A token of ten minutes ends after ten minutes.
         "--service-account-extend-token-expiration=false".into(),
-        path("--audit-policy-file", &folder.join("audit.yaml")),
-        path("--audit-log-path", &folder.join(audit::FILE)),
+        path_flag("--audit-policy-file", &folder.join("audit.yaml")),
+        path_flag("--audit-log-path", &folder.join(audit::AUDIT_LOG)),
         "--allow-privileged=true".into(),
         "--service-cluster-ip-range=10.0.0.0/24".into(),
         "--endpoint-reconciler-type=none".into(),
         "--enable-priority-and-fairness=false".into(),
         "--profiling=false".into(),
-        format!("--disable-admission-plugins={ADMISSION}").into(),
-        format!("--runtime-config={GROUPS}").into(),
+        format!("--disable-admission-plugins={DISABLED_ADMISSION_PLUGINS}").into(),
+        format!("--runtime-config={DISABLED_API_GROUPS}").into(),
     ]
 }
 
-fn path(flag: &str, path: &Path) -> OsString {
+fn path_flag(flag: &str, path: &Path) -> OsString {
     let mut argument = OsString::from(format!("{flag}="));
     argument.push(path);
     argument

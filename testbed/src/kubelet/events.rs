@@ -13,14 +13,14 @@ use tokio::sync::mpsc;
 
 /// Where events go in.
 #[derive(Debug, Clone)]
-pub(super) struct Teller(mpsc::UnboundedSender<Told>);
+pub(super) struct PodEventRecorder(mpsc::UnboundedSender<PodEvent>);
 
 /// Writes what comes; ends with the last [`Teller`].
 #[derive(Debug)]
-pub(super) struct Publisher(mpsc::UnboundedReceiver<Told>);
+pub(super) struct PodEventPublisher(mpsc::UnboundedReceiver<PodEvent>);
 
 #[derive(Debug)]
-struct Told {
+struct PodEvent {
     pod: ObjectReference,
     kind: &'static str,
     reason: String,
@@ -28,30 +28,30 @@ struct Told {
 }
 
 /// Both ends.
-pub(super) fn channel() -> (Teller, Publisher) {
+pub(super) fn channel() -> (PodEventRecorder, PodEventPublisher) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    (Teller(sender), Publisher(receiver))
+    (PodEventRecorder(sender), PodEventPublisher(receiver))
 }
 
-impl Teller {
+impl PodEventRecorder {
     /// Something went as it should.
     pub(super) fn normal(&self, pod: &Pod, reason: &str, note: String) {
-        self.tell(pod, "Normal", reason, note);
+        self.record(pod, "Normal", reason, note);
     }
 
     /// Something did not.
     pub(super) fn warning(&self, pod: &Pod, reason: &str, note: String) {
-        self.tell(pod, "Warning", reason, note);
+        self.record(pod, "Warning", reason, note);
     }
 
-    fn tell(&self, pod: &Pod, kind: &'static str, reason: &str, note: String) {
-        let told = Told { pod: pod.object_ref(&()), kind, reason: reason.to_owned(), note };
+    fn record(&self, pod: &Pod, kind: &'static str, reason: &str, note: String) {
+        let told = PodEvent { pod: pod.object_ref(&()), kind, reason: reason.to_owned(), note };
         // Nobody listens only when the bed ends.
         drop(self.0.send(told));
     }
 }
 
-impl Publisher {
+impl PodEventPublisher {
     /// Writes until nobody can tell anything any more.
     pub(super) async fn run(mut self, client: Client, node: String) {
         while let Some(told) = self.0.recv().await {
@@ -62,7 +62,7 @@ impl Publisher {
     }
 }
 
-fn event(told: Told, instance: &str) -> Event {
+fn event(told: PodEvent, instance: &str) -> Event {
     let pod = told.pod.name.clone().unwrap_or_default();
     // What the API server takes at most is 1 KiB.
     let note: String = told.note.chars().take(500).collect();

@@ -2,17 +2,17 @@
 //! the end their end. Its status is written at every change.
 
 use super::{
-    Context,
-    addresses::Address,
-    backoff::Ends,
-    container::Container,
-    probes::{self, Go, Prober},
+    NodeContext,
+    backoff::BackoffState,
+    container::ContainerHandle,
+    expansion::{MountPaths, PodContext, expand_variables},
+    loopback::PodIp,
+    probes::{self, ProbeFlow, Prober},
     programs::Invocation,
-    status::{self, Known, is_initialized},
+    status::{self, StatusInputs, is_initialized},
     volumes::Volumes,
-    words::{Facts, Mounts, expand},
 };
-use crate::{clock, process::Ending};
+use crate::{clock, process::ExitReason};
 use anyhow::Result;
 use k8s_openapi::{
     api::core::v1::{Container as Spec, ExecAction, Pod, PodSpec, PodStatus},
@@ -34,50 +34,50 @@ use std::{
 use tokio::{sync::watch, task::JoinSet};
 
 /// What could not be done is tried again so long after, and at once when a source changes.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// What a container has at least, also when the pod's time is over.
-const LEAST_GRACE: Duration = Duration::from_secs(2);
+const MIN_GRACE: Duration = Duration::from_secs(2);
 /// What of the bed's own environment a container gets.
-const INHERITED: [&str; 4] = ["PATH", "HOME", "TMPDIR", "RUST_BACKTRACE"];
+const INHERITED_ENV: [&str; 4] = ["PATH", "HOME", "TMPDIR", "RUST_BACKTRACE"];
 
 /// What is to become of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
-    Live,
+pub(super) enum DesiredPodState {
+    Running,
     /// It is deleted, and has this long to end.
-    End(Duration),
+    Terminating(Duration),
     /// The object is gone already.
-    Vanished,
+    Deleted,
 }
 
 /// Everything about one pod.
 #[derive(Debug)]
-pub(super) struct Worker {
-    context: Arc<Context>,
+pub(super) struct PodWorker {
+    context: Arc<NodeContext>,
     pod: Pod,
     spec: PodSpec,
     folder: PathBuf,
-    address: Address,
+    address: PodIp,
     volumes: Volumes,
-    init: Vec<Container>,
-    containers: Vec<Container>,
+    init: Vec<ContainerHandle>,
+    containers: Vec<ContainerHandle>,
     changed: watch::Sender<()>,
-    since: Timestamp,
-    said: Mutex<PodStatus>,
+    start_time: Timestamp,
+    last_status: Mutex<PodStatus>,
 }
 
 /// What a container was started with.
-struct Started {
-    mounts: Mounts,
+struct LaunchContext {
+    mounts: MountPaths,
     env: BTreeMap<String, String>,
 }
 
-impl Worker {
-    pub(super) fn new(context: &Arc<Context>, pod: Pod) -> Result<Self> {
-        let address = context.addresses.take()?;
+impl PodWorker {
+    pub(super) fn new(context: &Arc<NodeContext>, pod: Pod) -> Result<Self> {
+        let address = context.addresses.allocate()?;
         let folder = context.folder.join("pods").join(pod.uid().unwrap_or_default());
         fs::create_dir_all(&folder)?;
-        let volumes = Volumes::of(&pod, &folder)?;
+        let volumes = Volumes::new(&pod, &folder)?;
         let spec = pod.spec.clone().unwrap_or_default();
         let changed = watch::Sender::new(());
         let (name, logs) = (pod.name_any(), context.folder.join("logs"));
@@ -85,12 +85,12 @@ impl Worker {
         let containers = |specs: &[Spec]| {
             specs
                 .iter()
-                .map(|spec| Container::new(&name, &spec.name, address.ip(), &logs, changed.clone()))
+                .map(|spec| ContainerHandle::new(&name, &spec.name, address.ip(), &logs, changed.clone()))
                 .collect::<Vec<_>>()
         };
         let init = containers(spec.init_containers.as_deref().unwrap_or_default());
         let containers = containers(&spec.containers);
-        for (container, spec) in init.iter().chain(&containers).zip(all_specs(&spec)) {
+        for (container, spec) in init.iter().chain(&containers).zip(container_specs(&spec)) {
             volumes.mounts(spec)?;
             debug_assert_eq!(container.name(), spec.name);
         }
@@ -103,52 +103,52 @@ impl Worker {
             init,
             containers,
             changed,
-            since: clock::timestamp(),
-            said: Mutex::default(),
+            start_time: clock::timestamp(),
+            last_status: Mutex::default(),
             pod,
         })
     }
 
     /// All of its containers.
-    pub(super) fn containers(&self) -> Vec<Container> {
+    pub(super) fn containers(&self) -> Vec<ContainerHandle> {
         self.init.iter().chain(&self.containers).cloned().collect()
     }
 
     /// From its begin until the object is gone.
-    pub(super) async fn work(self: Arc<Self>, mut orders: watch::Receiver<Order>) {
+    pub(super) async fn run(self: Arc<Self>, mut orders: watch::Receiver<DesiredPodState>) {
         let life = async {
             let order = tokio::select! {
-                order = end(&mut orders) => order,
-                () = Arc::clone(&self).live() => end(&mut orders).await,
+                order = wait_termination(&mut orders) => order,
+                () = Arc::clone(&self).run_containers() => wait_termination(&mut orders).await,
             };
-            let grace = if let Order::End(grace) = order { grace } else { LEAST_GRACE };
-            self.stop(clock::now() + grace).await;
+            let grace = if let DesiredPodState::Terminating(grace) = order { grace } else { MIN_GRACE };
+            self.stop_all(clock::now() + grace).await;
             order
         };
         let order = tokio::select! {
             order = life => order,
-            () = self.report() => return,
+            () = self.sync_status() => return,
         };
-        if order != Order::Vanished {
+        if order != DesiredPodState::Deleted {
             self.write_status().await;
-            self.remove().await;
+            self.delete_object().await;
         }
         // What is left of it on the disk goes with the bed otherwise.
         drop(fs::remove_dir_all(&self.folder));
     }
 
     /// Returns when all containers have ended for good.
-    async fn live(self: Arc<Self>) {
-        self.make_volumes().await;
+    async fn run_containers(self: Arc<Self>) {
+        self.setup_volumes().await;
         let mut beside = JoinSet::new();
         beside.spawn({
             let worker = Arc::clone(&self);
-            async move { worker.keep_volumes().await }
+            async move { worker.refresh_volumes().await }
         });
         for index in 0..self.init.len() {
-            let (container, spec) = (&self.init[index], all_specs(&self.spec).nth(index));
+            let (container, spec) = (&self.init[index], container_specs(&self.spec).nth(index));
             let Some(spec) = spec.cloned() else { continue };
-            beside.spawn(Arc::clone(&self).keep(container.clone(), spec.clone(), true));
+            beside.spawn(Arc::clone(&self).supervise(container.clone(), spec.clone(), true));
             let mut changes = self.changed.subscribe();
             while !is_initialized(&spec, &container.view()) {
                 if changes.changed().await.is_err() {
@@ -158,41 +158,45 @@ impl Worker {
         }
         let mut running = JoinSet::new();
         for (container, spec) in self.containers.iter().zip(&self.spec.containers) {
-            running.spawn(Arc::clone(&self).keep(container.clone(), spec.clone(), false));
+            running.spawn(Arc::clone(&self).supervise(container.clone(), spec.clone(), false));
         }
         while running.join_next().await.is_some() {}
         // The pod is over; its sidecars end behind it.
-        self.stop(clock::now() + LEAST_GRACE).await;
+        self.stop_all(clock::now() + MIN_GRACE).await;
     }
 
-    fn facts(&self) -> Facts<'_> {
-        Facts { pod: &self.pod, address: self.address.ip(), sources: &self.context.sources }
+    fn pod_context(&self) -> PodContext<'_> {
+        PodContext { pod: &self.pod, address: self.address.ip(), config: &self.context.sources }
     }
 }
 
 /// Volumes.
-impl Worker {
+impl PodWorker {
     /// Makes them for the first time, however long it takes.
-    async fn make_volumes(&self) {
-        self.context.sources.known().await;
-        let mut changes = self.context.sources.changes();
+    async fn setup_volumes(&self) {
+        self.context.sources.wait_synced().await;
+        let mut changes = self.context.sources.subscribe();
         let mut told = String::new();
-        while let Err(error) = self.volumes.make(&self.context, self.facts()).await {
+        while let Err(error) = self.volumes.sync(&self.context, self.pod_context()).await {
             let words = format!("{error:#}");
             if words != told {
-                self.context.teller.warning(&self.pod, "FailedMount", format!("MountVolume.SetUp failed for {words}"));
+                self.context.recorder.warning(
+                    &self.pod,
+                    "FailedMount",
+                    format!("MountVolume.SetUp failed for {words}"),
+                );
                 told = words;
             }
             // An error of waiting means that the bed ends.
-            drop(tokio::time::timeout(AGAIN, changes.changed()).await);
+            drop(tokio::time::timeout(RETRY_DELAY, changes.changed()).await);
         }
     }
 
     /// Makes them again when something they are made of has changed.
-    async fn keep_volumes(&self) {
-        let mut changes = self.context.sources.changes();
+    async fn refresh_volumes(&self) {
+        let mut changes = self.context.sources.subscribe();
         loop {
-            let due = self.volumes.due().map_or(Duration::MAX, |due| {
+            let due = self.volumes.next_renewal().map_or(Duration::MAX, |due| {
                 Duration::try_from(due.duration_since(clock::timestamp())).unwrap_or_default()
             });
             tokio::select! {
@@ -200,66 +204,66 @@ impl Worker {
                     if result.is_err() {
                         return;
                     }
-                    self.context.projection_delay().await;
+                    self.context.wait_projection_delay().await;
                     changes.mark_unchanged();
                 }
                 () = tokio::time::sleep(due) => {}
             }
-            if let Err(error) = self.volumes.make(&self.context, self.facts()).await {
-                self.context.teller.warning(&self.pod, "FailedMount", format!("{error:#}"));
-                tokio::time::sleep(AGAIN).await;
+            if let Err(error) = self.volumes.sync(&self.context, self.pod_context()).await {
+                self.context.recorder.warning(&self.pod, "FailedMount", format!("{error:#}"));
+                tokio::time::sleep(RETRY_DELAY).await;
             }
         }
     }
 }
 
 /// Containers.
-impl Worker {
+impl PodWorker {
     /// Starts a container, and starts it again as the pod says; returns when it ended for good.
-    async fn keep(self: Arc<Self>, container: Container, spec: Spec, is_init: bool) {
-        let mut ends = Ends::none(self.context.backoff);
+    async fn supervise(self: Arc<Self>, container: ContainerHandle, spec: Spec, is_init: bool) {
+        let mut ends = BackoffState::new(self.context.backoff);
         loop {
-            container.may_start().await;
-            let started = match self.start(&container, &spec) {
+            container.wait_startable().await;
+            let started = match self.start_container(&container, &spec) {
                 Ok(started) => started,
                 Err(error) => {
                     let words = format!("{error:#}");
-                    self.context.teller.warning(&self.pod, "Failed", words.clone());
-                    container.waits("CreateContainerConfigError", words);
-                    tokio::time::sleep(AGAIN).await;
+                    self.context.recorder.warning(&self.pod, "Failed", words.clone());
+                    container.set_waiting("CreateContainerConfigError", words);
+                    tokio::time::sleep(RETRY_DELAY).await;
                     continue;
                 }
             };
-            self.context.teller.normal(&self.pod, "Started", format!("Started container {}", spec.name));
+            self.context.recorder.normal(&self.pod, "Started", format!("Started container {}", spec.name));
             let begin = clock::now();
             let ending = tokio::select! {
-                ending = container.ended() => ending,
-                grace = self.probe(&container, &spec, &started) => container.terminate(clock::now() + grace).await,
+                ending = container.wait_exit() => ending,
+                grace = self.run_probes(&container, &spec, &started) => container.terminate(clock::now() + grace).await,
             };
-            if !status::restarts(&self.spec, &spec, is_init, ending) {
+            if !status::should_restart(&self.spec, &spec, is_init, ending) {
                 return;
             }
             if container.is_held() {
-                container.waits("CrashLoopBackOff", "held by the bed".to_owned());
+                container.set_waiting("CrashLoopBackOff", "held by the bed".to_owned());
                 continue;
             }
-            let pause = ends.pause_after(begin.elapsed());
+            let pause = ends.delay_after(begin.elapsed());
             if !pause.is_zero() {
                 let words = format!("back-off {pause:?} restarting failed container={}", spec.name);
-                self.context.teller.warning(&self.pod, "BackOff", words.clone());
-                container.waits("CrashLoopBackOff", words);
+                self.context.recorder.warning(&self.pod, "BackOff", words.clone());
+                container.set_waiting("CrashLoopBackOff", words);
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
-                    () = container.released() => {}
+                    () = container.wait_released() => {}
                 }
             }
         }
     }
 
-    fn start(&self, container: &Container, spec: &Spec) -> Result<Started> {
+    fn start_container(&self, container: &ContainerHandle, spec: &Spec) -> Result<LaunchContext> {
         let mounts = self.volumes.mounts(spec)?;
         let (pod, address) = (self.pod.name_any(), self.address.ip());
-        let mut env = self.facts().env(spec)?;
+        let mut env = self.pod_context().env(spec)?;
         env.insert("HOSTNAME".to_owned(), pod.clone());
         if let Some(kubeconfig) = self.volumes.kubeconfig() {
             env.entry("KUBECONFIG".to_owned()).or_insert_with(|| kubeconfig.display().to_string());
@@ -267,13 +271,13 @@ impl Worker {
         for value in env.values_mut() {
             *value = mounts.translate(value);
         }
-        for name in INHERITED {
+        for name in INHERITED_ENV {
             if let Ok(value) = std::env::var(name) {
                 env.entry(name.to_owned()).or_insert(value);
             }
         }
         let words = |words: &Option<Vec<String>>| {
-            words.iter().flatten().map(|word| mounts.translate(&expand(word, &env))).collect()
+            words.iter().flatten().map(|word| mounts.translate(&expand_variables(word, &env))).collect()
         };
         let (command, args) = (words(&spec.command), words(&spec.args));
         let invocation = Invocation { pod, address, command, args, env: env.clone() };
@@ -283,17 +287,17 @@ impl Worker {
         let own: Vec<_> = launch.command.get_envs().filter_map(own).collect();
         launch.command.env_clear().envs(&env).envs(own);
         if launch.command.get_current_dir().is_none() {
-            let folder = spec.working_dir.as_ref().map(|folder| mounts.path(folder.as_ref()));
+            let folder = spec.working_dir.as_ref().map(|folder| mounts.host_path(folder.as_ref()));
             launch.command.current_dir(folder.filter(|folder| folder.is_dir()).unwrap_or_else(|| self.folder.clone()));
         }
         let number = container.restarts() + u32::from(container.view().id.is_some());
         let id = format!("process://{}/{}/{number}", self.pod.uid().unwrap_or_default(), spec.name);
         container.start(launch, id)?;
-        Ok(Started { mounts, env })
+        Ok(LaunchContext { mounts, env })
     }
 
     /// Probes it; returns when it has to be ended, with how long it may take.
-    async fn probe(&self, container: &Container, spec: &Spec, started: &Started) -> Duration {
+    async fn run_probes(&self, container: &ContainerHandle, spec: &Spec, started: &LaunchContext) -> Duration {
         let prober = |probe: &Option<k8s_openapi::api::core::v1::Probe>| {
             probe.as_ref().map(|probe| Prober::new(probe, spec, self.address.ip(), &started.mounts, &started.env))
         };
@@ -301,7 +305,7 @@ impl Worker {
             (prober(&spec.startup_probe), prober(&spec.readiness_probe), prober(&spec.liveness_probe));
         let pod_grace = Duration::from_secs(self.spec.termination_grace_period_seconds.unwrap_or(30).unsigned_abs());
         let unhealthy = |kind: &str, words: &str| {
-            self.context.teller.warning(&self.pod, "Unhealthy", format!("{kind} probe failed: {words}"));
+            self.context.recorder.warning(&self.pod, "Unhealthy", format!("{kind} probe failed: {words}"));
         };
         if let Some(startup) = startup {
             let mut failed = false;
@@ -310,17 +314,17 @@ impl Worker {
                     failed = true;
                     unhealthy("Startup", words);
                 }
-                Go::Stop
+                ProbeFlow::Stop
             };
-            startup.ask(tell).await;
+            startup.run(tell).await;
             if failed {
-                return startup.grace().unwrap_or(pod_grace);
+                return startup.termination_grace().unwrap_or(pod_grace);
             }
         }
-        container.set(|view| view.started = true);
+        container.update_view(|view| view.started = true);
         let ready = async {
             let Some(ready) = ready else {
-                container.set(|view| view.ready = true);
+                container.update_view(|view| view.ready = true);
                 return std::future::pending().await;
             };
             let mut before = false;
@@ -329,22 +333,22 @@ impl Worker {
                     unhealthy("Readiness", words);
                 }
                 before = success;
-                container.set(|view| view.ready = success);
-                Go::On
+                container.update_view(|view| view.ready = success);
+                ProbeFlow::Continue
             };
-            ready.ask(tell).await;
+            ready.run(tell).await;
         };
         let live = async {
             let Some(live) = live else { return std::future::pending().await };
             let tell = |success: bool, words: &str| {
                 if success {
-                    return Go::On;
+                    return ProbeFlow::Continue;
                 }
                 unhealthy("Liveness", words);
-                Go::Stop
+                ProbeFlow::Stop
             };
-            live.ask(tell).await;
-            live.grace().unwrap_or(pod_grace)
+            live.run(tell).await;
+            live.termination_grace().unwrap_or(pod_grace)
         };
         tokio::select! {
             grace = live => grace,
@@ -353,20 +357,21 @@ impl Worker {
     }
 
     /// Ends all: first the containers, then the sidecars, the last one first.
-    async fn stop(&self, deadline: Instant) {
+    async fn stop_all(&self, deadline: Instant) {
         let ends = self.containers.iter().zip(&self.spec.containers);
-        futures_util::future::join_all(ends.map(|(container, spec)| self.end(container, spec, deadline))).await;
+        futures_util::future::join_all(ends.map(|(container, spec)| self.stop_container(container, spec, deadline)))
+            .await;
         let specs = self.spec.init_containers.as_deref().unwrap_or_default();
         for (container, spec) in self.init.iter().zip(specs).rev() {
-            self.end(container, spec, deadline.max(clock::now() + LEAST_GRACE)).await;
+            self.stop_container(container, spec, deadline.max(clock::now() + MIN_GRACE)).await;
         }
     }
 
-    async fn end(&self, container: &Container, spec: &Spec, deadline: Instant) {
-        if !container.runs() {
+    async fn stop_container(&self, container: &ContainerHandle, spec: &Spec, deadline: Instant) {
+        if !container.is_running() {
             return;
         }
-        self.context.teller.normal(&self.pod, "Killing", format!("Stopping container {}", spec.name));
+        self.context.recorder.normal(&self.pod, "Killing", format!("Stopping container {}", spec.name));
         let rest = deadline.saturating_duration_since(clock::now());
         if let Some(hook) = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref()) {
             let hook = async {
@@ -374,30 +379,30 @@ impl Worker {
                     tokio::time::sleep(Duration::from_secs(sleep.seconds.unsigned_abs())).await;
                 }
                 if let Some(exec) = &hook.exec {
-                    self.run_beside(spec, exec).await;
+                    self.run_pre_stop(spec, exec).await;
                 }
             };
             // Whatever comes of it, the container is asked to end then.
             drop(tokio::time::timeout(rest, hook).await);
         }
-        let _: Ending = container.terminate(deadline).await;
+        let _: ExitReason = container.terminate(deadline).await;
     }
 
-    async fn run_beside(&self, spec: &Spec, exec: &ExecAction) {
+    async fn run_pre_stop(&self, spec: &Spec, exec: &ExecAction) {
         let run = async {
-            let (mounts, env) = (self.volumes.mounts(spec)?, self.facts().env(spec)?);
-            probes::run(exec, &mounts, &env).await
+            let (mounts, env) = (self.volumes.mounts(spec)?, self.pod_context().env(spec)?);
+            probes::run_exec(exec, &mounts, &env).await
         };
         if let Err(error) = run.await {
-            self.context.teller.warning(&self.pod, "FailedPreStopHook", format!("{error:#}"));
+            self.context.recorder.warning(&self.pod, "FailedPreStopHook", format!("{error:#}"));
         }
     }
 }
 
 /// Status.
-impl Worker {
+impl PodWorker {
     /// Writes the status at every change; returns when the object is not there any more.
-    async fn report(&self) {
+    async fn sync_status(&self) {
         let mut changes = self.changed.subscribe();
         loop {
             self.write_status().await;
@@ -408,18 +413,18 @@ impl Worker {
     }
 
     async fn write_status(&self) {
-        let views = |containers: &[Container]| containers.iter().map(Container::view).collect::<Vec<_>>();
+        let views = |containers: &[ContainerHandle]| containers.iter().map(ContainerHandle::view).collect::<Vec<_>>();
         loop {
-            let before = self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let before = self.last_status.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let (init, containers) = (views(&self.init), views(&self.containers));
-            let status = status::status(
+            let status = status::pod_status(
                 &self.pod,
-                &Known {
+                &StatusInputs {
                     address: self.address.ip(),
-                    since: self.since,
+                    start_time: self.start_time,
                     init: &init,
                     containers: &containers,
-                    before: before.conditions.as_deref().unwrap_or_default(),
+                    previous_conditions: before.conditions.as_deref().unwrap_or_default(),
                     now: clock::timestamp(),
                 },
             );
@@ -429,8 +434,8 @@ impl Worker {
             // With its UID: the object may have been replaced by another one of the same name.
             let patch = Patch::Merge(json!({ "metadata": { "uid": self.pod.uid() }, "status": status }));
             let written = self.api().patch_status(&self.pod.name_any(), &PatchParams::default(), &patch).await;
-            if written.as_ref().err().is_none_or(is_final) {
-                *self.said.lock().unwrap_or_else(PoisonError::into_inner) = status;
+            if written.as_ref().err().is_none_or(is_permanent) {
+                *self.last_status.lock().unwrap_or_else(PoisonError::into_inner) = status;
                 return;
             }
             // The API server is away; what is to be said when it is back may be something else.
@@ -439,14 +444,14 @@ impl Worker {
     }
 
     /// Takes the object away.
-    async fn remove(&self) {
+    async fn delete_object(&self) {
         let preconditions = Preconditions { uid: self.pod.uid(), resource_version: None };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default().grace_period(0) };
         loop {
             match self.api().delete(&self.pod.name_any(), &params).await {
                 Ok(_) => return,
-                Err(error) if is_final(&error) => return,
-                Err(_) => tokio::time::sleep(AGAIN).await,
+                Err(error) if is_permanent(&error) => return,
+                Err(_) => tokio::time::sleep(RETRY_DELAY).await,
             }
         }
     }
@@ -457,19 +462,19 @@ impl Worker {
 }
 
 /// Waits until the pod has to end.
-async fn end(orders: &mut watch::Receiver<Order>) -> Order {
+async fn wait_termination(orders: &mut watch::Receiver<DesiredPodState>) -> DesiredPodState {
     // The sender goes only when the bed ends, and this with it.
-    let order = orders.wait_for(|order| *order != Order::Live).await;
-    order.map_or(Order::Vanished, |order| *order)
+    let order = orders.wait_for(|order| *order != DesiredPodState::Running).await;
+    order.map_or(DesiredPodState::Deleted, |order| *order)
 }
 
 /// In the order of [`Worker::containers`].
-fn all_specs(spec: &PodSpec) -> impl Iterator<Item = &Spec> {
+fn container_specs(spec: &PodSpec) -> impl Iterator<Item = &Spec> {
     spec.init_containers.iter().flatten().chain(&spec.containers)
 }
 
 /// Whether trying again comes to nothing: it is gone, or another one of the same name is there.
-fn is_final(error: &kube::Error) -> bool {
+fn is_permanent(error: &kube::Error) -> bool {
     let kube::Error::Api(status) = error else { return false };
     matches!(status.code, 404 | 422) || status.code == 409 && status.message.contains("UID")
 }

@@ -1,7 +1,7 @@
 //! Probes: a container is asked at a fixed period, and the result changes after so many equal answers in a row.
 
-use super::words::Mounts;
-use crate::http::{self, Address};
+use super::expansion::MountPaths;
+use crate::http::{self, ListenAddress};
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::{
     api::core::v1::{Container, ExecAction, HTTPGetAction, Probe},
@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 /// How long after its start a container is probed for the first time, where it does not say: a kubelet takes as long at
 /// least to notice that it runs.
-const FIRST: Duration = Duration::from_millis(250);
+const MIN_INITIAL_DELAY: Duration = Duration::from_millis(250);
 
 /// How one container is probed.
 #[derive(Debug, Clone)]
@@ -21,35 +21,35 @@ pub(super) struct Prober {
     address: Ipv4Addr,
     /// Of the container, by name.
     ports: BTreeMap<String, i32>,
-    mounts: Mounts,
+    mounts: MountPaths,
     env: BTreeMap<String, String>,
 }
 
 /// Counts equal answers. Pure.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Tally {
+pub(super) struct ThresholdCounter {
     success_threshold: i32,
     failure_threshold: i32,
     last: Option<bool>,
-    run: i32,
+    streak: i32,
 }
 
-impl Tally {
-    fn of(probe: &Probe) -> Self {
+impl ThresholdCounter {
+    fn new(probe: &Probe) -> Self {
         Self {
             success_threshold: probe.success_threshold.unwrap_or(1).max(1),
             failure_threshold: probe.failure_threshold.unwrap_or(3).max(1),
             last: None,
-            run: 0,
+            streak: 0,
         }
     }
 
     /// The result, where there have been enough equal answers for one.
-    pub(super) fn add(&mut self, success: bool) -> Option<bool> {
-        self.run = if self.last == Some(success) { self.run.saturating_add(1) } else { 1 };
+    pub(super) fn record(&mut self, success: bool) -> Option<bool> {
+        self.streak = if self.last == Some(success) { self.streak.saturating_add(1) } else { 1 };
         self.last = Some(success);
         let threshold = if success { self.success_threshold } else { self.failure_threshold };
-        (self.run >= threshold).then_some(success)
+        (self.streak >= threshold).then_some(success)
     }
 }
 
@@ -58,7 +58,7 @@ impl Prober {
         probe: &Probe,
         container: &Container,
         address: Ipv4Addr,
-        mounts: &Mounts,
+        mounts: &MountPaths,
         env: &BTreeMap<String, String>,
     ) -> Self {
         let named = |port: &k8s_openapi::api::core::v1::ContainerPort| Some((port.name.clone()?, port.container_port));
@@ -67,63 +67,63 @@ impl Prober {
     }
 
     /// How long the container may take to end when this probe says that it has to.
-    pub(super) fn grace(&self) -> Option<Duration> {
+    pub(super) fn termination_grace(&self) -> Option<Duration> {
         self.probe.termination_grace_period_seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs()))
     }
 
     /// Asks for as long as `tell` wants to hear: it is told every answer that makes a result, with what was said.
-    pub(super) async fn ask(&self, mut tell: impl FnMut(bool, &str) -> Go) {
+    pub(super) async fn run(&self, mut tell: impl FnMut(bool, &str) -> ProbeFlow) {
         let seconds = |value: Option<i32>, default| Duration::from_secs(value.unwrap_or(default).unsigned_abs().into());
-        tokio::time::sleep(seconds(self.probe.initial_delay_seconds, 0).max(FIRST)).await;
-        let mut tally = Tally::of(&self.probe);
+        tokio::time::sleep(seconds(self.probe.initial_delay_seconds, 0).max(MIN_INITIAL_DELAY)).await;
+        let mut tally = ThresholdCounter::new(&self.probe);
         let mut ticks = tokio::time::interval(seconds(self.probe.period_seconds, 10).max(Duration::from_secs(1)));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let limit = seconds(self.probe.timeout_seconds, 1).max(Duration::from_secs(1));
         loop {
             ticks.tick().await;
-            let answer = tokio::time::timeout(limit, self.once()).await;
+            let answer = tokio::time::timeout(limit, self.probe_once()).await;
             let answer = answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in {limit:?}")));
             let words = answer.as_ref().err().map_or_else(String::new, |error| format!("{error:#}"));
-            if let Some(result) = tally.add(answer.is_ok())
-                && tell(result, &words) == Go::Stop
+            if let Some(result) = tally.record(answer.is_ok())
+                && tell(result, &words) == ProbeFlow::Stop
             {
                 return;
             }
         }
     }
 
-    async fn once(&self) -> Result<()> {
+    async fn probe_once(&self) -> Result<()> {
         if let Some(get) = &self.probe.http_get {
-            self.http(get).await
+            self.probe_http(get).await
         } else if let Some(tcp) = &self.probe.tcp_socket {
-            TcpStream::connect((self.address, self.port(&tcp.port)?)).await.map(drop).map_err(Into::into)
+            TcpStream::connect((self.address, self.resolve_port(&tcp.port)?)).await.map(drop).map_err(Into::into)
         } else if let Some(exec) = &self.probe.exec {
-            self.exec(exec).await
+            self.probe_exec(exec).await
         } else {
             bail!("this kubelet knows no such probe")
         }
     }
 
-    async fn http(&self, get: &HTTPGetAction) -> Result<()> {
+    async fn probe_http(&self, get: &HTTPGetAction) -> Result<()> {
         let plain = get.scheme.as_deref().is_none_or(|scheme| scheme.eq_ignore_ascii_case("http"));
         ensure!(plain && get.host.is_none(), "this kubelet probes the pod itself, over plain HTTP");
-        let address = Address::Tcp((self.address, self.port(&get.port)?).into());
+        let address = ListenAddress::Tcp((self.address, self.resolve_port(&get.port)?).into());
         let mut request = http::request("GET", get.path.as_deref().unwrap_or("/"), None);
         for header in get.http_headers.iter().flatten() {
             let name: hyper::header::HeaderName = header.name.parse()?;
             request.headers_mut().insert(name, header.value.parse()?);
         }
-        let (status, body) = http::call(&address, request).await?;
+        let (status, body) = http::send_request(&address, request).await?;
         let body: String = String::from_utf8_lossy(&body).chars().take(200).collect();
         ensure!((200..400).contains(&status.as_u16()), "HTTP probe failed with statuscode: {} {body}", status.as_u16());
         Ok(())
     }
 
-    async fn exec(&self, action: &ExecAction) -> Result<()> {
-        run(action, &self.mounts, &self.env).await
+    async fn probe_exec(&self, action: &ExecAction) -> Result<()> {
+        run_exec(action, &self.mounts, &self.env).await
     }
 
-    fn port(&self, port: &IntOrString) -> Result<u16> {
+    fn resolve_port(&self, port: &IntOrString) -> Result<u16> {
         let number = match port {
             IntOrString::Int(number) => *number,
             IntOrString::String(name) => *self.ports.get(name).with_context(|| format!("no port is named {name:?}"))?,
@@ -133,7 +133,7 @@ impl Prober {
 }
 
 /// Runs a command beside the container, with its paths and its environment; it must end well.
-pub(super) async fn run(action: &ExecAction, mounts: &Mounts, env: &BTreeMap<String, String>) -> Result<()> {
+pub(super) async fn run_exec(action: &ExecAction, mounts: &MountPaths, env: &BTreeMap<String, String>) -> Result<()> {
     let words: Vec<_> = action.command.iter().flatten().map(|word| mounts.translate(word)).collect();
     let (program, arguments) = words.split_first().context("no command")?;
     let mut command = tokio::process::Command::new(program);
@@ -145,8 +145,8 @@ pub(super) async fn run(action: &ExecAction, mounts: &Mounts, env: &BTreeMap<Str
 
 /// Whether a probe goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Go {
-    On,
+pub(super) enum ProbeFlow {
+    Continue,
     Stop,
 }
 
@@ -157,9 +157,9 @@ mod tests {
     #[test]
     fn a_result_takes_as_many_equal_answers_in_a_row_as_the_threshold_says() {
         let probe = Probe { success_threshold: Some(2), failure_threshold: Some(3), ..Probe::default() };
-        let mut tally = Tally::of(&probe);
+        let mut tally = ThresholdCounter::new(&probe);
         let answers = [true, true, true, false, false, true, false, false, false, false, true, true];
-        let results: Vec<_> = answers.into_iter().map(|answer| tally.add(answer)).collect();
+        let results: Vec<_> = answers.into_iter().map(|answer| tally.record(answer)).collect();
         let (yes, no) = (Some(true), Some(false));
         assert_eq!(results, [None, yes, yes, None, None, None, None, None, no, no, None, yes]);
     }

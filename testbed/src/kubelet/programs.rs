@@ -12,10 +12,10 @@ use std::{
 };
 
 /// The image whose containers run a command of this machine, which they have to name.
-pub const HOST: &str = "host";
+pub const HOST_IMAGE: &str = "host";
 
 /// Makes the process of a container.
-pub type Maker = Arc<dyn Fn(&Invocation) -> Result<Launch> + Send + Sync>;
+pub type ProcessFactory = Arc<dyn Fn(&Invocation) -> Result<LaunchSpec> + Send + Sync>;
 
 /// What a container wants to run, ready but for the program: variables are filled in, paths are those of this machine.
 #[derive(Debug, Clone)]
@@ -34,20 +34,20 @@ pub struct Invocation {
 
 /// The process of a container.
 #[derive(Debug)]
-pub struct Launch {
+pub struct LaunchSpec {
     /// Its command; the environment is added to it.
     pub command: Command,
     /// How long it may take to clean up when the bed ends.
-    pub farewell: Duration,
+    pub termination_grace: Duration,
 }
 
 /// Which program stands for which image.
 #[derive(Clone, Default)]
-pub struct Programs {
-    by_image: BTreeMap<String, Maker>,
+pub struct ImagePrograms {
+    by_image: BTreeMap<String, ProcessFactory>,
 }
 
-impl Programs {
+impl ImagePrograms {
     /// None but [`HOST`].
     pub fn new() -> Self {
         Self::default()
@@ -55,35 +55,35 @@ impl Programs {
 
     /// This file stands for `image`.
     #[must_use]
-    pub fn with_file(self, image: &str, file: &Path) -> Self {
+    pub fn with_program(self, image: &str, file: &Path) -> Self {
         let file = file.to_owned();
-        self.with(image, Arc::new(move |run| Ok(run.of(&file))))
+        self.with_factory(image, Arc::new(move |run| Ok(run.launch_spec(&file))))
     }
 
     /// What this makes stands for `image`.
     #[must_use]
-    pub fn with(mut self, image: &str, maker: Maker) -> Self {
+    pub fn with_factory(mut self, image: &str, maker: ProcessFactory) -> Self {
         self.by_image.insert(image.to_owned(), maker);
         self
     }
 
     /// The process of a container with this image.
-    pub(super) fn launch(&self, image: &str, invocation: &Invocation) -> Result<Launch> {
+    pub(super) fn launch(&self, image: &str, invocation: &Invocation) -> Result<LaunchSpec> {
         let known = |name: &&str| self.by_image.contains_key(*name);
-        let name = names(image).into_iter().find(known);
+        let name = image_names(image).into_iter().find(known);
         if let Some(maker) = name.and_then(|name| self.by_image.get(name)) {
             return maker(invocation);
         }
-        let stands_for_host = names(image).contains(&HOST);
+        let stands_for_host = image_names(image).contains(&HOST_IMAGE);
         anyhow::ensure!(stands_for_host, "no program stands for the image {image:?}: {:?}", self.by_image.keys());
         let program = invocation.command.first().context("the image `host` has no program of its own")?;
-        Ok(invocation.of(Path::new(program)))
+        Ok(invocation.launch_spec(Path::new(program)))
     }
 }
 
 impl Invocation {
     /// `file` in place of the image's program; a `command` that names another one is that of this machine.
-    fn of(&self, file: &Path) -> Launch {
+    fn launch_spec(&self, file: &Path) -> LaunchSpec {
         let (program, more) = match self.command.split_first() {
             Some((name, more)) if Path::new(name).file_name() == file.file_name() => (file.to_owned(), more),
             Some((name, more)) => (PathBuf::from(name), more),
@@ -91,12 +91,12 @@ impl Invocation {
         };
         let mut command = Command::new(program);
         command.args(more).args(&self.args);
-        Launch { command, farewell: Duration::ZERO }
+        LaunchSpec { command, termination_grace: Duration::ZERO }
     }
 }
 
 /// The names by which an image can be known: without tag and digest, and that without its registry and folders.
-fn names(image: &str) -> [&str; 2] {
+fn image_names(image: &str) -> [&str; 2] {
     let image = image.split_once('@').map_or(image, |(name, _)| name);
     let (folders, last) = image.rsplit_once('/').map_or(("", image), |(folders, last)| (folders, last));
     let last = last.split_once(':').map_or(last, |(name, _)| name);
@@ -104,7 +104,7 @@ fn names(image: &str) -> [&str; 2] {
     [whole, last]
 }
 
-impl fmt::Debug for Programs {
+impl fmt::Debug for ImagePrograms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.by_image.keys()).finish()
     }
@@ -122,7 +122,7 @@ mod tests {
             ("localhost:5000/a/rollora-sidecar:0.1", ["localhost:5000/a/rollora-sidecar", "rollora-sidecar"]),
             ("vllm/vllm-openai:v0.32.0@sha256:00", ["vllm/vllm-openai", "vllm-openai"]),
         ] {
-            assert_eq!(names(image), expected, "{image}");
+            assert_eq!(image_names(image), expected, "{image}");
         }
     }
 
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_command_of_the_container_is_run_instead_of_the_image_s_own() {
-        let programs = Programs::new().with_file("program", Path::new("/built/program"));
+        let programs = ImagePrograms::new().with_program("program", Path::new("/built/program"));
         for (command, expected) in [
             (&[][..], &["/built/program", "--flag"][..]),
             (&["/usr/bin/program", "verb"], &["/built/program", "verb", "--flag"]),
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn an_image_that_nothing_stands_for_is_refused_and_what_is_known_is_said() {
-        let programs = Programs::new().with_file("program", Path::new("/built/program"));
+        let programs = ImagePrograms::new().with_program("program", Path::new("/built/program"));
         let said = programs.launch("other:1", &run(&["/bin/sh"])).unwrap_err().to_string();
         assert!(said.contains("other:1") && said.contains("\"program\""), "{said}");
         programs.launch("host", &run(&[])).unwrap_err();

@@ -12,25 +12,25 @@ use std::{
     path::Path,
 };
 
-const DATA: &str = "..data";
-const NEXT: &str = "..data_tmp";
+const DATA_LINK: &str = "..data";
+const NEW_DATA_LINK: &str = "..data_tmp";
 
 /// What is to stand in the folder: paths below it, and what the files say.
-pub(super) type Files = BTreeMap<String, File>;
+pub(super) type ProjectedFiles = BTreeMap<String, ProjectedFile>;
 
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct File {
+pub(super) struct ProjectedFile {
     pub(super) content: Vec<u8>,
     pub(super) mode: u32,
 }
 
 /// Makes `folder` hold these files. Says whether anything had to be done.
-pub(super) fn project(folder: &Path, files: &Files) -> io::Result<bool> {
+pub(super) fn project(folder: &Path, files: &ProjectedFiles) -> io::Result<bool> {
     fs::create_dir_all(folder)?;
-    let data = folder.join(DATA);
+    let data = folder.join(DATA_LINK);
     let old = fs::read_link(&data).ok();
-    if old.is_some() && is_there(&data, files)? {
+    if old.is_some() && is_current(&data, files)? {
         return Ok(false);
     }
     let name = clock::timestamp().strftime("..%Y_%m_%d_%H_%M_%S.%f").to_string();
@@ -41,8 +41,8 @@ pub(super) fn project(folder: &Path, files: &Files) -> io::Result<bool> {
         fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))?;
     }
     fs::create_dir_all(folder.join(&name))?;
-    let next = folder.join(NEXT);
-    fs::remove_file(&next).or_else(not_found)?;
+    let next = folder.join(NEW_DATA_LINK);
+    fs::remove_file(&next).or_else(ignore_not_found)?;
     symlink(&name, &next)?;
     fs::rename(&next, &data)?;
 
@@ -50,7 +50,7 @@ pub(super) fn project(folder: &Path, files: &Files) -> io::Result<bool> {
     for visible in &wanted {
         let link = folder.join(visible);
         if fs::symlink_metadata(&link).is_err() {
-            symlink(Path::new(DATA).join(visible), link)?;
+            symlink(Path::new(DATA_LINK).join(visible), link)?;
         }
     }
     for entry in fs::read_dir(folder)? {
@@ -60,23 +60,25 @@ pub(super) fn project(folder: &Path, files: &Files) -> io::Result<bool> {
             fs::remove_file(entry.path())?;
         }
     }
-    old.map_or(Ok(()), |old| fs::remove_dir_all(folder.join(old)).or_else(not_found))?;
+    old.map_or(Ok(()), |old| fs::remove_dir_all(folder.join(old)).or_else(ignore_not_found))?;
     Ok(true)
 }
 
-fn is_there(data: &Path, files: &Files) -> io::Result<bool> {
+fn is_current(data: &Path, files: &ProjectedFiles) -> io::Result<bool> {
     let mut there = BTreeSet::new();
-    walk(data, Path::new(""), &mut there)?;
-    let same = |(path, file): (&String, &File)| fs::read(data.join(path)).is_ok_and(|content| content == file.content);
+    collect_paths(data, Path::new(""), &mut there)?;
+    let same = |(path, file): (&String, &ProjectedFile)| {
+        fs::read(data.join(path)).is_ok_and(|content| content == file.content)
+    };
     Ok(there.iter().eq(files.keys()) && files.iter().all(same))
 }
 
-fn walk(root: &Path, below: &Path, paths: &mut BTreeSet<String>) -> io::Result<()> {
+fn collect_paths(root: &Path, below: &Path, paths: &mut BTreeSet<String>) -> io::Result<()> {
     for entry in fs::read_dir(root.join(below))? {
         let entry = entry?;
         let path = below.join(entry.file_name());
         if entry.file_type()?.is_dir() {
-            walk(root, &path, paths)?;
+            collect_paths(root, &path, paths)?;
         } else {
             paths.insert(path.display().to_string());
         }
@@ -84,7 +86,7 @@ fn walk(root: &Path, below: &Path, paths: &mut BTreeSet<String>) -> io::Result<(
     Ok(())
 }
 
-fn not_found(error: io::Error) -> io::Result<()> {
+fn ignore_not_found(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
@@ -92,8 +94,8 @@ fn not_found(error: io::Error) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn files(files: &[(&str, &str)]) -> Files {
-        let file = |content: &str| File { content: content.as_bytes().to_vec(), mode: 0o644 };
+    fn files(files: &[(&str, &str)]) -> ProjectedFiles {
+        let file = |content: &str| ProjectedFile { content: content.as_bytes().to_vec(), mode: 0o644 };
         files.iter().map(|(path, content)| ((*path).to_owned(), file(content))).collect()
     }
 
@@ -106,13 +108,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         assert!(project(folder, &files(&[("a", "1"), ("deep/b", "1")])).unwrap());
-        let first = fs::read_link(folder.join(DATA)).unwrap();
+        let first = fs::read_link(folder.join(DATA_LINK)).unwrap();
         assert_eq!(fs::read_link(folder.join("a")).unwrap(), Path::new("..data/a"));
         assert_eq!(fs::read_link(folder.join("deep")).unwrap(), Path::new("..data/deep"));
         assert_eq!((read(folder, "a"), read(folder, "deep/b")), (Some("1".to_owned()), Some("1".to_owned())));
 
         assert!(project(folder, &files(&[("a", "2"), ("c", "2")])).unwrap());
-        let second = fs::read_link(folder.join(DATA)).unwrap();
+        let second = fs::read_link(folder.join(DATA_LINK)).unwrap();
         assert_ne!(first, second);
         assert!(!folder.join(first).exists());
         assert_eq!((read(folder, "a"), read(folder, "c")), (Some("2".to_owned()), Some("2".to_owned())));
@@ -123,9 +125,9 @@ mod tests {
     fn the_same_content_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         assert!(project(folder.path(), &files(&[("a", "1")])).unwrap());
-        let first = fs::read_link(folder.path().join(DATA)).unwrap();
+        let first = fs::read_link(folder.path().join(DATA_LINK)).unwrap();
         assert!(!project(folder.path(), &files(&[("a", "1")])).unwrap());
-        assert_eq!(fs::read_link(folder.path().join(DATA)).unwrap(), first);
+        assert_eq!(fs::read_link(folder.path().join(DATA_LINK)).unwrap(), first);
     }
 
     #[test]
@@ -151,8 +153,8 @@ mod tests {
     #[test]
     fn nothing_to_project_is_an_empty_folder() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(project(folder.path(), &Files::new()).unwrap());
-        assert!(!project(folder.path(), &Files::new()).unwrap());
-        assert!(fs::read_link(folder.path().join(DATA)).is_ok());
+        assert!(project(folder.path(), &ProjectedFiles::new()).unwrap());
+        assert!(!project(folder.path(), &ProjectedFiles::new()).unwrap());
+        assert!(fs::read_link(folder.path().join(DATA_LINK)).is_ok());
     }
 }

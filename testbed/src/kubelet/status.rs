@@ -1,7 +1,7 @@
 //! The status of a pod, out of what its containers do. Pure.
 
-use super::container::{Run, Termination, View};
-use crate::process::Ending;
+use super::container::{ContainerView, RunState, Termination};
+use crate::process::ExitReason;
 use k8s_openapi::{
     api::core::v1::{
         Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
@@ -14,15 +14,15 @@ use std::net::Ipv4Addr;
 
 /// What is known of a pod beside its spec.
 #[derive(Debug)]
-pub(super) struct Known<'a> {
+pub(super) struct StatusInputs<'a> {
     pub(super) address: Ipv4Addr,
     /// When the kubelet took it.
-    pub(super) since: Timestamp,
+    pub(super) start_time: Timestamp,
     /// In the order of the spec.
-    pub(super) init: &'a [View],
-    pub(super) containers: &'a [View],
+    pub(super) init: &'a [ContainerView],
+    pub(super) containers: &'a [ContainerView],
     /// What was said last, for the times of its conditions.
-    pub(super) before: &'a [PodCondition],
+    pub(super) previous_conditions: &'a [PodCondition],
     pub(super) now: Timestamp,
 }
 
@@ -32,8 +32,8 @@ pub(super) fn is_sidecar(container: &Container) -> bool {
 }
 
 /// Whether a container that ended so is started again.
-pub(super) fn restarts(spec: &PodSpec, container: &Container, is_init: bool, ending: Ending) -> bool {
-    let failed = ending != Ending::Exit(0);
+pub(super) fn should_restart(spec: &PodSpec, container: &Container, is_init: bool, ending: ExitReason) -> bool {
+    let failed = ending != ExitReason::Exit(0);
     match spec.restart_policy.as_deref() {
         _ if is_init && is_sidecar(container) => true,
         Some("Never") => false,
@@ -44,15 +44,16 @@ pub(super) fn restarts(spec: &PodSpec, container: &Container, is_init: bool, end
 }
 
 /// The status.
-pub(super) fn status(pod: &Pod, known: &Known<'_>) -> PodStatus {
+pub(super) fn pod_status(pod: &Pod, known: &StatusInputs<'_>) -> PodStatus {
     let Some(spec) = &pod.spec else { return PodStatus::default() };
     let init_specs = spec.init_containers.as_deref().unwrap_or_default();
-    let init: Vec<_> = init_specs.iter().zip(known.init).map(|(spec, view)| container(spec, view, true)).collect();
+    let init: Vec<_> =
+        init_specs.iter().zip(known.init).map(|(spec, view)| container_status(spec, view, true)).collect();
     let containers: Vec<_> =
-        spec.containers.iter().zip(known.containers).map(|(spec, view)| container(spec, view, false)).collect();
+        spec.containers.iter().zip(known.containers).map(|(spec, view)| container_status(spec, view, false)).collect();
 
     let initialized = init_specs.iter().zip(known.init).all(|(spec, view)| is_initialized(spec, view));
-    let phase = phase(spec, known, initialized);
+    let phase = pod_phase(spec, known, initialized);
     let is_over = matches!(phase, "Succeeded" | "Failed");
     let sidecars = init_specs.iter().zip(&init).filter(|(spec, _)| is_sidecar(spec)).map(|(_, status)| status);
     let unready: Vec<_> = sidecars.chain(&containers).filter(|it| !it.ready).map(|it| it.name.as_str()).collect();
@@ -74,45 +75,45 @@ pub(super) fn status(pod: &Pod, known: &Known<'_>) -> PodStatus {
     ];
     PodStatus {
         phase: Some(phase.to_owned()),
-        conditions: Some(conditions.map(|(kind, holds, reason)| condition(kind, holds, reason, known)).into()),
+        conditions: Some(conditions.map(|(kind, holds, reason)| pod_condition(kind, holds, reason, known)).into()),
         init_container_statuses: Some(init).filter(|init| !init.is_empty()),
         container_statuses: Some(containers),
         host_ip: Some(Ipv4Addr::LOCALHOST.to_string()),
         host_ips: Some(vec![HostIP { ip: Ipv4Addr::LOCALHOST.to_string() }]),
         pod_ip: Some(known.address.to_string()),
         pod_ips: Some(vec![PodIP { ip: known.address.to_string() }]),
-        start_time: Some(Time(known.since)),
+        start_time: Some(Time(known.start_time)),
         qos_class: pod.status.as_ref().and_then(|status| status.qos_class.clone()),
         ..PodStatus::default()
     }
 }
 
 /// Whether the containers after this one may start.
-pub(super) fn is_initialized(spec: &Container, view: &View) -> bool {
+pub(super) fn is_initialized(spec: &Container, view: &ContainerView) -> bool {
     if is_sidecar(spec) {
         return view.started;
     }
-    matches!(&view.run, Run::Ended(termination) if termination.ending == Ending::Exit(0))
+    matches!(&view.state, RunState::Terminated(termination) if termination.exit == ExitReason::Exit(0))
 }
 
-fn phase(spec: &PodSpec, known: &Known<'_>, initialized: bool) -> &'static str {
-    let ended = |view: &View| match &view.run {
-        Run::Ended(termination) => Some(termination.ending),
-        Run::Waiting { .. } | Run::Running { .. } => None,
+fn pod_phase(spec: &PodSpec, known: &StatusInputs<'_>, initialized: bool) -> &'static str {
+    let ended = |view: &ContainerView| match &view.state {
+        RunState::Terminated(termination) => Some(termination.exit),
+        RunState::Waiting { .. } | RunState::Running { .. } => None,
     };
     let endings: Option<Vec<_>> = known.containers.iter().map(ended).collect();
-    let for_good = |endings: &Vec<Ending>| {
-        spec.containers.iter().zip(endings).all(|(container, ending)| !restarts(spec, container, false, *ending))
+    let for_good = |endings: &Vec<ExitReason>| {
+        spec.containers.iter().zip(endings).all(|(container, ending)| !should_restart(spec, container, false, *ending))
     };
     match endings.filter(for_good) {
-        Some(endings) if endings.iter().all(|ending| *ending == Ending::Exit(0)) => "Succeeded",
+        Some(endings) if endings.iter().all(|ending| *ending == ExitReason::Exit(0)) => "Succeeded",
         Some(_) => "Failed",
         None if initialized && known.containers.iter().all(|view| view.id.is_some()) => "Running",
         None => "Pending",
     }
 }
 
-fn container(spec: &Container, view: &View, is_init: bool) -> ContainerStatus {
+fn container_status(spec: &Container, view: &ContainerView, is_init: bool) -> ContainerStatus {
     let is_done = is_init && !is_sidecar(spec) && is_initialized(spec, view);
     let image = spec.image.clone().unwrap_or_default();
     ContainerStatus {
@@ -120,40 +121,40 @@ fn container(spec: &Container, view: &View, is_init: bool) -> ContainerStatus {
         image_id: image.clone(),
         image,
         container_id: view.id.clone(),
-        restart_count: view.restarts,
+        restart_count: view.restart_count,
         started: Some(view.started),
         ready: view.ready || is_done,
-        state: Some(match &view.run {
-            Run::Waiting { reason, message } => ContainerState {
+        state: Some(match &view.state {
+            RunState::Waiting { reason, message } => ContainerState {
                 waiting: Some(ContainerStateWaiting {
                     reason: Some((*reason).to_owned()),
                     message: Some(message.clone()).filter(|message| !message.is_empty()),
                 }),
                 ..ContainerState::default()
             },
-            Run::Running { since } => ContainerState {
+            RunState::Running { started_at: since } => ContainerState {
                 running: Some(ContainerStateRunning { started_at: Some(Time(*since)) }),
                 ..ContainerState::default()
             },
-            Run::Ended(termination) => terminated(termination),
+            RunState::Terminated(termination) => terminated_state(termination),
         }),
-        last_state: view.last.as_ref().map(terminated),
+        last_state: view.last_termination.as_ref().map(terminated_state),
         ..ContainerStatus::default()
     }
 }
 
-fn terminated(termination: &Termination) -> ContainerState {
-    let (exit_code, signal) = match termination.ending {
-        Ending::Exit(code) => (code, None),
-        Ending::Signal(signal) => (128 + signal, Some(signal)),
+fn terminated_state(termination: &Termination) -> ContainerState {
+    let (exit_code, signal) = match termination.exit {
+        ExitReason::Exit(code) => (code, None),
+        ExitReason::Signal(signal) => (128 + signal, Some(signal)),
     };
     ContainerState {
         terminated: Some(ContainerStateTerminated {
             exit_code,
             signal,
             reason: Some(if exit_code == 0 { "Completed" } else { "Error" }.to_owned()),
-            started_at: Some(Time(termination.since)),
-            finished_at: Some(Time(termination.until)),
+            started_at: Some(Time(termination.started_at)),
+            finished_at: Some(Time(termination.finished_at)),
             container_id: termination.id.clone(),
             message: None,
         }),
@@ -161,9 +162,9 @@ fn terminated(termination: &Termination) -> ContainerState {
     }
 }
 
-fn condition(kind: &str, holds: bool, why: Option<(&str, String)>, known: &Known<'_>) -> PodCondition {
+fn pod_condition(kind: &str, holds: bool, why: Option<(&str, String)>, known: &StatusInputs<'_>) -> PodCondition {
     let status = if holds { "True" } else { "False" };
-    let before = known.before.iter().find(|before| before.type_ == kind && before.status == status);
+    let before = known.previous_conditions.iter().find(|before| before.type_ == kind && before.status == status);
     let since = before.and_then(|before| before.last_transition_time.clone());
     PodCondition {
         type_: kind.to_owned(),
@@ -199,24 +200,33 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn waiting() -> View {
-        let run = Run::Waiting { reason: "PodInitializing", message: String::new() };
-        View { run, last: None, restarts: 0, id: None, started: false, ready: false }
+    fn waiting() -> ContainerView {
+        let run = RunState::Waiting { reason: "PodInitializing", message: String::new() };
+        ContainerView { state: run, last_termination: None, restart_count: 0, id: None, started: false, ready: false }
     }
 
-    fn running(ready: bool) -> View {
-        let run = Run::Running { since: at(1) };
-        View { run, id: Some("id".to_owned()), started: true, ready, ..waiting() }
+    fn running(ready: bool) -> ContainerView {
+        let run = RunState::Running { started_at: at(1) };
+        ContainerView { state: run, id: Some("id".to_owned()), started: true, ready, ..waiting() }
     }
 
-    fn ended(ending: Ending) -> View {
-        let termination = Termination { ending, since: at(1), until: at(2), id: None };
-        View { run: Run::Ended(termination), id: Some("id".to_owned()), ..waiting() }
+    fn ended(ending: ExitReason) -> ContainerView {
+        let termination = Termination { exit: ending, started_at: at(1), finished_at: at(2), id: None };
+        ContainerView { state: RunState::Terminated(termination), id: Some("id".to_owned()), ..waiting() }
     }
 
-    fn said(pod: &Pod, init: &[View], containers: &[View], before: &[PodCondition], now: i64) -> PodStatus {
+    fn status_of(
+        pod: &Pod,
+        init: &[ContainerView],
+        containers: &[ContainerView],
+        before: &[PodCondition],
+        now: i64,
+    ) -> PodStatus {
         let address = Ipv4Addr::new(127, 64, 0, 1);
-        status(pod, &Known { address, since: at(0), init, containers, before, now: at(now) })
+        pod_status(
+            pod,
+            &StatusInputs { address, start_time: at(0), init, containers, previous_conditions: before, now: at(now) },
+        )
     }
 
     fn holds(status: &PodStatus, kind: &str) -> bool {
@@ -226,16 +236,16 @@ mod tests {
 
     #[test]
     fn a_pod_is_running_when_all_began_and_ready_when_all_and_the_sidecars_are() {
-        let (pod, done) = (pod("Always"), ended(Ending::Exit(0)));
+        let (pod, done) = (pod("Always"), ended(ExitReason::Exit(0)));
         for (sidecar, vllm, phase, initialized, ready) in [
             (waiting(), waiting(), "Pending", false, false),
             (running(false), waiting(), "Pending", true, false),
             (running(false), running(true), "Running", true, false),
             (running(true), running(false), "Running", true, false),
             (running(true), running(true), "Running", true, true),
-            (running(true), ended(Ending::Signal(9)), "Running", true, false),
+            (running(true), ended(ExitReason::Signal(9)), "Running", true, false),
         ] {
-            let status = said(&pod, &[done.clone(), sidecar], &[vllm], &[], 5);
+            let status = status_of(&pod, &[done.clone(), sidecar], &[vllm], &[], 5);
             assert_eq!(status.phase.as_deref(), Some(phase));
             assert_eq!((holds(&status, "Initialized"), holds(&status, "Ready")), (initialized, ready), "{status:?}");
             assert_eq!(holds(&status, "ContainersReady"), ready);
@@ -244,35 +254,35 @@ mod tests {
 
     #[test]
     fn a_pod_that_is_not_started_again_ends_as_its_containers_did() {
-        let done = ended(Ending::Exit(0));
+        let done = ended(ExitReason::Exit(0));
         for (policy, ending, phase) in [
-            ("Never", Ending::Exit(0), "Succeeded"),
-            ("Never", Ending::Exit(1), "Failed"),
-            ("OnFailure", Ending::Exit(0), "Succeeded"),
-            ("OnFailure", Ending::Exit(1), "Running"),
-            ("Always", Ending::Exit(0), "Running"),
+            ("Never", ExitReason::Exit(0), "Succeeded"),
+            ("Never", ExitReason::Exit(1), "Failed"),
+            ("OnFailure", ExitReason::Exit(0), "Succeeded"),
+            ("OnFailure", ExitReason::Exit(1), "Running"),
+            ("Always", ExitReason::Exit(0), "Running"),
         ] {
-            let status = said(&pod(policy), &[done.clone(), running(true)], &[ended(ending)], &[], 5);
+            let status = status_of(&pod(policy), &[done.clone(), running(true)], &[ended(ending)], &[], 5);
             assert_eq!(status.phase.as_deref(), Some(phase), "{policy} {ending:?}");
         }
     }
 
     #[test]
     fn the_time_of_a_condition_is_that_of_its_last_change() {
-        let (pod, init) = (pod("Always"), [ended(Ending::Exit(0)), running(true)]);
+        let (pod, init) = (pod("Always"), [ended(ExitReason::Exit(0)), running(true)]);
         let time = |status: &PodStatus| {
             let ready = status.conditions.iter().flatten().find(|it| it.type_ == "Ready").unwrap();
             ready.last_transition_time.clone().unwrap().0.as_second()
         };
-        let first = said(&pod, &init, &[running(false)], &[], 5);
-        let same = said(&pod, &init, &[running(false)], first.conditions.as_ref().unwrap(), 6);
-        let other = said(&pod, &init, &[running(true)], same.conditions.as_ref().unwrap(), 7);
+        let first = status_of(&pod, &init, &[running(false)], &[], 5);
+        let same = status_of(&pod, &init, &[running(false)], first.conditions.as_ref().unwrap(), 6);
+        let other = status_of(&pod, &init, &[running(true)], same.conditions.as_ref().unwrap(), 7);
         assert_eq!((time(&first), time(&same), time(&other)), (5, 5, 7));
     }
 
     #[test]
     fn a_killed_container_is_told_with_its_signal() {
-        let status = said(&pod("Always"), &[waiting(), waiting()], &[ended(Ending::Signal(9))], &[], 5);
+        let status = status_of(&pod("Always"), &[waiting(), waiting()], &[ended(ExitReason::Signal(9))], &[], 5);
         let state = status.container_statuses.unwrap()[0].state.clone().unwrap().terminated.unwrap();
         assert_eq!((state.exit_code, state.signal), (137, Some(9)));
     }

@@ -16,40 +16,40 @@ use serde_json::json;
 use std::{path::Path, time::Duration};
 
 /// The shortest life that the API server gives.
-pub(super) const SHORTEST: Duration = Duration::from_mins(10);
+pub(super) const MIN_LIFETIME: Duration = Duration::from_mins(10);
 
 /// Where the API server is, and how it proves that it is itself.
 #[derive(Debug, Clone)]
-pub(super) struct Server {
+pub(super) struct ApiServerInfo {
     url: String,
     /// Its authority's certificates, as PEM.
-    authority: String,
+    ca_certificate: String,
 }
 
 /// A token.
 #[derive(Debug, Clone)]
-pub(super) struct Token {
-    pub(super) text: String,
+pub(super) struct BoundToken {
+    pub(super) value: String,
     /// When another one is due.
-    pub(super) renew: Timestamp,
+    pub(super) renew_at: Timestamp,
 }
 
-impl Server {
+impl ApiServerInfo {
     /// The one at this address, whose authority's certificates stand in this file.
     pub(super) fn new(url: &str, authority: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(authority);
         let authority = text.with_context(|| format!("cannot read {}", authority.display()))?;
-        Ok(Self { url: url.to_owned(), authority })
+        Ok(Self { url: url.to_owned(), ca_certificate: authority })
     }
 
     /// The certificates, as PEM.
-    pub(super) fn authority(&self) -> &str {
-        &self.authority
+    pub(super) fn ca_certificate(&self) -> &str {
+        &self.ca_certificate
     }
 
     /// A kubeconfig for who has the token in this file.
     pub(super) fn kubeconfig(&self, namespace: &str, token_file: &Path) -> Result<Vec<u8>> {
-        let authority = ByteString(self.authority.clone().into_bytes());
+        let authority = ByteString(self.ca_certificate.clone().into_bytes());
         Ok(serde_json::to_vec_pretty(&json!({
             "apiVersion": "v1",
             "kind": "Config",
@@ -65,20 +65,20 @@ impl Server {
 }
 
 /// Asks for a token of the pod's service account. The API server knows it for as long as the pod is there.
-pub(super) async fn request(
+pub(super) async fn request_token(
     client: &Client,
     pod: &Pod,
     audience: Option<&str>,
     life: Duration,
     renew_after: Duration,
-) -> Result<Token> {
+) -> Result<BoundToken> {
     let metadata = &pod.metadata;
     let namespace = metadata.namespace.as_deref().unwrap_or_default();
-    let account = account(pod);
+    let account = service_account(pod);
     let request = TokenRequest {
         spec: TokenRequestSpec {
             audiences: audience.map(str::to_owned).into_iter().collect(),
-            expiration_seconds: i64::try_from(life.max(SHORTEST).as_secs()).ok(),
+            expiration_seconds: i64::try_from(life.max(MIN_LIFETIME).as_secs()).ok(),
             bound_object_ref: Some(BoundObjectReference {
                 api_version: Some("v1".to_owned()),
                 kind: Some("Pod".to_owned()),
@@ -93,11 +93,11 @@ pub(super) async fn request(
     let answer = answer.with_context(|| format!("no token of the service account {account:?}"))?;
     let status = answer.status.context("the answer has no token")?;
     let renew = clock::timestamp().checked_add(renew_after).unwrap_or(Timestamp::MAX);
-    Ok(Token { text: status.token, renew: renew.min(status.expiration_timestamp.0) })
+    Ok(BoundToken { value: status.token, renew_at: renew.min(status.expiration_timestamp.0) })
 }
 
 /// The name of the pod's service account.
-pub(super) fn account(pod: &Pod) -> &str {
+pub(super) fn service_account(pod: &Pod) -> &str {
     let name = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
     name.filter(|name| !name.is_empty()).unwrap_or("default")
 }

@@ -6,11 +6,11 @@
 //! [`ACCOUNT`].
 
 use super::{
-    Context,
-    projection::{self, File, Files},
-    sources::Kind,
-    token::{self, Token},
-    words::{Facts, Mounts},
+    NodeContext,
+    config_cache::ConfigKind,
+    expansion::{MountPaths, PodContext},
+    projection::{self, ProjectedFile, ProjectedFiles},
+    token::{self, BoundToken},
 };
 use crate::clock;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -26,68 +26,70 @@ use std::{
 };
 
 /// The volume with the token, and where a kubelet mounts it.
-const ACCOUNT: &str = "kube-api-access";
-const ACCOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const TOKEN_VOLUME: &str = "kube-api-access";
+const TOKEN_MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// All volumes of one pod.
 #[derive(Debug)]
 pub(super) struct Volumes {
     folder: PathBuf,
-    plans: Vec<(String, Plan)>,
+    sources: Vec<(String, VolumeContent)>,
     /// By volume and place in it; a token is asked for again only when it is due.
-    tokens: Mutex<Vec<((String, usize), Token)>>,
+    tokens: Mutex<Vec<((String, usize), BoundToken)>>,
 }
 
 /// What a volume is made of.
 #[derive(Debug, Clone)]
-enum Plan {
-    Empty,
+enum VolumeContent {
+    EmptyDir,
     Projected { parts: Vec<VolumeProjection>, mode: Option<i32> },
-    Account,
+    ServiceAccountToken,
 }
 
 impl Volumes {
     /// The volumes that the pod asks for, below `folder`.
-    pub(super) fn of(pod: &Pod, folder: &Path) -> Result<Self> {
+    pub(super) fn new(pod: &Pod, folder: &Path) -> Result<Self> {
         let spec = pod.spec.as_ref().context("a pod without spec")?;
         let mut plans = Vec::new();
         for volume in spec.volumes.iter().flatten() {
-            plans.push((volume.name.clone(), Plan::of(volume)?));
+            plans.push((volume.name.clone(), VolumeContent::from_volume(volume)?));
         }
         if spec.automount_service_account_token != Some(false) {
-            plans.push((ACCOUNT.to_owned(), Plan::Account));
+            plans.push((TOKEN_VOLUME.to_owned(), VolumeContent::ServiceAccountToken));
         }
-        Ok(Self { folder: folder.join("volumes"), plans, tokens: Mutex::default() })
+        Ok(Self { folder: folder.join("volumes"), sources: plans, tokens: Mutex::default() })
     }
 
     /// Where a container has them.
-    pub(super) fn mounts(&self, container: &k8s_openapi::api::core::v1::Container) -> Result<Mounts> {
+    pub(super) fn mounts(&self, container: &k8s_openapi::api::core::v1::Container) -> Result<MountPaths> {
         let mut mounts = Vec::new();
         for mount in container.volume_mounts.iter().flatten() {
             let no_part = mount.sub_path.is_none() && mount.sub_path_expr.is_none();
             ensure!(no_part, "this kubelet knows no subPath (mount {:?})", mount.name);
-            let known = self.plans.iter().any(|(name, _)| *name == mount.name);
+            let known = self.sources.iter().any(|(name, _)| *name == mount.name);
             ensure!(known, "the pod has no volume {:?}", mount.name);
             mounts.push((mount.mount_path.clone(), self.folder.join(&mount.name)));
         }
-        mounts.push((ACCOUNT_PATH.to_owned(), self.folder.join(ACCOUNT)));
-        Ok(Mounts::new(mounts))
+        mounts.push((TOKEN_MOUNT_PATH.to_owned(), self.folder.join(TOKEN_VOLUME)));
+        Ok(MountPaths::new(mounts))
     }
 
     /// The kubeconfig beside the token.
     pub(super) fn kubeconfig(&self) -> Option<PathBuf> {
-        let has_one = self.plans.iter().any(|(name, _)| name == ACCOUNT);
-        has_one.then(|| self.folder.join(ACCOUNT).join("kubeconfig"))
+        let has_one = self.sources.iter().any(|(name, _)| name == TOKEN_VOLUME);
+        has_one.then(|| self.folder.join(TOKEN_VOLUME).join("kubeconfig"))
     }
 
     /// Makes all of them hold what they should hold now.
-    pub(super) async fn make(&self, context: &Context, facts: Facts<'_>) -> Result<()> {
-        for (name, plan) in &self.plans {
+    pub(super) async fn sync(&self, context: &NodeContext, facts: PodContext<'_>) -> Result<()> {
+        for (name, plan) in &self.sources {
             let folder = self.folder.join(name);
             let made = match plan {
-                Plan::Empty => fs::create_dir_all(&folder).map_err(Into::into),
-                Plan::Projected { parts, mode } => self.project(context, facts, name, parts, *mode).await,
-                Plan::Account => self.account(context, facts, &folder).await,
+                VolumeContent::EmptyDir => fs::create_dir_all(&folder).map_err(Into::into),
+                VolumeContent::Projected { parts, mode } => {
+                    self.sync_projected(context, facts, name, parts, *mode).await
+                }
+                VolumeContent::ServiceAccountToken => self.sync_service_account(context, facts, &folder).await,
             };
             made.with_context(|| format!("volume {name:?}"))?;
         }
@@ -95,43 +97,43 @@ impl Volumes {
     }
 
     /// When a token is due.
-    pub(super) fn due(&self) -> Option<Timestamp> {
+    pub(super) fn next_renewal(&self) -> Option<Timestamp> {
         let tokens = self.tokens.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        tokens.iter().map(|(_, token)| token.renew).min()
+        tokens.iter().map(|(_, token)| token.renew_at).min()
     }
 
-    async fn project(
+    async fn sync_projected(
         &self,
-        context: &Context,
-        facts: Facts<'_>,
+        context: &NodeContext,
+        facts: PodContext<'_>,
         volume: &str,
         parts: &[VolumeProjection],
         mode: Option<i32>,
     ) -> Result<()> {
-        let mut files = Files::new();
+        let mut files = ProjectedFiles::new();
         for (index, part) in parts.iter().enumerate() {
             if let Some(token) = &part.service_account_token {
                 let life = token.expiration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
                 let life = Duration::from_secs(life.unwrap_or_default());
                 let key = (volume.to_owned(), index);
-                let text = self.token(context, facts.pod, key, token.audience.as_deref(), life).await?;
-                files.insert(token.path.clone(), File { content: text.into_bytes(), mode: 0o600 });
+                let text = self.cached_token(context, facts.pod, key, token.audience.as_deref(), life).await?;
+                files.insert(token.path.clone(), ProjectedFile { content: text.into_bytes(), mode: 0o600 });
             } else {
-                files.extend(part_files(facts, part, mode)?);
+                files.extend(projection_files(facts, part, mode)?);
             }
         }
         projection::project(&self.folder.join(volume), &files)?;
         Ok(())
     }
 
-    async fn account(&self, context: &Context, facts: Facts<'_>, folder: &Path) -> Result<()> {
-        let text = self.token(context, facts.pod, (ACCOUNT.to_owned(), 0), None, Duration::ZERO).await?;
-        let namespace = facts.field("metadata.namespace")?;
-        let kubeconfig = context.server.kubeconfig(&namespace, &folder.join("token"))?;
-        let file = |content: Vec<u8>| File { content, mode: 0o600 };
-        let files = Files::from([
+    async fn sync_service_account(&self, context: &NodeContext, facts: PodContext<'_>, folder: &Path) -> Result<()> {
+        let text = self.cached_token(context, facts.pod, (TOKEN_VOLUME.to_owned(), 0), None, Duration::ZERO).await?;
+        let namespace = facts.field_value("metadata.namespace")?;
+        let kubeconfig = context.api_server.kubeconfig(&namespace, &folder.join("token"))?;
+        let file = |content: Vec<u8>| ProjectedFile { content, mode: 0o600 };
+        let files = ProjectedFiles::from([
             ("token".to_owned(), file(text.into_bytes())),
-            ("ca.crt".to_owned(), file(context.server.authority().as_bytes().to_vec())),
+            ("ca.crt".to_owned(), file(context.api_server.ca_certificate().as_bytes().to_vec())),
             ("namespace".to_owned(), file(namespace.into_bytes())),
             ("kubeconfig".to_owned(), file(kubeconfig)),
         ]);
@@ -139,23 +141,23 @@ impl Volumes {
         Ok(())
     }
 
-    async fn token(
+    async fn cached_token(
         &self,
-        context: &Context,
+        context: &NodeContext,
         pod: &Pod,
         key: (String, usize),
         audience: Option<&str>,
         life: Duration,
     ) -> Result<String> {
-        let known = |tokens: &[((String, usize), Token)]| {
-            let token = tokens.iter().find(|(known, token)| *known == key && token.renew > clock::timestamp());
-            token.map(|(_, token)| token.text.clone())
+        let known = |tokens: &[((String, usize), BoundToken)]| {
+            let token = tokens.iter().find(|(known, token)| *known == key && token.renew_at > clock::timestamp());
+            token.map(|(_, token)| token.value.clone())
         };
         if let Some(text) = known(&self.tokens.lock().unwrap_or_else(std::sync::PoisonError::into_inner)) {
             return Ok(text);
         }
-        let token = token::request(&context.client, pod, audience, life, context.token_renewal).await?;
-        let text = token.text.clone();
+        let token = token::request_token(&context.client, pod, audience, life, context.token_renewal_interval).await?;
+        let text = token.value.clone();
         let mut tokens = self.tokens.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         tokens.retain(|(known, _)| *known != key);
         tokens.push((key, token));
@@ -163,11 +165,11 @@ impl Volumes {
     }
 }
 
-impl Plan {
-    fn of(volume: &Volume) -> Result<Self> {
+impl VolumeContent {
+    fn from_volume(volume: &Volume) -> Result<Self> {
         let one = |part: VolumeProjection, mode| Ok(Self::Projected { parts: vec![part], mode });
         if volume.empty_dir.is_some() {
-            Ok(Self::Empty)
+            Ok(Self::EmptyDir)
         } else if let Some(map) = &volume.config_map {
             one(
                 VolumeProjection {
@@ -208,40 +210,40 @@ impl Plan {
     }
 }
 
-fn part_files(facts: Facts<'_>, part: &VolumeProjection, mode: Option<i32>) -> Result<Files> {
+fn projection_files(facts: PodContext<'_>, part: &VolumeProjection, mode: Option<i32>) -> Result<ProjectedFiles> {
     let (kind, name, items, optional) = if let Some(map) = &part.config_map {
-        (Kind::ConfigMap, &map.name, &map.items, map.optional)
+        (ConfigKind::ConfigMap, &map.name, &map.items, map.optional)
     } else if let Some(secret) = &part.secret {
-        (Kind::Secret, &secret.name, &secret.items, secret.optional)
+        (ConfigKind::Secret, &secret.name, &secret.items, secret.optional)
     } else if let Some(api) = &part.downward_api {
-        return api.items.iter().flatten().map(|item| downward(facts, item, mode)).collect();
+        return api.items.iter().flatten().map(|item| downward_api_file(facts, item, mode)).collect();
     } else {
         bail!("this kubelet does not know this kind of projection");
     };
-    object_files(facts, kind, name, items.as_deref(), optional == Some(true), mode)
+    config_files(facts, kind, name, items.as_deref(), optional == Some(true), mode)
 }
 
-fn object_files(
-    facts: Facts<'_>,
-    kind: Kind,
+fn config_files(
+    facts: PodContext<'_>,
+    kind: ConfigKind,
     name: &str,
     items: Option<&[KeyToPath]>,
     optional: bool,
     mode: Option<i32>,
-) -> Result<Files> {
-    let Some(mut data) = facts.sources.get(kind, name) else {
+) -> Result<ProjectedFiles> {
+    let Some(mut data) = facts.config.get(kind, name) else {
         ensure!(optional, "{kind} {name:?} not found");
-        return Ok(Files::new());
+        return Ok(ProjectedFiles::new());
     };
     let Some(items) = items.filter(|items| !items.is_empty()) else {
-        let file = |(key, content)| (key, File { content, mode: bits(mode) });
+        let file = |(key, content)| (key, ProjectedFile { content, mode: mode_bits(mode) });
         return Ok(data.into_iter().map(file).collect());
     };
-    let mut files = Files::new();
+    let mut files = ProjectedFiles::new();
     for item in items {
         match data.remove(&item.key) {
             Some(content) => {
-                files.insert(item.path.clone(), File { content, mode: bits(item.mode.or(mode)) });
+                files.insert(item.path.clone(), ProjectedFile { content, mode: mode_bits(item.mode.or(mode)) });
             }
             None => ensure!(optional, "{kind} {name:?} references non-existent config key: {}", item.key),
         }
@@ -249,12 +251,16 @@ fn object_files(
     Ok(files)
 }
 
-fn downward(facts: Facts<'_>, item: &DownwardAPIVolumeFile, mode: Option<i32>) -> Result<(String, File)> {
+fn downward_api_file(
+    facts: PodContext<'_>,
+    item: &DownwardAPIVolumeFile,
+    mode: Option<i32>,
+) -> Result<(String, ProjectedFile)> {
     let field = item.field_ref.as_ref().context("this kubelet knows no resourceFieldRef")?;
-    let content = facts.field(&field.field_path)?.into_bytes();
-    Ok((item.path.clone(), File { content, mode: bits(item.mode.or(mode)) }))
+    let content = facts.field_value(&field.field_path)?.into_bytes();
+    Ok((item.path.clone(), ProjectedFile { content, mode: mode_bits(item.mode.or(mode)) }))
 }
 
-fn bits(mode: Option<i32>) -> u32 {
+fn mode_bits(mode: Option<i32>) -> u32 {
     mode.and_then(|mode| u32::try_from(mode).ok()).unwrap_or(0o644)
 }

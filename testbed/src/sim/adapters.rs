@@ -8,91 +8,91 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::voice::Voice;
+use super::text::TextGenerator;
 
 /// An adapter's weights as those see them who use it.
 #[derive(Debug)]
-pub(super) struct Weights(Mutex<Voice>);
+pub(super) struct LoadedWeights(Mutex<TextGenerator>);
 
-impl Weights {
-    pub(super) fn new(voice: Voice) -> Arc<Self> {
+impl LoadedWeights {
+    pub(super) fn new(voice: TextGenerator) -> Arc<Self> {
         Arc::new(Self(Mutex::new(voice)))
     }
 
-    pub(super) fn voice(&self) -> Voice {
+    pub(super) fn text(&self) -> TextGenerator {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn replace(&self, voice: Voice) {
+    pub(super) fn replace(&self, voice: TextGenerator) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = voice;
     }
 }
 
 /// An adapter that the server knows.
 #[derive(Clone, Debug)]
-pub(super) struct Adapter {
+pub(super) struct LoadedAdapter {
     pub(super) name: String,
     pub(super) source: String,
-    pub(super) weights: Arc<Weights>,
+    pub(super) weights: Arc<LoadedWeights>,
 }
 
 /// All of them.
 #[derive(Debug)]
-pub(super) struct Adapters {
-    known: Vec<Adapter>,
+pub(super) struct AdapterTable {
+    loaded: Vec<LoadedAdapter>,
     /// The weights that the worker holds, the one used last at the end.
-    held: VecDeque<Arc<Weights>>,
-    slots: usize,
+    cached: VecDeque<Arc<LoadedWeights>>,
+    cache_capacity: usize,
 }
 
-impl Adapters {
+impl AdapterTable {
     /// None, with a worker that holds as many as `slots`.
-    pub(super) fn new(slots: usize) -> Self {
-        Self { known: Vec::new(), held: VecDeque::new(), slots }
+    pub(super) fn new(cache_capacity: usize) -> Self {
+        Self { loaded: Vec::new(), cached: VecDeque::new(), cache_capacity }
     }
 
     /// In the order in which they were loaded.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Adapter> {
-        self.known.iter()
+    pub(super) fn iter(&self) -> impl Iterator<Item = &LoadedAdapter> {
+        self.loaded.iter()
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&Adapter> {
-        self.known.iter().find(|adapter| adapter.name == name)
+    pub(super) fn get(&self, name: &str) -> Option<&LoadedAdapter> {
+        self.loaded.iter().find(|adapter| adapter.name == name)
     }
 
     /// Adds an adapter, or gives the one of that name another source and other weights.
-    pub(super) fn load(&mut self, name: &str, source: &str, voice: Voice) {
-        let weights = if let Some(adapter) = self.known.iter_mut().find(|adapter| adapter.name == name) {
+    pub(super) fn load(&mut self, name: &str, source: &str, voice: TextGenerator) {
+        let weights = if let Some(adapter) = self.loaded.iter_mut().find(|adapter| adapter.name == name) {
             source.clone_into(&mut adapter.source);
             adapter.weights.replace(voice);
             Arc::clone(&adapter.weights)
         } else {
-            let weights = Weights::new(voice);
+            let weights = LoadedWeights::new(voice);
             let (name, source) = (name.to_owned(), source.to_owned());
-            self.known.push(Adapter { name, source, weights: Arc::clone(&weights) });
+            self.loaded.push(LoadedAdapter { name, source, weights: Arc::clone(&weights) });
             weights
         };
-        self.hold(&weights);
+        self.mark_used(&weights);
     }
 
     /// Forgets a name; whether there was such a one.
     pub(super) fn unload(&mut self, name: &str) -> bool {
-        let before = self.known.len();
-        self.known.retain(|adapter| adapter.name != name);
-        self.known.len() < before
+        let before = self.loaded.len();
+        self.loaded.retain(|adapter| adapter.name != name);
+        self.loaded.len() < before
     }
 
     /// Whether the worker holds these weights.
-    pub(super) fn holds(&self, weights: &Arc<Weights>) -> bool {
-        self.held.iter().any(|held| Arc::ptr_eq(held, weights))
+    pub(super) fn is_cached(&self, weights: &Arc<LoadedWeights>) -> bool {
+        self.cached.iter().any(|held| Arc::ptr_eq(held, weights))
     }
 
     /// Makes these weights the ones used last.
-    pub(super) fn hold(&mut self, weights: &Arc<Weights>) {
-        self.held.retain(|held| !Arc::ptr_eq(held, weights));
-        self.held.push_back(Arc::clone(weights));
-        if self.held.len() > self.slots {
-            self.held.pop_front();
+    pub(super) fn mark_used(&mut self, weights: &Arc<LoadedWeights>) {
+        self.cached.retain(|held| !Arc::ptr_eq(held, weights));
+        self.cached.push_back(Arc::clone(weights));
+        if self.cached.len() > self.cache_capacity {
+            self.cached.pop_front();
         }
     }
 }
@@ -103,29 +103,29 @@ mod tests {
 
     #[test]
     fn the_worker_forgets_the_weights_unused_for_longest() {
-        let mut adapters = Adapters::new(2);
+        let mut adapters = AdapterTable::new(2);
         for name in ["a", "b"] {
-            adapters.load(name, name, Voice::of(name.as_bytes()));
+            adapters.load(name, name, TextGenerator::from_weights(name.as_bytes()));
         }
         let [first, second] = ["a", "b"].map(|name| Arc::clone(&adapters.get(name).expect("loaded").weights));
-        adapters.hold(&first);
-        adapters.load("c", "c", Voice::of(b"c"));
-        assert!(adapters.holds(&first));
-        assert!(!adapters.holds(&second));
+        adapters.mark_used(&first);
+        adapters.load("c", "c", TextGenerator::from_weights(b"c"));
+        assert!(adapters.is_cached(&first));
+        assert!(!adapters.is_cached(&second));
         assert!(adapters.get("b").is_some(), "the name is still known");
     }
 
     #[test]
     fn an_in_place_load_reaches_those_who_use_the_weights_and_an_unload_does_not() {
-        let mut adapters = Adapters::new(2);
-        adapters.load("a", "old", Voice::of(b"old"));
+        let mut adapters = AdapterTable::new(2);
+        adapters.load("a", "old", TextGenerator::from_weights(b"old"));
         let in_use = Arc::clone(&adapters.get("a").expect("loaded").weights);
-        adapters.load("a", "new", Voice::of(b"new"));
-        assert_eq!(in_use.voice(), Voice::of(b"new"));
+        adapters.load("a", "new", TextGenerator::from_weights(b"new"));
+        assert_eq!(in_use.text(), TextGenerator::from_weights(b"new"));
         assert_eq!(adapters.get("a").expect("loaded").source, "new");
         assert!(adapters.unload("a"));
         assert!(!adapters.unload("a"));
-        adapters.load("a", "newest", Voice::of(b"newest"));
-        assert_eq!(in_use.voice(), Voice::of(b"new"));
+        adapters.load("a", "newest", TextGenerator::from_weights(b"newest"));
+        assert_eq!(in_use.text(), TextGenerator::from_weights(b"new"));
     }
 }

@@ -14,37 +14,42 @@ use bytes::Bytes;
 use http::{Method, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::answer::{Body, json_answer};
-use super::knobs::Death;
-use super::ledger::Ledger;
-use super::server::Server;
+use super::handler::{SimulatorBody, json_response};
+use super::knobs::CrashMode;
+use super::request_log::RequestLog;
+use super::server::SimulatedServer;
 
 /// Answers what stands behind `/sim/`.
-pub(super) async fn answer(server: &Server, method: &Method, path: &str, body: &Bytes) -> Response<Body> {
+pub(super) async fn handle(
+    server: &SimulatedServer,
+    method: &Method,
+    path: &str,
+    body: &Bytes,
+) -> Response<SimulatorBody> {
     let (status, value) = match (method.as_str(), path) {
         ("GET", "knobs") => (StatusCode::OK, json!(server.knobs())),
-        ("PATCH", "knobs") => patch(server, body),
-        ("GET", "requests") => (StatusCode::OK, json!(server.ledger().counters)),
+        ("PATCH", "knobs") => patch_knobs(server, body),
+        ("GET", "requests") => (StatusCode::OK, json!(server.request_log().counters)),
         ("DELETE", "requests") => {
-            *server.ledger() = Ledger::default();
+            *server.request_log() = RequestLog::default();
             (StatusCode::OK, json!({}))
         }
-        ("GET", "log") => (StatusCode::OK, json!(server.ledger().log)),
+        ("GET", "log") => (StatusCode::OK, json!(server.request_log().log)),
         ("POST", "crash") => {
-            let never = server.die(Death::Cut, "told to crash".to_owned()).await;
+            let never = server.crash_with(CrashMode::Cut, "told to crash".to_owned()).await;
             (never.status(), never.body())
         }
         _ => (StatusCode::NOT_FOUND, json!({ "error": format!("the simulator has no {method} /sim/{path}") })),
     };
-    json_answer(status, &value)
+    json_response(status, &value)
 }
 
-fn patch(server: &Server, body: &Bytes) -> (StatusCode, Value) {
+fn patch_knobs(server: &SimulatedServer, body: &Bytes) -> (StatusCode, Value) {
     let patched = serde_json::from_slice::<Map<String, Value>>(body).and_then(|fields| server.knobs().patched(fields));
     match patched {
         Ok(knobs) => {
             let shown = json!(knobs);
-            server.turn(|current| *current = knobs);
+            server.update_knobs(|current| *current = knobs);
             (StatusCode::OK, shown)
         }
         Err(error) => (StatusCode::BAD_REQUEST, json!({ "error": format!("cannot turn these knobs: {error}") })),

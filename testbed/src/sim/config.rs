@@ -7,7 +7,7 @@ use super::knobs::Knobs;
 
 /// How a server is set up; each field but the last three is a flag or a variable of the real one.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct SimulatorConfig {
     /// `--host`.
     pub host: IpAddr,
     /// `--port`; 0 takes a free one.
@@ -33,14 +33,14 @@ pub struct Config {
     /// Where relative sources start from: the server's working directory.
     pub working_dir: PathBuf,
     /// Which sources can be loaded.
-    pub sources: Sources,
+    pub sources: AllowedSources,
     /// How many adapters are loaded at a time; as recorded, one.
     pub parallel_loads: usize,
     /// What can be turned at run time too.
     pub knobs: Knobs,
 }
 
-impl Default for Config {
+impl Default for SimulatorConfig {
     /// A server as recorded, on a free port.
     fn default() -> Self {
         Self {
@@ -56,7 +56,7 @@ impl Default for Config {
             max_lora_rank: 16,
             lora_modules: Vec::new(),
             working_dir: PathBuf::from("."),
-            sources: Sources::OnDisk,
+            sources: AllowedSources::OnDisk,
             parallel_loads: 1,
             knobs: Knobs::default(),
         }
@@ -65,7 +65,7 @@ impl Default for Config {
 
 /// Which sources can be loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Sources {
+pub enum AllowedSources {
     /// Folders with an adapter in them, as with vLLM without a hub.
     #[default]
     OnDisk,

@@ -22,11 +22,11 @@ pub struct Knobs {
     /// Adapters, by name, whose load fails, and how.
     pub fail_load: BTreeMap<String, LoadFault>,
     /// Adapters, by name, whose load ends the server.
-    pub deadly_load: BTreeMap<String, Death>,
+    pub deadly_load: BTreeMap<String, CrashMode>,
     /// Adapters, by name, whose first use ends the server.
-    pub deadly_use: BTreeMap<String, Death>,
+    pub deadly_use: BTreeMap<String, CrashMode>,
     /// Whether the server answers.
-    pub mode: Mode,
+    pub mode: ServingMode,
     /// The key that `/v1/*` asks for.
     pub api_key: Option<String>,
 }
@@ -53,7 +53,7 @@ impl Knobs {
 /// Whether and how a server answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Mode {
+pub enum ServingMode {
     /// It does.
     #[default]
     Serving,
@@ -68,7 +68,7 @@ pub enum Mode {
 /// How a named adapter makes its server end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Death {
+pub enum CrashMode {
     /// The engine fails: requests in flight are answered with status 500, or with an error event in their streams, then
     /// the process ends (as recorded).
     #[default]
@@ -77,14 +77,14 @@ pub enum Death {
     Cut,
 }
 
-impl FromStr for Death {
-    type Err = UnknownKnob;
+impl FromStr for CrashMode {
+    type Err = InvalidKnobValue;
 
-    fn from_str(text: &str) -> Result<Self, UnknownKnob> {
+    fn from_str(text: &str) -> Result<Self, InvalidKnobValue> {
         match text {
             "engine" => Ok(Self::Engine),
             "cut" => Ok(Self::Cut),
-            other => Err(UnknownKnob { given: other.to_owned(), known: "engine, cut" }),
+            other => Err(InvalidKnobValue { given: other.to_owned(), known: "engine, cut" }),
         }
     }
 }
@@ -115,23 +115,23 @@ impl fmt::Display for LoadFault {
 }
 
 impl FromStr for LoadFault {
-    type Err = UnknownKnob;
+    type Err = InvalidKnobValue;
 
-    fn from_str(text: &str) -> Result<Self, UnknownKnob> {
+    fn from_str(text: &str) -> Result<Self, InvalidKnobValue> {
         match text.split_once(':').unwrap_or((text, "simulated failure")) {
             ("not-found", _) => Ok(Self::NotFound),
             ("bad-weights", _) => Ok(Self::BadWeights),
             ("rank", _) => Ok(Self::Rank),
             ("500", worker) => Ok(Self::Worker(worker.to_owned())),
-            _ => Err(UnknownKnob { given: text.to_owned(), known: "not-found, bad-weights, rank, 500, 500:TEXT" }),
+            _ => Err(InvalidKnobValue { given: text.to_owned(), known: "not-found, bad-weights, rank, 500, 500:TEXT" }),
         }
     }
 }
 
 impl TryFrom<String> for LoadFault {
-    type Error = UnknownKnob;
+    type Error = InvalidKnobValue;
 
-    fn try_from(text: String) -> Result<Self, UnknownKnob> {
+    fn try_from(text: String) -> Result<Self, InvalidKnobValue> {
         text.parse()
     }
 }
@@ -145,7 +145,7 @@ impl From<LoadFault> for String {
 /// A word that is none of a knob's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is not one of {known}")]
-pub struct UnknownKnob {
+pub struct InvalidKnobValue {
     given: String,
     known: &'static str,
 }
@@ -170,9 +170,9 @@ mod tests {
             Knobs {
                 load_millis: 9,
                 token_millis: 7,
-                mode: Mode::EngineHangs,
+                mode: ServingMode::EngineHangs,
                 fail_load: [("a".to_owned(), LoadFault::Rank)].into(),
-                deadly_use: [("b".to_owned(), Death::Cut)].into(),
+                deadly_use: [("b".to_owned(), CrashMode::Cut)].into(),
                 ..Knobs::default()
             }
         );

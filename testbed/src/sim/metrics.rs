@@ -11,33 +11,33 @@ const RECORDED: &str = include_str!("../../testdata/vllm/metrics.txt");
 
 /// The numbers behind the live lines.
 #[derive(Debug, Default)]
-pub(super) struct Usage {
+pub(super) struct MetricsState {
     /// For each adapter how many requests of two tokens or more are being generated now, in the order of their arrival.
     running: Vec<(String, usize)>,
     /// For each set of adapters that ran together, joined by commas, when it last did a step.
     last_step: BTreeMap<String, f64>,
-    requests: usize,
-    stopped: u64,
-    cut_at_length: u64,
+    running_requests: usize,
+    finished_by_stop: u64,
+    finished_by_length: u64,
     prompt_tokens: u64,
     generated_tokens: u64,
 }
 
-impl Usage {
+impl MetricsState {
     /// A generation begins. One of a single token never shows its adapter, as with vLLM.
-    pub(super) fn begin(&mut self, adapter: Option<&str>, tokens: usize, now: f64) {
-        self.requests += 1;
+    pub(super) fn request_started(&mut self, adapter: Option<&str>, tokens: usize, now: f64) {
+        self.running_requests += 1;
         if let (Some(adapter), 2..) = (adapter, tokens) {
             match self.running.iter_mut().find(|(name, _)| name == adapter) {
                 Some((_, count)) => *count += 1,
                 None => self.running.push((adapter.to_owned(), 1)),
             }
         }
-        self.step(now);
+        self.token_generated(now);
     }
 
     /// A token has been generated.
-    pub(super) fn step(&mut self, now: f64) {
+    pub(super) fn token_generated(&mut self, now: f64) {
         let mut together = String::new();
         for (adapter, _) in &self.running {
             if !together.is_empty() {
@@ -49,23 +49,23 @@ impl Usage {
     }
 
     /// A generation ends, whole or abandoned.
-    pub(super) fn end(&mut self, adapter: Option<&str>, tokens: usize, now: f64) {
-        self.step(now);
-        self.requests -= 1;
+    pub(super) fn request_ended(&mut self, adapter: Option<&str>, tokens: usize, now: f64) {
+        self.token_generated(now);
+        self.running_requests -= 1;
         if let (Some(adapter), 2..) = (adapter, tokens)
             && let Some(place) = self.running.iter().position(|(name, _)| name == adapter)
         {
             self.running[place].1 -= 1;
             if self.running[place].1 == 0 {
                 self.running.remove(place);
-                self.step(now);
+                self.token_generated(now);
             }
         }
     }
 
     /// A generation has been answered whole.
-    pub(super) fn succeeded(&mut self, stopped: bool, prompt_tokens: usize, generated_tokens: usize) {
-        *(if stopped { &mut self.stopped } else { &mut self.cut_at_length }) += 1;
+    pub(super) fn request_succeeded(&mut self, stopped: bool, prompt_tokens: usize, generated_tokens: usize) {
+        *(if stopped { &mut self.finished_by_stop } else { &mut self.finished_by_length }) += 1;
         self.prompt_tokens += prompt_tokens as u64;
         self.generated_tokens += generated_tokens as u64;
     }
@@ -76,7 +76,7 @@ impl Usage {
         let mut text = String::with_capacity(RECORDED.len() + 1024);
         for line in RECORDED.lines().filter(|line| !line.starts_with("vllm:lora_requests_info{")) {
             let (series, recorded) = line.rsplit_once(' ').unwrap_or((line, ""));
-            let value = self.live(line, started).map_or_else(|| recorded.to_owned(), float);
+            let value = self.live_value(line, started).map_or_else(|| recorded.to_owned(), float);
             text.extend([&series.replace("model_name=\"tiny\"", &label), " ", &value, "\n"]);
             if line.starts_with("# TYPE vllm:lora_requests_info ") {
                 text.extend(max_loras.into_iter().flat_map(|max_loras| self.adapter_lines(max_loras)));
@@ -97,15 +97,15 @@ impl Usage {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts of a test run are far below 2^53")]
-    fn live(&self, line: &str, started: f64) -> Option<f64> {
+    fn live_value(&self, line: &str, started: f64) -> Option<f64> {
         let metric = line.split(['{', ' ']).next()?;
         match metric {
             "process_start_time_seconds" => Some(started),
-            "vllm:num_requests_running" => Some(self.requests as f64),
+            "vllm:num_requests_running" => Some(self.running_requests as f64),
             "vllm:prompt_tokens_total" => Some(self.prompt_tokens as f64),
             "vllm:generation_tokens_total" => Some(self.generated_tokens as f64),
-            "vllm:request_success_total" if line.contains("\"stop\"") => Some(self.stopped as f64),
-            "vllm:request_success_total" if line.contains("\"length\"") => Some(self.cut_at_length as f64),
+            "vllm:request_success_total" if line.contains("\"stop\"") => Some(self.finished_by_stop as f64),
+            "vllm:request_success_total" if line.contains("\"length\"") => Some(self.finished_by_length as f64),
             _ => None,
         }
     }
@@ -132,14 +132,14 @@ fn float(value: f64) -> String {
 mod tests {
     use super::*;
 
-    fn adapters(usage: &Usage) -> Vec<String> {
+    fn adapters(usage: &MetricsState) -> Vec<String> {
         let text = usage.render("tiny", Some(2), 1.0);
         text.lines().filter(|line| line.starts_with("vllm:lora_requests_info{")).map(str::to_owned).collect()
     }
 
     #[test]
     fn an_untouched_answer_has_the_lines_of_the_recording() {
-        let text = Usage::default().render("tiny", Some(2), 1_795_447_616.57);
+        let text = MetricsState::default().render("tiny", Some(2), 1_795_447_616.57);
         let of = |text: &str| -> Vec<String> {
             let lines = text.lines().filter(|line| !line.starts_with("vllm:lora_requests_info{"));
             lines.map(|line| line.rsplit_once(' ').expect("name and value").0.to_owned()).collect()
@@ -150,9 +150,9 @@ mod tests {
 
     #[test]
     fn use_of_two_tokens_or_more_leaves_the_time_of_its_last_step() {
-        let mut usage = Usage::default();
-        usage.begin(Some("a"), 2, 1e9);
-        usage.end(Some("a"), 2, 1e9 + 1.0);
+        let mut usage = MetricsState::default();
+        usage.request_started(Some("a"), 2, 1e9);
+        usage.request_ended(Some("a"), 2, 1e9 + 1.0);
         assert_eq!(
             adapters(&usage),
             [
@@ -164,9 +164,9 @@ mod tests {
 
     #[test]
     fn use_of_one_token_moves_only_the_series_without_names() {
-        let mut usage = Usage::default();
-        usage.begin(Some("a"), 1, 5.0);
-        usage.end(Some("a"), 1, 6.0);
+        let mut usage = MetricsState::default();
+        usage.request_started(Some("a"), 1, 5.0);
+        usage.request_ended(Some("a"), 1, 6.0);
         assert_eq!(
             adapters(&usage),
             ["vllm:lora_requests_info{max_lora=\"2\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"} 6.0"]
@@ -175,12 +175,12 @@ mod tests {
 
     #[test]
     fn adapters_that_run_together_share_a_series_that_stays() {
-        let mut usage = Usage::default();
-        usage.begin(Some("b"), 9, 1.0);
-        usage.begin(Some("a"), 9, 2.0);
-        usage.end(Some("b"), 9, 3.0);
-        usage.step(4.0);
-        usage.end(Some("a"), 9, 5.0);
+        let mut usage = MetricsState::default();
+        usage.request_started(Some("b"), 9, 1.0);
+        usage.request_started(Some("a"), 9, 2.0);
+        usage.request_ended(Some("b"), 9, 3.0);
+        usage.token_generated(4.0);
+        usage.request_ended(Some("a"), 9, 5.0);
         let text = adapters(&usage).join("\n");
         for (names, at) in [("b,a", "3.0"), ("b", "1.0"), ("a", "5.0"), ("", "5.0")] {
             assert!(text.contains(&format!("waiting_lora_adapters=\"{names}\"}} {at}")), "{names}: {text}");
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn the_base_model_is_named_in_every_label() {
-        let text = Usage::default().render("llama", None, 1.0);
+        let text = MetricsState::default().render("llama", None, 1.0);
         assert!(!text.contains("\"tiny\""));
         assert!(text.contains("vllm:num_requests_running{engine=\"0\",model_name=\"llama\"} 0.0"));
         assert!(!text.contains("vllm:lora_requests_info{"));

@@ -6,16 +6,16 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::body;
-use super::refusal::Refusal;
-use super::reply::Kind;
+use super::response::CompletionKind;
+use super::validation;
+use super::vllm_error::VllmError;
 
 /// What a completion is asked for with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CompletionRequest {
     /// None is the base model.
     pub(super) model: Option<String>,
-    pub(super) prompt: Length,
+    pub(super) prompt: PromptLength,
     pub(super) max_tokens: Option<i64>,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
@@ -23,12 +23,12 @@ pub(super) struct CompletionRequest {
 
 /// A prompt's length, with what the chat template adds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Length {
+pub(super) struct PromptLength {
     pub(super) characters: usize,
     pub(super) tokens: usize,
 }
 
-impl Length {
+impl PromptLength {
     /// Three characters a token: right for the words of the recording, and near enough for others.
     fn of(text: &str) -> Self {
         let characters = text.chars().count();
@@ -41,14 +41,14 @@ impl Length {
 }
 
 /// What the template of the recorded model puts before a chat, and after it.
-const CHAT_FRAME: Length = Length { characters: "<s><|assistant|>".len(), tokens: 2 };
+const CHAT_TEMPLATE_LENGTH: PromptLength = PromptLength { characters: "<s><|assistant|>".len(), tokens: 2 };
 
 #[derive(Deserialize)]
-struct Fields<'a> {
+struct CompletionFields<'a> {
     #[serde(borrow)]
     model: Option<Cow<'a, str>>,
     #[serde(borrow)]
-    messages: Option<Vec<Message<'a>>>,
+    messages: Option<Vec<ChatMessage<'a>>>,
     prompt: Option<Value>,
     max_tokens: Option<i64>,
     max_completion_tokens: Option<i64>,
@@ -57,16 +57,16 @@ struct Fields<'a> {
 }
 
 #[derive(Deserialize)]
-struct Message<'a> {
+struct ChatMessage<'a> {
     #[serde(borrow)]
     role: Cow<'a, str>,
     #[serde(borrow)]
-    content: Option<Content<'a>>,
+    content: Option<MessageContent<'a>>,
 }
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Content<'a> {
+enum MessageContent<'a> {
     Text(#[serde(borrow)] Cow<'a, str>),
     Parts(Vec<Value>),
 }
@@ -78,18 +78,20 @@ struct StreamOptions {
 
 impl CompletionRequest {
     /// Reads the body of `/v1/chat/completions` or `/v1/completions`.
-    pub(super) fn read(kind: Kind, body: &Bytes) -> Result<Self, Refusal> {
-        let Ok(fields) = serde_json::from_slice::<Fields<'_>>(body) else {
-            return Err(body::completion_errors(body));
+    pub(super) fn read(kind: CompletionKind, body: &Bytes) -> Result<Self, VllmError> {
+        let Ok(fields) = serde_json::from_slice::<CompletionFields<'_>>(body) else {
+            return Err(validation::completion_errors(body));
         };
         let prompt = match (kind, fields.messages.as_deref(), fields.prompt.as_ref()) {
-            (Kind::Chat, None, _) => return Err(body::completion_errors(body)),
-            (Kind::Chat, Some([]), _) => return Err(Refusal::NoMessage),
-            (Kind::Chat, Some(messages), _) => chat_length(messages),
-            (Kind::Text, _, None) => return Err(Refusal::NoPrompt),
-            (Kind::Text, _, Some(Value::String(text))) if text.is_empty() => return Err(Refusal::NoPrompt),
-            (Kind::Text, _, Some(Value::Array(parts))) if parts.is_empty() => return Err(Refusal::NoPromptInList),
-            (Kind::Text, _, Some(prompt)) => prompt_length(prompt),
+            (CompletionKind::Chat, None, _) => return Err(validation::completion_errors(body)),
+            (CompletionKind::Chat, Some([]), _) => return Err(VllmError::NoMessage),
+            (CompletionKind::Chat, Some(messages), _) => chat_length(messages),
+            (CompletionKind::Text, _, None) => return Err(VllmError::NoPrompt),
+            (CompletionKind::Text, _, Some(Value::String(text))) if text.is_empty() => return Err(VllmError::NoPrompt),
+            (CompletionKind::Text, _, Some(Value::Array(parts))) if parts.is_empty() => {
+                return Err(VllmError::NoPromptInList);
+            }
+            (CompletionKind::Text, _, Some(prompt)) => prompt_length(prompt),
         };
         Ok(Self {
             model: fields.model.filter(|model| !model.is_empty()).map(Cow::into_owned),
@@ -101,29 +103,31 @@ impl CompletionRequest {
     }
 }
 
-fn chat_length(messages: &[Message<'_>]) -> Length {
-    messages.iter().map(message_length).fold(CHAT_FRAME, Length::and)
+fn chat_length(messages: &[ChatMessage<'_>]) -> PromptLength {
+    messages.iter().map(message_length).fold(CHAT_TEMPLATE_LENGTH, PromptLength::and)
 }
 
-fn message_length(Message { role, content }: &Message<'_>) -> Length {
-    let frame = Length { characters: "<||></s>".len() + role.len(), tokens: 2 };
+fn message_length(ChatMessage { role, content }: &ChatMessage<'_>) -> PromptLength {
+    let frame = PromptLength { characters: "<||></s>".len() + role.len(), tokens: 2 };
     frame.and(match content {
-        Some(Content::Text(text)) => Length::of(text),
-        Some(Content::Parts(parts)) => parts.iter().map(part_length).fold(Length::default(), Length::and),
-        None => Length::default(),
+        Some(MessageContent::Text(text)) => PromptLength::of(text),
+        Some(MessageContent::Parts(parts)) => {
+            parts.iter().map(part_length).fold(PromptLength::default(), PromptLength::and)
+        }
+        None => PromptLength::default(),
     })
 }
 
-fn part_length(part: &Value) -> Length {
-    part.get("text").and_then(Value::as_str).map(Length::of).unwrap_or_default()
+fn part_length(part: &Value) -> PromptLength {
+    part.get("text").and_then(Value::as_str).map(PromptLength::of).unwrap_or_default()
 }
 
 /// A text, several, or token ids.
-fn prompt_length(prompt: &Value) -> Length {
+fn prompt_length(prompt: &Value) -> PromptLength {
     match prompt {
-        Value::String(text) => Length::of(text),
-        Value::Array(parts) => parts.iter().map(prompt_length).fold(Length::default(), Length::and),
-        _ => Length { characters: 0, tokens: 1 },
+        Value::String(text) => PromptLength::of(text),
+        Value::Array(parts) => parts.iter().map(prompt_length).fold(PromptLength::default(), PromptLength::and),
+        _ => PromptLength { characters: 0, tokens: 1 },
     }
 }
 
@@ -131,23 +135,24 @@ fn prompt_length(prompt: &Value) -> Length {
 mod tests {
     use super::*;
 
-    fn read(kind: Kind, body: &'static str) -> CompletionRequest {
+    fn read(kind: CompletionKind, body: &'static str) -> CompletionRequest {
         CompletionRequest::read(kind, &Bytes::from_static(body.as_bytes())).expect("a good request")
     }
 
     #[test]
     fn lengths_are_those_of_the_recording() {
-        let chat = read(Kind::Chat, r#"{"messages": [{"role": "user", "content": "hello"}]}"#);
-        assert_eq!(chat.prompt, Length { characters: 33, tokens: 6 });
+        let chat = read(CompletionKind::Chat, r#"{"messages": [{"role": "user", "content": "hello"}]}"#);
+        assert_eq!(chat.prompt, PromptLength { characters: 33, tokens: 6 });
         let parts = r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]}"#;
-        assert_eq!(read(Kind::Chat, parts).prompt, chat.prompt);
-        assert_eq!(read(Kind::Text, r#"{"prompt": "hello"}"#).prompt.tokens, 2);
-        assert_eq!(read(Kind::Text, r#"{"prompt": [5, 6, 7]}"#).prompt.tokens, 3);
+        assert_eq!(read(CompletionKind::Chat, parts).prompt, chat.prompt);
+        assert_eq!(read(CompletionKind::Text, r#"{"prompt": "hello"}"#).prompt.tokens, 2);
+        assert_eq!(read(CompletionKind::Text, r#"{"prompt": [5, 6, 7]}"#).prompt.tokens, 3);
     }
 
     #[test]
     fn the_newer_name_of_the_limit_wins() {
-        let request = read(Kind::Text, r#"{"prompt": "x", "max_tokens": 5, "max_completion_tokens": 7, "model": ""}"#);
+        let request =
+            read(CompletionKind::Text, r#"{"prompt": "x", "max_tokens": 5, "max_completion_tokens": 7, "model": ""}"#);
         assert_eq!((request.max_tokens, request.model), (Some(7), None));
     }
 }

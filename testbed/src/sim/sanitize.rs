@@ -7,12 +7,12 @@ const TOP_FOLDERS: [&str; 9] = ["home", "usr", "opt", "var", "tmp", "root", "lib
 
 /// The message as vLLM lets it out.
 pub(super) fn without_paths(message: &str) -> String {
-    let below_top = replaced(message, below_top_folder);
-    replaced(&below_top, file_with_extension).trim().to_owned()
+    let below_top = replace_paths(message, below_top_folder);
+    replace_paths(&below_top, file_with_extension).trim().to_owned()
 }
 
 /// Replaces everything that `length` finds at the beginning of a rest that begins with a slash.
-fn replaced(text: &str, length: fn(&str) -> Option<usize>) -> String {
+fn replace_paths(text: &str, length: fn(&str) -> Option<usize>) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, from_slash)) = rest.find('/').and_then(|slash| rest.split_at_checked(slash)) {
@@ -25,21 +25,21 @@ fn replaced(text: &str, length: fn(&str) -> Option<usize>) -> String {
 }
 
 fn below_top_folder(text: &str) -> Option<usize> {
-    let (top, rest) = part(text, false)?;
+    let (top, rest) = path_segment(text, false)?;
     if !TOP_FOLDERS.contains(&top) {
         return None;
     }
-    let mut rest = part(rest, true)?.1;
-    while let Some((_, after)) = part(rest, true) {
+    let mut rest = path_segment(rest, true)?.1;
+    while let Some((_, after)) = path_segment(rest, true) {
         rest = after;
     }
     Some(text.len() - rest.len())
 }
 
 fn file_with_extension(text: &str) -> Option<usize> {
-    let (_, mut rest) = part(text, false)?;
+    let (_, mut rest) = path_segment(text, false)?;
     let mut parts = 1;
-    while let Some((_, after)) = part(rest, false) {
+    while let Some((_, after)) = path_segment(rest, false) {
         (parts, rest) = (parts + 1, after);
     }
     let extension = rest.strip_prefix('.')?;
@@ -48,7 +48,7 @@ fn file_with_extension(text: &str) -> Option<usize> {
 }
 
 /// A slash and a name, and what follows.
-fn part(text: &str, dots: bool) -> Option<(&str, &str)> {
+fn path_segment(text: &str, dots: bool) -> Option<(&str, &str)> {
     let name = text.strip_prefix('/')?;
     let end = name.find(|c: char| !(is_word(c) || c == '-' || dots && c == '.')).unwrap_or(name.len());
     (end > 0).then(|| name.split_at(end))

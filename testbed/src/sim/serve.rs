@@ -11,26 +11,26 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::answer;
-use super::server::Server;
+use super::handler;
+use super::server::SimulatedServer;
 
 /// How long a server outlives its engine: long enough to answer everything in flight, and for a few questions after
 /// its health. vLLM was seen to take 130 ms.
-const LAST_WORDS: Duration = Duration::from_millis(130);
+const SHUTDOWN_DELAY: Duration = Duration::from_millis(130);
 
 /// How long to wait when no connection can be accepted (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Serves until the server ends by itself; dropping the future cuts everything.
-pub(super) async fn serve(server: Arc<Server>, listener: TcpListener) {
+pub(super) async fn serve(server: Arc<SimulatedServer>, listener: TcpListener) {
     let mut connections = JoinSet::new();
-    let mut end = pin!(end(&server));
+    let mut end = pin!(wait_end(&server));
     loop {
         tokio::select! {
             biased;
             () = end.as_mut() => return,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => { connections.spawn(connection(Arc::clone(&server), stream)); }
+                Ok((stream, _)) => { connections.spawn(serve_connection(Arc::clone(&server), stream)); }
                 Err(_) => sleep(ACCEPT_PAUSE).await,
             },
             Some(_) = connections.join_next() => {}
@@ -38,20 +38,20 @@ pub(super) async fn serve(server: Arc<Server>, listener: TcpListener) {
     }
 }
 
-async fn end(server: &Server) {
+async fn wait_end(server: &SimulatedServer) {
     tokio::select! {
-        () = server.cut.cancelled() => {}
+        () = server.killed.cancelled() => {}
         () = async {
             server.engine_dead.cancelled().await;
-            sleep(LAST_WORDS).await;
+            sleep(SHUTDOWN_DELAY).await;
         } => {}
     }
 }
 
-async fn connection(server: Arc<Server>, stream: TcpStream) {
+async fn serve_connection(server: Arc<SimulatedServer>, stream: TcpStream) {
     // Without it small answers wait for the acknowledgement of the ones before: slower, not wrong.
     let _slower_if_not = stream.set_nodelay(true);
-    let service = service_fn(|request| answer::answer(Arc::clone(&server), request));
+    let service = service_fn(|request| handler::handle(Arc::clone(&server), request));
     let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     // How a connection ends is the client's business, and a client that went away is no news.
     let _client_went_away = connection.await;

@@ -10,55 +10,58 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::adapters::Adapters;
+use super::adapters::AdapterTable;
 use super::clock;
-use super::config::Config;
-use super::knobs::{Death, Knobs, Mode};
-use super::ledger::Ledger;
-use super::metrics::Usage;
-use super::refusal::Refusal;
-use super::reply::Made;
-use super::source::Judge;
-use super::voice::{Voice, mix};
+use super::config::SimulatorConfig;
+use super::knobs::{CrashMode, Knobs, ServingMode};
+use super::metrics::MetricsState;
+use super::request_log::RequestLog;
+use super::response::ResponseMeta;
+use super::source::SourceValidator;
+use super::text::{TextGenerator, splitmix64};
+use super::vllm_error::VllmError;
 
 /// One simulated server.
 #[derive(Debug)]
-pub(super) struct Server {
-    pub(super) config: Config,
-    pub(super) judge: Judge,
-    pub(super) base: Voice,
+pub(super) struct SimulatedServer {
+    pub(super) config: SimulatorConfig,
+    pub(super) source_validator: SourceValidator,
+    pub(super) base_text: TextGenerator,
     pub(super) started: Timestamp,
     /// Taken while an adapter is loaded: an engine loads one after the other.
-    pub(super) loading: tokio::sync::Semaphore,
+    pub(super) load_permits: tokio::sync::Semaphore,
     knobs: watch::Sender<Knobs>,
-    adapters: Mutex<Adapters>,
-    ledger: Mutex<Ledger>,
-    usage: Mutex<Usage>,
-    answers: AtomicU64,
-    reason: OnceLock<String>,
+    adapters: Mutex<AdapterTable>,
+    request_log: Mutex<RequestLog>,
+    metrics: Mutex<MetricsState>,
+    response_count: AtomicU64,
+    end_reason: OnceLock<String>,
     /// Cancelled when the engine has failed and the server is about to end.
     pub(super) engine_dead: CancellationToken,
     /// Cancelled when everything is to be cut.
-    pub(super) cut: CancellationToken,
+    pub(super) killed: CancellationToken,
 }
 
-impl Server {
-    pub(super) fn new(config: Config) -> Self {
-        let judge =
-            Judge { sources: config.sources, working_dir: config.working_dir.clone(), max_rank: config.max_lora_rank };
+impl SimulatedServer {
+    pub(super) fn new(config: SimulatorConfig) -> Self {
+        let source_validator = SourceValidator {
+            sources: config.sources,
+            working_dir: config.working_dir.clone(),
+            max_rank: config.max_lora_rank,
+        };
         Self {
-            judge,
-            base: Voice::of(config.model.as_bytes()),
+            source_validator,
+            base_text: TextGenerator::from_weights(config.model.as_bytes()),
             started: clock::now(),
-            loading: tokio::sync::Semaphore::new(config.parallel_loads.max(1)),
+            load_permits: tokio::sync::Semaphore::new(config.parallel_loads.max(1)),
             knobs: watch::Sender::new(config.knobs.clone()),
-            adapters: Mutex::new(Adapters::new(config.max_cpu_loras)),
-            ledger: Mutex::default(),
-            usage: Mutex::default(),
-            answers: AtomicU64::default(),
-            reason: OnceLock::new(),
+            adapters: Mutex::new(AdapterTable::new(config.max_cpu_loras)),
+            request_log: Mutex::default(),
+            metrics: Mutex::default(),
+            response_count: AtomicU64::default(),
+            end_reason: OnceLock::new(),
             engine_dead: CancellationToken::new(),
-            cut: CancellationToken::new(),
+            killed: CancellationToken::new(),
             config,
         }
     }
@@ -68,78 +71,81 @@ impl Server {
     }
 
     /// Reads the knobs without copying them.
-    pub(super) fn knob<T>(&self, read: impl FnOnce(&Knobs) -> T) -> T {
+    pub(super) fn read_knobs<T>(&self, read: impl FnOnce(&Knobs) -> T) -> T {
         read(&self.knobs.borrow())
     }
 
-    pub(super) fn turn(&self, change: impl FnOnce(&mut Knobs)) {
+    pub(super) fn update_knobs(&self, change: impl FnOnce(&mut Knobs)) {
         self.knobs.send_modify(change);
     }
 
-    pub(super) fn adapters(&self) -> MutexGuard<'_, Adapters> {
+    pub(super) fn adapters(&self) -> MutexGuard<'_, AdapterTable> {
         self.adapters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn request_log(&self) -> MutexGuard<'_, RequestLog> {
+        self.request_log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn usage(&self) -> MutexGuard<'_, Usage> {
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn metrics(&self) -> MutexGuard<'_, MetricsState> {
+        self.metrics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Id and time of a new answer.
-    pub(super) fn made(&self) -> Made {
-        let number = self.answers.fetch_add(1, Ordering::Relaxed);
-        let id = mix(self.started.as_microsecond().unsigned_abs() ^ mix(number));
-        Made { id: format!("{id:016x}"), at: clock::now().as_second() }
+    pub(super) fn response_meta(&self) -> ResponseMeta {
+        let number = self.response_count.fetch_add(1, Ordering::Relaxed);
+        let id = splitmix64(self.started.as_microsecond().unsigned_abs() ^ splitmix64(number));
+        ResponseMeta { id: format!("{id:016x}"), created: clock::now().as_second() }
     }
 
     /// Waits while nothing is answered.
-    pub(super) async fn until_answering(&self) {
-        self.while_mode(|mode| mode == Mode::Hangs).await;
+    pub(super) async fn wait_while_hanging(&self) {
+        self.wait_mode_change(|mode| mode == ServingMode::Hangs).await;
     }
 
     /// Waits while the engine does nothing; fails when it is dead or shut down.
-    pub(super) async fn until_engine_works(&self) -> Result<(), Refusal> {
-        self.unless_dead(self.while_mode(|mode| matches!(mode, Mode::Hangs | Mode::EngineHangs))).await?;
-        if self.knob(|knobs| knobs.mode == Mode::Draining) { Err(Refusal::ShuttingDown) } else { Ok(()) }
+    pub(super) async fn wait_for_engine(&self) -> Result<(), VllmError> {
+        self.or_engine_dead(
+            self.wait_mode_change(|mode| matches!(mode, ServingMode::Hangs | ServingMode::EngineHangs)),
+        )
+        .await?;
+        if self.read_knobs(|knobs| knobs.mode == ServingMode::Draining) { Err(VllmError::ShuttingDown) } else { Ok(()) }
     }
 
-    async fn while_mode(&self, hanging: impl Fn(Mode) -> bool) {
-        if self.knob(|knobs| hanging(knobs.mode)) {
+    async fn wait_mode_change(&self, hanging: impl Fn(ServingMode) -> bool) {
+        if self.read_knobs(|knobs| hanging(knobs.mode)) {
             let changed = self.knobs.subscribe().wait_for(|knobs| !hanging(knobs.mode)).await.is_ok();
             debug_assert!(changed, "the sender lives in self");
         }
     }
 
     /// Spends time in the engine.
-    pub(super) async fn work(&self, time: Duration) -> Result<(), Refusal> {
+    pub(super) async fn spend_engine_time(&self, time: Duration) -> Result<(), VllmError> {
         if time.is_zero() {
-            return if self.engine_dead.is_cancelled() { Err(Refusal::EngineDead) } else { Ok(()) };
+            return if self.engine_dead.is_cancelled() { Err(VllmError::EngineDead) } else { Ok(()) };
         }
-        self.unless_dead(sleep(time)).await
+        self.or_engine_dead(sleep(time)).await
     }
 
-    async fn unless_dead(&self, work: impl Future<Output = ()>) -> Result<(), Refusal> {
+    async fn or_engine_dead(&self, work: impl Future<Output = ()>) -> Result<(), VllmError> {
         let work = pin!(work);
         tokio::select! {
             biased;
-            () = self.engine_dead.cancelled() => Err(Refusal::EngineDead),
+            () = self.engine_dead.cancelled() => Err(VllmError::EngineDead),
             () = work => Ok(()),
         }
     }
 
     /// Ends the server. What is still to be answered is answered with the refusal, or with nothing at all.
-    pub(super) async fn die(&self, death: Death, reason: String) -> Refusal {
-        let _first_reason_stays = self.reason.set(reason);
+    pub(super) async fn crash_with(&self, death: CrashMode, reason: String) -> VllmError {
+        let _first_reason_stays = self.end_reason.set(reason);
         match death {
-            Death::Engine => {
+            CrashMode::Engine => {
                 self.engine_dead.cancel();
-                Refusal::EngineDead
+                VllmError::EngineDead
             }
-            Death::Cut => {
-                self.cut.cancel();
+            CrashMode::Cut => {
+                self.killed.cancel();
                 std::future::pending().await
             }
         }
@@ -147,12 +153,12 @@ impl Server {
 
     /// Cuts everything now.
     pub(super) fn crash(&self, reason: &str) {
-        let _first_reason_stays = self.reason.set(reason.to_owned());
-        self.cut.cancel();
+        let _first_reason_stays = self.end_reason.set(reason.to_owned());
+        self.killed.cancel();
     }
 
     /// Why the server ended, if it did by itself.
-    pub(super) fn reason(&self) -> Option<String> {
-        self.reason.get().cloned()
+    pub(super) fn end_reason(&self) -> Option<String> {
+        self.end_reason.get().cloned()
     }
 }

@@ -11,76 +11,78 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::config::Sources;
-use super::voice::Voice;
+use super::config::AllowedSources;
+use super::text::TextGenerator;
 
 /// Modules that a Llama-like model lets an adapter change, in the order in which vLLM was seen to print them.
 const MODULES: &str = "{'k_proj', 'lm_head', 'gate_proj', 'o_proj', 'q_proj', 'v_proj', 'down_proj', 'embed_tokens', \
                        'up_proj'}";
 
 /// The longest header that the safetensors format allows.
-const LONGEST_HEADER: u64 = 100_000_000;
+const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// Why a source cannot be loaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadSource {
+pub(super) enum SourceError {
     /// Status 404: nothing there, or no `adapter_config.json` in it. The source as vLLM shows it.
     #[error("No adapter found for {0}")]
     NotFound(String),
     /// Status 500, with the words of the engine's worker.
     #[error("{0}")]
-    Worker(String),
+    WorkerFailed(String),
 }
 
-impl BadSource {
-    pub(super) fn rank(rank: u64, max_rank: u64) -> Self {
-        Self::Worker(format!("LoRA rank {rank} is greater than max_lora_rank {max_rank}."))
+impl SourceError {
+    pub(super) fn rank_too_high(rank: u64, max_rank: u64) -> Self {
+        Self::WorkerFailed(format!("LoRA rank {rank} is greater than max_lora_rank {max_rank}."))
     }
 }
 
-fn worker<T>(words: impl Into<String>) -> Result<T, BadSource> {
-    Err(BadSource::Worker(words.into()))
+fn worker_error<T>(words: impl Into<String>) -> Result<T, SourceError> {
+    Err(SourceError::WorkerFailed(words.into()))
 }
 
 /// How sources are judged: against what folder, by what rules.
 #[derive(Clone, Debug)]
-pub(super) struct Judge {
-    pub(super) sources: Sources,
+pub(super) struct SourceValidator {
+    pub(super) sources: AllowedSources,
     pub(super) working_dir: PathBuf,
     pub(super) max_rank: u64,
 }
 
-impl Judge {
+impl SourceValidator {
     /// What an adapter from this source would say, or why it cannot be loaded.
-    pub(super) fn judge(&self, source: &str) -> Result<Voice, BadSource> {
+    pub(super) fn validate(&self, source: &str) -> Result<TextGenerator, SourceError> {
         let path = self.working_dir.join(source);
         if path.exists() {
-            return judge_folder(&path, self.max_rank);
+            return validate_dir(&path, self.max_rank);
         }
         match self.sources {
-            Sources::Any if !source.starts_with("/nonexistent") => Ok(Voice::of(source.as_bytes())),
-            _ => Err(BadSource::NotFound(source.to_owned())),
+            AllowedSources::Any if !source.starts_with("/nonexistent") => {
+                Ok(TextGenerator::from_weights(source.as_bytes()))
+            }
+            _ => Err(SourceError::NotFound(source.to_owned())),
         }
     }
 }
 
-fn judge_folder(path: &Path, max_rank: u64) -> Result<Voice, BadSource> {
+fn validate_dir(path: &Path, max_rank: u64) -> Result<TextGenerator, SourceError> {
     let shown = path.display();
     if !path.is_dir() {
-        return worker(format!("[Errno 20] Not a directory: '{shown}/adapter_config.json'"));
+        return worker_error(format!("[Errno 20] Not a directory: '{shown}/adapter_config.json'"));
     }
     let Ok(config) = fs::read_to_string(path.join("adapter_config.json")) else {
-        return Err(BadSource::NotFound(shown.to_string()));
+        return Err(SourceError::NotFound(shown.to_string()));
     };
     check_config(&config, max_rank)?;
     let weights = fs::read(path.join("adapter_model.safetensors"))
         .map_err(|error: io::Error| error.kind())
-        .or_else(|_| worker(format!("{shown} doesn't contain tensors")))?;
+        .or_else(|_| worker_error(format!("{shown} doesn't contain tensors")))?;
     check_weights(&weights, path)?;
-    Ok(Voice::of(&[config.as_bytes(), &weights].concat()))
+    Ok(TextGenerator::from_weights(&[config.as_bytes(), &weights].concat()))
 }
 
-fn check_config(text: &str, max_rank: u64) -> Result<(), BadSource> {
+fn check_config(text: &str, max_rank: u64) -> Result<(), SourceError> {
     #[derive(Deserialize)]
     struct Config {
         r: Option<u64>,
@@ -89,40 +91,40 @@ fn check_config(text: &str, max_rank: u64) -> Result<(), BadSource> {
     }
     let Ok(config) = serde_json::from_str::<Config>(text) else {
         // vLLM hands on what Python's decoder says, which differs from case to case; this is the recorded one.
-        return worker("Expecting property name enclosed in double quotes: line 1 column 2 (char 1)");
+        return worker_error("Expecting property name enclosed in double quotes: line 1 column 2 (char 1)");
     };
     if config.use_dora {
-        return worker("vLLM does not yet support DoRA.");
+        return worker_error("vLLM does not yet support DoRA.");
     }
     match config.r {
-        Some(rank) if rank > max_rank => Err(BadSource::rank(rank, max_rank)),
+        Some(rank) if rank > max_rank => Err(SourceError::rank_too_high(rank, max_rank)),
         _ => Ok(()),
     }
 }
 
-fn check_weights(weights: &[u8], path: &Path) -> Result<(), BadSource> {
+fn check_weights(weights: &[u8], path: &Path) -> Result<(), SourceError> {
     let Some((length, rest)) = weights.split_first_chunk::<8>() else {
-        return worker("Error while deserializing header: header too small");
+        return worker_error("Error while deserializing header: header too small");
     };
     let length = u64::from_le_bytes(*length);
-    if length > LONGEST_HEADER {
-        return worker("Error while deserializing header: header too large");
+    if length > MAX_HEADER_BYTES {
+        return worker_error("Error while deserializing header: header too large");
     }
     let header = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length));
     let Some((header, data)) = header else {
-        return worker("Error while deserializing header: invalid header length");
+        return worker_error("Error while deserializing header: invalid header length");
     };
     let Ok(tensors) = serde_json::from_slice::<Map<String, Value>>(header) else {
-        return worker("Error while deserializing header: invalid JSON in header");
+        return worker_error("Error while deserializing header: invalid JSON in header");
     };
     let ends = tensors.values().filter_map(|tensor| tensor.pointer("/data_offsets/1")?.as_u64());
     if ends.max().unwrap_or(0) != data.len() as u64 {
-        return worker("Error while deserializing header: incomplete metadata, file not fully covered");
+        return worker_error("Error while deserializing header: incomplete metadata, file not fully covered");
     }
     check_modules(tensors.keys().map(String::as_str), path)
 }
 
-fn check_modules<'a>(tensors: impl Iterator<Item = &'a str>, path: &Path) -> Result<(), BadSource> {
+fn check_modules<'a>(tensors: impl Iterator<Item = &'a str>, path: &Path) -> Result<(), SourceError> {
     let unexpected: Vec<String> = tensors
         .filter(|name| name.contains(".lora_"))
         .filter_map(|name| name.strip_prefix("base_model.model.").unwrap_or(name).split(".lora_").next())
@@ -132,7 +134,7 @@ fn check_modules<'a>(tensors: impl Iterator<Item = &'a str>, path: &Path) -> Res
     if unexpected.is_empty() {
         return Ok(());
     }
-    worker(format!(
+    worker_error(format!(
         "While loading {}, expected target modules in {MODULES} but received [{}]. Please verify that the loaded LoRA \
          module is correct",
         path.display(),

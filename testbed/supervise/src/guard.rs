@@ -25,17 +25,17 @@ for group in $groups; do kill -s KILL -- "-$group"; done
 static GUARD: OnceLock<io::Result<Mutex<ChildStdin>>> = OnceLock::new();
 
 /// From now on the group ends with this process.
-pub(super) fn watch(group: u32) -> io::Result<()> {
-    tell(&format!("+{group}\n"))
+pub(super) fn register(group: u32) -> io::Result<()> {
+    send(&format!("+{group}\n"))
 }
 
 /// The group is ended already, and its number may soon be somebody else's.
-pub(super) fn forget(group: u32) {
+pub(super) fn unregister(group: u32) {
     // The guard can be gone only when somebody killed it; then there is nobody to tell.
-    drop(tell(&format!("-{group}\n")));
+    drop(send(&format!("-{group}\n")));
 }
 
-fn tell(line: &str) -> io::Result<()> {
+fn send(line: &str) -> io::Result<()> {
     let guard = GUARD.get_or_init(|| start().map(Mutex::new));
     let guard = guard.as_ref().map_err(|error| io::Error::new(error.kind(), format!("no guard: {error}")))?;
     guard.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes())

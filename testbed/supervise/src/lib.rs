@@ -18,20 +18,20 @@ use std::{
 };
 
 /// What the helpers of a process that ended by itself have before they are ended too.
-const AFTER_FAREWELL: Duration = Duration::from_secs(1);
+const HELPER_CLEANUP_TIME: Duration = Duration::from_secs(1);
 
 /// A running child, or one that ended by itself and was not dropped yet.
 #[derive(Debug)]
-pub struct Process {
+pub struct ChildProcess {
     name: String,
     child: Child,
     group: Pid,
     log: PathBuf,
     /// How long it may take to end when it is dropped.
-    farewell: Duration,
+    termination_grace: Duration,
 }
 
-impl Process {
+impl ChildProcess {
     /// Starts `command`, with its output appended to `NAME.log` in the folder `logs`.
     ///
     /// # Errors
@@ -73,8 +73,8 @@ impl Process {
         command.process_group(0);
         let child = command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let group = Pid::from_child(&child);
-        let process = Self { name: name.to_owned(), child, group, log, farewell: Duration::ZERO };
-        guard::watch(process.child.id())?;
+        let process = Self { name: name.to_owned(), child, group, log, termination_grace: Duration::ZERO };
+        guard::register(process.child.id())?;
         Ok(process)
     }
 
@@ -89,30 +89,30 @@ impl Process {
     }
 
     /// How it ended, in words; none while it runs. Its id stays its own.
-    pub fn ended(&self) -> Option<Ending> {
+    pub fn exit_reason(&self) -> Option<ExitReason> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let status = waitid(WaitId::Pid(self.group), options).ok()??;
         Some(match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => Ending::Exit(code),
-            (None, signal) => Ending::Signal(signal.unwrap_or_default()),
+            (Some(code), _) => ExitReason::Exit(code),
+            (None, signal) => ExitReason::Signal(signal.unwrap_or_default()),
         })
     }
 
     /// Asks it alone to end (SIGTERM), as a kubelet does; what it started hears nothing.
-    pub fn ask_to_end(&self) {
+    pub fn send_sigterm(&self) {
         // An error means that it has ended.
         kill_process(self.group, Signal::TERM).ok();
     }
 
     /// Ends it and everything it started, without asking (SIGKILL).
     pub fn kill(mut self) {
-        self.farewell = Duration::ZERO;
+        self.termination_grace = Duration::ZERO;
     }
 
     /// When it is dropped it is asked first (SIGTERM), and has this long to leave nothing behind on the machine.
     #[must_use]
-    pub fn with_farewell(mut self, farewell: Duration) -> Self {
-        self.farewell = farewell;
+    pub fn with_termination_grace(mut self, farewell: Duration) -> Self {
+        self.termination_grace = farewell;
         self
     }
 
@@ -124,7 +124,7 @@ impl Process {
 
     /// The end of its output.
     pub fn log_tail(&self, lines: usize) -> String {
-        tail(&self.log, lines)
+        log_tail(&self.log, lines)
     }
 
     /// All of its output.
@@ -133,26 +133,26 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
-        if !self.farewell.is_zero() {
-            self.say_farewell();
+        if !self.termination_grace.is_zero() {
+            self.terminate_gracefully();
         }
         // Until it is waited for, its id cannot become anybody else's.
         self.signal(Signal::KILL);
-        guard::forget(self.child.id());
+        guard::unregister(self.child.id());
         drop(self.child.wait());
     }
 }
 
-impl Process {
-    fn say_farewell(&self) {
+impl ChildProcess {
+    fn terminate_gracefully(&self) {
         let start = now();
-        self.ask_to_end();
-        while start.elapsed() < self.farewell {
-            if self.ended().is_some() {
+        self.send_sigterm();
+        while start.elapsed() < self.termination_grace {
+            if self.exit_reason().is_some() {
                 // Helpers that clean up behind it see its end only now.
-                std::thread::sleep(AFTER_FAREWELL);
+                std::thread::sleep(HELPER_CLEANUP_TIME);
                 return;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -167,21 +167,21 @@ fn now() -> Instant {
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub enum ExitReason {
     /// With this exit code.
     Exit(i32),
     /// By this signal.
     Signal(i32),
 }
 
-impl From<ExitStatus> for Ending {
+impl From<ExitStatus> for ExitReason {
     fn from(status: ExitStatus) -> Self {
         // One of the two is there: a process that was waited for has ended.
         status.code().map_or_else(|| Self::Signal(status.signal().unwrap_or_default()), Self::Exit)
     }
 }
 
-impl fmt::Display for Ending {
+impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exit(code) => write!(f, "exit code {code}"),
@@ -191,7 +191,7 @@ impl fmt::Display for Ending {
 }
 
 /// The last lines of a file, each with a mark before it.
-pub fn tail(path: &Path, lines: usize) -> String {
+pub fn log_tail(path: &Path, lines: usize) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     let all: Vec<_> = text.lines().map(|line| format!("  | {line}\n")).collect();
     all[all.len().saturating_sub(lines)..].concat()
@@ -211,7 +211,7 @@ mod tests {
         Pid::from_raw(id).is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
     }
 
-    fn until(what: impl Fn() -> bool) {
+    fn wait_until(what: impl Fn() -> bool) {
         let start = now();
         while !what() {
             assert!(start.elapsed() < Duration::from_secs(10), "waited in vain");
@@ -222,13 +222,13 @@ mod tests {
     #[test]
     fn what_a_child_started_ends_with_it() {
         let folder = tempfile::tempdir().unwrap();
-        let process = Process::start("parent", shell("sleep 100 & echo $!; wait"), folder.path()).unwrap();
-        until(|| process.log().ends_with('\n'));
+        let process = ChildProcess::start("parent", shell("sleep 100 & echo $!; wait"), folder.path()).unwrap();
+        wait_until(|| process.log().ends_with('\n'));
         let grandchild: i32 = process.log().trim().parse().unwrap();
         assert!(exists(grandchild));
         process.kill();
         // A zombie answers too, until whoever adopted it has looked.
-        until(|| !exists(grandchild));
+        wait_until(|| !exists(grandchild));
     }
 
     #[test]
@@ -236,7 +236,8 @@ mod tests {
         for (farewell, cleaned) in [(Duration::from_secs(10), true), (Duration::ZERO, false)] {
             let folder = tempfile::tempdir().unwrap();
             let script = "trap 'echo clean; exit' TERM; echo ready; while :; do sleep 0.01; done";
-            let process = Process::start("polite", shell(script), folder.path()).unwrap().with_farewell(farewell);
+            let process =
+                ChildProcess::start("polite", shell(script), folder.path()).unwrap().with_termination_grace(farewell);
             while !process.log().contains("ready") {
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -249,15 +250,15 @@ mod tests {
     #[test]
     fn endings_are_told_apart() {
         let folder = tempfile::tempdir().unwrap();
-        let exit = Process::start("exit", shell("echo words; exit 3"), folder.path()).unwrap();
-        until(|| exit.ended().is_some());
-        assert_eq!(exit.ended(), Some(Ending::Exit(3)));
+        let exit = ChildProcess::start("exit", shell("echo words; exit 3"), folder.path()).unwrap();
+        wait_until(|| exit.exit_reason().is_some());
+        assert_eq!(exit.exit_reason(), Some(ExitReason::Exit(3)));
         assert_eq!(exit.log_tail(5), "  | words\n");
-        let killed = Process::start("killed", shell("sleep 100"), folder.path()).unwrap();
-        assert_eq!(killed.ended(), None);
+        let killed = ChildProcess::start("killed", shell("sleep 100"), folder.path()).unwrap();
+        assert_eq!(killed.exit_reason(), None);
         killed.signal(Signal::TERM);
-        until(|| killed.ended().is_some());
-        assert_eq!(killed.ended(), Some(Ending::Signal(15)));
+        wait_until(|| killed.exit_reason().is_some());
+        assert_eq!(killed.exit_reason(), Some(ExitReason::Signal(15)));
     }
 
     /// Runs itself as a process of its own, which starts a child and is then killed.
@@ -265,7 +266,7 @@ mod tests {
     fn a_child_ends_with_a_process_that_was_killed() {
         const FOLDER: &str = "ROLLORA_TEST_OF_PROCESS";
         if let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) {
-            let child = Process::start("child", shell("sleep 100"), &folder).unwrap();
+            let child = ChildProcess::start("child", shell("sleep 100"), &folder).unwrap();
             fs::write(folder.join("id.new"), child.id().to_string()).unwrap();
             fs::rename(folder.join("id.new"), folder.join("id")).unwrap();
             loop {
@@ -278,11 +279,11 @@ mod tests {
         itself.env(FOLDER, folder.path()).stdout(Stdio::null());
         let mut itself = itself.spawn().unwrap();
         let id_file = folder.path().join("id");
-        until(|| id_file.exists());
+        wait_until(|| id_file.exists());
         let id: i32 = fs::read_to_string(id_file).unwrap().parse().unwrap();
         assert!(exists(id));
         itself.kill().unwrap();
         itself.wait().unwrap();
-        until(|| !exists(id));
+        wait_until(|| !exists(id));
     }
 }

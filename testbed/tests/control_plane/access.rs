@@ -1,6 +1,6 @@
 //! Who asks, whether they may, and what is written down about it.
 
-use super::{refusal, shared, until};
+use super::{expect_api_error, on_shared_control_plane, wait_for};
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::{
     core::v1::{ConfigMap, ServiceAccount},
@@ -11,7 +11,7 @@ use kube::{
     api::{DeleteParams, ListParams, PostParams},
     core::NamespaceResourceScope,
 };
-use rollora_testbed::control_plane::{AuditEvent, Credential, Decision};
+use rollora_testbed::control_plane::{AuditEvent, AuthorizationDecision, Credential};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -26,7 +26,7 @@ where
 }
 
 /// A service account that may read ConfigMaps and nothing else.
-async fn reader(admin: &Client, namespace: &str) -> Result<()> {
+async fn create_reader_account(admin: &Client, namespace: &str) -> Result<()> {
     create::<ServiceAccount>(admin, namespace, json!({ "metadata": { "name": "reader" } })).await?;
     let rules = json!([{ "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"] }]);
     create::<Role>(admin, namespace, json!({ "metadata": { "name": "reads" }, "rules": rules })).await?;
@@ -41,47 +41,51 @@ async fn reader(admin: &Client, namespace: &str) -> Result<()> {
 
 #[test]
 fn a_service_account_may_do_what_its_role_says_and_all_of_it_is_written_down() -> Result<()> {
-    shared(async |plane, namespace| {
-        let admin = plane.admin().await?;
-        reader(&admin, namespace).await?;
+    on_shared_control_plane(async |plane, namespace| {
+        let admin = plane.admin_client().await?;
+        create_reader_account(&admin, namespace).await?;
         create::<ConfigMap>(&admin, namespace, json!({ "metadata": { "name": "map" } })).await?;
-        let token = plane.token(namespace, "reader", Duration::from_mins(10)).await?;
+        let token = plane.service_account_token(namespace, "reader", Duration::from_mins(10)).await?;
         let client = plane.client(&Credential::Token(token)).await?;
         let maps = Api::<ConfigMap>::namespaced(client.clone(), namespace);
         // The API server hears of new roles by a watch.
-        until("the role holds", async || Ok(maps.list(&ListParams::default()).await.is_ok())).await?;
+        wait_for("the role holds", async || Ok(maps.list(&ListParams::default()).await.is_ok())).await?;
 
-        let audit = plane.audit();
+        let audit = plane.audit_log();
         maps.get("map").await?;
-        let (code, said) = refusal(maps.delete("map", &DeleteParams::default()).await)?;
+        let (code, said) = expect_api_error(maps.delete("map", &DeleteParams::default()).await)?;
         ensure!(code == 403 && said.contains("cannot delete resource \"configmaps\""), "{code} {said}");
         let elsewhere = Api::<ConfigMap>::namespaced(client, "kube-system");
-        ensure!(refusal(elsewhere.get("map").await)?.0 == 403);
+        ensure!(expect_api_error(elsewhere.get("map").await)?.0 == 403);
 
         let user = format!("system:serviceaccount:{namespace}:reader");
         // What was answered is written down a moment later.
-        until("three requests are in the audit log", async || Ok(audit.of(&user)?.len() == 3)).await?;
-        let [get, delete, elsewhere] = <[AuditEvent; 3]>::try_from(audit.of(&user)?).ok().context("three")?;
-        ensure!((get.verb.as_str(), get.code, get.decision) == ("get", 200, Decision::Allowed), "{get:?}");
+        wait_for("three requests are in the audit log", async || Ok(audit.events_of_user(&user)?.len() == 3)).await?;
+        let [get, delete, elsewhere] =
+            <[AuditEvent; 3]>::try_from(audit.events_of_user(&user)?).ok().context("three")?;
+        ensure!((get.verb.as_str(), get.code, get.decision) == ("get", 200, AuthorizationDecision::Allowed), "{get:?}");
         ensure!((get.group.as_str(), get.resource.as_str(), get.name.as_str()) == ("", "configmaps", "map"), "{get:?}");
         ensure!(get.reason.contains("reader-reads") && get.reason.contains("reads"), "{get:?}");
         ensure!(
-            (delete.verb.as_str(), delete.code, delete.decision) == ("delete", 403, Decision::Forbidden),
+            (delete.verb.as_str(), delete.code, delete.decision) == ("delete", 403, AuthorizationDecision::Forbidden),
             "{delete:?}"
         );
-        ensure!(elsewhere.namespace == "kube-system" && elsewhere.decision == Decision::Forbidden, "{elsewhere:?}");
-        ensure!(get.at <= delete.at && delete.at <= elsewhere.at);
+        ensure!(
+            elsewhere.namespace == "kube-system" && elsewhere.decision == AuthorizationDecision::Forbidden,
+            "{elsewhere:?}"
+        );
+        ensure!(get.received_at <= delete.received_at && delete.received_at <= elsewhere.received_at);
         Ok(())
     })
 }
 
 #[test]
 fn a_token_in_a_file_is_read_again_when_it_was_renewed() -> Result<()> {
-    shared(async |plane, namespace| {
-        reader(&plane.admin().await?, namespace).await?;
+    on_shared_control_plane(async |plane, namespace| {
+        create_reader_account(&plane.admin_client().await?, namespace).await?;
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("token");
-        std::fs::write(&file, plane.token(namespace, "reader", Duration::from_mins(10)).await?)?;
+        std::fs::write(&file, plane.service_account_token(namespace, "reader", Duration::from_mins(10)).await?)?;
         let config = plane.kubeconfig_for(&Credential::TokenFile(file.clone()), namespace);
         std::fs::write(folder.path().join("kubeconfig"), config)?;
         let can_list = || {
@@ -89,7 +93,7 @@ fn a_token_in_a_file_is_read_again_when_it_was_renewed() -> Result<()> {
             kubectl.env("KUBECONFIG", folder.path().join("kubeconfig")).args(["get", "configmaps"]);
             Ok(kubectl.output()?.status.success())
         };
-        until("kubectl lists with the token", async || can_list()).await?;
+        wait_for("kubectl lists with the token", async || can_list()).await?;
         std::fs::write(&file, "a token that nobody gave out")?;
         ensure!(!can_list()?, "kubectl went on without the token");
         Ok(())
@@ -98,10 +102,10 @@ fn a_token_in_a_file_is_read_again_when_it_was_renewed() -> Result<()> {
 
 #[test]
 fn nobody_gets_in_without_a_token() -> Result<()> {
-    shared(async |plane, namespace| {
+    on_shared_control_plane(async |plane, namespace| {
         let client = plane.client(&Credential::Token("a token that nobody gave out".to_owned())).await?;
         let maps = Api::<ConfigMap>::namespaced(client, namespace);
-        let (code, _) = refusal(maps.list(&ListParams::default()).await)?;
+        let (code, _) = expect_api_error(maps.list(&ListParams::default()).await)?;
         ensure!(code == 401, "{code}");
         Ok(())
     })

@@ -1,6 +1,6 @@
 //! Our custom resource and upstream's, as the API server understands them.
 
-use super::{refusal, shared};
+use super::{expect_api_error, on_shared_control_plane};
 use anyhow::{Context as _, Result, ensure};
 use kube::{
     Api, Client,
@@ -35,7 +35,7 @@ fn rollout(name: &str) -> Value {
 }
 
 /// A Rollout with one place of it changed.
-fn with(name: &str, place: &str, value: &Value) -> Value {
+fn rollout_with(name: &str, place: &str, value: &Value) -> Value {
     let mut object = rollout(name);
     let below = place.split('.').fold(&mut object, |object, name| &mut object[name]);
     *below = value.clone();
@@ -44,8 +44,8 @@ fn with(name: &str, place: &str, value: &Value) -> Value {
 
 #[test]
 fn the_api_server_fills_in_what_a_rollout_leaves_out() -> Result<()> {
-    shared(async |plane, namespace| {
-        let rollouts = api(&plane.admin().await?, namespace, "rollora.dev", "v1alpha1", "Rollout");
+    on_shared_control_plane(async |plane, namespace| {
+        let rollouts = api(&plane.admin_client().await?, namespace, "rollora.dev", "v1alpha1", "Rollout");
         let made = create(&rollouts, rollout("short")).await?;
         ensure!(made.data["spec"]["strategy"]["totalWeight"] == 100, "{}", made.data);
         Ok(())
@@ -54,8 +54,8 @@ fn the_api_server_fills_in_what_a_rollout_leaves_out() -> Result<()> {
 
 #[test]
 fn a_rollout_that_makes_no_sense_is_refused_in_our_words() -> Result<()> {
-    shared(async |plane, namespace| {
-        let rollouts = api(&plane.admin().await?, namespace, "rollora.dev", "v1alpha1", "Rollout");
+    on_shared_control_plane(async |plane, namespace| {
+        let rollouts = api(&plane.admin_client().await?, namespace, "rollora.dev", "v1alpha1", "Rollout");
         let cases = [
             ("spec.adapter", json!({ "follow": { "pattern": "food-v*" }, "id": "food-v1" }), "follow"),
             ("spec.adapter", json!({}), "follow"),
@@ -67,7 +67,7 @@ fn a_rollout_that_makes_no_sense_is_refused_in_our_words() -> Result<()> {
             ("spec.model", json!(""), "spec.model"),
         ];
         for (place, value, words) in cases {
-            let (code, said) = refusal(create(&rollouts, with("odd", place, &value)).await)?;
+            let (code, said) = expect_api_error(create(&rollouts, rollout_with("odd", place, &value)).await)?;
             ensure!(code == 422 && said.contains(words), "{place} = {value}: {code} {said:?} lacks {words:?}");
         }
         Ok(())
@@ -76,10 +76,10 @@ fn a_rollout_that_makes_no_sense_is_refused_in_our_words() -> Result<()> {
 
 #[test]
 fn what_a_rollout_is_about_cannot_be_changed() -> Result<()> {
-    shared(async |plane, namespace| {
-        let rollouts = api(&plane.admin().await?, namespace, "rollora.dev", "v1alpha1", "Rollout");
+    on_shared_control_plane(async |plane, namespace| {
+        let rollouts = api(&plane.admin_client().await?, namespace, "rollora.dev", "v1alpha1", "Rollout");
         let id = json!({ "id": "food-v1", "source": "/one" });
-        create(&rollouts, with("fixed", "spec.adapter", &id)).await?;
+        create(&rollouts, rollout_with("fixed", "spec.adapter", &id)).await?;
         let cases = [
             (json!({ "model": "drinks" }), "spec.model cannot be changed"),
             (json!({ "poolRef": { "name": "other" } }), "spec.poolRef cannot be changed"),
@@ -88,7 +88,7 @@ fn what_a_rollout_is_about_cannot_be_changed() -> Result<()> {
         ];
         for (change, words) in cases {
             let patch = Patch::Merge(json!({ "spec": change }));
-            let (code, said) = refusal(rollouts.patch("fixed", &PatchParams::default(), &patch).await)?;
+            let (code, said) = expect_api_error(rollouts.patch("fixed", &PatchParams::default(), &patch).await)?;
             ensure!(code == 422 && said.contains(words), "{change}: {code} {said:?} lacks {words:?}");
         }
         let next = Patch::Merge(json!({ "spec": { "adapter": { "id": "food-v2", "source": "/two" } } }));
@@ -99,9 +99,9 @@ fn what_a_rollout_is_about_cannot_be_changed() -> Result<()> {
 
 #[test]
 fn a_rewrite_of_either_group_takes_weights_from_one_on() -> Result<()> {
-    shared(async |plane, namespace| {
+    on_shared_control_plane(async |plane, namespace| {
         for group in ["inference.networking.x-k8s.io", "llm-d.ai"] {
-            let rewrites = api(&plane.admin().await?, namespace, group, "v1alpha2", "InferenceModelRewrite");
+            let rewrites = api(&plane.admin_client().await?, namespace, group, "v1alpha2", "InferenceModelRewrite");
             let rewrite = |weight: i32| {
                 json!({
                     "apiVersion": format!("{group}/v1alpha2"),
@@ -117,7 +117,7 @@ fn a_rewrite_of_either_group_takes_weights_from_one_on() -> Result<()> {
                 })
             };
             create(&rewrites, rewrite(1)).await.with_context(|| group.to_owned())?;
-            let (code, said) = refusal(create(&rewrites, rewrite(0)).await)?;
+            let (code, said) = expect_api_error(create(&rewrites, rewrite(0)).await)?;
             ensure!(code == 422 && said.contains("weight"), "{group}: {code} {said}");
         }
         Ok(())

@@ -3,41 +3,41 @@
 
 mod access;
 mod definitions;
-mod end;
 mod manifests;
 mod outage;
+mod shutdown;
 
 use anyhow::{Result, bail};
 use rollora_testbed::{
     control_plane::ControlPlane,
-    homes::{CONTROL_PLANE, are_known},
+    tools::{CONTROL_PLANE, all_available},
 };
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs a test on the API server that all of this process share, in a namespace of its own.
-fn shared(test: impl AsyncFnOnce(&ControlPlane, &str) -> Result<()>) -> Result<()> {
-    run(async || {
+fn on_shared_control_plane(test: impl AsyncFnOnce(&ControlPlane, &str) -> Result<()>) -> Result<()> {
+    run_with_runtime(async || {
         let plane = ControlPlane::shared().await?;
-        let namespace = plane.namespace("test").await?;
+        let namespace = plane.create_namespace("test").await?;
         test(plane, &namespace).await
     })
 }
 
 /// Runs a test that starts what it needs.
-fn run(test: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
-    if !are_known(&[CONTROL_PLANE], "a test of the API server") {
+fn run_with_runtime(test: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+    if !all_available(&[CONTROL_PLANE], "a test of the API server") {
         return Ok(());
     }
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(test())
 }
 
 /// Waits until a condition holds.
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+async fn wait_for(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     let start = now();
     while !holds().await? {
-        anyhow::ensure!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        anyhow::ensure!(start.elapsed() < WAIT_TIMEOUT, "waited in vain: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
@@ -49,7 +49,7 @@ fn now() -> Instant {
 }
 
 /// The code and the words of a refusal; it has to be one.
-fn refusal<T: std::fmt::Debug>(answer: kube::Result<T>) -> Result<(u16, String)> {
+fn expect_api_error<T: std::fmt::Debug>(answer: kube::Result<T>) -> Result<(u16, String)> {
     match answer {
         Err(kube::Error::Api(status)) => Ok((status.code, status.message.clone())),
         other => bail!("not refused: {other:?}"),

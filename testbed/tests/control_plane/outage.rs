@@ -1,51 +1,63 @@
 //! An API server that goes away, hangs, comes back, and learns of other resources.
 
-use super::{now, run, until};
+use super::{now, run_with_runtime, wait_for};
 use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client, api::PostParams};
-use rollora_testbed::control_plane::{ControlPlane, UPSTREAM};
+use rollora_testbed::control_plane::{ControlPlane, UPSTREAM_CRDS};
 use serde_json::json;
 use std::time::Duration;
 
-const A_MOMENT: Duration = Duration::from_millis(300);
+const SHORT_TIMEOUT: Duration = Duration::from_millis(300);
 
-async fn serves(client: &Client, group: &str) -> Result<bool> {
+async fn serves_rewrites(client: &Client, group: &str) -> Result<bool> {
     let path = format!("/apis/{group}/v1alpha2/inferencemodelrewrites");
     Ok(client.request_text(http::Request::get(path).body(Vec::new())?).await.is_ok())
 }
 
 #[test]
 fn what_was_written_outlives_the_api_server_and_resources_come_and_go() -> Result<()> {
-    run(async || {
+    run_with_runtime(async || {
         let start = now();
         let mut plane = ControlPlane::start().await?;
         eprintln!("ready after {:?}", start.elapsed());
-        let client = plane.admin().await?;
-        let namespace = plane.namespace("outage").await?;
+        let client = plane.admin_client().await?;
+        let namespace = plane.create_namespace("outage").await?;
         let maps = Api::<ConfigMap>::namespaced(client.clone(), &namespace);
         let map = serde_json::from_value(json!({ "metadata": { "name": "kept" }, "data": { "key": "value" } }))?;
         maps.create(&PostParams::default(), &map).await?;
-        let legacy = UPSTREAM.file(UPSTREAM.legacy_rewrite)?;
-        ensure!(!serves(&client, "inference.networking.x-k8s.io").await?, "an empty one has no custom resources");
-        plane.install(std::slice::from_ref(&legacy)).await?;
+        let legacy = UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.legacy_rewrite)?;
+        ensure!(
+            !serves_rewrites(&client, "inference.networking.x-k8s.io").await?,
+            "an empty one has no custom resources"
+        );
+        plane.install_crds(std::slice::from_ref(&legacy)).await?;
 
         plane.kill_api_server();
         ensure!(maps.get("kept").await.is_err(), "it still answers");
         plane.start_api_server().await?;
         ensure!(maps.get("kept").await?.data.unwrap_or_default()["key"] == "value", "it has forgotten");
         // For a moment a custom resource answers 429: its storage is being initialised.
-        until("the resource is served again", async || serves(&client, "inference.networking.x-k8s.io").await).await?;
+        wait_for("the resource is served again", async || {
+            serves_rewrites(&client, "inference.networking.x-k8s.io").await
+        })
+        .await?;
 
         plane.freeze_api_server();
-        ensure!(tokio::time::timeout(A_MOMENT, maps.get("kept")).await.is_err(), "it answers while it stands still");
+        ensure!(
+            tokio::time::timeout(SHORT_TIMEOUT, maps.get("kept")).await.is_err(),
+            "it answers while it stands still"
+        );
         plane.thaw_api_server();
         maps.get("kept").await?;
 
-        plane.install(&[UPSTREAM.file(UPSTREAM.current_rewrite)?]).await?;
-        ensure!(serves(&client, "llm-d.ai").await?);
-        plane.uninstall(&legacy).await?;
-        ensure!(!serves(&client, "inference.networking.x-k8s.io").await? && serves(&client, "llm-d.ai").await?);
+        plane.install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
+        ensure!(serves_rewrites(&client, "llm-d.ai").await?);
+        plane.uninstall_crd(&legacy).await?;
+        ensure!(
+            !serves_rewrites(&client, "inference.networking.x-k8s.io").await?
+                && serves_rewrites(&client, "llm-d.ai").await?
+        );
         Ok(())
     })
 }

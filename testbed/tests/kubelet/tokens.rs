@@ -1,10 +1,10 @@
 //! Pods show themselves to the API server as their service account.
 
-use crate::stage::{Stage, is_ready, shell};
+use crate::fixture::{KubeletFixture, is_ready, shell_container};
 use anyhow::{Context as _, Result, ensure};
 use rollora_testbed::{
     control_plane::{ControlPlane, Credential},
-    homes::CONTROL_PLANE,
+    tools::CONTROL_PLANE,
 };
 use serde_json::json;
 use std::{
@@ -12,20 +12,20 @@ use std::{
     time::Duration,
 };
 
-async fn pod_with_account(stage: &Stage, script: &str) -> Result<()> {
-    stage.account("somebody").await?;
-    let spec = json!({ "serviceAccountName": "somebody", "containers": [shell("main", script)] });
-    stage.pod("pod", spec).await.map(drop)
+async fn create_pod_with_account(stage: &KubeletFixture, script: &str) -> Result<()> {
+    stage.create_service_account("somebody").await?;
+    let spec = json!({ "serviceAccountName": "somebody", "containers": [shell_container("main", script)] });
+    stage.create_pod("pod", spec).await.map(drop)
 }
 
 /// Where the pod has its token.
-async fn token_file(stage: &Stage) -> Result<PathBuf> {
-    let log = stage.log_of("pod", "main", "kubeconfig\n").await?;
+async fn find_token_file(stage: &KubeletFixture) -> Result<PathBuf> {
+    let log = stage.wait_for_log("pod", "main", "kubeconfig\n").await?;
     let path = log.lines().next().context("no path")?;
     Ok(Path::new(path).with_file_name("token"))
 }
 
-async fn who_is(token: &str) -> Result<String> {
+async fn token_username(token: &str) -> Result<String> {
     let plane = ControlPlane::shared().await?;
     let client = plane.client(&Credential::Token(token.to_owned())).await?;
     let review = kube::Api::<k8s_openapi::api::authentication::v1::SelfSubjectReview>::all(client);
@@ -37,13 +37,14 @@ async fn who_is(token: &str) -> Result<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_is_its_service_account() -> Result<()> {
-    let stage = Stage::new().await?;
+    let stage = KubeletFixture::new().await?;
     let kubectl = CONTROL_PLANE.program("kubectl")?;
     let kubectl = kubectl.display();
     let mounted = "/var/run/secrets/kubernetes.io/serviceaccount";
-    pod_with_account(&stage, &format!("{kubectl} auth whoami; cat {mounted}/namespace; echo; exec sleep 1000")).await?;
+    create_pod_with_account(&stage, &format!("{kubectl} auth whoami; cat {mounted}/namespace; echo; exec sleep 1000"))
+        .await?;
     let space = &stage.namespace;
-    let log = stage.log_of("pod", "main", &format!("{space}\n")).await?;
+    let log = stage.wait_for_log("pod", "main", &format!("{space}\n")).await?;
     ensure!(log.contains(&format!("system:serviceaccount:{space}:somebody")), "{log}");
     ensure!(log.contains("authentication.kubernetes.io/pod-name"), "the token is not bound to the pod: {log}");
     Ok(())
@@ -51,10 +52,11 @@ async fn a_container_is_its_service_account() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_renewed_before_it_is_over_and_ends_with_its_pod() -> Result<()> {
-    let stage = Stage::with(|options| options.token_renewal = Duration::from_millis(700)).await?;
-    pod_with_account(&stage, "echo $KUBECONFIG; exec sleep 1000").await?;
-    stage.sees("pod", "ready", is_ready).await?;
-    let file = token_file(&stage).await?;
+    let stage =
+        KubeletFixture::with_options(|options| options.token_renewal_interval = Duration::from_millis(700)).await?;
+    create_pod_with_account(&stage, "echo $KUBECONFIG; exec sleep 1000").await?;
+    stage.wait_for_pod("pod", "ready", is_ready).await?;
+    let file = find_token_file(&stage).await?;
     let first = std::fs::read_to_string(&file)?;
     let second = loop {
         // Between reading the link and opening the file the folder may go.
@@ -65,15 +67,15 @@ async fn a_token_is_renewed_before_it_is_over_and_ends_with_its_pod() -> Result<
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     let name = format!("system:serviceaccount:{}:somebody", stage.namespace);
-    ensure!(who_is(&first).await? == name && who_is(&second).await? == name);
-    let life = seconds_of_life(&second)?;
+    ensure!(token_username(&first).await? == name && token_username(&second).await? == name);
+    let life = token_lifetime_seconds(&second)?;
     ensure!(life == 600, "it lives {life} s");
 
-    stage.delete("pod", 1).await?;
-    stage.sees_gone("pod").await?;
+    stage.delete_pod("pod", 1).await?;
+    stage.wait_for_pod_deletion("pod").await?;
     // The API server remembers a token for some seconds.
     let refused = async {
-        while who_is(&second).await.is_ok() {
+        while token_username(&second).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
@@ -81,7 +83,7 @@ async fn a_token_is_renewed_before_it_is_over_and_ends_with_its_pod() -> Result<
 }
 
 /// From the token's own claims.
-fn seconds_of_life(token: &str) -> Result<i64> {
+fn token_lifetime_seconds(token: &str) -> Result<i64> {
     let claims = token.split('.').nth(1).context("no claims")?;
     let padded = format!("{}{}", claims.replace('-', "+").replace('_', "/"), "=".repeat((4 - claims.len() % 4) % 4));
     let bytes: k8s_openapi::ByteString = serde_json::from_value(json!(padded))?;
@@ -92,10 +94,10 @@ fn seconds_of_life(token: &str) -> Result<i64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_without_its_service_account_waits_for_it() -> Result<()> {
-    let stage = Stage::new().await?;
-    let main = shell("main", "echo begin; exec sleep 1000");
-    stage.pod("pod", json!({ "serviceAccountName": "somebody", "containers": [main] })).await?;
-    stage.sees_event(&["FailedMount", "somebody"]).await?;
-    stage.account("somebody").await?;
-    stage.log_of("pod", "main", "begin").await.map(drop)
+    let stage = KubeletFixture::new().await?;
+    let main = shell_container("main", "echo begin; exec sleep 1000");
+    stage.create_pod("pod", json!({ "serviceAccountName": "somebody", "containers": [main] })).await?;
+    stage.wait_for_event(&["FailedMount", "somebody"]).await?;
+    stage.create_service_account("somebody").await?;
+    stage.wait_for_log("pod", "main", "begin").await.map(drop)
 }

@@ -20,100 +20,100 @@
 
 mod compare;
 mod recording;
-mod stage;
+mod working_dir;
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use compare::Voices;
+use compare::TextPairs;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use recording::{Exchange, Streamed};
-use rollora_testbed::sim::{Config, Knobs, Mode, Simulator};
+use recording::{RecordedExchange, StreamSummary};
+use rollora_testbed::sim::{Knobs, ServingMode, Simulator, SimulatorConfig};
 use serde_json::{Value, json};
-use stage::Stage;
 use tokio::time::timeout;
+use working_dir::WorkingDir;
 
 /// Between which lines one server ran, and how it was set up.
-type Session = (usize, usize, fn() -> Config);
+type ServerSession = (usize, usize, fn() -> SimulatorConfig);
 
 /// A recording, and how it is played.
-struct Recording {
-    exchanges: Vec<Exchange>,
-    sessions: &'static [Session],
+struct SessionRecording {
+    exchanges: Vec<RecordedExchange>,
+    sessions: &'static [ServerSession],
     /// Lines that are not played, and why.
-    left_out: &'static [(usize, &'static str)],
+    skipped: &'static [(usize, &'static str)],
     /// What happened to a server or its files before a line.
-    before: fn(usize, &Stage, &Simulator),
+    before_line: fn(usize, &WorkingDir, &Simulator),
     /// Before these lines the server had ended.
-    dead: &'static [usize],
+    dead_before: &'static [usize],
 }
 
 /// The long session: adapters, traffic, failures, eight servers.
-fn transcript() -> Recording {
-    Recording {
-        exchanges: recording::transcript(),
+fn transcript() -> SessionRecording {
+    SessionRecording {
+        exchanges: recording::load_transcript(),
         sessions: &[
-            (1, 521, Config::default),
-            (522, 569, Config::default),
-            (570, 604, with_key_and_rank_32),
-            (605, 632, Config::default),
-            (633, 636, Config::default),
-            (637, 641, without_runtime_updating),
-            (642, 646, without_lora),
-            (647, 652, Config::default),
+            (1, 521, SimulatorConfig::default),
+            (522, 569, SimulatorConfig::default),
+            (570, 604, config_with_key_and_rank_32),
+            (605, 632, SimulatorConfig::default),
+            (633, 636, SimulatorConfig::default),
+            (637, 641, config_without_runtime_updating),
+            (642, 646, config_without_lora),
+            (647, 652, SimulatorConfig::default),
         ],
-        left_out: &[
+        skipped: &[
             (565, "whether the tensors of an adapter fit the model: the simulator has no model"),
             (630, "two adapters at a time (--max-loras): the simulator lets all generate at once"),
             (631, "as the line before, whose queued request kills the server"),
             (632, "as the lines before: the server is dead"),
         ],
-        before: |line, stage, simulator| match line {
-            506 => stage.remove("work/gone"),
-            529 => stage.copy("a3", "work/sw"),
-            569 => simulator.turn(|knobs| knobs.token_millis = 5),
-            634 => simulator.turn(|knobs| knobs.mode = Mode::EngineHangs),
-            650 => simulator.turn(|knobs| knobs.mode = Mode::Draining),
-            652 => simulator.turn(|knobs| knobs.mode = Mode::Serving),
+        before_line: |line, stage, simulator| match line {
+            506 => stage.remove_dir("work/gone"),
+            529 => stage.copy_adapter("a3", "work/sw"),
+            569 => simulator.update_knobs(|knobs| knobs.token_millis = 5),
+            634 => simulator.update_knobs(|knobs| knobs.mode = ServingMode::EngineHangs),
+            650 => simulator.update_knobs(|knobs| knobs.mode = ServingMode::Draining),
+            652 => simulator.update_knobs(|knobs| knobs.mode = ServingMode::Serving),
             _ => {}
         },
-        dead: &[518],
+        dead_before: &[518],
     }
 }
 
 /// The odd requests: bodies that are wrong in all ways, paths and methods that are not served, the moments after the
 /// death of an engine. One server.
-fn edges() -> Recording {
-    Recording {
-        exchanges: recording::edges(),
-        sessions: &[(1, 111, Config::default)],
-        left_out: &[(107, "the same moment as the line before: tests/sim.rs has it")],
-        before: |line, stage, _| {
+fn edges() -> SessionRecording {
+    SessionRecording {
+        exchanges: recording::load_edges(),
+        sessions: &[(1, 111, SimulatorConfig::default)],
+        skipped: &[(107, "the same moment as the line before: tests/sim.rs has it")],
+        before_line: |line, stage, _| {
             if line == 106 {
-                stage.remove("work/gone");
+                stage.remove_dir("work/gone");
             }
         },
-        dead: &[111],
+        dead_before: &[111],
     }
 }
 
-fn with_key_and_rank_32() -> Config {
+fn config_with_key_and_rank_32() -> SimulatorConfig {
     let knobs = Knobs { api_key: Some("secret".to_owned()), ..Knobs::default() };
-    Config { max_lora_rank: 32, knobs, ..Config::default() }
+    SimulatorConfig { max_lora_rank: 32, knobs, ..SimulatorConfig::default() }
 }
 
-fn without_runtime_updating() -> Config {
+fn config_without_runtime_updating() -> SimulatorConfig {
     let lora_modules = vec![("a1".to_owned(), "tiny/adapters/a1".to_owned())];
-    Config { runtime_updating: false, lora_modules, ..Config::default() }
+    SimulatorConfig { runtime_updating: false, lora_modules, ..SimulatorConfig::default() }
 }
 
-fn without_lora() -> Config {
-    Config { enable_lora: false, ..Config::default() }
+fn config_without_lora() -> SimulatorConfig {
+    SimulatorConfig { enable_lora: false, ..SimulatorConfig::default() }
 }
 
 #[tokio::test]
@@ -127,24 +127,24 @@ async fn the_simulator_answers_odd_requests_as_vllm_was_recorded() {
 }
 
 /// Plays a recording; how many exchanges were compared.
-async fn play(recording: Recording) -> usize {
-    let Recording { exchanges, sessions, left_out, before, dead } = recording;
+async fn play(recording: SessionRecording) -> usize {
+    let SessionRecording { exchanges, sessions, skipped: left_out, before_line: before, dead_before: dead } = recording;
     let mut differences = Vec::new();
     let (mut compared, mut arranged) = (0, 0);
     for (first, last, config) in sessions {
         let mut replay = Replay::start(config()).await;
         for line in (*first..=*last).filter(|line| left_out.iter().all(|(left_out, _)| left_out != line)) {
             let exchange = &exchanges[line - 1];
-            before(line, &replay.stage, &replay.simulator);
+            before(line, &replay.working_dir, &replay.simulator);
             if dead.contains(&line) {
-                replay.simulator.ended().await;
+                replay.simulator.wait_exit().await;
             }
             if let Err(difference) = replay.play(exchange).await {
                 differences.push(format!("line {line} ({}): {difference}", exchange.label));
             }
             compared += 1;
         }
-        arranged += replay.arranged;
+        arranged += replay.prepared;
     }
     println!("{} recorded, {compared} compared, {arranged} of them after arranging the state", exchanges.len());
     for (line, reason) in left_out {
@@ -156,79 +156,80 @@ async fn play(recording: Recording) -> usize {
 
 /// One recorded server's session, played.
 struct Replay {
-    stage: Stage,
+    working_dir: WorkingDir,
     simulator: Simulator,
     client: Client<HttpConnector, Full<Bytes>>,
-    voices: Voices,
+    text_pairs: TextPairs,
     /// How many exchanges did not find the state that they were recorded in.
-    arranged: usize,
+    prepared: usize,
 }
 
 impl Replay {
-    async fn start(config: Config) -> Self {
-        let stage = Stage::new();
-        let config = Config { working_dir: stage.path().to_owned(), ..config };
+    async fn start(config: SimulatorConfig) -> Self {
+        let stage = WorkingDir::new();
+        let config = SimulatorConfig { working_dir: stage.path().to_owned(), ..config };
         Self {
-            stage,
+            working_dir: stage,
             simulator: Simulator::start(config).await.expect("a free port"),
             client: Client::builder(TokioExecutor::new()).build_http(),
-            voices: Voices::default(),
-            arranged: 0,
+            text_pairs: TextPairs::default(),
+            prepared: 0,
         }
     }
 
-    async fn play(&mut self, exchange: &Exchange) -> Result<(), String> {
-        let presumed = Presumed::by(exchange);
-        let changed = self.arrange(&presumed).await;
+    async fn play(&mut self, exchange: &RecordedExchange) -> Result<(), String> {
+        let presumed = RequiredState::from_exchange(exchange);
+        let changed = self.prepare_state(&presumed).await;
         let played = match (&exchange.stream, exchange.status) {
-            (_, None) => self.unanswered(exchange).await,
+            (_, None) => self.compare_no_response(exchange).await,
             (Some(stream), Some(_)) if !stream.response_last.ends_with("data: [DONE]\n\n") => {
-                self.cut(exchange, stream).await
+                self.compare_cut_stream(exchange, stream).await
             }
-            (Some(stream), Some(_)) => self.streamed(exchange, stream).await,
-            (None, Some(_)) => self.answered(exchange).await,
+            (Some(stream), Some(_)) => self.compare_stream(exchange, stream).await,
+            (None, Some(_)) => self.compare_response(exchange).await,
         };
         if changed {
-            self.arranged += 1;
+            self.prepared += 1;
             let ran_beside_others = ["concurrent", "stream", "queued"].iter().any(|word| exchange.label.contains(word));
             assert!(ran_beside_others, "{:?} was recorded alone and must find its state", exchange.label);
-            if let (Presumed::Loaded(name), Some(_)) = (presumed, exchange.request.field("model")) {
+            if let (RequiredState::Loaded(name), Some(_)) = (presumed, exchange.request.body_field("model")) {
                 // A completion is recorded when it ends; meanwhile its adapter was unloaded, and so it is again.
-                self.arrange(&Presumed::NotLoaded(name)).await;
+                self.prepare_state(&RequiredState::NotLoaded(name)).await;
             }
         }
         played
     }
 
     /// A whole answer.
-    async fn answered(&mut self, exchange: &Exchange) -> Result<(), String> {
+    async fn compare_response(&mut self, exchange: &RecordedExchange) -> Result<(), String> {
         let recorded = exchange.response.as_deref().unwrap_or_default();
-        let simulated = self.head_and_body(exchange).await?;
+        let simulated = self.fetch_body(exchange).await?;
         match exchange.request.path.as_str() {
             "/docs" => Ok(()),
             "/metrics" => {
-                let (recorded, simulated) = (compare::series(recorded), compare::series(&simulated));
-                same(&recorded[..], simulated.get(..recorded.len()).unwrap_or_default())
+                let (recorded, simulated) = (compare::series_names(recorded), compare::series_names(&simulated));
+                check_equal(&recorded[..], simulated.get(..recorded.len()).unwrap_or_default())
             }
             "/v1/models" if serde_json::from_str::<Value>(recorded).is_err() => {
-                let (recorded, simulated) = (compare::masked(recorded), compare::masked(&simulated));
-                same(recorded.as_str(), simulated.get(..recorded.len()).unwrap_or_default())
+                let (recorded, simulated) =
+                    (compare::mask_variable_parts(recorded), compare::mask_variable_parts(&simulated));
+                check_equal(recorded.as_str(), simulated.get(..recorded.len()).unwrap_or_default())
             }
             _ => {
-                let folder = self.stage.path().display().to_string();
-                same(&compare::normal(recorded, &folder), &compare::normal(&simulated, &folder))?;
-                self.voices.pair(&exchange.request.body, recorded, &simulated)
+                let folder = self.working_dir.path().display().to_string();
+                check_equal(&compare::normalize(recorded, &folder), &compare::normalize(&simulated, &folder))?;
+                self.text_pairs.check_pair(&exchange.request.body, recorded, &simulated)
             }
         }
     }
 
     /// A stream that ran to its end.
-    async fn streamed(&mut self, exchange: &Exchange, recorded: &Streamed) -> Result<(), String> {
-        let simulated = self.head_and_body(exchange).await?;
+    async fn compare_stream(&mut self, exchange: &RecordedExchange, recorded: &StreamSummary) -> Result<(), String> {
+        let simulated = self.fetch_body(exchange).await?;
         let [first, last, all] = [&recorded.response_first, &recorded.response_last, &simulated]
-            .map(|stream| compare::events(stream, "no folder is shown in streams"));
-        same(&first[..], all.get(..first.len()).unwrap_or_default())?;
-        same(&last[..], &all[all.len().saturating_sub(last.len())..])?;
+            .map(|stream| compare::normalize_events(stream, "no folder is shown in streams"));
+        check_equal(&first[..], all.get(..first.len()).unwrap_or_default())?;
+        check_equal(&last[..], &all[all.len().saturating_sub(last.len())..])?;
         // vLLM now and then puts two tokens into one event; an event and the blank line after it are two lines.
         let merged = all.len().checked_sub(recorded.n_lines / 2);
         if matches!(merged, Some(0 | 1)) {
@@ -239,25 +240,29 @@ impl Replay {
     }
 
     /// A stream in the middle of which the server was killed.
-    async fn cut(&mut self, exchange: &Exchange, recorded: &Streamed) -> Result<(), String> {
+    async fn compare_cut_stream(
+        &mut self,
+        exchange: &RecordedExchange,
+        recorded: &StreamSummary,
+    ) -> Result<(), String> {
         let (head, mut body) = self.send(exchange).await?.into_parts();
-        same(&exchange.status, &Some(head.status.as_u16()))?;
-        let recorded = compare::events(&recorded.response_first, "no folder is shown in streams");
+        check_equal(&exchange.status, &Some(head.status.as_u16()))?;
+        let recorded = compare::normalize_events(&recorded.response_first, "no folder is shown in streams");
         let mut simulated = String::new();
-        while compare::events(&simulated, "-").len() < recorded.len() {
+        while compare::normalize_events(&simulated, "-").len() < recorded.len() {
             let frame = body.frame().await.ok_or("ended too early")?.map_err(|error| error.to_string())?;
             simulated += &String::from_utf8_lossy(frame.data_ref().ok_or("no data")?);
         }
-        self.simulator.turn(|knobs| knobs.mode = Mode::Serving);
+        self.simulator.update_knobs(|knobs| knobs.mode = ServingMode::Serving);
         let crash =
             Request::post(format!("{}/sim/crash", self.simulator.url())).body(Full::default()).expect("a request");
         assert!(self.client.request(crash).await.is_err(), "a crash is not answered");
         assert!(body.collect().await.is_err(), "the stream is broken off");
-        same(&recorded[..], &compare::events(&simulated, "-")[..recorded.len()])
+        check_equal(&recorded[..], &compare::normalize_events(&simulated, "-")[..recorded.len()])
     }
 
     /// A request that a dead server refused, or that got no answer.
-    async fn unanswered(&mut self, exchange: &Exchange) -> Result<(), String> {
+    async fn compare_no_response(&mut self, exchange: &RecordedExchange) -> Result<(), String> {
         let answer = timeout(Duration::from_millis(300), self.send(exchange)).await;
         match (exchange.response.as_deref().unwrap_or_default(), answer) {
             ("EXC TimeoutError('timed out')", Err(_out_of_time)) => Ok(()),
@@ -266,15 +271,15 @@ impl Replay {
         }
     }
 
-    async fn head_and_body(&self, exchange: &Exchange) -> Result<String, String> {
+    async fn fetch_body(&self, exchange: &RecordedExchange) -> Result<String, String> {
         let (head, body) = self.send(exchange).await?.into_parts();
         let content_type = head.headers.get("content-type").map(|value| value.to_str().expect("ASCII").to_owned());
-        same(&(exchange.status, exchange.content_type.clone()), &(Some(head.status.as_u16()), content_type))?;
+        check_equal(&(exchange.status, exchange.content_type.clone()), &(Some(head.status.as_u16()), content_type))?;
         let body = body.collect().await.map_err(|error| format!("broke off: {error}"))?.to_bytes();
         String::from_utf8(body.to_vec()).map_err(|error| error.to_string())
     }
 
-    async fn send(&self, exchange: &Exchange) -> Result<Response<Incoming>, String> {
+    async fn send(&self, exchange: &RecordedExchange) -> Result<Response<Incoming>, String> {
         let recorded = &exchange.request;
         let uri = format!("{}{}", self.simulator.url(), recorded.path);
         let mut request = Request::builder().method(recorded.method.as_str()).uri(uri);
@@ -284,32 +289,34 @@ impl Replay {
         for (name, value) in &recorded.headers {
             request = request.header(name, value);
         }
-        let request = request.body(Full::from(recorded.bytes())).expect("a request");
+        let request = request.body(Full::from(recorded.body_bytes())).expect("a request");
         self.client.request(request).await.map_err(|error| error.to_string())
     }
 
     /// Loads and unloads what an exchange presumes; whether anything had to be.
-    async fn arrange(&mut self, presumed: &Presumed) -> bool {
+    async fn prepare_state(&mut self, presumed: &RequiredState) -> bool {
         let loaded = self.simulator.adapters();
         let is_loaded = |name: &str| loaded.iter().any(|(known, _)| known == name);
         let (unload, load) = match presumed {
-            Presumed::Loaded(name) if !is_loaded(name) => (vec![], vec![(name.clone(), stage::folder(name))]),
-            Presumed::NotLoaded(name) if is_loaded(name) => (vec![name.clone()], vec![]),
-            Presumed::Exactly(adapters) if *adapters != loaded => {
+            RequiredState::Loaded(name) if !is_loaded(name) => {
+                (vec![], vec![(name.clone(), working_dir::adapter_source(name))])
+            }
+            RequiredState::NotLoaded(name) if is_loaded(name) => (vec![name.clone()], vec![]),
+            RequiredState::Exactly(adapters) if *adapters != loaded => {
                 (loaded.into_iter().map(|(name, _)| name).collect(), adapters.clone())
             }
             _ => return false,
         };
         for name in unload {
-            self.tell("/v1/unload_lora_adapter", &json!({ "lora_name": name })).await;
+            self.post("/v1/unload_lora_adapter", &json!({ "lora_name": name })).await;
         }
         for (name, source) in load {
-            self.tell("/v1/load_lora_adapter", &json!({ "lora_name": name, "lora_path": source })).await;
+            self.post("/v1/load_lora_adapter", &json!({ "lora_name": name, "lora_path": source })).await;
         }
         true
     }
 
-    async fn tell(&self, path: &str, body: &Value) {
+    async fn post(&self, path: &str, body: &Value) {
         let request = Request::post(format!("{}{path}", self.simulator.url()))
             .header("content-type", "application/json")
             .header("authorization", "Bearer secret")
@@ -321,21 +328,21 @@ impl Replay {
 }
 
 /// What an answer tells about the adapters that the server knew before.
-enum Presumed {
-    Nothing,
+enum RequiredState {
+    Any,
     Loaded(String),
     NotLoaded(String),
     Exactly(Vec<(String, String)>),
 }
 
-impl Presumed {
-    fn by(exchange: &Exchange) -> Self {
-        let Exchange { request, status: Some(status), response, .. } = exchange else { return Self::Nothing };
+impl RequiredState {
+    fn from_exchange(exchange: &RecordedExchange) -> Self {
+        let RecordedExchange { request, status: Some(status), response, .. } = exchange else { return Self::Any };
         let response = response.as_deref().unwrap_or_default();
-        let name = request.field("lora_name").or_else(|| request.field("model")).unwrap_or("tiny");
+        let name = request.body_field("lora_name").or_else(|| request.body_field("model")).unwrap_or("tiny");
         match (request.path.as_str(), status) {
-            _ if ["tiny", ""].contains(&name) && request.path != "/v1/models" => Self::Nothing,
-            ("/v1/load_lora_adapter", 200) if request.body["load_inplace"] == true => Self::Nothing,
+            _ if ["tiny", ""].contains(&name) && request.path != "/v1/models" => Self::Any,
+            ("/v1/load_lora_adapter", 200) if request.body["load_inplace"] == true => Self::Any,
             ("/v1/load_lora_adapter", 200) => Self::NotLoaded(name.to_owned()),
             ("/v1/load_lora_adapter", 400) if response.contains("already been loaded") => Self::Loaded(name.to_owned()),
             ("/v1/unload_lora_adapter" | "/v1/chat/completions" | "/v1/completions", 200) => {
@@ -347,19 +354,19 @@ impl Presumed {
                 Self::NotLoaded(name.to_owned())
             }
             ("/v1/models", 200) => {
-                serde_json::from_str(response).map_or(Self::Nothing, |models| Self::Exactly(listed(&models)))
+                serde_json::from_str(response).map_or(Self::Any, |models| Self::Exactly(listed_adapters(&models)))
             }
-            _ => Self::Nothing,
+            _ => Self::Any,
         }
     }
 }
 
-fn listed(models: &Value) -> Vec<(String, String)> {
+fn listed_adapters(models: &Value) -> Vec<(String, String)> {
     let text = |card: &Value, field: &str| card[field].as_str().expect("a text").to_owned();
     let adapters = models["data"].as_array().expect("a list").iter().filter(|card| !card["parent"].is_null());
     adapters.map(|card| (text(card, "id"), text(card, "root"))).collect()
 }
 
-fn same<T: PartialEq + std::fmt::Debug + ?Sized>(recorded: &T, simulated: &T) -> Result<(), String> {
+fn check_equal<T: PartialEq + std::fmt::Debug + ?Sized>(recorded: &T, simulated: &T) -> Result<(), String> {
     if recorded == simulated { Ok(()) } else { Err(format!("\n  recorded  {recorded:?}\n  simulated {simulated:?}")) }
 }

@@ -7,7 +7,7 @@ use std::process::{ChildStdin, Command};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use rollora_supervise::Process;
+use rollora_supervise::ChildProcess;
 
 use super::Unavailable;
 use super::load::{Load, post};
@@ -58,7 +58,7 @@ pub(super) fn with_control_plane(programs: &Programs, name: &'static str) -> Res
 /// A running server.
 #[derive(Debug)]
 pub(super) struct Server {
-    process: Process,
+    process: ChildProcess,
     /// Kept open: a program that ends with its standard input runs as long as this lives.
     _stdin: Option<ChildStdin>,
     pub(super) address: SocketAddr,
@@ -89,15 +89,15 @@ impl Server {
 
     /// Starts a program that will listen there, with its output in the folder.
     pub(super) fn start(name: &'static str, command: Command, address: SocketAddr, folder: &Path) -> Result<Self> {
-        let process = Process::start(name, command, folder)?.with_farewell(FAREWELL);
+        let process = ChildProcess::start(name, command, folder)?.with_termination_grace(FAREWELL);
         Ok(Self { process, _stdin: None, address })
     }
 
     /// Starts a program that prints one line when it serves, and ends with its standard input.
     pub(super) fn start_that_tells(name: &'static str, command: Command) -> Result<(Self, String)> {
-        let (process, stdin, stdout) = Process::start_with_pipes(name, command)?;
+        let (process, stdin, stdout) = ChildProcess::start_with_pipes(name, command)?;
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let server = Self { process: process.with_farewell(FAREWELL), _stdin: Some(stdin), address: nowhere };
+        let server = Self { process: process.with_termination_grace(FAREWELL), _stdin: Some(stdin), address: nowhere };
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         Ok((server, line.trim().to_owned()))
@@ -126,7 +126,9 @@ impl Server {
     /// How it ended and what it wrote, if it has ended.
     pub(super) fn last_words(&self) -> Option<String> {
         let process = &self.process;
-        process.ended().map(|ending| format!("{} ended with {ending}; it said:\n{}", process.name(), process.log()))
+        process
+            .exit_reason()
+            .map(|ending| format!("{} ended with {ending}; it said:\n{}", process.name(), process.log()))
     }
 
     /// `rollora local` in front of some servers, once it answers for [`MODEL`].
@@ -171,7 +173,7 @@ impl Server {
             if answer.as_ref().is_ok_and(|answer| answer.status == 200) {
                 return Ok(());
             }
-            let ended = self.process.ended();
+            let ended = self.process.exit_reason();
             if ended.is_some() || start.elapsed() > PATIENCE {
                 let why = ended.map_or_else(|| format!("{answer:?}"), |ending| ending.to_string());
                 bail!("{} does not serve: {why}; it said:\n{}", self.process.name(), self.process.log());

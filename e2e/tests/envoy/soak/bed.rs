@@ -15,10 +15,10 @@ use rollora_api::rewrite::RewriteGroup;
 use rollora_e2e::rules::{Routers, RulesLog};
 use rollora_testbed::{
     control_plane::ControlPlane,
-    homes::ENVOY,
-    http::{self, Address},
-    ports::Port,
-    process::{Process, end_within, program},
+    http::{self, ListenAddress},
+    ports::ReservedPort,
+    process::{ChildProcess, built_program, wait_exit},
+    tools::ENVOY,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -44,13 +44,13 @@ const LIMIT: Duration = Duration::from_secs(30);
 type Written = Arc<Mutex<Vec<(Instant, Option<Instant>)>>>;
 
 pub(super) struct Bed {
-    envoy: Process,
-    gateway: Port,
-    admin: Port,
+    envoy: ChildProcess,
+    gateway: ReservedPort,
+    admin: ReservedPort,
     replicas: Vec<Replica>,
     outages: Vec<Outage>,
     /// Who can be asked at the moment.
-    living: Arc<Mutex<Vec<Address>>>,
+    living: Arc<Mutex<Vec<ListenAddress>>>,
     log: RulesLog,
     written: Written,
     writing: JoinSet<Result<()>>,
@@ -62,40 +62,40 @@ pub(super) struct Bed {
 
 struct Replica {
     name: String,
-    ports: [Port; 3],
-    process: Option<Process>,
+    ports: [ReservedPort; 3],
+    process: Option<ChildProcess>,
 }
 
 impl Bed {
     pub(super) async fn start(ledger: &Arc<Ledger>) -> Result<Self> {
         let plane = ControlPlane::shared().await?;
-        let namespace = plane.namespace("soak").await?;
+        let namespace = plane.create_namespace("soak").await?;
         let kind = GroupVersionKind::gvk(RewriteGroup::Current.name(), "v1alpha2", "InferenceModelRewrite");
         let rewrites: Api<DynamicObject> =
-            Api::namespaced_with(plane.admin().await?, &namespace, &ApiResource::from_gvk(&kind));
+            Api::namespaced_with(plane.admin_client().await?, &namespace, &ApiResource::from_gvk(&kind));
         let written = Written::new(Mutex::new(vec![(now(), None)]));
         rewrites.create(&PostParams::default(), &rewrite(STEADY, &rules(0))?).await?;
 
         let folder = tempfile::tempdir()?;
         let mut replicas = Vec::new();
         for number in 0..REPLICAS {
-            let ports = [Port::reserve()?, Port::reserve()?, Port::reserve()?];
+            let ports = [ReservedPort::reserve()?, ReservedPort::reserve()?, ReservedPort::reserve()?];
             replicas.push(Replica { name: format!("ext-proc-{number}"), ports, process: None });
         }
         let mut tasks = JoinSet::new();
         let models = models::start(ledger, &mut tasks).await;
-        let (gateway, admin) = (Port::reserve()?, Port::reserve()?);
+        let (gateway, admin) = (ReservedPort::reserve()?, ReservedPort::reserve()?);
         let file = folder.path().join("envoy.json");
         let processors: Vec<_> = replicas.iter().map(|replica| replica.ports[0].address()).collect();
         fs::write(&file, configuration(&gateway, &admin, models, &processors)?.to_string())?;
         let mut envoy = Command::new(ENVOY.program("envoy")?);
         envoy.arg("-c").arg(&file).args(["--concurrency", "1", "--log-level", "error", "--disable-hot-restart"]);
 
-        let living = Arc::<Mutex<Vec<Address>>>::default();
+        let living = Arc::<Mutex<Vec<ListenAddress>>>::default();
         let asked = Arc::clone(&living);
         let routers: Routers = Arc::new(move || asked.lock().unwrap_or_else(PoisonError::into_inner).clone());
         let mut bed = Self {
-            envoy: Process::start("envoy", envoy, folder.path())?,
+            envoy: ChildProcess::start("envoy", envoy, folder.path())?,
             gateway,
             admin,
             replicas,
@@ -119,14 +119,15 @@ impl Bed {
 
     /// Waits until Envoy listens and knows of every replica that it can be asked.
     async fn envoy_serves(&self) -> Result<()> {
-        let (admin, start) = (Address::from(self.admin.address()), now());
+        let (admin, start) = (ListenAddress::from(self.admin.address()), now());
         let line = "cluster.rollora-ext-proc.membership_healthy: 3";
         loop {
-            let stats = http::call(&admin, http::request("GET", "/stats?filter=membership_healthy", None)).await;
+            let stats =
+                http::send_request(&admin, http::request("GET", "/stats?filter=membership_healthy", None)).await;
             if stats.is_ok_and(|(_, stats)| String::from_utf8_lossy(&stats).contains(line)) {
                 return Ok(());
             }
-            ensure!(self.envoy.ended().is_none() && start.elapsed() < LIMIT, "{}", self.envoy.log_tail(20));
+            ensure!(self.envoy.exit_reason().is_none() && start.elapsed() < LIMIT, "{}", self.envoy.log_tail(20));
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -142,7 +143,7 @@ impl Bed {
 
     /// What should not end has not.
     pub(super) fn still_runs(&mut self) {
-        assert!(self.envoy.ended().is_none(), "{}", self.envoy.log());
+        assert!(self.envoy.exit_reason().is_none(), "{}", self.envoy.log());
         let stopped = self.writing.try_join_next();
         assert!(stopped.is_none(), "rules are not written any more: {stopped:?}");
     }
@@ -155,7 +156,7 @@ impl Bed {
             let process = replica.process.take().context("it runs")?;
             let from = now();
             process.signal(Signal::KILL);
-            end_within(&process, LIMIT).await?;
+            wait_exit(&process, LIMIT).await?;
             self.outages.push(Outage { from, dead: now() });
             let gone = replica.metrics();
             self.living.lock().unwrap_or_else(PoisonError::into_inner).retain(|address| *address != gone);
@@ -169,7 +170,7 @@ impl Bed {
 
     async fn start_replica(&mut self, number: usize) -> Result<()> {
         let replica = &mut self.replicas[number];
-        let mut command = Command::new(program("rollora-ext-proc")?);
+        let mut command = Command::new(built_program("rollora-ext-proc")?);
         command.env("KUBECONFIG", &self.kubeconfig).env("RUST_LOG", "warn");
         command.args(["--pool", POOL, "--namespace", &self.namespace, "--address", "127.0.0.1"]);
         for (flag, port) in ["--grpc-port", "--grpc-health-port", "--metrics-port"].iter().zip(&replica.ports) {
@@ -177,11 +178,13 @@ impl Bed {
         }
         // Looked at from now on, so that no rule is in force that was not seen.
         self.living.lock().unwrap_or_else(PoisonError::into_inner).push(replica.metrics());
-        let process = replica.process.insert(Process::start(&replica.name, command, self.folder.path())?);
-        let (metrics, start) = (Address::from(replica.ports[2].address()), now());
-        while !http::call(&metrics, http::request("GET", "/readyz", None)).await.is_ok_and(|(status, _)| status == 200)
+        let process = replica.process.insert(ChildProcess::start(&replica.name, command, self.folder.path())?);
+        let (metrics, start) = (ListenAddress::from(replica.ports[2].address()), now());
+        while !http::send_request(&metrics, http::request("GET", "/readyz", None))
+            .await
+            .is_ok_and(|(status, _)| status == 200)
         {
-            ensure!(process.ended().is_none() && start.elapsed() < LIMIT, "{}", process.log_tail(20));
+            ensure!(process.exit_reason().is_none() && start.elapsed() < LIMIT, "{}", process.log_tail(20));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
@@ -196,7 +199,7 @@ impl Bed {
 }
 
 impl Replica {
-    fn metrics(&self) -> Address {
+    fn metrics(&self) -> ListenAddress {
         self.ports[2].address().into()
     }
 }
@@ -253,7 +256,12 @@ async fn keep_writing(rewrites: Api<DynamicObject>, written: Written) -> Result<
 }
 
 /// What is shipped, with other addresses, and with an administration.
-fn configuration(gateway: &Port, admin: &Port, models: SocketAddr, processors: &[SocketAddr]) -> Result<Value> {
+fn configuration(
+    gateway: &ReservedPort,
+    admin: &ReservedPort,
+    models: SocketAddr,
+    processors: &[SocketAddr],
+) -> Result<Value> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/ext-proc/envoy.yaml");
     let mut shipped: Value = serde_saphyr::from_str(&fs::read_to_string(file)?)?;
     shipped["admin"] = json!({ "address": socket(admin.address()) });

@@ -5,7 +5,7 @@ use std::process::{ChildStdin, ChildStdout};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use rollora_supervise::Process;
+use rollora_supervise::ChildProcess;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -61,7 +61,7 @@ impl Account {
 
 /// A running population.
 pub(super) struct Population {
-    _process: Process,
+    _process: ChildProcess,
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
     kubeconfig: String,
@@ -72,9 +72,9 @@ pub(super) struct Population {
 impl Population {
     pub(super) fn start(programs: &Programs) -> Result<Self> {
         let (command, entry) = with_control_plane(programs, "population")?;
-        let (process, orders, answers) = Process::start_with_pipes("population", command)?;
+        let (process, orders, answers) = ChildProcess::start_with_pipes("population", command)?;
         let (answers, kubeconfig) = (BufReader::new(answers), String::new());
-        let process = process.with_farewell(FAREWELL);
+        let process = process.with_termination_grace(FAREWELL);
         let mut population = Self { _process: process, orders, answers, kubeconfig, _entry: entry };
         population.kubeconfig = population.line()?;
         Ok(population)

@@ -1,6 +1,6 @@
 //! The texts of a container: environment, command and arguments, with their variables and paths. Pure.
 
-use super::sources::{Kind, Sources};
+use super::config_cache::{ConfigCache, ConfigKind};
 use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod};
 use std::{
     collections::BTreeMap,
@@ -11,26 +11,26 @@ use thiserror::Error;
 
 /// Why a container cannot be started.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub(super) enum Problem {
+pub(super) enum ContainerConfigError {
     #[error("this kubelet knows no field {0:?} of a pod")]
-    Field(String),
+    UnknownField(String),
     #[error("this kubelet knows no {0} in the environment")]
-    Unknown(&'static str),
+    Unsupported(&'static str),
     #[error("{kind} {name:?} has no key {key:?}, or is not there")]
-    Key { kind: Kind, name: String, key: String },
+    MissingKey { kind: ConfigKind, name: String, key: String },
 }
 
 /// What is known of the pod.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Facts<'a> {
+pub(super) struct PodContext<'a> {
     pub(super) pod: &'a Pod,
     pub(super) address: Ipv4Addr,
-    pub(super) sources: &'a Sources,
+    pub(super) config: &'a ConfigCache,
 }
 
-impl Facts<'_> {
+impl PodContext<'_> {
     /// A field by its path, as the downward API has it.
-    pub(super) fn field(&self, path: &str) -> Result<String, Problem> {
+    pub(super) fn field_value(&self, path: &str) -> Result<String, ContainerConfigError> {
         let metadata = &self.pod.metadata;
         let spec = self.pod.spec.as_ref();
         let text = |value: Option<&String>| Ok(value.cloned().unwrap_or_default());
@@ -38,7 +38,7 @@ impl Facts<'_> {
             let map = match map {
                 "metadata.labels" => metadata.labels.as_ref(),
                 "metadata.annotations" => metadata.annotations.as_ref(),
-                _ => return Err(Problem::Field(path.to_owned())),
+                _ => return Err(ContainerConfigError::UnknownField(path.to_owned())),
             };
             return text(map.and_then(|map| map.get(key)));
         }
@@ -50,28 +50,28 @@ impl Facts<'_> {
             "spec.serviceAccountName" => text(spec.and_then(|spec| spec.service_account_name.as_ref())),
             "status.podIP" | "status.podIPs" => Ok(self.address.to_string()),
             "status.hostIP" | "status.hostIPs" => Ok(Ipv4Addr::LOCALHOST.to_string()),
-            _ => Err(Problem::Field(path.to_owned())),
+            _ => Err(ContainerConfigError::UnknownField(path.to_owned())),
         }
     }
 
     /// The environment that a container asks for.
-    pub(super) fn env(&self, container: &Container) -> Result<BTreeMap<String, String>, Problem> {
+    pub(super) fn env(&self, container: &Container) -> Result<BTreeMap<String, String>, ContainerConfigError> {
         let mut env = BTreeMap::new();
         for source in container.env_from.iter().flatten() {
             let prefix = source.prefix.as_deref().unwrap_or_default();
             let (kind, name) = match (&source.config_map_ref, &source.secret_ref) {
-                (Some(config), _) => (Kind::ConfigMap, &config.name),
-                (None, Some(secret)) => (Kind::Secret, &secret.name),
-                (None, None) => return Err(Problem::Unknown("envFrom of this kind")),
+                (Some(config), _) => (ConfigKind::ConfigMap, &config.name),
+                (None, Some(secret)) => (ConfigKind::Secret, &secret.name),
+                (None, None) => return Err(ContainerConfigError::Unsupported("envFrom of this kind")),
             };
-            for (key, value) in self.sources.get(kind, name).unwrap_or_default() {
+            for (key, value) in self.config.get(kind, name).unwrap_or_default() {
                 env.insert(format!("{prefix}{key}"), String::from_utf8_lossy(&value).into_owned());
             }
         }
         for variable in container.env.iter().flatten() {
             let value = match (&variable.value, &variable.value_from) {
-                (Some(value), _) => Some(expand(value, &env)),
-                (None, Some(source)) => self.value(source)?,
+                (Some(value), _) => Some(expand_variables(value, &env)),
+                (None, Some(source)) => self.resolve_value(source)?,
                 (None, None) => Some(String::new()),
             };
             if let Some(value) = value {
@@ -82,26 +82,26 @@ impl Facts<'_> {
     }
 
     /// None for what is optional and not there.
-    fn value(&self, source: &EnvVarSource) -> Result<Option<String>, Problem> {
+    fn resolve_value(&self, source: &EnvVarSource) -> Result<Option<String>, ContainerConfigError> {
         if let Some(field) = &source.field_ref {
-            return self.field(&field.field_path).map(Some);
+            return self.field_value(&field.field_path).map(Some);
         }
         let (kind, name, key, optional) = match (&source.config_map_key_ref, &source.secret_key_ref) {
-            (Some(config), _) => (Kind::ConfigMap, &config.name, &config.key, config.optional),
-            (None, Some(secret)) => (Kind::Secret, &secret.name, &secret.key, secret.optional),
-            (None, None) => return Err(Problem::Unknown("valueFrom of this kind")),
+            (Some(config), _) => (ConfigKind::ConfigMap, &config.name, &config.key, config.optional),
+            (None, Some(secret)) => (ConfigKind::Secret, &secret.name, &secret.key, secret.optional),
+            (None, None) => return Err(ContainerConfigError::Unsupported("valueFrom of this kind")),
         };
-        let value = self.sources.get(kind, name).and_then(|mut data| data.remove(key));
+        let value = self.config.get(kind, name).and_then(|mut data| data.remove(key));
         match value {
             Some(value) => Ok(Some(String::from_utf8_lossy(&value).into_owned())),
             None if optional == Some(true) => Ok(None),
-            None => Err(Problem::Key { kind, name: name.clone(), key: key.clone() }),
+            None => Err(ContainerConfigError::MissingKey { kind, name: name.clone(), key: key.clone() }),
         }
     }
 }
 
 /// `$(NAME)` filled in. What is not known stays as it is, and `$$` is a `$` that means nothing.
-pub(super) fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
+pub(super) fn expand_variables(text: &str, env: &BTreeMap<String, String>) -> String {
     let (mut rest, mut out) = (text, String::new());
     while let Some((before, after)) = rest.split_once('$') {
         out.push_str(before);
@@ -124,9 +124,9 @@ pub(super) fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
 
 /// Where a container has its volumes, and where they are on this machine.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Mounts(Vec<(String, PathBuf)>);
+pub(super) struct MountPaths(Vec<(String, PathBuf)>);
 
-impl Mounts {
+impl MountPaths {
     /// The deepest path is looked for first: one may be mounted inside of another.
     pub(super) fn new(mut mounts: Vec<(String, PathBuf)>) -> Self {
         for (path, _) in &mut mounts {
@@ -160,7 +160,7 @@ impl Mounts {
     }
 
     /// A path of the container on this machine, where it is below a mount.
-    pub(super) fn path(&self, path: &Path) -> PathBuf {
+    pub(super) fn host_path(&self, path: &Path) -> PathBuf {
         PathBuf::from(self.translate(&path.display().to_string()))
     }
 }
@@ -187,29 +187,33 @@ mod tests {
             ("cost: 5$", "cost: 5$"),
             ("$POD_IP", "$POD_IP"),
         ] {
-            assert_eq!(expand(text, &env), expected, "{text}");
+            assert_eq!(expand_variables(text, &env), expected, "{text}");
         }
     }
 
     #[test]
     fn a_variable_whose_key_is_missing_keeps_the_container_from_starting_unless_it_is_optional() {
-        let (pod, sources) = (Pod::default(), Sources::new());
+        let (pod, sources) = (Pod::default(), ConfigCache::new());
         let address = Ipv4Addr::LOCALHOST;
         let container = |optional: bool| {
             let key = serde_json::json!({ "name": "keys", "key": "api-key", "optional": optional });
             let env = serde_json::json!([{ "name": "KEY", "valueFrom": { "secretKeyRef": key } }]);
             serde_json::from_value(serde_json::json!({ "name": "main", "env": env })).unwrap()
         };
-        let read = |optional| Facts { pod: &pod, address, sources: &sources }.env(&container(optional));
-        let missing = Problem::Key { kind: Kind::Secret, name: "keys".to_owned(), key: "api-key".to_owned() };
+        let read = |optional| PodContext { pod: &pod, address, config: &sources }.env(&container(optional));
+        let missing = ContainerConfigError::MissingKey {
+            kind: ConfigKind::Secret,
+            name: "keys".to_owned(),
+            key: "api-key".to_owned(),
+        };
         assert_eq!((read(false), read(true)), (Err(missing), Ok(env(&[]))));
-        sources.put(Kind::Secret, "keys", &[("api-key", "secret")]);
+        sources.put(ConfigKind::Secret, "keys", &[("api-key", "secret")]);
         assert_eq!(read(false), Ok(env(&[("KEY", "secret")])));
     }
 
     #[test]
     fn paths_below_a_mount_become_those_of_this_machine() {
-        let mounts = Mounts::new(vec![
+        let mounts = MountPaths::new(vec![
             ("/config".to_owned(), PathBuf::from("/tmp/a")),
             ("/config/deep/".to_owned(), PathBuf::from("/tmp/b")),
         ]);
@@ -226,6 +230,6 @@ mod tests {
         ] {
             assert_eq!(mounts.translate(text), expected, "{text}");
         }
-        assert_eq!(mounts.path(Path::new("/config/x")), Path::new("/tmp/a/x"));
+        assert_eq!(mounts.host_path(Path::new("/config/x")), Path::new("/tmp/a/x"));
     }
 }

@@ -9,17 +9,17 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// How many different model names are counted; more are counted together under [`OTHERS`].
-const MOST_MODELS: usize = 1000;
+const MAX_MODELS: usize = 1000;
 
 /// How many requests the log remembers.
-const MOST_ENTRIES: usize = 4096;
+const MAX_LOG_ENTRIES: usize = 4096;
 
 /// The name under which models are counted that come after the first 1000.
-pub const OTHERS: &str = "(others)";
+pub const OVERFLOW_MODEL: &str = "(others)";
 
 /// What one model was asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelUse {
+pub struct ModelCounters {
     /// Completions that arrived, streams among them.
     pub completions: u64,
     /// Those of them that asked for at most one token, as a proof of residency does.
@@ -34,18 +34,18 @@ pub struct ModelUse {
     pub last: Timestamp,
 }
 
-impl ModelUse {
+impl ModelCounters {
     /// Completions that asked for more than one token: nobody's proof of residency.
-    pub fn longer(&self) -> u64 {
+    pub fn multi_token(&self) -> u64 {
         self.completions - self.single_token
     }
 }
 
 /// All counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
+pub struct RequestCounters {
     /// For each model name that was asked for, whether it exists or not.
-    pub models: BTreeMap<String, ModelUse>,
+    pub models: BTreeMap<String, ModelCounters>,
     /// Loads that arrived, for each adapter.
     pub loads: BTreeMap<String, u64>,
     /// Unloads that arrived, for each adapter.
@@ -71,15 +71,15 @@ pub struct LogEntry {
 
 /// Counters and log.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
-    pub(super) counters: Counters,
+pub(super) struct RequestLog {
+    pub(super) counters: RequestCounters,
     pub(super) log: VecDeque<LogEntry>,
 }
 
-impl Ledger {
+impl RequestLog {
     /// Counts a completion that arrives.
-    pub(super) fn completion(&mut self, model: &str, single_token: bool, stream: bool, now: Timestamp) {
-        let counted = self.model(model, now);
+    pub(super) fn record_completion(&mut self, model: &str, single_token: bool, stream: bool, now: Timestamp) {
+        let counted = self.model_counters(model, now);
         counted.completions += 1;
         counted.single_token += u64::from(single_token);
         counted.streams += u64::from(stream);
@@ -87,29 +87,29 @@ impl Ledger {
     }
 
     /// Counts a completion that is refused after it arrived.
-    pub(super) fn refused(&mut self, model: &str, now: Timestamp) {
-        self.model(model, now).refused += 1;
+    pub(super) fn record_refused(&mut self, model: &str, now: Timestamp) {
+        self.model_counters(model, now).refused += 1;
     }
 
-    pub(super) fn load(&mut self, name: &str) {
-        count(&mut self.counters.loads, name);
+    pub(super) fn record_load(&mut self, name: &str) {
+        increment(&mut self.counters.loads, name);
     }
 
-    pub(super) fn unload(&mut self, name: &str) {
-        count(&mut self.counters.unloads, name);
+    pub(super) fn record_unload(&mut self, name: &str) {
+        increment(&mut self.counters.unloads, name);
     }
 
-    pub(super) fn answered(&mut self, entry: LogEntry) {
-        if self.log.len() == MOST_ENTRIES {
+    pub(super) fn record_response(&mut self, entry: LogEntry) {
+        if self.log.len() == MAX_LOG_ENTRIES {
             self.log.pop_front();
         }
         self.log.push_back(entry);
     }
 
-    fn model(&mut self, model: &str, now: Timestamp) -> &mut ModelUse {
+    fn model_counters(&mut self, model: &str, now: Timestamp) -> &mut ModelCounters {
         let models = &mut self.counters.models;
-        let name = bounded(models, model);
-        models.entry(name).or_insert(ModelUse {
+        let name = bounded_name(models, model);
+        models.entry(name).or_insert(ModelCounters {
             completions: 0,
             single_token: 0,
             streams: 0,
@@ -120,12 +120,12 @@ impl Ledger {
     }
 }
 
-fn count(counts: &mut BTreeMap<String, u64>, name: &str) {
-    *counts.entry(bounded(counts, name)).or_default() += 1;
+fn increment(counts: &mut BTreeMap<String, u64>, name: &str) {
+    *counts.entry(bounded_name(counts, name)).or_default() += 1;
 }
 
-fn bounded<T>(counts: &BTreeMap<String, T>, name: &str) -> String {
-    if counts.len() < MOST_MODELS || counts.contains_key(name) { name.to_owned() } else { OTHERS.to_owned() }
+fn bounded_name<T>(counts: &BTreeMap<String, T>, name: &str) -> String {
+    if counts.len() < MAX_MODELS || counts.contains_key(name) { name.to_owned() } else { OVERFLOW_MODEL.to_owned() }
 }
 
 #[cfg(test)]
@@ -135,27 +135,28 @@ mod tests {
     #[test]
     fn completions_are_counted_by_model_and_kind() {
         let [early, late] = [1, 2].map(|second| Timestamp::from_second(second).expect("in range"));
-        let mut ledger = Ledger::default();
-        ledger.completion("a", true, false, early);
-        ledger.completion("a", false, true, late);
-        ledger.refused("a", late);
+        let mut ledger = RequestLog::default();
+        ledger.record_completion("a", true, false, early);
+        ledger.record_completion("a", false, true, late);
+        ledger.record_refused("a", late);
         let counted = &ledger.counters.models["a"];
-        let expected = ModelUse { completions: 2, single_token: 1, streams: 1, refused: 1, first: early, last: late };
+        let expected =
+            ModelCounters { completions: 2, single_token: 1, streams: 1, refused: 1, first: early, last: late };
         assert_eq!(*counted, expected);
-        assert_eq!(counted.longer(), 1);
+        assert_eq!(counted.multi_token(), 1);
     }
 
     #[test]
     fn names_and_log_are_bounded() {
         let now = Timestamp::UNIX_EPOCH;
-        let mut ledger = Ledger::default();
-        for index in 0..MOST_ENTRIES + 5 {
-            ledger.completion(&format!("m{index}"), false, false, now);
+        let mut ledger = RequestLog::default();
+        for index in 0..MAX_LOG_ENTRIES + 5 {
+            ledger.record_completion(&format!("m{index}"), false, false, now);
             let (method, path) = ("GET".to_owned(), format!("/{index}"));
-            ledger.answered(LogEntry { at: now, method, path, status: 200, model: None, request_id: None });
+            ledger.record_response(LogEntry { at: now, method, path, status: 200, model: None, request_id: None });
         }
-        assert_eq!(ledger.counters.models.len(), MOST_MODELS + 1);
-        assert_eq!(ledger.log.len(), MOST_ENTRIES);
+        assert_eq!(ledger.counters.models.len(), MAX_MODELS + 1);
+        assert_eq!(ledger.log.len(), MAX_LOG_ENTRIES);
         assert_eq!(ledger.log[0].path, "/5");
     }
 }

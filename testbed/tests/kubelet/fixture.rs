@@ -8,8 +8,8 @@ use kube::{
 };
 use rollora_testbed::{
     control_plane::ControlPlane,
-    kubelet::{Backoff, Kubelet, Options, Programs},
-    process::program,
+    kubelet::{ImagePrograms, Kubelet, KubeletOptions, RestartBackoff},
+    process::built_program,
 };
 use serde_json::{Value, json};
 use std::{
@@ -18,9 +18,9 @@ use std::{
 };
 use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub(crate) struct Stage {
+pub(crate) struct KubeletFixture {
     // In this order they end.
     pub(crate) kubelet: Kubelet,
     pub(crate) client: Client,
@@ -28,19 +28,19 @@ pub(crate) struct Stage {
     folder: TempDir,
 }
 
-impl Stage {
+impl KubeletFixture {
     pub(crate) async fn new() -> Result<Self> {
-        Self::with(|_| {}).await
+        Self::with_options(|_| {}).await
     }
 
-    pub(crate) async fn with(change: impl FnOnce(&mut Options)) -> Result<Self> {
+    pub(crate) async fn with_options(change: impl FnOnce(&mut KubeletOptions)) -> Result<Self> {
         let plane = ControlPlane::shared().await?;
-        let namespace = plane.namespace("kubelet").await?;
-        let client = plane.admin().await?;
+        let namespace = plane.create_namespace("kubelet").await?;
+        let client = plane.admin_client().await?;
         let folder = tempfile::tempdir()?;
-        let programs = Programs::new().with_file("vllm-sim", &program("vllm-sim")?);
-        let mut options = Options::new(plane, &namespace, programs, folder.path().to_owned()).await?;
-        options.backoff = Backoff { first: Duration::from_millis(600), longest: Duration::from_secs(5) };
+        let programs = ImagePrograms::new().with_program("vllm-sim", &built_program("vllm-sim")?);
+        let mut options = KubeletOptions::new(plane, &namespace, programs, folder.path().to_owned()).await?;
+        options.backoff = RestartBackoff { initial: Duration::from_millis(600), max: Duration::from_secs(5) };
         change(&mut options);
         let kubelet = Kubelet::start(options)?;
         Ok(Self { kubelet, client, namespace, folder })
@@ -51,7 +51,7 @@ impl Stage {
     }
 
     /// Creates a pod without a service account.
-    pub(crate) async fn pod(&self, name: &str, spec: Value) -> Result<Pod> {
+    pub(crate) async fn create_pod(&self, name: &str, spec: Value) -> Result<Pod> {
         let mut spec = spec;
         spec["nodeName"] = json!("bed");
         if spec["serviceAccountName"].is_null() {
@@ -62,11 +62,11 @@ impl Stage {
     }
 
     /// Creates a pod with one container that runs a script.
-    pub(crate) async fn shell(&self, name: &str, script: &str) -> Result<Pod> {
-        self.pod(name, json!({ "containers": [shell("main", script)] })).await
+    pub(crate) async fn create_shell_pod(&self, name: &str, script: &str) -> Result<Pod> {
+        self.create_pod(name, json!({ "containers": [shell_container("main", script)] })).await
     }
 
-    pub(crate) async fn config_map(&self, name: &str, data: Value) -> Result<()> {
+    pub(crate) async fn apply_config_map(&self, name: &str, data: Value) -> Result<()> {
         let map: ConfigMap = serde_json::from_value(json!({
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name }, "data": data,
         }))?;
@@ -75,53 +75,53 @@ impl Stage {
         Ok(())
     }
 
-    pub(crate) async fn account(&self, name: &str) -> Result<()> {
+    pub(crate) async fn create_service_account(&self, name: &str) -> Result<()> {
         let account: ServiceAccount = serde_json::from_value(json!({ "metadata": { "name": name } }))?;
         let accounts = Api::namespaced(self.client.clone(), &self.namespace);
         accounts.create(&PostParams::default(), &account).await?;
         Ok(())
     }
 
-    pub(crate) async fn delete(&self, name: &str, grace: u32) -> Result<()> {
+    pub(crate) async fn delete_pod(&self, name: &str, grace: u32) -> Result<()> {
         self.pods().delete(name, &DeleteParams::default().grace_period(grace)).await?;
         Ok(())
     }
 
     /// Waits until the pod is as it should be.
-    pub(crate) async fn sees(&self, name: &str, what: &str, holds: impl Fn(&Pod) -> bool) -> Result<Pod> {
+    pub(crate) async fn wait_for_pod(&self, name: &str, what: &str, holds: impl Fn(&Pod) -> bool) -> Result<Pod> {
         let start = now();
         loop {
             let pod = self.pods().get(name).await?;
             if holds(&pod) {
                 return Ok(pod);
             }
-            ensure!(start.elapsed() < PATIENCE, "{what} was not seen: {}", serde_json::to_string(&pod.status)?);
+            ensure!(start.elapsed() < WAIT_TIMEOUT, "{what} was not seen: {}", serde_json::to_string(&pod.status)?);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     /// Waits until the pod is not there any more.
-    pub(crate) async fn sees_gone(&self, name: &str) -> Result<()> {
+    pub(crate) async fn wait_for_pod_deletion(&self, name: &str) -> Result<()> {
         let start = now();
         while let Some(pod) = self.pods().get_opt(name).await? {
-            ensure!(start.elapsed() < PATIENCE, "it is still there: {}", serde_json::to_string(&pod)?);
+            ensure!(start.elapsed() < WAIT_TIMEOUT, "it is still there: {}", serde_json::to_string(&pod)?);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
     }
 
     /// Waits until the kubelet has forgotten a container. The object of its pod goes a moment before.
-    pub(crate) async fn is_forgotten(&self, pod: &str, container: &str) -> Result<()> {
+    pub(crate) async fn wait_for_container_removal(&self, pod: &str, container: &str) -> Result<()> {
         let start = now();
-        while self.kubelet.find(pod, container).is_some() {
-            ensure!(start.elapsed() < PATIENCE, "the kubelet still knows {container} of {pod}");
+        while self.kubelet.find_container(pod, container).is_some() {
+            ensure!(start.elapsed() < WAIT_TIMEOUT, "the kubelet still knows {container} of {pod}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
     }
 
     /// Waits until a container has written something, and gives all that it wrote.
-    pub(crate) async fn log_of(&self, pod: &str, container: &str, wanted: &str) -> Result<String> {
+    pub(crate) async fn wait_for_log(&self, pod: &str, container: &str, wanted: &str) -> Result<String> {
         let container = self.kubelet.container(pod, container).await?;
         let start = now();
         loop {
@@ -129,13 +129,13 @@ impl Stage {
             if log.contains(wanted) {
                 return Ok(log);
             }
-            ensure!(start.elapsed() < PATIENCE, "{wanted:?} was never written:\n{log}");
+            ensure!(start.elapsed() < WAIT_TIMEOUT, "{wanted:?} was never written:\n{log}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
     /// The reasons of the events so far, with what they say.
-    pub(crate) async fn events(&self) -> Result<Vec<String>> {
+    pub(crate) async fn list_events(&self) -> Result<Vec<String>> {
         let events = Api::<k8s_openapi::api::events::v1::Event>::namespaced(self.client.clone(), &self.namespace);
         let words = |event: k8s_openapi::api::events::v1::Event| {
             format!("{}: {}", event.reason.unwrap_or_default(), event.note.unwrap_or_default())
@@ -144,14 +144,14 @@ impl Stage {
     }
 
     /// Waits until an event says all of these words.
-    pub(crate) async fn sees_event(&self, words: &[&str]) -> Result<()> {
+    pub(crate) async fn wait_for_event(&self, words: &[&str]) -> Result<()> {
         let start = now();
         loop {
-            let events = self.events().await?;
+            let events = self.list_events().await?;
             if events.iter().any(|event| words.iter().all(|word| event.contains(word))) {
                 return Ok(());
             }
-            ensure!(start.elapsed() < PATIENCE, "no event says {words:?}: {events:?}");
+            ensure!(start.elapsed() < WAIT_TIMEOUT, "no event says {words:?}: {events:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -167,17 +167,17 @@ pub(crate) fn now() -> Instant {
 }
 
 /// A container that runs a script.
-pub(crate) fn shell(name: &str, script: &str) -> Value {
+pub(crate) fn shell_container(name: &str, script: &str) -> Value {
     json!({ "name": name, "image": "host", "command": ["/bin/sh", "-c", script] })
 }
 
-pub(crate) fn condition(pod: &Pod, kind: &str) -> Option<String> {
+pub(crate) fn condition_status(pod: &Pod, kind: &str) -> Option<String> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     Some(conditions.iter().find(|condition| condition.type_ == kind)?.status.clone())
 }
 
 pub(crate) fn is_ready(pod: &Pod) -> bool {
-    condition(pod, "Ready").as_deref() == Some("True")
+    condition_status(pod, "Ready").as_deref() == Some("True")
 }
 
 pub(crate) fn phase(pod: &Pod) -> &str {
@@ -185,7 +185,7 @@ pub(crate) fn phase(pod: &Pod) -> &str {
 }
 
 /// The first container, as the API server has it.
-pub(crate) fn first(pod: &Pod) -> Result<&k8s_openapi::api::core::v1::ContainerStatus> {
+pub(crate) fn first_container_status(pod: &Pod) -> Result<&k8s_openapi::api::core::v1::ContainerStatus> {
     let containers = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
     containers.and_then(|containers| containers.first()).context("no container is told of")
 }

@@ -1,23 +1,23 @@
 //! Pods as the API server keeps them, written where it keeps them.
 
-use super::layout::{Place, Pod, ROUTERS, namespace};
-use crate::http::{Address, Connection, request};
+use super::objects::{FixturePod, PodRole, ROUTERS_PER_POOL, namespace};
+use crate::http::{HttpConnection, ListenAddress, request};
 use anyhow::{Context as _, Result, ensure};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use std::{net::SocketAddr, ops::Range};
 
 /// Writes in one transaction: etcd takes no more than 128, and no more than 1.5 MiB.
-const BATCH: usize = 100;
+const MAX_TXN_OPS: usize = 100;
 
 /// Writes the pods of these pools: so many servers each, and their routers.
 pub(super) async fn create(etcd: SocketAddr, pools: Range<u16>, servers: u8, port: u16) -> Result<()> {
-    let servers = move |pool| (0..servers).map(move |number| Place { pool, pod: Pod::Server(number) });
-    let routers = |pool| (0..ROUTERS).map(move |number| Place { pool, pod: Pod::Router(number) });
-    let places: Vec<Place> = pools.flat_map(|pool| servers(pool).chain(routers(pool))).collect();
-    let mut connection = Connection::open(&Address::Tcp(etcd)).await?;
-    for batch in places.chunks(BATCH) {
-        let puts: Vec<Value> = batch.iter().map(|place| put(*place, port)).collect();
+    let servers = move |pool| (0..servers).map(move |number| FixturePod { pool, role: PodRole::Server(number) });
+    let routers = |pool| (0..ROUTERS_PER_POOL).map(move |number| FixturePod { pool, role: PodRole::Router(number) });
+    let places: Vec<FixturePod> = pools.flat_map(|pool| servers(pool).chain(routers(pool))).collect();
+    let mut connection = HttpConnection::open(&ListenAddress::Tcp(etcd)).await?;
+    for batch in places.chunks(MAX_TXN_OPS) {
+        let puts: Vec<Value> = batch.iter().map(|place| put_request(*place, port)).collect();
         let answer = connection.send(request("POST", "/v3/kv/txn", Some(&json!({ "success": puts })))).await?;
         let status = answer.status();
         let body = answer.into_body().collect().await?.to_bytes();
@@ -28,7 +28,7 @@ pub(super) async fn create(etcd: SocketAddr, pools: Range<u16>, servers: u8, por
     Ok(())
 }
 
-fn put(place: Place, port: u16) -> Value {
+fn put_request(place: FixturePod, port: u16) -> Value {
     let uid = format!("{:08x}-0000-4000-8000-000000000000", place.address().to_bits());
     let key = format!("/registry/pods/{}/{}", namespace(place.pool), place.name());
     let value = place.object(port, &uid).to_string();

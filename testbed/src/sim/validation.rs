@@ -5,9 +5,9 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use serde_json::{Map, Value, json};
 
-use super::refusal::{FieldError, Refusal};
+use super::vllm_error::{ValidationError, VllmError};
 
-type Fields = Map<String, Value>;
+type JsonFields = Map<String, Value>;
 
 /// The fields of a load.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,89 +19,99 @@ pub(super) struct LoadRequest {
 
 impl LoadRequest {
     /// Reads the body of `/v1/load_lora_adapter`.
-    pub(super) fn read(body: &Bytes) -> Result<Self, Refusal> {
-        let fields = object(body)?;
-        let (name, source, in_place) =
-            match (string(&fields, "lora_name"), string(&fields, "lora_path"), boolean(&fields, "load_inplace")) {
-                (Ok(name), Ok(source), Ok(in_place)) => (name, source, in_place),
-                (name, source, in_place) => {
-                    let errors = [name.err(), source.err(), in_place.err()];
-                    return Err(Refusal::Invalid(errors.into_iter().flatten().collect()));
-                }
-            };
-        Self { name, source, in_place }.checked()
+    pub(super) fn read(body: &Bytes) -> Result<Self, VllmError> {
+        let fields = parse_object(body)?;
+        let (name, source, in_place) = match (
+            string_field(&fields, "lora_name"),
+            string_field(&fields, "lora_path"),
+            bool_field(&fields, "load_inplace"),
+        ) {
+            (Ok(name), Ok(source), Ok(in_place)) => (name, source, in_place),
+            (name, source, in_place) => {
+                let errors = [name.err(), source.err(), in_place.err()];
+                return Err(VllmError::InvalidFields(errors.into_iter().flatten().collect()));
+            }
+        };
+        Self { name, source, in_place }.validated()
     }
 
     /// Reads the body of `/adapters`, where the fields have SageMaker's names and errors another shape.
-    pub(super) fn read_adapter(body: &Bytes) -> Result<Self, Refusal> {
-        let fields = object(body)?;
-        match (string(&fields, "name"), string(&fields, "src")) {
-            (Ok(name), Ok(source)) => Self { name, source, in_place: false }.checked(),
+    pub(super) fn read_adapter(body: &Bytes) -> Result<Self, VllmError> {
+        let fields = parse_object(body)?;
+        match (string_field(&fields, "name"), string_field(&fields, "src")) {
+            (Ok(name), Ok(source)) => Self { name, source, in_place: false }.validated(),
             (name, source) => {
                 let errors = [("name", name.err()), ("src", source.err())].into_iter().filter_map(|(field, error)| {
-                    let FieldError { kind, message, .. } = error?;
+                    let ValidationError { kind, message, .. } = error?;
                     let input = fields.get(field).cloned().unwrap_or_else(|| Value::Object(fields.clone()));
                     Some(json!({ "type": kind, "loc": [field], "msg": message, "input": input }))
                 });
-                Err(Refusal::InvalidAdapter(Value::Array(errors.collect()).to_string()))
+                Err(VllmError::InvalidAdapter(Value::Array(errors.collect()).to_string()))
             }
         }
     }
 
-    fn checked(self) -> Result<Self, Refusal> {
-        if self.name.is_empty() || self.source.is_empty() { Err(Refusal::EmptyField) } else { Ok(self) }
+    fn validated(self) -> Result<Self, VllmError> {
+        if self.name.is_empty() || self.source.is_empty() { Err(VllmError::EmptyLoadField) } else { Ok(self) }
     }
 }
 
 /// Reads the name out of the body of `/v1/unload_lora_adapter`.
-pub(super) fn unload_name(body: &Bytes) -> Result<String, Refusal> {
-    let name = string(&object(body)?, "lora_name").map_err(|error| Refusal::Invalid(vec![error]))?;
-    if name.is_empty() { Err(Refusal::EmptyName) } else { Ok(name) }
+pub(super) fn unload_name(body: &Bytes) -> Result<String, VllmError> {
+    let name =
+        string_field(&parse_object(body)?, "lora_name").map_err(|error| VllmError::InvalidFields(vec![error]))?;
+    if name.is_empty() { Err(VllmError::EmptyUnloadName) } else { Ok(name) }
 }
 
 /// Refuses every content type but JSON.
-pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
+pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), VllmError> {
     let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = given.split(';').next().unwrap_or_default().trim();
-    if media_type.eq_ignore_ascii_case("application/json") { Ok(()) } else { Err(Refusal::NotJson) }
+    if media_type.eq_ignore_ascii_case("application/json") { Ok(()) } else { Err(VllmError::UnsupportedMediaType) }
 }
 
 /// Says why the body of a completion cannot be read.
-pub(super) fn completion_errors(body: &Bytes) -> Refusal {
-    let fields = match object(body) {
+pub(super) fn completion_errors(body: &Bytes) -> VllmError {
+    let fields = match parse_object(body) {
         Ok(fields) => fields,
         Err(refusal) => return refusal,
     };
     let given = |field| fields.get(field).filter(|value| !value.is_null());
     let messages = match fields.get("messages") {
-        None => Some(missing(&fields, "messages")),
+        None => Some(missing_field(&fields, "messages")),
         Some(Value::Array(_)) => None,
-        Some(other) => Some(wrong("list_type", "messages", "Input should be a valid list", other)),
+        Some(other) => Some(invalid_field("list_type", "messages", "Input should be a valid list", other)),
     };
-    let model = given("model").and_then(|_| string(&fields, "model").err());
+    let model = given("model").and_then(|_| string_field(&fields, "model").err());
     let max_tokens = given("max_tokens").and_then(|value| match value {
         Value::Number(number) if number.is_i64() => None,
         Value::Number(_) => {
             let message = "Input should be a valid integer, got a number with a fractional part";
-            Some(wrong("int_from_float", "max_tokens", message, value))
+            Some(invalid_field("int_from_float", "max_tokens", message, value))
         }
         _ => {
             let message = "Input should be a valid integer, unable to parse string as an integer";
-            Some(wrong("int_parsing", "max_tokens", message, value))
+            Some(invalid_field("int_parsing", "max_tokens", message, value))
         }
     });
-    Refusal::Invalid([messages, model, max_tokens].into_iter().flatten().collect())
+    VllmError::InvalidFields([messages, model, max_tokens].into_iter().flatten().collect())
 }
 
 /// Says that the body of `/tokenize` has nothing in it to tokenize.
-pub(super) fn nothing_to_tokenize(fields: &Fields) -> Refusal {
-    Refusal::Invalid(["prompt", "messages"].map(|field| missing(fields, field)).into())
+pub(super) fn nothing_to_tokenize(fields: &JsonFields) -> VllmError {
+    VllmError::InvalidFields(["prompt", "messages"].map(|field| missing_field(fields, field)).into())
 }
 
 /// Reads a body that must be an object.
-pub(super) fn object(body: &Bytes) -> Result<Fields, Refusal> {
+pub(super) fn parse_object(body: &Bytes) -> Result<JsonFields, VllmError> {
     let refused = |kind, location, message, input: &Value, context| {
-        Err(Refusal::Invalid(vec![FieldError { kind, location, message, input: python(input), context }]))
+        Err(VllmError::InvalidFields(vec![ValidationError {
+            kind,
+            location,
+            message,
+            input: python_repr(input),
+            context,
+        }]))
     };
     let whole = || "body".to_owned();
     let value = if body.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(body) };
@@ -119,27 +129,27 @@ pub(super) fn object(body: &Bytes) -> Result<Fields, Refusal> {
     }
 }
 
-fn string(fields: &Fields, field: &str) -> Result<String, FieldError> {
+fn string_field(fields: &JsonFields, field: &str) -> Result<String, ValidationError> {
     match fields.get(field) {
         Some(Value::String(text)) => Ok(text.clone()),
-        Some(other) => Err(wrong("string_type", field, "Input should be a valid string", other)),
-        None => Err(missing(fields, field)),
+        Some(other) => Err(invalid_field("string_type", field, "Input should be a valid string", other)),
+        None => Err(missing_field(fields, field)),
     }
 }
 
-fn boolean(fields: &Fields, field: &str) -> Result<bool, FieldError> {
+fn bool_field(fields: &JsonFields, field: &str) -> Result<bool, ValidationError> {
     match fields.get(field) {
         None => Ok(false),
         Some(Value::Bool(value)) => Ok(*value),
         Some(other) => {
             let message = "Input should be a valid boolean, unable to interpret input";
-            Err(wrong("bool_parsing", field, message, other))
+            Err(invalid_field("bool_parsing", field, message, other))
         }
     }
 }
 
-fn missing(fields: &Fields, field: &str) -> FieldError {
-    FieldError {
+fn missing_field(fields: &JsonFields, field: &str) -> ValidationError {
+    ValidationError {
         kind: "missing",
         location: format!("body.{field}"),
         message: "Field required",
@@ -148,12 +158,12 @@ fn missing(fields: &Fields, field: &str) -> FieldError {
     }
 }
 
-fn wrong(kind: &'static str, field: &str, message: &'static str, given: &Value) -> FieldError {
-    FieldError { kind, location: format!("body.{field}"), message, input: python(given), context: None }
+fn invalid_field(kind: &'static str, field: &str, message: &'static str, given: &Value) -> ValidationError {
+    ValidationError { kind, location: format!("body.{field}"), message, input: python_repr(given), context: None }
 }
 
 /// A value as vLLM shows it in a validation error.
-fn python(value: &Value) -> String {
+fn python_repr(value: &Value) -> String {
     match value {
         Value::Null => "None".to_owned(),
         Value::Bool(true) => "True".to_owned(),
@@ -218,8 +228,8 @@ mod tests {
             ("{\"a\":1", 6, comma),
             ("{\"a\":\n\nx}", 7, "Expecting value"),
         ] {
-            let refusal = object(&Bytes::from_static(body.as_bytes())).expect_err("broken");
-            let Refusal::Invalid(errors) = refusal else { panic!("{body}: {refusal}") };
+            let refusal = parse_object(&Bytes::from_static(body.as_bytes())).expect_err("broken");
+            let VllmError::InvalidFields(errors) = refusal else { panic!("{body}: {refusal}") };
             assert_eq!(
                 (errors[0].location.clone(), errors[0].context),
                 (format!("body.{position}"), Some(said)),

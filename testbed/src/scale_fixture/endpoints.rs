@@ -5,8 +5,8 @@
 //! hold at once what the ConfigMap and the operator's key let them hold, routers follow at once, or stay behind.
 
 use super::{
-    layout::{Place, Pod},
-    seen::{Seen, Shared},
+    objects::{FixturePod, PodRole},
+    state::{FixtureState, SharedFixtureState},
 };
 use crate::clock;
 use anyhow::{Context as _, Result};
@@ -33,10 +33,10 @@ use tokio::{
 };
 
 /// How long a router that is neither quite behind nor quite there is the one and the other.
-const FLIP: Duration = Duration::from_millis(700);
+const FLAP_INTERVAL: Duration = Duration::from_millis(700);
 
 /// Listens at one port of every loopback address.
-pub(super) fn listen(port: u16) -> Result<TcpListener> {
+pub(super) fn listen_on_loopback(port: u16) -> Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.bind_device(Some(b"lo")).context("cannot keep to the loopback device")?;
@@ -45,12 +45,12 @@ pub(super) fn listen(port: u16) -> Result<TcpListener> {
 }
 
 /// Answers for ever.
-pub(super) async fn serve(listener: TcpListener, seen: Shared) {
+pub(super) async fn serve(listener: TcpListener, seen: SharedFixtureState) {
     let (mut connections, start) = (JoinSet::new(), clock::now());
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => { connections.spawn(connection(stream, seen.clone(), start)); }
+                Ok((stream, _)) => { connections.spawn(serve_connection(stream, seen.clone(), start)); }
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             },
             Some(_) = connections.join_next() => {}
@@ -58,15 +58,15 @@ pub(super) async fn serve(listener: TcpListener, seen: Shared) {
     }
 }
 
-async fn connection(stream: TcpStream, seen: Shared, start: Instant) {
+async fn serve_connection(stream: TcpStream, seen: SharedFixtureState, start: Instant) {
     let place = match stream.local_addr().map(|address| address.ip()) {
-        Ok(IpAddr::V4(address)) => Place::at(address),
+        Ok(IpAddr::V4(address)) => FixturePod::from_address(address),
         _ => None,
     };
     // Without it answers are slower, not wrong.
     stream.set_nodelay(true).ok();
     let service = service_fn(move |request: Request<Incoming>| {
-        let body = place.and_then(|place| seen.with(|seen| answer(seen, place, request.uri().path(), start)));
+        let body = place.and_then(|place| seen.with(|seen| respond(seen, place, request.uri().path(), start)));
         let status = if body.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
         let mut response = Response::new(Full::new(body.unwrap_or_default()));
         *response.status_mut() = status;
@@ -76,13 +76,13 @@ async fn connection(stream: TcpStream, seen: Shared, start: Instant) {
     http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
 }
 
-fn answer(seen: &Seen, place: Place, path: &str, start: Instant) -> Option<Bytes> {
-    match (place.pod, path) {
-        (Pod::Server(_), "/status") => Some(seen.maps.get(&place.pool)?.answer(&place.name())),
-        (Pod::Router(number), "/rules") => {
-            let flipped = (start.elapsed().as_millis() / FLIP.as_millis()) % 2 == 1;
-            let behind = seen.held && (number == 0 || flipped);
-            serde_json::to_vec(&rules(seen, place.pool, behind)).ok().map(Bytes::from)
+fn respond(seen: &FixtureState, place: FixturePod, path: &str, start: Instant) -> Option<Bytes> {
+    match (place.role, path) {
+        (PodRole::Server(_), "/status") => Some(seen.pool_configs.get(&place.pool)?.status_of(&place.name())),
+        (PodRole::Router(number), "/rules") => {
+            let flipped = (start.elapsed().as_millis() / FLAP_INTERVAL.as_millis()) % 2 == 1;
+            let behind = seen.routers_held && (number == 0 || flipped);
+            serde_json::to_vec(&rules_report(seen, place.pool, behind)).ok().map(Bytes::from)
         }
         _ => None,
     }
@@ -90,17 +90,17 @@ fn answer(seen: &Seen, place: Place, path: &str, start: Instant) -> Option<Bytes
 
 /// What the sidecars of a pool are told, and what they say.
 #[derive(Debug, Clone)]
-pub(super) struct Map {
-    file: AdaptersFile,
-    key: OperatorDirectives,
+pub(super) struct PoolConfig {
+    adapters_file: AdaptersFile,
+    directives: OperatorDirectives,
     status: SidecarStatus,
     /// The status of every server but the pilots, written down once.
-    text: Bytes,
+    status_json: Bytes,
 }
 
-impl Map {
+impl PoolConfig {
     /// What the content of the ConfigMap makes of them.
-    pub(super) fn read(user_text: &str, key_text: Option<&str>) -> Result<Self> {
+    pub(super) fn parse(user_text: &str, key_text: Option<&str>) -> Result<Self> {
         let file = AdaptersFile::parse(user_text)?.file;
         let key = key_text.map(OperatorDirectives::parse).transpose()?.unwrap_or_default();
         let hash = content_hash(user_text, key_text);
@@ -111,19 +111,19 @@ impl Map {
             base_models: vec!["base".to_owned()],
             ..SidecarStatus::default()
         };
-        let mut map = Self { file, key, status, text: Bytes::new() };
-        map.text = map.text_for("");
+        let mut map = Self { adapters_file: file, directives: key, status, status_json: Bytes::new() };
+        map.status_json = map.render_status("");
         Ok(map)
     }
 
-    fn answer(&self, pod: &str) -> Bytes {
-        let pilot = self.key.pilots.iter().any(|pilot| pilot.pod == pod);
-        if pilot { self.text_for(pod) } else { self.text.clone() }
+    fn status_of(&self, pod: &str) -> Bytes {
+        let pilot = self.directives.pilots.iter().any(|pilot| pilot.pod == pod);
+        if pilot { self.render_status(pod) } else { self.status_json.clone() }
     }
 
-    fn text_for(&self, pod: &str) -> Bytes {
-        let adapters = self.file.ensure_exist.iter().map(|entry| {
-            let state = match self.key.admission(&entry.id, pod) {
+    fn render_status(&self, pod: &str) -> Bytes {
+        let adapters = self.adapters_file.ensure_exist.iter().map(|entry| {
+            let state = match self.directives.admission(&entry.id, pod) {
                 Admission::Granted => AdapterState::Verified,
                 Admission::Waiting => AdapterState::AwaitingAdmission,
                 Admission::Rejected => AdapterState::Rejected,
@@ -136,13 +136,13 @@ impl Map {
 }
 
 /// What a router says: a model is called as its rewrite is. One that is behind has not heard of the last weights of what is split.
-fn rules(seen: &Seen, pool: u16, behind: bool) -> RulesReport {
+fn rules_report(seen: &FixtureState, pool: u16, behind: bool) -> RulesReport {
     let rewrites = seen.rewrites.get(&pool).into_iter().flatten();
-    let models = rewrites.filter_map(|(name, rewrite)| Some((name.clone(), rule(rewrite, behind)?)));
+    let models = rewrites.filter_map(|(name, rewrite)| Some((name.clone(), active_rule(rewrite, behind)?)));
     RulesReport { groups: vec!["llm-d.ai".to_owned()], models: models.collect(), ..RulesReport::default() }
 }
 
-fn rule(rewrite: &InferenceModelRewrite, behind: bool) -> Option<ActiveRule> {
+fn active_rule(rewrite: &InferenceModelRewrite, behind: bool) -> Option<ActiveRule> {
     let rule = rewrite.spec.rules.first()?;
     let late = i64::from(behind && rule.targets.len() > 1);
     let metadata = &rewrite.metadata;
@@ -161,15 +161,15 @@ fn rule(rewrite: &InferenceModelRewrite, behind: bool) -> Option<ActiveRule> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::layout::lora, *};
+    use super::{super::objects::rollout_name, *};
 
     #[test]
     fn a_governed_adapter_is_on_its_pilot_alone_until_it_is_admitted() {
-        let id = format!("{}-v1", lora(0, 0));
+        let id = format!("{}-v1", rollout_name(0, 0));
         let user = format!("vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: {id}\n      source: /a\n");
         let state = |key: &str, pod: &str| {
-            let map = Map::read(&user, Some(key)).unwrap();
-            let status: SidecarStatus = serde_json::from_slice(&map.answer(pod)).unwrap();
+            let map = PoolConfig::parse(&user, Some(key)).unwrap();
+            let status: SidecarStatus = serde_json::from_slice(&map.status_of(pod)).unwrap();
             status.adapters[0].state
         };
         let key = format!("managed: [{id}]\npilots: [{{id: {id}, pod: pool-0000-1}}]\n");

@@ -12,11 +12,11 @@ const WORDS: [&str; 64] = [
 
 /// What a set of weights says: always the same words, other words than other weights, one word a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Voice(u64);
+pub(super) struct TextGenerator(u64);
 
-impl Voice {
+impl TextGenerator {
     /// The voice of some weights (FNV-1a).
-    pub(super) fn of(weights: &[u8]) -> Self {
+    pub(super) fn from_weights(weights: &[u8]) -> Self {
         Self(
             weights.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
                 (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
@@ -27,14 +27,14 @@ impl Voice {
     /// The text of the `index`th token.
     pub(super) fn token(self, index: usize) -> impl Iterator<Item = &'static str> {
         // The low byte is as evenly spread as the others, and there is a word for each of its six low bits.
-        let [low, ..] = mix(self.0.wrapping_add(index as u64)).to_le_bytes();
+        let [low, ..] = splitmix64(self.0.wrapping_add(index as u64)).to_le_bytes();
         let word = WORDS[usize::from(low) % WORDS.len()];
         (index > 0).then_some(" ").into_iter().chain([word])
     }
 }
 
 /// Spreads neighbouring numbers over all 64 bits (SplitMix64).
-pub(super) fn mix(number: u64) -> u64 {
+pub(super) fn splitmix64(number: u64) -> u64 {
     let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     fn say(source: &str) -> String {
-        let voice = Voice::of(source.as_bytes());
+        let voice = TextGenerator::from_weights(source.as_bytes());
         (0..8).flat_map(|index| voice.token(index)).collect()
     }
 

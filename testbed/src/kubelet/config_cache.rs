@@ -18,16 +18,16 @@ use std::{
 use tokio::sync::watch;
 
 /// What an object holds, by key.
-pub(super) type Data = BTreeMap<String, Vec<u8>>;
+pub(super) type ConfigData = BTreeMap<String, Vec<u8>>;
 
 /// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
+pub(super) enum ConfigKind {
     ConfigMap,
     Secret,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ConfigKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ConfigMap => "ConfigMap",
@@ -36,59 +36,59 @@ impl fmt::Display for Kind {
     }
 }
 
-type Objects = BTreeMap<(Kind, String), Data>;
+type ConfigObjects = BTreeMap<(ConfigKind, String), ConfigData>;
 
 /// All of them.
 #[derive(Debug)]
-pub(super) struct Sources {
-    objects: watch::Sender<Objects>,
+pub(super) struct ConfigCache {
+    objects: watch::Sender<ConfigObjects>,
     /// How many kinds were listed at least once.
-    listed: watch::Sender<usize>,
+    synced_kinds: watch::Sender<usize>,
 }
 
-impl Sources {
+impl ConfigCache {
     /// None yet.
     pub(super) fn new() -> Self {
-        Self { objects: watch::Sender::new(Objects::new()), listed: watch::Sender::new(0) }
+        Self { objects: watch::Sender::new(ConfigObjects::new()), synced_kinds: watch::Sender::new(0) }
     }
 
     /// One object.
-    pub(super) fn get(&self, kind: Kind, name: &str) -> Option<Data> {
+    pub(super) fn get(&self, kind: ConfigKind, name: &str) -> Option<ConfigData> {
         self.objects.borrow().get(&(kind, name.to_owned())).cloned()
     }
 
     /// Waits until all of them are known.
-    pub(super) async fn known(&self) {
+    pub(super) async fn wait_synced(&self) {
         // An error of waiting means that the bed ends.
-        drop(self.listed.subscribe().wait_for(|kinds| *kinds >= 2).await);
+        drop(self.synced_kinds.subscribe().wait_for(|kinds| *kinds >= 2).await);
     }
 
     /// Hears of every change.
-    pub(super) fn changes(&self) -> watch::Receiver<Objects> {
+    pub(super) fn subscribe(&self) -> watch::Receiver<ConfigObjects> {
         self.objects.subscribe()
     }
 
     /// Follows the API server; never returns.
-    pub(super) async fn follow(&self, client: &Client, namespace: &str) {
+    pub(super) async fn run(&self, client: &Client, namespace: &str) {
         let maps = Api::<ConfigMap>::namespaced(client.clone(), namespace);
         let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
-        let maps = self.follow_kind(maps, Kind::ConfigMap, |map: ConfigMap| {
+        let maps = self.watch_kind(maps, ConfigKind::ConfigMap, |map: ConfigMap| {
             let text = map.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.into_bytes()));
             let binary = map.binary_data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0));
             text.chain(binary).collect()
         });
-        let secrets = self.follow_kind(secrets, Kind::Secret, |secret: Secret| {
+        let secrets = self.watch_kind(secrets, ConfigKind::Secret, |secret: Secret| {
             secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect()
         });
         tokio::join!(maps, secrets);
     }
 
-    async fn follow_kind<K>(&self, api: Api<K>, kind: Kind, data: impl Fn(K) -> Data)
+    async fn watch_kind<K>(&self, api: Api<K>, kind: ConfigKind, data: impl Fn(K) -> ConfigData)
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
         K: Clone + Debug + DeserializeOwned + Send + 'static,
     {
-        let (mut listed, mut is_first) = (Objects::new(), true);
+        let (mut listed, mut is_first) = (ConfigObjects::new(), true);
         let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
         loop {
             // An error of the watch is one of the API server's being away: it is tried again.
@@ -106,14 +106,14 @@ impl Sources {
                 watcher::Event::Delete(object) => drop(objects.remove(&(kind, object.name_any()))),
             });
             if is_whole && std::mem::take(&mut is_first) {
-                self.listed.send_modify(|kinds| *kinds += 1);
+                self.synced_kinds.send_modify(|kinds| *kinds += 1);
             }
         }
     }
 
     /// As if the API server had told of it.
     #[cfg(test)]
-    pub(super) fn put(&self, kind: Kind, name: &str, data: &[(&str, &str)]) {
+    pub(super) fn put(&self, kind: ConfigKind, name: &str, data: &[(&str, &str)]) {
         let data = data.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect();
         self.objects.send_modify(|objects| drop(objects.insert((kind, name.to_owned()), data)));
     }

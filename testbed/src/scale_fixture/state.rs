@@ -1,6 +1,6 @@
 //! What the API server tells of a population, as it is told.
 
-use super::{answers::Map, layout::pool_of};
+use super::{endpoints::PoolConfig, objects::pool_from_name};
 use crate::clock;
 use anyhow::{Context as _, Result, ensure};
 use futures_util::TryStreamExt as _;
@@ -30,70 +30,70 @@ use tokio::{sync::watch, time::timeout};
 
 /// Everything that was told.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
-    pub(super) maps: BTreeMap<u16, Map>,
+pub(super) struct FixtureState {
+    pub(super) pool_configs: BTreeMap<u16, PoolConfig>,
     /// By pool and name.
     pub(super) rewrites: BTreeMap<u16, BTreeMap<String, InferenceModelRewrite>>,
     /// By name, which is told once in all namespaces.
-    pub(super) rollouts: BTreeMap<String, Known>,
-    pub(super) writes: Writes,
+    pub(super) rollouts: BTreeMap<String, CachedRollout>,
+    pub(super) writes: StatusWriteCounts,
     /// Whether routers stay behind what is split.
-    pub(super) held: bool,
+    pub(super) routers_held: bool,
 }
 
 /// A Rollout.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct CachedRollout {
     pub(super) rollout: Rollout,
     /// When nothing but counts was written last.
-    counted: Option<Instant>,
+    last_counter_write: Option<Instant>,
 }
 
 /// What the status of Rollouts was written for.
 #[derive(Debug, Default, Clone, Serialize)]
-pub(super) struct Writes {
+pub(super) struct StatusWriteCounts {
     /// Something of a machine moved.
     pub(super) transitions: u64,
     /// The weights changed.
-    pub(super) weights: u64,
+    pub(super) weight_changes: u64,
     /// The adapters file is another one, and nothing else is different.
-    pub(super) files: u64,
+    pub(super) adapters_file_changes: u64,
     /// Counts and words about them.
-    pub(super) progress: u64,
+    pub(super) counter_writes: u64,
     /// Something else.
-    pub(super) others: u64,
+    pub(super) other_writes: u64,
     /// The shortest time between two writes of mere counts of one Rollout, in milliseconds.
-    pub(super) shortest_pace: Option<u64>,
+    pub(super) min_counter_write_interval_ms: Option<u64>,
     /// The most writes of mere counts of one Rollout.
-    pub(super) most_progress: u64,
+    pub(super) max_counter_writes: u64,
     #[serde(skip)]
     by_rollout: BTreeMap<String, u64>,
 }
 
 /// What is seen, shared.
 #[derive(Debug, Clone)]
-pub(super) struct Shared {
-    seen: Arc<Mutex<Seen>>,
-    told: watch::Sender<()>,
+pub(super) struct SharedFixtureState {
+    state: Arc<Mutex<FixtureState>>,
+    changed: watch::Sender<()>,
 }
 
-impl Shared {
+impl SharedFixtureState {
     pub(super) fn new() -> Self {
-        Self { seen: Arc::default(), told: watch::Sender::new(()) }
+        Self { state: Arc::default(), changed: watch::Sender::new(()) }
     }
 
-    pub(super) fn with<T>(&self, look: impl FnOnce(&mut Seen) -> T) -> T {
-        look(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn with<T>(&self, look: impl FnOnce(&mut FixtureState) -> T) -> T {
+        look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits until something is seen.
-    pub(super) async fn until<T>(
+    pub(super) async fn wait_for<T>(
         &self,
         what: &str,
         limit: Duration,
-        mut look: impl FnMut(&mut Seen) -> Option<T>,
+        mut look: impl FnMut(&mut FixtureState) -> Option<T>,
     ) -> Result<T> {
-        let mut told = self.told.subscribe();
+        let mut told = self.changed.subscribe();
         let waiting = async {
             loop {
                 told.mark_unchanged();
@@ -110,43 +110,43 @@ impl Shared {
     }
 
     /// Watches all there is; never ends well.
-    pub(super) async fn follow(&self, client: Client) -> Result<()> {
-        let maps = follow(Api::<ConfigMap>::all(client.clone()), |map, there| {
+    pub(super) async fn watch(&self, client: Client) -> Result<()> {
+        let maps = watch_objects(Api::<ConfigMap>::all(client.clone()), |map, there| {
             // Those that nobody here made are not of a pool.
-            let Some(pool) = pool_of(&map.name_any()) else { return Ok(()) };
+            let Some(pool) = pool_from_name(&map.name_any()) else { return Ok(()) };
             let data = map.data.unwrap_or_default();
             let Some(text) = data.get("configmap.yaml").filter(|_| there) else { return Ok(()) };
-            let map = Map::read(text, data.get(DIRECTIVES_KEY).map(String::as_str))?;
-            self.tell(|seen| drop(seen.maps.insert(pool, map)));
+            let map = PoolConfig::parse(text, data.get(DIRECTIVES_KEY).map(String::as_str))?;
+            self.update(|seen| drop(seen.pool_configs.insert(pool, map)));
             Ok(())
         });
-        let rewrites = follow(api(&client, REWRITES), |object, there| {
-            let rewrite: InferenceModelRewrite = typed(object, REWRITES)?;
-            let pool = pool_of(&rewrite.metadata.name).context("a rewrite of nobody")?;
-            self.tell(|seen| {
+        let rewrites = watch_objects(all_namespaces(&client, REWRITE_KIND), |object, there| {
+            let rewrite: InferenceModelRewrite = typed(object, REWRITE_KIND)?;
+            let pool = pool_from_name(&rewrite.metadata.name).context("a rewrite of nobody")?;
+            self.update(|seen| {
                 let of_pool = seen.rewrites.entry(pool).or_default();
                 let name = rewrite.metadata.name.clone();
                 if there { drop(of_pool.insert(name, rewrite)) } else { drop(of_pool.remove(&name)) }
             });
             Ok(())
         });
-        let rollouts = follow(api(&client, ROLLOUTS), |object, there| {
-            let rollout: Rollout = typed(object, ROLLOUTS)?;
-            self.tell(|seen| seen.take_rollout(rollout, there));
+        let rollouts = watch_objects(all_namespaces(&client, ROLLOUT_KIND), |object, there| {
+            let rollout: Rollout = typed(object, ROLLOUT_KIND)?;
+            self.update(|seen| seen.record_rollout(rollout, there));
             Ok(())
         });
         tokio::try_join!(maps, rewrites, rollouts)?;
         Ok(())
     }
 
-    pub(super) fn tell(&self, change: impl FnOnce(&mut Seen)) {
+    pub(super) fn update(&self, change: impl FnOnce(&mut FixtureState)) {
         self.with(change);
-        self.told.send_replace(());
+        self.changed.send_replace(());
     }
 }
 
-impl Seen {
-    fn take_rollout(&mut self, rollout: Rollout, there: bool) {
+impl FixtureState {
+    fn record_rollout(&mut self, rollout: Rollout, there: bool) {
         let name = rollout.metadata.name.clone();
         if !there {
             self.rollouts.remove(&name);
@@ -154,14 +154,14 @@ impl Seen {
         }
         let mut counted = None;
         if let Some(known) = self.rollouts.get(&name) {
-            counted = known.counted;
+            counted = known.last_counter_write;
             let before = known.rollout.status.clone().unwrap_or_default();
             let after = rollout.status.clone().unwrap_or_default();
-            if before != after && self.writes.take(&name, &before, &after, counted) {
+            if before != after && self.writes.record(&name, &before, &after, counted) {
                 counted = Some(clock::now());
             }
         }
-        self.rollouts.insert(name, Known { rollout, counted });
+        self.rollouts.insert(name, CachedRollout { rollout, last_counter_write: counted });
     }
 
     /// What it is like, for somebody who waits in vain.
@@ -179,7 +179,7 @@ impl Seen {
     }
 }
 
-impl Known {
+impl CachedRollout {
     pub(super) fn status(&self) -> RolloutStatus {
         self.rollout.status.clone().unwrap_or_default()
     }
@@ -190,7 +190,7 @@ impl Known {
     }
 
     /// Its traffic is split, and its routers are waited for.
-    pub(super) fn is_active(&self) -> bool {
+    pub(super) fn awaits_routers(&self) -> bool {
         let Some(status) = &self.rollout.status else { return false };
         let waits = status.step.as_ref().is_some_and(|step| step.state == StepState::AwaitingRouters);
         waits && status.weights.desired.len() > 1
@@ -204,36 +204,36 @@ impl Known {
     }
 }
 
-impl Writes {
+impl StatusWriteCounts {
     /// Takes in one write; whether it told mere counts.
-    fn take(&mut self, name: &str, before: &RolloutStatus, after: &RolloutStatus, counted: Option<Instant>) -> bool {
-        if machines(before) != machines(after) {
+    fn record(&mut self, name: &str, before: &RolloutStatus, after: &RolloutStatus, counted: Option<Instant>) -> bool {
+        if machine_state(before) != machine_state(after) {
             self.transitions += 1;
-            self.weights += u64::from(before.weights.sequence != after.weights.sequence);
+            self.weight_changes += u64::from(before.weights.sequence != after.weights.sequence);
             return false;
         }
-        let (mut quiet_before, mut quiet_after) = (without_counts(before), without_counts(after));
+        let (mut quiet_before, mut quiet_after) = (without_counters(before), without_counters(after));
         if quiet_before == quiet_after {
-            self.progress += 1;
+            self.counter_writes += 1;
             let of_this = self.by_rollout.entry(name.to_owned()).or_default();
             *of_this += 1;
-            self.most_progress = self.most_progress.max(*of_this);
+            self.max_counter_writes = self.max_counter_writes.max(*of_this);
             let pace = counted.map(|counted| u64::try_from(counted.elapsed().as_millis()).unwrap_or(u64::MAX));
-            self.shortest_pace = self.shortest_pace.into_iter().chain(pace).min();
+            self.min_counter_write_interval_ms = self.min_counter_write_interval_ms.into_iter().chain(pace).min();
             return true;
         }
         (quiet_before.observed_adapters, quiet_after.observed_adapters) = (None, None);
         if quiet_before == quiet_after {
-            self.files += 1;
+            self.adapters_file_changes += 1;
         } else {
-            self.others += 1;
+            self.other_writes += 1;
         }
         false
     }
 }
 
 /// Where the two machines of a Rollout stand, its pilot included.
-fn machines(status: &RolloutStatus) -> impl PartialEq + use<> {
+fn machine_state(status: &RolloutStatus) -> impl PartialEq + use<> {
     let retired: Vec<RetirementState> = status.retired.iter().map(|entry| entry.state).collect();
     let step = status.step.as_ref().map(|step| (step.index, step.state));
     // Those that are given, and those that were found in the rewrite: the machine tells edits of others by them.
@@ -241,7 +241,7 @@ fn machines(status: &RolloutStatus) -> impl PartialEq + use<> {
     (status.revision.clone(), step, weights, status.admission.clone(), status.rejected.clone(), retired, status.phase)
 }
 
-fn without_counts(status: &RolloutStatus) -> RolloutStatus {
+fn without_counters(status: &RolloutStatus) -> RolloutStatus {
     let mut status = status.clone();
     if let Some(step) = &mut status.step {
         (step.observed_at, step.observed_millis) = (None, 0);
@@ -256,12 +256,13 @@ fn without_counts(status: &RolloutStatus) -> RolloutStatus {
 }
 
 /// A kind as the API server names it: group, version, kind, plural.
-pub(super) type Kind = (&'static str, &'static str, &'static str, &'static str);
-pub(super) const ROLLOUTS: Kind = ("rollora.dev", "v1alpha1", "Rollout", "rollouts");
-pub(super) const REWRITES: Kind = ("llm-d.ai", "v1alpha2", "InferenceModelRewrite", "inferencemodelrewrites");
-pub(super) const POOLS: Kind = ("inference.networking.k8s.io", "v1", "InferencePool", "inferencepools");
+pub(super) type FixtureKind = (&'static str, &'static str, &'static str, &'static str);
+pub(super) const ROLLOUT_KIND: FixtureKind = ("rollora.dev", "v1alpha1", "Rollout", "rollouts");
+pub(super) const REWRITE_KIND: FixtureKind =
+    ("llm-d.ai", "v1alpha2", "InferenceModelRewrite", "inferencemodelrewrites");
+pub(super) const POOL_KIND: FixtureKind = ("inference.networking.k8s.io", "v1", "InferencePool", "inferencepools");
 
-pub(super) fn resource((group, version, kind, plural): Kind) -> ApiResource {
+pub(super) fn api_resource((group, version, kind, plural): FixtureKind) -> ApiResource {
     ApiResource {
         group: group.to_owned(),
         version: version.to_owned(),
@@ -271,13 +272,13 @@ pub(super) fn resource((group, version, kind, plural): Kind) -> ApiResource {
     }
 }
 
-fn api(client: &Client, kind: Kind) -> Api<DynamicObject> {
-    Api::all_with(client.clone(), &resource(kind))
+fn all_namespaces(client: &Client, kind: FixtureKind) -> Api<DynamicObject> {
+    Api::all_with(client.clone(), &api_resource(kind))
 }
 
 /// An object of a list does not say what kind it is.
-pub(super) fn typed<T: DeserializeOwned>(object: DynamicObject, kind: Kind) -> Result<T> {
-    let resource = resource(kind);
+pub(super) fn typed<T: DeserializeOwned>(object: DynamicObject, kind: FixtureKind) -> Result<T> {
+    let resource = api_resource(kind);
     let mut value = serde_json::to_value(object)?;
     ensure!(value.is_object(), "an object is none");
     value["apiVersion"] = resource.api_version.into();
@@ -286,7 +287,7 @@ pub(super) fn typed<T: DeserializeOwned>(object: DynamicObject, kind: Kind) -> R
 }
 
 /// Hands every object on, as there or as gone.
-async fn follow<K>(api: Api<K>, mut take: impl FnMut(K, bool) -> Result<()>) -> Result<()>
+async fn watch_objects<K>(api: Api<K>, mut take: impl FnMut(K, bool) -> Result<()>) -> Result<()>
 where
     K: kube::Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
@@ -323,7 +324,7 @@ mod tests {
             last_transition_time: "2026-01-01T00:00:00Z".parse().unwrap(),
             observed_generation: None,
         };
-        let mut writes = Writes::default();
+        let mut writes = StatusWriteCounts::default();
         let before = RolloutStatus::default();
         for after in [
             status(|status| status.revision.number = 1),
@@ -333,9 +334,17 @@ mod tests {
             status(|status| "2 of 3".clone_into(&mut status.message)),
             status(|status| status.conditions = vec![condition]),
         ] {
-            writes.take("a", &before, &after, None);
+            writes.record("a", &before, &after, None);
         }
-        let Writes { transitions, weights, files, progress, others, most_progress, .. } = writes;
+        let StatusWriteCounts {
+            transitions,
+            weight_changes: weights,
+            adapters_file_changes: files,
+            counter_writes: progress,
+            other_writes: others,
+            max_counter_writes: most_progress,
+            ..
+        } = writes;
         assert_eq!((transitions, weights, files, progress, others, most_progress), (2, 1, 1, 2, 1, 2));
     }
 }

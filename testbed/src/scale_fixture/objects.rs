@@ -11,11 +11,11 @@ use std::{fmt::Write as _, net::Ipv4Addr};
 /// Pools that share a namespace.
 const POOLS_PER_NAMESPACE: u16 = 10;
 /// Replicas of the router of a pool.
-pub(super) const ROUTERS: u8 = 2;
+pub(super) const ROUTERS_PER_POOL: u8 = 2;
 /// The place of the first router; below it are the servers of the pool.
-const FIRST_ROUTER: u8 = 200;
+const FIRST_ROUTER_INDEX: u8 = 200;
 /// Servers of a pool, at most.
-pub(super) const MOST_PODS: u8 = FIRST_ROUTER;
+pub(super) const MAX_SERVERS_PER_POOL: u8 = FIRST_ROUTER_INDEX;
 
 pub(super) fn namespace(pool: u16) -> String {
     format!("team-{:03}", pool / POOLS_PER_NAMESPACE)
@@ -25,70 +25,71 @@ pub(super) fn pool_name(pool: u16) -> String {
     format!("pool-{pool:04}")
 }
 
-pub(super) fn map_name(pool: u16) -> String {
+pub(super) fn config_map_name(pool: u16) -> String {
     format!("pool-{pool:04}-adapters")
 }
 
 /// The name of a Rollout, of its model and of its rewrite.
-pub(super) fn lora(pool: u16, number: u16) -> String {
+pub(super) fn rollout_name(pool: u16, number: u16) -> String {
     format!("lora-{pool:04}-{number}")
 }
 
-pub(super) fn version(pool: u16, number: u16, version: u16) -> String {
-    format!("{}-v{version}", lora(pool, number))
+pub(super) fn adapter_id(pool: u16, number: u16, version: u16) -> String {
+    format!("{}-v{version}", rollout_name(pool, number))
 }
 
 /// The pool that the name of one of its objects speaks of.
-pub(super) fn pool_of(name: &str) -> Option<u16> {
+pub(super) fn pool_from_name(name: &str) -> Option<u16> {
     name.split('-').nth(1)?.parse().ok()
 }
 
 /// A pod of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct FixturePod {
     pub(super) pool: u16,
-    pub(super) pod: Pod,
+    pub(super) role: PodRole,
 }
 
 /// Which of its pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pod {
+pub(super) enum PodRole {
     Server(u8),
     Router(u8),
 }
 
-impl Place {
+impl FixturePod {
     pub(super) fn name(self) -> String {
         let pool = pool_name(self.pool);
-        match self.pod {
-            Pod::Server(number) => format!("{pool}-{number}"),
-            Pod::Router(number) => format!("{pool}-router-{number}"),
+        match self.role {
+            PodRole::Server(number) => format!("{pool}-{number}"),
+            PodRole::Router(number) => format!("{pool}-router-{number}"),
         }
     }
 
     pub(super) fn address(self) -> Ipv4Addr {
         let [high, low] = self.pool.to_be_bytes();
-        let last = match self.pod {
-            Pod::Server(number) => number,
-            Pod::Router(number) => FIRST_ROUTER + number,
+        let last = match self.role {
+            PodRole::Server(number) => number,
+            PodRole::Router(number) => FIRST_ROUTER_INDEX + number,
         };
         Ipv4Addr::new(127, high + 1, low, last + 1)
     }
 
     /// Whose address this is.
-    pub(super) fn at(address: Ipv4Addr) -> Option<Self> {
+    pub(super) fn from_address(address: Ipv4Addr) -> Option<Self> {
         let [_, high, low, last] = address.octets();
         let (high, last) = (high.checked_sub(1)?, last.checked_sub(1)?);
-        let pod = if last < FIRST_ROUTER { Pod::Server(last) } else { Pod::Router(last - FIRST_ROUTER) };
-        Some(Self { pool: u16::from_be_bytes([high, low]), pod })
+        let pod =
+            if last < FIRST_ROUTER_INDEX { PodRole::Server(last) } else { PodRole::Router(last - FIRST_ROUTER_INDEX) };
+        Some(Self { pool: u16::from_be_bytes([high, low]), role: pod })
     }
 
     /// The pod as a kubelet would have left it, about as large as pods are.
     pub(super) fn object(self, port: u16, uid: &str) -> Value {
         let (app, pool) = (pool_name(self.pool), self.pool);
-        let (labels, annotation) = match self.pod {
-            Pod::Server(_) => (json!({ "app": app }), SIDECAR_PORT_ANNOTATION),
-            Pod::Router(_) => (json!({ ROUTER_POOL_LABEL: app }), ROUTER_PORT_ANNOTATION),
+        let (labels, annotation) = match self.role {
+            PodRole::Server(_) => (json!({ "app": app }), SIDECAR_PORT_ANNOTATION),
+            PodRole::Router(_) => (json!({ ROUTER_POOL_LABEL: app }), ROUTER_PORT_ANNOTATION),
         };
         let time = "2026-01-01T00:00:00Z";
         let container = |name: &str| {
@@ -134,7 +135,7 @@ impl Place {
             },
             "spec": {
                 "containers": [container("vllm"), container("rollora-sidecar")],
-                "volumes": [{ "name": "adapters", "configMap": { "name": map_name(pool), "defaultMode": 420 } }],
+                "volumes": [{ "name": "adapters", "configMap": { "name": config_map_name(pool), "defaultMode": 420 } }],
                 "restartPolicy": "Always", "terminationGracePeriodSeconds": 30, "dnsPolicy": "ClusterFirst",
                 "nodeName": format!("node-{:03}", pool % 100), "securityContext": {}, "schedulerName": "default-scheduler",
             },
@@ -166,10 +167,10 @@ pub(super) fn pool_object(pool: u16) -> Value {
 }
 
 /// The ConfigMap: so many versions of each adapter are listed, and the operator's key is as it was left.
-pub(super) fn map_object(pool: u16, rollouts: u16, versions: u16, key: Option<&OperatorDirectives>) -> Value {
+pub(super) fn config_map_object(pool: u16, rollouts: u16, versions: u16, key: Option<&OperatorDirectives>) -> Value {
     let mut text = String::from("vLLMLoRAConfig:\n  name: bench\n  ensureExist:\n    models:\n");
     for (number, of) in (0..rollouts).flat_map(|number| (1..=versions).map(move |of| (number, of))) {
-        let id = version(pool, number, of);
+        let id = adapter_id(pool, number, of);
         // A String takes everything.
         writeln!(text, "    - id: {id}\n      source: /adapters/{id}").ok();
     }
@@ -180,7 +181,7 @@ pub(super) fn map_object(pool: u16, rollouts: u16, versions: u16, key: Option<&O
     json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": { "name": map_name(pool), "namespace": namespace(pool) },
+        "metadata": { "name": config_map_name(pool), "namespace": namespace(pool) },
         "data": data,
     })
 }
@@ -189,12 +190,12 @@ pub(super) fn rollout_object(pool: u16, number: u16) -> Value {
     json!({
         "apiVersion": rollora_api::names::API_VERSION,
         "kind": "Rollout",
-        "metadata": { "name": lora(pool, number), "namespace": namespace(pool) },
+        "metadata": { "name": rollout_name(pool, number), "namespace": namespace(pool) },
         "spec": {
-            "model": lora(pool, number),
+            "model": rollout_name(pool, number),
             "poolRef": { "name": pool_name(pool) },
-            "adapter": { "id": version(pool, number, 1) },
-            "adaptersRef": { "name": map_name(pool), "key": "configmap.yaml" },
+            "adapter": { "id": adapter_id(pool, number, 1) },
+            "adaptersRef": { "name": config_map_name(pool), "key": "configmap.yaml" },
             "strategy": { "steps": [
                 { "setWeight": 10 }, { "pause": { "duration": "10m" } }, { "setWeight": 50 }, { "pause": {} },
             ] },
@@ -205,18 +206,18 @@ pub(super) fn rollout_object(pool: u16, number: u16) -> Value {
 
 /// A Rollout that succeeded, its rewrite, and what the operator's key says of it, of which others are made.
 #[derive(Debug, Clone)]
-pub(super) struct Template {
+pub(super) struct RolloutTemplate {
     pub(super) status: Value,
     pub(super) rewrite: Value,
-    pub(super) key: OperatorDirectives,
+    pub(super) directives: OperatorDirectives,
     pub(super) rollout_uid: String,
     pub(super) rewrite_uid: String,
 }
 
-impl Template {
+impl RolloutTemplate {
     /// The rewrite of another Rollout.
     pub(super) fn rewrite(&self, (pool, number): (u16, u16), rollout_uid: &str) -> Result<Value> {
-        let mut rewrite = renamed(&self.rewrite, (pool, number), &[(&self.rollout_uid, rollout_uid)])?;
+        let mut rewrite = substitute(&self.rewrite, (pool, number), &[(&self.rollout_uid, rollout_uid)])?;
         let metadata = rewrite["metadata"].as_object_mut().context("a rewrite without metadata")?;
         for field in ["uid", "resourceVersion", "generation", "creationTimestamp", "managedFields"] {
             metadata.remove(field);
@@ -228,24 +229,27 @@ impl Template {
     /// The status of another Rollout, that speaks of no generation yet: whoever looks at it has to write it.
     pub(super) fn status(&self, lora: (u16, u16), rollout_uid: &str, rewrite_uid: &str) -> Result<Value> {
         let uids = [(self.rollout_uid.as_str(), rollout_uid), (self.rewrite_uid.as_str(), rewrite_uid)];
-        let mut status = renamed(&self.status, lora, &uids)?;
+        let mut status = substitute(&self.status, lora, &uids)?;
         status["observedGeneration"] = json!(0);
         Ok(status)
     }
 
     /// The operator's key of a pool.
-    pub(super) fn key(&self, pool: u16, rollouts: u16) -> Result<OperatorDirectives> {
+    pub(super) fn directives(&self, pool: u16, rollouts: u16) -> Result<OperatorDirectives> {
         let mut all = OperatorDirectives::default();
         for number in 0..rollouts {
-            all.extend(serde_json::from_value(renamed(&json!(self.key), (pool, number), &[])?)?);
+            all.extend(serde_json::from_value(substitute(&json!(self.directives), (pool, number), &[])?)?);
         }
         Ok(all)
     }
 }
 
 /// The same of another Rollout. The template is the first of the first pool.
-fn renamed(value: &Value, (pool, number): (u16, u16), uids: &[(&str, &str)]) -> Result<Value> {
-    let text = value.to_string().replace(&lora(0, 0), &lora(pool, number)).replace(&pool_name(0), &pool_name(pool));
+fn substitute(value: &Value, (pool, number): (u16, u16), uids: &[(&str, &str)]) -> Result<Value> {
+    let text = value
+        .to_string()
+        .replace(&rollout_name(0, 0), &rollout_name(pool, number))
+        .replace(&pool_name(0), &pool_name(pool));
     let text = uids.iter().fold(text, |text, (from, to)| text.replace(from, to));
     Ok(serde_json::from_str(&text)?)
 }
@@ -257,27 +261,35 @@ mod tests {
     #[test]
     fn every_pod_has_an_address_of_its_own_that_leads_back_to_it() {
         for pool in [0, 1, 255, 256, 499, 5000] {
-            for pod in [Pod::Server(0), Pod::Server(MOST_PODS - 1), Pod::Router(0), Pod::Router(ROUTERS - 1)] {
-                let place = Place { pool, pod };
+            for pod in [
+                PodRole::Server(0),
+                PodRole::Server(MAX_SERVERS_PER_POOL - 1),
+                PodRole::Router(0),
+                PodRole::Router(ROUTERS_PER_POOL - 1),
+            ] {
+                let place = FixturePod { pool, role: pod };
                 assert!(place.address().is_loopback());
-                assert_eq!(Place::at(place.address()), Some(place));
+                assert_eq!(FixturePod::from_address(place.address()), Some(place));
             }
         }
     }
 
     #[test]
     fn names_lead_back_to_their_pool() {
-        for name in [pool_name(42), map_name(42), lora(42, 7), version(42, 7, 2)] {
-            assert_eq!(pool_of(&name), Some(42), "{name}");
+        for name in [pool_name(42), config_map_name(42), rollout_name(42, 7), adapter_id(42, 7, 2)] {
+            assert_eq!(pool_from_name(&name), Some(42), "{name}");
         }
     }
 
     #[test]
     fn what_is_made_of_a_template_speaks_of_itself_only() {
-        let template = Template {
+        let template = RolloutTemplate {
             status: json!({ "message": "lora-0000-0-v1 serves all requests on pool-0000-3", "rewrite": { "uid": "w0" } }),
             rewrite: json!({ "metadata": { "name": "lora-0000-0", "uid": "w0", "annotations": { "weights/r0": "1" } } }),
-            key: OperatorDirectives { managed: vec!["lora-0000-0-v1".to_owned()], ..OperatorDirectives::default() },
+            directives: OperatorDirectives {
+                managed: vec!["lora-0000-0-v1".to_owned()],
+                ..OperatorDirectives::default()
+            },
             rollout_uid: "r0".to_owned(),
             rewrite_uid: "w0".to_owned(),
         };
@@ -287,6 +299,6 @@ mod tests {
         let rewrite = template.rewrite((42, 7), "r1").unwrap();
         let expected = json!({ "name": "lora-0042-7", "annotations": { "weights/r1": "1" }, "namespace": "team-004" });
         assert_eq!(rewrite["metadata"], expected);
-        assert_eq!(template.key(42, 2).unwrap().managed, ["lora-0042-0-v1", "lora-0042-1-v1"]);
+        assert_eq!(template.directives(42, 2).unwrap().managed, ["lora-0042-0-v1", "lora-0042-1-v1"]);
     }
 }

@@ -2,7 +2,7 @@
 //! bind any of it. A bed has 127.X.Y.0/24 to itself, reserved by a lock on a file, which the system lets go of however
 //! the process ends.
 
-use crate::ports::lock_folder;
+use crate::ports::lock_dir;
 use anyhow::{Context as _, Result, bail};
 use std::{
     collections::BTreeSet,
@@ -12,71 +12,71 @@ use std::{
 };
 
 /// The blocks: 127.64.0 to 127.127.255, away from the addresses that people write by hand.
-const FIRST: u32 = 64 * 256;
-const COUNT: u32 = 64 * 256;
+const FIRST_SUBNET: u32 = 64 * 256;
+const SUBNET_COUNT: u32 = 64 * 256;
 
 /// The addresses of one bed.
 #[derive(Debug)]
-pub(super) struct Block {
+pub(super) struct LoopbackSubnet {
     network: [u8; 3],
-    given: Mutex<Given>,
+    allocated: Mutex<Allocations>,
     _lock: File,
 }
 
 #[derive(Debug, Default)]
-struct Given {
-    held: BTreeSet<u8>,
+struct Allocations {
+    in_use: BTreeSet<u8>,
     last: u8,
 }
 
 /// The address of one pod, free again when it is dropped.
 #[derive(Debug)]
-pub(super) struct Address {
-    block: Arc<Block>,
+pub(super) struct PodIp {
+    subnet: Arc<LoopbackSubnet>,
     host: u8,
 }
 
-impl Block {
+impl LoopbackSubnet {
     /// Reserves a block until it and all of its addresses are dropped.
     pub(super) fn reserve() -> Result<Arc<Self>> {
-        let folder = lock_folder()?;
+        let folder = lock_dir()?;
         // Processes begin at different places, so that they seldom meet.
-        let start = std::process::id() * 61 % COUNT;
-        for step in 0..COUNT {
-            let [_, _, high, low] = (FIRST + (start + step) % COUNT).to_be_bytes();
+        let start = std::process::id() * 61 % SUBNET_COUNT;
+        for step in 0..SUBNET_COUNT {
+            let [_, _, high, low] = (FIRST_SUBNET + (start + step) % SUBNET_COUNT).to_be_bytes();
             let path = folder.join(format!("127.{high}.{low}"));
             let lock = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
             if lock.try_lock().is_ok() {
-                return Ok(Arc::new(Self { network: [127, high, low], given: Mutex::default(), _lock: lock }));
+                return Ok(Arc::new(Self { network: [127, high, low], allocated: Mutex::default(), _lock: lock }));
             }
         }
         bail!("no block of loopback addresses is free")
     }
 
     /// An address that no other pod has; one that was given back comes again as late as possible.
-    pub(super) fn take(self: &Arc<Self>) -> Result<Address> {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn allocate(self: &Arc<Self>) -> Result<PodIp> {
+        let mut given = self.allocated.lock().unwrap_or_else(PoisonError::into_inner);
         let after = (given.last.saturating_add(1)..=254).chain(1..=given.last.min(254));
-        let host = after.into_iter().find(|host| *host != 0 && !given.held.contains(host));
+        let host = after.into_iter().find(|host| *host != 0 && !given.in_use.contains(host));
         let host = host.context("all addresses of the bed are taken")?;
         given.last = host;
-        given.held.insert(host);
+        given.in_use.insert(host);
         drop(given);
-        Ok(Address { block: Arc::clone(self), host })
+        Ok(PodIp { subnet: Arc::clone(self), host })
     }
 }
 
-impl Address {
+impl PodIp {
     /// The address.
     pub(super) fn ip(&self) -> Ipv4Addr {
-        let [a, b, c] = self.block.network;
+        let [a, b, c] = self.subnet.network;
         Ipv4Addr::new(a, b, c, self.host)
     }
 }
 
-impl Drop for Address {
+impl Drop for PodIp {
     fn drop(&mut self) {
-        self.block.given.lock().unwrap_or_else(PoisonError::into_inner).held.remove(&self.host);
+        self.subnet.allocated.lock().unwrap_or_else(PoisonError::into_inner).in_use.remove(&self.host);
     }
 }
 
@@ -87,9 +87,9 @@ mod tests {
 
     #[test]
     fn no_address_is_given_twice_and_every_one_can_be_listened_on() {
-        let (one, two) = (Block::reserve().unwrap(), Block::reserve().unwrap());
-        let addresses: Vec<_> = [&one, &two, &one, &two].into_iter().map(|block| block.take().unwrap()).collect();
-        let different: BTreeSet<_> = addresses.iter().map(Address::ip).collect();
+        let (one, two) = (LoopbackSubnet::reserve().unwrap(), LoopbackSubnet::reserve().unwrap());
+        let addresses: Vec<_> = [&one, &two, &one, &two].into_iter().map(|block| block.allocate().unwrap()).collect();
+        let different: BTreeSet<_> = addresses.iter().map(PodIp::ip).collect();
         assert_eq!(different.len(), addresses.len());
         for ip in different {
             TcpListener::bind((ip, 0)).unwrap();
@@ -98,18 +98,18 @@ mod tests {
 
     #[test]
     fn an_address_that_was_given_back_comes_again_when_all_others_were_given() {
-        let block = Block::reserve().unwrap();
-        let first = block.take().unwrap().ip();
-        let others: Vec<_> = (1..254).map(|_| block.take().unwrap()).collect();
+        let block = LoopbackSubnet::reserve().unwrap();
+        let first = block.allocate().unwrap().ip();
+        let others: Vec<_> = (1..254).map(|_| block.allocate().unwrap()).collect();
         assert!(others.iter().all(|other| other.ip() != first));
-        assert_eq!(block.take().unwrap().ip(), first);
+        assert_eq!(block.allocate().unwrap().ip(), first);
     }
 
     #[test]
     fn when_all_are_taken_it_says_so() {
-        let block = Block::reserve().unwrap();
-        let all: Vec<_> = (0..254).map(|_| block.take().unwrap()).collect();
+        let block = LoopbackSubnet::reserve().unwrap();
+        let all: Vec<_> = (0..254).map(|_| block.allocate().unwrap()).collect();
         assert_eq!(all.len(), 254);
-        block.take().unwrap_err();
+        block.allocate().unwrap_err();
     }
 }

@@ -13,41 +13,41 @@ use super::sanitize::without_paths;
 
 /// An answer that says no.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refusal {
+pub(super) enum VllmError {
     #[error("Not Found")]
-    NoSuchPath,
+    PathNotFound,
     #[error("Method Not Allowed")]
-    WrongMethod,
+    MethodNotAllowed,
     #[error("Unauthorized")]
     Unauthorized,
     #[error("1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed")]
-    NotJson,
+    UnsupportedMediaType,
     #[error("{}", validation_text(.0))]
-    Invalid(Vec<FieldError>),
+    InvalidFields(Vec<ValidationError>),
     #[error("Both 'lora_name' and 'lora_path' must be provided.")]
-    EmptyField,
+    EmptyLoadField,
     #[error("{0}")]
     InvalidAdapter(String),
     #[error("'lora_name' needs to be provided to unload a LoRA adapter.")]
-    EmptyName,
+    EmptyUnloadName,
     #[error("The lora adapter '{0}' conflicts with a served base model.")]
-    NameOfBaseModel(String),
+    BaseModelName(String),
     #[error(
         "The lora adapter '{0}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' \
          to True."
     )]
     AlreadyLoaded(String),
     #[error("Loading lora {name} failed: No adapter found for {source_shown}")]
-    NoAdapterAt { name: String, source_shown: String },
+    AdapterNotFound { name: String, source_shown: String },
     #[error(
         "Call to add_lora method failed: Worker failed with error '{0}', please check the stack trace above for the \
          root cause"
     )]
-    Worker(String),
+    WorkerFailed(String),
     #[error("The lora adapter '{0}' cannot be found.")]
     NotLoaded(String),
     #[error("The model `{model}` does not exist. Valid aliases: {base}.")]
-    NoSuchModel { model: String, base: String },
+    ModelNotFound { model: String, base: String },
     #[error(
         "This model's maximum context length is {limit} tokens. However, your prompt contains {characters} characters \
          (more than {most} characters, which is the upper bound for {limit} input tokens). Please reduce the length \
@@ -61,12 +61,12 @@ pub(super) enum Refusal {
     )]
     TooManyPromptTokens { limit: usize, least: usize },
     #[error("max_tokens must be at least 1, got {0}. (parameter=max_tokens, value={0})")]
-    TooFewTokens(i64),
+    MaxTokensTooSmall(i64),
     #[error(
         "max_tokens={asked} cannot be greater than max_model_len={limit}. Please request fewer output tokens. \
          (parameter=max_tokens, value={asked})"
     )]
-    TooManyTokens { asked: i64, limit: usize },
+    MaxTokensTooLarge { asked: i64, limit: usize },
     #[error("Cannot apply chat template to an empty conversation. Provide at least one message.")]
     NoMessage,
     #[error("Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)")]
@@ -79,15 +79,15 @@ pub(super) enum Refusal {
     ShuttingDown,
 }
 
-impl Refusal {
+impl VllmError {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
-            Self::NoSuchPath | Self::NoAdapterAt { .. } | Self::NotLoaded(_) | Self::NoSuchModel { .. } => {
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::PathNotFound | Self::AdapterNotFound { .. } | Self::NotLoaded(_) | Self::ModelNotFound { .. } => {
                 StatusCode::NOT_FOUND
             }
-            Self::Worker(_) | Self::EngineDead | Self::ShuttingDown => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::WorkerFailed(_) | Self::EngineDead | Self::ShuttingDown => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -96,11 +96,11 @@ impl Refusal {
     pub(super) fn body(&self) -> Value {
         let message = self.to_string();
         match self {
-            Self::NoSuchPath | Self::WrongMethod => json!({ "detail": message }),
+            Self::PathNotFound | Self::MethodNotAllowed => json!({ "detail": message }),
             Self::Unauthorized => json!({ "error": message }),
             _ => json!({ "error": ErrorObject {
                 message: without_paths(&message),
-                kind: self.kind(),
+                kind: self.error_type(),
                 param: self.param(),
                 code: self.status().as_u16(),
             }}),
@@ -112,14 +112,14 @@ impl Refusal {
         let (message, code) = (Value::from(self.to_string()), self.status().as_u16());
         format!(
             "data: {{\"error\": {{\"message\": {message}, \"type\": \"{}\", \"param\": null, \"code\": {code}}}}}\n\n",
-            self.kind()
+            self.error_type()
         )
     }
 
-    fn kind(&self) -> &'static str {
+    fn error_type(&self) -> &'static str {
         match self {
-            Self::NotJson | Self::Invalid(_) | Self::InvalidAdapter(_) => "Bad Request",
-            Self::EmptyField | Self::EmptyName | Self::NameOfBaseModel(_) | Self::AlreadyLoaded(_) => {
+            Self::UnsupportedMediaType | Self::InvalidFields(_) | Self::InvalidAdapter(_) => "Bad Request",
+            Self::EmptyLoadField | Self::EmptyUnloadName | Self::BaseModelName(_) | Self::AlreadyLoaded(_) => {
                 "InvalidUserInput"
             }
             _ if self.status() == StatusCode::NOT_FOUND => "NotFoundError",
@@ -130,11 +130,11 @@ impl Refusal {
 
     fn param(&self) -> Option<&str> {
         match self {
-            Self::Invalid(errors) => errors.first().map(|error| error.location.as_str()),
-            Self::NoSuchModel { .. } => Some("model"),
+            Self::InvalidFields(errors) => errors.first().map(|error| error.location.as_str()),
+            Self::ModelNotFound { .. } => Some("model"),
             Self::PromptTooLong { .. } => Some("input_text"),
             Self::TooManyPromptTokens { .. } => Some("input_tokens"),
-            Self::TooFewTokens(_) | Self::TooManyTokens { .. } => Some("max_tokens"),
+            Self::MaxTokensTooSmall(_) | Self::MaxTokensTooLarge { .. } => Some("max_tokens"),
             Self::NoPrompt => Some("prompt"),
             _ => None,
         }
@@ -152,7 +152,7 @@ struct ErrorObject<'a> {
 
 /// What is wrong with one field of a body, in the words of vLLM's validation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct FieldError {
+pub(super) struct ValidationError {
     /// For example `missing`.
     pub(super) kind: &'static str,
     /// For example `body.lora_name`.
@@ -165,25 +165,25 @@ pub(super) struct FieldError {
     pub(super) context: Option<&'static str>,
 }
 
-impl fmt::Display for FieldError {
+impl fmt::Display for ValidationError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, location, message, input, context } = self;
-        let input = quoted(input);
+        let input = python_quoted(input);
         write!(f, "\n  {{'type': '{kind}', 'loc': '{location}', 'msg': '{message}', 'input': {input}")?;
         if let Some(error) = context {
-            write!(f, ", 'ctx': {{'error': {}}}", quoted(error))?;
+            write!(f, ", 'ctx': {{'error': {}}}", python_quoted(error))?;
         }
         f.write_str("}")
     }
 }
 
 /// A text in the quotes that Python shows it in.
-fn quoted(text: &str) -> String {
+fn python_quoted(text: &str) -> String {
     if text.contains('\'') && !text.contains('"') { format!("\"{text}\"") } else { format!("'{text}'") }
 }
 
-fn validation_text(errors: &[FieldError]) -> String {
+fn validation_text(errors: &[ValidationError]) -> String {
     let plural = if errors.len() == 1 { "" } else { "s" };
-    let details: String = errors.iter().map(FieldError::to_string).collect();
+    let details: String = errors.iter().map(ValidationError::to_string).collect();
     format!("{} validation error{plural}:{details}", errors.len())
 }

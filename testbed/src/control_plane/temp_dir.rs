@@ -9,20 +9,21 @@ use std::{
 use tempfile::TempDir;
 
 /// Waits until this process is gone or does not want the folder any more; then until nobody writes into it.
-const SCRIPT: &str = r#"cat; for _ in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$1"; sleep 0.2; [ -e "$1" ] || exit; done"#;
+const CLEANUP_SCRIPT: &str =
+    r#"cat; for _ in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$1"; sleep 0.2; [ -e "$1" ] || exit; done"#;
 
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(super) struct SelfCleaningDir {
     folder: TempDir,
     // What holds the other end of its standard input is this process.
     cleaner: Child,
 }
 
-impl Folder {
-    pub(super) fn make() -> Result<Self> {
+impl SelfCleaningDir {
+    pub(super) fn create() -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("rollora-control-plane-").tempdir()?;
         let mut cleaner = Command::new("/bin/sh");
-        cleaner.args(["-c", SCRIPT, "sh"]).arg(folder.path()).process_group(0);
+        cleaner.args(["-c", CLEANUP_SCRIPT, "sh"]).arg(folder.path()).process_group(0);
         cleaner.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let cleaner = cleaner.spawn().context("cannot start /bin/sh")?;
         Ok(Self { folder, cleaner })
@@ -33,7 +34,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for SelfCleaningDir {
     fn drop(&mut self) {
         // What would be cleaned is dropped right after this.
         drop(self.cleaner.kill());

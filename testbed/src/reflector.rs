@@ -10,21 +10,21 @@ use std::{collections::BTreeMap, fmt::Debug, pin::pin};
 use tokio::sync::watch;
 
 /// Objects by name.
-pub type Objects<K> = BTreeMap<String, K>;
+pub type ObjectsByName<K> = BTreeMap<String, K>;
 
 /// A copy that is always a moment old.
 #[derive(Debug)]
-pub struct Mirror<K> {
-    objects: watch::Sender<Objects<K>>,
+pub struct Reflector<K> {
+    objects: watch::Sender<ObjectsByName<K>>,
 }
 
-impl<K> Default for Mirror<K> {
+impl<K> Default for Reflector<K> {
     fn default() -> Self {
-        Self { objects: watch::Sender::new(Objects::new()) }
+        Self { objects: watch::Sender::new(ObjectsByName::new()) }
     }
 }
 
-impl<K> Mirror<K>
+impl<K> Reflector<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
@@ -39,13 +39,13 @@ where
     }
 
     /// Hears of every change.
-    pub fn changes(&self) -> watch::Receiver<Objects<K>> {
+    pub fn subscribe(&self) -> watch::Receiver<ObjectsByName<K>> {
         self.objects.subscribe()
     }
 
     /// Follows the API server; never returns.
-    pub async fn follow(&self, api: Api<K>) {
-        let mut listed = Objects::new();
+    pub async fn run(&self, api: Api<K>) {
+        let mut listed = ObjectsByName::new();
         let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
         loop {
             // An error of the watch is one of the API server's being away: it is tried again.

@@ -18,9 +18,9 @@ use std::{
 };
 
 /// The API server's own certificates, which it makes at its first start.
-pub(super) const CERTIFICATES: &str = "certificates";
+pub(super) const CERT_DIR: &str = "certificates";
 /// Tokens that are known without asking etcd.
-pub(super) const TOKENS: &str = "tokens.csv";
+pub(super) const TOKEN_FILE: &str = "tokens.csv";
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,17 +32,17 @@ pub enum Credential {
 }
 
 #[derive(Debug)]
-pub(super) struct Identity {
+pub(super) struct AuthFiles {
     folder: PathBuf,
     port: u16,
     admin_token: String,
 }
 
-impl Identity {
-    pub(super) fn make(folder: &Path, port: u16) -> Result<Self> {
+impl AuthFiles {
+    pub(super) fn create(folder: &Path, port: u16) -> Result<Self> {
         let identity =
             Self { folder: folder.to_owned(), port, admin_token: format!("{:032x}", rand::random::<u128>()) };
-        fs::write(folder.join(TOKENS), format!("{},admin,admin,system:masters\n", identity.admin_token))?;
+        fs::write(folder.join(TOKEN_FILE), format!("{},admin,admin,system:masters\n", identity.admin_token))?;
         let admin = Credential::Token(identity.admin_token.clone());
         fs::write(identity.admin_kubeconfig(), identity.kubeconfig(&admin, "default"))?;
         Ok(identity)
@@ -52,7 +52,7 @@ impl Identity {
         format!("https://127.0.0.1:{}", self.port)
     }
 
-    pub(super) fn authority(&self) -> PathBuf {
+    pub(super) fn ca_certificate(&self) -> PathBuf {
         self.folder.join("ca.crt")
     }
 
@@ -65,13 +65,13 @@ impl Identity {
     }
 
     /// The API server writes its certificate and, behind it, that of the authority which signed it.
-    pub(super) fn keep_authority(&self) -> Result<()> {
+    pub(super) fn save_ca_certificate(&self) -> Result<()> {
         const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
-        let file = self.folder.join(CERTIFICATES).join("apiserver.crt");
+        let file = self.folder.join(CERT_DIR).join("apiserver.crt");
         let chain = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         ensure!(chain.matches(BEGIN).count() == 2, "{} holds not just two certificates", file.display());
         let authority = chain.rsplit(BEGIN).next().unwrap_or_default();
-        fs::write(self.authority(), format!("{BEGIN}{authority}"))?;
+        fs::write(self.ca_certificate(), format!("{BEGIN}{authority}"))?;
         Ok(())
     }
 
@@ -86,7 +86,7 @@ impl Identity {
             "kind": "Config",
             "clusters": [{
                 "name": "bed",
-                "cluster": { "server": self.url(), "certificate-authority": self.authority() }
+                "cluster": { "server": self.url(), "certificate-authority": self.ca_certificate() }
             }],
             "users": [{ "name": "bed", "user": user }],
             "contexts": [{ "name": "bed", "context": { "cluster": "bed", "user": "bed", "namespace": namespace } }],
@@ -106,7 +106,12 @@ impl Identity {
     }
 }
 
-pub(crate) async fn token(admin: &Client, namespace: &str, account: &str, lifetime: Duration) -> Result<String> {
+pub(crate) async fn request_token(
+    admin: &Client,
+    namespace: &str,
+    account: &str,
+    lifetime: Duration,
+) -> Result<String> {
     let seconds = i64::try_from(lifetime.as_secs())?;
     let wish = TokenRequest {
         spec: TokenRequestSpec { expiration_seconds: Some(seconds), ..TokenRequestSpec::default() },

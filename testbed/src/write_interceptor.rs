@@ -8,7 +8,7 @@
 
 use super::{
     control_plane::{self, ControlPlane, Credential},
-    manifests::{Manifests, push},
+    manifests::{Manifests, push_value},
 };
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -38,18 +38,18 @@ use tokio::{
 };
 
 /// The service account of those who are led through it.
-const ACCOUNT: &str = "rollora-operator";
+const SERVICE_ACCOUNT: &str = "rollora-operator";
 /// How long the service account's token lives: longer than a scenario.
-const TOKEN: Duration = Duration::from_hours(2);
+const TOKEN_LIFETIME: Duration = Duration::from_hours(2);
 /// What belongs to one connection and not to what is carried over it.
 const HOP_BY_HOP: [HeaderName; 4] =
     [header::CONNECTION, header::TRANSFER_ENCODING, header::HOST, header::AUTHORIZATION];
 
-type Answer = Response<UnsyncBoxBody<Bytes, kube::Error>>;
+type ProxyResponse = Response<UnsyncBoxBody<Bytes, kube::Error>>;
 
 /// Stands in front of the API server until it is dropped.
-pub struct Turnstile {
-    way: Arc<Way>,
+pub struct WriteInterceptor {
+    proxy: Arc<InterceptingProxy>,
     address: SocketAddr,
     folder: TempDir,
     _serving: JoinSet<()>,
@@ -57,7 +57,7 @@ pub struct Turnstile {
 
 /// One write that the API server took.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Write {
+pub struct InterceptedWrite {
     /// `PUT` and its like.
     pub method: String,
     /// What was written, without the query.
@@ -65,63 +65,63 @@ pub struct Write {
 }
 
 /// What a scenario does when its write has come through.
-type Deed = Box<dyn FnOnce() + Send>;
+type WriteHook = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
-struct Book {
-    writes: Vec<Write>,
+struct WriteLog {
+    writes: Vec<InterceptedWrite>,
     /// After so many writes of the book.
-    deed: Option<(usize, Deed)>,
+    hook: Option<(usize, WriteHook)>,
     /// The next write whose path has this in it is held.
-    hold: Option<String>,
+    hold_path: Option<String>,
 }
 
-struct Way {
+struct InterceptingProxy {
     admin: Client,
     /// A kubeconfig that names the file of the token.
     kubeconfig: String,
-    token: PathBuf,
+    token_file: PathBuf,
     /// The namespace whose account is shown.
     namespace: OnceCell<String>,
     client: OnceCell<Client>,
     /// What is on its way, whether or not anybody still waits for the answer.
-    passing: Mutex<JoinSet<()>>,
-    book: Mutex<Book>,
+    in_flight: Mutex<JoinSet<()>>,
+    log: Mutex<WriteLog>,
     /// Whether a write is held at present.
-    held: watch::Sender<Option<Write>>,
+    held_write: watch::Sender<Option<InterceptedWrite>>,
     /// How the API server answered the last write that was held.
-    held_was_answered: watch::Sender<Option<StatusCode>>,
+    held_response: watch::Sender<Option<StatusCode>>,
 }
 
-impl fmt::Debug for Turnstile {
+impl fmt::Debug for WriteInterceptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Turnstile({}, {} writes)", self.address, self.way.book().writes.len())
+        write!(f, "Turnstile({}, {} writes)", self.address, self.proxy.log().writes.len())
     }
 }
 
-impl fmt::Display for Write {
+impl fmt::Display for InterceptedWrite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what: Vec<_> = self.path.split('/').skip_while(|part| *part != "namespaces").skip(2).collect();
         write!(f, "{} {}", self.method, what.join("/"))
     }
 }
 
-impl Turnstile {
+impl WriteInterceptor {
     /// One in front of this API server.
-    pub async fn before(plane: &ControlPlane) -> Result<Self> {
+    pub async fn start(plane: &ControlPlane) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let (address, folder) = (listener.local_addr()?, tempfile::tempdir()?);
         let token = folder.path().join("token");
-        let way = Arc::new(Way {
-            admin: plane.admin().await?,
+        let way = Arc::new(InterceptingProxy {
+            admin: plane.admin_client().await?,
             kubeconfig: plane.kubeconfig_for(&Credential::TokenFile(token.clone()), "default"),
-            token,
+            token_file: token,
             namespace: OnceCell::new(),
             client: OnceCell::new(),
-            passing: Mutex::default(),
-            book: Mutex::default(),
-            held: watch::Sender::new(None),
-            held_was_answered: watch::Sender::new(None),
+            in_flight: Mutex::default(),
+            log: Mutex::default(),
+            held_write: watch::Sender::new(None),
+            held_response: watch::Sender::new(None),
         });
         let kubeconfig = json!({
             "apiVersion": "v1",
@@ -134,65 +134,65 @@ impl Turnstile {
         std::fs::write(folder.path().join("kubeconfig"), kubeconfig.to_string())?;
         let mut serving = JoinSet::new();
         serving.spawn(serve(listener, Arc::clone(&way)));
-        Ok(Self { way, address, folder, _serving: serving })
+        Ok(Self { proxy: way, address, folder, _serving: serving })
     }
 
     /// Sends the programs of a Deployment through it; all such have one service account.
-    pub fn lead(&self, objects: &mut Manifests, deployment: &str) -> Result<()> {
+    pub fn route_through(&self, objects: &mut Manifests, deployment: &str) -> Result<()> {
         let object = objects.object_mut("Deployment", deployment)?;
         let namespace = object["metadata"]["namespace"].as_str().context("a Deployment without namespace")?;
         // A second Deployment of the same namespace changes nothing.
-        self.way.namespace.set(namespace.to_owned()).ok();
+        self.proxy.namespace.set(namespace.to_owned()).ok();
         let file = self.folder.path().join("kubeconfig");
         let variable = json!({ "name": "KUBECONFIG", "value": file });
-        push(&mut object["spec"]["template"]["spec"]["containers"][0]["env"], variable)
+        push_value(&mut object["spec"]["template"]["spec"]["containers"][0]["env"], variable)
     }
 
     /// The writes since the last [`Self::forget`].
-    pub fn writes(&self) -> Vec<Write> {
-        self.way.book().writes.clone()
+    pub fn writes(&self) -> Vec<InterceptedWrite> {
+        self.proxy.log().writes.clone()
     }
 
     /// Begins to count anew.
-    pub fn forget(&self) {
-        self.way.book().writes.clear();
+    pub fn clear_writes(&self) {
+        self.proxy.log().writes.clear();
     }
 
     /// Does this as soon as the API server has taken the `count`-th write from now on, before anybody is told.
     pub fn after_write(&self, count: usize, deed: impl FnOnce() + Send + 'static) {
-        let mut book = self.way.book();
+        let mut book = self.proxy.log();
         book.writes.clear();
-        book.deed = Some((count, Box::new(deed)));
+        book.hook = Some((count, Box::new(deed)));
     }
 
     /// Whether the deed was done; it is taken back where it was not.
-    pub fn was_reached(&self) -> bool {
-        self.way.book().deed.take().is_none()
+    pub fn hook_has_run(&self) -> bool {
+        self.proxy.log().hook.take().is_none()
     }
 
     /// The next write whose path has this in it is held, as if it were long on its way.
-    pub fn hold_next(&self, path: &str) {
-        self.way.held_was_answered.send_replace(None);
-        self.way.book().hold = Some(path.to_owned());
+    pub fn hold_next_write(&self, path: &str) {
+        self.proxy.held_response.send_replace(None);
+        self.proxy.log().hold_path = Some(path.to_owned());
     }
 
     /// Waits until a write is held.
-    pub async fn holds(&self) -> Result<Write> {
-        let mut held = self.way.held.subscribe();
+    pub async fn wait_held(&self) -> Result<InterceptedWrite> {
+        let mut held = self.proxy.held_write.subscribe();
         let write = held.wait_for(Option::is_some).await?.clone();
         write.context("no write")
     }
 
     /// Lets the write through, and says how the API server answered it.
-    pub async fn let_through(&self) -> Result<StatusCode> {
-        self.way.held.send_replace(None);
-        let mut answered = self.way.held_was_answered.subscribe();
+    pub async fn release_held(&self) -> Result<StatusCode> {
+        self.proxy.held_write.send_replace(None);
+        let mut answered = self.proxy.held_response.subscribe();
         let status = *answered.wait_for(Option::is_some).await?;
         status.context("no answer")
     }
 }
 
-async fn serve(listener: TcpListener, way: Arc<Way>) {
+async fn serve(listener: TcpListener, way: Arc<InterceptingProxy>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -200,7 +200,7 @@ async fn serve(listener: TcpListener, way: Arc<Way>) {
                 let Ok((stream, _)) = accepted else { continue };
                 let way = Arc::clone(&way);
                 connections.spawn(async move {
-                    let service = service_fn(move |request| pass(Arc::clone(&way), request));
+                    let service = service_fn(move |request| proxy(Arc::clone(&way), request));
                     // Whoever was killed does not read its answer.
                     drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
                 });
@@ -211,43 +211,43 @@ async fn serve(listener: TcpListener, way: Arc<Way>) {
 }
 
 /// What was asked goes on even if whoever asked dies: it is on its way.
-async fn pass(way: Arc<Way>, request: Request<Incoming>) -> Result<Answer, Infallible> {
+async fn proxy(way: Arc<InterceptingProxy>, request: Request<Incoming>) -> Result<ProxyResponse, Infallible> {
     let (tell, told) = oneshot::channel();
     {
-        let mut passing = way.passing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut passing = way.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
         while passing.try_join_next().is_some() {}
         let way = Arc::clone(&way);
         passing.spawn(async move {
-            let answer = way.pass(request).await;
+            let answer = way.forward(request).await;
             // Nobody listens any more where the one who asked was killed.
             tell.send(answer).ok();
         });
     }
     Ok(match told.await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => unreachable_server(&format!("{error:#}")),
-        Err(_) => unreachable_server("the bed ends"),
+        Ok(Err(error)) => bad_gateway(&format!("{error:#}")),
+        Err(_) => bad_gateway("the bed ends"),
     })
 }
 
 /// What a load balancer says of an API server that is away.
-fn unreachable_server(words: &str) -> Answer {
+fn bad_gateway(words: &str) -> ProxyResponse {
     let body = Full::new(Bytes::from(words.to_owned())).map_err(|never| match never {}).boxed_unsync();
     let mut answer = Response::new(body);
     *answer.status_mut() = StatusCode::BAD_GATEWAY;
     answer
 }
 
-impl Way {
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+impl InterceptingProxy {
+    fn log(&self) -> MutexGuard<'_, WriteLog> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn client(&self) -> Result<&Client> {
         let make = async || {
             let namespace = self.namespace.get().context("nobody was led here")?;
-            let token = control_plane::token(&self.admin, namespace, ACCOUNT, TOKEN).await?;
-            std::fs::write(&self.token, token)?;
+            let token = control_plane::request_token(&self.admin, namespace, SERVICE_ACCOUNT, TOKEN_LIFETIME).await?;
+            std::fs::write(&self.token_file, token)?;
             let kubeconfig = Kubeconfig::from_yaml(&self.kubeconfig)?;
             let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
             config.proxy_url = None;
@@ -257,44 +257,44 @@ impl Way {
         self.client.get_or_try_init(make).await
     }
 
-    async fn pass(&self, request: Request<Incoming>) -> Result<Answer> {
+    async fn forward(&self, request: Request<Incoming>) -> Result<ProxyResponse> {
         let (mut head, body) = request.into_parts();
         let body = body.collect().await?.to_bytes().to_vec();
         remove_hop_by_hop(&mut head.headers);
         let path = head.uri.path().to_owned();
         let is_write = head.method != Method::GET && !path.contains("/leases");
-        let write = Write { method: head.method.to_string(), path };
-        let was_held = is_write && self.wait_for_turn(&write).await;
+        let write = InterceptedWrite { method: head.method.to_string(), path };
+        let was_held = is_write && self.hold_if_matching(&write).await;
         let answer = self.client().await?.send(Request::from_parts(head, Body::from(body))).await;
         if was_held {
             let status = answer.as_ref().map_or(StatusCode::BAD_GATEWAY, Response::status);
-            self.held_was_answered.send_replace(Some(status));
+            self.held_response.send_replace(Some(status));
         }
         let (mut head, body) = answer?.into_parts();
         if is_write && head.status.is_success() {
-            self.count(write);
+            self.record_write(write);
         }
         remove_hop_by_hop(&mut head.headers);
         Ok(Response::from_parts(head, body.boxed_unsync()))
     }
 
     /// Holds a write where a scenario wants that. Whether it did.
-    async fn wait_for_turn(&self, write: &Write) -> bool {
-        let is_meant = self.book().hold.take_if(|words| write.path.contains(words.as_str())).is_some();
+    async fn hold_if_matching(&self, write: &InterceptedWrite) -> bool {
+        let is_meant = self.log().hold_path.take_if(|words| write.path.contains(words.as_str())).is_some();
         if is_meant {
-            let mut held = self.held.subscribe();
-            self.held.send_replace(Some(write.clone()));
+            let mut held = self.held_write.subscribe();
+            self.held_write.send_replace(Some(write.clone()));
             // An error means that the bed ends.
             drop(held.wait_for(Option::is_none).await);
         }
         is_meant
     }
 
-    fn count(&self, write: Write) {
-        let mut book = self.book();
+    fn record_write(&self, write: InterceptedWrite) {
+        let mut book = self.log();
         book.writes.push(write);
         let count = book.writes.len();
-        if let Some((_, deed)) = book.deed.take_if(|(after, _)| *after <= count) {
+        if let Some((_, deed)) = book.hook.take_if(|(after, _)| *after <= count) {
             deed();
         }
     }

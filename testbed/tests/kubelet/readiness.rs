@@ -1,15 +1,15 @@
 //! When a pod is ready, and what its status says.
 
-use crate::stage::{Stage, condition, first, is_ready, now, phase, shell};
+use crate::fixture::{KubeletFixture, condition_status, first_container_status, is_ready, now, phase, shell_container};
 use anyhow::{Context as _, Result, ensure};
 use rollora_testbed::{
-    http::{Address, call, request},
-    process::Ending,
+    http::{ListenAddress, request, send_request},
+    process::ExitReason,
 };
 use serde_json::{Value, json};
 use std::{net::IpAddr, time::Duration};
 
-fn vllm() -> Value {
+fn vllm_pod_spec() -> Value {
     json!({ "containers": [{
         "name": "vllm",
         "image": "vllm-sim",
@@ -25,17 +25,17 @@ fn vllm() -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_have_addresses_of_their_own_and_listen_on_the_same_port() -> Result<()> {
-    let stage = Stage::new().await?;
+    let stage = KubeletFixture::new().await?;
     let mut addresses = Vec::new();
     for name in ["vllm-0", "vllm-1"] {
-        stage.pod(name, vllm()).await?;
+        stage.create_pod(name, vllm_pod_spec()).await?;
     }
     for name in ["vllm-0", "vllm-1"] {
-        let pod = stage.sees(name, "ready", is_ready).await?;
-        ensure!(phase(&pod) == "Running" && condition(&pod, "ContainersReady").as_deref() == Some("True"));
+        let pod = stage.wait_for_pod(name, "ready", is_ready).await?;
+        ensure!(phase(&pod) == "Running" && condition_status(&pod, "ContainersReady").as_deref() == Some("True"));
         let ip: IpAddr = pod.status.and_then(|status| status.pod_ip).context("no address")?.parse()?;
         ensure!(ip.is_loopback());
-        let (status, _) = call(&Address::Tcp((ip, 8000).into()), request("GET", "/health", None)).await?;
+        let (status, _) = send_request(&ListenAddress::Tcp((ip, 8000).into()), request("GET", "/health", None)).await?;
         ensure!(status == 200, "{status}");
         addresses.push(ip);
     }
@@ -45,23 +45,23 @@ async fn pods_have_addresses_of_their_own_and_listen_on_the_same_port() -> Resul
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_container_makes_its_pod_unready_and_comes_back_as_another_one() -> Result<()> {
-    let stage = Stage::new().await?;
-    stage.pod("vllm-0", vllm()).await?;
-    let before = stage.sees("vllm-0", "ready", is_ready).await?;
+    let stage = KubeletFixture::new().await?;
+    stage.create_pod("vllm-0", vllm_pod_spec()).await?;
+    let before = stage.wait_for_pod("vllm-0", "ready", is_ready).await?;
     let container = stage.kubelet.container("vllm-0", "vllm").await?;
 
     container.kill_and_hold();
-    ensure!(!container.runs() && container.is_held());
-    let dead = stage.sees("vllm-0", "not ready", |pod| !is_ready(pod)).await?;
-    let last = first(&dead)?;
+    ensure!(!container.is_running() && container.is_held());
+    let dead = stage.wait_for_pod("vllm-0", "not ready", |pod| !is_ready(pod)).await?;
+    let last = first_container_status(&dead)?;
     ensure!(!last.ready && phase(&dead) == "Running", "{dead:?}");
     // Longer than the second that times in an object are told in.
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    ensure!(!container.runs(), "it is not held");
+    ensure!(!container.is_running(), "it is not held");
 
     container.release();
-    let after = stage.sees("vllm-0", "ready again", is_ready).await?;
-    let (one, two) = (first(&before)?, first(&after)?);
+    let after = stage.wait_for_pod("vllm-0", "ready again", is_ready).await?;
+    let (one, two) = (first_container_status(&before)?, first_container_status(&after)?);
     ensure!((one.restart_count, two.restart_count) == (0, 1));
     ensure!(one.container_id.is_some() && one.container_id != two.container_id, "the same container");
     let ended = two.last_state.as_ref().and_then(|state| state.terminated.as_ref()).context("nothing of its end")?;
@@ -78,69 +78,75 @@ async fn a_killed_container_makes_its_pod_unready_and_comes_back_as_another_one(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_unready_within_a_period_after_its_probe_fails_and_ready_when_it_answers_again() -> Result<()> {
-    let stage = Stage::new().await?;
-    stage.pod("vllm-0", vllm()).await?;
-    stage.sees("vllm-0", "ready", is_ready).await?;
+    let stage = KubeletFixture::new().await?;
+    stage.create_pod("vllm-0", vllm_pod_spec()).await?;
+    stage.wait_for_pod("vllm-0", "ready", is_ready).await?;
     let container = stage.kubelet.container("vllm-0", "vllm").await?;
     let start = now();
     container.freeze();
-    let pod = stage.sees("vllm-0", "not ready", |pod| !is_ready(pod)).await?;
+    let pod = stage.wait_for_pod("vllm-0", "not ready", |pod| !is_ready(pod)).await?;
     ensure!(
         start.elapsed() < Duration::from_millis(2700),
         "period and timeout are a second each: {:?}",
         start.elapsed()
     );
-    ensure!(first(&pod)?.restart_count == 0 && container.runs(), "readiness restarts nothing");
+    ensure!(first_container_status(&pod)?.restart_count == 0 && container.is_running(), "readiness restarts nothing");
     container.thaw();
-    stage.sees("vllm-0", "ready again", is_ready).await.map(drop)
+    stage.wait_for_pod("vllm-0", "ready again", is_ready).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sidecar_starts_first_and_the_pod_is_ready_when_both_are() -> Result<()> {
-    let stage = Stage::new().await?;
+    let stage = KubeletFixture::new().await?;
     let folder = stage.folder().display().to_string();
-    let mut sidecar = shell("sidecar", "echo sidecar; sleep 1000");
+    let mut sidecar = shell_container("sidecar", "echo sidecar; sleep 1000");
     sidecar["restartPolicy"] = json!("Always");
     sidecar["startupProbe"] =
         json!({ "exec": { "command": ["test", "-e", format!("{folder}/started")] }, "periodSeconds": 1 });
     sidecar["readinessProbe"] =
         json!({ "exec": { "command": ["test", "-e", format!("{folder}/ready")] }, "periodSeconds": 1 });
-    let once = shell("once", "echo once");
-    let spec = json!({ "initContainers": [once, sidecar], "containers": [shell("main", "echo main; sleep 1000")] });
-    stage.pod("both", spec).await?;
+    let once = shell_container("once", "echo once");
+    let spec =
+        json!({ "initContainers": [once, sidecar], "containers": [shell_container("main", "echo main; sleep 1000")] });
+    stage.create_pod("both", spec).await?;
 
-    stage.log_of("both", "sidecar", "sidecar").await?;
-    ensure!(stage.log_of("both", "once", "once").await?.lines().count() == 1);
+    stage.wait_for_log("both", "sidecar", "sidecar").await?;
+    ensure!(stage.wait_for_log("both", "once", "once").await?.lines().count() == 1);
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let main = stage.kubelet.container("both", "main").await?;
-    ensure!(!main.runs(), "it did not wait for the sidecar");
+    ensure!(!main.is_running(), "it did not wait for the sidecar");
     ensure!(phase(&stage.pods().get("both").await?) == "Pending");
 
     std::fs::write(format!("{folder}/started"), "")?;
-    stage.log_of("both", "main", "main").await?;
-    let pod = stage.sees("both", "running", |pod| phase(pod) == "Running").await?;
-    ensure!(condition(&pod, "Initialized").as_deref() == Some("True") && !is_ready(&pod), "ready without the sidecar");
+    stage.wait_for_log("both", "main", "main").await?;
+    let pod = stage.wait_for_pod("both", "running", |pod| phase(pod) == "Running").await?;
+    ensure!(
+        condition_status(&pod, "Initialized").as_deref() == Some("True") && !is_ready(&pod),
+        "ready without the sidecar"
+    );
     std::fs::write(format!("{folder}/ready"), "")?;
-    stage.sees("both", "ready", is_ready).await.map(drop)
+    stage.wait_for_pod("both", "ready", is_ready).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_whose_liveness_fails_is_started_again() -> Result<()> {
-    let stage = Stage::new().await?;
-    let mut main = shell("main", "trap 'echo asked; exit 0' TERM; echo begin; while :; do sleep 0.02; done");
+    let stage = KubeletFixture::new().await?;
+    let mut main = shell_container("main", "trap 'echo asked; exit 0' TERM; echo begin; while :; do sleep 0.02; done");
     let alive = stage.folder().join("alive");
     std::fs::write(&alive, "")?;
     main["livenessProbe"] = json!({
         "exec": { "command": ["test", "-e", alive] }, "periodSeconds": 1, "failureThreshold": 2,
     });
-    stage.pod("pod", json!({ "containers": [main] })).await?;
-    stage.log_of("pod", "main", "begin").await?;
+    stage.create_pod("pod", json!({ "containers": [main] })).await?;
+    stage.wait_for_log("pod", "main", "begin").await?;
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let container = stage.kubelet.container("pod", "main").await?;
     ensure!(container.restarts() == 0, "it was alive");
     std::fs::remove_file(&alive)?;
-    stage.sees("pod", "a restart", |pod| first(pod).is_ok_and(|it| it.restart_count == 1)).await?;
+    stage
+        .wait_for_pod("pod", "a restart", |pod| first_container_status(pod).is_ok_and(|it| it.restart_count == 1))
+        .await?;
     ensure!(container.log() == "begin\nasked\nbegin\n", "{}", container.log());
-    ensure!(container.last_ending() == Some(Ending::Exit(0)));
-    stage.sees_event(&["Unhealthy", "Liveness"]).await
+    ensure!(container.last_exit() == Some(ExitReason::Exit(0)));
+    stage.wait_for_event(&["Unhealthy", "Liveness"]).await
 }

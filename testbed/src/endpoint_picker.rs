@@ -6,8 +6,8 @@
 //! It cannot be told on which address to listen and takes its ports on all of them, so that they are reserved: those of
 //! other beds would be in its way.
 
-use super::{gateway::Backend, homes::ENDPOINT_PICKER, kubelet::Programs, manifests::Manifests};
-use crate::{guide::POOL, http::Address, ports::Port};
+use super::{gateway::EnvoyBackend, kubelet::ImagePrograms, manifests::Manifests, tools::ENDPOINT_PICKER};
+use crate::{guide::POOL, http::ListenAddress, ports::ReservedPort};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
@@ -16,46 +16,51 @@ pub const DEPLOYMENT: &str = "vllm-qwen3-32b-epp";
 /// What Envoy's configuration calls it.
 pub const CLUSTER: &str = "endpoint-picker";
 /// The cluster of whatever was picked.
-const PICKED: &str = "picked";
-const IMAGE: &str = "epp";
+const PICKED_CLUSTER: &str = "picked";
+const PICKER_IMAGE: &str = "epp";
 
 /// Which filters of Envoy decide about a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub enum PickerPosition {
     /// The picker alone: it executes the rewrites.
-    InPlaceOfExtProc,
+    InsteadOfExtProc,
     /// First ext-proc, which executes the rewrites, then the picker.
-    BehindExtProc,
+    AfterExtProc,
 }
 
 /// The endpoint picker of a bed.
 #[derive(Debug)]
-pub struct Picker {
-    order: Order,
-    grpc: Port,
-    health: Port,
-    metrics: Port,
+pub struct EndpointPicker {
+    position: PickerPosition,
+    grpc: ReservedPort,
+    health: ReservedPort,
+    metrics: ReservedPort,
 }
 
-impl Picker {
+impl EndpointPicker {
     /// One that has its ports.
-    pub fn new(order: Order) -> Result<Self> {
-        Ok(Self { order, grpc: Port::reserve()?, health: Port::reserve()?, metrics: Port::reserve()? })
+    pub fn new(order: PickerPosition) -> Result<Self> {
+        Ok(Self {
+            position: order,
+            grpc: ReservedPort::reserve()?,
+            health: ReservedPort::reserve()?,
+            metrics: ReservedPort::reserve()?,
+        })
     }
 
     /// Whether there is no ext-proc.
-    pub fn is_alone(&self) -> bool {
-        self.order == Order::InPlaceOfExtProc
+    pub fn replaces_ext_proc(&self) -> bool {
+        self.position == PickerPosition::InsteadOfExtProc
     }
 
     /// Where its metrics are.
-    pub fn metrics(&self) -> Address {
+    pub fn metrics_address(&self) -> ListenAddress {
         self.metrics.address().into()
     }
 
     /// What stands for its image.
-    pub fn add_to(programs: Programs) -> Result<Programs> {
-        Ok(programs.with_file(IMAGE, &ENDPOINT_PICKER.program("epp")?))
+    pub fn register_program(programs: ImagePrograms) -> Result<ImagePrograms> {
+        Ok(programs.with_program(PICKER_IMAGE, &ENDPOINT_PICKER.program("epp")?))
     }
 
     /// Adds its objects, with the rights that upstream's chart gives it.
@@ -69,7 +74,7 @@ impl Picker {
         ]
         .map(|(group, resource)| json!({ "apiGroups": [group], "resources": [resource], "verbs": ["get", "list", "watch"] }));
         let rbac = "rbac.authorization.k8s.io/v1";
-        let [grpc, health, metrics] = [&self.grpc, &self.health, &self.metrics].map(Port::number);
+        let [grpc, health, metrics] = [&self.grpc, &self.health, &self.metrics].map(ReservedPort::number);
         let args = [
             format!("--pool-name={POOL}"),
             format!("--pool-namespace={namespace}"),
@@ -99,7 +104,7 @@ impl Picker {
                         "metadata": { "labels": labels },
                         "spec": { "serviceAccountName": DEPLOYMENT, "containers": [{
                             "name": "epp",
-                            "image": IMAGE,
+                            "image": PICKER_IMAGE,
                             "args": args,
                             "readinessProbe": { "tcpSocket": { "port": grpc }, "periodSeconds": 1 },
                         }] },
@@ -110,31 +115,31 @@ impl Picker {
     }
 
     /// Which pods Envoy asks.
-    pub fn backend(&self) -> Backend {
+    pub fn backend(&self) -> EnvoyBackend {
         let labels = [("app".to_owned(), DEPLOYMENT.to_owned())].into();
-        Backend { cluster: CLUSTER, labels, port: self.grpc.number() }
+        EnvoyBackend { cluster: CLUSTER, labels, port: self.grpc.number() }
     }
 
     /// Envoy's configuration, with the picker's filter and what is picked.
-    pub fn adapt(&self, configuration: &mut Value) -> Result<()> {
+    pub fn add_to_envoy_config(&self, configuration: &mut Value) -> Result<()> {
         let resources = &mut configuration["static_resources"];
         let manager = &mut resources["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"];
         let filters = manager["http_filters"].as_array_mut().context("envoy.yaml has no filters")?;
         let ours = filters.iter().position(|filter| filter["name"] == "envoy.filters.http.ext_proc");
         let ours = ours.context("envoy.yaml has no ext_proc filter")?;
-        if self.is_alone() {
-            filters[ours] = filter();
+        if self.replaces_ext_proc() {
+            filters[ours] = picker_filter();
         } else {
             // With two filters Envoy 1.40 cuts an answer that streams through the one while the other is still asked
             // about its headers (envoyproxy/envoy#41654): now and then the last events of a stream are missing.
             filters[ours]["typed_config"]["processing_mode"]["response_header_mode"] = json!("SKIP");
-            filters.insert(ours + 1, filter());
+            filters.insert(ours + 1, picker_filter());
         }
         let routes = manager["route_config"]["virtual_hosts"][0]["routes"].as_array_mut();
         let route = routes.and_then(|routes| routes.iter_mut().find(|route| route["route"]["cluster"] == "vllm"));
-        route.context("envoy.yaml has no route to vllm")?["route"]["cluster"] = json!(PICKED);
+        route.context("envoy.yaml has no route to vllm")?["route"]["cluster"] = json!(PICKED_CLUSTER);
         let clusters = resources["clusters"].as_array_mut().context("envoy.yaml has no clusters")?;
-        if self.is_alone() {
+        if self.replaces_ext_proc() {
             clusters.retain(|cluster| cluster["name"] != "rollora-ext-proc");
         }
         clusters.extend([
@@ -150,7 +155,7 @@ impl Picker {
                 } },
             }),
             json!({
-                "name": PICKED,
+                "name": PICKED_CLUSTER,
                 "type": "ORIGINAL_DST",
                 "lb_policy": "CLUSTER_PROVIDED",
                 "connect_timeout": "2s",
@@ -164,7 +169,7 @@ impl Picker {
     }
 }
 
-fn filter() -> Value {
+fn picker_filter() -> Value {
     json!({
         "name": "envoy.filters.http.ext_proc.endpoint_picker",
         "typed_config": {
