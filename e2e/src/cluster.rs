@@ -4,22 +4,22 @@
 //! What the bed itself plays: the Deployment controller ([`super::workloads`]), whoever tells Envoy which pods are Ready
 //! ([`super::gateway`]), and the people with their `kubectl`.
 
-mod bed;
-mod deaths;
-mod evidence;
-mod look;
+mod diagnostics;
+mod environment_impl;
+mod faults;
+mod observe;
+mod options;
 mod overlay;
-mod parts;
-mod people;
-mod ready;
-mod server;
+mod readiness;
+mod servers;
+mod user_actions;
 
-pub use parts::{Change, Parts};
+pub use options::{ClusterOptions, ManifestPatch};
 
-use crate::bed::{Place as _, Setup};
+use crate::harness::{Environment as _, Setup};
 use anyhow::{Context as _, Result};
 use kube::{Client, ResourceExt as _};
-use look::Watched;
+use observe::WatchedObjects;
 use rollora_testbed::{
     control_plane::{AuditLog, ControlPlane},
     deployments::{self, DeploymentController},
@@ -32,7 +32,7 @@ use rollora_testbed::{
     http::ListenAddress,
     server::{ServerKind, VllmServer},
 };
-use server::Kinds;
+use servers::ServerKinds;
 use std::{
     fmt,
     sync::{Arc, Mutex},
@@ -42,17 +42,17 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 /// The Deployments of the manifests.
-const VLLM: &str = "vllm-qwen3-32b";
-const OPERATOR: &str = "rollora-operator";
-const EXT_PROC: &str = "rollora-ext-proc";
+const VLLM_DEPLOYMENT: &str = "vllm-qwen3-32b";
+const OPERATOR_DEPLOYMENT: &str = "rollora-operator";
+const EXT_PROC_DEPLOYMENT: &str = "rollora-ext-proc";
 /// The key of the adapters ConfigMap that is the user's.
-const KEY: &str = "configmap.yaml";
+const USER_CONFIG_KEY: &str = "configmap.yaml";
 /// How long a part may take to appear, on a machine that does much else.
-const START: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(20);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The parts of a cluster.
-pub struct Cluster {
+pub struct ClusterEnvironment {
     // In this order they end.
     gateway: EnvoyProxy,
     audit: AuditLog,
@@ -60,23 +60,23 @@ pub struct Cluster {
     kubelet: Kubelet,
     picker: Option<EndpointPicker>,
     servers: Vec<VllmServer>,
-    watched: Arc<Watched>,
+    watched_objects: Arc<WatchedObjects>,
     client: Client,
     namespace: String,
-    kinds: Kinds,
+    server_kinds: ServerKinds,
     api_key: Option<String>,
-    rollout: Mutex<String>,
-    plane: Plane,
+    rollout_yaml: Mutex<String>,
+    control_plane: ControlPlaneRef,
     folder: TempDir,
 }
 
 #[derive(Debug)]
-enum Plane {
+enum ControlPlaneRef {
     Shared(&'static ControlPlane),
     Own(Box<ControlPlane>),
 }
 
-impl Plane {
+impl ControlPlaneRef {
     fn get(&self) -> &ControlPlane {
         match self {
             Self::Shared(plane) => plane,
@@ -85,27 +85,27 @@ impl Plane {
     }
 }
 
-impl fmt::Debug for Cluster {
+impl fmt::Debug for ClusterEnvironment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Cluster({} in {})", self.namespace, self.folder.path().display())
     }
 }
 
-impl Cluster {
+impl ClusterEnvironment {
     /// Starts everything, of these parts.
-    pub async fn start_with(setup: &Setup, parts: Parts) -> Result<Self> {
+    pub async fn start_with(setup: &Setup, parts: ClusterOptions) -> Result<Self> {
         let mut bed = Self::prepare(setup, parts).await?;
-        bed.servers_answer(setup).await?;
-        bed.gateway_is_ready().await?;
+        bed.wait_servers_ready(setup).await?;
+        bed.wait_gateway_ready().await?;
         Ok(bed)
     }
 
     /// Creates all objects, and begins to run what they say. Who wants to tell of the rest waits for it:
     /// [`Self::servers_answer`], and then [`Self::gateway_is_ready`].
-    pub async fn prepare(setup: &Setup, parts: Parts) -> Result<Self> {
-        let plane = match parts.plane {
-            Some(plane) => Plane::Own(Box::new(plane)),
-            None => Plane::Shared(ControlPlane::shared().await?),
+    pub async fn prepare(setup: &Setup, parts: ClusterOptions) -> Result<Self> {
+        let plane = match parts.control_plane {
+            Some(plane) => ControlPlaneRef::Own(Box::new(plane)),
+            None => ControlPlaneRef::Shared(ControlPlane::shared().await?),
         };
         let folder = tempfile::Builder::new().prefix("rollora-").tempdir().context("no temporary folder")?;
         let namespace = plane.get().create_namespace("bed").await?;
@@ -113,15 +113,15 @@ impl Cluster {
         let audit = plane.get().audit_log();
 
         let mut objects = Manifests::render(plane.get(), &parts.manifests, &namespace, folder.path())?;
-        overlay::fit(&mut objects, setup, &namespace, parts.hub.as_deref())?;
-        (parts.change)(&mut objects)?;
+        overlay::apply_setup(&mut objects, setup, &namespace, parts.hub.as_deref())?;
+        (parts.patch_manifests)(&mut objects)?;
         if let Some(picker) = &parts.picker {
             picker.add_objects(&mut objects, &namespace);
         }
         objects.apply(&client).await?;
 
-        let kinds = Kinds::new(&setup.servers);
-        let mut programs = server::programs(&kinds)?;
+        let kinds = ServerKinds::new(&setup.servers);
+        let mut programs = servers::image_programs(&kinds)?;
         if parts.picker.is_some() {
             programs = EndpointPicker::register_program(programs)?;
         }
@@ -131,11 +131,11 @@ impl Cluster {
         let workloads = DeploymentController::from_manifests(&objects.objects, &options.node_name)?;
         let kubelet = Kubelet::start(options)?;
 
-        let backends = overlay::backends(&objects, parts.picker.as_ref())?;
-        let gateway = EnvoyProxy::start(&backends, parts.bodies, parts.picker.as_ref(), folder.path())?;
-        let watched = Arc::new(Watched::new(workloads));
+        let backends = overlay::envoy_backends(&objects, parts.picker.as_ref())?;
+        let gateway = EnvoyProxy::start(&backends, parts.request_body_mode, parts.picker.as_ref(), folder.path())?;
+        let watched = Arc::new(WatchedObjects::new(workloads));
         let mut tasks = JoinSet::new();
-        watched.follow(&mut tasks, &client, &namespace);
+        watched.watch_all(&mut tasks, &client, &namespace);
         tasks.spawn({
             let (watched, folder) = (Arc::clone(&watched), gateway.folder().to_owned());
             async move { gateway::sync_endpoints(backends, folder, &watched.pods).await }
@@ -147,13 +147,13 @@ impl Cluster {
             kubelet,
             picker: parts.picker,
             servers: Vec::new(),
-            watched,
+            watched_objects: watched,
             client,
             namespace,
-            kinds,
+            server_kinds: kinds,
             api_key: setup.api_key.clone(),
-            rollout: Mutex::default(),
-            plane,
+            rollout_yaml: Mutex::default(),
+            control_plane: plane,
             folder,
         };
         bed.write_rollout(&setup.rollout.yaml()).await?;
@@ -162,7 +162,7 @@ impl Cluster {
 
     /// The containers of this name in the pods of a Deployment.
     pub fn containers(&self, deployment: &str, name: &str) -> Vec<ContainerHandle> {
-        let pods = deployments::active_pods(deployment, &self.watched.pods);
+        let pods = deployments::active_pods(deployment, &self.watched_objects.pods);
         pods.iter().filter_map(|pod| self.kubelet.find_container(&pod.name_any(), name)).collect()
     }
 
@@ -174,12 +174,12 @@ impl Cluster {
 
     /// The replicas of ext-proc.
     pub fn ext_procs(&self) -> Vec<ContainerHandle> {
-        self.containers(EXT_PROC, "ext-proc")
+        self.containers(EXT_PROC_DEPLOYMENT, "ext-proc")
     }
 
     /// The replicas of the operator.
     pub fn operators(&self) -> Vec<ContainerHandle> {
-        self.containers(OPERATOR, "operator")
+        self.containers(OPERATOR_DEPLOYMENT, "operator")
     }
 
     /// The kubelet.
@@ -188,25 +188,27 @@ impl Cluster {
     }
 
     /// The API server.
-    pub fn plane(&self) -> &ControlPlane {
-        self.plane.get()
+    pub fn control_plane(&self) -> &ControlPlane {
+        self.control_plane.get()
     }
 
     /// Ends the API server as a power cut does, where it is this bed's own.
     pub fn kill_api_server(&mut self) -> Result<()> {
-        self.own_plane()?.kill_api_server();
+        self.own_control_plane()?.kill_api_server();
         Ok(())
     }
 
     /// Starts it again on what etcd holds.
     pub async fn start_api_server(&mut self) -> Result<()> {
-        self.own_plane()?.start_api_server().await
+        self.own_control_plane()?.start_api_server().await
     }
 
-    fn own_plane(&mut self) -> Result<&mut ControlPlane> {
-        match &mut self.plane {
-            Plane::Own(plane) => Ok(plane),
-            Plane::Shared(_) => anyhow::bail!("other beds need this API server: give this one its own in Parts"),
+    fn own_control_plane(&mut self) -> Result<&mut ControlPlane> {
+        match &mut self.control_plane {
+            ControlPlaneRef::Own(plane) => Ok(plane),
+            ControlPlaneRef::Shared(_) => {
+                anyhow::bail!("other beds need this API server: give this one its own in Parts")
+            }
         }
     }
 
@@ -232,6 +234,6 @@ impl Cluster {
 }
 
 /// Which kind of server a bed has at a place; see [`Setup::servers`].
-fn kind_at(kinds: &[ServerKind], index: usize) -> Option<&ServerKind> {
+fn server_kind_at(kinds: &[ServerKind], index: usize) -> Option<&ServerKind> {
     kinds.get(index).or(kinds.last())
 }

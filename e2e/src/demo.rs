@@ -3,27 +3,27 @@
 //! The exit code is 0 only when every sentence that was written was seen to be true. Everything that was started ends
 //! with the demo, also after Ctrl-C.
 
-mod keep;
-mod on_a_cluster;
-mod on_one_machine;
-mod scene;
+mod cluster_demo;
+mod environment;
+mod keep_running;
+mod local_demo;
 mod screen;
-mod stage;
-mod story;
+mod setup;
+mod walkthrough;
 
-use crate::bed::Bed;
+use crate::harness::Harness;
 use anyhow::Result;
-use scene::Scene;
+use environment::DemoEnvironment;
 use screen::Screen;
-use stage::Stage;
+use setup::DemoSetup;
 use std::process::ExitCode;
-use story::Story;
 use tokio::signal::unix::{SignalKind, signal};
+use walkthrough::Walkthrough;
 
 /// What was typed.
 #[derive(Debug, Clone, Copy, Default, clap::Parser)]
 #[command(name = "demo", about = "The LoRA adapter rollout guide on this machine, by itself")]
-pub struct Arguments {
+pub struct DemoArgs {
     /// With real vLLM servers on the CPU, from the folder that ROLLORA_VLLM_HOME names
     #[arg(long)]
     pub vllm: bool,
@@ -36,34 +36,38 @@ pub struct Arguments {
 }
 
 /// Runs the demo to its end, or until somebody wants it to end.
-pub async fn run(arguments: Arguments) -> Result<ExitCode> {
+pub async fn run(arguments: DemoArgs) -> Result<ExitCode> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut screen = Screen::new();
     // Whichever arm is not taken is dropped, and all processes with it.
     let result = tokio::select! {
-        result = play(arguments, &mut screen) => result.map(|()| ExitCode::SUCCESS),
+        result = run_demo(arguments, &mut screen) => result.map(|()| ExitCode::SUCCESS),
         _ = interrupt.recv() => Ok(ExitCode::from(130)),
         _ = terminate.recv() => Ok(ExitCode::from(143)),
     };
-    screen.erase();
+    screen.clear_progress();
     result
 }
 
-async fn play(arguments: Arguments, screen: &mut Screen) -> Result<()> {
-    let stage = if arguments.vllm { Stage::real()? } else { Stage::simulated() };
+async fn run_demo(arguments: DemoArgs, screen: &mut Screen) -> Result<()> {
+    let stage = if arguments.vllm { DemoSetup::real()? } else { DemoSetup::simulated() };
     if arguments.cluster {
-        on_a_cluster::play(arguments, &stage, screen).await
+        cluster_demo::run_on_cluster(arguments, &stage, screen).await
     } else {
-        on_one_machine::play(arguments, &stage, screen).await
+        local_demo::run_locally(arguments, &stage, screen).await
     }
 }
 
 /// Tells the story of a bed that has come up.
-async fn tell<P: Scene>(mut bed: Bed<P>, stage: &Stage, screen: &mut Screen) -> Result<Bed<P>> {
-    let told = Story::new(&mut bed, screen, stage).tell().await;
+async fn run_walkthrough<P: DemoEnvironment>(
+    mut bed: Harness<P>,
+    stage: &DemoSetup,
+    screen: &mut Screen,
+) -> Result<Harness<P>> {
+    let told = Walkthrough::new(&mut bed, screen, stage).run().await;
     if let Err(error) = told {
-        screen.erase();
-        let logs = bed.place.logs();
+        screen.clear_progress();
+        let logs = bed.environment.logs();
         return Err(error.context(format!("not all of the guide came true\n{logs}")));
     }
     Ok(bed)

@@ -8,18 +8,18 @@ use rollora_testbed::guide::{ADAPTERS_CONFIG_MAP, BASE_MODEL, MODEL, POOL, REWRI
 use std::time::Duration;
 
 /// What weights are out of where nobody says otherwise.
-const PERCENT: u32 = 100;
+const DEFAULT_TOTAL_WEIGHT: u32 = 100;
 
 /// One entry of the adapters file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct ListedAdapter {
     /// The adapter.
     pub id: String,
     /// Where it comes from.
     pub source: String,
 }
 
-impl Entry {
+impl ListedAdapter {
     /// An entry.
     pub fn new(id: &str, source: &str) -> Self {
         Self { id: id.to_owned(), source: source.to_owned() }
@@ -27,8 +27,8 @@ impl Entry {
 }
 
 /// The adapters file of the guide, wrapped in its ConfigMap, with these entries and a person's comments.
-pub fn adapters_yaml(base_model: &str, entries: &[Entry]) -> String {
-    let entry = |entry: &Entry| format!("        - id: {}\n          source: {}\n", entry.id, entry.source);
+pub fn adapters_yaml(base_model: &str, entries: &[ListedAdapter]) -> String {
+    let entry = |entry: &ListedAdapter| format!("        - id: {}\n          source: {}\n", entry.id, entry.source);
     let entries: String = entries.iter().map(entry).collect();
     format!(
         "apiVersion: v1\n\
@@ -46,10 +46,10 @@ pub fn adapters_yaml(base_model: &str, entries: &[Entry]) -> String {
 }
 
 /// The text with an entry added below the others of `ensureExist`.
-pub fn list(text: &str, entry: &Entry) -> Result<String> {
+pub fn list_adapter(text: &str, entry: &ListedAdapter) -> Result<String> {
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    let section = position(&lines, 0, "ensureExist:").context("the file has no `ensureExist`")?;
-    let end = position(&lines, section, "ensureNotExist:").unwrap_or(lines.len());
+    let section = find_line(&lines, 0, "ensureExist:").context("the file has no `ensureExist`")?;
+    let end = find_line(&lines, section, "ensureNotExist:").unwrap_or(lines.len());
     let last = (section..end).rev().find(|index| lines[*index].trim_start().starts_with("source:"));
     let last = last.context("nothing stands under `ensureExist`")?;
     let indent = lines[last].len() - lines[last].trim_start().len() - 2;
@@ -60,7 +60,7 @@ pub fn list(text: &str, entry: &Entry) -> Result<String> {
 }
 
 /// The text without the two lines of the entry `id`.
-pub fn remove(text: &str, id: &str) -> Result<String> {
+pub fn remove_adapter(text: &str, id: &str) -> Result<String> {
     let mut lines: Vec<&str> = text.lines().collect();
     let wanted = format!("- id: {id}");
     let index = lines.iter().position(|line| line.trim() == wanted);
@@ -70,12 +70,12 @@ pub fn remove(text: &str, id: &str) -> Result<String> {
 }
 
 /// The text with the entry `id` moved to `ensureNotExist`, as the guide does at its end.
-pub fn unlist(text: &str, id: &str) -> Result<String> {
+pub fn unlist_adapter(text: &str, id: &str) -> Result<String> {
     let entry = format!("- id: {id}");
     let line = text.lines().find(|line| line.trim() == entry);
     let line = line.with_context(|| format!("the file has no line `{entry}`"))?;
     let source = text.lines().skip_while(|other| *other != line).nth(1).unwrap_or_default();
-    let rest = remove(text, id)?;
+    let rest = remove_adapter(text, id)?;
     if let Some((before, after)) = rest.split_once("ensureNotExist:\n") {
         let (models, entries) = after.split_once('\n').unwrap_or((after, ""));
         return Ok(format!("{before}ensureNotExist:\n{models}\n{line}\n{source}\n{entries}"));
@@ -85,15 +85,15 @@ pub fn unlist(text: &str, id: &str) -> Result<String> {
     Ok(format!("{rest}{outer}ensureNotExist:\n{indent}models:\n{line}\n{source}\n"))
 }
 
-fn position(lines: &[String], from: usize, word: &str) -> Option<usize> {
+fn find_line(lines: &[String], from: usize, word: &str) -> Option<usize> {
     (from..lines.len()).find(|index| lines[*index].trim() == word)
 }
 
 /// What a scenario wants of its Rollout; everything else is the guide's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RolloutFile {
+pub struct RolloutManifest {
     /// The steps, in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<RolloutStep>,
     /// What the weights of the steps are out of.
     pub total_weight: u32,
     /// How long a retired adapter stays at least.
@@ -106,35 +106,35 @@ pub struct RolloutFile {
 
 /// One step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum RolloutStep {
     /// Give the new version this much of the total weight.
     Weight(u32),
     /// Wait this long.
     Pause(Duration),
     /// Wait until somebody promotes.
-    OpenPause,
+    IndefinitePause,
 }
 
-impl Step {
+impl RolloutStep {
     /// A line of the file, with what is left to the old version of `total_weight`.
-    fn line(self, total_weight: u32) -> String {
+    fn to_yaml_line(self, total_weight: u32) -> String {
         match self {
             Self::Weight(weight) => {
                 format!("setWeight: {weight:<12} # {}/{weight}", total_weight.saturating_sub(weight))
             }
-            Self::Pause(duration) => format!("pause: {{ duration: {} }}", words(duration)),
-            Self::OpenPause => "pause: {}                   # until somebody promotes".to_owned(),
+            Self::Pause(duration) => format!("pause: {{ duration: {} }}", format_duration(duration)),
+            Self::IndefinitePause => "pause: {}                   # until somebody promotes".to_owned(),
         }
     }
 }
 
-impl RolloutFile {
+impl RolloutManifest {
     /// The guide's three splits, with a pause of this length after the first two.
     pub fn guide(pause: Duration) -> Self {
-        use Step::{Pause, Weight};
+        use RolloutStep::{Pause, Weight};
         Self {
             steps: vec![Weight(10), Pause(pause), Weight(50), Pause(pause), Weight(100)],
-            total_weight: PERCENT,
+            total_weight: DEFAULT_TOTAL_WEIGHT,
             delay: Duration::from_millis(300),
             quiet_for: Duration::from_millis(300),
             router: RouterKind::ExtProc,
@@ -142,22 +142,23 @@ impl RolloutFile {
     }
 
     /// The guide's three splits, waiting at 50/50 until somebody promotes.
-    pub fn open_at_half(pause: Duration) -> Self {
-        use Step::{OpenPause, Pause, Weight};
-        Self { steps: vec![Weight(10), Pause(pause), Weight(50), OpenPause, Weight(100)], ..Self::guide(pause) }
+    pub fn pause_at_half(pause: Duration) -> Self {
+        use RolloutStep::{IndefinitePause, Pause, Weight};
+        Self { steps: vec![Weight(10), Pause(pause), Weight(50), IndefinitePause, Weight(100)], ..Self::guide(pause) }
     }
 
     /// The file.
     pub fn yaml(&self) -> String {
-        let steps: Vec<_> = self.steps.iter().map(|step| format!("    - {}", step.line(self.total_weight))).collect();
+        let steps: Vec<_> =
+            self.steps.iter().map(|step| format!("    - {}", step.to_yaml_line(self.total_weight))).collect();
         let steps = steps.join("\n");
-        let (delay, quiet_for) = (words(self.delay), words(self.quiet_for));
+        let (delay, quiet_for) = (format_duration(self.delay), format_duration(self.quiet_for));
         let router = match self.router {
             RouterKind::ExtProc => "",
             RouterKind::EndpointPicker => "router: EndpointPicker\n  ",
         };
         let total = match self.total_weight {
-            PERCENT => String::new(),
+            DEFAULT_TOTAL_WEIGHT => String::new(),
             total => format!("totalWeight: {total}\n    "),
         };
         format!(
@@ -179,7 +180,7 @@ impl RolloutFile {
 }
 
 /// A duration as the Gateway API writes it.
-fn words(duration: Duration) -> String {
+fn format_duration(duration: Duration) -> String {
     match (duration.as_secs(), duration.subsec_millis()) {
         (seconds, 0) => format!("{seconds}s"),
         (0, millis) => format!("{millis}ms"),
@@ -189,7 +190,7 @@ fn words(duration: Duration) -> String {
 
 /// A line of a [`difference`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Line<'a> {
+pub enum DiffLine<'a> {
     /// In both.
     Same(&'a str),
     /// Only before.
@@ -199,7 +200,7 @@ pub enum Line<'a> {
 }
 
 /// The lines of two texts, one beside the other: the longest common part stays.
-pub fn difference<'a>(before: &'a str, after: &'a str) -> Vec<Line<'a>> {
+pub fn diff_lines<'a>(before: &'a str, after: &'a str) -> Vec<DiffLine<'a>> {
     let (before, after): (Vec<_>, Vec<_>) = (before.lines().collect(), after.lines().collect());
     // common[i][j]: how many lines before[i..] and after[j..] have in common.
     let mut common = vec![vec![0_usize; after.len() + 1]; before.len() + 1];
@@ -212,13 +213,13 @@ pub fn difference<'a>(before: &'a str, after: &'a str) -> Vec<Line<'a>> {
     let (mut i, mut j, mut lines) = (0, 0, Vec::new());
     while i < before.len() || j < after.len() {
         if i < before.len() && j < after.len() && before[i] == after[j] {
-            lines.push(Line::Same(before[i]));
+            lines.push(DiffLine::Same(before[i]));
             (i, j) = (i + 1, j + 1);
         } else if j == after.len() || (i < before.len() && common[i + 1][j] >= common[i][j + 1]) {
-            lines.push(Line::Removed(before[i]));
+            lines.push(DiffLine::Removed(before[i]));
             i += 1;
         } else {
-            lines.push(Line::Added(after[j]));
+            lines.push(DiffLine::Added(after[j]));
             j += 1;
         }
     }
@@ -226,7 +227,7 @@ pub fn difference<'a>(before: &'a str, after: &'a str) -> Vec<Line<'a>> {
 }
 
 /// The adapters file of the guide.
-pub fn guide_adapters(entries: &[Entry]) -> String {
+pub fn guide_adapters(entries: &[ListedAdapter]) -> String {
     adapters_yaml(BASE_MODEL, entries)
 }
 
@@ -249,18 +250,18 @@ mod tests {
 
     #[test]
     fn listing_and_removing_are_what_the_program_reads() {
-        let first = guide_adapters(&[Entry::new(V1, SOURCE)]);
+        let first = guide_adapters(&[ListedAdapter::new(V1, SOURCE)]);
         assert_eq!(ids(&read(&first)), [V1]);
-        let both = list(&first, &Entry::new(V2, SOURCE)).unwrap();
+        let both = list_adapter(&first, &ListedAdapter::new(V2, SOURCE)).unwrap();
         assert_eq!(ids(&read(&both)), [V1, V2]);
-        assert_eq!(remove(&both, V2).unwrap(), first);
+        assert_eq!(remove_adapter(&both, V2).unwrap(), first);
     }
 
     #[test]
     fn unlisting_moves_an_entry_to_the_other_list() {
-        let text = guide_adapters(&[V1, V2, V3].map(|id| Entry::new(id, SOURCE)));
-        let one = unlist(&text, V2).unwrap();
-        let two = unlist(&one, V1).unwrap();
+        let text = guide_adapters(&[V1, V2, V3].map(|id| ListedAdapter::new(id, SOURCE)));
+        let one = unlist_adapter(&text, V2).unwrap();
+        let two = unlist_adapter(&one, V1).unwrap();
         let not_ids = |text: &str| read(text).ensure_not_exist.iter().map(|it| it.id.to_string()).collect::<Vec<_>>();
         assert_eq!((ids(&read(&one)), not_ids(&one)), (vec![V1, V3], vec![V2.to_owned()]));
         assert_eq!((ids(&read(&two)), not_ids(&two)), (vec![V3], vec![V1.to_owned(), V2.to_owned()]));
@@ -268,9 +269,9 @@ mod tests {
 
     #[test]
     fn the_rollout_is_valid() {
-        let guide = RolloutFile::guide(Duration::from_millis(1500));
-        let thousandths = RolloutFile { total_weight: 1000, ..guide.clone() };
-        for file in [guide, RolloutFile::open_at_half(Duration::from_secs(2)), thousandths] {
+        let guide = RolloutManifest::guide(Duration::from_millis(1500));
+        let thousandths = RolloutManifest { total_weight: 1000, ..guide.clone() };
+        for file in [guide, RolloutManifest::pause_at_half(Duration::from_secs(2)), thousandths] {
             let rollout = Rollout::from_yaml(&file.yaml()).unwrap_or_else(|error| panic!("{error}\n{}", file.yaml()));
             let strategy = rollout.spec.strategy;
             assert_eq!(
@@ -282,8 +283,8 @@ mod tests {
 
     #[test]
     fn a_difference_keeps_what_is_common() {
-        use Line::{Added, Removed, Same};
-        assert_eq!(difference("a\nb\nc\n", "a\nc\nd\n"), [Same("a"), Removed("b"), Same("c"), Added("d")]);
-        assert_eq!(difference("", "a\n"), [Added("a")]);
+        use DiffLine::{Added, Removed, Same};
+        assert_eq!(diff_lines("a\nb\nc\n", "a\nc\nd\n"), [Same("a"), Removed("b"), Same("c"), Added("d")]);
+        assert_eq!(diff_lines("", "a\n"), [Added("a")]);
     }
 }

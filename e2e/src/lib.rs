@@ -5,14 +5,14 @@
 //! the two. Nothing here sleeps and hopes: it waits for conditions ([`seen`]), and says everything there is to see when
 //! one does not come true.
 
-pub mod bed;
 pub mod cluster;
+pub mod conditions;
 pub mod demo;
 pub mod files;
-pub mod judge;
-pub mod machine;
-pub mod rollora;
-pub mod rules;
+pub mod harness;
+pub mod local;
+pub mod oracle;
+pub mod rollora_local;
+pub mod rule_recorder;
 pub mod scenario;
-pub mod seen;
 pub mod traffic;

@@ -1,9 +1,9 @@
 //! Runs one scenario as a test: on one machine, on the parts of a cluster, or on both from one text.
 
-use crate::cluster::{Cluster, Parts};
+use crate::cluster::{ClusterEnvironment, ClusterOptions};
 use crate::{
-    bed::{Bed, Place, Setup},
-    machine::Machine,
+    harness::{Environment, Harness, Setup},
+    local::LocalEnvironment,
 };
 use anyhow::{Context as _, Result};
 use rollora_testbed::tools::{self, CONTROL_PLANE, ENVOY};
@@ -24,13 +24,13 @@ macro_rules! on_both_beds {
         mod $name {
             #[test]
             fn on_one_machine() {
-                super::$name::<$crate::machine::Machine>();
+                super::$name::<$crate::local::LocalEnvironment>();
             }
 
             #[test]
             fn on_a_cluster() {
-                if $crate::scenario::has_a_cluster(concat!(module_path!(), "::on_a_cluster")) {
-                    super::$name::<$crate::cluster::Cluster>();
+                if $crate::scenario::cluster_tools_available(concat!(module_path!(), "::on_a_cluster")) {
+                    super::$name::<$crate::cluster::ClusterEnvironment>();
                 }
             }
         }
@@ -42,8 +42,8 @@ macro_rules! on_both_beds {
 /// # Panics
 ///
 /// When the scenario fails; the message is all there is to see.
-pub fn on<P: Place>(setup: &Setup, scenario: impl AsyncFnOnce(&mut Bed<P>) -> Result<()>) {
-    run(async || Bed::start(setup).await, scenario);
+pub fn run_on<P: Environment>(setup: &Setup, scenario: impl AsyncFnOnce(&mut Harness<P>) -> Result<()>) {
+    run(async || Harness::start(setup).await, scenario);
 }
 
 /// Runs a scenario on one machine.
@@ -51,8 +51,8 @@ pub fn on<P: Place>(setup: &Setup, scenario: impl AsyncFnOnce(&mut Bed<P>) -> Re
 /// # Panics
 ///
 /// When the scenario fails; the message is all there is to see.
-pub fn on_one_machine(setup: &Setup, scenario: impl AsyncFnOnce(&mut Bed<Machine>) -> Result<()>) {
-    on(setup, scenario);
+pub fn run_locally(setup: &Setup, scenario: impl AsyncFnOnce(&mut Harness<LocalEnvironment>) -> Result<()>) {
+    run_on(setup, scenario);
 }
 
 /// Runs a scenario on a cluster of parts that may need some time to prepare.
@@ -60,25 +60,28 @@ pub fn on_one_machine(setup: &Setup, scenario: impl AsyncFnOnce(&mut Bed<Machine
 /// # Panics
 ///
 /// When the scenario fails; the message is all there is to see.
-pub fn on_a_cluster(
+pub fn run_on_cluster(
     setup: &Setup,
-    parts: impl AsyncFnOnce() -> Result<Parts>,
-    scenario: impl AsyncFnOnce(&mut Bed<Cluster>) -> Result<()>,
+    parts: impl AsyncFnOnce() -> Result<ClusterOptions>,
+    scenario: impl AsyncFnOnce(&mut Harness<ClusterEnvironment>) -> Result<()>,
 ) {
     let start = async || {
-        let cluster = Cluster::start_with(setup, parts().await?).await?;
-        Ok(Bed::at(cluster).with_key(setup.api_key.as_deref()))
+        let cluster = ClusterEnvironment::start_with(setup, parts().await?).await?;
+        Ok(Harness::on(cluster).with_key(setup.api_key.as_deref()))
     };
     run(start, scenario);
 }
 
 /// Whether the programs are there that a cluster is made of; says what is skipped otherwise.
-pub fn has_a_cluster(what: &str) -> bool {
+pub fn cluster_tools_available(what: &str) -> bool {
     tools::all_available(&[CONTROL_PLANE, ENVOY], what)
 }
 
 #[expect(clippy::panic, reason = "this is how a test fails")]
-fn run<P: Place>(start: impl AsyncFnOnce() -> Result<Bed<P>>, scenario: impl AsyncFnOnce(&mut Bed<P>) -> Result<()>) {
+fn run<P: Environment>(
+    start: impl AsyncFnOnce() -> Result<Harness<P>>,
+    scenario: impl AsyncFnOnce(&mut Harness<P>) -> Result<()>,
+) {
     let result = runtime().and_then(|runtime| {
         runtime.block_on(async {
             let mut bed = start().await?;
@@ -86,8 +89,8 @@ fn run<P: Place>(start: impl AsyncFnOnce() -> Result<Bed<P>>, scenario: impl Asy
             match result {
                 Ok(()) => Ok(()),
                 Err(error) => {
-                    let seen = bed.place.look().await;
-                    Err(error.context(bed.evidence(&seen).await))
+                    let seen = bed.environment.snapshot().await;
+                    Err(error.context(bed.diagnostics(&seen).await))
                 }
             }
         })
@@ -98,7 +101,7 @@ fn run<P: Place>(start: impl AsyncFnOnce() -> Result<Bed<P>>, scenario: impl Asy
 }
 
 /// Whether the repetitions and the long schedules are wanted.
-pub fn long() -> bool {
+pub fn long_tests_enabled() -> bool {
     std::env::var_os("ROLLORA_LONG").is_some_and(|value| value == "1")
 }
 

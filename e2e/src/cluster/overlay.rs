@@ -1,7 +1,7 @@
 //! The manifests as a user's overlay would change them, and what of them Envoy has to be told.
 
-use super::{EXT_PROC, VLLM};
-use crate::bed::Setup;
+use super::{EXT_PROC_DEPLOYMENT, VLLM_DEPLOYMENT};
+use crate::harness::Setup;
 use anyhow::{Context as _, Result};
 use rollora_testbed::{
     endpoint_picker::EndpointPicker,
@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// The manifests with what a setup says, as a user's overlay would.
-pub(super) fn fit(objects: &mut Manifests, setup: &Setup, namespace: &str, hub: Option<&str>) -> Result<()> {
+pub(super) fn apply_setup(objects: &mut Manifests, setup: &Setup, namespace: &str, hub: Option<&str>) -> Result<()> {
     let adapters: Value = serde_saphyr::from_str(&setup.adapters_yaml())?;
     objects.object_mut("ConfigMap", ADAPTERS_CONFIG_MAP)?["data"] = adapters["data"].clone();
-    let vllm = objects.object_mut("Deployment", VLLM)?;
+    let vllm = objects.object_mut("Deployment", VLLM_DEPLOYMENT)?;
     vllm["spec"]["replicas"] = json!(setup.servers.len());
     let spec = &mut vllm["spec"]["template"]["spec"];
     // Half a minute is longer than a scenario is.
@@ -45,7 +45,7 @@ pub(super) fn fit(objects: &mut Manifests, setup: &Setup, namespace: &str, hub: 
 }
 
 /// Which pods are behind Envoy's clusters, as pool and Service say.
-pub(super) fn backends(objects: &Manifests, picker: Option<&EndpointPicker>) -> Result<Vec<EnvoyBackend>> {
+pub(super) fn envoy_backends(objects: &Manifests, picker: Option<&EndpointPicker>) -> Result<Vec<EnvoyBackend>> {
     let find = |kind: &str, name: &str| {
         let found = objects.objects.iter().find(|it| it["kind"] == kind && it["metadata"]["name"] == name);
         found.with_context(|| format!("the manifests have no {kind} {name}"))
@@ -59,7 +59,7 @@ pub(super) fn backends(objects: &Manifests, picker: Option<&EndpointPicker>) -> 
         port: port(&pool["spec"]["targetPorts"][0]["number"])?,
     }];
     if picker.is_none_or(|picker| !picker.replaces_ext_proc()) {
-        let service = find("Service", EXT_PROC)?;
+        let service = find("Service", EXT_PROC_DEPLOYMENT)?;
         backends.push(EnvoyBackend {
             cluster: "rollora-ext-proc",
             labels: labels(&service["spec"]["selector"])?,

@@ -13,12 +13,12 @@ use serde_json::Value;
 use std::{convert::Infallible, net::SocketAddr};
 use tokio::{net::TcpStream, task::JoinSet};
 
-pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
+pub(crate) type RequestBody = UnsyncBoxBody<Bytes, Infallible>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Version {
-    One,
-    Two,
+pub(crate) enum HttpVersion {
+    Http1,
+    Http2,
 }
 
 /// How a body is sent.
@@ -29,25 +29,25 @@ pub(crate) enum Framing {
     Trailers,
 }
 
-enum Sender {
-    One(http1::SendRequest<Body>),
-    Two(http2::SendRequest<Body>),
+enum RequestSender {
+    Http1(http1::SendRequest<RequestBody>),
+    Http2(http2::SendRequest<RequestBody>),
 }
 
-pub(crate) struct Client {
-    sender: Sender,
+pub(crate) struct GatewayClient {
+    sender: RequestSender,
     _connection: JoinSet<()>,
 }
 
 /// What a client was told.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct ClientResponse {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-impl Answer {
+impl ClientResponse {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("{self:?}"))
     }
@@ -57,7 +57,7 @@ impl Answer {
     }
 }
 
-pub(crate) fn post(path: &str, headers: &[(&'static str, &str)], body: &str, framing: Framing) -> Request<Body> {
+pub(crate) fn post(path: &str, headers: &[(&'static str, &str)], body: &str, framing: Framing) -> Request<RequestBody> {
     let mut request = Request::post(path).header("host", "models").header("content-type", "application/json");
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -78,24 +78,24 @@ pub(crate) fn post(path: &str, headers: &[(&'static str, &str)], body: &str, fra
     request.body(StreamBody::new(stream::iter(frames.into_iter().map(Ok))).boxed_unsync()).unwrap()
 }
 
-pub(crate) fn get(path: &str) -> Request<Body> {
+pub(crate) fn get(path: &str) -> Request<RequestBody> {
     Request::get(path).header("host", "models").body(http_body_util::Empty::new().boxed_unsync()).unwrap()
 }
 
-impl Client {
-    pub(crate) async fn connect(to: SocketAddr, version: Version) -> Self {
+impl GatewayClient {
+    pub(crate) async fn connect(to: SocketAddr, version: HttpVersion) -> Self {
         let stream = TokioIo::new(TcpStream::connect(to).await.unwrap());
         let mut tasks = JoinSet::new();
         let sender = match version {
-            Version::One => {
+            HttpVersion::Http1 => {
                 let (sender, connection) = http1::handshake(stream).await.unwrap();
                 tasks.spawn(async { drop(connection.await) });
-                Sender::One(sender)
+                RequestSender::Http1(sender)
             }
-            Version::Two => {
+            HttpVersion::Http2 => {
                 let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
                 tasks.spawn(async { drop(connection.await) });
-                Sender::Two(sender)
+                RequestSender::Http2(sender)
             }
         };
         Self { sender, _connection: tasks }
@@ -104,16 +104,16 @@ impl Client {
     /// Waits until another request can be sent. An error means that the connection has ended.
     pub(crate) async fn ready(&mut self) -> hyper::Result<()> {
         match &mut self.sender {
-            Sender::One(sender) => sender.ready().await,
-            Sender::Two(sender) => sender.ready().await,
+            RequestSender::Http1(sender) => sender.ready().await,
+            RequestSender::Http2(sender) => sender.ready().await,
         }
     }
 
     /// Sends a request; returns at the answer's headers.
-    pub(crate) async fn begin(&mut self, mut request: Request<Body>) -> hyper::Result<Response<Incoming>> {
+    pub(crate) async fn send(&mut self, mut request: Request<RequestBody>) -> hyper::Result<Response<Incoming>> {
         match &mut self.sender {
-            Sender::One(sender) => sender.send_request(request).await,
-            Sender::Two(sender) => {
+            RequestSender::Http1(sender) => sender.send_request(request).await,
+            RequestSender::Http2(sender) => {
                 request.headers_mut().remove("host");
                 *request.uri_mut() = format!("http://models{}", request.uri()).parse().unwrap();
                 sender.send_request(request).await
@@ -121,11 +121,11 @@ impl Client {
         }
     }
 
-    pub(crate) async fn ask(&mut self, request: Request<Body>) -> Answer {
+    pub(crate) async fn fetch(&mut self, request: Request<RequestBody>) -> ClientResponse {
         let asked = format!("{request:?}");
-        let answer = self.begin(request).await;
+        let answer = self.send(request).await;
         let (head, body) = answer.unwrap_or_else(|error| panic!("{asked}: {error:?}")).into_parts();
         let body = body.collect().await.unwrap().to_bytes();
-        Answer { status: head.status, headers: head.headers, body }
+        ClientResponse { status: head.status, headers: head.headers, body }
     }
 }

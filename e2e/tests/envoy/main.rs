@@ -7,11 +7,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says by a panic what is wrong")]
 
 mod clients;
-mod ending;
-mod leaving;
+mod disconnects;
+mod fixture;
+mod model_server;
 mod modes;
+mod routing_headers;
+mod shutdown;
 mod soak;
-mod stage;
-mod telling;
-mod upstream;
 mod vectors;

@@ -1,15 +1,15 @@
 //! What a filter's mode, a client's protocol and a body's framing make of a request.
 
 use crate::{
-    clients::{Framing, Version, get, post},
-    stage::{Plan, Stage, has_envoy},
+    clients::{Framing, HttpVersion, get, post},
+    fixture::{EnvoyConfig, EnvoyFixture, has_envoy},
 };
 use http::StatusCode;
 use serde_json::Value;
 
-const CHAT: &str = "/v1/chat/completions";
-const SENT: &str = r#"{"messages": [], "model": "alias", "n": 1}"#;
-const REWRITTEN: &str = r#"{"messages": [], "model": "alias-v2", "n": 1}"#;
+const CHAT_PATH: &str = "/v1/chat/completions";
+const REQUEST_BODY: &str = r#"{"messages": [], "model": "alias", "n": 1}"#;
+const REWRITTEN_BODY: &str = r#"{"messages": [], "model": "alias-v2", "n": 1}"#;
 
 #[tokio::test]
 async fn the_model_is_replaced_in_every_mode_protocol_and_framing() {
@@ -17,32 +17,32 @@ async fn the_model_is_replaced_in_every_mode_protocol_and_framing() {
         return;
     }
     for mode in ["FULL_DUPLEX_STREAMED", "BUFFERED", "STREAMED"] {
-        let stage = Stage::start(Plan { mode, ..Plan::default() }).await;
-        for version in [Version::One, Version::Two] {
+        let stage = EnvoyFixture::start(EnvoyConfig { request_body_mode: mode, ..EnvoyConfig::default() }).await;
+        for version in [HttpVersion::Http1, HttpVersion::Http2] {
             for framing in [Framing::Sized, Framing::Chunked, Framing::Trailers] {
-                let answer = stage.ask(version, post(CHAT, &[], SENT, framing)).await;
+                let answer = stage.fetch(version, post(CHAT_PATH, &[], REQUEST_BODY, framing)).await;
                 let case = format!("{mode} {version:?} {framing:?}");
                 assert_eq!(answer.status, StatusCode::OK, "{case} {answer:?}");
                 let seen = answer.json();
-                assert_eq!(seen["body"], REWRITTEN, "{case}");
+                assert_eq!(seen["body"], REWRITTEN_BODY, "{case}");
                 assert_eq!(answer.header("x-rollora-target"), Some("alias-v2"), "{case}");
                 assert_eq!(answer.header("x-gateway-model-name"), None, "a server forged it: {case}");
-                let length = (mode == "BUFFERED").then(|| REWRITTEN.len().to_string());
+                let length = (mode == "BUFFERED").then(|| REWRITTEN_BODY.len().to_string());
                 assert!(length.is_none() || seen["headers"]["content-length"].as_str() == length.as_deref(), "{case}");
                 // HTTP/1.1 has no trailers behind a body whose length was said.
                 let passes = framing == Framing::Trailers && mode != "BUFFERED";
                 let trailers = if passes { Value::from("7") } else { Value::Null };
                 assert_eq!(seen["trailers"]["x-checksum"], trailers, "{case}");
             }
-            let empty = stage.ask(version, post(CHAT, &[], "", Framing::Sized)).await;
+            let empty = stage.fetch(version, post(CHAT_PATH, &[], "", Framing::Sized)).await;
             assert_eq!((empty.status, &empty.json()["body"]), (StatusCode::OK, &Value::from("")), "{mode}");
-            let chunked = stage.ask(version, post(CHAT, &[], "", Framing::Chunked)).await;
+            let chunked = stage.fetch(version, post(CHAT_PATH, &[], "", Framing::Chunked)).await;
             assert_eq!((chunked.status, &chunked.json()["body"]), (StatusCode::OK, &Value::from("")), "{mode}");
-            assert_eq!(stage.ask(version, get("/v1/models")).await.status, StatusCode::OK, "{mode}");
+            assert_eq!(stage.fetch(version, get("/v1/models")).await.status, StatusCode::OK, "{mode}");
             let twice = r#"{"model": "alias", "model": "alias-v2"}"#;
-            let twice = stage.ask(version, post(CHAT, &[], twice, Framing::Chunked)).await;
+            let twice = stage.fetch(version, post(CHAT_PATH, &[], twice, Framing::Chunked)).await;
             assert_eq!(twice.status, StatusCode::BAD_REQUEST, "{mode}");
-            let closed = stage.ask(version, post("/v1/load%5Flora_adapter", &[], "{}", Framing::Sized)).await;
+            let closed = stage.fetch(version, post("/v1/load%5Flora_adapter", &[], "{}", Framing::Sized)).await;
             assert_eq!(closed.status, StatusCode::FORBIDDEN, "{mode}");
         }
     }
@@ -54,13 +54,13 @@ async fn a_body_of_some_megabytes_goes_through_as_it_is_but_for_the_model() {
         return;
     }
     let prompt = "x".repeat(3 << 20);
-    let stage = Stage::start(Plan::default()).await;
+    let stage = EnvoyFixture::start(EnvoyConfig::default()).await;
     let sent = format!(r#"{{"prompt":"{prompt}","model":"alias"}}"#);
-    let answer = stage.ask(Version::Two, post(CHAT, &[], &sent, Framing::Chunked)).await;
+    let answer = stage.fetch(HttpVersion::Http2, post(CHAT_PATH, &[], &sent, Framing::Chunked)).await;
     assert_eq!(answer.json()["body"], format!(r#"{{"prompt":"{prompt}","model":"alias-v2"}}"#));
-    let stage = Stage::start(Plan { mode: "BUFFERED", ..Plan::default() }).await;
+    let stage = EnvoyFixture::start(EnvoyConfig { request_body_mode: "BUFFERED", ..EnvoyConfig::default() }).await;
     let long = format!(r#"{{"prompt":"{}","model":"alias"}}"#, "x".repeat(100_000));
-    let answer = stage.ask(Version::One, post(CHAT, &[], &long, Framing::Sized)).await;
+    let answer = stage.fetch(HttpVersion::Http1, post(CHAT_PATH, &[], &long, Framing::Sized)).await;
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (StatusCode::PAYLOAD_TOO_LARGE, &Value::from(413)));
 }
 
@@ -69,8 +69,9 @@ async fn a_mode_that_shows_only_a_part_is_refused_with_words() {
     if !has_envoy("BUFFERED_PARTIAL") {
         return;
     }
-    let stage = Stage::start(Plan { mode: "BUFFERED_PARTIAL", ..Plan::default() }).await;
-    let answer = stage.ask(Version::One, post(CHAT, &[], SENT, Framing::Sized)).await;
+    let stage =
+        EnvoyFixture::start(EnvoyConfig { request_body_mode: "BUFFERED_PARTIAL", ..EnvoyConfig::default() }).await;
+    let answer = stage.fetch(HttpVersion::Http1, post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized)).await;
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
     let words = answer.json()["error"]["message"].as_str().unwrap().to_owned();
     assert!(words.contains("set request_body_mode to FULL_DUPLEX_STREAMED or BUFFERED"), "{words}");
@@ -81,8 +82,8 @@ async fn envoy_asks_with_tls() {
     if !has_envoy("TLS") {
         return;
     }
-    let stage = Stage::start(Plan { tls: true, ..Plan::default() }).await;
-    let answer = stage.ask(Version::One, post(CHAT, &[], SENT, Framing::Sized)).await;
-    assert_eq!(answer.json()["body"], REWRITTEN);
-    assert!(stage.figure("cluster.ext-proc.ssl.handshake").await >= 1);
+    let stage = EnvoyFixture::start(EnvoyConfig { tls: true, ..EnvoyConfig::default() }).await;
+    let answer = stage.fetch(HttpVersion::Http1, post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized)).await;
+    assert_eq!(answer.json()["body"], REWRITTEN_BODY);
+    assert!(stage.sum_stats("cluster.ext-proc.ssl.handshake").await >= 1);
 }

@@ -7,46 +7,46 @@
 //! replica held before the response headers: whoever came later has to be served by another one, and an answer that
 //! streams goes on.
 
-mod bed;
-mod crowd;
 mod ledger;
-mod models;
+mod load;
+mod model_server;
+mod testbed;
 
-use crate::stage::has_envoy;
-use bed::Bed;
-use crowd::Crowd;
-use ledger::{Ledger, Loss};
+use crate::fixture::has_envoy;
+use ledger::{LostRequest, SoakLedger};
+use load::SoakLoad;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use rollora_e2e::scenario::long;
+use rollora_e2e::scenario::long_tests_enabled;
 use rollora_testbed::tools::{CONTROL_PLANE, all_available};
 use std::{
     io::Write as _,
     sync::Arc,
     time::{Duration, Instant},
 };
+use testbed::SoakTestbed;
 
 /// What the clients do and who is killed when.
 const SEED: u64 = 6;
 
 /// How long it goes on, and how often somebody is killed.
 #[derive(Debug, Clone, Copy)]
-struct Length {
+struct SoakLength {
     requests: u64,
-    between_kills: u64,
+    requests_between_kills: u64,
 }
 
-const SHORT: Length = Length { requests: 4_000, between_kills: 900 };
-const LONG: Length = Length { requests: 1_000_000, between_kills: 8_000 };
+const SHORT: SoakLength = SoakLength { requests: 4_000, requests_between_kills: 900 };
+const LONG: SoakLength = SoakLength { requests: 1_000_000, requests_between_kills: 8_000 };
 
 /// However slowly replicas start.
-const FEWEST_KILLS: usize = 3;
+const MIN_KILLS: usize = 3;
 
 #[expect(clippy::disallowed_methods, reason = "a test bed is a shell: what it records carries the time")]
 fn now() -> Instant {
     Instant::now()
 }
 
-fn say(line: &str) {
+fn print_line(line: &str) {
     drop(writeln!(std::io::stderr().lock(), "{line}"));
 }
 
@@ -56,38 +56,38 @@ async fn rules_change_clients_give_up_and_replicas_are_killed_and_every_answer_i
     if !has_envoy(WHAT) || !all_available(&[CONTROL_PLANE], WHAT) {
         return;
     }
-    let length = if long() { LONG } else { SHORT };
-    let ledger = Arc::new(Ledger::new(now()));
-    let mut bed = Bed::start(&ledger).await.unwrap();
+    let length = if long_tests_enabled() { LONG } else { SHORT };
+    let ledger = Arc::new(SoakLedger::new(now()));
+    let mut bed = SoakTestbed::start(&ledger).await.unwrap();
     let started = now();
-    let crowd = Crowd::start(bed.gateway(), &ledger, SEED);
+    let crowd = SoakLoad::start(bed.gateway(), &ledger, SEED);
     let mut random = StdRng::seed_from_u64(SEED);
-    let mut next_kill = length.between_kills;
-    while ledger.sent() < length.requests || bed.kills() < FEWEST_KILLS {
-        bed.still_runs();
+    let mut next_kill = length.requests_between_kills;
+    while ledger.sent() < length.requests || bed.kill_count() < MIN_KILLS {
+        bed.assert_running();
         if ledger.sent() >= next_kill {
             // Now and then all but one.
             let victims = if random.random_ratio(1, 5) { 2 } else { 1 };
             let away = Duration::from_millis(random.random_range(0..300));
-            bed.kill(random.random_range(0..bed::REPLICAS), victims, away).await.unwrap();
-            next_kill = ledger.sent() + length.between_kills;
+            bed.kill_replicas(random.random_range(0..testbed::REPLICAS), victims, away).await.unwrap();
+            next_kill = ledger.sent() + length.requests_between_kills;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    crowd.end().await;
+    crowd.stop().await;
     let took = started.elapsed();
-    let (rules, outages) = bed.end().await;
-    let verdict = ledger.verdict(&rules, &outages);
-    say(&format!("soak, seed {SEED}: {verdict}; in {took:.0?}"));
-    assert!(verdict.wrong.is_empty(), "{:#?}", verdict.wrong.iter().take(20).collect::<Vec<_>>());
-    let unexplained: Vec<&Loss> = verdict.lost.iter().filter(|loss| !loss.held_by_a_killed_replica).collect();
+    let (rules, outages) = bed.stop().await;
+    let verdict = ledger.report(&rules, &outages);
+    print_line(&format!("soak, seed {SEED}: {verdict}; in {took:.0?}"));
+    assert!(verdict.violations.is_empty(), "{:#?}", verdict.violations.iter().take(20).collect::<Vec<_>>());
+    let unexplained: Vec<&LostRequest> = verdict.lost.iter().filter(|loss| !loss.explained_by_kill).collect();
     let some: Vec<_> = unexplained.iter().take(20).map(|loss| format!("\n{loss:?}")).collect();
     assert!(unexplained.is_empty(), "{} {}", unexplained.len(), some.concat());
     // It did happen.
     assert!(verdict.sent >= length.requests && verdict.answered > length.requests / 2, "{verdict}");
     assert!(
-        verdict.given_up > 0 && verdict.streamed > 0 && verdict.by_rule > 0 && verdict.without_rule > 0,
+        verdict.canceled > 0 && verdict.streamed > 0 && verdict.with_rule > 0 && verdict.without_rule > 0,
         "{verdict}"
     );
-    assert!(verdict.kills >= FEWEST_KILLS && verdict.rules >= 5, "{verdict}");
+    assert!(verdict.kills >= MIN_KILLS && verdict.generations >= 5, "{verdict}");
 }

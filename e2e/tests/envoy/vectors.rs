@@ -5,8 +5,8 @@
 mod request;
 
 use crate::{
-    clients::{Framing, Version, get, post},
-    stage::{Plan, Stage, has_envoy, rewrite},
+    clients::{Framing, HttpVersion, get, post},
+    fixture::{EnvoyConfig, EnvoyFixture, has_envoy, rewrite},
 };
 use http::StatusCode;
 use request::RequestVector;
@@ -30,7 +30,13 @@ async fn requests_become_what_upstreams_vectors_say_also_behind_envoy() {
             let exact = rewrite("chat", Some("chat"), "chat-a");
             let rewrites = [exact].into_iter().chain(generic.map(|target| rewrite("generic", None, target))).collect();
             let how = RewriteOptions { routing_headers: true, ..RewriteOptions::default() };
-            let stage = Stage::start(Plan { mode, how, rewrites, ..Plan::default() }).await;
+            let stage = EnvoyFixture::start(EnvoyConfig {
+                request_body_mode: mode,
+                rewrite_options: how,
+                rewrites,
+                ..EnvoyConfig::default()
+            })
+            .await;
             let ours = vectors.requests.iter().filter(|vector| vector.generic.as_deref() == generic);
             for vector in ours {
                 vector.check(&stage, mode).await;
@@ -40,7 +46,7 @@ async fn requests_become_what_upstreams_vectors_say_also_behind_envoy() {
 }
 
 impl RequestVector {
-    async fn check(&self, stage: &Stage, mode: &str) {
+    async fn check(&self, stage: &EnvoyFixture, mode: &str) {
         let case = format!("{mode}: {}", self.origin.name);
         let mut request = match &self.chunks {
             Some(pieces) => post("/v1/completions", &[], &pieces.concat(), Framing::Chunked),
@@ -49,7 +55,7 @@ impl RequestVector {
         for (name, value) in &self.headers {
             request.headers_mut().insert(http::HeaderName::try_from(name).unwrap(), value.parse().unwrap());
         }
-        let answer = stage.ask(Version::One, request).await;
+        let answer = stage.fetch(HttpVersion::Http1, request).await;
         if let Some(refused) = self.refused_status {
             assert_eq!(answer.status.as_u16(), refused, "{case}");
             return;

@@ -3,12 +3,12 @@
 
 use anyhow::{Context as _, Result, ensure};
 use rollora_e2e::{
-    bed::{Bed, Place as _, Setup},
-    machine::Machine,
-    rollora::run,
-    scenario::on_one_machine,
-    seen::{complains, no_complaint, served_by, succeeded},
-    traffic::Crowd,
+    conditions::{has_file_problem, no_file_problems, served_by, succeeded},
+    harness::{Environment as _, Harness, Setup},
+    local::LocalEnvironment,
+    rollora_local::run_command,
+    scenario::run_locally,
+    traffic::LoadProfile,
 };
 use rollora_testbed::{
     guide::{MODEL, SOURCE, V1, V2},
@@ -17,38 +17,38 @@ use rollora_testbed::{
 use std::{fs, time::Duration};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum File {
+enum InputFile {
     Rollout,
     Adapters,
 }
 
 /// One mistake: a line that is replaced, and the words that name it.
-struct Mistake {
+struct InputMistake {
     name: &'static str,
-    file: File,
-    line: &'static str,
-    instead: String,
+    file: InputFile,
+    target_line: &'static str,
+    replacement: String,
     /// Which line of what stands there instead is the wrong one.
-    wrong: usize,
-    words: &'static [&'static str],
+    error_line_offset: usize,
+    expected_words: &'static [&'static str],
 }
 
-fn mistakes() -> Vec<Mistake> {
-    let mistake = |name, file, line, instead: &str, wrong, words| Mistake {
+fn mistakes() -> Vec<InputMistake> {
+    let mistake = |name, file, line, instead: &str, wrong, words| InputMistake {
         name,
         file,
-        line,
-        instead: instead.to_owned(),
-        wrong,
-        words,
+        target_line: line,
+        replacement: instead.to_owned(),
+        error_line_offset: wrong,
+        expected_words: words,
     };
     let v1 = format!("        - id: {V1}");
     let entry = format!("{v1}\n          source: {SOURCE}\n{v1}");
     vec![
-        mistake("an unknown field", File::Rollout, "strategy:", "  colour: blue\n  strategy:", 0, &["colour"]),
+        mistake("an unknown field", InputFile::Rollout, "strategy:", "  colour: blue\n  strategy:", 0, &["colour"]),
         mistake(
             "a weight above the total",
-            File::Rollout,
+            InputFile::Rollout,
             "- setWeight: 10",
             "    - setWeight: 110",
             0,
@@ -56,7 +56,7 @@ fn mistakes() -> Vec<Mistake> {
         ),
         mistake(
             "a step of two kinds",
-            File::Rollout,
+            InputFile::Rollout,
             "- setWeight: 10",
             "    - { setWeight: 10, pause: {} }",
             0,
@@ -64,17 +64,17 @@ fn mistakes() -> Vec<Mistake> {
         ),
         mistake(
             "the model is an adapter",
-            File::Rollout,
+            InputFile::Rollout,
             "follow:",
             "    id: small-segment-lora",
             0,
             &["spec.adapter.id", "clients send"],
         ),
-        mistake("not YAML", File::Adapters, "port: 8000", "      port: [8000", 0, &[]),
-        mistake("an id twice", File::Adapters, "- id: small-segment-lora-v1", &entry, 2, &[V1, "twice", "remove"]),
+        mistake("not YAML", InputFile::Adapters, "port: 8000", "      port: [8000", 0, &[]),
+        mistake("an id twice", InputFile::Adapters, "- id: small-segment-lora-v1", &entry, 2, &[V1, "twice", "remove"]),
         mistake(
             "no source",
-            File::Adapters,
+            InputFile::Adapters,
             "- id:",
             &format!("{v1}\n          sauce: org/name\n        - id: other"),
             0,
@@ -83,37 +83,37 @@ fn mistakes() -> Vec<Mistake> {
     ]
 }
 
-impl Mistake {
+impl InputMistake {
     fn file_name(&self) -> &'static str {
         match self.file {
-            File::Rollout => "rollout.yaml",
-            File::Adapters => "adapters.yaml",
+            InputFile::Rollout => "rollout.yaml",
+            InputFile::Adapters => "adapters.yaml",
         }
     }
 
     /// The text with the mistake, and the number of the wrong line.
-    fn made_in(&self, text: &str) -> Result<(String, usize)> {
-        let index = text.lines().position(|line| line.trim_start().starts_with(self.line));
-        let index = index.with_context(|| format!("no line begins with {:?}", self.line))?;
+    fn apply_to(&self, text: &str) -> Result<(String, usize)> {
+        let index = text.lines().position(|line| line.trim_start().starts_with(self.target_line));
+        let index = index.with_context(|| format!("no line begins with {:?}", self.target_line))?;
         let mut lines: Vec<_> = text.lines().collect();
-        lines[index] = &self.instead;
-        Ok((lines.join("\n") + "\n", index + self.wrong + 1))
+        lines[index] = &self.replacement;
+        Ok((lines.join("\n") + "\n", index + self.error_line_offset + 1))
     }
 
-    async fn make(&self, machine: &Machine) -> Result<usize> {
+    async fn write(&self, machine: &LocalEnvironment) -> Result<usize> {
         let (text, line) = match self.file {
-            File::Rollout => self.made_in(&machine.rollout_file().await?)?,
-            File::Adapters => self.made_in(&machine.adapters_file().await?)?,
+            InputFile::Rollout => self.apply_to(&machine.rollout_yaml().await?)?,
+            InputFile::Adapters => self.apply_to(&machine.adapters_yaml().await?)?,
         };
         match self.file {
-            File::Rollout => machine.write_rollout(&text).await?,
-            File::Adapters => machine.write_adapters(&text).await?,
+            InputFile::Rollout => machine.write_rollout(&text).await?,
+            InputFile::Adapters => machine.write_adapters(&text).await?,
         }
         Ok(line)
     }
 
     /// Where it stands in the words of the program: only what is wrong with the YAML itself may be noticed later.
-    fn place(&self, line: usize) -> String {
+    fn expected_location(&self, line: usize) -> String {
         if self.name == "not YAML" { "line ".to_owned() } else { format!("line {line}") }
     }
 }
@@ -124,33 +124,33 @@ fn setup() -> Setup {
 
 #[test]
 fn a_mistake_made_while_it_runs_is_named_and_stops_nothing() {
-    on_one_machine(&setup(), async |bed| {
-        bed.sees_baseline().await?;
-        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
-        let (rollout, adapters) = (bed.place.rollout_file().await?, bed.place.adapters_file().await?);
+    run_locally(&setup(), async |bed| {
+        bed.wait_for_baseline().await?;
+        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        let (rollout, adapters) = (bed.environment.rollout_yaml().await?, bed.environment.adapters_yaml().await?);
         for mistake in mistakes() {
-            let line = mistake.make(&bed.place).await?;
-            let place = mistake.place(line);
-            let words = [&[mistake.file_name(), &place], mistake.words].concat();
-            bed.sees_within(Duration::from_secs(5), complains(&words)).await.context(mistake.name)?;
-            told_in_the_status(bed, mistake.file_name()).await?;
-            bed.place.write_rollout(&rollout).await?;
-            bed.place.write_adapters(&adapters).await?;
-            bed.sees(no_complaint()).await.context(mistake.name)?;
+            let line = mistake.write(&bed.environment).await?;
+            let place = mistake.expected_location(line);
+            let words = [&[mistake.file_name(), &place], mistake.expected_words].concat();
+            bed.wait_for_within(Duration::from_secs(5), has_file_problem(&words)).await.context(mistake.name)?;
+            check_status_message(bed, mistake.file_name()).await?;
+            bed.environment.write_rollout(&rollout).await?;
+            bed.environment.write_adapters(&adapters).await?;
+            bed.wait_for(no_file_problems()).await.context(mistake.name)?;
         }
-        bed.sees(served_by(MODEL, V1)).await?;
+        bed.wait_for(served_by(MODEL, V1)).await?;
 
         // The next good edit is a release as ever.
-        bed.list(V2).await?;
-        bed.sees(succeeded(V2)).await?;
-        bed.clients_saw_nothing_wrong().await.map(drop)
+        bed.list_adapter(V2).await?;
+        bed.wait_for(succeeded(V2)).await?;
+        bed.stop_clients_and_verify().await.map(drop)
     });
 }
 
-async fn told_in_the_status(bed: &Bed<Machine>, file: &str) -> Result<()> {
-    let said = bed.says(&["status"]).await?;
+async fn check_status_message(bed: &Harness<LocalEnvironment>, file: &str) -> Result<()> {
+    let said = bed.cli_stdout(&["status"]).await?;
     ensure!(said.lines().any(|line| line.contains(file) && line.contains("line")), "the status is silent:\n{said}");
-    let seen = bed.place.look().await;
+    let seen = bed.environment.snapshot().await;
     let message = seen.status.map(|status| status.message).unwrap_or_default();
     let mut parts: Vec<_> = message.split("; ").collect();
     let all = parts.len();
@@ -162,21 +162,21 @@ async fn told_in_the_status(bed: &Bed<Machine>, file: &str) -> Result<()> {
 
 #[test]
 fn a_mistake_at_the_start_is_named_and_ends_it_with_code_2() {
-    on_one_machine(&setup(), async |bed| {
-        bed.sees_baseline().await?;
+    run_locally(&setup(), async |bed| {
+        bed.wait_for_baseline().await?;
         bed.kill_operator();
-        let (rollout, adapters) = (bed.place.rollout_file().await?, bed.place.adapters_file().await?);
+        let (rollout, adapters) = (bed.environment.rollout_yaml().await?, bed.environment.adapters_yaml().await?);
         for mistake in mistakes() {
-            let line = mistake.make(&bed.place).await?;
-            let said = run(bed.place.rollora().command()?).await?;
-            let place = mistake.place(line);
-            let words = [&[mistake.file_name(), place.as_str()], mistake.words].concat();
+            let line = mistake.write(&bed.environment).await?;
+            let said = run_command(bed.environment.rollora_local().command()?).await?;
+            let place = mistake.expected_location(line);
+            let words = [&[mistake.file_name(), place.as_str()], mistake.expected_words].concat();
             let name = mistake.name;
             ensure!(said.code == 2, "{name}: {said:?}");
-            let found = said.err.lines().any(|line| words.iter().all(|word| line.contains(word)));
-            ensure!(found, "{name}: no line of {} has the words {words:?}", said.err);
-            bed.place.write_rollout(&rollout).await?;
-            bed.place.write_adapters(&adapters).await?;
+            let found = said.stderr.lines().any(|line| words.iter().all(|word| line.contains(word)));
+            ensure!(found, "{name}: no line of {} has the words {words:?}", said.stderr);
+            bed.environment.write_rollout(&rollout).await?;
+            bed.environment.write_adapters(&adapters).await?;
         }
         Ok(())
     });
@@ -184,42 +184,42 @@ fn a_mistake_at_the_start_is_named_and_ends_it_with_code_2() {
 
 #[test]
 fn a_file_that_disappears_is_named_and_stops_nothing() {
-    on_one_machine(&setup(), async |bed| {
-        bed.sees_baseline().await?;
-        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
-        let rollora = bed.place.rollora();
+    run_locally(&setup(), async |bed| {
+        bed.wait_for_baseline().await?;
+        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        let rollora = bed.environment.rollora_local();
         for (path, name) in [(rollora.adapters_file(), "adapters.yaml"), (rollora.rollout_file(), "rollout.yaml")] {
             let text = fs::read_to_string(&path)?;
             fs::remove_file(&path)?;
-            bed.sees(complains(&[name, "no such file"])).await?;
-            bed.keeps_seeing(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+            bed.wait_for(has_file_problem(&[name, "no such file"])).await?;
+            bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
             fs::write(&path, text)?;
-            bed.sees(no_complaint()).await?;
+            bed.wait_for(no_file_problems()).await?;
         }
-        bed.clients_saw_nothing_wrong().await.map(drop)
+        bed.stop_clients_and_verify().await.map(drop)
     });
 }
 
 #[test]
 fn an_id_in_both_lists_is_named_and_left_as_it_is() {
-    on_one_machine(&setup(), async |bed| {
-        bed.sees_baseline().await?;
-        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
-        let both = bed.place.adapters_file().await?
+    run_locally(&setup(), async |bed| {
+        bed.wait_for_baseline().await?;
+        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        let both = bed.environment.adapters_yaml().await?
             + &format!("      ensureNotExist:\n        models:\n        - id: {V1}\n          source: {SOURCE}\n");
         let line = both.lines().count() - 1;
-        bed.place.write_adapters(&both).await?;
+        bed.environment.write_adapters(&both).await?;
         let (place, words) = (format!("line {line}"), ["adapters.yaml", V1, "ensureNotExist", "ensureExist"]);
         let start = std::time::Duration::from_millis(50);
         let mut said = String::new();
         for _ in 0..100 {
-            said = bed.place.logs();
+            said = bed.environment.logs();
             let told = |line: &str| line.contains(&place) && words.iter().all(|word| line.contains(word));
             if said.lines().any(told) {
-                bed.keeps_seeing(Duration::from_secs(1), served_by(MODEL, V1)).await?;
-                let explained = bed.says(&["explain"]).await?;
+                bed.assert_holds_for(Duration::from_secs(1), served_by(MODEL, V1)).await?;
+                let explained = bed.cli_stdout(&["explain"]).await?;
                 ensure!(explained.contains("both lists"), "not explained:\n{explained}");
-                return bed.clients_saw_nothing_wrong().await.map(drop);
+                return bed.stop_clients_and_verify().await.map(drop);
             }
             tokio::time::sleep(start).await;
         }
@@ -229,27 +229,27 @@ fn an_id_in_both_lists_is_named_and_left_as_it_is() {
 
 /// A server is started again as one that cannot be used: it is named with what to do, and the two others serve, also
 /// the next version.
-fn a_server_that_became_bad(flags: &[&str], words: &[&str]) {
+fn check_misconfigured_server(flags: &[&str], words: &[&str]) {
     let setup = Setup { servers: vec![ServerKind::simulated(&[]); 3], ..Setup::guide(Duration::from_millis(200)) };
-    on_one_machine(&setup, async |bed| {
-        bed.sees_baseline().await?;
-        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
+    run_locally(&setup, async |bed| {
+        bed.wait_for_baseline().await?;
+        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
         bed.kill_server(2);
-        bed.place.servers_mut()[2].set_kind(ServerKind::simulated(flags));
+        bed.environment.servers_mut()[2].set_kind(ServerKind::simulated(flags));
         bed.start_server(2).await?;
-        named_with_what_to_do(bed, words).await?;
-        bed.keeps_seeing(Duration::from_millis(500), served_by(MODEL, V1)).await?;
-        bed.list(V2).await?;
-        bed.sees(served_by(MODEL, V2)).await?;
-        bed.clients_saw_nothing_wrong().await.map(drop)
+        wait_for_explanation(bed, words).await?;
+        bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+        bed.list_adapter(V2).await?;
+        bed.wait_for(served_by(MODEL, V2)).await?;
+        bed.stop_clients_and_verify().await.map(drop)
     });
 }
 
-async fn named_with_what_to_do(bed: &Bed<Machine>, words: &[&str]) -> Result<()> {
-    let name = bed.place.servers()[2].name();
+async fn wait_for_explanation(bed: &Harness<LocalEnvironment>, words: &[&str]) -> Result<()> {
+    let name = bed.environment.servers()[2].name();
     let mut said = String::new();
     for _ in 0..100 {
-        said = bed.says(&["explain"]).await?;
+        said = bed.cli_stdout(&["explain"]).await?;
         let named = |line: &str| line.contains(&name) && words.iter().all(|word| line.contains(word));
         if said.lines().any(named) {
             return Ok(());
@@ -261,17 +261,17 @@ async fn named_with_what_to_do(bed: &Bed<Machine>, words: &[&str]) -> Result<()>
 
 #[test]
 fn a_server_without_runtime_updating_is_named_and_the_others_serve() {
-    a_server_that_became_bad(&["--no-runtime-updating"], &["VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]);
+    check_misconfigured_server(&["--no-runtime-updating"], &["VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]);
 }
 
 #[test]
 fn a_server_with_another_key_is_named_and_the_others_serve() {
-    a_server_that_became_bad(&["--api-key", "other"], &["API key"]);
+    check_misconfigured_server(&["--api-key", "other"], &["API key"]);
 }
 
 #[test]
 fn a_server_without_lora_is_named_and_the_others_serve() {
-    a_server_that_became_bad(&["--no-lora"], &["--enable-lora"]);
+    check_misconfigured_server(&["--no-lora"], &["--enable-lora"]);
 }
 
 /// Nothing is served before: it waits, and says for whom and what to do.
@@ -279,22 +279,22 @@ fn a_server_without_lora_is_named_and_the_others_serve() {
 fn a_server_that_cannot_be_used_at_the_start_is_named() {
     let mut setup = setup();
     setup.servers.push(ServerKind::simulated(&["--no-runtime-updating"]));
-    on_one_machine(&setup, async |bed| named_with_what_to_do(bed, &["VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]).await);
+    run_locally(&setup, async |bed| wait_for_explanation(bed, &["VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]).await);
 }
 
 #[test]
 fn a_server_that_is_not_there_at_the_start_is_named_and_the_others_serve() {
     let mut setup = setup();
     setup.servers.push(ServerKind::simulated(&[]));
-    on_one_machine(&setup, async |bed| {
+    run_locally(&setup, async |bed| {
         bed.kill_operator();
         bed.kill_server(2);
-        fs::remove_dir_all(bed.place.rollora().state())?;
+        fs::remove_dir_all(bed.environment.rollora_local().state_dir())?;
         bed.start_operator().await?;
-        bed.sees(served_by(MODEL, V1)).await?;
-        named_with_what_to_do(bed, &["cannot be reached"]).await?;
-        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
-        bed.keeps_seeing(Duration::from_millis(500), served_by(MODEL, V1)).await?;
-        bed.clients_saw_nothing_wrong().await.map(drop)
+        bed.wait_for(served_by(MODEL, V1)).await?;
+        wait_for_explanation(bed, &["cannot be reached"]).await?;
+        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+        bed.stop_clients_and_verify().await.map(drop)
     });
 }

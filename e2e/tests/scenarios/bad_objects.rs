@@ -1,7 +1,9 @@
 //! What people get wrong on a cluster: it is said in a condition and in an event that name the object and what to do,
 //! nothing else is written because of it, and what was served goes on being served.
 
-use crate::objects::{Said, operator, other_writes, rewrite, shape, status, until};
+use crate::cluster_objects::{
+    ExpectedCondition, get_rewrite, object_revision, operator_user, other_writes, rollout_status, wait_for,
+};
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
 use k8s_openapi::api::rbac::v1::Role;
@@ -15,11 +17,11 @@ use rollora_api::{
     rewrite::RewriteGroup::{Current, Legacy},
 };
 use rollora_e2e::{
-    bed::{Bed, Place as _, Setup},
-    cluster::{Cluster, Parts},
-    scenario::{has_a_cluster, on_a_cluster},
-    seen::{cleaned_up, every_server_is_ready, served_by, succeeded},
-    traffic::Crowd,
+    cluster::{ClusterEnvironment, ClusterOptions},
+    conditions::{all_servers_ready, cleaned_up, served_by, succeeded},
+    harness::{Environment as _, Harness, Setup},
+    scenario::{cluster_tools_available, run_on_cluster},
+    traffic::LoadProfile,
 };
 use rollora_testbed::{
     control_plane::{AuditLog, ControlPlane, Credential, UPSTREAM_CRDS, rollora_crds},
@@ -32,81 +34,109 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 
 /// One mistake: a Rollout whose spec differs in this from a good one, and what is said of it.
-struct Mistake {
+struct ObjectMistake {
     name: &'static str,
     spec: Value,
-    said: Said<'static>,
+    expected: ExpectedCondition<'static>,
 }
 
-const fn said(condition: &'static str, reason: &'static str, words: &'static [&'static str]) -> Said<'static> {
-    Said { condition, reason, words }
+const fn expected_condition(
+    condition: &'static str,
+    reason: &'static str,
+    words: &'static [&'static str],
+) -> ExpectedCondition<'static> {
+    ExpectedCondition { condition, reason, expected_words: words }
 }
 
-fn mistakes() -> Vec<Mistake> {
+fn mistakes() -> Vec<ObjectMistake> {
     use condition_type::{PROGRESSING, STALLED};
-    let mistake = |name, spec, said| Mistake { name, spec, said };
+    let mistake = |name, spec, said| ObjectMistake { name, spec, expected: said };
     vec![
         mistake(
             "no-config-map",
             json!({ "adaptersRef": { "name": "forgotten-adapters" } }),
-            said(STALLED, reason::INVALID, &["forgotten-adapters", "does not exist", "make it", "spec.adaptersRef"]),
+            expected_condition(
+                STALLED,
+                reason::INVALID,
+                &["forgotten-adapters", "does not exist", "make it", "spec.adaptersRef"],
+            ),
         ),
         mistake(
             "no-key",
             json!({ "adaptersRef": { "name": ADAPTERS_CONFIG_MAP, "key": "forgotten.yaml" } }),
-            said(STALLED, reason::INVALID, &[ADAPTERS_CONFIG_MAP, "no key forgotten.yaml", "configmap.yaml"]),
+            expected_condition(
+                STALLED,
+                reason::INVALID,
+                &[ADAPTERS_CONFIG_MAP, "no key forgotten.yaml", "configmap.yaml"],
+            ),
         ),
         mistake(
             "no-pool",
             json!({ "poolRef": { "name": "forgotten-pool" } }),
-            said(STALLED, reason::INVALID, &["InferencePool", "forgotten-pool", "make it", "spec.poolRef"]),
+            expected_condition(
+                STALLED,
+                reason::INVALID,
+                &["InferencePool", "forgotten-pool", "make it", "spec.poolRef"],
+            ),
         ),
         mistake(
             "no-adapter",
             json!({ "adapter": { "id": "no-adapter-v9" } }),
-            said(PROGRESSING, reason::NOT_LISTED, &["no-adapter-v9", "add it under ensureExist"]),
+            expected_condition(PROGRESSING, reason::NOT_LISTED, &["no-adapter-v9", "add it under ensureExist"]),
         ),
         mistake(
             "no-match",
             json!({ "adapter": { "follow": { "pattern": "no-match-v*" } } }),
-            said(PROGRESSING, reason::NO_MATCH, &["no-match-v*", "ensureExist", "list one"]),
+            expected_condition(PROGRESSING, reason::NO_MATCH, &["no-match-v*", "ensureExist", "list one"]),
         ),
         mistake(
             "no-ready-pods",
             json!({ "poolRef": { "name": "pool-without-pods" } }),
-            said(PROGRESSING, reason::NO_READY_PODS, &["pool-without-pods", "Ready", "see its pods"]),
+            expected_condition(PROGRESSING, reason::NO_READY_PODS, &["pool-without-pods", "Ready", "see its pods"]),
         ),
         mistake(
             "two-targets",
             json!({}),
-            said(STALLED, reason::STABLE_UNKNOWN, &["left", "right", STABLE_ANNOTATION, "rewrite two-targets"]),
+            expected_condition(
+                STALLED,
+                reason::STABLE_UNKNOWN,
+                &["left", "right", STABLE_ANNOTATION, "rewrite two-targets"],
+            ),
         ),
         mistake(
             "shadowed",
             json!({}),
-            said(STALLED, reason::SHADOWED_BY, &["somebody-elses-rewrite", "shadowed", "spec.rewriteRef"]),
+            expected_condition(
+                STALLED,
+                reason::SHADOWED_BY,
+                &["somebody-elses-rewrite", "shadowed", "spec.rewriteRef"],
+            ),
         ),
         mistake(
             "other-pool",
             json!({ "rewriteRef": { "name": "rewrite-of-another-pool" } }),
-            said(STALLED, reason::CONFLICT, &["rewrite-of-another-pool", "pool-without-pods", POOL, "spec.rewriteRef"]),
+            expected_condition(
+                STALLED,
+                reason::CONFLICT,
+                &["rewrite-of-another-pool", "pool-without-pods", POOL, "spec.rewriteRef"],
+            ),
         ),
         // Who is older is known to the second; within one, the name decides, and these come after the guide's.
         mistake(
             "the-same-model",
             json!({ "model": MODEL, "rewriteRef": { "name": REWRITE } }),
-            said(STALLED, reason::CONFLICT, &[MODEL, "older", "delete one"]),
+            expected_condition(STALLED, reason::CONFLICT, &[MODEL, "older", "delete one"]),
         ),
         mistake(
             "the-same-adapters",
             json!({ "adapter": { "follow": { "pattern": "small-segment-*" } } }),
-            said(STALLED, reason::CONFLICT, &[MODEL, "older", "small-segment-*", "patterns"]),
+            expected_condition(STALLED, reason::CONFLICT, &[MODEL, "older", "small-segment-*", "patterns"]),
         ),
     ]
 }
 
 /// Objects of others that the mistakes are made with.
-async fn surroundings(bed: &Bed<Cluster>) -> Result<()> {
+async fn create_foreign_objects(bed: &Harness<ClusterEnvironment>) -> Result<()> {
     let rewrite = |name: &str, pool: &str, model: &str, targets: &[(&str, i32)]| {
         let target = |(id, weight): &(&str, i32)| json!({ "modelRewrite": id, "weight": weight });
         let targets: Vec<_> = targets.iter().map(target).collect();
@@ -132,11 +162,11 @@ async fn surroundings(bed: &Bed<Cluster>) -> Result<()> {
         rewrite("somebody-elses-rewrite", POOL, "shadowed", &[("shadow", 1)]),
         rewrite("rewrite-of-another-pool", "pool-without-pods", "other-pool", &[("other", 1)]),
     ];
-    try_join_all(objects.into_iter().map(|object| bed.place.apply(object))).await.map(drop)
+    try_join_all(objects.into_iter().map(|object| bed.environment.apply(object))).await.map(drop)
 }
 
-impl Mistake {
-    async fn make(&self, bed: &Bed<Cluster>) -> Result<()> {
+impl ObjectMistake {
+    async fn apply(&self, bed: &Harness<ClusterEnvironment>) -> Result<()> {
         let mut spec = json!({
             "model": self.name, "poolRef": { "name": POOL }, "adaptersRef": { "name": ADAPTERS_CONFIG_MAP },
             "strategy": { "steps": [{ "setWeight": 100 }] },
@@ -149,129 +179,136 @@ impl Mistake {
         let rollout = json!({
             "apiVersion": "rollora.dev/v1alpha1", "kind": "Rollout", "metadata": { "name": self.name }, "spec": spec,
         });
-        bed.place.apply(rollout).await.with_context(|| self.name)
+        bed.environment.apply(rollout).await.with_context(|| self.name)
     }
 
-    async fn is_told(&self, bed: &Bed<Cluster>) -> Result<()> {
-        self.said.is_told(bed, self.name).await.with_context(|| self.name)?;
-        let message = status(bed, self.name).await?.message;
-        ensure!(self.said.words.iter().all(|word| message.contains(word)), "{}: the status says {message}", self.name);
+    async fn wait_until_reported(&self, bed: &Harness<ClusterEnvironment>) -> Result<()> {
+        self.expected.wait_until_reported(bed, self.name).await.with_context(|| self.name)?;
+        let message = rollout_status(bed, self.name).await?.message;
+        ensure!(
+            self.expected.expected_words.iter().all(|word| message.contains(word)),
+            "{}: the status says {message}",
+            self.name
+        );
         Ok(())
     }
 }
 
-type Shape = (Option<i64>, BTreeMap<String, String>);
+type ObjectRevision = (Option<i64>, BTreeMap<String, String>);
 
 /// What there is of others: the rewrites of both groups, and the text of the adapters file.
-async fn what_is_there(bed: &Bed<Cluster>) -> Result<(Vec<(String, Shape)>, String)> {
+async fn snapshot_objects(bed: &Harness<ClusterEnvironment>) -> Result<(Vec<(String, ObjectRevision)>, String)> {
     let mut rewrites = Vec::new();
     for group in [Current, Legacy] {
-        let list = crate::objects::rewrites(bed, group).list(&ListParams::default()).await?;
-        rewrites.extend(list.iter().map(|it| (format!("{} {}", group.name(), it.name_any()), shape(it))));
+        let list = crate::cluster_objects::rewrites_api(bed, group).list(&ListParams::default()).await?;
+        rewrites.extend(list.iter().map(|it| (format!("{} {}", group.name(), it.name_any()), object_revision(it))));
     }
-    Ok((rewrites, bed.place.adapters_file().await?))
+    Ok((rewrites, bed.environment.adapters_yaml().await?))
 }
 
 #[test]
 fn what_a_rollout_names_and_is_not_there_or_not_its_own_is_named_and_nothing_is_written() {
-    if !has_a_cluster("Rollouts that name what is not there") {
+    if !cluster_tools_available("Rollouts that name what is not there") {
         return;
     }
     let setup = Setup { servers: vec![ServerKind::simulated(&[]); 2], ..Setup::guide(Duration::from_millis(200)) };
-    on_a_cluster(
+    run_on_cluster(
         &setup,
-        async || Ok(Parts::default()),
+        async || Ok(ClusterOptions::default()),
         async |bed| {
-            bed.sees_baseline().await?;
-            bed.sees(succeeded(V1)).await?;
-            surroundings(bed).await?;
-            bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
-            let (before, audit) = (what_is_there(bed).await?, bed.place.plane().audit_log());
+            bed.wait_for_baseline().await?;
+            bed.wait_for(succeeded(V1)).await?;
+            create_foreign_objects(bed).await?;
+            bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+            let (before, audit) = (snapshot_objects(bed).await?, bed.environment.control_plane().audit_log());
 
             let mistakes = mistakes();
-            try_join_all(mistakes.iter().map(|mistake| mistake.make(bed))).await?;
-            try_join_all(mistakes.iter().map(|mistake| mistake.is_told(bed))).await?;
-            bed.keeps_seeing(Duration::from_millis(700), served_by(MODEL, V1).and(every_server_is_ready())).await?;
+            try_join_all(mistakes.iter().map(|mistake| mistake.apply(bed))).await?;
+            try_join_all(mistakes.iter().map(|mistake| mistake.wait_until_reported(bed))).await?;
+            bed.assert_holds_for(Duration::from_millis(700), served_by(MODEL, V1).and(all_servers_ready())).await?;
 
             let names: Vec<_> = mistakes.iter().map(|mistake| mistake.name).chain([MODEL]).collect();
-            only_the_key_was_written(bed, &audit, &names)?;
-            let after = what_is_there(bed).await?;
+            check_only_directives_written(bed, &audit, &names)?;
+            let after = snapshot_objects(bed).await?;
             ensure!(before == after, "written because of mistakes: {before:?} became {after:?}");
 
             // And who did nothing wrong releases the next version.
-            bed.list(V2).await?;
-            bed.sees(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
-            bed.clients_saw_nothing_wrong().await.map(drop)
+            bed.list_adapter(V2).await?;
+            bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+            bed.stop_clients_and_verify().await.map(drop)
         },
     );
 }
 
 /// Sidecars are told in the operator's own key, beside the text of the people, which ids Rollouts govern.
-fn only_the_key_was_written(bed: &Bed<Cluster>, audit: &AuditLog, rollouts: &[&str]) -> Result<()> {
-    let mut written = other_writes(&audit.events_of_user(&operator(bed))?, rollouts);
+fn check_only_directives_written(bed: &Harness<ClusterEnvironment>, audit: &AuditLog, rollouts: &[&str]) -> Result<()> {
+    let mut written = other_writes(&audit.events_of_user(&operator_user(bed))?, rollouts);
     written.retain(|write| write != &format!("update configmaps/ {ADAPTERS_CONFIG_MAP}"));
     ensure!(written.is_empty(), "it has written {written:?}");
     Ok(())
 }
 
 /// A cluster that has our kind and pools, and no kind of rewrite.
-async fn without_rewrites() -> Result<Parts> {
+async fn parts_without_rewrite_kinds() -> Result<ClusterOptions> {
     let plane = ControlPlane::start().await?;
     plane.install_crds(&[rollora_crds()?, vec![UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.pool)?]].concat()).await?;
-    Ok(Parts { plane: Some(plane), ..Parts::default() })
+    Ok(ClusterOptions { control_plane: Some(plane), ..ClusterOptions::default() })
 }
 
 #[test]
 fn a_kind_that_is_not_installed_is_named_and_what_is_served_goes_on_being_served() {
-    if !has_a_cluster("a kind that is not installed") {
+    if !cluster_tools_available("a kind that is not installed") {
         return;
     }
     let setup = Setup { servers: vec![ServerKind::simulated(&[]); 2], ..Setup::guide(Duration::from_millis(200)) };
-    on_a_cluster(&setup, without_rewrites, async |bed| {
+    run_on_cluster(&setup, parts_without_rewrite_kinds, async |bed| {
         // From the start: nobody can be sent anywhere by a name, and adapters answer by their own.
         let words = ["no kind of rewrite is installed", "inferencemodelrewrites.llm-d.ai", "CustomResourceDefinition"];
-        let missing = Said { condition: condition_type::STALLED, reason: reason::INVALID, words: &words };
-        missing.is_told(bed, MODEL).await?;
-        let written = writes_of_a_while(bed).await?;
+        let missing =
+            ExpectedCondition { condition: condition_type::STALLED, reason: reason::INVALID, expected_words: &words };
+        missing.wait_until_reported(bed, MODEL).await?;
+        let written = writes_within_a_second(bed).await?;
         ensure!(written.is_empty(), "without rewrites it has written {written:?}");
-        bed.place.plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
-        bed.sees_baseline().await?;
+        bed.environment.control_plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
+        bed.wait_for_baseline().await?;
 
         // In the middle: the pool's kind goes, with the pool.
-        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
+        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
         let pools = UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.pool)?;
-        let before = rewrite(bed, Current, REWRITE).await?;
-        bed.place.plane().uninstall_crd(&pools).await?;
-        bed.list(V2).await?;
+        let before = get_rewrite(bed, Current, REWRITE).await?;
+        bed.environment.control_plane().uninstall_crd(&pools).await?;
+        bed.list_adapter(V2).await?;
         let words = ["inferencepools.inference.networking.k8s.io", "CustomResourceDefinition"];
-        Said { condition: condition_type::STALLED, reason: reason::INVALID, words: &words }.is_told(bed, MODEL).await?;
-        let written = writes_of_a_while(bed).await?;
+        ExpectedCondition { condition: condition_type::STALLED, reason: reason::INVALID, expected_words: &words }
+            .wait_until_reported(bed, MODEL)
+            .await?;
+        let written = writes_within_a_second(bed).await?;
         ensure!(written.is_empty(), "without pools it has written {written:?}");
-        bed.keeps_seeing(Duration::from_millis(500), served_by(MODEL, V1)).await?;
-        ensure!(shape(&rewrite(bed, Current, REWRITE).await?) == shape(&before));
+        bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+        ensure!(object_revision(&get_rewrite(bed, Current, REWRITE).await?) == object_revision(&before));
 
-        bed.place.plane().install_crds(&[pools]).await?;
-        bed.place.apply(the_pool()).await?;
-        bed.sees(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+        bed.environment.control_plane().install_crds(&[pools]).await?;
+        bed.environment.apply(pool_manifest()).await?;
+        bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
         ensure!(!is_stalled(bed).await?, "it is mended, and still said to be wrong");
-        bed.clients_saw_nothing_wrong().await.map(drop)
+        bed.stop_clients_and_verify().await.map(drop)
     });
 }
 
 /// What the operator writes besides words, within a second.
-async fn writes_of_a_while(bed: &Bed<Cluster>) -> Result<Vec<String>> {
-    let audit = bed.place.plane().audit_log();
+async fn writes_within_a_second(bed: &Harness<ClusterEnvironment>) -> Result<Vec<String>> {
+    let audit = bed.environment.control_plane().audit_log();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    Ok(other_writes(&audit.events_of_user(&operator(bed))?, &[MODEL]))
+    Ok(other_writes(&audit.events_of_user(&operator_user(bed))?, &[MODEL]))
 }
 
-async fn is_stalled(bed: &Bed<Cluster>) -> Result<bool> {
-    let conditions = status(bed, MODEL).await?.conditions;
+async fn is_stalled(bed: &Harness<ClusterEnvironment>) -> Result<bool> {
+    let conditions = rollout_status(bed, MODEL).await?.conditions;
     Ok(conditions.iter().any(|it| it.type_ == condition_type::STALLED && it.status == ConditionStatus::True))
 }
 
 /// The pool of the manifests, as somebody makes it again.
-fn the_pool() -> Value {
+fn pool_manifest() -> Value {
     json!({
         "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool", "metadata": { "name": POOL },
         "spec": {
@@ -282,7 +319,7 @@ fn the_pool() -> Value {
 }
 
 /// A permission without which the operator can say nothing in a status.
-struct Blind {
+struct RemovedPermission {
     role: &'static str,
     verb: &'static str,
     resource: &'static str,
@@ -290,54 +327,59 @@ struct Blind {
     path: &'static str,
 }
 
-const BLIND: [Blind; 2] = [
-    Blind { role: "rollora-operator", verb: "list", resource: "rollouts.rollora.dev", path: "v1alpha1" },
-    Blind { role: "rollora-operator-lease", verb: "get", resource: "leases.coordination.k8s.io", path: "v1" },
+const REMOVED_PERMISSIONS: [RemovedPermission; 2] = [
+    RemovedPermission { role: "rollora-operator", verb: "list", resource: "rollouts.rollora.dev", path: "v1alpha1" },
+    RemovedPermission {
+        role: "rollora-operator-lease",
+        verb: "get",
+        resource: "leases.coordination.k8s.io",
+        path: "v1",
+    },
 ];
 
 #[test]
 fn an_operator_that_may_not_look_at_rollouts_or_its_lease_says_so_in_its_log_and_when_it_is_asked() {
-    if !has_a_cluster("an operator that may not look") {
+    if !cluster_tools_available("an operator that may not look") {
         return;
     }
     let setup = Setup { servers: vec![ServerKind::simulated(&[]); 2], ..Setup::guide(Duration::from_millis(200)) };
-    on_a_cluster(
+    run_on_cluster(
         &setup,
-        async || Ok(Parts::default()),
+        async || Ok(ClusterOptions::default()),
         async |bed| {
-            bed.sees_baseline().await?;
-            bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(40)));
-            for blind in &BLIND {
+            bed.wait_for_baseline().await?;
+            bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+            for blind in &REMOVED_PERMISSIONS {
                 bed.kill_operator();
-                let shipped = blind.take_away(bed).await?;
-                let audit = bed.place.plane().audit_log();
+                let shipped = blind.revoke(bed).await?;
+                let audit = bed.environment.control_plane().audit_log();
                 bed.start_operator().await?;
-                let namespace = bed.place.namespace().to_owned();
+                let namespace = bed.environment.namespace().to_owned();
                 let words = format!("forbidden to {} {} in namespace {namespace}", blind.verb, blind.resource);
-                is_asked(bed, 503, &[&words, "manifests/", "grant this verb"]).await?;
-                let log: String = bed.place.operators().iter().map(ContainerHandle::log).collect();
+                wait_for_readyz(bed, 503, &[&words, "manifests/", "grant this verb"]).await?;
+                let log: String = bed.environment.operators().iter().map(ContainerHandle::log).collect();
                 ensure!(log.contains(&words), "the log does not say: {words}");
-                bed.keeps_seeing(Duration::from_millis(500), served_by(MODEL, V1)).await?;
-                let written = other_writes(&audit.events_of_user(&operator(bed))?, &[]);
+                bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+                let written = other_writes(&audit.events_of_user(&operator_user(bed))?, &[]);
                 ensure!(written.is_empty(), "it has written {written:?}");
-                blind.give_back(bed, shipped).await?;
-                is_asked(bed, 200, &["ok"]).await?;
+                blind.restore(bed, shipped).await?;
+                wait_for_readyz(bed, 200, &["ok"]).await?;
             }
-            bed.list(V2).await?;
-            bed.sees(served_by(MODEL, V2).and(succeeded(V2))).await?;
-            bed.clients_saw_nothing_wrong().await.map(drop)
+            bed.list_adapter(V2).await?;
+            bed.wait_for(served_by(MODEL, V2).and(succeeded(V2))).await?;
+            bed.stop_clients_and_verify().await.map(drop)
         },
     );
 }
 
-impl Blind {
-    fn roles(bed: &Bed<Cluster>) -> Api<Role> {
-        Api::namespaced(bed.place.client(), bed.place.namespace())
+impl RemovedPermission {
+    fn roles_api(bed: &Harness<ClusterEnvironment>) -> Api<Role> {
+        Api::namespaced(bed.environment.client(), bed.environment.namespace())
     }
 
     /// Takes the verb away, and waits until the API server knows; the role as it was.
-    async fn take_away(&self, bed: &Bed<Cluster>) -> Result<Role> {
-        let shipped = Self::roles(bed).get(self.role).await?;
+    async fn revoke(&self, bed: &Harness<ClusterEnvironment>) -> Result<Role> {
+        let shipped = Self::roles_api(bed).get(self.role).await?;
         let (plural, group) = self.resource.split_once('.').context("a resource with its group")?;
         let mut role = shipped.clone();
         for rule in role.rules.iter_mut().flatten() {
@@ -345,9 +387,9 @@ impl Blind {
                 rule.verbs.retain(|verb| verb != self.verb);
             }
         }
-        Self::roles(bed).replace(self.role, &PostParams::default(), &role).await?;
+        Self::roles_api(bed).replace(self.role, &PostParams::default(), &role).await?;
 
-        let (plane, namespace) = (bed.place.plane(), bed.place.namespace());
+        let (plane, namespace) = (bed.environment.control_plane(), bed.environment.namespace());
         let token = plane.service_account_token(namespace, "rollora-operator", Duration::from_mins(10)).await?;
         let client = plane.client(&Credential::Token(token)).await?;
         let object = if self.verb == "get" { "/rollora-operator" } else { "" };
@@ -357,26 +399,26 @@ impl Blind {
             Ok(_) => Ok(None),
             Err(error) => Err(error.into()),
         };
-        until("the permission is gone", refused).await?;
+        wait_for("the permission is gone", refused).await?;
         Ok(shipped)
     }
 
-    async fn give_back(&self, bed: &Bed<Cluster>, mut shipped: Role) -> Result<()> {
+    async fn restore(&self, bed: &Harness<ClusterEnvironment>, mut shipped: Role) -> Result<()> {
         shipped.metadata.resource_version = None;
-        Self::roles(bed).replace(self.role, &PostParams::default(), &shipped).await?;
+        Self::roles_api(bed).replace(self.role, &PostParams::default(), &shipped).await?;
         Ok(())
     }
 }
 
 /// Waits until the operator's `/readyz` answers so.
-async fn is_asked(bed: &Bed<Cluster>, code: u16, words: &[&str]) -> Result<()> {
+async fn wait_for_readyz(bed: &Harness<ClusterEnvironment>, code: u16, words: &[&str]) -> Result<()> {
     let answers = async || {
-        let operators = bed.place.operators();
+        let operators = bed.environment.operators();
         let operator = operators.first().context("there is no operator")?;
         let address = ListenAddress::Tcp((operator.address(), 8080).into());
         let Ok((status, body)) = send_request(&address, request("GET", "/readyz", None)).await else { return Ok(None) };
         let text = String::from_utf8_lossy(&body);
         Ok((status == code && words.iter().all(|word| text.contains(word))).then_some(()))
     };
-    until(&format!("/readyz answers {code} with {words:?}"), answers).await
+    wait_for(&format!("/readyz answers {code} with {words:?}"), answers).await
 }

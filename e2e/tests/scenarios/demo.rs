@@ -10,16 +10,16 @@ use std::{
 };
 
 /// Everything that it writes fits on one screen.
-const SCREEN: (usize, usize) = (45, 100);
+const SCREEN_SIZE: (usize, usize) = (45, 100);
 
-fn start(folder: &Path, arguments: &[&str]) -> Result<ChildProcess> {
+fn start_demo(folder: &Path, arguments: &[&str]) -> Result<ChildProcess> {
     let mut demo = Command::new(built_program("demo")?);
     demo.args(arguments);
     ChildProcess::start("demo", demo, folder)
 }
 
 /// What it tells of the guide, wherever that happens.
-const GUIDE: [&str; 8] = [
+const GUIDE_OUTPUT: [&str; 8] = [
     "small-segment-lora-v1: 20 requests",
     "90 / 10",
     "50 / 50",
@@ -30,7 +30,7 @@ const GUIDE: [&str; 8] = [
     " 0 errors",
 ];
 
-fn tells(told: &str, words: &[&str]) -> Result<()> {
+fn check_output(told: &str, words: &[&str]) -> Result<()> {
     for words in words {
         ensure!(told.contains(words), "{words:?} is not in\n{told}");
     }
@@ -38,27 +38,27 @@ fn tells(told: &str, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn widest(told: &str) -> usize {
+fn max_line_width(told: &str) -> usize {
     told.lines().map(|line| line.chars().count()).max().unwrap_or_default()
 }
 
 #[tokio::test]
 async fn the_demo_tells_the_guide_on_one_screen_and_ends_well() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let demo = start(folder.path(), &[])?;
+    let demo = start_demo(folder.path(), &[])?;
     let ending = wait_exit(&demo, Duration::from_secs(90)).await?;
     let told = demo.log();
     ensure!(ending == ExitReason::Exit(0), "it ended with {ending:?}\n{told}");
-    tells(&told, &GUIDE)?;
-    let size = (told.lines().count(), widest(&told));
-    ensure!(size.0 <= SCREEN.0 && size.1 <= SCREEN.1, "{size:?} is more than {SCREEN:?}\n{told}");
+    check_output(&told, &GUIDE_OUTPUT)?;
+    let size = (told.lines().count(), max_line_width(&told));
+    ensure!(size.0 <= SCREEN_SIZE.0 && size.1 <= SCREEN_SIZE.1, "{size:?} is more than {SCREEN_SIZE:?}\n{told}");
     Ok(())
 }
 
 #[tokio::test]
 async fn the_demo_takes_everything_with_it_when_it_is_interrupted() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let demo = start(folder.path(), &["--keep"])?;
+    let demo = start_demo(folder.path(), &["--keep"])?;
     let addresses = loop {
         let told = demo.log();
         let addresses: Vec<SocketAddr> =
@@ -81,7 +81,7 @@ async fn the_demo_takes_everything_with_it_when_it_is_interrupted() -> Result<()
 
 mod on_a_cluster {
     use super::*;
-    use rollora_e2e::scenario::has_a_cluster;
+    use rollora_e2e::scenario::cluster_tools_available;
     use std::{
         ffi::OsString,
         fs::{read_dir, read_link},
@@ -90,10 +90,10 @@ mod on_a_cluster {
     };
 
     /// As wide as `kubectl` writes these names.
-    const WIDTH: usize = 110;
+    const MAX_WIDTH: usize = 110;
 
     /// A demo whose temporary files are all in one folder.
-    fn start_in(folder: &Path, arguments: &[&str]) -> Result<(ChildProcess, PathBuf)> {
+    fn start_cluster_demo(folder: &Path, arguments: &[&str]) -> Result<(ChildProcess, PathBuf)> {
         let temporary = folder.join("tmp");
         std::fs::create_dir(&temporary)?;
         let mut demo = Command::new(built_program("demo")?);
@@ -104,7 +104,7 @@ mod on_a_cluster {
     }
 
     /// The processes that write their output into the folder: every one of the bed does.
-    fn writers(folder: &Path) -> Vec<OsString> {
+    fn processes_writing_to(folder: &Path) -> Vec<OsString> {
         let all = read_dir("/proc").into_iter().flatten().flatten();
         let writes = |id: &OsString| {
             read_link(Path::new("/proc").join(id).join("fd/1")).is_ok_and(|output| output.starts_with(folder))
@@ -113,14 +113,14 @@ mod on_a_cluster {
     }
 
     /// Nothing is left but the note of which ports are taken, which all beds of a user share.
-    async fn nothing_is_left(temporary: &Path) -> Result<()> {
+    async fn wait_until_clean(temporary: &Path) -> Result<()> {
         let files = || -> Result<Vec<OsString>> {
             let all = read_dir(temporary)?.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>>>()?;
             Ok(all.into_iter().filter(|name| !name.to_string_lossy().starts_with("rollora-ports-")).collect())
         };
         let start = now();
         loop {
-            let (files, writers) = (files()?, writers(temporary));
+            let (files, writers) = (files()?, processes_writing_to(temporary));
             if files.is_empty() && writers.is_empty() {
                 return Ok(());
             }
@@ -136,37 +136,40 @@ mod on_a_cluster {
 
     #[tokio::test]
     async fn the_demo_tells_the_guide_on_the_parts_of_a_cluster_and_leaves_nothing_behind() -> Result<()> {
-        if !has_a_cluster("the demo on the parts of a cluster") {
+        if !cluster_tools_available("the demo on the parts of a cluster") {
             return Ok(());
         }
         let folder = tempfile::tempdir()?;
-        let (demo, temporary) = start_in(folder.path(), &[])?;
+        let (demo, temporary) = start_cluster_demo(folder.path(), &[])?;
         let ending = wait_exit(&demo, Duration::from_mins(3)).await?;
         let told = demo.log();
         ensure!(ending == ExitReason::Exit(0), "it ended with {ending:?}\n{told}");
-        tells(&told, &GUIDE)?;
-        tells(&told, &["3 pods of vLLM", "Paused   1/5    10/100", "Succeeded   5/5    100/100", "(the bed in "])?;
-        ensure!(widest(&told) <= WIDTH, "a line is longer than {WIDTH}\n{told}");
-        nothing_is_left(&temporary).await
+        check_output(&told, &GUIDE_OUTPUT)?;
+        check_output(
+            &told,
+            &["3 pods of vLLM", "Paused   1/5    10/100", "Succeeded   5/5    100/100", "(the bed in "],
+        )?;
+        ensure!(max_line_width(&told) <= MAX_WIDTH, "a line is longer than {MAX_WIDTH}\n{told}");
+        wait_until_clean(&temporary).await
     }
 
     #[tokio::test]
     async fn the_demo_takes_the_parts_of_a_cluster_with_it_when_it_is_interrupted() -> Result<()> {
-        if !has_a_cluster("the end of the demo on the parts of a cluster") {
+        if !cluster_tools_available("the end of the demo on the parts of a cluster") {
             return Ok(());
         }
         let folder = tempfile::tempdir()?;
-        let (demo, temporary) = start_in(folder.path(), &["--keep"])?;
+        let (demo, temporary) = start_cluster_demo(folder.path(), &["--keep"])?;
         while !demo.log().contains("Step 1") {
             ensure!(demo.exit_reason().is_none(), "it ended\n{}", demo.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // etcd, the API server, Envoy, three servers and their sidecars, the operator, two replicas of ext-proc.
-        let running = writers(&temporary).len();
+        let running = processes_writing_to(&temporary).len();
         ensure!(running >= 12, "only {running} processes run\n{}", demo.log());
         demo.signal(rustix::process::Signal::INT);
         let ending = wait_exit(&demo, Duration::from_secs(10)).await.context("after Ctrl-C")?;
         ensure!(ending == ExitReason::Exit(130), "it ended with {ending:?}");
-        nothing_is_left(&temporary).await
+        wait_until_clean(&temporary).await
     }
 }

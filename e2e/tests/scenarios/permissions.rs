@@ -1,8 +1,9 @@
 //! What the shipped roles permit is what is needed: nothing is missing, nothing is too much. And what happens where
 //! something is missing.
 
-use crate::objects::{
-    Said, account, is_watched, operator, other_writes, rewrites, rollouts, status, until, with_its_own_api_server,
+use crate::cluster_objects::{
+    ExpectedCondition, operator_user, other_writes, parts_with_own_api_server, rewrites_api, rollout_status,
+    rollouts_api, service_account_user, wait_for, wait_until_watched,
 };
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::rbac::v1::Role;
@@ -17,12 +18,12 @@ use rollora_api::{
     router_report::RulesReport,
 };
 use rollora_e2e::{
-    bed::{Bed, Place as _, Setup},
-    cluster::{Cluster, Parts},
-    files::{RolloutFile, Step},
-    scenario::{has_a_cluster, on_a_cluster},
-    seen::{Condition, cleaned_up, every_server_is_ready, phase, served_by, split, succeeded},
-    traffic::Crowd,
+    cluster::{ClusterEnvironment, ClusterOptions},
+    conditions::{WaitCondition, all_servers_ready, cleaned_up, has_phase, served_by, succeeded, traffic_split},
+    files::{RolloutManifest, RolloutStep},
+    harness::{Environment as _, Harness, Setup},
+    scenario::{cluster_tools_available, run_on_cluster},
+    traffic::LoadProfile,
 };
 use rollora_testbed::{
     control_plane::{AuditEvent, AuditLog, AuthorizationDecision, ControlPlane, UPSTREAM_CRDS, rollora_crds},
@@ -33,7 +34,7 @@ use serde_json::{Value, json};
 use std::{collections::BTreeSet, fmt, fs, sync::OnceLock, time::Duration};
 
 /// The roles that are shipped, and whose they are.
-const ROLES: [(&str, &str); 4] = [
+const SHIPPED_ROLES: [(&str, &str); 4] = [
     ("operator/role/cluster-role.yaml", "rollora-operator"),
     ("operator/workload/lease-role.yaml", "rollora-operator"),
     ("ext-proc/role.yaml", "rollora-ext-proc"),
@@ -61,9 +62,9 @@ impl fmt::Display for Grant {
     }
 }
 
-fn grants() -> Result<Vec<Grant>> {
+fn shipped_grants() -> Result<Vec<Grant>> {
     let mut grants = Vec::new();
-    for (file, account) in ROLES {
+    for (file, account) in SHIPPED_ROLES {
         let shipped = Manifests::parse(&fs::read_to_string(manifests::manifests_dir().join(file))?)?;
         let is_role = |object: &&Value| object["kind"].as_str().is_some_and(|kind| kind.ends_with("Role"));
         let rules =
@@ -97,24 +98,24 @@ fn grants() -> Result<Vec<Grant>> {
     Ok(grants)
 }
 
-fn resource(event: &AuditEvent) -> String {
+fn resource_path(event: &AuditEvent) -> String {
     let separator = if event.subresource.is_empty() { "" } else { "/" };
     format!("{}{separator}{}", event.resource, event.subresource)
 }
 
-fn uses(event: &AuditEvent, grant: &Grant, user: &str) -> bool {
+fn uses_grant(event: &AuditEvent, grant: &Grant, user: &str) -> bool {
     event.user == user
         && event.decision == AuthorizationDecision::Allowed
         && (200..300).contains(&event.code)
         && event.group == grant.group
-        && resource(event) == grant.resource
+        && resource_path(event) == grant.resource
         && event.verb == grant.verb
         && grant.name.as_ref().is_none_or(|name| *name == event.name)
 }
 
 /// What is permitted and was not used, and what was asked for and is not permitted, in words.
-fn complaints(events: &[AuditEvent], grants: &[Grant], user: impl Fn(&str) -> String) -> BTreeSet<String> {
-    let is_used = |grant: &Grant| events.iter().any(|event| uses(event, grant, &user(grant.account)));
+fn permission_findings(events: &[AuditEvent], grants: &[Grant], user: impl Fn(&str) -> String) -> BTreeSet<String> {
+    let is_used = |grant: &Grant| events.iter().any(|event| uses_grant(event, grant, &user(grant.account)));
     let unused = grants.iter().filter(|grant| !is_used(grant));
     let unused = unused.map(|grant| format!("too much, nobody used it: {grant}"));
     let users: BTreeSet<_> = grants.iter().map(|grant| user(grant.account)).collect();
@@ -122,7 +123,7 @@ fn complaints(events: &[AuditEvent], grants: &[Grant], user: impl Fn(&str) -> St
         |event: &&AuditEvent| users.contains(&event.user) && event.decision != AuthorizationDecision::Allowed;
     let missing = events.iter().filter(is_forbidden).map(|event| {
         let AuditEvent { user, verb, group, name, code, .. } = event;
-        format!("missing: {user} may not {verb} {} {name:?} of group {group:?} ({code})", resource(event))
+        format!("missing: {user} may not {verb} {} {name:?} of group {group:?} ({code})", resource_path(event))
     });
     unused.chain(missing).collect()
 }
@@ -154,7 +155,7 @@ fn a_line_too_much_is_named_and_so_is_a_missing_one() {
     };
     let grants = [grant("pods", "list"), grant("configmaps", "get")];
     let found = |events: &[AuditEvent]| {
-        let found = complaints(events, &grants, |account| format!("user-{account}"));
+        let found = permission_findings(events, &grants, |account| format!("user-{account}"));
         found.into_iter().collect::<Vec<_>>().join("\n")
     };
     let used = [event("list", "pods", "", 200), event("get", "configmaps", "map", 200)];
@@ -169,21 +170,26 @@ fn a_line_too_much_is_named_and_so_is_a_missing_one() {
 }
 
 /// Many small steps are many writes.
-fn small_steps(setup: Setup) -> Setup {
-    let mut steps: Vec<_> = (1..=24).map(|step| Step::Weight(step * 2)).collect();
-    steps.extend([Step::OpenPause, Step::Weight(100)]);
-    Setup { rollout: RolloutFile { steps, ..setup.rollout.clone() }, ..setup }
+fn with_small_steps(setup: Setup) -> Setup {
+    let mut steps: Vec<_> = (1..=24).map(|step| RolloutStep::Weight(step * 2)).collect();
+    steps.extend([RolloutStep::IndefinitePause, RolloutStep::Weight(100)]);
+    Setup { rollout: RolloutManifest { steps, ..setup.rollout.clone() }, ..setup }
 }
 
 /// Somebody keeps writing notes on the Rollout and its rewrite, until the operator had to look at each once more because
 /// it came too late. Where the steps are over before, they begin again.
-async fn until_it_came_too_late(bed: &Bed<Cluster>, audit: &AuditLog, group: RewriteGroup, stable: &str) -> Result<()> {
-    let operator = operator(bed);
+async fn provoke_write_conflicts(
+    bed: &Harness<ClusterEnvironment>,
+    audit: &AuditLog,
+    group: RewriteGroup,
+    stable: &str,
+) -> Result<()> {
+    let operator = operator_user(bed);
     let asks = |resource: &str, group: &str| {
         let asked = |event: &AuditEvent| event.verb == "get" && event.resource == resource && event.group == group;
         anyhow::Ok(audit.events_of_user(&operator)?.iter().any(asked))
     };
-    let (rollouts, rewrites, manager) = (rollouts(bed), rewrites(bed, group), PatchParams::default());
+    let (rollouts, rewrites, manager) = (rollouts_api(bed), rewrites_api(bed, group), PatchParams::default());
     for number in 0..600_u64 {
         let asked = (asks("rollouts", "rollora.dev")?, asks("inferencemodelrewrites", group.name())?);
         if asked == (true, true) {
@@ -197,10 +203,10 @@ async fn until_it_came_too_late(bed: &Bed<Cluster>, audit: &AuditLog, group: Rew
             // It may not have been made yet.
             drop(rewrites.patch(REWRITE, &manager, &note).await);
         }
-        if status(bed, MODEL).await?.phase == Phase::Paused {
-            bed.says(&["abort"]).await?;
-            bed.sees(served_by(MODEL, stable)).await?;
-            bed.says(&["retry"]).await?;
+        if rollout_status(bed, MODEL).await?.phase == Phase::Paused {
+            bed.cli_stdout(&["abort"]).await?;
+            bed.wait_for(served_by(MODEL, stable)).await?;
+            bed.cli_stdout(&["retry"]).await?;
         }
         tokio::time::sleep(Duration::from_millis(7 + number * 13 % 37)).await;
     }
@@ -208,7 +214,7 @@ async fn until_it_came_too_late(bed: &Bed<Cluster>, audit: &AuditLog, group: Rew
 }
 
 /// A cluster that serves rewrites of the old group alone.
-async fn old_cluster() -> Result<ControlPlane> {
+async fn start_legacy_control_plane() -> Result<ControlPlane> {
     let plane = ControlPlane::start().await?;
     let upstream = [UPSTREAM_CRDS.pool, UPSTREAM_CRDS.legacy_rewrite].map(|file| UPSTREAM_CRDS.crd_file(file));
     let upstream = upstream.into_iter().collect::<Result<Vec<_>>>()?;
@@ -217,9 +223,9 @@ async fn old_cluster() -> Result<ControlPlane> {
 }
 
 /// Every router's rule for the model is of this group, and it reads so many groups.
-fn routed_by(group: RewriteGroup, read: usize) -> Condition {
+fn routed_by(group: RewriteGroup, read: usize) -> WaitCondition {
     let name = group.name();
-    Condition::new(format!("the rule is one of {name}, and {read} groups are read"), move |seen| {
+    WaitCondition::new(format!("the rule is one of {name}, and {read} groups are read"), move |seen| {
         let right = |report: &RulesReport| {
             report.models.get(MODEL).is_some_and(|rule| rule.group == name) && report.groups.len() == read
         };
@@ -229,38 +235,38 @@ fn routed_by(group: RewriteGroup, read: usize) -> Condition {
 
 #[test]
 fn the_shipped_roles_permit_what_is_used_and_nothing_else() {
-    if !has_a_cluster("the shipped roles") {
+    if !cluster_tools_available("the shipped roles") {
         return;
     }
-    let setup = small_steps(Setup::guide(Duration::from_millis(100)));
+    let setup = with_small_steps(Setup::guide(Duration::from_millis(100)));
     let since = OnceLock::new();
     let parts = async || {
-        let plane = old_cluster().await?;
+        let plane = start_legacy_control_plane().await?;
         since.set(plane.audit_log()).ok();
         // The operator of the whole cluster.
         let manifests = vec!["operator", "ext-proc", "vllm-watch"];
-        Ok(Parts { plane: Some(plane), manifests, ..Parts::default() })
+        Ok(ClusterOptions { control_plane: Some(plane), manifests, ..ClusterOptions::default() })
     };
-    on_a_cluster(&setup, parts, async |bed| {
+    run_on_cluster(&setup, parts, async |bed| {
         let audit: &AuditLog = since.get().context("there is no audit")?;
-        everything_happens(bed, audit).await?;
-        let grants = grants()?;
+        exercise_all_requests(bed, audit).await?;
+        let grants = shipped_grants()?;
         let mut found = BTreeSet::new();
         // What was answered is written down a moment later.
         for _ in 0..20 {
-            found = complaints(&audit.events()?, &grants, |name| account(bed, name));
+            found = permission_findings(&audit.events()?, &grants, |name| service_account_user(bed, name));
             if found.is_empty() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         ensure!(found.is_empty(), "the roles are not what is needed:\n{}", Vec::from_iter(found).join("\n"));
-        of_the_whole_cluster(&audit.events_of_user(&operator(bed))?)
+        check_cluster_wide_watches(&audit.events_of_user(&operator_user(bed))?)
     });
 }
 
 /// Otherwise a Role would do.
-fn of_the_whole_cluster(events: &[AuditEvent]) -> Result<()> {
+fn check_cluster_wide_watches(events: &[AuditEvent]) -> Result<()> {
     let everywhere = |event: &AuditEvent| event.verb == "watch" && event.namespace.is_empty();
     for resource in ["rollouts", "inferencemodelrewrites", "inferencepools", "pods"] {
         let watched = events.iter().any(|event| everywhere(event) && event.resource == resource);
@@ -270,59 +276,59 @@ fn of_the_whole_cluster(events: &[AuditEvent]) -> Result<()> {
 }
 
 /// All that the programs ever do.
-async fn everything_happens(bed: &mut Bed<Cluster>, audit: &AuditLog) -> Result<()> {
-    let half = |old, new| split(MODEL, &[(old, 52), (new, 48)]);
-    bed.sees_baseline().await?;
-    bed.list(V2).await?;
-    until_it_came_too_late(bed, audit, Legacy, V1).await?;
-    bed.sees(half(V1, V2).and(phase(Phase::Paused))).await?;
+async fn exercise_all_requests(bed: &mut Harness<ClusterEnvironment>, audit: &AuditLog) -> Result<()> {
+    let half = |old, new| traffic_split(MODEL, &[(old, 52), (new, 48)]);
+    bed.wait_for_baseline().await?;
+    bed.list_adapter(V2).await?;
+    provoke_write_conflicts(bed, audit, Legacy, V1).await?;
+    bed.wait_for(half(V1, V2).and(has_phase(Phase::Paused))).await?;
     bed.kill_operator();
     bed.start_operator().await?;
-    bed.says(&["promote"]).await?;
-    bed.sees(cleaned_up(V1).and(succeeded(V2))).await?;
+    bed.cli_stdout(&["promote"]).await?;
+    bed.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
 
     // The other group, and a rewrite that has to be made.
-    bed.place.plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
-    bed.sees(routed_by(Legacy, 2)).await?;
-    is_watched(bed, audit, Current).await?;
-    rollouts(bed).delete(MODEL, &DeleteParams::default()).await?;
-    bed.sees(no_rollout()).await?;
-    rewrites(bed, Legacy).delete(REWRITE, &DeleteParams::default()).await?;
-    bed.place.write_rollout(&small_steps(Setup::guide(Duration::ZERO)).rollout.yaml()).await?;
-    bed.sees(succeeded(V2).and(served_by(MODEL, V2)).and(routed_by(Current, 2))).await?;
+    bed.environment.control_plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
+    bed.wait_for(routed_by(Legacy, 2)).await?;
+    wait_until_watched(bed, audit, Current).await?;
+    rollouts_api(bed).delete(MODEL, &DeleteParams::default()).await?;
+    bed.wait_for(rollout_absent()).await?;
+    rewrites_api(bed, Legacy).delete(REWRITE, &DeleteParams::default()).await?;
+    bed.environment.write_rollout(&with_small_steps(Setup::guide(Duration::ZERO)).rollout.yaml()).await?;
+    bed.wait_for(succeeded(V2).and(served_by(MODEL, V2)).and(routed_by(Current, 2))).await?;
 
-    bed.list(V3).await?;
-    until_it_came_too_late(bed, audit, Current, V2).await?;
-    bed.sees(half(V2, V3).and(phase(Phase::Paused))).await?;
+    bed.list_adapter(V3).await?;
+    provoke_write_conflicts(bed, audit, Current, V2).await?;
+    bed.wait_for(half(V2, V3).and(has_phase(Phase::Paused))).await?;
     for _ in 0..2 {
-        bed.says(&["abort"]).await?;
-        bed.sees(served_by(MODEL, V2)).await?;
-        bed.says(&["retry"]).await?;
-        bed.sees(half(V2, V3).and(phase(Phase::Paused))).await?;
+        bed.cli_stdout(&["abort"]).await?;
+        bed.wait_for(served_by(MODEL, V2)).await?;
+        bed.cli_stdout(&["retry"]).await?;
+        bed.wait_for(half(V2, V3).and(has_phase(Phase::Paused))).await?;
     }
-    rollouts(bed).delete(MODEL, &DeleteParams::default()).await?;
-    bed.sees(no_rollout().and(served_by(MODEL, V2))).await.map(drop)
+    rollouts_api(bed).delete(MODEL, &DeleteParams::default()).await?;
+    bed.wait_for(rollout_absent().and(served_by(MODEL, V2))).await.map(drop)
 }
 
-fn no_rollout() -> Condition {
-    Condition::new("the Rollout is gone", |seen| seen.status.is_err())
+fn rollout_absent() -> WaitCondition {
+    WaitCondition::new("the Rollout is gone", |seen| seen.status.is_err())
 }
 
 /// The operator's Role in the namespace of a bed.
-struct Permissions {
+struct OperatorRole {
     roles: Api<Role>,
     shipped: Role,
 }
 
-impl Permissions {
-    async fn of(bed: &Bed<Cluster>) -> Result<Self> {
-        let roles = Api::namespaced(bed.place.client(), bed.place.namespace());
+impl OperatorRole {
+    async fn read(bed: &Harness<ClusterEnvironment>) -> Result<Self> {
+        let roles = Api::namespaced(bed.environment.client(), bed.environment.namespace());
         let shipped = roles.get("rollora-operator").await?;
         Ok(Self { roles, shipped })
     }
 
     /// As it is shipped, but for these verbs.
-    async fn without(&self, resource: &str, verbs: &[&str]) -> Result<()> {
+    async fn revoke(&self, resource: &str, verbs: &[&str]) -> Result<()> {
         let mut role = self.shipped.clone();
         let rules = role.rules.iter_mut().flatten();
         let mut taken = 0;
@@ -333,14 +339,14 @@ impl Permissions {
         }
         role.rules.iter_mut().for_each(|rules| rules.retain(|rule| !rule.verbs.is_empty()));
         ensure!(taken == verbs.len(), "the role has {taken} rules with {verbs:?} {resource}");
-        self.write(role).await
+        self.replace(role).await
     }
 
-    async fn as_shipped(&self) -> Result<()> {
-        self.write(self.shipped.clone()).await
+    async fn restore(&self) -> Result<()> {
+        self.replace(self.shipped.clone()).await
     }
 
-    async fn write(&self, mut role: Role) -> Result<()> {
+    async fn replace(&self, mut role: Role) -> Result<()> {
         role.metadata.resource_version = None;
         self.roles.replace("rollora-operator", &PostParams::default(), &role).await?;
         Ok(())
@@ -348,51 +354,51 @@ impl Permissions {
 }
 
 /// A condition and an event say what is missing, and what to do.
-async fn told(bed: &Bed<Cluster>, reason: &str, request: &str) -> Result<()> {
-    let forbidden = format!("forbidden to {request} in namespace {}", bed.place.namespace());
+async fn wait_until_reported(bed: &Harness<ClusterEnvironment>, reason: &str, request: &str) -> Result<()> {
+    let forbidden = format!("forbidden to {request} in namespace {}", bed.environment.namespace());
     let words = [forbidden.as_str(), "manifests/", "grant this verb"];
-    Said { condition: STALLED, reason, words: &words }.is_told(bed, MODEL).await
+    ExpectedCondition { condition: STALLED, reason, expected_words: &words }.wait_until_reported(bed, MODEL).await
 }
 
 /// What the operator wrote, besides saying what is missing.
-fn written(bed: &Bed<Cluster>, audit: &AuditLog) -> Result<Vec<String>> {
-    Ok(other_writes(&audit.events_of_user(&operator(bed))?, &[MODEL]))
+fn operator_writes(bed: &Harness<ClusterEnvironment>, audit: &AuditLog) -> Result<Vec<String>> {
+    Ok(other_writes(&audit.events_of_user(&operator_user(bed))?, &[MODEL]))
 }
 
 #[test]
 fn a_missing_permission_to_write_is_named_and_stops_nothing_that_serves() {
-    if !has_a_cluster("a missing permission to write") {
+    if !cluster_tools_available("a missing permission to write") {
         return;
     }
-    let parts = async || Ok(Parts::default());
-    on_a_cluster(&Setup::guide(Duration::from_millis(200)), parts, async |bed| {
-        bed.sees_baseline().await?;
-        let permissions = Permissions::of(bed).await?;
-        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
+    let parts = async || Ok(ClusterOptions::default());
+    run_on_cluster(&Setup::guide(Duration::from_millis(200)), parts, async |bed| {
+        bed.wait_for_baseline().await?;
+        let permissions = OperatorRole::read(bed).await?;
+        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
         // What may come before the one that is refused.
         let steps = [
             ("configmaps", "configmaps", V1, V2, vec![]),
             ("inferencemodelrewrites", "inferencemodelrewrites.llm-d.ai", V2, V3, vec!["configmaps", "rollouts"]),
         ];
         for (resource, named, old, new, before) in steps {
-            permissions.without(resource, &["update"]).await?;
-            let audit = bed.place.plane().audit_log();
-            bed.list(new).await?;
-            told(bed, reason::WRITE_REFUSED, &format!("update {named}")).await?;
-            bed.keeps_seeing(Duration::from_millis(700), served_by(MODEL, old).and(every_server_is_ready())).await?;
-            let mut written = written(bed, &audit)?;
+            permissions.revoke(resource, &["update"]).await?;
+            let audit = bed.environment.control_plane().audit_log();
+            bed.list_adapter(new).await?;
+            wait_until_reported(bed, reason::WRITE_REFUSED, &format!("update {named}")).await?;
+            bed.assert_holds_for(Duration::from_millis(700), served_by(MODEL, old).and(all_servers_ready())).await?;
+            let mut written = operator_writes(bed, &audit)?;
             written.retain(|write| !before.iter().any(|resource| write.starts_with(&format!("update {resource}/"))));
             ensure!(written.is_empty(), "without the right to update {resource}, these were written: {written:?}");
 
-            permissions.as_shipped().await?;
-            bed.sees(cleaned_up(old).and(succeeded(new)).and(served_by(MODEL, new)).and(not_stalled())).await?;
+            permissions.restore().await?;
+            bed.wait_for(cleaned_up(old).and(succeeded(new)).and(served_by(MODEL, new)).and(not_stalled())).await?;
         }
-        bed.clients_saw_nothing_wrong().await.map(drop)
+        bed.stop_clients_and_verify().await.map(drop)
     });
 }
 
-fn not_stalled() -> Condition {
-    Condition::new("nothing is stalled", |seen| {
+fn not_stalled() -> WaitCondition {
+    WaitCondition::new("nothing is stalled", |seen| {
         let stalled = |status: &rollora_api::rollout::RolloutStatus| {
             status.conditions.iter().any(|it| it.type_ == STALLED && it.status == ConditionStatus::True)
         };
@@ -400,81 +406,81 @@ fn not_stalled() -> Condition {
     })
 }
 
-fn half() -> Condition {
-    split(MODEL, &[(V1, 50), (V2, 50)])
+fn split_at_half() -> WaitCondition {
+    traffic_split(MODEL, &[(V1, 50), (V2, 50)])
 }
 
 /// Clients send, and the rollout waits for somebody to promote.
-async fn paused_at_half(bed: &mut Bed<Cluster>) -> Result<Permissions> {
-    bed.sees_baseline().await?;
-    let permissions = Permissions::of(bed).await?;
-    bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
-    bed.list(V2).await?;
-    bed.sees(half().and(phase(Phase::Paused))).await?;
+async fn start_paused_at_half(bed: &mut Harness<ClusterEnvironment>) -> Result<OperatorRole> {
+    bed.wait_for_baseline().await?;
+    let permissions = OperatorRole::read(bed).await?;
+    bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+    bed.list_adapter(V2).await?;
+    bed.wait_for(split_at_half().and(has_phase(Phase::Paused))).await?;
     Ok(permissions)
 }
 
 #[test]
 fn a_missing_permission_to_look_is_named_and_an_abort_needs_it_not() {
-    if !has_a_cluster("a missing permission to look") {
+    if !cluster_tools_available("a missing permission to look") {
         return;
     }
-    let parts = async || Ok(Parts::default());
-    on_a_cluster(&Setup::open_at_half(Duration::from_millis(200)), parts, async |bed| {
-        let permissions = paused_at_half(bed).await?;
+    let parts = async || Ok(ClusterOptions::default());
+    run_on_cluster(&Setup::pause_at_half(Duration::from_millis(200)), parts, async |bed| {
+        let permissions = start_paused_at_half(bed).await?;
 
         // What is watched already goes on: the operator that begins anew may not look.
-        permissions.without("pods", &["list"]).await?;
+        permissions.revoke("pods", &["list"]).await?;
         bed.kill_operator();
-        let audit = bed.place.plane().audit_log();
+        let audit = bed.environment.control_plane().audit_log();
         bed.start_operator().await?;
-        told(bed, reason::INVALID, "list pods").await?;
-        bed.keeps_seeing(Duration::from_millis(1500), half().and(every_server_is_ready())).await?;
-        let written = written(bed, &audit)?;
+        wait_until_reported(bed, reason::INVALID, "list pods").await?;
+        bed.assert_holds_for(Duration::from_millis(1500), split_at_half().and(all_servers_ready())).await?;
+        let written = operator_writes(bed, &audit)?;
         ensure!(written.is_empty(), "written without looking: {written:?}");
-        let tries = audit.events_of_user(&operator(bed))?;
+        let tries = audit.events_of_user(&operator_user(bed))?;
         let tries = tries.iter().filter(|event| event.decision == AuthorizationDecision::Forbidden).count();
         // Three watches, whose pauses double.
         ensure!((3..=24).contains(&tries), "what is forbidden was tried {tries} times within two seconds");
 
-        bed.says(&["abort"]).await?;
-        bed.sees(served_by(MODEL, V1)).await?;
-        permissions.as_shipped().await?;
-        bed.says(&["retry"]).await?;
-        bed.sees(half().and(phase(Phase::Paused)).and(not_stalled())).await?;
-        bed.says(&["promote"]).await?;
-        bed.sees(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2))).await?;
-        bed.clients_saw_nothing_wrong().await.map(drop)
+        bed.cli_stdout(&["abort"]).await?;
+        bed.wait_for(served_by(MODEL, V1)).await?;
+        permissions.restore().await?;
+        bed.cli_stdout(&["retry"]).await?;
+        bed.wait_for(split_at_half().and(has_phase(Phase::Paused)).and(not_stalled())).await?;
+        bed.cli_stdout(&["promote"]).await?;
+        bed.wait_for(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2))).await?;
+        bed.stop_clients_and_verify().await.map(drop)
     });
 }
 
 #[test]
 fn a_permission_to_look_that_is_taken_away_later_is_named_and_nothing_moves_on_what_was_known() {
-    if !has_a_cluster("a permission that is taken away") {
+    if !cluster_tools_available("a permission that is taken away") {
         return;
     }
-    on_a_cluster(&Setup::open_at_half(Duration::from_millis(200)), with_its_own_api_server, async |bed| {
-        let permissions = paused_at_half(bed).await?;
+    run_on_cluster(&Setup::pause_at_half(Duration::from_millis(200)), parts_with_own_api_server, async |bed| {
+        let permissions = start_paused_at_half(bed).await?;
 
         // Who may list may go on: each list is as new as it can be.
-        permissions.without("pods", &["list", "watch"]).await?;
+        permissions.revoke("pods", &["list", "watch"]).await?;
         // A watch lasts up to a minute; one that is cut off is begun anew at once.
-        let audit = bed.place.plane().audit_log();
-        bed.place.kill_api_server()?;
-        bed.place.start_api_server().await?;
-        until("three watches of pods that may not even list them", async || {
-            let events = audit.events_of_user(&operator(bed))?;
+        let audit = bed.environment.control_plane().audit_log();
+        bed.environment.kill_api_server()?;
+        bed.environment.start_api_server().await?;
+        wait_for("three watches of pods that may not even list them", async || {
+            let events = audit.events_of_user(&operator_user(bed))?;
             let refused =
                 |event: &&AuditEvent| event.verb == "list" && event.decision == AuthorizationDecision::Forbidden;
             Ok((events.iter().filter(refused).count() >= 3).then_some(()))
         })
         .await?;
-        bed.says(&["promote"]).await?;
-        told(bed, reason::INVALID, "list pods").await?;
-        bed.keeps_seeing(Duration::from_millis(1500), half().and(every_server_is_ready())).await?;
+        bed.cli_stdout(&["promote"]).await?;
+        wait_until_reported(bed, reason::INVALID, "list pods").await?;
+        bed.assert_holds_for(Duration::from_millis(1500), split_at_half().and(all_servers_ready())).await?;
 
-        permissions.as_shipped().await?;
-        bed.sees(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2)).and(not_stalled())).await?;
-        bed.clients_saw_nothing_wrong().await.map(drop)
+        permissions.restore().await?;
+        bed.wait_for(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2)).and(not_stalled())).await?;
+        bed.stop_clients_and_verify().await.map(drop)
     });
 }

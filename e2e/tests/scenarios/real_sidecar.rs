@@ -1,7 +1,7 @@
 //! `rollora-sidecar` beside a real vLLM on the CPU that asks for a key: what cannot be loaded, what is used, what is
 //! unloaded under a running stream, and a server that ends. One server for all of it, because its start takes long.
 
-use crate::numbers::say;
+use crate::run_stats::print_line;
 use anyhow::{Context as _, Result, ensure};
 use http_body_util::BodyExt as _;
 use hyper::header::{AUTHORIZATION, HeaderValue};
@@ -26,10 +26,10 @@ use std::{
 use tempfile::TempDir;
 
 /// A stream of so many takes seconds.
-const TOKENS: usize = 900;
-const KEY: &str = "secret";
+const STREAM_TOKENS: usize = 900;
+const API_KEY: &str = "secret";
 /// An adapter may go when it was not used for this long.
-const GRACE: Duration = Duration::from_secs(2);
+const UNLOAD_GRACE: Duration = Duration::from_secs(2);
 
 #[expect(clippy::disallowed_methods, reason = "times are what is measured")]
 fn now() -> Instant {
@@ -37,19 +37,19 @@ fn now() -> Instant {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the server's own times are compared with it")]
-fn clock() -> Timestamp {
+fn timestamp_now() -> Timestamp {
     Timestamp::now()
 }
 
 /// A file, a key for the server, and the program with both.
-struct Sidecar {
+struct RealSidecar {
     folder: TempDir,
     port: ReservedPort,
     vllm: u16,
     process: Option<ChildProcess>,
 }
 
-impl Sidecar {
+impl RealSidecar {
     fn new(vllm: u16) -> Result<Self> {
         Ok(Self { folder: TempDir::new()?, port: ReservedPort::reserve()?, vllm, process: None })
     }
@@ -59,7 +59,7 @@ impl Sidecar {
     }
 
     /// Writes the file as an editor does: beside it, and renamed into place.
-    fn write(&self, exist: &[(&str, &str)], not_exist: &[(&str, &str)]) -> Result<()> {
+    fn write_config(&self, exist: &[(&str, &str)], not_exist: &[(&str, &str)]) -> Result<()> {
         let list = |entries: &[(&str, &str)]| -> String {
             let entry = |(id, source): &(&str, &str)| format!("\n    - id: {id}\n      source: {source}");
             if entries.is_empty() { " []".to_owned() } else { entries.iter().map(entry).collect() }
@@ -78,7 +78,7 @@ impl Sidecar {
         command.arg("--config").arg(self.path("configmap.yaml"));
         command.arg("--api-key-file").arg(self.path("key")).arg("--state-dir").arg(self.path("state"));
         command.args(["--address", "127.0.0.1", "--metrics-port", &self.port.number().to_string()]);
-        command.args(["--unload-grace", &format!("{}s", GRACE.as_secs())]);
+        command.args(["--unload-grace", &format!("{}s", UNLOAD_GRACE.as_secs())]);
         self.process = Some(ChildProcess::start("sidecar", command, self.folder.path())?);
         Ok(())
     }
@@ -97,7 +97,7 @@ impl Sidecar {
     }
 
     /// Waits for a status like this.
-    async fn shows(&self, what: &str, reached: impl Fn(&SidecarStatus) -> bool) -> Result<SidecarStatus> {
+    async fn wait_for_status(&self, what: &str, reached: impl Fn(&SidecarStatus) -> bool) -> Result<SidecarStatus> {
         let began = now();
         loop {
             let status = self.status().await;
@@ -113,34 +113,34 @@ impl Sidecar {
         }
     }
 
-    async fn shows_state(&self, id: &str, state: AdapterState) -> Result<AdapterStatus> {
-        let reached = |status: &SidecarStatus| find(status, id).is_some_and(|adapter| adapter.state == state);
-        let status = self.shows(&format!("{id} {state:?}"), reached).await?;
-        find(&status, id).cloned().context("it was there a moment ago")
+    async fn wait_for_state(&self, id: &str, state: AdapterState) -> Result<AdapterStatus> {
+        let reached = |status: &SidecarStatus| find_adapter(status, id).is_some_and(|adapter| adapter.state == state);
+        let status = self.wait_for_status(&format!("{id} {state:?}"), reached).await?;
+        find_adapter(&status, id).cloned().context("it was there a moment ago")
     }
 
-    async fn becomes_ready(&self) -> Result<()> {
-        self.shows("ready", |status| status.readiness.ready).await?;
+    async fn wait_until_ready(&self) -> Result<()> {
+        self.wait_for_status("ready", |status| status.readiness.ready).await?;
         ensure!(self.is_ready().await, "/readyz says something else than /status");
         Ok(())
     }
 }
 
-fn find<'a>(status: &'a SidecarStatus, id: &str) -> Option<&'a AdapterStatus> {
+fn find_adapter<'a>(status: &'a SidecarStatus, id: &str) -> Option<&'a AdapterStatus> {
     status.adapters.iter().find(|adapter| adapter.id == AdapterId::new(id).unwrap_or_else(|_| adapter.id.clone()))
 }
 
-fn error_of(adapter: &AdapterStatus) -> (&str, &str) {
+fn last_error(adapter: &AdapterStatus) -> (&str, &str) {
     adapter.last_error.as_ref().map_or(("", ""), |error| (error.reason.as_str(), error.message.as_str()))
 }
 
 /// A completion that streams many tokens, and when its last byte came.
-async fn stream(vllm: &VllmServer, id: &str) -> Result<(String, Instant)> {
+async fn stream_completion(vllm: &VllmServer, id: &str) -> Result<(String, Instant)> {
     let body = json!({
-        "model": id, "prompt": "hello", "max_tokens": TOKENS, "ignore_eos": true, "temperature": 0, "stream": true,
+        "model": id, "prompt": "hello", "max_tokens": STREAM_TOKENS, "ignore_eos": true, "temperature": 0, "stream": true,
     });
     let mut connection = HttpConnection::open(&address(vllm)?).await?;
-    let answer = connection.send(authorized("/v1/completions", &body)?).await?;
+    let answer = connection.send(authorized_request("/v1/completions", &body)?).await?;
     ensure!(answer.status() == 200, "a stream of {id}: {}", answer.status());
     let body = answer.into_body().collect().await.context("the stream was cut")?.to_bytes();
     Ok((String::from_utf8(body.to_vec())?, now()))
@@ -150,20 +150,20 @@ fn address(vllm: &VllmServer) -> Result<ListenAddress> {
     Ok(ListenAddress::Tcp(vllm.url().trim_start_matches("http://").parse()?))
 }
 
-fn authorized(path: &str, body: &Value) -> Result<hyper::Request<http_body_util::Full<bytes::Bytes>>> {
+fn authorized_request(path: &str, body: &Value) -> Result<hyper::Request<http_body_util::Full<bytes::Bytes>>> {
     let mut request = http::request("POST", path, Some(body));
-    request.headers_mut().insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {KEY}"))?);
+    request.headers_mut().insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {API_KEY}"))?);
     Ok(request)
 }
 
 /// The text of a stream, which has to be whole.
-fn whole(stream: &str) -> Result<String> {
+fn complete_stream_text(stream: &str) -> Result<String> {
     ensure!(stream.trim_end().ends_with("data: [DONE]"), "it has no end: {stream:.300}");
     let events = stream.lines().filter_map(|line| line.strip_prefix("data: {"));
     let events = events.map(|event| serde_json::from_str::<Value>(&format!("{{{event}")));
     let events: Vec<Value> = events.collect::<Result<_, _>>()?;
     // vLLM now and then puts two tokens into one event.
-    ensure!(events.len() > TOKENS / 2, "{} events of {TOKENS} tokens", events.len());
+    ensure!(events.len() > STREAM_TOKENS / 2, "{} events of {STREAM_TOKENS} tokens", events.len());
     let last = events.iter().rev().find_map(|event| event["choices"][0]["finish_reason"].as_str());
     ensure!(last == Some("length"), "it ends with {last:?}");
     Ok(events.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect())
@@ -172,104 +172,102 @@ fn whole(stream: &str) -> Result<String> {
 #[test]
 fn beside_a_real_vllm_it_does_and_says_what_it_does_beside_a_simulated_one() {
     let Some(home) = std::env::var_os("ROLLORA_VLLM_HOME").map(PathBuf::from) else {
-        say(
+        print_line(
             "skipped: the sidecar beside a real vLLM, because ROLLORA_VLLM_HOME is not set (`cargo xtask test` sets it)",
         );
         return;
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    if let Err(error) = runtime.block_on(beside_a_real_vllm(home)) {
+    if let Err(error) = runtime.block_on(run_with_real_vllm(home)) {
         panic!("{error:?}");
     }
 }
 
-async fn beside_a_real_vllm(home: PathBuf) -> Result<()> {
+async fn run_with_real_vllm(home: PathBuf) -> Result<()> {
     let logs = TempDir::new()?;
-    let mut vllm = VllmServer::spawn("vllm", ServerKind::Real { home }, Some(KEY), logs.path())?;
+    let mut vllm = VllmServer::spawn("vllm", ServerKind::Real { home }, Some(API_KEY), logs.path())?;
     let port = vllm.url().rsplit_once(':').context("a port")?.1.parse()?;
-    let mut sidecar = Sidecar::new(port)?;
-    sidecar.write(&[("a4", "tiny/adapters/a4")], &[])?;
+    let mut sidecar = RealSidecar::new(port)?;
+    sidecar.write_config(&[("a4", "tiny/adapters/a4")], &[])?;
     fs::write(sidecar.path("key"), "wrong\n")?;
     sidecar.start()?;
-    let away = sidecar.shows("vLLM is not there yet", |status| status.readiness.reason == "Unreachable").await?;
+    let away =
+        sidecar.wait_for_status("vLLM is not there yet", |status| status.readiness.reason == "Unreachable").await?;
     ensure!(away.server.is_none(), "{away:#?}");
     vllm.wait_ready().await?;
 
-    a_wrong_key_is_said_and_the_right_one_is_taken_without_a_restart(&sidecar).await?;
-    what_cannot_be_loaded_says_why_and_holds_nothing_up(&sidecar).await?;
-    an_adapter_in_use_is_unloaded_after_its_stream_and_the_grace(&sidecar, &vllm).await?;
-    a_stream_outlives_an_unload_by_somebody_else(&sidecar, &vllm).await?;
-    a_server_that_ends_is_noticed_at_once_and_gets_back_what_it_had(&sidecar, &mut vllm).await
+    check_key_replacement(&sidecar).await?;
+    check_load_failures(&sidecar).await?;
+    check_unload_after_grace(&sidecar, &vllm).await?;
+    check_stream_survives_unload(&sidecar, &vllm).await?;
+    check_server_restart(&sidecar, &mut vllm).await
 }
 
-async fn a_wrong_key_is_said_and_the_right_one_is_taken_without_a_restart(sidecar: &Sidecar) -> Result<()> {
+async fn check_key_replacement(sidecar: &RealSidecar) -> Result<()> {
     let refused = |status: &SidecarStatus| status.problem.as_ref().is_some_and(|said| said.reason == "Unauthorized");
-    sidecar.shows("the key is refused", refused).await?;
+    sidecar.wait_for_status("the key is refused", refused).await?;
     ensure!(!sidecar.is_ready().await, "ready with a wrong key");
-    fs::write(sidecar.path("key"), format!("{KEY}\n"))?;
-    sidecar.shows_state("a4", AdapterState::Verified).await?;
-    sidecar.becomes_ready().await
+    fs::write(sidecar.path("key"), format!("{API_KEY}\n"))?;
+    sidecar.wait_for_state("a4", AdapterState::Verified).await?;
+    sidecar.wait_until_ready().await
 }
 
-async fn what_cannot_be_loaded_says_why_and_holds_nothing_up(sidecar: &Sidecar) -> Result<()> {
+async fn check_load_failures(sidecar: &RealSidecar) -> Result<()> {
     let listed = [
         ("absent", "/nonexistent/adapter"),
         ("rank32", "tiny/adapters/rank32"),
         ("a4", "tiny/adapters/a4"),
         ("a6", "tiny/adapters/a6"),
     ];
-    sidecar.write(&listed, &[])?;
-    sidecar.shows_state("a6", AdapterState::Verified).await?;
-    let absent = sidecar.shows_state("absent", AdapterState::Failed).await?;
-    let (reason, words) = error_of(&absent);
+    sidecar.write_config(&listed, &[])?;
+    sidecar.wait_for_state("a6", AdapterState::Verified).await?;
+    let absent = sidecar.wait_for_state("absent", AdapterState::Failed).await?;
+    let (reason, words) = last_error(&absent);
     ensure!(reason == "AdapterNotFound" && words.contains("/nonexistent/adapter"), "{absent:#?}");
-    let rank = sidecar.shows_state("rank32", AdapterState::Failed).await?;
-    let (reason, words) = error_of(&rank);
+    let rank = sidecar.wait_for_state("rank32", AdapterState::Failed).await?;
+    let (reason, words) = last_error(&rank);
     ensure!(reason == "RankTooHigh" && words.contains("rank 32") && words.contains("at most 16"), "{rank:#?}");
     ensure!(rank.attempts > 0 && rank.next_try.is_some(), "{rank:#?}");
-    sidecar.becomes_ready().await
+    sidecar.wait_until_ready().await
 }
 
-async fn an_adapter_in_use_is_unloaded_after_its_stream_and_the_grace(
-    sidecar: &Sidecar,
-    vllm: &VllmServer,
-) -> Result<()> {
-    let began = clock();
-    let (streamed, unlisted) = tokio::join!(stream(vllm, "a6"), async {
+async fn check_unload_after_grace(sidecar: &RealSidecar, vllm: &VllmServer) -> Result<()> {
+    let began = timestamp_now();
+    let (streamed, unlisted) = tokio::join!(stream_completion(vllm, "a6"), async {
         // In the middle of the stream.
-        sidecar.shows("it is used", |_| clock() > began + Duration::from_millis(300)).await?;
-        sidecar.write(&[("a4", "tiny/adapters/a4")], &[("a6", "tiny/adapters/a6")])?;
-        sidecar.shows_state("a6", AdapterState::Unloading).await?;
+        sidecar.wait_for_status("it is used", |_| timestamp_now() > began + Duration::from_millis(300)).await?;
+        sidecar.write_config(&[("a4", "tiny/adapters/a4")], &[("a6", "tiny/adapters/a6")])?;
+        sidecar.wait_for_state("a6", AdapterState::Unloading).await?;
         anyhow::Ok(now())
     });
     let ((streamed, streamed_until), unlisted) = (streamed?, unlisted?);
-    let ended = clock();
-    whole(&streamed)?;
+    let ended = timestamp_now();
+    complete_stream_text(&streamed)?;
     ensure!(unlisted < streamed_until, "the stream was over before");
     ensure!(vllm.loaded_adapters().await?.contains("a6"), "unloaded while its last use is less than the grace ago");
-    let gone = sidecar.shows_state("a6", AdapterState::Gone).await?;
-    let unloaded = clock();
+    let gone = sidecar.wait_for_state("a6", AdapterState::Gone).await?;
+    let unloaded = timestamp_now();
     let used = gone.last_used.context("nobody says when it was used")?;
-    say(&format!("last use: {used}, stream from {began} to {ended}, unloaded {unloaded}"));
+    print_line(&format!("last use: {used}, stream from {began} to {ended}, unloaded {unloaded}"));
     let slack = Duration::from_millis(1500);
     ensure!(began < used && used < ended + slack && ended < used + slack, "used {used}, and streamed to {ended}");
-    ensure!(unloaded > used + GRACE, "unloaded {unloaded}, used {used}");
+    ensure!(unloaded > used + UNLOAD_GRACE, "unloaded {unloaded}, used {used}");
     ensure!(!vllm.loaded_adapters().await?.contains("a6"), "it is said to be gone");
     Ok(())
 }
 
-async fn a_stream_outlives_an_unload_by_somebody_else(sidecar: &Sidecar, vllm: &VllmServer) -> Result<()> {
-    let undisturbed = whole(&stream(vllm, "a4").await?.0)?;
-    let (streamed, unloaded) = tokio::join!(stream(vllm, "a4"), async {
+async fn check_stream_survives_unload(sidecar: &RealSidecar, vllm: &VllmServer) -> Result<()> {
+    let undisturbed = complete_stream_text(&stream_completion(vllm, "a4").await?.0)?;
+    let (streamed, unloaded) = tokio::join!(stream_completion(vllm, "a4"), async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let request = authorized("/v1/unload_lora_adapter", &json!({ "lora_name": "a4" }))?;
+        let request = authorized_request("/v1/unload_lora_adapter", &json!({ "lora_name": "a4" }))?;
         let (status, _) = http::send_request(&address(vllm)?, request).await?;
         anyhow::Ok((status, now()))
     });
     let ((streamed, streamed_until), (status, unloaded)) = (streamed?, unloaded?);
     ensure!(status == 200 && unloaded < streamed_until, "{status}: it was not unloaded under the stream");
-    let streamed = whole(&streamed)?;
+    let streamed = complete_stream_text(&streamed)?;
     ensure!(streamed == undisturbed, "the stream is not what it is undisturbed");
     // It is wanted: the next list of models shows that it is gone, and it comes back.
     let began = now();
@@ -277,13 +275,10 @@ async fn a_stream_outlives_an_unload_by_somebody_else(sidecar: &Sidecar, vllm: &
         ensure!(began.elapsed() < Duration::from_secs(20), "it is not loaded again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    sidecar.shows_state("a4", AdapterState::Verified).await.map(drop)
+    sidecar.wait_for_state("a4", AdapterState::Verified).await.map(drop)
 }
 
-async fn a_server_that_ends_is_noticed_at_once_and_gets_back_what_it_had(
-    sidecar: &Sidecar,
-    vllm: &mut VllmServer,
-) -> Result<()> {
+async fn check_server_restart(sidecar: &RealSidecar, vllm: &mut VllmServer) -> Result<()> {
     let before = sidecar.status().await?.server;
     vllm.kill();
     let killed = now();
@@ -295,10 +290,10 @@ async fn a_server_that_ends_is_noticed_at_once_and_gets_back_what_it_had(
     vllm.start()?;
     vllm.wait_ready().await?;
     let healthy = now();
-    sidecar.shows_state("a4", AdapterState::Verified).await?;
-    sidecar.becomes_ready().await?;
+    sidecar.wait_for_state("a4", AdapterState::Verified).await?;
+    sidecar.wait_until_ready().await?;
     let back = healthy.elapsed();
-    say(&format!(
+    print_line(&format!(
         "a killed vLLM is noticed after {noticed:.0?}, and has its adapter back {back:.0?} after it is healthy"
     ));
     let after = sidecar.status().await?.server;

@@ -10,7 +10,7 @@ use rollora_api::{
     rewrite::RewriteGroup::{self, Current, Legacy},
     router_report::RulesReport,
 };
-use rollora_e2e::scenario::has_a_cluster;
+use rollora_e2e::scenario::cluster_tools_available;
 use rollora_testbed::{
     control_plane::{ControlPlane, UPSTREAM_CRDS},
     http::{self, ListenAddress},
@@ -21,29 +21,29 @@ use serde_json::json;
 use std::{collections::BTreeMap, process::Command, time::Duration};
 
 /// Which both kinds have a rule for.
-const SHARED: &str = "shared";
+const SHARED_MODEL: &str = "shared";
 
-fn target(group: RewriteGroup) -> &'static str {
+fn target_name(group: RewriteGroup) -> &'static str {
     if group == Current { "current" } else { "legacy" }
 }
 
 /// What is in force with the rewrites of these groups: their targets by model.
-fn expected(groups: &[RewriteGroup]) -> BTreeMap<String, String> {
-    let own = groups.iter().map(|group| (format!("{}-only", target(*group)), target(*group).to_owned()));
+fn expected_targets(groups: &[RewriteGroup]) -> BTreeMap<String, String> {
+    let own = groups.iter().map(|group| (format!("{}-only", target_name(*group)), target_name(*group).to_owned()));
     // The current group goes first.
     let shared = groups.iter().min_by_key(|group| **group != Current);
-    own.chain(shared.map(|group| (SHARED.to_owned(), target(*group).to_owned()))).collect()
+    own.chain(shared.map(|group| (SHARED_MODEL.to_owned(), target_name(*group).to_owned()))).collect()
 }
 
-async fn write(client: &Client, namespace: &str, group: RewriteGroup) -> Result<()> {
+async fn create_rewrite(client: &Client, namespace: &str, group: RewriteGroup) -> Result<()> {
     let kind = GroupVersionKind::gvk(group.name(), "v1alpha2", "InferenceModelRewrite");
     let rewrites: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &ApiResource::from_gvk(&kind));
-    let name = target(group);
+    let name = target_name(group);
     let own = format!("{name}-only");
     let object = json!({
         "apiVersion": group.api_version(), "kind": "InferenceModelRewrite", "metadata": { "name": name },
         "spec": { "poolRef": { "name": "pool" }, "rules": [{
-            "matches": [{ "model": { "value": SHARED } }, { "model": { "value": own } }],
+            "matches": [{ "model": { "value": SHARED_MODEL } }, { "model": { "value": own } }],
             "targets": [{ "modelRewrite": name }],
         }] },
     });
@@ -52,13 +52,13 @@ async fn write(client: &Client, namespace: &str, group: RewriteGroup) -> Result<
 }
 
 /// A program that watches.
-struct Router {
+struct ExtProcProcess {
     process: ChildProcess,
-    at: ListenAddress,
+    metrics_address: ListenAddress,
     _ports: [ReservedPort; 3],
 }
 
-impl Router {
+impl ExtProcProcess {
     fn start(plane: &ControlPlane, namespace: &str, folder: &std::path::Path) -> Result<Self> {
         let ports = [ReservedPort::reserve()?, ReservedPort::reserve()?, ReservedPort::reserve()?];
         let mut command = Command::new(built_program("rollora-ext-proc")?);
@@ -68,18 +68,22 @@ impl Router {
             command.arg(flag).arg(port.number().to_string());
         }
         let at = ports[2].address().into();
-        Ok(Self { process: ChildProcess::start("rollora-ext-proc", command, folder)?, at, _ports: ports })
+        Ok(Self {
+            process: ChildProcess::start("rollora-ext-proc", command, folder)?,
+            metrics_address: at,
+            _ports: ports,
+        })
     }
 
     /// Waits until the rules are those of these groups and no others, and is ready all the time from the first on.
-    async fn has(&self, groups: &[RewriteGroup], from_the_start: bool) -> Result<()> {
-        let (wanted, names) = (expected(groups), groups.iter().map(|group| group.name()).collect::<Vec<_>>());
+    async fn wait_for_rules(&self, groups: &[RewriteGroup], from_the_start: bool) -> Result<()> {
+        let (wanted, names) = (expected_targets(groups), groups.iter().map(|group| group.name()).collect::<Vec<_>>());
         let mut last = String::new();
         for _ in 0..3000 {
-            let ready = http::send_request(&self.at, http::request("GET", "/readyz", None)).await;
+            let ready = http::send_request(&self.metrics_address, http::request("GET", "/readyz", None)).await;
             let ready = ready.is_ok_and(|(status, _)| status == 200);
             ensure!(ready || from_the_start, "it is not ready any more\n{}", self.process.log_tail(20));
-            if let Ok(report) = http::get_json::<RulesReport>(&self.at, "/rules").await {
+            if let Ok(report) = http::get_json::<RulesReport>(&self.metrics_address, "/rules").await {
                 let found =
                     report.models.iter().map(|(model, rule)| (model.clone(), rule.targets[0].model_rewrite.clone()));
                 if ready && report.groups == names && found.collect::<BTreeMap<_, _>>() == wanted {
@@ -93,36 +97,36 @@ impl Router {
     }
 }
 
-async fn try_it() -> Result<()> {
+async fn run_scenario() -> Result<()> {
     let plane = ControlPlane::start().await?;
     let definitions = [(Current, UPSTREAM_CRDS.current_rewrite), (Legacy, UPSTREAM_CRDS.legacy_rewrite)];
     for (_, definition) in definitions {
         plane.install_crds(&[UPSTREAM_CRDS.crd_file(definition)?]).await?;
     }
     let (namespace, client) = (plane.create_namespace("removed").await?, plane.admin_client().await?);
-    write(&client, &namespace, Current).await?;
-    write(&client, &namespace, Legacy).await?;
+    create_rewrite(&client, &namespace, Current).await?;
+    create_rewrite(&client, &namespace, Legacy).await?;
     let folder = tempfile::tempdir()?;
-    let router = Router::start(&plane, &namespace, folder.path())?;
-    router.has(&[Current, Legacy], true).await?;
+    let router = ExtProcProcess::start(&plane, &namespace, folder.path())?;
+    router.wait_for_rules(&[Current, Legacy], true).await?;
     for (group, definition) in definitions {
         let other = if group == Current { Legacy } else { Current };
         plane.uninstall_crd(&UPSTREAM_CRDS.crd_file(definition)?).await?;
-        router.has(&[other], false).await.with_context(|| format!("{group:?} was removed"))?;
+        router.wait_for_rules(&[other], false).await.with_context(|| format!("{group:?} was removed"))?;
         plane.install_crds(&[UPSTREAM_CRDS.crd_file(definition)?]).await?;
-        write(&client, &namespace, group).await?;
-        router.has(&[Current, Legacy], false).await.with_context(|| format!("{group:?} came back"))?;
+        create_rewrite(&client, &namespace, group).await?;
+        router.wait_for_rules(&[Current, Legacy], false).await.with_context(|| format!("{group:?} came back"))?;
     }
     // Both, and it lives on without any rule.
     for (_, definition) in definitions {
         plane.uninstall_crd(&UPSTREAM_CRDS.crd_file(definition)?).await?;
     }
-    router.has(&[], false).await.context("both were removed")
+    router.wait_for_rules(&[], false).await.context("both were removed")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kind_that_is_removed_takes_its_rules_with_it_and_those_of_the_other_stay() {
-    if has_a_cluster("a kind of rewrite is removed") {
-        try_it().await.unwrap();
+    if cluster_tools_available("a kind of rewrite is removed") {
+        run_scenario().await.unwrap();
     }
 }

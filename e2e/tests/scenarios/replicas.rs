@@ -1,18 +1,20 @@
 //! Replicas of ext-proc die, stand still and are counted anew, and the API server goes away: what was promised to
 //! clients holds, and the operator says what it waits for.
 
-use crate::objects::with_its_own_api_server;
+use crate::cluster_objects::parts_with_own_api_server;
 use anyhow::{Result, ensure};
 use rollora_api::{
     condition::{ConditionStatus, condition_type, reason},
     rollout::status::Phase,
 };
 use rollora_e2e::{
-    bed::{Bed, Setup},
-    cluster::{Cluster, Parts},
-    scenario::{has_a_cluster, on_a_cluster},
-    seen::{Condition, Seen, cleaned_up, every_server_is_ready, phase, served_by, split, succeeded},
-    traffic::{Ask, Crowd, Kind},
+    cluster::{ClusterEnvironment, ClusterOptions},
+    conditions::{
+        SystemSnapshot, WaitCondition, all_servers_ready, cleaned_up, has_phase, served_by, succeeded, traffic_split,
+    },
+    harness::{Harness, Setup},
+    scenario::{cluster_tools_available, run_on_cluster},
+    traffic::{ChatRequest, LoadProfile, ResponseMode},
 };
 use rollora_testbed::{
     guide::{MODEL, V1, V2},
@@ -29,20 +31,20 @@ fn now() -> Instant {
 }
 
 /// From now on there are so many replicas, and Envoy asks every one of them.
-async fn scaled(bed: &Bed<Cluster>, replicas: usize) -> Result<()> {
-    bed.place.scale(EXT_PROC, replicas);
+async fn scale_ext_proc(bed: &Harness<ClusterEnvironment>, replicas: usize) -> Result<()> {
+    bed.environment.scale(EXT_PROC, replicas);
     let start = now();
-    while bed.place.ext_procs().len() != replicas {
-        ensure!(start.elapsed() < Duration::from_secs(20), "{} replicas", bed.place.ext_procs().len());
+    while bed.environment.ext_procs().len() != replicas {
+        ensure!(start.elapsed() < Duration::from_secs(20), "{} replicas", bed.environment.ext_procs().len());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    if replicas > 0 { bed.place.reaches_ext_proc().await } else { Ok(()) }
+    if replicas > 0 { bed.environment.wait_ext_proc_routed().await } else { Ok(()) }
 }
 
 /// The status says that the weights are not in force yet, why, and these words.
-fn waits(why: &'static str, words: &str) -> Condition {
+fn traffic_not_applied(why: &'static str, words: &str) -> WaitCondition {
     let words = words.to_owned();
-    Condition::new(format!("TrafficApplied is not True: {why}, {words}"), move |seen: &Seen| {
+    WaitCondition::new(format!("TrafficApplied is not True: {why}, {words}"), move |seen: &SystemSnapshot| {
         let Ok(status) = &seen.status else { return false };
         status.conditions.iter().any(|condition| {
             condition.type_ == condition_type::TRAFFIC_APPLIED
@@ -55,26 +57,27 @@ fn waits(why: &'static str, words: &str) -> Condition {
 
 #[test]
 fn replicas_are_added_and_taken_away_and_no_client_notices() {
-    if !has_a_cluster("replicas of ext-proc are added and taken away") {
+    if !cluster_tools_available("replicas of ext-proc are added and taken away") {
         return;
     }
     let setup = Setup::guide(Duration::from_millis(1500)).with_flags(&["--token-millis", "20"]);
-    on_a_cluster(
+    run_on_cluster(
         &setup,
-        async || Ok(Parts::default()),
+        async || Ok(ClusterOptions::default()),
         async |bed| {
-            bed.sees_baseline().await?;
+            bed.wait_for_baseline().await?;
             // Streams that are longer than a replica's end takes.
-            let (stream, whole) = (Ask::new(MODEL, Kind::Sse, 150), Ask::new(MODEL, Kind::Json, 1));
+            let (stream, whole) =
+                (ChatRequest::new(MODEL, ResponseMode::Sse, 150), ChatRequest::new(MODEL, ResponseMode::Json, 1));
             let connections = [vec![stream; 3], vec![whole; 3]].concat();
-            bed.clients_start(&Crowd { connections, pace: Duration::from_millis(20) });
-            bed.list(V2).await?;
-            bed.sees(split(MODEL, &[(V1, 90), (V2, 10)])).await?;
-            scaled(bed, 3).await?;
-            bed.sees(split(MODEL, &[(V1, 50), (V2, 50)])).await?;
-            scaled(bed, 1).await?;
-            bed.sees(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
-            let record = bed.clients_saw_nothing_wrong().await?;
+            bed.start_clients(&LoadProfile { connections, interval: Duration::from_millis(20) });
+            bed.list_adapter(V2).await?;
+            bed.wait_for(traffic_split(MODEL, &[(V1, 90), (V2, 10)])).await?;
+            scale_ext_proc(bed, 3).await?;
+            bed.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
+            scale_ext_proc(bed, 1).await?;
+            bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+            let record = bed.stop_clients_and_verify().await?;
             ensure!(record.routers.len() == 3, "two replicas and a third: {}", record.routers.len());
             Ok(())
         },
@@ -83,28 +86,28 @@ fn replicas_are_added_and_taken_away_and_no_client_notices() {
 
 #[test]
 fn a_replica_that_is_killed_cuts_no_answer_that_streams() {
-    if !has_a_cluster("a replica of ext-proc is killed") {
+    if !cluster_tools_available("a replica of ext-proc is killed") {
         return;
     }
     let setup = Setup::guide(Duration::from_millis(500)).with_flags(&["--token-millis", "10"]);
-    on_a_cluster(
+    run_on_cluster(
         &setup,
-        async || Ok(Parts::default()),
+        async || Ok(ClusterOptions::default()),
         async |bed| {
-            bed.sees_baseline().await?;
-            let stream = Ask::new(MODEL, Kind::Sse, 200);
-            bed.clients_start(&Crowd { connections: vec![stream; 16], pace: Duration::from_millis(10) });
+            bed.wait_for_baseline().await?;
+            let stream = ChatRequest::new(MODEL, ResponseMode::Sse, 200);
+            bed.start_clients(&LoadProfile { connections: vec![stream; 16], interval: Duration::from_millis(10) });
             // Everybody has had an answer, and is in the middle of another one.
-            bed.clients_sent(16).await?;
+            bed.wait_for_requests(16).await?;
             tokio::time::sleep(Duration::from_millis(500)).await;
             let killed = now();
-            for replica in bed.place.ext_procs() {
+            for replica in bed.environment.ext_procs() {
                 replica.kill();
             }
-            bed.clients_sent(40).await?;
-            let record = bed.clients_stop().await?;
-            let streamed = |exchange: &&rollora_e2e::traffic::Exchange| {
-                exchange.head.is_some_and(|head| head < killed) && exchange.end > killed
+            bed.wait_for_requests(40).await?;
+            let record = bed.stop_clients().await?;
+            let streamed = |exchange: &&rollora_e2e::traffic::RequestRecord| {
+                exchange.first_byte.is_some_and(|head| head < killed) && exchange.end > killed
             };
             let streaming: Vec<_> = record.exchanges.iter().filter(streamed).collect();
             ensure!(streaming.len() >= 8, "only {} answers streamed when the replicas were killed", streaming.len());
@@ -113,9 +116,9 @@ fn a_replica_that_is_killed_cuts_no_answer_that_streams() {
             }
             // Who came while no replica was there was refused, not misled; and the replicas came back.
             let verdict = record.verdict();
-            ensure!(verdict.unweighted.is_empty(), "{verdict}");
-            bed.place.reaches_ext_proc().await?;
-            let count = bed.count().await?;
+            ensure!(verdict.zero_weight_answers.is_empty(), "{verdict}");
+            bed.environment.wait_ext_proc_routed().await?;
+            let count = bed.count_split().await?;
             ensure!(count.of(V1) == 20, "{count}");
             Ok(())
         },
@@ -124,37 +127,38 @@ fn a_replica_that_is_killed_cuts_no_answer_that_streams() {
 
 #[test]
 fn the_operator_waits_for_a_replica_that_cannot_be_asked_and_says_which() {
-    if !has_a_cluster("a replica of ext-proc cannot be asked") {
+    if !cluster_tools_available("a replica of ext-proc cannot be asked") {
         return;
     }
-    on_a_cluster(
-        &Setup::open_at_half(Duration::from_secs(1)),
-        async || Ok(Parts::default()),
+    run_on_cluster(
+        &Setup::pause_at_half(Duration::from_secs(1)),
+        async || Ok(ClusterOptions::default()),
         async |bed| {
-            bed.sees_baseline().await?;
-            bed.list(V2).await?;
-            bed.sees(split(MODEL, &[(V1, 90), (V2, 10)])).await?;
-            let replica = bed.place.ext_procs().remove(1);
+            bed.wait_for_baseline().await?;
+            bed.list_adapter(V2).await?;
+            bed.wait_for(traffic_split(MODEL, &[(V1, 90), (V2, 10)])).await?;
+            let replica = bed.environment.ext_procs().remove(1);
             replica.freeze();
             // The next weights are written, and not taken for being in force.
-            bed.sees(waits(reason::ROUTERS_PENDING, replica.pod())).await?;
-            let pending = waits(reason::ROUTERS_PENDING, replica.pod()).and(phase(Phase::Progressing));
-            bed.keeps_seeing(Duration::from_millis(800), pending).await?;
+            bed.wait_for(traffic_not_applied(reason::ROUTERS_PENDING, replica.pod())).await?;
+            let pending =
+                traffic_not_applied(reason::ROUTERS_PENDING, replica.pod()).and(has_phase(Phase::Progressing));
+            bed.assert_holds_for(Duration::from_millis(800), pending).await?;
             replica.thaw();
-            bed.sees(split(MODEL, &[(V1, 50), (V2, 50)]).and(phase(Phase::Paused))).await?;
+            bed.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)]).and(has_phase(Phase::Paused))).await?;
 
             // None at all proves nothing either.
-            scaled(bed, 0).await?;
-            bed.says(&["promote"]).await?;
-            bed.sees(waits(reason::NO_ROUTERS, "rollora-ext-proc")).await?;
-            scaled(bed, 2).await?;
-            bed.sees(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await.map(drop)
+            scale_ext_proc(bed, 0).await?;
+            bed.cli_stdout(&["promote"]).await?;
+            bed.wait_for(traffic_not_applied(reason::NO_ROUTERS, "rollora-ext-proc")).await?;
+            scale_ext_proc(bed, 2).await?;
+            bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await.map(drop)
         },
     );
 }
 
 /// A replica that is deleted has as long to end as its scenario takes.
-fn with_a_long_end(objects: &mut Manifests) -> Result<()> {
+fn with_long_grace_period(objects: &mut Manifests) -> Result<()> {
     let deployment = objects.object_mut("Deployment", EXT_PROC)?;
     deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(600);
     Ok(())
@@ -162,68 +166,69 @@ fn with_a_long_end(objects: &mut Manifests) -> Result<()> {
 
 #[test]
 fn a_replica_that_is_being_deleted_and_cannot_be_asked_is_waited_for_until_it_is_gone() {
-    if !has_a_cluster("a replica of ext-proc that ends cannot be asked") {
+    if !cluster_tools_available("a replica of ext-proc that ends cannot be asked") {
         return;
     }
-    let parts = async || Ok(Parts { change: Box::new(with_a_long_end), ..Parts::default() });
-    on_a_cluster(&Setup::guide(Duration::from_millis(300)), parts, async |bed| {
-        bed.sees_baseline().await?;
-        let replica = bed.place.ext_procs().remove(0);
+    let parts =
+        async || Ok(ClusterOptions { patch_manifests: Box::new(with_long_grace_period), ..ClusterOptions::default() });
+    run_on_cluster(&Setup::guide(Duration::from_millis(300)), parts, async |bed| {
+        bed.wait_for_baseline().await?;
+        let replica = bed.environment.ext_procs().remove(0);
         replica.freeze();
-        bed.place.delete_ext_proc(0).await?;
+        bed.environment.delete_ext_proc(0).await?;
         // Only then clients begin: what it has in hand when it stands still gets no answer.
-        bed.place.leaves_ext_proc(&replica).await?;
-        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
-        bed.list(V2).await?;
+        bed.environment.wait_ext_proc_unrouted(&replica).await?;
+        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+        bed.list_adapter(V2).await?;
         // Others have the first weights. They are not taken for being in force: nobody knows by what it still routes.
-        let first = || split(MODEL, &[(V1, 90), (V2, 10)]).and(phase(Phase::Progressing));
-        let pending = || first().and(waits(reason::ROUTERS_PENDING, replica.pod()));
-        bed.sees(pending()).await?;
-        bed.keeps_seeing(Duration::from_millis(1500), pending()).await?;
+        let first = || traffic_split(MODEL, &[(V1, 90), (V2, 10)]).and(has_phase(Phase::Progressing));
+        let pending = || first().and(traffic_not_applied(reason::ROUTERS_PENDING, replica.pod()));
+        bed.wait_for(pending()).await?;
+        bed.assert_holds_for(Duration::from_millis(1500), pending()).await?;
 
         replica.kill();
-        bed.sees(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
-        bed.clients_saw_nothing_wrong().await.map(drop)
+        bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+        bed.stop_clients_and_verify().await.map(drop)
     });
 }
 
 #[test]
 fn while_the_api_server_is_away_traffic_goes_on_and_then_the_rollout_does() {
-    if !has_a_cluster("the API server goes away") {
+    if !cluster_tools_available("the API server goes away") {
         return;
     }
-    on_a_cluster(&Setup::guide(Duration::from_secs(1)), with_its_own_api_server, async |bed| {
-        bed.sees_baseline().await?;
-        bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(20)));
-        bed.list(V2).await?;
-        bed.sees(split(MODEL, &[(V1, 90), (V2, 10)])).await?;
-        bed.place.kill_api_server()?;
+    run_on_cluster(&Setup::guide(Duration::from_secs(1)), parts_with_own_api_server, async |bed| {
+        bed.wait_for_baseline().await?;
+        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+        bed.list_adapter(V2).await?;
+        bed.wait_for(traffic_split(MODEL, &[(V1, 90), (V2, 10)])).await?;
+        bed.environment.kill_api_server()?;
         // Longer than the pause: there is something to be done, and nobody who can be told.
-        bed.keeps_seeing(Duration::from_secs(3), split(MODEL, &[(V1, 90), (V2, 10)])).await?;
-        bed.place.start_api_server().await?;
-        bed.sees(split(MODEL, &[(V1, 50), (V2, 50)])).await?;
-        bed.sees(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
-        bed.clients_sent(200).await?;
-        bed.clients_saw_nothing_wrong().await.map(drop)
+        bed.assert_holds_for(Duration::from_secs(3), traffic_split(MODEL, &[(V1, 90), (V2, 10)])).await?;
+        bed.environment.start_api_server().await?;
+        bed.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
+        bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+        bed.wait_for_requests(200).await?;
+        bed.stop_clients_and_verify().await.map(drop)
     });
 }
 
 #[test]
 fn a_server_that_is_deleted_while_clients_send_costs_nobody_an_answer() {
-    if !has_a_cluster("a pod of vLLM is deleted") {
+    if !cluster_tools_available("a pod of vLLM is deleted") {
         return;
     }
-    on_a_cluster(
-        &Setup::open_at_half(Duration::from_millis(300)),
-        async || Ok(Parts::default()),
+    run_on_cluster(
+        &Setup::pause_at_half(Duration::from_millis(300)),
+        async || Ok(ClusterOptions::default()),
         async |bed| {
-            bed.sees_baseline().await?;
-            bed.clients_start(&Crowd::mixed(MODEL, Duration::from_millis(5)));
-            bed.list(V2).await?;
-            bed.sees(split(MODEL, &[(V1, 50), (V2, 50)])).await?;
+            bed.wait_for_baseline().await?;
+            bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(5)));
+            bed.list_adapter(V2).await?;
+            bed.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
             bed.delete_server(1).await?;
-            bed.sees(every_server_is_ready()).await?;
-            let verdict = bed.clients_saw_nothing_wrong().await?.verdict();
+            bed.wait_for(all_servers_ready()).await?;
+            let verdict = bed.stop_clients_and_verify().await?.verdict();
             ensure!(verdict.in_flight == 0, "{verdict}");
             Ok(())
         },
@@ -232,24 +237,24 @@ fn a_server_that_is_deleted_while_clients_send_costs_nobody_an_answer() {
 
 #[test]
 fn a_replica_that_is_killed_costs_little_more_than_what_it_was_asked() {
-    if !has_a_cluster("one of two replicas of ext-proc is killed") {
+    if !cluster_tools_available("one of two replicas of ext-proc is killed") {
         return;
     }
-    let crowd = Crowd::mixed(MODEL, Duration::from_millis(5));
+    let crowd = LoadProfile::mixed(MODEL, Duration::from_millis(5));
     let connections = crowd.connections.len();
-    on_a_cluster(
+    run_on_cluster(
         &Setup::guide(Duration::from_millis(500)),
-        async || Ok(Parts::default()),
+        async || Ok(ClusterOptions::default()),
         async |bed| {
-            bed.sees_baseline().await?;
-            bed.clients_start(&crowd);
-            bed.clients_sent(200).await?;
-            bed.place.ext_procs().remove(0).kill();
-            bed.clients_sent(800).await?;
-            let verdict = bed.clients_stop().await?.verdict();
+            bed.wait_for_baseline().await?;
+            bed.start_clients(&crowd);
+            bed.wait_for_requests(200).await?;
+            bed.environment.ext_procs().remove(0).kill();
+            bed.wait_for_requests(800).await?;
+            let verdict = bed.stop_clients().await?.verdict();
             // Envoy asks another replica where the dead one had not been asked yet.
             let lost = verdict.errors.len();
-            ensure!(lost <= 3 * connections && verdict.unweighted.is_empty(), "{verdict}");
+            ensure!(lost <= 3 * connections && verdict.zero_weight_answers.is_empty(), "{verdict}");
             Ok(())
         },
     );

@@ -2,10 +2,10 @@
 
 use anyhow::{Result, ensure};
 use rollora_e2e::{
-    bed::{Place, Setup},
-    scenario::on,
-    seen::{cleaned_up, served_by, succeeded},
-    traffic::{Ask, Crowd, Kind as Answer},
+    conditions::{cleaned_up, served_by, succeeded},
+    harness::{Environment, Setup},
+    scenario::run_on,
+    traffic::{ChatRequest, LoadProfile, ResponseMode as Answer},
 };
 use rollora_testbed::{
     guide::{MODEL, V1, V2},
@@ -17,27 +17,27 @@ rollora_e2e::on_both_beds!(streams_survive_the_whole_rollout_uncut);
 
 /// Each stream lasts about as long as all steps of the rollout together: some begin before v2 is listed and end when it
 /// has everything, and v1 is not unloaded beneath them.
-fn streams_survive_the_whole_rollout_uncut<P: Place>() {
+fn streams_survive_the_whole_rollout_uncut<P: Environment>() {
     let servers = vec![ServerKind::simulated(&["--token-millis", "10"]); 3];
     let setup = Setup { servers, ..Setup::guide(Duration::from_millis(700)) };
-    on::<P>(&setup, async |bed| {
-        bed.sees_baseline().await?;
-        let stream = Ask::new(MODEL, Answer::Sse, 300);
-        bed.clients_start(&Crowd { connections: vec![stream; 12], pace: Duration::from_millis(10) });
-        bed.list(V2).await?;
-        bed.sees(served_by(MODEL, V2)).await?;
-        bed.sees(cleaned_up(V1).and(succeeded(V2))).await?;
-        let record = bed.clients_saw_nothing_wrong().await?;
+    run_on::<P>(&setup, async |bed| {
+        bed.wait_for_baseline().await?;
+        let stream = ChatRequest::new(MODEL, Answer::Sse, 300);
+        bed.start_clients(&LoadProfile { connections: vec![stream; 12], interval: Duration::from_millis(10) });
+        bed.list_adapter(V2).await?;
+        bed.wait_for(served_by(MODEL, V2)).await?;
+        bed.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
+        let record = bed.stop_clients_and_verify().await?;
 
-        let v2_alone = record.routers[0].spells.iter().find(|spell| spell.weights.iter().all(|(id, _)| id == V2));
+        let v2_alone = record.routers[0].intervals.iter().find(|spell| spell.weights.iter().all(|(id, _)| id == V2));
         let v2_alone = v2_alone.map(|spell| spell.from);
         let over_the_end = record.exchanges.iter().filter(|it| it.model() == Some(V1) && Some(it.end) > v2_alone);
         ensure!(over_the_end.count() > 0, "no stream of v1 outlived its last weight: {}", record.verdict());
-        words_of_a_whole_stream_are_many(&record.exchanges)
+        check_stream_durations(&record.exchanges)
     });
 }
 
-fn words_of_a_whole_stream_are_many(exchanges: &[rollora_e2e::traffic::Exchange]) -> Result<()> {
+fn check_stream_durations(exchanges: &[rollora_e2e::traffic::RequestRecord]) -> Result<()> {
     for exchange in exchanges {
         let took = exchange.end - exchange.start;
         ensure!(took > Duration::from_secs(2), "a stream of 300 tokens took only {took:?}: {exchange:?}");

@@ -1,7 +1,7 @@
 //! What was sent, what was seen, and what is to be said of it.
 
-use super::models::Model;
-use rollora_e2e::rules::Router;
+use super::model_server::ModelName;
+use rollora_e2e::rule_recorder::RouterHistory;
 use std::{
     collections::BTreeMap,
     fmt,
@@ -14,20 +14,20 @@ use std::{
 
 /// Written by clients and by the model server while it goes on.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct SoakLedger {
     epoch: Instant,
     sent: AtomicU64,
     answered: AtomicU64,
     streamed: AtomicU64,
-    given_up: AtomicU64,
-    seen: Mutex<Vec<Seen>>,
-    failures: Mutex<Vec<Failure>>,
-    wrong: Mutex<Vec<String>>,
+    canceled: AtomicU64,
+    arrivals: Mutex<Vec<Arrival>>,
+    failures: Mutex<Vec<FailedRequest>>,
+    violations: Mutex<Vec<String>>,
 }
 
 /// A request that the model server got under a name that a rule gave it.
 #[derive(Debug, Clone, Copy)]
-struct Seen {
+struct Arrival {
     start: Instant,
     arrival: Instant,
     /// None where the client's name has no rule.
@@ -35,76 +35,76 @@ struct Seen {
 }
 
 #[derive(Debug, Clone)]
-struct Failure {
+struct FailedRequest {
     start: Instant,
     end: Instant,
-    before_head: bool,
-    words: String,
+    before_headers: bool,
+    detail: String,
 }
 
 /// A request that had no answer, or no whole one.
 #[derive(Debug)]
 #[expect(dead_code, reason = "printed where it is one too many")]
-pub(super) struct Loss {
-    pub(super) held_by_a_killed_replica: bool,
-    words: String,
+pub(super) struct LostRequest {
+    pub(super) explained_by_kill: bool,
+    detail: String,
     since_start: Duration,
-    took: Duration,
+    elapsed: Duration,
     /// From the nearest kill before its end.
-    after_kill: Option<Duration>,
+    since_kill: Option<Duration>,
 }
 
 /// A replica that was killed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Outage {
+pub(super) struct ReplicaKill {
     /// Before the signal.
-    pub(super) from: Instant,
+    pub(super) signaled_at: Instant,
     /// When it was gone for certain.
-    pub(super) dead: Instant,
+    pub(super) exited_at: Instant,
 }
 
 /// When rules of a generation may have been in force somewhere.
 #[derive(Debug, Default)]
-pub(super) struct Rules {
-    spells: BTreeMap<u32, Vec<(Instant, Instant)>>,
+pub(super) struct RuleTimeline {
+    intervals: BTreeMap<u32, Vec<(Instant, Instant)>>,
 }
 
 #[derive(Debug)]
-pub(super) struct Verdict {
+pub(super) struct SoakReport {
     pub(super) sent: u64,
     pub(super) answered: u64,
     pub(super) streamed: u64,
-    pub(super) given_up: u64,
-    pub(super) by_rule: usize,
+    pub(super) canceled: u64,
+    pub(super) with_rule: usize,
     pub(super) without_rule: usize,
     pub(super) kills: usize,
-    pub(super) rules: usize,
-    pub(super) lost: Vec<Loss>,
-    pub(super) wrong: Vec<String>,
+    pub(super) generations: usize,
+    pub(super) lost: Vec<LostRequest>,
+    pub(super) violations: Vec<String>,
 }
 
 fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Ledger {
+impl SoakLedger {
     pub(super) fn new(epoch: Instant) -> Self {
-        let [sent, answered, streamed, given_up] = [const { AtomicU64::new(0) }; 4];
-        let (seen, failures, wrong) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { epoch, sent, answered, streamed, given_up, seen, failures, wrong }
+        let [sent, answered, streamed, canceled] = [const { AtomicU64::new(0) }; 4];
+        let (arrivals, failures, violations) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { epoch, sent, answered, streamed, canceled, arrivals, failures, violations }
     }
 
     /// A moment as it travels in a request.
-    pub(super) fn nanos(&self, moment: Instant) -> u64 {
+    pub(super) fn to_nanos(&self, moment: Instant) -> u64 {
         u64::try_from((moment - self.epoch).as_nanos()).unwrap()
     }
 
-    fn moment(&self, nanos: u64) -> Instant {
+    fn from_nanos(&self, nanos: u64) -> Instant {
         self.epoch + Duration::from_nanos(nanos)
     }
 
     /// The number of the next request.
-    pub(super) fn next(&self) -> u64 {
+    pub(super) fn next_number(&self) -> u64 {
         self.sent.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -112,131 +112,144 @@ impl Ledger {
         self.sent.load(Ordering::Relaxed)
     }
 
-    pub(super) fn answer(&self, streamed: bool) {
+    pub(super) fn record_response(&self, streamed: bool) {
         self.answered.fetch_add(1, Ordering::Relaxed);
         self.streamed.fetch_add(u64::from(streamed), Ordering::Relaxed);
     }
 
-    pub(super) fn gave_up(&self) {
-        self.given_up.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn record_cancel(&self) {
+        self.canceled.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn failed(&self, start: Instant, end: Instant, before_head: bool, words: String) {
-        lock(&self.failures).push(Failure { start, end, before_head, words });
+    pub(super) fn record_failure(&self, start: Instant, end: Instant, before_head: bool, words: String) {
+        lock(&self.failures).push(FailedRequest { start, end, before_headers: before_head, detail: words });
     }
 
     /// What must never happen.
-    pub(super) fn wrong(&self, words: String) {
-        lock(&self.wrong).push(words);
+    pub(super) fn record_violation(&self, words: String) {
+        lock(&self.violations).push(words);
     }
 
     /// A request came as this model.
-    pub(super) fn seen(&self, start_nanos: u64, arrival: Instant, model: Model<'_>) {
+    pub(super) fn record_arrival(&self, start_nanos: u64, arrival: Instant, model: ModelName<'_>) {
         let generation = model.generation();
-        lock(&self.seen).push(Seen { start: self.moment(start_nanos), arrival, generation });
+        lock(&self.arrivals).push(Arrival { start: self.from_nanos(start_nanos), arrival, generation });
     }
 
-    pub(super) fn verdict(&self, rules: &Rules, outages: &[Outage]) -> Verdict {
-        let (seen, mut wrong) = (lock(&self.seen), lock(&self.wrong).clone());
+    pub(super) fn report(&self, rules: &RuleTimeline, outages: &[ReplicaKill]) -> SoakReport {
+        let (seen, mut wrong) = (lock(&self.arrivals), lock(&self.violations).clone());
         for seen in seen.iter() {
             if let Some(generation) = seen.generation
-                && !rules.were_in_force(generation, seen.start, seen.arrival)
+                && !rules.was_active(generation, seen.start, seen.arrival)
             {
                 let [start, arrival] = [seen.start, seen.arrival].map(|moment| moment - self.epoch);
-                let spells = rules.words(generation, self.epoch);
+                let spells = rules.format_intervals(generation, self.epoch);
                 wrong.push(format!("generation {generation} from {start:.4?} to {arrival:.4?}, in force {spells}"));
             }
         }
-        let lost = lock(&self.failures).iter().map(|failure| failure.judged(self.epoch, outages)).collect();
+        let lost = lock(&self.failures).iter().map(|failure| failure.classify(self.epoch, outages)).collect();
         let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
-        Verdict {
+        SoakReport {
             sent: self.sent(),
             answered: count(&self.answered),
             streamed: count(&self.streamed),
-            given_up: count(&self.given_up),
-            by_rule: seen.iter().filter(|seen| seen.generation.is_some()).count(),
+            canceled: count(&self.canceled),
+            with_rule: seen.iter().filter(|seen| seen.generation.is_some()).count(),
             without_rule: seen.iter().filter(|seen| seen.generation.is_none()).count(),
             kills: outages.len(),
-            rules: rules.spells.len(),
+            generations: rules.intervals.len(),
             lost,
-            wrong,
+            violations: wrong,
         }
     }
 }
 
-impl Failure {
+impl FailedRequest {
     /// Only a request that was on its way when a replica died can have been held by it.
-    fn judged(&self, epoch: Instant, outages: &[Outage]) -> Loss {
-        let held = self.before_head && outages.iter().any(|it| self.start <= it.dead && self.end >= it.from);
-        let last = outages.iter().filter(|outage| outage.from <= self.end).map(|outage| outage.from).max();
-        Loss {
-            held_by_a_killed_replica: held,
-            words: self.words.clone(),
+    fn classify(&self, epoch: Instant, outages: &[ReplicaKill]) -> LostRequest {
+        let held =
+            self.before_headers && outages.iter().any(|it| self.start <= it.exited_at && self.end >= it.signaled_at);
+        let last =
+            outages.iter().filter(|outage| outage.signaled_at <= self.end).map(|outage| outage.signaled_at).max();
+        LostRequest {
+            explained_by_kill: held,
+            detail: self.detail.clone(),
             since_start: self.start - epoch,
-            took: self.end - self.start,
-            after_kill: last.map(|last| self.start.saturating_duration_since(last)),
+            elapsed: self.end - self.start,
+            since_kill: last.map(|last| self.start.saturating_duration_since(last)),
         }
     }
 }
 
-impl Rules {
+impl RuleTimeline {
     /// From what was read at every replica, and from when the API server had each generation at the earliest and, if
     /// another came, at the latest.
     ///
     /// A replica was asked every few milliseconds. What came and went between two looks was in force between them; and
     /// before the first look at one that had just started, whatever the API server had meanwhile.
-    pub(super) fn new(replicas: &[Router], written: &[(Instant, Option<Instant>)], end: Instant) -> Self {
+    pub(super) fn new(replicas: &[RouterHistory], written: &[(Instant, Option<Instant>)], end: Instant) -> Self {
         let mut rules = Self::default();
         for replica in replicas {
             let spells: Vec<_> = replica
-                .spells
+                .intervals
                 .iter()
                 .filter_map(|spell| {
-                    Some((spell.weights.iter().find_map(|(id, _)| Model::parse(id).generation())?, spell))
+                    Some((spell.weights.iter().find_map(|(id, _)| ModelName::parse(id).generation())?, spell))
                 })
                 .collect();
             if let Some((first, spell)) = spells.first() {
                 let until = spell.until.unwrap_or(end);
                 for (generation, (from, to)) in (0..=*first).zip(written) {
-                    if to.is_none_or(|to| to >= replica.since) && *from <= until {
-                        rules.add(generation, replica.since, until);
+                    if to.is_none_or(|to| to >= replica.first_seen) && *from <= until {
+                        rules.add_interval(generation, replica.first_seen, until);
                     }
                 }
             }
             for (generation, spell) in &spells {
-                rules.add(*generation, spell.from, spell.until.unwrap_or(end));
+                rules.add_interval(*generation, spell.from, spell.until.unwrap_or(end));
             }
             for pair in spells.windows(2) {
                 let ((before, ended), (after, began)) = (pair[0], pair[1]);
                 for missed in before + 1..after {
-                    rules.add(missed, began.from, ended.until.unwrap_or(end));
+                    rules.add_interval(missed, began.from, ended.until.unwrap_or(end));
                 }
             }
         }
         rules
     }
 
-    fn add(&mut self, generation: u32, from: Instant, until: Instant) {
-        self.spells.entry(generation).or_default().push((from, until));
+    fn add_interval(&mut self, generation: u32, from: Instant, until: Instant) {
+        self.intervals.entry(generation).or_default().push((from, until));
     }
 
-    fn were_in_force(&self, generation: u32, start: Instant, end: Instant) -> bool {
-        let spells = self.spells.get(&generation);
+    fn was_active(&self, generation: u32, start: Instant, end: Instant) -> bool {
+        let spells = self.intervals.get(&generation);
         spells.into_iter().flatten().any(|(from, until)| *from <= end && *until >= start)
     }
 
-    fn words(&self, generation: u32, epoch: Instant) -> String {
-        let spells = self.spells.get(&generation).into_iter().flatten();
+    fn format_intervals(&self, generation: u32, epoch: Instant) -> String {
+        let spells = self.intervals.get(&generation).into_iter().flatten();
         let words: Vec<_> =
             spells.map(|(from, until)| format!("{:.4?} to {:.4?}", *from - epoch, *until - epoch)).collect();
         words.join(", ")
     }
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for SoakReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sent, answered, streamed, given_up, by_rule, without_rule, kills, rules, lost, wrong } = self;
-        let held = lost.iter().filter(|loss| loss.held_by_a_killed_replica).count();
+        let Self {
+            sent,
+            answered,
+            streamed,
+            canceled: given_up,
+            with_rule: by_rule,
+            without_rule,
+            kills,
+            generations: rules,
+            lost,
+            violations: wrong,
+        } = self;
+        let held = lost.iter().filter(|loss| loss.explained_by_kill).count();
         write!(
             f,
             "{sent} requests, {answered} answered whole ({streamed} of them streams), {given_up} given up by clients, "
@@ -254,17 +267,17 @@ impl fmt::Display for Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rollora_e2e::rules::Spell;
+    use rollora_e2e::rule_recorder::RuleInterval;
 
-    fn replica(epoch: Instant, since: u64, spells: &[(u32, u64, Option<u64>)]) -> Router {
+    fn router_log(epoch: Instant, since: u64, spells: &[(u32, u64, Option<u64>)]) -> RouterHistory {
         let at = |millis| epoch + Duration::from_millis(millis);
-        let spell = |(generation, from, until): &(u32, u64, Option<u64>)| Spell {
+        let spell = |(generation, from, until): &(u32, u64, Option<u64>)| RuleInterval {
             from: at(*from),
             until: until.map(at),
             sequence: 0,
             weights: vec![(format!("red-{generation}-left"), 1)],
         };
-        Router { since: at(since), until: None, spells: spells.iter().map(spell).collect() }
+        RouterHistory { first_seen: at(since), gone_at: None, intervals: spells.iter().map(spell).collect() }
     }
 
     #[test]
@@ -273,11 +286,11 @@ mod tests {
         let at = |millis| epoch + Duration::from_millis(millis);
         let written: Vec<_> = (0..5).map(|it| (at(it * 100), Some(at(it * 100 + 101)))).collect();
         let replicas = [
-            replica(epoch, 0, &[(0, 10, Some(120)), (1, 110, Some(220)), (3, 210, None)]),
+            router_log(epoch, 0, &[(0, 10, Some(120)), (1, 110, Some(220)), (3, 210, None)]),
             // Started again at 350.
-            replica(epoch, 350, &[(4, 420, None)]),
+            router_log(epoch, 350, &[(4, 420, None)]),
         ];
-        let rules = Rules::new(&replicas, &written, at(600));
+        let rules = RuleTimeline::new(&replicas, &written, at(600));
         for (generation, start, end, right) in [
             (0, 0, 5, true),
             (0, 115, 130, true),
@@ -292,7 +305,7 @@ mod tests {
             (4, 360, 370, true),
             (5, 500, 510, false),
         ] {
-            assert_eq!(rules.were_in_force(generation, at(start), at(end)), right, "{generation} {start} {end}");
+            assert_eq!(rules.was_active(generation, at(start), at(end)), right, "{generation} {start} {end}");
         }
     }
 
@@ -300,7 +313,7 @@ mod tests {
     fn a_loss_is_explained_by_a_kill_that_it_was_on_its_way_at_and_by_nothing_else() {
         let epoch = super::super::now();
         let at = |millis| epoch + Duration::from_millis(millis);
-        let outages = [Outage { from: at(100), dead: at(110) }];
+        let outages = [ReplicaKill { signaled_at: at(100), exited_at: at(110) }];
         for (start, end, before_head, held) in [
             (90, 120, true, true),
             (105, 120, true, true),
@@ -308,10 +321,10 @@ mod tests {
             (80, 99, true, false),
             (90, 120, false, false),
         ] {
-            let ledger = Ledger::new(epoch);
-            ledger.failed(at(start), at(end), before_head, String::new());
-            let verdict = ledger.verdict(&Rules::default(), &outages);
-            assert_eq!(verdict.lost[0].held_by_a_killed_replica, held, "{start} {end} {before_head}");
+            let ledger = SoakLedger::new(epoch);
+            ledger.record_failure(at(start), at(end), before_head, String::new());
+            let verdict = ledger.report(&RuleTimeline::default(), &outages);
+            assert_eq!(verdict.lost[0].explained_by_kill, held, "{start} {end} {before_head}");
         }
     }
 }

@@ -1,0 +1,52 @@
+//! A Rollout leaves, and takes along what it has written into the adapters ConfigMap, also where nobody saw it go.
+
+use crate::cluster_objects::{rollouts_api, wait_for};
+use anyhow::Result;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{Api, api::DeleteParams};
+use rollora_api::{names::DIRECTIVES_KEY, operator_directives::OperatorDirectives};
+use rollora_e2e::{
+    cluster::{ClusterEnvironment, ClusterOptions},
+    conditions::{loaded_everywhere, served_by},
+    harness::{Harness, Setup},
+    scenario::{cluster_tools_available, run_on_cluster},
+    traffic::LoadProfile,
+};
+use rollora_testbed::guide::{ADAPTERS_CONFIG_MAP, MODEL, V1, V2};
+use std::time::Duration;
+
+async fn read_directives(bed: &Harness<ClusterEnvironment>) -> Result<OperatorDirectives> {
+    let maps: Api<ConfigMap> = Api::namespaced(bed.environment.client(), bed.environment.namespace());
+    let data = maps.get(ADAPTERS_CONFIG_MAP).await?.data.unwrap_or_default();
+    Ok(OperatorDirectives::parse(data.get(DIRECTIVES_KEY).map_or("", String::as_str))?)
+}
+
+#[test]
+fn what_was_deleted_while_no_operator_ran_leaves_nothing_that_adapters_wait_for() {
+    if !cluster_tools_available("a Rollout is deleted while no operator runs") {
+        return;
+    }
+    run_on_cluster(
+        &Setup::guide(Duration::from_millis(200)),
+        async || Ok(ClusterOptions::default()),
+        async |bed| {
+            bed.wait_for_baseline().await?;
+            bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+            let governs = async || Ok((!read_directives(bed).await?.managed.is_empty()).then_some(()));
+            wait_for("the operator's key governs the pattern", governs).await?;
+
+            bed.kill_operator();
+            rollouts_api(bed).delete(MODEL, &DeleteParams::default()).await?;
+            let gone = async || Ok(rollouts_api(bed).get_opt(MODEL).await?.is_none().then_some(()));
+            wait_for("the Rollout is gone", gone).await?;
+
+            bed.start_operator().await?;
+            let cleared = async || Ok((read_directives(bed).await? == OperatorDirectives::default()).then_some(()));
+            wait_for("the operator's key is empty", cleared).await?;
+            // Nobody governs it: every server loads it at once, as without Rollora.
+            bed.list_adapter(V2).await?;
+            bed.wait_for(loaded_everywhere(V2).and(served_by(MODEL, V1))).await?;
+            bed.stop_clients_and_verify().await.map(drop)
+        },
+    );
+}

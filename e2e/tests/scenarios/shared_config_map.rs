@@ -1,0 +1,128 @@
+//! Pods of two pools mount one ConfigMap, or pods of a pool and of none: what leaves it leaves both, so it stays as long as
+//! either needs it.
+
+use anyhow::{Context as _, Result, ensure};
+use rollora_api::{names::SIDECAR_LABEL, rollout::status::RetirementState};
+use rollora_e2e::{
+    cluster::{ClusterEnvironment, ClusterOptions},
+    conditions::{WaitCondition, cleaned_up, loaded_everywhere, succeeded},
+    files::RolloutManifest,
+    harness::{Harness, Setup},
+    scenario::{cluster_tools_available, run_on_cluster},
+    traffic::LoadProfile,
+};
+use rollora_testbed::{
+    guide::{MODEL, POOL, V1, V2},
+    http::{self, ListenAddress},
+    manifests::Manifests,
+};
+use serde_json::json;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// The second Deployment, and its pool where it has one.
+const OTHER_DEPLOYMENT: &str = "elsewhere";
+
+/// Longer than sidecars may take to notice a use of which no router knows.
+const QUIET_FOR: Duration = Duration::from_secs(18);
+
+/// A server beside the pool, with the ConfigMap of the pool, in none itself.
+fn add_server_outside_pools(objects: &mut Manifests) -> Result<()> {
+    let mut deployment = objects.object_mut("Deployment", POOL)?.clone();
+    deployment["metadata"]["name"] = json!(OTHER_DEPLOYMENT);
+    deployment["spec"]["replicas"] = json!(1);
+    deployment["spec"]["selector"]["matchLabels"]["app"] = json!(OTHER_DEPLOYMENT);
+    deployment["spec"]["template"]["metadata"]["labels"]["app"] = json!(OTHER_DEPLOYMENT);
+    objects.objects.push(deployment);
+    Ok(())
+}
+
+/// The same in a second pool, without the label that is for pods in none.
+fn add_second_pool(objects: &mut Manifests) -> Result<()> {
+    add_server_outside_pools(objects)?;
+    let deployment = objects.object_mut("Deployment", OTHER_DEPLOYMENT)?;
+    let labels = deployment["spec"]["template"]["metadata"]["labels"].as_object_mut().context("it has no labels")?;
+    labels.remove(SIDECAR_LABEL).context("the shipped pods do not say that they have a sidecar")?;
+    let mut pool = objects.object_mut("InferencePool", POOL)?.clone();
+    pool["metadata"]["name"] = json!(OTHER_DEPLOYMENT);
+    pool["spec"]["selector"]["matchLabels"]["app"] = json!(OTHER_DEPLOYMENT);
+    objects.objects.push(pool);
+    Ok(())
+}
+
+/// Asks the server elsewhere for v1 by its own name, without a pause between answers, until it is told to stop.
+/// Returns how many answers there were.
+async fn request_v1_until_stopped(server: ListenAddress, stop: CancellationToken) -> Result<u32> {
+    let mut answers = 0;
+    while !stop.is_cancelled() {
+        let body = json!({ "model": V1, "prompt": "hello", "max_tokens": 100 });
+        let (status, body) = http::send_request(&server, http::request("POST", "/v1/completions", Some(&body))).await?;
+        ensure!(status.is_success(), "{status} after {answers} answers: {}", String::from_utf8_lossy(&body));
+        answers += 1;
+    }
+    Ok(answers)
+}
+
+/// The status says that v1 is in use elsewhere.
+fn v1_still_in_use() -> WaitCondition {
+    WaitCondition::new("v1 is said to be in use elsewhere", |seen| {
+        let used = |entry: &rollora_api::rollout::status::RetiredAdapter| {
+            entry.id.as_str() == V1
+                && entry.state == RetirementState::StillInUse
+                && entry.reason.contains(OTHER_DEPLOYMENT)
+        };
+        seen.status.as_ref().is_ok_and(|status| status.retired.iter().any(used))
+    })
+}
+
+#[test]
+fn an_adapter_that_a_pool_beside_uses_stays_until_that_is_over() {
+    if !cluster_tools_available("two pools with one ConfigMap") {
+        return;
+    }
+    let parts = async || Ok(ClusterOptions { patch_manifests: Box::new(add_second_pool), ..ClusterOptions::default() });
+    run_on_cluster(&setup(), parts, check_used_elsewhere);
+}
+
+#[test]
+fn an_adapter_that_a_pod_in_no_pool_uses_stays_until_that_is_over() {
+    if !cluster_tools_available("a pool and a pod beside it with one ConfigMap") {
+        return;
+    }
+    let parts = async || {
+        Ok(ClusterOptions { patch_manifests: Box::new(add_server_outside_pools), ..ClusterOptions::default() })
+    };
+    run_on_cluster(&setup(), parts, check_used_elsewhere);
+}
+
+fn setup() -> Setup {
+    let rollout = RolloutManifest { quiet_for: QUIET_FOR, ..RolloutManifest::guide(Duration::from_millis(200)) };
+    Setup { rollout, ..Setup::guide(Duration::ZERO) }
+}
+
+async fn check_used_elsewhere(bed: &mut Harness<ClusterEnvironment>) -> Result<()> {
+    bed.wait_for_baseline().await?;
+    let server = &bed.environment.containers(OTHER_DEPLOYMENT, "vllm")[0];
+    let (server, stop) = (ListenAddress::Tcp((server.address(), 8000).into()), CancellationToken::new());
+    crate::cluster_objects::wait_for("the server elsewhere has v1", async || {
+        let models: serde_json::Value = http::get_json(&server, "/v1/models").await?;
+        Ok(models.to_string().contains(V1).then_some(()))
+    })
+    .await?;
+    let mut asking = JoinSet::new();
+    asking.spawn(request_v1_until_stopped(server.clone(), stop.clone()));
+    bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+
+    bed.list_adapter(V2).await?;
+    bed.wait_for(succeeded(V2).and(v1_still_in_use())).await?;
+    bed.assert_holds_for(Duration::from_secs(1), loaded_everywhere(V1)).await?;
+
+    stop.cancel();
+    let answers = asking.join_next().await.context("nobody asked")???;
+    ensure!(answers > 10, "the server elsewhere answered {answers} times");
+    bed.wait_for_within(QUIET_FOR + Duration::from_secs(30), cleaned_up(V1)).await?;
+    let models: serde_json::Value = http::get_json(&server, "/v1/models").await?;
+    ensure!(!models.to_string().contains(V1), "it is called gone, and the server elsewhere has it: {models}");
+    bed.stop_clients_and_verify().await.map(drop)
+}

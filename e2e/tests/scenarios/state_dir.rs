@@ -1,0 +1,60 @@
+//! The state folder.
+
+use anyhow::ensure;
+use rollora_e2e::{
+    conditions::served_by,
+    harness::{Environment as _, Setup},
+    rollora_local::{RolloraLocal, run_command},
+    scenario::run_locally,
+    traffic::LoadProfile,
+};
+use rollora_testbed::{
+    guide::{MODEL, V1},
+    process::ExitReason,
+};
+use std::time::Duration;
+
+#[test]
+fn a_second_process_on_the_same_state_folder_is_refused() {
+    run_locally(&Setup::guide(Duration::from_millis(300)), async |bed| {
+        bed.wait_for_baseline().await?;
+        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        let first = bed.environment.rollora_local();
+        let servers = ["http://127.0.0.1:9".to_owned()];
+        let second = RolloraLocal::new(bed.environment.folder(), servers.to_vec(), None)?;
+        let said = run_command(second.command()?).await?;
+        ensure!(said.code != 0, "it was not refused: {said:?}");
+        let words = ["another `rollora local`", &first.id().unwrap_or_default().to_string(), "--state"];
+        ensure!(words.iter().all(|word| said.stderr.contains(word)), "{words:?} are not in {said:?}");
+
+        bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+        bed.stop_clients_and_verify().await.map(drop)
+    });
+}
+
+#[test]
+fn a_verb_may_name_the_rollout_and_is_refused_where_another_one_runs() {
+    run_locally(&Setup::guide(Duration::from_millis(300)), async |bed| {
+        bed.wait_for_baseline().await?;
+        for verb in ["get", "status", "explain"] {
+            bed.cli_stdout(&[verb, MODEL]).await?;
+        }
+        for verb in ["get", "status", "explain", "promote", "abort", "retry"] {
+            let said = bed.environment.run_cli(&[verb, "another"]).await?;
+            let words = [MODEL, "another", "--state"];
+            let refused = said.code == 1 && words.iter().all(|word| said.stderr.contains(word));
+            ensure!(refused, "`rollora {verb} another` said {said:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn asked_to_end_it_ends_well() {
+    run_locally(&Setup::guide(Duration::from_millis(300)), async |bed| {
+        bed.wait_for_baseline().await?;
+        let ending = bed.environment.rollora_local_mut().terminate().await?;
+        ensure!(ending == ExitReason::Exit(0), "it ended with {ending:?}");
+        Ok(())
+    });
+}

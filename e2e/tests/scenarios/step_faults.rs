@@ -1,0 +1,187 @@
+//! Each part dies at each step of a rollout: the API server, a replica of ext-proc, a sidecar, a server, the operator.
+//! Weights never go back, the rollout ends the same, and no client notices but those whose request was in the hands of
+//! what died.
+
+use crate::{
+    rollout_chain::{
+        ROLLOUT_TIMEOUT, adapter_id, check_never_backwards, rollout_finished, routers_reached, status_summary,
+        wait_for_rollout,
+    },
+    run_stats::print_line,
+};
+use anyhow::{Result, ensure};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use rollora_e2e::{
+    cluster::{ClusterEnvironment, ClusterOptions},
+    conditions::all_servers_ready,
+    harness::{Harness, Setup},
+    scenario::{cluster_tools_available, long_tests_enabled, run_on_cluster},
+    traffic::LoadProfile,
+};
+use rollora_testbed::{
+    control_plane::{ControlPlane, rollora_crds, upstream_crds},
+    guide::MODEL,
+    kubelet::RestartBackoff,
+    manifests::Manifests,
+    manifests::push_value,
+    write_interceptor::WriteInterceptor,
+};
+use serde_json::json;
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+const SEED: u64 = 5;
+
+/// What dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FaultTarget {
+    ApiServer,
+    /// It stands still and answers nobody.
+    FrozenApiServer,
+    ExtProc(usize),
+    Sidecar(usize),
+    Server(usize),
+    Operator,
+}
+
+impl FaultTarget {
+    pub(crate) async fn inject(self, bed: &mut Harness<ClusterEnvironment>, away: Duration) -> Result<()> {
+        match self {
+            Self::ApiServer => bed.kill_api_server(away).await,
+            Self::FrozenApiServer => bed.freeze_api_server(away).await,
+            Self::ExtProc(index) => bed.kill_ext_proc(index, away).await,
+            Self::Sidecar(index) => bed.kill_sidecar(index, away).await,
+            Self::Server(index) => bed.kill_vllm(index, away).await,
+            Self::Operator => {
+                bed.kill_operator();
+                tokio::time::sleep(away).await;
+                bed.start_operator().await
+            }
+        }
+    }
+}
+
+/// When it dies: as soon as the rollout has come so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FaultPoint {
+    /// The version is listed, and one server begins to try it.
+    Listed,
+    AtTenPercent,
+    AtHalf,
+    /// The old version is about to be cleaned up.
+    AtFull,
+}
+
+const FAULT_POINTS: [FaultPoint; 4] =
+    [FaultPoint::Listed, FaultPoint::AtTenPercent, FaultPoint::AtHalf, FaultPoint::AtFull];
+
+impl fmt::Display for FaultPoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Listed => "once it is listed",
+            Self::AtTenPercent => "at 90/10",
+            Self::AtHalf => "at 50/50",
+            Self::AtFull => "at 0/100",
+        })
+    }
+}
+
+impl FaultPoint {
+    async fn wait(self, bed: &Harness<ClusterEnvironment>, number: usize) -> Result<()> {
+        let weight = match self {
+            Self::Listed => return Ok(()),
+            Self::AtTenPercent => 10,
+            Self::AtHalf => 50,
+            Self::AtFull => 100,
+        };
+        bed.wait_for(routers_reached((number, weight))).await.map(drop)
+    }
+}
+
+/// The operator holds its Lease for two seconds.
+pub(crate) fn set_short_lease(objects: &mut Manifests) -> Result<()> {
+    let operator = objects.object_mut("Deployment", "rollora-operator")?;
+    push_value(&mut operator["spec"]["template"]["spec"]["containers"][0]["args"], json!("--lease-duration=2s"))
+}
+
+/// A turnstile that a bed's parts go through, once they are there.
+pub(crate) type InterceptorSlot = Arc<OnceLock<Arc<WriteInterceptor>>>;
+
+/// The shared control plane with an operator that holds its Lease for two seconds and goes through a turnstile, which is
+/// kept; `change` is what else is different.
+pub(crate) async fn parts_with_write_interceptor(
+    kept: InterceptorSlot,
+    change: impl Fn(&mut Manifests) -> Result<()> + Send + Sync + 'static,
+) -> Result<ClusterOptions> {
+    let turnstile = Arc::new(WriteInterceptor::start(ControlPlane::shared().await?).await?);
+    kept.set(Arc::clone(&turnstile)).ok();
+    let change = move |objects: &mut Manifests| {
+        set_short_lease(objects)?;
+        change(objects)?;
+        turnstile.route_through(objects, "rollora-operator")
+    };
+    Ok(ClusterOptions { patch_manifests: Box::new(change), ..ClusterOptions::default() })
+}
+
+/// A control plane of its own, an operator that holds its Lease for two seconds, and a kubelet that starts it again soon
+/// each time it has lost it: else waiting for that would be most of a scenario.
+pub(crate) async fn parts_with_own_control_plane() -> Result<ClusterOptions> {
+    let plane = ControlPlane::start().await?;
+    plane.install_crds(&[rollora_crds()?, upstream_crds()?].concat()).await?;
+    let backoff = RestartBackoff { initial: Duration::from_millis(500), max: Duration::from_secs(1) };
+    Ok(ClusterOptions {
+        control_plane: Some(plane),
+        backoff,
+        patch_manifests: Box::new(set_short_lease),
+        ..ClusterOptions::default()
+    })
+}
+
+#[test]
+fn whatever_dies_at_whatever_step_the_rollout_ends_the_same() {
+    if !cluster_tools_available("each part dies at each step") {
+        return;
+    }
+    let mut random = StdRng::seed_from_u64(SEED);
+    let mut schedule = Vec::new();
+    for victim in [
+        FaultTarget::ApiServer,
+        FaultTarget::ExtProc(1),
+        FaultTarget::Sidecar(1),
+        FaultTarget::Server(1),
+        FaultTarget::Operator,
+    ] {
+        if long_tests_enabled() {
+            schedule.extend(FAULT_POINTS.map(|step| (victim, step)));
+        } else {
+            schedule.extend(FAULT_POINTS.choose(&mut random).map(|step| (victim, *step)));
+        }
+    }
+    run_on_cluster(&Setup::guide(Duration::from_millis(400)), parts_with_own_control_plane, async |bed| {
+        bed.wait_for_baseline().await?;
+        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+        bed.list_adapter(&adapter_id(2)).await?;
+        let expected = status_summary(&bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(2)).await?, 2)?;
+        let mut number = 2;
+        for (victim, step) in schedule {
+            number += 1;
+            bed.list_adapter(&adapter_id(number)).await?;
+            step.wait(bed, number).await?;
+            victim.inject(bed, Duration::from_millis(random.random_range(50..600))).await?;
+            let retries = wait_for_rollout(bed, number).await?;
+            let seen = bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(number).and(all_servers_ready())).await?;
+            let came_to = status_summary(&seen, number)?;
+            ensure!(came_to == expected, "{victim:?} {step}: it came to\n{came_to}, not to\n{expected}");
+            if long_tests_enabled() {
+                print_line(&format!("{victim:?} died {step} of v{number}: it came to the same end, {retries} retries"));
+            }
+        }
+        let record = bed.stop_clients_and_verify().await?;
+        check_never_backwards(&record)?;
+        print_line(&format!("{} deaths, each at a step of a rollout, seed {SEED}: {}", number - 2, record.verdict()));
+        Ok(())
+    });
+}
