@@ -2,11 +2,11 @@
 
 use crate::{args::Args, supervisor::RunningSidecar};
 use jiff::Timestamp;
-use rollora_api::sidecar_status::{AdapterState, AdapterStatus, SidecarStatus};
-use rollora_store::{
+use rollora_adapter_source::{
     AdapterSource, CacheDir, Hub, HubLimits, HubToken, ServerConstraints, SourceDispatcher, SourceRef,
     eviction::EvictionPolicy,
 };
+use rollora_api::sidecar_status::{AdapterState, AdapterStatus, SidecarStatus};
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
@@ -109,12 +109,12 @@ fn protected_paths(status: &SidecarStatus, store: &dyn AdapterSource) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rollora_adapter_source::PathSource;
     use rollora_api::{
         adapters::ContentHash,
         names::AdapterId,
         sidecar_status::{ConfigStatus, ServerIdentity},
     };
-    use rollora_store::PathSource;
 
     fn adapter_status(id: &str, state: AdapterState, root: Option<&str>) -> AdapterStatus {
         AdapterStatus {

@@ -115,7 +115,7 @@ fn status_registry(status: &SidecarStatus, ages: Ages) -> Registry {
     let help = "Whether newer content of the adapters file is not in force";
     flag(&mut registry, "rollora_sidecar_config_error", help, status.config.error.is_some());
     let help = "Whether the operator's key is seen beside the adapters file";
-    flag(&mut registry, "rollora_sidecar_operator_key", help, status.config.operator_directives);
+    flag(&mut registry, "rollora_sidecar_operator_directives", help, status.config.operator_directives);
     let age = |registry: &mut Registry, name: &str, help: &str, age: Option<Duration>| {
         if let Some(age) = age {
             let gauge = Gauge::<f64, AtomicU64>::default();

@@ -247,6 +247,6 @@ impl ReportedError {
 
     /// Whether it says nothing about the adapter, however often it happens: the hub is away, or the disk is full.
     pub fn is_infrastructure_error(&self) -> bool {
-        matches!(self.reason.as_str(), "HubUnreachable" | "HubBusy" | "HubError" | "Disk")
+        matches!(self.reason.as_str(), "HubUnreachable" | "HubRateLimited" | "HubError" | "Disk")
     }
 }

@@ -34,7 +34,7 @@ use uuid::Uuid;
 
 const ROLLOUT_JSON: &str = "rollout.json";
 const REWRITES_JSON: &str = "rewrites.json";
-const DIRECTIVES_YAML: &str = "operator-key.yaml";
+const DIRECTIVES_YAML: &str = "rollora.yaml";
 const EVENTS_JSON: &str = "events.json";
 
 /// The two files that a person edits.

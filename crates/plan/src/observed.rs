@@ -102,7 +102,7 @@ impl AdapterListing {
 /// One vLLM server of a pool: a pod and a port; on one machine a URL.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ObservedServer {
-    /// The pod's name; the same word as in [`rollora_api::operator_key::Pilot::pod`].
+    /// The pod's name; the same word as in [`rollora_api::operator_directives::Pilot::pod`].
     pub name: String,
     /// The pod's UID; on one machine the server's URL.
     pub uid: String,

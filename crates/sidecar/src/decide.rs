@@ -14,8 +14,8 @@ use crate::{
     state::{CallKind, ServerHealth, SidecarState, TrackedAdapter},
 };
 use jiff::Timestamp;
+use rollora_adapter_source::SourceRef;
 use rollora_api::names::AdapterId;
-use rollora_store::SourceRef;
 use std::time::Duration;
 
 /// Calls that others wait for are waited for this long: a call that hangs must not hold up what is fine.

@@ -13,8 +13,8 @@ use crate::{
     transition_log,
 };
 use jiff::Timestamp;
+use rollora_adapter_source::{FetchError, FetchProgress, FetchedAdapter};
 use rollora_api::{adapters::DesiredAdapters, names::AdapterId, sidecar_status::SidecarStatus};
-use rollora_store::{FetchError, FetchProgress, FetchedAdapter};
 use rollora_vllm::{Endpoint, VllmClient, VllmClientError, VllmError};
 use std::{
     fmt, io,

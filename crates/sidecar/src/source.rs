@@ -1,8 +1,8 @@
 //! What the `source` of an entry comes to here: whether it may be used, whether it has to be fetched, and what vLLM is
 //! given. Pure: only the text counts, so links in a file system are not followed.
 
+use rollora_adapter_source::{AdapterSource, SourceRef};
 use rollora_api::names::AdapterId;
-use rollora_store::{AdapterSource, SourceRef};
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// Whether vLLM would download `source` from a hub: `org/name`, perhaps with a revision, or an `hf://` URL.

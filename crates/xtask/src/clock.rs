@@ -9,7 +9,7 @@ pub(crate) fn now() -> Instant {
 }
 
 /// A length of time as people say it: `0.4 s`, `37 s`, `2 min 5 s`.
-pub(crate) fn words(duration: Duration) -> String {
+pub(crate) fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     if seconds < 10.0 {
         format!("{seconds:.1} s")
@@ -30,7 +30,7 @@ mod tests {
         for (milliseconds, expected) in
             [(400, "0.4 s"), (37_000, "37 s"), (125_000, "2 min 5 s"), (3_600_000, "60 min 0 s")]
         {
-            assert_eq!(words(Duration::from_millis(milliseconds)), expected);
+            assert_eq!(format_duration(Duration::from_millis(milliseconds)), expected);
         }
     }
 }

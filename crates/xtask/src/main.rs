@@ -6,7 +6,7 @@
 
 use std::process::ExitCode;
 
-use crate::args::Command;
+use crate::args::XtaskCommand;
 use crate::process::Interrupted;
 use crate::workspace::Lints;
 
@@ -16,8 +16,8 @@ mod clock;
 mod crds;
 mod demo;
 mod fuzz;
-mod proc;
 mod process;
+mod procfs;
 mod test;
 mod tools;
 mod workspace;
@@ -37,15 +37,15 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<ExitCode> {
     process::catch_signals()?;
     match args::parse(std::env::args_os().skip(1))? {
-        Command::Help(verb) => {
+        XtaskCommand::Help(verb) => {
             print!("{}", args::help(verb.as_deref()));
             Ok(ExitCode::SUCCESS)
         }
-        Command::Demo(command) => demo::run(&command),
-        Command::Test { scope, parts } => test::run(scope, &parts),
-        Command::Bench { names, json, short } => bench::run(&names, json, short),
-        Command::Fuzz { targets, seconds } => fuzz::run(&targets, seconds).map(|()| ExitCode::SUCCESS),
-        Command::Crds { mode } => crds::run(mode, Lints::Off).map(|()| ExitCode::SUCCESS),
-        Command::Tools(command) => tools::run(&command).map(|()| ExitCode::SUCCESS),
+        XtaskCommand::Demo(command) => demo::run(&command),
+        XtaskCommand::Test { scope, parts } => test::run(scope, &parts),
+        XtaskCommand::Bench { names, json, short } => bench::run(&names, json, short),
+        XtaskCommand::Fuzz { targets, seconds } => fuzz::run(&targets, seconds).map(|()| ExitCode::SUCCESS),
+        XtaskCommand::Crds { mode } => crds::run(mode, Lints::Off).map(|()| ExitCode::SUCCESS),
+        XtaskCommand::Tools(command) => tools::run(&command).map(|()| ExitCode::SUCCESS),
     }
 }

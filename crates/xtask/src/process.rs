@@ -19,14 +19,14 @@ use rollora_supervise::{ChildProcess, ExitReason};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::{clock, proc};
+use crate::{clock, procfs};
 
-const POLL: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// What a quiet child has between the request to end and the end.
-const GRACE: Duration = Duration::from_secs(5);
+const TERMINATION_GRACE: Duration = Duration::from_secs(5);
 
 /// How often somebody who waits for a quiet child hears of it.
-const TELL: Duration = Duration::from_mins(1);
+const PROGRESS_INTERVAL: Duration = Duration::from_mins(1);
 
 /// The user, or whoever started this program, wants it to end.
 #[derive(Debug)]
@@ -66,11 +66,11 @@ pub(crate) fn fail_if_interrupted() -> Result<()> {
 }
 
 /// Sleeps, but not longer than until the user wants this program to end.
-pub(crate) fn pause(duration: Duration) -> Result<()> {
+pub(crate) fn interruptible_sleep(duration: Duration) -> Result<()> {
     let start = clock::now();
     while start.elapsed() < duration {
         fail_if_interrupted()?;
-        thread::sleep(POLL.min(duration));
+        thread::sleep(POLL_INTERVAL.min(duration));
     }
     Ok(())
 }
@@ -78,7 +78,7 @@ pub(crate) fn pause(duration: Duration) -> Result<()> {
 /// Runs a command that the user sees, to its end, and gives its exit status.
 pub(crate) fn run(command: &mut Command) -> Result<ExitStatus> {
     fail_if_interrupted()?;
-    let mut child = command.spawn().with_context(|| format!("cannot start {}", line(command)))?;
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", format_command(command)))?;
     wait(&mut child)
 }
 
@@ -93,7 +93,7 @@ pub(crate) fn cpu_time() -> Duration {
 }
 
 fn count_cpu_time(ended: u32) {
-    CPU_TIME.set(CPU_TIME.get() + proc::cpu_time_at_end(ended));
+    CPU_TIME.set(CPU_TIME.get() + procfs::cpu_time_at_end(ended));
 }
 
 /// Waits for a child that shares the terminal, and passes a request to end on to it.
@@ -111,15 +111,15 @@ pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
             told = true;
             kill_process(Pid::from_child(child), Signal::TERM).ok();
         }
-        thread::sleep(POLL);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
 /// Like [`run`], but hands each line of standard output, its end included, to `each` as it comes.
-pub(crate) fn lines(command: &mut Command, mut each: impl FnMut(&str) + Send) -> Result<ExitStatus> {
+pub(crate) fn run_with_lines(command: &mut Command, mut each: impl FnMut(&str) + Send) -> Result<ExitStatus> {
     fail_if_interrupted()?;
     let mut child =
-        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {}", line(command)))?;
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {}", format_command(command)))?;
     let mut stdout = BufReader::new(child.stdout.take().context("a child process has no output")?);
     let (status, read) = thread::scope(|scope| {
         let reader = scope.spawn(move || {
@@ -140,21 +140,26 @@ pub(crate) fn lines(command: &mut Command, mut each: impl FnMut(&str) + Send) ->
 /// What a command that has to succeed writes to its standard output.
 pub(crate) fn capture(command: &mut Command) -> Result<String> {
     let mut output = String::new();
-    let status = lines(command, |line| output.push_str(line))?;
-    if status.success() { Ok(output) } else { bail!("`{}` ended with {}", line(command), ending(status)) }
+    let status = run_with_lines(command, |line| output.push_str(line))?;
+    if status.success() {
+        Ok(output)
+    } else {
+        bail!("`{}` ended with {}", format_command(command), describe_exit(status))
+    }
 }
 
 /// Like [`run`], for commands whose only good end is success.
 pub(crate) fn run_ok(command: &mut Command) -> Result<()> {
     let status = run(command)?;
     fail_if_interrupted()?;
-    if status.success() { Ok(()) } else { bail!("`{}` ended with {}", line(command), ending(status)) }
+    if status.success() { Ok(()) } else { bail!("`{}` ended with {}", format_command(command), describe_exit(status)) }
 }
 
 /// Runs a command with its output in `log`, at most `limit` long. Now and then `still` hears how long it runs already.
 pub(crate) fn run_quiet(command: &mut Command, log: &File, limit: Duration, still: impl Fn(Duration)) -> Result<()> {
     fail_if_interrupted()?;
-    let child = ChildProcess::start_into(&line(command), command, log)?.with_termination_grace(GRACE);
+    let child =
+        ChildProcess::start_into(&format_command(command), command, log)?.with_termination_grace(TERMINATION_GRACE);
     let start = clock::now();
     let mut told = Duration::ZERO;
     loop {
@@ -162,15 +167,15 @@ pub(crate) fn run_quiet(command: &mut Command, log: &File, limit: Duration, stil
             count_cpu_time(child.id());
             return if ending == ExitReason::Exit(0) { Ok(()) } else { Err(anyhow!("it ended with {ending}")) };
         }
-        if start.elapsed() >= told + TELL {
+        if start.elapsed() >= told + PROGRESS_INTERVAL {
             told = start.elapsed();
             still(told);
         }
         fail_if_interrupted()?;
         if start.elapsed() > limit {
-            bail!("it was not done after {}", clock::words(limit));
+            bail!("it was not done after {}", clock::format_duration(limit));
         }
-        thread::sleep(POLL);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -181,12 +186,12 @@ pub(crate) fn output_of(command: &mut Command) -> Option<String> {
 }
 
 /// How a process ended, in words.
-pub(crate) fn ending(status: ExitStatus) -> String {
+pub(crate) fn describe_exit(status: ExitStatus) -> String {
     ExitReason::from(status).to_string()
 }
 
 /// A command as one would type it.
-pub(crate) fn line(command: &Command) -> String {
+pub(crate) fn format_command(command: &Command) -> String {
     let program = Path::new(command.get_program());
     let program = program.file_name().unwrap_or(program.as_os_str());
     let words: Vec<_> = std::iter::once(program).chain(command.get_args()).map(|word| word.to_string_lossy()).collect();

@@ -14,23 +14,23 @@ use crate::{bench, clock, crds, process};
 mod compile;
 mod dependencies;
 mod format;
-mod parts;
 mod suites;
 mod summary;
+mod test_tools;
 
-use parts::Fetching;
-use summary::{Line, Summary, Took};
+use summary::{Summary, SummaryLine, Took};
+use test_tools::PendingTools;
 
 /// How a part ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum CheckOutcome {
     Passed,
     Failed(String),
     /// The machine does not let it run.
     Skipped(String),
 }
 
-impl From<Result<()>> for Outcome {
+impl From<Result<()>> for CheckOutcome {
     fn from(result: Result<()>) -> Self {
         result.map_or_else(|error| Self::Failed(format!("{error:#}")), |()| Self::Passed)
     }
@@ -38,7 +38,7 @@ impl From<Result<()>> for Outcome {
 
 /// What can be run by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+enum CheckKind {
     Format,
     Dependencies,
     Lints,
@@ -47,7 +47,7 @@ enum Part {
     Bench,
 }
 
-impl Part {
+impl CheckKind {
     /// In the order in which they run: what ends soon first. The dependencies are also fetched there, once and with
     /// several tries, so that what follows asks no registry.
     const ALL: [Self; 6] = [Self::Format, Self::Dependencies, Self::Lints, Self::Crds, Self::Tests, Self::Bench];
@@ -63,7 +63,7 @@ impl Part {
         }
     }
 
-    fn about(self) -> &'static str {
+    fn description(self) -> &'static str {
         match self {
             Self::Format => "is all code formatted as rustfmt does it",
             Self::Dependencies => "licences, banned and doubled crates, which crate may use which, the document",
@@ -87,37 +87,37 @@ pub(crate) enum Scope {
 }
 
 pub(crate) fn run(scope: Scope, names: &[String]) -> Result<ExitCode> {
-    let parts = chosen(names, scope)?;
+    let parts = select_checks(names, scope)?;
     // Every part compiles in the same way, so that nothing is compiled twice.
     let linting = if compile::has_clippy() { Lints::On } else { Lints::Off };
     // Side by side with the rest, because no part keeps the network and all processors busy by itself. The scope's end
     // waits for it, so that no early end of this function leaves it behind.
-    let lines = thread::scope(|threads| -> Result<Vec<Line>> {
-        let with_tools = scope != Scope::Quick && parts.contains(&Part::Tests);
-        let mut fetching = with_tools.then(|| Fetching::start(threads));
+    let lines = thread::scope(|threads| -> Result<Vec<SummaryLine>> {
+        let with_tools = scope != Scope::Quick && parts.contains(&CheckKind::Tests);
+        let mut fetching = with_tools.then(|| PendingTools::start(threads));
         let mut lines = Vec::new();
         for part in parts {
-            println!("\n=== {}: {} ===", part.name(), part.about());
+            println!("\n=== {}: {} ===", part.name(), part.description());
             let (start, cpu_before) = (clock::now(), process::cpu_time());
             let outcomes = match part {
-                Part::Format => vec![(part.name(), format::run())],
-                Part::Dependencies => vec![(part.name(), dependencies::run())],
-                Part::Lints => vec![(part.name(), compile::run(linting))],
-                Part::Crds => vec![(part.name(), crds::run(crds::Mode::Check, linting).into())],
-                Part::Tests if scope == Scope::Quick => vec![(part.name(), suites::quick(linting))],
-                Part::Tests => {
-                    let fetching = fetching.take().unwrap_or_else(|| Fetching::start(threads));
+                CheckKind::Format => vec![(part.name(), format::run())],
+                CheckKind::Dependencies => vec![(part.name(), dependencies::run())],
+                CheckKind::Lints => vec![(part.name(), compile::run(linting))],
+                CheckKind::Crds => vec![(part.name(), crds::run(crds::Mode::Check, linting).into())],
+                CheckKind::Tests if scope == Scope::Quick => vec![(part.name(), suites::quick(linting))],
+                CheckKind::Tests => {
+                    let fetching = fetching.take().unwrap_or_else(|| PendingTools::start(threads));
                     suites::run(scope, linting, fetching)
                 }
-                Part::Bench => vec![(part.name(), bench::outcome())],
+                CheckKind::Bench => vec![(part.name(), bench::run_all())],
             };
             let mut took = Some(Took { wall: start.elapsed(), cpu: process::cpu_time().saturating_sub(cpu_before) });
             // What else a part reports is of the time that its first line says.
-            lines.extend(outcomes.into_iter().map(|(name, outcome)| Line {
+            lines.extend(outcomes.into_iter().map(|(name, outcome)| SummaryLine {
                 name,
-                part: part.name(),
+                check: part.name(),
                 outcome,
-                took: took.take(),
+                elapsed: took.take(),
             }));
             process::fail_if_interrupted()?;
         }
@@ -128,47 +128,47 @@ pub(crate) fn run(scope: Scope, names: &[String]) -> Result<ExitCode> {
     Ok(if summary.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn chosen(names: &[String], scope: Scope) -> Result<Vec<Part>> {
+fn select_checks(names: &[String], scope: Scope) -> Result<Vec<CheckKind>> {
     if names.is_empty() {
-        let runs = |part: &Part| match part {
-            Part::Format | Part::Lints | Part::Tests => true,
-            Part::Dependencies | Part::Crds => scope != Scope::Quick,
-            Part::Bench => scope == Scope::Long,
+        let runs = |part: &CheckKind| match part {
+            CheckKind::Format | CheckKind::Lints | CheckKind::Tests => true,
+            CheckKind::Dependencies | CheckKind::Crds => scope != Scope::Quick,
+            CheckKind::Bench => scope == Scope::Long,
         };
-        return Ok(Part::ALL.into_iter().filter(runs).collect());
+        return Ok(CheckKind::ALL.into_iter().filter(runs).collect());
     }
     for name in names {
-        if Part::ALL.iter().all(|part| part.name() != name) {
-            bail!("the tests have no part {name:?}; there are: {}", Part::ALL.map(Part::name).join(", "));
+        if CheckKind::ALL.iter().all(|part| part.name() != name) {
+            bail!("the tests have no part {name:?}; there are: {}", CheckKind::ALL.map(CheckKind::name).join(", "));
         }
     }
-    Ok(Part::ALL.into_iter().filter(|part| names.iter().any(|name| name == part.name())).collect())
+    Ok(CheckKind::ALL.into_iter().filter(|part| names.iter().any(|name| name == part.name())).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn names(names: &[&str], scope: Scope) -> Vec<&'static str> {
+    fn selected_names(names: &[&str], scope: Scope) -> Vec<&'static str> {
         let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
-        chosen(&names, scope).unwrap().into_iter().map(Part::name).collect()
+        select_checks(&names, scope).unwrap().into_iter().map(CheckKind::name).collect()
     }
 
     #[test]
     fn without_names_the_scope_says_which_parts_run() {
-        assert_eq!(names(&[], Scope::Quick), ["format", "lints", "tests"]);
-        assert_eq!(names(&[], Scope::Whole), ["format", "dependencies", "lints", "crds", "tests"]);
-        assert_eq!(names(&[], Scope::Long), ["format", "dependencies", "lints", "crds", "tests", "bench"]);
+        assert_eq!(selected_names(&[], Scope::Quick), ["format", "lints", "tests"]);
+        assert_eq!(selected_names(&[], Scope::Whole), ["format", "dependencies", "lints", "crds", "tests"]);
+        assert_eq!(selected_names(&[], Scope::Long), ["format", "dependencies", "lints", "crds", "tests", "bench"]);
     }
 
     #[test]
     fn named_parts_run_alone_in_their_order() {
-        assert_eq!(names(&["tests", "format"], Scope::Whole), ["format", "tests"]);
+        assert_eq!(selected_names(&["tests", "format"], Scope::Whole), ["format", "tests"]);
     }
 
     #[test]
     fn a_part_that_does_not_exist_is_refused_with_those_that_do() {
-        let words = chosen(&["fromat".to_owned()], Scope::Whole).unwrap_err().to_string();
+        let words = select_checks(&["fromat".to_owned()], Scope::Whole).unwrap_err().to_string();
         assert!(words.contains("\"fromat\"") && words.contains("format, dependencies"), "{words}");
     }
 }

@@ -66,7 +66,7 @@ pub(crate) fn build_with(lints: Lints, arguments: &[&str]) -> Result<Build> {
     let mut command = cargo(&["build", "--locked", format])?;
     lints.set(&mut command)?;
     let mut build = Build::default();
-    let status = process::lines(command.args(arguments), |line| match message(line) {
+    let status = process::run_with_lines(command.args(arguments), |line| match message(line) {
         Some(Message::Program { name, path }) => drop(build.programs.insert(name, path)),
         // A library is compiled for itself and for its tests; both find the same.
         Some(Message::Finding(words)) if !build.findings.contains(&words) => {
@@ -76,7 +76,7 @@ pub(crate) fn build_with(lints: Lints, arguments: &[&str]) -> Result<Build> {
         Some(Message::Finding(_)) | None => {}
     })?;
     if !status.success() {
-        bail!("`cargo build {}` ended with {}", arguments.join(" "), process::ending(status));
+        bail!("`cargo build {}` ended with {}", arguments.join(" "), process::describe_exit(status));
     }
     Ok(build)
 }
@@ -103,7 +103,7 @@ pub(crate) fn clippy_driver() -> Result<PathBuf> {
 }
 
 /// A program of a build by its name.
-pub(crate) fn find<'a>(programs: &'a Programs, name: &str) -> Result<&'a Path> {
+pub(crate) fn find_program<'a>(programs: &'a Programs, name: &str) -> Result<&'a Path> {
     programs.get(name).map(PathBuf::as_path).with_context(|| format!("cargo built no program called {name}"))
 }
 

@@ -17,7 +17,7 @@ fn server(name: &str, ready: bool, adapters: &Value) -> Value {
     let readiness = json!({ "ready": ready, "reason": "Suspect", "message": "the connection to vLLM closed" });
     let identity = json!({ "endpoint": format!("http://{name}"), "start": "1" });
     let status = json!({
-        "server": identity, "readiness": readiness, "config": { "operatorKey": true }, "adapters": adapters,
+        "server": identity, "readiness": readiness, "config": { "operatorDirectives": true }, "adapters": adapters,
     });
     json!({ "name": name, "ready": ready, "inFlight": 3, "pilot": false, "status": status })
 }

@@ -12,7 +12,7 @@ mod fake;
 mod fetching;
 mod file;
 mod flags;
-#[path = "../../../../crates/store/tests/hub/fake.rs"]
+#[path = "../../../../crates/adapter-source/tests/hub/fake.rs"]
 #[allow(dead_code, reason = "shared with the tests of the store")]
 mod hub;
 mod manifests;

@@ -107,7 +107,7 @@ fn every_answer_is_as_the_schema_says_from_the_first_to_the_last() {
         ".adapters.lastUsed",
         ".problem.reason",
         ".maxLoras",
-        ".usesReadAt",
+        ".usageReadAt",
     ] {
         assert!(schema.seen_paths.contains(path), "{path} was in no answer: {:?}", schema.seen_paths);
     }

@@ -135,7 +135,7 @@ fn only_what_the_adapter_is_to_blame_for_rejects_it() {
         (on_a(Loading, "Timeout", 9), false),
         (on_a(Fetching, "HubUnreachable", 9), false),
         (on_a(Failed, "HubUnreachable", 9), false),
-        (on_a(Failed, "HubBusy", 9), false),
+        (on_a(Failed, "HubRateLimited", 9), false),
         (on_a(Failed, "Disk", 9), false),
         (on_a(Failed, "Corrupt", 5), true),
         (on_a(Failed, "HubNotFound", 2), false),

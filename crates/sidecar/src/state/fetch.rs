@@ -6,8 +6,8 @@
 use super::{SidecarState, TrackedAdapter};
 use crate::backoff::Backoff;
 use jiff::Timestamp;
+use rollora_adapter_source::{FetchError, FetchProgress, FetchReason, FetchedAdapter, SourceRef};
 use rollora_api::{names::AdapterId, sidecar_status::ReportedError};
-use rollora_store::{FetchError, FetchProgress, FetchReason, FetchedAdapter, SourceRef};
 use std::time::Duration;
 
 /// What only a person can change is asked for again this slowly at first.

@@ -1,10 +1,10 @@
 //! A store beside the loop: hub names are brought by it, and vLLM never sees one.
 
 use super::*;
-use rollora_sidecar::AdapterSourcePolicy;
-use rollora_store::{
+use rollora_adapter_source::{
     AdapterSource, FetchError, FetchFuture, FetchProgress, FetchReason, FetchedAdapter, ProgressSink, SourceRef,
 };
+use rollora_sidecar::AdapterSourcePolicy;
 use std::{collections::BTreeMap, path::PathBuf, sync::Mutex};
 use tokio::sync::Semaphore;
 

@@ -8,79 +8,79 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::load::{Load, Seen, post};
-use super::servers::{ADAPTER, MODEL, Nginx, PATH, Server, body, build};
-use super::{Measure, median};
-use crate::proc;
+use super::load_generator::{LoadGenerator, LoadResult, post_request};
+use super::processes::{ADAPTER, BenchProcess, CHAT_PATH, MODEL, Nginx, build_programs, chat_body};
+use super::{Measurement, median};
+use crate::procfs;
 
 const ROUNDS: usize = 5;
-const ROUND: Duration = Duration::from_secs(3);
+const ROUND_DURATION: Duration = Duration::from_secs(3);
 const WARM_UP: Duration = Duration::from_millis(500);
 const CONNECTIONS: usize = 16;
-const BODY: usize = 1024;
+const BODY_BYTES: usize = 1024;
 /// The gateway reads the body, chooses by rule and residency, rewrites and counts; nginx only passes on.
-const GOAL: f64 = 2.0;
+const MAX_COST_RATIO: f64 = 2.0;
 
 /// One proxy and what its rounds have shown.
-struct Contender {
-    server: Server,
-    load: Load,
+struct ProxyRun {
+    server: BenchProcess,
+    generator: LoadGenerator,
     /// Of each round, in microseconds of processor time a request.
-    costs: Vec<f64>,
+    cpu_micros: Vec<f64>,
     rates: Vec<f64>,
-    tails: Vec<f64>,
+    p99_millis: Vec<f64>,
 }
 
-pub(super) fn run() -> Result<Vec<Measure>> {
-    let programs = build()?;
+pub(super) fn run() -> Result<Vec<Measurement>> {
+    let programs = build_programs()?;
     let folder = tempfile::tempdir()?;
     let nginx = Nginx::find()?;
-    let vllm = Server::simulator(&programs)?;
-    let rollora = Server::rollora(&programs, std::slice::from_ref(&vllm), folder.path())?;
-    let nginx = Server::nginx(&nginx, &vllm, folder.path())?;
+    let vllm = BenchProcess::start_simulator(&programs)?;
+    let rollora = BenchProcess::start_rollora_local(&programs, std::slice::from_ref(&vllm), folder.path())?;
+    let nginx = BenchProcess::start_nginx(&nginx, &vllm, folder.path())?;
     // nginx changes nothing, so its clients have to know the version.
-    let mut contenders = [Contender::new(rollora, MODEL), Contender::new(nginx, ADAPTER)];
+    let mut contenders = [ProxyRun::new(rollora, MODEL), ProxyRun::new(nginx, ADAPTER)];
     for round in 0..=ROUNDS {
         for contender in &mut contenders {
             if round == 0 {
-                contender.load.run(WARM_UP)?;
+                contender.generator.run(WARM_UP)?;
             } else {
-                contender.round()?;
+                contender.run_round()?;
             }
         }
     }
     let [rollora, nginx] = contenders;
-    let ratio = median(rollora.costs.clone()) / median(nginx.costs.clone());
+    let ratio = median(rollora.cpu_micros.clone()) / median(nginx.cpu_micros.clone());
     Ok(vec![
-        Measure::new("gateway", "rollora: processor time a request", median(rollora.costs), "us"),
-        Measure::new("gateway", "nginx: processor time a request", median(nginx.costs), "us"),
-        Measure::new("gateway", "processor time, rollora to nginx", ratio, "x").at_most(GOAL),
-        Measure::new("gateway", "rollora: requests", median(rollora.rates), "1/s"),
-        Measure::new("gateway", "nginx: requests", median(nginx.rates), "1/s"),
-        Measure::new("gateway", "rollora: 99th percentile", median(rollora.tails), "ms"),
-        Measure::new("gateway", "nginx: 99th percentile", median(nginx.tails), "ms"),
+        Measurement::new("gateway", "rollora: processor time a request", median(rollora.cpu_micros), "us"),
+        Measurement::new("gateway", "nginx: processor time a request", median(nginx.cpu_micros), "us"),
+        Measurement::new("gateway", "processor time, rollora to nginx", ratio, "x").at_most(MAX_COST_RATIO),
+        Measurement::new("gateway", "rollora: requests", median(rollora.rates), "1/s"),
+        Measurement::new("gateway", "nginx: requests", median(nginx.rates), "1/s"),
+        Measurement::new("gateway", "rollora: 99th percentile", median(rollora.p99_millis), "ms"),
+        Measurement::new("gateway", "nginx: 99th percentile", median(nginx.p99_millis), "ms"),
     ])
 }
 
-impl Contender {
-    fn new(server: Server, model: &str) -> Self {
-        let request = post(server.address, PATH, &body(model, BODY));
-        let load = Load { address: server.address, request, connections: CONNECTIONS };
-        Self { server, load, costs: Vec::new(), rates: Vec::new(), tails: Vec::new() }
+impl ProxyRun {
+    fn new(server: BenchProcess, model: &str) -> Self {
+        let request = post_request(server.address, CHAT_PATH, &chat_body(model, BODY_BYTES));
+        let generator = LoadGenerator { address: server.address, request, connections: CONNECTIONS };
+        Self { server, generator, cpu_micros: Vec::new(), rates: Vec::new(), p99_millis: Vec::new() }
     }
 
-    fn round(&mut self) -> Result<()> {
-        let before = proc::cpu_time(self.server.pid())?;
-        let mut seen = self.load.run(ROUND)?;
-        let used = proc::cpu_time(self.server.pid())?.saturating_sub(before);
-        self.costs.push(cost(used, &seen));
-        self.rates.push(seen.per_second());
-        self.tails.push(seen.percentile(99).as_secs_f64() * 1e3);
+    fn run_round(&mut self) -> Result<()> {
+        let before = procfs::cpu_time(self.server.pid())?;
+        let mut seen = self.generator.run(ROUND_DURATION)?;
+        let used = procfs::cpu_time(self.server.pid())?.saturating_sub(before);
+        self.cpu_micros.push(cpu_micros_per_request(used, &seen));
+        self.rates.push(seen.requests_per_second());
+        self.p99_millis.push(seen.percentile(99).as_secs_f64() * 1e3);
         Ok(())
     }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-fn cost(used: Duration, seen: &Seen) -> f64 {
-    used.as_secs_f64() * 1e6 / seen.requests() as f64
+fn cpu_micros_per_request(used: Duration, seen: &LoadResult) -> f64 {
+    used.as_secs_f64() * 1e6 / seen.request_count() as f64
 }

@@ -4,30 +4,30 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::servers::{Server, build};
-use super::{Measure, mib};
-use crate::proc;
+use super::processes::{BenchProcess, build_programs};
+use super::{Measurement, kib_to_mib};
 use crate::process;
+use crate::procfs;
 
 const SERVERS: usize = 3;
 /// What a start leaves to be done: first looks at servers, first writes of state.
-const SETTLE: Duration = Duration::from_secs(5);
-const WATCH: Duration = Duration::from_secs(10);
+const SETTLE_TIME: Duration = Duration::from_secs(5);
+const OBSERVATION_WINDOW: Duration = Duration::from_secs(10);
 const GOAL_MIB: f64 = 15.0;
 
-pub(super) fn run() -> Result<Vec<Measure>> {
-    let programs = build()?;
+pub(super) fn run() -> Result<Vec<Measurement>> {
+    let programs = build_programs()?;
     let folder = tempfile::tempdir()?;
-    let vllm = (0..SERVERS).map(|_| Server::simulator(&programs)).collect::<Result<Vec<_>>>()?;
-    let rollora = Server::rollora(&programs, &vllm, folder.path())?;
-    process::pause(SETTLE)?;
-    let before = proc::cpu_time(rollora.pid())?;
-    process::pause(WATCH)?;
-    let used = proc::cpu_time(rollora.pid())?.saturating_sub(before);
-    let resident = proc::resident_kib(rollora.pid())?;
-    let per_second = used.as_secs_f64() * 1e3 / WATCH.as_secs_f64();
+    let vllm = (0..SERVERS).map(|_| BenchProcess::start_simulator(&programs)).collect::<Result<Vec<_>>>()?;
+    let rollora = BenchProcess::start_rollora_local(&programs, &vllm, folder.path())?;
+    process::interruptible_sleep(SETTLE_TIME)?;
+    let before = procfs::cpu_time(rollora.pid())?;
+    process::interruptible_sleep(OBSERVATION_WINDOW)?;
+    let used = procfs::cpu_time(rollora.pid())?.saturating_sub(before);
+    let resident = procfs::resident_memory_kib(rollora.pid())?;
+    let per_second = used.as_secs_f64() * 1e3 / OBSERVATION_WINDOW.as_secs_f64();
     Ok(vec![
-        Measure::new("idle", "resident memory, three servers", mib(resident), "MiB").at_most(GOAL_MIB),
-        Measure::new("idle", "processor time, three servers", per_second, "ms/s"),
+        Measurement::new("idle", "resident memory, three servers", kib_to_mib(resident), "MiB").at_most(GOAL_MIB),
+        Measurement::new("idle", "processor time, three servers", per_second, "ms/s"),
     ])
 }

@@ -11,296 +11,321 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::servers::{Server, free_address};
-use super::{Measure, Unavailable, count, median, mib};
-use crate::proc;
-use crate::workspace::{self, Programs, find};
+use super::processes::{BenchProcess, free_address};
+use super::{Measurement, MissingPrerequisite, kib_to_mib, median, to_f64};
+use crate::procfs;
+use crate::workspace::{self, Programs, find_program};
 use crate::{clock, process};
 
-mod population;
+mod scale_fixture;
 
-use population::{Account, Population, Size};
+use scale_fixture::{RequestCounts, ScaleFixtureProcess, ScaleSize};
 
 /// How much of everything.
 #[derive(Debug, Clone, Copy)]
-struct Extent {
+struct BenchScale {
     /// The bench of what goes on: pools of ten pods and ten Rollouts.
     pools: u16,
     /// Rollouts that are under way while memory, time and writes are measured, one in a pool.
-    active: u16,
+    active_rollouts: u16,
     /// Rollouts that are under way while people want something of them, one in a pool.
-    wished: u16,
+    intent_rollouts: u16,
     /// How often each is wished for.
     rounds: u16,
     /// How long nothing happens, and how long only what is under way.
-    watch: Duration,
+    observation_window: Duration,
     /// Pools of the two sizes that are compared.
-    few: u16,
-    many: u16,
+    small_pool_count: u16,
+    large_pool_count: u16,
     /// Pods of each of these.
-    pods: u8,
+    pods_per_pool: u8,
 }
 
-const FULL: Extent = Extent {
+const FULL_SCALE: BenchScale = BenchScale {
     pools: 100,
-    active: 50,
-    wished: 100,
+    active_rollouts: 50,
+    intent_rollouts: 100,
     rounds: 2,
-    watch: Duration::from_mins(1),
-    few: 50,
-    many: 500,
-    pods: 100,
+    observation_window: Duration::from_mins(1),
+    small_pool_count: 50,
+    large_pool_count: 500,
+    pods_per_pool: 100,
 };
-const SHORT: Extent = Extent {
+const SHORT_SCALE: BenchScale = BenchScale {
     pools: 20,
-    active: 10,
-    wished: 20,
+    active_rollouts: 10,
+    intent_rollouts: 20,
     rounds: 1,
-    watch: Duration::from_secs(10),
-    few: 5,
-    many: 50,
-    pods: 100,
+    observation_window: Duration::from_secs(10),
+    small_pool_count: 5,
+    large_pool_count: 50,
+    pods_per_pool: 100,
 };
 
-const ROLLOUTS: u16 = 10;
-const PODS: u8 = 10;
+const ROLLOUTS_PER_POOL: u16 = 10;
+const PODS_PER_POOL: u8 = 10;
 /// What a start leaves to be done after every Rollout was looked at.
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE_TIME: Duration = Duration::from_secs(5);
 /// As long as nobody needs them, connections to pods are closed and memory is given back within this.
-const REST: Duration = Duration::from_secs(10);
+const IDLE_SAMPLE: Duration = Duration::from_secs(10);
 /// An operator that has nothing to do needs less than this, in percent of a core.
-const AT_REST: f64 = 1.0;
+const IDLE_CPU_PERCENT: f64 = 1.0;
 /// So often it is looked whether it is at rest.
-const LOOKS: u32 = 30;
+const MAX_IDLE_SAMPLES: u32 = 30;
 
-pub(super) fn run(short: bool) -> Result<Vec<Measure>> {
+pub(super) fn run(short: bool) -> Result<Vec<Measurement>> {
     let programs = build()?;
-    let extent = if short { SHORT } else { FULL };
+    let extent = if short { SHORT_SCALE } else { FULL_SCALE };
     let folder = tempfile::tempdir()?;
-    let mut measures = at_work(&programs, extent, folder.path())?;
-    measures.extend(grown(&programs, extent, folder.path())?);
+    let mut measures = bench_activity(&programs, extent, folder.path())?;
+    measures.extend(bench_growth(&programs, extent, folder.path())?);
     Ok(measures)
 }
 
 fn build() -> Result<Programs> {
     if !cfg!(target_os = "linux") {
-        return Err(Unavailable("processes are measured in /proc, which only Linux has".to_owned()).into());
+        return Err(MissingPrerequisite("processes are measured in /proc, which only Linux has".to_owned()).into());
     }
     eprintln!("building the operator, optimized; the first time that takes some minutes");
     let packages = ["--release", "-p", "rollora-operator-bin", "-p", "rollora-testbed"];
-    workspace::build(&[&packages[..], &["--bin", "rollora-operator", "--bin", "population"]].concat())
+    workspace::build(&[&packages[..], &["--bin", "rollora-operator", "--bin", "scale-fixture"]].concat())
 }
 
-fn measure(what: &str, value: f64, unit: &str) -> Measure {
-    Measure::new("operator", what, value, unit)
+fn measurement(what: &str, value: f64, unit: &str) -> Measurement {
+    Measurement::new("operator", what, value, unit)
 }
 
 /// Rollouts of which some are under way.
-fn at_work(programs: &Programs, extent: Extent, folder: &Path) -> Result<Vec<Measure>> {
+fn bench_activity(programs: &Programs, extent: BenchScale, folder: &Path) -> Result<Vec<Measurement>> {
     let versions = 2 + 4 * extent.rounds;
-    let size = Size { pools: extent.pools, pods: PODS, rollouts: ROLLOUTS, versions };
-    let mut population = populated(programs, size, folder)?;
-    let (operator, start) = started(programs, &mut population, folder)?;
-    let words = format!("{} Rollouts, {} pools of {PODS} pods", thousands(size.rollouts_in_all()), size.pools);
-    let mut measures = vec![measure(&format!("{words}: from start to all reconciled"), start.as_secs_f64(), "s")];
-    rested(&operator)?;
+    let size = ScaleSize { pools: extent.pools, pods: PODS_PER_POOL, rollouts: ROLLOUTS_PER_POOL, versions };
+    let mut population = start_populated(programs, size, folder)?;
+    let (operator, start) = start_and_reconcile(programs, &mut population, folder)?;
+    let words = format!(
+        "{} Rollouts, {} pools of {PODS_PER_POOL} pods",
+        with_thousands_separator(size.total_rollouts()),
+        size.pools
+    );
+    let mut measures = vec![measurement(&format!("{words}: from start to all reconciled"), start.as_secs_f64(), "s")];
+    wait_until_idle(&operator)?;
 
-    population.mark()?;
-    let idle = Watch::over(&operator, extent.watch)?;
-    let account = population.account()?;
-    measures.push(measure(&format!("{words}, idle: processor time"), idle.percent, "% of a core"));
-    measures.push(measure("the same: resident memory", idle.mib, "MiB"));
-    let asked = account.sum(|_| true);
-    measures.push(measure("the same: requests but watches and the Lease", count(asked), "").at_most(0.0));
-    measures.push(measure("the same: watches that began anew", count(account.watches), ""));
-    measures.push(measure("the same: questions which kinds are installed", count(account.discoveries), ""));
+    population.reset_counts()?;
+    let idle = ProcessUsage::sample(&operator, extent.observation_window)?;
+    let account = population.request_counts()?;
+    measures.push(measurement(&format!("{words}, idle: processor time"), idle.cpu_percent, "% of a core"));
+    measures.push(measurement("the same: resident memory", idle.resident_mib, "MiB"));
+    let asked = account.count_requests(|_| true);
+    measures.push(measurement("the same: requests but watches and the Lease", to_f64(asked), "").at_most(0.0));
+    measures.push(measurement("the same: watches that began anew", to_f64(account.watches), ""));
+    measures.push(measurement("the same: questions which kinds are installed", to_f64(account.discoveries), ""));
 
-    population.hold(true)?;
-    population.mark()?;
-    population.begin(extent.active, 2)?;
-    let account = population.account()?;
-    measures.extend(writes(&account));
-    process::pause(SETTLE)?;
-    population.mark()?;
-    let busy = Watch::over(&operator, extent.watch)?;
-    let account = population.account()?;
-    let words = format!("{} of them under way", extent.active);
-    measures.push(measure(&format!("{words}: resident memory"), busy.mib, "MiB").at_most(64.0));
-    measures.push(measure(&format!("{words}: processor time"), busy.percent, "% of a core").at_most(10.0));
+    population.hold_routers(true)?;
+    population.reset_counts()?;
+    population.begin_rollouts(extent.active_rollouts, 2)?;
+    let account = population.request_counts()?;
+    measures.extend(write_measurements(&account));
+    process::interruptible_sleep(SETTLE_TIME)?;
+    population.reset_counts()?;
+    let busy = ProcessUsage::sample(&operator, extent.observation_window)?;
+    let account = population.request_counts()?;
+    let words = format!("{} of them under way", extent.active_rollouts);
+    measures.push(measurement(&format!("{words}: resident memory"), busy.resident_mib, "MiB").at_most(64.0));
+    measures.push(measurement(&format!("{words}: processor time"), busy.cpu_percent, "% of a core").at_most(10.0));
     // To a tenth of a second: it is another program that sees them, some milliseconds later or earlier.
-    let pace = (account.shortest_pace.map_or(f64::INFINITY, count) / 100.0).round() / 10.0;
-    if account.progress > 0 {
-        measures.push(measure("the same: shortest time between writes of counts", pace, "s").at_least(5.0));
+    let pace = (account.min_counter_write_interval_ms.map_or(f64::INFINITY, to_f64) / 100.0).round() / 10.0;
+    if account.counter_writes > 0 {
+        measures.push(measurement("the same: shortest time between writes of counts", pace, "s").at_least(5.0));
     }
-    let most = extent.watch.as_secs() / 5 + 1;
+    let most = extent.observation_window.as_secs() / 5 + 1;
     let what = "the same: most writes of counts of one Rollout";
-    measures.push(measure(what, count(account.most_progress), "").at_most(count(most)));
+    measures.push(measurement(what, to_f64(account.max_counter_writes), "").at_most(to_f64(most)));
     let what = "the same: writes that the ConfigMap has another version";
-    measures.push(measure(what, count(account.files), ""));
-    measures.push(measure("the same: writes of anything else", count(account.but_counts()), "").at_most(0.0));
-    population.hold(false)?;
+    measures.push(measurement(what, to_f64(account.adapters_file_changes), ""));
+    measures.push(
+        measurement("the same: writes of anything else", to_f64(account.requests_without_counter_writes()), "")
+            .at_most(0.0),
+    );
+    population.hold_routers(false)?;
 
-    measures.extend(wishes(&mut population, extent)?);
+    measures.extend(bench_intents(&mut population, extent)?);
     drop(operator);
     Ok(measures)
 }
 
 /// What was written while rollouts began, up to the first step.
-fn writes(account: &Account) -> Vec<Measure> {
-    let ratio = |a: u64, b: u64| count(a) / count(b.max(1));
-    let rewrites = account.sum(|what| what.ends_with(" inferencemodelrewrites"));
-    let maps = account.sum(|what| what.ends_with(" configmaps"));
-    let events = account.sum(|what| what.ends_with(" events"));
-    let status = account.sum(|what| what == "update rollouts/status");
-    let reads = account.sum(|what| what.starts_with("get ") || what.starts_with("list "));
-    let own = account.transitions + account.others;
+fn write_measurements(account: &RequestCounts) -> Vec<Measurement> {
+    let ratio = |a: u64, b: u64| to_f64(a) / to_f64(b.max(1));
+    let rewrites = account.count_requests(|what| what.ends_with(" inferencemodelrewrites"));
+    let maps = account.count_requests(|what| what.ends_with(" configmaps"));
+    let events = account.count_requests(|what| what.ends_with(" events"));
+    let status = account.count_requests(|what| what == "update rollouts/status");
+    let reads = account.count_requests(|what| what.starts_with("get ") || what.starts_with("list "));
+    let own = account.transitions + account.other_writes;
     vec![
-        measure("a rollout begins: transitions", count(account.transitions), ""),
-        measure("writes of its status a transition", ratio(own, account.transitions), "").at_most(1.0),
-        measure("writes of a rewrite a change of weights", ratio(rewrites, account.weights), "").at_most(1.0),
-        measure("writes of the ConfigMap a transition", ratio(maps, account.transitions), "").at_most(1.0),
-        measure("events a transition", ratio(events, account.transitions), ""),
-        measure("writes of status in all, those of the pool's others too", count(status), ""),
-        measure("the same because the ConfigMap is another one", count(account.files), ""),
-        measure("reads that are no watch", count(reads), ""),
+        measurement("a rollout begins: transitions", to_f64(account.transitions), ""),
+        measurement("writes of its status a transition", ratio(own, account.transitions), "").at_most(1.0),
+        measurement("writes of a rewrite a change of weights", ratio(rewrites, account.weight_changes), "")
+            .at_most(1.0),
+        measurement("writes of the ConfigMap a transition", ratio(maps, account.transitions), "").at_most(1.0),
+        measurement("events a transition", ratio(events, account.transitions), ""),
+        measurement("writes of status in all, those of the pool's others too", to_f64(status), ""),
+        measurement("the same because the ConfigMap is another one", to_f64(account.adapters_file_changes), ""),
+        measurement("reads that are no watch", to_f64(reads), ""),
     ]
 }
 
 /// When people want something.
 #[derive(Debug, Clone, Copy)]
-enum Moment {
+enum IntentTiming {
     /// Steps are under way, and what their beginning left to be written is written.
-    UnderWay,
+    DuringSteps,
     /// All of them have begun within seconds: the API server has its hands full.
     Burst,
 }
 
 /// What people want is done at once.
-fn wishes(population: &mut Population, extent: Extent) -> Result<Vec<Measure>> {
+fn bench_intents(population: &mut ScaleFixtureProcess, extent: BenchScale) -> Result<Vec<Measurement>> {
     let mut version = 3;
     let mut measures = Vec::new();
-    for moment in [Moment::UnderWay, Moment::Burst] {
+    for moment in [IntentTiming::DuringSteps, IntentTiming::Burst] {
         for (verb, words) in [("abort", "abort"), ("promote-full", "promote --full")] {
             let mut times = Vec::new();
             for _ in 0..extent.rounds {
-                times.extend(wish(population, (verb, moment), extent.wished, version)?);
+                times.extend(measure_intents(population, (verb, moment), extent.intent_rollouts, version)?);
                 version += 1;
             }
             let when = match moment {
-                Moment::UnderWay => "under way",
-                Moment::Burst => "begun within seconds",
+                IntentTiming::DuringSteps => "under way",
+                IntentTiming::Burst => "begun within seconds",
             };
-            let what = |part| format!("{} {when}: {words} to rewrite written, {part}", extent.wished);
-            measures.push(measure(&what("p50"), median(times.clone()), "ms"));
-            measures.push(measure(&what("p99"), percentile(times, 0.99), "ms").at_most(250.0));
+            let what = |part| format!("{} {when}: {words} to rewrite written, {part}", extent.intent_rollouts);
+            measures.push(measurement(&what("p50"), median(times.clone()), "ms"));
+            measures.push(measurement(&what("p99"), percentile(times, 0.99), "ms").at_most(250.0));
         }
     }
     Ok(measures)
 }
 
 /// Begins that many rollouts, has each of them asked for something, and lets all come to their end.
-fn wish(population: &mut Population, (verb, moment): (&str, Moment), count: u16, version: u16) -> Result<Vec<f64>> {
-    population.hold(true)?;
-    population.begin(count, version)?;
-    if matches!(moment, Moment::UnderWay) {
-        process::pause(REST)?;
+fn measure_intents(
+    population: &mut ScaleFixtureProcess,
+    (verb, moment): (&str, IntentTiming),
+    count: u16,
+    version: u16,
+) -> Result<Vec<f64>> {
+    population.hold_routers(true)?;
+    population.begin_rollouts(count, version)?;
+    if matches!(moment, IntentTiming::DuringSteps) {
+        process::interruptible_sleep(IDLE_SAMPLE)?;
     }
-    let times = population.wish(verb, count)?;
-    population.hold(false)?;
-    population.settled()?;
+    let times = population.send_intents(verb, count)?;
+    population.hold_routers(false)?;
+    population.wait_until_settled()?;
     Ok(times)
 }
 
 /// How memory and the time of a start grow.
-fn grown(programs: &Programs, extent: Extent, folder: &Path) -> Result<Vec<Measure>> {
-    let size = |pools| Size { pools, pods: extent.pods, rollouts: ROLLOUTS, versions: 2 };
-    let mut population = populated(programs, size(extent.few), folder)?;
+fn bench_growth(programs: &Programs, extent: BenchScale, folder: &Path) -> Result<Vec<Measurement>> {
+    let size = |pools| ScaleSize { pools, pods: extent.pods_per_pool, rollouts: ROLLOUTS_PER_POOL, versions: 2 };
+    let mut population = start_populated(programs, size(extent.small_pool_count), folder)?;
     let mut found = Vec::new();
-    for pools in [extent.few, extent.many] {
-        if pools != extent.few {
+    for pools in [extent.small_pool_count, extent.large_pool_count] {
+        if pools != extent.small_pool_count {
             population.grow(size(pools))?;
         }
-        let (operator, start) = started(programs, &mut population, folder)?;
-        rested(&operator)?;
-        let seen = Watch::over(&operator, SETTLE)?;
-        found.push((pools, start.as_secs_f64(), seen.mib, mib(proc::peak_kib(operator.pid())?)));
+        let (operator, start) = start_and_reconcile(programs, &mut population, folder)?;
+        wait_until_idle(&operator)?;
+        let seen = ProcessUsage::sample(&operator, SETTLE_TIME)?;
+        found.push((
+            pools,
+            start.as_secs_f64(),
+            seen.resident_mib,
+            kib_to_mib(procfs::peak_memory_kib(operator.pid())?),
+        ));
     }
     let mut measures = Vec::new();
     for (pools, seconds, resident, peak) in &found {
         let size = size(*pools);
-        let rollouts = thousands(size.rollouts_in_all());
-        let words = format!("{rollouts} Rollouts, {} pods", thousands(u32::from(*pools) * u32::from(extent.pods)));
-        let last = *pools == extent.many;
-        let goals = |measure: Measure, goal: f64| if last { measure.at_most(goal) } else { measure };
-        measures.push(goals(measure(&format!("{words}: from start to all reconciled"), *seconds, "s"), 60.0));
-        measures.push(goals(measure(&format!("{words}: resident memory"), *resident, "MiB"), 150.0));
-        measures.push(measure(&format!("{words}: most memory"), *peak, "MiB"));
+        let rollouts = with_thousands_separator(size.total_rollouts());
+        let words = format!(
+            "{rollouts} Rollouts, {} pods",
+            with_thousands_separator(u32::from(*pools) * u32::from(extent.pods_per_pool))
+        );
+        let last = *pools == extent.large_pool_count;
+        let goals = |measure: Measurement, goal: f64| if last { measure.at_most(goal) } else { measure };
+        measures.push(goals(measurement(&format!("{words}: from start to all reconciled"), *seconds, "s"), 60.0));
+        measures.push(goals(measurement(&format!("{words}: resident memory"), *resident, "MiB"), 150.0));
+        measures.push(measurement(&format!("{words}: most memory"), *peak, "MiB"));
     }
     if let [(few, fast, small, _), (many, slow, large, _)] = found.as_slice() {
         let factor = f64::from(*many) / f64::from(*few);
         let what = format!("{factor} times the Rollouts and pods: time of the start");
-        measures.push(measure(&what, slow / fast, "x").at_most(factor));
-        measures.push(measure("the same: resident memory", large / small, "x").at_most(factor));
+        measures.push(measurement(&what, slow / fast, "x").at_most(factor));
+        measures.push(measurement("the same: resident memory", large / small, "x").at_most(factor));
     }
     Ok(measures)
 }
 
 /// An API server with so much on it, of which an operator has made the first.
-fn populated(programs: &Programs, size: Size, folder: &Path) -> Result<Population> {
-    let mut population = Population::start(programs)?;
+fn start_populated(programs: &Programs, size: ScaleSize, folder: &Path) -> Result<ScaleFixtureProcess> {
+    let mut population = ScaleFixtureProcess::start(programs)?;
     population.seed(size)?;
-    let first = operator(programs, &population, folder)?;
-    population.learn()?;
+    let first = spawn_operator(programs, &population, folder)?;
+    population.record_template()?;
     drop(first);
     population.grow(size)?;
     Ok(population)
 }
 
 /// An operator that has looked at everything, and how long that took.
-fn started(programs: &Programs, population: &mut Population, folder: &Path) -> Result<(Server, Duration)> {
+fn start_and_reconcile(
+    programs: &Programs,
+    population: &mut ScaleFixtureProcess,
+    folder: &Path,
+) -> Result<(BenchProcess, Duration)> {
     let start = clock::now();
-    let operator = operator(programs, population, folder)?;
-    population.reconciled()?;
+    let operator = spawn_operator(programs, population, folder)?;
+    population.wait_until_reconciled()?;
     Ok((operator, start.elapsed()))
 }
 
 /// Waits until the operator has done what a start leaves to be done: one status for each rewrite that has none.
-fn rested(operator: &Server) -> Result<()> {
-    for _ in 0..LOOKS {
-        if Watch::over(operator, REST)?.percent < AT_REST {
+fn wait_until_idle(operator: &BenchProcess) -> Result<()> {
+    for _ in 0..MAX_IDLE_SAMPLES {
+        if ProcessUsage::sample(operator, IDLE_SAMPLE)?.cpu_percent < IDLE_CPU_PERCENT {
             return Ok(());
         }
     }
-    bail!("the operator has not come to rest within {:?}", REST * LOOKS)
+    bail!("the operator has not come to rest within {:?}", IDLE_SAMPLE * MAX_IDLE_SAMPLES)
 }
 
-fn operator(programs: &Programs, population: &Population, folder: &Path) -> Result<Server> {
+fn spawn_operator(programs: &Programs, population: &ScaleFixtureProcess, folder: &Path) -> Result<BenchProcess> {
     let address = free_address()?;
-    let mut command = Command::new(find(programs, "rollora-operator")?);
+    let mut command = Command::new(find_program(programs, "rollora-operator")?);
     command.env("KUBECONFIG", population.kubeconfig()).args(["--address", "127.0.0.1", "--lease-namespace", "default"]);
     command.args(["--metrics-port", &address.port().to_string()]);
     for variable in ["POD_NAMESPACE", "POD_NAME", "POD_IP"] {
         command.env_remove(variable);
     }
     command.env("RUST_LOG", "warn");
-    Server::start("rollora-operator", command, address, folder)
+    BenchProcess::start("rollora-operator", command, address, folder)
 }
 
 /// A process that was watched for a while.
-struct Watch {
-    percent: f64,
-    mib: f64,
+struct ProcessUsage {
+    cpu_percent: f64,
+    resident_mib: f64,
 }
 
-impl Watch {
-    fn over(server: &Server, time: Duration) -> Result<Self> {
-        let before = proc::threads_time(server.pid())?;
+impl ProcessUsage {
+    fn sample(server: &BenchProcess, time: Duration) -> Result<Self> {
+        let before = procfs::thread_cpu_time(server.pid())?;
         let start = clock::now();
-        process::pause(time)?;
-        let used = proc::threads_time(server.pid())?.saturating_sub(before);
+        process::interruptible_sleep(time)?;
+        let used = procfs::thread_cpu_time(server.pid())?.saturating_sub(before);
         let percent = used.as_secs_f64() * 100.0 / start.elapsed().as_secs_f64();
-        let resident = proc::resident_kib(server.pid()).context("the operator has ended")?;
-        Ok(Self { percent, mib: mib(resident) })
+        let resident = procfs::resident_memory_kib(server.pid()).context("the operator has ended")?;
+        Ok(Self { cpu_percent: percent, resident_mib: kib_to_mib(resident) })
     }
 }
 
@@ -314,7 +339,7 @@ fn percentile(mut values: Vec<f64>, part: f64) -> f64 {
     values.get(index).copied().unwrap_or_default()
 }
 
-fn thousands(number: u32) -> String {
+fn with_thousands_separator(number: u32) -> String {
     if number < 1000 { number.to_string() } else { format!("{},{:03}", number / 1000, number % 1000) }
 }
 
@@ -333,6 +358,9 @@ mod tests {
 
     #[test]
     fn large_numbers_are_written_for_people() {
-        assert_eq!([thousands(500), thousands(5000), thousands(50_000)], ["500", "5,000", "50,000"]);
+        assert_eq!(
+            [with_thousands_separator(500), with_thousands_separator(5000), with_thousands_separator(50_000)],
+            ["500", "5,000", "50,000"]
+        );
     }
 }

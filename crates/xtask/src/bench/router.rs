@@ -2,25 +2,25 @@
 
 use anyhow::{Context as _, Result};
 
-use super::Measure;
+use super::Measurement;
 use crate::process;
 use crate::workspace::cargo;
 
-pub(super) fn run() -> Result<Vec<Measure>> {
+pub(super) fn run() -> Result<Vec<Measurement>> {
     eprintln!("building the router's bench; the first time that takes a minute");
     let output = process::capture(&mut cargo(&["bench", "--locked", "-p", "rollora-router", "--bench", "router"])?)?;
     output
         .lines()
         .filter(|line| !line.trim().is_empty())
-        .map(|line| measure(line).with_context(|| format!("the router's bench printed {line:?}")))
+        .map(|line| parse_measurement(line).with_context(|| format!("the router's bench printed {line:?}")))
         .collect()
 }
 
 /// A line like `choice among 10,000 rewrites      250 ns`.
-fn measure(line: &str) -> Option<Measure> {
+fn parse_measurement(line: &str) -> Option<Measurement> {
     let (rest, unit) = line.trim().rsplit_once(char::is_whitespace)?;
     let (what, value) = rest.trim().rsplit_once(char::is_whitespace)?;
-    let measure = Measure::new("router", what.trim(), value.parse().ok()?, unit);
+    let measure = Measurement::new("router", what.trim(), value.parse().ok()?, unit);
     Some(match what.trim() {
         "choice among 10,000 rewrites" => measure.at_most(200.0),
         // A microsecond unit: the goal is a millisecond.
@@ -36,17 +36,17 @@ mod tests {
 
     #[test]
     fn a_line_is_a_name_a_value_and_a_unit() {
-        let expected = Measure::new("router", "choice among 10,000 rewrites", 250.0, "ns").at_most(200.0);
-        assert!(!expected.reached());
-        assert_eq!(measure("choice among 10,000 rewrites                       250 ns"), Some(expected));
-        let slow = measure("exchange of 1 MiB in chunks of 16 KiB             0.9 GB/s").unwrap();
-        assert!(!slow.reached());
+        let expected = Measurement::new("router", "choice among 10,000 rewrites", 250.0, "ns").at_most(200.0);
+        assert!(!expected.meets_goal());
+        assert_eq!(parse_measurement("choice among 10,000 rewrites                       250 ns"), Some(expected));
+        let slow = parse_measurement("exchange of 1 MiB in chunks of 16 KiB             0.9 GB/s").unwrap();
+        assert!(!slow.meets_goal());
         assert_eq!(
-            measure("a whole exchange of 1 KiB  700 ns"),
-            Some(Measure::new("router", "a whole exchange of 1 KiB", 700.0, "ns"))
+            parse_measurement("a whole exchange of 1 KiB  700 ns"),
+            Some(Measurement::new("router", "a whole exchange of 1 KiB", 700.0, "ns"))
         );
         for line in ["", "250 ns", "choice ns", "choice many ns"] {
-            assert_eq!(measure(line), None, "{line:?}");
+            assert_eq!(parse_measurement(line), None, "{line:?}");
         }
     }
 }

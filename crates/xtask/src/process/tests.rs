@@ -41,7 +41,7 @@ fn a_quiet_command_is_ended_with_its_children_when_its_time_is_over() {
         if is_zombie(grandchild) {
             break;
         }
-        std::thread::sleep(POLL);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -52,7 +52,7 @@ fn is_zombie(pid: i32) -> bool {
 
 #[test]
 fn a_command_reads_as_it_would_be_typed() {
-    assert_eq!(line(Command::new("/opt/bin/cargo").args(["fmt", "--check"])), "cargo fmt --check");
+    assert_eq!(format_command(Command::new("/opt/bin/cargo").args(["fmt", "--check"])), "cargo fmt --check");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Compiles everything, once: clippy's driver compiles the crates of the workspace in rustc's place, so that one
 //! compilation gives the programs, the tests and the findings.
 
-use super::Outcome;
+use super::CheckOutcome;
 use crate::workspace::{self, Lints};
 
 /// Everything of the workspace: programs, tests, benches and examples, because tests start programs of other packages.
@@ -11,14 +11,16 @@ pub(super) fn has_clippy() -> bool {
     workspace::clippy_driver().is_ok()
 }
 
-pub(super) fn run(lints: Lints) -> Outcome {
+pub(super) fn run(lints: Lints) -> CheckOutcome {
     let build = match workspace::build_with(lints, &EVERYTHING) {
         Ok(build) => build,
-        Err(error) => return Outcome::Failed(format!("{error:#}")),
+        Err(error) => return CheckOutcome::Failed(format!("{error:#}")),
     };
     match (lints, build.findings.len()) {
-        (Lints::Off, _) => Outcome::Skipped("the toolchain has no clippy; `rustup component add clippy`".to_owned()),
-        (Lints::On, 0) => Outcome::Passed,
-        (Lints::On, count) => Outcome::Failed(format!("{count} findings, see above")),
+        (Lints::Off, _) => {
+            CheckOutcome::Skipped("the toolchain has no clippy; `rustup component add clippy`".to_owned())
+        }
+        (Lints::On, 0) => CheckOutcome::Passed,
+        (Lints::On, count) => CheckOutcome::Failed(format!("{count} findings, see above")),
     }
 }

@@ -10,35 +10,35 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Outcome;
+use super::CheckOutcome;
 use crate::process;
 use crate::workspace::{cargo, root};
 
 mod document;
 mod layers;
-mod licence;
+mod license;
 mod metadata;
 mod policy;
 
 use metadata::Metadata;
 use policy::Policy;
 
-const TRIES: u32 = 3;
+const MAX_ATTEMPTS: u32 = 3;
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-pub(super) fn run() -> Outcome {
-    match look().and_then(|()| cargo_deny()) {
-        Ok(()) => Outcome::Passed,
-        Err(error) if error.is::<Unreachable>() => Outcome::Skipped(format!("{error:#}")),
-        Err(error) => Outcome::Failed(format!("{error:#}")),
+pub(super) fn run() -> CheckOutcome {
+    match check_offline().and_then(|()| run_cargo_deny()) {
+        Ok(()) => CheckOutcome::Passed,
+        Err(error) if error.is::<FetchFailed>() => CheckOutcome::Skipped(format!("{error:#}")),
+        Err(error) => CheckOutcome::Failed(format!("{error:#}")),
     }
 }
 
-fn look() -> Result<()> {
+fn check_offline() -> Result<()> {
     let policy = read_policy()?;
     // Offline, cargo wants every crate of the lock file on this machine.
-    let metadata = metadata(&policy).or_else(|_| fetch(&policy).and_then(|()| metadata(&policy)))?;
-    let document = std::fs::read_to_string(root()?.join(document::FILE)).unwrap_or_default();
+    let metadata = read_metadata(&policy).or_else(|_| fetch_crates(&policy).and_then(|()| read_metadata(&policy)))?;
+    let document = std::fs::read_to_string(root()?.join(document::DOCUMENT_PATH)).unwrap_or_default();
     println!("{} crates looked at", metadata.packages.len());
     let mut found = policy.findings(&metadata);
     found.extend(layers::findings(&metadata));
@@ -51,18 +51,18 @@ fn look() -> Result<()> {
 
 /// The network did not give what was asked for.
 #[derive(Debug)]
-struct Unreachable {
-    what: &'static str,
-    words: String,
+struct FetchFailed {
+    subject: &'static str,
+    detail: String,
 }
 
-impl fmt::Display for Unreachable {
+impl fmt::Display for FetchFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} could not be fetched: {}", self.what, self.words)
+        write!(f, "{} could not be fetched: {}", self.subject, self.detail)
     }
 }
 
-impl std::error::Error for Unreachable {}
+impl std::error::Error for FetchFailed {}
 
 fn read_policy() -> Result<Policy> {
     let text = std::fs::read_to_string(root()?.join("deny.toml")).context("cannot read deny.toml")?;
@@ -70,43 +70,43 @@ fn read_policy() -> Result<Policy> {
 }
 
 /// Brings every crate of the lock file to this machine, so that nothing after this asks the registry.
-fn fetch(policy: &Policy) -> Result<()> {
+fn fetch_crates(policy: &Policy) -> Result<()> {
     eprintln!("fetching the crates of the lock file");
     let targets = policy.targets().flat_map(|target| ["--target", target]);
     let arguments: Vec<_> = ["fetch", "--locked"].into_iter().chain(targets).collect();
-    with_tries("the crates", &arguments, |words| !words.contains("--locked was passed"))
+    run_with_retries("the crates", &arguments, |words| !words.contains("--locked was passed"))
 }
 
 /// Runs a quiet command again while it fails for lack of the network, which its words show.
-fn with_tries(what: &'static str, arguments: &[&str], is_network: impl Fn(&str) -> bool) -> Result<()> {
+fn run_with_retries(what: &'static str, arguments: &[&str], is_network: impl Fn(&str) -> bool) -> Result<()> {
     for attempt in 1.. {
-        let Err(words) = quiet(arguments)? else { break };
+        let Err(words) = cargo_output(arguments)? else { break };
         if !is_network(&words) {
             bail!("`cargo {}` failed: {words}", arguments.join(" "));
         }
-        if attempt == TRIES {
-            return Err(Unreachable { what, words }.into());
+        if attempt == MAX_ATTEMPTS {
+            return Err(FetchFailed { subject: what, detail: words }.into());
         }
-        eprintln!("{words}; try {} of {TRIES}", attempt + 1);
-        process::pause(RETRY_AFTER * attempt)?;
+        eprintln!("{words}; try {} of {MAX_ATTEMPTS}", attempt + 1);
+        process::interruptible_sleep(RETRY_AFTER * attempt)?;
     }
     Ok(())
 }
 
-fn metadata(policy: &Policy) -> Result<Metadata> {
+fn read_metadata(policy: &Policy) -> Result<Metadata> {
     let platforms = policy.targets().flat_map(|target| ["--filter-platform", target]);
     let arguments: Vec<_> = ["metadata", "--format-version=1", "--offline", "--locked", "--all-features"]
         .into_iter()
         .chain(platforms)
         .collect();
-    match quiet(&arguments)? {
+    match cargo_output(&arguments)? {
         Ok(json) => Metadata::parse(&json),
         Err(words) => bail!("`cargo metadata` failed: {words}"),
     }
 }
 
 /// A cargo command whose output nobody has to see: what it says on standard output, else on standard error.
-fn quiet(arguments: &[&str]) -> Result<Result<Vec<u8>, String>> {
+fn cargo_output(arguments: &[&str]) -> Result<Result<Vec<u8>, String>> {
     process::fail_if_interrupted()?;
     let output = cargo(arguments)?.output().context("cannot start cargo")?;
     process::fail_if_interrupted()?;
@@ -115,14 +115,14 @@ fn quiet(arguments: &[&str]) -> Result<Result<Vec<u8>, String>> {
 }
 
 /// The same file by its own program, where that is installed: it knows the advisories too.
-fn cargo_deny() -> Result<()> {
+fn run_cargo_deny() -> Result<()> {
     if process::output_of(cargo(&["deny", "--version"])?.current_dir(root()?)).is_none() {
         println!("cargo deny is not installed: advisories were not looked at");
         return Ok(());
     }
     process::run_ok(&mut cargo(&["deny", "--locked", "check", "bans", "licenses", "sources"])?)?;
     let advisories = ["deny", "--locked", "check", "advisories"];
-    with_tries("the advisories", &advisories, |words| words.contains("failed to fetch advisory database"))
+    run_with_retries("the advisories", &advisories, |words| words.contains("failed to fetch advisory database"))
 }
 
 #[cfg(test)]

@@ -5,15 +5,15 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use super::compile::EVERYTHING;
-use super::parts::Fetching;
-use super::{Outcome, Scope};
+use super::test_tools::PendingTools;
+use super::{CheckOutcome, Scope};
 use crate::process;
 use crate::workspace::{self, Lints, cargo};
 
 /// Set for the repetitions and the long schedules.
-const LONG: &str = "ROLLORA_LONG";
+const LONG_VARIABLE: &str = "ROLLORA_LONG";
 /// What property tests begin with; the same in every short run, see `.cargo/config.toml`.
-const SEED: &str = "PROPTEST_RNG_SEED";
+const SEED_VARIABLE: &str = "PROPTEST_RNG_SEED";
 
 /// Everything that needs neither a tool nor a scenario: the unit tests of all crates and programs.
 const UNIT_TESTS: &[&str] = &["--workspace", "--lib", "--bins"];
@@ -32,64 +32,66 @@ const LAWS: &[&str] = &[
     "--test",
     "harness",
     "--test",
-    "laws",
+    "properties",
     "--test",
-    "answers",
+    "response_matrix",
 ];
 /// The guide, once, over the real programs on one machine.
 const GUIDE: &[&str] = &["-p", "rollora-e2e", "--test", "scenarios", "--", "guide::", "--skip", "on_a_cluster"];
 
 /// Runs all tests; says how they ended, and what was not there for some of them.
-pub(super) fn run(scope: Scope, lints: Lints, fetching: Fetching<'_>) -> Vec<(&'static str, Outcome)> {
+pub(super) fn run(scope: Scope, lints: Lints, fetching: PendingTools<'_>) -> Vec<(&'static str, CheckOutcome)> {
     let built = workspace::build_with(lints, &EVERYTHING).map(drop);
     // Tests that measure time have the processors for themselves.
     let parts = fetching.wait();
-    let mut outcomes = vec![("tests", Outcome::from(built))];
-    if let [(_, tests @ Outcome::Passed)] = outcomes.as_mut_slice() {
+    let mut outcomes = vec![("tests", CheckOutcome::from(built))];
+    if let [(_, tests @ CheckOutcome::Passed)] = outcomes.as_mut_slice() {
         // Any number that differs from run to run.
         let seed = std::process::id().to_string();
         let long = scope == Scope::Long;
         if long {
-            println!("property tests begin with {SEED}={seed}: set it for `cargo test` to have the same cases again");
+            println!(
+                "property tests begin with {SEED_VARIABLE}={seed}: set it for `cargo test` to have the same cases again"
+            );
         }
         let set = |command: &mut Command| {
-            parts.tell(command);
+            parts.set_env(command);
             if long {
-                command.env(LONG, "1").env(SEED, &seed);
+                command.env(LONG_VARIABLE, "1").env(SEED_VARIABLE, &seed);
             }
         };
-        *tests = suite(lints, &["--workspace"], set).into();
+        *tests = run_cargo_test(lints, &["--workspace"], set).into();
     }
     outcomes.extend(parts.missing());
     outcomes
 }
 
 /// Runs what ends within a minute or two once everything is compiled.
-pub(super) fn quick(lints: Lints) -> Outcome {
-    let suites = [UNIT_TESTS, LAWS, GUIDE].map(|arguments| suite(lints, arguments, |_| {}));
+pub(super) fn quick(lints: Lints) -> CheckOutcome {
+    let suites = [UNIT_TESTS, LAWS, GUIDE].map(|arguments| run_cargo_test(lints, arguments, |_| {}));
     suites.into_iter().collect::<Result<()>>().into()
 }
 
 /// Runs `cargo test` with its output in sight, and names the tests that failed.
-fn suite(lints: Lints, arguments: &[&str], set: impl Fn(&mut Command)) -> Result<()> {
+fn run_cargo_test(lints: Lints, arguments: &[&str], set: impl Fn(&mut Command)) -> Result<()> {
     let mut command = cargo(&["test", "--locked", "--no-fail-fast"])?;
     command.args(arguments);
     lints.set(&mut command)?;
     set(&mut command);
     let mut failed = Vec::new();
-    let status = process::lines(&mut command, |line| {
-        failed.extend(failed_test(line).map(str::to_owned));
+    let status = process::run_with_lines(&mut command, |line| {
+        failed.extend(parse_failed_test(line).map(str::to_owned));
         print!("{line}");
     })?;
     match failed.as_slice() {
         [] if status.success() => Ok(()),
-        [] => bail!("`{}` ended with {}", process::line(&command), process::ending(status)),
-        names => bail!("{} of `{}` failed: {}", names.len(), process::line(&command), names.join(", ")),
+        [] => bail!("`{}` ended with {}", process::format_command(&command), process::describe_exit(status)),
+        names => bail!("{} of `{}` failed: {}", names.len(), process::format_command(&command), names.join(", ")),
     }
 }
 
 /// The name of the test that a line of output says has failed.
-fn failed_test(line: &str) -> Option<&str> {
+fn parse_failed_test(line: &str) -> Option<&str> {
     line.trim_end().strip_prefix("test ")?.strip_suffix(" ... FAILED")
 }
 
@@ -105,7 +107,7 @@ mod tests {
             ("test result: FAILED. 3 passed; 1 failed; 0 ignored\n", None),
             ("    a line of a test's own ... FAILED\n", None),
         ] {
-            assert_eq!(failed_test(line), expected, "{line}");
+            assert_eq!(parse_failed_test(line), expected, "{line}");
         }
     }
 }

@@ -6,23 +6,23 @@
 
 use std::time::Duration;
 
-use super::machine::Need;
-use super::recipe::{Program, Step, StepKind, Tool};
+use super::host::HostRequirement;
+use super::recipe::{RecipeStep, StepKind, StepProgram, ToolRecipe};
 
 /// Beside a build that takes every processor, on two of them.
-const BUILD: Duration = Duration::from_hours(2);
+const BUILD_TIMEOUT: Duration = Duration::from_hours(2);
 
-pub(crate) const TOOL: Tool = Tool {
+pub(crate) const TOOL: ToolRecipe = ToolRecipe {
     name: "control-plane",
-    variable: Some("ROLLORA_CONTROL_PLANE_HOME"),
+    env_var: Some("ROLLORA_CONTROL_PLANE_HOME"),
     purpose: "the cluster bed's Kubernetes: kube-apiserver, etcd, kubectl, upstream's CRDs",
     cost: "210 MB on disk, and 4 GB in Go's own caches; about 10 minutes on 2 processors where those are empty",
-    needs: &[Need::Linux, Need::Go, Need::Room(1)],
+    requirements: &[HostRequirement::Linux, HostRequirement::Go, HostRequirement::DiskSpaceGb(1)],
     pinned: &["testbed/control-plane/go.mod", "testbed/control-plane/go.sum", "testbed/control-plane/crds.sha256"],
     steps: &[
-        Step {
-            what: "fetch the Go modules, about 1 min",
-            program: Program::Go,
+        RecipeStep {
+            description: "fetch the Go modules, about 1 min",
+            program: StepProgram::Go,
             arguments: &[
                 "list",
                 "-deps",
@@ -30,58 +30,65 @@ pub(crate) const TOOL: Tool = Tool {
                 "k8s.io/kubernetes/cmd/kube-apiserver",
                 "k8s.io/kubernetes/cmd/kubectl",
             ],
-            limit: Duration::from_mins(30),
+            timeout: Duration::from_mins(30),
             kind: StepKind::Network,
         },
-        Step {
-            what: "fetch upstream's CRDs",
-            program: Program::Go,
+        RecipeStep {
+            description: "fetch upstream's CRDs",
+            program: StepProgram::Go,
             arguments: &["mod", "download", "sigs.k8s.io/gateway-api-inference-extension@v1.5.0"],
-            limit: Duration::from_mins(10),
+            timeout: Duration::from_mins(10),
             kind: StepKind::Network,
         },
-        Step {
-            what: "copy them, and make that of the group llm-d.ai",
-            program: Program::Machine("sh"),
-            arguments: &["-euc", CRDS],
-            limit: Duration::from_mins(2),
+        RecipeStep {
+            description: "copy them, and make that of the group llm-d.ai",
+            program: StepProgram::Machine("sh"),
+            arguments: &["-euc", CRDS_SCRIPT],
+            timeout: Duration::from_mins(2),
             kind: StepKind::Local,
         },
-        Step {
-            what: "build etcd, about 1 min",
-            program: Program::Go,
+        RecipeStep {
+            description: "build etcd, about 1 min",
+            program: StepProgram::Go,
             arguments: &["build", "-v", "-ldflags=-s -w", "-o", "bin/etcd", "go.etcd.io/etcd/server/v3"],
-            limit: BUILD,
+            timeout: BUILD_TIMEOUT,
             kind: StepKind::Local,
         },
-        Step {
-            what: "build kube-apiserver, about 7 min on 2 processors",
-            program: Program::Go,
-            arguments: &["build", "-v", VERSION, "-o", "bin/kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"],
-            limit: BUILD,
+        RecipeStep {
+            description: "build kube-apiserver, about 7 min on 2 processors",
+            program: StepProgram::Go,
+            arguments: &[
+                "build",
+                "-v",
+                VERSION_LDFLAGS,
+                "-o",
+                "bin/kube-apiserver",
+                "k8s.io/kubernetes/cmd/kube-apiserver",
+            ],
+            timeout: BUILD_TIMEOUT,
             kind: StepKind::Local,
         },
-        Step {
-            what: "build kubectl, about 1 min",
-            program: Program::Go,
-            arguments: &["build", "-v", VERSION, "-o", "bin/kubectl", "k8s.io/kubernetes/cmd/kubectl"],
-            limit: BUILD,
+        RecipeStep {
+            description: "build kubectl, about 1 min",
+            program: StepProgram::Go,
+            arguments: &["build", "-v", VERSION_LDFLAGS, "-o", "bin/kubectl", "k8s.io/kubernetes/cmd/kubectl"],
+            timeout: BUILD_TIMEOUT,
             kind: StepKind::Local,
         },
     ],
-    proof: Step {
-        what: "ask all three for their versions",
-        program: Program::Machine("sh"),
+    verification: RecipeStep {
+        description: "ask all three for their versions",
+        program: StepProgram::Machine("sh"),
         arguments: &["-euc", "bin/etcd --version; bin/kube-apiserver --version; bin/kubectl version --client"],
-        limit: Duration::from_mins(2),
+        timeout: Duration::from_mins(2),
         kind: StepKind::Local,
     },
 };
 
 /// Without it the server calls itself by a template that no client can parse.
-const VERSION: &str = "-ldflags=-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2";
+const VERSION_LDFLAGS: &str = "-ldflags=-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2";
 
-const CRDS: &str = r#"
+const CRDS_SCRIPT: &str = r#"
 mkdir crds
 cd crds
 from="$("$GO" env GOMODCACHE)/sigs.k8s.io/gateway-api-inference-extension@v1.5.0/config/crd/bases"

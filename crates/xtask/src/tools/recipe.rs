@@ -7,37 +7,37 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
-use super::machine::Need;
+use super::host::HostRequirement;
 
 /// Something that a command has to fetch or build once.
 #[derive(Debug)]
-pub(crate) struct Tool {
+pub(crate) struct ToolRecipe {
     pub(crate) name: &'static str,
     /// The variable that tells tests and the demo where the entry is, where they want it.
-    pub(crate) variable: Option<&'static str>,
+    pub(crate) env_var: Option<&'static str>,
     /// What it is for, on one line.
     pub(crate) purpose: &'static str,
     /// What making it costs, in words.
     pub(crate) cost: &'static str,
     /// What the machine must have for it.
-    pub(crate) needs: &'static [Need],
+    pub(crate) requirements: &'static [HostRequirement],
     /// Files of the repository that it is made from; the steps find them by their bare names.
     pub(crate) pinned: &'static [&'static str],
     /// How it is made, in order.
-    pub(crate) steps: &'static [Step],
+    pub(crate) steps: &'static [RecipeStep],
     /// What must succeed in the finished, renamed folder.
-    pub(crate) proof: Step,
+    pub(crate) verification: RecipeStep,
 }
 
 /// One command of a recipe. It runs in the entry's folder.
 #[derive(Debug)]
-pub(crate) struct Step {
+pub(crate) struct RecipeStep {
     /// What it does, with how long that takes where it is long.
-    pub(crate) what: &'static str,
-    pub(crate) program: Program,
+    pub(crate) description: &'static str,
+    pub(crate) program: StepProgram,
     pub(crate) arguments: &'static [&'static str],
     /// For each try.
-    pub(crate) limit: Duration,
+    pub(crate) timeout: Duration,
     pub(crate) kind: StepKind,
 }
 
@@ -51,7 +51,7 @@ pub(crate) enum StepKind {
 }
 
 impl StepKind {
-    pub(crate) fn tries(self) -> u32 {
+    pub(crate) fn max_attempts(self) -> u32 {
         match self {
             Self::Network => 3,
             Self::Local => 1,
@@ -61,7 +61,7 @@ impl StepKind {
 
 /// What a step starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Program {
+pub(crate) enum StepProgram {
     /// The machine's Python 3.11.
     Python,
     /// The machine's Python, of any version that is still maintained.
@@ -75,7 +75,7 @@ pub(crate) enum Program {
     Entry(&'static str),
 }
 
-impl Tool {
+impl ToolRecipe {
     /// Tells entries apart that are made in different ways: another pinned file, another step, another machine.
     pub(crate) fn key(&self, root: &Path) -> Result<String> {
         let mut hash = Sha256::new();
@@ -95,8 +95,8 @@ impl Tool {
         Ok(hex(hash.finalize().get(..6).unwrap_or_default()))
     }
 
-    pub(crate) fn needs_go(&self) -> bool {
-        self.steps.iter().any(|step| step.program == Program::Go)
+    pub(crate) fn uses_go(&self) -> bool {
+        self.steps.iter().any(|step| step.program == StepProgram::Go)
     }
 
     pub(crate) fn pinned_files(&self, root: &Path) -> impl Iterator<Item = PathBuf> {
@@ -116,25 +116,25 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    const STEP: Step = Step {
-        what: "say yes",
-        program: Program::Machine("echo"),
+    const STEP: RecipeStep = RecipeStep {
+        description: "say yes",
+        program: StepProgram::Machine("echo"),
         arguments: &["yes"],
-        limit: Duration::from_secs(1),
+        timeout: Duration::from_secs(1),
         kind: StepKind::Local,
     };
-    const TOOL: Tool = Tool {
+    const TOOL: ToolRecipe = ToolRecipe {
         name: "yes",
-        variable: None,
+        env_var: None,
         purpose: "tests",
         cost: "nothing",
-        needs: &[],
+        requirements: &[],
         pinned: &["pinned.txt"],
         steps: &[STEP],
-        proof: STEP,
+        verification: STEP,
     };
 
-    fn key(tool: &Tool, pinned: &str) -> String {
+    fn key(tool: &ToolRecipe, pinned: &str) -> String {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join("pinned.txt"), pinned).unwrap();
         tool.key(root.path()).unwrap()
@@ -145,8 +145,8 @@ mod tests {
         let before = key(&TOOL, "a==1");
         assert_eq!(before, key(&TOOL, "a==1"));
         assert_ne!(before, key(&TOOL, "a==2"));
-        assert_ne!(before, key(&Tool { steps: &[Step { arguments: &["no"], ..STEP }], ..TOOL }, "a==1"));
-        assert_eq!(before, key(&Tool { steps: &[Step { what: "agree", ..STEP }], ..TOOL }, "a==1"));
+        assert_ne!(before, key(&ToolRecipe { steps: &[RecipeStep { arguments: &["no"], ..STEP }], ..TOOL }, "a==1"));
+        assert_eq!(before, key(&ToolRecipe { steps: &[RecipeStep { description: "agree", ..STEP }], ..TOOL }, "a==1"));
         assert_eq!(before.len(), 12);
     }
 

@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use super::recipe::{Program, Step, StepKind};
+use super::recipe::{RecipeStep, StepKind, StepProgram};
 
-pub(crate) const ENVIRONMENT: Step = Step {
-    what: "make a Python environment",
-    program: Program::AnyPython,
+pub(crate) const CREATE_VENV: RecipeStep = RecipeStep {
+    description: "make a Python environment",
+    program: StepProgram::AnyPython,
     arguments: &["-m", "venv", "venv"],
-    limit: Duration::from_mins(10),
+    timeout: Duration::from_mins(10),
     kind: StepKind::Local,
 };
 
 /// Unpacks what `requirements.txt` pins into `wheel/`.
-pub(crate) const fn install(what: &'static str) -> Step {
-    Step {
-        what,
-        program: Program::Entry("venv/bin/python"),
+pub(crate) const fn install_requirements(what: &'static str) -> RecipeStep {
+    RecipeStep {
+        description: what,
+        program: StepProgram::Entry("venv/bin/python"),
         arguments: &[
             "-m",
             "pip",
@@ -31,18 +31,18 @@ pub(crate) const fn install(what: &'static str) -> Step {
             "-r",
             "requirements.txt",
         ],
-        limit: Duration::from_mins(15),
+        timeout: Duration::from_mins(15),
         kind: StepKind::Network,
     }
 }
 
 /// Keeps what `script` takes out of `wheel/`, and nothing else.
-pub(crate) const fn keep(script: &'static [&'static str]) -> Step {
-    Step {
-        what: "keep the program alone",
-        program: Program::Machine("sh"),
+pub(crate) const fn keep_program(script: &'static [&'static str]) -> RecipeStep {
+    RecipeStep {
+        description: "keep the program alone",
+        program: StepProgram::Machine("sh"),
         arguments: script,
-        limit: Duration::from_mins(5),
+        timeout: Duration::from_mins(5),
         kind: StepKind::Local,
     }
 }

@@ -7,21 +7,21 @@ use serde_json::{Value, json};
 
 /// One way through Envoy.
 #[derive(Debug, Clone)]
-pub(super) struct Way {
+pub(super) struct ListenerConfig {
     pub(super) listen: SocketAddr,
     /// Who is asked, and whether about the answer's headers too; nobody where there is none.
-    pub(super) asks: Option<(Processor, bool)>,
+    pub(super) ext_proc: Option<(ProcessorEndpoint, bool)>,
 }
 
 /// An external processor.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Processor {
+pub(super) struct ProcessorEndpoint {
     pub(super) name: &'static str,
     pub(super) address: SocketAddr,
 }
 
-pub(super) fn configuration(admin: SocketAddr, ways: &[Way], vllm: SocketAddr) -> Value {
-    let mut processors: Vec<Processor> = ways.iter().filter_map(|way| Some(way.asks?.0)).collect();
+pub(super) fn bootstrap(admin: SocketAddr, ways: &[ListenerConfig], vllm: SocketAddr) -> Value {
+    let mut processors: Vec<ProcessorEndpoint> = ways.iter().filter_map(|way| Some(way.ext_proc?.0)).collect();
     processors.dedup_by_key(|processor| processor.name);
     let clusters = processors.iter().map(|processor| {
         let mut cluster = cluster(processor.name, processor.address);
@@ -39,7 +39,7 @@ pub(super) fn configuration(admin: SocketAddr, ways: &[Way], vllm: SocketAddr) -
     });
     json!({
         "node": { "id": "bench", "cluster": "bench" },
-        "admin": { "address": socket(admin) },
+        "admin": { "address": socket_address(admin) },
         "static_resources": {
             "listeners": ways.iter().map(listener).collect::<Value>(),
             "clusters": clusters.chain([cluster("vllm", vllm)]).collect::<Value>(),
@@ -47,8 +47,8 @@ pub(super) fn configuration(admin: SocketAddr, ways: &[Way], vllm: SocketAddr) -
     })
 }
 
-fn listener(way: &Way) -> Value {
-    let ask = way.asks.map(|(processor, response_headers)| {
+fn listener(way: &ListenerConfig) -> Value {
+    let ask = way.ext_proc.map(|(processor, response_headers)| {
         json!({
             "name": "envoy.filters.http.ext_proc",
             "typed_config": {
@@ -83,7 +83,7 @@ fn listener(way: &Way) -> Value {
     });
     json!({
         "name": way.listen.to_string(),
-        "address": socket(way.listen),
+        "address": socket_address(way.listen),
         "filter_chains": [{ "filters": [{
             "name": "envoy.filters.network.http_connection_manager",
             "typed_config": manager,
@@ -101,12 +101,12 @@ fn cluster(name: &str, address: SocketAddr) -> Value {
             { "max_connections": 100_000, "max_requests": 100_000, "max_pending_requests": 100_000 }
         ] },
         "load_assignment": { "cluster_name": name, "endpoints": [
-            { "lb_endpoints": [{ "endpoint": { "address": socket(address) } }] }
+            { "lb_endpoints": [{ "endpoint": { "address": socket_address(address) } }] }
         ] },
     })
 }
 
-fn socket(address: SocketAddr) -> Value {
+fn socket_address(address: SocketAddr) -> Value {
     json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
 }
 
@@ -117,10 +117,10 @@ mod tests {
     #[test]
     fn a_processor_that_is_asked_in_two_ways_is_one_cluster() {
         let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let processor = Processor { name: "rollora", address: at(1) };
-        let way = |port, asks| Way { listen: at(port), asks };
+        let processor = ProcessorEndpoint { name: "rollora", address: at(1) };
+        let way = |port, asks| ListenerConfig { listen: at(port), ext_proc: asks };
         let ways = [way(2, Some((processor, true))), way(3, Some((processor, false))), way(4, None)];
-        let made = configuration(at(9), &ways, at(8));
+        let made = bootstrap(at(9), &ways, at(8));
         let names = |list: &Value| -> Vec<String> {
             list.as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap().to_owned()).collect()
         };

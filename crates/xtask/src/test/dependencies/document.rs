@@ -4,24 +4,26 @@ use std::collections::BTreeSet;
 
 use super::metadata::Metadata;
 
-pub(super) const FILE: &str = "docs/dependencies.md";
+pub(super) const DOCUMENT_PATH: &str = "docs/dependencies.md";
 
 /// What the document lacks, and what it names in vain.
 pub(super) fn findings(document: &str, metadata: &Metadata) -> Vec<String> {
-    let named = named(document);
+    let named = documented_crates(document);
     let ours: BTreeSet<_> = metadata.members().map(|member| member.name.as_str()).collect();
     let direct: BTreeSet<_> = metadata
         .members()
         .flat_map(|member| member.dependencies.iter().map(|declared| declared.name.as_str()))
         .filter(|name| !ours.contains(name))
         .collect();
-    let lacking = direct.difference(&named).map(|name| format!("{FILE} does not say what {name} is for"));
-    let idle = named.difference(&direct).map(|name| format!("{FILE} names {name}, which no crate of ours depends on"));
+    let lacking = direct.difference(&named).map(|name| format!("{DOCUMENT_PATH} does not say what {name} is for"));
+    let idle = named
+        .difference(&direct)
+        .map(|name| format!("{DOCUMENT_PATH} names {name}, which no crate of ours depends on"));
     lacking.chain(idle).collect()
 }
 
 /// The names in the first column of the document's tables: each in backticks.
-fn named(document: &str) -> BTreeSet<&str> {
+fn documented_crates(document: &str) -> BTreeSet<&str> {
     let cells = document.lines().filter_map(|line| line.strip_prefix("| `")?.split('|').next());
     // Split at backticks, every second piece, beginning with the first, stood between two.
     cells.flat_map(|cell| cell.split('`').step_by(2)).map(str::trim).filter(|name| !name.is_empty()).collect()
@@ -36,7 +38,7 @@ mod tests {
 
     #[test]
     fn the_first_column_names_the_crates() {
-        assert_eq!(named(DOCUMENT), BTreeSet::from(["serde", "serde_json"]));
+        assert_eq!(documented_crates(DOCUMENT), BTreeSet::from(["serde", "serde_json"]));
     }
 
     #[test]

@@ -3,17 +3,17 @@
 use super::metadata::{Metadata, Package};
 
 /// A rule about a crate of ours, with its default features, and everything below it.
-struct Rule {
-    of: &'static [&'static str],
+struct LayerRule {
+    crates: &'static [&'static str],
     /// Names, or beginnings of names that end in `*`.
-    not: &'static [&'static str],
-    because: &'static str,
+    forbidden: &'static [&'static str],
+    reason: &'static str,
 }
 
-const RULES: &[Rule] = &[
-    Rule {
-        of: &["rollora-api", "rollora-plan", "rollora-router"],
-        not: &[
+const RULES: &[LayerRule] = &[
+    LayerRule {
+        crates: &["rollora-api", "rollora-plan", "rollora-router"],
+        forbidden: &[
             "kube",
             "kube-*",
             "k8s-openapi",
@@ -26,27 +26,27 @@ const RULES: &[Rule] = &[
             "mio",
             "notify",
         ],
-        because: "what decides is a plain function of plain data: no cluster, runtime, network or file watch",
+        reason: "what decides is a plain function of plain data: no cluster, runtime, network or file watch",
     },
-    Rule {
-        of: &["rollora-vllm", "rollora-store", "rollora-sidecar", "rollora-operator", "rollora-local"],
-        not: &["kube", "kube-*", "k8s-openapi"],
-        because: "one machine needs no Kubernetes",
+    LayerRule {
+        crates: &["rollora-vllm", "rollora-adapter-source", "rollora-sidecar", "rollora-operator", "rollora-local"],
+        forbidden: &["kube", "kube-*", "k8s-openapi"],
+        reason: "one machine needs no Kubernetes",
     },
 ];
 
 /// Who may name kube, behind whatever feature: the rest speaks of a cluster in the words of `rollora-cluster`.
-const NAME_KUBE: &[&str] = &["rollora-api", "rollora-cluster", "rollora-e2e", "rollora-testbed"];
+const MAY_NAME_KUBE: &[&str] = &["rollora-api", "rollora-cluster", "rollora-e2e", "rollora-testbed"];
 
 /// Every crate that knows what it must not know, with the path there.
 pub(super) fn findings(metadata: &Metadata) -> Vec<String> {
-    let mut found = kube_is_named(metadata);
+    let mut found = kube_findings(metadata);
     for rule in RULES {
-        for member in rule.of.iter().filter_map(|name| metadata.member(name)) {
-            for (name, path) in metadata.below(member) {
-                if rule.not.iter().any(|pattern| fits(pattern, name)) {
+        for member in rule.crates.iter().filter_map(|name| metadata.member(name)) {
+            for (name, path) in metadata.transitive_dependencies(member) {
+                if rule.forbidden.iter().any(|pattern| matches_pattern(pattern, name)) {
                     let path = path.join(" -> ");
-                    found.push(format!("{} must not know {name} ({path}): {}", member.name, rule.because));
+                    found.push(format!("{} must not know {name} ({path}): {}", member.name, rule.reason));
                 }
             }
         }
@@ -54,17 +54,18 @@ pub(super) fn findings(metadata: &Metadata) -> Vec<String> {
     found
 }
 
-fn kube_is_named(metadata: &Metadata) -> Vec<String> {
-    let others = metadata.members().filter(|member| !NAME_KUBE.contains(&member.name.as_str()));
+fn kube_findings(metadata: &Metadata) -> Vec<String> {
+    let others = metadata.members().filter(|member| !MAY_NAME_KUBE.contains(&member.name.as_str()));
     let named = others.flat_map(|member| member.dependencies.iter().map(move |declared| (member, &declared.name)));
-    let kube = named.filter(|(_, name)| ["kube", "kube-*", "k8s-openapi"].iter().any(|pattern| fits(pattern, name)));
+    let kube = named
+        .filter(|(_, name)| ["kube", "kube-*", "k8s-openapi"].iter().any(|pattern| matches_pattern(pattern, name)));
     let words = |(member, name): (&Package, &String)| {
         format!("{} must not name {name}: that is rollora-cluster's part", member.name)
     };
     kube.map(words).collect()
 }
 
-fn fits(pattern: &str, name: &str) -> bool {
+fn matches_pattern(pattern: &str, name: &str) -> bool {
     pattern.strip_suffix('*').map_or(pattern == name, |beginning| name.starts_with(beginning))
 }
 
@@ -111,7 +112,7 @@ mod tests {
     #[test]
     fn every_rule_is_about_crates_that_exist() {
         let root = crate::workspace::root().unwrap();
-        for name in RULES.iter().flat_map(|rule| rule.of).chain(NAME_KUBE) {
+        for name in RULES.iter().flat_map(|rule| rule.crates).chain(MAY_NAME_KUBE) {
             let folder = name.trim_start_matches("rollora-");
             assert!(root.join("crates").join(folder).is_dir() || root.join(folder).is_dir(), "{name}");
         }

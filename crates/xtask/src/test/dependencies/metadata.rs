@@ -21,14 +21,14 @@ pub(super) struct Package {
     pub(super) license: Option<String>,
     /// Nothing for a folder.
     pub(super) source: Option<String>,
-    pub(super) dependencies: Vec<Declared>,
+    pub(super) dependencies: Vec<DeclaredDependency>,
     #[serde(default)]
     features: BTreeMap<String, Vec<String>>,
 }
 
 /// A line of a `[dependencies]` section.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Declared {
+pub(super) struct DeclaredDependency {
     pub(super) name: String,
     /// Nothing for a normal one, else `dev` or `build`.
     kind: Option<String>,
@@ -62,8 +62,8 @@ struct EdgeKind {
 
 const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
-impl Declared {
-    pub(super) fn takes_any_version(&self) -> bool {
+impl DeclaredDependency {
+    pub(super) fn is_wildcard(&self) -> bool {
         self.source.is_some() && self.req == "*"
     }
 }
@@ -74,15 +74,15 @@ impl Package {
     }
 
     /// Whether a build with default features, and without tests, has this dependency.
-    fn has_by_default(&self, dependency: &str) -> bool {
+    fn has_default_dependency(&self, dependency: &str) -> bool {
         self.dependencies.iter().any(|declared| {
             declared.name == dependency
                 && declared.kind.as_deref() != Some("dev")
-                && (!declared.optional || self.enabled_by_default(dependency))
+                && (!declared.optional || self.is_enabled_by_default(dependency))
         })
     }
 
-    fn enabled_by_default(&self, dependency: &str) -> bool {
+    fn is_enabled_by_default(&self, dependency: &str) -> bool {
         let explicit = format!("dep:{dependency}");
         let mut seen = BTreeSet::new();
         let mut left = vec!["default"];
@@ -109,7 +109,7 @@ impl Metadata {
     }
 
     /// The crates that others have written.
-    pub(super) fn others(&self) -> impl Iterator<Item = &Package> {
+    pub(super) fn external_packages(&self) -> impl Iterator<Item = &Package> {
         self.packages.iter().filter(|package| !self.workspace_members.contains(&package.id))
     }
 
@@ -121,7 +121,7 @@ impl Metadata {
     ///
     /// Optional dependencies of our own crates are followed only where a default feature wants them. Features of others'
     /// crates are those of the whole workspace: what is found here may be a little more than what one crate alone gets.
-    pub(super) fn below(&self, member: &Package) -> BTreeMap<&str, Vec<&str>> {
+    pub(super) fn transitive_dependencies(&self, member: &Package) -> BTreeMap<&str, Vec<&str>> {
         let packages: BTreeMap<_, _> = self.packages.iter().map(|package| (package.id.as_str(), package)).collect();
         let nodes: BTreeMap<_, _> = self.resolve.nodes.iter().map(|node| (node.id.as_str(), node)).collect();
         let mut found = BTreeMap::new();
@@ -131,7 +131,7 @@ impl Metadata {
             for edge in &node.deps {
                 let Some(dependency) = packages.get(edge.pkg.as_str()) else { continue };
                 let ours = self.workspace_members.contains(id);
-                let wanted = if ours { package.has_by_default(&dependency.name) } else { !edge.only_for_tests() };
+                let wanted = if ours { package.has_default_dependency(&dependency.name) } else { !edge.is_dev_only() };
                 if wanted && !found.contains_key(dependency.name.as_str()) {
                     let mut path = path.clone();
                     path.push(dependency.name.as_str());
@@ -144,7 +144,7 @@ impl Metadata {
     }
 
     /// Who depends on a crate, by name.
-    pub(super) fn parents(&self, id: &str) -> BTreeSet<&str> {
+    pub(super) fn dependents(&self, id: &str) -> BTreeSet<&str> {
         let names: BTreeMap<_, _> = self.packages.iter().map(|package| (&package.id, package.name.as_str())).collect();
         let nodes = self.resolve.nodes.iter().filter(|node| node.deps.iter().any(|edge| edge.pkg == id));
         nodes.filter_map(|node| names.get(&node.id).copied()).collect()
@@ -152,7 +152,7 @@ impl Metadata {
 }
 
 impl Edge {
-    fn only_for_tests(&self) -> bool {
+    fn is_dev_only(&self) -> bool {
         self.dep_kinds.iter().all(|kind| kind.kind.as_deref() == Some("dev"))
     }
 }
@@ -167,7 +167,7 @@ impl Metadata {
         ids.extend(crates.iter().flat_map(|(_, dependencies)| dependencies.iter().map(|name| bare(name))));
         let below = |id: &str| crates.iter().find(|(name, _)| *name == id).map_or(&[][..], |(_, below)| below);
         let name = |id: &str| id.split('@').next().unwrap_or_default().to_owned();
-        let declared = |dependency: &&str| Declared {
+        let declared = |dependency: &&str| DeclaredDependency {
             name: name(&bare(dependency)),
             kind: None,
             optional: dependency.starts_with('['),
@@ -214,7 +214,7 @@ mod tests {
             ("rollora-api", &["serde"]),
             ("serde", &["syn"]),
         ]);
-        let below = graph.below(graph.member("rollora-plan").unwrap());
+        let below = graph.transitive_dependencies(graph.member("rollora-plan").unwrap());
         assert_eq!(below["syn"], ["rollora-api", "serde", "syn"]);
         assert_eq!(below.len(), 3);
     }
@@ -222,11 +222,11 @@ mod tests {
     #[test]
     fn an_optional_dependency_of_ours_counts_only_where_a_default_feature_wants_it() {
         let mut graph = Metadata::for_tests(&[("rollora-api", &["serde", "[kube]"]), ("kube", &["tokio"])]);
-        assert_eq!(graph.below(graph.member("rollora-api").unwrap()).len(), 1);
+        assert_eq!(graph.transitive_dependencies(graph.member("rollora-api").unwrap()).len(), 1);
         let features = &mut graph.package_mut("rollora-api").features;
         features.insert("default".to_owned(), vec!["cluster".to_owned()]);
         features.insert("cluster".to_owned(), vec!["dep:kube".to_owned()]);
-        assert_eq!(graph.below(graph.member("rollora-api").unwrap()).len(), 3);
+        assert_eq!(graph.transitive_dependencies(graph.member("rollora-api").unwrap()).len(), 3);
     }
 
     #[test]
@@ -236,6 +236,6 @@ mod tests {
             "resolve":{"nodes":[{"id":"a","deps":[{"pkg":"b","name":"b","dep_kinds":[{"kind":"dev","target":null}]}]}]}}"#;
         let metadata = Metadata::parse(json.as_bytes()).unwrap();
         assert_eq!(metadata.members().count(), 1);
-        assert!(metadata.below(metadata.member("a").unwrap()).is_empty());
+        assert!(metadata.transitive_dependencies(metadata.member("a").unwrap()).is_empty());
     }
 }

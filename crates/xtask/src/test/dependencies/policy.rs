@@ -7,25 +7,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-use super::licence;
+use super::license;
 use super::metadata::{Metadata, Package};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Policy {
-    graph: Graph,
+    graph: GraphPolicy,
     /// For `cargo deny` alone.
     #[serde(rename = "advisories")]
     _advisories: toml::Table,
-    licenses: Licences,
-    bans: Bans,
+    licenses: LicensePolicy,
+    bans: BanPolicy,
     #[serde(rename = "sources")]
-    _sources: Sources,
+    _sources: SourcePolicy,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Graph {
+struct GraphPolicy {
     targets: Vec<String>,
     /// The graph that is looked at is that of all features; `cargo deny` is told so here.
     #[serde(rename = "all-features")]
@@ -34,57 +34,57 @@ struct Graph {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Licences {
+struct LicensePolicy {
     allow: BTreeSet<String>,
     #[serde(rename = "include-dev")]
     _include_dev: bool,
     #[serde(rename = "unused-allowed-license")]
-    _unused: Level,
+    _unused: LintLevel,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Bans {
+struct BanPolicy {
     #[serde(rename = "multiple-versions")]
-    _multiple_versions: Level,
+    _multiple_versions: LintLevel,
     #[serde(rename = "multiple-versions-include-dev")]
     _include_dev: bool,
     #[serde(rename = "wildcards")]
-    _wildcards: Level,
+    _wildcards: LintLevel,
     /// Crates of the workspace are found by their paths.
     #[serde(rename = "allow-wildcard-paths")]
     _allow_wildcard_paths: bool,
-    deny: Vec<Named>,
-    skip: Vec<Named>,
+    deny: Vec<CrateRule>,
+    skip: Vec<CrateRule>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Sources {
+struct SourcePolicy {
     #[serde(rename = "unknown-registry")]
-    _unknown_registry: Level,
+    _unknown_registry: LintLevel,
     #[serde(rename = "unknown-git")]
-    _unknown_git: Level,
+    _unknown_git: LintLevel,
 }
 
 /// The project knows no warnings.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Level {
+enum LintLevel {
     Deny,
 }
 
 /// A crate, as `name` or `name@version`, and why it is in the list.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Named {
+struct CrateRule {
     #[serde(rename = "crate")]
     name: String,
     reason: String,
 }
 
-impl Named {
-    fn fits(&self, package: &Package) -> bool {
+impl CrateRule {
+    fn matches(&self, package: &Package) -> bool {
         match self.name.split_once('@') {
             Some((name, version)) => package.name == name && package.version == version,
             None => package.name == self.name,
@@ -104,20 +104,20 @@ impl Policy {
 
     /// Everything in a graph that this policy does not allow, and every allowance that nothing needs.
     pub(super) fn findings(&self, metadata: &Metadata) -> Vec<String> {
-        let mut found = self.licences(metadata);
-        found.extend(self.banned(metadata));
-        found.extend(self.doubled(metadata));
-        found.extend(sources(metadata));
+        let mut found = self.license_findings(metadata);
+        found.extend(self.ban_findings(metadata));
+        found.extend(self.duplicate_findings(metadata));
+        found.extend(source_findings(metadata));
         found
     }
 
-    fn licences(&self, metadata: &Metadata) -> Vec<String> {
+    fn license_findings(&self, metadata: &Metadata) -> Vec<String> {
         let mut found = Vec::new();
         for package in &metadata.packages {
             let Package { name, version, .. } = package;
             match package.license.as_deref() {
                 None => found.push(format!("{name} {version} does not name its licence")),
-                Some(text) if !licence::satisfied(text, &|licence| self.licenses.allow.contains(licence)) => {
+                Some(text) if !license::is_satisfied(text, &|licence| self.licenses.allow.contains(licence)) => {
                     found.push(format!("{name} {version} is licensed as {text}, which deny.toml does not allow"));
                 }
                 Some(_) => {}
@@ -132,35 +132,37 @@ impl Policy {
         found
     }
 
-    fn banned(&self, metadata: &Metadata) -> Vec<String> {
+    fn ban_findings(&self, metadata: &Metadata) -> Vec<String> {
         let mut found = Vec::new();
-        for package in metadata.others() {
-            for ban in self.bans.deny.iter().filter(|ban| ban.fits(package)) {
-                let parents: Vec<_> = metadata.parents(&package.id).into_iter().collect();
+        for package in metadata.external_packages() {
+            for ban in self.bans.deny.iter().filter(|ban| ban.matches(package)) {
+                let parents: Vec<_> = metadata.dependents(&package.id).into_iter().collect();
                 found.push(format!("{} is banned (from {}): {}", package.name, parents.join(", "), ban.reason));
             }
         }
         found
     }
 
-    fn doubled(&self, metadata: &Metadata) -> Vec<String> {
+    fn duplicate_findings(&self, metadata: &Metadata) -> Vec<String> {
         let mut versions: BTreeMap<&str, Vec<&Package>> = BTreeMap::new();
-        for package in metadata.others() {
+        for package in metadata.external_packages() {
             versions.entry(&package.name).or_default().push(package);
         }
         let mut found = Vec::new();
         for skip in &self.bans.skip {
             let doubled = versions.values().filter(|packages| packages.len() > 1);
-            if !doubled.flatten().any(|package| skip.fits(package)) {
+            if !doubled.flatten().any(|package| skip.matches(package)) {
                 found.push(format!("deny.toml lets {} be doubled, which it is not: take it out", skip.name));
             }
         }
         for (name, packages) in versions {
-            let counted: Vec<_> =
-                packages.into_iter().filter(|package| !self.bans.skip.iter().any(|skip| skip.fits(package))).collect();
+            let counted: Vec<_> = packages
+                .into_iter()
+                .filter(|package| !self.bans.skip.iter().any(|skip| skip.matches(package)))
+                .collect();
             if counted.len() > 1 {
                 let list = counted.iter().map(|package| {
-                    let parents: Vec<_> = metadata.parents(&package.id).into_iter().collect();
+                    let parents: Vec<_> = metadata.dependents(&package.id).into_iter().collect();
                     format!("{} (from {})", package.version, parents.join(", "))
                 });
                 found.push(format!(
@@ -175,14 +177,14 @@ impl Policy {
 }
 
 /// What comes from elsewhere than the crates registry, or in any version at all.
-fn sources(metadata: &Metadata) -> Vec<String> {
+fn source_findings(metadata: &Metadata) -> Vec<String> {
     let mut found = Vec::new();
-    for package in metadata.others().filter(|package| !package.is_from_registry()) {
+    for package in metadata.external_packages().filter(|package| !package.is_from_registry()) {
         let from = package.source.as_deref().unwrap_or("a folder outside of the workspace");
         found.push(format!("{} {} comes from {from}, not from the crates registry", package.name, package.version));
     }
     for member in metadata.members() {
-        for declared in member.dependencies.iter().filter(|declared| declared.takes_any_version()) {
+        for declared in member.dependencies.iter().filter(|declared| declared.is_wildcard()) {
             found.push(format!("{} takes {} in any version", member.name, declared.name));
         }
     }

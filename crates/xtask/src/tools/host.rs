@@ -10,7 +10,7 @@ use crate::process;
 
 /// Something that is not fetched but must be there.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Need {
+pub(crate) enum HostRequirement {
     /// The pinned packages are built for this platform alone.
     LinuxX86_64,
     /// The bed of a cluster's parts gives every pod a loopback address, which only Linux does.
@@ -26,18 +26,18 @@ pub(crate) enum Need {
     /// Debian's package tools.
     Apt,
     /// Room in the cache folder, in gigabytes.
-    Room(u64),
+    DiskSpaceGb(u64),
 }
 
 /// Says what is missing, or nothing.
-pub(crate) fn check(need: Need, cache: &Path) -> Result<()> {
+pub(crate) fn check_requirement(need: HostRequirement, cache: &Path) -> Result<()> {
     match need {
-        Need::LinuxX86_64 => {
+        HostRequirement::LinuxX86_64 => {
             if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
                 bail!("its packages are built for Linux on x86_64 only");
             }
         }
-        Need::Linux => {
+        HostRequirement::Linux => {
             if !cfg!(target_os = "linux") {
                 bail!("the cluster bed gives every pod a loopback address of its own, which only Linux can do");
             }
@@ -45,20 +45,23 @@ pub(crate) fn check(need: Need, cache: &Path) -> Result<()> {
                 bail!("its packages are built for x86_64 and aarch64 only");
             }
         }
-        Need::Python311 => {
-            python()?;
+        HostRequirement::Python311 => {
+            find_python311()?;
         }
-        Need::Python3 => {
-            any_python()?;
+        HostRequirement::Python3 => {
+            find_python3()?;
         }
-        Need::Go => {
-            if go().is_none() {
-                any_python().with_context(|| {
-                    format!("there is no go of at least {}.{} on PATH, and to fetch one", OLDEST_GO.0, OLDEST_GO.1)
+        HostRequirement::Go => {
+            if find_go().is_none() {
+                find_python3().with_context(|| {
+                    format!(
+                        "there is no go of at least {}.{} on PATH, and to fetch one",
+                        MIN_GO_VERSION.0, MIN_GO_VERSION.1
+                    )
                 })?;
             }
         }
-        Need::CCompiler => {
+        HostRequirement::CCompiler => {
             if !["cc", "gcc", "clang"].into_iter().any(on_path) && std::env::var_os("CC").is_none() {
                 bail!("there is no C compiler on this machine; on Debian: apt-get install gcc");
             }
@@ -66,20 +69,21 @@ pub(crate) fn check(need: Need, cache: &Path) -> Result<()> {
                 bail!("there is no readelf on this machine; on Debian: apt-get install binutils");
             }
         }
-        Need::Apt => {
+        HostRequirement::Apt => {
             for program in ["apt-get", "dpkg-deb"] {
                 if !on_path(program) {
                     bail!("there is no {program} on this machine, which is not a Debian or Ubuntu");
                 }
             }
         }
-        Need::Room(gigabytes) => {
-            let free = disk::free(cache).with_context(|| format!("cannot see how full {} is", cache.display()))?;
+        HostRequirement::DiskSpaceGb(gigabytes) => {
+            let free =
+                disk::free_space(cache).with_context(|| format!("cannot see how full {} is", cache.display()))?;
             if free < gigabytes * 1_000_000_000 {
                 bail!(
                     "it needs {gigabytes} GB of room in {} and there are {}; set ROLLORA_CACHE to a folder elsewhere",
                     cache.display(),
-                    disk::words(free)
+                    disk::format_size(free)
                 );
             }
         }
@@ -88,7 +92,7 @@ pub(crate) fn check(need: Need, cache: &Path) -> Result<()> {
 }
 
 /// The machine's Python 3.11: the pinned packages are built for that version.
-pub(crate) fn python() -> Result<PathBuf> {
+pub(crate) fn find_python311() -> Result<PathBuf> {
     const QUESTION: &str = "import ensurepip, sys, venv; print(*sys.version_info[:2], sep='.')";
     let version = |name: &str| process::output_of(Command::new(name).args(["-c", QUESTION]));
     for name in ["python3.11", "python3", "python"] {
@@ -106,7 +110,7 @@ pub(crate) fn python() -> Result<PathBuf> {
 }
 
 /// The machine's Python, if it can make environments.
-pub(crate) fn any_python() -> Result<PathBuf> {
+pub(crate) fn find_python3() -> Result<PathBuf> {
     const QUESTION: &str = "import ensurepip, sys, venv; print(sys.version_info >= (3, 9))";
     for name in ["python3", "python", "python3.11"] {
         if process::output_of(Command::new(name).args(["-c", QUESTION])).as_deref() == Some("True") {
@@ -120,16 +124,16 @@ pub(crate) fn any_python() -> Result<PathBuf> {
 }
 
 /// What the Go modules of the test bed ask for.
-const OLDEST_GO: (u32, u32) = (1, 26);
+const MIN_GO_VERSION: (u32, u32) = (1, 26);
 
 /// The machine's Go, if it is new enough.
-pub(crate) fn go() -> Option<PathBuf> {
+pub(crate) fn find_go() -> Option<PathBuf> {
     let version = process::output_of(Command::new("go").arg("version").env("GOTOOLCHAIN", "local"))?;
-    (go_version(&version)? >= OLDEST_GO).then(|| "go".into())
+    (parse_go_version(&version)? >= MIN_GO_VERSION).then(|| "go".into())
 }
 
 /// The version in `go version go1.26.8 linux/amd64`.
-fn go_version(text: &str) -> Option<(u32, u32)> {
+fn parse_go_version(text: &str) -> Option<(u32, u32)> {
     let version = text.split_whitespace().find_map(|word| word.strip_prefix("go1."))?;
     let minor = version.split(|character: char| !character.is_ascii_digit()).next()?;
     Some((1, minor.parse().ok()?))
@@ -147,8 +151,9 @@ mod tests {
     #[test]
     fn room_that_is_not_there_is_named_with_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
-        check(Need::Room(0), folder.path()).unwrap();
-        let words = check(Need::Room(1_000_000_000), folder.path()).unwrap_err().to_string();
+        check_requirement(HostRequirement::DiskSpaceGb(0), folder.path()).unwrap();
+        let words =
+            check_requirement(HostRequirement::DiskSpaceGb(1_000_000_000), folder.path()).unwrap_err().to_string();
         assert!(words.contains("set ROLLORA_CACHE"), "{words}");
     }
 
@@ -162,9 +167,9 @@ mod tests {
             ("go: unknown command", None),
             ("", None),
         ] {
-            assert_eq!(go_version(text), expected, "{text}");
+            assert_eq!(parse_go_version(text), expected, "{text}");
         }
-        assert!((1, 9) < OLDEST_GO && OLDEST_GO <= (1, 27));
+        assert!((1, 9) < MIN_GO_VERSION && MIN_GO_VERSION <= (1, 27));
     }
 
     #[test]

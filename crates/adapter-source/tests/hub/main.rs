@@ -6,7 +6,7 @@ mod fake;
 
 use fake::{COMMIT, FakeHub as Fake, HubFault, adapter_files};
 use jiff::Timestamp;
-use rollora_store::{
+use rollora_adapter_source::{
     AdapterSource, CacheDir, FetchError, FetchProgress, FetchReason, FetchedAdapter, Hub, HubLimits, HubToken,
     ServerConstraints, SourceRef, eviction::EvictionPolicy,
 };

@@ -11,24 +11,25 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use super::super::load::Load;
-use super::super::servers::{Server, free_address, with_control_plane};
+use super::super::load_generator::LoadGenerator;
+use super::super::processes::{BenchProcess, control_plane_command, free_address};
 use crate::clock;
 use crate::process;
-use crate::tools::Entry;
+use crate::tools::ToolEntry;
 use crate::workspace::Programs;
 
 /// Longer than anything here should take.
-const PATIENCE: Duration = Duration::from_mins(1);
-const LOOK: Duration = Duration::from_millis(5);
-const FILE: &str = "configmap.yaml";
-const NAME: &str = "bench-adapters";
+const WAIT_TIMEOUT: Duration = Duration::from_mins(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+const CONFIG_MAP_KEY: &str = "configmap.yaml";
+const CONFIG_MAP_NAME: &str = "bench-adapters";
 const NAMESPACE: &str = "default";
 
 /// An adapters file for the server at this port. The sources are paths: hub names would be loaded one by one.
-pub(super) fn adapters_file(port: u16, adapters: usize) -> String {
-    let mut text =
-        format!("vLLMLoRAConfig:\n  name: {NAME}\n  host: 127.0.0.1\n  port: {port}\n  ensureExist:\n    models:");
+pub(super) fn adapters_yaml(port: u16, adapters: usize) -> String {
+    let mut text = format!(
+        "vLLMLoRAConfig:\n  name: {CONFIG_MAP_NAME}\n  host: 127.0.0.1\n  port: {port}\n  ensureExist:\n    models:"
+    );
     if adapters == 0 {
         text.push_str(" []");
     }
@@ -41,24 +42,24 @@ pub(super) fn adapters_file(port: u16, adapters: usize) -> String {
 }
 
 /// A folder as a kubelet mounts a ConfigMap: the file is a link into `..data`, which is a link that is swapped.
-pub(super) struct Mount(PathBuf);
+pub(super) struct MountedConfigMap(PathBuf);
 
-impl Mount {
-    pub(super) fn make(folder: &Path, text: &str) -> Result<Self> {
+impl MountedConfigMap {
+    pub(super) fn create(folder: &Path, text: &str) -> Result<Self> {
         fs::create_dir(folder)?;
         let mount = Self(folder.to_owned());
         mount.swap(text)?;
-        symlink(Path::new("..data").join(FILE), mount.file())?;
+        symlink(Path::new("..data").join(CONFIG_MAP_KEY), mount.file())?;
         Ok(mount)
     }
 
     pub(super) fn file(&self) -> PathBuf {
-        self.0.join(FILE)
+        self.0.join(CONFIG_MAP_KEY)
     }
 
     pub(super) fn swap(&self, text: &str) -> Result<()> {
         let fresh = tempfile::Builder::new().prefix("..").tempdir_in(&self.0)?.keep();
-        fs::write(fresh.join(FILE), text)?;
+        fs::write(fresh.join(CONFIG_MAP_KEY), text)?;
         let link = self.0.join("..data_tmp");
         symlink(fresh.file_name().context("a temporary folder has a name")?, &link)?;
         fs::rename(link, self.0.join("..data"))?;
@@ -67,74 +68,74 @@ impl Mount {
 }
 
 /// A real API server with the ConfigMap, spoken to through `kubectl proxy`, which does the TLS.
-pub(super) struct Cluster {
+pub(super) struct ProxiedApiServer {
     // In the order in which they end.
-    _proxy: Server,
-    _plane: Server,
+    _proxy: BenchProcess,
+    _control_plane: BenchProcess,
     address: SocketAddr,
     kubeconfig: PathBuf,
     /// Held as long as it is used, so that nobody clears it.
-    _entry: Entry,
+    _entry: ToolEntry,
 }
 
-impl Cluster {
+impl ProxiedApiServer {
     pub(super) fn start(programs: &Programs) -> Result<Self> {
-        let (command, entry) = with_control_plane(programs, "control-plane")?;
-        let (plane, kubeconfig) = Server::start_that_tells("control-plane", command)?;
+        let (command, entry) = control_plane_command(programs, "control-plane")?;
+        let (plane, kubeconfig) = BenchProcess::start_and_read_line("control-plane", command)?;
         let kubeconfig = PathBuf::from(kubeconfig);
         let mut command = Command::new(entry.path().join("bin/kubectl"));
         command.args(["proxy", "--port=0"]).env("KUBECONFIG", &kubeconfig);
-        let (proxy, line) = Server::start_that_tells("kubectl", command)?;
+        let (proxy, line) = BenchProcess::start_and_read_line("kubectl", command)?;
         let address = line.rsplit(' ').next().and_then(|address| address.parse().ok());
         let address = address.with_context(|| format!("kubectl did not say where it serves but {line:?}"))?;
-        Ok(Self { _proxy: proxy, _plane: plane, address, kubeconfig, _entry: entry })
+        Ok(Self { _proxy: proxy, _control_plane: plane, address, kubeconfig, _entry: entry })
     }
 
-    pub(super) fn create(&self, text: &str) -> Result<()> {
+    pub(super) fn create_config_map(&self, text: &str) -> Result<()> {
         let body = json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": { "name": NAME },
-            "data": { FILE: text }
+            "metadata": { "name": CONFIG_MAP_NAME },
+            "data": { CONFIG_MAP_KEY: text }
         });
         let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps");
-        ask(self.address, "POST", &path, Some(("application/json", &body))).map(drop)
+        request_json(self.address, "POST", &path, Some(("application/json", &body))).map(drop)
     }
 
-    pub(super) fn update(&self, text: &str) -> Result<()> {
-        let body = json!({ "data": { FILE: text } });
-        let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps/{NAME}");
-        ask(self.address, "PATCH", &path, Some(("application/merge-patch+json", &body))).map(drop)
+    pub(super) fn update_config_map(&self, text: &str) -> Result<()> {
+        let body = json!({ "data": { CONFIG_MAP_KEY: text } });
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps/{CONFIG_MAP_NAME}");
+        request_json(self.address, "PATCH", &path, Some(("application/merge-patch+json", &body))).map(drop)
     }
 }
 
 /// A running sidecar.
-pub(super) struct Sidecar(Server);
+pub(super) struct SidecarProcess(BenchProcess);
 
-impl Sidecar {
-    pub(super) fn start(
+impl SidecarProcess {
+    pub(super) fn start_file_mode(
         name: &'static str,
         program: &Path,
         file: &Path,
         flags: &[&str],
         folder: &Path,
     ) -> Result<Self> {
-        Self::run(name, Command::new(program), file, flags, folder)
+        Self::spawn(name, Command::new(program), file, flags, folder)
     }
 
-    pub(super) fn watching(
+    pub(super) fn start_watch_mode(
         name: &'static str,
         program: &Path,
         file: &Path,
-        cluster: &Cluster,
+        cluster: &ProxiedApiServer,
         folder: &Path,
     ) -> Result<Self> {
         let mut command = Command::new(program);
         command.env("KUBECONFIG", &cluster.kubeconfig);
-        Self::run(name, command, file, &["--configmap", &format!("{NAMESPACE}/{NAME}")], folder)
+        Self::spawn(name, command, file, &["--configmap", &format!("{NAMESPACE}/{CONFIG_MAP_NAME}")], folder)
     }
 
-    fn run(name: &'static str, mut command: Command, file: &Path, flags: &[&str], folder: &Path) -> Result<Self> {
+    fn spawn(name: &'static str, mut command: Command, file: &Path, flags: &[&str], folder: &Path) -> Result<Self> {
         let address = free_address()?;
         command.args(["--address", "127.0.0.1", "--metrics-port", &address.port().to_string()]);
         command.arg("--config").arg(file).args(["--pod-name", name]).args(flags);
@@ -142,7 +143,7 @@ impl Sidecar {
         for variable in ["RUST_LOG", "VLLM_API_KEY", "ROLLORA_VLLM_HOST"] {
             command.env_remove(variable);
         }
-        Ok(Self(Server::start(name, command, address, folder)?))
+        Ok(Self(BenchProcess::start(name, command, address, folder)?))
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -150,48 +151,48 @@ impl Sidecar {
     }
 
     /// Whether its server answers it.
-    pub(super) fn sees_its_server(&self) -> Result<bool> {
-        Ok(get(self.0.address, "/status")?["server"].is_object())
+    pub(super) fn is_server_reachable(&self) -> Result<bool> {
+        Ok(get_json(self.0.address, "/status")?["server"].is_object())
     }
 
     /// Waits until so many adapters are all there are and all are verified; gives when their server was started.
-    pub(super) fn wait_until_all_are_verified(&mut self, adapters: usize) -> Result<String> {
+    pub(super) fn wait_until_verified(&mut self, adapters: usize) -> Result<String> {
         let address = self.0.address;
-        until("adapters that are verified", LOOK, || {
-            if let Some(words) = self.0.last_words() {
+        wait_for("adapters that are verified", POLL_INTERVAL, || {
+            if let Some(words) = self.0.log_if_exited() {
                 bail!("{words}");
             }
             // Until it listens.
-            let Ok(status) = get(address, "/status") else { return Ok(None) };
-            Ok(verified(&status, adapters).then(|| status["server"]["start"].as_str().map(str::to_owned)).flatten())
+            let Ok(status) = get_json(address, "/status") else { return Ok(None) };
+            Ok(all_verified(&status, adapters).then(|| status["server"]["start"].as_str().map(str::to_owned)).flatten())
         })
     }
 }
 
-fn verified(status: &Value, adapters: usize) -> bool {
+fn all_verified(status: &Value, adapters: usize) -> bool {
     let listed = status["adapters"].as_array().map_or(&[][..], Vec::as_slice);
     listed.len() == adapters && listed.iter().all(|adapter| adapter["state"] == "Verified")
 }
 
 /// Looks until there is something.
-pub(super) fn until<T>(what: &str, pause: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub(super) fn wait_for<T>(what: &str, pause: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = clock::now();
     loop {
         if let Some(found) = look()? {
             return Ok(found);
         }
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > WAIT_TIMEOUT {
             bail!("waited in vain for {what}");
         }
-        process::pause(pause)?;
+        process::interruptible_sleep(pause)?;
     }
 }
 
-pub(super) fn get(address: SocketAddr, path: &str) -> Result<Value> {
-    ask(address, "GET", path, None)
+pub(super) fn get_json(address: SocketAddr, path: &str) -> Result<Value> {
+    request_json(address, "GET", path, None)
 }
 
-fn ask(address: SocketAddr, method: &str, path: &str, body: Option<(&str, &Value)>) -> Result<Value> {
+fn request_json(address: SocketAddr, method: &str, path: &str, body: Option<(&str, &Value)>) -> Result<Value> {
     let mut request = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\n");
     let text = body.map(|(_, body)| body.to_string()).unwrap_or_default();
     if let Some((kind, _)) = body {
@@ -199,7 +200,7 @@ fn ask(address: SocketAddr, method: &str, path: &str, body: Option<(&str, &Value
         write!(request, "content-type: {kind}\r\ncontent-length: {}\r\n", text.len()).ok();
     }
     let request = format!("{request}\r\n{text}").into_bytes();
-    let answer = Load { address, request, connections: 1 }.once()?;
+    let answer = LoadGenerator { address, request, connections: 1 }.send_once()?;
     if !matches!(answer.status, 200 | 201) {
         bail!("{method} {path} was answered {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
     }
@@ -213,7 +214,7 @@ mod tests {
     #[test]
     fn a_swapped_mount_shows_the_newest_text_at_the_same_path() {
         let folder = tempfile::tempdir().unwrap();
-        let mount = Mount::make(&folder.path().join("mount"), "old").unwrap();
+        let mount = MountedConfigMap::create(&folder.path().join("mount"), "old").unwrap();
         assert_eq!(fs::read_to_string(mount.file()).unwrap(), "old");
         mount.swap("new").unwrap();
         assert_eq!(fs::read_to_string(mount.file()).unwrap(), "new");
@@ -221,8 +222,8 @@ mod tests {
 
     #[test]
     fn a_file_lists_as_many_adapters_as_were_asked_for() {
-        assert!(adapters_file(8000, 0).ends_with("models: []\n"));
-        let text = adapters_file(8000, 12);
+        assert!(adapters_yaml(8000, 0).ends_with("models: []\n"));
+        let text = adapters_yaml(8000, 12);
         assert_eq!(text.matches("- id: adapter-").count(), 12);
         assert!(text.contains("port: 8000\n") && text.ends_with("source: /adapters/adapter-0011\n"));
     }
@@ -231,9 +232,9 @@ mod tests {
     fn only_as_many_as_are_wanted_and_all_of_them_verified_count() {
         let status =
             |states: &[&str]| json!({ "adapters": states.iter().map(|s| json!({ "state": s })).collect::<Vec<_>>() });
-        assert!(verified(&status(&["Verified", "Verified"]), 2));
-        assert!(!verified(&status(&["Verified"]), 2));
-        assert!(!verified(&status(&["Verified", "Loaded"]), 2));
-        assert!(verified(&status(&[]), 0) && !verified(&json!({}), 1));
+        assert!(all_verified(&status(&["Verified", "Verified"]), 2));
+        assert!(!all_verified(&status(&["Verified"]), 2));
+        assert!(!all_verified(&status(&["Verified", "Loaded"]), 2));
+        assert!(all_verified(&status(&[]), 0) && !all_verified(&json!({}), 1));
     }
 }

@@ -9,47 +9,47 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use rollora_supervise::ChildProcess;
 
-use super::Unavailable;
-use super::load::{Load, post};
+use super::MissingPrerequisite;
+use super::load_generator::{LoadGenerator, post_request};
 use crate::clock;
 use crate::process::{self, Interrupted};
-use crate::tools::{CONTROL_PLANE, Cache, Entry, NGINX, Tool};
-use crate::workspace::{self, Programs, find};
+use crate::tools::{CONTROL_PLANE, NGINX, ToolCache, ToolEntry, ToolRecipe};
+use crate::workspace::{self, Programs, find_program};
 
 /// The name that clients send.
 pub(super) const MODEL: &str = "small-segment-lora";
 /// The adapter that answers.
 pub(super) const ADAPTER: &str = "small-segment-lora-v1";
-pub(super) const PATH: &str = "/v1/chat/completions";
+pub(super) const CHAT_PATH: &str = "/v1/chat/completions";
 
 /// What a server has to be ready in.
-const PATIENCE: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// What a server has between the request to end and the end.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The programs that are measured, optimized.
-pub(super) fn build() -> Result<Programs> {
+pub(super) fn build_programs() -> Result<Programs> {
     if !cfg!(target_os = "linux") {
-        return Err(Unavailable("processes are measured in /proc, which only Linux has".to_owned()).into());
+        return Err(MissingPrerequisite("processes are measured in /proc, which only Linux has".to_owned()).into());
     }
     eprintln!("building rollora and the simulator, optimized; the first time that takes some minutes");
     workspace::build(&["--release", "-p", "rollora", "-p", "rollora-testbed", "--bin", "rollora", "--bin", "vllm-sim"])
 }
 
 /// A tool of the cache. Where it cannot be had, a bench cannot run, and `without` says why.
-pub(super) fn obtain(tool: &Tool, without: &str) -> Result<Entry> {
-    match Cache::open()?.get(tool) {
+pub(super) fn fetch_tool(tool: &ToolRecipe, without: &str) -> Result<ToolEntry> {
+    match ToolCache::open()?.get(tool) {
         Ok(entry) => Ok(entry),
         Err(error) if error.is::<Interrupted>() => Err(error),
-        Err(error) => Err(Unavailable(format!("{without}: {error:#}")).into()),
+        Err(error) => Err(MissingPrerequisite(format!("{without}: {error:#}")).into()),
     }
 }
 
 /// A program that starts an API server, and what it needs for that: held as long as it is used, so that nobody clears it.
-pub(super) fn with_control_plane(programs: &Programs, name: &'static str) -> Result<(Command, Entry)> {
-    let entry = obtain(CONTROL_PLANE, "there is no API server, and none can be had")?;
-    let mut command = Command::new(find(programs, name)?);
-    if let Some(variable) = CONTROL_PLANE.variable {
+pub(super) fn control_plane_command(programs: &Programs, name: &'static str) -> Result<(Command, ToolEntry)> {
+    let entry = fetch_tool(CONTROL_PLANE, "there is no API server, and none can be had")?;
+    let mut command = Command::new(find_program(programs, name)?);
+    if let Some(variable) = CONTROL_PLANE.env_var {
         command.env(variable, entry.path());
     }
     Ok((command, entry))
@@ -57,7 +57,7 @@ pub(super) fn with_control_plane(programs: &Programs, name: &'static str) -> Res
 
 /// A running server.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(super) struct BenchProcess {
     process: ChildProcess,
     /// Kept open: a program that ends with its standard input runs as long as this lives.
     _stdin: Option<ChildStdin>,
@@ -69,7 +69,7 @@ pub(super) struct Server {
 pub(super) struct Nginx {
     program: PathBuf,
     /// Held as long as it is used, so that nobody clears it.
-    _entry: Option<Entry>,
+    _entry: Option<ToolEntry>,
 }
 
 impl Nginx {
@@ -77,12 +77,12 @@ impl Nginx {
         if process::output_of(Command::new("nginx").arg("-v")).is_some() {
             return Ok(Self { program: "nginx".into(), _entry: None });
         }
-        let entry = obtain(NGINX, "no nginx is on PATH, and it cannot be had")?;
+        let entry = fetch_tool(NGINX, "no nginx is on PATH, and it cannot be had")?;
         Ok(Self { program: entry.path().join("usr/sbin/nginx"), _entry: Some(entry) })
     }
 }
 
-impl Server {
+impl BenchProcess {
     pub(super) fn pid(&self) -> u32 {
         self.process.id()
     }
@@ -94,7 +94,7 @@ impl Server {
     }
 
     /// Starts a program that prints one line when it serves, and ends with its standard input.
-    pub(super) fn start_that_tells(name: &'static str, command: Command) -> Result<(Self, String)> {
+    pub(super) fn start_and_read_line(name: &'static str, command: Command) -> Result<(Self, String)> {
         let (process, stdin, stdout) = ChildProcess::start_with_pipes(name, command)?;
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Self { process: process.with_termination_grace(FAREWELL), _stdin: Some(stdin), address: nowhere };
@@ -104,15 +104,15 @@ impl Server {
     }
 
     /// A simulated vLLM that answers at once.
-    pub(super) fn simulator(programs: &Programs) -> Result<Self> {
-        Self::simulator_with(programs, 0, &[])
+    pub(super) fn start_simulator(programs: &Programs) -> Result<Self> {
+        Self::start_simulator_with(programs, 0, &[])
     }
 
     /// A simulated vLLM at a port of its own choice (0) or of ours, with more flags. It answers when this returns.
-    pub(super) fn simulator_with(programs: &Programs, port: u16, flags: &[&str]) -> Result<Self> {
-        let mut command = Command::new(find(programs, "vllm-sim")?);
+    pub(super) fn start_simulator_with(programs: &Programs, port: u16, flags: &[&str]) -> Result<Self> {
+        let mut command = Command::new(find_program(programs, "vllm-sim")?);
         command.args(["--port", &port.to_string(), "--any-source", "--until-stdin-closes"]).args(flags);
-        let (mut server, url) = Self::start_that_tells("vllm-sim", command)?;
+        let (mut server, url) = Self::start_and_read_line("vllm-sim", command)?;
         let address = url.strip_prefix("http://").and_then(|address| address.parse().ok());
         server.address = address.with_context(|| format!("vllm-sim did not print its URL but {url:?}"))?;
         Ok(server)
@@ -124,7 +124,7 @@ impl Server {
     }
 
     /// How it ended and what it wrote, if it has ended.
-    pub(super) fn last_words(&self) -> Option<String> {
+    pub(super) fn log_if_exited(&self) -> Option<String> {
         let process = &self.process;
         process
             .exit_reason()
@@ -132,59 +132,59 @@ impl Server {
     }
 
     /// `rollora local` in front of some servers, once it answers for [`MODEL`].
-    pub(super) fn rollora(programs: &Programs, servers: &[Self], folder: &Path) -> Result<Self> {
+    pub(super) fn start_rollora_local(programs: &Programs, servers: &[Self], folder: &Path) -> Result<Self> {
         let address = free_address()?;
         let (rollout, adapters) = (folder.join("rollout.yaml"), folder.join("adapters.yaml"));
         std::fs::write(&rollout, rollout_yaml())?;
         std::fs::write(&adapters, adapters_yaml())?;
-        let mut command = Command::new(find(programs, "rollora")?);
+        let mut command = Command::new(find_program(programs, "rollora")?);
         command.arg("local").arg("--rollout").arg(rollout).arg("--adapters").arg(adapters);
         command.arg("--state").arg(folder.join("state")).arg("--listen").arg(address.to_string());
         for server in servers {
             command.arg("--vllm").arg(format!("http://{}", server.address));
         }
         let mut server = Self::start("rollora", command, address, folder)?;
-        server.wait_until_it_serves(MODEL)?;
+        server.wait_until_serving(MODEL)?;
         Ok(server)
     }
 
     /// nginx as a plain reverse proxy with kept connections to one server, once it answers.
-    pub(super) fn nginx(nginx: &Nginx, vllm: &Self, folder: &Path) -> Result<Self> {
+    pub(super) fn start_nginx(nginx: &Nginx, vllm: &Self, folder: &Path) -> Result<Self> {
         let address = free_address()?;
         let configuration = folder.join("nginx.conf");
         std::fs::write(&configuration, nginx_conf(address, vllm.address, folder))?;
         let mut command = Command::new(&nginx.program);
         command.arg("-p").arg(folder).arg("-c").arg(&configuration).args(["-e", "stderr"]);
         let mut server = Self::start("nginx", command, address, folder)?;
-        server.wait_until_it_serves(ADAPTER)?;
+        server.wait_until_serving(ADAPTER)?;
         Ok(server)
     }
 
-    fn wait_until_it_serves(&mut self, model: &str) -> Result<()> {
-        self.wait_for_success(&post(self.address, PATH, &body(model, 256)))
+    fn wait_until_serving(&mut self, model: &str) -> Result<()> {
+        self.wait_for_success(&post_request(self.address, CHAT_PATH, &chat_body(model, 256)))
     }
 
     /// Waits until this request is answered with success at its address.
     pub(super) fn wait_for_success(&mut self, request: &[u8]) -> Result<()> {
-        let load = Load { address: self.address, request: request.to_owned(), connections: 1 };
+        let load = LoadGenerator { address: self.address, request: request.to_owned(), connections: 1 };
         let start = clock::now();
         loop {
-            let answer = load.once();
+            let answer = load.send_once();
             if answer.as_ref().is_ok_and(|answer| answer.status == 200) {
                 return Ok(());
             }
             let ended = self.process.exit_reason();
-            if ended.is_some() || start.elapsed() > PATIENCE {
+            if ended.is_some() || start.elapsed() > READY_TIMEOUT {
                 let why = ended.map_or_else(|| format!("{answer:?}"), |ending| ending.to_string());
                 bail!("{} does not serve: {why}; it said:\n{}", self.process.name(), self.process.log());
             }
-            process::pause(Duration::from_millis(50))?;
+            process::interruptible_sleep(Duration::from_millis(50))?;
         }
     }
 }
 
 /// A chat request of exactly this many bytes that asks for one token.
-pub(super) fn body(model: &str, bytes: usize) -> String {
+pub(super) fn chat_body(model: &str, bytes: usize) -> String {
     let with = |text: &str| {
         format!(r#"{{"messages":[{{"role":"user","content":"{text}"}}],"max_tokens":1,"model":"{model}"}}"#)
     };
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn a_body_is_json_of_the_size_that_was_asked_for() {
         for bytes in [256, 1024, 16 * 1024] {
-            let text = body(MODEL, bytes);
+            let text = chat_body(MODEL, bytes);
             assert_eq!(text.len(), bytes);
             let value: serde_json::Value = serde_json::from_str(&text).unwrap();
             assert_eq!(value["model"], MODEL);

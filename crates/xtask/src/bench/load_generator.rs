@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::answer;
+use super::http_response;
 use crate::{clock, process};
 
 /// Longer than any answer of a bench should take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const IO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is sent, where to, and how.
 #[derive(Debug)]
-pub(super) struct Load {
+pub(super) struct LoadGenerator {
     pub(super) address: SocketAddr,
     /// Head and body, sent as it is.
     pub(super) request: Vec<u8>,
@@ -26,19 +26,19 @@ pub(super) struct Load {
 
 /// What a run of a load has seen. Every answer was a 200: one that is not ends the run with an error.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct LoadResult {
     latencies: Vec<Duration>,
-    pub(super) took: Duration,
+    pub(super) elapsed: Duration,
 }
 
-impl Seen {
-    pub(super) fn requests(&self) -> usize {
+impl LoadResult {
+    pub(super) fn request_count(&self) -> usize {
         self.latencies.len()
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-    pub(super) fn per_second(&self) -> f64 {
-        self.requests() as f64 / self.took.as_secs_f64()
+    pub(super) fn requests_per_second(&self) -> f64 {
+        self.request_count() as f64 / self.elapsed.as_secs_f64()
     }
 
     /// The time that this part of a hundred was not above.
@@ -50,7 +50,7 @@ impl Seen {
 }
 
 /// A POST of JSON that asks to keep the connection.
-pub(super) fn post(address: SocketAddr, path: &str, body: &str) -> Vec<u8> {
+pub(super) fn post_request(address: SocketAddr, path: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     format!(
         "POST {path} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
@@ -58,59 +58,59 @@ pub(super) fn post(address: SocketAddr, path: &str, body: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-impl Load {
+impl LoadGenerator {
     /// Sends for this long.
-    pub(super) fn run(&self, time: Duration) -> Result<Seen> {
+    pub(super) fn run(&self, time: Duration) -> Result<LoadResult> {
         let start = clock::now();
         let seen = thread::scope(|scope| {
             let threads: Vec<_> =
-                (0..self.connections).map(|_| scope.spawn(move || self.connection(start + time))).collect();
+                (0..self.connections).map(|_| scope.spawn(move || self.run_connection(start + time))).collect();
             threads
                 .into_iter()
                 .map(|thread| thread.join().map_err(|_| anyhow!("a connection's thread panicked"))?)
                 .collect::<Result<Vec<_>>>()
         })?;
-        Ok(Seen { latencies: seen.concat(), took: start.elapsed() })
+        Ok(LoadResult { latencies: seen.concat(), elapsed: start.elapsed() })
     }
 
     /// Sends this many a second, whether answers come in time or not: a latency counts from when its request should
     /// have been sent, where the answer before it was late.
-    pub(super) fn run_at(&self, rate: f64, time: Duration) -> Result<Seen> {
+    pub(super) fn run_at_rate(&self, rate: f64, time: Duration) -> Result<LoadResult> {
         let start = clock::now();
         let every = Duration::from_secs_f64(1.0 / rate);
         let each = every * u32::try_from(self.connections)?;
         let seen = thread::scope(|scope| {
             let first = |index: usize| start + every * u32::try_from(index).unwrap_or_default();
             let threads: Vec<_> = (0..self.connections)
-                .map(|index| scope.spawn(move || self.paced(first(index), each, start + time)))
+                .map(|index| scope.spawn(move || self.run_paced_connection(first(index), each, start + time)))
                 .collect();
             threads
                 .into_iter()
                 .map(|thread| thread.join().map_err(|_| anyhow!("a connection's thread panicked"))?)
                 .collect::<Result<Vec<_>>>()
         })?;
-        Ok(Seen { latencies: seen.concat(), took: start.elapsed() })
+        Ok(LoadResult { latencies: seen.concat(), elapsed: start.elapsed() })
     }
 
     /// One request, whatever its answer: to see whether a server is there.
-    pub(super) fn once(&self) -> Result<answer::Answer> {
+    pub(super) fn send_once(&self) -> Result<http_response::HttpResponse> {
         let mut stream = self.connect()?;
         stream.get_mut().write_all(&self.request)?;
-        Ok(answer::read(&mut stream)?)
+        Ok(http_response::read(&mut stream)?)
     }
 
-    fn connection(&self, end: Instant) -> Result<Vec<Duration>> {
+    fn run_connection(&self, end: Instant) -> Result<Vec<Duration>> {
         let mut stream = self.connect()?;
         let mut latencies = Vec::new();
         while clock::now() < end {
             let start = clock::now();
-            self.exchange(&mut stream)?;
+            self.send_request(&mut stream)?;
             latencies.push(start.elapsed());
         }
         Ok(latencies)
     }
 
-    fn paced(&self, first: Instant, each: Duration, end: Instant) -> Result<Vec<Duration>> {
+    fn run_paced_connection(&self, first: Instant, each: Duration, end: Instant) -> Result<Vec<Duration>> {
         let mut stream = self.connect()?;
         let mut latencies = Vec::new();
         let mut due = first;
@@ -119,17 +119,17 @@ impl Load {
             thread::sleep(early);
             // What the sleep was too long is not the server's.
             let start = if early.is_zero() { due } else { clock::now() };
-            self.exchange(&mut stream)?;
+            self.send_request(&mut stream)?;
             latencies.push(start.elapsed());
             due += each;
         }
         Ok(latencies)
     }
 
-    fn exchange(&self, stream: &mut BufReader<TcpStream>) -> Result<()> {
+    fn send_request(&self, stream: &mut BufReader<TcpStream>) -> Result<()> {
         process::fail_if_interrupted()?;
         stream.get_mut().write_all(&self.request).context("cannot send a request")?;
-        let answer = answer::read(stream).with_context(|| format!("no answer from {}", self.address))?;
+        let answer = http_response::read(stream).with_context(|| format!("no answer from {}", self.address))?;
         if answer.status != 200 {
             bail!("{} answered {}: {}", self.address, answer.status, String::from_utf8_lossy(&answer.body));
         }
@@ -137,11 +137,11 @@ impl Load {
     }
 
     fn connect(&self) -> Result<BufReader<TcpStream>> {
-        let stream = TcpStream::connect_timeout(&self.address, PATIENCE)
+        let stream = TcpStream::connect_timeout(&self.address, IO_TIMEOUT)
             .with_context(|| format!("cannot connect to {}", self.address))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(IO_TIMEOUT))?;
+        stream.set_write_timeout(Some(IO_TIMEOUT))?;
         Ok(BufReader::new(stream))
     }
 }
@@ -154,14 +154,14 @@ mod tests {
     use super::*;
 
     /// Answers every request on one connection after another with the same text, as long as there are connections.
-    fn server(answer: &'static str, connections: usize) -> SocketAddr {
+    fn fake_server(answer: &'static str, connections: usize) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         thread::spawn(move || {
             for stream in listener.incoming().take(connections) {
                 thread::spawn(move || {
                     let mut stream = stream.unwrap();
-                    let mut request = vec![0; post(address, "/", "{}").len()];
+                    let mut request = vec![0; post_request(address, "/", "{}").len()];
                     while stream.read_exact(&mut request).is_ok() {
                         stream.write_all(answer.as_bytes()).unwrap();
                     }
@@ -174,27 +174,27 @@ mod tests {
     #[test]
     fn connections_are_kept_and_every_request_is_counted() {
         // More connections than these two are never answered: keeping them is what makes this end.
-        let address = server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 2);
-        let load = Load { address, request: post(address, "/", "{}"), connections: 2 };
+        let address = fake_server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 2);
+        let load = LoadGenerator { address, request: post_request(address, "/", "{}"), connections: 2 };
         let mut seen = load.run(Duration::from_millis(200)).unwrap();
-        assert!(seen.requests() > 10, "{}", seen.requests());
-        assert!(seen.per_second() > 50.0);
+        assert!(seen.request_count() > 10, "{}", seen.request_count());
+        assert!(seen.requests_per_second() > 50.0);
         assert!(seen.percentile(50) <= seen.percentile(99));
     }
 
     #[test]
     fn a_pace_is_kept() {
-        let address = server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 2);
-        let load = Load { address, request: post(address, "/", "{}"), connections: 2 };
-        let seen = load.run_at(100.0, Duration::from_millis(300)).unwrap();
-        assert_eq!(seen.requests(), 30);
-        assert!(seen.took >= Duration::from_millis(280));
+        let address = fake_server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 2);
+        let load = LoadGenerator { address, request: post_request(address, "/", "{}"), connections: 2 };
+        let seen = load.run_at_rate(100.0, Duration::from_millis(300)).unwrap();
+        assert_eq!(seen.request_count(), 30);
+        assert!(seen.elapsed >= Duration::from_millis(280));
     }
 
     #[test]
     fn an_answer_that_is_not_a_success_ends_the_run_with_its_text() {
-        let address = server("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nnope", 1);
-        let load = Load { address, request: post(address, "/", "{}"), connections: 1 };
+        let address = fake_server("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nnope", 1);
+        let load = LoadGenerator { address, request: post_request(address, "/", "{}"), connections: 1 };
         let words = load.run(Duration::from_secs(5)).unwrap_err().to_string();
         assert!(words.ends_with("answered 404: nope"), "{words}");
     }

@@ -3,78 +3,78 @@
 use std::io::{self, BufRead, Read as _};
 
 /// Longer than anything that the servers of a bench say.
-const MAX_LINE: u64 = 16 * 1024;
+const MAX_LINE_BYTES: u64 = 16 * 1024;
 
 /// What came back.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(super) struct HttpResponse {
     pub(super) status: u16,
     pub(super) body: Vec<u8>,
 }
 
 /// How the length of a body is said.
-enum Length {
+enum BodyLength {
     Known(u64),
     Chunked,
 }
 
-pub(super) fn read(stream: &mut impl BufRead) -> io::Result<Answer> {
-    let status_line = line(stream)?;
+pub(super) fn read(stream: &mut impl BufRead) -> io::Result<HttpResponse> {
+    let status_line = read_line(stream)?;
     let status = status_line.split(' ').nth(1).and_then(|code| code.parse().ok());
-    let status = status.ok_or_else(|| invalid(format!("not an answer: {status_line:?}")))?;
+    let status = status.ok_or_else(|| invalid_data(format!("not an answer: {status_line:?}")))?;
     let mut length = None;
     loop {
-        let header = line(stream)?;
+        let header = read_line(stream)?;
         if header.is_empty() {
             break;
         }
-        let (name, value) = header.split_once(':').ok_or_else(|| invalid(format!("not a header: {header:?}")))?;
+        let (name, value) = header.split_once(':').ok_or_else(|| invalid_data(format!("not a header: {header:?}")))?;
         let value = value.trim();
         if name.eq_ignore_ascii_case("content-length") {
-            length = Some(Length::Known(value.parse().map_err(|_| invalid(format!("length {value:?}")))?));
+            length = Some(BodyLength::Known(value.parse().map_err(|_| invalid_data(format!("length {value:?}")))?));
         } else if name.eq_ignore_ascii_case("transfer-encoding") && value.eq_ignore_ascii_case("chunked") {
-            length = Some(Length::Chunked);
+            length = Some(BodyLength::Chunked);
         }
     }
     let mut body = Vec::new();
     match length {
-        Some(Length::Known(bytes)) => exactly(stream, bytes, &mut body)?,
-        Some(Length::Chunked) => chunks(stream, &mut body)?,
-        None => return Err(invalid("neither a length nor chunks: the connection cannot be kept".to_owned())),
+        Some(BodyLength::Known(bytes)) => read_exactly(stream, bytes, &mut body)?,
+        Some(BodyLength::Chunked) => read_chunked(stream, &mut body)?,
+        None => return Err(invalid_data("neither a length nor chunks: the connection cannot be kept".to_owned())),
     }
-    Ok(Answer { status, body })
+    Ok(HttpResponse { status, body })
 }
 
-fn chunks(stream: &mut impl BufRead, body: &mut Vec<u8>) -> io::Result<()> {
+fn read_chunked(stream: &mut impl BufRead, body: &mut Vec<u8>) -> io::Result<()> {
     loop {
-        let size = line(stream)?;
+        let size = read_line(stream)?;
         let digits = size.split(';').next().unwrap_or_default().trim();
-        let bytes = u64::from_str_radix(digits, 16).map_err(|_| invalid(format!("chunk of size {size:?}")))?;
-        exactly(stream, bytes, body)?;
+        let bytes = u64::from_str_radix(digits, 16).map_err(|_| invalid_data(format!("chunk of size {size:?}")))?;
+        read_exactly(stream, bytes, body)?;
         // After the last chunk there may be trailers; this line ends each other chunk.
-        while !line(stream)?.is_empty() {}
+        while !read_line(stream)?.is_empty() {}
         if bytes == 0 {
             return Ok(());
         }
     }
 }
 
-fn exactly(stream: &mut impl BufRead, bytes: u64, body: &mut Vec<u8>) -> io::Result<()> {
+fn read_exactly(stream: &mut impl BufRead, bytes: u64, body: &mut Vec<u8>) -> io::Result<()> {
     let read = stream.take(bytes).read_to_end(body)?;
     if u64::try_from(read).is_ok_and(|read| read == bytes) { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 /// A line without its end.
-fn line(stream: &mut impl BufRead) -> io::Result<String> {
+fn read_line(stream: &mut impl BufRead) -> io::Result<String> {
     let mut text = String::new();
-    stream.take(MAX_LINE).read_line(&mut text)?;
+    stream.take(MAX_LINE_BYTES).read_line(&mut text)?;
     match text.strip_suffix('\n') {
         Some(line) => Ok(line.strip_suffix('\r').unwrap_or(line).to_owned()),
         None => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
 
-fn invalid(words: String) -> io::Error {
+fn invalid_data(words: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, words)
 }
 
@@ -96,7 +96,7 @@ mod tests {
         ] {
             let stream = format!("{text}HTTP/1.1 next");
             let mut stream = stream.as_bytes();
-            assert_eq!(read(&mut stream).unwrap(), Answer { status, body: body.into() }, "{text}");
+            assert_eq!(read(&mut stream).unwrap(), HttpResponse { status, body: body.into() }, "{text}");
             assert_eq!(stream, b"HTTP/1.1 next", "{text}");
         }
     }

@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 /// What can be ordered. Each is answered when it is done.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "order")]
+#[serde(rename_all = "kebab-case", tag = "command")]
 enum FixtureCommand {
     Seed { pods: u8, versions: u16 },
     RecordTemplate,
@@ -34,7 +34,7 @@ async fn main() -> Result<()> {
     writeln!(io::stdout(), "{}", population.kubeconfig().display())?;
     let mut orders = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = orders.next_line().await? {
-        let order = serde_json::from_str(&line).with_context(|| format!("no order: {line}"))?;
+        let order = serde_json::from_str(&line).with_context(|| format!("not a command: {line}"))?;
         let answer = match execute(&mut population, order).await {
             Ok(answer) => json!({ "done": answer }),
             Err(error) => json!({ "failed": format!("{error:#}") }),

@@ -75,7 +75,7 @@ impl FetchReason {
             Self::HubUnreachable => "HubUnreachable",
             Self::HubUnauthorized => "HubUnauthorized",
             Self::HubNotFound => "HubNotFound",
-            Self::HubRateLimited => "HubBusy",
+            Self::HubRateLimited => "HubRateLimited",
             Self::HubError => "HubError",
             Self::Corrupt => "Corrupt",
             Self::TooLarge => "TooLarge",

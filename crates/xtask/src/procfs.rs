@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 /// The part of `/proc/PID/stat` that is read here.
 #[derive(Debug, PartialEq, Eq)]
-struct Stat {
+struct ProcessStat {
     parent: u32,
     /// User and system time, in ticks, of all threads that ever were.
     ticks: u64,
@@ -17,10 +17,10 @@ struct Stat {
 
 /// The processor time that a process and its children have used.
 pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
-    let mut ticks = stat(pid)?.ticks;
-    for child in children(pid)? {
+    let mut ticks = read_stat(pid)?.ticks;
+    for child in child_pids(pid)? {
         // One that ends meanwhile counts no more; the processes of a bench do not.
-        ticks += stat(child).map_or(0, |stat| stat.ticks);
+        ticks += read_stat(child).map_or(0, |stat| stat.ticks);
     }
     Ok(from_ticks(ticks))
 }
@@ -28,7 +28,7 @@ pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
 /// The processor time that a process which has ended, and was not waited for yet, has used with all its descendants that
 /// were waited for. Zero where there is no `/proc`.
 pub(crate) fn cpu_time_at_end(pid: u32) -> Duration {
-    stat(pid).map(|stat| from_ticks(stat.ticks + stat.of_children)).unwrap_or_default()
+    read_stat(pid).map(|stat| from_ticks(stat.ticks + stat.of_children)).unwrap_or_default()
 }
 
 fn from_ticks(ticks: u64) -> Duration {
@@ -37,65 +37,65 @@ fn from_ticks(ticks: u64) -> Duration {
 
 /// The processor time that the threads of a process have used, to the nanosecond and not to the tick. Threads that have
 /// ended are not counted: it is for programs that keep theirs.
-pub(crate) fn threads_time(pid: u32) -> Result<Duration> {
+pub(crate) fn thread_cpu_time(pid: u32) -> Result<Duration> {
     let folder = format!("/proc/{pid}/task");
     let mut sum = Duration::ZERO;
     for thread in std::fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))? {
         let text = std::fs::read_to_string(thread?.path().join("schedstat"));
         // One that has ended meanwhile has none.
-        sum += text.ok().and_then(|text| on_processor(&text)).unwrap_or_default();
+        sum += text.ok().and_then(|text| parse_schedstat(&text)).unwrap_or_default();
     }
     Ok(sum)
 }
 
-fn on_processor(schedstat: &str) -> Option<Duration> {
+fn parse_schedstat(schedstat: &str) -> Option<Duration> {
     Some(Duration::from_nanos(schedstat.split(' ').next()?.parse().ok()?))
 }
 
 /// The memory that a process has in RAM, in KiB.
-pub(crate) fn resident_kib(pid: u32) -> Result<u64> {
-    memory(pid, "VmRSS:")
+pub(crate) fn resident_memory_kib(pid: u32) -> Result<u64> {
+    status_kib(pid, "VmRSS:")
 }
 
 /// The most memory that a process has ever had in RAM, in KiB.
-pub(crate) fn peak_kib(pid: u32) -> Result<u64> {
-    memory(pid, "VmHWM:")
+pub(crate) fn peak_memory_kib(pid: u32) -> Result<u64> {
+    status_kib(pid, "VmHWM:")
 }
 
-fn memory(pid: u32, field: &str) -> Result<u64> {
+fn status_kib(pid: u32, field: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    kib(&text, field).with_context(|| format!("{path} has no {field}"))
+    parse_status_kib(&text, field).with_context(|| format!("{path} has no {field}"))
 }
 
-fn children(pid: u32) -> Result<Vec<u32>> {
+fn child_pids(pid: u32) -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(Path::new("/proc"))? {
         let candidate = entry?.file_name().to_str().and_then(|name| name.parse().ok());
-        found.extend(candidate.filter(|&candidate| stat(candidate).is_ok_and(|stat| stat.parent == pid)));
+        found.extend(candidate.filter(|&candidate| read_stat(candidate).is_ok_and(|stat| stat.parent == pid)));
     }
     Ok(found)
 }
 
-fn stat(pid: u32) -> Result<Stat> {
+fn read_stat(pid: u32) -> Result<ProcessStat> {
     let path = format!("/proc/{pid}/stat");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    parse(&text).with_context(|| format!("{path} is not as expected"))
+    parse_stat(&text).with_context(|| format!("{path} is not as expected"))
 }
 
-fn parse(text: &str) -> Option<Stat> {
+fn parse_stat(text: &str) -> Option<ProcessStat> {
     // The name of the program, in parentheses, may hold spaces and parentheses; the state is the first field after it.
     let (_, rest) = text.rsplit_once(") ")?;
     let fields: Vec<_> = rest.split(' ').collect();
     let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-    Some(Stat {
+    Some(ProcessStat {
         parent: u32::try_from(number(1)?).ok()?,
         ticks: number(11)? + number(12)?,
         of_children: number(13)? + number(14)?,
     })
 }
 
-fn kib(text: &str, field: &str) -> Option<u64> {
+fn parse_status_kib(text: &str, field: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(field))?;
     value.trim().strip_suffix(" kB")?.parse().ok()
 }
@@ -107,33 +107,33 @@ mod tests {
     #[test]
     fn the_fields_of_a_process_are_read_whatever_its_name() {
         let text = "42 (a (b) c) S 7 42 42 0 -1 4194304 100 0 0 0 30 12 0 0 20 0 2 0 100 1000 200";
-        assert_eq!(parse(text), Some(Stat { parent: 7, ticks: 42, of_children: 7 }));
-        assert_eq!(parse("42 (cut"), None);
+        assert_eq!(parse_stat(text), Some(ProcessStat { parent: 7, ticks: 42, of_children: 7 }));
+        assert_eq!(parse_stat("42 (cut"), None);
     }
 
     #[test]
     fn memory_is_read_in_kib() {
         let text = "Name:\tx\nVmHWM:\t   20000 kB\nVmRSS:\t   15360 kB\nThreads:\t1\n";
-        assert_eq!(kib(text, "VmRSS:"), Some(15360));
-        assert_eq!(kib(text, "VmHWM:"), Some(20000));
-        assert_eq!(kib("Name:\tx\n", "VmRSS:"), None);
+        assert_eq!(parse_status_kib(text, "VmRSS:"), Some(15360));
+        assert_eq!(parse_status_kib(text, "VmHWM:"), Some(20000));
+        assert_eq!(parse_status_kib("Name:\tx\n", "VmRSS:"), None);
     }
 
     #[test]
     fn time_on_a_processor_is_the_first_number() {
-        assert_eq!(on_processor("1500 27 3\n"), Some(Duration::from_nanos(1500)));
-        assert_eq!(on_processor(""), None);
+        assert_eq!(parse_schedstat("1500 27 3\n"), Some(Duration::from_nanos(1500)));
+        assert_eq!(parse_schedstat(""), None);
     }
 
     #[cfg(target_os = "linux")]
     #[test]
     fn this_process_uses_memory_and_time() {
         let own = std::process::id();
-        assert!(resident_kib(own).unwrap() > 100);
+        assert!(resident_memory_kib(own).unwrap() > 100);
         assert!(cpu_time(own).unwrap() < Duration::from_hours(1));
-        assert!(threads_time(own).unwrap() > Duration::ZERO);
-        assert!(peak_kib(own).unwrap() >= resident_kib(own).unwrap());
-        let parent = stat(own).unwrap().parent;
-        assert!(children(parent).unwrap().contains(&own));
+        assert!(thread_cpu_time(own).unwrap() > Duration::ZERO);
+        assert!(peak_memory_kib(own).unwrap() >= resident_memory_kib(own).unwrap());
+        let parent = read_stat(own).unwrap().parent;
+        assert!(child_pids(parent).unwrap().contains(&own));
     }
 }

@@ -1,54 +1,54 @@
 //! SPDX licence expressions: `MIT OR Apache-2.0`, `(MIT OR Apache-2.0) AND Unicode-3.0`, and the old `MIT/Apache-2.0`.
 
 /// Whether an expression can be satisfied with allowed licences alone. Nothing is allowed by an expression that is not one.
-pub(super) fn satisfied(expression: &str, allowed: &impl Fn(&str) -> bool) -> bool {
-    let tokens = tokens(expression);
-    let mut parser = Parser { tokens: &tokens, allowed };
-    parser.alternatives() == Some(true) && parser.tokens.is_empty()
+pub(super) fn is_satisfied(expression: &str, allowed: &impl Fn(&str) -> bool) -> bool {
+    let tokens = tokenize(expression);
+    let mut parser = ExpressionParser { tokens: &tokens, allowed };
+    parser.any_of() == Some(true) && parser.tokens.is_empty()
 }
 
-fn tokens(expression: &str) -> Vec<String> {
+fn tokenize(expression: &str) -> Vec<String> {
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     spaced.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Each rule gives whether its part is satisfied, or nothing where the text is no expression.
-struct Parser<'a, A> {
+struct ExpressionParser<'a, A> {
     tokens: &'a [String],
     allowed: &'a A,
 }
 
-impl<A: Fn(&str) -> bool> Parser<'_, A> {
-    fn alternatives(&mut self) -> Option<bool> {
+impl<A: Fn(&str) -> bool> ExpressionParser<'_, A> {
+    fn any_of(&mut self) -> Option<bool> {
         let mut any = self.all_of()?;
-        while self.take("OR") {
+        while self.accept("OR") {
             any |= self.all_of()?;
         }
         Some(any)
     }
 
     fn all_of(&mut self) -> Option<bool> {
-        let mut all = self.one()?;
-        while self.take("AND") {
-            all &= self.one()?;
+        let mut all = self.term()?;
+        while self.accept("AND") {
+            all &= self.term()?;
         }
         Some(all)
     }
 
-    fn one(&mut self) -> Option<bool> {
-        if self.take("(") {
-            let inner = self.alternatives()?;
-            return self.take(")").then_some(inner);
+    fn term(&mut self) -> Option<bool> {
+        if self.accept("(") {
+            let inner = self.any_of()?;
+            return self.accept(")").then_some(inner);
         }
         let name = self.next().filter(|name| !["AND", "OR", "WITH", ")"].contains(&name.as_str()))?;
-        if self.take("WITH") {
+        if self.accept("WITH") {
             let exception = self.next()?;
             return Some((self.allowed)(&format!("{name} WITH {exception}")));
         }
         Some((self.allowed)(&name))
     }
 
-    fn take(&mut self, word: &str) -> bool {
+    fn accept(&mut self, word: &str) -> bool {
         match self.tokens.split_first() {
             Some((first, rest)) if first == word => {
                 self.tokens = rest;
@@ -90,7 +90,7 @@ mod tests {
             ("(MIT", false),
             ("OR MIT", false),
         ] {
-            assert_eq!(satisfied(expression, &allowed), expected, "{expression:?}");
+            assert_eq!(is_satisfied(expression, &allowed), expected, "{expression:?}");
         }
     }
 }
