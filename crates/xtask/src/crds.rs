@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::process;
-use crate::workspace::{self, Lints, root};
+use crate::workspace::{self, Programs, root};
 
 /// Each file, and the example that prints it.
 const GENERATED_FILES: [(&str, &str); 2] =
@@ -20,15 +20,18 @@ pub(crate) enum Mode {
     Check,
 }
 
-/// Writes the files, or only compares them.
-pub(crate) fn run(mode: Mode, lints: Lints) -> Result<()> {
-    // With the features of the whole workspace, as the tests are built: nothing is compiled for this alone.
+/// Writes the files, or only compares them, with the examples of a build of their own.
+pub(crate) fn run(mode: Mode) -> Result<()> {
     let examples = GENERATED_FILES.iter().flat_map(|(_, example)| ["--example", example]);
-    let programs =
-        workspace::build_with(lints, &["--workspace"].into_iter().chain(examples).collect::<Vec<_>>())?.programs;
+    let arguments: Vec<_> = ["-p", "rollora-api", "--features", "kube"].into_iter().chain(examples).collect();
+    run_with(mode, &workspace::build(&arguments)?)
+}
+
+/// Writes the files, or only compares them, with examples that are built already.
+pub(crate) fn run_with(mode: Mode, programs: &Programs) -> Result<()> {
     let mut stale = Vec::new();
     for (file, example) in GENERATED_FILES {
-        let wanted = process::capture(&mut Command::new(workspace::find_program(&programs, example)?))?;
+        let wanted = process::capture(&mut Command::new(workspace::find_program(programs, example)?))?;
         let path = root()?.join(file);
         let present = std::fs::read_to_string(&path).unwrap_or_default();
         if wanted == present {

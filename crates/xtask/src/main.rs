@@ -8,7 +8,6 @@ use std::process::ExitCode;
 
 use crate::args::XtaskCommand;
 use crate::process::Interrupted;
-use crate::workspace::Lints;
 
 mod args;
 mod bench;
@@ -45,7 +44,7 @@ fn run() -> anyhow::Result<ExitCode> {
         XtaskCommand::Test { scope, parts } => test::run(scope, &parts),
         XtaskCommand::Bench { names, json, short } => bench::run(&names, json, short),
         XtaskCommand::Fuzz { targets, seconds } => fuzz::run(&targets, seconds).map(|()| ExitCode::SUCCESS),
-        XtaskCommand::Crds { mode } => crds::run(mode, Lints::Off).map(|()| ExitCode::SUCCESS),
+        XtaskCommand::Crds { mode } => crds::run(mode).map(|()| ExitCode::SUCCESS),
         XtaskCommand::Tools(command) => tools::run(&command).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -9,7 +9,7 @@ use std::thread;
 use anyhow::{Result, bail};
 
 use crate::workspace::Lints;
-use crate::{bench, clock, crds, process};
+use crate::{bench, clock, process};
 
 mod compile;
 mod dependencies;
@@ -103,7 +103,7 @@ pub(crate) fn run(scope: Scope, names: &[String]) -> Result<ExitCode> {
                 CheckKind::Format => vec![(part.name(), format::run())],
                 CheckKind::Dependencies => vec![(part.name(), dependencies::run())],
                 CheckKind::Lints => vec![(part.name(), compile::run(linting))],
-                CheckKind::Crds => vec![(part.name(), crds::run(crds::Mode::Check, linting).into())],
+                CheckKind::Crds => vec![(part.name(), compile::crds(linting).into())],
                 CheckKind::Tests if scope == Scope::Quick => vec![(part.name(), suites::quick(linting))],
                 CheckKind::Tests => {
                     let fetching = fetching.take().unwrap_or_else(|| PendingTools::start(threads));

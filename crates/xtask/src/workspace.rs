@@ -124,6 +124,11 @@ fn message(line: &str) -> Option<Message> {
         executable: Option<PathBuf>,
         target: Option<Target>,
         message: Option<Diagnostic>,
+        profile: Option<Profile>,
+    }
+    #[derive(Deserialize)]
+    struct Profile {
+        test: bool,
     }
     #[derive(Deserialize)]
     struct Target {
@@ -134,7 +139,9 @@ fn message(line: &str) -> Option<Message> {
         rendered: Option<String>,
     }
     let line: Line = serde_json::from_str(line).ok()?;
-    match (line.message, line.target, line.executable) {
+    // The tests of a program have its name.
+    let executable = line.executable.filter(|_| !line.profile.is_some_and(|profile| profile.test));
+    match (line.message, line.target, executable) {
         (Some(diagnostic), ..) => diagnostic.rendered.map(Message::Finding),
         (None, Some(target), Some(path)) => Some(Message::Program { name: target.name, path }),
         _ => None,
@@ -156,11 +163,12 @@ mod tests {
         let artifact = r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"rollora"},"executable":"/t/debug/rollora"}"#;
         let library = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"serde"},"executable":null}"#;
         let finding = r#"{"reason":"compiler-message","target":{"kind":["lib"],"name":"rollora-api"},"message":{"rendered":"warning: unused\n","level":"warning"}}"#;
+        let test = r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"rollora"},"profile":{"test":true},"executable":"/t/debug/deps/rollora-1"}"#;
         let finished = r#"{"reason":"build-finished","success":true}"#;
         let program = Message::Program { name: "rollora".to_owned(), path: PathBuf::from("/t/debug/rollora") };
         assert_eq!(message(artifact), Some(program));
         assert_eq!(message(finding), Some(Message::Finding("warning: unused\n".to_owned())));
-        for nothing in [library, finished, "not JSON"] {
+        for nothing in [library, test, finished, "not JSON"] {
             assert_eq!(message(nothing), None, "{nothing}");
         }
     }

@@ -1,7 +1,10 @@
 //! Compiles everything, once: clippy's driver compiles the crates of the workspace in rustc's place, so that one
 //! compilation gives the programs, the tests and the findings.
 
+use anyhow::Result;
+
 use super::CheckOutcome;
+use crate::crds;
 use crate::workspace::{self, Lints};
 
 /// Everything of the workspace: programs, tests, benches and examples, because tests start programs of other packages.
@@ -23,4 +26,9 @@ pub(super) fn run(lints: Lints) -> CheckOutcome {
         (Lints::On, 0) => CheckOutcome::Passed,
         (Lints::On, count) => CheckOutcome::Failed(format!("{count} findings, see above")),
     }
+}
+
+/// Compares the schemas that are kept in files with the types, by examples that were compiled with everything else.
+pub(super) fn crds(lints: Lints) -> Result<()> {
+    crds::run_with(crds::Mode::Check, &workspace::build_with(lints, &EVERYTHING)?.programs)
 }
