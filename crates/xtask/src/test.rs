@@ -18,7 +18,7 @@ mod suites;
 mod summary;
 mod test_tools;
 
-use summary::{Summary, SummaryLine, Took};
+use summary::{Stopwatch, Summary, SummaryLine};
 use test_tools::PendingTools;
 
 /// How a part ended.
@@ -92,38 +92,37 @@ pub(crate) fn run(scope: Scope, names: &[String]) -> Result<ExitCode> {
     let linting = if compile::has_clippy() { Lints::On } else { Lints::Off };
     // Side by side with the rest, because no part keeps the network and all processors busy by itself. The scope's end
     // waits for it, so that no early end of this function leaves it behind.
+    let start = clock::now();
     let lines = thread::scope(|threads| -> Result<Vec<SummaryLine>> {
         let with_tools = scope != Scope::Quick && parts.contains(&CheckKind::Tests);
         let mut fetching = with_tools.then(|| PendingTools::start(threads));
         let mut lines = Vec::new();
         for part in parts {
             println!("\n=== {}: {} ===", part.name(), part.description());
-            let (start, cpu_before) = (clock::now(), process::cpu_time());
-            let outcomes = match part {
-                CheckKind::Format => vec![(part.name(), format::run())],
-                CheckKind::Dependencies => vec![(part.name(), dependencies::run())],
-                CheckKind::Lints => vec![(part.name(), compile::run(linting))],
-                CheckKind::Crds => vec![(part.name(), compile::crds(linting).into())],
-                CheckKind::Tests if scope == Scope::Quick => vec![(part.name(), suites::quick(linting))],
+            let stopwatch = Stopwatch::start();
+            let mut of_tools = Vec::new();
+            let outcome = match part {
+                CheckKind::Format => format::run(),
+                CheckKind::Dependencies => dependencies::run(),
+                CheckKind::Lints => compile::run(linting),
+                CheckKind::Crds => compile::crds(linting).into(),
+                CheckKind::Tests if scope == Scope::Quick => suites::quick(linting),
                 CheckKind::Tests => {
                     let fetching = fetching.take().unwrap_or_else(|| PendingTools::start(threads));
-                    suites::run(scope, linting, fetching)
+                    let (tests, tools) = suites::run(scope, linting, fetching);
+                    of_tools = tools;
+                    tests
                 }
-                CheckKind::Bench => vec![(part.name(), bench::run_all())],
+                CheckKind::Bench => bench::run_all(),
             };
-            let mut took = Some(Took { wall: start.elapsed(), cpu: process::cpu_time().saturating_sub(cpu_before) });
-            // What else a part reports is of the time that its first line says.
-            lines.extend(outcomes.into_iter().map(|(name, outcome)| SummaryLine {
-                name,
-                check: part.name(),
-                outcome,
-                elapsed: took.take(),
-            }));
+            lines.push(SummaryLine { name: part.name(), check: part.name(), outcome, elapsed: stopwatch.elapsed() });
+            lines.append(&mut of_tools);
             process::fail_if_interrupted()?;
         }
         Ok(lines)
     })?;
-    let summary = Summary { lines, strict: std::env::var("CI").is_ok_and(|value| value == "true") };
+    let summary =
+        Summary { lines, wall: start.elapsed(), strict: std::env::var("CI").is_ok_and(|value| value == "true") };
     print!("\n{summary}");
     Ok(if summary.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use super::compile::EVERYTHING;
+use super::summary::SummaryLine;
 use super::test_tools::PendingTools;
 use super::{CheckOutcome, Scope};
 use crate::process;
@@ -39,13 +40,12 @@ const LAWS: &[&str] = &[
 /// The guide, once, over the real programs on one machine.
 const GUIDE: &[&str] = &["-p", "rollora-e2e", "--test", "scenarios", "--", "guide::", "--skip", "on_a_cluster"];
 
-/// Runs all tests; says how they ended, and what was not there for some of them.
-pub(super) fn run(scope: Scope, lints: Lints, fetching: PendingTools<'_>) -> Vec<(&'static str, CheckOutcome)> {
-    let built = workspace::build_with(lints, &EVERYTHING).map(drop);
+/// Runs all tests; returns how they ended, and a line for each tool that is worth one.
+pub(super) fn run(scope: Scope, lints: Lints, fetching: PendingTools<'_>) -> (CheckOutcome, Vec<SummaryLine>) {
+    let built = workspace::build_with(lints, &EVERYTHING);
     // Tests that measure time have the processors for themselves.
-    let parts = fetching.wait();
-    let mut outcomes = vec![("tests", CheckOutcome::from(built))];
-    if let [(_, tests @ CheckOutcome::Passed)] = outcomes.as_mut_slice() {
+    let tools = fetching.wait();
+    let tested = built.and_then(|_| {
         // Any number that differs from run to run.
         let seed = std::process::id().to_string();
         let long = scope == Scope::Long;
@@ -54,16 +54,14 @@ pub(super) fn run(scope: Scope, lints: Lints, fetching: PendingTools<'_>) -> Vec
                 "property tests begin with {SEED_VARIABLE}={seed}: set it for `cargo test` to have the same cases again"
             );
         }
-        let set = |command: &mut Command| {
-            parts.set_env(command);
+        run_cargo_test(lints, &["--workspace"], |command| {
+            tools.set_env(command);
             if long {
                 command.env(LONG_VARIABLE, "1").env(SEED_VARIABLE, &seed);
             }
-        };
-        *tests = run_cargo_test(lints, &["--workspace"], set).into();
-    }
-    outcomes.extend(parts.missing());
-    outcomes
+        })
+    });
+    (tested.into(), tools.lines())
 }
 
 /// Runs what ends within a minute or two once everything is compiled.

@@ -1,15 +1,17 @@
 //! The last lines of a run: what passed, what did not, and how to run just that.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::CheckOutcome;
-use crate::clock;
+use crate::{clock, process};
 
 /// All parts of a run. Its text is the end of the output.
 #[derive(Debug)]
 pub(super) struct Summary {
     pub(super) lines: Vec<SummaryLine>,
+    /// From the start of the run to its end. Tools are fetched beside the checks, so it is not the sum of the lines.
+    pub(super) wall: Duration,
     /// Whether a skip is a failure.
     pub(super) strict: bool,
 }
@@ -20,18 +22,34 @@ pub(super) struct SummaryLine {
     /// What to type to run it alone.
     pub(super) check: &'static str,
     pub(super) outcome: CheckOutcome,
-    /// What the part took; `None` for what it reports besides.
-    pub(super) elapsed: Option<Took>,
+    pub(super) elapsed: Elapsed,
 }
 
-/// The time of a part: on the wall, and of all processors together, without tools that were fetched beside it.
+/// The time of a check, or of fetching a tool.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Took {
+pub(super) struct Elapsed {
     pub(super) wall: Duration,
+    /// User and system time of all processes that were started, on all processors together.
     pub(super) cpu: Duration,
 }
 
-impl fmt::Display for Took {
+/// Measures what one thread runs, without what other threads run meanwhile.
+pub(super) struct Stopwatch {
+    start: Instant,
+    cpu_before: Duration,
+}
+
+impl Stopwatch {
+    pub(super) fn start() -> Self {
+        Self { start: clock::now(), cpu_before: process::cpu_time() }
+    }
+
+    pub(super) fn elapsed(&self) -> Elapsed {
+        Elapsed { wall: self.start.elapsed(), cpu: process::cpu_time().saturating_sub(self.cpu_before) }
+    }
+}
+
+impl fmt::Display for Elapsed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:>13}{:>13}", clock::format_duration(self.wall), clock::format_duration(self.cpu))
     }
@@ -57,11 +75,9 @@ impl fmt::Display for Summary {
                 CheckOutcome::Failed(_) => "FAILED",
                 CheckOutcome::Skipped(_) => "skipped",
             };
-            let took = line.elapsed.map(|took| took.to_string()).unwrap_or_default();
-            writeln!(f, "{}", format!("{:<15} {verdict:<8}{took}", line.name).trim_end())?;
+            writeln!(f, "{:<15} {verdict:<8}{}", line.name, line.elapsed)?;
         }
-        let all = self.lines.iter().filter_map(|line| line.elapsed);
-        let all = all.fold(Took::default(), |all, took| Took { wall: all.wall + took.wall, cpu: all.cpu + took.cpu });
+        let all = Elapsed { wall: self.wall, cpu: self.lines.iter().map(|line| line.elapsed.cpu).sum() };
         writeln!(f, "{:<15} {:<8}{all}", "in all", "")?;
         for line in &self.lines {
             if let CheckOutcome::Skipped(reason) = &line.outcome {
@@ -92,9 +108,9 @@ mod tests {
             name: names[i],
             check: parts[i],
             outcome,
-            elapsed: (i < 2).then_some(Took { wall: Duration::from_millis(400), cpu: Duration::from_secs(75) }),
+            elapsed: Elapsed { wall: Duration::from_millis(400), cpu: Duration::from_secs(75) },
         });
-        Summary { lines: lines.collect(), strict }
+        Summary { lines: lines.collect(), wall: Duration::from_secs(1), strict }
     }
 
     #[test]
@@ -107,8 +123,8 @@ mod tests {
                  wall time     CPU time\n\
              format          passed          0.4 s   1 min 15 s\n\
              tests           passed          0.4 s   1 min 15 s\n\
-             real vLLM       passed\n\
-             in all                          0.8 s   2 min 30 s\n\
+             real vLLM       passed          0.4 s   1 min 15 s\n\
+             in all                          1.0 s   3 min 45 s\n\
              \nall that ran has passed\n"
         );
     }

