@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_fields_of_a_process_are_read_whatever_its_name() {
-        let text = "42 (a (b) c) S 7 42 42 0 -1 4194304 100 0 0 0 30 12 0 0 20 0 2 0 100 1000 200";
+        let text = "42 (a (b) c) S 7 42 42 0 -1 4194304 100 0 0 0 30 12 4 3 20 0 2 0 100 1000 200";
         assert_eq!(parse_stat(text), Some(ProcessStat { parent: 7, ticks: 42, of_children: 7 }));
         assert_eq!(parse_stat("42 (cut"), None);
     }
