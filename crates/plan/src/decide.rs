@@ -59,7 +59,7 @@ const SLOW_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// When servers that do not report `max_loras` yet are polled again while a rollout is unfinished.
 const CAPACITY_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Granularity of [`DecisionContext::jitter`].
+/// The number of distinct values that [`DecisionContext::jitter`] can return.
 const JITTER_BUCKETS: u32 = 64;
 
 /// The inputs of one decision, besides the time.

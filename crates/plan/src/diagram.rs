@@ -62,17 +62,17 @@ fn retirement_diagram() -> String {
         writeln!(text, "        {state}").unwrap();
     }
     text.push_str("    }\n");
-    for (froms, tos, words) in retirement::TRANSITIONS {
+    for (froms, tos, cause) in retirement::TRANSITIONS {
         let evaluating = *froms == retirement::EVALUATING;
         if evaluating && tos.iter().all(|to| retirement::EVALUATING.contains(to)) {
-            writeln!(inside, "- `{}`: {words}", names(tos).join("`, `")).unwrap();
+            writeln!(inside, "- `{}`: {cause}", names(tos).join("`, `")).unwrap();
         } else if froms.len() * tos.len() > 4 && !evaluating {
             let list = |states| format!("`{}`", names(states).join("`, `"));
-            writeln!(from_several, "- {words}: {} → {}", list(froms), list(tos)).unwrap();
+            writeln!(from_several, "- {cause}: {} → {}", list(froms), list(tos)).unwrap();
         } else {
             let froms = if evaluating { vec!["Evaluating".to_owned()] } else { names(froms) };
             for (from, to) in froms.iter().flat_map(|from| names(tos).into_iter().map(move |to| (from, to))) {
-                writeln!(text, "    {from} --> {to}: {words}").unwrap();
+                writeln!(text, "    {from} --> {to}: {cause}").unwrap();
             }
         }
     }

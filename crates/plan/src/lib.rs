@@ -1,6 +1,6 @@
 //! The rollout logic as pure functions: every phase and gate of a rollout, without I/O and without a clock.
 //!
-//! [`decide`] takes the observed state and the time, and returns the new status, the writes that follow from it, the
+//! [`decide()`] takes the observed state and the time, and returns the new status, the writes that follow from it, the
 //! events to publish, and when to decide again. It contains two small state machines, and neither reads the other's
 //! state: traffic (how much the desired adapter gets) and retirement (how an adapter that lost its weight is unloaded).
 //!

@@ -1,4 +1,4 @@
-//! The observed state: plain data that the caller of [`crate::decide`] has gathered.
+//! The observed state: plain data that the caller of [`crate::decide()`] has gathered.
 
 use jiff::Timestamp;
 use rollora_api::{
@@ -40,7 +40,7 @@ pub struct ObservedState {
     pub overwritten_sequence: Option<Sequence>,
 }
 
-/// Why a part of the world could not be observed.
+/// Why a part of the state could not be observed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ObserveError {
     /// The part may be observable later; polling again may help.
@@ -61,7 +61,7 @@ pub struct AdaptersConfigMap {
     pub version: String,
     /// When this process first read this version.
     pub first_read_at: Timestamp,
-    /// The hash of the present content, see [`rollora_api::adapters::content_hash`].
+    /// The hash of the current content, see [`rollora_api::adapters::content_hash`].
     pub hash: ContentHash,
     /// The user's key as text, byte for byte.
     pub user_text: String,

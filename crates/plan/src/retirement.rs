@@ -181,9 +181,12 @@ fn begin_cleanup(entry: &RetiredAdapter, inputs: RetirementInputs<'_>) -> Retire
         Some(AdapterListing::EnsureExist) => {}
     }
     match (inputs.cleanup.policy, inputs.gitops_owner) {
-        (CleanupPolicy::Keep, _) => {
-            transition(entry, RetirementState::Kept, "cleanup.policy is Keep", RequeueWhen::OnChange)
-        }
+        (CleanupPolicy::Keep, _) => transition(
+            entry,
+            RetirementState::Kept,
+            "cleanup.policy is Keep, so it stays loaded",
+            RequeueWhen::OnChange,
+        ),
         (CleanupPolicy::Suggest, _) => suggest(entry, "cleanup.policy is Suggest"),
         (CleanupPolicy::Unload, Some(owner)) => suggest(entry, &format!("{owner} owns the adapters file")),
         (CleanupPolicy::Unload, None) => unlist(entry, inputs),
@@ -216,7 +219,7 @@ pub(crate) fn find_blocker(
         return Some(Blocker::waiting(reason, RequeueWhen::At(end)));
     }
     if inputs.paused {
-        return Some(Blocker::waiting("spec.paused is true", RequeueWhen::OnChange));
+        return Some(Blocker::waiting("spec.paused is true: set it to false to continue", RequeueWhen::OnChange));
     }
     inputs.referenced_by.map(|reference| Blocker {
         state: RetirementState::StillInUse,

@@ -86,7 +86,7 @@ pub(crate) struct TrafficInputs<'a> {
     pub(crate) servers: Option<&'a [ObservedServer]>,
     /// The residency gate of the desired adapter; `None` if it could not be evaluated.
     pub(crate) gate: Option<&'a ResidencyGate>,
-    /// Why the desired adapter cannot be resident everywhere yet.
+    /// Why the desired adapter cannot become resident everywhere yet; `None` if nothing but time is missing.
     pub(crate) residency_wait: Option<&'a Wait>,
     /// Whether the routers apply the weights.
     pub(crate) proof: &'a RouterProof,
@@ -96,7 +96,7 @@ pub(crate) struct TrafficInputs<'a> {
 enum StepProgress {
     /// The state changed: evaluate the new one.
     Continue,
-    /// Nothing more can be done now.
+    /// Nothing more can be done in this decision; what it waits for, if anything.
     Wait(Option<Wait>),
 }
 
@@ -352,7 +352,7 @@ impl<'a> TrafficMachine<'a> {
         }
     }
 
-    /// Returns whether anything changed.
+    /// Sets the weights under a new sequence, and returns whether they changed.
     fn set_weights(&mut self, desired: Vec<TargetWeight>, now: Timestamp) -> bool {
         let changed = self.weights.desired != desired;
         if changed {
