@@ -1,6 +1,6 @@
-//! What serves the name when a Rollout has no status: the first time, or because the status was lost.
+//! Finds what serves the model name when a Rollout has no status: because it is new, or because the status was lost.
 //!
-//! Invariant: nothing moves while it is not known what serves the name now.
+//! Invariant: weights do not change while it is not known what serves the name.
 
 use crate::{
     observed::{ObservedServer, ObservedState},
@@ -15,37 +15,37 @@ use rollora_api::{
     rollout::status::TargetWeight,
 };
 
-/// As many as a status holds.
+/// The most targets that a status can hold.
 const MAX_TARGETS: usize = 16;
 
-/// What was found.
+/// The result of the discovery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Adoption {
-    /// Nothing serves the name.
+    /// Nothing serves the model name yet.
     FirstInstall,
-    /// A rule, or servers by that very name.
+    /// A rule serves the name, or servers have an adapter or base model of that name.
     Found {
-        /// The stable side.
+        /// The target that is stable.
         stable: AdapterId,
-        /// The weights in force; none where no rule exists.
+        /// The active weights; empty if no rule exists.
         weights: Vec<TargetWeight>,
-        /// The last sequence that this Rollout stamped.
+        /// The last sequence that this Rollout stamped; zero if it never did.
         sequence: Sequence,
     },
-    /// Nobody can tell yet, or a person has to say.
+    /// It is not known yet, or a person must decide.
     Pending(Wait),
 }
 
-/// Looks for what serves `model`.
+/// Finds what serves `model`: the rule of the rewrite `name`, or servers of the pool directly.
 pub(crate) fn discover(
     name: &str,
     pool: &PoolRef,
     model: &ModelName,
     rollout_uid: &str,
-    world: &ObservedState,
+    observed: &ObservedState,
     now: Timestamp,
 ) -> Adoption {
-    let rewrites = match &world.rewrites {
+    let rewrites = match &observed.rewrites {
         Ok(rewrites) => rewrites,
         Err(error) => return Adoption::Pending(Wait::while_unobservable("the rewrites cannot be read", error, now)),
     };
@@ -58,12 +58,16 @@ pub(crate) fn discover(
         .find(|other| other.spec.pool_ref.name == pool.name && rewrite::rule_for(model, other).is_some());
     if let Some(other) = other {
         let name = &other.metadata.name;
-        let message = format!("the rule of {name} is in force for {model}: name it in spec.rewriteRef, or remove it");
+        let message = format!(
+            "the rule of rewrite {name} is active for {model}: name that rewrite in spec.rewriteRef, or remove the rule"
+        );
         return Adoption::Pending(Wait::on_change(reason::SHADOWED_BY, message));
     }
-    match &world.servers {
+    match &observed.servers {
         Ok(servers) => from_servers(model, pool, servers),
-        Err(error) => Adoption::Pending(Wait::while_unobservable("the servers cannot be listed", error, now)),
+        Err(error) => {
+            Adoption::Pending(Wait::while_unobservable("the servers of the pool cannot be listed", error, now))
+        }
     }
 }
 
@@ -76,26 +80,38 @@ fn from_rule(rewrite: &InferenceModelRewrite, rule: &RewriteRule, rollout_uid: &
     let weights = match normalized_weights(rule) {
         Ok(weights) => weights,
         Err(error) => {
-            return stable_unknown(format!("the rule for the model has a target that is no adapter: {error}"));
+            return stable_unknown(format!(
+                "the rule for the model in rewrite {} has a target that is not an adapter: {error}: fix the target",
+                rewrite.metadata.name
+            ));
         }
     };
     let annotated = rewrite.metadata.annotations.get(STABLE_ANNOTATION);
     let stable = match (annotated, weights.as_slice()) {
-        (_, []) => return stable_unknown("the rule for the model has no targets: write one".to_owned()),
+        (_, []) => {
+            return stable_unknown(format!(
+                "the rule for the model in rewrite {} has no targets: add one",
+                rewrite.metadata.name
+            ));
+        }
         (_, [only]) => only.id.clone(),
         (_, targets) if targets.len() > MAX_TARGETS => {
             return stable_unknown(format!(
-                "the rule for the model has {} targets, and at most {MAX_TARGETS} can be taken over: remove some",
+                "the rule for the model in rewrite {} has {} targets, and at most {MAX_TARGETS} can be taken over: \
+                 remove some",
+                rewrite.metadata.name,
                 targets.len()
             ));
         }
-        // Rollouts that share the rewrite name theirs there too.
+        // Rollouts that share the rewrite name their stable ids there too.
         (Some(named), targets) => {
             match targets.iter().find(|target| rewrite::stable_ids(named).any(|id| id == target.id.as_str())) {
                 Some(target) => target.id.clone(),
                 None => {
                     return stable_unknown(format!(
-                        "{STABLE_ANNOTATION} names {named}, which is no target of the rule"
+                        "the annotation {STABLE_ANNOTATION} of rewrite {} names {named}, which is no target of its \
+                         rule: name a target",
+                        rewrite.metadata.name
                     ));
                 }
             }
@@ -113,8 +129,10 @@ fn from_rule(rewrite: &InferenceModelRewrite, rule: &RewriteRule, rollout_uid: &
     Adoption::Found { stable, weights, sequence }
 }
 
-/// What each adapter of a rule gets: all weights omitted means equal ones, some omitted means that those get nothing, and
-/// an adapter that stands in several targets gets the sum.
+/// Returns the weight of each adapter of a rule, as routers read it.
+///
+/// If all weights are omitted, they are equal. If some are omitted, those targets get no traffic. An adapter in several
+/// targets gets the sum.
 fn normalized_weights(rule: &RewriteRule) -> Result<Vec<TargetWeight>, NameError> {
     let all_omitted = rule.targets.iter().all(|target| target.weight.is_none());
     let mut shares: Vec<TargetWeight> = Vec::new();
@@ -133,7 +151,7 @@ fn stable_unknown(message: String) -> Adoption {
     Adoption::Pending(Wait::on_change(reason::STABLE_UNKNOWN, message))
 }
 
-/// Without a rule, servers may serve the name directly.
+/// Finds out whether servers serve the name directly, without a rule.
 fn from_servers(model: &ModelName, pool: &PoolRef, servers: &[ObservedServer]) -> Adoption {
     let ready: Vec<&ObservedServer> = servers.iter().filter(|server| server.ready).collect();
     if ready.is_empty() {
@@ -146,9 +164,10 @@ fn from_servers(model: &ModelName, pool: &PoolRef, servers: &[ObservedServer]) -
         return Adoption::Found { stable, weights: Vec::new(), sequence: Sequence::default() };
     }
     match ready.iter().find_map(|server| server.status.as_ref().err().map(|error| (server, error))) {
-        Some((server, error)) => {
-            unavailable(&format!("whether {} serves {model} cannot be asked ({error})", server.name))
-        }
+        Some((server, error)) => unavailable(&format!(
+            "whether {} serves {model} is not known: its sidecar cannot be queried ({error})",
+            server.name
+        )),
         None => Adoption::FirstInstall,
     }
 }
@@ -167,9 +186,9 @@ mod tests {
         RewriteRule { targets: targets.iter().map(target).collect(), ..RewriteRule::default() }
     }
 
-    /// As routers read it: what is taken over must move nothing.
+    /// Adoption must not change traffic, so the weights are those that routers derive from the rule.
     #[test]
-    fn shares_are_what_routers_make_of_a_rule() {
+    fn adopted_weights_equal_those_of_routers() {
         for (targets, expected) in [
             (&[("v1", None)][..], &[("v1", 1)][..]),
             (&[("v1", None), ("v2", None)], &[("v1", 1), ("v2", 1)]),

@@ -1,27 +1,27 @@
-//! Rollouts that would work against each other: the older one works, the other says so.
+//! Conflicts between Rollouts. The older Rollout proceeds, the other one reports the conflict.
 
 use rollora_api::{operator_directives::matches_pattern, rollout::Rollout};
 use std::borrow::Borrow;
 
-/// How an older Rollout would be worked against.
+/// The kind of conflict with an older Rollout, with its message.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Conflict {
-    /// By the same rule.
+    /// Both would write the same rule: the same model in the same pool.
     SameModel(String),
-    /// By entries of the same adapters; the rule is one's own.
+    /// Both would govern the same adapters; each has its own rule.
     SameAdapters(String),
 }
 
 impl Conflict {
-    /// In words.
+    /// Returns the message of the condition.
     pub(crate) fn into_message(self) -> String {
         match self {
-            Self::SameModel(words) | Self::SameAdapters(words) => words,
+            Self::SameModel(message) | Self::SameAdapters(message) => message,
         }
     }
 }
 
-/// The older Rollout that works on the same model or the same ids.
+/// Returns the conflict with an older Rollout of the same model or the same ids.
 pub(crate) fn find_conflict(rollout: &Rollout, others: &[impl Borrow<Rollout>]) -> Option<Conflict> {
     let older = others
         .iter()
@@ -30,12 +30,13 @@ pub(crate) fn find_conflict(rollout: &Rollout, others: &[impl Borrow<Rollout>]) 
     older.filter_map(|other| conflict_between(rollout, other)).min()
 }
 
-/// Whether these are one object.
+/// Returns whether both are the same object.
 pub(crate) fn is_same_rollout(one: &Rollout, other: &Rollout) -> bool {
     one.metadata.namespace == other.metadata.namespace && one.metadata.name == other.metadata.name
 }
 
-/// Ages are known to the second. Of two of the same second the one that works already goes on, else the name decides.
+/// Returns whether `one` is older. Creation times have a resolution of one second: within a second, a Rollout that has
+/// begun is older, else the name decides.
 fn is_older(one: &Rollout, other: &Rollout) -> bool {
     let age =
         |rollout: &Rollout| (rollout.metadata.creation_timestamp, !has_begun(rollout), rollout.metadata.name.clone());
@@ -59,16 +60,15 @@ fn conflict_between(one: &Rollout, other: &Rollout) -> Option<Conflict> {
         )));
     }
     let (ours, theirs) = (one.adapter.managed_pattern()?, other.adapter.managed_pattern()?);
-    // By another key of the ConfigMap, too: the operator's key is one for all.
+    // Also with different keys of the ConfigMap: all share one key with the directives.
     (one.adapters_ref.name == other.adapters_ref.name && patterns_overlap(ours, theirs)).then(|| {
         Conflict::SameAdapters(format!(
-            "Rollout {name} is older and governs {theirs}, which overlaps with {ours}: give them patterns that share no \
-             id"
+            "Rollout {name} is older and governs {theirs}, which overlaps with {ours}: use patterns that share no id"
         ))
     })
 }
 
-/// Whether some id matches both patterns.
+/// Returns whether some id matches both patterns.
 fn patterns_overlap(one: &str, other: &str) -> bool {
     match (one.split_once('*'), other.split_once('*')) {
         (None, _) => matches_pattern(other, one),
@@ -99,7 +99,7 @@ mod tests {
         .unwrap()
     }
 
-    /// The name of the one that yields.
+    /// Returns the name of the Rollout that reports a conflict.
     fn yielding(one: &Rollout, other: &Rollout) -> String {
         let all = [one.clone(), other.clone()];
         let yielding: Vec<&str> =
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_one_works_and_of_the_same_second_the_one_that_has_begun_else_the_first_by_name() {
+    fn older_rollout_proceeds_then_the_begun_then_by_name() {
         for (one, other, expected) in [
             (("b", "01", 0), ("a", "02", 0), "a"),
             (("b", "01", 0), ("a", "02", 3), "a"),
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_pool_and_the_same_map_are_known_however_they_are_written() {
+    fn pools_and_config_maps_are_compared_by_identity() {
         let one = rollout("a", "01", 0);
         let changed = |change: &dyn Fn(&mut rollora_api::rollout::RolloutSpec)| {
             let mut other = rollout("b", "02", 0);

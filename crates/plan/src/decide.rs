@@ -1,5 +1,7 @@
-//! One decision: what is known, what was asked, what is wanted, who may load it, how much traffic it gets, what goes,
-//! and then what has to be written for that.
+//! One decision, from the observed state to the writes.
+//!
+//! The order: adoption if there is no status, the rewrite as observed, the intent, the desired adapter, its admission,
+//! traffic, retirements, the derived status, and then the effects that are still missing.
 
 mod admit;
 mod adopt;
@@ -46,78 +48,82 @@ use std::{
     time::Duration,
 };
 
-/// How soon what could not be observed is looked at again where nothing waits for it.
+/// When a part that could not be observed is polled again, even if nothing waits for it.
 const UNOBSERVED_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A step that has waited for servers or routers for longer than this looks at them less often.
+/// A step that has waited for servers or routers for longer than this polls them less often.
 const FAST_POLL_WINDOW: Duration = Duration::from_secs(10);
-/// How often that is then: whatever is wrong takes longer to mend.
+/// The poll interval after [`FAST_POLL_WINDOW`]: such a cause takes longer to fix.
 const SLOW_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How soon servers that have not told how much room they have are asked again while a rollout goes on.
+/// When servers that do not report `max_loras` yet are polled again while a rollout is unfinished.
 const CAPACITY_POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Parts of a time over which Rollouts are spread.
+/// The number of distinct values that [`DecisionContext::jitter`] can return.
 const JITTER_BUCKETS: u32 = 64;
 
-/// What a decision is about.
+/// The inputs of one decision, besides the time.
 #[derive(Debug, Clone, Copy)]
 pub struct DecisionInput<'a> {
-    /// Spec, metadata and the previous status.
+    /// The Rollout: its spec, its metadata and the previous status.
     pub rollout: &'a Rollout,
-    /// The world.
+    /// Everything else, as far as it could be observed.
     pub observed: &'a ObservedState,
 }
 
-/// What is to be done: write the status, then the effects in order up to the first that fails, then tell people.
+/// What to write, and when to decide again.
+///
+/// The caller writes the status, then the effects in order up to the first that fails, then the events.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decision {
-    /// The status from now on.
+    /// The new status; equal to the previous one if no write is needed.
     pub status: RolloutStatus,
-    /// Writes.
+    /// The writes that are missing, in the order in which they must be made.
     pub effects: Vec<Effect>,
-    /// What people are told.
+    /// Kubernetes events to publish.
     pub events: Vec<RolloutEvent>,
-    /// When to look again, if nothing changes before.
+    /// When to decide again if nothing changes before; `None` if only a change can matter.
     pub requeue_after: Option<Duration>,
 }
 
-/// Decides.
+/// Returns what follows from the observed state at `now`.
+///
+/// The function is pure: equal inputs give equal decisions.
 pub fn decide(input: &DecisionInput<'_>, now: Timestamp) -> Decision {
-    let case = DecisionContext::new(input, now);
+    let context = DecisionContext::new(input, now);
     let previous = input.rollout.status.clone().unwrap_or_default();
-    let draft = DecisionBuilder { status: previous.clone(), events: Vec::new(), newly_retired: Vec::new() };
+    let builder = DecisionBuilder { status: previous.clone(), events: Vec::new(), newly_retired: Vec::new() };
     let decision = if input.rollout.metadata.deletion_timestamp.is_some() {
-        case.finalize(draft)
-    } else if let Some(objection) = case.stall_cause() {
-        case.decide_stalled(draft, &objection)
+        context.finalize(builder)
+    } else if let Some(cause) = context.stall_cause() {
+        context.decide_stalled(builder, &cause)
     } else {
-        case.decide_active(draft)
+        context.decide_active(builder)
     };
-    status::throttle(&previous, decision, status::file_change_due(&case), now)
+    status::throttle(&previous, decision, status::file_change_due(&context), now)
 }
 
-/// Why nothing new may begin.
+/// Why nothing new may begin; becomes the condition `Stalled`.
 struct StallCause {
     reason: &'static str,
     message: String,
-    /// Whether the rule is the Rollout's own all the same: what was written stays, and an abort is obeyed.
+    /// Whether this Rollout still owns its rule: written weights stay, and an abort is applied.
     owns_rule: bool,
 }
 
-/// A decision that is being made.
+/// A decision under construction.
 #[derive(Debug)]
 pub(crate) struct DecisionBuilder {
-    /// The status from now on.
+    /// The status so far; it starts as the previous one.
     pub(crate) status: RolloutStatus,
-    /// What people are told.
+    /// Events recorded so far.
     pub(crate) events: Vec<RolloutEvent>,
-    /// Ids that traffic left.
+    /// Ids that lost their last weight in this decision.
     pub(crate) newly_retired: Vec<NewlyRetired>,
 }
 
 impl DecisionBuilder {
-    /// Lets the traffic machine act.
+    /// Runs `act` on the traffic machine and collects its events and retired ids.
     fn with_traffic<R>(&mut self, act: impl FnOnce(&mut TrafficMachine<'_>) -> R) -> R {
         let mut traffic = TrafficMachine::from_status(&mut self.status);
         let result = act(&mut traffic);
@@ -131,30 +137,33 @@ impl DecisionBuilder {
     }
 }
 
-/// Everything that the steps of one decision look at.
+/// The read-only inputs of the steps of one decision.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DecisionContext<'a> {
     pub(crate) rollout: &'a Rollout,
     pub(crate) spec: &'a RolloutSpec,
     pub(crate) observed: &'a ObservedState,
     pub(crate) now: Timestamp,
-    /// The Rollout's UID; its name where nobody gave it one.
+    /// The Rollout's UID, or its name if it has none (as with `rollora local`).
     uid: &'a str,
-    /// The rewrite that carries the weights, where it exists.
+    /// The rewrite that carries the weights; `None` if it does not exist or is being deleted.
     rewrite: Option<&'a InferenceModelRewrite>,
 }
 
 impl<'a> DecisionContext<'a> {
     fn new(input: &DecisionInput<'a>, now: Timestamp) -> Self {
-        let (rollout, world) = (input.rollout, input.observed);
+        let (rollout, observed) = (input.rollout, input.observed);
         let uid = rollout.metadata.uid.as_deref().unwrap_or(&rollout.metadata.name);
-        let case = Self { rollout, spec: &rollout.spec, observed: world, now, uid, rewrite: None };
-        let rewrites = world.rewrites.as_ref().ok();
-        let kept = recorded_group(rollout, case.rewrite_name());
-        Self { rewrite: rewrites.and_then(|rewrites| rewrite::find(case.rewrite_name(), kept, rewrites)), ..case }
+        let context = Self { rollout, spec: &rollout.spec, observed, now, uid, rewrite: None };
+        let rewrites = observed.rewrites.as_ref().ok();
+        let group = recorded_group(rollout, context.rewrite_name());
+        Self {
+            rewrite: rewrites.and_then(|rewrites| rewrite::find(context.rewrite_name(), group, rewrites)),
+            ..context
+        }
     }
 
-    /// A part of `whole` that is always the same for this Rollout, and another one for others.
+    /// Returns a part of `whole` that is constant for this Rollout and differs between Rollouts.
     pub(crate) fn jitter(&self, whole: Duration) -> Duration {
         let mut hasher = DefaultHasher::new();
         self.uid.hash(&mut hasher);
@@ -175,17 +184,17 @@ impl<'a> DecisionContext<'a> {
         self.adapters().map(|adapters| &adapters.hash)
     }
 
-    /// The adapters file, or why there is none.
+    /// Returns the adapters file, or why it cannot be used.
     pub(crate) fn adapters_file(&self) -> Result<&'a AdaptersFile, String> {
         let name = &self.spec.adapters_ref.name;
         match &self.observed.adapters {
             Ok(Some(adapters)) => adapters.file.as_ref().map_err(|error| format!("the adapters file {name}, {error}")),
-            Ok(None) => Err(format!("the adapters file {name} does not exist: make it, or mend spec.adaptersRef")),
+            Ok(None) => Err(format!("the adapters file {name} does not exist: create it, or fix spec.adaptersRef")),
             Err(error) => Err(format!("the adapters file {name} cannot be read: {error}")),
         }
     }
 
-    /// Why the adapters file cannot be used, where it cannot.
+    /// Returns a wait if the adapters file cannot be used.
     fn file_wait(&self) -> Option<Wait> {
         let why = self.adapters_file().err()?;
         Some(match &self.observed.adapters {
@@ -194,22 +203,23 @@ impl<'a> DecisionContext<'a> {
         })
     }
 
-    /// What could not be observed now is looked at again, also where nothing waits for it.
+    /// Polls again what could not be observed now, even if nothing waits for it.
     fn unobserved_requeue(&self) -> Option<RequeueWhen> {
-        let world = self.observed;
+        let observed = self.observed;
         let errors = [
-            world.adapters.as_ref().err(),
-            world.rewrites.as_ref().err(),
-            world.servers.as_ref().err(),
-            world.other_pool_servers.as_ref().err(),
-            world.routers.as_ref().err(),
-            world.rollouts.as_ref().err(),
+            observed.adapters.as_ref().err(),
+            observed.rewrites.as_ref().err(),
+            observed.servers.as_ref().err(),
+            observed.other_pool_servers.as_ref().err(),
+            observed.routers.as_ref().err(),
+            observed.rollouts.as_ref().err(),
         ];
-        let unseen = errors.into_iter().flatten().any(|error| matches!(error, ObserveError::Unavailable(_)));
-        unseen.then(|| RequeueWhen::At(text::after(self.now, UNOBSERVED_POLL_INTERVAL)))
+        let unavailable = errors.into_iter().flatten().any(|error| matches!(error, ObserveError::Unavailable(_)));
+        unavailable.then(|| RequeueWhen::At(text::after(self.now, UNOBSERVED_POLL_INTERVAL)))
     }
 
-    /// A server that lacks what has weight gets it back without anybody telling: its pod may be Ready all the time.
+    /// Polls servers that lack an adapter with weight: their pods may stay Ready, so no watch event reports the
+    /// recovery.
     fn lost_residency_requeue(&self, status: &RolloutStatus) -> Option<RequeueWhen> {
         let servers = self.servers()?;
         let lost =
@@ -217,13 +227,14 @@ impl<'a> DecisionContext<'a> {
         lost.then(|| RequeueWhen::At(text::after(self.now, SLOW_POLL_INTERVAL)))
     }
 
-    /// What is not there, or not as it has to be, although something is to be done by it.
+    /// Returns inputs that a person must fix: missing, or invalid as stored.
     fn invalid_input_waits(&self) -> impl Iterator<Item = Wait> {
         let rewrites = self.observed.rewrites.as_ref().err().map(|error| ("the rewrites cannot be read", error));
         let servers =
             self.observed.servers.as_ref().err().map(|error| ("the servers of the pool cannot be listed", error));
-        let unseen = rewrites.into_iter().chain(servers);
-        let waits = unseen.map(|(what, error)| Wait::while_unobservable(what, error, self.now)).chain(self.file_wait());
+        let unobserved = rewrites.into_iter().chain(servers);
+        let waits =
+            unobserved.map(|(what, error)| Wait::while_unobservable(what, error, self.now)).chain(self.file_wait());
         waits.filter(|wait| wait.reason == reason::INVALID)
     }
 
@@ -231,13 +242,13 @@ impl<'a> DecisionContext<'a> {
         self.observed.servers.as_deref().ok()
     }
 
-    /// Every other Rollout; nobody where they could not be listed.
+    /// Returns every other Rollout; empty if they could not be listed.
     pub(crate) fn other_rollouts(&self) -> impl Iterator<Item = &'a Rollout> {
         let (rollout, all) = (self.rollout, self.observed.rollouts.as_deref().unwrap_or_default());
         all.iter().map(Arc::as_ref).filter(move |other| !conflict::is_same_rollout(rollout, other))
     }
 
-    /// What the adapters file was when this was decided.
+    /// Returns the version of the adapters ConfigMap that this decision is based on.
     pub(crate) fn observed_adapters(&self) -> Option<ObservedAdapters> {
         let observed = |adapters: &AdaptersConfigMap| ObservedAdapters {
             resource_version: adapters.version.clone(),
@@ -246,32 +257,31 @@ impl<'a> DecisionContext<'a> {
         self.adapters().map(observed)
     }
 
-    /// Whether the world was asked: an abort does not wait for it.
+    /// Returns whether servers and routers were queried: an abort is decided without them.
     pub(crate) fn is_observation_attempted(&self) -> bool {
         self.observed.servers != Err(ObserveError::NotAttempted)
     }
 
     fn is_fully_observed(&self) -> bool {
-        let world = self.observed;
-        self.adapters().is_some() && world.rewrites.is_ok() && world.servers.is_ok() && world.routers.is_ok()
+        let observed = self.observed;
+        self.adapters().is_some() && observed.rewrites.is_ok() && observed.servers.is_ok() && observed.routers.is_ok()
     }
 
-    /// Why nothing new may begin.
+    /// Returns why nothing new may begin.
     fn stall_cause(&self) -> Option<StallCause> {
         if let Some(error) = self.spec.validate().first() {
             let message = format!("{}: {}", error.path, error.message);
             return Some(StallCause { reason: reason::INVALID, message, owns_rule: true });
         }
-        let conflict =
-            |message, leaves_the_rule| StallCause { reason: reason::CONFLICT, message, owns_rule: leaves_the_rule };
-        // Whoever has begun has weights in the rewrite, which nobody else looks after.
+        let conflict = |message, owns_rule| StallCause { reason: reason::CONFLICT, message, owns_rule };
+        // A Rollout that has begun has weights in the rewrite, and no other Rollout maintains them.
         let begun = || self.rewrite.is_some_and(|rewrite| rewrite::stamped_sequence(rewrite, self.uid).is_some());
         let other = match &self.observed.rollouts {
             Ok(rollouts) => conflict::find_conflict(self.rollout, rollouts).map(|other| {
-                let leaves_the_rule = matches!(other, Conflict::SameAdapters(_)) && begun();
-                conflict(other.into_message(), leaves_the_rule)
+                let owns_rule = matches!(other, Conflict::SameAdapters(_)) && begun();
+                conflict(other.into_message(), owns_rule)
             }),
-            // What was so when they could be listed is so until they can be.
+            // While the Rollouts cannot be listed, the last known conflict stands.
             Err(_) => self.previous_conflict().map(|message| conflict(message, begun())),
         };
         other.or_else(|| self.pool_mismatch().map(|message| conflict(message, false)))
@@ -283,20 +293,20 @@ impl<'a> DecisionContext<'a> {
         (stalled.status == ConditionStatus::True && stalled.reason == reason::CONFLICT).then(|| stalled.message.clone())
     }
 
-    fn decide_active(&self, mut draft: DecisionBuilder) -> Decision {
-        let wish = desired::resolve(&self.spec.adapter, self.adapters_file());
-        if is_uninitialized(&draft.status)
-            && let Some(wait) = self.adopt(&mut draft, &wish)
+    fn decide_active(&self, mut builder: DecisionBuilder) -> Decision {
+        let desired = desired::resolve(&self.spec.adapter, self.adapters_file());
+        if is_uninitialized(&builder.status)
+            && let Some(wait) = self.adopt(&mut builder, &desired)
         {
-            return self.wait_for_adoption(draft, &wait);
+            return self.wait_for_adoption(builder, &wait);
         }
-        self.observe_rewrite(&mut draft);
-        self.record_listings(&mut draft.status);
-        self.apply_intent(&mut draft);
-        self.update_desired(&mut draft, &wish);
-        let obstacle = self.double_rewrite(&draft.status).or_else(|| self.admit(&mut draft));
-        let (gate, proof) = (self.residency_gate(&draft.status), self.prove_routers(&draft.status));
-        let scene = traffic::TrafficInputs {
+        self.observe_rewrite(&mut builder);
+        self.record_listings(&mut builder.status);
+        self.apply_intent(&mut builder);
+        self.update_desired(&mut builder, &desired);
+        let residency_wait = self.double_rewrite(&builder.status).or_else(|| self.admit(&mut builder));
+        let (gate, proof) = (self.residency_gate(&builder.status), self.prove_routers(&builder.status));
+        let inputs = traffic::TrafficInputs {
             now: self.now,
             paused: self.spec.paused,
             strategy: &self.spec.strategy,
@@ -304,105 +314,108 @@ impl<'a> DecisionContext<'a> {
             fully_observed: self.is_fully_observed(),
             servers: self.servers(),
             gate: gate.as_ref(),
-            residency_wait: obstacle.as_ref(),
+            residency_wait: residency_wait.as_ref(),
             proof: &proof,
         };
-        let mut waits = draft.with_traffic(|traffic| traffic.advance(scene));
+        let mut waits = builder.with_traffic(|traffic| traffic.advance(inputs));
         if waits.is_empty() {
-            waits.extend(obstacle);
-            waits.extend(self.unresolved_wait(&draft.status, &wish));
+            waits.extend(residency_wait);
+            waits.extend(self.unresolved_wait(&builder.status, &desired));
         }
-        let blind = self
+        let invalid = self
             .invalid_input_waits()
             .filter(|wait| !waits.iter().any(|other| other.message.starts_with(&wait.message)));
-        waits.splice(0..0, blind.collect::<Vec<_>>());
-        let proof = self.prove_routers(&draft.status);
+        waits.splice(0..0, invalid.collect::<Vec<_>>());
+        let proof = self.prove_routers(&builder.status);
         if waits.is_empty()
             && let Some(other) = &proof.shadowed_by
         {
             waits.push(Wait::on_change(reason::SHADOWED_BY, routers::shadowed_message(other)));
         }
-        let mut retiring = retire::advance_all(self, &mut draft, &proof);
+        let mut retiring = retire::advance_all(self, &mut builder, &proof);
         if !self.is_observation_attempted() {
-            // Whoever was not asked is nothing to wait for: they are asked next.
+            // Servers and routers were not queried, so nothing can be waiting for them; the next decision queries them.
             waits.clear();
             retiring.clear();
         }
-        let report = StatusWriter {
+        let writer = StatusWriter {
             context: self,
-            desired: &wish,
+            desired: &desired,
             waits: &waits,
             gate: gate.as_ref(),
             proof: &proof,
             retirement_waits: &retiring,
         };
-        report.write(&mut draft);
-        let agains = waits.iter().chain(&retiring).map(|wait| wait.requeue);
-        let untold = draft.with_traffic(|traffic| traffic.is_unfinished())
+        writer.write(&mut builder);
+        let requeues = waits.iter().chain(&retiring).map(|wait| wait.requeue);
+        let capacity_unknown = builder.with_traffic(|traffic| traffic.is_unfinished())
             && self.servers().is_some_and(capacity::is_unreported);
-        let room = untold.then(|| RequeueWhen::At(text::after(self.now, CAPACITY_POLL_INTERVAL)));
-        let ends =
-            self.contested_until(&draft.status).map(RequeueWhen::At).into_iter().chain(self.unobserved_requeue());
-        let ends = ends.chain(room).chain(self.lost_residency_requeue(&draft.status));
-        let requeue = self.requeue_after(&draft.status, agains.chain(ends));
+        let capacity_poll = capacity_unknown.then(|| RequeueWhen::At(text::after(self.now, CAPACITY_POLL_INTERVAL)));
+        let deadlines =
+            self.contested_until(&builder.status).map(RequeueWhen::At).into_iter().chain(self.unobserved_requeue());
+        let deadlines = deadlines.chain(capacity_poll).chain(self.lost_residency_requeue(&builder.status));
+        let requeue = self.requeue_after(&builder.status, requeues.chain(deadlines));
         Decision {
-            effects: self.effects(&draft.status),
-            status: draft.status,
-            events: draft.events,
+            effects: self.effects(&builder.status),
+            status: builder.status,
+            events: builder.events,
             requeue_after: requeue,
         }
     }
 
-    /// Nothing moves but what was decided before; and an abort, which waits for nobody's mending of the spec.
-    fn decide_stalled(&self, mut draft: DecisionBuilder, objection: &StallCause) -> Decision {
-        let StallCause { reason: why, message, owns_rule: leaves_the_rule } = objection;
+    /// Keeps what was decided before. Only an abort is applied: it does not wait until a person fixes the spec.
+    fn decide_stalled(&self, mut builder: DecisionBuilder, cause: &StallCause) -> Decision {
+        let StallCause { reason: why, message, owns_rule } = cause;
         let mut effects = Vec::new();
-        if *leaves_the_rule {
-            self.observe_rewrite(&mut draft);
-            self.apply_intent(&mut draft);
-            effects.extend(self.rewrite_effect(&draft.status));
+        if *owns_rule {
+            self.observe_rewrite(&mut builder);
+            self.apply_intent(&mut builder);
+            effects.extend(self.rewrite_effect(&builder.status));
         } else {
-            self.refuse_intent(&mut draft, message);
+            self.refuse_intent(&mut builder, message);
         }
-        if status::set_stalled(&mut draft.status, self.rollout, why, message, self.now) {
-            draft.record_event(true, why, message);
+        if status::set_stalled(&mut builder.status, self.rollout, why, message, self.now) {
+            builder.record_event(true, why, message);
         }
-        let requeue = self.requeue_after(&draft.status, self.unobserved_requeue().into_iter());
-        Decision { effects, status: draft.status, events: draft.events, requeue_after: requeue }
+        let requeue = self.requeue_after(&builder.status, self.unobserved_requeue().into_iter());
+        Decision { effects, status: builder.status, events: builder.events, requeue_after: requeue }
     }
 
-    /// Does what a person asked for, once.
-    fn apply_intent(&self, draft: &mut DecisionBuilder) {
+    /// Applies the pending intent, once.
+    fn apply_intent(&self, builder: &mut DecisionBuilder) {
         let PendingIntent::New(intent) = intent::pending_intent(self.rollout) else { return };
         let (spec, now) = (self.spec, self.now);
-        let action = draft.with_traffic(|traffic| intent::apply(&intent, traffic, spec, now));
-        let who = action.claimed_by.as_ref().map(|who| format!(" (asked by {who})")).unwrap_or_default();
-        draft.record_event(false, "Intent", format!("{:?}: {}{who}", action.verb, action.outcome));
-        draft.status.last_action = Some(action);
+        let action = builder.with_traffic(|traffic| intent::apply(&intent, traffic, spec, now));
+        let requester =
+            action.claimed_by.as_ref().map(|requester| format!(" (requested by {requester})")).unwrap_or_default();
+        builder.record_event(false, "Intent", format!("{:?}: {}{requester}", action.verb, action.outcome));
+        builder.status.last_action = Some(action);
     }
 
-    fn refuse_intent(&self, draft: &mut DecisionBuilder, why: &str) {
+    fn refuse_intent(&self, builder: &mut DecisionBuilder, why: &str) {
         let PendingIntent::New(intent) = intent::pending_intent(self.rollout) else { return };
         let outcome = format!("refused: {why}");
-        draft.status.last_action = Some(intent::last_action(&intent, outcome, self.now));
+        builder.status.last_action = Some(intent::last_action(&intent, outcome, self.now));
     }
 
-    /// Begins a new revision where another adapter is wanted. One that was stable and is on its way out comes back at once.
-    fn update_desired(&self, draft: &mut DecisionBuilder, wish: &DesiredAdapter) {
-        let DesiredAdapter::Id(id) = wish else { return };
-        if draft.status.revision.desired.as_ref() == Some(id) {
+    /// Begins a new revision if another adapter is desired. A former stable that is still being retired skips the
+    /// steps.
+    fn update_desired(&self, builder: &mut DecisionBuilder, desired: &DesiredAdapter) {
+        let DesiredAdapter::Id(id) = desired else { return };
+        if builder.status.revision.desired.as_ref() == Some(id) {
             return;
         }
-        // A candidate that was taken out never had everything: it comes by steps again.
-        let mut retired = draft.status.retired.iter();
-        let at_once = retired.any(|entry| entry.id == *id && entry.was_stable && entry.state != RetirementState::Gone);
+        // A retired candidate never had all requests: it goes through the steps again.
+        let mut retired = builder.status.retired.iter();
+        let skip_steps =
+            retired.any(|entry| entry.id == *id && entry.was_stable && entry.state != RetirementState::Gone);
         let (spec, now) = (self.spec, self.now);
-        draft.with_traffic(|traffic| traffic.begin_revision(id, &spec.strategy, at_once, now));
+        builder.with_traffic(|traffic| traffic.begin_revision(id, &spec.strategy, skip_steps, now));
     }
 
-    /// Why nothing is wanted yet.
-    fn unresolved_wait(&self, status: &RolloutStatus, wish: &DesiredAdapter) -> Option<Wait> {
-        let DesiredAdapter::Unchanged(why) = wish else { return None };
+    /// Returns why no adapter is desired yet.
+    fn unresolved_wait(&self, status: &RolloutStatus, desired: &DesiredAdapter) -> Option<Wait> {
+        let DesiredAdapter::Unchanged(why) = desired else { return None };
         if status.revision.desired.is_some() {
             return None;
         }
@@ -421,7 +434,7 @@ impl<'a> DecisionContext<'a> {
         if let Some(wait) = self.terminating_rewrite_wait().filter(|_| !status.weights.desired.is_empty()) {
             return RouterProof::incomplete(0, 0, wait);
         }
-        let claim = ExpectedRule {
+        let expected = ExpectedRule {
             model: &self.spec.model,
             rollout_uid: self.uid,
             rewrite_uid: self.rewrite.and_then(|rewrite| rewrite.metadata.uid.as_deref()),
@@ -429,10 +442,10 @@ impl<'a> DecisionContext<'a> {
             weights: &status.weights,
             shadowed_by: self.shadowing_rewrite(),
         };
-        routers::prove(self.spec.router, claim, self.observed.routers.as_deref(), self.now)
+        routers::prove(self.spec.router, expected, self.observed.routers.as_deref(), self.now)
     }
 
-    /// The rewrite whose rule goes before the one that we have.
+    /// Returns the rewrite whose rule takes precedence over ours.
     fn shadowing_rewrite(&self) -> Option<&'a str> {
         let ours = self.rewrite.filter(|rewrite| rewrite::rule_for(&self.spec.model, rewrite).is_some())?;
         let rewrites = self.observed.rewrites.as_deref().ok()?;
@@ -440,34 +453,34 @@ impl<'a> DecisionContext<'a> {
         (!std::ptr::eq(winner, ours)).then_some(winner.metadata.name.as_str())
     }
 
-    fn requeue_after(&self, status: &RolloutStatus, agains: impl Iterator<Item = RequeueWhen>) -> Option<Duration> {
+    fn requeue_after(&self, status: &RolloutStatus, requeues: impl Iterator<Item = RequeueWhen>) -> Option<Duration> {
         let soon = if is_waiting_long(status) {
             SLOW_POLL_INTERVAL.max(self.observed.poll_after)
         } else {
             self.observed.poll_after
         };
-        let delay = |again| match again {
+        let delay = |requeue| match requeue {
             RequeueWhen::Soon => Some(soon),
-            // A little later than the time itself: then it is over for sure.
+            // A little later than the time itself, so that it has certainly passed.
             RequeueWhen::At(at) => Some(text::since(self.now, at) + Duration::from_millis(1)),
             RequeueWhen::OnChange => None,
         };
-        agains.filter_map(delay).min()
+        requeues.filter_map(delay).min()
     }
 }
 
-/// Whether the step has been waiting for servers or routers for so long that whatever is wrong will not be over at once.
+/// Returns whether the step has waited for servers or routers for longer than [`FAST_POLL_WINDOW`].
 fn is_waiting_long(status: &RolloutStatus) -> bool {
     let waited = status.step.as_ref().and_then(|step| u64::try_from(step.observed_millis).ok());
     waited.is_some_and(|millis| Duration::from_millis(millis) > FAST_POLL_WINDOW)
 }
 
-/// A status that knows nothing: the first time, or lost.
+/// Returns whether the status holds nothing: it is new, or it was lost.
 fn is_uninitialized(status: &RolloutStatus) -> bool {
     status.revision.number == 0 && status.revision.stable.is_none() && status.weights.desired.is_empty()
 }
 
-/// The group of the rewrite that the Rollout works with already.
+/// Returns the group of the rewrite that the status names.
 fn recorded_group(rollout: &Rollout, name: &str) -> Option<RewriteGroup> {
     let rewrite = rollout.status.as_ref()?.rewrite.as_ref().filter(|rewrite| rewrite.name == name)?;
     RewriteGroup::from_name(&rewrite.group)

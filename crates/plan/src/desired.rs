@@ -1,6 +1,6 @@
-//! Which adapter is wanted: exactly the one that the Rollout names, or the highest listed version that it follows.
+//! Resolves the desired adapter: the id that the Rollout names, or the highest listed version that it follows.
 //!
-//! Invariant: a file that cannot be read, or in which nothing matches, changes nothing.
+//! Invariant: if the file cannot be read, or nothing in it matches, the desired adapter does not change.
 
 use crate::{observed::AdapterListing, text};
 use rollora_api::{
@@ -13,16 +13,16 @@ use rollora_api::{
     },
 };
 
-/// What a Rollout wants, as far as the adapters file tells.
+/// The result of resolving `spec.adapter`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum DesiredAdapter {
-    /// This adapter.
+    /// The id of the desired adapter.
     Id(AdapterId),
-    /// Whatever was wanted before, because of this.
+    /// The adapter that was desired before stays, and why nothing could be resolved.
     Unchanged(String),
 }
 
-/// Resolves the choice against the file; `file` is why there is none, where there is none.
+/// Resolves the choice against the file. `file` is an error if the adapters file cannot be used.
 pub(crate) fn resolve(choice: &AdapterChoice, file: Result<&AdaptersFile, String>) -> DesiredAdapter {
     if let Some(id) = &choice.id {
         return DesiredAdapter::Id(id.clone());
@@ -32,7 +32,7 @@ pub(crate) fn resolve(choice: &AdapterChoice, file: Result<&AdaptersFile, String
         Err(why) => return DesiredAdapter::Unchanged(why),
     };
     let Some(follow) = &choice.follow else {
-        return DesiredAdapter::Unchanged("spec.adapter names no adapter: write follow or id".to_owned());
+        return DesiredAdapter::Unchanged("spec.adapter names no adapter: set follow or id".to_owned());
     };
     let resolution = highest(follow, file);
     resolution.id.map_or_else(
@@ -50,43 +50,45 @@ fn highest(follow: &Follow, file: &AdaptersFile) -> Resolution {
     follow::highest_version(&follow.pattern, follow.order, listed)
 }
 
-/// What in the file is other than whoever wrote the Rollout may think, beside what is wanted: a reason, and words.
+/// Returns a reason and a message if the file differs from what the spec suggests, although an adapter is desired.
 pub(crate) fn spec_warning(choice: &AdapterChoice, file: &AdaptersFile) -> Option<(&'static str, String)> {
-    let ignored = ignored_ids_message(choice, file).map(|words| (reason::NO_MATCH, words));
+    let ignored = ignored_ids_message(choice, file).map(|message| (reason::NO_MATCH, message));
     ignored.or_else(|| Some((reason::INVALID, source_mismatch(choice, file)?)))
 }
 
-/// What is listed under the pattern and will never be wanted.
+/// Names listed ids that fit the pattern but are no versions, so that they are never desired.
 fn ignored_ids_message(choice: &AdapterChoice, file: &AdaptersFile) -> Option<String> {
     let follow = choice.follow.as_ref()?;
     let resolution = highest(follow, file);
     let ids: Vec<&str> = resolution.ignored.iter().map(AdapterId::as_str).collect();
     (resolution.id.is_some() && !ids.is_empty()).then(|| {
         let pattern = &follow.pattern;
-        format!("ignored, because only digits and dots may stand for the * of {pattern}: {}", text::list(&ids))
+        format!("ignored ids, because only digits and dots may stand for the * of {pattern}: {}", text::list(&ids))
     })
 }
 
-/// The adapter is listed with another source than the Rollout names.
+/// Explains that the adapter is listed with a source that differs from the one in the spec.
 fn source_mismatch(choice: &AdapterChoice, file: &AdaptersFile) -> Option<String> {
     let (id, source) = (choice.id.as_ref()?, choice.source.as_ref()?);
     let listed = &file.ensure_exist.iter().find(|entry| entry.id == *id)?.source;
     (listed != source).then(|| {
         format!(
-            "spec.adapter.source, {source}, is ignored: {id} is listed with the source {listed}, and an id has one source \
-             for ever: make them equal, or give the new weights a new id"
+            "spec.adapter.source, {source}, is ignored: {id} is listed with the source {listed}, and the source of \
+             an id never changes: make them equal, or list the new weights under a new id"
         )
     })
 }
 
 fn no_match_message(pattern: &str, ignored: &[AdapterId]) -> String {
     match ignored.first() {
-        None => format!("no id under ensureExist matches {pattern}: list one, or mend spec.adapter"),
-        Some(id) => format!("no id under ensureExist matches {pattern} with digits and dots ({id} is ignored)"),
+        None => format!("no id under ensureExist matches {pattern}: list one, or fix spec.adapter"),
+        Some(id) => format!(
+            "no id under ensureExist matches {pattern} with digits and dots for the * ({id} is ignored): list one"
+        ),
     }
 }
 
-/// Whether the file lists the adapter, and if not, what to do; nothing where the file cannot be read.
+/// Returns what to do so that the file lists the adapter; `None` if it does.
 pub(crate) fn not_listed_message(id: &AdapterId, file: &AdaptersFile) -> Option<String> {
     match AdapterListing::of(id, file) {
         AdapterListing::EnsureExist => None,
@@ -107,24 +109,24 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_is_not_the_listed_one_is_said_with_both() {
+    fn source_mismatch_warning_names_both_sources() {
         let listed = "    - {id: a-v1, source: org/a}\n";
         assert_eq!(warning_for(r#"{"id": "a-v1"}"#, listed), None);
         assert_eq!(warning_for(r#"{"id": "a-v1", "source": "org/a"}"#, listed), None);
         assert_eq!(warning_for(r#"{"id": "a-v2", "source": "org/b"}"#, listed), None);
-        let (reason, words) = warning_for(r#"{"id": "a-v1", "source": "org/b"}"#, listed).unwrap();
+        let (reason, message) = warning_for(r#"{"id": "a-v1", "source": "org/b"}"#, listed).unwrap();
         assert_eq!(reason, reason::INVALID);
-        let begin = "spec.adapter.source, org/b, is ignored: a-v1 is listed with the source org/a";
-        assert!(words.starts_with(begin), "{words}");
+        let prefix = "spec.adapter.source, org/b, is ignored: a-v1 is listed with the source org/a";
+        assert!(message.starts_with(prefix), "{message}");
     }
 
     #[test]
-    fn what_is_no_version_is_said_where_something_else_is_wanted() {
+    fn ids_that_are_no_versions_cause_a_warning() {
         let follow = r#"{"follow": {"pattern": "a-v*"}}"#;
         let entry = |id: &str| format!("    - {{id: {id}, source: /a}}\n");
         assert_eq!(warning_for(follow, &entry("a-v1")), None);
-        assert_eq!(warning_for(follow, &entry("a-v2-rc1")), None, "that nothing matches says it");
-        let (reason, words) = warning_for(follow, &(entry("a-v1") + &entry("a-v2-rc1"))).unwrap();
-        assert_eq!((reason, words.ends_with("of a-v*: a-v2-rc1")), (reason::NO_MATCH, true), "{words}");
+        assert_eq!(warning_for(follow, &entry("a-v2-rc1")), None, "the message that nothing matches names it already");
+        let (reason, message) = warning_for(follow, &(entry("a-v1") + &entry("a-v2-rc1"))).unwrap();
+        assert_eq!((reason, message.ends_with("of a-v*: a-v2-rc1")), (reason::NO_MATCH, true), "{message}");
     }
 }

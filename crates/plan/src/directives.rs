@@ -1,8 +1,11 @@
-//! What one Rollout adds to the operator's key, and how that is put among the parts of the others.
+//! The operator directives of one Rollout, and how they are merged with those of other Rollouts.
+//!
+//! All Rollouts of an adapters ConfigMap share one key with directives, `rollora.yaml`, which every sidecar reads.
 //!
 //! Invariants:
-//! - Entries of ids that another Rollout governs, or works with, stay as they are; entries that nobody governs leave.
-//! - A rejected id keeps its pilot: whoever has only the key left tries it again there, where it has done its harm.
+//! - Entries of ids that another Rollout governs or uses stay as they are; entries that no Rollout governs are removed.
+//! - A rejected id keeps its pilot: if only the directives are left, it is tried again on the server that it has
+//!   harmed.
 
 #[cfg(test)]
 mod tests;
@@ -17,18 +20,18 @@ use rollora_api::{
     },
 };
 
-/// The entries of one Rollout.
+/// Returns the directives of one Rollout.
 pub(crate) fn own_directives(spec: &RolloutSpec, status: &RolloutStatus) -> OperatorDirectives {
     let admitted = &status.admission.admitted;
     let rejected = |id: &AdapterId| status.rejected.iter().any(|rejected| rejected.id == *id);
-    let harmed = status.admission.past_pilots.iter().filter(|pilot| rejected(&pilot.id));
-    let unwanted = |id: &AdapterId| status.retired.iter().any(|retired| retired.id == *id && !is_held(retired));
+    let rejecting_pilots = status.admission.past_pilots.iter().filter(|pilot| rejected(&pilot.id));
+    let is_released = |id: &AdapterId| status.retired.iter().any(|retired| retired.id == *id && !is_held(retired));
     OperatorDirectives {
         managed: governed(spec, status),
         admitted: admitted.clone(),
-        pilots: status.admission.pilot.iter().chain(harmed).cloned().collect(),
-        serving: admitted.iter().filter(|id| !unwanted(id)).chain(&status.admission.retained).cloned().collect(),
-        // A rejected id stays admitted until no router sends to it any more.
+        pilots: status.admission.pilot.iter().chain(rejecting_pilots).cloned().collect(),
+        serving: admitted.iter().filter(|id| !is_released(id)).chain(&status.admission.retained).cloned().collect(),
+        // A rejected id stays admitted until no router sends requests to it.
         rejected: status
             .rejected
             .iter()
@@ -39,12 +42,12 @@ pub(crate) fn own_directives(spec: &RolloutSpec, status: &RolloutStatus) -> Oper
     }
 }
 
-/// Whether a retired id must not be unloaded yet.
+/// Returns whether a retired id must not be unloaded yet.
 fn is_held(retired: &RetiredAdapter) -> bool {
     matches!(retired.state, RetirementState::Waiting | RetirementState::StillInUse | RetirementState::Returning)
 }
 
-/// The pattern or id that the Rollout names, and every other id that it has to do with.
+/// Returns the pattern or id of the spec, and every other id that the Rollout uses.
 fn governed(spec: &RolloutSpec, status: &RolloutStatus) -> Vec<String> {
     let mut governed: Vec<String> = spec.adapter.managed_pattern().map(str::to_owned).into_iter().collect();
     let gone = |retired: &&RetiredAdapter| retired.state != RetirementState::Gone;
@@ -64,57 +67,58 @@ fn governed(spec: &RolloutSpec, status: &RolloutStatus) -> Vec<String> {
     governed
 }
 
-/// The entries that none of the patterns and ids `ours` matches.
-pub(crate) fn foreign_entries(present: &OperatorDirectives, ours: &[String]) -> OperatorDirectives {
+/// Returns the entries that none of the patterns and ids `ours` matches.
+pub(crate) fn foreign_entries(current: &OperatorDirectives, ours: &[String]) -> OperatorDirectives {
     let is_foreign = |id: &AdapterId| !ours.iter().any(|pattern| matches_pattern(pattern, id.as_str()));
     let foreign = |ids: &[AdapterId]| ids.iter().filter(|id| is_foreign(id)).cloned().collect();
     OperatorDirectives {
-        managed: present.managed.iter().filter(|pattern| !ours.contains(pattern)).cloned().collect(),
-        admitted: foreign(&present.admitted),
-        pilots: present.pilots.iter().filter(|pilot| is_foreign(&pilot.id)).cloned().collect(),
-        serving: foreign(&present.serving),
-        rejected: foreign(&present.rejected),
+        managed: current.managed.iter().filter(|pattern| !ours.contains(pattern)).cloned().collect(),
+        admitted: foreign(&current.admitted),
+        pilots: current.pilots.iter().filter(|pilot| is_foreign(&pilot.id)).cloned().collect(),
+        serving: foreign(&current.serving),
+        rejected: foreign(&current.rejected),
     }
 }
 
-/// The whole key: `mine`, and of what is there the entries that `others` govern.
+/// Merges `mine` with those entries of `current` that `others` govern or use.
 pub(crate) fn merge(
-    present: &OperatorDirectives,
+    current: &OperatorDirectives,
     mine: OperatorDirectives,
     others: &[OperatorDirectives],
 ) -> OperatorDirectives {
     let is_mine = |id: &str| mine.managed.iter().any(|pattern| matches_pattern(pattern, id));
     let is_theirs = |id: &str| {
-        let governs = |key: &OperatorDirectives| key.managed.iter().any(|pattern| matches_pattern(pattern, id));
-        // What somebody works with is not taken from them by a wider pattern.
-        let has = |key: &OperatorDirectives| {
-            key.admitted.iter().chain(&key.rejected).any(|other| other.as_str() == id)
-                || key.pilots.iter().any(|pilot| pilot.id.as_str() == id)
+        let governs =
+            |directives: &OperatorDirectives| directives.managed.iter().any(|pattern| matches_pattern(pattern, id));
+        // An id that another Rollout uses stays with it, even if a wider pattern of ours matches.
+        let has = |directives: &OperatorDirectives| {
+            directives.admitted.iter().chain(&directives.rejected).any(|other| other.as_str() == id)
+                || directives.pilots.iter().any(|pilot| pilot.id.as_str() == id)
         };
         others.iter().any(has) || (!is_mine(id) && others.iter().any(governs))
     };
     let kept = |ids: &[AdapterId]| ids.iter().filter(|id| is_theirs(id.as_str())).cloned().collect::<Vec<_>>();
-    let pilots: Vec<Pilot> = present.pilots.iter().filter(|pilot| is_theirs(pilot.id.as_str())).cloned().collect();
-    let mut key = OperatorDirectives {
+    let pilots: Vec<Pilot> = current.pilots.iter().filter(|pilot| is_theirs(pilot.id.as_str())).cloned().collect();
+    let mut directives = OperatorDirectives {
         managed: others.iter().flat_map(|other| other.managed.clone()).collect(),
-        admitted: kept(&present.admitted),
+        admitted: kept(&current.admitted),
         pilots,
-        serving: kept(&present.serving),
-        rejected: kept(&present.rejected),
+        serving: kept(&current.serving),
+        rejected: kept(&current.rejected),
     };
-    key.extend(mine);
-    normalize(key)
+    directives.extend(mine);
+    normalize(directives)
 }
 
-/// Sorted and without repetitions, so that equal content has equal bytes.
-pub(crate) fn normalize(mut key: OperatorDirectives) -> OperatorDirectives {
-    key.managed.sort_unstable();
-    key.managed.dedup();
-    key.pilots.sort_unstable();
-    key.pilots.dedup();
-    for ids in [&mut key.admitted, &mut key.serving, &mut key.rejected] {
+/// Sorts the entries and removes duplicates, so that equal content has equal bytes.
+pub(crate) fn normalize(mut directives: OperatorDirectives) -> OperatorDirectives {
+    directives.managed.sort_unstable();
+    directives.managed.dedup();
+    directives.pilots.sort_unstable();
+    directives.pilots.dedup();
+    for ids in [&mut directives.admitted, &mut directives.serving, &mut directives.rejected] {
         ids.sort_unstable();
         ids.dedup();
     }
-    key
+    directives
 }

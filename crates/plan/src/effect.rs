@@ -1,20 +1,22 @@
-//! What has to be done to the world. Effects are found by comparing what the status says with what was observed, so
-//! they may be repeated, lost and found again.
+//! Writes to the cluster that a decision asks for.
+//!
+//! Effects are found by comparing the status with the observed state, so they may be repeated, and one that is lost is
+//! found again by the next decision.
 
 use rollora_api::{operator_directives::OperatorDirectives, rewrite::InferenceModelRewrite};
 
-/// One write.
+/// One write to the API server, or to the files of `rollora local`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    /// Replace the rewrite of this group and name as it was observed, or make it where it was not there.
+    /// Replace the rewrite of this group and name as it was observed, or create it if it did not exist.
     WriteRewrite(Box<InferenceModelRewrite>),
-    /// Put our finalizer ([`rollora_api::names::FINALIZER`]) on the Rollout, or take it off.
+    /// Add (`true`) or remove (`false`) our finalizer ([`rollora_api::names::FINALIZER`]) on the Rollout.
     SetFinalizer(bool),
-    /// Write keys of the adapters ConfigMap as it was observed; what is none stays.
+    /// Replace keys of the adapters ConfigMap as it was observed; a key that is `None` stays.
     WriteAdapters {
-        /// The user's key after the edit of one entry.
+        /// The new text of the user's key, with entries added or moved.
         user_text: Option<String>,
-        /// The operator's key.
+        /// The new operator directives (the key `rollora.yaml`).
         directives: Option<OperatorDirectives>,
     },
 }

@@ -1,12 +1,12 @@
-//! What people are told.
+//! Kubernetes events that a decision publishes.
 
-/// Something that happened to a Rollout, said once.
+/// One event about a Rollout, published when it happens and not repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RolloutEvent {
-    /// Whether a person should look.
+    /// Whether the type is `Warning`, which asks for attention, instead of `Normal`.
     pub warning: bool,
-    /// One CamelCase word.
+    /// The CamelCase reason, usually of [`rollora_api::condition::reason`].
     pub reason: String,
-    /// What happened, in words.
+    /// What happened, on which object, and what to do.
     pub message: String,
 }

@@ -1,21 +1,23 @@
-//! What a person asked for once, by the annotation: consumed exactly once, bound to what the person saw.
+//! One-time requests of a person (abort, promote, retry), made by an annotation.
+//!
+//! Each is consumed exactly once and bound to the revision and step that the person saw.
 
 use crate::traffic::{IntentResult, TrafficMachine};
 use jiff::Timestamp;
 use rollora_api::rollout::{Intent, IntentKind, Rollout, RolloutSpec, status::LastAction};
 
-/// What the annotation holds.
+/// The content of the annotation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PendingIntent {
-    /// Nothing, or something that was consumed already.
+    /// No intent, or one that was consumed already.
     None,
-    /// Something to consume.
+    /// An intent that is not consumed yet.
     New(Intent),
-    /// Something that cannot be read, and why.
+    /// The annotation cannot be parsed, and why.
     Unreadable(String),
 }
 
-/// Reads the annotation.
+/// Parses the annotation of a Rollout.
 pub(crate) fn pending_intent(rollout: &Rollout) -> PendingIntent {
     match Intent::pending(rollout) {
         Ok(None) => PendingIntent::None,
@@ -24,15 +26,15 @@ pub(crate) fn pending_intent(rollout: &Rollout) -> PendingIntent {
     }
 }
 
-/// Characters of what people say who they are that are kept.
+/// Characters of `claimedBy` that the status keeps: the field is free text of any length.
 const MAX_CLAIMED_BY_CHARS: usize = 100;
 
-/// Whether somebody asked to abort, which waits for no observation but the rewrite.
+/// Returns whether an abort is pending, which needs no observation except the rewrite.
 pub fn has_pending_abort(rollout: &Rollout) -> bool {
     matches!(pending_intent(rollout), PendingIntent::New(Intent { verb: IntentKind::Abort, .. }))
 }
 
-/// Does what was asked, or says why not.
+/// Applies the intent, or records why it was refused.
 pub(crate) fn apply(
     intent: &Intent,
     traffic: &mut TrafficMachine<'_>,
@@ -46,17 +48,19 @@ pub(crate) fn apply(
     last_action(intent, outcome, now)
 }
 
-/// What came of it, for the record.
+/// Returns the record of a consumed intent.
 pub(crate) fn last_action(intent: &Intent, outcome: String, at: Timestamp) -> LastAction {
-    // Whoever asks writes what they like; the status has room for so much.
-    let claimed_by = intent.claimed_by.as_ref().map(|who| who.chars().take(MAX_CLAIMED_BY_CHARS).collect());
+    let claimed_by = intent.claimed_by.as_ref().map(|requester| requester.chars().take(MAX_CLAIMED_BY_CHARS).collect());
     LastAction { id: intent.id.clone(), verb: intent.verb, claimed_by, at, outcome }
 }
 
 fn dispatch(intent: &Intent, traffic: &mut TrafficMachine<'_>, spec: &RolloutSpec, now: Timestamp) -> IntentResult {
     let number = traffic.revision.number;
     if intent.revision != number {
-        return Err(format!("revision {} was seen, and revision {number} is in force: look again", intent.revision));
+        return Err(format!(
+            "it was requested for revision {}, but revision {number} is current: check the status and request it again",
+            intent.revision
+        ));
     }
     match intent.verb {
         IntentKind::Abort => traffic.abort(now),

@@ -1,14 +1,14 @@
-//! Pure: every phase and gate of a rollout. No I/O, no clock.
+//! The rollout logic as pure functions: every phase and gate of a rollout, without I/O and without a clock.
 //!
-//! [`decide`] takes what was observed and the time, and says what the status is now, which writes follow from it, what
-//! people should be told, and when to look again. Two small machines work inside, and neither reads the other's state:
-//! traffic (how much the desired adapter gets) and retirement (how an adapter that lost its weight goes).
+//! [`decide()`] takes the observed state and the time, and returns the new status, the writes that follow from it, the
+//! events to publish, and when to decide again. It contains two small state machines, and neither reads the other's
+//! state: traffic (how much the desired adapter gets) and retirement (how an adapter that lost its weight is unloaded).
 //!
 //! Invariants:
-//! - The status is to be written before the effects. Effects are found by comparing the status with what was observed,
-//!   so a crash between any two writes is harmless: the next decision finds what is left.
-//! - An abort needs no observation but the rewrite.
-//! - Everything that waits says for what.
+//! - The caller must write the status before the effects. Effects are found by comparing the status with the observed
+//!   state, so a crash between any two writes is harmless: the next decision finds what is left.
+//! - An abort needs no observation except the rewrite.
+//! - Every state that waits names what it waits for.
 
 mod adoption;
 mod capacity;

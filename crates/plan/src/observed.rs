@@ -1,4 +1,4 @@
-//! What the world looks like: plain data that whoever calls the plan has gathered.
+//! The observed state: plain data that the caller of [`crate::decide()`] has gathered.
 
 use jiff::Timestamp;
 use rollora_api::{
@@ -12,81 +12,82 @@ use rollora_api::{
 };
 use std::{sync::Arc, time::Duration};
 
-/// Everything one decision looks at, each part as far as it could be observed.
+/// Everything that one decision reads. A part that could not be observed is an [`ObserveError`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct ObservedState {
-    /// The adapters ConfigMap; none where it does not exist.
+    /// The adapters ConfigMap; `None` if it does not exist.
     pub adapters: Result<Option<AdaptersConfigMap>, ObserveError>,
-    /// Every rewrite of both groups in the Rollout's namespace.
+    /// Every rewrite of both API groups in the Rollout's namespace.
     pub rewrites: Result<Vec<Arc<InferenceModelRewrite>>, ObserveError>,
-    /// Every server of the pool.
+    /// Every server of the Rollout's pool, Ready or not.
     pub servers: Result<Vec<ObservedServer>, ObserveError>,
-    /// Every server of another pool that reads the same adapters file.
+    /// Every server of other pools that reads the same adapters file.
     pub other_pool_servers: Result<Vec<ObservedServer>, ObserveError>,
-    /// Every router replica.
+    /// Every router replica that exists.
     pub routers: Result<Vec<ObservedRouter>, ObserveError>,
-    /// How soon servers and routers that are on their way there can have something new to say.
+    /// How soon servers and routers that are changing are polled again.
     pub poll_after: Duration,
-    /// Every Rollout, this one among them.
+    /// Every Rollout, including this one.
     pub rollouts: Result<Vec<Arc<Rollout>>, ObserveError>,
-    /// The API group of a rewrite that has to be made.
+    /// The API group of a rewrite that is created.
     pub new_rewrite_group: RewriteGroup,
-    /// Whether a Rollout can be held back from its deletion until its traffic is in order.
+    /// Whether the deletion of a Rollout can be held back by a finalizer (not with `rollora local`).
     pub supports_finalizers: bool,
-    /// Why the last write was refused, where it was.
+    /// Why the last write was refused; `None` if it was not.
     pub write_refusal: Option<String>,
-    /// The sequence of a rewrite that was taken from us since the last look, and that `rewrites` are not older than.
+    /// The sequence of our last write of the rewrite, if another client has overwritten it since the last decision;
+    /// `rewrites` are at least as new as that.
     pub overwritten_sequence: Option<Sequence>,
 }
 
-/// Why a part of the world could not be observed.
+/// Why a part of the state could not be observed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ObserveError {
-    /// Asking again may help.
+    /// The part may be observable later; polling again may help.
     #[error("{0}")]
     Unavailable(String),
-    /// What is stored cannot be read; a person must change it.
+    /// The stored data cannot be parsed; a person must fix it.
     #[error("{0}")]
     Invalid(String),
-    /// It was not asked, because the decision could not wait for it.
-    #[error("not asked yet")]
+    /// The part was not queried, because the decision could not wait for it.
+    #[error("not queried yet")]
     NotAttempted,
 }
 
-/// The adapters ConfigMap.
+/// One version of the adapters ConfigMap: the adapters file and the operator directives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdaptersConfigMap {
-    /// Its version.
+    /// The `resourceVersion` of the ConfigMap.
     pub version: String,
-    /// When this version was read first.
+    /// When this process first read this version.
     pub first_read_at: Timestamp,
-    /// The hash of the present content, see [`rollora_api::adapters::content_hash`].
+    /// The hash of the current content, see [`rollora_api::adapters::content_hash`].
     pub hash: ContentHash,
-    /// The user's key, as it stands.
+    /// The user's key as text, byte for byte.
     pub user_text: String,
-    /// The user's key as it is read, or why it cannot be, with line and fix.
+    /// The user's key as parsed, or why it cannot be parsed, with the line and the fix.
     pub file: Result<AdaptersFile, String>,
-    /// The operator's key; empty where there is none.
+    /// The operator directives (the key `rollora.yaml`); empty if the key is missing.
     pub directives: OperatorDirectives,
-    /// Who else writes this ConfigMap, where its labels or annotations say so.
+    /// The GitOps tool that owns this ConfigMap according to its labels or annotations, such as `Argo CD`; else `None`.
     pub gitops_owner: Option<String>,
 }
 
-/// Where an id stands in the adapters file.
+/// Which lists of the adapters file contain an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AdapterListing {
-    /// Under `ensureExist` only.
+    /// Listed under `ensureExist` only.
     EnsureExist,
-    /// Under `ensureNotExist` only.
+    /// Listed under `ensureNotExist` only.
     EnsureNotExist,
-    /// In both lists: left alone.
+    /// Listed in both: neither the operator nor a sidecar acts on it.
     Both,
-    /// In neither.
+    /// Listed in neither of them.
     Absent,
 }
 
 impl AdapterListing {
-    /// Where `id` stands in `file`.
+    /// Returns which lists of `file` contain `id`.
     pub fn of(id: &AdapterId, file: &AdaptersFile) -> Self {
         let exist = file.ensure_exist.iter().any(|entry| entry.id == *id);
         let not_exist = file.ensure_not_exist.iter().any(|entry| entry.id == *id);
@@ -99,26 +100,26 @@ impl AdapterListing {
     }
 }
 
-/// One vLLM server of a pool: a pod and a port; on one machine a URL.
+/// One vLLM server of a pool: a pod and a port, or a URL with `rollora local`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ObservedServer {
-    /// The pod's name; the same word as in [`rollora_api::operator_directives::Pilot::pod`].
+    /// The pod's name, as in [`rollora_api::operator_directives::Pilot::pod`].
     pub name: String,
-    /// The pod's UID; on one machine the server's URL.
+    /// The pod's UID, or the server's URL with `rollora local`.
     pub uid: String,
-    /// Whether Kubernetes (on one machine: the gateway) sends requests there.
+    /// Whether Kubernetes (with `rollora local`: the gateway) sends requests to it.
     pub ready: bool,
-    /// Since when it is not; none where it is, or where that is not known.
+    /// Since when it is not Ready; `None` if it is Ready or the time is not known.
     pub unready_since: Option<Timestamp>,
-    /// Whether its pod is being deleted: it will not be Ready again.
+    /// Whether its pod is being deleted and so will not become Ready again.
     pub terminating: bool,
-    /// What its sidecar says, or why it could not be asked.
+    /// The report of its sidecar, or why the sidecar could not be queried.
     pub status: Result<Arc<SidecarStatus>, String>,
 }
 
 #[cfg(test)]
 impl ObservedServer {
-    /// One that is Ready, and whose sidecar says this.
+    /// Returns a Ready server whose sidecar reports `status`.
     pub(crate) fn ready(name: &str, status: SidecarStatus) -> Self {
         Self {
             name: name.to_owned(),
@@ -131,11 +132,11 @@ impl ObservedServer {
     }
 }
 
-/// One router replica.
+/// One replica of the router that applies the rules.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ObservedRouter {
-    /// The replica's name.
+    /// The replica's name: of its pod, or `gateway` with `rollora local`.
     pub name: String,
-    /// The rules in force there, or why it could not be asked.
+    /// The rules active at the replica, or why it could not be queried.
     pub report: Result<Arc<RulesReport>, String>,
 }

@@ -1,7 +1,7 @@
-//! One pod first: a governed id is loaded and proven on one server before any other may try it.
+//! The pilot: a governed id is loaded and verified on one server before any other server may load it.
 //!
-//! Invariant: while a server tries an id, or has tried it and told of it, no other server is chosen for it, unless the
-//! first one is gone.
+//! Invariant: while a server tries an id, or reports that it has tried it, no other server is chosen, unless the first
+//! one is gone.
 
 #[cfg(test)]
 mod tests;
@@ -14,27 +14,28 @@ use rollora_api::{
     sidecar_status::{AdapterState, AdapterStatus, SidecarStatus},
 };
 
-/// After so many failed attempts on the pilot an id is rejected, whatever the reason.
+/// Failed attempts on the pilot after which an id is rejected, whatever the reason.
 const MAX_ATTEMPTS: u32 = 5;
-/// The same where the adapter is not found, or not to be had: long enough for files that are still being copied.
+/// Failed attempts after which an id is rejected whose adapter is not found or not accessible. More than one, because
+/// files may still be being copied.
 const MAX_ATTEMPTS_NOT_FOUND: u32 = 3;
 
-/// What is to be done about an id that is not admitted.
+/// The decision about an id that is not admitted yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PilotDecision {
-    /// It is proven on this server: every server may load it.
+    /// The id is verified on this server: every server may load it.
     Admit(String),
-    /// This server shall try it.
+    /// This server becomes the pilot.
     Choose(String),
-    /// The pilot is at it, in words.
+    /// The pilot is trying the id; the message says how far it is.
     Trying(String),
-    /// It is not to be loaded anywhere; why, in words.
+    /// The id must not be loaded anywhere; the message says why.
     Reject(String),
-    /// No server is Ready to try it.
+    /// No server is Ready, so none can be the pilot.
     NoReadyServer,
 }
 
-/// Looks at the trial of `id`. `serving` are the ids that carry traffic.
+/// Evaluates the trial of `id`. `serving` are the ids that have weight.
 pub(crate) fn evaluate(
     id: &AdapterId,
     pilot: Option<&Pilot>,
@@ -53,8 +54,8 @@ pub(crate) fn evaluate(
     }
 }
 
-/// A server that died twice over an id that was proven on its pilot, in words. Once may have another cause, and its
-/// sidecar tries again.
+/// Names a server that died twice because of an id that was verified on its pilot. A single death may have another
+/// cause, and the sidecar tries again.
 pub(crate) fn quarantine_reason(
     id: &AdapterId,
     servers: &[ObservedServer],
@@ -78,49 +79,51 @@ fn evaluate_trial(id: &AdapterId, server: &ObservedServer, content: Option<&Cont
     let name = &server.name;
     let status = match &server.status {
         Ok(status) if is_fresh(status, content) => status,
-        Ok(_) => return PilotDecision::Trying(format!("{name} has not read the present adapters file yet")),
-        Err(error) => return PilotDecision::Trying(format!("{name} cannot be asked ({error})")),
+        Ok(_) => return PilotDecision::Trying(format!("{name} has not read the current adapters file yet")),
+        Err(error) => return PilotDecision::Trying(format!("{name} cannot be queried ({error})")),
     };
     let adapter = status.adapter(id);
     if let Some(reason) = adapter.and_then(|adapter| rejection_reason(name, adapter, status)) {
         return PilotDecision::Reject(reason);
     }
     let state = adapter.map(|adapter| adapter.state);
-    // While it loads, what is wrong with the server may be this very load: from a hub it keeps the engine from answering.
+    // While the id loads, the server's problem may be this load itself: a download from a hub blocks the engine.
     if let Some(problem) = status.problem.as_ref().filter(|_| state != Some(AdapterState::Loading)) {
-        return PilotDecision::Trying(format!("{name} cannot load anything: {}", problem.message));
+        return PilotDecision::Trying(format!("{name} cannot load any adapter: {}", problem.message));
     }
     let error = adapter.and_then(|adapter| adapter.last_error.as_ref());
     PilotDecision::Trying(match (state, error) {
         (Some(AdapterState::Failed | AdapterState::ServerDied), Some(error)) => {
-            format!("{name} tries again after: {}", error.message)
+            format!("{name} will try again after this error: {}", error.message)
         }
-        (Some(AdapterState::Loaded), _) => format!("{name} proves it with a completion"),
+        (Some(AdapterState::Loaded), _) => format!("{name} is verifying it with a completion"),
         (Some(AdapterState::Loading), _) => format!("{name} is loading it"),
         (Some(AdapterState::Fetching), _) => format!("{name} is fetching it"),
-        _ => format!("{name} is to load it"),
+        _ => format!("{name} has not begun to load it yet"),
     })
 }
 
-/// Why the adapter is to blame for what its pilot reports, where it is.
+/// Returns why the adapter must be rejected; `None` if it is not the cause of what its pilot reports.
 fn rejection_reason(name: &str, adapter: &AdapterStatus, status: &SidecarStatus) -> Option<String> {
     match (adapter.state, &adapter.last_error) {
-        // A death after which the sidecar tries again by itself had another cause.
+        // If the sidecar tries again by itself, the death had another cause.
         (AdapterState::ServerDied, _) if adapter.next_try.is_none() => Some(crash_reason(name)),
         (AdapterState::Quarantined, _) => Some(crash_reason(name)),
-        (AdapterState::SourceChanged, _) => {
-            Some(format!("the server {name} has this id from another source: list the new weights under a new id"))
+        (AdapterState::SourceChanged, _) => Some(format!(
+            "the server {name} has loaded this id from another source: list the new weights under a new id"
+        )),
+        // All sidecars have the same source policy, so no other server would accept it.
+        (AdapterState::SourceRefused, Some(error)) => {
+            Some(format!("the server {name} refuses its source: {}", error.message))
         }
-        // Every sidecar was told the same: no other server would take it.
-        (AdapterState::SourceRefused, Some(error)) => Some(format!("the server {name}: {}", error.message)),
-        // What is wrong with the server as a whole says nothing about the adapter.
+        // A problem of the whole server says nothing about the adapter.
         (AdapterState::Failed, Some(error)) if status.problem.is_none() => {
-            let to_find =
+            let is_missing =
                 matches!(error.reason.as_str(), "AdapterNotFound" | "HubNotFound" | "HubUnauthorized" | "TooLarge");
-            let limit = if to_find { MAX_ATTEMPTS_NOT_FOUND } else { MAX_ATTEMPTS };
-            let tired = adapter.attempts >= limit && !error.is_infrastructure_error();
-            let hopeless = error.is_adapter_error() || tired;
-            hopeless.then(|| format!("the server {name} could not load it: {}", error.message))
+            let limit = if is_missing { MAX_ATTEMPTS_NOT_FOUND } else { MAX_ATTEMPTS };
+            let is_exhausted = adapter.attempts >= limit && !error.is_infrastructure_error();
+            let is_permanent = error.is_adapter_error() || is_exhausted;
+            is_permanent.then(|| format!("the server {name} could not load it: {}", error.message))
         }
         _ => None,
     }
@@ -130,8 +133,8 @@ fn crash_reason(name: &str) -> String {
     format!("the server {name} died while loading it or at its first use")
 }
 
-/// The server that has tried it before, if one has: what hurt it once shall hurt no other. Else the one that serves
-/// least, by name where several do; never the only Ready one if another can be had.
+/// Chooses the pilot: a server that has tried the id before, so that it cannot harm another one. Else the server with
+/// the fewest serving adapters, by name if several have equally few. Never the only Ready one if another one is alive.
 fn choose_server<'a>(
     id: &AdapterId,
     serving: &[AdapterId],

@@ -1,8 +1,9 @@
-//! The residency gate: before a target gets weight, every server of every Ready pod has it, and there is one. And its
-//! opposite: which Ready servers are known to lack an adapter that has weight.
+//! The residency gate: before an adapter gets weight, at least one server must be Ready and every Ready server must
+//! have the adapter. Also the opposite: which Ready servers are known to lack an adapter that has weight.
 //!
-//! Invariants: what could not be asked opens no gate, and is no proof of a loss either; a server that is not Ready for a
-//! moment closes the gate as if it were.
+//! Invariants:
+//! - A server that could not be queried keeps the gate closed, and is no proof of a loss either.
+//! - A server that is briefly not Ready counts for the gate like a Ready one.
 
 #[cfg(test)]
 mod tests;
@@ -17,23 +18,24 @@ use rollora_api::{
 };
 use std::time::Duration;
 
-/// How many Ready servers have an adapter.
+/// How many Ready servers have an adapter, and which servers lack it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ResidencyGate {
-    /// Ready servers that have it.
+    /// Ready servers that have the adapter.
     pub(crate) resident: usize,
-    /// Ready servers.
+    /// All Ready servers of the pool.
     pub(crate) ready: usize,
-    /// Those that do not have it, and are Ready or may be so at any moment, each with the reason.
+    /// Servers that lack the adapter and are Ready or may become Ready at any time, each with the reason.
     pub(crate) missing: Vec<String>,
 }
 
-/// How long a server that cannot be asked, or that is suspect, may still come back as it was: its sidecar starts again, or
-/// vLLM is silent for a moment. Whoever refuses the sidecar's key is suspect for ever.
+/// How long a server that cannot be queried, or that is suspect, may still recover unchanged: its sidecar restarts, or
+/// vLLM does not respond for a moment. The time is limited because a server that refuses the sidecar's API key is
+/// suspect permanently.
 const RECOVERY_GRACE_PERIOD: Duration = Duration::from_secs(15);
 
 impl ResidencyGate {
-    /// Looks at every server that is Ready, or may be so at any moment.
+    /// Evaluates every server that is Ready or may become Ready at any time.
     pub(crate) fn evaluate(
         id: &AdapterId,
         proof: ResidencyProof,
@@ -51,36 +53,36 @@ impl ResidencyGate {
                     Some(why) => gate.missing.push(format!("{}: {why}", server.name)),
                 }
             } else if may_become_ready(server, content, now) {
-                let why = lacks().map(|why| format!("{} is not Ready for the moment: {why}", server.name));
+                let why = lacks().map(|why| format!("{} is briefly not Ready: {why}", server.name));
                 gate.missing.extend(why);
             }
         }
         gate
     }
 
-    /// Whether the adapter may get weight.
+    /// Returns whether the adapter may get weight.
     pub(crate) fn is_open(&self) -> bool {
         self.ready > 0 && self.missing.is_empty()
     }
 }
 
-/// Whether a server that is not Ready may be so at any moment with no more than it has now. Its sidecar says so itself
-/// unless it waits for what is to serve, and has read which that is.
+/// Returns whether a server that is not Ready may become Ready at any time without loading more adapters. That is so
+/// unless its sidecar has read the current file and waits for the adapters that must serve.
 fn may_become_ready(server: &ObservedServer, content: Option<&ContentHash>, now: Timestamp) -> bool {
     if server.terminating {
         return false;
     }
-    let for_a_moment = || server.unready_since.is_some_and(|unready| since(unready, now) < RECOVERY_GRACE_PERIOD);
+    let is_brief = || server.unready_since.is_some_and(|unready| since(unready, now) < RECOVERY_GRACE_PERIOD);
     match &server.status {
-        Ok(status) if status.readiness.reason == SUSPECT => for_a_moment(),
+        Ok(status) if status.readiness.reason == SUSPECT => is_brief(),
         Ok(status) if status.server.is_some() => {
             !is_fresh(status, content) || status.readiness.reason != ADAPTERS_NOT_VERIFIED
         }
-        _ => for_a_moment(),
+        _ => is_brief(),
     }
 }
 
-/// Whether what a sidecar says is about the present content of the ConfigMap.
+/// Returns whether the report of a sidecar refers to the current content of the ConfigMap.
 pub(crate) fn is_fresh(status: &SidecarStatus, content: Option<&ContentHash>) -> bool {
     content.is_some() && status.config.hash.as_ref() == content
 }
@@ -93,70 +95,70 @@ fn missing_reason(
 ) -> Option<String> {
     let status = match &server.status {
         Ok(status) => status,
-        Err(error) => return Some(format!("its sidecar cannot be asked ({error})")),
+        Err(error) => return Some(format!("its sidecar cannot be queried ({error})")),
     };
     if status.server.is_none() {
         return Some("vLLM cannot be reached".to_owned());
     }
     if proof == ResidencyProof::Registered {
-        return if status.is_resident(id) { None } else { Some("does not list it".to_owned()) };
+        return if status.is_resident(id) { None } else { Some("vLLM does not list it".to_owned()) };
     }
     if !is_fresh(status, content) {
         return Some(match &status.config.error {
-            Some(error) => format!("its sidecar cannot take over the present adapters file ({error})"),
-            // A mount with `items` hides it for ever; without it nothing that a Rollout governs can be resident.
+            Some(error) => format!("its sidecar cannot apply the current adapters file ({error})"),
+            // A mount with `items` hides the key permanently, and without it no governed adapter can be resident.
             None if status.config.hash.is_some() && !status.config.operator_directives => format!(
-                "its sidecar has not read the present adapters file yet, and has never seen the key {DIRECTIVES_KEY} \
-                 beside it: mount the whole ConfigMap, without items"
+                "its sidecar has not read the current adapters file yet, and has never found the key {DIRECTIVES_KEY} \
+                 next to it: mount the whole ConfigMap, without items"
             ),
-            None => "its sidecar has not read the present adapters file yet".to_owned(),
+            None => "its sidecar has not read the current adapters file yet".to_owned(),
         });
     }
     if status.is_verified(id) { None } else { Some(describe_state(id, status)) }
 }
 
 fn describe_state(id: &AdapterId, status: &SidecarStatus) -> String {
-    let Some(adapter) = status.adapter(id) else { return "does not know it".to_owned() };
-    let words = match adapter.state {
-        AdapterState::Pending => "its turn comes",
-        AdapterState::AwaitingAdmission => "waits for its admission",
+    let Some(adapter) = status.adapter(id) else { return "its sidecar does not know the id".to_owned() };
+    let message = match adapter.state {
+        AdapterState::Pending => "will load it after other adapters",
+        AdapterState::AwaitingAdmission => "waits for its admission by the operator",
         AdapterState::Fetching => "is fetching it",
         AdapterState::Loading => "is loading it",
-        AdapterState::Loaded => "proves it",
+        AdapterState::Loaded => "is verifying it with a completion",
         AdapterState::Verified => "has it",
         AdapterState::Failed => "could not load it",
-        AdapterState::ServerDied => "the server died over it",
-        AdapterState::Quarantined => "the server died twice over it",
-        AdapterState::Rejected => "was told not to load it",
+        AdapterState::ServerDied => "the server died while loading it or at its first use",
+        AdapterState::Quarantined => "the server died twice while loading it or at its first use",
+        AdapterState::Rejected => "must not load it, because it was rejected",
         AdapterState::SourceChanged => "has the id from another source",
         AdapterState::SourceRefused => "does not accept its source",
         AdapterState::Unloading => "is unloading it",
-        AdapterState::UnloadHeld => "holds it although the file unlists it",
+        AdapterState::UnloadHeld => "still holds it, although the file unlists it",
         AdapterState::Gone => "does not have it",
         AdapterState::Unlisted => "has it, but the file does not list it",
-        AdapterState::InBothLists => "finds it in both lists of the file",
+        AdapterState::InBothLists => "finds it in both lists of the adapters file",
     };
     match &adapter.last_error {
-        Some(problem) => format!("{words}: {}", problem.message),
-        None => words.to_owned(),
+        Some(problem) => format!("{message}: {}", problem.message),
+        None => message.to_owned(),
     }
 }
 
-/// Ready servers that are known to lack the adapter: their sidecar answers, and requests for it would fail there.
+/// Returns Ready servers that are known to lack the adapter: their sidecar responds, and requests for it would fail.
 pub(crate) fn servers_lacking<'a>(id: &AdapterId, servers: &'a [ObservedServer]) -> Vec<&'a ObservedServer> {
     let lacks =
         |server: &&ObservedServer| server.ready && server.status.as_ref().is_ok_and(|status| !serves(id, status));
     servers.iter().filter(lacks).collect()
 }
 
-/// Whether the adapter could take all requests now: some server is Ready, and each Ready one is known to have it.
+/// Returns whether the adapter could take all requests now: a server is Ready, and each Ready one is known to have it.
 pub(crate) fn could_serve(id: &AdapterId, servers: &[ObservedServer]) -> bool {
     let has = |server: &ObservedServer| server.status.as_ref().is_ok_and(|status| serves(id, status));
     let mut ready = servers.iter().filter(|server| server.ready).peekable();
     ready.peek().is_some() && ready.all(has)
 }
 
-/// Whether the server answers requests for this name: as an adapter, or as its base model.
+/// Returns whether the server serves this name, as an adapter or as its base model.
 pub(crate) fn serves(name: &AdapterId, status: &SidecarStatus) -> bool {
     let base = status.server.is_some() && status.base_models.iter().any(|base| base == name.as_str());
     base || status.is_resident(name)

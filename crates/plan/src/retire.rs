@@ -1,5 +1,5 @@
-//! Between the two machines: ids that traffic left begin to go, ids that are wanted again come back, and the edits of
-//! the adapters file that follow. Also lets go of rejected ids when nobody can reach them any more.
+//! All retirements of a Rollout: starts one for each id that lost its weight, ends those of ids that are needed again,
+//! and derives the edits of the adapters file. It also releases rejected ids that no router sends requests to.
 
 use crate::{
     decide::{DecisionBuilder, DecisionContext},
@@ -20,47 +20,51 @@ use rollora_api::{
 };
 use std::time::Duration;
 
-/// Retired ids and ended revisions that are kept.
+/// Retired ids, and ended revisions, that the status keeps.
 const MAX_RECORDS: usize = 10;
-/// Retired ids that are kept while something is left to be done for each.
+/// Retired ids that the status keeps while none of them is settled.
 const MAX_UNSETTLED: usize = 50;
 
-/// Moves every retirement on, and says what each waits for.
-pub(crate) fn advance_all(case: &DecisionContext<'_>, draft: &mut DecisionBuilder, proof: &RouterProof) -> Vec<Wait> {
-    let left = std::mem::take(&mut draft.newly_retired);
-    start(case, &mut draft.status, left);
-    restore(case, &mut draft.status);
+/// Advances every retirement and returns what each waits for.
+pub(crate) fn advance_all(
+    context: &DecisionContext<'_>,
+    builder: &mut DecisionBuilder,
+    proof: &RouterProof,
+) -> Vec<Wait> {
+    let newly_retired = std::mem::take(&mut builder.newly_retired);
+    start(context, &mut builder.status, newly_retired);
+    restore(context, &mut builder.status);
     let mut waits = Vec::new();
-    for index in 0..draft.status.retired.len() {
-        let entry = draft.status.retired[index].clone();
-        let named_by = referenced_by(case, &entry.id);
-        let wanted = needed_ids(&draft.status).any(|wanted| *wanted == entry.id);
-        let unproven = unproven_reason(&draft.status, proof);
-        let looked = retirement::advance(
+    for index in 0..builder.status.retired.len() {
+        let entry = builder.status.retired[index].clone();
+        let reference = referenced_by(context, &entry.id);
+        let wanted = needed_ids(&builder.status).any(|wanted| *wanted == entry.id);
+        let unproven = unproven_reason(&builder.status, proof);
+        let update = retirement::advance(
             &entry,
-            RetirementInputs { needed: wanted, ..inputs(case, &entry.id, unproven, named_by.as_deref()) },
+            RetirementInputs { needed: wanted, ..inputs(context, &entry.id, unproven, reference.as_deref()) },
         );
-        if looked.entry.state != entry.state {
-            record_change(case, draft, &looked);
+        if update.entry.state != entry.state {
+            record_change(context, builder, &update);
         }
-        if !is_settled(looked.entry.state) {
-            waits.push(looked.to_wait());
+        if !is_settled(update.entry.state) {
+            waits.push(update.to_wait());
         }
-        draft.status.retired[index] = looked.entry;
+        builder.status.retired[index] = update.entry;
     }
-    waits.extend(release_rejected(case, &mut draft.status, proof));
-    prune(case, &mut draft.status);
-    prune_oldest(draft);
+    waits.extend(release_rejected(context, &mut builder.status, proof));
+    prune(context, &mut builder.status);
+    prune_oldest(builder);
     waits
 }
 
-fn start(case: &DecisionContext<'_>, status: &mut RolloutStatus, left: Vec<NewlyRetired>) {
-    for NewlyRetired { id, reason, was_stable } in left {
+fn start(context: &DecisionContext<'_>, status: &mut RolloutStatus, newly_retired: Vec<NewlyRetired>) {
+    for NewlyRetired { id, reason, was_stable } in newly_retired {
         let before = status.retired.iter().position(|entry| entry.id == id).map(|index| status.retired.remove(index));
         transitions::assert_allowed(before.map(|entry| entry.state), Some(RetirementState::Waiting));
         status.retired.push(RetiredAdapter {
             id,
-            since: case.now,
+            since: context.now,
             state: RetirementState::Waiting,
             was_stable,
             reason,
@@ -68,10 +72,10 @@ fn start(case: &DecisionContext<'_>, status: &mut RolloutStatus, left: Vec<Newly
     }
 }
 
-/// Ids that are wanted are not retired. One that this operator has unlisted is listed again first.
-fn restore(case: &DecisionContext<'_>, status: &mut RolloutStatus) {
+/// Ends the retirement of ids that are needed again. An id that this operator has unlisted must be listed again first.
+fn restore(context: &DecisionContext<'_>, status: &mut RolloutStatus) {
     let wanted: Vec<AdapterId> = needed_ids(status).cloned().collect();
-    let file = case.adapters_file().ok();
+    let file = context.adapters_file().ok();
     status.retired.retain_mut(|entry| {
         if !wanted.contains(&entry.id) {
             return true;
@@ -98,113 +102,113 @@ fn needed_ids(status: &RolloutStatus) -> impl Iterator<Item = &AdapterId> {
     status.revision.stable.iter().chain(desired).chain(weighted)
 }
 
-/// Why the routers are not proven. While no weight was ever given, no router sends anything anywhere for us.
+/// Returns why the routers are not proven. Before the first weights no router sends requests for this Rollout.
 fn unproven_reason<'b>(status: &RolloutStatus, proof: &'b RouterProof) -> Option<&'b str> {
     let wait = proof.wait.as_ref().filter(|_| !status.weights.desired.is_empty())?;
     Some(wait.message.as_str())
 }
 
 fn inputs<'b>(
-    case: &'b DecisionContext<'_>,
+    context: &'b DecisionContext<'_>,
     id: &AdapterId,
     unproven: Option<&'b str>,
-    named_by: Option<&'b str>,
+    reference: Option<&'b str>,
 ) -> RetirementInputs<'b> {
     RetirementInputs {
-        now: case.now,
-        cleanup: &case.spec.cleanup,
-        paused: case.spec.paused,
-        gitops_owner: case.adapters().and_then(|adapters| adapters.gitops_owner.as_deref()),
+        now: context.now,
+        cleanup: &context.spec.cleanup,
+        paused: context.spec.paused,
+        gitops_owner: context.adapters().and_then(|adapters| adapters.gitops_owner.as_deref()),
         unproven_reason: unproven,
-        servers: case.servers(),
-        other_pool_servers: case.observed.other_pool_servers.as_deref(),
-        routers: case.observed.routers.as_deref().ok(),
-        content_hash: case.content_hash(),
-        listing: case.adapters_file().ok().map(|file| AdapterListing::of(id, file)),
+        servers: context.servers(),
+        other_pool_servers: context.observed.other_pool_servers.as_deref(),
+        routers: context.observed.routers.as_deref().ok(),
+        content_hash: context.content_hash(),
+        listing: context.adapters_file().ok().map(|file| AdapterListing::of(id, file)),
         needed: false,
-        referenced_by: named_by,
-        file_text: case.adapters().map(|adapters| adapters.user_text.as_str()),
+        referenced_by: reference,
+        file_text: context.adapters().map(|adapters| adapters.user_text.as_str()),
     }
 }
 
-/// Another Rollout, or any rewrite of the pool, that names the id.
-fn referenced_by(case: &DecisionContext<'_>, id: &AdapterId) -> Option<String> {
-    let (Ok(rewrites), Ok(_)) = (&case.observed.rewrites, &case.observed.rollouts) else {
-        return Some("somebody who cannot be read now".to_owned());
+/// Names another Rollout, or any rewrite of the namespace, that references the id.
+fn referenced_by(context: &DecisionContext<'_>, id: &AdapterId) -> Option<String> {
+    let (Ok(rewrites), Ok(_)) = (&context.observed.rewrites, &context.observed.rollouts) else {
+        return Some("possibly a rewrite or Rollout that cannot be read now".to_owned());
     };
-    let points_at = rewrites.iter().filter(|rewrite| rewrite.metadata.deletion_timestamp.is_none()).find(|rewrite| {
+    let referencing = rewrites.iter().filter(|rewrite| rewrite.metadata.deletion_timestamp.is_none()).find(|rewrite| {
         rewrite.spec.rules.iter().flat_map(|rule| &rule.targets).any(|target| target.model_rewrite == id.as_str())
     });
-    if let Some(rewrite) = points_at {
+    if let Some(rewrite) = referencing {
         return Some(format!("rewrite {}", rewrite.metadata.name));
     }
-    let other = case.other_rollouts().find(|other| {
+    let other = context.other_rollouts().find(|other| {
         let named = other.spec.adapter.id.as_ref() == Some(id);
-        let held = |status: &RolloutStatus| {
+        let uses = |status: &RolloutStatus| {
             let waiting =
                 |entry: &&RetiredAdapter| matches!(entry.state, RetirementState::Waiting | RetirementState::StillInUse);
             needed_ids(status)
                 .chain(status.retired.iter().filter(waiting).map(|entry| &entry.id))
                 .any(|other| other == id)
         };
-        named || other.status.as_ref().is_some_and(held)
+        named || other.status.as_ref().is_some_and(uses)
     });
     other.map(|other| format!("Rollout {}", other.metadata.name))
 }
 
-fn record_change(case: &DecisionContext<'_>, draft: &mut DecisionBuilder, looked: &RetirementUpdate) {
-    let (status, entry) = (&mut draft.status, &looked.entry);
-    // It stays admitted where it was: what was proven once may be loaded by whoever lists it again, and nothing else.
+fn record_change(context: &DecisionContext<'_>, builder: &mut DecisionBuilder, update: &RetirementUpdate) {
+    let (status, entry) = (&mut builder.status, &update.entry);
+    // The id stays admitted: a server may load it again if a client lists it, without another pilot.
     if entry.state == RetirementState::Gone {
         let revision = status.revision.number;
         let outcome = reason::GONE.to_owned();
-        status.history.insert(0, PastRevision { revision, id: entry.id.clone(), outcome, at: case.now });
+        status.history.insert(0, PastRevision { revision, id: entry.id.clone(), outcome, at: context.now });
         status.history.truncate(MAX_RECORDS);
     }
     let warning = matches!(entry.state, RetirementState::Suggested);
-    let wait = looked.to_wait();
-    draft.record_event(warning, wait.reason, wait.message);
+    let wait = update.to_wait();
+    builder.record_event(warning, wait.reason, wait.message);
 }
 
-/// Whether nothing is left to do by anybody but a person who wants something else.
+/// Returns whether the operator has nothing left to do for an id in this state.
 pub(crate) fn is_settled(state: RetirementState) -> bool {
     matches!(state, RetirementState::Gone | RetirementState::Kept | RetirementState::Relisted)
 }
 
-/// A rejected id that was admitted is loaded by nobody any more when no router sends to it, and stays where it is loaded
-/// until nobody can reach it and it has been quiet.
-fn release_rejected(case: &DecisionContext<'_>, status: &mut RolloutStatus, proof: &RouterProof) -> Vec<Wait> {
+/// Releases rejected ids that were admitted. When no router sends requests to one, no server loads it any more; servers
+/// that have it keep it until it is unreferenced and has been unused for `quietFor`.
+fn release_rejected(context: &DecisionContext<'_>, status: &mut RolloutStatus, proof: &RouterProof) -> Vec<Wait> {
     let mut waits = Vec::new();
     let rejected_at = status.step.as_ref().map(|step| step.entered_at);
-    let since = status.weights.changed_at.or(rejected_at).unwrap_or(case.now);
+    let since = status.weights.changed_at.or(rejected_at).unwrap_or(context.now);
     let mut rejected: Vec<AdapterId> = status.rejected.iter().map(|rejected| rejected.id.clone()).collect();
-    // What still has weight, or would take it, is let go by nobody, whatever is known against it.
+    // An id that has weight, or would take it back, is never released, even if it is recorded as rejected.
     let serves = |id: &AdapterId| {
         status.revision.stable.as_ref() == Some(id) || status.weights.desired.iter().any(|target| target.id == *id)
     };
     rejected.retain(|id| status.admission.permits(id) && !serves(id));
     for id in rejected {
-        let named_by = referenced_by(case, &id);
+        let reference = referenced_by(context, &id);
         let unproven = unproven_reason(status, proof);
-        let is_reachable = unproven.is_some() || named_by.is_some();
-        let scene = inputs(case, &id, unproven, named_by.as_deref());
-        let hindrance = retirement::find_blocker(&id, since, Duration::ZERO, scene);
-        let AdmissionStatus { admitted, retained: held, .. } = &mut status.admission;
+        let is_reachable = unproven.is_some() || reference.is_some();
+        let inputs = inputs(context, &id, unproven, reference.as_deref());
+        let blocker = retirement::find_blocker(&id, since, Duration::ZERO, inputs);
+        let AdmissionStatus { admitted, retained, .. } = &mut status.admission;
         if !is_reachable {
-            held.extend(admitted.extract_if(.., |admitted| *admitted == id));
+            retained.extend(admitted.extract_if(.., |admitted| *admitted == id));
         }
-        match hindrance {
-            None => held.retain(|held| *held != id),
-            Some(hindrance) => waits.push(hindrance.into_wait(&id)),
+        match blocker {
+            None => retained.retain(|other| *other != id),
+            Some(blocker) => waits.push(blocker.into_wait(&id)),
         }
     }
     waits
 }
 
-/// Drops what nobody needs to remember: rejected ids that are neither listed nor loaded any more, admissions and trials
-/// of ids that have no part here.
-fn prune(case: &DecisionContext<'_>, status: &mut RolloutStatus) {
-    let (file, servers) = (case.adapters_file().ok(), case.servers());
+/// Drops records that are no longer needed: rejected ids that are neither listed nor loaded, and admissions and past
+/// pilots of ids that this Rollout does not use.
+fn prune(context: &DecisionContext<'_>, status: &mut RolloutStatus) {
+    let (file, servers) = (context.adapters_file().ok(), context.servers());
     let desired = status.revision.desired.clone();
     let admission = status.admission.clone();
     status.rejected.retain(|rejected| {
@@ -224,36 +228,37 @@ fn prune(case: &DecisionContext<'_>, status: &mut RolloutStatus) {
     };
     let admitted = status.admission.admitted.iter().filter(|id| known(id)).cloned().collect();
     let tried = status.admission.past_pilots.iter().filter(|pilot| known(&pilot.id)).cloned().collect();
-    let held = status.admission.retained.iter().filter(|id| status.rejected.iter().any(|rejected| rejected.id == **id));
-    let held = held.cloned().collect();
+    let retained =
+        status.admission.retained.iter().filter(|id| status.rejected.iter().any(|rejected| rejected.id == **id));
+    let retained = retained.cloned().collect();
     status.admission.admitted = admitted;
-    status.admission.retained = held;
+    status.admission.retained = retained;
     status.admission.past_pilots = tried;
 }
 
-/// Drops the oldest of too many retired ids, first those that nothing is left to be done for.
-fn prune_oldest(draft: &mut DecisionBuilder) {
-    while draft.status.retired.len() > MAX_RECORDS {
-        let settled = draft.status.retired.iter().position(|entry| is_settled(entry.state));
-        if settled.is_none() && draft.status.retired.len() <= MAX_UNSETTLED {
+/// Drops the oldest of too many retired ids, settled ones first.
+fn prune_oldest(builder: &mut DecisionBuilder) {
+    while builder.status.retired.len() > MAX_RECORDS {
+        let settled = builder.status.retired.iter().position(|entry| is_settled(entry.state));
+        if settled.is_none() && builder.status.retired.len() <= MAX_UNSETTLED {
             return;
         }
-        let RetiredAdapter { id, state, .. } = draft.status.retired.remove(settled.unwrap_or(0));
+        let RetiredAdapter { id, state, .. } = builder.status.retired.remove(settled.unwrap_or(0));
         if !is_settled(state) {
             let message = format!(
-                "{id} is not cleaned up any more: more than {MAX_UNSETTLED} ids are on their way out; move its entry from \
-                 ensureExist to ensureNotExist"
+                "{id} will not be cleaned up, because more than {MAX_UNSETTLED} ids are being retired: move its entry \
+                 from ensureExist to ensureNotExist"
             );
-            draft.record_event(true, reason::SUGGESTED, message);
+            builder.record_event(true, reason::SUGGESTED, message);
         }
     }
 }
 
-/// The adapters file after the edits that the retirements need; none where nothing has to be edited. A file that
-/// cannot be edited stays as it is: the retirement says so.
+/// Returns the adapters file after the edits that the retirements need; `None` if there are none. A file that cannot be
+/// edited stays as it is, and the retirement reports it.
 ///
-/// An entry moves only when the key does not say any more that its id serves. So whoever wants it back meanwhile writes
-/// the key first, and an edit that was begun before, by an operator that somebody stopped, finds another version.
+/// An entry moves only after the id has left `serving` in the directives. If the id is needed again, the directives are
+/// written first, so that an older edit, by an operator that was stopped in between, fails with a version conflict.
 pub(crate) fn edit_adapters_file(
     spec: &RolloutSpec,
     status: &RolloutStatus,
@@ -302,24 +307,24 @@ mod tests {
     }
 
     fn remaining(states: &[RetirementState]) -> (Vec<String>, usize) {
-        let mut draft = builder_with(states);
-        prune_oldest(&mut draft);
-        let ids = draft.status.retired.iter().map(|entry| entry.id.to_string()).collect();
-        (ids, draft.events.len())
+        let mut builder = builder_with(states);
+        prune_oldest(&mut builder);
+        let ids = builder.status.retired.iter().map(|entry| entry.id.to_string()).collect();
+        (ids, builder.events.len())
     }
 
     #[test]
-    fn of_too_many_retired_ids_the_oldest_go_that_nothing_is_left_to_be_done_for() {
+    fn settled_retirements_are_dropped_first() {
         use RetirementState::{Gone, Waiting};
         assert_eq!(remaining(&[Gone; MAX_RECORDS]).0.len(), MAX_RECORDS);
-        let (ids, said) = remaining(&[&[Waiting, Gone][..], &[Waiting; MAX_RECORDS]].concat());
-        assert_eq!((ids.len(), ids.contains(&"a-v1".to_owned()), said), (MAX_RECORDS + 1, false, 0));
+        let (ids, events) = remaining(&[&[Waiting, Gone][..], &[Waiting; MAX_RECORDS]].concat());
+        assert_eq!((ids.len(), ids.contains(&"a-v1".to_owned()), events), (MAX_RECORDS + 1, false, 0));
         assert_eq!(remaining(&[Waiting; MAX_UNSETTLED]).0.len(), MAX_UNSETTLED);
     }
 
     #[test]
-    fn one_that_is_dropped_before_its_end_is_said() {
-        let (ids, said) = remaining(&[RetirementState::Waiting; MAX_UNSETTLED + 1]);
-        assert_eq!((ids.len(), ids[0].as_str(), said), (MAX_UNSETTLED, "a-v1", 1));
+    fn dropping_an_unsettled_retirement_records_an_event() {
+        let (ids, events) = remaining(&[RetirementState::Waiting; MAX_UNSETTLED + 1]);
+        assert_eq!((ids.len(), ids[0].as_str(), events), (MAX_UNSETTLED, "a-v1", 1));
     }
 }

@@ -1,9 +1,11 @@
-//! The second of the two machines: how an adapter that lost its weight goes, one for every retired id.
+//! The retirement machine: how an adapter that lost its weight is unlisted and unloaded. Each retired id has one.
 //!
-//! Every move that it makes is in [`map`], which is also what `ARCHITECTURE.md` shows.
+//! [`transitions`] lists every transition; `ARCHITECTURE.md` shows them as a diagram.
 //!
-//! Invariants: an id is not unlisted before the routers are proven, it has been quiet, its delay is over and nobody
-//! names it; the state of the traffic machine is not read.
+//! Invariants:
+//! - An id is unlisted only after the routers are proven, it has been unused for `quietFor`, its delay has elapsed and
+//!   no other Rollout or rewrite references it.
+//! - This machine does not read the state of the traffic machine.
 
 #[cfg(test)]
 mod tests;
@@ -28,62 +30,62 @@ use rollora_api::{
 };
 use std::time::Duration;
 
-/// How often it is looked whether somebody still names an id.
+/// How often it is checked whether another object still references an id.
 const REFERENCE_POLL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What this machine looks at.
+/// The inputs of one evaluation of a retirement.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RetirementInputs<'a> {
-    /// The time.
+    /// The time of the decision.
     pub(crate) now: Timestamp,
-    /// `spec.cleanup`.
+    /// The field `spec.cleanup`: policy, delay and `quietFor`.
     pub(crate) cleanup: &'a Cleanup,
-    /// `spec.paused`.
+    /// The field `spec.paused`: nothing is unlisted while it is true.
     pub(crate) paused: bool,
-    /// Who else writes the adapters ConfigMap.
+    /// The GitOps tool that owns the adapters ConfigMap; `None` if there is none.
     pub(crate) gitops_owner: Option<&'a str>,
-    /// Why the routers are not proven, where they are not.
+    /// Why the routers are not proven; `None` if they are.
     pub(crate) unproven_reason: Option<&'a str>,
-    /// Every server of the pool; none where they could not be listed.
+    /// Every server of the pool; `None` if they could not be listed.
     pub(crate) servers: Option<&'a [ObservedServer]>,
-    /// Every server beside the pool that reads the same adapters file.
+    /// Every server of other pools that reads the same adapters file.
     pub(crate) other_pool_servers: Result<&'a [ObservedServer], &'a ObserveError>,
-    /// Every router; none where they could not be listed.
+    /// Every router; `None` if they could not be listed.
     pub(crate) routers: Option<&'a [ObservedRouter]>,
-    /// The hash of the present content of the ConfigMap; none where it could not be read.
+    /// The hash of the current content of the ConfigMap; `None` if it could not be read.
     pub(crate) content_hash: Option<&'a ContentHash>,
-    /// Where the id stands in the file; none where that could not be read.
+    /// Which lists of the adapters file contain the id; `None` if the file could not be read.
     pub(crate) listing: Option<AdapterListing>,
-    /// Whether it is on its way back.
+    /// Whether the id is desired, stable or weighted again.
     pub(crate) needed: bool,
-    /// Who else names the id.
+    /// The other Rollout or rewrite that references the id.
     pub(crate) referenced_by: Option<&'a str>,
-    /// The adapters file; none where it could not be read.
+    /// The text of the adapters file; `None` if it could not be read.
     pub(crate) file_text: Option<&'a str>,
 }
 
 impl<'a> RetirementInputs<'a> {
-    /// Every server that may hold the id, or why they could not be listed.
+    /// Returns every server that may have the id loaded, or why they could not be listed.
     fn possible_holders(&self) -> Result<Vec<&'a ObservedServer>, String> {
         let servers = self.servers.ok_or("the servers cannot be listed")?;
-        let sharers = self
+        let other_servers = self
             .other_pool_servers
-            .map_err(|why| format!("who else reads the adapters file cannot be listed: {why}"))?;
-        Ok(servers.iter().chain(sharers).collect())
+            .map_err(|why| format!("the servers of other pools that read the adapters file cannot be listed: {why}"))?;
+        Ok(servers.iter().chain(other_servers).collect())
     }
 }
 
-/// One retirement after a look at it.
+/// The result of one evaluation of a retirement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RetirementUpdate {
-    /// Its state and reason.
+    /// The entry with its new state and reason.
     pub(crate) entry: RetiredAdapter,
-    /// When to look again.
+    /// When to evaluate it again.
     pub(crate) requeue: RequeueWhen,
 }
 
 impl RetirementUpdate {
-    /// The same as something that is waited for, or told.
+    /// Returns the update as a wait, for the status and for events.
     pub(crate) fn to_wait(&self) -> Wait {
         let message = format!("{}: {}", self.entry.id, self.entry.reason);
         Wait { reason: condition_reason(self.entry.state), message, requeue: self.requeue }
@@ -102,7 +104,7 @@ fn condition_reason(state: RetirementState) -> &'static str {
     }
 }
 
-/// Why an id may not go yet.
+/// Why an id may not be unlisted or unloaded yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Blocker {
     state: RetirementState,
@@ -115,72 +117,79 @@ impl Blocker {
         Self { state: RetirementState::Waiting, reason: reason.into(), requeue }
     }
 
-    /// The same as something that `id` waits for.
+    /// Returns the blocker as a wait of `id`.
     pub(crate) fn into_wait(self, id: &AdapterId) -> Wait {
         Wait { reason: condition_reason(self.state), message: format!("{id}: {}", self.reason), requeue: self.requeue }
     }
 }
 
-/// Moves one retirement on.
-pub(crate) fn advance(entry: &RetiredAdapter, scene: RetirementInputs<'_>) -> RetirementUpdate {
-    let looked = match entry.state {
+/// Evaluates one retirement and returns its next state.
+pub(crate) fn advance(entry: &RetiredAdapter, inputs: RetirementInputs<'_>) -> RetirementUpdate {
+    let update = match entry.state {
         RetirementState::Waiting | RetirementState::StillInUse | RetirementState::Suggested | RetirementState::Kept => {
-            begin_cleanup(entry, scene)
+            begin_cleanup(entry, inputs)
         }
-        // Until its entry has moved nothing has happened: what comes up meanwhile keeps it.
-        RetirementState::Unlisting if scene.listing == Some(AdapterListing::EnsureExist) => begin_cleanup(entry, scene),
-        RetirementState::Unlisting => unlist(entry, scene),
-        RetirementState::Unloading => unload(entry, scene),
-        RetirementState::Relisted => handle_relisted(entry, scene),
-        RetirementState::Gone => handle_gone(entry, scene),
-        RetirementState::Returning if scene.needed => {
-            transition(entry, RetirementState::Returning, "it is listed again", RequeueWhen::OnChange)
+        // Until its entry has moved nothing has happened, so a new blocker still keeps the id.
+        RetirementState::Unlisting if inputs.listing == Some(AdapterListing::EnsureExist) => {
+            begin_cleanup(entry, inputs)
         }
-        // Whoever wanted it back has thought better of it, or it was rejected meanwhile.
-        RetirementState::Returning => begin_cleanup(entry, scene),
+        RetirementState::Unlisting => unlist(entry, inputs),
+        RetirementState::Unloading => unload(entry, inputs),
+        RetirementState::Relisted => handle_relisted(entry, inputs),
+        RetirementState::Gone => handle_gone(entry, inputs),
+        RetirementState::Returning if inputs.needed => {
+            transition(entry, RetirementState::Returning, "the operator lists it again", RequeueWhen::OnChange)
+        }
+        // The desired adapter changed again, or the id was rejected meanwhile.
+        RetirementState::Returning => begin_cleanup(entry, inputs),
     };
-    transitions::assert_allowed(Some(entry.state), Some(looked.entry.state));
-    looked
+    transitions::assert_allowed(Some(entry.state), Some(update.entry.state));
+    update
 }
 
 fn transition(
     entry: &RetiredAdapter,
     state: RetirementState,
     reason: impl Into<String>,
-    again: RequeueWhen,
+    requeue: RequeueWhen,
 ) -> RetirementUpdate {
-    RetirementUpdate { entry: RetiredAdapter { state, reason: reason.into(), ..entry.clone() }, requeue: again }
+    RetirementUpdate { entry: RetiredAdapter { state, reason: reason.into(), ..entry.clone() }, requeue }
 }
 
-fn begin_cleanup(entry: &RetiredAdapter, scene: RetirementInputs<'_>) -> RetirementUpdate {
-    if let Some(hindrance) = find_blocker(&entry.id, entry.since, scene.cleanup.delay.get(), scene) {
-        return transition(entry, hindrance.state, hindrance.reason, hindrance.requeue);
+fn begin_cleanup(entry: &RetiredAdapter, inputs: RetirementInputs<'_>) -> RetirementUpdate {
+    if let Some(blocker) = find_blocker(&entry.id, entry.since, inputs.cleanup.delay.get(), inputs) {
+        return transition(entry, blocker.state, blocker.reason, blocker.requeue);
     }
     let id = &entry.id;
-    match scene.listing {
+    match inputs.listing {
         None => {
             return transition(entry, RetirementState::Waiting, "the adapters file cannot be read", RequeueWhen::Soon);
         }
         Some(AdapterListing::EnsureNotExist) => {
-            return transition(entry, RetirementState::Unloading, "the file unlists it", RequeueWhen::Soon);
+            return transition(entry, RetirementState::Unloading, "it is under ensureNotExist", RequeueWhen::Soon);
         }
         Some(AdapterListing::Absent) => {
-            let reason = format!("the file does not list it, so it stays loaded: put {id} under ensureNotExist");
+            let reason = format!(
+                "it is in neither list of the adapters file, so it stays loaded: add {id} under ensureNotExist"
+            );
             return transition(entry, RetirementState::Kept, reason, RequeueWhen::OnChange);
         }
         Some(AdapterListing::Both) => {
-            let reason = format!("{id} is in both lists of the file: remove it from ensureExist");
+            let reason = format!("{id} is in both lists of the adapters file: remove it from ensureExist");
             return transition(entry, RetirementState::Suggested, reason, RequeueWhen::OnChange);
         }
         Some(AdapterListing::EnsureExist) => {}
     }
-    match (scene.cleanup.policy, scene.gitops_owner) {
-        (CleanupPolicy::Keep, _) => {
-            transition(entry, RetirementState::Kept, "cleanup.policy is Keep", RequeueWhen::OnChange)
-        }
+    match (inputs.cleanup.policy, inputs.gitops_owner) {
+        (CleanupPolicy::Keep, _) => transition(
+            entry,
+            RetirementState::Kept,
+            "cleanup.policy is Keep, so it stays loaded",
+            RequeueWhen::OnChange,
+        ),
         (CleanupPolicy::Suggest, _) => suggest(entry, "cleanup.policy is Suggest"),
         (CleanupPolicy::Unload, Some(owner)) => suggest(entry, &format!("{owner} owns the adapters file")),
-        (CleanupPolicy::Unload, None) => unlist(entry, scene),
+        (CleanupPolicy::Unload, None) => unlist(entry, inputs),
     }
 }
 
@@ -189,43 +198,46 @@ fn suggest(entry: &RetiredAdapter, why: &str) -> RetirementUpdate {
     transition(entry, RetirementState::Suggested, reason, RequeueWhen::OnChange)
 }
 
-/// Why an id that lost its weight at `since` may not be unloaded yet. The order is that of the cleanup: routers,
-/// quiet, delay, references.
+/// Returns why an id that lost its weight at `since` may not be unloaded yet.
+///
+/// The order is fixed: routers, recent use, delay, `spec.paused`, references.
 pub(crate) fn find_blocker(
     id: &AdapterId,
     since: Timestamp,
     delay: Duration,
-    scene: RetirementInputs<'_>,
+    inputs: RetirementInputs<'_>,
 ) -> Option<Blocker> {
-    if let Some(why) = scene.unproven_reason {
+    if let Some(why) = inputs.unproven_reason {
         return Some(Blocker::waiting(why, RequeueWhen::Soon));
     }
-    if let Some(hindrance) = recent_use(id, since, scene) {
-        return Some(hindrance);
+    if let Some(blocker) = recent_use(id, since, inputs) {
+        return Some(blocker);
     }
     let end = after(since, delay);
-    if scene.now < end {
-        let reason = format!("stays for a delay of {}, until {}", text::duration(delay), text::time(end));
+    if inputs.now < end {
+        let reason = format!("stays loaded for cleanup.delay, {}, until {}", text::duration(delay), text::time(end));
         return Some(Blocker::waiting(reason, RequeueWhen::At(end)));
     }
-    if scene.paused {
-        return Some(Blocker::waiting("spec.paused is true", RequeueWhen::OnChange));
+    if inputs.paused {
+        return Some(Blocker::waiting("spec.paused is true: set it to false to continue", RequeueWhen::OnChange));
     }
-    scene.referenced_by.map(|who| Blocker {
+    inputs.referenced_by.map(|reference| Blocker {
         state: RetirementState::StillInUse,
-        reason: format!("{who} names it"),
-        requeue: RequeueWhen::At(after(scene.now, REFERENCE_POLL_INTERVAL)),
+        reason: format!("{reference} references it"),
+        requeue: RequeueWhen::At(after(inputs.now, REFERENCE_POLL_INTERVAL)),
     })
 }
 
-/// Use within `quietFor`, or nobody who could tell.
-fn recent_use(id: &AdapterId, since: Timestamp, scene: RetirementInputs<'_>) -> Option<Blocker> {
-    let listed = scene
+/// Returns a blocker if the id was used within `quietFor`, or if its use is not known.
+fn recent_use(id: &AdapterId, since: Timestamp, inputs: RetirementInputs<'_>) -> Option<Blocker> {
+    let listed = inputs
         .possible_holders()
-        .and_then(|servers| Ok((servers, scene.routers.ok_or("the routers cannot be listed")?)));
+        .and_then(|servers| Ok((servers, inputs.routers.ok_or("the routers cannot be listed")?)));
     let (servers, routers) = match listed {
         Ok(listed) => listed,
-        Err(why) => return Some(Blocker::waiting(format!("nobody knows who uses it: {why}"), RequeueWhen::Soon)),
+        Err(why) => {
+            return Some(Blocker::waiting(format!("whether it is in use is not known: {why}"), RequeueWhen::Soon));
+        }
     };
     let mut times: Vec<(Timestamp, &str)> = vec![(since, "")];
     for server in &servers {
@@ -234,7 +246,7 @@ fn recent_use(id: &AdapterId, since: Timestamp, scene: RetirementInputs<'_>) -> 
                 status.adapter(id).and_then(|adapter| adapter.last_used).map(|used| (used, server.name.as_str())),
             ),
             Err(error) => {
-                let reason = format!("waits for {}: its sidecar cannot be asked ({error})", server.name);
+                let reason = format!("waits for {}: its sidecar cannot be queried ({error})", server.name);
                 return Some(Blocker::waiting(reason, RequeueWhen::Soon));
             }
         }
@@ -245,56 +257,66 @@ fn recent_use(id: &AdapterId, since: Timestamp, scene: RetirementInputs<'_>) -> 
         times.extend(used.map(|used| (*used, router.name.as_str())));
     }
     let (used, at) = times.into_iter().max()?;
-    let quiet = after(used, scene.cleanup.quiet_for.get());
-    if scene.now >= quiet {
+    let quiet = after(used, inputs.cleanup.quiet_for.get());
+    if inputs.now >= quiet {
         let state = if at.is_empty() { RetirementState::Waiting } else { RetirementState::StillInUse };
         return stale_usage(&servers, quiet).map(|reason| Blocker { state, reason, requeue: RequeueWhen::Soon });
     }
-    let needed = text::duration(scene.cleanup.quiet_for.get());
+    let needed = text::duration(inputs.cleanup.quiet_for.get());
     if at.is_empty() {
-        let reason = format!("must be quiet for {needed}, until {}", text::time(quiet));
+        let reason = format!("must be unused for {needed}, until {}", text::time(quiet));
         return Some(Blocker::waiting(reason, RequeueWhen::At(quiet)));
     }
-    let reason = format!("was used at {} ({at}) and must be quiet for {needed}", text::time(used));
+    let reason =
+        format!("was used at {} ({at}) and must be unused for {needed}, until {}", text::time(used), text::time(quiet));
     Some(Blocker { state: RetirementState::StillInUse, reason, requeue: RequeueWhen::At(quiet) })
 }
 
-/// A server whose uses were read last before the quiet was over: who has used it since is not known. One that does not tell
-/// when it was read says all that it ever will.
+/// Names a server whose usage was last read before `quiet`: later use is not known. A server that never reports a read
+/// time has no newer data either, so it does not block.
 fn stale_usage(servers: &[&ObservedServer], quiet: Timestamp) -> Option<String> {
     let read = |server: &&ObservedServer| Some((server.name.clone(), server.status.as_ref().ok()?.usage_read_at?));
     let (name, read) = servers.iter().filter_map(read).find(|(_, read)| *read < quiet)?;
-    Some(format!("must be quiet until {}, and the uses of {name} were read at {}", text::time(quiet), text::time(read)))
+    Some(format!(
+        "must be unused until {}, and the usage of {name} was last read at {}",
+        text::time(quiet),
+        text::time(read)
+    ))
 }
 
-fn unlist(entry: &RetiredAdapter, scene: RetirementInputs<'_>) -> RetirementUpdate {
-    match scene.listing {
-        Some(AdapterListing::EnsureNotExist) => unload(entry, scene),
-        Some(AdapterListing::EnsureExist) => match scene.file_text.map(|text| edit::unlist(text, &entry.id)) {
-            Some(Err(error)) => suggest(entry, &format!("its entry cannot be moved ({error})")),
-            _ => transition(entry, RetirementState::Unlisting, "its entry moves to ensureNotExist", RequeueWhen::Soon),
+fn unlist(entry: &RetiredAdapter, inputs: RetirementInputs<'_>) -> RetirementUpdate {
+    match inputs.listing {
+        Some(AdapterListing::EnsureNotExist) => unload(entry, inputs),
+        Some(AdapterListing::EnsureExist) => match inputs.file_text.map(|text| edit::unlist(text, &entry.id)) {
+            Some(Err(error)) => suggest(entry, &format!("the operator cannot move its entry ({error})")),
+            _ => transition(
+                entry,
+                RetirementState::Unlisting,
+                "the operator moves its entry to ensureNotExist",
+                RequeueWhen::Soon,
+            ),
         },
-        Some(AdapterListing::Absent | AdapterListing::Both) => begin_cleanup(entry, scene),
+        Some(AdapterListing::Absent | AdapterListing::Both) => begin_cleanup(entry, inputs),
         None => transition(entry, RetirementState::Unlisting, "the adapters file cannot be read", RequeueWhen::Soon),
     }
 }
 
-fn unload(entry: &RetiredAdapter, scene: RetirementInputs<'_>) -> RetirementUpdate {
-    match scene.listing {
-        Some(AdapterListing::EnsureExist) => return handle_relisted(entry, scene),
-        Some(AdapterListing::Absent) => return begin_cleanup(entry, scene),
+fn unload(entry: &RetiredAdapter, inputs: RetirementInputs<'_>) -> RetirementUpdate {
+    match inputs.listing {
+        Some(AdapterListing::EnsureExist) => return handle_relisted(entry, inputs),
+        Some(AdapterListing::Absent) => return begin_cleanup(entry, inputs),
         Some(AdapterListing::EnsureNotExist | AdapterListing::Both) | None => {}
     }
-    let servers = match scene.possible_holders() {
+    let servers = match inputs.possible_holders() {
         Ok(servers) => servers,
         Err(why) => return transition(entry, RetirementState::Unloading, why, RequeueWhen::Soon),
     };
     let holding: Vec<String> = servers
         .iter()
         .filter_map(|server| match &server.status {
-            Ok(status) if has_unloaded(&entry.id, status, scene.content_hash) => None,
+            Ok(status) if has_unloaded(&entry.id, status, inputs.content_hash) => None,
             Ok(_) => Some(server.name.clone()),
-            Err(error) => Some(format!("{} (cannot be asked: {error})", server.name)),
+            Err(error) => Some(format!("{} (cannot be queried: {error})", server.name)),
         })
         .collect();
     if holding.is_empty() {
@@ -305,8 +327,8 @@ fn unload(entry: &RetiredAdapter, scene: RetirementInputs<'_>) -> RetirementUpda
     transition(entry, RetirementState::Unloading, reason, RequeueWhen::Soon)
 }
 
-/// Whether a sidecar confirms that its server does not have the id. A server that is down has nothing. Where there is no
-/// sidecar, what vLLM lists is all there is.
+/// Returns whether a sidecar confirms that its server does not have the id. A server that is down has no adapters.
+/// Without a sidecar, the list of vLLM decides.
 fn has_unloaded(id: &AdapterId, status: &SidecarStatus, content: Option<&ContentHash>) -> bool {
     if status.readiness.reason == NO_SIDECAR {
         return status.server.is_some() && !status.is_resident(id);
@@ -315,24 +337,24 @@ fn has_unloaded(id: &AdapterId, status: &SidecarStatus, content: Option<&Content
     is_fresh(status, content) && (gone || status.server.is_none())
 }
 
-fn handle_relisted(entry: &RetiredAdapter, scene: RetirementInputs<'_>) -> RetirementUpdate {
-    match scene.listing {
+fn handle_relisted(entry: &RetiredAdapter, inputs: RetirementInputs<'_>) -> RetirementUpdate {
+    match inputs.listing {
         Some(AdapterListing::EnsureNotExist) => {
-            unload(&RetiredAdapter { state: RetirementState::Unloading, ..entry.clone() }, scene)
+            unload(&RetiredAdapter { state: RetirementState::Unloading, ..entry.clone() }, inputs)
         }
-        Some(AdapterListing::Absent) => begin_cleanup(entry, scene),
+        Some(AdapterListing::Absent) => begin_cleanup(entry, inputs),
         _ => transition(
             entry,
             RetirementState::Relisted,
-            "somebody listed it again: it is theirs",
+            "another client listed it again, so the operator leaves it alone",
             RequeueWhen::OnChange,
         ),
     }
 }
 
-fn handle_gone(entry: &RetiredAdapter, scene: RetirementInputs<'_>) -> RetirementUpdate {
-    match scene.listing {
-        Some(AdapterListing::EnsureExist) => handle_relisted(entry, scene),
+fn handle_gone(entry: &RetiredAdapter, inputs: RetirementInputs<'_>) -> RetirementUpdate {
+    match inputs.listing {
+        Some(AdapterListing::EnsureExist) => handle_relisted(entry, inputs),
         _ => transition(entry, RetirementState::Gone, "no server has it", RequeueWhen::OnChange),
     }
 }

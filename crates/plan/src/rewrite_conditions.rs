@@ -1,10 +1,11 @@
-//! Which rewrites are in force, and which have to stand back: what their conditions say. Nobody upstream writes them.
+//! The conditions of rewrites: which rules are active, and which are shadowed by rules of other rewrites. No upstream
+//! component writes these conditions.
 //!
-//! Pure, and the same for every rewrite, whether a Rollout governs it or not. What goes first is said in
-//! [`rollora_api::rewrite::Rank`], by which routers go too; a test beside the operator holds the two to each other.
+//! They are computed for every rewrite, whether a Rollout governs it or not. The precedence is
+//! [`rollora_api::rewrite::RewritePrecedence`], which routers use too; a test of the operator compares the two.
 //!
-//! The conditions carry no `observedGeneration`: each change of a weight makes a new generation, and a write for each of
-//! them would tell nobody anything.
+//! The conditions have no `observedGeneration`: each change of a weight makes a new generation, and a status write for
+//! each would carry no information.
 
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-/// One rule of one rewrite.
+/// One rule of one rewrite, ordered by precedence.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct RankedRule {
     rank: RewritePrecedence,
@@ -32,11 +33,12 @@ struct RankedRule {
     group: RewriteGroup,
 }
 
-/// What a claim is about: a model in a pool, or every name in it.
+/// What a rule matches: a model name in a pool (API group, name), or, with `None`, every other name in it.
 type MatchKey<'a> = (RewriteGroup, (&'a str, &'a str), Option<&'a str>);
 
-/// Every rewrite of one namespace whose conditions have to change, with them. `pools` are the names of the pools that are
-/// there; none where that is not known, and then nothing changes.
+/// Returns every rewrite of one namespace whose conditions must change, with the new conditions.
+///
+/// `pools` are the names of the InferencePools that exist. If it is `None`, they are not known, and nothing changes.
 pub fn update_conditions(
     rewrites: &[impl Borrow<InferenceModelRewrite>],
     pools: Option<&BTreeSet<String>>,
@@ -46,13 +48,13 @@ pub fn update_conditions(
     let (present, first) = rank_rules(rewrites);
     let changed = |rewrite: &&InferenceModelRewrite| {
         let group = rewrite.group()?;
-        // A pool of another kind is somebody else's.
+        // A pool of another API group belongs to another controller.
         (rewrite.spec.pool_ref.group == PoolRef::default().group).then_some(())?;
         let conditions = if pools.contains(&rewrite.spec.pool_ref.name) {
             evaluate(rewrite, group, &first)
         } else {
             let name = &rewrite.spec.pool_ref.name;
-            let message = format!("there is no InferencePool {name}: make it, or mend spec.poolRef");
+            let message = format!("there is no InferencePool {name}: create it, or fix spec.poolRef");
             vec![(ACCEPTED, ConditionStatus::Unknown, reason::PENDING, message)]
         };
         let status = merge_conditions(rewrite.status.as_ref(), conditions, now)?;
@@ -61,20 +63,20 @@ pub fn update_conditions(
     present.iter().filter_map(changed).collect()
 }
 
-/// The rewrite whose rule a request for the model gets in this pool.
+/// Returns the rewrite whose rule is active for the model in this pool.
 pub(crate) fn active_rewrite<'a>(
     model: &ModelName,
     pool: &PoolRef,
     rewrites: &'a [impl Borrow<InferenceModelRewrite>],
 ) -> Option<&'a InferenceModelRewrite> {
     let (present, first) = rank_rules(rewrites);
-    let claim = active_rule((&pool.group, &pool.name), Some(model.as_str()), &first)?;
+    let ranked = active_rule((&pool.group, &pool.name), Some(model.as_str()), &first)?;
     present
         .into_iter()
-        .find(|rewrite| rewrite.group() == Some(claim.group) && RewritePrecedence::of(rewrite) == claim.rank)
+        .find(|rewrite| rewrite.group() == Some(ranked.group) && RewritePrecedence::of(rewrite) == ranked.rank)
 }
 
-/// Those that count, and per subject the claim that goes first.
+/// Returns the rewrites that are not being deleted, and the rule with the highest precedence for each match.
 fn rank_rules(
     rewrites: &[impl Borrow<InferenceModelRewrite>],
 ) -> (Vec<&InferenceModelRewrite>, BTreeMap<MatchKey<'_>, RankedRule>) {
@@ -85,10 +87,10 @@ fn rank_rules(
         let Some(group) = rewrite.group() else { continue };
         for (index, rule) in rewrite.spec.rules.iter().enumerate() {
             for model in rule.models() {
-                let claim = RankedRule { rank: RewritePrecedence::of(rewrite), index, group };
-                let holder = first.entry((group, pool_key(rewrite), model)).or_insert_with(|| claim.clone());
-                if claim < *holder {
-                    *holder = claim;
+                let ranked = RankedRule { rank: RewritePrecedence::of(rewrite), index, group };
+                let winner = first.entry((group, pool_key(rewrite), model)).or_insert_with(|| ranked.clone());
+                if ranked < *winner {
+                    *winner = ranked;
                 }
             }
         }
@@ -101,7 +103,7 @@ fn pool_key(rewrite: &InferenceModelRewrite) -> (&str, &str) {
     (&reference.group, &reference.name)
 }
 
-/// The rule that a request for the model gets: in each group in turn the exact one, else the generic one.
+/// Returns the active rule for the model: in each API group in turn the exact rule, else the generic one.
 fn active_rule<'a>(
     pool: (&'a str, &'a str),
     model: Option<&'a str>,
@@ -127,8 +129,8 @@ fn evaluate(
             let ours = RankedRule { rank: RewritePrecedence::of(rewrite), index, group };
             let name = model.unwrap_or("every other name");
             match active_rule(pool_key(rewrite), model, first) {
-                Some(claim) if *claim != ours => {
-                    shadowed.push(format!("{name}: {} is in force", describe(claim, &ours)))
+                Some(ranked) if *ranked != ours => {
+                    shadowed.push(format!("{name}: {} is active", describe(ranked, &ours)))
                 }
                 _ => effective.push(name.to_owned()),
             }
@@ -137,51 +139,56 @@ fn evaluate(
     shadowed.sort_unstable();
     let conflict = text::list(&shadowed);
     let accepted = if effective.is_empty() && !shadowed.is_empty() {
-        (ACCEPTED, ConditionStatus::False, reason::SHADOWED_BY, format!("no rule of it is in force; {conflict}"))
+        (
+            ACCEPTED,
+            ConditionStatus::False,
+            reason::SHADOWED_BY,
+            format!("no rule of this rewrite is active; {conflict}"),
+        )
     } else if effective.is_empty() {
-        (ACCEPTED, ConditionStatus::True, reason::ACCEPTED, "it has no rules".to_owned())
+        (ACCEPTED, ConditionStatus::True, reason::ACCEPTED, "this rewrite has no rules".to_owned())
     } else {
         effective.sort_unstable();
         effective.dedup();
-        (ACCEPTED, ConditionStatus::True, reason::ACCEPTED, format!("in force for {}", text::list(&effective)))
+        (ACCEPTED, ConditionStatus::True, reason::ACCEPTED, format!("active for {}", text::list(&effective)))
     };
     let conflicted = if shadowed.is_empty() {
-        (CONFLICTED, ConditionStatus::False, reason::NO_CONFLICT, "every rule of it is in force".to_owned())
+        (CONFLICTED, ConditionStatus::False, reason::NO_CONFLICT, "every rule of this rewrite is active".to_owned())
     } else {
         (CONFLICTED, ConditionStatus::True, reason::SHADOWED_BY, conflict)
     };
     vec![accepted, conflicted]
 }
 
-/// Whose rule goes first, and why.
-fn describe(claim: &RankedRule, ours: &RankedRule) -> String {
-    let rule = claim.index + 1;
-    if claim.group != ours.group {
-        return format!("rule {rule} of {} of the group {}", claim.rank, claim.group.name());
+/// Describes the rule that takes precedence over `ours`, and why.
+fn describe(ranked: &RankedRule, ours: &RankedRule) -> String {
+    let rule = ranked.index + 1;
+    if ranked.group != ours.group {
+        return format!("rule {rule} of {} of the API group {}", ranked.rank, ranked.group.name());
     }
-    if claim.rank == ours.rank {
-        return format!("rule {rule} of the same object");
+    if ranked.rank == ours.rank {
+        return format!("rule {rule} of the same rewrite");
     }
-    format!("rule {rule} of {}, which goes first,", claim.rank)
+    format!("rule {rule} of {}, which takes precedence,", ranked.rank)
 }
 
-/// The status with these conditions; none where it has them. What others wrote stays.
+/// Returns the status with these conditions; `None` if it has them already. Conditions of other controllers stay.
 fn merge_conditions(
     status: Option<&RewriteStatus>,
-    said: Vec<ConditionUpdate>,
+    updates: Vec<ConditionUpdate>,
     now: Timestamp,
 ) -> Option<RewriteStatus> {
     let before = status.cloned().unwrap_or_default();
     let mut status = before.clone();
-    for (kind, holds, reason, message) in said {
+    for (kind, condition_status, reason, message) in updates {
         let old = before.conditions.iter().find(|condition| condition.type_ == kind);
-        let same = old.filter(|old| old.status == holds);
+        let unchanged = old.filter(|old| old.status == condition_status);
         let condition = Condition {
             type_: kind.to_owned(),
-            status: holds,
+            status: condition_status,
             reason: reason.to_owned(),
             message,
-            last_transition_time: same.map_or(now, |old| old.last_transition_time),
+            last_transition_time: unchanged.map_or(now, |old| old.last_transition_time),
             observed_generation: None,
         };
         match status.conditions.iter_mut().find(|condition| condition.type_ == kind) {

@@ -1,7 +1,7 @@
-//! What people and tools read: conditions, phase, message and counts, derived from what was decided.
+//! The derived part of the status: conditions, phase, message and counts, computed from the decision.
 //!
-//! Invariant: mere counts, and which version of the adapters file was read, are written at most every five seconds, and
-//! later where nothing is under way; a change of anything else is written at once.
+//! Invariant: counts alone, and the version of the adapters file, are written at most every five seconds, and later if
+//! nothing is in progress. A change of anything else is written immediately.
 
 mod condition_events;
 mod conditions;
@@ -29,31 +29,31 @@ use rollora_api::{
 };
 use std::{collections::BTreeSet, time::Duration};
 
-/// How often mere counts are decided to be written: at most every five seconds, and half a second more, because a write may
-/// have to wait for its turn and the next one not.
+/// The shortest interval between two decisions to write only counts. It is half a second longer than the five seconds
+/// that are promised, because the rate limiter may delay one write and not the next.
 const STATUS_WRITE_INTERVAL: Duration = Duration::from_millis(5500);
-/// A Rollout at rest says after this time, and at most twice this time, that the adapters file has another version: all
-/// that share a file would write at once whenever one of them does.
+/// The delay after which an idle Rollout records a new version of the adapters file, at most twice this time with
+/// jitter. Without it, all Rollouts that share a file would write whenever one of them changes it.
 const IDLE_WRITE_INTERVAL: Duration = Duration::from_mins(1);
-/// Missing servers that are named.
+/// Missing servers that the status names.
 const MAX_MISSING: usize = 10;
 
-/// What was decided, for those who read the status.
+/// Derives the status from the results of one decision.
 pub(crate) struct StatusWriter<'a> {
     pub(crate) context: &'a DecisionContext<'a>,
     pub(crate) desired: &'a DesiredAdapter,
-    /// What traffic waits for, the main thing first.
+    /// What traffic waits for, the main wait first.
     pub(crate) waits: &'a [Wait],
     pub(crate) gate: Option<&'a ResidencyGate>,
     pub(crate) proof: &'a RouterProof,
-    /// What retirements wait for.
+    /// What the retirements wait for.
     pub(crate) retirement_waits: &'a [Wait],
 }
 
 impl StatusWriter<'_> {
-    /// Writes everything that is derived. Where nobody was asked and nothing was aborted, there is nothing to say.
-    pub(crate) fn write(&self, draft: &mut DecisionBuilder) {
-        let status = &mut draft.status;
+    /// Writes all derived fields. If servers and routers were not queried and nothing was aborted, the old values stay.
+    pub(crate) fn write(&self, builder: &mut DecisionBuilder) {
+        let status = &mut builder.status;
         if !self.context.is_observation_attempted() && rejection(status).is_none() {
             return;
         }
@@ -65,9 +65,9 @@ impl StatusWriter<'_> {
         status.message = self.message(status);
         status.summary = status.summarize();
         conditions::set_all(self, status);
-        condition_events::record(self.context.rollout, draft);
-        self.record_pinned_steps(draft);
-        self.record_spec_warning(draft);
+        condition_events::record(self.context.rollout, builder);
+        self.record_pinned_steps(builder);
+        self.record_spec_warning(builder);
     }
 
     fn set_counts(&self, status: &mut RolloutStatus) {
@@ -120,15 +120,18 @@ impl StatusWriter<'_> {
             parts.push(why);
         }
         if let Some(end) = self.context.contested_until(status) {
-            parts.push(format!("somebody else keeps editing the rewrite: it is put back at {}", text::time(end)));
+            parts.push(format!(
+                "another client keeps editing the rewrite: the weights are written again at {}",
+                text::time(end)
+            ));
         }
         parts.extend(self.context.observed.write_refusal.clone());
         parts.extend(self.unlisted_message(status));
-        parts.extend(self.spec_warning().map(|(_, words)| words));
+        parts.extend(self.spec_warning().map(|(_, message)| message));
         parts.extend(self.retirement_waits.iter().map(|wait| wait.message.clone()));
-        // One cause can hinder more than one thing.
-        let mut said = BTreeSet::new();
-        parts.retain(|part| !part.is_empty() && said.insert(part.clone()));
+        // One cause can block more than one thing.
+        let mut unique = BTreeSet::new();
+        parts.retain(|part| !part.is_empty() && unique.insert(part.clone()));
         parts.join("; ")
     }
 
@@ -153,16 +156,18 @@ impl StatusWriter<'_> {
         }
     }
 
-    /// Steps are pinned: an edit in the middle takes effect next time.
-    fn record_pinned_steps(&self, draft: &mut DecisionBuilder) {
-        let (rollout, strategy, status) = (self.context.rollout, &self.context.spec.strategy, &draft.status);
+    /// Records an event if the steps were edited during a rollout. They are pinned, so the edit applies to the next
+    /// one.
+    fn record_pinned_steps(&self, builder: &mut DecisionBuilder) {
+        let (rollout, strategy, status) = (self.context.rollout, &self.context.spec.strategy, &builder.status);
         let edited = status.steps != strategy.steps || status.total_weight != strategy.total_weight;
-        let under_way = status.step.as_ref().is_some_and(|step| step.state != StepState::Done);
+        let in_progress = status.step.as_ref().is_some_and(|step| step.state != StepState::Done);
         let previous = rollout.status.as_ref().and_then(|status| status.observed_generation);
-        let news = previous.is_some() && previous != rollout.metadata.generation;
-        if edited && under_way && news {
-            let message = "the steps were edited: this rollout goes on as it began, the next one takes them";
-            draft.record_event(false, reason::PROGRESSING, message);
+        let is_new = previous.is_some() && previous != rollout.metadata.generation;
+        if edited && in_progress && is_new {
+            let message =
+                "the steps were edited: this rollout keeps the steps that it began with, the next one takes them";
+            builder.record_event(false, reason::PROGRESSING, message);
         }
     }
 
@@ -170,15 +175,15 @@ impl StatusWriter<'_> {
         desired::spec_warning(&self.context.spec.adapter, self.context.adapters_file().ok()?)
     }
 
-    /// Once: from then on the message says it.
-    fn record_spec_warning(&self, draft: &mut DecisionBuilder) {
+    /// Records a warning event once: afterwards the status message contains it.
+    fn record_spec_warning(&self, builder: &mut DecisionBuilder) {
         let before = self.context.rollout.status.as_ref().map(|status| status.message.as_str()).unwrap_or_default();
-        if let Some((reason, words)) = self.spec_warning().filter(|(_, words)| !before.contains(words.as_str())) {
-            draft.record_event(true, reason, words);
+        if let Some((reason, message)) = self.spec_warning().filter(|(_, message)| !before.contains(message.as_str())) {
+            builder.record_event(true, reason, message);
         }
     }
 
-    /// Adapters that get requests although the file does not list them.
+    /// Warns of an adapter that gets requests although neither list of the file contains it.
     fn unlisted_message(&self, status: &RolloutStatus) -> Option<String> {
         let file = self.context.adapters_file().ok()?;
         let absent = |id: &&AdapterId| {
@@ -189,19 +194,19 @@ impl StatusWriter<'_> {
     }
 }
 
-/// Why the desired adapter was rejected.
+/// Returns why the desired adapter was rejected; `None` if it was not.
 pub(crate) fn rejection(status: &RolloutStatus) -> Option<&str> {
     let desired = status.revision.desired.as_ref()?;
     status.rejected.iter().find(|rejected| rejected.id == *desired).map(|rejected| rejected.reason.as_str())
 }
 
-/// Whether everything that had to go is gone, or stays on purpose.
+/// Returns whether every retired or rejected id is unloaded, or stays on purpose.
 pub(crate) fn is_clean(status: &RolloutStatus) -> bool {
     let undrained = status.rejected.iter().any(|rejected| status.admission.permits(&rejected.id));
     !undrained && status.retired.iter().all(|entry| is_settled(entry.state))
 }
 
-/// A Rollout on which nothing is done. Returns whether that is news.
+/// Writes the status of a Rollout that cannot proceed. Returns whether the condition `Stalled` changed.
 pub(crate) fn set_stalled(
     status: &mut RolloutStatus,
     rollout: &Rollout,
@@ -212,39 +217,39 @@ pub(crate) fn set_stalled(
     status.observed_generation = rollout.metadata.generation;
     status.phase = Phase::Invalid;
     message.clone_into(&mut status.message);
-    let condition = |kind: &str, holds| Condition {
+    let condition = |kind: &str, condition_status| Condition {
         type_: kind.to_owned(),
-        status: holds,
+        status: condition_status,
         reason: why.to_owned(),
         message: message.to_owned(),
         last_transition_time: now,
         observed_generation: rollout.metadata.generation,
     };
-    let news = set_condition(&mut status.conditions, condition(condition_type::STALLED, ConditionStatus::True));
+    let changed = set_condition(&mut status.conditions, condition(condition_type::STALLED, ConditionStatus::True));
     set_condition(&mut status.conditions, condition(condition_type::PROGRESSING, ConditionStatus::False));
-    news
+    changed
 }
 
-/// A Rollout of which it is not known yet what serves its name.
-pub(crate) fn set_pending(draft: &mut DecisionBuilder, rollout: &Rollout, wait: &Wait, now: Timestamp) {
-    let person =
+/// Writes the status of a Rollout for which it is not known yet what serves its model name.
+pub(crate) fn set_pending(builder: &mut DecisionBuilder, rollout: &Rollout, wait: &Wait, now: Timestamp) {
+    let needs_person =
         matches!(wait.reason, reason::STABLE_UNKNOWN | reason::SHADOWED_BY | reason::DOUBLE_REWRITE | reason::INVALID);
-    set_stalled(&mut draft.status, rollout, wait.reason, &wait.message, now);
-    if !person {
-        draft.status.phase = Phase::Pending;
-        draft.status.conditions.retain(|condition| condition.type_ != condition_type::STALLED);
+    set_stalled(&mut builder.status, rollout, wait.reason, &wait.message, now);
+    if !needs_person {
+        builder.status.phase = Phase::Pending;
+        builder.status.conditions.retain(|condition| condition.type_ != condition_type::STALLED);
     }
-    condition_events::record(rollout, draft);
+    condition_events::record(rollout, builder);
 }
 
-/// When a Rollout at rest says that the adapters file has another version. Spread, so that not all say it at once.
-pub(crate) fn file_change_due(case: &DecisionContext<'_>) -> Timestamp {
-    case.adapters().map_or(case.now, |adapters| {
-        text::after(adapters.first_read_at, IDLE_WRITE_INTERVAL + case.jitter(IDLE_WRITE_INTERVAL))
+/// Returns when an idle Rollout records a new version of the adapters file, spread by jitter over the Rollouts.
+pub(crate) fn file_change_due(context: &DecisionContext<'_>) -> Timestamp {
+    context.adapters().map_or(context.now, |adapters| {
+        text::after(adapters.first_read_at, IDLE_WRITE_INTERVAL + context.jitter(IDLE_WRITE_INTERVAL))
     })
 }
 
-/// Keeps the previous status where nothing but counts changed a moment ago.
+/// Keeps the previous status if only counts changed and the last write was recent.
 pub(crate) fn throttle(
     previous: &RolloutStatus,
     mut decision: Decision,
@@ -252,22 +257,22 @@ pub(crate) fn throttle(
     now: Timestamp,
 ) -> Decision {
     let written = previous.step.as_ref().and_then(|step| step.observed_at);
-    // What people are told is what the status says.
-    let quiet = decision.events.is_empty() && without_counts(previous) == without_counts(&decision.status);
-    if !quiet {
+    // An event is published together with the status that explains it, so it always causes a write.
+    let only_counts = decision.events.is_empty() && without_counts(previous) == without_counts(&decision.status);
+    if !only_counts {
         if previous.phase_since.is_none() || previous.phase != decision.status.phase {
             decision.status.phase_since = Some(now);
         }
         return decision;
     }
-    let counted = without_clock(previous) == without_clock(&decision.status);
+    let unchanged = without_clock(previous) == without_clock(&decision.status);
     let due = if is_idle(previous) && without_file_version(previous) == without_file_version(&decision.status) {
         file_due
     } else {
         written.map_or(now, |written| text::after(written, STATUS_WRITE_INTERVAL))
     };
-    if counted || now < due {
-        if !counted {
+    if unchanged || now < due {
+        if !unchanged {
             let delay = text::since(now, due).max(Duration::from_millis(1));
             decision.requeue_after = Some(decision.requeue_after.map_or(delay, |requeue| requeue.min(delay)));
         }
@@ -276,12 +281,12 @@ pub(crate) fn throttle(
     decision
 }
 
-/// Whether nothing is under way: another version of the adapters file is no reason to do anything then.
+/// Returns whether nothing is in progress; a new version of the adapters file then needs no immediate write.
 fn is_idle(status: &RolloutStatus) -> bool {
     status.step.as_ref().is_some_and(|step| step.state == StepState::Done) && is_clean(status)
 }
 
-/// A status without counts, the words about them, and the version of the adapters file.
+/// Returns the status without counts, the messages that contain them, and the version of the adapters file.
 fn without_counts(status: &RolloutStatus) -> RolloutStatus {
     let mut status = without_file_version(status);
     if let Some(step) = &mut status.step {
@@ -298,12 +303,12 @@ fn without_counts(status: &RolloutStatus) -> RolloutStatus {
     status
 }
 
-/// A status without the time of the last look, and without the version of the adapters file.
+/// Returns the status without the time of the last observation and the version of the adapters file.
 fn without_file_version(status: &RolloutStatus) -> RolloutStatus {
     RolloutStatus { observed_adapters: None, ..without_clock(status) }
 }
 
-/// A status without the time of the last look.
+/// Returns the status without the time of the last observation.
 fn without_clock(status: &RolloutStatus) -> RolloutStatus {
     let mut status = status.clone();
     if let Some(step) = &mut status.step {

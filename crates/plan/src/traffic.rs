@@ -1,9 +1,12 @@
-//! The first of the two machines: how much traffic the desired adapter gets.
+//! The traffic machine: how much traffic the desired adapter gets.
 //!
-//! Every move that it makes is in [`map`], which is also what `ARCHITECTURE.md` shows.
+//! [`transitions`] lists every transition; `ARCHITECTURE.md` shows them as a diagram.
 //!
-//! Invariants: weights change only here; only ids that passed the residency gate get weight; stable changes only when
-//! a rollout succeeded; the state of retirements is not read.
+//! Invariants:
+//! - Weights change only here.
+//! - Only ids that passed the residency gate get weight.
+//! - Stable changes only when a rollout has succeeded.
+//! - This machine does not read the state of retirements.
 
 mod actions;
 mod deadline;
@@ -34,10 +37,10 @@ use rollora_api::{
     },
 };
 
-/// Ended revisions and rejected ids that are kept.
+/// Entries that the status keeps of ended revisions, and of rejected ids.
 const MAX_HISTORY: usize = 10;
 
-/// The part of a status that belongs to this machine, and what a decision adds to it.
+/// The part of a status that belongs to this machine, and the results of one decision.
 #[derive(Debug)]
 pub(crate) struct TrafficMachine<'a> {
     pub(crate) revision: &'a mut Revision,
@@ -48,52 +51,52 @@ pub(crate) struct TrafficMachine<'a> {
     pub(crate) lost_since: &'a mut Option<Timestamp>,
     pub(crate) rejected: &'a mut Vec<RejectedAdapter>,
     pub(crate) history: &'a mut Vec<PastRevision>,
-    /// Ids that are on their way out.
+    /// Ids that lost their last weight.
     pub(crate) newly_retired: Vec<NewlyRetired>,
-    /// Where it went, move by move.
+    /// The transitions that were made, in order.
     pub(crate) transitions: Vec<Transition>,
-    /// What happened.
+    /// Events recorded so far.
     pub(crate) events: Vec<RolloutEvent>,
 }
 
-/// An id that is on its way out.
+/// An id that lost its last weight; the retirement machine takes over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NewlyRetired {
     pub(crate) id: AdapterId,
-    /// Why.
+    /// Why it lost its weight.
     pub(crate) reason: String,
-    /// Whether it had all requests.
+    /// Whether it was stable, that is, had all requests.
     pub(crate) was_stable: bool,
 }
 
-/// What this machine looks at.
+/// The inputs of one evaluation of the traffic machine.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TrafficInputs<'a> {
-    /// The time.
+    /// The time of the decision.
     pub(crate) now: Timestamp,
-    /// `spec.paused`.
+    /// The field `spec.paused`: no step begins while it is true.
     pub(crate) paused: bool,
-    /// `spec.strategy`, for what is live in it.
+    /// The field `spec.strategy`. Deadline and failure policy apply immediately; steps are pinned per revision.
     pub(crate) strategy: &'a Strategy,
-    /// Whether servers and routers were asked at all.
+    /// Whether servers and routers were queried at all.
     pub(crate) observation_attempted: bool,
-    /// Whether everything could be observed: only such time counts for deadlines.
+    /// Whether everything could be observed: only such time counts toward the deadline.
     pub(crate) fully_observed: bool,
-    /// The pool's servers; none where they could not be listed.
+    /// The pool's servers; `None` if they could not be listed.
     pub(crate) servers: Option<&'a [ObservedServer]>,
-    /// The residency gate of the desired adapter; none where it could not be looked at.
+    /// The residency gate of the desired adapter; `None` if it could not be evaluated.
     pub(crate) gate: Option<&'a ResidencyGate>,
-    /// Why the desired adapter cannot be resident everywhere yet.
+    /// Why the desired adapter cannot become resident everywhere yet; `None` if nothing but time is missing.
     pub(crate) residency_wait: Option<&'a Wait>,
-    /// Whether the routers do what the weights say.
+    /// Whether the routers apply the weights.
     pub(crate) proof: &'a RouterProof,
 }
 
-/// How a decision goes on.
+/// How the evaluation of a step continues.
 enum StepProgress {
-    /// The state changed; look at the new one.
+    /// The state changed: evaluate the new one.
     Continue,
-    /// Nothing more can be done now.
+    /// Nothing more can be done in this decision; what it waits for, if anything.
     Wait(Option<Wait>),
 }
 
@@ -115,63 +118,63 @@ impl<'a> TrafficMachine<'a> {
         }
     }
 
-    /// Moves as far as the scene allows, and says what is waited for then: the main thing first.
-    pub(crate) fn advance(&mut self, scene: TrafficInputs<'_>) -> Vec<Wait> {
-        deadline::add_observed_time(self, scene);
-        let lost = self.check_residency(scene);
-        // Each step is passed at most twice: on the way to its weight, and after its proof.
+    /// Advances as far as the inputs allow and returns what it waits for then, the main wait first.
+    pub(crate) fn advance(&mut self, inputs: TrafficInputs<'_>) -> Vec<Wait> {
+        deadline::add_observed_time(self, inputs);
+        let lost = self.check_residency(inputs);
+        // Each step is evaluated at most twice: until it gets its weight, and after its proof.
         for _ in 0..=2 * (self.steps.len() + 2) {
-            if let StepProgress::Wait(wait) = self.advance_once(scene) {
+            if let StepProgress::Wait(wait) = self.advance_once(inputs) {
                 return wait.into_iter().chain(lost).collect();
             }
         }
         lost.into_iter().collect()
     }
 
-    fn advance_once(&mut self, scene: TrafficInputs<'_>) -> StepProgress {
+    fn advance_once(&mut self, inputs: TrafficInputs<'_>) -> StepProgress {
         let Some(step) = self.step.as_ref() else { return StepProgress::Wait(None) };
         if self.rejection().is_some() {
-            return self.roll_back(scene);
+            return self.roll_back(inputs);
         }
-        let turn = match step.state {
+        let progress = match step.state {
             StepState::Done => StepProgress::Wait(None),
-            StepState::Pausing => self.await_pause(scene),
-            StepState::AwaitingResidency => self.await_residency(scene),
-            StepState::AwaitingRouters => self.await_routers(scene),
-            StepState::Held => self.await_recovery(scene),
+            StepState::Pausing => self.await_pause(inputs),
+            StepState::AwaitingResidency => self.await_residency(inputs),
+            StepState::AwaitingRouters => self.await_routers(inputs),
+            StepState::Held => self.await_recovery(inputs),
         };
-        match turn {
-            StepProgress::Wait(wait) if deadline::is_exceeded(self, scene.strategy) => {
-                StepProgress::Wait(self.handle_missed_deadline(wait, scene))
+        match progress {
+            StepProgress::Wait(wait) if deadline::is_exceeded(self, inputs.strategy) => {
+                StepProgress::Wait(self.handle_missed_deadline(wait, inputs))
             }
-            turn => turn,
+            progress => progress,
         }
     }
 
-    /// Begins a new revision. `at_once` skips the steps: the adapter had all requests a moment ago.
-    pub(crate) fn begin_revision(&mut self, id: &AdapterId, strategy: &Strategy, at_once: bool, now: Timestamp) {
+    /// Begins a new revision. `skip_steps` is for an adapter that recently had all requests.
+    pub(crate) fn begin_revision(&mut self, id: &AdapterId, strategy: &Strategy, skip_steps: bool, now: Timestamp) {
         let from = self.current_state();
-        self.begin_revision_from(from, Trigger::DesiredChanged, (id, strategy, at_once), now);
+        self.begin_revision_from(from, Trigger::DesiredChanged, (id, strategy, skip_steps), now);
     }
 
     fn begin_revision_from(
         &mut self,
         from: TrafficState,
         by: Trigger,
-        (id, strategy, at_once): (&AdapterId, &Strategy, bool),
+        (id, strategy, skip_steps): (&AdapterId, &Strategy, bool),
         now: Timestamp,
     ) {
-        // A first install that is written but not proven yet is what clients get: it is what to go back to.
+        // Clients already get a first install that is written but not proven, so a rollback must go to it.
         if let (None, [only]) = (&self.revision.stable, self.weights.desired.as_slice()) {
             self.revision.stable = Some(only.id.clone());
         }
         let unfinished = self.is_unfinished();
         let previous = self.revision.desired.replace(id.clone());
         let adopted = previous.is_none();
-        let goes_back = at_once || self.revision.stable.as_ref() == Some(id);
+        let goes_back = skip_steps || self.revision.stable.as_ref() == Some(id);
         if let Some(previous) = previous.filter(|previous| previous != id) {
             let (what, outcome) =
-                if goes_back { ("is wanted again", reason::UNLISTED) } else { ("superseded it", reason::SUPERSEDED) };
+                if goes_back { ("is desired again", reason::UNLISTED) } else { ("superseded it", reason::SUPERSEDED) };
             if unfinished {
                 self.record_ended(previous.clone(), outcome, now);
             }
@@ -186,16 +189,16 @@ impl<'a> TrafficMachine<'a> {
         let index = if goes_back || first_install { self.steps.len() } else { 0 };
         self.enter_step_from(from, index, by, now);
         let message = match (&self.revision.stable, goes_back) {
-            (None, _) => format!("{id} is to be installed"),
-            (Some(stable), _) if stable == id && adopted => format!("{id} serves already"),
+            (None, _) => format!("{id} will be installed: no adapter serves the model yet"),
+            (Some(stable), _) if stable == id && adopted => format!("{id} serves all requests already"),
             (Some(stable), true) if stable == id => format!("all requests go back to {id}"),
-            (Some(stable), true) => format!("{id} is to take over from {stable} again, at once"),
-            (Some(stable), false) => format!("{id} is to take over from {stable} in {} steps", self.steps.len()),
+            (Some(stable), true) => format!("{id} will replace {stable} again, without steps"),
+            (Some(stable), false) => format!("{id} will replace {stable} in {} steps", self.steps.len()),
         };
         self.record_event(false, reason::PROGRESSING, message);
     }
 
-    /// An adopted split between stable and the desired adapter stays until the first step; every other is ended.
+    /// Ends every split except an adopted one between stable and the desired adapter, which stays until the first step.
     fn take_weight_from_others(&mut self, desired: &AdapterId, now: Timestamp) {
         let stable = self.revision.stable.as_ref();
         let split = stable != Some(desired) && self.weights.desired.len() > 1;
@@ -212,15 +215,15 @@ impl<'a> TrafficMachine<'a> {
         }
     }
 
-    /// An id is on its way out, unless it is stable, rejected, or known to be so already.
+    /// Retires an id, unless it is stable, rejected, or retired in this decision already.
     fn retire(&mut self, id: AdapterId, why: String) {
-        let known = self.newly_retired.iter().any(|left| left.id == id);
+        let known = self.newly_retired.iter().any(|retired| retired.id == id);
         if !known && self.revision.stable.as_ref() != Some(&id) && !self.is_rejected(&id) {
             self.newly_retired.push(NewlyRetired { id, reason: why, was_stable: false });
         }
     }
 
-    /// The desired adapter has everything, at every router.
+    /// Makes the desired adapter stable: every router sends it all requests.
     fn succeed(&mut self, now: Timestamp) {
         let Some(desired) = self.revision.desired.clone() else { return };
         self.set_state(StepState::Done, Trigger::RoutersProven, now);
@@ -228,7 +231,7 @@ impl<'a> TrafficMachine<'a> {
         if let Some(old) = old.filter(|old| *old != desired) {
             self.newly_retired.push(NewlyRetired {
                 id: old,
-                reason: format!("{desired} has taken over"),
+                reason: format!("{desired} replaced it"),
                 was_stable: true,
             });
         }
@@ -236,7 +239,7 @@ impl<'a> TrafficMachine<'a> {
         self.record_event(false, reason::SUCCEEDED, format!("{desired} serves all requests"));
     }
 
-    /// Rejects the desired adapter and gives everything back to stable, in one change of weights.
+    /// Rejects the desired adapter and returns all traffic to stable, in one change of weights.
     pub(crate) fn reject(&mut self, why: &str, outcome: &str, now: Timestamp) {
         let Some(desired) = self.revision.desired.clone() else { return };
         let (from, by) =
@@ -250,7 +253,8 @@ impl<'a> TrafficMachine<'a> {
         self.record_event(true, outcome, format!("{desired} was rejected: {why}"));
     }
 
-    /// As [`Self::reject`], unless stable could not take the requests: then it holds and says so.
+    /// Rejects the desired adapter like [`Self::reject`] if stable can take its requests; else returns what blocks
+    /// that.
     pub(crate) fn fail(
         &mut self,
         why: &str,
@@ -262,28 +266,35 @@ impl<'a> TrafficMachine<'a> {
         let has_weight = self.weight_of(&desired) > 0;
         let Some(stable) = self.revision.stable.clone() else {
             if has_weight {
-                return Some(Wait::soon(outcome, format!("{why}; there is no stable adapter to go back to")));
+                return Some(Wait::soon(
+                    outcome,
+                    format!("{why}; there is no stable adapter to roll back to: list a working adapter"),
+                ));
             }
             self.reject(why, outcome, now);
             return None;
         };
         if stable == desired {
-            // What everything goes back to is nothing to reject: nobody would be left to serve.
-            return Some(Wait::soon(outcome, format!("{why}; {stable} is the stable adapter: nothing else serves")));
+            // Stable cannot be rejected: nothing would serve the requests.
+            return Some(Wait::soon(
+                outcome,
+                format!("{why}; {stable} is the stable adapter, and no other one can take its requests"),
+            ));
         }
         let stable_serves = servers.is_some_and(|servers| residency::could_serve(&stable, servers));
         if has_weight && !stable_serves {
-            let message = format!("{why}; holds, because stable {stable} is not resident on every Ready server");
+            let message =
+                format!("{why}; cannot roll back, because stable {stable} is not resident on every Ready server");
             return Some(Wait::soon(reason::STABLE_NOT_RESIDENT, message));
         }
         self.reject(why, outcome, now);
         None
     }
 
-    /// Nobody looks after the rollout any more: everything goes to stable. To the desired adapter only where
-    /// `stable_goes`: it will be unloaded then, and the desired one stays.
-    pub(crate) fn finalize(&mut self, stable_goes: bool, now: Timestamp) {
-        if let (true, Some(desired)) = (stable_goes, self.revision.desired.clone())
+    /// Ends the split of a Rollout that is being deleted: all traffic goes to stable. If `stable_is_unlisted`, it goes
+    /// to the desired adapter, because stable will be unloaded.
+    pub(crate) fn finalize(&mut self, stable_is_unlisted: bool, now: Timestamp) {
+        if let (true, Some(desired)) = (stable_is_unlisted, self.revision.desired.clone())
             && self.weight_of(&desired) > 0
         {
             self.set_weights(vec![TargetWeight { id: desired, weight: FULL_WEIGHT }], now);
@@ -292,15 +303,15 @@ impl<'a> TrafficMachine<'a> {
         }
     }
 
-    fn roll_back(&mut self, scene: TrafficInputs<'_>) -> StepProgress {
+    fn roll_back(&mut self, inputs: TrafficInputs<'_>) -> StepProgress {
         let done = self.step_state() == Some(StepState::Done);
         if done {
             return StepProgress::Wait(None);
         }
-        if !self.weights.desired.is_empty() && !scene.proof.is_complete() {
-            return StepProgress::Wait(scene.proof.wait.clone());
+        if !self.weights.desired.is_empty() && !inputs.proof.is_complete() {
+            return StepProgress::Wait(inputs.proof.wait.clone());
         }
-        self.set_state(StepState::Done, Trigger::RoutersProven, scene.now);
+        self.set_state(StepState::Done, Trigger::RoutersProven, inputs.now);
         if let Some(stable) = &self.revision.stable {
             let message = format!("{stable} serves all requests again");
             self.record_event(false, reason::ROLLED_BACK, message);
@@ -308,7 +319,7 @@ impl<'a> TrafficMachine<'a> {
         StepProgress::Continue
     }
 
-    /// Why the desired adapter was rejected.
+    /// Returns why the desired adapter was rejected; `None` if it was not.
     pub(crate) fn rejection(&self) -> Option<&RejectedAdapter> {
         let desired = self.revision.desired.as_ref()?;
         self.rejected.iter().find(|rejected| rejected.id == *desired)
@@ -318,7 +329,7 @@ impl<'a> TrafficMachine<'a> {
         self.rejected.iter().any(|rejected| rejected.id == *id)
     }
 
-    /// Whether the present revision neither succeeded nor failed yet.
+    /// Returns whether the current revision has neither succeeded nor failed yet.
     pub(crate) fn is_unfinished(&self) -> bool {
         self.step_state().is_some_and(|state| state != StepState::Done) && self.rejection().is_none()
     }
@@ -327,13 +338,13 @@ impl<'a> TrafficMachine<'a> {
         self.step.as_ref().map(|step| step.state)
     }
 
-    /// The weight that an id has now.
+    /// Returns the current weight of an id; zero if it has none.
     pub(crate) fn weight_of(&self, id: &AdapterId) -> i32 {
         self.weights.desired.iter().find(|target| target.id == *id).map_or(0, |target| target.weight)
     }
 
     fn shift_all_to_stable(&mut self, now: Timestamp) {
-        // Where nobody wrote a rule yet, the name is served directly: a rule for that would only add a risk.
+        // Without a rule the servers serve the name directly; writing one would only add a risk.
         if let Some(stable) = self.revision.stable.clone()
             && !self.weights.desired.is_empty()
         {
@@ -341,7 +352,7 @@ impl<'a> TrafficMachine<'a> {
         }
     }
 
-    /// Returns whether anything changed.
+    /// Sets the weights under a new sequence, and returns whether they changed.
     fn set_weights(&mut self, desired: Vec<TargetWeight>, now: Timestamp) -> bool {
         let changed = self.weights.desired != desired;
         if changed {
@@ -362,5 +373,5 @@ impl<'a> TrafficMachine<'a> {
     }
 }
 
-/// The weight of a single target: any number means everything.
+/// The weight of a single target, where any number means all traffic.
 pub(crate) const FULL_WEIGHT: i32 = 100;

@@ -58,7 +58,7 @@ fn mistakes() -> Vec<ObjectMistake> {
             expected_condition(
                 STALLED,
                 reason::INVALID,
-                &["forgotten-adapters", "does not exist", "make it", "spec.adaptersRef"],
+                &["forgotten-adapters", "does not exist", "create it", "spec.adaptersRef"],
             ),
         ),
         mistake(

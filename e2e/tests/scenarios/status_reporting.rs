@@ -101,7 +101,7 @@ fn every_rewrite_says_whether_it_is_in_force_and_every_rollout_has_its_metrics()
     run_on_cluster(&Setup::pause_at_half(Duration::from_millis(200)), parts, async |bed| {
         let audit = bed.environment.control_plane().audit_log();
         bed.wait_for_baseline().await?;
-        let in_force = ("Accepted=True/Accepted", "in force for");
+        let in_force = ("Accepted=True/Accepted", "active for");
         let alone = ("Conflicted=False/NoConflict", "every rule");
         wait_for_conditions(bed, Current, REWRITE, &[in_force, alone]).await?;
 
@@ -117,12 +117,12 @@ fn every_rewrite_says_whether_it_is_in_force_and_every_rollout_has_its_metrics()
         )
         .await?;
         create_rewrite(bed, Current, "younger", POOL, &[OTHER_MODEL, "own"]).await?;
-        let shadow = ("Conflicted=True/ShadowedBy", "of-nobody, which goes first");
-        wait_for_conditions(bed, Current, "younger", &[("Accepted=True/Accepted", "in force for own"), shadow]).await?;
+        let shadow = ("Conflicted=True/ShadowedBy", "of-nobody, which takes precedence");
+        wait_for_conditions(bed, Current, "younger", &[("Accepted=True/Accepted", "active for own"), shadow]).await?;
         create_rewrite(bed, Legacy, "of-old", POOL, &[OTHER_MODEL]).await?;
         wait_for_conditions(bed, Legacy, "of-old", &[("Accepted=False/ShadowedBy", "group llm-d.ai")]).await?;
         rewrites_api(bed, Current).delete("of-nobody", &DeleteParams::default()).await?;
-        let free = ("Accepted=True/Accepted", "in force for other-model, own");
+        let free = ("Accepted=True/Accepted", "active for other-model, own");
         wait_for_conditions(bed, Current, "younger", &[free, alone]).await?;
         let told = count_status_writes(bed, &audit, "younger")?;
         ensure!(told == 2, "what changed twice was told {told} times");

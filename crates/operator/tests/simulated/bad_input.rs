@@ -58,7 +58,7 @@ fn a_configmap_that_is_not_there() {
     check_stalled(
         &mut run,
         reason::INVALID,
-        "the adapters file adapters does not exist: make it, or mend spec.adaptersRef",
+        "the adapters file adapters does not exist: create it, or fix spec.adaptersRef",
     );
     fix_and_finish(&mut run);
 }
@@ -176,7 +176,7 @@ fn nothing_that_matches_is_listed() {
     run.run_for(SignedDuration::from_secs(12));
     let said = condition(&run, condition_type::PROGRESSING);
     assert_eq!(said.reason, reason::NO_MATCH, "{}", run.log_text());
-    assert_eq!(said.message, "no id under ensureExist matches small-v*: list one, or mend spec.adapter");
+    assert_eq!(said.message, "no id under ensureExist matches small-v*: list one, or fix spec.adapter");
     assert_eq!(run.world().events.iter().filter(|event| event.reason == reason::NO_MATCH).count(), 1);
     assert!(run.world().rewrites.is_empty());
 }

@@ -267,7 +267,7 @@ fn a_router_that_cannot_be_asked_blocks_cleanup_but_no_abort() {
     run.run_until_weights(&[(V2, 100)]);
     run.run_for(SignedDuration::from_secs(20));
     assert_eq!(run.world().phase(), Phase::Progressing);
-    assert!(run.world().status().message.contains("router-1 cannot be asked"), "{}", run.world().status().message);
+    assert!(run.world().status().message.contains("router-1 cannot be queried"), "{}", run.world().status().message);
     assert_eq!(run.world().loaded_count(&id(V1)), 3);
     run.world().set_intent(IntentKind::Abort);
     run.run_until_weights(&[(V1, 100)]);

@@ -274,7 +274,9 @@ fn the_rule_of_an_older_rewrite_that_appears_is_said_at_once() {
     let version = run.world().rewrites[0].1;
     run.world().rewrites.push((older, version));
     run.world().changed = true;
-    run.run_until("it is said", |world| world.status().message.contains("the rule of older is in force for the model"));
+    run.run_until("it is said", |world| {
+        world.status().message.contains("the rule of rewrite older is active for the model")
+    });
     let holds = |run: &SimRun, kind: &str| {
         let status = run.world().status();
         let condition = status.conditions.into_iter().find(|condition| condition.type_ == kind).unwrap();
@@ -299,7 +301,7 @@ fn a_rewrite_that_is_edited_again_and_again_is_put_back_slowly() {
         run.run_for(SignedDuration::from_secs(1));
     }
     assert_eq!(run.world().weights(), [(V1.to_owned(), 90), (V2.to_owned(), 10)], "{}", run.log_text());
-    assert!(run.world().status().message.contains("somebody else keeps editing the rewrite"), "{}", run.log_text());
+    assert!(run.world().status().message.contains("another client keeps editing the rewrite"), "{}", run.log_text());
     run.run_until_weights(&[(V1, 50), (V2, 50)]);
     run.world().edit_rewrite(|rewrite| rewrite.spec.rules[0].targets[1].weight = Some(10));
     run.tick();
@@ -316,7 +318,7 @@ fn a_rival_who_edits_before_anybody_has_looked_is_slowed_down_too() {
     run.world().rival = Some(rival);
     let before = run.world().weight_history.len();
     run.world().edit_rewrite(rival);
-    run.run_until("it is said", |world| world.status().message.contains("somebody else keeps editing the rewrite"));
+    run.run_until("it is said", |world| world.status().message.contains("another client keeps editing the rewrite"));
     run.run_for(SignedDuration::from_secs(50));
     let seen = run.world().weight_history.len() - before;
     assert!(seen < 8, "{seen}\n{}", run.log_text());
@@ -430,9 +432,9 @@ fn an_abort_that_comes_too_late_leaves_no_word_of_what_was_not_asked_for_it() {
     run.tick();
     let status = run.world().status();
     assert!(status.last_action.is_some_and(|action| action.outcome.contains("already succeeded")));
-    assert!(!status.message.contains("not asked"), "{}", status.message);
+    assert!(!status.message.contains("not queried"), "{}", status.message);
     let conditions = status.conditions.iter().map(|condition| condition.message.as_str());
-    assert!(conditions.into_iter().all(|message| !message.contains("not asked")), "{:?}", status.conditions);
+    assert!(conditions.into_iter().all(|message| !message.contains("not queried")), "{:?}", status.conditions);
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! Tests of the capacity check: which servers lack slots, and the message about them.
+
 use super::*;
 use rollora_api::{operator_directives::Pilot, sidecar_status::SidecarStatus};
 
@@ -19,7 +21,7 @@ fn directives(serving: &[&str], pilots: &[(&str, &str)]) -> OperatorDirectives {
 }
 
 #[test]
-fn what_fits_is_what_serves_and_the_pilot_on_its_own_server() {
+fn pilot_needs_a_slot_only_on_its_own_server() {
     let two = [server("a", true, Some(2)), server("b", true, Some(3))];
     for (serving, pilots) in [
         (&["v1"][..], &[][..]),
@@ -39,57 +41,57 @@ fn what_fits_is_what_serves_and_the_pilot_on_its_own_server() {
 }
 
 #[test]
-fn both_versions_in_the_room_of_one_are_told_with_the_flag_that_helps() {
+fn too_few_slots_names_versions_and_flag() {
     let one = [server("a", true, Some(1)), server("b", true, Some(1)), server("c", true, Some(4))];
     let found = evaluate(&directives(&["v1", "v2"], &[]), &one, &[&id("v1"), &id("v2")]);
     assert_eq!(
         found,
         Capacity::TooSmall(
-            "a, b: max_loras is 1, and 2 adapters are in use (v1 and v2 among them): vLLM refuses none, but swaps them \
-             between requests and gets slow; start vLLM with --max-loras 2, or let fewer serve"
+            "a, b: max_loras is 1, and 2 adapters are in use (v1 and v2 among them): vLLM swaps them between \
+             requests and gets slow; start vLLM with --max-loras 2, or serve fewer adapters"
                 .to_owned()
         )
     );
 }
 
 #[test]
-fn a_trial_that_does_not_fit_is_told_of_its_pilot_alone() {
+fn trial_without_a_slot_names_only_its_pilot() {
     let servers = [server("a", true, Some(2)), server("b", true, Some(2))];
     let found = evaluate(&directives(&["other-v1", "v1"], &[("v2", "b")]), &servers, &[&id("v1"), &id("v2")]);
-    let Capacity::TooSmall(words) = found else { panic!("{found:?}") };
-    assert!(words.starts_with("b: max_loras is 2, and 3 adapters are in use"), "{words}");
+    let Capacity::TooSmall(message) = found else { panic!("{found:?}") };
+    assert!(message.starts_with("b: max_loras is 2, and 3 adapters are in use"), "{message}");
 }
 
 #[test]
-fn one_version_is_not_called_both() {
+fn single_version_is_not_listed_twice() {
     let found = evaluate(&directives(&["v1", "other"], &[]), &[server("a", true, Some(1))], &[&id("v1"), &id("v1")]);
-    let Capacity::TooSmall(words) = found else { panic!("{found:?}") };
-    assert!(words.contains("2 adapters are in use: vLLM"), "{words}");
+    let Capacity::TooSmall(message) = found else { panic!("{found:?}") };
+    assert!(message.contains("2 adapters are in use: vLLM"), "{message}");
 }
 
 #[test]
-fn who_does_not_say_or_is_not_ready_counts_for_nothing() {
-    let away = ObservedServer { status: Err("no answer".to_owned()), ..server("away", true, None) };
-    let silent = [server("a", true, None), server("b", false, Some(1)), away];
+fn unready_or_unreporting_servers_are_ignored() {
+    let unreachable = ObservedServer { status: Err("no answer".to_owned()), ..server("away", true, None) };
+    let silent = [server("a", true, None), server("b", false, Some(1)), unreachable];
     assert_eq!(evaluate(&directives(&["v1", "v2"], &[]), &silent, &[]), Capacity::Unknown);
 }
 
 #[test]
-fn what_nobody_has_told_is_asked_for_again_where_somebody_could_tell() {
-    let untold = server("a", true, None);
-    let told = server("b", true, Some(2));
-    let away = ObservedServer { status: Err("no answer".to_owned()), ..untold.clone() };
-    let mut alone = untold.clone();
-    if let Ok(status) = alone.status.as_mut().map(std::sync::Arc::make_mut) {
+fn unreported_slots_are_polled_if_a_sidecar_exists() {
+    let unreported = server("a", true, None);
+    let reported = server("b", true, Some(2));
+    let unreachable = ObservedServer { status: Err("no answer".to_owned()), ..unreported.clone() };
+    let mut without_sidecar = unreported.clone();
+    if let Ok(status) = without_sidecar.status.as_mut().map(std::sync::Arc::make_mut) {
         status.readiness.reason = NO_SIDECAR.to_owned();
     }
-    let unready = ObservedServer { ready: false, ..untold.clone() };
+    let unready = ObservedServer { ready: false, ..unreported.clone() };
     for (servers, expected) in [
-        (vec![untold.clone()], true),
-        (vec![untold.clone(), alone.clone()], true),
-        (vec![untold, told], false),
-        (vec![away], false),
-        (vec![alone], false),
+        (vec![unreported.clone()], true),
+        (vec![unreported.clone(), without_sidecar.clone()], true),
+        (vec![unreported, reported], false),
+        (vec![unreachable], false),
+        (vec![without_sidecar], false),
         (vec![unready], false),
         (Vec::new(), false),
     ] {

@@ -1,4 +1,4 @@
-//! Who may load the desired adapter: one pilot first, then every server; nobody where it does harm.
+//! Admission of the desired adapter: the pilot loads it first, then every server; a rejected adapter is loaded nowhere.
 
 use super::{DecisionBuilder, DecisionContext, relisted::recently_relisted};
 use crate::{desired, observed::ObservedServer, pilot, text, wait::Wait};
@@ -10,43 +10,46 @@ use rollora_api::{
     sidecar_status::NO_SIDECAR,
 };
 
-/// Trials that were put aside and are remembered.
+/// Past pilots that the status keeps.
 const MAX_TRIED: usize = 10;
 
 impl DecisionContext<'_> {
-    /// Lets the desired adapter be tried on one server, and then be loaded on all. Says what keeps it from residency.
-    pub(super) fn admit(&self, draft: &mut DecisionBuilder) -> Option<Wait> {
-        let desired = draft.status.revision.desired.clone()?;
-        // A rejected id keeps its pilot: when it is tried again, then where it has done its harm already.
-        if draft.with_traffic(|traffic| traffic.rejection().is_some()) {
+    /// Admits the desired adapter to one server, and after its proof to all. Returns what keeps it from being resident.
+    pub(super) fn admit(&self, builder: &mut DecisionBuilder) -> Option<Wait> {
+        let desired = builder.status.revision.desired.clone()?;
+        // A rejected id keeps its pilot: if it is tried again, it must be on the server that it has already harmed.
+        if builder.with_traffic(|traffic| traffic.rejection().is_some()) {
             return None;
         }
         let Ok(file) = self.adapters_file() else { return self.file_wait() };
         if let Some(why) = desired::not_listed_message(&desired, file) {
             return Some(Wait::on_change(reason::NOT_LISTED, why));
         }
-        if let Some(wait) = recently_relisted(&draft.status, &desired) {
+        if let Some(wait) = recently_relisted(&builder.status, &desired) {
             return Some(wait);
         }
         if self.spec.residency == ResidencyProof::Registered && self.servers().is_some_and(has_no_sidecar) {
-            // Whoever loads adapters here does not listen to us: there is nobody to try it first.
-            let admitted = &mut draft.status.admission.admitted;
+            // Adapters are loaded by another tool, which does not read the directives, so there is no pilot.
+            let admitted = &mut builder.status.admission.admitted;
             if !admitted.contains(&desired) {
                 admitted.push(desired.clone());
             }
         }
-        if draft.status.admission.admitted.contains(&desired) {
-            end_trial(&mut draft.status.admission, &desired);
-            let unseen = || {
+        if builder.status.admission.admitted.contains(&desired) {
+            end_trial(&mut builder.status.admission, &desired);
+            let unobserved = || {
                 let error = self.observed.servers.as_ref().err()?;
                 Some(Wait::while_unobservable("the servers of the pool cannot be listed", error, self.now))
             };
-            return self.reject_if_fatal(draft, &desired).or_else(|| self.directives_wait(&desired)).or_else(unseen);
+            return self
+                .reject_if_fatal(builder, &desired)
+                .or_else(|| self.directives_wait(&desired))
+                .or_else(unobserved);
         }
-        self.try_on_pilot(draft, desired)
+        self.try_on_pilot(builder, desired)
     }
 
-    fn try_on_pilot(&self, draft: &mut DecisionBuilder, desired: AdapterId) -> Option<Wait> {
+    fn try_on_pilot(&self, builder: &mut DecisionBuilder, desired: AdapterId) -> Option<Wait> {
         let servers = match &self.observed.servers {
             Ok(servers) => servers.as_slice(),
             Err(error) => {
@@ -54,14 +57,14 @@ impl DecisionContext<'_> {
             }
         };
         if self.adapters().is_some_and(|adapters| adapters.directives.admitted.contains(&desired)) {
-            // Or a key without it, which somebody was about to write, would be written when it serves again.
-            let words =
-                format!("{desired} was admitted once: that is taken back, then it is tried on one server first");
-            return Some(Wait::soon(reason::PILOT_PENDING, words));
+            // The old admission must leave the directives first. Otherwise a delayed write without it could land when
+            // the adapter serves again.
+            let message = format!("{desired} has an old admission: it is withdrawn, then one server tries the adapter");
+            return Some(Wait::soon(reason::PILOT_PENDING, message));
         }
-        let status = &mut draft.status;
+        let status = &mut builder.status;
         let serving: Vec<AdapterId> = status.weights.desired.iter().map(|target| target.id.clone()).collect();
-        let waits = |words: String| Some(Wait::soon(reason::PILOT_PENDING, words));
+        let waits = |message: String| Some(Wait::soon(reason::PILOT_PENDING, message));
         let pilot = self.find_trial(&status.admission, &desired);
         if let Some(pilot) = &pilot {
             begin_trial(&mut status.admission, pilot.clone());
@@ -70,52 +73,55 @@ impl DecisionContext<'_> {
             pilot::PilotDecision::Admit(server) => {
                 status.admission.admitted.push(desired.clone());
                 end_trial(&mut status.admission, &desired);
-                draft.record_event(
+                builder.record_event(
                     false,
                     reason::PROGRESSING,
-                    format!("{desired} is proven on {server}: every server may load it"),
+                    format!("{desired} is verified on {server}: every server may load it"),
                 );
                 self.directives_wait(&desired)
             }
             pilot::PilotDecision::Choose(server) => {
-                let message = format!("{desired} is tried on {server} first");
+                let message = format!("{desired} is tried on the pilot {server} first");
                 begin_trial(&mut status.admission, Pilot { id: desired, pod: server });
-                draft.record_event(false, reason::PILOT_PENDING, message.clone());
+                builder.record_event(false, reason::PILOT_PENDING, message.clone());
                 waits(message)
             }
-            pilot::PilotDecision::Trying(words) => waits(format!("{desired} is tried on one server first: {words}")),
+            pilot::PilotDecision::Trying(progress) => {
+                waits(format!("{desired} is tried on one server first: {progress}"))
+            }
             pilot::PilotDecision::NoReadyServer => {
                 Some(Wait::soon(reason::NO_READY_PODS, text::no_ready_servers(&self.spec.pool_ref)))
             }
-            pilot::PilotDecision::Reject(why) => self.fail(draft, &why),
+            pilot::PilotDecision::Reject(why) => self.fail(builder, &why),
         }
     }
 
-    /// Where an id is on trial, or was before another took its place.
+    /// Returns the pilot of an id, current or past.
     fn find_trial(&self, admission: &AdmissionStatus, id: &AdapterId) -> Option<Pilot> {
-        // A status that was lost knows of no pilot; the key does.
-        let told = self.adapters().into_iter().flat_map(|adapters| &adapters.directives.pilots);
-        admission.pilot.iter().chain(&admission.past_pilots).chain(told).find(|pilot| pilot.id == *id).cloned()
+        // If the status was lost, the directives still name the pilot.
+        let recorded = self.adapters().into_iter().flat_map(|adapters| &adapters.directives.pilots);
+        admission.pilot.iter().chain(&admission.past_pilots).chain(recorded).find(|pilot| pilot.id == *id).cloned()
     }
 
-    /// An adapter that was proven on its pilot may still end another server: no third one tries it.
-    fn reject_if_fatal(&self, draft: &mut DecisionBuilder, desired: &AdapterId) -> Option<Wait> {
-        if !draft.with_traffic(|traffic| traffic.is_unfinished()) {
+    /// Rejects an adapter that was verified on its pilot and then crashed another server: no third server may load it.
+    fn reject_if_fatal(&self, builder: &mut DecisionBuilder, desired: &AdapterId) -> Option<Wait> {
+        if !builder.with_traffic(|traffic| traffic.is_unfinished()) {
             return None;
         }
         let why = pilot::quarantine_reason(desired, self.servers()?, self.content_hash())?;
-        self.fail(draft, &why)
+        self.fail(builder, &why)
     }
 
-    fn fail(&self, draft: &mut DecisionBuilder, why: &str) -> Option<Wait> {
-        draft.with_traffic(|traffic| traffic.fail(why, reason::ADAPTER_REJECTED, self.servers(), self.now))
+    fn fail(&self, builder: &mut DecisionBuilder, why: &str) -> Option<Wait> {
+        builder.with_traffic(|traffic| traffic.fail(why, reason::ADAPTER_REJECTED, self.servers(), self.now))
     }
 
-    /// Before an id gets weight, the sidecars have been told never to unload it.
+    /// Waits until the directives contain the id: before it gets weight, every sidecar must know not to unload it.
     fn directives_wait(&self, id: &AdapterId) -> Option<Wait> {
-        let key = self.adapters().map(|adapters| &adapters.directives);
-        let told = key.is_some_and(|key| key.serving.contains(id) && key.admitted.contains(id));
-        (!told).then(|| Wait::soon(reason::NOT_RESIDENT, format!("{id} is admitted to every server")))
+        let directives = self.adapters().map(|adapters| &adapters.directives);
+        let written =
+            directives.is_some_and(|directives| directives.serving.contains(id) && directives.admitted.contains(id));
+        (!written).then(|| Wait::soon(reason::NOT_RESIDENT, format!("{id} is being admitted to every server")))
     }
 }
 
@@ -124,7 +130,7 @@ fn begin_trial(admission: &mut AdmissionStatus, pilot: Pilot) {
     admission.pilot = Some(pilot);
 }
 
-/// The trial of this id is over; one of another is only put aside.
+/// Ends the trial of `id`. The trial of another id is kept among the past pilots.
 fn end_trial(admission: &mut AdmissionStatus, id: &AdapterId) {
     if let Some(pilot) = admission.pilot.take() {
         admission.past_pilots.retain(|tried| tried.id != pilot.id);
@@ -134,10 +140,10 @@ fn end_trial(admission: &mut AdmissionStatus, id: &AdapterId) {
     admission.past_pilots.truncate(MAX_TRIED);
 }
 
-/// Whether there are Ready servers, and none of them has a sidecar.
+/// Returns whether there are Ready servers and none of them has a sidecar.
 fn has_no_sidecar(servers: &[ObservedServer]) -> bool {
-    let alone =
+    let without_sidecar =
         |server: &ObservedServer| server.status.as_ref().is_ok_and(|status| status.readiness.reason == NO_SIDECAR);
     let mut ready = servers.iter().filter(|server| server.ready).peekable();
-    ready.peek().is_some() && ready.all(alone)
+    ready.peek().is_some() && ready.all(without_sidecar)
 }

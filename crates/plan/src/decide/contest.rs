@@ -1,4 +1,5 @@
-//! The rewrite as somebody else left it: a higher stamp, an edit, a deletion; and a rival who does not stop.
+//! Changes of the rewrite by other clients: a higher stamp, an edit, a deletion, and a contest with a client that keeps
+//! editing.
 
 use super::{DecisionBuilder, DecisionContext};
 use crate::{residency, rewrite, text};
@@ -10,17 +11,17 @@ use rollora_api::{
 };
 use std::time::Duration;
 
-/// So many foreign edits within [`WINDOW`] are a contest.
+/// This many foreign edits within [`CONTEST_WINDOW`] are a contest.
 const CONTEST_THRESHOLD: usize = 3;
-/// See [`CONTEST`].
+/// The interval in which foreign edits are counted.
 const CONTEST_WINDOW: Duration = Duration::from_mins(5);
-/// How slowly a contested rewrite is put back.
+/// The shortest interval between two writes of a contested rewrite.
 const CONTESTED_WRITE_INTERVAL: Duration = Duration::from_mins(1);
 
 impl DecisionContext<'_> {
-    /// Takes note of what the rewrite says: a higher stamp, our own last write, or somebody else's edit.
-    pub(super) fn observe_rewrite(&self, draft: &mut DecisionBuilder) {
-        let status = &mut draft.status;
+    /// Records what the rewrite shows: a higher stamp, our own last write, or the edit of another client.
+    pub(super) fn observe_rewrite(&self, builder: &mut DecisionBuilder) {
+        let status = &mut builder.status;
         if self.observed.rewrites.is_err() || status.weights.desired.is_empty() {
             return;
         }
@@ -30,8 +31,8 @@ impl DecisionContext<'_> {
                 name: rewrite.metadata.name.clone(),
                 uid: rewrite.metadata.uid.clone().unwrap_or_default(),
             });
-            // Somebody wrote for this Rollout what this status does not know of. If the status is old, writing it will
-            // be refused as stale; if it is not, it was restored, and goes on from there.
+            // The rewrite has a write for this Rollout that this status does not know. If the status is stale, writing
+            // it will be refused; otherwise it was restored from an older copy, and continues from the higher stamp.
             if let Some(stamp) =
                 rewrite::stamped_sequence(rewrite, self.uid).filter(|stamp| *stamp > status.weights.sequence)
             {
@@ -46,26 +47,26 @@ impl DecisionContext<'_> {
                 return;
             }
         }
-        // A rival may be so quick that our write is never found in the rewrite.
+        // Another client may be so fast that our write is never observed in the rewrite.
         if [Some(status.weights.applied), self.observed.overwritten_sequence].contains(&Some(status.weights.sequence)) {
-            self.record_overwrite(draft);
+            self.record_overwrite(builder);
         }
     }
 
-    fn record_overwrite(&self, draft: &mut DecisionBuilder) {
-        let weights = &mut draft.status.weights;
-        // From here on it is just a write that is missing: it is said once.
+    fn record_overwrite(&self, builder: &mut DecisionBuilder) {
+        let weights = &mut builder.status.weights;
+        // From here on it is an ordinary missing write, so the event is recorded once.
         weights.applied = weights.applied.min(Sequence(weights.sequence.0 - 1));
         weights.overwritten.push(self.now);
         let surplus = weights.overwritten.len().saturating_sub(CONTEST_THRESHOLD);
         weights.overwritten.drain(..surplus);
         let what = if self.rewrite.is_some() { "edited" } else { "deleted" };
-        let message = format!("somebody {what} rewrite {}: its weights are put back", self.rewrite_name());
-        draft.record_event(true, reason::REWRITE_OVERWRITTEN, message);
+        let message = format!("another client {what} rewrite {}: its weights are written again", self.rewrite_name());
+        builder.record_event(true, reason::REWRITE_OVERWRITTEN, message);
     }
 
-    /// Until when a contested rewrite is left as it is. Never while it would send requests to nobody, and never when
-    /// weights have to move.
+    /// Returns until when a contested rewrite is left as it is; `None` if it may be written now. It is never left while
+    /// its targets could not be served, nor if the weights have changed since.
     pub(crate) fn contested_until(&self, status: &RolloutStatus) -> Option<Timestamp> {
         let overwritten = &status.weights.overwritten;
         let (first, last) = (overwritten.first()?, overwritten.last()?);
@@ -75,7 +76,7 @@ impl DecisionContext<'_> {
         (contested && !moved_since && self.now < end && self.foreign_targets_serve()).then_some(end)
     }
 
-    /// Whether requests would be answered if the rewrite stayed as somebody else left it.
+    /// Returns whether servers could serve every target of the rewrite as another client left it.
     fn foreign_targets_serve(&self) -> bool {
         let rule = self.rewrite.and_then(|rewrite| rewrite::rule_for(&self.spec.model, rewrite));
         let (Some(rule), Some(servers)) = (rule, self.servers()) else { return false };

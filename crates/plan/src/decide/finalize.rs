@@ -1,8 +1,8 @@
-//! The Rollout is being deleted, or is gone: a model is never taken away with it.
+//! Cleanup for a Rollout that is being deleted or is gone. The model stays served.
 //!
 //! Invariants:
-//! - While traffic is split the Rollout has our finalizer, from before the split is written until after it has ended.
-//! - A deletion is held back for one write at most, and for none where there is nothing to write it to.
+//! - While traffic is split, the Rollout has our finalizer: from before the split is written until after it has ended.
+//! - A deletion is held back for one write at most, and not at all if the rewrite is gone.
 
 use super::{Decision, DecisionBuilder, DecisionContext, DecisionInput};
 use crate::{effect::Effect, observed::AdapterListing, residency, status};
@@ -14,56 +14,58 @@ use rollora_api::{
 };
 
 impl DecisionContext<'_> {
-    /// Everything goes to stable, the finalizer goes, and our entries leave the operator's key.
-    pub(super) fn finalize(&self, mut draft: DecisionBuilder) -> Decision {
+    /// Moves all traffic to stable, removes the finalizer, and removes our entries from the directives.
+    pub(super) fn finalize(&self, mut builder: DecisionBuilder) -> Decision {
         let gone = self.observed.rewrites.is_ok() && self.rewrite.is_none();
         let mut effects = Vec::new();
         if !gone {
-            self.observe_rewrite(&mut draft);
-            let stable_goes = self.is_stable_unlisted(&draft.status);
-            draft.with_traffic(|traffic| traffic.finalize(stable_goes, self.now));
-            effects.extend(self.rewrite_effect(&draft.status));
+            self.observe_rewrite(&mut builder);
+            let stable_is_unlisted = self.is_stable_unlisted(&builder.status);
+            builder.with_traffic(|traffic| traffic.finalize(stable_is_unlisted, self.now));
+            effects.extend(self.rewrite_effect(&builder.status));
         }
-        status::set_stalled(&mut draft.status, self.rollout, reason::UNLISTED, &self.deletion_message(), self.now);
+        status::set_stalled(&mut builder.status, self.rollout, reason::UNLISTED, &self.deletion_message(), self.now);
         if self.has_finalizer() && self.observed.rewrites.is_ok() && effects.is_empty() {
-            if gone && !draft.status.weights.desired.is_empty() {
-                let message = format!("rewrite {} is gone: there is nothing to give back", self.rewrite_name());
-                draft.record_event(false, reason::UNLISTED, message);
+            if gone && !builder.status.weights.desired.is_empty() {
+                let message =
+                    format!("rewrite {} is gone: there is nothing to give back to stable", self.rewrite_name());
+                builder.record_event(false, reason::UNLISTED, message);
             }
             effects.push(Effect::SetFinalizer(false));
         }
         effects.extend(self.directives_without_own());
         let requeue = self.observed.rewrites.is_err().then_some(self.observed.poll_after);
-        Decision { effects, status: draft.status, events: draft.events, requeue_after: requeue }
+        Decision { effects, status: builder.status, events: builder.events, requeue_after: requeue }
     }
 
-    /// What happens, and what keeps it from happening.
+    /// Returns the status message of a deletion, with what blocks it.
     fn deletion_message(&self) -> String {
-        let mut words = vec!["it is being deleted: what is stable goes on serving".to_owned()];
+        let mut parts = vec!["the Rollout is being deleted: the stable adapter continues to serve".to_owned()];
         if let Err(error) = &self.observed.rewrites {
-            words.push(format!("the rewrites cannot be read: {error}"));
+            parts.push(format!("the rewrites cannot be read: {error}"));
         }
-        words.extend(self.observed.write_refusal.clone());
-        words.join("; ")
+        parts.extend(self.observed.write_refusal.clone());
+        parts.join("; ")
     }
 
-    /// Whether the file unlists stable, and lists the desired adapter, which could take everything.
+    /// Returns whether stable is under `ensureNotExist`, and the desired adapter is listed and could take all requests.
     fn is_stable_unlisted(&self, status: &RolloutStatus) -> bool {
         let (Ok(file), Some(servers)) = (self.adapters_file(), self.servers()) else { return false };
-        let stands = |id: &Option<AdapterId>, at| id.as_ref().is_some_and(|id| AdapterListing::of(id, file) == at);
+        let is_at =
+            |id: &Option<AdapterId>, listing| id.as_ref().is_some_and(|id| AdapterListing::of(id, file) == listing);
         let Revision { stable, desired, .. } = &status.revision;
-        stands(stable, AdapterListing::EnsureNotExist)
-            && stands(desired, AdapterListing::EnsureExist)
+        is_at(stable, AdapterListing::EnsureNotExist)
+            && is_at(desired, AdapterListing::EnsureExist)
             && desired.as_ref().is_some_and(|desired| residency::could_serve(desired, servers))
     }
 
-    /// What has to be done about the finalizer before the rewrite is written: it is there before traffic is split.
+    /// Returns the effect that adds the finalizer, which must be there before a split is written.
     pub(super) fn add_finalizer(&self, status: &RolloutStatus) -> Option<Effect> {
         let needed = self.observed.supports_finalizers && is_split(status) && !self.has_finalizer();
         needed.then_some(Effect::SetFinalizer(true))
     }
 
-    /// What has to be done about it when nothing is left to write.
+    /// Returns the effect that removes the finalizer when no write is left.
     pub(super) fn remove_finalizer(&self, status: &RolloutStatus) -> Option<Effect> {
         let over = self.observed.rewrites.is_ok() && !is_split(status) && self.rewrite_effect(status).is_none();
         (over && self.has_finalizer()).then_some(Effect::SetFinalizer(false))
@@ -75,7 +77,9 @@ impl DecisionContext<'_> {
     }
 }
 
-/// What is left to do for a Rollout that is gone: its entries leave the operator's key.
+/// Returns the write that is left for a Rollout that is gone: the removal of its entries from the directives.
+///
+/// `None` if the directives have no such entries, or cannot be read.
 pub fn finalize_deleted(input: &DecisionInput<'_>, now: Timestamp) -> Option<Effect> {
     DecisionContext::new(input, now).directives_without_own()
 }

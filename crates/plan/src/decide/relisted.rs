@@ -1,6 +1,8 @@
-//! Where no sidecar runs, only `/v1/models` tells what a server has, and nothing tells of an unload that is still to come:
-//! whoever keeps the list there may be minutes behind. So an id that stood under `ensureNotExist` counts only when it has
-//! been listed again for a while.
+//! The delay after an id was listed again, for servers without a sidecar.
+//!
+//! Without a sidecar, only `/v1/models` shows what a server has, and nothing shows an unload that is still to come: the
+//! tool that loads adapters there may be minutes behind the file. So an id that was under `ensureNotExist` counts only
+//! after it has been listed again for [`RELIST_DELAY`].
 
 use super::DecisionContext;
 use crate::{observed::AdapterListing, text, wait::Wait};
@@ -16,13 +18,13 @@ use rollora_api::{
 };
 use std::time::Duration;
 
-/// How long an unload may still be on its way.
+/// How long an unload may still be pending.
 const RELIST_DELAY: Duration = Duration::from_mins(3);
-/// Ids that are remembered.
+/// Ids that the status keeps in each list.
 const MAX_IDS: usize = 100;
 
 impl DecisionContext<'_> {
-    /// Takes note of what the file unlists, and of what it lists again.
+    /// Records ids that the file unlists, and ids that it lists again.
     pub(super) fn record_listings(&self, status: &mut RolloutStatus) {
         let Residency { unlisted, relisted, .. } = &mut status.residency;
         if self.spec.residency != ResidencyProof::Registered {
@@ -38,14 +40,14 @@ impl DecisionContext<'_> {
         relisted.extend(again);
         let known = status.revision.stable.iter().chain(&status.revision.desired);
         let known: Vec<&AdapterId> = known.chain(status.retired.iter().map(|entry| &entry.id)).collect();
-        let concerns_us = |id: &AdapterId| {
+        let is_relevant = |id: &AdapterId| {
             let governed =
                 self.spec.adapter.managed_pattern().is_some_and(|pattern| matches_pattern(pattern, id.as_str()));
             governed || known.contains(&id)
         };
-        let now_unlisted = file.ensure_not_exist.iter().map(|entry| &entry.id).filter(|id| concerns_us(id));
+        let now_unlisted = file.ensure_not_exist.iter().map(|entry| &entry.id).filter(|id| is_relevant(id));
         unlisted.extend(now_unlisted.cloned());
-        // One whose entry is taken away is still on its way out.
+        // An id whose entry was removed may still be unloaded.
         unlisted.retain(|id| !is_listed(id));
         unlisted.sort_unstable();
         unlisted.dedup();
@@ -54,12 +56,12 @@ impl DecisionContext<'_> {
     }
 }
 
-/// What has been listed again too short a while ago.
+/// Returns a wait if the id was listed again less than [`RELIST_DELAY`] ago.
 pub(super) fn recently_relisted(status: &RolloutStatus, id: &AdapterId) -> Option<Wait> {
     let entry = status.residency.relisted.iter().find(|entry| entry.id == *id)?;
     let end = text::after(entry.at, RELIST_DELAY);
     let message = format!(
-        "{id} was under ensureNotExist until {}: where no sidecar runs, it counts from {}",
+        "{id} was under ensureNotExist until {}: without a sidecar, it counts from {} on",
         text::time(entry.at),
         text::time(end)
     );

@@ -1,4 +1,4 @@
-//! Rules of others that would turn what is decided here into something else.
+//! Rewrites of others that would change the effect of ours.
 
 use super::DecisionContext;
 use crate::{text, wait::Wait};
@@ -11,8 +11,8 @@ use rollora_api::{
 use std::sync::Arc;
 
 impl DecisionContext<'_> {
-    /// A rule that an endpoint picker behind ext-proc would apply to what ext-proc has rewritten: a generic one, or one
-    /// for the very name of an adapter. Nothing starts while there is one.
+    /// Finds a rule that an endpoint picker behind ext-proc would apply to requests that ext-proc has already
+    /// rewritten: a generic rule, or one for the name of an adapter. Nothing starts while there is one.
     pub(super) fn double_rewrite(&self, status: &RolloutStatus) -> Option<Wait> {
         if self.spec.router != RouterKind::ExtProc {
             return None;
@@ -32,8 +32,8 @@ impl DecisionContext<'_> {
         let found = |rewrite: &Arc<InferenceModelRewrite>| {
             let what = rewrite.spec.rules.iter().find_map(applies)?;
             Some(format!(
-                "rewrite {} has a rule for {what}: an endpoint picker behind ext-proc would rewrite once more what was \
-                 rewritten already: remove that rule, or set spec.router to EndpointPicker",
+                "rewrite {} has a rule for {what}: an endpoint picker behind ext-proc would rewrite requests a second \
+                 time: remove that rule, or set spec.router to EndpointPicker",
                 rewrite.metadata.name
             ))
         };
@@ -41,21 +41,21 @@ impl DecisionContext<'_> {
         Some(Wait::on_change(reason::DOUBLE_REWRITE, message))
     }
 
-    /// The rewrite is there, and carries the rules of another pool.
+    /// Returns a message if the rewrite exists and belongs to another pool.
     pub(super) fn pool_mismatch(&self) -> Option<String> {
         let rewrite = self.rewrite.filter(|rewrite| !self.is_in_pool(rewrite))?;
-        let worked_with = self.rollout.status.as_ref().and_then(|status| status.rewrite.as_ref());
-        // Whoever changes the pool of a rewrite that carries our weights has made a foreign edit, nothing more.
-        if worked_with.is_some_and(|known| Some(&known.uid) == rewrite.metadata.uid.as_ref()) {
+        let recorded = self.rollout.status.as_ref().and_then(|status| status.rewrite.as_ref());
+        // A change of the pool of a rewrite with our weights is a foreign edit, not a conflict.
+        if recorded.is_some_and(|known| Some(&known.uid) == rewrite.metadata.uid.as_ref()) {
             return None;
         }
         Some(format!(
-            "rewrite {} is for the pool {}, and this Rollout for {}: name another rewrite in spec.rewriteRef",
+            "rewrite {} is for the pool {}, but this Rollout is for {}: name another rewrite in spec.rewriteRef",
             rewrite.metadata.name, rewrite.spec.pool_ref.name, self.spec.pool_ref.name
         ))
     }
 
-    /// The rewrite, where somebody deletes it and it is not gone yet: what is written into it goes with it.
+    /// Returns a wait while the rewrite is being deleted: a write into it would be lost.
     pub(super) fn terminating_rewrite_wait(&self) -> Option<Wait> {
         if self.rewrite.is_some() {
             return None;
@@ -63,10 +63,12 @@ impl DecisionContext<'_> {
         let mut rewrites = self.observed.rewrites.as_deref().ok()?.iter();
         let name = self.rewrite_name();
         let group = Some(self.observed.new_rewrite_group);
-        let leaving = rewrites.find(|rewrite| rewrite.metadata.name == name && rewrite.group() == group)?;
-        let finalizers = text::list(&leaving.metadata.finalizers);
-        let message =
-            format!("rewrite {name} is being deleted, and held back by {finalizers}: it is made again when it is gone");
+        let terminating = rewrites.find(|rewrite| rewrite.metadata.name == name && rewrite.group() == group)?;
+        let finalizers = text::list(&terminating.metadata.finalizers);
+        let message = format!(
+            "rewrite {name} is being deleted, held back by the finalizers {finalizers}: it is created again when \
+             it is gone"
+        );
         Some(Wait::on_change(reason::ROUTERS_PENDING, message))
     }
 

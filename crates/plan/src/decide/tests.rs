@@ -1,4 +1,4 @@
-//! What is decided while a part of the world cannot be seen, and when it is looked again.
+//! Tests of decisions while parts of the observed state are missing, and of their requeue times.
 
 use super::*;
 use rollora_api::rollout::status::{Phase, StepState, StepStatus};
@@ -19,7 +19,7 @@ fn rollout(status: &Value) -> Rollout {
     .unwrap()
 }
 
-/// Everything is there but the list of Rollouts.
+/// Returns a complete observed state except for the list of Rollouts.
 fn without_rollouts() -> ObservedState {
     let file = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - {id: chat-v1, source: /a}\n";
     let adapters = AdaptersConfigMap {
@@ -38,7 +38,7 @@ fn without_rollouts() -> ObservedState {
         other_pool_servers: Ok(Vec::new()),
         routers: Ok(Vec::new()),
         poll_after: Duration::from_secs(1),
-        rollouts: Err(ObserveError::Unavailable("the API server is away".to_owned())),
+        rollouts: Err(ObserveError::Unavailable("the API server is down".to_owned())),
         new_rewrite_group: RewriteGroup::Current,
         supports_finalizers: false,
         write_refusal: None,
@@ -47,16 +47,16 @@ fn without_rollouts() -> ObservedState {
 }
 
 #[test]
-fn nothing_begins_while_it_is_not_known_who_else_works_on_the_same() {
+fn nothing_begins_while_rollouts_cannot_be_listed() {
     let rollout = rollout(&Value::Null);
     let decision = decide(&DecisionInput { rollout: &rollout, observed: &without_rollouts() }, now());
     assert_eq!((decision.status.phase, decision.status.revision.number), (Phase::Pending, 0));
-    assert!(decision.status.message.contains("the other Rollouts cannot be listed: the API server is away"));
-    assert!(decision.requeue_after.is_some(), "it is looked at again");
+    assert!(decision.status.message.contains("the other Rollouts cannot be listed: the API server is down"));
+    assert!(decision.requeue_after.is_some(), "the decision is requeued");
 }
 
 #[test]
-fn a_conflict_lasts_until_the_others_are_known() {
+fn conflict_persists_while_rollouts_cannot_be_listed() {
     let stalled = json!({
         "type": "Stalled", "status": "True", "reason": "Conflict", "message": "Rollout other is older",
         "lastTransitionTime": "2026-01-01T00:00:00Z",
@@ -68,9 +68,9 @@ fn a_conflict_lasts_until_the_others_are_known() {
 }
 
 #[test]
-fn what_is_waited_for_is_looked_at_less_often_after_a_while() {
-    let (rollout, world) = (rollout(&Value::Null), without_rollouts());
-    let next_look = |waited: i64| {
+fn polling_slows_down_after_the_fast_window() {
+    let (rollout, observed) = (rollout(&Value::Null), without_rollouts());
+    let poll_interval = |waited: i64| {
         let step = StepStatus {
             index: 0,
             state: StepState::AwaitingRouters,
@@ -79,19 +79,19 @@ fn what_is_waited_for_is_looked_at_less_often_after_a_while() {
             observed_at: Some(now()),
         };
         let status = RolloutStatus { step: Some(step), ..RolloutStatus::default() };
-        DecisionContext::new(&DecisionInput { rollout: &rollout, observed: &world }, now())
+        DecisionContext::new(&DecisionInput { rollout: &rollout, observed: &observed }, now())
             .requeue_after(&status, [RequeueWhen::Soon].into_iter())
     };
-    assert_eq!([0, 10_000, 10_001].map(next_look), [1, 1, 5].map(|seconds| Some(Duration::from_secs(seconds))));
+    assert_eq!([0, 10_000, 10_001].map(poll_interval), [1, 1, 5].map(|seconds| Some(Duration::from_secs(seconds))));
 }
 
 #[test]
-fn rollouts_that_share_a_file_say_at_different_times_that_it_is_another_one() {
-    let world = without_rollouts();
+fn idle_file_version_writes_are_spread_by_jitter() {
+    let observed = without_rollouts();
     let due = |name: &str| {
         let mut rollout = rollout(&Value::Null);
         rollout.metadata.uid = Some(name.to_owned());
-        status::file_change_due(&DecisionContext::new(&DecisionInput { rollout: &rollout, observed: &world }, now()))
+        status::file_change_due(&DecisionContext::new(&DecisionInput { rollout: &rollout, observed: &observed }, now()))
     };
     assert_eq!(due("a"), due("a"));
     let due: std::collections::BTreeSet<_> = ["a", "b", "c", "d", "e", "f", "g", "h"].map(due).into();
@@ -99,7 +99,7 @@ fn rollouts_that_share_a_file_say_at_different_times_that_it_is_another_one() {
     assert!(due.iter().all(|due| (60..120).contains(&due.duration_since(now()).as_secs())), "{due:?}");
 }
 
-/// A Rollout at 50/50, which an older one has begun to overlap with.
+/// Returns a Rollout at 50/50 with which an older one overlaps since a moment ago.
 fn overlapped(annotations: &Value) -> (Rollout, ObservedState) {
     let step = json!({ "index": 3, "state": "Pausing", "enteredAt": "2026-01-01T00:00:00Z" });
     let weights = json!({
@@ -131,63 +131,68 @@ fn overlapped(annotations: &Value) -> (Rollout, ObservedState) {
         }]},
     }))
     .unwrap();
-    let world = ObservedState {
+    let observed = ObservedState {
         rollouts: Ok(vec![Arc::new(rollout.clone()), Arc::new(older)]),
         rewrites: Ok(vec![Arc::new(rewrite)]),
         ..without_rollouts()
     };
-    (rollout, world)
+    (rollout, observed)
 }
 
 #[test]
-fn an_abort_is_obeyed_in_a_conflict_that_began_in_the_middle_of_a_rollout() {
-    let (rollout, world) = overlapped(&json!({}));
-    let stands = decide(&DecisionInput { rollout: &rollout, observed: &world }, now());
-    assert_eq!((stands.status.phase, stands.effects.len()), (Phase::Invalid, 0), "{}", stands.status.message);
+fn abort_is_applied_during_a_conflict() {
+    let (rollout, observed) = overlapped(&json!({}));
+    let stalled_decision = decide(&DecisionInput { rollout: &rollout, observed: &observed }, now());
+    assert_eq!(
+        (stalled_decision.status.phase, stalled_decision.effects.len()),
+        (Phase::Invalid, 0),
+        "{}",
+        stalled_decision.status.message
+    );
     let intent = json!({ "id": "1", "verb": "abort", "revision": 2, "claimedBy": "x".repeat(2000) }).to_string();
-    let (rollout, mut world) = overlapped(&json!({ "rollora.dev/intent": intent }));
-    for rollouts in [world.rollouts.clone(), Err(ObserveError::NotAttempted)] {
+    let (rollout, mut observed) = overlapped(&json!({ "rollora.dev/intent": intent }));
+    for rollouts in [observed.rollouts.clone(), Err(ObserveError::NotAttempted)] {
         let mut rollout = rollout.clone();
-        rollout.status.as_mut().unwrap().conditions = stands.status.conditions.clone();
-        world.rollouts = rollouts;
-        let aborted = decide(&DecisionInput { rollout: &rollout, observed: &world }, now());
+        rollout.status.as_mut().unwrap().conditions = stalled_decision.status.conditions.clone();
+        observed.rollouts = rollouts;
+        let aborted = decide(&DecisionInput { rollout: &rollout, observed: &observed }, now());
         let Some(Effect::WriteRewrite(rewrite)) = aborted.effects.first() else { panic!("{:?}", aborted.effects) };
         let targets: Vec<&str> =
             rewrite.spec.rules[0].targets.iter().map(|target| target.model_rewrite.as_str()).collect();
         assert_eq!(targets, ["chat-v1"]);
         let action = aborted.status.last_action.unwrap();
         assert!(action.outcome.starts_with("done"), "{}", action.outcome);
-        assert_eq!(action.claimed_by.map(|who| who.len()), Some(100), "as much as there is room for");
+        assert_eq!(action.claimed_by.map(|requester| requester.len()), Some(100), "claimedBy is cut to its limit");
     }
 }
 
 #[test]
-fn a_conflict_that_could_not_be_looked_at_is_looked_at_again() {
-    let (mut rollout, mut world) = overlapped(&json!({}));
-    let stands = decide(&DecisionInput { rollout: &rollout, observed: &world }, now());
-    assert_eq!(stands.requeue_after, None);
-    rollout.status = Some(stands.status);
-    world.rollouts = Err(ObserveError::Unavailable("the API server is away".to_owned()));
-    let decision = decide(&DecisionInput { rollout: &rollout, observed: &world }, now());
+fn unobservable_conflict_is_requeued() {
+    let (mut rollout, mut observed) = overlapped(&json!({}));
+    let stalled_decision = decide(&DecisionInput { rollout: &rollout, observed: &observed }, now());
+    assert_eq!(stalled_decision.requeue_after, None);
+    rollout.status = Some(stalled_decision.status);
+    observed.rollouts = Err(ObserveError::Unavailable("the API server is down".to_owned()));
+    let decision = decide(&DecisionInput { rollout: &rollout, observed: &observed }, now());
     assert_eq!(decision.status.phase, Phase::Invalid);
     assert!(decision.requeue_after.is_some());
 }
 
 #[test]
-fn what_keeps_a_deletion_from_its_end_is_said() {
-    let (mut rollout, mut world) = overlapped(&json!({}));
+fn deletion_message_names_what_blocks_it() {
+    let (mut rollout, mut observed) = overlapped(&json!({}));
     rollout.metadata.deletion_timestamp = Some(now());
-    world.rewrites = Err(ObserveError::Invalid("the kind is not installed".to_owned()));
-    world.write_refusal = Some("the status was refused".to_owned());
-    let decision = decide(&DecisionInput { rollout: &rollout, observed: &world }, now());
+    observed.rewrites = Err(ObserveError::Invalid("the kind is not installed".to_owned()));
+    observed.write_refusal = Some("the status was refused".to_owned());
+    let decision = decide(&DecisionInput { rollout: &rollout, observed: &observed }, now());
     let message = decision.status.message;
     assert!(message.ends_with("cannot be read: the kind is not installed; the status was refused"), "{message}");
 }
 
 #[test]
-fn a_server_that_lost_what_serves_is_named_and_asked_again_until_it_has_it() {
+fn server_that_lost_a_serving_adapter_is_named_and_polled() {
     use rollora_api::sidecar_status::{AdapterState, AdapterStatus, ServerIdentity, SidecarStatus};
-    let (mut rollout, mut world) = overlapped(&json!({}));
+    let (mut rollout, mut observed) = overlapped(&json!({}));
     rollout.status = serde_json::from_value(json!({
         "revision": {"number": 1, "stable": "chat-v1", "desired": "chat-v1"},
         "step": {"index": 0, "state": "Done", "enteredAt": "2026-01-01T00:00:00Z"},
@@ -195,19 +200,19 @@ fn a_server_that_lost_what_serves_is_named_and_asked_again_until_it_has_it() {
         "admission": {"admitted": ["chat-v1"]},
     }))
     .unwrap();
-    world.rollouts = Ok(vec![Arc::new(rollout.clone())]);
-    let mut look = |state| {
+    observed.rollouts = Ok(vec![Arc::new(rollout.clone())]);
+    let mut decide_with = |state| {
         let server = ServerIdentity { endpoint: "e".to_owned(), start: "1".to_owned() };
         let adapters = vec![AdapterStatus::new(rollout.spec.adapter.id.clone().unwrap(), state)];
         let status = SidecarStatus { server: Some(server), adapters, max_loras: Some(2), ..SidecarStatus::default() };
-        world.servers = Ok(vec![ObservedServer::ready("pod-a", status)]);
-        let decision = decide(&DecisionInput { rollout: &rollout, observed: &world }, now());
+        observed.servers = Ok(vec![ObservedServer::ready("pod-a", status)]);
+        let decision = decide(&DecisionInput { rollout: &rollout, observed: &observed }, now());
         let seconds = decision.requeue_after.map(|requeue| requeue.as_secs());
         (decision.status.message, seconds)
     };
-    let (message, again) = look(AdapterState::Failed);
+    let (message, requeue) = decide_with(AdapterState::Failed);
     assert!(message.starts_with("chat-v1 has all traffic, and pod-a lacks chat-v1"), "{message}");
-    assert!(again.is_some_and(|again| again <= SLOW_POLL_INTERVAL.as_secs()), "{again:?}");
-    let (message, _) = look(AdapterState::Verified);
+    assert!(requeue.is_some_and(|seconds| seconds <= SLOW_POLL_INTERVAL.as_secs()), "{requeue:?}");
+    let (message, _) = decide_with(AdapterState::Verified);
     assert!(message.starts_with("chat-v1 serves all requests"), "{message}");
 }

@@ -1,4 +1,4 @@
-//! What is missing between the status and the world.
+//! The effects: writes that are missing between the status and the observed state.
 
 use super::{DecisionContext, is_uninitialized};
 use crate::{
@@ -15,7 +15,7 @@ use rollora_api::{
 };
 
 impl DecisionContext<'_> {
-    /// The rewrite first: an abort waits for nothing else.
+    /// Returns all missing writes. The rewrite comes before the adapters: an abort waits for nothing else.
     pub(super) fn effects(&self, status: &RolloutStatus) -> Vec<Effect> {
         let guard = self.add_finalizer(status).into_iter();
         let writes = guard.chain(self.rewrite_effect(status)).chain(self.adapters_effect(status));
@@ -48,24 +48,24 @@ impl DecisionContext<'_> {
     fn adapters_effect(&self, status: &RolloutStatus) -> Option<Effect> {
         let adapters = self.adapters()?;
         let user_text = retire::edit_adapters_file(self.spec, status, adapters);
-        let key = self.merged_directives(adapters, directives::own_directives(self.spec, status));
-        (user_text.is_some() || key.is_some()).then_some(Effect::WriteAdapters { user_text, directives: key })
+        let directives = self.merged_directives(adapters, directives::own_directives(self.spec, status));
+        (user_text.is_some() || directives.is_some()).then_some(Effect::WriteAdapters { user_text, directives })
     }
 
-    /// The operator's key without the entries of this Rollout.
+    /// Returns the write of the directives without the entries of this Rollout.
     pub(super) fn directives_without_own(&self) -> Option<Effect> {
-        let key = self.merged_directives(self.adapters()?, OperatorDirectives::default())?;
-        Some(Effect::WriteAdapters { user_text: None, directives: Some(key) })
+        let directives = self.merged_directives(self.adapters()?, OperatorDirectives::default())?;
+        Some(Effect::WriteAdapters { user_text: None, directives: Some(directives) })
     }
 
-    /// The operator's key with `mine`, where it has to change.
+    /// Returns the directives with `mine`; `None` if they need no write.
     fn merged_directives(&self, adapters: &AdaptersConfigMap, mine: OperatorDirectives) -> Option<OperatorDirectives> {
-        // Without the other Rollouts nobody knows whose entries the rest are.
+        // Without the other Rollouts it is not known which of the remaining entries are theirs.
         self.observed.rollouts.as_ref().ok()?;
-        let beside: Vec<&Rollout> = self
+        let sharing: Vec<&Rollout> = self
             .other_rollouts()
             .filter(|other| {
-                // By another key of the ConfigMap, too: the operator's key is one for all.
+                // Also if it uses another key of the ConfigMap: all share one key with the directives.
                 other.spec.adapters_ref.name == self.spec.adapters_ref.name
                     && other.metadata.namespace == self.rollout.metadata.namespace
             })
@@ -73,7 +73,7 @@ impl DecisionContext<'_> {
         let part = |status: Option<&RolloutStatus>, spec| {
             directives::own_directives(spec, status.unwrap_or(&RolloutStatus::default()))
         };
-        let (idle, mut others): (Vec<_>, Vec<_>) = beside
+        let (idle, mut others): (Vec<_>, Vec<_>) = sharing
             .iter()
             .map(|other| {
                 let idle = other.status.as_ref().is_some_and(|status| status.phase == Phase::Invalid);
@@ -81,28 +81,28 @@ impl DecisionContext<'_> {
             })
             .unzip();
         let ours = mine.managed.clone();
-        if beside.iter().any(|other| may_have_lost_status(other)) {
-            // Which of the entries are its own is written nowhere else.
+        if sharing.iter().any(|other| may_have_lost_status(other)) {
+            // Its entries are recorded nowhere else, so all foreign entries are kept.
             let before = part(self.rollout.status.as_ref(), self.spec).managed;
             others.push(directives::foreign_entries(&adapters.directives, &[before, ours.clone()].concat()));
         }
-        let key = directives::merge(&adapters.directives, mine, &others);
-        // What others govern is theirs to write down: else all that share a file would write the same. Those that
-        // nothing can be done for do not.
-        let left = |pattern: &String| {
+        let merged = directives::merge(&adapters.directives, mine, &others);
+        // Patterns of others are left for them to write: otherwise every Rollout that shares the file would write the
+        // same. Invalid Rollouts do not write, so theirs are written here.
+        let is_left_to_others = |pattern: &String| {
             let by_idle = idle.iter().zip(&others).any(|(idle, other)| *idle && other.managed.contains(pattern));
             !by_idle && !ours.contains(pattern) && !adapters.directives.managed.contains(pattern)
         };
-        let mut urgent = key.clone();
-        urgent.managed.retain(|pattern| !left(pattern));
-        (urgent != directives::normalize(adapters.directives.clone())).then_some(key)
+        let mut urgent = merged.clone();
+        urgent.managed.retain(|pattern| !is_left_to_others(pattern));
+        (urgent != directives::normalize(adapters.directives.clone())).then_some(merged)
     }
 }
 
-/// Whether a Rollout may work with ids of which its status does not say, because it was lost.
+/// Returns whether a Rollout may use ids that its status does not name, because the status was lost.
 fn may_have_lost_status(rollout: &Rollout) -> bool {
     let Some(status) = &rollout.status else { return true };
-    // Whoever says one of these has not begun.
+    // A Rollout with one of these reasons has not begun.
     let idle = [reason::CONFLICT, reason::INVALID, reason::NO_MATCH];
     is_uninitialized(status) && !status.conditions.iter().any(|condition| idle.contains(&condition.reason.as_str()))
 }

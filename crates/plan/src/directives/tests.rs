@@ -1,4 +1,4 @@
-//! One Rollout's part of the key, and the parts of the others.
+//! Tests of the directives of one Rollout, and of their merge with those of others.
 
 use super::*;
 use rollora_api::rollout::{Rollout, status::RejectedAdapter};
@@ -20,7 +20,7 @@ fn status(admitted: &[&str]) -> RolloutStatus {
 }
 
 #[test]
-fn what_is_admitted_serves_until_its_retirement_lets_it_go() {
+fn admitted_ids_serve_until_their_cleanup_begins() {
     use RetirementState as State;
     let cases = [
         (State::Waiting, true),
@@ -48,7 +48,7 @@ fn what_is_admitted_serves_until_its_retirement_lets_it_go() {
 }
 
 #[test]
-fn a_rejected_id_is_rejected_once_no_router_sends_to_it_and_keeps_its_pilot() {
+fn rejected_id_drains_before_it_is_rejected_and_keeps_pilot() {
     let mut status = status(&["a-v2"]);
     status.rejected = vec![RejectedAdapter { id: ids(&["a-v2"])[0].clone(), reason: String::new() }];
     status.admission.pilot = Some(Pilot { id: ids(&["a-v2"])[0].clone(), pod: "p".to_owned() });
@@ -60,28 +60,28 @@ fn a_rejected_id_is_rejected_once_no_router_sends_to_it_and_keeps_its_pilot() {
     assert_eq!(
         (held.rejected, held.serving),
         (ids(&["a-v2"]), ids(&["a-v2"])),
-        "nobody loads it, and nobody unloads it"
+        "a retained id is neither loaded nor unloaded"
     );
     status.admission.retained.clear();
     let rejected = own_directives(&spec(), &status);
     assert_eq!((rejected.rejected.clone(), rejected.pilot_ids("p").count()), (ids(&["a-v2"]), 0));
     status.admission.past_pilots.extend(status.admission.pilot.take());
     let later = merge(&rejected, own_directives(&spec(), &status), &[]);
-    assert_eq!(later.pilots, rejected.pilots, "another id is tried, and this is still known");
+    assert_eq!(later.pilots, rejected.pilots, "the pilot of a rejected id is kept while another id is tried");
     status.rejected.clear();
     assert_eq!(merge(&later, own_directives(&spec(), &status), &[]).pilots, Vec::new());
 }
 
 #[test]
-fn an_id_outside_of_the_pattern_is_governed_too() {
+fn stable_id_outside_the_pattern_is_governed() {
     let mut status = status(&["old"]);
     status.revision.stable = ids(&["old"]).pop();
     assert_eq!(own_directives(&spec(), &status).managed, ["a-v*", "old"]);
 }
 
 #[test]
-fn the_entries_of_others_stay_and_those_of_nobody_leave() {
-    let present = OperatorDirectives {
+fn merge_keeps_foreign_entries_and_drops_ungoverned_ones() {
+    let current = OperatorDirectives {
         managed: vec!["gone-v*".to_owned()],
         admitted: ids(&["a-v1", "b-v1", "gone-v1"]),
         serving: ids(&["b-v1", "gone-v1"]),
@@ -89,15 +89,15 @@ fn the_entries_of_others_stay_and_those_of_nobody_leave() {
     };
     let mine = own_directives(&spec(), &status(&["a-v2"]));
     let other = OperatorDirectives { managed: vec!["b-v*".to_owned()], ..OperatorDirectives::default() };
-    let merged = merge(&present, mine.clone(), std::slice::from_ref(&other));
+    let merged = merge(&current, mine.clone(), std::slice::from_ref(&other));
     assert_eq!(merged.managed, ["a-v*", "b-v*"]);
     assert_eq!(merged.admitted, ids(&["a-v2", "b-v1"]));
     assert_eq!(merged.serving, ids(&["a-v2", "b-v1"]));
-    assert_eq!(merge(&merged, mine, &[other]), merged, "again changes nothing");
+    assert_eq!(merge(&merged, mine, &[other]), merged, "a second merge changes nothing");
 }
 
 #[test]
-fn what_another_works_with_stays_under_a_wider_pattern() {
+fn ids_used_by_others_survive_a_wider_pattern() {
     let other = OperatorDirectives {
         managed: vec!["a-v-b*".to_owned()],
         admitted: ids(&["a-v-b1"]),
@@ -105,22 +105,22 @@ fn what_another_works_with_stays_under_a_wider_pattern() {
         rejected: ids(&["a-v-b0"]),
         ..OperatorDirectives::default()
     };
-    let present = OperatorDirectives { admitted: ids(&["a-v-b1", "a-v-b9"]), ..other.clone() };
-    let merged = merge(&present, own_directives(&spec(), &status(&["a-v2"])), &[other]);
-    assert_eq!(merged.admitted, ids(&["a-v-b1", "a-v2"]), "and nothing else that the pattern governs");
+    let current = OperatorDirectives { admitted: ids(&["a-v-b1", "a-v-b9"]), ..other.clone() };
+    let merged = merge(&current, own_directives(&spec(), &status(&["a-v2"])), &[other]);
+    assert_eq!(merged.admitted, ids(&["a-v-b1", "a-v2"]), "other ids that only our pattern matches are dropped");
     assert_eq!((merged.serving, merged.rejected), (ids(&["a-v-b1", "a-v2"]), ids(&["a-v-b0"])));
 }
 
 #[test]
-fn what_our_patterns_do_not_match_is_foreign() {
-    let present = OperatorDirectives {
+fn entries_outside_our_patterns_are_foreign() {
+    let current = OperatorDirectives {
         managed: vec!["a-v*".to_owned(), "b-v1".to_owned()],
         admitted: ids(&["a-v1", "b-v1"]),
         serving: ids(&["a-v1", "b-v1"]),
         rejected: ids(&["a-v2"]),
         ..OperatorDirectives::default()
     };
-    let theirs = foreign_entries(&present, &["a-v*".to_owned()]);
+    let theirs = foreign_entries(&current, &["a-v*".to_owned()]);
     let expected = OperatorDirectives {
         managed: vec!["b-v1".to_owned()],
         admitted: ids(&["b-v1"]),
@@ -133,5 +133,9 @@ fn what_our_patterns_do_not_match_is_foreign() {
         admitted: ids(&["a-v1"]),
         ..OperatorDirectives::default()
     };
-    assert_eq!(merge(&present, mine, &[theirs]).serving, ids(&["b-v1"]), "what serves somebody unknown stays");
+    assert_eq!(
+        merge(&current, mine, &[theirs]).serving,
+        ids(&["b-v1"]),
+        "an id that serves a Rollout with a lost status stays"
+    );
 }

@@ -1,4 +1,4 @@
-//! Trials: who is chosen, what is waited for, what is rejected.
+//! Tests of the pilot: which server is chosen, what is waited for, and what is rejected.
 
 use super::*;
 use rollora_api::sidecar_status::{ConfigStatus, ReportedError, ServerIdentity};
@@ -53,7 +53,7 @@ fn chosen(servers: &[ObservedServer]) -> PilotDecision {
 }
 
 #[test]
-fn the_pilot_is_the_server_that_serves_least_and_by_name_where_several_do() {
+fn pilot_is_the_server_with_fewest_serving_adapters() {
     let serves = [("v1", AdapterState::Verified)];
     let cases = [
         (vec![server("b", &[]), server("a", &[])], "a"),
@@ -67,7 +67,7 @@ fn the_pilot_is_the_server_that_serves_least_and_by_name_where_several_do() {
 }
 
 #[test]
-fn the_only_ready_server_is_spared_where_another_one_is_alive() {
+fn only_ready_server_is_spared_if_another_is_alive() {
     let spare = vec![server("a", &[]), unready(server("b", &[]))];
     assert_eq!(chosen(&spare), PilotDecision::Choose("b".to_owned()));
     let mut dead = spare;
@@ -76,14 +76,14 @@ fn the_only_ready_server_is_spared_where_another_one_is_alive() {
 }
 
 #[test]
-fn without_a_ready_server_nobody_is_chosen() {
+fn no_pilot_without_a_ready_server() {
     for servers in [vec![], vec![unready(server("a", &[]))]] {
         assert!(matches!(chosen(&servers), PilotDecision::NoReadyServer), "{servers:?}");
     }
 }
 
 #[test]
-fn a_server_that_has_tried_the_adapter_is_chosen_again_also_while_it_is_down() {
+fn server_that_tried_the_adapter_is_chosen_even_if_down() {
     for state in [AdapterState::Loading, AdapterState::Failed, AdapterState::ServerDied, AdapterState::Quarantined] {
         let servers = [server("a", &[]), unready(server("b", &[("v2", state)]))];
         assert_eq!(chosen(&servers), PilotDecision::Choose("b".to_owned()), "{state:?}");
@@ -91,28 +91,28 @@ fn a_server_that_has_tried_the_adapter_is_chosen_again_also_while_it_is_down() {
 }
 
 #[test]
-fn the_pilot_is_chosen_again_when_its_pod_goes() {
+fn new_pilot_is_chosen_when_its_pod_is_gone() {
     assert_eq!(tried_on("gone", &[server("a", &[])]), PilotDecision::Choose("a".to_owned()));
 }
 
 #[test]
-fn an_adapter_that_is_verified_on_any_server_is_admitted_but_not_on_old_news() {
+fn adapter_is_admitted_only_on_fresh_verification() {
     let verified = || server("a", &[("v2", AdapterState::Verified)]);
     assert_eq!(tried_on("a", &[verified()]), PilotDecision::Admit("a".to_owned()));
     assert!(matches!(tried_on("a", &[stale(verified())]), PilotDecision::Trying(_)));
 }
 
 #[test]
-fn only_what_the_adapter_is_to_blame_for_rejects_it() {
+fn only_adapter_errors_reject_an_adapter() {
     use AdapterState::{Failed, Fetching, Loading, Quarantined, ServerDied, SourceChanged, SourceRefused};
     let on_a = |state, reason, attempts| with_error(server("a", &[("v2", state)]), reason, attempts);
-    let retried = |mut server: ObservedServer| {
+    let with_retry = |mut server: ObservedServer| {
         if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
             status.adapters[0].next_try = Some(jiff::Timestamp::UNIX_EPOCH);
         }
         server
     };
-    let troubled = |mut server: ObservedServer| {
+    let with_server_problem = |mut server: ObservedServer| {
         if let Ok(status) = server.status.as_mut().map(Arc::make_mut) {
             status.problem =
                 Some(ReportedError { reason: "Unauthorized".to_owned(), message: "the key is wrong".to_owned() });
@@ -127,9 +127,9 @@ fn only_what_the_adapter_is_to_blame_for_rejects_it() {
         (on_a(Failed, "AdapterNotFound", 3), true),
         (on_a(Failed, "Timeout", 4), false),
         (on_a(Failed, "Timeout", 5), true),
-        (troubled(on_a(Failed, "BadAdapter", 9)), false),
+        (with_server_problem(on_a(Failed, "BadAdapter", 9)), false),
         (on_a(ServerDied, "ServerDied", 1), true),
-        (retried(on_a(ServerDied, "ServerDied", 1)), false),
+        (with_retry(on_a(ServerDied, "ServerDied", 1)), false),
         (on_a(Quarantined, "ServerDied", 1), true),
         (on_a(SourceChanged, "SourceChanged", 0), true),
         (on_a(Loading, "Timeout", 9), false),
@@ -146,13 +146,13 @@ fn only_what_the_adapter_is_to_blame_for_rejects_it() {
         (stale(on_a(ServerDied, "ServerDied", 1)), false),
     ];
     for (server, rejected) in cases {
-        let verdict = tried_on("a", std::slice::from_ref(&server));
-        assert_eq!(matches!(verdict, PilotDecision::Reject(_)), rejected, "{verdict:?} of {server:?}");
+        let decision = tried_on("a", std::slice::from_ref(&server));
+        assert_eq!(matches!(decision, PilotDecision::Reject(_)), rejected, "{decision:?} for {server:?}");
     }
 }
 
 #[test]
-fn one_death_of_another_server_is_no_proof_and_two_are() {
+fn only_a_second_death_of_another_server_quarantines() {
     let once = [server("b", &[("v2", AdapterState::ServerDied)])];
     let twice = [server("b", &[("v2", AdapterState::Quarantined)])];
     assert_eq!(quarantine_reason(&id("v2"), &once, Some(&current_hash())), None);
@@ -164,10 +164,10 @@ fn one_death_of_another_server_is_no_proof_and_two_are() {
 }
 
 #[test]
-fn a_download_that_keeps_the_engine_busy_is_told_as_loading() {
+fn download_that_blocks_the_engine_is_shown_as_loading() {
     let mut loading = server("a", &[("v2", AdapterState::Loading)]);
     if let Ok(status) = loading.status.as_mut().map(Arc::make_mut) {
-        let message = "the engine answers nobody meanwhile".to_owned();
+        let message = "the engine does not respond during the download".to_owned();
         status.problem = Some(ReportedError { reason: "HubLoadBlocksServer".to_owned(), message });
     }
     assert_eq!(tried_on("a", &[loading]), PilotDecision::Trying("a is loading it".to_owned()));

@@ -1,4 +1,4 @@
-//! Which servers open the gate, and which are known to lack an adapter.
+//! Tests of the residency gate, and of the servers that are known to lack an adapter.
 
 use super::*;
 use rollora_api::sidecar_status::{AdapterStatus, ConfigStatus, ServerIdentity};
@@ -43,7 +43,7 @@ fn is_open(proof: ResidencyProof, servers: &[ObservedServer]) -> bool {
 }
 
 #[test]
-fn the_gate_opens_only_when_every_ready_server_has_verified_it_on_the_present_content() {
+fn gate_opens_only_if_every_ready_server_has_verified() {
     let verified = || server(Some(AdapterState::Verified));
     let unready = |server| ObservedServer { ready: false, ..server };
     let silent = ObservedServer { status: Err("no answer".to_owned()), ..verified() };
@@ -52,28 +52,28 @@ fn the_gate_opens_only_when_every_ready_server_has_verified_it_on_the_present_co
     let held_back = || with_status(server(None), |status| status.readiness.reason = ADAPTERS_NOT_VERIFIED.to_owned());
     let held_back_by_old_content = || with_status(held_back(), |status| status.config.hash = None);
     let suspect = || with_status(server(None), |status| status.readiness.reason = SUSPECT.to_owned());
-    let leaving = |server| ObservedServer { terminating: true, ..server };
+    let terminating = |server| ObservedServer { terminating: true, ..server };
     let unready_for = |seconds, server| ObservedServer { ready: false, unready_since: Some(ago(seconds)), ..server };
     let cases = [
-        ("nobody", vec![], false),
+        ("no server", vec![], false),
         ("one that has it", vec![verified()], true),
-        ("nobody Ready", vec![unready(verified())], false),
+        ("no Ready server", vec![unready(verified())], false),
         ("one of two", vec![verified(), server(None)], false),
-        ("the other is not Ready, and would be so without it", vec![verified(), unready(server(None))], false),
+        ("the other is not Ready, and may become Ready without it", vec![verified(), unready(server(None))], false),
         ("the other is not Ready, and waits for what serves", vec![verified(), unready(held_back())], true),
         ("the other waits for what served before", vec![verified(), unready(held_back_by_old_content())], false),
         ("the other is not Ready, and has it", vec![verified(), unready(verified())], true),
-        ("the other is being deleted", vec![verified(), leaving(unready(server(None)))], true),
-        ("the other's sidecar has just gone", vec![verified(), unready_for(14, silent.clone())], false),
-        ("the other's sidecar went a while ago", vec![verified(), unready_for(15, silent.clone())], true),
-        ("the other's vLLM has just gone", vec![verified(), unready_for(0, down.clone())], false),
-        ("the other's vLLM went a while ago", vec![verified(), unready_for(60, down.clone())], true),
-        ("nobody knows since when the other's vLLM is away", vec![verified(), unready(down.clone())], true),
+        ("the other is being deleted", vec![verified(), terminating(unready(server(None)))], true),
+        ("the other's sidecar has just failed", vec![verified(), unready_for(14, silent.clone())], false),
+        ("the other's sidecar failed a while ago", vec![verified(), unready_for(15, silent.clone())], true),
+        ("the other's vLLM has just failed", vec![verified(), unready_for(0, down.clone())], false),
+        ("the other's vLLM failed a while ago", vec![verified(), unready_for(60, down.clone())], true),
+        ("the other's vLLM is down since an unknown time", vec![verified(), unready(down.clone())], true),
         ("the other has just become suspect", vec![verified(), unready_for(14, suspect())], false),
         ("the other has been suspect for a while", vec![verified(), unready_for(15, suspect())], true),
-        ("one cannot be asked", vec![verified(), silent], false),
+        ("one cannot be queried", vec![verified(), silent], false),
         ("one has old content", vec![behind], false),
-        ("vLLM is away", vec![down], false),
+        ("vLLM is down", vec![down], false),
     ];
     for (what, servers, expected) in cases {
         assert_eq!(is_open(ResidencyProof::Verified, &servers), expected, "{what}");
@@ -81,7 +81,7 @@ fn the_gate_opens_only_when_every_ready_server_has_verified_it_on_the_present_co
 }
 
 #[test]
-fn only_verified_is_verified() {
+fn only_the_state_verified_opens_the_gate() {
     use AdapterState as State;
     for state in [
         State::Pending,
@@ -104,13 +104,13 @@ fn only_verified_is_verified() {
 }
 
 #[test]
-fn registered_is_enough_where_the_rollout_says_so() {
+fn registered_suffices_with_residency_registered() {
     assert!(is_open(ResidencyProof::Registered, &[server(Some(AdapterState::Loaded))]));
     assert!(!is_open(ResidencyProof::Registered, &[server(Some(AdapterState::Unloading))]));
 }
 
 #[test]
-fn what_cannot_be_asked_is_no_proof_of_a_loss_and_none_of_service() {
+fn unreachable_server_proves_neither_loss_nor_service() {
     let silent = ObservedServer { status: Err("no answer".to_owned()), ..server(None) };
     assert!(servers_lacking(&id("v2"), std::slice::from_ref(&silent)).is_empty());
     assert!(!could_serve(&id("v2"), &[silent]));
@@ -120,13 +120,13 @@ fn what_cannot_be_asked_is_no_proof_of_a_loss_and_none_of_service() {
 }
 
 #[test]
-fn a_base_model_answers_under_its_own_name() {
+fn base_model_serves_its_own_name() {
     let base = with_status(server(None), |status| status.base_models = vec!["base".to_owned()]);
     assert!(could_serve(&id("base"), &[base]));
 }
 
 #[test]
-fn every_missing_server_is_named_with_the_reason() {
+fn missing_servers_are_named_with_the_reason() {
     let gate = ResidencyGate::evaluate(
         &id("v2"),
         ResidencyProof::Verified,

@@ -1,4 +1,4 @@
-//! Retirement: the order of what is waited for, and every state that follows.
+//! Tests of the retirement machine: the order of blockers, and the state after each.
 
 use super::*;
 use rollora_api::{
@@ -41,7 +41,7 @@ fn retired(state: RetirementState) -> RetiredAdapter {
     RetiredAdapter { id: id(), since: at(0), state, was_stable: false, reason: String::new() }
 }
 
-/// What a scene is made of.
+/// Owned values for [`RetirementInputs`].
 struct InputsFixture {
     now: Timestamp,
     cleanup: Cleanup,
@@ -57,7 +57,7 @@ struct InputsFixture {
     file_text: &'static str,
 }
 
-/// Everything is well, and the weight was lost long ago.
+/// Inputs without any blocker; the weight was lost long ago.
 fn all_clear() -> InputsFixture {
     InputsFixture {
         now: at(1000),
@@ -77,34 +77,34 @@ fn all_clear() -> InputsFixture {
 
 const NOT_ATTEMPTED: ObserveError = ObserveError::NotAttempted;
 
-fn advance_from(state: RetirementState, facts: &InputsFixture) -> RetirementUpdate {
+fn advance_from(state: RetirementState, fixture: &InputsFixture) -> RetirementUpdate {
     let content = current_hash();
-    let scene = RetirementInputs {
-        now: facts.now,
-        cleanup: &facts.cleanup,
-        paused: facts.paused,
-        gitops_owner: facts.gitops_owner,
-        unproven_reason: facts.unproven_reason,
-        servers: facts.servers.as_deref(),
-        other_pool_servers: facts.other_pool_servers.as_deref().ok_or(&NOT_ATTEMPTED),
-        routers: facts.routers.as_deref(),
+    let inputs = RetirementInputs {
+        now: fixture.now,
+        cleanup: &fixture.cleanup,
+        paused: fixture.paused,
+        gitops_owner: fixture.gitops_owner,
+        unproven_reason: fixture.unproven_reason,
+        servers: fixture.servers.as_deref(),
+        other_pool_servers: fixture.other_pool_servers.as_deref().ok_or(&NOT_ATTEMPTED),
+        routers: fixture.routers.as_deref(),
         content_hash: Some(&content),
-        listing: facts.listing,
-        needed: facts.needed,
-        referenced_by: facts.referenced_by,
-        file_text: Some(facts.file_text),
+        listing: fixture.listing,
+        needed: fixture.needed,
+        referenced_by: fixture.referenced_by,
+        file_text: Some(fixture.file_text),
     };
-    advance(&retired(state), scene)
+    advance(&retired(state), inputs)
 }
 
-fn next(state: RetirementState, facts: &InputsFixture) -> RetirementState {
-    advance_from(state, facts).entry.state
+fn next(state: RetirementState, fixture: &InputsFixture) -> RetirementState {
+    advance_from(state, fixture).entry.state
 }
 
 use RetirementState as State;
 
 #[test]
-fn what_is_waited_for_comes_in_its_order_and_is_named() {
+fn blockers_are_reported_in_order() {
     let unproven =
         InputsFixture { unproven_reason: Some("router-1 lags"), referenced_by: Some("rewrite other"), ..all_clear() };
     assert_eq!(advance_from(State::Waiting, &unproven).entry.reason, "router-1 lags");
@@ -122,13 +122,13 @@ fn what_is_waited_for_comes_in_its_order_and_is_named() {
     assert!(early.entry.reason.contains("delay"), "{}", early.entry.reason);
     assert_eq!(early.requeue, RequeueWhen::At(at(300)));
     let named = advance_from(State::Waiting, &InputsFixture { referenced_by: Some("rewrite other"), ..all_clear() });
-    assert_eq!((named.entry.state, named.entry.reason.as_str()), (State::StillInUse, "rewrite other names it"));
+    assert_eq!((named.entry.state, named.entry.reason.as_str()), (State::StillInUse, "rewrite other references it"));
 }
 
 #[test]
-fn use_seen_by_a_router_counts_and_silence_of_a_server_is_no_quiet() {
-    let seen = InputsFixture { routers: Some(vec![router(Some(at(990)))]), ..all_clear() };
-    assert_eq!(next(State::Waiting, &seen), State::StillInUse);
+fn router_usage_counts_and_unreachable_servers_block() {
+    let used_by_router = InputsFixture { routers: Some(vec![router(Some(at(990)))]), ..all_clear() };
+    assert_eq!(next(State::Waiting, &used_by_router), State::StillInUse);
     let silent = ObservedServer { status: Err("no answer".to_owned()), ..server(AdapterState::Verified, None) };
     assert_eq!(next(State::Waiting, &InputsFixture { servers: Some(vec![silent]), ..all_clear() }), State::Waiting);
     assert_eq!(next(State::Waiting, &InputsFixture { servers: None, ..all_clear() }), State::Waiting);
@@ -136,7 +136,7 @@ fn use_seen_by_a_router_counts_and_silence_of_a_server_is_no_quiet() {
 }
 
 #[test]
-fn what_servers_of_another_pool_read_in_the_same_file_is_taken_from_them_too() {
+fn servers_of_other_pools_block_and_must_unload() {
     let sharing = |state, used| InputsFixture { other_pool_servers: Some(vec![server(state, used)]), ..all_clear() };
     assert_eq!(next(State::Waiting, &sharing(AdapterState::Verified, Some(at(950)))), State::StillInUse);
     assert_eq!(next(State::Waiting, &sharing(AdapterState::Verified, None)), State::Unlisting);
@@ -152,7 +152,7 @@ fn what_servers_of_another_pool_read_in_the_same_file_is_taken_from_them_too() {
 }
 
 #[test]
-fn what_may_go_goes_as_the_policy_the_owner_and_the_file_say() {
+fn cleanup_follows_policy_owner_and_file() {
     let policy = |policy| InputsFixture { cleanup: Cleanup { policy, ..Cleanup::default() }, ..all_clear() };
     let listing = |listing| InputsFixture { listing, ..all_clear() };
     let cases = [
@@ -167,13 +167,13 @@ fn what_may_go_goes_as_the_policy_the_owner_and_the_file_say() {
         (listing(Some(AdapterListing::Both)), State::Suggested),
         (listing(None), State::Waiting),
     ];
-    for (index, (facts, expected)) in cases.iter().enumerate() {
-        assert_eq!(next(State::Waiting, facts), *expected, "case {index}");
+    for (index, (fixture, expected)) in cases.iter().enumerate() {
+        assert_eq!(next(State::Waiting, fixture), *expected, "case {index}");
     }
 }
 
 #[test]
-fn it_is_gone_when_every_server_has_said_so_on_the_present_content() {
+fn gone_needs_every_server_to_confirm_current_content() {
     let gone = || server(AdapterState::Gone, None);
     let mut behind = gone();
     if let Ok(status) = behind.status.as_mut().map(Arc::make_mut) {
@@ -189,31 +189,31 @@ fn it_is_gone_when_every_server_has_said_so_on_the_present_content() {
         (vec![silent], State::Unloading),
     ];
     for (servers, expected) in cases {
-        let facts =
+        let fixture =
             InputsFixture { servers: Some(servers), listing: Some(AdapterListing::EnsureNotExist), ..all_clear() };
-        assert_eq!(next(State::Unloading, &facts), expected, "{:?}", facts.servers);
+        assert_eq!(next(State::Unloading, &fixture), expected, "{:?}", fixture.servers);
     }
 }
 
 #[test]
-fn an_entry_that_is_put_back_belongs_to_whoever_did_it() {
+fn relisted_entry_is_left_alone() {
     for from in [State::Unloading, State::Gone, State::Relisted] {
         assert_eq!(next(from, &all_clear()), State::Relisted, "{from:?}");
     }
 }
 
-/// One thing after another becomes true, in each of the orders that there are: it begins to go with the last of them, not
-/// before, and whatever came first.
+/// Makes the conditions true one by one, in every possible order: unlisting must begin with the last of them, and not
+/// before.
 #[test]
-fn it_goes_with_the_last_condition_in_every_order_of_arrival() {
-    let arrive: [fn(&mut InputsFixture); 7] = [
-        |facts| facts.unproven_reason = None,
-        |facts| facts.servers = all_clear().servers,
-        |facts| facts.routers = all_clear().routers,
-        |facts| facts.now = at(1000),
-        |facts| facts.paused = false,
-        |facts| facts.referenced_by = None,
-        |facts| facts.listing = Some(AdapterListing::EnsureExist),
+fn unlisting_begins_with_the_last_condition_in_any_order() {
+    let changes: [fn(&mut InputsFixture); 7] = [
+        |fixture| fixture.unproven_reason = None,
+        |fixture| fixture.servers = all_clear().servers,
+        |fixture| fixture.routers = all_clear().routers,
+        |fixture| fixture.now = at(1000),
+        |fixture| fixture.paused = false,
+        |fixture| fixture.referenced_by = None,
+        |fixture| fixture.listing = Some(AdapterListing::EnsureExist),
     ];
     let nothing = || InputsFixture {
         now: at(10),
@@ -226,10 +226,10 @@ fn it_goes_with_the_last_condition_in_every_order_of_arrival() {
         ..all_clear()
     };
     let mut orders = vec![Vec::new()];
-    for _ in 0..arrive.len() {
+    for _ in 0..changes.len() {
         let longer = |order: &Vec<usize>| {
             let order = order.clone();
-            (0..arrive.len()).filter(move |index| !order.contains(index)).collect::<Vec<_>>()
+            (0..changes.len()).filter(move |index| !order.contains(index)).collect::<Vec<_>>()
         };
         orders = orders
             .iter()
@@ -238,11 +238,11 @@ fn it_goes_with_the_last_condition_in_every_order_of_arrival() {
     }
     assert_eq!(orders.len(), 5040);
     for order in orders {
-        let (mut facts, mut state) = (nothing(), State::Waiting);
+        let (mut fixture, mut state) = (nothing(), State::Waiting);
         for (count, index) in order.iter().enumerate() {
-            arrive[*index](&mut facts);
-            state = next(state, &facts);
-            let last = count + 1 == arrive.len();
+            changes[*index](&mut fixture);
+            state = next(state, &fixture);
+            let last = count + 1 == changes.len();
             assert_eq!(state == State::Unlisting, last, "{order:?} after {count}: {state:?}");
             assert!(last || matches!(state, State::Waiting | State::StillInUse), "{order:?} after {count}: {state:?}");
         }
@@ -250,12 +250,12 @@ fn it_goes_with_the_last_condition_in_every_order_of_arrival() {
 }
 
 #[test]
-fn what_comes_up_before_the_entry_has_moved_keeps_it() {
+fn new_blocker_stops_unlisting_before_the_edit() {
     let used = || Some(vec![server(AdapterState::Verified, Some(at(999)))]);
-    for (what, facts, expected) in [
-        ("nothing", all_clear(), State::Unlisting),
-        ("somebody uses it", InputsFixture { servers: used(), ..all_clear() }, State::StillInUse),
-        ("somebody names it", InputsFixture { referenced_by: Some("rewrite other"), ..all_clear() }, State::StillInUse),
+    for (what, fixture, expected) in [
+        ("no blocker", all_clear(), State::Unlisting),
+        ("it is used", InputsFixture { servers: used(), ..all_clear() }, State::StillInUse),
+        ("it is referenced", InputsFixture { referenced_by: Some("rewrite other"), ..all_clear() }, State::StillInUse),
         ("the Rollout is paused", InputsFixture { paused: true, ..all_clear() }, State::Waiting),
         (
             "a router is behind",
@@ -264,17 +264,17 @@ fn what_comes_up_before_the_entry_has_moved_keeps_it() {
         ),
         ("a GitOps owner", InputsFixture { gitops_owner: Some("Argo CD"), ..all_clear() }, State::Suggested),
         (
-            "it has moved",
+            "its entry has moved",
             InputsFixture { servers: used(), listing: Some(AdapterListing::EnsureNotExist), ..all_clear() },
             State::Unloading,
         ),
     ] {
-        assert_eq!(next(State::Unlisting, &facts), expected, "{what}");
+        assert_eq!(next(State::Unlisting, &fixture), expected, "{what}");
     }
 }
 
 #[test]
-fn without_a_sidecar_what_vllm_lists_tells_that_it_is_gone() {
+fn without_sidecar_the_vllm_list_confirms_an_unload() {
     let listing = |state| {
         let mut server = server(state, None);
         let status = Arc::make_mut(server.status.as_mut().unwrap());
@@ -287,7 +287,7 @@ fn without_a_sidecar_what_vllm_lists_tells_that_it_is_gone() {
 }
 
 #[test]
-fn quiet_counts_only_when_uses_were_read_after_it() {
+fn unused_period_counts_only_with_newer_usage_data() {
     let quiet_for = i64::try_from(Cleanup::default().quiet_for.get().as_secs()).unwrap();
     let read_at = |seconds: i64, used: Option<Timestamp>| {
         let mut server = server(AdapterState::Verified, used);
@@ -295,13 +295,13 @@ fn quiet_counts_only_when_uses_were_read_after_it() {
         server
     };
     let state = |servers: Vec<ObservedServer>| {
-        let looked = advance_from(State::Waiting, &InputsFixture { servers: Some(servers), ..all_clear() });
-        (looked.entry.state, looked.entry.reason)
+        let update = advance_from(State::Waiting, &InputsFixture { servers: Some(servers), ..all_clear() });
+        (update.entry.state, update.entry.reason)
     };
     assert_eq!(state(vec![read_at(quiet_for, None)]).0, State::Unlisting);
     let (before, why) = state(vec![read_at(quiet_for, None), read_at(quiet_for - 1, None)]);
     assert_eq!(before, State::Waiting);
-    assert!(why.contains("and the uses of a were read at"), "{why}");
+    assert!(why.contains("and the usage of a was last read at"), "{why}");
     let used = Some(at(100));
     assert_eq!(state(vec![read_at(99 + quiet_for, used)]).0, State::StillInUse);
     assert_eq!(state(vec![read_at(100 + quiet_for, used)]).0, State::Unlisting);

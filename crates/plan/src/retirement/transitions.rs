@@ -1,13 +1,14 @@
-//! The map of this machine: every state of a retirement and every move from one to another, with what brings it about.
-//! The machine is held to it by an assertion; that every move of it is made is held by a walk over all that the machine
-//! can be told. `ARCHITECTURE.md` shows it.
+//! The transition table of the retirement machine: every state, every transition and its cause.
+//!
+//! The machine asserts that each of its transitions is in the table; a test explores all inputs and shows that each
+//! entry of the table is used. `ARCHITECTURE.md` shows the table as a diagram.
 
 #[cfg(test)]
 mod tests;
 
 use rollora_api::rollout::status::RetirementState;
 
-/// A state; none while the adapter is in use, or when nobody has to remember it any more.
+/// The state of an id; `None` while the adapter is in use, or when its entry has been dropped.
 pub(crate) type OptionalState = Option<RetirementState>;
 
 const IN_USE: OptionalState = None;
@@ -21,41 +22,41 @@ const GONE: OptionalState = Some(RetirementState::Gone);
 const RELISTED: OptionalState = Some(RetirementState::Relisted);
 const RETURNING: OptionalState = Some(RetirementState::Returning);
 
-/// States in which nothing was begun.
+/// States in which nothing has begun yet.
 pub(crate) const EVALUATING: &[OptionalState] = &[WAITING, STILL_IN_USE, SUGGESTED, KEPT];
 /// States after the operator has begun to unlist.
 const STARTED: &[OptionalState] = &[UNLISTING, UNLOADING, GONE];
-/// Every state.
+/// Every state of a retirement entry.
 const ALL: &[OptionalState] =
     &[WAITING, STILL_IN_USE, SUGGESTED, KEPT, UNLISTING, UNLOADING, GONE, RELISTED, RETURNING];
 
-/// Every move there is: from any of these, to any of those, and when.
+/// Every transition: from any of the first states, to any of the second, and its cause.
 pub(crate) const TRANSITIONS: &[(&[OptionalState], &[OptionalState], &str)] = &[
     (&[IN_USE], &[WAITING], "it lost its weight"),
     (ALL, &[WAITING], "it lost its weight again"),
-    (EVALUATING, &[WAITING], "routers, quiet, delay, spec.paused"),
-    (EVALUATING, &[STILL_IN_USE], "somebody uses or names it"),
-    (EVALUATING, &[SUGGESTED], "policy, owner, or a file that cannot be edited"),
-    (EVALUATING, &[KEPT], "policy, or not in the file"),
-    (EVALUATING, &[UNLISTING], "nothing is in its way, and the policy is Unload"),
-    (EVALUATING, &[UNLOADING], "nothing is in its way, and the file unlists it"),
+    (EVALUATING, &[WAITING], "routers, recent use, delay or spec.paused"),
+    (EVALUATING, &[STILL_IN_USE], "it is used or referenced"),
+    (EVALUATING, &[SUGGESTED], "policy, GitOps owner, or a file that cannot be edited"),
+    (EVALUATING, &[KEPT], "policy, or in neither list of the file"),
+    (EVALUATING, &[UNLISTING], "nothing blocks it, and the policy is Unload"),
+    (EVALUATING, &[UNLOADING], "nothing blocks it, and it is under ensureNotExist"),
     (&[UNLISTING], &[UNLOADING], "its entry was moved"),
-    (&[UNLISTING], &[WAITING, STILL_IN_USE, SUGGESTED, KEPT], "something is in its way before its entry was moved"),
+    (&[UNLISTING], &[WAITING, STILL_IN_USE, SUGGESTED, KEPT], "something blocks it before its entry was moved"),
     (&[UNLISTING, UNLOADING, RELISTED], &[GONE], "no server has it"),
-    (&[UNLOADING, GONE], &[RELISTED], "somebody listed it again"),
-    (&[RELISTED], &[UNLOADING], "somebody unlisted it again"),
-    (&[UNLOADING, RELISTED], &[WAITING, STILL_IN_USE, KEPT], "somebody took its entry away"),
-    (&[RETURNING], &[WAITING, STILL_IN_USE, SUGGESTED, KEPT, UNLISTING, UNLOADING], "it is not wanted after all"),
-    (STARTED, &[RETURNING], "it is wanted again, and has to be listed"),
-    (ALL, &[IN_USE], "it is wanted again"),
+    (&[UNLOADING, GONE], &[RELISTED], "another client listed it again"),
+    (&[RELISTED], &[UNLOADING], "another client unlisted it again"),
+    (&[UNLOADING, RELISTED], &[WAITING, STILL_IN_USE, KEPT], "another client removed its entry"),
+    (&[RETURNING], &[WAITING, STILL_IN_USE, SUGGESTED, KEPT, UNLISTING, UNLOADING], "it is no longer needed"),
+    (STARTED, &[RETURNING], "it is needed again, and must be listed"),
+    (ALL, &[IN_USE], "it is needed again"),
 ];
 
-/// Whether `from` may become `to`.
+/// Returns whether `from` may become `to`.
 pub(crate) fn is_allowed(from: OptionalState, to: OptionalState) -> bool {
     from == to || TRANSITIONS.iter().any(|(froms, tos, _)| froms.contains(&from) && tos.contains(&to))
 }
 
-/// A move that is not on the map is a mistake in this machine.
+/// Asserts that the transition is in the table; any other is a bug of this machine.
 pub(crate) fn assert_allowed(from: OptionalState, to: OptionalState) {
-    debug_assert!(is_allowed(from, to), "{from:?} to {to:?} is not on the map of retirements");
+    debug_assert!(is_allowed(from, to), "{from:?} to {to:?} is not in the transition table of retirements");
 }

@@ -1,4 +1,4 @@
-//! Edits of rewrites: what changes, and all that stays.
+//! Tests of the edits of rewrites: what changes, and what stays.
 
 use super::*;
 use proptest::prelude::*;
@@ -18,18 +18,18 @@ fn weights(sequence: i64, targets: &[(&str, i32)]) -> TrafficWeights {
     }
 }
 
-fn edit(present: Option<&InferenceModelRewrite>, weights: &TrafficWeights) -> Option<InferenceModelRewrite> {
-    edit_with(present, weights, None)
+fn edit(current: Option<&InferenceModelRewrite>, weights: &TrafficWeights) -> Option<InferenceModelRewrite> {
+    edit_with(current, weights, None)
 }
 
 fn edit_with(
-    present: Option<&InferenceModelRewrite>,
+    current: Option<&InferenceModelRewrite>,
     weights: &TrafficWeights,
     sticky_header: Option<&str>,
 ) -> Option<InferenceModelRewrite> {
     let (model, pool) = (ModelName::new("small").unwrap(), PoolRef { name: "pool".to_owned(), ..PoolRef::default() });
     let stable = id("v1");
-    let wanted = DesiredRewrite {
+    let desired = DesiredRewrite {
         name: "small",
         group: RewriteGroup::Current,
         namespace: Some("here"),
@@ -40,7 +40,7 @@ fn edit_with(
         stable: Some(&stable),
         sticky_header,
     };
-    updated(present, wanted)
+    updated(current, desired)
 }
 
 fn rewrite(rules: &Value) -> InferenceModelRewrite {
@@ -62,19 +62,19 @@ fn exact(name: &str) -> Value {
 }
 
 #[test]
-fn a_missing_rewrite_is_made_with_the_stamp_and_a_single_target_of_100() {
-    let made = edit(None, &weights(1, &[("v1", 7)])).unwrap();
+fn missing_rewrite_is_created_with_stamp_and_weight_100() {
+    let created = edit(None, &weights(1, &[("v1", 7)])).unwrap();
     assert_eq!(
-        rules(&made),
+        rules(&created),
         json!([{"matches": [exact("small")], "targets": [{"modelRewrite": "v1", "weight": 100}]}])
     );
-    assert_eq!(made.metadata.annotations["weights.rollora.dev/uid"], "1");
-    assert_eq!(made.group(), Some(RewriteGroup::Current));
-    assert_eq!(made.metadata.namespace.as_deref(), Some("here"));
+    assert_eq!(created.metadata.annotations["weights.rollora.dev/uid"], "1");
+    assert_eq!(created.group(), Some(RewriteGroup::Current));
+    assert_eq!(created.metadata.namespace.as_deref(), Some("here"));
 }
 
 #[test]
-fn an_edit_that_changes_nothing_is_none() {
+fn unchanged_rewrite_needs_no_edit() {
     for targets in [vec![("v1", 100)], vec![("v1", 90), ("v2", 10)]] {
         let weights = weights(3, &targets);
         let written = edit(None, &weights).unwrap();
@@ -83,30 +83,30 @@ fn an_edit_that_changes_nothing_is_none() {
 }
 
 #[test]
-fn only_the_rule_that_matches_the_model_exactly_changes() {
+fn only_the_exact_rule_for_the_model_changes() {
     let others = [
         json!({"matches": [exact("other")], "targets": [{"modelRewrite": "x"}]}),
         json!({"targets": [{"modelRewrite": "generic"}]}),
     ];
     let ours = json!({"matches": [exact("small")], "targets": [{"modelRewrite": "v1", "note": "kept"}], "later": 1});
-    let present = rewrite(&json!([others[0], ours, others[1]]));
-    let edited = edit(Some(&present), &weights(2, &[("v1", 90), ("v2", 10)])).unwrap();
+    let current = rewrite(&json!([others[0], ours, others[1]]));
+    let edited = edit(Some(&current), &weights(2, &[("v1", 90), ("v2", 10)])).unwrap();
     let rule = json!({
         "matches": [exact("small")],
         "targets": [{"modelRewrite": "v1", "weight": 90, "note": "kept"}, {"modelRewrite": "v2", "weight": 10}],
         "later": 1,
     });
     assert_eq!(rules(&edited), json!([others[0], rule, others[1]]));
-    assert_eq!(edited.metadata.labels, present.metadata.labels);
-    assert_eq!(edited.metadata.other, present.metadata.other);
-    assert_eq!(edited.spec.other, present.spec.other);
+    assert_eq!(edited.metadata.labels, current.metadata.labels);
+    assert_eq!(edited.metadata.other, current.metadata.other);
+    assert_eq!(edited.spec.other, current.spec.other);
 }
 
 #[test]
-fn a_rule_that_matches_other_names_too_is_split_in_the_same_write() {
+fn rule_with_other_names_is_split_in_one_write() {
     let targets = json!([{"modelRewrite": "v1"}]);
-    let present = rewrite(&json!([{"matches": [exact("other"), exact("small")], "targets": targets}]));
-    let edited = edit(Some(&present), &weights(1, &[("v2", 100)])).unwrap();
+    let current = rewrite(&json!([{"matches": [exact("other"), exact("small")], "targets": targets}]));
+    let edited = edit(Some(&current), &weights(1, &[("v2", 100)])).unwrap();
     let expected = json!([
         {"matches": [exact("small")], "targets": [{"modelRewrite": "v2", "weight": 100}]},
         {"matches": [exact("other")], "targets": targets},
@@ -115,15 +115,15 @@ fn a_rule_that_matches_other_names_too_is_split_in_the_same_write() {
 }
 
 #[test]
-fn a_rule_that_matches_the_name_twice_never_becomes_generic() {
-    let present = rewrite(&json!([{"matches": [exact("small"), exact("small")], "targets": []}]));
-    let edited = edit(Some(&present), &weights(1, &[("v2", 100)])).unwrap();
+fn rule_with_duplicate_matches_never_becomes_generic() {
+    let current = rewrite(&json!([{"matches": [exact("small"), exact("small")], "targets": []}]));
+    let edited = edit(Some(&current), &weights(1, &[("v2", 100)])).unwrap();
     assert_eq!(edited.spec.rules.len(), 1);
     assert_eq!(edited.spec.rules[0].matches.len(), 1);
 }
 
 #[test]
-fn the_stable_side_is_named_only_where_there_are_two_targets() {
+fn stable_is_annotated_only_for_two_targets() {
     let split = edit(None, &weights(1, &[("v1", 50), ("v2", 50)])).unwrap();
     assert_eq!(split.metadata.annotations[STABLE_ANNOTATION], "v1");
     let single = edit(Some(&split), &weights(2, &[("v2", 100)])).unwrap();
@@ -131,12 +131,12 @@ fn the_stable_side_is_named_only_where_there_are_two_targets() {
 }
 
 #[test]
-fn rollouts_that_share_a_rewrite_do_not_take_their_words_back_from_each_other() {
-    let other = |weights: &TrafficWeights, present: Option<&InferenceModelRewrite>| {
+fn rollouts_sharing_a_rewrite_keep_each_others_annotations() {
+    let other = |weights: &TrafficWeights, current: Option<&InferenceModelRewrite>| {
         let model = ModelName::new("large").unwrap();
         let pool = PoolRef { name: "pool".to_owned(), ..PoolRef::default() };
         let stable = weights.desired.first().map(|target| target.id.clone());
-        let wanted = DesiredRewrite {
+        let desired = DesiredRewrite {
             name: "small",
             group: RewriteGroup::Current,
             namespace: None,
@@ -147,7 +147,7 @@ fn rollouts_that_share_a_rewrite_do_not_take_their_words_back_from_each_other() 
             stable: stable.as_ref(),
             sticky_header: None,
         };
-        updated(present, wanted)
+        updated(current, desired)
     };
     let (split, theirs) = (weights(1, &[("v1", 50), ("v2", 50)]), weights(1, &[("w1", 90), ("w2", 10)]));
     let ours = edit_with(None, &split, Some("x-session-id")).unwrap();
@@ -156,21 +156,21 @@ fn rollouts_that_share_a_rewrite_do_not_take_their_words_back_from_each_other() 
     assert_eq!(both.metadata.annotations[STICKY_HEADER_ANNOTATION], "x-session-id");
     assert_eq!(edit_with(Some(&both), &split, Some("x-session-id")), None);
     assert_eq!(other(&theirs, Some(&both)), None);
-    let over = edit_with(Some(&both), &weights(2, &[("v2", 100)]), Some("x-session-id")).unwrap();
-    assert_eq!(over.metadata.annotations[STABLE_ANNOTATION], "w1");
+    let single = edit_with(Some(&both), &weights(2, &[("v2", 100)]), Some("x-session-id")).unwrap();
+    assert_eq!(single.metadata.annotations[STABLE_ANNOTATION], "w1");
 }
 
 #[test]
-fn a_pool_that_somebody_changed_is_put_back() {
+fn foreign_pool_change_is_reverted() {
     let weights = weights(1, &[("v1", 100)]);
     let written = edit(None, &weights).unwrap();
-    let mut elsewhere = written.clone();
-    elsewhere.spec.pool_ref.name = "another".to_owned();
-    assert_eq!(edit(Some(&elsewhere), &weights), Some(written));
+    let mut changed = written.clone();
+    changed.spec.pool_ref.name = "another".to_owned();
+    assert_eq!(edit(Some(&changed), &weights), Some(written));
 }
 
 #[test]
-fn the_sticky_header_comes_and_goes_with_the_spec() {
+fn sticky_header_follows_the_spec() {
     let weights = weights(1, &[("v1", 100)]);
     let with = edit_with(None, &weights, Some("x-session-id")).unwrap();
     assert_eq!(with.metadata.annotations[STICKY_HEADER_ANNOTATION], "x-session-id");
@@ -179,17 +179,17 @@ fn the_sticky_header_comes_and_goes_with_the_spec() {
 }
 
 #[test]
-fn the_rewrite_of_the_current_group_wins_and_one_that_is_being_deleted_is_none() {
+fn current_group_wins_and_deleted_rewrites_are_ignored() {
     let current = rewrite(&json!([]));
     let legacy =
         InferenceModelRewrite { api_version: RewriteGroup::Legacy.api_version().to_owned(), ..current.clone() };
     let both = [legacy, current];
     assert_eq!(find("small", None, &both).and_then(InferenceModelRewrite::group), Some(RewriteGroup::Current));
-    let mut leaving = both;
-    for rewrite in &mut leaving {
+    let mut terminating = both;
+    for rewrite in &mut terminating {
         rewrite.metadata.deletion_timestamp = Some(jiff::Timestamp::UNIX_EPOCH);
     }
-    assert_eq!(find("small", None, &leaving), None);
+    assert_eq!(find("small", None, &terminating), None);
 }
 
 fn any_rule() -> impl Strategy<Value = Value> {
@@ -203,7 +203,7 @@ fn any_rule() -> impl Strategy<Value = Value> {
     })
 }
 
-/// The rule that a request for this name gets: exact before generic, earlier before later.
+/// Returns the targets of the active rule for a name: exact before generic, earlier before later.
 fn active_rule<'a>(rules: &'a [RewriteRule], name: &str) -> Option<&'a [RewriteTarget]> {
     let model = ModelName::new(name).unwrap();
     let matches = |rule: &&RewriteRule| rule.matches.iter().any(|candidate| is_exact(candidate, &model));
@@ -213,18 +213,18 @@ fn active_rule<'a>(rules: &'a [RewriteRule], name: &str) -> Option<&'a [RewriteT
 
 proptest! {
     #[test]
-    fn whatever_the_rules_were_the_model_gets_its_weights_and_every_other_name_what_it_had(
+    fn edit_sets_our_weights_and_keeps_other_names(
         before in prop::collection::vec(any_rule(), 0..5),
         weight in 1..100_i32,
     ) {
-        let present = rewrite(&json!(before));
-        let wanted = weights(1, &[("v1", 100 - weight), ("v2", weight)]);
-        let edited = edit(Some(&present), &wanted).unwrap();
+        let current = rewrite(&json!(before));
+        let split = weights(1, &[("v1", 100 - weight), ("v2", weight)]);
+        let edited = edit(Some(&current), &split).unwrap();
         let got = active_rule(&edited.spec.rules, "small").unwrap();
-        prop_assert!(same_targets(got, &wanted.desired));
+        prop_assert!(same_targets(got, &split.desired));
         for name in ["other", "third", "unheard-of"] {
-            prop_assert_eq!(active_rule(&edited.spec.rules, name), active_rule(&present.spec.rules, name));
+            prop_assert_eq!(active_rule(&edited.spec.rules, name), active_rule(&current.spec.rules, name));
         }
-        prop_assert_eq!(edit(Some(&edited), &wanted), None);
+        prop_assert_eq!(edit(Some(&edited), &split), None);
     }
 }

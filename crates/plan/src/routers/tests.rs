@@ -1,4 +1,4 @@
-//! What proves a router, and what does not.
+//! Tests of the router proof: which reports complete it and which do not.
 
 use super::*;
 use rollora_api::names::{AdapterId, Sequence};
@@ -33,7 +33,7 @@ fn proof(kind: RouterKind, written: bool, routers: &[ObservedRouter], now: Times
     let mut weights = weights(&[("v1", 90), ("v2", 10)]);
     weights.changed_at = Some(Timestamp::UNIX_EPOCH);
     let model = ModelName::new("small").unwrap();
-    let claim = ExpectedRule {
+    let expected_rule = ExpectedRule {
         model: &model,
         rollout_uid: "uid",
         rewrite_uid: Some("rewrite-uid"),
@@ -41,7 +41,7 @@ fn proof(kind: RouterKind, written: bool, routers: &[ObservedRouter], now: Times
         weights: &weights,
         shadowed_by: None,
     };
-    prove(kind, claim, Ok(routers), now)
+    prove(kind, expected_rule, Ok(routers), now)
 }
 
 fn proven(routers: &[ObservedRouter]) -> bool {
@@ -49,18 +49,22 @@ fn proven(routers: &[ObservedRouter]) -> bool {
 }
 
 #[test]
-fn every_router_must_report_our_rule_with_the_last_stamp_and_targets() {
+fn every_router_must_report_our_rule_stamp_and_targets() {
     let ours = || rule(&[("v1", 90), ("v2", 10)]);
     let good = || router(Some(ours()));
     let cases = [
         ("no router", vec![], false),
-        ("one", vec![good()], true),
+        ("one with our rule", vec![good()], true),
         ("in another order", vec![router(Some(rule(&[("v2", 10), ("v1", 90)])))], true),
         ("one without a rule", vec![good(), router(None)], false),
         ("another rewrite", vec![router(Some(ActiveRule { uid: "other".to_owned(), ..ours() }))], false),
         ("an earlier stamp", vec![router(Some(ActiveRule { stamps: BTreeMap::new(), ..ours() }))], false),
         ("other targets", vec![router(Some(rule(&[("v1", 50), ("v2", 50)])))], false),
-        ("one that is silent", vec![good(), ObservedRouter { report: Err("no answer".to_owned()), ..good() }], false),
+        (
+            "one that does not respond",
+            vec![good(), ObservedRouter { report: Err("no answer".to_owned()), ..good() }],
+            false,
+        ),
     ];
     for (what, routers, expected) in cases {
         assert_eq!(proven(&routers), expected, "{what}");
@@ -68,32 +72,32 @@ fn every_router_must_report_our_rule_with_the_last_stamp_and_targets() {
 }
 
 #[test]
-fn nothing_is_proven_before_it_is_written() {
+fn unwritten_weights_are_never_proven() {
     let routers = [router(Some(rule(&[("v1", 90), ("v2", 10)])))];
     assert!(!proof(RouterKind::ExtProc, false, &routers, Timestamp::UNIX_EPOCH).is_complete());
 }
 
 #[test]
-fn another_objects_exact_rule_is_a_shadow() {
+fn exact_rule_of_another_rewrite_shadows_ours() {
     let other = ActiveRule { uid: "other".to_owned(), rewrite: "theirs".to_owned(), ..rule(&[("x", 1)]) };
     let proof = proof(RouterKind::ExtProc, true, &[router(Some(other))], Timestamp::UNIX_EPOCH);
     assert_eq!(proof.shadowed_by.as_deref(), Some("theirs"));
 }
 
 #[test]
-fn an_endpoint_picker_is_given_its_grace() {
+fn endpoint_picker_is_proven_after_the_grace_period() {
     let at = |seconds| Timestamp::from_second(seconds).unwrap();
     assert!(!proof(RouterKind::EndpointPicker, true, &[], at(9)).is_complete());
     assert!(proof(RouterKind::EndpointPicker, true, &[], at(10)).is_complete());
 }
 
 #[test]
-fn a_picker_takes_over_from_when_the_rewrite_said_it_and_never_under_the_rule_of_another() {
+fn grace_period_starts_at_observed_write_unless_shadowed() {
     let at = |seconds| Timestamp::from_second(seconds).unwrap();
     let mut weights = weights(&[("v1", 90), ("v2", 10)]);
     (weights.changed_at, weights.applied_at) = (Some(at(0)), Some(at(30)));
     let model = ModelName::new("small").unwrap();
-    let claim = |shadow| ExpectedRule {
+    let expected_rule = |shadow| ExpectedRule {
         model: &model,
         rollout_uid: "uid",
         rewrite_uid: Some("rewrite-uid"),
@@ -101,7 +105,7 @@ fn a_picker_takes_over_from_when_the_rewrite_said_it_and_never_under_the_rule_of
         weights: &weights,
         shadowed_by: shadow,
     };
-    let proof = |shadow, now| prove(RouterKind::EndpointPicker, claim(shadow), Ok(&[]), at(now));
+    let proof = |shadow, now| prove(RouterKind::EndpointPicker, expected_rule(shadow), Ok(&[]), at(now));
     assert!(!proof(None, 39).is_complete());
     assert!(proof(None, 40).is_complete());
     let shadowed = proof(Some("other"), 40);

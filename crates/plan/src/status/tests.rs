@@ -1,4 +1,4 @@
-//! Which statuses are worth a write.
+//! Tests of the throttle: which changes of a status are written, and when.
 
 use super::*;
 use rollora_api::rollout::status::{ObservedAdapters, RetiredAdapter, RetirementState, StepStatus};
@@ -18,10 +18,10 @@ fn status() -> RolloutStatus {
     RolloutStatus { step: Some(step), message: "waits".to_owned(), ..RolloutStatus::default() }
 }
 
-/// When a Rollout at rest says that the file is another one.
+/// The second at which an idle Rollout records a new version of the file.
 const FILE_DUE: i64 = 90;
 
-/// Whether a change is written this many seconds after the last write.
+/// Returns whether a change is written this many seconds after the last write.
 fn is_written(seconds: i64, change: impl FnOnce(&mut RolloutStatus)) -> bool {
     is_written_after(&status(), seconds, change)
 }
@@ -37,13 +37,13 @@ fn is_written_after(previous: &RolloutStatus, seconds: i64, change: impl FnOnce(
 }
 
 #[test]
-fn mere_counts_wait_for_five_seconds_and_everything_else_is_written_at_once() {
+fn counts_are_throttled_and_other_changes_are_not() {
     let counted = |status: &mut RolloutStatus| status.residency.resident = 2;
-    let worded = |status: &mut RolloutStatus| status.message = "waits for others".to_owned();
+    let reworded = |status: &mut RolloutStatus| status.message = "waits for others".to_owned();
     let moved = |status: &mut RolloutStatus| status.phase = Phase::Held;
     assert!(!is_written(5, counted));
     assert!(is_written(6, counted));
-    assert!(!is_written(5, worded));
+    assert!(!is_written(5, reworded));
     let read = |status: &mut RolloutStatus| status.observed_adapters = Some(ObservedAdapters::default());
     assert!(!is_written(5, read));
     assert!(is_written(6, read));
@@ -51,21 +51,21 @@ fn mere_counts_wait_for_five_seconds_and_everything_else_is_written_at_once() {
 }
 
 #[test]
-fn a_rollout_at_rest_takes_its_time_to_say_that_the_file_is_another_one() {
-    let mut at_rest = status();
-    at_rest.step.as_mut().unwrap().state = StepState::Done;
+fn idle_rollout_delays_new_file_version() {
+    let mut idle = status();
+    idle.step.as_mut().unwrap().state = StepState::Done;
     let read = |status: &mut RolloutStatus| status.observed_adapters = Some(ObservedAdapters::default());
-    assert!(!is_written_after(&at_rest, FILE_DUE - 1, read));
-    assert!(is_written_after(&at_rest, FILE_DUE, read));
+    assert!(!is_written_after(&idle, FILE_DUE - 1, read));
+    assert!(is_written_after(&idle, FILE_DUE, read));
     let moved = |status: &mut RolloutStatus| (status.observed_adapters, status.phase) = (None, Phase::Held);
-    assert!(is_written_after(&at_rest, 1, moved));
+    assert!(is_written_after(&idle, 1, moved));
     let counted = |status: &mut RolloutStatus| {
         read(status);
         status.residency.resident = 2;
     };
-    assert!(is_written_after(&at_rest, 6, counted), "with other news");
-    at_rest.retired.push(retired(RetirementState::Waiting));
-    assert!(is_written_after(&at_rest, 6, read), "something is under way");
+    assert!(is_written_after(&idle, 6, counted), "together with another change");
+    idle.retired.push(retired(RetirementState::Waiting));
+    assert!(is_written_after(&idle, 6, read), "a retirement is in progress");
 }
 
 fn retired(state: RetirementState) -> RetiredAdapter {
@@ -76,12 +76,12 @@ fn retired(state: RetirementState) -> RetiredAdapter {
 }
 
 #[test]
-fn a_look_that_finds_nothing_new_is_never_written() {
+fn unchanged_status_is_never_written() {
     assert!(!is_written(3600, |_| ()));
 }
 
 #[test]
-fn a_count_that_waits_is_looked_at_again_when_it_is_due() {
+fn throttled_count_is_requeued_when_due() {
     let mut next = status();
     next.residency.resident = 2;
     let decision = Decision { status: next, effects: Vec::new(), events: Vec::new(), requeue_after: None };
@@ -89,7 +89,7 @@ fn a_count_that_waits_is_looked_at_again_when_it_is_due() {
 }
 
 #[test]
-fn the_time_of_a_phase_changes_with_the_phase_alone() {
+fn phase_since_changes_only_with_the_phase() {
     let settled = |seconds: i64, previous: &RolloutStatus, change: &dyn Fn(&mut RolloutStatus)| {
         let mut status = previous.clone();
         change(&mut status);
@@ -98,9 +98,9 @@ fn the_time_of_a_phase_changes_with_the_phase_alone() {
     };
     let held = settled(1, &status(), &|status| status.phase = Phase::Held);
     assert_eq!(held.phase_since, Some(at(1)));
-    let elsewhere = settled(2, &held, &|status| status.revision.number = 7);
-    assert_eq!((elsewhere.revision.number, elsewhere.phase_since), (7, Some(at(1))));
-    let over = settled(3, &elsewhere, &|status| status.phase = Phase::Succeeded);
-    assert_eq!(over.phase_since, Some(at(3)));
-    assert_eq!(settled(4, &status(), &|_| ()), status(), "that alone is not worth a write");
+    let new_revision = settled(2, &held, &|status| status.revision.number = 7);
+    assert_eq!((new_revision.revision.number, new_revision.phase_since), (7, Some(at(1))));
+    let succeeded = settled(3, &new_revision, &|status| status.phase = Phase::Succeeded);
+    assert_eq!(succeeded.phase_since, Some(at(3)));
+    assert_eq!(settled(4, &status(), &|_| ()), status(), "an unset phaseSince alone causes no write");
 }

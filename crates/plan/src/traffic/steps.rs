@@ -1,4 +1,4 @@
-//! One step after another: gate, weights, proof, pause; and taking the weight back when residency is lost.
+//! The steps of a rollout: gate, weights, proof, pause; and the return of the weight when residency is lost.
 
 use super::{
     FULL_WEIGHT, StepProgress, TrafficInputs, TrafficMachine,
@@ -20,7 +20,7 @@ use rollora_api::{
 };
 use std::time::Duration;
 
-/// How long a Ready server may lack an adapter that has weight before the weight is taken back.
+/// How long a Ready server may lack an adapter that has weight before the weight is returned to stable.
 const RESIDENCY_LOSS_TOLERANCE: Duration = Duration::from_secs(10);
 
 impl TrafficMachine<'_> {
@@ -32,15 +32,15 @@ impl TrafficMachine<'_> {
         self.steps.get(self.step_index())
     }
 
-    /// `step 2 of 5`, or `the end`.
+    /// Describes the current step, as `step 2 of 5` or `the final step` after all configured ones.
     fn describe_step(&self) -> String {
         match self.current_step() {
             Some(_) => format!("step {} of {}", self.step_index() + 1, self.steps.len()),
-            None => "the end".to_owned(),
+            None => "the final step".to_owned(),
         }
     }
 
-    /// Begins the step with this index; their number is the end, where everything goes to the desired adapter.
+    /// Begins the step with this index. The index after the last step is the end: all traffic to the desired adapter.
     pub(super) fn enter_step(&mut self, index: usize, by: Trigger, now: Timestamp) {
         self.enter_step_from(self.current_state(), index, by, now);
     }
@@ -51,7 +51,7 @@ impl TrafficMachine<'_> {
         self.record_transition(from, by);
     }
 
-    /// Begins a step in a state that is not a move.
+    /// Begins a step in the given state without recording a transition.
     pub(super) fn set_step(&mut self, index: usize, state: StepState, now: Timestamp) {
         let index = i32::try_from(index).unwrap_or(i32::MAX);
         *self.step = Some(StepStatus { index, state, entered_at: now, observed_millis: 0, observed_at: Some(now) });
@@ -66,36 +66,36 @@ impl TrafficMachine<'_> {
         self.record_transition(from, by);
     }
 
-    /// Takes note of a move; one that is not on the map is a mistake in this machine.
+    /// Records a transition; one that is not in the table is a bug of this machine.
     fn record_transition(&mut self, from: TrafficState, by: Trigger) {
         let made = Transition { from, trigger: by, to: self.current_state() };
-        debug_assert!(made.is_allowed(), "{made:?} is not on the map of the traffic machine");
+        debug_assert!(made.is_allowed(), "{made:?} is not in the transition table of the traffic machine");
         self.transitions.push(made);
     }
 
-    pub(super) fn await_residency(&mut self, scene: TrafficInputs<'_>) -> StepProgress {
-        if let Some(wait) = self.gate_wait(scene) {
+    pub(super) fn await_residency(&mut self, inputs: TrafficInputs<'_>) -> StepProgress {
+        if let Some(wait) = self.gate_wait(inputs) {
             return StepProgress::Wait(Some(wait));
         }
-        if let Some(other) = &scene.proof.shadowed_by {
+        if let Some(other) = &inputs.proof.shadowed_by {
             return StepProgress::Wait(Some(Wait::soon(reason::SHADOWED_BY, shadowed_message(other))));
         }
-        if scene.paused {
+        if inputs.paused {
             return StepProgress::Wait(Some(self.paused_wait()));
         }
         let weight = self.weight_at(self.step_index());
-        self.set_desired_weight(weight, StepState::AwaitingRouters, Trigger::GateOpened, scene.now)
+        self.set_desired_weight(weight, StepState::AwaitingRouters, Trigger::GateOpened, inputs.now)
     }
 
-    /// What keeps the desired adapter from getting weight.
-    fn gate_wait(&self, scene: TrafficInputs<'_>) -> Option<Wait> {
+    /// Returns what keeps the desired adapter from getting weight.
+    fn gate_wait(&self, inputs: TrafficInputs<'_>) -> Option<Wait> {
         let entered = self.step.as_ref().map(|step| text::time(step.entered_at)).unwrap_or_default();
-        if let Some(obstacle) = scene.residency_wait {
-            let message = format!("{} (since {entered})", obstacle.message);
-            return Some(Wait { message, ..obstacle.clone() });
+        if let Some(residency_wait) = inputs.residency_wait {
+            let message = format!("{} (since {entered})", residency_wait.message);
+            return Some(Wait { message, ..residency_wait.clone() });
         }
         let desired = self.revision.desired.as_ref()?;
-        let Some(gate) = scene.gate else {
+        let Some(gate) = inputs.gate else {
             return Some(Wait::soon(reason::UNAVAILABLE, "the servers of the pool cannot be listed"));
         };
         if gate.is_open() {
@@ -116,45 +116,48 @@ impl TrafficMachine<'_> {
         Some(Wait::soon(reason::NOT_RESIDENT, message))
     }
 
-    pub(super) fn await_routers(&mut self, scene: TrafficInputs<'_>) -> StepProgress {
-        if let Some(wait) = &scene.proof.wait {
+    pub(super) fn await_routers(&mut self, inputs: TrafficInputs<'_>) -> StepProgress {
+        if let Some(wait) = &inputs.proof.wait {
             return StepProgress::Wait(Some(wait.clone()));
         }
         let index = self.step_index();
         if index >= self.steps.len() {
-            self.succeed(scene.now);
+            self.succeed(inputs.now);
             return StepProgress::Wait(None);
         }
-        if scene.paused {
+        if inputs.paused {
             return StepProgress::Wait(Some(self.paused_wait()));
         }
-        self.enter_step(index + 1, Trigger::RoutersProven, scene.now);
+        self.enter_step(index + 1, Trigger::RoutersProven, inputs.now);
         StepProgress::Continue
     }
 
-    pub(super) fn await_pause(&mut self, scene: TrafficInputs<'_>) -> StepProgress {
-        if scene.paused {
+    pub(super) fn await_pause(&mut self, inputs: TrafficInputs<'_>) -> StepProgress {
+        if inputs.paused {
             return StepProgress::Wait(Some(self.paused_wait()));
         }
-        let entered = self.step.as_ref().map_or(scene.now, |step| step.entered_at);
+        let entered = self.step.as_ref().map_or(inputs.now, |step| step.entered_at);
         let Some(duration) = self.current_step().and_then(|step| step.pause.as_ref()?.duration) else {
             let message = format!("waits for promotion since {}, at {}", text::time(entered), self.describe_step());
             return StepProgress::Wait(Some(Wait::on_change(reason::AWAITING_PROMOTION, message)));
         };
         let end = after(entered, duration.get());
-        if scene.now < end {
+        if inputs.now < end {
             let message = format!("pauses for {duration}, until {}, at {}", text::time(end), self.describe_step());
             return StepProgress::Wait(Some(Wait::until(reason::PAUSE_STEP, end, message)));
         }
-        self.enter_step(self.step_index() + 1, Trigger::PauseElapsed, scene.now);
+        self.enter_step(self.step_index() + 1, Trigger::PauseElapsed, inputs.now);
         StepProgress::Continue
     }
 
     fn paused_wait(&self) -> Wait {
-        Wait::on_change(reason::PAUSED, format!("spec.paused is true, at {}", self.describe_step()))
+        Wait::on_change(
+            reason::PAUSED,
+            format!("spec.paused is true, at {}: set it to false to continue", self.describe_step()),
+        )
     }
 
-    /// The weight that the desired adapter has at a step: that of the last `setWeight` up to it.
+    /// Returns the weight of the desired adapter at a step: that of the last `setWeight` up to it.
     fn weight_at(&self, index: usize) -> i32 {
         if index >= self.steps.len() {
             return *self.total_weight;
@@ -162,7 +165,7 @@ impl TrafficMachine<'_> {
         self.steps.iter().take(index + 1).rev().find_map(|step| step.set_weight).unwrap_or_default()
     }
 
-    /// Gives the desired adapter this weight, and stable the rest.
+    /// Sets the weight of the desired adapter; stable gets the rest.
     fn set_desired_weight(&mut self, weight: i32, state: StepState, by: Trigger, now: Timestamp) -> StepProgress {
         let Some(desired) = self.revision.desired.clone() else { return StepProgress::Wait(None) };
         let rest = *self.total_weight - weight;
@@ -182,73 +185,79 @@ impl TrafficMachine<'_> {
         StepProgress::Wait(Some(Wait::soon(reason::ROUTERS_PENDING, message)))
     }
 
-    pub(super) fn await_recovery(&mut self, scene: TrafficInputs<'_>) -> StepProgress {
-        if let Some(wait) = self.gate_wait(scene) {
-            let message = format!("the weight was taken back: {}", wait.message);
+    pub(super) fn await_recovery(&mut self, inputs: TrafficInputs<'_>) -> StepProgress {
+        if let Some(wait) = self.gate_wait(inputs) {
+            let message = format!("the weight was returned to stable: {}", wait.message);
             return StepProgress::Wait(Some(Wait { reason: reason::RESIDENCY_LOST, message, ..wait }));
         }
         let index = self.step_index();
         let desired = self.revision.desired.as_ref().map(ToString::to_string).unwrap_or_default();
         self.record_event(false, reason::PROGRESSING, format!("{desired} is resident again on every Ready server"));
         if self.current_step().is_some_and(|step| step.pause.is_some()) {
-            // The pause begins again: what it is there to watch has just come back.
+            // The pause starts over, because the traffic that it is meant to watch has just returned.
             return self.set_desired_weight(
                 self.weight_at(index),
                 StepState::Pausing,
                 Trigger::ResidencyRestored,
-                scene.now,
+                inputs.now,
             );
         }
-        // What was given before this step comes back also while paused; the step itself has to wait then.
+        // The weight of the previous step is restored even while paused; this step itself waits.
         let before = if index == 0 { 0 } else { self.weight_at(index - 1) };
-        let weight = if scene.paused { before } else { self.weight_at(index) };
-        let state = if scene.paused { StepState::AwaitingResidency } else { StepState::AwaitingRouters };
-        self.set_desired_weight(weight, state, Trigger::ResidencyRestored, scene.now)
+        let weight = if inputs.paused { before } else { self.weight_at(index) };
+        let state = if inputs.paused { StepState::AwaitingResidency } else { StepState::AwaitingRouters };
+        self.set_desired_weight(weight, state, Trigger::ResidencyRestored, inputs.now)
     }
 
-    /// Takes the weight back when Ready servers have lacked the adapter for too long, if stable can take over there.
-    pub(super) fn check_residency(&mut self, scene: TrafficInputs<'_>) -> Option<Wait> {
+    /// Returns the weight to stable when Ready servers have lacked the adapter for longer than
+    /// [`RESIDENCY_LOSS_TOLERANCE`], if every Ready server has stable.
+    pub(super) fn check_residency(&mut self, inputs: TrafficInputs<'_>) -> Option<Wait> {
         let desired = self.revision.desired.clone()?;
         let stable = self.revision.stable.clone().filter(|stable| *stable != desired)?;
         if !self.is_unfinished() || self.weight_of(&desired) == 0 {
             *self.lost_since = None;
             return None;
         }
-        let servers = scene.servers?;
+        let servers = inputs.servers?;
         let lacking: Vec<&str> =
             residency::servers_lacking(&desired, servers).iter().map(|server| server.name.as_str()).collect();
         if lacking.is_empty() {
             *self.lost_since = None;
             return None;
         }
-        let lost = *self.lost_since.get_or_insert(scene.now);
+        let lost = *self.lost_since.get_or_insert(inputs.now);
         let names = text::list(&lacking);
         if !residency::servers_lacking(&stable, servers).is_empty() {
-            let message = format!("{names} lack {desired}, and stable {stable} is not resident everywhere either");
+            let lack = if lacking.len() == 1 { "lacks" } else { "lack" };
+            let message = format!(
+                "{names} {lack} {desired}, and stable {stable} is not resident on every Ready server either: \
+                 bring one of them back"
+            );
             return Some(Wait::soon(reason::STABLE_NOT_RESIDENT, message));
         }
-        if since(lost, scene.now) < RESIDENCY_LOSS_TOLERANCE {
+        if since(lost, inputs.now) < RESIDENCY_LOSS_TOLERANCE {
             let end = after(lost, RESIDENCY_LOSS_TOLERANCE);
-            let message = format!("{names} lost {desired}: its weight is taken back at {}", text::time(end));
+            let message = format!("{names} lost {desired}: its weight is returned to stable at {}", text::time(end));
             return Some(Wait::until(reason::RESIDENCY_LOST, end, message));
         }
         *self.lost_since = None;
-        self.shift_all_to_stable(scene.now);
-        self.set_state(StepState::Held, Trigger::ResidencyLost, scene.now);
+        self.shift_all_to_stable(inputs.now);
+        self.set_state(StepState::Held, Trigger::ResidencyLost, inputs.now);
         self.record_event(true, reason::RESIDENCY_LOST, format!("{names} lost {desired}: all requests go to {stable}"));
         None
     }
 
-    /// A step that takes too long fails; where it cannot or shall not, it says so and goes on when it can.
-    pub(super) fn handle_missed_deadline(&mut self, wait: Option<Wait>, scene: TrafficInputs<'_>) -> Option<Wait> {
-        let limit = scene.strategy.progress_deadline;
-        let cause = wait.as_ref().map_or("nothing moved", |wait| wait.message.as_str());
-        let why = format!("{} took longer than {limit}: {cause}", self.describe_step());
+    /// Fails a step that has exceeded its deadline. If it cannot fail, or `onFailure` is `Hold`, it reports the
+    /// deadline and continues as soon as it can.
+    pub(super) fn handle_missed_deadline(&mut self, wait: Option<Wait>, inputs: TrafficInputs<'_>) -> Option<Wait> {
+        let limit = inputs.strategy.progress_deadline;
+        let cause = wait.as_ref().map_or("nothing changed", |wait| wait.message.as_str());
+        let why = format!("{} took longer than {limit} (progressDeadline): {cause}", self.describe_step());
         let can_fail = self.revision.stable.is_some() && self.revision.stable != self.revision.desired;
-        if can_fail && scene.strategy.on_failure == OnFailure::Rollback {
-            return self.fail(&why, reason::DEADLINE_EXCEEDED, scene.servers, scene.now);
+        if can_fail && inputs.strategy.on_failure == OnFailure::Rollback {
+            return self.fail(&why, reason::DEADLINE_EXCEEDED, inputs.servers, inputs.now);
         }
-        let again = wait.map_or(crate::wait::RequeueWhen::Soon, |wait| wait.requeue);
-        Some(Wait { reason: reason::DEADLINE_EXCEEDED, message: why, requeue: again })
+        let requeue = wait.map_or(crate::wait::RequeueWhen::Soon, |wait| wait.requeue);
+        Some(Wait { reason: reason::DEADLINE_EXCEEDED, message: why, requeue })
     }
 }

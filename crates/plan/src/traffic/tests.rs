@@ -1,4 +1,4 @@
-//! The traffic machine alone: each transition, and what must never change.
+//! Tests of the traffic machine alone: its transitions, and what they must not change.
 
 use super::*;
 use crate::wait::RequeueWhen;
@@ -24,7 +24,7 @@ fn strategy(steps: Vec<Step>) -> Strategy {
     Strategy { steps, ..Strategy::default() }
 }
 
-/// A status in which v1 serves everything.
+/// Returns a status in which v1 serves all requests.
 fn stable() -> RolloutStatus {
     let step =
         StepStatus { index: 0, state: StepState::Done, entered_at: at(0), observed_millis: 0, observed_at: None };
@@ -54,7 +54,7 @@ fn proof(complete: bool) -> RouterProof {
     RouterProof { proven: 0, total: 1, wait, shadowed_by: None }
 }
 
-/// One decision at `now`.
+/// Runs the machine once at `now` and returns its waits.
 fn advance(
     status: &mut RolloutStatus,
     strategy: &Strategy,
@@ -63,7 +63,7 @@ fn advance(
     now: Timestamp,
 ) -> Vec<Wait> {
     let proof = proof(proven);
-    let scene = TrafficInputs {
+    let inputs = TrafficInputs {
         now,
         paused: false,
         strategy,
@@ -74,7 +74,7 @@ fn advance(
         residency_wait: None,
         proof: &proof,
     };
-    TrafficMachine::from_status(status).advance(scene)
+    TrafficMachine::from_status(status).advance(inputs)
 }
 
 fn start_rollout(strategy: &Strategy) -> RolloutStatus {
@@ -84,7 +84,7 @@ fn start_rollout(strategy: &Strategy) -> RolloutStatus {
 }
 
 #[test]
-fn weight_is_given_when_the_gate_is_open_and_the_next_step_waits_for_the_proof() {
+fn weight_needs_open_gate_and_next_step_needs_proof() {
     let strategy = strategy(vec![weight(10), weight(50)]);
     let mut status = start_rollout(&strategy);
     let closed = ResidencyGate { ready: 1, missing: vec!["a: is loading it".to_owned()], ..ResidencyGate::default() };
@@ -100,7 +100,7 @@ fn weight_is_given_when_the_gate_is_open_and_the_next_step_waits_for_the_proof()
 }
 
 #[test]
-fn after_the_last_step_everything_goes_to_the_desired_adapter_whatever_the_last_weight_was() {
+fn final_step_sends_all_traffic_to_desired() {
     let strategy = strategy(vec![weight(30)]);
     let mut status = start_rollout(&strategy);
     for seconds in 1..6 {
@@ -112,7 +112,7 @@ fn after_the_last_step_everything_goes_to_the_desired_adapter_whatever_the_last_
 }
 
 #[test]
-fn stable_changes_only_when_everything_is_proven() {
+fn stable_changes_only_after_router_proof() {
     let strategy = strategy(Vec::new());
     let mut status = start_rollout(&strategy);
     advance(&mut status, &strategy, &open(), true, at(1));
@@ -122,7 +122,7 @@ fn stable_changes_only_when_everything_is_proven() {
 }
 
 #[test]
-fn a_first_install_skips_the_steps() {
+fn first_install_skips_the_steps() {
     let strategy = strategy(vec![weight(10), pause()]);
     let mut status = RolloutStatus::default();
     TrafficMachine::from_status(&mut status).begin_revision(&id("v1"), &strategy, false, at(0));
@@ -131,7 +131,7 @@ fn a_first_install_skips_the_steps() {
 }
 
 #[test]
-fn a_weight_of_zero_is_left_out() {
+fn zero_weight_target_is_omitted() {
     let strategy = strategy(vec![weight(0), pause()]);
     let mut status = start_rollout(&strategy);
     let waits = advance(&mut status, &strategy, &open(), true, at(1));
@@ -140,7 +140,7 @@ fn a_weight_of_zero_is_left_out() {
 }
 
 #[test]
-fn an_abort_is_one_change_of_weights_and_refused_once_it_succeeded() {
+fn abort_is_one_weight_change_and_refused_after_success() {
     let strategy = strategy(vec![weight(50), pause()]);
     let mut status = start_rollout(&strategy);
     advance(&mut status, &strategy, &open(), true, at(1));
@@ -152,7 +152,7 @@ fn an_abort_is_one_change_of_weights_and_refused_once_it_succeeded() {
 }
 
 #[test]
-fn a_failure_without_a_resident_stable_holds_its_weight() {
+fn failure_holds_weight_if_stable_is_not_resident() {
     let strategy = strategy(vec![weight(50), pause()]);
     let mut status = start_rollout(&strategy);
     advance(&mut status, &strategy, &open(), true, at(1));
@@ -162,27 +162,27 @@ fn a_failure_without_a_resident_stable_holds_its_weight() {
 }
 
 #[test]
-fn a_failure_before_any_weight_needs_nobody() {
+fn failure_before_any_weight_needs_no_stable() {
     let mut status = start_rollout(&strategy(vec![weight(50)]));
     assert_eq!(TrafficMachine::from_status(&mut status).fail("it broke", reason::ADAPTER_REJECTED, None, at(2)), None);
     assert_eq!(status.rejected[0].reason, "it broke");
 }
 
 #[test]
-fn superseding_takes_the_weight_back_and_retires_the_old_candidate() {
+fn superseding_resets_weight_and_retires_old_candidate() {
     let strategy = strategy(vec![weight(50), pause()]);
     let mut status = start_rollout(&strategy);
     advance(&mut status, &strategy, &open(), true, at(1));
     let mut traffic = TrafficMachine::from_status(&mut status);
     traffic.begin_revision(&id("v3"), &strategy, false, at(2));
-    assert_eq!(traffic.newly_retired.iter().map(|left| left.id.as_str()).collect::<Vec<_>>(), ["v2"]);
+    assert_eq!(traffic.newly_retired.iter().map(|retired| retired.id.as_str()).collect::<Vec<_>>(), ["v2"]);
     assert_eq!(weights(&status), [("v1", 100)]);
     assert_eq!((status.revision.number, status.step.map(|step| step.index)), (3, Some(0)));
     assert_eq!(status.history[0].outcome, reason::SUPERSEDED);
 }
 
 #[test]
-fn a_deadline_counts_observed_time_and_no_gaps() {
+fn deadline_counts_only_observed_time() {
     let strategy = strategy(vec![weight(50)]);
     let mut status = start_rollout(&strategy);
     let closed = ResidencyGate { ready: 1, missing: vec!["a".to_owned()], ..ResidencyGate::default() };
@@ -190,23 +190,23 @@ fn a_deadline_counts_observed_time_and_no_gaps() {
     advance(&mut status, &strategy, &closed, true, at(5));
     assert_eq!(observed(&status), Some(5_000));
     advance(&mut status, &strategy, &closed, true, at(3600));
-    assert_eq!(observed(&status), Some(5_000), "nobody looked for an hour");
+    assert_eq!(observed(&status), Some(5_000), "an hour without observations does not count");
     advance(&mut status, &strategy, &ResidencyGate::default(), true, at(3605));
-    assert_eq!(observed(&status), Some(5_000), "the pool had no Ready server");
+    assert_eq!(observed(&status), Some(5_000), "time without a Ready server does not count");
     advance(&mut status, &strategy, &closed, true, at(3607));
     assert_eq!(observed(&status), Some(7_000));
 }
 
 #[test]
-fn promotion_ends_only_the_pause_that_was_seen() {
+fn promotion_ends_only_the_expected_pause() {
     let strategy = strategy(vec![pause(), pause(), weight(50)]);
     let mut status = start_rollout(&strategy);
-    let promote = |status: &mut RolloutStatus, seen| {
-        TrafficMachine::from_status(status).promote(Some(seen), false, at(1)).is_ok()
+    let promote = |status: &mut RolloutStatus, step| {
+        TrafficMachine::from_status(status).promote(Some(step), false, at(1)).is_ok()
     };
     assert!(!promote(&mut status, 1));
     assert!(promote(&mut status, 0));
     assert!(!promote(&mut status, 0));
     assert!(promote(&mut status, 1));
-    assert!(!promote(&mut status, 2), "a step that sets a weight is no pause");
+    assert!(!promote(&mut status, 2), "a step that sets a weight is not a pause");
 }

@@ -1,6 +1,7 @@
-//! The map of this machine: every place where traffic can stand, and every move from one to another, with what brings it
-//! about. The machine is held to it by an assertion at each move; that every move of it is made is held by a walk over
-//! all that the machine can be told. `ARCHITECTURE.md` shows it.
+//! The transition table of the traffic machine: every state, every transition and its trigger.
+//!
+//! The machine asserts that each of its transitions is in the table; a test explores all inputs and shows that each
+//! entry of the table is used. `ARCHITECTURE.md` shows the table as a diagram.
 
 #[cfg(test)]
 mod tests;
@@ -8,53 +9,53 @@ mod tests;
 use super::TrafficMachine;
 use rollora_api::rollout::status::StepState;
 
-/// Where traffic stands: the state of the step, and whether the desired adapter was rejected.
+/// The state of the machine, derived from the state of the step and from whether the desired adapter was rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TrafficState {
-    /// No adapter was ever wanted.
+    /// No adapter has been desired yet.
     Initial,
-    /// The weight of the step waits for the gate.
+    /// The step waits for the residency gate before it gets its weight.
     AwaitingResidency,
-    /// The weight is given, and routers are asked for it.
+    /// The weight is written, and the routers do not all apply it yet.
     AwaitingRouters,
-    /// In a pause.
+    /// The step is a pause, timed or until a promotion.
     Pausing,
-    /// The weight was taken back, because a server lost the adapter.
+    /// The weight was returned to stable, because a server lost the adapter.
     Held,
-    /// The desired adapter has everything, at every router.
+    /// Every router sends all requests to the desired adapter.
     Succeeded,
-    /// The desired adapter is rejected, and routers are asked whether everything is back.
+    /// The desired adapter is rejected, and the routers do not all send its requests to stable yet.
     RollingBack,
-    /// Everything is back at every router.
+    /// The desired adapter is rejected, and every router sends all requests to stable.
     RolledBack,
 }
 
-/// What brings a move about.
+/// The cause of a transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Trigger {
-    /// The residency gate is open: weight is given.
+    /// The residency gate is open, so the step gets its weight.
     GateOpened,
-    /// Every router has what was written.
+    /// Every router applies the written weights.
     RoutersProven,
-    /// A pause is over.
+    /// A timed pause has elapsed.
     PauseElapsed,
-    /// Ready servers have lacked the adapter for too long.
+    /// Ready servers have lacked the adapter for longer than the tolerance.
     ResidencyLost,
-    /// The adapter is resident again: its weight comes back.
+    /// The adapter is resident again, so its weight is restored.
     ResidencyRestored,
-    /// It was rejected by its pilot, ended a server, or missed its deadline.
+    /// The adapter was rejected by its pilot, crashed a server, or exceeded its deadline.
     Failed,
-    /// A person aborts.
+    /// A person aborted the rollout.
     Abort,
-    /// A person promotes.
+    /// A person promoted one step, or all of them.
     Promote,
-    /// Another adapter is wanted.
+    /// Another adapter is desired.
     DesiredChanged,
-    /// A person wants a rejected adapter tried again.
+    /// A person asked to try a rejected adapter again.
     Retry,
 }
 
-/// One move.
+/// One transition of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Transition {
     pub(crate) from: TrafficState,
@@ -64,13 +65,13 @@ pub(crate) struct Transition {
 
 use TrafficState::{AwaitingResidency, AwaitingRouters, Held, Initial, Pausing, RolledBack, RollingBack, Succeeded};
 
-/// Where a step begins.
+/// States in which a step begins.
 const STEP_START: &[TrafficState] = &[AwaitingResidency, Pausing];
 
-/// Where a wish leads: an id that was rejected before stays so.
+/// States in which a revision begins; an id that was rejected before stays rejected.
 const REVISION_START: &[TrafficState] = &[AwaitingResidency, Pausing, RollingBack];
 
-/// Every move there is.
+/// Every transition: the state before, the trigger, and the possible states after.
 pub(crate) const TRANSITIONS: &[(TrafficState, Trigger, &[TrafficState])] = &[
     (Initial, Trigger::DesiredChanged, REVISION_START),
     (AwaitingResidency, Trigger::GateOpened, &[AwaitingRouters]),
@@ -110,7 +111,7 @@ impl Transition {
 }
 
 impl TrafficMachine<'_> {
-    /// Where traffic stands now.
+    /// Returns the current state.
     pub(crate) fn current_state(&self) -> TrafficState {
         match (self.step_state(), self.rejection().is_some()) {
             (None, _) => Initial,

@@ -1,5 +1,5 @@
-//! A walk over everything that the machine can be told, in every state: each move that it makes is on the map (it asserts
-//! that itself), and each move of the map is made.
+//! Explores all inputs of the machine in every state: each transition that it makes is in the table (the machine
+//! asserts that itself), and each transition of the table is made.
 
 use super::{super::*, *};
 use rollora_api::{
@@ -26,8 +26,8 @@ fn server(state: AdapterState, used: Option<Timestamp>, hash: &str) -> ObservedS
     ObservedServer::ready("a", status)
 }
 
-/// The servers as they may be: unseen, none, with the id, used a moment ago, without it, without it on older content,
-/// and silent.
+/// Returns all kinds of server lists: unobserved, empty, with the id, with the id recently used, without it, without it
+/// on older content, and one that does not respond.
 fn server_lists() -> Vec<Option<Vec<ObservedServer>>> {
     let silent = ObservedServer { status: Err("no answer".to_owned()), ..server(AdapterState::Gone, None, "now") };
     vec![
@@ -55,7 +55,7 @@ const STATES: [RetirementState; 9] = [
 
 const LISTED: &str = "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: v1\n      source: a\n";
 
-/// Every scene that differs in something that the machine looks at.
+/// Calls `each` with all combinations of inputs that make a difference to the machine.
 fn for_each_inputs(mut each: impl FnMut(RetirementInputs<'_>)) {
     let content = ContentHash("now".to_owned());
     let policies = [CleanupPolicy::Unload, CleanupPolicy::Suggest, CleanupPolicy::Keep];
@@ -69,8 +69,9 @@ fn for_each_inputs(mut each: impl FnMut(RetirementInputs<'_>)) {
         Some(AdapterListing::Both),
         Some(AdapterListing::Absent),
     ];
-    // One bit for each thing that is so or not.
-    for (bits, fleet) in (0..128_u32).flat_map(|bits| server_lists().into_iter().map(move |fleet| (bits, fleet))) {
+    // One bit for each boolean input.
+    for (bits, servers) in (0..128_u32).flat_map(|bits| server_lists().into_iter().map(move |servers| (bits, servers)))
+    {
         let is = |bit: u32| bits & (1 << bit) != 0;
         for (cleanup, listing) in cleanups.iter().flat_map(|cleanup| listings.map(|listing| (cleanup, listing))) {
             each(RetirementInputs {
@@ -79,7 +80,7 @@ fn for_each_inputs(mut each: impl FnMut(RetirementInputs<'_>)) {
                 paused: is(1),
                 gitops_owner: is(2).then_some("Flux"),
                 unproven_reason: is(3).then_some("router-1 lags"),
-                servers: fleet.as_deref(),
+                servers: servers.as_deref(),
                 other_pool_servers: Ok(&[]),
                 routers: (!is(4)).then_some(&routers),
                 content_hash: Some(&content),
@@ -92,43 +93,44 @@ fn for_each_inputs(mut each: impl FnMut(RetirementInputs<'_>)) {
     }
 }
 
-/// What holds in every scene, whatever the state was.
-fn assert_invariants(before: RetirementState, scene: RetirementInputs<'_>, after: &RetiredAdapter) {
-    let context = || format!("{before:?} in {scene:?} becomes {after:?}");
+/// Asserts what must hold for all inputs and all previous states.
+fn assert_invariants(before: RetirementState, inputs: RetirementInputs<'_>, after: &RetiredAdapter) {
+    let context = || format!("{before:?} in {inputs:?} becomes {after:?}");
     let begins = matches!(after.state, RetirementState::Unlisting | RetirementState::Unloading);
     let begun = matches!(before, RetirementState::Unlisting | RetirementState::Unloading | RetirementState::Gone);
-    let theirs = before == RetirementState::Relisted;
-    if begins && !begun && !theirs {
-        let used = scene
+    let left_alone = before == RetirementState::Relisted;
+    if begins && !begun && !left_alone {
+        let used = inputs
             .servers
             .into_iter()
             .flatten()
             .filter_map(|server| server.status.as_ref().ok()?.adapter(&id())?.last_used);
-        let quiet = used.chain([after.since]).all(|used| scene.now >= text::after(used, scene.cleanup.quiet_for.get()));
-        let heard = scene.servers.is_some_and(|servers| servers.iter().all(|server| server.status.is_ok()));
-        let routers = scene.unproven_reason.is_none() && scene.routers.is_some();
-        let over = scene.now >= text::after(after.since, scene.cleanup.delay.get());
-        let free = !scene.paused && scene.referenced_by.is_none();
-        assert!(quiet && heard && routers && over && free, "{}", context());
+        let quiet =
+            used.chain([after.since]).all(|used| inputs.now >= text::after(used, inputs.cleanup.quiet_for.get()));
+        let all_responded = inputs.servers.is_some_and(|servers| servers.iter().all(|server| server.status.is_ok()));
+        let routers = inputs.unproven_reason.is_none() && inputs.routers.is_some();
+        let over = inputs.now >= text::after(after.since, inputs.cleanup.delay.get());
+        let free = !inputs.paused && inputs.referenced_by.is_none();
+        assert!(quiet && all_responded && routers && over && free, "{}", context());
     }
     if after.state == RetirementState::Unlisting && before != RetirementState::Unlisting {
-        let may = scene.cleanup.policy == CleanupPolicy::Unload && scene.gitops_owner.is_none();
-        assert!(may && scene.listing == Some(AdapterListing::EnsureExist), "{}", context());
+        let may = inputs.cleanup.policy == CleanupPolicy::Unload && inputs.gitops_owner.is_none();
+        assert!(may && inputs.listing == Some(AdapterListing::EnsureExist), "{}", context());
     }
-    assert!(!after.reason.is_empty(), "a state that says nothing: {}", context());
+    assert!(!after.reason.is_empty(), "a state without a reason: {}", context());
 }
 
-/// Every move that the machine makes by itself.
+/// Returns every transition that the machine makes by itself.
 fn explore() -> BTreeSet<String> {
     let mut made = BTreeSet::new();
-    for_each_inputs(|scene| {
+    for_each_inputs(|inputs| {
         for before in STATES {
             let entry =
                 RetiredAdapter { id: id(), since: at(0), state: before, was_stable: false, reason: String::new() };
-            let looked = advance(&entry, scene);
-            assert_invariants(before, scene, &looked.entry);
-            if before != looked.entry.state {
-                made.insert(format!("{before:?} to {:?}", looked.entry.state));
+            let update = advance(&entry, inputs);
+            assert_invariants(before, inputs, &update.entry);
+            if before != update.entry.state {
+                made.insert(format!("{before:?} to {:?}", update.entry.state));
             }
         }
     });
@@ -136,19 +138,19 @@ fn explore() -> BTreeSet<String> {
 }
 
 #[test]
-fn whatever_the_machine_is_told_it_makes_the_moves_of_the_map_and_all_of_them() {
-    // Those that begin or end with its use are made outside of the machine, see `retire`.
+fn explored_transitions_equal_the_table() {
+    // Transitions from and to use are made outside of the machine, in `retire`.
     let by_itself = |(froms, tos, _): &(&[OptionalState], &[OptionalState], &str)| {
         let pairs = froms.iter().flat_map(|from| tos.iter().map(move |to| (*from, *to)));
         pairs.filter_map(|(from, to)| Some((from?, to?))).filter(|(from, to)| from != to).collect::<Vec<_>>()
     };
     let outside =
-        |to: &RetirementState, words: &str| *to == RetirementState::Returning || words == "it lost its weight again";
-    let drawn = TRANSITIONS.iter().flat_map(|row| by_itself(row).into_iter().filter(|(_, to)| !outside(to, row.2)));
-    let drawn: BTreeSet<String> = drawn.map(|(from, to)| format!("{from:?} to {to:?}")).collect();
+        |to: &RetirementState, cause: &str| *to == RetirementState::Returning || cause == "it lost its weight again";
+    let expected = TRANSITIONS.iter().flat_map(|row| by_itself(row).into_iter().filter(|(_, to)| !outside(to, row.2)));
+    let expected: BTreeSet<String> = expected.map(|(from, to)| format!("{from:?} to {to:?}")).collect();
     let made = explore();
-    let unused: Vec<_> = drawn.difference(&made).collect();
-    assert!(unused.is_empty(), "moves that are never made: {unused:#?}");
-    let surplus: Vec<_> = made.difference(&drawn).collect();
-    assert!(surplus.is_empty(), "moves that are not drawn: {surplus:#?}");
+    let unused: Vec<_> = expected.difference(&made).collect();
+    assert!(unused.is_empty(), "transitions that are never made: {unused:#?}");
+    let surplus: Vec<_> = made.difference(&expected).collect();
+    assert!(surplus.is_empty(), "transitions that are not in the table: {surplus:#?}");
 }

@@ -1,5 +1,5 @@
-//! A walk over everything that the machine can be told, from every place that it can reach: each move that it makes is on
-//! the map, and each move of the map is made.
+//! Explores all inputs of the machine in every state that it can reach: each transition that it makes is in the table,
+//! and each transition of the table is made.
 
 use super::*;
 use crate::{
@@ -26,11 +26,11 @@ fn id(name: &str) -> AdapterId {
     AdapterId::new(name).unwrap()
 }
 
-/// Longer than a pause, a deadline, or a loss that is tolerated; shorter than a gap that does not count.
+/// Longer than a pause, a deadline, or a tolerated loss; shorter than a gap that does not count.
 const LONG: SignedDuration = SignedDuration::from_secs(14);
 const SHORT: SignedDuration = SignedDuration::from_millis(100);
 
-/// A step of each kind, two pauses in a row, and a pause first and last.
+/// Returns strategies with each kind of step, with two pauses in a row, and with a pause first and last.
 fn strategies() -> Vec<Strategy> {
     let weight = |weight| Step { set_weight: Some(weight), pause: None };
     let open = || Step { set_weight: None, pause: Some(Pause::default()) };
@@ -41,7 +41,7 @@ fn strategies() -> Vec<Strategy> {
     plans.iter().flat_map(|steps| [OnFailure::Rollback, OnFailure::Hold].map(|failure| on(steps, failure))).collect()
 }
 
-/// What the servers have.
+/// Which adapters the servers have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ServersFixture {
     Unobserved,
@@ -80,7 +80,7 @@ impl ServersFixture {
     }
 }
 
-/// One thing that the machine is told.
+/// One input of the machine.
 #[derive(Debug, Clone, Copy)]
 enum MachineInput {
     Advance { servers: ServersFixture, paused: bool, listed: bool, routers: RoutersFixture },
@@ -100,7 +100,7 @@ enum RoutersFixture {
 }
 
 fn machine_inputs() -> Vec<MachineInput> {
-    let mut words = vec![MachineInput::Abort, MachineInput::Promote, MachineInput::PromoteFull, MachineInput::Retry];
+    let mut inputs = vec![MachineInput::Abort, MachineInput::Promote, MachineInput::PromoteFull, MachineInput::Retry];
     let all = [
         ServersFixture::Unobserved,
         ServersFixture::NoneReady,
@@ -109,31 +109,36 @@ fn machine_inputs() -> Vec<MachineInput> {
         ServersFixture::LackAll,
     ];
     for servers in all {
-        words.push(MachineInput::Fail(servers));
+        inputs.push(MachineInput::Fail(servers));
         for (paused, listed) in [(false, false), (false, true), (true, false), (true, true)] {
-            let told = [RoutersFixture::Proven, RoutersFixture::Lag, RoutersFixture::Shadowed];
-            words.extend(told.map(|routers| MachineInput::Advance { servers, paused, listed, routers }));
+            let reports = [RoutersFixture::Proven, RoutersFixture::Lag, RoutersFixture::Shadowed];
+            inputs.extend(reports.map(|routers| MachineInput::Advance { servers, paused, listed, routers }));
         }
     }
     for id in ["v1", "v2", "v3"] {
-        words.extend([false, true].map(|at_once| MachineInput::SetDesired { id, skip_steps: at_once }));
+        inputs.extend([false, true].map(|skip_steps| MachineInput::SetDesired { id, skip_steps }));
     }
-    words
+    inputs
 }
 
-fn apply_input(status: &mut RolloutStatus, word: MachineInput, strategy: &Strategy, now: Timestamp) -> Vec<Transition> {
+fn apply_input(
+    status: &mut RolloutStatus,
+    input: MachineInput,
+    strategy: &Strategy,
+    now: Timestamp,
+) -> Vec<Transition> {
     let desired = status.revision.desired.clone();
     let mut traffic = TrafficMachine::from_status(status);
-    match word {
+    match input {
         MachineInput::SetDesired { id: name, .. } if desired == Some(id(name)) => {}
-        MachineInput::SetDesired { id: name, skip_steps: at_once } => {
-            traffic.begin_revision(&id(name), strategy, at_once, now)
+        MachineInput::SetDesired { id: name, skip_steps } => {
+            traffic.begin_revision(&id(name), strategy, skip_steps, now)
         }
-        // Only who is at it can fail, see `reject_if_deadly` and `try_on_pilot`.
+        // Only an unfinished revision can fail, see `reject_if_fatal` and `try_on_pilot`.
         MachineInput::Fail(servers) => {
             if traffic.is_unfinished() {
-                let seen = servers.observed(desired.as_ref());
-                traffic.fail("it is bad", reason::ADAPTER_REJECTED, seen.as_deref(), now);
+                let observed = servers.observed(desired.as_ref());
+                traffic.fail("it is bad", reason::ADAPTER_REJECTED, observed.as_deref(), now);
             }
         }
         MachineInput::Abort => drop(traffic.abort(now)),
@@ -141,8 +146,8 @@ fn apply_input(status: &mut RolloutStatus, word: MachineInput, strategy: &Strate
         MachineInput::PromoteFull => drop(traffic.promote_full(None, false, now)),
         MachineInput::Retry => drop(traffic.retry(strategy, now)),
         MachineInput::Advance { servers, paused, listed, routers } => {
-            let (seen, gate) = (servers.observed(desired.as_ref()), servers.gate());
-            let obstacle = (!listed).then(|| Wait::on_change(reason::NOT_LISTED, "list it"));
+            let (observed, gate) = (servers.observed(desired.as_ref()), servers.gate());
+            let residency_wait = (!listed).then(|| Wait::on_change(reason::NOT_LISTED, "list it"));
             let lag = matches!(routers, RoutersFixture::Lag)
                 .then(|| Wait::soon(reason::ROUTERS_PENDING, "waits for routers"));
             let shadowed_by = matches!(routers, RoutersFixture::Shadowed).then(|| "other".to_owned());
@@ -153,9 +158,9 @@ fn apply_input(status: &mut RolloutStatus, word: MachineInput, strategy: &Strate
                 strategy,
                 observation_attempted: true,
                 fully_observed: true,
-                servers: seen.as_deref(),
+                servers: observed.as_deref(),
                 gate: gate.as_ref(),
-                residency_wait: obstacle.as_ref(),
+                residency_wait: residency_wait.as_ref(),
                 proof: &proof,
             });
         }
@@ -163,7 +168,7 @@ fn apply_input(status: &mut RolloutStatus, word: MachineInput, strategy: &Strate
     traffic.transitions
 }
 
-/// What of a status decides how the machine goes on; the clock is told with each word.
+/// Returns the parts of a status on which the next transition depends; the time is part of each input.
 fn state_key(status: &RolloutStatus) -> String {
     let revision = (&status.revision.stable, &status.revision.desired);
     let rejected: BTreeSet<_> = status.rejected.iter().map(|rejected| &rejected.id).collect();
@@ -172,14 +177,14 @@ fn state_key(status: &RolloutStatus) -> String {
     format!("{revision:?} {rejected:?} {step:?} {lost} {:?}", status.weights.desired)
 }
 
-/// What must be true after every single word.
-fn assert_invariants(before: &RolloutStatus, after: &RolloutStatus, word: MachineInput, strategy: &Strategy) {
-    let context = || format!("{word:?}\nbefore {before:#?}\nafter {after:#?}");
+/// Asserts what must hold after every input.
+fn assert_invariants(before: &RolloutStatus, after: &RolloutStatus, input: MachineInput, strategy: &Strategy) {
+    let context = || format!("{input:?}\nbefore {before:#?}\nafter {after:#?}");
     let weight = |status: &RolloutStatus, id: Option<&AdapterId>| {
         status.weights.desired.iter().find(|target| Some(&target.id) == id).map_or(0, |target| target.weight)
     };
     let (desired, stable) = (after.revision.desired.as_ref(), after.revision.stable.as_ref());
-    // Served weights never leave the plan.
+    // Weights are always those of a step.
     let planned = |weight: i32| strategy.steps.iter().any(|step| step.set_weight == Some(weight));
     match after.weights.desired.as_slice() {
         [] => {}
@@ -190,21 +195,21 @@ fn assert_invariants(before: &RolloutStatus, after: &RolloutStatus, word: Machin
         }
         _ => panic!("more than two targets: {}", context()),
     }
-    // Weight is given only where the gate is open.
-    let open = matches!(word, MachineInput::Advance { servers: ServersFixture::HaveAll, listed: true, .. });
+    // Weight increases only if the gate is open.
+    let open = matches!(input, MachineInput::Advance { servers: ServersFixture::HaveAll, listed: true, .. });
     let given = weight(after, desired) > weight(before, desired);
-    let back = stable == desired;
-    assert!(!given || open || back, "weight without a gate: {}", context());
-    // A sequence for each change of weights, and none without.
+    let is_rollback = stable == desired;
+    assert!(!given || open || is_rollback, "weight without a gate: {}", context());
+    // Each change of weights gets a new sequence, and nothing else does.
     let changed = before.weights.desired != after.weights.desired;
     assert_eq!(changed, after.weights.sequence > before.weights.sequence, "{}", context());
-    // Stable changes only when everything is with the desired adapter, or when a first install is superseded.
+    // Stable changes only when the desired adapter has all traffic, or when a first install is superseded.
     if before.revision.stable != after.revision.stable {
         let (first, all) = (before.revision.stable.is_none(), weight(before, stable) == 100);
         assert!(all && (first || Some(before.revision.desired.as_ref()) == Some(stable)), "{}", context());
     }
-    // An abort gives everything to stable, in this one change.
-    if matches!(word, MachineInput::Abort)
+    // An abort returns all traffic to stable, in this one change.
+    if matches!(input, MachineInput::Abort)
         && TrafficMachine::from_status(&mut after.clone()).current_state() == TrafficState::RollingBack
         && stable.is_some()
     {
@@ -232,25 +237,25 @@ fn initial_statuses() -> [RolloutStatus; 4] {
     stable.revision.desired = Some(id("v1"));
     let mut remembered = serves(vec![target("v1", 100)], None);
     remembered.rejected = vec![RejectedAdapter { id: id("v2"), reason: "it was rejected before".to_owned() }];
-    // Nothing at all; a name that is served without a rule; one that is served by a rule; a status that was lost, and of
-    // which it is known that an id was rejected.
+    // An empty status; a name that is served without a rule; one that is served by a rule; a lost status for which a
+    // rejected id is recorded.
     [RolloutStatus::default(), serves(Vec::new(), None), stable, remembered]
 }
 
-/// Every move that the machine makes, whatever it is told.
+/// Returns every transition that the machine makes for all sequences of inputs.
 fn explore() -> BTreeSet<Transition> {
-    let (mut made, words) = (BTreeSet::new(), machine_inputs());
+    let (mut made, inputs) = (BTreeSet::new(), machine_inputs());
     for strategy in strategies() {
-        let mut ahead: Vec<(RolloutStatus, Timestamp)> =
+        let mut pending: Vec<(RolloutStatus, Timestamp)> =
             initial_statuses().into_iter().map(|status| (status, Timestamp::UNIX_EPOCH)).collect();
-        let mut seen: BTreeSet<String> = ahead.iter().map(|(status, _)| state_key(status)).collect();
-        while let Some((before, clock)) = ahead.pop() {
-            for (&word, delay) in words.iter().flat_map(|word| [(word, SHORT), (word, LONG)]) {
+        let mut visited: BTreeSet<String> = pending.iter().map(|(status, _)| state_key(status)).collect();
+        while let Some((before, clock)) = pending.pop() {
+            for (&input, delay) in inputs.iter().flat_map(|input| [(input, SHORT), (input, LONG)]) {
                 let (mut after, now) = (before.clone(), clock + delay);
-                made.extend(apply_input(&mut after, word, &strategy, now));
-                assert_invariants(&before, &after, word, &strategy);
-                if seen.insert(state_key(&after)) {
-                    ahead.push((after, now));
+                made.extend(apply_input(&mut after, input, &strategy, now));
+                assert_invariants(&before, &after, input, &strategy);
+                if visited.insert(state_key(&after)) {
+                    pending.push((after, now));
                 }
             }
         }
@@ -259,13 +264,13 @@ fn explore() -> BTreeSet<Transition> {
 }
 
 #[test]
-fn whatever_the_machine_is_told_it_makes_the_moves_of_the_map_and_all_of_them() {
-    let drawn: BTreeSet<Transition> = TRANSITIONS
+fn explored_transitions_equal_the_table() {
+    let expected: BTreeSet<Transition> = TRANSITIONS
         .iter()
         .flat_map(|(from, by, to)| to.iter().map(|to| Transition { from: *from, trigger: *by, to: *to }))
         .collect();
     let made = explore();
-    let unused: Vec<_> = drawn.difference(&made).collect();
-    assert!(unused.is_empty(), "moves that are never made: {unused:#?}");
-    assert_eq!(made, drawn);
+    let unused: Vec<_> = expected.difference(&made).collect();
+    assert!(unused.is_empty(), "transitions that are never made: {unused:#?}");
+    assert_eq!(made, expected);
 }
