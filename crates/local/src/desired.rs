@@ -18,7 +18,11 @@ use rollora_api::{
 pub(crate) const MAX_DRAIN: SignedDuration = SignedDuration::from_secs(60);
 
 /// Returns the ids that `server` must try as pilot and has not verified yet.
-pub(crate) fn pending_trials(directives: Option<&OperatorDirectives>, server: &str, status: &SidecarStatus) -> Vec<String> {
+pub(crate) fn pending_trials(
+    directives: Option<&OperatorDirectives>,
+    server: &str,
+    status: &SidecarStatus,
+) -> Vec<String> {
     let trials = directives.into_iter().flat_map(|directives| directives.pilot_ids(server));
     trials.filter(|id| !status.is_verified(id)).map(AdapterId::to_string).collect()
 }
@@ -99,7 +103,11 @@ pub(crate) fn desired_adapters(snapshot: &StoreSnapshot, server: &str, include_p
     if !include_pilots {
         directives.pilots.retain(|pilot| pilot.pod != server);
     }
-    DesiredAdapters { file: snapshot.adapters.file.as_ref().clone(), directives: Some(directives), hash: snapshot.hash() }
+    DesiredAdapters {
+        file: snapshot.adapters.file.as_ref().clone(),
+        directives: Some(directives),
+        hash: snapshot.hash(),
+    }
 }
 
 /// Directives before the operator has written any. Without them, every server would immediately load an adapter that a

@@ -12,10 +12,10 @@ use tokio::{
 /// Limits of the wait, counted from the start.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StartupTimeouts {
-    /// Limit once a server is ready. A server that is still loading its adapters delays the others no longer.
+    /// Limit once a server is ready. A server that still loads its adapters delays the others no longer.
     pub(crate) all_known: Duration,
-    /// Limit while no server is ready and the state of some is unknown: a request that is refused before that might have
-    /// been served by one of them.
+    /// Limit while no server is ready and the state of some is unknown: a request that is refused before that might
+    /// have been served by one of them.
     pub(crate) first_ready: Duration,
 }
 

@@ -31,7 +31,7 @@ pub struct StateFolder {
 pub enum StateError {
     /// The folder could not be created or opened.
     #[error(
-        "the state folder {path} cannot be used: {source}; give another one with --state, or run `rollora` as its owner"
+        "the state folder {path} cannot be used: {source}; give another one with --state, or run this as its owner"
     )]
     Unusable {
         /// Path of the folder.
@@ -40,9 +40,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// Another process holds the lock.
-    #[error(
-        "another `rollora local`{holder} uses the state folder {path}: stop it, or give this one its own --state"
-    )]
+    #[error("another `rollora local`{holder} uses the state folder {path}: stop it, or give this one its own --state")]
     Locked {
         /// Path of the folder.
         path: PathBuf,
@@ -51,8 +49,8 @@ pub enum StateError {
     },
     /// A file cannot be parsed.
     #[error(
-        "{path} line {line}: {problem}; the file was changed or damaged after Rollora wrote it: restore a copy, or move \
-         the file away to start without its content"
+        "{path} line {line}: {problem}; the file was changed or damaged after Rollora wrote it: restore a copy, or \
+         move the file away to start without its content"
     )]
     Corrupt {
         /// Path of the file.

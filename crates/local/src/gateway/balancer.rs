@@ -80,11 +80,12 @@ impl RoutingTable {
         let least_loaded = |candidates: &[usize], excluded: &[usize]| {
             let count = self.is_pilot.len();
             let allowed = candidates.iter().copied().filter(|index| !excluded.contains(index));
-            allowed.filter_map(|index| {
-                Some((self.is_pilot[index], load(index)?, (index + count - round_robin % count) % count, index))
-            })
-            .min()
-            .map(|(.., index)| index)
+            allowed
+                .filter_map(|index| {
+                    Some((self.is_pilot[index], load(index)?, (index + count - round_robin % count) % count, index))
+                })
+                .min()
+                .map(|(.., index)| index)
         };
         let servers_with = |name: &str| self.by_model.get(name).map_or(&[][..], Vec::as_slice);
         let any_ready = || least_loaded(&self.ready, &[]).ok_or(NoServer::NotReady);

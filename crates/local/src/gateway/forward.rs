@@ -26,10 +26,7 @@ pub(super) enum ForwardError {
     NoServer(NoServer),
     /// The server may have begun to process the request, so it must not be sent again.
     #[error("the server {server} closed the connection before it answered")]
-    Disconnected {
-        server: String,
-        source: hyper::Error,
-    },
+    Disconnected { server: String, source: hyper::Error },
 }
 
 /// How an attempt on one server failed.

@@ -16,9 +16,7 @@ pub(super) enum GatewayRefusal {
     BufferExhausted,
     /// No data of the body arrived within the limit.
     #[error("the request body did not arrive: no data for {seconds} s")]
-    BodyTimeout {
-        seconds: u64,
-    },
+    BodyTimeout { seconds: u64 },
     #[error("the request body could not be read: {0}")]
     BadBody(String),
     #[error("this gateway speaks plain HTTP/1.1 only: Upgrade is not supported")]
