@@ -56,7 +56,7 @@ pub(crate) struct ClusterLocation {
 }
 
 impl RolloutRef {
-    /// Decides where the Rollout is; `is_running` tells whether a `rollora local` left its socket in a state folder.
+    /// Decides where the Rollout is; `is_running` checks whether a `rollora local` left its socket in a state folder.
     fn resolve(args: RolloutArgs, is_running: impl Fn(&Path) -> bool) -> Self {
         let default_state = PathBuf::from(DEFAULT_STATE_FOLDER);
         let by_default = args.cluster == ClusterArgs::default();

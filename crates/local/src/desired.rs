@@ -67,7 +67,7 @@ impl TrialState {
                 *self = Self::Inactive;
                 return;
             }
-            Self::Started(begun) if on_trial.iter().all(|id| begun.contains(id)) => return,
+            Self::Started(started) if on_trial.iter().all(|id| started.contains(id)) => return,
             Self::Draining { since } => *since,
             _ => now,
         };

@@ -1,4 +1,4 @@
-//! Colors and tables.
+//! Colors and tables of the text output.
 
 /// Style of the output.
 #[derive(Debug, Clone, Copy, Default)]

@@ -73,7 +73,7 @@ fn paused_overview() -> Overview {
         } } },
         "events": [
             { "at": start(), "count": 1, "warning": false, "reason": "X", "message": "lora-v2 gets 50 of 100" },
-            { "at": later(30), "count": 2, "warning": true, "reason": "Y", "message": "b:1 is away" },
+            { "at": later(30), "count": 2, "warning": true, "reason": "Y", "message": "b:1 is unreachable" },
         ],
     }))
     .unwrap()
@@ -108,7 +108,7 @@ lora  ▶ paused  lora-v1 → lora-v2  http://127.0.0.1:8080
   next: rollora promote, or rollora abort
 
   1m30s ago     lora-v2 gets 50 of 100
-  1m00s ago  !  b:1 is away (2 times)
+  1m00s ago  !  b:1 is unreachable (2 times)
 "
     );
 }
@@ -139,7 +139,7 @@ Servers
   b:1: lora-v2 could not be loaded after 3 attempts: no adapter at /a/v2; next try in 1m00s
 
 Warnings
-  1m00s ago: b:1 is away
+  1m00s ago: b:1 is unreachable
 
 Next: rollora promote, or rollora abort
 "

@@ -176,7 +176,7 @@ impl DocumentStore for LocalDocumentStore {
         }))
     }
 
-    /// There is only one adapters file on this machine, whatever name a Rollout gives it.
+    /// There is only one adapters file on this machine, under any name that a Rollout gives it.
     fn is_same_adapters_file(&self, _: &AdaptersRef, _: &AdaptersRef) -> bool {
         true
     }

@@ -25,7 +25,7 @@ pub(super) enum ForwardError {
     #[error("no server")]
     NoServer(NoServer),
     /// The server may have begun to process the request, so it must not be sent again.
-    #[error("the server {server} closed the connection before it answered")]
+    #[error("the server {server} closed the connection before it responded")]
     Disconnected { server: String, source: hyper::Error },
 }
 
