@@ -92,7 +92,6 @@ pub(crate) struct RolloutArgs {
     pub(crate) cluster: ClusterArgs,
 }
 
-/// Options that select a Rollout on a cluster.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Arguments)]
 pub(crate) struct ClusterArgs {
     /// Namespace of the Rollout on a cluster; defaults to the namespace of the kubeconfig's context
