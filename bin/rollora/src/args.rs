@@ -1,9 +1,9 @@
-//! What was typed. What it means is said in `command`.
+//! Command-line arguments as clap parses them. `command` validates their values.
 
 use clap::{Args as Arguments, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// Ships new versions of LoRA adapters to vLLM, step by step.
+/// Roll out new versions of LoRA adapters on vLLM, step by step
 #[derive(Debug, Parser)]
 #[command(name = "rollora", version, after_help = AFTER_HELP, disable_help_subcommand = true, max_term_width = 110)]
 pub(crate) struct Args {
@@ -18,13 +18,14 @@ Examples:
   rollora promote
   rollora abort
 
-Without options the verbs speak of the `rollora local` whose state folder is .rollora here, where one runs, else of the
-cluster and the namespace that kubectl would speak of. --state means a `rollora local`, -n, --context and --kubeconfig
-mean a cluster. Installed as kubectl-rollora, it is `kubectl rollora` too.";
+Without --state, -n, --context and --kubeconfig, a command acts on the `rollora local` whose state folder is
+.rollora in the current directory; if there is none, on the cluster and namespace that kubectl would use.
+--state selects a `rollora local`; -n, --context and --kubeconfig select a cluster.
+Installed as kubectl-rollora, the program is also available as `kubectl rollora`.";
 
 const LOCAL_AFTER_HELP: &str = "\
-Edit the two files with any editor: listing a new version in adapters.yaml is the release. What runs is seen with
-`rollora status --watch` in another terminal.
+The two files can be edited at any time: to release a new version, list it in the adapters file. Follow the
+rollout with `rollora status --watch` in another terminal.
 
 Examples:
   rollora local --rollout rollout.yaml --adapters adapters.yaml --vllm http://127.0.0.1:8000
@@ -33,81 +34,80 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CommandArgs {
-    /// Runs everything on this machine: beside your vLLM servers, with a gateway in front of them
+    /// Run Rollora on this machine: the operator, a sidecar for each vLLM server, and a gateway in front of them
     #[command(after_help = LOCAL_AFTER_HELP)]
     Local(LocalArgs),
-    /// Shows the Rollout in one line, or whole
+    /// Show the Rollout as a table of one row, or as JSON
     Get(GetArgs),
-    /// Shows steps, weights, servers and what it waits for
+    /// Show phase, steps, weights, servers, and what the rollout waits for
     Status(StatusArgs),
-    /// Says why it does not move, and what to do
+    /// Explain why the rollout does not progress, and what to do
     Explain(RolloutArgs),
-    /// Ends the pause that the rollout is in
+    /// End the current pause of the rollout
     #[command(after_help = "Examples:\n  rollora promote\n  rollora promote --full")]
     Promote(PromoteArgs),
-    /// Gives all traffic back to the stable adapter
+    /// Move all traffic back to the stable adapter
     Abort(RolloutArgs),
-    /// Tries a rejected adapter again
+    /// Try a rejected adapter again
     Retry(RolloutArgs),
 }
 
 #[derive(Debug, Arguments)]
 pub(crate) struct LocalArgs {
-    /// The Rollout: which name clients send, and the steps
+    /// Rollout file: the model name that clients send, and the steps of a rollout
     #[arg(long, value_name = "FILE")]
     pub(crate) rollout: PathBuf,
-    /// The adapters file: which adapters vLLM holds
+    /// Adapters file: the adapters that each vLLM server must have
     #[arg(long, value_name = "FILE")]
     pub(crate) adapters: PathBuf,
-    /// A vLLM server, once for each
+    /// URL of a vLLM server, as in http://127.0.0.1:8000; repeat the option for each server
     #[arg(long, value_name = "URL", required = true)]
     pub(crate) vllm: Vec<String>,
-    /// Where clients send their requests
+    /// Address on which the gateway accepts requests of clients
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub(crate) listen: String,
-    /// Where the state is kept between starts
+    /// State folder, which is created if absent and kept between starts
     #[arg(long, value_name = "DIR", default_value = ".rollora")]
     pub(crate) state: PathBuf,
-    /// Where /metrics, /rules and /readyz can be read; nowhere if absent
+    /// Address that serves /metrics, /rules and /readyz; not served if absent
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) status_listen: Option<String>,
-    /// The longest request body
+    /// Maximum size of a request body, in bytes or with the unit KiB, MiB or GiB
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     pub(crate) max_body: String,
-    /// A file with the API key of the vLLM servers; read at the start. Else VLLM_API_KEY, where that is set
+    /// File with the API key of the vLLM servers, read once at startup; defaults to the value of VLLM_API_KEY, if set
     #[arg(long, value_name = "FILE")]
     pub(crate) vllm_api_key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Arguments)]
 pub(crate) struct RolloutArgs {
-    /// The Rollout; may be left out where only one is
+    /// Name of the Rollout; may be omitted if there is only one
     #[arg(value_name = "NAME")]
     pub(crate) rollout: Option<String>,
-    /// The state folder of the `rollora local` that is meant; .rollora where nothing is said and one runs there
+    /// State folder of a running `rollora local`; defaults to .rollora if one runs there and no cluster is selected
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
 }
 
-/// Which cluster is meant.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Arguments)]
 pub(crate) struct ClusterArgs {
-    /// The namespace of the Rollout on a cluster; else that of the kubeconfig's context
+    /// Namespace of the Rollout on a cluster; defaults to the namespace of the kubeconfig's context
     #[arg(short, long, value_name = "NAMESPACE", conflicts_with = "state")]
     pub(crate) namespace: Option<String>,
-    /// The context of the kubeconfig; else its current one
+    /// Context of the kubeconfig; defaults to the current one
     #[arg(long, value_name = "NAME", conflicts_with = "state")]
     pub(crate) context: Option<String>,
-    /// The kubeconfig; else that of KUBECONFIG, else ~/.kube/config
+    /// Path of the kubeconfig; defaults to KUBECONFIG, then to ~/.kube/config
     #[arg(long, value_name = "FILE", conflicts_with = "state")]
     pub(crate) kubeconfig: Option<PathBuf>,
 }
 
 #[derive(Debug, Arguments)]
 pub(crate) struct GetArgs {
-    /// `table` for people, `json` for tools
+    /// Output format: `table` for people, `json` for tools
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: OutputFormat,
     #[command(flatten)]
@@ -122,7 +122,7 @@ pub(crate) enum OutputFormat {
 
 #[derive(Debug, Arguments)]
 pub(crate) struct StatusArgs {
-    /// Stays, and shows every change
+    /// Keep running, and show every change
     #[arg(short, long)]
     pub(crate) watch: bool,
     #[command(flatten)]
@@ -131,7 +131,7 @@ pub(crate) struct StatusArgs {
 
 #[derive(Debug, Arguments)]
 pub(crate) struct PromoteArgs {
-    /// Skips all steps that are left; what must be true before traffic moves stays
+    /// Skip all remaining steps; the checks before a weight change still apply
     #[arg(long)]
     pub(crate) full: bool,
     #[command(flatten)]

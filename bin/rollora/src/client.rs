@@ -1,4 +1,4 @@
-//! Whoever is asked: the `rollora local` of a state folder, or a cluster.
+//! Access to a Rollout: through the `rollora local` of a state folder, or on a cluster.
 
 mod cluster;
 mod socket;
@@ -8,77 +8,60 @@ use rollora_api::rollout::Intent;
 use rollora_local::{IntentRequest, Overview};
 use std::path::PathBuf;
 
-/// Why it could not be asked.
+/// Why an access to a Rollout failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RolloutClientError {
-    /// Nobody is there.
+    /// No process listens on the control socket.
     #[error(
-        "no `rollora local` runs on the state folder {0}: start it, or name the folder of the one you mean with --state"
+        "no `rollora local` runs on the state folder {0}: start one, or give the folder of a running one with --state"
     )]
     NotRunning(PathBuf),
-    /// Somebody else's.
-    #[error("the socket {0} belongs to another user: ask as the one who started `rollora local`")]
+    /// The control socket may only be opened by its owner.
+    #[error("the socket {0} belongs to another user: run this command as the user that started `rollora local`")]
     Forbidden(PathBuf),
-    /// It is there, but did not answer as it should.
-    #[error("`rollora local` of the state folder {state} {problem}")]
-    BadResponse {
-        /// The folder.
-        state: PathBuf,
-        /// What went wrong.
-        problem: String,
-    },
-    /// It runs another Rollout.
+    /// The request failed, or its response is not usable.
+    #[error("the request to `rollora local` on the state folder {state} failed: {problem}")]
+    BadResponse { state: PathBuf, problem: String },
+    /// The `rollora local` runs another Rollout than the one on the command line.
     #[error(
-        "`rollora local` of the state folder {state} runs the Rollout {runs}, not {asked}: leave the name out, or name \
+        "`rollora local` on the state folder {state} runs the Rollout {found}, not {requested}: omit the name, or give \
          another folder with --state"
     )]
-    RolloutMismatch {
-        /// The folder.
-        state: PathBuf,
-        /// The Rollout that it runs.
-        runs: String,
-        /// The one that was asked for.
-        asked: String,
-    },
-    /// It said no.
+    RolloutMismatch { state: PathBuf, found: String, requested: String },
+    /// The request was refused, for the given reason.
     #[error("{0}")]
     Refused(String),
-    /// What was watched is over.
+    /// The watched process or object is gone.
     #[error("{0}")]
     WatchEnded(String),
-    /// The cluster, in its words.
+    /// Error of the API server, or while connecting to it.
     #[error("{0}")]
     Cluster(String),
 }
 
-/// One Rollout, wherever it is.
+/// Client for one Rollout.
 pub(crate) enum RolloutClient {
-    /// On this machine.
     Local(socket::SocketClient),
-    /// On a cluster.
     Cluster(Box<cluster::ClusterClient>),
 }
 
-/// Overviews as they change.
+/// Watch of the overview of one Rollout.
 pub(crate) enum OverviewWatch {
-    /// On this machine.
     Local(socket::SocketOverviewWatch),
-    /// On a cluster.
     Cluster(Box<cluster::ClusterOverviewWatch>),
 }
 
 impl RolloutClient {
-    /// The way to `target`. A cluster is looked up, and the Rollout there where no name was given.
-    pub(crate) async fn connect(target: RolloutRef) -> Result<Self, RolloutClientError> {
-        match target.location {
-            RolloutLocation::Local(state) => Ok(Self::Local(socket::SocketClient::new(state, target.name))),
-            RolloutLocation::Cluster(access) => {
-                cluster::ClusterClient::connect(access, target.name).await.map(|client| Self::Cluster(Box::new(client)))
-            }
+    /// Creates a client. On a cluster, this connects to the API server and looks up the Rollout if it has no name.
+    pub(crate) async fn connect(rollout_ref: RolloutRef) -> Result<Self, RolloutClientError> {
+        match rollout_ref.location {
+            RolloutLocation::Local(state) => Ok(Self::Local(socket::SocketClient::new(state, rollout_ref.name))),
+            RolloutLocation::Cluster(access) => cluster::ClusterClient::connect(access, rollout_ref.name)
+                .await
+                .map(|client| Self::Cluster(Box::new(client))),
         }
     }
 
-    /// Everything, as it is now.
     pub(crate) async fn overview(&self) -> Result<Overview, RolloutClientError> {
         match self {
             Self::Local(client) => client.overview().await,
@@ -86,7 +69,7 @@ impl RolloutClient {
         }
     }
 
-    /// Hands in what a person asks for; gives it back with its id.
+    /// Submits an intent, and returns it with its id.
     pub(crate) async fn submit_intent(&self, intent: &IntentRequest) -> Result<Intent, RolloutClientError> {
         match self {
             Self::Local(client) => client.submit_intent(intent).await,
@@ -94,7 +77,7 @@ impl RolloutClient {
         }
     }
 
-    /// Everything, now and whenever it changed.
+    /// Watches the overview: the current one comes first, then one after every change.
     pub(crate) async fn watch(&self) -> Result<OverviewWatch, RolloutClientError> {
         match self {
             Self::Local(client) => client.watch().await.map(OverviewWatch::Local),
@@ -104,7 +87,7 @@ impl RolloutClient {
 }
 
 impl OverviewWatch {
-    /// The next overview. May be given up and called again without losing anything.
+    /// Returns the next overview. Cancel safe: nothing is lost if the future is dropped.
     pub(crate) async fn next(&mut self) -> Result<Overview, RolloutClientError> {
         match self {
             Self::Local(watch) => watch.next().await,

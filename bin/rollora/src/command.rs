@@ -1,11 +1,11 @@
-//! What was typed, understood: every value checked, every mistake said at once.
+//! Validates the command line: every value is checked, and all mistakes are reported together.
 
 #[cfg(test)]
 mod tests;
 
 use crate::args::ClusterArgs;
 use crate::{
-    args::{Args, CommandArgs as Typed, GetArgs, LocalArgs, OutputFormat, RolloutArgs},
+    args::{Args, CommandArgs, GetArgs, LocalArgs, OutputFormat, RolloutArgs},
     runtime::CliError,
 };
 use rollora_api::rollout::IntentKind;
@@ -17,96 +17,79 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The state folder where none is named.
+/// State folder that commands use if none is given and one exists.
 const DEFAULT_STATE_FOLDER: &str = ".rollora";
 
-/// What to do.
+/// A validated command line.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Run on this machine.
     Local(Box<LocalConfig>),
-    /// Show something.
-    Show {
-        /// Of which Rollout.
-        rollout: RolloutRef,
-        /// What.
-        mode: ShowMode,
-    },
-    /// Ask for something.
-    Intent {
-        /// Of which Rollout.
-        rollout: RolloutRef,
-        /// What for.
-        kind: IntentKind,
-    },
+    Show { rollout: RolloutRef, mode: ShowMode },
+    Intent { rollout: RolloutRef, kind: IntentKind },
 }
 
-/// A Rollout.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RolloutRef {
-    /// Where it is.
     pub(crate) location: RolloutLocation,
-    /// Its name; the only one there is if absent.
+    /// Name of the Rollout. `None` stands for the only one.
     pub(crate) name: Option<String>,
 }
 
-/// Where a Rollout is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RolloutLocation {
-    /// At the `rollora local` of this state folder.
+    /// Run by the `rollora local` with this state folder.
     Local(PathBuf),
-    /// On a cluster.
     Cluster(ClusterLocation),
 }
 
-/// Which cluster, and where there.
+/// Cluster and namespace of a Rollout.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ClusterLocation {
-    /// Else the namespace of the kubeconfig's context.
+    /// Namespace. `None` stands for the namespace of the kubeconfig's context.
     pub(crate) namespace: Option<String>,
-    /// Else the kubeconfig's current one.
+    /// Context of the kubeconfig. `None` stands for the current one.
     pub(crate) context: Option<String>,
-    /// Else that of the environment.
+    /// Path of the kubeconfig. `None` stands for the one of the environment.
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// Nothing was said of a cluster: it is meant because nothing runs here.
+    /// Whether no option selects a cluster, which is used because no `rollora local` runs here.
     pub(crate) is_default: bool,
 }
 
 impl RolloutRef {
-    /// What is meant; `runs` says whether a `rollora local` has left its socket in a state folder.
-    fn resolve(typed: RolloutArgs, runs: impl Fn(&Path) -> bool) -> Self {
-        let here = PathBuf::from(DEFAULT_STATE_FOLDER);
-        let by_default = typed.cluster == ClusterArgs::default();
-        let location = match typed.state {
+    /// Decides where the Rollout is; `is_running` checks whether a `rollora local` left its socket in a state folder.
+    fn resolve(args: RolloutArgs, is_running: impl Fn(&Path) -> bool) -> Self {
+        let default_state = PathBuf::from(DEFAULT_STATE_FOLDER);
+        let by_default = args.cluster == ClusterArgs::default();
+        let location = match args.state {
             Some(state) => RolloutLocation::Local(state),
-            None if by_default && runs(&here) => RolloutLocation::Local(here),
+            None if by_default && is_running(&default_state) => RolloutLocation::Local(default_state),
             None => {
-                let ClusterArgs { namespace, context, kubeconfig } = typed.cluster;
+                let ClusterArgs { namespace, context, kubeconfig } = args.cluster;
                 RolloutLocation::Cluster(ClusterLocation { namespace, context, kubeconfig, is_default: by_default })
             }
         };
-        Self { location, name: typed.rollout }
+        Self { location, name: args.rollout }
     }
 }
 
 impl From<RolloutArgs> for RolloutRef {
-    fn from(typed: RolloutArgs) -> Self {
-        Self::resolve(typed, |state| state.join(SOCKET_NAME).exists())
+    fn from(args: RolloutArgs) -> Self {
+        Self::resolve(args, |state| state.join(SOCKET_NAME).exists())
     }
 }
 
-/// What is shown.
+/// What `get`, `status` and `explain` print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ShowMode {
-    /// One line.
+    /// A table of one row.
     Summary,
-    /// The whole Rollout.
+    /// The whole Rollout as JSON.
     Json,
-    /// One screen.
+    /// The status on one screen.
     Status,
-    /// One screen after the other.
+    /// The status, again after every change.
     Watch,
-    /// Why it does not move.
+    /// Why the rollout does not progress.
     Explain,
 }
 
@@ -114,48 +97,51 @@ impl TryFrom<Args> for Command {
     type Error = CliError;
 
     fn try_from(args: Args) -> Result<Self, CliError> {
-        let look = |typed: RolloutArgs, what| Ok(Self::Show { rollout: typed.into(), mode: what });
-        let act = |typed: RolloutArgs, verb| Ok(Self::Intent { rollout: typed.into(), kind: verb });
+        let show = |args: RolloutArgs, mode| Ok(Self::Show { rollout: args.into(), mode });
+        let submit = |args: RolloutArgs, kind| Ok(Self::Intent { rollout: args.into(), kind });
         match args.command {
-            Typed::Local(typed) => {
-                local_config(typed).map(|config| Self::Local(Box::new(config))).map_err(CliError::BadInput)
+            CommandArgs::Local(args) => {
+                local_config(args).map(|config| Self::Local(Box::new(config))).map_err(CliError::BadInput)
             }
-            Typed::Get(GetArgs { output: OutputFormat::Table, rollout: state }) => look(state, ShowMode::Summary),
-            Typed::Get(GetArgs { output: OutputFormat::Json, rollout: state }) => look(state, ShowMode::Json),
-            Typed::Status(typed) => look(typed.rollout, if typed.watch { ShowMode::Watch } else { ShowMode::Status }),
-            Typed::Explain(typed) => look(typed, ShowMode::Explain),
-            Typed::Promote(typed) => {
-                act(typed.rollout, if typed.full { IntentKind::PromoteFull } else { IntentKind::Promote })
+            CommandArgs::Get(GetArgs { output: OutputFormat::Table, rollout }) => show(rollout, ShowMode::Summary),
+            CommandArgs::Get(GetArgs { output: OutputFormat::Json, rollout }) => show(rollout, ShowMode::Json),
+            CommandArgs::Status(args) => {
+                show(args.rollout, if args.watch { ShowMode::Watch } else { ShowMode::Status })
             }
-            Typed::Abort(typed) => act(typed, IntentKind::Abort),
-            Typed::Retry(typed) => act(typed, IntentKind::Retry),
+            CommandArgs::Explain(args) => show(args, ShowMode::Explain),
+            CommandArgs::Promote(args) => {
+                submit(args.rollout, if args.full { IntentKind::PromoteFull } else { IntentKind::Promote })
+            }
+            CommandArgs::Abort(args) => submit(args, IntentKind::Abort),
+            CommandArgs::Retry(args) => submit(args, IntentKind::Retry),
         }
     }
 }
 
-fn local_config(typed: LocalArgs) -> Result<LocalConfig, Vec<String>> {
+fn local_config(args: LocalArgs) -> Result<LocalConfig, Vec<String>> {
     let mut problems = Vec::new();
     let mut servers: Vec<Endpoint> = Vec::new();
-    for text in &typed.vllm {
+    for text in &args.vllm {
         match parse_server_url(text) {
             Ok(server) if servers.iter().any(|known| known.authority() == server.authority()) => {
-                problems.push(format!("--vllm {text}: this server is named twice: name each once"));
+                problems.push(format!("--vllm {text}: duplicate server: give each server once"));
             }
             Ok(server) => servers.push(server),
             Err(problem) => problems.push(format!("--vllm {text}: {problem}")),
         }
     }
-    let key = read_api_key(typed.vllm_api_key_file.as_deref()).map_err(|problem| problems.push(problem)).ok().flatten();
-    let listen = parse_address("--listen", &typed.listen).map_err(|problem| problems.push(problem)).ok();
-    let status_listen = typed.status_listen.as_deref().map(|text| parse_address("--status-listen", text)).transpose();
+    let api_key = read_api_key(args.vllm_api_key_file.as_deref());
+    let api_key = api_key.map_err(|problem| problems.push(problem)).ok().flatten();
+    let listen = parse_address("--listen", &args.listen).map_err(|problem| problems.push(problem)).ok();
+    let status_listen = args.status_listen.as_deref().map(|text| parse_address("--status-listen", text)).transpose();
     let status_listen = status_listen.map_err(|problem| problems.push(problem)).ok().flatten();
-    let max_body = parse_size(&typed.max_body).map_err(|problem| problems.push(problem)).ok();
+    let max_body = parse_size(&args.max_body).map_err(|problem| problems.push(problem)).ok();
     match (listen, max_body) {
         (Some(listen), Some(max_body)) if problems.is_empty() => Ok(LocalConfig {
-            inputs: InputFiles { rollout: typed.rollout, adapters: typed.adapters },
-            servers: servers.into_iter().map(|server| server.with_api_key(key.clone())).collect(),
+            inputs: InputFiles { rollout: args.rollout, adapters: args.adapters },
+            servers: servers.into_iter().map(|server| server.with_api_key(api_key.clone())).collect(),
             listen,
-            state: typed.state,
+            state: args.state,
             status_listen,
             max_body,
         }),
@@ -163,15 +149,15 @@ fn local_config(typed: LocalArgs) -> Result<LocalConfig, Vec<String>> {
     }
 }
 
-/// The key in the file, else the one of the environment.
+/// Reads the API key from the file, or else from the environment.
 fn read_api_key(file: Option<&Path>) -> Result<Option<ApiKey>, String> {
     let text = match file {
         None => std::env::var("VLLM_API_KEY").ok().filter(|key| !key.trim().is_empty()),
         Some(file) => {
-            let said = |problem: &dyn Display| format!("--vllm-api-key-file {}: {problem}", file.display());
-            let text = fs::read_to_string(file).map_err(|error| said(&format!("cannot be read: {error}")))?;
+            let describe = |problem: &dyn Display| format!("--vllm-api-key-file {}: {problem}", file.display());
+            let text = fs::read_to_string(file).map_err(|error| describe(&format!("cannot be read: {error}")))?;
             if text.trim().is_empty() {
-                return Err(said(&"is empty: write the key into it"));
+                return Err(describe(&"the file is empty: write the API key into it"));
             }
             Some(text)
         }

@@ -1,4 +1,4 @@
-//! Asks for something, and waits for what came of it.
+//! Submits an intent, and waits for its outcome.
 
 use crate::{
     client::{RolloutClient, RolloutClientError},
@@ -10,24 +10,24 @@ use rollora_local::IntentRequest;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// How long an answer may take. The wish stays on record after that.
+/// Maximum time to wait for the outcome. After that, the intent stays recorded in the Rollout.
 const OUTCOME_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(client: &RolloutClient, verb: IntentKind) -> Result<(), CliError> {
     let mut watch = client.watch().await?;
     let overview = watch.next().await?;
-    let seen = overview.rollout.status.unwrap_or_default();
+    let status = overview.rollout.status.unwrap_or_default();
     let request = IntentRequest {
         verb,
-        revision: seen.revision.number,
-        step: seen.step.as_ref().map(|step| step.index),
+        revision: status.revision.number,
+        step: status.step.as_ref().map(|step| step.index),
         claimed_by: std::env::var("USER").ok().filter(|user| !user.is_empty()),
     };
     let intent = client.submit_intent(&request).await.map_err(|error| match error {
         RolloutClientError::Refused(reason) => CliError::Refused(reason),
         other => other.into(),
     })?;
-    print(&render::intent_submitted(&intent, &seen))?;
+    print(&render::intent_submitted(&intent, &status))?;
     let outcome = async {
         loop {
             let last = watch.next().await?.rollout.status.and_then(|status| status.last_action);
@@ -38,7 +38,7 @@ pub(crate) async fn run(client: &RolloutClient, verb: IntentKind) -> Result<(), 
     };
     let last = timeout(OUTCOME_TIMEOUT, outcome).await.map_err(|_| {
         CliError::Other(format!(
-            "no answer within {} s: it stays asked; `rollora status` shows when it is done",
+            "no outcome within {} s: the intent stays recorded, and `rollora status` shows when it takes effect",
             OUTCOME_TIMEOUT.as_secs()
         ))
     })??;

@@ -1,4 +1,4 @@
-//! `rollora local`: the log, the signals, and how it ends.
+//! The command `rollora local`: logging, signals and exit.
 
 use crate::runtime::{CliError, print_error};
 use rollora_local::{LocalConfig, LocalError};
@@ -12,18 +12,18 @@ pub(crate) async fn run(config: LocalConfig) -> Result<(), CliError> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = CancellationToken::new();
     let mut running = std::pin::pin!(rollora_local::run(config, stop.clone()));
-    let ended = tokio::select! {
-        ended = running.as_mut() => ended,
+    let result = tokio::select! {
+        result = running.as_mut() => result,
         () = wait_for_signal(&mut terminate, &mut interrupt) => {
-            print_error("rollora: ending when the answers under way have ended; the same signal again ends at once");
+            print_error("rollora: stopping after responses in flight; send the signal again to stop immediately");
             stop.cancel();
             tokio::select! {
-                ended = running => ended,
+                result = running => result,
                 () = wait_for_signal(&mut terminate, &mut interrupt) => Ok(()),
             }
         }
     };
-    ended.map_err(|error| match error {
+    result.map_err(|error| match error {
         LocalError::Input(problems) => CliError::BadInput(problems),
         other => CliError::Other(other.to_string()),
     })
@@ -36,11 +36,11 @@ async fn wait_for_signal(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-/// Logs to standard error; `RUST_LOG` says how much.
+/// Logs to standard error, at the level `info` or as `RUST_LOG` says.
 fn init_logging() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let color = io::stderr().is_terminal() && !plain;
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let color = io::stderr().is_terminal() && !no_color;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

@@ -1,4 +1,4 @@
-//! `rollora`: looks, explains, acts; and `rollora local`.
+//! The program `rollora`: shows, explains and controls a rollout, and runs all of Rollora on one machine.
 
 mod args;
 mod client;
@@ -13,8 +13,8 @@ use clap::Parser as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // Fails only where there is a provider already, which is then this one.
+    // This fails only if a provider is installed already, which is the same one.
     rustls::crypto::ring::default_provider().install_default().ok();
-    let ended = command::Command::try_from(args::Args::parse()).and_then(runtime::run);
-    ended.unwrap_or_else(runtime::CliError::report)
+    let result = command::Command::try_from(args::Args::parse()).and_then(runtime::run);
+    result.unwrap_or_else(runtime::CliError::report)
 }

@@ -1,4 +1,4 @@
-//! What people are shown, as text: pure over an [`Overview`] and the time.
+//! Renders an [`Overview`] as text: pure functions of the overview and the time.
 
 mod explain;
 mod status;
@@ -16,13 +16,13 @@ use rollora_api::rollout::{Intent, IntentKind, RolloutStatus, status::Phase};
 use rollora_local::Overview;
 use style::{TextTable, plain_cell};
 
-/// Draws `screen` over the last one: the cursor goes home, each line is cleared behind its text, and what is below is
-/// cleared. Nothing flickers, and what was on the terminal before stays in its history.
+/// Draws `screen` over the previous one: moves the cursor to the top left corner, clears each line after its text, and
+/// clears everything below. This does not flicker, and keeps what was on the terminal before in its scrollback.
 pub(crate) fn redraw(screen: &str) -> String {
     format!("\x1b[H{}\x1b[J", screen.replace('\n', "\x1b[K\n"))
 }
 
-/// A header and one line.
+/// A table with a header and one row, for `rollora get`.
 pub(crate) fn summary(overview: &Overview) -> String {
     let rollout = &overview.rollout;
     let status = rollout.status.clone().unwrap_or_default();
@@ -42,7 +42,7 @@ pub(crate) fn summary(overview: &Overview) -> String {
     table.render("")
 }
 
-/// One line for logs: where it stands and what it waits for.
+/// One line for logs: phase, step, weights, and what the rollout waits for.
 pub(crate) fn progress_line(overview: &Overview) -> String {
     let status = overview.rollout.status.clone().unwrap_or_default();
     let mut line = format!("{}: {}", overview.rollout.metadata.name, phase_name(status.phase));
@@ -56,22 +56,22 @@ pub(crate) fn progress_line(overview: &Overview) -> String {
     line
 }
 
-/// What was asked, and of what.
-pub(crate) fn intent_submitted(intent: &Intent, seen: &RolloutStatus) -> String {
-    let of = match &seen.revision.desired {
+/// Confirmation of a submitted intent, with the revision and step that it refers to.
+pub(crate) fn intent_submitted(intent: &Intent, status: &RolloutStatus) -> String {
+    let of = match &status.revision.desired {
         Some(desired) => format!(" of {desired}"),
         None => String::new(),
     };
-    let step = match (intent.verb, &seen.step) {
+    let step = match (intent.verb, &status.step) {
         (IntentKind::Promote | IntentKind::PromoteFull, Some(step)) => {
-            format!(", {}", steps::describe(seen, step.index))
+            format!(", {}", steps::describe(status, step.index))
         }
         _ => String::new(),
     };
-    format!("asked: {} (revision {}{of}{step})\n", intent.verb.cli_name(), intent.revision)
+    format!("submitted: {} (revision {}{of}{step})\n", intent.verb.cli_name(), intent.revision)
 }
 
-/// `stable 90, new 10`.
+/// The desired weights, as in `v1 90, v2 10`; `-` if there are none.
 fn format_weights(status: &RolloutStatus) -> String {
     let weights = &status.weights.desired;
     if weights.is_empty() {
@@ -80,7 +80,6 @@ fn format_weights(status: &RolloutStatus) -> String {
     weights.iter().map(|target| format!("{} {}", target.id, target.weight)).collect::<Vec<_>>().join(", ")
 }
 
-/// The phase in words.
 fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Pending => "pending",

@@ -1,4 +1,4 @@
-//! Where the program meets its world: the runtime, the terminal, the clock, how it ends.
+//! The edges of the program: async runtime, terminal, clock and exit code.
 
 use crate::{
     client::{RolloutClient, RolloutClientError},
@@ -10,21 +10,21 @@ use std::{
     process::ExitCode,
 };
 
-/// Why the program ends without having done what it was asked.
+/// Error that ends the program.
 #[derive(Debug)]
 pub(crate) enum CliError {
-    /// What was given cannot be used; a problem a line.
+    /// Invalid options or input files, one problem per line; the exit code is 2.
     BadInput(Vec<String>),
-    /// Whoever is meant could not be asked.
+    /// The Rollout could not be accessed.
     Client(RolloutClientError),
-    /// It was asked and said no.
+    /// The request was refused.
     Refused(String),
-    /// Anything else.
+    /// Any other error, as text.
     Other(String),
 }
 
 impl CliError {
-    /// Says why, and gives the exit code.
+    /// Prints the error to standard error, and returns the exit code.
     pub(crate) fn report(self) -> ExitCode {
         let (lines, code) = match self {
             Self::BadInput(problems) => (problems, 2),
@@ -50,26 +50,22 @@ impl From<io::Error> for CliError {
     }
 }
 
-/// Does what was asked. One thread is enough: the work is waiting, and the servers behind it are the ones that compute.
+/// Executes a command. One thread is enough: the program mostly waits for I/O, and the vLLM servers do the computing.
 pub(crate) fn run(command: Command) -> Result<ExitCode, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(async {
+    let result = runtime.block_on(async {
         match command {
             Command::Local(config) => local::run(*config).await,
-            Command::Show { rollout: target, mode: what } => {
-                show::run(&RolloutClient::connect(target).await?, what).await
-            }
-            Command::Intent { rollout: target, kind: verb } => {
-                intent::run(&RolloutClient::connect(target).await?, verb).await
-            }
+            Command::Show { rollout, mode } => show::run(&RolloutClient::connect(rollout).await?, mode).await,
+            Command::Intent { rollout, kind } => intent::run(&RolloutClient::connect(rollout).await?, kind).await,
         }
     });
-    // A disk that does not answer must not keep the process from ending.
+    // A blocking task that waits for a disk must not keep the process from exiting.
     runtime.shutdown_background();
-    ended.map(|()| ExitCode::SUCCESS)
+    result.map(|()| ExitCode::SUCCESS)
 }
 
-/// Writes to standard output. A reader that went away (`rollora status | head`) is no mistake.
+/// Writes to standard output. A closed pipe (`rollora status | head`) is not an error.
 pub(crate) fn print(text: &str) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -80,28 +76,26 @@ pub(crate) fn print(text: &str) -> Result<(), CliError> {
 
 /// Writes a line to standard error.
 pub(crate) fn print_error(line: &str) {
-    // Where even that fails there is nobody left to tell.
+    // There is no other place to report an error of standard error.
     drop(writeln!(io::stderr().lock(), "{line}"));
 }
 
-/// Now.
 #[expect(clippy::disallowed_methods, reason = "the shell's one clock function")]
 pub(crate) fn now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
 
-/// What standard output can show.
 pub(crate) fn detect_terminal() -> Terminal {
     let tty = io::stdout().is_terminal();
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    Terminal { tty, color: tty && !plain }
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    Terminal { tty, color: tty && !no_color }
 }
 
-/// What standard output can show.
+/// Capabilities of standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Terminal {
-    /// Whether it is a terminal, where a screen can be drawn over.
+    /// Whether it is a terminal, so that a screen can be redrawn in place.
     pub(crate) tty: bool,
-    /// Whether colors are wanted.
+    /// Whether to use colors.
     pub(crate) color: bool,
 }

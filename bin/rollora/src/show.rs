@@ -1,4 +1,4 @@
-//! Shows: one line, everything as JSON, one screen, one screen after the other, or why nothing moves.
+//! Prints a Rollout: as a table of one row, as JSON, as a screen that may follow its changes, or as an explanation.
 
 use crate::{
     client::RolloutClient,
@@ -9,12 +9,12 @@ use crate::{
 use rollora_local::Overview;
 use std::time::Duration;
 
-/// How often the time that is left is drawn anew on a terminal.
+/// Interval at which elapsed and remaining times are redrawn on a terminal.
 const REDRAW_INTERVAL: Duration = Duration::from_secs(1);
 
-pub(crate) async fn run(client: &RolloutClient, what: ShowMode) -> Result<(), CliError> {
+pub(crate) async fn run(client: &RolloutClient, mode: ShowMode) -> Result<(), CliError> {
     let style = TextStyle { color: detect_terminal().color };
-    match what {
+    match mode {
         ShowMode::Summary => print(&render::summary(&client.overview().await?)),
         ShowMode::Json => {
             let rollout = client.overview().await?.rollout;
@@ -32,11 +32,11 @@ async fn watch(client: &RolloutClient, terminal: Terminal, style: TextStyle) -> 
     let mut shown = String::new();
     let mut overview: Option<Overview> = None;
     loop {
-        // Reading may be given up for a tick: what was read so far is kept in `watch`.
+        // The timeout may cancel `next`, which is cancel safe.
         match tokio::time::timeout(REDRAW_INTERVAL, watch.next()).await {
-            Ok(Ok(news)) => overview = Some(news),
+            Ok(Ok(changed)) => overview = Some(changed),
             Ok(Err(error)) => return Err(error.into()),
-            Err(_tick) => {}
+            Err(_elapsed) => {}
         }
         let Some(overview) = &overview else { continue };
         if terminal.tty {

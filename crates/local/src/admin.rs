@@ -1,4 +1,5 @@
-//! What anybody may read where `--status-listen` says: `/metrics`, `/rules`, `/readyz`. Nothing can be changed there.
+//! HTTP server of `--status-listen`: `/metrics`, `/rules` and `/readyz`, readable without credentials. It changes
+//! nothing.
 
 #[cfg(test)]
 mod tests;
@@ -21,10 +22,8 @@ use std::{io, sync::Arc};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// The content type of Prometheus' text.
 const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What is told.
 #[derive(Clone)]
 struct AdminState {
     store: LocalDocumentStore,
@@ -33,7 +32,6 @@ struct AdminState {
     servers: ServerGauges,
 }
 
-/// What is known of each server.
 #[derive(Clone, Default)]
 struct ServerGauges {
     ready: Family<ServerLabels, Gauge>,
@@ -52,7 +50,7 @@ impl ServerGauges {
         registry.register("rollora_server_requests_in_flight", help, self.in_flight.clone());
     }
 
-    /// Takes in how the servers are at this moment.
+    /// Sets the gauges to the current state of the servers.
     fn update(&self, fleet: &LocalFleet) {
         for server in fleet.server_views() {
             let label = ServerLabels { server: server.name };
@@ -62,7 +60,7 @@ impl ServerGauges {
     }
 }
 
-/// Answers until it is stopped.
+/// Serves until `stop` is canceled.
 pub(crate) async fn serve(
     listener: TcpListener,
     store: LocalDocumentStore,
@@ -73,30 +71,30 @@ pub(crate) async fn serve(
     let servers = ServerGauges::default();
     store.rules().register(&mut registry);
     servers.register(&mut registry);
-    let telemetry = AdminState { store, fleet, registry: Arc::new(registry), servers };
+    let state = AdminState { store, fleet, registry: Arc::new(registry), servers };
     let routes = Router::new()
         .route("/metrics", get(metrics))
         .route("/rules", get(rules))
         .route("/readyz", get(readyz))
-        .with_state(telemetry);
+        .with_state(state);
     axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-async fn metrics(State(telemetry): State<AdminState>) -> Response {
-    telemetry.servers.update(&telemetry.fleet);
+async fn metrics(State(state): State<AdminState>) -> Response {
+    state.servers.update(&state.fleet);
     let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &telemetry.registry) {
+    match prometheus_client::encoding::text::encode(&mut text, &state.registry) {
         Ok(()) => ([(CONTENT_TYPE, METRICS_CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
-async fn rules(State(telemetry): State<AdminState>) -> Json<RulesReport> {
-    Json(telemetry.store.rules().report(clock::now()))
+async fn rules(State(state): State<AdminState>) -> Json<RulesReport> {
+    Json(state.store.rules().report(clock::now()))
 }
 
-async fn readyz(State(telemetry): State<AdminState>) -> (StatusCode, &'static str) {
-    match telemetry.fleet.servers().ready_count() {
+async fn readyz(State(state): State<AdminState>) -> (StatusCode, &'static str) {
+    match state.fleet.servers().ready_count() {
         0 => (StatusCode::SERVICE_UNAVAILABLE, "no vLLM server is ready\n"),
         _ => (StatusCode::OK, "ok\n"),
     }

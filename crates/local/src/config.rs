@@ -1,41 +1,41 @@
-//! What a `rollora local` is started with.
+//! Start parameters of `rollora local`.
 
 use crate::document_store::InputFiles;
 use rollora_vllm::{Endpoint, EndpointError};
 use std::{net::SocketAddr, path::PathBuf};
 
-/// Everything that is given at the start.
+/// Start parameters of [`run`](crate::run).
 #[derive(Debug, Clone)]
 pub struct LocalConfig {
-    /// The two files that a person edits.
+    /// Paths of the Rollout file and the adapters file.
     pub inputs: InputFiles,
-    /// The vLLM servers, with the key for what Rollora itself asks of them. Clients bring their own.
+    /// The vLLM servers. Their API key is used only for Rollora's own calls; clients send their own key.
     pub servers: Vec<Endpoint>,
-    /// Where the gateway listens.
+    /// Address where the gateway accepts client requests.
     pub listen: SocketAddr,
-    /// The state folder.
+    /// Path of the state folder, which is created if absent.
     pub state: PathBuf,
-    /// Where `/metrics`, `/rules` and `/readyz` are served.
+    /// Address of the HTTP server for `/metrics`, `/rules` and `/readyz`. `None` if they are not served.
     pub status_listen: Option<SocketAddr>,
-    /// The longest request body.
+    /// Maximum size of a request body, in bytes.
     pub max_body: usize,
 }
 
-/// Why a text cannot be one of the servers of this machine.
+/// Why a text is not the URL of a vLLM server behind the gateway.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ServerUrlError {
-    /// Not the URL of a server.
+    /// The text is not the URL of a server.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
-    /// Not plain HTTP.
+    /// The scheme is `https`, which the gateway does not speak to servers.
     #[error("the gateway speaks plain HTTP to its servers: give the http:// address of the server")]
     Tls,
-    /// More than host and port.
-    #[error("a server is named by scheme, host and port alone: leave out the path")]
+    /// The URL has a path.
+    #[error("the URL of a server has scheme, host and port only: leave out the path")]
     Path,
 }
 
-/// Reads the URL of a server.
+/// Parses the URL of a vLLM server: `http://`, host and optional port. A final `/` or `/v1` is ignored.
 pub fn parse_server_url(text: &str) -> Result<Endpoint, ServerUrlError> {
     let endpoint = Endpoint::parse(text)?;
     if endpoint.is_https() {
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_of_servers_and_what_is_wrong_with_others() {
+    fn server_urls_are_parsed_or_rejected_with_a_reason() {
         for (text, expected) in [
             ("http://127.0.0.1:8000", Ok("127.0.0.1:8000")),
             ("http://localhost:8000/", Ok("localhost:8000")),
@@ -63,7 +63,7 @@ mod tests {
         ] {
             match (parse_server_url(text), expected) {
                 (Ok(endpoint), Ok(name)) => assert_eq!(endpoint.authority(), name),
-                (Err(error), Err(said)) => assert!(error.to_string().contains(said), "{text}: {error}"),
+                (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{text}: {error}"),
                 (result, _) => panic!("{text}: {result:?}"),
             }
         }

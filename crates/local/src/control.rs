@@ -1,7 +1,8 @@
-//! The control socket: what `rollora` asks of a running `rollora local`, over HTTP on a Unix socket for its owner only.
+//! The control socket: an HTTP API for the `rollora` CLI on a Unix socket that only its owner can open.
 //!
-//! `GET /overview` everything at this moment, `GET /watch` the same as a line of JSON with every change, `POST /intent`
-//! a wish of a person.
+//! - `GET /overview`: the current [`Overview`].
+//! - `GET /watch`: the current overview, and a new one after every change, as one JSON document per line.
+//! - `POST /intent`: records a person's intent in the Rollout.
 
 #[cfg(test)]
 mod tests;
@@ -37,41 +38,44 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// The socket's name in the state folder.
+/// File name of the control socket in the state folder.
 pub const SOCKET_NAME: &str = "rollora.sock";
-/// Changes that come closer than this are told together.
+/// Delay of an overview after a change, so that several changes in quick succession are sent as one.
 const COALESCE_DELAY: Duration = Duration::from_millis(50);
 
-/// What a person asks for.
+/// Body of `POST /intent`: an action that a person requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IntentRequest {
-    /// What to do.
+    /// The action that is requested.
     pub verb: IntentKind,
-    /// The revision that the person saw.
+    /// Revision of the rollout that the person saw.
     pub revision: i64,
-    /// The step that the person saw.
+    /// Index of the step that the person saw. `None` if the rollout was at no step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<i32>,
-    /// Who asks, as they say themselves.
+    /// Name of the person as the client gives it, which is not verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claimed_by: Option<String>,
 }
 
-/// Why the control socket cannot be made.
+/// Error while creating the control socket.
 #[derive(Debug, thiserror::Error)]
-#[error("the control socket {path} cannot be made: {source}{}", path_length_hint(path))]
+#[error("the control socket {path} cannot be created: {source}{}", path_length_hint(path))]
 pub struct ControlError {
     path: PathBuf,
     source: io::Error,
 }
 
-/// Addresses of Unix sockets have 108 bytes.
+/// The address of a Unix socket has at most 108 bytes.
 fn path_length_hint(path: &Path) -> &'static str {
-    if path.as_os_str().len() > 100 { "; its path is too long: give a shorter one with --state" } else { "" }
+    if path.as_os_str().len() > 100 {
+        "; the path is too long for a socket: give a shorter one with --state"
+    } else {
+        ""
+    }
 }
 
-/// What the control socket tells of.
 #[derive(Clone)]
 pub(crate) struct ControlServer {
     pub(crate) store: LocalDocumentStore,
@@ -80,13 +84,15 @@ pub(crate) struct ControlServer {
     pub(crate) stop: CancellationToken,
 }
 
-/// Makes the socket. One that a killed process left is replaced: the folder's lock says that nobody listens there.
+/// Creates the socket. It replaces one that a killed process left: the folder's lock shows that no other process
+/// listens there.
 pub(crate) fn bind(folder: &Path) -> Result<UnixListener, ControlError> {
     let path = folder.join(SOCKET_NAME);
     bind_at(folder, &path).map_err(|source| ControlError { path, source })
 }
 
-/// The socket gets its mode where nobody else can reach it, and its place after that.
+/// Sets the socket's mode in a private folder before it moves the socket to `path`, so that no other user can ever
+/// connect.
 fn bind_at(folder: &Path, path: &Path) -> io::Result<UnixListener> {
     let private = folder.join(".s");
     if private.exists() {
@@ -101,7 +107,7 @@ fn bind_at(folder: &Path, path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers until it is stopped.
+/// Serves until `control.stop` is canceled.
 pub(crate) async fn serve(listener: UnixListener, control: ControlServer) -> io::Result<()> {
     let stop = control.stop.clone();
     let routes = Router::new()
@@ -114,7 +120,7 @@ pub(crate) async fn serve(listener: UnixListener, control: ControlServer) -> io:
 
 impl ControlServer {
     fn overview(&self) -> Overview {
-        let picture = self.store.snapshot();
+        let snapshot = self.store.snapshot();
         let inputs = self.store.inputs();
         let file = |path: &Path, problem: &Option<String>| FileView {
             path: path.display().to_string(),
@@ -124,12 +130,12 @@ impl ControlServer {
         Overview {
             at: now,
             listen: Some(self.listen.to_string()),
-            rollout: picture.rollout.as_ref().clone(),
-            rollout_file: file(&inputs.rollout, &picture.problems.rollout),
-            adapters_file: file(&inputs.adapters, &picture.problems.adapters),
+            rollout: snapshot.rollout.as_ref().clone(),
+            rollout_file: file(&inputs.rollout, &snapshot.problems.rollout),
+            adapters_file: file(&inputs.adapters, &snapshot.problems.adapters),
             servers: self.fleet.server_views(),
             rules: self.store.rules().report(now),
-            events: picture.events.iter().cloned().collect(),
+            events: snapshot.events.iter().cloned().collect(),
         }
     }
 }
@@ -143,17 +149,17 @@ async fn watch(State(control): State<ControlServer>) -> Response {
 }
 
 fn overview_stream(control: ControlServer) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    let view = control.store.subscribe_overview();
-    stream::unfold((control, view, true), |(control, mut view, first)| async move {
+    let changes = control.store.subscribe_overview();
+    stream::unfold((control, changes, true), |(control, mut changes, first)| async move {
         if !first {
-            let changed = control.stop.run_until_cancelled(view.changed()).await;
+            let changed = control.stop.run_until_cancelled(changes.changed()).await;
             changed?.ok()?;
             tokio::time::sleep(COALESCE_DELAY).await;
         }
-        view.mark_unchanged();
+        changes.mark_unchanged();
         let mut line = serde_json::to_vec(&control.overview()).ok()?;
         line.push(b'\n');
-        Some((Ok(line.into()), (control, view, false)))
+        Some((Ok(line.into()), (control, changes, false)))
     })
 }
 

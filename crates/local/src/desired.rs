@@ -1,9 +1,9 @@
-//! What each sidecar has to make true: the adapters file, and the operator's key in so far as it may reach that
+//! The desired state of each sidecar: the adapters file, and the operator directives as far as they may reach that
 //! server now.
 //!
-//! A trial may end the server that tries. So the entry that lets a server try an adapter reaches its sidecar only when
-//! no request is in flight there, while the gateway sends requests to others; and it is not kept back where there is
-//! nobody else to send them to, nor for longer than [`MAX_QUIETING`].
+//! A trial may crash the pilot server. Therefore the directive that lets a pilot load an adapter reaches its sidecar
+//! only when the server has no request in flight; meanwhile the gateway sends requests to other servers. The directive
+//! is not held back if no other server can take requests, nor for longer than [`MAX_DRAIN`].
 
 #[cfg(test)]
 mod tests;
@@ -14,22 +14,25 @@ use rollora_api::{
     adapters::DesiredAdapters, names::AdapterId, operator_directives::OperatorDirectives, sidecar_status::SidecarStatus,
 };
 
-/// For how long a trial waits for the end of requests at most.
+/// Maximum time that a trial waits for requests in flight to end.
 pub(crate) const MAX_DRAIN: SignedDuration = SignedDuration::from_secs(60);
 
-/// Adapters that `server` is to try and has not proven yet.
-pub(crate) fn pending_trials(key: Option<&OperatorDirectives>, server: &str, status: &SidecarStatus) -> Vec<String> {
-    let trials = key.into_iter().flat_map(|key| key.pilot_ids(server));
+/// Returns the ids that `server` must try as pilot and has not verified yet.
+pub(crate) fn pending_trials(
+    directives: Option<&OperatorDirectives>,
+    server: &str,
+    status: &SidecarStatus,
+) -> Vec<String> {
+    let trials = directives.into_iter().flat_map(|directives| directives.pilot_ids(server));
     trials.filter(|id| !status.is_verified(id)).map(AdapterId::to_string).collect()
 }
 
-/// What the gateway has to know of a server.
 pub(crate) fn routing_state(
-    key: Option<&OperatorDirectives>,
+    directives: Option<&OperatorDirectives>,
     server: &str,
     status: &SidecarStatus,
 ) -> ServerRoutingState {
-    let on_trial = pending_trials(key, server, status);
+    let on_trial = pending_trials(directives, server, status);
     let resident = status.adapters.iter().filter(|adapter| adapter.state.is_resident());
     let resident = resident.map(|adapter| adapter.id.to_string()).filter(|id| !on_trial.contains(id));
     ServerRoutingState {
@@ -40,31 +43,31 @@ pub(crate) fn routing_state(
     }
 }
 
-/// How far the trials on one server are.
+/// State of the trials on one server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) enum TrialState {
-    /// Nothing is to be tried.
+    /// No adapter is on trial.
     #[default]
     Inactive,
-    /// Requests in flight are waited for.
+    /// The trial waits until requests in flight have ended.
     Draining {
-        /// Since when.
+        /// Start of the wait.
         since: Timestamp,
     },
-    /// The sidecar may try these.
+    /// The sidecar may load these ids.
     Started(Vec<String>),
 }
 
 impl TrialState {
-    /// What becomes of it: `on_trial` is what is to be tried, `others` the number of servers that requests can go to
-    /// instead.
+    /// Moves to the next state. `on_trial` are the ids to try, `others` is the number of other servers that can take
+    /// requests.
     pub(crate) fn advance(&mut self, on_trial: &[String], in_flight: usize, others: usize, now: Timestamp) {
         let since = match self {
             _ if on_trial.is_empty() => {
                 *self = Self::Inactive;
                 return;
             }
-            Self::Started(begun) if on_trial.iter().all(|id| begun.contains(id)) => return,
+            Self::Started(started) if on_trial.iter().all(|id| started.contains(id)) => return,
             Self::Draining { since } => *since,
             _ => now,
         };
@@ -76,17 +79,16 @@ impl TrialState {
         };
     }
 
-    /// Whether requests in flight are waited for.
     pub(crate) fn is_draining(&self) -> bool {
         matches!(self, Self::Draining { .. })
     }
 
-    /// Whether the sidecar may try.
+    /// Whether the sidecar may load the adapters on trial.
     pub(crate) fn is_allowed(&self) -> bool {
         !self.is_draining()
     }
 
-    /// Until when requests are waited for.
+    /// End of the wait for requests in flight. `None` if nothing is waited for.
     pub(crate) fn deadline(&self) -> Option<Timestamp> {
         match self {
             Self::Draining { since } => Some(*since + MAX_DRAIN),
@@ -95,18 +97,22 @@ impl TrialState {
     }
 }
 
-/// What the sidecar of `server` has to make true; `trials` says whether entries for it as a pilot reach it already.
-pub(crate) fn desired_adapters(documents: &StoreSnapshot, server: &str, trials: bool) -> DesiredAdapters {
-    let mut key = documents.directives.parsed.as_deref().cloned().unwrap_or_else(|| initial_directives(documents));
-    if !trials {
-        key.pilots.retain(|pilot| pilot.pod != server);
+/// Builds the desired state for the sidecar of `server`, with or without the directives for it as pilot.
+pub(crate) fn desired_adapters(snapshot: &StoreSnapshot, server: &str, include_pilots: bool) -> DesiredAdapters {
+    let mut directives = snapshot.directives.parsed.as_deref().cloned().unwrap_or_else(|| initial_directives(snapshot));
+    if !include_pilots {
+        directives.pilots.retain(|pilot| pilot.pod != server);
     }
-    DesiredAdapters { file: documents.adapters.file.as_ref().clone(), directives: Some(key), hash: documents.hash() }
+    DesiredAdapters {
+        file: snapshot.adapters.file.as_ref().clone(),
+        directives: Some(directives),
+        hash: snapshot.hash(),
+    }
 }
 
-/// What holds before the operator wrote its key for the first time: without it, every server would load at once what
-/// one of them has to try first.
-fn initial_directives(documents: &StoreSnapshot) -> OperatorDirectives {
-    let managed = documents.rollout.spec.adapter.managed_pattern().map(str::to_owned).into_iter().collect();
+/// Directives before the operator has written any. Without them, every server would immediately load an adapter that a
+/// pilot must try first.
+fn initial_directives(snapshot: &StoreSnapshot) -> OperatorDirectives {
+    let managed = snapshot.rollout.spec.adapter.managed_pattern().map(str::to_owned).into_iter().collect();
     OperatorDirectives { managed, ..OperatorDirectives::default() }
 }

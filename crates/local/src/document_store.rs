@@ -1,9 +1,9 @@
-//! The port `Store` over the user's two files and the state folder.
+//! The operator's `DocumentStore` port over the user's two files and the state folder.
 //!
-//! Readers get the picture in memory and never wait. A write goes to disk first and then into the picture, on a thread
-//! of its own, one at a time: whoever stops waiting for it does not leave it half-done.
+//! Readers get the snapshot in memory and never wait. A write goes to disk first and then into the snapshot. Writes run
+//! on a blocking thread, one at a time, and complete even if their caller stops waiting.
 //!
-//! Invariant: what the picture says is on disk. The gateway's rules change in the write of a rewrite, not after it.
+//! Invariant: the snapshot is on disk. The gateway's rules change within the write of a rewrite, not after it.
 
 mod port;
 #[cfg(test)]
@@ -37,16 +37,15 @@ const REWRITES_JSON: &str = "rewrites.json";
 const DIRECTIVES_YAML: &str = "rollora.yaml";
 const EVENTS_JSON: &str = "events.json";
 
-/// The two files that a person edits.
+/// Paths of the two files that a user edits.
 #[derive(Debug, Clone)]
 pub struct InputFiles {
-    /// The Rollout.
+    /// Path of the Rollout file.
     pub rollout: PathBuf,
-    /// The adapters file.
+    /// Path of the adapters file: a plain `vLLMLoRAConfig`, or a ConfigMap that contains one.
     pub adapters: PathBuf,
 }
 
-/// The documents of one machine.
 #[derive(Clone)]
 pub(crate) struct LocalDocumentStore(Arc<StoreInner>);
 
@@ -56,27 +55,26 @@ struct StoreInner {
     snapshot: ArcSwap<StoreSnapshot>,
     write_lock: Mutex<()>,
     rules: Arc<ActiveRules>,
-    /// Counts what the operator should look at.
+    /// Counts changes that the operator must reconcile.
     reconcile_tx: watch::Sender<u64>,
-    /// Counts what a person may want to see.
+    /// Counts changes that an overview shows.
     overview_tx: watch::Sender<u64>,
 }
 
-/// Why the store cannot be opened.
+/// Error while opening the document store.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The state folder.
+    /// The state folder cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
-    /// One or both of the files; a problem a line.
+    /// One or both input files are invalid; one problem per line.
     #[error("{}", .0.join("\n"))]
     Input(Vec<String>),
-    /// A first document could not be written.
+    /// An initial document could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),
 }
 
-/// Why an intent was not taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IntentError {
     #[error(transparent)]
@@ -88,7 +86,7 @@ pub(crate) enum IntentError {
 }
 
 impl LocalDocumentStore {
-    /// Reads everything there is. Blocks.
+    /// Reads the input files and the state folder, and writes documents that are new or changed. Blocks.
     pub(crate) fn open(folder: StateFolder, inputs: InputFiles) -> Result<Self, OpenError> {
         let (file, adapters) = input::read_both(&inputs).map_err(OpenError::Input)?;
         let rollout = match folder.read::<Rollout>(ROLLOUT_JSON)? {
@@ -109,22 +107,22 @@ impl LocalDocumentStore {
             }
         };
         let rewrites: Vec<InferenceModelRewrite> = folder.read(REWRITES_JSON)?.unwrap_or_default();
-        let key = read_directives(&folder)?;
+        let directives = read_directives(&folder)?;
         let events = folder.read(EVENTS_JSON)?.unwrap_or_default();
         let rules = ActiveRules::new(rollout.spec.pool_ref.clone(), &[RewriteGroup::Current, RewriteGroup::Legacy]);
         rules.reset(&rewrites);
-        let picture = StoreSnapshot {
+        let snapshot = StoreSnapshot {
             rollout: Arc::new(rollout),
             rewrites: Arc::new(rewrites),
             adapters,
-            directives: key,
+            directives,
             events: Arc::new(events),
             problems: FileProblems::default(),
         };
         Ok(Self(Arc::new(StoreInner {
             folder,
             inputs,
-            snapshot: ArcSwap::from_pointee(picture),
+            snapshot: ArcSwap::from_pointee(snapshot),
             write_lock: Mutex::new(()),
             rules: Arc::new(rules),
             reconcile_tx: watch::Sender::new(0),
@@ -132,45 +130,42 @@ impl LocalDocumentStore {
         })))
     }
 
-    /// Everything, as it is now.
     pub(crate) fn snapshot(&self) -> Arc<StoreSnapshot> {
         self.0.snapshot.load_full()
     }
 
-    /// The rules in force at the gateway.
+    /// The rules that the gateway applies.
     pub(crate) fn rules(&self) -> &Arc<ActiveRules> {
         &self.0.rules
     }
 
-    /// The files that a person edits.
     pub(crate) fn inputs(&self) -> &InputFiles {
         &self.0.inputs
     }
 
-    /// Says that the operator should look again; people see something new then, too.
+    /// Wakes the operator and everything that watches the overview.
     pub(crate) fn notify(&self) {
         self.0.reconcile_tx.send_modify(|count| *count += 1);
         self.0.overview_tx.send_modify(|count| *count += 1);
     }
 
-    /// Changes with everything that a person may want to see.
+    /// Changes whenever the overview may have changed.
     pub(crate) fn subscribe_overview(&self) -> watch::Receiver<u64> {
         self.0.overview_tx.subscribe()
     }
 
-    /// Changes with everything that the operator should look at.
+    /// Changes whenever the operator must reconcile.
     pub(crate) fn subscribe_reconcile(&self) -> watch::Receiver<u64> {
         self.0.reconcile_tx.subscribe()
     }
 
-    /// Takes an intent.
     pub(crate) async fn record_intent(&self, intent: Intent) -> Result<(), IntentError> {
         let store = self.clone();
         let written = tokio::task::spawn_blocking(move || {
-            store.0.update(|inner, picture| {
-                let rollout = picture.with_intent(&intent)?;
+            store.0.update(|inner, snapshot| {
+                let rollout = snapshot.with_intent(&intent)?;
                 inner.folder.write(ROLLOUT_JSON, &rollout)?;
-                picture.rollout = Arc::new(rollout);
+                snapshot.rollout = Arc::new(rollout);
                 Ok::<_, IntentError>(())
             })
         });
@@ -179,87 +174,88 @@ impl LocalDocumentStore {
         Ok(())
     }
 
-    /// Takes in what the Rollout's file says now. Blocks.
+    /// Applies the content of the Rollout file, or records its problem. Blocks.
     pub(crate) fn apply_rollout_file(&self, read: Result<ParsedRollout, String>) {
-        self.0.update(|inner, picture| {
-            let taken = read.and_then(|file| {
-                let changed = updated_rollout(&picture.rollout, &file.rollout);
+        self.0.update(|inner, snapshot| {
+            let applied = read.and_then(|file| {
+                let changed = updated_rollout(&snapshot.rollout, &file.rollout);
                 let changed = changed.map_err(|errors| file.describe_errors(&inner.inputs.rollout, errors))?;
                 if let Some(changed) = &changed {
                     inner.folder.write(ROLLOUT_JSON, changed).map_err(|error| error.to_string())?;
                 }
                 Ok(changed)
             });
-            match taken {
+            match applied {
                 Ok(changed) => {
                     if let Some(changed) = changed {
-                        tracing::info!(file = %inner.inputs.rollout.display(), generation = changed.metadata.generation, "rollout file taken");
-                        picture.rollout = Arc::new(changed);
+                        let generation = changed.metadata.generation;
+                        tracing::info!(file = %inner.inputs.rollout.display(), generation, "rollout file applied");
+                        snapshot.rollout = Arc::new(changed);
                     }
-                    update_problem(&inner.inputs.rollout, &mut picture.problems.rollout, None);
+                    update_problem(&inner.inputs.rollout, &mut snapshot.problems.rollout, None);
                 }
-                Err(problem) => update_problem(&inner.inputs.rollout, &mut picture.problems.rollout, Some(problem)),
+                Err(problem) => update_problem(&inner.inputs.rollout, &mut snapshot.problems.rollout, Some(problem)),
             }
         });
         self.notify();
     }
 
-    /// Takes in what the adapters file says now. Blocks.
+    /// Applies the content of the adapters file, or records its problem. Blocks.
     pub(crate) fn apply_adapters_file(&self, read: Result<AdaptersContent, String>) {
-        self.0.update(|inner, picture| match read {
+        self.0.update(|inner, snapshot| match read {
             Ok(adapters) => {
-                if adapters.text != picture.adapters.text {
-                    tracing::info!(file = %inner.inputs.adapters.display(), "adapters file taken");
-                    picture.adapters = adapters;
+                if adapters.text != snapshot.adapters.text {
+                    tracing::info!(file = %inner.inputs.adapters.display(), "adapters file applied");
+                    snapshot.adapters = adapters;
                 }
-                update_problem(&inner.inputs.adapters, &mut picture.problems.adapters, None);
+                update_problem(&inner.inputs.adapters, &mut snapshot.problems.adapters, None);
             }
-            Err(problem) => update_problem(&inner.inputs.adapters, &mut picture.problems.adapters, Some(problem)),
+            Err(problem) => update_problem(&inner.inputs.adapters, &mut snapshot.problems.adapters, Some(problem)),
         });
         self.notify();
     }
 
-    /// Keeps an event. Blocks.
+    /// Stores an event. Blocks.
     fn record_event(&self, event: EventRecord) {
-        self.0.update(|inner, picture| {
-            let events = picture.with_event(event);
+        self.0.update(|inner, snapshot| {
+            let events = snapshot.with_event(event);
             if let Err(error) = inner.folder.write(EVENTS_JSON, &events) {
-                tracing::warn!(%error, "event not kept");
+                tracing::warn!(%error, "event cannot be stored");
             }
-            picture.events = Arc::new(events);
+            snapshot.events = Arc::new(events);
         });
         self.0.overview_tx.send_modify(|count| *count += 1);
     }
 }
 
 impl StoreInner {
-    /// Runs `change` alone, on a copy of the picture that then takes the old one's place.
+    /// Runs `change` exclusively, on a copy of the snapshot that then replaces it.
     fn update<T>(&self, change: impl FnOnce(&Self, &mut StoreSnapshot) -> T) -> T {
-        // A picture is put in place whole or not at all, so that a panic of another writer leaves no half of one.
-        let _alone = self.write_lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut picture = StoreSnapshot::clone(&self.snapshot.load());
-        let result = change(self, &mut picture);
-        self.snapshot.store(Arc::new(picture));
+        // The snapshot is replaced whole or not at all, so a lock that a panic has poisoned is safe to use.
+        let _guard = self.write_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut snapshot = StoreSnapshot::clone(&self.snapshot.load());
+        let result = change(self, &mut snapshot);
+        self.snapshot.store(Arc::new(snapshot));
         result
     }
 }
 
-/// Remembers what is wrong, and says it once in the log.
-fn update_problem(file: &Path, known: &mut Option<String>, problem: Option<String>) {
+/// Records the problem of a file, and logs it when it changes.
+fn update_problem(file: &Path, current: &mut Option<String>, problem: Option<String>) {
     match &problem {
-        Some(problem) if known.as_ref() != Some(problem) => {
-            tracing::warn!("{problem}; what was in force stays in force");
+        Some(problem) if current.as_ref() != Some(problem) => {
+            tracing::warn!("{problem}; the last valid content stays active");
         }
-        None if known.is_some() => tracing::info!(file = %file.display(), "good again"),
+        None if current.is_some() => tracing::info!(file = %file.display(), "file is valid again"),
         _ => {}
     }
-    *known = problem;
+    *current = problem;
 }
 
 fn read_directives(folder: &StateFolder) -> Result<DirectivesContent, StateError> {
     let Some(text) = folder.read_text(DIRECTIVES_YAML)? else { return Ok(DirectivesContent::default()) };
     match OperatorDirectives::parse(&text) {
-        Ok(key) => Ok(DirectivesContent { text: Some(text.into()), parsed: Some(Arc::new(key)) }),
+        Ok(directives) => Ok(DirectivesContent { text: Some(text.into()), parsed: Some(Arc::new(directives)) }),
         Err(problem) => Err(StateError::Corrupt {
             path: folder.document_path(DIRECTIVES_YAML),
             line: 1,
@@ -268,7 +264,7 @@ fn read_directives(folder: &StateFolder) -> Result<DirectivesContent, StateError
     }
 }
 
-/// How a write ended, for the operator.
+/// Maps a failed write to the outcome that the operator gets.
 fn write_outcome(error: &WriteError) -> WriteOutcome {
     match error {
         WriteError::NotWritten { .. } => WriteOutcome::Unavailable(error.to_string()),

@@ -1,7 +1,8 @@
-//! The servers and their sidecars: what each is told and what it tells, for the operator and the gateway alike.
+//! The vLLM servers and their sidecars: sends the desired state to the sidecars, and their statuses to the operator and
+//! the gateway.
 //!
-//! Invariant: the gateway knows what the operator knows. Both get what sidecars say from [`LocalFleet::refresh`], so
-//! that weight never arrives before the gateway has heard who has the adapter.
+//! Invariant: the gateway knows what the operator knows. Both get the statuses through [`LocalFleet::refresh`], so that
+//! an adapter never gets weight before the gateway knows which servers have it.
 
 #[cfg(test)]
 mod tests;
@@ -20,10 +21,9 @@ use rollora_sidecar::{Heartbeat, UsagePollBoost, full_status};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, watch};
 
-/// The name of the only router of one machine.
+/// Name under which the gateway, the only router, is reported.
 const GATEWAY_NAME: &str = "gateway";
 
-/// The servers of one machine.
 #[derive(Clone)]
 pub(crate) struct LocalFleet(Arc<FleetInner>);
 
@@ -32,88 +32,88 @@ struct FleetInner {
     servers: Arc<GatewayServers>,
     sidecars: Vec<SidecarHandle>,
     trials: Mutex<Vec<TrialState>>,
-    /// Since when servers are not Ready that may be so again as they are.
+    /// Per server, since when it runs without being Ready. `None` if it is Ready or down.
     unready_since: Mutex<Vec<Option<Timestamp>>>,
-    /// Rung by the gateway when a server is quiet and that is awaited.
+    /// Notified by the gateway when a draining server has no more requests in flight.
     drained: Arc<Notify>,
 }
 
-/// One server with its sidecar.
+/// Channels to and from the sidecar of one server.
 pub(crate) struct SidecarHandle {
-    /// Where the server is.
+    /// Base URL of the server.
     pub(crate) url: String,
-    /// What its sidecar is told.
+    /// Sends the desired state to the sidecar.
     pub(crate) desired: watch::Sender<Option<Arc<DesiredAdapters>>>,
-    /// What its sidecar tells.
+    /// Receives the status of the sidecar.
     pub(crate) status: watch::Receiver<Arc<SidecarStatus>>,
-    /// What its sidecar tells beside that, because it moves all the time.
+    /// Receives the part of the status that changes all the time, kept apart so that it wakes no receiver of `status`.
     pub(crate) heartbeat: watch::Receiver<Option<Heartbeat>>,
-    /// Where its sidecar is told that somebody looks.
+    /// Makes the sidecar poll the usage of adapters more often.
     pub(crate) usage_poll_boost: UsagePollBoost,
 }
 
 impl LocalFleet {
-    /// The servers, `members` in their order.
+    /// Creates the fleet; `sidecars` are in the order of `servers`.
     pub(crate) fn new(
         store: LocalDocumentStore,
         servers: Arc<GatewayServers>,
-        members: Vec<SidecarHandle>,
-        bell: Arc<Notify>,
+        sidecars: Vec<SidecarHandle>,
+        drained: Arc<Notify>,
     ) -> Self {
-        let trials = Mutex::new(vec![TrialState::default(); members.len()]);
-        let unready = Mutex::new(vec![None; members.len()]);
-        Self(Arc::new(FleetInner { store, servers, sidecars: members, trials, unready_since: unready, drained: bell }))
+        let trials = Mutex::new(vec![TrialState::default(); sidecars.len()]);
+        let unready = Mutex::new(vec![None; sidecars.len()]);
+        Self(Arc::new(FleetInner { store, servers, sidecars, trials, unready_since: unready, drained }))
     }
 
-    /// Hands what is known on: to the gateway what the sidecars say, to the sidecars what is desired.
+    /// Sends the statuses of the sidecars to the gateway, and the desired state to the sidecars.
     pub(crate) fn refresh(&self) {
-        let documents = self.0.store.snapshot();
-        let key = documents.directives.parsed.as_deref();
-        let known: Vec<_> = self
+        let snapshot = self.0.store.snapshot();
+        let directives = snapshot.directives.parsed.as_deref();
+        let routing: Vec<_> = self
             .sidecars_with_servers()
-            .map(|(member, server)| routing_state(key, &server.name, &member.status.borrow()))
+            .map(|(sidecar, server)| routing_state(directives, &server.name, &sidecar.status.borrow()))
             .collect();
-        // First the gateway, so that no request goes to a server whose trial begins below.
-        self.0.servers.update_routing(&known);
-        let calm =
-            |index: usize| known[index].ready && !known[index].pilot && !self.0.servers.all()[index].is_suspect();
+        // The gateway comes first, so that it sends no request to a server whose trial begins below.
+        self.0.servers.update_routing(&routing);
+        let can_take_requests =
+            |index: usize| routing[index].ready && !routing[index].pilot && !self.0.servers.all()[index].is_suspect();
         let mut trials = self.0.trials.lock().unwrap_or_else(PoisonError::into_inner);
-        for (index, (member, server)) in self.sidecars_with_servers().enumerate() {
-            let others = (0..known.len()).filter(|other| *other != index && calm(*other)).count();
+        for (index, (sidecar, server)) in self.sidecars_with_servers().enumerate() {
+            let others = (0..routing.len()).filter(|other| *other != index && can_take_requests(*other)).count();
             let trial = &mut trials[index];
-            trial.advance(&known[index].on_trial, server.in_flight(), others, clock::now());
+            trial.advance(&routing[index].on_trial, server.in_flight(), others, clock::now());
             server.set_notify_drained(trial.is_draining());
-            let wanted = desired_adapters(&documents, &server.name, trial.is_allowed());
-            member.desired.send_if_modified(|current| {
-                let changed = current.as_deref() != Some(&wanted);
+            let desired = desired_adapters(&snapshot, &server.name, trial.is_allowed());
+            sidecar.desired.send_if_modified(|current| {
+                let changed = current.as_deref() != Some(&desired);
                 if changed {
-                    *current = Some(Arc::new(wanted));
+                    *current = Some(Arc::new(desired));
                 }
                 changed
             });
         }
     }
 
-    /// Refreshes whenever something happened, for as long as the process runs.
+    /// Refreshes after every change, for as long as the process runs.
     pub(crate) async fn run(&self) {
-        let mut work = self.0.store.subscribe_reconcile();
+        let mut changes = self.0.store.subscribe_reconcile();
         loop {
             self.refresh();
             let deadline = self.time_to_deadline(clock::now());
             tokio::select! {
-                changed = work.changed() => if changed.is_err() { return },
+                changed = changes.changed() => if changed.is_err() { return },
                 () = self.0.drained.notified() => {}
                 () = tokio::time::sleep(deadline) => {}
             }
         }
     }
 
-    /// Follows what one sidecar says, for as long as it runs.
+    /// Follows the status of one sidecar until the sidecar ends.
     pub(crate) async fn watch_sidecar(&self, index: usize) {
-        let (Some(member), Some(server)) = (self.0.sidecars.get(index), self.0.servers.all().get(index)) else {
+        let (Some(sidecar), Some(server)) = (self.0.sidecars.get(index), self.0.servers.all().get(index)) else {
             return;
         };
-        let mut status = member.status.clone();
+        let mut status = sidecar.status.clone();
         while status.changed().await.is_ok() {
             server.clear_suspicion();
             self.refresh();
@@ -121,30 +121,27 @@ impl LocalFleet {
         }
     }
 
-    /// Every server, for people.
     pub(crate) fn server_views(&self) -> Vec<ServerView> {
-        let documents = self.0.store.snapshot();
-        let key = documents.directives.parsed.as_deref();
-        let view = |(member, server): (&SidecarHandle, &Arc<GatewayServer>)| {
-            let status = full_status(&member.status, &member.heartbeat);
-            let facts = routing_state(key, &server.name, &status);
+        let snapshot = self.0.store.snapshot();
+        let directives = snapshot.directives.parsed.as_deref();
+        let view = |(sidecar, server): (&SidecarHandle, &Arc<GatewayServer>)| {
+            let status = full_status(&sidecar.status, &sidecar.heartbeat);
+            let routing = routing_state(directives, &server.name, &status);
             ServerView {
                 name: server.name.clone(),
-                ready: facts.ready && !server.is_suspect(),
+                ready: routing.ready && !server.is_suspect(),
                 in_flight: server.in_flight(),
-                pilot: facts.pilot,
+                pilot: routing.pilot,
                 status,
             }
         };
         self.sidecars_with_servers().map(view).collect()
     }
 
-    /// What each sidecar tells.
     pub(crate) fn sidecar_statuses(&self) -> Vec<watch::Receiver<Arc<SidecarStatus>>> {
-        self.0.sidecars.iter().map(|member| member.status.clone()).collect()
+        self.0.sidecars.iter().map(|sidecar| sidecar.status.clone()).collect()
     }
 
-    /// The gateway's servers.
     pub(crate) fn servers(&self) -> &Arc<GatewayServers> {
         &self.0.servers
     }
@@ -165,21 +162,21 @@ impl Fleet for LocalFleet {
     async fn servers(&self, _: &RolloutKey, _: &PoolRef) -> Result<Polled<ObservedServer>, ReadError> {
         self.refresh();
         let now = clock::now();
-        // Nothing that holds this lock can panic half way: the content is good in any case.
+        // No code under this lock can leave the content half-changed, so a poisoned lock is safe to use.
         let mut unready = self.0.unready_since.lock().unwrap_or_else(PoisonError::into_inner);
-        let server = |((member, server), unready): ((&SidecarHandle, &Arc<GatewayServer>), &mut Option<Timestamp>)| {
-            member.usage_poll_boost.request();
-            let status = Arc::new(full_status(&member.status, &member.heartbeat));
+        let server = |((sidecar, server), unready): ((&SidecarHandle, &Arc<GatewayServer>), &mut Option<Timestamp>)| {
+            sidecar.usage_poll_boost.request();
+            let status = Arc::new(full_status(&sidecar.status, &sidecar.heartbeat));
             let ready = status.server.is_some() && status.readiness.ready && !server.is_suspect();
-            // One that is down comes back as another one, and is looked at then.
+            // A server that is down comes back as another process, and its time begins then.
             *unready = (!ready && status.server.is_some()).then(|| unready.unwrap_or(now));
-            let (unready_since, leaving) = (*unready, false);
+            let (unready_since, terminating) = (*unready, false);
             ObservedServer {
                 name: server.name.clone(),
-                uid: member.url.clone(),
+                uid: sidecar.url.clone(),
                 ready,
                 unready_since,
-                terminating: leaving,
+                terminating,
                 status: Ok(status),
             }
         };

@@ -1,9 +1,10 @@
-//! The gateway: a streaming reverse proxy in front of the servers.
+//! The gateway: a streaming reverse proxy in front of the vLLM servers.
 //!
-//! What happens to a request is decided by `rollora-router`, the server by [`choose`]; this is the plumbing between
-//! them. A request's body is held whole, because its model decides where it goes; an answer is passed on as it comes.
+//! `rollora-router` decides what happens to a request, and [`balancer`] chooses the server; this module connects the
+//! two. A request body is buffered whole, because its model decides where the request goes; a response is streamed.
 //!
-//! Invariants: a request is written to at most one server. A client that goes away takes its request off the server.
+//! Invariants: a request is written to at most one server. When a client disconnects, its request ends on the server
+//! too.
 
 mod balancer;
 mod body;
@@ -33,16 +34,15 @@ use rollora_router::{
 use servers::GatewayServers;
 use std::sync::Arc;
 
-/// How much of request bodies is held.
+/// Limits on buffered request bodies, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BodyLimits {
-    /// Of one request.
+    /// Limit for one request.
     pub(crate) per_request: usize,
-    /// Of all together.
+    /// Limit for all requests together.
     pub(crate) total: usize,
 }
 
-/// The gateway.
 #[derive(Debug)]
 pub(crate) struct Gateway {
     servers: Arc<GatewayServers>,
@@ -56,7 +56,6 @@ impl Gateway {
         Self { servers, rules, max_body: limits.per_request, budget: BodyBudget::new(limits.total) }
     }
 
-    /// Answers one request.
     async fn handle(&self, request: Request<Incoming>) -> Response<ResponseBody> {
         let (mut head, body) = request.into_parts();
         if headers::wants_upgrade(&head.headers) {
@@ -64,12 +63,12 @@ impl Gateway {
         }
         remove_internal(&mut head.headers);
         let (mut exchange, action) = self.begin_exchange(&head, !body.is_end_stream());
-        let answered = match action {
+        let result = match action {
             HeadAction::Refuse(refusal) => Err(refusal.into()),
             HeadAction::Forward | HeadAction::ReadBody => self.proxy(&mut exchange, head, body, action).await,
         };
-        match answered {
-            Ok(answered) => client_response(answered, exchange),
+        match result {
+            Ok(response) => client_response(response, exchange),
             Err(refusal) => {
                 let mut response = refusal.into_response();
                 let target = exchange.response_head(response.status(), clock::now());
@@ -81,8 +80,8 @@ impl Gateway {
 
     fn begin_exchange(&self, head: &Parts, has_body: bool) -> (Exchange, HeadAction) {
         let target = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-        let known = RequestHead { path_and_query: target, headers: &head.headers, has_body };
-        Exchange::begin(&self.rules, PathGuard::Strict, &known, clock::now())
+        let request_head = RequestHead { path_and_query: target, headers: &head.headers, has_body };
+        Exchange::begin(&self.rules, PathGuard::Strict, &request_head, clock::now())
     }
 
     async fn proxy(
@@ -92,17 +91,17 @@ impl Gateway {
         body: Incoming,
         action: HeadAction,
     ) -> Result<ServerResponse, GatewayRefusal> {
-        let (body, hold) = body::buffer_body(body, self.max_body, &self.budget).await?;
+        let (body, permit) = body::buffer_body(body, self.max_body, &self.budget).await?;
         let action = match action {
             HeadAction::ReadBody => exchange.request_body(&body, rand::random(), clock::now()),
             _ => BodyAction::Forward,
         };
         let (body, by_rule) = match action {
             BodyAction::Refuse(refusal) => return Err(refusal.into()),
-            BodyAction::Replace(spliced) => (BodyChunks::new(spliced.parts, hold), true),
-            BodyAction::Forward => (BodyChunks::new([body], hold), false),
+            BodyAction::Replace(spliced) => (BodyChunks::new(spliced.parts, permit), true),
+            BodyAction::Forward => (BodyChunks::new([body], permit), false),
         };
-        let need = match exchange.served_model() {
+        let requirement = match exchange.served_model() {
             Some(model) if by_rule => ServerRequirement::Target(model),
             Some(model) => ServerRequirement::Model(model),
             None => ServerRequirement::Any,
@@ -110,16 +109,16 @@ impl Gateway {
         headers::drop_hop_by_hop(&mut head.headers);
         headers::drop_framing(&mut head.headers);
         let request = server_request(head, body);
-        forward(&self.servers, need, request).await.map_err(|error| match error {
-            ForwardError::NoServer(why) => {
-                GatewayRefusal::NoServer(why, exchange.served_model().unwrap_or_default().to_owned())
+        forward(&self.servers, requirement, request).await.map_err(|error| match error {
+            ForwardError::NoServer(reason) => {
+                GatewayRefusal::NoServer(reason, exchange.served_model().unwrap_or_default().to_owned())
             }
             ForwardError::Disconnected { .. } => GatewayRefusal::ServerDisconnected(error.to_string()),
         })
     }
 }
 
-/// The request as a server gets it: path and query alone, whatever form the client used.
+/// Builds the request for a server. Its URI has path and query only, whatever form the client used.
 fn server_request(head: Parts, body: BodyChunks) -> Request<BodyChunks> {
     let path = head.uri.into_parts().path_and_query.unwrap_or(PathAndQuery::from_static("/"));
     let mut request = Request::new(body);
@@ -129,9 +128,8 @@ fn server_request(head: Parts, body: BodyChunks) -> Request<BodyChunks> {
     request
 }
 
-/// The answer as the client gets it.
-fn client_response(answered: ServerResponse, mut exchange: Exchange) -> Response<ResponseBody> {
-    let ServerResponse { response, connection, guard: lease } = answered;
+fn client_response(server_response: ServerResponse, mut exchange: Exchange) -> Response<ResponseBody> {
+    let ServerResponse { response, connection, guard } = server_response;
     let (mut head, incoming) = response.into_parts();
     head.version = Version::HTTP_11;
     headers::drop_hop_by_hop(&mut head.headers);
@@ -139,6 +137,6 @@ fn client_response(answered: ServerResponse, mut exchange: Exchange) -> Response
     set_target_header(&mut head.headers, target.as_ref());
     Response::from_parts(
         head,
-        ResponseBody::Server(Box::new(ServerResponseBody::new(incoming, connection, lease, exchange))),
+        ResponseBody::Server(Box::new(ServerResponseBody::new(incoming, connection, guard, exchange))),
     )
 }

@@ -1,7 +1,7 @@
-//! The two files that a person edits: reading them strictly, and noticing that they changed.
+//! The two files that a user edits: strict parsing, and detection of changes.
 //!
-//! A file is taken once two looks in a row found the same content, so that one which an editor is still writing, or
-//! which is away for a moment while it is replaced, is not mistaken for what the person meant.
+//! A changed file is applied once two consecutive reads have found the same content. So a file that an editor is still
+//! writing, or that is missing for a moment while it is replaced, is not mistaken for what the user meant.
 
 #[cfg(test)]
 mod tests;
@@ -22,13 +22,13 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How often the files are looked at.
+/// Interval at which the files are checked for changes.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Reads both files; every problem of either, in words.
+/// Reads both files. The error lists every problem of both.
 pub(crate) fn read_both(inputs: &InputFiles) -> Result<(ParsedRollout, AdaptersContent), Vec<String>> {
     let rollout = read_text(&inputs.rollout).and_then(|text| parse_rollout(&inputs.rollout, text));
-    // Where the Rollout cannot be read, the adapters file is checked all the same, under its usual key.
+    // If the Rollout is invalid, the adapters file is checked all the same, under the default key.
     let key = rollout.as_ref().map_or("configmap.yaml", |file| file.rollout.spec.adapters_ref.key.as_str());
     let adapters = read_text(&inputs.adapters).and_then(|text| parse_adapters(&inputs.adapters, &text, key));
     match (rollout, adapters) {
@@ -37,7 +37,7 @@ pub(crate) fn read_both(inputs: &InputFiles) -> Result<(ParsedRollout, AdaptersC
     }
 }
 
-/// A Rollout as it stands in its file.
+/// A parsed Rollout file, with its text for the line numbers of errors.
 #[derive(Debug)]
 pub(crate) struct ParsedRollout {
     pub(crate) rollout: Rollout,
@@ -45,7 +45,7 @@ pub(crate) struct ParsedRollout {
 }
 
 impl ParsedRollout {
-    /// Says what is wrong with fields of the Rollout, with file and line.
+    /// Formats errors in fields of the Rollout, with file and line.
     pub(crate) fn describe_errors(&self, path: &Path, errors: Vec<FieldError>) -> String {
         let problem = |error: FieldError| Diagnostic {
             line: line_of_field(&self.text, &error.path),
@@ -57,7 +57,6 @@ impl ParsedRollout {
     }
 }
 
-/// Reads a Rollout.
 pub(crate) fn parse_rollout(path: &Path, text: String) -> Result<ParsedRollout, String> {
     match Rollout::from_yaml(&text) {
         Ok(rollout) => Ok(ParsedRollout { rollout, text }),
@@ -65,7 +64,7 @@ pub(crate) fn parse_rollout(path: &Path, text: String) -> Result<ParsedRollout, 
     }
 }
 
-/// Reads an adapters file, plain or in its ConfigMap under `key`.
+/// Parses an adapters file, either plain or under `key` of a ConfigMap.
 pub(crate) fn parse_adapters(path: &Path, text: &str, key: &str) -> Result<AdaptersContent, String> {
     let read = AdaptersText::new(text, key).and_then(|text| text.parse().map(|parsed| (text, parsed)));
     let (text, parsed) = read.map_err(|error| format!("{}: {error}", path.display()))?;
@@ -82,45 +81,45 @@ fn read_text(path: &Path) -> Result<String, String> {
 fn read_error(path: &Path, error: &io::Error) -> String {
     let path = path.display();
     match error.kind() {
-        io::ErrorKind::NotFound => format!("{path}: there is no such file: put it there"),
+        io::ErrorKind::NotFound => format!("{path}: there is no such file: create it"),
         io::ErrorKind::InvalidData => format!("{path}: not UTF-8: save it as UTF-8 text"),
         _ => format!("{path} cannot be read: {error}"),
     }
 }
 
-/// Watches both files for as long as the process runs, and tells the store.
+/// Watches both files until `stop` is canceled, and applies their changes to the store.
 pub(crate) async fn watch_files(store: LocalDocumentStore, stop: CancellationToken) {
     let (mut rollout, mut adapters) = (WatchedFile::default(), WatchedFile::default());
     while stop.run_until_cancelled(tokio::time::sleep(POLL_INTERVAL)).await.is_some() {
-        let (again, mut before) = (store.clone(), (rollout, adapters));
-        let looked = tokio::task::spawn_blocking(move || {
-            poll_files(&again, &mut before.0, &mut before.1);
-            before
+        let (store, mut files) = (store.clone(), (rollout, adapters));
+        let polled = tokio::task::spawn_blocking(move || {
+            poll_files(&store, &mut files.0, &mut files.1);
+            files
         });
-        match looked.await {
-            Ok(after) => (rollout, adapters) = after,
+        match polled.await {
+            Ok(files) => (rollout, adapters) = files,
             Err(error) => {
-                tracing::error!(%error, "the files are not watched any more");
+                tracing::error!(%error, "the watch of the input files failed");
                 return;
             }
         }
     }
 }
 
-/// Has the adapters file read now, and taken where it is good. As in [`watch`], news count when they were seen twice.
+/// Reads the adapters file now, and applies it if it is valid. As in [`watch_files`], new content must be found twice.
 pub(crate) async fn reload_adapters(store: &LocalDocumentStore) {
     let path = store.inputs().adapters.clone();
-    let mut seen = read_file(path.clone()).await;
-    while seen.as_deref() != Ok(store.snapshot().adapters.text.full_text()) {
+    let mut content = read_file(path.clone()).await;
+    while content.as_deref() != Ok(store.snapshot().adapters.text.full_text()) {
         tokio::time::sleep(POLL_INTERVAL).await;
-        let again = read_file(path.clone()).await;
-        if again == seen {
+        let reread = read_file(path.clone()).await;
+        if reread == content {
             break;
         }
-        seen = again;
+        content = reread;
     }
     let key = store.snapshot().rollout.spec.adapters_ref.key.clone();
-    if let Ok(adapters) = seen.and_then(|text| parse_adapters(&path, &text, &key)) {
+    if let Ok(adapters) = content.and_then(|text| parse_adapters(&path, &text, &key)) {
         store.apply_adapters_file(Ok(adapters));
     }
 }
@@ -132,22 +131,21 @@ async fn read_file(path: PathBuf) -> FileContent {
 
 fn poll_files(store: &LocalDocumentStore, rollout: &mut WatchedFile, adapters: &mut WatchedFile) {
     let inputs = store.inputs();
-    if let Some(news) = rollout.poll(&inputs.rollout) {
-        let news = news.and_then(|text| parse_rollout(&inputs.rollout, text));
-        store.apply_rollout_file(news);
-        // The Rollout says under which key of a ConfigMap the adapters stand.
+    if let Some(content) = rollout.poll(&inputs.rollout) {
+        store.apply_rollout_file(content.and_then(|text| parse_rollout(&inputs.rollout, text)));
+        // The Rollout names the ConfigMap key of the adapters, so their file must be parsed again.
         *adapters = WatchedFile::default();
     }
-    if let Some(news) = adapters.poll(&inputs.adapters) {
-        let picture = store.snapshot();
-        let key = &picture.rollout.spec.adapters_ref.key;
-        store.apply_adapters_file(news.and_then(|text| parse_adapters(&inputs.adapters, &text, key)));
+    if let Some(content) = adapters.poll(&inputs.adapters) {
+        let snapshot = store.snapshot();
+        let key = &snapshot.rollout.spec.adapters_ref.key;
+        store.apply_adapters_file(content.and_then(|text| parse_adapters(&inputs.adapters, &text, key)));
     }
 }
 
 type FileContent = Result<String, String>;
 
-/// One file, and what was seen of it.
+/// State of the change detection for one file.
 #[derive(Default)]
 struct WatchedFile {
     accepted: Option<FileContent>,
@@ -155,12 +153,12 @@ struct WatchedFile {
     pending: Option<FileContent>,
 }
 
-/// What tells that a file may have changed, without reading it.
+/// Modification time, length and inode, which reveal most changes of a file without reading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct FileStamp(Option<(std::time::SystemTime, u64, u64)>);
 
 impl WatchedFile {
-    /// The content, where it is another than was taken before, and was the same at the last look.
+    /// Returns the content if it differs from the last accepted one and was the same at the previous poll.
     fn poll(&mut self, path: &Path) -> Option<FileContent> {
         let stamp = FileStamp::of(path);
         if self.pending.is_none() && self.stamp.as_ref() == Some(&stamp) {

@@ -1,6 +1,6 @@
-//! Rollora on one machine: the ports over files and a state folder, and a small streaming gateway.
+//! Rollora on one machine: the operator's ports over files and a state folder, and a small streaming gateway.
 //!
-//! [`run`] is everything in one process. [`Overview`] is what it tells over its control socket.
+//! [`run`] runs all parts in one process. Its control socket serves an [`Overview`] to the CLI.
 
 mod admin;
 mod clock;

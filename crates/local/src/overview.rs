@@ -1,63 +1,64 @@
-//! What `rollora local` tells `rollora` over the control socket: plain data, the same type on both sides.
+//! The data that `rollora local` sends over the control socket, in the types that both sides use.
 
 use crate::snapshot::EventRecord;
 use jiff::Timestamp;
 use rollora_api::{rollout::Rollout, router_report::RulesReport, sidecar_status::SidecarStatus};
 use serde::{Deserialize, Serialize};
 
-/// Everything that a person may want to see, at one moment.
+/// Everything that the CLI shows of one Rollout, at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Overview {
-    /// When this was put together.
+    /// When the overview was created.
     pub at: Timestamp,
-    /// Where the gateway listens; none where there is no gateway of ours.
+    /// Address on which the gateway listens. `None` if the Rollout is on a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listen: Option<String>,
-    /// The Rollout, with its status.
+    /// The Rollout, including its status.
     pub rollout: Rollout,
-    /// The Rollout's file.
+    /// State of the Rollout file.
     pub rollout_file: FileView,
-    /// The adapters file.
+    /// State of the adapters file.
     pub adapters_file: FileView,
-    /// Every vLLM server.
+    /// All vLLM servers behind the gateway; empty if the Rollout is on a cluster.
     pub servers: Vec<ServerView>,
-    /// The rules in force at the gateway.
+    /// The rules that the gateway applies; empty if the Rollout is on a cluster.
     pub rules: RulesReport,
-    /// What happened, oldest first.
+    /// The last events, oldest first.
     pub events: Vec<EventRecord>,
 }
 
-/// One of the two files.
+/// State of one input file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FileView {
-    /// Where it is.
+    /// Path of the file; empty if the Rollout is on a cluster.
     pub path: String,
-    /// Why it is not in force as it stands now: file, line, fix. What was in force before stays in force.
+    /// Why the current content is not active: file, line and fix. The last valid content stays active. `None` if the
+    /// current content is active.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
 
-/// One vLLM server.
+/// State of one vLLM server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerView {
-    /// Its host and port.
+    /// Host and port of the server.
     pub name: String,
-    /// Whether the gateway sends requests there.
+    /// Whether the gateway sends requests to the server.
     pub ready: bool,
-    /// Requests in flight there.
+    /// Number of requests in flight on the server.
     pub in_flight: usize,
-    /// Whether an adapter is on trial there, so that requests go elsewhere if they can.
+    /// Whether an adapter is on trial there, so that requests go to other servers if possible.
     pub pilot: bool,
-    /// What its sidecar says.
+    /// Status that the server's sidecar reports.
     pub status: SidecarStatus,
 }
 
-/// What the control socket answers where it does not do what it was asked.
+/// Body of an error response of the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorResponse {
-    /// Why, in words.
+    /// Why the request was refused, for people.
     pub error: String,
 }

@@ -1,5 +1,4 @@
-//! Everything of one machine in one process: a sidecar beside each server, the operator, the gateway, the control
-//! socket.
+//! All tasks of Rollora in one process: a sidecar for each server, the operator, the gateway and the control socket.
 
 use crate::{
     admin, clock,
@@ -26,58 +25,58 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// How much of all requests' bodies is held.
+/// Limit on the bytes of all request bodies that are buffered at the same time.
 const MAX_BUFFERED_BYTES: usize = 256 << 20;
-/// An adapter that was used within this time is not unloaded. The operator has waited for quiet before it unlists one;
-/// this is for the request that was on its way when a person did.
+/// An adapter that was used within this time is not unloaded. The operator waits until an adapter is idle before it
+/// unlists it; this protects a request that was on its way when a person unlisted the adapter.
 const UNLOAD_GRACE: Duration = Duration::from_secs(2);
-/// How long the first request waits at most for news of the servers.
+/// Limits of how long the first request waits until the state of the servers is known.
 const STARTUP_TIMEOUTS: startup::StartupTimeouts =
     startup::StartupTimeouts { all_known: Duration::from_secs(1), first_ready: Duration::from_secs(10) };
-/// How long answers may take yet when the process is told to end.
+/// Time that responses in flight get to end after a shutdown has been requested.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
-/// How long everything else may take to end.
+/// Time that all other tasks get to end after that.
 const TASK_END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why `rollora local` ends without having been told to.
+/// Error that ends `rollora local`.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalError {
-    /// One or both of the files; a problem a line.
+    /// One or both input files are invalid; one problem per line.
     #[error("{}", .0.join("\n"))]
     Input(Vec<String>),
-    /// The state folder.
+    /// The state folder cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
     /// The state could not be written.
     #[error("the state cannot be written: {0}")]
     Write(crate::state::WriteError),
-    /// An address is taken, or not this machine's.
-    #[error("{option} {address}: cannot listen there: {source}; give another address, or end who listens there")]
+    /// An address is in use, or it does not belong to this machine.
+    #[error("{option} {address}: cannot listen there: {source}; give another address, or stop the process using it")]
     Listen {
-        /// The option.
+        /// The command-line option that gave the address.
         option: &'static str,
-        /// The address.
+        /// The address as given.
         address: SocketAddr,
-        /// What the system said.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// The control socket.
+    /// The control socket could not be created.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// No client of a server could be made.
+    /// The HTTP client for a server could not be created.
     #[error("--vllm {server}: {source}")]
     Server {
-        /// The server.
+        /// Host and port of the server.
         server: String,
-        /// Why not.
+        /// Error of the client.
         source: rollora_vllm::VllmClientError,
     },
-    /// A part ended that should run for as long as the process.
-    #[error("{task} ended unexpectedly{}", .reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    /// A task ended that should run as long as the process.
+    #[error("{task} ended unexpectedly{}", .reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
     Task {
-        /// Which part.
+        /// What the task does, as in "the operator".
         task: &'static str,
-        /// Why, where it says so.
+        /// Why it ended. `None` if it ended without an error.
         reason: Option<String>,
     },
 }
@@ -92,10 +91,10 @@ impl From<OpenError> for LocalError {
     }
 }
 
-/// The parts that run, each with its name.
+/// The running tasks. Each returns its name, and its error if it has one.
 type Tasks = JoinSet<(&'static str, Option<String>)>;
 
-/// Runs until `stop`, then lets answers end.
+/// Runs all tasks until `stop` is canceled, then waits until responses in flight have ended, for at most 30 s.
 pub async fn run(config: LocalConfig, stop: CancellationToken) -> Result<(), LocalError> {
     let folder = StateFolder::open(&config.state)?;
     let socket = folder.document_path(control::SOCKET_NAME);
@@ -107,17 +106,17 @@ pub async fn run(config: LocalConfig, stop: CancellationToken) -> Result<(), Loc
     };
     let control_listener = control::bind(&config.state)?;
 
-    // Answers that are under way need everything but new requests, so two things are stopped, one after the other.
+    // Responses in flight need everything except the listener, so the shutdown has two stages.
     let ended = CancellationToken::new();
-    let mut parts = Tasks::new();
-    let fleet = start_fleet(&config, &store, &mut parts, &ended)?;
-    start_operator(&store, &fleet, &mut parts, &ended);
+    let mut tasks = Tasks::new();
+    let fleet = start_fleet(&config, &store, &mut tasks, &ended)?;
+    start_operator(&store, &fleet, &mut tasks, &ended);
     let listen = listener.local_addr().unwrap_or(config.listen);
     let control = ControlServer { store: store.clone(), fleet: fleet.clone(), listen, stop: ended.clone() };
-    parts.spawn(async { ("the control socket", error_text(control::serve(control_listener, control).await)) });
+    tasks.spawn(async { ("the control socket", error_text(control::serve(control_listener, control).await)) });
     if let Some(listener) = status_listener {
         let serving = admin::serve(listener, store.clone(), fleet.clone(), ended.clone());
-        parts.spawn(async { ("the status server", error_text(serving.await)) });
+        tasks.spawn(async { ("the status server", error_text(serving.await)) });
     }
     let limits = BodyLimits { per_request: config.max_body, total: MAX_BUFFERED_BYTES };
     let gateway = Arc::new(Gateway::new(Arc::clone(fleet.servers()), Arc::clone(store.rules()), limits));
@@ -130,11 +129,11 @@ pub async fn run(config: LocalConfig, stop: CancellationToken) -> Result<(), Loc
 
     let result = tokio::select! {
         () = serving => Ok(()),
-        Some(ended) = parts.join_next() => Err(task_ended(ended)),
+        Some(ended) = tasks.join_next() => Err(task_ended(ended)),
     };
     ended.cancel();
-    // What does not end by now has nothing to lose: every write is whole or not there.
-    drop(timeout(TASK_END_TIMEOUT, async { while parts.join_next().await.is_some() {} }).await);
+    // A task that has not ended by now loses nothing: every write is atomic.
+    drop(timeout(TASK_END_TIMEOUT, async { while tasks.join_next().await.is_some() {} }).await);
     drop(std::fs::remove_file(socket));
     result
 }
@@ -149,61 +148,62 @@ fn error_text<E: std::fmt::Display>(result: Result<(), E>) -> Option<String> {
 
 fn task_ended(ended: Result<(&'static str, Option<String>), tokio::task::JoinError>) -> LocalError {
     match ended {
-        Ok((part, why)) => LocalError::Task { task: part, reason: why },
-        Err(error) => LocalError::Task { task: "a part", reason: Some(error.to_string()) },
+        Ok((task, reason)) => LocalError::Task { task, reason },
+        Err(error) => LocalError::Task { task: "a task", reason: Some(error.to_string()) },
     }
 }
 
 fn start_fleet(
     config: &LocalConfig,
     store: &LocalDocumentStore,
-    parts: &mut Tasks,
+    tasks: &mut Tasks,
     stop: &CancellationToken,
 ) -> Result<LocalFleet, LocalError> {
-    let (bell, connections) = (Arc::new(Notify::new()), TaskTracker::new());
-    let (mut servers, mut members, mut sidecars) = (Vec::new(), Vec::new(), Vec::new());
+    let (drained, connections) = (Arc::new(Notify::new()), TaskTracker::new());
+    let (mut servers, mut handles, mut sidecars) = (Vec::new(), Vec::new(), Vec::new());
     for endpoint in &config.servers {
-        let (name, doubts) = (endpoint.authority(), Arc::new(Notify::new()));
-        let (host, tasks) = (endpoint.host(), connections.clone());
+        let (name, suspected) = (endpoint.authority(), Arc::new(Notify::new()));
+        let (host, port, connections) = (endpoint.host(), endpoint.port(), connections.clone());
         let server =
-            GatewayServer::new(name.clone(), host, endpoint.port(), tasks, Arc::clone(&bell), Arc::clone(&doubts));
+            GatewayServer::new(name.clone(), host, port, connections, Arc::clone(&drained), Arc::clone(&suspected));
         servers.push(Arc::new(server));
-        let mut behaviour = SidecarConfig::new(name.clone(), endpoint.clone());
-        behaviour.policy.unload_grace = UNLOAD_GRACE;
-        let (desired, wanted) = watch::channel(None);
-        let sidecar = Sidecar::new(behaviour, wanted);
+        let mut sidecar_config = SidecarConfig::new(name.clone(), endpoint.clone());
+        sidecar_config.policy.unload_grace = UNLOAD_GRACE;
+        let (desired, desired_rx) = watch::channel(None);
+        let sidecar = Sidecar::new(sidecar_config, desired_rx);
         let (sidecar, status) = sidecar.map_err(|source| LocalError::Server { server: name, source })?;
-        let (url, pulse, onlookers) = (endpoint.base_url().to_owned(), sidecar.heartbeat(), sidecar.usage_poll_boost());
-        members.push(SidecarHandle { url, desired, status, heartbeat: pulse, usage_poll_boost: onlookers });
-        sidecars.push(sidecar.with_suspect_notify(doubts));
+        let (url, heartbeat, usage_poll_boost) =
+            (endpoint.base_url().to_owned(), sidecar.heartbeat(), sidecar.usage_poll_boost());
+        handles.push(SidecarHandle { url, desired, status, heartbeat, usage_poll_boost });
+        sidecars.push(sidecar.with_suspect_notify(suspected));
     }
-    let fleet = LocalFleet::new(store.clone(), Arc::new(GatewayServers::new(servers)), members, bell);
+    let fleet = LocalFleet::new(store.clone(), Arc::new(GatewayServers::new(servers)), handles, drained);
     fleet.refresh();
     for (index, sidecar) in sidecars.into_iter().enumerate() {
-        let sidecar = sidecar.with_refresh(refresh_hook(store, &fleet)).run(stop.clone());
-        parts.spawn(async { ("a sidecar", run_to_end(sidecar).await) });
-        let following = fleet.clone();
-        parts.spawn(async move { ("the ear for a sidecar", run_to_end(following.watch_sidecar(index)).await) });
+        let sidecar = sidecar.with_refresh(refresh_callback(store, &fleet)).run(stop.clone());
+        tasks.spawn(async { ("a sidecar", run_to_end(sidecar).await) });
+        let fleet = fleet.clone();
+        tasks.spawn(async move { ("the watch of a sidecar", run_to_end(fleet.watch_sidecar(index)).await) });
     }
-    let (following, token) = (fleet.clone(), stop.clone());
-    parts.spawn(async move { ("the fleet", run_until_stopped(token, following.run()).await) });
-    let (sweeping, token) = (Arc::clone(fleet.servers()), stop.clone());
-    parts.spawn(async move {
-        ("the sweep of connections", run_until_stopped(token, sweep_idle_connections(sweeping)).await)
+    let (refreshed, token) = (fleet.clone(), stop.clone());
+    tasks.spawn(async move { ("the fleet refresh", run_until_stopped(token, refreshed.run()).await) });
+    let (swept, token) = (Arc::clone(fleet.servers()), stop.clone());
+    tasks.spawn(async move {
+        ("the sweep of idle connections", run_until_stopped(token, sweep_idle_connections(swept)).await)
     });
     let watching = input::watch_files(store.clone(), stop.clone());
-    parts.spawn(async { ("the watch of the files", run_to_end(watching).await) });
+    tasks.spawn(async { ("the watch of the input files", run_to_end(watching).await) });
     Ok(fleet)
 }
 
-fn start_operator(store: &LocalDocumentStore, fleet: &LocalFleet, parts: &mut Tasks, stop: &CancellationToken) {
+fn start_operator(store: &LocalDocumentStore, fleet: &LocalFleet, tasks: &mut Tasks, stop: &CancellationToken) {
     let operator = Operator::new(store.clone(), fleet.clone(), clock::now);
     let stop = stop.clone();
-    parts.spawn(async move { ("the operator", error_text(operator.run(stop).await)) });
+    tasks.spawn(async move { ("the operator", error_text(operator.run(stop).await)) });
 }
 
-/// Before an adapter is unloaded, its file is read once more.
-fn refresh_hook(store: &LocalDocumentStore, fleet: &LocalFleet) -> RefreshCallback {
+/// Has the adapters file read once more before an adapter is unloaded.
+fn refresh_callback(store: &LocalDocumentStore, fleet: &LocalFleet) -> RefreshCallback {
     let (store, fleet) = (store.clone(), fleet.clone());
     Arc::new(move || {
         let (store, fleet) = (store.clone(), fleet.clone());
@@ -223,12 +223,12 @@ async fn sweep_idle_connections(servers: Arc<GatewayServers>) {
     }
 }
 
-async fn run_until_stopped(stop: CancellationToken, part: impl Future<Output = ()>) -> Option<String> {
-    stop.run_until_cancelled(part).await;
+async fn run_until_stopped(stop: CancellationToken, task: impl Future<Output = ()>) -> Option<String> {
+    stop.run_until_cancelled(task).await;
     None
 }
 
-async fn run_to_end(part: impl Future<Output = ()>) -> Option<String> {
-    part.await;
+async fn run_to_end(task: impl Future<Output = ()>) -> Option<String> {
+    task.await;
     None
 }

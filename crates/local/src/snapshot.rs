@@ -1,5 +1,5 @@
-//! One consistent picture of everything that is stored, and how each write changes it: plain data and pure functions.
-//! The state folder plays the API server here: it gives out UIDs, versions and generations.
+//! One consistent snapshot of all documents, and how each write changes it: plain data and pure functions. They take
+//! the part of an API server: they assign UIDs, resource versions and generations.
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -20,71 +20,69 @@ use rollora_operator::ports::{Precondition, ResourceVersion, WriteOutcome};
 use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, sync::Arc};
 
-/// How many events are kept.
+/// Number of events that are kept; older ones are dropped.
 const MAX_EVENTS: usize = 50;
 
-/// Everything that is stored, at one moment. Cheap to clone.
+/// All documents at one moment. It is cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct StoreSnapshot {
-    /// The last good Rollout, with its status.
+    /// The last valid Rollout, with its status.
     pub(crate) rollout: Arc<Rollout>,
-    /// Every rewrite.
     pub(crate) rewrites: Arc<Vec<InferenceModelRewrite>>,
-    /// The last good adapters file.
+    /// The last valid adapters file.
     pub(crate) adapters: AdaptersContent,
-    /// The operator's key.
     pub(crate) directives: DirectivesContent,
-    /// What happened, oldest first.
+    /// The last events, oldest first.
     pub(crate) events: Arc<VecDeque<EventRecord>>,
-    /// What is wrong with the files as they stand now.
+    /// Problems of the current content of the input files.
     pub(crate) problems: FileProblems,
 }
 
-/// The adapters file, as text and as it was read.
+/// The adapters file, as text and parsed.
 #[derive(Debug, Clone)]
 pub(crate) struct AdaptersContent {
-    /// The whole file, in which the user's part may stand in a ConfigMap.
+    /// The whole file, which may be a ConfigMap that contains the user's part.
     pub(crate) text: Arc<AdaptersText>,
     pub(crate) file: Arc<AdaptersFile>,
 }
 
-/// The operator's key, as text and as it was read; none before the operator wrote it.
+/// The operator directives, as text and parsed; `None` before the operator has written any.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DirectivesContent {
     pub(crate) text: Option<Arc<str>>,
     pub(crate) parsed: Option<Arc<OperatorDirectives>>,
 }
 
-/// What is wrong with the two files, in words with file, line and fix; none where nothing is.
+/// Problems of the two input files, with file, line and fix; `None` if a file is valid.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct FileProblems {
     pub(crate) rollout: Option<String>,
     pub(crate) adapters: Option<String>,
 }
 
-/// Something that happened.
+/// An event of the Rollout, possibly repeated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EventRecord {
-    /// When it happened last.
+    /// Time of the last occurrence.
     pub at: Timestamp,
-    /// How many times in a row.
+    /// Number of occurrences in a row.
     pub count: u32,
-    /// Whether a person should look.
+    /// Whether the event needs a person's attention.
     pub warning: bool,
-    /// One CamelCase word.
+    /// Reason in CamelCase, as in a Kubernetes event.
     pub reason: String,
-    /// What happened, in words.
+    /// What happened, as a sentence for people.
     pub message: String,
 }
 
 impl StoreSnapshot {
-    /// The hash of the adapters file and the operator's key.
+    /// Hash of the adapters file and the operator directives.
     pub(crate) fn hash(&self) -> ContentHash {
         content_hash(self.adapters.text.inner(), self.directives.text.as_deref())
     }
 
-    /// The Rollout with another status, if it still is the version that was read.
+    /// Returns the Rollout with another status; a conflict if `version` is not the current one.
     pub(crate) fn with_status(
         &self,
         version: &ResourceVersion,
@@ -99,7 +97,7 @@ impl StoreSnapshot {
         Ok(rollout)
     }
 
-    /// The rewrites with `rewrite` among them, and its new version.
+    /// Returns the rewrites with `rewrite` created or replaced, and its new version.
     pub(crate) fn with_rewrite(
         &self,
         rewrite: &InferenceModelRewrite,
@@ -141,7 +139,7 @@ impl StoreSnapshot {
         }
     }
 
-    /// The Rollout with an intent.
+    /// Returns the Rollout with an intent in its annotation.
     pub(crate) fn with_intent(&self, intent: &Intent) -> Result<Rollout, IntentPending> {
         intent.check_allowed(&self.rollout)?;
         let mut rollout = Rollout::clone(&self.rollout);
@@ -151,7 +149,7 @@ impl StoreSnapshot {
         Ok(rollout)
     }
 
-    /// The events with one more; the same again only counts.
+    /// Returns the events with one more. A repetition of the last one increases its count.
     pub(crate) fn with_event(&self, event: EventRecord) -> VecDeque<EventRecord> {
         let mut events = VecDeque::clone(&self.events);
         match events.back_mut() {
@@ -168,7 +166,7 @@ impl StoreSnapshot {
     }
 }
 
-/// A Rollout that nobody has stored before.
+/// Creates the document of a Rollout that was not stored before.
 pub(crate) fn new_rollout(file: &Rollout, uid: &str, now: Timestamp) -> Rollout {
     let mut rollout = user_fields(file);
     rollout.metadata.uid = Some(uid.to_owned());
@@ -178,7 +176,8 @@ pub(crate) fn new_rollout(file: &Rollout, uid: &str, now: Timestamp) -> Rollout 
     rollout
 }
 
-/// The stored Rollout with what the file says now; none where that is nothing new.
+/// Returns the stored Rollout with the content of the file, or `None` if that changes nothing. Fails if an immutable
+/// field differs.
 pub(crate) fn updated_rollout(stored: &Rollout, file: &Rollout) -> Result<Option<Rollout>, Vec<FieldError>> {
     let errors = immutable_field_errors(stored, file);
     if !errors.is_empty() {
@@ -202,7 +201,7 @@ pub(crate) fn updated_rollout(stored: &Rollout, file: &Rollout) -> Result<Option
     Ok(Some(rollout))
 }
 
-/// What a person may say of a Rollout: not its status, not what the store gives out, not an intent.
+/// Keeps what a user may set in the file: no status, no metadata that the store assigns, and no intent.
 fn user_fields(file: &Rollout) -> Rollout {
     let mut annotations = file.metadata.annotations.clone();
     annotations.remove(INTENT_ANNOTATION);
@@ -219,17 +218,16 @@ fn user_fields(file: &Rollout) -> Rollout {
     }
 }
 
-/// What the file may not change.
+/// Lists changes of fields that the file may not change.
 fn immutable_field_errors(stored: &Rollout, file: &Rollout) -> Vec<FieldError> {
     let name = &stored.metadata.name;
     let renamed = (file.metadata.name != *name).then(|| FieldError {
         path: "metadata.name".to_owned(),
-        message: format!("cannot be changed: write `{name}` again, or start another Rollout with its own --state"),
+        message: format!("cannot be changed: restore `{name}`, or start another Rollout with its own --state"),
     });
     renamed.into_iter().chain(immutable_changes(&stored.spec, &file.spec)).collect()
 }
 
-/// The version of a stored object.
 pub(crate) fn resource_version(metadata: &ObjectMeta) -> ResourceVersion {
     ResourceVersion(metadata.resource_version.clone().unwrap_or_default())
 }

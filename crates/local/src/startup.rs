@@ -1,4 +1,4 @@
-//! The first moments: what every server holds is asked before the first request is taken, so that a restart refuses
+//! Startup: the gateway takes the first request once the state of every server is known, so that a restart refuses
 //! nothing that was served before it. Connections wait meanwhile.
 
 use rollora_api::sidecar_status::SidecarStatus;
@@ -9,17 +9,17 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// How long is waited.
+/// Limits of the wait, counted from the start.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StartupTimeouts {
-    /// For every server. A server that loads its adapters keeps nobody from the others for longer than this.
+    /// Limit once a server is ready. A server that still loads its adapters delays the others no longer.
     pub(crate) all_known: Duration,
-    /// For the first server that is ready, while news of any is still missing: who is refused before that might have
-    /// been served by it.
+    /// Limit while no server is ready and the state of some is unknown: a request that is refused before that might
+    /// have been served by one of them.
     pub(crate) first_ready: Duration,
 }
 
-/// Waits until every sidecar knows how its server is, within the limits.
+/// Waits until every sidecar knows the state of its server, within the limits.
 pub(crate) async fn wait_for_servers(sidecars: Vec<Receiver<Arc<SidecarStatus>>>, limits: StartupTimeouts) {
     let start = Instant::now();
     let mut known = 0;
@@ -33,19 +33,19 @@ pub(crate) async fn wait_for_servers(sidecars: Vec<Receiver<Arc<SidecarStatus>>>
                 known += 1;
                 ready |= found.unwrap_or_default();
             }
-            // Who is not known by then is not counted on.
+            // A server whose state is unknown by then gets no requests for now.
             Ok(None) | Err(_) => return,
         }
     }
 }
 
-/// Waits until a sidecar knows how its server is, and says whether requests can be sent there.
+/// Waits until a sidecar knows the state of its server, and returns whether the server is ready.
 async fn wait_for_server(mut sidecar: Receiver<Arc<SidecarStatus>>) -> bool {
     // An error means that the process ends.
     sidecar.wait_for(|status| is_health_known(status)).await.is_ok_and(|status| status.readiness.ready)
 }
 
-/// Ready, or found to be away.
+/// Whether the server was found to be ready, or to have a problem such as being unreachable.
 fn is_health_known(status: &SidecarStatus) -> bool {
     status.readiness.ready || status.problem.is_some()
 }
@@ -70,41 +70,41 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_waits_for_the_slowest_of_the_servers() {
-        let (first, at_first) = watch::channel(Arc::default());
-        let (second, at_second) = watch::channel(unreachable());
+    async fn startup_waits_for_the_slowest_server() {
+        let (first, first_status) = watch::channel(Arc::default());
+        let (second, second_status) = watch::channel(unreachable());
         let start = Instant::now();
-        let answers = async {
+        let reports = async {
             tokio::time::sleep(ALL_KNOWN / 4).await;
             first.send_replace(ready());
             second.send_replace(ready());
         };
-        tokio::join!(wait_for_servers(vec![at_first, at_second], TIMEOUTS), answers);
+        tokio::join!(wait_for_servers(vec![first_status, second_status], TIMEOUTS), reports);
         assert_eq!(start.elapsed(), ALL_KNOWN / 4);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_does_not_wait_for_a_server_that_is_away_or_for_long_where_another_is_ready() {
+    async fn startup_waits_briefly_for_others_once_a_server_is_ready() {
         let start = Instant::now();
         wait_for_servers(vec![watch::channel(unreachable()).1, watch::channel(ready()).1], TIMEOUTS).await;
         assert_eq!(start.elapsed(), Duration::ZERO);
-        let (_loads_its_adapters, sidecar) = watch::channel(Arc::default());
+        let (_still_loading, sidecar) = watch::channel(Arc::default());
         wait_for_servers(vec![sidecar, watch::channel(ready()).1], TIMEOUTS).await;
         assert_eq!(start.elapsed(), ALL_KNOWN);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn while_nobody_is_ready_and_one_may_be_soon_it_waits_longer_but_not_for_ever() {
+    async fn startup_waits_longer_while_no_server_is_ready() {
         let start = Instant::now();
         let (late, sidecar) = watch::channel(Arc::default());
         let (_never, other) = watch::channel(Arc::default());
-        let answers = async {
+        let reports = async {
             tokio::time::sleep(ALL_KNOWN * 3).await;
             late.send_replace(ready());
         };
-        tokio::join!(wait_for_servers(vec![sidecar, other, watch::channel(unreachable()).1], TIMEOUTS), answers);
+        tokio::join!(wait_for_servers(vec![sidecar, other, watch::channel(unreachable()).1], TIMEOUTS), reports);
         assert_eq!(start.elapsed(), ALL_KNOWN * 3);
-        let (_loads_its_adapters, sidecar) = watch::channel(Arc::default());
+        let (_still_loading, sidecar) = watch::channel(Arc::default());
         wait_for_servers(vec![sidecar], TIMEOUTS).await;
         assert_eq!(start.elapsed(), ALL_KNOWN * 3 + TIMEOUTS.first_ready);
     }

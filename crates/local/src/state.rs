@@ -1,8 +1,8 @@
-//! The state folder: what must outlive the process. Each document is one file, and a write is all or nothing:
+//! The state folder: documents that must survive a restart. Each document is one file, and each write is atomic:
 //! temporary file, fsync, rename, fsync of the folder. So `kill -9` at any moment leaves the old or the new document.
 //!
-//! Invariant: one process at a time works on a folder; the lock goes with the process, however it ends.
-//! What the documents mean is not known here.
+//! Invariant: one process at a time uses a folder. The kernel releases the lock when the process ends, however it ends.
+//! This module does not know what the documents mean.
 
 #[cfg(test)]
 mod tests;
@@ -18,81 +18,81 @@ use std::{
 const LOCK_FILE: &str = "lock";
 const TEMPORARY_SUFFIX: &str = ".writing";
 
-/// A folder that this process alone works on.
+/// A state folder that this process has locked.
 #[derive(Debug)]
 pub struct StateFolder {
     path: PathBuf,
-    /// Held for as long as the folder is; the kernel lets go of it when the process ends.
+    /// Held as long as the folder is in use; the kernel releases it when the process ends.
     _lock: File,
 }
 
-/// Why the state folder cannot be used.
+/// Error while opening or reading the state folder.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// The folder could not be made or opened.
-    #[error("the state folder {path} cannot be used: {source}; give another one with --state, or its owner's rights")]
+    /// The folder could not be created or opened.
+    #[error(
+        "the state folder {path} cannot be used: {source}; give another one with --state, or run this as its owner"
+    )]
     Unusable {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// Another process holds the lock.
-    #[error(
-        "another `rollora local`{holder} works on the state folder {path}: end it, or give this one its own --state"
-    )]
+    #[error("another `rollora local`{holder} uses the state folder {path}: stop it, or give this one its own --state")]
     Locked {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
-        /// Who holds it, as far as is known.
+        /// Process that holds the lock, as in " (process 1)"; empty if unknown.
         holder: String,
     },
-    /// A file is not what was written there.
+    /// A file cannot be parsed.
     #[error(
-        "{path} line {line}: {problem}; the file was changed or damaged after Rollora wrote it: put a copy back, or \
-         move the file away to start without what it held"
+        "{path} line {line}: {problem}; the file was changed or damaged after Rollora wrote it: restore a copy, or \
+         move the file away to start without its content"
     )]
     Corrupt {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Where in the file.
+        /// Line of the problem, starting at 1.
         line: usize,
-        /// What is wrong.
+        /// Description of the problem.
         problem: String,
     },
     /// A file could not be read.
     #[error("{path} cannot be read: {source}")]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: io::Error,
     },
 }
 
-/// How far a write came that failed.
+/// Error of a write, which says whether the new content is in place.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The old content is still there.
+    /// The old content is still in place.
     #[error("{path} was not written: {source}")]
     NotWritten {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// The new content is in place, but the disk did not confirm that it would outlive a power cut.
+    /// The new content is in place, but the disk did not confirm that it would survive a power failure.
     #[error("{path} is written, but the disk did not confirm it: {source}")]
     Unconfirmed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the operating system.
         source: io::Error,
     },
 }
 
 impl StateFolder {
-    /// Makes the folder where it is missing, locks it, and removes what a killed process left half-written.
+    /// Creates the folder if it is missing, locks it, and removes temporary files of a process that was killed.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         let unusable = |source| StateError::Unusable { path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable)?;
@@ -106,12 +106,12 @@ impl StateFolder {
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
-    /// Where the document `name` stands.
+    /// Path of the document `name`.
     pub fn document_path(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// The document `name`; none where it was never written.
+    /// Reads and parses the document `name`. `None` if it was never written.
     pub fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
         let Some(text) = self.read_text(name)? else { return Ok(None) };
         serde_json::from_str(&text).map(Some).map_err(|error| StateError::Corrupt {
@@ -121,7 +121,7 @@ impl StateFolder {
         })
     }
 
-    /// The text of the document `name`; none where it was never written.
+    /// Reads the text of the document `name`. `None` if it was never written.
     pub fn read_text(&self, name: &str) -> Result<Option<String>, StateError> {
         let path = self.document_path(name);
         match fs::read_to_string(&path) {
@@ -131,7 +131,7 @@ impl StateFolder {
         }
     }
 
-    /// Replaces the document `name`.
+    /// Replaces the document `name` atomically.
     pub fn write<T: Serialize>(&self, name: &str, document: &T) -> Result<(), WriteError> {
         let mut text = serde_json::to_vec_pretty(document)
             .map_err(|error| WriteError::NotWritten { path: self.document_path(name), source: error.into() })?;
@@ -162,8 +162,8 @@ fn lock_folder(folder: &Path) -> Result<File, StateError> {
     Ok(file)
 }
 
-/// Replaces the file at `path`, or makes it; either the old or the new content is there at any moment. Owner and
-/// permissions of a file that is replaced stay. A symbolic link stays one: what it points at is replaced.
+/// Creates or replaces the file at `path`, which has either the old or the new content at any moment. Owner and
+/// permissions of an existing file are kept. If `path` is a symbolic link, the file that it points to is replaced.
 pub fn replace_atomically(path: &Path, content: &[u8]) -> Result<(), WriteError> {
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = match target.parent() {
@@ -173,7 +173,7 @@ pub fn replace_atomically(path: &Path, content: &[u8]) -> Result<(), WriteError>
     let temporary = temporary_path(&target);
     let not_written = |source| WriteError::NotWritten { path: path.to_owned(), source };
     if let Err(source) = write_temporary(&temporary, &target, content).and_then(|()| fs::rename(&temporary, &target)) {
-        // What is left over of a failed write is in nobody's way: the next one overwrites it.
+        // A temporary file that cannot be removed does no harm: the next write replaces it.
         drop(fs::remove_file(&temporary));
         return Err(not_written(source));
     }

@@ -1,6 +1,7 @@
-//! Looks at a Rollout of a cluster through the API server, and acts on it by its annotation.
+//! Reads a Rollout of a cluster from the API server, and submits intents through its annotation.
 //!
-//! Only the API server is asked: what sidecars and routers say stands in the status, as the operator heard it.
+//! Only the API server is queried. The reports of sidecars and routers are known from the status, as the operator
+//! observed them.
 
 use super::RolloutClientError;
 use crate::{command::ClusterLocation, runtime::now};
@@ -15,35 +16,39 @@ use rollora_local::{EventRecord, FileView, IntentRequest, Overview};
 use std::pin::Pin;
 use uuid::Uuid;
 
-/// Writes of an intent that somebody else's write came before are tried so often.
+/// Maximum number of attempts to write an intent that conflicts with other writes.
 const MAX_WRITE_ATTEMPTS: usize = 5;
 
-/// One Rollout of one cluster.
 #[derive(Debug)]
 pub(crate) struct ClusterClient {
     rollouts: RolloutApi,
     name: String,
 }
 
-/// Overviews as they change.
 pub(crate) struct ClusterOverviewWatch {
     rollouts: RolloutApi,
     name: String,
     changes: Pin<Box<dyn futures_util::Stream<Item = Result<Option<Rollout>, ApiError>> + Send>>,
-    /// Heard of, and not told yet.
+    /// A change that was received, but not returned by `next` yet.
     pending: Option<Rollout>,
 }
 
 impl ClusterClient {
-    /// Finds the cluster, and the only Rollout of the namespace where none is named.
-    pub(super) async fn connect(place: ClusterLocation, rollout: Option<String>) -> Result<Self, RolloutClientError> {
-        let access = ConnectOptions { kubeconfig: place.kubeconfig, context: place.context };
+    /// Connects to the cluster. Without a name, the only Rollout of the namespace is used.
+    pub(super) async fn connect(
+        location: ClusterLocation,
+        rollout: Option<String>,
+    ) -> Result<Self, RolloutClientError> {
+        let access = ConnectOptions { kubeconfig: location.kubeconfig, context: location.context };
         let cluster = Cluster::connect(&access, "rollora").await.map_err(|error| {
-            let hint =
-                if place.is_default { " (and no `rollora local` runs on the state folder .rollora here)" } else { "" };
+            let hint = if location.is_default {
+                " (and no `rollora local` runs on the state folder .rollora here)"
+            } else {
+                ""
+            };
             RolloutClientError::Cluster(format!("{error}{hint}"))
         })?;
-        let rollouts = RolloutApi::new(&cluster, place.namespace.as_deref());
+        let rollouts = RolloutApi::new(&cluster, location.namespace.as_deref());
         let name = match rollout {
             Some(name) => name,
             None => only_rollout_name(&rollouts).await?,
@@ -65,7 +70,7 @@ impl ClusterClient {
             let version = rollout.metadata.resource_version.unwrap_or_default();
             match self.rollouts.annotate(&self.name, &version, INTENT_ANNOTATION, &text).await {
                 Ok(()) => break,
-                // The operator writes its status all the time.
+                // The operator writes the status often, so conflicts are expected.
                 Err(ApiError::Conflict(_)) if attempt < MAX_WRITE_ATTEMPTS => {}
                 Err(error) => return Err(RolloutClientError::Cluster(error.to_string())),
             }
@@ -99,16 +104,15 @@ impl ClusterOverviewWatch {
             match self.changes.next().await {
                 Some(Ok(Some(rollout))) => self.pending = Some(rollout),
                 Some(Ok(None)) => return Err(not_found(&self.name, &self.rollouts).await),
-                // An outage ends, and what is shown stays true until then; a permission that is missing stays so.
+                // An outage is temporary, and the last overview stays valid meanwhile. A missing permission is not.
                 Some(Err(ApiError::Unavailable(_) | ApiError::Unknown(_))) => {}
                 Some(Err(error)) => return Err(RolloutClientError::Cluster(error.to_string())),
-                None => return Err(RolloutClientError::WatchEnded("the watch has ended".to_owned())),
+                None => return Err(RolloutClientError::WatchEnded("the watch of the Rollout has ended".to_owned())),
             }
         }
     }
 }
 
-/// The name of the only Rollout that there is.
 async fn only_rollout_name(rollouts: &RolloutApi) -> Result<String, RolloutClientError> {
     let mut names = rollouts.names().await.map_err(|error| RolloutClientError::Cluster(error.to_string()))?;
     let namespace = rollouts.namespace();
@@ -117,24 +121,26 @@ async fn only_rollout_name(rollouts: &RolloutApi) -> Result<String, RolloutClien
         (Some(last), [..]) => {
             names.push(last);
             let names = names.join(", ");
-            Err(RolloutClientError::Cluster(format!("namespace {namespace} has the Rollouts {names}: say which one")))
+            Err(RolloutClientError::Cluster(format!(
+                "namespace {namespace} has several Rollouts: {names}: give the name of one"
+            )))
         }
         (None, _) => Err(RolloutClientError::Cluster(format!(
-            "there is no Rollout in namespace {namespace}: name another namespace with -n, or apply one"
+            "there is no Rollout in namespace {namespace}: give another namespace with -n, or apply a Rollout"
         ))),
     }
 }
 
 async fn not_found(name: &str, rollouts: &RolloutApi) -> RolloutClientError {
     let namespace = rollouts.namespace();
-    // Only for the words: whoever may not list is told less.
+    // The names are only a hint, which is omitted if the user may not list Rollouts.
     let others = rollouts.names().await.unwrap_or_default();
-    let others = if others.is_empty() { String::new() } else { format!("; there are {}", others.join(", ")) };
+    let others = if others.is_empty() { String::new() } else { format!("; existing Rollouts: {}", others.join(", ")) };
     RolloutClientError::Cluster(format!("there is no Rollout {name} in namespace {namespace}{others}"))
 }
 
 async fn build_overview(rollouts: &RolloutApi, rollout: Rollout) -> Overview {
-    // Whoever may not read events is shown none.
+    // Without the permission to read events, none are shown.
     let events = rollouts.events(&rollout.metadata.name).await.unwrap_or_default();
     let file = FileView { path: String::new(), problem: None };
     Overview {
@@ -149,7 +155,7 @@ async fn build_overview(rollouts: &RolloutApi, rollout: Rollout) -> Overview {
     }
 }
 
-fn event_record(told: RecordedEvent) -> EventRecord {
-    let RecordedEvent { last_seen: at, count, warning, reason, message } = told;
+fn event_record(event: RecordedEvent) -> EventRecord {
+    let RecordedEvent { last_seen: at, count, warning, reason, message } = event;
     EventRecord { at, count, warning, reason, message }
 }

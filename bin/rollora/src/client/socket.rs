@@ -1,4 +1,4 @@
-//! Talks to the `rollora local` of a state folder, over its Unix socket.
+//! Client of the control socket of a `rollora local`.
 
 #[cfg(test)]
 mod tests;
@@ -17,27 +17,25 @@ use serde::de::DeserializeOwned;
 use std::{io, path::PathBuf, time::Duration};
 use tokio::{net::UnixStream, task::JoinSet, time::timeout};
 
-/// How long an answer may take.
+/// Maximum time for a whole response.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest answer, and the longest line of a watch.
+/// Maximum length of a response, and of one line of a watch, in bytes.
 const MAX_RESPONSE: usize = 16 << 20;
 
-/// Which Rollout of which `rollora local`.
+/// The Rollout of a `rollora local`.
 #[derive(Debug, Clone)]
 pub(super) struct LocalRolloutRef {
-    /// Its state folder.
+    /// State folder of the `rollora local`.
     pub(super) state: PathBuf,
-    /// The Rollout's name; the only one there is if absent.
+    /// Name that the Rollout must have. `None` accepts any.
     pub(super) name: Option<String>,
 }
 
-/// One Rollout of one `rollora local`.
 #[derive(Debug)]
 pub(crate) struct SocketClient {
     rollout_ref: LocalRolloutRef,
 }
 
-/// Overviews as they change.
 #[derive(Debug)]
 pub(crate) struct SocketOverviewWatch {
     body: Incoming,
@@ -51,23 +49,20 @@ impl SocketClient {
         Self { rollout_ref: LocalRolloutRef { state, name: rollout } }
     }
 
-    /// Everything, as it is now.
     pub(crate) async fn overview(&self) -> Result<Overview, RolloutClientError> {
         check_rollout_name(self.request(Method::GET, "/overview", Vec::new()).await?, &self.rollout_ref)
     }
 
-    /// Hands in what a person asks for; gives it back with its id.
     pub(crate) async fn submit_intent(&self, intent: &IntentRequest) -> Result<Intent, RolloutClientError> {
-        let body =
-            serde_json::to_vec(intent).map_err(|error| self.bad_response(format!("cannot be asked: {error}")))?;
+        let body = serde_json::to_vec(intent)
+            .map_err(|error| self.bad_response(format!("cannot encode the request: {error}")))?;
         self.request(Method::POST, "/intent", body).await
     }
 
-    /// Everything, now and whenever it changed.
     pub(crate) async fn watch(&self) -> Result<SocketOverviewWatch, RolloutClientError> {
         let (response, connection) = self.send(Method::GET, "/watch", Vec::new()).await?;
-        let (body, target) = (response.into_body(), self.rollout_ref.clone());
-        Ok(SocketOverviewWatch { body, buffer: Vec::new(), rollout_ref: target, _connection: connection })
+        let (body, rollout_ref) = (response.into_body(), self.rollout_ref.clone());
+        Ok(SocketOverviewWatch { body, buffer: Vec::new(), rollout_ref, _connection: connection })
     }
 
     async fn request<T: DeserializeOwned>(
@@ -76,21 +71,23 @@ impl SocketClient {
         path: &str,
         body: Vec<u8>,
     ) -> Result<T, RolloutClientError> {
-        let asked = timeout(REQUEST_TIMEOUT, async {
+        let response = timeout(REQUEST_TIMEOUT, async {
             let (response, _connection) = self.send(method, path, body).await?;
             let status = response.status();
             let body = Limited::new(response.into_body(), MAX_RESPONSE).collect().await;
-            Ok((status, body.map_err(|error| self.bad_response(format!("broke off its answer: {error}")))?.to_bytes()))
+            let body = body.map_err(|error| self.bad_response(format!("the response was cut off: {error}")))?;
+            Ok((status, body.to_bytes()))
         });
-        let (status, body) = asked
+        let (status, body) = response
             .await
-            .map_err(|_| self.bad_response(format!("did not answer within {} s", REQUEST_TIMEOUT.as_secs())))??;
+            .map_err(|_| self.bad_response(format!("no response within {} s", REQUEST_TIMEOUT.as_secs())))??;
         if status != StatusCode::OK {
-            let said = serde_json::from_slice::<ErrorResponse>(&body);
-            let said = said.map_or_else(|_| format!("it answered {status}"), |refused| refused.error);
-            return Err(RolloutClientError::Refused(said));
+            let response = serde_json::from_slice::<ErrorResponse>(&body);
+            let reason =
+                response.map_or_else(|_| format!("`rollora local` responded with {status}"), |response| response.error);
+            return Err(RolloutClientError::Refused(reason));
         }
-        serde_json::from_slice(&body).map_err(|error| self.bad_response(format!("is of another version: {error}")))
+        serde_json::from_slice(&body).map_err(|error| self.bad_response(other_version(&error)))
     }
 
     async fn send(
@@ -105,13 +102,13 @@ impl SocketClient {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 RolloutClientError::NotRunning(self.rollout_ref.state.clone())
             }
-            _ => self.bad_response(format!("cannot be reached: {error}")),
+            _ => self.bad_response(format!("cannot connect: {error}")),
         })?;
-        let failed = |error: hyper::Error| self.bad_response(format!("does not answer: {error}"));
+        let failed = |error: hyper::Error| self.bad_response(format!("no response: {error}"));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            // How the connection ends is seen by whoever reads the answer.
+            // The reader of the response gets the error too.
             drop(connection.await);
         });
         let request = Request::builder()
@@ -120,7 +117,7 @@ impl SocketClient {
             .header("host", "rollora")
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body)))
-            .map_err(|error| self.bad_response(format!("cannot be asked: {error}")))?;
+            .map_err(|error| self.bad_response(format!("cannot encode the request: {error}")))?;
         Ok((sender.send_request(request).await.map_err(failed)?, tasks))
     }
 
@@ -130,23 +127,23 @@ impl SocketClient {
 }
 
 impl SocketOverviewWatch {
-    /// The next overview. May be given up and called again: what was read so far is kept.
+    /// Returns the next overview. Cancel safe: what was read so far is kept.
     pub(crate) async fn next(&mut self) -> Result<Overview, RolloutClientError> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 let read = serde_json::from_slice(&line);
-                let read = read.map_err(|error| self.bad_response(format!("is of another version: {error}")))?;
+                let read = read.map_err(|error| self.bad_response(other_version(&error)))?;
                 return check_rollout_name(read, &self.rollout_ref);
             }
             match self.body.frame().await {
                 None | Some(Err(_)) => {
-                    return Err(RolloutClientError::WatchEnded("`rollora local` has ended".to_owned()));
+                    return Err(RolloutClientError::WatchEnded("`rollora local` has exited".to_owned()));
                 }
                 Some(Ok(frame)) => self.buffer.extend_from_slice(&frame.into_data().unwrap_or_default()),
             }
             if self.buffer.len() > MAX_RESPONSE {
-                return Err(self.bad_response("said more than can be shown".to_owned()));
+                return Err(self.bad_response(format!("the response is longer than {MAX_RESPONSE} bytes")));
             }
         }
     }
@@ -156,18 +153,21 @@ impl SocketOverviewWatch {
     }
 }
 
-/// The overview, where it is of the Rollout that was asked for.
-fn check_rollout_name(overview: Overview, target: &LocalRolloutRef) -> Result<Overview, RolloutClientError> {
-    let runs = &overview.rollout.metadata.name;
-    match &target.name {
-        Some(asked) if asked != runs => {
-            let (runs, asked) = (runs.clone(), asked.clone());
-            Err(RolloutClientError::RolloutMismatch { state: target.state.clone(), runs, asked })
+/// Fails if the overview is of another Rollout than the requested one.
+fn check_rollout_name(overview: Overview, rollout_ref: &LocalRolloutRef) -> Result<Overview, RolloutClientError> {
+    let found = &overview.rollout.metadata.name;
+    match &rollout_ref.name {
+        Some(requested) if requested != found => {
+            let (found, requested) = (found.clone(), requested.clone());
+            Err(RolloutClientError::RolloutMismatch { state: rollout_ref.state.clone(), found, requested })
         }
         _ => Ok(overview),
     }
 }
 
-fn bad_response(target: &LocalRolloutRef, problem: String) -> RolloutClientError {
-    RolloutClientError::BadResponse { state: target.state.clone(), problem }
+fn other_version(error: &serde_json::Error) -> String {
+    format!("the response is of another version of `rollora`: {error}")
+}
+fn bad_response(rollout_ref: &LocalRolloutRef, problem: String) -> RolloutClientError {
+    RolloutClientError::BadResponse { state: rollout_ref.state.clone(), problem }
 }

@@ -1,5 +1,4 @@
 use super::*;
-use crate::args::CommandArgs as TypedVerb;
 use clap::{CommandFactory, Parser};
 
 fn parse(line: &str) -> Result<Command, CliError> {
@@ -15,17 +14,17 @@ fn local(options: &str) -> Result<LocalConfig, Vec<String>> {
 }
 
 #[test]
-fn the_command_line_is_sound() {
+fn clap_accepts_the_argument_definitions() {
     Args::command().debug_assert();
 }
 
 #[test]
-fn what_was_typed_and_what_it_means() {
-    let target = |rollout: Option<&str>, state: &str| RolloutRef {
+fn command_line_selects_command_rollout_and_mode() {
+    let rollout_ref = |rollout: Option<&str>, state: &str| RolloutRef {
         location: RolloutLocation::Local(state.into()),
         name: rollout.map(str::to_owned),
     };
-    for (line, what) in [
+    for (line, mode) in [
         ("rollora get --state /s", ShowMode::Summary),
         ("rollora get -o json --state /s", ShowMode::Json),
         ("rollora status --state /s", ShowMode::Status),
@@ -33,21 +32,21 @@ fn what_was_typed_and_what_it_means() {
         ("rollora explain --state /s", ShowMode::Explain),
     ] {
         match parse(line).unwrap() {
-            Command::Show { rollout: found, mode: found_what } => {
-                assert_eq!((found, found_what), (target(None, "/s"), what), "{line}");
+            Command::Show { rollout: found, mode: found_mode } => {
+                assert_eq!((found, found_mode), (rollout_ref(None, "/s"), mode), "{line}");
             }
             other => panic!("{line}: {other:?}"),
         }
     }
-    for (line, verb) in [
+    for (line, kind) in [
         ("rollora promote alias --state /s", IntentKind::Promote),
         ("rollora promote alias --full --state /s", IntentKind::PromoteFull),
         ("rollora abort alias --state /s", IntentKind::Abort),
         ("rollora retry alias --state /s", IntentKind::Retry),
     ] {
         match parse(line).unwrap() {
-            Command::Intent { rollout: found, kind: found_verb } => {
-                assert_eq!((found, found_verb), (target(Some("alias"), "/s"), verb), "{line}");
+            Command::Intent { rollout: found, kind: found_kind } => {
+                assert_eq!((found, found_kind), (rollout_ref(Some("alias"), "/s"), kind), "{line}");
             }
             other => panic!("{line}: {other:?}"),
         }
@@ -55,26 +54,28 @@ fn what_was_typed_and_what_it_means() {
 }
 
 #[test]
-fn a_cluster_is_meant_where_one_is_named_or_nothing_runs_here() {
-    let place = |line: &str, runs: bool| {
-        let TypedVerb::Status(typed) = Args::try_parse_from(line.split_whitespace()).unwrap().command else { panic!() };
-        RolloutRef::resolve(typed.rollout, |_| runs).location
+fn cluster_is_used_if_selected_or_if_no_local_process_runs() {
+    let location = |line: &str, is_running: bool| {
+        let CommandArgs::Status(args) = Args::try_parse_from(line.split_whitespace()).unwrap().command else {
+            panic!()
+        };
+        RolloutRef::resolve(args.rollout, |_| is_running).location
     };
-    let machine = RolloutLocation::Local(".rollora".into());
-    assert_eq!(place("rollora status", true), machine);
-    let somewhere = ClusterLocation { is_default: true, ..ClusterLocation::default() };
-    assert_eq!(place("rollora status", false), RolloutLocation::Cluster(somewhere));
+    let local_default = RolloutLocation::Local(".rollora".into());
+    assert_eq!(location("rollora status", true), local_default);
+    let default_cluster = ClusterLocation { is_default: true, ..ClusterLocation::default() };
+    assert_eq!(location("rollora status", false), RolloutLocation::Cluster(default_cluster));
     let named = ClusterLocation { namespace: Some("prod".to_owned()), ..ClusterLocation::default() };
-    assert_eq!(place("rollora status -n prod", true), RolloutLocation::Cluster(named));
+    assert_eq!(location("rollora status -n prod", true), RolloutLocation::Cluster(named));
     let context = ClusterLocation { context: Some("a".to_owned()), ..ClusterLocation::default() };
-    assert_eq!(place("rollora status --context a", true), RolloutLocation::Cluster(context));
+    assert_eq!(location("rollora status --context a", true), RolloutLocation::Cluster(context));
     for line in ["rollora status --state s -n prod", "rollora status --state s --context a"] {
         assert!(Args::try_parse_from(line.split_whitespace()).is_err(), "{line}");
     }
 }
 
 #[test]
-fn a_local_run_with_nothing_but_what_it_needs() {
+fn local_options_have_defaults() {
     let config = local("--vllm http://127.0.0.1:8000").unwrap();
     assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
     assert_eq!((config.max_body, config.state, config.status_listen), (64 << 20, PathBuf::from(".rollora"), None));
@@ -82,12 +83,12 @@ fn a_local_run_with_nothing_but_what_it_needs() {
 }
 
 #[test]
-fn everything_that_is_wrong_is_said_at_once() {
+fn all_invalid_options_are_reported_together() {
     let problems =
         local("--vllm http://a:1 --vllm http://a:1/ --vllm ftp://b --listen here --max-body 3x --status-listen 9");
     let problems = problems.unwrap_err();
     let expected = [
-        "--vllm http://a:1/: this server is named twice",
+        "--vllm http://a:1/: duplicate server",
         "--vllm ftp://b: `ftp://b` has the scheme `ftp`",
         "--listen here: not an address",
         "--status-listen 9: not an address",
@@ -100,7 +101,7 @@ fn everything_that_is_wrong_is_said_at_once() {
 }
 
 #[test]
-fn sizes_as_people_write_them() {
+fn sizes_have_binary_units() {
     for (text, bytes) in [("1", Some(1)), ("2KiB", Some(2048)), ("64MiB", Some(64 << 20)), ("1 GiB", Some(1 << 30))] {
         assert_eq!(parse_size(text).ok(), bytes, "{text}");
     }
@@ -110,12 +111,12 @@ fn sizes_as_people_write_them() {
 }
 
 #[test]
-fn a_key_file_that_cannot_be_used_is_named() {
+fn unusable_api_key_file_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let empty = folder.path().join("key");
     fs::write(&empty, " \n").unwrap();
     let problems = local(&format!("--vllm http://a:1 --vllm-api-key-file {}", empty.display())).unwrap_err();
-    assert!(problems[0].contains("key: is empty: write the key into it"), "{problems:?}");
+    assert!(problems[0].contains("key: the file is empty: write the API key into it"), "{problems:?}");
     let problems = local("--vllm http://a:1 --vllm-api-key-file /nowhere/key").unwrap_err();
     assert!(problems[0].starts_with("--vllm-api-key-file /nowhere/key: cannot be read"), "{problems:?}");
 }

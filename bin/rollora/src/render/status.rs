@@ -1,4 +1,4 @@
-//! One screen: what it is about, steps, weights, servers, what it waits for, what happened last.
+//! Output of `rollora status`, on one screen: header, steps, weights, servers, what the rollout waits for, and events.
 
 use super::{
     phase_name, steps,
@@ -17,7 +17,7 @@ use rollora_api::{
 };
 use rollora_local::{Overview, ServerView};
 
-/// How many events are shown: everything else fits on a screen of 40 lines with up to ten steps and servers.
+/// Number of events that are shown, so that up to ten steps and servers fit on a screen of 40 lines with them.
 const MAX_SHOWN_EVENTS: usize = 6;
 
 pub(crate) fn status(overview: &Overview, now: Timestamp, style: TextStyle) -> String {
@@ -50,20 +50,20 @@ fn header(overview: &Overview, status: &RolloutStatus, style: TextStyle) -> Stri
     };
     let model = style.bold(overview.rollout.spec.model.as_str());
     let paused = if overview.rollout.spec.paused { "  (spec.paused)" } else { "" };
-    let place = match (&overview.listen, &overview.rollout.metadata.namespace) {
+    let location = match (&overview.listen, &overview.rollout.metadata.namespace) {
         (Some(listen), _) => format!("http://{listen}"),
         (None, Some(namespace)) => format!("namespace {namespace}"),
         (None, None) => String::new(),
     };
-    format!("{model}  {phase}{paused}  {change}  {}\n", style.dim(&place))
+    format!("{model}  {phase}{paused}  {change}  {}\n", style.dim(&location))
 }
 
-/// Files that are not in force as they stand.
+/// Problems of files whose current content is not active.
 fn file_problems(overview: &Overview, style: TextStyle) -> Vec<String> {
     let files = [&overview.rollout_file, &overview.adapters_file].into_iter();
     files
         .filter_map(|file| file.problem.as_ref())
-        .map(|problem| format!("{} {problem}\n  What was in force before stays in force.\n", style.error("✘")))
+        .map(|problem| format!("{} {problem}\n  The last valid content stays active.\n", style.error("✘")))
         .collect()
 }
 
@@ -71,10 +71,10 @@ fn weights(overview: &Overview, status: &RolloutStatus, style: TextStyle) -> Str
     if overview.listen.is_none() {
         return weights_from_status(status, style);
     }
-    let in_force = overview.rules.models.get(overview.rollout.spec.model.as_str());
-    let in_force = in_force.map_or(&[][..], |rule| &rule.targets);
+    let active = overview.rules.models.get(overview.rollout.spec.model.as_str());
+    let active = active.map_or(&[][..], |rule| &rule.targets);
     let mut ids: Vec<String> = status.weights.desired.iter().map(|target| target.id.to_string()).collect();
-    ids.extend(in_force.iter().map(|target| target.model_rewrite.clone()));
+    ids.extend(active.iter().map(|target| target.model_rewrite.clone()));
     ids.dedup();
     let mut seen = Vec::new();
     ids.retain(|id| {
@@ -87,20 +87,22 @@ fn weights(overview: &Overview, status: &RolloutStatus, style: TextStyle) -> Str
         return String::new();
     }
     let mut table = TextTable::default();
-    table.push_row(["WEIGHTS", "SET", "IN FORCE"].map(|title| (title.to_owned(), style.dim(title))));
+    table.push_row(["WEIGHTS", "DESIRED", "ACTIVE"].map(|title| (title.to_owned(), style.dim(title))));
     for id in ids {
-        let set =
+        let desired =
             status.weights.desired.iter().find(|target| target.id.as_str() == id).map_or(0, |target| target.weight);
-        let target = in_force.iter().find(|target| target.model_rewrite == id);
+        let target = active.iter().find(|target| target.model_rewrite == id);
         // A rule in which no target has a weight gives all of them equal shares.
-        let force = target.map_or("0".to_owned(), |target| target.weight.map_or("equal".to_owned(), |w| w.to_string()));
-        let shown = if force == set.to_string() { force.clone() } else { style.warning(&force) };
-        table.push_row([plain_cell(id), plain_cell(set.to_string()), (force, shown)]);
+        let weight = target
+            .map_or("0".to_owned(), |target| target.weight.map_or("equal".to_owned(), |weight| weight.to_string()));
+        let shown = if weight == desired.to_string() { weight.clone() } else { style.warning(&weight) };
+        table.push_row([plain_cell(id), plain_cell(desired.to_string()), (weight, shown)]);
     }
     table.render("  ")
 }
 
-/// Where routers cannot be asked from here: what is set, and how many have it as the operator heard.
+/// The desired weights, and the number of routers that apply them according to the operator. Used on a cluster, where
+/// the CLI does not query routers.
 fn weights_from_status(status: &RolloutStatus, style: TextStyle) -> String {
     if status.weights.desired.is_empty() {
         return String::new();
@@ -111,16 +113,17 @@ fn weights_from_status(status: &RolloutStatus, style: TextStyle) -> String {
         table.push_row([plain_cell(target.id.to_string()), plain_cell(target.weight.to_string())]);
     }
     let routers = &status.routers;
-    let text = format!("in force at {} of {} routers", routers.proven, routers.total);
+    let text = format!("active at {} of {} routers", routers.proven, routers.total);
     let shown = if routers.proven == routers.total { text } else { style.warning(&text) };
     match routers.kind {
         RouterKind::ExtProc => format!("{}  {shown}\n", table.render("  ")),
-        // An endpoint picker cannot be asked.
+        // An endpoint picker does not report its rules.
         RouterKind::EndpointPicker => table.render("  "),
     }
 }
 
-/// Where servers cannot be asked from here: how many have the adapter, and which do not, as the operator heard.
+/// The number of servers that have the adapter, and which lack it, according to the operator. Used on a cluster, where
+/// the CLI does not query servers.
 fn residency_from_status(status: &RolloutStatus, style: TextStyle) -> String {
     let Some(desired) = &status.revision.desired else { return String::new() };
     let residency = &status.residency;
@@ -145,7 +148,7 @@ fn servers(overview: &Overview, status: &RolloutStatus, style: TextStyle) -> Str
     table.render("  ")
 }
 
-/// What the rollout is about, then what is on its way out; four columns fit on a screen.
+/// Stable, desired and then retired adapters; four columns fit on a screen.
 fn shown_adapters(overview: &Overview, status: &RolloutStatus) -> Vec<AdapterId> {
     let revision = [&status.revision.stable, &status.revision.desired].into_iter().flatten().cloned();
     let retired = status.retired.iter().map(|retired| retired.id.clone());
@@ -168,7 +171,7 @@ fn shown_adapters(overview: &Overview, status: &RolloutStatus) -> Vec<AdapterId>
 
 fn readiness_cell(server: &ServerView, style: TextStyle) -> (String, String) {
     if server.ready {
-        let text = if server.pilot { "✔ ready, tries an adapter" } else { "✔ ready" };
+        let text = if server.pilot { "✔ ready, pilot" } else { "✔ ready" };
         (text.to_owned(), style.success(text))
     } else {
         let reason = match &server.status.problem {
@@ -184,26 +187,26 @@ fn adapter_cell(server: &ServerView, id: &AdapterId, style: TextStyle) -> (Strin
     let Some(adapter) = server.status.adapter(id).filter(|_| server.status.server.is_some()) else {
         return ("·".to_owned(), style.dim("·"));
     };
-    let (mark, words) = match adapter.state {
+    let (mark, label) = match adapter.state {
         AdapterState::Verified => ("✔", "verified"),
-        AdapterState::Loaded => ("▶", "loaded, being proven"),
+        AdapterState::Loaded => ("▶", "loaded, not verified"),
         AdapterState::Fetching => ("▶", "fetching"),
         AdapterState::Loading => ("▶", "loading"),
-        AdapterState::Pending => ("○", "its turn comes"),
+        AdapterState::Pending => ("○", "queued"),
         AdapterState::AwaitingAdmission => ("○", "not admitted yet"),
         AdapterState::Unloading => ("▶", "unloading"),
         AdapterState::UnloadHeld => ("✔", "serving, unload held"),
-        AdapterState::Gone => ("·", "gone"),
+        AdapterState::Gone => ("·", "unloaded"),
         AdapterState::Unlisted => ("✔", "unlisted"),
         AdapterState::InBothLists => ("✘", "in both lists"),
         AdapterState::SourceChanged => ("✘", "source changed"),
         AdapterState::Failed => ("✘", "failed"),
-        AdapterState::ServerDied => ("✘", "ended the server"),
+        AdapterState::ServerDied => ("✘", "crashed the server"),
         AdapterState::Quarantined => ("✘", "quarantined"),
         AdapterState::Rejected => ("✘", "rejected"),
         AdapterState::SourceRefused => ("✘", "source not allowed"),
     };
-    let text = format!("{mark} {words}");
+    let text = format!("{mark} {label}");
     let shown = match mark {
         "✔" => style.success(&text),
         "▶" => style.active(&text),
@@ -213,13 +216,13 @@ fn adapter_cell(server: &ServerView, id: &AdapterId, style: TextStyle) -> (Strin
     (text, shown)
 }
 
-/// What it waits for, and what a person can do.
+/// What the rollout waits for, and the command that a person may want next.
 fn next_actions(status: &RolloutStatus, style: TextStyle) -> String {
     let mut lines = Vec::new();
     if !status.message.is_empty() {
         lines.push(style.bold(&status.message));
     }
-    // What the message says already is not said twice.
+    // Reasons that the message contains already are not repeated.
     let new = |reason: &&str| !reason.is_empty() && !status.message.contains(*reason);
     for retired in &status.retired {
         lines.extend(Some(retired.reason.as_str()).filter(new).map(|reason| format!("{}: {reason}", retired.id)));
@@ -232,7 +235,7 @@ fn next_actions(status: &RolloutStatus, style: TextStyle) -> String {
     lines.iter().flat_map(|line| ["  ", line, "\n"]).collect()
 }
 
-/// The command that a person may want now.
+/// Suggests a command for the current state. `None` if there is nothing to do.
 pub(super) fn suggested_command(status: &RolloutStatus) -> Option<&'static str> {
     let step = status.step.as_ref();
     let pause = step.filter(|step| step.state == StepState::Pausing && status.phase == Phase::Paused);

@@ -1,4 +1,4 @@
-//! The steps of a rollout, and where it stands in them.
+//! The steps of a rollout, and its progress through them.
 
 use super::{
     style::{TextStyle, TextTable, plain_cell},
@@ -11,7 +11,7 @@ use rollora_api::rollout::{
     status::{Phase, StepState, StepStatus},
 };
 
-/// How far one step is.
+/// Progress of one step.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum StepMark {
     Done,
@@ -20,7 +20,7 @@ enum StepMark {
     Skipped,
 }
 
-/// `3/5`; `-` where there are none.
+/// Position among the steps, as in `3/5`; `-` if there are no steps.
 pub(super) fn step_position(status: &RolloutStatus) -> String {
     let total = status.steps.len();
     match &status.step {
@@ -29,7 +29,7 @@ pub(super) fn step_position(status: &RolloutStatus) -> String {
     }
 }
 
-/// `step 3: pause until promoted`.
+/// Describes a step, as in `step 3: pause until promoted`.
 pub(super) fn describe(status: &RolloutStatus, step: i32) -> String {
     match usize::try_from(step).ok().and_then(|index| status.steps.get(index)) {
         Some(found) => format!("step {}: {}", step + 1, step_text(found, status.total_weight)),
@@ -37,17 +37,17 @@ pub(super) fn describe(status: &RolloutStatus, step: i32) -> String {
     }
 }
 
-/// The steps, a line each.
+/// The steps, one per line.
 pub(super) fn step_table(status: &RolloutStatus, now: Timestamp, style: TextStyle) -> String {
     let mut table = TextTable::default();
     for (index, step) in status.steps.iter().enumerate() {
         let mark = step_mark(status, index);
-        let said = step_text(step, status.total_weight);
+        let text = step_text(step, status.total_weight);
         let (symbol, shown) = match mark {
-            StepMark::Done => (style.success("✔"), plain_cell(said)),
-            StepMark::Current => (style.active("▶"), (said.clone(), style.bold(&said))),
-            StepMark::Upcoming => ("○".to_owned(), (said.clone(), style.dim(&said))),
-            StepMark::Skipped => (style.error("✘"), (said.clone(), style.dim(&said))),
+            StepMark::Done => (style.success("✔"), plain_cell(text)),
+            StepMark::Current => (style.active("▶"), (text.clone(), style.bold(&text))),
+            StepMark::Upcoming => ("○".to_owned(), (text.clone(), style.dim(&text))),
+            StepMark::Skipped => (style.error("✘"), (text.clone(), style.dim(&text))),
         };
         let note = match &status.step {
             Some(at) if mark == StepMark::Current => time_note(at, step, now),
@@ -59,33 +59,33 @@ pub(super) fn step_table(status: &RolloutStatus, now: Timestamp, style: TextStyl
 }
 
 fn step_mark(status: &RolloutStatus, step: usize) -> StepMark {
-    let given_up = matches!(status.phase, Phase::RollingBack | Phase::RolledBack);
+    let rolled_back = matches!(status.phase, Phase::RollingBack | Phase::RolledBack);
     let Some(at) = &status.step else {
         return if status.phase == Phase::Succeeded { StepMark::Done } else { StepMark::Upcoming };
     };
     match step.cmp(&step_index(at)) {
         std::cmp::Ordering::Less => StepMark::Done,
         _ if status.phase == Phase::Succeeded => StepMark::Done,
-        _ if given_up => StepMark::Skipped,
+        _ if rolled_back => StepMark::Skipped,
         std::cmp::Ordering::Equal if at.state == StepState::Done => StepMark::Done,
         std::cmp::Ordering::Equal => StepMark::Current,
         std::cmp::Ordering::Greater => StepMark::Upcoming,
     }
 }
 
-/// What the step under way is at, and how long it takes yet.
+/// What the current step waits for, with its elapsed or remaining time.
 fn time_note(at: &StepStatus, step: &Step, now: Timestamp) -> String {
-    let so_far = time::format_elapsed(at.entered_at, now);
+    let elapsed = time::format_elapsed(at.entered_at, now);
     match (at.state, step.pause.as_ref().and_then(|pause| pause.duration)) {
         (StepState::Pausing, Some(duration)) => {
             let length = i64::try_from(duration.get().as_secs()).unwrap_or(i64::MAX);
             let left = length.saturating_sub(now.as_second() - at.entered_at.as_second());
             format!("{} left", time::format_seconds(left))
         }
-        (StepState::Pausing, None) => format!("for {so_far}: rollora promote"),
-        (StepState::AwaitingResidency, _) => format!("servers load the adapter, {so_far}"),
-        (StepState::AwaitingRouters, _) => format!("weights take effect, {so_far}"),
-        (StepState::Held, _) => format!("held, {so_far}"),
+        (StepState::Pausing, None) => format!("for {elapsed}: rollora promote"),
+        (StepState::AwaitingResidency, _) => format!("servers load the adapter, {elapsed}"),
+        (StepState::AwaitingRouters, _) => format!("weights take effect, {elapsed}"),
+        (StepState::Held, _) => format!("held, {elapsed}"),
         (StepState::Done, _) => String::new(),
     }
 }

@@ -1,9 +1,9 @@
-//! Colors, where they are wanted.
+//! Colors and tables of the text output.
 
-/// How text is set.
+/// Style of the output.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct TextStyle {
-    /// Whether colors are wanted.
+    /// Whether to use colors.
     pub(crate) color: bool,
 }
 
@@ -37,19 +37,19 @@ impl TextStyle {
     }
 }
 
-/// Rows of cells, set under each other. Cells are measured before they are colored.
+/// Rows of aligned cells. Each cell is a pair of its plain text, which gives its width, and the text that is printed.
 #[derive(Debug, Default)]
 pub(super) struct TextTable {
     rows: Vec<Vec<(String, String)>>,
 }
 
 impl TextTable {
-    /// Adds a row of plain cells, each with the same cell as it is shown.
+    /// Adds a row; each cell is the plain and the printed text.
     pub(super) fn push_row(&mut self, cells: impl IntoIterator<Item = (String, String)>) {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// The lines, each behind `indent`, with nothing behind their last cell.
+    /// Renders the rows. Each line begins with `indent`, and has no trailing spaces.
     pub(super) fn render(&self, indent: &str) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
@@ -73,7 +73,7 @@ impl TextTable {
     }
 }
 
-/// A cell that is shown as it is.
+/// A cell whose printed text is plain.
 pub(super) fn plain_cell(text: impl Into<String>) -> (String, String) {
     let text = text.into();
     (text.clone(), text)

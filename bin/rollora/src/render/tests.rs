@@ -22,7 +22,7 @@ fn server(name: &str, ready: bool, adapters: &Value) -> Value {
     json!({ "name": name, "ready": ready, "inFlight": 3, "pilot": false, "status": status })
 }
 
-/// A rollout in the open pause at 50/50.
+/// A rollout at 50/50, in a pause without an end.
 fn paused_overview() -> Overview {
     let steps = json!([
         { "setWeight": 10 },
@@ -73,7 +73,7 @@ fn paused_overview() -> Overview {
         } } },
         "events": [
             { "at": start(), "count": 1, "warning": false, "reason": "X", "message": "lora-v2 gets 50 of 100" },
-            { "at": later(30), "count": 2, "warning": true, "reason": "Y", "message": "b:1 is away" },
+            { "at": later(30), "count": 2, "warning": true, "reason": "Y", "message": "b:1 is unreachable" },
         ],
     }))
     .unwrap()
@@ -84,7 +84,7 @@ fn status_of(overview: &mut Overview) -> &mut RolloutStatus {
 }
 
 #[test]
-fn one_screen_says_where_it_stands_what_it_waits_for_and_what_to_type() {
+fn status_shows_steps_weights_servers_and_next_command() {
     assert_eq!(
         status(&paused_overview(), later(90), PLAIN),
         "\
@@ -96,9 +96,9 @@ lora  ▶ paused  lora-v1 → lora-v2  http://127.0.0.1:8080
   ▶  pause until promoted  for 1m30s: rollora promote
   ○  100 %
 
-  WEIGHTS  SET  IN FORCE
-  lora-v1  50   90
-  lora-v2  50   50
+  WEIGHTS  DESIRED  ACTIVE
+  lora-v1  50       90
+  lora-v2  50       50
 
   SERVERS             IN FLIGHT  lora-v1     lora-v2
   a:1      ✔ ready    3          ✔ verified  ✔ verified
@@ -108,13 +108,13 @@ lora  ▶ paused  lora-v1 → lora-v2  http://127.0.0.1:8080
   next: rollora promote, or rollora abort
 
   1m30s ago     lora-v2 gets 50 of 100
-  1m00s ago  !  b:1 is away (2 times)
+  1m00s ago  !  b:1 is unreachable (2 times)
 "
     );
 }
 
 #[test]
-fn why_it_does_not_move_is_said_in_words() {
+fn explain_lists_files_conditions_servers_and_warnings() {
     let mut overview = paused_overview();
     overview.adapters_file.problem = Some("adapters.yaml: line 3: not a list".to_owned());
     let condition = json!([
@@ -129,7 +129,7 @@ fn why_it_does_not_move_is_said_in_words() {
 lora: paused; waits for promotion
 
 Files
-  adapters.yaml: line 3: not a list; what was in force before stays in force
+  adapters.yaml: line 3: not a list; the last valid content stays active
 
 Conditions
   not AdapterResident for 1m30s (NotResident): b:1 lacks lora-v2
@@ -139,7 +139,7 @@ Servers
   b:1: lora-v2 could not be loaded after 3 attempts: no adapter at /a/v2; next try in 1m00s
 
 Warnings
-  1m00s ago: b:1 is away
+  1m00s ago: b:1 is unreachable
 
 Next: rollora promote, or rollora abort
 "
@@ -147,19 +147,16 @@ Next: rollora promote, or rollora abort
 }
 
 #[test]
-fn a_file_that_is_not_in_force_stands_at_the_top() {
+fn file_problem_is_shown_at_the_top() {
     let mut overview = paused_overview();
     overview.rollout_file.problem = Some("rollout.yaml: line 5: spec.modle: unknown field".to_owned());
     let screen = status(&overview, start(), PLAIN);
     let lines: Vec<&str> = screen.lines().skip(2).take(2).collect();
-    assert_eq!(
-        lines,
-        ["✘ rollout.yaml: line 5: spec.modle: unknown field", "  What was in force before stays in force."]
-    );
+    assert_eq!(lines, ["✘ rollout.yaml: line 5: spec.modle: unknown field", "  The last valid content stays active."]);
 }
 
 #[test]
-fn the_time_that_a_step_takes_yet_is_said() {
+fn current_step_shows_elapsed_or_remaining_time() {
     let cases = [
         (1, StepState::Pausing, 90, "▶  pause 10m             8m30s left"),
         (1, StepState::Pausing, 700, "▶  pause 10m             0s left"),
@@ -177,7 +174,7 @@ fn the_time_that_a_step_takes_yet_is_said() {
 }
 
 #[test]
-fn steps_that_are_behind_given_up_or_done() {
+fn steps_are_marked_as_done_current_upcoming_or_skipped() {
     let marks = |phase: Phase, index: i32| {
         let mut overview = paused_overview();
         let status = status_of(&mut overview);
@@ -194,19 +191,19 @@ fn steps_that_are_behind_given_up_or_done() {
 }
 
 #[test]
-fn why_an_adapter_was_rejected_is_one_line_and_said_once() {
+fn rejection_reason_is_shown_once_on_one_line() {
     let mut overview = paused_overview();
     let status = status_of(&mut overview);
     status.phase = Phase::RolledBack;
-    status.rejected = vec![RejectedAdapter { id: "lora-v2".parse().unwrap(), reason: "a:1 died over it".to_owned() }];
+    status.rejected = vec![RejectedAdapter { id: "lora-v2".parse().unwrap(), reason: "a:1 crashed".to_owned() }];
     let screen = super::status(&overview, start(), PLAIN);
-    assert!(screen.contains("\n  lora-v2: rejected: a:1 died over it\n  next: list another version"), "{screen}");
-    status_of(&mut overview).message = "lora-v2 was rejected: a:1 died over it".to_owned();
-    assert_eq!(super::status(&overview, start(), PLAIN).matches("died over it").count(), 1);
+    assert!(screen.contains("\n  lora-v2: rejected: a:1 crashed\n  next: list another version"), "{screen}");
+    status_of(&mut overview).message = "lora-v2 was rejected: a:1 crashed".to_owned();
+    assert_eq!(super::status(&overview, start(), PLAIN).matches("crashed").count(), 1);
 }
 
 #[test]
-fn before_the_first_decision_there_is_something_to_show_too() {
+fn status_is_shown_before_the_first_decision() {
     let mut overview = paused_overview();
     overview.rollout.status = None;
     overview.rules.models.clear();
@@ -217,7 +214,7 @@ fn before_the_first_decision_there_is_something_to_show_too() {
 }
 
 #[test]
-fn one_line_for_scripts_and_one_for_logs() {
+fn summary_and_progress_line_are_short() {
     assert_eq!(
         summary(&paused_overview()),
         "\
@@ -229,18 +226,18 @@ lora  lora   Paused  4/5   lora-v1 50, lora-v2 50  lora-v1  lora-v2
 }
 
 #[test]
-fn what_was_asked_is_bound_to_what_was_seen() {
+fn submitted_intent_names_its_revision_and_step() {
     let intent = |verb| Intent { id: "1".to_owned(), verb, revision: 2, step: Some(3), claimed_by: None };
-    let seen = paused_overview().rollout.status.unwrap();
+    let status = paused_overview().rollout.status.unwrap();
     assert_eq!(
-        intent_submitted(&intent(IntentKind::Promote), &seen),
-        "asked: promote (revision 2 of lora-v2, step 4: pause until promoted)\n"
+        intent_submitted(&intent(IntentKind::Promote), &status),
+        "submitted: promote (revision 2 of lora-v2, step 4: pause until promoted)\n"
     );
-    assert_eq!(intent_submitted(&intent(IntentKind::Abort), &seen), "asked: abort (revision 2 of lora-v2)\n");
+    assert_eq!(intent_submitted(&intent(IntentKind::Abort), &status), "submitted: abort (revision 2 of lora-v2)\n");
 }
 
 #[test]
-fn colors_change_nothing_but_colors() {
+fn colors_do_not_change_the_text() {
     let colored = status(&paused_overview(), later(90), TextStyle { color: true });
     assert!(colored.contains("\x1b[32m✔\x1b[0m"));
     let mut plain = String::new();
@@ -254,6 +251,6 @@ fn colors_change_nothing_but_colors() {
 }
 
 #[test]
-fn a_screen_is_drawn_over_the_last_one_line_by_line() {
+fn redraw_clears_each_line_after_its_text() {
     assert_eq!(redraw("one\ntwo\n"), "\x1b[Hone\x1b[K\ntwo\x1b[K\n\x1b[J");
 }

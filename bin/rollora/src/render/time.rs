@@ -1,13 +1,13 @@
-//! Spans of time as people say them.
+//! Formats durations for people.
 
 use jiff::Timestamp;
 
-/// From `since` to `now`, in its two largest units; nothing where `since` is to come.
+/// Formats the time from `since` to `now` in its two largest units; `0s` if `since` is in the future.
 pub(super) fn format_elapsed(since: Timestamp, now: Timestamp) -> String {
     format_seconds(now.as_second() - since.as_second())
 }
 
-/// `90` is `1m30s`.
+/// Formats seconds in their two largest units: 90 is `1m30s`.
 pub(super) fn format_seconds(seconds: i64) -> String {
     let total = seconds.max(0);
     let (days, hours, minutes, seconds) = (total / 86_400, total / 3600 % 24, total / 60 % 60, total % 60);
@@ -24,11 +24,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_in_their_two_largest_units() {
-        for (given, said) in
+    fn durations_have_their_two_largest_units() {
+        for (seconds, expected) in
             [(-3, "0s"), (0, "0s"), (59, "59s"), (60, "1m00s"), (3599, "59m59s"), (3661, "1h01m"), (90_000, "1d01h")]
         {
-            assert_eq!(format_seconds(given), said);
+            assert_eq!(format_seconds(seconds), expected);
         }
     }
 }

@@ -30,7 +30,7 @@ async fn get(address: SocketAddr, path: &str) -> (StatusCode, String) {
 }
 
 #[tokio::test]
-async fn anybody_may_read_metrics_rules_and_readiness_and_nothing_else() {
+async fn metrics_rules_and_readiness_are_readable_by_everyone() {
     let folder = tempfile::tempdir().unwrap();
     let path = |file: &str| folder.path().join(file);
     let inputs = InputFiles { rollout: path("rollout.yaml"), adapters: path("adapters.yaml") };
@@ -46,14 +46,14 @@ async fn anybody_may_read_metrics_rules_and_readiness_and_nothing_else() {
         Arc::default(),
     );
     let servers = Arc::new(GatewayServers::new(vec![Arc::new(server)]));
-    let member = SidecarHandle {
+    let sidecar = SidecarHandle {
         url: "http://a:1".to_owned(),
         desired: watch::channel(None).0,
         status: watch::channel(Arc::default()).1,
         heartbeat: watch::channel(None).1,
         usage_poll_boost: rollora_sidecar::UsagePollBoost::default(),
     };
-    let fleet = LocalFleet::new(store.clone(), Arc::clone(&servers), vec![member], Arc::default());
+    let fleet = LocalFleet::new(store.clone(), Arc::clone(&servers), vec![sidecar], Arc::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let mut tasks = JoinSet::new();

@@ -52,75 +52,75 @@ async fn read_json<T: serde::de::DeserializeOwned>(body: Incoming) -> T {
 }
 
 #[tokio::test]
-async fn the_socket_is_for_its_owner_only_and_takes_the_place_of_a_stale_one() {
-    let mut machine = ControlFixture::start();
-    assert_eq!(fs::metadata(&machine.socket).unwrap().permissions().mode() & 0o777, 0o600);
-    // A killed process leaves its socket, perhaps in the middle of making it.
-    machine.tasks.shutdown().await;
-    assert!(UnixStream::connect(&machine.socket).await.is_err());
-    let state = machine.folder.path().join("state");
+async fn socket_is_private_and_replaces_a_stale_one() {
+    let mut fixture = ControlFixture::start();
+    assert_eq!(fs::metadata(&fixture.socket).unwrap().permissions().mode() & 0o777, 0o600);
+    // A killed process leaves its socket, and possibly the private folder in which it was created.
+    fixture.tasks.shutdown().await;
+    assert!(UnixStream::connect(&fixture.socket).await.is_err());
+    let state = fixture.folder.path().join("state");
     fs::create_dir(state.join(".s")).unwrap();
     fs::write(state.join(".s").join("s"), "").unwrap();
     let listener = bind(&state).unwrap();
-    UnixStream::connect(&machine.socket).await.unwrap();
+    UnixStream::connect(&fixture.socket).await.unwrap();
     drop(listener);
 }
 
 #[tokio::test]
-async fn a_path_that_is_too_long_for_a_socket_is_said_in_words() {
+async fn too_long_socket_path_is_reported_with_a_fix() {
     let folder = tempfile::tempdir().unwrap();
     let long = folder.path().join("x".repeat(120));
     fs::create_dir(&long).unwrap();
-    let said = bind(&long).unwrap_err().to_string();
-    assert!(said.contains("give a shorter one with --state"), "{said}");
+    let error = bind(&long).unwrap_err().to_string();
+    assert!(error.contains("give a shorter one with --state"), "{error}");
 }
 
 #[tokio::test]
-async fn an_overview_is_told_now_and_with_every_change() {
-    let mut machine = ControlFixture::start();
-    let (status, body) = machine.request("GET", "/overview", String::new()).await;
+async fn watch_sends_the_overview_now_and_after_every_change() {
+    let mut fixture = ControlFixture::start();
+    let (status, body) = fixture.request("GET", "/overview", String::new()).await;
     assert_eq!(status, StatusCode::OK);
     let overview: Overview = read_json(body).await;
     assert_eq!((overview.rollout.metadata.name.as_str(), overview.listen.as_deref()), ("alias", Some("127.0.0.1:1")));
 
-    let (_, mut watch) = machine.request("GET", "/watch", String::new()).await;
+    let (_, mut watch) = fixture.request("GET", "/watch", String::new()).await;
     let mut next = async || {
         let line = watch.frame().await.unwrap().unwrap().into_data().unwrap();
         serde_json::from_slice::<Overview>(&line).unwrap()
     };
     assert_eq!(next().await.adapters_file.problem, None);
-    machine.control.store.apply_adapters_file(Err("broken".to_owned()));
+    fixture.control.store.apply_adapters_file(Err("broken".to_owned()));
     assert_eq!(next().await.adapters_file.problem.as_deref(), Some("broken"));
 }
 
 #[tokio::test]
-async fn an_intent_is_taken_with_an_id_and_the_next_one_waits() {
-    let mut machine = ControlFixture::start();
+async fn second_intent_is_refused_while_one_is_pending() {
+    let mut fixture = ControlFixture::start();
     let request = |verb| {
         let claimed_by = Some("anna".to_owned());
         serde_json::to_string(&IntentRequest { verb, revision: 3, step: Some(1), claimed_by }).unwrap()
     };
-    let (status, body) = machine.request("POST", "/intent", request(IntentKind::Promote)).await;
+    let (status, body) = fixture.request("POST", "/intent", request(IntentKind::Promote)).await;
     assert_eq!(status, StatusCode::OK);
     let intent: Intent = read_json(body).await;
     assert_eq!((intent.verb, intent.revision, intent.step), (IntentKind::Promote, 3, Some(1)));
     assert_eq!(intent.claimed_by.as_deref(), Some("anna"));
     let annotation =
-        &machine.control.store.snapshot().rollout.metadata.annotations[rollora_api::names::INTENT_ANNOTATION];
+        &fixture.control.store.snapshot().rollout.metadata.annotations[rollora_api::names::INTENT_ANNOTATION];
     assert_eq!(serde_json::from_str::<Intent>(annotation).unwrap(), intent);
 
-    let (status, body) = machine.request("POST", "/intent", request(IntentKind::Retry)).await;
+    let (status, body) = fixture.request("POST", "/intent", request(IntentKind::Retry)).await;
     assert_eq!(status, StatusCode::CONFLICT);
     assert!(read_json::<ErrorResponse>(body).await.error.contains("`promote` was asked before"));
-    let (status, _) = machine.request("POST", "/intent", request(IntentKind::Abort)).await;
+    let (status, _) = fixture.request("POST", "/intent", request(IntentKind::Abort)).await;
     assert_eq!(status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn watching_ends_with_the_process() {
-    let mut machine = ControlFixture::start();
-    let (_, mut watch) = machine.request("GET", "/watch", String::new()).await;
+async fn watch_ends_when_the_process_stops() {
+    let mut fixture = ControlFixture::start();
+    let (_, mut watch) = fixture.request("GET", "/watch", String::new()).await;
     watch.frame().await.unwrap().unwrap();
-    machine.control.stop.cancel();
+    fixture.control.stop.cancel();
     assert!(watch.frame().await.is_none());
 }

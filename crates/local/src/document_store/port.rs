@@ -1,4 +1,4 @@
-//! `Store` for the operator.
+//! Implementation of the operator's `DocumentStore` port.
 
 use super::{DIRECTIVES_YAML, LocalDocumentStore, REWRITES_JSON, ROLLOUT_JSON, write_outcome};
 use crate::{
@@ -21,73 +21,73 @@ use std::{fs, sync::Arc};
 use uuid::Uuid;
 
 impl LocalDocumentStore {
-    /// The one Rollout of this machine.
+    /// Key of the only Rollout on this machine, which has no namespace.
     pub(crate) fn rollout_key(&self) -> RolloutKey {
         RolloutKey { namespace: None, name: self.snapshot().rollout.metadata.name.clone() }
     }
 
-    /// Runs a write on a thread of its own, to its end even if nobody waits for it any more.
+    /// Runs a write on a blocking thread. It completes even if the returned future is dropped.
     async fn run_blocking(&self, write: impl FnOnce(&Self) -> WriteOutcome + Send + 'static) -> WriteOutcome {
         let store = self.clone();
         match tokio::task::spawn_blocking(move || write(&store)).await {
             Ok(written) => written,
-            Err(error) => WriteOutcome::Unknown(format!("the write did not end: {error}")),
+            Err(error) => WriteOutcome::Unknown(format!("the write did not complete: {error}")),
         }
     }
 
     fn write_status_blocking(&self, version: &ResourceVersion, status: &RolloutStatus) -> WriteOutcome {
-        self.0.update(|inner, picture| {
-            let rollout = match picture.with_status(version, status) {
+        self.0.update(|inner, snapshot| {
+            let rollout = match snapshot.with_status(version, status) {
                 Ok(rollout) => rollout,
                 Err(refused) => return refused,
             };
             let written = inner.folder.write(ROLLOUT_JSON, &rollout);
             let version = resource_version(&rollout.metadata);
-            commit(written, version, || picture.rollout = Arc::new(rollout))
+            commit(written, version, || snapshot.rollout = Arc::new(rollout))
         })
     }
 
     fn write_rewrite_blocking(&self, rewrite: &InferenceModelRewrite, precondition: &Precondition) -> WriteOutcome {
-        self.0.update(|inner, picture| {
+        self.0.update(|inner, snapshot| {
             let uid = Uuid::new_v4().to_string();
-            let (rewrites, version) = match picture.with_rewrite(rewrite, precondition, &uid, clock::now()) {
+            let (rewrites, version) = match snapshot.with_rewrite(rewrite, precondition, &uid, clock::now()) {
                 Ok(changed) => changed,
                 Err(refused) => return refused,
             };
             let written = inner.folder.write(REWRITES_JSON, &rewrites);
             commit(written, version, || {
                 inner.rules.reset(&rewrites);
-                picture.rewrites = Arc::new(rewrites);
+                snapshot.rewrites = Arc::new(rewrites);
             })
         })
     }
 
-    /// Writes one or both texts; the key first, since it only ever adds to what the sidecars may do with the file.
+    /// Writes one or both texts, the directives first: they only ever add to what the sidecars may do with the file.
     fn write_adapters_blocking(&self, version: &ResourceVersion, write: &AdaptersWrite) -> WriteOutcome {
-        self.0.update(|inner, picture| {
+        self.0.update(|inner, snapshot| {
             let path = &inner.inputs.adapters;
-            let key = picture.rollout.spec.adapters_ref.key.clone();
+            let key = snapshot.rollout.spec.adapters_ref.key.clone();
             let present = match fs::read_to_string(path) {
                 Ok(text) => AdaptersText::new(text, &key),
                 Err(error) => return WriteOutcome::Unavailable(format!("{} cannot be read: {error}", path.display())),
             };
-            // A file that is broken now was whole when the version was read.
+            // The file was valid when the version was read, so an invalid file was changed after that.
             let Ok(present) = present else { return WriteOutcome::Conflict };
-            if content_hash(present.inner(), picture.directives.text.as_deref()).0 != version.0 {
+            if content_hash(present.inner(), snapshot.directives.text.as_deref()).0 != version.0 {
                 return WriteOutcome::Conflict;
             }
             if let Some(text) = &write.directives_text {
-                let key = match OperatorDirectives::parse(text) {
-                    Ok(key) => key,
-                    Err(error) => return WriteOutcome::Refused(format!("the operator's key: {error}")),
+                let directives = match OperatorDirectives::parse(text) {
+                    Ok(directives) => directives,
+                    Err(error) => return WriteOutcome::Refused(format!("the operator directives: {error}")),
                 };
                 let written = replace_atomically(&inner.folder.document_path(DIRECTIVES_YAML), text.as_bytes());
-                let taken = commit(written, version.clone(), || {
-                    picture.directives =
-                        DirectivesContent { text: Some(text.as_str().into()), parsed: Some(Arc::new(key)) };
+                let outcome = commit(written, version.clone(), || {
+                    snapshot.directives =
+                        DirectivesContent { text: Some(text.as_str().into()), parsed: Some(Arc::new(directives)) };
                 });
-                if !matches!(taken, WriteOutcome::Done(_)) {
-                    return taken;
+                if !matches!(outcome, WriteOutcome::Done(_)) {
+                    return outcome;
                 }
             }
             if let Some(inner) = &write.user_text {
@@ -98,43 +98,43 @@ impl LocalDocumentStore {
                     Err(problem) => return WriteOutcome::Refused(problem),
                 };
                 let written = replace_atomically(path, text.as_bytes());
-                let taken = commit(written, version.clone(), || picture.adapters = adapters);
-                if !matches!(taken, WriteOutcome::Done(_)) {
-                    return taken;
+                let outcome = commit(written, version.clone(), || snapshot.adapters = adapters);
+                if !matches!(outcome, WriteOutcome::Done(_)) {
+                    return outcome;
                 }
             }
-            WriteOutcome::Done(ResourceVersion(picture.hash().0))
+            WriteOutcome::Done(ResourceVersion(snapshot.hash().0))
         })
     }
 }
 
-/// What was written is in force even where the disk has not confirmed it: it is what a reader finds there.
-fn commit(written: Result<(), WriteError>, version: ResourceVersion, in_force: impl FnOnce()) -> WriteOutcome {
+/// Applies a write to the snapshot, also if the disk has not confirmed it: readers of the file find the new content.
+fn commit(written: Result<(), WriteError>, version: ResourceVersion, apply: impl FnOnce()) -> WriteOutcome {
     match written {
         Ok(()) => {
-            in_force();
+            apply();
             WriteOutcome::Done(version)
         }
         Err(error) => {
             if matches!(error, WriteError::Unconfirmed { .. }) {
-                in_force();
+                apply();
             }
             write_outcome(&error)
         }
     }
 }
 
-fn versioned_rollout(picture: &StoreSnapshot) -> Versioned<Arc<Rollout>> {
-    let value = Arc::clone(&picture.rollout);
+fn versioned_rollout(snapshot: &StoreSnapshot) -> Versioned<Arc<Rollout>> {
+    let value = Arc::clone(&snapshot.rollout);
     Versioned { resource_version: resource_version(&value.metadata), value }
 }
 
 impl DocumentStore for LocalDocumentStore {
     fn changes(&self) -> impl Stream<Item = RolloutKey> + Send {
         let first = stream::iter([self.rollout_key()]);
-        let later = stream::unfold((self.clone(), self.subscribe_reconcile()), |(store, mut work)| async move {
-            work.changed().await.ok()?;
-            Some((store.rollout_key(), (store, work)))
+        let later = stream::unfold((self.clone(), self.subscribe_reconcile()), |(store, mut changes)| async move {
+            changes.changed().await.ok()?;
+            Some((store.rollout_key(), (store, changes)))
         });
         first.chain(later)
     }
@@ -148,12 +148,12 @@ impl DocumentStore for LocalDocumentStore {
     }
 
     async fn rewrites(&self, _: &RolloutKey) -> Result<Vec<Versioned<Arc<InferenceModelRewrite>>>, ReadError> {
-        let picture = self.snapshot();
+        let snapshot = self.snapshot();
         let versioned = |rewrite: &InferenceModelRewrite| Versioned {
             resource_version: resource_version(&rewrite.metadata),
             value: Arc::new(rewrite.clone()),
         };
-        Ok(picture.rewrites.iter().map(versioned).collect())
+        Ok(snapshot.rewrites.iter().map(versioned).collect())
     }
 
     async fn adapters(
@@ -162,21 +162,21 @@ impl DocumentStore for LocalDocumentStore {
         _: &AdaptersRef,
         _: Option<&ResourceVersion>,
     ) -> Result<Option<Versioned<AdaptersDocument>>, ReadError> {
-        let picture = self.snapshot();
-        if let Some(problem) = &picture.problems.adapters {
+        let snapshot = self.snapshot();
+        if let Some(problem) = &snapshot.problems.adapters {
             return Err(ReadError::Invalid(problem.clone()));
         }
         Ok(Some(Versioned {
-            resource_version: ResourceVersion(picture.hash().0),
+            resource_version: ResourceVersion(snapshot.hash().0),
             value: AdaptersDocument {
-                user_text: picture.adapters.text.inner().to_owned(),
-                directives_text: picture.directives.text.as_deref().map(str::to_owned),
+                user_text: snapshot.adapters.text.inner().to_owned(),
+                directives_text: snapshot.directives.text.as_deref().map(str::to_owned),
                 gitops_owner: None,
             },
         }))
     }
 
-    /// There is one file here, however a Rollout calls it.
+    /// There is only one adapters file on this machine, under any name that a Rollout gives it.
     fn is_same_adapters_file(&self, _: &AdaptersRef, _: &AdaptersRef) -> bool {
         true
     }
@@ -214,7 +214,7 @@ impl DocumentStore for LocalDocumentStore {
     }
 
     async fn publish_event(&self, _: &RolloutKey, event: &RolloutEvent) {
-        // The operator logs it.
+        // No log line here: the operator logs its events.
         let record = EventRecord {
             at: clock::now(),
             count: 1,

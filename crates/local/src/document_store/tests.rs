@@ -21,10 +21,10 @@ struct StoreFixture {
 
 impl StoreFixture {
     fn new() -> Self {
-        let machine = Self { folder: tempfile::tempdir().unwrap() };
-        machine.write_file("rollout.yaml", ROLLOUT_FILE);
-        machine.write_file("adapters.yaml", ADAPTERS_FILE);
-        machine
+        let fixture = Self { folder: tempfile::tempdir().unwrap() };
+        fixture.write_file("rollout.yaml", ROLLOUT_FILE);
+        fixture.write_file("adapters.yaml", ADAPTERS_FILE);
+        fixture
     }
 
     fn write_file(&self, file: &str, text: &str) {
@@ -35,7 +35,7 @@ impl StoreFixture {
         fs::read_to_string(self.folder.path().join("adapters.yaml")).unwrap()
     }
 
-    /// A store, as a process gets it at its start; the one before has to be gone.
+    /// Opens the store as a process does at its start; an earlier store must be dropped before.
     fn open(&self) -> Result<LocalDocumentStore, OpenError> {
         let folder = StateFolder::open(&self.folder.path().join("state"))?;
         let path = |file: &str| self.folder.path().join(file);
@@ -108,9 +108,9 @@ fn active_target(store: &LocalDocumentStore) -> Option<String> {
 }
 
 #[test]
-fn everything_is_there_again_after_a_restart() {
-    let machine = StoreFixture::new();
-    let store = machine.start();
+fn all_documents_survive_a_restart() {
+    let fixture = StoreFixture::new();
+    let store = fixture.start();
     let uid = rollout(&store).value.metadata.uid.clone();
     assert!(matches!(write_status(&store, "far"), WriteOutcome::Done(_)));
     assert!(matches!(write_rewrite(&store, "alias-v1"), WriteOutcome::Done(_)));
@@ -123,22 +123,22 @@ fn everything_is_there_again_after_a_restart() {
     let before = (rollout(&store), adapters(&store).unwrap(), run(store.rewrites(&store.rollout_key())).unwrap());
     drop(store);
 
-    let store = machine.start();
+    let store = fixture.start();
     let after = (rollout(&store), adapters(&store).unwrap(), run(store.rewrites(&store.rollout_key())).unwrap());
     assert_eq!(before, after);
     assert_eq!(
         (after.0.value.metadata.uid.clone(), after.0.value.status.clone().unwrap().message),
         (uid, "far".to_owned())
     );
-    assert_eq!(active_target(&store).as_deref(), Some("alias-v1"), "the gateway routes before anybody decided");
+    assert_eq!(active_target(&store).as_deref(), Some("alias-v1"), "the gateway routes before the first decision");
     assert_eq!(store.snapshot().events[0].message, "happened");
     assert_eq!(store.snapshot().directives.parsed.as_ref().unwrap().managed, ["alias-v*"]);
 }
 
 #[test]
-fn the_rules_change_in_the_write_of_the_rewrite() {
-    let machine = StoreFixture::new();
-    let store = machine.start();
+fn rules_change_within_the_write_of_a_rewrite() {
+    let fixture = StoreFixture::new();
+    let store = fixture.start();
     for target in ["alias-v1", "alias-v2"] {
         assert!(matches!(write_rewrite(&store, target), WriteOutcome::Done(_)));
         assert_eq!(active_target(&store).as_deref(), Some(target));
@@ -146,9 +146,9 @@ fn the_rules_change_in_the_write_of_the_rewrite() {
 }
 
 #[test]
-fn a_write_that_nobody_waits_for_any_more_is_not_half_done() {
-    let machine = StoreFixture::new();
-    let store = machine.start();
+fn canceled_write_is_completed() {
+    let fixture = StoreFixture::new();
+    let store = fixture.start();
     run(async {
         let (key, rewrite) = (store.rollout_key(), rewrite("alias-v1"));
         let mut write = Box::pin(store.write_rewrite(&key, &rewrite, &Precondition::Absent));
@@ -159,11 +159,11 @@ fn a_write_that_nobody_waits_for_any_more_is_not_half_done() {
         }
     });
     drop(store);
-    assert_eq!(active_target(&machine.start()).as_deref(), Some("alias-v1"));
+    assert_eq!(active_target(&fixture.start()).as_deref(), Some("alias-v1"));
 }
 
 #[test]
-fn the_edit_of_the_adapters_file_keeps_every_other_byte_and_its_permissions() {
+fn edit_of_the_adapters_file_keeps_other_bytes_and_permissions() {
     let wrapped = "# note\nkind: ConfigMap\ndata:\n  configmap.yaml: |\n    # ours\n    vLLMLoRAConfig:\n      \
                    ensureExist:\n        models: []\n  other: 1\n";
     for (text, inner, edited, expected) in [
@@ -175,52 +175,52 @@ fn the_edit_of_the_adapters_file_keeps_every_other_byte_and_its_permissions() {
             wrapped.replace("ensureExist", "ensureNotExist"),
         ),
     ] {
-        let machine = StoreFixture::new();
-        machine.write_file("adapters.yaml", text);
-        let path = machine.folder.path().join("adapters.yaml");
+        let fixture = StoreFixture::new();
+        fixture.write_file("adapters.yaml", text);
+        let path = fixture.folder.path().join("adapters.yaml");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).unwrap();
-        let store = machine.start();
+        let store = fixture.start();
         let read = adapters(&store).unwrap();
         assert_eq!(read.value.user_text, inner);
         let written = write_adapters(&store, &read.resource_version, Some(edited), None);
         assert_eq!(written, WriteOutcome::Done(adapters(&store).unwrap().resource_version));
-        assert_eq!(machine.read_adapters_file(), expected);
+        assert_eq!(fixture.read_adapters_file(), expected);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o664);
         assert_eq!(adapters(&store).unwrap().value.user_text, edited);
     }
 }
 
 #[test]
-fn an_edit_by_a_person_that_nobody_has_read_yet_is_not_overwritten() {
-    let machine = StoreFixture::new();
-    let store = machine.start();
+fn unread_edit_by_a_person_is_not_overwritten() {
+    let fixture = StoreFixture::new();
+    let store = fixture.start();
     let version = adapters(&store).unwrap().resource_version;
-    let theirs = ADAPTERS_FILE.replace("alias-v1", "alias-v7");
-    for text in [theirs.as_str(), "broken: ["] {
-        machine.write_file("adapters.yaml", text);
+    let edited = ADAPTERS_FILE.replace("alias-v1", "alias-v7");
+    for text in [edited.as_str(), "broken: ["] {
+        fixture.write_file("adapters.yaml", text);
         assert_eq!(write_adapters(&store, &version, Some("vLLMLoRAConfig: {}\n"), None), WriteOutcome::Conflict);
-        assert_eq!(machine.read_adapters_file(), text);
+        assert_eq!(fixture.read_adapters_file(), text);
     }
 }
 
 #[test]
-fn an_edit_that_could_not_be_read_again_is_refused() {
-    let machine = StoreFixture::new();
-    let store = machine.start();
+fn write_of_an_invalid_text_is_refused() {
+    let fixture = StoreFixture::new();
+    let store = fixture.start();
     let version = adapters(&store).unwrap().resource_version;
     assert!(matches!(write_adapters(&store, &version, Some("nonsense: 1\n"), None), WriteOutcome::Refused(_)));
     assert!(matches!(write_adapters(&store, &version, None, Some("managed: 3\n")), WriteOutcome::Refused(_)));
-    assert_eq!(machine.read_adapters_file(), ADAPTERS_FILE);
+    assert_eq!(fixture.read_adapters_file(), ADAPTERS_FILE);
     assert_eq!(adapters(&store).unwrap().resource_version, version);
 }
 
 #[test]
-fn a_file_that_is_broken_leaves_what_was_in_force_and_is_named() {
-    let machine = StoreFixture::new();
-    let store = machine.start();
+fn invalid_files_are_reported_and_keep_the_last_valid_content() {
+    let fixture = StoreFixture::new();
+    let store = fixture.start();
     let generation = rollout(&store).value.metadata.generation;
-    machine.write_file("rollout.yaml", &ROLLOUT_FILE.replace("model: alias", "model: alias\n  modle: 1"));
-    machine.write_file(
+    fixture.write_file("rollout.yaml", &ROLLOUT_FILE.replace("model: alias", "model: alias\n  modle: 1"));
+    fixture.write_file(
         "adapters.yaml",
         "vLLMLoRAConfig:\n  ensureExist: {models: [{id: a, source: b}, {id: a, source: c}]}\n",
     );
@@ -229,29 +229,29 @@ fn a_file_that_is_broken_leaves_what_was_in_force_and_is_named() {
             store.apply_rollout_file(Err(problems[0].clone()));
             store.apply_adapters_file(Err(problems[1].clone()));
         },
-        |_| panic!("both are broken"),
+        |_| panic!("both files are invalid"),
     );
-    let picture = store.snapshot();
-    let problem = picture.problems.rollout.clone().unwrap();
+    let snapshot = store.snapshot();
+    let problem = snapshot.problems.rollout.clone().unwrap();
     assert!(problem.contains("rollout.yaml: line 6") && problem.contains("modle"), "{problem}");
-    let problem = picture.problems.adapters.clone().unwrap();
+    let problem = snapshot.problems.adapters.clone().unwrap();
     assert!(problem.contains("adapters.yaml: line 2") && problem.contains("listed twice"), "{problem}");
     assert_eq!(rollout(&store).value.metadata.generation, generation);
-    assert_eq!(picture.adapters.file.ensure_exist[0].id.as_str(), "alias-v1");
-    assert!(matches!(adapters(&store), Err(ReadError::Invalid(said)) if said == problem));
+    assert_eq!(snapshot.adapters.file.ensure_exist[0].id.as_str(), "alias-v1");
+    assert!(matches!(adapters(&store), Err(ReadError::Invalid(error)) if error == problem));
 }
 
 #[test]
-fn what_cannot_change_is_refused_with_its_line_at_a_start_and_later() {
-    let machine = StoreFixture::new();
-    drop(machine.start());
+fn change_of_an_immutable_field_is_refused_with_its_line() {
+    let fixture = StoreFixture::new();
+    drop(fixture.start());
     let other = ROLLOUT_FILE.replace("model: alias", "model: another");
-    machine.write_file("rollout.yaml", &other);
-    let OpenError::Input(problems) = machine.open().err().unwrap() else { panic!("bad input") };
+    fixture.write_file("rollout.yaml", &other);
+    let OpenError::Input(problems) = fixture.open().err().unwrap() else { panic!("bad input") };
     assert!(problems[0].contains("rollout.yaml: line 5: spec.model"), "{problems:?}");
 
-    machine.write_file("rollout.yaml", ROLLOUT_FILE);
-    let store = machine.start();
+    fixture.write_file("rollout.yaml", ROLLOUT_FILE);
+    let store = fixture.start();
     let path = &store.inputs().rollout;
     store.apply_rollout_file(input::parse_rollout(path, other));
     assert!(store.snapshot().problems.rollout.as_ref().unwrap().contains("line 5: spec.model"));
@@ -259,38 +259,38 @@ fn what_cannot_change_is_refused_with_its_line_at_a_start_and_later() {
 }
 
 #[test]
-fn a_changed_spec_is_taken_at_the_next_start() {
-    let machine = StoreFixture::new();
-    drop(machine.start());
-    machine.write_file("rollout.yaml", &format!("{ROLLOUT_FILE}  paused: true\n"));
-    let taken = rollout(&machine.start()).value;
-    assert_eq!((taken.spec.paused, taken.metadata.generation), (true, Some(2)));
+fn spec_changed_while_stopped_is_applied_at_the_next_start() {
+    let fixture = StoreFixture::new();
+    drop(fixture.start());
+    fixture.write_file("rollout.yaml", &format!("{ROLLOUT_FILE}  paused: true\n"));
+    let applied = rollout(&fixture.start()).value;
+    assert_eq!((applied.spec.paused, applied.metadata.generation), (true, Some(2)));
 }
 
 #[test]
-fn everything_that_is_wrong_with_the_files_is_said_at_once() {
-    let machine = StoreFixture::new();
-    machine.write_file("rollout.yaml", "kind: Rollout\n");
-    fs::remove_file(machine.folder.path().join("adapters.yaml")).unwrap();
-    let OpenError::Input(problems) = machine.open().err().unwrap() else { panic!("bad input") };
+fn problems_of_both_files_are_reported_together() {
+    let fixture = StoreFixture::new();
+    fixture.write_file("rollout.yaml", "kind: Rollout\n");
+    fs::remove_file(fixture.folder.path().join("adapters.yaml")).unwrap();
+    let OpenError::Input(problems) = fixture.open().err().unwrap() else { panic!("bad input") };
     assert_eq!(problems.len(), 2, "{problems:?}");
     assert!(problems[1].contains("adapters.yaml: there is no such file"), "{problems:?}");
 }
 
 #[test]
-fn a_damaged_document_of_the_state_is_named() {
-    let machine = StoreFixture::new();
-    drop(machine.start());
-    machine.write_file("state/rollout.json", "{\n");
-    let said = machine.open().err().unwrap().to_string();
-    assert!(said.contains("state/rollout.json line 2") && said.contains("move the file away"), "{said}");
+fn damaged_state_document_is_reported_with_its_line() {
+    let fixture = StoreFixture::new();
+    drop(fixture.start());
+    fixture.write_file("state/rollout.json", "{\n");
+    let error = fixture.open().err().unwrap().to_string();
+    assert!(error.contains("state/rollout.json line 2") && error.contains("move the file away"), "{error}");
 }
 
 #[test]
-fn changes_begin_with_the_rollout_and_go_on_with_what_the_operator_should_look_at() {
+fn changes_start_with_the_rollout_and_follow_every_write() {
     use futures_util::StreamExt;
-    let machine = StoreFixture::new();
-    let store = machine.start();
+    let fixture = StoreFixture::new();
+    let store = fixture.start();
     run(async {
         let mut changes = std::pin::pin!(store.changes());
         let key = RolloutKey { namespace: None, name: "alias".to_owned() };
@@ -305,14 +305,14 @@ fn changes_begin_with_the_rollout_and_go_on_with_what_the_operator_should_look_a
     });
 }
 
-/// One write of the operator or of a person.
+/// One operation of the operator, or a restart.
 #[derive(Debug, Clone)]
 enum StoreOp {
     Status(u8),
     Rewrite(u8),
     Directives(u8),
     Restart,
-    /// A process that is killed in the middle of its next write: what it leaves is a temporary file, cut anywhere.
+    /// The process is killed during its next write, which leaves a temporary file of any length.
     Killed(&'static str, u8),
 }
 
@@ -330,9 +330,9 @@ fn store_op() -> impl Strategy<Value = StoreOp> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
-    fn what_was_done_is_there_whenever_the_process_is_killed(steps in proptest::collection::vec(store_op(), 1..12)) {
-        let machine = StoreFixture::new();
-        let mut store = machine.start();
+    fn writes_survive_a_kill_at_any_moment(steps in proptest::collection::vec(store_op(), 1..12)) {
+        let fixture = StoreFixture::new();
+        let mut store = fixture.start();
         let (mut message, mut target, mut admitted) = (None, None, None);
         for step in steps {
             match step {
@@ -353,14 +353,14 @@ proptest! {
                 }
                 StoreOp::Restart => {
                     drop(store);
-                    store = machine.start();
+                    store = fixture.start();
                 }
                 StoreOp::Killed(file, cut) => {
                     let whole = fs::read(store.0.folder.document_path(file)).unwrap_or_default();
                     let cut = whole.len() * usize::from(cut) / 255;
                     fs::write(store.0.folder.document_path(&format!(".{file}.writing")), &whole[..cut]).unwrap();
                     drop(store);
-                    store = machine.start();
+                    store = fixture.start();
                 }
             }
             prop_assert_eq!(rollout(&store).value.status.clone().map(|status| status.message), message.clone());

@@ -1,24 +1,24 @@
-//! Which server gets a request: pure over what is known of the servers and their load.
+//! Chooses the server for a request: pure functions over the state and the load of the servers.
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
 
-/// What is known of one server, besides its load.
+/// What the gateway knows of one server, except for its load.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ServerRoutingState {
-    /// Whether its sidecar lets requests go there.
+    /// Whether its sidecar reports the server as ready for requests.
     pub(crate) ready: bool,
-    /// Whether an adapter is on trial there: a server to avoid, since the adapter may end it.
+    /// Whether an adapter is on trial there. Such a server is avoided, since the adapter may crash it.
     pub(crate) pilot: bool,
-    /// The names it answers to: base models, and adapters that are resident and not on trial.
+    /// Models that it serves: base models, and resident adapters that are not on trial.
     pub(crate) models: Vec<String>,
-    /// Adapters on trial there.
+    /// Adapters that are on trial there.
     pub(crate) on_trial: Vec<String>,
 }
 
-/// What is known of all servers, arranged for the choice.
+/// Index over the states of all servers, which are referred to by their positions.
 #[derive(Debug, Default)]
 pub(super) struct RoutingTable {
     ready: Vec<usize>,
@@ -27,25 +27,25 @@ pub(super) struct RoutingTable {
     on_trial: HashMap<String, Vec<usize>>,
 }
 
-/// What a request needs.
+/// Which servers can take a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ServerRequirement<'a> {
-    /// The adapter that a rule chose: no other server than one that has it will do.
+    /// Only servers that have this adapter, which a rule chose.
     Target(&'a str),
-    /// The model that the client named itself: where no server has it, any server may say so.
+    /// Servers that have this model, which the client named; if none has it, any server, which then reports the error.
     Model(&'a str),
-    /// No model.
+    /// Any server, since the request names no model.
     Any,
 }
 
-/// Why no server can be had.
+/// Why no server can take a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoServer {
-    /// None is ready.
+    /// No server is ready.
     NotReady,
-    /// Some are ready, and none of them has what the rule chose.
+    /// No ready server has the adapter that a rule chose.
     NotResident,
-    /// What the client named is on trial, on the only servers there are.
+    /// The model that the client named is on trial on all ready servers.
     OnTrial,
 }
 
@@ -64,40 +64,41 @@ impl RoutingTable {
         table
     }
 
-    /// How many servers are ready.
     pub(super) fn ready_count(&self) -> usize {
         self.ready.len()
     }
 
-    /// The server for `need` with the least requests in flight; `load` is none for servers that are out. A server
-    /// with an adapter on trial is the last resort. Among equals `turn` decides, a number that rises.
+    /// Chooses the server for `requirement` that has the fewest requests in flight. `load` returns `None` for
+    /// excluded servers. A server with an adapter on trial is the last resort. `round_robin`, a rising number,
+    /// decides between equal servers.
     pub(super) fn choose(
         &self,
-        need: ServerRequirement<'_>,
+        requirement: ServerRequirement<'_>,
         round_robin: usize,
         load: impl Fn(usize) -> Option<usize>,
     ) -> Result<usize, NoServer> {
-        let least = |candidates: &[usize], refused: &[usize]| {
+        let least_loaded = |candidates: &[usize], excluded: &[usize]| {
             let count = self.is_pilot.len();
-            let able = candidates.iter().copied().filter(|index| !refused.contains(index));
-            able.filter_map(|index| {
-                Some((self.is_pilot[index], load(index)?, (index + count - round_robin % count) % count, index))
-            })
-            .min()
-            .map(|(.., index)| index)
+            let allowed = candidates.iter().copied().filter(|index| !excluded.contains(index));
+            allowed
+                .filter_map(|index| {
+                    Some((self.is_pilot[index], load(index)?, (index + count - round_robin % count) % count, index))
+                })
+                .min()
+                .map(|(.., index)| index)
         };
-        let having = |name: &str| self.by_model.get(name).map_or(&[][..], Vec::as_slice);
-        let any_ready = || least(&self.ready, &[]).ok_or(NoServer::NotReady);
-        match need {
+        let servers_with = |name: &str| self.by_model.get(name).map_or(&[][..], Vec::as_slice);
+        let any_ready = || least_loaded(&self.ready, &[]).ok_or(NoServer::NotReady);
+        match requirement {
             ServerRequirement::Any => any_ready(),
             ServerRequirement::Target(name) => {
-                least(having(name), &[]).map_or_else(|| any_ready().and(Err(NoServer::NotResident)), Ok)
+                least_loaded(servers_with(name), &[]).map_or_else(|| any_ready().and(Err(NoServer::NotResident)), Ok)
             }
-            ServerRequirement::Model(name) => least(having(name), &[]).map_or_else(
+            ServerRequirement::Model(name) => least_loaded(servers_with(name), &[]).map_or_else(
                 || {
                     any_ready()?;
-                    let trying = self.on_trial.get(name).map_or(&[][..], Vec::as_slice);
-                    least(&self.ready, trying).ok_or(NoServer::OnTrial)
+                    let pilots = self.on_trial.get(name).map_or(&[][..], Vec::as_slice);
+                    least_loaded(&self.ready, pilots).ok_or(NoServer::OnTrial)
                 },
                 Ok,
             ),

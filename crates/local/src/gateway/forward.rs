@@ -1,4 +1,5 @@
-//! Sends one request to a server, and to another one only if no byte of it was written, or the connection was refused.
+//! Sends a request to a server. Another server is tried only if no byte of the request was written, or if the
+//! connection was refused.
 
 use super::{
     balancer::{NoServer, ServerRequirement},
@@ -10,7 +11,7 @@ use http::{HeaderValue, Request, Response, header::HOST};
 use hyper::body::Incoming;
 use std::sync::Arc;
 
-/// A server's answer has begun.
+/// Response of a server whose head has arrived.
 #[derive(Debug)]
 pub(super) struct ServerResponse {
     pub(super) response: Response<Incoming>,
@@ -18,56 +19,49 @@ pub(super) struct ServerResponse {
     pub(super) guard: InFlightGuard,
 }
 
-/// Why there is no answer.
+/// Why no server has responded.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ForwardError {
-    /// No server could be chosen.
     #[error("no server")]
     NoServer(NoServer),
-    /// The server went away after it may have begun to work on the request: nobody may send it again.
-    #[error("the server {server} closed the connection before it answered")]
-    Disconnected {
-        /// The server.
-        server: String,
-        /// What the connection said.
-        source: hyper::Error,
-    },
+    /// The server may have begun to process the request, so it must not be sent again.
+    #[error("the server {server} closed the connection before it responded")]
+    Disconnected { server: String, source: hyper::Error },
 }
 
-/// How one try at one server failed.
+/// How an attempt on one server failed.
 enum SendError {
-    /// No byte was written.
+    /// No byte of the request was written.
     Unsent(Box<Request<BodyChunks>>),
-    /// Something was.
+    /// Part of the request may have been written.
     MaybeSent(hyper::Error),
 }
 
-/// Sends `request` to a server that fits `need`.
+/// Sends `request` to a server that fulfills `requirement`.
 pub(super) async fn forward(
     servers: &GatewayServers,
-    need: ServerRequirement<'_>,
+    requirement: ServerRequirement<'_>,
     mut request: Request<BodyChunks>,
 ) -> Result<ServerResponse, ForwardError> {
     let mut tried: Vec<Arc<GatewayServer>> = Vec::new();
     loop {
-        let lease = servers.acquire(need, &tried).map_err(ForwardError::NoServer)?;
-        match send(&lease.server, request).await {
-            Ok((response, connection)) => return Ok(ServerResponse { response, connection, guard: lease }),
+        let guard = servers.acquire(requirement, &tried).map_err(ForwardError::NoServer)?;
+        match send(&guard.server, request).await {
+            Ok((response, connection)) => return Ok(ServerResponse { response, connection, guard }),
             Err(SendError::Unsent(unsent)) => {
-                lease.server.mark_suspect();
+                guard.server.mark_suspect();
                 request = *unsent;
-                tried.push(Arc::clone(&lease.server));
+                tried.push(Arc::clone(&guard.server));
             }
             Err(SendError::MaybeSent(source)) => {
-                lease.server.mark_suspect();
-                return Err(ForwardError::Disconnected { server: lease.server.name.clone(), source });
+                guard.server.mark_suspect();
+                return Err(ForwardError::Disconnected { server: guard.server.name.clone(), source });
             }
         }
     }
 }
 
-/// Tries one server: connections that wait for a request first, since each of them may have been closed meanwhile, then
-/// a new one.
+/// Tries one server: first its idle connections, each of which the server may have closed meanwhile, then a new one.
 async fn send(
     server: &GatewayServer,
     mut request: Request<BodyChunks>,
@@ -80,13 +74,13 @@ async fn send(
     while let Some(connection) = server.pool.take() {
         match send_on(connection, request).await {
             Err(SendError::Unsent(unsent)) => request = *unsent,
-            ended => return ended,
+            result => return result,
         }
     }
     match server.pool.connect().await {
         Ok(connection) => send_on(connection, request).await,
         Err(error) => {
-            tracing::debug!(server = server.name, %error, "not connected");
+            tracing::debug!(server = server.name, %error, "connection failed");
             Err(SendError::Unsent(Box::new(request)))
         }
     }

@@ -1,4 +1,4 @@
-//! Headers that end at this hop (RFC 9110, section 7.6.1), and what a request asks of the hop itself.
+//! Hop-by-hop headers (RFC 9110, section 7.6.1), and the detection of upgrade requests.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
@@ -11,7 +11,7 @@ use http::{
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Drops what concerned the connection that the message came by, and what `Connection` names.
+/// Removes hop-by-hop headers, and the headers that `Connection` names except for `Content-Length`.
 pub(super) fn drop_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
@@ -34,14 +34,14 @@ pub(super) fn drop_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Drops what describes a body that is sent again with another length, and `Expect`, which was answered here.
+/// Removes the headers of a body that is sent again with another length, and `Expect`, which the gateway answers.
 pub(super) fn drop_framing(headers: &mut HeaderMap) {
     headers.remove(CONTENT_LENGTH);
     headers.remove(EXPECT);
 }
 
-/// Whether the client wants another protocol on this connection. `h2c` does not count: clients offer it with plain
-/// requests and are content without.
+/// Whether the client asks for another protocol on this connection. `h2c` does not count: clients offer it with plain
+/// requests, and accept a response without it.
 pub(super) fn wants_upgrade(headers: &HeaderMap) -> bool {
     let offered = |value: &HeaderValue| {
         value.to_str().is_ok_and(|value| value.split(',').any(|protocol| !protocol.trim().eq_ignore_ascii_case("h2c")))
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn what_concerned_the_connection_is_dropped_and_the_rest_kept() {
+    fn hop_by_hop_headers_are_removed_and_others_kept() {
         let mut given = headers(&[
             ("connection", "close, X-Mine, content-length"),
             ("x-mine", "1"),
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn only_another_protocol_than_h2c_is_an_upgrade() {
+    fn only_a_protocol_other_than_h2c_is_an_upgrade() {
         for (lines, expected) in [
             (&[][..], false),
             (&[("upgrade", "h2c")][..], false),

@@ -1,4 +1,4 @@
-//! What the gateway says itself, in the shape that vLLM's clients know.
+//! Error responses that the gateway itself generates, in vLLM's format.
 
 use super::{balancer::NoServer, body::ResponseBody};
 use bytes::Bytes;
@@ -8,40 +8,37 @@ use http::{
 };
 use rollora_router::refusal::{CONTENT_TYPE as ERROR_TYPE, error_body};
 
-/// Why the gateway answers a request itself.
+/// Why the gateway responds to a request with an error of its refusal.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum GatewayRefusal {
-    /// All requests together hold too much.
-    #[error("the gateway holds as many request bodies as it may: try again")]
+    /// The bodies of all requests together exceed the budget.
+    #[error("the gateway's buffer for request bodies is full: try again")]
     BufferExhausted,
-    /// The body stopped coming.
-    #[error("the request's body did not arrive: nothing came for {seconds} s")]
-    BodyTimeout {
-        /// For how long nothing came.
-        seconds: u64,
-    },
-    /// The body could not be read.
-    #[error("the request's body could not be read: {0}")]
+    /// No data of the body arrived within the limit.
+    #[error("the request body did not arrive: no data for {seconds} s")]
+    BodyTimeout { seconds: u64 },
+    #[error("the request body could not be read: {0}")]
     BadBody(String),
-    /// Another protocol is asked for.
     #[error("this gateway speaks plain HTTP/1.1 only: Upgrade is not supported")]
     UpgradeUnsupported,
-    /// No server will do.
+    /// No server can take the request; the text is the model.
     #[error("{}", no_server_message(*.0, .1))]
     NoServer(NoServer, String),
-    /// The server went away.
+    /// A server closed the connection before it responded.
     #[error("{0}")]
     ServerDisconnected(String),
-    /// The router says so.
+    /// The router refused the request.
     #[error(transparent)]
     Router(#[from] rollora_router::refusal::RequestRefusal),
 }
 
-fn no_server_message(why: NoServer, model: &str) -> String {
-    match why {
-        NoServer::NotReady => "no vLLM server is ready: `rollora status` says what each of them waits for".to_owned(),
-        NoServer::NotResident => format!("no server that is ready has `{model}`: `rollora status` says who lacks it"),
-        NoServer::OnTrial => format!("`{model}` is on trial on the only server that is ready: try again"),
+fn no_server_message(reason: NoServer, model: &str) -> String {
+    match reason {
+        NoServer::NotReady => "no vLLM server is ready: `rollora status` shows the reason for each server".to_owned(),
+        NoServer::NotResident => {
+            format!("no ready server has loaded `{model}`: `rollora status` shows which servers lack it")
+        }
+        NoServer::OnTrial => format!("`{model}` is on trial on the only ready server: try again"),
     }
 }
 
@@ -60,7 +57,7 @@ impl GatewayRefusal {
     fn body(&self) -> Bytes {
         match self {
             Self::Router(refusal) => refusal.body(),
-            own => error_body(own.status(), &own.to_string(), None),
+            refusal => error_body(refusal.status(), &refusal.to_string(), None),
         }
     }
 

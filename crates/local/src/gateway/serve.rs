@@ -1,4 +1,4 @@
-//! Accepts connections of clients and answers what comes on them.
+//! Accepts client connections and serves the requests on them.
 
 use super::Gateway;
 use http::Request;
@@ -12,14 +12,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Connections at the same time; more wait until one ends.
+/// Maximum number of open client connections; further clients wait until one is closed.
 const MAX_CONNECTIONS: usize = 10_000;
-/// How long a client may take to send the head of a request, and a connection may be without one.
+/// Maximum time for the head of a request to arrive, and for a connection to be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
-/// How long to wait when the system gives no more connections.
+/// Delay before the next attempt after the system failed to accept a connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
-/// Serves until `stop`; then takes no new connection and no new request, and lets answers end within `grace`.
+/// Serves until `stop` is canceled. Then it accepts no new connection and no new request, and waits up to `grace` for
+/// responses to end.
 pub(crate) async fn serve(listener: TcpListener, gateway: Arc<Gateway>, stop: CancellationToken, grace: Duration) {
     let mut connections = JoinSet::new();
     loop {
@@ -37,22 +38,22 @@ pub(crate) async fn serve(listener: TcpListener, gateway: Arc<Gateway>, stop: Ca
     drop(listener);
     let all_ended = async { while connections.join_next().await.is_some() {} };
     if timeout(grace, all_ended).await.is_err() {
-        tracing::warn!(cut = connections.len(), "answers did not end in time");
+        tracing::warn!(connections = connections.len(), "responses cut off: they did not end in time");
     }
 }
 
-/// Errors of one connection are that client's; others mean that the system has no more to give for now.
+/// Waits after an error of the system, such as too many open files. Errors of a single connection need no wait.
 async fn back_off(error: &io::Error) {
     let of_client = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
     if !of_client.contains(&error.kind()) {
-        tracing::warn!(%error, "no connection can be accepted");
+        tracing::warn!(%error, "connection cannot be accepted");
         sleep(ACCEPT_BACKOFF).await;
     }
 }
 
 async fn serve_connection(stream: TcpStream, gateway: Arc<Gateway>, stop: CancellationToken) {
     if stream.set_nodelay(true).is_err() {
-        // The client is gone already.
+        // The client has disconnected already.
         return;
     }
     let service = service_fn(move |request: Request<Incoming>| {
@@ -62,14 +63,14 @@ async fn serve_connection(stream: TcpStream, gateway: Arc<Gateway>, stop: Cancel
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     let mut serving = pin!(server.serve_connection(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
+    let result = tokio::select! {
+        result = serving.as_mut() => result,
         () = stop.cancelled() => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection of a client broken");
+    if let Err(error) = result {
+        tracing::debug!(%error, "client connection failed");
     }
 }

@@ -1,7 +1,7 @@
-//! The servers behind the gateway: what is known of each, its load, its connections.
+//! The servers behind the gateway: their routing state, load and connections.
 //!
-//! A server that broke a connection is out at once ([`Server::suspect`]), before its sidecar has noticed, and in again
-//! only when its sidecar has looked at it after that.
+//! A server that broke a connection is suspect ([`GatewayServer::mark_suspect`]): it gets no requests, even before its
+//! sidecar has noticed, until the sidecar has probed it after that.
 
 use super::{
     balancer::{NoServer, RoutingTable, ServerRequirement, ServerRoutingState},
@@ -23,23 +23,22 @@ pub(crate) struct GatewayServers {
     round_robin: AtomicUsize,
 }
 
-/// One server.
 #[derive(Debug)]
 pub(crate) struct GatewayServer {
-    /// Host and port.
+    /// Host and port, as in `127.0.0.1:8000`.
     pub(crate) name: String,
     pub(super) pool: ConnectionPool,
     in_flight: AtomicUsize,
     suspect: AtomicBool,
-    /// Whether somebody waits for the end of the last request.
+    /// Whether to notify `drained` when the last request has ended.
     notify_drained: AtomicBool,
-    /// Rung when the server is quiet and that is awaited.
+    /// Notified when the last request has ended, if `notify_drained` is set.
     drained: Arc<Notify>,
-    /// Rung when it became suspect: its sidecar looks at it then.
+    /// Notified when the server becomes suspect, so that its sidecar probes it.
     suspected: Arc<Notify>,
 }
 
-/// A request's place on a server; given up when dropped.
+/// Counts one request in flight on a server, until dropped.
 #[derive(Debug)]
 pub(crate) struct InFlightGuard {
     pub(super) server: Arc<GatewayServer>,
@@ -50,46 +49,45 @@ impl GatewayServers {
         Self { all, table: ArcSwap::default(), round_robin: AtomicUsize::new(0) }
     }
 
-    /// Every server.
     pub(crate) fn all(&self) -> &[Arc<GatewayServer>] {
         &self.all
     }
 
-    /// Takes in what is now known, one entry a server, in their order.
-    pub(crate) fn update_routing(&self, facts: &[ServerRoutingState]) {
-        self.table.store(Arc::new(RoutingTable::new(facts)));
+    /// Replaces the routing states; there is one entry per server, in their order.
+    pub(crate) fn update_routing(&self, states: &[ServerRoutingState]) {
+        self.table.store(Arc::new(RoutingTable::new(states)));
     }
 
-    /// How many servers requests may go to.
+    /// Number of servers that requests may go to.
     pub(crate) fn ready_count(&self) -> usize {
         self.table.load().ready_count()
     }
 
-    /// Chooses a server that is none of those in `tried`, and takes a place there.
+    /// Chooses a server that is not in `tried`, and counts a request in flight there.
     pub(crate) fn acquire(
         &self,
-        need: ServerRequirement<'_>,
+        requirement: ServerRequirement<'_>,
         tried: &[Arc<GatewayServer>],
     ) -> Result<InFlightGuard, NoServer> {
-        let turn = self.round_robin.fetch_add(1, Relaxed);
-        let index = self.table.load().choose(need, turn, |index| {
+        let round_robin = self.round_robin.fetch_add(1, Relaxed);
+        let index = self.table.load().choose(requirement, round_robin, |index| {
             let server = self.all.get(index)?;
-            let out = server.suspect.load(Relaxed) || tried.iter().any(|tried| Arc::ptr_eq(tried, server));
-            (!out).then(|| server.in_flight.load(Relaxed))
+            let excluded = server.suspect.load(Relaxed) || tried.iter().any(|tried| Arc::ptr_eq(tried, server));
+            (!excluded).then(|| server.in_flight.load(Relaxed))
         })?;
         let server = self.all.get(index).ok_or(NoServer::NotReady)?;
         server.in_flight.fetch_add(1, Relaxed);
         Ok(InFlightGuard { server: Arc::clone(server) })
     }
 
-    /// Drops connections that nobody used for a while. To be called every second.
+    /// Drops idle connections of all servers. Must be called once per second.
     pub(crate) fn sweep(&self) {
         self.all.iter().for_each(|server| server.pool.sweep());
     }
 }
 
 impl GatewayServer {
-    /// A server at `host` and `port`; `tasks` own its connections.
+    /// Creates a server at `host` and `port`; `tasks` runs its connections.
     pub(crate) fn new(
         name: String,
         host: &str,
@@ -105,44 +103,44 @@ impl GatewayServer {
             in_flight: AtomicUsize::new(0),
             suspect: AtomicBool::new(false),
             notify_drained: AtomicBool::new(false),
-            drained: drained,
-            suspected: suspected,
+            drained,
+            suspected,
         }
     }
 
-    /// Requests that are being answered.
+    /// Number of requests in flight.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Relaxed)
     }
 
-    /// It broke a connection: no request goes there until [`Self::trust`].
+    /// Marks a server that broke a connection: it gets no requests until [`Self::clear_suspicion`].
     pub(crate) fn mark_suspect(&self) {
         if !self.suspect.swap(true, Relaxed) {
-            tracing::info!(server = self.name, "connection broken: no requests until its sidecar has looked at it");
+            tracing::info!(server = self.name, "connection failed: no requests until its sidecar probes the server");
         }
         self.pool.clear();
         self.suspected.notify_one();
     }
 
-    /// Whether it is out until its sidecar has looked at it.
+    /// Whether the server gets no requests until its sidecar has probed it.
     pub(crate) fn is_suspect(&self) -> bool {
         self.suspect.load(Relaxed)
     }
 
-    /// Its sidecar has looked at it.
+    /// Lets requests go to the server again, after its sidecar has probed it.
     pub(crate) fn clear_suspicion(&self) {
         self.suspect.store(false, Relaxed);
     }
 
-    /// Whether the bell is rung when the last request has ended.
-    pub(crate) fn set_notify_drained(&self, awaited: bool) {
-        self.notify_drained.store(awaited, Relaxed);
+    /// Sets whether `drained` is notified when the last request has ended.
+    pub(crate) fn set_notify_drained(&self, notify: bool) {
+        self.notify_drained.store(notify, Relaxed);
     }
 }
 
 #[cfg(test)]
 impl GatewayServers {
-    /// A request that stays on a server until it is dropped.
+    /// Counts a request in flight on a server until the guard is dropped.
     pub(crate) fn occupy(&self, index: usize) -> InFlightGuard {
         let server = Arc::clone(&self.all[index]);
         server.in_flight.fetch_add(1, Relaxed);

@@ -5,7 +5,7 @@ fn poll(watched: &mut WatchedFile, path: &Path) -> Option<Result<String, String>
 }
 
 #[test]
-fn a_file_is_taken_once_two_looks_found_the_same() {
+fn file_is_accepted_after_two_equal_polls() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file.yaml");
     let mut watched = WatchedFile::default();
@@ -23,7 +23,7 @@ fn a_file_is_taken_once_two_looks_found_the_same() {
 }
 
 #[test]
-fn a_file_that_is_away_for_a_moment_was_never_away() {
+fn short_absence_of_a_file_is_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file.yaml");
     let mut watched = WatchedFile::default();
@@ -37,13 +37,13 @@ fn a_file_that_is_away_for_a_moment_was_never_away() {
 }
 
 #[test]
-fn a_file_that_is_gone_is_said_once_and_taken_when_it_is_back() {
+fn missing_file_is_reported_once_and_accepted_when_restored() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file.yaml");
     let mut watched = WatchedFile::default();
     assert_eq!(poll(&mut watched, &path), None);
-    let said = poll(&mut watched, &path).unwrap().unwrap_err();
-    assert!(said.ends_with("file.yaml: there is no such file: put it there"), "{said}");
+    let error = poll(&mut watched, &path).unwrap().unwrap_err();
+    assert!(error.ends_with("file.yaml: there is no such file: create it"), "{error}");
     assert_eq!(poll(&mut watched, &path), None);
     fs::write(&path, "back").unwrap();
     assert_eq!(poll(&mut watched, &path), None);
@@ -51,7 +51,7 @@ fn a_file_that_is_gone_is_said_once_and_taken_when_it_is_back() {
 }
 
 #[test]
-fn a_link_that_points_elsewhere_is_a_change() {
+fn changed_target_of_a_link_is_a_change() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file.yaml");
     for (name, text) in [("1", "one"), ("2", "two")] {
@@ -70,7 +70,7 @@ fn a_link_that_points_elsewhere_is_a_change() {
 }
 
 #[test]
-fn text_that_is_not_utf8_is_named() {
+fn text_that_is_not_utf8_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file.yaml");
     fs::write(&path, [0xff, 0xfe]).unwrap();
@@ -97,26 +97,26 @@ mod store {
     }
 
     #[tokio::test]
-    async fn both_files_are_watched_and_what_is_wrong_with_them_is_known() {
+    async fn changes_and_problems_of_both_files_are_applied() {
         let folder = tempfile::tempdir().unwrap();
         let store = start(folder.path());
-        let (stop, mut view) = (CancellationToken::new(), store.subscribe_overview());
+        let (stop, mut changes) = (CancellationToken::new(), store.subscribe_overview());
         let watching = watch_files(store.clone(), stop.clone());
         let editing = async {
             fs::write(&store.inputs().adapters, adapters("alias-v2")).unwrap();
             while active_adapter(&store) != "alias-v2" {
-                view.changed().await.unwrap();
+                changes.changed().await.unwrap();
             }
             fs::write(&store.inputs().rollout, "kind: Rollout\n").unwrap();
             fs::write(&store.inputs().adapters, "[").unwrap();
             while store.snapshot().problems.rollout.is_none() || store.snapshot().problems.adapters.is_none() {
-                view.changed().await.unwrap();
+                changes.changed().await.unwrap();
             }
             assert_eq!(active_adapter(&store), "alias-v2");
             fs::write(&store.inputs().rollout, format!("{ROLLOUT_FILE}  paused: true\n")).unwrap();
             fs::write(&store.inputs().adapters, adapters("alias-v3")).unwrap();
             while active_adapter(&store) != "alias-v3" || !store.snapshot().rollout.spec.paused {
-                view.changed().await.unwrap();
+                changes.changed().await.unwrap();
             }
             assert_eq!(store.snapshot().problems, crate::snapshot::FileProblems::default());
             stop.cancel();
@@ -125,7 +125,7 @@ mod store {
     }
 
     #[tokio::test]
-    async fn before_an_unload_the_file_is_read_as_it_stands_then() {
+    async fn reload_applies_the_current_file_if_it_is_valid() {
         let folder = tempfile::tempdir().unwrap();
         let store = start(folder.path());
         fs::write(&store.inputs().adapters, adapters("alias-v2")).unwrap();

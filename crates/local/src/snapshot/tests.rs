@@ -49,52 +49,55 @@ fn intent(id: &str, verb: IntentKind) -> Intent {
 }
 
 #[test]
-fn a_status_is_written_only_over_the_version_that_was_read() {
-    let mut documents = sample_snapshot();
-    let read = resource_version(&documents.rollout.metadata);
-    let written = documents.with_status(&read, &RolloutStatus::default()).unwrap();
+fn status_write_requires_the_current_version() {
+    let mut snapshot = sample_snapshot();
+    let read = resource_version(&snapshot.rollout.metadata);
+    let written = snapshot.with_status(&read, &RolloutStatus::default()).unwrap();
     assert_eq!((written.metadata.generation, written.metadata.uid.as_deref()), (Some(1), Some("uid")));
-    documents.rollout = Arc::new(written);
-    assert_eq!(documents.with_status(&read, &RolloutStatus::default()), Err(WriteOutcome::Conflict));
+    snapshot.rollout = Arc::new(written);
+    assert_eq!(snapshot.with_status(&read, &RolloutStatus::default()), Err(WriteOutcome::Conflict));
 }
 
 #[test]
-fn a_rewrite_is_made_once_and_replaced_with_the_version_that_was_read() {
-    let mut documents = sample_snapshot();
-    let (made, first) = documents.with_rewrite(&rewrite(10), &Precondition::Absent, "made", now()).unwrap();
-    assert_eq!((made[0].metadata.uid.as_deref(), made[0].metadata.creation_timestamp), (Some("made"), Some(now())));
-    documents.rewrites = Arc::new(made);
+fn rewrite_write_requires_the_current_version() {
+    let mut snapshot = sample_snapshot();
+    let (created, first) = snapshot.with_rewrite(&rewrite(10), &Precondition::Absent, "created", now()).unwrap();
+    assert_eq!(
+        (created[0].metadata.uid.as_deref(), created[0].metadata.creation_timestamp),
+        (Some("created"), Some(now()))
+    );
+    snapshot.rewrites = Arc::new(created);
     let unchanged = Precondition::Unchanged(first);
     assert_eq!(
-        documents.with_rewrite(&rewrite(20), &Precondition::Absent, "x", now()).unwrap_err(),
+        snapshot.with_rewrite(&rewrite(20), &Precondition::Absent, "x", now()).unwrap_err(),
         WriteOutcome::Conflict
     );
 
-    let (replaced, _) = documents.with_rewrite(&rewrite(20), &unchanged, "x", now()).unwrap();
-    assert_eq!((replaced.len(), replaced[0].metadata.uid.as_deref()), (1, Some("made")));
+    let (replaced, _) = snapshot.with_rewrite(&rewrite(20), &unchanged, "x", now()).unwrap();
+    assert_eq!((replaced.len(), replaced[0].metadata.uid.as_deref()), (1, Some("created")));
     assert_eq!(replaced[0].metadata.generation, Some(2));
-    documents.rewrites = Arc::new(replaced);
-    assert_eq!(documents.with_rewrite(&rewrite(30), &unchanged, "x", now()).unwrap_err(), WriteOutcome::Conflict);
+    snapshot.rewrites = Arc::new(replaced);
+    assert_eq!(snapshot.with_rewrite(&rewrite(30), &unchanged, "x", now()).unwrap_err(), WriteOutcome::Conflict);
 }
 
 #[test]
-fn rewrites_of_the_two_groups_are_two_objects() {
-    let mut documents = sample_snapshot();
-    let (made, _) = documents.with_rewrite(&rewrite(10), &Precondition::Absent, "1", now()).unwrap();
-    documents.rewrites = Arc::new(made);
+fn rewrites_of_the_two_api_groups_are_separate_objects() {
+    let mut snapshot = sample_snapshot();
+    let (created, _) = snapshot.with_rewrite(&rewrite(10), &Precondition::Absent, "1", now()).unwrap();
+    snapshot.rewrites = Arc::new(created);
     let mut legacy = rewrite(10);
     legacy.api_version = "inference.networking.x-k8s.io/v1alpha2".to_owned();
-    let (both, _) = documents.with_rewrite(&legacy, &Precondition::Absent, "2", now()).unwrap();
+    let (both, _) = snapshot.with_rewrite(&legacy, &Precondition::Absent, "2", now()).unwrap();
     assert_eq!(both.len(), 2);
 }
 
 #[test]
-fn an_intent_waits_for_the_one_before_and_only_abort_takes_its_place() {
-    let mut documents = sample_snapshot();
-    documents.rollout = Arc::new(documents.with_intent(&intent("1", IntentKind::Promote)).unwrap());
-    let refused = documents.with_intent(&intent("2", IntentKind::PromoteFull)).unwrap_err().to_string();
+fn only_abort_replaces_a_pending_intent() {
+    let mut snapshot = sample_snapshot();
+    snapshot.rollout = Arc::new(snapshot.with_intent(&intent("1", IntentKind::Promote)).unwrap());
+    let refused = snapshot.with_intent(&intent("2", IntentKind::PromoteFull)).unwrap_err().to_string();
     assert_eq!(refused, "`promote` was asked before and is not answered yet: wait for it, or abort");
-    documents.rollout = Arc::new(documents.with_intent(&intent("3", IntentKind::Abort)).unwrap());
+    snapshot.rollout = Arc::new(snapshot.with_intent(&intent("3", IntentKind::Abort)).unwrap());
 
     let last = rollora_api::rollout::status::LastAction {
         id: "3".to_owned(),
@@ -104,19 +107,19 @@ fn an_intent_waits_for_the_one_before_and_only_abort_takes_its_place() {
         outcome: String::new(),
     };
     let consumed = RolloutStatus { last_action: Some(last), ..RolloutStatus::default() };
-    let version = resource_version(&documents.rollout.metadata);
-    documents.rollout = Arc::new(documents.with_status(&version, &consumed).unwrap());
-    assert!(documents.with_intent(&intent("4", IntentKind::Promote)).is_ok());
+    let version = resource_version(&snapshot.rollout.metadata);
+    snapshot.rollout = Arc::new(snapshot.with_status(&version, &consumed).unwrap());
+    assert!(snapshot.with_intent(&intent("4", IntentKind::Promote)).is_ok());
 }
 
 #[test]
-fn the_generation_rises_with_the_spec_alone() {
+fn only_spec_changes_increase_the_generation() {
     let stored = new_rollout(&rollout_file(), "uid", now());
     assert_eq!(updated_rollout(&stored, &rollout_file()), Ok(None));
 
-    let mut labelled = rollout_file();
-    labelled.metadata.labels.insert("team".to_owned(), "a".to_owned());
-    let changed = updated_rollout(&stored, &labelled).unwrap().unwrap();
+    let mut labeled = rollout_file();
+    labeled.metadata.labels.insert("team".to_owned(), "a".to_owned());
+    let changed = updated_rollout(&stored, &labeled).unwrap().unwrap();
     assert_eq!((changed.metadata.generation, changed.metadata.resource_version.as_deref()), (Some(1), Some("2")));
 
     let mut paused = rollout_file();
@@ -126,12 +129,12 @@ fn the_generation_rises_with_the_spec_alone() {
 }
 
 #[test]
-fn a_file_changes_neither_the_status_nor_an_intent() {
-    let mut documents = sample_snapshot();
-    documents.rollout = Arc::new(documents.with_intent(&intent("1", IntentKind::Promote)).unwrap());
-    let version = resource_version(&documents.rollout.metadata);
+fn file_changes_neither_status_nor_intent() {
+    let mut snapshot = sample_snapshot();
+    snapshot.rollout = Arc::new(snapshot.with_intent(&intent("1", IntentKind::Promote)).unwrap());
+    let version = resource_version(&snapshot.rollout.metadata);
     let status = RolloutStatus { message: "ours".to_owned(), ..RolloutStatus::default() };
-    let stored = documents.with_status(&version, &status).unwrap();
+    let stored = snapshot.with_status(&version, &status).unwrap();
 
     let mut given = rollout_file();
     given.spec.paused = true;
@@ -145,7 +148,7 @@ fn a_file_changes_neither_the_status_nor_an_intent() {
 }
 
 #[test]
-fn what_may_not_change_is_named() {
+fn changes_of_immutable_fields_are_refused() {
     let stored = new_rollout(&rollout_file(), "uid", now());
     let other = || "other".to_owned();
     let (mut name, mut model, mut pool, mut rewrite) = (rollout_file(), rollout_file(), rollout_file(), rollout_file());
@@ -162,14 +165,14 @@ fn what_may_not_change_is_named() {
 }
 
 #[test]
-fn the_last_fifty_events_are_kept_and_the_same_again_only_counts() {
-    let mut documents = sample_snapshot();
+fn last_events_are_kept_and_repetitions_are_counted() {
+    let mut snapshot = sample_snapshot();
     let event = |message: String| EventRecord { at: now(), count: 1, warning: false, reason: "X".to_owned(), message };
     for number in 0..60 {
-        documents.events = Arc::new(documents.with_event(event(number.to_string())));
+        snapshot.events = Arc::new(snapshot.with_event(event(number.to_string())));
     }
-    documents.events = Arc::new(documents.with_event(event("59".to_owned())));
-    assert_eq!(documents.events.len(), MAX_EVENTS);
-    let last = documents.events.back().unwrap();
+    snapshot.events = Arc::new(snapshot.with_event(event("59".to_owned())));
+    assert_eq!(snapshot.events.len(), MAX_EVENTS);
+    let last = snapshot.events.back().unwrap();
     assert_eq!((last.message.as_str(), last.count), ("59", 2));
 }

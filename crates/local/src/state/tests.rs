@@ -9,7 +9,7 @@ fn open_folder() -> (tempfile::TempDir, StateFolder) {
 }
 
 #[test]
-fn a_document_is_read_as_it_was_written() {
+fn document_is_read_as_it_was_written() {
     let (_parent, folder) = open_folder();
     assert_eq!(folder.read::<Vec<u8>>("numbers.json").unwrap(), None);
     folder.write("numbers.json", &[1, 2, 3]).unwrap();
@@ -17,7 +17,7 @@ fn a_document_is_read_as_it_was_written() {
 }
 
 #[test]
-fn a_second_process_is_refused_with_the_number_of_the_first() {
+fn second_process_is_refused_with_the_id_of_the_first() {
     let (parent, _folder) = open_folder();
     let refused = StateFolder::open(&parent.path().join("state")).unwrap_err().to_string();
     assert!(refused.contains(&format!("process {}", std::process::id())), "{refused}");
@@ -25,23 +25,23 @@ fn a_second_process_is_refused_with_the_number_of_the_first() {
 }
 
 #[test]
-fn the_folder_is_free_again_when_its_holder_ended() {
+fn folder_can_be_opened_again_after_its_holder_has_ended() {
     let (parent, folder) = open_folder();
     drop(folder);
     StateFolder::open(&parent.path().join("state")).unwrap();
 }
 
 #[test]
-fn a_damaged_document_is_named_with_its_line() {
+fn damaged_document_is_reported_with_its_line() {
     let (_parent, folder) = open_folder();
     fs::write(folder.document_path("numbers.json"), "[1,\n2,\nx]").unwrap();
-    let said = folder.read::<Vec<u8>>("numbers.json").unwrap_err().to_string();
-    assert!(said.contains("numbers.json line 3"), "{said}");
-    assert!(said.contains("move the file away"), "{said}");
+    let error = folder.read::<Vec<u8>>("numbers.json").unwrap_err().to_string();
+    assert!(error.contains("numbers.json line 3"), "{error}");
+    assert!(error.contains("move the file away"), "{error}");
 }
 
 #[test]
-fn the_folder_and_its_documents_are_for_the_owner_only() {
+fn only_the_owner_can_access_the_folder_and_its_documents() {
     let (_parent, folder) = open_folder();
     folder.write("numbers.json", &[1]).unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -63,7 +63,7 @@ fn replacing_keeps_permissions_and_follows_links() {
 }
 
 #[test]
-fn a_write_that_cannot_be_done_leaves_the_old_document() {
+fn failed_write_is_reported_as_not_written() {
     let parent = tempfile::tempdir().unwrap();
     let file = parent.path().join("gone").join("file");
     assert!(matches!(replace_atomically(&file, b"new"), Err(WriteError::NotWritten { .. })));
@@ -72,16 +72,16 @@ fn a_write_that_cannot_be_done_leaves_the_old_document() {
 proptest! {
     /// A process killed in the middle of a write leaves the old document and a temporary file cut anywhere.
     #[test]
-    fn a_kill_at_any_byte_of_a_write_leaves_the_old_document(
+    fn kill_during_a_write_leaves_the_old_document(
         old in proptest::collection::vec(any::<u32>(), 0..20),
         new in proptest::collection::vec(any::<u32>(), 0..20),
         cut in any::<prop::sample::Index>(),
     ) {
         let (parent, folder) = open_folder();
         folder.write("numbers.json", &old).unwrap();
-        let whole = serde_json::to_vec_pretty(&new).unwrap();
+        let full_text = serde_json::to_vec_pretty(&new).unwrap();
         let temporary = temporary_path(&folder.document_path("numbers.json"));
-        fs::write(&temporary, &whole[..cut.index(whole.len())]).unwrap();
+        fs::write(&temporary, &full_text[..cut.index(full_text.len())]).unwrap();
         drop(folder);
 
         let folder = StateFolder::open(&parent.path().join("state")).unwrap();

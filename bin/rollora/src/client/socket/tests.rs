@@ -4,17 +4,17 @@ use hyper::{body::Frame, server, service::service_fn};
 use std::{collections::VecDeque, convert::Infallible};
 use tokio::net::UnixListener;
 
-/// A `rollora local` that answers everything with these pieces.
-fn serve_response(folder: &std::path::Path, status: StatusCode, pieces: &[&str]) -> JoinSet<()> {
+/// Starts a `rollora local` that sends these chunks as the response to every request.
+fn serve_response(folder: &std::path::Path, status: StatusCode, chunks: &[&str]) -> JoinSet<()> {
     let listener = UnixListener::bind(folder.join(SOCKET_NAME)).unwrap();
-    let pieces: VecDeque<Bytes> = pieces.iter().map(|piece| Bytes::copy_from_slice(piece.as_bytes())).collect();
+    let chunks: VecDeque<Bytes> = chunks.iter().map(|chunk| Bytes::copy_from_slice(chunk.as_bytes())).collect();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
-            let pieces = pieces.clone();
+            let chunks = chunks.clone();
             let service = service_fn(move |_: Request<Incoming>| {
-                let frames = pieces.clone().into_iter().map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
+                let frames = chunks.clone().into_iter().map(|chunk| Ok::<_, Infallible>(Frame::data(chunk)));
                 let mut response = Response::new(StreamBody::new(futures_util::stream::iter(frames)));
                 *response.status_mut() = status;
                 async { Ok::<_, Infallible>(response) }
@@ -41,28 +41,28 @@ fn overview(name: &str) -> String {
 }
 
 #[tokio::test]
-async fn nobody_there_is_said_in_words() {
+async fn missing_process_is_reported() {
     let folder = tempfile::tempdir().unwrap();
-    let said = client(folder.path(), None).overview().await.unwrap_err().to_string();
-    assert!(said.starts_with("no `rollora local` runs on the state folder"), "{said}");
-    // The socket of a process that was killed.
+    let error = client(folder.path(), None).overview().await.unwrap_err().to_string();
+    assert!(error.starts_with("no `rollora local` runs on the state folder"), "{error}");
+    // A killed process leaves its socket.
     drop(UnixListener::bind(folder.path().join(SOCKET_NAME)).unwrap());
-    let said = client(folder.path(), None).overview().await.unwrap_err().to_string();
-    assert!(said.starts_with("no `rollora local` runs on the state folder"), "{said}");
+    let error = client(folder.path(), None).overview().await.unwrap_err().to_string();
+    assert!(error.starts_with("no `rollora local` runs on the state folder"), "{error}");
 }
 
 #[tokio::test]
-async fn another_rollout_than_the_one_that_was_named_is_not_touched() {
+async fn request_for_another_rollout_fails() {
     let folder = tempfile::tempdir().unwrap();
     let _tasks = serve_response(folder.path(), StatusCode::OK, &[&overview("alias")]);
     assert!(client(folder.path(), None).overview().await.is_ok());
     assert!(client(folder.path(), Some("alias")).overview().await.is_ok());
-    let said = client(folder.path(), Some("other")).overview().await.unwrap_err().to_string();
-    assert!(said.contains("runs the Rollout alias, not other"), "{said}");
+    let error = client(folder.path(), Some("other")).overview().await.unwrap_err().to_string();
+    assert!(error.contains("runs the Rollout alias, not other"), "{error}");
 }
 
 #[tokio::test]
-async fn what_changes_comes_line_by_line_however_it_was_cut() {
+async fn watch_returns_one_overview_per_line() {
     let folder = tempfile::tempdir().unwrap();
     let lines = format!("{}\n{}\n", overview("one"), overview("two"));
     let (first, rest) = lines.split_at(200);
@@ -76,17 +76,17 @@ async fn what_changes_comes_line_by_line_however_it_was_cut() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_passed_on_and_nonsense_is_named() {
+async fn refusals_and_unusable_responses_are_reported() {
     let request =
         IntentRequest { verb: rollora_api::rollout::IntentKind::Promote, revision: 1, step: None, claimed_by: None };
     for (status, body, expected) in [
         (StatusCode::CONFLICT, r#"{"error":"not now"}"#, "not now"),
-        (StatusCode::NOT_FOUND, "", "it answered 404 Not Found"),
-        (StatusCode::OK, "{}", "is of another version"),
+        (StatusCode::NOT_FOUND, "", "`rollora local` responded with 404 Not Found"),
+        (StatusCode::OK, "{}", "the response is of another version of `rollora`"),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let _tasks = serve_response(folder.path(), status, &[body]);
-        let said = client(folder.path(), None).submit_intent(&request).await.unwrap_err().to_string();
-        assert!(said.contains(expected), "{said}");
+        let error = client(folder.path(), None).submit_intent(&request).await.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
     }
 }

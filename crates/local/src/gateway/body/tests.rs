@@ -14,7 +14,7 @@ fn frames(chunks: &[Vec<u8>]) -> impl Body<Data = Bytes, Error = Infallible> + U
 }
 
 #[test]
-fn a_body_that_says_it_is_too_long_is_not_read_at_all() {
+fn body_with_too_large_content_length_is_not_read() {
     let budget = BodyBudget::new(1000);
     let long = Full::new(Bytes::from(vec![0; LIMIT + 1]));
     assert_eq!(
@@ -26,13 +26,13 @@ fn a_body_that_says_it_is_too_long_is_not_read_at_all() {
 }
 
 #[test]
-fn what_all_requests_hold_is_limited_and_given_back() {
+fn buffered_bytes_of_all_requests_are_limited() {
     let budget = BodyBudget::new(150);
     let body = || Full::new(Bytes::from(vec![0; LIMIT]));
-    let held = run(buffer_body(body(), LIMIT, &budget)).unwrap();
+    let buffered = run(buffer_body(body(), LIMIT, &budget)).unwrap();
     assert_eq!(run(buffer_body(body(), LIMIT, &budget)).unwrap_err(), GatewayRefusal::BufferExhausted);
-    // A body is held until its last copy is gone.
-    let chunks = BodyChunks::new([held.0], held.1);
+    // A body counts against the budget until its last clone is dropped.
+    let chunks = BodyChunks::new([buffered.0], buffered.1);
     let copy = chunks.clone();
     drop(chunks);
     assert_eq!(run(buffer_body(body(), LIMIT, &budget)).unwrap_err(), GatewayRefusal::BufferExhausted);
@@ -42,7 +42,7 @@ fn what_all_requests_hold_is_limited_and_given_back() {
 }
 
 #[test]
-fn a_body_that_stops_coming_is_given_up() {
+fn stalled_body_times_out() {
     let budget = BodyBudget::new(1000);
     let stopped = StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, Infallible>>());
     assert_eq!(run(buffer_body(stopped, LIMIT, &budget)).unwrap_err(), GatewayRefusal::BodyTimeout { seconds: 60 });
@@ -50,17 +50,17 @@ fn a_body_that_stops_coming_is_given_up() {
 
 proptest! {
     #[test]
-    fn a_body_is_the_same_however_it_was_cut(
+    fn buffered_body_does_not_depend_on_its_frames(
         chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..8),
     ) {
         let budget = BodyBudget::new(1000);
         let whole = chunks.concat();
         match run(buffer_body(frames(&chunks), LIMIT, &budget)) {
-            Ok((body, hold)) => {
+            Ok((body, permit)) => {
                 prop_assert!(whole.len() <= LIMIT);
                 prop_assert_eq!(&body[..], &whole[..]);
                 prop_assert_eq!(budget.used.load(Relaxed), whole.len());
-                let sent = BodyChunks::new([body.slice(..body.len() / 2), body.slice(body.len() / 2..)], hold);
+                let sent = BodyChunks::new([body.slice(..body.len() / 2), body.slice(body.len() / 2..)], permit);
                 prop_assert_eq!(sent.size_hint().exact(), Some(whole.len() as u64));
                 let sent = run(sent.collect()).unwrap().to_bytes();
                 prop_assert_eq!(&sent[..], &whole[..]);

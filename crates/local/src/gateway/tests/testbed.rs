@@ -1,4 +1,4 @@
-//! A gateway on loopback, tiny servers behind it, and a client in front.
+//! Testbed of the gateway: a gateway on loopback, small servers behind it, and a client.
 
 use super::*;
 use crate::gateway::{serve, servers::GatewayServer};
@@ -17,10 +17,9 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// What one request's body may have at most.
+/// Maximum size of a request body, in bytes.
 pub(super) const MAX_BODY: usize = 64 << 10;
 
-/// A gateway in front of some servers.
 pub(super) struct GatewayTestbed {
     address: SocketAddr,
     servers: Arc<GatewayServers>,
@@ -28,11 +27,11 @@ pub(super) struct GatewayTestbed {
     chunk_tx: Option<mpsc::Sender<Bytes>>,
     stop: CancellationToken,
     gateway_tasks: JoinSet<()>,
-    /// The servers end with them.
+    /// Tasks of the servers, which end when this is dropped.
     server_tasks: JoinSet<()>,
 }
 
-/// What a server was sent.
+/// A request as a server received it.
 #[derive(Debug)]
 pub(super) struct ReceivedRequest {
     pub(super) server: usize,
@@ -42,7 +41,7 @@ pub(super) struct ReceivedRequest {
     pub(super) body: String,
 }
 
-/// What a client sends.
+/// A request to the gateway.
 #[derive(Debug, Default)]
 pub(super) struct TestRequest {
     pub(super) path: String,
@@ -50,7 +49,7 @@ pub(super) struct TestRequest {
     pub(super) body: String,
 }
 
-/// What a client is answered.
+/// A response of the gateway.
 #[derive(Debug)]
 pub(super) struct TestResponse {
     pub(super) status: StatusCode,
@@ -64,7 +63,7 @@ impl TestResponse {
     }
 }
 
-/// An answer that is still coming.
+/// A response that is read chunk by chunk.
 pub(super) struct ResponseStream {
     body: Incoming,
     _connection: JoinSet<()>,
@@ -77,7 +76,7 @@ impl ResponseStream {
     }
 }
 
-/// A server that keeps what it is sent, and streams what it is told to when the path is that of chat.
+/// A server that records requests. Responses to chat completions are streamed from the chunks that the test sends.
 pub(super) struct RecordingServer {
     pub(super) address: SocketAddr,
     requests: mpsc::Receiver<ReceivedRequest>,
@@ -99,7 +98,7 @@ pub(super) fn alias_rewrite(target: &str, weight: i32) -> InferenceModelRewrite 
     .unwrap()
 }
 
-/// A server that is ready and has `names`.
+/// State of a server that is ready and has the models `names`.
 pub(super) fn serving(names: &[&str]) -> ServerRoutingState {
     ServerRoutingState {
         ready: true,
@@ -108,12 +107,12 @@ pub(super) fn serving(names: &[&str]) -> ServerRoutingState {
     }
 }
 
-/// A request for a completion, which servers record and answer at once.
+/// A request for a completion, to which recording servers respond immediately.
 pub(super) fn completion(body: &str) -> TestRequest {
     TestRequest { path: "/v1/completions".to_owned(), headers: HeaderMap::new(), body: body.to_owned() }
 }
 
-/// Reads the head of a request and a body of the length it says.
+/// Reads the head of a request, and a body of the length that it announces.
 pub(super) async fn read_request(stream: &mut TcpStream) {
     let mut text = Vec::new();
     let mut byte = [0; 1];
@@ -126,7 +125,7 @@ pub(super) async fn read_request(stream: &mut TcpStream) {
     stream.read_exact(&mut vec![0; length]).await.unwrap();
 }
 
-/// A server that does with each connection what it is told; ends with the test's runtime.
+/// Starts a server that runs `serve` on each connection, until the test's runtime ends.
 pub(super) async fn raw_server<F>(serve: impl Fn(TcpStream) -> F + Send + Sync + 'static) -> SocketAddr
 where
     F: Future<Output = ()> + Send + 'static,
@@ -142,43 +141,43 @@ where
     address
 }
 
-/// A port at which nobody listens.
+/// Returns an address on which no process listens.
 pub(super) async fn closed_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
-/// A server that keeps what it is sent.
+/// Starts a server that records requests.
 pub(super) async fn recording_server() -> RecordingServer {
-    let (sender, seen) = mpsc::channel(100);
-    let (words, said) = mpsc::channel(1);
+    let (request_tx, requests) = mpsc::channel(100);
+    let (chunk_tx, chunks) = mpsc::channel(1);
     let mut tasks = JoinSet::new();
-    let address = spawn_recording_server(0, sender, Arc::new(Mutex::new(said)), &mut tasks).await;
-    RecordingServer { address, requests: seen, chunk_tx: words, tasks }
+    let address = spawn_recording_server(0, request_tx, Arc::new(Mutex::new(chunks)), &mut tasks).await;
+    RecordingServer { address, requests, chunk_tx, tasks }
 }
 
 async fn spawn_recording_server(
     server: usize,
-    sender: mpsc::Sender<ReceivedRequest>,
-    said: Arc<Mutex<mpsc::Receiver<Bytes>>>,
+    request_tx: mpsc::Sender<ReceivedRequest>,
+    chunks: Arc<Mutex<mpsc::Receiver<Bytes>>>,
     tasks: &mut JoinSet<()>,
 ) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let handler = move |ConnectInfo(from): ConnectInfo<SocketAddr>, request: AxumRequest| {
-        let (sender, said) = (sender.clone(), Arc::clone(&said));
+        let (request_tx, chunks) = (request_tx.clone(), Arc::clone(&chunks));
         async move {
             let (head, body) = request.into_parts();
             let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
             let body = String::from_utf8(body.to_vec()).unwrap();
             if head.uri.path() == "/v1/chat/completions" {
-                return AxumBody::from_stream(stream::unfold(said, |said| async move {
-                    let word = said.lock().await.recv().await?;
-                    Some((Ok::<_, Infallible>(word), said))
+                return AxumBody::from_stream(stream::unfold(chunks, |chunks| async move {
+                    let chunk = chunks.lock().await.recv().await?;
+                    Some((Ok::<_, Infallible>(chunk), chunks))
                 }));
             }
             let path = head.uri.to_string();
-            let seen = ReceivedRequest { server, client_port: from.port(), path, headers: head.headers, body };
-            sender.send(seen).await.unwrap();
+            let received = ReceivedRequest { server, client_port: from.port(), path, headers: head.headers, body };
+            request_tx.send(received).await.unwrap();
             AxumBody::from("{}")
         }
     };
@@ -188,21 +187,21 @@ async fn spawn_recording_server(
 }
 
 impl GatewayTestbed {
-    /// A gateway in front of `count` recording servers.
+    /// Starts a gateway in front of `count` recording servers.
     pub(super) async fn start(count: usize, rewrites: &[InferenceModelRewrite]) -> Self {
-        let (sender, seen) = mpsc::channel(100);
-        let (words, said) = mpsc::channel(1);
-        let (said, mut tasks, mut addresses) = (Arc::new(Mutex::new(said)), JoinSet::new(), Vec::new());
+        let (request_tx, requests) = mpsc::channel(100);
+        let (chunk_tx, chunks) = mpsc::channel(1);
+        let (chunks, mut tasks, mut addresses) = (Arc::new(Mutex::new(chunks)), JoinSet::new(), Vec::new());
         for server in 0..count {
-            addresses.push(spawn_recording_server(server, sender.clone(), Arc::clone(&said), &mut tasks).await);
+            addresses.push(spawn_recording_server(server, request_tx.clone(), Arc::clone(&chunks), &mut tasks).await);
         }
-        drop(said);
-        let mut bed = Self::with_servers(addresses, rewrites).await;
-        (bed.requests, bed.chunk_tx, bed.server_tasks) = (seen, Some(words), tasks);
-        bed
+        drop(chunks);
+        let mut testbed = Self::with_servers(addresses, rewrites).await;
+        (testbed.requests, testbed.chunk_tx, testbed.server_tasks) = (requests, Some(chunk_tx), tasks);
+        testbed
     }
 
-    /// A gateway in front of servers at these addresses.
+    /// Starts a gateway in front of servers at these addresses.
     pub(super) async fn with_servers(addresses: Vec<SocketAddr>, rewrites: &[InferenceModelRewrite]) -> Self {
         let tasks = TaskTracker::new();
         let server = |address: SocketAddr| {
@@ -224,18 +223,10 @@ impl GatewayTestbed {
         let gateway = Arc::new(Gateway::new(Arc::clone(&servers), rules, limits));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let mut running = JoinSet::new();
-        running.spawn(serve::serve(listener, gateway, stop.clone(), TIMEOUT));
-        let (_, seen) = mpsc::channel(1);
-        Self {
-            address,
-            servers,
-            requests: seen,
-            chunk_tx: None,
-            stop,
-            gateway_tasks: running,
-            server_tasks: JoinSet::new(),
-        }
+        let mut gateway_tasks = JoinSet::new();
+        gateway_tasks.spawn(serve::serve(listener, gateway, stop.clone(), TIMEOUT));
+        let (_, requests) = mpsc::channel(1);
+        Self { address, servers, requests, chunk_tx: None, stop, gateway_tasks, server_tasks: JoinSet::new() }
     }
 
     pub(super) fn attach(&mut self, recording: RecordingServer) {
@@ -243,8 +234,8 @@ impl GatewayTestbed {
             (recording.requests, Some(recording.chunk_tx), recording.tasks);
     }
 
-    pub(super) fn update_routing(&self, facts: &[ServerRoutingState]) {
-        self.servers.update_routing(facts);
+    pub(super) fn update_routing(&self, states: &[ServerRoutingState]) {
+        self.servers.update_routing(states);
     }
 
     pub(super) async fn connect(&self) -> TcpStream {
@@ -260,18 +251,18 @@ impl GatewayTestbed {
         *request.uri_mut() = sent.path.parse().unwrap();
         *request.headers_mut() = sent.headers;
         request.headers_mut().insert(header::HOST, "here".parse().unwrap());
-        (timeout(TIMEOUT, sender.send_request(request)).await.expect("an answer").unwrap(), tasks)
+        (timeout(TIMEOUT, sender.send_request(request)).await.expect("a response").unwrap(), tasks)
     }
 
-    /// Sends a request and reads its whole answer.
+    /// Sends a request, and reads the whole response.
     pub(super) async fn request(&self, sent: TestRequest) -> TestResponse {
         let (response, _connection) = self.send(sent).await;
         let (head, body) = response.into_parts();
-        let body = timeout(TIMEOUT, body.collect()).await.expect("a whole answer").unwrap().to_bytes();
+        let body = timeout(TIMEOUT, body.collect()).await.expect("a complete response").unwrap().to_bytes();
         TestResponse { status: head.status, headers: head.headers, body }
     }
 
-    /// Sends a request whose answer is then read piece by piece.
+    /// Sends a chat completion request, whose response is read chunk by chunk.
     pub(super) async fn stream(&self, body: &str) -> ResponseStream {
         let sent = TestRequest { path: "/v1/chat/completions".to_owned(), ..completion(body) };
         let (response, connection) = self.send(sent).await;
@@ -279,7 +270,7 @@ impl GatewayTestbed {
         ResponseStream { body: response.into_body(), _connection: connection }
     }
 
-    /// What a server was sent next.
+    /// Returns the next request that a recording server received.
     pub(super) async fn next_request(&mut self) -> ReceivedRequest {
         timeout(TIMEOUT, self.requests.recv()).await.expect("a request").expect("a server")
     }
@@ -288,12 +279,12 @@ impl GatewayTestbed {
         self.requests.try_recv().is_err()
     }
 
-    /// Has the streaming server write one piece of its answer.
-    pub(super) async fn send_chunk(&self, word: Bytes) {
-        self.chunk_tx.as_ref().unwrap().send(word).await.unwrap();
+    /// Has the streaming server write one chunk of its response.
+    pub(super) async fn send_chunk(&self, chunk: Bytes) {
+        self.chunk_tx.as_ref().unwrap().send(chunk).await.unwrap();
     }
 
-    /// Has it end.
+    /// Ends the response of the streaming server.
     pub(super) fn end_stream(&mut self) {
         self.chunk_tx = None;
     }
@@ -313,14 +304,14 @@ impl GatewayTestbed {
         })
     }
 
-    /// Waits until something is so.
+    /// Waits until `condition` holds.
     pub(super) async fn wait_for(&self, condition: impl Fn(&Self) -> bool) {
         let waiting = async {
             while !condition(self) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        timeout(TIMEOUT, waiting).await.expect("it becomes so");
+        timeout(TIMEOUT, waiting).await.expect("the condition holds in time");
     }
 
     pub(super) fn stop(&self) {
