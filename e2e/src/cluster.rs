@@ -108,7 +108,7 @@ impl ClusterEnvironment {
             None => ControlPlaneRef::Shared(ControlPlane::shared().await?),
         };
         let folder = tempfile::Builder::new().prefix("rollora-").tempdir().context("no temporary folder")?;
-        let namespace = plane.get().create_namespace("bed").await?;
+        let namespace = plane.get().create_namespace("e2e").await?;
         let client = plane.get().admin_client().await?;
         let audit = plane.get().audit_log();
 
@@ -132,7 +132,12 @@ impl ClusterEnvironment {
         let kubelet = Kubelet::start(options)?;
 
         let backends = overlay::envoy_backends(&objects, cluster_options.picker.as_ref())?;
-        let gateway = EnvoyProxy::start(&backends, cluster_options.request_body_mode, cluster_options.picker.as_ref(), folder.path())?;
+        let gateway = EnvoyProxy::start(
+            &backends,
+            cluster_options.request_body_mode,
+            cluster_options.picker.as_ref(),
+            folder.path(),
+        )?;
         let watched = Arc::new(WatchedObjects::new(deployment_controller));
         let mut tasks = JoinSet::new();
         watched.watch_all(&mut tasks, &client, &namespace);

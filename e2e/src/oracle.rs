@@ -93,7 +93,12 @@ impl TrafficRecord {
 
     /// Returns the weights of each rule at the first router, in the order in which the rules became active.
     pub fn splits(&self) -> Vec<&[(String, i32)]> {
-        self.routers.iter().take(1).flat_map(|router| &router.intervals).map(|interval| interval.weights.as_slice()).collect()
+        self.routers
+            .iter()
+            .take(1)
+            .flat_map(|router| &router.intervals)
+            .map(|interval| interval.weights.as_slice())
+            .collect()
     }
 
     /// For each of these writes of the rewrite, returns the time until the last router reported its rule; writes that
@@ -105,7 +110,8 @@ impl TrafficRecord {
         };
         let delays = writes.iter().enumerate().filter_map(|(index, &write)| {
             let next = writes.get(index + 1).copied();
-            let confirmed_at: Option<Vec<_>> = self.routers.iter().map(|router| confirmed_at(router, write, next)).collect();
+            let confirmed_at: Option<Vec<_>> =
+                self.routers.iter().map(|router| confirmed_at(router, write, next)).collect();
             Some(confirmed_at?.into_iter().max()? - write)
         });
         delays.collect()
@@ -164,7 +170,8 @@ impl TrafficVerdict {
 
     fn check_answer(&mut self, request: &RequestRecord, model: &str, routers: &[RouterHistory]) {
         let (start, end) = (request.start, request.first_byte.unwrap_or(request.end));
-        let intervals: Vec<_> = routers.iter().flat_map(|router| active_during(&router.intervals, start, end)).collect();
+        let intervals: Vec<_> =
+            routers.iter().flat_map(|router| active_during(&router.intervals, start, end)).collect();
         if intervals.iter().any(|interval| interval.weights.iter().any(|(id, weight)| id == model && *weight > 0)) {
             return;
         }
@@ -172,7 +179,8 @@ impl TrafficVerdict {
             self.inconclusive += 1;
             return;
         }
-        let rules: Vec<_> = intervals.iter().map(|interval| format!("#{} {:?}", interval.sequence, interval.weights)).collect();
+        let rules: Vec<_> =
+            intervals.iter().map(|interval| format!("#{} {:?}", interval.sequence, interval.weights)).collect();
         let duration = end - start;
         self.zero_weight_answers
             .push(format!("{model} answered after {duration:.1?}, while the active rules were {}", rules.join(", ")));

@@ -145,7 +145,10 @@ impl RolloraLocal {
                 bail!("`rollora local` ended ({exit:?})\n{}", self.log_tail(20));
             }
             if start.elapsed() > START_TIMEOUT {
-                bail!("the control socket of `rollora local` does not answer after {START_TIMEOUT:?}: {error:#}\n{}", self.log_tail(20));
+                bail!(
+                    "the control socket of `rollora local` does not answer after {START_TIMEOUT:?}: {error:#}\n{}",
+                    self.log_tail(20)
+                );
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -39,13 +39,13 @@ pub(super) async fn describe_objects(cluster: &ClusterEnvironment) -> String {
         // A group that is not installed has no rewrites to print.
         for rewrite in api.list(&ListParams::default()).await.into_iter().flatten() {
             let (name, annotations) = (rewrite.name_any(), rewrite.annotations());
-            writeln!(text, "the operator directives:\n{directives}").ok();
+            writeln!(text, "rewrite {group} {name} {annotations:?} {}", rewrite.data["spec"]).ok();
         }
     }
     if let Some(directives) =
         cluster.watched_objects.config_maps.get(ADAPTERS_CONFIG_MAP).as_ref().and_then(operator_directives)
     {
-        writeln!(text, "the operator's key:\n{directives}").ok();
+        writeln!(text, "the operator directives:\n{directives}").ok();
     }
     let api: Api<Event> = Api::namespaced(cluster.client(), cluster.namespace());
     match api.list(&ListParams::default()).await {

@@ -43,7 +43,9 @@ impl ClusterEnvironment {
     /// Waits for the pods of vLLM, and attaches their servers.
     async fn discover_servers(&mut self, setup: &Setup) -> Result<()> {
         let wanted = setup.servers.len();
-        let all_exist = |environment: &Self| deployments::active_pods(VLLM_DEPLOYMENT, &environment.watched_objects.pods).len() == wanted;
+        let all_exist = |environment: &Self| {
+            deployments::active_pods(VLLM_DEPLOYMENT, &environment.watched_objects.pods).len() == wanted
+        };
         self.wait_until("every expected vLLM pod exists", all_exist).await?;
         for pod in deployments::active_pods(VLLM_DEPLOYMENT, &self.watched_objects.pods) {
             let server = self.attach_server(&pod.name_any()).await?;
@@ -80,8 +82,8 @@ impl ClusterEnvironment {
     pub async fn wait_ext_proc_unrouted(&self, replica: &ContainerHandle) -> Result<()> {
         let (start, ip) = (clock::now(), IpAddr::V4(replica.address()));
         while self.gateway.may_route_to(EXT_PROC_DEPLOYMENT, ip).await {
-            self.wait_next_poll(start, "Envoy leaves a replica of ext-proc").await?;
-        self.wait_next_poll(start, "Envoy stops routing through a replica of ext-proc").await?;
+            self.wait_next_poll(start, "Envoy stops routing through a replica of ext-proc").await?;
+        }
         Ok(())
     }
 
@@ -99,8 +101,8 @@ impl ClusterEnvironment {
 
     pub(super) async fn wait_next_poll(&self, start: Instant, what: &str) -> Result<()> {
         if start.elapsed() > START_TIMEOUT {
+            let (objects, logs) = (self.describe_objects().await, self.logs());
             anyhow::bail!("not within {START_TIMEOUT:?}: {what}\n{objects}\n{logs}");
-            anyhow::bail!("after {START_TIMEOUT:?} it is not so that {what}\n{objects}\n{logs}");
         }
         tokio::time::sleep(POLL_INTERVAL).await;
         Ok(())

@@ -23,7 +23,8 @@ pub(super) async fn run_locally(arguments: DemoArgs, setup: &DemoSetup, screen: 
     let harness = run_walkthrough(Harness::on(environment), setup, screen).await?;
     screen.print_summary("");
     if arguments.keep {
-        keep_running::wait_until_interrupted(&keep_running::local_hints(&harness.environment, &setup.v3)?, screen).await?;
+        keep_running::wait_until_interrupted(&keep_running::local_hints(&harness.environment, &setup.v3)?, screen)
+            .await?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::{
     files::{ListedAdapter, RolloutManifest, RolloutStep},
     harness::Setup,
-    traffic::{ChatRequest, LoadProfile, ResponseMode as ResponseMode},
+    traffic::{ChatRequest, LoadProfile, ResponseMode},
 };
 use anyhow::{Context as _, Result, ensure};
 use rollora_testbed::{
@@ -62,7 +62,10 @@ impl DemoSetup {
             v2: ListedAdapter::new(V2, "tiny/adapters/a6"),
             v3: ListedAdapter::new(V3, "tiny/adapters/a3"),
             load: LoadProfile {
-                connections: vec![ChatRequest::new(MODEL, ResponseMode::Json, 2), ChatRequest::new(MODEL, ResponseMode::Sse, 8)],
+                connections: vec![
+                    ChatRequest::new(MODEL, ResponseMode::Json, 2),
+                    ChatRequest::new(MODEL, ResponseMode::Sse, 8),
+                ],
                 interval: Duration::from_millis(150),
             },
             uses_real_vllm: true,

@@ -81,10 +81,8 @@ impl<'a, E: DemoEnvironment> Walkthrough<'a, E> {
     }
 
     async fn run_cleanup(&mut self) -> Result<()> {
-        self.screen.print_section(
-            "Step 3: cleanup",
-            &format!("Rollora edits {} once {V1} is idle", E::ADAPTERS_SOURCE),
-        );
+        self.screen
+            .print_section("Step 3: cleanup", &format!("Rollora edits {} once {V1} is idle", E::ADAPTERS_SOURCE));
         let before = self.harness.environment.adapters_yaml().await?;
         self.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
         let after = self.harness.environment.adapters_yaml().await?;
@@ -135,7 +133,8 @@ impl<'a, E: DemoEnvironment> Walkthrough<'a, E> {
 
     async fn wait_for(&mut self, condition: WaitCondition) -> Result<SystemSnapshot> {
         let screen = &mut *self.screen;
-        let on_poll = |snapshot: &SystemSnapshot| screen.show_progress(status_message(snapshot).unwrap_or(E::STARTING_MESSAGE));
+        let on_poll =
+            |snapshot: &SystemSnapshot| screen.show_progress(status_message(snapshot).unwrap_or(E::STARTING_MESSAGE));
         let description = format!("not observed: {condition}");
         self.harness.wait_for_with(WAIT_TIMEOUT, condition, on_poll).await.context(description)
     }
