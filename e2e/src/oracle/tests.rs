@@ -9,7 +9,7 @@ fn verdict(exchanges: &[RequestRecord], routers: &[RouterHistory]) -> TrafficVer
 
 /// A router that exists for the whole test.
 fn router(zero: Instant, intervals: Vec<RuleInterval>) -> RouterHistory {
-    RouterHistory { first_seen: zero, gone_at: None, intervals: intervals }
+    RouterHistory { first_seen: zero, gone_at: None, intervals }
 }
 
 /// Sequences 1 (v1 alone, to 100 ms), 2 (both, 90 to 200 ms), 3 (v2 alone, from 190 ms).

@@ -1,4 +1,4 @@
-//! A server loses the adapter that serves, and goes on running: people are told which server it is.
+//! A server loses the stable adapter but keeps running: the status names the server.
 
 use crate::cluster_objects::ExpectedCondition;
 use anyhow::Result;
@@ -17,7 +17,7 @@ use rollora_testbed::guide::{MODEL, V1, V2};
 use serde_json::json;
 use std::time::Duration;
 
-/// Whether every Ready server has what serves, as the status says it.
+/// Holds if the status of the condition `AdapterResident` is this one.
 fn adapter_resident(status: ConditionStatus) -> WaitCondition {
     WaitCondition::new(format!("{ADAPTER_RESIDENT} is {status:?}"), move |seen: &SystemSnapshot| {
         let conditions = seen.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
@@ -25,10 +25,10 @@ fn adapter_resident(status: ConditionStatus) -> WaitCondition {
     })
 }
 
-/// The sidecar of a server says whether v2 is proven there.
+/// Holds if the sidecar of a server reports v2 as verified or not.
 fn sidecar_reports(index: usize, verified: bool) -> WaitCondition {
     WaitCondition::new(
-        format!("the sidecar of server {index} says of {V2}: verified {verified}"),
+        format!("the sidecar of server {index} reports {V2} as verified: {verified}"),
         move |seen: &SystemSnapshot| {
             let id = AdapterId::new(V2).ok();
             let sidecar = seen.servers.get(index).and_then(|server| server.sidecar.as_ref());
@@ -37,8 +37,8 @@ fn sidecar_reports(index: usize, verified: bool) -> WaitCondition {
     )
 }
 
-/// For a moment a server is not Ready, because its sidecar starts again, and looks at once. A Rollout at rest asks a server
-/// when its pod becomes Ready, and nobody at any other time.
+/// Restarts a sidecar. Its server is not Ready for a moment, and the new sidecar polls it immediately. The operator
+/// asks a server about a finished Rollout only when its pod becomes Ready.
 async fn restart_sidecar(bed: &Harness<ClusterEnvironment>, index: usize) -> Result<()> {
     let sidecar = bed.environment.sidecar(index)?;
     sidecar.kill_and_hold();
@@ -51,7 +51,7 @@ async fn restart_sidecar(bed: &Harness<ClusterEnvironment>, index: usize) -> Res
 }
 
 #[test]
-fn a_server_that_loses_what_serves_without_dying_is_named_until_it_has_it_again() {
+fn server_without_the_stable_adapter_is_reported() {
     if !cluster_tools_available("a server loses the adapter that serves") {
         return;
     }
@@ -79,7 +79,7 @@ fn a_server_that_loses_what_serves_without_dying_is_named_until_it_has_it_again(
 
             server.patch_knobs(json!({ "fail_load": {} })).await?;
             bed.wait_for(sidecar_reports(1, true)).await?;
-            // Its pod was Ready all the time: no change of it tells anybody.
+            // The pod was Ready all the time, so no pod event triggers this reconcile.
             bed.wait_for(adapter_resident(ConditionStatus::True)).await?;
             bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
             bed.wait_for_requests(100).await?;

@@ -1,4 +1,4 @@
-//! Servers that ask for a key.
+//! Servers that require an API key.
 
 use anyhow::ensure;
 use rollora_e2e::{
@@ -10,9 +10,9 @@ use rollora_e2e::{
 use rollora_testbed::guide::{MODEL, V1, V2};
 use std::time::Duration;
 
-rollora_e2e::on_both_beds!(with_a_key_rollora_uses_its_own_and_clients_bring_theirs);
+rollora_e2e::in_both_environments!(rollora_and_clients_use_their_own_api_keys);
 
-fn with_a_key_rollora_uses_its_own_and_clients_bring_theirs<P: Environment>() {
+fn rollora_and_clients_use_their_own_api_keys<P: Environment>() {
     let setup = Setup { api_key: Some("secret".to_owned()), ..Setup::guide(Duration::from_millis(300)) };
     run_on::<P>(&setup, async |bed| {
         bed.wait_for_baseline().await?;
@@ -23,8 +23,8 @@ fn with_a_key_rollora_uses_its_own_and_clients_bring_theirs<P: Environment>() {
 
         let without = send_once(&bed.environment.gateway(), &ChatRequest::new(MODEL, ResponseMode::Json, 1)).await;
         let refused = matches!(without.failure(), Some(RequestFailure::Status { status: 401, .. }));
-        ensure!(refused, "a client without a key is let in: {without:?}");
-        ensure!(!bed.environment.logs().contains("secret"), "the key stands in a log");
+        ensure!(refused, "a request without a key was not refused: {without:?}");
+        ensure!(!bed.environment.logs().contains("secret"), "a log contains the key");
         Ok(())
     });
 }

@@ -1,4 +1,4 @@
-//! Adapters that cannot be loaded, or that end the server. One server is tried first: the others are never asked.
+//! Adapters that fail to load or crash the server. One server tries the adapter first; the others are never asked.
 
 use anyhow::{Context as _, Result, ensure};
 use rollora_e2e::{
@@ -10,10 +10,10 @@ use rollora_e2e::{
 use rollora_testbed::guide::{MODEL, V1, V2, V3};
 use std::time::{Duration, Instant};
 
-rollora_e2e::on_both_beds!(
-    an_adapter_that_cannot_be_loaded_is_tried_on_one_server_and_rejected,
-    an_adapter_that_ends_the_server_at_load_hurts_one_server_and_no_client,
-    an_adapter_that_ends_the_server_at_first_use_hurts_one_server_and_no_client,
+rollora_e2e::in_both_environments!(
+    unloadable_adapter_is_tried_once_and_rejected,
+    adapter_that_crashes_at_load_stops_one_server,
+    adapter_that_crashes_at_first_use_stops_one_server,
 );
 
 #[expect(clippy::disallowed_methods, reason = "when the server was alive for certain")]
@@ -31,7 +31,7 @@ async fn list_v2_under_load<P: Environment>(bed: &mut Harness<P>) -> Result<()> 
     bed.list_adapter(V2).await
 }
 
-/// How many servers were asked to load v2, and how many completions with it clients sent, as the servers counted.
+/// Returns how many servers were asked to load v2, and how many completions with it they counted.
 async fn count_v2_requests<P: Environment>(bed: &Harness<P>) -> Result<(usize, u64)> {
     let (mut loaded, mut used) = (0, 0);
     for server in bed.environment.servers().iter().filter(|server| server.is_running()) {
@@ -42,7 +42,7 @@ async fn count_v2_requests<P: Environment>(bed: &Harness<P>) -> Result<(usize, u
     Ok((loaded, used))
 }
 
-/// The reason stands in one line of `rollora status`.
+/// Fails unless one line of `rollora status` contains all words.
 async fn check_status_line<P: Environment>(bed: &Harness<P>, words: &[&str]) -> Result<()> {
     let said = bed.cli_stdout(&["status"]).await?;
     let found = said.lines().any(|line| words.iter().all(|word| line.contains(word)));
@@ -50,16 +50,16 @@ async fn check_status_line<P: Environment>(bed: &Harness<P>, words: &[&str]) -> 
     Ok(())
 }
 
-fn an_adapter_that_cannot_be_loaded_is_tried_on_one_server_and_rejected<P: Environment>() {
-    for (fault, word) in [("not-found", "found no adapter"), ("rank", "has rank 32")] {
-        run_on::<P>(&setup(&["--fail-load", &format!("{V2}={fault}")]), async |bed| {
+fn unloadable_adapter_is_tried_once_and_rejected<P: Environment>() {
+    for (error, word) in [("not-found", "found no adapter"), ("rank", "has rank 32")] {
+        run_on::<P>(&setup(&["--fail-load", &format!("{V2}={error}")]), async |bed| {
             list_v2_under_load(bed).await?;
             bed.wait_for(rejected(V2)).await?;
             check_status_line(bed, &[V2, word]).await?;
             bed.assert_holds_for(Duration::from_secs(1), served_by(MODEL, V1)).await?;
             ensure!(count_v2_requests(bed).await? == (1, 0), "asked and used: {:?}", count_v2_requests(bed).await?);
 
-            // A good version after it is rolled out as ever.
+            // A good version is rolled out afterwards as usual.
             bed.list_adapter(V3).await?;
             bed.wait_for(traffic_split(MODEL, &[(V1, 90), (V3, 10)])).await?;
             bed.wait_for(succeeded(V3)).await?;
@@ -71,11 +71,11 @@ fn an_adapter_that_cannot_be_loaded_is_tried_on_one_server_and_rejected<P: Envir
     }
 }
 
-fn an_adapter_that_ends_the_server_at_load_hurts_one_server_and_no_client<P: Environment>() {
+fn adapter_that_crashes_at_load_stops_one_server<P: Environment>() {
     check_deadly_adapter::<P>("--deadly-load");
 }
 
-fn an_adapter_that_ends_the_server_at_first_use_hurts_one_server_and_no_client<P: Environment>() {
+fn adapter_that_crashes_at_first_use_stops_one_server<P: Environment>() {
     check_deadly_adapter::<P>("--deadly-use");
 }
 
@@ -94,7 +94,7 @@ fn check_deadly_adapter<P: Environment>(flag: &str) {
             count_v2_requests(bed).await?
         );
 
-        // Whoever looks after the server starts it again: it gets v1, and nobody tries v2 there or elsewhere.
+        // The supervisor starts the server again: it gets v1, and no server tries v2 again.
         bed.start_server(*dead.first().context("no server died")?).await?;
         bed.wait_for(all_servers_ready()).await?;
         bed.assert_holds_for(Duration::from_secs(2), served_by(MODEL, V1).and(all_servers_ready())).await?;

@@ -1,5 +1,5 @@
-//! What people get wrong on a cluster: it is said in a condition and in an event that name the object and what to do,
-//! nothing else is written because of it, and what was served goes on being served.
+//! Mistakes of users on a cluster: a condition and an event name the object and what to do, nothing else is written
+//! because of them, and traffic continues.
 
 use crate::cluster_objects::{
     ExpectedCondition, get_rewrite, object_revision, operator_user, other_writes, rollout_status, wait_for,
@@ -33,7 +33,7 @@ use rollora_testbed::{
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 
-/// One mistake: a Rollout whose spec differs in this from a good one, and what is said of it.
+/// One mistake: how the Rollout's spec differs from a good one, and the condition that reports it.
 struct ObjectMistake {
     name: &'static str,
     spec: Value,
@@ -50,7 +50,7 @@ const fn expected_condition(
 
 fn mistakes() -> Vec<ObjectMistake> {
     use condition_type::{PROGRESSING, STALLED};
-    let mistake = |name, spec, said| ObjectMistake { name, spec, expected: said };
+    let mistake = |name, spec, condition| ObjectMistake { name, spec, expected: condition };
     vec![
         mistake(
             "no-config-map",
@@ -121,7 +121,7 @@ fn mistakes() -> Vec<ObjectMistake> {
                 &["rewrite-of-another-pool", "pool-without-pods", POOL, "spec.rewriteRef"],
             ),
         ),
-        // Who is older is known to the second; within one, the name decides, and these come after the guide's.
+        // Ages are compared in seconds; within one second the name decides, and these names sort after the guide's.
         mistake(
             "the-same-model",
             json!({ "model": MODEL, "rewriteRef": { "name": REWRITE } }),
@@ -135,7 +135,7 @@ fn mistakes() -> Vec<ObjectMistake> {
     ]
 }
 
-/// Objects of others that the mistakes are made with.
+/// Creates the objects of other owners that the mistakes refer to.
 async fn create_foreign_objects(bed: &Harness<ClusterEnvironment>) -> Result<()> {
     let rewrite = |name: &str, pool: &str, model: &str, targets: &[(&str, i32)]| {
         let target = |(id, weight): &(&str, i32)| json!({ "modelRewrite": id, "weight": weight });
@@ -171,7 +171,7 @@ impl ObjectMistake {
             "model": self.name, "poolRef": { "name": POOL }, "adaptersRef": { "name": ADAPTERS_CONFIG_MAP },
             "strategy": { "steps": [{ "setWeight": 100 }] },
         });
-        // An id of its own: two Rollouts for one would be another mistake.
+        // An id of its own, because two Rollouts for one id would be another mistake.
         spec["adapter"] = json!({ "id": format!("{}-v1", self.name) });
         for (field, value) in self.spec.as_object().into_iter().flatten() {
             spec[field] = value.clone();
@@ -187,7 +187,7 @@ impl ObjectMistake {
         let message = rollout_status(bed, self.name).await?.message;
         ensure!(
             self.expected.expected_words.iter().all(|word| message.contains(word)),
-            "{}: the status says {message}",
+            "{}: the status message is {message}",
             self.name
         );
         Ok(())
@@ -196,7 +196,7 @@ impl ObjectMistake {
 
 type ObjectRevision = (Option<i64>, BTreeMap<String, String>);
 
-/// What there is of others: the rewrites of both groups, and the text of the adapters file.
+/// Returns what the operator must not change: the rewrites of both groups, and the text of the adapters file.
 async fn snapshot_objects(bed: &Harness<ClusterEnvironment>) -> Result<(Vec<(String, ObjectRevision)>, String)> {
     let mut rewrites = Vec::new();
     for group in [Current, Legacy] {
@@ -207,7 +207,7 @@ async fn snapshot_objects(bed: &Harness<ClusterEnvironment>) -> Result<(Vec<(Str
 }
 
 #[test]
-fn what_a_rollout_names_and_is_not_there_or_not_its_own_is_named_and_nothing_is_written() {
+fn missing_or_foreign_objects_are_reported() {
     if !cluster_tools_available("Rollouts that name what is not there") {
         return;
     }
@@ -230,9 +230,9 @@ fn what_a_rollout_names_and_is_not_there_or_not_its_own_is_named_and_nothing_is_
             let names: Vec<_> = mistakes.iter().map(|mistake| mistake.name).chain([MODEL]).collect();
             check_only_directives_written(bed, &audit, &names)?;
             let after = snapshot_objects(bed).await?;
-            ensure!(before == after, "written because of mistakes: {before:?} became {after:?}");
+            ensure!(before == after, "objects changed because of mistakes: {before:?} became {after:?}");
 
-            // And who did nothing wrong releases the next version.
+            // The valid Rollout releases the next version meanwhile.
             bed.list_adapter(V2).await?;
             bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
             bed.stop_clients_and_verify().await.map(drop)
@@ -240,15 +240,16 @@ fn what_a_rollout_names_and_is_not_there_or_not_its_own_is_named_and_nothing_is_
     );
 }
 
-/// Sidecars are told in the operator's own key, beside the text of the people, which ids Rollouts govern.
+/// Fails if the operator wrote anything but statuses and its own directives, which tell sidecars the ids that Rollouts
+/// manage.
 fn check_only_directives_written(bed: &Harness<ClusterEnvironment>, audit: &AuditLog, rollouts: &[&str]) -> Result<()> {
     let mut written = other_writes(&audit.events_of_user(&operator_user(bed))?, rollouts);
     written.retain(|write| write != &format!("update configmaps/ {ADAPTERS_CONFIG_MAP}"));
-    ensure!(written.is_empty(), "it has written {written:?}");
+    ensure!(written.is_empty(), "unexpected writes: {written:?}");
     Ok(())
 }
 
-/// A cluster that has our kind and pools, and no kind of rewrite.
+/// Returns a cluster with Rollora's CRD and pools, and without a CRD for rewrites.
 async fn parts_without_rewrite_kinds() -> Result<ClusterOptions> {
     let plane = ControlPlane::start().await?;
     plane.install_crds(&[rollora_crds()?, vec![UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.pool)?]].concat()).await?;
@@ -256,23 +257,23 @@ async fn parts_without_rewrite_kinds() -> Result<ClusterOptions> {
 }
 
 #[test]
-fn a_kind_that_is_not_installed_is_named_and_what_is_served_goes_on_being_served() {
+fn missing_crd_is_reported_and_traffic_continues() {
     if !cluster_tools_available("a kind that is not installed") {
         return;
     }
     let setup = Setup { servers: vec![ServerKind::simulated(&[]); 2], ..Setup::guide(Duration::from_millis(200)) };
     run_on_cluster(&setup, parts_without_rewrite_kinds, async |bed| {
-        // From the start: nobody can be sent anywhere by a name, and adapters answer by their own.
+        // At the start: no model name can be rewritten, and adapters answer to their own ids.
         let words = ["no kind of rewrite is installed", "inferencemodelrewrites.llm-d.ai", "CustomResourceDefinition"];
         let missing =
             ExpectedCondition { condition: condition_type::STALLED, reason: reason::INVALID, expected_words: &words };
         missing.wait_until_reported(bed, MODEL).await?;
         let written = writes_within_a_second(bed).await?;
-        ensure!(written.is_empty(), "without rewrites it has written {written:?}");
+        ensure!(written.is_empty(), "unexpected writes without the CRD of rewrites: {written:?}");
         bed.environment.control_plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
         bed.wait_for_baseline().await?;
 
-        // In the middle: the pool's kind goes, with the pool.
+        // During a rollout: the CRD of pools is removed, and the pool with it.
         bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
         let pools = UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.pool)?;
         let before = get_rewrite(bed, Current, REWRITE).await?;
@@ -283,19 +284,19 @@ fn a_kind_that_is_not_installed_is_named_and_what_is_served_goes_on_being_served
             .wait_until_reported(bed, MODEL)
             .await?;
         let written = writes_within_a_second(bed).await?;
-        ensure!(written.is_empty(), "without pools it has written {written:?}");
+        ensure!(written.is_empty(), "unexpected writes without the CRD of pools: {written:?}");
         bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
         ensure!(object_revision(&get_rewrite(bed, Current, REWRITE).await?) == object_revision(&before));
 
         bed.environment.control_plane().install_crds(&[pools]).await?;
         bed.environment.apply(pool_manifest()).await?;
         bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
-        ensure!(!is_stalled(bed).await?, "it is mended, and still said to be wrong");
+        ensure!(!is_stalled(bed).await?, "the Rollout is still Stalled after the CRD is back");
         bed.stop_clients_and_verify().await.map(drop)
     });
 }
 
-/// What the operator writes besides words, within a second.
+/// Returns what the operator writes within a second, without statuses and events.
 async fn writes_within_a_second(bed: &Harness<ClusterEnvironment>) -> Result<Vec<String>> {
     let audit = bed.environment.control_plane().audit_log();
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -307,7 +308,7 @@ async fn is_stalled(bed: &Harness<ClusterEnvironment>) -> Result<bool> {
     Ok(conditions.iter().any(|it| it.type_ == condition_type::STALLED && it.status == ConditionStatus::True))
 }
 
-/// The pool of the manifests, as somebody makes it again.
+/// The pool of the manifests, which a person creates again.
 fn pool_manifest() -> Value {
     json!({
         "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool", "metadata": { "name": POOL },
@@ -318,12 +319,12 @@ fn pool_manifest() -> Value {
     })
 }
 
-/// A permission without which the operator can say nothing in a status.
+/// A permission without which the operator cannot write any status.
 struct RemovedPermission {
     role: &'static str,
     verb: &'static str,
     resource: &'static str,
-    /// What is asked for with it, below the group.
+    /// The API version in the path of the request that needs the permission.
     path: &'static str,
 }
 
@@ -338,7 +339,7 @@ const REMOVED_PERMISSIONS: [RemovedPermission; 2] = [
 ];
 
 #[test]
-fn an_operator_that_may_not_look_at_rollouts_or_its_lease_says_so_in_its_log_and_when_it_is_asked() {
+fn operator_reports_missing_read_permissions() {
     if !cluster_tools_available("an operator that may not look") {
         return;
     }
@@ -349,20 +350,20 @@ fn an_operator_that_may_not_look_at_rollouts_or_its_lease_says_so_in_its_log_and
         async |bed| {
             bed.wait_for_baseline().await?;
             bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-            for blind in &REMOVED_PERMISSIONS {
+            for permission in &REMOVED_PERMISSIONS {
                 bed.kill_operator();
-                let shipped = blind.revoke(bed).await?;
+                let shipped = permission.revoke(bed).await?;
                 let audit = bed.environment.control_plane().audit_log();
                 bed.start_operator().await?;
                 let namespace = bed.environment.namespace().to_owned();
-                let words = format!("forbidden to {} {} in namespace {namespace}", blind.verb, blind.resource);
+                let words = format!("forbidden to {} {} in namespace {namespace}", permission.verb, permission.resource);
                 wait_for_readyz(bed, 503, &[&words, "manifests/", "grant this verb"]).await?;
                 let log: String = bed.environment.operators().iter().map(ContainerHandle::log).collect();
-                ensure!(log.contains(&words), "the log does not say: {words}");
+                ensure!(log.contains(&words), "the log does not contain: {words}");
                 bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
                 let written = other_writes(&audit.events_of_user(&operator_user(bed))?, &[]);
-                ensure!(written.is_empty(), "it has written {written:?}");
-                blind.restore(bed, shipped).await?;
+                ensure!(written.is_empty(), "unexpected writes: {written:?}");
+                permission.restore(bed, shipped).await?;
                 wait_for_readyz(bed, 200, &["ok"]).await?;
             }
             bed.list_adapter(V2).await?;
@@ -377,7 +378,7 @@ impl RemovedPermission {
         Api::namespaced(bed.environment.client(), bed.environment.namespace())
     }
 
-    /// Takes the verb away, and waits until the API server knows; the role as it was.
+    /// Removes the verb, waits until the API server enforces that, and returns the original role.
     async fn revoke(&self, bed: &Harness<ClusterEnvironment>) -> Result<Role> {
         let shipped = Self::roles_api(bed).get(self.role).await?;
         let (plural, group) = self.resource.split_once('.').context("a resource with its group")?;
@@ -410,7 +411,7 @@ impl RemovedPermission {
     }
 }
 
-/// Waits until the operator's `/readyz` answers so.
+/// Waits until the operator's `/readyz` answers with this code and these words.
 async fn wait_for_readyz(bed: &Harness<ClusterEnvironment>, code: u16, words: &[&str]) -> Result<()> {
     let answers = async || {
         let operators = bed.environment.operators();

@@ -1,4 +1,4 @@
-//! Servers that cannot hold both versions at once: that is said, and hinders nothing.
+//! Servers without slots for both versions: the status reports that, and the rollout continues.
 
 use anyhow::{Result, ensure};
 use rollora_api::{
@@ -14,15 +14,15 @@ use rollora_e2e::{
 use rollora_testbed::guide::{MODEL, V1, V2};
 use std::time::Duration;
 
-rollora_e2e::on_both_beds!(two_versions_in_the_room_of_one_are_told_and_hinder_nothing);
+rollora_e2e::in_both_environments!(too_few_slots_are_reported_and_do_not_block);
 
-fn two_versions_in_the_room_of_one_are_told_and_hinder_nothing<P: Environment>() {
+fn too_few_slots_are_reported_and_do_not_block<P: Environment>() {
     let setup = Setup::pause_at_half(Duration::from_millis(200)).with_flags(&["--max-loras", "1"]);
     run_on::<P>(&setup, check_insufficient_slots);
 }
 
 async fn check_insufficient_slots<P: Environment>(bed: &mut Harness<P>) -> Result<()> {
-    // What vLLM has room for it tells when an adapter has answered; nobody asks again for that alone.
+    // vLLM reports its slots once an adapter has served a request; no poll happens for that alone.
     bed.wait_for_baseline().await?;
     bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
     bed.list_adapter(V2).await?;
@@ -40,7 +40,7 @@ async fn check_insufficient_slots<P: Environment>(bed: &mut Harness<P>) -> Resul
 fn adapters_fit(status: ConditionStatus, reason: &'static str) -> WaitCondition {
     WaitCondition::new(format!("{ADAPTERS_FIT} is {status:?} because of {reason}"), move |seen| {
         let conditions = seen.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        let said = conditions.iter().find(|condition| condition.type_ == ADAPTERS_FIT);
-        said.is_some_and(|said| said.status == status && said.reason == reason)
+        let condition = conditions.iter().find(|condition| condition.type_ == ADAPTERS_FIT);
+        condition.is_some_and(|condition| condition.status == status && condition.reason == reason)
     })
 }

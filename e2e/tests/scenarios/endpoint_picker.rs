@@ -1,7 +1,8 @@
-//! Upstream's endpoint picker: in place of ext-proc it executes the rewrites, and behind it it executes them again.
+//! Upstream's endpoint picker: in place of ext-proc it applies the rewrites, and behind ext-proc it applies them a
+//! second time.
 //!
-//! The picker puts the name that a client sent into the answer, so that `.model` says nothing there. What counts is
-//! what the servers were asked; the sidecars' proofs of residency, which are of one token, aside.
+//! The picker puts the client's model name into the response, so `.model` does not identify the version. These tests
+//! count the requests that the servers received, without the sidecars' probes, which have one token.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::events::v1::Event;
@@ -43,14 +44,14 @@ fn has_endpoint_picker(what: &str) -> bool {
     tools::all_available(&[CONTROL_PLANE, ENVOY, ENDPOINT_PICKER], what)
 }
 
-/// Clients that no proof of residency can be taken for.
+/// Returns clients whose requests cannot be mistaken for a sidecar's probe of one token.
 fn client_load() -> LoadProfile {
     let whole = |tokens| ChatRequest::new(MODEL, ResponseMode::Json, tokens);
     let connections = vec![whole(2), whole(2), whole(4), ChatRequest::new(MODEL, ResponseMode::Sse, 6)];
     LoadProfile { connections, interval: Duration::from_millis(20) }
 }
 
-/// What all servers were asked by clients, by adapter.
+/// Returns the number of client requests at all servers, by adapter.
 async fn client_requests_by_adapter(bed: &Harness<ClusterEnvironment>) -> Result<BTreeMap<String, u64>> {
     let mut sum = BTreeMap::new();
     for server in bed.environment.servers() {
@@ -62,7 +63,7 @@ async fn client_requests_by_adapter(bed: &Harness<ClusterEnvironment>) -> Result
     Ok(sum)
 }
 
-/// What the picker says that it has rewritten by this rewrite: requests by target.
+/// Returns the picker's count of requests that it rewrote by this rewrite, by target.
 async fn rewrite_decisions(bed: &Harness<ClusterEnvironment>, rewrite: &str) -> Result<BTreeMap<String, u64>> {
     let address = bed.environment.picker_metrics()?;
     let (_, text) = http::send_request(&address, http::request("GET", "/metrics", None)).await?;
@@ -79,17 +80,17 @@ async fn rewrite_decisions(bed: &Harness<ClusterEnvironment>, rewrite: &str) -> 
     lines.map(|line| read(line).with_context(|| format!("not a counter: {line}"))).collect()
 }
 
-/// The status says that these weights should be in force.
+/// Holds if these are the desired weights of the status.
 fn desired_weights(targets: &[(&str, i32)]) -> WaitCondition {
     let targets: Vec<_> = targets.iter().map(|(id, weight)| ((*id).to_owned(), *weight)).collect();
-    WaitCondition::new(format!("the status says {targets:?}"), move |seen| {
+    WaitCondition::new(format!("the desired weights are {targets:?}"), move |seen| {
         let weights = seen.status.as_ref().map(|status| status.weights.desired.as_slice()).unwrap_or_default();
         weights.iter().map(|target| (target.id.to_string(), target.weight)).eq(targets.iter().cloned())
     })
 }
 
 #[test]
-fn the_endpoint_picker_moves_the_traffic_as_the_operator_says() {
+fn endpoint_picker_applies_the_operators_weights() {
     if !has_endpoint_picker("the endpoint picker in place of ext-proc") {
         return;
     }
@@ -101,7 +102,7 @@ fn the_endpoint_picker_moves_the_traffic_as_the_operator_says() {
         Ok(ClusterOptions {
             manifests: vec!["operator-one-namespace", "vllm"],
             picker: Some(EndpointPicker::new(PickerPosition::InsteadOfExtProc)?),
-            // Both groups are installed, and this picker reads the legacy one.
+            // Both groups are installed; this picker reads the legacy one.
             patch_manifests: Box::new(|objects| {
                 let operator = objects.object_mut("Deployment", "rollora-operator")?;
                 let args = &mut operator["spec"]["template"]["spec"]["containers"][0]["args"];
@@ -128,11 +129,11 @@ fn the_endpoint_picker_moves_the_traffic_as_the_operator_says() {
         ensure!(verdict.errors.is_empty(), "{verdict}");
 
         let (now, decisions) = (client_requests_by_adapter(bed).await?, rewrite_decisions(bed, REWRITE).await?);
-        ensure!(now.get(V1) == then.get(V1), "{V1} was asked when it had no weight: {then:?}, {now:?}");
-        ensure!(now == decisions, "the servers were asked {now:?}, and the picker decided {decisions:?}");
+        ensure!(now.get(V1) == then.get(V1), "{V1} got requests without weight: {then:?}, {now:?}");
+        ensure!(now == decisions, "the servers received {now:?}, and the picker decided {decisions:?}");
         let total: u64 = now.values().sum();
         ensure!(total == u64::try_from(record.exchanges.len())?, "{now:?} of {}", record.exchanges.len());
-        ensure!(verdict.by_model.keys().eq([MODEL]), "the picker does not put the client's name back: {verdict}");
+        ensure!(verdict.by_model.keys().eq([MODEL]), "the picker does not restore the client's name: {verdict}");
         Ok(())
     });
 }
@@ -141,7 +142,7 @@ fn requests_sent(bed: &Harness<ClusterEnvironment>) -> usize {
     bed.current_verdict().map_or(0, |verdict| verdict.requests)
 }
 
-/// Of the requests from now on each version gets half.
+/// Fails unless each version gets half of the next requests.
 async fn check_even_split(bed: &Harness<ClusterEnvironment>) -> Result<()> {
     let before = client_requests_by_adapter(bed).await?;
     bed.wait_for_requests(requests_sent(bed) + 300).await?;
@@ -151,13 +152,13 @@ async fn check_even_split(bed: &Harness<ClusterEnvironment>) -> Result<()> {
         anyhow::Ok((id, usize::try_from(count)?))
     };
     let by_model = after.into_iter().map(since).collect::<Result<_>>()?;
-    let share = SplitSample { weights: vec![(V1.to_owned(), 50), (V2.to_owned(), 50)], by_model };
-    ensure!(share.total() >= 290 && share.matches_weights() && share.by_model.len() == 2, "{share}");
+    let sample = SplitSample { weights: vec![(V1.to_owned(), 50), (V2.to_owned(), 50)], by_model };
+    ensure!(sample.total() >= 290 && sample.matches_weights() && sample.by_model.len() == 2, "{sample}");
     Ok(())
 }
 
 #[test]
-fn nothing_starts_while_the_picker_behind_ext_proc_would_rewrite_once_more() {
+fn rollout_waits_while_the_picker_rewrites_twice() {
     if !has_endpoint_picker("the endpoint picker behind ext-proc") {
         return;
     }
@@ -188,7 +189,7 @@ fn nothing_starts_while_the_picker_behind_ext_proc_would_rewrite_once_more() {
         )
         .await?;
         let again = rewrite_decisions(bed, GENERIC_REWRITE).await?;
-        ensure!(again.contains_key(V1), "the picker rewrites nothing by the generic rule: {again:?}");
+        ensure!(again.contains_key(V1), "the picker does not apply the generic rule: {again:?}");
         check_double_rewrite_event(bed).await?;
 
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(LEGACY_GROUP, "v1alpha2", "InferenceModelRewrite"));
@@ -201,30 +202,30 @@ fn nothing_starts_while_the_picker_behind_ext_proc_would_rewrite_once_more() {
         bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
         bed.wait_for_requests(requests_sent(bed) + 40).await?;
         let record = bed.stop_clients_and_verify().await?;
-        for share in record.split_samples() {
-            ensure!(share.matches_weights(), "the versions did not answer as often as their weights say: {share}");
+        for sample in record.split_samples() {
+            ensure!(sample.matches_weights(), "the split of requests does not match the weights: {sample}");
         }
         Ok(())
     });
 }
 
-/// Waits until the picker knows the servers, too.
+/// Waits until requests succeed: the picker has to discover the servers too.
 async fn wait_until_served(bed: &Harness<ClusterEnvironment>) -> Result<()> {
     let mut last = None;
     for _ in 0..100 {
-        let exchange = send_once(&bed.environment.gateway(), &ChatRequest::new(MODEL, ResponseMode::Json, 2)).await;
-        if let RequestOutcome::Succeeded { .. } = exchange.outcome {
+        let record = send_once(&bed.environment.gateway(), &ChatRequest::new(MODEL, ResponseMode::Json, 2)).await;
+        if let RequestOutcome::Succeeded { .. } = record.outcome {
             return Ok(());
         }
-        last = Some(exchange.outcome);
+        last = Some(record.outcome);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    bail!("no request is answered: {last:?}")
+    bail!("no request succeeds: {last:?}")
 }
 
-/// The status says what is wrong and what to do.
+/// Holds if the condition names the second rewrite and what to do.
 fn double_rewrite_reported() -> WaitCondition {
-    WaitCondition::new("the status says that the picker would rewrite once more", |seen: &SystemSnapshot| {
+    WaitCondition::new("the status reports that the picker would rewrite a second time", |seen: &SystemSnapshot| {
         let Ok(status) = &seen.status else { return false };
         status.conditions.iter().any(|condition| {
             let stalled = condition.type_ == condition_type::STALLED && condition.status == ConditionStatus::True;
@@ -234,16 +235,16 @@ fn double_rewrite_reported() -> WaitCondition {
     })
 }
 
-/// So does an event.
+/// Fails unless exactly one event reports the second rewrite.
 async fn check_double_rewrite_event(bed: &Harness<ClusterEnvironment>) -> Result<()> {
     let events = Api::<Event>::namespaced(bed.environment.client(), bed.environment.namespace());
     let events = events.list(&ListParams::default()).await?.items;
-    let tells = |event: &&Event| {
+    let reports = |event: &&Event| {
         let note = event.note.as_deref().unwrap_or_default();
         event.reason.as_deref() == Some(reason::DOUBLE_REWRITE)
             && note.contains(GENERIC_REWRITE)
             && note.contains("remove")
     };
-    ensure!(events.iter().filter(tells).count() == 1, "not one event tells it: {events:#?}");
+    ensure!(events.iter().filter(reports).count() == 1, "expected exactly one event: {events:#?}");
     Ok(())
 }

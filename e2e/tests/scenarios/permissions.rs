@@ -1,5 +1,4 @@
-//! What the shipped roles permit is what is needed: nothing is missing, nothing is too much. And what happens where
-//! something is missing.
+//! The shipped roles grant exactly what the programs use, and a missing permission is reported.
 
 use crate::cluster_objects::{
     ExpectedCondition, operator_user, other_writes, parts_with_own_api_server, rewrites_api, rollout_status,
@@ -33,7 +32,7 @@ use rollora_testbed::{
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, fmt, fs, sync::OnceLock, time::Duration};
 
-/// The roles that are shipped, and whose they are.
+/// The shipped roles, and the service account of each.
 const SHIPPED_ROLES: [(&str, &str); 4] = [
     ("operator/role/cluster-role.yaml", "rollora-operator"),
     ("operator/workload/lease-role.yaml", "rollora-operator"),
@@ -41,16 +40,16 @@ const SHIPPED_ROLES: [(&str, &str); 4] = [
     ("vllm-watch/role.yaml", "vllm-qwen3-32b"),
 ];
 
-/// One thing that a role permits.
+/// One verb on one resource that a role grants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Grant {
     file: &'static str,
     account: &'static str,
     group: String,
-    /// With its subresource: `rollouts/status`.
+    /// The resource with its subresource: `rollouts/status`.
     resource: String,
     verb: String,
-    /// Only of this object.
+    /// The only object that the grant covers; `None` covers all.
     name: Option<String>,
 }
 
@@ -113,11 +112,11 @@ fn uses_grant(event: &AuditEvent, grant: &Grant, user: &str) -> bool {
         && grant.name.as_ref().is_none_or(|name| *name == event.name)
 }
 
-/// What is permitted and was not used, and what was asked for and is not permitted, in words.
+/// Returns one message per grant that no request used, and one per request that was forbidden.
 fn permission_findings(events: &[AuditEvent], grants: &[Grant], user: impl Fn(&str) -> String) -> BTreeSet<String> {
     let is_used = |grant: &Grant| events.iter().any(|event| uses_grant(event, grant, &user(grant.account)));
     let unused = grants.iter().filter(|grant| !is_used(grant));
-    let unused = unused.map(|grant| format!("too much, nobody used it: {grant}"));
+    let unused = unused.map(|grant| format!("unused grant: {grant}"));
     let users: BTreeSet<_> = grants.iter().map(|grant| user(grant.account)).collect();
     let is_forbidden =
         |event: &&AuditEvent| users.contains(&event.user) && event.decision != AuthorizationDecision::Allowed;
@@ -129,7 +128,7 @@ fn permission_findings(events: &[AuditEvent], grants: &[Grant], user: impl Fn(&s
 }
 
 #[test]
-fn a_line_too_much_is_named_and_so_is_a_missing_one() {
+fn permission_findings_name_unused_and_missing_grants() {
     let grant = |resource: &str, verb: &str| Grant {
         file: "a/role.yaml",
         account: "one",
@@ -162,22 +161,22 @@ fn a_line_too_much_is_named_and_so_is_a_missing_one() {
     assert_eq!(found(&used), "");
     let other = [event("list", "pods", "", 200), event("get", "configmaps", "other", 200)];
     let name = "manifests/a/role.yaml: apiGroup \"\", resource configmaps, verb get, resourceName map";
-    assert_eq!(found(&other), format!("too much, nobody used it: {name}"));
+    assert_eq!(found(&other), format!("unused grant: {name}"));
     let conflict = [event("list", "pods", "", 409), used[1].clone()];
     assert!(found(&conflict).contains("resource pods, verb list"), "{}", found(&conflict));
     let forbidden = [used.as_slice(), &[event("delete", "pods", "one", 403)]].concat();
     assert_eq!(found(&forbidden), "missing: user-one may not delete pods \"one\" of group \"\" (403)");
 }
 
-/// Many small steps are many writes.
+/// Replaces the guide's steps with many small ones, which cause many writes.
 fn with_small_steps(setup: Setup) -> Setup {
     let mut steps: Vec<_> = (1..=24).map(|step| RolloutStep::Weight(step * 2)).collect();
     steps.extend([RolloutStep::IndefinitePause, RolloutStep::Weight(100)]);
     Setup { rollout: RolloutManifest { steps, ..setup.rollout.clone() }, ..setup }
 }
 
-/// Somebody keeps writing notes on the Rollout and its rewrite, until the operator had to look at each once more because
-/// it came too late. Where the steps are over before, they begin again.
+/// Writes annotations on the Rollout and its rewrite until one of the operator's writes to each conflicted and the
+/// operator read the object again. Restarts the steps if they end first.
 async fn provoke_write_conflicts(
     bed: &Harness<ClusterEnvironment>,
     audit: &AuditLog,
@@ -185,22 +184,22 @@ async fn provoke_write_conflicts(
     stable: &str,
 ) -> Result<()> {
     let operator = operator_user(bed);
-    let asks = |resource: &str, group: &str| {
-        let asked = |event: &AuditEvent| event.verb == "get" && event.resource == resource && event.group == group;
-        anyhow::Ok(audit.events_of_user(&operator)?.iter().any(asked))
+    let has_read = |resource: &str, group: &str| {
+        let read_again = |event: &AuditEvent| event.verb == "get" && event.resource == resource && event.group == group;
+        anyhow::Ok(audit.events_of_user(&operator)?.iter().any(read_again))
     };
     let (rollouts, rewrites, manager) = (rollouts_api(bed), rewrites_api(bed, group), PatchParams::default());
     for number in 0..600_u64 {
-        let asked = (asks("rollouts", "rollora.dev")?, asks("inferencemodelrewrites", group.name())?);
-        if asked == (true, true) {
+        let read_again = (has_read("rollouts", "rollora.dev")?, has_read("inferencemodelrewrites", group.name())?);
+        if read_again == (true, true) {
             return Ok(());
         }
         let note = Patch::Merge(json!({ "metadata": { "annotations": { "example.com/note": number.to_string() } } }));
-        if !asked.0 {
+        if !read_again.0 {
             rollouts.patch(MODEL, &manager, &note).await?;
         }
-        if !asked.1 {
-            // It may not have been made yet.
+        if !read_again.1 {
+            // The rewrite may not exist yet.
             drop(rewrites.patch(REWRITE, &manager, &note).await);
         }
         if rollout_status(bed, MODEL).await?.phase == Phase::Paused {
@@ -210,10 +209,10 @@ async fn provoke_write_conflicts(
         }
         tokio::time::sleep(Duration::from_millis(7 + number * 13 % 37)).await;
     }
-    anyhow::bail!("the operator never came too late")
+    anyhow::bail!("no write of the operator conflicted")
 }
 
-/// A cluster that serves rewrites of the old group alone.
+/// Starts a cluster that serves rewrites of the legacy group only.
 async fn start_legacy_control_plane() -> Result<ControlPlane> {
     let plane = ControlPlane::start().await?;
     let upstream = [UPSTREAM_CRDS.pool, UPSTREAM_CRDS.legacy_rewrite].map(|file| UPSTREAM_CRDS.crd_file(file));
@@ -222,10 +221,10 @@ async fn start_legacy_control_plane() -> Result<ControlPlane> {
     Ok(plane)
 }
 
-/// Every router's rule for the model is of this group, and it reads so many groups.
+/// Holds if every router's rule for the model is from this group, and the router reads this number of groups.
 fn routed_by(group: RewriteGroup, read: usize) -> WaitCondition {
     let name = group.name();
-    WaitCondition::new(format!("the rule is one of {name}, and {read} groups are read"), move |seen| {
+    WaitCondition::new(format!("the rule is from {name}, and {read} groups are read"), move |seen| {
         let right = |report: &RulesReport| {
             report.models.get(MODEL).is_some_and(|rule| rule.group == name) && report.groups.len() == read
         };
@@ -234,7 +233,7 @@ fn routed_by(group: RewriteGroup, read: usize) -> WaitCondition {
 }
 
 #[test]
-fn the_shipped_roles_permit_what_is_used_and_nothing_else() {
+fn shipped_roles_grant_exactly_what_is_used() {
     if !cluster_tools_available("the shipped roles") {
         return;
     }
@@ -243,16 +242,16 @@ fn the_shipped_roles_permit_what_is_used_and_nothing_else() {
     let parts = async || {
         let plane = start_legacy_control_plane().await?;
         since.set(plane.audit_log()).ok();
-        // The operator of the whole cluster.
+        // The manifests of the operator for the whole cluster.
         let manifests = vec!["operator", "ext-proc", "vllm-watch"];
         Ok(ClusterOptions { control_plane: Some(plane), manifests, ..ClusterOptions::default() })
     };
     run_on_cluster(&setup, parts, async |bed| {
-        let audit: &AuditLog = since.get().context("there is no audit")?;
+        let audit: &AuditLog = since.get().context("no audit log")?;
         exercise_all_requests(bed, audit).await?;
         let grants = shipped_grants()?;
         let mut found = BTreeSet::new();
-        // What was answered is written down a moment later.
+        // The audit log has a response only a moment after it was sent.
         for _ in 0..20 {
             found = permission_findings(&audit.events()?, &grants, |name| service_account_user(bed, name));
             if found.is_empty() {
@@ -260,22 +259,22 @@ fn the_shipped_roles_permit_what_is_used_and_nothing_else() {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        ensure!(found.is_empty(), "the roles are not what is needed:\n{}", Vec::from_iter(found).join("\n"));
+        ensure!(found.is_empty(), "the roles do not match what is used:\n{}", Vec::from_iter(found).join("\n"));
         check_cluster_wide_watches(&audit.events_of_user(&operator_user(bed))?)
     });
 }
 
-/// Otherwise a Role would do.
+/// Without cluster-wide watches, a Role would suffice in place of the ClusterRole.
 fn check_cluster_wide_watches(events: &[AuditEvent]) -> Result<()> {
     let everywhere = |event: &AuditEvent| event.verb == "watch" && event.namespace.is_empty();
     for resource in ["rollouts", "inferencemodelrewrites", "inferencepools", "pods"] {
         let watched = events.iter().any(|event| everywhere(event) && event.resource == resource);
-        ensure!(watched, "{resource} of all namespaces were not watched");
+        ensure!(watched, "{resource} were not watched in all namespaces");
     }
     Ok(())
 }
 
-/// All that the programs ever do.
+/// Runs everything that makes the programs use each of their permissions.
 async fn exercise_all_requests(bed: &mut Harness<ClusterEnvironment>, audit: &AuditLog) -> Result<()> {
     let half = |old, new| traffic_split(MODEL, &[(old, 52), (new, 48)]);
     bed.wait_for_baseline().await?;
@@ -287,7 +286,7 @@ async fn exercise_all_requests(bed: &mut Harness<ClusterEnvironment>, audit: &Au
     bed.cli_stdout(&["promote"]).await?;
     bed.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
 
-    // The other group, and a rewrite that has to be made.
+    // The current group is installed, and the operator has to create a rewrite.
     bed.environment.control_plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
     bed.wait_for(routed_by(Legacy, 2)).await?;
     wait_until_watched(bed, audit, Current).await?;
@@ -314,7 +313,7 @@ fn rollout_absent() -> WaitCondition {
     WaitCondition::new("the Rollout is gone", |seen| seen.status.is_err())
 }
 
-/// The operator's Role in the namespace of a bed.
+/// The operator's Role in the namespace of the environment.
 struct OperatorRole {
     roles: Api<Role>,
     shipped: Role,
@@ -327,7 +326,7 @@ impl OperatorRole {
         Ok(Self { roles, shipped })
     }
 
-    /// As it is shipped, but for these verbs.
+    /// Replaces the role with the shipped one without these verbs.
     async fn revoke(&self, resource: &str, verbs: &[&str]) -> Result<()> {
         let mut role = self.shipped.clone();
         let rules = role.rules.iter_mut().flatten();
@@ -338,7 +337,7 @@ impl OperatorRole {
             taken -= rule.verbs.len();
         }
         role.rules.iter_mut().for_each(|rules| rules.retain(|rule| !rule.verbs.is_empty()));
-        ensure!(taken == verbs.len(), "the role has {taken} rules with {verbs:?} {resource}");
+        ensure!(taken == verbs.len(), "the role grants {taken} of {verbs:?} on {resource}");
         self.replace(role).await
     }
 
@@ -353,20 +352,20 @@ impl OperatorRole {
     }
 }
 
-/// A condition and an event say what is missing, and what to do.
+/// Waits until a condition and an event name the missing permission and what to do.
 async fn wait_until_reported(bed: &Harness<ClusterEnvironment>, reason: &str, request: &str) -> Result<()> {
     let forbidden = format!("forbidden to {request} in namespace {}", bed.environment.namespace());
     let words = [forbidden.as_str(), "manifests/", "grant this verb"];
     ExpectedCondition { condition: STALLED, reason, expected_words: &words }.wait_until_reported(bed, MODEL).await
 }
 
-/// What the operator wrote, besides saying what is missing.
+/// Returns what the operator wrote, without its own status and events.
 fn operator_writes(bed: &Harness<ClusterEnvironment>, audit: &AuditLog) -> Result<Vec<String>> {
     Ok(other_writes(&audit.events_of_user(&operator_user(bed))?, &[MODEL]))
 }
 
 #[test]
-fn a_missing_permission_to_write_is_named_and_stops_nothing_that_serves() {
+fn missing_write_permission_is_reported() {
     if !cluster_tools_available("a missing permission to write") {
         return;
     }
@@ -375,7 +374,7 @@ fn a_missing_permission_to_write_is_named_and_stops_nothing_that_serves() {
         bed.wait_for_baseline().await?;
         let permissions = OperatorRole::read(bed).await?;
         bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
-        // What may come before the one that is refused.
+        // The last field has the writes that may precede the refused one.
         let steps = [
             ("configmaps", "configmaps", V1, V2, vec![]),
             ("inferencemodelrewrites", "inferencemodelrewrites.llm-d.ai", V2, V3, vec!["configmaps", "rollouts"]),
@@ -388,7 +387,7 @@ fn a_missing_permission_to_write_is_named_and_stops_nothing_that_serves() {
             bed.assert_holds_for(Duration::from_millis(700), served_by(MODEL, old).and(all_servers_ready())).await?;
             let mut written = operator_writes(bed, &audit)?;
             written.retain(|write| !before.iter().any(|resource| write.starts_with(&format!("update {resource}/"))));
-            ensure!(written.is_empty(), "without the right to update {resource}, these were written: {written:?}");
+            ensure!(written.is_empty(), "unexpected writes without the permission to update {resource}: {written:?}");
 
             permissions.restore().await?;
             bed.wait_for(cleaned_up(old).and(succeeded(new)).and(served_by(MODEL, new)).and(not_stalled())).await?;
@@ -398,7 +397,7 @@ fn a_missing_permission_to_write_is_named_and_stops_nothing_that_serves() {
 }
 
 fn not_stalled() -> WaitCondition {
-    WaitCondition::new("nothing is stalled", |seen| {
+    WaitCondition::new("the Rollout is not Stalled", |seen| {
         let stalled = |status: &rollora_api::rollout::RolloutStatus| {
             status.conditions.iter().any(|it| it.type_ == STALLED && it.status == ConditionStatus::True)
         };
@@ -410,7 +409,7 @@ fn split_at_half() -> WaitCondition {
     traffic_split(MODEL, &[(V1, 50), (V2, 50)])
 }
 
-/// Clients send, and the rollout waits for somebody to promote.
+/// Starts clients and a rollout that waits for a person to promote it.
 async fn start_paused_at_half(bed: &mut Harness<ClusterEnvironment>) -> Result<OperatorRole> {
     bed.wait_for_baseline().await?;
     let permissions = OperatorRole::read(bed).await?;
@@ -421,7 +420,7 @@ async fn start_paused_at_half(bed: &mut Harness<ClusterEnvironment>) -> Result<O
 }
 
 #[test]
-fn a_missing_permission_to_look_is_named_and_an_abort_needs_it_not() {
+fn missing_read_permission_is_reported_and_allows_abort() {
     if !cluster_tools_available("a missing permission to look") {
         return;
     }
@@ -429,7 +428,7 @@ fn a_missing_permission_to_look_is_named_and_an_abort_needs_it_not() {
     run_on_cluster(&Setup::pause_at_half(Duration::from_millis(200)), parts, async |bed| {
         let permissions = start_paused_at_half(bed).await?;
 
-        // What is watched already goes on: the operator that begins anew may not look.
+        // Running watches continue without the permission; a restarted operator cannot list.
         permissions.revoke("pods", &["list"]).await?;
         bed.kill_operator();
         let audit = bed.environment.control_plane().audit_log();
@@ -437,11 +436,11 @@ fn a_missing_permission_to_look_is_named_and_an_abort_needs_it_not() {
         wait_until_reported(bed, reason::INVALID, "list pods").await?;
         bed.assert_holds_for(Duration::from_millis(1500), split_at_half().and(all_servers_ready())).await?;
         let written = operator_writes(bed, &audit)?;
-        ensure!(written.is_empty(), "written without looking: {written:?}");
+        ensure!(written.is_empty(), "unexpected writes without reading pods: {written:?}");
         let tries = audit.events_of_user(&operator_user(bed))?;
         let tries = tries.iter().filter(|event| event.decision == AuthorizationDecision::Forbidden).count();
-        // Three watches, whose pauses double.
-        ensure!((3..=24).contains(&tries), "what is forbidden was tried {tries} times within two seconds");
+        // Three watches with exponential backoff.
+        ensure!((3..=24).contains(&tries), "{tries} forbidden requests within two seconds");
 
         bed.cli_stdout(&["abort"]).await?;
         bed.wait_for(served_by(MODEL, V1)).await?;
@@ -455,16 +454,16 @@ fn a_missing_permission_to_look_is_named_and_an_abort_needs_it_not() {
 }
 
 #[test]
-fn a_permission_to_look_that_is_taken_away_later_is_named_and_nothing_moves_on_what_was_known() {
+fn revoked_read_permission_stops_the_rollout() {
     if !cluster_tools_available("a permission that is taken away") {
         return;
     }
     run_on_cluster(&Setup::pause_at_half(Duration::from_millis(200)), parts_with_own_api_server, async |bed| {
         let permissions = start_paused_at_half(bed).await?;
 
-        // Who may list may go on: each list is as new as it can be.
+        // With `list` alone the operator could continue: every list is current.
         permissions.revoke("pods", &["list", "watch"]).await?;
-        // A watch lasts up to a minute; one that is cut off is begun anew at once.
+        // A watch lasts up to a minute; one that is cut off is started again immediately.
         let audit = bed.environment.control_plane().audit_log();
         bed.environment.kill_api_server()?;
         bed.environment.start_api_server().await?;

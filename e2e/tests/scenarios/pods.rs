@@ -1,4 +1,4 @@
-//! What only pods do: their ConfigMap comes late, and they are deleted and replaced.
+//! Behavior of pods: their ConfigMap arrives late, and they are deleted and replaced.
 
 use anyhow::{Result, ensure};
 use rollora_e2e::{
@@ -19,7 +19,7 @@ fn start_clients(bed: &mut Harness<ClusterEnvironment>) {
     bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
 }
 
-/// The guide from the edit to the end.
+/// Runs the guide from the edit to the end.
 async fn run_rollout(bed: &Harness<ClusterEnvironment>, limit: Duration) -> Result<()> {
     bed.list_adapter(V2).await?;
     bed.wait_for_within(limit, traffic_split(MODEL, &[(V1, 90), (V2, 10)])).await?;
@@ -27,7 +27,7 @@ async fn run_rollout(bed: &Harness<ClusterEnvironment>, limit: Duration) -> Resu
 }
 
 #[test]
-fn a_kubelet_that_brings_the_config_map_late_delays_everything_and_breaks_nothing() {
+fn late_config_map_projection_only_delays_the_rollout() {
     if !cluster_tools_available("a kubelet that brings the ConfigMap late") {
         return;
     }
@@ -41,11 +41,11 @@ fn a_kubelet_that_brings_the_config_map_late_delays_everything_and_breaks_nothin
 }
 
 #[test]
-fn a_sidecar_that_watches_its_config_map_waits_for_no_kubelet() {
+fn watching_sidecar_does_not_wait_for_the_kubelet() {
     if !cluster_tools_available("sidecars that watch their ConfigMap") {
         return;
     }
-    // Longer than the whole scenario: nothing that arrives came by a mount.
+    // Longer than the whole scenario: no content arrives through a mount.
     let parts = async || {
         let manifests = vec!["operator-one-namespace", "ext-proc", "vllm-watch"];
         Ok(ClusterOptions { manifests, projection_delay: Duration::from_mins(10), ..ClusterOptions::default() })
@@ -59,7 +59,7 @@ fn a_sidecar_that_watches_its_config_map_waits_for_no_kubelet() {
 }
 
 #[test]
-fn an_envoy_that_buffers_bodies_serves_the_guide_too() {
+fn guide_completes_with_buffered_request_bodies() {
     if !cluster_tools_available("an Envoy that buffers bodies") {
         return;
     }
@@ -74,7 +74,7 @@ fn an_envoy_that_buffers_bodies_serves_the_guide_too() {
 }
 
 #[test]
-fn a_pod_that_is_replaced_in_the_middle_gets_requests_when_it_has_what_serves() {
+fn replaced_pod_gets_requests_once_it_has_the_adapters() {
     if !cluster_tools_available("a pod that is replaced") {
         return;
     }
@@ -94,14 +94,14 @@ fn a_pod_that_is_replaced_in_the_middle_gets_requests_when_it_has_what_serves() 
             bed.assert_holds_for(Duration::from_millis(500), traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
             let adapters = bed.environment.servers()[1].loaded_adapters().await?;
             ensure!(adapters.contains(V1) && adapters.contains(V2), "the new pod has {adapters:?}");
-            // Had it been asked before it had both, a client would have seen a 404.
+            // Requests to the pod before it had both adapters would have failed with 404.
             bed.stop_clients_and_verify().await.map(drop)
         },
     );
 }
 
 #[test]
-fn replicas_of_ext_proc_come_and_go_and_no_client_notices() {
+fn replaced_ext_proc_replicas_fail_no_request() {
     if !cluster_tools_available("replicas of ext-proc come and go") {
         return;
     }
@@ -112,7 +112,7 @@ fn replicas_of_ext_proc_come_and_go_and_no_client_notices() {
         async || Ok(ClusterOptions::default()),
         async |bed| {
             bed.wait_for_baseline().await?;
-            // Streams that are longer than a replica's end takes.
+            // The streams last longer than the termination of a replica.
             let stream = ChatRequest::new(MODEL, ResponseMode::Sse, 200);
             let whole = ChatRequest::new(MODEL, ResponseMode::Json, 1);
             let connections = [vec![stream; 4], vec![whole; 3]].concat();
@@ -126,7 +126,7 @@ fn replicas_of_ext_proc_come_and_go_and_no_client_notices() {
             bed.wait_for(served_by(MODEL, V2)).await?;
             bed.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
             let record = bed.stop_clients_and_verify().await?;
-            ensure!(record.routers.len() == 4, "two replicas and their two successors: {}", record.routers.len());
+            ensure!(record.routers.len() == 4, "expected two replicas and two replacements: {}", record.routers.len());
             Ok(())
         },
     );

@@ -1,7 +1,7 @@
-//! Processes end without warning, and the rollout ends as if they had not.
+//! Processes are killed without warning, and the rollout reaches the same end state.
 //!
-//! How failures are counted: a request that a process was working on when it was killed, and a connection that the only
-//! gateway refused while it was dead, are counted apart. Every other request without an answer is an error.
+//! A request in flight at a process when it was killed, and a connection that the only gateway refused while it was
+//! dead, are counted apart. Every other request without a response is an error.
 
 use crate::run_stats::{VerdictSum, print_line};
 use anyhow::{Result, ensure};
@@ -16,17 +16,17 @@ use rollora_e2e::{
 use rollora_testbed::guide::{MODEL, V1, V2};
 use std::time::Duration;
 
-rollora_e2e::on_both_beds!(
-    killed_once_at_a_random_moment_it_comes_to_the_same_end,
-    killed_again_and_again_it_comes_to_the_same_end,
-    a_server_killed_and_started_again_at_each_step_costs_only_what_it_was_working_on,
+rollora_e2e::in_both_environments!(
+    one_random_operator_kill_does_not_change_the_outcome,
+    repeated_operator_kills_do_not_change_the_outcome,
+    server_kill_at_each_step_costs_only_requests_in_flight,
 );
 
-/// What a run is made of. In the long schedule each has at least 2,000 requests.
+/// Parameters of one run. In the long schedule each run has at least 2,000 requests.
 #[derive(Clone, Copy)]
 struct KillRun {
     pause: Duration,
-    /// From the edit of the file to the end of the cleanup, as it takes with this pause.
+    /// From the edit of the file to the end of the cleanup, as measured with this pause.
     expected_duration: Duration,
     pace: Duration,
     requests: usize,
@@ -43,7 +43,7 @@ impl KillRun {
     }
 }
 
-fn killed_once_at_a_random_moment_it_comes_to_the_same_end<P: Environment>() {
+fn one_random_operator_kill_does_not_change_the_outcome<P: Environment>() {
     let (seeds, run) = (if long_tests_enabled() { 0..50 } else { 0..2 }, KillRun::for_schedule());
     let mut sum = VerdictSum::default();
     for seed in seeds {
@@ -62,7 +62,7 @@ fn killed_once_at_a_random_moment_it_comes_to_the_same_end<P: Environment>() {
     sum.print("the guide with one kill of rollora local");
 }
 
-fn killed_again_and_again_it_comes_to_the_same_end<P: Environment>() {
+fn repeated_operator_kills_do_not_change_the_outcome<P: Environment>() {
     let seed = 7;
     let mut random = StdRng::seed_from_u64(seed);
     let kills = std::iter::repeat_with(|| {
@@ -74,7 +74,8 @@ fn killed_again_and_again_it_comes_to_the_same_end<P: Environment>() {
     run_on::<P>(&Setup::guide(run.pause), async |bed| run_guide_with_kills(bed, run, kills).await.map(drop));
 }
 
-/// Lists v2, kills so long after that (or after the last start), starts again so long after the kill.
+/// Lists v2, then kills and restarts the operator once per pair: the first duration is the time from the edit or the
+/// last start to the kill, the second the time from the kill to the next start.
 async fn run_guide_with_kills<P: Environment>(
     bed: &mut Harness<P>,
     run: KillRun,
@@ -94,7 +95,7 @@ async fn run_guide_with_kills<P: Environment>(
     Ok(bed.stop_clients_and_verify().await?.verdict())
 }
 
-fn a_server_killed_and_started_again_at_each_step_costs_only_what_it_was_working_on<P: Environment>() {
+fn server_kill_at_each_step_costs_only_requests_in_flight<P: Environment>() {
     let setup = Setup::guide(Duration::from_millis(2500));
     let clients = LoadProfile::mixed(MODEL, Duration::from_millis(20));
     let connections = clients.connections.len();

@@ -1,5 +1,5 @@
-//! Replicas of ext-proc die, stand still and are counted anew, and the API server goes away: what was promised to
-//! clients holds, and the operator says what it waits for.
+//! Replicas of ext-proc are killed, frozen and scaled, and the API server is away: clients lose nothing they must not
+//! lose, and the operator reports what it waits for.
 
 use crate::cluster_objects::parts_with_own_api_server;
 use anyhow::{Result, ensure};
@@ -30,7 +30,7 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// From now on there are so many replicas, and Envoy asks every one of them.
+/// Sets the number of replicas, and waits until Envoy routes through all of them.
 async fn scale_ext_proc(bed: &Harness<ClusterEnvironment>, replicas: usize) -> Result<()> {
     bed.environment.scale(EXT_PROC, replicas);
     let start = now();
@@ -41,22 +41,22 @@ async fn scale_ext_proc(bed: &Harness<ClusterEnvironment>, replicas: usize) -> R
     if replicas > 0 { bed.environment.wait_ext_proc_routed().await } else { Ok(()) }
 }
 
-/// The status says that the weights are not in force yet, why, and these words.
-fn traffic_not_applied(why: &'static str, words: &str) -> WaitCondition {
+/// Holds if `TrafficApplied` is not True for this reason, with these words in its message.
+fn traffic_not_applied(reason: &'static str, words: &str) -> WaitCondition {
     let words = words.to_owned();
-    WaitCondition::new(format!("TrafficApplied is not True: {why}, {words}"), move |seen: &SystemSnapshot| {
+    WaitCondition::new(format!("TrafficApplied is not True: {reason}, {words}"), move |seen: &SystemSnapshot| {
         let Ok(status) = &seen.status else { return false };
         status.conditions.iter().any(|condition| {
             condition.type_ == condition_type::TRAFFIC_APPLIED
                 && condition.status != ConditionStatus::True
-                && condition.reason == why
+                && condition.reason == reason
                 && condition.message.contains(&words)
         })
     })
 }
 
 #[test]
-fn replicas_are_added_and_taken_away_and_no_client_notices() {
+fn scaling_ext_proc_fails_no_request() {
     if !cluster_tools_available("replicas of ext-proc are added and taken away") {
         return;
     }
@@ -66,7 +66,7 @@ fn replicas_are_added_and_taken_away_and_no_client_notices() {
         async || Ok(ClusterOptions::default()),
         async |bed| {
             bed.wait_for_baseline().await?;
-            // Streams that are longer than a replica's end takes.
+            // The streams last longer than the termination of a replica.
             let (stream, whole) =
                 (ChatRequest::new(MODEL, ResponseMode::Sse, 150), ChatRequest::new(MODEL, ResponseMode::Json, 1));
             let connections = [vec![stream; 3], vec![whole; 3]].concat();
@@ -78,14 +78,14 @@ fn replicas_are_added_and_taken_away_and_no_client_notices() {
             scale_ext_proc(bed, 1).await?;
             bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
             let record = bed.stop_clients_and_verify().await?;
-            ensure!(record.routers.len() == 3, "two replicas and a third: {}", record.routers.len());
+            ensure!(record.routers.len() == 3, "expected two replicas and a third: {}", record.routers.len());
             Ok(())
         },
     );
 }
 
 #[test]
-fn a_replica_that_is_killed_cuts_no_answer_that_streams() {
+fn killed_ext_proc_replica_truncates_no_stream() {
     if !cluster_tools_available("a replica of ext-proc is killed") {
         return;
     }
@@ -97,7 +97,7 @@ fn a_replica_that_is_killed_cuts_no_answer_that_streams() {
             bed.wait_for_baseline().await?;
             let stream = ChatRequest::new(MODEL, ResponseMode::Sse, 200);
             bed.start_clients(&LoadProfile { connections: vec![stream; 16], interval: Duration::from_millis(10) });
-            // Everybody has had an answer, and is in the middle of another one.
+            // Every client has received one response and is in the middle of the next.
             bed.wait_for_requests(16).await?;
             tokio::time::sleep(Duration::from_millis(500)).await;
             let killed = now();
@@ -106,15 +106,15 @@ fn a_replica_that_is_killed_cuts_no_answer_that_streams() {
             }
             bed.wait_for_requests(40).await?;
             let record = bed.stop_clients().await?;
-            let streamed = |exchange: &&rollora_e2e::traffic::RequestRecord| {
-                exchange.first_byte.is_some_and(|head| head < killed) && exchange.end > killed
+            let streamed = |request: &&rollora_e2e::traffic::RequestRecord| {
+                request.first_byte.is_some_and(|head| head < killed) && request.end > killed
             };
             let streaming: Vec<_> = record.exchanges.iter().filter(streamed).collect();
             ensure!(streaming.len() >= 8, "only {} answers streamed when the replicas were killed", streaming.len());
-            for exchange in streaming {
-                ensure!(exchange.failure().is_none(), "an answer that streamed was cut: {:?}", exchange.failure());
+            for request in streaming {
+                ensure!(request.failure().is_none(), "a running stream was truncated: {:?}", request.failure());
             }
-            // Who came while no replica was there was refused, not misled; and the replicas came back.
+            // Requests that found no replica were refused and not misrouted, and the replicas came back.
             let verdict = record.verdict();
             ensure!(verdict.zero_weight_answers.is_empty(), "{verdict}");
             bed.environment.wait_ext_proc_routed().await?;
@@ -126,7 +126,7 @@ fn a_replica_that_is_killed_cuts_no_answer_that_streams() {
 }
 
 #[test]
-fn the_operator_waits_for_a_replica_that_cannot_be_asked_and_says_which() {
+fn unreachable_ext_proc_replica_blocks_the_next_step() {
     if !cluster_tools_available("a replica of ext-proc cannot be asked") {
         return;
     }
@@ -139,7 +139,7 @@ fn the_operator_waits_for_a_replica_that_cannot_be_asked_and_says_which() {
             bed.wait_for(traffic_split(MODEL, &[(V1, 90), (V2, 10)])).await?;
             let replica = bed.environment.ext_procs().remove(1);
             replica.freeze();
-            // The next weights are written, and not taken for being in force.
+            // The next weights are written, but not regarded as active.
             bed.wait_for(traffic_not_applied(reason::ROUTERS_PENDING, replica.pod())).await?;
             let pending =
                 traffic_not_applied(reason::ROUTERS_PENDING, replica.pod()).and(has_phase(Phase::Progressing));
@@ -147,7 +147,7 @@ fn the_operator_waits_for_a_replica_that_cannot_be_asked_and_says_which() {
             replica.thaw();
             bed.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)]).and(has_phase(Phase::Paused))).await?;
 
-            // None at all proves nothing either.
+            // A lack of any replica does not confirm the weights either.
             scale_ext_proc(bed, 0).await?;
             bed.cli_stdout(&["promote"]).await?;
             bed.wait_for(traffic_not_applied(reason::NO_ROUTERS, "rollora-ext-proc")).await?;
@@ -157,7 +157,7 @@ fn the_operator_waits_for_a_replica_that_cannot_be_asked_and_says_which() {
     );
 }
 
-/// A replica that is deleted has as long to end as its scenario takes.
+/// Gives a deleted replica longer to terminate than the scenario takes.
 fn with_long_grace_period(objects: &mut Manifests) -> Result<()> {
     let deployment = objects.object_mut("Deployment", EXT_PROC)?;
     deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(600);
@@ -165,7 +165,7 @@ fn with_long_grace_period(objects: &mut Manifests) -> Result<()> {
 }
 
 #[test]
-fn a_replica_that_is_being_deleted_and_cannot_be_asked_is_waited_for_until_it_is_gone() {
+fn unreachable_terminating_replica_blocks_the_next_step() {
     if !cluster_tools_available("a replica of ext-proc that ends cannot be asked") {
         return;
     }
@@ -176,11 +176,12 @@ fn a_replica_that_is_being_deleted_and_cannot_be_asked_is_waited_for_until_it_is
         let replica = bed.environment.ext_procs().remove(0);
         replica.freeze();
         bed.environment.delete_ext_proc(0).await?;
-        // Only then clients begin: what it has in hand when it stands still gets no answer.
+        // Clients start only now: requests in flight at the frozen replica get no response.
         bed.environment.wait_ext_proc_unrouted(&replica).await?;
         bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
         bed.list_adapter(V2).await?;
-        // Others have the first weights. They are not taken for being in force: nobody knows by what it still routes.
+        // The other replica has the first weights. They are not regarded as active, because the frozen replica may
+        // still route by others.
         let first = || traffic_split(MODEL, &[(V1, 90), (V2, 10)]).and(has_phase(Phase::Progressing));
         let pending = || first().and(traffic_not_applied(reason::ROUTERS_PENDING, replica.pod()));
         bed.wait_for(pending()).await?;
@@ -193,7 +194,7 @@ fn a_replica_that_is_being_deleted_and_cannot_be_asked_is_waited_for_until_it_is
 }
 
 #[test]
-fn while_the_api_server_is_away_traffic_goes_on_and_then_the_rollout_does() {
+fn rollout_continues_after_an_api_server_outage() {
     if !cluster_tools_available("the API server goes away") {
         return;
     }
@@ -203,7 +204,7 @@ fn while_the_api_server_is_away_traffic_goes_on_and_then_the_rollout_does() {
         bed.list_adapter(V2).await?;
         bed.wait_for(traffic_split(MODEL, &[(V1, 90), (V2, 10)])).await?;
         bed.environment.kill_api_server()?;
-        // Longer than the pause: there is something to be done, and nobody who can be told.
+        // Longer than the pause: a step is due, and the API server cannot accept it.
         bed.assert_holds_for(Duration::from_secs(3), traffic_split(MODEL, &[(V1, 90), (V2, 10)])).await?;
         bed.environment.start_api_server().await?;
         bed.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
@@ -214,7 +215,7 @@ fn while_the_api_server_is_away_traffic_goes_on_and_then_the_rollout_does() {
 }
 
 #[test]
-fn a_server_that_is_deleted_while_clients_send_costs_nobody_an_answer() {
+fn deleted_server_fails_no_request() {
     if !cluster_tools_available("a pod of vLLM is deleted") {
         return;
     }
@@ -236,23 +237,23 @@ fn a_server_that_is_deleted_while_clients_send_costs_nobody_an_answer() {
 }
 
 #[test]
-fn a_replica_that_is_killed_costs_little_more_than_what_it_was_asked() {
+fn killed_ext_proc_replica_fails_few_requests() {
     if !cluster_tools_available("one of two replicas of ext-proc is killed") {
         return;
     }
-    let crowd = LoadProfile::mixed(MODEL, Duration::from_millis(5));
-    let connections = crowd.connections.len();
+    let load = LoadProfile::mixed(MODEL, Duration::from_millis(5));
+    let connections = load.connections.len();
     run_on_cluster(
         &Setup::guide(Duration::from_millis(500)),
         async || Ok(ClusterOptions::default()),
         async |bed| {
             bed.wait_for_baseline().await?;
-            bed.start_clients(&crowd);
+            bed.start_clients(&load);
             bed.wait_for_requests(200).await?;
             bed.environment.ext_procs().remove(0).kill();
             bed.wait_for_requests(800).await?;
             let verdict = bed.stop_clients().await?.verdict();
-            // Envoy asks another replica where the dead one had not been asked yet.
+            // Envoy retries with another replica if it had not sent the request to the dead one yet.
             let lost = verdict.errors.len();
             ensure!(lost <= 3 * connections && verdict.zero_weight_answers.is_empty(), "{verdict}");
             Ok(())

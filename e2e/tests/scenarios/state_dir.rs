@@ -1,4 +1,4 @@
-//! The state folder.
+//! The state folder: one process per folder, and one Rollout per process.
 
 use anyhow::ensure;
 use rollora_e2e::{
@@ -15,7 +15,7 @@ use rollora_testbed::{
 use std::time::Duration;
 
 #[test]
-fn a_second_process_on_the_same_state_folder_is_refused() {
+fn second_process_on_a_state_folder_is_refused() {
     run_locally(&Setup::guide(Duration::from_millis(300)), async |bed| {
         bed.wait_for_baseline().await?;
         bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
@@ -23,7 +23,7 @@ fn a_second_process_on_the_same_state_folder_is_refused() {
         let servers = ["http://127.0.0.1:9".to_owned()];
         let second = RolloraLocal::new(bed.environment.folder(), servers.to_vec(), None)?;
         let said = run_command(second.command()?).await?;
-        ensure!(said.code != 0, "it was not refused: {said:?}");
+        ensure!(said.code != 0, "the second process was not refused: {said:?}");
         let words = ["another `rollora local`", &first.id().unwrap_or_default().to_string(), "--state"];
         ensure!(words.iter().all(|word| said.stderr.contains(word)), "{words:?} are not in {said:?}");
 
@@ -33,7 +33,7 @@ fn a_second_process_on_the_same_state_folder_is_refused() {
 }
 
 #[test]
-fn a_verb_may_name_the_rollout_and_is_refused_where_another_one_runs() {
+fn command_for_another_rollout_is_refused() {
     run_locally(&Setup::guide(Duration::from_millis(300)), async |bed| {
         bed.wait_for_baseline().await?;
         for verb in ["get", "status", "explain"] {
@@ -50,11 +50,11 @@ fn a_verb_may_name_the_rollout_and_is_refused_where_another_one_runs() {
 }
 
 #[test]
-fn asked_to_end_it_ends_well() {
+fn sigterm_ends_the_process_with_exit_code_zero() {
     run_locally(&Setup::guide(Duration::from_millis(300)), async |bed| {
         bed.wait_for_baseline().await?;
-        let ending = bed.environment.rollora_local_mut().terminate().await?;
-        ensure!(ending == ExitReason::Exit(0), "it ended with {ending:?}");
+        let exit = bed.environment.rollora_local_mut().terminate().await?;
+        ensure!(exit == ExitReason::Exit(0), "the process ended with {exit:?}");
         Ok(())
     });
 }

@@ -1,11 +1,11 @@
-//! What the operator tells beside the status of a Rollout: on every rewrite whether it is in force, and metrics. Neither
-//! costs a request while nothing changes.
+//! What the operator reports besides a Rollout's status: conditions of every rewrite, and metrics. Neither costs a
+//! request to the API server while nothing changes.
 
 use crate::cluster_objects::{is_write, operator_user, rewrites_api, rollouts_api, wait_for};
 use anyhow::{Context as _, Result, ensure};
 use kube::api::DeleteParams;
 use rollora_api::{
-    condition::Condition as Told,
+    condition::Condition,
     rewrite::RewriteGroup::{self, Current, Legacy},
     rollout::status::Phase,
 };
@@ -23,7 +23,7 @@ use rollora_testbed::{
 use serde_json::json;
 use std::time::Duration;
 
-/// The guide's model, and one that no Rollout knows.
+/// A model that no Rollout manages.
 const OTHER_MODEL: &str = "other-model";
 const METRICS_PORT: u16 = 8080;
 
@@ -46,29 +46,29 @@ async fn create_rewrite(
     bed.environment.apply(object).await
 }
 
-/// Waits until a rewrite says this: each condition as `Type=Status/Reason`, and words that its message has.
+/// Waits until a rewrite has these conditions, each as `Type=Status/Reason` and words of its message.
 async fn wait_for_conditions(
     bed: &Harness<ClusterEnvironment>,
     group: RewriteGroup,
     name: &str,
-    wanted: &[(&str, &str)],
+    expected: &[(&str, &str)],
 ) -> Result<()> {
     let mut last = String::new();
-    let look = async || {
+    let read = async || {
         let found = rewrites_api(bed, group).get(name).await?;
-        let told: Vec<Told> = serde_json::from_value(found.data["status"]["conditions"].clone()).unwrap_or_default();
-        let says = |(what, words): &(&str, &str)| {
-            let right = |it: &Told| format!("{}={:?}/{}", it.type_, it.status, it.reason) == *what;
-            told.iter().any(|it| right(it) && it.message.contains(words))
+        let conditions: Vec<Condition> = serde_json::from_value(found.data["status"]["conditions"].clone()).unwrap_or_default();
+        let has_condition = |(what, words): &(&str, &str)| {
+            let right = |it: &Condition| format!("{}={:?}/{}", it.type_, it.status, it.reason) == *what;
+            conditions.iter().any(|it| right(it) && it.message.contains(words))
         };
-        last = format!("{told:?}");
-        Ok(wanted.iter().all(says).then_some(()))
+        last = format!("{conditions:?}");
+        Ok(expected.iter().all(has_condition).then_some(()))
     };
-    let ended = wait_for(&format!("{name} says {wanted:?}"), look).await;
-    ended.with_context(|| format!("it says {last}"))
+    let ended = wait_for(&format!("{name} has {expected:?}"), read).await;
+    ended.with_context(|| format!("the last conditions are {last}"))
 }
 
-/// How often the operator wrote the status of a rewrite.
+/// Returns how often the operator wrote the status of a rewrite.
 fn count_status_writes(bed: &Harness<ClusterEnvironment>, audit: &AuditLog, name: &str) -> Result<usize> {
     let events = audit.events_of_user(&operator_user(bed))?;
     let of_status =
@@ -84,7 +84,7 @@ async fn fetch_metrics(bed: &Harness<ClusterEnvironment>) -> Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// What the operator asked of the API server that is neither a watch, nor about the Lease, nor which kinds are installed.
+/// Returns the operator's requests without watches, the Lease, and API discovery.
 fn operator_requests(bed: &Harness<ClusterEnvironment>, audit: &AuditLog) -> Result<Vec<String>> {
     let events = audit.events_of_user(&operator_user(bed))?;
     let is_other = |event: &&AuditEvent| event.verb != "watch" && !matches!(event.resource.as_str(), "" | "leases");
@@ -93,7 +93,7 @@ fn operator_requests(bed: &Harness<ClusterEnvironment>, audit: &AuditLog) -> Res
 }
 
 #[test]
-fn every_rewrite_says_whether_it_is_in_force_and_every_rollout_has_its_metrics() {
+fn rewrites_have_conditions_and_rollouts_metrics() {
     if !cluster_tools_available("conditions of rewrites, and metrics") {
         return;
     }
@@ -105,7 +105,7 @@ fn every_rewrite_says_whether_it_is_in_force_and_every_rollout_has_its_metrics()
         let alone = ("Conflicted=False/NoConflict", "every rule");
         wait_for_conditions(bed, Current, REWRITE, &[in_force, alone]).await?;
 
-        // Some that no Rollout governs.
+        // Rewrites that no Rollout manages.
         create_rewrite(bed, Current, "of-nobody", POOL, &[OTHER_MODEL]).await?;
         wait_for_conditions(bed, Current, "of-nobody", &[in_force, alone]).await?;
         create_rewrite(bed, Current, "of-no-pool", "forgotten-pool", &[OTHER_MODEL]).await?;
@@ -124,19 +124,19 @@ fn every_rewrite_says_whether_it_is_in_force_and_every_rollout_has_its_metrics()
         rewrites_api(bed, Current).delete("of-nobody", &DeleteParams::default()).await?;
         let free = ("Accepted=True/Accepted", "in force for other-model, own");
         wait_for_conditions(bed, Current, "younger", &[free, alone]).await?;
-        let told = count_status_writes(bed, &audit, "younger")?;
-        ensure!(told == 2, "what changed twice was told {told} times");
+        let writes = count_status_writes(bed, &audit, "younger")?;
+        ensure!(writes == 2, "two changes were written {writes} times");
 
-        // Weights are no news, and nothing is asked while nothing changes.
+        // New weights do not change the conditions, and no request is sent while nothing changes.
         bed.list_adapter(V2).await?;
         bed.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)]).and(has_phase(Phase::Paused))).await?;
-        let told = count_status_writes(bed, &audit, REWRITE)?;
-        ensure!(told == 1, "the conditions of {REWRITE} were written {told} times");
+        let writes = count_status_writes(bed, &audit, REWRITE)?;
+        ensure!(writes == 1, "the conditions of {REWRITE} were written {writes} times");
         let quiet = bed.environment.control_plane().audit_log();
         bed.assert_holds_for(Duration::from_secs(2), has_phase(Phase::Paused)).await?;
         let text = fetch_metrics(bed).await?;
-        let asked = operator_requests(bed, &quiet)?;
-        ensure!(asked.is_empty(), "asked while nothing changed: {asked:?}");
+        let requests = operator_requests(bed, &quiet)?;
+        ensure!(requests.is_empty(), "requests while nothing changed: {requests:?}");
 
         let namespace = bed.environment.namespace().to_owned();
         let of = format!("namespace=\"{namespace}\",name=\"{MODEL}\"");
@@ -160,7 +160,7 @@ fn every_rewrite_says_whether_it_is_in_force_and_every_rollout_has_its_metrics()
         let gone = async || Ok((!fetch_metrics(bed).await?.contains("rollora_rollout_info{")).then_some(()));
         wait_for("the series of the Rollout are gone", gone).await?;
         let text = fetch_metrics(bed).await?;
-        ensure!(!text.contains(&of), "something is left of it:\n{text}");
+        ensure!(!text.contains(&of), "a series of the Rollout is left:\n{text}");
         Ok(())
     });
 }

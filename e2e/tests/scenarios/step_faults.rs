@@ -1,6 +1,6 @@
-//! Each part dies at each step of a rollout: the API server, a replica of ext-proc, a sidecar, a server, the operator.
-//! Weights never go back, the rollout ends the same, and no client notices but those whose request was in the hands of
-//! what died.
+//! Each part fails at each step of a rollout: the API server, a replica of ext-proc, a sidecar, a server, the operator.
+//! Weights never go backwards, the rollout reaches the same end state, and the only failed requests are those in flight
+//! at the killed process.
 
 use crate::{
     rollout_chain::{
@@ -35,11 +35,11 @@ use std::{
 
 const SEED: u64 = 5;
 
-/// What dies.
+/// The part that fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FaultTarget {
     ApiServer,
-    /// It stands still and answers nobody.
+    /// It accepts connections and answers none.
     FrozenApiServer,
     ExtProc(usize),
     Sidecar(usize),
@@ -64,10 +64,10 @@ impl FaultTarget {
     }
 }
 
-/// When it dies: as soon as the rollout has come so far.
+/// The progress of the rollout at which the part fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FaultPoint {
-    /// The version is listed, and one server begins to try it.
+    /// The version is listed, and one server starts to try it.
     Listed,
     AtTenPercent,
     AtHalf,
@@ -101,23 +101,23 @@ impl FaultPoint {
     }
 }
 
-/// The operator holds its Lease for two seconds.
+/// Sets the operator's Lease duration to two seconds.
 pub(crate) fn set_short_lease(objects: &mut Manifests) -> Result<()> {
     let operator = objects.object_mut("Deployment", "rollora-operator")?;
     push_value(&mut operator["spec"]["template"]["spec"]["containers"][0]["args"], json!("--lease-duration=2s"))
 }
 
-/// A turnstile that a bed's parts go through, once they are there.
+/// The write interceptor of an environment, once its options are built.
 pub(crate) type InterceptorSlot = Arc<OnceLock<Arc<WriteInterceptor>>>;
 
-/// The shared control plane with an operator that holds its Lease for two seconds and goes through a turnstile, which is
-/// kept; `change` is what else is different.
+/// Returns options for the shared control plane with an operator that has a Lease duration of two seconds and writes
+/// through an interceptor, which is put into `slot`; `change` applies further changes to the manifests.
 pub(crate) async fn parts_with_write_interceptor(
-    kept: InterceptorSlot,
+    slot: InterceptorSlot,
     change: impl Fn(&mut Manifests) -> Result<()> + Send + Sync + 'static,
 ) -> Result<ClusterOptions> {
     let turnstile = Arc::new(WriteInterceptor::start(ControlPlane::shared().await?).await?);
-    kept.set(Arc::clone(&turnstile)).ok();
+    slot.set(Arc::clone(&turnstile)).ok();
     let change = move |objects: &mut Manifests| {
         set_short_lease(objects)?;
         change(objects)?;
@@ -126,8 +126,8 @@ pub(crate) async fn parts_with_write_interceptor(
     Ok(ClusterOptions { patch_manifests: Box::new(change), ..ClusterOptions::default() })
 }
 
-/// A control plane of its own, an operator that holds its Lease for two seconds, and a kubelet that starts it again soon
-/// each time it has lost it: else waiting for that would be most of a scenario.
+/// Returns options with a control plane of their own, an operator with a Lease duration of two seconds, and a kubelet
+/// that restarts it soon each time it has lost its Lease: waiting for the backoff would be most of a scenario.
 pub(crate) async fn parts_with_own_control_plane() -> Result<ClusterOptions> {
     let plane = ControlPlane::start().await?;
     plane.install_crds(&[rollora_crds()?, upstream_crds()?].concat()).await?;
@@ -141,13 +141,13 @@ pub(crate) async fn parts_with_own_control_plane() -> Result<ClusterOptions> {
 }
 
 #[test]
-fn whatever_dies_at_whatever_step_the_rollout_ends_the_same() {
+fn any_fault_at_any_step_leads_to_the_same_end_state() {
     if !cluster_tools_available("each part dies at each step") {
         return;
     }
     let mut random = StdRng::seed_from_u64(SEED);
     let mut schedule = Vec::new();
-    for victim in [
+    for target in [
         FaultTarget::ApiServer,
         FaultTarget::ExtProc(1),
         FaultTarget::Sidecar(1),
@@ -155,9 +155,9 @@ fn whatever_dies_at_whatever_step_the_rollout_ends_the_same() {
         FaultTarget::Operator,
     ] {
         if long_tests_enabled() {
-            schedule.extend(FAULT_POINTS.map(|step| (victim, step)));
+            schedule.extend(FAULT_POINTS.map(|step| (target, step)));
         } else {
-            schedule.extend(FAULT_POINTS.choose(&mut random).map(|step| (victim, *step)));
+            schedule.extend(FAULT_POINTS.choose(&mut random).map(|step| (target, *step)));
         }
     }
     run_on_cluster(&Setup::guide(Duration::from_millis(400)), parts_with_own_control_plane, async |bed| {
@@ -166,17 +166,17 @@ fn whatever_dies_at_whatever_step_the_rollout_ends_the_same() {
         bed.list_adapter(&adapter_id(2)).await?;
         let expected = status_summary(&bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(2)).await?, 2)?;
         let mut number = 2;
-        for (victim, step) in schedule {
+        for (target, step) in schedule {
             number += 1;
             bed.list_adapter(&adapter_id(number)).await?;
             step.wait(bed, number).await?;
-            victim.inject(bed, Duration::from_millis(random.random_range(50..600))).await?;
+            target.inject(bed, Duration::from_millis(random.random_range(50..600))).await?;
             let retries = wait_for_rollout(bed, number).await?;
             let seen = bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(number).and(all_servers_ready())).await?;
-            let came_to = status_summary(&seen, number)?;
-            ensure!(came_to == expected, "{victim:?} {step}: it came to\n{came_to}, not to\n{expected}");
+            let summary = status_summary(&seen, number)?;
+            ensure!(summary == expected, "{target:?} {step}: it came to\n{summary}, not to\n{expected}");
             if long_tests_enabled() {
-                print_line(&format!("{victim:?} died {step} of v{number}: it came to the same end, {retries} retries"));
+                print_line(&format!("{target:?} died {step} of v{number}: it came to the same end, {retries} retries"));
             }
         }
         let record = bed.stop_clients_and_verify().await?;
