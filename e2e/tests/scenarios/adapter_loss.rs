@@ -19,8 +19,8 @@ use std::time::Duration;
 
 /// Holds if the status of the condition `AdapterResident` is this one.
 fn adapter_resident(status: ConditionStatus) -> WaitCondition {
-    WaitCondition::new(format!("{ADAPTER_RESIDENT} is {status:?}"), move |seen: &SystemSnapshot| {
-        let conditions = seen.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    WaitCondition::new(format!("{ADAPTER_RESIDENT} is {status:?}"), move |snapshot: &SystemSnapshot| {
+        let conditions = snapshot.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         conditions.iter().any(|condition| condition.type_ == ADAPTER_RESIDENT && condition.status == status)
     })
 }
@@ -29,9 +29,9 @@ fn adapter_resident(status: ConditionStatus) -> WaitCondition {
 fn sidecar_reports(index: usize, verified: bool) -> WaitCondition {
     WaitCondition::new(
         format!("the sidecar of server {index} reports {V2} as verified: {verified}"),
-        move |seen: &SystemSnapshot| {
+        move |snapshot: &SystemSnapshot| {
             let id = AdapterId::new(V2).ok();
-            let sidecar = seen.servers.get(index).and_then(|server| server.sidecar.as_ref());
+            let sidecar = snapshot.servers.get(index).and_then(|server| server.sidecar.as_ref());
             id.zip(sidecar).is_some_and(|(id, sidecar)| sidecar.is_verified(&id) == verified)
         },
     )
@@ -39,15 +39,15 @@ fn sidecar_reports(index: usize, verified: bool) -> WaitCondition {
 
 /// Restarts a sidecar. Its server is not Ready for a moment, and the new sidecar polls it immediately. The operator
 /// asks a server about a finished Rollout only when its pod becomes Ready.
-async fn restart_sidecar(bed: &Harness<ClusterEnvironment>, index: usize) -> Result<()> {
-    let sidecar = bed.environment.sidecar(index)?;
+async fn restart_sidecar(harness: &Harness<ClusterEnvironment>, index: usize) -> Result<()> {
+    let sidecar = harness.environment.sidecar(index)?;
     sidecar.kill_and_hold();
-    let is_away = WaitCondition::new(format!("server {index} is not Ready"), move |seen: &SystemSnapshot| {
-        seen.servers.get(index).is_some_and(|server| !server.ready)
+    let is_away = WaitCondition::new(format!("server {index} is not Ready"), move |snapshot: &SystemSnapshot| {
+        snapshot.servers.get(index).is_some_and(|server| !server.ready)
     });
-    bed.wait_for(is_away).await?;
+    harness.wait_for(is_away).await?;
     sidecar.release();
-    bed.wait_for(all_servers_ready()).await.map(drop)
+    harness.wait_for(all_servers_ready()).await.map(drop)
 }
 
 #[test]
@@ -58,32 +58,32 @@ fn server_without_the_stable_adapter_is_reported() {
     run_on_cluster(
         &Setup::guide(Duration::from_millis(200)),
         async || Ok(ClusterOptions::default()),
-        async |bed| {
-            bed.wait_for_baseline().await?;
-            bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
-            bed.list_adapter(V2).await?;
-            bed.wait_for(cleaned_up(V1).and(succeeded(V2)).and(adapter_resident(ConditionStatus::True))).await?;
-            bed.stop_clients_and_verify().await?;
+        async |harness| {
+            harness.wait_for_baseline().await?;
+            harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+            harness.list_adapter(V2).await?;
+            harness.wait_for(cleaned_up(V1).and(succeeded(V2)).and(adapter_resident(ConditionStatus::True))).await?;
+            harness.stop_clients_and_verify().await?;
 
-            let server = &bed.environment.servers()[1];
+            let server = &harness.environment.servers()[1];
             server.patch_knobs(json!({ "fail_load": { V2: "500" } })).await?;
             server.unload_adapter(V2).await?;
             let name = server.name();
-            restart_sidecar(bed, 1).await?;
-            bed.wait_for(sidecar_reports(1, false)).await?;
-            bed.wait_for(adapter_resident(ConditionStatus::False).and(all_servers_ready())).await?;
+            restart_sidecar(harness, 1).await?;
+            harness.wait_for(sidecar_reports(1, false)).await?;
+            harness.wait_for(adapter_resident(ConditionStatus::False).and(all_servers_ready())).await?;
             let words = [name.as_str(), V2];
             ExpectedCondition { condition: ADAPTER_RESIDENT, reason: reason::NOT_RESIDENT, expected_words: &words }
-                .wait_until_reported(bed, MODEL)
+                .wait_until_reported(harness, MODEL)
                 .await?;
 
             server.patch_knobs(json!({ "fail_load": {} })).await?;
-            bed.wait_for(sidecar_reports(1, true)).await?;
+            harness.wait_for(sidecar_reports(1, true)).await?;
             // The pod was Ready all the time, so no pod event triggers this reconcile.
-            bed.wait_for(adapter_resident(ConditionStatus::True)).await?;
-            bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
-            bed.wait_for_requests(100).await?;
-            bed.stop_clients_and_verify().await.map(drop)
+            harness.wait_for(adapter_resident(ConditionStatus::True)).await?;
+            harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+            harness.wait_for_requests(100).await?;
+            harness.stop_clients_and_verify().await.map(drop)
         },
     );
 }

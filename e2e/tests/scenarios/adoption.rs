@@ -34,7 +34,7 @@ use std::time::Duration;
 const OPERATOR: &str = "rollora-operator";
 
 /// Returns a cluster with a rewrite with these rules and without the operator, which is installed later.
-fn parts_with_manual_rewrite(rules: Value) -> ClusterOptions {
+fn options_with_manual_rewrite(rules: Value) -> ClusterOptions {
     let change = move |manifests: &mut Manifests| {
         manifests.object_mut("Deployment", OPERATOR)?["spec"]["replicas"] = json!(0);
         let namespace = manifests.object_mut("ConfigMap", ADAPTERS_CONFIG_MAP)?["metadata"]["namespace"].clone();
@@ -62,10 +62,10 @@ fn rule(models: &[&str], targets: &[(&str, i32)]) -> Value {
 }
 
 /// Returns every version of the rewrite since `first`, in order, without those that differ in the status alone.
-async fn versions_since(bed: &Harness<ClusterEnvironment>, first: &DynamicObject) -> Result<Vec<DynamicObject>> {
-    let (from, last) = (first.resource_version().unwrap_or_default(), get_rewrite(bed, Legacy, REWRITE).await?);
+async fn versions_since(harness: &Harness<ClusterEnvironment>, first: &DynamicObject) -> Result<Vec<DynamicObject>> {
+    let (from, last) = (first.resource_version().unwrap_or_default(), get_rewrite(harness, Legacy, REWRITE).await?);
     let parameters = WatchParams::default().fields(&format!("metadata.name={REWRITE}"));
-    let mut changes = rewrites_api(bed, Legacy).watch(&parameters, &from).await?.boxed();
+    let mut changes = rewrites_api(harness, Legacy).watch(&parameters, &from).await?.boxed();
     let (mut versions, mut last_seen) = (vec![first.clone()], first.resource_version());
     while last_seen != last.resource_version() {
         let change = tokio::time::timeout(Duration::from_secs(10), changes.next()).await?;
@@ -106,26 +106,26 @@ fn manual_rewrite_is_adopted_and_rolled_out() {
     }
     let another = rule(&["another-model"], &[("another-model-v3", 40), ("another-model-v4", 60)]);
     let rules = json!([another, rule(&[MODEL], &[(V1, 100)])]);
-    let parts = async || Ok(parts_with_manual_rewrite(rules.clone()));
-    run_on_cluster(&Setup::guide(Duration::from_millis(300)), parts, async |bed| {
-        bed.wait_for_baseline().await?;
-        let first = get_rewrite(bed, Legacy, REWRITE).await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+    let options = async || Ok(options_with_manual_rewrite(rules.clone()));
+    run_on_cluster(&Setup::guide(Duration::from_millis(300)), options, async |harness| {
+        harness.wait_for_baseline().await?;
+        let first = get_rewrite(harness, Legacy, REWRITE).await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
 
-        bed.environment.scale(OPERATOR, 1);
-        bed.wait_for(succeeded(V1)).await?;
-        bed.list_adapter(V2).await?;
-        bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+        harness.environment.scale(OPERATOR, 1);
+        harness.wait_for(succeeded(V1)).await?;
+        harness.list_adapter(V2).await?;
+        harness.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
 
-        let record = bed.stop_clients_and_verify().await?;
+        let record = harness.stop_clients_and_verify().await?;
         let expected: [&[_]; 4] = [&[(V1, 100)], &[(V1, 90), (V2, 10)], &[(V1, 50), (V2, 50)], &[(V2, 100)]];
         ensure!(
             distinct_splits(&record) == owned_splits(&expected),
             "the active rules were {:?}",
             distinct_splits(&record)
         );
-        check_rewrites(bed, &[], &[REWRITE]).await?;
-        for version in versions_since(bed, &first).await? {
+        check_rewrites(harness, &[], &[REWRITE]).await?;
+        for version in versions_since(harness, &first).await? {
             check_foreign_metadata(&version)?;
             let rules = &version.data["spec"]["rules"];
             ensure!(rules[0] == another, "the other team's rule became {}", rules[0]);
@@ -142,45 +142,47 @@ fn manual_split_is_adopted_once_stable_is_annotated() {
     }
     let (old, alias) = ([(V1, 90), (V2, 10)], "small-segment-alias");
     let rules = json!([rule(&[alias, MODEL], &old)]);
-    let parts = async || Ok(parts_with_manual_rewrite(rules.clone()));
+    let options = async || Ok(options_with_manual_rewrite(rules.clone()));
     let adapters = [V1, V2].map(|id| ListedAdapter::new(id, SOURCE)).to_vec();
     let setup = Setup { adapters, ..Setup::guide(Duration::from_millis(300)) };
-    run_on_cluster(&setup, parts, async |bed| {
+    run_on_cluster(&setup, options, async |harness| {
         let manual_split = || traffic_split(MODEL, &old);
-        bed.wait_for(manual_split().and(loaded_everywhere(V1)).and(loaded_everywhere(V2)).and(all_servers_ready())).await?;
-        let first = get_rewrite(bed, Legacy, REWRITE).await?;
-        let audit = bed.environment.control_plane().audit_log();
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+        harness
+            .wait_for(manual_split().and(loaded_everywhere(V1)).and(loaded_everywhere(V2)).and(all_servers_ready()))
+            .await?;
+        let first = get_rewrite(harness, Legacy, REWRITE).await?;
+        let audit = harness.environment.control_plane().audit_log();
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
 
         // No annotation names the stable version yet.
-        bed.environment.scale(OPERATOR, 1);
+        harness.environment.scale(OPERATOR, 1);
         let words = [STABLE_ANNOTATION, V1, V2, REWRITE, "write the annotation"];
         ExpectedCondition {
             condition: condition_type::STALLED,
             reason: reason::STABLE_UNKNOWN,
             expected_words: &words,
         }
-        .wait_until_reported(bed, MODEL)
+        .wait_until_reported(harness, MODEL)
         .await?;
-        bed.assert_holds_for(Duration::from_millis(500), manual_split()).await?;
+        harness.assert_holds_for(Duration::from_millis(500), manual_split()).await?;
         ensure!(
-            object_revision(&get_rewrite(bed, Legacy, REWRITE).await?) == object_revision(&first),
+            object_revision(&get_rewrite(harness, Legacy, REWRITE).await?) == object_revision(&first),
             "it was written"
         );
         // The operator writes its directives: sidecars must hold new ids until they are admitted.
-        let mut written = other_writes(&audit.events_of_user(&operator_user(bed))?, &[MODEL]);
+        let mut written = other_writes(&audit.events_of_user(&operator_user(harness))?, &[MODEL]);
         written.retain(|write| write != &format!("update configmaps/ {ADAPTERS_CONFIG_MAP}"));
         ensure!(written.is_empty(), "unexpected writes: {written:?}");
 
         // A person follows the message.
         let annotation = Patch::Merge(json!({ "metadata": { "annotations": { STABLE_ANNOTATION: V1 } } }));
-        rewrites_api(bed, Legacy).patch(REWRITE, &PatchParams::default(), &annotation).await?;
-        let stable = async || Ok(rollout_status(bed, MODEL).await?.revision.stable.filter(|id| id.as_str() == V1));
+        rewrites_api(harness, Legacy).patch(REWRITE, &PatchParams::default(), &annotation).await?;
+        let stable = async || Ok(rollout_status(harness, MODEL).await?.revision.stable.filter(|id| id.as_str() == V1));
         wait_for("v1 is known to be stable", stable).await?;
-        bed.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
-        bed.wait_for(served_by(MODEL, V2).and(succeeded(V2))).await?;
+        harness.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
+        harness.wait_for(served_by(MODEL, V2).and(succeeded(V2))).await?;
         let mut rules = Vec::new();
-        for version in versions_since(bed, &first).await? {
+        for version in versions_since(harness, &first).await? {
             check_foreign_metadata(&version)?;
             rules = version.data["spec"]["rules"].as_array().cloned().unwrap_or_default();
             let whole = rules.len() == 1 && rules[0] == rule(&[alias, MODEL], &old);
@@ -191,19 +193,19 @@ fn manual_split_is_adopted_once_stable_is_annotated() {
         // The alias still routes to v1, until a person changes its rule too.
         let words = [V1, REWRITE];
         let waits = async || {
-            let conditions = rollout_status(bed, MODEL).await?.conditions;
+            let conditions = rollout_status(harness, MODEL).await?.conditions;
             let condition = conditions.into_iter().find(|condition| condition.type_ == condition_type::CLEANED_UP);
             Ok(condition.filter(|condition| words.iter().all(|word| condition.message.contains(word))))
         };
         wait_for("CleanedUp names the rewrite that still needs v1", waits).await?;
-        bed.assert_holds_for(Duration::from_millis(700), loaded_everywhere(V1)).await?;
+        harness.assert_holds_for(Duration::from_millis(700), loaded_everywhere(V1)).await?;
         rules.retain(|it| it != &rule(&[alias], &old));
         rules.push(rule(&[alias], &[(V2, 100)]));
         let moved = Patch::Merge(json!({ "spec": { "rules": rules } }));
-        rewrites_api(bed, Legacy).patch(REWRITE, &PatchParams::default(), &moved).await?;
-        bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+        rewrites_api(harness, Legacy).patch(REWRITE, &PatchParams::default(), &moved).await?;
+        harness.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
 
-        let record = bed.stop_clients_and_verify().await?;
+        let record = harness.stop_clients_and_verify().await?;
         let expected: [&[_]; 3] = [&old, &[(V1, 50), (V2, 50)], &[(V2, 100)]];
         ensure!(
             distinct_splits(&record) == owned_splits(&expected),

@@ -123,33 +123,37 @@ fn setup() -> Setup {
 
 #[test]
 fn mistake_in_a_file_is_reported_and_traffic_continues() {
-    run_locally(&setup(), async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-        let (rollout, adapters) = (bed.environment.rollout_yaml().await?, bed.environment.adapters_yaml().await?);
+    run_locally(&setup(), async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        let (rollout, adapters) =
+            (harness.environment.rollout_yaml().await?, harness.environment.adapters_yaml().await?);
         for mistake in mistakes() {
-            let line = mistake.write(&bed.environment).await?;
+            let line = mistake.write(&harness.environment).await?;
             let location = mistake.expected_location(line);
             let words = [&[mistake.file_name(), &location], mistake.expected_words].concat();
-            bed.wait_for_within(Duration::from_secs(5), has_file_problem(&words)).await.context(mistake.name)?;
-            check_status_message(bed, mistake.file_name()).await?;
-            bed.environment.write_rollout(&rollout).await?;
-            bed.environment.write_adapters(&adapters).await?;
-            bed.wait_for(no_file_problems()).await.context(mistake.name)?;
+            harness.wait_for_within(Duration::from_secs(5), has_file_problem(&words)).await.context(mistake.name)?;
+            check_status_message(harness, mistake.file_name()).await?;
+            harness.environment.write_rollout(&rollout).await?;
+            harness.environment.write_adapters(&adapters).await?;
+            harness.wait_for(no_file_problems()).await.context(mistake.name)?;
         }
-        bed.wait_for(served_by(MODEL, V1)).await?;
+        harness.wait_for(served_by(MODEL, V1)).await?;
 
         // The next valid edit is released as usual.
-        bed.list_adapter(V2).await?;
-        bed.wait_for(succeeded(V2)).await?;
-        bed.stop_clients_and_verify().await.map(drop)
+        harness.list_adapter(V2).await?;
+        harness.wait_for(succeeded(V2)).await?;
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
-async fn check_status_message(bed: &Harness<LocalEnvironment>, file: &str) -> Result<()> {
-    let said = bed.cli_stdout(&["status"]).await?;
-    ensure!(said.lines().any(|line| line.contains(file) && line.contains("line")), "the status does not report it:\n{said}");
-    let snapshot = bed.environment.snapshot().await;
+async fn check_status_message(harness: &Harness<LocalEnvironment>, file: &str) -> Result<()> {
+    let output = harness.cli_stdout(&["status"]).await?;
+    ensure!(
+        output.lines().any(|line| line.contains(file) && line.contains("line")),
+        "the status does not report it:\n{output}"
+    );
+    let snapshot = harness.environment.snapshot().await;
     let message = snapshot.status.map(|status| status.message).unwrap_or_default();
     let mut parts: Vec<_> = message.split("; ").collect();
     let all = parts.len();
@@ -161,21 +165,22 @@ async fn check_status_message(bed: &Harness<LocalEnvironment>, file: &str) -> Re
 
 #[test]
 fn mistake_at_start_ends_the_process_with_code_2() {
-    run_locally(&setup(), async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.kill_operator();
-        let (rollout, adapters) = (bed.environment.rollout_yaml().await?, bed.environment.adapters_yaml().await?);
+    run_locally(&setup(), async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.kill_operator();
+        let (rollout, adapters) =
+            (harness.environment.rollout_yaml().await?, harness.environment.adapters_yaml().await?);
         for mistake in mistakes() {
-            let line = mistake.write(&bed.environment).await?;
-            let said = run_command(bed.environment.rollora_local().command()?).await?;
+            let line = mistake.write(&harness.environment).await?;
+            let output = run_command(harness.environment.rollora_local().command()?).await?;
             let location = mistake.expected_location(line);
             let words = [&[mistake.file_name(), location.as_str()], mistake.expected_words].concat();
             let name = mistake.name;
-            ensure!(said.code == 2, "{name}: {said:?}");
-            let found = said.stderr.lines().any(|line| words.iter().all(|word| line.contains(word)));
-            ensure!(found, "{name}: no line of {} has the words {words:?}", said.stderr);
-            bed.environment.write_rollout(&rollout).await?;
-            bed.environment.write_adapters(&adapters).await?;
+            ensure!(output.code == 2, "{name}: {output:?}");
+            let found = output.stderr.lines().any(|line| words.iter().all(|word| line.contains(word)));
+            ensure!(found, "{name}: no line of {} has the words {words:?}", output.stderr);
+            harness.environment.write_rollout(&rollout).await?;
+            harness.environment.write_adapters(&adapters).await?;
         }
         Ok(())
     });
@@ -183,46 +188,46 @@ fn mistake_at_start_ends_the_process_with_code_2() {
 
 #[test]
 fn missing_file_is_reported_and_traffic_continues() {
-    run_locally(&setup(), async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-        let rollora = bed.environment.rollora_local();
+    run_locally(&setup(), async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        let rollora = harness.environment.rollora_local();
         for (path, name) in [(rollora.adapters_file(), "adapters.yaml"), (rollora.rollout_file(), "rollout.yaml")] {
             let text = fs::read_to_string(&path)?;
             fs::remove_file(&path)?;
-            bed.wait_for(has_file_problem(&[name, "no such file"])).await?;
-            bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+            harness.wait_for(has_file_problem(&[name, "no such file"])).await?;
+            harness.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
             fs::write(&path, text)?;
-            bed.wait_for(no_file_problems()).await?;
+            harness.wait_for(no_file_problems()).await?;
         }
-        bed.stop_clients_and_verify().await.map(drop)
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
 #[test]
 fn id_in_both_lists_is_reported_and_unchanged() {
-    run_locally(&setup(), async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-        let both = bed.environment.adapters_yaml().await?
+    run_locally(&setup(), async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        let both = harness.environment.adapters_yaml().await?
             + &format!("      ensureNotExist:\n        models:\n        - id: {V1}\n          source: {SOURCE}\n");
         let line = both.lines().count() - 1;
-        bed.environment.write_adapters(&both).await?;
+        harness.environment.write_adapters(&both).await?;
         let (location, words) = (format!("line {line}"), ["adapters.yaml", V1, "ensureNotExist", "ensureExist"]);
         let poll_interval = std::time::Duration::from_millis(50);
-        let mut said = String::new();
+        let mut output = String::new();
         for _ in 0..100 {
-            said = bed.environment.logs();
+            output = harness.environment.logs();
             let reported = |line: &str| line.contains(&location) && words.iter().all(|word| line.contains(word));
-            if said.lines().any(reported) {
-                bed.assert_holds_for(Duration::from_secs(1), served_by(MODEL, V1)).await?;
-                let explained = bed.cli_stdout(&["explain"]).await?;
+            if output.lines().any(reported) {
+                harness.assert_holds_for(Duration::from_secs(1), served_by(MODEL, V1)).await?;
+                let explained = harness.cli_stdout(&["explain"]).await?;
                 ensure!(explained.contains("both lists"), "`explain` does not report it:\n{explained}");
-                return bed.stop_clients_and_verify().await.map(drop);
+                return harness.stop_clients_and_verify().await.map(drop);
             }
             tokio::time::sleep(poll_interval).await;
         }
-        anyhow::bail!("no log line reports that {V1} is in both lists:\n{said}")
+        anyhow::bail!("no log line reports that {V1} is in both lists:\n{output}")
     });
 }
 
@@ -230,32 +235,32 @@ fn id_in_both_lists_is_reported_and_unchanged() {
 /// requests, including the next version.
 fn check_misconfigured_server(flags: &[&str], words: &[&str]) {
     let setup = Setup { servers: vec![ServerKind::simulated(&[]); 3], ..Setup::guide(Duration::from_millis(200)) };
-    run_locally(&setup, async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-        bed.kill_server(2);
-        bed.environment.servers_mut()[2].set_kind(ServerKind::simulated(flags));
-        bed.start_server(2).await?;
-        wait_for_explanation(bed, words).await?;
-        bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
-        bed.list_adapter(V2).await?;
-        bed.wait_for(served_by(MODEL, V2)).await?;
-        bed.stop_clients_and_verify().await.map(drop)
+    run_locally(&setup, async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        harness.kill_server(2);
+        harness.environment.servers_mut()[2].set_kind(ServerKind::simulated(flags));
+        harness.start_server(2).await?;
+        wait_for_explanation(harness, words).await?;
+        harness.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+        harness.list_adapter(V2).await?;
+        harness.wait_for(served_by(MODEL, V2)).await?;
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
-async fn wait_for_explanation(bed: &Harness<LocalEnvironment>, words: &[&str]) -> Result<()> {
-    let name = bed.environment.servers()[2].name();
-    let mut said = String::new();
+async fn wait_for_explanation(harness: &Harness<LocalEnvironment>, words: &[&str]) -> Result<()> {
+    let name = harness.environment.servers()[2].name();
+    let mut output = String::new();
     for _ in 0..100 {
-        said = bed.cli_stdout(&["explain"]).await?;
+        output = harness.cli_stdout(&["explain"]).await?;
         let named = |line: &str| line.contains(&name) && words.iter().all(|word| line.contains(word));
-        if said.lines().any(named) {
+        if output.lines().any(named) {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    anyhow::bail!("no line names {name} with the words {words:?}:\n{said}")
+    anyhow::bail!("no line names {name} with the words {words:?}:\n{output}")
 }
 
 #[test]
@@ -278,22 +283,24 @@ fn server_without_lora_is_reported() {
 fn unusable_server_at_start_is_reported() {
     let mut setup = setup();
     setup.servers.push(ServerKind::simulated(&["--no-runtime-updating"]));
-    run_locally(&setup, async |bed| wait_for_explanation(bed, &["VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]).await);
+    run_locally(&setup, async |harness| {
+        wait_for_explanation(harness, &["VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]).await
+    });
 }
 
 #[test]
 fn unreachable_server_at_start_is_reported() {
     let mut setup = setup();
     setup.servers.push(ServerKind::simulated(&[]));
-    run_locally(&setup, async |bed| {
-        bed.kill_operator();
-        bed.kill_server(2);
-        fs::remove_dir_all(bed.environment.rollora_local().state_dir())?;
-        bed.start_operator().await?;
-        bed.wait_for(served_by(MODEL, V1)).await?;
-        wait_for_explanation(bed, &["cannot be reached"]).await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-        bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
-        bed.stop_clients_and_verify().await.map(drop)
+    run_locally(&setup, async |harness| {
+        harness.kill_operator();
+        harness.kill_server(2);
+        fs::remove_dir_all(harness.environment.rollora_local().state_dir())?;
+        harness.start_operator().await?;
+        harness.wait_for(served_by(MODEL, V1)).await?;
+        wait_for_explanation(harness, &["cannot be reached"]).await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        harness.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }

@@ -136,7 +136,7 @@ fn mistakes() -> Vec<ObjectMistake> {
 }
 
 /// Creates the objects of other owners that the mistakes refer to.
-async fn create_foreign_objects(bed: &Harness<ClusterEnvironment>) -> Result<()> {
+async fn create_foreign_objects(harness: &Harness<ClusterEnvironment>) -> Result<()> {
     let rewrite = |name: &str, pool: &str, model: &str, targets: &[(&str, i32)]| {
         let target = |(id, weight): &(&str, i32)| json!({ "modelRewrite": id, "weight": weight });
         let targets: Vec<_> = targets.iter().map(target).collect();
@@ -162,11 +162,11 @@ async fn create_foreign_objects(bed: &Harness<ClusterEnvironment>) -> Result<()>
         rewrite("somebody-elses-rewrite", POOL, "shadowed", &[("shadow", 1)]),
         rewrite("rewrite-of-another-pool", "pool-without-pods", "other-pool", &[("other", 1)]),
     ];
-    try_join_all(objects.into_iter().map(|object| bed.environment.apply(object))).await.map(drop)
+    try_join_all(objects.into_iter().map(|object| harness.environment.apply(object))).await.map(drop)
 }
 
 impl ObjectMistake {
-    async fn apply(&self, bed: &Harness<ClusterEnvironment>) -> Result<()> {
+    async fn apply(&self, harness: &Harness<ClusterEnvironment>) -> Result<()> {
         let mut spec = json!({
             "model": self.name, "poolRef": { "name": POOL }, "adaptersRef": { "name": ADAPTERS_CONFIG_MAP },
             "strategy": { "steps": [{ "setWeight": 100 }] },
@@ -179,12 +179,12 @@ impl ObjectMistake {
         let rollout = json!({
             "apiVersion": "rollora.dev/v1alpha1", "kind": "Rollout", "metadata": { "name": self.name }, "spec": spec,
         });
-        bed.environment.apply(rollout).await.with_context(|| self.name)
+        harness.environment.apply(rollout).await.with_context(|| self.name)
     }
 
-    async fn wait_until_reported(&self, bed: &Harness<ClusterEnvironment>) -> Result<()> {
-        self.expected.wait_until_reported(bed, self.name).await.with_context(|| self.name)?;
-        let message = rollout_status(bed, self.name).await?.message;
+    async fn wait_until_reported(&self, harness: &Harness<ClusterEnvironment>) -> Result<()> {
+        self.expected.wait_until_reported(harness, self.name).await.with_context(|| self.name)?;
+        let message = rollout_status(harness, self.name).await?.message;
         ensure!(
             self.expected.expected_words.iter().all(|word| message.contains(word)),
             "{}: the status message is {message}",
@@ -197,13 +197,13 @@ impl ObjectMistake {
 type ObjectRevision = (Option<i64>, BTreeMap<String, String>);
 
 /// Returns what the operator must not change: the rewrites of both groups, and the text of the adapters file.
-async fn snapshot_objects(bed: &Harness<ClusterEnvironment>) -> Result<(Vec<(String, ObjectRevision)>, String)> {
+async fn snapshot_objects(harness: &Harness<ClusterEnvironment>) -> Result<(Vec<(String, ObjectRevision)>, String)> {
     let mut rewrites = Vec::new();
     for group in [Current, Legacy] {
-        let list = crate::cluster_objects::rewrites_api(bed, group).list(&ListParams::default()).await?;
+        let list = crate::cluster_objects::rewrites_api(harness, group).list(&ListParams::default()).await?;
         rewrites.extend(list.iter().map(|it| (format!("{} {}", group.name(), it.name_any()), object_revision(it))));
     }
-    Ok((rewrites, bed.environment.adapters_yaml().await?))
+    Ok((rewrites, harness.environment.adapters_yaml().await?))
 }
 
 #[test]
@@ -215,42 +215,46 @@ fn missing_or_foreign_objects_are_reported() {
     run_on_cluster(
         &setup,
         async || Ok(ClusterOptions::default()),
-        async |bed| {
-            bed.wait_for_baseline().await?;
-            bed.wait_for(succeeded(V1)).await?;
-            create_foreign_objects(bed).await?;
-            bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-            let (before, audit) = (snapshot_objects(bed).await?, bed.environment.control_plane().audit_log());
+        async |harness| {
+            harness.wait_for_baseline().await?;
+            harness.wait_for(succeeded(V1)).await?;
+            create_foreign_objects(harness).await?;
+            harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+            let (before, audit) = (snapshot_objects(harness).await?, harness.environment.control_plane().audit_log());
 
             let mistakes = mistakes();
-            try_join_all(mistakes.iter().map(|mistake| mistake.apply(bed))).await?;
-            try_join_all(mistakes.iter().map(|mistake| mistake.wait_until_reported(bed))).await?;
-            bed.assert_holds_for(Duration::from_millis(700), served_by(MODEL, V1).and(all_servers_ready())).await?;
+            try_join_all(mistakes.iter().map(|mistake| mistake.apply(harness))).await?;
+            try_join_all(mistakes.iter().map(|mistake| mistake.wait_until_reported(harness))).await?;
+            harness.assert_holds_for(Duration::from_millis(700), served_by(MODEL, V1).and(all_servers_ready())).await?;
 
             let names: Vec<_> = mistakes.iter().map(|mistake| mistake.name).chain([MODEL]).collect();
-            check_only_directives_written(bed, &audit, &names)?;
-            let after = snapshot_objects(bed).await?;
+            check_only_directives_written(harness, &audit, &names)?;
+            let after = snapshot_objects(harness).await?;
             ensure!(before == after, "objects changed because of mistakes: {before:?} became {after:?}");
 
             // The valid Rollout releases the next version meanwhile.
-            bed.list_adapter(V2).await?;
-            bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
-            bed.stop_clients_and_verify().await.map(drop)
+            harness.list_adapter(V2).await?;
+            harness.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+            harness.stop_clients_and_verify().await.map(drop)
         },
     );
 }
 
 /// Fails if the operator wrote anything but statuses and its own directives, which tell sidecars the ids that Rollouts
 /// manage.
-fn check_only_directives_written(bed: &Harness<ClusterEnvironment>, audit: &AuditLog, rollouts: &[&str]) -> Result<()> {
-    let mut written = other_writes(&audit.events_of_user(&operator_user(bed))?, rollouts);
+fn check_only_directives_written(
+    harness: &Harness<ClusterEnvironment>,
+    audit: &AuditLog,
+    rollouts: &[&str],
+) -> Result<()> {
+    let mut written = other_writes(&audit.events_of_user(&operator_user(harness))?, rollouts);
     written.retain(|write| write != &format!("update configmaps/ {ADAPTERS_CONFIG_MAP}"));
     ensure!(written.is_empty(), "unexpected writes: {written:?}");
     Ok(())
 }
 
 /// Returns a cluster with Rollora's CRD and pools, and without a CRD for rewrites.
-async fn parts_without_rewrite_kinds() -> Result<ClusterOptions> {
+async fn options_without_rewrite_crds() -> Result<ClusterOptions> {
     let plane = ControlPlane::start().await?;
     plane.install_crds(&[rollora_crds()?, vec![UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.pool)?]].concat()).await?;
     Ok(ClusterOptions { control_plane: Some(plane), ..ClusterOptions::default() })
@@ -262,49 +266,53 @@ fn missing_crd_is_reported_and_traffic_continues() {
         return;
     }
     let setup = Setup { servers: vec![ServerKind::simulated(&[]); 2], ..Setup::guide(Duration::from_millis(200)) };
-    run_on_cluster(&setup, parts_without_rewrite_kinds, async |bed| {
+    run_on_cluster(&setup, options_without_rewrite_crds, async |harness| {
         // At the start: no model name can be rewritten, and adapters answer to their own ids.
         let words = ["no kind of rewrite is installed", "inferencemodelrewrites.llm-d.ai", "CustomResourceDefinition"];
         let missing =
             ExpectedCondition { condition: condition_type::STALLED, reason: reason::INVALID, expected_words: &words };
-        missing.wait_until_reported(bed, MODEL).await?;
-        let written = writes_within_a_second(bed).await?;
+        missing.wait_until_reported(harness, MODEL).await?;
+        let written = writes_within_a_second(harness).await?;
         ensure!(written.is_empty(), "unexpected writes without the CRD of rewrites: {written:?}");
-        bed.environment.control_plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
-        bed.wait_for_baseline().await?;
+        harness
+            .environment
+            .control_plane()
+            .install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?])
+            .await?;
+        harness.wait_for_baseline().await?;
 
         // During a rollout: the CRD of pools is removed, and the pool with it.
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
         let pools = UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.pool)?;
-        let before = get_rewrite(bed, Current, REWRITE).await?;
-        bed.environment.control_plane().uninstall_crd(&pools).await?;
-        bed.list_adapter(V2).await?;
+        let before = get_rewrite(harness, Current, REWRITE).await?;
+        harness.environment.control_plane().uninstall_crd(&pools).await?;
+        harness.list_adapter(V2).await?;
         let words = ["inferencepools.inference.networking.k8s.io", "CustomResourceDefinition"];
         ExpectedCondition { condition: condition_type::STALLED, reason: reason::INVALID, expected_words: &words }
-            .wait_until_reported(bed, MODEL)
+            .wait_until_reported(harness, MODEL)
             .await?;
-        let written = writes_within_a_second(bed).await?;
+        let written = writes_within_a_second(harness).await?;
         ensure!(written.is_empty(), "unexpected writes without the CRD of pools: {written:?}");
-        bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
-        ensure!(object_revision(&get_rewrite(bed, Current, REWRITE).await?) == object_revision(&before));
+        harness.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+        ensure!(object_revision(&get_rewrite(harness, Current, REWRITE).await?) == object_revision(&before));
 
-        bed.environment.control_plane().install_crds(&[pools]).await?;
-        bed.environment.apply(pool_manifest()).await?;
-        bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
-        ensure!(!is_stalled(bed).await?, "the Rollout is still Stalled after the CRD is back");
-        bed.stop_clients_and_verify().await.map(drop)
+        harness.environment.control_plane().install_crds(&[pools]).await?;
+        harness.environment.apply(pool_manifest()).await?;
+        harness.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+        ensure!(!is_stalled(harness).await?, "the Rollout is still Stalled after the CRD is back");
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
 /// Returns what the operator writes within a second, without statuses and events.
-async fn writes_within_a_second(bed: &Harness<ClusterEnvironment>) -> Result<Vec<String>> {
-    let audit = bed.environment.control_plane().audit_log();
+async fn writes_within_a_second(harness: &Harness<ClusterEnvironment>) -> Result<Vec<String>> {
+    let audit = harness.environment.control_plane().audit_log();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    Ok(other_writes(&audit.events_of_user(&operator_user(bed))?, &[MODEL]))
+    Ok(other_writes(&audit.events_of_user(&operator_user(harness))?, &[MODEL]))
 }
 
-async fn is_stalled(bed: &Harness<ClusterEnvironment>) -> Result<bool> {
-    let conditions = rollout_status(bed, MODEL).await?.conditions;
+async fn is_stalled(harness: &Harness<ClusterEnvironment>) -> Result<bool> {
+    let conditions = rollout_status(harness, MODEL).await?.conditions;
     Ok(conditions.iter().any(|it| it.type_ == condition_type::STALLED && it.status == ConditionStatus::True))
 }
 
@@ -347,40 +355,41 @@ fn operator_reports_missing_read_permissions() {
     run_on_cluster(
         &setup,
         async || Ok(ClusterOptions::default()),
-        async |bed| {
-            bed.wait_for_baseline().await?;
-            bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        async |harness| {
+            harness.wait_for_baseline().await?;
+            harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
             for permission in &REMOVED_PERMISSIONS {
-                bed.kill_operator();
-                let shipped = permission.revoke(bed).await?;
-                let audit = bed.environment.control_plane().audit_log();
-                bed.start_operator().await?;
-                let namespace = bed.environment.namespace().to_owned();
-                let words = format!("forbidden to {} {} in namespace {namespace}", permission.verb, permission.resource);
-                wait_for_readyz(bed, 503, &[&words, "manifests/", "grant this verb"]).await?;
-                let log: String = bed.environment.operators().iter().map(ContainerHandle::log).collect();
+                harness.kill_operator();
+                let shipped = permission.revoke(harness).await?;
+                let audit = harness.environment.control_plane().audit_log();
+                harness.start_operator().await?;
+                let namespace = harness.environment.namespace().to_owned();
+                let words =
+                    format!("forbidden to {} {} in namespace {namespace}", permission.verb, permission.resource);
+                wait_for_readyz(harness, 503, &[&words, "manifests/", "grant this verb"]).await?;
+                let log: String = harness.environment.operators().iter().map(ContainerHandle::log).collect();
                 ensure!(log.contains(&words), "the log does not contain: {words}");
-                bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
-                let written = other_writes(&audit.events_of_user(&operator_user(bed))?, &[]);
+                harness.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+                let written = other_writes(&audit.events_of_user(&operator_user(harness))?, &[]);
                 ensure!(written.is_empty(), "unexpected writes: {written:?}");
-                permission.restore(bed, shipped).await?;
-                wait_for_readyz(bed, 200, &["ok"]).await?;
+                permission.restore(harness, shipped).await?;
+                wait_for_readyz(harness, 200, &["ok"]).await?;
             }
-            bed.list_adapter(V2).await?;
-            bed.wait_for(served_by(MODEL, V2).and(succeeded(V2))).await?;
-            bed.stop_clients_and_verify().await.map(drop)
+            harness.list_adapter(V2).await?;
+            harness.wait_for(served_by(MODEL, V2).and(succeeded(V2))).await?;
+            harness.stop_clients_and_verify().await.map(drop)
         },
     );
 }
 
 impl RemovedPermission {
-    fn roles_api(bed: &Harness<ClusterEnvironment>) -> Api<Role> {
-        Api::namespaced(bed.environment.client(), bed.environment.namespace())
+    fn roles_api(harness: &Harness<ClusterEnvironment>) -> Api<Role> {
+        Api::namespaced(harness.environment.client(), harness.environment.namespace())
     }
 
     /// Removes the verb, waits until the API server enforces that, and returns the original role.
-    async fn revoke(&self, bed: &Harness<ClusterEnvironment>) -> Result<Role> {
-        let shipped = Self::roles_api(bed).get(self.role).await?;
+    async fn revoke(&self, harness: &Harness<ClusterEnvironment>) -> Result<Role> {
+        let shipped = Self::roles_api(harness).get(self.role).await?;
         let (plural, group) = self.resource.split_once('.').context("a resource with its group")?;
         let mut role = shipped.clone();
         for rule in role.rules.iter_mut().flatten() {
@@ -388,9 +397,9 @@ impl RemovedPermission {
                 rule.verbs.retain(|verb| verb != self.verb);
             }
         }
-        Self::roles_api(bed).replace(self.role, &PostParams::default(), &role).await?;
+        Self::roles_api(harness).replace(self.role, &PostParams::default(), &role).await?;
 
-        let (plane, namespace) = (bed.environment.control_plane(), bed.environment.namespace());
+        let (plane, namespace) = (harness.environment.control_plane(), harness.environment.namespace());
         let token = plane.service_account_token(namespace, "rollora-operator", Duration::from_mins(10)).await?;
         let client = plane.client(&Credential::Token(token)).await?;
         let object = if self.verb == "get" { "/rollora-operator" } else { "" };
@@ -404,17 +413,17 @@ impl RemovedPermission {
         Ok(shipped)
     }
 
-    async fn restore(&self, bed: &Harness<ClusterEnvironment>, mut shipped: Role) -> Result<()> {
+    async fn restore(&self, harness: &Harness<ClusterEnvironment>, mut shipped: Role) -> Result<()> {
         shipped.metadata.resource_version = None;
-        Self::roles_api(bed).replace(self.role, &PostParams::default(), &shipped).await?;
+        Self::roles_api(harness).replace(self.role, &PostParams::default(), &shipped).await?;
         Ok(())
     }
 }
 
 /// Waits until the operator's `/readyz` answers with this code and these words.
-async fn wait_for_readyz(bed: &Harness<ClusterEnvironment>, code: u16, words: &[&str]) -> Result<()> {
+async fn wait_for_readyz(harness: &Harness<ClusterEnvironment>, code: u16, words: &[&str]) -> Result<()> {
     let answers = async || {
-        let operators = bed.environment.operators();
+        let operators = harness.environment.operators();
         let operator = operators.first().context("there is no operator")?;
         let address = ListenAddress::Tcp((operator.address(), 8080).into());
         let Ok((status, body)) = send_request(&address, request("GET", "/readyz", None)).await else { return Ok(None) };

@@ -28,7 +28,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const MAX_POLLS: usize = 1000;
 
 /// Returns options with an API server of its own, which a scenario may kill because no other test uses it.
-pub(crate) async fn parts_with_own_api_server() -> Result<ClusterOptions> {
+pub(crate) async fn options_with_own_api_server() -> Result<ClusterOptions> {
     let plane = ControlPlane::start().await?;
     plane.install_crds(&[rollora_crds()?, upstream_crds()?].concat()).await?;
     Ok(ClusterOptions { control_plane: Some(plane), ..ClusterOptions::default() })
@@ -46,14 +46,17 @@ pub(crate) async fn wait_for<T>(what: &str, mut read: impl AsyncFnMut() -> Resul
 }
 
 /// Returns the API for rewrites of a group in the environment's namespace.
-pub(crate) fn rewrites_api(bed: &Harness<ClusterEnvironment>, group: RewriteGroup) -> Api<DynamicObject> {
+pub(crate) fn rewrites_api(harness: &Harness<ClusterEnvironment>, group: RewriteGroup) -> Api<DynamicObject> {
     let kind = GroupVersionKind::gvk(group.name(), "v1alpha2", "InferenceModelRewrite");
-    Api::namespaced_with(bed.environment.client(), bed.environment.namespace(), &ApiResource::from_gvk(&kind))
+    Api::namespaced_with(harness.environment.client(), harness.environment.namespace(), &ApiResource::from_gvk(&kind))
 }
 
 /// Returns the names of all rewrites of a group; empty if the group is not served.
-pub(crate) async fn rewrite_names(bed: &Harness<ClusterEnvironment>, group: RewriteGroup) -> Result<BTreeSet<String>> {
-    match rewrites_api(bed, group).list(&ListParams::default()).await {
+pub(crate) async fn rewrite_names(
+    harness: &Harness<ClusterEnvironment>,
+    group: RewriteGroup,
+) -> Result<BTreeSet<String>> {
+    match rewrites_api(harness, group).list(&ListParams::default()).await {
         Ok(list) => Ok(list.iter().map(kube::ResourceExt::name_any).collect()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(BTreeSet::new()),
         Err(error) => Err(error.into()),
@@ -61,13 +64,13 @@ pub(crate) async fn rewrite_names(bed: &Harness<ClusterEnvironment>, group: Rewr
 }
 
 /// Returns the API for Rollouts in the environment's namespace.
-pub(crate) fn rollouts_api(bed: &Harness<ClusterEnvironment>) -> Api<RolloutResource> {
-    Api::namespaced(bed.environment.client(), bed.environment.namespace())
+pub(crate) fn rollouts_api(harness: &Harness<ClusterEnvironment>) -> Api<RolloutResource> {
+    Api::namespaced(harness.environment.client(), harness.environment.namespace())
 }
 
 /// Reads the status of a Rollout; the default if it has none.
-pub(crate) async fn rollout_status(bed: &Harness<ClusterEnvironment>, rollout: &str) -> Result<RolloutStatus> {
-    Ok(rollouts_api(bed).get(rollout).await?.status.unwrap_or_default())
+pub(crate) async fn rollout_status(harness: &Harness<ClusterEnvironment>, rollout: &str) -> Result<RolloutStatus> {
+    Ok(rollouts_api(harness).get(rollout).await?.status.unwrap_or_default())
 }
 
 /// The condition that reports why a Rollout cannot continue: type, reason, and words of the message.
@@ -84,23 +87,23 @@ impl ExpectedCondition<'_> {
     }
 
     /// Waits until a condition of the Rollout and a warning event have this reason and these words.
-    pub(crate) async fn wait_until_reported(&self, bed: &Harness<ClusterEnvironment>, rollout: &str) -> Result<()> {
+    pub(crate) async fn wait_until_reported(&self, harness: &Harness<ClusterEnvironment>, rollout: &str) -> Result<()> {
         let find = async || {
-            let conditions = rollout_status(bed, rollout).await?.conditions;
+            let conditions = rollout_status(harness, rollout).await?.conditions;
             let right = |it: &Condition| it.type_ == self.condition && it.reason == self.reason;
             Ok(conditions.into_iter().find(|it| right(it) && self.has_words(&it.message)))
         };
         if wait_for("the expected condition", find).await.is_err() {
-            let conditions = rollout_status(bed, rollout).await?.conditions;
+            let conditions = rollout_status(harness, rollout).await?.conditions;
             let lines: Vec<_> = conditions.iter().map(|it| format!("{it:?}\n")).collect();
             anyhow::bail!("no condition of {rollout} is {self:?}:\n{}", lines.concat());
         }
-        self.wait_for_event(bed, rollout).await
+        self.wait_for_event(harness, rollout).await
     }
 
     /// Waits until a warning event about the Rollout has this reason and these words.
-    pub(crate) async fn wait_for_event(&self, bed: &Harness<ClusterEnvironment>, rollout: &str) -> Result<()> {
-        let events: Api<Event> = Api::namespaced(bed.environment.client(), bed.environment.namespace());
+    pub(crate) async fn wait_for_event(&self, harness: &Harness<ClusterEnvironment>, rollout: &str) -> Result<()> {
+        let events: Api<Event> = Api::namespaced(harness.environment.client(), harness.environment.namespace());
         let about = |event: &Event| {
             let regarding = event.regarding.clone().unwrap_or_default();
             regarding.kind.as_deref() == Some("Rollout") && regarding.name.as_deref() == Some(rollout)
@@ -125,13 +128,13 @@ impl ExpectedCondition<'_> {
 }
 
 /// The service account of the operator, as the audit log names it.
-pub(crate) fn operator_user(bed: &Harness<ClusterEnvironment>) -> String {
-    service_account_user(bed, "rollora-operator")
+pub(crate) fn operator_user(harness: &Harness<ClusterEnvironment>) -> String {
+    service_account_user(harness, "rollora-operator")
 }
 
 /// A service account in the environment's namespace, as the audit log names it.
-pub(crate) fn service_account_user(bed: &Harness<ClusterEnvironment>, name: &str) -> String {
-    format!("system:serviceaccount:{}:{name}", bed.environment.namespace())
+pub(crate) fn service_account_user(harness: &Harness<ClusterEnvironment>, name: &str) -> String {
+    format!("system:serviceaccount:{}:{name}", harness.environment.namespace())
 }
 
 /// Returns whether the event changed an object; refused attempts did not.
@@ -154,11 +157,11 @@ pub(crate) fn other_writes(events: &[AuditEvent], rollouts: &[&str]) -> Vec<Stri
 
 /// Reads one rewrite; fails if it does not exist.
 pub(crate) async fn get_rewrite(
-    bed: &Harness<ClusterEnvironment>,
+    harness: &Harness<ClusterEnvironment>,
     group: RewriteGroup,
     name: &str,
 ) -> Result<DynamicObject> {
-    let found = rewrites_api(bed, group).get_opt(name).await?;
+    let found = rewrites_api(harness, group).get_opt(name).await?;
     found.with_context(|| format!("no rewrite {name} in the group {}", group.name()))
 }
 
@@ -168,9 +171,13 @@ pub(crate) fn object_revision(object: &DynamicObject) -> (Option<i64>, BTreeMap<
 }
 
 /// Fails unless the rewrites of the namespace are exactly these.
-pub(crate) async fn check_rewrites(bed: &Harness<ClusterEnvironment>, current: &[&str], legacy: &[&str]) -> Result<()> {
+pub(crate) async fn check_rewrites(
+    harness: &Harness<ClusterEnvironment>,
+    current: &[&str],
+    legacy: &[&str],
+) -> Result<()> {
     for (group, expected) in [(RewriteGroup::Current, current), (RewriteGroup::Legacy, legacy)] {
-        let found = rewrite_names(bed, group).await?;
+        let found = rewrite_names(harness, group).await?;
         let expected: BTreeSet<_> = expected.iter().map(|&name| name.to_owned()).collect();
         ensure!(found == expected, "the rewrites of {} are {found:?}, not {expected:?}", group.name());
     }
@@ -179,11 +186,11 @@ pub(crate) async fn check_rewrites(bed: &Harness<ClusterEnvironment>, current: &
 
 /// Waits until the operator and the routers watch a group.
 pub(crate) async fn wait_until_watched(
-    bed: &Harness<ClusterEnvironment>,
+    harness: &Harness<ClusterEnvironment>,
     audit: &AuditLog,
     group: RewriteGroup,
 ) -> Result<()> {
-    for user in [operator_user(bed), service_account_user(bed, "rollora-ext-proc")] {
+    for user in [operator_user(harness), service_account_user(harness, "rollora-ext-proc")] {
         let watched = async || {
             let events = audit.events_of_user(&user)?;
             let watch = events.iter().find(|event| event.verb == "watch" && event.group == group.name());

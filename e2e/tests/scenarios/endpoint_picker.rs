@@ -52,9 +52,9 @@ fn client_load() -> LoadProfile {
 }
 
 /// Returns the number of client requests at all servers, by adapter.
-async fn client_requests_by_adapter(bed: &Harness<ClusterEnvironment>) -> Result<BTreeMap<String, u64>> {
+async fn client_requests_by_adapter(harness: &Harness<ClusterEnvironment>) -> Result<BTreeMap<String, u64>> {
     let mut sum = BTreeMap::new();
-    for server in bed.environment.servers() {
+    for server in harness.environment.servers() {
         for (model, used) in server.counters().await?.models {
             *sum.entry(model).or_default() += used.multi_token();
         }
@@ -64,8 +64,8 @@ async fn client_requests_by_adapter(bed: &Harness<ClusterEnvironment>) -> Result
 }
 
 /// Returns the picker's count of requests that it rewrote by this rewrite, by target.
-async fn rewrite_decisions(bed: &Harness<ClusterEnvironment>, rewrite: &str) -> Result<BTreeMap<String, u64>> {
-    let address = bed.environment.picker_metrics()?;
+async fn rewrite_decisions(harness: &Harness<ClusterEnvironment>, rewrite: &str) -> Result<BTreeMap<String, u64>> {
+    let address = harness.environment.picker_metrics()?;
     let (_, text) = http::send_request(&address, http::request("GET", "/metrics", None)).await?;
     let text = String::from_utf8_lossy(&text).into_owned();
     let of_rewrite = format!("model_rewrite_name=\"{rewrite}\"");
@@ -83,8 +83,8 @@ async fn rewrite_decisions(bed: &Harness<ClusterEnvironment>, rewrite: &str) -> 
 /// Holds if these are the desired weights of the status.
 fn desired_weights(targets: &[(&str, i32)]) -> WaitCondition {
     let targets: Vec<_> = targets.iter().map(|(id, weight)| ((*id).to_owned(), *weight)).collect();
-    WaitCondition::new(format!("the desired weights are {targets:?}"), move |seen| {
-        let weights = seen.status.as_ref().map(|status| status.weights.desired.as_slice()).unwrap_or_default();
+    WaitCondition::new(format!("the desired weights are {targets:?}"), move |snapshot| {
+        let weights = snapshot.status.as_ref().map(|status| status.weights.desired.as_slice()).unwrap_or_default();
         weights.iter().map(|target| (target.id.to_string(), target.weight)).eq(targets.iter().cloned())
     })
 }
@@ -98,7 +98,7 @@ fn endpoint_picker_applies_the_operators_weights() {
     let router = RouterKind::EndpointPicker;
     let guide = Setup::guide(Duration::ZERO);
     let setup = Setup { rollout: RolloutManifest { steps, router, ..guide.rollout.clone() }, ..guide };
-    let parts = async || {
+    let options = async || {
         Ok(ClusterOptions {
             manifests: vec!["operator-one-namespace", "vllm"],
             picker: Some(EndpointPicker::new(PickerPosition::InsteadOfExtProc)?),
@@ -111,24 +111,24 @@ fn endpoint_picker_applies_the_operators_weights() {
             ..ClusterOptions::default()
         })
     };
-    run_on_cluster(&setup, parts, async |bed| {
-        bed.wait_for(succeeded(V1).and(loaded_everywhere(V1)).and(all_servers_ready())).await?;
-        bed.start_clients(&client_load());
-        bed.wait_for_requests(60).await?;
-        bed.list_adapter(V2).await?;
-        bed.wait_for(desired_weights(&[(V1, 50), (V2, 50)]).and(has_phase(Phase::Paused))).await?;
-        check_even_split(bed).await?;
+    run_on_cluster(&setup, options, async |harness| {
+        harness.wait_for(succeeded(V1).and(loaded_everywhere(V1)).and(all_servers_ready())).await?;
+        harness.start_clients(&client_load());
+        harness.wait_for_requests(60).await?;
+        harness.list_adapter(V2).await?;
+        harness.wait_for(desired_weights(&[(V1, 50), (V2, 50)]).and(has_phase(Phase::Paused))).await?;
+        check_even_split(harness).await?;
 
-        bed.cli_stdout(&["promote"]).await?;
-        bed.wait_for(desired_weights(&[(V2, 100)]).and(succeeded(V2))).await?;
-        let then = client_requests_by_adapter(bed).await?;
-        bed.wait_for(cleaned_up(V1)).await?;
-        bed.wait_for_requests(requests_sent(bed) + 100).await?;
-        let record = bed.stop_clients().await?;
+        harness.cli_stdout(&["promote"]).await?;
+        harness.wait_for(desired_weights(&[(V2, 100)]).and(succeeded(V2))).await?;
+        let then = client_requests_by_adapter(harness).await?;
+        harness.wait_for(cleaned_up(V1)).await?;
+        harness.wait_for_requests(requests_sent(harness) + 100).await?;
+        let record = harness.stop_clients().await?;
         let verdict = record.verdict();
         ensure!(verdict.errors.is_empty(), "{verdict}");
 
-        let (now, decisions) = (client_requests_by_adapter(bed).await?, rewrite_decisions(bed, REWRITE).await?);
+        let (now, decisions) = (client_requests_by_adapter(harness).await?, rewrite_decisions(harness, REWRITE).await?);
         ensure!(now.get(V1) == then.get(V1), "{V1} got requests without weight: {then:?}, {now:?}");
         ensure!(now == decisions, "the servers received {now:?}, and the picker decided {decisions:?}");
         let total: u64 = now.values().sum();
@@ -138,15 +138,15 @@ fn endpoint_picker_applies_the_operators_weights() {
     });
 }
 
-fn requests_sent(bed: &Harness<ClusterEnvironment>) -> usize {
-    bed.current_verdict().map_or(0, |verdict| verdict.requests)
+fn requests_sent(harness: &Harness<ClusterEnvironment>) -> usize {
+    harness.current_verdict().map_or(0, |verdict| verdict.requests)
 }
 
 /// Fails unless each version gets half of the next requests.
-async fn check_even_split(bed: &Harness<ClusterEnvironment>) -> Result<()> {
-    let before = client_requests_by_adapter(bed).await?;
-    bed.wait_for_requests(requests_sent(bed) + 300).await?;
-    let after = client_requests_by_adapter(bed).await?;
+async fn check_even_split(harness: &Harness<ClusterEnvironment>) -> Result<()> {
+    let before = client_requests_by_adapter(harness).await?;
+    harness.wait_for_requests(requests_sent(harness) + 300).await?;
+    let after = client_requests_by_adapter(harness).await?;
     let since = |(id, count): (String, u64)| {
         let count = count - before.get(&id).copied().unwrap_or_default();
         anyhow::Ok((id, usize::try_from(count)?))
@@ -162,46 +162,51 @@ fn rollout_waits_while_the_picker_rewrites_twice() {
     if !has_endpoint_picker("the endpoint picker behind ext-proc") {
         return;
     }
-    let parts = async || {
+    let options = async || {
         Ok(ClusterOptions {
             picker: Some(EndpointPicker::new(PickerPosition::AfterExtProc)?),
             ..ClusterOptions::default()
         })
     };
-    run_on_cluster(&Setup::guide(Duration::from_secs(1)), parts, async |bed| {
-        bed.wait_for_baseline().await?;
-        wait_until_served(bed).await?;
-        bed.start_clients(&client_load());
+    run_on_cluster(&Setup::guide(Duration::from_secs(1)), options, async |harness| {
+        harness.wait_for_baseline().await?;
+        wait_until_served(harness).await?;
+        harness.start_clients(&client_load());
 
         let rules = json!([{ "targets": [{ "modelRewrite": V1 }] }]);
-        bed.environment
+        harness
+            .environment
             .apply(json!({
                 "apiVersion": format!("{LEGACY_GROUP}/v1alpha2"), "kind": "InferenceModelRewrite",
                 "metadata": { "name": GENERIC_REWRITE },
                 "spec": { "poolRef": { "name": POOL }, "rules": rules },
             }))
             .await?;
-        bed.wait_for(double_rewrite_reported()).await?;
-        bed.list_adapter(V2).await?;
-        bed.assert_holds_for(
-            Duration::from_secs(2),
-            double_rewrite_reported().and(served_by(MODEL, V1)).and(unloaded_everywhere(V2)),
-        )
-        .await?;
-        let again = rewrite_decisions(bed, GENERIC_REWRITE).await?;
+        harness.wait_for(double_rewrite_reported()).await?;
+        harness.list_adapter(V2).await?;
+        harness
+            .assert_holds_for(
+                Duration::from_secs(2),
+                double_rewrite_reported().and(served_by(MODEL, V1)).and(unloaded_everywhere(V2)),
+            )
+            .await?;
+        let again = rewrite_decisions(harness, GENERIC_REWRITE).await?;
         ensure!(again.contains_key(V1), "the picker does not apply the generic rule: {again:?}");
-        check_double_rewrite_event(bed).await?;
+        check_double_rewrite_event(harness).await?;
 
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(LEGACY_GROUP, "v1alpha2", "InferenceModelRewrite"));
-        let rewrites =
-            Api::<DynamicObject>::namespaced_with(bed.environment.client(), bed.environment.namespace(), &resource);
+        let rewrites = Api::<DynamicObject>::namespaced_with(
+            harness.environment.client(),
+            harness.environment.namespace(),
+            &resource,
+        );
         rewrites.delete(GENERIC_REWRITE, &DeleteParams::default()).await?;
         for (old, new) in [(90, 10), (50, 50)] {
-            bed.wait_for(traffic_split(MODEL, &[(V1, old), (V2, new)])).await?;
+            harness.wait_for(traffic_split(MODEL, &[(V1, old), (V2, new)])).await?;
         }
-        bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
-        bed.wait_for_requests(requests_sent(bed) + 40).await?;
-        let record = bed.stop_clients_and_verify().await?;
+        harness.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+        harness.wait_for_requests(requests_sent(harness) + 40).await?;
+        let record = harness.stop_clients_and_verify().await?;
         for sample in record.split_samples() {
             ensure!(sample.matches_weights(), "the split of requests does not match the weights: {sample}");
         }
@@ -210,10 +215,10 @@ fn rollout_waits_while_the_picker_rewrites_twice() {
 }
 
 /// Waits until requests succeed: the picker has to discover the servers too.
-async fn wait_until_served(bed: &Harness<ClusterEnvironment>) -> Result<()> {
+async fn wait_until_served(harness: &Harness<ClusterEnvironment>) -> Result<()> {
     let mut last = None;
     for _ in 0..100 {
-        let record = send_once(&bed.environment.gateway(), &ChatRequest::new(MODEL, ResponseMode::Json, 2)).await;
+        let record = send_once(&harness.environment.gateway(), &ChatRequest::new(MODEL, ResponseMode::Json, 2)).await;
         if let RequestOutcome::Succeeded { .. } = record.outcome {
             return Ok(());
         }
@@ -225,8 +230,8 @@ async fn wait_until_served(bed: &Harness<ClusterEnvironment>) -> Result<()> {
 
 /// Holds if the condition names the second rewrite and what to do.
 fn double_rewrite_reported() -> WaitCondition {
-    WaitCondition::new("the status reports that the picker would rewrite a second time", |seen: &SystemSnapshot| {
-        let Ok(status) = &seen.status else { return false };
+    WaitCondition::new("the status reports that the picker would rewrite a second time", |snapshot: &SystemSnapshot| {
+        let Ok(status) = &snapshot.status else { return false };
         status.conditions.iter().any(|condition| {
             let stalled = condition.type_ == condition_type::STALLED && condition.status == ConditionStatus::True;
             let words = [GENERIC_REWRITE, "remove that rule"].iter().all(|words| condition.message.contains(words));
@@ -236,8 +241,8 @@ fn double_rewrite_reported() -> WaitCondition {
 }
 
 /// Fails unless exactly one event reports the second rewrite.
-async fn check_double_rewrite_event(bed: &Harness<ClusterEnvironment>) -> Result<()> {
-    let events = Api::<Event>::namespaced(bed.environment.client(), bed.environment.namespace());
+async fn check_double_rewrite_event(harness: &Harness<ClusterEnvironment>) -> Result<()> {
+    let events = Api::<Event>::namespaced(harness.environment.client(), harness.environment.namespace());
     let events = events.list(&ListParams::default()).await?.items;
     let reports = |event: &&Event| {
         let note = event.note.as_deref().unwrap_or_default();

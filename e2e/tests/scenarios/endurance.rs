@@ -5,7 +5,7 @@
 //! the person does. Several runs are executed in parallel. `ROLLORA_ROLLOUTS` sets the number of rollouts in the long
 //! schedule (default: 1,000 on one machine and 100 on a cluster), `ROLLORA_FIRST_SEED` the first seed (default: 0).
 
-use crate::step_faults::{FaultTarget, parts_with_own_control_plane, set_short_lease};
+use crate::step_faults::{FaultTarget, options_with_own_control_plane, set_short_lease};
 use crate::{
     rollout_chain::{ROLLOUT_TIMEOUT, adapter_id, check_never_backwards, rollout_finished, wait_for_rollout},
     run_stats::{VerdictSum, print_line},
@@ -40,24 +40,24 @@ const ROLLOUTS_PER_RUN: usize = 10;
 /// An environment with the faults that it can suffer.
 trait InjectFault: Environment {
     /// Makes a random part fail and come back; returns what it was.
-    async fn inject_fault(bed: &mut Harness<Self>, random: &mut StdRng) -> Result<&'static str>;
+    async fn inject_fault(harness: &mut Harness<Self>, random: &mut StdRng) -> Result<&'static str>;
 }
 
 impl InjectFault for LocalEnvironment {
-    async fn inject_fault(bed: &mut Harness<Self>, random: &mut StdRng) -> Result<&'static str> {
+    async fn inject_fault(harness: &mut Harness<Self>, random: &mut StdRng) -> Result<&'static str> {
         let away = Duration::from_millis(random.random_range(0..300));
         if random.random_bool(0.5) {
-            bed.kill_operator();
+            harness.kill_operator();
             tokio::time::sleep(away).await;
-            bed.start_operator().await?;
+            harness.start_operator().await?;
             Ok("rollora local")
         } else {
-            let index = random.random_range(0..bed.environment.servers().len());
-            bed.kill_server(index);
+            let index = random.random_range(0..harness.environment.servers().len());
+            harness.kill_server(index);
             // The simulator would be back before the gateway could notice; vLLM takes much longer to start.
-            bed.wait_for(server_not_ready(index)).await?;
+            harness.wait_for(server_not_ready(index)).await?;
             tokio::time::sleep(away).await;
-            bed.start_server(index).await?;
+            harness.start_server(index).await?;
             Ok("server")
         }
     }
@@ -65,13 +65,13 @@ impl InjectFault for LocalEnvironment {
 
 /// Holds if the gateway sends no more requests to this server.
 fn server_not_ready(index: usize) -> WaitCondition {
-    WaitCondition::new(format!("server {index} is not ready"), move |seen| {
-        seen.servers.get(index).is_some_and(|server| !server.ready)
+    WaitCondition::new(format!("server {index} is not ready"), move |snapshot| {
+        snapshot.servers.get(index).is_some_and(|server| !server.ready)
     })
 }
 
 impl InjectFault for ClusterEnvironment {
-    async fn inject_fault(bed: &mut Harness<Self>, random: &mut StdRng) -> Result<&'static str> {
+    async fn inject_fault(harness: &mut Harness<Self>, random: &mut StdRng) -> Result<&'static str> {
         let away = Duration::from_millis(random.random_range(0..1500));
         let (target, words) = match random.random_range(0..11) {
             // An environment has an API server of its own only in the long schedule.
@@ -83,7 +83,7 @@ impl InjectFault for ClusterEnvironment {
             8..10 => (FaultTarget::Server(random.random_range(0..3)), "server"),
             _ => (FaultTarget::Sidecar(random.random_range(0..3)), "sidecar"),
         };
-        target.inject(bed, away).await?;
+        target.inject(harness, away).await?;
         Ok(words)
     }
 }
@@ -100,34 +100,34 @@ const ABORT: &str = "abort";
 
 /// In one of four rollouts a person aborts or promotes fully. Whether the command has an effect depends on the progress
 /// of the rollout and on the current fault.
-async fn maybe_user_action<P: Environment>(bed: &Harness<P>, random: &mut StdRng) -> Result<Option<&'static str>> {
+async fn maybe_user_action<E: Environment>(harness: &Harness<E>, random: &mut StdRng) -> Result<Option<&'static str>> {
     let (what, command) = match random.random_range(0..8) {
         0 => (ABORT, [ABORT].as_slice()),
         1 => ("promote --full", ["promote", "--full"].as_slice()),
         _ => return Ok(None),
     };
     tokio::time::sleep(Duration::from_millis(random.random_range(0..800))).await;
-    bed.environment.run_cli(command).await?;
+    harness.environment.run_cli(command).await?;
     Ok(Some(what))
 }
 
 /// Runs consecutive rollouts; during each of them one or two parts fail.
-async fn run_chain<P: InjectFault>(bed: &mut Harness<P>, seed: u64, rollouts: usize) -> Result<RunResult> {
+async fn run_chain<E: InjectFault>(harness: &mut Harness<E>, seed: u64, rollouts: usize) -> Result<RunResult> {
     let mut random = StdRng::seed_from_u64(seed);
-    bed.wait_for_within(ROLLOUT_TIMEOUT, v1_serving()).await?;
-    bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(15)));
+    harness.wait_for_within(ROLLOUT_TIMEOUT, v1_serving()).await?;
+    harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(15)));
     let (mut retries, mut faults, mut user_actions) = (0, Vec::new(), Vec::new());
     for number in 2..2 + rollouts {
-        bed.list_adapter(&adapter_id(number)).await?;
-        user_actions.extend(maybe_user_action(bed, &mut random).await?);
+        harness.list_adapter(&adapter_id(number)).await?;
+        user_actions.extend(maybe_user_action(harness, &mut random).await?);
         for _ in 0..random.random_range(1..=2) {
             tokio::time::sleep(Duration::from_millis(random.random_range(0..1500))).await;
-            faults.push(P::inject_fault(bed, &mut random).await?);
+            faults.push(E::inject_fault(harness, &mut random).await?);
         }
-        retries += wait_for_rollout(bed, number).await?;
-        bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(number).and(all_servers_ready())).await?;
+        retries += wait_for_rollout(harness, number).await?;
+        harness.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(number).and(all_servers_ready())).await?;
     }
-    let record = bed.stop_clients_and_verify().await?;
+    let record = harness.stop_clients_and_verify().await?;
     if !user_actions.contains(&ABORT) {
         check_never_backwards(&record)?;
     }
@@ -202,7 +202,9 @@ fn run_all(what: &str, plan: &RunPlan, run: impl Fn(u64, usize) -> RunResult + S
     });
     let EnduranceTotals { requests, rollouts, faults, user_actions, retries } =
         sum.into_inner().unwrap_or_else(PoisonError::into_inner);
-    print_line(&format!("{what}: {rollouts} rollouts, {faults} faults, {user_actions} user actions, {retries} retries"));
+    print_line(&format!(
+        "{what}: {rollouts} rollouts, {faults} faults, {user_actions} user actions, {retries} retries"
+    ));
     requests.print(what);
 }
 
@@ -222,8 +224,9 @@ fn setup() -> Setup {
 fn many_local_rollouts_survive_random_faults() {
     run_all("on one machine", &RunPlan::from_env(1000, 4), |seed, rollouts| {
         let mut result = None;
-        run_on::<LocalEnvironment>(&setup(), async |bed| {
-            result = Some(run_chain(bed, seed, rollouts).await.map_err(|error| error.context(format!("seed {seed}")))?);
+        run_on::<LocalEnvironment>(&setup(), async |harness| {
+            result =
+                Some(run_chain(harness, seed, rollouts).await.map_err(|error| error.context(format!("seed {seed}")))?);
             Ok(())
         });
         result.unwrap_or_else(|| unreachable!("a run that fails ends its thread"))
@@ -236,16 +239,17 @@ fn many_cluster_rollouts_survive_random_faults() {
         return;
     }
     run_all("on a cluster", &RunPlan::from_env(100, 2), |seed, rollouts| {
-        let parts = async || {
+        let options = async || {
             if long_tests_enabled() {
-                parts_with_own_control_plane().await
+                options_with_own_control_plane().await
             } else {
                 Ok(ClusterOptions { patch_manifests: Box::new(set_short_lease), ..ClusterOptions::default() })
             }
         };
         let mut result = None;
-        run_on_cluster(&setup(), parts, async |bed| {
-            result = Some(run_chain(bed, seed, rollouts).await.map_err(|error| error.context(format!("seed {seed}")))?);
+        run_on_cluster(&setup(), options, async |harness| {
+            result =
+                Some(run_chain(harness, seed, rollouts).await.map_err(|error| error.context(format!("seed {seed}")))?);
             Ok(())
         });
         result.unwrap_or_else(|| unreachable!("a run that fails ends its thread"))

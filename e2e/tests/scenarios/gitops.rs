@@ -31,8 +31,9 @@ fn add_argo_cd_tracking_id(objects: &mut Manifests) -> Result<()> {
 
 /// Holds if the file still has this text and every server still has v1.
 fn adapters_file_unchanged(file: String) -> WaitCondition {
-    let same =
-        WaitCondition::new("the adapters file is as it was", move |seen: &SystemSnapshot| seen.adapters_file == file);
+    let same = WaitCondition::new("the adapters file is as it was", move |snapshot: &SystemSnapshot| {
+        snapshot.adapters_file == file
+    });
     same.and(loaded_everywhere(V1))
 }
 
@@ -41,36 +42,36 @@ fn edit_of_an_argo_cd_owned_file_is_only_suggested() {
     if !cluster_tools_available("Argo CD keeps the adapters ConfigMap") {
         return;
     }
-    let parts =
+    let options =
         async || Ok(ClusterOptions { patch_manifests: Box::new(add_argo_cd_tracking_id), ..ClusterOptions::default() });
-    run_on_cluster(&Setup::guide(Duration::from_millis(200)), parts, async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
-        bed.list_adapter(V2).await?;
-        let file = bed.environment.adapters_yaml().await?;
-        bed.wait_for(served_by(MODEL, V2).and(succeeded(V2))).await?;
+    run_on_cluster(&Setup::guide(Duration::from_millis(200)), options, async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+        harness.list_adapter(V2).await?;
+        let file = harness.environment.adapters_yaml().await?;
+        harness.wait_for(served_by(MODEL, V2).and(succeeded(V2))).await?;
 
         let edit = format!("move the entry of {V1} from ensureExist to ensureNotExist");
         let words = ["Argo CD owns the adapters file", edit.as_str()];
         ExpectedCondition { condition: condition_type::CLEANED_UP, reason: reason::SUGGESTED, expected_words: &words }
-            .wait_until_reported(bed, MODEL)
+            .wait_until_reported(harness, MODEL)
             .await?;
         ensure!(
-            retirement_state(&rollout_status(bed, MODEL).await?)? == RetirementState::Suggested,
+            retirement_state(&rollout_status(harness, MODEL).await?)? == RetirementState::Suggested,
             "the retirement is not in the state Suggested"
         );
-        bed.assert_holds_for(Duration::from_secs(1), adapters_file_unchanged(file)).await?;
+        harness.assert_holds_for(Duration::from_secs(1), adapters_file_unchanged(file)).await?;
 
         // A person commits the edit, and Argo CD applies it.
-        bed.unlist_adapter(V1).await?;
-        let file = bed.environment.adapters_yaml().await?;
-        bed.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
+        harness.unlist_adapter(V1).await?;
+        let file = harness.environment.adapters_yaml().await?;
+        harness.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
         ensure!(
-            retirement_state(&rollout_status(bed, MODEL).await?)? == RetirementState::Gone,
+            retirement_state(&rollout_status(harness, MODEL).await?)? == RetirementState::Gone,
             "the retirement is not in the state Gone"
         );
-        ensure!(bed.environment.adapters_yaml().await? == file, "the file differs from the person's edit");
-        bed.stop_clients_and_verify().await.map(drop)
+        ensure!(harness.environment.adapters_yaml().await? == file, "the file differs from the person's edit");
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 

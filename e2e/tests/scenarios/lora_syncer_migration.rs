@@ -46,10 +46,10 @@ fn use_lora_syncer_layout(objects: &mut Manifests) -> Result<()> {
 }
 
 /// Returns the value of each sidecar's lora-syncer gauge for an adapter; `None` if the gauge has no such series.
-async fn status_gauges(bed: &Harness<ClusterEnvironment>, id: &str) -> Result<Vec<Option<String>>> {
+async fn status_gauges(harness: &Harness<ClusterEnvironment>, id: &str) -> Result<Vec<Option<String>>> {
     let series = format!("lora_syncer_adapter_status{{adapter_name=\"{id}\"}}");
     let mut values = Vec::new();
-    for sidecar in bed.environment.containers("vllm-qwen3-32b", "lora-adapter-syncer") {
+    for sidecar in harness.environment.containers("vllm-qwen3-32b", "lora-adapter-syncer") {
         let address = ListenAddress::Tcp((sidecar.address(), 8080).into());
         let (_, text) = http::send_request(&address, http::request("GET", "/metrics", None)).await?;
         let text = String::from_utf8_lossy(&text).into_owned();
@@ -66,7 +66,7 @@ fn lora_syncer_pod_works_with_only_the_image_changed() {
         return;
     }
     // Only sidecars work here: without an operator the ConfigMap has no directives.
-    let parts = async || {
+    let options = async || {
         Ok(ClusterOptions {
             manifests: vec!["ext-proc", "vllm"],
             projection_delay: Duration::from_secs(1),
@@ -74,21 +74,21 @@ fn lora_syncer_pod_works_with_only_the_image_changed() {
             ..ClusterOptions::default()
         })
     };
-    run_on_cluster(&Setup::guide(Duration::ZERO), parts, async |bed| {
-        bed.wait_for(loaded_everywhere(V1).and(all_servers_ready())).await?;
-        bed.list_adapter(V2).await?;
-        bed.wait_for(loaded_everywhere(V1).and(loaded_everywhere(V2))).await?;
+    run_on_cluster(&Setup::guide(Duration::ZERO), options, async |harness| {
+        harness.wait_for(loaded_everywhere(V1).and(all_servers_ready())).await?;
+        harness.list_adapter(V2).await?;
+        harness.wait_for(loaded_everywhere(V1).and(loaded_everywhere(V2))).await?;
         for id in [V1, V2] {
-            let values = status_gauges(bed, id).await?;
+            let values = status_gauges(harness, id).await?;
             ensure!(values.iter().all(|value| value.as_deref() == Some("1")), "the gauge of {id} is {values:?}");
         }
-        let listed = status_gauges(bed, MODEL).await?;
+        let listed = status_gauges(harness, MODEL).await?;
         ensure!(listed.iter().all(Option::is_none), "an unlisted model has a gauge: {listed:?}");
 
         // A restarted server has no adapters; the sidecar loads them again.
-        bed.kill_server(0);
-        bed.start_server(0).await?;
-        bed.wait_for(loaded_everywhere(V1).and(loaded_everywhere(V2)).and(all_servers_ready())).await?;
+        harness.kill_server(0);
+        harness.start_server(0).await?;
+        harness.wait_for(loaded_everywhere(V1).and(loaded_everywhere(V2)).and(all_servers_ready())).await?;
         Ok(())
     });
 }

@@ -1,7 +1,7 @@
 //! The shipped roles grant exactly what the programs use, and a missing permission is reported.
 
 use crate::cluster_objects::{
-    ExpectedCondition, operator_user, other_writes, parts_with_own_api_server, rewrites_api, rollout_status,
+    ExpectedCondition, operator_user, options_with_own_api_server, other_writes, rewrites_api, rollout_status,
     rollouts_api, service_account_user, wait_for, wait_until_watched,
 };
 use anyhow::{Context as _, Result, ensure};
@@ -178,17 +178,17 @@ fn with_small_steps(setup: Setup) -> Setup {
 /// Writes annotations on the Rollout and its rewrite until one of the operator's writes to each conflicted and the
 /// operator read the object again. Restarts the steps if they end first.
 async fn provoke_write_conflicts(
-    bed: &Harness<ClusterEnvironment>,
+    harness: &Harness<ClusterEnvironment>,
     audit: &AuditLog,
     group: RewriteGroup,
     stable: &str,
 ) -> Result<()> {
-    let operator = operator_user(bed);
+    let operator = operator_user(harness);
     let has_read = |resource: &str, group: &str| {
         let read_again = |event: &AuditEvent| event.verb == "get" && event.resource == resource && event.group == group;
         anyhow::Ok(audit.events_of_user(&operator)?.iter().any(read_again))
     };
-    let (rollouts, rewrites, manager) = (rollouts_api(bed), rewrites_api(bed, group), PatchParams::default());
+    let (rollouts, rewrites, manager) = (rollouts_api(harness), rewrites_api(harness, group), PatchParams::default());
     for number in 0..600_u64 {
         let read_again = (has_read("rollouts", "rollora.dev")?, has_read("inferencemodelrewrites", group.name())?);
         if read_again == (true, true) {
@@ -202,10 +202,10 @@ async fn provoke_write_conflicts(
             // The rewrite may not exist yet.
             drop(rewrites.patch(REWRITE, &manager, &note).await);
         }
-        if rollout_status(bed, MODEL).await?.phase == Phase::Paused {
-            bed.cli_stdout(&["abort"]).await?;
-            bed.wait_for(served_by(MODEL, stable)).await?;
-            bed.cli_stdout(&["retry"]).await?;
+        if rollout_status(harness, MODEL).await?.phase == Phase::Paused {
+            harness.cli_stdout(&["abort"]).await?;
+            harness.wait_for(served_by(MODEL, stable)).await?;
+            harness.cli_stdout(&["retry"]).await?;
         }
         tokio::time::sleep(Duration::from_millis(7 + number * 13 % 37)).await;
     }
@@ -224,11 +224,11 @@ async fn start_legacy_control_plane() -> Result<ControlPlane> {
 /// Holds if every router's rule for the model is from this group, and the router reads this number of groups.
 fn routed_by(group: RewriteGroup, read: usize) -> WaitCondition {
     let name = group.name();
-    WaitCondition::new(format!("the rule is from {name}, and {read} groups are read"), move |seen| {
+    WaitCondition::new(format!("the rule is from {name}, and {read} groups are read"), move |snapshot| {
         let right = |report: &RulesReport| {
             report.models.get(MODEL).is_some_and(|rule| rule.group == name) && report.groups.len() == read
         };
-        !seen.routers.is_empty() && seen.routers.iter().all(|report| report.as_ref().is_ok_and(right))
+        !snapshot.routers.is_empty() && snapshot.routers.iter().all(|report| report.as_ref().is_ok_and(right))
     })
 }
 
@@ -239,28 +239,28 @@ fn shipped_roles_grant_exactly_what_is_used() {
     }
     let setup = with_small_steps(Setup::guide(Duration::from_millis(100)));
     let since = OnceLock::new();
-    let parts = async || {
+    let options = async || {
         let plane = start_legacy_control_plane().await?;
         since.set(plane.audit_log()).ok();
         // The manifests of the operator for the whole cluster.
         let manifests = vec!["operator", "ext-proc", "vllm-watch"];
         Ok(ClusterOptions { control_plane: Some(plane), manifests, ..ClusterOptions::default() })
     };
-    run_on_cluster(&setup, parts, async |bed| {
+    run_on_cluster(&setup, options, async |harness| {
         let audit: &AuditLog = since.get().context("no audit log")?;
-        exercise_all_requests(bed, audit).await?;
+        exercise_all_requests(harness, audit).await?;
         let grants = shipped_grants()?;
         let mut found = BTreeSet::new();
         // The audit log has a response only a moment after it was sent.
         for _ in 0..20 {
-            found = permission_findings(&audit.events()?, &grants, |name| service_account_user(bed, name));
+            found = permission_findings(&audit.events()?, &grants, |name| service_account_user(harness, name));
             if found.is_empty() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         ensure!(found.is_empty(), "the roles do not match what is used:\n{}", Vec::from_iter(found).join("\n"));
-        check_cluster_wide_watches(&audit.events_of_user(&operator_user(bed))?)
+        check_cluster_wide_watches(&audit.events_of_user(&operator_user(harness))?)
     });
 }
 
@@ -275,42 +275,42 @@ fn check_cluster_wide_watches(events: &[AuditEvent]) -> Result<()> {
 }
 
 /// Runs everything that makes the programs use each of their permissions.
-async fn exercise_all_requests(bed: &mut Harness<ClusterEnvironment>, audit: &AuditLog) -> Result<()> {
+async fn exercise_all_requests(harness: &mut Harness<ClusterEnvironment>, audit: &AuditLog) -> Result<()> {
     let half = |old, new| traffic_split(MODEL, &[(old, 52), (new, 48)]);
-    bed.wait_for_baseline().await?;
-    bed.list_adapter(V2).await?;
-    provoke_write_conflicts(bed, audit, Legacy, V1).await?;
-    bed.wait_for(half(V1, V2).and(has_phase(Phase::Paused))).await?;
-    bed.kill_operator();
-    bed.start_operator().await?;
-    bed.cli_stdout(&["promote"]).await?;
-    bed.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
+    harness.wait_for_baseline().await?;
+    harness.list_adapter(V2).await?;
+    provoke_write_conflicts(harness, audit, Legacy, V1).await?;
+    harness.wait_for(half(V1, V2).and(has_phase(Phase::Paused))).await?;
+    harness.kill_operator();
+    harness.start_operator().await?;
+    harness.cli_stdout(&["promote"]).await?;
+    harness.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
 
     // The current group is installed, and the operator has to create a rewrite.
-    bed.environment.control_plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
-    bed.wait_for(routed_by(Legacy, 2)).await?;
-    wait_until_watched(bed, audit, Current).await?;
-    rollouts_api(bed).delete(MODEL, &DeleteParams::default()).await?;
-    bed.wait_for(rollout_absent()).await?;
-    rewrites_api(bed, Legacy).delete(REWRITE, &DeleteParams::default()).await?;
-    bed.environment.write_rollout(&with_small_steps(Setup::guide(Duration::ZERO)).rollout.yaml()).await?;
-    bed.wait_for(succeeded(V2).and(served_by(MODEL, V2)).and(routed_by(Current, 2))).await?;
+    harness.environment.control_plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
+    harness.wait_for(routed_by(Legacy, 2)).await?;
+    wait_until_watched(harness, audit, Current).await?;
+    rollouts_api(harness).delete(MODEL, &DeleteParams::default()).await?;
+    harness.wait_for(rollout_absent()).await?;
+    rewrites_api(harness, Legacy).delete(REWRITE, &DeleteParams::default()).await?;
+    harness.environment.write_rollout(&with_small_steps(Setup::guide(Duration::ZERO)).rollout.yaml()).await?;
+    harness.wait_for(succeeded(V2).and(served_by(MODEL, V2)).and(routed_by(Current, 2))).await?;
 
-    bed.list_adapter(V3).await?;
-    provoke_write_conflicts(bed, audit, Current, V2).await?;
-    bed.wait_for(half(V2, V3).and(has_phase(Phase::Paused))).await?;
+    harness.list_adapter(V3).await?;
+    provoke_write_conflicts(harness, audit, Current, V2).await?;
+    harness.wait_for(half(V2, V3).and(has_phase(Phase::Paused))).await?;
     for _ in 0..2 {
-        bed.cli_stdout(&["abort"]).await?;
-        bed.wait_for(served_by(MODEL, V2)).await?;
-        bed.cli_stdout(&["retry"]).await?;
-        bed.wait_for(half(V2, V3).and(has_phase(Phase::Paused))).await?;
+        harness.cli_stdout(&["abort"]).await?;
+        harness.wait_for(served_by(MODEL, V2)).await?;
+        harness.cli_stdout(&["retry"]).await?;
+        harness.wait_for(half(V2, V3).and(has_phase(Phase::Paused))).await?;
     }
-    rollouts_api(bed).delete(MODEL, &DeleteParams::default()).await?;
-    bed.wait_for(rollout_absent().and(served_by(MODEL, V2))).await.map(drop)
+    rollouts_api(harness).delete(MODEL, &DeleteParams::default()).await?;
+    harness.wait_for(rollout_absent().and(served_by(MODEL, V2))).await.map(drop)
 }
 
 fn rollout_absent() -> WaitCondition {
-    WaitCondition::new("the Rollout is gone", |seen| seen.status.is_err())
+    WaitCondition::new("the Rollout is gone", |snapshot| snapshot.status.is_err())
 }
 
 /// The operator's Role in the namespace of the environment.
@@ -320,8 +320,8 @@ struct OperatorRole {
 }
 
 impl OperatorRole {
-    async fn read(bed: &Harness<ClusterEnvironment>) -> Result<Self> {
-        let roles = Api::namespaced(bed.environment.client(), bed.environment.namespace());
+    async fn read(harness: &Harness<ClusterEnvironment>) -> Result<Self> {
+        let roles = Api::namespaced(harness.environment.client(), harness.environment.namespace());
         let shipped = roles.get("rollora-operator").await?;
         Ok(Self { roles, shipped })
     }
@@ -353,15 +353,15 @@ impl OperatorRole {
 }
 
 /// Waits until a condition and an event name the missing permission and what to do.
-async fn wait_until_reported(bed: &Harness<ClusterEnvironment>, reason: &str, request: &str) -> Result<()> {
-    let forbidden = format!("forbidden to {request} in namespace {}", bed.environment.namespace());
+async fn wait_until_reported(harness: &Harness<ClusterEnvironment>, reason: &str, request: &str) -> Result<()> {
+    let forbidden = format!("forbidden to {request} in namespace {}", harness.environment.namespace());
     let words = [forbidden.as_str(), "manifests/", "grant this verb"];
-    ExpectedCondition { condition: STALLED, reason, expected_words: &words }.wait_until_reported(bed, MODEL).await
+    ExpectedCondition { condition: STALLED, reason, expected_words: &words }.wait_until_reported(harness, MODEL).await
 }
 
 /// Returns what the operator wrote, without its own status and events.
-fn operator_writes(bed: &Harness<ClusterEnvironment>, audit: &AuditLog) -> Result<Vec<String>> {
-    Ok(other_writes(&audit.events_of_user(&operator_user(bed))?, &[MODEL]))
+fn operator_writes(harness: &Harness<ClusterEnvironment>, audit: &AuditLog) -> Result<Vec<String>> {
+    Ok(other_writes(&audit.events_of_user(&operator_user(harness))?, &[MODEL]))
 }
 
 #[test]
@@ -369,11 +369,11 @@ fn missing_write_permission_is_reported() {
     if !cluster_tools_available("a missing permission to write") {
         return;
     }
-    let parts = async || Ok(ClusterOptions::default());
-    run_on_cluster(&Setup::guide(Duration::from_millis(200)), parts, async |bed| {
-        bed.wait_for_baseline().await?;
-        let permissions = OperatorRole::read(bed).await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+    let options = async || Ok(ClusterOptions::default());
+    run_on_cluster(&Setup::guide(Duration::from_millis(200)), options, async |harness| {
+        harness.wait_for_baseline().await?;
+        let permissions = OperatorRole::read(harness).await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
         // The last field has the writes that may precede the refused one.
         let steps = [
             ("configmaps", "configmaps", V1, V2, vec![]),
@@ -381,27 +381,29 @@ fn missing_write_permission_is_reported() {
         ];
         for (resource, named, old, new, before) in steps {
             permissions.revoke(resource, &["update"]).await?;
-            let audit = bed.environment.control_plane().audit_log();
-            bed.list_adapter(new).await?;
-            wait_until_reported(bed, reason::WRITE_REFUSED, &format!("update {named}")).await?;
-            bed.assert_holds_for(Duration::from_millis(700), served_by(MODEL, old).and(all_servers_ready())).await?;
-            let mut written = operator_writes(bed, &audit)?;
+            let audit = harness.environment.control_plane().audit_log();
+            harness.list_adapter(new).await?;
+            wait_until_reported(harness, reason::WRITE_REFUSED, &format!("update {named}")).await?;
+            harness
+                .assert_holds_for(Duration::from_millis(700), served_by(MODEL, old).and(all_servers_ready()))
+                .await?;
+            let mut written = operator_writes(harness, &audit)?;
             written.retain(|write| !before.iter().any(|resource| write.starts_with(&format!("update {resource}/"))));
             ensure!(written.is_empty(), "unexpected writes without the permission to update {resource}: {written:?}");
 
             permissions.restore().await?;
-            bed.wait_for(cleaned_up(old).and(succeeded(new)).and(served_by(MODEL, new)).and(not_stalled())).await?;
+            harness.wait_for(cleaned_up(old).and(succeeded(new)).and(served_by(MODEL, new)).and(not_stalled())).await?;
         }
-        bed.stop_clients_and_verify().await.map(drop)
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
 fn not_stalled() -> WaitCondition {
-    WaitCondition::new("the Rollout is not Stalled", |seen| {
+    WaitCondition::new("the Rollout is not Stalled", |snapshot| {
         let stalled = |status: &rollora_api::rollout::RolloutStatus| {
             status.conditions.iter().any(|it| it.type_ == STALLED && it.status == ConditionStatus::True)
         };
-        seen.status.as_ref().is_ok_and(|status| !stalled(status))
+        snapshot.status.as_ref().is_ok_and(|status| !stalled(status))
     })
 }
 
@@ -410,12 +412,12 @@ fn split_at_half() -> WaitCondition {
 }
 
 /// Starts clients and a rollout that waits for a person to promote it.
-async fn start_paused_at_half(bed: &mut Harness<ClusterEnvironment>) -> Result<OperatorRole> {
-    bed.wait_for_baseline().await?;
-    let permissions = OperatorRole::read(bed).await?;
-    bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
-    bed.list_adapter(V2).await?;
-    bed.wait_for(split_at_half().and(has_phase(Phase::Paused))).await?;
+async fn start_paused_at_half(harness: &mut Harness<ClusterEnvironment>) -> Result<OperatorRole> {
+    harness.wait_for_baseline().await?;
+    let permissions = OperatorRole::read(harness).await?;
+    harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+    harness.list_adapter(V2).await?;
+    harness.wait_for(split_at_half().and(has_phase(Phase::Paused))).await?;
     Ok(permissions)
 }
 
@@ -424,32 +426,32 @@ fn missing_read_permission_is_reported_and_allows_abort() {
     if !cluster_tools_available("a missing permission to look") {
         return;
     }
-    let parts = async || Ok(ClusterOptions::default());
-    run_on_cluster(&Setup::pause_at_half(Duration::from_millis(200)), parts, async |bed| {
-        let permissions = start_paused_at_half(bed).await?;
+    let options = async || Ok(ClusterOptions::default());
+    run_on_cluster(&Setup::pause_at_half(Duration::from_millis(200)), options, async |harness| {
+        let permissions = start_paused_at_half(harness).await?;
 
         // Running watches continue without the permission; a restarted operator cannot list.
         permissions.revoke("pods", &["list"]).await?;
-        bed.kill_operator();
-        let audit = bed.environment.control_plane().audit_log();
-        bed.start_operator().await?;
-        wait_until_reported(bed, reason::INVALID, "list pods").await?;
-        bed.assert_holds_for(Duration::from_millis(1500), split_at_half().and(all_servers_ready())).await?;
-        let written = operator_writes(bed, &audit)?;
+        harness.kill_operator();
+        let audit = harness.environment.control_plane().audit_log();
+        harness.start_operator().await?;
+        wait_until_reported(harness, reason::INVALID, "list pods").await?;
+        harness.assert_holds_for(Duration::from_millis(1500), split_at_half().and(all_servers_ready())).await?;
+        let written = operator_writes(harness, &audit)?;
         ensure!(written.is_empty(), "unexpected writes without reading pods: {written:?}");
-        let tries = audit.events_of_user(&operator_user(bed))?;
+        let tries = audit.events_of_user(&operator_user(harness))?;
         let tries = tries.iter().filter(|event| event.decision == AuthorizationDecision::Forbidden).count();
         // Three watches with exponential backoff.
         ensure!((3..=24).contains(&tries), "{tries} forbidden requests within two seconds");
 
-        bed.cli_stdout(&["abort"]).await?;
-        bed.wait_for(served_by(MODEL, V1)).await?;
+        harness.cli_stdout(&["abort"]).await?;
+        harness.wait_for(served_by(MODEL, V1)).await?;
         permissions.restore().await?;
-        bed.cli_stdout(&["retry"]).await?;
-        bed.wait_for(split_at_half().and(has_phase(Phase::Paused)).and(not_stalled())).await?;
-        bed.cli_stdout(&["promote"]).await?;
-        bed.wait_for(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2))).await?;
-        bed.stop_clients_and_verify().await.map(drop)
+        harness.cli_stdout(&["retry"]).await?;
+        harness.wait_for(split_at_half().and(has_phase(Phase::Paused)).and(not_stalled())).await?;
+        harness.cli_stdout(&["promote"]).await?;
+        harness.wait_for(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2))).await?;
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
@@ -458,28 +460,28 @@ fn revoked_read_permission_stops_the_rollout() {
     if !cluster_tools_available("a permission that is taken away") {
         return;
     }
-    run_on_cluster(&Setup::pause_at_half(Duration::from_millis(200)), parts_with_own_api_server, async |bed| {
-        let permissions = start_paused_at_half(bed).await?;
+    run_on_cluster(&Setup::pause_at_half(Duration::from_millis(200)), options_with_own_api_server, async |harness| {
+        let permissions = start_paused_at_half(harness).await?;
 
         // With `list` alone the operator could continue: every list is current.
         permissions.revoke("pods", &["list", "watch"]).await?;
         // A watch lasts up to a minute; one that is cut off is started again immediately.
-        let audit = bed.environment.control_plane().audit_log();
-        bed.environment.kill_api_server()?;
-        bed.environment.start_api_server().await?;
+        let audit = harness.environment.control_plane().audit_log();
+        harness.environment.kill_api_server()?;
+        harness.environment.start_api_server().await?;
         wait_for("three watches of pods that may not even list them", async || {
-            let events = audit.events_of_user(&operator_user(bed))?;
+            let events = audit.events_of_user(&operator_user(harness))?;
             let refused =
                 |event: &&AuditEvent| event.verb == "list" && event.decision == AuthorizationDecision::Forbidden;
             Ok((events.iter().filter(refused).count() >= 3).then_some(()))
         })
         .await?;
-        bed.cli_stdout(&["promote"]).await?;
-        wait_until_reported(bed, reason::INVALID, "list pods").await?;
-        bed.assert_holds_for(Duration::from_millis(1500), split_at_half().and(all_servers_ready())).await?;
+        harness.cli_stdout(&["promote"]).await?;
+        wait_until_reported(harness, reason::INVALID, "list pods").await?;
+        harness.assert_holds_for(Duration::from_millis(1500), split_at_half().and(all_servers_ready())).await?;
 
         permissions.restore().await?;
-        bed.wait_for(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2)).and(not_stalled())).await?;
-        bed.stop_clients_and_verify().await.map(drop)
+        harness.wait_for(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2)).and(not_stalled())).await?;
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }

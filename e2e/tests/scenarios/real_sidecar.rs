@@ -205,7 +205,8 @@ async fn run_with_real_vllm(home: PathBuf) -> Result<()> {
 }
 
 async fn check_key_replacement(sidecar: &RealSidecar) -> Result<()> {
-    let refused = |status: &SidecarStatus| status.problem.as_ref().is_some_and(|problem| problem.reason == "Unauthorized");
+    let refused =
+        |status: &SidecarStatus| status.problem.as_ref().is_some_and(|problem| problem.reason == "Unauthorized");
     sidecar.wait_for_status("the key is refused", refused).await?;
     ensure!(!sidecar.is_ready().await, "ready with a wrong key");
     fs::write(sidecar.path("key"), format!("{API_KEY}\n"))?;
@@ -236,7 +237,9 @@ async fn check_unload_after_grace(sidecar: &RealSidecar, vllm: &VllmServer) -> R
     let began = timestamp_now();
     let (streamed, unlisted) = tokio::join!(stream_completion(vllm, "a6"), async {
         // Unlists the adapter in the middle of the stream.
-        sidecar.wait_for_status("the stream has run for 300 ms", |_| timestamp_now() > began + Duration::from_millis(300)).await?;
+        sidecar
+            .wait_for_status("the stream has run for 300 ms", |_| timestamp_now() > began + Duration::from_millis(300))
+            .await?;
         sidecar.write_config(&[("a4", "tiny/adapters/a4")], &[("a6", "tiny/adapters/a6")])?;
         sidecar.wait_for_state("a6", AdapterState::Unloading).await?;
         anyhow::Ok(now())

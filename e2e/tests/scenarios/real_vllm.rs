@@ -18,7 +18,7 @@ use std::{path::PathBuf, time::Duration};
 
 rollora_e2e::in_both_environments!(rollout_on_real_vllm_changes_the_completion);
 
-fn rollout_on_real_vllm_changes_the_completion<P: Environment>() {
+fn rollout_on_real_vllm_changes_the_completion<E: Environment>() {
     let Some(home) = std::env::var_os("ROLLORA_VLLM_HOME").map(PathBuf::from) else {
         print_line(
             "skipped: the guide on a real vLLM, because ROLLORA_VLLM_HOME is not set (`cargo xtask test` sets it)",
@@ -34,17 +34,18 @@ fn rollout_on_real_vllm_changes_the_completion<P: Environment>() {
         },
         api_key: None,
     };
-    run_on::<P>(&setup, async |bed| {
+    run_on::<E>(&setup, async |harness| {
         let baseline = loaded_everywhere(V1).and(served_by(MODEL, V1)).and(all_servers_ready());
-        bed.wait_for_within(Duration::from_secs(30), baseline).await?;
-        let before = completion_text(bed).await?;
-        let (json, sse) = (ChatRequest::new(MODEL, ResponseMode::Json, 2), ChatRequest::new(MODEL, ResponseMode::Sse, 20));
-        bed.start_clients(&LoadProfile { connections: vec![json, sse], interval: Duration::from_millis(100) });
-        bed.list_adapter_from(V2, "tiny/adapters/a6").await?;
-        bed.wait_for_within(Duration::from_mins(1), served_by(MODEL, V2)).await?;
-        let after = completion_text(bed).await?;
-        bed.wait_for_within(Duration::from_mins(1), cleaned_up(V1).and(succeeded(V2))).await?;
-        let record = bed.stop_clients_and_verify().await?;
+        harness.wait_for_within(Duration::from_secs(30), baseline).await?;
+        let before = completion_text(harness).await?;
+        let (json, sse) =
+            (ChatRequest::new(MODEL, ResponseMode::Json, 2), ChatRequest::new(MODEL, ResponseMode::Sse, 20));
+        harness.start_clients(&LoadProfile { connections: vec![json, sse], interval: Duration::from_millis(100) });
+        harness.list_adapter_from(V2, "tiny/adapters/a6").await?;
+        harness.wait_for_within(Duration::from_mins(1), served_by(MODEL, V2)).await?;
+        let after = completion_text(harness).await?;
+        harness.wait_for_within(Duration::from_mins(1), cleaned_up(V1).and(succeeded(V2))).await?;
+        let record = harness.stop_clients_and_verify().await?;
         ensure!(before != after, "v1 and v2 return the same text: {before:?}");
 
         let verdict = record.verdict();
@@ -65,8 +66,8 @@ fn stream_texts<'a>(record: &'a TrafficRecord, id: &'a str) -> impl Iterator<Ite
     })
 }
 
-async fn completion_text<P: Environment>(bed: &Harness<P>) -> Result<String> {
-    match send_once(&bed.environment.gateway(), &ChatRequest::new(MODEL, ResponseMode::Json, 8)).await.outcome {
+async fn completion_text<E: Environment>(harness: &Harness<E>) -> Result<String> {
+    match send_once(&harness.environment.gateway(), &ChatRequest::new(MODEL, ResponseMode::Json, 8)).await.outcome {
         RequestOutcome::Succeeded { text, .. } => Ok(text),
         RequestOutcome::Failed(failure) => bail!("the request failed: {failure}"),
     }

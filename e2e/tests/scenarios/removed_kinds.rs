@@ -68,11 +68,7 @@ impl ExtProcProcess {
             command.arg(flag).arg(port.number().to_string());
         }
         let metrics_address = ports[2].address().into();
-        Ok(Self {
-            process: ChildProcess::start("rollora-ext-proc", command, folder)?,
-            metrics_address,
-            _ports: ports,
-        })
+        Ok(Self { process: ChildProcess::start("rollora-ext-proc", command, folder)?, metrics_address, _ports: ports })
     }
 
     /// Waits until the active rules are those of these groups and no others; `/readyz` must not fail after the first

@@ -44,7 +44,7 @@ pub(crate) fn chain_progress(weights: &[(String, i32)]) -> Option<ChainProgress>
 pub(crate) fn routers_reached(expected: ChainProgress) -> WaitCondition {
     WaitCondition::new(
         format!("every router has reached v{} with {}", expected.0, expected.1),
-        move |seen: &SystemSnapshot| {
+        move |snapshot: &SystemSnapshot| {
             let reached = |report: &rollora_api::router_report::RulesReport| {
                 report
                     .models
@@ -52,7 +52,7 @@ pub(crate) fn routers_reached(expected: ChainProgress) -> WaitCondition {
                     .and_then(|rule| chain_progress(&target_weights(rule)))
                     .is_some_and(|it| it >= expected)
             };
-            !seen.routers.is_empty() && seen.routers.iter().all(|report| report.as_ref().is_ok_and(reached))
+            !snapshot.routers.is_empty() && snapshot.routers.iter().all(|report| report.as_ref().is_ok_and(reached))
         },
     )
 }
@@ -69,8 +69,8 @@ fn conditions_settled() -> WaitCondition {
     use rollora_api::condition::condition_type::{
         ADAPTER_RESIDENT, AVAILABLE, CLEANED_UP, PROGRESSING, READY, STALLED, TRAFFIC_APPLIED,
     };
-    WaitCondition::new("every condition has its final status", |seen| {
-        let Ok(status) = &seen.status else { return false };
+    WaitCondition::new("every condition has its final status", |snapshot| {
+        let Ok(status) = &snapshot.status else { return false };
         let is = |kind: &str, expected: bool| {
             let found = status.conditions.iter().find(|condition| condition.type_ == kind);
             found.is_none_or(|it| (it.status == ConditionStatus::True) == expected)
@@ -82,40 +82,45 @@ fn conditions_settled() -> WaitCondition {
 
 /// Waits for the end of this version's rollout, and returns the number of retries. A version is rejected if its pilot
 /// server is killed during the trial; a person then requests `retry`.
-pub(crate) async fn wait_for_rollout<P: Environment>(bed: &Harness<P>, number: usize) -> Result<usize> {
+pub(crate) async fn wait_for_rollout<E: Environment>(harness: &Harness<E>, number: usize) -> Result<usize> {
     let (new, mut retries) = (adapter_id(number), 0);
     loop {
         let finished = rollout_finished(number);
         let was_rejected = {
             let new = new.clone();
-            move |seen: &SystemSnapshot| {
-                let Ok(status) = &seen.status else { return false };
+            move |snapshot: &SystemSnapshot| {
+                let Ok(status) = &snapshot.status else { return false };
                 let is_rejected = status.rejected.iter().any(|rejected| rejected.id.as_str() == new);
                 is_rejected && matches!(status.phase, Phase::RolledBack | Phase::Pending | Phase::Succeeded)
             }
         };
         let is_finished = rollout_finished(number);
-        let either = WaitCondition::new(format!("{is_finished}, or {new} is rejected"), move |seen| {
-            is_finished.holds(seen) || was_rejected(seen)
+        let either = WaitCondition::new(format!("{is_finished}, or {new} is rejected"), move |snapshot| {
+            is_finished.holds(snapshot) || was_rejected(snapshot)
         });
         let (start, mut messages) = (now(), Vec::<(Duration, String)>::new());
-        let on_poll = |seen: &SystemSnapshot| {
-            let message = seen.status.as_ref().map_or_else(Clone::clone, |status| status.message.clone());
+        let on_poll = |snapshot: &SystemSnapshot| {
+            let message = snapshot.status.as_ref().map_or_else(Clone::clone, |status| status.message.clone());
             if messages.last().is_none_or(|(_, last)| *last != message) {
                 messages.push((start.elapsed(), message));
             }
         };
-        let seen = bed.wait_for_with(ROLLOUT_TIMEOUT, either, on_poll).await?;
+        let snapshot = harness.wait_for_with(ROLLOUT_TIMEOUT, either, on_poll).await?;
         if start.elapsed() > SLOW_ROLLOUT {
-            let messages: Vec<_> = messages.iter().map(|(at, message)| format!("\n  after {at:.1?}: {message}")).collect();
-            print_line(&format!("the rollout of {new} took {:.1?}; its messages:{}", start.elapsed(), messages.concat()));
+            let messages: Vec<_> =
+                messages.iter().map(|(at, message)| format!("\n  after {at:.1?}: {message}")).collect();
+            print_line(&format!(
+                "the rollout of {new} took {:.1?}; its messages:{}",
+                start.elapsed(),
+                messages.concat()
+            ));
         }
-        if finished.holds(&seen) {
+        if finished.holds(&snapshot) {
             return Ok(retries);
         }
         ensure!(retries < 5, "{new} was rejected {retries} times");
         retries += 1;
-        let output = bed.environment.run_cli(&["retry"]).await?;
+        let output = harness.environment.run_cli(&["retry"]).await?;
         // The operator may have cleared the rejection meanwhile.
         if output.code != 0 && !output.stderr.contains("nothing") {
             bail!("`rollora retry` ended with {output:?}");
@@ -127,7 +132,8 @@ pub(crate) async fn wait_for_rollout<P: Environment>(bed: &Harness<P>, number: u
 /// Fails if any router went back to an older version, or to less weight of the newer one.
 pub(crate) fn check_never_backwards(record: &TrafficRecord) -> Result<()> {
     for (index, router) in record.routers.iter().enumerate() {
-        let progress: Vec<_> = router.intervals.iter().filter_map(|interval| chain_progress(&interval.weights)).collect();
+        let progress: Vec<_> =
+            router.intervals.iter().filter_map(|interval| chain_progress(&interval.weights)).collect();
         for pair in progress.windows(2) {
             ensure!(pair[0] <= pair[1], "router {index} went from {:?} back to {:?}: {progress:?}", pair[0], pair[1]);
         }
@@ -140,7 +146,8 @@ pub(crate) fn check_every_step_once(record: &TrafficRecord, versions: std::ops::
     let mut expected = vec![(*versions.start() - 1, 100)];
     expected.extend(versions.flat_map(|number| [(number, 10), (number, 50), (number, 100)]));
     for (index, router) in record.routers.iter().enumerate() {
-        let mut progress: Vec<_> = router.intervals.iter().filter_map(|interval| chain_progress(&interval.weights)).collect();
+        let mut progress: Vec<_> =
+            router.intervals.iter().filter_map(|interval| chain_progress(&interval.weights)).collect();
         progress.dedup();
         ensure!(progress == expected, "router {index} went through {progress:?}, not {expected:?}");
     }
@@ -148,15 +155,15 @@ pub(crate) fn check_every_step_once(record: &TrafficRecord, versions: std::ops::
 }
 
 /// Returns the end state as text without version numbers, which is equal for every rollout of a chain.
-pub(crate) fn status_summary(seen: &SystemSnapshot, number: usize) -> Result<String> {
-    let status = seen.status.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+pub(crate) fn status_summary(snapshot: &SystemSnapshot, number: usize) -> Result<String> {
+    let status = snapshot.status.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
     let conditions: Vec<_> =
         status.conditions.iter().map(|it| format!("{}={:?}({})", it.type_, it.status, it.reason)).collect();
     let last = status.history.first().map(|ended| format!("{} {}", ended.id, ended.outcome));
     let retired: Vec<_> = status.retired.iter().filter(|it| it.id.as_str() == adapter_id(number - 1)).collect();
     let retired: Vec<_> = retired.iter().map(|it| format!("{} {:?}", it.id, it.state)).collect();
     let weights: Vec<_> = status.weights.desired.iter().map(|it| format!("{} {}", it.id, it.weight)).collect();
-    let listed = seen.parse_adapters_file();
+    let listed = snapshot.parse_adapters_file();
     let ids = |list: &[rollora_api::adapters::AdapterEntry]| -> Vec<String> {
         list.iter()
             .map(|entry| entry.id.to_string())

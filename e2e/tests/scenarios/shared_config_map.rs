@@ -42,7 +42,8 @@ fn add_server_outside_pools(objects: &mut Manifests) -> Result<()> {
 fn add_second_pool(objects: &mut Manifests) -> Result<()> {
     add_server_outside_pools(objects)?;
     let deployment = objects.object_mut("Deployment", OTHER_DEPLOYMENT)?;
-    let labels = deployment["spec"]["template"]["metadata"]["labels"].as_object_mut().context("the pods have no labels")?;
+    let labels =
+        deployment["spec"]["template"]["metadata"]["labels"].as_object_mut().context("the pods have no labels")?;
     labels.remove(SIDECAR_LABEL).context("the shipped pods have no sidecar label")?;
     let mut pool = objects.object_mut("InferencePool", POOL)?.clone();
     pool["metadata"]["name"] = json!(OTHER_DEPLOYMENT);
@@ -66,13 +67,13 @@ async fn request_v1_until_stopped(server: ListenAddress, stop: CancellationToken
 
 /// Holds if the status reports v1 as in use by the other Deployment.
 fn v1_still_in_use() -> WaitCondition {
-    WaitCondition::new("v1 is reported as in use by the other Deployment", |seen| {
+    WaitCondition::new("v1 is reported as in use by the other Deployment", |snapshot| {
         let used = |entry: &rollora_api::rollout::status::RetiredAdapter| {
             entry.id.as_str() == V1
                 && entry.state == RetirementState::StillInUse
                 && entry.reason.contains(OTHER_DEPLOYMENT)
         };
-        seen.status.as_ref().is_ok_and(|status| status.retired.iter().any(used))
+        snapshot.status.as_ref().is_ok_and(|status| status.retired.iter().any(used))
     })
 }
 
@@ -81,8 +82,9 @@ fn adapter_used_by_another_pool_is_retained() {
     if !cluster_tools_available("two pools with one ConfigMap") {
         return;
     }
-    let parts = async || Ok(ClusterOptions { patch_manifests: Box::new(add_second_pool), ..ClusterOptions::default() });
-    run_on_cluster(&setup(), parts, check_used_elsewhere);
+    let options =
+        async || Ok(ClusterOptions { patch_manifests: Box::new(add_second_pool), ..ClusterOptions::default() });
+    run_on_cluster(&setup(), options, check_used_elsewhere);
 }
 
 #[test]
@@ -90,10 +92,10 @@ fn adapter_used_by_an_unpooled_server_is_retained() {
     if !cluster_tools_available("a pool and an unpooled server with one ConfigMap") {
         return;
     }
-    let parts = async || {
+    let options = async || {
         Ok(ClusterOptions { patch_manifests: Box::new(add_server_outside_pools), ..ClusterOptions::default() })
     };
-    run_on_cluster(&setup(), parts, check_used_elsewhere);
+    run_on_cluster(&setup(), options, check_used_elsewhere);
 }
 
 fn setup() -> Setup {
@@ -101,9 +103,9 @@ fn setup() -> Setup {
     Setup { rollout, ..Setup::guide(Duration::ZERO) }
 }
 
-async fn check_used_elsewhere(bed: &mut Harness<ClusterEnvironment>) -> Result<()> {
-    bed.wait_for_baseline().await?;
-    let server = &bed.environment.containers(OTHER_DEPLOYMENT, "vllm")[0];
+async fn check_used_elsewhere(harness: &mut Harness<ClusterEnvironment>) -> Result<()> {
+    harness.wait_for_baseline().await?;
+    let server = &harness.environment.containers(OTHER_DEPLOYMENT, "vllm")[0];
     let (server, stop) = (ListenAddress::Tcp((server.address(), 8000).into()), CancellationToken::new());
     crate::cluster_objects::wait_for("the other server has v1", async || {
         let models: serde_json::Value = http::get_json(&server, "/v1/models").await?;
@@ -112,17 +114,17 @@ async fn check_used_elsewhere(bed: &mut Harness<ClusterEnvironment>) -> Result<(
     .await?;
     let mut requests = JoinSet::new();
     requests.spawn(request_v1_until_stopped(server.clone(), stop.clone()));
-    bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+    harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
 
-    bed.list_adapter(V2).await?;
-    bed.wait_for(succeeded(V2).and(v1_still_in_use())).await?;
-    bed.assert_holds_for(Duration::from_secs(1), loaded_everywhere(V1)).await?;
+    harness.list_adapter(V2).await?;
+    harness.wait_for(succeeded(V2).and(v1_still_in_use())).await?;
+    harness.assert_holds_for(Duration::from_secs(1), loaded_everywhere(V1)).await?;
 
     stop.cancel();
     let answers = requests.join_next().await.context("no request was sent")???;
     ensure!(answers > 10, "the other server answered {answers} times");
-    bed.wait_for_within(QUIET_FOR + Duration::from_secs(30), cleaned_up(V1)).await?;
+    harness.wait_for_within(QUIET_FOR + Duration::from_secs(30), cleaned_up(V1)).await?;
     let models: serde_json::Value = http::get_json(&server, "/v1/models").await?;
     ensure!(!models.to_string().contains(V1), "v1 is reported as gone, but the other server has it: {models}");
-    bed.stop_clients_and_verify().await.map(drop)
+    harness.stop_clients_and_verify().await.map(drop)
 }

@@ -48,17 +48,17 @@ pub(crate) enum FaultTarget {
 }
 
 impl FaultTarget {
-    pub(crate) async fn inject(self, bed: &mut Harness<ClusterEnvironment>, away: Duration) -> Result<()> {
+    pub(crate) async fn inject(self, harness: &mut Harness<ClusterEnvironment>, away: Duration) -> Result<()> {
         match self {
-            Self::ApiServer => bed.kill_api_server(away).await,
-            Self::FrozenApiServer => bed.freeze_api_server(away).await,
-            Self::ExtProc(index) => bed.kill_ext_proc(index, away).await,
-            Self::Sidecar(index) => bed.kill_sidecar(index, away).await,
-            Self::Server(index) => bed.kill_vllm(index, away).await,
+            Self::ApiServer => harness.kill_api_server(away).await,
+            Self::FrozenApiServer => harness.freeze_api_server(away).await,
+            Self::ExtProc(index) => harness.kill_ext_proc(index, away).await,
+            Self::Sidecar(index) => harness.kill_sidecar(index, away).await,
+            Self::Server(index) => harness.kill_vllm(index, away).await,
             Self::Operator => {
-                bed.kill_operator();
+                harness.kill_operator();
                 tokio::time::sleep(away).await;
-                bed.start_operator().await
+                harness.start_operator().await
             }
         }
     }
@@ -90,14 +90,14 @@ impl fmt::Display for FaultPoint {
 }
 
 impl FaultPoint {
-    async fn wait(self, bed: &Harness<ClusterEnvironment>, number: usize) -> Result<()> {
+    async fn wait(self, harness: &Harness<ClusterEnvironment>, number: usize) -> Result<()> {
         let weight = match self {
             Self::Listed => return Ok(()),
             Self::AtTenPercent => 10,
             Self::AtHalf => 50,
             Self::AtFull => 100,
         };
-        bed.wait_for(routers_reached((number, weight))).await.map(drop)
+        harness.wait_for(routers_reached((number, weight))).await.map(drop)
     }
 }
 
@@ -112,23 +112,23 @@ pub(crate) type InterceptorSlot = Arc<OnceLock<Arc<WriteInterceptor>>>;
 
 /// Returns options for the shared control plane with an operator that has a Lease duration of two seconds and writes
 /// through an interceptor, which is put into `slot`; `change` applies further changes to the manifests.
-pub(crate) async fn parts_with_write_interceptor(
+pub(crate) async fn options_with_write_interceptor(
     slot: InterceptorSlot,
     change: impl Fn(&mut Manifests) -> Result<()> + Send + Sync + 'static,
 ) -> Result<ClusterOptions> {
-    let turnstile = Arc::new(WriteInterceptor::start(ControlPlane::shared().await?).await?);
-    slot.set(Arc::clone(&turnstile)).ok();
+    let interceptor = Arc::new(WriteInterceptor::start(ControlPlane::shared().await?).await?);
+    slot.set(Arc::clone(&interceptor)).ok();
     let change = move |objects: &mut Manifests| {
         set_short_lease(objects)?;
         change(objects)?;
-        turnstile.route_through(objects, "rollora-operator")
+        interceptor.route_through(objects, "rollora-operator")
     };
     Ok(ClusterOptions { patch_manifests: Box::new(change), ..ClusterOptions::default() })
 }
 
 /// Returns options with a control plane of their own, an operator with a Lease duration of two seconds, and a kubelet
 /// that restarts it soon each time it has lost its Lease: waiting for the backoff would be most of a scenario.
-pub(crate) async fn parts_with_own_control_plane() -> Result<ClusterOptions> {
+pub(crate) async fn options_with_own_control_plane() -> Result<ClusterOptions> {
     let plane = ControlPlane::start().await?;
     plane.install_crds(&[rollora_crds()?, upstream_crds()?].concat()).await?;
     let backoff = RestartBackoff { initial: Duration::from_millis(500), max: Duration::from_secs(1) };
@@ -160,26 +160,27 @@ fn any_fault_at_any_step_leads_to_the_same_end_state() {
             schedule.extend(FAULT_POINTS.choose(&mut random).map(|step| (target, *step)));
         }
     }
-    run_on_cluster(&Setup::guide(Duration::from_millis(400)), parts_with_own_control_plane, async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
-        bed.list_adapter(&adapter_id(2)).await?;
-        let expected = status_summary(&bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(2)).await?, 2)?;
+    run_on_cluster(&Setup::guide(Duration::from_millis(400)), options_with_own_control_plane, async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+        harness.list_adapter(&adapter_id(2)).await?;
+        let expected = status_summary(&harness.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(2)).await?, 2)?;
         let mut number = 2;
         for (target, step) in schedule {
             number += 1;
-            bed.list_adapter(&adapter_id(number)).await?;
-            step.wait(bed, number).await?;
-            target.inject(bed, Duration::from_millis(random.random_range(50..600))).await?;
-            let retries = wait_for_rollout(bed, number).await?;
-            let seen = bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(number).and(all_servers_ready())).await?;
-            let summary = status_summary(&seen, number)?;
+            harness.list_adapter(&adapter_id(number)).await?;
+            step.wait(harness, number).await?;
+            target.inject(harness, Duration::from_millis(random.random_range(50..600))).await?;
+            let retries = wait_for_rollout(harness, number).await?;
+            let snapshot =
+                harness.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(number).and(all_servers_ready())).await?;
+            let summary = status_summary(&snapshot, number)?;
             ensure!(summary == expected, "{target:?} {step}: it came to\n{summary}, not to\n{expected}");
             if long_tests_enabled() {
                 print_line(&format!("{target:?} died {step} of v{number}: it came to the same end, {retries} retries"));
             }
         }
-        let record = bed.stop_clients_and_verify().await?;
+        let record = harness.stop_clients_and_verify().await?;
         check_never_backwards(&record)?;
         print_line(&format!("{} deaths, each at a step of a rollout, seed {SEED}: {}", number - 2, record.verdict()));
         Ok(())

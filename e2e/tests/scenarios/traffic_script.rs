@@ -17,8 +17,8 @@ use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
 const REQUEST_COUNT: usize = 40;
 
 /// Runs the script, which must succeed, and returns the counts of its report by version.
-async fn run_and_count(bed: &Harness<ClusterEnvironment>) -> Result<BTreeMap<String, usize>> {
-    let ListenAddress::Tcp(gateway) = bed.environment.gateway() else {
+async fn run_and_count(harness: &Harness<ClusterEnvironment>) -> Result<BTreeMap<String, usize>> {
+    let ListenAddress::Tcp(gateway) = harness.environment.gateway() else {
         anyhow::bail!("Envoy listens on a socket file")
     };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("guide/test-traffic-splitting.sh");
@@ -49,26 +49,26 @@ fn script_counts_match_the_weights_at_each_split() {
     run_on_cluster(
         &setup,
         async || Ok(ClusterOptions::default()),
-        async |bed| {
-            bed.wait_for_baseline().await?;
-            ensure!(run_and_count(bed).await? == all_requests_to(V1), "the baseline is not v1 alone");
-            bed.list_adapter(V2).await?;
-            bed.wait_for(traffic_split(MODEL, &[(V1, 90), (V2, 10)])).await?;
-            let counts = run_and_count(bed).await?;
+        async |harness| {
+            harness.wait_for_baseline().await?;
+            ensure!(run_and_count(harness).await? == all_requests_to(V1), "the baseline is not v1 alone");
+            harness.list_adapter(V2).await?;
+            harness.wait_for(traffic_split(MODEL, &[(V1, 90), (V2, 10)])).await?;
+            let counts = run_and_count(harness).await?;
             let of = |id: &str| counts.get(id).copied().unwrap_or_default();
             // At 90 %, half of 40 or fewer has a probability of less than one in a billion.
             ensure!(of(V1) + of(V2) == REQUEST_COUNT && of(V1) > REQUEST_COUNT / 2, "at 90/10: {counts:?}");
-            bed.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
-            let counts = run_and_count(bed).await?;
+            harness.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
+            let counts = run_and_count(harness).await?;
             let of = |id: &str| counts.get(id).copied().unwrap_or_default();
             // At 50 %, less than an eighth of 40 has a probability of one in five million.
             ensure!(
                 of(V1) + of(V2) == REQUEST_COUNT && of(V1).min(of(V2)) >= REQUEST_COUNT / 8,
                 "at 50/50: {counts:?}"
             );
-            bed.cli_stdout(&["promote"]).await?;
-            bed.wait_for(served_by(MODEL, V2)).await?;
-            ensure!(run_and_count(bed).await? == all_requests_to(V2), "not v2 alone after the last step");
+            harness.cli_stdout(&["promote"]).await?;
+            harness.wait_for(served_by(MODEL, V2)).await?;
+            ensure!(run_and_count(harness).await? == all_requests_to(V2), "not v2 alone after the last step");
             Ok(())
         },
     );

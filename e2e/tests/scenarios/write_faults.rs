@@ -9,7 +9,7 @@ use crate::{
         ROLLOUT_TIMEOUT, adapter_id, check_every_step_once, rollout_finished, status_summary, wait_for_rollout,
     },
     run_stats::print_line,
-    step_faults::{InterceptorSlot, parts_with_write_interceptor},
+    step_faults::{InterceptorSlot, options_with_write_interceptor},
 };
 use anyhow::{Context as _, Result, ensure};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
@@ -36,17 +36,17 @@ fn operator_kill_after_any_write_keeps_the_outcome() {
         return;
     }
     let shared = InterceptorSlot::default();
-    let parts = async || parts_with_write_interceptor(Arc::clone(&shared), |_| Ok(())).await;
-    run_on_cluster(&Setup::guide(Duration::from_millis(200)), parts, async |bed| {
-        let interceptor: &Arc<WriteInterceptor> = shared.get().context("no turnstile")?;
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+    let options = async || options_with_write_interceptor(Arc::clone(&shared), |_| Ok(())).await;
+    run_on_cluster(&Setup::guide(Duration::from_millis(200)), options, async |harness| {
+        let interceptor: &Arc<WriteInterceptor> = shared.get().context("no write interceptor")?;
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
 
         // The first rollout is undisturbed: it determines the number of writes and the expected end state.
         interceptor.clear_writes();
-        bed.list_adapter(&adapter_id(2)).await?;
-        let seen = bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(2)).await?;
-        let (writes, expected) = (interceptor.writes(), status_summary(&seen, 2)?);
+        harness.list_adapter(&adapter_id(2)).await?;
+        let snapshot = harness.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(2)).await?;
+        let (writes, expected) = (interceptor.writes(), status_summary(&snapshot, 2)?);
         ensure!(writes.len() >= 10, "a whole rollout has only these writes: {writes:?}");
 
         let mut points: Vec<usize> = (1..=writes.len()).collect();
@@ -57,14 +57,14 @@ fn operator_kill_after_any_write_keeps_the_outcome() {
         let (mut last, mut killed) = (2, 0);
         for point in points {
             last += 1;
-            if kill_after_write(bed, interceptor, point, last).await? {
+            if kill_after_write(harness, interceptor, point, last).await? {
                 killed += 1;
             }
-            let seen = bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(last)).await?;
-            let summary = status_summary(&seen, last)?;
+            let snapshot = harness.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(last)).await?;
+            let summary = status_summary(&snapshot, last)?;
             ensure!(summary == expected, "killed after write {point} it came to\n{summary}, not to\n{expected}");
         }
-        let record = bed.stop_clients_and_verify().await?;
+        let record = harness.stop_clients_and_verify().await?;
         check_every_step_once(&record, 2..=last)?;
         // The number of writes per rollout varies a little: the last points may not be reached.
         ensure!(killed + 3 >= last - 2, "only {killed} of {} kills happened", last - 2);
@@ -81,13 +81,13 @@ fn operator_kill_after_any_write_keeps_the_outcome() {
 /// Lists a version, kills the operator after its n-th write, and starts it again. Returns whether there were that many
 /// writes.
 async fn kill_after_write(
-    bed: &mut Harness<ClusterEnvironment>,
+    harness: &mut Harness<ClusterEnvironment>,
     interceptor: &WriteInterceptor,
     point: usize,
     number: usize,
 ) -> Result<bool> {
     let was_killed = Arc::new(AtomicBool::new(false));
-    let operators = bed.environment.operators();
+    let operators = harness.environment.operators();
     interceptor.after_write(point, {
         let was_killed = Arc::clone(&was_killed);
         move || {
@@ -95,21 +95,21 @@ async fn kill_after_write(
             was_killed.store(true, Ordering::SeqCst);
         }
     });
-    bed.list_adapter(&adapter_id(number)).await?;
+    harness.list_adapter(&adapter_id(number)).await?;
     let killed = Arc::clone(&was_killed);
     let is_finished = rollout_finished(number);
     let either = rollora_e2e::conditions::WaitCondition::new(
         format!("the operator was killed after write {point} of the rollout of v{number}, or the rollout finished"),
-        move |seen| killed.load(Ordering::SeqCst) || is_finished.holds(seen),
+        move |snapshot| killed.load(Ordering::SeqCst) || is_finished.holds(snapshot),
     );
-    let seen = bed.wait_for_within(ROLLOUT_TIMEOUT, either).await;
+    let snapshot = harness.wait_for_within(ROLLOUT_TIMEOUT, either).await;
     let reached = interceptor.hook_has_run();
-    seen?;
+    snapshot?;
     if reached {
         let away = StdRng::seed_from_u64(point as u64).random_range(0..300);
         tokio::time::sleep(Duration::from_millis(away)).await;
-        bed.start_operator().await?;
+        harness.start_operator().await?;
     }
-    wait_for_rollout(bed, number).await?;
+    wait_for_rollout(harness, number).await?;
     Ok(reached)
 }
