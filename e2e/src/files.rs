@@ -13,7 +13,7 @@ const DEFAULT_TOTAL_WEIGHT: u32 = 100;
 /// One entry of the adapters file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedAdapter {
-    /// The adapter's id.
+    /// The id under which servers load the adapter.
     pub id: String,
     /// The `source` text of the entry.
     pub source: String,

@@ -97,7 +97,7 @@ pub trait Environment: Sized + Send + Sync {
     fn compare_and_write_adapters(&self, before: &str, text: &str) -> impl Future<Output = Result<bool>> + Send;
     /// Returns the Rollout's text as it was last written.
     fn rollout_yaml(&self) -> impl Future<Output = Result<String>> + Send;
-    /// Writes the Rollout.
+    /// Writes the Rollout's text unconditionally.
     fn write_rollout(&self, text: &str) -> impl Future<Output = Result<()>> + Send;
     /// Observes the whole system once.
     fn snapshot(&self) -> impl Future<Output = SystemSnapshot> + Send;

@@ -82,7 +82,7 @@ pub enum RequestOutcome {
     Succeeded {
         /// The `model` of the response, identical in every event of a stream.
         model: String,
-        /// The generated text.
+        /// The generated text, joined from all events of a stream.
         text: String,
     },
     /// No complete response with status 200.
@@ -118,7 +118,7 @@ pub enum RequestFailure {
 }
 
 impl RequestRecord {
-    /// The version that answered.
+    /// Returns the model of the response, if there is one.
     pub fn model(&self) -> Option<&str> {
         match &self.outcome {
             RequestOutcome::Succeeded { model, .. } => Some(model),
@@ -126,7 +126,7 @@ impl RequestRecord {
         }
     }
 
-    /// Why there is no answer.
+    /// Returns why the request failed, if it did.
     pub fn failure(&self) -> Option<&RequestFailure> {
         match &self.outcome {
             RequestOutcome::Succeeded { .. } => None,
@@ -256,7 +256,7 @@ fn response_model(answer: &Value) -> Result<String, RequestFailure> {
     model.map(str::to_owned).ok_or_else(|| RequestFailure::Malformed(format!("no model in {answer}")))
 }
 
-/// An error with what caused it: hyper's own texts say little.
+/// Returns the error with all its causes: hyper's own text names none of them.
 fn error_chain(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
     let mut source = error.source();

@@ -39,7 +39,7 @@ pub(crate) struct GatewayClient {
     _connection: JoinSet<()>,
 }
 
-/// A complete response.
+/// A response with its complete body.
 #[derive(Debug)]
 pub(crate) struct ClientResponse {
     pub(crate) status: StatusCode,

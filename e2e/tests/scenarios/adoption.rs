@@ -43,7 +43,7 @@ fn options_with_manual_rewrite(rules: Value) -> ClusterOptions {
             "kind": "InferenceModelRewrite",
             "metadata": {
                 "name": REWRITE, "namespace": namespace,
-                "labels": { "team": "segments" }, "annotations": { "example.com/owner": "somebody" },
+                "labels": { "team": "segments" }, "annotations": { "example.com/owner": "segments-team" },
             },
             "spec": { "poolRef": { "group": "inference.networking.k8s.io", "name": POOL }, "rules": rules },
         }));
@@ -83,7 +83,7 @@ async fn versions_since(harness: &Harness<ClusterEnvironment>, first: &DynamicOb
 fn check_foreign_metadata(object: &DynamicObject) -> Result<()> {
     let (label, annotation) = (object.labels().get("team"), object.annotations().get("example.com/owner"));
     ensure!(label.is_some_and(|team| team == "segments"), "{object:?}");
-    ensure!(annotation.is_some_and(|owner| owner == "somebody"), "{object:?}");
+    ensure!(annotation.is_some_and(|owner| owner == "segments-team"), "{object:?}");
     Ok(())
 }
 

@@ -106,11 +106,7 @@ fn mistakes() -> Vec<ObjectMistake> {
         mistake(
             "shadowed",
             json!({}),
-            expected_condition(
-                STALLED,
-                reason::SHADOWED_BY,
-                &["somebody-elses-rewrite", "shadowed", "spec.rewriteRef"],
-            ),
+            expected_condition(STALLED, reason::SHADOWED_BY, &["team-rewrite", "shadowed", "spec.rewriteRef"]),
         ),
         mistake(
             "other-pool",
@@ -152,14 +148,14 @@ async fn create_foreign_objects(harness: &Harness<ClusterEnvironment>) -> Result
         "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool",
         "metadata": { "name": "pool-without-pods" },
         "spec": {
-            "selector": { "matchLabels": { "app": "nobody" } }, "targetPorts": [{ "number": 8000 }],
+            "selector": { "matchLabels": { "app": "no-such-app" } }, "targetPorts": [{ "number": 8000 }],
             "endpointPickerRef": { "name": "epp", "port": { "number": 9002 } },
         },
     });
     let objects = [
         pool,
         rewrite("two-targets", POOL, "two-targets", &[("left", 1), ("right", 1)]),
-        rewrite("somebody-elses-rewrite", POOL, "shadowed", &[("shadow", 1)]),
+        rewrite("team-rewrite", POOL, "shadowed", &[("shadow", 1)]),
         rewrite("rewrite-of-another-pool", "pool-without-pods", "other-pool", &[("other", 1)]),
     ];
     try_join_all(objects.into_iter().map(|object| harness.environment.apply(object))).await.map(drop)

@@ -104,7 +104,7 @@ impl LeaseFault {
         match self {
             Self::Deleted => drop(leases_api(harness).delete(OPERATOR, &DeleteParams::default()).await?),
             Self::Stolen => {
-                let spec = json!({ "spec": { "holderIdentity": "somebody-else", "leaseDurationSeconds": 2 } });
+                let spec = json!({ "spec": { "holderIdentity": "another-identity", "leaseDurationSeconds": 2 } });
                 leases_api(harness).patch(OPERATOR, &PatchParams::default(), &Patch::Merge(spec)).await?;
                 // The operator notices the new holder and exits.
                 let operator = harness.environment.operators().pop().context("there is no operator")?;
@@ -116,7 +116,7 @@ impl LeaseFault {
                     }))
                     .await?;
                 let why = operator.log_tail(40);
-                ensure!(why.contains("was taken by somebody-else"), "it does not say why it left:\n{why}");
+                ensure!(why.contains("was taken by another-identity"), "the log does not name the new holder:\n{why}");
                 // A kubelet's backoff would grow each time, so the exited operator is released immediately.
                 while !operator.is_running() {
                     operator.release();

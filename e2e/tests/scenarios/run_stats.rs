@@ -3,7 +3,7 @@
 use rollora_e2e::oracle::TrafficVerdict;
 use std::{collections::BTreeMap, io::Write as _, time::Duration};
 
-/// Prints one line.
+/// Prints one line to standard error.
 pub(crate) fn print_line(line: &str) {
     drop(writeln!(std::io::stderr().lock(), "{line}"));
 }

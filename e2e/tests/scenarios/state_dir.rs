@@ -43,7 +43,7 @@ fn command_for_another_rollout_is_refused() {
             let output = harness.environment.run_cli(&[verb, "another"]).await?;
             let words = [MODEL, "another", "--state"];
             let refused = output.code == 1 && words.iter().all(|word| output.stderr.contains(word));
-            ensure!(refused, "`rollora {verb} another` said {output:?}");
+            ensure!(refused, "`rollora {verb} another` ended with {output:?}");
         }
         Ok(())
     });

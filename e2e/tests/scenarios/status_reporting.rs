@@ -102,13 +102,13 @@ fn rewrites_have_conditions_and_rollouts_metrics() {
     run_on_cluster(&Setup::pause_at_half(Duration::from_millis(200)), options, async |harness| {
         let audit = harness.environment.control_plane().audit_log();
         harness.wait_for_baseline().await?;
-        let in_force = ("Accepted=True/Accepted", "in force for");
+        let accepted = ("Accepted=True/Accepted", "in force for");
         let alone = ("Conflicted=False/NoConflict", "every rule");
-        wait_for_conditions(harness, Current, REWRITE, &[in_force, alone]).await?;
+        wait_for_conditions(harness, Current, REWRITE, &[accepted, alone]).await?;
 
         // Rewrites that no Rollout manages.
-        create_rewrite(harness, Current, "of-nobody", POOL, &[OTHER_MODEL]).await?;
-        wait_for_conditions(harness, Current, "of-nobody", &[in_force, alone]).await?;
+        create_rewrite(harness, Current, "of-no-rollout", POOL, &[OTHER_MODEL]).await?;
+        wait_for_conditions(harness, Current, "of-no-rollout", &[accepted, alone]).await?;
         create_rewrite(harness, Current, "of-no-pool", "forgotten-pool", &[OTHER_MODEL]).await?;
         wait_for_conditions(
             harness,
@@ -118,12 +118,12 @@ fn rewrites_have_conditions_and_rollouts_metrics() {
         )
         .await?;
         create_rewrite(harness, Current, "younger", POOL, &[OTHER_MODEL, "own"]).await?;
-        let shadow = ("Conflicted=True/ShadowedBy", "of-nobody, which goes first");
+        let shadow = ("Conflicted=True/ShadowedBy", "of-no-rollout, which goes first");
         wait_for_conditions(harness, Current, "younger", &[("Accepted=True/Accepted", "in force for own"), shadow])
             .await?;
         create_rewrite(harness, Legacy, "of-old", POOL, &[OTHER_MODEL]).await?;
         wait_for_conditions(harness, Legacy, "of-old", &[("Accepted=False/ShadowedBy", "group llm-d.ai")]).await?;
-        rewrites_api(harness, Current).delete("of-nobody", &DeleteParams::default()).await?;
+        rewrites_api(harness, Current).delete("of-no-rollout", &DeleteParams::default()).await?;
         let free = ("Accepted=True/Accepted", "in force for other-model, own");
         wait_for_conditions(harness, Current, "younger", &[free, alone]).await?;
         let writes = count_status_writes(harness, &audit, "younger")?;

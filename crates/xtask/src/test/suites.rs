@@ -37,7 +37,7 @@ const LAWS: &[&str] = &[
     "response_matrix",
 ];
 /// The guide, once, over the real programs on one machine.
-const GUIDE: &[&str] = &["-p", "rollora-e2e", "--test", "scenarios", "--", "guide::", "--skip", "on_a_cluster"];
+const GUIDE: &[&str] = &["-p", "rollora-e2e", "--test", "scenarios", "--", "guide::", "--skip", "::cluster"];
 
 /// Runs all tests; says how they ended, and what was not there for some of them.
 pub(super) fn run(scope: Scope, lints: Lints, fetching: PendingTools<'_>) -> Vec<(&'static str, CheckOutcome)> {
