@@ -1,7 +1,7 @@
-//! The demo: the whole guide by itself, told on one screen, on one machine or on the parts of a cluster.
+//! The demo: walks through the whole guide on one screen, on one machine or on the parts of a cluster.
 //!
-//! The exit code is 0 only when every sentence that was written was seen to be true. Everything that was started ends
-//! with the demo, also after Ctrl-C.
+//! The exit code is 0 only if every printed check was observed to hold. Every process that the demo starts ends with
+//! it, also after Ctrl-C.
 
 mod cluster_demo;
 mod environment;
@@ -20,26 +20,26 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use walkthrough::Walkthrough;
 
-/// What was typed.
+/// Command-line arguments of the demo.
 #[derive(Debug, Clone, Copy, Default, clap::Parser)]
-#[command(name = "demo", about = "The LoRA adapter rollout guide on this machine, by itself")]
+#[command(name = "demo", about = "The LoRA adapter rollout guide on this machine, start to finish")]
 pub struct DemoArgs {
-    /// With real vLLM servers on the CPU, from the folder that ROLLORA_VLLM_HOME names
+    /// Use real vLLM servers on the CPU, from the folder that ROLLORA_VLLM_HOME names
     #[arg(long)]
     pub vllm: bool,
-    /// On the parts of a cluster, from the folders that ROLLORA_CONTROL_PLANE_HOME and ROLLORA_ENVOY_HOME name
+    /// Run on the parts of a cluster, from the folders that ROLLORA_CONTROL_PLANE_HOME and ROLLORA_ENVOY_HOME name
     #[arg(long)]
     pub cluster: bool,
-    /// Leave everything running at the end, and print what to play with
+    /// Leave everything running at the end and print commands to try
     #[arg(long)]
     pub keep: bool,
 }
 
-/// Runs the demo to its end, or until somebody wants it to end.
+/// Runs the demo to its end, or until SIGINT or SIGTERM: exit code 130 or 143.
 pub async fn run(arguments: DemoArgs) -> Result<ExitCode> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut screen = Screen::new();
-    // Whichever arm is not taken is dropped, and all processes with it.
+    // Dropping the unfinished branch ends all processes of the demo.
     let result = tokio::select! {
         result = run_demo(arguments, &mut screen) => result.map(|()| ExitCode::SUCCESS),
         _ = interrupt.recv() => Ok(ExitCode::from(130)),
@@ -50,25 +50,25 @@ pub async fn run(arguments: DemoArgs) -> Result<ExitCode> {
 }
 
 async fn run_demo(arguments: DemoArgs, screen: &mut Screen) -> Result<()> {
-    let stage = if arguments.vllm { DemoSetup::real()? } else { DemoSetup::simulated() };
+    let setup = if arguments.vllm { DemoSetup::real()? } else { DemoSetup::simulated() };
     if arguments.cluster {
-        cluster_demo::run_on_cluster(arguments, &stage, screen).await
+        cluster_demo::run_on_cluster(arguments, &setup, screen).await
     } else {
-        local_demo::run_locally(arguments, &stage, screen).await
+        local_demo::run_locally(arguments, &setup, screen).await
     }
 }
 
-/// Tells the story of a bed that has come up.
-async fn run_walkthrough<P: DemoEnvironment>(
-    mut bed: Harness<P>,
-    stage: &DemoSetup,
+/// Walks through the guide on a harness that is ready.
+async fn run_walkthrough<E: DemoEnvironment>(
+    mut harness: Harness<E>,
+    setup: &DemoSetup,
     screen: &mut Screen,
-) -> Result<Harness<P>> {
-    let told = Walkthrough::new(&mut bed, screen, stage).run().await;
-    if let Err(error) = told {
+) -> Result<Harness<E>> {
+    let result = Walkthrough::new(&mut harness, screen, setup).run().await;
+    if let Err(error) = result {
         screen.clear_progress();
-        let logs = bed.environment.logs();
-        return Err(error.context(format!("not all of the guide came true\n{logs}")));
+        let logs = harness.environment.logs();
+        return Err(error.context(format!("the demo did not complete the guide\n{logs}")));
     }
-    Ok(bed)
+    Ok(harness)
 }

@@ -1,32 +1,32 @@
-//! The two files that a person writes and edits: as text, with comments, the way the guide shows them. What stands in
-//! them is read by `rollora-api`; edits are made here line by line, as with an editor, so that the program's own way of
-//! editing is not what it is tested with.
+//! The two files that a person writes and edits: as text, with comments, in the form that the guide shows.
+//! `rollora-api` reads them. Edits are made here line by line, as in an editor, so that tests do not rely on the
+//! editing code that they test.
 
 use anyhow::{Context as _, Result};
 use rollora_api::rollout::spec::RouterKind;
 use rollora_testbed::guide::{ADAPTERS_CONFIG_MAP, BASE_MODEL, MODEL, POOL, REWRITE};
 use std::time::Duration;
 
-/// What weights are out of where nobody says otherwise.
+/// The total weight if a manifest does not set it.
 const DEFAULT_TOTAL_WEIGHT: u32 = 100;
 
 /// One entry of the adapters file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedAdapter {
-    /// The adapter.
+    /// The id under which servers load the adapter.
     pub id: String,
-    /// Where it comes from.
+    /// The `source` text of the entry.
     pub source: String,
 }
 
 impl ListedAdapter {
-    /// An entry.
+    /// Creates an entry from its two fields.
     pub fn new(id: &str, source: &str) -> Self {
         Self { id: id.to_owned(), source: source.to_owned() }
     }
 }
 
-/// The adapters file of the guide, wrapped in its ConfigMap, with these entries and a person's comments.
+/// Returns the guide's adapters file in its ConfigMap, with these entries and a person's comments.
 pub fn adapters_yaml(base_model: &str, entries: &[ListedAdapter]) -> String {
     let entry = |entry: &ListedAdapter| format!("        - id: {}\n          source: {}\n", entry.id, entry.source);
     let entries: String = entries.iter().map(entry).collect();
@@ -45,13 +45,13 @@ pub fn adapters_yaml(base_model: &str, entries: &[ListedAdapter]) -> String {
     )
 }
 
-/// The text with an entry added below the others of `ensureExist`.
+/// Returns the text with an entry added below the others of `ensureExist`.
 pub fn list_adapter(text: &str, entry: &ListedAdapter) -> Result<String> {
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     let section = find_line(&lines, 0, "ensureExist:").context("the file has no `ensureExist`")?;
     let end = find_line(&lines, section, "ensureNotExist:").unwrap_or(lines.len());
     let last = (section..end).rev().find(|index| lines[*index].trim_start().starts_with("source:"));
-    let last = last.context("nothing stands under `ensureExist`")?;
+    let last = last.context("`ensureExist` has no entry")?;
     let indent = lines[last].len() - lines[last].trim_start().len() - 2;
     let indent = " ".repeat(indent);
     let new = [format!("{indent}- id: {}", entry.id), format!("{indent}  source: {}", entry.source)];
@@ -59,7 +59,7 @@ pub fn list_adapter(text: &str, entry: &ListedAdapter) -> Result<String> {
     Ok(lines.join("\n") + "\n")
 }
 
-/// The text without the two lines of the entry `id`.
+/// Returns the text without the two lines of the entry `id`.
 pub fn remove_adapter(text: &str, id: &str) -> Result<String> {
     let mut lines: Vec<&str> = text.lines().collect();
     let wanted = format!("- id: {id}");
@@ -69,7 +69,7 @@ pub fn remove_adapter(text: &str, id: &str) -> Result<String> {
     Ok(lines.join("\n") + "\n")
 }
 
-/// The text with the entry `id` moved to `ensureNotExist`, as the guide does at its end.
+/// Returns the text with the entry `id` moved to `ensureNotExist`, as the guide does at its end.
 pub fn unlist_adapter(text: &str, id: &str) -> Result<String> {
     let entry = format!("- id: {id}");
     let line = text.lines().find(|line| line.trim() == entry);
@@ -89,41 +89,41 @@ fn find_line(lines: &[String], from: usize, word: &str) -> Option<usize> {
     (from..lines.len()).find(|index| lines[*index].trim() == word)
 }
 
-/// What a scenario wants of its Rollout; everything else is the guide's.
+/// The fields of a Rollout that scenarios vary; all others are the guide's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RolloutManifest {
-    /// The steps, in order.
+    /// The steps of the strategy, in order.
     pub steps: Vec<RolloutStep>,
-    /// What the weights of the steps are out of.
+    /// The total that the steps' weights are a part of.
     pub total_weight: u32,
-    /// How long a retired adapter stays at least.
+    /// Minimum time before a retired adapter is unlisted (`cleanup.delay`).
     pub delay: Duration,
-    /// How long nobody must have used it.
+    /// How long a retired adapter must be idle before it is unloaded (`cleanup.quietFor`).
     pub quiet_for: Duration,
-    /// Who executes the rewrite.
+    /// Which component applies the rewrite.
     pub router: RouterKind,
 }
 
-/// One step.
+/// One step of the strategy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RolloutStep {
-    /// Give the new version this much of the total weight.
+    /// Gives the new version this part of the total weight.
     Weight(u32),
-    /// Wait this long.
+    /// Waits for this time.
     Pause(Duration),
-    /// Wait until somebody promotes.
+    /// Waits until a person promotes.
     IndefinitePause,
 }
 
 impl RolloutStep {
-    /// A line of the file, with what is left to the old version of `total_weight`.
+    /// Returns the step as a line of the file; its comment has the remaining weight of the old version.
     fn to_yaml_line(self, total_weight: u32) -> String {
         match self {
             Self::Weight(weight) => {
                 format!("setWeight: {weight:<12} # {}/{weight}", total_weight.saturating_sub(weight))
             }
             Self::Pause(duration) => format!("pause: {{ duration: {} }}", format_duration(duration)),
-            Self::IndefinitePause => "pause: {}                   # until somebody promotes".to_owned(),
+            Self::IndefinitePause => "pause: {}                   # until a person promotes".to_owned(),
         }
     }
 }
@@ -141,13 +141,13 @@ impl RolloutManifest {
         }
     }
 
-    /// The guide's three splits, waiting at 50/50 until somebody promotes.
+    /// The guide's three splits, waiting at 50/50 until a person promotes.
     pub fn pause_at_half(pause: Duration) -> Self {
         use RolloutStep::{IndefinitePause, Pause, Weight};
         Self { steps: vec![Weight(10), Pause(pause), Weight(50), IndefinitePause, Weight(100)], ..Self::guide(pause) }
     }
 
-    /// The file.
+    /// Returns the Rollout's file.
     pub fn yaml(&self) -> String {
         let steps: Vec<_> =
             self.steps.iter().map(|step| format!("    - {}", step.to_yaml_line(self.total_weight))).collect();
@@ -179,7 +179,7 @@ impl RolloutManifest {
     }
 }
 
-/// A duration as the Gateway API writes it.
+/// Returns a duration in the Gateway API's format.
 fn format_duration(duration: Duration) -> String {
     match (duration.as_secs(), duration.subsec_millis()) {
         (seconds, 0) => format!("{seconds}s"),
@@ -188,21 +188,21 @@ fn format_duration(duration: Duration) -> String {
     }
 }
 
-/// A line of a [`difference`].
+/// A line of [`diff_lines`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiffLine<'a> {
-    /// In both.
+    /// The line is in both texts.
     Same(&'a str),
-    /// Only before.
+    /// The line is in the old text only.
     Removed(&'a str),
-    /// Only after.
+    /// The line is in the new text only.
     Added(&'a str),
 }
 
-/// The lines of two texts, one beside the other: the longest common part stays.
+/// Returns the line differences of two texts, based on their longest common subsequence.
 pub fn diff_lines<'a>(before: &'a str, after: &'a str) -> Vec<DiffLine<'a>> {
     let (before, after): (Vec<_>, Vec<_>) = (before.lines().collect(), after.lines().collect());
-    // common[i][j]: how many lines before[i..] and after[j..] have in common.
+    // common[i][j] is the number of lines that before[i..] and after[j..] have in common.
     let mut common = vec![vec![0_usize; after.len() + 1]; before.len() + 1];
     for i in (0..before.len()).rev() {
         for j in (0..after.len()).rev() {
@@ -226,7 +226,7 @@ pub fn diff_lines<'a>(before: &'a str, after: &'a str) -> Vec<DiffLine<'a>> {
     lines
 }
 
-/// The adapters file of the guide.
+/// Returns the guide's adapters file with these entries.
 pub fn guide_adapters(entries: &[ListedAdapter]) -> String {
     adapters_yaml(BASE_MODEL, entries)
 }
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn listing_and_removing_are_what_the_program_reads() {
+    fn api_parses_listed_and_removed_entries() {
         let first = guide_adapters(&[ListedAdapter::new(V1, SOURCE)]);
         assert_eq!(ids(&read(&first)), [V1]);
         let both = list_adapter(&first, &ListedAdapter::new(V2, SOURCE)).unwrap();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rollout_is_valid() {
+    fn rollout_manifests_are_valid() {
         let guide = RolloutManifest::guide(Duration::from_millis(1500));
         let thousandths = RolloutManifest { total_weight: 1000, ..guide.clone() };
         for file in [guide, RolloutManifest::pause_at_half(Duration::from_secs(2)), thousandths] {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_keeps_what_is_common() {
+    fn diff_keeps_common_lines() {
         use DiffLine::{Added, Removed, Same};
         assert_eq!(diff_lines("a\nb\nc\n", "a\nc\nd\n"), [Same("a"), Removed("b"), Same("c"), Added("d")]);
         assert_eq!(diff_lines("", "a\n"), [Added("a")]);

@@ -1,5 +1,5 @@
-//! The test bed and its vocabulary: what a person does, and what a person then sees. Scenarios are written over
-//! [`Bed`], and know nothing of where it stands; a [`Place`] does.
+//! The harness drives one running system in a scenario: user actions, waits, clients and diagnostics. Scenarios use a
+//! [`Harness`] and do not depend on what it runs on; an [`Environment`] does.
 
 mod diagnostics;
 
@@ -23,21 +23,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a condition may take to come true, where a scenario does not say otherwise.
+/// How long a condition may take to come true, unless a scenario sets a limit.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often it is looked.
+/// How often the harness takes a snapshot while it waits.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What a bed begins with.
+/// The initial state of an environment.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// The vLLM servers.
+    /// The kind of each vLLM server.
     pub servers: Vec<ServerKind>,
-    /// What the adapters file lists.
+    /// The entries of the adapters file.
     pub adapters: Vec<ListedAdapter>,
-    /// The Rollout.
+    /// The Rollout that is applied at the start.
     pub rollout: RolloutManifest,
-    /// The key that the servers ask for.
+    /// The API key that the servers require; `None` if they require none.
     pub api_key: Option<String>,
 }
 
@@ -52,12 +52,12 @@ impl Setup {
         }
     }
 
-    /// The same, waiting at 50/50 until somebody promotes.
+    /// The guide, waiting at 50/50 until a person promotes.
     pub fn pause_at_half(pause: Duration) -> Self {
         Self { rollout: RolloutManifest::pause_at_half(pause), ..Self::guide(pause) }
     }
 
-    /// The same with these flags for every simulated server.
+    /// Adds these flags to every simulated server.
     #[must_use]
     pub fn with_flags(mut self, flags: &[&str]) -> Self {
         for server in &mut self.servers {
@@ -68,161 +68,161 @@ impl Setup {
         self
     }
 
-    /// The adapters file.
+    /// Returns the initial text of the adapters file.
     pub fn adapters_yaml(&self) -> String {
         files::adapters_yaml(BASE_MODEL, &self.adapters)
     }
 }
 
-/// Where a bed stands.
+/// What a harness runs on: one machine, or the parts of a cluster.
 pub trait Environment: Sized + Send + Sync {
-    /// Starts everything.
+    /// Starts everything that the setup describes, and waits until it is ready.
     fn start(setup: &Setup) -> impl Future<Output = Result<Self>> + Send;
-    /// Where clients send their requests.
+    /// The address that clients send their requests to.
     fn gateway(&self) -> ListenAddress;
-    /// Where each router can be asked for `/rules`.
+    /// The `/rules` address of each router that accepts new requests.
     fn routers(&self) -> Vec<ListenAddress>;
-    /// The routers that may serve a request, at any moment from now on.
+    /// Returns a function that lists the routers that may serve a request at the time of each call.
     fn router_discovery(&self) -> RouterDiscovery;
-    /// The vLLM servers.
+    /// The vLLM servers, in the order of the setup.
     fn servers(&self) -> &[VllmServer];
-    /// The vLLM servers, to be killed and started.
+    /// The vLLM servers, for scenarios that kill and start them.
     fn servers_mut(&mut self) -> &mut [VllmServer];
-    /// The adapters file as it stands.
+    /// Reads the current text of the adapters file.
     fn adapters_yaml(&self) -> impl Future<Output = Result<String>> + Send;
-    /// Saves the adapters file.
+    /// Writes the adapters file unconditionally.
     fn write_adapters(&self, text: &str) -> impl Future<Output = Result<()>> + Send;
-    /// Saves the adapters file where it still says `before`; says whether it did. A person who edits a file on this
-    /// machine looks at it first; whoever edits an object is told that it has changed.
+    /// Writes the adapters file if its text is still `before`; returns whether it did. On a cluster this compares the
+    /// text and the resource version. On one machine it always writes: a person who edits a local file reads it first.
     fn compare_and_write_adapters(&self, before: &str, text: &str) -> impl Future<Output = Result<bool>> + Send;
-    /// The Rollout as it was saved.
+    /// Returns the Rollout's text as it was last written.
     fn rollout_yaml(&self) -> impl Future<Output = Result<String>> + Send;
-    /// Saves the Rollout.
+    /// Writes the Rollout's text unconditionally.
     fn write_rollout(&self, text: &str) -> impl Future<Output = Result<()>> + Send;
-    /// Looks at everything.
+    /// Observes the whole system once.
     fn snapshot(&self) -> impl Future<Output = SystemSnapshot> + Send;
-    /// Runs a verb of `rollora`.
+    /// Runs a command of `rollora`.
     fn run_cli(&self, arguments: &[&str]) -> impl Future<Output = Result<CommandOutput>> + Send;
-    /// Whether the gateway goes with the operator, because one process is both.
+    /// Returns whether the gateway ends with the operator, because one process is both.
     fn gateway_runs_in_operator(&self) -> bool;
-    /// Whether a server that tries an adapter first has no requests meanwhile: a gateway of ours sees to that, others
-    /// know nothing of it.
+    /// Returns whether a server gets no requests while it is the first to try an adapter. Rollora's own gateway ensures
+    /// that; other gateways do not.
     fn pilot_is_isolated(&self) -> bool;
-    /// When rewrites were written since the beginning, where somebody keeps a record of that.
+    /// Returns the times of all writes of rewrites so far; empty where no audit log records them.
     fn rewrite_write_times(&self) -> Result<Vec<Instant>> {
         Ok(Vec::new())
     }
-    /// Ends the operator as `kill -9` does.
+    /// Kills the operator with SIGKILL.
     fn kill_operator(&mut self);
-    /// Starts it again on what it left.
+    /// Starts the operator again on the state that it left.
     fn start_operator(&mut self) -> impl Future<Output = Result<()>> + Send;
-    /// The ends of all logs.
+    /// Returns the last lines of all logs.
     fn logs(&self) -> String;
-    /// What there is to see besides.
+    /// Describes further objects for diagnostics.
     fn describe_objects(&self) -> impl Future<Output = String> + Send {
         async { String::new() }
     }
 }
 
-/// A test bed. Everything it started ends when it is dropped.
+/// Drives one running system. Everything that it started ends when it is dropped.
 #[derive(Debug)]
-pub struct Harness<P: Environment> {
-    /// Where it stands.
-    pub environment: P,
+pub struct Harness<E: Environment> {
+    /// What the system runs on.
+    pub environment: E,
     api_key: Option<String>,
     traffic: Option<(BackgroundTraffic, RuleRecorder)>,
     outages: Vec<ProcessOutage>,
 }
 
-impl<P: Environment> Harness<P> {
-    /// Starts everything.
+impl<E: Environment> Harness<E> {
+    /// Starts a new environment.
     pub async fn start(setup: &Setup) -> Result<Self> {
         Ok(Self {
-            environment: P::start(setup).await?,
+            environment: E::start(setup).await?,
             api_key: setup.api_key.clone(),
             traffic: None,
             outages: Vec::new(),
         })
     }
 
-    /// A bed at a place that is prepared already.
-    pub fn on(environment: P) -> Self {
+    /// Wraps an environment that is started already.
+    pub fn on(environment: E) -> Self {
         Self { environment, api_key: None, traffic: None, outages: Vec::new() }
     }
 
-    /// Clients send this key.
+    /// Sets the API key that clients send.
     #[must_use]
     pub fn with_key(mut self, key: Option<&str>) -> Self {
         self.api_key = key.map(str::to_owned);
         self
     }
 
-    /// Waits until a condition holds.
+    /// Waits until a condition holds, at most 30 seconds.
     pub async fn wait_for(&self, condition: WaitCondition) -> Result<SystemSnapshot> {
         self.wait_for_within(WAIT_TIMEOUT, condition).await
     }
 
-    /// Waits until a condition holds, this long at most; what there is to see is in the error otherwise.
+    /// Waits until a condition holds, at most `limit`; the error has the diagnostics.
     pub async fn wait_for_within(&self, limit: Duration, condition: WaitCondition) -> Result<SystemSnapshot> {
         self.wait_for_with(limit, condition, |_| {}).await
     }
 
-    /// The same, telling at every look what there is to see.
+    /// Waits until a condition holds, at most `limit`, and calls `on_poll` with every snapshot.
     pub async fn wait_for_with(
         &self,
         limit: Duration,
         condition: WaitCondition,
-        mut tell: impl FnMut(&SystemSnapshot),
+        mut on_poll: impl FnMut(&SystemSnapshot),
     ) -> Result<SystemSnapshot> {
         let start = clock::now();
         loop {
-            let seen = self.environment.snapshot().await;
-            tell(&seen);
-            if condition.holds(&seen) {
-                return Ok(seen);
+            let snapshot = self.environment.snapshot().await;
+            on_poll(&snapshot);
+            if condition.holds(&snapshot) {
+                return Ok(snapshot);
             }
             if start.elapsed() > limit {
-                bail!("not seen within {limit:?}: {condition}\n{}", self.diagnostics(&seen).await);
+                bail!("not within {limit:?}: {condition}\n{}", self.diagnostics(&snapshot).await);
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// For this long a condition holds whenever it is looked.
+    /// Fails if any snapshot within `duration` does not satisfy the condition.
     pub async fn assert_holds_for(&self, duration: Duration, condition: WaitCondition) -> Result<()> {
         let start = clock::now();
         while start.elapsed() < duration {
-            let seen = self.environment.snapshot().await;
-            if !condition.holds(&seen) {
-                bail!("not true any more: {condition}\n{}", self.diagnostics(&seen).await);
+            let snapshot = self.environment.snapshot().await;
+            if !condition.holds(&snapshot) {
+                bail!("no longer true: {condition}\n{}", self.diagnostics(&snapshot).await);
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(())
     }
 
-    /// The beginning of every scenario: v1 is on every server and has all requests, and every server gets some.
+    /// Waits for the start of every scenario: v1 is on every server and has all requests, and every server gets some.
     pub async fn wait_for_baseline(&self) -> Result<()> {
         let serves = served_by(MODEL, V1).and(loaded_everywhere(V1));
         self.wait_for(serves.and(all_servers_ready())).await.map(drop)
     }
 
-    /// A person adds a line to the adapters file.
+    /// A person adds an entry to the adapters file.
     pub async fn list_adapter(&self, id: &str) -> Result<()> {
         self.list_adapter_from(id, SOURCE).await
     }
 
-    /// The same with another source.
+    /// A person adds an entry with this source.
     pub async fn list_adapter_from(&self, id: &str, source: &str) -> Result<()> {
         self.edit_adapters(|text| files::list_adapter(text, &ListedAdapter::new(id, source))).await
     }
 
-    /// A person moves a line of the adapters file to `ensureNotExist`.
+    /// A person moves an entry of the adapters file to `ensureNotExist`.
     pub async fn unlist_adapter(&self, id: &str) -> Result<()> {
         self.edit_adapters(|text| files::unlist_adapter(text, id)).await
     }
 
-    /// A person takes a line out of the adapters file.
+    /// A person removes an entry from the adapters file.
     pub async fn remove_adapter(&self, id: &str) -> Result<()> {
         self.edit_adapters(|text| files::remove_adapter(text, id)).await
     }
@@ -236,22 +236,22 @@ impl<P: Environment> Harness<P> {
         }
     }
 
-    /// Clients begin to send, all the time.
-    pub fn start_clients(&mut self, crowd: &LoadProfile) {
-        let mut crowd = crowd.clone();
-        crowd.connections.iter_mut().for_each(|ask| ask.api_key.clone_from(&self.api_key));
+    /// Starts background clients, and records the rules of all routers.
+    pub fn start_clients(&mut self, load: &LoadProfile) {
+        let mut load = load.clone();
+        load.connections.iter_mut().for_each(|request| request.api_key.clone_from(&self.api_key));
         let rules = RuleRecorder::start(&self.environment.router_discovery(), MODEL);
-        self.traffic = Some((BackgroundTraffic::start(&self.environment.gateway(), &crowd), rules));
+        self.traffic = Some((BackgroundTraffic::start(&self.environment.gateway(), &load), rules));
     }
 
-    /// The clients end, and this is what they saw.
+    /// Stops the clients, and returns everything that was recorded.
     pub async fn stop_clients(&mut self) -> Result<TrafficRecord> {
         let (traffic, rules) = self.traffic.take().context("no clients were started")?;
         let exchanges = traffic.stop().await;
         Ok(TrafficRecord { exchanges, routers: rules.histories(), outages: self.outages.clone() })
     }
 
-    /// Waits until the clients have sent so many requests.
+    /// Waits until the clients have finished this many requests.
     pub async fn wait_for_requests(&self, requests: usize) -> Result<()> {
         let (traffic, _) = self.traffic.as_ref().context("no clients were started")?;
         let start = clock::now();
@@ -262,7 +262,7 @@ impl<P: Environment> Harness<P> {
         Ok(())
     }
 
-    /// The clients end, and none of them saw anything wrong.
+    /// Stops the clients, and fails unless the oracle's verdict is good.
     pub async fn stop_clients_and_verify(&mut self) -> Result<TrafficRecord> {
         let record = self.stop_clients().await?;
         let verdict = record.verdict();
@@ -272,7 +272,7 @@ impl<P: Environment> Harness<P> {
         Ok(record)
     }
 
-    /// What the clients saw so far.
+    /// Judges what was recorded so far; `None` if no clients run.
     pub fn current_verdict(&self) -> Option<TrafficVerdict> {
         let record = |(traffic, rules): &(BackgroundTraffic, RuleRecorder)| TrafficRecord {
             exchanges: traffic.records(),
@@ -282,40 +282,40 @@ impl<P: Environment> Harness<P> {
         self.traffic.as_ref().map(|clients| record(clients).verdict())
     }
 
-    /// The guide's count: 20 requests one after the other.
+    /// Sends the guide's 20 requests one after another, and counts the answers of each version.
     pub async fn count_split(&self) -> Result<SplitCount> {
-        let ask = ChatRequest::new(MODEL, crate::traffic::ResponseMode::Json, 1).with_key(self.api_key.as_deref());
-        count_split(&self.environment.gateway(), &ask, 20).await
+        let request = ChatRequest::new(MODEL, crate::traffic::ResponseMode::Json, 1).with_key(self.api_key.as_deref());
+        count_split(&self.environment.gateway(), &request, 20).await
     }
 
-    /// What `rollora ARGUMENTS` says; it must end well.
+    /// Runs `rollora ARGUMENTS`, which must succeed, and returns its standard output.
     pub async fn cli_stdout(&self, arguments: &[&str]) -> Result<String> {
-        let spoken = self.environment.run_cli(arguments).await?;
-        ensure!(spoken.code == 0, "`rollora {}` ended with {spoken:?}", arguments.join(" "));
-        Ok(spoken.stdout)
+        let output = self.environment.run_cli(arguments).await?;
+        ensure!(output.code == 0, "`rollora {}` ended with {output:?}", arguments.join(" "));
+        Ok(output.stdout)
     }
 
-    /// Ends a server as `kill -9` does.
+    /// Kills a server with SIGKILL.
     pub fn kill_server(&mut self, index: usize) {
         let from = clock::now();
         self.environment.servers_mut()[index].kill();
         self.record_server_outage(from, clock::now());
     }
 
-    /// A server began to end at the one moment, and was dead at the other.
+    /// Records that a server began to end at `from`, and was dead at `dead`.
     pub(crate) fn record_server_outage(&mut self, from: Instant, dead: Instant) {
         self.outages.push(ProcessOutage { target: KilledProcess::Server, from, dead_at: dead, until: None });
     }
 
-    /// Starts a server where it was, knowing no adapter, and waits until it answers.
+    /// Starts a killed server at its old address, without adapters, and waits until it answers.
     pub async fn start_server(&mut self, index: usize) -> Result<()> {
         let server = &mut self.environment.servers_mut()[index];
         server.start()?;
         server.wait_ready().await
     }
 
-    /// A server has died of an adapter that it tried, since `from`. What it was working on is lost, where it had
-    /// requests meanwhile.
+    /// Records that a server crashed on an adapter that it was the first to try, at some time since `from`. Its
+    /// requests in flight are lost if it had any.
     pub fn record_pilot_crash(&mut self, from: Instant) {
         if !self.environment.pilot_is_isolated() {
             self.outages.push(ProcessOutage {
@@ -327,7 +327,7 @@ impl<P: Environment> Harness<P> {
         }
     }
 
-    /// Ends the operator as `kill -9` does, and on one machine everything but the servers.
+    /// Kills the operator with SIGKILL; on one machine the gateway ends with it.
     pub fn kill_operator(&mut self) {
         let from = clock::now();
         self.environment.kill_operator();
@@ -341,7 +341,7 @@ impl<P: Environment> Harness<P> {
         }
     }
 
-    /// Starts it again on what it left.
+    /// Starts the operator again on the state that it left.
     pub async fn start_operator(&mut self) -> Result<()> {
         self.environment.start_operator().await?;
         if let Some(outage) = self.outages.iter_mut().rev().find(|outage| outage.target == KilledProcess::Gateway) {
@@ -350,15 +350,15 @@ impl<P: Environment> Harness<P> {
         Ok(())
     }
 
-    /// Everything that a person needs who was not there.
-    pub async fn diagnostics(&self, seen: &SystemSnapshot) -> String {
+    /// Returns the snapshot, the verdict so far, further objects and the logs, for the message of a failure.
+    pub async fn diagnostics(&self, snapshot: &SystemSnapshot) -> String {
         let clients = self.current_verdict().map_or_else(String::new, |verdict| format!("clients: {verdict}\n"));
         let objects = self.environment.describe_objects().await;
-        format!("{}{clients}{objects}{}", diagnostics::render(seen), self.environment.logs())
+        format!("{}{clients}{objects}{}", diagnostics::render(snapshot), self.environment.logs())
     }
 }
 
-impl<P: Environment> Drop for Harness<P> {
+impl<E: Environment> Drop for Harness<E> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.environment.logs());

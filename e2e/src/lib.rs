@@ -1,9 +1,10 @@
-//! The scenarios' vocabulary and oracle, and the demo, over the parts of `rollora-testbed`.
+//! End-to-end scenarios, the oracle that judges their traffic, and the demo, over the parts of `rollora-testbed`.
 //!
-//! A scenario says what a person does and then sees, over a [`bed::Bed`]: `bed.list(V2)`, `bed.sees(split(…))`. Clients
-//! ([`traffic`]) keep a record of every request, [`rules`] one of every rule that was in force, and [`judge`] compares
-//! the two. Nothing here sleeps and hopes: it waits for conditions ([`seen`]), and says everything there is to see when
-//! one does not come true.
+//! A scenario performs user actions on a [`harness::Harness`] and waits for conditions: `harness.list_adapter(V2)`,
+//! `harness.wait_for(traffic_split(…))`. Background clients ([`traffic`]) record every request, the [`rule_recorder`]
+//! records every rule that was active at a router, and the [`oracle`] compares the two. Nothing here sleeps for a
+//! guessed time: a scenario polls [`conditions`], and a condition that does not come true fails with the complete
+//! observed state.
 
 pub mod cluster;
 pub mod conditions;

@@ -1,4 +1,4 @@
-//! The bed on one machine: vLLM servers and one `rollora local`, with their files in a temporary folder.
+//! The environment on one machine: vLLM servers and one `rollora local`, with their files in a temporary folder.
 
 use crate::{
     conditions::{ServerSnapshot, SystemSnapshot},
@@ -12,10 +12,10 @@ use rollora_testbed::{http::ListenAddress, server::VllmServer};
 use std::{fs, path::Path, sync::Arc};
 use tempfile::TempDir;
 
-/// One machine.
+/// One machine with its vLLM servers and one `rollora local`.
 #[derive(Debug)]
 pub struct LocalEnvironment {
-    // In this order they end: first who asks, then who answers, then the files.
+    // The order in which they end: `rollora local` first, then the servers that it sends requests to, then the files.
     rollora_local: RolloraLocal,
     servers: Vec<VllmServer>,
     folder: TempDir,
@@ -31,24 +31,24 @@ impl LocalEnvironment {
         let servers: Vec<_> = servers.collect::<Result<_>>()?;
         let urls = servers.iter().map(VllmServer::url).collect();
         let rollora = RolloraLocal::new(folder.path(), urls, setup.api_key.as_deref())?;
-        let machine = Self { rollora_local: rollora, servers, folder };
-        write(&machine.rollora_local.rollout_file(), &setup.rollout.yaml())?;
-        write(&machine.rollora_local.adapters_file(), &setup.adapters_yaml())?;
-        try_join_all(machine.servers.iter().map(VllmServer::wait_ready)).await?;
-        Ok(machine)
+        let environment = Self { rollora_local: rollora, servers, folder };
+        write(&environment.rollora_local.rollout_file(), &setup.rollout.yaml())?;
+        write(&environment.rollora_local.adapters_file(), &setup.adapters_yaml())?;
+        try_join_all(environment.servers.iter().map(VllmServer::wait_ready)).await?;
+        Ok(environment)
     }
 
-    /// `rollora local`.
+    /// The `rollora local` process of this environment.
     pub fn rollora_local(&self) -> &RolloraLocal {
         &self.rollora_local
     }
 
-    /// `rollora local`, to be killed and started.
+    /// The same process, for scenarios that kill and start it.
     pub fn rollora_local_mut(&mut self) -> &mut RolloraLocal {
         &mut self.rollora_local
     }
 
-    /// Where the files are.
+    /// The temporary folder with all files of this environment.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -56,9 +56,9 @@ impl LocalEnvironment {
 
 impl Environment for LocalEnvironment {
     async fn start(setup: &Setup) -> Result<Self> {
-        let mut machine = Self::prepare(setup).await?;
-        machine.rollora_local.start().await?;
-        Ok(machine)
+        let mut environment = Self::prepare(setup).await?;
+        environment.rollora_local.start().await?;
+        Ok(environment)
     }
 
     fn gateway(&self) -> ListenAddress {
@@ -171,7 +171,7 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// As an editor does that truncates and writes: the hardest way for whoever reads along.
+/// Truncates, then writes, as some editors do: the hardest case for a process that reads the file meanwhile.
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }

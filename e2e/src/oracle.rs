@@ -1,11 +1,11 @@
-//! Judges the record of the clients by the rules that were in force. Pure.
+//! Judges the recorded traffic by the rules that were active. Pure.
 //!
-//! Two things must not happen: a request without an answer, and an answer by an adapter whose weight was 0 in every
-//! rule in force, at any router, from the request's start to its first byte.
+//! Two things must not happen: a request without a response, and a response by an adapter whose weight was 0 in every
+//! rule that was active, at any router, from the request's start to its first byte.
 //!
-//! Where a scenario kills a process, nobody can save the requests that it was working on, and a gateway that is not
-//! there refuses connections. Such failures are counted apart ([`Verdict::in_flight`], [`Verdict::refused`]), and only
-//! where they fit an [`Outage`]; all others are errors.
+//! Where a scenario kills a process, the requests in flight at it cannot be saved, and a gateway that does not run
+//! refuses connections. Such failures are counted apart ([`TrafficVerdict::in_flight`],
+//! [`TrafficVerdict::gateway_refused`]), and only if they fit a [`ProcessOutage`]; all others are errors.
 
 mod split_samples;
 #[cfg(test)]
@@ -23,178 +23,186 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What was recorded while clients sent.
+/// Everything that was recorded while clients sent requests.
 #[derive(Debug, Clone, Default)]
 pub struct TrafficRecord {
-    /// Every request.
+    /// All requests, in the order in which they ended.
     pub exchanges: Vec<RequestRecord>,
-    /// The rules at each router.
+    /// The rule history of each router.
     pub routers: Vec<RouterHistory>,
-    /// What was killed.
+    /// The processes that were killed meanwhile.
     pub outages: Vec<ProcessOutage>,
 }
 
-/// A process that was killed.
+/// The time for which a killed process was away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessOutage {
-    /// Which.
+    /// The kind of process, which decides about the failures it can cause.
     pub target: KilledProcess,
-    /// Before it was killed.
+    /// A moment just before the kill.
     pub from: Instant,
-    /// When it was dead for certain.
+    /// A moment at which the process was certainly dead.
     pub dead_at: Instant,
-    /// When another one answered; not yet where absent.
+    /// When its replacement answered; `None` while there is none.
     pub until: Option<Instant>,
 }
 
-/// What can be killed.
+/// The kinds of process that a scenario kills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KilledProcess {
-    /// The only gateway: until it is back, connections are refused.
+    /// The only gateway: connections are refused until it is back.
     Gateway,
     /// One of several servers: new requests go to the others.
     Server,
 }
 
-/// What is to be said of a record.
+/// The judgment of one record; its `Display` is what a failed scenario prints.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrafficVerdict {
-    /// Requests.
+    /// Number of requests, with or without a response.
     pub requests: usize,
-    /// Answers by version.
+    /// Number of responses by version.
     pub by_model: BTreeMap<String, usize>,
-    /// Requests that the only gateway refused while it was dead: a client that tries again is served.
+    /// Requests that the only gateway refused while it was dead: a client that retries is served.
     pub gateway_refused: usize,
-    /// Requests that a process was working on when it was killed.
+    /// Requests in flight at a process when it was killed.
     pub in_flight: usize,
-    /// Requests without an answer for any other reason, in words.
+    /// One message per request without a response for any other reason.
     pub errors: Vec<String>,
-    /// Answers by an adapter that had no weight, in words.
+    /// One message per response by an adapter without weight.
     pub zero_weight_answers: Vec<String>,
-    /// Answers whose time overlaps one in which a rule came and went unseen.
+    /// Responses during which a rule may have come and gone between two polls.
     pub inconclusive: usize,
 }
 
 impl TrafficRecord {
-    /// Judges it.
+    /// Judges every request by the rules and outages of this record.
     pub fn verdict(&self) -> TrafficVerdict {
         let mut verdict = TrafficVerdict { requests: self.exchanges.len(), ..TrafficVerdict::default() };
-        for exchange in &self.exchanges {
-            if let Some(model) = exchange.model() {
+        for request in &self.exchanges {
+            if let Some(model) = request.model() {
                 *verdict.by_model.entry(model.to_owned()).or_default() += 1;
-                verdict.check_answer(exchange, model, &self.routers);
+                verdict.check_answer(request, model, &self.routers);
             }
-            if let Some(failure) = exchange.failure() {
-                verdict.record_failure(exchange, failure, &self.outages);
+            if let Some(failure) = request.failure() {
+                verdict.record_failure(request, failure, &self.outages);
             }
         }
         verdict
     }
 
-    /// The weights of each rule at the first router, in the order in which they came into force.
+    /// Returns the weights of each rule at the first router, in the order in which the rules became active.
     pub fn splits(&self) -> Vec<&[(String, i32)]> {
-        self.routers.iter().take(1).flat_map(|router| &router.intervals).map(|spell| spell.weights.as_slice()).collect()
+        self.routers
+            .iter()
+            .take(1)
+            .flat_map(|router| &router.intervals)
+            .map(|interval| interval.weights.as_slice())
+            .collect()
     }
 
-    /// How long after each of these writes of the rewrite the last router said that its rule is in force; writes that
-    /// changed no rule are left out. A router is asked every few milliseconds, so this is rather too long.
+    /// For each of these writes of the rewrite, returns the time until the last router reported its rule; writes that
+    /// changed no rule are left out. Routers are polled every few milliseconds, so the times are rather too long.
     pub fn propagation_delays(&self, writes: &[Instant]) -> Vec<Duration> {
-        let heard = |router: &RouterHistory, from: Instant, to: Option<Instant>| {
-            let changes = router.intervals.iter().filter_map(|spell| spell.until);
+        let confirmed_at = |router: &RouterHistory, from: Instant, to: Option<Instant>| {
+            let changes = router.intervals.iter().filter_map(|interval| interval.until);
             changes.filter(|at| *at >= from && to.is_none_or(|to| *at < to)).min()
         };
-        let each = writes.iter().enumerate().filter_map(|(index, &write)| {
+        let delays = writes.iter().enumerate().filter_map(|(index, &write)| {
             let next = writes.get(index + 1).copied();
-            let heard: Option<Vec<_>> = self.routers.iter().map(|router| heard(router, write, next)).collect();
-            Some(heard?.into_iter().max()? - write)
+            let confirmed_at: Option<Vec<_>> =
+                self.routers.iter().map(|router| confirmed_at(router, write, next)).collect();
+            Some(confirmed_at?.into_iter().max()? - write)
         });
-        each.collect()
+        delays.collect()
     }
 
-    /// The last moment at which some rule may have given `model` weight, or a request began that it answered.
+    /// Returns the last moment at which a rule may have given `model` weight, or a request that it answered began.
     pub fn last_use(&self, model: &str) -> Option<Instant> {
-        let starts = self.exchanges.iter().filter(|exchange| exchange.model() == Some(model)).map(|it| it.start);
-        let gives_weight = |spell: &&RuleInterval| spell.weights.iter().any(|(id, _)| id == model);
+        let starts = self.exchanges.iter().filter(|request| request.model() == Some(model)).map(|it| it.start);
+        let gives_weight = |interval: &&RuleInterval| interval.weights.iter().any(|(id, _)| id == model);
         let ends = self
             .routers
             .iter()
             .flat_map(|router| &router.intervals)
             .filter(gives_weight)
-            .filter_map(|spell| spell.until);
+            .filter_map(|interval| interval.until);
         starts.chain(ends).max()
     }
 }
 
 impl ProcessOutage {
-    /// Whether the process can have been working on it when it was killed.
-    fn may_have_interrupted(&self, exchange: &RequestRecord) -> bool {
-        exchange.start <= self.dead_at && exchange.end >= self.from
+    /// Returns whether the request may have been in flight at the process when it was killed.
+    fn may_have_interrupted(&self, request: &RequestRecord) -> bool {
+        request.start <= self.dead_at && request.end >= self.from
     }
 
-    /// Whether nobody can have listened.
-    fn may_have_refused(&self, exchange: &RequestRecord) -> bool {
-        let was_dead = exchange.end >= self.from && self.until.is_none_or(|until| exchange.start <= until);
+    /// Returns whether the process may have been unable to accept the request's connection.
+    fn may_have_refused(&self, request: &RequestRecord) -> bool {
+        let was_dead = request.end >= self.from && self.until.is_none_or(|until| request.start <= until);
         self.target == KilledProcess::Gateway && was_dead
     }
 }
 
 impl TrafficVerdict {
-    /// How many answers.
+    /// Returns the number of responses.
     pub fn answer_count(&self) -> usize {
         self.by_model.values().sum()
     }
 
-    /// Whether nothing happened that must not happen.
+    /// Returns whether there are responses, no errors, and no response by an adapter without weight.
     pub fn is_good(&self) -> bool {
         self.errors.is_empty() && self.zero_weight_answers.is_empty() && self.answer_count() > 0
     }
 
-    fn record_failure(&mut self, exchange: &RequestRecord, failure: &RequestFailure, outages: &[ProcessOutage]) {
+    fn record_failure(&mut self, request: &RequestRecord, failure: &RequestFailure, outages: &[ProcessOutage]) {
         if *failure == RequestFailure::ConnectionRefused
-            && outages.iter().any(|outage| outage.may_have_refused(exchange))
+            && outages.iter().any(|outage| outage.may_have_refused(request))
         {
             self.gateway_refused += 1;
-        } else if outages.iter().any(|outage| outage.may_have_interrupted(exchange)) {
+        } else if outages.iter().any(|outage| outage.may_have_interrupted(request)) {
             self.in_flight += 1;
         } else {
-            let took = exchange.end - exchange.start;
-            self.errors.push(format!("{:?} request, {took:.1?} after its start: {failure}", exchange.mode));
+            let duration = request.end - request.start;
+            self.errors.push(format!("{:?} request, {duration:.1?} after its start: {failure}", request.mode));
         }
     }
 
-    fn check_answer(&mut self, exchange: &RequestRecord, model: &str, routers: &[RouterHistory]) {
-        let (start, end) = (exchange.start, exchange.first_byte.unwrap_or(exchange.end));
-        let spells: Vec<_> = routers.iter().flat_map(|router| active_during(&router.intervals, start, end)).collect();
-        if spells.iter().any(|spell| spell.weights.iter().any(|(id, weight)| id == model && *weight > 0)) {
+    fn check_answer(&mut self, request: &RequestRecord, model: &str, routers: &[RouterHistory]) {
+        let (start, end) = (request.start, request.first_byte.unwrap_or(request.end));
+        let intervals: Vec<_> =
+            routers.iter().flat_map(|router| active_during(&router.intervals, start, end)).collect();
+        if intervals.iter().any(|interval| interval.weights.iter().any(|(id, weight)| id == model && *weight > 0)) {
             return;
         }
         if routers.iter().any(|router| may_have_missed_rule(router, start, end)) {
             self.inconclusive += 1;
             return;
         }
-        let rules: Vec<_> = spells.iter().map(|spell| format!("#{} {:?}", spell.sequence, spell.weights)).collect();
-        let took = end - start;
+        let rules: Vec<_> =
+            intervals.iter().map(|interval| format!("#{} {:?}", interval.sequence, interval.weights)).collect();
+        let duration = end - start;
         self.zero_weight_answers
-            .push(format!("{model} answered after {took:.1?}, while in force was {}", rules.join(", ")));
+            .push(format!("{model} answered after {duration:.1?}, while the active rules were {}", rules.join(", ")));
     }
 }
 
-/// The spells that may have been in force at some moment from `start` to `end`.
-fn active_during(spells: &[RuleInterval], start: Instant, end: Instant) -> impl Iterator<Item = &RuleInterval> {
-    spells.iter().filter(move |spell| spell.from <= end && spell.until.is_none_or(|until| until >= start))
+/// Returns the intervals that overlap the time from `start` to `end`.
+fn active_during(intervals: &[RuleInterval], start: Instant, end: Instant) -> impl Iterator<Item = &RuleInterval> {
+    intervals.iter().filter(move |interval| interval.from <= end && interval.until.is_none_or(|until| until >= start))
 }
 
-/// Whether some rule may have been in force from `start` to `end` that nobody saw.
+/// Returns whether a rule that no poll observed may have been active between `start` and `end`.
 fn may_have_missed_rule(router: &RouterHistory, start: Instant, end: Instant) -> bool {
-    let spells = &router.intervals;
-    let was_there = end >= router.first_seen && router.gone_at.is_none_or(|until| start <= until);
-    let before_all = was_there && spells.first().is_none_or(|first| start < first.from);
-    let jumped = spells.windows(2).any(|pair| {
+    let intervals = &router.intervals;
+    let existed = end >= router.first_seen && router.gone_at.is_none_or(|until| start <= until);
+    let before_first_rule = existed && intervals.first().is_none_or(|first| start < first.from);
+    let skipped_rule = intervals.windows(2).any(|pair| {
         let (before, after) = (&pair[0], &pair[1]);
-        // What was missed came and went where both may have been in force.
+        // The missed rule came and went while both neighbors may have been active.
         after.sequence > before.sequence + 1 && after.from <= end && before.until.is_none_or(|until| until >= start)
     });
-    before_all || jumped
+    before_first_rule || skipped_rule
 }
 
 impl fmt::Display for TrafficVerdict {
@@ -210,6 +218,6 @@ impl fmt::Display for TrafficVerdict {
         }
         self.by_model.iter().try_for_each(|(model, count)| write!(f, "; {model}: {count}"))?;
         let worst = self.errors.iter().chain(&self.zero_weight_answers).take(10);
-        worst.into_iter().try_for_each(|words| write!(f, "\n  {words}"))
+        worst.into_iter().try_for_each(|message| write!(f, "\n  {message}"))
     }
 }

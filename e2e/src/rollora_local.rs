@@ -1,5 +1,5 @@
 //! The program `rollora`: `rollora local` as a process that can be killed and started again on the same state, and the
-//! verbs that a person types.
+//! commands that a person types.
 
 use anyhow::{Context as _, Result, bail};
 use rollora_api::{rollout::Rollout, router_report::RulesReport, sidecar_status::SidecarStatus};
@@ -18,10 +18,10 @@ use std::{
 
 /// How long a start may take until the control socket answers.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a verb may take.
+/// How long a command may take.
 const CLI_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// One `rollora local`, running or not; ended when it is dropped.
+/// One `rollora local`, running or not; it is killed when the value is dropped.
 #[derive(Debug)]
 pub struct RolloraLocal {
     folder: PathBuf,
@@ -32,53 +32,53 @@ pub struct RolloraLocal {
     process: Option<ChildProcess>,
 }
 
-/// What a verb said.
+/// The result of one command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandOutput {
-    /// The exit code; -1 where a signal ended it.
+    /// The exit code; -1 if a signal ended the process.
     pub code: i32,
-    /// Standard output.
+    /// Text of standard output.
     pub stdout: String,
-    /// Standard error.
+    /// Text of standard error.
     pub stderr: String,
 }
 
-/// What the control socket says of everything: the part that scenarios look at.
+/// The part of the control socket's overview that scenarios read.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LocalOverview {
     /// The Rollout with its status.
     pub rollout: Rollout,
-    /// The Rollout's file.
+    /// Problems of the Rollout's file.
     pub rollout_file: OverviewFile,
-    /// The adapters file.
+    /// Problems of the adapters file.
     pub adapters_file: OverviewFile,
-    /// Every vLLM server.
+    /// One entry per vLLM server.
     pub servers: Vec<OverviewServer>,
-    /// The rules in force.
+    /// The rules that the gateway applies.
     pub rules: RulesReport,
 }
 
-/// One of the two files.
+/// State of one of the two files.
 #[derive(Debug, Clone, Deserialize)]
 pub struct OverviewFile {
-    /// What is wrong with it.
+    /// Why the file is not usable; `None` if it is.
     pub problem: Option<String>,
 }
 
-/// One vLLM server.
+/// One vLLM server in the overview.
 #[derive(Debug, Clone, Deserialize)]
 pub struct OverviewServer {
-    /// Its host and port.
+    /// Host and port of the server.
     pub name: String,
-    /// Whether requests are sent there.
+    /// Whether the gateway sends requests to it.
     pub ready: bool,
-    /// What its sidecar says.
+    /// The status of its sidecar.
     pub status: SidecarStatus,
 }
 
 impl RolloraLocal {
-    /// One that is not started yet. `folder` holds the two files, and will hold state and log.
+    /// Reserves the ports and starts nothing. `folder` has the two files; state and log are created there.
     pub fn new(folder: &Path, servers: Vec<String>, api_key: Option<&str>) -> Result<Self> {
         let (listen, status) = (ReservedPort::reserve()?, ReservedPort::reserve()?);
         let api_key = api_key.map(str::to_owned);
@@ -92,32 +92,32 @@ impl RolloraLocal {
         })
     }
 
-    /// The file with the Rollout.
+    /// Path of the Rollout's file.
     pub fn rollout_file(&self) -> PathBuf {
         self.folder.join("rollout.yaml")
     }
 
-    /// The file with the adapters.
+    /// Path of the adapters file.
     pub fn adapters_file(&self) -> PathBuf {
         self.folder.join("adapters.yaml")
     }
 
-    /// The state folder.
+    /// Path of the state folder.
     pub fn state_dir(&self) -> PathBuf {
         self.folder.join("state")
     }
 
-    /// Where clients send their requests.
+    /// The address that clients send their requests to.
     pub fn gateway(&self) -> ListenAddress {
         self.gateway_port.address().into()
     }
 
-    /// Where `/rules` and `/metrics` are.
+    /// The address of `/rules` and `/metrics`.
     pub fn status_address(&self) -> ListenAddress {
         self.status_port.address().into()
     }
 
-    /// The command line of `rollora local`.
+    /// Returns the command line of `rollora local`, and writes the file with the API key.
     pub fn command(&self) -> Result<Command> {
         let mut command = Command::new(built_program("rollora")?);
         command.current_dir(&self.folder).arg("local");
@@ -136,51 +136,54 @@ impl RolloraLocal {
         Ok(command)
     }
 
-    /// Starts it, and waits until it can be asked.
+    /// Starts the process, and waits until the control socket answers.
     pub async fn start(&mut self) -> Result<()> {
         self.start_in_background()?;
         let start = clock::now();
         while let Err(error) = self.overview().await {
-            if let Some(ending) = self.exit_reason() {
-                bail!("`rollora local` ended ({ending:?})\n{}", self.log_tail(20));
+            if let Some(exit) = self.exit_reason() {
+                bail!("`rollora local` ended ({exit:?})\n{}", self.log_tail(20));
             }
             if start.elapsed() > START_TIMEOUT {
-                bail!("`rollora local` cannot be asked after {START_TIMEOUT:?}: {error:#}\n{}", self.log_tail(20));
+                bail!(
+                    "the control socket of `rollora local` does not answer after {START_TIMEOUT:?}: {error:#}\n{}",
+                    self.log_tail(20)
+                );
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
     }
 
-    /// Starts it and waits for nothing.
+    /// Starts the process without waiting for it.
     pub fn start_in_background(&mut self) -> Result<()> {
         self.kill();
         self.process = Some(ChildProcess::start("rollora", self.command()?, &self.folder)?);
         Ok(())
     }
 
-    /// Ends it as `kill -9` does.
+    /// Kills the process with SIGKILL.
     pub fn kill(&mut self) {
         self.process = None;
     }
 
-    /// Asks it to end (SIGTERM), and says how it did.
+    /// Sends SIGTERM, and returns how the process ended within 20 seconds.
     pub async fn terminate(&mut self) -> Result<ExitReason> {
-        let process = self.process.take().context("`rollora local` does not run")?;
+        let process = self.process.take().context("`rollora local` is not running")?;
         process::terminate(&process, Duration::from_secs(20)).await
     }
 
-    /// How it ended, where it did by itself.
+    /// Returns how the process ended by itself, if it did.
     pub fn exit_reason(&self) -> Option<ExitReason> {
         self.process.as_ref().and_then(ChildProcess::exit_reason)
     }
 
-    /// Its process id, while it runs.
+    /// The process id while it runs.
     pub fn id(&self) -> Option<u32> {
         self.process.as_ref().map(ChildProcess::id)
     }
 
-    /// Everything that its control socket says.
+    /// Requests the overview over the control socket.
     pub async fn overview(&self) -> Result<LocalOverview> {
         http::get_json(&ListenAddress::Unix(self.state_dir().join("rollora.sock")), "/overview").await
     }
@@ -192,13 +195,13 @@ impl RolloraLocal {
         run_command(command).await
     }
 
-    /// The end of its log, of all starts.
+    /// Returns the last lines of its log, which all starts share.
     pub fn log_tail(&self, lines: usize) -> String {
         rollora_testbed::process::log_tail(&self.folder.join("rollora.log"), lines)
     }
 }
 
-/// Runs a command to its end.
+/// Runs a command to its end, within 40 seconds.
 pub async fn run_command(command: Command) -> Result<CommandOutput> {
     let mut command = tokio::process::Command::from(command);
     command.kill_on_drop(true).stdin(std::process::Stdio::null());

@@ -1,8 +1,8 @@
-//! Which rules were in force, and when: every router is asked for its `/rules` all the time.
+//! Records which rules were active at each router, and when, by polling every router's `/rules`.
 //!
-//! A poll sees a rule at some moment between the question and the answer. So a [`Spell`] reaches from the last question
-//! that was answered with the rule before it to the first answer with the rule after it: longer than the rule was in
-//! force, never shorter. A rule that came and went between two polls shows as a gap in the sequence.
+//! A poll observes the rule at some moment between its request and its response. A [`RuleInterval`] therefore reaches
+//! from the last request that was answered with the previous rule to the first response with the next one: longer than
+//! the rule was active, never shorter. A rule that came and went between two polls shows as a gap in the sequence.
 
 use crate::conditions::target_weights;
 use http_body_util::BodyExt as _;
@@ -18,20 +18,20 @@ use tokio::task::JoinSet;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The longest time that one rule can have been in force at one router.
+/// The longest time in which one rule can have been active at one router.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleInterval {
-    /// Not before.
+    /// The rule was not active before this moment.
     pub from: Instant,
-    /// Not after; still in force where absent.
+    /// The rule was not active after this moment; `None` while it is active.
     pub until: Option<Instant>,
-    /// The Rollout's sequence on the rewrite.
+    /// The highest sequence of the Rollout's annotation on the rewrites of the rule.
     pub sequence: i64,
-    /// The ids that have weight, with their weights.
+    /// The ids with a weight above 0, with their weights.
     pub weights: Vec<(String, i32)>,
 }
 
-/// One answer of a router: the moments around it, and the rule for the model.
+/// One response of a router to `/rules`.
 #[derive(Debug, Clone)]
 struct RulePoll {
     sent_at: Instant,
@@ -39,21 +39,21 @@ struct RulePoll {
     rule: Option<ActiveRule>,
 }
 
-/// Which routers there are at the moment.
+/// Returns the routers that exist now.
 pub type RouterDiscovery = Arc<dyn Fn() -> Vec<ListenAddress> + Send + Sync>;
 
-/// What one router was seen to do while it was there.
+/// What was observed of one router while it existed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouterHistory {
-    /// It cannot have been asked by anybody before.
+    /// When the router was discovered: no request reached it before.
     pub first_seen: Instant,
-    /// Nor after; still there where absent.
+    /// When it was no longer discovered; `None` while it exists.
     pub gone_at: Option<Instant>,
-    /// The rules, in order.
+    /// The active rules, in order of time.
     pub intervals: Vec<RuleInterval>,
 }
 
-/// Asks all the time until it is dropped. A router that comes is asked from then on.
+/// Polls until it is dropped, including routers that appear later.
 #[derive(Debug)]
 pub struct RuleRecorder {
     histories: Arc<Mutex<Vec<SharedPollState>>>,
@@ -69,23 +69,23 @@ struct PollState {
 }
 
 impl RuleRecorder {
-    /// Begins to ask the routers for the rule of `model`.
+    /// Starts to poll the routers for the rule of `model`.
     pub fn start(routers: &RouterDiscovery, model: &str) -> Self {
-        let (histories, mut asking) = (Arc::default(), JoinSet::new());
-        let mut known = RouterPollers { histories: Arc::clone(&histories), polls: BTreeMap::new() };
-        // Those that are there are asked before anything else happens.
-        known.sync(&routers(), model);
+        let (histories, mut tasks) = (Arc::default(), JoinSet::new());
+        let mut pollers = RouterPollers { histories: Arc::clone(&histories), polls: BTreeMap::new() };
+        // The routers that exist already are known before anything else happens.
+        pollers.sync(&routers(), model);
         let (routers, model) = (Arc::clone(routers), model.to_owned());
-        asking.spawn(async move {
+        tasks.spawn(async move {
             loop {
                 tokio::time::sleep(POLL_INTERVAL).await;
-                known.sync(&routers(), &model);
+                pollers.sync(&routers(), &model);
             }
         });
-        Self { histories, _tasks: asking }
+        Self { histories, _tasks: tasks }
     }
 
-    /// What each router was seen to do so far, in the order in which they came.
+    /// Returns the history of each router so far, in order of discovery.
     pub fn histories(&self) -> Vec<RouterHistory> {
         let histories = self.histories.lock().unwrap_or_else(PoisonError::into_inner);
         let router = |history: &SharedPollState| history.lock().unwrap_or_else(PoisonError::into_inner).history.clone();
@@ -93,16 +93,15 @@ impl RuleRecorder {
     }
 }
 
-/// Who is asked.
 struct RouterPollers {
     histories: Arc<Mutex<Vec<SharedPollState>>>,
     polls: BTreeMap<String, (SharedPollState, JoinSet<()>)>,
 }
 
 impl RouterPollers {
-    fn sync(&mut self, now_there: &[ListenAddress], model: &str) {
-        let names: Vec<_> = now_there.iter().map(ListenAddress::to_string).collect();
-        for (name, address) in names.iter().zip(now_there) {
+    fn sync(&mut self, routers: &[ListenAddress], model: &str) {
+        let names: Vec<_> = routers.iter().map(ListenAddress::to_string).collect();
+        for (name, address) in names.iter().zip(routers) {
             if self.polls.contains_key(name) {
                 continue;
             }
@@ -114,37 +113,37 @@ impl RouterPollers {
             self.polls.insert(name.clone(), (history, poll_task));
         }
         self.polls.retain(|name, (history, _)| {
-            let stays = names.contains(name);
-            if !stays {
+            let exists = names.contains(name);
+            if !exists {
                 history.lock().unwrap_or_else(PoisonError::into_inner).close(clock::now());
             }
-            stays
+            exists
         });
     }
 }
 
 impl PollState {
-    fn record(&mut self, look: RulePoll) {
-        let Some(rule) = look.rule else { return };
+    fn record(&mut self, poll: RulePoll) {
+        let Some(rule) = poll.rule else { return };
         let sequence = rule.stamps.values().max().copied().unwrap_or_default();
         let weights: Vec<_> = target_weights(&rule).into_iter().filter(|(_, weight)| *weight > 0).collect();
-        let asked = self.last_asked.replace(look.sent_at);
-        let spells = &mut self.history.intervals;
-        match spells.last_mut() {
+        let previous_sent_at = self.last_asked.replace(poll.sent_at);
+        let intervals = &mut self.history.intervals;
+        match intervals.last_mut() {
             Some(last) if last.sequence == sequence && last.weights == weights => {}
             last => {
                 if let Some(last) = last {
-                    last.until = Some(look.received_at);
+                    last.until = Some(poll.received_at);
                 }
-                let from = asked.unwrap_or(look.sent_at);
-                spells.push(RuleInterval { from, until: None, sequence, weights });
+                let from = previous_sent_at.unwrap_or(poll.sent_at);
+                intervals.push(RuleInterval { from, until: None, sequence, weights });
             }
         }
     }
 }
 
 impl PollState {
-    /// The router is gone, and its rule with it.
+    /// Ends the history: the router is gone, and its rule with it.
     fn close(&mut self, now: Instant) {
         self.history.gone_at = Some(now);
         if let Some(last) = self.history.intervals.last_mut() {
@@ -156,15 +155,15 @@ impl PollState {
 async fn poll_router(router: ListenAddress, model: String, history: Arc<Mutex<PollState>>) {
     let mut connection = None;
     loop {
-        match look(&router, &model, &mut connection).await {
-            Some(look) => history.lock().unwrap_or_else(PoisonError::into_inner).record(look),
+        match poll(&router, &model, &mut connection).await {
+            Some(poll) => history.lock().unwrap_or_else(PoisonError::into_inner).record(poll),
             None => connection = None,
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-async fn look(
+async fn poll(
     router: &ListenAddress,
     model: &str,
     open: &mut Option<rollora_testbed::http::HttpConnection>,
@@ -173,14 +172,14 @@ async fn look(
         Some(connection) => connection,
         None => open.insert(rollora_testbed::http::HttpConnection::open(router).await.ok()?),
     };
-    let asked = clock::now();
-    let answer = connection.send(rollora_testbed::http::request("GET", "/rules", None)).await.ok()?;
-    if answer.status() != StatusCode::OK {
+    let sent_at = clock::now();
+    let response = connection.send(rollora_testbed::http::request("GET", "/rules", None)).await.ok()?;
+    if response.status() != StatusCode::OK {
         return None;
     }
-    let body = answer.into_body().collect().await.ok()?.to_bytes();
+    let body = response.into_body().collect().await.ok()?.to_bytes();
     let mut report: RulesReport = serde_json::from_slice(&body).ok()?;
-    Some(RulePoll { sent_at: asked, received_at: clock::now(), rule: report.models.remove(model) })
+    Some(RulePoll { sent_at, received_at: clock::now(), rule: report.models.remove(model) })
 }
 
 #[cfg(test)]
@@ -202,19 +201,19 @@ mod tests {
     }
 
     #[test]
-    fn a_spell_is_never_shorter_than_the_rule_was_in_force() {
+    fn interval_covers_the_whole_time_a_rule_was_active() {
         let start = clock::now();
         let at = |millis| start + Duration::from_millis(millis);
         let router = RouterHistory { first_seen: at(0), gone_at: None, intervals: Vec::new() };
         let mut history = PollState { history: router, last_asked: None };
-        for (asked, rule) in [
+        for (sent_at, rule) in [
             (0, None),
             (10, Some(rule(1, &[("v1", 100)]))),
             (20, Some(rule(1, &[("v1", 100)]))),
             (30, Some(rule(2, &[("v1", 90), ("v2", 10)]))),
             (40, Some(rule(2, &[("v1", 90), ("v2", 10)]))),
         ] {
-            history.record(RulePoll { sent_at: at(asked), received_at: at(asked + 3), rule });
+            history.record(RulePoll { sent_at: at(sent_at), received_at: at(sent_at + 3), rule });
         }
         let weights = |targets: &[(&str, i32)]| targets.iter().map(|(id, it)| ((*id).to_owned(), *it)).collect();
         let mut expected = [

@@ -1,4 +1,4 @@
-//! Runs one scenario as a test: on one machine, on the parts of a cluster, or on both from one text.
+//! Runs one scenario as a test: on one machine, on the parts of a cluster, or in both environments from one text.
 
 use crate::cluster::{ClusterEnvironment, ClusterOptions};
 use crate::{
@@ -8,28 +8,29 @@ use crate::{
 use anyhow::{Context as _, Result};
 use rollora_testbed::tools::{self, CONTROL_PLANE, ENVOY};
 
-/// Makes two tests of a function that is generic over the bed: `NAME::on_one_machine` and `NAME::on_a_cluster`.
+/// Makes two tests of a function that is generic over the environment: `NAME::local` and `NAME::cluster`.
 ///
 /// ```
-/// # use rollora_e2e::{bed::{Place, Setup}, scenario::on};
-/// rollora_e2e::on_both_beds!(v1_serves_everything);
+/// # use rollora_e2e::{harness::{Environment, Setup}, scenario::run_on};
+/// rollora_e2e::in_both_environments!(v1_serves_everything);
 ///
-/// fn v1_serves_everything<P: Place>() {
-///     on::<P>(&Setup::guide(std::time::Duration::from_secs(1)), async |bed| bed.sees_baseline().await);
+/// fn v1_serves_everything<E: Environment>() {
+///     let setup = Setup::guide(std::time::Duration::from_secs(1));
+///     run_on::<E>(&setup, async |harness| harness.wait_for_baseline().await);
 /// }
 /// ```
 #[macro_export]
-macro_rules! on_both_beds {
+macro_rules! in_both_environments {
     ($($name:ident),+ $(,)?) => { $(
         mod $name {
             #[test]
-            fn on_one_machine() {
+            fn local() {
                 super::$name::<$crate::local::LocalEnvironment>();
             }
 
             #[test]
-            fn on_a_cluster() {
-                if $crate::scenario::cluster_tools_available(concat!(module_path!(), "::on_a_cluster")) {
+            fn cluster() {
+                if $crate::scenario::cluster_tools_available(concat!(module_path!(), "::cluster")) {
                     super::$name::<$crate::cluster::ClusterEnvironment>();
                 }
             }
@@ -37,60 +38,60 @@ macro_rules! on_both_beds {
     )+ };
 }
 
-/// Runs a scenario on a bed of this kind.
+/// Runs a scenario in the environment `E`.
 ///
 /// # Panics
 ///
-/// When the scenario fails; the message is all there is to see.
-pub fn run_on<P: Environment>(setup: &Setup, scenario: impl AsyncFnOnce(&mut Harness<P>) -> Result<()>) {
+/// When the scenario fails; the message holds the error, the observed state and the logs.
+pub fn run_on<E: Environment>(setup: &Setup, scenario: impl AsyncFnOnce(&mut Harness<E>) -> Result<()>) {
     run(async || Harness::start(setup).await, scenario);
 }
 
-/// Runs a scenario on one machine.
+/// Runs a scenario on one machine, against `rollora local`.
 ///
 /// # Panics
 ///
-/// When the scenario fails; the message is all there is to see.
+/// When the scenario fails; the message holds the error, the observed state and the logs.
 pub fn run_locally(setup: &Setup, scenario: impl AsyncFnOnce(&mut Harness<LocalEnvironment>) -> Result<()>) {
     run_on(setup, scenario);
 }
 
-/// Runs a scenario on a cluster of parts that may need some time to prepare.
+/// Runs a scenario on the parts of a cluster; `options` may take some time to prepare them.
 ///
 /// # Panics
 ///
-/// When the scenario fails; the message is all there is to see.
+/// When the scenario fails; the message holds the error, the observed state and the logs.
 pub fn run_on_cluster(
     setup: &Setup,
-    parts: impl AsyncFnOnce() -> Result<ClusterOptions>,
+    options: impl AsyncFnOnce() -> Result<ClusterOptions>,
     scenario: impl AsyncFnOnce(&mut Harness<ClusterEnvironment>) -> Result<()>,
 ) {
     let start = async || {
-        let cluster = ClusterEnvironment::start_with(setup, parts().await?).await?;
+        let cluster = ClusterEnvironment::start_with(setup, options().await?).await?;
         Ok(Harness::on(cluster).with_key(setup.api_key.as_deref()))
     };
     run(start, scenario);
 }
 
-/// Whether the programs are there that a cluster is made of; says what is skipped otherwise.
+/// Returns whether the programs that a cluster consists of are available; prints that `what` is skipped if not.
 pub fn cluster_tools_available(what: &str) -> bool {
     tools::all_available(&[CONTROL_PLANE, ENVOY], what)
 }
 
 #[expect(clippy::panic, reason = "this is how a test fails")]
-fn run<P: Environment>(
-    start: impl AsyncFnOnce() -> Result<Harness<P>>,
-    scenario: impl AsyncFnOnce(&mut Harness<P>) -> Result<()>,
+fn run<E: Environment>(
+    start: impl AsyncFnOnce() -> Result<Harness<E>>,
+    scenario: impl AsyncFnOnce(&mut Harness<E>) -> Result<()>,
 ) {
     let result = runtime().and_then(|runtime| {
         runtime.block_on(async {
-            let mut bed = start().await?;
-            let result = scenario(&mut bed).await;
+            let mut harness = start().await?;
+            let result = scenario(&mut harness).await;
             match result {
                 Ok(()) => Ok(()),
                 Err(error) => {
-                    let seen = bed.environment.snapshot().await;
-                    Err(error.context(bed.diagnostics(&seen).await))
+                    let snapshot = harness.environment.snapshot().await;
+                    Err(error.context(harness.diagnostics(&snapshot).await))
                 }
             }
         })
@@ -100,11 +101,11 @@ fn run<P: Environment>(
     }
 }
 
-/// Whether the repetitions and the long schedules are wanted.
+/// Returns whether `ROLLORA_LONG=1` asks for the repetitions and the long schedules.
 pub fn long_tests_enabled() -> bool {
     std::env::var_os("ROLLORA_LONG").is_some_and(|value| value == "1")
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("no runtime")
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("cannot start tokio")
 }

@@ -1,6 +1,6 @@
-//! Clients. [`count`] is the guide's script: so many requests one after the other, and how many of them each version
-//! answered. [`Traffic`] sends all the time over several connections, whole answers and streams, and keeps a record of
-//! every request, for [`crate::judge`].
+//! Clients. [`count_split`] is the guide's script: it sends requests one after another and counts the answers of each
+//! version. [`BackgroundTraffic`] sends continuously over several connections, whole responses and streams, and records
+//! every request for [`crate::oracle`].
 
 mod request;
 
@@ -18,20 +18,20 @@ use std::{
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// The guide's count: which version answered how many of the requests.
+/// The guide's count: how many of the requests each version answered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SplitCount {
-    /// Requests by the `.model` of their answer.
+    /// Number of requests by the `model` field of their response.
     pub by_model: BTreeMap<String, usize>,
 }
 
 impl SplitCount {
-    /// How many requests.
+    /// Returns the number of requests.
     pub fn total(&self) -> usize {
         self.by_model.values().sum()
     }
 
-    /// How many of them `model` answered.
+    /// Returns how many of the requests `model` answered.
     pub fn of(&self, model: &str) -> usize {
         self.by_model.get(model).copied().unwrap_or_default()
     }
@@ -45,10 +45,10 @@ impl fmt::Display for SplitCount {
 }
 
 /// Sends `requests` requests of one token, each over a connection of its own as curl does, and counts `.model`.
-pub async fn count_split(gateway: &ListenAddress, ask: &ChatRequest, requests: usize) -> Result<SplitCount> {
+pub async fn count_split(gateway: &ListenAddress, request: &ChatRequest, requests: usize) -> Result<SplitCount> {
     let mut count = SplitCount::default();
     for number in 1..=requests {
-        match send_once(gateway, ask).await.outcome {
+        match send_once(gateway, request).await.outcome {
             RequestOutcome::Succeeded { model, .. } => *count.by_model.entry(model).or_default() += 1,
             RequestOutcome::Failed(failure) => bail!("request {number} of {requests}: {failure}"),
         }
@@ -57,21 +57,22 @@ pub async fn count_split(gateway: &ListenAddress, ask: &ChatRequest, requests: u
 }
 
 /// Sends one request over a connection of its own.
-pub async fn send_once(gateway: &ListenAddress, ask: &ChatRequest) -> RequestRecord {
-    TrafficClient::new(gateway.clone(), ask.clone()).send_and_record().await
+pub async fn send_once(gateway: &ListenAddress, request: &ChatRequest) -> RequestRecord {
+    TrafficClient::new(gateway.clone(), request.clone()).send_and_record().await
 }
 
-/// Which clients there are.
+/// The connections of the background clients.
 #[derive(Debug, Clone)]
 pub struct LoadProfile {
-    /// What each connection asks for, again and again.
+    /// One request per connection, which it sends again and again.
     pub connections: Vec<ChatRequest>,
-    /// The time from the start of a request to that of the next on the same connection, unless the answer takes longer.
+    /// The time from the start of one request to the start of the next on the same connection; longer if a response
+    /// takes longer.
     pub interval: Duration,
 }
 
 impl LoadProfile {
-    /// Three connections with whole answers of one and more tokens, and one with streams.
+    /// Returns three connections with whole responses of one and more tokens, and one connection with streams.
     pub fn mixed(model: &str, interval: Duration) -> Self {
         let whole = |tokens| ChatRequest::new(model, ResponseMode::Json, tokens);
         Self {
@@ -81,7 +82,7 @@ impl LoadProfile {
     }
 }
 
-/// Clients that send all the time; they end when the value is dropped.
+/// Clients that send continuously; they end when the value is dropped.
 #[derive(Debug)]
 pub struct BackgroundTraffic {
     stop: CancellationToken,
@@ -90,28 +91,28 @@ pub struct BackgroundTraffic {
 }
 
 impl BackgroundTraffic {
-    /// Begins to send.
-    pub fn start(gateway: &ListenAddress, crowd: &LoadProfile) -> Self {
+    /// Starts one client per connection of the load profile.
+    pub fn start(gateway: &ListenAddress, load: &LoadProfile) -> Self {
         let (stop, records) = (CancellationToken::new(), Arc::default());
         let mut clients = JoinSet::new();
-        for ask in &crowd.connections {
-            let client = TrafficClient::new(gateway.clone(), ask.clone());
-            clients.spawn(run_client(client, crowd.interval, Arc::clone(&records), stop.clone()));
+        for request in &load.connections {
+            let client = TrafficClient::new(gateway.clone(), request.clone());
+            clients.spawn(run_client(client, load.interval, Arc::clone(&records), stop.clone()));
         }
         Self { stop, clients, records }
     }
 
-    /// What was recorded so far: requests that are over.
+    /// Returns the records of all requests that have ended so far.
     pub fn records(&self) -> Vec<RequestRecord> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many requests are over.
+    /// Returns the number of requests that have ended so far.
     pub fn finished_requests(&self) -> usize {
         self.records.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Lets every client end the request that it is in, and gives the record of all, in the order of their ends.
+    /// Lets every client finish its current request, and returns all records, in the order in which the requests ended.
     pub async fn stop(mut self) -> Vec<RequestRecord> {
         self.stop.cancel();
         while self.clients.join_next().await.is_some() {}
@@ -121,14 +122,14 @@ impl BackgroundTraffic {
 
 async fn run_client(
     mut client: TrafficClient,
-    pace: Duration,
+    interval: Duration,
     records: Arc<Mutex<Vec<RequestRecord>>>,
     stop: CancellationToken,
 ) {
     while !stop.is_cancelled() {
         let start = clock::now();
-        let exchange = client.send_and_record().await;
-        records.lock().unwrap_or_else(PoisonError::into_inner).push(exchange);
-        tokio::time::sleep(pace.saturating_sub(start.elapsed())).await;
+        let record = client.send_and_record().await;
+        records.lock().unwrap_or_else(PoisonError::into_inner).push(record);
+        tokio::time::sleep(interval.saturating_sub(start.elapsed())).await;
     }
 }

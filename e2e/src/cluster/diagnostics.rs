@@ -1,4 +1,4 @@
-//! Everything that a person needs who was not there.
+//! The objects and logs that a failed scenario prints.
 
 use super::{ClusterEnvironment, observe::operator_directives};
 use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
@@ -10,7 +10,7 @@ use kube::{
 use rollora_testbed::{guide::ADAPTERS_CONFIG_MAP, kubelet::ContainerHandle, pods};
 use std::fmt::Write as _;
 
-/// How many lines of a log.
+/// Lines of log per container; a third of it for a vLLM server.
 const LOG_LINES: usize = 25;
 
 pub(super) fn logs(cluster: &ClusterEnvironment) -> String {
@@ -22,7 +22,7 @@ pub(super) fn logs(cluster: &ClusterEnvironment) -> String {
         format!("log of {pod}/{name}, {restarts} restarts:\n{}", container.log_tail(lines))
     };
     let mut text: String = containers.iter().map(log).collect();
-    // Nothing but warnings is in there.
+    // Envoy logs warnings only.
     write!(text, "log of Envoy:\n{}", cluster.gateway.log_tail(10)).ok();
     text
 }
@@ -36,16 +36,16 @@ pub(super) async fn describe_objects(cluster: &ClusterEnvironment) -> String {
         let kind = GroupVersionKind::gvk(group, version, "InferenceModelRewrite");
         let resource = ApiResource::from_gvk(&kind);
         let api: Api<DynamicObject> = Api::namespaced_with(cluster.client(), cluster.namespace(), &resource);
-        // A group that is not installed has nothing to show.
+        // A group that is not installed has no rewrites to print.
         for rewrite in api.list(&ListParams::default()).await.into_iter().flatten() {
             let (name, annotations) = (rewrite.name_any(), rewrite.annotations());
             writeln!(text, "rewrite {group} {name} {annotations:?} {}", rewrite.data["spec"]).ok();
         }
     }
-    if let Some(key) =
+    if let Some(directives) =
         cluster.watched_objects.config_maps.get(ADAPTERS_CONFIG_MAP).as_ref().and_then(operator_directives)
     {
-        writeln!(text, "the operator's key:\n{key}").ok();
+        writeln!(text, "the operator directives:\n{directives}").ok();
     }
     let api: Api<Event> = Api::namespaced(cluster.client(), cluster.namespace());
     match api.list(&ListParams::default()).await {
@@ -70,10 +70,10 @@ fn describe_pod(pod: &Pod) -> String {
     let containers: Vec<_> = containers
         .map(|container| {
             let state = container.state.clone().unwrap_or_default();
-            let waits = state.waiting.map(|waiting| format!("{:?} {:?}", waiting.reason, waiting.message));
-            let ended = state.terminated.map(|ended| format!("exit {}", ended.exit_code));
-            let does = waits.or(ended).unwrap_or_else(|| "runs".to_owned());
-            format!("{} {does}, ready {}, {} restarts", container.name, container.ready, container.restart_count)
+            let waiting_reason = state.waiting.map(|waiting| format!("{:?} {:?}", waiting.reason, waiting.message));
+            let terminated = state.terminated.map(|terminated| format!("exit {}", terminated.exit_code));
+            let description = waiting_reason.or(terminated).unwrap_or_else(|| "runs".to_owned());
+            format!("{} {description}, ready {}, {} restarts", container.name, container.ready, container.restart_count)
         })
         .collect();
     let (phase, ready) = (status.phase.unwrap_or_default(), pods::is_ready(pod));

@@ -1,4 +1,4 @@
-//! What every bed asks of the place it stands at, on a cluster.
+//! [`Environment`] on the parts of a cluster.
 
 use super::{ClusterEnvironment, ClusterOptions, USER_CONFIG_KEY, diagnostics, observe::user_config};
 use crate::{
@@ -44,7 +44,7 @@ impl Environment for ClusterEnvironment {
     }
 
     fn router_discovery(&self) -> RouterDiscovery {
-        // One that is about to end still serves what it has begun.
+        // A terminating pod still serves the requests that it has accepted.
         let watched = Arc::clone(&self.watched_objects);
         Arc::new(move || watched.routers(|_| true))
     }
@@ -98,7 +98,7 @@ impl Environment for ClusterEnvironment {
         let mut command = Command::new(built_program("rollora")?);
         command.args(arguments).args(["-n", &self.namespace]);
         command.env("KUBECONFIG", self.kubeconfig()?).env("NO_COLOR", "1");
-        // Where a state folder stands, `rollora local` would be meant.
+        // A current folder with a state folder would select `rollora local`.
         command.current_dir(self.folder.path());
         run_command(command).await
     }
@@ -111,7 +111,8 @@ impl Environment for ClusterEnvironment {
         false
     }
 
-    /// As the API server's audit log has them: when each was received, which is before it was written.
+    /// Reads the API server's audit log. An event has the time at which the request was received, which is before it
+    /// was written.
     fn rewrite_write_times(&self) -> Result<Vec<Instant>> {
         let (now, timestamp) = (clock::now(), clock::timestamp());
         let is_write = |event: &AuditEvent| {

@@ -1,4 +1,4 @@
-//! Deaths that only a cluster knows, and what they may cost a client.
+//! Faults that exist on a cluster only, and what they may cost a client.
 
 use super::{ClusterEnvironment, EXT_PROC_DEPLOYMENT};
 use crate::harness::Harness;
@@ -6,14 +6,14 @@ use anyhow::{Context as _, Result};
 use rollora_testbed::clock;
 use std::{net::IpAddr, time::Duration};
 
-/// What Envoy calls the servers.
+/// Name of the servers' cluster in Envoy's configuration.
 const VLLM_CLUSTER: &str = "vllm";
-/// An operator that could not renew its Lease has left by then.
+/// An operator that could not renew its Lease exits within this time.
 const LEASE_LOSS_EXIT: Duration = Duration::from_secs(1);
 
 impl Harness<ClusterEnvironment> {
-    /// Ends a replica of ext-proc as `kill -9` does, and starts it again after this time. A request may be in its hands
-    /// until Envoy has found out that it is dead, or until it is back, whatever is first.
+    /// Kills a replica of ext-proc (`kill -9`), and starts it again after `away`. Requests may be in flight at the
+    /// replica until Envoy finds that it is dead, or until it is back, whichever is first.
     pub async fn kill_ext_proc(&mut self, index: usize, away: Duration) -> Result<()> {
         let replica = self.environment.ext_procs().get(index).cloned().context("there is no such replica")?;
         let ip = IpAddr::V4(replica.address());
@@ -22,17 +22,17 @@ impl Harness<ClusterEnvironment> {
         while from.elapsed() < away && self.environment.gateway.may_route_to(EXT_PROC_DEPLOYMENT, ip).await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let found_out = (!self.environment.gateway.may_route_to(EXT_PROC_DEPLOYMENT, ip).await).then(clock::now);
+        let unrouted_at = (!self.environment.gateway.may_route_to(EXT_PROC_DEPLOYMENT, ip).await).then(clock::now);
         tokio::time::sleep(away.saturating_sub(from.elapsed())).await;
         replica.release();
         self.environment.wait_until("the replica is Ready again", |_| replica.is_ready()).await?;
         self.environment.wait_ext_proc_routed().await?;
-        self.record_server_outage(from, found_out.unwrap_or_else(clock::now));
+        self.record_server_outage(from, unrouted_at.unwrap_or_else(clock::now));
         Ok(())
     }
 
-    /// Ends a server as `kill -9` does, and starts it again after this time at the soonest: the simulator would be back
-    /// before a kubelet or Envoy could notice, and vLLM takes much longer than either.
+    /// Kills a server (`kill -9`), and starts it again after `away` at the earliest: the simulator would otherwise be
+    /// back before a kubelet or Envoy could notice, and vLLM takes much longer to start than either.
     pub async fn kill_vllm(&mut self, index: usize, away: Duration) -> Result<()> {
         let container = self.environment.kubelet.container(&self.environment.servers[index].name(), "vllm").await?;
         let ip = IpAddr::V4(container.address());
@@ -45,8 +45,7 @@ impl Harness<ClusterEnvironment> {
         self.start_server(index).await
     }
 
-    /// Ends the sidecar beside a server as `kill -9` does, and starts it again after this time. No client has to do
-    /// with it.
+    /// Kills the sidecar of a server (`kill -9`), and starts it again after `away`. This costs no client a request.
     pub async fn kill_sidecar(&mut self, index: usize, away: Duration) -> Result<()> {
         let sidecar = self.environment.sidecar(index)?;
         sidecar.kill_and_hold();
@@ -55,8 +54,8 @@ impl Harness<ClusterEnvironment> {
         self.environment.wait_until("the sidecar runs again", |_| sidecar.is_running()).await
     }
 
-    /// Ends the API server as a power cut does, and starts it again after this time. An operator that gave up its Lease
-    /// meanwhile is started again at once: a kubelet would wait longer each time.
+    /// Kills the API server, and starts it again after `away`. An operator that gave up its Lease meanwhile is
+    /// restarted immediately: a kubelet's backoff would grow each time.
     pub async fn kill_api_server(&mut self, away: Duration) -> Result<()> {
         self.environment.kill_api_server()?;
         tokio::time::sleep(away).await;
@@ -64,8 +63,8 @@ impl Harness<ClusterEnvironment> {
         self.start_operator().await
     }
 
-    /// The API server takes connections and answers none for this time. An operator that gave up its Lease meanwhile
-    /// is started again at once.
+    /// Stops the API server for `away`: it accepts connections and answers none. An operator that gave up its Lease
+    /// meanwhile is restarted immediately.
     pub async fn freeze_api_server(&mut self, away: Duration) -> Result<()> {
         self.environment.control_plane().freeze_api_server();
         tokio::time::sleep(away).await;

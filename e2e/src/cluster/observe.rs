@@ -1,4 +1,4 @@
-//! What the bed knows of the objects of the API server, and everything that there is to see at one moment.
+//! Watched objects of the API server, and the snapshot of a cluster.
 
 use super::{ClusterEnvironment, USER_CONFIG_KEY};
 use crate::{
@@ -28,7 +28,7 @@ use std::{
 };
 use tokio::task::JoinSet;
 
-/// What the bed knows of the API server's objects.
+/// Watched copies of the API server's objects.
 #[derive(Debug)]
 pub(super) struct WatchedObjects {
     pub(super) pods: Reflector<Pod>,
@@ -38,7 +38,7 @@ pub(super) struct WatchedObjects {
 }
 
 impl ClusterEnvironment {
-    /// Looks at everything.
+    /// Reads the watched objects, and asks all routers, servers and sidecars.
     pub(super) async fn take_snapshot(&self) -> SystemSnapshot {
         let routers = self.routers();
         let rules = routers.iter().map(|router| http::get_json(router, "/rules"));
@@ -75,7 +75,7 @@ impl ClusterEnvironment {
 }
 
 impl WatchedObjects {
-    /// With nothing seen yet.
+    /// Creates empty copies; [`Self::watch_all`] fills them.
     pub(super) fn new(deployments: DeploymentController) -> Self {
         Self {
             pods: Reflector::default(),
@@ -85,11 +85,11 @@ impl WatchedObjects {
         }
     }
 
-    /// Where those pods that execute rewrites for the pool say by which rules.
-    pub(super) fn routers(&self, which: impl Fn(&Pod) -> bool) -> Vec<ListenAddress> {
+    /// Returns the `/rules` addresses of the pool's router pods that `filter` accepts.
+    pub(super) fn routers(&self, filter: impl Fn(&Pod) -> bool) -> Vec<ListenAddress> {
         let is_router = |pod: &Pod| pod.labels().get(ROUTER_POOL_LABEL).is_some_and(|pool| pool == POOL);
         let pods = self.pods.all();
-        let addresses = pods.iter().filter(|pod| is_router(pod) && which(pod)).filter_map(pods::pod_ip);
+        let addresses = pods.iter().filter(|pod| is_router(pod) && filter(pod)).filter_map(pods::pod_ip);
         addresses.map(|ip: Ipv4Addr| ListenAddress::Tcp((ip, ROUTER_PORT).into())).collect()
     }
 
@@ -100,27 +100,27 @@ impl WatchedObjects {
         {
             Api::namespaced(client.clone(), namespace)
         }
-        let (pods, maps) = (api(client, namespace), api(client, namespace));
+        let (pods, config_maps) = (api(client, namespace), api(client, namespace));
         let rollouts = Api::namespaced(client.clone(), namespace);
-        let workloads_pods = pods.clone();
+        let deployment_pods = pods.clone();
         let watched = Arc::clone(self);
         tasks.spawn(async move { watched.pods.run(pods).await });
         let watched = Arc::clone(self);
-        tasks.spawn(async move { watched.config_maps.run(maps).await });
+        tasks.spawn(async move { watched.config_maps.run(config_maps).await });
         let watched = Arc::clone(self);
         tasks.spawn(async move { watched.rollouts.run(rollouts).await });
         let watched = Arc::clone(self);
-        tasks.spawn(async move { watched.deployments.run(workloads_pods, &watched.pods).await });
+        tasks.spawn(async move { watched.deployments.run(deployment_pods, &watched.pods).await });
     }
 }
 
-/// What the user wrote into the adapters ConfigMap.
+/// Returns the user's text in the adapters ConfigMap.
 pub(super) fn user_config(map: &ConfigMap) -> Result<String> {
     let text = map.data.as_ref().and_then(|data| data.get(USER_CONFIG_KEY));
     text.cloned().with_context(|| format!("the ConfigMap has no key {USER_CONFIG_KEY}"))
 }
 
-/// What the operator wrote for the sidecars.
+/// Returns the operator's directives for the sidecars, if it wrote any.
 pub(super) fn operator_directives(map: &ConfigMap) -> Option<&String> {
     map.data.as_ref()?.get(DIRECTIVES_KEY)
 }

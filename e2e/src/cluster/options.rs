@@ -1,4 +1,4 @@
-//! What a bed is made of, besides what its [`Setup`](crate::bed::Setup) says.
+//! Options of the cluster environment.
 
 use anyhow::Result;
 use rollora_testbed::{
@@ -7,31 +7,32 @@ use rollora_testbed::{
 };
 use std::{fmt, time::Duration};
 
-/// What a bed is made of, besides what its [`Setup`] says.
+/// How to build a cluster environment, in addition to its [`Setup`](crate::harness::Setup).
 pub struct ClusterOptions {
-    /// Its own control plane, with everything installed that it needs; else the shared one.
+    /// A control plane of its own, with everything installed that the scenario needs; `None` takes the shared one.
     pub control_plane: Option<ControlPlane>,
-    /// Which folders of `manifests/`.
+    /// Folders of `manifests/` to apply.
     pub manifests: Vec<&'static str>,
-    /// How long after a change of the ConfigMap a kubelet brings it to the pods that mount it.
+    /// How long the kubelet takes to bring a change of the ConfigMap to the pods that mount it.
     pub projection_delay: Duration,
-    /// When the kubelet starts again what ended by itself.
+    /// When the kubelet restarts a container that ended by itself.
     pub backoff: RestartBackoff,
-    /// What a user's overlay would change in the manifests.
+    /// Changes the manifests before they are applied, as a user's overlay would.
     pub patch_manifests: ManifestPatch,
-    /// How Envoy hands bodies to ext-proc.
+    /// How Envoy sends request bodies to ext-proc.
     pub request_body_mode: RequestBodyMode,
-    /// Upstream's endpoint picker.
+    /// Upstream's endpoint picker; `None` routes by ext-proc alone.
     pub picker: Option<EndpointPicker>,
-    /// The address of a hub that the sidecars fetch from. Without one servers are given the hub's names: no test
-    /// reaches the internet.
+    /// Address of a hub that the sidecars fetch from. `None` makes servers load from the hub by name: no test reaches
+    /// the internet.
     pub hub: Option<String>,
 }
 
-/// Changes manifests.
+/// Changes the rendered manifests in place.
 pub type ManifestPatch = Box<dyn Fn(&mut Manifests) -> Result<()> + Send + Sync>;
 
-/// An operator for the namespace, two replicas of ext-proc, sidecars that read the mounted ConfigMap, at once.
+/// An operator for the namespace, two replicas of ext-proc, and sidecars that read the mounted ConfigMap without a
+/// delay.
 impl Default for ClusterOptions {
     fn default() -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! The manifests as a user's overlay would change them, and what of them Envoy has to be told.
+//! Changes to the manifests as in a user's overlay, and Envoy's backends as the manifests define them.
 
 use super::{EXT_PROC_DEPLOYMENT, VLLM_DEPLOYMENT};
 use crate::harness::Setup;
@@ -12,14 +12,14 @@ use rollora_testbed::{
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// The manifests with what a setup says, as a user's overlay would.
+/// Applies a setup to the manifests, as a user's overlay would.
 pub(super) fn apply_setup(objects: &mut Manifests, setup: &Setup, namespace: &str, hub: Option<&str>) -> Result<()> {
     let adapters: Value = serde_saphyr::from_str(&setup.adapters_yaml())?;
     objects.object_mut("ConfigMap", ADAPTERS_CONFIG_MAP)?["data"] = adapters["data"].clone();
     let vllm = objects.object_mut("Deployment", VLLM_DEPLOYMENT)?;
     vllm["spec"]["replicas"] = json!(setup.servers.len());
     let spec = &mut vllm["spec"]["template"]["spec"];
-    // Half a minute is longer than a scenario is.
+    // The default of half a minute is longer than a scenario.
     let sidecar = &mut spec["initContainers"][0];
     push_value(&mut sidecar["args"], json!("--unload-grace=300ms"))?;
     if let Some(hub) = hub {
@@ -44,7 +44,7 @@ pub(super) fn apply_setup(objects: &mut Manifests, setup: &Setup, namespace: &st
     Ok(())
 }
 
-/// Which pods are behind Envoy's clusters, as pool and Service say.
+/// Returns the pods behind Envoy's clusters, as the InferencePool and the Services select them.
 pub(super) fn envoy_backends(objects: &Manifests, picker: Option<&EndpointPicker>) -> Result<Vec<EnvoyBackend>> {
     let find = |kind: &str, name: &str| {
         let found = objects.objects.iter().find(|it| it["kind"] == kind && it["metadata"]["name"] == name);

@@ -1,4 +1,4 @@
-//! Waiting until parts are there: servers, Envoy and its endpoints, the operator.
+//! Waits for parts of the cluster: servers, Envoy and its endpoints, the operator.
 
 use super::{
     ClusterEnvironment, EXT_PROC_DEPLOYMENT, OPERATOR_DEPLOYMENT, POLL_INTERVAL, START_TIMEOUT, VLLM_DEPLOYMENT,
@@ -12,13 +12,14 @@ use rollora_testbed::{clock, deployments, endpoint_picker, kubelet::ContainerHan
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 impl ClusterEnvironment {
-    /// Waits until every server answers; they are known then.
+    /// Waits until every server answers; [`Environment::servers`](crate::harness::Environment::servers) has them from
+    /// then on.
     pub async fn wait_servers_ready(&mut self, setup: &Setup) -> Result<()> {
         self.discover_servers(setup).await?;
         try_join_all(self.servers.iter().map(VllmServer::wait_ready)).await.map(drop)
     }
 
-    /// Waits until Envoy has its endpoints and listens.
+    /// Waits until Envoy listens and has all its endpoints.
     pub async fn wait_gateway_ready(&self) -> Result<()> {
         self.gateway.wait_ready().await?;
         if self.picker.as_ref().is_none_or(|picker| !picker.replaces_ext_proc()) {
@@ -32,18 +33,20 @@ impl ClusterEnvironment {
 
     /// Waits until every pod of the operator is Ready.
     pub async fn wait_operator_ready(&self) -> Result<()> {
-        let ready = |bed: &Self| {
-            let pods = deployments::active_pods(OPERATOR_DEPLOYMENT, &bed.watched_objects.pods);
+        let ready = |environment: &Self| {
+            let pods = deployments::active_pods(OPERATOR_DEPLOYMENT, &environment.watched_objects.pods);
             !pods.is_empty() && pods.iter().all(pods::is_ready)
         };
         self.wait_until("every pod of the operator is Ready", ready).await
     }
 
-    /// Waits for the pods of vLLM, whose servers are then known.
+    /// Waits for the pods of vLLM, and attaches their servers.
     async fn discover_servers(&mut self, setup: &Setup) -> Result<()> {
         let wanted = setup.servers.len();
-        let there = |bed: &Self| deployments::active_pods(VLLM_DEPLOYMENT, &bed.watched_objects.pods).len() == wanted;
-        self.wait_until("there are as many pods of vLLM as wanted", there).await?;
+        let all_exist = |environment: &Self| {
+            deployments::active_pods(VLLM_DEPLOYMENT, &environment.watched_objects.pods).len() == wanted
+        };
+        self.wait_until("every expected vLLM pod exists", all_exist).await?;
         for pod in deployments::active_pods(VLLM_DEPLOYMENT, &self.watched_objects.pods) {
             let server = self.attach_server(&pod.name_any()).await?;
             self.servers.push(server);
@@ -53,12 +56,12 @@ impl ClusterEnvironment {
 
     pub(super) async fn attach_server(&self, pod: &str) -> Result<VllmServer> {
         let container = self.kubelet.container(pod, "vllm").await?;
-        // As on one machine: who restarts what died is the scenario.
+        // Restarts are up to the scenario, as in the environment on one machine.
         container.set_hold_on_exit(true);
         let address = (container.address(), servers::VLLM_PORT).into();
         let kind = self.server_kinds.kind_of(pod);
-        let keeper = Box::new(PodSupervisor::new(container, self.server_kinds.clone()));
-        Ok(VllmServer::supervised(pod, address, self.api_key.as_deref(), &kind, keeper))
+        let supervisor = Box::new(PodSupervisor::new(container, self.server_kinds.clone()));
+        Ok(VllmServer::supervised(pod, address, self.api_key.as_deref(), &kind, supervisor))
     }
 
     pub(super) async fn wait_until(&self, what: &str, holds: impl Fn(&Self) -> bool) -> Result<()> {
@@ -69,17 +72,17 @@ impl ClusterEnvironment {
         Ok(())
     }
 
-    /// Waits until Envoy sends requests by way of every pod of ext-proc, and no other.
+    /// Waits until Envoy routes through every pod of ext-proc, and through no other.
     pub async fn wait_ext_proc_routed(&self) -> Result<()> {
         self.wait_endpoints(EXT_PROC_DEPLOYMENT, EXT_PROC_DEPLOYMENT).await
     }
 
-    /// Waits until Envoy sends no request by way of a replica of ext-proc any more: one that was taken away gets some
-    /// until it was found to be ill too.
+    /// Waits until Envoy no longer routes through a replica of ext-proc. After it was removed from the endpoints, it
+    /// gets requests until Envoy's health check fails too.
     pub async fn wait_ext_proc_unrouted(&self, replica: &ContainerHandle) -> Result<()> {
         let (start, ip) = (clock::now(), IpAddr::V4(replica.address()));
         while self.gateway.may_route_to(EXT_PROC_DEPLOYMENT, ip).await {
-            self.wait_next_poll(start, "Envoy leaves a replica of ext-proc").await?;
+            self.wait_next_poll(start, "Envoy stops routing through a replica of ext-proc").await?;
         }
         Ok(())
     }
@@ -99,7 +102,7 @@ impl ClusterEnvironment {
     pub(super) async fn wait_next_poll(&self, start: Instant, what: &str) -> Result<()> {
         if start.elapsed() > START_TIMEOUT {
             let (objects, logs) = (self.describe_objects().await, self.logs());
-            anyhow::bail!("after {START_TIMEOUT:?} it is not so that {what}\n{objects}\n{logs}");
+            anyhow::bail!("not within {START_TIMEOUT:?}: {what}\n{objects}\n{logs}");
         }
         tokio::time::sleep(POLL_INTERVAL).await;
         Ok(())

@@ -1,4 +1,4 @@
-//! The servers of a bed, each the container `vllm` of a pod.
+//! The servers of a cluster environment, each in the container `vllm` of a pod.
 
 use super::server_kind_at;
 use anyhow::{Context as _, Result};
@@ -12,15 +12,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// The port of every server, as the manifests have it.
+/// The port of every server in the manifests.
 pub(super) const VLLM_PORT: u16 = 8000;
 
-/// Which kind of server each pod has.
+/// The kind of server that each pod runs.
 #[derive(Debug, Clone)]
 pub(super) struct ServerKinds {
-    /// At the start, by the pod's number.
+    /// The kinds at the start, by the number at the end of the pod's name.
     initial: Arc<Vec<ServerKind>>,
-    /// Where a scenario wants another one.
+    /// Kinds that a scenario chose later, by the pod's name.
     overrides: Arc<Mutex<BTreeMap<String, ServerKind>>>,
 }
 
@@ -42,7 +42,7 @@ impl ServerKinds {
     }
 }
 
-/// The programs of the manifests' images.
+/// Returns the programs that stand in for the manifests' images.
 pub(super) fn image_programs(kinds: &ServerKinds) -> Result<ImagePrograms> {
     let mut programs = ImagePrograms::new();
     for name in ["rollora-operator", "rollora-sidecar", "rollora-ext-proc"] {
@@ -55,7 +55,7 @@ pub(super) fn image_programs(kinds: &ServerKinds) -> Result<ImagePrograms> {
         let port = port.context("the manifest does not say the port of vLLM")?;
         let mut command = kind.command()?;
         command.args(["--host", &run.address.to_string(), "--port", port]);
-        // A flag of the scenario's own would come first and win otherwise.
+        // A key among the scenario's own flags takes precedence over the environment variable.
         let has_key = command.get_args().any(|argument| argument == "--api-key");
         if let Some(key) = run.env.get("VLLM_API_KEY").filter(|_| !has_key) {
             command.args(["--api-key", key]);
@@ -65,7 +65,7 @@ pub(super) fn image_programs(kinds: &ServerKinds) -> Result<ImagePrograms> {
     Ok(programs.with_factory("vllm/vllm-openai", Arc::new(vllm)))
 }
 
-/// A server that the kubelet keeps.
+/// Supervises a server through the kubelet stand-in.
 #[derive(Debug)]
 pub(super) struct PodSupervisor {
     container: ContainerHandle,
@@ -98,8 +98,8 @@ impl ServerSupervisor for PodSupervisor {
     }
 
     fn exit_reason(&self) -> Option<String> {
-        let ending = self.container.last_exit().filter(|_| self.container.is_held());
-        ending.map(|ending| format!("{ending:?}"))
+        let exit = self.container.last_exit().filter(|_| self.container.is_held());
+        exit.map(|exit| format!("{exit:?}"))
     }
 
     fn log_tail(&self, lines: usize) -> String {

@@ -1,4 +1,4 @@
-//! What people do to a cluster with their `kubectl`: they delete, scale and apply.
+//! What people do to a cluster with `kubectl`: delete, scale and apply.
 
 use super::{ClusterEnvironment, EXT_PROC_DEPLOYMENT, VLLM_DEPLOYMENT};
 use crate::harness::Harness;
@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use std::time::Instant;
 
 impl ClusterEnvironment {
-    /// A person deletes the pod of a server. Another one takes its place, and is waited for until it answers. The moment
-    /// at which the old server was dead.
+    /// A person deletes the pod of a server. Returns when the replacement answers: the moment at which the old server
+    /// was dead.
     pub async fn delete_server(&mut self, index: usize) -> Result<Instant> {
         let name = self.servers[index].name();
         let old = self.kubelet.container(&name, "vllm").await?;
@@ -23,40 +23,40 @@ impl ClusterEnvironment {
         Ok(dead)
     }
 
-    /// A person deletes the pod of a replica of ext-proc; another one takes its place.
+    /// A person deletes the pod of an ext-proc replica; returns when its replacement exists.
     pub async fn delete_ext_proc(&self, index: usize) -> Result<()> {
         let pods = deployments::active_pods(EXT_PROC_DEPLOYMENT, &self.watched_objects.pods);
         let name = pods.get(index).map(Pod::name_any).context("there is no such replica")?;
         self.delete_and_wait_replacement(EXT_PROC_DEPLOYMENT, &name).await.map(drop)
     }
 
-    /// A person deletes the pod of a Deployment; the name of the one that takes its place.
+    /// Deletes a pod of a Deployment, and returns the name of its replacement.
     async fn delete_and_wait_replacement(&self, deployment: &str, name: &str) -> Result<String> {
-        let names = |bed: &Self| -> Vec<_> {
-            deployments::active_pods(deployment, &bed.watched_objects.pods).iter().map(Pod::name_any).collect()
+        let names = |environment: &Self| -> Vec<_> {
+            deployments::active_pods(deployment, &environment.watched_objects.pods).iter().map(Pod::name_any).collect()
         };
         let before = names(self);
         self.pod_api().delete(name, &DeleteParams::default()).await?;
-        self.wait_until("another pod takes the place of the deleted one", |bed| {
-            let now = names(bed);
+        self.wait_until("another pod takes the place of the deleted one", |environment| {
+            let now = names(environment);
             now.len() == before.len() && !now.iter().any(|pod| pod == name)
         })
         .await?;
         names(self).into_iter().find(|pod| !before.contains(pod)).context("no new pod")
     }
 
-    /// From now on a Deployment has so many pods.
+    /// Sets the number of pods of a Deployment; does not wait for them.
     pub fn scale(&self, deployment: &str, replicas: usize) {
         self.watched_objects.deployments.scale(deployment, replicas);
     }
 
-    /// Applies an object that is written without its namespace.
+    /// Applies an object, in the environment's namespace.
     pub async fn apply(&self, mut object: Value) -> Result<()> {
         object["metadata"]["namespace"] = json!(self.namespace);
         manifests::apply(&self.client, &object).await
     }
 
-    /// A kubeconfig of the admin with the namespace of the bed as the default, in a file.
+    /// Writes an admin kubeconfig with this environment's namespace as the default, once, and returns its path.
     pub fn kubeconfig(&self) -> Result<std::path::PathBuf> {
         let path = self.folder.path().join("kubeconfig");
         if !path.is_file() {
@@ -75,7 +75,7 @@ impl ClusterEnvironment {
 }
 
 impl Harness<ClusterEnvironment> {
-    /// A person deletes the pod of a server; it ends while clients send, and another one takes its place.
+    /// A person deletes the pod of a server while clients send; returns when its replacement answers.
     pub async fn delete_server(&mut self, index: usize) -> Result<()> {
         let from = clock::now();
         let dead = self.environment.delete_server(index).await?;

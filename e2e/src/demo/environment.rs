@@ -1,23 +1,23 @@
-//! The places where the story can happen, each with what is special about it.
+//! The environments that the demo runs in, with what is specific to each.
 
 use crate::{harness::Environment, local::LocalEnvironment};
 use anyhow::Result;
 use std::future::Future;
 
-/// A place, and how the story speaks of it.
+/// An environment of the demo, with the words that the walkthrough uses for it.
 pub(super) trait DemoEnvironment: Environment {
-    /// What lists the adapters.
+    /// The file or object that lists the adapters, as the walkthrough names it.
     const ADAPTERS_SOURCE: &'static str;
-    /// What is waited for while the Rollout says nothing.
+    /// Shown while the Rollout's status has no message.
     const STARTING_MESSAGE: &'static str;
 
-    /// What a person sees there who looks at the Rollout, in lines.
+    /// Returns what a person sees when they read the Rollout there, as lines.
     fn rollout_view(&self) -> impl Future<Output = Result<Vec<String>>> + Send;
 }
 
 impl DemoEnvironment for LocalEnvironment {
     const ADAPTERS_SOURCE: &'static str = "adapters.yaml";
-    const STARTING_MESSAGE: &'static str = "rollora local starts";
+    const STARTING_MESSAGE: &'static str = "rollora local is starting";
 
     async fn rollout_view(&self) -> Result<Vec<String>> {
         Ok(Vec::new())

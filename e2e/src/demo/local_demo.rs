@@ -12,27 +12,28 @@ use crate::{
 use anyhow::{Context as _, Result};
 use rollora_testbed::server::VllmServer;
 
-/// From the start of the servers to the end of the story.
-pub(super) async fn run_locally(arguments: DemoArgs, stage: &DemoSetup, screen: &mut Screen) -> Result<()> {
-    let starting = format!("{} vLLM servers start", stage.setup.servers.len());
-    let machine = screen
-        .show_while(&starting, LocalEnvironment::start(&stage.setup))
+/// Runs from the start of the servers to the end of the walkthrough.
+pub(super) async fn run_locally(arguments: DemoArgs, setup: &DemoSetup, screen: &mut Screen) -> Result<()> {
+    let starting = format!("{} vLLM servers are starting", setup.setup.servers.len());
+    let environment = screen
+        .show_while(&starting, LocalEnvironment::start(&setup.setup))
         .await
         .context("the demo could not start")?;
-    print_header(screen, stage, &machine);
-    let bed = run_walkthrough(Harness::on(machine), stage, screen).await?;
+    print_header(screen, setup, &environment);
+    let harness = run_walkthrough(Harness::on(environment), setup, screen).await?;
     screen.print_summary("");
     if arguments.keep {
-        keep_running::wait_until_interrupted(&keep_running::local_hints(&bed.environment, &stage.v3)?, screen).await?;
+        keep_running::wait_until_interrupted(&keep_running::local_hints(&harness.environment, &setup.v3)?, screen)
+            .await?;
     }
     Ok(())
 }
 
-fn print_header(screen: &mut Screen, stage: &DemoSetup, machine: &LocalEnvironment) {
-    let title = screen.paint(ScreenStyle::Bold, "The LoRA adapter rollout guide, by itself");
+fn print_header(screen: &mut Screen, setup: &DemoSetup, environment: &LocalEnvironment) {
+    let title = screen.paint(ScreenStyle::Bold, "The LoRA adapter rollout guide on one machine");
     screen.print_line(&title);
-    let servers: Vec<_> = machine.servers().iter().map(VllmServer::name).collect();
-    let vllm = format!("vLLM ({})", stage.server_label);
+    let servers: Vec<_> = environment.servers().iter().map(VllmServer::name).collect();
+    let vllm = format!("vLLM ({})", setup.server_label);
     screen.print_line(&format!("  {vllm:<23}  {}", servers.join("  ")));
-    screen.print_line(&format!("  {:<23}  {}", "rollora local", machine.gateway()));
+    screen.print_line(&format!("  {:<23}  {}", "rollora local", environment.gateway()));
 }

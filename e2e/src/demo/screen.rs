@@ -1,4 +1,4 @@
-//! What the demo writes: lines that stay, and on a terminal one line below them that says what it waits for.
+//! The demo's output: permanent lines and, on a terminal, one status line below them.
 
 use crate::{files::DiffLine, traffic::SplitCount};
 use rollora_testbed::clock;
@@ -9,13 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The widest line; what is longer is cut where it is written live.
+/// Width of the terminal in columns; a status line is cut there.
 const MAX_WIDTH: usize = 100;
-/// How often [`Screen::waiting`] is written while nothing new is known: as often as a bed is looked at.
+/// How often [`Screen::show_while`] redraws the status line: as often as the harness polls.
 const SPINNER_INTERVAL: Duration = Duration::from_millis(20);
 const SPINNER_FRAMES: [char; 8] = ['⣾', '⣽', '⣻', '⢿', '⡿', '⣟', '⣯', '⣷'];
 
-/// How a piece of text looks.
+/// Style of a piece of text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ScreenStyle {
     Bold,
@@ -24,7 +24,7 @@ pub(super) enum ScreenStyle {
     Red,
 }
 
-/// Standard output.
+/// Standard output with the demo's clock.
 #[derive(Debug)]
 pub(super) struct Screen {
     start: Instant,
@@ -40,24 +40,24 @@ impl Screen {
         Self { start: clock::now(), terminal, color: terminal && !no_color, spinner_ticks: 0 }
     }
 
-    /// Time since the demo began.
+    /// Returns the time since the demo began.
     pub(super) fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
 
-    /// A line.
+    /// Prints one permanent line.
     pub(super) fn print_line(&mut self, text: &str) {
         self.clear_progress();
         write_stdout(&format!("{text}\n"));
     }
 
-    /// The head of a part.
+    /// Prints the heading of a section.
     pub(super) fn print_section(&mut self, name: &str, what: &str) {
         let name = self.paint(ScreenStyle::Bold, name);
         self.print_line(&format!("\n{name}  {what}"));
     }
 
-    /// Something was seen to be true.
+    /// Prints a condition that was observed to hold, with the elapsed time.
     pub(super) fn print_check(&mut self, what: &str) {
         let mark = self.paint(ScreenStyle::Green, "✓");
         let time = self.paint(ScreenStyle::Dim, &format!("{:>6.1} s", self.elapsed().as_secs_f64()));
@@ -65,7 +65,7 @@ impl Screen {
         self.print_line(&format!("  {mark} {what}{gap}{time}"));
     }
 
-    /// The guide's count, with the versions that answered nothing.
+    /// Prints the guide's count, including versions without an answer.
     pub(super) fn print_count(&mut self, count: &SplitCount, versions: &[&str]) {
         self.print_line(&format!("    Traffic Split Results, total requests: {}", count.total()));
         for version in versions {
@@ -73,61 +73,61 @@ impl Screen {
         }
     }
 
-    /// The lines of a file that changed.
+    /// Prints the changed lines of a file.
     pub(super) fn print_diff(&mut self, lines: &[DiffLine<'_>]) {
         for line in lines {
-            let (look, text) = match line {
+            let (style, text) = match line {
                 DiffLine::Same(_) => continue,
                 DiffLine::Removed(text) => (ScreenStyle::Red, format!("- {text}")),
                 DiffLine::Added(text) => (ScreenStyle::Green, format!("+ {text}")),
             };
-            let text = self.paint(look, &text);
+            let text = self.paint(style, &text);
             self.print_line(&format!("    {text}"));
         }
     }
 
-    /// What is waited for. Nothing is written where nobody would see it change.
+    /// Redraws the status line; does nothing if standard output is not a terminal.
     pub(super) fn show_progress(&mut self, what: &str) {
         if !self.terminal {
             return;
         }
         self.spinner_ticks += 1;
-        let wheel = SPINNER_FRAMES[self.spinner_ticks / 3 % SPINNER_FRAMES.len()];
+        let frame = SPINNER_FRAMES[self.spinner_ticks / 3 % SPINNER_FRAMES.len()];
         let text: String = what.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_WIDTH - 4).collect();
-        let text = self.paint(ScreenStyle::Dim, &format!("  {wheel} {text}"));
+        let text = self.paint(ScreenStyle::Dim, &format!("  {frame} {text}"));
         write_stdout(&format!("\r\x1b[K{text}"));
     }
 
-    /// Says what is waited for until it is there.
+    /// Redraws the status line until the future is done, and returns its output.
     pub(super) async fn show_while<T>(&mut self, what: &str, wanted: impl Future<Output = T>) -> T {
         let mut wanted = pin!(wanted);
-        let mut turn = tokio::time::interval(SPINNER_INTERVAL);
+        let mut interval = tokio::time::interval(SPINNER_INTERVAL);
         loop {
             tokio::select! {
                 wanted = &mut wanted => return wanted,
-                _ = turn.tick() => self.show_progress(what),
+                _ = interval.tick() => self.show_progress(what),
             }
         }
     }
 
-    /// The end of the demo, with what there is to say of its time besides.
+    /// Prints the last line, with the total time and optional further times.
     pub(super) fn print_summary(&mut self, times: &str) {
-        let all = self.paint(ScreenStyle::Bold, "All of it was seen to be true");
+        let all = self.paint(ScreenStyle::Bold, "Every step of the guide was observed");
         let seconds = self.elapsed().as_secs_f64();
         let times = if times.is_empty() { String::new() } else { format!(" ({times})") };
         self.print_line(&format!("\n{all}, in {seconds:.1} s{times}."));
     }
 
-    /// Takes the line of [`Self::waiting`] away.
+    /// Clears the status line.
     pub(super) fn clear_progress(&mut self) {
         if self.terminal {
             write_stdout("\r\x1b[K");
         }
     }
 
-    /// Text that looks so, where it may.
-    pub(super) fn paint(&self, look: ScreenStyle, text: &str) -> String {
-        let code = match look {
+    /// Returns the text in this style; unchanged if color is off.
+    pub(super) fn paint(&self, style: ScreenStyle, text: &str) -> String {
+        let code = match style {
             ScreenStyle::Bold => 1,
             ScreenStyle::Dim => 2,
             ScreenStyle::Green => 32,
@@ -139,6 +139,6 @@ impl Screen {
 
 fn write_stdout(text: &str) {
     let mut out = io::stdout().lock();
-    // Where nobody reads any more, nothing is left to say to anybody.
+    // A closed standard output must not fail the demo.
     drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
 }

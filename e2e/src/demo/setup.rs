@@ -1,9 +1,9 @@
-//! What the guide is played with: simulated servers, or a real vLLM on the CPU.
+//! What the demo runs the guide with: simulated servers, or a real vLLM on the CPU.
 
 use crate::{
     files::{ListedAdapter, RolloutManifest, RolloutStep},
     harness::Setup,
-    traffic::{ChatRequest, LoadProfile, ResponseMode as Answer},
+    traffic::{ChatRequest, LoadProfile, ResponseMode},
 };
 use anyhow::{Context as _, Result, ensure};
 use rollora_testbed::{
@@ -12,23 +12,23 @@ use rollora_testbed::{
 };
 use std::{path::PathBuf, time::Duration};
 
-/// The part of the demo that differs.
+/// The part of the demo that depends on the kind of server.
 #[derive(Debug)]
 pub(super) struct DemoSetup {
-    /// What the servers are called.
+    /// How the output describes the servers.
     pub(super) server_label: &'static str,
     pub(super) setup: Setup,
-    /// What is listed as v2.
+    /// The entry that the walkthrough lists as v2.
     pub(super) v2: ListedAdapter,
-    /// What the hint for a third version lists: a source that these servers have.
+    /// The entry of the hint for a third version: a source that these servers can load.
     pub(super) v3: ListedAdapter,
     pub(super) load: LoadProfile,
-    /// Whether the texts of the answers say which weights answered.
+    /// With a real vLLM, the texts of the versions differ; the walkthrough checks that.
     pub(super) uses_real_vllm: bool,
 }
 
 impl DemoSetup {
-    /// Three simulated servers.
+    /// Returns three simulated servers.
     pub(super) fn simulated() -> Self {
         let flags = ["--load-millis", "400", "--token-millis", "5"];
         Self {
@@ -46,10 +46,10 @@ impl DemoSetup {
         }
     }
 
-    /// Two real servers, whose two adapters have other weights.
+    /// Returns two real servers, with two adapters of different weights.
     pub(super) fn real() -> Result<Self> {
         let home = std::env::var_os("ROLLORA_VLLM_HOME").map(PathBuf::from);
-        let home = home.context("ROLLORA_VLLM_HOME is not set: `cargo xtask demo --vllm` makes a vLLM and sets it")?;
+        let home = home.context("ROLLORA_VLLM_HOME is not set: run `cargo xtask demo --vllm`, which installs vLLM")?;
         ensure!(home.join("venv/bin/python").is_file(), "there is no venv/bin/python in {}", home.display());
         Ok(Self {
             server_label: "real, on the CPU",
@@ -62,7 +62,10 @@ impl DemoSetup {
             v2: ListedAdapter::new(V2, "tiny/adapters/a6"),
             v3: ListedAdapter::new(V3, "tiny/adapters/a3"),
             load: LoadProfile {
-                connections: vec![ChatRequest::new(MODEL, Answer::Json, 2), ChatRequest::new(MODEL, Answer::Sse, 8)],
+                connections: vec![
+                    ChatRequest::new(MODEL, ResponseMode::Json, 2),
+                    ChatRequest::new(MODEL, ResponseMode::Sse, 8),
+                ],
                 interval: Duration::from_millis(150),
             },
             uses_real_vllm: true,
@@ -70,7 +73,7 @@ impl DemoSetup {
     }
 }
 
-/// The guide's steps. After the last one a moment to count, before the old version goes.
+/// The guide's steps, with a cleanup delay after the last one that leaves time to count requests.
 fn demo_rollout(pause: Duration) -> RolloutManifest {
     use RolloutStep::{Pause, Weight};
     RolloutManifest {

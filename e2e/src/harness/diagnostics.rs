@@ -1,17 +1,17 @@
-//! What was seen, for a person who was not there.
+//! Renders the snapshot that a failed scenario prints.
 
 use crate::conditions::{ServerSnapshot, SystemSnapshot};
 
-pub(super) fn render(seen: &SystemSnapshot) -> String {
-    let said = |kind: &str, what: Result<String, String>| format!("{kind}: {}\n", what.unwrap_or_else(|error| error));
-    let status = said("status", seen.status.as_ref().map(json).map_err(Clone::clone));
-    let rules = seen.routers.iter().map(|router| router.as_ref().map(|it| json(&it.models)).map_err(Clone::clone));
-    let problems = seen.file_problems.iter().map(|problem| format!("problem: {problem}\n"));
+pub(super) fn render(snapshot: &SystemSnapshot) -> String {
+    let line = |kind: &str, what: Result<String, String>| format!("{kind}: {}\n", what.unwrap_or_else(|error| error));
+    let status = line("status", snapshot.status.as_ref().map(json).map_err(Clone::clone));
+    let rules = snapshot.routers.iter().map(|router| router.as_ref().map(|it| json(&it.models)).map_err(Clone::clone));
+    let problems = snapshot.file_problems.iter().map(|problem| format!("problem: {problem}\n"));
     std::iter::once(status)
-        .chain(rules.map(|rules| said("rules", rules)))
-        .chain(seen.servers.iter().map(server))
+        .chain(rules.map(|rules| line("rules", rules)))
+        .chain(snapshot.servers.iter().map(server))
         .chain(problems)
-        .chain([format!("adapters.yaml:\n{}", seen.adapters_file)])
+        .chain([format!("adapters.yaml:\n{}", snapshot.adapters_file)])
         .collect()
 }
 

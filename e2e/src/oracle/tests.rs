@@ -7,21 +7,21 @@ fn verdict(exchanges: &[RequestRecord], routers: &[RouterHistory]) -> TrafficVer
     TrafficRecord { exchanges: exchanges.to_vec(), routers: routers.to_vec(), outages: vec![] }.verdict()
 }
 
-/// There all the time.
-fn router(zero: Instant, spells: Vec<RuleInterval>) -> RouterHistory {
-    RouterHistory { first_seen: zero, gone_at: None, intervals: spells }
+/// A router that exists for the whole test.
+fn router(zero: Instant, intervals: Vec<RuleInterval>) -> RouterHistory {
+    RouterHistory { first_seen: zero, gone_at: None, intervals }
 }
 
 /// Sequences 1 (v1 alone, to 100 ms), 2 (both, 90 to 200 ms), 3 (v2 alone, from 190 ms).
 fn sample_intervals(zero: Instant) -> Vec<RuleInterval> {
     let at = |millis| zero + Duration::from_millis(millis);
-    let spell = |sequence, from, until: Option<u64>, ids: &[&str]| RuleInterval {
+    let interval = |sequence, from, until: Option<u64>, ids: &[&str]| RuleInterval {
         from: at(from),
         until: until.map(at),
         sequence,
         weights: ids.iter().map(|id| ((*id).to_owned(), 50)).collect(),
     };
-    vec![spell(1, 0, Some(100), &["v1"]), spell(2, 90, Some(200), &["v1", "v2"]), spell(3, 190, None, &["v2"])]
+    vec![interval(1, 0, Some(100), &["v1"]), interval(2, 90, Some(200), &["v1", "v2"]), interval(3, 190, None, &["v2"])]
 }
 
 fn exchange(zero: Instant, start: u64, head: u64, outcome: RequestOutcome) -> RequestRecord {
@@ -40,23 +40,23 @@ fn answer(zero: Instant, start: u64, head: u64, model: &str) -> RequestRecord {
 }
 
 #[test]
-fn a_write_has_arrived_when_the_last_router_says_so() {
+fn propagation_delay_counts_the_last_router() {
     let zero = clock::now();
     let at = |millis| zero + Duration::from_millis(millis);
     let changes = |changes: &[u64]| {
-        let spell =
+        let interval =
             |until: Option<u64>| RuleInterval { from: zero, until: until.map(at), sequence: 1, weights: Vec::new() };
-        router(zero, changes.iter().map(|change| spell(Some(*change))).chain([spell(None)]).collect())
+        router(zero, changes.iter().map(|change| interval(Some(*change))).chain([interval(None)]).collect())
     };
     let routers = vec![changes(&[15, 120]), changes(&[18])];
     let record = TrafficRecord { exchanges: Vec::new(), routers, outages: Vec::new() };
-    // The first was heard by both, the second by one only, and the third changed nothing.
+    // Both routers applied the first write, one router the second, and the third changed nothing.
     assert_eq!(record.propagation_delays(&[at(10), at(100), at(200)]), [Duration::from_millis(8)]);
     assert!(record.propagation_delays(&[]).is_empty());
 }
 
 #[test]
-fn an_answer_is_right_when_some_rule_between_start_and_first_byte_gave_its_adapter_weight() {
+fn answer_needs_weight_in_a_rule_active_before_its_first_byte() {
     let zero = clock::now();
     for (start, head, model, right) in [
         (10, 20, "v1", true),
@@ -64,7 +64,7 @@ fn an_answer_is_right_when_some_rule_between_start_and_first_byte_gave_its_adapt
         (10, 95, "v2", true), // begun under 1, perhaps chosen under 2
         (150, 160, "v1", true),
         (150, 160, "v2", true),
-        (195, 198, "v1", true), // 2 may have been in force till 200
+        (195, 198, "v1", true), // 2 may have been active until 200
         (201, 220, "v1", false),
         (201, 220, "v2", true),
         (201, 220, "v3", false),
@@ -76,9 +76,9 @@ fn an_answer_is_right_when_some_rule_between_start_and_first_byte_gave_its_adapt
 }
 
 #[test]
-fn a_late_end_of_the_answer_is_no_excuse() {
+fn weight_after_the_first_byte_does_not_justify_an_answer() {
     let zero = clock::now();
-    // It ends at 520 ms, when v2 has weight; its first byte came when it had none.
+    // The response ends at 520 ms, when v2 has weight; its first byte came when v2 had none.
     assert_eq!(
         verdict(&[answer(zero, 10, 20, "v2")], &[router(zero, sample_intervals(zero))]).zero_weight_answers.len(),
         1
@@ -86,7 +86,7 @@ fn a_late_end_of_the_answer_is_no_excuse() {
 }
 
 #[test]
-fn one_router_that_still_has_the_old_rule_is_enough() {
+fn answer_is_justified_by_a_router_with_the_old_rule() {
     let zero = clock::now();
     let slow = vec![RuleInterval { until: None, ..sample_intervals(zero)[0].clone() }];
     let late = answer(zero, 300, 310, "v1");
@@ -101,42 +101,42 @@ fn one_router_that_still_has_the_old_rule_is_enough() {
 }
 
 #[test]
-fn what_happened_beside_a_rule_that_nobody_saw_is_not_judged() {
+fn answer_near_a_missed_rule_is_inconclusive() {
     let zero = clock::now();
     let mut gap = sample_intervals(zero);
     gap.remove(1);
-    // From 1 to 3: the rule in between was in force somewhere between the last look at 1 and the first at 3.
+    // From 1 to 3: the missed rule was active at some time between the last poll with 1 and the first with 3.
     gap[0].until = Some(zero + Duration::from_millis(200));
-    let beside = verdict(&[answer(zero, 192, 195, "v9")], &[router(zero, gap.clone())]);
-    assert_eq!((beside.inconclusive, beside.zero_weight_answers.len()), (1, 0));
+    let near = verdict(&[answer(zero, 192, 195, "v9")], &[router(zero, gap.clone())]);
+    assert_eq!((near.inconclusive, near.zero_weight_answers.len()), (1, 0));
     let away = verdict(&[answer(zero, 300, 310, "v9")], &[router(zero, gap)]);
     assert_eq!((away.inconclusive, away.zero_weight_answers.len()), (0, 1));
 }
 
 #[test]
-fn a_router_counts_while_it_is_there_and_no_longer() {
+fn router_counts_only_while_it_exists() {
     let zero = clock::now();
     let at = |millis| zero + Duration::from_millis(millis);
-    let spell = |from: u64, until: Option<u64>, id: &str| RuleInterval {
+    let interval = |from: u64, until: Option<u64>, id: &str| RuleInterval {
         from: at(from),
         until: until.map(at),
         sequence: 1,
         weights: vec![(id.to_owned(), 100)],
     };
-    let stays = router(zero, vec![spell(0, None, "v1")]);
-    // It comes at 100 ms, says its rule at 110 ms, and goes at 200 ms.
-    let comes =
-        RouterHistory { first_seen: at(100), gone_at: Some(at(200)), intervals: vec![spell(110, Some(200), "v9")] };
-    for (start, head, right, unjudged) in [
+    let stable = router(zero, vec![interval(0, None, "v1")]);
+    // This router appears at 100 ms, reports its rule at 110 ms, and disappears at 200 ms.
+    let temporary =
+        RouterHistory { first_seen: at(100), gone_at: Some(at(200)), intervals: vec![interval(110, Some(200), "v9")] };
+    for (start, head, right, inconclusive) in [
         (10, 20, false, 0),
-        (90, 105, true, 1), // it was there, and nobody had seen its rule
+        (90, 105, true, 1), // it existed, and no poll had observed its rule
         (150, 160, true, 0),
         (190, 250, true, 0),
         (201, 250, false, 0),
     ] {
-        let verdict = verdict(&[answer(zero, start, head, "v9")], &[stays.clone(), comes.clone()]);
+        let verdict = verdict(&[answer(zero, start, head, "v9")], &[stable.clone(), temporary.clone()]);
         assert_eq!(verdict.zero_weight_answers.is_empty(), right, "from {start} to {head}: {verdict}");
-        assert_eq!(verdict.inconclusive, unjudged, "from {start} to {head}: {verdict}");
+        assert_eq!(verdict.inconclusive, inconclusive, "from {start} to {head}: {verdict}");
     }
 }
 
@@ -181,18 +181,18 @@ fn failures_are_errors_unless_an_outage_explains_them() {
 }
 
 #[test]
-fn shares_are_those_of_requests_that_one_rule_alone_decided() {
+fn sample_has_only_requests_that_one_rule_decided() {
     let zero = clock::now();
     let mut exchanges = vec![answer(zero, 95, 99, "v1"), answer(zero, 185, 195, "v2")];
     exchanges.extend((0..40).map(|index| answer(zero, 110, 120, if index % 2 == 0 { "v1" } else { "v2" })));
     let record = TrafficRecord { exchanges, routers: vec![router(zero, sample_intervals(zero))], outages: vec![] };
-    let share = &record.split_samples()[1];
-    assert_eq!((share.total(), share.by_model["v1"], share.by_model["v2"]), (40, 20, 20));
-    assert!(share.matches_weights());
+    let sample = &record.split_samples()[1];
+    assert_eq!((sample.total(), sample.by_model["v1"], sample.by_model["v2"]), (40, 20, 20));
+    assert!(sample.matches_weights());
 }
 
 #[test]
-fn a_router_that_is_late_makes_the_time_of_no_rule_longer() {
+fn late_router_shortens_the_sample_of_the_next_rule() {
     let zero = clock::now();
     let mut late = sample_intervals(zero);
     late[0].until = Some(zero + Duration::from_millis(130));
@@ -203,13 +203,13 @@ fn a_router_that_is_late_makes_the_time_of_no_rule_longer() {
 }
 
 #[test]
-fn a_share_far_from_its_weight_does_not_fit() {
-    let share = |v1, v2| SplitSample {
+fn sample_far_from_its_weights_does_not_match() {
+    let sample = |v1, v2| SplitSample {
         weights: vec![("v1".to_owned(), 90), ("v2".to_owned(), 10)],
         by_model: [("v1".to_owned(), v1), ("v2".to_owned(), v2)].into(),
     };
     for (v1, v2, fits) in [(900, 100, true), (870, 130, true), (500, 500, false), (1000, 0, false), (18, 2, true)] {
-        assert_eq!(share(v1, v2).matches_weights(), fits, "{v1} and {v2}");
+        assert_eq!(sample(v1, v2).matches_weights(), fits, "{v1} and {v2}");
     }
     let all = SplitSample { weights: vec![("v2".to_owned(), 100)], by_model: [("v2".to_owned(), 7)].into() };
     assert!(all.matches_weights());

@@ -1,4 +1,4 @@
-//! One request and what came of it.
+//! One request of a client and its outcome.
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
@@ -14,29 +14,29 @@ use std::{
 };
 use tokio::time::timeout;
 
-/// How long a client waits for the head of an answer, and then for every further piece.
+/// How long a client waits for the head of a response, and for each further part of its body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How the answer is wanted.
+/// Whether a client requests a whole response or a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResponseMode {
-    /// Whole.
+    /// The whole response as one JSON object.
     Json,
-    /// As a stream of events.
+    /// A stream of server-sent events.
     Sse,
 }
 
-/// What a client asks for.
+/// One chat completion request.
 #[derive(Debug, Clone)]
 pub struct ChatRequest {
     mode: ResponseMode,
     body: Value,
-    /// Sent as `Authorization: Bearer`.
+    /// Sent as `Authorization: Bearer`; `None` sends no header.
     pub api_key: Option<String>,
 }
 
 impl ChatRequest {
-    /// A chat with `model`.
+    /// Creates a request for `model` that asks for at most `tokens` tokens.
     pub fn new(model: &str, mode: ResponseMode, tokens: u32) -> Self {
         let mut body = json!({
             "model": model,
@@ -45,14 +45,14 @@ impl ChatRequest {
             "temperature": 0,
         });
         if mode == ResponseMode::Sse {
-            // Long streams are what is wanted, not what the model thinks is enough.
+            // The model must not end a stream early.
             body["stream"] = json!(true);
             body["ignore_eos"] = json!(true);
         }
         Self { mode, body, api_key: None }
     }
 
-    /// The same, with a key.
+    /// Sets the API key.
     #[must_use]
     pub fn with_key(mut self, key: Option<&str>) -> Self {
         self.api_key = key.map(str::to_owned);
@@ -60,65 +60,65 @@ impl ChatRequest {
     }
 }
 
-/// One request, from its start to its end.
+/// One request with its times and outcome.
 #[derive(Debug, Clone)]
 pub struct RequestRecord {
-    /// How the answer was wanted.
+    /// Whether a stream was requested.
     pub mode: ResponseMode,
-    /// Before the first byte was written.
+    /// Before the first byte of the request was written.
     pub start: Instant,
-    /// When the head of the answer was there.
+    /// When the head of the response was received; `None` if there was none.
     pub first_byte: Option<Instant>,
-    /// When it was over.
+    /// When the response was complete, or the request failed.
     pub end: Instant,
-    /// What came of it.
+    /// The response's model and text, or the failure.
     pub outcome: RequestOutcome,
 }
 
-/// What came of a request.
+/// The result of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RequestOutcome {
-    /// A whole answer with status 200.
+    /// A complete response with status 200.
     Succeeded {
-        /// Its `.model`, the same in every piece of a stream.
+        /// The `model` of the response, identical in every event of a stream.
         model: String,
-        /// What it says.
+        /// The generated text, joined from all events of a stream.
         text: String,
     },
-    /// Anything else.
+    /// No complete response with status 200.
     Failed(RequestFailure),
 }
 
-/// Why a request has no answer.
+/// Why a request has no complete response.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestFailure {
-    /// Nobody listens there.
+    /// No process listens at the address.
     #[error("the connection was refused")]
     ConnectionRefused,
-    /// The connection broke before the head of an answer.
-    #[error("no answer: {0}")]
+    /// The connection broke before the head of a response.
+    #[error("connection lost before a response: {0}")]
     ConnectionLost(String),
-    /// Another status than 200.
+    /// A status other than 200.
     #[error("status {status}: {body}")]
     Status {
-        /// The status.
+        /// The HTTP status code.
         status: u16,
-        /// The beginning of the body.
+        /// The first 300 characters of the body.
         body: String,
     },
-    /// The answer broke off, or a stream had no end mark.
-    #[error("the answer was cut: {0}")]
+    /// The response broke off, or a stream had no end mark.
+    #[error("the response was truncated: {0}")]
     Truncated(String),
-    /// Not what an answer looks like.
-    #[error("the answer cannot be read: {0}")]
+    /// The body is not a valid response.
+    #[error("the response is not valid: {0}")]
     Malformed(String),
-    /// Nothing came for [`PATIENCE`].
-    #[error("nothing came for {READ_TIMEOUT:?}")]
+    /// No byte was received for [`READ_TIMEOUT`].
+    #[error("received nothing for {READ_TIMEOUT:?}")]
     TimedOut,
 }
 
 impl RequestRecord {
-    /// The version that answered.
+    /// Returns the model of the response, if there is one.
     pub fn model(&self) -> Option<&str> {
         match &self.outcome {
             RequestOutcome::Succeeded { model, .. } => Some(model),
@@ -126,7 +126,7 @@ impl RequestRecord {
         }
     }
 
-    /// Why there is no answer.
+    /// Returns why the request failed, if it did.
     pub fn failure(&self) -> Option<&RequestFailure> {
         match &self.outcome {
             RequestOutcome::Succeeded { .. } => None,
@@ -226,22 +226,22 @@ fn parse_whole(body: &[u8]) -> Result<(String, String), RequestFailure> {
 
 fn parse_stream(body: &[u8]) -> Result<(String, String), RequestFailure> {
     let text = std::str::from_utf8(body).map_err(|error| RequestFailure::Malformed(error.to_string()))?;
-    let (mut model, mut said, mut done): (Option<String>, _, _) = (None, String::new(), false);
+    let (mut model, mut content, mut done): (Option<String>, _, _) = (None, String::new(), false);
     for data in text.lines().filter_map(|line| line.strip_prefix("data: ")) {
         if data == "[DONE]" {
             done = true;
             continue;
         }
-        let piece = parse(data.as_bytes())?;
-        let name = response_model(&piece)?;
+        let event = parse(data.as_bytes())?;
+        let name = response_model(&event)?;
         if let Some(before) = model.as_ref().filter(|before| **before != name) {
-            return Err(RequestFailure::Malformed(format!("one stream says {before} and {name}")));
+            return Err(RequestFailure::Malformed(format!("one stream names {before} and {name}")));
         }
         model = Some(name);
-        said += piece["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
+        content += event["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
     }
     match model {
-        Some(model) if done => Ok((model, said)),
+        Some(model) if done => Ok((model, content)),
         _ => Err(RequestFailure::Truncated(format!("{} bytes of a stream without [DONE]", body.len()))),
     }
 }
@@ -256,7 +256,7 @@ fn response_model(answer: &Value) -> Result<String, RequestFailure> {
     model.map(str::to_owned).ok_or_else(|| RequestFailure::Malformed(format!("no model in {answer}")))
 }
 
-/// An error with what caused it: hyper's own texts say little.
+/// Returns the error with all its causes: hyper's own text names none of them.
 fn error_chain(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
     let mut source = error.source();
@@ -272,19 +272,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_is_whole_when_every_piece_names_one_model_and_the_end_is_marked() {
-        let piece =
+    fn stream_needs_one_model_and_an_end_mark() {
+        let event =
             |model, text| format!("data: {}\n\n", json!({"model": model, "choices": [{"delta": {"content": text}}]}));
-        let good = format!("{}{}data: [DONE]\n\n", piece("v1", "a"), piece("v1", "b"));
+        let good = format!("{}{}data: [DONE]\n\n", event("v1", "a"), event("v1", "b"));
         assert_eq!(parse_stream(good.as_bytes()), Ok(("v1".to_owned(), "ab".to_owned())));
-        let cut = piece("v1", "a");
+        let cut = event("v1", "a");
         assert!(matches!(parse_stream(cut.as_bytes()), Err(RequestFailure::Truncated(_))));
-        let mixed = format!("{}{}data: [DONE]\n\n", piece("v1", "a"), piece("v2", "b"));
+        let mixed = format!("{}{}data: [DONE]\n\n", event("v1", "a"), event("v2", "b"));
         assert!(matches!(parse_stream(mixed.as_bytes()), Err(RequestFailure::Malformed(_))));
     }
 
     #[test]
-    fn an_answer_without_a_model_is_no_answer() {
+    fn response_without_a_model_is_malformed() {
         assert!(matches!(parse_whole(b"{}"), Err(RequestFailure::Malformed(_))));
         let answer = json!({"model": "v1", "choices": [{"message": {"content": "a"}}]}).to_string();
         assert_eq!(parse_whole(answer.as_bytes()), Ok(("v1".to_owned(), "a".to_owned())));

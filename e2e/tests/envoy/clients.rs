@@ -1,4 +1,4 @@
-//! Clients of the gateway, in both versions of HTTP.
+//! HTTP/1.1 and HTTP/2 clients of the gateway.
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -21,7 +21,7 @@ pub(crate) enum HttpVersion {
     Http2,
 }
 
-/// How a body is sent.
+/// How the end of a request body is marked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Framing {
     Sized,
@@ -39,7 +39,7 @@ pub(crate) struct GatewayClient {
     _connection: JoinSet<()>,
 }
 
-/// What a client was told.
+/// A response with its complete body.
 #[derive(Debug)]
 pub(crate) struct ClientResponse {
     pub(crate) status: StatusCode,
@@ -62,7 +62,7 @@ pub(crate) fn post(path: &str, headers: &[(&'static str, &str)], body: &str, fra
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    // Cut somewhere in the middle, which is where the name is.
+    // Splits the body in the middle, which is where the model's name is.
     let (begin, end) = body.split_at(body.len() / 2);
     let parts = [begin, end].into_iter().filter(|part| !part.is_empty());
     let mut frames: Vec<_> = parts.map(|part| Frame::data(Bytes::copy_from_slice(part.as_bytes()))).collect();
@@ -83,8 +83,8 @@ pub(crate) fn get(path: &str) -> Request<RequestBody> {
 }
 
 impl GatewayClient {
-    pub(crate) async fn connect(to: SocketAddr, version: HttpVersion) -> Self {
-        let stream = TokioIo::new(TcpStream::connect(to).await.unwrap());
+    pub(crate) async fn connect(address: SocketAddr, version: HttpVersion) -> Self {
+        let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
         let mut tasks = JoinSet::new();
         let sender = match version {
             HttpVersion::Http1 => {
@@ -101,7 +101,7 @@ impl GatewayClient {
         Self { sender, _connection: tasks }
     }
 
-    /// Waits until another request can be sent. An error means that the connection has ended.
+    /// Waits until the connection accepts another request; an error means that it has ended.
     pub(crate) async fn ready(&mut self) -> hyper::Result<()> {
         match &mut self.sender {
             RequestSender::Http1(sender) => sender.ready().await,
@@ -109,7 +109,7 @@ impl GatewayClient {
         }
     }
 
-    /// Sends a request; returns at the answer's headers.
+    /// Sends a request, and returns once the response's headers have arrived.
     pub(crate) async fn send(&mut self, mut request: Request<RequestBody>) -> hyper::Result<Response<Incoming>> {
         match &mut self.sender {
             RequestSender::Http1(sender) => sender.send_request(request).await,
@@ -122,9 +122,9 @@ impl GatewayClient {
     }
 
     pub(crate) async fn fetch(&mut self, request: Request<RequestBody>) -> ClientResponse {
-        let asked = format!("{request:?}");
+        let request_text = format!("{request:?}");
         let answer = self.send(request).await;
-        let (head, body) = answer.unwrap_or_else(|error| panic!("{asked}: {error:?}")).into_parts();
+        let (head, body) = answer.unwrap_or_else(|error| panic!("{request_text}: {error:?}")).into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         ClientResponse { status: head.status, headers: head.headers, body }
     }

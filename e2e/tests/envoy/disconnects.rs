@@ -1,4 +1,4 @@
-//! Servers and clients that go away.
+//! Servers and clients that disconnect.
 
 use crate::{
     clients::{Framing, GatewayClient, HttpVersion, post},
@@ -12,58 +12,58 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 const CHAT_PATH: &str = "/v1/chat/completions";
-/// Which the model server answers with events.
+/// The model server answers this path with a stream of events.
 const EVENTS_PATH: &str = "/v1/responses";
 const REQUEST_BODY: &str = r#"{"messages": [], "model": "alias", "n": 1}"#;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_killed_in_the_middle_of_a_hundred_streams_cuts_none() {
-    if !has_envoy("the server is killed while answers stream") {
+async fn killed_processor_truncates_none_of_a_hundred_streams() {
+    if !has_envoy("the server is killed during streams") {
         return;
     }
     for observed in [false, true] {
-        let mut stage =
+        let mut fixture =
             EnvoyFixture::start(EnvoyConfig { observability_filter: observed, ..EnvoyConfig::default() }).await;
         let mut answers = JoinSet::new();
-        let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+        let (started, mut started_streams) = tokio::sync::mpsc::unbounded_channel();
         for _ in 0..100 {
-            let (gateway, begun) = (stage.gateway_address(), begun.clone());
+            let (gateway, started) = (fixture.gateway_address(), started.clone());
             answers.spawn(async move {
                 let mut client = GatewayClient::connect(gateway, HttpVersion::Http1).await;
                 let answer = client.send(post(EVENTS_PATH, &[], REQUEST_BODY, Framing::Sized)).await.unwrap();
                 assert_eq!(answer.status(), StatusCode::OK);
                 assert_eq!(answer.headers()["x-rollora-target"], "alias-v2");
-                begun.send(()).unwrap();
+                started.send(()).unwrap();
                 answer.into_body().collect().await.map(Collected::to_bytes)
             });
         }
         for _ in 0..100 {
-            begins.recv().await.unwrap();
+            started_streams.recv().await.unwrap();
         }
-        stage.kill_server().await;
-        assert_eq!(answers.try_join_next().map(|_| ()), None, "they are in the middle");
+        fixture.kill_server().await;
+        assert_eq!(answers.try_join_next().map(|_| ()), None, "a stream ended too early");
         while let Some(answer) = answers.join_next().await {
-            let body = answer.unwrap().unwrap_or_else(|error| panic!("cut, observed: {observed}: {error}"));
+            let body = answer.unwrap().unwrap_or_else(|error| panic!("truncated, observed: {observed}: {error}"));
             assert!(body.ends_with(b"data: 49\n\n"), "observed: {observed}");
         }
     }
 }
 
-/// With h2's own limits (20 streams that were reset before they were looked at) the connection ends and the others get
-/// 500: tried by taking ours out.
+/// With h2's default limit (20 streams that were reset before they were accepted) the connection ends and the other
+/// requests get 500. Verified by removing our limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn five_hundred_clients_give_up_while_the_server_stalls_and_no_other_request_fails() {
-    if !has_envoy("clients give up while the server stalls") {
+async fn canceled_requests_do_not_fail_others_during_a_stall() {
+    if !has_envoy("clients cancel requests while the server stalls") {
         return;
     }
-    let stage = EnvoyFixture::start(EnvoyConfig::default()).await;
-    // The connection is there, and everybody shares it.
-    let first = stage.fetch(HttpVersion::Http1, post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized)).await;
+    let fixture = EnvoyFixture::start(EnvoyConfig::default()).await;
+    // Opens the connection that all requests share.
+    let first = fixture.fetch(HttpVersion::Http1, post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized)).await;
     assert_eq!(first.status, StatusCode::OK);
-    stage.set_stalled(true);
+    fixture.set_stalled(true);
     let mut others = JoinSet::new();
     for _ in 0..20 {
-        let gateway = stage.gateway_address();
+        let gateway = fixture.gateway_address();
         others.spawn(async move {
             GatewayClient::connect(gateway, HttpVersion::Http1)
                 .await
@@ -71,58 +71,61 @@ async fn five_hundred_clients_give_up_while_the_server_stalls_and_no_other_reque
                 .await
         });
     }
-    let mut leavers = JoinSet::new();
+    let mut canceling = JoinSet::new();
     for _ in 0..500 {
-        let gateway = stage.gateway_address();
-        leavers.spawn(async move {
+        let gateway = fixture.gateway_address();
+        canceling.spawn(async move {
             let mut client = GatewayClient::connect(gateway, HttpVersion::Http1).await;
-            let asked = client.send(post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized));
-            let answered = tokio::time::timeout(Duration::from_millis(150), asked).await;
-            assert!(answered.is_err(), "nobody is answered meanwhile");
+            let request = client.send(post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized));
+            let answered = tokio::time::timeout(Duration::from_millis(150), request).await;
+            assert!(answered.is_err(), "a request was answered while the server stalled");
         });
     }
-    while let Some(left) = leavers.join_next().await {
-        left.unwrap();
+    while let Some(canceled) = canceling.join_next().await {
+        canceled.unwrap();
     }
     tokio::time::sleep(Duration::from_millis(150)).await;
-    stage.set_stalled(false);
+    fixture.set_stalled(false);
     while let Some(answer) = others.join_next().await {
         let answer = answer.unwrap();
         assert_eq!((answer.status, answer.header("x-rollora-target")), (StatusCode::OK, Some("alias-v2")));
     }
-    let given_up = stage.sum_stats("cluster.ext-proc.upstream_rq_tx_reset").await;
-    assert!(given_up > 400, "{given_up} streams were reset: with h2's default more than 20 end the connection");
-    let cut = stage.sum_stats("cluster.ext-proc.upstream_cx_destroy_remote").await;
-    assert_eq!(cut, 0, "the connection lives on");
-    let after = stage.fetch(HttpVersion::Http1, post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized)).await;
+    let reset_streams = fixture.sum_stats("cluster.ext-proc.upstream_rq_tx_reset").await;
+    assert!(
+        reset_streams > 400,
+        "{reset_streams} streams were reset: with h2's default more than 20 end the connection"
+    );
+    let closed_connections = fixture.sum_stats("cluster.ext-proc.upstream_cx_destroy_remote").await;
+    assert_eq!(closed_connections, 0, "the connection was closed");
+    let after = fixture.fetch(HttpVersion::Http1, post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized)).await;
     assert_eq!(after.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn whoever_hangs_up_in_the_middle_leaves_nothing_behind() {
-    if !has_envoy("clients and servers hang up") {
+async fn disconnects_leave_no_request_in_flight() {
+    if !has_envoy("clients and servers disconnect") {
         return;
     }
-    let stage = EnvoyFixture::start(EnvoyConfig::default()).await;
+    let fixture = EnvoyFixture::start(EnvoyConfig::default()).await;
     for version in [HttpVersion::Http1, HttpVersion::Http2] {
-        let answer = stage.fetch(version, post("/v1/embeddings", &[], REQUEST_BODY, Framing::Sized)).await;
-        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "the server hung up");
-        let mut client = GatewayClient::connect(stage.gateway_address(), version).await;
+        let answer = fixture.fetch(version, post("/v1/embeddings", &[], REQUEST_BODY, Framing::Sized)).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "the model server closed the connection");
+        let mut client = GatewayClient::connect(fixture.gateway_address(), version).await;
         let answer = client.send(post(EVENTS_PATH, &[], REQUEST_BODY, Framing::Chunked)).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
-        // In the middle of its answer.
+        // The client disconnects in the middle of the response.
         drop((answer, client));
-        let mut client = GatewayClient::connect(stage.gateway_address(), version).await;
+        let mut client = GatewayClient::connect(fixture.gateway_address(), version).await;
         let body = format!(r#"{{"messages":[],"model":"alias","prompt":"{}""#, "x".repeat(100));
         let never_ends = Request::post(CHAT_PATH).header("host", "models").body(
             StreamBody::new(stream::iter([Ok(Frame::data(body.into()))]).chain(stream::pending())).boxed_unsync(),
         );
-        let asked = client.send(never_ends.unwrap());
-        assert!(tokio::time::timeout(Duration::from_millis(100), asked).await.is_err());
-        // In the middle of its body.
+        let request = client.send(never_ends.unwrap());
+        assert!(tokio::time::timeout(Duration::from_millis(100), request).await.is_err());
+        // The client disconnects in the middle of its request body.
         drop(client);
     }
-    let wanted = [
+    let expected = [
         "rollora_ext_proc_streams 0",
         r#"rollora_router_requests_in_flight{rewrite="ns/r",target="alias-v2"} 0"#,
         r#"rollora_router_requests_total{rewrite="ns/r",target="alias-v2",code="2xx"} 2"#,
@@ -131,12 +134,12 @@ async fn whoever_hangs_up_in_the_middle_leaves_nothing_behind() {
     ];
     let counted = tokio::time::timeout(Duration::from_secs(10), async {
         loop {
-            let metrics = stage.get_metrics().await;
-            if wanted.iter().all(|line| metrics.contains(line)) {
+            let metrics = fixture.get_metrics().await;
+            if expected.iter().all(|line| metrics.contains(line)) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
-    assert!(counted.await.is_ok(), "{}", stage.get_metrics().await);
+    assert!(counted.await.is_ok(), "{}", fixture.get_metrics().await);
 }

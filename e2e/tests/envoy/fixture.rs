@@ -1,4 +1,4 @@
-//! An Envoy, the server, and a model server, each on a port of 127.0.0.1.
+//! An Envoy, the ext_proc server, and a model server, each on a port of 127.0.0.1.
 
 use crate::{
     clients::{ClientResponse, GatewayClient, HttpVersion, RequestBody},
@@ -31,19 +31,19 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How the filter and the server are set up.
+/// Configuration of Envoy's filters and of the server.
 #[derive(Debug, Clone)]
 pub(crate) struct EnvoyConfig {
-    /// `request_body_mode`.
+    /// Envoy's `request_body_mode` of the rewriting filter.
     pub(crate) request_body_mode: &'static str,
     pub(crate) rewrite_options: RewriteOptions,
-    /// With a filter in observability mode before it.
+    /// Adds a filter in observability mode before the rewriting filter.
     pub(crate) observability_filter: bool,
     pub(crate) tls: bool,
     pub(crate) rewrites: Vec<InferenceModelRewrite>,
-    /// Answers are shown to the server, which puts the client's name back.
+    /// Sends responses to the server, which restores the client's model name.
     pub(crate) restore_model_name: bool,
-    /// How long new requests are served when the server is to end.
+    /// How long the server accepts new requests after a shutdown was requested.
     pub(crate) drain_delay: Duration,
 }
 
@@ -64,7 +64,7 @@ impl Default for EnvoyConfig {
 pub(crate) struct EnvoyFixture {
     config: EnvoyConfig,
     gateway: EnvoyGateway,
-    /// The server; it is gone, with all of its connections, when the set is dropped.
+    /// The server; dropping the set ends it with all of its connections.
     server: JoinSet<io::Result<()>>,
     stop: CancellationToken,
     grpc: SocketAddr,
@@ -75,19 +75,19 @@ pub(crate) struct EnvoyFixture {
     folder: TempDir,
 }
 
-/// An Envoy that listens and asks the server.
+/// An Envoy that routes to the model server and calls the ext_proc server.
 pub(crate) struct EnvoyGateway {
     envoy: ChildProcess,
     listener: ReservedPort,
     admin: ReservedPort,
 }
 
-/// Whether there is an Envoy; says what is skipped otherwise.
+/// Returns whether Envoy is available; prints that `what` is skipped if not.
 pub(crate) fn has_envoy(what: &str) -> bool {
     tools::all_available(&[ENVOY], what)
 }
 
-/// A rewrite that sends a model, or every one, to a target.
+/// Returns a rewrite of one model, or of every model, to a target.
 pub(crate) fn rewrite(name: &str, model: Option<&str>, target: &str) -> InferenceModelRewrite {
     let matches: Vec<_> = model.into_iter().map(|model| json!({ "model": { "value": model } })).collect();
     serde_json::from_value(json!({
@@ -101,17 +101,17 @@ pub(crate) fn rewrite(name: &str, model: Option<&str>, target: &str) -> Inferenc
 }
 
 fn active_rules(rewrites: &[InferenceModelRewrite]) -> Arc<ActiveRules> {
-    let in_force =
+    let active_rules =
         ActiveRules::new(PoolRef { name: "pool".to_owned(), ..PoolRef::default() }, &[RewriteGroup::Current]);
-    in_force.reset(rewrites);
-    Arc::new(in_force)
+    active_rules.reset(rewrites);
+    Arc::new(active_rules)
 }
 
 fn socket_address(address: SocketAddr) -> Value {
     json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
 }
 
-fn cluster_config(name: &str, to: SocketAddr, more: &Value) -> Value {
+fn cluster_config(name: &str, to: SocketAddr, overrides: &Value) -> Value {
     let mut cluster = json!({
         "name": name, "type": "STATIC", "connect_timeout": "1s",
         "circuit_breakers": { "thresholds": [
@@ -121,41 +121,41 @@ fn cluster_config(name: &str, to: SocketAddr, more: &Value) -> Value {
             { "endpoint": { "address": socket_address(to) } },
         ] }] },
     });
-    for (name, value) in more.as_object().into_iter().flatten() {
+    for (name, value) in overrides.as_object().into_iter().flatten() {
         cluster[name] = value.clone();
     }
     cluster
 }
 
-fn filter_config(name: &str, more: &Value) -> Value {
+fn filter_config(name: &str, overrides: &Value) -> Value {
     let mut config = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         "grpc_service": { "envoy_grpc": { "cluster_name": "ext-proc" } },
         "message_timeout": "5s",
     });
-    for (name, value) in more.as_object().into_iter().flatten() {
+    for (name, value) in overrides.as_object().into_iter().flatten() {
         config[name] = value.clone();
     }
     json!({ "name": name, "typed_config": config })
 }
 
 impl EnvoyFixture {
-    pub(crate) async fn start(plan: EnvoyConfig) -> Self {
+    pub(crate) async fn start(envoy_config: EnvoyConfig) -> Self {
         static CRYPTO: Once = Once::new();
         CRYPTO.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
         let mut tasks = JoinSet::new();
         let models = model_server::start(&mut tasks).await;
         let mut server = ExtProcServer::new(
-            active_rules(&plan.rewrites),
+            active_rules(&envoy_config.rewrites),
             ServerSettings {
-                rewrite: plan.rewrite_options.clone(),
-                drain_delay: plan.drain_delay,
+                rewrite: envoy_config.rewrite_options.clone(),
+                drain_delay: envoy_config.drain_delay,
                 max_body: 100_000,
                 ..ServerSettings::default()
             },
         );
         let folder = tempfile::tempdir().unwrap();
-        if plan.tls {
+        if envoy_config.tls {
             let file = |name: &str| folder.path().join(name);
             set_certificate(folder.path(), "one");
             server.enable_tls(CertificateFiles { certificate: file("tls.crt"), key: file("tls.key") }).unwrap();
@@ -173,10 +173,10 @@ impl EnvoyFixture {
         let mut running = JoinSet::new();
         let stop = CancellationToken::new();
         running.spawn(server.serve(listeners, stop.clone()));
-        let gate = EnvoyGateway::start("envoy", &plan, "one", [models, grpc], folder.path()).await;
+        let gateway = EnvoyGateway::start("envoy", &envoy_config, "one", [models, grpc], folder.path()).await;
         Self {
-            config: plan,
-            gateway: gate,
+            config: envoy_config,
+            gateway,
             server: running,
             stop,
             grpc,
@@ -188,7 +188,7 @@ impl EnvoyFixture {
         }
     }
 
-    /// A second Envoy, which trusts nobody but this certificate.
+    /// Starts a second Envoy, which trusts this certificate only.
     pub(crate) async fn start_gateway_trusting(&self, certificate: &str) -> EnvoyGateway {
         EnvoyGateway::start(
             "second-envoy",
@@ -200,17 +200,17 @@ impl EnvoyFixture {
         .await
     }
 
-    /// The server's certificate is another one now.
+    /// Replaces the server's certificate file.
     pub(crate) fn renew_certificate(&self, certificate: &str) {
         set_certificate(self.folder.path(), certificate);
     }
 
-    /// The server is asked to end.
+    /// Asks the server to shut down; does not wait for it.
     pub(crate) fn request_shutdown(&self) {
         self.stop.cancel();
     }
 
-    /// The server ends by itself.
+    /// Waits until the server has shut down.
     pub(crate) async fn wait_for_shutdown(&mut self) {
         self.server.join_next().await.unwrap().unwrap().unwrap();
     }
@@ -219,34 +219,34 @@ impl EnvoyFixture {
         self.gateway.address()
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on a connection of its own.
     pub(crate) async fn fetch(&self, version: HttpVersion, request: Request<RequestBody>) -> ClientResponse {
         GatewayClient::connect(self.gateway_address(), version).await.fetch(request).await
     }
 
-    /// What Envoy says about itself.
+    /// Reads a page of Envoy's admin interface.
     pub(crate) async fn get_admin(&self, path: &str) -> String {
         self.gateway.get_admin(path).await
     }
 
-    /// One of Envoy's figures, over all of its filters.
+    /// Returns the sum of one of Envoy's statistics over all of its filters.
     pub(crate) async fn sum_stats(&self, name: &str) -> u64 {
         let stats = self.get_admin(&format!("/stats?filter={name}")).await;
         let values = stats.lines().filter_map(|line| line.rsplit_once(": ")?.1.trim().parse::<u64>().ok());
         values.sum()
     }
 
-    /// What the server has counted.
+    /// Reads the server's metrics.
     pub(crate) async fn get_metrics(&self) -> String {
         get_text(self.metrics, "/metrics").await
     }
 
-    /// The server is gone, as if it had been killed.
+    /// Ends the server without a drain, as if it had been killed.
     pub(crate) async fn kill_server(&mut self) {
         self.server.shutdown().await;
     }
 
-    /// Nothing of what Envoy says reaches the server, or everything does.
+    /// Holds back everything that Envoy sends to the server, or lets it through again.
     pub(crate) fn set_stalled(&self, stalled: bool) {
         self.stalled.send_replace(stalled);
     }
@@ -255,20 +255,21 @@ impl EnvoyFixture {
 impl EnvoyGateway {
     async fn start(
         name: &str,
-        plan: &EnvoyConfig,
-        trusted: &str,
+        envoy_config: &EnvoyConfig,
+        trusted_certificate: &str,
         [models, grpc]: [SocketAddr; 2],
         folder: &Path,
     ) -> Self {
         let (listener, admin) = (ReservedPort::reserve().unwrap(), ReservedPort::reserve().unwrap());
-        let config = envoy_bootstrap(plan, trusted, [listener.address(), admin.address(), models, grpc]);
+        let config =
+            envoy_bootstrap(envoy_config, trusted_certificate, [listener.address(), admin.address(), models, grpc]);
         let file = folder.join(format!("{name}.json"));
         fs::write(&file, config.to_string()).unwrap();
         let mut command = Command::new(ENVOY.program("envoy").unwrap());
         command.arg("-c").arg(&file).args(["--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]);
-        let gate = Self { envoy: ChildProcess::start(name, command, folder).unwrap(), listener, admin };
-        gate.wait_until_ready().await;
-        gate
+        let gateway = Self { envoy: ChildProcess::start(name, command, folder).unwrap(), listener, admin };
+        gateway.wait_until_ready().await;
+        gateway
     }
 
     async fn wait_until_ready(&self) {
@@ -297,7 +298,7 @@ fn testdata_path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../crates/ext-proc/testdata").join(name)
 }
 
-/// Puts a certificate and its key where the server looks for them.
+/// Copies a certificate and its key to the paths that the server reads.
 fn set_certificate(folder: &Path, name: &str) {
     for kind in ["key", "crt"] {
         fs::copy(testdata_path(&format!("{name}.{kind}")), folder.join(format!("tls.{kind}"))).unwrap();
@@ -309,7 +310,7 @@ async fn get_text(from: SocketAddr, path: &str) -> String {
     String::from_utf8_lossy(&answer.body).into_owned()
 }
 
-/// Passes on what comes, both ways, unless it is stalled.
+/// Forwards both directions of every connection; the direction to the server stops while stalled.
 async fn start_proxy(to: SocketAddr, stalled: &watch::Sender<bool>, tasks: &mut JoinSet<()>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -323,7 +324,7 @@ async fn start_proxy(to: SocketAddr, stalled: &watch::Sender<bool>, tasks: &mut 
                 drop((near.set_nodelay(true), far.set_nodelay(true)));
                 let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
                     (near.into_split(), far.into_split());
-                let there = async {
+                let forward = async {
                     let mut buffer = vec![0; 64 * 1024];
                     while let Ok(length @ 1..) = near_read.read(&mut buffer).await {
                         if stalled.wait_for(|stalled| !stalled).await.is_err()
@@ -333,28 +334,32 @@ async fn start_proxy(to: SocketAddr, stalled: &watch::Sender<bool>, tasks: &mut 
                         }
                     }
                 };
-                let back = async { drop(tokio::io::copy(&mut far_read, &mut near_write).await) };
-                // Whoever ends it, it is over for both.
-                tokio::select! { () = there => {}, () = back => {} }
+                let backward = async { drop(tokio::io::copy(&mut far_read, &mut near_write).await) };
+                // The connection ends when either side closes it.
+                tokio::select! { () = forward => {}, () = backward => {} }
             });
         }
     });
     address
 }
 
-fn envoy_bootstrap(plan: &EnvoyConfig, trusted: &str, [listener, admin, models, grpc]: [SocketAddr; 4]) -> Value {
-    let duplex = plan.request_body_mode == "FULL_DUPLEX_STREAMED";
+fn envoy_bootstrap(
+    envoy_config: &EnvoyConfig,
+    trusted_certificate: &str,
+    [listener, admin, models, grpc]: [SocketAddr; 4],
+) -> Value {
+    let duplex = envoy_config.request_body_mode == "FULL_DUPLEX_STREAMED";
     let mut filters = vec![filter_config(
         "rewriting",
         &json!({ "processing_mode": {
-            "request_header_mode": "SEND", "request_body_mode": plan.request_body_mode,
+            "request_header_mode": "SEND", "request_body_mode": envoy_config.request_body_mode,
             "request_trailer_mode": if duplex { "SEND" } else { "SKIP" },
             "response_header_mode": "SEND",
-            "response_body_mode": if plan.restore_model_name { "FULL_DUPLEX_STREAMED" } else { "NONE" },
-            "response_trailer_mode": if plan.restore_model_name { "SEND" } else { "SKIP" },
+            "response_body_mode": if envoy_config.restore_model_name { "FULL_DUPLEX_STREAMED" } else { "NONE" },
+            "response_trailer_mode": if envoy_config.restore_model_name { "SEND" } else { "SKIP" },
         } }),
     )];
-    if plan.observability_filter {
+    if envoy_config.observability_filter {
         let observing = json!({
             "observability_mode": true, "failure_mode_allow": true,
             "processing_mode": {
@@ -385,12 +390,12 @@ fn envoy_bootstrap(plan: &EnvoyConfig, trusted: &str, [listener, admin, models, 
             } },
         },
     } });
-    if plan.tls {
+    if envoy_config.tls {
         ext_proc["transport_socket"] = json!({ "name": "tls", "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
             "common_tls_context": {
                 "alpn_protocols": ["h2"],
-                "validation_context": { "trusted_ca": { "filename": testdata_path(&format!("{trusted}.crt")) } },
+                "validation_context": { "trusted_ca": { "filename": testdata_path(&format!("{trusted_certificate}.crt")) } },
             },
         } });
     }

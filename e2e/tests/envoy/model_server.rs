@@ -1,4 +1,4 @@
-//! A model server that says what it was asked, or streams.
+//! A model server that echoes the request, or streams events.
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -14,8 +14,8 @@ use serde_json::{Map, Value, json};
 use std::{convert::Infallible, error::Error, net::SocketAddr, time::Duration};
 use tokio::{net::TcpListener, task::JoinSet};
 
-/// Listens until the set is dropped. `/v1/responses` answers with 50 events in a second; `/v1/embeddings` hangs up; everything else with JSON: the
-/// request's headers, body and trailers.
+/// Listens until the set is dropped. `/v1/responses` streams 50 events within a second, `/v1/embeddings` closes the
+/// connection, and every other path returns the request's headers, body and trailers as JSON.
 pub(crate) async fn start(tasks: &mut JoinSet<()>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -37,7 +37,7 @@ async fn respond(
     let (head, body) = request.into_parts();
     let body = body.collect().await?;
     if head.uri.path().ends_with("/embeddings") {
-        return Err("hung up".into());
+        return Err("closed on purpose".into());
     }
     if head.uri.path().ends_with("/responses") {
         let events = futures_util::stream::iter(0..50).then(async |number| {
@@ -53,14 +53,14 @@ async fn respond(
         lines.iter().map(|(name, value)| (name.to_string(), json!(value.to_str().unwrap_or("?")))).collect()
     };
     let trailers = body.trailers().map(&lines);
-    let said = json!({
+    let echo = json!({
         "headers": lines(&head.headers),
         "trailers": trailers,
         "body": String::from_utf8_lossy(&body.to_bytes()),
         "usage": { "prompt_tokens": 3, "completion_tokens": 4 },
     });
-    let mut answer = Response::new(Full::new(Bytes::from(said.to_string())).boxed_unsync());
-    // As a server that is not to be trusted would.
+    let mut answer = Response::new(Full::new(Bytes::from(echo.to_string())).boxed_unsync());
+    // An untrusted server may forge this header.
     answer.headers_mut().insert("x-gateway-model-name", http::HeaderValue::from_static("forged"));
     Ok(answer)
 }

@@ -1,4 +1,4 @@
-//! What a filter's mode, a client's protocol and a body's framing make of a request.
+//! Requests in every mode of the filter, with every client protocol and every framing of the body.
 
 use crate::{
     clients::{Framing, HttpVersion, get, post},
@@ -17,73 +17,80 @@ async fn the_model_is_replaced_in_every_mode_protocol_and_framing() {
         return;
     }
     for mode in ["FULL_DUPLEX_STREAMED", "BUFFERED", "STREAMED"] {
-        let stage = EnvoyFixture::start(EnvoyConfig { request_body_mode: mode, ..EnvoyConfig::default() }).await;
+        let fixture = EnvoyFixture::start(EnvoyConfig { request_body_mode: mode, ..EnvoyConfig::default() }).await;
         for version in [HttpVersion::Http1, HttpVersion::Http2] {
             for framing in [Framing::Sized, Framing::Chunked, Framing::Trailers] {
-                let answer = stage.fetch(version, post(CHAT_PATH, &[], REQUEST_BODY, framing)).await;
+                let answer = fixture.fetch(version, post(CHAT_PATH, &[], REQUEST_BODY, framing)).await;
                 let case = format!("{mode} {version:?} {framing:?}");
                 assert_eq!(answer.status, StatusCode::OK, "{case} {answer:?}");
-                let seen = answer.json();
-                assert_eq!(seen["body"], REWRITTEN_BODY, "{case}");
+                let echoed = answer.json();
+                assert_eq!(echoed["body"], REWRITTEN_BODY, "{case}");
                 assert_eq!(answer.header("x-rollora-target"), Some("alias-v2"), "{case}");
-                assert_eq!(answer.header("x-gateway-model-name"), None, "a server forged it: {case}");
+                assert_eq!(
+                    answer.header("x-gateway-model-name"),
+                    None,
+                    "the server's forged header was not removed: {case}"
+                );
                 let length = (mode == "BUFFERED").then(|| REWRITTEN_BODY.len().to_string());
-                assert!(length.is_none() || seen["headers"]["content-length"].as_str() == length.as_deref(), "{case}");
-                // HTTP/1.1 has no trailers behind a body whose length was said.
+                assert!(
+                    length.is_none() || echoed["headers"]["content-length"].as_str() == length.as_deref(),
+                    "{case}"
+                );
+                // HTTP/1.1 has no trailers after a body with a content-length.
                 let passes = framing == Framing::Trailers && mode != "BUFFERED";
                 let trailers = if passes { Value::from("7") } else { Value::Null };
-                assert_eq!(seen["trailers"]["x-checksum"], trailers, "{case}");
+                assert_eq!(echoed["trailers"]["x-checksum"], trailers, "{case}");
             }
-            let empty = stage.fetch(version, post(CHAT_PATH, &[], "", Framing::Sized)).await;
+            let empty = fixture.fetch(version, post(CHAT_PATH, &[], "", Framing::Sized)).await;
             assert_eq!((empty.status, &empty.json()["body"]), (StatusCode::OK, &Value::from("")), "{mode}");
-            let chunked = stage.fetch(version, post(CHAT_PATH, &[], "", Framing::Chunked)).await;
+            let chunked = fixture.fetch(version, post(CHAT_PATH, &[], "", Framing::Chunked)).await;
             assert_eq!((chunked.status, &chunked.json()["body"]), (StatusCode::OK, &Value::from("")), "{mode}");
-            assert_eq!(stage.fetch(version, get("/v1/models")).await.status, StatusCode::OK, "{mode}");
+            assert_eq!(fixture.fetch(version, get("/v1/models")).await.status, StatusCode::OK, "{mode}");
             let twice = r#"{"model": "alias", "model": "alias-v2"}"#;
-            let twice = stage.fetch(version, post(CHAT_PATH, &[], twice, Framing::Chunked)).await;
+            let twice = fixture.fetch(version, post(CHAT_PATH, &[], twice, Framing::Chunked)).await;
             assert_eq!(twice.status, StatusCode::BAD_REQUEST, "{mode}");
-            let closed = stage.fetch(version, post("/v1/load%5Flora_adapter", &[], "{}", Framing::Sized)).await;
-            assert_eq!(closed.status, StatusCode::FORBIDDEN, "{mode}");
+            let forbidden = fixture.fetch(version, post("/v1/load%5Flora_adapter", &[], "{}", Framing::Sized)).await;
+            assert_eq!(forbidden.status, StatusCode::FORBIDDEN, "{mode}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_body_of_some_megabytes_goes_through_as_it_is_but_for_the_model() {
+async fn large_body_changes_only_in_the_model() {
     if !has_envoy("a long body") {
         return;
     }
     let prompt = "x".repeat(3 << 20);
-    let stage = EnvoyFixture::start(EnvoyConfig::default()).await;
+    let fixture = EnvoyFixture::start(EnvoyConfig::default()).await;
     let sent = format!(r#"{{"prompt":"{prompt}","model":"alias"}}"#);
-    let answer = stage.fetch(HttpVersion::Http2, post(CHAT_PATH, &[], &sent, Framing::Chunked)).await;
+    let answer = fixture.fetch(HttpVersion::Http2, post(CHAT_PATH, &[], &sent, Framing::Chunked)).await;
     assert_eq!(answer.json()["body"], format!(r#"{{"prompt":"{prompt}","model":"alias-v2"}}"#));
-    let stage = EnvoyFixture::start(EnvoyConfig { request_body_mode: "BUFFERED", ..EnvoyConfig::default() }).await;
+    let fixture = EnvoyFixture::start(EnvoyConfig { request_body_mode: "BUFFERED", ..EnvoyConfig::default() }).await;
     let long = format!(r#"{{"prompt":"{}","model":"alias"}}"#, "x".repeat(100_000));
-    let answer = stage.fetch(HttpVersion::Http1, post(CHAT_PATH, &[], &long, Framing::Sized)).await;
+    let answer = fixture.fetch(HttpVersion::Http1, post(CHAT_PATH, &[], &long, Framing::Sized)).await;
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (StatusCode::PAYLOAD_TOO_LARGE, &Value::from(413)));
 }
 
 #[tokio::test]
-async fn a_mode_that_shows_only_a_part_is_refused_with_words() {
+async fn partial_buffering_is_refused_with_an_explanation() {
     if !has_envoy("BUFFERED_PARTIAL") {
         return;
     }
-    let stage =
+    let fixture =
         EnvoyFixture::start(EnvoyConfig { request_body_mode: "BUFFERED_PARTIAL", ..EnvoyConfig::default() }).await;
-    let answer = stage.fetch(HttpVersion::Http1, post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized)).await;
+    let answer = fixture.fetch(HttpVersion::Http1, post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized)).await;
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
     let words = answer.json()["error"]["message"].as_str().unwrap().to_owned();
     assert!(words.contains("set request_body_mode to FULL_DUPLEX_STREAMED or BUFFERED"), "{words}");
 }
 
 #[tokio::test]
-async fn envoy_asks_with_tls() {
+async fn envoy_connects_to_the_processor_over_tls() {
     if !has_envoy("TLS") {
         return;
     }
-    let stage = EnvoyFixture::start(EnvoyConfig { tls: true, ..EnvoyConfig::default() }).await;
-    let answer = stage.fetch(HttpVersion::Http1, post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized)).await;
+    let fixture = EnvoyFixture::start(EnvoyConfig { tls: true, ..EnvoyConfig::default() }).await;
+    let answer = fixture.fetch(HttpVersion::Http1, post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized)).await;
     assert_eq!(answer.json()["body"], REWRITTEN_BODY);
-    assert!(stage.sum_stats("cluster.ext-proc.ssl.handshake").await >= 1);
+    assert!(fixture.sum_stats("cluster.ext-proc.ssl.handshake").await >= 1);
 }

@@ -1,4 +1,4 @@
-//! A server that is asked to end, one whose certificate is renewed, and one that dies while it reads answers.
+//! A server that drains on shutdown, one whose certificate is renewed, and one that dies while it processes responses.
 
 use crate::{
     clients::{Framing, GatewayClient, HttpVersion, RequestBody, post},
@@ -14,7 +14,7 @@ use std::{convert::Infallible, time::Duration};
 use tokio::{sync::mpsc, task::JoinSet};
 
 const CHAT_PATH: &str = "/v1/chat/completions";
-/// Which the model server answers with events.
+/// The model server answers this path with a stream of events.
 const EVENTS_PATH: &str = "/v1/responses";
 const REQUEST_BODY: &str = r#"{"messages": [], "model": "alias", "n": 1}"#;
 
@@ -24,99 +24,104 @@ async fn wait_for(what: &str, mut holds: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
+    tokio::time::timeout(Duration::from_secs(30), wait)
+        .await
+        .unwrap_or_else(|_| panic!("not within 30 seconds: {what}"));
 }
 
-/// A request whose body comes as it is sent here.
+/// Returns a request whose body is what the sender sends.
 fn streamed_request() -> (mpsc::UnboundedSender<&'static str>, Request<RequestBody>) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let pieces = futures_util::stream::unfold(receiver, async |mut receiver| {
-        let piece: &str = receiver.recv().await?;
-        Some((Ok::<_, Infallible>(Frame::data(Bytes::from_static(piece.as_bytes()))), receiver))
+    let chunks = futures_util::stream::unfold(receiver, async |mut receiver| {
+        let chunk: &str = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(Frame::data(Bytes::from_static(chunk.as_bytes()))), receiver))
     });
-    let body = StreamBody::new(pieces.boxed()).boxed_unsync();
+    let body = StreamBody::new(chunks.boxed()).boxed_unsync();
     (sender, Request::post(CHAT_PATH).header("host", "models").body(body).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_asked_to_end_finishes_what_has_begun_with_tls_and_without() {
-    if !has_envoy("the server is asked to end") {
+async fn server_drains_requests_on_shutdown_with_and_without_tls() {
+    if !has_envoy("the server shuts down") {
         return;
     }
     for tls in [false, true] {
-        let mut stage =
+        let mut fixture =
             EnvoyFixture::start(EnvoyConfig { tls, drain_delay: Duration::from_millis(500), ..EnvoyConfig::default() })
                 .await;
-        // One that streams, and one in the middle of its body.
-        let mut client = GatewayClient::connect(stage.gateway_address(), HttpVersion::Http1).await;
+        // One request whose response streams, and one in the middle of its body.
+        let mut client = GatewayClient::connect(fixture.gateway_address(), HttpVersion::Http1).await;
         let streams = client.send(post(EVENTS_PATH, &[], REQUEST_BODY, Framing::Sized)).await.unwrap();
-        let (pieces, request) = streamed_request();
-        pieces.send(r#"{"messages": [], "mod"#).unwrap();
-        let mut slow = GatewayClient::connect(stage.gateway_address(), HttpVersion::Http1).await;
-        let mut asking = JoinSet::new();
-        asking.spawn(async move { slow.fetch(request).await });
-        wait_for("the second request is there", async || {
-            stage.get_metrics().await.contains("rollora_ext_proc_streams 1")
+        let (chunks, request) = streamed_request();
+        chunks.send(r#"{"messages": [], "mod"#).unwrap();
+        let mut slow = GatewayClient::connect(fixture.gateway_address(), HttpVersion::Http1).await;
+        let mut pending = JoinSet::new();
+        pending.spawn(async move { slow.fetch(request).await });
+        wait_for("the second request has arrived", async || {
+            fixture.get_metrics().await.contains("rollora_ext_proc_streams 1")
         })
         .await;
 
-        stage.request_shutdown();
-        // New ones are served for a moment.
-        let after = stage.fetch(HttpVersion::Http2, post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized)).await;
+        fixture.request_shutdown();
+        // New requests are served during the drain delay.
+        let after = fixture.fetch(HttpVersion::Http2, post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized)).await;
         assert_eq!((after.status, after.header("x-rollora-target")), (StatusCode::OK, Some("alias-v2")), "tls: {tls}");
         tokio::time::sleep(Duration::from_millis(700)).await;
-        assert!(asking.try_join_next().is_none(), "it is in the middle");
-        pieces.send(r#"el": "alias"}"#).unwrap();
-        drop(pieces);
-        let slow = asking.join_next().await.unwrap().unwrap();
+        assert!(pending.try_join_next().is_none(), "the request ended in the middle of its body");
+        chunks.send(r#"el": "alias"}"#).unwrap();
+        drop(chunks);
+        let slow = pending.join_next().await.unwrap().unwrap();
         assert_eq!((slow.status, slow.header("x-rollora-target")), (StatusCode::OK, Some("alias-v2")), "tls: {tls}");
         assert_eq!(slow.json()["body"], r#"{"messages": [], "model": "alias-v2"}"#);
-        stage.wait_for_shutdown().await;
+        fixture.wait_for_shutdown().await;
         let streamed = streams.into_body().collect().await.unwrap().to_bytes();
         assert!(streamed.ends_with(b"data: 49\n\n"), "tls: {tls}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_is_renewed_under_a_connection_that_lives_on() {
+async fn certificate_renewal_keeps_open_connections() {
     if !has_envoy("a certificate is renewed") {
         return;
     }
-    let stage = EnvoyFixture::start(EnvoyConfig { tls: true, ..EnvoyConfig::default() }).await;
-    let ask = async |gateway| {
+    let fixture = EnvoyFixture::start(EnvoyConfig { tls: true, ..EnvoyConfig::default() }).await;
+    let send = async |gateway| {
         let mut client = GatewayClient::connect(gateway, HttpVersion::Http1).await;
         client.fetch(post(CHAT_PATH, &[], REQUEST_BODY, Framing::Sized)).await.status
     };
-    assert_eq!(ask(stage.gateway_address()).await, StatusCode::OK);
-    let second = stage.start_gateway_trusting("two").await;
-    assert_eq!(ask(second.address()).await, StatusCode::INTERNAL_SERVER_ERROR, "nobody has the other certificate yet");
+    assert_eq!(send(fixture.gateway_address()).await, StatusCode::OK);
+    let second = fixture.start_gateway_trusting("two").await;
+    assert_eq!(
+        send(second.address()).await,
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "the server still has the first certificate"
+    );
 
-    stage.renew_certificate("two");
-    wait_for("the second Envoy believes the server", async || {
-        assert_eq!(ask(stage.gateway_address()).await, StatusCode::OK, "whoever is connected is served");
-        ask(second.address()).await == StatusCode::OK
+    fixture.renew_certificate("two");
+    wait_for("the second Envoy accepts the server's certificate", async || {
+        assert_eq!(send(fixture.gateway_address()).await, StatusCode::OK, "the open connection still works");
+        send(second.address()).await == StatusCode::OK
     })
     .await;
-    assert_eq!(ask(stage.gateway_address()).await, StatusCode::OK);
-    let connected = stage.sum_stats("cluster.ext-proc.upstream_cx_total").await;
-    assert_eq!(connected, 1, "the connection is the one that it was");
+    assert_eq!(send(fixture.gateway_address()).await, StatusCode::OK);
+    let connected = fixture.sum_stats("cluster.ext-proc.upstream_cx_total").await;
+    assert_eq!(connected, 1, "the connection was not opened again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_a_dead_server_was_reading_is_seen_to_be_cut() {
-    if !has_envoy("a server dies while it reads answers") {
+async fn client_sees_truncation_when_the_processor_dies() {
+    if !has_envoy("a server dies while it processes responses") {
         return;
     }
-    let how = RewriteOptions { restore_model: true, ..RewriteOptions::default() };
-    let mut stage =
-        EnvoyFixture::start(EnvoyConfig { rewrite_options: how, restore_model_name: true, ..EnvoyConfig::default() })
-            .await;
-    let whole = stage.fetch(HttpVersion::Http1, post(EVENTS_PATH, &[], REQUEST_BODY, Framing::Sized)).await;
+    let rewrite_options = RewriteOptions { restore_model: true, ..RewriteOptions::default() };
+    let mut fixture =
+        EnvoyFixture::start(EnvoyConfig { rewrite_options, restore_model_name: true, ..EnvoyConfig::default() }).await;
+    let whole = fixture.fetch(HttpVersion::Http1, post(EVENTS_PATH, &[], REQUEST_BODY, Framing::Sized)).await;
     assert!(whole.body.ends_with(b"data: 49\n\n"), "{whole:?}");
     let mut answers = JoinSet::new();
-    let (begun, mut begins) = mpsc::unbounded_channel();
+    let (started, mut started_requests) = mpsc::unbounded_channel();
     for number in 0..20 {
-        let (gateway, begun) = (stage.gateway_address(), begun.clone());
+        let (gateway, started) = (fixture.gateway_address(), started.clone());
         let version = if number % 2 == 0 { HttpVersion::Http1 } else { HttpVersion::Http2 };
         answers.spawn(async move {
             let mut client = GatewayClient::connect(gateway, version).await;
@@ -124,18 +129,18 @@ async fn an_answer_that_a_dead_server_was_reading_is_seen_to_be_cut() {
             let mut body = answer.into_body();
             let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
             assert!(first.starts_with(b"data: 0\n\n"), "{first:?}");
-            begun.send(()).unwrap();
-            // The connection lives until the end.
+            started.send(()).unwrap();
+            //             // Keeps the connection open to the end of the response.
             let rest = body.collect().await;
             drop(client);
             rest.is_err()
         });
     }
     for _ in 0..20 {
-        begins.recv().await.unwrap();
+        started_requests.recv().await.unwrap();
     }
-    stage.kill_server().await;
+    fixture.kill_server().await;
     while let Some(cut) = answers.join_next().await {
-        assert!(cut.unwrap(), "nobody takes half an answer for a whole one");
+        assert!(cut.unwrap(), "a truncated response looked complete");
     }
 }

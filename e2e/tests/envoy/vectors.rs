@@ -1,7 +1,7 @@
-//! The requests that upstream's tests state (`crates/router/tests/vectors`), through the real Envoy.
+//! The requests of upstream's test vectors (`crates/router/tests/vectors`), through a real Envoy.
 
 #[path = "../../../crates/router/tests/vectors/request.rs"]
-#[expect(dead_code, reason = "where a vector comes from is looked at beside it")]
+#[expect(dead_code, reason = "the origin of a vector is documentation")]
 mod request;
 
 use crate::{
@@ -19,7 +19,7 @@ struct Vectors {
 }
 
 #[tokio::test]
-async fn requests_become_what_upstreams_vectors_say_also_behind_envoy() {
+async fn upstream_request_vectors_hold_behind_envoy() {
     if !has_envoy("upstream's vectors") {
         return;
     }
@@ -29,33 +29,33 @@ async fn requests_become_what_upstreams_vectors_say_also_behind_envoy() {
         for generic in [None, Some("fallback")] {
             let exact = rewrite("chat", Some("chat"), "chat-a");
             let rewrites = [exact].into_iter().chain(generic.map(|target| rewrite("generic", None, target))).collect();
-            let how = RewriteOptions { routing_headers: true, ..RewriteOptions::default() };
-            let stage = EnvoyFixture::start(EnvoyConfig {
+            let rewrite_options = RewriteOptions { routing_headers: true, ..RewriteOptions::default() };
+            let fixture = EnvoyFixture::start(EnvoyConfig {
                 request_body_mode: mode,
-                rewrite_options: how,
+                rewrite_options,
                 rewrites,
                 ..EnvoyConfig::default()
             })
             .await;
-            let ours = vectors.requests.iter().filter(|vector| vector.generic.as_deref() == generic);
-            for vector in ours {
-                vector.check(&stage, mode).await;
+            let matching = vectors.requests.iter().filter(|vector| vector.generic.as_deref() == generic);
+            for vector in matching {
+                vector.check(&fixture, mode).await;
             }
         }
     }
 }
 
 impl RequestVector {
-    async fn check(&self, stage: &EnvoyFixture, mode: &str) {
+    async fn check(&self, fixture: &EnvoyFixture, mode: &str) {
         let case = format!("{mode}: {}", self.origin.name);
         let mut request = match &self.chunks {
-            Some(pieces) => post("/v1/completions", &[], &pieces.concat(), Framing::Chunked),
+            Some(chunks) => post("/v1/completions", &[], &chunks.concat(), Framing::Chunked),
             None => get("/v1/models"),
         };
         for (name, value) in &self.headers {
             request.headers_mut().insert(http::HeaderName::try_from(name).unwrap(), value.parse().unwrap());
         }
-        let answer = stage.fetch(HttpVersion::Http1, request).await;
+        let answer = fixture.fetch(HttpVersion::Http1, request).await;
         if let Some(refused) = self.refused_status {
             assert_eq!(answer.status.as_u16(), refused, "{case}");
             return;
@@ -65,13 +65,13 @@ impl RequestVector {
             (StatusCode::OK, self.target.as_deref()),
             "{case}"
         );
-        let seen = answer.json();
-        assert_eq!(seen["body"].as_str(), self.expected_body.as_deref(), "{case}");
-        // Who names nobody is told as the target that a rule for everybody chose.
-        let told = self.requested_model.as_deref().or(self.target.as_deref());
-        assert_eq!(seen["headers"]["x-gateway-model-name"].as_str(), told, "{case}");
+        let echoed = answer.json();
+        assert_eq!(echoed["body"].as_str(), self.expected_body.as_deref(), "{case}");
+        // Without a requested model, the header has the target that the generic rule chose.
+        let expected_model = self.requested_model.as_deref().or(self.target.as_deref());
+        assert_eq!(echoed["headers"]["x-gateway-model-name"].as_str(), expected_model, "{case}");
         for name in ["x-gateway-model-name-rewrite", "x-llm-d-model-name-rewrite"] {
-            assert_eq!(seen["headers"][name].as_str(), None, "{case}");
+            assert_eq!(echoed["headers"][name].as_str(), None, "{case}");
         }
     }
 }

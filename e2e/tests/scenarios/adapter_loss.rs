@@ -1,4 +1,4 @@
-//! A server loses the adapter that serves, and goes on running: people are told which server it is.
+//! A server loses the stable adapter but keeps running: the status names the server.
 
 use crate::cluster_objects::ExpectedCondition;
 use anyhow::Result;
@@ -17,73 +17,73 @@ use rollora_testbed::guide::{MODEL, V1, V2};
 use serde_json::json;
 use std::time::Duration;
 
-/// Whether every Ready server has what serves, as the status says it.
+/// Holds if the status of the condition `AdapterResident` is this one.
 fn adapter_resident(status: ConditionStatus) -> WaitCondition {
-    WaitCondition::new(format!("{ADAPTER_RESIDENT} is {status:?}"), move |seen: &SystemSnapshot| {
-        let conditions = seen.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    WaitCondition::new(format!("{ADAPTER_RESIDENT} is {status:?}"), move |snapshot: &SystemSnapshot| {
+        let conditions = snapshot.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         conditions.iter().any(|condition| condition.type_ == ADAPTER_RESIDENT && condition.status == status)
     })
 }
 
-/// The sidecar of a server says whether v2 is proven there.
+/// Holds if the sidecar of a server reports v2 as verified or not.
 fn sidecar_reports(index: usize, verified: bool) -> WaitCondition {
     WaitCondition::new(
-        format!("the sidecar of server {index} says of {V2}: verified {verified}"),
-        move |seen: &SystemSnapshot| {
+        format!("the sidecar of server {index} reports {V2} as verified: {verified}"),
+        move |snapshot: &SystemSnapshot| {
             let id = AdapterId::new(V2).ok();
-            let sidecar = seen.servers.get(index).and_then(|server| server.sidecar.as_ref());
+            let sidecar = snapshot.servers.get(index).and_then(|server| server.sidecar.as_ref());
             id.zip(sidecar).is_some_and(|(id, sidecar)| sidecar.is_verified(&id) == verified)
         },
     )
 }
 
-/// For a moment a server is not Ready, because its sidecar starts again, and looks at once. A Rollout at rest asks a server
-/// when its pod becomes Ready, and nobody at any other time.
-async fn restart_sidecar(bed: &Harness<ClusterEnvironment>, index: usize) -> Result<()> {
-    let sidecar = bed.environment.sidecar(index)?;
+/// Restarts a sidecar. Its server is not Ready for a moment, and the new sidecar polls it immediately. The operator
+/// asks a server about a finished Rollout only when its pod becomes Ready.
+async fn restart_sidecar(harness: &Harness<ClusterEnvironment>, index: usize) -> Result<()> {
+    let sidecar = harness.environment.sidecar(index)?;
     sidecar.kill_and_hold();
-    let is_away = WaitCondition::new(format!("server {index} is not Ready"), move |seen: &SystemSnapshot| {
-        seen.servers.get(index).is_some_and(|server| !server.ready)
+    let is_away = WaitCondition::new(format!("server {index} is not Ready"), move |snapshot: &SystemSnapshot| {
+        snapshot.servers.get(index).is_some_and(|server| !server.ready)
     });
-    bed.wait_for(is_away).await?;
+    harness.wait_for(is_away).await?;
     sidecar.release();
-    bed.wait_for(all_servers_ready()).await.map(drop)
+    harness.wait_for(all_servers_ready()).await.map(drop)
 }
 
 #[test]
-fn a_server_that_loses_what_serves_without_dying_is_named_until_it_has_it_again() {
+fn server_without_the_stable_adapter_is_reported() {
     if !cluster_tools_available("a server loses the adapter that serves") {
         return;
     }
     run_on_cluster(
         &Setup::guide(Duration::from_millis(200)),
         async || Ok(ClusterOptions::default()),
-        async |bed| {
-            bed.wait_for_baseline().await?;
-            bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
-            bed.list_adapter(V2).await?;
-            bed.wait_for(cleaned_up(V1).and(succeeded(V2)).and(adapter_resident(ConditionStatus::True))).await?;
-            bed.stop_clients_and_verify().await?;
+        async |harness| {
+            harness.wait_for_baseline().await?;
+            harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+            harness.list_adapter(V2).await?;
+            harness.wait_for(cleaned_up(V1).and(succeeded(V2)).and(adapter_resident(ConditionStatus::True))).await?;
+            harness.stop_clients_and_verify().await?;
 
-            let server = &bed.environment.servers()[1];
+            let server = &harness.environment.servers()[1];
             server.patch_knobs(json!({ "fail_load": { V2: "500" } })).await?;
             server.unload_adapter(V2).await?;
             let name = server.name();
-            restart_sidecar(bed, 1).await?;
-            bed.wait_for(sidecar_reports(1, false)).await?;
-            bed.wait_for(adapter_resident(ConditionStatus::False).and(all_servers_ready())).await?;
+            restart_sidecar(harness, 1).await?;
+            harness.wait_for(sidecar_reports(1, false)).await?;
+            harness.wait_for(adapter_resident(ConditionStatus::False).and(all_servers_ready())).await?;
             let words = [name.as_str(), V2];
             ExpectedCondition { condition: ADAPTER_RESIDENT, reason: reason::NOT_RESIDENT, expected_words: &words }
-                .wait_until_reported(bed, MODEL)
+                .wait_until_reported(harness, MODEL)
                 .await?;
 
             server.patch_knobs(json!({ "fail_load": {} })).await?;
-            bed.wait_for(sidecar_reports(1, true)).await?;
-            // Its pod was Ready all the time: no change of it tells anybody.
-            bed.wait_for(adapter_resident(ConditionStatus::True)).await?;
-            bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
-            bed.wait_for_requests(100).await?;
-            bed.stop_clients_and_verify().await.map(drop)
+            harness.wait_for(sidecar_reports(1, true)).await?;
+            // The pod was Ready all the time, so no pod event triggers this reconcile.
+            harness.wait_for(adapter_resident(ConditionStatus::True)).await?;
+            harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+            harness.wait_for_requests(100).await?;
+            harness.stop_clients_and_verify().await.map(drop)
         },
     );
 }

@@ -1,4 +1,4 @@
-//! A team has done the guide by hand until today: Rollora takes over what they made, where it stands.
+//! A team has performed the guide manually so far: Rollora adopts the existing rewrite and continues from its split.
 
 use crate::cluster_objects::{
     ExpectedCondition, check_rewrites, get_rewrite, object_revision, operator_user, other_writes, rewrites_api,
@@ -33,8 +33,8 @@ use std::time::Duration;
 
 const OPERATOR: &str = "rollora-operator";
 
-/// Everything but the operator, which somebody installs later, and a rewrite with these rules.
-fn parts_with_manual_rewrite(rules: Value) -> ClusterOptions {
+/// Returns a cluster with a rewrite with these rules and without the operator, which is installed later.
+fn options_with_manual_rewrite(rules: Value) -> ClusterOptions {
     let change = move |manifests: &mut Manifests| {
         manifests.object_mut("Deployment", OPERATOR)?["spec"]["replicas"] = json!(0);
         let namespace = manifests.object_mut("ConfigMap", ADAPTERS_CONFIG_MAP)?["metadata"]["namespace"].clone();
@@ -43,7 +43,7 @@ fn parts_with_manual_rewrite(rules: Value) -> ClusterOptions {
             "kind": "InferenceModelRewrite",
             "metadata": {
                 "name": REWRITE, "namespace": namespace,
-                "labels": { "team": "segments" }, "annotations": { "example.com/owner": "somebody" },
+                "labels": { "team": "segments" }, "annotations": { "example.com/owner": "segments-team" },
             },
             "spec": { "poolRef": { "group": "inference.networking.k8s.io", "name": POOL }, "rules": rules },
         }));
@@ -61,16 +61,16 @@ fn rule(models: &[&str], targets: &[(&str, i32)]) -> Value {
     })
 }
 
-/// Every version of the rewrite after this one, in order, but for those in which its status alone is another one.
-async fn versions_since(bed: &Harness<ClusterEnvironment>, first: &DynamicObject) -> Result<Vec<DynamicObject>> {
-    let (from, last) = (first.resource_version().unwrap_or_default(), get_rewrite(bed, Legacy, REWRITE).await?);
+/// Returns every version of the rewrite since `first`, in order, without those that differ in the status alone.
+async fn versions_since(harness: &Harness<ClusterEnvironment>, first: &DynamicObject) -> Result<Vec<DynamicObject>> {
+    let (from, last) = (first.resource_version().unwrap_or_default(), get_rewrite(harness, Legacy, REWRITE).await?);
     let parameters = WatchParams::default().fields(&format!("metadata.name={REWRITE}"));
-    let mut changes = rewrites_api(bed, Legacy).watch(&parameters, &from).await?.boxed();
-    let (mut versions, mut seen) = (vec![first.clone()], first.resource_version());
-    while seen != last.resource_version() {
+    let mut changes = rewrites_api(harness, Legacy).watch(&parameters, &from).await?.boxed();
+    let (mut versions, mut last_seen) = (vec![first.clone()], first.resource_version());
+    while last_seen != last.resource_version() {
         let change = tokio::time::timeout(Duration::from_secs(10), changes.next()).await?;
         if let WatchEvent::Modified(object) = change.context("the watch ended")?? {
-            seen = object.resource_version();
+            last_seen = object.resource_version();
             if versions.last().map(object_revision) != Some(object_revision(&object)) {
                 versions.push(object);
             }
@@ -79,17 +79,17 @@ async fn versions_since(bed: &Harness<ClusterEnvironment>, first: &DynamicObject
     Ok(versions)
 }
 
-/// What was the people's own is as they made it.
+/// Fails unless the user's own label and annotation are unchanged.
 fn check_foreign_metadata(object: &DynamicObject) -> Result<()> {
     let (label, annotation) = (object.labels().get("team"), object.annotations().get("example.com/owner"));
     ensure!(label.is_some_and(|team| team == "segments"), "{object:?}");
-    ensure!(annotation.is_some_and(|owner| owner == "somebody"), "{object:?}");
+    ensure!(annotation.is_some_and(|owner| owner == "segments-team"), "{object:?}");
     Ok(())
 }
 
-/// Which rules were in force, one after the other.
+/// Returns the active splits, without repetitions.
 fn distinct_splits(record: &TrafficRecord) -> Vec<Vec<(String, i32)>> {
-    // Rollora counts anew what it takes over: that is no other split.
+    // Adoption starts a new sequence, which is not another split.
     let mut splits: Vec<_> = record.splits().into_iter().map(<[_]>::to_vec).collect();
     splits.dedup();
     splits
@@ -100,35 +100,35 @@ fn owned_splits(splits: &[&[(&str, i32)]]) -> Vec<Vec<(String, i32)>> {
 }
 
 #[test]
-fn a_rewrite_made_by_hand_is_taken_over_and_the_guide_goes_on_from_there() {
+fn manual_rewrite_is_adopted_and_rolled_out() {
     if !cluster_tools_available("a rewrite made by hand is adopted") {
         return;
     }
     let another = rule(&["another-model"], &[("another-model-v3", 40), ("another-model-v4", 60)]);
     let rules = json!([another, rule(&[MODEL], &[(V1, 100)])]);
-    let parts = async || Ok(parts_with_manual_rewrite(rules.clone()));
-    run_on_cluster(&Setup::guide(Duration::from_millis(300)), parts, async |bed| {
-        bed.wait_for_baseline().await?;
-        let first = get_rewrite(bed, Legacy, REWRITE).await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+    let options = async || Ok(options_with_manual_rewrite(rules.clone()));
+    run_on_cluster(&Setup::guide(Duration::from_millis(300)), options, async |harness| {
+        harness.wait_for_baseline().await?;
+        let first = get_rewrite(harness, Legacy, REWRITE).await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
 
-        bed.environment.scale(OPERATOR, 1);
-        bed.wait_for(succeeded(V1)).await?;
-        bed.list_adapter(V2).await?;
-        bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+        harness.environment.scale(OPERATOR, 1);
+        harness.wait_for(succeeded(V1)).await?;
+        harness.list_adapter(V2).await?;
+        harness.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
 
-        let record = bed.stop_clients_and_verify().await?;
+        let record = harness.stop_clients_and_verify().await?;
         let expected: [&[_]; 4] = [&[(V1, 100)], &[(V1, 90), (V2, 10)], &[(V1, 50), (V2, 50)], &[(V2, 100)]];
         ensure!(
             distinct_splits(&record) == owned_splits(&expected),
-            "the rules in force were {:?}",
+            "the active rules were {:?}",
             distinct_splits(&record)
         );
-        check_rewrites(bed, &[], &[REWRITE]).await?;
-        for version in versions_since(bed, &first).await? {
+        check_rewrites(harness, &[], &[REWRITE]).await?;
+        for version in versions_since(harness, &first).await? {
             check_foreign_metadata(&version)?;
             let rules = &version.data["spec"]["rules"];
-            ensure!(rules[0] == another, "the rule of somebody else became {}", rules[0]);
+            ensure!(rules[0] == another, "the other team's rule became {}", rules[0]);
             ensure!(rules.as_array().is_some_and(|rules| rules.len() == 2), "{rules}");
         }
         Ok(())
@@ -136,78 +136,80 @@ fn a_rewrite_made_by_hand_is_taken_over_and_the_guide_goes_on_from_there() {
 }
 
 #[test]
-fn a_split_made_by_hand_is_taken_over_where_it_stands_when_somebody_says_which_is_stable() {
+fn manual_split_is_adopted_once_stable_is_annotated() {
     if !cluster_tools_available("a split made by hand is adopted") {
         return;
     }
     let (old, alias) = ([(V1, 90), (V2, 10)], "small-segment-alias");
     let rules = json!([rule(&[alias, MODEL], &old)]);
-    let parts = async || Ok(parts_with_manual_rewrite(rules.clone()));
+    let options = async || Ok(options_with_manual_rewrite(rules.clone()));
     let adapters = [V1, V2].map(|id| ListedAdapter::new(id, SOURCE)).to_vec();
     let setup = Setup { adapters, ..Setup::guide(Duration::from_millis(300)) };
-    run_on_cluster(&setup, parts, async |bed| {
-        let stands = || traffic_split(MODEL, &old);
-        bed.wait_for(stands().and(loaded_everywhere(V1)).and(loaded_everywhere(V2)).and(all_servers_ready())).await?;
-        let first = get_rewrite(bed, Legacy, REWRITE).await?;
-        let audit = bed.environment.control_plane().audit_log();
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+    run_on_cluster(&setup, options, async |harness| {
+        let manual_split = || traffic_split(MODEL, &old);
+        harness
+            .wait_for(manual_split().and(loaded_everywhere(V1)).and(loaded_everywhere(V2)).and(all_servers_ready()))
+            .await?;
+        let first = get_rewrite(harness, Legacy, REWRITE).await?;
+        let audit = harness.environment.control_plane().audit_log();
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
 
-        // Nobody said which of the two is stable.
-        bed.environment.scale(OPERATOR, 1);
+        // No annotation names the stable version yet.
+        harness.environment.scale(OPERATOR, 1);
         let words = [STABLE_ANNOTATION, V1, V2, REWRITE, "write the annotation"];
         ExpectedCondition {
             condition: condition_type::STALLED,
             reason: reason::STABLE_UNKNOWN,
             expected_words: &words,
         }
-        .wait_until_reported(bed, MODEL)
+        .wait_until_reported(harness, MODEL)
         .await?;
-        bed.assert_holds_for(Duration::from_millis(500), stands()).await?;
+        harness.assert_holds_for(Duration::from_millis(500), manual_split()).await?;
         ensure!(
-            object_revision(&get_rewrite(bed, Legacy, REWRITE).await?) == object_revision(&first),
+            object_revision(&get_rewrite(harness, Legacy, REWRITE).await?) == object_revision(&first),
             "it was written"
         );
-        // The sidecars are told that new ids wait for their admission, in the operator's own key.
-        let mut written = other_writes(&audit.events_of_user(&operator_user(bed))?, &[MODEL]);
+        // The operator writes its directives: sidecars must hold new ids until they are admitted.
+        let mut written = other_writes(&audit.events_of_user(&operator_user(harness))?, &[MODEL]);
         written.retain(|write| write != &format!("update configmaps/ {ADAPTERS_CONFIG_MAP}"));
-        ensure!(written.is_empty(), "it has written {written:?}");
+        ensure!(written.is_empty(), "unexpected writes: {written:?}");
 
-        // Somebody does what the words say.
-        let said = Patch::Merge(json!({ "metadata": { "annotations": { STABLE_ANNOTATION: V1 } } }));
-        rewrites_api(bed, Legacy).patch(REWRITE, &PatchParams::default(), &said).await?;
-        let stable = async || Ok(rollout_status(bed, MODEL).await?.revision.stable.filter(|id| id.as_str() == V1));
+        // A person follows the message.
+        let annotation = Patch::Merge(json!({ "metadata": { "annotations": { STABLE_ANNOTATION: V1 } } }));
+        rewrites_api(harness, Legacy).patch(REWRITE, &PatchParams::default(), &annotation).await?;
+        let stable = async || Ok(rollout_status(harness, MODEL).await?.revision.stable.filter(|id| id.as_str() == V1));
         wait_for("v1 is known to be stable", stable).await?;
-        bed.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
-        bed.wait_for(served_by(MODEL, V2).and(succeeded(V2))).await?;
+        harness.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
+        harness.wait_for(served_by(MODEL, V2).and(succeeded(V2))).await?;
         let mut rules = Vec::new();
-        for version in versions_since(bed, &first).await? {
+        for version in versions_since(harness, &first).await? {
             check_foreign_metadata(&version)?;
             rules = version.data["spec"]["rules"].as_array().cloned().unwrap_or_default();
             let whole = rules.len() == 1 && rules[0] == rule(&[alias, MODEL], &old);
-            let apart = rules.len() == 2 && rules.contains(&rule(&[alias], &old));
-            ensure!(whole || apart, "the rule for {alias} became {rules:?}");
+            let split_off = rules.len() == 2 && rules.contains(&rule(&[alias], &old));
+            ensure!(whole || split_off, "the rule for {alias} became {rules:?}");
         }
 
-        // The other name still has v1, until somebody moves it too.
+        // The alias still routes to v1, until a person changes its rule too.
         let words = [V1, REWRITE];
         let waits = async || {
-            let conditions = rollout_status(bed, MODEL).await?.conditions;
+            let conditions = rollout_status(harness, MODEL).await?.conditions;
             let condition = conditions.into_iter().find(|condition| condition.type_ == condition_type::CLEANED_UP);
             Ok(condition.filter(|condition| words.iter().all(|word| condition.message.contains(word))))
         };
-        wait_for("it is said who still needs v1", waits).await?;
-        bed.assert_holds_for(Duration::from_millis(700), loaded_everywhere(V1)).await?;
+        wait_for("CleanedUp names the rewrite that still needs v1", waits).await?;
+        harness.assert_holds_for(Duration::from_millis(700), loaded_everywhere(V1)).await?;
         rules.retain(|it| it != &rule(&[alias], &old));
         rules.push(rule(&[alias], &[(V2, 100)]));
         let moved = Patch::Merge(json!({ "spec": { "rules": rules } }));
-        rewrites_api(bed, Legacy).patch(REWRITE, &PatchParams::default(), &moved).await?;
-        bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+        rewrites_api(harness, Legacy).patch(REWRITE, &PatchParams::default(), &moved).await?;
+        harness.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
 
-        let record = bed.stop_clients_and_verify().await?;
+        let record = harness.stop_clients_and_verify().await?;
         let expected: [&[_]; 3] = [&old, &[(V1, 50), (V2, 50)], &[(V2, 100)]];
         ensure!(
             distinct_splits(&record) == owned_splits(&expected),
-            "the rules in force were {:?}",
+            "the active rules were {:?}",
             distinct_splits(&record)
         );
         Ok(())

@@ -1,4 +1,4 @@
-//! Servers that ask for a key.
+//! Servers that require an API key.
 
 use anyhow::ensure;
 use rollora_e2e::{
@@ -10,21 +10,21 @@ use rollora_e2e::{
 use rollora_testbed::guide::{MODEL, V1, V2};
 use std::time::Duration;
 
-rollora_e2e::on_both_beds!(with_a_key_rollora_uses_its_own_and_clients_bring_theirs);
+rollora_e2e::in_both_environments!(rollora_and_clients_use_their_own_api_keys);
 
-fn with_a_key_rollora_uses_its_own_and_clients_bring_theirs<P: Environment>() {
+fn rollora_and_clients_use_their_own_api_keys<E: Environment>() {
     let setup = Setup { api_key: Some("secret".to_owned()), ..Setup::guide(Duration::from_millis(300)) };
-    run_on::<P>(&setup, async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-        bed.list_adapter(V2).await?;
-        bed.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
-        bed.stop_clients_and_verify().await?;
+    run_on::<E>(&setup, async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        harness.list_adapter(V2).await?;
+        harness.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
+        harness.stop_clients_and_verify().await?;
 
-        let without = send_once(&bed.environment.gateway(), &ChatRequest::new(MODEL, ResponseMode::Json, 1)).await;
+        let without = send_once(&harness.environment.gateway(), &ChatRequest::new(MODEL, ResponseMode::Json, 1)).await;
         let refused = matches!(without.failure(), Some(RequestFailure::Status { status: 401, .. }));
-        ensure!(refused, "a client without a key is let in: {without:?}");
-        ensure!(!bed.environment.logs().contains("secret"), "the key stands in a log");
+        ensure!(refused, "a request without a key was not refused: {without:?}");
+        ensure!(!harness.environment.logs().contains("secret"), "a log contains the key");
         Ok(())
     });
 }

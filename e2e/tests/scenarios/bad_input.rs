@@ -1,5 +1,4 @@
-//! What people get wrong: it is said in words that name the file, the line and what to do, and nothing that was served
-//! before stops being served.
+//! Mistakes of users on one machine: the message names the file, the line and what to do, and traffic continues.
 
 use anyhow::{Context as _, Result, ensure};
 use rollora_e2e::{
@@ -22,24 +21,24 @@ enum InputFile {
     Adapters,
 }
 
-/// One mistake: a line that is replaced, and the words that name it.
+/// One mistake: a line that is replaced, and the words of the message.
 struct InputMistake {
     name: &'static str,
     file: InputFile,
     target_line: &'static str,
     replacement: String,
-    /// Which line of what stands there instead is the wrong one.
+    /// Index of the wrong line within the replacement.
     error_line_offset: usize,
     expected_words: &'static [&'static str],
 }
 
 fn mistakes() -> Vec<InputMistake> {
-    let mistake = |name, file, line, instead: &str, wrong, words| InputMistake {
+    let mistake = |name, file, line, replacement: &str, error_line_offset, words| InputMistake {
         name,
         file,
         target_line: line,
-        replacement: instead.to_owned(),
-        error_line_offset: wrong,
+        replacement: replacement.to_owned(),
+        error_line_offset,
         expected_words: words,
     };
     let v1 = format!("        - id: {V1}");
@@ -91,7 +90,7 @@ impl InputMistake {
         }
     }
 
-    /// The text with the mistake, and the number of the wrong line.
+    /// Returns the text with the mistake, and the number of the wrong line, from 1.
     fn apply_to(&self, text: &str) -> Result<(String, usize)> {
         let index = text.lines().position(|line| line.trim_start().starts_with(self.target_line));
         let index = index.with_context(|| format!("no line begins with {:?}", self.target_line))?;
@@ -100,19 +99,19 @@ impl InputMistake {
         Ok((lines.join("\n") + "\n", index + self.error_line_offset + 1))
     }
 
-    async fn write(&self, machine: &LocalEnvironment) -> Result<usize> {
+    async fn write(&self, environment: &LocalEnvironment) -> Result<usize> {
         let (text, line) = match self.file {
-            InputFile::Rollout => self.apply_to(&machine.rollout_yaml().await?)?,
-            InputFile::Adapters => self.apply_to(&machine.adapters_yaml().await?)?,
+            InputFile::Rollout => self.apply_to(&environment.rollout_yaml().await?)?,
+            InputFile::Adapters => self.apply_to(&environment.adapters_yaml().await?)?,
         };
         match self.file {
-            InputFile::Rollout => machine.write_rollout(&text).await?,
-            InputFile::Adapters => machine.write_adapters(&text).await?,
+            InputFile::Rollout => environment.write_rollout(&text).await?,
+            InputFile::Adapters => environment.write_adapters(&text).await?,
         }
         Ok(line)
     }
 
-    /// Where it stands in the words of the program: only what is wrong with the YAML itself may be noticed later.
+    /// Returns the location in the message; the parser may notice invalid YAML in a later line.
     fn expected_location(&self, line: usize) -> String {
         if self.name == "not YAML" { "line ".to_owned() } else { format!("line {line}") }
     }
@@ -123,178 +122,185 @@ fn setup() -> Setup {
 }
 
 #[test]
-fn a_mistake_made_while_it_runs_is_named_and_stops_nothing() {
-    run_locally(&setup(), async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-        let (rollout, adapters) = (bed.environment.rollout_yaml().await?, bed.environment.adapters_yaml().await?);
+fn mistake_in_a_file_is_reported_and_traffic_continues() {
+    run_locally(&setup(), async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        let (rollout, adapters) =
+            (harness.environment.rollout_yaml().await?, harness.environment.adapters_yaml().await?);
         for mistake in mistakes() {
-            let line = mistake.write(&bed.environment).await?;
-            let place = mistake.expected_location(line);
-            let words = [&[mistake.file_name(), &place], mistake.expected_words].concat();
-            bed.wait_for_within(Duration::from_secs(5), has_file_problem(&words)).await.context(mistake.name)?;
-            check_status_message(bed, mistake.file_name()).await?;
-            bed.environment.write_rollout(&rollout).await?;
-            bed.environment.write_adapters(&adapters).await?;
-            bed.wait_for(no_file_problems()).await.context(mistake.name)?;
+            let line = mistake.write(&harness.environment).await?;
+            let location = mistake.expected_location(line);
+            let words = [&[mistake.file_name(), &location], mistake.expected_words].concat();
+            harness.wait_for_within(Duration::from_secs(5), has_file_problem(&words)).await.context(mistake.name)?;
+            check_status_message(harness, mistake.file_name()).await?;
+            harness.environment.write_rollout(&rollout).await?;
+            harness.environment.write_adapters(&adapters).await?;
+            harness.wait_for(no_file_problems()).await.context(mistake.name)?;
         }
-        bed.wait_for(served_by(MODEL, V1)).await?;
+        harness.wait_for(served_by(MODEL, V1)).await?;
 
-        // The next good edit is a release as ever.
-        bed.list_adapter(V2).await?;
-        bed.wait_for(succeeded(V2)).await?;
-        bed.stop_clients_and_verify().await.map(drop)
+        // The next valid edit is released as usual.
+        harness.list_adapter(V2).await?;
+        harness.wait_for(succeeded(V2)).await?;
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
-async fn check_status_message(bed: &Harness<LocalEnvironment>, file: &str) -> Result<()> {
-    let said = bed.cli_stdout(&["status"]).await?;
-    ensure!(said.lines().any(|line| line.contains(file) && line.contains("line")), "the status is silent:\n{said}");
-    let seen = bed.environment.snapshot().await;
-    let message = seen.status.map(|status| status.message).unwrap_or_default();
+async fn check_status_message(harness: &Harness<LocalEnvironment>, file: &str) -> Result<()> {
+    let output = harness.cli_stdout(&["status"]).await?;
+    ensure!(
+        output.lines().any(|line| line.contains(file) && line.contains("line")),
+        "the status does not report it:\n{output}"
+    );
+    let snapshot = harness.environment.snapshot().await;
+    let message = snapshot.status.map(|status| status.message).unwrap_or_default();
     let mut parts: Vec<_> = message.split("; ").collect();
     let all = parts.len();
     parts.sort_unstable();
     parts.dedup();
-    ensure!(parts.len() == all, "the status says something twice: {message}");
+    ensure!(parts.len() == all, "the status has a message twice: {message}");
     Ok(())
 }
 
 #[test]
-fn a_mistake_at_the_start_is_named_and_ends_it_with_code_2() {
-    run_locally(&setup(), async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.kill_operator();
-        let (rollout, adapters) = (bed.environment.rollout_yaml().await?, bed.environment.adapters_yaml().await?);
+fn mistake_at_start_ends_the_process_with_code_2() {
+    run_locally(&setup(), async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.kill_operator();
+        let (rollout, adapters) =
+            (harness.environment.rollout_yaml().await?, harness.environment.adapters_yaml().await?);
         for mistake in mistakes() {
-            let line = mistake.write(&bed.environment).await?;
-            let said = run_command(bed.environment.rollora_local().command()?).await?;
-            let place = mistake.expected_location(line);
-            let words = [&[mistake.file_name(), place.as_str()], mistake.expected_words].concat();
+            let line = mistake.write(&harness.environment).await?;
+            let output = run_command(harness.environment.rollora_local().command()?).await?;
+            let location = mistake.expected_location(line);
+            let words = [&[mistake.file_name(), location.as_str()], mistake.expected_words].concat();
             let name = mistake.name;
-            ensure!(said.code == 2, "{name}: {said:?}");
-            let found = said.stderr.lines().any(|line| words.iter().all(|word| line.contains(word)));
-            ensure!(found, "{name}: no line of {} has the words {words:?}", said.stderr);
-            bed.environment.write_rollout(&rollout).await?;
-            bed.environment.write_adapters(&adapters).await?;
+            ensure!(output.code == 2, "{name}: {output:?}");
+            let found = output.stderr.lines().any(|line| words.iter().all(|word| line.contains(word)));
+            ensure!(found, "{name}: no line of {} has the words {words:?}", output.stderr);
+            harness.environment.write_rollout(&rollout).await?;
+            harness.environment.write_adapters(&adapters).await?;
         }
         Ok(())
     });
 }
 
 #[test]
-fn a_file_that_disappears_is_named_and_stops_nothing() {
-    run_locally(&setup(), async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-        let rollora = bed.environment.rollora_local();
+fn missing_file_is_reported_and_traffic_continues() {
+    run_locally(&setup(), async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        let rollora = harness.environment.rollora_local();
         for (path, name) in [(rollora.adapters_file(), "adapters.yaml"), (rollora.rollout_file(), "rollout.yaml")] {
             let text = fs::read_to_string(&path)?;
             fs::remove_file(&path)?;
-            bed.wait_for(has_file_problem(&[name, "no such file"])).await?;
-            bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+            harness.wait_for(has_file_problem(&[name, "no such file"])).await?;
+            harness.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
             fs::write(&path, text)?;
-            bed.wait_for(no_file_problems()).await?;
+            harness.wait_for(no_file_problems()).await?;
         }
-        bed.stop_clients_and_verify().await.map(drop)
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
 #[test]
-fn an_id_in_both_lists_is_named_and_left_as_it_is() {
-    run_locally(&setup(), async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-        let both = bed.environment.adapters_yaml().await?
+fn id_in_both_lists_is_reported_and_unchanged() {
+    run_locally(&setup(), async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        let both = harness.environment.adapters_yaml().await?
             + &format!("      ensureNotExist:\n        models:\n        - id: {V1}\n          source: {SOURCE}\n");
         let line = both.lines().count() - 1;
-        bed.environment.write_adapters(&both).await?;
-        let (place, words) = (format!("line {line}"), ["adapters.yaml", V1, "ensureNotExist", "ensureExist"]);
-        let start = std::time::Duration::from_millis(50);
-        let mut said = String::new();
+        harness.environment.write_adapters(&both).await?;
+        let (location, words) = (format!("line {line}"), ["adapters.yaml", V1, "ensureNotExist", "ensureExist"]);
+        let poll_interval = std::time::Duration::from_millis(50);
+        let mut output = String::new();
         for _ in 0..100 {
-            said = bed.environment.logs();
-            let told = |line: &str| line.contains(&place) && words.iter().all(|word| line.contains(word));
-            if said.lines().any(told) {
-                bed.assert_holds_for(Duration::from_secs(1), served_by(MODEL, V1)).await?;
-                let explained = bed.cli_stdout(&["explain"]).await?;
-                ensure!(explained.contains("both lists"), "not explained:\n{explained}");
-                return bed.stop_clients_and_verify().await.map(drop);
+            output = harness.environment.logs();
+            let reported = |line: &str| line.contains(&location) && words.iter().all(|word| line.contains(word));
+            if output.lines().any(reported) {
+                harness.assert_holds_for(Duration::from_secs(1), served_by(MODEL, V1)).await?;
+                let explained = harness.cli_stdout(&["explain"]).await?;
+                ensure!(explained.contains("both lists"), "`explain` does not report it:\n{explained}");
+                return harness.stop_clients_and_verify().await.map(drop);
             }
-            tokio::time::sleep(start).await;
+            tokio::time::sleep(poll_interval).await;
         }
-        anyhow::bail!("nobody says that {V1} is in both lists:\n{said}")
+        anyhow::bail!("no log line reports that {V1} is in both lists:\n{output}")
     });
 }
 
-/// A server is started again as one that cannot be used: it is named with what to do, and the two others serve, also
-/// the next version.
+/// Restarts a server with flags that make it unusable: the message names it and what to do, and the two others serve
+/// requests, including the next version.
 fn check_misconfigured_server(flags: &[&str], words: &[&str]) {
     let setup = Setup { servers: vec![ServerKind::simulated(&[]); 3], ..Setup::guide(Duration::from_millis(200)) };
-    run_locally(&setup, async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-        bed.kill_server(2);
-        bed.environment.servers_mut()[2].set_kind(ServerKind::simulated(flags));
-        bed.start_server(2).await?;
-        wait_for_explanation(bed, words).await?;
-        bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
-        bed.list_adapter(V2).await?;
-        bed.wait_for(served_by(MODEL, V2)).await?;
-        bed.stop_clients_and_verify().await.map(drop)
+    run_locally(&setup, async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        harness.kill_server(2);
+        harness.environment.servers_mut()[2].set_kind(ServerKind::simulated(flags));
+        harness.start_server(2).await?;
+        wait_for_explanation(harness, words).await?;
+        harness.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+        harness.list_adapter(V2).await?;
+        harness.wait_for(served_by(MODEL, V2)).await?;
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
-async fn wait_for_explanation(bed: &Harness<LocalEnvironment>, words: &[&str]) -> Result<()> {
-    let name = bed.environment.servers()[2].name();
-    let mut said = String::new();
+async fn wait_for_explanation(harness: &Harness<LocalEnvironment>, words: &[&str]) -> Result<()> {
+    let name = harness.environment.servers()[2].name();
+    let mut output = String::new();
     for _ in 0..100 {
-        said = bed.cli_stdout(&["explain"]).await?;
+        output = harness.cli_stdout(&["explain"]).await?;
         let named = |line: &str| line.contains(&name) && words.iter().all(|word| line.contains(word));
-        if said.lines().any(named) {
+        if output.lines().any(named) {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    anyhow::bail!("no line names {name} with the words {words:?}:\n{said}")
+    anyhow::bail!("no line names {name} with the words {words:?}:\n{output}")
 }
 
 #[test]
-fn a_server_without_runtime_updating_is_named_and_the_others_serve() {
+fn server_without_runtime_updates_is_reported() {
     check_misconfigured_server(&["--no-runtime-updating"], &["VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]);
 }
 
 #[test]
-fn a_server_with_another_key_is_named_and_the_others_serve() {
+fn server_with_another_api_key_is_reported() {
     check_misconfigured_server(&["--api-key", "other"], &["API key"]);
 }
 
 #[test]
-fn a_server_without_lora_is_named_and_the_others_serve() {
+fn server_without_lora_is_reported() {
     check_misconfigured_server(&["--no-lora"], &["--enable-lora"]);
 }
 
-/// Nothing is served before: it waits, and says for whom and what to do.
+/// No request is served yet: the output names the server that the rollout waits for, and what to do.
 #[test]
-fn a_server_that_cannot_be_used_at_the_start_is_named() {
+fn unusable_server_at_start_is_reported() {
     let mut setup = setup();
     setup.servers.push(ServerKind::simulated(&["--no-runtime-updating"]));
-    run_locally(&setup, async |bed| wait_for_explanation(bed, &["VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]).await);
+    run_locally(&setup, async |harness| {
+        wait_for_explanation(harness, &["VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]).await
+    });
 }
 
 #[test]
-fn a_server_that_is_not_there_at_the_start_is_named_and_the_others_serve() {
+fn unreachable_server_at_start_is_reported() {
     let mut setup = setup();
     setup.servers.push(ServerKind::simulated(&[]));
-    run_locally(&setup, async |bed| {
-        bed.kill_operator();
-        bed.kill_server(2);
-        fs::remove_dir_all(bed.environment.rollora_local().state_dir())?;
-        bed.start_operator().await?;
-        bed.wait_for(served_by(MODEL, V1)).await?;
-        wait_for_explanation(bed, &["cannot be reached"]).await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-        bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
-        bed.stop_clients_and_verify().await.map(drop)
+    run_locally(&setup, async |harness| {
+        harness.kill_operator();
+        harness.kill_server(2);
+        fs::remove_dir_all(harness.environment.rollora_local().state_dir())?;
+        harness.start_operator().await?;
+        harness.wait_for(served_by(MODEL, V1)).await?;
+        wait_for_explanation(harness, &["cannot be reached"]).await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        harness.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }

@@ -1,5 +1,5 @@
-//! What people get wrong on a cluster: it is said in a condition and in an event that name the object and what to do,
-//! nothing else is written because of it, and what was served goes on being served.
+//! Mistakes of users on a cluster: a condition and an event name the object and what to do, nothing else is written
+//! because of them, and traffic continues.
 
 use crate::cluster_objects::{
     ExpectedCondition, get_rewrite, object_revision, operator_user, other_writes, rollout_status, wait_for,
@@ -33,7 +33,7 @@ use rollora_testbed::{
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 
-/// One mistake: a Rollout whose spec differs in this from a good one, and what is said of it.
+/// One mistake: how the Rollout's spec differs from a good one, and the condition that reports it.
 struct ObjectMistake {
     name: &'static str,
     spec: Value,
@@ -50,7 +50,7 @@ const fn expected_condition(
 
 fn mistakes() -> Vec<ObjectMistake> {
     use condition_type::{PROGRESSING, STALLED};
-    let mistake = |name, spec, said| ObjectMistake { name, spec, expected: said };
+    let mistake = |name, spec, condition| ObjectMistake { name, spec, expected: condition };
     vec![
         mistake(
             "no-config-map",
@@ -106,11 +106,7 @@ fn mistakes() -> Vec<ObjectMistake> {
         mistake(
             "shadowed",
             json!({}),
-            expected_condition(
-                STALLED,
-                reason::SHADOWED_BY,
-                &["somebody-elses-rewrite", "shadowed", "spec.rewriteRef"],
-            ),
+            expected_condition(STALLED, reason::SHADOWED_BY, &["team-rewrite", "shadowed", "spec.rewriteRef"]),
         ),
         mistake(
             "other-pool",
@@ -121,7 +117,7 @@ fn mistakes() -> Vec<ObjectMistake> {
                 &["rewrite-of-another-pool", "pool-without-pods", POOL, "spec.rewriteRef"],
             ),
         ),
-        // Who is older is known to the second; within one, the name decides, and these come after the guide's.
+        // Ages are compared in seconds; within one second the name decides, and these names sort after the guide's.
         mistake(
             "the-same-model",
             json!({ "model": MODEL, "rewriteRef": { "name": REWRITE } }),
@@ -135,8 +131,8 @@ fn mistakes() -> Vec<ObjectMistake> {
     ]
 }
 
-/// Objects of others that the mistakes are made with.
-async fn create_foreign_objects(bed: &Harness<ClusterEnvironment>) -> Result<()> {
+/// Creates the objects of other owners that the mistakes refer to.
+async fn create_foreign_objects(harness: &Harness<ClusterEnvironment>) -> Result<()> {
     let rewrite = |name: &str, pool: &str, model: &str, targets: &[(&str, i32)]| {
         let target = |(id, weight): &(&str, i32)| json!({ "modelRewrite": id, "weight": weight });
         let targets: Vec<_> = targets.iter().map(target).collect();
@@ -152,26 +148,26 @@ async fn create_foreign_objects(bed: &Harness<ClusterEnvironment>) -> Result<()>
         "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool",
         "metadata": { "name": "pool-without-pods" },
         "spec": {
-            "selector": { "matchLabels": { "app": "nobody" } }, "targetPorts": [{ "number": 8000 }],
+            "selector": { "matchLabels": { "app": "no-such-app" } }, "targetPorts": [{ "number": 8000 }],
             "endpointPickerRef": { "name": "epp", "port": { "number": 9002 } },
         },
     });
     let objects = [
         pool,
         rewrite("two-targets", POOL, "two-targets", &[("left", 1), ("right", 1)]),
-        rewrite("somebody-elses-rewrite", POOL, "shadowed", &[("shadow", 1)]),
+        rewrite("team-rewrite", POOL, "shadowed", &[("shadow", 1)]),
         rewrite("rewrite-of-another-pool", "pool-without-pods", "other-pool", &[("other", 1)]),
     ];
-    try_join_all(objects.into_iter().map(|object| bed.environment.apply(object))).await.map(drop)
+    try_join_all(objects.into_iter().map(|object| harness.environment.apply(object))).await.map(drop)
 }
 
 impl ObjectMistake {
-    async fn apply(&self, bed: &Harness<ClusterEnvironment>) -> Result<()> {
+    async fn apply(&self, harness: &Harness<ClusterEnvironment>) -> Result<()> {
         let mut spec = json!({
             "model": self.name, "poolRef": { "name": POOL }, "adaptersRef": { "name": ADAPTERS_CONFIG_MAP },
             "strategy": { "steps": [{ "setWeight": 100 }] },
         });
-        // An id of its own: two Rollouts for one would be another mistake.
+        // An id of its own, because two Rollouts for one id would be another mistake.
         spec["adapter"] = json!({ "id": format!("{}-v1", self.name) });
         for (field, value) in self.spec.as_object().into_iter().flatten() {
             spec[field] = value.clone();
@@ -179,15 +175,15 @@ impl ObjectMistake {
         let rollout = json!({
             "apiVersion": "rollora.dev/v1alpha1", "kind": "Rollout", "metadata": { "name": self.name }, "spec": spec,
         });
-        bed.environment.apply(rollout).await.with_context(|| self.name)
+        harness.environment.apply(rollout).await.with_context(|| self.name)
     }
 
-    async fn wait_until_reported(&self, bed: &Harness<ClusterEnvironment>) -> Result<()> {
-        self.expected.wait_until_reported(bed, self.name).await.with_context(|| self.name)?;
-        let message = rollout_status(bed, self.name).await?.message;
+    async fn wait_until_reported(&self, harness: &Harness<ClusterEnvironment>) -> Result<()> {
+        self.expected.wait_until_reported(harness, self.name).await.with_context(|| self.name)?;
+        let message = rollout_status(harness, self.name).await?.message;
         ensure!(
             self.expected.expected_words.iter().all(|word| message.contains(word)),
-            "{}: the status says {message}",
+            "{}: the status message is {message}",
             self.name
         );
         Ok(())
@@ -196,18 +192,18 @@ impl ObjectMistake {
 
 type ObjectRevision = (Option<i64>, BTreeMap<String, String>);
 
-/// What there is of others: the rewrites of both groups, and the text of the adapters file.
-async fn snapshot_objects(bed: &Harness<ClusterEnvironment>) -> Result<(Vec<(String, ObjectRevision)>, String)> {
+/// Returns what the operator must not change: the rewrites of both groups, and the text of the adapters file.
+async fn snapshot_objects(harness: &Harness<ClusterEnvironment>) -> Result<(Vec<(String, ObjectRevision)>, String)> {
     let mut rewrites = Vec::new();
     for group in [Current, Legacy] {
-        let list = crate::cluster_objects::rewrites_api(bed, group).list(&ListParams::default()).await?;
+        let list = crate::cluster_objects::rewrites_api(harness, group).list(&ListParams::default()).await?;
         rewrites.extend(list.iter().map(|it| (format!("{} {}", group.name(), it.name_any()), object_revision(it))));
     }
-    Ok((rewrites, bed.environment.adapters_yaml().await?))
+    Ok((rewrites, harness.environment.adapters_yaml().await?))
 }
 
 #[test]
-fn what_a_rollout_names_and_is_not_there_or_not_its_own_is_named_and_nothing_is_written() {
+fn missing_or_foreign_objects_are_reported() {
     if !cluster_tools_available("Rollouts that name what is not there") {
         return;
     }
@@ -215,99 +211,108 @@ fn what_a_rollout_names_and_is_not_there_or_not_its_own_is_named_and_nothing_is_
     run_on_cluster(
         &setup,
         async || Ok(ClusterOptions::default()),
-        async |bed| {
-            bed.wait_for_baseline().await?;
-            bed.wait_for(succeeded(V1)).await?;
-            create_foreign_objects(bed).await?;
-            bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-            let (before, audit) = (snapshot_objects(bed).await?, bed.environment.control_plane().audit_log());
+        async |harness| {
+            harness.wait_for_baseline().await?;
+            harness.wait_for(succeeded(V1)).await?;
+            create_foreign_objects(harness).await?;
+            harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+            let (before, audit) = (snapshot_objects(harness).await?, harness.environment.control_plane().audit_log());
 
             let mistakes = mistakes();
-            try_join_all(mistakes.iter().map(|mistake| mistake.apply(bed))).await?;
-            try_join_all(mistakes.iter().map(|mistake| mistake.wait_until_reported(bed))).await?;
-            bed.assert_holds_for(Duration::from_millis(700), served_by(MODEL, V1).and(all_servers_ready())).await?;
+            try_join_all(mistakes.iter().map(|mistake| mistake.apply(harness))).await?;
+            try_join_all(mistakes.iter().map(|mistake| mistake.wait_until_reported(harness))).await?;
+            harness.assert_holds_for(Duration::from_millis(700), served_by(MODEL, V1).and(all_servers_ready())).await?;
 
             let names: Vec<_> = mistakes.iter().map(|mistake| mistake.name).chain([MODEL]).collect();
-            check_only_directives_written(bed, &audit, &names)?;
-            let after = snapshot_objects(bed).await?;
-            ensure!(before == after, "written because of mistakes: {before:?} became {after:?}");
+            check_only_directives_written(harness, &audit, &names)?;
+            let after = snapshot_objects(harness).await?;
+            ensure!(before == after, "objects changed because of mistakes: {before:?} became {after:?}");
 
-            // And who did nothing wrong releases the next version.
-            bed.list_adapter(V2).await?;
-            bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
-            bed.stop_clients_and_verify().await.map(drop)
+            // The valid Rollout releases the next version meanwhile.
+            harness.list_adapter(V2).await?;
+            harness.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+            harness.stop_clients_and_verify().await.map(drop)
         },
     );
 }
 
-/// Sidecars are told in the operator's own key, beside the text of the people, which ids Rollouts govern.
-fn check_only_directives_written(bed: &Harness<ClusterEnvironment>, audit: &AuditLog, rollouts: &[&str]) -> Result<()> {
-    let mut written = other_writes(&audit.events_of_user(&operator_user(bed))?, rollouts);
+/// Fails if the operator wrote anything but statuses and its own directives, which tell sidecars the ids that Rollouts
+/// manage.
+fn check_only_directives_written(
+    harness: &Harness<ClusterEnvironment>,
+    audit: &AuditLog,
+    rollouts: &[&str],
+) -> Result<()> {
+    let mut written = other_writes(&audit.events_of_user(&operator_user(harness))?, rollouts);
     written.retain(|write| write != &format!("update configmaps/ {ADAPTERS_CONFIG_MAP}"));
-    ensure!(written.is_empty(), "it has written {written:?}");
+    ensure!(written.is_empty(), "unexpected writes: {written:?}");
     Ok(())
 }
 
-/// A cluster that has our kind and pools, and no kind of rewrite.
-async fn parts_without_rewrite_kinds() -> Result<ClusterOptions> {
+/// Returns a cluster with Rollora's CRD and pools, and without a CRD for rewrites.
+async fn options_without_rewrite_crds() -> Result<ClusterOptions> {
     let plane = ControlPlane::start().await?;
     plane.install_crds(&[rollora_crds()?, vec![UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.pool)?]].concat()).await?;
     Ok(ClusterOptions { control_plane: Some(plane), ..ClusterOptions::default() })
 }
 
 #[test]
-fn a_kind_that_is_not_installed_is_named_and_what_is_served_goes_on_being_served() {
+fn missing_crd_is_reported_and_traffic_continues() {
     if !cluster_tools_available("a kind that is not installed") {
         return;
     }
     let setup = Setup { servers: vec![ServerKind::simulated(&[]); 2], ..Setup::guide(Duration::from_millis(200)) };
-    run_on_cluster(&setup, parts_without_rewrite_kinds, async |bed| {
-        // From the start: nobody can be sent anywhere by a name, and adapters answer by their own.
+    run_on_cluster(&setup, options_without_rewrite_crds, async |harness| {
+        // At the start: no model name can be rewritten, and adapters answer to their own ids.
         let words = ["no kind of rewrite is installed", "inferencemodelrewrites.llm-d.ai", "CustomResourceDefinition"];
         let missing =
             ExpectedCondition { condition: condition_type::STALLED, reason: reason::INVALID, expected_words: &words };
-        missing.wait_until_reported(bed, MODEL).await?;
-        let written = writes_within_a_second(bed).await?;
-        ensure!(written.is_empty(), "without rewrites it has written {written:?}");
-        bed.environment.control_plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
-        bed.wait_for_baseline().await?;
+        missing.wait_until_reported(harness, MODEL).await?;
+        let written = writes_within_a_second(harness).await?;
+        ensure!(written.is_empty(), "unexpected writes without the CRD of rewrites: {written:?}");
+        harness
+            .environment
+            .control_plane()
+            .install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?])
+            .await?;
+        harness.wait_for_baseline().await?;
 
-        // In the middle: the pool's kind goes, with the pool.
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+        // During a rollout: the CRD of pools is removed, and the pool with it.
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
         let pools = UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.pool)?;
-        let before = get_rewrite(bed, Current, REWRITE).await?;
-        bed.environment.control_plane().uninstall_crd(&pools).await?;
-        bed.list_adapter(V2).await?;
+        let before = get_rewrite(harness, Current, REWRITE).await?;
+        harness.environment.control_plane().uninstall_crd(&pools).await?;
+        harness.list_adapter(V2).await?;
         let words = ["inferencepools.inference.networking.k8s.io", "CustomResourceDefinition"];
         ExpectedCondition { condition: condition_type::STALLED, reason: reason::INVALID, expected_words: &words }
-            .wait_until_reported(bed, MODEL)
+            .wait_until_reported(harness, MODEL)
             .await?;
-        let written = writes_within_a_second(bed).await?;
-        ensure!(written.is_empty(), "without pools it has written {written:?}");
-        bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
-        ensure!(object_revision(&get_rewrite(bed, Current, REWRITE).await?) == object_revision(&before));
+        let written = writes_within_a_second(harness).await?;
+        ensure!(written.is_empty(), "unexpected writes without the CRD of pools: {written:?}");
+        harness.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+        ensure!(object_revision(&get_rewrite(harness, Current, REWRITE).await?) == object_revision(&before));
 
-        bed.environment.control_plane().install_crds(&[pools]).await?;
-        bed.environment.apply(pool_manifest()).await?;
-        bed.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
-        ensure!(!is_stalled(bed).await?, "it is mended, and still said to be wrong");
-        bed.stop_clients_and_verify().await.map(drop)
+        harness.environment.control_plane().install_crds(&[pools]).await?;
+        harness.environment.apply(pool_manifest()).await?;
+        harness.wait_for(served_by(MODEL, V2).and(cleaned_up(V1)).and(succeeded(V2))).await?;
+        ensure!(!is_stalled(harness).await?, "the Rollout is still Stalled after the CRD is back");
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
-/// What the operator writes besides words, within a second.
-async fn writes_within_a_second(bed: &Harness<ClusterEnvironment>) -> Result<Vec<String>> {
-    let audit = bed.environment.control_plane().audit_log();
+/// Returns what the operator writes within a second, without statuses and events.
+async fn writes_within_a_second(harness: &Harness<ClusterEnvironment>) -> Result<Vec<String>> {
+    let audit = harness.environment.control_plane().audit_log();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    Ok(other_writes(&audit.events_of_user(&operator_user(bed))?, &[MODEL]))
+    Ok(other_writes(&audit.events_of_user(&operator_user(harness))?, &[MODEL]))
 }
 
-async fn is_stalled(bed: &Harness<ClusterEnvironment>) -> Result<bool> {
-    let conditions = rollout_status(bed, MODEL).await?.conditions;
+async fn is_stalled(harness: &Harness<ClusterEnvironment>) -> Result<bool> {
+    let conditions = rollout_status(harness, MODEL).await?.conditions;
     Ok(conditions.iter().any(|it| it.type_ == condition_type::STALLED && it.status == ConditionStatus::True))
 }
 
-/// The pool of the manifests, as somebody makes it again.
+/// The pool of the manifests, which a person creates again.
 fn pool_manifest() -> Value {
     json!({
         "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool", "metadata": { "name": POOL },
@@ -318,12 +323,12 @@ fn pool_manifest() -> Value {
     })
 }
 
-/// A permission without which the operator can say nothing in a status.
+/// A permission without which the operator cannot write any status.
 struct RemovedPermission {
     role: &'static str,
     verb: &'static str,
     resource: &'static str,
-    /// What is asked for with it, below the group.
+    /// The API version in the path of the request that needs the permission.
     path: &'static str,
 }
 
@@ -338,7 +343,7 @@ const REMOVED_PERMISSIONS: [RemovedPermission; 2] = [
 ];
 
 #[test]
-fn an_operator_that_may_not_look_at_rollouts_or_its_lease_says_so_in_its_log_and_when_it_is_asked() {
+fn operator_reports_missing_read_permissions() {
     if !cluster_tools_available("an operator that may not look") {
         return;
     }
@@ -346,40 +351,41 @@ fn an_operator_that_may_not_look_at_rollouts_or_its_lease_says_so_in_its_log_and
     run_on_cluster(
         &setup,
         async || Ok(ClusterOptions::default()),
-        async |bed| {
-            bed.wait_for_baseline().await?;
-            bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-            for blind in &REMOVED_PERMISSIONS {
-                bed.kill_operator();
-                let shipped = blind.revoke(bed).await?;
-                let audit = bed.environment.control_plane().audit_log();
-                bed.start_operator().await?;
-                let namespace = bed.environment.namespace().to_owned();
-                let words = format!("forbidden to {} {} in namespace {namespace}", blind.verb, blind.resource);
-                wait_for_readyz(bed, 503, &[&words, "manifests/", "grant this verb"]).await?;
-                let log: String = bed.environment.operators().iter().map(ContainerHandle::log).collect();
-                ensure!(log.contains(&words), "the log does not say: {words}");
-                bed.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
-                let written = other_writes(&audit.events_of_user(&operator_user(bed))?, &[]);
-                ensure!(written.is_empty(), "it has written {written:?}");
-                blind.restore(bed, shipped).await?;
-                wait_for_readyz(bed, 200, &["ok"]).await?;
+        async |harness| {
+            harness.wait_for_baseline().await?;
+            harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+            for permission in &REMOVED_PERMISSIONS {
+                harness.kill_operator();
+                let shipped = permission.revoke(harness).await?;
+                let audit = harness.environment.control_plane().audit_log();
+                harness.start_operator().await?;
+                let namespace = harness.environment.namespace().to_owned();
+                let words =
+                    format!("forbidden to {} {} in namespace {namespace}", permission.verb, permission.resource);
+                wait_for_readyz(harness, 503, &[&words, "manifests/", "grant this verb"]).await?;
+                let log: String = harness.environment.operators().iter().map(ContainerHandle::log).collect();
+                ensure!(log.contains(&words), "the log does not contain: {words}");
+                harness.assert_holds_for(Duration::from_millis(500), served_by(MODEL, V1)).await?;
+                let written = other_writes(&audit.events_of_user(&operator_user(harness))?, &[]);
+                ensure!(written.is_empty(), "unexpected writes: {written:?}");
+                permission.restore(harness, shipped).await?;
+                wait_for_readyz(harness, 200, &["ok"]).await?;
             }
-            bed.list_adapter(V2).await?;
-            bed.wait_for(served_by(MODEL, V2).and(succeeded(V2))).await?;
-            bed.stop_clients_and_verify().await.map(drop)
+            harness.list_adapter(V2).await?;
+            harness.wait_for(served_by(MODEL, V2).and(succeeded(V2))).await?;
+            harness.stop_clients_and_verify().await.map(drop)
         },
     );
 }
 
 impl RemovedPermission {
-    fn roles_api(bed: &Harness<ClusterEnvironment>) -> Api<Role> {
-        Api::namespaced(bed.environment.client(), bed.environment.namespace())
+    fn roles_api(harness: &Harness<ClusterEnvironment>) -> Api<Role> {
+        Api::namespaced(harness.environment.client(), harness.environment.namespace())
     }
 
-    /// Takes the verb away, and waits until the API server knows; the role as it was.
-    async fn revoke(&self, bed: &Harness<ClusterEnvironment>) -> Result<Role> {
-        let shipped = Self::roles_api(bed).get(self.role).await?;
+    /// Removes the verb, waits until the API server enforces that, and returns the original role.
+    async fn revoke(&self, harness: &Harness<ClusterEnvironment>) -> Result<Role> {
+        let shipped = Self::roles_api(harness).get(self.role).await?;
         let (plural, group) = self.resource.split_once('.').context("a resource with its group")?;
         let mut role = shipped.clone();
         for rule in role.rules.iter_mut().flatten() {
@@ -387,9 +393,9 @@ impl RemovedPermission {
                 rule.verbs.retain(|verb| verb != self.verb);
             }
         }
-        Self::roles_api(bed).replace(self.role, &PostParams::default(), &role).await?;
+        Self::roles_api(harness).replace(self.role, &PostParams::default(), &role).await?;
 
-        let (plane, namespace) = (bed.environment.control_plane(), bed.environment.namespace());
+        let (plane, namespace) = (harness.environment.control_plane(), harness.environment.namespace());
         let token = plane.service_account_token(namespace, "rollora-operator", Duration::from_mins(10)).await?;
         let client = plane.client(&Credential::Token(token)).await?;
         let object = if self.verb == "get" { "/rollora-operator" } else { "" };
@@ -403,17 +409,17 @@ impl RemovedPermission {
         Ok(shipped)
     }
 
-    async fn restore(&self, bed: &Harness<ClusterEnvironment>, mut shipped: Role) -> Result<()> {
+    async fn restore(&self, harness: &Harness<ClusterEnvironment>, mut shipped: Role) -> Result<()> {
         shipped.metadata.resource_version = None;
-        Self::roles_api(bed).replace(self.role, &PostParams::default(), &shipped).await?;
+        Self::roles_api(harness).replace(self.role, &PostParams::default(), &shipped).await?;
         Ok(())
     }
 }
 
-/// Waits until the operator's `/readyz` answers so.
-async fn wait_for_readyz(bed: &Harness<ClusterEnvironment>, code: u16, words: &[&str]) -> Result<()> {
+/// Waits until the operator's `/readyz` answers with this code and these words.
+async fn wait_for_readyz(harness: &Harness<ClusterEnvironment>, code: u16, words: &[&str]) -> Result<()> {
     let answers = async || {
-        let operators = bed.environment.operators();
+        let operators = harness.environment.operators();
         let operator = operators.first().context("there is no operator")?;
         let address = ListenAddress::Tcp((operator.address(), 8080).into());
         let Ok((status, body)) = send_request(&address, request("GET", "/readyz", None)).await else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! Servers that cannot hold both versions at once: that is said, and hinders nothing.
+//! Servers without slots for both versions: the status reports that, and the rollout continues.
 
 use anyhow::{Result, ensure};
 use rollora_api::{
@@ -14,33 +14,33 @@ use rollora_e2e::{
 use rollora_testbed::guide::{MODEL, V1, V2};
 use std::time::Duration;
 
-rollora_e2e::on_both_beds!(two_versions_in_the_room_of_one_are_told_and_hinder_nothing);
+rollora_e2e::in_both_environments!(too_few_slots_are_reported_and_do_not_block);
 
-fn two_versions_in_the_room_of_one_are_told_and_hinder_nothing<P: Environment>() {
+fn too_few_slots_are_reported_and_do_not_block<E: Environment>() {
     let setup = Setup::pause_at_half(Duration::from_millis(200)).with_flags(&["--max-loras", "1"]);
-    run_on::<P>(&setup, check_insufficient_slots);
+    run_on::<E>(&setup, check_insufficient_slots);
 }
 
-async fn check_insufficient_slots<P: Environment>(bed: &mut Harness<P>) -> Result<()> {
-    // What vLLM has room for it tells when an adapter has answered; nobody asks again for that alone.
-    bed.wait_for_baseline().await?;
-    bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-    bed.list_adapter(V2).await?;
+async fn check_insufficient_slots<E: Environment>(harness: &mut Harness<E>) -> Result<()> {
+    // vLLM reports its slots once an adapter has served a request; no poll happens for that alone.
+    harness.wait_for_baseline().await?;
+    harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+    harness.list_adapter(V2).await?;
     let half = traffic_split(MODEL, &[(V1, 50), (V2, 50)]).and(has_phase(Phase::Paused));
-    bed.wait_for(half.and(adapters_fit(ConditionStatus::False, reason::TOO_FEW_SLOTS))).await?;
-    let explained = bed.cli_stdout(&["explain"]).await?;
+    harness.wait_for(half.and(adapters_fit(ConditionStatus::False, reason::TOO_FEW_SLOTS))).await?;
+    let explained = harness.cli_stdout(&["explain"]).await?;
     for words in ["max_loras is 1, and 2 adapters are in use", V1, V2, "--max-loras 2"] {
         ensure!(explained.contains(words), "{words} is not in:\n{explained}");
     }
-    bed.cli_stdout(&["promote"]).await?;
-    bed.wait_for(succeeded(V2).and(cleaned_up(V1)).and(adapters_fit(ConditionStatus::True, reason::FITS))).await?;
-    bed.stop_clients_and_verify().await.map(drop)
+    harness.cli_stdout(&["promote"]).await?;
+    harness.wait_for(succeeded(V2).and(cleaned_up(V1)).and(adapters_fit(ConditionStatus::True, reason::FITS))).await?;
+    harness.stop_clients_and_verify().await.map(drop)
 }
 
 fn adapters_fit(status: ConditionStatus, reason: &'static str) -> WaitCondition {
-    WaitCondition::new(format!("{ADAPTERS_FIT} is {status:?} because of {reason}"), move |seen| {
-        let conditions = seen.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        let said = conditions.iter().find(|condition| condition.type_ == ADAPTERS_FIT);
-        said.is_some_and(|said| said.status == status && said.reason == reason)
+    WaitCondition::new(format!("{ADAPTERS_FIT} is {status:?} because of {reason}"), move |snapshot| {
+        let conditions = snapshot.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let condition = conditions.iter().find(|condition| condition.type_ == ADAPTERS_FIT);
+        condition.is_some_and(|condition| condition.status == status && condition.reason == reason)
     })
 }

@@ -1,4 +1,4 @@
-//! Objects of the API server as a person with `kubectl` sees them, and who has written what.
+//! Objects of the API server as `kubectl` shows them, and the audit log's record of who wrote what.
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::events::v1::Event;
@@ -27,50 +27,53 @@ use std::{
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const MAX_POLLS: usize = 1000;
 
-/// The parts of a bed whose API server may be killed: nobody else works on it.
-pub(crate) async fn parts_with_own_api_server() -> Result<ClusterOptions> {
+/// Returns options with an API server of its own, which a scenario may kill because no other test uses it.
+pub(crate) async fn options_with_own_api_server() -> Result<ClusterOptions> {
     let plane = ControlPlane::start().await?;
     plane.install_crds(&[rollora_crds()?, upstream_crds()?].concat()).await?;
     Ok(ClusterOptions { control_plane: Some(plane), ..ClusterOptions::default() })
 }
 
-/// Waits until something is there.
-pub(crate) async fn wait_for<T>(what: &str, mut look: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
+/// Polls until `read` returns a value, at most 20 seconds.
+pub(crate) async fn wait_for<T>(what: &str, mut read: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
     for _ in 0..MAX_POLLS {
-        if let Some(found) = look().await? {
+        if let Some(found) = read().await? {
             return Ok(found);
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
-    anyhow::bail!("waited in vain: {what}")
+    anyhow::bail!("not within 20 seconds: {what}")
 }
 
-/// The rewrites of a group in the namespace of the bed.
-pub(crate) fn rewrites_api(bed: &Harness<ClusterEnvironment>, group: RewriteGroup) -> Api<DynamicObject> {
+/// Returns the API for rewrites of a group in the environment's namespace.
+pub(crate) fn rewrites_api(harness: &Harness<ClusterEnvironment>, group: RewriteGroup) -> Api<DynamicObject> {
     let kind = GroupVersionKind::gvk(group.name(), "v1alpha2", "InferenceModelRewrite");
-    Api::namespaced_with(bed.environment.client(), bed.environment.namespace(), &ApiResource::from_gvk(&kind))
+    Api::namespaced_with(harness.environment.client(), harness.environment.namespace(), &ApiResource::from_gvk(&kind))
 }
 
-/// The names of all of them; none where the group is not served.
-pub(crate) async fn rewrite_names(bed: &Harness<ClusterEnvironment>, group: RewriteGroup) -> Result<BTreeSet<String>> {
-    match rewrites_api(bed, group).list(&ListParams::default()).await {
+/// Returns the names of all rewrites of a group; empty if the group is not served.
+pub(crate) async fn rewrite_names(
+    harness: &Harness<ClusterEnvironment>,
+    group: RewriteGroup,
+) -> Result<BTreeSet<String>> {
+    match rewrites_api(harness, group).list(&ListParams::default()).await {
         Ok(list) => Ok(list.iter().map(kube::ResourceExt::name_any).collect()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(BTreeSet::new()),
         Err(error) => Err(error.into()),
     }
 }
 
-/// The Rollouts in the namespace of the bed.
-pub(crate) fn rollouts_api(bed: &Harness<ClusterEnvironment>) -> Api<RolloutResource> {
-    Api::namespaced(bed.environment.client(), bed.environment.namespace())
+/// Returns the API for Rollouts in the environment's namespace.
+pub(crate) fn rollouts_api(harness: &Harness<ClusterEnvironment>) -> Api<RolloutResource> {
+    Api::namespaced(harness.environment.client(), harness.environment.namespace())
 }
 
-/// The status of a Rollout.
-pub(crate) async fn rollout_status(bed: &Harness<ClusterEnvironment>, rollout: &str) -> Result<RolloutStatus> {
-    Ok(rollouts_api(bed).get(rollout).await?.status.unwrap_or_default())
+/// Reads the status of a Rollout; the default if it has none.
+pub(crate) async fn rollout_status(harness: &Harness<ClusterEnvironment>, rollout: &str) -> Result<RolloutStatus> {
+    Ok(rollouts_api(harness).get(rollout).await?.status.unwrap_or_default())
 }
 
-/// What is said of a Rollout that cannot go on: in which condition, why in a word, and words that have to be there.
+/// The condition that reports why a Rollout cannot continue: type, reason, and words of the message.
 #[derive(Debug, Clone)]
 pub(crate) struct ExpectedCondition<'a> {
     pub(crate) condition: &'a str,
@@ -83,24 +86,24 @@ impl ExpectedCondition<'_> {
         self.expected_words.iter().all(|word| text.contains(word))
     }
 
-    /// Waits until a condition of the Rollout and a warning about it say so.
-    pub(crate) async fn wait_until_reported(&self, bed: &Harness<ClusterEnvironment>, rollout: &str) -> Result<()> {
-        let told = async || {
-            let conditions = rollout_status(bed, rollout).await?.conditions;
+    /// Waits until a condition of the Rollout and a warning event have this reason and these words.
+    pub(crate) async fn wait_until_reported(&self, harness: &Harness<ClusterEnvironment>, rollout: &str) -> Result<()> {
+        let find = async || {
+            let conditions = rollout_status(harness, rollout).await?.conditions;
             let right = |it: &Condition| it.type_ == self.condition && it.reason == self.reason;
             Ok(conditions.into_iter().find(|it| right(it) && self.has_words(&it.message)))
         };
-        if wait_for("a condition that says so", told).await.is_err() {
-            let conditions = rollout_status(bed, rollout).await?.conditions;
-            let said: Vec<_> = conditions.iter().map(|it| format!("{it:?}\n")).collect();
-            anyhow::bail!("no condition of {rollout} says {self:?}:\n{}", said.concat());
+        if wait_for("the expected condition", find).await.is_err() {
+            let conditions = rollout_status(harness, rollout).await?.conditions;
+            let lines: Vec<_> = conditions.iter().map(|it| format!("{it:?}\n")).collect();
+            anyhow::bail!("no condition of {rollout} is {self:?}:\n{}", lines.concat());
         }
-        self.wait_for_event(bed, rollout).await
+        self.wait_for_event(harness, rollout).await
     }
 
-    /// Waits until a warning about the Rollout says so.
-    pub(crate) async fn wait_for_event(&self, bed: &Harness<ClusterEnvironment>, rollout: &str) -> Result<()> {
-        let events: Api<Event> = Api::namespaced(bed.environment.client(), bed.environment.namespace());
+    /// Waits until a warning event about the Rollout has this reason and these words.
+    pub(crate) async fn wait_for_event(&self, harness: &Harness<ClusterEnvironment>, rollout: &str) -> Result<()> {
+        let events: Api<Event> = Api::namespaced(harness.environment.client(), harness.environment.namespace());
         let about = |event: &Event| {
             let regarding = event.regarding.clone().unwrap_or_default();
             regarding.kind.as_deref() == Some("Rollout") && regarding.name.as_deref() == Some(rollout)
@@ -110,38 +113,37 @@ impl ExpectedCondition<'_> {
             let reason = event.reason.as_deref() == Some(self.reason);
             is_warning && reason && event.note.as_deref().is_some_and(|note| self.has_words(note))
         };
-        let told = async || {
+        let find = async || {
             let list = events.list(&ListParams::default()).await?;
             Ok(list.iter().any(|event| about(event) && right(event)).then_some(()))
         };
-        if wait_for("an event that says so", told).await.is_err() {
+        if wait_for("the expected event", find).await.is_err() {
             let all = events.list(&ListParams::default()).await?;
             let all: Vec<_> =
                 all.iter().filter(|event| about(event)).map(|event| format!("{:?}\n", event.note)).collect();
-            anyhow::bail!("no warning about {rollout} says {self:?}:\n{}", all.concat());
+            anyhow::bail!("no warning event about {rollout} is {self:?}:\n{}", all.concat());
         }
         Ok(())
     }
 }
 
-/// The service account of the operator.
-pub(crate) fn operator_user(bed: &Harness<ClusterEnvironment>) -> String {
-    service_account_user(bed, "rollora-operator")
+/// The service account of the operator, as the audit log names it.
+pub(crate) fn operator_user(harness: &Harness<ClusterEnvironment>) -> String {
+    service_account_user(harness, "rollora-operator")
 }
 
-/// A service account in the namespace of the bed, as the audit log names it.
-pub(crate) fn service_account_user(bed: &Harness<ClusterEnvironment>, name: &str) -> String {
-    format!("system:serviceaccount:{}:{name}", bed.environment.namespace())
+/// A service account in the environment's namespace, as the audit log names it.
+pub(crate) fn service_account_user(harness: &Harness<ClusterEnvironment>, name: &str) -> String {
+    format!("system:serviceaccount:{}:{name}", harness.environment.namespace())
 }
 
-/// Whether something was written by it: an attempt that was refused changes nothing.
+/// Returns whether the event changed an object; refused attempts did not.
 pub(crate) fn is_write(event: &AuditEvent) -> bool {
     let writes = matches!(event.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection");
     writes && event.code < 400 && event.decision == AuthorizationDecision::Allowed
 }
 
-/// What of it was written that is neither the status of one of these Rollouts or of a rewrite, nor an event, nor the
-/// Lease.
+/// Returns the writes other than statuses of these Rollouts and of rewrites, events, and the Lease.
 pub(crate) fn other_writes(events: &[AuditEvent], rollouts: &[&str]) -> Vec<String> {
     let is_own = |event: &AuditEvent| match event.resource.as_str() {
         "events" | "leases" => true,
@@ -153,38 +155,42 @@ pub(crate) fn other_writes(events: &[AuditEvent], rollouts: &[&str]) -> Vec<Stri
     others.map(|event| format!("{} {}/{} {}", event.verb, event.resource, event.subresource, event.name)).collect()
 }
 
-/// One rewrite, which is there.
+/// Reads one rewrite; fails if it does not exist.
 pub(crate) async fn get_rewrite(
-    bed: &Harness<ClusterEnvironment>,
+    harness: &Harness<ClusterEnvironment>,
     group: RewriteGroup,
     name: &str,
 ) -> Result<DynamicObject> {
-    let found = rewrites_api(bed, group).get_opt(name).await?;
-    found.with_context(|| format!("there is no rewrite {name} of {}", group.name()))
+    let found = rewrites_api(harness, group).get_opt(name).await?;
+    found.with_context(|| format!("no rewrite {name} in the group {}", group.name()))
 }
 
-/// What was written of an object, but for its status.
+/// Returns the written state of an object, without its status.
 pub(crate) fn object_revision(object: &DynamicObject) -> (Option<i64>, BTreeMap<String, String>) {
     (object.metadata.generation, object.annotations().clone())
 }
 
-/// The rewrites of the namespace are exactly these.
-pub(crate) async fn check_rewrites(bed: &Harness<ClusterEnvironment>, current: &[&str], legacy: &[&str]) -> Result<()> {
-    for (group, wanted) in [(RewriteGroup::Current, current), (RewriteGroup::Legacy, legacy)] {
-        let found = rewrite_names(bed, group).await?;
-        let wanted: BTreeSet<_> = wanted.iter().map(|&name| name.to_owned()).collect();
-        ensure!(found == wanted, "the rewrites of {} are {found:?}, not {wanted:?}", group.name());
+/// Fails unless the rewrites of the namespace are exactly these.
+pub(crate) async fn check_rewrites(
+    harness: &Harness<ClusterEnvironment>,
+    current: &[&str],
+    legacy: &[&str],
+) -> Result<()> {
+    for (group, expected) in [(RewriteGroup::Current, current), (RewriteGroup::Legacy, legacy)] {
+        let found = rewrite_names(harness, group).await?;
+        let expected: BTreeSet<_> = expected.iter().map(|&name| name.to_owned()).collect();
+        ensure!(found == expected, "the rewrites of {} are {found:?}, not {expected:?}", group.name());
     }
     Ok(())
 }
 
-/// Operator and routers have begun to watch a group.
+/// Waits until the operator and the routers watch a group.
 pub(crate) async fn wait_until_watched(
-    bed: &Harness<ClusterEnvironment>,
+    harness: &Harness<ClusterEnvironment>,
     audit: &AuditLog,
     group: RewriteGroup,
 ) -> Result<()> {
-    for user in [operator_user(bed), service_account_user(bed, "rollora-ext-proc")] {
+    for user in [operator_user(harness), service_account_user(harness, "rollora-ext-proc")] {
         let watched = async || {
             let events = audit.events_of_user(&user)?;
             let watch = events.iter().find(|event| event.verb == "watch" && event.group == group.name());

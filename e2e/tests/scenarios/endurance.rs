@@ -1,11 +1,11 @@
-//! Many rollouts, each with something that dies at a random moment, in some of them with a person who aborts or wants it all
-//! at once, clients sending without pause.
+//! Many rollouts with continuous clients. In each of them a part fails at a random moment, and in some of them a person
+//! aborts or promotes fully.
 //!
-//! A run is ten rollouts one after the other on one bed; its seed says what dies, when, for how long, and who acts. Several runs go
-//! on side by side. `ROLLORA_ROLLOUTS` says how many rollouts there are in the long schedule (1,000 on one machine and 100
-//! on a cluster where it says nothing), `ROLLORA_FIRST_SEED` where the seeds begin.
+//! A run is ten consecutive rollouts in one environment; its seed determines what fails, when, for how long, and what
+//! the person does. Several runs are executed in parallel. `ROLLORA_ROLLOUTS` sets the number of rollouts in the long
+//! schedule (default: 1,000 on one machine and 100 on a cluster), `ROLLORA_FIRST_SEED` the first seed (default: 0).
 
-use crate::step_faults::{FaultTarget, parts_with_own_control_plane, set_short_lease};
+use crate::step_faults::{FaultTarget, options_with_own_control_plane, set_short_lease};
 use crate::{
     rollout_chain::{ROLLOUT_TIMEOUT, adapter_id, check_never_backwards, rollout_finished, wait_for_rollout},
     run_stats::{VerdictSum, print_line},
@@ -34,61 +34,61 @@ use std::{
     time::Duration,
 };
 
-/// How many rollouts one bed sees.
+/// Number of rollouts in one environment.
 const ROLLOUTS_PER_RUN: usize = 10;
 
-/// What a place can suffer.
+/// An environment with the faults that it can suffer.
 trait InjectFault: Environment {
-    /// Something of it dies, and comes back; what, in words.
-    async fn inject_fault(bed: &mut Harness<Self>, random: &mut StdRng) -> Result<&'static str>;
+    /// Makes a random part fail and come back; returns what it was.
+    async fn inject_fault(harness: &mut Harness<Self>, random: &mut StdRng) -> Result<&'static str>;
 }
 
 impl InjectFault for LocalEnvironment {
-    async fn inject_fault(bed: &mut Harness<Self>, random: &mut StdRng) -> Result<&'static str> {
+    async fn inject_fault(harness: &mut Harness<Self>, random: &mut StdRng) -> Result<&'static str> {
         let away = Duration::from_millis(random.random_range(0..300));
         if random.random_bool(0.5) {
-            bed.kill_operator();
+            harness.kill_operator();
             tokio::time::sleep(away).await;
-            bed.start_operator().await?;
+            harness.start_operator().await?;
             Ok("rollora local")
         } else {
-            let index = random.random_range(0..bed.environment.servers().len());
-            bed.kill_server(index);
-            // The simulator would be back before anybody could notice; vLLM takes much longer to start.
-            bed.wait_for(server_not_ready(index)).await?;
+            let index = random.random_range(0..harness.environment.servers().len());
+            harness.kill_server(index);
+            // The simulator would be back before the gateway could notice; vLLM takes much longer to start.
+            harness.wait_for(server_not_ready(index)).await?;
             tokio::time::sleep(away).await;
-            bed.start_server(index).await?;
+            harness.start_server(index).await?;
             Ok("server")
         }
     }
 }
 
-/// No more requests are sent to this server.
+/// Holds if the gateway sends no more requests to this server.
 fn server_not_ready(index: usize) -> WaitCondition {
-    WaitCondition::new(format!("server {index} is known to be dead"), move |seen| {
-        seen.servers.get(index).is_some_and(|server| !server.ready)
+    WaitCondition::new(format!("server {index} is not ready"), move |snapshot| {
+        snapshot.servers.get(index).is_some_and(|server| !server.ready)
     })
 }
 
 impl InjectFault for ClusterEnvironment {
-    async fn inject_fault(bed: &mut Harness<Self>, random: &mut StdRng) -> Result<&'static str> {
+    async fn inject_fault(harness: &mut Harness<Self>, random: &mut StdRng) -> Result<&'static str> {
         let away = Duration::from_millis(random.random_range(0..1500));
-        let (victim, words) = match random.random_range(0..11) {
-            // Only in the long schedule does a bed have an API server of its own.
+        let (target, words) = match random.random_range(0..11) {
+            // An environment has an API server of its own only in the long schedule.
             3..6 if !long_tests_enabled() => (FaultTarget::Operator, "operator"),
             0..3 => (FaultTarget::Operator, "operator"),
-            3..5 => (FaultTarget::FrozenApiServer, "API server stands still"),
+            3..5 => (FaultTarget::FrozenApiServer, "frozen API server"),
             5 => (FaultTarget::ApiServer, "API server"),
             6..8 => (FaultTarget::ExtProc(random.random_range(0..2)), "ext-proc"),
             8..10 => (FaultTarget::Server(random.random_range(0..3)), "server"),
             _ => (FaultTarget::Sidecar(random.random_range(0..3)), "sidecar"),
         };
-        victim.inject(bed, away).await?;
+        target.inject(harness, away).await?;
         Ok(words)
     }
 }
 
-/// What a run came to.
+/// The result of one run.
 struct RunResult {
     verdict: TrafficVerdict,
     retries: usize,
@@ -98,47 +98,47 @@ struct RunResult {
 
 const ABORT: &str = "abort";
 
-/// In one of four rollouts a person wants something else than the steps. Whether that is done depends on how far the
-/// rollout is, and on who is dead.
-async fn maybe_user_action<P: Environment>(bed: &Harness<P>, random: &mut StdRng) -> Result<Option<&'static str>> {
+/// In one of four rollouts a person aborts or promotes fully. Whether the command has an effect depends on the progress
+/// of the rollout and on the current fault.
+async fn maybe_user_action<E: Environment>(harness: &Harness<E>, random: &mut StdRng) -> Result<Option<&'static str>> {
     let (what, command) = match random.random_range(0..8) {
         0 => (ABORT, [ABORT].as_slice()),
         1 => ("promote --full", ["promote", "--full"].as_slice()),
         _ => return Ok(None),
     };
     tokio::time::sleep(Duration::from_millis(random.random_range(0..800))).await;
-    bed.environment.run_cli(command).await?;
+    harness.environment.run_cli(command).await?;
     Ok(Some(what))
 }
 
-/// So many rollouts one after the other; while each goes on, something dies once or twice.
-async fn run_chain<P: InjectFault>(bed: &mut Harness<P>, seed: u64, rollouts: usize) -> Result<RunResult> {
+/// Runs consecutive rollouts; during each of them one or two parts fail.
+async fn run_chain<E: InjectFault>(harness: &mut Harness<E>, seed: u64, rollouts: usize) -> Result<RunResult> {
     let mut random = StdRng::seed_from_u64(seed);
-    bed.wait_for_within(ROLLOUT_TIMEOUT, v1_serving()).await?;
-    bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(15)));
-    let (mut retries, mut died, mut acts) = (0, Vec::new(), Vec::new());
+    harness.wait_for_within(ROLLOUT_TIMEOUT, v1_serving()).await?;
+    harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(15)));
+    let (mut retries, mut faults, mut user_actions) = (0, Vec::new(), Vec::new());
     for number in 2..2 + rollouts {
-        bed.list_adapter(&adapter_id(number)).await?;
-        acts.extend(maybe_user_action(bed, &mut random).await?);
+        harness.list_adapter(&adapter_id(number)).await?;
+        user_actions.extend(maybe_user_action(harness, &mut random).await?);
         for _ in 0..random.random_range(1..=2) {
             tokio::time::sleep(Duration::from_millis(random.random_range(0..1500))).await;
-            died.push(P::inject_fault(bed, &mut random).await?);
+            faults.push(E::inject_fault(harness, &mut random).await?);
         }
-        retries += wait_for_rollout(bed, number).await?;
-        bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(number).and(all_servers_ready())).await?;
+        retries += wait_for_rollout(harness, number).await?;
+        harness.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(number).and(all_servers_ready())).await?;
     }
-    let record = bed.stop_clients_and_verify().await?;
-    if !acts.contains(&ABORT) {
+    let record = harness.stop_clients_and_verify().await?;
+    if !user_actions.contains(&ABORT) {
         check_never_backwards(&record)?;
     }
-    Ok(RunResult { verdict: record.verdict(), retries, faults: died, user_actions: acts })
+    Ok(RunResult { verdict: record.verdict(), retries, faults, user_actions })
 }
 
 fn v1_serving() -> WaitCondition {
     served_by(MODEL, &adapter_id(1)).and(loaded_everywhere(&adapter_id(1))).and(all_servers_ready())
 }
 
-/// How many rollouts, how many runs at a time, and where seeds begin.
+/// Number of rollouts, number of parallel runs, and the first seed.
 struct RunPlan {
     rollouts: usize,
     parallel_runs: usize,
@@ -146,19 +146,19 @@ struct RunPlan {
 }
 
 impl RunPlan {
-    fn from_env(in_the_long_schedule: usize, side_by_side: usize) -> Self {
+    fn from_env(long_rollouts: usize, parallel_runs: usize) -> Self {
         let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
         if long_tests_enabled() {
-            let rollouts = number("ROLLORA_ROLLOUTS").unwrap_or(in_the_long_schedule);
+            let rollouts = number("ROLLORA_ROLLOUTS").unwrap_or(long_rollouts);
             let first_seed = number("ROLLORA_FIRST_SEED").unwrap_or(0) as u64;
-            Self { rollouts, parallel_runs: side_by_side, first_seed }
+            Self { rollouts, parallel_runs, first_seed }
         } else {
             Self { rollouts: 2, parallel_runs: 1, first_seed: 1 }
         }
     }
 }
 
-/// What all runs came to.
+/// The sums over all runs.
 #[derive(Default)]
 struct EnduranceTotals {
     requests: VerdictSum,
@@ -168,7 +168,7 @@ struct EnduranceTotals {
     retries: usize,
 }
 
-/// Runs one run for each seed; a run that fails fails the test, when all have ended.
+/// Runs one run per seed; a failed run fails the test after all runs have ended.
 fn run_all(what: &str, plan: &RunPlan, run: impl Fn(u64, usize) -> RunResult + Sync) {
     let (next, sum) = (AtomicUsize::new(0), Mutex::new(EnduranceTotals::default()));
     thread::scope(|scope| {
@@ -181,34 +181,36 @@ fn run_all(what: &str, plan: &RunPlan, run: impl Fn(u64, usize) -> RunResult + S
                         return;
                     }
                     let seed = plan.first_seed + index as u64;
-                    let ran = run(seed, rollouts);
+                    let result = run(seed, rollouts);
                     print_line(&format!(
-                        "{what}, seed {seed}: {rollouts} rollouts, {} deaths ({}), acts ({}), {} retries: {}",
-                        ran.faults.len(),
-                        format_counts(&ran.faults),
-                        format_counts(&ran.user_actions),
-                        ran.retries,
-                        ran.verdict
+                        "{what}, seed {seed}: {rollouts} rollouts, {} faults ({}), user actions ({}), {} retries: {}",
+                        result.faults.len(),
+                        format_counts(&result.faults),
+                        format_counts(&result.user_actions),
+                        result.retries,
+                        result.verdict
                     ));
                     let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
-                    sum.requests.add(ran.verdict);
+                    sum.requests.add(result.verdict);
                     sum.rollouts += rollouts;
-                    sum.faults += ran.faults.len();
-                    sum.user_actions += ran.user_actions.len();
-                    sum.retries += ran.retries;
+                    sum.faults += result.faults.len();
+                    sum.user_actions += result.user_actions.len();
+                    sum.retries += result.retries;
                 }
             });
         }
     });
-    let EnduranceTotals { requests, rollouts, faults: deaths, user_actions: acts, retries } =
+    let EnduranceTotals { requests, rollouts, faults, user_actions, retries } =
         sum.into_inner().unwrap_or_else(PoisonError::into_inner);
-    print_line(&format!("{what}: {rollouts} rollouts, {deaths} deaths, {acts} acts of a person, {retries} retries"));
+    print_line(&format!(
+        "{what}: {rollouts} rollouts, {faults} faults, {user_actions} user actions, {retries} retries"
+    ));
     requests.print(what);
 }
 
-fn format_counts(died: &[&'static str]) -> String {
+fn format_counts(faults: &[&'static str]) -> String {
     let mut counts = std::collections::BTreeMap::<_, usize>::new();
-    for what in died {
+    for what in faults {
         *counts.entry(*what).or_default() += 1;
     }
     counts.iter().map(|(what, count)| format!("{what} {count}")).collect::<Vec<_>>().join(", ")
@@ -219,35 +221,37 @@ fn setup() -> Setup {
 }
 
 #[test]
-fn many_rollouts_on_one_machine_with_something_dying_in_each() {
+fn many_local_rollouts_survive_random_faults() {
     run_all("on one machine", &RunPlan::from_env(1000, 4), |seed, rollouts| {
-        let mut ran = None;
-        run_on::<LocalEnvironment>(&setup(), async |bed| {
-            ran = Some(run_chain(bed, seed, rollouts).await.map_err(|error| error.context(format!("seed {seed}")))?);
+        let mut result = None;
+        run_on::<LocalEnvironment>(&setup(), async |harness| {
+            result =
+                Some(run_chain(harness, seed, rollouts).await.map_err(|error| error.context(format!("seed {seed}")))?);
             Ok(())
         });
-        ran.unwrap_or_else(|| unreachable!("a run that fails ends its thread"))
+        result.unwrap_or_else(|| unreachable!("a run that fails ends its thread"))
     });
 }
 
 #[test]
-fn many_rollouts_on_a_cluster_with_something_dying_in_each() {
+fn many_cluster_rollouts_survive_random_faults() {
     if !cluster_tools_available("many rollouts on a cluster") {
         return;
     }
     run_all("on a cluster", &RunPlan::from_env(100, 2), |seed, rollouts| {
-        let parts = async || {
+        let options = async || {
             if long_tests_enabled() {
-                parts_with_own_control_plane().await
+                options_with_own_control_plane().await
             } else {
                 Ok(ClusterOptions { patch_manifests: Box::new(set_short_lease), ..ClusterOptions::default() })
             }
         };
-        let mut ran = None;
-        run_on_cluster(&setup(), parts, async |bed| {
-            ran = Some(run_chain(bed, seed, rollouts).await.map_err(|error| error.context(format!("seed {seed}")))?);
+        let mut result = None;
+        run_on_cluster(&setup(), options, async |harness| {
+            result =
+                Some(run_chain(harness, seed, rollouts).await.map_err(|error| error.context(format!("seed {seed}")))?);
             Ok(())
         });
-        ran.unwrap_or_else(|| unreachable!("a run that fails ends its thread"))
+        result.unwrap_or_else(|| unreachable!("a run that fails ends its thread"))
     });
 }

@@ -1,5 +1,5 @@
-//! Two operators work at once, or one works on that should have stopped: weights never go backwards, and the rollout ends
-//! the same.
+//! Two operators reconcile simultaneously, or an operator continues that should have stopped: weights never go
+//! backwards, and the rollout reaches the same end state.
 
 use crate::{
     rollout_chain::{
@@ -7,7 +7,7 @@ use crate::{
         status_summary, wait_for_rollout,
     },
     run_stats::print_line,
-    step_faults::{InterceptorSlot, parts_with_write_interceptor, set_short_lease},
+    step_faults::{InterceptorSlot, options_with_write_interceptor, set_short_lease},
 };
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -34,7 +34,7 @@ const OPERATOR: &str = "rollora-operator";
 const RIVAL: &str = "rollora-rival";
 const SEED: u64 = 3;
 
-/// A second operator that holds a Lease of its own: both believe that they are alone.
+/// Adds a second operator with a Lease of its own, so that both consider themselves the leader.
 fn add_rival_operator(objects: &mut Manifests) -> Result<()> {
     set_short_lease(objects)?;
     let mut rival = objects.object_mut("Deployment", OPERATOR)?.clone();
@@ -49,74 +49,75 @@ fn add_rival_operator(objects: &mut Manifests) -> Result<()> {
     Ok(())
 }
 
-fn leases_api(bed: &Harness<ClusterEnvironment>) -> Api<Lease> {
-    Api::namespaced(bed.environment.client(), bed.environment.namespace())
+fn leases_api(harness: &Harness<ClusterEnvironment>) -> Api<Lease> {
+    Api::namespaced(harness.environment.client(), harness.environment.namespace())
 }
 
-/// Who holds the operator's Lease.
-async fn lease_holder(bed: &Harness<ClusterEnvironment>) -> Result<Option<String>> {
-    let lease = leases_api(bed).get_opt(OPERATOR).await?;
+/// Returns the holder of the operator's Lease.
+async fn lease_holder(harness: &Harness<ClusterEnvironment>) -> Result<Option<String>> {
+    let lease = leases_api(harness).get_opt(OPERATOR).await?;
     Ok(lease.and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity))
 }
 
-/// Both operators work: each holds its Lease.
-async fn check_both_lead(bed: &Harness<ClusterEnvironment>) -> Result<()> {
+/// Fails unless each of the two operators holds its Lease.
+async fn check_both_lead(harness: &Harness<ClusterEnvironment>) -> Result<()> {
     for name in [OPERATOR, RIVAL] {
-        let held = leases_api(bed).get(name).await?.spec.and_then(|spec| spec.holder_identity);
+        let held = leases_api(harness).get(name).await?.spec.and_then(|spec| spec.holder_identity);
         ensure!(held.as_ref().is_some_and(|holder| holder.starts_with(name)), "{name} is held by {held:?}");
     }
     Ok(())
 }
 
 #[test]
-fn two_operators_that_both_lead_never_take_weights_back() {
+fn two_leaders_never_move_weights_backwards() {
     if !cluster_tools_available("two operators work at once") {
         return;
     }
-    let parts =
+    let options =
         async || Ok(ClusterOptions { patch_manifests: Box::new(add_rival_operator), ..ClusterOptions::default() });
-    run_on_cluster(&Setup::guide(Duration::from_millis(200)), parts, async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+    run_on_cluster(&Setup::guide(Duration::from_millis(200)), options, async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
         let last = if long_tests_enabled() { 21 } else { 4 };
         for number in 2..=last {
-            check_both_lead(bed).await?;
-            bed.list_adapter(&adapter_id(number)).await?;
-            ensure!(wait_for_rollout(bed, number).await? == 0, "a rollout was rejected, and nothing died");
+            check_both_lead(harness).await?;
+            harness.list_adapter(&adapter_id(number)).await?;
+            ensure!(wait_for_rollout(harness, number).await? == 0, "a rollout was rejected, and nothing died");
         }
-        let record = bed.stop_clients_and_verify().await?;
+        let record = harness.stop_clients_and_verify().await?;
         check_every_step_once(&record, 2..=last)?;
         print_line(&format!("two operators at once: {} rollouts: {}", last - 1, record.verdict()));
         Ok(())
     });
 }
 
-/// What happens to the Lease of an operator that works.
+/// What happens to the Lease of the leading operator.
 #[derive(Debug, Clone, Copy)]
 enum LeaseFault {
     Deleted,
-    /// Somebody else holds it, and is never heard of again.
+    /// Another identity takes it, and never renews it.
     Stolen,
 }
 
 impl LeaseFault {
-    async fn inject(self, bed: &Harness<ClusterEnvironment>) -> Result<()> {
+    async fn inject(self, harness: &Harness<ClusterEnvironment>) -> Result<()> {
         match self {
-            Self::Deleted => drop(leases_api(bed).delete(OPERATOR, &DeleteParams::default()).await?),
+            Self::Deleted => drop(leases_api(harness).delete(OPERATOR, &DeleteParams::default()).await?),
             Self::Stolen => {
-                let spec = json!({ "spec": { "holderIdentity": "somebody-else", "leaseDurationSeconds": 2 } });
-                leases_api(bed).patch(OPERATOR, &PatchParams::default(), &Patch::Merge(spec)).await?;
-                // It notices, and leaves.
-                let operator = bed.environment.operators().pop().context("there is no operator")?;
+                let spec = json!({ "spec": { "holderIdentity": "another-identity", "leaseDurationSeconds": 2 } });
+                leases_api(harness).patch(OPERATOR, &PatchParams::default(), &Patch::Merge(spec)).await?;
+                // The operator notices the new holder and exits.
+                let operator = harness.environment.operators().pop().context("there is no operator")?;
                 let before = operator.restarts();
-                bed.wait_for(WaitCondition::new("the operator has left", {
-                    let operator = operator.clone();
-                    move |_| !operator.is_running() || operator.restarts() > before
-                }))
-                .await?;
+                harness
+                    .wait_for(WaitCondition::new("the operator has left", {
+                        let operator = operator.clone();
+                        move |_| !operator.is_running() || operator.restarts() > before
+                    }))
+                    .await?;
                 let why = operator.log_tail(40);
-                ensure!(why.contains("was taken by somebody-else"), "it does not say why it left:\n{why}");
-                // A kubelet would wait longer each time, once it has seen the end.
+                ensure!(why.contains("was taken by another-identity"), "the log does not name the new holder:\n{why}");
+                // A kubelet's backoff would grow each time, so the exited operator is released immediately.
                 while !operator.is_running() {
                     operator.release();
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -128,46 +129,48 @@ impl LeaseFault {
 }
 
 #[test]
-fn a_lease_that_is_deleted_or_stolen_at_a_step_changes_nothing() {
+fn deleted_or_stolen_lease_does_not_change_the_outcome() {
     if !cluster_tools_available("the Lease of the operator is deleted or stolen") {
         return;
     }
     let weights = [0, 10, 50, 100];
     let mut random = StdRng::seed_from_u64(SEED);
     let mut schedule = Vec::new();
-    for robbed in [LeaseFault::Deleted, LeaseFault::Stolen] {
+    for fault in [LeaseFault::Deleted, LeaseFault::Stolen] {
         if long_tests_enabled() {
-            schedule.extend(weights.map(|weight| (robbed, weight)));
+            schedule.extend(weights.map(|weight| (fault, weight)));
         } else {
-            schedule.extend(weights.choose(&mut random).map(|weight| (robbed, *weight)));
+            schedule.extend(weights.choose(&mut random).map(|weight| (fault, *weight)));
         }
     }
-    let parts = async || Ok(ClusterOptions { patch_manifests: Box::new(set_short_lease), ..ClusterOptions::default() });
-    run_on_cluster(&Setup::guide(Duration::from_millis(300)), parts, async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
-        bed.list_adapter(&adapter_id(2)).await?;
-        let expected = status_summary(&bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(2)).await?, 2)?;
+    let options =
+        async || Ok(ClusterOptions { patch_manifests: Box::new(set_short_lease), ..ClusterOptions::default() });
+    run_on_cluster(&Setup::guide(Duration::from_millis(300)), options, async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+        harness.list_adapter(&adapter_id(2)).await?;
+        let expected = status_summary(&harness.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(2)).await?, 2)?;
         let mut last = 2;
-        for (robbed, weight) in schedule {
+        for (fault, weight) in schedule {
             last += 1;
-            bed.list_adapter(&adapter_id(last)).await?;
+            harness.list_adapter(&adapter_id(last)).await?;
             if weight > 0 {
-                bed.wait_for(routers_reached((last, weight))).await?;
+                harness.wait_for(routers_reached((last, weight))).await?;
             }
-            robbed.inject(bed).await?;
-            wait_for_rollout(bed, last).await?;
-            let came_to = status_summary(&bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(last)).await?, last)?;
-            ensure!(came_to == expected, "{robbed:?} at {weight}: it came to\n{came_to}, not to\n{expected}");
+            fault.inject(harness).await?;
+            wait_for_rollout(harness, last).await?;
+            let summary =
+                status_summary(&harness.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(last)).await?, last)?;
+            ensure!(summary == expected, "{fault:?} at {weight}: it came to\n{summary}, not to\n{expected}");
         }
-        check_every_step_once(&bed.stop_clients_and_verify().await?, 2..=last)
+        check_every_step_once(&harness.stop_clients_and_verify().await?, 2..=last)
     });
 }
 
-/// The old leader stands still with a write of the rewrite on its way, the other replica takes over and goes on, and then
-/// the write arrives and the old leader wakes up.
+/// The old leader is frozen with a write of the rewrite in flight, the other replica takes over and continues, then the
+/// write arrives and the old leader is thawed.
 #[test]
-fn a_write_of_a_leader_that_was_overtaken_is_refused() {
+fn late_write_of_a_former_leader_is_refused() {
     if !cluster_tools_available("a write of an old leader arrives late") {
         return;
     }
@@ -176,40 +179,40 @@ fn a_write_of_a_leader_that_was_overtaken_is_refused() {
         Ok(())
     };
     let shared = InterceptorSlot::default();
-    let parts = async || parts_with_write_interceptor(Arc::clone(&shared), two).await;
-    run_on_cluster(&Setup::guide(Duration::from_millis(300)), parts, async |bed| {
-        let turnstile: &Arc<WriteInterceptor> = shared.get().context("no turnstile")?;
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
-        bed.list_adapter(&adapter_id(2)).await?;
-        bed.wait_for(routers_reached((2, 10))).await?;
+    let options = async || options_with_write_interceptor(Arc::clone(&shared), two).await;
+    run_on_cluster(&Setup::guide(Duration::from_millis(300)), options, async |harness| {
+        let interceptor: &Arc<WriteInterceptor> = shared.get().context("no write interceptor")?;
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+        harness.list_adapter(&adapter_id(2)).await?;
+        harness.wait_for(routers_reached((2, 10))).await?;
 
-        // The next one is that to 50/50.
-        turnstile.hold_next_write("inferencemodelrewrites/");
-        let held = tokio::time::timeout(Duration::from_secs(20), turnstile.wait_held()).await??;
+        // The next write of the rewrite is the one for 50/50.
+        interceptor.hold_next_write("inferencemodelrewrites/");
+        let held = tokio::time::timeout(Duration::from_secs(20), interceptor.wait_held()).await??;
         ensure!(held.method == "PUT" && !held.path.ends_with("/status"), "held was {held}");
-        let old = find_leader(bed).await?;
+        let old = find_leader(harness).await?;
         old.freeze();
-        bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(2)).await?;
-        ensure!(lease_holder(bed).await?.as_deref() != Some(old.pod()), "the old leader still holds the Lease");
+        harness.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(2)).await?;
+        ensure!(lease_holder(harness).await?.as_deref() != Some(old.pod()), "the old leader still holds the Lease");
 
-        // 50/50 arrives when v2 has everything.
-        let status = turnstile.release_held().await?;
+        // The write for 50/50 arrives when v2 has full weight.
+        let status = interceptor.release_held().await?;
         ensure!(status == 409, "the API server answered the late write with {status}");
         old.thaw();
-        bed.assert_holds_for(Duration::from_secs(1), rollout_finished(2)).await?;
-        // The next rollout is the new leader's alone.
-        bed.list_adapter(&adapter_id(3)).await?;
-        wait_for_rollout(bed, 3).await?;
-        let record = bed.stop_clients_and_verify().await?;
+        harness.assert_holds_for(Duration::from_secs(1), rollout_finished(2)).await?;
+        // The new leader alone performs the next rollout.
+        harness.list_adapter(&adapter_id(3)).await?;
+        wait_for_rollout(harness, 3).await?;
+        let record = harness.stop_clients_and_verify().await?;
         check_never_backwards(&record)?;
         check_every_step_once(&record, 2..=3)
     });
 }
 
-async fn find_leader(bed: &Harness<ClusterEnvironment>) -> Result<ContainerHandle> {
-    let holder = lease_holder(bed).await?.context("nobody holds the Lease")?;
-    let operators = bed.environment.operators();
+async fn find_leader(harness: &Harness<ClusterEnvironment>) -> Result<ContainerHandle> {
+    let holder = lease_holder(harness).await?.context("the Lease has no holder")?;
+    let operators = harness.environment.operators();
     let found = operators.into_iter().find(|operator| operator.pod() == holder);
     found.with_context(|| format!("{holder} is no operator"))
 }

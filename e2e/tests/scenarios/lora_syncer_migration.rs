@@ -1,5 +1,5 @@
-//! The sidecar in the place of the retired lora-syncer: pods that were set up for that one, with nothing but the image
-//! changed.
+//! The sidecar as a replacement for the retired lora-syncer: pods that were configured for lora-syncer, with only the
+//! image changed.
 
 use anyhow::{Result, ensure};
 use rollora_e2e::{
@@ -16,11 +16,11 @@ use rollora_testbed::{
 use serde_json::json;
 use std::time::Duration;
 
-/// The model servers as users of lora-syncer have them: a native sidecar without a flag, the ConfigMap at `/config`,
-/// vLLM probed at its own `/health`.
+/// Changes the model servers to the layout of lora-syncer's users: a native sidecar without flags, the ConfigMap at
+/// `/config`, and vLLM probed at its own `/health`.
 ///
-/// Pods of the bed share a network and a file system. What follows from that, and would not be there on a cluster, are
-/// three variables that say where vLLM, the file and the own address are.
+/// Pods of the testbed share a network and a file system. For that reason alone, and unlike on a cluster, three
+/// variables set the address of vLLM, the path of the file and the sidecar's own address.
 fn use_lora_syncer_layout(objects: &mut Manifests) -> Result<()> {
     let spec = &mut objects.object_mut("Deployment", "vllm-qwen3-32b")?["spec"]["template"]["spec"];
     let ip = |name: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } });
@@ -45,11 +45,11 @@ fn use_lora_syncer_layout(objects: &mut Manifests) -> Result<()> {
     Ok(())
 }
 
-/// The value that each sidecar's old gauge has for an adapter.
-async fn status_gauges(bed: &Harness<ClusterEnvironment>, id: &str) -> Result<Vec<Option<String>>> {
+/// Returns the value of each sidecar's lora-syncer gauge for an adapter; `None` if the gauge has no such series.
+async fn status_gauges(harness: &Harness<ClusterEnvironment>, id: &str) -> Result<Vec<Option<String>>> {
     let series = format!("lora_syncer_adapter_status{{adapter_name=\"{id}\"}}");
     let mut values = Vec::new();
-    for sidecar in bed.environment.containers("vllm-qwen3-32b", "lora-adapter-syncer") {
+    for sidecar in harness.environment.containers("vllm-qwen3-32b", "lora-adapter-syncer") {
         let address = ListenAddress::Tcp((sidecar.address(), 8080).into());
         let (_, text) = http::send_request(&address, http::request("GET", "/metrics", None)).await?;
         let text = String::from_utf8_lossy(&text).into_owned();
@@ -61,12 +61,12 @@ async fn status_gauges(bed: &Harness<ClusterEnvironment>, id: &str) -> Result<Ve
 }
 
 #[test]
-fn a_lora_syncer_whose_image_alone_was_changed_loads_what_the_file_says() {
+fn lora_syncer_pod_works_with_only_the_image_changed() {
     if !cluster_tools_available("the sidecar in the place of lora-syncer") {
         return;
     }
-    // Nobody but the sidecars works here: no operator, so no key of its own in the ConfigMap.
-    let parts = async || {
+    // Only sidecars work here: without an operator the ConfigMap has no directives.
+    let options = async || {
         Ok(ClusterOptions {
             manifests: vec!["ext-proc", "vllm"],
             projection_delay: Duration::from_secs(1),
@@ -74,21 +74,21 @@ fn a_lora_syncer_whose_image_alone_was_changed_loads_what_the_file_says() {
             ..ClusterOptions::default()
         })
     };
-    run_on_cluster(&Setup::guide(Duration::ZERO), parts, async |bed| {
-        bed.wait_for(loaded_everywhere(V1).and(all_servers_ready())).await?;
-        bed.list_adapter(V2).await?;
-        bed.wait_for(loaded_everywhere(V1).and(loaded_everywhere(V2))).await?;
+    run_on_cluster(&Setup::guide(Duration::ZERO), options, async |harness| {
+        harness.wait_for(loaded_everywhere(V1).and(all_servers_ready())).await?;
+        harness.list_adapter(V2).await?;
+        harness.wait_for(loaded_everywhere(V1).and(loaded_everywhere(V2))).await?;
         for id in [V1, V2] {
-            let values = status_gauges(bed, id).await?;
+            let values = status_gauges(harness, id).await?;
             ensure!(values.iter().all(|value| value.as_deref() == Some("1")), "the gauge of {id} is {values:?}");
         }
-        let listed = status_gauges(bed, MODEL).await?;
-        ensure!(listed.iter().all(Option::is_none), "a gauge of what nobody listed: {listed:?}");
+        let listed = status_gauges(harness, MODEL).await?;
+        ensure!(listed.iter().all(Option::is_none), "an unlisted model has a gauge: {listed:?}");
 
-        // A server that starts again has forgotten everything, and gets it back.
-        bed.kill_server(0);
-        bed.start_server(0).await?;
-        bed.wait_for(loaded_everywhere(V1).and(loaded_everywhere(V2)).and(all_servers_ready())).await?;
+        // A restarted server has no adapters; the sidecar loads them again.
+        harness.kill_server(0);
+        harness.start_server(0).await?;
+        harness.wait_for(loaded_everywhere(V1).and(loaded_everywhere(V2)).and(all_servers_ready())).await?;
         Ok(())
     });
 }

@@ -1,7 +1,7 @@
-//! What a user is promised, tried with the real programs: one file a theme, each test one scenario.
+//! End-to-end scenarios with the real programs: one file per theme, one scenario per test.
 //!
-//! `rollora` must be built beside the tests (`cargo build -p rollora --bin rollora`; `cargo xtask test` does so).
-//! With `ROLLORA_LONG=1` the repetitions and the long fault schedules run too, and numbers go to standard error.
+//! `rollora` must be built next to the tests (`cargo build -p rollora --bin rollora`; `cargo xtask test` does so). With
+//! `ROLLORA_LONG=1` the repetitions and the long fault schedules run too, and print their numbers to standard error.
 
 mod adapter_loss;
 mod adoption;

@@ -1,8 +1,7 @@
-//! What the shipped roles permit is what is needed: nothing is missing, nothing is too much. And what happens where
-//! something is missing.
+//! The shipped roles grant exactly what the programs use, and a missing permission is reported.
 
 use crate::cluster_objects::{
-    ExpectedCondition, operator_user, other_writes, parts_with_own_api_server, rewrites_api, rollout_status,
+    ExpectedCondition, operator_user, options_with_own_api_server, other_writes, rewrites_api, rollout_status,
     rollouts_api, service_account_user, wait_for, wait_until_watched,
 };
 use anyhow::{Context as _, Result, ensure};
@@ -33,7 +32,7 @@ use rollora_testbed::{
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, fmt, fs, sync::OnceLock, time::Duration};
 
-/// The roles that are shipped, and whose they are.
+/// The shipped roles, and the service account of each.
 const SHIPPED_ROLES: [(&str, &str); 4] = [
     ("operator/role/cluster-role.yaml", "rollora-operator"),
     ("operator/workload/lease-role.yaml", "rollora-operator"),
@@ -41,16 +40,16 @@ const SHIPPED_ROLES: [(&str, &str); 4] = [
     ("vllm-watch/role.yaml", "vllm-qwen3-32b"),
 ];
 
-/// One thing that a role permits.
+/// One verb on one resource that a role grants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Grant {
     file: &'static str,
     account: &'static str,
     group: String,
-    /// With its subresource: `rollouts/status`.
+    /// The resource with its subresource: `rollouts/status`.
     resource: String,
     verb: String,
-    /// Only of this object.
+    /// The only object that the grant covers; `None` covers all.
     name: Option<String>,
 }
 
@@ -113,11 +112,11 @@ fn uses_grant(event: &AuditEvent, grant: &Grant, user: &str) -> bool {
         && grant.name.as_ref().is_none_or(|name| *name == event.name)
 }
 
-/// What is permitted and was not used, and what was asked for and is not permitted, in words.
+/// Returns one message per grant that no request used, and one per request that was forbidden.
 fn permission_findings(events: &[AuditEvent], grants: &[Grant], user: impl Fn(&str) -> String) -> BTreeSet<String> {
     let is_used = |grant: &Grant| events.iter().any(|event| uses_grant(event, grant, &user(grant.account)));
     let unused = grants.iter().filter(|grant| !is_used(grant));
-    let unused = unused.map(|grant| format!("too much, nobody used it: {grant}"));
+    let unused = unused.map(|grant| format!("unused grant: {grant}"));
     let users: BTreeSet<_> = grants.iter().map(|grant| user(grant.account)).collect();
     let is_forbidden =
         |event: &&AuditEvent| users.contains(&event.user) && event.decision != AuthorizationDecision::Allowed;
@@ -129,7 +128,7 @@ fn permission_findings(events: &[AuditEvent], grants: &[Grant], user: impl Fn(&s
 }
 
 #[test]
-fn a_line_too_much_is_named_and_so_is_a_missing_one() {
+fn permission_findings_name_unused_and_missing_grants() {
     let grant = |resource: &str, verb: &str| Grant {
         file: "a/role.yaml",
         account: "one",
@@ -162,58 +161,58 @@ fn a_line_too_much_is_named_and_so_is_a_missing_one() {
     assert_eq!(found(&used), "");
     let other = [event("list", "pods", "", 200), event("get", "configmaps", "other", 200)];
     let name = "manifests/a/role.yaml: apiGroup \"\", resource configmaps, verb get, resourceName map";
-    assert_eq!(found(&other), format!("too much, nobody used it: {name}"));
+    assert_eq!(found(&other), format!("unused grant: {name}"));
     let conflict = [event("list", "pods", "", 409), used[1].clone()];
     assert!(found(&conflict).contains("resource pods, verb list"), "{}", found(&conflict));
     let forbidden = [used.as_slice(), &[event("delete", "pods", "one", 403)]].concat();
     assert_eq!(found(&forbidden), "missing: user-one may not delete pods \"one\" of group \"\" (403)");
 }
 
-/// Many small steps are many writes.
+/// Replaces the guide's steps with many small ones, which cause many writes.
 fn with_small_steps(setup: Setup) -> Setup {
     let mut steps: Vec<_> = (1..=24).map(|step| RolloutStep::Weight(step * 2)).collect();
     steps.extend([RolloutStep::IndefinitePause, RolloutStep::Weight(100)]);
     Setup { rollout: RolloutManifest { steps, ..setup.rollout.clone() }, ..setup }
 }
 
-/// Somebody keeps writing notes on the Rollout and its rewrite, until the operator had to look at each once more because
-/// it came too late. Where the steps are over before, they begin again.
+/// Writes annotations on the Rollout and its rewrite until one of the operator's writes to each conflicted and the
+/// operator read the object again. Restarts the steps if they end first.
 async fn provoke_write_conflicts(
-    bed: &Harness<ClusterEnvironment>,
+    harness: &Harness<ClusterEnvironment>,
     audit: &AuditLog,
     group: RewriteGroup,
     stable: &str,
 ) -> Result<()> {
-    let operator = operator_user(bed);
-    let asks = |resource: &str, group: &str| {
-        let asked = |event: &AuditEvent| event.verb == "get" && event.resource == resource && event.group == group;
-        anyhow::Ok(audit.events_of_user(&operator)?.iter().any(asked))
+    let operator = operator_user(harness);
+    let has_read = |resource: &str, group: &str| {
+        let read_again = |event: &AuditEvent| event.verb == "get" && event.resource == resource && event.group == group;
+        anyhow::Ok(audit.events_of_user(&operator)?.iter().any(read_again))
     };
-    let (rollouts, rewrites, manager) = (rollouts_api(bed), rewrites_api(bed, group), PatchParams::default());
+    let (rollouts, rewrites, manager) = (rollouts_api(harness), rewrites_api(harness, group), PatchParams::default());
     for number in 0..600_u64 {
-        let asked = (asks("rollouts", "rollora.dev")?, asks("inferencemodelrewrites", group.name())?);
-        if asked == (true, true) {
+        let read_again = (has_read("rollouts", "rollora.dev")?, has_read("inferencemodelrewrites", group.name())?);
+        if read_again == (true, true) {
             return Ok(());
         }
         let note = Patch::Merge(json!({ "metadata": { "annotations": { "example.com/note": number.to_string() } } }));
-        if !asked.0 {
+        if !read_again.0 {
             rollouts.patch(MODEL, &manager, &note).await?;
         }
-        if !asked.1 {
-            // It may not have been made yet.
+        if !read_again.1 {
+            // The rewrite may not exist yet.
             drop(rewrites.patch(REWRITE, &manager, &note).await);
         }
-        if rollout_status(bed, MODEL).await?.phase == Phase::Paused {
-            bed.cli_stdout(&["abort"]).await?;
-            bed.wait_for(served_by(MODEL, stable)).await?;
-            bed.cli_stdout(&["retry"]).await?;
+        if rollout_status(harness, MODEL).await?.phase == Phase::Paused {
+            harness.cli_stdout(&["abort"]).await?;
+            harness.wait_for(served_by(MODEL, stable)).await?;
+            harness.cli_stdout(&["retry"]).await?;
         }
         tokio::time::sleep(Duration::from_millis(7 + number * 13 % 37)).await;
     }
-    anyhow::bail!("the operator never came too late")
+    anyhow::bail!("no write of the operator conflicted")
 }
 
-/// A cluster that serves rewrites of the old group alone.
+/// Starts a cluster that serves rewrites of the legacy group only.
 async fn start_legacy_control_plane() -> Result<ControlPlane> {
     let plane = ControlPlane::start().await?;
     let upstream = [UPSTREAM_CRDS.pool, UPSTREAM_CRDS.legacy_rewrite].map(|file| UPSTREAM_CRDS.crd_file(file));
@@ -222,112 +221,112 @@ async fn start_legacy_control_plane() -> Result<ControlPlane> {
     Ok(plane)
 }
 
-/// Every router's rule for the model is of this group, and it reads so many groups.
+/// Holds if every router's rule for the model is from this group, and the router reads this number of groups.
 fn routed_by(group: RewriteGroup, read: usize) -> WaitCondition {
     let name = group.name();
-    WaitCondition::new(format!("the rule is one of {name}, and {read} groups are read"), move |seen| {
+    WaitCondition::new(format!("the rule is from {name}, and {read} groups are read"), move |snapshot| {
         let right = |report: &RulesReport| {
             report.models.get(MODEL).is_some_and(|rule| rule.group == name) && report.groups.len() == read
         };
-        !seen.routers.is_empty() && seen.routers.iter().all(|report| report.as_ref().is_ok_and(right))
+        !snapshot.routers.is_empty() && snapshot.routers.iter().all(|report| report.as_ref().is_ok_and(right))
     })
 }
 
 #[test]
-fn the_shipped_roles_permit_what_is_used_and_nothing_else() {
+fn shipped_roles_grant_exactly_what_is_used() {
     if !cluster_tools_available("the shipped roles") {
         return;
     }
     let setup = with_small_steps(Setup::guide(Duration::from_millis(100)));
     let since = OnceLock::new();
-    let parts = async || {
+    let options = async || {
         let plane = start_legacy_control_plane().await?;
         since.set(plane.audit_log()).ok();
-        // The operator of the whole cluster.
+        // The manifests of the operator for the whole cluster.
         let manifests = vec!["operator", "ext-proc", "vllm-watch"];
         Ok(ClusterOptions { control_plane: Some(plane), manifests, ..ClusterOptions::default() })
     };
-    run_on_cluster(&setup, parts, async |bed| {
-        let audit: &AuditLog = since.get().context("there is no audit")?;
-        exercise_all_requests(bed, audit).await?;
+    run_on_cluster(&setup, options, async |harness| {
+        let audit: &AuditLog = since.get().context("no audit log")?;
+        exercise_all_requests(harness, audit).await?;
         let grants = shipped_grants()?;
         let mut found = BTreeSet::new();
-        // What was answered is written down a moment later.
+        // The audit log has a response only a moment after it was sent.
         for _ in 0..20 {
-            found = permission_findings(&audit.events()?, &grants, |name| service_account_user(bed, name));
+            found = permission_findings(&audit.events()?, &grants, |name| service_account_user(harness, name));
             if found.is_empty() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        ensure!(found.is_empty(), "the roles are not what is needed:\n{}", Vec::from_iter(found).join("\n"));
-        check_cluster_wide_watches(&audit.events_of_user(&operator_user(bed))?)
+        ensure!(found.is_empty(), "the roles do not match what is used:\n{}", Vec::from_iter(found).join("\n"));
+        check_cluster_wide_watches(&audit.events_of_user(&operator_user(harness))?)
     });
 }
 
-/// Otherwise a Role would do.
+/// Without cluster-wide watches, a Role would suffice in place of the ClusterRole.
 fn check_cluster_wide_watches(events: &[AuditEvent]) -> Result<()> {
     let everywhere = |event: &AuditEvent| event.verb == "watch" && event.namespace.is_empty();
     for resource in ["rollouts", "inferencemodelrewrites", "inferencepools", "pods"] {
         let watched = events.iter().any(|event| everywhere(event) && event.resource == resource);
-        ensure!(watched, "{resource} of all namespaces were not watched");
+        ensure!(watched, "{resource} were not watched in all namespaces");
     }
     Ok(())
 }
 
-/// All that the programs ever do.
-async fn exercise_all_requests(bed: &mut Harness<ClusterEnvironment>, audit: &AuditLog) -> Result<()> {
+/// Runs everything that makes the programs use each of their permissions.
+async fn exercise_all_requests(harness: &mut Harness<ClusterEnvironment>, audit: &AuditLog) -> Result<()> {
     let half = |old, new| traffic_split(MODEL, &[(old, 52), (new, 48)]);
-    bed.wait_for_baseline().await?;
-    bed.list_adapter(V2).await?;
-    provoke_write_conflicts(bed, audit, Legacy, V1).await?;
-    bed.wait_for(half(V1, V2).and(has_phase(Phase::Paused))).await?;
-    bed.kill_operator();
-    bed.start_operator().await?;
-    bed.cli_stdout(&["promote"]).await?;
-    bed.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
+    harness.wait_for_baseline().await?;
+    harness.list_adapter(V2).await?;
+    provoke_write_conflicts(harness, audit, Legacy, V1).await?;
+    harness.wait_for(half(V1, V2).and(has_phase(Phase::Paused))).await?;
+    harness.kill_operator();
+    harness.start_operator().await?;
+    harness.cli_stdout(&["promote"]).await?;
+    harness.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
 
-    // The other group, and a rewrite that has to be made.
-    bed.environment.control_plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
-    bed.wait_for(routed_by(Legacy, 2)).await?;
-    wait_until_watched(bed, audit, Current).await?;
-    rollouts_api(bed).delete(MODEL, &DeleteParams::default()).await?;
-    bed.wait_for(rollout_absent()).await?;
-    rewrites_api(bed, Legacy).delete(REWRITE, &DeleteParams::default()).await?;
-    bed.environment.write_rollout(&with_small_steps(Setup::guide(Duration::ZERO)).rollout.yaml()).await?;
-    bed.wait_for(succeeded(V2).and(served_by(MODEL, V2)).and(routed_by(Current, 2))).await?;
+    // The current group is installed, and the operator has to create a rewrite.
+    harness.environment.control_plane().install_crds(&[UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.current_rewrite)?]).await?;
+    harness.wait_for(routed_by(Legacy, 2)).await?;
+    wait_until_watched(harness, audit, Current).await?;
+    rollouts_api(harness).delete(MODEL, &DeleteParams::default()).await?;
+    harness.wait_for(rollout_absent()).await?;
+    rewrites_api(harness, Legacy).delete(REWRITE, &DeleteParams::default()).await?;
+    harness.environment.write_rollout(&with_small_steps(Setup::guide(Duration::ZERO)).rollout.yaml()).await?;
+    harness.wait_for(succeeded(V2).and(served_by(MODEL, V2)).and(routed_by(Current, 2))).await?;
 
-    bed.list_adapter(V3).await?;
-    provoke_write_conflicts(bed, audit, Current, V2).await?;
-    bed.wait_for(half(V2, V3).and(has_phase(Phase::Paused))).await?;
+    harness.list_adapter(V3).await?;
+    provoke_write_conflicts(harness, audit, Current, V2).await?;
+    harness.wait_for(half(V2, V3).and(has_phase(Phase::Paused))).await?;
     for _ in 0..2 {
-        bed.cli_stdout(&["abort"]).await?;
-        bed.wait_for(served_by(MODEL, V2)).await?;
-        bed.cli_stdout(&["retry"]).await?;
-        bed.wait_for(half(V2, V3).and(has_phase(Phase::Paused))).await?;
+        harness.cli_stdout(&["abort"]).await?;
+        harness.wait_for(served_by(MODEL, V2)).await?;
+        harness.cli_stdout(&["retry"]).await?;
+        harness.wait_for(half(V2, V3).and(has_phase(Phase::Paused))).await?;
     }
-    rollouts_api(bed).delete(MODEL, &DeleteParams::default()).await?;
-    bed.wait_for(rollout_absent().and(served_by(MODEL, V2))).await.map(drop)
+    rollouts_api(harness).delete(MODEL, &DeleteParams::default()).await?;
+    harness.wait_for(rollout_absent().and(served_by(MODEL, V2))).await.map(drop)
 }
 
 fn rollout_absent() -> WaitCondition {
-    WaitCondition::new("the Rollout is gone", |seen| seen.status.is_err())
+    WaitCondition::new("the Rollout is gone", |snapshot| snapshot.status.is_err())
 }
 
-/// The operator's Role in the namespace of a bed.
+/// The operator's Role in the namespace of the environment.
 struct OperatorRole {
     roles: Api<Role>,
     shipped: Role,
 }
 
 impl OperatorRole {
-    async fn read(bed: &Harness<ClusterEnvironment>) -> Result<Self> {
-        let roles = Api::namespaced(bed.environment.client(), bed.environment.namespace());
+    async fn read(harness: &Harness<ClusterEnvironment>) -> Result<Self> {
+        let roles = Api::namespaced(harness.environment.client(), harness.environment.namespace());
         let shipped = roles.get("rollora-operator").await?;
         Ok(Self { roles, shipped })
     }
 
-    /// As it is shipped, but for these verbs.
+    /// Replaces the role with the shipped one without these verbs.
     async fn revoke(&self, resource: &str, verbs: &[&str]) -> Result<()> {
         let mut role = self.shipped.clone();
         let rules = role.rules.iter_mut().flatten();
@@ -338,7 +337,7 @@ impl OperatorRole {
             taken -= rule.verbs.len();
         }
         role.rules.iter_mut().for_each(|rules| rules.retain(|rule| !rule.verbs.is_empty()));
-        ensure!(taken == verbs.len(), "the role has {taken} rules with {verbs:?} {resource}");
+        ensure!(taken == verbs.len(), "the role grants {taken} of {verbs:?} on {resource}");
         self.replace(role).await
     }
 
@@ -353,56 +352,58 @@ impl OperatorRole {
     }
 }
 
-/// A condition and an event say what is missing, and what to do.
-async fn wait_until_reported(bed: &Harness<ClusterEnvironment>, reason: &str, request: &str) -> Result<()> {
-    let forbidden = format!("forbidden to {request} in namespace {}", bed.environment.namespace());
+/// Waits until a condition and an event name the missing permission and what to do.
+async fn wait_until_reported(harness: &Harness<ClusterEnvironment>, reason: &str, request: &str) -> Result<()> {
+    let forbidden = format!("forbidden to {request} in namespace {}", harness.environment.namespace());
     let words = [forbidden.as_str(), "manifests/", "grant this verb"];
-    ExpectedCondition { condition: STALLED, reason, expected_words: &words }.wait_until_reported(bed, MODEL).await
+    ExpectedCondition { condition: STALLED, reason, expected_words: &words }.wait_until_reported(harness, MODEL).await
 }
 
-/// What the operator wrote, besides saying what is missing.
-fn operator_writes(bed: &Harness<ClusterEnvironment>, audit: &AuditLog) -> Result<Vec<String>> {
-    Ok(other_writes(&audit.events_of_user(&operator_user(bed))?, &[MODEL]))
+/// Returns what the operator wrote, without its own status and events.
+fn operator_writes(harness: &Harness<ClusterEnvironment>, audit: &AuditLog) -> Result<Vec<String>> {
+    Ok(other_writes(&audit.events_of_user(&operator_user(harness))?, &[MODEL]))
 }
 
 #[test]
-fn a_missing_permission_to_write_is_named_and_stops_nothing_that_serves() {
+fn missing_write_permission_is_reported() {
     if !cluster_tools_available("a missing permission to write") {
         return;
     }
-    let parts = async || Ok(ClusterOptions::default());
-    run_on_cluster(&Setup::guide(Duration::from_millis(200)), parts, async |bed| {
-        bed.wait_for_baseline().await?;
-        let permissions = OperatorRole::read(bed).await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
-        // What may come before the one that is refused.
+    let options = async || Ok(ClusterOptions::default());
+    run_on_cluster(&Setup::guide(Duration::from_millis(200)), options, async |harness| {
+        harness.wait_for_baseline().await?;
+        let permissions = OperatorRole::read(harness).await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+        // The last field has the writes that may precede the refused one.
         let steps = [
             ("configmaps", "configmaps", V1, V2, vec![]),
             ("inferencemodelrewrites", "inferencemodelrewrites.llm-d.ai", V2, V3, vec!["configmaps", "rollouts"]),
         ];
         for (resource, named, old, new, before) in steps {
             permissions.revoke(resource, &["update"]).await?;
-            let audit = bed.environment.control_plane().audit_log();
-            bed.list_adapter(new).await?;
-            wait_until_reported(bed, reason::WRITE_REFUSED, &format!("update {named}")).await?;
-            bed.assert_holds_for(Duration::from_millis(700), served_by(MODEL, old).and(all_servers_ready())).await?;
-            let mut written = operator_writes(bed, &audit)?;
+            let audit = harness.environment.control_plane().audit_log();
+            harness.list_adapter(new).await?;
+            wait_until_reported(harness, reason::WRITE_REFUSED, &format!("update {named}")).await?;
+            harness
+                .assert_holds_for(Duration::from_millis(700), served_by(MODEL, old).and(all_servers_ready()))
+                .await?;
+            let mut written = operator_writes(harness, &audit)?;
             written.retain(|write| !before.iter().any(|resource| write.starts_with(&format!("update {resource}/"))));
-            ensure!(written.is_empty(), "without the right to update {resource}, these were written: {written:?}");
+            ensure!(written.is_empty(), "unexpected writes without the permission to update {resource}: {written:?}");
 
             permissions.restore().await?;
-            bed.wait_for(cleaned_up(old).and(succeeded(new)).and(served_by(MODEL, new)).and(not_stalled())).await?;
+            harness.wait_for(cleaned_up(old).and(succeeded(new)).and(served_by(MODEL, new)).and(not_stalled())).await?;
         }
-        bed.stop_clients_and_verify().await.map(drop)
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
 fn not_stalled() -> WaitCondition {
-    WaitCondition::new("nothing is stalled", |seen| {
+    WaitCondition::new("the Rollout is not Stalled", |snapshot| {
         let stalled = |status: &rollora_api::rollout::RolloutStatus| {
             status.conditions.iter().any(|it| it.type_ == STALLED && it.status == ConditionStatus::True)
         };
-        seen.status.as_ref().is_ok_and(|status| !stalled(status))
+        snapshot.status.as_ref().is_ok_and(|status| !stalled(status))
     })
 }
 
@@ -410,77 +411,77 @@ fn split_at_half() -> WaitCondition {
     traffic_split(MODEL, &[(V1, 50), (V2, 50)])
 }
 
-/// Clients send, and the rollout waits for somebody to promote.
-async fn start_paused_at_half(bed: &mut Harness<ClusterEnvironment>) -> Result<OperatorRole> {
-    bed.wait_for_baseline().await?;
-    let permissions = OperatorRole::read(bed).await?;
-    bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
-    bed.list_adapter(V2).await?;
-    bed.wait_for(split_at_half().and(has_phase(Phase::Paused))).await?;
+/// Starts clients and a rollout that waits for a person to promote it.
+async fn start_paused_at_half(harness: &mut Harness<ClusterEnvironment>) -> Result<OperatorRole> {
+    harness.wait_for_baseline().await?;
+    let permissions = OperatorRole::read(harness).await?;
+    harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+    harness.list_adapter(V2).await?;
+    harness.wait_for(split_at_half().and(has_phase(Phase::Paused))).await?;
     Ok(permissions)
 }
 
 #[test]
-fn a_missing_permission_to_look_is_named_and_an_abort_needs_it_not() {
+fn missing_read_permission_is_reported_and_allows_abort() {
     if !cluster_tools_available("a missing permission to look") {
         return;
     }
-    let parts = async || Ok(ClusterOptions::default());
-    run_on_cluster(&Setup::pause_at_half(Duration::from_millis(200)), parts, async |bed| {
-        let permissions = start_paused_at_half(bed).await?;
+    let options = async || Ok(ClusterOptions::default());
+    run_on_cluster(&Setup::pause_at_half(Duration::from_millis(200)), options, async |harness| {
+        let permissions = start_paused_at_half(harness).await?;
 
-        // What is watched already goes on: the operator that begins anew may not look.
+        // Running watches continue without the permission; a restarted operator cannot list.
         permissions.revoke("pods", &["list"]).await?;
-        bed.kill_operator();
-        let audit = bed.environment.control_plane().audit_log();
-        bed.start_operator().await?;
-        wait_until_reported(bed, reason::INVALID, "list pods").await?;
-        bed.assert_holds_for(Duration::from_millis(1500), split_at_half().and(all_servers_ready())).await?;
-        let written = operator_writes(bed, &audit)?;
-        ensure!(written.is_empty(), "written without looking: {written:?}");
-        let tries = audit.events_of_user(&operator_user(bed))?;
+        harness.kill_operator();
+        let audit = harness.environment.control_plane().audit_log();
+        harness.start_operator().await?;
+        wait_until_reported(harness, reason::INVALID, "list pods").await?;
+        harness.assert_holds_for(Duration::from_millis(1500), split_at_half().and(all_servers_ready())).await?;
+        let written = operator_writes(harness, &audit)?;
+        ensure!(written.is_empty(), "unexpected writes without reading pods: {written:?}");
+        let tries = audit.events_of_user(&operator_user(harness))?;
         let tries = tries.iter().filter(|event| event.decision == AuthorizationDecision::Forbidden).count();
-        // Three watches, whose pauses double.
-        ensure!((3..=24).contains(&tries), "what is forbidden was tried {tries} times within two seconds");
+        // Three watches with exponential backoff.
+        ensure!((3..=24).contains(&tries), "{tries} forbidden requests within two seconds");
 
-        bed.cli_stdout(&["abort"]).await?;
-        bed.wait_for(served_by(MODEL, V1)).await?;
+        harness.cli_stdout(&["abort"]).await?;
+        harness.wait_for(served_by(MODEL, V1)).await?;
         permissions.restore().await?;
-        bed.cli_stdout(&["retry"]).await?;
-        bed.wait_for(split_at_half().and(has_phase(Phase::Paused)).and(not_stalled())).await?;
-        bed.cli_stdout(&["promote"]).await?;
-        bed.wait_for(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2))).await?;
-        bed.stop_clients_and_verify().await.map(drop)
+        harness.cli_stdout(&["retry"]).await?;
+        harness.wait_for(split_at_half().and(has_phase(Phase::Paused)).and(not_stalled())).await?;
+        harness.cli_stdout(&["promote"]).await?;
+        harness.wait_for(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2))).await?;
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
 #[test]
-fn a_permission_to_look_that_is_taken_away_later_is_named_and_nothing_moves_on_what_was_known() {
+fn revoked_read_permission_stops_the_rollout() {
     if !cluster_tools_available("a permission that is taken away") {
         return;
     }
-    run_on_cluster(&Setup::pause_at_half(Duration::from_millis(200)), parts_with_own_api_server, async |bed| {
-        let permissions = start_paused_at_half(bed).await?;
+    run_on_cluster(&Setup::pause_at_half(Duration::from_millis(200)), options_with_own_api_server, async |harness| {
+        let permissions = start_paused_at_half(harness).await?;
 
-        // Who may list may go on: each list is as new as it can be.
+        // With `list` alone the operator could continue: every list is current.
         permissions.revoke("pods", &["list", "watch"]).await?;
-        // A watch lasts up to a minute; one that is cut off is begun anew at once.
-        let audit = bed.environment.control_plane().audit_log();
-        bed.environment.kill_api_server()?;
-        bed.environment.start_api_server().await?;
+        // A watch lasts up to a minute; one that is cut off is started again immediately.
+        let audit = harness.environment.control_plane().audit_log();
+        harness.environment.kill_api_server()?;
+        harness.environment.start_api_server().await?;
         wait_for("three watches of pods that may not even list them", async || {
-            let events = audit.events_of_user(&operator_user(bed))?;
+            let events = audit.events_of_user(&operator_user(harness))?;
             let refused =
                 |event: &&AuditEvent| event.verb == "list" && event.decision == AuthorizationDecision::Forbidden;
             Ok((events.iter().filter(refused).count() >= 3).then_some(()))
         })
         .await?;
-        bed.cli_stdout(&["promote"]).await?;
-        wait_until_reported(bed, reason::INVALID, "list pods").await?;
-        bed.assert_holds_for(Duration::from_millis(1500), split_at_half().and(all_servers_ready())).await?;
+        harness.cli_stdout(&["promote"]).await?;
+        wait_until_reported(harness, reason::INVALID, "list pods").await?;
+        harness.assert_holds_for(Duration::from_millis(1500), split_at_half().and(all_servers_ready())).await?;
 
         permissions.restore().await?;
-        bed.wait_for(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2)).and(not_stalled())).await?;
-        bed.stop_clients_and_verify().await.map(drop)
+        harness.wait_for(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2)).and(not_stalled())).await?;
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }

@@ -1,4 +1,4 @@
-//! What only pods do: their ConfigMap comes late, and they are deleted and replaced.
+//! Behavior of pods: their ConfigMap arrives late, and they are deleted and replaced.
 
 use anyhow::{Result, ensure};
 use rollora_e2e::{
@@ -15,93 +15,93 @@ use rollora_testbed::{
 };
 use std::time::Duration;
 
-fn start_clients(bed: &mut Harness<ClusterEnvironment>) {
-    bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+fn start_clients(harness: &mut Harness<ClusterEnvironment>) {
+    harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
 }
 
-/// The guide from the edit to the end.
-async fn run_rollout(bed: &Harness<ClusterEnvironment>, limit: Duration) -> Result<()> {
-    bed.list_adapter(V2).await?;
-    bed.wait_for_within(limit, traffic_split(MODEL, &[(V1, 90), (V2, 10)])).await?;
-    bed.wait_for_within(limit, cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2))).await.map(drop)
+/// Runs the guide from the edit to the end.
+async fn run_rollout(harness: &Harness<ClusterEnvironment>, limit: Duration) -> Result<()> {
+    harness.list_adapter(V2).await?;
+    harness.wait_for_within(limit, traffic_split(MODEL, &[(V1, 90), (V2, 10)])).await?;
+    harness.wait_for_within(limit, cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2))).await.map(drop)
 }
 
 #[test]
-fn a_kubelet_that_brings_the_config_map_late_delays_everything_and_breaks_nothing() {
+fn late_config_map_projection_only_delays_the_rollout() {
     if !cluster_tools_available("a kubelet that brings the ConfigMap late") {
         return;
     }
-    let parts = async || Ok(ClusterOptions { projection_delay: Duration::from_secs(4), ..ClusterOptions::default() });
-    run_on_cluster(&Setup::guide(Duration::from_millis(500)), parts, async |bed| {
-        bed.wait_for_within(Duration::from_mins(1), served_by(MODEL, V1).and(all_servers_ready())).await?;
-        start_clients(bed);
-        run_rollout(bed, Duration::from_mins(1)).await?;
-        bed.stop_clients_and_verify().await.map(drop)
+    let options = async || Ok(ClusterOptions { projection_delay: Duration::from_secs(4), ..ClusterOptions::default() });
+    run_on_cluster(&Setup::guide(Duration::from_millis(500)), options, async |harness| {
+        harness.wait_for_within(Duration::from_mins(1), served_by(MODEL, V1).and(all_servers_ready())).await?;
+        start_clients(harness);
+        run_rollout(harness, Duration::from_mins(1)).await?;
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
 #[test]
-fn a_sidecar_that_watches_its_config_map_waits_for_no_kubelet() {
+fn watching_sidecar_does_not_wait_for_the_kubelet() {
     if !cluster_tools_available("sidecars that watch their ConfigMap") {
         return;
     }
-    // Longer than the whole scenario: nothing that arrives came by a mount.
-    let parts = async || {
+    // Longer than the whole scenario: no content arrives through a mount.
+    let options = async || {
         let manifests = vec!["operator-one-namespace", "ext-proc", "vllm-watch"];
         Ok(ClusterOptions { manifests, projection_delay: Duration::from_mins(10), ..ClusterOptions::default() })
     };
-    run_on_cluster(&Setup::guide(Duration::from_millis(500)), parts, async |bed| {
-        bed.wait_for_baseline().await?;
-        start_clients(bed);
-        run_rollout(bed, Duration::from_secs(30)).await?;
-        bed.stop_clients_and_verify().await.map(drop)
+    run_on_cluster(&Setup::guide(Duration::from_millis(500)), options, async |harness| {
+        harness.wait_for_baseline().await?;
+        start_clients(harness);
+        run_rollout(harness, Duration::from_secs(30)).await?;
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
 #[test]
-fn an_envoy_that_buffers_bodies_serves_the_guide_too() {
+fn guide_completes_with_buffered_request_bodies() {
     if !cluster_tools_available("an Envoy that buffers bodies") {
         return;
     }
-    let parts =
+    let options =
         async || Ok(ClusterOptions { request_body_mode: RequestBodyMode::Buffered, ..ClusterOptions::default() });
-    run_on_cluster(&Setup::guide(Duration::from_millis(500)), parts, async |bed| {
-        bed.wait_for_baseline().await?;
-        start_clients(bed);
-        run_rollout(bed, Duration::from_secs(30)).await?;
-        bed.stop_clients_and_verify().await.map(drop)
+    run_on_cluster(&Setup::guide(Duration::from_millis(500)), options, async |harness| {
+        harness.wait_for_baseline().await?;
+        start_clients(harness);
+        run_rollout(harness, Duration::from_secs(30)).await?;
+        harness.stop_clients_and_verify().await.map(drop)
     });
 }
 
 #[test]
-fn a_pod_that_is_replaced_in_the_middle_gets_requests_when_it_has_what_serves() {
+fn replaced_pod_gets_requests_once_it_has_the_adapters() {
     if !cluster_tools_available("a pod that is replaced") {
         return;
     }
     run_on_cluster(
         &Setup::pause_at_half(Duration::from_millis(300)),
         async || Ok(ClusterOptions::default()),
-        async |bed| {
-            bed.wait_for_baseline().await?;
-            start_clients(bed);
-            bed.list_adapter(V2).await?;
-            bed.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
-            let before: Vec<_> = bed.environment.servers().iter().map(VllmServer::name).collect();
-            bed.delete_server(1).await?;
-            bed.wait_for(all_servers_ready()).await?;
-            let after: Vec<_> = bed.environment.servers().iter().map(VllmServer::name).collect();
+        async |harness| {
+            harness.wait_for_baseline().await?;
+            start_clients(harness);
+            harness.list_adapter(V2).await?;
+            harness.wait_for(traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
+            let before: Vec<_> = harness.environment.servers().iter().map(VllmServer::name).collect();
+            harness.delete_server(1).await?;
+            harness.wait_for(all_servers_ready()).await?;
+            let after: Vec<_> = harness.environment.servers().iter().map(VllmServer::name).collect();
             ensure!(before[0] == after[0] && before[1] != after[1] && before[2] == after[2], "{before:?} {after:?}");
-            bed.assert_holds_for(Duration::from_millis(500), traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
-            let adapters = bed.environment.servers()[1].loaded_adapters().await?;
+            harness.assert_holds_for(Duration::from_millis(500), traffic_split(MODEL, &[(V1, 50), (V2, 50)])).await?;
+            let adapters = harness.environment.servers()[1].loaded_adapters().await?;
             ensure!(adapters.contains(V1) && adapters.contains(V2), "the new pod has {adapters:?}");
-            // Had it been asked before it had both, a client would have seen a 404.
-            bed.stop_clients_and_verify().await.map(drop)
+            // Requests to the pod before it had both adapters would have failed with 404.
+            harness.stop_clients_and_verify().await.map(drop)
         },
     );
 }
 
 #[test]
-fn replicas_of_ext_proc_come_and_go_and_no_client_notices() {
+fn replaced_ext_proc_replicas_fail_no_request() {
     if !cluster_tools_available("replicas of ext-proc come and go") {
         return;
     }
@@ -110,23 +110,23 @@ fn replicas_of_ext_proc_come_and_go_and_no_client_notices() {
     run_on_cluster(
         &setup,
         async || Ok(ClusterOptions::default()),
-        async |bed| {
-            bed.wait_for_baseline().await?;
-            // Streams that are longer than a replica's end takes.
+        async |harness| {
+            harness.wait_for_baseline().await?;
+            // The streams last longer than the termination of a replica.
             let stream = ChatRequest::new(MODEL, ResponseMode::Sse, 200);
             let whole = ChatRequest::new(MODEL, ResponseMode::Json, 1);
             let connections = [vec![stream; 4], vec![whole; 3]].concat();
-            bed.start_clients(&LoadProfile { connections, interval: Duration::from_millis(20) });
-            bed.list_adapter(V2).await?;
+            harness.start_clients(&LoadProfile { connections, interval: Duration::from_millis(20) });
+            harness.list_adapter(V2).await?;
             for (old, new) in [(90, 10), (50, 50)] {
-                bed.wait_for(traffic_split(MODEL, &[(V1, old), (V2, new)])).await?;
-                bed.environment.delete_ext_proc(0).await?;
-                bed.environment.wait_ext_proc_routed().await?;
+                harness.wait_for(traffic_split(MODEL, &[(V1, old), (V2, new)])).await?;
+                harness.environment.delete_ext_proc(0).await?;
+                harness.environment.wait_ext_proc_routed().await?;
             }
-            bed.wait_for(served_by(MODEL, V2)).await?;
-            bed.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
-            let record = bed.stop_clients_and_verify().await?;
-            ensure!(record.routers.len() == 4, "two replicas and their two successors: {}", record.routers.len());
+            harness.wait_for(served_by(MODEL, V2)).await?;
+            harness.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
+            let record = harness.stop_clients_and_verify().await?;
+            ensure!(record.routers.len() == 4, "expected two replicas and two replacements: {}", record.routers.len());
             Ok(())
         },
     );

@@ -1,7 +1,7 @@
-//! Processes end without warning, and the rollout ends as if they had not.
+//! Processes are killed without warning, and the rollout reaches the same end state.
 //!
-//! How failures are counted: a request that a process was working on when it was killed, and a connection that the only
-//! gateway refused while it was dead, are counted apart. Every other request without an answer is an error.
+//! A request in flight at a process when it was killed, and a connection that the only gateway refused while it was
+//! dead, are counted apart. Every other request without a response is an error.
 
 use crate::run_stats::{VerdictSum, print_line};
 use anyhow::{Result, ensure};
@@ -16,19 +16,19 @@ use rollora_e2e::{
 use rollora_testbed::guide::{MODEL, V1, V2};
 use std::time::Duration;
 
-rollora_e2e::on_both_beds!(
-    killed_once_at_a_random_moment_it_comes_to_the_same_end,
-    killed_again_and_again_it_comes_to_the_same_end,
-    a_server_killed_and_started_again_at_each_step_costs_only_what_it_was_working_on,
+rollora_e2e::in_both_environments!(
+    one_random_operator_kill_does_not_change_the_outcome,
+    repeated_operator_kills_do_not_change_the_outcome,
+    server_kill_at_each_step_costs_only_requests_in_flight,
 );
 
-/// What a run is made of. In the long schedule each has at least 2,000 requests.
+/// Parameters of one run. In the long schedule each run has at least 2,000 requests.
 #[derive(Clone, Copy)]
 struct KillRun {
     pause: Duration,
-    /// From the edit of the file to the end of the cleanup, as it takes with this pause.
+    /// From the edit of the file to the end of the cleanup, as measured with this pause.
     expected_duration: Duration,
-    pace: Duration,
+    interval: Duration,
     requests: usize,
 }
 
@@ -36,22 +36,22 @@ impl KillRun {
     fn for_schedule() -> Self {
         let millis = Duration::from_millis;
         if long_tests_enabled() {
-            Self { pause: millis(1500), expected_duration: millis(6500), pace: millis(6), requests: 2000 }
+            Self { pause: millis(1500), expected_duration: millis(6500), interval: millis(6), requests: 2000 }
         } else {
-            Self { pause: millis(800), expected_duration: millis(4500), pace: millis(20), requests: 200 }
+            Self { pause: millis(800), expected_duration: millis(4500), interval: millis(20), requests: 200 }
         }
     }
 }
 
-fn killed_once_at_a_random_moment_it_comes_to_the_same_end<P: Environment>() {
+fn one_random_operator_kill_does_not_change_the_outcome<E: Environment>() {
     let (seeds, run) = (if long_tests_enabled() { 0..50 } else { 0..2 }, KillRun::for_schedule());
     let mut sum = VerdictSum::default();
     for seed in seeds {
         let mut random = StdRng::seed_from_u64(seed);
         let moment = random.random_range(Duration::ZERO..run.expected_duration);
         let away = random.random_range(Duration::ZERO..Duration::from_millis(300));
-        run_on::<P>(&Setup::guide(run.pause), async |bed| {
-            let verdict = run_guide_with_kills(bed, run, [(moment, away)]).await?;
+        run_on::<E>(&Setup::guide(run.pause), async |harness| {
+            let verdict = run_guide_with_kills(harness, run, [(moment, away)]).await?;
             if long_tests_enabled() {
                 print_line(&format!("kill, seed {seed}: {moment:.1?} after the edit, away for {away:.1?}: {verdict}"));
             }
@@ -62,7 +62,7 @@ fn killed_once_at_a_random_moment_it_comes_to_the_same_end<P: Environment>() {
     sum.print("the guide with one kill of rollora local");
 }
 
-fn killed_again_and_again_it_comes_to_the_same_end<P: Environment>() {
+fn repeated_operator_kills_do_not_change_the_outcome<E: Environment>() {
     let seed = 7;
     let mut random = StdRng::seed_from_u64(seed);
     let kills = std::iter::repeat_with(|| {
@@ -71,57 +71,58 @@ fn killed_again_and_again_it_comes_to_the_same_end<P: Environment>() {
     });
     let kills: Vec<_> = kills.take(8).collect();
     let run = KillRun::for_schedule();
-    run_on::<P>(&Setup::guide(run.pause), async |bed| run_guide_with_kills(bed, run, kills).await.map(drop));
+    run_on::<E>(&Setup::guide(run.pause), async |harness| run_guide_with_kills(harness, run, kills).await.map(drop));
 }
 
-/// Lists v2, kills so long after that (or after the last start), starts again so long after the kill.
-async fn run_guide_with_kills<P: Environment>(
-    bed: &mut Harness<P>,
+/// Lists v2, then kills and restarts the operator once per pair: the first duration is the time from the edit or the
+/// last start to the kill, the second the time from the kill to the next start.
+async fn run_guide_with_kills<E: Environment>(
+    harness: &mut Harness<E>,
     run: KillRun,
     kills: impl IntoIterator<Item = (Duration, Duration)>,
 ) -> Result<TrafficVerdict> {
-    bed.wait_for_baseline().await?;
-    bed.start_clients(&LoadProfile::mixed(MODEL, run.pace));
-    bed.list_adapter(V2).await?;
+    harness.wait_for_baseline().await?;
+    harness.start_clients(&LoadProfile::mixed(MODEL, run.interval));
+    harness.list_adapter(V2).await?;
     for (moment, away) in kills {
         tokio::time::sleep(moment).await;
-        bed.kill_operator();
+        harness.kill_operator();
         tokio::time::sleep(away).await;
-        bed.start_operator().await?;
+        harness.start_operator().await?;
     }
-    bed.wait_for(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2))).await?;
-    bed.wait_for_requests(run.requests).await?;
-    Ok(bed.stop_clients_and_verify().await?.verdict())
+    harness.wait_for(cleaned_up(V1).and(succeeded(V2)).and(served_by(MODEL, V2))).await?;
+    harness.wait_for_requests(run.requests).await?;
+    Ok(harness.stop_clients_and_verify().await?.verdict())
 }
 
-fn a_server_killed_and_started_again_at_each_step_costs_only_what_it_was_working_on<P: Environment>() {
+fn server_kill_at_each_step_costs_only_requests_in_flight<E: Environment>() {
     let setup = Setup::guide(Duration::from_millis(2500));
     let clients = LoadProfile::mixed(MODEL, Duration::from_millis(20));
     let connections = clients.connections.len();
-    run_on::<P>(&setup, async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&clients);
+    run_on::<E>(&setup, async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&clients);
         for (index, step) in [(0, None), (1, Some((90, 10))), (2, Some((50, 50)))] {
             if let Some((old, new)) = step {
-                bed.wait_for(traffic_split(MODEL, &[(V1, old), (V2, new)])).await?;
+                harness.wait_for(traffic_split(MODEL, &[(V1, old), (V2, new)])).await?;
             }
-            restart_server(bed, index).await?;
+            restart_server(harness, index).await?;
             if step.is_none() {
-                bed.list_adapter(V2).await?;
+                harness.list_adapter(V2).await?;
             }
         }
-        bed.wait_for(served_by(MODEL, V2)).await?;
-        restart_server(bed, 0).await?;
-        bed.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
-        let verdict = bed.stop_clients_and_verify().await?.verdict();
+        harness.wait_for(served_by(MODEL, V2)).await?;
+        restart_server(harness, 0).await?;
+        harness.wait_for(cleaned_up(V1).and(succeeded(V2))).await?;
+        let verdict = harness.stop_clients_and_verify().await?.verdict();
         ensure!(verdict.in_flight <= 4 * connections, "more was lost than four servers were working on: {verdict}");
         Ok(())
     });
 }
 
-async fn restart_server<P: Environment>(bed: &mut Harness<P>, index: usize) -> Result<()> {
-    bed.kill_server(index);
+async fn restart_server<E: Environment>(harness: &mut Harness<E>, index: usize) -> Result<()> {
+    harness.kill_server(index);
     tokio::time::sleep(Duration::from_millis(300)).await;
-    bed.start_server(index).await?;
-    bed.wait_for(all_servers_ready()).await.map(drop)
+    harness.start_server(index).await?;
+    harness.wait_for(all_servers_ready()).await.map(drop)
 }

@@ -1,5 +1,5 @@
-//! `rollora-sidecar` beside a real vLLM on the CPU that asks for a key: what cannot be loaded, what is used, what is
-//! unloaded under a running stream, and a server that ends. One server for all of it, because its start takes long.
+//! `rollora-sidecar` with a real vLLM on the CPU that requires an API key: load failures, use, an unload during a
+//! stream, and a restart of the server. One server serves all checks, because its start takes long.
 
 use crate::run_stats::print_line;
 use anyhow::{Context as _, Result, ensure};
@@ -25,10 +25,10 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// A stream of so many takes seconds.
+/// A stream of this many tokens takes seconds.
 const STREAM_TOKENS: usize = 900;
 const API_KEY: &str = "secret";
-/// An adapter may go when it was not used for this long.
+/// The sidecar unloads an adapter once it was idle for this long.
 const UNLOAD_GRACE: Duration = Duration::from_secs(2);
 
 #[expect(clippy::disallowed_methods, reason = "times are what is measured")]
@@ -41,7 +41,7 @@ fn timestamp_now() -> Timestamp {
     Timestamp::now()
 }
 
-/// A file, a key for the server, and the program with both.
+/// The sidecar process with its adapters file, key file and state folder.
 struct RealSidecar {
     folder: TempDir,
     port: ReservedPort,
@@ -58,7 +58,7 @@ impl RealSidecar {
         self.folder.path().join(name)
     }
 
-    /// Writes the file as an editor does: beside it, and renamed into place.
+    /// Writes a new file and renames it into place, as an editor does.
     fn write_config(&self, exist: &[(&str, &str)], not_exist: &[(&str, &str)]) -> Result<()> {
         let list = |entries: &[(&str, &str)]| -> String {
             let entry = |(id, source): &(&str, &str)| format!("\n    - id: {id}\n      source: {source}");
@@ -96,7 +96,7 @@ impl RealSidecar {
         answer.is_ok_and(|(status, _)| status == 200)
     }
 
-    /// Waits for a status like this.
+    /// Waits until the status satisfies a predicate.
     async fn wait_for_status(&self, what: &str, reached: impl Fn(&SidecarStatus) -> bool) -> Result<SidecarStatus> {
         let began = now();
         loop {
@@ -106,7 +106,7 @@ impl RealSidecar {
                 status => {
                     let log = || self.process.as_ref().map(|process| process.log_tail(40)).unwrap_or_default();
                     let in_time = began.elapsed() < Duration::from_secs(30);
-                    ensure!(in_time, "never seen: {what}\n{status:#?}\n{}", log());
+                    ensure!(in_time, "not observed: {what}\n{status:#?}\n{}", log());
                 }
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -116,12 +116,12 @@ impl RealSidecar {
     async fn wait_for_state(&self, id: &str, state: AdapterState) -> Result<AdapterStatus> {
         let reached = |status: &SidecarStatus| find_adapter(status, id).is_some_and(|adapter| adapter.state == state);
         let status = self.wait_for_status(&format!("{id} {state:?}"), reached).await?;
-        find_adapter(&status, id).cloned().context("it was there a moment ago")
+        find_adapter(&status, id).cloned().context("the adapter is no longer in the status")
     }
 
     async fn wait_until_ready(&self) -> Result<()> {
         self.wait_for_status("ready", |status| status.readiness.ready).await?;
-        ensure!(self.is_ready().await, "/readyz says something else than /status");
+        ensure!(self.is_ready().await, "/readyz contradicts /status");
         Ok(())
     }
 }
@@ -134,7 +134,7 @@ fn last_error(adapter: &AdapterStatus) -> (&str, &str) {
     adapter.last_error.as_ref().map_or(("", ""), |error| (error.reason.as_str(), error.message.as_str()))
 }
 
-/// A completion that streams many tokens, and when its last byte came.
+/// Streams a completion of many tokens, and returns it with the time of its last byte.
 async fn stream_completion(vllm: &VllmServer, id: &str) -> Result<(String, Instant)> {
     let body = json!({
         "model": id, "prompt": "hello", "max_tokens": STREAM_TOKENS, "ignore_eos": true, "temperature": 0, "stream": true,
@@ -142,7 +142,7 @@ async fn stream_completion(vllm: &VllmServer, id: &str) -> Result<(String, Insta
     let mut connection = HttpConnection::open(&address(vllm)?).await?;
     let answer = connection.send(authorized_request("/v1/completions", &body)?).await?;
     ensure!(answer.status() == 200, "a stream of {id}: {}", answer.status());
-    let body = answer.into_body().collect().await.context("the stream was cut")?.to_bytes();
+    let body = answer.into_body().collect().await.context("the stream was truncated")?.to_bytes();
     Ok((String::from_utf8(body.to_vec())?, now()))
 }
 
@@ -156,24 +156,24 @@ fn authorized_request(path: &str, body: &Value) -> Result<hyper::Request<http_bo
     Ok(request)
 }
 
-/// The text of a stream, which has to be whole.
+/// Returns the text of a complete stream, and fails if the stream is truncated.
 fn complete_stream_text(stream: &str) -> Result<String> {
-    ensure!(stream.trim_end().ends_with("data: [DONE]"), "it has no end: {stream:.300}");
+    ensure!(stream.trim_end().ends_with("data: [DONE]"), "the stream has no end mark: {stream:.300}");
     let events = stream.lines().filter_map(|line| line.strip_prefix("data: {"));
     let events = events.map(|event| serde_json::from_str::<Value>(&format!("{{{event}")));
     let events: Vec<Value> = events.collect::<Result<_, _>>()?;
-    // vLLM now and then puts two tokens into one event.
+    // vLLM sometimes puts two tokens into one event.
     ensure!(events.len() > STREAM_TOKENS / 2, "{} events of {STREAM_TOKENS} tokens", events.len());
     let last = events.iter().rev().find_map(|event| event["choices"][0]["finish_reason"].as_str());
-    ensure!(last == Some("length"), "it ends with {last:?}");
+    ensure!(last == Some("length"), "the finish reason is {last:?}");
     Ok(events.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect())
 }
 
 #[test]
-fn beside_a_real_vllm_it_does_and_says_what_it_does_beside_a_simulated_one() {
+fn sidecar_manages_adapters_of_a_real_vllm() {
     let Some(home) = std::env::var_os("ROLLORA_VLLM_HOME").map(PathBuf::from) else {
         print_line(
-            "skipped: the sidecar beside a real vLLM, because ROLLORA_VLLM_HOME is not set (`cargo xtask test` sets it)",
+            "skipped: the sidecar with a real vLLM, because ROLLORA_VLLM_HOME is not set (`cargo xtask test` sets it)",
         );
         return;
     };
@@ -193,7 +193,7 @@ async fn run_with_real_vllm(home: PathBuf) -> Result<()> {
     fs::write(sidecar.path("key"), "wrong\n")?;
     sidecar.start()?;
     let away =
-        sidecar.wait_for_status("vLLM is not there yet", |status| status.readiness.reason == "Unreachable").await?;
+        sidecar.wait_for_status("vLLM is not reachable yet", |status| status.readiness.reason == "Unreachable").await?;
     ensure!(away.server.is_none(), "{away:#?}");
     vllm.wait_ready().await?;
 
@@ -205,7 +205,8 @@ async fn run_with_real_vllm(home: PathBuf) -> Result<()> {
 }
 
 async fn check_key_replacement(sidecar: &RealSidecar) -> Result<()> {
-    let refused = |status: &SidecarStatus| status.problem.as_ref().is_some_and(|said| said.reason == "Unauthorized");
+    let refused =
+        |status: &SidecarStatus| status.problem.as_ref().is_some_and(|problem| problem.reason == "Unauthorized");
     sidecar.wait_for_status("the key is refused", refused).await?;
     ensure!(!sidecar.is_ready().await, "ready with a wrong key");
     fs::write(sidecar.path("key"), format!("{API_KEY}\n"))?;
@@ -235,8 +236,10 @@ async fn check_load_failures(sidecar: &RealSidecar) -> Result<()> {
 async fn check_unload_after_grace(sidecar: &RealSidecar, vllm: &VllmServer) -> Result<()> {
     let began = timestamp_now();
     let (streamed, unlisted) = tokio::join!(stream_completion(vllm, "a6"), async {
-        // In the middle of the stream.
-        sidecar.wait_for_status("it is used", |_| timestamp_now() > began + Duration::from_millis(300)).await?;
+        // Unlists the adapter in the middle of the stream.
+        sidecar
+            .wait_for_status("the stream has run for 300 ms", |_| timestamp_now() > began + Duration::from_millis(300))
+            .await?;
         sidecar.write_config(&[("a4", "tiny/adapters/a4")], &[("a6", "tiny/adapters/a6")])?;
         sidecar.wait_for_state("a6", AdapterState::Unloading).await?;
         anyhow::Ok(now())
@@ -244,16 +247,16 @@ async fn check_unload_after_grace(sidecar: &RealSidecar, vllm: &VllmServer) -> R
     let ((streamed, streamed_until), unlisted) = (streamed?, unlisted?);
     let ended = timestamp_now();
     complete_stream_text(&streamed)?;
-    ensure!(unlisted < streamed_until, "the stream was over before");
-    ensure!(vllm.loaded_adapters().await?.contains("a6"), "unloaded while its last use is less than the grace ago");
+    ensure!(unlisted < streamed_until, "the stream ended before the adapter was unlisted");
+    ensure!(vllm.loaded_adapters().await?.contains("a6"), "unloaded within the grace after its last use");
     let gone = sidecar.wait_for_state("a6", AdapterState::Gone).await?;
     let unloaded = timestamp_now();
-    let used = gone.last_used.context("nobody says when it was used")?;
+    let used = gone.last_used.context("the status has no time of the last use")?;
     print_line(&format!("last use: {used}, stream from {began} to {ended}, unloaded {unloaded}"));
     let slack = Duration::from_millis(1500);
-    ensure!(began < used && used < ended + slack && ended < used + slack, "used {used}, and streamed to {ended}");
-    ensure!(unloaded > used + UNLOAD_GRACE, "unloaded {unloaded}, used {used}");
-    ensure!(!vllm.loaded_adapters().await?.contains("a6"), "it is said to be gone");
+    ensure!(began < used && used < ended + slack && ended < used + slack, "last use {used}, streamed until {ended}");
+    ensure!(unloaded > used + UNLOAD_GRACE, "unloaded {unloaded}, last use {used}");
+    ensure!(!vllm.loaded_adapters().await?.contains("a6"), "reported as unloaded, but still in /v1/models");
     Ok(())
 }
 
@@ -266,13 +269,14 @@ async fn check_stream_survives_unload(sidecar: &RealSidecar, vllm: &VllmServer) 
         anyhow::Ok((status, now()))
     });
     let ((streamed, streamed_until), (status, unloaded)) = (streamed?, unloaded?);
-    ensure!(status == 200 && unloaded < streamed_until, "{status}: it was not unloaded under the stream");
+    ensure!(status == 200 && unloaded < streamed_until, "{status}: the adapter was not unloaded during the stream");
     let streamed = complete_stream_text(&streamed)?;
-    ensure!(streamed == undisturbed, "the stream is not what it is undisturbed");
-    // It is wanted: the next list of models shows that it is gone, and it comes back.
+    ensure!(streamed == undisturbed, "the unload changed the text of the stream");
+    // The adapter is still listed: the next poll of the models shows that it is missing, and the sidecar loads it
+    // again.
     let began = now();
     while !vllm.loaded_adapters().await?.contains("a4") {
-        ensure!(began.elapsed() < Duration::from_secs(20), "it is not loaded again");
+        ensure!(began.elapsed() < Duration::from_secs(20), "the adapter is not loaded again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     sidecar.wait_for_state("a4", AdapterState::Verified).await.map(drop)
@@ -283,7 +287,7 @@ async fn check_server_restart(sidecar: &RealSidecar, vllm: &mut VllmServer) -> R
     vllm.kill();
     let killed = now();
     while sidecar.is_ready().await {
-        ensure!(killed.elapsed() < Duration::from_secs(1), "ready for more than a second after the end");
+        ensure!(killed.elapsed() < Duration::from_secs(1), "ready for more than a second after the kill");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let noticed = killed.elapsed();
@@ -298,6 +302,6 @@ async fn check_server_restart(sidecar: &RealSidecar, vllm: &mut VllmServer) -> R
     ));
     let after = sidecar.status().await?.server;
     ensure!(before != after && after.is_some(), "the same server: {before:?} {after:?}");
-    ensure!(vllm.loaded_adapters().await?.contains("a4"), "verified, and not listed");
+    ensure!(vllm.loaded_adapters().await?.contains("a4"), "verified, but not in /v1/models");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The guide with a real vLLM on the CPU, whose two adapters have other weights.
+//! The guide with a real vLLM on the CPU, with two adapters of different weights.
 
 use crate::run_stats::print_line;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -8,7 +8,7 @@ use rollora_e2e::{
     harness::{Environment, Harness, Setup},
     oracle::TrafficRecord,
     scenario::run_on,
-    traffic::{ChatRequest, LoadProfile, RequestOutcome, ResponseMode as Answer, send_once},
+    traffic::{ChatRequest, LoadProfile, RequestOutcome, ResponseMode, send_once},
 };
 use rollora_testbed::{
     guide::{MODEL, V1, V2},
@@ -16,9 +16,9 @@ use rollora_testbed::{
 };
 use std::{path::PathBuf, time::Duration};
 
-rollora_e2e::on_both_beds!(the_guide_on_a_real_vllm_changes_what_the_model_says);
+rollora_e2e::in_both_environments!(rollout_on_real_vllm_changes_the_completion);
 
-fn the_guide_on_a_real_vllm_changes_what_the_model_says<P: Environment>() {
+fn rollout_on_real_vllm_changes_the_completion<E: Environment>() {
     let Some(home) = std::env::var_os("ROLLORA_VLLM_HOME").map(PathBuf::from) else {
         print_line(
             "skipped: the guide on a real vLLM, because ROLLORA_VLLM_HOME is not set (`cargo xtask test` sets it)",
@@ -34,40 +34,41 @@ fn the_guide_on_a_real_vllm_changes_what_the_model_says<P: Environment>() {
         },
         api_key: None,
     };
-    run_on::<P>(&setup, async |bed| {
+    run_on::<E>(&setup, async |harness| {
         let baseline = loaded_everywhere(V1).and(served_by(MODEL, V1)).and(all_servers_ready());
-        bed.wait_for_within(Duration::from_secs(30), baseline).await?;
-        let before = completion_text(bed).await?;
-        let (json, sse) = (ChatRequest::new(MODEL, Answer::Json, 2), ChatRequest::new(MODEL, Answer::Sse, 20));
-        bed.start_clients(&LoadProfile { connections: vec![json, sse], interval: Duration::from_millis(100) });
-        bed.list_adapter_from(V2, "tiny/adapters/a6").await?;
-        bed.wait_for_within(Duration::from_mins(1), served_by(MODEL, V2)).await?;
-        let after = completion_text(bed).await?;
-        bed.wait_for_within(Duration::from_mins(1), cleaned_up(V1).and(succeeded(V2))).await?;
-        let record = bed.stop_clients_and_verify().await?;
-        ensure!(before != after, "v1 and v2 say the same: {before:?}");
+        harness.wait_for_within(Duration::from_secs(30), baseline).await?;
+        let before = completion_text(harness).await?;
+        let (json, sse) =
+            (ChatRequest::new(MODEL, ResponseMode::Json, 2), ChatRequest::new(MODEL, ResponseMode::Sse, 20));
+        harness.start_clients(&LoadProfile { connections: vec![json, sse], interval: Duration::from_millis(100) });
+        harness.list_adapter_from(V2, "tiny/adapters/a6").await?;
+        harness.wait_for_within(Duration::from_mins(1), served_by(MODEL, V2)).await?;
+        let after = completion_text(harness).await?;
+        harness.wait_for_within(Duration::from_mins(1), cleaned_up(V1).and(succeeded(V2))).await?;
+        let record = harness.stop_clients_and_verify().await?;
+        ensure!(before != after, "v1 and v2 return the same text: {before:?}");
 
         let verdict = record.verdict();
         let both = verdict.by_model.contains_key(V1) && verdict.by_model.contains_key(V2);
         ensure!(both, "not both versions answered: {verdict}");
         let of_v1 = stream_texts(&record, V1).next().context("no stream of v1")?;
         let mixed = stream_texts(&record, V2).any(|text| text == of_v1);
-        ensure!(!mixed, "an answer named v2 has the text of v1: {of_v1:?}");
+        ensure!(!mixed, "a response of v2 has the text of v1: {of_v1:?}");
         Ok(())
     });
 }
 
 fn stream_texts<'a>(record: &'a TrafficRecord, id: &'a str) -> impl Iterator<Item = &'a str> {
-    let streams = record.exchanges.iter().filter(move |it| it.mode == Answer::Sse && it.model() == Some(id));
+    let streams = record.exchanges.iter().filter(move |it| it.mode == ResponseMode::Sse && it.model() == Some(id));
     streams.filter_map(|it| match &it.outcome {
         RequestOutcome::Succeeded { text, .. } => Some(text.as_str()),
         RequestOutcome::Failed(_) => None,
     })
 }
 
-async fn completion_text<P: Environment>(bed: &Harness<P>) -> Result<String> {
-    match send_once(&bed.environment.gateway(), &ChatRequest::new(MODEL, Answer::Json, 8)).await.outcome {
+async fn completion_text<E: Environment>(harness: &Harness<E>) -> Result<String> {
+    match send_once(&harness.environment.gateway(), &ChatRequest::new(MODEL, ResponseMode::Json, 8)).await.outcome {
         RequestOutcome::Succeeded { text, .. } => Ok(text),
-        RequestOutcome::Failed(failure) => bail!("not answered: {failure}"),
+        RequestOutcome::Failed(failure) => bail!("the request failed: {failure}"),
     }
 }

@@ -1,4 +1,4 @@
-//! A definition of InferenceModelRewrite is removed and comes back while routers run.
+//! A CRD of InferenceModelRewrite is removed and installed again while routers run.
 
 use anyhow::{Context as _, Result, ensure};
 use kube::{
@@ -20,17 +20,17 @@ use rollora_testbed::{
 use serde_json::json;
 use std::{collections::BTreeMap, process::Command, time::Duration};
 
-/// Which both kinds have a rule for.
+/// The model that rewrites of both groups have a rule for.
 const SHARED_MODEL: &str = "shared";
 
 fn target_name(group: RewriteGroup) -> &'static str {
     if group == Current { "current" } else { "legacy" }
 }
 
-/// What is in force with the rewrites of these groups: their targets by model.
+/// Returns the targets by model that are active with the rewrites of these groups.
 fn expected_targets(groups: &[RewriteGroup]) -> BTreeMap<String, String> {
     let own = groups.iter().map(|group| (format!("{}-only", target_name(*group)), target_name(*group).to_owned()));
-    // The current group goes first.
+    // The current group takes precedence.
     let shared = groups.iter().min_by_key(|group| **group != Current);
     own.chain(shared.map(|group| (SHARED_MODEL.to_owned(), target_name(*group).to_owned()))).collect()
 }
@@ -51,7 +51,7 @@ async fn create_rewrite(client: &Client, namespace: &str, group: RewriteGroup) -
     Ok(())
 }
 
-/// A program that watches.
+/// An ext-proc process that watches rewrites.
 struct ExtProcProcess {
     process: ChildProcess,
     metrics_address: ListenAddress,
@@ -67,33 +67,30 @@ impl ExtProcProcess {
         for (flag, port) in ["--grpc-port", "--grpc-health-port", "--metrics-port"].iter().zip(&ports) {
             command.arg(flag).arg(port.number().to_string());
         }
-        let at = ports[2].address().into();
-        Ok(Self {
-            process: ChildProcess::start("rollora-ext-proc", command, folder)?,
-            metrics_address: at,
-            _ports: ports,
-        })
+        let metrics_address = ports[2].address().into();
+        Ok(Self { process: ChildProcess::start("rollora-ext-proc", command, folder)?, metrics_address, _ports: ports })
     }
 
-    /// Waits until the rules are those of these groups and no others, and is ready all the time from the first on.
-    async fn wait_for_rules(&self, groups: &[RewriteGroup], from_the_start: bool) -> Result<()> {
-        let (wanted, names) = (expected_targets(groups), groups.iter().map(|group| group.name()).collect::<Vec<_>>());
+    /// Waits until the active rules are those of these groups and no others; `/readyz` must not fail after the first
+    /// time.
+    async fn wait_for_rules(&self, groups: &[RewriteGroup], starting: bool) -> Result<()> {
+        let (expected, names) = (expected_targets(groups), groups.iter().map(|group| group.name()).collect::<Vec<_>>());
         let mut last = String::new();
         for _ in 0..3000 {
             let ready = http::send_request(&self.metrics_address, http::request("GET", "/readyz", None)).await;
             let ready = ready.is_ok_and(|(status, _)| status == 200);
-            ensure!(ready || from_the_start, "it is not ready any more\n{}", self.process.log_tail(20));
+            ensure!(ready || starting, "/readyz fails\n{}", self.process.log_tail(20));
             if let Ok(report) = http::get_json::<RulesReport>(&self.metrics_address, "/rules").await {
                 let found =
                     report.models.iter().map(|(model, rule)| (model.clone(), rule.targets[0].model_rewrite.clone()));
-                if ready && report.groups == names && found.collect::<BTreeMap<_, _>>() == wanted {
+                if ready && report.groups == names && found.collect::<BTreeMap<_, _>>() == expected {
                     return Ok(());
                 }
                 last = format!("{report:?}");
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        anyhow::bail!("waited in vain for the rules of {names:?}: {last}\n{}", self.process.log_tail(20))
+        anyhow::bail!("the rules of {names:?} did not become active: {last}\n{}", self.process.log_tail(20))
     }
 }
 
@@ -117,7 +114,7 @@ async fn run_scenario() -> Result<()> {
         create_rewrite(&client, &namespace, group).await?;
         router.wait_for_rules(&[Current, Legacy], false).await.with_context(|| format!("{group:?} came back"))?;
     }
-    // Both, and it lives on without any rule.
+    // Without either CRD the process keeps running without rules.
     for (_, definition) in definitions {
         plane.uninstall_crd(&UPSTREAM_CRDS.crd_file(definition)?).await?;
     }
@@ -125,7 +122,7 @@ async fn run_scenario() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kind_that_is_removed_takes_its_rules_with_it_and_those_of_the_other_stay() {
+async fn removed_crd_removes_only_its_own_rules() {
     if cluster_tools_available("a kind of rewrite is removed") {
         run_scenario().await.unwrap();
     }

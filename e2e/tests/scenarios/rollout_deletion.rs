@@ -1,4 +1,4 @@
-//! A Rollout leaves, and takes along what it has written into the adapters ConfigMap, also where nobody saw it go.
+//! A deleted Rollout's entries are removed from the operator directives, even if no operator ran at the time.
 
 use crate::cluster_objects::{rollouts_api, wait_for};
 use anyhow::Result;
@@ -15,38 +15,38 @@ use rollora_e2e::{
 use rollora_testbed::guide::{ADAPTERS_CONFIG_MAP, MODEL, V1, V2};
 use std::time::Duration;
 
-async fn read_directives(bed: &Harness<ClusterEnvironment>) -> Result<OperatorDirectives> {
-    let maps: Api<ConfigMap> = Api::namespaced(bed.environment.client(), bed.environment.namespace());
-    let data = maps.get(ADAPTERS_CONFIG_MAP).await?.data.unwrap_or_default();
+async fn read_directives(harness: &Harness<ClusterEnvironment>) -> Result<OperatorDirectives> {
+    let config_maps: Api<ConfigMap> = Api::namespaced(harness.environment.client(), harness.environment.namespace());
+    let data = config_maps.get(ADAPTERS_CONFIG_MAP).await?.data.unwrap_or_default();
     Ok(OperatorDirectives::parse(data.get(DIRECTIVES_KEY).map_or("", String::as_str))?)
 }
 
 #[test]
-fn what_was_deleted_while_no_operator_ran_leaves_nothing_that_adapters_wait_for() {
+fn entries_of_a_rollout_deleted_unobserved_are_removed() {
     if !cluster_tools_available("a Rollout is deleted while no operator runs") {
         return;
     }
     run_on_cluster(
         &Setup::guide(Duration::from_millis(200)),
         async || Ok(ClusterOptions::default()),
-        async |bed| {
-            bed.wait_for_baseline().await?;
-            bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
-            let governs = async || Ok((!read_directives(bed).await?.managed.is_empty()).then_some(()));
-            wait_for("the operator's key governs the pattern", governs).await?;
+        async |harness| {
+            harness.wait_for_baseline().await?;
+            harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(40)));
+            let managed = async || Ok((!read_directives(harness).await?.managed.is_empty()).then_some(()));
+            wait_for("the operator directives manage the pattern", managed).await?;
 
-            bed.kill_operator();
-            rollouts_api(bed).delete(MODEL, &DeleteParams::default()).await?;
-            let gone = async || Ok(rollouts_api(bed).get_opt(MODEL).await?.is_none().then_some(()));
+            harness.kill_operator();
+            rollouts_api(harness).delete(MODEL, &DeleteParams::default()).await?;
+            let gone = async || Ok(rollouts_api(harness).get_opt(MODEL).await?.is_none().then_some(()));
             wait_for("the Rollout is gone", gone).await?;
 
-            bed.start_operator().await?;
-            let cleared = async || Ok((read_directives(bed).await? == OperatorDirectives::default()).then_some(()));
-            wait_for("the operator's key is empty", cleared).await?;
-            // Nobody governs it: every server loads it at once, as without Rollora.
-            bed.list_adapter(V2).await?;
-            bed.wait_for(loaded_everywhere(V2).and(served_by(MODEL, V1))).await?;
-            bed.stop_clients_and_verify().await.map(drop)
+            harness.start_operator().await?;
+            let cleared = async || Ok((read_directives(harness).await? == OperatorDirectives::default()).then_some(()));
+            wait_for("the operator directives are empty", cleared).await?;
+            // The id is unmanaged now: every server loads it immediately, as without Rollora.
+            harness.list_adapter(V2).await?;
+            harness.wait_for(loaded_everywhere(V2).and(served_by(MODEL, V1))).await?;
+            harness.stop_clients_and_verify().await.map(drop)
         },
     );
 }

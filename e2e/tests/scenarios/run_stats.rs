@@ -1,14 +1,14 @@
-//! Numbers of the long runs: written past the test harness, which would keep them to itself.
+//! Numbers of the long runs, written directly to standard error: the test harness would capture `eprintln!`.
 
 use rollora_e2e::oracle::TrafficVerdict;
 use std::{collections::BTreeMap, io::Write as _, time::Duration};
 
-/// Says one line.
+/// Prints one line to standard error.
 pub(crate) fn print_line(line: &str) {
     drop(writeln!(std::io::stderr().lock(), "{line}"));
 }
 
-/// The sum of many runs.
+/// Sum of the verdicts of many runs.
 #[derive(Debug, Default)]
 pub(crate) struct VerdictSum {
     runs: usize,
@@ -32,7 +32,7 @@ impl VerdictSum {
         }
     }
 
-    /// Says the sum, where there was more than one run.
+    /// Prints the sum if there was more than one run.
     pub(crate) fn print(&self, what: &str) {
         if self.runs > 1 {
             let fewest = self.min_requests.unwrap_or_default();
@@ -44,7 +44,7 @@ impl VerdictSum {
     }
 }
 
-/// Says the median and the longest of some times, where there are any.
+/// Prints the median and the maximum, unless there are no times.
 pub(crate) fn print_times(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     if let (Some(median), Some(longest)) = (times.get(times.len() / 2), times.last()) {
@@ -52,7 +52,7 @@ pub(crate) fn print_times(what: &str, mut times: Vec<Duration>) {
     }
 }
 
-/// The splits as maps from version to weight.
+/// Returns the splits as maps from version to weight.
 pub(crate) fn splits_by_id<'a>(splits: &[&'a [(String, i32)]]) -> Vec<BTreeMap<&'a str, i32>> {
     splits.iter().map(|split| split.iter().map(|(id, weight)| (id.as_str(), *weight)).collect()).collect()
 }

@@ -1,6 +1,6 @@
-//! Each part dies at each step of a rollout: the API server, a replica of ext-proc, a sidecar, a server, the operator.
-//! Weights never go back, the rollout ends the same, and no client notices but those whose request was in the hands of
-//! what died.
+//! Each part fails at each step of a rollout: the API server, a replica of ext-proc, a sidecar, a server, the operator.
+//! Weights never go backwards, the rollout reaches the same end state, and the only failed requests are those in flight
+//! at the killed process.
 
 use crate::{
     rollout_chain::{
@@ -35,11 +35,11 @@ use std::{
 
 const SEED: u64 = 5;
 
-/// What dies.
+/// The part that fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FaultTarget {
     ApiServer,
-    /// It stands still and answers nobody.
+    /// It accepts connections and answers none.
     FrozenApiServer,
     ExtProc(usize),
     Sidecar(usize),
@@ -48,26 +48,26 @@ pub(crate) enum FaultTarget {
 }
 
 impl FaultTarget {
-    pub(crate) async fn inject(self, bed: &mut Harness<ClusterEnvironment>, away: Duration) -> Result<()> {
+    pub(crate) async fn inject(self, harness: &mut Harness<ClusterEnvironment>, away: Duration) -> Result<()> {
         match self {
-            Self::ApiServer => bed.kill_api_server(away).await,
-            Self::FrozenApiServer => bed.freeze_api_server(away).await,
-            Self::ExtProc(index) => bed.kill_ext_proc(index, away).await,
-            Self::Sidecar(index) => bed.kill_sidecar(index, away).await,
-            Self::Server(index) => bed.kill_vllm(index, away).await,
+            Self::ApiServer => harness.kill_api_server(away).await,
+            Self::FrozenApiServer => harness.freeze_api_server(away).await,
+            Self::ExtProc(index) => harness.kill_ext_proc(index, away).await,
+            Self::Sidecar(index) => harness.kill_sidecar(index, away).await,
+            Self::Server(index) => harness.kill_vllm(index, away).await,
             Self::Operator => {
-                bed.kill_operator();
+                harness.kill_operator();
                 tokio::time::sleep(away).await;
-                bed.start_operator().await
+                harness.start_operator().await
             }
         }
     }
 }
 
-/// When it dies: as soon as the rollout has come so far.
+/// The progress of the rollout at which the part fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FaultPoint {
-    /// The version is listed, and one server begins to try it.
+    /// The version is listed, and one server starts to try it.
     Listed,
     AtTenPercent,
     AtHalf,
@@ -90,45 +90,45 @@ impl fmt::Display for FaultPoint {
 }
 
 impl FaultPoint {
-    async fn wait(self, bed: &Harness<ClusterEnvironment>, number: usize) -> Result<()> {
+    async fn wait(self, harness: &Harness<ClusterEnvironment>, number: usize) -> Result<()> {
         let weight = match self {
             Self::Listed => return Ok(()),
             Self::AtTenPercent => 10,
             Self::AtHalf => 50,
             Self::AtFull => 100,
         };
-        bed.wait_for(routers_reached((number, weight))).await.map(drop)
+        harness.wait_for(routers_reached((number, weight))).await.map(drop)
     }
 }
 
-/// The operator holds its Lease for two seconds.
+/// Sets the operator's Lease duration to two seconds.
 pub(crate) fn set_short_lease(objects: &mut Manifests) -> Result<()> {
     let operator = objects.object_mut("Deployment", "rollora-operator")?;
     push_value(&mut operator["spec"]["template"]["spec"]["containers"][0]["args"], json!("--lease-duration=2s"))
 }
 
-/// A turnstile that a bed's parts go through, once they are there.
+/// The write interceptor of an environment, once its options are built.
 pub(crate) type InterceptorSlot = Arc<OnceLock<Arc<WriteInterceptor>>>;
 
-/// The shared control plane with an operator that holds its Lease for two seconds and goes through a turnstile, which is
-/// kept; `change` is what else is different.
-pub(crate) async fn parts_with_write_interceptor(
-    kept: InterceptorSlot,
+/// Returns options for the shared control plane with an operator that has a Lease duration of two seconds and writes
+/// through an interceptor, which is put into `slot`; `change` applies further changes to the manifests.
+pub(crate) async fn options_with_write_interceptor(
+    slot: InterceptorSlot,
     change: impl Fn(&mut Manifests) -> Result<()> + Send + Sync + 'static,
 ) -> Result<ClusterOptions> {
-    let turnstile = Arc::new(WriteInterceptor::start(ControlPlane::shared().await?).await?);
-    kept.set(Arc::clone(&turnstile)).ok();
+    let interceptor = Arc::new(WriteInterceptor::start(ControlPlane::shared().await?).await?);
+    slot.set(Arc::clone(&interceptor)).ok();
     let change = move |objects: &mut Manifests| {
         set_short_lease(objects)?;
         change(objects)?;
-        turnstile.route_through(objects, "rollora-operator")
+        interceptor.route_through(objects, "rollora-operator")
     };
     Ok(ClusterOptions { patch_manifests: Box::new(change), ..ClusterOptions::default() })
 }
 
-/// A control plane of its own, an operator that holds its Lease for two seconds, and a kubelet that starts it again soon
-/// each time it has lost it: else waiting for that would be most of a scenario.
-pub(crate) async fn parts_with_own_control_plane() -> Result<ClusterOptions> {
+/// Returns options with a control plane of their own, an operator with a Lease duration of two seconds, and a kubelet
+/// that restarts it soon each time it has lost its Lease: waiting for the backoff would be most of a scenario.
+pub(crate) async fn options_with_own_control_plane() -> Result<ClusterOptions> {
     let plane = ControlPlane::start().await?;
     plane.install_crds(&[rollora_crds()?, upstream_crds()?].concat()).await?;
     let backoff = RestartBackoff { initial: Duration::from_millis(500), max: Duration::from_secs(1) };
@@ -141,13 +141,13 @@ pub(crate) async fn parts_with_own_control_plane() -> Result<ClusterOptions> {
 }
 
 #[test]
-fn whatever_dies_at_whatever_step_the_rollout_ends_the_same() {
+fn any_fault_at_any_step_leads_to_the_same_end_state() {
     if !cluster_tools_available("each part dies at each step") {
         return;
     }
     let mut random = StdRng::seed_from_u64(SEED);
     let mut schedule = Vec::new();
-    for victim in [
+    for target in [
         FaultTarget::ApiServer,
         FaultTarget::ExtProc(1),
         FaultTarget::Sidecar(1),
@@ -155,31 +155,32 @@ fn whatever_dies_at_whatever_step_the_rollout_ends_the_same() {
         FaultTarget::Operator,
     ] {
         if long_tests_enabled() {
-            schedule.extend(FAULT_POINTS.map(|step| (victim, step)));
+            schedule.extend(FAULT_POINTS.map(|step| (target, step)));
         } else {
-            schedule.extend(FAULT_POINTS.choose(&mut random).map(|step| (victim, *step)));
+            schedule.extend(FAULT_POINTS.choose(&mut random).map(|step| (target, *step)));
         }
     }
-    run_on_cluster(&Setup::guide(Duration::from_millis(400)), parts_with_own_control_plane, async |bed| {
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
-        bed.list_adapter(&adapter_id(2)).await?;
-        let expected = status_summary(&bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(2)).await?, 2)?;
+    run_on_cluster(&Setup::guide(Duration::from_millis(400)), options_with_own_control_plane, async |harness| {
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+        harness.list_adapter(&adapter_id(2)).await?;
+        let expected = status_summary(&harness.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(2)).await?, 2)?;
         let mut number = 2;
-        for (victim, step) in schedule {
+        for (target, step) in schedule {
             number += 1;
-            bed.list_adapter(&adapter_id(number)).await?;
-            step.wait(bed, number).await?;
-            victim.inject(bed, Duration::from_millis(random.random_range(50..600))).await?;
-            let retries = wait_for_rollout(bed, number).await?;
-            let seen = bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(number).and(all_servers_ready())).await?;
-            let came_to = status_summary(&seen, number)?;
-            ensure!(came_to == expected, "{victim:?} {step}: it came to\n{came_to}, not to\n{expected}");
+            harness.list_adapter(&adapter_id(number)).await?;
+            step.wait(harness, number).await?;
+            target.inject(harness, Duration::from_millis(random.random_range(50..600))).await?;
+            let retries = wait_for_rollout(harness, number).await?;
+            let snapshot =
+                harness.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(number).and(all_servers_ready())).await?;
+            let summary = status_summary(&snapshot, number)?;
+            ensure!(summary == expected, "{target:?} {step}: it came to\n{summary}, not to\n{expected}");
             if long_tests_enabled() {
-                print_line(&format!("{victim:?} died {step} of v{number}: it came to the same end, {retries} retries"));
+                print_line(&format!("{target:?} died {step} of v{number}: it came to the same end, {retries} retries"));
             }
         }
-        let record = bed.stop_clients_and_verify().await?;
+        let record = harness.stop_clients_and_verify().await?;
         check_never_backwards(&record)?;
         print_line(&format!("{} deaths, each at a step of a rollout, seed {SEED}: {}", number - 2, record.verdict()));
         Ok(())

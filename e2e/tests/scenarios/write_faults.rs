@@ -1,15 +1,15 @@
-//! The operator dies after any of its writes to the API server, and the rollout ends as if it had not.
+//! The operator is killed after any of its writes to the API server, and the rollout reaches the same end state.
 //!
-//! Its requests go through a turnstile in front of the real API server, which counts what is written: status, rewrite,
-//! ConfigMap, Rollout and events, everything but the renewals of its Lease. Exactly when the API server has taken the n-th
-//! write of a rollout, and before the operator is told, it gets SIGKILL.
+//! Its requests go through a write interceptor in front of the real API server, which counts all writes (statuses,
+//! rewrites, ConfigMaps, Rollouts and events) except the renewals of its Lease. The operator gets SIGKILL after the API
+//! server has applied the n-th write of a rollout and before the operator receives the response.
 
 use crate::{
     rollout_chain::{
         ROLLOUT_TIMEOUT, adapter_id, check_every_step_once, rollout_finished, status_summary, wait_for_rollout,
     },
     run_stats::print_line,
-    step_faults::{InterceptorSlot, parts_with_write_interceptor},
+    step_faults::{InterceptorSlot, options_with_write_interceptor},
 };
 use anyhow::{Context as _, Result, ensure};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
@@ -31,23 +31,23 @@ use std::{
 const SEED: u64 = 11;
 
 #[test]
-fn killed_after_any_of_its_writes_the_operator_comes_to_the_same_end() {
+fn operator_kill_after_any_write_keeps_the_outcome() {
     if !cluster_tools_available("the operator is killed after its writes") {
         return;
     }
     let shared = InterceptorSlot::default();
-    let parts = async || parts_with_write_interceptor(Arc::clone(&shared), |_| Ok(())).await;
-    run_on_cluster(&Setup::guide(Duration::from_millis(200)), parts, async |bed| {
-        let turnstile: &Arc<WriteInterceptor> = shared.get().context("no turnstile")?;
-        bed.wait_for_baseline().await?;
-        bed.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
+    let options = async || options_with_write_interceptor(Arc::clone(&shared), |_| Ok(())).await;
+    run_on_cluster(&Setup::guide(Duration::from_millis(200)), options, async |harness| {
+        let interceptor: &Arc<WriteInterceptor> = shared.get().context("no write interceptor")?;
+        harness.wait_for_baseline().await?;
+        harness.start_clients(&LoadProfile::mixed(MODEL, Duration::from_millis(20)));
 
-        // Undisturbed: so many writes there are, and so it ends.
-        turnstile.clear_writes();
-        bed.list_adapter(&adapter_id(2)).await?;
-        let seen = bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(2)).await?;
-        let (writes, expected) = (turnstile.writes(), status_summary(&seen, 2)?);
-        ensure!(writes.len() >= 10, "a whole rollout with so few writes? {writes:?}");
+        // The first rollout is undisturbed: it determines the number of writes and the expected end state.
+        interceptor.clear_writes();
+        harness.list_adapter(&adapter_id(2)).await?;
+        let snapshot = harness.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(2)).await?;
+        let (writes, expected) = (interceptor.writes(), status_summary(&snapshot, 2)?);
+        ensure!(writes.len() >= 10, "a whole rollout has only these writes: {writes:?}");
 
         let mut points: Vec<usize> = (1..=writes.len()).collect();
         if !long_tests_enabled() {
@@ -57,16 +57,16 @@ fn killed_after_any_of_its_writes_the_operator_comes_to_the_same_end() {
         let (mut last, mut killed) = (2, 0);
         for point in points {
             last += 1;
-            if kill_after_write(bed, turnstile, point, last).await? {
+            if kill_after_write(harness, interceptor, point, last).await? {
                 killed += 1;
             }
-            let seen = bed.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(last)).await?;
-            let came_to = status_summary(&seen, last)?;
-            ensure!(came_to == expected, "killed after write {point} it came to\n{came_to}, not to\n{expected}");
+            let snapshot = harness.wait_for_within(ROLLOUT_TIMEOUT, rollout_finished(last)).await?;
+            let summary = status_summary(&snapshot, last)?;
+            ensure!(summary == expected, "killed after write {point} it came to\n{summary}, not to\n{expected}");
         }
-        let record = bed.stop_clients_and_verify().await?;
+        let record = harness.stop_clients_and_verify().await?;
         check_every_step_once(&record, 2..=last)?;
-        // How many writes a rollout has varies a little: the last ones may not be reached.
+        // The number of writes per rollout varies a little: the last points may not be reached.
         ensure!(killed + 3 >= last - 2, "only {killed} of {} kills happened", last - 2);
         print_line(&format!(
             "the operator killed after a write: {killed} of {} rollouts (a rollout has {} writes), seed {SEED}: {}",
@@ -78,37 +78,38 @@ fn killed_after_any_of_its_writes_the_operator_comes_to_the_same_end() {
     });
 }
 
-/// Lists a version, kills the operator after so many writes, and starts it again. Whether there were so many.
+/// Lists a version, kills the operator after its n-th write, and starts it again. Returns whether there were that many
+/// writes.
 async fn kill_after_write(
-    bed: &mut Harness<ClusterEnvironment>,
-    turnstile: &WriteInterceptor,
+    harness: &mut Harness<ClusterEnvironment>,
+    interceptor: &WriteInterceptor,
     point: usize,
     number: usize,
 ) -> Result<bool> {
     let was_killed = Arc::new(AtomicBool::new(false));
-    let operators = bed.environment.operators();
-    turnstile.after_write(point, {
+    let operators = harness.environment.operators();
+    interceptor.after_write(point, {
         let was_killed = Arc::clone(&was_killed);
         move || {
             operators.iter().for_each(rollora_testbed::kubelet::ContainerHandle::kill_and_hold);
             was_killed.store(true, Ordering::SeqCst);
         }
     });
-    bed.list_adapter(&adapter_id(number)).await?;
+    harness.list_adapter(&adapter_id(number)).await?;
     let killed = Arc::clone(&was_killed);
-    let is_over = rollout_finished(number);
+    let is_finished = rollout_finished(number);
     let either = rollora_e2e::conditions::WaitCondition::new(
-        format!("the operator was killed after write {point} of the rollout of v{number}, or that is over"),
-        move |seen| killed.load(Ordering::SeqCst) || is_over.holds(seen),
+        format!("the operator was killed after write {point} of the rollout of v{number}, or the rollout finished"),
+        move |snapshot| killed.load(Ordering::SeqCst) || is_finished.holds(snapshot),
     );
-    let seen = bed.wait_for_within(ROLLOUT_TIMEOUT, either).await;
-    let reached = turnstile.hook_has_run();
-    seen?;
+    let snapshot = harness.wait_for_within(ROLLOUT_TIMEOUT, either).await;
+    let reached = interceptor.hook_has_run();
+    snapshot?;
     if reached {
         let away = StdRng::seed_from_u64(point as u64).random_range(0..300);
         tokio::time::sleep(Duration::from_millis(away)).await;
-        bed.start_operator().await?;
+        harness.start_operator().await?;
     }
-    wait_for_rollout(bed, number).await?;
+    wait_for_rollout(harness, number).await?;
     Ok(reached)
 }

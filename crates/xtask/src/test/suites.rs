@@ -38,7 +38,7 @@ const LAWS: &[&str] = &[
     "response_matrix",
 ];
 /// The guide, once, over the real programs on one machine.
-const GUIDE: &[&str] = &["-p", "rollora-e2e", "--test", "scenarios", "--", "guide::", "--skip", "on_a_cluster"];
+const GUIDE: &[&str] = &["-p", "rollora-e2e", "--test", "scenarios", "--", "guide::", "--skip", "::cluster"];
 
 /// Runs all tests; returns how they ended, and a line for each tool that is worth one.
 pub(super) fn run(scope: Scope, lints: Lints, fetching: PendingTools<'_>) -> (CheckOutcome, Vec<SummaryLine>) {

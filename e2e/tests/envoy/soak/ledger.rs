@@ -1,4 +1,4 @@
-//! What was sent, what was seen, and what is to be said of it.
+//! Records requests, arrivals and failures during the soak, and judges them afterwards.
 
 use super::model_server::ModelName;
 use rollora_e2e::rule_recorder::RouterHistory;
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Written by clients and by the model server while it goes on.
+/// Written concurrently by the clients and by the model server.
 #[derive(Debug)]
 pub(super) struct SoakLedger {
     epoch: Instant,
@@ -25,12 +25,12 @@ pub(super) struct SoakLedger {
     violations: Mutex<Vec<String>>,
 }
 
-/// A request that the model server got under a name that a rule gave it.
+/// A request as the model server received it, under the name that a rule gave it.
 #[derive(Debug, Clone, Copy)]
 struct Arrival {
     start: Instant,
     arrival: Instant,
-    /// None where the client's name has no rule.
+    /// The generation of the rule; `None` if the client's name has no rule.
     generation: Option<u32>,
 }
 
@@ -42,28 +42,28 @@ struct FailedRequest {
     detail: String,
 }
 
-/// A request that had no answer, or no whole one.
+/// A request without a response, or with an incomplete one.
 #[derive(Debug)]
-#[expect(dead_code, reason = "printed where it is one too many")]
+#[expect(dead_code, reason = "printed if the run fails")]
 pub(super) struct LostRequest {
     pub(super) explained_by_kill: bool,
     detail: String,
     since_start: Duration,
     elapsed: Duration,
-    /// From the nearest kill before its end.
+    /// Time from the last kill before the end of the request to its start.
     since_kill: Option<Duration>,
 }
 
-/// A replica that was killed.
+/// A replica that was killed, with the interval of its death.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ReplicaKill {
-    /// Before the signal.
+    /// A moment just before the signal.
     pub(super) signaled_at: Instant,
-    /// When it was gone for certain.
+    /// A moment at which the process had certainly exited.
     pub(super) exited_at: Instant,
 }
 
-/// When rules of a generation may have been in force somewhere.
+/// The intervals in which a generation's rules may have been active at some replica.
 #[derive(Debug, Default)]
 pub(super) struct RuleTimeline {
     intervals: BTreeMap<u32, Vec<(Instant, Instant)>>,
@@ -94,7 +94,7 @@ impl SoakLedger {
         Self { epoch, sent, answered, streamed, canceled, arrivals, failures, violations }
     }
 
-    /// A moment as it travels in a request.
+    /// Encodes a moment as nanoseconds since the start, for a request header.
     pub(super) fn to_nanos(&self, moment: Instant) -> u64 {
         u64::try_from((moment - self.epoch).as_nanos()).unwrap()
     }
@@ -103,7 +103,7 @@ impl SoakLedger {
         self.epoch + Duration::from_nanos(nanos)
     }
 
-    /// The number of the next request.
+    /// Counts a request, and returns its number.
     pub(super) fn next_number(&self) -> u64 {
         self.sent.fetch_add(1, Ordering::Relaxed)
     }
@@ -121,30 +121,30 @@ impl SoakLedger {
         self.canceled.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn record_failure(&self, start: Instant, end: Instant, before_head: bool, words: String) {
-        lock(&self.failures).push(FailedRequest { start, end, before_headers: before_head, detail: words });
+    pub(super) fn record_failure(&self, start: Instant, end: Instant, before_headers: bool, message: String) {
+        lock(&self.failures).push(FailedRequest { start, end, before_headers, detail: message });
     }
 
-    /// What must never happen.
-    pub(super) fn record_violation(&self, words: String) {
-        lock(&self.violations).push(words);
+    /// Records something that must never happen.
+    pub(super) fn record_violation(&self, message: String) {
+        lock(&self.violations).push(message);
     }
 
-    /// A request came as this model.
+    /// Records that the model server received a request for this model.
     pub(super) fn record_arrival(&self, start_nanos: u64, arrival: Instant, model: ModelName<'_>) {
         let generation = model.generation();
         lock(&self.arrivals).push(Arrival { start: self.from_nanos(start_nanos), arrival, generation });
     }
 
     pub(super) fn report(&self, rules: &RuleTimeline, outages: &[ReplicaKill]) -> SoakReport {
-        let (seen, mut wrong) = (lock(&self.arrivals), lock(&self.violations).clone());
-        for seen in seen.iter() {
-            if let Some(generation) = seen.generation
-                && !rules.was_active(generation, seen.start, seen.arrival)
+        let (arrivals, mut violations) = (lock(&self.arrivals), lock(&self.violations).clone());
+        for arrival in arrivals.iter() {
+            if let Some(generation) = arrival.generation
+                && !rules.was_active(generation, arrival.start, arrival.arrival)
             {
-                let [start, arrival] = [seen.start, seen.arrival].map(|moment| moment - self.epoch);
-                let spells = rules.format_intervals(generation, self.epoch);
-                wrong.push(format!("generation {generation} from {start:.4?} to {arrival:.4?}, in force {spells}"));
+                let [start, end] = [arrival.start, arrival.arrival].map(|moment| moment - self.epoch);
+                let intervals = rules.format_intervals(generation, self.epoch);
+                violations.push(format!("generation {generation} from {start:.4?} to {end:.4?}, active {intervals}"));
             }
         }
         let lost = lock(&self.failures).iter().map(|failure| failure.classify(self.epoch, outages)).collect();
@@ -154,18 +154,18 @@ impl SoakLedger {
             answered: count(&self.answered),
             streamed: count(&self.streamed),
             canceled: count(&self.canceled),
-            with_rule: seen.iter().filter(|seen| seen.generation.is_some()).count(),
-            without_rule: seen.iter().filter(|seen| seen.generation.is_none()).count(),
+            with_rule: arrivals.iter().filter(|it| it.generation.is_some()).count(),
+            without_rule: arrivals.iter().filter(|it| it.generation.is_none()).count(),
             kills: outages.len(),
             generations: rules.intervals.len(),
             lost,
-            violations: wrong,
+            violations,
         }
     }
 }
 
 impl FailedRequest {
-    /// Only a request that was on its way when a replica died can have been held by it.
+    /// Only a request in flight when a replica died can have been held by it.
     fn classify(&self, epoch: Instant, outages: &[ReplicaKill]) -> LostRequest {
         let held =
             self.before_headers && outages.iter().any(|it| self.start <= it.exited_at && self.end >= it.signaled_at);
@@ -182,33 +182,34 @@ impl FailedRequest {
 }
 
 impl RuleTimeline {
-    /// From what was read at every replica, and from when the API server had each generation at the earliest and, if
-    /// another came, at the latest.
+    /// Builds the timeline from the rules read at every replica, and from the times of each generation at the API
+    /// server: the earliest at which it was written and, if another followed, the latest.
     ///
-    /// A replica was asked every few milliseconds. What came and went between two looks was in force between them; and
-    /// before the first look at one that had just started, whatever the API server had meanwhile.
+    /// A replica is polled every few milliseconds. A generation that came and went between two polls was active between
+    /// them. Before the first poll of a replica that had just started, any generation that the API server had meanwhile
+    /// may have been active.
     pub(super) fn new(replicas: &[RouterHistory], written: &[(Instant, Option<Instant>)], end: Instant) -> Self {
         let mut rules = Self::default();
         for replica in replicas {
-            let spells: Vec<_> = replica
+            let intervals: Vec<_> = replica
                 .intervals
                 .iter()
-                .filter_map(|spell| {
-                    Some((spell.weights.iter().find_map(|(id, _)| ModelName::parse(id).generation())?, spell))
+                .filter_map(|interval| {
+                    Some((interval.weights.iter().find_map(|(id, _)| ModelName::parse(id).generation())?, interval))
                 })
                 .collect();
-            if let Some((first, spell)) = spells.first() {
-                let until = spell.until.unwrap_or(end);
+            if let Some((first, interval)) = intervals.first() {
+                let until = interval.until.unwrap_or(end);
                 for (generation, (from, to)) in (0..=*first).zip(written) {
                     if to.is_none_or(|to| to >= replica.first_seen) && *from <= until {
                         rules.add_interval(generation, replica.first_seen, until);
                     }
                 }
             }
-            for (generation, spell) in &spells {
-                rules.add_interval(*generation, spell.from, spell.until.unwrap_or(end));
+            for (generation, interval) in &intervals {
+                rules.add_interval(*generation, interval.from, interval.until.unwrap_or(end));
             }
-            for pair in spells.windows(2) {
+            for pair in intervals.windows(2) {
                 let ((before, ended), (after, began)) = (pair[0], pair[1]);
                 for missed in before + 1..after {
                     rules.add_interval(missed, began.from, ended.until.unwrap_or(end));
@@ -223,44 +224,34 @@ impl RuleTimeline {
     }
 
     fn was_active(&self, generation: u32, start: Instant, end: Instant) -> bool {
-        let spells = self.intervals.get(&generation);
-        spells.into_iter().flatten().any(|(from, until)| *from <= end && *until >= start)
+        let intervals = self.intervals.get(&generation);
+        intervals.into_iter().flatten().any(|(from, until)| *from <= end && *until >= start)
     }
 
     fn format_intervals(&self, generation: u32, epoch: Instant) -> String {
-        let spells = self.intervals.get(&generation).into_iter().flatten();
-        let words: Vec<_> =
-            spells.map(|(from, until)| format!("{:.4?} to {:.4?}", *from - epoch, *until - epoch)).collect();
-        words.join(", ")
+        let intervals = self.intervals.get(&generation).into_iter().flatten();
+        let message: Vec<_> =
+            intervals.map(|(from, until)| format!("{:.4?} to {:.4?}", *from - epoch, *until - epoch)).collect();
+        message.join(", ")
     }
 }
 
 impl fmt::Display for SoakReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            sent,
-            answered,
-            streamed,
-            canceled: given_up,
-            with_rule: by_rule,
-            without_rule,
-            kills,
-            generations: rules,
-            lost,
-            violations: wrong,
-        } = self;
+        let Self { sent, answered, streamed, canceled, with_rule, without_rule, kills, generations, lost, violations } =
+            self;
         let held = lost.iter().filter(|loss| loss.explained_by_kill).count();
         write!(
             f,
-            "{sent} requests, {answered} answered whole ({streamed} of them streams), {given_up} given up by clients, "
+            "{sent} requests, {answered} complete responses ({streamed} of them streams), {canceled} canceled by clients, "
         )?;
-        write!(f, "{} lost, of which {held} were held by a replica that was killed; ", lost.len())?;
+        write!(f, "{} lost, of which {held} were held by a killed replica; ", lost.len())?;
         write!(
             f,
-            "seen by the model server: {by_rule} under a rule's name, {without_rule} without a rule, {} wrong; ",
-            wrong.len()
+            "received by the model server: {with_rule} by a rule, {without_rule} without a rule, {} wrong; ",
+            violations.len()
         )?;
-        write!(f, "{kills} replicas killed, {rules} generations of rules in force")
+        write!(f, "{kills} replicas killed, {generations} generations of active rules")
     }
 }
 
@@ -269,25 +260,25 @@ mod tests {
     use super::*;
     use rollora_e2e::rule_recorder::RuleInterval;
 
-    fn router_log(epoch: Instant, since: u64, spells: &[(u32, u64, Option<u64>)]) -> RouterHistory {
+    fn router_log(epoch: Instant, since: u64, intervals: &[(u32, u64, Option<u64>)]) -> RouterHistory {
         let at = |millis| epoch + Duration::from_millis(millis);
-        let spell = |(generation, from, until): &(u32, u64, Option<u64>)| RuleInterval {
+        let interval = |(generation, from, until): &(u32, u64, Option<u64>)| RuleInterval {
             from: at(*from),
             until: until.map(at),
             sequence: 0,
             weights: vec![(format!("red-{generation}-left"), 1)],
         };
-        RouterHistory { first_seen: at(since), gone_at: None, intervals: spells.iter().map(spell).collect() }
+        RouterHistory { first_seen: at(since), gone_at: None, intervals: intervals.iter().map(interval).collect() }
     }
 
     #[test]
-    fn a_generation_is_right_only_while_it_may_have_been_in_force_somewhere() {
+    fn generation_counts_only_while_it_may_have_been_active() {
         let epoch = super::super::now();
         let at = |millis| epoch + Duration::from_millis(millis);
         let written: Vec<_> = (0..5).map(|it| (at(it * 100), Some(at(it * 100 + 101)))).collect();
         let replicas = [
             router_log(epoch, 0, &[(0, 10, Some(120)), (1, 110, Some(220)), (3, 210, None)]),
-            // Started again at 350.
+            //             // This replica was started again at 350.
             router_log(epoch, 350, &[(4, 420, None)]),
         ];
         let rules = RuleTimeline::new(&replicas, &written, at(600));
@@ -297,11 +288,11 @@ mod tests {
             (0, 121, 130, false),
             (1, 90, 100, false),
             (1, 221, 230, false),
-            // Nobody saw it; it came and went between two looks.
+            // No poll observed it: it came and went between two polls.
             (2, 212, 215, true),
             (2, 221, 300, false),
             (3, 500, 510, true),
-            // The second replica may have had 3 or 4 before it was asked.
+            // The second replica may have had 3 or 4 before its first poll.
             (4, 360, 370, true),
             (5, 500, 510, false),
         ] {
@@ -310,11 +301,11 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_is_explained_by_a_kill_that_it_was_on_its_way_at_and_by_nothing_else() {
+    fn kill_explains_only_requests_held_before_headers() {
         let epoch = super::super::now();
         let at = |millis| epoch + Duration::from_millis(millis);
         let outages = [ReplicaKill { signaled_at: at(100), exited_at: at(110) }];
-        for (start, end, before_head, held) in [
+        for (start, end, before_headers, held) in [
             (90, 120, true, true),
             (105, 120, true, true),
             (111, 130, true, false),
@@ -322,9 +313,9 @@ mod tests {
             (90, 120, false, false),
         ] {
             let ledger = SoakLedger::new(epoch);
-            ledger.record_failure(at(start), at(end), before_head, String::new());
-            let verdict = ledger.report(&RuleTimeline::default(), &outages);
-            assert_eq!(verdict.lost[0].explained_by_kill, held, "{start} {end} {before_head}");
+            ledger.record_failure(at(start), at(end), before_headers, String::new());
+            let report = ledger.report(&RuleTimeline::default(), &outages);
+            assert_eq!(report.lost[0].explained_by_kill, held, "{start} {end} {before_headers}");
         }
     }
 }

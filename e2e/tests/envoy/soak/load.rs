@@ -1,4 +1,4 @@
-//! The clients.
+//! The clients of the soak.
 
 use super::{
     ledger::SoakLedger,
@@ -23,24 +23,24 @@ pub(super) struct SoakLoad {
 }
 
 impl SoakLoad {
-    /// Each client sends one request after the other.
+    /// Starts the clients; each sends one request after another.
     pub(super) fn start(gateway: SocketAddr, ledger: &Arc<SoakLedger>, seed: u64) -> Self {
         let (mut clients, stop) = (JoinSet::new(), CancellationToken::new());
         for number in 0..CLIENT_COUNT {
             let (ledger, random) = (Arc::clone(ledger), StdRng::seed_from_u64(seed ^ (number << 32)));
             let version = if number % 4 == 0 { HttpVersion::Http2 } else { HttpVersion::Http1 };
-            let mut one = SoakClient { gateway, version, connection: None, ledger, random };
-            let enough = stop.clone();
+            let mut client = SoakClient { gateway, version, connection: None, ledger, random };
+            let stop = stop.clone();
             clients.spawn(async move {
-                while !enough.is_cancelled() {
-                    one.send_next(one.ledger.next_number()).await;
+                while !stop.is_cancelled() {
+                    client.send_next(client.ledger.next_number()).await;
                 }
             });
         }
         Self { clients, stop }
     }
 
-    /// Lets every client end the request that it is in.
+    /// Lets every client finish its current request.
     pub(super) async fn stop(mut self) {
         self.stop.cancel();
         while let Some(ended) = self.clients.join_next().await {
@@ -57,7 +57,7 @@ struct SoakClient {
     random: StdRng,
 }
 
-/// What is asked, and what has to come.
+/// A request, and what its response must contain.
 struct SoakRequest {
     alias: &'static str,
     number: u64,
@@ -65,37 +65,38 @@ struct SoakRequest {
     request: Request<RequestBody>,
 }
 
-/// How it ended without a whole and right answer.
+/// Why a request has no complete and correct response.
 enum SoakError {
-    /// Before the response's headers, or after them.
+    /// The request failed, before the response's headers or after them.
     Lost { before_headers: bool, detail: String },
-    /// With another answer than there is for it.
+    /// The response is complete, but not correct.
     WrongResponse(String),
 }
 
 impl SoakClient {
     async fn send_next(&mut self, number: u64) {
-        let gives_up =
+        let cancel_after =
             self.random.random_ratio(1, 40).then(|| Duration::from_micros(self.random.random_range(0..8000)));
         let mut connection = self.connection().await;
         let start = now();
-        let question = self.next_request(number, self.ledger.to_nanos(start));
-        let streams = question.streams;
-        let ended = tokio::time::timeout(gives_up.unwrap_or(RESPONSE_TIMEOUT), question.send(&mut connection)).await;
+        let soak_request = self.next_request(number, self.ledger.to_nanos(start));
+        let streams = soak_request.streams;
+        let ended =
+            tokio::time::timeout(cancel_after.unwrap_or(RESPONSE_TIMEOUT), soak_request.send(&mut connection)).await;
         match ended {
-            Err(_) if gives_up.is_some() => {
+            Err(_) if cancel_after.is_some() => {
                 self.ledger.record_cancel();
-                // In HTTP/1.1 that is the end of the connection; in HTTP/2 one stream is reset, most of the time.
+                // In HTTP/1.1 that ends the connection; in HTTP/2 it usually resets one stream.
                 if self.version == HttpVersion::Http1 || self.random.random_ratio(1, 4) {
                     return;
                 }
             }
-            Err(_) => self.ledger.record_failure(start, now(), true, format!("no answer after {RESPONSE_TIMEOUT:?}")),
+            Err(_) => self.ledger.record_failure(start, now(), true, format!("no response after {RESPONSE_TIMEOUT:?}")),
             Ok(Ok(())) => self.ledger.record_response(streams),
-            Ok(Err(SoakError::Lost { before_headers: before_head, detail: words })) => {
-                self.ledger.record_failure(start, now(), before_head, words)
+            Ok(Err(SoakError::Lost { before_headers, detail: message })) => {
+                self.ledger.record_failure(start, now(), before_headers, message)
             }
-            Ok(Err(SoakError::WrongResponse(words))) => self.ledger.record_violation(words),
+            Ok(Err(SoakError::WrongResponse(message))) => self.ledger.record_violation(message),
         }
         self.connection = Some(connection);
     }
@@ -134,20 +135,20 @@ impl SoakClient {
 impl SoakRequest {
     async fn send(self, connection: &mut GatewayClient) -> Result<(), SoakError> {
         let Self { alias, number, streams, request } = self;
-        let lost = |before_head, words| SoakError::Lost { before_headers: before_head, detail: words };
+        let lost = |before_headers, message| SoakError::Lost { before_headers, detail: message };
         let answer = connection.send(request).await.map_err(|error| lost(true, format!("{error:?}")))?;
         let (head, body) = answer.into_parts();
         let body = body.collect().await;
         if head.status != StatusCode::OK {
-            let words = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned());
-            return Err(lost(true, format!("{} {words:?}", head.status)));
+            let message = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned());
+            return Err(lost(true, format!("{} {message:?}", head.status)));
         }
-        let body = body.map_err(|error| lost(false, format!("cut, streams: {streams}: {error:?}")))?.to_bytes();
-        let told = head.headers.get("x-rollora-target").map(|told| told.to_str().unwrap_or("?").to_owned());
-        if told.is_none() && alias != "plain" {
-            return Err(SoakError::WrongResponse(format!("{alias} was told no target")));
+        let body = body.map_err(|error| lost(false, format!("truncated, streams: {streams}: {error:?}")))?.to_bytes();
+        let target = head.headers.get("x-rollora-target").map(|target| target.to_str().unwrap_or("?").to_owned());
+        if target.is_none() && alias != "plain" {
+            return Err(SoakError::WrongResponse(format!("a response for {alias} names no target")));
         }
-        let model = told.as_deref().unwrap_or(alias);
+        let model = target.as_deref().unwrap_or(alias);
         let expected = if streams {
             let events = (1..=EVENT_COUNT).map(|event| format!("data: {model} {number} {event}\n\n"));
             events.collect::<Vec<_>>().concat()
@@ -158,7 +159,7 @@ impl SoakRequest {
             Ok(())
         } else {
             let body = String::from_utf8_lossy(&body);
-            Err(SoakError::WrongResponse(format!("{alias} {number} was told {told:?} and answered {body:?}")))
+            Err(SoakError::WrongResponse(format!("a response for {alias} {number} names {target:?}: {body:?}")))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The names of models, the bodies of requests, and a model server that looks at every one.
+//! Model names and request bodies of the soak, and a model server that checks every request.
 
 use super::{ledger::SoakLedger, now};
 use bytes::Bytes;
@@ -14,9 +14,9 @@ use hyper_util::rt::TokioIo;
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, task::JoinSet};
 
-/// What clients ask for. The first two have rules.
+/// The model names that clients request. The first two have rules.
 pub(super) const ALIASES: [&str; 3] = ["red", "blue", "plain"];
-/// The events of a streamed answer.
+/// Number of events of a streamed response.
 pub(super) const EVENT_COUNT: usize = 10;
 const EVENT_INTERVAL: Duration = Duration::from_millis(30);
 
@@ -28,7 +28,7 @@ pub(super) struct ModelName<'a> {
 }
 
 impl<'a> ModelName<'a> {
-    /// `red`, or `red-17-left`.
+    /// Parses `red`, or `red-17-left`.
     pub(super) fn parse(name: &'a str) -> Self {
         let mut parts = name.splitn(3, '-');
         let alias = parts.next().unwrap_or_default();
@@ -39,13 +39,13 @@ impl<'a> ModelName<'a> {
         self.generation
     }
 
-    /// Whether a client that asks for this name may get it, at some time.
+    /// Returns whether a client that requests `alias` may get this model at any time.
     fn is_allowed_for(self, alias: &str) -> bool {
         self.alias == alias && self.generation.is_some() == (alias != "plain")
     }
 }
 
-/// How one request looks, as its own headers say.
+/// The shape of one request's body, as the request's own headers describe it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RequestShape {
     pub(super) number: u64,
@@ -54,7 +54,7 @@ pub(super) struct RequestShape {
 }
 
 impl RequestShape {
-    /// The body with this model in it.
+    /// Returns the body with this model in it.
     pub(super) fn body(&self, model: &str) -> String {
         let Self { number, padding, model_last } = self;
         let rest = format!(r#""prompt": "the \"model\" of {number} {}", "n":1"#, "x".repeat(*padding));
@@ -99,7 +99,7 @@ type ModelResponse = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 async fn respond(ledger: &SoakLedger, request: Request<Incoming>) -> Result<ModelResponse, hyper::Error> {
     let (head, body) = request.into_parts();
-    // Who gave up in the middle of its body asked for nothing.
+    // A client that gave up in the middle of its body sent no request.
     let body = body.collect().await?.to_bytes();
     let arrival = now();
     let refuse = |words: String| {
@@ -112,17 +112,17 @@ async fn respond(ledger: &SoakLedger, request: Request<Incoming>) -> Result<Mode
     let start = text("x-start").and_then(|start| start.parse().ok());
     let (Some(shape), Some(alias), Some(start)) = (RequestShape::from_headers(&head.headers), text("x-alias"), start)
     else {
-        return Ok(refuse(format!("a request without the headers of a client: {:?}", head.headers)));
+        return Ok(refuse(format!("the headers of a client are missing: {:?}", head.headers)));
     };
     let Some(name) = parse_model(&body) else {
-        return Ok(refuse(format!("no JSON: {}", String::from_utf8_lossy(&body))));
+        return Ok(refuse(format!("the body is not JSON: {}", String::from_utf8_lossy(&body))));
     };
     let model = ModelName::parse(&name);
     if !model.is_allowed_for(alias) {
         return Ok(refuse(format!("{alias} was sent to {name}")));
     }
     if body != shape.body(&name) {
-        return Ok(refuse(format!("more than the model changed: {}", String::from_utf8_lossy(&body))));
+        return Ok(refuse(format!("more than the model was changed: {}", String::from_utf8_lossy(&body))));
     }
     ledger.record_arrival(start, arrival, model);
     let number = shape.number;
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_differs_in_nothing_but_the_model() {
+    fn bodies_differ_only_in_the_model() {
         for model_last in [false, true] {
             let shape = RequestShape { number: 3, padding: 2, model_last };
             let body = shape.body("red");
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_may_get_its_own_targets_and_no_others() {
+    fn alias_may_get_only_its_own_targets() {
         for (alias, name, right) in [
             ("red", "red-1-left", true),
             ("red", "blue-1-left", false),

@@ -1,5 +1,5 @@
-//! What it runs on: an API server whose rules change, three replicas of the program, and an Envoy with the
-//! configuration that is shipped, but for addresses.
+//! The testbed of the soak: an API server whose rules change, three replicas of the program, and an Envoy with the
+//! shipped configuration except for addresses.
 
 use super::{
     ledger::{ReplicaKill, RuleTimeline, SoakLedger},
@@ -40,7 +40,8 @@ const YOUNGER_REWRITE: &str = "younger";
 const RULE_INTERVAL: Duration = Duration::from_millis(100);
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// From when, and until when at the latest, the API server had the rules of a generation.
+/// Per generation, when the API server had its rules: the earliest start and the latest end, `None` for the current
+/// one.
 type RuleWriteTimes = Arc<Mutex<Vec<(Instant, Option<Instant>)>>>;
 
 pub(super) struct SoakTestbed {
@@ -49,7 +50,7 @@ pub(super) struct SoakTestbed {
     admin: ReservedPort,
     replicas: Vec<ExtProcReplica>,
     outages: Vec<ReplicaKill>,
-    /// Who can be asked at the moment.
+    /// The metrics addresses of the replicas that run now.
     live_replicas: Arc<Mutex<Vec<ListenAddress>>>,
     rules_log: RuleRecorder,
     rule_writes: RuleWriteTimes,
@@ -73,7 +74,7 @@ impl SoakTestbed {
         let kind = GroupVersionKind::gvk(RewriteGroup::Current.name(), "v1alpha2", "InferenceModelRewrite");
         let rewrites: Api<DynamicObject> =
             Api::namespaced_with(plane.admin_client().await?, &namespace, &ApiResource::from_gvk(&kind));
-        let written = RuleWriteTimes::new(Mutex::new(vec![(now(), None)]));
+        let rule_writes = RuleWriteTimes::new(Mutex::new(vec![(now(), None)]));
         rewrites.create(&PostParams::default(), &rewrite_object(OLDER_REWRITE, &generation_rules(0))?).await?;
 
         let folder = tempfile::tempdir()?;
@@ -91,18 +92,19 @@ impl SoakTestbed {
         let mut envoy = Command::new(ENVOY.program("envoy")?);
         envoy.arg("-c").arg(&file).args(["--concurrency", "1", "--log-level", "error", "--disable-hot-restart"]);
 
-        let living = Arc::<Mutex<Vec<ListenAddress>>>::default();
-        let asked = Arc::clone(&living);
-        let routers: RouterDiscovery = Arc::new(move || asked.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        let mut bed = Self {
+        let live_replicas = Arc::<Mutex<Vec<ListenAddress>>>::default();
+        let discovered = Arc::clone(&live_replicas);
+        let routers: RouterDiscovery =
+            Arc::new(move || discovered.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let mut testbed = Self {
             envoy: ChildProcess::start("envoy", envoy, folder.path())?,
             gateway,
             admin,
             replicas,
             outages: Vec::new(),
-            live_replicas: living,
+            live_replicas,
             rules_log: RuleRecorder::start(&routers, "red"),
-            rule_writes: Arc::clone(&written),
+            rule_writes: Arc::clone(&rule_writes),
             rule_writer: JoinSet::new(),
             kubeconfig: plane.admin_kubeconfig(),
             namespace,
@@ -110,14 +112,14 @@ impl SoakTestbed {
             folder,
         };
         for number in 0..REPLICAS {
-            bed.start_replica(number).await?;
+            testbed.start_replica(number).await?;
         }
-        bed.wait_for_envoy().await?;
-        bed.rule_writer.spawn(write_rules(rewrites, written));
-        Ok(bed)
+        testbed.wait_for_envoy().await?;
+        testbed.rule_writer.spawn(write_rules(rewrites, rule_writes));
+        Ok(testbed)
     }
 
-    /// Waits until Envoy listens and knows of every replica that it can be asked.
+    /// Waits until Envoy listens and regards every replica as healthy.
     async fn wait_for_envoy(&self) -> Result<()> {
         let (admin, start) = (ListenAddress::from(self.admin.address()), now());
         let line = "cluster.rollora-ext-proc.membership_healthy: 3";
@@ -140,24 +142,24 @@ impl SoakTestbed {
         self.gateway.address()
     }
 
-    /// How many replicas were killed so far.
+    /// Returns the number of kills so far.
     pub(super) fn kill_count(&self) -> usize {
         self.outages.len()
     }
 
-    /// What should not end has not.
+    /// Fails if Envoy or the writer of rules has ended.
     pub(super) fn assert_running(&mut self) {
         assert!(self.envoy.exit_reason().is_none(), "{}", self.envoy.log());
         let stopped = self.rule_writer.try_join_next();
-        assert!(stopped.is_none(), "rules are not written any more: {stopped:?}");
+        assert!(stopped.is_none(), "the writer of rules has ended: {stopped:?}");
     }
 
-    /// Kills this replica, or it and the next, and starts each again some time later; returns when they serve.
-    pub(super) async fn kill_replicas(&mut self, first: usize, victims: usize, away: Duration) -> Result<()> {
-        let victims: Vec<_> = (first..first + victims).map(|number| number % REPLICAS).collect();
-        for &number in &victims {
+    /// Kills `count` consecutive replicas, and starts them again after `away`; returns when they serve.
+    pub(super) async fn kill_replicas(&mut self, first: usize, count: usize, away: Duration) -> Result<()> {
+        let numbers: Vec<_> = (first..first + count).map(|number| number % REPLICAS).collect();
+        for &number in &numbers {
             let replica = &mut self.replicas[number];
-            let process = replica.process.take().context("it runs")?;
+            let process = replica.process.take().context("the replica is not running")?;
             let from = now();
             process.signal(Signal::KILL);
             wait_exit(&process, WAIT_TIMEOUT).await?;
@@ -166,7 +168,7 @@ impl SoakTestbed {
             self.live_replicas.lock().unwrap_or_else(PoisonError::into_inner).retain(|address| *address != gone);
         }
         tokio::time::sleep(away).await;
-        for number in victims {
+        for number in numbers {
             self.start_replica(number).await?;
         }
         Ok(())
@@ -180,7 +182,7 @@ impl SoakTestbed {
         for (flag, port) in ["--grpc-port", "--grpc-health-port", "--metrics-port"].iter().zip(&replica.ports) {
             command.arg(flag).arg(port.number().to_string());
         }
-        // Looked at from now on, so that no rule is in force that was not seen.
+        // Polled from the start of its process, so that the recorder observes its first rules.
         self.live_replicas.lock().unwrap_or_else(PoisonError::into_inner).push(replica.metrics_address());
         let process = replica.process.insert(ChildProcess::start(&replica.name, command, self.folder.path())?);
         let (metrics, start) = (ListenAddress::from(replica.ports[2].address()), now());
@@ -194,11 +196,11 @@ impl SoakTestbed {
         Ok(())
     }
 
-    /// Ends it; says which rules were in force when, and who was killed.
+    /// Stops the writer of rules; returns when each generation was active, and the kills.
     pub(super) async fn stop(mut self) -> (RuleTimeline, Vec<ReplicaKill>) {
         self.rule_writer.shutdown().await;
-        let written = self.rule_writes.lock().unwrap_or_else(PoisonError::into_inner);
-        (RuleTimeline::new(&self.rules_log.histories(), &written, now()), self.outages)
+        let rule_writes = self.rule_writes.lock().unwrap_or_else(PoisonError::into_inner);
+        (RuleTimeline::new(&self.rules_log.histories(), &rule_writes, now()), self.outages)
     }
 }
 
@@ -208,7 +210,7 @@ impl ExtProcReplica {
     }
 }
 
-/// The rules of a generation: each alias has two targets of its own.
+/// Returns the rules of a generation: each alias has two targets, weighted by the generation.
 fn generation_rules(generation: usize) -> Value {
     let weight = 1 + generation * 37 % 99;
     let rule = |alias: &str| {
@@ -232,8 +234,9 @@ fn rewrite_object(name: &str, rules: &Value) -> Result<DynamicObject> {
     }))?)
 }
 
-/// Another generation every now and then; and a younger rewrite that comes and goes, whose rules are never in force.
-async fn write_rules(rewrites: Api<DynamicObject>, written: RuleWriteTimes) -> Result<()> {
+/// Writes a new generation at each interval, and creates and deletes a younger rewrite whose rules must never be
+/// active.
+async fn write_rules(rewrites: Api<DynamicObject>, rule_writes: RuleWriteTimes) -> Result<()> {
     let mut ticks = tokio::time::interval(RULE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     ticks.tick().await;
@@ -243,14 +246,14 @@ async fn write_rules(rewrites: Api<DynamicObject>, written: RuleWriteTimes) -> R
     }]);
     for generation in 1.. {
         ticks.tick().await;
-        written.lock().unwrap_or_else(PoisonError::into_inner).push((now(), None));
+        rule_writes.lock().unwrap_or_else(PoisonError::into_inner).push((now(), None));
         let patch = Patch::Merge(json!({ "spec": { "rules": generation_rules(generation) } }));
         rewrites.patch(OLDER_REWRITE, &PatchParams::default(), &patch).await?;
-        if let Some(before) = written.lock().unwrap_or_else(PoisonError::into_inner).get_mut(generation - 1) {
+        if let Some(before) = rule_writes.lock().unwrap_or_else(PoisonError::into_inner).get_mut(generation - 1) {
             before.1 = Some(now());
         }
         match generation % 20 {
-            // Not of the same second as the steady one: whoever is older wins.
+            // Created in another second than the steady rewrite, because the older one takes precedence.
             15 => drop(rewrites.create(&PostParams::default(), &rewrite_object(YOUNGER_REWRITE, &younger)?).await?),
             19 => drop(rewrites.delete(YOUNGER_REWRITE, &DeleteParams::default()).await?),
             _ => {}
@@ -259,7 +262,7 @@ async fn write_rules(rewrites: Api<DynamicObject>, written: RuleWriteTimes) -> R
     Ok(())
 }
 
-/// What is shipped, with other addresses, and with an administration.
+/// Returns the shipped configuration with the addresses of the testbed and with an admin interface.
 fn envoy_bootstrap(
     gateway: &ReservedPort,
     admin: &ReservedPort,
@@ -273,7 +276,7 @@ fn envoy_bootstrap(
     resources["listeners"][0]["address"] = socket_address(gateway.address());
     for (index, (name, endpoints)) in [("vllm", &[models][..]), ("rollora-ext-proc", processors)].iter().enumerate() {
         let cluster = &mut resources["clusters"][index];
-        ensure!(cluster["name"] == *name, "envoy.yaml has other clusters than it had");
+        ensure!(cluster["name"] == *name, "the clusters of envoy.yaml have changed");
         cluster["type"] = json!("STATIC");
         let endpoints: Vec<_> =
             endpoints.iter().map(|address| json!({ "endpoint": { "address": socket_address(*address) } })).collect();
