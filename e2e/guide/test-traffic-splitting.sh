@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sends requests for one model name and counts which adapter answered.
-# Ends with 1 when a request failed, with 2 when it was called wrongly.
+# Exits with 1 if a request failed, and with 2 on a usage error.
 set -u
 
 usage() {
@@ -63,7 +63,7 @@ answer=$folder/answer
 models=$folder/models
 : >"$models"
 
-# What is sent, and the token, which must not show in the list of processes.
+# The body and the headers are passed as files, because the token must not appear in the process list.
 jq -n --arg model "$model" \
   '{model: $model, messages: [{role: "user", content: "Say hello."}], max_completion_tokens: 1}' >"$folder/request"
 printf 'Content-Type: application/json\n' >"$folder/headers"
@@ -80,7 +80,7 @@ while [ "$number" -lt "$requests" ]; do
   ended=$?
   if [ "$ended" -ne 0 ]; then
     why=$(tr '\n' ' ' <"$folder/error")
-    # Could not resolve or connect: the rest would only say the same.
+    # curl could not resolve (6) or connect (7): every further request would fail in the same way.
     if [ "$number" -eq 1 ] && { [ "$ended" -eq 6 ] || [ "$ended" -eq 7 ]; }; then
       echo "test-traffic-splitting: $gateway cannot be reached (${why% }): check the address, and that the gateway runs" >&2
       exit 1
@@ -89,7 +89,7 @@ while [ "$number" -lt "$requests" ]; do
   else
     served=$(jq -r 'if type == "object" and (.model | type) == "string" then .model else empty end' "$answer" 2>/dev/null)
     why="no .model in the answer: $(head -c 200 "$answer" | tr '\n' ' ')"
-    # An error may name a model too.
+    # An error response may contain .model too.
     if [ "$code" != 200 ]; then
       served=
       why="status $code: $(head -c 200 "$answer" | tr '\n' ' ')"
