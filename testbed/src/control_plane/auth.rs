@@ -69,11 +69,7 @@ impl AuthFiles {
         const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
         let file = self.folder.join(CERT_DIR).join("apiserver.crt");
         let chain = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        ensure!(
-            chain.matches(BEGIN).count() == 2,
-            "{} does not contain exactly two certificates",
-            file.display()
-        );
+        ensure!(chain.matches(BEGIN).count() == 2, "{} does not contain exactly two certificates", file.display());
         let authority = chain.rsplit(BEGIN).next().unwrap_or_default();
         fs::write(self.ca_certificate(), format!("{BEGIN}{authority}"))?;
         Ok(())
@@ -126,6 +122,7 @@ pub(crate) async fn request_token(
     };
     let accounts = Api::<ServiceAccount>::namespaced(admin.clone(), namespace);
     let created = accounts.create_token_request(account, &PostParams::default(), &request).await;
-    let created = created.with_context(|| format!("cannot request a token for service account {namespace}/{account}"))?;
+    let created =
+        created.with_context(|| format!("cannot request a token for service account {namespace}/{account}"))?;
     Ok(created.status.context("the response to the token request has no status")?.token)
 }

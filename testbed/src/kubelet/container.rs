@@ -131,7 +131,7 @@ impl ContainerHandle {
 
     /// Sets whether the container stays down, until it is released, when it next exits by itself.
     pub fn set_hold_on_exit(&self, hold: bool) {
-            self.state().hold_on_exit = hold;
+        self.state().hold_on_exit = hold;
     }
 
     /// Stops the process (SIGSTOP): its connections stay open, and it does not respond.
@@ -230,12 +230,8 @@ impl ProcessState {
         };
         self.view.started = false;
         self.view.ready = false;
-        self.view.state = RunState::Terminated(Termination {
-            exit,
-            started_at,
-            finished_at: now,
-            id: self.view.id.clone(),
-        });
+        self.view.state =
+            RunState::Terminated(Termination { exit, started_at, finished_at: now, id: self.view.id.clone() });
     }
 }
 

@@ -362,7 +362,7 @@ impl PodWorker {
         futures_util::future::join_all(
             containers.map(|(container, spec)| self.stop_container(container, spec, deadline)),
         )
-            .await;
+        .await;
         let specs = self.spec.init_containers.as_deref().unwrap_or_default();
         for (container, spec) in self.init.iter().zip(specs).rev() {
             self.stop_container(container, spec, deadline.max(clock::now() + MIN_GRACE)).await;

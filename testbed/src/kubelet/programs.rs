@@ -63,7 +63,7 @@ impl ImagePrograms {
     /// Runs what `factory` creates in place of `image`.
     #[must_use]
     pub fn with_factory(mut self, image: &str, factory: ProcessFactory) -> Self {
-            self.by_image.insert(image.to_owned(), factory);
+        self.by_image.insert(image.to_owned(), factory);
         self
     }
 
@@ -75,7 +75,11 @@ impl ImagePrograms {
             return factory(invocation);
         }
         let is_host = image_names(image).contains(&HOST_IMAGE);
-        anyhow::ensure!(is_host, "no program is registered for the image {image:?}, only for {:?}", self.by_image.keys());
+        anyhow::ensure!(
+            is_host,
+            "no program is registered for the image {image:?}, only for {:?}",
+            self.by_image.keys()
+        );
         let program = invocation.command.first().context("a container of the image `host` must have a command")?;
         Ok(invocation.launch_spec(Path::new(program)))
     }

@@ -115,7 +115,8 @@ impl Volumes {
                 let lifetime = token.expiration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
                 let lifetime = Duration::from_secs(lifetime.unwrap_or_default());
                 let key = (volume.to_owned(), index);
-                let text = self.cached_token(context, pod_context.pod, key, token.audience.as_deref(), lifetime).await?;
+                let text =
+                    self.cached_token(context, pod_context.pod, key, token.audience.as_deref(), lifetime).await?;
                 files.insert(token.path.clone(), ProjectedFile { content: text.into_bytes(), mode: 0o600 });
             } else {
                 files.extend(projection_files(pod_context, part, mode)?);
@@ -125,8 +126,14 @@ impl Volumes {
         Ok(())
     }
 
-    async fn sync_service_account(&self, context: &NodeContext, pod_context: PodContext<'_>, folder: &Path) -> Result<()> {
-        let text = self.cached_token(context, pod_context.pod, (TOKEN_VOLUME.to_owned(), 0), None, Duration::ZERO).await?;
+    async fn sync_service_account(
+        &self,
+        context: &NodeContext,
+        pod_context: PodContext<'_>,
+        folder: &Path,
+    ) -> Result<()> {
+        let text =
+            self.cached_token(context, pod_context.pod, (TOKEN_VOLUME.to_owned(), 0), None, Duration::ZERO).await?;
         let namespace = pod_context.field_value("metadata.namespace")?;
         let kubeconfig = context.api_server.kubeconfig(&namespace, &folder.join("token"))?;
         let file = |content: Vec<u8>| ProjectedFile { content, mode: 0o600 };
@@ -155,7 +162,8 @@ impl Volumes {
         if let Some(text) = known(&self.tokens.lock().unwrap_or_else(std::sync::PoisonError::into_inner)) {
             return Ok(text);
         }
-        let token = token::request_token(&context.client, pod, audience, lifetime, context.token_renewal_interval).await?;
+        let token =
+            token::request_token(&context.client, pod, audience, lifetime, context.token_renewal_interval).await?;
         let text = token.value.clone();
         let mut tokens = self.tokens.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         tokens.retain(|(known, _)| *known != key);
