@@ -112,7 +112,7 @@ async fn a_dying_engine_answers_what_is_in_flight_and_takes_the_server_with_it()
     assert_eq!(health.status(), 503);
     assert_eq!(
         timeout(WAIT_TIMEOUT, simulator.wait_exit()).await.expect("an end"),
-        "the use of \"deadly\" ends the server"
+        "using \"deadly\" crashes the server"
     );
     assert!(send_request(&simulator, "GET", "/health", None).await.is_err());
     assert!(!idle.is_open().await);

@@ -55,7 +55,7 @@ async fn it_ends_with_code_1_and_the_reason_when_an_adapter_kills_it() {
     assert!(send_request(&address, request("POST", "/v1/load_lora_adapter", Some(&load))).await.is_err());
     let output = timeout(START_TIMEOUT, child.wait_with_output()).await.expect("an end").expect("a status");
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "vllm-sim: the load of \"bad\" ends the server\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "vllm-sim: loading \"bad\" crashes the server\n");
 }
 
 #[tokio::test]
