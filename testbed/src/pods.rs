@@ -1,4 +1,4 @@
-//! Accessors for pods.
+//! Functions that read the state of a pod.
 
 use k8s_openapi::api::core::v1::Pod;
 use std::{collections::BTreeMap, net::Ipv4Addr};

@@ -75,7 +75,7 @@ impl fmt::Debug for ScaleFixture {
 /// Number of objects in a fixture.
 #[derive(Debug, Clone, Copy)]
 pub struct FixtureSize {
-    /// Number of pools.
+    /// Number of InferencePools in the fixture.
     pub pools: u16,
     /// Number of servers in each pool.
     pub pods: u8,

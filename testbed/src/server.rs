@@ -95,7 +95,7 @@ pub struct VllmServer {
     name: String,
     address: SocketAddr,
     api_key: Option<String>,
-    /// Limit of [`VllmServer::wait_ready`].
+    /// Time limit of [`VllmServer::wait_ready`].
     start_timeout: Duration,
     supervisor: Box<dyn ServerSupervisor>,
 }

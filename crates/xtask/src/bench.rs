@@ -21,7 +21,7 @@ mod processes;
 mod router;
 mod sidecar;
 
-/// One measured value.
+/// A measured value with its unit and goal.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Measurement {
     bench: &'static str,

@@ -39,7 +39,7 @@ pub(crate) type Programs = BTreeMap<String, PathBuf>;
 /// Whether a build also runs clippy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lints {
-    /// Only rustc compiles.
+    /// Only rustc compiles, without clippy.
     Off,
     /// Clippy's driver compiles the workspace in place of rustc: one compilation yields programs and findings.
     On,

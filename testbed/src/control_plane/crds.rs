@@ -22,7 +22,7 @@ pub const ROLLOUT_CRD: &str = "rollouts.rollora.dev.yaml";
 /// File names of upstream's CRDs.
 #[derive(Debug)]
 pub struct UpstreamCrds {
-    /// CRD of `InferencePool`.
+    /// CRD of `InferencePool`, the pool of servers.
     pub pool: &'static str,
     /// CRD of `InferenceModelRewrite` in its original group.
     pub legacy_rewrite: &'static str,

@@ -34,12 +34,12 @@ pub(super) fn channel() -> (PodEventRecorder, PodEventPublisher) {
 }
 
 impl PodEventRecorder {
-    /// Records an expected event.
+    /// Records an expected event of type `Normal`.
     pub(super) fn normal(&self, pod: &Pod, reason: &str, note: String) {
         self.record(pod, "Normal", reason, note);
     }
 
-    /// Records a failure.
+    /// Records a failure as an event of type `Warning`.
     pub(super) fn warning(&self, pod: &Pod, reason: &str, note: String) {
         self.record(pod, "Warning", reason, note);
     }

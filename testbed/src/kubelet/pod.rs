@@ -50,7 +50,7 @@ pub(super) enum DesiredPodState {
     Deleted,
 }
 
-/// Runs one pod.
+/// Runs the containers of one pod, and keeps its status up to date.
 #[derive(Debug)]
 pub(super) struct PodWorker {
     context: Arc<NodeContext>,
@@ -170,7 +170,6 @@ impl PodWorker {
     }
 }
 
-/// Methods for volumes.
 impl PodWorker {
     /// Creates the volumes, and retries until that succeeds.
     async fn setup_volumes(&self) {
@@ -217,7 +216,6 @@ impl PodWorker {
     }
 }
 
-/// Methods for containers.
 impl PodWorker {
     /// Starts a container, and restarts it as the pod's policy says; returns when it is not restarted any more.
     async fn supervise(self: Arc<Self>, container: ContainerHandle, spec: Spec, is_init: bool) {
@@ -401,7 +399,6 @@ impl PodWorker {
     }
 }
 
-/// Methods for the pod's object.
 impl PodWorker {
     /// Writes the status after every change; returns when the object does not exist any more.
     async fn sync_status(&self) {

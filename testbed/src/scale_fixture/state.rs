@@ -54,7 +54,7 @@ pub(super) struct CachedRollout {
 pub(super) struct StatusWriteCounts {
     /// The state of a state machine changed.
     pub(super) transitions: u64,
-    /// The weights changed.
+    /// The weights of the rewrite changed.
     pub(super) weight_changes: u64,
     /// Only the observed adapters file changed.
     pub(super) adapters_file_changes: u64,

@@ -7,7 +7,7 @@ use super::text::TextGenerator;
 use super::validation::LoadRequest;
 use super::vllm_error::VllmError;
 
-/// Loads an adapter.
+/// Loads an adapter, in order with other loads.
 pub(super) async fn load(server: &SimulatedServer, request: LoadRequest) -> Result<(), VllmError> {
     let LoadRequest { name, source, in_place } = request;
     server.request_log().record_load(&name);

@@ -18,7 +18,7 @@ pub(super) enum Route {
     Docs,
     Models,
     Tokenize,
-    /// `/v1/chat/completions` and `/v1/completions`.
+    /// A completion at `/v1/chat/completions` or `/v1/completions`.
     Completion(CompletionKind),
     /// SageMaker's `/invocations`: a header names the adapter.
     Invocation,

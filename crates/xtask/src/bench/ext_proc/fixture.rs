@@ -28,9 +28,9 @@ pub(super) enum Contender {
     Rollora,
     /// A processor that does nothing, on Rollora's gRPC stack.
     NoOp,
-    /// Upstream's body-based router.
+    /// Upstream's body-based router, which rewrites nothing.
     BodyRouter,
-    /// Upstream's endpoint picker.
+    /// Upstream's endpoint picker, which executes the rewrite.
     EndpointPicker,
     /// Envoy without an external processor.
     EnvoyOnly,
