@@ -1,11 +1,11 @@
-//! A real Kubernetes API server on its etcd, on loopback, with RBAC: what the programs of a cluster talk to.
+//! A real Kubernetes API server with its etcd, on loopback, with RBAC.
 //!
-//! There is nothing else of a control plane: no controller manager, so namespaces end only when they are empty,
-//! nothing is garbage-collected, no ServiceAccount is made for a namespace, and nobody turns a Deployment into pods.
-//! What only costs time here is off: most of the admission plugins, priority and fairness, and the API groups that no
-//! part of the bed has a use for.
+//! No other part of a control plane runs. Without a controller manager, a namespace can be deleted only when it is
+//! empty, nothing is garbage-collected, a new namespace gets no default ServiceAccount, and Deployments create no pods.
+//! Features that only cost time are disabled: most admission plugins, priority and fairness, and the API groups that
+//! the testbed does not use.
 //!
-//! Both are ended with SIGKILL: asked to end, an API server holds its port for a minute.
+//! Both processes are stopped with SIGKILL: after SIGTERM an API server holds its port for a minute.
 
 mod audit;
 mod auth;
@@ -33,14 +33,14 @@ use std::{
 use temp_dir::SelfCleaningDir;
 use tokio::sync::OnceCell;
 
-/// How long a start may take on a machine that does much else: it takes two seconds on one that does not.
+/// Upper bound for a start on a machine under load; on an idle machine it takes two seconds.
 const START_TIMEOUT: Duration = Duration::from_mins(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// An API server and its etcd; they end when it is dropped, and with this process however that ends.
+/// An API server and its etcd. Both processes end when this is dropped or when this process ends, however it ends.
 #[derive(Debug)]
 pub struct ControlPlane {
-    // In the order in which they end.
+    // Fields are dropped in this order: the API server ends before etcd.
     api_server: Option<ChildProcess>,
     etcd: ChildProcess,
     ports: ControlPlanePorts,
@@ -57,9 +57,9 @@ struct ControlPlanePorts {
 }
 
 impl ControlPlane {
-    /// Starts one of its own, without any custom resource, and waits until it is ready.
+    /// Starts a separate control plane without any CRD, and waits until it is ready.
     pub async fn start() -> Result<Self> {
-        // One of the parts may have installed it before.
+        // An error means that another component has installed the provider already.
         rustls::crypto::ring::default_provider().install_default().ok();
         let ports = ControlPlanePorts {
             api_server: ReservedPort::reserve()?,
@@ -67,19 +67,19 @@ impl ControlPlane {
             etcd_peers: ReservedPort::reserve()?,
         };
         let folder = SelfCleaningDir::create()?;
-        let identity = AuthFiles::create(folder.path(), ports.api_server.number())?;
+        let auth_files = AuthFiles::create(folder.path(), ports.api_server.number())?;
         std::fs::write(folder.path().join("audit.yaml"), audit::AUDIT_POLICY)?;
         let mut etcd = Command::new(CONTROL_PLANE.program("etcd")?);
         etcd.args(flags::etcd_flags(folder.path(), ports.etcd.address(), ports.etcd_peers.address()));
         let etcd = ChildProcess::start("etcd", etcd, folder.path())?;
         let mut plane =
-            Self { api_server: None, etcd, ports, auth: identity, namespace_count: AtomicU32::new(0), folder };
+            Self { api_server: None, etcd, ports, auth: auth_files, namespace_count: AtomicU32::new(0), folder };
         plane.start_api_server().await?;
         Ok(plane)
     }
 
-    /// The one that all beds of this process share, with our custom resource and upstream's in both groups. Each bed
-    /// has a namespace of its own, see [`ControlPlane::namespace`].
+    /// Returns the control plane that all testbeds of this process share, with Rollora's CRD and upstream's CRDs, the
+    /// rewrite in both groups. Each testbed has a namespace of its own, see [`ControlPlane::create_namespace`].
     pub async fn shared() -> Result<&'static Self> {
         static SHARED: OnceCell<ControlPlane> = OnceCell::const_new();
         let start = async || {
@@ -90,29 +90,30 @@ impl ControlPlane {
         SHARED.get_or_try_init(start).await
     }
 
-    /// Starts the API server (again) on what etcd holds, and waits until it is ready. As in any cluster, custom
-    /// resources may answer 429 for a moment longer.
+    /// Starts or restarts the API server on the contents of etcd, and waits until it is ready. As in any cluster,
+    /// custom resources may return 429 for a moment longer.
     pub async fn start_api_server(&mut self) -> Result<()> {
         self.kill_api_server();
         let mut command = Command::new(CONTROL_PLANE.program("kube-apiserver")?);
         command.args(flags::api_server_flags(self.folder.path(), &self.ports));
-        // It lives for minutes and holds little: memory is cheaper here than collecting it.
+        // The process lives for minutes and holds little data, so memory is cheaper than garbage collection.
         command.env("GOGC", "400");
         self.api_server = Some(ChildProcess::start("kube-apiserver", command, self.folder.path())?);
         self.wait_ready().await
     }
 
-    /// Ends the API server as a power cut does; what it held stays in etcd.
+    /// Kills the API server as a power cut would; its data stays in etcd.
     pub fn kill_api_server(&mut self) {
         if let Some(process) = self.api_server.take() {
             process.kill();
         }
     }
 
-    /// From now on the API server takes connections and answers none, until [`ControlPlane::thaw_api_server`].
+    /// Stops the API server (SIGSTOP): it accepts connections but does not respond until
+    /// [`ControlPlane::thaw_api_server`].
     pub fn freeze_api_server(&self) {
         self.signal(Signal::STOP);
-        // Its threads stand still one by one. Whoever ended meanwhile stands still too.
+        // SIGSTOP stops the threads one by one, so wait for the whole process. A process that has exited counts too.
         let id = self.api_server.as_ref().and_then(|process| Pid::from_raw(process.id().cast_signed()));
         if let Some(id) = id {
             let until = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
@@ -120,7 +121,7 @@ impl ControlPlane {
         }
     }
 
-    /// The API server goes on where it stood.
+    /// Resumes the API server after [`ControlPlane::freeze_api_server`].
     pub fn thaw_api_server(&self) {
         self.signal(Signal::CONT);
     }
@@ -135,14 +136,14 @@ impl ControlPlane {
         let start = clock::now();
         let mut client = None;
         loop {
-            // Its certificate is there as soon as it listens.
+            // The API server writes its certificate before it listens.
             if client.is_none() && tokio::net::TcpStream::connect(self.ports.api_server.address()).await.is_ok() {
                 self.auth.save_ca_certificate()?;
                 client = Some(self.admin_client().await?);
             }
             if let Some(client) = &client {
-                let question = http::Request::get("/readyz").body(Vec::new())?;
-                if client.request_text(question).await.is_ok() {
+                let request = http::Request::get("/readyz").body(Vec::new())?;
+                if client.request_text(request).await.is_ok() {
                     return Ok(());
                 }
             }
@@ -158,83 +159,83 @@ impl ControlPlane {
         self.api_server.iter().chain([&self.etcd])
     }
 
-    /// Its base URL.
+    /// Returns the base URL of the API server.
     pub fn url(&self) -> String {
         self.auth.url()
     }
 
-    /// Where its etcd answers, without any TLS.
+    /// Returns the client address of etcd, which uses no TLS.
     pub fn etcd_address(&self) -> std::net::SocketAddr {
         self.ports.etcd.address()
     }
 
-    /// The certificate of its authority, in a file.
+    /// Returns the file with the CA certificate of the API server.
     pub fn ca_certificate(&self) -> std::path::PathBuf {
         self.auth.ca_certificate()
     }
 
-    /// A client that may do everything. It belongs to the runtime that it is made in.
+    /// Returns a client with all rights. It is bound to the runtime in which it is created.
     pub async fn admin_client(&self) -> Result<Client> {
         self.auth.client(&Credential::Token(self.auth.admin_token().to_owned())).await
     }
 
-    /// A client of somebody else.
+    /// Returns a client that authenticates with `credential`.
     pub async fn client(&self, credential: &Credential) -> Result<Client> {
         self.auth.client(credential).await
     }
 
-    /// The text of a kubeconfig of somebody, with this namespace as the default.
+    /// Returns the text of a kubeconfig for `credential`, with `namespace` as the default namespace.
     pub fn kubeconfig_for(&self, credential: &Credential, namespace: &str) -> String {
         self.auth.kubeconfig(credential, namespace)
     }
 
-    /// A kubeconfig of the admin, in a file that is there as long as this is.
+    /// Returns the file with the admin's kubeconfig; it exists as long as this control plane.
     pub fn admin_kubeconfig(&self) -> std::path::PathBuf {
         self.auth.admin_kubeconfig()
     }
 
-    /// `kubectl` as the admin; its arguments are still missing.
+    /// Returns a `kubectl` command with the admin's kubeconfig; the caller adds the arguments.
     pub fn kubectl(&self) -> Result<Command> {
         let mut command = Command::new(CONTROL_PLANE.program("kubectl")?);
         command.env("KUBECONFIG", self.admin_kubeconfig());
         Ok(command)
     }
 
-    /// A token of a service account, as a kubelet gets it for a pod. The API server lets none live shorter than ten
+    /// Requests a token of a service account, as a kubelet does for a pod. The API server grants no lifetime below ten
     /// minutes.
     pub async fn service_account_token(&self, namespace: &str, account: &str, lifetime: Duration) -> Result<String> {
         auth::request_token(&self.admin_client().await?, namespace, account, lifetime).await
     }
 
-    /// A new namespace whose name begins with these words.
-    pub async fn create_namespace(&self, words: &str) -> Result<String> {
-        let name = format!("{words}-{}", self.namespace_count.fetch_add(1, Ordering::Relaxed));
+    /// Creates a namespace with a unique name that begins with `prefix`, and returns the name.
+    pub async fn create_namespace(&self, prefix: &str) -> Result<String> {
+        let name = format!("{prefix}-{}", self.namespace_count.fetch_add(1, Ordering::Relaxed));
         let namespace = Namespace {
             metadata: kube::core::ObjectMeta { name: Some(name.clone()), ..Default::default() },
             ..Default::default()
         };
         let namespaces = Api::<Namespace>::all(self.admin_client().await?);
-        let made = namespaces.create(&PostParams::default(), &namespace).await;
-        made.with_context(|| format!("cannot make the namespace {name}"))?;
+        let created = namespaces.create(&PostParams::default(), &namespace).await;
+        created.with_context(|| format!("cannot create the namespace {name}"))?;
         Ok(name)
     }
 
-    /// Installs custom resources, and waits until they are served.
+    /// Installs CRDs, and waits until their resources are served.
     pub async fn install_crds(&self, definitions: &[crds::CrdFile]) -> Result<()> {
         crds::install(&self.admin_client().await?, definitions).await
     }
 
-    /// Takes a custom resource away with all of its objects, and waits until it is not served any more.
+    /// Deletes a CRD with all of its objects, and waits until its resource is no longer served.
     pub async fn uninstall_crd(&self, definition: &crds::CrdFile) -> Result<()> {
         crds::uninstall(&self.admin_client().await?, definition).await
     }
 
-    /// What was asked of the API server, from now on.
+    /// Returns a view of the audit log that begins with the next request.
     pub fn audit_log(&self) -> AuditLog {
         AuditLog::from_end(&self.folder.path().join(audit::AUDIT_LOG))
     }
 
-    /// The ends of both logs.
+    /// Returns the last lines of both logs.
     pub fn logs(&self) -> String {
         let tails = ["etcd", "kube-apiserver"].map(|name| {
             let tail = crate::process::log_tail(&self.folder.path().join(format!("{name}.log")), 15);

@@ -1,7 +1,8 @@
-//! What a Deployment's controller does, as far as a bed needs it: there are always as many pods as the Deployment says.
+//! A minimal Deployment controller: keeps as many pods running as `spec.replicas` says.
 //!
-//! A pod that is deleted is replaced at once, while it still ends. There is no rollout of a changed template, and pods
-//! are numbered (`vllm-qwen3-32b-0`), have no owner, and are told which node is theirs.
+//! A deleted pod is replaced immediately, while it still terminates. A changed template is not rolled out. Pods are
+//! numbered (`vllm-qwen3-32b-0`), have no owner reference, and are created with a node name, since there is no
+//! scheduler.
 
 use super::{pods, reflector::Reflector};
 use anyhow::{Context as _, Result};
@@ -15,11 +16,11 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// The label of a pod with the name of its Deployment.
-const DEPLOYMENT_LABEL: &str = "rollora.dev/bed-workload";
+/// Label of a pod that holds the name of its Deployment.
+const DEPLOYMENT_LABEL: &str = "rollora.dev/testbed-deployment";
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// The Deployments of a bed.
+/// Controller for the Deployments of one testbed.
 #[derive(Debug)]
 pub struct DeploymentController {
     by_name: Mutex<BTreeMap<String, ManagedDeployment>>,
@@ -31,15 +32,15 @@ struct ManagedDeployment {
     replicas: usize,
     template: Value,
     next_index: u32,
-    /// Created, and not seen yet.
+    // Names of pods that were created but are not in the reflector yet.
     expected: BTreeSet<String>,
 }
 
 impl DeploymentController {
-    /// Those of these objects that are Deployments.
+    /// Takes the Deployments among `objects`; their pods are assigned to `node`.
     pub fn from_manifests(objects: &[Value], node: &str) -> Result<Self> {
         let deployments = objects.iter().filter(|object| object["kind"] == "Deployment");
-        let workload = |object: &Value| {
+        let deployment = |object: &Value| {
             let name = object["metadata"]["name"].as_str().context("a Deployment without name")?;
             let replicas = object["spec"]["replicas"].as_u64().unwrap_or(1);
             let mut template = object["spec"]["template"].clone();
@@ -48,26 +49,26 @@ impl DeploymentController {
             let replicas = usize::try_from(replicas)?;
             Ok((name.to_owned(), ManagedDeployment { replicas, template, next_index: 0, expected: BTreeSet::new() }))
         };
-        let by_name = deployments.map(workload).collect::<Result<_>>()?;
+        let by_name = deployments.map(deployment).collect::<Result<_>>()?;
         Ok(Self { by_name: Mutex::new(by_name), scale_changed: watch::Sender::new(()) })
     }
 
-    /// From now on there are so many pods; the newest go first.
+    /// Sets the number of replicas of a Deployment. When scaled down, the newest pods are deleted first.
     pub fn scale(&self, name: &str, replicas: usize) {
-        if let Some(workload) = self.by_name.lock().unwrap_or_else(PoisonError::into_inner).get_mut(name) {
-            workload.replicas = replicas;
+        if let Some(deployment) = self.by_name.lock().unwrap_or_else(PoisonError::into_inner).get_mut(name) {
+            deployment.replicas = replicas;
         }
         self.scale_changed.send_replace(());
     }
 
-    /// Keeps as many pods as there should be; never returns.
-    pub async fn run(&self, api: Api<Pod>, mirror: &Reflector<Pod>) {
-        let (mut changes, mut wanted) = (mirror.subscribe(), self.scale_changed.subscribe());
+    /// Creates and deletes pods until their number matches the Deployments; never returns.
+    pub async fn run(&self, api: Api<Pod>, reflector: &Reflector<Pod>) {
+        let (mut changes, mut scale_changes) = (reflector.subscribe(), self.scale_changed.subscribe());
         loop {
-            let (missing, surplus) = self.diff(mirror);
+            let (missing, surplus) = self.diff(reflector);
             let mut failed = false;
             for pod in missing {
-                // A name that is taken belongs to a pod that was created in spite of an error.
+                // A conflict on the name means that an earlier create succeeded although it returned an error.
                 let created = api.create(&PostParams::default(), &pod).await;
                 failed |= created.is_err_and(|error| !matches!(&error, kube::Error::Api(status) if status.code == 409));
             }
@@ -81,27 +82,27 @@ impl DeploymentController {
             }
             tokio::select! {
                 _ = changes.changed() => {}
-                _ = wanted.changed() => {}
+                _ = scale_changes.changed() => {}
             }
         }
     }
 
-    fn diff(&self, mirror: &Reflector<Pod>) -> (Vec<Pod>, Vec<String>) {
+    fn diff(&self, reflector: &Reflector<Pod>) -> (Vec<Pod>, Vec<String>) {
         let (mut missing, mut surplus) = (Vec::new(), Vec::new());
-        for (name, workload) in self.by_name.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
-            workload.expected.retain(|pod| mirror.get(pod).is_none());
-            let there = active_pods(name, mirror);
-            let count = there.len() + workload.expected.len();
-            missing.extend((count..workload.replicas).filter_map(|_| workload.next_pod(name)));
-            let newest = there.iter().rev().take(there.len().saturating_sub(workload.replicas));
+        for (name, deployment) in self.by_name.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+            deployment.expected.retain(|pod| reflector.get(pod).is_none());
+            let active = active_pods(name, reflector);
+            let count = active.len() + deployment.expected.len();
+            missing.extend((count..deployment.replicas).filter_map(|_| deployment.next_pod(name)));
+            let newest = active.iter().rev().take(active.len().saturating_sub(deployment.replicas));
             surplus.extend(newest.filter_map(|pod| pod.metadata.name.clone()));
         }
         (missing, surplus)
     }
 
     fn clear_expectations(&self) {
-        for workload in self.by_name.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
-            workload.expected.clear();
+        for deployment in self.by_name.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
+            deployment.expected.clear();
         }
     }
 }
@@ -113,15 +114,15 @@ impl ManagedDeployment {
         let mut object = self.template.clone();
         object["metadata"]["name"] = json!(pod);
         self.expected.insert(pod);
-        // A template that is no pod is refused by the API server, in words.
+        // The API server rejects an invalid template with a message of its own.
         serde_json::from_value(object).ok()
     }
 }
 
-/// The pods of a Deployment that are to stay, the oldest first.
-pub fn active_pods(name: &str, mirror: &Reflector<Pod>) -> Vec<Pod> {
+/// Returns the pods of a Deployment that are neither finished nor terminating, the oldest first.
+pub fn active_pods(name: &str, reflector: &Reflector<Pod>) -> Vec<Pod> {
     let mut pods: Vec<_> =
-        mirror.all().into_iter().filter(|pod| belongs_to(pod, name) && pods::is_active(pod)).collect();
+        reflector.all().into_iter().filter(|pod| belongs_to(pod, name) && pods::is_active(pod)).collect();
     pods.sort_by_key(pod_index);
     pods
 }

@@ -1,34 +1,35 @@
-//! Upstream's endpoint picker (v1.5.0 of the Gateway API inference extension) as one of the pods, and an Envoy that asks
-//! it as upstream's gateways do: bodies pass through it in both directions, and what it picks is where the request goes.
+//! Upstream's endpoint picker (v1.5.0 of the Gateway API inference extension) as one of the pods, and the Envoy
+//! configuration that calls it as upstream's gateways do: bodies pass through it in both directions, and a request goes
+//! to the endpoint that it picked.
 //!
-//! Behind ext-proc it needs a change of what is shipped: ext-proc is not told of the answers' headers.
+//! Behind ext-proc the shipped configuration needs one change: ext-proc does not receive the response headers.
 //!
-//! It cannot be told on which address to listen and takes its ports on all of them, so that they are reserved: those of
-//! other beds would be in its way.
+//! The picker has no flag for the listen address and binds its ports on all addresses. They are reserved, so that
+//! testbeds that run at the same time do not collide.
 
 use super::{gateway::EnvoyBackend, kubelet::ImagePrograms, manifests::Manifests, tools::ENDPOINT_PICKER};
 use crate::{guide::POOL, http::ListenAddress, ports::ReservedPort};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-/// The Deployment, as the pool of the manifests names it.
+/// Name of the picker's Deployment, which the InferencePool of the manifests refers to.
 pub const DEPLOYMENT: &str = "vllm-qwen3-32b-epp";
-/// What Envoy's configuration calls it.
+/// Name of the picker's cluster in Envoy's configuration.
 pub const CLUSTER: &str = "endpoint-picker";
-/// The cluster of whatever was picked.
+/// Name of the Envoy cluster that routes to the picked endpoint.
 const PICKED_CLUSTER: &str = "picked";
 const PICKER_IMAGE: &str = "epp";
 
-/// Which filters of Envoy decide about a request.
+/// Position of the picker among Envoy's HTTP filters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PickerPosition {
-    /// The picker alone: it executes the rewrites.
+    /// The picker is the only filter and executes the rewrites.
     InsteadOfExtProc,
-    /// First ext-proc, which executes the rewrites, then the picker.
+    /// Ext-proc comes first and executes the rewrites; the picker follows.
     AfterExtProc,
 }
 
-/// The endpoint picker of a bed.
+/// Endpoint picker of one testbed, with its reserved ports.
 #[derive(Debug)]
 pub struct EndpointPicker {
     position: PickerPosition,
@@ -38,32 +39,32 @@ pub struct EndpointPicker {
 }
 
 impl EndpointPicker {
-    /// One that has its ports.
-    pub fn new(order: PickerPosition) -> Result<Self> {
+    /// Reserves the ports of a picker.
+    pub fn new(position: PickerPosition) -> Result<Self> {
         Ok(Self {
-            position: order,
+            position,
             grpc: ReservedPort::reserve()?,
             health: ReservedPort::reserve()?,
             metrics: ReservedPort::reserve()?,
         })
     }
 
-    /// Whether there is no ext-proc.
+    /// Returns whether the picker runs without ext-proc.
     pub fn replaces_ext_proc(&self) -> bool {
         self.position == PickerPosition::InsteadOfExtProc
     }
 
-    /// Where its metrics are.
+    /// Returns the address of the picker's metrics endpoint.
     pub fn metrics_address(&self) -> ListenAddress {
         self.metrics.address().into()
     }
 
-    /// What stands for its image.
+    /// Registers the program that runs in place of the picker's image.
     pub fn register_program(programs: ImagePrograms) -> Result<ImagePrograms> {
         Ok(programs.with_program(PICKER_IMAGE, &ENDPOINT_PICKER.program("epp")?))
     }
 
-    /// Adds its objects, with the rights that upstream's chart gives it.
+    /// Adds the picker's objects, with the permissions that upstream's chart grants.
     pub fn add_objects(&self, objects: &mut Manifests, namespace: &str) {
         let metadata = json!({ "name": DEPLOYMENT, "namespace": namespace });
         let rules = [
@@ -114,13 +115,13 @@ impl EndpointPicker {
         ]);
     }
 
-    /// Which pods Envoy asks.
+    /// Returns the Envoy backend that selects the picker's pod.
     pub fn backend(&self) -> EnvoyBackend {
         let labels = [("app".to_owned(), DEPLOYMENT.to_owned())].into();
         EnvoyBackend { cluster: CLUSTER, labels, port: self.grpc.number() }
     }
 
-    /// Envoy's configuration, with the picker's filter and what is picked.
+    /// Adds the picker's filter and the cluster of picked endpoints to Envoy's configuration.
     pub fn add_to_envoy_config(&self, configuration: &mut Value) -> Result<()> {
         let resources = &mut configuration["static_resources"];
         let manager = &mut resources["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"];
@@ -130,8 +131,9 @@ impl EndpointPicker {
         if self.replaces_ext_proc() {
             filters[ours] = picker_filter();
         } else {
-            // With two filters Envoy 1.40 cuts an answer that streams through the one while the other is still asked
-            // about its headers (envoyproxy/envoy#41654): now and then the last events of a stream are missing.
+            // With two ext_proc filters Envoy 1.40 truncates a response that streams through one filter while the
+            // other still processes its headers (envoyproxy/envoy#41654): now and then the last events of a stream
+            // are missing.
             filters[ours]["typed_config"]["processing_mode"]["response_header_mode"] = json!("SKIP");
             filters.insert(ours + 1, picker_filter());
         }

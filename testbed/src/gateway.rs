@@ -1,6 +1,6 @@
-//! The gateway: a real Envoy with the configuration that is shipped (`manifests/ext-proc/envoy.yaml`). Only what has to
-//! differ is changed: it listens on a port of 127.0.0.1, and where a cluster would ask the DNS for the Ready pods of a
-//! Service, it is told by a file that follows the pods.
+//! The gateway: a real Envoy with the shipped configuration (`manifests/ext-proc/envoy.yaml`). Only the necessary parts
+//! are changed: the listener uses a port of 127.0.0.1, and the endpoints come from a file that follows the pods (EDS),
+//! where a cluster would resolve the Ready pods of a Service by DNS.
 
 use super::{endpoint_picker::EndpointPicker, manifests, pods, reflector::Reflector, tools::ENVOY};
 use crate::{
@@ -23,7 +23,7 @@ use std::{
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Envoy; it ends when it is dropped.
+/// An Envoy process, killed when it is dropped.
 #[derive(Debug)]
 pub struct EnvoyProxy {
     process: Option<ChildProcess>,
@@ -32,24 +32,24 @@ pub struct EnvoyProxy {
     folder: PathBuf,
 }
 
-/// Which pods are behind a cluster of Envoy.
+/// The pods behind one cluster of Envoy.
 #[derive(Debug, Clone)]
 pub struct EnvoyBackend {
-    /// What Envoy's configuration calls it.
+    /// Name of the cluster in Envoy's configuration.
     pub cluster: &'static str,
-    /// The pods' labels.
+    /// Labels that select the pods.
     pub labels: BTreeMap<String, String>,
-    /// The port that the pods listen on.
+    /// Port that the pods listen on.
     pub port: u16,
 }
 
-/// How Envoy hands the bodies of requests to ext-proc.
+/// How Envoy passes request bodies to ext-proc.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RequestBodyMode {
-    /// As they come, in FULL_DUPLEX_STREAMED, as is shipped.
+    /// Chunk by chunk (`FULL_DUPLEX_STREAMED`), as in the shipped configuration.
     #[default]
     Streamed,
-    /// Whole, in BUFFERED, which the comments of what is shipped offer.
+    /// As a whole (`BUFFERED`), the alternative that the comments of the shipped configuration describe.
     Buffered,
 }
 
@@ -63,7 +63,7 @@ fn buffer_bodies(shipped: &mut Value) -> Result<()> {
 }
 
 impl EnvoyProxy {
-    /// Starts it without any endpoint, see [`follow`].
+    /// Starts Envoy without endpoints; [`sync_endpoints`] provides them.
     pub fn start(
         backends: &[EnvoyBackend],
         bodies: RequestBodyMode,
@@ -92,7 +92,7 @@ impl EnvoyProxy {
         Ok(gateway)
     }
 
-    /// Starts it (again).
+    /// Starts Envoy, or kills and restarts it.
     pub fn restart(&mut self) -> Result<()> {
         self.process = None;
         let mut command = Command::new(ENVOY.program("envoy")?);
@@ -102,12 +102,12 @@ impl EnvoyProxy {
         Ok(())
     }
 
-    /// Waits until it has all of its endpoints and listens.
+    /// Waits until Envoy has its endpoints and listens.
     pub async fn wait_ready(&self) -> Result<()> {
         let start = clock::now();
         loop {
-            let answer = http::send_request(&self.admin_address(), http::request("GET", "/ready", None)).await;
-            if answer.is_ok_and(|(status, _)| status == 200) {
+            let response = http::send_request(&self.admin_address(), http::request("GET", "/ready", None)).await;
+            if response.is_ok_and(|(status, _)| status == 200) {
                 return Ok(());
             }
             let ended = self.process.as_ref().and_then(ChildProcess::exit_reason);
@@ -118,19 +118,19 @@ impl EnvoyProxy {
         }
     }
 
-    /// Which endpoints of a cluster Envoy sends requests to, and means to go on with.
+    /// Returns the endpoints of a cluster that Envoy sends requests to and will keep.
     pub async fn endpoints(&self, cluster: &str) -> BTreeSet<IpAddr> {
         let hosts = self.host_statuses(cluster).await;
         let healthy = hosts.iter().filter(|host| {
             let health = host["health_status"].as_object();
-            // Whatever else is said there is a reason to send nothing.
+            // Any other key in `health_status` is a reason not to route to the host.
             health.is_some_and(|health| health.len() == 1) && host["health_status"]["eds_health_status"] == "HEALTHY"
         });
         healthy.filter_map(host_ip).collect()
     }
 
-    /// Whether Envoy may still send requests to an endpoint: one that was taken away gets some until its health was
-    /// found to be bad too.
+    /// Returns whether Envoy may still route to an endpoint: one that was removed from the file keeps receiving
+    /// requests until its active health check has failed too.
     pub async fn may_route_to(&self, cluster: &str, ip: IpAddr) -> bool {
         let hosts = self.host_statuses(cluster).await;
         let host = hosts.iter().find(|host| host_ip(host) == Some(ip));
@@ -138,28 +138,28 @@ impl EnvoyProxy {
     }
 
     async fn host_statuses(&self, cluster: &str) -> Vec<Value> {
-        let answer: Option<Value> = http::get_json(&self.admin_address(), "/clusters?format=json").await.ok();
-        let statuses = answer.as_ref().and_then(|answer| answer["cluster_statuses"].as_array());
+        let response: Option<Value> = http::get_json(&self.admin_address(), "/clusters?format=json").await.ok();
+        let statuses = response.as_ref().and_then(|response| response["cluster_statuses"].as_array());
         let status = statuses.into_iter().flatten().find(|status| status["name"] == cluster);
         status.and_then(|status| status["host_statuses"].as_array()).cloned().unwrap_or_default()
     }
 
-    /// Where clients send their requests.
+    /// Returns the address that clients send requests to.
     pub fn address(&self) -> ListenAddress {
         self.listener.address().into()
     }
 
-    /// Where Envoy says what it does.
+    /// Returns the address of Envoy's admin interface.
     pub fn admin_address(&self) -> ListenAddress {
         self.admin.address().into()
     }
 
-    /// Where the files of the endpoints are.
+    /// Returns the folder with Envoy's configuration, endpoint files and log.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The last lines of Envoy's log.
+    /// Returns the last lines of Envoy's log.
     pub fn log_tail(&self, lines: usize) -> String {
         crate::process::log_tail(&self.folder.join("envoy.log"), lines)
     }
@@ -169,7 +169,7 @@ impl EnvoyProxy {
     }
 
     fn adapt_config(&self, mut shipped: Value, backends: &[EnvoyBackend]) -> Result<Value> {
-        shipped["node"] = json!({ "id": "bed", "cluster": "bed" });
+        shipped["node"] = json!({ "id": "testbed", "cluster": "testbed" });
         shipped["admin"] = json!({ "address": socket_address(Ipv4Addr::LOCALHOST, self.admin.number()) });
         let resources = &mut shipped["static_resources"];
         let listener = resources["listeners"].get_mut(0).context("envoy.yaml has no listener")?;
@@ -204,25 +204,25 @@ impl EnvoyBackend {
             "cluster_name": self.cluster,
             "endpoints": [{ "lb_endpoints": endpoints }],
         }] });
-        // Envoy reads a file again when another one is renamed to it.
+        // Envoy watches for renames: it reloads the file when another file is moved over it.
         let new = folder.join(format!("{}.new", self.cluster));
         fs::write(&new, text.to_string())?;
         Ok(fs::rename(new, self.endpoints_file(folder))?)
     }
 }
 
-/// Tells Envoy which pods are Ready; never returns.
-pub async fn sync_endpoints(backends: Vec<EnvoyBackend>, folder: PathBuf, mirror: &Reflector<Pod>) {
-    let mut changes = mirror.subscribe();
-    let mut told: Vec<Vec<Ipv4Addr>> = vec![Vec::new(); backends.len()];
+/// Writes the addresses of the Ready pods to Envoy's endpoint files after each change; returns when the reflector ends.
+pub async fn sync_endpoints(backends: Vec<EnvoyBackend>, folder: PathBuf, reflector: &Reflector<Pod>) {
+    let mut changes = reflector.subscribe();
+    let mut published: Vec<Vec<Ipv4Addr>> = vec![Vec::new(); backends.len()];
     loop {
-        let pods = mirror.all();
-        for (backend, told) in backends.iter().zip(&mut told) {
-            let behind = pods.iter().filter(|pod| pods::has_labels(pod, &backend.labels) && pods::is_ready(pod));
-            let addresses: Vec<_> = behind.filter_map(pods::pod_ip).collect();
-            // A folder that cannot be written to any more is that of a bed that ends.
-            if addresses != *told && backend.write_endpoints(&folder, &addresses).is_ok() {
-                *told = addresses;
+        let pods = reflector.all();
+        for (backend, published) in backends.iter().zip(&mut published) {
+            let ready = pods.iter().filter(|pod| pods::has_labels(pod, &backend.labels) && pods::is_ready(pod));
+            let addresses: Vec<_> = ready.filter_map(pods::pod_ip).collect();
+            // The write fails only when the folder is gone because the testbed ends.
+            if addresses != *published && backend.write_endpoints(&folder, &addresses).is_ok() {
+                *published = addresses;
             }
         }
         if changes.changed().await.is_err() {

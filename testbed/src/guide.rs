@@ -1,20 +1,20 @@
-//! The names of the guide.
+//! Names of the objects in the guide.
 
-/// The name that clients send.
+/// Model name that clients request.
 pub const MODEL: &str = "small-segment-lora";
-/// The version that serves in the beginning.
+/// Version that is stable at first.
 pub const V1: &str = "small-segment-lora-v1";
-/// The version that is rolled out.
+/// Version that is rolled out next.
 pub const V2: &str = "small-segment-lora-v2";
-/// A version after that.
+/// Version that follows [`V2`].
 pub const V3: &str = "small-segment-lora-v3";
-/// Where every version comes from.
+/// Source of all versions.
 pub const SOURCE: &str = "ttt421/nec119-small-segment-lora";
-/// The base model of every server.
+/// Base model of all servers.
 pub const BASE_MODEL: &str = "Qwen/Qwen3-32B";
-/// The pool.
+/// Name of the InferencePool.
 pub const POOL: &str = "vllm-qwen3-32b";
-/// The ConfigMap that lists the adapters.
+/// Name of the adapters ConfigMap.
 pub const ADAPTERS_CONFIG_MAP: &str = "vllm-qwen3-32b-adapters";
-/// The rewrite that carries the weights.
+/// Name of the InferenceModelRewrite that carries the weights.
 pub const REWRITE: &str = "small-segment-lora-rewrite";

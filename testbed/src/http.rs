@@ -1,5 +1,5 @@
-//! A small HTTP client for the bed's own questions and for the traffic: one connection at a time, nothing retried behind
-//! the back, so that every error that a real client could see is seen.
+//! A small HTTP client for the testbed's own requests and for the background traffic. It holds one connection and never
+//! retries, so that tests observe every error that a real client could see.
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -24,15 +24,15 @@ use tokio::{
     time::timeout,
 };
 
-/// How long a question of the bed may take.
+/// Time limit of [`send_request`].
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where something listens.
+/// Address on which a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddress {
-    /// A loopback port.
+    /// TCP address, on loopback.
     Tcp(SocketAddr),
-    /// A socket in the file system.
+    /// Path of a Unix socket.
     Unix(PathBuf),
 }
 
@@ -57,7 +57,7 @@ impl fmt::Display for ListenAddress {
     }
 }
 
-/// An open connection; dropping it closes it.
+/// An open HTTP/1.1 connection, closed when it is dropped.
 #[derive(Debug)]
 pub struct HttpConnection {
     sender: SendRequest<Full<Bytes>>,
@@ -65,7 +65,7 @@ pub struct HttpConnection {
 }
 
 impl HttpConnection {
-    /// Connects.
+    /// Opens a connection to `address`.
     pub async fn open(address: &ListenAddress) -> io::Result<Self> {
         match address {
             ListenAddress::Tcp(address) => {
@@ -83,23 +83,23 @@ impl HttpConnection {
     {
         let (sender, connection) = handshake(stream).await.map_err(io::Error::other)?;
         let mut driver = JoinSet::new();
-        // Its errors come back from the request that they belong to.
+        // Connection errors are returned by the request that they affect.
         driver.spawn(async move { drop(connection.await) });
         Ok(Self { sender, _driver: driver })
     }
 
-    /// Whether another request can be sent, as far as is known.
+    /// Returns whether another request can be sent, as far as the client knows.
     pub async fn is_open(&mut self) -> bool {
         self.sender.ready().await.is_ok()
     }
 
-    /// Sends a request, and waits for the head of its answer.
+    /// Sends a request and waits for the head of the response.
     pub async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
         self.sender.send_request(request).await
     }
 }
 
-/// A request with a JSON body, or without any.
+/// Builds a request with a JSON body, or with an empty one.
 pub fn request(method: &str, path: &str, body: Option<&Value>) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(body.map_or_else(Bytes::new, |body| body.to_string().into())));
     *request.method_mut() = method.parse().unwrap_or_default();
@@ -112,22 +112,22 @@ pub fn request(method: &str, path: &str, body: Option<&Value>) -> Request<Full<B
     request
 }
 
-/// Sends one request over a connection of its own.
+/// Sends one request over a new connection, with a time limit of five seconds.
 pub async fn send_request(address: &ListenAddress, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)> {
     let what = format!("{} {address}{}", request.method(), request.uri());
     let exchange = async {
         let mut connection = HttpConnection::open(address).await?;
-        let answer = connection.send(request).await?;
-        let status = answer.status();
-        anyhow::Ok((status, answer.into_body().collect().await?.to_bytes()))
+        let response = connection.send(request).await?;
+        let status = response.status();
+        anyhow::Ok((status, response.into_body().collect().await?.to_bytes()))
     };
     timeout(REQUEST_TIMEOUT, exchange)
         .await
-        .with_context(|| format!("{what}: no answer in {REQUEST_TIMEOUT:?}"))?
+        .with_context(|| format!("{what}: no response in {REQUEST_TIMEOUT:?}"))?
         .context(what)
 }
 
-/// The JSON that stands at `path`; anything but a status 200 is an error.
+/// Requests `path` and parses the JSON response; any status other than 200 is an error.
 pub async fn get_json<T: serde::de::DeserializeOwned>(address: &ListenAddress, path: &str) -> Result<T> {
     let (status, body) = send_request(address, request("GET", path, None)).await?;
     let shown = || format!("GET {address}{path}: {status} {}", String::from_utf8_lossy(&body));

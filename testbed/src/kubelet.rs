@@ -1,34 +1,35 @@
-//! A stand-in for the kubelet: it runs the pods of its node as processes of this machine.
+//! A stand-in for the kubelet that runs the pods of its node as processes of this machine.
 //!
 //! What it does as a kubelet does:
-//! - It takes the pods of its node from the API server and gives each an address. It writes their status at every
-//!   change: phase, conditions with the times of their changes, containers with ids, restarts and how they ended.
-//! - Init containers first, one after the other; a native sidecar (`restartPolicy: Always`) stays, and the next one waits
-//!   until it has started. Containers that end are started again as the pod's `restartPolicy` says, at once the first
-//!   time and then after 10 s, 20 s, and so on up to 5 minutes.
-//! - Startup, readiness and liveness probes (`httpGet`, `tcpSocket`, `exec`) with their delays, periods of a second at
-//!   least, timeouts and thresholds.
-//! - `configMap`, `secret`, `downwardAPI`, `projected` and `emptyDir` volumes; files change all at once by the swap of
-//!   `..data`, some time after their source. A key that `items` does not name is not there; what is missing and not
+//! - It watches the pods of its node and gives each an address. It writes their status after every change: phase,
+//!   conditions with transition times, and containers with ids, restart counts and termination states.
+//! - Init containers run one after the other; a native sidecar (`restartPolicy: Always`) keeps running, and the next
+//!   one waits until it has started. Containers that exit are restarted as the pod's `restartPolicy` says, immediately
+//!   the first time and then after 10 s, 20 s, and so on up to 5 minutes.
+//! - Startup, readiness and liveness probes (`httpGet`, `tcpSocket`, `exec`) with their delays, periods of at least a
+//!   second, timeouts and thresholds.
+//! - `configMap`, `secret`, `downwardAPI`, `projected` and `emptyDir` volumes. Files are updated together by swapping
+//!   `..data`, some time after their source. A key that `items` does not name is left out; a missing source that is not
 //!   optional keeps the pod from starting.
-//! - Environment with values, fields of the pod, keys of ConfigMaps and Secrets, and `$(VAR)` there, in commands and in
-//!   arguments.
-//! - Tokens of the pod's service account, bound to the pod, good for ten minutes and renewed before that.
-//! - A pod that is deleted runs its `preStop` hooks (`sleep`, `exec`), gets SIGTERM, and SIGKILL when its grace period
-//!   is over; sidecars end behind the containers, the last one first. Then the object goes.
+//! - Environment variables from values, pod fields, and keys of ConfigMaps and Secrets; `$(VAR)` is expanded in them,
+//!   in commands and in arguments.
+//! - Tokens of the pod's service account, bound to the pod, valid for ten minutes and renewed before they expire.
+//! - A deleted pod runs its `preStop` hooks (`sleep`, `exec`) and gets SIGTERM, then SIGKILL when its grace period is
+//!   over. Sidecars are stopped after the containers, the last one first. Then the object is deleted.
 //!
-//! What it does not:
-//! - There are no images, no isolation and no limits. An image is a name for a program of this machine ([`Programs`]).
-//!   Processes see the machine's files: a path below a `mountPath` that stands in a command, an argument or a variable
-//!   is replaced by the folder of the pod that stands for it; paths in a program's own files are not.
-//! - There are no network namespaces: a pod's address is one of 127.0.0.0/8 (Linux), and its programs have to listen on
-//!   that address alone. Nothing keeps them from listening elsewhere.
-//! - Where a kubelet mounts a token at `/var/run/secrets`, the containers get `KUBECONFIG`, which names the file of the
-//!   token; in-cluster configuration finds nothing.
-//! - No gRPC probes, `postStart` hooks, `subPath`, resources, host network, ephemeral containers, init containers that
-//!   run again. A pod that asks for something that would change what it does is refused with words.
-//! - While a pod ends it is not probed any more. What a kubelet does again after its own restart is not done.
-//! - It neither registers a node nor schedules: who creates a pod names the node.
+//! What it does not do:
+//! - There are no images, no isolation and no resource limits. An image is a name for a program of this machine
+//!   ([`ImagePrograms`]). Processes see the machine's files: a path below a `mountPath` in a command, an argument or a
+//!   variable is replaced by the pod's folder for that volume; paths in a program's own files are not.
+//! - There are no network namespaces: a pod's address is one of 127.0.0.0/8 (Linux), and its programs must listen on
+//!   that address only. Nothing keeps them from listening elsewhere.
+//! - A kubelet mounts a token at `/var/run/secrets`; here the containers get `KUBECONFIG` instead, which refers to the
+//!   token's file. In-cluster configuration finds nothing.
+//! - There are no gRPC probes, `postStart` hooks, `subPath`, resources, host network, ephemeral containers, or init
+//!   containers that run again. A pod that asks for a feature that would change its behavior is rejected with a
+//!   message.
+//! - Probes stop when a pod begins to terminate. Recovery after a restart of the kubelet is not implemented.
+//! - It neither registers a node nor schedules: the creator of a pod sets `nodeName`.
 
 mod backoff;
 mod config_cache;
@@ -72,43 +73,43 @@ use std::{
 };
 use tokio::{sync::watch, task::JoinSet};
 
-/// How long the object of a container may take to appear.
+/// How long [`Kubelet::container`] waits for a container to appear.
 const CONTAINER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a kubelet is made of.
+/// Configuration of a kubelet.
 #[derive(Clone)]
 pub struct KubeletOptions {
-    /// A client of the API server with all rights.
+    /// Client of the API server with all rights.
     pub client: Client,
-    /// Where pods find the API server.
+    /// URL of the API server, as pods use it.
     pub api_server: String,
-    /// The file with the certificates of the API server's authority.
+    /// File with the CA certificates of the API server.
     pub ca_certificate: PathBuf,
-    /// The namespace whose pods it takes.
+    /// Namespace whose pods are run.
     pub namespace: String,
-    /// The node that it is.
+    /// Name of the node whose pods are run.
     pub node_name: String,
-    /// What stands for images.
+    /// Programs that run in place of images.
     pub programs: ImagePrograms,
-    /// Where the volumes and the logs are.
+    /// Folder for the volumes and the logs.
     pub folder: PathBuf,
-    /// How long after a change of a ConfigMap or a Secret the files follow.
+    /// Delay between a change of a ConfigMap or a Secret and the update of the files.
     pub projection_delay: Duration,
-    /// How old a token becomes.
+    /// Age at which a token is replaced.
     pub token_renewal_interval: Duration,
-    /// When containers that ended are started again.
+    /// Delays before a container is restarted.
     pub backoff: RestartBackoff,
 }
 
 impl KubeletOptions {
-    /// A node that projects at once, and whose tokens become eight minutes old.
+    /// Options for a node that updates files without delay and replaces tokens after eight minutes.
     pub async fn new(plane: &ControlPlane, namespace: &str, programs: ImagePrograms, folder: PathBuf) -> Result<Self> {
         Ok(Self {
             client: plane.admin_client().await?,
             api_server: plane.url(),
             ca_certificate: plane.ca_certificate(),
             namespace: namespace.to_owned(),
-            node_name: "bed".to_owned(),
+            node_name: "testbed".to_owned(),
             programs,
             folder,
             projection_delay: Duration::ZERO,
@@ -121,11 +122,11 @@ impl KubeletOptions {
 impl fmt::Debug for KubeletOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { api_server, namespace, node_name: node, .. } = self;
-        write!(f, "Options({node} of {namespace} at {api_server})")
+        write!(f, "KubeletOptions({node} of {namespace} at {api_server})")
     }
 }
 
-/// What all pods have in common.
+/// Shared by all pods of the node.
 struct NodeContext {
     client: Client,
     api_server: token::ApiServerInfo,
@@ -142,27 +143,27 @@ struct NodeContext {
 
 impl fmt::Debug for NodeContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Context({} of {})", self.folder.display(), self.namespace)
+        write!(f, "NodeContext({} of {})", self.folder.display(), self.namespace)
     }
 }
 
 impl NodeContext {
-    /// Waits as long as files follow their sources. A shorter time counts at once.
+    /// Waits for the projection delay. If the delay is shortened meanwhile, the shorter one applies immediately.
     async fn wait_projection_delay(&self) {
         let begin = crate::clock::now();
         let mut delay = self.projection_delay.subscribe();
         loop {
-            let rest = delay.borrow_and_update().saturating_sub(begin.elapsed());
-            if rest.is_zero() {
+            let remaining = delay.borrow_and_update().saturating_sub(begin.elapsed());
+            if remaining.is_zero() {
                 return;
             }
-            // An error means that the bed ends.
-            drop(tokio::time::timeout(rest, delay.changed()).await);
+            // An error means that the testbed ends.
+            drop(tokio::time::timeout(remaining, delay.changed()).await);
         }
     }
 }
 
-/// The containers of every pod, by the pod's name; with its UID, because names come again.
+/// The UID and the containers of every pod, by the pod's name. The UID tells pods apart that reuse a name.
 #[derive(Debug, Default)]
 struct PodRegistry {
     pods: Mutex<BTreeMap<String, (String, Vec<ContainerHandle>)>>,
@@ -187,7 +188,7 @@ impl PodRegistry {
     }
 }
 
-/// The stand-in. Everything it started ends when it is dropped.
+/// The kubelet stand-in. All processes that it started end when it is dropped.
 #[derive(Debug)]
 pub struct Kubelet {
     context: Arc<NodeContext>,
@@ -196,11 +197,11 @@ pub struct Kubelet {
 }
 
 impl Kubelet {
-    /// Begins to run the pods of its node.
+    /// Starts to run the pods of the node.
     pub fn start(options: KubeletOptions) -> Result<Self> {
         let server = token::ApiServerInfo::new(&options.api_server, &options.ca_certificate)?;
         let client = options.client;
-        let (teller, publisher) = events::channel();
+        let (recorder, publisher) = events::channel();
         let context = Arc::new(NodeContext {
             client: client.clone(),
             api_server: server,
@@ -212,7 +213,7 @@ impl Kubelet {
             projection_delay: watch::Sender::new(options.projection_delay),
             token_renewal_interval: options.token_renewal_interval,
             backoff: options.backoff,
-            recorder: teller,
+            recorder,
         });
         let registry = Arc::new(PodRegistry::default());
         let mut tasks = JoinSet::new();
@@ -225,12 +226,12 @@ impl Kubelet {
         Ok(Self { context, registry, tasks })
     }
 
-    /// From now on files follow their sources so long after a change.
+    /// Sets the delay between a change of a ConfigMap or a Secret and the update of the files.
     pub fn set_projection_delay(&self, delay: Duration) {
         self.context.projection_delay.send_replace(delay);
     }
 
-    /// A container, as soon as the kubelet knows its pod.
+    /// Returns a container, and waits up to ten seconds for the kubelet to accept its pod.
     pub async fn container(&self, pod: &str, name: &str) -> Result<ContainerHandle> {
         let mut changes = self.registry.changed.subscribe();
         let find = async {
@@ -244,16 +245,16 @@ impl Kubelet {
             }
         };
         let found = tokio::time::timeout(CONTAINER_TIMEOUT, find).await;
-        found.with_context(|| format!("the kubelet knows no container {name} of a pod {pod}"))
+        found.with_context(|| format!("the kubelet has no container {name} of a pod {pod} after {CONTAINER_TIMEOUT:?}"))
     }
 
-    /// A container, where the kubelet knows its pod.
+    /// Returns a container, or `None` if the kubelet does not have its pod.
     pub fn find_container(&self, pod: &str, name: &str) -> Option<ContainerHandle> {
         let pods = self.registry.pods();
         pods.get(pod)?.1.iter().find(|container| container.name() == name).cloned()
     }
 
-    /// All containers.
+    /// Returns all containers of all pods.
     pub fn containers(&self) -> Vec<ContainerHandle> {
         self.registry.pods().values().flat_map(|(_, containers)| containers.clone()).collect()
     }
@@ -266,52 +267,52 @@ impl Drop for Kubelet {
     }
 }
 
-/// Gives every pod of the node a worker, and tells it when the pod has to end. Never returns.
+/// Starts a worker for every pod of the node, and signals it when the pod must end. Never returns.
 async fn watch_pods(context: Arc<NodeContext>, registry: Arc<PodRegistry>, node: String) {
     let api = Api::<Pod>::namespaced(context.client.clone(), &context.namespace);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let mut events = pin!(watcher(api, config).default_backoff());
     let mut workers = JoinSet::new();
-    let mut orders: BTreeMap<String, watch::Sender<DesiredPodState>> = BTreeMap::new();
+    let mut desired_states: BTreeMap<String, watch::Sender<DesiredPodState>> = BTreeMap::new();
     let mut listed = BTreeSet::new();
     loop {
-        // An error of the watch is one of the API server's being away: it is tried again.
+        // The watch fails while the API server is unavailable, and is retried.
         let Ok(Some(event)) = events.try_next().await else { continue };
         while workers.try_join_next().is_some() {}
         match event {
             watcher::Event::Init => listed.clear(),
             watcher::Event::InitDone => {
-                for (uid, order) in &orders {
+                for (uid, desired) in &desired_states {
                     if !listed.contains(uid) {
-                        order.send_if_modified(mark_deleted);
+                        desired.send_if_modified(mark_deleted);
                     }
                 }
             }
             watcher::Event::Delete(pod) => {
-                if let Some(order) = orders.remove(&pod.uid().unwrap_or_default()) {
-                    order.send_if_modified(mark_deleted);
-                    // Who works on it holds the other end until it is done.
-                    workers.spawn(async move { order.closed().await });
+                if let Some(desired) = desired_states.remove(&pod.uid().unwrap_or_default()) {
+                    desired.send_if_modified(mark_deleted);
+                    // The worker holds the receiver until it is done.
+                    workers.spawn(async move { desired.closed().await });
                 }
             }
             watcher::Event::Apply(pod) | watcher::Event::InitApply(pod) => {
                 let uid = pod.uid().unwrap_or_default();
                 listed.insert(uid.clone());
-                let wanted = desired_state(&pod);
-                if let Some(order) = orders.get(&uid) {
-                    order.send_if_modified(|order| std::mem::replace(order, wanted) != wanted);
+                let state = desired_state(&pod);
+                if let Some(desired) = desired_states.get(&uid) {
+                    desired.send_if_modified(|desired| std::mem::replace(desired, state) != state);
                 } else if !is_terminal(&pod)
-                    && let Some(order) = start_worker(&context, &registry, &mut workers, pod, wanted)
+                    && let Some(desired) = start_worker(&context, &registry, &mut workers, pod, state)
                 {
-                    orders.insert(uid, order);
+                    desired_states.insert(uid, desired);
                 }
             }
         }
     }
 }
 
-fn mark_deleted(order: &mut DesiredPodState) -> bool {
-    std::mem::replace(order, DesiredPodState::Deleted) != DesiredPodState::Deleted
+fn mark_deleted(desired: &mut DesiredPodState) -> bool {
+    std::mem::replace(desired, DesiredPodState::Deleted) != DesiredPodState::Deleted
 }
 
 fn desired_state(pod: &Pod) -> DesiredPodState {
@@ -322,7 +323,7 @@ fn desired_state(pod: &Pod) -> DesiredPodState {
     DesiredPodState::Terminating(Duration::from_secs(grace.unsigned_abs()))
 }
 
-/// A pod that has ended for good, or that was refused.
+/// Returns whether a pod has completed, failed or been rejected.
 fn is_terminal(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
@@ -333,12 +334,12 @@ fn start_worker(
     registry: &Arc<PodRegistry>,
     workers: &mut JoinSet<()>,
     pod: Pod,
-    order: DesiredPodState,
+    desired: DesiredPodState,
 ) -> Option<watch::Sender<DesiredPodState>> {
     let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
     match PodWorker::new(context, pod.clone()) {
         Ok(worker) => {
-            let (sender, receiver) = watch::channel(order);
+            let (sender, receiver) = watch::channel(desired);
             let (worker, registry) = (Arc::new(worker), Arc::clone(registry));
             registry.add(name.clone(), uid.clone(), worker.containers());
             workers.spawn(async move {
@@ -354,12 +355,12 @@ fn start_worker(
     }
 }
 
-/// A pod that cannot be run here.
-async fn reject_pod(context: Arc<NodeContext>, pod: Pod, why: String) {
-    context.recorder.warning(&pod, "UnexpectedAdmissionError", why.clone());
-    let status = json!({ "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": why });
+/// Marks a pod as failed that cannot run here.
+async fn reject_pod(context: Arc<NodeContext>, pod: Pod, message: String) {
+    context.recorder.warning(&pod, "UnexpectedAdmissionError", message.clone());
+    let status = json!({ "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": message });
     let api = Api::<Pod>::namespaced(context.client.clone(), &context.namespace);
     let patch = Patch::Merge(json!({ "status": status }));
-    // Where this is lost, the event says it too.
+    // If this write fails, the event still carries the message.
     drop(api.patch_status(&pod.name_any(), &PatchParams::default(), &patch).await);
 }

@@ -1,8 +1,8 @@
-//! The parts that Rollora is tested on, each of them real where the real thing fits in a test: a Kubernetes API server and
-//! etcd ([`control_plane`]), a stand-in for the kubelet that runs pods as processes ([`kubelet`]), Envoy ([`gateway`]), an
-//! endpoint picker ([`picker`]), and a simulated vLLM ([`sim`]).
+//! The components that Rollora is tested on, each of them real where the real thing fits in a test: a Kubernetes API
+//! server and etcd ([`control_plane`]), a stand-in for the kubelet that runs pods as processes ([`kubelet`]), Envoy
+//! ([`gateway`]), an endpoint picker ([`endpoint_picker`]), and a simulated vLLM ([`sim`]).
 //!
-//! It contains no scenario and no expectation: those are in `e2e`.
+//! This crate contains no scenario and no expectation: those are in `e2e`.
 
 pub mod clock;
 pub mod control_plane;

@@ -1,9 +1,9 @@
-//! Loopback ports that stay ours while nobody listens on them: a server that is killed and started again comes back on
-//! its port, and no test that runs beside takes it meanwhile.
+//! Loopback ports that stay reserved while nothing listens on them: a server that is killed and restarted gets its port
+//! back, and no test that runs at the same time takes it meanwhile.
 //!
-//! The ports lie below the range that the system gives out for port 0 and for outgoing connections. Each is reserved by
-//! a lock on a file, which the system lets go of however the process ends. Nothing keeps a program that does not ask
-//! here from such a port; one that is in use is passed over.
+//! The ports are below the range that the kernel uses for port 0 and for outgoing connections. Each is reserved by a
+//! file lock, which the kernel releases however the process ends. Programs that do not use this module can still bind
+//! such a port; a port in use is skipped.
 
 use anyhow::{Context as _, Result, bail};
 use std::{
@@ -15,7 +15,7 @@ use std::{
 const FIRST_PORT: u16 = 20_000;
 const PORT_COUNT: u16 = 10_000;
 
-/// A reserved port.
+/// A port of 127.0.0.1, reserved until the value is dropped.
 #[derive(Debug)]
 pub struct ReservedPort {
     number: u16,
@@ -23,10 +23,10 @@ pub struct ReservedPort {
 }
 
 impl ReservedPort {
-    /// Reserves a free port until the value is dropped.
+    /// Reserves a free port from 20000 to 29999.
     pub fn reserve() -> Result<Self> {
         let folder = lock_dir()?;
-        // Processes begin at different places, so that they seldom meet.
+        // Each process starts at a different port to avoid collisions.
         let start = u16::try_from(std::process::id() * 61 % u32::from(PORT_COUNT)).unwrap_or_default();
         for step in 0..PORT_COUNT {
             let number = FIRST_PORT + (start + step) % PORT_COUNT;
@@ -39,19 +39,19 @@ impl ReservedPort {
 
     fn try_reserve(folder: &Path, number: u16) -> Result<Option<Self>> {
         let path = folder.join(number.to_string());
-        let lock = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let lock = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         if lock.try_lock().is_err() || TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_err() {
             return Ok(None);
         }
         Ok(Some(Self { number, _lock: lock }))
     }
 
-    /// The number.
+    /// Returns the port number.
     pub fn number(&self) -> u16 {
         self.number
     }
 
-    /// The port on 127.0.0.1.
+    /// Returns the port's address on 127.0.0.1.
     pub fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.number).into()
     }
@@ -59,7 +59,7 @@ impl ReservedPort {
 
 pub(crate) fn lock_dir() -> Result<PathBuf> {
     let folder = std::env::temp_dir().join(format!("rollora-ports-{}", rustix::process::getuid().as_raw()));
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     Ok(folder)
 }
 
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_port_is_reserved_twice() {
+    fn reserved_ports_are_unique() {
         let ports: Vec<_> = (0..20).map(|_| ReservedPort::reserve().unwrap()).collect();
         let mut numbers: Vec<_> = ports.iter().map(ReservedPort::number).collect();
         numbers.sort_unstable();
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_in_use_is_passed_over() {
+    fn port_in_use_is_skipped() {
         let port = ReservedPort::reserve().unwrap();
         let number = port.number();
         drop(port);

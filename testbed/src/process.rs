@@ -1,5 +1,5 @@
-//! The processes of the testbed: those of [`rollora_supervise`], waited for without blocking a task, and the programs of
-//! this workspace.
+//! Processes of the testbed: re-exports of [`rollora_supervise`], functions that wait without blocking a task, and the
+//! paths of the workspace's own programs.
 
 pub use rollora_supervise::{ChildProcess, ExitReason, log_tail};
 
@@ -7,37 +7,37 @@ use crate::clock;
 use anyhow::{Context as _, Result, bail};
 use std::{path::PathBuf, time::Duration};
 
-/// How often a process that should end is looked at.
-const POLL: Duration = Duration::from_millis(5);
+/// Interval at which a process is checked for its exit.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Waits until a process ends, at most `limit`.
+/// Waits until a process exits; an error after `limit`.
 pub async fn wait_exit(process: &ChildProcess, limit: Duration) -> Result<ExitReason> {
     let start = clock::now();
     loop {
-        if let Some(ending) = process.exit_reason() {
-            return Ok(ending);
+        if let Some(exit) = process.exit_reason() {
+            return Ok(exit);
         }
         if start.elapsed() > limit {
-            bail!("{} still runs after {limit:?}\n{}", process.name(), process.log_tail(30));
+            bail!("{} is still running after {limit:?}\n{}", process.name(), process.log_tail(30));
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Asks a process and all that it started to end (SIGTERM), and waits for that, at most `limit`.
+/// Sends SIGTERM to a process and its children, and waits until it exits; an error after `limit`.
 pub async fn terminate(process: &ChildProcess, limit: Duration) -> Result<ExitReason> {
     process.signal(rustix::process::Signal::TERM);
     wait_exit(process, limit).await
 }
 
-/// The program `name` of this workspace, which is built into the folder of this one.
+/// Returns the path of the workspace's program `name`, which is next to the current program.
 pub fn built_program(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot tell where this program is")?;
+    let own = std::env::current_exe().context("cannot determine the path of the current program")?;
     // Tests are in `target/PROFILE/deps`, programs one folder above.
     let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
     found.with_context(|| {
         let folder = own.parent().unwrap_or(&own);
-        format!("there is no program `{name}` beside {}: build it with `cargo build --bin {name}`", folder.display())
+        format!("no program `{name}` in {}: build it with `cargo build --bin {name}`", folder.display())
     })
 }
 
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn termination_is_waited_for_and_reported() {
+    async fn termination_by_sigterm_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let mut command = std::process::Command::new("/bin/sh");
         command.args(["-c", "sleep 100"]);
@@ -56,8 +56,8 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_program_is_named_with_the_command_that_builds_it() {
-        let said = built_program("no-such-program").unwrap_err().to_string();
-        assert!(said.contains("cargo build --bin no-such-program"), "{said}");
+    fn missing_program_error_names_the_build_command() {
+        let error = built_program("no-such-program").unwrap_err().to_string();
+        assert!(error.contains("cargo build --bin no-such-program"), "{error}");
     }
 }

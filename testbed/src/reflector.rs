@@ -1,4 +1,4 @@
-//! The objects of one kind as the API server last told of them, so that looking often costs nobody anything.
+//! A watched copy of the objects of one kind, so that polling costs no requests.
 
 use futures_util::TryStreamExt as _;
 use kube::{
@@ -9,10 +9,10 @@ use serde::de::DeserializeOwned;
 use std::{collections::BTreeMap, fmt::Debug, pin::pin};
 use tokio::sync::watch;
 
-/// Objects by name.
+/// Objects of one kind, by name.
 pub type ObjectsByName<K> = BTreeMap<String, K>;
 
-/// A copy that is always a moment old.
+/// A copy that the watch keeps up to date, with the delay of the watch.
 #[derive(Debug)]
 pub struct Reflector<K> {
     objects: watch::Sender<ObjectsByName<K>>,
@@ -28,27 +28,27 @@ impl<K> Reflector<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    /// All objects.
+    /// Returns all objects of the copy.
     pub fn all(&self) -> Vec<K> {
         self.objects.borrow().values().cloned().collect()
     }
 
-    /// One object.
+    /// Returns an object by its name.
     pub fn get(&self, name: &str) -> Option<K> {
         self.objects.borrow().get(name).cloned()
     }
 
-    /// Hears of every change.
+    /// Returns a receiver that is notified of every change.
     pub fn subscribe(&self) -> watch::Receiver<ObjectsByName<K>> {
         self.objects.subscribe()
     }
 
-    /// Follows the API server; never returns.
+    /// Watches the API server; never returns.
     pub async fn run(&self, api: Api<K>) {
         let mut listed = ObjectsByName::new();
         let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
         loop {
-            // An error of the watch is one of the API server's being away: it is tried again.
+            // The watch fails while the API server is unavailable, and is retried.
             let Ok(Some(event)) = events.try_next().await else { continue };
             self.objects.send_modify(|objects| match event {
                 watcher::Event::Init => listed.clear(),

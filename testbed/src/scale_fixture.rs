@@ -1,11 +1,12 @@
-//! Many Rollouts in many pools of many pods, on a real API server: the objects are real, the pods are not.
+//! A fixture for scale tests: many Rollouts, pools and pods on a real API server. The objects are real, the pods are
+//! not.
 //!
-//! One process answers for all sidecars and routers ([`answers`]), at an address of each pod's own. What a Rollout, its
-//! rewrite and the operator's key look like when all is done is taken from one that the operator has carried through
-//! ([`Population::learn`]), so that thousands more can be made as if it had carried those through too.
+//! One process answers for all sidecars and routers (`endpoints`), at a different address for each pod. The status of
+//! a Rollout, its rewrite and its operator directives are recorded from one that the operator has completed
+//! ([`ScaleFixture::record_template`]), so that thousands more can be created as if it had completed those too.
 //!
-//! Pods are written into etcd, as the API server would have left them there: through the API server each would take a
-//! second write for the status that a kubelet reports.
+//! Pods are written directly into etcd, in the form in which the API server would store them: through the API server
+//! each would need a second write for the status that a kubelet reports.
 
 mod endpoints;
 mod etcd_pods;
@@ -39,22 +40,22 @@ use std::{
 };
 use tokio::task::JoinSet;
 
-/// Requests that are on their way at once where many are made.
+/// Concurrency of bulk operations.
 const MAX_CONCURRENT_REQUESTS: usize = 48;
-/// How long anything may take.
+/// Time limit of each wait.
 const WAIT_TIMEOUT: Duration = Duration::from_mins(4);
-/// What lies between one wish and the next.
+/// Minimum pause between two intents.
 const INTENT_INTERVAL: Duration = Duration::from_millis(60);
-/// The program whose requests are counted.
+/// Prefix of the user agent whose requests are counted.
 const OPERATOR_USER_AGENT: &str = "rollora-operator/";
 
-/// The API server and all that lives on it.
+/// An API server with its objects, and the endpoints of all pods.
 pub struct ScaleFixture {
     control_plane: ControlPlane,
     client: Client,
     state: SharedFixtureState,
     template: Option<RolloutTemplate>,
-    /// Pools that are there.
+    /// Number of pools that were created.
     pool_count: u16,
     audit: AuditLog,
     intent_count: u32,
@@ -64,60 +65,61 @@ pub struct ScaleFixture {
 
 impl fmt::Debug for ScaleFixture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Population")
-            .field("plane", &self.control_plane)
-            .field("pools", &self.pool_count)
+        f.debug_struct("ScaleFixture")
+            .field("control_plane", &self.control_plane)
+            .field("pool_count", &self.pool_count)
             .finish_non_exhaustive()
     }
 }
 
-/// How large it is.
+/// Number of objects in a fixture.
 #[derive(Debug, Clone, Copy)]
 pub struct FixtureSize {
-    /// Pools.
+    /// Number of InferencePools in the fixture.
     pub pools: u16,
-    /// Servers of each.
+    /// Number of servers in each pool.
     pub pods: u8,
-    /// Rollouts in each.
+    /// Number of Rollouts in each pool.
     pub rollouts: u16,
-    /// Versions of each adapter that are listed.
+    /// Number of versions of each adapter in the adapters ConfigMap.
     pub versions: u16,
 }
 
-/// What was asked of the API server by the operator, and what Rollouts' status was written for.
+/// Counts of the operator's requests to the API server, and of its status writes by cause.
 #[derive(Debug, Serialize)]
 pub struct OperatorRequestCounts {
-    /// Requests but those of the Lease and watches, by verb and resource.
+    /// Requests by verb and resource, without those for the Lease and watches.
     requests: BTreeMap<String, u64>,
-    /// Watches that were begun.
+    /// Watches that were started.
     watches: u64,
-    /// Questions which kinds are installed.
+    /// Requests of API discovery.
     discoveries: u64,
     #[serde(flatten)]
     writes: StatusWriteCounts,
 }
 
 impl ScaleFixture {
-    /// An API server with nothing on it, and somebody who answers for pods.
+    /// Starts an API server without Rollouts, and the endpoints of the pods.
     pub async fn start() -> Result<Self> {
-        let plane = ControlPlane::start().await?;
-        plane.install_crds(&[rollora_crds()?, upstream_crds()?].concat()).await?;
-        let (client, seen, port) = (plane.admin_client().await?, SharedFixtureState::new(), ReservedPort::reserve()?);
+        let control_plane = ControlPlane::start().await?;
+        control_plane.install_crds(&[rollora_crds()?, upstream_crds()?].concat()).await?;
+        let (client, state, port) =
+            (control_plane.admin_client().await?, SharedFixtureState::new(), ReservedPort::reserve()?);
         let mut tasks = JoinSet::new();
-        tasks.spawn(endpoints::serve(endpoints::listen_on_loopback(port.number())?, seen.clone()));
-        let (watching, of) = (seen.clone(), client.clone());
+        tasks.spawn(endpoints::serve(endpoints::listen_on_loopback(port.number())?, state.clone()));
+        let (watched, watch_client) = (state.clone(), client.clone());
         tasks.spawn(async move {
-            if let Err(error) = watching.watch(of).await {
-                // Whoever waits for what is not seen any more says what it waits for.
-                watching.update(|seen| seen.rollouts.clear());
+            if let Err(error) = watched.watch(watch_client).await {
+                // Pending waits then fail with the description of what they wait for.
+                watched.update(|state| state.rollouts.clear());
                 drop(error);
             }
         });
-        let audit = plane.audit_log();
+        let audit = control_plane.audit_log();
         Ok(Self {
-            control_plane: plane,
+            control_plane,
             client,
-            state: seen,
+            state,
             template: None,
             pool_count: 0,
             audit,
@@ -127,12 +129,12 @@ impl ScaleFixture {
         })
     }
 
-    /// A kubeconfig of somebody who may do everything.
+    /// Returns the file with the admin's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.control_plane.admin_kubeconfig()
     }
 
-    /// Makes the first Rollout of the first pool, which nobody has looked at yet.
+    /// Creates the first pool with one Rollout, which no operator has reconciled.
     pub async fn seed(&mut self, size: FixtureSize) -> Result<()> {
         self.create_namespaces(1).await?;
         etcd_pods::create(self.control_plane.etcd_address(), 0..1, size.pods, self.port.number()).await?;
@@ -143,33 +145,37 @@ impl ScaleFixture {
         Ok(())
     }
 
-    /// Waits until an operator has carried the first Rollout through, and remembers what it looks like then.
+    /// Waits until an operator has completed the first Rollout, and records it as the template of the others.
     pub async fn record_template(&mut self) -> Result<()> {
         let name = objects::rollout_name(0, 0);
-        let settled = |seen: &mut state::FixtureState| {
-            let known = seen.rollouts.get(&name).filter(|known| known.is_settled())?;
-            let rewrite = seen.rewrites.get(&0)?.get(&name)?.clone();
-            Some((known.rollout.clone(), rewrite))
+        let settled = |state: &mut state::FixtureState| {
+            let cached = state.rollouts.get(&name).filter(|cached| cached.is_settled())?;
+            let rewrite = state.rewrites.get(&0)?.get(&name)?.clone();
+            Some((cached.rollout.clone(), rewrite))
         };
         let (rollout, rewrite) = self.state.wait_for("the first Rollout", WAIT_TIMEOUT, settled).await?;
         let map = Api::<ConfigMap>::namespaced(self.client.clone(), &objects::namespace(0));
         let map = map.get(&objects::config_map_name(0)).await?;
-        let key = map.data.as_ref().and_then(|data| data.get(rollora_api::names::DIRECTIVES_KEY));
+        let directives = map.data.as_ref().and_then(|data| data.get(rollora_api::names::DIRECTIVES_KEY));
         self.template = Some(RolloutTemplate {
-            status: serde_json::to_value(rollout.status.context("a Rollout without status")?)?,
-            directives: OperatorDirectives::parse(key.context("the operator has not written its key")?)?,
-            rollout_uid: rollout.metadata.uid.context("a Rollout without UID")?,
-            rewrite_uid: rewrite.metadata.uid.clone().context("a rewrite without UID")?,
+            status: serde_json::to_value(rollout.status.context("the first Rollout has no status")?)?,
+            directives: OperatorDirectives::parse(directives.context("the operator has not written its directives")?)?,
+            rollout_uid: rollout.metadata.uid.context("the first Rollout has no UID")?,
+            rewrite_uid: rewrite.metadata.uid.clone().context("the rewrite of the first Rollout has no UID")?,
             rewrite: serde_json::to_value(rewrite)?,
         });
         Ok(())
     }
 
-    /// Makes everything that is missing up to this size. What is new is as if it had succeeded long ago, and no
-    /// Rollout was looked at since its spec was changed.
+    /// Creates all objects that are missing for this size. New Rollouts look as if they had succeeded long ago. The
+    /// spec of every Rollout has changed since it was last reconciled.
     pub async fn grow(&mut self, size: FixtureSize) -> Result<()> {
-        let template = self.template.clone().context("nothing was learned yet")?;
-        ensure!(size.pods <= objects::MAX_SERVERS_PER_POOL, "more servers than a pool has addresses for");
+        let template = self.template.clone().context("no template was recorded")?;
+        ensure!(
+            size.pods <= objects::MAX_SERVERS_PER_POOL,
+            "{} servers are more than a pool has addresses for",
+            size.pods
+        );
         self.create_namespaces(size.pools).await?;
         etcd_pods::create(
             self.control_plane.etcd_address(),
@@ -186,45 +192,47 @@ impl ScaleFixture {
             1,
         )
         .await?;
-        let keyed = template.clone();
-        let maps =
-            new.clone().map(|pool| Ok((pool, keyed.directives(pool, size.rollouts)?))).collect::<Result<Vec<_>>>()?;
+        let map_template = template.clone();
+        let maps = new
+            .clone()
+            .map(|pool| Ok((pool, map_template.directives(pool, size.rollouts)?)))
+            .collect::<Result<Vec<_>>>()?;
         for_each_concurrent(
             maps,
-            |(pool, key)| async move { this.create_config_map(pool, size, Some(&key)).await },
+            |(pool, directives)| async move { this.create_config_map(pool, size, Some(&directives)).await },
             MAX_CONCURRENT_REQUESTS,
         )
         .await?;
-        // The first one of the first pool is there, and so is what it names.
+        // The first Rollout of the first pool exists already, and so do its objects.
         if this.pool_count == 1 {
-            let key = template.directives(0, size.rollouts)?;
-            this.replace_config_map(0, size, &key).await?;
+            let directives = template.directives(0, size.rollouts)?;
+            this.replace_config_map(0, size, &directives).await?;
         }
-        let old: Vec<String> = this.state.with(|seen| seen.rollouts.keys().cloned().collect());
+        let old: Vec<String> = this.state.with(|state| state.rollouts.keys().cloned().collect());
         for_each_concurrent(old.clone(), |name| async move { this.touch_spec(&name).await }, MAX_CONCURRENT_REQUESTS)
             .await?;
-        let there: BTreeSet<String> = old.into_iter().collect();
+        let existing: BTreeSet<String> = old.into_iter().collect();
         let loras = (0..size.pools).flat_map(|pool| (0..size.rollouts).map(move |number| (pool, number)));
         let loras: Vec<_> =
-            loras.filter(|(pool, number)| !there.contains(&objects::rollout_name(*pool, *number))).collect();
+            loras.filter(|(pool, number)| !existing.contains(&objects::rollout_name(*pool, *number))).collect();
         let template = &template;
         for_each_concurrent(loras, |lora| this.create_rollout(template, lora), MAX_CONCURRENT_REQUESTS).await?;
         let count = usize::from(size.pools) * usize::from(size.rollouts);
-        let all = |seen: &mut state::FixtureState| {
+        let all = |state: &mut state::FixtureState| {
             let made =
-                seen.rollouts.len() == count && seen.rollouts.values().all(|known| known.rollout.status.is_some());
-            (made && seen.pool_configs.len() == usize::from(size.pools)).then_some(())
+                state.rollouts.len() == count && state.rollouts.values().all(|cached| cached.rollout.status.is_some());
+            (made && state.pool_configs.len() == usize::from(size.pools)).then_some(())
         };
-        this.state.wait_for("all that was made", WAIT_TIMEOUT, all).await?;
+        this.state.wait_for("the created objects to appear in the watches", WAIT_TIMEOUT, all).await?;
         self.pool_count = self.pool_count.max(size.pools);
         Ok(())
     }
 
     async fn create_rollout(&self, template: &RolloutTemplate, lora: (u16, u16)) -> Result<()> {
         let rollout = self.create(ROLLOUT_KIND, objects::rollout_object(lora.0, lora.1)).await?;
-        let rollout_uid = rollout.uid().context("a Rollout without UID")?;
+        let rollout_uid = rollout.uid().context("the created Rollout has no UID")?;
         let rewrite = self.create(REWRITE_KIND, template.rewrite(lora, &rollout_uid)?).await?;
-        let rewrite_uid = rewrite.uid().context("a rewrite without UID")?;
+        let rewrite_uid = rewrite.uid().context("the created rewrite has no UID")?;
         let status = json!({ "status": template.status(lora, &rollout_uid, &rewrite_uid)? });
         let api = self.api(ROLLOUT_KIND, lora.0);
         let patch = Patch::Merge(status);
@@ -237,31 +245,36 @@ impl ScaleFixture {
         let name = object.name_any();
         let namespace = object.namespace().unwrap_or_default();
         let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), &namespace, &state::api_resource(kind));
-        api.create(&PostParams::default(), &object).await.with_context(|| format!("cannot make {name}"))
+        api.create(&PostParams::default(), &object).await.with_context(|| format!("cannot create {name}"))
     }
 
     async fn create_namespaces(&self, pools: u16) -> Result<()> {
         let api = Api::<Namespace>::all(self.client.clone());
-        let there: BTreeSet<String> =
+        let existing: BTreeSet<String> =
             api.list(&kube::api::ListParams::default()).await?.iter().map(kube::ResourceExt::name_any).collect();
         let wanted: BTreeSet<String> = (0..pools).map(objects::namespace).collect();
-        for name in wanted.difference(&there) {
+        for name in wanted.difference(&existing) {
             let object = serde_json::from_value(objects::namespace_object(name))?;
             api.create(&PostParams::default(), &object).await?;
         }
         Ok(())
     }
 
-    async fn create_config_map(&self, pool: u16, size: FixtureSize, key: Option<&OperatorDirectives>) -> Result<()> {
+    async fn create_config_map(
+        &self,
+        pool: u16,
+        size: FixtureSize,
+        directives: Option<&OperatorDirectives>,
+    ) -> Result<()> {
         let object: ConfigMap =
-            serde_json::from_value(objects::config_map_object(pool, size.rollouts, size.versions, key))?;
+            serde_json::from_value(objects::config_map_object(pool, size.rollouts, size.versions, directives))?;
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), &objects::namespace(pool));
         api.create(&PostParams::default(), &object).await?;
         Ok(())
     }
 
-    async fn replace_config_map(&self, pool: u16, size: FixtureSize, key: &OperatorDirectives) -> Result<()> {
-        let object = objects::config_map_object(pool, size.rollouts, size.versions, Some(key));
+    async fn replace_config_map(&self, pool: u16, size: FixtureSize, directives: &OperatorDirectives) -> Result<()> {
+        let object = objects::config_map_object(pool, size.rollouts, size.versions, Some(directives));
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), &objects::namespace(pool));
         let patch = Patch::Merge(json!({ "data": object["data"] }));
         api.patch(&objects::config_map_name(pool), &PatchParams::default(), &patch).await?;
@@ -273,133 +286,134 @@ impl ScaleFixture {
     }
 
     async fn patch(&self, name: &str, patch: Value) -> Result<()> {
-        let pool = objects::pool_from_name(name).context("a Rollout of no pool")?;
+        let pool = objects::pool_from_name(name).with_context(|| format!("{name} names no pool"))?;
         let patch = Patch::Merge(patch);
         self.api(ROLLOUT_KIND, pool).patch(name, &PatchParams::default(), &patch).await?;
         Ok(())
     }
 
-    /// Changes the spec of a Rollout, and nothing that anybody would have to do anything for.
+    /// Changes a field of the spec that requires no action of the operator.
     async fn touch_spec(&self, name: &str) -> Result<()> {
-        let generation = self.state.with(|seen| seen.rollouts.get(name)?.rollout.metadata.generation);
+        let generation = self.state.with(|state| state.rollouts.get(name)?.rollout.metadata.generation);
         let deadline = format!("{}s", 1800 + generation.unwrap_or_default());
         self.patch(name, json!({ "spec": { "strategy": { "progressDeadline": deadline } } })).await
     }
 
-    /// Waits until every Rollout was looked at since its spec was changed.
+    /// Waits until every Rollout has been reconciled since its spec changed.
     pub async fn wait_until_reconciled(&self) -> Result<()> {
-        let all = |seen: &mut state::FixtureState| {
-            seen.rollouts.values().all(state::CachedRollout::is_reconciled).then_some(())
+        let all = |state: &mut state::FixtureState| {
+            state.rollouts.values().all(state::CachedRollout::is_reconciled).then_some(())
         };
         self.state.wait_for("every Rollout to be reconciled", WAIT_TIMEOUT, all).await
     }
 
-    /// From now on routers stay behind what is split, or not any more.
+    /// Sets whether routers stay behind the last weights of rewrites with split traffic.
     pub fn hold_routers(&self, held: bool) {
-        self.state.update(|seen| seen.routers_held = held);
+        self.state.update(|state| state.routers_held = held);
     }
 
-    /// Wants this version of the first adapter of so many pools, and waits until its steps are under way. Routers have
-    /// to be held.
+    /// Sets `version` as the desired one of the first Rollout of `count` pools, and waits until their steps are in
+    /// progress. Routers must be held.
     pub async fn begin_rollouts(&self, count: u16, version: u16) -> Result<()> {
         let begin = |pool: u16| async move {
             let id = objects::adapter_id(pool, 0, version);
             self.patch(&objects::rollout_name(pool, 0), json!({ "spec": { "adapter": { "id": id } } })).await
         };
         for_each_concurrent(0..count, begin, MAX_CONCURRENT_REQUESTS).await?;
-        let active = |seen: &mut state::FixtureState| {
+        let active = |state: &mut state::FixtureState| {
             let is_active = |pool: u16| {
-                let known = seen.rollouts.get(&objects::rollout_name(pool, 0));
+                let cached = state.rollouts.get(&objects::rollout_name(pool, 0));
                 let id = objects::adapter_id(pool, 0, version);
-                known.is_some_and(|known| {
-                    let desired = known.status().revision.desired;
-                    known.awaits_routers() && desired.is_some_and(|desired| desired.as_str() == id)
+                cached.is_some_and(|cached| {
+                    let desired = cached.status().revision.desired;
+                    cached.awaits_routers() && desired.is_some_and(|desired| desired.as_str() == id)
                 })
             };
             (0..count).all(is_active).then_some(())
         };
-        self.state.wait_for("rollouts that are under way", WAIT_TIMEOUT, active).await
+        self.state.wait_for("the new rollouts to be in progress", WAIT_TIMEOUT, active).await
     }
 
-    /// Waits until no rollout is under way.
+    /// Waits until no rollout is in progress.
     pub async fn wait_until_settled(&self) -> Result<()> {
-        let all =
-            |seen: &mut state::FixtureState| seen.rollouts.values().all(state::CachedRollout::is_settled).then_some(());
-        self.state.wait_for("every Rollout to be at its end", WAIT_TIMEOUT, all).await
+        let all = |state: &mut state::FixtureState| {
+            state.rollouts.values().all(state::CachedRollout::is_settled).then_some(())
+        };
+        self.state.wait_for("every Rollout to be complete", WAIT_TIMEOUT, all).await
     }
 
-    /// Asks for the same of the first Rollout of so many pools, one after the other; gives for each how long it took,
-    /// in milliseconds, from before the wish was written until its rewrite was seen with one target.
+    /// Sends the same intent to the first Rollout of `count` pools, one after the other. Returns for each the time in
+    /// milliseconds from just before the intent is written until the watch shows its rewrite with one target.
     pub async fn send_intents(&mut self, verb: IntentKind, count: u16) -> Result<Vec<f64>> {
         let mut times = Vec::new();
         for pool in 0..count {
             self.intent_count += 1;
             let name = objects::rollout_name(pool, 0);
-            let rollout = self.state.with(|seen| seen.rollouts.get(&name).map(|known| known.rollout.clone()));
-            let rollout: Rollout = rollout.context("a Rollout is gone")?;
+            let rollout = self.state.with(|state| state.rollouts.get(&name).map(|cached| cached.rollout.clone()));
+            let rollout: Rollout = rollout.with_context(|| format!("Rollout {name} does not exist any more"))?;
             let status = rollout.status.unwrap_or_default();
             let intent = Intent {
-                id: format!("wish-{}", self.intent_count),
+                id: format!("intent-{}", self.intent_count),
                 verb,
                 revision: status.revision.number,
                 step: status.step.map(|step| step.index),
                 claimed_by: None,
             };
-            let targets = |seen: &mut state::FixtureState| {
-                Some(seen.rewrites.get(&pool)?.get(&name)?.spec.rules.first()?.targets.len())
+            let targets = |state: &mut state::FixtureState| {
+                Some(state.rewrites.get(&pool)?.get(&name)?.spec.rules.first()?.targets.len())
             };
             ensure!(self.state.with(targets) == Some(2), "the traffic of {name} is not split");
             let text = serde_json::to_string(&intent)?;
             let start = clock::now();
             self.patch(&name, json!({ "metadata": { "annotations": { INTENT_ANNOTATION: text } } })).await?;
-            let one = |seen: &mut state::FixtureState| (targets(seen) == Some(1)).then_some(());
-            self.state.wait_for("a wish to be fulfilled", WAIT_TIMEOUT, one).await?;
+            let one = |state: &mut state::FixtureState| (targets(state) == Some(1)).then_some(());
+            self.state.wait_for("an intent to be executed", WAIT_TIMEOUT, one).await?;
             times.push(start.elapsed().as_secs_f64() * 1e3);
-            // In no step with the looks of the operator.
+            // Varies, so that intents do not synchronize with the operator's polls.
             tokio::time::sleep(INTENT_INTERVAL + Duration::from_millis(u64::from(pool * 7 % 50))).await;
         }
         Ok(times)
     }
 
-    /// Counts from now on.
+    /// Starts the counts over.
     pub fn reset_counts(&mut self) {
         self.audit = self.control_plane.audit_log();
-        self.state.update(|seen| seen.writes = StatusWriteCounts::default());
+        self.state.update(|state| state.writes = StatusWriteCounts::default());
     }
 
-    /// What was counted.
+    /// Returns the counts since [`ScaleFixture::reset_counts`].
     pub fn request_counts(&self) -> Result<OperatorRequestCounts> {
-        let mut account = OperatorRequestCounts {
+        let mut counts = OperatorRequestCounts {
             requests: BTreeMap::new(),
             watches: 0,
             discoveries: 0,
-            writes: self.state.with(|seen| seen.writes.clone()),
+            writes: self.state.with(|state| state.writes.clone()),
         };
         for event in self.audit.events()? {
             if !event.user_agent.starts_with(OPERATOR_USER_AGENT) || event.resource == "leases" {
                 continue;
             }
             if event.verb == "watch" {
-                account.watches += 1;
+                counts.watches += 1;
                 continue;
             }
             if event.resource.is_empty() {
-                account.discoveries += 1;
+                counts.discoveries += 1;
                 continue;
             }
             let slash = if event.subresource.is_empty() { "" } else { "/" };
             let what = format!("{} {}{slash}{}", event.verb, event.resource, event.subresource);
-            *account.requests.entry(what).or_default() += 1;
+            *counts.requests.entry(what).or_default() += 1;
         }
-        Ok(account)
+        Ok(counts)
     }
 }
 
-/// Does the same for each, so many at once.
+/// Runs `act` for each item, at most `concurrency` at a time.
 async fn for_each_concurrent<T, F: Future<Output = Result<()>>>(
     items: impl IntoIterator<Item = T>,
     act: impl Fn(T) -> F,
-    at_once: usize,
+    concurrency: usize,
 ) -> Result<()> {
-    stream::iter(items).map(Ok).try_for_each_concurrent(at_once, act).await
+    stream::iter(items).map(Ok).try_for_each_concurrent(concurrency, act).await
 }

@@ -1,5 +1,5 @@
-//! One vLLM server of the bed: simulated, or a real one on the CPU. Who starts it and ends it is its [`Keeper`]: the bed
-//! itself on one machine ([`own`]), the kubelet on a cluster.
+//! One vLLM server of the testbed: simulated, or a real one on the CPU. A [`ServerSupervisor`] starts and kills its
+//! process: `process_server` on a single machine, the kubelet stand-in on a cluster.
 
 mod process_server;
 
@@ -27,28 +27,28 @@ use std::{
     time::Duration,
 };
 
-/// Which kind of server.
+/// Implementation of a server.
 #[derive(Debug, Clone)]
 pub enum ServerKind {
-    /// `vllm-sim`, with more flags.
+    /// `vllm-sim`, with additional flags.
     Simulated {
-        /// Flags behind those that every server of the bed has.
+        /// Flags after those that every server of the testbed has.
         flags: Vec<String>,
     },
-    /// A real vLLM.
+    /// A real vLLM, running on the CPU.
     Real {
-        /// The folder with `venv/bin/python` and `tiny/`.
+        /// Folder with `venv/bin/python` and `tiny/`.
         home: PathBuf,
     },
 }
 
 impl ServerKind {
-    /// A simulated server that answers within milliseconds, with these flags beside.
+    /// Returns a simulated server, which responds within milliseconds, with these additional flags.
     pub fn simulated(flags: &[&str]) -> Self {
         Self::Simulated { flags: flags.iter().map(|&flag| flag.to_owned()).collect() }
     }
 
-    /// How it is started, but for where it listens and the key.
+    /// Returns the command line, without listen address and API key.
     pub fn command(&self) -> Result<Command> {
         match self {
             Self::Simulated { flags } => simulator_command(flags),
@@ -56,7 +56,7 @@ impl ServerKind {
         }
     }
 
-    /// How long it may take to end: a real vLLM that is killed leaves shared memory behind.
+    /// Returns the time between SIGTERM and SIGKILL: a real vLLM that is killed leaves shared memory behind.
     pub fn termination_grace(&self) -> Duration {
         match self {
             Self::Simulated { .. } => Duration::ZERO,
@@ -64,7 +64,7 @@ impl ServerKind {
         }
     }
 
-    /// How long a start may take.
+    /// Returns how long a start may take.
     pub fn start_timeout(&self) -> Duration {
         match self {
             Self::Simulated { .. } => Duration::from_secs(10),
@@ -73,50 +73,49 @@ impl ServerKind {
     }
 }
 
-/// Who starts a server and ends it. One that was killed comes back where it was.
+/// Starts and kills the process of a server. A server that was killed restarts at the same address.
 pub trait ServerSupervisor: fmt::Debug + Send + Sync {
-    /// Starts it (again); what was there before is ended.
+    /// Starts the server; a running one is killed first.
     fn start(&mut self) -> Result<()>;
-    /// Ends it as `kill -9` does, with everything it started. It stays down until it is started.
+    /// Kills the server with SIGKILL, with all of its child processes. It stays down until it is started.
     fn kill(&mut self);
-    /// From its next start on it is this kind of server.
+    /// Sets the kind of server that the next start uses.
     fn set_kind(&mut self, kind: ServerKind);
-    /// Whether its process runs.
+    /// Returns whether the process is running.
     fn is_running(&self) -> bool;
-    /// How it ended, where nobody is about to start it again.
+    /// Returns how the process exited, or `None` if it runs or is about to be restarted.
     fn exit_reason(&self) -> Option<String>;
-    /// The end of its output.
+    /// Returns the last lines of the server's output.
     fn log_tail(&self, lines: usize) -> String;
 }
 
-/// A server; ended when it is dropped.
+/// A vLLM server, killed when it is dropped.
 #[derive(Debug)]
 pub struct VllmServer {
     name: String,
     address: SocketAddr,
     api_key: Option<String>,
-    /// How long a start may take.
+    /// Time limit of [`VllmServer::wait_ready`].
     start_timeout: Duration,
     supervisor: Box<dyn ServerSupervisor>,
 }
 
 impl VllmServer {
-    /// Starts a server of our own, on a port of 127.0.0.1 that stays ours. It answers some time later, see
-    /// [`Server::answers`].
+    /// Starts a server on a reserved port of 127.0.0.1. It is ready some time later, see [`VllmServer::wait_ready`].
     pub fn spawn(name: &str, kind: ServerKind, api_key: Option<&str>, logs: &Path) -> Result<Self> {
-        let patience = kind.start_timeout();
-        let own = ProcessServer::start(name, kind, api_key, logs)?;
-        let address = own.address();
+        let start_timeout = kind.start_timeout();
+        let server = ProcessServer::start(name, kind, api_key, logs)?;
+        let address = server.address();
         Ok(Self {
             name: address.to_string(),
             address,
             api_key: api_key.map(str::to_owned),
-            start_timeout: patience,
-            supervisor: Box::new(own),
+            start_timeout,
+            supervisor: Box::new(server),
         })
     }
 
-    /// A server that somebody else keeps.
+    /// Returns a server that another component runs, such as the kubelet stand-in.
     pub fn supervised(
         name: &str,
         address: SocketAddr,
@@ -128,47 +127,47 @@ impl VllmServer {
         Self { name, address, api_key, start_timeout: kind.start_timeout(), supervisor }
     }
 
-    /// Starts it (again) where it was; what was there before is ended.
+    /// Starts the server at its address; a running one is killed first.
     pub fn start(&mut self) -> Result<()> {
         self.supervisor.start()
     }
 
-    /// From its next start on it is this kind of server.
+    /// Sets the kind of server that the next start uses.
     pub fn set_kind(&mut self, kind: ServerKind) {
         self.start_timeout = kind.start_timeout();
         self.supervisor.set_kind(kind);
     }
 
-    /// Ends it as `kill -9` does, with everything it started.
+    /// Kills the server with SIGKILL, with all of its child processes.
     pub fn kill(&mut self) {
         self.supervisor.kill();
     }
 
-    /// Waits until it answers.
+    /// Waits until the server responds to `/health`.
     pub async fn wait_ready(&self) -> Result<()> {
         let start = clock::now();
         while http::send_request(&self.address(), http::request("GET", "/health", None)).await.is_err() {
             let ended = self.supervisor.exit_reason();
             if ended.is_some() || start.elapsed() > self.start_timeout {
                 let tail = self.log_tail(30);
-                bail!("the vLLM server {} does not answer ({ended:?}) after {:?}\n{tail}", self.name, start.elapsed());
+                bail!("the vLLM server {} does not respond ({ended:?}) after {:?}\n{tail}", self.name, start.elapsed());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(())
     }
 
-    /// Whether its process runs.
+    /// Returns whether the process is running.
     pub fn is_running(&self) -> bool {
         self.supervisor.is_running()
     }
 
-    /// How Rollora calls it.
+    /// Returns the name that Rollora uses for the server.
     pub fn name(&self) -> String {
         self.name.clone()
     }
 
-    /// Its base URL.
+    /// Returns the base URL of the server.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -177,7 +176,7 @@ impl VllmServer {
         self.address.into()
     }
 
-    /// What `/v1/models` lists without the base model, asked of the server itself.
+    /// Returns the adapters that the server's `/v1/models` lists.
     pub async fn loaded_adapters(&self) -> Result<BTreeSet<String>> {
         let (status, body) = self.request("GET", "/v1/models", None).await?;
         let body: Value = serde_json::from_slice(&body).with_context(|| format!("/v1/models: {status}"))?;
@@ -186,19 +185,19 @@ impl VllmServer {
         Ok(adapters.filter_map(|model| model["id"].as_str()).map(str::to_owned).collect())
     }
 
-    /// What a simulated server was asked since it started.
+    /// Returns the request counts of a simulated server since it started.
     pub async fn counters(&self) -> Result<RequestCounters> {
         http::get_json(&self.address(), "/sim/requests").await
     }
 
-    /// Turns knobs of a simulated server.
+    /// Changes knobs of a simulated server, and returns all of them.
     pub async fn patch_knobs(&self, knobs: Value) -> Result<Knobs> {
         let (status, body) =
             http::send_request(&self.address(), http::request("PATCH", "/sim/knobs", Some(&knobs))).await?;
         serde_json::from_slice(&body).with_context(|| format!("{status} {}", String::from_utf8_lossy(&body)))
     }
 
-    /// Somebody unloads an adapter there, whatever anybody else wants.
+    /// Unloads an adapter through the API, as an outsider would who ignores the desired state.
     pub async fn unload_adapter(&self, id: &str) -> Result<()> {
         let body = json!({ "lora_name": id });
         let (status, body) = self.request("POST", "/v1/unload_lora_adapter", Some(&body)).await?;
@@ -206,7 +205,7 @@ impl VllmServer {
         Ok(())
     }
 
-    /// With the key that it asks for, where it does.
+    /// Sends a request, with the API key if the server has one.
     async fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(StatusCode, Bytes)> {
         let mut request = http::request(method, path, body);
         if let Some(key) = &self.api_key {
@@ -215,7 +214,7 @@ impl VllmServer {
         http::send_request(&self.address(), request).await
     }
 
-    /// The end of its output.
+    /// Returns the last lines of the server's output.
     pub fn log_tail(&self, lines: usize) -> String {
         self.supervisor.log_tail(lines)
     }
@@ -227,7 +226,7 @@ fn simulator_command(flags: &[String]) -> Result<Command> {
     Ok(command)
 }
 
-/// As vLLM 0.32.0 runs on a CPU: one thread a server, so that several fit on two cores.
+/// The command of vLLM 0.32.0 on a CPU, with one thread a server, so that several fit on two cores.
 fn real_command(home: &Path) -> Command {
     let mut command = Command::new(home.join("venv/bin/python"));
     command.current_dir(home);

@@ -1,19 +1,18 @@
-//! A simulated vLLM server: answers over HTTP as vLLM 0.32.0 was recorded to answer, and can be made to fail.
+//! A simulated vLLM server: responds over HTTP as vLLM 0.32.0 was recorded to respond, and fails on demand.
 //!
-//! [`Simulator`] runs one inside a test; the program `vllm-sim` is the same as a process. Statuses, content types,
-//! shapes and texts come from the recordings in `testbed/testdata/vllm/` (`transcript.jsonl`, `edges.jsonl` and a whole
-//! `metrics.txt`), which `testbed/tests/replay/` plays against the simulator.
+//! [`Simulator`] runs a server inside a test; the program `vllm-sim` runs it as a process. Statuses, content types,
+//! shapes and texts come from the recordings in `testbed/testdata/vllm/` (`transcript.jsonl`, `edges.jsonl` and a
+//! complete `metrics.txt`), which `testbed/tests/replay/` plays against the simulator.
 //!
-//! What a person or a scenario can see of a real server is there: names that load and unload, `/v1/models`, chat and
-//! text completions (whole and streamed), the metrics that tell a server's identity and an adapter's last use, the
-//! worker's cache that reads an adapter again from disk and dies when it is gone, the API key that guards `/v1/*` only,
-//! what clients still get from a server whose engine has failed.
-//! Each adapter says other words than any other, the same ones every time. Failures, deaths, hangs and delays are
-//! [`Knobs`]; what a server was asked is counted ([`Counters`]). The same is reached from outside under `/sim` (see
-//! `sim/admin.rs`).
+//! What a client can observe of a real server is simulated: adapters that are loaded and unloaded, `/v1/models`, chat
+//! and text completions (complete and streamed), the metrics that identify a server process and tell when an adapter
+//! was last used, the worker's cache that reads an adapter from disk again and crashes when it is gone, the API key
+//! that protects only `/v1/*`, and the responses of a server whose engine has failed. Each adapter generates a
+//! different text, the same one every time. Failures, crashes, hangs and delays are set by [`Knobs`]; requests are
+//! counted in [`RequestCounters`]. Both are available over HTTP under `/sim` (see `sim/admin.rs`).
 //!
-//! Not simulated: the limit of `--max-loras` adapters that generate at a time, batching, sampling, tokenizing (three
-//! characters count as a token), whether an adapter's tensors fit the model, and every other endpoint of vLLM.
+//! Not simulated: the limit of `--max-loras` adapters in one batch, batching, sampling, tokenizing (three characters
+//! count as a token), whether an adapter's tensors fit the model, and all other endpoints of vLLM.
 
 mod adapters;
 mod admin;
@@ -58,64 +57,64 @@ pub struct Simulator {
 }
 
 impl Simulator {
-    /// Starts a server. Like vLLM it fails when an adapter of `lora_modules` cannot be loaded.
+    /// Starts a server. Like vLLM, it fails if an adapter of `lora_modules` cannot be loaded.
     pub async fn start(config: SimulatorConfig) -> Result<Self, SimulatorStartError> {
-        let asked_for = SocketAddr::new(config.host, config.port);
-        let listener = TcpListener::bind(asked_for)
+        let requested = SocketAddr::new(config.host, config.port);
+        let listener = TcpListener::bind(requested)
             .await
-            .map_err(|source| SimulatorStartError::Bind { address: asked_for, source })?;
+            .map_err(|source| SimulatorStartError::Bind { address: requested, source })?;
         let address =
-            listener.local_addr().map_err(|source| SimulatorStartError::Bind { address: asked_for, source })?;
+            listener.local_addr().map_err(|source| SimulatorStartError::Bind { address: requested, source })?;
         let server = Arc::new(SimulatedServer::new(config));
         lora::load_modules(&server).map_err(|refusal| SimulatorStartError::LoraModules(refusal.to_string()))?;
-        let mut running = JoinSet::new();
-        running.spawn(serve::serve(Arc::clone(&server), listener));
-        Ok(Self { server, address, tasks: running })
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve::serve(Arc::clone(&server), listener));
+        Ok(Self { server, address, tasks })
     }
 
-    /// Where it listens.
+    /// Returns the address that the server listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// `http://` and the address.
+    /// Returns the base URL of the server.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Changes knobs; what is in flight sees it at its next step.
+    /// Changes knobs. Requests in flight observe the change at their next step.
     pub fn update_knobs(&self, change: impl FnOnce(&mut Knobs)) {
         self.server.update_knobs(change);
     }
 
-    /// The knobs as they are.
+    /// Returns a copy of the current knobs.
     pub fn knobs(&self) -> Knobs {
         self.server.knobs()
     }
 
-    /// What the server was asked so far.
+    /// Returns the request counts so far.
     pub fn counters(&self) -> RequestCounters {
         self.server.request_log().counters.clone()
     }
 
-    /// The last answered requests, oldest first.
+    /// Returns the last 4096 requests that were answered, the oldest first.
     pub fn answered_requests(&self) -> Vec<LogEntry> {
         self.server.request_log().log.iter().cloned().collect()
     }
 
-    /// Names and sources of the loaded adapters, without asking the server (so nothing is counted).
+    /// Returns names and sources of the loaded adapters. No request is made, so nothing is counted.
     pub fn adapters(&self) -> Vec<(String, String)> {
         let adapters = self.server.adapters();
         adapters.iter().map(|adapter| (adapter.name.clone(), adapter.source.clone())).collect()
     }
 
-    /// Cuts every connection and stops listening, as `kill -9` does. The same port can be started on again.
+    /// Closes every connection and stops listening, as `kill -9` does. A new server can use the same port.
     pub async fn crash(mut self) {
-        self.server.crash("told to crash");
+        self.server.crash("crash was requested");
         self.wait_exit().await;
     }
 
-    /// Waits for the server's end, and says why it ended.
+    /// Waits until the server ends, and returns the reason.
     pub async fn wait_exit(&mut self) -> String {
         while self.tasks.join_next().await.is_some() {}
         self.server.end_reason().unwrap_or_else(|| "stopped".to_owned())
@@ -125,12 +124,12 @@ impl Simulator {
 /// Why a simulator cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum SimulatorStartError {
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; choose another --port (0 takes a free one)")]
+    /// The address cannot be bound.
+    #[error("cannot listen on {address}: {source}; choose another --port (0 picks a free one)")]
     Bind {
-        /// The address asked for.
+        /// Address that was requested.
         address: SocketAddr,
-        /// What the system said.
+        /// Error of the operating system.
         source: io::Error,
     },
     /// An adapter of `--lora-modules` cannot be loaded; the text is vLLM's.

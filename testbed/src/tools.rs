@@ -1,5 +1,5 @@
-//! Where the programs are that are not built here: entries of the tool cache, which `cargo xtask test` and
-//! `cargo xtask demo --cluster` make and name in variables.
+//! External programs: entries of the tool cache, which `cargo xtask test` and `cargo xtask demo --cluster` build and
+//! pass in environment variables.
 
 use anyhow::{Context as _, Result};
 use std::{io::Write as _, path::PathBuf};
@@ -7,47 +7,46 @@ use std::{io::Write as _, path::PathBuf};
 /// An entry of the tool cache.
 #[derive(Debug, Clone, Copy)]
 pub struct CachedTool {
-    /// What `cargo xtask tools` calls it.
+    /// Name in `cargo xtask tools`.
     pub tool: &'static str,
-    /// The variable that says where it is.
+    /// Environment variable that holds the entry's folder.
     pub env_var: &'static str,
 }
 
-/// `bin/kube-apiserver`, `bin/etcd`, `bin/kubectl`, and upstream's definitions in `crds/`.
+/// Kubernetes: `bin/kube-apiserver`, `bin/etcd`, `bin/kubectl`, and upstream's CRDs in `crds/`.
 pub const CONTROL_PLANE: CachedTool = CachedTool { tool: "control-plane", env_var: "ROLLORA_CONTROL_PLANE_HOME" };
-/// `bin/envoy`.
+/// Envoy, the gateway: `bin/envoy`.
 pub const ENVOY: CachedTool = CachedTool { tool: "envoy", env_var: "ROLLORA_ENVOY_HOME" };
-/// `bin/epp`.
+/// Upstream's endpoint picker: `bin/epp`.
 pub const ENDPOINT_PICKER: CachedTool = CachedTool { tool: "endpoint-picker", env_var: "ROLLORA_ENDPOINT_PICKER_HOME" };
 
 impl CachedTool {
-    /// Its folder, where somebody named it.
+    /// Returns the folder, or `None` if the environment variable is not set.
     pub fn dir(&self) -> Option<PathBuf> {
         std::env::var_os(self.env_var).filter(|value| !value.is_empty()).map(PathBuf::from)
     }
 
-    /// One of its programs.
+    /// Returns the path of one of the entry's programs.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         let Self { tool, env_var: variable } = self;
-        let words =
-            || format!("{variable} is not set: `cargo xtask tools fetch {tool}` makes the folder that it names");
-        let path = self.dir().with_context(words)?.join("bin").join(name);
-        anyhow::ensure!(path.is_file(), "{variable} names a folder without {}", path.display());
+        let message = || format!("{variable} is not set: `cargo xtask tools fetch {tool}` prepares the folder for it");
+        let path = self.dir().with_context(message)?.join("bin").join(name);
+        anyhow::ensure!(path.is_file(), "{} does not exist: {variable} refers to the wrong folder", path.display());
         Ok(path)
     }
 }
 
-/// Whether all of these are known. Where one is not, a line says past the test harness what is skipped therefore;
-/// `cargo xtask test` counts that as a skip, and knows the reason.
-pub fn all_available(homes: &[CachedTool], what: &str) -> bool {
-    let missing: Vec<_> = homes.iter().filter(|home| home.dir().is_none()).map(|home| home.env_var).collect();
+/// Returns whether all of these tools are available. If not, it writes a line to standard error, past the test harness,
+/// that says what is skipped; `cargo xtask test` counts that as a skip and knows the reason.
+pub fn all_available(tools: &[CachedTool], what: &str) -> bool {
+    let missing: Vec<_> = tools.iter().filter(|tool| tool.dir().is_none()).map(|tool| tool.env_var).collect();
     if missing.is_empty() {
         return true;
     }
-    let words = format!("skipped: {what}, because {} is not set", missing.join(" and "));
+    let message = format!("skipped: {what}, because {} is not set", missing.join(" and "));
     drop(writeln!(
         std::io::stderr().lock(),
-        "{words} (`cargo xtask test` sets it, and `cargo xtask tools env` says it)"
+        "{message} (`cargo xtask test` sets it, and `cargo xtask tools env` prints it)"
     ));
     false
 }

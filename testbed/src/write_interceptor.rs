@@ -1,10 +1,10 @@
-//! A turnstile in front of the API server, for one Deployment's programs: whatever they ask goes through it, and every
-//! write is counted. So a scenario does something exactly after the n-th write: the API server has it, and whoever wrote
-//! has not been told. Or it holds a write on its way, and lets it through when the world has moved on.
+//! A proxy in front of the API server for the programs of one Deployment: it forwards all of their requests and counts
+//! the writes. A scenario can run a hook exactly after the n-th write, when the API server has stored it but the client
+//! has no response yet. It can also hold a write on its way, and let it through after the state has moved on.
 //!
-//! It speaks plain HTTP on loopback and shows the Deployment's own service account to the API server: what the programs
-//! may do is what the shipped roles say. Renewals of Leases pass without being counted, because how many there are is a
-//! matter of time alone.
+//! The proxy listens with plain HTTP on loopback and authenticates to the API server as the Deployment's service
+//! account, so the programs have exactly the permissions of the shipped roles. Writes to Leases are forwarded but not
+//! counted, because their number depends only on time.
 
 use super::{
     control_plane::{self, ControlPlane, Credential},
@@ -37,17 +37,17 @@ use tokio::{
     task::JoinSet,
 };
 
-/// The service account of those who are led through it.
+/// Service account of the Deployments that are routed through the proxy.
 const SERVICE_ACCOUNT: &str = "rollora-operator";
-/// How long the service account's token lives: longer than a scenario.
+/// Lifetime of the service account's token: longer than any scenario.
 const TOKEN_LIFETIME: Duration = Duration::from_hours(2);
-/// What belongs to one connection and not to what is carried over it.
+/// Headers that belong to one connection and are not forwarded.
 const HOP_BY_HOP: [HeaderName; 4] =
     [header::CONNECTION, header::TRANSFER_ENCODING, header::HOST, header::AUTHORIZATION];
 
 type ProxyResponse = Response<UnsyncBoxBody<Bytes, kube::Error>>;
 
-/// Stands in front of the API server until it is dropped.
+/// The proxy, which serves until it is dropped.
 pub struct WriteInterceptor {
     proxy: Arc<InterceptingProxy>,
     address: SocketAddr,
@@ -55,47 +55,47 @@ pub struct WriteInterceptor {
     _serving: JoinSet<()>,
 }
 
-/// One write that the API server took.
+/// One write that the API server accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InterceptedWrite {
-    /// `PUT` and its like.
+    /// HTTP method, such as `PUT` or `PATCH`.
     pub method: String,
-    /// What was written, without the query.
+    /// Path of the request, without the query.
     pub path: String,
 }
 
-/// What a scenario does when its write has come through.
+/// Runs when its write has been accepted.
 type WriteHook = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct WriteLog {
     writes: Vec<InterceptedWrite>,
-    /// After so many writes of the book.
+    /// Runs when the log has this many writes.
     hook: Option<(usize, WriteHook)>,
-    /// The next write whose path has this in it is held.
+    /// Holds the next write whose path contains this text.
     hold_path: Option<String>,
 }
 
 struct InterceptingProxy {
     admin: Client,
-    /// A kubeconfig that names the file of the token.
+    /// A kubeconfig that refers to the token file.
     kubeconfig: String,
     token_file: PathBuf,
-    /// The namespace whose account is shown.
+    /// Namespace of the service account.
     namespace: OnceCell<String>,
     client: OnceCell<Client>,
-    /// What is on its way, whether or not anybody still waits for the answer.
+    /// Requests in flight, even those whose client has disconnected.
     in_flight: Mutex<JoinSet<()>>,
     log: Mutex<WriteLog>,
-    /// Whether a write is held at present.
+    /// The write that is held now.
     held_write: watch::Sender<Option<InterceptedWrite>>,
-    /// How the API server answered the last write that was held.
+    /// Status of the API server's response to the write that was held last.
     held_response: watch::Sender<Option<StatusCode>>,
 }
 
 impl fmt::Debug for WriteInterceptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Turnstile({}, {} writes)", self.address, self.proxy.log().writes.len())
+        write!(f, "WriteInterceptor({}, {} writes)", self.address, self.proxy.log().writes.len())
     }
 }
 
@@ -107,12 +107,12 @@ impl fmt::Display for InterceptedWrite {
 }
 
 impl WriteInterceptor {
-    /// One in front of this API server.
+    /// Starts a proxy in front of this API server.
     pub async fn start(plane: &ControlPlane) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let (address, folder) = (listener.local_addr()?, tempfile::tempdir()?);
         let token = folder.path().join("token");
-        let way = Arc::new(InterceptingProxy {
+        let proxy = Arc::new(InterceptingProxy {
             admin: plane.admin_client().await?,
             kubeconfig: plane.kubeconfig_for(&Credential::TokenFile(token.clone()), "default"),
             token_file: token,
@@ -126,82 +126,83 @@ impl WriteInterceptor {
         let kubeconfig = json!({
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{ "name": "bed", "cluster": { "server": format!("http://{address}") } }],
+            "clusters": [{ "name": "testbed", "cluster": { "server": format!("http://{address}") } }],
             "users": [{ "name": "pod", "user": {} }],
-            "contexts": [{ "name": "pod", "context": { "cluster": "bed", "user": "pod" } }],
+            "contexts": [{ "name": "pod", "context": { "cluster": "testbed", "user": "pod" } }],
             "current-context": "pod",
         });
         std::fs::write(folder.path().join("kubeconfig"), kubeconfig.to_string())?;
         let mut serving = JoinSet::new();
-        serving.spawn(serve(listener, Arc::clone(&way)));
-        Ok(Self { proxy: way, address, folder, _serving: serving })
+        serving.spawn(serve(listener, Arc::clone(&proxy)));
+        Ok(Self { proxy, address, folder, _serving: serving })
     }
 
-    /// Sends the programs of a Deployment through it; all such have one service account.
+    /// Routes the programs of a Deployment through the proxy; all such Deployments must have the same service account.
     pub fn route_through(&self, objects: &mut Manifests, deployment: &str) -> Result<()> {
         let object = objects.object_mut("Deployment", deployment)?;
-        let namespace = object["metadata"]["namespace"].as_str().context("a Deployment without namespace")?;
-        // A second Deployment of the same namespace changes nothing.
+        let namespace = object["metadata"]["namespace"].as_str().context("the Deployment has no namespace")?;
+        // For a second Deployment the namespace is set already; it is the same one.
         self.proxy.namespace.set(namespace.to_owned()).ok();
         let file = self.folder.path().join("kubeconfig");
         let variable = json!({ "name": "KUBECONFIG", "value": file });
         push_value(&mut object["spec"]["template"]["spec"]["containers"][0]["env"], variable)
     }
 
-    /// The writes since the last [`Self::forget`].
+    /// Returns the writes since [`Self::clear_writes`] or [`Self::after_write`].
     pub fn writes(&self) -> Vec<InterceptedWrite> {
         self.proxy.log().writes.clone()
     }
 
-    /// Begins to count anew.
+    /// Clears the log of writes.
     pub fn clear_writes(&self) {
         self.proxy.log().writes.clear();
     }
 
-    /// Does this as soon as the API server has taken the `count`-th write from now on, before anybody is told.
-    pub fn after_write(&self, count: usize, deed: impl FnOnce() + Send + 'static) {
-        let mut book = self.proxy.log();
-        book.writes.clear();
-        book.hook = Some((count, Box::new(deed)));
+    /// Runs `hook` as soon as the API server has accepted the `count`-th write from now on, before the client gets the
+    /// response.
+    pub fn after_write(&self, count: usize, hook: impl FnOnce() + Send + 'static) {
+        let mut log = self.proxy.log();
+        log.writes.clear();
+        log.hook = Some((count, Box::new(hook)));
     }
 
-    /// Whether the deed was done; it is taken back where it was not.
+    /// Returns whether the hook has run; otherwise removes it.
     pub fn hook_has_run(&self) -> bool {
         self.proxy.log().hook.take().is_none()
     }
 
-    /// The next write whose path has this in it is held, as if it were long on its way.
+    /// Holds the next write whose path contains `path`, as if the network delayed it.
     pub fn hold_next_write(&self, path: &str) {
         self.proxy.held_response.send_replace(None);
         self.proxy.log().hold_path = Some(path.to_owned());
     }
 
-    /// Waits until a write is held.
+    /// Waits until a write is held, and returns it.
     pub async fn wait_held(&self) -> Result<InterceptedWrite> {
         let mut held = self.proxy.held_write.subscribe();
         let write = held.wait_for(Option::is_some).await?.clone();
-        write.context("no write")
+        write.context("no write is held")
     }
 
-    /// Lets the write through, and says how the API server answered it.
+    /// Lets the held write through, and returns the status of the API server's response.
     pub async fn release_held(&self) -> Result<StatusCode> {
         self.proxy.held_write.send_replace(None);
-        let mut answered = self.proxy.held_response.subscribe();
-        let status = *answered.wait_for(Option::is_some).await?;
-        status.context("no answer")
+        let mut responses = self.proxy.held_response.subscribe();
+        let status = *responses.wait_for(Option::is_some).await?;
+        status.context("no response to the held write")
     }
 }
 
-async fn serve(listener: TcpListener, way: Arc<InterceptingProxy>) {
+async fn serve(listener: TcpListener, proxy: Arc<InterceptingProxy>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { continue };
-                let way = Arc::clone(&way);
+                let proxy = Arc::clone(&proxy);
                 connections.spawn(async move {
-                    let service = service_fn(move |request| proxy(Arc::clone(&way), request));
-                    // Whoever was killed does not read its answer.
+                        let service = service_fn(move |request| handle(Arc::clone(&proxy), request));
+                    // A client that was killed does not read its response.
                     drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
                 });
             }
@@ -210,32 +211,32 @@ async fn serve(listener: TcpListener, way: Arc<InterceptingProxy>) {
     }
 }
 
-/// What was asked goes on even if whoever asked dies: it is on its way.
-async fn proxy(way: Arc<InterceptingProxy>, request: Request<Incoming>) -> Result<ProxyResponse, Infallible> {
-    let (tell, told) = oneshot::channel();
+/// Forwards a request in a task of its own: like a request on the network, it continues if its client dies.
+async fn handle(proxy: Arc<InterceptingProxy>, request: Request<Incoming>) -> Result<ProxyResponse, Infallible> {
+    let (response_sender, response) = oneshot::channel();
     {
-        let mut passing = way.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
-        while passing.try_join_next().is_some() {}
-        let way = Arc::clone(&way);
-        passing.spawn(async move {
-            let answer = way.forward(request).await;
-            // Nobody listens any more where the one who asked was killed.
-            tell.send(answer).ok();
+        let mut in_flight = proxy.in_flight.lock().unwrap_or_else(PoisonError::into_inner);
+        while in_flight.try_join_next().is_some() {}
+        let proxy = Arc::clone(&proxy);
+        in_flight.spawn(async move {
+            let response = proxy.forward(request).await;
+            // The receiver is gone if the client was killed.
+            response_sender.send(response).ok();
         });
     }
-    Ok(match told.await {
-        Ok(Ok(answer)) => answer,
+    Ok(match response.await {
+        Ok(Ok(response)) => response,
         Ok(Err(error)) => bad_gateway(&format!("{error:#}")),
-        Err(_) => bad_gateway("the bed ends"),
+        Err(_) => bad_gateway("the testbed is shutting down"),
     })
 }
 
-/// What a load balancer says of an API server that is away.
-fn bad_gateway(words: &str) -> ProxyResponse {
-    let body = Full::new(Bytes::from(words.to_owned())).map_err(|never| match never {}).boxed_unsync();
-    let mut answer = Response::new(body);
-    *answer.status_mut() = StatusCode::BAD_GATEWAY;
-    answer
+/// The response of a load balancer whose API server is unavailable.
+fn bad_gateway(message: &str) -> ProxyResponse {
+    let body = Full::new(Bytes::from(message.to_owned())).map_err(|never| match never {}).boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::BAD_GATEWAY;
+    response
 }
 
 impl InterceptingProxy {
@@ -245,7 +246,7 @@ impl InterceptingProxy {
 
     async fn client(&self) -> Result<&Client> {
         let make = async || {
-            let namespace = self.namespace.get().context("nobody was led here")?;
+            let namespace = self.namespace.get().context("no Deployment is routed through the write interceptor")?;
             let token = control_plane::request_token(&self.admin, namespace, SERVICE_ACCOUNT, TOKEN_LIFETIME).await?;
             std::fs::write(&self.token_file, token)?;
             let kubeconfig = Kubeconfig::from_yaml(&self.kubeconfig)?;
@@ -265,12 +266,12 @@ impl InterceptingProxy {
         let is_write = head.method != Method::GET && !path.contains("/leases");
         let write = InterceptedWrite { method: head.method.to_string(), path };
         let was_held = is_write && self.hold_if_matching(&write).await;
-        let answer = self.client().await?.send(Request::from_parts(head, Body::from(body))).await;
+        let response = self.client().await?.send(Request::from_parts(head, Body::from(body))).await;
         if was_held {
-            let status = answer.as_ref().map_or(StatusCode::BAD_GATEWAY, Response::status);
+            let status = response.as_ref().map_or(StatusCode::BAD_GATEWAY, Response::status);
             self.held_response.send_replace(Some(status));
         }
-        let (mut head, body) = answer?.into_parts();
+        let (mut head, body) = response?.into_parts();
         if is_write && head.status.is_success() {
             self.record_write(write);
         }
@@ -278,24 +279,24 @@ impl InterceptingProxy {
         Ok(Response::from_parts(head, body.boxed_unsync()))
     }
 
-    /// Holds a write where a scenario wants that. Whether it did.
+    /// Holds a write if a scenario asked for it. Returns whether it was held.
     async fn hold_if_matching(&self, write: &InterceptedWrite) -> bool {
-        let is_meant = self.log().hold_path.take_if(|words| write.path.contains(words.as_str())).is_some();
-        if is_meant {
+        let is_matching = self.log().hold_path.take_if(|text| write.path.contains(text.as_str())).is_some();
+        if is_matching {
             let mut held = self.held_write.subscribe();
             self.held_write.send_replace(Some(write.clone()));
-            // An error means that the bed ends.
+            // An error means that the testbed ends.
             drop(held.wait_for(Option::is_none).await);
         }
-        is_meant
+        is_matching
     }
 
     fn record_write(&self, write: InterceptedWrite) {
-        let mut book = self.log();
-        book.writes.push(write);
-        let count = book.writes.len();
-        if let Some((_, deed)) = book.hook.take_if(|(after, _)| *after <= count) {
-            deed();
+        let mut log = self.log();
+        log.writes.push(write);
+        let count = log.writes.len();
+        if let Some((_, hook)) = log.hook.take_if(|(after, _)| *after <= count) {
+            hook();
         }
     }
 }

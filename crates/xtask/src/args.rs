@@ -1,4 +1,4 @@
-//! What was typed, as types; and what can be typed, as help.
+//! Parses the command line and contains the help texts.
 
 use std::ffi::OsString;
 
@@ -8,7 +8,7 @@ use lexopt::{Arg, Parser, ValueExt as _};
 use crate::crds;
 use crate::test::Scope;
 
-/// One command, as `cargo xtask help` lists it.
+/// A command and its help text.
 struct Verb {
     name: &'static str,
     help: &'static str,
@@ -18,74 +18,74 @@ const VERBS: [Verb; 6] = [
     Verb {
         name: "demo",
         help: "\
-  cargo xtask demo               the whole guide on this machine, with three simulated vLLM servers, in under a minute
-    --cluster                    on the parts of a cluster: a real API server, a real Envoy, pods as processes (Linux;
-                                 builds Kubernetes from its Go modules once, some 10 minutes and 4 GB)
-    --vllm                       with a real vLLM on the CPU instead (Python 3.11; 2.8 GB in the tool cache)
-    --keep                       leave it running at the end and print what to play with
+  cargo xtask demo               run the guide on this machine with three simulated vLLM servers, in under a minute
+    --cluster                    run it on a real API server and a real Envoy, with pods as processes (Linux; builds
+                                 Kubernetes from its Go modules once, about 10 minutes and 4 GB)
+    --vllm                       use a real vLLM on the CPU (Python 3.11; 2.8 GB in the tool cache)
+    --keep                       leave everything running at the end, and print what to try
 ",
     },
     Verb {
         name: "test",
         help: "\
-  cargo xtask test [PART…]       everything that CI checks, or only these parts:
+  cargo xtask test [PART…]       run all checks of CI, or only these parts:
                                  format, dependencies, lints, crds, tests, bench
-    --long                       with the repetitions and the long fault schedules, and the benches
-  cargo xtask test quick         format, lints, unit tests, laws and the guide on one machine: a few minutes after a
-                                 change, without any tool
+    --long                       add the repetitions, the long fault schedules and the benches
+  cargo xtask test quick         run format, lints, unit tests, property tests and the guide on one machine: a few
+                                 minutes after a change, without external tools
 ",
     },
     Verb {
         name: "bench",
         help: "\
-  cargo xtask bench NAME…        measure: ext-proc, operator (Linux; both use what `test` uses), gateway, idle, router,
-                                 sidecar
-    --short                      ext-proc and operator in a minute or two, with more noise and on fewer objects
-    --json                       one object a line: {\"bench\",\"measure\",\"value\",\"unit\",\"goal\"}
+  cargo xtask bench NAME…        run benches: ext-proc, operator (Linux; both use the tools of `test`), gateway, idle,
+                                 router, sidecar
+    --short                      run ext-proc and operator in a minute or two, with more noise and fewer objects
+    --json                       print one object a line: {\"bench\",\"measure\",\"value\",\"unit\",\"goal\"}
 ",
     },
     Verb {
         name: "fuzz",
         help: "\
-  cargo xtask fuzz [TARGET…]     search for bytes that break the router: splice, restore, exchange; default: all of them
-                                 (needs a C++ compiler)
-    --seconds N                  how long each target runs; default: 600
+  cargo xtask fuzz [TARGET…]     fuzz the router: splice, restore, exchange; default: all of them (needs a C++
+                                 compiler)
+    --seconds N                  duration of each target; default: 600
 ",
     },
     Verb {
         name: "crds",
         help: "\
-  cargo xtask crds               write crds/ and the schema of /status from the Rust types
-    --check                      only report whether that would change anything
+  cargo xtask crds               generate crds/ and the schema of /status from the Rust types
+    --check                      only report whether they are out of date
 ",
     },
     Verb {
         name: "tools",
         help: "\
-  cargo xtask tools              list what the tool cache holds
-    fetch [NAME…]                fetch or build what is missing; default: everything
-    clear [NAME…]                remove entries; default: everything
-    env                          print the cache's variables for a shell, so that a plain `cargo test` finds it too:
-                                 eval \"$(cargo xtask tools env)\"
+  cargo xtask tools              list the tool cache
+    fetch [NAME…]                fetch or build missing tools; default: all of them
+    clear [NAME…]                remove entries; default: all of them
+    env                          print the cache's environment variables for a shell, so that a plain `cargo test` finds
+                                 the tools: eval \"$(cargo xtask tools env)\"
 
-The tool cache is the folder ROLLORA_CACHE, else `rollora` in the user's cache directory. Several clones may share it.
+The tool cache is the folder ROLLORA_CACHE, or else `rollora` in the user's cache directory. Clones can share it.
 ",
     },
 ];
 
-/// The help of one command; of all where `verb` is none of them.
+/// Returns the help of one command, or of all commands if `verb` is `None` or unknown.
 pub(crate) fn help(verb: Option<&str>) -> String {
     if let Some(verb) = VERBS.iter().find(|known| Some(known.name) == verb) {
         return verb.help.to_owned();
     }
     let all: String = VERBS.iter().map(|verb| verb.help).collect();
-    format!("Everything that a person or CI runs.\n\n{all}\n`--help` after a command shows that command alone.\n")
+    format!("Developer and CI commands of Rollora.\n\n{all}\n`--help` after a command shows only that command.\n")
 }
 
-/// A command line that makes sense.
+/// A parsed command line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum XtaskCommand {
-    /// Of this command, or of all.
+    /// The command whose help to show; `None` for all.
     Help(Option<String>),
     Demo(DemoCommand),
     Test {
@@ -111,7 +111,7 @@ pub(crate) enum XtaskCommand {
 pub(crate) struct DemoCommand {
     pub(crate) vllm: bool,
     pub(crate) cluster: bool,
-    /// Handed to the demo as they are, these two among them.
+    /// All arguments, which are passed on to the demo unchanged.
     pub(crate) arguments: Vec<OsString>,
 }
 
@@ -123,7 +123,7 @@ pub(crate) enum ToolsCommand {
     Clear(Vec<String>),
 }
 
-/// Reads a command line, without the program's name.
+/// Parses a command line without the program's name.
 pub(crate) fn parse<I>(arguments: I) -> Result<XtaskCommand>
 where
     I: IntoIterator<Item = OsString>,
@@ -155,7 +155,7 @@ where
         "bench" => {
             let ([json, short], names) = parse_flags_and_names(&mut parser, ["json", "short"])?;
             if names.is_empty() {
-                bail!("which bench? for example `cargo xtask bench gateway`");
+                bail!("`cargo xtask bench` needs the name of a bench, for example `cargo xtask bench gateway`");
             }
             Ok(XtaskCommand::Bench { names, json, short })
         }
@@ -163,16 +163,16 @@ where
         "crds" => {
             let ([check], names) = parse_flags_and_names(&mut parser, ["check"])?;
             if let Some(name) = names.first() {
-                bail!("`cargo xtask crds` takes no {name:?}");
+                bail!("unexpected argument {name:?} of `cargo xtask crds`");
             }
             Ok(XtaskCommand::Crds { mode: if check { crds::Mode::Check } else { crds::Mode::Write } })
         }
         "tools" => parse_tools(&mut parser),
-        other => bail!("there is no `cargo xtask {other}`; `cargo xtask help` lists what there is"),
+        other => bail!("unknown command `cargo xtask {other}`; `cargo xtask help` lists the commands"),
     }
 }
 
-/// What to show where help is asked for, by `help`, `--help` or `-h` anywhere on the line.
+/// Returns the help command if the line begins with `help` or contains `--help` or `-h`.
 fn help_command(arguments: &[OsString]) -> Option<XtaskCommand> {
     let asks = |argument: &OsString| argument == "--help" || argument == "-h";
     let first = arguments.first()?;
@@ -207,7 +207,7 @@ fn parse_tools(parser: &mut Parser) -> Result<XtaskCommand> {
         "env" if names.is_empty() => ToolsCommand::Environment,
         "fetch" => ToolsCommand::Fetch(names),
         "clear" => ToolsCommand::Clear(names),
-        _ => bail!("`cargo xtask tools` is followed by list, fetch, clear or env"),
+        _ => bail!("`cargo xtask tools` takes one of list, fetch, clear, env"),
     };
     Ok(XtaskCommand::Tools(command))
 }
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn good_command_lines_mean_what_the_help_says() {
+    fn valid_command_lines_are_parsed() {
         let cases = [
             ("", XtaskCommand::Help(None)),
             ("--help", XtaskCommand::Help(None)),
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn help_of_one_command_is_that_command_alone() {
+    fn help_of_a_command_is_part_of_the_whole_help() {
         for verb in VERBS {
             let (one, all) = (help(Some(verb.name)), help(None));
             assert!(one.contains(&format!("cargo xtask {}", verb.name)), "{one}");
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_command_lines_are_refused() {
+    fn invalid_command_lines_are_rejected() {
         for line in [
             "tset",
             "test --lnog",

@@ -1,6 +1,6 @@
-//! `cargo xtask bench`: numbers from optimized builds, as a table or as JSON lines.
+//! `cargo xtask bench`: measurements of optimized builds, as a table or as JSON lines.
 //!
-//! Every number that is promised has its goal beside it; a goal that is missed ends the command with a failure.
+//! A measurement can have a goal; a missed goal makes the command fail.
 
 use std::fmt;
 use std::io::Write as _;
@@ -21,7 +21,7 @@ mod processes;
 mod router;
 mod sidecar;
 
-/// One number.
+/// A measured value with its unit and goal.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Measurement {
     bench: &'static str,
@@ -32,7 +32,7 @@ pub(crate) struct Measurement {
     goal: Option<Goal>,
 }
 
-/// What a number should be.
+/// Bound of a measured value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Goal {
     AtMost(f64),
@@ -41,7 +41,7 @@ enum Goal {
 
 impl Measurement {
     fn new(bench: &'static str, what: &str, value: f64, unit: &str) -> Self {
-        // More digits than these are noise.
+        // Further digits are noise.
         let value = (value * 100.0).round() / 100.0;
         Self { bench, name: what.to_owned(), value, unit: unit.to_owned(), goal: None }
     }
@@ -80,7 +80,7 @@ impl Serialize for Goal {
     }
 }
 
-/// The machine lacks what a number is compared with.
+/// A prerequisite of a bench is missing on this machine.
 #[derive(Debug)]
 struct MissingPrerequisite(String);
 
@@ -92,7 +92,7 @@ impl fmt::Display for MissingPrerequisite {
 
 impl std::error::Error for MissingPrerequisite {}
 
-/// Told whether it should be short, where it can be.
+/// Runs a bench; the argument asks for the short version, if there is one.
 type BenchFn = fn(bool) -> Result<Vec<Measurement>>;
 
 const BENCHES: [(&str, BenchFn); 6] = [
@@ -107,28 +107,28 @@ const BENCHES: [(&str, BenchFn); 6] = [
 pub(crate) fn run(names: &[String], json: bool, short: bool) -> Result<ExitCode> {
     let mut all_reached = true;
     for bench in select_benches(names)? {
-        let measures = bench(short)?;
+        let measurements = bench(short)?;
         let mut out = std::io::stdout().lock();
         if json {
-            for measure in &measures {
-                writeln!(out, "{}", serde_json::to_string(measure)?)?;
+            for measurement in &measurements {
+                writeln!(out, "{}", serde_json::to_string(measurement)?)?;
             }
         } else {
-            writeln!(out, "{}", markdown_table(&measures))?;
+            writeln!(out, "{}", markdown_table(&measurements))?;
         }
-        all_reached &= measures.iter().all(Measurement::meets_goal);
+        all_reached &= measurements.iter().all(Measurement::meets_goal);
     }
     Ok(if all_reached { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// All benches, as a part of the long tests.
+/// Runs all benches, as a part of `cargo xtask test --long`.
 pub(crate) fn run_all() -> CheckOutcome {
-    let measures: Result<Vec<_>> = BENCHES.iter().map(|(_, bench)| bench(false)).collect();
-    match measures {
-        Ok(measures) => {
-            let measures = measures.concat();
-            println!("{}", markdown_table(&measures));
-            let missed: Vec<_> = measures.iter().filter(|measure| !measure.meets_goal()).collect();
+    let measurements: Result<Vec<_>> = BENCHES.iter().map(|(_, bench)| bench(false)).collect();
+    match measurements {
+        Ok(measurements) => {
+            let measurements = measurements.concat();
+            println!("{}", markdown_table(&measurements));
+            let missed: Vec<_> = measurements.iter().filter(|measurement| !measurement.meets_goal()).collect();
             match missed.as_slice() {
                 [] => CheckOutcome::Passed,
                 [first, ..] => CheckOutcome::Failed(format!("{}: {} misses its goal", first.bench, first.name)),
@@ -142,25 +142,32 @@ pub(crate) fn run_all() -> CheckOutcome {
 fn select_benches(names: &[String]) -> Result<Vec<BenchFn>> {
     let find = |name: &String| match BENCHES.iter().find(|(known, _)| known == name) {
         Some((_, bench)) => Ok(*bench),
-        None => bail!("there is no bench {name:?}; there are: {}", BENCHES.map(|(known, _)| known).join(", ")),
+        None => bail!("unknown bench {name:?}; valid names: {}", BENCHES.map(|(known, _)| known).join(", ")),
     };
     names.iter().map(find).collect()
 }
 
-/// A Markdown table, which reads well as it is too.
-fn markdown_table(measures: &[Measurement]) -> String {
-    let heads = ["bench", "measure", "value", "unit", "goal", ""].map(str::to_owned);
-    let rows = measures.iter().map(|measure| {
-        let goal = measure.goal.map(|goal| goal.to_string()).unwrap_or_default();
-        let verdict = match measure.goal {
-            Some(_) if measure.meets_goal() => "reached",
+/// Formats a Markdown table with aligned columns.
+fn markdown_table(measurements: &[Measurement]) -> String {
+    let header = ["bench", "measure", "value", "unit", "goal", ""].map(str::to_owned);
+    let rows = measurements.iter().map(|measurement| {
+        let goal = measurement.goal.map(|goal| goal.to_string()).unwrap_or_default();
+        let verdict = match measurement.goal {
+            Some(_) if measurement.meets_goal() => "reached",
             Some(_) => "MISSED",
             None => "",
         };
-        let value = measure.value.to_string();
-        [measure.bench.to_owned(), measure.name.clone(), value, measure.unit.clone(), goal, verdict.to_owned()]
+        let value = measurement.value.to_string();
+        [
+            measurement.bench.to_owned(),
+            measurement.name.clone(),
+            value,
+            measurement.unit.clone(),
+            goal,
+            verdict.to_owned(),
+        ]
     });
-    let rows: Vec<_> = std::iter::once(heads).chain(rows).collect();
+    let rows: Vec<_> = std::iter::once(header).chain(rows).collect();
     let mut widths = [0; 6];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -186,7 +193,7 @@ fn to_f64(number: u64) -> f64 {
     number as f64
 }
 
-/// The middle of some numbers; of an even count the lower one of the two.
+/// Returns the median; of an even number of values the lower one of the middle two.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or_default()
@@ -205,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_row_a_measure_and_says_which_goals_are_missed() {
+    fn table_has_a_row_per_measurement_and_marks_missed_goals() {
         assert_eq!(
             markdown_table(&example_measurements()),
             "| bench   | measure  | value | unit | goal  |         |\n\
@@ -217,23 +224,23 @@ mod tests {
     }
 
     #[test]
-    fn a_json_line_has_exactly_the_promised_fields() {
+    fn json_line_has_exactly_the_documented_fields() {
         let lines: Vec<_> =
-            example_measurements().iter().map(|measure| serde_json::to_string(measure).unwrap()).collect();
+            example_measurements().iter().map(|measurement| serde_json::to_string(measurement).unwrap()).collect();
         assert_eq!(lines[0], r#"{"bench":"gateway","measure":"ratio","value":1.5,"unit":"x","goal":"<= 2"}"#);
         assert_eq!(lines[1], r#"{"bench":"gateway","measure":"requests","value":9000.0,"unit":"1/s","goal":null}"#);
     }
 
     #[test]
-    fn the_median_is_the_middle_value() {
+    fn median_is_the_lower_middle_value() {
         for (values, expected) in [(vec![3.0, 1.0, 2.0], 2.0), (vec![1.0], 1.0), (vec![2.0, 1.0], 1.0), (vec![], 0.0)] {
             assert!((median(values) - expected).abs() < f64::EPSILON);
         }
     }
 
     #[test]
-    fn a_bench_that_does_not_exist_is_refused_with_those_that_do() {
-        let words = select_benches(&["gatewya".to_owned()]).unwrap_err().to_string();
-        assert!(words.contains("gateway, idle, operator, router, sidecar"), "{words}");
+    fn unknown_bench_is_rejected_with_the_valid_names() {
+        let message = select_benches(&["gatewya".to_owned()]).unwrap_err().to_string();
+        assert!(message.contains("gateway, idle, operator, router, sidecar"), "{message}");
     }
 }

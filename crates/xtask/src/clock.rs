@@ -1,14 +1,13 @@
-//! The one place of this program that reads the clock.
+//! The only module of this program that reads the clock.
 
 use std::time::{Duration, Instant};
 
-/// Now.
-#[expect(clippy::disallowed_methods, reason = "the clock of this program's shell")]
+#[expect(clippy::disallowed_methods, reason = "xtask is a shell that measures real time")]
 pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// A length of time as people say it: `0.4 s`, `37 s`, `2 min 5 s`.
+/// Formats a duration for people: `0.4 s`, `37 s`, `2 min 5 s`.
 pub(crate) fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     if seconds < 10.0 {
@@ -26,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_as_people_say_them() {
+    fn durations_are_formatted_for_people() {
         for (milliseconds, expected) in
             [(400, "0.4 s"), (37_000, "37 s"), (125_000, "2 min 5 s"), (3_600_000, "60 min 0 s")]
         {

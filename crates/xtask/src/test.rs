@@ -1,7 +1,7 @@
-//! `cargo xtask test`: everything that CI checks, part by part.
+//! `cargo xtask test`: all checks of CI, part by part.
 //!
-//! A part that fails does not stop the others. A part that this machine cannot run is skipped, with the reason in the
-//! last lines; under `CI=true` a skip is a failure, so that nobody merges what nobody has checked.
+//! A part that fails does not stop the others. A part that this machine cannot run is skipped, with the reason at the
+//! end of the output. Under `CI=true` a skip is a failure, so that no change is merged unchecked.
 
 use std::process::ExitCode;
 use std::thread;
@@ -21,12 +21,12 @@ mod test_tools;
 use summary::{Stopwatch, Summary, SummaryLine};
 use test_tools::PendingTools;
 
-/// How a part ended.
+/// Result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum CheckOutcome {
     Passed,
     Failed(String),
-    /// The machine does not let it run.
+    /// The check cannot run on this machine, for this reason.
     Skipped(String),
 }
 
@@ -36,7 +36,7 @@ impl From<Result<()>> for CheckOutcome {
     }
 }
 
-/// What can be run by itself.
+/// A part that can be run separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CheckKind {
     Format,
@@ -48,8 +48,8 @@ enum CheckKind {
 }
 
 impl CheckKind {
-    /// In the order in which they run: what ends soon first. The dependencies are also fetched there, once and with
-    /// several tries, so that what follows asks no registry.
+    /// In the order in which they run, the fastest first. The dependencies check also fetches all crates, once and with
+    /// several attempts, so that later parts do not use the registry.
     const ALL: [Self; 6] = [Self::Format, Self::Dependencies, Self::Lints, Self::Crds, Self::Tests, Self::Bench];
 
     fn name(self) -> &'static str {
@@ -65,33 +65,34 @@ impl CheckKind {
 
     fn description(self) -> &'static str {
         match self {
-            Self::Format => "is all code formatted as rustfmt does it",
-            Self::Dependencies => "licences, banned and doubled crates, which crate may use which, the document",
-            Self::Lints => "does all code compile, and does clippy find nothing",
-            Self::Crds => "are crds/ and docs/sidecar-status.schema.json what the Rust types say",
+            Self::Format => "formatting by rustfmt",
+            Self::Dependencies => "licenses, banned and duplicate crates, layers, docs/dependencies.md",
+            Self::Lints => "compilation without warnings, and clippy",
+            Self::Crds => "crds/ and docs/sidecar-status.schema.json against the Rust types",
             Self::Tests => "all tests, with a real vLLM on the CPU, a real API server, Envoy and endpoint picker",
-            Self::Bench => "the numbers, from optimized builds",
+            Self::Bench => "measurements of optimized builds",
         }
     }
 }
 
-/// How much is run.
+/// Which checks and tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// What needs no tool and ends within minutes of a change: format, lints, unit tests, laws, the guide on one machine.
+    /// Checks without external tools that take minutes: format, lints, unit and property tests, the guide on one
+    /// machine.
     Quick,
-    /// What CI checks.
+    /// Everything that CI checks.
     Whole,
-    /// That with the repetitions and the long fault schedules, and the benches.
+    /// Additionally the repetitions, the long fault schedules, and the benches.
     Long,
 }
 
 pub(crate) fn run(scope: Scope, names: &[String]) -> Result<ExitCode> {
     let parts = select_checks(names, scope)?;
-    // Every part compiles in the same way, so that nothing is compiled twice.
+    // All parts compile with the same settings, so that nothing is compiled twice.
     let linting = if compile::has_clippy() { Lints::On } else { Lints::Off };
-    // Side by side with the rest, because no part keeps the network and all processors busy by itself. The scope's end
-    // waits for it, so that no early end of this function leaves it behind.
+    // Tools are fetched concurrently, because no part uses both the network and all processors. The scope waits for the
+    // thread, so that an early return does not leave it behind.
     let start = clock::now();
     let lines = thread::scope(|threads| -> Result<Vec<SummaryLine>> {
         let with_tools = scope != Scope::Quick && parts.contains(&CheckKind::Tests);
@@ -100,7 +101,7 @@ pub(crate) fn run(scope: Scope, names: &[String]) -> Result<ExitCode> {
         for part in parts {
             println!("\n=== {}: {} ===", part.name(), part.description());
             let stopwatch = Stopwatch::start();
-            let mut of_tools = Vec::new();
+            let mut tool_lines = Vec::new();
             let outcome = match part {
                 CheckKind::Format => format::run(),
                 CheckKind::Dependencies => dependencies::run(),
@@ -110,13 +111,13 @@ pub(crate) fn run(scope: Scope, names: &[String]) -> Result<ExitCode> {
                 CheckKind::Tests => {
                     let fetching = fetching.take().unwrap_or_else(|| PendingTools::start(threads));
                     let (tests, tools) = suites::run(scope, linting, fetching);
-                    of_tools = tools;
+                    tool_lines = tools;
                     tests
                 }
                 CheckKind::Bench => bench::run_all(),
             };
             lines.push(SummaryLine { name: part.name(), check: part.name(), outcome, elapsed: stopwatch.elapsed() });
-            lines.append(&mut of_tools);
+            lines.append(&mut tool_lines);
             process::fail_if_interrupted()?;
         }
         Ok(lines)
@@ -138,7 +139,7 @@ fn select_checks(names: &[String], scope: Scope) -> Result<Vec<CheckKind>> {
     }
     for name in names {
         if CheckKind::ALL.iter().all(|part| part.name() != name) {
-            bail!("the tests have no part {name:?}; there are: {}", CheckKind::ALL.map(CheckKind::name).join(", "));
+            bail!("the tests have no part {name:?}; valid parts: {}", CheckKind::ALL.map(CheckKind::name).join(", "));
         }
     }
     Ok(CheckKind::ALL.into_iter().filter(|part| names.iter().any(|name| name == part.name())).collect())
@@ -154,19 +155,19 @@ mod tests {
     }
 
     #[test]
-    fn without_names_the_scope_says_which_parts_run() {
+    fn scope_selects_the_parts_without_names() {
         assert_eq!(selected_names(&[], Scope::Quick), ["format", "lints", "tests"]);
         assert_eq!(selected_names(&[], Scope::Whole), ["format", "dependencies", "lints", "crds", "tests"]);
         assert_eq!(selected_names(&[], Scope::Long), ["format", "dependencies", "lints", "crds", "tests", "bench"]);
     }
 
     #[test]
-    fn named_parts_run_alone_in_their_order() {
+    fn named_parts_run_in_the_fixed_order() {
         assert_eq!(selected_names(&["tests", "format"], Scope::Whole), ["format", "tests"]);
     }
 
     #[test]
-    fn a_part_that_does_not_exist_is_refused_with_those_that_do() {
+    fn unknown_part_is_rejected_with_the_valid_ones() {
         let words = select_checks(&["fromat".to_owned()], Scope::Whole).unwrap_err().to_string();
         assert!(words.contains("\"fromat\"") && words.contains("format, dependencies"), "{words}");
     }

@@ -1,12 +1,12 @@
-//! The tool cache: what a command has to fetch or build once, kept outside of the repository.
+//! The tool cache: external tools that are fetched or built once and kept outside of the repository.
 //!
-//! The cache is one folder for all clones of a user: `ROLLORA_CACHE`, else `rollora` in the user's cache directory.
-//! Each entry is a folder whose name ends in a hash of everything that it is made from, so that clones at different
-//! commits never disagree, and a change of a pinned version makes a new entry.
+//! The cache is one folder for all clones of a user: `ROLLORA_CACHE`, or else `rollora` in the user's cache directory.
+//! Each entry is a folder whose name ends in a hash of everything that it is made from. Clones at different commits
+//! therefore never conflict, and a change of a pinned version creates a new entry.
 //!
 //! Invariants:
-//! - An entry is made in a folder beside its place and renamed when it is whole: what has the name is whole.
-//! - Who makes or clears an entry holds its lock alone; who uses it holds the lock shared.
+//! - An entry is built in another folder and renamed when it is complete: a folder with the entry's name is complete.
+//! - Building or clearing an entry requires its lock exclusively; using it requires the lock shared.
 
 use std::io::Write as _;
 
@@ -32,9 +32,9 @@ pub(crate) use recipe::ToolRecipe;
 
 /// Real vLLM on the CPU: `venv/bin/python -m vllm.entrypoints.openai.api_server`, `tiny/base`, `tiny/adapters/a1`…
 pub(crate) const VLLM_CPU: &ToolRecipe = &vllm_cpu::TOOL;
-/// Envoy, the gateway of the cluster bed: `bin/envoy`.
+/// Envoy, the gateway of the testbed: `bin/envoy`.
 pub(crate) const ENVOY: &ToolRecipe = &envoy::TOOL;
-/// The cluster bed's Kubernetes: `bin/kube-apiserver`, `bin/etcd`, `bin/kubectl`, `crds/`.
+/// The testbed's Kubernetes: `bin/kube-apiserver`, `bin/etcd`, `bin/kubectl`, `crds/`.
 pub(crate) const CONTROL_PLANE: &ToolRecipe = &control_plane::TOOL;
 /// Upstream's endpoint picker: `bin/epp`.
 pub(crate) const ENDPOINT_PICKER: &ToolRecipe = &endpoint_picker::TOOL;
@@ -54,7 +54,7 @@ pub(crate) fn run(command: &ToolsCommand) -> Result<()> {
             let all = names.is_empty();
             for tool in find_tools(names)? {
                 if all && tool.name == go::TOOL.name && host::find_go().is_some() {
-                    eprintln!("{}: the machine's own is new enough", tool.name);
+                    eprintln!("{}: the one on PATH is new enough", tool.name);
                     continue;
                 }
                 let entry = cache.get(tool)?;
@@ -65,14 +65,14 @@ pub(crate) fn run(command: &ToolsCommand) -> Result<()> {
         ToolsCommand::Clear(names) => {
             find_tools(names)?;
             for (name, size) in cache.clear(names)? {
-                eprintln!("{name}: cleared, {} free again", disk::format_size(size));
+                eprintln!("{name}: cleared, {} freed", disk::format_size(size));
             }
             Ok(())
         }
     }
 }
 
-/// What a shell has to know so that `cargo test` finds what is there.
+/// Prints the environment variables with which `cargo test` finds the available tools.
 fn print_env(cache: &ToolCache) -> Result<()> {
     let mut out = std::io::stdout().lock();
     for tool in TOOLS {
@@ -83,7 +83,7 @@ fn print_env(cache: &ToolCache) -> Result<()> {
     Ok(())
 }
 
-/// The tools of these names; all where there are none.
+/// Returns the named tools, or all tools if there are no names.
 fn find_tools(names: &[String]) -> Result<Vec<&'static ToolRecipe>> {
     if names.is_empty() {
         return Ok(TOOLS.to_vec());
@@ -93,7 +93,7 @@ fn find_tools(names: &[String]) -> Result<Vec<&'static ToolRecipe>> {
         .iter()
         .map(|name| match find(name) {
             Some(tool) => Ok(tool),
-            None => bail!("there is no tool {name:?}; there are: {}", TOOLS.map(|tool| tool.name).join(", ")),
+            None => bail!("unknown tool {name:?}; valid names: {}", TOOLS.map(|tool| tool.name).join(", ")),
         })
         .collect()
 }
@@ -101,13 +101,13 @@ fn find_tools(names: &[String]) -> Result<Vec<&'static ToolRecipe>> {
 fn print_list(cache: &ToolCache) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "tool cache: {}\n", cache.root().display())?;
-    writeln!(out, "{:<16} {:<14} {:>8}  {:<13} what for", "name", "key", "size", "state")?;
+    writeln!(out, "{:<16} {:<14} {:>8}  {:<13} purpose", "name", "key", "size", "state")?;
     for tool in TOOLS {
-        for row in cache.rows(tool).with_context(|| format!("cannot look at the entries of {}", tool.name))? {
+        for row in cache.rows(tool).with_context(|| format!("cannot list the entries of {}", tool.name))? {
             let size = row.size.map(disk::format_size).unwrap_or_default();
             writeln!(out, "{:<16} {:<14} {size:>8}  {:<13} {}", tool.name, row.key, row.state.as_str(), tool.purpose)?;
         }
     }
-    writeln!(out, "\nAn old version is one that this checkout does not use; another checkout may.")?;
+    writeln!(out, "\nThis checkout does not use entries with an old version, but another checkout may.")?;
     Ok(())
 }

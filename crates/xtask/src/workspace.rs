@@ -1,4 +1,4 @@
-//! Where the repository is, and cargo in it.
+//! The repository's folder, and cargo commands in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal as _;
@@ -10,20 +10,19 @@ use serde::Deserialize;
 
 use crate::process;
 
-/// The repository's folder.
+/// Returns the repository's root folder.
 pub(crate) fn root() -> Result<PathBuf> {
-    // Read at run time: a target folder may be shared by several clones.
-    let manifest =
-        std::env::var_os("CARGO_MANIFEST_DIR").context("run this as `cargo xtask …`, from the repository")?;
-    let root = Path::new(&manifest).ancestors().nth(2).context("xtask is not in crates/xtask of a repository")?;
+    // Determined at run time, because clones may share a target folder.
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").context("run this as `cargo xtask …` in the repository")?;
+    let root = Path::new(&manifest).ancestors().nth(2).context("xtask is not in `crates/xtask` of a repository")?;
     Ok(root.to_owned())
 }
 
-/// A command of the cargo that runs this program, in the repository.
+/// Returns a cargo command in the repository, using the cargo that runs this program.
 pub(crate) fn cargo(arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root()?);
-    // What `cargo run` told this program about itself is not meant for others.
+    // Variables that `cargo run` set for this package must not reach other packages.
     for (name, _) in std::env::vars_os() {
         let of_this_package =
             name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"));
@@ -34,32 +33,32 @@ pub(crate) fn cargo(arguments: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// The programs of a build, by name.
+/// Programs of a build by name.
 pub(crate) type Programs = BTreeMap<String, PathBuf>;
 
-/// Whether a build looks for what clippy finds.
+/// Whether a build also runs clippy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lints {
-    /// rustc alone.
+    /// Only rustc compiles, without clippy.
     Off,
-    /// clippy's driver compiles the crates of the workspace in rustc's place: one compilation gives programs and findings.
+    /// Clippy's driver compiles the workspace in place of rustc: one compilation yields programs and findings.
     On,
 }
 
-/// What a build has made.
+/// Result of a build.
 #[derive(Debug, Default)]
 pub(crate) struct Build {
     pub(crate) programs: Programs,
-    /// What the compiler, and clippy where it was asked, had to say of our crates, each once.
+    /// Diagnostics of the compiler, and of clippy if enabled, about our crates, without duplicates.
     pub(crate) findings: BTreeSet<String>,
 }
 
-/// Builds programs of the workspace with cargo's own progress in sight. `arguments` say which and how.
+/// Builds programs of the workspace and shows cargo's progress. `arguments` select what is built and how.
 pub(crate) fn build(arguments: &[&str]) -> Result<Programs> {
     build_with(Lints::Off, arguments).map(|build| build.programs)
 }
 
-/// Like [`build`], with what was found besides. Findings do not fail it, unless they are errors.
+/// Like [`build`], and also returns diagnostics. Only errors fail the build.
 pub(crate) fn build_with(lints: Lints, arguments: &[&str]) -> Result<Build> {
     let colored = std::io::stderr().is_terminal();
     let format = if colored { "--message-format=json-diagnostic-rendered-ansi" } else { "--message-format=json" };
@@ -68,7 +67,7 @@ pub(crate) fn build_with(lints: Lints, arguments: &[&str]) -> Result<Build> {
     let mut build = Build::default();
     let status = process::run_with_lines(command.args(arguments), |line| match message(line) {
         Some(Message::Program { name, path }) => drop(build.programs.insert(name, path)),
-        // A library is compiled for itself and for its tests; both find the same.
+        // A library is compiled for itself and for its tests, with the same diagnostics.
         Some(Message::Finding(words)) if !build.findings.contains(&words) => {
             eprint!("{words}");
             build.findings.insert(words);
@@ -76,14 +75,14 @@ pub(crate) fn build_with(lints: Lints, arguments: &[&str]) -> Result<Build> {
         Some(Message::Finding(_)) | None => {}
     })?;
     if !status.success() {
-        bail!("`cargo build {}` ended with {}", arguments.join(" "), process::describe_exit(status));
+        bail!("`cargo build {}` failed with {}", arguments.join(" "), process::describe_exit(status));
     }
     Ok(build)
 }
 
 impl Lints {
-    /// Makes a cargo command compile as this says. What was compiled in one way is not up to date for the other, so the
-    /// tests are run with what they were built with.
+    /// Configures a cargo command accordingly. Artifacts of one setting are not up to date for the other, so tests must
+    /// run with the setting that they were built with.
     pub(crate) fn set(self, command: &mut Command) -> Result<()> {
         if self == Self::On {
             command.env("RUSTC_WORKSPACE_WRAPPER", clippy_driver()?);
@@ -92,7 +91,7 @@ impl Lints {
     }
 }
 
-/// Clippy's compiler, of the toolchain that compiles everything else.
+/// Returns the path of clippy's compiler, from the toolchain that compiles everything else.
 pub(crate) fn clippy_driver() -> Result<PathBuf> {
     let sysroot = process::capture(Command::new("rustc").args(["--print", "sysroot"]))?;
     let driver = Path::new(sysroot.trim()).join("bin/clippy-driver");
@@ -102,19 +101,19 @@ pub(crate) fn clippy_driver() -> Result<PathBuf> {
     Ok(driver)
 }
 
-/// A program of a build by its name.
+/// Returns the path of a program of a build.
 pub(crate) fn find_program<'a>(programs: &'a Programs, name: &str) -> Result<&'a Path> {
-    programs.get(name).map(PathBuf::as_path).with_context(|| format!("cargo built no program called {name}"))
+    programs.get(name).map(PathBuf::as_path).with_context(|| format!("the build has no program {name}"))
 }
 
-/// What a line of cargo's JSON messages says, of what is of interest here.
+/// The relevant content of one of cargo's JSON messages.
 #[derive(Debug, PartialEq, Eq)]
 enum Message {
     Program {
         name: String,
         path: PathBuf,
     },
-    /// A diagnostic, as the compiler would have printed it.
+    /// A diagnostic, rendered as the compiler prints it.
     Finding(String),
 }
 
@@ -139,7 +138,7 @@ fn message(line: &str) -> Option<Message> {
         rendered: Option<String>,
     }
     let line: Line = serde_json::from_str(line).ok()?;
-    // The tests of a program have its name.
+    // The tests of a program have the same name as the program.
     let executable = line.executable.filter(|_| !line.profile.is_some_and(|profile| profile.test));
     match (line.message, line.target, executable) {
         (Some(diagnostic), ..) => diagnostic.rendered.map(Message::Finding),
@@ -153,13 +152,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_root_holds_the_workspace_manifest() {
+    fn root_contains_the_workspace_manifest() {
         let manifest = std::fs::read_to_string(root().unwrap().join("Cargo.toml")).unwrap();
         assert!(manifest.contains("[workspace]"));
     }
 
     #[test]
-    fn programs_and_findings_are_read_from_cargos_messages() {
+    fn programs_and_findings_are_parsed_from_cargo_messages() {
         let artifact = r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"rollora"},"executable":"/t/debug/rollora"}"#;
         let library = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"serde"},"executable":null}"#;
         let finding = r#"{"reason":"compiler-message","target":{"kind":["lib"],"name":"rollora-api"},"message":{"rendered":"warning: unused\n","level":"warning"}}"#;

@@ -1,8 +1,8 @@
-//! The real API server of the cluster bed as a process, with our custom resource and upstream's: for whoever is not in
-//! Rust's async world, as the benches, and for trying things by hand.
+//! Runs the testbed's API server as a process, with Rollora's and upstream's CRDs installed, for callers without an
+//! async runtime (the benches) and for manual experiments.
 //!
-//! Standard output gets one line, the path of the admin's kubeconfig, when it is ready. It ends with its standard
-//! input, and so do its parts.
+//! When the API server is ready, the program writes one line to standard output: the path of the admin's kubeconfig. It
+//! exits on SIGTERM or when its standard input closes, and takes the API server and etcd with it.
 
 use std::io::{self, Read as _, Write as _};
 use std::thread;
@@ -17,7 +17,7 @@ async fn main() -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let parent_gone = CancellationToken::new();
     let token = parent_gone.clone();
-    // On a thread of its own, which the end of the process ends: reading standard input blocks.
+    // Reading standard input blocks, so it has a thread of its own; the thread dies with the process.
     thread::spawn(move || {
         let mut ignored = [0; 64];
         while matches!(io::stdin().read(&mut ignored), Ok(1..)) {}

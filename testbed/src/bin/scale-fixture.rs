@@ -1,8 +1,8 @@
-//! Many Rollouts over pods that are only objects, on the real API server of the cluster bed, for the bench of the
-//! operator.
+//! Runs an API server with many Rollouts over pods that exist only as objects, for the bench of the operator.
 //!
-//! Standard output gets one line, the path of the admin's kubeconfig, when it is ready; then one JSON object for each
-//! order that standard input gives as a JSON object in a line. It ends with its standard input, and so do its parts.
+//! When the fixture is ready, the program writes one line to standard output: the path of the admin's kubeconfig. After
+//! that it reads commands from standard input, one JSON object a line, and answers each with one JSON object on
+//! standard output. It exits when its standard input closes, and takes the API server and etcd with it.
 
 use anyhow::{Context as _, Result};
 use rollora_api::rollout::IntentKind;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::io::{self, Write as _};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
-/// What can be ordered. Each is answered when it is done.
+/// Command on standard input. Each is answered when it has been executed.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "command")]
 enum FixtureCommand {
@@ -30,36 +30,36 @@ enum FixtureCommand {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let mut population = ScaleFixture::start().await?;
-    writeln!(io::stdout(), "{}", population.kubeconfig().display())?;
-    let mut orders = BufReader::new(tokio::io::stdin()).lines();
-    while let Some(line) = orders.next_line().await? {
-        let order = serde_json::from_str(&line).with_context(|| format!("not a command: {line}"))?;
-        let answer = match execute(&mut population, order).await {
-            Ok(answer) => json!({ "done": answer }),
+    let mut fixture = ScaleFixture::start().await?;
+    writeln!(io::stdout(), "{}", fixture.kubeconfig().display())?;
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    while let Some(line) = lines.next_line().await? {
+        let command = serde_json::from_str(&line).with_context(|| format!("not a command: {line}"))?;
+        let response = match execute(&mut fixture, command).await {
+            Ok(response) => json!({ "done": response }),
             Err(error) => json!({ "failed": format!("{error:#}") }),
         };
-        writeln!(io::stdout(), "{answer}")?;
+        writeln!(io::stdout(), "{response}")?;
     }
     Ok(())
 }
 
-async fn execute(population: &mut ScaleFixture, order: FixtureCommand) -> Result<Value> {
-    match order {
+async fn execute(fixture: &mut ScaleFixture, command: FixtureCommand) -> Result<Value> {
+    match command {
         FixtureCommand::Seed { pods, versions } => {
-            population.seed(FixtureSize { pools: 1, pods, rollouts: 1, versions }).await?
+            fixture.seed(FixtureSize { pools: 1, pods, rollouts: 1, versions }).await?
         }
-        FixtureCommand::RecordTemplate => population.record_template().await?,
+        FixtureCommand::RecordTemplate => fixture.record_template().await?,
         FixtureCommand::Grow { pools, pods, rollouts, versions } => {
-            population.grow(FixtureSize { pools, pods, rollouts, versions }).await?;
+            fixture.grow(FixtureSize { pools, pods, rollouts, versions }).await?;
         }
-        FixtureCommand::Reconciled => population.wait_until_reconciled().await?,
-        FixtureCommand::Hold { held } => population.hold_routers(held),
-        FixtureCommand::Begin { count, version } => population.begin_rollouts(count, version).await?,
-        FixtureCommand::Settled => population.wait_until_settled().await?,
-        FixtureCommand::Intent { verb, count } => return Ok(json!(population.send_intents(verb, count).await?)),
-        FixtureCommand::ResetCounts => population.reset_counts(),
-        FixtureCommand::RequestCounts => return Ok(serde_json::to_value(population.request_counts()?)?),
+        FixtureCommand::Reconciled => fixture.wait_until_reconciled().await?,
+        FixtureCommand::Hold { held } => fixture.hold_routers(held),
+        FixtureCommand::Begin { count, version } => fixture.begin_rollouts(count, version).await?,
+        FixtureCommand::Settled => fixture.wait_until_settled().await?,
+        FixtureCommand::Intent { verb, count } => return Ok(json!(fixture.send_intents(verb, count).await?)),
+        FixtureCommand::ResetCounts => fixture.reset_counts(),
+        FixtureCommand::RequestCounts => return Ok(serde_json::to_value(fixture.request_counts()?)?),
     }
     Ok(Value::Null)
 }

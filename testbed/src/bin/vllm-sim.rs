@@ -1,7 +1,7 @@
-//! A simulated vLLM server as a process: see `rollora_e2e::sim`.
+//! Runs a simulated vLLM server as a process: see `rollora_testbed::sim`.
 //!
-//! Standard output gets one line, the URL, when the server answers. The exit code is 0 after SIGTERM, SIGINT or the end
-//! of standard input (`--until-stdin-closes`), and 1 when the server ended by itself or could not start.
+//! When the server answers, the program writes one line to standard output: its URL. The exit code is 0 after SIGTERM,
+//! SIGINT or the end of standard input (`--until-stdin-closes`), and 1 if the server crashed or could not start.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -15,9 +15,9 @@ use rollora_testbed::sim::{AllowedSources, CrashMode, Knobs, LoadFault, Simulato
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A simulated vLLM server that serves LoRA adapters: answers as vLLM 0.32.0 does, generates nothing, needs no model.
+/// Simulated vLLM server that serves LoRA adapters: responds as vLLM 0.32.0 does, runs no inference, needs no model.
 ///
-/// Prints its URL when it answers. While it runs, its knobs can be turned and its counters read under /sim:
+/// Prints its URL when it is ready. While it runs, its knobs can be changed and its counters read under /sim:
 /// GET and PATCH /sim/knobs, GET and DELETE /sim/requests, GET /sim/log, POST /sim/crash.
 #[derive(Debug, Parser)]
 #[command(name = "vllm-sim", version, args_override_self = true)]
@@ -26,28 +26,28 @@ struct Arguments {
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
-    /// Port to listen on; 0 takes a free one.
+    /// Port to listen on; 0 picks a free one.
     #[arg(long, default_value_t = 8000)]
     port: u16,
     /// Name of the base model.
     #[arg(long, value_name = "NAME", default_value = "tiny")]
     served_model_name: String,
-    /// What /v1/models shows as the base model's root.
+    /// Root of the base model that /v1/models reports.
     #[arg(long, value_name = "PATH", default_value = "tiny/base")]
     model: String,
-    /// Longest prompt and answer together, in tokens (a token is three characters).
+    /// Maximum length of prompt and completion together, in tokens (a token is three characters).
     #[arg(long, value_name = "TOKENS", default_value_t = 1024)]
     max_model_len: usize,
-    /// Adapters that generate at a time; shown in the metrics, not enforced.
+    /// Maximum number of adapters in one batch; only reported in the metrics, not enforced.
     #[arg(long, value_name = "N", default_value_t = 2)]
     max_loras: usize,
-    /// Adapters that the worker keeps; one that it had to drop is read again from its folder.
+    /// Maximum number of adapters that the worker caches; an evicted adapter is read again from its folder.
     #[arg(long, value_name = "N", default_value_t = 4)]
     max_cpu_loras: usize,
-    /// Highest rank of an adapter.
+    /// Maximum rank of an adapter.
     #[arg(long, value_name = "RANK", default_value_t = 16)]
     max_lora_rank: u64,
-    /// Adapter that is there from the start; can be given several times.
+    /// Adapter that is loaded from the start; can be given several times.
     #[arg(long, value_name = "NAME=SOURCE", value_parser = parse_pair::<String>)]
     lora_modules: Vec<(String, String)>,
     /// Behave as vLLM without --enable-lora.
@@ -56,33 +56,33 @@ struct Arguments {
     /// Behave as vLLM without VLLM_ALLOW_RUNTIME_LORA_UPDATING=True: adapters can be neither loaded nor unloaded.
     #[arg(long)]
     no_runtime_updating: bool,
-    /// Load adapters from any source that is no folder here either, as if a hub had them; only sources that begin with
-    /// /nonexistent are not found.
+    /// Accept any adapter source, as if a model hub had it, unless the source begins with /nonexistent. Without this
+    /// flag a source must be a folder on this machine.
     #[arg(long)]
     any_source: bool,
-    /// Adapters that are loaded at the same time; vLLM loads one after the other.
+    /// Number of adapters that can load concurrently; vLLM loads one after the other.
     #[arg(long, value_name = "N", default_value_t = 1)]
     parallel_loads: usize,
-    /// Key that requests of /v1/* must carry.
+    /// API key that requests to /v1/* must carry.
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
-    /// Time that the load of an adapter takes.
+    /// Time that loading an adapter takes.
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
     load_millis: u64,
-    /// Time that a token takes.
+    /// Time that generating a token takes.
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
     token_millis: u64,
-    /// Adapter that cannot be loaded, and why: not-found, bad-weights, rank, 500 or 500:TEXT. Can be given several times.
+    /// Adapter that fails to load, and how: not-found, bad-weights, rank, 500 or 500:TEXT. Can be given several times.
     #[arg(long, value_name = "ID=FAULT", value_parser = parse_pair::<LoadFault>)]
     fail_load: Vec<(String, LoadFault)>,
-    /// Adapter whose load ends the server: ID (or ID=engine) answers status 500 first, ID=cut answers nothing. Can be
-    /// given several times.
+    /// Adapter whose load crashes the server: with ID or ID=engine the load returns status 500 first, with ID=cut the
+    /// connection is cut without a response. Can be given several times.
     #[arg(long, value_name = "ID[=DEATH]", value_parser = parse_crash)]
     deadly_load: Vec<(String, CrashMode)>,
-    /// Adapter whose first use ends the server; as --deadly-load.
+    /// Adapter whose first use crashes the server; same values as --deadly-load.
     #[arg(long, value_name = "ID[=DEATH]", value_parser = parse_crash)]
     deadly_use: Vec<(String, CrashMode)>,
-    /// End when standard input ends, so that the server does not outlive the program that started it.
+    /// Exit when standard input closes, so that the server does not outlive the program that started it.
     #[arg(long)]
     until_stdin_closes: bool,
 }
@@ -131,8 +131,8 @@ async fn main() -> ExitCode {
     match run(Arguments::parse()).await {
         Ok(code) => code,
         Err(error) => {
-            // Nobody is left to be told when standard error is closed as well.
-            let _nobody_reads = writeln!(io::stderr(), "vllm-sim: {error}");
+            // If standard error is closed too, there is no way left to report the error.
+            let _unreported = writeln!(io::stderr(), "vllm-sim: {error}");
             ExitCode::FAILURE
         }
     }
@@ -157,7 +157,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// On a thread of its own, which the end of the process ends: reading standard input blocks.
+/// Reads on a thread of its own, because reading standard input blocks; the thread dies with the process.
 fn cancel_when_stdin_closes(token: CancellationToken) {
     thread::spawn(move || {
         let mut ignored = [0; 64];

@@ -1,4 +1,4 @@
-//! What was asked of the API server, by whom, and whether they may.
+//! The API server's audit log: which user requested what, and whether RBAC allowed it.
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -12,7 +12,7 @@ use std::{
 
 pub(super) const AUDIT_LOG: &str = "audit.log";
 
-/// Everything but what the API server asks of itself.
+/// Logs everything except the API server's requests to itself.
 pub(super) const AUDIT_POLICY: &str = r#"
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -23,52 +23,52 @@ rules:
 - level: Metadata
 "#;
 
-/// The requests since a moment. A request is written down when it was answered, which its sender may see first.
+/// The requests since some moment. A request is logged when its response is complete, which the client may see first.
 #[derive(Debug, Clone)]
 pub struct AuditLog {
     file: PathBuf,
     offset: u64,
 }
 
-/// One request.
+/// One request, as parsed from an `audit.k8s.io/v1` event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditEvent {
-    /// Who asked; a service account is `system:serviceaccount:NAMESPACE:NAME`.
+    /// User name; for a service account `system:serviceaccount:NAMESPACE:NAME`.
     pub user: String,
-    /// How the program called itself.
+    /// User agent that the client sent.
     pub user_agent: String,
     /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`…
     pub verb: String,
-    /// The API group; empty for the core.
+    /// API group; empty for the core group.
     pub group: String,
-    /// In the plural; empty where no object was asked for.
+    /// Resource in the plural; empty for requests that are not about a resource.
     pub resource: String,
-    /// `status` and its like, else empty.
+    /// Subresource such as `status`; empty if there is none.
     pub subresource: String,
-    /// Empty where the question was not about one.
+    /// Namespace; empty for requests without one.
     pub namespace: String,
-    /// Empty where the question was not about one object.
+    /// Object name; empty for requests that are not about a single object.
     pub name: String,
-    /// What was asked for.
+    /// Request URI with its query.
     pub uri: String,
-    /// The status of the answer.
+    /// HTTP status code of the response.
     pub code: u16,
-    /// Whether RBAC let it through.
+    /// Outcome of the authorization.
     pub decision: AuthorizationDecision,
-    /// Which binding and role did, in RBAC's words.
+    /// RBAC's explanation, which names the binding and the role.
     pub reason: String,
-    /// When it came in.
+    /// When the API server received the request.
     pub received_at: Timestamp,
 }
 
-/// What RBAC said.
+/// Outcome of the authorization of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthorizationDecision {
-    /// The user may.
+    /// A role allows the request.
     Allowed,
-    /// No role lets the user do that.
+    /// No role allows the request.
     Forbidden,
-    /// It was not asked: nobody knew the user.
+    /// The request was not authorized at all, because authentication failed.
     Unauthenticated,
 }
 
@@ -77,23 +77,23 @@ impl AuditLog {
         Self { file: file.to_owned(), offset: fs::metadata(file).map_or(0, |metadata| metadata.len()) }
     }
 
-    /// What has come in since.
+    /// Returns the requests that were logged since this log was created.
     pub fn events(&self) -> Result<Vec<AuditEvent>> {
         let mut file = fs::File::open(&self.file).with_context(|| format!("cannot open {}", self.file.display()))?;
         file.seek(SeekFrom::Start(self.offset))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        // The last line may be half written.
-        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        let lines = bytes[..whole].split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+        // The last line may be incomplete.
+        let complete_length = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        let lines = bytes[..complete_length].split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
         let events = lines.map(|line| {
-            let read = serde_json::from_slice::<AuditLine>(line);
-            read.with_context(|| format!("not an audit event: {}", String::from_utf8_lossy(line)))
+            let event = serde_json::from_slice::<AuditLine>(line);
+            event.with_context(|| format!("not an audit event: {}", String::from_utf8_lossy(line)))
         });
         events.filter_map(|line| line.map(AuditLine::into_event).transpose()).collect()
     }
 
-    /// What this user has asked since.
+    /// Returns the requests of `user` since this log was created.
     pub fn events_of_user(&self, user: &str) -> Result<Vec<AuditEvent>> {
         let mut events = self.events()?;
         events.retain(|event| event.user == user);
@@ -101,7 +101,7 @@ impl AuditLog {
     }
 }
 
-/// `audit.k8s.io/v1`, as far as it is read.
+/// The fields of an `audit.k8s.io/v1` event that are needed here.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct AuditLine {
@@ -142,10 +142,11 @@ struct ResponseStatus {
 }
 
 impl AuditLine {
-    /// A watch counts when it begins, everything else when it is answered.
+    /// Returns `None` for stages that do not count: a watch counts when it starts, other requests when they are
+    /// complete.
     fn into_event(self) -> Option<AuditEvent> {
-        let counts = if self.verb == "watch" { "ResponseStarted" } else { "ResponseComplete" };
-        if self.stage != counts {
+        let counted_stage = if self.verb == "watch" { "ResponseStarted" } else { "ResponseComplete" };
+        if self.stage != counted_stage {
             return None;
         }
         let annotation = |name: &str| self.annotations.get(name).map(String::as_str);

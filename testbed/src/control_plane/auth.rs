@@ -1,4 +1,4 @@
-//! Who may say what to the API server, and how it is known to be the right one.
+//! Authentication: the credentials of clients and the certificates of the API server.
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::{
@@ -17,17 +17,17 @@ use std::{
     time::Duration,
 };
 
-/// The API server's own certificates, which it makes at its first start.
+/// Folder of the certificates that the API server generates at its first start.
 pub(super) const CERT_DIR: &str = "certificates";
-/// Tokens that are known without asking etcd.
+/// File of static tokens, which need no lookup in etcd.
 pub(super) const TOKEN_FILE: &str = "tokens.csv";
 
-/// Who asks.
+/// What a client authenticates with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credential {
-    /// Whoever this token belongs to.
+    /// A bearer token, given as text.
     Token(String),
-    /// The same, read from a file each time it may have been renewed.
+    /// File with a bearer token, read again whenever the token may have been renewed.
     TokenFile(PathBuf),
 }
 
@@ -40,12 +40,12 @@ pub(super) struct AuthFiles {
 
 impl AuthFiles {
     pub(super) fn create(folder: &Path, port: u16) -> Result<Self> {
-        let identity =
+        let auth_files =
             Self { folder: folder.to_owned(), port, admin_token: format!("{:032x}", rand::random::<u128>()) };
-        fs::write(folder.join(TOKEN_FILE), format!("{},admin,admin,system:masters\n", identity.admin_token))?;
-        let admin = Credential::Token(identity.admin_token.clone());
-        fs::write(identity.admin_kubeconfig(), identity.kubeconfig(&admin, "default"))?;
-        Ok(identity)
+        fs::write(folder.join(TOKEN_FILE), format!("{},admin,admin,system:masters\n", auth_files.admin_token))?;
+        let admin = Credential::Token(auth_files.admin_token.clone());
+        fs::write(auth_files.admin_kubeconfig(), auth_files.kubeconfig(&admin, "default"))?;
+        Ok(auth_files)
     }
 
     pub(super) fn url(&self) -> String {
@@ -64,18 +64,18 @@ impl AuthFiles {
         self.folder.join("kubeconfig")
     }
 
-    /// The API server writes its certificate and, behind it, that of the authority which signed it.
+    /// The API server writes its certificate, followed by that of the CA that signed it.
     pub(super) fn save_ca_certificate(&self) -> Result<()> {
         const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
         let file = self.folder.join(CERT_DIR).join("apiserver.crt");
         let chain = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        ensure!(chain.matches(BEGIN).count() == 2, "{} holds not just two certificates", file.display());
+        ensure!(chain.matches(BEGIN).count() == 2, "{} does not contain exactly two certificates", file.display());
         let authority = chain.rsplit(BEGIN).next().unwrap_or_default();
         fs::write(self.ca_certificate(), format!("{BEGIN}{authority}"))?;
         Ok(())
     }
 
-    /// JSON is YAML too.
+    /// Returns JSON, which is valid YAML.
     pub(super) fn kubeconfig(&self, credential: &Credential, namespace: &str) -> String {
         let user = match credential {
             Credential::Token(token) => json!({ "token": token }),
@@ -85,12 +85,15 @@ impl AuthFiles {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{
-                "name": "bed",
+                "name": "testbed",
                 "cluster": { "server": self.url(), "certificate-authority": self.ca_certificate() }
             }],
-            "users": [{ "name": "bed", "user": user }],
-            "contexts": [{ "name": "bed", "context": { "cluster": "bed", "user": "bed", "namespace": namespace } }],
-            "current-context": "bed",
+            "users": [{ "name": "testbed", "user": user }],
+            "contexts": [{
+                "name": "testbed",
+                "context": { "cluster": "testbed", "user": "testbed", "namespace": namespace },
+            }],
+            "current-context": "testbed",
         });
         format!("{config:#}\n")
     }
@@ -98,9 +101,9 @@ impl AuthFiles {
     pub(super) async fn client(&self, credential: &Credential) -> Result<Client> {
         let config = Kubeconfig::from_yaml(&self.kubeconfig(credential, "default"))?;
         let mut config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
-        // It is on this machine, whatever the environment says about others.
+        // The API server is on this machine: proxy settings of the environment do not apply.
         config.proxy_url = None;
-        // A test sees what was answered.
+        // Tests must see the first response.
         config.default_retry = false;
         Ok(Client::try_from(config)?)
     }
@@ -113,12 +116,13 @@ pub(crate) async fn request_token(
     lifetime: Duration,
 ) -> Result<String> {
     let seconds = i64::try_from(lifetime.as_secs())?;
-    let wish = TokenRequest {
+    let request = TokenRequest {
         spec: TokenRequestSpec { expiration_seconds: Some(seconds), ..TokenRequestSpec::default() },
         ..TokenRequest::default()
     };
     let accounts = Api::<ServiceAccount>::namespaced(admin.clone(), namespace);
-    let made = accounts.create_token_request(account, &PostParams::default(), &wish).await;
-    let made = made.with_context(|| format!("no token for the service account {namespace}/{account}"))?;
-    Ok(made.status.context("a token request was answered without a status")?.token)
+    let created = accounts.create_token_request(account, &PostParams::default(), &request).await;
+    let created =
+        created.with_context(|| format!("cannot request a token for service account {namespace}/{account}"))?;
+    Ok(created.status.context("the response to the token request has no status")?.token)
 }

@@ -1,4 +1,4 @@
-//! Custom resources: which there are, and how they are installed so that they are served afterwards.
+//! CRDs: where their files are, and how to install them so that their resources are served afterwards.
 
 use super::super::tools::CONTROL_PLANE;
 use crate::clock;
@@ -13,26 +13,26 @@ use std::{
     time::Duration,
 };
 
-/// A definition in a file.
+/// Path of a file with one CRD.
 pub type CrdFile = PathBuf;
 
-/// Our own, in `crds/` of the repository.
+/// File name of Rollora's own CRD, in `crds/` of the repository.
 pub const ROLLOUT_CRD: &str = "rollouts.rollora.dev.yaml";
 
-/// Upstream's, by the names of their files.
+/// File names of upstream's CRDs.
 #[derive(Debug)]
 pub struct UpstreamCrds {
-    /// The pool of servers.
+    /// CRD of `InferencePool`, the pool of servers.
     pub pool: &'static str,
-    /// The rewrite in the group that it began in.
+    /// CRD of `InferenceModelRewrite` in its original group.
     pub legacy_rewrite: &'static str,
-    /// The rewrite in the group that it moved to.
+    /// CRD of `InferenceModelRewrite` in its current group.
     pub current_rewrite: &'static str,
-    /// What upstream's endpoint picker wants beside.
+    /// CRD of `InferenceObjective`, which upstream's endpoint picker needs.
     pub objective: &'static str,
 }
 
-/// Upstream's, in `crds/` of the control plane's folder.
+/// Upstream's CRDs, in `crds/` of the control plane's tool cache entry.
 pub const UPSTREAM_CRDS: UpstreamCrds = UpstreamCrds {
     pool: "inference.networking.k8s.io_inferencepools.yaml",
     legacy_rewrite: "inference.networking.x-k8s.io_inferencemodelrewrites.yaml",
@@ -41,31 +41,31 @@ pub const UPSTREAM_CRDS: UpstreamCrds = UpstreamCrds {
 };
 
 impl UpstreamCrds {
-    /// The file of one of them.
+    /// Returns the path of the CRD file called `name`.
     pub fn crd_file(&self, name: &str) -> Result<CrdFile> {
-        // The folder of the programs is beside that of the definitions.
+        // `crds/` is next to the `bin/` folder of the programs.
         let program = CONTROL_PLANE.program("kube-apiserver")?;
-        let home = program.ancestors().nth(2).context("the control plane has no folder")?;
+        let home = program.ancestors().nth(2).context("the control plane's programs are in no folder")?;
         let file = home.join("crds").join(name);
-        ensure!(file.is_file(), "there is no {}", file.display());
+        ensure!(file.is_file(), "no CRD file {}", file.display());
         Ok(file)
     }
 }
 
-/// Our own.
+/// Returns the file of Rollora's own CRD.
 pub fn rollora_crds() -> Result<Vec<CrdFile>> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds").join(ROLLOUT_CRD);
-    ensure!(file.is_file(), "there is no {}", file.display());
+    ensure!(file.is_file(), "no CRD file {}", file.display());
     Ok(vec![file])
 }
 
-/// All of upstream's.
+/// Returns the files of all of upstream's CRDs.
 pub fn upstream_crds() -> Result<Vec<CrdFile>> {
     let UpstreamCrds { pool, legacy_rewrite, current_rewrite, objective } = UPSTREAM_CRDS;
     [pool, legacy_rewrite, current_rewrite, objective].map(|name| UPSTREAM_CRDS.crd_file(name)).into_iter().collect()
 }
 
-/// How long the API server may take to serve, or not to serve, a resource.
+/// How long the API server may take to begin or to stop serving a resource.
 const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -74,7 +74,7 @@ pub(super) async fn install(admin: &Client, definitions: &[CrdFile]) -> Result<(
     let mut installed = Vec::new();
     for file in definitions {
         let definition = read(file)?;
-        let parameters = PatchParams::apply("bed").force();
+        let parameters = PatchParams::apply("testbed").force();
         let done = api.patch(&definition.name_any(), &parameters, &Patch::Apply(&definition)).await;
         done.with_context(|| format!("cannot install {}", file.display()))?;
         installed.push(definition);
@@ -94,18 +94,18 @@ pub(super) async fn uninstall(admin: &Client, file: &CrdFile) -> Result<()> {
 
 fn read(file: &Path) -> Result<CustomResourceDefinition> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    serde_saphyr::from_str(&text).with_context(|| format!("not a definition: {}", file.display()))
+    serde_saphyr::from_str(&text).with_context(|| format!("not a CustomResourceDefinition: {}", file.display()))
 }
 
-/// Waits until every version that is to be served is answered for, or none.
+/// Waits until every served version of the CRD is available, or, unless `wanted`, until no version is.
 async fn wait_served(client: &Client, definition: &CustomResourceDefinition, wanted: bool) -> Result<()> {
     let start = clock::now();
     let (group, plural) = (&definition.spec.group, &definition.spec.names.plural);
     for version in definition.spec.versions.iter().filter(|version| version.served) {
         let path = format!("/apis/{group}/{}/{plural}?limit=1", version.name);
         loop {
-            let answer = client.request_text(http::Request::get(&path).body(Vec::new())?).await;
-            let served = match &answer {
+            let response = client.request_text(http::Request::get(&path).body(Vec::new())?).await;
+            let served = match &response {
                 Ok(_) => true,
                 Err(kube::Error::Api(status)) if status.code == 404 => false,
                 Err(_) => !wanted,
@@ -113,7 +113,11 @@ async fn wait_served(client: &Client, definition: &CustomResourceDefinition, wan
             if served == wanted {
                 break;
             }
-            ensure!(start.elapsed() < SERVE_TIMEOUT, "{path} is served: {served}, after {SERVE_TIMEOUT:?}");
+            ensure!(
+                start.elapsed() < SERVE_TIMEOUT,
+                "{path} is still {} after {SERVE_TIMEOUT:?}",
+                if served { "served" } else { "not served" }
+            );
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }

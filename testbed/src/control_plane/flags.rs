@@ -1,17 +1,17 @@
-//! How etcd and the API server are started.
+//! Command-line flags of etcd and the API server.
 
 use super::{ControlPlanePorts, audit, auth};
 use std::{ffi::OsString, net::SocketAddr, path::Path};
 
-/// What is on by default and only costs time here. What stays: namespaces have to exist, and objects are counted as
-/// the API server counts them.
+/// Plugins that are on by default and only cost time here. Kept are the plugins that require a namespace to exist and
+/// that count objects.
 const DISABLED_ADMISSION_PLUGINS: &str = "CertificateApproval,CertificateSigning,CertificateSubjectRestriction,\
     ClusterTrustBundleAttest,DefaultIngressClass,DefaultStorageClass,DefaultTolerationSeconds,LimitRanger,\
     MutatingAdmissionPolicy,MutatingAdmissionWebhook,PersistentVolumeClaimResize,PodSecurity,PodTopologyLabels,\
     Priority,ResourceQuota,RuntimeClass,ServiceAccount,StorageObjectInUseProtection,TaintNodesByCondition,\
     ValidatingAdmissionPolicy,ValidatingAdmissionWebhook";
 
-/// Groups that nothing in the bed asks for and nothing in the API server waits for.
+/// Groups that the testbed does not use and the API server does not need for its own start.
 const DISABLED_API_GROUPS: &str = "autoscaling/v1=false,autoscaling/v2=false,batch/v1=false,certificates.k8s.io/v1=false,\
     flowcontrol.apiserver.k8s.io/v1=false,node.k8s.io/v1=false,resource.k8s.io/v1=false,\
     scheduling.k8s.io/v1=false,storage.k8s.io/v1=false,storagemigration.k8s.io/v1=false";
@@ -19,7 +19,7 @@ const DISABLED_API_GROUPS: &str = "autoscaling/v1=false,autoscaling/v2=false,bat
 pub(super) fn etcd_flags(folder: &Path, clients: SocketAddr, peers: SocketAddr) -> Vec<OsString> {
     vec![
         path_flag("--data-dir", &folder.join("etcd")),
-        // Nothing here has to survive the machine.
+        // Nothing has to survive a crash of the machine.
         "--unsafe-no-fsync".into(),
         "--log-level=warn".into(),
         format!("--listen-client-urls=http://{clients}").into(),
@@ -31,7 +31,7 @@ pub(super) fn etcd_flags(folder: &Path, clients: SocketAddr, peers: SocketAddr) 
 }
 
 pub(super) fn api_server_flags(folder: &Path, ports: &ControlPlanePorts) -> Vec<OsString> {
-    // The key of its own certificate, which it makes before it asks for this file, signs the tokens too.
+    // The API server creates its serving key before it reads this file, so the key can sign the tokens too.
     let key = folder.join(auth::CERT_DIR).join("apiserver.key");
     vec![
         format!("--etcd-servers=http://{}", ports.etcd.address()).into(),
@@ -44,7 +44,7 @@ pub(super) fn api_server_flags(folder: &Path, ports: &ControlPlanePorts) -> Vec<
         "--service-account-issuer=https://kubernetes.default.svc".into(),
         path_flag("--service-account-key-file", &key),
         path_flag("--service-account-signing-key-file", &key),
-        // A token of ten minutes ends after ten minutes.
+        // Without this flag a token of ten minutes would be extended to a year.
         "--service-account-extend-token-expiration=false".into(),
         path_flag("--audit-policy-file", &folder.join("audit.yaml")),
         path_flag("--audit-log-path", &folder.join(audit::AUDIT_LOG)),

@@ -1,4 +1,4 @@
-//! A folder that goes away with this process, however that ends, and not only when it is dropped.
+//! A temporary folder that is removed when this process ends, however it ends, and not only when it is dropped.
 
 use anyhow::{Context as _, Result};
 use std::{
@@ -8,14 +8,15 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Waits until this process is gone or does not want the folder any more; then until nobody writes into it.
+/// Waits until this process has ended or dropped the folder, then removes it, again and again until no process writes
+/// into it any more.
 const CLEANUP_SCRIPT: &str =
     r#"cat; for _ in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$1"; sleep 0.2; [ -e "$1" ] || exit; done"#;
 
 #[derive(Debug)]
 pub(super) struct SelfCleaningDir {
     folder: TempDir,
-    // What holds the other end of its standard input is this process.
+    // Blocks until its standard input closes, which happens when this process ends.
     cleaner: Child,
 }
 
@@ -36,7 +37,7 @@ impl SelfCleaningDir {
 
 impl Drop for SelfCleaningDir {
     fn drop(&mut self) {
-        // What would be cleaned is dropped right after this.
+        // The `TempDir` removes the folder right after this, so the cleaner is not needed.
         drop(self.cleaner.kill());
         drop(self.cleaner.wait());
     }

@@ -1,27 +1,28 @@
-//! How long a container that ended waits until it is started again. Pure.
+//! How long a container waits before it is restarted. Pure.
 
 use std::time::Duration;
 
-/// A container that ran so long begins anew.
+/// The delay starts over after a container has run for this long.
 const RESET_AFTER: Duration = Duration::from_mins(10);
 
-/// The waiting times: none after the first end, then `first`, doubled each time up to `longest`.
+/// Delays before restarts: none after the first exit, then [`initial`](Self::initial), doubled each time up to
+/// [`max`](Self::max).
 #[derive(Debug, Clone, Copy)]
 pub struct RestartBackoff {
-    /// After the second end.
+    /// Delay after the second exit.
     pub initial: Duration,
-    /// Never longer.
+    /// Upper bound of the delay.
     pub max: Duration,
 }
 
-/// What a kubelet does.
+/// The delays of a real kubelet.
 impl Default for RestartBackoff {
     fn default() -> Self {
         Self { initial: Duration::from_secs(10), max: Duration::from_mins(5) }
     }
 }
 
-/// The ends of one container so far.
+/// Backoff of a single container.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BackoffState {
     backoff: RestartBackoff,
@@ -33,15 +34,15 @@ impl BackoffState {
         Self { backoff, next_delay: Duration::ZERO }
     }
 
-    /// It ended after it ran so long.
+    /// Returns the delay before the next restart of a container that ran for `ran`.
     pub(super) fn delay_after(&mut self, ran: Duration) -> Duration {
         if ran >= RESET_AFTER {
             self.next_delay = Duration::ZERO;
         }
-        let pause = self.next_delay;
-        self.next_delay = if pause.is_zero() { self.backoff.initial } else { pause.saturating_mul(2) };
+        let delay = self.next_delay;
+        self.next_delay = if delay.is_zero() { self.backoff.initial } else { delay.saturating_mul(2) };
         self.next_delay = self.next_delay.min(self.backoff.max);
-        pause
+        delay
     }
 }
 
@@ -50,10 +51,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_restart_is_at_once_and_the_others_wait_twice_as_long_each_up_to_five_minutes() {
-        let mut ends = BackoffState::new(RestartBackoff::default());
-        let pauses: Vec<_> = (0..8).map(|_| ends.delay_after(Duration::from_secs(1)).as_secs()).collect();
-        assert_eq!(pauses, [0, 10, 20, 40, 80, 160, 300, 300]);
-        assert_eq!(ends.delay_after(RESET_AFTER), Duration::ZERO);
+    fn first_restart_is_immediate_then_delay_doubles_to_max() {
+        let mut backoff = BackoffState::new(RestartBackoff::default());
+        let delays: Vec<_> = (0..8).map(|_| backoff.delay_after(Duration::from_secs(1)).as_secs()).collect();
+        assert_eq!(delays, [0, 10, 20, 40, 80, 160, 300, 300]);
+        assert_eq!(backoff.delay_after(RESET_AFTER), Duration::ZERO);
     }
 }

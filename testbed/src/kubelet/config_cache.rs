@@ -1,4 +1,4 @@
-//! The ConfigMaps and Secrets of a namespace, as the API server last told.
+//! A watched cache of the ConfigMaps and Secrets of a namespace.
 
 use futures_util::TryStreamExt as _;
 use k8s_openapi::{
@@ -17,10 +17,10 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// What an object holds, by key.
+/// Data of one object, by key.
 pub(super) type ConfigData = BTreeMap<String, Vec<u8>>;
 
-/// Which of the two.
+/// Kind of an object in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ConfigKind {
     ConfigMap,
@@ -38,37 +38,36 @@ impl fmt::Display for ConfigKind {
 
 type ConfigObjects = BTreeMap<(ConfigKind, String), ConfigData>;
 
-/// All of them.
+/// The cache: the objects of both kinds, and whether they were listed.
 #[derive(Debug)]
 pub(super) struct ConfigCache {
     objects: watch::Sender<ConfigObjects>,
-    /// How many kinds were listed at least once.
+    /// Number of kinds (of two) whose first list is complete.
     synced_kinds: watch::Sender<usize>,
 }
 
 impl ConfigCache {
-    /// None yet.
     pub(super) fn new() -> Self {
         Self { objects: watch::Sender::new(ConfigObjects::new()), synced_kinds: watch::Sender::new(0) }
     }
 
-    /// One object.
+    /// Returns the data of one object, or `None` if it does not exist.
     pub(super) fn get(&self, kind: ConfigKind, name: &str) -> Option<ConfigData> {
         self.objects.borrow().get(&(kind, name.to_owned())).cloned()
     }
 
-    /// Waits until all of them are known.
+    /// Waits until both kinds were listed once.
     pub(super) async fn wait_synced(&self) {
-        // An error of waiting means that the bed ends.
+        // An error means that the testbed ends.
         drop(self.synced_kinds.subscribe().wait_for(|kinds| *kinds >= 2).await);
     }
 
-    /// Hears of every change.
+    /// Returns a receiver that is notified of every change.
     pub(super) fn subscribe(&self) -> watch::Receiver<ConfigObjects> {
         self.objects.subscribe()
     }
 
-    /// Follows the API server; never returns.
+    /// Watches both kinds; never returns.
     pub(super) async fn run(&self, client: &Client, namespace: &str) {
         let maps = Api::<ConfigMap>::namespaced(client.clone(), namespace);
         let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
@@ -91,9 +90,9 @@ impl ConfigCache {
         let (mut listed, mut is_first) = (ConfigObjects::new(), true);
         let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
         loop {
-            // An error of the watch is one of the API server's being away: it is tried again.
+            // The watch fails while the API server is unavailable, and is retried.
             let Ok(Some(event)) = events.try_next().await else { continue };
-            let is_whole = matches!(event, watcher::Event::InitDone);
+            let is_list_complete = matches!(event, watcher::Event::InitDone);
             let entry = |object: K| ((kind, object.name_any()), data(object));
             self.objects.send_modify(|objects| match event {
                 watcher::Event::Init => listed.clear(),
@@ -105,13 +104,13 @@ impl ConfigCache {
                 watcher::Event::Apply(object) => objects.extend([entry(object)]),
                 watcher::Event::Delete(object) => drop(objects.remove(&(kind, object.name_any()))),
             });
-            if is_whole && std::mem::take(&mut is_first) {
+            if is_list_complete && std::mem::take(&mut is_first) {
                 self.synced_kinds.send_modify(|kinds| *kinds += 1);
             }
         }
     }
 
-    /// As if the API server had told of it.
+    /// Stores an object as if the watch had delivered it.
     #[cfg(test)]
     pub(super) fn put(&self, kind: ConfigKind, name: &str, data: &[(&str, &str)]) {
         let data = data.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect();

@@ -1,4 +1,4 @@
-//! One container: its process, what is to be said of it, and what a scenario may do to it.
+//! One container: its process, its reported state, and the ways in which a scenario can disturb it.
 
 use crate::{
     clock,
@@ -15,10 +15,10 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// How often it is looked whether a process has ended.
+/// Interval at which a process is checked for its exit.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A container of a pod. All clones are the same container; they stay usable when the pod is gone.
+/// Handle of a container of a pod. Clones refer to the same container; they stay usable when the pod is gone.
 #[derive(Debug, Clone)]
 pub struct ContainerHandle {
     inner: Arc<Inner>,
@@ -29,10 +29,10 @@ struct Inner {
     pod: String,
     name: String,
     address: Ipv4Addr,
-    /// Where its output goes, appended over all restarts.
+    /// Folder of its log, which is appended across restarts.
     log_dir: PathBuf,
     state: Mutex<ProcessState>,
-    /// Told at every change, of all containers of the pod.
+    /// Notified on every change; shared by all containers of the pod.
     changed: watch::Sender<()>,
 }
 
@@ -40,29 +40,28 @@ struct Inner {
 struct ProcessState {
     process: Option<ChildProcess>,
     view: ContainerView,
-    /// Nothing is started.
+    /// The container must not be started until a scenario releases it.
     held: bool,
-    /// When it ends by itself it is held.
+    /// Whether the container becomes held when it exits by itself.
     hold_on_exit: bool,
-    /// How often a scenario released it.
+    /// How many times a scenario released it.
     release_count: u64,
-    /// The bed ends: nothing is started ever again.
+    /// The testbed ends: nothing may be started any more.
     closed: bool,
 }
 
-/// What is to be said of a container.
+/// Observed state of a container, the input of its `ContainerStatus`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ContainerView {
     pub(super) state: RunState,
     pub(super) last_termination: Option<Termination>,
     pub(super) restart_count: i32,
     pub(super) id: Option<String>,
-    /// It has passed its startup probe.
+    /// Whether it has passed its startup probe.
     pub(super) started: bool,
     pub(super) ready: bool,
 }
 
-/// What a container does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RunState {
     Waiting { reason: &'static str, message: String },
@@ -70,7 +69,6 @@ pub(super) enum RunState {
     Terminated(Termination),
 }
 
-/// How a container ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Termination {
     pub(super) exit: ExitReason,
@@ -95,34 +93,34 @@ impl ContainerHandle {
         Self { inner: Arc::new(Inner { pod, name, address, log_dir: logs, state: Mutex::new(state), changed }) }
     }
 
-    /// The name of its pod.
+    /// Returns the name of the container's pod.
     pub fn pod(&self) -> &str {
         &self.inner.pod
     }
 
-    /// Its name.
+    /// Returns the name of the container.
     pub fn name(&self) -> &str {
         &self.inner.name
     }
 
-    /// The address of its pod.
+    /// Returns the IP address of the pod.
     pub fn address(&self) -> Ipv4Addr {
         self.inner.address
     }
 
-    /// Ends it as `kill -9` does, with everything it started; it stays down until it is released.
+    /// Kills the container with SIGKILL, with all of its child processes; it stays down until it is released.
     pub fn kill_and_hold(&self) {
         let mut state = self.state();
         state.held = true;
         self.kill_process(state);
     }
 
-    /// Ends it as `kill -9` does; the kubelet starts it again.
+    /// Kills the container with SIGKILL; the kubelet restarts it.
     pub fn kill(&self) {
         self.kill_process(self.state());
     }
 
-    /// The kubelet may start it (again), and does so at once.
+    /// Lets the kubelet start the container again, which it does immediately, without backoff.
     pub fn release(&self) {
         let mut state = self.state();
         state.held = false;
@@ -131,47 +129,47 @@ impl ContainerHandle {
         self.notify();
     }
 
-    /// From now on, when it ends by itself, it stays down until it is released.
-    pub fn set_hold_on_exit(&self, stays_down: bool) {
-        self.state().hold_on_exit = stays_down;
+    /// Sets whether the container stays down, until it is released, when it next exits by itself.
+    pub fn set_hold_on_exit(&self, hold: bool) {
+        self.state().hold_on_exit = hold;
     }
 
-    /// It stands still: its connections stay open, and nothing answers.
+    /// Stops the process (SIGSTOP): its connections stay open, and it does not respond.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// It goes on.
+    /// Resumes the process after [`freeze`](Self::freeze).
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Whether its process runs.
+    /// Returns whether the process is running.
     pub fn is_running(&self) -> bool {
         self.state().process.as_ref().is_some_and(|process| process.exit_reason().is_none())
     }
 
-    /// Whether it runs and its probe says that it may be asked.
+    /// Returns whether the container is running and ready, according to its readiness probe.
     pub fn is_ready(&self) -> bool {
         self.state().view.ready && self.is_running()
     }
 
-    /// Whether it is down and stays so until it is released.
+    /// Returns whether the container is down and stays down until it is released.
     pub fn is_held(&self) -> bool {
         let state = self.state();
         match &state.process {
-            // It ended a moment ago, and nobody has looked yet.
+            // The process may have exited just now, before the supervisor noticed.
             Some(process) => state.hold_on_exit && process.exit_reason().is_some(),
             None => state.held,
         }
     }
 
-    /// How often it was started again.
+    /// Returns how many times the container was restarted.
     pub fn restarts(&self) -> u32 {
         self.state().view.restart_count.unsigned_abs()
     }
 
-    /// How it ended last, in words.
+    /// Returns how the container exited last, or `None` if it has not exited yet.
     pub fn last_exit(&self) -> Option<ExitReason> {
         match &self.state().view {
             ContainerView { state: RunState::Terminated(termination), .. } => Some(termination.exit),
@@ -179,12 +177,12 @@ impl ContainerHandle {
         }
     }
 
-    /// The end of its output, of all starts.
+    /// Returns the last lines of the container's output, across restarts.
     pub fn log_tail(&self, lines: usize) -> String {
         process::log_tail(&self.log_file(), lines)
     }
 
-    /// All of its output, of all starts.
+    /// Returns the whole output of the container, across restarts.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
@@ -211,12 +209,12 @@ impl ContainerHandle {
         self.inner.changed.send_replace(());
     }
 
-    /// With SIGKILL; the process is dead when this returns.
+    /// Kills with SIGKILL; the process is dead when this returns.
     fn kill_process(&self, mut state: MutexGuard<'_, ProcessState>) {
         if let Some(process) = state.process.take() {
-            let ending = process.exit_reason().unwrap_or(ExitReason::Signal(Signal::KILL.as_raw()));
+            let exit = process.exit_reason().unwrap_or(ExitReason::Signal(Signal::KILL.as_raw()));
             process.kill();
-            state.record_exit(ending);
+            state.record_exit(exit);
         }
         drop(state);
         self.notify();
@@ -224,24 +222,20 @@ impl ContainerHandle {
 }
 
 impl ProcessState {
-    fn record_exit(&mut self, ending: ExitReason) {
+    fn record_exit(&mut self, exit: ExitReason) {
         let now = clock::timestamp();
-        let since = match &self.view.state {
-            RunState::Running { started_at: since } => *since,
+        let started_at = match &self.view.state {
+            RunState::Running { started_at } => *started_at,
             RunState::Waiting { .. } | RunState::Terminated(_) => now,
         };
         self.view.started = false;
         self.view.ready = false;
-        self.view.state = RunState::Terminated(Termination {
-            exit: ending,
-            started_at: since,
-            finished_at: now,
-            id: self.view.id.clone(),
-        });
+        self.view.state =
+            RunState::Terminated(Termination { exit, started_at, finished_at: now, id: self.view.id.clone() });
     }
 }
 
-/// What the kubelet does with it.
+/// Methods for the kubelet itself.
 impl ContainerHandle {
     pub(super) fn view(&self) -> ContainerView {
         self.state().view.clone()
@@ -249,16 +243,16 @@ impl ContainerHandle {
 
     pub(super) fn update_view(&self, change: impl FnOnce(&mut ContainerView)) {
         let mut state = self.state();
-        let before = state.view.clone();
+        let previous = state.view.clone();
         change(&mut state.view);
-        let is_new = state.view != before;
+        let is_new = state.view != previous;
         drop(state);
         if is_new {
             self.notify();
         }
     }
 
-    /// It does not run, and why.
+    /// Sets the state to waiting, and keeps a termination as the last one.
     pub(super) fn set_waiting(&self, reason: &'static str, message: String) {
         self.update_view(|view| {
             if let RunState::Terminated(termination) = &view.state {
@@ -268,7 +262,7 @@ impl ContainerHandle {
         });
     }
 
-    /// Waits until it may be started.
+    /// Waits until the container is not held.
     pub(super) async fn wait_startable(&self) {
         let mut changes = self.inner.changed.subscribe();
         while self.state().held {
@@ -278,21 +272,20 @@ impl ContainerHandle {
         }
     }
 
-    /// Waits until a scenario releases it.
+    /// Waits until a scenario releases the container.
     pub(super) async fn wait_released(&self) {
-        let (mut changes, before) = (self.inner.changed.subscribe(), self.state().release_count);
-        while self.state().release_count == before {
+        let (mut changes, previous) = (self.inner.changed.subscribe(), self.state().release_count);
+        while self.state().release_count == previous {
             if changes.changed().await.is_err() {
                 return std::future::pending().await;
             }
         }
     }
 
-    /// Starts its process.
     pub(super) fn start(&self, launch: super::programs::LaunchSpec, id: String) -> Result<()> {
         let mut state = self.state();
         if state.closed {
-            bail!("the bed ends");
+            bail!("the testbed is shutting down");
         }
         let process = ChildProcess::start(&self.log_name(), launch.command, &self.inner.log_dir)?;
         state.process = Some(process.with_termination_grace(launch.termination_grace));
@@ -310,11 +303,11 @@ impl ContainerHandle {
         Ok(())
     }
 
-    /// Waits until its process has ended, by itself or because a scenario killed it.
+    /// Waits until the process has exited, by itself or because a scenario killed it.
     pub(super) async fn wait_exit(&self) -> ExitReason {
         loop {
-            if let Some(ending) = self.poll_exit() {
-                return ending;
+            if let Some(exit) = self.poll_exit() {
+                return exit;
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
@@ -323,37 +316,37 @@ impl ContainerHandle {
     fn poll_exit(&self) -> Option<ExitReason> {
         let mut state = self.state();
         if let Some(process) = &state.process {
-            let ending = process.exit_reason()?;
-            // What it left running ends with it, as all processes of a container do.
+            let exit = process.exit_reason()?;
+            // Child processes that it left are killed too, as all processes of a container are.
             let process = state.process.take();
             state.held |= state.hold_on_exit;
-            state.record_exit(ending);
+            state.record_exit(exit);
             drop(state);
             drop(process);
             self.notify();
-            return Some(ending);
+            return Some(exit);
         }
         match &state.view.state {
             RunState::Terminated(termination) => Some(termination.exit),
-            // It never ran.
+            // The container never ran.
             RunState::Waiting { .. } | RunState::Running { .. } => Some(ExitReason::Exit(0)),
         }
     }
 
-    /// Asks it to end, waits until the deadline, and ends it then.
+    /// Sends SIGTERM, and kills the process at the deadline.
     pub(super) async fn terminate(&self, deadline: Instant) -> ExitReason {
         if let Some(process) = &self.state().process {
             process.send_sigterm();
         }
-        let rest = deadline.saturating_duration_since(clock::now());
-        if let Ok(ending) = tokio::time::timeout(rest, self.wait_exit()).await {
-            return ending;
+        let remaining = deadline.saturating_duration_since(clock::now());
+        if let Ok(exit) = tokio::time::timeout(remaining, self.wait_exit()).await {
+            return exit;
         }
         self.kill();
         self.wait_exit().await
     }
 
-    /// Ends it for good. Only who has a farewell is asked first.
+    /// Stops the container permanently. SIGTERM is sent first only if the process has a termination grace period.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.closed = true;

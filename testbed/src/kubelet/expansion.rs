@@ -1,4 +1,4 @@
-//! The texts of a container: environment, command and arguments, with their variables and paths. Pure.
+//! Expansion of the variables and mount paths in a container's environment, command and arguments. Pure.
 
 use super::config_cache::{ConfigCache, ConfigKind};
 use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod};
@@ -9,18 +9,18 @@ use std::{
 };
 use thiserror::Error;
 
-/// Why a container cannot be started.
+/// Why a container's configuration cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(super) enum ContainerConfigError {
-    #[error("this kubelet knows no field {0:?} of a pod")]
+    #[error("the kubelet stand-in does not support the pod field {0:?}")]
     UnknownField(String),
-    #[error("this kubelet knows no {0} in the environment")]
+    #[error("the kubelet stand-in does not support {0}")]
     Unsupported(&'static str),
-    #[error("{kind} {name:?} has no key {key:?}, or is not there")]
+    #[error("{kind} {name:?} does not exist or has no key {key:?}")]
     MissingKey { kind: ConfigKind, name: String, key: String },
 }
 
-/// What is known of the pod.
+/// What the expansion can refer to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PodContext<'a> {
     pub(super) pod: &'a Pod,
@@ -29,7 +29,7 @@ pub(super) struct PodContext<'a> {
 }
 
 impl PodContext<'_> {
-    /// A field by its path, as the downward API has it.
+    /// Returns a field by its path in the downward API.
     pub(super) fn field_value(&self, path: &str) -> Result<String, ContainerConfigError> {
         let metadata = &self.pod.metadata;
         let spec = self.pod.spec.as_ref();
@@ -54,7 +54,7 @@ impl PodContext<'_> {
         }
     }
 
-    /// The environment that a container asks for.
+    /// Returns the environment of a container.
     pub(super) fn env(&self, container: &Container) -> Result<BTreeMap<String, String>, ContainerConfigError> {
         let mut env = BTreeMap::new();
         for source in container.env_from.iter().flatten() {
@@ -62,7 +62,7 @@ impl PodContext<'_> {
             let (kind, name) = match (&source.config_map_ref, &source.secret_ref) {
                 (Some(config), _) => (ConfigKind::ConfigMap, &config.name),
                 (None, Some(secret)) => (ConfigKind::Secret, &secret.name),
-                (None, None) => return Err(ContainerConfigError::Unsupported("envFrom of this kind")),
+                (None, None) => return Err(ContainerConfigError::Unsupported("this kind of envFrom")),
             };
             for (key, value) in self.config.get(kind, name).unwrap_or_default() {
                 env.insert(format!("{prefix}{key}"), String::from_utf8_lossy(&value).into_owned());
@@ -81,7 +81,7 @@ impl PodContext<'_> {
         Ok(env)
     }
 
-    /// None for what is optional and not there.
+    /// Returns `None` if an optional source does not exist.
     fn resolve_value(&self, source: &EnvVarSource) -> Result<Option<String>, ContainerConfigError> {
         if let Some(field) = &source.field_ref {
             return self.field_value(&field.field_path).map(Some);
@@ -89,7 +89,7 @@ impl PodContext<'_> {
         let (kind, name, key, optional) = match (&source.config_map_key_ref, &source.secret_key_ref) {
             (Some(config), _) => (ConfigKind::ConfigMap, &config.name, &config.key, config.optional),
             (None, Some(secret)) => (ConfigKind::Secret, &secret.name, &secret.key, secret.optional),
-            (None, None) => return Err(ContainerConfigError::Unsupported("valueFrom of this kind")),
+            (None, None) => return Err(ContainerConfigError::Unsupported("this kind of valueFrom")),
         };
         let value = self.config.get(kind, name).and_then(|mut data| data.remove(key));
         match value {
@@ -100,7 +100,7 @@ impl PodContext<'_> {
     }
 }
 
-/// `$(NAME)` filled in. What is not known stays as it is, and `$$` is a `$` that means nothing.
+/// Expands `$(NAME)`. Unknown variables stay as they are, and `$$` is an escaped `$`.
 pub(super) fn expand_variables(text: &str, env: &BTreeMap<String, String>) -> String {
     let (mut rest, mut out) = (text, String::new());
     while let Some((before, after)) = rest.split_once('$') {
@@ -122,12 +122,12 @@ pub(super) fn expand_variables(text: &str, env: &BTreeMap<String, String>) -> St
     out + rest
 }
 
-/// Where a container has its volumes, and where they are on this machine.
+/// Mount paths of a container and the host folders of their volumes.
 #[derive(Debug, Clone, Default)]
 pub(super) struct MountPaths(Vec<(String, PathBuf)>);
 
 impl MountPaths {
-    /// The deepest path is looked for first: one may be mounted inside of another.
+    /// Sorts by length, so that a path that is mounted inside another one is matched first.
     pub(super) fn new(mut mounts: Vec<(String, PathBuf)>) -> Self {
         for (path, _) in &mut mounts {
             path.truncate(path.trim_end_matches('/').len());
@@ -136,8 +136,8 @@ impl MountPaths {
         Self(mounts)
     }
 
-    /// The text with every path below a mount replaced by the one on this machine: where the path begins as a word,
-    /// and ends as one or goes on below.
+    /// Replaces every path below a mount by its host path. A match must begin at a word boundary, and end at one or
+    /// continue below the mount.
     pub(super) fn translate(&self, text: &str) -> String {
         let mut out = String::new();
         let mut rest = text;
@@ -159,7 +159,7 @@ impl MountPaths {
         out
     }
 
-    /// A path of the container on this machine, where it is below a mount.
+    /// Translates a path of the container, if it is below a mount.
     pub(super) fn host_path(&self, path: &Path) -> PathBuf {
         PathBuf::from(self.translate(&path.display().to_string()))
     }
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_are_filled_in_and_what_is_not_known_stays() {
+    fn known_variables_are_expanded_and_unknown_ones_kept() {
         let env = env(&[("POD_IP", "127.64.0.1"), ("EMPTY", "")]);
         for (text, expected) in [
             ("--address=$(POD_IP)", "--address=127.64.0.1"),
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_whose_key_is_missing_keeps_the_container_from_starting_unless_it_is_optional() {
+    fn missing_key_is_an_error_unless_optional() {
         let (pod, sources) = (Pod::default(), ConfigCache::new());
         let address = Ipv4Addr::LOCALHOST;
         let container = |optional: bool| {
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_below_a_mount_become_those_of_this_machine() {
+    fn paths_below_a_mount_become_host_paths() {
         let mounts = MountPaths::new(vec![
             ("/config".to_owned(), PathBuf::from("/tmp/a")),
             ("/config/deep/".to_owned(), PathBuf::from("/tmp/b")),

@@ -1,5 +1,5 @@
-//! The life of one pod: volumes, native sidecars and other init containers one after the other, the containers, and in
-//! the end their end. Its status is written at every change.
+//! The life cycle of one pod: volumes, init containers including native sidecars, containers, and termination. The
+//! pod's status is written after every change.
 
 use super::{
     NodeContext,
@@ -33,24 +33,24 @@ use std::{
 };
 use tokio::{sync::watch, task::JoinSet};
 
-/// What could not be done is tried again so long after, and at once when a source changes.
+/// Delay before a failed operation is retried; a change of a volume's source retries it immediately.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// What a container has at least, also when the pod's time is over.
+/// Minimum grace period of a container, even if that of the pod is over.
 const MIN_GRACE: Duration = Duration::from_secs(2);
-/// What of the bed's own environment a container gets.
+/// Variables of the testbed's own environment that containers inherit.
 const INHERITED_ENV: [&str; 4] = ["PATH", "HOME", "TMPDIR", "RUST_BACKTRACE"];
 
-/// What is to become of a pod.
+/// Desired state of a pod, as derived from its object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DesiredPodState {
     Running,
-    /// It is deleted, and has this long to end.
+    /// The pod is being deleted and has this grace period.
     Terminating(Duration),
     /// The object is gone already.
     Deleted,
 }
 
-/// Everything about one pod.
+/// Runs the containers of one pod, and keeps its status up to date.
 #[derive(Debug)]
 pub(super) struct PodWorker {
     context: Arc<NodeContext>,
@@ -66,7 +66,7 @@ pub(super) struct PodWorker {
     last_status: Mutex<PodStatus>,
 }
 
-/// What a container was started with.
+/// What a container was started with; probes and hooks use the same.
 struct LaunchContext {
     mounts: MountPaths,
     env: BTreeMap<String, String>,
@@ -109,46 +109,46 @@ impl PodWorker {
         })
     }
 
-    /// All of its containers.
+    /// Returns all containers of the pod, the init containers first.
     pub(super) fn containers(&self) -> Vec<ContainerHandle> {
         self.init.iter().chain(&self.containers).cloned().collect()
     }
 
-    /// From its begin until the object is gone.
-    pub(super) async fn run(self: Arc<Self>, mut orders: watch::Receiver<DesiredPodState>) {
+    /// Runs the pod until its object is gone.
+    pub(super) async fn run(self: Arc<Self>, mut desired: watch::Receiver<DesiredPodState>) {
         let life = async {
-            let order = tokio::select! {
-                order = wait_termination(&mut orders) => order,
-                () = Arc::clone(&self).run_containers() => wait_termination(&mut orders).await,
+            let state = tokio::select! {
+                state = wait_termination(&mut desired) => state,
+                () = Arc::clone(&self).run_containers() => wait_termination(&mut desired).await,
             };
-            let grace = if let DesiredPodState::Terminating(grace) = order { grace } else { MIN_GRACE };
+            let grace = if let DesiredPodState::Terminating(grace) = state { grace } else { MIN_GRACE };
             self.stop_all(clock::now() + grace).await;
-            order
+            state
         };
-        let order = tokio::select! {
-            order = life => order,
+        let state = tokio::select! {
+            state = life => state,
             () = self.sync_status() => return,
         };
-        if order != DesiredPodState::Deleted {
+        if state != DesiredPodState::Deleted {
             self.write_status().await;
             self.delete_object().await;
         }
-        // What is left of it on the disk goes with the bed otherwise.
+        // If this fails, the folder is removed when the testbed ends.
         drop(fs::remove_dir_all(&self.folder));
     }
 
-    /// Returns when all containers have ended for good.
+    /// Returns when all containers have exited and will not be restarted.
     async fn run_containers(self: Arc<Self>) {
         self.setup_volumes().await;
-        let mut beside = JoinSet::new();
-        beside.spawn({
+        let mut background = JoinSet::new();
+        background.spawn({
             let worker = Arc::clone(&self);
             async move { worker.refresh_volumes().await }
         });
         for index in 0..self.init.len() {
             let (container, spec) = (&self.init[index], container_specs(&self.spec).nth(index));
             let Some(spec) = spec.cloned() else { continue };
-            beside.spawn(Arc::clone(&self).supervise(container.clone(), spec.clone(), true));
+            background.spawn(Arc::clone(&self).supervise(container.clone(), spec.clone(), true));
             let mut changes = self.changed.subscribe();
             while !is_initialized(&spec, &container.view()) {
                 if changes.changed().await.is_err() {
@@ -161,7 +161,7 @@ impl PodWorker {
             running.spawn(Arc::clone(&self).supervise(container.clone(), spec.clone(), false));
         }
         while running.join_next().await.is_some() {}
-        // The pod is over; its sidecars end behind it.
+        // The pod is complete; its sidecars are stopped last.
         self.stop_all(clock::now() + MIN_GRACE).await;
     }
 
@@ -170,29 +170,28 @@ impl PodWorker {
     }
 }
 
-/// Volumes.
 impl PodWorker {
-    /// Makes them for the first time, however long it takes.
+    /// Creates the volumes, and retries until that succeeds.
     async fn setup_volumes(&self) {
         self.context.sources.wait_synced().await;
         let mut changes = self.context.sources.subscribe();
-        let mut told = String::new();
+        let mut last_message = String::new();
         while let Err(error) = self.volumes.sync(&self.context, self.pod_context()).await {
-            let words = format!("{error:#}");
-            if words != told {
+            let message = format!("{error:#}");
+            if message != last_message {
                 self.context.recorder.warning(
                     &self.pod,
                     "FailedMount",
-                    format!("MountVolume.SetUp failed for {words}"),
+                    format!("MountVolume.SetUp failed for {message}"),
                 );
-                told = words;
+                last_message = message;
             }
-            // An error of waiting means that the bed ends.
+            // An error means that the testbed ends.
             drop(tokio::time::timeout(RETRY_DELAY, changes.changed()).await);
         }
     }
 
-    /// Makes them again when something they are made of has changed.
+    /// Updates the volumes when their sources change or a token must be renewed.
     async fn refresh_volumes(&self) {
         let mut changes = self.context.sources.subscribe();
         loop {
@@ -217,43 +216,42 @@ impl PodWorker {
     }
 }
 
-/// Containers.
 impl PodWorker {
-    /// Starts a container, and starts it again as the pod says; returns when it ended for good.
+    /// Starts a container, and restarts it as the pod's policy says; returns when it is not restarted any more.
     async fn supervise(self: Arc<Self>, container: ContainerHandle, spec: Spec, is_init: bool) {
-        let mut ends = BackoffState::new(self.context.backoff);
+        let mut backoff = BackoffState::new(self.context.backoff);
         loop {
             container.wait_startable().await;
             let started = match self.start_container(&container, &spec) {
                 Ok(started) => started,
                 Err(error) => {
-                    let words = format!("{error:#}");
-                    self.context.recorder.warning(&self.pod, "Failed", words.clone());
-                    container.set_waiting("CreateContainerConfigError", words);
+                    let message = format!("{error:#}");
+                    self.context.recorder.warning(&self.pod, "Failed", message.clone());
+                    container.set_waiting("CreateContainerConfigError", message);
                     tokio::time::sleep(RETRY_DELAY).await;
                     continue;
                 }
             };
             self.context.recorder.normal(&self.pod, "Started", format!("Started container {}", spec.name));
             let begin = clock::now();
-            let ending = tokio::select! {
-                ending = container.wait_exit() => ending,
+            let exit = tokio::select! {
+                exit = container.wait_exit() => exit,
                 grace = self.run_probes(&container, &spec, &started) => container.terminate(clock::now() + grace).await,
             };
-            if !status::should_restart(&self.spec, &spec, is_init, ending) {
+            if !status::should_restart(&self.spec, &spec, is_init, exit) {
                 return;
             }
             if container.is_held() {
-                container.set_waiting("CrashLoopBackOff", "held by the bed".to_owned());
+                container.set_waiting("CrashLoopBackOff", "held by the testbed".to_owned());
                 continue;
             }
-            let pause = ends.delay_after(begin.elapsed());
-            if !pause.is_zero() {
-                let words = format!("back-off {pause:?} restarting failed container={}", spec.name);
-                self.context.recorder.warning(&self.pod, "BackOff", words.clone());
-                container.set_waiting("CrashLoopBackOff", words);
+            let delay = backoff.delay_after(begin.elapsed());
+            if !delay.is_zero() {
+                let message = format!("back-off {delay:?} restarting failed container={}", spec.name);
+                self.context.recorder.warning(&self.pod, "BackOff", message.clone());
+                container.set_waiting("CrashLoopBackOff", message);
                 tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
+                    () = tokio::time::sleep(delay) => {}
                     () = container.wait_released() => {}
                 }
             }
@@ -276,13 +274,13 @@ impl PodWorker {
                 env.entry(name.to_owned()).or_insert(value);
             }
         }
-        let words = |words: &Option<Vec<String>>| {
-            words.iter().flatten().map(|word| mounts.translate(&expand_variables(word, &env))).collect()
+        let expand = |list: &Option<Vec<String>>| {
+            list.iter().flatten().map(|word| mounts.translate(&expand_variables(word, &env))).collect()
         };
-        let (command, args) = (words(&spec.command), words(&spec.args));
+        let (command, args) = (expand(&spec.command), expand(&spec.args));
         let invocation = Invocation { pod, address, command, args, env: env.clone() };
         let mut launch = self.context.programs.launch(spec.image.as_deref().unwrap_or_default(), &invocation)?;
-        // What the program itself needs comes last; clearing takes it away too.
+        // Variables of the program itself are added last, because `env_clear` removes them too.
         let own = |(name, value): (&OsStr, Option<&OsStr>)| Some((name.to_owned(), value?.to_owned()));
         let own: Vec<_> = launch.command.get_envs().filter_map(own).collect();
         launch.command.env_clear().envs(&env).envs(own);
@@ -296,7 +294,7 @@ impl PodWorker {
         Ok(LaunchContext { mounts, env })
     }
 
-    /// Probes it; returns when it has to be ended, with how long it may take.
+    /// Runs the probes; returns the grace period of the container when it must be stopped.
     async fn run_probes(&self, container: &ContainerHandle, spec: &Spec, started: &LaunchContext) -> Duration {
         let prober = |probe: &Option<k8s_openapi::api::core::v1::Probe>| {
             probe.as_ref().map(|probe| Prober::new(probe, spec, self.address.ip(), &started.mounts, &started.env))
@@ -304,19 +302,19 @@ impl PodWorker {
         let (startup, ready, live) =
             (prober(&spec.startup_probe), prober(&spec.readiness_probe), prober(&spec.liveness_probe));
         let pod_grace = Duration::from_secs(self.spec.termination_grace_period_seconds.unwrap_or(30).unsigned_abs());
-        let unhealthy = |kind: &str, words: &str| {
-            self.context.recorder.warning(&self.pod, "Unhealthy", format!("{kind} probe failed: {words}"));
+        let unhealthy = |kind: &str, message: &str| {
+            self.context.recorder.warning(&self.pod, "Unhealthy", format!("{kind} probe failed: {message}"));
         };
         if let Some(startup) = startup {
             let mut failed = false;
-            let tell = |success: bool, words: &str| {
+            let on_result = |success: bool, message: &str| {
                 if !success {
                     failed = true;
-                    unhealthy("Startup", words);
+                    unhealthy("Startup", message);
                 }
                 ProbeFlow::Stop
             };
-            startup.run(tell).await;
+            startup.run(on_result).await;
             if failed {
                 return startup.termination_grace().unwrap_or(pod_grace);
             }
@@ -328,26 +326,26 @@ impl PodWorker {
                 return std::future::pending().await;
             };
             let mut before = false;
-            let tell = |success: bool, words: &str| {
+            let on_result = |success: bool, message: &str| {
                 if before && !success {
-                    unhealthy("Readiness", words);
+                    unhealthy("Readiness", message);
                 }
                 before = success;
                 container.update_view(|view| view.ready = success);
                 ProbeFlow::Continue
             };
-            ready.run(tell).await;
+            ready.run(on_result).await;
         };
         let live = async {
             let Some(live) = live else { return std::future::pending().await };
-            let tell = |success: bool, words: &str| {
+            let on_result = |success: bool, message: &str| {
                 if success {
                     return ProbeFlow::Continue;
                 }
-                unhealthy("Liveness", words);
+                unhealthy("Liveness", message);
                 ProbeFlow::Stop
             };
-            live.run(tell).await;
+            live.run(on_result).await;
             live.termination_grace().unwrap_or(pod_grace)
         };
         tokio::select! {
@@ -356,11 +354,13 @@ impl PodWorker {
         }
     }
 
-    /// Ends all: first the containers, then the sidecars, the last one first.
+    /// Stops everything: first the containers, then the sidecars, the last one first.
     async fn stop_all(&self, deadline: Instant) {
-        let ends = self.containers.iter().zip(&self.spec.containers);
-        futures_util::future::join_all(ends.map(|(container, spec)| self.stop_container(container, spec, deadline)))
-            .await;
+        let containers = self.containers.iter().zip(&self.spec.containers);
+        futures_util::future::join_all(
+            containers.map(|(container, spec)| self.stop_container(container, spec, deadline)),
+        )
+        .await;
         let specs = self.spec.init_containers.as_deref().unwrap_or_default();
         for (container, spec) in self.init.iter().zip(specs).rev() {
             self.stop_container(container, spec, deadline.max(clock::now() + MIN_GRACE)).await;
@@ -372,7 +372,7 @@ impl PodWorker {
             return;
         }
         self.context.recorder.normal(&self.pod, "Killing", format!("Stopping container {}", spec.name));
-        let rest = deadline.saturating_duration_since(clock::now());
+        let remaining = deadline.saturating_duration_since(clock::now());
         if let Some(hook) = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref()) {
             let hook = async {
                 if let Some(sleep) = &hook.sleep {
@@ -382,8 +382,8 @@ impl PodWorker {
                     self.run_pre_stop(spec, exec).await;
                 }
             };
-            // Whatever comes of it, the container is asked to end then.
-            drop(tokio::time::timeout(rest, hook).await);
+            // The container gets SIGTERM next, whatever the result of the hook.
+            drop(tokio::time::timeout(remaining, hook).await);
         }
         let _: ExitReason = container.terminate(deadline).await;
     }
@@ -399,9 +399,8 @@ impl PodWorker {
     }
 }
 
-/// Status.
 impl PodWorker {
-    /// Writes the status at every change; returns when the object is not there any more.
+    /// Writes the status after every change; returns when the object does not exist any more.
     async fn sync_status(&self) {
         let mut changes = self.changed.subscribe();
         loop {
@@ -431,19 +430,19 @@ impl PodWorker {
             if status == before {
                 return;
             }
-            // With its UID: the object may have been replaced by another one of the same name.
+            // Include the UID: the object may have been replaced by another one of the same name.
             let patch = Patch::Merge(json!({ "metadata": { "uid": self.pod.uid() }, "status": status }));
             let written = self.api().patch_status(&self.pod.name_any(), &PatchParams::default(), &patch).await;
             if written.as_ref().err().is_none_or(is_permanent) {
                 *self.last_status.lock().unwrap_or_else(PoisonError::into_inner) = status;
                 return;
             }
-            // The API server is away; what is to be said when it is back may be something else.
+            // The API server is unavailable. The status is computed again because it may change meanwhile.
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
-    /// Takes the object away.
+    /// Deletes the object, as the last step of the pod's termination.
     async fn delete_object(&self) {
         let preconditions = Preconditions { uid: self.pod.uid(), resource_version: None };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default().grace_period(0) };
@@ -461,19 +460,19 @@ impl PodWorker {
     }
 }
 
-/// Waits until the pod has to end.
-async fn wait_termination(orders: &mut watch::Receiver<DesiredPodState>) -> DesiredPodState {
-    // The sender goes only when the bed ends, and this with it.
-    let order = orders.wait_for(|order| *order != DesiredPodState::Running).await;
-    order.map_or(DesiredPodState::Deleted, |order| *order)
+/// Waits until the pod must end.
+async fn wait_termination(desired: &mut watch::Receiver<DesiredPodState>) -> DesiredPodState {
+    // The sender is dropped only when the testbed ends, and this task ends with it.
+    let state = desired.wait_for(|state| *state != DesiredPodState::Running).await;
+    state.map_or(DesiredPodState::Deleted, |state| *state)
 }
 
-/// In the order of [`Worker::containers`].
+/// In the order of [`PodWorker::containers`].
 fn container_specs(spec: &PodSpec) -> impl Iterator<Item = &Spec> {
     spec.init_containers.iter().flatten().chain(&spec.containers)
 }
 
-/// Whether trying again comes to nothing: it is gone, or another one of the same name is there.
+/// Returns whether retrying is pointless: the object is gone, or was replaced by another one of the same name.
 fn is_permanent(error: &kube::Error) -> bool {
     let kube::Error::Api(status) = error else { return false };
     matches!(status.code, 404 | 422) || status.code == 409 && status.message.contains("UID")

@@ -1,4 +1,4 @@
-//! Probes: a container is asked at a fixed period, and the result changes after so many equal answers in a row.
+//! Probes: a container is probed periodically, and the result changes after a number of equal outcomes in a row.
 
 use super::expansion::MountPaths;
 use crate::http::{self, ListenAddress};
@@ -10,22 +10,22 @@ use k8s_openapi::{
 use std::{collections::BTreeMap, net::Ipv4Addr, process::Stdio, time::Duration};
 use tokio::net::TcpStream;
 
-/// How long after its start a container is probed for the first time, where it does not say: a kubelet takes as long at
-/// least to notice that it runs.
+/// Minimum time between the start of a container and its first probe: a real kubelet takes at least as long to notice
+/// that the container runs.
 const MIN_INITIAL_DELAY: Duration = Duration::from_millis(250);
 
-/// How one container is probed.
+/// One probe of one container.
 #[derive(Debug, Clone)]
 pub(super) struct Prober {
     probe: Probe,
     address: Ipv4Addr,
-    /// Of the container, by name.
+    /// Named ports of the container.
     ports: BTreeMap<String, i32>,
     mounts: MountPaths,
     env: BTreeMap<String, String>,
 }
 
-/// Counts equal answers. Pure.
+/// Counts equal outcomes in a row. Pure.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ThresholdCounter {
     success_threshold: i32,
@@ -44,7 +44,7 @@ impl ThresholdCounter {
         }
     }
 
-    /// The result, where there have been enough equal answers for one.
+    /// Returns the result, or `None` if the threshold is not reached.
     pub(super) fn record(&mut self, success: bool) -> Option<bool> {
         self.streak = if self.last == Some(success) { self.streak.saturating_add(1) } else { 1 };
         self.last = Some(success);
@@ -66,26 +66,27 @@ impl Prober {
         Self { probe: probe.clone(), address, ports, mounts: mounts.clone(), env: env.clone() }
     }
 
-    /// How long the container may take to end when this probe says that it has to.
+    /// Returns the grace period that this probe defines for a container that it fails.
     pub(super) fn termination_grace(&self) -> Option<Duration> {
         self.probe.termination_grace_period_seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs()))
     }
 
-    /// Asks for as long as `tell` wants to hear: it is told every answer that makes a result, with what was said.
-    pub(super) async fn run(&self, mut tell: impl FnMut(bool, &str) -> ProbeFlow) {
+    /// Probes until `on_result` returns [`ProbeFlow::Stop`]; it receives every result with the error message of the
+    /// last probe, which is empty after a success.
+    pub(super) async fn run(&self, mut on_result: impl FnMut(bool, &str) -> ProbeFlow) {
         let seconds = |value: Option<i32>, default| Duration::from_secs(value.unwrap_or(default).unsigned_abs().into());
         tokio::time::sleep(seconds(self.probe.initial_delay_seconds, 0).max(MIN_INITIAL_DELAY)).await;
-        let mut tally = ThresholdCounter::new(&self.probe);
+        let mut counter = ThresholdCounter::new(&self.probe);
         let mut ticks = tokio::time::interval(seconds(self.probe.period_seconds, 10).max(Duration::from_secs(1)));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let limit = seconds(self.probe.timeout_seconds, 1).max(Duration::from_secs(1));
         loop {
             ticks.tick().await;
-            let answer = tokio::time::timeout(limit, self.probe_once()).await;
-            let answer = answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in {limit:?}")));
-            let words = answer.as_ref().err().map_or_else(String::new, |error| format!("{error:#}"));
-            if let Some(result) = tally.record(answer.is_ok())
-                && tell(result, &words) == ProbeFlow::Stop
+            let outcome = tokio::time::timeout(limit, self.probe_once()).await;
+            let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("no response in {limit:?}")));
+            let message = outcome.as_ref().err().map_or_else(String::new, |error| format!("{error:#}"));
+            if let Some(result) = counter.record(outcome.is_ok())
+                && on_result(result, &message) == ProbeFlow::Stop
             {
                 return;
             }
@@ -100,13 +101,13 @@ impl Prober {
         } else if let Some(exec) = &self.probe.exec {
             self.probe_exec(exec).await
         } else {
-            bail!("this kubelet knows no such probe")
+            bail!("the kubelet stand-in does not support this kind of probe")
         }
     }
 
     async fn probe_http(&self, get: &HTTPGetAction) -> Result<()> {
         let plain = get.scheme.as_deref().is_none_or(|scheme| scheme.eq_ignore_ascii_case("http"));
-        ensure!(plain && get.host.is_none(), "this kubelet probes the pod itself, over plain HTTP");
+        ensure!(plain && get.host.is_none(), "the kubelet stand-in probes only the pod itself, over plain HTTP");
         let address = ListenAddress::Tcp((self.address, self.resolve_port(&get.port)?).into());
         let mut request = http::request("GET", get.path.as_deref().unwrap_or("/"), None);
         for header in get.http_headers.iter().flatten() {
@@ -126,16 +127,18 @@ impl Prober {
     fn resolve_port(&self, port: &IntOrString) -> Result<u16> {
         let number = match port {
             IntOrString::Int(number) => *number,
-            IntOrString::String(name) => *self.ports.get(name).with_context(|| format!("no port is named {name:?}"))?,
+            IntOrString::String(name) => {
+                *self.ports.get(name).with_context(|| format!("the container has no port named {name:?}"))?
+            }
         };
-        u16::try_from(number).with_context(|| format!("{number} is no port"))
+        u16::try_from(number).with_context(|| format!("{number} is not a port number"))
     }
 }
 
-/// Runs a command beside the container, with its paths and its environment; it must end well.
+/// Runs a command with the container's paths and environment; a non-zero exit code is an error.
 pub(super) async fn run_exec(action: &ExecAction, mounts: &MountPaths, env: &BTreeMap<String, String>) -> Result<()> {
     let words: Vec<_> = action.command.iter().flatten().map(|word| mounts.translate(word)).collect();
-    let (program, arguments) = words.split_first().context("no command")?;
+    let (program, arguments) = words.split_first().context("the command is empty")?;
     let mut command = tokio::process::Command::new(program);
     command.args(arguments).env_clear().envs(env).stdin(Stdio::null()).kill_on_drop(true);
     let output = command.output().await.with_context(|| format!("cannot run {program}"))?;
@@ -143,7 +146,7 @@ pub(super) async fn run_exec(action: &ExecAction, mounts: &MountPaths, env: &BTr
     Ok(())
 }
 
-/// Whether a probe goes on.
+/// Whether probing continues after a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProbeFlow {
     Continue,
@@ -155,11 +158,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_result_takes_as_many_equal_answers_in_a_row_as_the_threshold_says() {
+    fn result_requires_threshold_of_equal_outcomes_in_a_row() {
         let probe = Probe { success_threshold: Some(2), failure_threshold: Some(3), ..Probe::default() };
-        let mut tally = ThresholdCounter::new(&probe);
-        let answers = [true, true, true, false, false, true, false, false, false, false, true, true];
-        let results: Vec<_> = answers.into_iter().map(|answer| tally.record(answer)).collect();
+        let mut counter = ThresholdCounter::new(&probe);
+        let outcomes = [true, true, true, false, false, true, false, false, false, false, true, true];
+        let results: Vec<_> = outcomes.into_iter().map(|outcome| counter.record(outcome)).collect();
         let (yes, no) = (Some(true), Some(false));
         assert_eq!(results, [None, yes, yes, None, None, None, None, None, no, no, None, yes]);
     }

@@ -1,4 +1,4 @@
-//! What runs in place of an image: there are no images here, only programs of this machine.
+//! Programs of this machine that run in place of images.
 
 use anyhow::{Context as _, Result};
 use std::{
@@ -11,78 +11,82 @@ use std::{
     time::Duration,
 };
 
-/// The image whose containers run a command of this machine, which they have to name.
+/// Image whose containers run a program of this machine, which their `command` must name.
 pub const HOST_IMAGE: &str = "host";
 
-/// Makes the process of a container.
+/// Creates the process of a container.
 pub type ProcessFactory = Arc<dyn Fn(&Invocation) -> Result<LaunchSpec> + Send + Sync>;
 
-/// What a container wants to run, ready but for the program: variables are filled in, paths are those of this machine.
+/// What a container runs, except for the program: variables are expanded, and paths are host paths.
 #[derive(Debug, Clone)]
 pub struct Invocation {
-    /// The pod's name.
+    /// Name of the pod.
     pub pod: String,
-    /// The pod's address.
+    /// IP address of the pod.
     pub address: Ipv4Addr,
-    /// Instead of the image's own program.
+    /// Command that replaces the image's own program, if not empty.
     pub command: Vec<String>,
-    /// The arguments.
+    /// Arguments of the container.
     pub args: Vec<String>,
-    /// The environment, nothing else will be in it.
+    /// Complete environment of the process.
     pub env: BTreeMap<String, String>,
 }
 
-/// The process of a container.
+/// The process of a container, not started yet.
 #[derive(Debug)]
 pub struct LaunchSpec {
-    /// Its command; the environment is added to it.
+    /// Command line; the kubelet sets the environment.
     pub command: Command,
-    /// How long it may take to clean up when the bed ends.
+    /// How long the process may take to clean up when the testbed ends.
     pub termination_grace: Duration,
 }
 
-/// Which program stands for which image.
+/// The programs that run in place of images.
 #[derive(Clone, Default)]
 pub struct ImagePrograms {
     by_image: BTreeMap<String, ProcessFactory>,
 }
 
 impl ImagePrograms {
-    /// None but [`HOST`].
+    /// Returns a set that knows only [`HOST_IMAGE`].
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// This file stands for `image`.
+    /// Runs `file` in place of `image`.
     #[must_use]
     pub fn with_program(self, image: &str, file: &Path) -> Self {
         let file = file.to_owned();
         self.with_factory(image, Arc::new(move |run| Ok(run.launch_spec(&file))))
     }
 
-    /// What this makes stands for `image`.
+    /// Runs what `factory` creates in place of `image`.
     #[must_use]
-    pub fn with_factory(mut self, image: &str, maker: ProcessFactory) -> Self {
-        self.by_image.insert(image.to_owned(), maker);
+    pub fn with_factory(mut self, image: &str, factory: ProcessFactory) -> Self {
+        self.by_image.insert(image.to_owned(), factory);
         self
     }
 
-    /// The process of a container with this image.
+    /// Creates the process of a container with this image.
     pub(super) fn launch(&self, image: &str, invocation: &Invocation) -> Result<LaunchSpec> {
         let known = |name: &&str| self.by_image.contains_key(*name);
         let name = image_names(image).into_iter().find(known);
-        if let Some(maker) = name.and_then(|name| self.by_image.get(name)) {
-            return maker(invocation);
+        if let Some(factory) = name.and_then(|name| self.by_image.get(name)) {
+            return factory(invocation);
         }
-        let stands_for_host = image_names(image).contains(&HOST_IMAGE);
-        anyhow::ensure!(stands_for_host, "no program stands for the image {image:?}: {:?}", self.by_image.keys());
-        let program = invocation.command.first().context("the image `host` has no program of its own")?;
+        let is_host = image_names(image).contains(&HOST_IMAGE);
+        anyhow::ensure!(
+            is_host,
+            "no program is registered for the image {image:?}, only for {:?}",
+            self.by_image.keys()
+        );
+        let program = invocation.command.first().context("a container of the image `host` must have a command")?;
         Ok(invocation.launch_spec(Path::new(program)))
     }
 }
 
 impl Invocation {
-    /// `file` in place of the image's program; a `command` that names another one is that of this machine.
+    /// Runs `file` as the image's program; a `command` that names another program runs that one of this machine.
     fn launch_spec(&self, file: &Path) -> LaunchSpec {
         let (program, more) = match self.command.split_first() {
             Some((name, more)) if Path::new(name).file_name() == file.file_name() => (file.to_owned(), more),
@@ -95,7 +99,7 @@ impl Invocation {
     }
 }
 
-/// The names by which an image can be known: without tag and digest, and that without its registry and folders.
+/// Returns the names that an image may be registered under: without tag and digest, and without registry and path too.
 fn image_names(image: &str) -> [&str; 2] {
     let image = image.split_once('@').map_or(image, |(name, _)| name);
     let (folders, last) = image.rsplit_once('/').map_or(("", image), |(folders, last)| (folders, last));
@@ -115,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_is_known_by_its_name_without_tag_digest_and_registry() {
+    fn image_is_found_without_tag_digest_and_registry() {
         for (image, expected) in [
             ("rollora-sidecar", ["rollora-sidecar", "rollora-sidecar"]),
             ("rollora-sidecar:0.1", ["rollora-sidecar", "rollora-sidecar"]),
@@ -137,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_of_the_container_is_run_instead_of_the_image_s_own() {
+    fn command_of_the_container_replaces_the_image_program() {
         let programs = ImagePrograms::new().with_program("program", Path::new("/built/program"));
         for (command, expected) in [
             (&[][..], &["/built/program", "--flag"][..]),
@@ -151,10 +155,10 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_nothing_stands_for_is_refused_and_what_is_known_is_said() {
+    fn unknown_image_is_rejected_with_the_known_images() {
         let programs = ImagePrograms::new().with_program("program", Path::new("/built/program"));
-        let said = programs.launch("other:1", &run(&["/bin/sh"])).unwrap_err().to_string();
-        assert!(said.contains("other:1") && said.contains("\"program\""), "{said}");
+        let error = programs.launch("other:1", &run(&["/bin/sh"])).unwrap_err().to_string();
+        assert!(error.contains("other:1") && error.contains("\"program\""), "{error}");
         programs.launch("host", &run(&[])).unwrap_err();
     }
 }

@@ -1,8 +1,8 @@
-//! Files that all change at once, the way the kubelet writes them.
+//! Updates all files of a volume atomically, as the kubelet's AtomicWriter does.
 //!
-//! The files stand in a folder named by the time. `..data` points to that folder, and each name that people see points
-//! into `..data`. New content gets a new folder, and `..data` is swapped by one rename: whoever reads sees all of the
-//! old files or all of the new ones.
+//! The files are in a folder named after the time. `..data` is a link to that folder, and each visible name is a link
+//! into `..data`. New content gets a new folder, and `..data` is swapped by one rename: a reader sees either all old
+//! files or all new ones.
 
 use crate::clock;
 use std::{
@@ -15,17 +15,16 @@ use std::{
 const DATA_LINK: &str = "..data";
 const NEW_DATA_LINK: &str = "..data_tmp";
 
-/// What is to stand in the folder: paths below it, and what the files say.
+/// Desired files, by path below the folder.
 pub(super) type ProjectedFiles = BTreeMap<String, ProjectedFile>;
 
-/// One file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ProjectedFile {
     pub(super) content: Vec<u8>,
     pub(super) mode: u32,
 }
 
-/// Makes `folder` hold these files. Says whether anything had to be done.
+/// Makes `folder` contain exactly these files. Returns whether anything had to change.
 pub(super) fn project(folder: &Path, files: &ProjectedFiles) -> io::Result<bool> {
     fs::create_dir_all(folder)?;
     let data = folder.join(DATA_LINK);
@@ -46,8 +45,8 @@ pub(super) fn project(folder: &Path, files: &ProjectedFiles) -> io::Result<bool>
     symlink(&name, &next)?;
     fs::rename(&next, &data)?;
 
-    let wanted: BTreeSet<_> = files.keys().map(|path| path.split('/').next().unwrap_or(path)).collect();
-    for visible in &wanted {
+    let visible_names: BTreeSet<_> = files.keys().map(|path| path.split('/').next().unwrap_or(path)).collect();
+    for visible in &visible_names {
         let link = folder.join(visible);
         if fs::symlink_metadata(&link).is_err() {
             symlink(Path::new(DATA_LINK).join(visible), link)?;
@@ -56,7 +55,7 @@ pub(super) fn project(folder: &Path, files: &ProjectedFiles) -> io::Result<bool>
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let visible = entry.file_name().to_string_lossy().into_owned();
-        if !visible.starts_with("..") && !wanted.contains(visible.as_str()) {
+        if !visible.starts_with("..") && !visible_names.contains(visible.as_str()) {
             fs::remove_file(entry.path())?;
         }
     }
@@ -65,12 +64,12 @@ pub(super) fn project(folder: &Path, files: &ProjectedFiles) -> io::Result<bool>
 }
 
 fn is_current(data: &Path, files: &ProjectedFiles) -> io::Result<bool> {
-    let mut there = BTreeSet::new();
-    collect_paths(data, Path::new(""), &mut there)?;
+    let mut existing = BTreeSet::new();
+    collect_paths(data, Path::new(""), &mut existing)?;
     let same = |(path, file): (&String, &ProjectedFile)| {
         fs::read(data.join(path)).is_ok_and(|content| content == file.content)
     };
-    Ok(there.iter().eq(files.keys()) && files.iter().all(same))
+    Ok(existing.iter().eq(files.keys()) && files.iter().all(same))
 }
 
 fn collect_paths(root: &Path, below: &Path, paths: &mut BTreeSet<String>) -> io::Result<()> {
@@ -104,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn new_content_gets_a_new_folder_and_the_old_one_goes() {
+    fn new_content_replaces_the_data_folder() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         assert!(project(folder, &files(&[("a", "1"), ("deep/b", "1")])).unwrap());
@@ -118,11 +117,11 @@ mod tests {
         assert_ne!(first, second);
         assert!(!folder.join(first).exists());
         assert_eq!((read(folder, "a"), read(folder, "c")), (Some("2".to_owned()), Some("2".to_owned())));
-        assert!(fs::symlink_metadata(folder.join("deep")).is_err(), "a link to nowhere is left");
+        assert!(fs::symlink_metadata(folder.join("deep")).is_err(), "a dangling link is left");
     }
 
     #[test]
-    fn the_same_content_changes_nothing() {
+    fn same_content_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         assert!(project(folder.path(), &files(&[("a", "1")])).unwrap());
         let first = fs::read_link(folder.path().join(DATA_LINK)).unwrap();
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_never_seen_half_written() {
+    fn file_is_never_partially_visible() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_owned();
         let long = |digit: &str| digit.repeat(100_000);
@@ -142,16 +141,16 @@ mod tests {
             }
         });
         while !writer.is_finished() {
-            // Between reading the link and opening the file the folder may go, here as on a node: one looks again.
+            // As on a node, the folder may disappear between reading the link and opening the file: read again.
             let Some(text) = read(folder.path(), "a") else { continue };
             let first = text.get(..1).unwrap();
-            assert!(text.len() == 100_000 && text.replace(first, "").is_empty(), "half of a file");
+            assert!(text.len() == 100_000 && text.replace(first, "").is_empty(), "the file is incomplete");
         }
         writer.join().unwrap();
     }
 
     #[test]
-    fn nothing_to_project_is_an_empty_folder() {
+    fn no_files_result_in_an_empty_folder() {
         let folder = tempfile::tempdir().unwrap();
         assert!(project(folder.path(), &ProjectedFiles::new()).unwrap());
         assert!(!project(folder.path(), &ProjectedFiles::new()).unwrap());

@@ -1,4 +1,4 @@
-//! The status of a pod, out of what its containers do. Pure.
+//! Derives the status of a pod from its containers. Pure.
 
 use super::container::{ContainerView, RunState, Termination};
 use crate::process::ExitReason;
@@ -12,28 +12,28 @@ use k8s_openapi::{
 };
 use std::net::Ipv4Addr;
 
-/// What is known of a pod beside its spec.
+/// Inputs of a pod's status besides its object.
 #[derive(Debug)]
 pub(super) struct StatusInputs<'a> {
     pub(super) address: Ipv4Addr,
-    /// When the kubelet took it.
+    /// When the kubelet accepted the pod.
     pub(super) start_time: Timestamp,
-    /// In the order of the spec.
+    /// Init containers, in the order of the spec.
     pub(super) init: &'a [ContainerView],
     pub(super) containers: &'a [ContainerView],
-    /// What was said last, for the times of its conditions.
+    /// Conditions of the last status, for their transition times.
     pub(super) previous_conditions: &'a [PodCondition],
     pub(super) now: Timestamp,
 }
 
-/// Whether a container of `initContainers` goes on beside the others: a native sidecar.
+/// Returns whether an init container keeps running next to the containers: a native sidecar.
 pub(super) fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
-/// Whether a container that ended so is started again.
-pub(super) fn should_restart(spec: &PodSpec, container: &Container, is_init: bool, ending: ExitReason) -> bool {
-    let failed = ending != ExitReason::Exit(0);
+/// Returns whether a container that exited with `exit` must be restarted.
+pub(super) fn should_restart(spec: &PodSpec, container: &Container, is_init: bool, exit: ExitReason) -> bool {
+    let failed = exit != ExitReason::Exit(0);
     match spec.restart_policy.as_deref() {
         _ if is_init && is_sidecar(container) => true,
         Some("Never") => false,
@@ -43,17 +43,16 @@ pub(super) fn should_restart(spec: &PodSpec, container: &Container, is_init: boo
     }
 }
 
-/// The status.
-pub(super) fn pod_status(pod: &Pod, known: &StatusInputs<'_>) -> PodStatus {
+pub(super) fn pod_status(pod: &Pod, inputs: &StatusInputs<'_>) -> PodStatus {
     let Some(spec) = &pod.spec else { return PodStatus::default() };
     let init_specs = spec.init_containers.as_deref().unwrap_or_default();
     let init: Vec<_> =
-        init_specs.iter().zip(known.init).map(|(spec, view)| container_status(spec, view, true)).collect();
+        init_specs.iter().zip(inputs.init).map(|(spec, view)| container_status(spec, view, true)).collect();
     let containers: Vec<_> =
-        spec.containers.iter().zip(known.containers).map(|(spec, view)| container_status(spec, view, false)).collect();
+        spec.containers.iter().zip(inputs.containers).map(|(spec, view)| container_status(spec, view, false)).collect();
 
-    let initialized = init_specs.iter().zip(known.init).all(|(spec, view)| is_initialized(spec, view));
-    let phase = pod_phase(spec, known, initialized);
+    let initialized = init_specs.iter().zip(inputs.init).all(|(spec, view)| is_initialized(spec, view));
+    let phase = pod_phase(spec, inputs, initialized);
     let is_over = matches!(phase, "Succeeded" | "Failed");
     let sidecars = init_specs.iter().zip(&init).filter(|(spec, _)| is_sidecar(spec)).map(|(_, status)| status);
     let unready: Vec<_> = sidecars.chain(&containers).filter(|it| !it.ready).map(|it| it.name.as_str()).collect();
@@ -75,20 +74,20 @@ pub(super) fn pod_status(pod: &Pod, known: &StatusInputs<'_>) -> PodStatus {
     ];
     PodStatus {
         phase: Some(phase.to_owned()),
-        conditions: Some(conditions.map(|(kind, holds, reason)| pod_condition(kind, holds, reason, known)).into()),
+        conditions: Some(conditions.map(|(kind, holds, reason)| pod_condition(kind, holds, reason, inputs)).into()),
         init_container_statuses: Some(init).filter(|init| !init.is_empty()),
         container_statuses: Some(containers),
         host_ip: Some(Ipv4Addr::LOCALHOST.to_string()),
         host_ips: Some(vec![HostIP { ip: Ipv4Addr::LOCALHOST.to_string() }]),
-        pod_ip: Some(known.address.to_string()),
-        pod_ips: Some(vec![PodIP { ip: known.address.to_string() }]),
-        start_time: Some(Time(known.start_time)),
+        pod_ip: Some(inputs.address.to_string()),
+        pod_ips: Some(vec![PodIP { ip: inputs.address.to_string() }]),
+        start_time: Some(Time(inputs.start_time)),
         qos_class: pod.status.as_ref().and_then(|status| status.qos_class.clone()),
         ..PodStatus::default()
     }
 }
 
-/// Whether the containers after this one may start.
+/// Returns whether the containers after this init container may start.
 pub(super) fn is_initialized(spec: &Container, view: &ContainerView) -> bool {
     if is_sidecar(spec) {
         return view.started;
@@ -96,19 +95,19 @@ pub(super) fn is_initialized(spec: &Container, view: &ContainerView) -> bool {
     matches!(&view.state, RunState::Terminated(termination) if termination.exit == ExitReason::Exit(0))
 }
 
-fn pod_phase(spec: &PodSpec, known: &StatusInputs<'_>, initialized: bool) -> &'static str {
+fn pod_phase(spec: &PodSpec, inputs: &StatusInputs<'_>, initialized: bool) -> &'static str {
     let ended = |view: &ContainerView| match &view.state {
         RunState::Terminated(termination) => Some(termination.exit),
         RunState::Waiting { .. } | RunState::Running { .. } => None,
     };
-    let endings: Option<Vec<_>> = known.containers.iter().map(ended).collect();
-    let for_good = |endings: &Vec<ExitReason>| {
-        spec.containers.iter().zip(endings).all(|(container, ending)| !should_restart(spec, container, false, *ending))
+    let exits: Option<Vec<_>> = inputs.containers.iter().map(ended).collect();
+    let for_good = |exits: &Vec<ExitReason>| {
+        spec.containers.iter().zip(exits).all(|(container, exit)| !should_restart(spec, container, false, *exit))
     };
-    match endings.filter(for_good) {
-        Some(endings) if endings.iter().all(|ending| *ending == ExitReason::Exit(0)) => "Succeeded",
+    match exits.filter(for_good) {
+        Some(exits) if exits.iter().all(|exit| *exit == ExitReason::Exit(0)) => "Succeeded",
         Some(_) => "Failed",
-        None if initialized && known.containers.iter().all(|view| view.id.is_some()) => "Running",
+        None if initialized && inputs.containers.iter().all(|view| view.id.is_some()) => "Running",
         None => "Pending",
     }
 }
@@ -132,8 +131,8 @@ fn container_status(spec: &Container, view: &ContainerView, is_init: bool) -> Co
                 }),
                 ..ContainerState::default()
             },
-            RunState::Running { started_at: since } => ContainerState {
-                running: Some(ContainerStateRunning { started_at: Some(Time(*since)) }),
+            RunState::Running { started_at } => ContainerState {
+                running: Some(ContainerStateRunning { started_at: Some(Time(*started_at)) }),
                 ..ContainerState::default()
             },
             RunState::Terminated(termination) => terminated_state(termination),
@@ -162,16 +161,16 @@ fn terminated_state(termination: &Termination) -> ContainerState {
     }
 }
 
-fn pod_condition(kind: &str, holds: bool, why: Option<(&str, String)>, known: &StatusInputs<'_>) -> PodCondition {
+fn pod_condition(kind: &str, holds: bool, reason: Option<(&str, String)>, inputs: &StatusInputs<'_>) -> PodCondition {
     let status = if holds { "True" } else { "False" };
-    let before = known.previous_conditions.iter().find(|before| before.type_ == kind && before.status == status);
-    let since = before.and_then(|before| before.last_transition_time.clone());
+    let before = inputs.previous_conditions.iter().find(|before| before.type_ == kind && before.status == status);
+    let last_transition_time = before.and_then(|before| before.last_transition_time.clone());
     PodCondition {
         type_: kind.to_owned(),
         status: status.to_owned(),
-        reason: why.as_ref().map(|(reason, _)| (*reason).to_owned()),
-        message: why.map(|(_, message)| message).filter(|message| !message.is_empty()),
-        last_transition_time: Some(since.unwrap_or(Time(known.now))),
+        reason: reason.as_ref().map(|(reason, _)| (*reason).to_owned()),
+        message: reason.map(|(_, message)| message).filter(|message| !message.is_empty()),
+        last_transition_time: Some(last_transition_time.unwrap_or(Time(inputs.now))),
         ..PodCondition::default()
     }
 }
@@ -210,8 +209,8 @@ mod tests {
         ContainerView { state: run, id: Some("id".to_owned()), started: true, ready, ..waiting() }
     }
 
-    fn ended(ending: ExitReason) -> ContainerView {
-        let termination = Termination { exit: ending, started_at: at(1), finished_at: at(2), id: None };
+    fn ended(exit: ExitReason) -> ContainerView {
+        let termination = Termination { exit, started_at: at(1), finished_at: at(2), id: None };
         ContainerView { state: RunState::Terminated(termination), id: Some("id".to_owned()), ..waiting() }
     }
 
@@ -235,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_running_when_all_began_and_ready_when_all_and_the_sidecars_are() {
+    fn phase_and_readiness_follow_containers_and_sidecars() {
         let (pod, done) = (pod("Always"), ended(ExitReason::Exit(0)));
         for (sidecar, vllm, phase, initialized, ready) in [
             (waiting(), waiting(), "Pending", false, false),
@@ -253,22 +252,22 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_not_started_again_ends_as_its_containers_did() {
+    fn exit_codes_and_restart_policy_determine_phase() {
         let done = ended(ExitReason::Exit(0));
-        for (policy, ending, phase) in [
+        for (policy, exit, phase) in [
             ("Never", ExitReason::Exit(0), "Succeeded"),
             ("Never", ExitReason::Exit(1), "Failed"),
             ("OnFailure", ExitReason::Exit(0), "Succeeded"),
             ("OnFailure", ExitReason::Exit(1), "Running"),
             ("Always", ExitReason::Exit(0), "Running"),
         ] {
-            let status = status_of(&pod(policy), &[done.clone(), running(true)], &[ended(ending)], &[], 5);
-            assert_eq!(status.phase.as_deref(), Some(phase), "{policy} {ending:?}");
+            let status = status_of(&pod(policy), &[done.clone(), running(true)], &[ended(exit)], &[], 5);
+            assert_eq!(status.phase.as_deref(), Some(phase), "{policy} {exit:?}");
         }
     }
 
     #[test]
-    fn the_time_of_a_condition_is_that_of_its_last_change() {
+    fn transition_time_changes_only_with_the_status() {
         let (pod, init) = (pod("Always"), [ended(ExitReason::Exit(0)), running(true)]);
         let time = |status: &PodStatus| {
             let ready = status.conditions.iter().flatten().find(|it| it.type_ == "Ready").unwrap();
@@ -281,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_container_is_told_with_its_signal() {
+    fn killed_container_reports_its_signal() {
         let status = status_of(&pod("Always"), &[waiting(), waiting()], &[ended(ExitReason::Signal(9))], &[], 5);
         let state = status.container_statuses.unwrap()[0].state.clone().unwrap().terminated.unwrap();
         assert_eq!((state.exit_code, state.signal), (137, Some(9)));

@@ -1,9 +1,8 @@
 //! The volumes of a pod, each a folder of this machine.
 //!
-//! A volume that the API server has to be asked for is made before any container starts, and is made again whenever its
-//! sources change, so long after the change as the bed says. What cannot be made keeps the pod from starting; once the
-//! pod runs, the files stay as they were. Besides, every pod whose service account has a token gets the folder of
-//! [`ACCOUNT`].
+//! A volume whose content comes from the API server is created before any container starts, and is updated whenever its
+//! sources change, after the configured projection delay. An error keeps the pod from starting; once the pod runs, the
+//! files stay as they were. In addition, every pod whose service account has a token gets the volume [`TOKEN_VOLUME`].
 
 use super::{
     NodeContext,
@@ -25,20 +24,20 @@ use std::{
     time::Duration,
 };
 
-/// The volume with the token, and where a kubelet mounts it.
+/// Name of the volume with the token, and the path where a kubelet mounts it.
 const TOKEN_VOLUME: &str = "kube-api-access";
 const TOKEN_MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// All volumes of one pod.
+/// The volumes of one pod.
 #[derive(Debug)]
 pub(super) struct Volumes {
     folder: PathBuf,
     sources: Vec<(String, VolumeContent)>,
-    /// By volume and place in it; a token is asked for again only when it is due.
+    /// By volume and index in it; a token is requested again only when its renewal is due.
     tokens: Mutex<Vec<((String, usize), BoundToken)>>,
 }
 
-/// What a volume is made of.
+/// Content of a volume.
 #[derive(Debug, Clone)]
 enum VolumeContent {
     EmptyDir,
@@ -47,25 +46,25 @@ enum VolumeContent {
 }
 
 impl Volumes {
-    /// The volumes that the pod asks for, below `folder`.
+    /// Plans the volumes that the pod asks for, in folders below `folder`.
     pub(super) fn new(pod: &Pod, folder: &Path) -> Result<Self> {
         let spec = pod.spec.as_ref().context("a pod without spec")?;
-        let mut plans = Vec::new();
+        let mut contents = Vec::new();
         for volume in spec.volumes.iter().flatten() {
-            plans.push((volume.name.clone(), VolumeContent::from_volume(volume)?));
+            contents.push((volume.name.clone(), VolumeContent::from_volume(volume)?));
         }
         if spec.automount_service_account_token != Some(false) {
-            plans.push((TOKEN_VOLUME.to_owned(), VolumeContent::ServiceAccountToken));
+            contents.push((TOKEN_VOLUME.to_owned(), VolumeContent::ServiceAccountToken));
         }
-        Ok(Self { folder: folder.join("volumes"), sources: plans, tokens: Mutex::default() })
+        Ok(Self { folder: folder.join("volumes"), sources: contents, tokens: Mutex::default() })
     }
 
-    /// Where a container has them.
+    /// Returns the mount paths of a container.
     pub(super) fn mounts(&self, container: &k8s_openapi::api::core::v1::Container) -> Result<MountPaths> {
         let mut mounts = Vec::new();
         for mount in container.volume_mounts.iter().flatten() {
-            let no_part = mount.sub_path.is_none() && mount.sub_path_expr.is_none();
-            ensure!(no_part, "this kubelet knows no subPath (mount {:?})", mount.name);
+            let whole_volume = mount.sub_path.is_none() && mount.sub_path_expr.is_none();
+            ensure!(whole_volume, "the kubelet stand-in does not support subPath (volume mount {:?})", mount.name);
             let known = self.sources.iter().any(|(name, _)| *name == mount.name);
             ensure!(known, "the pod has no volume {:?}", mount.name);
             mounts.push((mount.mount_path.clone(), self.folder.join(&mount.name)));
@@ -74,29 +73,29 @@ impl Volumes {
         Ok(MountPaths::new(mounts))
     }
 
-    /// The kubeconfig beside the token.
+    /// Returns the kubeconfig file next to the token, or `None` if the pod has no token.
     pub(super) fn kubeconfig(&self) -> Option<PathBuf> {
         let has_one = self.sources.iter().any(|(name, _)| name == TOKEN_VOLUME);
         has_one.then(|| self.folder.join(TOKEN_VOLUME).join("kubeconfig"))
     }
 
-    /// Makes all of them hold what they should hold now.
-    pub(super) async fn sync(&self, context: &NodeContext, facts: PodContext<'_>) -> Result<()> {
-        for (name, plan) in &self.sources {
+    /// Updates all volumes to their desired content.
+    pub(super) async fn sync(&self, context: &NodeContext, pod_context: PodContext<'_>) -> Result<()> {
+        for (name, content) in &self.sources {
             let folder = self.folder.join(name);
-            let made = match plan {
+            let result = match content {
                 VolumeContent::EmptyDir => fs::create_dir_all(&folder).map_err(Into::into),
                 VolumeContent::Projected { parts, mode } => {
-                    self.sync_projected(context, facts, name, parts, *mode).await
+                    self.sync_projected(context, pod_context, name, parts, *mode).await
                 }
-                VolumeContent::ServiceAccountToken => self.sync_service_account(context, facts, &folder).await,
+                VolumeContent::ServiceAccountToken => self.sync_service_account(context, pod_context, &folder).await,
             };
-            made.with_context(|| format!("volume {name:?}"))?;
+            result.with_context(|| format!("volume {name:?}"))?;
         }
         Ok(())
     }
 
-    /// When a token is due.
+    /// Returns when the next token must be renewed.
     pub(super) fn next_renewal(&self) -> Option<Timestamp> {
         let tokens = self.tokens.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         tokens.iter().map(|(_, token)| token.renew_at).min()
@@ -105,7 +104,7 @@ impl Volumes {
     async fn sync_projected(
         &self,
         context: &NodeContext,
-        facts: PodContext<'_>,
+        pod_context: PodContext<'_>,
         volume: &str,
         parts: &[VolumeProjection],
         mode: Option<i32>,
@@ -113,22 +112,29 @@ impl Volumes {
         let mut files = ProjectedFiles::new();
         for (index, part) in parts.iter().enumerate() {
             if let Some(token) = &part.service_account_token {
-                let life = token.expiration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-                let life = Duration::from_secs(life.unwrap_or_default());
+                let lifetime = token.expiration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+                let lifetime = Duration::from_secs(lifetime.unwrap_or_default());
                 let key = (volume.to_owned(), index);
-                let text = self.cached_token(context, facts.pod, key, token.audience.as_deref(), life).await?;
+                let text =
+                    self.cached_token(context, pod_context.pod, key, token.audience.as_deref(), lifetime).await?;
                 files.insert(token.path.clone(), ProjectedFile { content: text.into_bytes(), mode: 0o600 });
             } else {
-                files.extend(projection_files(facts, part, mode)?);
+                files.extend(projection_files(pod_context, part, mode)?);
             }
         }
         projection::project(&self.folder.join(volume), &files)?;
         Ok(())
     }
 
-    async fn sync_service_account(&self, context: &NodeContext, facts: PodContext<'_>, folder: &Path) -> Result<()> {
-        let text = self.cached_token(context, facts.pod, (TOKEN_VOLUME.to_owned(), 0), None, Duration::ZERO).await?;
-        let namespace = facts.field_value("metadata.namespace")?;
+    async fn sync_service_account(
+        &self,
+        context: &NodeContext,
+        pod_context: PodContext<'_>,
+        folder: &Path,
+    ) -> Result<()> {
+        let text =
+            self.cached_token(context, pod_context.pod, (TOKEN_VOLUME.to_owned(), 0), None, Duration::ZERO).await?;
+        let namespace = pod_context.field_value("metadata.namespace")?;
         let kubeconfig = context.api_server.kubeconfig(&namespace, &folder.join("token"))?;
         let file = |content: Vec<u8>| ProjectedFile { content, mode: 0o600 };
         let files = ProjectedFiles::from([
@@ -147,7 +153,7 @@ impl Volumes {
         pod: &Pod,
         key: (String, usize),
         audience: Option<&str>,
-        life: Duration,
+        lifetime: Duration,
     ) -> Result<String> {
         let known = |tokens: &[((String, usize), BoundToken)]| {
             let token = tokens.iter().find(|(known, token)| *known == key && token.renew_at > clock::timestamp());
@@ -156,7 +162,8 @@ impl Volumes {
         if let Some(text) = known(&self.tokens.lock().unwrap_or_else(std::sync::PoisonError::into_inner)) {
             return Ok(text);
         }
-        let token = token::request_token(&context.client, pod, audience, life, context.token_renewal_interval).await?;
+        let token =
+            token::request_token(&context.client, pod, audience, lifetime, context.token_renewal_interval).await?;
         let text = token.value.clone();
         let mut tokens = self.tokens.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         tokens.retain(|(known, _)| *known != key);
@@ -205,33 +212,33 @@ impl VolumeContent {
         } else if let Some(projected) = &volume.projected {
             Ok(Self::Projected { parts: projected.sources.clone().unwrap_or_default(), mode: projected.default_mode })
         } else {
-            bail!("this kubelet knows no volume of the kind of {:?}", volume.name)
+            bail!("the kubelet stand-in does not support the type of volume {:?}", volume.name)
         }
     }
 }
 
-fn projection_files(facts: PodContext<'_>, part: &VolumeProjection, mode: Option<i32>) -> Result<ProjectedFiles> {
+fn projection_files(pod_context: PodContext<'_>, part: &VolumeProjection, mode: Option<i32>) -> Result<ProjectedFiles> {
     let (kind, name, items, optional) = if let Some(map) = &part.config_map {
         (ConfigKind::ConfigMap, &map.name, &map.items, map.optional)
     } else if let Some(secret) = &part.secret {
         (ConfigKind::Secret, &secret.name, &secret.items, secret.optional)
     } else if let Some(api) = &part.downward_api {
-        return api.items.iter().flatten().map(|item| downward_api_file(facts, item, mode)).collect();
+        return api.items.iter().flatten().map(|item| downward_api_file(pod_context, item, mode)).collect();
     } else {
-        bail!("this kubelet does not know this kind of projection");
+        bail!("the kubelet stand-in does not support this type of projected volume source");
     };
-    config_files(facts, kind, name, items.as_deref(), optional == Some(true), mode)
+    config_files(pod_context, kind, name, items.as_deref(), optional == Some(true), mode)
 }
 
 fn config_files(
-    facts: PodContext<'_>,
+    pod_context: PodContext<'_>,
     kind: ConfigKind,
     name: &str,
     items: Option<&[KeyToPath]>,
     optional: bool,
     mode: Option<i32>,
 ) -> Result<ProjectedFiles> {
-    let Some(mut data) = facts.config.get(kind, name) else {
+    let Some(mut data) = pod_context.config.get(kind, name) else {
         ensure!(optional, "{kind} {name:?} not found");
         return Ok(ProjectedFiles::new());
     };
@@ -252,12 +259,12 @@ fn config_files(
 }
 
 fn downward_api_file(
-    facts: PodContext<'_>,
+    pod_context: PodContext<'_>,
     item: &DownwardAPIVolumeFile,
     mode: Option<i32>,
 ) -> Result<(String, ProjectedFile)> {
-    let field = item.field_ref.as_ref().context("this kubelet knows no resourceFieldRef")?;
-    let content = facts.field_value(&field.field_path)?.into_bytes();
+    let field = item.field_ref.as_ref().context("the kubelet stand-in does not support resourceFieldRef")?;
+    let content = pod_context.field_value(&field.field_path)?.into_bytes();
     Ok((item.path.clone(), ProjectedFile { content, mode: mode_bits(item.mode.or(mode)) }))
 }
 

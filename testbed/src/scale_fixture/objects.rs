@@ -1,4 +1,4 @@
-//! Names, addresses and objects of a population: pool by pool, everything is told from two numbers.
+//! Names, addresses and objects of the scale fixture. All are derived from the number of a pool and the number in it.
 
 use anyhow::{Context as _, Result};
 use rollora_api::{
@@ -8,13 +8,13 @@ use rollora_api::{
 use serde_json::{Value, json};
 use std::{fmt::Write as _, net::Ipv4Addr};
 
-/// Pools that share a namespace.
+/// Number of pools that share a namespace.
 const POOLS_PER_NAMESPACE: u16 = 10;
-/// Replicas of the router of a pool.
+/// Router replicas of each pool.
 pub(super) const ROUTERS_PER_POOL: u8 = 2;
-/// The place of the first router; below it are the servers of the pool.
+/// Index of a pool's first router; the indexes below belong to its servers.
 const FIRST_ROUTER_INDEX: u8 = 200;
-/// Servers of a pool, at most.
+/// Maximum number of servers in a pool.
 pub(super) const MAX_SERVERS_PER_POOL: u8 = FIRST_ROUTER_INDEX;
 
 pub(super) fn namespace(pool: u16) -> String {
@@ -29,7 +29,7 @@ pub(super) fn config_map_name(pool: u16) -> String {
     format!("pool-{pool:04}-adapters")
 }
 
-/// The name of a Rollout, of its model and of its rewrite.
+/// Returns the name of a Rollout, of its model and of its rewrite.
 pub(super) fn rollout_name(pool: u16, number: u16) -> String {
     format!("lora-{pool:04}-{number}")
 }
@@ -38,19 +38,18 @@ pub(super) fn adapter_id(pool: u16, number: u16, version: u16) -> String {
     format!("{}-v{version}", rollout_name(pool, number))
 }
 
-/// The pool that the name of one of its objects speaks of.
+/// Parses the pool's number from the name of one of its objects.
 pub(super) fn pool_from_name(name: &str) -> Option<u16> {
     name.split('-').nth(1)?.parse().ok()
 }
 
-/// A pod of a pool.
+/// A pod of the fixture, identified by pool, role and number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FixturePod {
     pub(super) pool: u16,
     pub(super) role: PodRole,
 }
 
-/// Which of its pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PodRole {
     Server(u8),
@@ -75,16 +74,16 @@ impl FixturePod {
         Ipv4Addr::new(127, high + 1, low, last + 1)
     }
 
-    /// Whose address this is.
+    /// Returns the pod that has this address.
     pub(super) fn from_address(address: Ipv4Addr) -> Option<Self> {
         let [_, high, low, last] = address.octets();
         let (high, last) = (high.checked_sub(1)?, last.checked_sub(1)?);
-        let pod =
+        let role =
             if last < FIRST_ROUTER_INDEX { PodRole::Server(last) } else { PodRole::Router(last - FIRST_ROUTER_INDEX) };
-        Some(Self { pool: u16::from_be_bytes([high, low]), role: pod })
+        Some(Self { pool: u16::from_be_bytes([high, low]), role })
     }
 
-    /// The pod as a kubelet would have left it, about as large as pods are.
+    /// Returns the object of a running pod, about as large as that of a real pod.
     pub(super) fn object(self, port: u16, uid: &str) -> Value {
         let (app, pool) = (pool_name(self.pool), self.pool);
         let (labels, annotation) = match self.role {
@@ -166,17 +165,22 @@ pub(super) fn pool_object(pool: u16) -> Value {
     })
 }
 
-/// The ConfigMap: so many versions of each adapter are listed, and the operator's key is as it was left.
-pub(super) fn config_map_object(pool: u16, rollouts: u16, versions: u16, key: Option<&OperatorDirectives>) -> Value {
+/// Returns the adapters ConfigMap with `versions` versions of each adapter, and with the operator directives.
+pub(super) fn config_map_object(
+    pool: u16,
+    rollouts: u16,
+    versions: u16,
+    directives: Option<&OperatorDirectives>,
+) -> Value {
     let mut text = String::from("vLLMLoRAConfig:\n  name: bench\n  ensureExist:\n    models:\n");
-    for (number, of) in (0..rollouts).flat_map(|number| (1..=versions).map(move |of| (number, of))) {
-        let id = adapter_id(pool, number, of);
-        // A String takes everything.
+    for (number, version) in (0..rollouts).flat_map(|number| (1..=versions).map(move |version| (number, version))) {
+        let id = adapter_id(pool, number, version);
+        // Writing to a String cannot fail.
         writeln!(text, "    - id: {id}\n      source: /adapters/{id}").ok();
     }
     let mut data = json!({ "configmap.yaml": text });
-    if let Some(key) = key {
-        data[rollora_api::names::DIRECTIVES_KEY] = json!(key.to_yaml());
+    if let Some(directives) = directives {
+        data[rollora_api::names::DIRECTIVES_KEY] = json!(directives.to_yaml());
     }
     json!({
         "apiVersion": "v1",
@@ -204,7 +208,7 @@ pub(super) fn rollout_object(pool: u16, number: u16) -> Value {
     })
 }
 
-/// A Rollout that succeeded, its rewrite, and what the operator's key says of it, of which others are made.
+/// A Rollout that succeeded, its rewrite and its directives; others are derived from it.
 #[derive(Debug, Clone)]
 pub(super) struct RolloutTemplate {
     pub(super) status: Value,
@@ -215,7 +219,7 @@ pub(super) struct RolloutTemplate {
 }
 
 impl RolloutTemplate {
-    /// The rewrite of another Rollout.
+    /// Returns the rewrite of another Rollout.
     pub(super) fn rewrite(&self, (pool, number): (u16, u16), rollout_uid: &str) -> Result<Value> {
         let mut rewrite = substitute(&self.rewrite, (pool, number), &[(&self.rollout_uid, rollout_uid)])?;
         let metadata = rewrite["metadata"].as_object_mut().context("a rewrite without metadata")?;
@@ -226,7 +230,7 @@ impl RolloutTemplate {
         Ok(rewrite)
     }
 
-    /// The status of another Rollout, that speaks of no generation yet: whoever looks at it has to write it.
+    /// Returns the status of another Rollout, with an observed generation that forces a reconcile to write it.
     pub(super) fn status(&self, lora: (u16, u16), rollout_uid: &str, rewrite_uid: &str) -> Result<Value> {
         let uids = [(self.rollout_uid.as_str(), rollout_uid), (self.rewrite_uid.as_str(), rewrite_uid)];
         let mut status = substitute(&self.status, lora, &uids)?;
@@ -234,7 +238,7 @@ impl RolloutTemplate {
         Ok(status)
     }
 
-    /// The operator's key of a pool.
+    /// Returns the operator directives of a pool.
     pub(super) fn directives(&self, pool: u16, rollouts: u16) -> Result<OperatorDirectives> {
         let mut all = OperatorDirectives::default();
         for number in 0..rollouts {
@@ -244,7 +248,7 @@ impl RolloutTemplate {
     }
 }
 
-/// The same of another Rollout. The template is the first of the first pool.
+/// Replaces the names and UIDs of the template, which is the first Rollout of the first pool.
 fn substitute(value: &Value, (pool, number): (u16, u16), uids: &[(&str, &str)]) -> Result<Value> {
     let text = value
         .to_string()
@@ -259,30 +263,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_pod_has_an_address_of_its_own_that_leads_back_to_it() {
+    fn each_pod_has_a_unique_reversible_address() {
         for pool in [0, 1, 255, 256, 499, 5000] {
-            for pod in [
+            for role in [
                 PodRole::Server(0),
                 PodRole::Server(MAX_SERVERS_PER_POOL - 1),
                 PodRole::Router(0),
                 PodRole::Router(ROUTERS_PER_POOL - 1),
             ] {
-                let place = FixturePod { pool, role: pod };
-                assert!(place.address().is_loopback());
-                assert_eq!(FixturePod::from_address(place.address()), Some(place));
+                let pod = FixturePod { pool, role };
+                assert!(pod.address().is_loopback());
+                assert_eq!(FixturePod::from_address(pod.address()), Some(pod));
             }
         }
     }
 
     #[test]
-    fn names_lead_back_to_their_pool() {
+    fn pool_is_parsed_from_object_names() {
         for name in [pool_name(42), config_map_name(42), rollout_name(42, 7), adapter_id(42, 7, 2)] {
             assert_eq!(pool_from_name(&name), Some(42), "{name}");
         }
     }
 
     #[test]
-    fn what_is_made_of_a_template_speaks_of_itself_only() {
+    fn template_substitution_leaves_no_original_names() {
         let template = RolloutTemplate {
             status: json!({ "message": "lora-0000-0-v1 serves all requests on pool-0000-3", "rewrite": { "uid": "w0" } }),
             rewrite: json!({ "metadata": { "name": "lora-0000-0", "uid": "w0", "annotations": { "weights/r0": "1" } } }),

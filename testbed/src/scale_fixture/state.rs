@@ -1,4 +1,4 @@
-//! What the API server tells of a population, as it is told.
+//! The watched state of the scale fixture.
 
 use super::{endpoints::PoolConfig, objects::pool_from_name};
 use crate::clock;
@@ -28,49 +28,49 @@ use std::{
 };
 use tokio::{sync::watch, time::timeout};
 
-/// Everything that was told.
+/// Objects of all watches, and counts of status writes.
 #[derive(Debug, Default)]
 pub(super) struct FixtureState {
     pub(super) pool_configs: BTreeMap<u16, PoolConfig>,
     /// By pool and name.
     pub(super) rewrites: BTreeMap<u16, BTreeMap<String, InferenceModelRewrite>>,
-    /// By name, which is told once in all namespaces.
+    /// By name, which is unique across namespaces.
     pub(super) rollouts: BTreeMap<String, CachedRollout>,
     pub(super) writes: StatusWriteCounts,
-    /// Whether routers stay behind what is split.
+    /// Whether routers stay behind the last weights of rewrites with split traffic.
     pub(super) routers_held: bool,
 }
 
-/// A Rollout.
+/// A Rollout and the time of its last write of counters.
 #[derive(Debug)]
 pub(super) struct CachedRollout {
     pub(super) rollout: Rollout,
-    /// When nothing but counts was written last.
+    /// When a write last changed only counters.
     last_counter_write: Option<Instant>,
 }
 
-/// What the status of Rollouts was written for.
+/// Counts of the writes of Rollout statuses, by what they changed.
 #[derive(Debug, Default, Clone, Serialize)]
 pub(super) struct StatusWriteCounts {
-    /// Something of a machine moved.
+    /// The state of a state machine changed.
     pub(super) transitions: u64,
-    /// The weights changed.
+    /// The weights of the rewrite changed.
     pub(super) weight_changes: u64,
-    /// The adapters file is another one, and nothing else is different.
+    /// Only the observed adapters file changed.
     pub(super) adapters_file_changes: u64,
-    /// Counts and words about them.
+    /// Only counters, and messages about them, changed.
     pub(super) counter_writes: u64,
-    /// Something else.
+    /// Other parts of the status changed.
     pub(super) other_writes: u64,
-    /// The shortest time between two writes of mere counts of one Rollout, in milliseconds.
+    /// Shortest time between two counter writes of the same Rollout, in milliseconds.
     pub(super) min_counter_write_interval_ms: Option<u64>,
-    /// The most writes of mere counts of one Rollout.
+    /// Largest number of counter writes of one Rollout.
     pub(super) max_counter_writes: u64,
     #[serde(skip)]
     by_rollout: BTreeMap<String, u64>,
 }
 
-/// What is seen, shared.
+/// The state, shared between the watches and the waits.
 #[derive(Debug, Clone)]
 pub(super) struct SharedFixtureState {
     state: Arc<Mutex<FixtureState>>,
@@ -82,57 +82,58 @@ impl SharedFixtureState {
         Self { state: Arc::default(), changed: watch::Sender::new(()) }
     }
 
-    pub(super) fn with<T>(&self, look: impl FnOnce(&mut FixtureState) -> T) -> T {
-        look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn with<T>(&self, read: impl FnOnce(&mut FixtureState) -> T) -> T {
+        read(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Waits until something is seen.
+    /// Waits until `find` returns a value; an error after `limit`.
     pub(super) async fn wait_for<T>(
         &self,
         what: &str,
         limit: Duration,
-        mut look: impl FnMut(&mut FixtureState) -> Option<T>,
+        mut find: impl FnMut(&mut FixtureState) -> Option<T>,
     ) -> Result<T> {
-        let mut told = self.changed.subscribe();
+        let mut changes = self.changed.subscribe();
         let waiting = async {
             loop {
-                told.mark_unchanged();
-                if let Some(found) = self.with(&mut look) {
+                changes.mark_unchanged();
+                if let Some(found) = self.with(&mut find) {
                     return anyhow::Ok(found);
                 }
-                told.changed().await?;
+                changes.changed().await?;
             }
         };
         match timeout(limit, waiting).await {
             Ok(found) => found,
-            Err(_) => anyhow::bail!("waited {limit:?} in vain for {what}; {}", self.with(|seen| seen.summary())),
+            Err(_) => anyhow::bail!("waited {limit:?} for {what}; {}", self.with(|state| state.summary())),
         }
     }
 
-    /// Watches all there is; never ends well.
+    /// Watches all objects; returns only with an error.
     pub(super) async fn watch(&self, client: Client) -> Result<()> {
-        let maps = watch_objects(Api::<ConfigMap>::all(client.clone()), |map, there| {
-            // Those that nobody here made are not of a pool.
+        let maps = watch_objects(Api::<ConfigMap>::all(client.clone()), |map, exists| {
+            // Skips ConfigMaps that do not belong to a pool.
             let Some(pool) = pool_from_name(&map.name_any()) else { return Ok(()) };
             let data = map.data.unwrap_or_default();
-            let Some(text) = data.get("configmap.yaml").filter(|_| there) else { return Ok(()) };
+            let Some(text) = data.get("configmap.yaml").filter(|_| exists) else { return Ok(()) };
             let map = PoolConfig::parse(text, data.get(DIRECTIVES_KEY).map(String::as_str))?;
-            self.update(|seen| drop(seen.pool_configs.insert(pool, map)));
+            self.update(|state| drop(state.pool_configs.insert(pool, map)));
             Ok(())
         });
-        let rewrites = watch_objects(all_namespaces(&client, REWRITE_KIND), |object, there| {
+        let rewrites = watch_objects(all_namespaces(&client, REWRITE_KIND), |object, exists| {
             let rewrite: InferenceModelRewrite = typed(object, REWRITE_KIND)?;
-            let pool = pool_from_name(&rewrite.metadata.name).context("a rewrite of nobody")?;
-            self.update(|seen| {
-                let of_pool = seen.rewrites.entry(pool).or_default();
+            let pool = pool_from_name(&rewrite.metadata.name)
+                .with_context(|| format!("the rewrite {} belongs to no pool", rewrite.metadata.name))?;
+            self.update(|state| {
+                let rewrites = state.rewrites.entry(pool).or_default();
                 let name = rewrite.metadata.name.clone();
-                if there { drop(of_pool.insert(name, rewrite)) } else { drop(of_pool.remove(&name)) }
+                if exists { drop(rewrites.insert(name, rewrite)) } else { drop(rewrites.remove(&name)) }
             });
             Ok(())
         });
-        let rollouts = watch_objects(all_namespaces(&client, ROLLOUT_KIND), |object, there| {
+        let rollouts = watch_objects(all_namespaces(&client, ROLLOUT_KIND), |object, exists| {
             let rollout: Rollout = typed(object, ROLLOUT_KIND)?;
-            self.update(|seen| seen.record_rollout(rollout, there));
+            self.update(|state| state.record_rollout(rollout, exists));
             Ok(())
         });
         tokio::try_join!(maps, rewrites, rollouts)?;
@@ -146,36 +147,36 @@ impl SharedFixtureState {
 }
 
 impl FixtureState {
-    fn record_rollout(&mut self, rollout: Rollout, there: bool) {
+    fn record_rollout(&mut self, rollout: Rollout, exists: bool) {
         let name = rollout.metadata.name.clone();
-        if !there {
+        if !exists {
             self.rollouts.remove(&name);
             return;
         }
-        let mut counted = None;
-        if let Some(known) = self.rollouts.get(&name) {
-            counted = known.last_counter_write;
-            let before = known.rollout.status.clone().unwrap_or_default();
+        let mut last_counter_write = None;
+        if let Some(cached) = self.rollouts.get(&name) {
+            last_counter_write = cached.last_counter_write;
+            let before = cached.rollout.status.clone().unwrap_or_default();
             let after = rollout.status.clone().unwrap_or_default();
-            if before != after && self.writes.record(&name, &before, &after, counted) {
-                counted = Some(clock::now());
+            if before != after && self.writes.record(&name, &before, &after, last_counter_write) {
+                last_counter_write = Some(clock::now());
             }
         }
-        self.rollouts.insert(name, CachedRollout { rollout, last_counter_write: counted });
+        self.rollouts.insert(name, CachedRollout { rollout, last_counter_write });
     }
 
-    /// What it is like, for somebody who waits in vain.
+    /// Describes the phases, and one Rollout that has not succeeded, for the error of a wait.
     fn summary(&self) -> String {
         let mut phases = BTreeMap::<String, usize>::new();
-        let mut said = None;
-        for known in self.rollouts.values() {
-            let status = known.rollout.status.clone().unwrap_or_default();
+        let mut example = None;
+        for cached in self.rollouts.values() {
+            let status = cached.rollout.status.clone().unwrap_or_default();
             *phases.entry(format!("{:?}", status.phase)).or_default() += 1;
             if status.phase != Phase::Succeeded {
-                said = Some(format!("{}: {}", known.rollout.metadata.name, status.message));
+                example = Some(format!("{}: {}", cached.rollout.metadata.name, status.message));
             }
         }
-        format!("the Rollouts are {phases:?}; {}", said.unwrap_or_default())
+        format!("the Rollouts are {phases:?}; {}", example.unwrap_or_default())
     }
 }
 
@@ -189,14 +190,14 @@ impl CachedRollout {
         observed == self.rollout.metadata.generation
     }
 
-    /// Its traffic is split, and its routers are waited for.
+    /// Returns whether the traffic is split and the step waits for routers.
     pub(super) fn awaits_routers(&self) -> bool {
         let Some(status) = &self.rollout.status else { return false };
         let waits = status.step.as_ref().is_some_and(|step| step.state == StepState::AwaitingRouters);
         waits && status.weights.desired.len() > 1
     }
 
-    /// Nothing is under way.
+    /// Returns whether no rollout is in progress.
     pub(super) fn is_settled(&self) -> bool {
         let status = self.rollout.status.as_ref();
         let phase = status.map(|status| status.phase).unwrap_or_default();
@@ -205,25 +206,33 @@ impl CachedRollout {
 }
 
 impl StatusWriteCounts {
-    /// Takes in one write; whether it told mere counts.
-    fn record(&mut self, name: &str, before: &RolloutStatus, after: &RolloutStatus, counted: Option<Instant>) -> bool {
+    /// Records one write. Returns whether it changed only counters.
+    fn record(
+        &mut self,
+        name: &str,
+        before: &RolloutStatus,
+        after: &RolloutStatus,
+        last_counter_write: Option<Instant>,
+    ) -> bool {
         if machine_state(before) != machine_state(after) {
             self.transitions += 1;
             self.weight_changes += u64::from(before.weights.sequence != after.weights.sequence);
             return false;
         }
-        let (mut quiet_before, mut quiet_after) = (without_counters(before), without_counters(after));
-        if quiet_before == quiet_after {
+        let (mut before_without_counters, mut after_without_counters) =
+            (without_counters(before), without_counters(after));
+        if before_without_counters == after_without_counters {
             self.counter_writes += 1;
-            let of_this = self.by_rollout.entry(name.to_owned()).or_default();
-            *of_this += 1;
-            self.max_counter_writes = self.max_counter_writes.max(*of_this);
-            let pace = counted.map(|counted| u64::try_from(counted.elapsed().as_millis()).unwrap_or(u64::MAX));
-            self.min_counter_write_interval_ms = self.min_counter_write_interval_ms.into_iter().chain(pace).min();
+            let rollout_writes = self.by_rollout.entry(name.to_owned()).or_default();
+            *rollout_writes += 1;
+            self.max_counter_writes = self.max_counter_writes.max(*rollout_writes);
+            let interval = last_counter_write
+                .map(|last_counter_write| u64::try_from(last_counter_write.elapsed().as_millis()).unwrap_or(u64::MAX));
+            self.min_counter_write_interval_ms = self.min_counter_write_interval_ms.into_iter().chain(interval).min();
             return true;
         }
-        (quiet_before.observed_adapters, quiet_after.observed_adapters) = (None, None);
-        if quiet_before == quiet_after {
+        (before_without_counters.observed_adapters, after_without_counters.observed_adapters) = (None, None);
+        if before_without_counters == after_without_counters {
             self.adapters_file_changes += 1;
         } else {
             self.other_writes += 1;
@@ -232,11 +241,11 @@ impl StatusWriteCounts {
     }
 }
 
-/// Where the two machines of a Rollout stand, its pilot included.
+/// The states of a Rollout's two state machines, including its pilot.
 fn machine_state(status: &RolloutStatus) -> impl PartialEq + use<> {
     let retired: Vec<RetirementState> = status.retired.iter().map(|entry| entry.state).collect();
     let step = status.step.as_ref().map(|step| (step.index, step.state));
-    // Those that are given, and those that were found in the rewrite: the machine tells edits of others by them.
+    // Both the written and the observed sequence: the machine detects edits by other writers from them.
     let weights: (Sequence, Sequence) = (status.weights.sequence, status.weights.applied);
     (status.revision.clone(), step, weights, status.admission.clone(), status.rejected.clone(), retired, status.phase)
 }
@@ -255,7 +264,7 @@ fn without_counters(status: &RolloutStatus) -> RolloutStatus {
     status
 }
 
-/// A kind as the API server names it: group, version, kind, plural.
+/// A kind of objects: group, version, kind, plural.
 pub(super) type FixtureKind = (&'static str, &'static str, &'static str, &'static str);
 pub(super) const ROLLOUT_KIND: FixtureKind = ("rollora.dev", "v1alpha1", "Rollout", "rollouts");
 pub(super) const REWRITE_KIND: FixtureKind =
@@ -276,26 +285,26 @@ fn all_namespaces(client: &Client, kind: FixtureKind) -> Api<DynamicObject> {
     Api::all_with(client.clone(), &api_resource(kind))
 }
 
-/// An object of a list does not say what kind it is.
+/// Converts an object; items of a list lack `apiVersion` and `kind`.
 pub(super) fn typed<T: DeserializeOwned>(object: DynamicObject, kind: FixtureKind) -> Result<T> {
     let resource = api_resource(kind);
     let mut value = serde_json::to_value(object)?;
-    ensure!(value.is_object(), "an object is none");
+    ensure!(value.is_object(), "the object is not a JSON object");
     value["apiVersion"] = resource.api_version.into();
     value["kind"] = resource.kind.into();
     Ok(serde_json::from_value(value)?)
 }
 
-/// Hands every object on, as there or as gone.
+/// Passes every object to `take`, with whether it exists.
 async fn watch_objects<K>(api: Api<K>, mut take: impl FnMut(K, bool) -> Result<()>) -> Result<()>
 where
     K: kube::Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
     loop {
-        // An error of the watch is tried again.
+        // The watch fails while the API server is unavailable, and is retried.
         let Ok(event) = events.try_next().await else { continue };
-        match event.context("a watch ended")? {
+        match event.context("the watch ended")? {
             watcher::Event::Init | watcher::Event::InitDone => {}
             watcher::Event::InitApply(object) | watcher::Event::Apply(object) => take(object, true)?,
             watcher::Event::Delete(object) => take(object, false)?,
@@ -315,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_is_counted_for_what_it_was_made_for() {
+    fn status_writes_are_counted_by_cause() {
         let condition = Condition {
             type_: "Ready".to_owned(),
             status: ConditionStatus::True,
@@ -338,13 +347,16 @@ mod tests {
         }
         let StatusWriteCounts {
             transitions,
-            weight_changes: weights,
-            adapters_file_changes: files,
-            counter_writes: progress,
-            other_writes: others,
-            max_counter_writes: most_progress,
+            weight_changes,
+            adapters_file_changes,
+            counter_writes,
+            other_writes,
+            max_counter_writes,
             ..
         } = writes;
-        assert_eq!((transitions, weights, files, progress, others, most_progress), (2, 1, 1, 2, 1, 2));
+        assert_eq!(
+            (transitions, weight_changes, adapters_file_changes, counter_writes, other_writes, max_counter_writes),
+            (2, 1, 1, 2, 1, 2)
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A server that the bed itself starts, as a process on a port that stays its own while it is dead.
+//! A server that the testbed runs as a process, on a port that stays reserved while the server is down.
 
 use super::{ServerKind, ServerSupervisor};
 use crate::{ports::ReservedPort, process::ChildProcess};
@@ -21,10 +21,10 @@ pub(super) struct ProcessServer {
 impl ProcessServer {
     pub(super) fn start(name: &str, kind: ServerKind, api_key: Option<&str>, logs: &Path) -> Result<Self> {
         let (name, api_key) = (name.to_owned(), api_key.map(str::to_owned));
-        let mut own =
+        let mut server =
             Self { name, kind, port: ReservedPort::reserve()?, api_key, logs: logs.to_owned(), process: None };
-        ServerSupervisor::start(&mut own)?;
-        Ok(own)
+        ServerSupervisor::start(&mut server)?;
+        Ok(server)
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -60,7 +60,7 @@ impl ServerSupervisor for ProcessServer {
     }
 
     fn exit_reason(&self) -> Option<String> {
-        self.process.as_ref().and_then(ChildProcess::exit_reason).map(|ending| format!("{ending:?}"))
+        self.process.as_ref().and_then(ChildProcess::exit_reason).map(|exit| format!("{exit:?}"))
     }
 
     fn log_tail(&self, lines: usize) -> String {

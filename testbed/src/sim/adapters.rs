@@ -1,34 +1,35 @@
-//! Which adapters the server knows, and which of them its worker still holds.
+//! The loaded adapters, and the worker's cache of their weights.
 //!
-//! Two tables, as in vLLM: the API server's list of names, which only load and unload change, and the worker's cache of
-//! weights, which forgets the one unused for longest when it is full and reads the source again when it is needed.
-//! Whoever generates with an adapter keeps its weights, so an unload disturbs nobody, and an in-place load is heard
-//! in the middle of a stream.
+//! As in vLLM, there are two tables: the API server's list of adapters, which only load and unload change, and the
+//! worker's cache of weights, which evicts the least recently used ones when it is full and reads them from the source
+//! again when they are needed.
+//! A running generation keeps its weights. An unload does not affect it, but an in-place load changes its text in the
+//! middle of a stream.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::text::TextGenerator;
 
-/// An adapter's weights as those see them who use it.
+/// Weights of an adapter, shared with the generations that use them.
 #[derive(Debug)]
 pub(super) struct LoadedWeights(Mutex<TextGenerator>);
 
 impl LoadedWeights {
-    pub(super) fn new(voice: TextGenerator) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(voice)))
+    pub(super) fn new(generator: TextGenerator) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(generator)))
     }
 
     pub(super) fn text(&self) -> TextGenerator {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn replace(&self, voice: TextGenerator) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = voice;
+    pub(super) fn replace(&self, generator: TextGenerator) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = generator;
     }
 }
 
-/// An adapter that the server knows.
+/// An adapter that was loaded through the API.
 #[derive(Clone, Debug)]
 pub(super) struct LoadedAdapter {
     pub(super) name: String,
@@ -36,22 +37,22 @@ pub(super) struct LoadedAdapter {
     pub(super) weights: Arc<LoadedWeights>,
 }
 
-/// All of them.
+/// All loaded adapters, and the worker's cache.
 #[derive(Debug)]
 pub(super) struct AdapterTable {
     loaded: Vec<LoadedAdapter>,
-    /// The weights that the worker holds, the one used last at the end.
+    /// Weights in the worker's cache, the most recently used last.
     cached: VecDeque<Arc<LoadedWeights>>,
     cache_capacity: usize,
 }
 
 impl AdapterTable {
-    /// None, with a worker that holds as many as `slots`.
+    /// Creates an empty table whose cache holds `cache_capacity` adapters.
     pub(super) fn new(cache_capacity: usize) -> Self {
         Self { loaded: Vec::new(), cached: VecDeque::new(), cache_capacity }
     }
 
-    /// In the order in which they were loaded.
+    /// Returns the adapters in the order in which they were loaded.
     pub(super) fn iter(&self) -> impl Iterator<Item = &LoadedAdapter> {
         self.loaded.iter()
     }
@@ -60,14 +61,14 @@ impl AdapterTable {
         self.loaded.iter().find(|adapter| adapter.name == name)
     }
 
-    /// Adds an adapter, or gives the one of that name another source and other weights.
-    pub(super) fn load(&mut self, name: &str, source: &str, voice: TextGenerator) {
+    /// Adds an adapter, or replaces source and weights of the one with that name.
+    pub(super) fn load(&mut self, name: &str, source: &str, generator: TextGenerator) {
         let weights = if let Some(adapter) = self.loaded.iter_mut().find(|adapter| adapter.name == name) {
             source.clone_into(&mut adapter.source);
-            adapter.weights.replace(voice);
+            adapter.weights.replace(generator);
             Arc::clone(&adapter.weights)
         } else {
-            let weights = LoadedWeights::new(voice);
+            let weights = LoadedWeights::new(generator);
             let (name, source) = (name.to_owned(), source.to_owned());
             self.loaded.push(LoadedAdapter { name, source, weights: Arc::clone(&weights) });
             weights
@@ -75,19 +76,19 @@ impl AdapterTable {
         self.mark_used(&weights);
     }
 
-    /// Forgets a name; whether there was such a one.
+    /// Removes an adapter. Returns whether it was loaded.
     pub(super) fn unload(&mut self, name: &str) -> bool {
         let before = self.loaded.len();
         self.loaded.retain(|adapter| adapter.name != name);
         self.loaded.len() < before
     }
 
-    /// Whether the worker holds these weights.
+    /// Returns whether the weights are in the worker's cache.
     pub(super) fn is_cached(&self, weights: &Arc<LoadedWeights>) -> bool {
         self.cached.iter().any(|held| Arc::ptr_eq(held, weights))
     }
 
-    /// Makes these weights the ones used last.
+    /// Marks the weights as the most recently used ones, and evicts others if the cache is full.
     pub(super) fn mark_used(&mut self, weights: &Arc<LoadedWeights>) {
         self.cached.retain(|held| !Arc::ptr_eq(held, weights));
         self.cached.push_back(Arc::clone(weights));
@@ -102,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_worker_forgets_the_weights_unused_for_longest() {
+    fn worker_evicts_the_least_recently_used_weights() {
         let mut adapters = AdapterTable::new(2);
         for name in ["a", "b"] {
             adapters.load(name, name, TextGenerator::from_weights(name.as_bytes()));
@@ -112,11 +113,11 @@ mod tests {
         adapters.load("c", "c", TextGenerator::from_weights(b"c"));
         assert!(adapters.is_cached(&first));
         assert!(!adapters.is_cached(&second));
-        assert!(adapters.get("b").is_some(), "the name is still known");
+        assert!(adapters.get("b").is_some(), "the adapter must stay loaded");
     }
 
     #[test]
-    fn an_in_place_load_reaches_those_who_use_the_weights_and_an_unload_does_not() {
+    fn in_place_load_affects_running_requests_but_unload_does_not() {
         let mut adapters = AdapterTable::new(2);
         adapters.load("a", "old", TextGenerator::from_weights(b"old"));
         let in_use = Arc::clone(&adapters.get("a").expect("loaded").weights);

@@ -1,14 +1,14 @@
-//! `/sim/…`: turning knobs and reading counters from outside. No such path exists in vLLM, no key guards it, and it
-//! answers while everything else hangs.
+//! `/sim/…`: changes knobs and reads counters over HTTP. vLLM has no such path. No API key is needed, and these
+//! requests are answered even while the server hangs.
 //!
 //! | request | effect |
 //! |---|---|
-//! | `GET /sim/knobs` | the knobs, as JSON |
-//! | `PATCH /sim/knobs` | changes the fields that the body names; answers with all of them |
-//! | `GET /sim/requests` | the counters, for each model |
-//! | `DELETE /sim/requests` | counters and log begin anew |
-//! | `GET /sim/log` | the last 4096 answered requests, oldest first |
-//! | `POST /sim/crash` | cuts everything and ends the process, without an answer |
+//! | `GET /sim/knobs` | returns the knobs as JSON |
+//! | `PATCH /sim/knobs` | changes the fields in the body; returns all of them |
+//! | `GET /sim/requests` | returns the counters of each model |
+//! | `DELETE /sim/requests` | resets counters and log |
+//! | `GET /sim/log` | returns the last 4096 answered requests, the oldest first |
+//! | `POST /sim/crash` | closes all connections and ends the process, without a response |
 
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
@@ -19,7 +19,7 @@ use super::knobs::CrashMode;
 use super::request_log::RequestLog;
 use super::server::SimulatedServer;
 
-/// Answers what stands behind `/sim/`.
+/// Handles a request whose path is `/sim/` followed by `path`.
 pub(super) async fn handle(
     server: &SimulatedServer,
     method: &Method,
@@ -36,10 +36,10 @@ pub(super) async fn handle(
         }
         ("GET", "log") => (StatusCode::OK, json!(server.request_log().log)),
         ("POST", "crash") => {
-            let never = server.crash_with(CrashMode::Cut, "told to crash".to_owned()).await;
+            let never = server.crash_with(CrashMode::Cut, "crash was requested".to_owned()).await;
             (never.status(), never.body())
         }
-        _ => (StatusCode::NOT_FOUND, json!({ "error": format!("the simulator has no {method} /sim/{path}") })),
+        _ => (StatusCode::NOT_FOUND, json!({ "error": format!("no such endpoint: {method} /sim/{path}") })),
     };
     json_response(status, &value)
 }
@@ -52,6 +52,6 @@ fn patch_knobs(server: &SimulatedServer, body: &Bytes) -> (StatusCode, Value) {
             server.update_knobs(|current| *current = knobs);
             (StatusCode::OK, shown)
         }
-        Err(error) => (StatusCode::BAD_REQUEST, json!({ "error": format!("cannot turn these knobs: {error}") })),
+        Err(error) => (StatusCode::BAD_REQUEST, json!({ "error": format!("cannot change the knobs: {error}") })),
     }
 }

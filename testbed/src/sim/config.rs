@@ -1,47 +1,47 @@
-//! What a simulator is started with.
+//! Configuration of a simulator.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use super::knobs::Knobs;
 
-/// How a server is set up; each field but the last three is a flag or a variable of the real one.
+/// Configuration of a server; all fields but the last three are flags or variables of vLLM.
 #[derive(Clone, Debug)]
 pub struct SimulatorConfig {
-    /// `--host`.
+    /// Address to listen on (`--host`).
     pub host: IpAddr,
-    /// `--port`; 0 takes a free one.
+    /// Port to listen on (`--port`); 0 picks a free one.
     pub port: u16,
-    /// `--served-model-name`: the base model's name.
+    /// Name of the base model (`--served-model-name`).
     pub served_model_name: String,
-    /// `--model`: what `/v1/models` calls the base model's `root`.
+    /// Path of the base model (`--model`), which `/v1/models` reports as `root`.
     pub model: String,
-    /// `--max-model-len`, in tokens.
+    /// Maximum length of prompt and completion together, in tokens (`--max-model-len`).
     pub max_model_len: usize,
-    /// `--enable-lora`.
+    /// Whether LoRA is enabled (`--enable-lora`).
     pub enable_lora: bool,
-    /// `VLLM_ALLOW_RUNTIME_LORA_UPDATING`.
+    /// Whether adapters can be loaded and unloaded at run time (`VLLM_ALLOW_RUNTIME_LORA_UPDATING`).
     pub runtime_updating: bool,
-    /// `--max-loras`; shown in the metrics, not enforced.
+    /// Maximum number of adapters in one batch (`--max-loras`); only reported in the metrics, not enforced.
     pub max_loras: usize,
-    /// `--max-cpu-loras`: how many adapters the worker keeps before it forgets the one unused for longest.
+    /// Capacity of the worker's cache, in adapters (`--max-cpu-loras`); the least recently used one is evicted.
     pub max_cpu_loras: usize,
-    /// `--max-lora-rank`.
+    /// Maximum rank of an adapter (`--max-lora-rank`).
     pub max_lora_rank: u64,
-    /// `--lora-modules`: names and sources loaded at the start.
+    /// Names and sources of adapters that are loaded at the start (`--lora-modules`).
     pub lora_modules: Vec<(String, String)>,
-    /// Where relative sources start from: the server's working directory.
+    /// Folder that relative sources are resolved against: the working directory of vLLM.
     pub working_dir: PathBuf,
-    /// Which sources can be loaded.
+    /// Adapter sources that can be loaded.
     pub sources: AllowedSources,
-    /// How many adapters are loaded at a time; as recorded, one.
+    /// Number of concurrent loads; vLLM was recorded to load one after the other.
     pub parallel_loads: usize,
-    /// What can be turned at run time too.
+    /// Initial knobs, which can be changed at run time.
     pub knobs: Knobs,
 }
 
 impl Default for SimulatorConfig {
-    /// A server as recorded, on a free port.
+    /// Returns the configuration of the recorded server, on a free port.
     fn default() -> Self {
         Self {
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -63,12 +63,12 @@ impl Default for SimulatorConfig {
     }
 }
 
-/// Which sources can be loaded.
+/// Adapter sources that can be loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AllowedSources {
-    /// Folders with an adapter in them, as with vLLM without a hub.
+    /// Folders that contain an adapter, as with vLLM without access to a hub.
     #[default]
     OnDisk,
-    /// These, and every source that is no path on this machine and does not start with `/nonexistent`.
+    /// Also every source that is no path on this machine, unless it begins with `/nonexistent`.
     Any,
 }

@@ -1,4 +1,4 @@
-//! Completions, whole and streamed.
+//! Completions, complete and streamed.
 
 use std::sync::Arc;
 
@@ -14,23 +14,22 @@ use super::response::{self, CompletionKind, ResponseMeta, TokenCounts};
 use super::server::SimulatedServer;
 use super::vllm_error::VllmError;
 
-/// vLLM's bound on how many characters a token can stand for, with the recorded tokenizer.
+/// vLLM's upper bound of the characters in a token, for the recorded tokenizer.
 const MAX_CHARACTERS_PER_TOKEN: usize = 13;
 
-/// How much is said when the request does not bound it: vLLM's bound of a text completion, and here of a chat, too.
+/// Completion length if the request sets none: vLLM's default for text completions, used for chats too.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
-/// The end of a stream.
 const DONE: &str = "data: [DONE]\n\n";
 
-/// A completion that the server is busy with. Dropping it, as when the client goes away, ends it.
+/// A completion in progress. Dropping it, as happens when the client disconnects, aborts it.
 #[derive(Debug)]
 pub(super) struct Generation {
     server: Arc<SimulatedServer>,
     kind: CompletionKind,
     meta: ResponseMeta,
     model: String,
-    /// None for the base model.
+    /// `None` for the base model.
     weights: Option<Arc<LoadedWeights>>,
     tokens: TokenCounts,
     finish: &'static str,
@@ -38,7 +37,7 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    /// Begins what was asked for, or refuses it.
+    /// Starts a completion, or rejects the request.
     pub(super) async fn start(
         server: &Arc<SimulatedServer>,
         kind: CompletionKind,
@@ -50,12 +49,12 @@ impl Generation {
         let weights = admit(server, &model, request.prompt, request.max_tokens)
             .await
             .inspect_err(|_| server.request_log().record_refused(&model, clock::now()))?;
-        // vLLM cuts what does not fit behind the prompt, and says so only by the reason for which it finished.
-        let room = server.config.max_model_len.saturating_sub(request.prompt.tokens).max(1);
-        let (said, finish) = match (request.max_tokens.map(usize::try_from), kind) {
-            (Some(asked), _) => (asked.unwrap_or(room).min(room), "length"),
-            (None, CompletionKind::Chat) => (DEFAULT_MAX_TOKENS.min(room), "stop"),
-            (None, CompletionKind::Text) => (DEFAULT_MAX_TOKENS.min(room), "length"),
+        // vLLM truncates a completion that does not fit after the prompt; only the finish reason tells.
+        let capacity = server.config.max_model_len.saturating_sub(request.prompt.tokens).max(1);
+        let (generated, finish) = match (request.max_tokens.map(usize::try_from), kind) {
+            (Some(asked), _) => (asked.unwrap_or(capacity).min(capacity), "length"),
+            (None, CompletionKind::Chat) => (DEFAULT_MAX_TOKENS.min(capacity), "stop"),
+            (None, CompletionKind::Text) => (DEFAULT_MAX_TOKENS.min(capacity), "length"),
         };
         let generation = Self {
             server: Arc::clone(server),
@@ -63,15 +62,15 @@ impl Generation {
             meta: server.response_meta(),
             model,
             weights,
-            tokens: TokenCounts { prompt: request.prompt.tokens, generated: said },
+            tokens: TokenCounts { prompt: request.prompt.tokens, generated },
             finish,
             include_usage: request.include_usage,
         };
-        server.metrics().request_started(generation.adapter(), said, clock::unix_now());
+        server.metrics().request_started(generation.adapter(), generated, clock::unix_now());
         Ok(generation)
     }
 
-    /// Says everything, then answers.
+    /// Generates all tokens and returns the response.
     pub(super) async fn complete(self) -> Result<Value, VllmError> {
         let mut text = String::new();
         for index in 0..self.tokens.generated {
@@ -81,7 +80,7 @@ impl Generation {
         Ok(response::completion_response(self.kind, &self.meta, &self.model, &text, self.finish, self.tokens))
     }
 
-    /// Answers token by token. When the engine dies, the stream says so in an event and ends as if it were whole.
+    /// Streams token by token. If the engine fails, the stream gets an error event and then ends normally.
     pub(super) fn stream(self) -> impl Stream<Item = Bytes> + Send {
         let first = match self.kind {
             CompletionKind::Chat => StreamEvent::Role,
@@ -98,16 +97,16 @@ impl Generation {
     }
 
     async fn event_data(&self, event: StreamEvent) -> Result<Bytes, VllmError> {
-        let Self { kind, meta: made, model, tokens, .. } = self;
+        let Self { kind, meta, model, tokens, .. } = self;
         let chunk = match event {
-            StreamEvent::Role => response::role_chunk(made, model),
+            StreamEvent::Role => response::role_chunk(meta, model),
             StreamEvent::Token(index) => {
                 let text: String = self.generate_token(index).await?.collect();
                 let finish = (index + 1 == tokens.generated).then_some(self.finish);
-                let chunk = response::token_chunk(*kind, made, model, &text, finish);
+                let chunk = response::token_chunk(*kind, meta, model, &text, finish);
                 if finish.is_some() && !self.include_usage { response::with_fingerprint(chunk) } else { chunk }
             }
-            StreamEvent::Usage => response::usage_chunk(*kind, made, model, *tokens),
+            StreamEvent::Usage => response::usage_chunk(*kind, meta, model, *tokens),
             StreamEvent::Done => {
                 self.record_success();
                 return Ok(Bytes::from_static(DONE.as_bytes()));
@@ -126,15 +125,15 @@ impl Generation {
         }
     }
 
-    /// Takes the time of a token, then says it with the weights of this moment.
+    /// Waits for the duration of one token, then generates it with the current weights.
     async fn generate_token(&self, index: usize) -> Result<impl Iterator<Item = &'static str>, VllmError> {
         let time = self.server.read_knobs(Knobs::token_time);
         self.server.spend_engine_time(time).await?;
         if !time.is_zero() {
             self.server.metrics().token_generated(clock::unix_now());
         }
-        let voice = self.weights.as_ref().map_or(self.server.base_text, |weights| weights.text());
-        Ok(voice.token(index))
+        let generator = self.weights.as_ref().map_or(self.server.base_text, |weights| weights.text());
+        Ok(generator.token(index))
     }
 
     fn record_success(&self) {
@@ -152,7 +151,7 @@ impl Drop for Generation {
     }
 }
 
-/// What a stream sends next.
+/// The next event of a stream.
 #[derive(Clone, Copy, Debug)]
 enum StreamEvent {
     Role,
@@ -161,7 +160,7 @@ enum StreamEvent {
     Done,
 }
 
-/// The weights to answer with; none for the base model.
+/// Returns the weights to generate with; `None` for the base model.
 async fn admit(
     server: &SimulatedServer,
     model: &str,
@@ -175,8 +174,8 @@ async fn admit(
     }
     check_lengths(server.config.max_model_len, prompt, max_tokens)?;
     server.wait_for_engine().await?;
-    if let Some(death) = server.read_knobs(|knobs| knobs.deadly_use.get(model).copied()) {
-        return Err(server.crash_with(death, format!("the use of {model:?} ends the server")).await);
+    if let Some(crash_mode) = server.read_knobs(|knobs| knobs.deadly_use.get(model).copied()) {
+        return Err(server.crash_with(crash_mode, format!("using {model:?} crashes the server")).await);
     }
     match adapter {
         Some(adapter) => ensure_cached(server, adapter).await.map(Some),
@@ -201,14 +200,14 @@ fn check_lengths(limit: usize, prompt: PromptLength, max_tokens: Option<i64>) ->
     }
 }
 
-/// Makes the worker hold an adapter's weights. When it has to read them again and cannot, the engine dies.
+/// Loads an adapter's weights into the worker's cache. If they cannot be read again, the engine crashes.
 async fn ensure_cached(server: &SimulatedServer, adapter: LoadedAdapter) -> Result<Arc<LoadedWeights>, VllmError> {
     let LoadedAdapter { name, source, weights } = adapter;
     if !server.adapters().is_cached(&weights) {
         match server.source_validator.validate(&source) {
-            Ok(voice) => weights.replace(voice),
+            Ok(generator) => weights.replace(generator),
             Err(bad) => {
-                let reason = format!("the worker had forgotten {name:?} and could not read it again: {bad}");
+                let reason = format!("the worker had evicted {name:?} and could not read it again: {bad}");
                 return Err(server.crash_with(CrashMode::Engine, reason).await);
             }
         }

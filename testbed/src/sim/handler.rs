@@ -1,4 +1,4 @@
-//! From a request to an answer: what vLLM has under one web framework.
+//! Dispatches requests and builds responses, as vLLM's web framework does.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -23,14 +23,14 @@ use super::validation::{self, LoadRequest, check_content_type, unload_name};
 use super::vllm_error::VllmError;
 use super::{admin, clock, lora};
 
-/// The body of every answer: whole, or a stream.
+/// Body of a response: complete, or a stream of events.
 pub(super) type SimulatorBody = Either<Full<Bytes>, StreamBody<EventStream>>;
 type EventStream = Pin<Box<dyn Stream<Item = Result<Frame<Bytes>, Infallible>> + Send>>;
 
-/// What a request was about, for the log.
+/// Model or adapter of a request, for the log.
 type RequestedModel = Option<String>;
 
-/// Answers a request. Fails when the client goes away before it has sent its body.
+/// Handles a request. Fails if the client disconnects before it has sent the body.
 pub(super) async fn handle(
     server: Arc<SimulatedServer>,
     request: Request<Incoming>,
@@ -41,10 +41,10 @@ pub(super) async fn handle(
         return Ok(admin::handle(&server, &parts.method, path, &body).await);
     }
     let mut subject = None;
-    let answer = dispatch(&server, &parts, &body, &mut subject).await.unwrap_or_else(|refusal| to_response(&refusal));
+    let response = dispatch(&server, &parts, &body, &mut subject).await.unwrap_or_else(|refusal| to_response(&refusal));
     server.wait_while_hanging().await;
-    log_request(&server, &parts, answer.status(), subject);
-    Ok(answer)
+    log_request(&server, &parts, response.status(), subject);
+    Ok(response)
 }
 
 async fn dispatch(
@@ -57,7 +57,7 @@ async fn dispatch(
     server.read_knobs(|knobs| route::check_key(path, &parts.headers, knobs.api_key.as_deref()))?;
     let endpoint = route::route(&parts.method, path, server.config.runtime_updating)?;
     if !endpoint.uses_engine() {
-        // What uses the engine waits there, after it is counted.
+        // Requests to the engine wait there, after they were counted.
         server.wait_while_hanging().await;
     }
     Ok(match endpoint {
@@ -109,7 +109,7 @@ async fn complete(
     Ok(json_response(StatusCode::OK, &generation.complete().await?))
 }
 
-/// The adapter comes from a header, whatever the body says; whether it is a chat, from the body.
+/// SageMaker's endpoint: the adapter comes from a header, whatever the body says; the body determines chat or text.
 async fn invoke(
     server: &Arc<SimulatedServer>,
     parts: &Parts,
@@ -142,13 +142,13 @@ fn unload(server: &SimulatedServer, name: String, subject: &mut RequestedModel) 
     lora::unload(server, name)
 }
 
-/// Between the death of its engine and its own a server says that it is not well.
+/// Returns 503 between the crash of the engine and the end of the server.
 fn health(server: &SimulatedServer) -> Response<SimulatorBody> {
-    let mut answer = untyped(String::new());
+    let mut response = untyped(String::new());
     if server.engine_dead.is_cancelled() {
-        *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }
-    answer
+    response
 }
 
 fn models(server: &SimulatedServer) -> Value {
@@ -208,9 +208,9 @@ fn to_response(refusal: &VllmError) -> Response<SimulatorBody> {
 }
 
 pub(super) fn json_response(status: StatusCode, value: &Value) -> Response<SimulatorBody> {
-    let mut answer = text_response("application/json", value.to_string());
-    *answer.status_mut() = status;
-    answer
+    let mut response = text_response("application/json", value.to_string());
+    *response.status_mut() = status;
+    response
 }
 
 fn text_response(content_type: &'static str, text: String) -> Response<SimulatorBody> {
@@ -218,12 +218,12 @@ fn text_response(content_type: &'static str, text: String) -> Response<Simulator
 }
 
 fn with_content_type(content_type: &'static str, body: SimulatorBody) -> Response<SimulatorBody> {
-    let mut answer = Response::new(body);
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    answer
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
 }
 
-/// An answer without a content type, as vLLM's own plain texts are.
+/// Returns a response without a content type, as vLLM does for its own plain texts.
 fn untyped(text: String) -> Response<SimulatorBody> {
     Response::new(Either::Left(Full::from(text)))
 }

@@ -1,7 +1,7 @@
-//! What can be turned while a simulator runs: speed, failures, deaths, hangs.
+//! Settings that can be changed while a simulator runs: delays, failures, crashes, hangs.
 //!
-//! The flags of `vllm-sim` set them at the start, `PATCH /sim/knobs` and [`Simulator::turn`](super::Simulator::turn)
-//! later. None of them exists in vLLM.
+//! The flags of `vllm-sim` set their initial values; `PATCH /sim/knobs` and
+//! [`Simulator::update_knobs`](super::Simulator::update_knobs) change them. vLLM has none of them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,28 +11,28 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Everything that can be turned at run time.
+/// Settings that can be changed at run time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Knobs {
-    /// How long the load of an adapter takes.
+    /// Duration of an adapter's load, in milliseconds.
     pub load_millis: u64,
-    /// How long a generated token takes.
+    /// Duration of generating a token, in milliseconds.
     pub token_millis: u64,
-    /// Adapters, by name, whose load fails, and how.
+    /// Adapters whose load fails, by name.
     pub fail_load: BTreeMap<String, LoadFault>,
-    /// Adapters, by name, whose load ends the server.
+    /// Adapters whose load crashes the server, by name.
     pub deadly_load: BTreeMap<String, CrashMode>,
-    /// Adapters, by name, whose first use ends the server.
+    /// Adapters whose first use crashes the server, by name.
     pub deadly_use: BTreeMap<String, CrashMode>,
-    /// Whether the server answers.
+    /// Whether and how the server responds.
     pub mode: ServingMode,
-    /// The key that `/v1/*` asks for.
+    /// API key that requests to `/v1/*` must carry; `None` if no key is needed.
     pub api_key: Option<String>,
 }
 
 impl Knobs {
-    /// These knobs with the fields of `patch` in place of their own.
+    /// Returns these knobs with the fields of `patch` replaced; an error if a field or value is unknown.
     pub fn patched(&self, patch: Map<String, Value>) -> Result<Self, serde_json::Error> {
         let mut fields = serde_json::to_value(self)?;
         if let Value::Object(fields) = &mut fields {
@@ -50,30 +50,30 @@ impl Knobs {
     }
 }
 
-/// Whether and how a server answers.
+/// Whether and how a server responds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ServingMode {
-    /// It does.
+    /// Responds to all requests.
     #[default]
     Serving,
-    /// Loads and generation get no answer, everything else does: how vLLM behaves while a load waits for a hub.
+    /// Loads and completions hang, other requests are answered: how vLLM behaves while a load waits for a hub.
     EngineHangs,
-    /// Connections are accepted, nothing is answered (but `/sim`). What waits is answered when the mode changes.
+    /// Connections are accepted, but only `/sim` responds. Pending requests are answered when the mode changes.
     Hangs,
-    /// As after SIGTERM with `--shutdown-timeout`: healthy, but a new completion is refused with status 500.
+    /// As after SIGTERM with `--shutdown-timeout`: healthy, but a new completion is rejected with status 500.
     Draining,
 }
 
-/// How a named adapter makes its server end.
+/// How a named adapter crashes its server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CrashMode {
-    /// The engine fails: requests in flight are answered with status 500, or with an error event in their streams, then
-    /// the process ends (as recorded).
+    /// The engine fails: requests in flight get status 500, or an error event in their streams, then the process ends
+    /// (as recorded).
     #[default]
     Engine,
-    /// Everything is cut at once, nothing is answered: what `kill -9` or the kernel's memory killer does.
+    /// All connections are closed immediately, without responses, as after `kill -9` or an out-of-memory kill.
     Cut,
 }
 
@@ -89,7 +89,7 @@ impl FromStr for CrashMode {
     }
 }
 
-/// The recorded error that the load of a named adapter ends with.
+/// Recorded error with which the load of a named adapter fails.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum LoadFault {
@@ -142,7 +142,7 @@ impl From<LoadFault> for String {
     }
 }
 
-/// A word that is none of a knob's.
+/// A value that the knob does not accept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is not one of {known}")]
 pub struct InvalidKnobValue {
@@ -157,14 +157,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_patch_changes_the_fields_that_it_names() {
+    fn patch_changes_only_the_given_fields() {
         let knobs = Knobs { load_millis: 5, token_millis: 7, ..Knobs::default() };
         let Value::Object(patch) =
             json!({"load_millis": 9, "mode": "engine-hangs", "fail_load": {"a": "rank"}, "deadly_use": {"b": "cut"}})
         else {
-            unreachable!("written as an object")
+            unreachable!("the literal is an object")
         };
-        let patched = knobs.patched(patch).expect("a good patch");
+        let patched = knobs.patched(patch).expect("a valid patch");
         assert_eq!(
             patched,
             Knobs {
@@ -179,15 +179,15 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_with_an_unknown_field_or_word_is_refused() {
+    fn patch_with_unknown_field_or_value_is_rejected() {
         for patch in [json!({"load_milis": 9}), json!({"mode": "sleepy"}), json!({"fail_load": {"a": "moody"}})] {
-            let Value::Object(patch) = patch else { unreachable!("written as an object") };
+            let Value::Object(patch) = patch else { unreachable!("the literal is an object") };
             assert!(Knobs::default().patched(patch).is_err());
         }
     }
 
     #[test]
-    fn load_faults_are_written_as_they_are_read() {
+    fn load_faults_round_trip_through_text() {
         for text in ["not-found", "bad-weights", "rank", "500:out of memory"] {
             assert_eq!(text.parse::<LoadFault>().expect("a known fault").to_string(), text);
         }

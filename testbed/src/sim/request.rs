@@ -1,4 +1,4 @@
-//! Reads a completion's request: the few fields that the simulator looks at, and the length of the prompt.
+//! Parses completion requests: the fields that the simulator uses, and the length of the prompt.
 
 use std::borrow::Cow;
 
@@ -10,10 +10,10 @@ use super::response::CompletionKind;
 use super::validation;
 use super::vllm_error::VllmError;
 
-/// What a completion is asked for with.
+/// Parameters of a completion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CompletionRequest {
-    /// None is the base model.
+    /// `None` for the base model.
     pub(super) model: Option<String>,
     pub(super) prompt: PromptLength,
     pub(super) max_tokens: Option<i64>,
@@ -21,7 +21,7 @@ pub(super) struct CompletionRequest {
     pub(super) include_usage: bool,
 }
 
-/// A prompt's length, with what the chat template adds.
+/// Length of a prompt, including the chat template.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PromptLength {
     pub(super) characters: usize,
@@ -29,7 +29,7 @@ pub(super) struct PromptLength {
 }
 
 impl PromptLength {
-    /// Three characters a token: right for the words of the recording, and near enough for others.
+    /// Counts three characters a token: exact for the words of the recording, and close enough for others.
     fn of(text: &str) -> Self {
         let characters = text.chars().count();
         Self { characters, tokens: characters.div_ceil(3) }
@@ -40,7 +40,7 @@ impl PromptLength {
     }
 }
 
-/// What the template of the recorded model puts before a chat, and after it.
+/// Length of what the recorded model's chat template adds around all messages.
 const CHAT_TEMPLATE_LENGTH: PromptLength = PromptLength { characters: "<s><|assistant|>".len(), tokens: 2 };
 
 #[derive(Deserialize)]
@@ -77,7 +77,7 @@ struct StreamOptions {
 }
 
 impl CompletionRequest {
-    /// Reads the body of `/v1/chat/completions` or `/v1/completions`.
+    /// Parses the body of `/v1/chat/completions` or `/v1/completions`.
     pub(super) fn read(kind: CompletionKind, body: &Bytes) -> Result<Self, VllmError> {
         let Ok(fields) = serde_json::from_slice::<CompletionFields<'_>>(body) else {
             return Err(validation::completion_errors(body));
@@ -122,7 +122,7 @@ fn part_length(part: &Value) -> PromptLength {
     part.get("text").and_then(Value::as_str).map(PromptLength::of).unwrap_or_default()
 }
 
-/// A text, several, or token ids.
+/// Length of a text, of several texts, or of token ids.
 fn prompt_length(prompt: &Value) -> PromptLength {
     match prompt {
         Value::String(text) => PromptLength::of(text),
@@ -136,11 +136,11 @@ mod tests {
     use super::*;
 
     fn read(kind: CompletionKind, body: &'static str) -> CompletionRequest {
-        CompletionRequest::read(kind, &Bytes::from_static(body.as_bytes())).expect("a good request")
+        CompletionRequest::read(kind, &Bytes::from_static(body.as_bytes())).expect("a valid request")
     }
 
     #[test]
-    fn lengths_are_those_of_the_recording() {
+    fn prompt_lengths_match_the_recording() {
         let chat = read(CompletionKind::Chat, r#"{"messages": [{"role": "user", "content": "hello"}]}"#);
         assert_eq!(chat.prompt, PromptLength { characters: 33, tokens: 6 });
         let parts = r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]}"#;
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newer_name_of_the_limit_wins() {
+    fn max_completion_tokens_takes_precedence() {
         let request =
             read(CompletionKind::Text, r#"{"prompt": "x", "max_tokens": 5, "max_completion_tokens": 7, "model": ""}"#);
         assert_eq!((request.max_tokens, request.model), (Some(7), None));

@@ -1,75 +1,75 @@
-//! What a simulator was asked: counters for each model, and the last requests.
+//! Request counters by model, and the most recent requests.
 //!
-//! Scenarios prove with it that no client's request reached an adapter. A request is counted when it arrives, before it
-//! hangs, fails or kills; an entry of the log is written when it is answered.
+//! Scenarios use them to prove that no client request reached an adapter. A request is counted when it arrives, before
+//! it hangs, fails or crashes the server; the log gets an entry when the response begins.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// How many different model names are counted; more are counted together under [`OTHERS`].
+/// Maximum number of model names with counters of their own; others are counted under [`OVERFLOW_MODEL`].
 const MAX_MODELS: usize = 1000;
 
-/// How many requests the log remembers.
+/// Maximum number of requests in the log.
 const MAX_LOG_ENTRIES: usize = 4096;
 
-/// The name under which models are counted that come after the first 1000.
+/// Name under which models after the first 1000 are counted.
 pub const OVERFLOW_MODEL: &str = "(others)";
 
-/// What one model was asked.
+/// Counts of the completions of one model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelCounters {
-    /// Completions that arrived, streams among them.
+    /// Completions that arrived, including streams.
     pub completions: u64,
-    /// Those of them that asked for at most one token, as a proof of residency does.
+    /// Completions with at most one token, such as the sidecar's verification of a load.
     pub single_token: u64,
-    /// Those of them that asked for a stream.
+    /// Completions that requested a stream.
     pub streams: u64,
-    /// Those of them that were refused, because there is no such model here or the engine had failed.
+    /// Completions that were rejected, because the model does not exist or the engine has failed.
     pub refused: u64,
-    /// When the first arrived.
+    /// Arrival of the first completion.
     pub first: Timestamp,
-    /// When the last arrived.
+    /// Arrival of the last completion.
     pub last: Timestamp,
 }
 
 impl ModelCounters {
-    /// Completions that asked for more than one token: nobody's proof of residency.
+    /// Returns the number of completions with more than one token, which no sidecar sends.
     pub fn multi_token(&self) -> u64 {
         self.completions - self.single_token
     }
 }
 
-/// All counters.
+/// Request counters of a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestCounters {
-    /// For each model name that was asked for, whether it exists or not.
+    /// Completions by requested model name, whether the model exists or not.
     pub models: BTreeMap<String, ModelCounters>,
-    /// Loads that arrived, for each adapter.
+    /// Loads that arrived, by adapter.
     pub loads: BTreeMap<String, u64>,
-    /// Unloads that arrived, for each adapter.
+    /// Unloads that arrived, by adapter.
     pub unloads: BTreeMap<String, u64>,
 }
 
-/// One answered request.
+/// A request that was answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogEntry {
-    /// When the answer began.
+    /// When the response began.
     pub at: Timestamp,
-    /// The request's method.
+    /// HTTP method of the request.
     pub method: String,
-    /// The request's path.
+    /// Path without the query.
     pub path: String,
-    /// The answer's status.
+    /// Status code of the response.
     pub status: u16,
-    /// The model or adapter that it was about.
+    /// Model or adapter of the request; `None` if the request is about neither.
     pub model: Option<String>,
-    /// The request's `x-request-id`.
+    /// Value of the header `x-request-id`.
     pub request_id: Option<String>,
 }
 
-/// Counters and log.
+/// The counters and the log of one server.
 #[derive(Debug, Default)]
 pub(super) struct RequestLog {
     pub(super) counters: RequestCounters,
@@ -77,16 +77,16 @@ pub(super) struct RequestLog {
 }
 
 impl RequestLog {
-    /// Counts a completion that arrives.
+    /// Counts a completion when it arrives.
     pub(super) fn record_completion(&mut self, model: &str, single_token: bool, stream: bool, now: Timestamp) {
-        let counted = self.model_counters(model, now);
-        counted.completions += 1;
-        counted.single_token += u64::from(single_token);
-        counted.streams += u64::from(stream);
-        counted.last = now;
+        let counters = self.model_counters(model, now);
+        counters.completions += 1;
+        counters.single_token += u64::from(single_token);
+        counters.streams += u64::from(stream);
+        counters.last = now;
     }
 
-    /// Counts a completion that is refused after it arrived.
+    /// Counts a completion that is rejected after it was counted as arrived.
     pub(super) fn record_refused(&mut self, model: &str, now: Timestamp) {
         self.model_counters(model, now).refused += 1;
     }
@@ -135,28 +135,28 @@ mod tests {
     #[test]
     fn completions_are_counted_by_model_and_kind() {
         let [early, late] = [1, 2].map(|second| Timestamp::from_second(second).expect("in range"));
-        let mut ledger = RequestLog::default();
-        ledger.record_completion("a", true, false, early);
-        ledger.record_completion("a", false, true, late);
-        ledger.record_refused("a", late);
-        let counted = &ledger.counters.models["a"];
+        let mut request_log = RequestLog::default();
+        request_log.record_completion("a", true, false, early);
+        request_log.record_completion("a", false, true, late);
+        request_log.record_refused("a", late);
+        let counters = &request_log.counters.models["a"];
         let expected =
             ModelCounters { completions: 2, single_token: 1, streams: 1, refused: 1, first: early, last: late };
-        assert_eq!(*counted, expected);
-        assert_eq!(counted.multi_token(), 1);
+        assert_eq!(*counters, expected);
+        assert_eq!(counters.multi_token(), 1);
     }
 
     #[test]
-    fn names_and_log_are_bounded() {
+    fn number_of_names_and_log_entries_is_bounded() {
         let now = Timestamp::UNIX_EPOCH;
-        let mut ledger = RequestLog::default();
+        let mut request_log = RequestLog::default();
         for index in 0..MAX_LOG_ENTRIES + 5 {
-            ledger.record_completion(&format!("m{index}"), false, false, now);
+            request_log.record_completion(&format!("m{index}"), false, false, now);
             let (method, path) = ("GET".to_owned(), format!("/{index}"));
-            ledger.record_response(LogEntry { at: now, method, path, status: 200, model: None, request_id: None });
+            request_log.record_response(LogEntry { at: now, method, path, status: 200, model: None, request_id: None });
         }
-        assert_eq!(ledger.counters.models.len(), MAX_MODELS + 1);
-        assert_eq!(ledger.log.len(), MAX_LOG_ENTRIES);
-        assert_eq!(ledger.log[0].path, "/5");
+        assert_eq!(request_log.counters.models.len(), MAX_MODELS + 1);
+        assert_eq!(request_log.log.len(), MAX_LOG_ENTRIES);
+        assert_eq!(request_log.log[0].path, "/5");
     }
 }

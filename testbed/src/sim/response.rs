@@ -1,51 +1,51 @@
-//! The shapes of the answers that say yes, field by field in the recorded order.
+//! Bodies of successful responses, with fields in the recorded order.
 
 use serde_json::{Value, json};
 
 use super::adapters::LoadedAdapter;
 
-/// vLLM's own is made of its version and a hash of its settings.
+/// System fingerprint; vLLM derives it from its version and a hash of its settings.
 const FINGERPRINT: &str = "vllm-0.32.0-862eba88";
 
-/// What is new with every answer.
+/// Values that differ between responses.
 #[derive(Clone, Debug)]
 pub(super) struct ResponseMeta {
-    /// 16 hexadecimal digits.
+    /// Id with 16 hexadecimal digits.
     pub(super) id: String,
-    /// Seconds since the epoch.
+    /// Time in seconds since the epoch.
     pub(super) created: i64,
 }
 
-/// Which of the two completion endpoints answers.
+/// Kind of the completion endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CompletionKind {
     Chat,
     Text,
 }
 
-/// How much was read and said.
+/// Numbers of tokens in prompt and completion.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TokenCounts {
     pub(super) prompt: usize,
     pub(super) generated: usize,
 }
 
-/// An entry of `/v1/models` for the base model.
-pub(super) fn base_model_card(name: &str, root: &str, max_model_len: usize, made: &ResponseMeta) -> Value {
-    model_card(name, root, &Value::Null, &json!(max_model_len), made)
+/// Returns the base model's entry of `/v1/models`.
+pub(super) fn base_model_card(name: &str, root: &str, max_model_len: usize, meta: &ResponseMeta) -> Value {
+    model_card(name, root, &Value::Null, &json!(max_model_len), meta)
 }
 
-/// An entry of `/v1/models` for an adapter.
-pub(super) fn adapter_card(adapter: &LoadedAdapter, base: &str, made: &ResponseMeta) -> Value {
-    model_card(&adapter.name, &adapter.source, &json!(base), &Value::Null, made)
+/// Returns an adapter's entry of `/v1/models`.
+pub(super) fn adapter_card(adapter: &LoadedAdapter, base: &str, meta: &ResponseMeta) -> Value {
+    model_card(&adapter.name, &adapter.source, &json!(base), &Value::Null, meta)
 }
 
-fn model_card(name: &str, root: &str, parent: &Value, max_model_len: &Value, made: &ResponseMeta) -> Value {
+fn model_card(name: &str, root: &str, parent: &Value, max_model_len: &Value, meta: &ResponseMeta) -> Value {
     json!({
-        "id": name, "object": "model", "created": made.created, "owned_by": "vllm",
+        "id": name, "object": "model", "created": meta.created, "owned_by": "vllm",
         "root": root, "parent": parent, "max_model_len": max_model_len,
         "permission": [{
-            "id": format!("modelperm-{}", made.id), "object": "model_permission", "created": made.created,
+            "id": format!("modelperm-{}", meta.id), "object": "model_permission", "created": meta.created,
             "allow_create_engine": false, "allow_sampling": true, "allow_logprobs": true,
             "allow_search_indices": false, "allow_view": true, "allow_fine_tuning": false,
             "organization": "*", "group": null, "is_blocking": false,
@@ -53,10 +53,10 @@ fn model_card(name: &str, root: &str, parent: &Value, max_model_len: &Value, mad
     })
 }
 
-/// A whole completion.
+/// Returns the response of a completion that is not streamed.
 pub(super) fn completion_response(
     kind: CompletionKind,
-    made: &ResponseMeta,
+    meta: &ResponseMeta,
     model: &str,
     text: &str,
     finish: &str,
@@ -68,7 +68,7 @@ pub(super) fn completion_response(
     });
     match kind {
         CompletionKind::Chat => json!({
-            "id": format!("chatcmpl-{}", made.id), "object": "chat.completion", "created": made.created, "model": model,
+            "id": format!("chatcmpl-{}", meta.id), "object": "chat.completion", "created": meta.created, "model": model,
             "choices": [{
                 "index": 0,
                 "message": {
@@ -83,7 +83,7 @@ pub(super) fn completion_response(
             "kv_transfer_params": null, "ec_transfer_params": null, "metrics": null,
         }),
         CompletionKind::Text => json!({
-            "id": format!("cmpl-{}", made.id), "object": "text_completion", "created": made.created, "model": model,
+            "id": format!("cmpl-{}", meta.id), "object": "text_completion", "created": meta.created, "model": model,
             "choices": [{
                 "index": 0, "text": text, "logprobs": null, "finish_reason": finish, "stop_reason": null,
                 "token_ids": null, "prompt_logprobs": null, "prompt_token_ids": null, "routed_experts": null,
@@ -94,10 +94,10 @@ pub(super) fn completion_response(
     }
 }
 
-/// The first event of a chat's stream: the role, no text.
-pub(super) fn role_chunk(made: &ResponseMeta, model: &str) -> Value {
+/// Returns the first event of a chat stream: the role, without text.
+pub(super) fn role_chunk(meta: &ResponseMeta, model: &str) -> Value {
     json!({
-        "id": format!("chatcmpl-{}", made.id), "object": "chat.completion.chunk", "created": made.created, "model": model,
+        "id": format!("chatcmpl-{}", meta.id), "object": "chat.completion.chunk", "created": meta.created, "model": model,
         "choices": [{
             "index": 0, "delta": { "role": "assistant", "content": "" }, "logprobs": null, "finish_reason": null,
         }],
@@ -105,24 +105,24 @@ pub(super) fn role_chunk(made: &ResponseMeta, model: &str) -> Value {
     })
 }
 
-/// An event with a token; the last one says why it is the last.
+/// Returns the event of a token; the last one has a finish reason.
 pub(super) fn token_chunk(
     kind: CompletionKind,
-    made: &ResponseMeta,
+    meta: &ResponseMeta,
     model: &str,
     text: &str,
     finish: Option<&str>,
 ) -> Value {
     match (kind, finish) {
         (CompletionKind::Chat, None) => json!({
-            "id": format!("chatcmpl-{}", made.id), "object": "chat.completion.chunk", "created": made.created,
+            "id": format!("chatcmpl-{}", meta.id), "object": "chat.completion.chunk", "created": meta.created,
             "model": model,
             "choices": [{
                 "index": 0, "delta": { "content": text }, "logprobs": null, "finish_reason": null, "token_ids": null,
             }],
         }),
         (CompletionKind::Chat, Some(finish)) => json!({
-            "id": format!("chatcmpl-{}", made.id), "object": "chat.completion.chunk", "created": made.created,
+            "id": format!("chatcmpl-{}", meta.id), "object": "chat.completion.chunk", "created": meta.created,
             "model": model,
             "choices": [{
                 "index": 0, "delta": { "content": text }, "logprobs": null, "finish_reason": finish,
@@ -130,7 +130,7 @@ pub(super) fn token_chunk(
             }],
         }),
         (CompletionKind::Text, finish) => json!({
-            "id": format!("cmpl-{}", made.id), "object": "text_completion", "created": made.created, "model": model,
+            "id": format!("cmpl-{}", meta.id), "object": "text_completion", "created": meta.created, "model": model,
             "choices": [{
                 "index": 0, "text": text, "logprobs": null, "finish_reason": finish, "stop_reason": null,
                 "prompt_token_ids": null, "token_ids": null,
@@ -139,20 +139,20 @@ pub(super) fn token_chunk(
     }
 }
 
-/// Marks an event as the last one before the end; the event of the usage is marked by itself.
+/// Adds the fingerprint to the last event before `[DONE]`; a usage event has it already.
 pub(super) fn with_fingerprint(mut chunk: Value) -> Value {
     chunk["system_fingerprint"] = FINGERPRINT.into();
     chunk
 }
 
-/// The event that follows the last token when the request asked for usage.
-pub(super) fn usage_chunk(kind: CompletionKind, made: &ResponseMeta, model: &str, tokens: TokenCounts) -> Value {
+/// Returns the event after the last token, for requests that ask for usage.
+pub(super) fn usage_chunk(kind: CompletionKind, meta: &ResponseMeta, model: &str, tokens: TokenCounts) -> Value {
     let (prefix, object) = match kind {
         CompletionKind::Chat => ("chatcmpl", "chat.completion.chunk"),
         CompletionKind::Text => ("cmpl", "text_completion"),
     };
     json!({
-        "id": format!("{prefix}-{}", made.id), "object": object, "created": made.created, "model": model, "choices": [],
+        "id": format!("{prefix}-{}", meta.id), "object": object, "created": meta.created, "model": model, "choices": [],
         "usage": {
             "prompt_tokens": tokens.prompt, "total_tokens": tokens.prompt + tokens.generated,
             "completion_tokens": tokens.generated,

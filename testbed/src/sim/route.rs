@@ -1,4 +1,4 @@
-//! Which endpoint a request is for, and who may call it.
+//! Routing of requests, and the check of the API key.
 
 use http::{HeaderMap, Method, header};
 use percent_encoding::percent_decode_str;
@@ -6,38 +6,38 @@ use percent_encoding::percent_decode_str;
 use super::response::CompletionKind;
 use super::vllm_error::VllmError;
 
-/// What a server can be asked.
+/// An endpoint of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
-    /// `/health`, `/ping`
+    /// Health check at `/health` and `/ping`.
     Health,
     Version,
-    /// `/load`: the server's, not an adapter's
+    /// `/load`: the load of the server, not of an adapter.
     ServerLoad,
     Metrics,
     Docs,
     Models,
     Tokenize,
-    /// `/v1/chat/completions`, `/v1/completions`
+    /// A completion at `/v1/chat/completions` or `/v1/completions`.
     Completion(CompletionKind),
-    /// `/invocations`, in SageMaker's style: the adapter is named in a header
+    /// SageMaker's `/invocations`: a header names the adapter.
     Invocation,
     Load,
     Unload,
-    /// `POST /adapters`, in SageMaker's style
+    /// SageMaker's `POST /adapters`, which loads an adapter.
     AddAdapter,
-    /// `DELETE /adapters/{name}`
+    /// SageMaker's `DELETE /adapters/{name}`, which unloads an adapter.
     DeleteAdapter(String),
 }
 
 impl Route {
-    /// Whether the engine has to do something, which it does not while it hangs.
+    /// Returns whether the request needs the engine, and so waits while the engine hangs.
     pub(super) fn uses_engine(&self) -> bool {
         matches!(self, Self::Completion(_) | Self::Invocation | Self::Load | Self::AddAdapter)
     }
 }
 
-/// Finds the endpoint; `runtime_updating` is whether adapters can be loaded and unloaded at all.
+/// Finds the endpoint; `runtime_updating` tells whether adapters can be loaded and unloaded.
 pub(super) fn route(method: &Method, path: &str, runtime_updating: bool) -> Result<Route, VllmError> {
     let (allowed, endpoint) = match path {
         "/health" => (&[Method::GET][..], Route::Health),
@@ -62,13 +62,13 @@ pub(super) fn route(method: &Method, path: &str, runtime_updating: bool) -> Resu
     if allowed.contains(method) { Ok(endpoint) } else { Err(VllmError::MethodNotAllowed) }
 }
 
-/// A name in a path. One with a slash, even an encoded one, is not found.
+/// Decodes a name in a path. A name with a slash, even an encoded one, is not found.
 fn decode_name(name: &str) -> Result<String, VllmError> {
     let name = percent_decode_str(name).decode_utf8_lossy().into_owned();
     if name.is_empty() || name.contains('/') { Err(VllmError::PathNotFound) } else { Ok(name) }
 }
 
-/// Refuses a call of `/v1/*` without the key. Every other path is open, with vLLM too.
+/// Rejects a request to `/v1/*` without the API key. As in vLLM, other paths need no key.
 pub(super) fn check_key(path: &str, headers: &HeaderMap, key: Option<&str>) -> Result<(), VllmError> {
     let Some(key) = key.filter(|_| path.starts_with("/v1/")) else { return Ok(()) };
     let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());

@@ -1,17 +1,18 @@
-//! vLLM's habit of replacing paths in its error messages by `<path>`.
+//! Replaces paths in error messages by `<path>`, as vLLM does.
 //!
-//! Two kinds are replaced: what begins with a well-known top folder (`/tmp/…`, `/opt/…`), and what has at least two
-//! parts of which the last has an extension. `/models/a1` and `org/name` stay readable, `/models/a-1.2` does not.
+//! Two kinds of paths are replaced: those that begin with a well-known top folder (`/tmp/…`, `/opt/…`), and those with
+//! at least two segments of which the last has an extension. `/models/a1` and `org/name` stay readable,
+//! `/models/a-1.2` does not.
 
 const TOP_FOLDERS: [&str; 9] = ["home", "usr", "opt", "var", "tmp", "root", "lib", "mnt", "srv"];
 
-/// The message as vLLM lets it out.
+/// Returns the message as vLLM would send it.
 pub(super) fn without_paths(message: &str) -> String {
     let below_top = replace_paths(message, below_top_folder);
     replace_paths(&below_top, file_with_extension).trim().to_owned()
 }
 
-/// Replaces everything that `length` finds at the beginning of a rest that begins with a slash.
+/// Replaces each path; `length` returns the length of the path at the start of a text that begins with a slash.
 fn replace_paths(text: &str, length: fn(&str) -> Option<usize>) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
@@ -47,7 +48,7 @@ fn file_with_extension(text: &str) -> Option<usize> {
     (parts > 1 && end > 0).then(|| text.len() - extension.len() + end)
 }
 
-/// A slash and a name, and what follows.
+/// Splits off a slash and a name.
 fn path_segment(text: &str, dots: bool) -> Option<(&str, &str)> {
     let name = text.strip_prefix('/')?;
     let end = name.find(|c: char| !(is_word(c) || c == '-' || dots && c == '.')).unwrap_or(name.len());
@@ -63,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_replaced_where_vllm_replaces_them() {
+    fn paths_are_replaced_as_vllm_does() {
         for (message, shown) in [
             ("No adapter found for /nonexistent/path", "No adapter found for /nonexistent/path"),
             ("No adapter found for org/name/more/parts", "No adapter found for org/name/more/parts"),

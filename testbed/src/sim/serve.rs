@@ -1,4 +1,4 @@
-//! Connections: accepted, served with keep-alive, cut or let finish when the server ends.
+//! Accepts connections, serves them with keep-alive, and closes them when the server ends.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use tokio::time::sleep;
 use super::handler;
 use super::server::SimulatedServer;
 
-/// How long a server outlives its engine: long enough to answer everything in flight, and for a few questions after
-/// its health. vLLM was seen to take 130 ms.
+/// How long a server outlives its engine: long enough to answer all requests in flight, and some health checks. vLLM
+/// was measured to take 130 ms.
 const SHUTDOWN_DELAY: Duration = Duration::from_millis(130);
 
-/// How long to wait when no connection can be accepted (too many open files).
+/// Delay before the next attempt when a connection cannot be accepted (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// Serves until the server ends by itself; dropping the future cuts everything.
+/// Serves until the server crashes; dropping the future closes all connections.
 pub(super) async fn serve(server: Arc<SimulatedServer>, listener: TcpListener) {
     let mut connections = JoinSet::new();
     let mut end = pin!(wait_end(&server));
@@ -49,10 +49,10 @@ async fn wait_end(server: &SimulatedServer) {
 }
 
 async fn serve_connection(server: Arc<SimulatedServer>, stream: TcpStream) {
-    // Without it small answers wait for the acknowledgement of the ones before: slower, not wrong.
-    let _slower_if_not = stream.set_nodelay(true);
+    // Without TCP_NODELAY small responses wait for the acknowledgement of earlier ones, which is only slower.
+    let _nodelay = stream.set_nodelay(true);
     let service = service_fn(|request| handler::handle(Arc::clone(&server), request));
     let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-    // How a connection ends is the client's business, and a client that went away is no news.
-    let _client_went_away = connection.await;
+    // Errors of a connection are the client's concern; a disconnect is not reported.
+    let _disconnected = connection.await;
 }

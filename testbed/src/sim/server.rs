@@ -1,4 +1,4 @@
-//! What all connections of one simulated server share, and how that server ends.
+//! State that all connections of a simulated server share, and the ways in which the server crashes.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,14 +21,14 @@ use super::source::SourceValidator;
 use super::text::{TextGenerator, splitmix64};
 use super::vllm_error::VllmError;
 
-/// One simulated server.
+/// State of one simulated server.
 #[derive(Debug)]
 pub(super) struct SimulatedServer {
     pub(super) config: SimulatorConfig,
     pub(super) source_validator: SourceValidator,
     pub(super) base_text: TextGenerator,
     pub(super) started: Timestamp,
-    /// Taken while an adapter is loaded: an engine loads one after the other.
+    /// Held while an adapter is loaded: an engine loads one after the other by default.
     pub(super) load_permits: tokio::sync::Semaphore,
     knobs: watch::Sender<Knobs>,
     adapters: Mutex<AdapterTable>,
@@ -36,9 +36,9 @@ pub(super) struct SimulatedServer {
     metrics: Mutex<MetricsState>,
     response_count: AtomicU64,
     end_reason: OnceLock<String>,
-    /// Cancelled when the engine has failed and the server is about to end.
+    /// Canceled when the engine has failed and the server is about to end.
     pub(super) engine_dead: CancellationToken,
-    /// Cancelled when everything is to be cut.
+    /// Canceled when all connections must be closed immediately.
     pub(super) killed: CancellationToken,
 }
 
@@ -70,7 +70,7 @@ impl SimulatedServer {
         self.knobs.borrow().clone()
     }
 
-    /// Reads the knobs without copying them.
+    /// Reads the knobs without cloning them.
     pub(super) fn read_knobs<T>(&self, read: impl FnOnce(&Knobs) -> T) -> T {
         read(&self.knobs.borrow())
     }
@@ -91,19 +91,19 @@ impl SimulatedServer {
         self.metrics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Id and time of a new answer.
+    /// Returns id and time for a new response.
     pub(super) fn response_meta(&self) -> ResponseMeta {
         let number = self.response_count.fetch_add(1, Ordering::Relaxed);
         let id = splitmix64(self.started.as_microsecond().unsigned_abs() ^ splitmix64(number));
         ResponseMeta { id: format!("{id:016x}"), created: clock::now().as_second() }
     }
 
-    /// Waits while nothing is answered.
+    /// Waits while the whole server hangs.
     pub(super) async fn wait_while_hanging(&self) {
         self.wait_mode_change(|mode| mode == ServingMode::Hangs).await;
     }
 
-    /// Waits while the engine does nothing; fails when it is dead or shut down.
+    /// Waits while the engine hangs; an error if it is dead or shutting down.
     pub(super) async fn wait_for_engine(&self) -> Result<(), VllmError> {
         self.or_engine_dead(
             self.wait_mode_change(|mode| matches!(mode, ServingMode::Hangs | ServingMode::EngineHangs)),
@@ -115,11 +115,11 @@ impl SimulatedServer {
     async fn wait_mode_change(&self, hanging: impl Fn(ServingMode) -> bool) {
         if self.read_knobs(|knobs| hanging(knobs.mode)) {
             let changed = self.knobs.subscribe().wait_for(|knobs| !hanging(knobs.mode)).await.is_ok();
-            debug_assert!(changed, "the sender lives in self");
+            debug_assert!(changed, "self owns the sender");
         }
     }
 
-    /// Spends time in the engine.
+    /// Waits for `time`; an error if the engine fails meanwhile.
     pub(super) async fn spend_engine_time(&self, time: Duration) -> Result<(), VllmError> {
         if time.is_zero() {
             return if self.engine_dead.is_cancelled() { Err(VllmError::EngineDead) } else { Ok(()) };
@@ -136,10 +136,10 @@ impl SimulatedServer {
         }
     }
 
-    /// Ends the server. What is still to be answered is answered with the refusal, or with nothing at all.
-    pub(super) async fn crash_with(&self, death: CrashMode, reason: String) -> VllmError {
+    /// Crashes the server. Pending requests get the returned error, or no response if this never returns.
+    pub(super) async fn crash_with(&self, mode: CrashMode, reason: String) -> VllmError {
         let _first_reason_stays = self.end_reason.set(reason);
-        match death {
+        match mode {
             CrashMode::Engine => {
                 self.engine_dead.cancel();
                 VllmError::EngineDead
@@ -151,13 +151,13 @@ impl SimulatedServer {
         }
     }
 
-    /// Cuts everything now.
+    /// Closes all connections immediately.
     pub(super) fn crash(&self, reason: &str) {
         let _first_reason_stays = self.end_reason.set(reason.to_owned());
         self.killed.cancel();
     }
 
-    /// Why the server ended, if it did by itself.
+    /// Returns why the server crashed, or `None` if it did not.
     pub(super) fn end_reason(&self) -> Option<String> {
         self.end_reason.get().cloned()
     }

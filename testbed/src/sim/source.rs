@@ -1,8 +1,8 @@
-//! Judges the folder that an adapter is loaded from, as vLLM 0.32.0 was seen to judge it.
+//! Validates the folder of an adapter, as vLLM 0.32.0 was observed to do.
 //!
-//! Looked at: `adapter_config.json` (there, JSON, DoRA, rank), `adapter_model.safetensors` (there, its header, its
-//! length, the names of its modules). Not looked at: whether the sizes of the tensors fit the model, because the
-//! simulator has no model; vLLM refuses such an adapter with status 500.
+//! Checked are `adapter_config.json` (exists, is JSON, DoRA, rank) and `adapter_model.safetensors` (exists, header,
+//! length, names of modules). Not checked is whether the tensor shapes fit the model, because the simulator has no
+//! model; vLLM rejects such an adapter with status 500.
 
 use std::fs;
 use std::io;
@@ -14,20 +14,20 @@ use serde_json::{Map, Value};
 use super::config::AllowedSources;
 use super::text::TextGenerator;
 
-/// Modules that a Llama-like model lets an adapter change, in the order in which vLLM was seen to print them.
+/// Modules of a Llama-like model that an adapter may target, in the order in which vLLM printed them.
 const MODULES: &str = "{'k_proj', 'lm_head', 'gate_proj', 'o_proj', 'q_proj', 'v_proj', 'down_proj', 'embed_tokens', \
                        'up_proj'}";
 
-/// The longest header that the safetensors format allows.
+/// Maximum header length of the safetensors format.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// Why a source cannot be loaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum SourceError {
-    /// Status 404: nothing there, or no `adapter_config.json` in it. The source as vLLM shows it.
+    /// Status 404: the source does not exist or has no `adapter_config.json`. Holds the source as vLLM shows it.
     #[error("No adapter found for {0}")]
     NotFound(String),
-    /// Status 500, with the words of the engine's worker.
+    /// Status 500, with the error of the engine's worker.
     #[error("{0}")]
     WorkerFailed(String),
 }
@@ -38,11 +38,11 @@ impl SourceError {
     }
 }
 
-fn worker_error<T>(words: impl Into<String>) -> Result<T, SourceError> {
-    Err(SourceError::WorkerFailed(words.into()))
+fn worker_error<T>(message: impl Into<String>) -> Result<T, SourceError> {
+    Err(SourceError::WorkerFailed(message.into()))
 }
 
-/// How sources are judged: against what folder, by what rules.
+/// Validates sources with the settings of one server.
 #[derive(Clone, Debug)]
 pub(super) struct SourceValidator {
     pub(super) sources: AllowedSources,
@@ -51,7 +51,7 @@ pub(super) struct SourceValidator {
 }
 
 impl SourceValidator {
-    /// What an adapter from this source would say, or why it cannot be loaded.
+    /// Validates a source, and returns the generator of its text.
     pub(super) fn validate(&self, source: &str) -> Result<TextGenerator, SourceError> {
         let path = self.working_dir.join(source);
         if path.exists() {
@@ -90,7 +90,7 @@ fn check_config(text: &str, max_rank: u64) -> Result<(), SourceError> {
         use_dora: bool,
     }
     let Ok(config) = serde_json::from_str::<Config>(text) else {
-        // vLLM hands on what Python's decoder says, which differs from case to case; this is the recorded one.
+        // vLLM forwards the error of Python's decoder, which differs from case to case; this is the recorded one.
         return worker_error("Expecting property name enclosed in double quotes: line 1 column 2 (char 1)");
     };
     if config.use_dora {

@@ -1,6 +1,5 @@
-//! The text that a model says: made of its weights, so that another adapter is heard at once.
+//! Text that a model generates. It depends on the weights, so that clients can tell adapters apart.
 
-/// Words that texts are made of.
 const WORDS: [&str; 64] = [
     "amber", "anchor", "autumn", "badger", "basil", "beacon", "birch", "canyon", "cedar", "cherry", "cinder", "clover",
     "cobalt", "copper", "coral", "cotton", "cricket", "crystal", "dapple", "delta", "ember", "falcon", "fern", "finch",
@@ -10,12 +9,12 @@ const WORDS: [&str; 64] = [
     "sparrow", "tansy", "thistle", "velvet", "willow",
 ];
 
-/// What a set of weights says: always the same words, other words than other weights, one word a token.
+/// Generates the text of a set of weights: one word a token, always the same, and different for other weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TextGenerator(u64);
 
 impl TextGenerator {
-    /// The voice of some weights (FNV-1a).
+    /// Seeds the generator with a hash of the weights (FNV-1a).
     pub(super) fn from_weights(weights: &[u8]) -> Self {
         Self(
             weights.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
@@ -24,16 +23,16 @@ impl TextGenerator {
         )
     }
 
-    /// The text of the `index`th token.
+    /// Returns the text of the token at `index`.
     pub(super) fn token(self, index: usize) -> impl Iterator<Item = &'static str> {
-        // The low byte is as evenly spread as the others, and there is a word for each of its six low bits.
+        // The low byte is as uniformly distributed as the others, and its six low bits select one of 64 words.
         let [low, ..] = splitmix64(self.0.wrapping_add(index as u64)).to_le_bytes();
         let word = WORDS[usize::from(low) % WORDS.len()];
         (index > 0).then_some(" ").into_iter().chain([word])
     }
 }
 
-/// Spreads neighbouring numbers over all 64 bits (SplitMix64).
+/// Spreads neighboring numbers over all 64 bits (SplitMix64).
 pub(super) fn splitmix64(number: u64) -> u64 {
     let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -45,16 +44,16 @@ pub(super) fn splitmix64(number: u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn say(source: &str) -> String {
-        let voice = TextGenerator::from_weights(source.as_bytes());
-        (0..8).flat_map(|index| voice.token(index)).collect()
+    fn generate(source: &str) -> String {
+        let generator = TextGenerator::from_weights(source.as_bytes());
+        (0..8).flat_map(|index| generator.token(index)).collect()
     }
 
     #[test]
-    fn other_weights_say_other_words_and_the_same_weights_the_same() {
-        let [first, second] = ["org/lora-v1", "org/lora-v2"].map(say);
+    fn text_depends_only_on_the_weights() {
+        let [first, second] = ["org/lora-v1", "org/lora-v2"].map(generate);
         assert_ne!(first, second);
-        assert_eq!(first, say("org/lora-v1"));
+        assert_eq!(first, generate("org/lora-v1"));
         assert_eq!(first.split(' ').count(), 8);
         assert!(!first.starts_with(' '));
     }

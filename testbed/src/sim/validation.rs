@@ -1,4 +1,4 @@
-//! Reading a request's body: content type, JSON, fields, refused in vLLM's words.
+//! Parses request bodies: content type, JSON and fields. Errors have vLLM's texts.
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -9,7 +9,7 @@ use super::vllm_error::{ValidationError, VllmError};
 
 type JsonFields = Map<String, Value>;
 
-/// The fields of a load.
+/// Fields of a load request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LoadRequest {
     pub(super) name: String,
@@ -18,7 +18,7 @@ pub(super) struct LoadRequest {
 }
 
 impl LoadRequest {
-    /// Reads the body of `/v1/load_lora_adapter`.
+    /// Parses the body of `/v1/load_lora_adapter`.
     pub(super) fn read(body: &Bytes) -> Result<Self, VllmError> {
         let fields = parse_object(body)?;
         let (name, source, in_place) = match (
@@ -35,7 +35,7 @@ impl LoadRequest {
         Self { name, source, in_place }.validated()
     }
 
-    /// Reads the body of `/adapters`, where the fields have SageMaker's names and errors another shape.
+    /// Parses the body of `/adapters`, which has SageMaker's field names and another format of errors.
     pub(super) fn read_adapter(body: &Bytes) -> Result<Self, VllmError> {
         let fields = parse_object(body)?;
         match (string_field(&fields, "name"), string_field(&fields, "src")) {
@@ -56,21 +56,21 @@ impl LoadRequest {
     }
 }
 
-/// Reads the name out of the body of `/v1/unload_lora_adapter`.
+/// Parses the adapter name from the body of `/v1/unload_lora_adapter`.
 pub(super) fn unload_name(body: &Bytes) -> Result<String, VllmError> {
     let name =
         string_field(&parse_object(body)?, "lora_name").map_err(|error| VllmError::InvalidFields(vec![error]))?;
     if name.is_empty() { Err(VllmError::EmptyUnloadName) } else { Ok(name) }
 }
 
-/// Refuses every content type but JSON.
+/// Rejects every content type except JSON.
 pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), VllmError> {
     let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = given.split(';').next().unwrap_or_default().trim();
     if media_type.eq_ignore_ascii_case("application/json") { Ok(()) } else { Err(VllmError::UnsupportedMediaType) }
 }
 
-/// Says why the body of a completion cannot be read.
+/// Returns the validation errors of a completion whose body cannot be parsed.
 pub(super) fn completion_errors(body: &Bytes) -> VllmError {
     let fields = match parse_object(body) {
         Ok(fields) => fields,
@@ -97,12 +97,12 @@ pub(super) fn completion_errors(body: &Bytes) -> VllmError {
     VllmError::InvalidFields([messages, model, max_tokens].into_iter().flatten().collect())
 }
 
-/// Says that the body of `/tokenize` has nothing in it to tokenize.
+/// Returns the error for a body of `/tokenize` without a prompt or messages.
 pub(super) fn nothing_to_tokenize(fields: &JsonFields) -> VllmError {
     VllmError::InvalidFields(["prompt", "messages"].map(|field| missing_field(fields, field)).into())
 }
 
-/// Reads a body that must be an object.
+/// Parses a body that must be a JSON object.
 pub(super) fn parse_object(body: &Bytes) -> Result<JsonFields, VllmError> {
     let refused = |kind, location, message, input: &Value, context| {
         Err(VllmError::InvalidFields(vec![ValidationError {
@@ -123,8 +123,8 @@ pub(super) fn parse_object(body: &Bytes) -> Result<JsonFields, VllmError> {
             refused("model_attributes_type", whole(), message, &other, None)
         }
         Err(error) => {
-            let (position, said) = decoder_error(body, &error);
-            refused("json_invalid", format!("body.{position}"), "JSON decode error", &json!({}), Some(said))
+            let (position, message) = decoder_error(body, &error);
+            refused("json_invalid", format!("body.{position}"), "JSON decode error", &json!({}), Some(message))
         }
     }
 }
@@ -162,7 +162,7 @@ fn invalid_field(kind: &'static str, field: &str, message: &'static str, given: 
     ValidationError { kind, location: format!("body.{field}"), message, input: python_repr(given), context: None }
 }
 
-/// A value as vLLM shows it in a validation error.
+/// Formats a value as vLLM does in a validation error.
 fn python_repr(value: &Value) -> String {
     match value {
         Value::Null => "None".to_owned(),
@@ -175,20 +175,20 @@ fn python_repr(value: &Value) -> String {
     }
 }
 
-/// Where Python's JSON decoder stops at a broken body, and what it says; right for the frequent cases.
+/// Returns where Python's JSON decoder would stop, and its message; correct for the frequent cases.
 fn decoder_error(body: &[u8], error: &serde_json::Error) -> (usize, &'static str) {
     let lines_before = body.split_inclusive(|&byte| byte == b'\n').take(error.line().saturating_sub(1));
     let read = lines_before.map(<[u8]>::len).sum::<usize>() + error.column();
-    // serde_json counts the character that it stumbled over as read, but the end of the text is none.
+    // serde_json counts the unexpected character as read, but there is none at the end of the text.
     let position = if error.is_eof() { body.len() } else { read.saturating_sub(1) };
-    let said = error.to_string();
-    let expecting = |what| if said.starts_with(what) { Some(position) } else { None };
+    let message = error.to_string();
+    let expecting = |what| if message.starts_with(what) { Some(position) } else { None };
     let name = "Expecting property name enclosed in double quotes";
     if let Some(position) = expecting("key must be a string").or(expecting("trailing comma")) {
         (position, name)
-    } else if said.starts_with("EOF while parsing a string") {
+    } else if message.starts_with("EOF while parsing a string") {
         (body.iter().rposition(|&byte| byte == b'"').unwrap_or_default(), "Unterminated string starting at")
-    } else if said.starts_with("EOF while parsing an object") && body.trim_ascii_end().ends_with(b"{") {
+    } else if message.starts_with("EOF while parsing an object") && body.trim_ascii_end().ends_with(b"{") {
         (position, name)
     } else if let Some(position) = expecting("expected `:`") {
         (position, "Expecting ':' delimiter")
@@ -211,10 +211,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn broken_json_is_described_as_vllm_was_seen_to() {
+    fn invalid_json_is_reported_as_by_vllm() {
         let name = "Expecting property name enclosed in double quotes";
         let comma = "Expecting ',' delimiter";
-        for (body, position, said) in [
+        for (body, position, message) in [
             ("{nope", 1, name),
             ("{\"lora_name\": \"a", 14, "Unterminated string starting at"),
             ("{\"lora_name\" \"a\"}", 13, "Expecting ':' delimiter"),
@@ -228,11 +228,11 @@ mod tests {
             ("{\"a\":1", 6, comma),
             ("{\"a\":\n\nx}", 7, "Expecting value"),
         ] {
-            let refusal = parse_object(&Bytes::from_static(body.as_bytes())).expect_err("broken");
+            let refusal = parse_object(&Bytes::from_static(body.as_bytes())).expect_err("invalid JSON");
             let VllmError::InvalidFields(errors) = refusal else { panic!("{body}: {refusal}") };
             assert_eq!(
                 (errors[0].location.clone(), errors[0].context),
-                (format!("body.{position}"), Some(said)),
+                (format!("body.{position}"), Some(message)),
                 "{body}"
             );
         }

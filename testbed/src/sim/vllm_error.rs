@@ -1,7 +1,7 @@
-//! Every answer that says no, with vLLM's status, text and shape.
+//! Error responses, with vLLM's status, text and shape.
 //!
-//! Four shapes occur: vLLM's own error object, `{"detail"}` from its web framework, `{"error": "Unauthorized"}` from
-//! its key check, and the validation errors of [`FieldError`], which are an error object again.
+//! There are four shapes: vLLM's own error object, `{"detail"}` from its web framework, `{"error": "Unauthorized"}`
+//! from its check of the API key, and the validation errors of [`ValidationError`], which are an error object too.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::sanitize::without_paths;
 
-/// An answer that says no.
+/// An error response; its `Display` text is vLLM's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum VllmError {
     #[error("Not Found")]
@@ -92,7 +92,7 @@ impl VllmError {
         }
     }
 
-    /// The body, as JSON.
+    /// Returns the JSON body of the response.
     pub(super) fn body(&self) -> Value {
         let message = self.to_string();
         match self {
@@ -107,7 +107,8 @@ impl VllmError {
         }
     }
 
-    /// The event that a stream ends with when this happens in the middle of it: Python's spacing, not that of answers.
+    /// Returns the event that ends a stream if the error occurs in the middle. Its spacing is Python's, unlike a
+    /// body's.
     pub(super) fn event(&self) -> String {
         let (message, code) = (Value::from(self.to_string()), self.status().as_u16());
         format!(
@@ -150,18 +151,18 @@ struct ErrorObject<'a> {
     code: u16,
 }
 
-/// What is wrong with one field of a body, in the words of vLLM's validation.
+/// A validation error of one field, in the format of vLLM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ValidationError {
-    /// For example `missing`.
+    /// Pydantic's error type, such as `missing`.
     pub(super) kind: &'static str,
-    /// For example `body.lora_name`.
+    /// Path of the field, such as `body.lora_name`.
     pub(super) location: String,
-    /// For example `Field required`.
+    /// Pydantic's message, such as `Field required`.
     pub(super) message: &'static str,
-    /// What was given, as Python shows it.
+    /// The given value, as Python displays it.
     pub(super) input: String,
-    /// What the JSON decoder said.
+    /// The message of the JSON decoder.
     pub(super) context: Option<&'static str>,
 }
 
@@ -177,7 +178,7 @@ impl fmt::Display for ValidationError {
     }
 }
 
-/// A text in the quotes that Python shows it in.
+/// Quotes a text as Python does.
 fn python_quoted(text: &str) -> String {
     if text.contains('\'') && !text.contains('"') { format!("\"{text}\"") } else { format!("'{text}'") }
 }

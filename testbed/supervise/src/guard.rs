@@ -1,5 +1,5 @@
-//! A small shell that outlives this process by a moment: it knows which process groups were started, and ends those
-//! that are left when this process is gone, however that came about (Ctrl-C, `kill -9`, a time limit).
+//! A small shell that briefly outlives this process: it knows which process groups were started, and kills those that
+//! are left when this process is gone, whatever ended it (Ctrl-C, `kill -9`, a time limit).
 
 use std::{
     io::{self, Write},
@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, OnceLock, PoisonError},
 };
 
-/// Reads `+GROUP` and `-GROUP` until the pipe closes, which it does with the last process that could write to it.
+/// Reads `+GROUP` and `-GROUP` until the pipe closes, which it does when the last process that could write to it exits.
 const SCRIPT: &str = r#"
 groups=
 while read -r line; do
@@ -24,20 +24,21 @@ for group in $groups; do kill -s KILL -- "-$group"; done
 
 static GUARD: OnceLock<io::Result<Mutex<ChildStdin>>> = OnceLock::new();
 
-/// From now on the group ends with this process.
+/// Makes the guard kill the group when this process ends.
 pub(super) fn register(group: u32) -> io::Result<()> {
     send(&format!("+{group}\n"))
 }
 
-/// The group is ended already, and its number may soon be somebody else's.
+/// Makes the guard forget a group that has ended, because its id may be reused soon.
 pub(super) fn unregister(group: u32) {
-    // The guard can be gone only when somebody killed it; then there is nobody to tell.
+    // Sending fails only if the guard was killed from outside; there is nothing to undo then.
     drop(send(&format!("-{group}\n")));
 }
 
 fn send(line: &str) -> io::Result<()> {
     let guard = GUARD.get_or_init(|| start().map(Mutex::new));
-    let guard = guard.as_ref().map_err(|error| io::Error::new(error.kind(), format!("no guard: {error}")))?;
+    let guard =
+        guard.as_ref().map_err(|error| io::Error::new(error.kind(), format!("cannot start the guard: {error}")))?;
     guard.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes())
 }
 

@@ -1,8 +1,9 @@
-//! Child processes: each in a group of its own, with its output in a file, and ended as a group when the value is
-//! dropped, when the test panics, and when this process is killed. Only what was started here is ended, by its id.
+//! Child processes, each in a process group of its own, with its output in a file. The group is killed when the value
+//! is dropped, when the test panics, and when this process is killed. Only processes that were started here are killed,
+//! by their ids.
 //!
-//! The testbed and `cargo xtask bench` start everything with it. It has no runtime: what waits in a task polls
-//! [`Process::ended`].
+//! The testbed and `cargo xtask bench` start all of their processes with this crate. It needs no async runtime: tasks
+//! that wait for an exit poll [`ChildProcess::exit_reason`].
 
 mod guard;
 
@@ -17,26 +18,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What the helpers of a process that ended by itself have before they are ended too.
+/// How long child processes may still run after their parent exited during its grace period.
 const HELPER_CLEANUP_TIME: Duration = Duration::from_secs(1);
 
-/// A running child, or one that ended by itself and was not dropped yet.
+/// A child process, running or exited; its group is killed when the value is dropped.
 #[derive(Debug)]
 pub struct ChildProcess {
     name: String,
     child: Child,
     group: Pid,
     log: PathBuf,
-    /// How long it may take to end when it is dropped.
+    /// Time between SIGTERM and SIGKILL when the value is dropped; zero sends no SIGTERM.
     termination_grace: Duration,
 }
 
 impl ChildProcess {
-    /// Starts `command`, with its output appended to `NAME.log` in the folder `logs`.
+    /// Starts `command` and appends its output to `NAME.log` in the folder `logs`.
     ///
     /// # Errors
     ///
-    /// The log cannot be opened, the program cannot be started, or the guard that ends it cannot.
+    /// Fails if the log cannot be opened, or if the program or the guard cannot be started.
     pub fn start(name: &str, mut command: Command, logs: &Path) -> Result<Self> {
         let log = logs.join(format!("{name}.log"));
         let output = File::options().create(true).append(true).open(&log);
@@ -45,27 +46,27 @@ impl ChildProcess {
         Self::spawn(name, &mut command, log)
     }
 
-    /// Starts `command` with its output in `output`, which stays the caller's; [`Self::log`] has nothing of it.
+    /// Starts `command` with its output in `output`, which belongs to the caller; [`Self::log`] returns nothing.
     ///
     /// # Errors
     ///
-    /// The program cannot be started, or the guard that ends it cannot.
+    /// Fails if the program or the guard cannot be started.
     pub fn start_into(name: &str, command: &mut Command, output: &File) -> Result<Self> {
         command.stdout(output.try_clone()?).stderr(output.try_clone()?);
         Self::spawn(name, command, PathBuf::new())
     }
 
-    /// Starts `command` with pipes as its standard input and output; errors go where those of this process go. It has no
+    /// Starts `command` with pipes for standard input and output; it shares standard error with this process and has no
     /// log.
     ///
     /// # Errors
     ///
-    /// The program cannot be started, or the guard that ends it cannot.
+    /// Fails if the program or the guard cannot be started.
     pub fn start_with_pipes(name: &str, mut command: Command) -> Result<(Self, ChildStdin, ChildStdout)> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = Self::spawn(name, &mut command, PathBuf::new())?;
         let pipes = process.child.stdin.take().zip(process.child.stdout.take());
-        let (stdin, stdout) = pipes.with_context(|| format!("{name} has no pipes"))?;
+        let (stdin, stdout) = pipes.with_context(|| format!("the process {name} has no pipes"))?;
         Ok((process, stdin, stdout))
     }
 
@@ -78,17 +79,17 @@ impl ChildProcess {
         Ok(process)
     }
 
-    /// What it was called at the start.
+    /// Returns the name that was given at the start.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its id, which is also that of its group.
+    /// Returns the process id, which is also the id of the group.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// How it ended, in words; none while it runs. Its id stays its own.
+    /// Returns how the process exited, or `None` while it runs. Its id is not reused before the value is dropped.
     pub fn exit_reason(&self) -> Option<ExitReason> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let status = waitid(WaitId::Pid(self.group), options).ok()??;
@@ -98,36 +99,36 @@ impl ChildProcess {
         })
     }
 
-    /// Asks it alone to end (SIGTERM), as a kubelet does; what it started hears nothing.
+    /// Sends SIGTERM to the process only, as a kubelet does; its child processes get no signal.
     pub fn send_sigterm(&self) {
-        // An error means that it has ended.
+        // An error means that the process has exited.
         kill_process(self.group, Signal::TERM).ok();
     }
 
-    /// Ends it and everything it started, without asking (SIGKILL).
+    /// Kills the process and all of its child processes with SIGKILL, without a grace period.
     pub fn kill(mut self) {
         self.termination_grace = Duration::ZERO;
     }
 
-    /// When it is dropped it is asked first (SIGTERM), and has this long to leave nothing behind on the machine.
+    /// Sets the time to clean up between SIGTERM and SIGKILL when the value is dropped.
     #[must_use]
-    pub fn with_termination_grace(mut self, farewell: Duration) -> Self {
-        self.termination_grace = farewell;
+    pub fn with_termination_grace(mut self, grace: Duration) -> Self {
+        self.termination_grace = grace;
         self
     }
 
-    /// Sends a signal to it and everything it started.
+    /// Sends a signal to the process and its child processes.
     pub fn signal(&self, signal: Signal) {
-        // An error means that nobody is left in the group.
+        // An error means that no process of the group is left.
         kill_process_group(self.group, signal).ok();
     }
 
-    /// The end of its output.
+    /// Returns the last lines of the process's output.
     pub fn log_tail(&self, lines: usize) -> String {
         log_tail(&self.log, lines)
     }
 
-    /// All of its output.
+    /// Returns the whole output of the process.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -138,7 +139,7 @@ impl Drop for ChildProcess {
         if !self.termination_grace.is_zero() {
             self.terminate_gracefully();
         }
-        // Until it is waited for, its id cannot become anybody else's.
+        // The id cannot be reused before `wait`.
         self.signal(Signal::KILL);
         guard::unregister(self.child.id());
         drop(self.child.wait());
@@ -151,7 +152,7 @@ impl ChildProcess {
         self.send_sigterm();
         while start.elapsed() < self.termination_grace {
             if self.exit_reason().is_some() {
-                // Helpers that clean up behind it see its end only now.
+                // Child processes that clean up after their parent notice its exit only now.
                 std::thread::sleep(HELPER_CLEANUP_TIME);
                 return;
             }
@@ -160,7 +161,7 @@ impl ChildProcess {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "it waits in real time for other processes")]
+#[expect(clippy::disallowed_methods, reason = "waits in real time for other processes")]
 fn now() -> Instant {
     Instant::now()
 }
@@ -168,15 +169,15 @@ fn now() -> Instant {
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitReason {
-    /// With this exit code.
+    /// It exited with this code.
     Exit(i32),
-    /// By this signal.
+    /// It was killed by this signal.
     Signal(i32),
 }
 
 impl From<ExitStatus> for ExitReason {
     fn from(status: ExitStatus) -> Self {
-        // One of the two is there: a process that was waited for has ended.
+        // A process that was waited for has either a code or a signal.
         status.code().map_or_else(|| Self::Signal(status.signal().unwrap_or_default()), Self::Exit)
     }
 }
@@ -190,7 +191,7 @@ impl fmt::Display for ExitReason {
     }
 }
 
-/// The last lines of a file, each with a mark before it.
+/// Returns the last lines of a file, each with a prefix.
 pub fn log_tail(path: &Path, lines: usize) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     let all: Vec<_> = text.lines().map(|line| format!("  | {line}\n")).collect();
@@ -211,44 +212,44 @@ mod tests {
         Pid::from_raw(id).is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
     }
 
-    fn wait_until(what: impl Fn() -> bool) {
+    fn wait_until(condition: impl Fn() -> bool) {
         let start = now();
-        while !what() {
-            assert!(start.elapsed() < Duration::from_secs(10), "waited in vain");
+        while !condition() {
+            assert!(start.elapsed() < Duration::from_secs(10), "the condition did not become true in time");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
     #[test]
-    fn what_a_child_started_ends_with_it() {
+    fn grandchildren_are_killed_with_the_child() {
         let folder = tempfile::tempdir().unwrap();
         let process = ChildProcess::start("parent", shell("sleep 100 & echo $!; wait"), folder.path()).unwrap();
         wait_until(|| process.log().ends_with('\n'));
         let grandchild: i32 = process.log().trim().parse().unwrap();
         assert!(exists(grandchild));
         process.kill();
-        // A zombie answers too, until whoever adopted it has looked.
+        // A zombie exists too, until its new parent has waited for it.
         wait_until(|| !exists(grandchild));
     }
 
     #[test]
-    fn who_has_a_farewell_may_clean_up_and_who_has_not_may_not() {
-        for (farewell, cleaned) in [(Duration::from_secs(10), true), (Duration::ZERO, false)] {
+    fn only_a_termination_grace_leaves_time_to_clean_up() {
+        for (grace, cleaned) in [(Duration::from_secs(10), true), (Duration::ZERO, false)] {
             let folder = tempfile::tempdir().unwrap();
             let script = "trap 'echo clean; exit' TERM; echo ready; while :; do sleep 0.01; done";
             let process =
-                ChildProcess::start("polite", shell(script), folder.path()).unwrap().with_termination_grace(farewell);
+                ChildProcess::start("polite", shell(script), folder.path()).unwrap().with_termination_grace(grace);
             while !process.log().contains("ready") {
                 std::thread::sleep(Duration::from_millis(5));
             }
             drop(process);
             let log = fs::read_to_string(folder.path().join("polite.log")).unwrap();
-            assert_eq!(log.contains("clean"), cleaned, "{farewell:?}");
+            assert_eq!(log.contains("clean"), cleaned, "{grace:?}");
         }
     }
 
     #[test]
-    fn endings_are_told_apart() {
+    fn exit_codes_and_signals_are_distinguished() {
         let folder = tempfile::tempdir().unwrap();
         let exit = ChildProcess::start("exit", shell("echo words; exit 3"), folder.path()).unwrap();
         wait_until(|| exit.exit_reason().is_some());
@@ -261,10 +262,10 @@ mod tests {
         assert_eq!(killed.exit_reason(), Some(ExitReason::Signal(15)));
     }
 
-    /// Runs itself as a process of its own, which starts a child and is then killed.
+    /// Runs this test again in a process of its own, which starts a child and is then killed.
     #[test]
-    fn a_child_ends_with_a_process_that_was_killed() {
-        const FOLDER: &str = "ROLLORA_TEST_OF_PROCESS";
+    fn child_is_killed_when_its_parent_is_killed() {
+        const FOLDER: &str = "ROLLORA_TEST_CHILD_FOLDER";
         if let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) {
             let child = ChildProcess::start("child", shell("sleep 100"), &folder).unwrap();
             fs::write(folder.join("id.new"), child.id().to_string()).unwrap();
@@ -275,7 +276,7 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         let mut itself = Command::new(std::env::current_exe().unwrap());
-        itself.args(["--exact", "tests::a_child_ends_with_a_process_that_was_killed"]);
+        itself.args(["--exact", "tests::child_is_killed_when_its_parent_is_killed"]);
         itself.env(FOLDER, folder.path()).stdout(Stdio::null());
         let mut itself = itself.spawn().unwrap();
         let id_file = folder.path().join("id");

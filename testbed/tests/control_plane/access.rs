@@ -1,4 +1,4 @@
-//! Who asks, whether they may, and what is written down about it.
+//! Authentication, authorization and the audit log.
 
 use super::{expect_api_error, on_shared_control_plane, wait_for};
 use anyhow::{Context as _, Result, ensure};
@@ -25,7 +25,7 @@ where
     Ok(objects.create(&PostParams::default(), &serde_json::from_value(object)?).await?)
 }
 
-/// A service account that may read ConfigMaps and nothing else.
+/// Creates a service account that may only read ConfigMaps.
 async fn create_reader_account(admin: &Client, namespace: &str) -> Result<()> {
     create::<ServiceAccount>(admin, namespace, json!({ "metadata": { "name": "reader" } })).await?;
     let rules = json!([{ "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list"] }]);
@@ -40,7 +40,7 @@ async fn create_reader_account(admin: &Client, namespace: &str) -> Result<()> {
 }
 
 #[test]
-fn a_service_account_may_do_what_its_role_says_and_all_of_it_is_written_down() -> Result<()> {
+fn role_limits_account_and_audit_log_records_requests() -> Result<()> {
     on_shared_control_plane(async |plane, namespace| {
         let admin = plane.admin_client().await?;
         create_reader_account(&admin, namespace).await?;
@@ -48,21 +48,21 @@ fn a_service_account_may_do_what_its_role_says_and_all_of_it_is_written_down() -
         let token = plane.service_account_token(namespace, "reader", Duration::from_mins(10)).await?;
         let client = plane.client(&Credential::Token(token)).await?;
         let maps = Api::<ConfigMap>::namespaced(client.clone(), namespace);
-        // The API server hears of new roles by a watch.
-        wait_for("the role holds", async || Ok(maps.list(&ListParams::default()).await.is_ok())).await?;
+        // The API server learns of new roles by a watch.
+        wait_for("the role to take effect", async || Ok(maps.list(&ListParams::default()).await.is_ok())).await?;
 
         let audit = plane.audit_log();
         maps.get("map").await?;
-        let (code, said) = expect_api_error(maps.delete("map", &DeleteParams::default()).await)?;
-        ensure!(code == 403 && said.contains("cannot delete resource \"configmaps\""), "{code} {said}");
+        let (code, message) = expect_api_error(maps.delete("map", &DeleteParams::default()).await)?;
+        ensure!(code == 403 && message.contains("cannot delete resource \"configmaps\""), "{code} {message}");
         let elsewhere = Api::<ConfigMap>::namespaced(client, "kube-system");
         ensure!(expect_api_error(elsewhere.get("map").await)?.0 == 403);
 
         let user = format!("system:serviceaccount:{namespace}:reader");
-        // What was answered is written down a moment later.
-        wait_for("three requests are in the audit log", async || Ok(audit.events_of_user(&user)?.len() == 3)).await?;
+        // A request is logged shortly after its response.
+        wait_for("three requests in the audit log", async || Ok(audit.events_of_user(&user)?.len() == 3)).await?;
         let [get, delete, elsewhere] =
-            <[AuditEvent; 3]>::try_from(audit.events_of_user(&user)?).ok().context("three")?;
+            <[AuditEvent; 3]>::try_from(audit.events_of_user(&user)?).ok().context("not three events")?;
         ensure!((get.verb.as_str(), get.code, get.decision) == ("get", 200, AuthorizationDecision::Allowed), "{get:?}");
         ensure!((get.group.as_str(), get.resource.as_str(), get.name.as_str()) == ("", "configmaps", "map"), "{get:?}");
         ensure!(get.reason.contains("reader-reads") && get.reason.contains("reads"), "{get:?}");
@@ -80,7 +80,7 @@ fn a_service_account_may_do_what_its_role_says_and_all_of_it_is_written_down() -
 }
 
 #[test]
-fn a_token_in_a_file_is_read_again_when_it_was_renewed() -> Result<()> {
+fn renewed_token_file_is_read_again() -> Result<()> {
     on_shared_control_plane(async |plane, namespace| {
         create_reader_account(&plane.admin_client().await?, namespace).await?;
         let folder = tempfile::tempdir()?;
@@ -93,17 +93,17 @@ fn a_token_in_a_file_is_read_again_when_it_was_renewed() -> Result<()> {
             kubectl.env("KUBECONFIG", folder.path().join("kubeconfig")).args(["get", "configmaps"]);
             Ok(kubectl.output()?.status.success())
         };
-        wait_for("kubectl lists with the token", async || can_list()).await?;
-        std::fs::write(&file, "a token that nobody gave out")?;
-        ensure!(!can_list()?, "kubectl went on without the token");
+        wait_for("kubectl to list with the token", async || can_list()).await?;
+        std::fs::write(&file, "an invalid token")?;
+        ensure!(!can_list()?, "kubectl still used the old token");
         Ok(())
     })
 }
 
 #[test]
-fn nobody_gets_in_without_a_token() -> Result<()> {
+fn invalid_token_is_unauthorized() -> Result<()> {
     on_shared_control_plane(async |plane, namespace| {
-        let client = plane.client(&Credential::Token("a token that nobody gave out".to_owned())).await?;
+        let client = plane.client(&Credential::Token("an invalid token".to_owned())).await?;
         let maps = Api::<ConfigMap>::namespaced(client, namespace);
         let (code, _) = expect_api_error(maps.list(&ListParams::default()).await)?;
         ensure!(code == 401, "{code}");

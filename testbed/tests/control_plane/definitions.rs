@@ -1,4 +1,4 @@
-//! Our custom resource and upstream's, as the API server understands them.
+//! Rollora's CRD and upstream's CRDs, as the API server applies them.
 
 use super::{expect_api_error, on_shared_control_plane};
 use anyhow::{Context as _, Result, ensure};
@@ -34,26 +34,26 @@ fn rollout(name: &str) -> Value {
     })
 }
 
-/// A Rollout with one place of it changed.
-fn rollout_with(name: &str, place: &str, value: &Value) -> Value {
+/// Returns a Rollout with one field replaced.
+fn rollout_with(name: &str, field: &str, value: &Value) -> Value {
     let mut object = rollout(name);
-    let below = place.split('.').fold(&mut object, |object, name| &mut object[name]);
-    *below = value.clone();
+    let value_mut = field.split('.').fold(&mut object, |object, name| &mut object[name]);
+    *value_mut = value.clone();
     object
 }
 
 #[test]
-fn the_api_server_fills_in_what_a_rollout_leaves_out() -> Result<()> {
+fn api_server_sets_rollout_defaults() -> Result<()> {
     on_shared_control_plane(async |plane, namespace| {
         let rollouts = api(&plane.admin_client().await?, namespace, "rollora.dev", "v1alpha1", "Rollout");
-        let made = create(&rollouts, rollout("short")).await?;
-        ensure!(made.data["spec"]["strategy"]["totalWeight"] == 100, "{}", made.data);
+        let created = create(&rollouts, rollout("short")).await?;
+        ensure!(created.data["spec"]["strategy"]["totalWeight"] == 100, "{}", created.data);
         Ok(())
     })
 }
 
 #[test]
-fn a_rollout_that_makes_no_sense_is_refused_in_our_words() -> Result<()> {
+fn invalid_rollout_is_rejected_with_our_messages() -> Result<()> {
     on_shared_control_plane(async |plane, namespace| {
         let rollouts = api(&plane.admin_client().await?, namespace, "rollora.dev", "v1alpha1", "Rollout");
         let cases = [
@@ -66,16 +66,16 @@ fn a_rollout_that_makes_no_sense_is_refused_in_our_words() -> Result<()> {
             ("spec.adaptersRef", json!({ "name": "adapters", "key": "rollora.yaml" }), "rollora.yaml"),
             ("spec.model", json!(""), "spec.model"),
         ];
-        for (place, value, words) in cases {
-            let (code, said) = expect_api_error(create(&rollouts, rollout_with("odd", place, &value)).await)?;
-            ensure!(code == 422 && said.contains(words), "{place} = {value}: {code} {said:?} lacks {words:?}");
+        for (field, value, words) in cases {
+            let (code, message) = expect_api_error(create(&rollouts, rollout_with("odd", field, &value)).await)?;
+            ensure!(code == 422 && message.contains(words), "{field} = {value}: {code} {message:?} lacks {words:?}");
         }
         Ok(())
     })
 }
 
 #[test]
-fn what_a_rollout_is_about_cannot_be_changed() -> Result<()> {
+fn immutable_rollout_fields_cannot_be_changed() -> Result<()> {
     on_shared_control_plane(async |plane, namespace| {
         let rollouts = api(&plane.admin_client().await?, namespace, "rollora.dev", "v1alpha1", "Rollout");
         let id = json!({ "id": "food-v1", "source": "/one" });
@@ -88,17 +88,17 @@ fn what_a_rollout_is_about_cannot_be_changed() -> Result<()> {
         ];
         for (change, words) in cases {
             let patch = Patch::Merge(json!({ "spec": change }));
-            let (code, said) = expect_api_error(rollouts.patch("fixed", &PatchParams::default(), &patch).await)?;
-            ensure!(code == 422 && said.contains(words), "{change}: {code} {said:?} lacks {words:?}");
+            let (code, message) = expect_api_error(rollouts.patch("fixed", &PatchParams::default(), &patch).await)?;
+            ensure!(code == 422 && message.contains(words), "{change}: {code} {message:?} lacks {words:?}");
         }
         let next = Patch::Merge(json!({ "spec": { "adapter": { "id": "food-v2", "source": "/two" } } }));
-        rollouts.patch("fixed", &PatchParams::default(), &next).await.context("a new id with a new source")?;
+        rollouts.patch("fixed", &PatchParams::default(), &next).await.context("changing id and source together")?;
         Ok(())
     })
 }
 
 #[test]
-fn a_rewrite_of_either_group_takes_weights_from_one_on() -> Result<()> {
+fn rewrites_of_both_groups_require_positive_weights() -> Result<()> {
     on_shared_control_plane(async |plane, namespace| {
         for group in ["inference.networking.x-k8s.io", "llm-d.ai"] {
             let rewrites = api(&plane.admin_client().await?, namespace, group, "v1alpha2", "InferenceModelRewrite");
@@ -117,8 +117,8 @@ fn a_rewrite_of_either_group_takes_weights_from_one_on() -> Result<()> {
                 })
             };
             create(&rewrites, rewrite(1)).await.with_context(|| group.to_owned())?;
-            let (code, said) = expect_api_error(create(&rewrites, rewrite(0)).await)?;
-            ensure!(code == 422 && said.contains("weight"), "{group}: {code} {said}");
+            let (code, message) = expect_api_error(create(&rewrites, rewrite(0)).await)?;
+            ensure!(code == 422 && message.contains("weight"), "{group}: {code} {message}");
         }
         Ok(())
     })

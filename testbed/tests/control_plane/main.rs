@@ -1,5 +1,5 @@
-//! The real API server of the cluster bed: it refuses what it should, knows who asks, tells what was asked, and keeps
-//! what it was given over its own end.
+//! The testbed's API server: it rejects what it should, authenticates its clients, logs their requests, and keeps its
+//! data across a restart.
 
 mod access;
 mod definitions;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Runs a test on the API server that all of this process share, in a namespace of its own.
+/// Runs a test on the API server that all tests of this process share, in a namespace of its own.
 fn on_shared_control_plane(test: impl AsyncFnOnce(&ControlPlane, &str) -> Result<()>) -> Result<()> {
     run_with_runtime(async || {
         let plane = ControlPlane::shared().await?;
@@ -25,7 +25,7 @@ fn on_shared_control_plane(test: impl AsyncFnOnce(&ControlPlane, &str) -> Result
     })
 }
 
-/// Runs a test that starts what it needs.
+/// Runs a test that starts its own API server, if it needs one.
 fn run_with_runtime(test: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
     if !all_available(&[CONTROL_PLANE], "a test of the API server") {
         return Ok(());
@@ -33,11 +33,11 @@ fn run_with_runtime(test: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(test())
 }
 
-/// Waits until a condition holds.
+/// Waits until a condition holds; an error after 20 seconds.
 async fn wait_for(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     let start = now();
     while !holds().await? {
-        anyhow::ensure!(start.elapsed() < WAIT_TIMEOUT, "waited in vain: {what}");
+        anyhow::ensure!(start.elapsed() < WAIT_TIMEOUT, "timed out waiting for {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
@@ -48,10 +48,10 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// The code and the words of a refusal; it has to be one.
-fn expect_api_error<T: std::fmt::Debug>(answer: kube::Result<T>) -> Result<(u16, String)> {
-    match answer {
+/// Returns code and message of an API error; any other result is an error.
+fn expect_api_error<T: std::fmt::Debug>(response: kube::Result<T>) -> Result<(u16, String)> {
+    match response {
         Err(kube::Error::Api(status)) => Ok((status.code, status.message.clone())),
-        other => bail!("not refused: {other:?}"),
+        other => bail!("expected an error of the API server, got {other:?}"),
     }
 }

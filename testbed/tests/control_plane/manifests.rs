@@ -1,4 +1,4 @@
-//! Everything that `kubectl apply -k` is told to apply is what the API server takes, to the last field.
+//! The API server accepts everything that `kubectl apply -k` applies, with strict validation of fields.
 
 use super::on_shared_control_plane;
 use anyhow::{Context as _, Result, ensure};
@@ -10,7 +10,7 @@ use std::{
     process::Stdio,
 };
 
-/// The folders below with a kustomization, which is what somebody applies.
+/// Returns the folders at or below `folder` that contain a kustomization.
 fn find_kustomizations(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     if folder.join("kustomization.yaml").is_file() {
@@ -25,7 +25,7 @@ fn find_kustomizations(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What `kubectl` says, which has to go well.
+/// Runs `kubectl` and returns its output; a non-zero exit code is an error.
 fn run_kubectl(plane: &ControlPlane, arguments: &[&str]) -> Result<String> {
     let output = plane.kubectl()?.args(arguments).stdin(Stdio::null()).output()?;
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -34,7 +34,7 @@ fn run_kubectl(plane: &ControlPlane, arguments: &[&str]) -> Result<String> {
 }
 
 #[test]
-fn the_api_server_takes_every_manifest_and_knows_every_field_of_it() -> Result<()> {
+fn api_server_accepts_all_manifests_strictly() -> Result<()> {
     on_shared_control_plane(async |plane, _| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let folders =
@@ -42,15 +42,18 @@ fn the_api_server_takes_every_manifest_and_knows_every_field_of_it() -> Result<(
         ensure!(folders.len() > 3, "{folders:?}");
         let mut namespaces = BTreeSet::from(["default".to_owned()]);
         for folder in &folders {
-            let folder = folder.to_str().context("a path that is not text")?;
+            let folder = folder.to_str().context("the path is not UTF-8")?;
             let text = run_kubectl(plane, &["kustomize", folder])?;
-            // What is only tried is not there for what comes after it.
+            // A dry run does not create the namespaces that later objects need.
             let named = text.lines().filter_map(|line| line.strip_prefix("  namespace: "));
             for namespace in named.filter(|namespace| namespaces.insert((*namespace).to_owned())) {
                 run_kubectl(plane, &["create", "namespace", namespace])?;
             }
-            let said = run_kubectl(plane, &["apply", "--dry-run=server", "--validate=strict", "-k", folder])?;
-            ensure!(said.lines().count() == text.matches("\nkind: ").count(), "{folder}: {said}\nof\n{text}");
+            let applied = run_kubectl(plane, &["apply", "--dry-run=server", "--validate=strict", "-k", folder])?;
+            ensure!(
+                applied.lines().count() == text.matches("\nkind: ").count(),
+                "{folder}: kubectl applied\n{applied}\nof\n{text}"
+            );
         }
         Ok(())
     })

@@ -1,4 +1,4 @@
-//! An API server that goes away, hangs, comes back, and learns of other resources.
+//! An API server that is killed, hangs, is restarted, and gets and loses CRDs.
 
 use super::{now, run_with_runtime, wait_for};
 use anyhow::{Result, ensure};
@@ -16,7 +16,7 @@ async fn serves_rewrites(client: &Client, group: &str) -> Result<bool> {
 }
 
 #[test]
-fn what_was_written_outlives_the_api_server_and_resources_come_and_go() -> Result<()> {
+fn data_survives_restart_and_crds_can_be_changed() -> Result<()> {
     run_with_runtime(async || {
         let start = now();
         let mut plane = ControlPlane::start().await?;
@@ -29,16 +29,16 @@ fn what_was_written_outlives_the_api_server_and_resources_come_and_go() -> Resul
         let legacy = UPSTREAM_CRDS.crd_file(UPSTREAM_CRDS.legacy_rewrite)?;
         ensure!(
             !serves_rewrites(&client, "inference.networking.x-k8s.io").await?,
-            "an empty one has no custom resources"
+            "a new API server must have no CRDs"
         );
         plane.install_crds(std::slice::from_ref(&legacy)).await?;
 
         plane.kill_api_server();
-        ensure!(maps.get("kept").await.is_err(), "it still answers");
+        ensure!(maps.get("kept").await.is_err(), "a killed API server must not respond");
         plane.start_api_server().await?;
-        ensure!(maps.get("kept").await?.data.unwrap_or_default()["key"] == "value", "it has forgotten");
-        // For a moment a custom resource answers 429: its storage is being initialised.
-        wait_for("the resource is served again", async || {
+        ensure!(maps.get("kept").await?.data.unwrap_or_default()["key"] == "value", "the data must survive a restart");
+        // For a moment a custom resource returns 429, while its storage is being initialized.
+        wait_for("the resource to be served again", async || {
             serves_rewrites(&client, "inference.networking.x-k8s.io").await
         })
         .await?;
@@ -46,7 +46,7 @@ fn what_was_written_outlives_the_api_server_and_resources_come_and_go() -> Resul
         plane.freeze_api_server();
         ensure!(
             tokio::time::timeout(SHORT_TIMEOUT, maps.get("kept")).await.is_err(),
-            "it answers while it stands still"
+            "a frozen API server must not respond"
         );
         plane.thaw_api_server();
         maps.get("kept").await?;

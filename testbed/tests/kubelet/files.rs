@@ -1,4 +1,4 @@
-//! What containers find in their files and their environment, and when.
+//! Files and environment of containers, and when they change.
 
 use crate::fixture::{KubeletFixture, is_ready, now, shell_container};
 use anyhow::{Result, ensure};
@@ -14,65 +14,65 @@ fn pod_with_config_map(script: &str, volume: &Value) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn files_follow_their_config_map_after_the_delay() -> Result<()> {
     let delay = Duration::from_millis(800);
-    let stage = KubeletFixture::with_options(|options| options.projection_delay = delay).await?;
-    stage.apply_config_map("map", json!({ "key": "one" })).await?;
+    let fixture = KubeletFixture::with_options(|options| options.projection_delay = delay).await?;
+    fixture.apply_config_map("map", json!({ "key": "one" })).await?;
     let follow = "while :; do cat /etc/map/key; echo; sleep 0.02; done";
-    stage.create_pod("pod", pod_with_config_map(follow, &json!({ "name": "map" }))).await?;
-    stage.wait_for_log("pod", "main", "one").await?;
+    fixture.create_pod("pod", pod_with_config_map(follow, &json!({ "name": "map" }))).await?;
+    fixture.wait_for_log("pod", "main", "one").await?;
 
     let start = now();
-    stage.apply_config_map("map", json!({ "key": "two" })).await?;
-    stage.wait_for_log("pod", "main", "two").await?;
+    fixture.apply_config_map("map", json!({ "key": "two" })).await?;
+    fixture.wait_for_log("pod", "main", "two").await?;
     ensure!(start.elapsed() >= delay, "only {:?} later", start.elapsed());
 
-    stage.kubelet.set_projection_delay(Duration::ZERO);
+    fixture.kubelet.set_projection_delay(Duration::ZERO);
     let start = now();
-    stage.apply_config_map("map", json!({ "key": "three" })).await?;
-    stage.wait_for_log("pod", "main", "three").await?;
+    fixture.apply_config_map("map", json!({ "key": "three" })).await?;
+    fixture.wait_for_log("pod", "main", "three").await?;
     ensure!(start.elapsed() < delay, "not before {:?}", start.elapsed());
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_items_do_not_name_is_not_there() -> Result<()> {
-    let stage = KubeletFixture::new().await?;
-    stage.apply_config_map("map", json!({ "key": "one", "other": "two" })).await?;
+async fn keys_that_items_do_not_name_are_left_out() -> Result<()> {
+    let fixture = KubeletFixture::new().await?;
+    fixture.apply_config_map("map", json!({ "key": "one", "other": "two" })).await?;
     let items = json!({ "name": "map", "items": [{ "key": "key", "path": "deep/file" }] });
-    stage
+    fixture
         .create_pod("pod", pod_with_config_map("ls /etc/map; cat /etc/map/deep/file; echo; exec sleep 1000", &items))
         .await?;
-    let log = stage.wait_for_log("pod", "main", "one\n").await?;
+    let log = fixture.wait_for_log("pod", "main", "one\n").await?;
     ensure!(log == "deep\none\n", "{log:?}");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_missing_keeps_the_pod_from_starting_until_it_is_there() -> Result<()> {
-    let stage = KubeletFixture::new().await?;
+async fn missing_config_map_or_key_delays_the_pod() -> Result<()> {
+    let fixture = KubeletFixture::new().await?;
     let items = json!({ "name": "map", "items": [{ "key": "key", "path": "key" }] });
-    stage.create_pod("pod", pod_with_config_map("cat /etc/map/key; exec sleep 1000", &items)).await?;
-    stage.wait_for_event(&["FailedMount", "ConfigMap \"map\" not found"]).await?;
-    stage.apply_config_map("map", json!({ "other": "two" })).await?;
-    stage.wait_for_event(&["FailedMount", "non-existent config key: key"]).await?;
-    ensure!(!stage.kubelet.container("pod", "main").await?.is_running());
-    stage.apply_config_map("map", json!({ "key": "one" })).await?;
-    stage.wait_for_log("pod", "main", "one").await?;
+    fixture.create_pod("pod", pod_with_config_map("cat /etc/map/key; exec sleep 1000", &items)).await?;
+    fixture.wait_for_event(&["FailedMount", "ConfigMap \"map\" not found"]).await?;
+    fixture.apply_config_map("map", json!({ "other": "two" })).await?;
+    fixture.wait_for_event(&["FailedMount", "non-existent config key: key"]).await?;
+    ensure!(!fixture.kubelet.container("pod", "main").await?.is_running());
+    fixture.apply_config_map("map", json!({ "key": "one" })).await?;
+    fixture.wait_for_log("pod", "main", "one").await?;
 
-    // Once it runs, it keeps what it had.
-    stage.apply_config_map("map", json!({ "other": "three" })).await?;
+    // A running pod keeps its files.
+    fixture.apply_config_map("map", json!({ "other": "three" })).await?;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    ensure!(is_ready(&stage.wait_for_pod("pod", "ready", is_ready).await?));
+    ensure!(is_ready(&fixture.wait_for_pod("pod", "ready", is_ready).await?));
 
     let optional = json!({ "name": "nowhere", "optional": true });
-    stage.create_pod("optional", pod_with_config_map("ls /etc/map; echo begin; exec sleep 1000", &optional)).await?;
-    let log = stage.wait_for_log("optional", "main", "begin").await?;
+    fixture.create_pod("optional", pod_with_config_map("ls /etc/map; echo begin; exec sleep 1000", &optional)).await?;
+    let log = fixture.wait_for_log("optional", "main", "begin").await?;
     ensure!(log == "begin\n", "{log:?}");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_of_a_pod_share_an_empty_folder() -> Result<()> {
-    let stage = KubeletFixture::new().await?;
+    let fixture = KubeletFixture::new().await?;
     let mut writer = shell_container("writer", "echo shared > /var/adapters/file");
     writer["volumeMounts"] = json!([{ "name": "adapters", "mountPath": "/var/adapters" }]);
     let mut reader = shell_container("reader", "cat /adapters/file; exec sleep 1000");
@@ -80,16 +80,16 @@ async fn containers_of_a_pod_share_an_empty_folder() -> Result<()> {
     let volumes = json!([{ "name": "adapters", "emptyDir": {} }]);
     for pod in ["one", "two"] {
         let spec = json!({ "initContainers": [writer], "containers": [reader], "volumes": volumes });
-        stage.create_pod(pod, spec).await?;
-        stage.wait_for_log(pod, "reader", "shared").await?;
+        fixture.create_pod(pod, spec).await?;
+        fixture.wait_for_log(pod, "reader", "shared").await?;
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn variables_have_values_fields_of_the_pod_and_keys_and_know_one_another() -> Result<()> {
-    let stage = KubeletFixture::new().await?;
-    stage.apply_config_map("map", json!({ "key": "of-the-map" })).await?;
+async fn variables_come_from_values_fields_and_keys() -> Result<()> {
+    let fixture = KubeletFixture::new().await?;
+    fixture.apply_config_map("map", json!({ "key": "of-the-map" })).await?;
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     let mut main =
         shell_container("main", "echo $0 $ADDRESS $NAME $SPACE $LABEL $KEY ${NONE-none} $URL; env; exec sleep 1000");
@@ -103,13 +103,13 @@ async fn variables_have_values_fields_of_the_pod_and_keys_and_know_one_another()
         { "name": "NONE", "valueFrom": { "configMapKeyRef": { "name": "map", "key": "no", "optional": true } } },
         { "name": "URL", "value": "http://$(ADDRESS):8000/$(UNKNOWN)/$$(NAME)" },
     ]);
-    stage.create_pod("pod", json!({ "containers": [main] })).await?;
-    let pod = stage.wait_for_pod("pod", "ready", is_ready).await?;
+    fixture.create_pod("pod", json!({ "containers": [main] })).await?;
+    let pod = fixture.wait_for_pod("pod", "ready", is_ready).await?;
     let ip = pod.status.and_then(|status| status.pod_ip).unwrap_or_default();
-    let space = &stage.namespace;
-    let log = stage.wait_for_log("pod", "main", "HOSTNAME=pod").await?;
+    let space = &fixture.namespace;
+    let log = fixture.wait_for_log("pod", "main", "HOSTNAME=pod").await?;
     let expected = format!("argument-pod {ip} pod {space} a-label of-the-map none http://{ip}:8000/$(UNKNOWN)/$(NAME)");
     ensure!(log.lines().next() == Some(&expected), "{log}\n{expected}");
-    ensure!(!log.contains("CARGO"), "the bed's own environment is in there:\n{log}");
+    ensure!(!log.contains("CARGO"), "the container inherits the testbed's environment:\n{log}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A namespace with a kubelet, and pods in it.
+//! A namespace with a kubelet stand-in, and functions for its pods.
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) struct KubeletFixture {
-    // In this order they end.
+    // Fields are dropped in this order.
     pub(crate) kubelet: Kubelet,
     pub(crate) client: Client,
     pub(crate) namespace: String,
@@ -53,7 +53,7 @@ impl KubeletFixture {
     /// Creates a pod without a service account.
     pub(crate) async fn create_pod(&self, name: &str, spec: Value) -> Result<Pod> {
         let mut spec = spec;
-        spec["nodeName"] = json!("bed");
+        spec["nodeName"] = json!("testbed");
         if spec["serviceAccountName"].is_null() {
             spec["automountServiceAccountToken"] = json!(false);
         }
@@ -87,7 +87,7 @@ impl KubeletFixture {
         Ok(())
     }
 
-    /// Waits until the pod is as it should be.
+    /// Waits until the pod satisfies `holds`; an error with its status after 20 seconds.
     pub(crate) async fn wait_for_pod(&self, name: &str, what: &str, holds: impl Fn(&Pod) -> bool) -> Result<Pod> {
         let start = now();
         loop {
@@ -95,32 +95,36 @@ impl KubeletFixture {
             if holds(&pod) {
                 return Ok(pod);
             }
-            ensure!(start.elapsed() < WAIT_TIMEOUT, "{what} was not seen: {}", serde_json::to_string(&pod.status)?);
+            ensure!(
+                start.elapsed() < WAIT_TIMEOUT,
+                "pod {name}: {what} not observed: {}",
+                serde_json::to_string(&pod.status)?
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// Waits until the pod is not there any more.
+    /// Waits until the pod's object is gone.
     pub(crate) async fn wait_for_pod_deletion(&self, name: &str) -> Result<()> {
         let start = now();
         while let Some(pod) = self.pods().get_opt(name).await? {
-            ensure!(start.elapsed() < WAIT_TIMEOUT, "it is still there: {}", serde_json::to_string(&pod)?);
+            ensure!(start.elapsed() < WAIT_TIMEOUT, "pod {name} still exists: {}", serde_json::to_string(&pod)?);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
     }
 
-    /// Waits until the kubelet has forgotten a container. The object of its pod goes a moment before.
+    /// Waits until the kubelet has removed a container, which happens shortly after its pod's object is gone.
     pub(crate) async fn wait_for_container_removal(&self, pod: &str, container: &str) -> Result<()> {
         let start = now();
         while self.kubelet.find_container(pod, container).is_some() {
-            ensure!(start.elapsed() < WAIT_TIMEOUT, "the kubelet still knows {container} of {pod}");
+            ensure!(start.elapsed() < WAIT_TIMEOUT, "the kubelet still has container {container} of {pod}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
     }
 
-    /// Waits until a container has written something, and gives all that it wrote.
+    /// Waits until the output of a container contains `wanted`, and returns the whole output.
     pub(crate) async fn wait_for_log(&self, pod: &str, container: &str, wanted: &str) -> Result<String> {
         let container = self.kubelet.container(pod, container).await?;
         let start = now();
@@ -129,21 +133,21 @@ impl KubeletFixture {
             if log.contains(wanted) {
                 return Ok(log);
             }
-            ensure!(start.elapsed() < WAIT_TIMEOUT, "{wanted:?} was never written:\n{log}");
+            ensure!(start.elapsed() < WAIT_TIMEOUT, "the output does not contain {wanted:?}:\n{log}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// The reasons of the events so far, with what they say.
+    /// Returns reason and note of all events so far.
     pub(crate) async fn list_events(&self) -> Result<Vec<String>> {
         let events = Api::<k8s_openapi::api::events::v1::Event>::namespaced(self.client.clone(), &self.namespace);
-        let words = |event: k8s_openapi::api::events::v1::Event| {
+        let text = |event: k8s_openapi::api::events::v1::Event| {
             format!("{}: {}", event.reason.unwrap_or_default(), event.note.unwrap_or_default())
         };
-        Ok(events.list(&ListParams::default()).await?.into_iter().map(words).collect())
+        Ok(events.list(&ListParams::default()).await?.into_iter().map(text).collect())
     }
 
-    /// Waits until an event says all of these words.
+    /// Waits until an event contains all of these words.
     pub(crate) async fn wait_for_event(&self, words: &[&str]) -> Result<()> {
         let start = now();
         loop {
@@ -151,7 +155,7 @@ impl KubeletFixture {
             if events.iter().any(|event| words.iter().all(|word| event.contains(word))) {
                 return Ok(());
             }
-            ensure!(start.elapsed() < WAIT_TIMEOUT, "no event says {words:?}: {events:?}");
+            ensure!(start.elapsed() < WAIT_TIMEOUT, "no event contains {words:?}: {events:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -161,12 +165,12 @@ impl KubeletFixture {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a test waits")]
+#[expect(clippy::disallowed_methods, reason = "a test waits in real time")]
 pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// A container that runs a script.
+/// Returns a container that runs a shell script.
 pub(crate) fn shell_container(name: &str, script: &str) -> Value {
     json!({ "name": name, "image": "host", "command": ["/bin/sh", "-c", script] })
 }
@@ -184,8 +188,8 @@ pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
-/// The first container, as the API server has it.
+/// Returns the status of the pod's first container.
 pub(crate) fn first_container_status(pod: &Pod) -> Result<&k8s_openapi::api::core::v1::ContainerStatus> {
     let containers = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
-    containers.and_then(|containers| containers.first()).context("no container is told of")
+    containers.and_then(|containers| containers.first()).context("the pod has no container status")
 }

@@ -1,4 +1,4 @@
-//! The kubelet stand-in does as a kubelet does: pods against a real API server.
+//! The kubelet stand-in runs pods of a real API server as a kubelet does.
 
 mod files;
 mod fixture;

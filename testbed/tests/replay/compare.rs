@@ -1,11 +1,11 @@
-//! Whether two answers are the same but for what varies from one run to the next.
+//! Normalizes responses, so that they can be compared without what varies between runs.
 
 use std::collections::HashMap;
 
 use serde_json::Value;
 
-/// An answer with everything that varies taken out of its body. `folder` is the server's working directory, which
-/// is shown as `<path>` with what follows it: vLLM does so itself, but not wherever the folder is.
+/// Removes everything from a body that varies. Paths below `folder`, the server's working directory, become `<path>`:
+/// vLLM replaces paths too, but not wherever the folder is.
 pub(crate) fn normalize(body: &str, folder: &str) -> String {
     match serde_json::from_str::<Value>(body) {
         Ok(mut value) => {
@@ -16,7 +16,7 @@ pub(crate) fn normalize(body: &str, folder: &str) -> String {
     }
 }
 
-/// The events of a stream, each normal.
+/// Normalizes each event of a stream.
 pub(crate) fn normalize_events(stream: &str, folder: &str) -> Vec<String> {
     let events = stream.split_terminator("\n\n");
     events
@@ -24,7 +24,7 @@ pub(crate) fn normalize_events(stream: &str, folder: &str) -> Vec<String> {
         .collect()
 }
 
-/// The series names of a `/metrics` answer's whole lines, without values.
+/// Returns the series names of the complete lines of a `/metrics` response, without values.
 pub(crate) fn series_names(metrics: &str) -> Vec<&str> {
     let (whole_lines, _cut) = metrics.rsplit_once('\n').unwrap_or((metrics, ""));
     whole_lines
@@ -33,7 +33,7 @@ pub(crate) fn series_names(metrics: &str) -> Vec<&str> {
         .collect()
 }
 
-/// A text with its times and ids blotted out, for an answer that was cut when it was recorded.
+/// Masks times and ids in a text, for a response that was truncated by the recording.
 pub(crate) fn mask_variable_parts(text: &str) -> String {
     let pieces = text.split_inclusive(|c: char| !c.is_ascii_hexdigit());
     pieces.map(|piece| if piece.len() > 10 { "#".repeat(piece.len()) } else { piece.to_owned() }).collect()
@@ -44,12 +44,13 @@ fn normalize_value(value: &mut Value, folder: &str) {
         Value::Object(fields) => {
             for (name, value) in fields {
                 match (name.as_str(), &mut *value) {
-                    // Made anew for every answer: the kind of id stays.
+                    // Differs in every response; only the prefix is kept.
                     ("id", Value::String(id)) if id.contains('-') => id.truncate(id.find('-').unwrap_or(0)),
                     ("created", Value::Number(_)) => *value = 0.into(),
-                    // Generated; the simulator has no model. An empty token is an empty text there, too.
+                    // Generated text is not compared, because the simulator has no model. The recording has empty
+                    // tokens too.
                     ("content" | "text", Value::String(text)) => text.clear(),
-                    // The version of vLLM stays, the hash of its settings goes.
+                    // Keeps the version of vLLM, and removes the hash of its settings.
                     ("system_fingerprint", Value::String(print)) => print.truncate(print.rfind('-').unwrap_or(0)),
                     ("message", Value::String(message)) => *message = mask_paths(message, folder),
                     _ => normalize_value(value, folder),
@@ -72,8 +73,8 @@ fn mask_paths(text: &str, folder: &str) -> String {
     shown
 }
 
-/// Pairs of recorded and simulated texts of equal requests: they must be one to one, so that an adapter that answered
-/// as another one did, or as itself before, does so in the simulator.
+/// Pairs of recorded and simulated texts of equal requests. The mapping must be one to one, so that texts that were
+/// equal in the recording are equal in the simulator, and different ones are different.
 #[derive(Debug, Default)]
 pub(crate) struct TextPairs {
     simulated: HashMap<String, String>,
@@ -81,23 +82,23 @@ pub(crate) struct TextPairs {
 }
 
 impl TextPairs {
-    /// Notes a pair of whole answers to one request; says what does not fit.
+    /// Records the pair of complete responses to one request; an error describes what does not match.
     pub(crate) fn check_pair(&mut self, request: &Value, recorded: &str, simulated: &str) -> Result<(), String> {
         let (Some(recorded), Some(simulated)) = (message_content(recorded), message_content(simulated)) else {
             return Ok(());
         };
         if request["max_tokens"].as_u64().is_none_or(|tokens| tokens < 4) {
-            // So little is often the same by chance, or nothing that can be seen.
+            // Texts this short are often equal by chance, or empty.
             return Ok(());
         }
-        let asked = format!("{} {} {}", request["messages"], request["max_tokens"], request["ignore_eos"]);
-        let expected = self.simulated.entry(format!("{asked} {recorded}")).or_insert_with(|| simulated.clone());
+        let request_key = format!("{} {} {}", request["messages"], request["max_tokens"], request["ignore_eos"]);
+        let expected = self.simulated.entry(format!("{request_key} {recorded}")).or_insert_with(|| simulated.clone());
         if *expected != simulated {
-            return Err(format!("said {simulated:?} where the text {recorded:?} stood for {expected:?} before"));
+            return Err(format!("simulated {simulated:?}, but earlier {expected:?} for the same text {recorded:?}"));
         }
-        let expected = self.recorded.entry(format!("{asked} {simulated}")).or_insert_with(|| recorded.clone());
+        let expected = self.recorded.entry(format!("{request_key} {simulated}")).or_insert_with(|| recorded.clone());
         if *expected != recorded {
-            return Err(format!("said {simulated:?} for {recorded:?}, and for {expected:?} before"));
+            return Err(format!("simulated {simulated:?} for {recorded:?}, but earlier for {expected:?}"));
         }
         Ok(())
     }

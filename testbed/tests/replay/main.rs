@@ -1,22 +1,23 @@
-//! Plays the recording of vLLM 0.32.0 against the simulator and compares the answers.
+//! Plays the recording of vLLM 0.32.0 against the simulator and compares the responses.
 //!
-//! There are two recordings: a long session with eight servers, each set up in its way ([`transcript`]), and one with
-//! the odd requests of one server ([`edges`]). A simulator is started for each server, with the folders that the
-//! recording loads from ([`stage`]), and asked the same things in the same order, so that most exchanges find the state
-//! that the ones before them have left. Exchanges that ran at the same time were recorded as they ended; where the
-//! recorded order does not lead to the recorded answer (an adapter that had to be loaded is not, or the reverse), that
-//! state is arranged first.
+//! There are two recordings: a long session with eight servers, each with its own configuration ([`transcript`]), and
+//! one with unusual requests to one server ([`edges`]). For each server a simulator is started, with the folders that
+//! the recording loads from ([`working_dir`]), and gets the same requests in the same order, so that most exchanges
+//! find the state that earlier ones have left. Concurrent exchanges were recorded in the order in which they ended;
+//! where that order does not lead to the recorded response (an adapter that had to be loaded is not, or the reverse),
+//! the test prepares the state first.
 //!
-//! Compared: status, content type or its absence, and the body: texts exactly; JSON with all fields in their order,
-//! token counts, model names and sources; of a stream its first three and last four events and how many there were; of
-//! `/metrics` the names in the recorded beginning. Not compared because it varies: ids, times, generated text
-//! (but that equal texts stay equal and different ones different), the hash in `system_fingerprint`, the folder that
-//! paths begin with, the `/docs` page. Where the recording says that a connection was refused, cut, or got no answer
-//! within 300 s, so must the simulator (300 ms).
+//! Compared are status, content type or its absence, and the body: texts exactly; JSON with all fields in their order,
+//! token counts, model names and sources; of a stream the first three and the last four events and their number; of
+//! `/metrics` the names in the recorded beginning. Not compared, because it varies: ids, times, generated text (but
+//! equal texts must stay equal and different ones different), the hash in `system_fingerprint`, the folder that paths
+//! begin with, and the `/docs` page. Where the recording has a connection that was refused, cut, or got no response
+//! within 300 s, the simulator must behave the same way (within 300 ms).
 //!
-//! Left out: what `left_out` of each recording names, with the reason; both are printed. Not looked at: how long an answer took.
+//! Skipped are the lines in `skipped` of each recording, with the reason; both are printed. Response times are not
+//! compared.
 
-#![expect(clippy::expect_used, clippy::print_stdout, reason = "a test, which says what it compared")]
+#![expect(clippy::expect_used, clippy::print_stdout, reason = "a test that prints what it compared")]
 
 mod compare;
 mod recording;
@@ -38,18 +39,18 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use working_dir::WorkingDir;
 
-/// Between which lines one server ran, and how it was set up.
+/// First and last line of a server's session, and its configuration.
 type ServerSession = (usize, usize, fn() -> SimulatorConfig);
 
-/// A recording, and how it is played.
+/// A recording, and how to play it.
 struct SessionRecording {
     exchanges: Vec<RecordedExchange>,
     sessions: &'static [ServerSession],
-    /// Lines that are not played, and why.
+    /// Lines that are not played, with the reason.
     skipped: &'static [(usize, &'static str)],
-    /// What happened to a server or its files before a line.
+    /// Changes the server or its files before a line, as happened during the recording.
     before_line: fn(usize, &WorkingDir, &Simulator),
-    /// Before these lines the server had ended.
+    /// Lines before which the server had exited.
     dead_before: &'static [usize],
 }
 
@@ -69,13 +70,13 @@ fn transcript() -> SessionRecording {
         ],
         skipped: &[
             (565, "whether the tensors of an adapter fit the model: the simulator has no model"),
-            (630, "two adapters at a time (--max-loras): the simulator lets all generate at once"),
-            (631, "as the line before, whose queued request kills the server"),
+            (630, "two adapters at a time (--max-loras): the simulator batches all of them"),
+            (631, "as the line before, whose queued request crashes the server"),
             (632, "as the lines before: the server is dead"),
         ],
-        before_line: |line, stage, simulator| match line {
-            506 => stage.remove_dir("work/gone"),
-            529 => stage.copy_adapter("a3", "work/sw"),
+        before_line: |line, working_dir, simulator| match line {
+            506 => working_dir.remove_dir("work/gone"),
+            529 => working_dir.copy_adapter("a3", "work/sw"),
             569 => simulator.update_knobs(|knobs| knobs.token_millis = 5),
             634 => simulator.update_knobs(|knobs| knobs.mode = ServingMode::EngineHangs),
             650 => simulator.update_knobs(|knobs| knobs.mode = ServingMode::Draining),
@@ -86,16 +87,16 @@ fn transcript() -> SessionRecording {
     }
 }
 
-/// The odd requests: bodies that are wrong in all ways, paths and methods that are not served, the moments after the
-/// death of an engine. One server.
+/// Unusual requests: bodies that are invalid in all ways, paths and methods that are not served, and the moments after
+/// an engine's failure. One server.
 fn edges() -> SessionRecording {
     SessionRecording {
         exchanges: recording::load_edges(),
         sessions: &[(1, 111, SimulatorConfig::default)],
-        skipped: &[(107, "the same moment as the line before: tests/sim.rs has it")],
-        before_line: |line, stage, _| {
+        skipped: &[(107, "sent at the same moment as the line before: tests/sim.rs covers it")],
+        before_line: |line, working_dir, _| {
             if line == 106 {
-                stage.remove_dir("work/gone");
+                working_dir.remove_dir("work/gone");
             }
         },
         dead_before: &[111],
@@ -117,26 +118,26 @@ fn config_without_lora() -> SimulatorConfig {
 }
 
 #[tokio::test]
-async fn the_simulator_answers_as_vllm_was_recorded() {
+async fn simulator_matches_the_recorded_session() {
     assert_eq!(play(transcript()).await, 648);
 }
 
 #[tokio::test]
-async fn the_simulator_answers_odd_requests_as_vllm_was_recorded() {
+async fn simulator_matches_the_recorded_edge_cases() {
     assert_eq!(play(edges()).await, 110);
 }
 
-/// Plays a recording; how many exchanges were compared.
+/// Plays a recording; returns the number of compared exchanges.
 async fn play(recording: SessionRecording) -> usize {
-    let SessionRecording { exchanges, sessions, skipped: left_out, before_line: before, dead_before: dead } = recording;
+    let SessionRecording { exchanges, sessions, skipped, before_line, dead_before } = recording;
     let mut differences = Vec::new();
-    let (mut compared, mut arranged) = (0, 0);
+    let (mut compared, mut prepared) = (0, 0);
     for (first, last, config) in sessions {
         let mut replay = Replay::start(config()).await;
-        for line in (*first..=*last).filter(|line| left_out.iter().all(|(left_out, _)| left_out != line)) {
+        for line in (*first..=*last).filter(|line| skipped.iter().all(|(skipped, _)| skipped != line)) {
             let exchange = &exchanges[line - 1];
-            before(line, &replay.working_dir, &replay.simulator);
-            if dead.contains(&line) {
+            before_line(line, &replay.working_dir, &replay.simulator);
+            if dead_before.contains(&line) {
                 replay.simulator.wait_exit().await;
             }
             if let Err(difference) = replay.play(exchange).await {
@@ -144,32 +145,32 @@ async fn play(recording: SessionRecording) -> usize {
             }
             compared += 1;
         }
-        arranged += replay.prepared;
+        prepared += replay.prepared;
     }
-    println!("{} recorded, {compared} compared, {arranged} of them after arranging the state", exchanges.len());
-    for (line, reason) in left_out {
-        println!("left out: line {line}: {reason}");
+    println!("{} recorded, {compared} compared, {prepared} of them after preparing the state", exchanges.len());
+    for (line, reason) in skipped {
+        println!("skipped line {line}: {reason}");
     }
     assert!(differences.is_empty(), "{} differ:\n{}", differences.len(), differences.join("\n"));
     compared
 }
 
-/// One recorded server's session, played.
+/// Replays the session of one recorded server.
 struct Replay {
     working_dir: WorkingDir,
     simulator: Simulator,
     client: Client<HttpConnector, Full<Bytes>>,
     text_pairs: TextPairs,
-    /// How many exchanges did not find the state that they were recorded in.
+    /// Number of exchanges whose state had to be prepared.
     prepared: usize,
 }
 
 impl Replay {
     async fn start(config: SimulatorConfig) -> Self {
-        let stage = WorkingDir::new();
-        let config = SimulatorConfig { working_dir: stage.path().to_owned(), ..config };
+        let working_dir = WorkingDir::new();
+        let config = SimulatorConfig { working_dir: working_dir.path().to_owned(), ..config };
         Self {
-            working_dir: stage,
+            working_dir,
             simulator: Simulator::start(config).await.expect("a free port"),
             client: Client::builder(TokioExecutor::new()).build_http(),
             text_pairs: TextPairs::default(),
@@ -178,9 +179,9 @@ impl Replay {
     }
 
     async fn play(&mut self, exchange: &RecordedExchange) -> Result<(), String> {
-        let presumed = RequiredState::from_exchange(exchange);
-        let changed = self.prepare_state(&presumed).await;
-        let played = match (&exchange.stream, exchange.status) {
+        let required = RequiredState::from_exchange(exchange);
+        let changed = self.prepare_state(&required).await;
+        let result = match (&exchange.stream, exchange.status) {
             (_, None) => self.compare_no_response(exchange).await,
             (Some(stream), Some(_)) if !stream.response_last.ends_with("data: [DONE]\n\n") => {
                 self.compare_cut_stream(exchange, stream).await
@@ -190,17 +191,21 @@ impl Replay {
         };
         if changed {
             self.prepared += 1;
-            let ran_beside_others = ["concurrent", "stream", "queued"].iter().any(|word| exchange.label.contains(word));
-            assert!(ran_beside_others, "{:?} was recorded alone and must find its state", exchange.label);
-            if let (RequiredState::Loaded(name), Some(_)) = (presumed, exchange.request.body_field("model")) {
-                // A completion is recorded when it ends; meanwhile its adapter was unloaded, and so it is again.
+            let ran_concurrently = ["concurrent", "stream", "queued"].iter().any(|word| exchange.label.contains(word));
+            assert!(
+                ran_concurrently,
+                "{:?} was recorded without concurrent requests and must find its state",
+                exchange.label
+            );
+            if let (RequiredState::Loaded(name), Some(_)) = (required, exchange.request.body_field("model")) {
+                // A completion is recorded when it ends. Its adapter was unloaded meanwhile, so unload it again.
                 self.prepare_state(&RequiredState::NotLoaded(name)).await;
             }
         }
-        played
+        result
     }
 
-    /// A whole answer.
+    /// Compares a response that is not streamed.
     async fn compare_response(&mut self, exchange: &RecordedExchange) -> Result<(), String> {
         let recorded = exchange.response.as_deref().unwrap_or_default();
         let simulated = self.fetch_body(exchange).await?;
@@ -223,14 +228,14 @@ impl Replay {
         }
     }
 
-    /// A stream that ran to its end.
+    /// Compares a complete stream.
     async fn compare_stream(&mut self, exchange: &RecordedExchange, recorded: &StreamSummary) -> Result<(), String> {
         let simulated = self.fetch_body(exchange).await?;
         let [first, last, all] = [&recorded.response_first, &recorded.response_last, &simulated]
             .map(|stream| compare::normalize_events(stream, "no folder is shown in streams"));
         check_equal(&first[..], all.get(..first.len()).unwrap_or_default())?;
         check_equal(&last[..], &all[all.len().saturating_sub(last.len())..])?;
-        // vLLM now and then puts two tokens into one event; an event and the blank line after it are two lines.
+        // vLLM sometimes merges two tokens into one event. Each event is followed by a blank line.
         let merged = all.len().checked_sub(recorded.n_lines / 2);
         if matches!(merged, Some(0 | 1)) {
             Ok(())
@@ -239,7 +244,7 @@ impl Replay {
         }
     }
 
-    /// A stream in the middle of which the server was killed.
+    /// Compares a stream during which the server was killed.
     async fn compare_cut_stream(
         &mut self,
         exchange: &RecordedExchange,
@@ -256,18 +261,18 @@ impl Replay {
         self.simulator.update_knobs(|knobs| knobs.mode = ServingMode::Serving);
         let crash =
             Request::post(format!("{}/sim/crash", self.simulator.url())).body(Full::default()).expect("a request");
-        assert!(self.client.request(crash).await.is_err(), "a crash is not answered");
-        assert!(body.collect().await.is_err(), "the stream is broken off");
+        assert!(self.client.request(crash).await.is_err(), "a crash must not send a response");
+        assert!(body.collect().await.is_err(), "the stream must be cut");
         check_equal(&recorded[..], &compare::normalize_events(&simulated, "-")[..recorded.len()])
     }
 
-    /// A request that a dead server refused, or that got no answer.
+    /// Compares a request that was refused by a dead server, or got no response.
     async fn compare_no_response(&mut self, exchange: &RecordedExchange) -> Result<(), String> {
-        let answer = timeout(Duration::from_millis(300), self.send(exchange)).await;
-        match (exchange.response.as_deref().unwrap_or_default(), answer) {
+        let response = timeout(Duration::from_millis(300), self.send(exchange)).await;
+        match (exchange.response.as_deref().unwrap_or_default(), response) {
             ("EXC TimeoutError('timed out')", Err(_out_of_time)) => Ok(()),
             (text, Ok(Err(_))) if text.starts_with("EXC Connection") => Ok(()),
-            (text, answer) => Err(format!("{answer:?} for {text}")),
+            (text, response) => Err(format!("{response:?} for {text}")),
         }
     }
 
@@ -275,7 +280,7 @@ impl Replay {
         let (head, body) = self.send(exchange).await?.into_parts();
         let content_type = head.headers.get("content-type").map(|value| value.to_str().expect("ASCII").to_owned());
         check_equal(&(exchange.status, exchange.content_type.clone()), &(Some(head.status.as_u16()), content_type))?;
-        let body = body.collect().await.map_err(|error| format!("broke off: {error}"))?.to_bytes();
+        let body = body.collect().await.map_err(|error| format!("the body was cut: {error}"))?.to_bytes();
         String::from_utf8(body.to_vec()).map_err(|error| error.to_string())
     }
 
@@ -293,11 +298,11 @@ impl Replay {
         self.client.request(request).await.map_err(|error| error.to_string())
     }
 
-    /// Loads and unloads what an exchange presumes; whether anything had to be.
-    async fn prepare_state(&mut self, presumed: &RequiredState) -> bool {
+    /// Loads and unloads adapters to reach the required state. Returns whether anything had to change.
+    async fn prepare_state(&mut self, required: &RequiredState) -> bool {
         let loaded = self.simulator.adapters();
         let is_loaded = |name: &str| loaded.iter().any(|(known, _)| known == name);
-        let (unload, load) = match presumed {
+        let (unload, load) = match required {
             RequiredState::Loaded(name) if !is_loaded(name) => {
                 (vec![], vec![(name.clone(), working_dir::adapter_source(name))])
             }
@@ -322,12 +327,12 @@ impl Replay {
             .header("authorization", "Bearer secret")
             .body(Full::from(body.to_string()))
             .expect("a request");
-        let answer = self.client.request(request).await.expect("the simulator answers");
-        assert!(answer.status().is_success(), "{path} {body}: {}", answer.status());
+        let response = self.client.request(request).await.expect("the simulator responds");
+        assert!(response.status().is_success(), "{path} {body}: {}", response.status());
     }
 }
 
-/// What an answer tells about the adapters that the server knew before.
+/// The adapters that must have been loaded before, according to a recorded response.
 enum RequiredState {
     Any,
     Loaded(String),

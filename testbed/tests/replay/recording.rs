@@ -1,16 +1,16 @@
-//! The recorded exchanges.
+//! The recorded exchanges, parsed from `testdata/vllm`.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// One request and what vLLM answered.
+/// A request and vLLM's response.
 #[derive(Debug, Deserialize)]
 pub(crate) struct RecordedExchange {
     pub(crate) label: String,
     pub(crate) request: RecordedRequest,
-    /// None when there was no answer; then `response` says why.
+    /// `None` if there was no response; then `response` has the reason.
     pub(crate) status: Option<u16>,
     pub(crate) content_type: Option<String>,
     pub(crate) response: Option<String>,
@@ -27,7 +27,7 @@ pub(crate) struct RecordedRequest {
     pub(crate) body: Value,
 }
 
-/// What is kept of a stream: its first three events, its last four, how many lines it had.
+/// What was recorded of a stream: its first three events, its last four, and the number of lines.
 #[derive(Debug, Deserialize)]
 pub(crate) struct StreamSummary {
     pub(crate) response_first: String,
@@ -36,7 +36,7 @@ pub(crate) struct StreamSummary {
 }
 
 impl RecordedRequest {
-    /// The bytes that were sent.
+    /// Returns the request body as it was sent.
     pub(crate) fn body_bytes(&self) -> Vec<u8> {
         match &self.body {
             Value::Null => Vec::new(),
@@ -45,22 +45,22 @@ impl RecordedRequest {
         }
     }
 
-    /// A text field of the body.
+    /// Returns a string field of the body.
     pub(crate) fn body_field(&self, name: &str) -> Option<&str> {
         self.body.get(name)?.as_str()
     }
 }
 
-/// The long session; the place in the vector is the line number less one.
+/// Loads the long session; the index is the line number minus one.
 pub(crate) fn load_transcript() -> Vec<RecordedExchange> {
     parse_exchanges(include_str!("../../testdata/vllm/transcript.jsonl"))
 }
 
-/// The odd requests.
+/// Loads the recording of unusual requests.
 pub(crate) fn load_edges() -> Vec<RecordedExchange> {
     parse_exchanges(include_str!("../../testdata/vllm/edges.jsonl"))
 }
 
 fn parse_exchanges(lines: &str) -> Vec<RecordedExchange> {
-    lines.lines().map(|line| serde_json::from_str(line).expect("a line is an exchange")).collect()
+    lines.lines().map(|line| serde_json::from_str(line).expect("each line is an exchange")).collect()
 }

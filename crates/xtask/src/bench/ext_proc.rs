@@ -1,9 +1,9 @@
-//! What a request costs in `rollora-ext-proc`, beside upstream's processors and beside a server that does nothing.
+//! Cost of a request in `rollora-ext-proc`, compared with upstream's processors and with a server that does nothing.
 //!
-//! All are behind the same real Envoy of one worker, in the mode FULL_DUPLEX_STREAMED, with the model as the last key of
-//! the body. The cost is processor time of their processes alone, read from `/proc`, and stands also as a part of what
-//! Envoy itself used meanwhile, because a busy machine makes both dearer alike. Rounds are interleaved; a ratio is the
-//! median of the ratios of rounds that ran one after the other.
+//! All contenders are behind the same real Envoy with one worker, in the mode FULL_DUPLEX_STREAMED, with the model as
+//! the last key of the body. The cost is the CPU time of their processes alone, read from `/proc`. It is also given
+//! relative to the CPU time that Envoy itself used meanwhile, because a busy machine makes both more expensive. Rounds
+//! are interleaved; a ratio is the median of the ratios of successive rounds.
 
 use std::time::Duration;
 
@@ -23,14 +23,14 @@ mod memory;
 const WARM_UP: Duration = Duration::from_millis(300);
 const CONNECTIONS: usize = 16;
 
-/// The sizes of bodies, with what a request may cost against upstream's router.
+/// Sizes of bodies in KiB, with the maximum cost of a request relative to upstream's body router.
 const BODY_SIZES: [(usize, f64); 3] = [(1, 0.4), (16, 0.25), (256, 0.2)];
-/// The sizes of bodies in the second table, with the answers' headers shown: upstream's processors are not in it.
+/// Sizes of bodies in KiB with response headers; upstream's processors are not compared here.
 const RESPONSE_HEADER_SIZES: [usize; 2] = [1, 16];
-/// What a request may cost against one that nothing is done with.
+/// Maximum cost of a request relative to the processor that does nothing.
 const MAX_RATIO_TO_NO_OP: f64 = 1.25;
 
-/// How often, and how long each time.
+/// Number of rounds, and the duration of each.
 #[derive(Debug, Clone, Copy)]
 struct Rounds {
     count: usize,
@@ -42,43 +42,43 @@ const SHORT_ROUNDS: Rounds = Rounds { count: 3, duration: Duration::from_millis(
 
 pub(super) fn run(short: bool) -> Result<Vec<Measurement>> {
     let rounds = if short { SHORT_ROUNDS } else { ROUNDS };
-    let mut stage = ExtProcFixture::start()?;
-    let mut measures = Vec::new();
+    let mut fixture = ExtProcFixture::start()?;
+    let mut measurements = Vec::new();
     let mut saturation = 0.0;
     for (kib, goal) in BODY_SIZES {
-        let costs = RequestCosts::measure(&stage, rounds, &Contender::ALL, kib, false)?;
-        measures.extend(costs.measurements(&format!("{kib} KiB")));
+        let costs = RequestCosts::measure(&fixture, rounds, &Contender::ALL, kib, false)?;
+        measurements.extend(costs.measurements(&format!("{kib} KiB")));
         let router = costs.median_ratio(Contender::Rollora, Contender::BodyRouter);
-        measures.push(measurement(&format!("{kib} KiB: rollora to body router"), router, "x").at_most(goal));
+        measurements.push(measurement(&format!("{kib} KiB: rollora to body router"), router, "x").at_most(goal));
         let no_op = costs.median_ratio(Contender::Rollora, Contender::NoOp);
-        measures.push(measurement(&format!("{kib} KiB: rollora to no-op"), no_op, "x").at_most(MAX_RATIO_TO_NO_OP));
+        measurements.push(measurement(&format!("{kib} KiB: rollora to no-op"), no_op, "x").at_most(MAX_RATIO_TO_NO_OP));
         if kib == latency::BODY_KIB {
             saturation = costs.median_rate(Contender::BodyRouter);
         }
     }
     for kib in RESPONSE_HEADER_SIZES {
-        let costs = RequestCosts::measure(&stage, rounds, &[Contender::Rollora, Contender::NoOp], kib, true)?;
+        let costs = RequestCosts::measure(&fixture, rounds, &[Contender::Rollora, Contender::NoOp], kib, true)?;
         let what = format!("{kib} KiB and response headers");
-        measures.extend(costs.measurements(&what));
+        measurements.extend(costs.measurements(&what));
         let no_op = costs.median_ratio(Contender::Rollora, Contender::NoOp);
-        measures.push(measurement(&format!("{what}: rollora to no-op"), no_op, "x").at_most(MAX_RATIO_TO_NO_OP));
+        measurements.push(measurement(&format!("{what}: rollora to no-op"), no_op, "x").at_most(MAX_RATIO_TO_NO_OP));
     }
-    measures.extend(instructions::run(stage.program("fixed_exchange")?)?);
-    measures.extend(latency::run(&stage, rounds, saturation)?);
-    measures.extend(memory::run(&mut stage)?);
-    Ok(measures)
+    measurements.extend(instructions::run(fixture.program("fixed_exchange")?)?);
+    measurements.extend(latency::run(&fixture, rounds, saturation)?);
+    measurements.extend(memory::run(&mut fixture)?);
+    Ok(measurements)
 }
 
 fn measurement(what: &str, value: f64, unit: &str) -> Measurement {
     Measurement::new("ext-proc", what, value, unit)
 }
 
-/// What requests of one size cost.
+/// Costs of requests of one size.
 struct RequestCosts {
     by_contender: Vec<(Contender, Vec<RoundCost>)>,
 }
 
-/// Of one round, in microseconds of processor time a request.
+/// Cost in one round, in microseconds of CPU time per request.
 #[derive(Debug, Clone, Copy)]
 struct RoundCost {
     contender_us: f64,
@@ -88,38 +88,39 @@ struct RoundCost {
 
 impl RequestCosts {
     fn measure(
-        stage: &ExtProcFixture,
+        fixture: &ExtProcFixture,
         rounds: Rounds,
-        who: &[Contender],
+        contenders: &[Contender],
         kib: usize,
         response_headers: bool,
     ) -> Result<Self> {
-        let Rounds { count, duration: time } = rounds;
-        let mut rounds: Vec<(Contender, Vec<RoundCost>)> = who.iter().map(|who| (*who, Vec::new())).collect();
+        let Rounds { count, duration } = rounds;
+        let mut rounds: Vec<(Contender, Vec<RoundCost>)> =
+            contenders.iter().map(|contender| (*contender, Vec::new())).collect();
         for round in 0..=count {
-            for (who, costs) in &mut rounds {
-                let address = stage.address(*who, response_headers)?;
+            for (contender, costs) in &mut rounds {
+                let address = fixture.address(*contender, response_headers)?;
                 let load = LoadGenerator {
                     address,
-                    request: contender_request(*who, address, kib * 1024),
+                    request: contender_request(*contender, address, kib * 1024),
                     connections: CONNECTIONS,
                 };
                 if round == 0 {
-                    load.run(WARM_UP).with_context(|| format!("{who:?}"))?;
+                    load.run(WARM_UP).with_context(|| format!("{contender:?}"))?;
                 } else {
-                    costs.push(RoundCost::measure(stage, *who, &load, time)?);
+                    costs.push(RoundCost::measure(fixture, *contender, &load, duration)?);
                 }
             }
         }
         Ok(Self { by_contender: rounds })
     }
 
-    fn of_contender(&self, who: Contender) -> &[RoundCost] {
-        self.by_contender.iter().find(|(other, _)| *other == who).map_or(&[], |(_, costs)| costs)
+    fn of_contender(&self, contender: Contender) -> &[RoundCost] {
+        self.by_contender.iter().find(|(other, _)| *other == contender).map_or(&[], |(_, costs)| costs)
     }
 
-    fn median_rate(&self, who: Contender) -> f64 {
-        median(self.of_contender(who).iter().map(|cost| cost.requests_per_second).collect())
+    fn median_rate(&self, contender: Contender) -> f64 {
+        median(self.of_contender(contender).iter().map(|cost| cost.requests_per_second).collect())
     }
 
     fn median_ratio(&self, a: Contender, b: Contender) -> f64 {
@@ -133,14 +134,15 @@ impl RequestCosts {
     }
 
     fn measurements(&self, what: &str) -> Vec<Measurement> {
-        let rows = self.by_contender.iter().flat_map(|(who, costs)| {
+        let rows = self.by_contender.iter().flat_map(|(contender, costs)| {
             let median = |pick: fn(&RoundCost) -> f64| median(costs.iter().map(pick).collect());
-            let row = |words: &str, value, unit| measurement(&format!("{what}, {}: {words}", who.name()), value, unit);
-            match who {
-                Contender::EnvoyOnly => vec![row("Envoy's own", median(|cost| cost.envoy_us), "us")],
+            let row =
+                |name: &str, value, unit| measurement(&format!("{what}, {}: {name}", contender.name()), value, unit);
+            match contender {
+                Contender::EnvoyOnly => vec![row("Envoy's CPU time", median(|cost| cost.envoy_us), "us")],
                 _ => vec![
-                    row("processor time a request", median(|cost| cost.contender_us), "us"),
-                    row("of Envoy's own", median(|cost| cost.contender_us / cost.envoy_us), "x"),
+                    row("CPU time per request", median(|cost| cost.contender_us), "us"),
+                    row("ratio to Envoy's time", median(|cost| cost.contender_us / cost.envoy_us), "x"),
                 ],
             }
         });
@@ -150,18 +152,23 @@ impl RequestCosts {
 
 impl RoundCost {
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-    fn measure(stage: &ExtProcFixture, who: Contender, load: &LoadGenerator, time: Duration) -> Result<Self> {
+    fn measure(
+        fixture: &ExtProcFixture,
+        contender: Contender,
+        load: &LoadGenerator,
+        duration: Duration,
+    ) -> Result<Self> {
         let used = || -> Result<[Duration; 2]> {
-            let own = stage.pid(who).map(procfs::thread_cpu_time).transpose()?.unwrap_or_default();
-            Ok([own, procfs::thread_cpu_time(stage.envoy_pid())?])
+            let own = fixture.pid(contender).map(procfs::thread_cpu_time).transpose()?.unwrap_or_default();
+            Ok([own, procfs::thread_cpu_time(fixture.envoy_pid())?])
         };
         let before = used()?;
-        let seen = load.run(time).with_context(|| format!("{who:?}"))?;
+        let result = load.run(duration).with_context(|| format!("{contender:?}"))?;
         let after = used()?;
         let micros = |index: usize| {
             let [before, after] = [before, after].map(|used| used.get(index).copied().unwrap_or_default());
-            after.saturating_sub(before).as_secs_f64() * 1e6 / seen.request_count() as f64
+            after.saturating_sub(before).as_secs_f64() * 1e6 / result.request_count() as f64
         };
-        Ok(Self { contender_us: micros(0), envoy_us: micros(1), requests_per_second: seen.requests_per_second() })
+        Ok(Self { contender_us: micros(0), envoy_us: micros(1), requests_per_second: result.requests_per_second() })
     }
 }

@@ -1,18 +1,18 @@
-//! As much of HTTP/1.1 as a load generator needs: reads one answer from a kept connection and knows where it ends.
+//! A minimal HTTP/1.1 client: reads one response from a keep-alive connection and detects its end.
 
 use std::io::{self, BufRead, Read as _};
 
-/// Longer than anything that the servers of a bench say.
+/// Longer than any line that the servers of a bench send.
 const MAX_LINE_BYTES: u64 = 16 * 1024;
 
-/// What came back.
+/// A response without its headers.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct HttpResponse {
     pub(super) status: u16,
     pub(super) body: Vec<u8>,
 }
 
-/// How the length of a body is said.
+/// How the length of a body is determined.
 enum BodyLength {
     Known(u64),
     Chunked,
@@ -21,17 +21,19 @@ enum BodyLength {
 pub(super) fn read(stream: &mut impl BufRead) -> io::Result<HttpResponse> {
     let status_line = read_line(stream)?;
     let status = status_line.split(' ').nth(1).and_then(|code| code.parse().ok());
-    let status = status.ok_or_else(|| invalid_data(format!("not an answer: {status_line:?}")))?;
+    let status = status.ok_or_else(|| invalid_data(format!("not a status line: {status_line:?}")))?;
     let mut length = None;
     loop {
         let header = read_line(stream)?;
         if header.is_empty() {
             break;
         }
-        let (name, value) = header.split_once(':').ok_or_else(|| invalid_data(format!("not a header: {header:?}")))?;
+        let (name, value) =
+            header.split_once(':').ok_or_else(|| invalid_data(format!("not a header line: {header:?}")))?;
         let value = value.trim();
         if name.eq_ignore_ascii_case("content-length") {
-            length = Some(BodyLength::Known(value.parse().map_err(|_| invalid_data(format!("length {value:?}")))?));
+            length =
+                Some(BodyLength::Known(value.parse().map_err(|_| invalid_data(format!("invalid length {value:?}")))?));
         } else if name.eq_ignore_ascii_case("transfer-encoding") && value.eq_ignore_ascii_case("chunked") {
             length = Some(BodyLength::Chunked);
         }
@@ -40,7 +42,11 @@ pub(super) fn read(stream: &mut impl BufRead) -> io::Result<HttpResponse> {
     match length {
         Some(BodyLength::Known(bytes)) => read_exactly(stream, bytes, &mut body)?,
         Some(BodyLength::Chunked) => read_chunked(stream, &mut body)?,
-        None => return Err(invalid_data("neither a length nor chunks: the connection cannot be kept".to_owned())),
+        None => {
+            return Err(invalid_data(
+                "the response has neither a length nor chunks: the connection cannot be reused".to_owned(),
+            ));
+        }
     }
     Ok(HttpResponse { status, body })
 }
@@ -49,9 +55,10 @@ fn read_chunked(stream: &mut impl BufRead, body: &mut Vec<u8>) -> io::Result<()>
     loop {
         let size = read_line(stream)?;
         let digits = size.split(';').next().unwrap_or_default().trim();
-        let bytes = u64::from_str_radix(digits, 16).map_err(|_| invalid_data(format!("chunk of size {size:?}")))?;
+        let bytes =
+            u64::from_str_radix(digits, 16).map_err(|_| invalid_data(format!("invalid chunk size {size:?}")))?;
         read_exactly(stream, bytes, body)?;
-        // After the last chunk there may be trailers; this line ends each other chunk.
+        // The last chunk may be followed by trailers; every other chunk is followed by an empty line.
         while !read_line(stream)?.is_empty() {}
         if bytes == 0 {
             return Ok(());
@@ -64,7 +71,7 @@ fn read_exactly(stream: &mut impl BufRead, bytes: u64, body: &mut Vec<u8>) -> io
     if u64::try_from(read).is_ok_and(|read| read == bytes) { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-/// A line without its end.
+/// Reads a line and removes its line ending.
 fn read_line(stream: &mut impl BufRead) -> io::Result<String> {
     let mut text = String::new();
     stream.take(MAX_LINE_BYTES).read_line(&mut text)?;
@@ -74,8 +81,8 @@ fn read_line(stream: &mut impl BufRead) -> io::Result<String> {
     }
 }
 
-fn invalid_data(words: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, words)
+fn invalid_data(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
 #[cfg(test)]
@@ -83,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_end_where_they_say() {
+    fn responses_end_at_their_length_or_last_chunk() {
         for (text, status, body) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", 200, "hi"),
             ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", 404, ""),
@@ -102,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_cut_or_has_no_length_is_an_error() {
+    fn truncated_or_unbounded_response_is_an_error() {
         for text in [
             "",
             "HTTP/1.1 200 OK\r\n",

@@ -1,4 +1,4 @@
-//! What `rollora local` needs while nothing happens, with three servers.
+//! Memory and CPU time of an idle `rollora local` with three servers.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::process;
 use crate::procfs;
 
 const SERVERS: usize = 3;
-/// What a start leaves to be done: first looks at servers, first writes of state.
+/// Time for the work that follows a start: first polls of servers, first writes of state.
 const SETTLE_TIME: Duration = Duration::from_secs(5);
 const OBSERVATION_WINDOW: Duration = Duration::from_secs(10);
 const GOAL_MIB: f64 = 15.0;
@@ -28,6 +28,6 @@ pub(super) fn run() -> Result<Vec<Measurement>> {
     let per_second = used.as_secs_f64() * 1e3 / OBSERVATION_WINDOW.as_secs_f64();
     Ok(vec![
         Measurement::new("idle", "resident memory, three servers", kib_to_mib(resident), "MiB").at_most(GOAL_MIB),
-        Measurement::new("idle", "processor time, three servers", per_second, "ms/s"),
+        Measurement::new("idle", "CPU time, three servers", per_second, "ms/s"),
     ])
 }

@@ -1,6 +1,6 @@
-//! A load generator: some connections that are kept, one request at a time on each, for some time.
+//! A load generator: some keep-alive connections, with one request at a time on each.
 //!
-//! Closed loop: it finds what a request costs, not how a server behaves when more comes than it can do.
+//! It is a closed loop: it measures the cost of a request, not the behavior of an overloaded server.
 
 use std::io::{BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -12,19 +12,19 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use super::http_response;
 use crate::{clock, process};
 
-/// Longer than any answer of a bench should take.
+/// Longer than any response of a bench takes.
 const IO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is sent, where to, and how.
+/// A request, its destination and the concurrency.
 #[derive(Debug)]
 pub(super) struct LoadGenerator {
     pub(super) address: SocketAddr,
-    /// Head and body, sent as it is.
+    /// Head and body, sent unchanged.
     pub(super) request: Vec<u8>,
     pub(super) connections: usize,
 }
 
-/// What a run of a load has seen. Every answer was a 200: one that is not ends the run with an error.
+/// Result of a run. All responses have status 200: any other status ends the run with an error.
 #[derive(Debug, Default)]
 pub(super) struct LoadResult {
     latencies: Vec<Duration>,
@@ -41,7 +41,7 @@ impl LoadResult {
         self.request_count() as f64 / self.elapsed.as_secs_f64()
     }
 
-    /// The time that this part of a hundred was not above.
+    /// Returns the latency that `percent` percent of the requests did not exceed.
     pub(super) fn percentile(&mut self, percent: usize) -> Duration {
         self.latencies.sort_unstable();
         let last = self.latencies.len().saturating_sub(1);
@@ -49,7 +49,7 @@ impl LoadResult {
     }
 }
 
-/// A POST of JSON that asks to keep the connection.
+/// Builds a POST request with a JSON body on a keep-alive connection.
 pub(super) fn post_request(address: SocketAddr, path: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     format!(
@@ -59,10 +59,10 @@ pub(super) fn post_request(address: SocketAddr, path: &str, body: &str) -> Vec<u
 }
 
 impl LoadGenerator {
-    /// Sends for this long.
+    /// Sends requests for `time`.
     pub(super) fn run(&self, time: Duration) -> Result<LoadResult> {
         let start = clock::now();
-        let seen = thread::scope(|scope| {
+        let results = thread::scope(|scope| {
             let threads: Vec<_> =
                 (0..self.connections).map(|_| scope.spawn(move || self.run_connection(start + time))).collect();
             threads
@@ -70,16 +70,16 @@ impl LoadGenerator {
                 .map(|thread| thread.join().map_err(|_| anyhow!("a connection's thread panicked"))?)
                 .collect::<Result<Vec<_>>>()
         })?;
-        Ok(LoadResult { latencies: seen.concat(), elapsed: start.elapsed() })
+        Ok(LoadResult { latencies: results.concat(), elapsed: start.elapsed() })
     }
 
-    /// Sends this many a second, whether answers come in time or not: a latency counts from when its request should
-    /// have been sent, where the answer before it was late.
+    /// Sends `rate` requests per second, whether responses are in time or not. If the previous response was late, the
+    /// latency of a request counts from the time at which it should have been sent.
     pub(super) fn run_at_rate(&self, rate: f64, time: Duration) -> Result<LoadResult> {
         let start = clock::now();
         let every = Duration::from_secs_f64(1.0 / rate);
         let each = every * u32::try_from(self.connections)?;
-        let seen = thread::scope(|scope| {
+        let results = thread::scope(|scope| {
             let first = |index: usize| start + every * u32::try_from(index).unwrap_or_default();
             let threads: Vec<_> = (0..self.connections)
                 .map(|index| scope.spawn(move || self.run_paced_connection(first(index), each, start + time)))
@@ -89,10 +89,10 @@ impl LoadGenerator {
                 .map(|thread| thread.join().map_err(|_| anyhow!("a connection's thread panicked"))?)
                 .collect::<Result<Vec<_>>>()
         })?;
-        Ok(LoadResult { latencies: seen.concat(), elapsed: start.elapsed() })
+        Ok(LoadResult { latencies: results.concat(), elapsed: start.elapsed() })
     }
 
-    /// One request, whatever its answer: to see whether a server is there.
+    /// Sends one request and returns any response, to check whether a server is up.
     pub(super) fn send_once(&self) -> Result<http_response::HttpResponse> {
         let mut stream = self.connect()?;
         stream.get_mut().write_all(&self.request)?;
@@ -117,7 +117,7 @@ impl LoadGenerator {
         while due < end {
             let early = due.saturating_duration_since(clock::now());
             thread::sleep(early);
-            // What the sleep was too long is not the server's.
+            // Oversleeping does not count as latency of the server.
             let start = if early.is_zero() { due } else { clock::now() };
             self.send_request(&mut stream)?;
             latencies.push(start.elapsed());
@@ -129,9 +129,9 @@ impl LoadGenerator {
     fn send_request(&self, stream: &mut BufReader<TcpStream>) -> Result<()> {
         process::fail_if_interrupted()?;
         stream.get_mut().write_all(&self.request).context("cannot send a request")?;
-        let answer = http_response::read(stream).with_context(|| format!("no answer from {}", self.address))?;
-        if answer.status != 200 {
-            bail!("{} answered {}: {}", self.address, answer.status, String::from_utf8_lossy(&answer.body));
+        let response = http_response::read(stream).with_context(|| format!("no response from {}", self.address))?;
+        if response.status != 200 {
+            bail!("{} returned {}: {}", self.address, response.status, String::from_utf8_lossy(&response.body));
         }
         Ok(())
     }
@@ -153,8 +153,8 @@ mod tests {
 
     use super::*;
 
-    /// Answers every request on one connection after another with the same text, as long as there are connections.
-    fn fake_server(answer: &'static str, connections: usize) -> SocketAddr {
+    /// Answers every request with the same text, on a limited number of connections.
+    fn fake_server(response: &'static str, connections: usize) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         thread::spawn(move || {
@@ -163,7 +163,7 @@ mod tests {
                     let mut stream = stream.unwrap();
                     let mut request = vec![0; post_request(address, "/", "{}").len()];
                     while stream.read_exact(&mut request).is_ok() {
-                        stream.write_all(answer.as_bytes()).unwrap();
+                        stream.write_all(response.as_bytes()).unwrap();
                     }
                 });
             }
@@ -172,30 +172,30 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_kept_and_every_request_is_counted() {
-        // More connections than these two are never answered: keeping them is what makes this end.
+    fn connections_are_reused_and_all_requests_counted() {
+        // Further connections are never answered, so this ends only if connections are reused.
         let address = fake_server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 2);
         let load = LoadGenerator { address, request: post_request(address, "/", "{}"), connections: 2 };
-        let mut seen = load.run(Duration::from_millis(200)).unwrap();
-        assert!(seen.request_count() > 10, "{}", seen.request_count());
-        assert!(seen.requests_per_second() > 50.0);
-        assert!(seen.percentile(50) <= seen.percentile(99));
+        let mut result = load.run(Duration::from_millis(200)).unwrap();
+        assert!(result.request_count() > 10, "{}", result.request_count());
+        assert!(result.requests_per_second() > 50.0);
+        assert!(result.percentile(50) <= result.percentile(99));
     }
 
     #[test]
-    fn a_pace_is_kept() {
+    fn request_rate_is_kept() {
         let address = fake_server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", 2);
         let load = LoadGenerator { address, request: post_request(address, "/", "{}"), connections: 2 };
-        let seen = load.run_at_rate(100.0, Duration::from_millis(300)).unwrap();
-        assert_eq!(seen.request_count(), 30);
-        assert!(seen.elapsed >= Duration::from_millis(280));
+        let result = load.run_at_rate(100.0, Duration::from_millis(300)).unwrap();
+        assert_eq!(result.request_count(), 30);
+        assert!(result.elapsed >= Duration::from_millis(280));
     }
 
     #[test]
-    fn an_answer_that_is_not_a_success_ends_the_run_with_its_text() {
+    fn error_status_ends_the_run_with_its_body() {
         let address = fake_server("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nnope", 1);
         let load = LoadGenerator { address, request: post_request(address, "/", "{}"), connections: 1 };
-        let words = load.run(Duration::from_secs(5)).unwrap_err().to_string();
-        assert!(words.ends_with("answered 404: nope"), "{words}");
+        let message = load.run(Duration::from_secs(5)).unwrap_err().to_string();
+        assert!(message.ends_with("returned 404: nope"), "{message}");
     }
 }

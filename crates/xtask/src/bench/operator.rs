@@ -1,9 +1,9 @@
-//! What `rollora-operator` needs on a cluster with many Rollouts, and how fast it is when somebody wants something.
+//! Resource use of `rollora-operator` on a cluster with many Rollouts, and its latency for intents.
 //!
-//! The API server is a real one, the operator is the optimized program. Pods are objects alone: one process, the
-//! population, answers for all of their sidecars and routers, each at an address of its own, and makes the objects that
-//! thousands of succeeded Rollouts would have left. What the operator asked for is read from the API server's audit log.
-//! All of that runs on the same processors as the operator, which makes its times rather longer.
+//! The API server is real, and the operator is an optimized build. Pods exist only as objects: one process, the scale
+//! fixture, answers for all of their sidecars and routers, each at a different address, and creates the objects that
+//! thousands of succeeded Rollouts would have left. The operator's requests are counted in the API server's audit log.
+//! All of this runs on the same processors as the operator, which makes the measured times rather longer.
 
 use std::path::Path;
 use std::process::Command;
@@ -21,23 +21,23 @@ mod scale_fixture;
 
 use scale_fixture::{RequestCounts, ScaleFixtureProcess, ScaleSize};
 
-/// How much of everything.
+/// Number of objects in each part of the bench.
 #[derive(Debug, Clone, Copy)]
 struct BenchScale {
-    /// The bench of what goes on: pools of ten pods and ten Rollouts.
+    /// Pools of ten pods and ten Rollouts in the activity bench.
     pools: u16,
-    /// Rollouts that are under way while memory, time and writes are measured, one in a pool.
+    /// Rollouts in progress while memory, CPU time and writes are measured, one per pool.
     active_rollouts: u16,
-    /// Rollouts that are under way while people want something of them, one in a pool.
+    /// Rollouts in progress while intents are sent, one per pool.
     intent_rollouts: u16,
-    /// How often each is wished for.
+    /// Number of intents per Rollout and verb.
     rounds: u16,
-    /// How long nothing happens, and how long only what is under way.
+    /// Duration of the idle measurement, and of the one with rollouts in progress.
     observation_window: Duration,
-    /// Pools of the two sizes that are compared.
+    /// Number of pools in the two sizes that are compared.
     small_pool_count: u16,
     large_pool_count: u16,
-    /// Pods of each of these.
+    /// Number of pods per pool in these.
     pods_per_pool: u8,
 }
 
@@ -64,29 +64,31 @@ const SHORT_SCALE: BenchScale = BenchScale {
 
 const ROLLOUTS_PER_POOL: u16 = 10;
 const PODS_PER_POOL: u8 = 10;
-/// What a start leaves to be done after every Rollout was looked at.
+/// Time for the work that follows a start, after every Rollout was reconciled.
 const SETTLE_TIME: Duration = Duration::from_secs(5);
-/// As long as nobody needs them, connections to pods are closed and memory is given back within this.
+/// Unused connections to pods are closed, and memory is given back, within this time.
 const IDLE_SAMPLE: Duration = Duration::from_secs(10);
-/// An operator that has nothing to do needs less than this, in percent of a core.
+/// Maximum CPU usage of an operator that has nothing to do, in percent of a core.
 const IDLE_CPU_PERCENT: f64 = 1.0;
-/// So often it is looked whether it is at rest.
+/// Maximum number of samples while waiting for an idle operator.
 const MAX_IDLE_SAMPLES: u32 = 30;
 
 pub(super) fn run(short: bool) -> Result<Vec<Measurement>> {
     let programs = build()?;
-    let extent = if short { SHORT_SCALE } else { FULL_SCALE };
+    let scale = if short { SHORT_SCALE } else { FULL_SCALE };
     let folder = tempfile::tempdir()?;
-    let mut measures = bench_activity(&programs, extent, folder.path())?;
-    measures.extend(bench_growth(&programs, extent, folder.path())?);
-    Ok(measures)
+    let mut measurements = bench_activity(&programs, scale, folder.path())?;
+    measurements.extend(bench_growth(&programs, scale, folder.path())?);
+    Ok(measurements)
 }
 
 fn build() -> Result<Programs> {
     if !cfg!(target_os = "linux") {
-        return Err(MissingPrerequisite("processes are measured in /proc, which only Linux has".to_owned()).into());
+        return Err(
+            MissingPrerequisite("CPU time and memory are read from /proc, which only Linux has".to_owned()).into()
+        );
     }
-    eprintln!("building the operator, optimized; the first time that takes some minutes");
+    eprintln!("building the operator with optimizations; the first build takes some minutes");
     let packages = ["--release", "-p", "rollora-operator-bin", "-p", "rollora-testbed"];
     workspace::build(&[&packages[..], &["--bin", "rollora-operator", "--bin", "scale-fixture"]].concat())
 }
@@ -95,214 +97,213 @@ fn measurement(what: &str, value: f64, unit: &str) -> Measurement {
     Measurement::new("operator", what, value, unit)
 }
 
-/// Rollouts of which some are under way.
-fn bench_activity(programs: &Programs, extent: BenchScale, folder: &Path) -> Result<Vec<Measurement>> {
-    let versions = 2 + 4 * extent.rounds;
-    let size = ScaleSize { pools: extent.pools, pods: PODS_PER_POOL, rollouts: ROLLOUTS_PER_POOL, versions };
-    let mut population = start_populated(programs, size, folder)?;
-    let (operator, start) = start_and_reconcile(programs, &mut population, folder)?;
-    let words = format!(
+/// Measures an operator that is idle, with rollouts in progress, and with intents.
+fn bench_activity(programs: &Programs, scale: BenchScale, folder: &Path) -> Result<Vec<Measurement>> {
+    let versions = 2 + 4 * scale.rounds;
+    let size = ScaleSize { pools: scale.pools, pods: PODS_PER_POOL, rollouts: ROLLOUTS_PER_POOL, versions };
+    let mut fixture = start_populated(programs, size, folder)?;
+    let (operator, start) = start_and_reconcile(programs, &mut fixture, folder)?;
+    let prefix = format!(
         "{} Rollouts, {} pools of {PODS_PER_POOL} pods",
         with_thousands_separator(size.total_rollouts()),
         size.pools
     );
-    let mut measures = vec![measurement(&format!("{words}: from start to all reconciled"), start.as_secs_f64(), "s")];
+    let mut measurements =
+        vec![measurement(&format!("{prefix}: from start to all reconciled"), start.as_secs_f64(), "s")];
     wait_until_idle(&operator)?;
 
-    population.reset_counts()?;
-    let idle = ProcessUsage::sample(&operator, extent.observation_window)?;
-    let account = population.request_counts()?;
-    measures.push(measurement(&format!("{words}, idle: processor time"), idle.cpu_percent, "% of a core"));
-    measures.push(measurement("the same: resident memory", idle.resident_mib, "MiB"));
-    let asked = account.count_requests(|_| true);
-    measures.push(measurement("the same: requests but watches and the Lease", to_f64(asked), "").at_most(0.0));
-    measures.push(measurement("the same: watches that began anew", to_f64(account.watches), ""));
-    measures.push(measurement("the same: questions which kinds are installed", to_f64(account.discoveries), ""));
+    fixture.reset_counts()?;
+    let idle = ProcessUsage::sample(&operator, scale.observation_window)?;
+    let counts = fixture.request_counts()?;
+    measurements.push(measurement(&format!("{prefix}, idle: CPU time"), idle.cpu_percent, "% of a core"));
+    measurements.push(measurement("idle: resident memory", idle.resident_mib, "MiB"));
+    let requests = counts.count_requests(|_| true);
+    measurements.push(measurement("idle: requests except watches and the Lease", to_f64(requests), "").at_most(0.0));
+    measurements.push(measurement("idle: watches restarted", to_f64(counts.watches), ""));
+    measurements.push(measurement("idle: API discovery requests", to_f64(counts.discoveries), ""));
 
-    population.hold_routers(true)?;
-    population.reset_counts()?;
-    population.begin_rollouts(extent.active_rollouts, 2)?;
-    let account = population.request_counts()?;
-    measures.extend(write_measurements(&account));
+    fixture.hold_routers(true)?;
+    fixture.reset_counts()?;
+    fixture.begin_rollouts(scale.active_rollouts, 2)?;
+    let counts = fixture.request_counts()?;
+    measurements.extend(write_measurements(&counts));
     process::interruptible_sleep(SETTLE_TIME)?;
-    population.reset_counts()?;
-    let busy = ProcessUsage::sample(&operator, extent.observation_window)?;
-    let account = population.request_counts()?;
-    let words = format!("{} of them under way", extent.active_rollouts);
-    measures.push(measurement(&format!("{words}: resident memory"), busy.resident_mib, "MiB").at_most(64.0));
-    measures.push(measurement(&format!("{words}: processor time"), busy.cpu_percent, "% of a core").at_most(10.0));
-    // To a tenth of a second: it is another program that sees them, some milliseconds later or earlier.
-    let pace = (account.min_counter_write_interval_ms.map_or(f64::INFINITY, to_f64) / 100.0).round() / 10.0;
-    if account.counter_writes > 0 {
-        measures.push(measurement("the same: shortest time between writes of counts", pace, "s").at_least(5.0));
+    fixture.reset_counts()?;
+    let busy = ProcessUsage::sample(&operator, scale.observation_window)?;
+    let counts = fixture.request_counts()?;
+    let prefix = format!("{} in progress", scale.active_rollouts);
+    measurements.push(measurement(&format!("{prefix}: resident memory"), busy.resident_mib, "MiB").at_most(64.0));
+    measurements.push(measurement(&format!("{prefix}: CPU time"), busy.cpu_percent, "% of a core").at_most(10.0));
+    // Rounded to a tenth of a second: another program observes the writes, some milliseconds later or earlier.
+    let interval = (counts.min_counter_write_interval_ms.map_or(f64::INFINITY, to_f64) / 100.0).round() / 10.0;
+    if counts.counter_writes > 0 {
+        let what = format!("{prefix}: shortest interval between counter writes");
+        measurements.push(measurement(&what, interval, "s").at_least(5.0));
     }
-    let most = extent.observation_window.as_secs() / 5 + 1;
-    let what = "the same: most writes of counts of one Rollout";
-    measures.push(measurement(what, to_f64(account.max_counter_writes), "").at_most(to_f64(most)));
-    let what = "the same: writes that the ConfigMap has another version";
-    measures.push(measurement(what, to_f64(account.adapters_file_changes), ""));
-    measures.push(
-        measurement("the same: writes of anything else", to_f64(account.requests_without_counter_writes()), "")
-            .at_most(0.0),
-    );
-    population.hold_routers(false)?;
+    let most = scale.observation_window.as_secs() / 5 + 1;
+    let what = format!("{prefix}: most counter writes of one Rollout");
+    measurements.push(measurement(&what, to_f64(counts.max_counter_writes), "").at_most(to_f64(most)));
+    let what = format!("{prefix}: writes because the ConfigMap changed");
+    measurements.push(measurement(&what, to_f64(counts.adapters_file_changes), ""));
+    let what = format!("{prefix}: other writes");
+    measurements.push(measurement(&what, to_f64(counts.requests_without_counter_writes()), "").at_most(0.0));
+    fixture.hold_routers(false)?;
 
-    measures.extend(bench_intents(&mut population, extent)?);
+    measurements.extend(bench_intents(&mut fixture, scale)?);
     drop(operator);
-    Ok(measures)
+    Ok(measurements)
 }
 
-/// What was written while rollouts began, up to the first step.
-fn write_measurements(account: &RequestCounts) -> Vec<Measurement> {
+/// Returns the writes while rollouts start, up to their first step.
+fn write_measurements(counts: &RequestCounts) -> Vec<Measurement> {
     let ratio = |a: u64, b: u64| to_f64(a) / to_f64(b.max(1));
-    let rewrites = account.count_requests(|what| what.ends_with(" inferencemodelrewrites"));
-    let maps = account.count_requests(|what| what.ends_with(" configmaps"));
-    let events = account.count_requests(|what| what.ends_with(" events"));
-    let status = account.count_requests(|what| what == "update rollouts/status");
-    let reads = account.count_requests(|what| what.starts_with("get ") || what.starts_with("list "));
-    let own = account.transitions + account.other_writes;
+    let rewrites = counts.count_requests(|what| what.ends_with(" inferencemodelrewrites"));
+    let maps = counts.count_requests(|what| what.ends_with(" configmaps"));
+    let events = counts.count_requests(|what| what.ends_with(" events"));
+    let status = counts.count_requests(|what| what == "update rollouts/status");
+    let reads = counts.count_requests(|what| what.starts_with("get ") || what.starts_with("list "));
+    let own = counts.transitions + counts.other_writes;
     vec![
-        measurement("a rollout begins: transitions", to_f64(account.transitions), ""),
-        measurement("writes of its status a transition", ratio(own, account.transitions), "").at_most(1.0),
-        measurement("writes of a rewrite a change of weights", ratio(rewrites, account.weight_changes), "")
-            .at_most(1.0),
-        measurement("writes of the ConfigMap a transition", ratio(maps, account.transitions), "").at_most(1.0),
-        measurement("events a transition", ratio(events, account.transitions), ""),
-        measurement("writes of status in all, those of the pool's others too", to_f64(status), ""),
-        measurement("the same because the ConfigMap is another one", to_f64(account.adapters_file_changes), ""),
-        measurement("reads that are no watch", to_f64(reads), ""),
+        measurement("rollouts start: transitions", to_f64(counts.transitions), ""),
+        measurement("status writes per transition", ratio(own, counts.transitions), "").at_most(1.0),
+        measurement("rewrite writes per change of weights", ratio(rewrites, counts.weight_changes), "").at_most(1.0),
+        measurement("ConfigMap writes per transition", ratio(maps, counts.transitions), "").at_most(1.0),
+        measurement("events per transition", ratio(events, counts.transitions), ""),
+        measurement("status writes in total, with other Rollouts of the pools", to_f64(status), ""),
+        measurement("status writes because the ConfigMap changed", to_f64(counts.adapters_file_changes), ""),
+        measurement("reads other than watches", to_f64(reads), ""),
     ]
 }
 
-/// When people want something.
+/// When intents are sent.
 #[derive(Debug, Clone, Copy)]
 enum IntentTiming {
-    /// Steps are under way, and what their beginning left to be written is written.
+    /// While steps are in progress, and the writes that follow their start are complete.
     DuringSteps,
-    /// All of them have begun within seconds: the API server has its hands full.
+    /// After all rollouts have started within seconds: the API server is busy.
     Burst,
 }
 
-/// What people want is done at once.
-fn bench_intents(population: &mut ScaleFixtureProcess, extent: BenchScale) -> Result<Vec<Measurement>> {
+/// Measures the time from an intent to its rewrite.
+fn bench_intents(fixture: &mut ScaleFixtureProcess, scale: BenchScale) -> Result<Vec<Measurement>> {
     let mut version = 3;
-    let mut measures = Vec::new();
-    for moment in [IntentTiming::DuringSteps, IntentTiming::Burst] {
-        for (verb, words) in [("abort", "abort"), ("promote-full", "promote --full")] {
+    let mut measurements = Vec::new();
+    for timing in [IntentTiming::DuringSteps, IntentTiming::Burst] {
+        for (verb, command) in [("abort", "abort"), ("promote-full", "promote --full")] {
             let mut times = Vec::new();
-            for _ in 0..extent.rounds {
-                times.extend(measure_intents(population, (verb, moment), extent.intent_rollouts, version)?);
+            for _ in 0..scale.rounds {
+                times.extend(measure_intents(fixture, (verb, timing), scale.intent_rollouts, version)?);
                 version += 1;
             }
-            let when = match moment {
-                IntentTiming::DuringSteps => "under way",
-                IntentTiming::Burst => "begun within seconds",
+            let when = match timing {
+                IntentTiming::DuringSteps => "in progress",
+                IntentTiming::Burst => "started within seconds",
             };
-            let what = |part| format!("{} {when}: {words} to rewrite written, {part}", extent.intent_rollouts);
-            measures.push(measurement(&what("p50"), median(times.clone()), "ms"));
-            measures.push(measurement(&what("p99"), percentile(times, 0.99), "ms").at_most(250.0));
+            let what = |part| format!("{} {when}: {command} to rewrite written, {part}", scale.intent_rollouts);
+            measurements.push(measurement(&what("p50"), median(times.clone()), "ms"));
+            measurements.push(measurement(&what("p99"), percentile(times, 0.99), "ms").at_most(250.0));
         }
     }
-    Ok(measures)
+    Ok(measurements)
 }
 
-/// Begins that many rollouts, has each of them asked for something, and lets all come to their end.
+/// Starts `count` rollouts, sends an intent to each, and waits until all are complete.
 fn measure_intents(
-    population: &mut ScaleFixtureProcess,
-    (verb, moment): (&str, IntentTiming),
+    fixture: &mut ScaleFixtureProcess,
+    (verb, timing): (&str, IntentTiming),
     count: u16,
     version: u16,
 ) -> Result<Vec<f64>> {
-    population.hold_routers(true)?;
-    population.begin_rollouts(count, version)?;
-    if matches!(moment, IntentTiming::DuringSteps) {
+    fixture.hold_routers(true)?;
+    fixture.begin_rollouts(count, version)?;
+    if matches!(timing, IntentTiming::DuringSteps) {
         process::interruptible_sleep(IDLE_SAMPLE)?;
     }
-    let times = population.send_intents(verb, count)?;
-    population.hold_routers(false)?;
-    population.wait_until_settled()?;
+    let times = fixture.send_intents(verb, count)?;
+    fixture.hold_routers(false)?;
+    fixture.wait_until_settled()?;
     Ok(times)
 }
 
-/// How memory and the time of a start grow.
-fn bench_growth(programs: &Programs, extent: BenchScale, folder: &Path) -> Result<Vec<Measurement>> {
-    let size = |pools| ScaleSize { pools, pods: extent.pods_per_pool, rollouts: ROLLOUTS_PER_POOL, versions: 2 };
-    let mut population = start_populated(programs, size(extent.small_pool_count), folder)?;
-    let mut found = Vec::new();
-    for pools in [extent.small_pool_count, extent.large_pool_count] {
-        if pools != extent.small_pool_count {
-            population.grow(size(pools))?;
+/// Measures how memory and start time grow with the number of Rollouts and pods.
+fn bench_growth(programs: &Programs, scale: BenchScale, folder: &Path) -> Result<Vec<Measurement>> {
+    let size = |pools| ScaleSize { pools, pods: scale.pods_per_pool, rollouts: ROLLOUTS_PER_POOL, versions: 2 };
+    let mut fixture = start_populated(programs, size(scale.small_pool_count), folder)?;
+    let mut results = Vec::new();
+    for pools in [scale.small_pool_count, scale.large_pool_count] {
+        if pools != scale.small_pool_count {
+            fixture.grow(size(pools))?;
         }
-        let (operator, start) = start_and_reconcile(programs, &mut population, folder)?;
+        let (operator, start) = start_and_reconcile(programs, &mut fixture, folder)?;
         wait_until_idle(&operator)?;
-        let seen = ProcessUsage::sample(&operator, SETTLE_TIME)?;
-        found.push((
+        let usage = ProcessUsage::sample(&operator, SETTLE_TIME)?;
+        results.push((
             pools,
             start.as_secs_f64(),
-            seen.resident_mib,
+            usage.resident_mib,
             kib_to_mib(procfs::peak_memory_kib(operator.pid())?),
         ));
     }
-    let mut measures = Vec::new();
-    for (pools, seconds, resident, peak) in &found {
+    let mut measurements = Vec::new();
+    for (pools, seconds, resident, peak) in &results {
         let size = size(*pools);
         let rollouts = with_thousands_separator(size.total_rollouts());
-        let words = format!(
+        let prefix = format!(
             "{rollouts} Rollouts, {} pods",
-            with_thousands_separator(u32::from(*pools) * u32::from(extent.pods_per_pool))
+            with_thousands_separator(u32::from(*pools) * u32::from(scale.pods_per_pool))
         );
-        let last = *pools == extent.large_pool_count;
+        let last = *pools == scale.large_pool_count;
         let goals = |measure: Measurement, goal: f64| if last { measure.at_most(goal) } else { measure };
-        measures.push(goals(measurement(&format!("{words}: from start to all reconciled"), *seconds, "s"), 60.0));
-        measures.push(goals(measurement(&format!("{words}: resident memory"), *resident, "MiB"), 150.0));
-        measures.push(measurement(&format!("{words}: most memory"), *peak, "MiB"));
+        measurements.push(goals(measurement(&format!("{prefix}: from start to all reconciled"), *seconds, "s"), 60.0));
+        measurements.push(goals(measurement(&format!("{prefix}: resident memory"), *resident, "MiB"), 150.0));
+        measurements.push(measurement(&format!("{prefix}: peak memory"), *peak, "MiB"));
     }
-    if let [(few, fast, small, _), (many, slow, large, _)] = found.as_slice() {
+    if let [(few, fast, small, _), (many, slow, large, _)] = results.as_slice() {
         let factor = f64::from(*many) / f64::from(*few);
-        let what = format!("{factor} times the Rollouts and pods: time of the start");
-        measures.push(measurement(&what, slow / fast, "x").at_most(factor));
-        measures.push(measurement("the same: resident memory", large / small, "x").at_most(factor));
+        let prefix = format!("{factor} times the Rollouts and pods");
+        measurements.push(measurement(&format!("{prefix}: start time"), slow / fast, "x").at_most(factor));
+        measurements.push(measurement(&format!("{prefix}: resident memory"), large / small, "x").at_most(factor));
     }
-    Ok(measures)
+    Ok(measurements)
 }
 
-/// An API server with so much on it, of which an operator has made the first.
+/// Starts an API server with objects of this size; an operator completes the first Rollout as the template.
 fn start_populated(programs: &Programs, size: ScaleSize, folder: &Path) -> Result<ScaleFixtureProcess> {
-    let mut population = ScaleFixtureProcess::start(programs)?;
-    population.seed(size)?;
-    let first = spawn_operator(programs, &population, folder)?;
-    population.record_template()?;
+    let mut fixture = ScaleFixtureProcess::start(programs)?;
+    fixture.seed(size)?;
+    let first = spawn_operator(programs, &fixture, folder)?;
+    fixture.record_template()?;
     drop(first);
-    population.grow(size)?;
-    Ok(population)
+    fixture.grow(size)?;
+    Ok(fixture)
 }
 
-/// An operator that has looked at everything, and how long that took.
+/// Starts an operator, and measures the time until it has reconciled all Rollouts.
 fn start_and_reconcile(
     programs: &Programs,
-    population: &mut ScaleFixtureProcess,
+    fixture: &mut ScaleFixtureProcess,
     folder: &Path,
 ) -> Result<(BenchProcess, Duration)> {
     let start = clock::now();
-    let operator = spawn_operator(programs, population, folder)?;
-    population.wait_until_reconciled()?;
+    let operator = spawn_operator(programs, fixture, folder)?;
+    fixture.wait_until_reconciled()?;
     Ok((operator, start.elapsed()))
 }
 
-/// Waits until the operator has done what a start leaves to be done: one status for each rewrite that has none.
+/// Waits until the operator has done the work that follows a start: one status write per rewrite that has none.
 fn wait_until_idle(operator: &BenchProcess) -> Result<()> {
     for _ in 0..MAX_IDLE_SAMPLES {
         if ProcessUsage::sample(operator, IDLE_SAMPLE)?.cpu_percent < IDLE_CPU_PERCENT {
             return Ok(());
         }
     }
-    bail!("the operator has not come to rest within {:?}", IDLE_SAMPLE * MAX_IDLE_SAMPLES)
+    bail!("the operator was not idle within {:?}", IDLE_SAMPLE * MAX_IDLE_SAMPLES)
 }
 
-fn spawn_operator(programs: &Programs, population: &ScaleFixtureProcess, folder: &Path) -> Result<BenchProcess> {
+fn spawn_operator(programs: &Programs, fixture: &ScaleFixtureProcess, folder: &Path) -> Result<BenchProcess> {
     let address = free_address()?;
     let mut command = Command::new(find_program(programs, "rollora-operator")?);
-    command.env("KUBECONFIG", population.kubeconfig()).args(["--address", "127.0.0.1", "--lease-namespace", "default"]);
+    command.env("KUBECONFIG", fixture.kubeconfig()).args(["--address", "127.0.0.1", "--lease-namespace", "default"]);
     command.args(["--metrics-port", &address.port().to_string()]);
     for variable in ["POD_NAMESPACE", "POD_NAME", "POD_IP"] {
         command.env_remove(variable);
@@ -311,7 +312,7 @@ fn spawn_operator(programs: &Programs, population: &ScaleFixtureProcess, folder:
     BenchProcess::start("rollora-operator", command, address, folder)
 }
 
-/// A process that was watched for a while.
+/// Resource use of a process over some time.
 struct ProcessUsage {
     cpu_percent: f64,
     resident_mib: f64,
@@ -324,12 +325,12 @@ impl ProcessUsage {
         process::interruptible_sleep(time)?;
         let used = procfs::thread_cpu_time(server.pid())?.saturating_sub(before);
         let percent = used.as_secs_f64() * 100.0 / start.elapsed().as_secs_f64();
-        let resident = procfs::resident_memory_kib(server.pid()).context("the operator has ended")?;
+        let resident = procfs::resident_memory_kib(server.pid()).context("the operator has exited")?;
         Ok(Self { cpu_percent: percent, resident_mib: kib_to_mib(resident) })
     }
 }
 
-/// The value that this part of all is not above.
+/// Returns the value that this fraction of the values does not exceed.
 fn percentile(mut values: Vec<f64>, part: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
@@ -348,7 +349,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_percentile_is_a_value_that_was_measured() {
+    fn percentile_is_one_of_the_values() {
         let values: Vec<f64> = (1..=200).map(f64::from).collect();
         for (part, expected) in [(0.5, 100.0), (0.99, 198.0), (1.0, 200.0)] {
             assert!((percentile(values.clone(), part) - expected).abs() < f64::EPSILON);
@@ -357,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn large_numbers_are_written_for_people() {
+    fn thousands_are_separated() {
         assert_eq!(
             [with_thousands_separator(500), with_thousands_separator(5000), with_thousands_separator(50_000)],
             ["500", "5,000", "50,000"]

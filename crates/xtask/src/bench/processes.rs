@@ -1,4 +1,4 @@
-//! The servers of a bench: simulated vLLM, `rollora local`, nginx. Each is ended when its value is dropped.
+//! Processes of a bench: simulated vLLM, `rollora local`, nginx. Each is terminated when its value is dropped.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};
@@ -16,27 +16,29 @@ use crate::process::{self, Interrupted};
 use crate::tools::{CONTROL_PLANE, NGINX, ToolCache, ToolEntry, ToolRecipe};
 use crate::workspace::{self, Programs, find_program};
 
-/// The name that clients send.
+/// Model name that clients request.
 pub(super) const MODEL: &str = "small-segment-lora";
-/// The adapter that answers.
+/// Adapter that serves the model.
 pub(super) const ADAPTER: &str = "small-segment-lora-v1";
 pub(super) const CHAT_PATH: &str = "/v1/chat/completions";
 
-/// What a server has to be ready in.
+/// How long a process may take to become ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
-/// What a server has between the request to end and the end.
-const FAREWELL: Duration = Duration::from_secs(5);
+/// Time between SIGTERM and SIGKILL.
+const TERMINATION_GRACE: Duration = Duration::from_secs(5);
 
-/// The programs that are measured, optimized.
+/// Builds the measured programs with optimizations.
 pub(super) fn build_programs() -> Result<Programs> {
     if !cfg!(target_os = "linux") {
-        return Err(MissingPrerequisite("processes are measured in /proc, which only Linux has".to_owned()).into());
+        return Err(
+            MissingPrerequisite("CPU time and memory are read from /proc, which only Linux has".to_owned()).into()
+        );
     }
-    eprintln!("building rollora and the simulator, optimized; the first time that takes some minutes");
+    eprintln!("building rollora and the simulator with optimizations; the first build takes some minutes");
     workspace::build(&["--release", "-p", "rollora", "-p", "rollora-testbed", "--bin", "rollora", "--bin", "vllm-sim"])
 }
 
-/// A tool of the cache. Where it cannot be had, a bench cannot run, and `without` says why.
+/// Returns an entry of the tool cache. If it is not available the bench cannot run, and `without` says why.
 pub(super) fn fetch_tool(tool: &ToolRecipe, without: &str) -> Result<ToolEntry> {
     match ToolCache::open()?.get(tool) {
         Ok(entry) => Ok(entry),
@@ -45,9 +47,9 @@ pub(super) fn fetch_tool(tool: &ToolRecipe, without: &str) -> Result<ToolEntry> 
     }
 }
 
-/// A program that starts an API server, and what it needs for that: held as long as it is used, so that nobody clears it.
+/// Returns a command that starts an API server, and its tool entry, which stays locked while it lives.
 pub(super) fn control_plane_command(programs: &Programs, name: &'static str) -> Result<(Command, ToolEntry)> {
-    let entry = fetch_tool(CONTROL_PLANE, "there is no API server, and none can be had")?;
+    let entry = fetch_tool(CONTROL_PLANE, "the API server is not available")?;
     let mut command = Command::new(find_program(programs, name)?);
     if let Some(variable) = CONTROL_PLANE.env_var {
         command.env(variable, entry.path());
@@ -55,20 +57,20 @@ pub(super) fn control_plane_command(programs: &Programs, name: &'static str) -> 
     Ok((command, entry))
 }
 
-/// A running server.
+/// A running process with its address.
 #[derive(Debug)]
 pub(super) struct BenchProcess {
     process: ChildProcess,
-    /// Kept open: a program that ends with its standard input runs as long as this lives.
+    /// Kept open: some programs exit when their standard input closes.
     _stdin: Option<ChildStdin>,
     pub(super) address: SocketAddr,
 }
 
-/// The machine's nginx, else that of the tool cache.
+/// nginx from PATH, or else from the tool cache.
 #[derive(Debug)]
 pub(super) struct Nginx {
     program: PathBuf,
-    /// Held as long as it is used, so that nobody clears it.
+    /// Locked while it is used, so that no other process clears it.
     _entry: Option<ToolEntry>,
 }
 
@@ -77,7 +79,7 @@ impl Nginx {
         if process::output_of(Command::new("nginx").arg("-v")).is_some() {
             return Ok(Self { program: "nginx".into(), _entry: None });
         }
-        let entry = fetch_tool(NGINX, "no nginx is on PATH, and it cannot be had")?;
+        let entry = fetch_tool(NGINX, "nginx is neither on PATH nor available in the tool cache")?;
         Ok(Self { program: entry.path().join("usr/sbin/nginx"), _entry: Some(entry) })
     }
 }
@@ -87,51 +89,53 @@ impl BenchProcess {
         self.process.id()
     }
 
-    /// Starts a program that will listen there, with its output in the folder.
+    /// Starts a program that will listen at `address`, with its log in `folder`.
     pub(super) fn start(name: &'static str, command: Command, address: SocketAddr, folder: &Path) -> Result<Self> {
-        let process = ChildProcess::start(name, command, folder)?.with_termination_grace(FAREWELL);
+        let process = ChildProcess::start(name, command, folder)?.with_termination_grace(TERMINATION_GRACE);
         Ok(Self { process, _stdin: None, address })
     }
 
-    /// Starts a program that prints one line when it serves, and ends with its standard input.
+    /// Starts a program that prints one line when it is ready, and exits when its standard input closes.
     pub(super) fn start_and_read_line(name: &'static str, command: Command) -> Result<(Self, String)> {
         let (process, stdin, stdout) = ChildProcess::start_with_pipes(name, command)?;
-        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let server = Self { process: process.with_termination_grace(FAREWELL), _stdin: Some(stdin), address: nowhere };
+        let unknown_address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let server = Self {
+            process: process.with_termination_grace(TERMINATION_GRACE),
+            _stdin: Some(stdin),
+            address: unknown_address,
+        };
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         Ok((server, line.trim().to_owned()))
     }
 
-    /// A simulated vLLM that answers at once.
+    /// Starts a simulated vLLM that responds without delay.
     pub(super) fn start_simulator(programs: &Programs) -> Result<Self> {
         Self::start_simulator_with(programs, 0, &[])
     }
 
-    /// A simulated vLLM at a port of its own choice (0) or of ours, with more flags. It answers when this returns.
+    /// Starts a simulated vLLM with more flags, at this port or at a free one (0). It is ready when this returns.
     pub(super) fn start_simulator_with(programs: &Programs, port: u16, flags: &[&str]) -> Result<Self> {
         let mut command = Command::new(find_program(programs, "vllm-sim")?);
         command.args(["--port", &port.to_string(), "--any-source", "--until-stdin-closes"]).args(flags);
         let (mut server, url) = Self::start_and_read_line("vllm-sim", command)?;
         let address = url.strip_prefix("http://").and_then(|address| address.parse().ok());
-        server.address = address.with_context(|| format!("vllm-sim did not print its URL but {url:?}"))?;
+        server.address = address.with_context(|| format!("vllm-sim printed {url:?} instead of its URL"))?;
         Ok(server)
     }
 
-    /// Ends it as a power cut would.
+    /// Kills the process as a power cut would.
     pub(super) fn kill(self) {
         self.process.kill();
     }
 
-    /// How it ended and what it wrote, if it has ended.
+    /// Returns how the process exited and what it logged, or `None` if it is running.
     pub(super) fn log_if_exited(&self) -> Option<String> {
         let process = &self.process;
-        process
-            .exit_reason()
-            .map(|ending| format!("{} ended with {ending}; it said:\n{}", process.name(), process.log()))
+        process.exit_reason().map(|exit| format!("{} exited with {exit}; its log:\n{}", process.name(), process.log()))
     }
 
-    /// `rollora local` in front of some servers, once it answers for [`MODEL`].
+    /// Starts `rollora local` in front of these servers, and waits until it serves [`MODEL`].
     pub(super) fn start_rollora_local(programs: &Programs, servers: &[Self], folder: &Path) -> Result<Self> {
         let address = free_address()?;
         let (rollout, adapters) = (folder.join("rollout.yaml"), folder.join("adapters.yaml"));
@@ -148,7 +152,7 @@ impl BenchProcess {
         Ok(server)
     }
 
-    /// nginx as a plain reverse proxy with kept connections to one server, once it answers.
+    /// Starts nginx as a plain reverse proxy with keep-alive connections to one server, and waits until it serves.
     pub(super) fn start_nginx(nginx: &Nginx, vllm: &Self, folder: &Path) -> Result<Self> {
         let address = free_address()?;
         let configuration = folder.join("nginx.conf");
@@ -164,26 +168,26 @@ impl BenchProcess {
         self.wait_for_success(&post_request(self.address, CHAT_PATH, &chat_body(model, 256)))
     }
 
-    /// Waits until this request is answered with success at its address.
+    /// Waits until this request, sent to the process's address, gets a response with status 200.
     pub(super) fn wait_for_success(&mut self, request: &[u8]) -> Result<()> {
         let load = LoadGenerator { address: self.address, request: request.to_owned(), connections: 1 };
         let start = clock::now();
         loop {
-            let answer = load.send_once();
-            if answer.as_ref().is_ok_and(|answer| answer.status == 200) {
+            let response = load.send_once();
+            if response.as_ref().is_ok_and(|response| response.status == 200) {
                 return Ok(());
             }
             let ended = self.process.exit_reason();
             if ended.is_some() || start.elapsed() > READY_TIMEOUT {
-                let why = ended.map_or_else(|| format!("{answer:?}"), |ending| ending.to_string());
-                bail!("{} does not serve: {why}; it said:\n{}", self.process.name(), self.process.log());
+                let reason = ended.map_or_else(|| format!("{response:?}"), |exit| exit.to_string());
+                bail!("{} is not ready: {reason}; its log:\n{}", self.process.name(), self.process.log());
             }
             process::interruptible_sleep(Duration::from_millis(50))?;
         }
     }
 }
 
-/// A chat request of exactly this many bytes that asks for one token.
+/// Returns a chat request of exactly this many bytes that asks for one token.
 pub(super) fn chat_body(model: &str, bytes: usize) -> String {
     let with = |text: &str| {
         format!(r#"{{"messages":[{{"role":"user","content":"{text}"}}],"max_tokens":1,"model":"{model}"}}"#)
@@ -191,13 +195,13 @@ pub(super) fn chat_body(model: &str, bytes: usize) -> String {
     with(&"x".repeat(bytes.saturating_sub(with("").len())))
 }
 
-/// An address that nobody listens on now. Another program could take it before it is used; then the server says so.
+/// Returns an address with a free port. If another program takes the port meanwhile, the start of the server fails.
 pub(super) fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 fn nginx_conf(listen: SocketAddr, vllm: SocketAddr, folder: &Path) -> String {
-    // Started by root, its workers would change to a user that may not read the folder.
+    // When nginx is started by root, its workers would switch to a user that cannot read the folder.
     let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
     let folder = folder.display();
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -248,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_is_json_of_the_size_that_was_asked_for() {
+    fn body_is_json_of_the_requested_size() {
         for bytes in [256, 1024, 16 * 1024] {
             let text = chat_body(MODEL, bytes);
             assert_eq!(text.len(), bytes);

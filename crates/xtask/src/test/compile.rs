@@ -1,5 +1,5 @@
-//! Compiles everything, once: clippy's driver compiles the crates of the workspace in rustc's place, so that one
-//! compilation gives the programs, the tests and the findings.
+//! Compiles everything once: clippy's driver compiles the crates of the workspace in place of rustc, so that one
+//! compilation yields the programs, the tests and the findings.
 
 use anyhow::Result;
 
@@ -7,7 +7,7 @@ use super::CheckOutcome;
 use crate::crds;
 use crate::workspace::{self, Lints};
 
-/// Everything of the workspace: programs, tests, benches and examples, because tests start programs of other packages.
+/// All targets of the workspace, because tests start programs of other packages.
 pub(super) const EVERYTHING: [&str; 2] = ["--workspace", "--all-targets"];
 
 pub(super) fn has_clippy() -> bool {
@@ -28,7 +28,7 @@ pub(super) fn run(lints: Lints) -> CheckOutcome {
     }
 }
 
-/// Compares the schemas that are kept in files with the types, by examples that were compiled with everything else.
+/// Compares the generated schemas with the types, using examples that were compiled with everything else.
 pub(super) fn crds(lints: Lints) -> Result<()> {
     crds::run_with(crds::Mode::Check, &workspace::build_with(lints, &EVERYTHING)?.programs)
 }

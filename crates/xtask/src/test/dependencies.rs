@@ -1,8 +1,8 @@
-//! What this project is built from: offline, from `cargo metadata` and `deny.toml`.
+//! Checks the project's dependencies offline, from `cargo metadata` and `deny.toml`.
 //!
-//! `deny.toml` is the one place that says what is allowed: this check reads the same file as `cargo deny`, so that the
-//! two cannot disagree. What `cargo deny` cannot express stands here: which of our crates may know which others, and
-//! that the document names every direct dependency and nothing else. Advisories need the network and are left to
+//! `deny.toml` alone says what is allowed: this check reads the same file as `cargo deny`, so that the two cannot
+//! disagree. This module adds what `cargo deny` cannot express: which of our crates may depend on which others, and
+//! that `docs/dependencies.md` names exactly the direct dependencies. Advisories need the network and are left to
 //! `cargo deny`; crates that are known to be unmaintained are among the banned ones.
 
 use std::fmt;
@@ -36,10 +36,10 @@ pub(super) fn run() -> CheckOutcome {
 
 fn check_offline() -> Result<()> {
     let policy = read_policy()?;
-    // Offline, cargo wants every crate of the lock file on this machine.
+    // In offline mode, cargo needs every crate of the lock file on this machine.
     let metadata = read_metadata(&policy).or_else(|_| fetch_crates(&policy).and_then(|()| read_metadata(&policy)))?;
     let document = std::fs::read_to_string(root()?.join(document::DOCUMENT_PATH)).unwrap_or_default();
-    println!("{} crates looked at", metadata.packages.len());
+    println!("checked {} crates", metadata.packages.len());
     let mut found = policy.findings(&metadata);
     found.extend(layers::findings(&metadata));
     found.extend(document::findings(&document, &metadata));
@@ -49,7 +49,7 @@ fn check_offline() -> Result<()> {
     if found.is_empty() { Ok(()) } else { bail!("{} findings, see above", found.len()) }
 }
 
-/// The network did not give what was asked for.
+/// Something could not be fetched from the network.
 #[derive(Debug)]
 struct FetchFailed {
     subject: &'static str,
@@ -58,7 +58,7 @@ struct FetchFailed {
 
 impl fmt::Display for FetchFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} could not be fetched: {}", self.subject, self.detail)
+        write!(f, "cannot fetch {}: {}", self.subject, self.detail)
     }
 }
 
@@ -69,7 +69,7 @@ fn read_policy() -> Result<Policy> {
     Policy::parse(&text)
 }
 
-/// Brings every crate of the lock file to this machine, so that nothing after this asks the registry.
+/// Fetches every crate of the lock file, so that later parts do not use the registry.
 fn fetch_crates(policy: &Policy) -> Result<()> {
     eprintln!("fetching the crates of the lock file");
     let targets = policy.targets().flat_map(|target| ["--target", target]);
@@ -77,7 +77,7 @@ fn fetch_crates(policy: &Policy) -> Result<()> {
     run_with_retries("the crates", &arguments, |words| !words.contains("--locked was passed"))
 }
 
-/// Runs a quiet command again while it fails for lack of the network, which its words show.
+/// Runs a quiet cargo command, and retries it while its output shows that the network failed.
 fn run_with_retries(what: &'static str, arguments: &[&str], is_network: impl Fn(&str) -> bool) -> Result<()> {
     for attempt in 1.. {
         let Err(words) = cargo_output(arguments)? else { break };
@@ -87,7 +87,7 @@ fn run_with_retries(what: &'static str, arguments: &[&str], is_network: impl Fn(
         if attempt == MAX_ATTEMPTS {
             return Err(FetchFailed { subject: what, detail: words }.into());
         }
-        eprintln!("{words}; try {} of {MAX_ATTEMPTS}", attempt + 1);
+        eprintln!("{words}; attempt {} of {MAX_ATTEMPTS}", attempt + 1);
         process::interruptible_sleep(RETRY_AFTER * attempt)?;
     }
     Ok(())
@@ -105,7 +105,7 @@ fn read_metadata(policy: &Policy) -> Result<Metadata> {
     }
 }
 
-/// A cargo command whose output nobody has to see: what it says on standard output, else on standard error.
+/// Runs a cargo command without showing its output: returns standard output, or standard error if it fails.
 fn cargo_output(arguments: &[&str]) -> Result<Result<Vec<u8>, String>> {
     process::fail_if_interrupted()?;
     let output = cargo(arguments)?.output().context("cannot start cargo")?;
@@ -114,10 +114,10 @@ fn cargo_output(arguments: &[&str]) -> Result<Result<Vec<u8>, String>> {
     Ok(if output.status.success() { Ok(output.stdout) } else { Err(words) })
 }
 
-/// The same file by its own program, where that is installed: it knows the advisories too.
+/// Runs `cargo deny` with the same file, if it is installed: it also checks advisories.
 fn run_cargo_deny() -> Result<()> {
     if process::output_of(cargo(&["deny", "--version"])?.current_dir(root()?)).is_none() {
-        println!("cargo deny is not installed: advisories were not looked at");
+        println!("cargo deny is not installed: advisories are not checked");
         return Ok(());
     }
     process::run_ok(&mut cargo(&["deny", "--locked", "check", "bans", "licenses", "sources"])?)?;
@@ -129,13 +129,13 @@ fn run_cargo_deny() -> Result<()> {
 mod tests {
     use super::*;
 
-    /// A graph as small as the cases want it: `crate -> what it depends on`.
+    /// Returns a small graph from pairs of a crate and its dependencies.
     pub(super) fn graph(crates: &[(&str, &[&str])]) -> Metadata {
         Metadata::for_tests(crates)
     }
 
     #[test]
-    fn the_projects_own_policy_is_understood_and_allows_one_tls_provider() {
+    fn deny_toml_is_parsed_and_allows_only_one_tls_provider() {
         let policy = read_policy().unwrap();
         for name in ["aws-lc-rs", "aws-lc-sys", "openssl", "openssl-sys", "native-tls", "serde_yaml", "backoff"] {
             let found = policy.findings(&graph(&[("rollora-local", &[name])]));

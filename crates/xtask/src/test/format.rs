@@ -1,4 +1,4 @@
-//! Formatting, by the toolchain's own program.
+//! Checks the formatting with `cargo fmt`.
 
 use crate::process;
 use crate::test::CheckOutcome;
@@ -11,8 +11,6 @@ pub(super) fn run() -> CheckOutcome {
     }
     match cargo(&["fmt", "--all", "--", "--check"]).and_then(|mut command| process::run_ok(&mut command)) {
         Ok(()) => CheckOutcome::Passed,
-        Err(error) => {
-            CheckOutcome::Failed(format!("some code is not formatted; `cargo fmt --all` does it ({error:#})"))
-        }
+        Err(error) => CheckOutcome::Failed(format!("some code is not formatted; run `cargo fmt --all` ({error:#})")),
     }
 }

@@ -1,4 +1,4 @@
-//! The tests themselves.
+//! Runs the test suites.
 
 use std::process::Command;
 
@@ -11,14 +11,14 @@ use super::{CheckOutcome, Scope};
 use crate::process;
 use crate::workspace::{self, Lints, cargo};
 
-/// Set for the repetitions and the long schedules.
+/// Environment variable that enables the repetitions and the long schedules.
 const LONG_VARIABLE: &str = "ROLLORA_LONG";
-/// What property tests begin with; the same in every short run, see `.cargo/config.toml`.
+/// Seed of the property tests; fixed in short runs by `.cargo/config.toml`.
 const SEED_VARIABLE: &str = "PROPTEST_RNG_SEED";
 
-/// Everything that needs neither a tool nor a scenario: the unit tests of all crates and programs.
+/// Tests that need neither tools nor scenarios: the unit tests of all crates and programs.
 const UNIT_TESTS: &[&str] = &["--workspace", "--lib", "--bins"];
-/// Every other test that holds a deciding half against laws or vectors.
+/// Tests that check pure decision code against properties or test vectors.
 const LAWS: &[&str] = &[
     "-p",
     "rollora-operator",
@@ -37,22 +37,20 @@ const LAWS: &[&str] = &[
     "--test",
     "response_matrix",
 ];
-/// The guide, once, over the real programs on one machine.
+/// The guide, once, with the real programs on one machine.
 const GUIDE: &[&str] = &["-p", "rollora-e2e", "--test", "scenarios", "--", "guide::", "--skip", "::cluster"];
 
-/// Runs all tests; returns how they ended, and a line for each tool that is worth one.
+/// Runs all tests; returns their outcome, and a summary line for each tool that took time or is not available.
 pub(super) fn run(scope: Scope, lints: Lints, fetching: PendingTools<'_>) -> (CheckOutcome, Vec<SummaryLine>) {
     let built = workspace::build_with(lints, &EVERYTHING);
-    // Tests that measure time have the processors for themselves.
+    // Wait for the builds of tools, because tests that measure time need the processors for themselves.
     let tools = fetching.wait();
     let tested = built.and_then(|_| {
-        // Any number that differs from run to run.
+        // Any number that differs between runs.
         let seed = std::process::id().to_string();
         let long = scope == Scope::Long;
         if long {
-            println!(
-                "property tests begin with {SEED_VARIABLE}={seed}: set it for `cargo test` to have the same cases again"
-            );
+            println!("property tests use {SEED_VARIABLE}={seed}: set it for `cargo test` to repeat the same cases");
         }
         run_cargo_test(lints, &["--workspace"], |command| {
             tools.set_env(command);
@@ -64,13 +62,13 @@ pub(super) fn run(scope: Scope, lints: Lints, fetching: PendingTools<'_>) -> (Ch
     (tested.into(), tools.lines())
 }
 
-/// Runs what ends within a minute or two once everything is compiled.
+/// Runs the tests that take a minute or two once everything is compiled.
 pub(super) fn quick(lints: Lints) -> CheckOutcome {
     let suites = [UNIT_TESTS, LAWS, GUIDE].map(|arguments| run_cargo_test(lints, arguments, |_| {}));
     suites.into_iter().collect::<Result<()>>().into()
 }
 
-/// Runs `cargo test` with its output in sight, and names the tests that failed.
+/// Runs `cargo test`, shows its output, and names the tests that failed.
 fn run_cargo_test(lints: Lints, arguments: &[&str], set: impl Fn(&mut Command)) -> Result<()> {
     let mut command = cargo(&["test", "--locked", "--no-fail-fast"])?;
     command.args(arguments);
@@ -83,12 +81,12 @@ fn run_cargo_test(lints: Lints, arguments: &[&str], set: impl Fn(&mut Command)) 
     })?;
     match failed.as_slice() {
         [] if status.success() => Ok(()),
-        [] => bail!("`{}` ended with {}", process::format_command(&command), process::describe_exit(status)),
+        [] => bail!("`{}` failed with {}", process::format_command(&command), process::describe_exit(status)),
         names => bail!("{} of `{}` failed: {}", names.len(), process::format_command(&command), names.join(", ")),
     }
 }
 
-/// The name of the test that a line of output says has failed.
+/// Parses the name of a failed test from a line of output.
 fn parse_failed_test(line: &str) -> Option<&str> {
     line.trim_end().strip_prefix("test ")?.strip_suffix(" ... FAILED")
 }
@@ -98,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failed_tests_are_known_by_their_lines() {
+    fn failed_tests_are_parsed_from_output() {
         for (line, expected) in [
             ("test sse::a_cut_event_is_kept ... FAILED\n", Some("sse::a_cut_event_is_kept")),
             ("test sse::a_cut_event_is_kept ... ok\n", None),

@@ -1,4 +1,4 @@
-//! The last lines of a run: what passed, what did not, and how to run just that.
+//! The end of a run's output: results of all parts, and how to repeat those that failed.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -6,20 +6,20 @@ use std::time::{Duration, Instant};
 use super::CheckOutcome;
 use crate::{clock, process};
 
-/// All parts of a run. Its text is the end of the output.
+/// Results of all parts; `Display` formats the end of the output.
 #[derive(Debug)]
 pub(super) struct Summary {
     pub(super) lines: Vec<SummaryLine>,
-    /// From the start of the run to its end. Tools are fetched beside the checks, so it is not the sum of the lines.
+    /// Time from the start of the run to its end. Tools are fetched concurrently, so it is not the sum of the lines.
     pub(super) wall: Duration,
-    /// Whether a skip is a failure.
+    /// Whether a skip is a failure, as under `CI=true`.
     pub(super) strict: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct SummaryLine {
     pub(super) name: &'static str,
-    /// What to type to run it alone.
+    /// Argument of `cargo xtask test` that runs the part alone.
     pub(super) check: &'static str,
     pub(super) outcome: CheckOutcome,
     pub(super) elapsed: Elapsed,
@@ -78,22 +78,22 @@ impl fmt::Display for Summary {
             writeln!(f, "{:<15} {verdict:<8}{}", line.name, line.elapsed)?;
         }
         let all = Elapsed { wall: self.wall, cpu: self.lines.iter().map(|line| line.elapsed.cpu).sum() };
-        writeln!(f, "{:<15} {:<8}{all}", "in all", "")?;
+        writeln!(f, "{:<15} {:<8}{all}", "total", "")?;
         for line in &self.lines {
             if let CheckOutcome::Skipped(reason) = &line.outcome {
                 writeln!(f, "\nskipped: {}: {reason}", line.name)?;
                 if self.strict {
-                    writeln!(f, "  under CI=true that is a failure")?;
+                    writeln!(f, "  under CI=true a skip is a failure")?;
                 }
             }
         }
         for line in &self.lines {
             if let CheckOutcome::Failed(reason) = &line.outcome {
                 writeln!(f, "\nFAILED: {}: {reason}", line.name)?;
-                writeln!(f, "  just that again: cargo xtask test {}", line.check)?;
+                writeln!(f, "  run it again: cargo xtask test {}", line.check)?;
             }
         }
-        if self.passed() { writeln!(f, "\nall that ran has passed") } else { writeln!(f, "\nnot passed") }
+        if self.passed() { writeln!(f, "\nall checks that ran have passed") } else { writeln!(f, "\nnot passed") }
     }
 }
 
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn when_all_is_well_there_is_a_line_a_part() {
+    fn successful_run_has_one_line_per_part() {
         let summary = summary([CheckOutcome::Passed, CheckOutcome::Passed, CheckOutcome::Passed], true);
         assert!(summary.passed());
         assert_eq!(
@@ -124,30 +124,30 @@ mod tests {
              format          passed          0.4 s   1 min 15 s\n\
              tests           passed          0.4 s   1 min 15 s\n\
              real vLLM       passed          0.4 s   1 min 15 s\n\
-             in all                          1.0 s   3 min 45 s\n\
-             \nall that ran has passed\n"
+             total                           1.0 s   3 min 45 s\n\
+             \nall checks that ran have passed\n"
         );
     }
 
     #[test]
-    fn a_skip_is_named_with_its_reason_and_fails_only_under_ci() {
-        let skip = || CheckOutcome::Skipped("there is no Python 3.11".to_owned());
+    fn skip_is_reported_and_fails_only_under_ci() {
+        let skip = || CheckOutcome::Skipped("no Python 3.11".to_owned());
         let at_home = summary([CheckOutcome::Passed, CheckOutcome::Passed, skip()], false);
         assert!(at_home.passed());
-        assert!(at_home.to_string().contains("skipped: real vLLM: there is no Python 3.11\n"));
+        assert!(at_home.to_string().contains("skipped: real vLLM: no Python 3.11\n"));
         let in_ci = summary([CheckOutcome::Passed, CheckOutcome::Passed, skip()], true);
         assert!(!in_ci.passed());
-        assert!(in_ci.to_string().contains("under CI=true that is a failure"));
+        assert!(in_ci.to_string().contains("under CI=true a skip is a failure"));
     }
 
     #[test]
-    fn a_failure_is_named_with_how_to_run_just_that() {
+    fn failure_is_reported_with_the_command_to_repeat_it() {
         let summary = summary(
             [CheckOutcome::Failed("not formatted".to_owned()), CheckOutcome::Passed, CheckOutcome::Passed],
             false,
         );
         assert!(!summary.passed());
         let text = summary.to_string();
-        assert!(text.contains("FAILED: format: not formatted\n  just that again: cargo xtask test format\n"), "{text}");
+        assert!(text.contains("FAILED: format: not formatted\n  run it again: cargo xtask test format\n"), "{text}");
     }
 }

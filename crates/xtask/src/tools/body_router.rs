@@ -1,4 +1,4 @@
-//! Upstream's body-based router, built from the Go module that its endpoint picker is of.
+//! Upstream's body-based router, built from the Go module of its endpoint picker.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use super::recipe::{RecipeStep, StepKind, StepProgram, ToolRecipe};
 pub(crate) const TOOL: ToolRecipe = ToolRecipe {
     name: "body-router",
     env_var: None,
-    purpose: "the router that rollora-ext-proc is measured against: bin/bbr",
-    cost: "55 MB on disk; seconds where endpoint-picker was built, else about 3 minutes on 2 processors",
+    purpose: "the router that the bench compares rollora-ext-proc with: bin/bbr",
+    cost: "55 MB on disk; seconds if endpoint-picker was built, otherwise about 3 minutes on 2 processors",
     requirements: &[HostRequirement::Linux, HostRequirement::Go, HostRequirement::DiskSpaceGb(1)],
     pinned: &["testbed/endpoint-picker/go.mod", "testbed/endpoint-picker/go.sum"],
     steps: &[
@@ -24,13 +24,13 @@ pub(crate) const TOOL: ToolRecipe = ToolRecipe {
             description: "build it, about 2 min on 2 processors",
             program: StepProgram::Go,
             arguments: &["build", "-v", "-ldflags=-s -w", "-o", "bin/bbr", PACKAGE],
-            // Beside a build that takes every processor, on two of them.
+            // Allows for a concurrent build that uses every processor, with two processors.
             timeout: Duration::from_mins(90),
             kind: StepKind::Local,
         },
     ],
     verification: RecipeStep {
-        description: "ask it for its flags",
+        description: "query its flags",
         program: StepProgram::Machine("sh"),
         arguments: &["-euc", "bin/bbr --help 2>&1 | grep -q -e --streaming"],
         timeout: Duration::from_mins(2),

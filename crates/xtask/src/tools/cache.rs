@@ -1,12 +1,12 @@
-//! The cache folder and its entries.
+//! The cache folder and its entries:
 //!
 //! ```text
-//! NAME-KEY/              a whole entry
-//! NAME-KEY.partial/      one that is being made, or that was given up
-//! NAME-KEY.proof/        one that is made and not yet proven to work where it was not made
-//! NAME-KEY.downloads/    what a try has downloaded, for the next one
-//! locks/NAME-KEY         held alone to make or clear, shared to use
-//! logs/NAME-KEY          what the steps of the last try said
+//! NAME-KEY/              a complete entry
+//! NAME-KEY.partial/      an entry that is being built, or whose build was given up
+//! NAME-KEY.proof/        an entry that is built, but not yet verified to work in another folder
+//! NAME-KEY.downloads/    downloads of a failed attempt, kept for the next one
+//! locks/NAME-KEY         locked exclusively to build or clear the entry, shared to use it
+//! logs/NAME-KEY          output of the steps of the last attempt
 //! ```
 
 use std::fs::{File, TryLockError};
@@ -22,19 +22,19 @@ use super::{disk, go, host};
 use crate::process::{self, Interrupted};
 use crate::{clock, workspace};
 
-/// Between two tries of a step that asks a registry; longer each time.
+/// Delay before a step that uses the network is retried; it grows with each attempt.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How much of a log an error shows.
+/// Number of log lines that an error shows.
 const LOG_TAIL_LINES: usize = 12;
 
-/// The cache of this user.
+/// The tool cache of a user.
 #[derive(Debug)]
 pub(crate) struct ToolCache {
     root: PathBuf,
 }
 
-/// A whole entry. Nobody clears it as long as this lives.
+/// A complete entry. No process clears it while this lives.
 #[derive(Debug)]
 pub(crate) struct ToolEntry {
     path: PathBuf,
@@ -47,7 +47,7 @@ impl ToolEntry {
     }
 }
 
-/// A line of the list.
+/// A row of `cargo xtask tools`.
 #[derive(Debug)]
 pub(crate) struct ToolRow {
     pub(crate) key: String,
@@ -58,9 +58,9 @@ pub(crate) struct ToolRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ToolEntryState {
     Ready,
-    /// Whole, but this checkout wants another.
+    /// Complete, but this checkout uses another version.
     OldVersion,
-    /// Being made, or given up.
+    /// Being built, or given up.
     Partial,
     NotFetched,
 }
@@ -77,7 +77,7 @@ impl ToolEntryState {
 }
 
 impl ToolCache {
-    /// The cache folder, made if it is not there.
+    /// Opens the cache folder, and creates it if needed.
     pub(crate) fn open() -> Result<Self> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let root = cache_dir(variable, cfg!(target_os = "macos"))?;
@@ -88,7 +88,7 @@ impl ToolCache {
         for below in ["locks", "logs"] {
             let folder = root.join(below);
             std::fs::create_dir_all(&folder)
-                .with_context(|| format!("cannot make {}; ROLLORA_CACHE names another place", folder.display()))?;
+                .with_context(|| format!("cannot create {}; set ROLLORA_CACHE to another folder", folder.display()))?;
         }
         Ok(Self { root })
     }
@@ -97,18 +97,18 @@ impl ToolCache {
         &self.root
     }
 
-    /// An entry, fetched or built first if it is not there. Waits for another process that is at it.
+    /// Returns an entry, and fetches or builds it first if needed. Waits for another process that is building it.
     pub(crate) fn get(&self, tool: &ToolRecipe) -> Result<ToolEntry> {
         self.get_from(tool, &workspace::root()?)
     }
 
-    /// Where an entry is, if it is there.
+    /// Returns the folder of an entry, or `None` if it is not available.
     pub(crate) fn find(&self, tool: &ToolRecipe) -> Result<Option<PathBuf>> {
-        let place = self.paths(&format!("{}-{}", tool.name, tool.key(&workspace::root()?)?));
-        Ok(place.complete.is_dir().then_some(place.complete))
+        let paths = self.paths(&format!("{}-{}", tool.name, tool.key(&workspace::root()?)?));
+        Ok(paths.complete.is_dir().then_some(paths.complete))
     }
 
-    /// Fails with what this machine lacks, where an entry is not there and cannot be made.
+    /// Returns an error with what this machine lacks if an entry is neither available nor possible to build.
     pub(crate) fn check_available(&self, tool: &ToolRecipe) -> Result<()> {
         if self.find(tool)?.is_none() { self.check_requirements(tool) } else { Ok(()) }
     }
@@ -116,50 +116,50 @@ impl ToolCache {
     fn check_requirements(&self, tool: &ToolRecipe) -> Result<()> {
         for &need in tool.requirements {
             host::check_requirement(need, &self.root)
-                .with_context(|| format!("{} cannot be had on this machine", tool.name))?;
+                .with_context(|| format!("{} is not available on this machine", tool.name))?;
         }
         Ok(())
     }
 
     fn get_from(&self, tool: &ToolRecipe, repository: &Path) -> Result<ToolEntry> {
-        let place = self.paths(&format!("{}-{}", tool.name, tool.key(repository)?));
-        let lock = place.open_lock()?;
+        let paths = self.paths(&format!("{}-{}", tool.name, tool.key(repository)?));
+        let lock = paths.open_lock()?;
         loop {
             wait_for_lock(tool.name, || lock.try_lock_shared())?;
-            if place.complete.is_dir() {
-                return Ok(ToolEntry { path: place.complete, _lock: lock });
+            if paths.complete.is_dir() {
+                return Ok(ToolEntry { path: paths.complete, _lock: lock });
             }
             lock.unlock()?;
             wait_for_lock(tool.name, || lock.try_lock())?;
-            if !place.complete.is_dir() {
-                self.build_entry(tool, repository, &place, &lock)?;
+            if !paths.complete.is_dir() {
+                self.build_entry(tool, repository, &paths, &lock)?;
             }
             lock.unlock()?;
         }
     }
 
-    fn build_entry(&self, tool: &ToolRecipe, repository: &Path, place: &EntryPaths, lock: &File) -> Result<()> {
+    fn build_entry(&self, tool: &ToolRecipe, repository: &Path, paths: &EntryPaths, lock: &File) -> Result<()> {
         let start = clock::now();
         self.check_requirements(tool)?;
         let go = tool.uses_go().then(|| self.go_toolchain(repository)).transpose()?;
-        let make = EntryBuild { tool, paths: place, lock, go, log: File::create(&place.log)? };
+        let build = EntryBuild { tool, paths, lock, go, log: File::create(&paths.log)? };
         eprintln!("{}: {}; kept in {}", tool.name, tool.cost, self.root.display());
-        remove_dir(&place.partial)?;
-        remove_dir(&place.unverified)?;
-        std::fs::create_dir(&place.partial)?;
+        remove_dir(&paths.partial)?;
+        remove_dir(&paths.unverified)?;
+        std::fs::create_dir(&paths.partial)?;
         for file in tool.pinned_files(repository) {
             let name = file.file_name().context("a pinned file has no name")?;
-            std::fs::copy(&file, place.partial.join(name))?;
+            std::fs::copy(&file, paths.partial.join(name))?;
         }
         for (index, step) in tool.steps.iter().enumerate() {
             eprintln!("{} {}/{}: {}", tool.name, index + 1, tool.steps.len() + 1, step.description);
-            make.run_step(step, &place.partial)?;
+            build.run_step(step, &paths.partial)?;
         }
-        std::fs::rename(&place.partial, &place.unverified)?;
+        std::fs::rename(&paths.partial, &paths.unverified)?;
         eprintln!("{0} {1}/{1}: {2}", tool.name, tool.steps.len() + 1, tool.verification.description);
-        make.run_step(&tool.verification, &place.unverified)?;
-        std::fs::rename(&place.unverified, &place.complete)?;
-        remove_dir(&place.downloads)?;
+        build.run_step(&tool.verification, &paths.unverified)?;
+        std::fs::rename(&paths.unverified, &paths.complete)?;
+        remove_dir(&paths.downloads)?;
         eprintln!("{}: ready after {}", tool.name, clock::format_duration(start.elapsed()));
         Ok(())
     }
@@ -172,15 +172,15 @@ impl ToolCache {
         Ok(GoToolchain { program: entry.path().join("go/bin/go"), _entry: Some(entry) })
     }
 
-    /// Removes the entries of these tools, of all versions; all entries where no tool is named. Gives what was freed.
+    /// Removes all versions of the named tools, or all entries if there are no names. Returns names and freed bytes.
     pub(crate) fn clear(&self, names: &[String]) -> Result<Vec<(String, u64)>> {
         let mut cleared = Vec::new();
         for entry in self.entries()? {
             if !names.is_empty() && !names.contains(&entry.tool) {
                 continue;
             }
-            let place = self.paths(&entry.name());
-            let lock = place.open_lock()?;
+            let paths = self.paths(&entry.name());
+            let lock = paths.open_lock()?;
             match lock.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
@@ -188,7 +188,7 @@ impl ToolCache {
                 }
                 Err(TryLockError::Error(error)) => return Err(error.into()),
             }
-            let folders = [&place.complete, &place.partial, &place.unverified, &place.downloads];
+            let folders = [&paths.complete, &paths.partial, &paths.unverified, &paths.downloads];
             let size = folders.iter().map(|folder| disk::dir_size(folder)).sum();
             for folder in folders {
                 remove_dir(folder)?;
@@ -198,7 +198,7 @@ impl ToolCache {
         Ok(cleared)
     }
 
-    /// What there is of a tool: the version that this checkout wants, then others.
+    /// Returns the rows of a tool: first the version that this checkout uses, then others.
     pub(crate) fn rows(&self, tool: &ToolRecipe) -> Result<Vec<ToolRow>> {
         let wanted = tool.key(&workspace::root()?)?;
         let mut others: Vec<_> = self.entries()?.into_iter().filter(|entry| entry.tool == tool.name).collect();
@@ -208,11 +208,11 @@ impl ToolCache {
         Ok(rows)
     }
 
-    fn row(&self, tool: &str, key: &str, whole: ToolEntryState) -> ToolRow {
-        let place = self.paths(&format!("{tool}-{key}"));
-        let unfinished = [&place.partial, &place.unverified, &place.downloads];
-        let (state, size) = if place.complete.is_dir() {
-            (whole, Some(disk::dir_size(&place.complete)))
+    fn row(&self, tool: &str, key: &str, complete_state: ToolEntryState) -> ToolRow {
+        let paths = self.paths(&format!("{tool}-{key}"));
+        let unfinished = [&paths.partial, &paths.unverified, &paths.downloads];
+        let (state, size) = if paths.complete.is_dir() {
+            (complete_state, Some(disk::dir_size(&paths.complete)))
         } else if unfinished.iter().any(|folder| folder.is_dir()) {
             (ToolEntryState::Partial, Some(unfinished.iter().map(|folder| disk::dir_size(folder)).sum()))
         } else {
@@ -221,7 +221,7 @@ impl ToolCache {
         ToolRow { key: key.to_owned(), size, state }
     }
 
-    /// All entries in the folder, whole or not, each once.
+    /// Returns the names of all entries, complete or not.
     fn entries(&self) -> Result<Vec<EntryName>> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.root)? {
@@ -245,7 +245,7 @@ impl ToolCache {
     }
 }
 
-/// Where the parts of one entry are.
+/// Paths of one entry.
 #[derive(Debug)]
 struct EntryPaths {
     complete: PathBuf,
@@ -257,14 +257,14 @@ struct EntryPaths {
 }
 
 impl EntryPaths {
-    /// The lock file is never removed: another process may be waiting for it.
+    /// Opens the lock file, which is never removed because another process may be waiting for it.
     fn open_lock(&self) -> Result<File> {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&self.lock);
         file.with_context(|| format!("cannot open {}", self.lock.display()))
     }
 }
 
-/// The name of a folder of the cache, taken apart.
+/// Tool and key in the name of a folder of the cache.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct EntryName {
     tool: String,
@@ -284,14 +284,14 @@ impl EntryName {
     }
 }
 
-/// Where Go is; it stays there as long as this lives.
+/// Path of Go; if it comes from the cache, its entry stays locked while this lives.
 struct GoToolchain {
     program: PathBuf,
     _entry: Option<ToolEntry>,
 }
 
 impl GoToolchain {
-    /// Whatever the user's own settings are: the modules as they are pinned, this toolchain, and no C.
+    /// Overrides the user's settings: pinned modules, this toolchain, no C.
     fn apply_env(&self, command: &mut Command) {
         command.env("GO", &self.program).env_remove("GOROOT");
         for (name, value) in
@@ -302,7 +302,7 @@ impl GoToolchain {
     }
 }
 
-/// One go at making an entry.
+/// One build of an entry.
 struct EntryBuild<'a> {
     tool: &'a ToolRecipe,
     paths: &'a EntryPaths,
@@ -324,7 +324,7 @@ impl EntryBuild<'_> {
             }
             let wait = RETRY_AFTER * attempt;
             eprintln!(
-                "{}: {error}; try {} of {tries} in {}",
+                "{}: {error}; attempt {} of {tries} in {}",
                 self.tool.name,
                 attempt + 1,
                 clock::format_duration(wait)
@@ -338,30 +338,30 @@ impl EntryBuild<'_> {
         let program = match step.program {
             StepProgram::Python => host::find_python311()?,
             StepProgram::AnyPython => host::find_python3()?,
-            StepProgram::Go => self.go.as_ref().context("a recipe without Go has a step with it")?.program.clone(),
+            StepProgram::Go => self.go.as_ref().context("the recipe has no Go toolchain for its step")?.program.clone(),
             StepProgram::Machine(name) => name.into(),
             StepProgram::Entry(path) => folder.join(path),
         };
         let mut command = Command::new(program);
         command.args(step.arguments).current_dir(folder);
-        // What pip has downloaded is kept for the next try, and only until the entry is whole.
+        // Pip's downloads are kept for the next attempt, until the entry is complete.
         command.env("PIP_CACHE_DIR", &self.paths.downloads);
         if let Some(go) = &self.go {
             go.apply_env(&mut command);
         }
-        // The child holds the lock too: if this program is killed, the next one waits until the child has ended.
+        // The child shares the lock: if this program is killed, the next one waits until the child has exited.
         command.stdin(self.lock.try_clone()?);
         writeln!(&self.log, "\n$ {}", process::format_command(&command))?;
         process::run_quiet(&mut command, &self.log, step.timeout, |took| {
             let name = self.tool.name;
             match self.log_tail(1).trim() {
-                "" => eprintln!("{name}: {} so far", clock::format_duration(took)),
-                words => eprintln!("{name}: {} so far, at {words}", clock::format_duration(took)),
+                "" => eprintln!("{name}: running for {}", clock::format_duration(took)),
+                line => eprintln!("{name}: running for {}, last output: {line}", clock::format_duration(took)),
             }
         })
     }
 
-    /// The last lines of the log.
+    /// Returns the last lines of the log.
     fn log_tail(&self, count: usize) -> String {
         let text = std::fs::read(&self.paths.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -373,19 +373,21 @@ impl EntryBuild<'_> {
         let tail = self.log_tail(LOG_TAIL_LINES);
         let times = if tries > 1 { format!(", {tries} times") } else { String::new() };
         let (name, log) = (self.tool.name, self.paths.log.display());
-        anyhow::anyhow!("{name}: cannot {}: {error}{times}\n  | {tail}\n  whole log: {log}", step.description)
+        anyhow::anyhow!("{name}: cannot {}: {error}{times}\n  | {tail}\n  complete log: {log}", step.description)
     }
 }
 
 fn wait_for_lock(name: &str, mut attempt: impl FnMut() -> Result<(), TryLockError>) -> Result<()> {
-    let mut told = false;
+    let mut reported = false;
     loop {
         match attempt() {
             Ok(()) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(error).context("cannot lock an entry of the tool cache"),
-            Err(TryLockError::WouldBlock) if !told => {
-                told = true;
-                eprintln!("{name}: another process is at it; waiting until it is done");
+            Err(TryLockError::Error(error)) => {
+                return Err(error).context("cannot lock an entry of the tool cache");
+            }
+            Err(TryLockError::WouldBlock) if !reported => {
+                reported = true;
+                eprintln!("{name}: waiting for another process that builds or clears it");
             }
             Err(TryLockError::WouldBlock) => {}
         }
@@ -402,14 +404,14 @@ fn remove_dir(folder: &Path) -> Result<()> {
     }
 }
 
-/// The cache folder, from the environment.
+/// Determines the cache folder from environment variables.
 fn cache_dir(variable: impl Fn(&str) -> Option<PathBuf>, macos: bool) -> Result<PathBuf> {
     if let Some(chosen) = variable("ROLLORA_CACHE") {
         return Ok(chosen);
     }
     let below_home = if macos { "Library/Caches" } else { ".cache" };
     let user = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(below_home)));
-    Ok(user.context("neither ROLLORA_CACHE nor HOME says where the tool cache is")?.join("rollora"))
+    Ok(user.context("cannot locate the tool cache: neither ROLLORA_CACHE nor HOME is set")?.join("rollora"))
 }
 
 #[cfg(test)]

@@ -1,22 +1,22 @@
-//! A real Kubernetes API server, its etcd and kubectl, built from their Go modules, and upstream's custom resources.
+//! A real Kubernetes API server, etcd and kubectl, built from their Go modules, and upstream's CRDs.
 //!
-//! `bin/kube-apiserver`, `bin/etcd`, `bin/kubectl`; the definitions in `crds/` under upstream's file names. The one of
-//! the current group, `llm-d.ai`, is upstream's legacy one with another group: their schemas are identical, and the
-//! module that holds it cannot be had from the Go module proxy.
+//! The programs are `bin/kube-apiserver`, `bin/etcd` and `bin/kubectl`; the CRDs are in `crds/` under upstream's file
+//! names. The CRD of the current group, `llm-d.ai`, is upstream's legacy one with another group: their schemas are
+//! identical, and the module with the current one is not available from the Go module proxy.
 
 use std::time::Duration;
 
 use super::host::HostRequirement;
 use super::recipe::{RecipeStep, StepKind, StepProgram, ToolRecipe};
 
-/// Beside a build that takes every processor, on two of them.
+/// Allows for a concurrent build that uses every processor, with two processors.
 const BUILD_TIMEOUT: Duration = Duration::from_hours(2);
 
 pub(crate) const TOOL: ToolRecipe = ToolRecipe {
     name: "control-plane",
     env_var: Some("ROLLORA_CONTROL_PLANE_HOME"),
-    purpose: "the cluster bed's Kubernetes: kube-apiserver, etcd, kubectl, upstream's CRDs",
-    cost: "210 MB on disk, and 4 GB in Go's own caches; about 10 minutes on 2 processors where those are empty",
+    purpose: "the testbed's Kubernetes: kube-apiserver, etcd, kubectl, upstream's CRDs",
+    cost: "210 MB on disk, and 4 GB in Go's own caches; about 10 minutes on 2 processors with empty caches",
     requirements: &[HostRequirement::Linux, HostRequirement::Go, HostRequirement::DiskSpaceGb(1)],
     pinned: &["testbed/control-plane/go.mod", "testbed/control-plane/go.sum", "testbed/control-plane/crds.sha256"],
     steps: &[
@@ -41,7 +41,7 @@ pub(crate) const TOOL: ToolRecipe = ToolRecipe {
             kind: StepKind::Network,
         },
         RecipeStep {
-            description: "copy them, and make that of the group llm-d.ai",
+            description: "copy them, and create the one of the group llm-d.ai",
             program: StepProgram::Machine("sh"),
             arguments: &["-euc", CRDS_SCRIPT],
             timeout: Duration::from_mins(2),
@@ -77,7 +77,7 @@ pub(crate) const TOOL: ToolRecipe = ToolRecipe {
         },
     ],
     verification: RecipeStep {
-        description: "ask all three for their versions",
+        description: "query the versions of all three",
         program: StepProgram::Machine("sh"),
         arguments: &["-euc", "bin/etcd --version; bin/kube-apiserver --version; bin/kubectl version --client"],
         timeout: Duration::from_mins(2),
@@ -85,7 +85,7 @@ pub(crate) const TOOL: ToolRecipe = ToolRecipe {
     },
 };
 
-/// Without it the server calls itself by a template that no client can parse.
+/// Without it the server reports a template as its version, which no client can parse.
 const VERSION_LDFLAGS: &str = "-ldflags=-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2";
 
 const CRDS_SCRIPT: &str = r#"

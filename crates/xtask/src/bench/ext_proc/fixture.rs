@@ -1,5 +1,5 @@
-//! What the contenders run on: an API server with one rewrite, a simulated vLLM, an Envoy of one worker, and the
-//! external processors, each a process.
+//! What the contenders run on: an API server with one rewrite, a simulated vLLM, an Envoy with one worker, and the
+//! external processors, each in a process of its own.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -21,18 +21,18 @@ use crate::workspace::{self, Programs, find_program};
 const POOL: &str = "bench";
 const NAMESPACE: &str = "default";
 
-/// Whose cost is looked at.
+/// A configuration whose cost is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Contender {
-    /// `rollora-ext-proc`, as it is shipped.
+    /// `rollora-ext-proc` as it is shipped.
     Rollora,
-    /// A server of ours that does nothing, on the same stack.
+    /// A processor that does nothing, on Rollora's gRPC stack.
     NoOp,
-    /// Upstream's body-based router.
+    /// Upstream's body-based router, which rewrites nothing.
     BodyRouter,
-    /// Upstream's endpoint picker.
+    /// Upstream's endpoint picker, which executes the rewrite.
     EndpointPicker,
-    /// Envoy alone.
+    /// Envoy without an external processor.
     EnvoyOnly,
 }
 
@@ -50,12 +50,12 @@ impl Contender {
         }
     }
 
-    /// Upstream's two answer them only once the response's body has come, which they want to be sent as well.
+    /// Upstream's two processors respond to headers only after the response body, which they must be sent as well.
     pub(super) fn handles_response_headers(self) -> bool {
         matches!(self, Self::Rollora | Self::NoOp)
     }
 
-    /// What its clients ask for: the body router rewrites nothing, and neither does who is not asked.
+    /// Model that the clients request: the body router and Envoy alone do not rewrite it.
     fn request_model(self) -> &'static str {
         match self {
             Self::Rollora | Self::EndpointPicker => MODEL,
@@ -64,7 +64,7 @@ impl Contender {
     }
 }
 
-/// Everything that runs. It ends in this order.
+/// All processes of the bench. They end in the order of the fields.
 pub(super) struct ExtProcFixture {
     envoy: BenchProcess,
     processors: Vec<(Contender, BenchProcess)>,
@@ -77,10 +77,10 @@ pub(super) struct ExtProcFixture {
     folder: TempDir,
 }
 
-/// Where Envoy asks whom, without and with the answers' headers.
+/// Addresses of Envoy's listeners by contender, without and with response headers.
 type ListenerAddresses = Vec<(Contender, bool, SocketAddr)>;
 
-/// What was not built here. Nobody clears it as long as this lives.
+/// Tools from the cache, locked while this lives.
 struct FixtureTools {
     envoy: ToolEntry,
     control_plane: ToolEntry,
@@ -90,7 +90,7 @@ struct FixtureTools {
 
 impl FixtureTools {
     fn fetch() -> Result<Self> {
-        let get = |tool| fetch_tool(tool, "a peer of ext-proc cannot be had");
+        let get = |tool| fetch_tool(tool, "a contender of ext-proc is not available");
         Ok(Self {
             envoy: get(ENVOY)?,
             control_plane: get(CONTROL_PLANE)?,
@@ -103,11 +103,14 @@ impl FixtureTools {
 impl ExtProcFixture {
     pub(super) fn start() -> Result<Self> {
         if !cfg!(target_os = "linux") {
-            return Err(MissingPrerequisite("processes are measured in /proc, which only Linux has".to_owned()).into());
+            return Err(MissingPrerequisite(
+                "CPU time and memory are read from /proc, which only Linux has".to_owned(),
+            )
+            .into());
         }
         let tools = FixtureTools::fetch()?;
         eprintln!(
-            "building rollora-ext-proc and what it is measured with, optimized; the first time that takes minutes"
+            "building rollora-ext-proc and its contenders with optimizations; the first build takes some minutes"
         );
         let programs = workspace::build(
             &[
@@ -136,8 +139,8 @@ impl ExtProcFixture {
         )?;
         let (api_server, kubeconfig) = start_api_server(&programs, &tools, &vllm, folder.path())?;
         let mut processors = Vec::new();
-        for who in Contender::ALL {
-            let server = match who {
+        for contender in Contender::ALL {
+            let server = match contender {
                 Contender::Rollora => {
                     start_ext_proc(&programs, &kubeconfig, [free_address()?, free_address()?], folder.path())?
                 }
@@ -146,13 +149,13 @@ impl ExtProcFixture {
                 Contender::EndpointPicker => start_endpoint_picker(&tools, &kubeconfig, folder.path())?,
                 Contender::EnvoyOnly => continue,
             };
-            processors.push((who, server));
+            processors.push((contender, server));
         }
-        let (envoy, ways) = start_envoy(&tools, &processors, &vllm, folder.path())?;
-        let mut stage = Self {
+        let (envoy, listeners) = start_envoy(&tools, &processors, &vllm, folder.path())?;
+        let mut fixture = Self {
             envoy,
             processors,
-            listeners: ways,
+            listeners,
             _vllm: vllm,
             _api_server: api_server,
             kubeconfig,
@@ -160,31 +163,31 @@ impl ExtProcFixture {
             _tools: tools,
             folder,
         };
-        stage.wait_until_ready()?;
-        Ok(stage)
+        fixture.wait_until_ready()?;
+        Ok(fixture)
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
-        for (who, _, address) in self.listeners.clone() {
+        for (contender, _, address) in self.listeners.clone() {
             self.envoy.address = address;
             self.envoy
-                .wait_for_success(&contender_request(who, address, 256))
-                .with_context(|| format!("behind Envoy: {who:?}"))?;
+                .wait_for_success(&contender_request(contender, address, 256))
+                .with_context(|| format!("behind Envoy: {contender:?}"))?;
         }
         Ok(())
     }
 
-    pub(super) fn address(&self, who: Contender, response_headers: bool) -> Result<SocketAddr> {
-        let way = self.listeners.iter().find(|way| (way.0, way.1) == (who, response_headers));
-        way.map(|way| way.2).with_context(|| format!("no way to {who:?}"))
+    pub(super) fn address(&self, contender: Contender, response_headers: bool) -> Result<SocketAddr> {
+        let listener = self.listeners.iter().find(|listener| (listener.0, listener.1) == (contender, response_headers));
+        listener.map(|listener| listener.2).with_context(|| format!("Envoy has no listener for {contender:?}"))
     }
 
-    /// The process of a contender; none where there is none.
-    pub(super) fn pid(&self, who: Contender) -> Option<u32> {
-        self.processors.iter().find(|processor| processor.0 == who).map(|(_, server)| server.pid())
+    /// Returns the process id of a contender, or `None` if it has no process.
+    pub(super) fn pid(&self, contender: Contender) -> Option<u32> {
+        self.processors.iter().find(|processor| processor.0 == contender).map(|(_, server)| server.pid())
     }
 
-    /// A program that was built for this.
+    /// Returns the path of a program of this build.
     pub(super) fn program(&self, name: &str) -> Result<&Path> {
         find_program(&self.programs, name)
     }
@@ -193,7 +196,7 @@ impl ExtProcFixture {
         self.envoy.pid()
     }
 
-    /// Starts a fresh `rollora-ext-proc` in the place of the one that runs.
+    /// Replaces the running `rollora-ext-proc` by a new process.
     pub(super) fn restart_ext_proc(&mut self) -> Result<()> {
         let (_, server) = self.processors.remove(0);
         let address = server.address;
@@ -204,9 +207,9 @@ impl ExtProcFixture {
     }
 }
 
-/// The request of a contender's client.
-pub(super) fn contender_request(who: Contender, address: SocketAddr, bytes: usize) -> Vec<u8> {
-    post_request(address, CHAT_PATH, &chat_body(who.request_model(), bytes))
+/// Returns the request that a contender's clients send.
+pub(super) fn contender_request(contender: Contender, address: SocketAddr, bytes: usize) -> Vec<u8> {
+    post_request(address, CHAT_PATH, &chat_body(contender.request_model(), bytes))
 }
 
 fn start_api_server(
@@ -221,7 +224,7 @@ fn start_api_server(
     let (server, line) = BenchProcess::start_and_read_line("control-plane", command)?;
     let kubeconfig = PathBuf::from(line);
     if !kubeconfig.is_file() {
-        bail!("the API server did not start");
+        bail!("the API server did not start; its output is above");
     }
     let kubectl = |arguments: &[&str]| {
         let mut command = Command::new(home.join("bin/kubectl"));
@@ -274,7 +277,7 @@ fn cluster_objects(vllm: SocketAddr) -> Value {
     ] })
 }
 
-/// Starts `rollora-ext-proc` at the first address, with its metrics at the second, and waits until it has its rules.
+/// Starts `rollora-ext-proc` with gRPC and metrics at these addresses, and waits until it has its rules.
 fn start_ext_proc(
     programs: &Programs,
     kubeconfig: &Path,
@@ -304,7 +307,7 @@ fn start_no_op(programs: &Programs, folder: &Path) -> Result<BenchProcess> {
     BenchProcess::start("no-op", command, address, folder)
 }
 
-/// As upstream's chart sets it up to stream, without what it would tell others.
+/// Starts the body router as upstream's chart configures it for streaming, without tracing.
 fn start_body_router(tools: &FixtureTools, kubeconfig: &Path, folder: &Path) -> Result<BenchProcess> {
     let address = free_address()?;
     let mut command = Command::new(tools.body_router.path().join("bin/bbr"));
@@ -334,31 +337,34 @@ fn start_endpoint_picker(tools: &FixtureTools, kubeconfig: &Path, folder: &Path)
     BenchProcess::start("endpoint-picker", command, address, folder)
 }
 
-/// One Envoy with one worker, and the ways through it.
+/// Starts Envoy with one worker, and returns its listeners.
 fn start_envoy(
     tools: &FixtureTools,
     processors: &[(Contender, BenchProcess)],
     vllm: &BenchProcess,
     folder: &Path,
 ) -> Result<(BenchProcess, ListenerAddresses)> {
-    let mut ways = vec![(Contender::EnvoyOnly, false, ListenerConfig { listen: free_address()?, ext_proc: None })];
-    for (who, server) in processors {
-        let processor = ProcessorEndpoint { name: who.name(), address: server.address };
+    let mut listeners = vec![(Contender::EnvoyOnly, false, ListenerConfig { listen: free_address()?, ext_proc: None })];
+    for (contender, server) in processors {
+        let processor = ProcessorEndpoint { name: contender.name(), address: server.address };
         for response_headers in [false, true] {
-            if response_headers && !who.handles_response_headers() {
+            if response_headers && !contender.handles_response_headers() {
                 continue;
             }
-            let way = ListenerConfig { listen: free_address()?, ext_proc: Some((processor, response_headers)) };
-            ways.push((*who, response_headers, way));
+            let listener = ListenerConfig { listen: free_address()?, ext_proc: Some((processor, response_headers)) };
+            listeners.push((*contender, response_headers, listener));
         }
     }
     let admin = free_address()?;
     let file = folder.join("envoy.json");
-    let all: Vec<ListenerConfig> = ways.iter().map(|(_, _, way)| way.clone()).collect();
+    let all: Vec<ListenerConfig> = listeners.iter().map(|(_, _, listener)| listener.clone()).collect();
     fs::write(&file, envoy::bootstrap(admin, &all, vllm.address).to_string())?;
     let mut command = Command::new(tools.envoy.path().join("bin/envoy"));
     command.arg("-c").arg(&file);
     command.args(["--concurrency", "1", "--log-level", "warning", "--disable-hot-restart"]);
     let server = BenchProcess::start("envoy", command, admin, folder)?;
-    Ok((server, ways.into_iter().map(|(who, headers, way)| (who, headers, way.listen)).collect()))
+    Ok((
+        server,
+        listeners.into_iter().map(|(contender, headers, listener)| (contender, headers, listener.listen)).collect(),
+    ))
 }

@@ -1,5 +1,4 @@
-//! The most memory that `rollora-ext-proc` has while many long bodies pass at the same time. Each number is of a process
-//! of its own.
+//! Peak memory of `rollora-ext-proc` while many long bodies pass concurrently. Each measurement uses a fresh process.
 
 use std::io::{BufReader, Write as _};
 use std::net::TcpStream;
@@ -15,43 +14,43 @@ use super::measurement;
 use crate::procfs;
 
 const MIB: usize = 1024 * 1024;
-/// For an answer, while everybody else's bodies pass too.
+/// Time limit of a response, while the bodies of all other requests pass too.
 const RESPONSE_TIMEOUT: Duration = Duration::from_mins(2);
-/// Threads do nothing but send and wait.
+/// Small stacks suffice: the threads only send and wait.
 const STACK_BYTES: usize = 128 * 1024;
 
-/// Many requests of 1 MiB at the same time may take so much.
+/// Number of concurrent requests of 1 MiB, with the limit of memory in MiB.
 const MANY_REQUESTS: usize = 1000;
 const GOAL_MIB: f64 = 64.0;
-/// A few requests at the same time, of 1 MiB and of this many.
+/// Number of concurrent requests whose size is varied: 1 MiB and this many.
 const FEW_REQUESTS: usize = 16;
 const LARGE_BODY_MIB: usize = 64;
-/// Flat means no more than this.
+/// Maximum ratio that still counts as constant memory.
 const MAX_GROWTH: f64 = 1.5;
 
-pub(super) fn run(stage: &mut ExtProcFixture) -> Result<Vec<Measurement>> {
-    let idle = peak_memory_mib(stage, 0, 1)?;
-    let many = peak_memory_mib(stage, MANY_REQUESTS, 1)?;
-    let few = peak_memory_mib(stage, FEW_REQUESTS, 1)?;
-    let long = peak_memory_mib(stage, FEW_REQUESTS, LARGE_BODY_MIB)?;
+pub(super) fn run(fixture: &mut ExtProcFixture) -> Result<Vec<Measurement>> {
+    let idle = peak_memory_mib(fixture, 0, 1)?;
+    let many = peak_memory_mib(fixture, MANY_REQUESTS, 1)?;
+    let few = peak_memory_mib(fixture, FEW_REQUESTS, 1)?;
+    let long = peak_memory_mib(fixture, FEW_REQUESTS, LARGE_BODY_MIB)?;
     Ok(vec![
-        measurement("most memory before any request", idle, "MiB"),
-        measurement("most memory, 1,000 requests of 1 MiB at a time", many, "MiB").at_most(GOAL_MIB),
-        measurement("most memory, 16 requests of 1 MiB at a time", few, "MiB"),
-        measurement("most memory, 16 requests of 64 MiB at a time", long, "MiB"),
-        measurement("most memory, 64 MiB to 1 MiB", long / few, "x").at_most(MAX_GROWTH),
+        measurement("peak memory before any request", idle, "MiB"),
+        measurement("peak memory, 1,000 concurrent requests of 1 MiB", many, "MiB").at_most(GOAL_MIB),
+        measurement("peak memory, 16 concurrent requests of 1 MiB", few, "MiB"),
+        measurement("peak memory, 16 concurrent requests of 64 MiB", long, "MiB"),
+        measurement("peak memory, 64 MiB to 1 MiB", long / few, "x").at_most(MAX_GROWTH),
     ])
 }
 
-/// The most memory of a fresh process, in MiB, that has had so many requests of so many MiB at the same time: all of
-/// them are half there before the first one ends.
-fn peak_memory_mib(stage: &mut ExtProcFixture, requests: usize, mib: usize) -> Result<f64> {
-    stage.restart_ext_proc()?;
-    let pid = stage.pid(Contender::Rollora).context("no rollora-ext-proc")?;
-    let address = stage.address(Contender::Rollora, true)?;
+/// Returns the peak memory in MiB of a fresh process with this many concurrent requests of `mib` MiB: half of each
+/// request is sent before the first one completes.
+fn peak_memory_mib(fixture: &mut ExtProcFixture, requests: usize, mib: usize) -> Result<f64> {
+    fixture.restart_ext_proc()?;
+    let pid = fixture.pid(Contender::Rollora).context("rollora-ext-proc is not running")?;
+    let address = fixture.address(Contender::Rollora, true)?;
     let request = contender_request(Contender::Rollora, address, mib * MIB);
     let half = request.len() / 2;
-    let (begin, rest) = request.split_at_checked(half).context("a request without a half")?;
+    let (begin, rest) = request.split_at_checked(half).context("the request is too short to be split")?;
     let all_half = Arc::new(Barrier::new(requests));
     thread::scope(|scope| {
         let send = || -> Result<()> {
@@ -63,12 +62,12 @@ fn peak_memory_mib(stage: &mut ExtProcFixture, requests: usize, mib: usize) -> R
                 Ok(stream)
             };
             let connected = connect();
-            // Also where it failed: the others wait for it.
+            // Wait even after a failure, because the other threads wait for this one.
             all_half.wait();
-            let mut stream = connected.context("half of a request")?;
-            stream.write_all(rest).context("the rest of a request")?;
-            let answer = http_response::read(&mut BufReader::new(stream)).context("no answer")?;
-            if answer.status == 200 { Ok(()) } else { bail!("answered {}", answer.status) }
+            let mut stream = connected.context("cannot send the first half of a request")?;
+            stream.write_all(rest).context("cannot send the second half of a request")?;
+            let response = http_response::read(&mut BufReader::new(stream)).context("no response")?;
+            if response.status == 200 { Ok(()) } else { bail!("the response has status {}", response.status) }
         };
         let threads: Vec<_> = (0..requests)
             .map(|_| thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, send))

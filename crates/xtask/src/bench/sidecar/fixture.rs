@@ -1,4 +1,4 @@
-//! What stands around a sidecar that is measured: its mount, its ConfigMap, its process.
+//! Environment of a measured sidecar: its mount, its ConfigMap, its process.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -18,14 +18,14 @@ use crate::process;
 use crate::tools::ToolEntry;
 use crate::workspace::Programs;
 
-/// Longer than anything here should take.
+/// Longer than any condition takes to become true.
 const WAIT_TIMEOUT: Duration = Duration::from_mins(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 const CONFIG_MAP_KEY: &str = "configmap.yaml";
 const CONFIG_MAP_NAME: &str = "bench-adapters";
 const NAMESPACE: &str = "default";
 
-/// An adapters file for the server at this port. The sources are paths: hub names would be loaded one by one.
+/// Returns an adapters file for the server at this port. Sources are paths: adapters of a hub load one by one.
 pub(super) fn adapters_yaml(port: u16, adapters: usize) -> String {
     let mut text = format!(
         "vLLMLoRAConfig:\n  name: {CONFIG_MAP_NAME}\n  host: 127.0.0.1\n  port: {port}\n  ensureExist:\n    models:"
@@ -35,13 +35,13 @@ pub(super) fn adapters_yaml(port: u16, adapters: usize) -> String {
     }
     text.push('\n');
     for number in 0..adapters {
-        // A String takes everything.
+        // Writing to a String cannot fail.
         write!(text, "    - id: adapter-{number:04}\n      source: /adapters/adapter-{number:04}\n").ok();
     }
     text
 }
 
-/// A folder as a kubelet mounts a ConfigMap: the file is a link into `..data`, which is a link that is swapped.
+/// A folder like a mounted ConfigMap: the file is a link into `..data`, which is a link that is swapped.
 pub(super) struct MountedConfigMap(PathBuf);
 
 impl MountedConfigMap {
@@ -67,14 +67,14 @@ impl MountedConfigMap {
     }
 }
 
-/// A real API server with the ConfigMap, spoken to through `kubectl proxy`, which does the TLS.
+/// A real API server with the ConfigMap, reached through `kubectl proxy`, which does the TLS.
 pub(super) struct ProxiedApiServer {
-    // In the order in which they end.
+    // Fields are dropped in this order.
     _proxy: BenchProcess,
     _control_plane: BenchProcess,
     address: SocketAddr,
     kubeconfig: PathBuf,
-    /// Held as long as it is used, so that nobody clears it.
+    /// Locked while it is used, so that no other process clears it.
     _entry: ToolEntry,
 }
 
@@ -87,7 +87,7 @@ impl ProxiedApiServer {
         command.args(["proxy", "--port=0"]).env("KUBECONFIG", &kubeconfig);
         let (proxy, line) = BenchProcess::start_and_read_line("kubectl", command)?;
         let address = line.rsplit(' ').next().and_then(|address| address.parse().ok());
-        let address = address.with_context(|| format!("kubectl did not say where it serves but {line:?}"))?;
+        let address = address.with_context(|| format!("kubectl printed {line:?} instead of its address"))?;
         Ok(Self { _proxy: proxy, _control_plane: plane, address, kubeconfig, _entry: entry })
     }
 
@@ -109,7 +109,7 @@ impl ProxiedApiServer {
     }
 }
 
-/// A running sidecar.
+/// A running sidecar, with the address of its admin endpoints.
 pub(super) struct SidecarProcess(BenchProcess);
 
 impl SidecarProcess {
@@ -150,19 +150,19 @@ impl SidecarProcess {
         self.0.pid()
     }
 
-    /// Whether its server answers it.
+    /// Returns whether the sidecar reaches its vLLM server.
     pub(super) fn is_server_reachable(&self) -> Result<bool> {
         Ok(get_json(self.0.address, "/status")?["server"].is_object())
     }
 
-    /// Waits until so many adapters are all there are and all are verified; gives when their server was started.
+    /// Waits until there are exactly `adapters` adapters and all are verified; returns the start of their server.
     pub(super) fn wait_until_verified(&mut self, adapters: usize) -> Result<String> {
         let address = self.0.address;
-        wait_for("adapters that are verified", POLL_INTERVAL, || {
-            if let Some(words) = self.0.log_if_exited() {
-                bail!("{words}");
+        wait_for("all adapters to be verified", POLL_INTERVAL, || {
+            if let Some(message) = self.0.log_if_exited() {
+                bail!("{message}");
             }
-            // Until it listens.
+            // Fails until the sidecar listens.
             let Ok(status) = get_json(address, "/status") else { return Ok(None) };
             Ok(all_verified(&status, adapters).then(|| status["server"]["start"].as_str().map(str::to_owned)).flatten())
         })
@@ -174,17 +174,17 @@ fn all_verified(status: &Value, adapters: usize) -> bool {
     listed.len() == adapters && listed.iter().all(|adapter| adapter["state"] == "Verified")
 }
 
-/// Looks until there is something.
-pub(super) fn wait_for<T>(what: &str, pause: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+/// Polls until `find` returns a value; an error after a minute.
+pub(super) fn wait_for<T>(what: &str, interval: Duration, mut find: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = clock::now();
     loop {
-        if let Some(found) = look()? {
+        if let Some(found) = find()? {
             return Ok(found);
         }
         if start.elapsed() > WAIT_TIMEOUT {
-            bail!("waited in vain for {what}");
+            bail!("timed out waiting for {what}");
         }
-        process::interruptible_sleep(pause)?;
+        process::interruptible_sleep(interval)?;
     }
 }
 
@@ -196,15 +196,15 @@ fn request_json(address: SocketAddr, method: &str, path: &str, body: Option<(&st
     let mut request = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\n");
     let text = body.map(|(_, body)| body.to_string()).unwrap_or_default();
     if let Some((kind, _)) = body {
-        // A String takes everything.
+        // Writing to a String cannot fail.
         write!(request, "content-type: {kind}\r\ncontent-length: {}\r\n", text.len()).ok();
     }
     let request = format!("{request}\r\n{text}").into_bytes();
-    let answer = LoadGenerator { address, request, connections: 1 }.send_once()?;
-    if !matches!(answer.status, 200 | 201) {
-        bail!("{method} {path} was answered {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
+    let response = LoadGenerator { address, request, connections: 1 }.send_once()?;
+    if !matches!(response.status, 200 | 201) {
+        bail!("{method} {path} returned {}: {}", response.status, String::from_utf8_lossy(&response.body));
     }
-    Ok(serde_json::from_slice(&answer.body)?)
+    Ok(serde_json::from_slice(&response.body)?)
 }
 
 #[cfg(test)]
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_swapped_mount_shows_the_newest_text_at_the_same_path() {
+    fn swapped_mount_has_the_new_text_at_the_same_path() {
         let folder = tempfile::tempdir().unwrap();
         let mount = MountedConfigMap::create(&folder.path().join("mount"), "old").unwrap();
         assert_eq!(fs::read_to_string(mount.file()).unwrap(), "old");
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_lists_as_many_adapters_as_were_asked_for() {
+    fn adapters_file_lists_the_requested_number() {
         assert!(adapters_yaml(8000, 0).ends_with("models: []\n"));
         let text = adapters_yaml(8000, 12);
         assert_eq!(text.matches("- id: adapter-").count(), 12);
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn only_as_many_as_are_wanted_and_all_of_them_verified_count() {
+    fn exact_number_of_verified_adapters_is_required() {
         let status =
             |states: &[&str]| json!({ "adapters": states.iter().map(|s| json!({ "state": s })).collect::<Vec<_>>() });
         assert!(all_verified(&status(&["Verified", "Verified"]), 2));

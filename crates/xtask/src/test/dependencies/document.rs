@@ -1,4 +1,4 @@
-//! `docs/dependencies.md` names every direct dependency, and nothing else.
+//! Checks that `docs/dependencies.md` names exactly the direct dependencies.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use super::metadata::Metadata;
 
 pub(super) const DOCUMENT_PATH: &str = "docs/dependencies.md";
 
-/// What the document lacks, and what it names in vain.
+/// Returns the dependencies that the document lacks, and the crates that it names without need.
 pub(super) fn findings(document: &str, metadata: &Metadata) -> Vec<String> {
     let named = documented_crates(document);
     let ours: BTreeSet<_> = metadata.members().map(|member| member.name.as_str()).collect();
@@ -22,10 +22,11 @@ pub(super) fn findings(document: &str, metadata: &Metadata) -> Vec<String> {
     lacking.chain(idle).collect()
 }
 
-/// The names in the first column of the document's tables: each in backticks.
+/// Returns the names in the first column of the document's tables, each in backticks.
 fn documented_crates(document: &str) -> BTreeSet<&str> {
     let cells = document.lines().filter_map(|line| line.strip_prefix("| `")?.split('|').next());
-    // Split at backticks, every second piece, beginning with the first, stood between two.
+    // When split at backticks, the pieces with even indexes were enclosed in them, because the cell begins inside of a
+    // pair.
     cells.flat_map(|cell| cell.split('`').step_by(2)).map(str::trim).filter(|name| !name.is_empty()).collect()
 }
 
@@ -37,12 +38,12 @@ mod tests {
     const DOCUMENT: &str = "Not `this`.\n\n| crate | for |\n|---|---|\n| `serde`, `serde_json` | JSON, not `yaml` |\n";
 
     #[test]
-    fn the_first_column_names_the_crates() {
+    fn crates_are_read_from_the_first_column() {
         assert_eq!(documented_crates(DOCUMENT), BTreeSet::from(["serde", "serde_json"]));
     }
 
     #[test]
-    fn what_is_missing_and_what_is_named_in_vain_are_both_found() {
+    fn missing_and_superfluous_crates_are_found() {
         let graph = graph(&[("rollora-plan", &["rollora-api", "jiff"]), ("rollora-api", &["serde"])]);
         assert_eq!(
             findings(DOCUMENT, &graph),

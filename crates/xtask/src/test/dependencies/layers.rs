@@ -1,11 +1,11 @@
-//! Which of our crates may know what: the design's rules about who decides and who does, read from the graph.
+//! Layering rules: which of our crates may depend on which others, checked on the graph.
 
 use super::metadata::{Metadata, Package};
 
-/// A rule about a crate of ours, with its default features, and everything below it.
+/// A rule for some of our crates, with their default features and all transitive dependencies.
 struct LayerRule {
     crates: &'static [&'static str],
-    /// Names, or beginnings of names that end in `*`.
+    /// Crate names, or prefixes that end in `*`.
     forbidden: &'static [&'static str],
     reason: &'static str,
 }
@@ -26,19 +26,19 @@ const RULES: &[LayerRule] = &[
             "mio",
             "notify",
         ],
-        reason: "what decides is a plain function of plain data: no cluster, runtime, network or file watch",
+        reason: "decision code is a pure function of plain data: no cluster, runtime, network or file watch",
     },
     LayerRule {
         crates: &["rollora-vllm", "rollora-adapter-source", "rollora-sidecar", "rollora-operator", "rollora-local"],
         forbidden: &["kube", "kube-*", "k8s-openapi"],
-        reason: "one machine needs no Kubernetes",
+        reason: "running on one machine needs no Kubernetes",
     },
 ];
 
-/// Who may name kube, behind whatever feature: the rest speaks of a cluster in the words of `rollora-cluster`.
+/// Crates that may depend on kube, even behind a feature: all others use the types of `rollora-cluster`.
 const MAY_NAME_KUBE: &[&str] = &["rollora-api", "rollora-cluster", "rollora-e2e", "rollora-testbed"];
 
-/// Every crate that knows what it must not know, with the path there.
+/// Returns each forbidden dependency, with the path to it.
 pub(super) fn findings(metadata: &Metadata) -> Vec<String> {
     let mut found = kube_findings(metadata);
     for rule in RULES {
@@ -46,7 +46,7 @@ pub(super) fn findings(metadata: &Metadata) -> Vec<String> {
             for (name, path) in metadata.transitive_dependencies(member) {
                 if rule.forbidden.iter().any(|pattern| matches_pattern(pattern, name)) {
                     let path = path.join(" -> ");
-                    found.push(format!("{} must not know {name} ({path}): {}", member.name, rule.reason));
+                    found.push(format!("{} must not depend on {name} ({path}): {}", member.name, rule.reason));
                 }
             }
         }
@@ -60,7 +60,7 @@ fn kube_findings(metadata: &Metadata) -> Vec<String> {
     let kube = named
         .filter(|(_, name)| ["kube", "kube-*", "k8s-openapi"].iter().any(|pattern| matches_pattern(pattern, name)));
     let words = |(member, name): (&Package, &String)| {
-        format!("{} must not name {name}: that is rollora-cluster's part", member.name)
+        format!("{} must not depend on {name}: use rollora-cluster instead", member.name)
     };
     kube.map(words).collect()
 }
@@ -75,42 +75,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pure_crate_that_reaches_a_runtime_is_found_with_the_path() {
+    fn pure_crate_with_a_runtime_is_found_with_the_path() {
         let found =
             findings(&graph(&[("rollora-plan", &["rollora-api"]), ("rollora-api", &["left"]), ("left", &["tokio"])]));
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(
-            found
-                .iter()
-                .any(|line| { line.starts_with("rollora-plan must not know tokio (rollora-api -> left -> tokio)") })
+            found.iter().any(|line| {
+                line.starts_with("rollora-plan must not depend on tokio (rollora-api -> left -> tokio)")
+            })
         );
     }
 
     #[test]
-    fn kube_behind_a_feature_is_none_of_the_default_features() {
+    fn kube_behind_an_optional_feature_is_allowed() {
         assert!(findings(&graph(&[("rollora-api", &["serde", "[kube]"])])).is_empty());
     }
 
     #[test]
-    fn only_the_crate_of_the_cluster_names_kube() {
+    fn only_the_cluster_crate_depends_on_kube() {
         let found = findings(&graph(&[
             ("rollora-ext-proc", &["rollora-cluster", "[k8s-openapi]"]),
             ("rollora-cluster", &["kube"]),
             ("kube", &["tokio"]),
         ]));
-        assert_eq!(found, ["rollora-ext-proc must not name k8s-openapi: that is rollora-cluster's part"]);
+        assert_eq!(found, ["rollora-ext-proc must not depend on k8s-openapi: use rollora-cluster instead"]);
     }
 
     #[test]
-    fn one_machine_may_know_a_runtime_but_no_kube() {
+    fn local_crate_may_use_a_runtime_but_not_kube() {
         let graph = graph(&[("rollora-local", &["tokio", "rollora-cluster"]), ("rollora-cluster", &["kube-client"])]);
         let found = findings(&graph);
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].contains("rollora-local must not know kube-client (rollora-cluster -> kube-client)"));
+        assert!(found[0].contains("rollora-local must not depend on kube-client (rollora-cluster -> kube-client)"));
     }
 
     #[test]
-    fn every_rule_is_about_crates_that_exist() {
+    fn crates_of_all_rules_exist() {
         let root = crate::workspace::root().unwrap();
         for name in RULES.iter().flat_map(|rule| rule.crates).chain(MAY_NAME_KUBE) {
             let folder = name.trim_start_matches("rollora-");

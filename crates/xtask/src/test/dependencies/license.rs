@@ -1,6 +1,6 @@
-//! SPDX licence expressions: `MIT OR Apache-2.0`, `(MIT OR Apache-2.0) AND Unicode-3.0`, and the old `MIT/Apache-2.0`.
+//! SPDX license expressions: `MIT OR Apache-2.0`, `(MIT OR Apache-2.0) AND Unicode-3.0`, and the old `MIT/Apache-2.0`.
 
-/// Whether an expression can be satisfied with allowed licences alone. Nothing is allowed by an expression that is not one.
+/// Returns whether an expression can be satisfied with allowed licenses alone; `false` if it is not an expression.
 pub(super) fn is_satisfied(expression: &str, allowed: &impl Fn(&str) -> bool) -> bool {
     let tokens = tokenize(expression);
     let mut parser = ExpressionParser { tokens: &tokens, allowed };
@@ -12,7 +12,7 @@ fn tokenize(expression: &str) -> Vec<String> {
     spaced.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Each rule gives whether its part is satisfied, or nothing where the text is no expression.
+/// Each rule returns whether its part is satisfied, or `None` if the text is not an expression.
 struct ExpressionParser<'a, A> {
     tokens: &'a [String],
     allowed: &'a A,
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn expressions_are_satisfied_as_spdx_says() {
+    fn expressions_are_evaluated_as_spdx_defines() {
         let allowed =
             |name: &str| ["MIT", "Apache-2.0", "Unicode-3.0", "Apache-2.0 WITH LLVM-exception"].contains(&name);
         for (expression, expected) in [

@@ -1,11 +1,11 @@
-//! The part of `cargo metadata` that the checks read.
+//! The parts of `cargo metadata` that the checks need.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-/// All packages, and who depends on whom once features are resolved.
+/// All packages, and the dependency graph after features are resolved.
 #[derive(Debug, Deserialize)]
 pub(super) struct Metadata {
     pub(super) packages: Vec<Package>,
@@ -19,22 +19,22 @@ pub(super) struct Package {
     pub(super) name: String,
     pub(super) version: String,
     pub(super) license: Option<String>,
-    /// Nothing for a folder.
+    /// `None` for a local package.
     pub(super) source: Option<String>,
     pub(super) dependencies: Vec<DeclaredDependency>,
     #[serde(default)]
     features: BTreeMap<String, Vec<String>>,
 }
 
-/// A line of a `[dependencies]` section.
+/// An entry of a `[dependencies]` section.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct DeclaredDependency {
     pub(super) name: String,
-    /// Nothing for a normal one, else `dev` or `build`.
+    /// `None` for a normal dependency, otherwise `dev` or `build`.
     kind: Option<String>,
     optional: bool,
     req: String,
-    /// Nothing for a folder.
+    /// `None` for a local package.
     source: Option<String>,
 }
 
@@ -73,7 +73,7 @@ impl Package {
         self.source.as_deref() == Some(REGISTRY)
     }
 
-    /// Whether a build with default features, and without tests, has this dependency.
+    /// Returns whether a build with default features, and without tests, has this dependency.
     fn has_default_dependency(&self, dependency: &str) -> bool {
         self.dependencies.iter().any(|declared| {
             declared.name == dependency
@@ -100,15 +100,15 @@ impl Package {
 
 impl Metadata {
     pub(super) fn parse(json: &[u8]) -> Result<Self> {
-        serde_json::from_slice(json).context("cargo's metadata is not as expected")
+        serde_json::from_slice(json).context("cannot parse the output of `cargo metadata`")
     }
 
-    /// The crates of this workspace.
+    /// Returns the packages of this workspace.
     pub(super) fn members(&self) -> impl Iterator<Item = &Package> {
         self.packages.iter().filter(|package| self.workspace_members.contains(&package.id))
     }
 
-    /// The crates that others have written.
+    /// Returns the packages of other projects.
     pub(super) fn external_packages(&self) -> impl Iterator<Item = &Package> {
         self.packages.iter().filter(|package| !self.workspace_members.contains(&package.id))
     }
@@ -117,10 +117,10 @@ impl Metadata {
         self.members().find(|package| package.name == name)
     }
 
-    /// Everything below a crate of the workspace with its default features, each with the path that leads there.
+    /// Returns all transitive dependencies of a package with its default features, each with the path to it.
     ///
-    /// Optional dependencies of our own crates are followed only where a default feature wants them. Features of others'
-    /// crates are those of the whole workspace: what is found here may be a little more than what one crate alone gets.
+    /// Optional dependencies of our packages are followed only if a default feature enables them. Other packages have
+    /// the features of the whole workspace, so the result may contain a little more than a single package needs.
     pub(super) fn transitive_dependencies(&self, member: &Package) -> BTreeMap<&str, Vec<&str>> {
         let packages: BTreeMap<_, _> = self.packages.iter().map(|package| (package.id.as_str(), package)).collect();
         let nodes: BTreeMap<_, _> = self.resolve.nodes.iter().map(|node| (node.id.as_str(), node)).collect();
@@ -143,7 +143,7 @@ impl Metadata {
         found
     }
 
-    /// Who depends on a crate, by name.
+    /// Returns the names of the packages that depend on a package.
     pub(super) fn dependents(&self, id: &str) -> BTreeSet<&str> {
         let names: BTreeMap<_, _> = self.packages.iter().map(|package| (&package.id, package.name.as_str())).collect();
         let nodes = self.resolve.nodes.iter().filter(|node| node.deps.iter().any(|edge| edge.pkg == id));
@@ -159,8 +159,8 @@ impl Edge {
 
 #[cfg(test)]
 impl Metadata {
-    /// A graph from lines of `crate -> what it depends on`; ours begin with `rollora-`, a name may carry `@version`,
-    /// and a dependency in brackets is an optional one.
+    /// Builds a graph from pairs of a package and its dependencies. Our packages begin with `rollora-`, a name may end
+    /// in `@version`, and a dependency in brackets is optional.
     pub(super) fn for_tests(crates: &[(&str, &[&str])]) -> Self {
         let bare = |name: &str| name.trim_matches(['[', ']']).to_owned();
         let mut ids: BTreeSet<String> = crates.iter().map(|(name, _)| bare(name)).collect();
@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_below_a_crate_comes_with_the_path_there() {
+    fn transitive_dependencies_come_with_their_paths() {
         let graph = Metadata::for_tests(&[
             ("rollora-plan", &["rollora-api"]),
             ("rollora-api", &["serde"]),
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn an_optional_dependency_of_ours_counts_only_where_a_default_feature_wants_it() {
+    fn optional_dependency_counts_if_enabled_by_default() {
         let mut graph = Metadata::for_tests(&[("rollora-api", &["serde", "[kube]"]), ("kube", &["tokio"])]);
         assert_eq!(graph.transitive_dependencies(graph.member("rollora-api").unwrap()).len(), 1);
         let features = &mut graph.package_mut("rollora-api").features;
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn cargos_own_words_are_understood() {
+    fn output_of_cargo_metadata_is_parsed() {
         let json = r#"{"packages":[{"id":"a","name":"a","version":"1.0.0","license":null,"source":null,"features":{},"dependencies":
             [{"name":"b","kind":"dev","optional":false,"req":"^1","source":null}]}],"workspace_members":["a"],
             "resolve":{"nodes":[{"id":"a","deps":[{"pkg":"b","name":"b","dep_kinds":[{"kind":"dev","target":null}]}]}]}}"#;

