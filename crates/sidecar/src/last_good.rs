@@ -127,10 +127,10 @@ impl LastGoodConfig {
 
     fn awaits_directives(&self, desired: &DesiredAdapters, now: Instant) -> bool {
         // Empty directives mean the same as none.
-        let has_directives = |current: &Arc<DesiredAdapters>| {
+        let is_governed = |current: &Arc<DesiredAdapters>| {
             current.directives.as_ref().is_some_and(|directives| *directives != OperatorDirectives::default())
         };
-        let had_directives = self.desired.borrow().as_ref().is_some_and(has_directives);
+        let had_directives = self.desired.borrow().as_ref().is_some_and(is_governed);
         let mut missing_since = self.directives_missing_since.lock().unwrap_or_else(PoisonError::into_inner);
         *missing_since = (had_directives && desired.directives.is_none()).then(|| missing_since.unwrap_or(now));
         missing_since.is_some_and(|since| now < since + MISSING_DIRECTIVES_GRACE)

@@ -423,20 +423,20 @@ impl Sidecar {
 
     /// Publishes the status and the persisted state, if they have changed.
     fn publish(&self, state: &mut SidecarState, now: Timestamp) {
-        let new = status(state, now);
-        if new.readiness.ready {
+        let updated = status(state, now);
+        if updated.readiness.ready {
             state.latch_ready();
         }
         let current = self.status.borrow().clone();
-        if *current != new {
-            transition_log::log_transitions(&current, &new);
-            self.status.send_replace(Arc::new(new));
+        if *current != updated {
+            transition_log::log_transitions(&current, &updated);
+            self.status.send_replace(Arc::new(updated));
         }
         if let Some(persisted) = &self.persisted {
-            let new = state.to_persisted();
+            let updated = state.to_persisted();
             persisted.send_if_modified(|current| {
-                let changed = *current != new;
-                *current = new;
+                let changed = *current != updated;
+                *current = updated;
                 changed
             });
         }
