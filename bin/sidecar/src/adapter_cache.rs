@@ -1,4 +1,4 @@
-//! The folder that adapters of a hub are fetched into: who fetches, and what is removed when.
+//! The folder that hub adapters are fetched into, with its garbage collection.
 
 use crate::{args::Args, supervisor::RunningSidecar};
 use jiff::Timestamp;
@@ -15,12 +15,11 @@ use std::{
 };
 use tokio::{sync::watch, time::sleep};
 
-/// The variable that every client of the hub reads.
+/// The environment variable that all clients of the hub read.
 const TOKEN_ENV_VAR: &str = "HF_TOKEN";
-/// How often it is looked for what may go.
 const GC_INTERVAL: Duration = Duration::from_mins(1);
 
-/// The folder, and the hub that it is filled from.
+/// The folder of fetched adapters, and the hub that they come from.
 #[derive(Debug)]
 pub(crate) struct AdapterCache {
     folder: Arc<CacheDir>,
@@ -30,13 +29,13 @@ pub(crate) struct AdapterCache {
 }
 
 impl AdapterCache {
-    /// The one of the command line; none where vLLM is to download itself.
+    /// Opens the cache that the flags configure; `None` without `--adapters-dir`, when vLLM downloads by itself.
     pub(crate) fn open(args: &Args) -> Result<Option<Self>, String> {
         let Some(path) = &args.adapters_dir else { return Ok(None) };
         if !path.is_absolute() {
             let path = path.display();
             return Err(format!(
-                "--adapters-dir: {path} is relative, and vLLM has another folder: write it from the /"
+                "--adapters-dir: {path} is relative: give an absolute path, under which vLLM finds the folder too"
             ));
         }
         let token = match (&args.hf_token_file, std::env::var(TOKEN_ENV_VAR)) {
@@ -51,12 +50,12 @@ impl AdapterCache {
         let hub = Arc::new(hub.map_err(|error| format!("HF_ENDPOINT: {error}"))?);
         let budget =
             EvictionPolicy { retention: args.adapters_keep.0, max_bytes: args.adapters_max_size.map(|size| size.0) };
-        let shelf = Self { folder, hub, budget, max_rank: args.max_lora_rank };
-        shelf.set_constraints(Vec::new());
-        Ok(Some(shelf))
+        let cache = Self { folder, hub, budget, max_rank: args.max_lora_rank };
+        cache.set_constraints(Vec::new());
+        Ok(Some(cache))
     }
 
-    /// What fetches.
+    /// Returns the adapter source that fetches into this folder.
     pub(crate) fn adapter_source(&self) -> Arc<dyn AdapterSource> {
         Arc::new(SourceDispatcher::new(Arc::clone(&self.hub)))
     }
@@ -65,44 +64,46 @@ impl AdapterCache {
         self.hub.set_constraints(ServerConstraints { max_rank: self.max_rank, base_models });
     }
 
-    /// Removes what may go, for as long as it is polled.
-    pub(crate) async fn run_gc(&self, view: watch::Receiver<Option<RunningSidecar>>) {
+    /// Removes unused adapters periodically. Never returns.
+    pub(crate) async fn run_gc(&self, running: watch::Receiver<Option<RunningSidecar>>) {
         loop {
             sleep(GC_INTERVAL).await;
-            let status = view.borrow().as_ref().map(|view| view.status.borrow().clone());
+            let status = running.borrow().as_ref().map(|running| running.status.borrow().clone());
             let Some(status) = status else { continue };
             self.set_constraints(status.base_models.clone());
             let Some(protected) = protected_paths(&status, self.hub.as_ref()) else { continue };
             let (folder, budget) = (Arc::clone(&self.folder), self.budget);
-            let swept = tokio::task::spawn_blocking(move || folder.evict(&protected, &budget, wall_clock_now()));
-            match swept.await {
+            let result = tokio::task::spawn_blocking(move || folder.evict(&protected, &budget, wall_clock_now()));
+            match result.await {
                 Ok(Ok(removed)) => removed.iter().for_each(|path| log_removed(path)),
-                Ok(Err(error)) => tracing::warn!("the folder of fetched adapters cannot be cleaned: {error}"),
-                Err(error) => tracing::error!(%error, "cleaning the folder of fetched adapters ended badly"),
+                Ok(Err(error)) => tracing::warn!("cannot clean up the folder of fetched adapters: {error}"),
+                Err(error) => {
+                    tracing::error!(%error, "the cleanup of the folder of fetched adapters failed unexpectedly")
+                }
             }
         }
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "times of files are compared with it, and those are the wall clock's")]
+#[expect(clippy::disallowed_methods, reason = "compared with file times, which are wall-clock times")]
 fn wall_clock_now() -> Timestamp {
     Timestamp::now()
 }
 
 fn log_removed(path: &Path) {
-    tracing::info!(path = %path.display(), "removed a fetched adapter that nobody has wanted for long");
+    tracing::info!(path = %path.display(), "removed an unused fetched adapter");
 }
 
-/// What must stay: everything that vLLM has, and everything that may be loaded. None while that is not known.
-fn protected_paths(status: &SidecarStatus, store: &dyn AdapterSource) -> Option<BTreeSet<PathBuf>> {
-    let known = status.server.is_some() && status.config.hash.is_some() && !status.base_models.is_empty();
+/// The paths that must be kept: everything that vLLM lists or may load. `None` while that is unknown.
+fn protected_paths(status: &SidecarStatus, adapter_source: &dyn AdapterSource) -> Option<BTreeSet<PathBuf>> {
+    let is_known = status.server.is_some() && status.config.hash.is_some() && !status.base_models.is_empty();
     let wanted = |adapter: &&AdapterStatus| {
         !matches!(adapter.state, AdapterState::Gone | AdapterState::Rejected | AdapterState::SourceRefused)
     };
-    known.then(|| {
+    is_known.then(|| {
         let roots = status.adapters.iter().filter_map(|adapter| adapter.root.as_ref()).map(PathBuf::from);
         let sources = status.adapters.iter().filter(wanted).filter_map(|adapter| adapter.source.as_deref());
-        sources.map(|source| store.local_path(&SourceRef::parse(source))).chain(roots).collect()
+        sources.map(|source| adapter_source.local_path(&SourceRef::parse(source))).chain(roots).collect()
     })
 }
 
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_vllm_has_and_what_may_be_loaded_stays() {
+    fn listed_and_loadable_adapters_are_protected() {
         let expected = [
             "/old/changed",
             "/old/stranger",
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_removed_while_it_is_not_known_what_vllm_has_or_what_is_wanted() {
+    fn nothing_is_removed_while_server_or_file_is_unknown() {
         for unknown in [
             SidecarStatus { server: None, ..sidecar_status() },
             SidecarStatus { base_models: Vec::new(), ..sidecar_status() },

@@ -5,11 +5,11 @@ use rollora_sidecar::file_watch::read_text;
 use rollora_vllm::ApiKey;
 use std::path::{Path, PathBuf};
 
-/// The variable that vLLM itself reads.
+/// The environment variable that vLLM reads too.
 const ENV_VAR: &str = "VLLM_API_KEY";
 const DESCRIPTION: &str = "vLLM's API key";
 
-/// The key in `file`, else the one of the environment, else none.
+/// Opens the key in `file`, or else the one in the environment, which may be absent.
 pub(crate) fn open(file: Option<PathBuf>) -> Result<Reloadable<ApiKey>, String> {
     if let Some(file) = file {
         return Reloadable::open(DESCRIPTION, file, read_file).map_err(|problem| format!("--api-key-file: {problem}"));
@@ -20,14 +20,14 @@ pub(crate) fn open(file: Option<PathBuf>) -> Result<Reloadable<ApiKey>, String> 
 
 fn read_file(path: &Path) -> Result<ApiKey, String> {
     let text = read_text(path)?;
-    let place = path.display().to_string();
+    let location = path.display().to_string();
     if text.trim().is_empty() {
-        return Err(format!("{place} is empty: write the key into it"));
+        return Err(format!("{location} is empty: write the key into it"));
     }
-    parse_key(&text, &place)
+    parse_key(&text, &location)
 }
 
-fn parse_key(text: &str, place: &str) -> Result<ApiKey, String> {
+fn parse_key(text: &str, location: &str) -> Result<ApiKey, String> {
     ApiKey::parse(text)
-        .map_err(|_| format!("{place} holds characters that cannot be sent: write the key alone, on one line"))
+        .map_err(|_| format!("{location} holds characters that cannot be sent: write the key alone, on one line"))
 }

@@ -1,4 +1,4 @@
-//! Where the adapters file comes from: the mount, or the API with the mount as long as the API has said nothing.
+//! The source of the adapters file: the mount, or the API with the mount as a fallback until the API has delivered.
 
 use crate::{server_endpoint::ServerEndpoint, settings::ConfigLocation};
 use rollora_api::{adapters::DesiredAdapters, names::DIRECTIVES_KEY};
@@ -24,27 +24,27 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// The program's name, as the API server's audit log shows it.
+/// The user agent of the client, which the API server's audit log shows.
 const USER_AGENT: &str = "rollora-sidecar";
 
-/// The API is waited for this long before the mount has to do.
+/// How long the API may take before the mount is used.
 const API_FALLBACK_DELAY: Duration = Duration::from_millis(750);
 
-/// The adapters file, wherever it comes from: the last good one is in force.
+/// The adapters file from the mount or the API. The last good content is active.
 #[derive(Debug)]
 pub(crate) struct ConfigSource {
     last_good: LastGoodConfig,
     configmap_key: String,
-    /// vLLM's host, over the one of the file.
+    /// Host of vLLM, which overrides the one in the file.
     host_override: Option<String>,
     mounted_file: FileWatch<ConfigTexts>,
     configmap_watch: Option<ConfigMapWatch>,
-    /// Something good has come from the API: from then on the mount, which is older, is not looked at.
+    /// Whether the API has delivered valid content: from then on the mount, which lags behind, is ignored.
     api_synced: AtomicBool,
 }
 
 impl ConfigSource {
-    /// Reads the file for the first time. The API is asked when it runs.
+    /// Reads the mounted file, unless the API is used, which is contacted only by [`Self::run`].
     pub(crate) async fn open(source: &ConfigLocation, host: Option<String>) -> anyhow::Result<Self> {
         let configmap = match &source.configmap {
             None => None,
@@ -55,7 +55,7 @@ impl ConfigSource {
                 Some(ConfigMapWatch::new(&cluster, &name.namespace, &name.name, &keys))
             }
         };
-        let feed = Self {
+        let config_source = Self {
             last_good: LastGoodConfig::default(),
             configmap_key: source.configmap_key.clone(),
             host_override: host,
@@ -63,23 +63,24 @@ impl ConfigSource {
             configmap_watch: configmap,
             api_synced: AtomicBool::new(false),
         };
-        if feed.configmap_watch.is_none() {
-            feed.update();
+        if config_source.configmap_watch.is_none() {
+            config_source.update();
         }
-        Ok(feed)
+        Ok(config_source)
     }
 
-    /// The last good content; none before the first.
+    /// Returns the last good content; `None` before the first.
     pub(crate) fn desired(&self) -> watch::Receiver<Option<Arc<DesiredAdapters>>> {
         self.last_good.desired()
     }
 
-    /// Why newer content is not in force; none where the newest is.
+    /// Returns why newer content is not active; `None` if the newest is.
     pub(crate) fn error(&self) -> watch::Receiver<Option<String>> {
         self.last_good.error()
     }
 
-    /// Reads everything now. When this returns, what is published is not older than the call, or it is said why.
+    /// Reads the source now. When this returns, the published content is not older than the call, or the error says
+    /// why.
     pub(crate) async fn refresh(&self) {
         if let Some(configmap) = &self.configmap_watch {
             configmap.refresh().await;
@@ -90,11 +91,11 @@ impl ConfigSource {
         self.update();
     }
 
-    /// Watches until it is stopped.
+    /// Watches the source until `stop` is canceled.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let Some(configmap) = &self.configmap_watch else {
             let mut texts = self.mounted_file.subscribe();
-            let follow = async {
+            let apply_changes = async {
                 loop {
                     tokio::select! {
                         changed = texts.changed() => if changed.is_err() { return },
@@ -105,16 +106,16 @@ impl ConfigSource {
             };
             tokio::select! {
                 () = self.mounted_file.run(stop) => {}
-                () = follow => {}
+                () = apply_changes => {}
             }
             return;
         };
-        let (mut seen, mut texts) = (configmap.subscribe(), self.mounted_file.subscribe());
+        let (mut state, mut texts) = (configmap.subscribe(), self.mounted_file.subscribe());
         let mount = stop.child_token();
-        let follow = async {
+        let apply_changes = async {
             loop {
                 tokio::select! {
-                    Ok(()) = seen.changed() => {}
+                    Ok(()) = state.changed() => {}
                     Ok(()) = texts.changed() => {}
                     () = self.last_good.wait_for_deadline() => {}
                 }
@@ -124,20 +125,20 @@ impl ConfigSource {
                 }
             }
         };
-        let silence = async {
+        let api_timeout = async {
             sleep(API_FALLBACK_DELAY).await;
             if *configmap.subscribe().borrow() == ConfigMapState::default() {
                 self.fall_back_to_mount(Some("the API server has not answered yet".to_owned()));
             }
             std::future::pending::<()>().await;
         };
-        let watched = async {
+        let watches = async {
             tokio::join!(configmap.run(stop.clone()), self.mounted_file.run(mount.clone()));
         };
         tokio::select! {
-            () = watched => {}
-            () = follow => {}
-            () = silence => {}
+            () = watches => {}
+            () = apply_changes => {}
+            () = api_timeout => {}
         }
     }
 
@@ -145,69 +146,71 @@ impl ConfigSource {
         self.configmap_watch.is_some() && self.api_synced.load(Ordering::Relaxed)
     }
 
-    /// Takes what was read last.
+    /// Applies the content that was read last.
     fn update(&self) {
         let Some(configmap) = &self.configmap_watch else {
             self.last_good.update(self.parse_mounted_file(), Instant::now());
             return;
         };
-        let seen = configmap.subscribe().borrow().clone();
-        let reading = seen.content.map(|content| self.parse_configmap(configmap, &content)).transpose();
-        match reading {
-            Ok(Some(reading)) => {
+        let state = configmap.subscribe().borrow().clone();
+        let content = state.content.map(|content| self.parse_configmap(configmap, &content)).transpose();
+        match content {
+            Ok(Some(content)) => {
                 self.api_synced.store(true, Ordering::Relaxed);
-                let waits = self.last_good.apply(reading, Instant::now());
-                self.last_good.publish_error(waits.or(seen.problem));
+                let pending = self.last_good.apply(content, Instant::now());
+                self.last_good.publish_error(pending.or(state.problem));
             }
-            Ok(None) => self.fall_back_to_mount(seen.problem),
+            Ok(None) => self.fall_back_to_mount(state.problem),
             Err(problem) => self.fall_back_to_mount(Some(problem)),
         }
     }
 
-    /// Does without the API, for this reason; none while nothing is known yet.
+    /// Uses the mounted file because of `problem`; does nothing while that is `None`, because the API may still answer.
     fn fall_back_to_mount(&self, problem: Option<String>) {
         if self.has_synced() {
             self.last_good.publish_error(problem);
             return;
         }
-        // The first answer is milliseconds away: what a mount says may be a minute old.
+        // The first answer of the API is milliseconds away, and the mount may be a minute old.
         let Some(problem) = problem else { return };
         let path = self.mounted_file.path().display();
         match self.parse_mounted_file() {
-            Ok(reading) => {
-                let waits = self.last_good.apply(reading, Instant::now());
-                let mounted = || format!("{problem}; until then the mounted file {path} is in force");
-                self.last_good.publish_error(Some(waits.unwrap_or_else(mounted)));
+            Ok(content) => {
+                let pending = self.last_good.apply(content, Instant::now());
+                let fallback = || format!("{problem}; until then the mounted file {path} is used");
+                self.last_good.publish_error(Some(pending.unwrap_or_else(fallback)));
             }
-            Err(error) => self.last_good.publish_error(Some(format!("{problem}; and no file in its place: {error}"))),
+            Err(error) => self
+                .last_good
+                .publish_error(Some(format!("{problem}; the mounted file cannot be used either: {error}"))),
         }
     }
 
     fn parse_mounted_file(&self) -> Result<ParsedConfig, String> {
         let texts = self.mounted_file.subscribe().borrow().clone();
-        let place = self.mounted_file.path().display();
-        self.validate(&place, texts.parse(&place, &self.configmap_key)?)
+        let location = self.mounted_file.path().display();
+        self.validate(&location, texts.parse(&location, &self.configmap_key)?)
     }
 
     fn parse_configmap(&self, configmap: &ConfigMapWatch, content: &ConfigMapContent) -> Result<ParsedConfig, String> {
         let user = content.texts.get(&self.configmap_key).cloned().ok_or_else(|| {
-            let there = content.keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
-            let there = if there.is_empty() { "no text" } else { &there };
+            let keys = content.keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+            let keys = if keys.is_empty() { "no text" } else { &keys };
             format!(
-                "{configmap} has no text under `{}` and holds {there}: put it there, or give --configmap-key",
+                "{configmap} has no text under `{}` and holds {keys}: put the file there, or give --configmap-key",
                 self.configmap_key
             )
         });
         let operator = content.texts.get(DIRECTIVES_KEY).cloned().map(Ok);
-        let place = format!("{configmap}, key {}", self.configmap_key);
-        self.validate(&place, ConfigTexts { user, operator }.parse(&place, &self.configmap_key)?)
+        let location = format!("{configmap}, key {}", self.configmap_key);
+        self.validate(&location, ConfigTexts { user, operator }.parse(&location, &self.configmap_key)?)
     }
 
-    /// A file that names a server which cannot be one is no good one.
-    fn validate(&self, place: &dyn std::fmt::Display, reading: ParsedConfig) -> Result<ParsedConfig, String> {
-        match ServerEndpoint::new(Some(&reading.desired.file), self.host_override.as_deref(), None) {
-            Ok(_) => Ok(reading),
-            Err(problem) => Err(format!("{place}: {problem}")),
+    /// Rejects a file whose host or port is not valid.
+    fn validate(&self, location: &dyn std::fmt::Display, content: ParsedConfig) -> Result<ParsedConfig, String> {
+        match ServerEndpoint::new(Some(&content.desired.file), self.host_override.as_deref(), None) {
+            Ok(_) => Ok(content),
+            Err(problem) => Err(format!("{location}: {problem}")),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `rollora-sidecar`: keeps the vLLM server of its pod at what the adapters file says, and tells how it is.
+//! `rollora-sidecar`: reconciles the vLLM server of its pod with the adapters file, and serves its status.
 
 mod adapter_cache;
 mod admin;
@@ -18,7 +18,7 @@ use clap::Parser as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // Two TLS providers in one program would panic at the first connection: this is the one.
+    // With two TLS providers linked, rustls panics at the first connection unless one is installed as the default.
     drop(rustls::crypto::ring::default_provider().install_default());
     let settings = match settings::Settings::try_from(args::Args::parse()) {
         Ok(settings) => settings,

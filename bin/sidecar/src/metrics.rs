@@ -1,8 +1,8 @@
-//! What `/metrics` tells. Counters live here; everything that the status says anyway is made of it when asked, so that
-//! an adapter that is gone leaves no series behind.
+//! Metrics of the sidecar. Counters are kept here; gauges are built from the status at each scrape, so that a removed
+//! adapter leaves no series behind.
 //!
-//! Labels are bounded: states, kinds of calls and classes of errors are enumerations, and adapters are named as far as
-//! the status names them, at most [`MOST_ADAPTERS`].
+//! Labels are bounded: states, kinds of calls and reasons of errors are enumerations, and at most
+//! [`MAX_NAMED_ADAPTERS`] adapters of the status are named.
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -13,10 +13,10 @@ use rollora_api::sidecar_status::{AdapterState, SidecarStatus};
 use rollora_sidecar::CompletedCall;
 use std::{fmt, sync::atomic::AtomicU64, time::Duration};
 
-/// Adapters above this number are counted and not named.
+/// Adapters beyond this number are only counted, in `rollora_sidecar_adapters`.
 const MAX_NAMED_ADAPTERS: usize = 2000;
 
-/// Counters.
+/// The counters and histograms, and the encoder of all metrics.
 #[derive(Debug)]
 pub(crate) struct SidecarMetrics {
     registry: Registry,
@@ -56,14 +56,14 @@ struct HashLabels {
     hash: String,
 }
 
-/// What the status does not say.
+/// Ages that are not part of the status; `None` before the first event.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ages {
-    /// Since when the file in force is in force.
+    /// How long the active adapters file has been active.
     pub(crate) config: Option<Duration>,
-    /// Since when vLLM has not been looked at.
+    /// How long ago the last poll of vLLM ended.
     pub(crate) last_poll: Option<Duration>,
-    /// Since when its models have not been compared with the file.
+    /// How long ago vLLM's models were last compared with the file.
     pub(crate) last_reconcile: Option<Duration>,
 }
 
@@ -71,22 +71,22 @@ impl SidecarMetrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::default();
         let calls = Family::<CallLabels, Counter>::default();
-        let help = "Calls to vLLM about adapters, by what was asked and what came of it";
+        let help = "Calls to vLLM and fetches about adapters, by kind and outcome";
         registry.register("rollora_sidecar_calls", help, calls.clone());
         let call_seconds = Family::<CallKindLabels, Histogram>::new_with_constructor(call_seconds_histogram);
-        let help = "How long vLLM took for calls about adapters";
+        let help = "Duration of calls to vLLM and fetches about adapters, by kind";
         registry.register("rollora_sidecar_call_seconds", help, call_seconds.clone());
         Self { registry, calls, call_seconds }
     }
 
-    /// Counts a call that has ended.
+    /// Counts a completed call.
     pub(crate) fn record_call(&self, call: &CompletedCall<'_>) {
-        let CompletedCall { kind: what, outcome, .. } = *call;
-        self.calls.get_or_create(&CallLabels { call: what, outcome }).inc();
-        self.call_seconds.get_or_create(&CallKindLabels { call: what }).observe(call.duration.as_secs_f64());
+        let CompletedCall { kind, outcome, .. } = *call;
+        self.calls.get_or_create(&CallLabels { call: kind, outcome }).inc();
+        self.call_seconds.get_or_create(&CallKindLabels { call: kind }).observe(call.duration.as_secs_f64());
     }
 
-    /// Everything, as Prometheus reads it.
+    /// Returns all metrics in the OpenMetrics text format.
     pub(crate) fn encode(&self, status: &SidecarStatus, ages: Ages) -> Result<String, fmt::Error> {
         let mut text = String::new();
         text::encode_registry(&mut text, &self.registry)?;
@@ -96,13 +96,13 @@ impl SidecarMetrics {
     }
 }
 
-/// From 5 ms, which a load from a disk takes, to more than 5 minutes, which one from a hub may.
+/// Buckets from 5 ms, the duration of a load from disk, to more than 5 minutes, as a load from a hub may take.
 fn call_seconds_histogram() -> Histogram {
-    // The library's own buckets raise to a power: nothing else would need the C library of mathematics.
+    // The library's `exponential_buckets` computes powers, which would be the only use of the C math library.
     Histogram::new(std::iter::successors(Some(0.005), |seconds| Some(seconds * 2.0)).take(17))
 }
 
-/// What the status says, as gauges.
+/// The gauges that follow from the status.
 fn status_registry(status: &SidecarStatus, ages: Ages) -> Registry {
     let mut registry = Registry::default();
     let flag = |registry: &mut Registry, name: &str, help: &str, value: bool| {
@@ -110,11 +110,16 @@ fn status_registry(status: &SidecarStatus, ages: Ages) -> Registry {
         gauge.set(value.into());
         registry.register(name, help, gauge);
     };
-    flag(&mut registry, "rollora_sidecar_ready", "Whether requests may be sent to vLLM", status.readiness.ready);
-    flag(&mut registry, "rollora_sidecar_vllm_up", "Whether vLLM answers", status.server.is_some());
-    let help = "Whether newer content of the adapters file is not in force";
+    flag(
+        &mut registry,
+        "rollora_sidecar_ready",
+        "Whether vLLM is ready for requests (1) or not (0)",
+        status.readiness.ready,
+    );
+    flag(&mut registry, "rollora_sidecar_vllm_up", "Whether vLLM answers (1) or not (0)", status.server.is_some());
+    let help = "Whether /status reports an error for newer content of the adapters file (1) or not (0)";
     flag(&mut registry, "rollora_sidecar_config_error", help, status.config.error.is_some());
-    let help = "Whether the operator's key is seen beside the adapters file";
+    let help = "Whether the active content has operator directives (1) or not (0)";
     flag(&mut registry, "rollora_sidecar_operator_directives", help, status.config.operator_directives);
     let age = |registry: &mut Registry, name: &str, help: &str, age: Option<Duration>| {
         if let Some(age) = age {
@@ -123,15 +128,15 @@ fn status_registry(status: &SidecarStatus, ages: Ages) -> Registry {
             registry.register(name, help, gauge);
         }
     };
-    let help = "For how long the adapters file in force has been in force";
+    let help = "Time since the active adapters file became active";
     age(&mut registry, "rollora_sidecar_config_age_seconds", help, ages.config);
-    age(&mut registry, "rollora_sidecar_last_look_age_seconds", "How long ago vLLM was looked at last", ages.last_poll);
-    let help = "How long ago what vLLM holds was compared with the adapters file last";
+    age(&mut registry, "rollora_sidecar_last_look_age_seconds", "Time since the last poll of vLLM", ages.last_poll);
+    let help = "Time since vLLM's models were last compared with the adapters file";
     age(&mut registry, "rollora_sidecar_last_reconcile_age_seconds", help, ages.last_reconcile);
     if let Some(hash) = &status.config.hash {
         let info = Family::<HashLabels, Gauge>::default();
         info.get_or_create(&HashLabels { hash: hash.to_string() }).set(1);
-        registry.register("rollora_sidecar_config_info", "The hash of the adapters file in force", info);
+        registry.register("rollora_sidecar_config_info", "Hash of the active adapters file", info);
     }
     register_adapters(&mut registry, status);
     registry
@@ -158,12 +163,12 @@ fn register_adapters(registry: &mut Registry, status: &SidecarStatus) {
         let AdapterLabels { adapter_name } = name;
         by_state.get_or_create(&AdapterStateLabels { adapter_name, state }).set(1);
     }
-    let help = "Whether the adapter is loaded (1) or not (0), as lora-syncer told it";
+    let help = "Whether the adapter is loaded (1) or not (0), as in lora-syncer";
     registry.register("lora_syncer_adapter_status", help, by_name);
-    registry.register("rollora_sidecar_adapter_state", "The state of the adapter, see /status", by_state);
+    registry.register("rollora_sidecar_adapter_state", "State of the adapter, as in /status", by_state);
     let help = "Failed attempts since the adapter's entry or the server last changed";
     registry.register("rollora_sidecar_adapter_attempts", help, attempts);
-    registry.register("rollora_sidecar_adapters", "How many adapters are in each state", counts);
+    registry.register("rollora_sidecar_adapters", "Number of adapters in each state", counts);
 }
 
 fn is_loaded(state: AdapterState) -> bool {
@@ -189,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gauge_of_lora_syncer_tells_what_is_loaded_also_of_adapters_that_failed() {
+    fn lora_syncer_gauge_includes_failed_adapters() {
         let mut status = SidecarStatus {
             server: Some(ServerIdentity { endpoint: "http://v".into(), start: "1".into() }),
             adapters: vec![
@@ -199,7 +204,7 @@ mod tests {
             ..SidecarStatus::default()
         };
         let metrics = SidecarMetrics::new();
-        let told = encode(&metrics, &status);
+        let text = encode(&metrics, &status);
         for line in [
             "lora_syncer_adapter_status{adapter_name=\"v1\"} 1",
             "lora_syncer_adapter_status{adapter_name=\"v2\"} 0",
@@ -209,36 +214,36 @@ mod tests {
             "rollora_sidecar_config_age_seconds 3.0",
             "rollora_sidecar_vllm_up 1",
         ] {
-            assert!(told.lines().any(|told| told == line), "{line} is not in\n{told}");
+            assert!(text.lines().any(|existing| existing == line), "{line} is not in\n{text}");
         }
-        assert!(told.ends_with("# EOF\n"));
+        assert!(text.ends_with("# EOF\n"));
         status.server = None;
-        let told = encode(&metrics, &status);
-        assert!(told.contains("lora_syncer_adapter_status{adapter_name=\"v1\"} 0"), "{told}");
+        let text = encode(&metrics, &status);
+        assert!(text.contains("lora_syncer_adapter_status{adapter_name=\"v1\"} 0"), "{text}");
         status.adapters.clear();
-        assert!(!encode(&metrics, &status).contains("v1"), "what is gone leaves no series");
+        assert!(!encode(&metrics, &status).contains("v1"), "a removed adapter must leave no series");
     }
 
     #[test]
-    fn calls_are_counted_by_class() {
+    fn calls_are_counted_by_kind_and_outcome() {
         let metrics = SidecarMetrics::new();
         let id = AdapterId::new("v1").unwrap();
         for outcome in ["Success", "RuntimeUpdatingOff", "RuntimeUpdatingOff"] {
             metrics.record_call(&CompletedCall { kind: "load", id: &id, outcome, duration: Duration::from_millis(20) });
         }
-        let told = encode(&metrics, &SidecarStatus::default());
-        assert!(told.contains("rollora_sidecar_calls_total{call=\"load\",outcome=\"RuntimeUpdatingOff\"} 2"), "{told}");
-        assert!(told.contains("rollora_sidecar_calls_total{call=\"load\",outcome=\"Success\"} 1"), "{told}");
-        assert!(told.contains("rollora_sidecar_call_seconds_count{call=\"load\"} 3"), "{told}");
+        let text = encode(&metrics, &SidecarStatus::default());
+        assert!(text.contains("rollora_sidecar_calls_total{call=\"load\",outcome=\"RuntimeUpdatingOff\"} 2"), "{text}");
+        assert!(text.contains("rollora_sidecar_calls_total{call=\"load\",outcome=\"Success\"} 1"), "{text}");
+        assert!(text.contains("rollora_sidecar_call_seconds_count{call=\"load\"} 3"), "{text}");
     }
 
     #[test]
-    fn series_are_bounded_whatever_the_file_lists() {
+    fn number_of_series_is_bounded() {
         let adapters =
             (0..MAX_NAMED_ADAPTERS + 500).map(|n| adapter_status(&format!("v{n}"), AdapterState::Pending, 0)).collect();
         let status = SidecarStatus { adapters, ..SidecarStatus::default() };
-        let told = encode(&SidecarMetrics::new(), &status);
-        assert_eq!(told.matches("lora_syncer_adapter_status{").count(), MAX_NAMED_ADAPTERS);
-        assert!(told.contains(&format!("rollora_sidecar_adapters{{state=\"Pending\"}} {}", MAX_NAMED_ADAPTERS + 500)));
+        let text = encode(&SidecarMetrics::new(), &status);
+        assert_eq!(text.matches("lora_syncer_adapter_status{").count(), MAX_NAMED_ADAPTERS);
+        assert!(text.contains(&format!("rollora_sidecar_adapters{{state=\"Pending\"}} {}", MAX_NAMED_ADAPTERS + 500)));
     }
 }

@@ -1,12 +1,12 @@
-//! What a file holds that may change: a key, a CA's certificate. The first reading has to be good; whatever goes wrong
-//! with the file later changes nothing, the last good content stays.
+//! A value that is reloaded from a file, such as an API key or a CA certificate. The first read must succeed. If a
+//! later one fails, the last good value stays active.
 
 use rollora_sidecar::file_watch::FileWatch;
 use std::path::{Path, PathBuf};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// A value, and the file that it comes from, if any.
+/// A value, and the watched file that it comes from, if any.
 #[derive(Debug)]
 pub(crate) struct Reloadable<T> {
     description: &'static str,
@@ -15,47 +15,47 @@ pub(crate) struct Reloadable<T> {
 }
 
 impl<T: Clone + PartialEq + Send + Sync + 'static> Reloadable<T> {
-    /// A value that stays.
+    /// Wraps a value that never changes.
     pub(crate) fn fixed(description: &'static str, value: Option<T>) -> Self {
         Self { description, file: None, value: watch::Sender::new(value) }
     }
 
-    /// What `read` makes of `file`; an error says what to do, without what is in the file.
+    /// Reads `file` with `read`. An error says what to do and must not contain the content of the file.
     pub(crate) fn open(
-        what: &'static str,
+        description: &'static str,
         file: PathBuf,
         read: impl Fn(&Path) -> Result<T, String> + Send + Sync + 'static,
     ) -> Result<Self, String> {
         let file = FileWatch::open(file, read);
         let value = file.subscribe().borrow().clone()?;
-        Ok(Self { description: what, file: Some(file), value: watch::Sender::new(Some(value)) })
+        Ok(Self { description, file: Some(file), value: watch::Sender::new(Some(value)) })
     }
 
-    /// The value in force.
+    /// Returns a receiver of the active value.
     pub(crate) fn value(&self) -> watch::Receiver<Option<T>> {
         self.value.subscribe()
     }
 
-    /// Watches until it is stopped.
+    /// Watches the file until `stop` is canceled.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let Some(file) = &self.file else { return stop.cancelled().await };
-        let mut readings = file.subscribe();
-        let follow = async {
-            while readings.changed().await.is_ok() {
-                match readings.borrow_and_update().clone() {
+        let mut contents = file.subscribe();
+        let apply_changes = async {
+            while contents.changed().await.is_ok() {
+                match contents.borrow_and_update().clone() {
                     Ok(value) => {
-                        tracing::info!(file = %file.path().display(), "{} was read again", self.description);
+                        tracing::info!(file = %file.path().display(), "{} was reloaded", self.description);
                         self.value.send_replace(Some(value));
                     }
                     Err(problem) => {
-                        tracing::warn!("{} cannot be taken, the last good one stays: {problem}", self.description)
+                        tracing::warn!("{} cannot be reloaded, keeping the last good one: {problem}", self.description)
                     }
                 }
             }
         };
         tokio::select! {
             () = file.run(stop) => {}
-            () = follow => {}
+            () = apply_changes => {}
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The log, the signals, the parts, and how it all ends.
+//! Logging, signals, the tasks of the program, and its shutdown.
 
 use crate::{
     adapter_cache::AdapterCache,
@@ -25,16 +25,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-/// When calls to vLLM have ended, or were given up, everything else is waited for this long.
+/// How long everything else may take to end after the calls to vLLM have finished or were abandoned.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
-/// Runs until it is told to end.
+/// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
     init_logging(settings.log_format);
-    // One thread: there is little to do, and every further one would cost memory in every pod.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    // One thread: the load is small, and every further thread would cost memory in every pod.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the async runtime")?;
     let result = runtime.block_on(run_until_stopped(settings));
-    // A file that hangs on a dead volume is not waited for.
+    // Do not wait for a file operation that hangs on a dead volume.
     runtime.shutdown_background();
     result
 }
@@ -42,76 +43,77 @@ pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
 async fn run_until_stopped(settings: Settings) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let listener = TcpListener::bind(settings.listen).await.with_context(|| {
-        format!("--address and --metrics-port: {} cannot be listened on: give another port", settings.listen)
+        format!("--address and --metrics-port: cannot listen on {}: give another port", settings.listen)
     })?;
     for note in &settings.ignored_flags {
         tracing::info!("{note}");
     }
-    let Settings { config_location: source, vllm_host, .. } = &settings;
+    let Settings { config_location, vllm_host, .. } = &settings;
     let listen = listener.local_addr().unwrap_or(settings.listen);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         pod = settings.pod_name,
         %listen,
-        file = %source.file.display(),
-        configmap = source.configmap.as_ref().map(|name| format!("{}/{}", name.namespace, name.name)),
+        file = %config_location.file.display(),
+        configmap = config_location.configmap.as_ref().map(|name| format!("{}/{}", name.namespace, name.name)),
         "rollora-sidecar starts"
     );
-    let keep = StateFile::open(settings.state_dir.as_deref())?;
-    let feed = Arc::new(ConfigSource::open(source, vllm_host.clone()).await?);
+    let state_file = StateFile::open(settings.state_dir.as_deref())?;
+    let config_source = Arc::new(ConfigSource::open(config_location, vllm_host.clone()).await?);
     let metrics = Arc::new(SidecarMetrics::new());
-    let supervisor = Supervisor::new(&settings, Arc::clone(&feed), &keep, Arc::clone(&metrics));
+    let supervisor = Supervisor::new(&settings, Arc::clone(&config_source), &state_file, Arc::clone(&metrics));
     let config_since = watch::Sender::new(None);
-    let told = SidecarReport::new(supervisor.running(), metrics, config_since.subscribe());
+    let report = SidecarReport::new(supervisor.running(), metrics, config_since.subscribe());
 
-    // First the sidecar ends, with its calls under way; the others go on for it until then.
-    let (stop, end) = (CancellationToken::new(), CancellationToken::new());
-    let mut parts = std::pin::pin!(async {
-        let supervised = async {
+    // The sidecar with its calls in flight ends first; the tasks that it depends on run until then.
+    let (stop, end_others) = (CancellationToken::new(), CancellationToken::new());
+    let mut tasks = std::pin::pin!(async {
+        let supervise = async {
             supervisor.run(stop.clone()).await;
-            end.cancel();
+            end_others.cancel();
         };
-        let served = async {
+        let serve = async {
             tokio::select! {
-                served = admin::serve(listener, told, end.clone()) => served,
-                () = async { end.cancelled().await; sleep(SHUTDOWN_GRACE).await } => Ok(()),
+                result = admin::serve(listener, report, end_others.clone()) => result,
+                () = async { end_others.cancelled().await; sleep(SHUTDOWN_GRACE).await } => Ok(()),
             }
         };
-        let ((), (), (), (), (), served) = tokio::join!(
-            supervised,
-            feed.run(end.clone()),
-            settings.api_key.run(end.clone()),
-            settings.tls.authorities().run(end.clone()),
-            keep.run(end.clone()),
-            served,
+        let ((), (), (), (), (), result) = tokio::join!(
+            supervise,
+            config_source.run(end_others.clone()),
+            settings.api_key.run(end_others.clone()),
+            settings.tls.authorities().run(end_others.clone()),
+            state_file.run(end_others.clone()),
+            serve,
         );
-        served
+        result
     });
-    let ended = tokio::select! {
-        ended = parts.as_mut() => ended.context("the parts ended by themselves"),
+    let result = tokio::select! {
+        result = tasks.as_mut() => result.context("a task ended unexpectedly"),
         () = supervisor.log_outages() => Ok(()),
         () = run_gc(settings.adapter_cache.as_deref(), &supervisor) => Ok(()),
-        () = admin::track_config_since(feed.desired(), config_since) => Ok(()),
+        () = admin::track_config_since(config_source.desired(), config_since) => Ok(()),
         () = stop_signal(&mut terminate, &mut interrupt) => {
-            tracing::info!("told to end: vLLM is left as it is, and nothing new is begun");
+            tracing::info!("shutting down: no new calls are started, and vLLM keeps its adapters");
             stop.cancel();
+            let limit = settings.stop_timeout + 2 * SHUTDOWN_GRACE;
             tokio::select! {
-                ended = timeout(settings.stop_timeout + 2 * SHUTDOWN_GRACE, parts) => ended.unwrap_or(Ok(())).map_err(Into::into),
+                result = timeout(limit, tasks) => result.unwrap_or(Ok(())).map_err(Into::into),
                 () = stop_signal(&mut terminate, &mut interrupt) => {
-                    tracing::warn!("told to end again: what is under way is left as it is");
+                    tracing::warn!("second signal: exiting immediately, calls in flight are abandoned");
                     Ok(())
                 }
             }
         }
     };
-    keep.write_final();
-    ended
+    state_file.write_final();
+    result
 }
 
-/// Cleans up in the folder of fetched adapters, where there is one.
-async fn run_gc(shelf: Option<&AdapterCache>, supervisor: &Supervisor) {
-    match shelf {
-        Some(shelf) => shelf.run_gc(supervisor.running()).await,
+/// Runs the cleanup of the folder of fetched adapters, if there is one.
+async fn run_gc(cache: Option<&AdapterCache>, supervisor: &Supervisor) {
+    match cache {
+        Some(cache) => cache.run_gc(supervisor.running()).await,
         None => std::future::pending().await,
     }
 }
@@ -123,15 +125,15 @@ async fn stop_signal(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-/// What is logged where `RUST_LOG` says nothing. kube's client calls an outage an error at every try; here it is said
-/// once, in words.
+/// The filter without `RUST_LOG`. kube's client logs an error at every attempt during an outage; the sidecar itself
+/// logs an outage once.
 const DEFAULT_LOG_FILTER: &str = "info,kube_client=off";
 
-/// Logs to standard error; `RUST_LOG` says how much.
+/// Logs to standard error; `RUST_LOG` sets the level.
 fn init_logging(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG_FILTER));
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let color = io::stderr().is_terminal() && !plain;
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let color = io::stderr().is_terminal() && !no_color;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
     match format {
         LogFormat::Text => log.with_ansi(color).init(),
@@ -139,8 +141,8 @@ fn init_logging(format: LogFormat) {
     }
 }
 
-/// Says why it does not run.
+/// Prints an error of the program to standard error.
 pub(crate) fn print_error(text: &str) {
-    // Where standard error is closed there is nobody to tell.
+    // If standard error is closed, the error cannot be reported.
     writeln!(io::stderr(), "rollora-sidecar: {text}").ok();
 }

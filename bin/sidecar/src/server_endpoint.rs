@@ -1,50 +1,50 @@
-//! Which server: what the command line says of it, and what the file does. Pure.
+//! The endpoint of vLLM, from the command line and the adapters file. Pure.
 
 use rollora_api::adapters::AdaptersFile;
 use rollora_vllm::{ApiKey, Endpoint, TlsConfig};
 
-/// Where lora-syncer looked for vLLM when the file did not say.
+/// The host that lora-syncer used if the file named none.
 const DEFAULT_HOST: &str = "localhost";
 const DEFAULT_PORT: u16 = 8000;
 
-/// A server and the key that it asks for.
+/// The vLLM server that flags and file mean, with its API key and TLS settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ServerEndpoint(Endpoint);
 
 impl ServerEndpoint {
-    /// The server that `file` means; `host` goes over the file's. Without a file it is where it would be by default.
-    /// With `tls` it is asked over TLS.
+    /// Returns the server that `file` names; `host` overrides the file's. Without a file, the default host and port
+    /// apply. With `tls`, the scheme is `https`.
     pub(crate) fn new(file: Option<&AdaptersFile>, host: Option<&str>, tls: Option<TlsConfig>) -> Result<Self, String> {
-        let said = file.and_then(|file| file.host.as_deref()).filter(|host| !host.is_empty());
-        let host = host.or(said).unwrap_or(DEFAULT_HOST);
+        let file_host = file.and_then(|file| file.host.as_deref()).filter(|host| !host.is_empty());
+        let host = host.or(file_host).unwrap_or(DEFAULT_HOST);
         let port = file.and_then(|file| file.port).unwrap_or(DEFAULT_PORT);
-        let shown = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
-        let refused = || {
-            format!("the host `{host}` cannot be vLLM's: write a name or an address alone, like localhost or 127.0.0.1")
-        };
+        let bracketed =
+            if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
+        let invalid_host =
+            || format!("the host `{host}` is not valid: write only a name or an address, like localhost or 127.0.0.1");
         if host.contains(['/', '@', '?', '#', '\\']) || port == 0 {
             return Err(if port == 0 {
-                "the port 0 cannot be vLLM's: write it, like 8000".to_owned()
+                "the port 0 is not valid: write the port of vLLM, like 8000".to_owned()
             } else {
-                refused()
+                invalid_host()
             });
         }
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let endpoint = Endpoint::parse(&format!("{scheme}://{shown}:{port}")).map_err(|_| refused())?;
+        let endpoint = Endpoint::parse(&format!("{scheme}://{bracketed}:{port}")).map_err(|_| invalid_host())?;
         Ok(Self(endpoint.with_tls(tls.unwrap_or_default())))
     }
 
-    /// The same server, asked with this key.
+    /// Sets the API key of the server.
     pub(crate) fn with_key(self, key: Option<ApiKey>) -> Self {
         Self(self.0.with_api_key(key))
     }
 
-    /// Whether this is the same server, whatever is needed to ask it.
+    /// Whether both are the same server, regardless of API key and trusted CAs.
     pub(crate) fn is_same_server(&self, other: &Self) -> bool {
         self.0.base_url() == other.0.base_url()
     }
 
-    /// As the library wants it.
+    /// Returns the endpoint for the client library.
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.0
     }
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_goes_over_the_file_and_the_file_over_what_is_usual() {
+    fn flags_override_the_file_and_the_file_overrides_defaults() {
         let file =
             |host: Option<&str>, port| AdaptersFile { host: host.map(str::to_owned), port, ..Default::default() };
         for (file, host, expected) in [
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_server_is_refused_with_an_example() {
+    fn invalid_endpoint_is_rejected_with_an_example() {
         for host in ["http://vllm", "a b", "user@host", "vllm:8000", "vllm/v1", "a?b"] {
             let error = ServerEndpoint::new(None, Some(host), None).unwrap_err();
             assert!(error.contains(host) && error.contains("like localhost"), "{host}: {error}");

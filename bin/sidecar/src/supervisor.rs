@@ -1,5 +1,5 @@
-//! One sidecar after the other: a new one whenever another server is meant than before. A new key or a new CA for the
-//! same server is handed to the one at work.
+//! Runs one sidecar at a time, and starts a new one whenever file or flags name another server. A new API key or CA for
+//! the same server is passed to the running sidecar.
 
 use crate::{
     config_source::ConfigSource, metrics::SidecarMetrics, server_endpoint::ServerEndpoint, settings::Settings,
@@ -15,23 +15,23 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-/// The first file is waited for this long; then vLLM is looked for where it usually is.
+/// How long to wait for the first file, before the default address of vLLM is used.
 const FIRST_CONFIG_TIMEOUT: Duration = Duration::from_secs(1);
-/// Calls to a server that is not meant any more are waited for this long.
+/// How long to wait for calls to the previous server.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What one sidecar tells.
+/// The receivers of one running sidecar.
 #[derive(Debug, Clone)]
 pub(crate) struct RunningSidecar {
-    /// How its server is.
+    /// Status of its server, without `usage_read_at`.
     pub(crate) status: watch::Receiver<Arc<SidecarStatus>>,
-    /// That it is at work.
+    /// Heartbeat of its main loop.
     pub(crate) heartbeat: watch::Receiver<Option<Heartbeat>>,
-    /// Where to leave word that somebody looks.
+    /// Flag that requests frequent usage polls.
     pub(crate) usage_poll_boost: UsagePollBoost,
 }
 
-/// Has a sidecar at work for the server that is meant.
+/// Keeps a sidecar running for the configured server.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     pod_name: String,
@@ -53,7 +53,7 @@ impl Supervisor {
     pub(crate) fn new(
         settings: &Settings,
         config_source: Arc<ConfigSource>,
-        keep: &StateFile,
+        state_file: &StateFile,
         metrics: Arc<SidecarMetrics>,
     ) -> Self {
         Self {
@@ -67,44 +67,44 @@ impl Supervisor {
             api_key: settings.api_key.value(),
             tls: settings.tls.subscribe(),
             shutdown_grace: settings.stop_timeout,
-            persisted: keep.state(),
+            persisted: state_file.state(),
             metrics,
             running: watch::Sender::new(None),
         }
     }
 
-    /// What the sidecar at work tells; none while there is none.
+    /// Returns the receivers of the running sidecar; `None` while there is none.
     pub(crate) fn running(&self) -> watch::Receiver<Option<RunningSidecar>> {
         self.running.subscribe()
     }
 
-    /// Works until it is stopped.
+    /// Runs until `stop` is canceled.
     pub(crate) async fn run(&self, stop: CancellationToken) {
-        let mut said = EndpointInputs {
+        let mut inputs = EndpointInputs {
             desired: self.config_source.desired(),
             api_key: self.api_key.clone(),
             tls: self.tls.clone(),
         };
-        // The file says where vLLM is, and through the API it comes a moment later.
-        drop(timeout(FIRST_CONFIG_TIMEOUT, stop.run_until_cancelled(said.desired.wait_for(Option::is_some))).await);
+        // The file names the address of vLLM, and through the API it arrives a moment later.
+        drop(timeout(FIRST_CONFIG_TIMEOUT, stop.run_until_cancelled(inputs.desired.wait_for(Option::is_some))).await);
         while !stop.is_cancelled() {
-            let Some(target) = self.server_endpoint(&mut said) else {
-                tracing::error!("the file names no server");
-                stop.run_until_cancelled(said.changed()).await;
+            let Some(server) = self.server_endpoint(&mut inputs) else {
+                tracing::error!("the adapters file names no valid server");
+                stop.run_until_cancelled(inputs.changed()).await;
                 continue;
             };
-            let endpoint = watch::Sender::new(target.endpoint().clone());
-            match self.build_sidecar(&target, endpoint.subscribe()) {
+            let endpoint = watch::Sender::new(server.endpoint().clone());
+            match self.build_sidecar(&server, endpoint.subscribe()) {
                 Ok(sidecar) => {
-                    let another = async {
+                    let server_changed = async {
                         loop {
-                            said.changed().await;
-                            match self.server_endpoint(&mut said) {
-                                // A server is not left over a new key: what is known of it stays known.
-                                Some(fresh) if fresh.is_same_server(&target) => {
+                            inputs.changed().await;
+                            match self.server_endpoint(&mut inputs) {
+                                // A new API key or CA keeps the sidecar and its state.
+                                Some(new_server) if new_server.is_same_server(&server) => {
                                     endpoint.send_if_modified(|current| {
-                                        let changed = current != fresh.endpoint();
-                                        current.clone_from(fresh.endpoint());
+                                        let changed = current != new_server.endpoint();
+                                        current.clone_from(new_server.endpoint());
                                         changed
                                     });
                                 }
@@ -112,42 +112,42 @@ impl Supervisor {
                             }
                         }
                     };
-                    let ended = stop.child_token();
-                    let mut running = std::pin::pin!(sidecar.run(ended.clone()));
+                    let sidecar_stop = stop.child_token();
+                    let mut sidecar_run = std::pin::pin!(sidecar.run(sidecar_stop.clone()));
                     tokio::select! {
-                        () = &mut running => break,
-                        () = another => {
-                            tracing::info!("another server: beginning afresh");
-                            // Nobody sends requests to where the last words of the old one point.
+                        () = &mut sidecar_run => break,
+                        () = server_changed => {
+                            tracing::info!("the address of vLLM changed, starting a new sidecar");
+                            // The HTTP endpoints must not serve the status of the previous server.
                             self.running.send_replace(None);
-                            ended.cancel();
-                            drop(timeout(DRAIN_TIMEOUT, running).await);
+                            sidecar_stop.cancel();
+                            drop(timeout(DRAIN_TIMEOUT, sidecar_run).await);
                         }
                     }
                 }
                 Err(error) => {
                     tracing::error!("{error}");
-                    stop.run_until_cancelled(said.changed()).await;
+                    stop.run_until_cancelled(inputs.changed()).await;
                 }
             }
         }
     }
 
-    /// The server that is meant now.
-    fn server_endpoint(&self, said: &mut EndpointInputs) -> Option<ServerEndpoint> {
-        let desired = said.desired.borrow_and_update().clone();
-        let (key, tls) = (said.api_key.borrow_and_update().clone(), said.tls.current());
-        // A file that does not pass here has not come into force.
+    /// Returns the server that file and flags name now.
+    fn server_endpoint(&self, inputs: &mut EndpointInputs) -> Option<ServerEndpoint> {
+        let desired = inputs.desired.borrow_and_update().clone();
+        let (api_key, tls) = (inputs.api_key.borrow_and_update().clone(), inputs.tls.current());
+        // An active file always names a valid server, because `ConfigSource` validates it.
         let file = desired.as_deref().map(|desired| &desired.file);
-        ServerEndpoint::new(file, self.host_override.as_deref(), tls).map(|target| target.with_key(key)).ok()
+        ServerEndpoint::new(file, self.host_override.as_deref(), tls).map(|server| server.with_key(api_key)).ok()
     }
 
     fn build_sidecar(
         &self,
-        target: &ServerEndpoint,
+        server: &ServerEndpoint,
         endpoint: watch::Receiver<Endpoint>,
     ) -> Result<Sidecar, VllmClientError> {
-        let mut config = SidecarConfig::new(self.pod_name.clone(), target.endpoint().clone());
+        let mut config = SidecarConfig::new(self.pod_name.clone(), server.endpoint().clone());
         (config.timeouts, config.policy, config.shutdown_grace) = (self.timeouts, self.policy, self.shutdown_grace);
         let (sidecar, status) = Sidecar::new(config, self.config_source.desired())?;
         let sidecar = sidecar
@@ -162,7 +162,7 @@ impl Supervisor {
             heartbeat: sidecar.heartbeat(),
             usage_poll_boost: sidecar.usage_poll_boost(),
         }));
-        tracing::info!(endpoint = target.endpoint().base_url(), "at work");
+        tracing::info!(endpoint = server.endpoint().base_url(), "sidecar started");
         Ok(sidecar)
     }
 
@@ -171,28 +171,29 @@ impl Supervisor {
         Arc::new(move |call| metrics.record_call(call))
     }
 
-    /// Complains when vLLM is away for long.
+    /// Logs an error when vLLM is down for long. Never returns.
     pub(crate) async fn log_outages(&self) {
-        let mut view = self.running();
+        let mut running = self.running();
         loop {
-            wait_for_status(&mut view, |status| status.server.is_none()).await;
-            if timeout(self.health_check_timeout, wait_for_status(&mut view, |status| status.server.is_some()))
+            wait_for_status(&mut running, |status| status.server.is_none()).await;
+            if timeout(self.health_check_timeout, wait_for_status(&mut running, |status| status.server.is_some()))
                 .await
                 .is_err()
             {
-                let status = view.borrow().as_ref().map(|view| view.status.borrow().clone()).unwrap_or_default();
+                let status =
+                    running.borrow().as_ref().map(|running| running.status.borrow().clone()).unwrap_or_default();
                 tracing::error!(
-                    "vLLM has been away for {:?} and is waited for: {}",
+                    "vLLM has been down for {:?}, still waiting: {}",
                     self.health_check_timeout,
                     status.readiness.message
                 );
-                wait_for_status(&mut view, |status| status.server.is_some()).await;
+                wait_for_status(&mut running, |status| status.server.is_some()).await;
             }
         }
     }
 }
 
-/// Everything that says which server is meant, and how it is asked.
+/// The inputs that determine the server and the credentials for it.
 struct EndpointInputs {
     desired: watch::Receiver<Option<Arc<DesiredAdapters>>>,
     api_key: watch::Receiver<Option<ApiKey>>,
@@ -210,27 +211,30 @@ impl EndpointInputs {
     }
 }
 
-/// Waits until the status of the sidecar at work is as `wanted`.
-async fn wait_for_status(view: &mut watch::Receiver<Option<RunningSidecar>>, wanted: impl Fn(&SidecarStatus) -> bool) {
+/// Waits until the status of the running sidecar fulfills `reached`.
+async fn wait_for_status(
+    running: &mut watch::Receiver<Option<RunningSidecar>>,
+    reached: impl Fn(&SidecarStatus) -> bool,
+) {
     loop {
-        let current = view.borrow_and_update().clone();
-        let reached = async {
+        let current = running.borrow_and_update().clone();
+        let condition = async {
             match current {
-                Some(mut current) => current.status.wait_for(|status| wanted(status)).await.is_ok(),
+                Some(mut current) => current.status.wait_for(|status| reached(status)).await.is_ok(),
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            true = reached => return,
-            Ok(()) = view.changed() => {}
+            true = condition => return,
+            Ok(()) = running.changed() => {}
         }
     }
 }
 
-fn refresh_callback(feed: &Arc<ConfigSource>) -> RefreshCallback {
-    let feed = Arc::clone(feed);
+fn refresh_callback(config_source: &Arc<ConfigSource>) -> RefreshCallback {
+    let config_source = Arc::clone(config_source);
     Arc::new(move || -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let feed = Arc::clone(&feed);
-        Box::pin(async move { feed.refresh().await })
+        let config_source = Arc::clone(&config_source);
+        Box::pin(async move { config_source.refresh().await })
     })
 }

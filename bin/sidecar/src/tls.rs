@@ -1,44 +1,44 @@
-//! Whom vLLM's certificate is trusted through: a file that is watched, else the system's.
+//! TLS to vLLM: the trusted CAs come from a watched file, or else from the system.
 
 use crate::reloadable::Reloadable;
 use rollora_vllm::{CaBundle, Endpoint, ServerName, Timeouts, TlsConfig, VllmClient};
 use std::path::{Path, PathBuf};
 use tokio::sync::watch;
 
-/// What is said of TLS on the command line.
+/// The TLS flags of the command line.
 #[derive(Debug)]
 pub(crate) struct TlsSettings {
-    /// Whether vLLM speaks it.
     enabled: bool,
     server_name: Option<ServerName>,
     authorities: Reloadable<CaBundle>,
 }
 
 impl TlsSettings {
-    /// A file of certificates turns TLS on.
-    pub(crate) fn open(on: bool, file: Option<PathBuf>, server_name: Option<ServerName>) -> Result<Self, String> {
-        let what = "vLLM's CA";
-        let on = on || file.is_some();
-        if server_name.is_some() && !on {
-            return Err("--vllm-server-name: there is no certificate without TLS: give --vllm-tls too".to_owned());
+    /// Opens the CA file, which implies TLS, or checks that the system has CAs.
+    pub(crate) fn open(enabled: bool, file: Option<PathBuf>, server_name: Option<ServerName>) -> Result<Self, String> {
+        let description = "vLLM's CA";
+        let enabled = enabled || file.is_some();
+        if server_name.is_some() && !enabled {
+            return Err("--vllm-server-name: has no meaning without TLS: give --vllm-tls too".to_owned());
         }
         let authorities = if let Some(file) = file {
-            Reloadable::open(what, file, read_authorities).map_err(|problem| format!("--vllm-ca-file: {problem}"))?
+            Reloadable::open(description, file, read_authorities)
+                .map_err(|problem| format!("--vllm-ca-file: {problem}"))?
         } else {
-            if on {
+            if enabled {
                 check_system_roots().map_err(|problem| format!("--vllm-tls: {problem}"))?;
             }
-            Reloadable::fixed(what, None)
+            Reloadable::fixed(description, None)
         };
-        Ok(Self { enabled: on, server_name, authorities })
+        Ok(Self { enabled, server_name, authorities })
     }
 
-    /// The file's content.
+    /// Returns the reloadable CAs, whose file the caller must watch.
     pub(crate) fn authorities(&self) -> &Reloadable<CaBundle> {
         &self.authorities
     }
 
-    /// As it is at this moment; none without TLS.
+    /// Returns a receiver of the TLS settings and their changes.
     pub(crate) fn subscribe(&self) -> TlsReceiver {
         TlsReceiver {
             enabled: self.enabled,
@@ -48,7 +48,7 @@ impl TlsSettings {
     }
 }
 
-/// What is trusted at each moment.
+/// The present TLS settings and their changes.
 #[derive(Debug, Clone)]
 pub(crate) struct TlsReceiver {
     enabled: bool,
@@ -57,31 +57,31 @@ pub(crate) struct TlsReceiver {
 }
 
 impl TlsReceiver {
-    /// Until the file's content is another one.
+    /// Waits until the CAs have changed.
     pub(crate) async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
         self.authorities.changed().await
     }
 
-    /// What is trusted now; none without TLS.
+    /// Returns the present settings; `None` without TLS.
     pub(crate) fn current(&mut self) -> Option<TlsConfig> {
         let authorities = self.authorities.borrow_and_update().clone();
         self.enabled.then(|| TlsConfig { ca_bundle: authorities, server_name: self.server_name.clone() })
     }
 }
 
-/// Better at the start than when a connection is made: the system may trust nobody.
+/// Fails at the start instead of at the first connection, if the system has no CA certificates.
 fn check_system_roots() -> Result<(), String> {
-    let anybody = Endpoint::parse("https://vllm").map_err(|error| error.to_string())?;
-    VllmClient::new(anybody, Timeouts::default()).map(drop).map_err(|_| {
-        "this system has no CA certificates to trust: give --vllm-ca-file the one that signed vLLM's".to_owned()
+    let any_server = Endpoint::parse("https://vllm").map_err(|error| error.to_string())?;
+    VllmClient::new(any_server, Timeouts::default()).map(drop).map_err(|_| {
+        "this system has no CA certificates: give --vllm-ca-file with the one that signed vLLM's certificate".to_owned()
     })
 }
 
 fn read_authorities(path: &Path) -> Result<CaBundle, String> {
-    let place = path.display();
+    let location = path.display();
     let pem = std::fs::read(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => format!("{place}: there is no such file: put it there"),
-        _ => format!("{place} cannot be read: {error}"),
+        std::io::ErrorKind::NotFound => format!("{location}: no such file: create it"),
+        _ => format!("{location} cannot be read: {error}"),
     })?;
-    CaBundle::parse(&pem).map_err(|error| format!("{place}: {error}"))
+    CaBundle::parse(&pem).map_err(|error| format!("{location}: {error}"))
 }

@@ -1,13 +1,13 @@
-//! How long to wait after a failure. Pure: the jitter comes in as an argument.
+//! Exponential backoff. Pure: the jitter is an argument.
 
 use std::time::Duration;
 
-/// Waits that double with each failure.
+/// A delay that doubles with each failure in a row, between two limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
-    /// After the first failure.
+    /// The delay after the first failure; 1 s by default.
     pub initial: Duration,
-    /// Never longer than this.
+    /// The longest delay, jitter included; 5 min by default.
     pub max: Duration,
 }
 
@@ -18,12 +18,12 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The wait after the `failures`-th failure in a row, up to a quarter longer by `jitter` (0 to 1), so that servers
-    /// which failed together do not come back together.
+    /// Returns the delay after the `failures`-th failure in a row. `jitter` (0 to 1) lengthens it by up to a quarter,
+    /// so that servers which failed together do not retry together.
     pub fn delay(&self, failures: u32, jitter: f64) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
-        let wait = self.initial.saturating_mul(1 << doublings).min(self.max);
-        wait.mul_f64(1.0 + 0.25 * jitter.clamp(0.0, 1.0)).min(self.max)
+        let delay = self.initial.saturating_mul(1 << doublings).min(self.max);
+        delay.mul_f64(1.0 + 0.25 * jitter.clamp(0.0, 1.0)).min(self.max)
     }
 }
 
@@ -32,13 +32,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_from_a_second_to_five_minutes() {
-        let waits: Vec<_> = (0..=11).map(|failures| Backoff::default().delay(failures, 0.0).as_secs()).collect();
-        assert_eq!(waits, [1, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+    fn delay_doubles_from_one_second_to_five_minutes() {
+        let delays: Vec<_> = (0..=11).map(|failures| Backoff::default().delay(failures, 0.0).as_secs()).collect();
+        assert_eq!(delays, [1, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
     }
 
     #[test]
-    fn jitter_adds_up_to_a_quarter_and_never_passes_the_limit() {
+    fn jitter_adds_up_to_a_quarter_within_the_limit() {
         let backoff = Backoff::default();
         assert_eq!(backoff.delay(3, 1.0), Duration::from_secs(5));
         assert_eq!(backoff.delay(u32::MAX, 1.0), backoff.max);

@@ -1,9 +1,9 @@
-//! The one clock of a sidecar: it goes forward whatever happens to the machine's.
+//! The clock of a sidecar. It never goes backward, even if the system clock is set.
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-/// The time of the start, and how long ago that is by a clock that nobody sets.
+/// The wall-clock time of the start, plus the monotonic time since then.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MonotonicClock {
     start_time: Timestamp,
@@ -20,7 +20,7 @@ impl MonotonicClock {
         self.start_time + self.start_instant.elapsed()
     }
 
-    /// The instant to sleep until for `time` to have come.
+    /// Converts `time` into the instant to sleep until.
     pub(crate) fn instant(&self, time: Timestamp) -> Instant {
         self.start_instant + time.duration_since(self.start_time).unsigned_abs()
     }

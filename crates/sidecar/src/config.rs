@@ -1,26 +1,26 @@
-//! How a sidecar behaves; everything that is not the adapters file.
+//! Configuration of a sidecar: everything except the adapters file.
 
 use crate::backoff::Backoff;
 use rollora_vllm::{Endpoint, Timeouts};
 use std::time::Duration;
 
-/// One sidecar.
+/// Configuration of one sidecar.
 #[derive(Debug, Clone)]
 pub struct SidecarConfig {
-    /// The server's name: its pod, or on one machine its `host:port`. The same word as in the operator's key.
+    /// The server's name as the operator directives use it: its pod, or on one machine its `host:port`.
     pub server_name: String,
-    /// Where vLLM is.
+    /// Address, API key and TLS settings of vLLM.
     pub endpoint: Endpoint,
-    /// How long calls may take.
+    /// Timeouts of the calls to vLLM.
     pub timeouts: Timeouts,
-    /// What is decided how.
+    /// Limits and delays that decisions depend on.
     pub policy: SidecarPolicy,
-    /// How long calls under way may take to end when it is stopped.
+    /// How long a stop waits for calls in flight; 1 s by default.
     pub shutdown_grace: Duration,
 }
 
 impl SidecarConfig {
-    /// A sidecar of `endpoint` with everything else at its default.
+    /// Returns the configuration for the server at `endpoint`, with everything else at its default.
     pub fn new(name: impl Into<String>, endpoint: Endpoint) -> Self {
         let shutdown_grace = Duration::from_secs(1);
         Self {
@@ -33,20 +33,21 @@ impl SidecarConfig {
     }
 }
 
-/// The numbers that decisions depend on.
+/// Limits and delays that decisions depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SidecarPolicy {
-    /// Loads of local paths at the same time. Hub names go one at a time.
+    /// The most concurrent loads of local paths; 4 by default. Hub names are loaded one at a time.
     pub max_parallel: usize,
-    /// Whether a registered adapter is proven by a completion. Without it, registration counts as proof.
+    /// Whether a registered adapter is verified by a completion. If `false`, registration counts as verified.
     pub probe_enabled: bool,
-    /// An adapter that was used within this time is not unloaded.
+    /// An adapter that was used within this time is not unloaded; 30 s by default.
     pub unload_grace: Duration,
-    /// How long adapters that neither serve nor are required hold the readiness of a server that started.
+    /// For how long after its start a server stays unready because of adapters that are neither serving nor required;
+    /// 5 min by default.
     pub settle_timeout: Duration,
-    /// Waits after failures, per adapter.
+    /// Retry delays after failures, per adapter.
     pub backoff: Backoff,
-    /// How often things are looked at.
+    /// Intervals of the polls of vLLM.
     pub intervals: PollIntervals,
 }
 
@@ -63,16 +64,17 @@ impl Default for SidecarPolicy {
     }
 }
 
-/// How often things are looked at when nothing hurries.
+/// Intervals of the polls of vLLM while no event requests an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PollIntervals {
-    /// `/health`.
+    /// Interval of `/health`; 250 ms by default.
     pub health: Duration,
-    /// `/v1/models`, for changes by others.
+    /// Interval of `/v1/models`, which shows changes by other clients; 5 s by default.
     pub models: Duration,
-    /// `/metrics` while an adapter is on its way out, for its last use.
+    /// Interval of `/metrics` while an adapter is retiring, for its last use; 1 s by default.
     pub metrics_retiring: Duration,
-    /// `/metrics` otherwise, for the server's identity. It costs the server 10 ms.
+    /// Interval of `/metrics` otherwise, for the identity of the server process; 15 s by default. One read costs the
+    /// server 10 ms.
     pub metrics: Duration,
 }
 

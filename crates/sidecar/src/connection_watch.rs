@@ -1,10 +1,10 @@
-//! One idle connection to the server: when it closes, the server has probably ended, and this is known before any
-//! poll could tell.
+//! One idle connection to the server. When it closes, the server has probably ended, which shows earlier than by a
+//! poll.
 
 use std::{io, time::Duration};
 use tokio::net::TcpStream;
 
-/// Connects, and says nothing.
+/// Connects without sending anything.
 pub(crate) async fn connect(host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream> {
     match tokio::time::timeout(timeout, TcpStream::connect((host, port))).await {
         Ok(connection) => connection,
@@ -12,7 +12,7 @@ pub(crate) async fn connect(host: &str, port: u16, timeout: Duration) -> io::Res
     }
 }
 
-/// Waits for the other side to close.
+/// Waits until the server closes the connection.
 pub(crate) async fn wait_closed(connection: &TcpStream) {
     let mut bytes = [0; 64];
     loop {
@@ -22,7 +22,7 @@ pub(crate) async fn wait_closed(connection: &TcpStream) {
         };
         match read {
             Ok(0) => return,
-            // A server that speaks first: not ours to understand.
+            // No request was sent: whatever the server sends is ignored.
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => return,

@@ -1,4 +1,4 @@
-//! Asking the server: looks and calls, without any decision.
+//! Executes polls and calls. Decides nothing.
 
 use crate::{
     decide::AdapterCall,
@@ -7,31 +7,31 @@ use crate::{
 use rollora_api::names::AdapterId;
 use rollora_vllm::{ServerMetrics, VllmClient, VllmError};
 
-/// Looks at the server: health first, the process before what it holds.
-pub(crate) async fn poll(client: &VllmClient, look: PollRequest) -> Result<ServerObservation, PollError> {
-    let at = |step| move |error| PollError { step, error };
-    client.health().await.map_err(at(PollStep::Health))?;
-    let mut seen = ServerObservation::default();
-    if look.metrics {
-        seen.metrics = Some(read_metrics(client).await.map_err(at(PollStep::Metrics))?);
+/// Polls the server: health first, then the identity of the process, then its models.
+pub(crate) async fn poll(client: &VllmClient, request: PollRequest) -> Result<ServerObservation, PollError> {
+    let failed_at = |step| move |error| PollError { step, error };
+    client.health().await.map_err(failed_at(PollStep::Health))?;
+    let mut observation = ServerObservation::default();
+    if request.metrics {
+        observation.metrics = Some(read_metrics(client).await.map_err(failed_at(PollStep::Metrics))?);
     }
-    if look.models {
-        seen.models = Some(client.models().await.map_err(at(PollStep::Models))?);
+    if request.models {
+        observation.models = Some(client.models().await.map_err(failed_at(PollStep::Models))?);
     }
-    Ok(seen)
+    Ok(observation)
 }
 
-/// The metrics; empty where the server does not show any, which is no fault of it.
+/// Reads the metrics; empty if the server does not expose them, which is not an error.
 async fn read_metrics(client: &VllmClient) -> Result<ServerMetrics, VllmError> {
     match client.metrics().await {
         Err(VllmError::Unauthorized | VllmError::Refused { .. } | VllmError::UnexpectedResponse { .. }) => {
             Ok(ServerMetrics::default())
         }
-        answer => answer,
+        result => result,
     }
 }
 
-/// Makes one call; an unload only if `still_unwanted` says so and nobody used the adapter again.
+/// Makes one call. An unload is skipped unless `still_unwanted` returns `true` and the adapter was not used again.
 pub(crate) async fn execute(
     client: &VllmClient,
     action: &AdapterCall,

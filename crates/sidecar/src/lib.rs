@@ -1,16 +1,17 @@
-//! Makes one vLLM server hold exactly what the adapters file says.
+//! Reconciles one vLLM server with its adapters file: loads, verifies and unloads LoRA adapters.
 //!
-//! A [`Sidecar`] is fed with what is desired and tells how its server is. It observes (a look at the server, the end
-//! of a call, a closed connection), decides, and acts:
-//! - [`wish`]: what file and operator want of each id; [`memory`]: what is known of the server;
-//! - [`decide`], [`readiness`] and [`status`]: pure functions of what is known and the time;
-//! - [`run`](Sidecar::run): the loop that owns the connections and the clock.
+//! A [`Sidecar`] receives the desired adapters through a channel and publishes the status of its server. It observes (a
+//! poll of the server, the end of a call, a closed connection), decides, and acts:
+//! - [`spec`]: what the adapters file and the operator directives want of each id; [`state`]: what is known of the
+//!   server;
+//! - [`decide`], [`readiness`] and [`status`]: pure functions of that state and the time;
+//! - [`run`](Sidecar::run): the loop, which owns the connections and the clock.
 //!
-//! [`watch_file`] and [`adapters_watch`] notice changes of a file, [`in_force`] is the last good content; who feeds a
-//! sidecar from elsewhere does without the first two.
+//! [`file_watch`] and [`adapters_watch`] detect changes of a file, and [`last_good`] holds its last good content. A
+//! caller with another source of the adapters needs only the last of them.
 //!
-//! What it deliberately does not do: it never replaces weights under a loaded id, never touches a base model or an
-//! adapter that the file does not list, and never deletes files.
+//! What this crate deliberately does not do: it never replaces weights under a loaded id, never touches a base model or
+//! an adapter that the file does not list, and never deletes files.
 
 pub mod adapters_watch;
 pub mod backoff;

@@ -1,4 +1,4 @@
-//! The loop: observe, decide, act.
+//! The main loop of a sidecar: observe, decide, act.
 
 use crate::{
     clock::MonotonicClock,
@@ -34,70 +34,70 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
-/// The idle connection is made again after this time at the earliest: some servers close it as soon as it stands.
+/// Delay before the idle connection is opened again: some servers close it as soon as it is established.
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
-/// Has what is desired read again, to the end: what is in the channel afterwards is what was desired when it was called.
+/// Forces a re-read of the desired state. When its future completes, the channel holds what was desired at the call.
 pub type RefreshCallback = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
-/// Is told of every call about an adapter that was answered, or was not.
+/// Receives every completed call about an adapter, whether or not vLLM answered it.
 pub type CallObserver = Arc<dyn Fn(&CompletedCall<'_>) + Send + Sync>;
 
-/// A call that has ended.
+/// A completed call about an adapter, as a [`CallObserver`] receives it.
 #[derive(Debug, Clone, Copy)]
 pub struct CompletedCall<'a> {
-    /// What was asked: `load`, `probe`, `unload`, or `fetch` of whoever keeps adapters.
+    /// The kind: `load`, `probe` or `unload` of vLLM, or `fetch` of the adapter source.
     pub kind: &'static str,
-    /// About which adapter.
+    /// The id of the adapter.
     pub id: &'a AdapterId,
-    /// What came of it: `Success`, or the class of the error.
+    /// `Success`, or the reason of the error.
     pub outcome: &'static str,
-    /// How long it took.
+    /// How long the call took.
     pub duration: Duration,
 }
 
-/// That a sidecar is at work. What it tells of its server is published before this.
+/// Heartbeat of the main loop. The status is always published before the heartbeat that belongs to it.
 #[derive(Debug, Clone, Copy)]
 pub struct Heartbeat {
-    /// When its loop last turned.
+    /// When the last iteration of the loop began.
     pub last_iteration: Instant,
-    /// When the last look at the server ended; none before the first.
+    /// When the last poll of the server ended; `None` before the first.
     pub last_poll: Option<Instant>,
-    /// When what the server holds was last compared with what is desired; none before the first time.
+    /// When the models of the server were last compared with the desired adapters; `None` before the first time.
     pub last_reconcile: Option<Instant>,
-    /// [`SidecarStatus::uses_read_at`], which moves too often for a status that others watch.
+    /// [`SidecarStatus::usage_read_at`], which changes too often to be part of a watched status.
     pub usage_read_at: Option<Timestamp>,
 }
 
-/// Where whoever waits for an adapter's end leaves word that they look: uses are read more often then. Clones share it.
+/// Flag set by clients that wait for an unload; while it is set, usage is polled more often. Clones share the flag.
 #[derive(Debug, Clone, Default)]
 pub struct UsagePollBoost(Arc<AtomicBool>);
 
 impl UsagePollBoost {
-    /// Somebody looks.
+    /// Requests frequent usage polls for the next seconds.
     pub fn request(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether anybody has looked since this was asked before.
+    /// Returns whether there was a request since the last call, and clears the flag.
     fn take_request(&self) -> bool {
         self.0.swap(false, Ordering::Relaxed)
     }
 }
 
-/// All that a sidecar tells of its server, from what it publishes.
+/// Returns the status with `usage_read_at`, which only the heartbeat holds.
 pub fn full_status(
     status: &watch::Receiver<Arc<SidecarStatus>>,
-    pulse: &watch::Receiver<Option<Heartbeat>>,
+    heartbeat: &watch::Receiver<Option<Heartbeat>>,
 ) -> SidecarStatus {
-    // The pulse first: no reading may be told without the uses that it showed, and those are published before it.
-    let uses_read_at = pulse.borrow().and_then(|pulse| pulse.usage_read_at);
-    SidecarStatus { usage_read_at: uses_read_at, ..SidecarStatus::clone(&status.borrow()) }
+    // The heartbeat first: the status must contain all usage up to `usage_read_at`, and is published before it.
+    let usage_read_at = heartbeat.borrow().and_then(|heartbeat| heartbeat.usage_read_at);
+    SidecarStatus { usage_read_at, ..SidecarStatus::clone(&status.borrow()) }
 }
 
 type DesiredReceiver = watch::Receiver<Option<Arc<DesiredAdapters>>>;
 
-/// Keeps one vLLM server at what is desired.
+/// Reconciles one vLLM server with the desired adapters.
 pub struct Sidecar {
     config: SidecarConfig,
     client: VllmClient,
@@ -120,10 +120,10 @@ impl fmt::Debug for Sidecar {
     }
 }
 
-/// Something that was waited for.
+/// The result of a task of the loop.
 enum LoopEvent {
     PollFinished(PendingPoll, Result<ServerObservation, PollError>),
-    /// None where nobody wanted it any more.
+    /// `result` is `None` if the fetch was canceled.
     FetchFinished {
         id: AdapterId,
         fetch_id: u64,
@@ -140,7 +140,7 @@ enum LoopEvent {
     },
 }
 
-/// A fetch under way.
+/// A fetch in flight, with the means to follow and cancel it.
 struct RunningFetch {
     id: AdapterId,
     fetch_id: u64,
@@ -148,16 +148,16 @@ struct RunningFetch {
     cancel: CancellationToken,
 }
 
-/// The idle connection to the server.
+/// State of the idle connection to the server.
 enum ConnectionWatch {
-    /// Not before this time.
+    /// No new connection before this time.
     Disconnected(Timestamp),
     Connecting(Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>),
     Connected(TcpStream),
 }
 
 impl Sidecar {
-    /// A sidecar fed by `desired` (none before the first good file), and what it tells of its server.
+    /// Creates a sidecar that follows `desired` (`None` before the first valid file), and a receiver of its status.
     pub fn new(
         config: SidecarConfig,
         desired: DesiredReceiver,
@@ -183,70 +183,71 @@ impl Sidecar {
         Ok((sidecar, receiver))
     }
 
-    /// Before every unload, what is desired is read again by `refresh`.
+    /// Before every unload, `refresh` re-reads the desired state.
     #[must_use]
     pub fn with_refresh(mut self, refresh: RefreshCallback) -> Self {
         self.refresh = Some(refresh);
         self
     }
 
-    /// Whoever else talks to the server rings here when a connection broke. The server is suspect then, and whatever
-    /// comes of that is told as a change of the status.
+    /// Another client of the server notifies `suspect_notify` when a connection to it broke. The server is suspect
+    /// then, and the status shows the result of the check.
     #[must_use]
-    pub fn with_suspect_notify(mut self, doubts: Arc<Notify>) -> Self {
-        self.suspect_notify = doubts;
+    pub fn with_suspect_notify(mut self, suspect_notify: Arc<Notify>) -> Self {
+        self.suspect_notify = suspect_notify;
         self
     }
 
-    /// The status tells what is said here: why newer content of the file is not in force.
+    /// The status reports the error in this channel: why newer content of the file is not active.
     #[must_use]
     pub fn with_file_errors(mut self, file_errors: watch::Receiver<Option<String>>) -> Self {
         self.file_errors = file_errors;
         self
     }
 
-    /// The same server is asked as it is said here: with another key, or trusted through somebody else. Calls under
-    /// way end as they began.
+    /// New calls use the endpoint in this channel, which must be the same server with another API key or other trusted
+    /// CAs. Calls in flight are not affected.
     #[must_use]
     pub fn with_endpoint(mut self, endpoint: watch::Receiver<Endpoint>) -> Self {
         self.endpoint = endpoint;
         self
     }
 
-    /// Every call about an adapter is told to `observer`.
+    /// `observer` receives every completed call about an adapter.
     #[must_use]
     pub fn with_observer(mut self, observer: CallObserver) -> Self {
         self.observer = Some(observer);
         self
     }
 
-    /// What is worth keeping over a restart is published here, and what stands here at the start was kept by an
-    /// earlier run.
+    /// State that must survive a restart is published to `persisted`. Its value at the start is what an earlier run
+    /// persisted.
     #[must_use]
-    pub fn with_persisted(mut self, kept: watch::Sender<PersistedState>) -> Self {
-        self.persisted = Some(kept);
+    pub fn with_persisted(mut self, persisted: watch::Sender<PersistedState>) -> Self {
+        self.persisted = Some(persisted);
         self
     }
 
-    /// Sources are dealt with as it is said here. Without, vLLM is given every source as it is written.
+    /// Sets which sources are allowed and which are fetched. Without a policy, vLLM gets every source as the file names
+    /// it.
     #[must_use]
-    pub fn with_source_policy(mut self, sources: AdapterSourcePolicy) -> Self {
-        self.source_policy = sources;
+    pub fn with_source_policy(mut self, source_policy: AdapterSourcePolicy) -> Self {
+        self.source_policy = source_policy;
         self
     }
 
-    /// That it is at work; none before it runs.
+    /// Returns the heartbeat of the loop; `None` before it runs.
     pub fn heartbeat(&self) -> watch::Receiver<Option<Heartbeat>> {
         self.heartbeat.subscribe()
     }
 
-    /// Where to leave word that somebody looks.
+    /// Returns the flag that requests frequent usage polls.
     pub fn usage_poll_boost(&self) -> UsagePollBoost {
         self.usage_poll_boost.clone()
     }
 
-    /// Works until it is stopped. Then nothing new is begun, and calls under way are finished within
-    /// [`Config::last_calls`]. vLLM is left as it is.
+    /// Runs until `stop` is canceled. Then no new call is started, and calls in flight have
+    /// [`SidecarConfig::shutdown_grace`] to finish. vLLM keeps its adapters.
     pub async fn run(self, stop: CancellationToken) {
         let span = info_span!("sidecar", server = %self.config.server_name);
         self.run_loop(stop).instrument(span).await;
@@ -254,146 +255,143 @@ impl Sidecar {
 
     async fn run_loop(mut self, stop: CancellationToken) {
         let clock = MonotonicClock::start();
-        let mut memory = SidecarState::new(self.client.endpoint().base_url(), self.config.policy);
-        memory.source_policy = self.source_policy.clone();
+        let mut state = SidecarState::new(self.client.endpoint().base_url(), self.config.policy);
+        state.source_policy = self.source_policy.clone();
         let mut tasks = JoinSet::new();
         let mut fetches = Vec::new();
-        let mut sentinel = ConnectionWatch::Disconnected(clock.now());
-        let (mut looked, mut reconciled) = (None, None);
-        let mut last_calls_end = None;
-        // Whether nothing but time has passed since the last turn.
-        let mut only_time = false;
-        if let Some(kept) = &self.persisted {
-            memory.restore(kept.borrow().clone());
+        let mut connection = ConnectionWatch::Disconnected(clock.now());
+        let (mut last_poll, mut last_reconcile) = (None, None);
+        let mut shutdown_deadline = None;
+        // Whether the last iteration ended by a timer alone.
+        let mut woken_by_timer = false;
+        if let Some(persisted) = &self.persisted {
+            state.restore(persisted.borrow().clone());
         }
-        self.apply_desired(&mut memory, clock.now());
-        self.apply_file_error(&mut memory);
+        self.apply_desired(&mut state, clock.now());
+        self.apply_file_error(&mut state);
         loop {
             let now = clock.now();
             if self.usage_poll_boost.take_request() {
-                memory.boost_usage_polls(now);
+                state.boost_usage_polls(now);
             }
-            let actions = if last_calls_end.is_none() { decide(&memory, now) } else { Vec::new() };
-            let mut news = !only_time || !actions.is_empty();
+            let actions = if shutdown_deadline.is_none() { decide(&state, now) } else { Vec::new() };
+            let mut publish_needed = !woken_by_timer || !actions.is_empty();
             for action in actions {
-                memory.begin_call(&action, now);
-                self.spawn_call(&mut tasks, action, memory.epoch());
+                state.begin_call(&action, now);
+                self.spawn_call(&mut tasks, action, state.epoch());
             }
-            if let Some(look) = memory.due_poll(now) {
-                let (client, ticket) = (self.client.clone(), memory.begin_poll(look, now));
+            if let Some(request) = state.due_poll(now) {
+                let (client, pending) = (self.client.clone(), state.begin_poll(request, now));
                 tasks.spawn(
-                    async move { LoopEvent::PollFinished(ticket, execute::poll(&client, look).await) }
+                    async move { LoopEvent::PollFinished(pending, execute::poll(&client, request).await) }
                         .in_current_span(),
                 );
             } else {
-                news = true;
+                publish_needed = true;
             }
-            if last_calls_end.is_none() {
-                news |= self.sync_fetches(&mut fetches, &mut tasks, &mut memory, now);
+            if shutdown_deadline.is_none() {
+                publish_needed |= self.sync_fetches(&mut fetches, &mut tasks, &mut state, now);
             }
-            sentinel.reconnect(&self, now);
-            // The beginning of a look tells nothing that its end will not tell a moment later, or the next turn.
-            if news {
-                self.publish(&mut memory, now);
+            connection.reconnect(&self, now);
+            // The start of a poll alone changes nothing in the status, so the end of the poll publishes it.
+            if publish_needed {
+                self.publish(&mut state, now);
             }
-            only_time = false;
-            let (turned, uses_read_at) = (clock.instant(now), memory.usage_read_at());
-            self.heartbeat.send_replace(Some(Heartbeat {
-                last_iteration: turned,
-                last_poll: looked,
-                last_reconcile: reconciled,
-                usage_read_at: uses_read_at,
-            }));
-            if last_calls_end.is_some() && memory.in_flight().next().is_none() {
+            woken_by_timer = false;
+            let (last_iteration, usage_read_at) = (clock.instant(now), state.usage_read_at());
+            self.heartbeat.send_replace(Some(Heartbeat { last_iteration, last_poll, last_reconcile, usage_read_at }));
+            if shutdown_deadline.is_some() && state.in_flight().next().is_none() {
                 break;
             }
             tokio::select! {
-                () = stop.cancelled(), if last_calls_end.is_none() => {
-                    last_calls_end = Some(Instant::now() + self.config.shutdown_grace);
+                () = stop.cancelled(), if shutdown_deadline.is_none() => {
+                    shutdown_deadline = Some(Instant::now() + self.config.shutdown_grace);
                 }
-                () = wait_until(last_calls_end) => {
-                    transition_log::log_abandoned_calls(memory.in_flight().map(|(id, _, call)| (id, call.kind)));
+                () = wait_until(shutdown_deadline) => {
+                    transition_log::log_abandoned_calls(state.in_flight().map(|(id, _, call)| (id, call.kind)));
                     break;
                 }
-                Ok(()) = self.desired.changed() => self.apply_desired(&mut memory, clock.now()),
-                Ok(()) = self.file_errors.changed() => self.apply_file_error(&mut memory),
-                Ok(()) = self.endpoint.changed() => self.replace_client(&mut memory),
-                () = self.suspect_notify.notified() => memory.client_connection_broke(),
+                Ok(()) = self.desired.changed() => self.apply_desired(&mut state, clock.now()),
+                Ok(()) = self.file_errors.changed() => self.apply_file_error(&mut state),
+                Ok(()) = self.endpoint.changed() => self.replace_client(&mut state),
+                () = self.suspect_notify.notified() => state.client_connection_broke(),
                 Some(event) = tasks.join_next() => {
                     let now = clock.now();
-                    // With all else that has ended by now: a turn goes through all adapters, and there may be thousands.
-                    let mut ended = Some(event);
-                    while let Some(event) = ended {
-                        if let Some(compared) = self.handle_task_result(&mut memory, event, now) {
-                            looked = Some(clock.instant(now));
-                            reconciled = if compared { looked } else { reconciled };
+                    // Handle all results that are ready: an iteration visits all adapters, and there may be thousands.
+                    let mut next = Some(event);
+                    while let Some(event) = next {
+                        if let Some(compared) = self.handle_task_result(&mut state, event, now) {
+                            last_poll = Some(clock.instant(now));
+                            last_reconcile = if compared { last_poll } else { last_reconcile };
                         }
-                        ended = tasks.try_join_next();
+                        next = tasks.try_join_next();
                     }
                 }
-                closed = sentinel.next_event() => {
+                closed = connection.next_event() => {
                     let secure = self.client.endpoint().is_https();
-                    sentinel.handle_event(closed, secure, &mut memory, clock.now());
+                    connection.handle_event(closed, secure, &mut state, clock.now());
                 }
-                () = sleep_until(clock.instant(memory.next_wakeup(now))) => only_time = true,
+                () = sleep_until(clock.instant(state.next_wakeup(now))) => woken_by_timer = true,
             }
         }
     }
 
-    fn apply_desired(&mut self, memory: &mut SidecarState, now: Timestamp) {
+    fn apply_desired(&mut self, state: &mut SidecarState, now: Timestamp) {
         let desired = self.desired.borrow_and_update().clone();
         if let Some(desired) = desired {
-            memory.set_desired(&desired, &self.config.server_name, now);
+            state.set_desired(&desired, &self.config.server_name, now);
         }
     }
 
-    fn apply_file_error(&mut self, memory: &mut SidecarState) {
-        memory.file_error.clone_from(&self.file_errors.borrow_and_update());
+    fn apply_file_error(&mut self, state: &mut SidecarState) {
+        state.file_error.clone_from(&self.file_errors.borrow_and_update());
     }
 
-    /// Asks the same server in another way from now on.
-    fn replace_client(&mut self, memory: &mut SidecarState) {
+    /// Replaces the client by one with the new API key or CAs of the same server.
+    fn replace_client(&mut self, state: &mut SidecarState) {
         let endpoint = self.endpoint.borrow_and_update().clone();
         match VllmClient::new(endpoint, self.config.timeouts) {
             Ok(client) => {
                 self.client = client;
-                memory.endpoint_changed();
+                state.endpoint_changed();
             }
-            Err(error) => tracing::error!("vLLM is asked as before: {error}"),
+            Err(error) => {
+                tracing::error!("cannot apply the new API key or CA, keeping the previous one: {error}")
+            }
         }
     }
 
-    /// Begins the fetches that are due, and ends those that nobody wants any more. Whether one is under way.
+    /// Starts due fetches and cancels fetches that are no longer wanted. Returns whether one is in flight.
     fn sync_fetches(
         &self,
         running: &mut Vec<RunningFetch>,
         tasks: &mut JoinSet<LoopEvent>,
-        memory: &mut SidecarState,
+        state: &mut SidecarState,
         now: Timestamp,
     ) -> bool {
         running.retain(|fetch| {
-            memory.set_fetch_progress(&fetch.id, fetch.fetch_id, *fetch.progress.borrow());
-            let wanted = memory.is_current_fetch(&fetch.id, fetch.fetch_id);
-            if !wanted {
+            state.set_fetch_progress(&fetch.id, fetch.fetch_id, *fetch.progress.borrow());
+            let is_current = state.is_current_fetch(&fetch.id, fetch.fetch_id);
+            if !is_current {
                 fetch.cancel.cancel();
             }
-            wanted
+            is_current
         });
-        let Some(store) = &self.source_policy.adapter_source else { return false };
-        for FetchRequest { id, source } in due_fetches(memory, now) {
-            let number = memory.begin_fetch(&id, now);
-            let (told, progress) = watch::channel(FetchProgress::default());
-            let (store, cancel) = (Arc::clone(store), CancellationToken::new());
-            running.push(RunningFetch { id: id.clone(), fetch_id: number, progress, cancel: cancel.clone() });
+        let Some(adapter_source) = &self.source_policy.adapter_source else { return false };
+        for FetchRequest { id, source } in due_fetches(state, now) {
+            let fetch_id = state.begin_fetch(&id, now);
+            let (progress_tx, progress) = watch::channel(FetchProgress::default());
+            let (adapter_source, cancel) = (Arc::clone(adapter_source), CancellationToken::new());
+            running.push(RunningFetch { id: id.clone(), fetch_id, progress, cancel: cancel.clone() });
             let fetch = async move {
-                let began = Instant::now();
-                let tell = |progress| {
-                    told.send_replace(progress);
+                let started = Instant::now();
+                let on_progress = |progress| {
+                    progress_tx.send_replace(progress);
                 };
-                let ended = cancel.run_until_cancelled(store.fetch(&source, &tell)).await;
-                // What was told last may not have been looked at before the end.
-                let progress = *told.borrow();
-                LoopEvent::FetchFinished { id, fetch_id: number, progress, result: ended, duration: began.elapsed() }
+                let result = cancel.run_until_cancelled(adapter_source.fetch(&source, &on_progress)).await;
+                // The last progress may not have been read before the end.
+                let progress = *progress_tx.borrow();
+                LoopEvent::FetchFinished { id, fetch_id, progress, result, duration: started.elapsed() }
             };
             tasks.spawn(fetch.in_current_span());
         }
@@ -402,87 +400,87 @@ impl Sidecar {
 
     fn spawn_call(&self, tasks: &mut JoinSet<LoopEvent>, action: AdapterCall, epoch: u64) {
         let (client, desired, refresh) = (self.client.clone(), self.desired.clone(), self.refresh.clone());
-        let (name, sources) = (self.config.server_name.clone(), self.source_policy.clone());
+        let (server_name, source_policy) = (self.config.server_name.clone(), self.source_policy.clone());
         let still_unwanted = async move |id: &AdapterId| {
             if let Some(refresh) = refresh {
                 refresh().await;
             }
-            is_unwanted(&desired, id, &name, &sources)
+            is_unwanted(&desired, id, &server_name, &source_policy)
         };
         let call = async move {
-            let began = Instant::now();
-            let ended = execute::execute(&client, &action, still_unwanted).await;
+            let started = Instant::now();
+            let result = execute::execute(&client, &action, still_unwanted).await;
             LoopEvent::CallFinished {
                 id: action.id().clone(),
                 epoch,
                 kind: action.kind(),
-                outcome: ended,
-                duration: began.elapsed(),
+                outcome: result,
+                duration: started.elapsed(),
             }
         };
         tasks.spawn(call.in_current_span());
     }
 
-    /// Tells how the server is, where that has changed.
-    fn publish(&self, memory: &mut SidecarState, now: Timestamp) {
-        let fresh = status(memory, now);
-        if fresh.readiness.ready {
-            memory.latch_ready();
+    /// Publishes the status and the persisted state, if they have changed.
+    fn publish(&self, state: &mut SidecarState, now: Timestamp) {
+        let updated = status(state, now);
+        if updated.readiness.ready {
+            state.latch_ready();
         }
         let current = self.status.borrow().clone();
-        if *current != fresh {
-            transition_log::log_transitions(&current, &fresh);
-            self.status.send_replace(Arc::new(fresh));
+        if *current != updated {
+            transition_log::log_transitions(&current, &updated);
+            self.status.send_replace(Arc::new(updated));
         }
-        if let Some(kept) = &self.persisted {
-            let fresh = memory.to_persisted();
-            kept.send_if_modified(|current| {
-                let changed = *current != fresh;
-                *current = fresh;
+        if let Some(persisted) = &self.persisted {
+            let updated = state.to_persisted();
+            persisted.send_if_modified(|current| {
+                let changed = *current != updated;
+                *current = updated;
                 changed
             });
         }
     }
 
-    /// Takes in what has ended. Where it was a look: whether it showed what the server holds.
+    /// Applies the result of a task. Returns `None` unless it was a poll, and else whether the poll listed the models.
     fn handle_task_result(
         &self,
-        memory: &mut SidecarState,
+        state: &mut SidecarState,
         event: Result<LoopEvent, JoinError>,
         now: Timestamp,
     ) -> Option<bool> {
         match event {
-            Ok(LoopEvent::PollFinished(ticket, seen)) => {
-                let compared = ticket.request.models && seen.is_ok();
-                memory.finish_poll(ticket, seen, now);
+            Ok(LoopEvent::PollFinished(pending, observation)) => {
+                let compared = pending.request.models && observation.is_ok();
+                state.finish_poll(pending, observation, now);
                 return Some(compared);
             }
-            Ok(LoopEvent::CallFinished { id, epoch, kind, outcome: ended, duration: took }) => {
-                if let (Some(observer), CallOutcome::Executed(answer)) = (&self.observer, &ended) {
+            Ok(LoopEvent::CallFinished { id, epoch, kind, outcome: result, duration }) => {
+                if let (Some(observer), CallOutcome::Executed(answer)) = (&self.observer, &result) {
                     let outcome = answer.as_ref().map_or_else(VllmError::reason, |()| "Success");
-                    observer(&CompletedCall { kind: kind.name(), id: &id, outcome, duration: took });
+                    observer(&CompletedCall { kind: kind.name(), id: &id, outcome, duration });
                 }
-                memory.finish_call(&id, epoch, ended, rand::random(), now);
+                state.finish_call(&id, epoch, result, rand::random(), now);
             }
-            Ok(LoopEvent::FetchFinished { id, fetch_id: number, progress, result: Some(ended), duration: took }) => {
+            Ok(LoopEvent::FetchFinished { id, fetch_id, progress, result: Some(result), duration }) => {
                 if let Some(observer) = &self.observer {
-                    let outcome = ended.as_ref().map_or_else(|error| error.reason.as_str(), |_| "Success");
-                    observer(&CompletedCall { kind: "fetch", id: &id, outcome, duration: took });
+                    let outcome = result.as_ref().map_or_else(|error| error.reason.as_str(), |_| "Success");
+                    observer(&CompletedCall { kind: "fetch", id: &id, outcome, duration });
                 }
-                memory.set_fetch_progress(&id, number, progress);
-                memory.finish_fetch(&id, number, ended, rand::random(), now);
+                state.set_fetch_progress(&id, fetch_id, progress);
+                state.finish_fetch(&id, fetch_id, result, rand::random(), now);
             }
             Ok(LoopEvent::FetchFinished { result: None, .. }) => {}
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                Err(error) => tracing::error!(%error, "a call was aborted, which nobody should do"),
+                Err(error) => tracing::error!(%error, "a task of the sidecar was aborted unexpectedly"),
             },
         }
         None
     }
 }
 
-/// Waits until then; without a time, for ever.
+/// Waits until `time`; without a time, it never returns.
 async fn wait_until(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -490,16 +488,23 @@ async fn wait_until(time: Option<Instant>) {
     }
 }
 
-/// Whether `id` is to be unloaded by what is desired at this moment.
-fn is_unwanted(desired: &DesiredReceiver, id: &AdapterId, name: &str, sources: &AdapterSourcePolicy) -> bool {
+/// Whether the present desired state wants `id` unloaded.
+fn is_unwanted(
+    desired: &DesiredReceiver,
+    id: &AdapterId,
+    server_name: &str,
+    source_policy: &AdapterSourcePolicy,
+) -> bool {
     let desired = desired.borrow().clone();
     desired.is_some_and(|desired| {
-        adapter_specs(&desired, name, sources).get(id).is_some_and(|wish| wish.goal() == AdapterGoal::Absent)
+        adapter_specs(&desired, server_name, source_policy)
+            .get(id)
+            .is_some_and(|spec| spec.goal() == AdapterGoal::Absent)
     })
 }
 
 impl ConnectionWatch {
-    /// Begins to connect when it is time.
+    /// Starts to connect if the delay is over.
     fn reconnect(&mut self, sidecar: &Sidecar, now: Timestamp) {
         if matches!(self, Self::Disconnected(not_before) if now >= *not_before) {
             let endpoint = sidecar.client.endpoint();
@@ -509,7 +514,7 @@ impl ConnectionWatch {
         }
     }
 
-    /// Waits for a connection, or for its end (none).
+    /// Waits for the result of connecting, or for the end of the connection (`None`).
     async fn next_event(&mut self) -> Option<io::Result<TcpStream>> {
         match self {
             Self::Disconnected(_) => std::future::pending().await,
@@ -525,23 +530,23 @@ impl ConnectionWatch {
         &mut self,
         event: Option<io::Result<TcpStream>>,
         secure: bool,
-        memory: &mut SidecarState,
+        state: &mut SidecarState,
         now: Timestamp,
     ) {
         *self = match event {
             Some(Ok(connection)) => {
-                // From here on its end is noticed; which process it is has to be known from before.
-                memory.request_metrics_poll();
+                // From here on the end of the process is detected, so its identity must be read before that.
+                state.request_metrics_poll();
                 Self::Connected(connection)
             }
             Some(Err(_)) => Self::Disconnected(now + RECONNECT_DELAY),
             None => {
                 if secure {
-                    // A server with TLS closes a connection that never says hello: that tells nothing, and looking is
+                    // A TLS server closes a connection without a handshake, so the end means nothing, and a poll is
                     // cheap.
-                    memory.request_metrics_poll();
+                    state.request_metrics_poll();
                 } else {
-                    memory.idle_connection_closed();
+                    state.idle_connection_closed();
                 }
                 Self::Disconnected(now + RECONNECT_DELAY)
             }

@@ -1,97 +1,99 @@
-//! What the `source` of an entry comes to here: whether it may be used, whether it has to be fetched, and what vLLM is
-//! given. Pure: only the text counts, so links in a file system are not followed.
+//! Resolves the `source` of an adapter entry on this machine: whether it is allowed, whether it must be fetched, and
+//! what vLLM gets. Pure: only the text counts, so links in the file system are not followed.
 
 use rollora_adapter_source::{AdapterSource, SourceRef};
 use rollora_api::names::AdapterId;
 use std::{fmt, str::FromStr, sync::Arc};
 
-/// Whether vLLM would download `source` from a hub: `org/name`, perhaps with a revision, or an `hf://` URL.
+/// Returns whether vLLM would download `source` from a hub: `org/name`, optionally with a revision, or an `hf://` URL.
 ///
-/// A relative path of exactly two parts looks the same. It is taken for a hub name, which only means more care: such
-/// loads go one at a time.
+/// A relative path of exactly two components cannot be distinguished and counts as a hub name. That only means that
+/// such loads go one at a time.
 pub fn is_hub_name(source: &str) -> bool {
     SourceRef::parse(source).is_hub()
 }
 
-/// Whether a registered `root` is what `source` names. A slash at the end makes no difference.
+/// Returns whether a registered `root` is what `source` names. A trailing slash makes no difference.
 pub fn same_source(root: &str, source: &str) -> bool {
     root.trim_end_matches('/') == source.trim_end_matches('/')
 }
 
-/// What is done about sources on this machine.
+/// Which sources this machine allows, and which it fetches.
 #[derive(Debug, Clone, Default)]
 pub struct AdapterSourcePolicy {
-    /// Brings what a hub has, so that vLLM never downloads. Without it vLLM is given hub names.
+    /// Fetches adapters from a hub, so that vLLM never downloads. If `None`, vLLM gets hub names.
     pub adapter_source: Option<Arc<dyn AdapterSource>>,
-    /// What may be loaded; without it, everything.
+    /// The sources that may be loaded; if `None`, all.
     pub allowed: Option<SourceAllowlist>,
 }
 
-/// What one source comes to.
+/// What one `source` resolves to on this machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResolvedSource {
-    /// What vLLM is given, and lists as the adapter's root.
+    /// The path or name that vLLM gets, and lists as the root of the adapter.
     pub root: String,
-    /// What has to be fetched before.
+    /// The hub source to fetch before a load; `None` if no fetch is needed.
     pub fetch_source: Option<SourceRef>,
-    /// Why it may not be used.
+    /// Why the source must not be used; `None` if it is allowed.
     pub refusal: Option<String>,
 }
 
 impl AdapterSourcePolicy {
-    /// What `source`, the one of `id`, comes to.
+    /// Resolves `source`, which the file names for `id`.
     pub fn resolve(&self, id: &AdapterId, source: &str) -> ResolvedSource {
         let parsed = SourceRef::parse(source);
         let allowed = self.allowed.as_ref().filter(|allowed| !allowed.permits(&parsed));
-        let refused = allowed.map(|allowed| {
+        let refusal = allowed.map(|allowed| {
             format!(
-                "`{id}` comes from `{source}`, and this sidecar takes adapters from {allowed} only: list it from there, \
-                 or give the sidecar another --allow-source"
+                "adapter `{id}` has source `{source}`, and this sidecar loads from {allowed} only: change the source, \
+                 or permit it with --allow-source"
             )
         });
         match self.adapter_source.as_ref().filter(|_| parsed.is_hub()) {
-            Some(store) => {
-                let root = store.local_path(&parsed).to_string_lossy().into_owned();
-                ResolvedSource { root, fetch_source: Some(parsed), refusal: refused }
+            Some(adapter_source) => {
+                let root = adapter_source.local_path(&parsed).to_string_lossy().into_owned();
+                ResolvedSource { root, fetch_source: Some(parsed), refusal }
             }
-            None => ResolvedSource { root: source.to_owned(), fetch_source: None, refusal: refused },
+            None => ResolvedSource { root: source.to_owned(), fetch_source: None, refusal },
         }
     }
 }
 
-/// Where adapters may come from.
+/// The list of source prefixes that adapters may be loaded from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SourceAllowlist(Vec<SourcePrefix>);
 
-/// Everything below a folder, everything of an organisation, or one repository.
+/// One prefix of allowed sources: a folder, a hub organization, or one repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourcePrefix {
-    /// The parts of an absolute path.
+    /// The components of an absolute path; everything below it is allowed.
     Path(Vec<String>),
-    /// An organisation of the hub.
+    /// All repositories of a hub organization.
     Organization(String),
-    /// `org/name`, at any revision.
+    /// One repository `org/name`, at any revision.
     Repository(String),
 }
 
 impl SourceAllowlist {
-    /// Everything that one of these permits.
+    /// Allows every source that matches one of `prefixes`.
     pub fn new(prefixes: Vec<SourcePrefix>) -> Self {
         Self(prefixes)
     }
 
     fn permits(&self, source: &SourceRef) -> bool {
         match source {
-            SourceRef::Path(path) => path_components(path).is_some_and(|parts| {
-                self.0.iter().any(|prefix| matches!(prefix, SourcePrefix::Path(folder) if parts.starts_with(folder)))
+            SourceRef::Path(path) => path_components(path).is_some_and(|components| {
+                self.0
+                    .iter()
+                    .any(|prefix| matches!(prefix, SourcePrefix::Path(folder) if components.starts_with(folder)))
             }),
-            SourceRef::Hub(name) => name.repository.split_once('/').is_some_and(|(organisation, rest)| {
-                let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
-                plain(rest)
+            SourceRef::Hub(name) => name.repository.split_once('/').is_some_and(|(organization, rest)| {
+                let is_valid = |part: &str| !part.is_empty() && part != "." && part != "..";
+                is_valid(rest)
                     && !rest.contains('/')
                     && self.0.iter().any(|prefix| match prefix {
                         SourcePrefix::Path(_) => false,
-                        SourcePrefix::Organization(allowed) => allowed == organisation,
+                        SourcePrefix::Organization(allowed) => allowed == organization,
                         SourcePrefix::Repository(allowed) => *allowed == name.repository,
                     })
             }),
@@ -104,7 +106,7 @@ impl fmt::Display for SourceAllowlist {
         for (index, prefix) in self.0.iter().enumerate() {
             let separator = if index > 0 { ", " } else { "" };
             match prefix {
-                SourcePrefix::Path(parts) => write!(f, "{separator}/{}", parts.join("/"))?,
+                SourcePrefix::Path(components) => write!(f, "{separator}/{}", components.join("/"))?,
                 SourcePrefix::Organization(name) => write!(f, "{separator}{name}/")?,
                 SourcePrefix::Repository(name) => write!(f, "{separator}{name}")?,
             }
@@ -121,26 +123,28 @@ impl FromStr for SourcePrefix {
             return path_components(text).map(Self::Path).ok_or_else(|| format!("`{text}` must not contain `..`"));
         }
         let name = text.strip_prefix("hf://").unwrap_or(text);
-        let plain = |part: &str| {
+        let is_valid = |part: &str| {
             !part.is_empty()
                 && !part.starts_with(['.', '~'])
                 && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
         };
         match name.split_once('/') {
-            Some((organisation, "")) if plain(organisation) => Ok(Self::Organization(organisation.to_owned())),
-            Some((organisation, rest)) if plain(organisation) && plain(rest) => Ok(Self::Repository(name.to_owned())),
+            Some((organization, "")) if is_valid(organization) => Ok(Self::Organization(organization.to_owned())),
+            Some((organization, rest)) if is_valid(organization) && is_valid(rest) => {
+                Ok(Self::Repository(name.to_owned()))
+            }
             _ => Err(format!(
-                "`{text}` is no prefix of sources: write an absolute path like /adapters, an organisation of the hub \
-                 with its slash like my-org/, or a repository like my-org/my-adapter"
+                "`{text}` is not a source prefix: write an absolute path like /adapters, a hub organization with a \
+                 trailing slash like my-org/, or a repository like my-org/my-adapter"
             )),
         }
     }
 }
 
-/// The parts of an absolute path without what changes nothing in it; none where it goes up, or is relative.
+/// Splits an absolute path without empty and `.` components; `None` if it is relative or contains `..`.
 fn path_components(path: &str) -> Option<Vec<String>> {
-    let parts = path.strip_prefix('/')?.split('/').filter(|part| !part.is_empty() && *part != ".");
-    parts.map(|part| (part != "..").then(|| part.to_owned())).collect()
+    let components = path.strip_prefix('/')?.split('/').filter(|part| !part.is_empty() && *part != ".");
+    components.map(|part| (part != "..").then(|| part.to_owned())).collect()
 }
 
 #[cfg(test)]
@@ -152,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn hub_names_are_told_from_paths() {
+    fn hub_names_are_distinguished_from_paths() {
         for hub in ["org/name", "org/name@main", "org/name@refs/pr/1", "hf://org/name", "meta-org/some.lora"] {
             assert!(is_hub_name(hub), "{hub}");
         }
@@ -162,13 +166,13 @@ mod tests {
     }
 
     #[test]
-    fn a_slash_at_the_end_is_no_change_of_source() {
+    fn trailing_slash_is_no_change_of_source() {
         assert!(same_source("/adapters/a1/", "/adapters/a1"));
         assert!(!same_source("/adapters/a1", "/adapters/a2"));
     }
 
     #[test]
-    fn what_is_allowed_goes_by_whole_parts_and_nothing_climbs_out() {
+    fn allowlist_matches_whole_components_and_rejects_dotdot() {
         let allowed = allowed_sources(&["/adapters/", "/mnt//./loras", "my-org/", "hf://other/one"]);
         for source in [
             "/adapters",
@@ -207,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_that_means_nothing_is_refused_with_an_example() {
+    fn invalid_prefix_is_rejected_with_an_example() {
         for text in ["", "adapters", "../x", "org/a/b", "~/x", "org/name@main", "/a/../b", "./", "s3://bucket/a"] {
             let error = text.parse::<SourcePrefix>().unwrap_err();
             assert!(error.contains(text) && (error.contains("like my-org/") || error.contains("`..`")), "{error}");
@@ -215,13 +219,16 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_allowed_by_an_empty_list_and_the_words_say_what_is() {
+    fn empty_list_allows_nothing_and_refusal_names_allowed_sources() {
         assert!(!allowed_sources(&[]).permits(&SourceRef::parse("/adapters/a")));
-        let sources =
+        let policy =
             AdapterSourcePolicy { allowed: Some(allowed_sources(&["/adapters", "org/"])), adapter_source: None };
-        let origin = sources.resolve(&AdapterId::new("v1").unwrap(), "/tmp/v1");
-        assert_eq!(origin.root, "/tmp/v1");
-        let words = origin.refusal.unwrap();
-        assert!(words.contains("`v1` comes from `/tmp/v1`") && words.contains("/adapters, org/ only"), "{words}");
+        let resolved = policy.resolve(&AdapterId::new("v1").unwrap(), "/tmp/v1");
+        assert_eq!(resolved.root, "/tmp/v1");
+        let message = resolved.refusal.unwrap();
+        assert!(
+            message.contains("adapter `v1` has source `/tmp/v1`") && message.contains("/adapters, org/ only"),
+            "{message}"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! What the user's file and the operator's key together want of each id on one server. Pure.
+//! Merges the user's adapters file and the operator directives into one spec per id, for one server. Pure.
 
 use crate::source::{AdapterSourcePolicy, ResolvedSource, same_source};
 use rollora_api::{
@@ -8,74 +8,74 @@ use rollora_api::{
 };
 use std::{cmp::Reverse, collections::BTreeMap};
 
-/// Everything that is wanted of one server, by id. Ids in neither list are absent: they are left alone.
+/// The specs for one server, by id. An id in neither list has no spec and is left alone.
 pub type AdapterSpecs = BTreeMap<AdapterId, AdapterSpec>;
 
-/// What is said of one id.
+/// What the adapters file and the operator directives want of one id on one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterSpec {
-    /// In which lists it stands.
+    /// Which lists of the file name the id.
     pub membership: ListMembership,
-    /// Where it comes from.
+    /// The `source` of the entry in the file.
     pub source: String,
-    /// What that comes to here.
+    /// What the source resolves to on this machine.
     pub resolved: ResolvedSource,
-    /// Whether it holds the readiness of the server until it is verified.
+    /// Whether the server is unready until the adapter is verified.
     pub required: bool,
-    /// Whether the operator says that it has weight, or that a rollback could need it.
+    /// Whether the directives list it as serving: it has weight, or a rollback could need it.
     pub serving: bool,
-    /// Whether this server may load it.
+    /// Whether this server may load it, and why.
     pub permission: LoadPermission,
-    /// Its place in the file: earlier entries go first.
+    /// The position of the entry in the file: earlier entries are loaded first.
     pub file_order: usize,
 }
 
-/// In which lists of the file an id stands.
+/// Which lists of the file name an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListMembership {
-    /// Under `ensureExist`.
+    /// Listed only under `ensureExist`.
     EnsureExist,
-    /// Under `ensureNotExist`.
+    /// Listed only under `ensureNotExist`.
     EnsureNotExist,
-    /// Under both, which says nothing.
+    /// Listed under both, which means nothing: the id is left alone.
     Both,
 }
 
-/// Whether one server may load an id, and why.
+/// Whether this server may load an id, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadPermission {
-    /// No Rollout governs it.
+    /// No Rollout governs the id, so it may be loaded.
     Ungoverned,
-    /// Admitted to every server.
+    /// The operator has admitted the id to every server.
     Admitted,
-    /// On trial on this server.
+    /// The id is on trial on this server.
     Pilot,
-    /// Governed, and not admitted here yet.
+    /// A Rollout governs the id, and it is not admitted to this server yet.
     NotAdmitted,
-    /// It failed before.
+    /// The operator has rejected the id after a failed trial.
     Rejected,
 }
 
-/// What has to become true of an id.
+/// The state that an id must reach on this server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AdapterGoal {
-    /// Loaded and proven.
+    /// Loaded and verified by a completion.
     Resident,
-    /// Not loaded before it is admitted; where it is registered, it stays.
+    /// Not loaded before it is admitted; if it is already registered, it stays.
     AwaitAdmission,
-    /// Unwanted, yet kept because it is serving; `reload`: also over a restart of the server.
+    /// Unwanted, but kept because it is serving.
     UnloadHeld {
-        /// Whether it is loaded again when the server has lost it.
+        /// Whether it is loaded again after a restart of the server.
         reload: bool,
     },
-    /// Unloaded when idle.
+    /// Unloaded as soon as it is idle.
     Absent,
-    /// Neither loaded nor unloaded.
+    /// Left alone: neither loaded nor unloaded.
     Ignore,
 }
 
 impl AdapterSpec {
-    /// What has to become true.
+    /// Returns the state that the id must reach.
     pub fn goal(&self) -> AdapterGoal {
         let admitted =
             matches!(self.permission, LoadPermission::Ungoverned | LoadPermission::Admitted | LoadPermission::Pilot);
@@ -92,67 +92,69 @@ impl AdapterSpec {
         }
     }
 
-    /// Whether a registered `root` is what it names: by its path, or by its name where vLLM brought it itself.
+    /// Returns whether a registered `root` is the source of this spec: its path, or its hub name if vLLM downloaded it.
     pub fn matches_root(&self, root: &str) -> bool {
         same_source(root, &self.resolved.root) || same_source(root, &self.source)
     }
 
-    /// Who goes first: the pilot, then what serves, then what is required, then the order of the file.
+    /// Returns the sort key of loads: the pilot first, then serving ids, then required ones, then the order of the
+    /// file.
     pub fn priority(&self) -> impl Ord + use<> {
         (self.priority_class(), self.file_order)
     }
 
-    /// The same without the file: how much depends on it.
+    /// Returns the sort key of loads without the order of the file.
     pub fn priority_class(&self) -> impl Ord + use<> {
         Reverse((self.permission == LoadPermission::Pilot, self.serving, self.required))
     }
 }
 
-/// What `desired` wants of the server `pod`, where `sources` says what their sources come to.
-pub fn adapter_specs(desired: &DesiredAdapters, pod: &str, sources: &AdapterSourcePolicy) -> AdapterSpecs {
-    let mut wishes = AdapterSpecs::new();
+/// Returns the specs of `desired` for the server `pod`, with sources resolved by `source_policy`.
+pub fn adapter_specs(desired: &DesiredAdapters, pod: &str, source_policy: &AdapterSourcePolicy) -> AdapterSpecs {
+    let mut specs = AdapterSpecs::new();
     let exist = desired.file.ensure_exist.iter().map(|entry| (entry, ListMembership::EnsureExist));
     let not_exist = desired.file.ensure_not_exist.iter().map(|entry| (entry, ListMembership::EnsureNotExist));
-    for (order, (entry, listed)) in exist.chain(not_exist).enumerate() {
-        wishes
+    for (file_order, (entry, membership)) in exist.chain(not_exist).enumerate() {
+        specs
             .entry(entry.id.clone())
-            .and_modify(|wish| {
-                if wish.membership != listed {
-                    wish.membership = ListMembership::Both;
+            .and_modify(|spec| {
+                if spec.membership != membership {
+                    spec.membership = ListMembership::Both;
                 }
             })
             .or_insert_with(|| AdapterSpec {
-                resolved: sources.resolve(&entry.id, &entry.source),
-                ..adapter_spec(entry, listed, desired.directives.as_ref(), pod, order)
+                resolved: source_policy.resolve(&entry.id, &entry.source),
+                ..adapter_spec(entry, membership, desired.directives.as_ref(), pod, file_order)
             });
     }
-    wishes
+    specs
 }
 
 fn adapter_spec(
     entry: &AdapterEntry,
-    listed: ListMembership,
-    key: Option<&OperatorDirectives>,
+    membership: ListMembership,
+    directives: Option<&OperatorDirectives>,
     pod: &str,
-    order: usize,
+    file_order: usize,
 ) -> AdapterSpec {
     AdapterSpec {
-        membership: listed,
+        membership,
         source: entry.source.clone(),
         resolved: ResolvedSource::default(),
         required: entry.required,
-        serving: key.is_some_and(|key| key.serving.contains(&entry.id)),
-        permission: key.map_or(LoadPermission::Ungoverned, |key| load_permission(key, &entry.id, pod)),
-        file_order: order,
+        serving: directives.is_some_and(|directives| directives.serving.contains(&entry.id)),
+        permission: directives
+            .map_or(LoadPermission::Ungoverned, |directives| load_permission(directives, &entry.id, pod)),
+        file_order,
     }
 }
 
-fn load_permission(key: &OperatorDirectives, id: &AdapterId, pod: &str) -> LoadPermission {
-    match key.admission(id, pod) {
+fn load_permission(directives: &OperatorDirectives, id: &AdapterId, pod: &str) -> LoadPermission {
+    match directives.admission(id, pod) {
         Admission::Rejected => LoadPermission::Rejected,
         Admission::Waiting => LoadPermission::NotAdmitted,
-        Admission::Granted if key.admitted.contains(id) => LoadPermission::Admitted,
-        Admission::Granted if key.pilot_ids(pod).any(|trial| trial == id) => LoadPermission::Pilot,
+        Admission::Granted if directives.admitted.contains(id) => LoadPermission::Admitted,
+        Admission::Granted if directives.pilot_ids(pod).any(|trial| trial == id) => LoadPermission::Pilot,
         Admission::Granted => LoadPermission::Ungoverned,
     }
 }
@@ -165,66 +167,72 @@ mod tests {
     use LoadPermission::{Admitted, NotAdmitted, Pilot, Rejected, Ungoverned};
 
     #[test]
-    fn what_has_to_become_true_follows_from_list_standing_and_serving() {
-        const RELOAD: AdapterGoal = UnloadHeld { reload: true };
-        const KEEP: AdapterGoal = UnloadHeld { reload: false };
-        // list, then the goal while not serving and while serving, for each standing.
+    fn goal_follows_from_lists_permission_and_serving() {
+        const HELD_RELOAD: AdapterGoal = UnloadHeld { reload: true };
+        const HELD: AdapterGoal = UnloadHeld { reload: false };
+        // Each row: the lists, then per permission the goal while not serving and while serving.
         let table = [
             (
                 EnsureExist,
                 [(Ungoverned, Resident, Resident), (Admitted, Resident, Resident), (Pilot, Resident, Resident)],
             ),
-            (EnsureNotExist, [(Ungoverned, Absent, RELOAD), (Admitted, Absent, RELOAD), (Pilot, Absent, RELOAD)]),
+            (
+                EnsureNotExist,
+                [(Ungoverned, Absent, HELD_RELOAD), (Admitted, Absent, HELD_RELOAD), (Pilot, Absent, HELD_RELOAD)],
+            ),
             (Both, [(Ungoverned, Ignore, Ignore), (Admitted, Ignore, Ignore), (Pilot, Ignore, Ignore)]),
             (
                 EnsureExist,
                 [
                     (NotAdmitted, AwaitAdmission, AwaitAdmission),
-                    (Rejected, Absent, KEEP),
+                    (Rejected, Absent, HELD),
                     (Ungoverned, Resident, Resident),
                 ],
             ),
-            (EnsureNotExist, [(NotAdmitted, Absent, KEEP), (Rejected, Absent, KEEP), (Ungoverned, Absent, RELOAD)]),
+            (
+                EnsureNotExist,
+                [(NotAdmitted, Absent, HELD), (Rejected, Absent, HELD), (Ungoverned, Absent, HELD_RELOAD)],
+            ),
             (Both, [(NotAdmitted, Ignore, Ignore), (Rejected, Ignore, Ignore), (Ungoverned, Ignore, Ignore)]),
         ];
-        for (listed, row) in table {
-            for (standing, idle, in_service) in row {
-                for (serving, goal) in [(false, idle), (true, in_service)] {
-                    let (source, origin) = ("/a".into(), ResolvedSource::default());
-                    let wish = AdapterSpec {
-                        membership: listed,
+        for (membership, row) in table {
+            for (permission, not_serving, while_serving) in row {
+                for (serving, goal) in [(false, not_serving), (true, while_serving)] {
+                    let (source, resolved) = ("/a".into(), ResolvedSource::default());
+                    let spec = AdapterSpec {
+                        membership,
                         source,
-                        resolved: origin,
+                        resolved,
                         required: false,
                         serving,
-                        permission: standing,
+                        permission,
                         file_order: 0,
                     };
-                    assert_eq!(wish.goal(), goal, "{listed:?} {standing:?} serving={serving}");
+                    assert_eq!(spec.goal(), goal, "{membership:?} {permission:?} serving={serving}");
                 }
             }
         }
     }
 
     #[test]
-    fn the_pilot_goes_first_then_what_serves_then_what_is_required_then_the_file() {
-        let wish = |standing, serving, required, order| AdapterSpec {
+    fn priority_is_pilot_then_serving_then_required_then_file_order() {
+        let spec = |permission, serving, required, file_order| AdapterSpec {
             membership: EnsureExist,
             source: "/a".into(),
             resolved: ResolvedSource::default(),
             required,
             serving,
-            permission: standing,
-            file_order: order,
+            permission,
+            file_order,
         };
-        let mut wishes = [
-            wish(Ungoverned, false, false, 0),
-            wish(Ungoverned, false, false, 1),
-            wish(Ungoverned, false, true, 2),
-            wish(Admitted, true, false, 3),
-            wish(Pilot, false, false, 4),
+        let mut specs = [
+            spec(Ungoverned, false, false, 0),
+            spec(Ungoverned, false, false, 1),
+            spec(Ungoverned, false, true, 2),
+            spec(Admitted, true, false, 3),
+            spec(Pilot, false, false, 4),
         ];
-        wishes.sort_by_key(AdapterSpec::priority);
-        assert_eq!(wishes.map(|wish| wish.file_order), [4, 3, 2, 0, 1]);
+        specs.sort_by_key(AdapterSpec::priority);
+        assert_eq!(specs.map(|spec| spec.file_order), [4, 3, 2, 0, 1]);
     }
 }

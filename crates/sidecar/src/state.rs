@@ -1,13 +1,13 @@
-//! What a sidecar knows: what is wanted, what its server was last seen to hold, and how it went so far.
+//! The state of a sidecar: what is desired, what its server was last observed to hold, and the history of calls.
 //!
-//! Pure: events come in as method calls with the time as an argument (a new file, the end of a call, what a look at
-//! the server showed), and [`decide`](crate::decide) and [`status`](crate::status) read the result.
+//! Pure: events are method calls with the time as an argument (a new file, the end of a call, the result of a poll),
+//! and [`decide`](crate::decide) and [`status`](crate::status) read the state.
 //!
 //! Invariants:
-//! - What is known of the server belongs to one process of it. When that process is seen to have ended, everything
-//!   registered is forgotten, and answers to calls from before (an older *epoch*) are ignored.
-//! - A call without a clear answer leaves a *doubt*, and nothing more is done about its adapter before a list of
-//!   models that was asked for later has arrived.
+//! - All knowledge of the server belongs to one server process. When that process is found to have ended, all
+//!   registrations are dropped, and results of its calls (an older *epoch*) are ignored.
+//! - A call without a clear answer is *unconfirmed*: no further call about its adapter is made before a model list that
+//!   was requested later has arrived.
 
 mod adapter;
 mod calls;
@@ -32,46 +32,45 @@ use rollora_api::{
 };
 use std::collections::BTreeMap;
 
-/// Everything a sidecar knows.
+/// Everything one sidecar knows of its server and its adapters.
 #[derive(Debug, Clone)]
 pub struct SidecarState {
-    /// The numbers that decisions depend on.
+    /// Limits and delays that decisions depend on.
     pub policy: SidecarPolicy,
-    /// What is done about sources.
+    /// Which sources are allowed, and which are fetched.
     pub source_policy: AdapterSourcePolicy,
-    /// The server's base URL.
+    /// The base URL of the server.
     pub endpoint: String,
-    /// The file in force; none before the first good one.
+    /// The active adapters file; `None` before the first valid one.
     pub config: Option<ConfigStatus>,
-    /// Why newer content of the file is not in force.
+    /// Why newer content of the file is not active; `None` if it is.
     pub file_error: Option<String>,
-    /// How the server is.
+    /// Whether the server answers.
     pub health: ServerHealth,
-    /// The process that was last seen, also while it cannot be reached.
+    /// The server process that was observed last, also while it cannot be reached; `None` before the first.
     pub process: Option<ServerProcess>,
-    /// Base models that the server names. They are never touched.
+    /// Base models that the server lists. They are never loaded or unloaded.
     pub base_models: Vec<String>,
-    /// What the server's metrics say of its capacity.
+    /// The server's `max_loras` by its metrics; `None` if they do not report it.
     pub max_loras: Option<u32>,
-    /// What vLLM last said against the server as a whole.
+    /// The last error of vLLM that concerns the server as a whole.
     pub problem: Option<ReportedError>,
-    /// The adapter that the engine was downloading when its load was given up, as long as nothing has shown that the
-    /// engine answers again.
+    /// The hub adapter whose load timed out, until another answer proves that the engine no longer downloads it.
     pub hung_hub_load: Option<AdapterId>,
-    /// Every id that is wanted, unwanted or registered.
+    /// Every id that the file names or that the server has registered.
     pub adapters: BTreeMap<AdapterId, TrackedAdapter>,
-    /// What an earlier run kept of adapters, until the first file names them.
+    /// Persisted adapters of an earlier run, until the first file names them.
     restored: BTreeMap<AdapterId, PersistedAdapter>,
-    /// Rises whenever the server's process is seen to have ended.
+    /// Incremented whenever the server process is found to have ended.
     epoch: u64,
-    /// Counts events, to tell what was asked before from what was asked after.
+    /// Counts events, to order requests and observations.
     sequence: u64,
     poll_schedule: poll::PollSchedule,
     usage: usage::AdapterUsageTracker,
 }
 
 impl SidecarState {
-    /// Knows nothing yet of the server at `endpoint`.
+    /// Creates the initial state, which knows nothing of the server at `endpoint`.
     pub fn new(endpoint: impl Into<String>, policy: SidecarPolicy) -> Self {
         Self {
             policy,
@@ -94,17 +93,17 @@ impl SidecarState {
         }
     }
 
-    /// The present epoch: the number that calls carry which are started now.
+    /// Returns the present epoch, which identifies the calls that are started now.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Whether `id` is the name of a base model.
+    /// Returns whether `id` is the name of a base model of the server.
     pub fn is_base_model(&self, id: &AdapterId) -> bool {
         self.base_models.iter().any(|base| base == id.as_str())
     }
 
-    /// Calls about adapters that are under way.
+    /// Returns the calls in flight, each with its adapter.
     pub fn in_flight(&self) -> impl Iterator<Item = (&AdapterId, &TrackedAdapter, &InFlightCall)> {
         self.adapters.iter().filter_map(|(id, adapter)| Some((id, adapter, adapter.in_flight.as_ref()?)))
     }
@@ -114,7 +113,7 @@ impl SidecarState {
         self.sequence
     }
 
-    /// Forgets ids that nobody wants, unwants or holds.
+    /// Drops ids that neither the file names nor the server has registered.
     fn prune(&mut self) {
         self.adapters
             .retain(|_, adapter| adapter.spec.is_some() || adapter.registered.is_some() || adapter.in_flight.is_some());

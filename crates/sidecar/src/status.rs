@@ -1,4 +1,4 @@
-//! What a sidecar says of its server. Pure.
+//! Builds the status of a sidecar from its state. Pure.
 
 use crate::{
     readiness::readiness,
@@ -12,37 +12,37 @@ use rollora_api::{
     sidecar_status::{AdapterState, AdapterStatus, ConfigStatus, FetchStatus, ReportedError, SidecarStatus},
 };
 
-/// The whole status.
-pub fn status(memory: &SidecarState, now: Timestamp) -> SidecarStatus {
-    let away = matches!(memory.health, ServerHealth::Down { .. });
+/// Returns the status, without `usage_read_at`.
+pub fn status(state: &SidecarState, now: Timestamp) -> SidecarStatus {
+    let is_down = matches!(state.health, ServerHealth::Down { .. });
     SidecarStatus {
-        server: memory.process.as_ref().filter(|_| !away).map(|known| known.identity.clone()),
-        readiness: readiness(memory, now),
-        config: ConfigStatus { error: memory.file_error.clone(), ..memory.config.clone().unwrap_or_default() },
-        base_models: memory.base_models.clone(),
-        adapters: memory
+        server: state.process.as_ref().filter(|_| !is_down).map(|process| process.identity.clone()),
+        readiness: readiness(state, now),
+        config: ConfigStatus { error: state.file_error.clone(), ..state.config.clone().unwrap_or_default() },
+        base_models: state.base_models.clone(),
+        adapters: state
             .adapters
             .iter()
             .filter(|(_, adapter)| adapter.spec.is_some() || adapter.registered.is_some())
-            .map(|(id, adapter)| adapter_status(memory, id, adapter))
+            .map(|(id, adapter)| adapter_status(state, id, adapter))
             .collect(),
-        problem: server_problem(memory),
-        max_loras: memory.max_loras,
-        // Told beside it: nobody who watches the status is woken by every reading.
+        problem: server_problem(state),
+        max_loras: state.max_loras,
+        // Published with the heartbeat, so that a usage poll does not wake watchers of the status.
         usage_read_at: None,
     }
 }
 
-fn adapter_status(memory: &SidecarState, id: &AdapterId, adapter: &TrackedAdapter) -> AdapterStatus {
-    let state = adapter_state(memory, id, adapter);
+fn adapter_status(state: &SidecarState, id: &AdapterId, adapter: &TrackedAdapter) -> AdapterStatus {
+    let current_state = adapter_state(state, id, adapter);
     let fetching = adapter.source_to_fetch().map(|_| &adapter.fetch);
     AdapterStatus {
         id: id.clone(),
-        state,
-        source: adapter.spec.as_ref().map(|wish| wish.source.clone()).or_else(|| adapter.registered.clone()),
+        state: current_state,
+        source: adapter.spec.as_ref().map(|spec| spec.source.clone()).or_else(|| adapter.registered.clone()),
         root: adapter.registered.clone(),
         attempts: adapter.attempts.max(fetching.map_or(0, |fetch| fetch.attempts)),
-        last_error: derived_error(memory, id, adapter, state)
+        last_error: derived_error(state, id, adapter, current_state)
             .or_else(|| fetching.and_then(|fetch| fetch.last_error.clone()))
             .or_else(|| adapter.last_error.clone())
             .map(Box::new),
@@ -51,53 +51,53 @@ fn adapter_status(memory: &SidecarState, id: &AdapterId, adapter: &TrackedAdapte
             Some(CrashHold::AwaitOperator | CrashHold::Quarantine) => None,
             None => fetching.and_then(|fetch| fetch.next_try).or(adapter.next_try),
         },
-        last_used: memory.last_used(id),
+        last_used: state.last_used(id),
         fetch: fetch_status(adapter).map(Box::new),
     }
 }
 
-/// What was brought of it; nothing where nothing was asked for.
+/// The progress of fetches; `None` if none was started.
 fn fetch_status(adapter: &TrackedAdapter) -> Option<FetchStatus> {
     let fetch = &adapter.fetch;
-    let told = fetch.active.is_some() || fetch.fetched || fetch.progress.bytes > 0;
+    let started = fetch.active.is_some() || fetch.fetched || fetch.progress.bytes > 0;
     let (bytes, total_bytes) = (fetch.progress.bytes, fetch.progress.total_bytes);
-    told.then(|| FetchStatus { bytes, total_bytes, commit: fetch.commit.clone() })
+    started.then(|| FetchStatus { bytes, total_bytes, commit: fetch.commit.clone() })
 }
 
-fn adapter_state(memory: &SidecarState, id: &AdapterId, adapter: &TrackedAdapter) -> AdapterState {
+fn adapter_state(state: &SidecarState, id: &AdapterId, adapter: &TrackedAdapter) -> AdapterState {
     if adapter.registered.is_some() && adapter.may_be_unloaded() {
-        // Whatever is wanted by now: who counts on it may meet a server without it.
+        // Even if it is wanted again: a request that relies on it may reach the server without it.
         return AdapterState::Unloading;
     }
-    let rejected = adapter.spec.as_ref().is_some_and(|wish| wish.permission == LoadPermission::Rejected);
+    let rejected = adapter.spec.as_ref().is_some_and(|spec| spec.permission == LoadPermission::Rejected);
     match adapter.goal() {
         AdapterGoal::Ignore if adapter.registered.is_none() => AdapterState::Gone,
-        AdapterGoal::Ignore if adapter.spec.as_ref().is_some_and(|wish| wish.membership == ListMembership::Both) => {
+        AdapterGoal::Ignore if adapter.spec.as_ref().is_some_and(|spec| spec.membership == ListMembership::Both) => {
             AdapterState::InBothLists
         }
         AdapterGoal::Ignore => AdapterState::Unlisted,
-        AdapterGoal::Resident | AdapterGoal::Absent if memory.is_base_model(id) => AdapterState::Failed,
+        AdapterGoal::Resident | AdapterGoal::Absent if state.is_base_model(id) => AdapterState::Failed,
         AdapterGoal::AwaitAdmission if adapter.registered.is_none() => AdapterState::AwaitingAdmission,
         AdapterGoal::UnloadHeld { .. } if adapter.registered.is_some() => AdapterState::UnloadHeld,
         AdapterGoal::Resident | AdapterGoal::AwaitAdmission | AdapterGoal::UnloadHeld { reload: true } => {
-            wanted_state(memory, adapter)
+            wanted_state(state, adapter)
         }
         AdapterGoal::Absent if adapter.registered.is_some() => AdapterState::Unloading,
         AdapterGoal::UnloadHeld { reload: false } | AdapterGoal::Absent if rejected => AdapterState::Rejected,
-        // What an unreachable server holds is not known: it is gone when a list of models says so.
-        AdapterGoal::Absent if !memory.is_up() => AdapterState::Unloading,
+        // The registrations of an unreachable server are unknown: only a model list proves that an adapter is gone.
+        AdapterGoal::Absent if !state.is_up() => AdapterState::Unloading,
         AdapterGoal::UnloadHeld { reload: false } | AdapterGoal::Absent => AdapterState::Gone,
     }
 }
 
-/// How far an adapter is that is wanted.
-fn wanted_state(memory: &SidecarState, adapter: &TrackedAdapter) -> AdapterState {
+/// The state of an adapter that must be loaded or that awaits admission.
+fn wanted_state(state: &SidecarState, adapter: &TrackedAdapter) -> AdapterState {
     let loading = adapter.in_flight.as_ref().is_some_and(|call| call.kind == CallKind::Load);
     match (adapter.crash_hold, &adapter.registered) {
         (Some(CrashHold::Quarantine), _) => AdapterState::Quarantined,
         (Some(CrashHold::AwaitOperator | CrashHold::Until(_)), _) => AdapterState::ServerDied,
         (None, Some(_)) if adapter.source_changed() => AdapterState::SourceChanged,
-        (None, Some(_)) if adapter.verified || !memory.policy.probe_enabled => AdapterState::Verified,
+        (None, Some(_)) if adapter.verified || !state.policy.probe_enabled => AdapterState::Verified,
         (None, Some(_)) if adapter.attempts > 0 => AdapterState::Failed,
         (None, Some(_)) => AdapterState::Loaded,
         (None, None) if loading => AdapterState::Loading,
@@ -108,50 +108,50 @@ fn wanted_state(memory: &SidecarState, adapter: &TrackedAdapter) -> AdapterState
     }
 }
 
-/// Words for states that no answer of vLLM led to.
+/// The error of a state that follows from the configuration and not from an answer of vLLM.
 fn derived_error(
-    memory: &SidecarState,
+    state: &SidecarState,
     id: &AdapterId,
     adapter: &TrackedAdapter,
-    state: AdapterState,
+    current_state: AdapterState,
 ) -> Option<ReportedError> {
-    if memory.is_base_model(id) && matches!(adapter.goal(), AdapterGoal::Resident | AdapterGoal::Absent) {
+    if state.is_base_model(id) && matches!(adapter.goal(), AdapterGoal::Resident | AdapterGoal::Absent) {
         return Some(ReportedError {
             reason: "NameConflict".to_owned(),
             message: format!(
-                "`{id}` is a base model of this server and is never touched: take it out of the adapters file"
+                "`{id}` is a base model of this server and is never loaded or unloaded: remove it from the file"
             ),
         });
     }
-    if let Some(refused) =
-        adapter.source_refusal().filter(|_| adapter.wants_loading() && state != AdapterState::SourceChanged)
+    if let Some(refusal) =
+        adapter.source_refusal().filter(|_| adapter.wants_loading() && current_state != AdapterState::SourceChanged)
     {
-        let left = if adapter.registered.is_some() { "; what is loaded already is left as it is" } else { "" };
-        return Some(ReportedError { reason: "SourceNotAllowed".to_owned(), message: format!("{refused}{left}") });
+        let suffix = if adapter.registered.is_some() { "; it is already loaded and left as it is" } else { "" };
+        return Some(ReportedError { reason: "SourceNotAllowed".to_owned(), message: format!("{refusal}{suffix}") });
     }
-    let (Some(root), Some(wish)) = (&adapter.registered, &adapter.spec) else { return None };
-    (state == AdapterState::SourceChanged).then(|| ReportedError {
+    let (Some(root), Some(spec)) = (&adapter.registered, &adapter.spec) else { return None };
+    (current_state == AdapterState::SourceChanged).then(|| ReportedError {
         reason: "SourceChanged".to_owned(),
         message: format!(
-            "`{id}` is loaded from `{root}` and the file says `{}`: give the new weights a new id, vLLM keeps cached \
-             answers by name",
-            wish.source
+            "adapter `{id}` is loaded from `{root}`, but the file has `{}`: give the new weights a new id, because \
+             vLLM caches by name",
+            spec.source
         ),
     })
 }
 
-fn server_problem(memory: &SidecarState) -> Option<ReportedError> {
-    if let ServerHealth::Down { problem } = &memory.health {
+fn server_problem(state: &SidecarState) -> Option<ReportedError> {
+    if let ServerHealth::Down { problem } = &state.health {
         return problem.clone();
     }
-    memory.problem.clone().or_else(|| {
+    state.problem.clone().or_else(|| {
         let (id, _, call) =
-            memory.in_flight().find(|(_, _, call)| call.kind == CallKind::Load && is_hub_name(&call.source))?;
+            state.in_flight().find(|(_, _, call)| call.kind == CallKind::Load && is_hub_name(&call.source))?;
         Some(ReportedError {
             reason: "HubLoadBlocksServer".to_owned(),
             message: format!(
-                "vLLM downloads adapter `{id}` (`{}`) itself, and its engine answers nobody while the hub is slow: \
-                 give it a local path",
+                "vLLM downloads adapter `{id}` (`{}`) itself, and its engine answers no request while the hub is slow: \
+                 use a local path",
                 call.source
             ),
         })

@@ -1,4 +1,5 @@
-//! A sidecar's memory driven by hand, for tests: what is desired, what the server shows, how calls end.
+//! Test fixture that drives a [`SidecarState`] event by event: desired state, observations of the server, ends of
+//! calls.
 
 use crate::{
     config::SidecarPolicy,
@@ -25,7 +26,6 @@ use std::{
     time::Duration,
 };
 
-/// The name of the sidecar's server.
 const POD_NAME: &str = "pod";
 
 pub(crate) fn id(name: &str) -> AdapterId {
@@ -36,7 +36,7 @@ pub(crate) fn ids(names: &[&str]) -> Vec<AdapterId> {
     names.iter().map(|name| id(name)).collect()
 }
 
-/// An operator's key by which this server tries `names`.
+/// Directives with this server as the pilot of `names`.
 pub(crate) fn pilot_directives(names: &[&str]) -> OperatorDirectives {
     let pilots = names.iter().map(|name| Pilot { id: id(name), pod: POD_NAME.to_owned() }).collect();
     OperatorDirectives {
@@ -46,7 +46,7 @@ pub(crate) fn pilot_directives(names: &[&str]) -> OperatorDirectives {
     }
 }
 
-/// Ids are loaded from `/adapters/<id>`; those that contain a slash come from the hub.
+/// An entry with the source `/adapters/<name>`, or the hub name itself if it contains a slash.
 fn adapter_entry(name: &str) -> AdapterEntry {
     let (name, required) = name.strip_suffix('!').map_or((name, false), |name| (name, true));
     let source = if name.contains('/') { name.to_owned() } else { format!("/adapters/{name}") };
@@ -57,41 +57,41 @@ pub(crate) struct StateTestbed {
     pub(crate) state: SidecarState,
     pub(crate) now: Timestamp,
     pub(crate) process_start: Option<&'static str>,
-    /// What the server has registered, and what it says of last uses.
+    /// The registered adapters of the server, id to root.
     pub(crate) table: BTreeMap<String, String>,
     pub(crate) last_used: BTreeMap<AdapterId, Timestamp>,
 }
 
 impl StateTestbed {
-    /// A server that is up, with an empty table.
+    /// A state whose server is up and has no adapters.
     pub(crate) fn new() -> Self {
-        let mut bed = Self {
+        let mut testbed = Self {
             state: SidecarState::new("http://server", SidecarPolicy::default()),
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
             process_start: Some("1"),
             table: BTreeMap::new(),
             last_used: BTreeMap::new(),
         };
-        bed.poll();
-        bed
+        testbed.poll();
+        testbed
     }
 
-    /// The same, with these listed under `ensureExist`. A `!` at the end of a name makes it required.
+    /// Like [`Self::new`], with these listed under `ensureExist`. A `!` at the end of a name makes it required.
     pub(crate) fn with_listed(exist: &[&str]) -> Self {
-        let mut bed = Self::new();
-        bed.set_desired(exist, &[], None);
-        bed
+        let mut testbed = Self::new();
+        testbed.set_desired(exist, &[], None);
+        testbed
     }
 
-    /// The same, where hub names are fetched.
+    /// Like [`Self::with_listed`], with an adapter source that fetches hub names.
     pub(crate) fn with_fetching(exist: &[&str]) -> Self {
-        let mut bed = Self::new();
-        bed.state.source_policy.adapter_source = Some(Arc::new(StubAdapterSource));
-        bed.set_desired(exist, &[], None);
-        bed
+        let mut testbed = Self::new();
+        testbed.state.source_policy.adapter_source = Some(Arc::new(StubAdapterSource));
+        testbed.set_desired(exist, &[], None);
+        testbed
     }
 
-    /// Begins the fetches that are due, and says of what.
+    /// Starts the due fetches and returns their ids.
     pub(crate) fn begin_due_fetches(&mut self) -> Vec<String> {
         let due = due_fetches(&self.state, self.now);
         for fetch in &due {
@@ -100,43 +100,39 @@ impl StateTestbed {
         due.iter().map(|fetch| fetch.id.to_string()).collect()
     }
 
-    /// The fetch of `name` that is under way ends like this.
-    pub(crate) fn finish_fetch(&mut self, name: &str, ended: Result<FetchedAdapter, FetchError>) {
-        let number = self.state.adapters[&id(name)].fetch.active.map(|fetch| fetch.fetch_id);
-        let number = number.unwrap_or_else(|| panic!("no fetch of {name} is under way"));
-        self.state.finish_fetch(&id(name), number, ended, 0.0, self.now);
+    /// Finishes the fetch of `name` that is in flight.
+    pub(crate) fn finish_fetch(&mut self, name: &str, result: Result<FetchedAdapter, FetchError>) {
+        let fetch_id = self.state.adapters[&id(name)].fetch.active.map(|fetch| fetch.fetch_id);
+        let fetch_id = fetch_id.unwrap_or_else(|| panic!("no fetch of {name} is in flight"));
+        self.state.finish_fetch(&id(name), fetch_id, result, 0.0, self.now);
     }
 
-    /// The same, with everything loaded and verified.
+    /// Like [`Self::with_listed`], with everything loaded and verified.
     pub(crate) fn with_verified(exist: &[&str]) -> Self {
-        let mut bed = Self::with_listed(exist);
-        bed.settle();
-        bed
+        let mut testbed = Self::with_listed(exist);
+        testbed.settle();
+        testbed
     }
 
-    pub(crate) fn set_desired(&mut self, exist: &[&str], not_exist: &[&str], key: Option<OperatorDirectives>) {
+    pub(crate) fn set_desired(&mut self, exist: &[&str], not_exist: &[&str], directives: Option<OperatorDirectives>) {
         let entries = |names: &[&str]| names.iter().map(|name| adapter_entry(name)).collect();
         let file = AdaptersFile {
             ensure_exist: entries(exist),
             ensure_not_exist: entries(not_exist),
             ..AdaptersFile::default()
         };
-        self.state.set_desired(
-            &DesiredAdapters { file, directives: key, hash: ContentHash::default() },
-            POD_NAME,
-            self.now,
-        );
+        self.state.set_desired(&DesiredAdapters { file, directives, hash: ContentHash::default() }, POD_NAME, self.now);
     }
 
     pub(crate) fn advance(&mut self, time: Duration) {
         self.now += time;
     }
 
-    /// A look at everything that the server shows now.
+    /// Polls everything that the server shows now.
     pub(crate) fn poll(&mut self) {
-        let ticket = self.state.begin_poll(PollRequest { metrics: true, models: true }, self.now);
-        let seen = self.observe();
-        self.state.finish_poll(ticket, seen, self.now);
+        let pending = self.state.begin_poll(PollRequest { metrics: true, models: true }, self.now);
+        let observation = self.observe();
+        self.state.finish_poll(pending, observation, self.now);
     }
 
     pub(crate) fn observe(&self) -> Result<ServerObservation, PollError> {
@@ -160,7 +156,7 @@ impl StateTestbed {
         })
     }
 
-    /// The server's process ends and another begins; both are seen.
+    /// Ends the server process and starts another one; a poll observes both.
     pub(crate) fn restart_server(&mut self, process: &'static str) {
         self.process_start = None;
         self.poll();
@@ -169,18 +165,18 @@ impl StateTestbed {
         self.poll();
     }
 
-    /// The sidecar starts again with what it kept; nothing happens to the server.
-    pub(crate) fn restart_sidecar(&mut self, kept: PersistedState) {
+    /// Restarts the sidecar with its persisted state; the server keeps running.
+    pub(crate) fn restart_sidecar(&mut self, persisted: PersistedState) {
         self.state = SidecarState::new("http://server", SidecarPolicy::default());
-        self.state.restore(kept);
+        self.state.restore(persisted);
     }
 
-    /// What would be asked now, as text.
+    /// Returns the calls that are decided now, as text.
     pub(crate) fn decided_calls(&self) -> Vec<String> {
         decide(&self.state, self.now).iter().map(call_name).collect()
     }
 
-    /// Begins everything that is decided, and says what.
+    /// Starts the calls that are decided now and returns them as text.
     pub(crate) fn begin_decided_calls(&mut self) -> Vec<String> {
         let actions = decide(&self.state, self.now);
         for action in &actions {
@@ -189,12 +185,12 @@ impl StateTestbed {
         actions.iter().map(call_name).collect()
     }
 
-    /// The call about `name` ends like this.
-    pub(crate) fn finish_call(&mut self, name: &str, answer: Result<(), VllmError>) {
-        self.state.finish_call(&id(name), self.state.epoch(), CallOutcome::Executed(answer), 0.0, self.now);
+    /// Finishes the call about `name` with this result.
+    pub(crate) fn finish_call(&mut self, name: &str, result: Result<(), VllmError>) {
+        self.state.finish_call(&id(name), self.state.epoch(), CallOutcome::Executed(result), 0.0, self.now);
     }
 
-    /// Begins what is decided and answers it well, until nothing more is decided.
+    /// Starts the decided calls and lets them succeed, until no more are decided.
     pub(crate) fn settle(&mut self) {
         loop {
             let actions = decide(&self.state, self.now);
@@ -212,7 +208,7 @@ impl StateTestbed {
         self.latch_if_ready();
     }
 
-    /// What the loop does when the server is found ready.
+    /// Latches readiness, as the loop does.
     pub(crate) fn latch_if_ready(&mut self) {
         if readiness(&self.state, self.now).ready {
             self.state.latch_ready();
@@ -231,19 +227,19 @@ impl StateTestbed {
         self.adapter_status(name).state
     }
 
-    /// The reason of its last error; empty where there is none.
+    /// Returns the reason of the last error; empty if there is none.
     pub(crate) fn error_reason(&self, name: &str) -> String {
         self.adapter_status(name).last_error.map(|problem| problem.reason).unwrap_or_default()
     }
 
-    /// Whether the server is ready, and the reason.
+    /// Returns whether the server is ready, and the reason.
     pub(crate) fn readiness(&self) -> (bool, String) {
         let readiness = readiness(&self.state, self.now);
         (readiness.ready, readiness.reason)
     }
 }
 
-/// Keeps what the hub has under `/fetched`.
+/// An adapter source with the folder `/fetched`; its fetches are finished by hand.
 #[derive(Debug)]
 struct StubAdapterSource;
 
@@ -256,11 +252,10 @@ impl AdapterSource for StubAdapterSource {
     }
 
     fn fetch<'a>(&'a self, _: &'a SourceRef, _: ProgressSink<'a>) -> FetchFuture<'a> {
-        unreachable!("the events of a fetch are played by hand")
+        unreachable!("tests finish fetches by hand")
     }
 }
 
-/// What a fetch brings.
 pub(crate) fn fetch_success() -> FetchedAdapter {
     FetchedAdapter { path: PathBuf::new(), commit: Some("c0ffee".to_owned()) }
 }

@@ -1,5 +1,5 @@
-//! The part of an API server that serves ConfigMaps of one namespace: get, list and watch, with versions, outages,
-//! refusals and silence.
+//! A fake API server for the ConfigMaps of one namespace: get, list and watch, with resource versions, outages,
+//! refusals and verbs that never answer.
 
 use axum::{
     Json, Router,
@@ -23,19 +23,19 @@ use tempfile::TempDir;
 use tokio::{runtime::Runtime, sync::watch};
 
 const NAMESPACE: &str = "default";
-/// What the kubeconfig shows the API server.
+/// The bearer token in the kubeconfig.
 pub(crate) const TOKEN: &str = "token-of-the-cluster-5e1d";
 
 #[derive(Debug, Default)]
 struct ApiServerState {
     version: u64,
-    /// Every event, with its version.
+    /// All watch events, with their resource versions.
     events: Vec<(u64, Value)>,
     objects: BTreeMap<String, Value>,
     forbidden: bool,
-    /// Verbs that get no answer; watches say nothing of what happens.
+    /// Verbs that get no answer; a muted watch delivers no events.
     muted_verbs: BTreeSet<&'static str>,
-    /// What was asked.
+    /// The received requests, in order.
     requests: Vec<String>,
 }
 
@@ -45,7 +45,7 @@ struct ApiServerContext {
     version_tx: watch::Sender<u64>,
 }
 
-/// The API server. It stays at one address over its outages.
+/// The fake API server. It keeps its address over outages.
 pub(crate) struct FakeApiServer {
     address: SocketAddr,
     server: ApiServerContext,
@@ -88,17 +88,17 @@ impl FakeApiServer {
         self.runtime = Some(runtime);
     }
 
-    /// An outage begins: every connection breaks.
+    /// Starts an outage: every connection breaks.
     pub(crate) fn stop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
     }
 
-    /// And ends.
+    /// Ends an outage, at the same address.
     pub(crate) fn restart(&mut self) {
         let listener = loop {
-            // The one before lets go of the address when the last of it has ended.
+            // The address is free only when the previous runtime has ended.
             match TcpListener::bind(self.address) {
                 Ok(listener) => break listener,
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
@@ -107,7 +107,7 @@ impl FakeApiServer {
         self.serve_on(listener);
     }
 
-    /// Writes a ConfigMap.
+    /// Creates or replaces a ConfigMap.
     pub(crate) fn apply(&self, name: &str, data: &[(&str, &str)]) {
         let version = {
             let mut shared = self.server.shared.lock().unwrap();
@@ -143,12 +143,12 @@ impl FakeApiServer {
         self.server.shared.lock().unwrap().forbidden = forbidden;
     }
 
-    /// Asked for this verb, it takes the connection and says nothing, as behind a proxy that is stuck.
+    /// Requests with this verb are accepted but never answered, as behind a proxy that hangs.
     pub(crate) fn mute_verb(&self, verb: &'static str) {
         self.server.shared.lock().unwrap().muted_verbs.insert(verb);
     }
 
-    /// It answers again.
+    /// Answers all verbs again.
     pub(crate) fn unmute(&self) {
         self.server.shared.lock().unwrap().muted_verbs.clear();
     }
@@ -224,21 +224,22 @@ async fn list_or_watch(
         }
     }
     let from: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or_default();
-    let news = server.version_tx.subscribe();
-    let events = stream::unfold((server, news, from, name), |(server, mut news, from, name)| async move {
+    let version_rx = server.version_tx.subscribe();
+    let events = stream::unfold((server, version_rx, from, name), |(server, mut version_rx, from, name)| async move {
         loop {
             let next = {
                 let shared = server.shared.lock().unwrap();
-                let wanted =
+                let is_selected =
                     |event: &Value| name.as_deref().is_none_or(|name| event["object"]["metadata"]["name"] == *name);
-                let found = shared.events.iter().find(|(version, event)| *version > from && wanted(event)).cloned();
+                let found =
+                    shared.events.iter().find(|(version, event)| *version > from && is_selected(event)).cloned();
                 found.filter(|_| !shared.muted_verbs.contains("watch"))
             };
             if let Some((version, event)) = next {
                 let line = format!("{event}\n");
-                return Some((Ok::<_, Infallible>(line), (server, news, version, name)));
+                return Some((Ok::<_, Infallible>(line), (server, version_rx, version, name)));
             }
-            news.changed().await.ok()?;
+            version_rx.changed().await.ok()?;
         }
     });
     ([("content-type", "application/json")], Body::from_stream(events)).into_response()

@@ -1,4 +1,4 @@
-//! Fed by a watch of one ConfigMap.
+//! Tests with the adapters file from a watch of one ConfigMap.
 
 use crate::{
     api_server::FakeApiServer,
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 const CONFIGMAP_NAME: &str = "adapters";
 
-/// A vLLM, an API server, and a mount that is empty at first.
+/// A fake vLLM, a fake API server, and a mount that is empty at first.
 struct ConfigMapTestbed {
     vllm: FakeVllm,
     api: FakeApiServer,
@@ -49,196 +49,199 @@ impl ConfigMapTestbed {
     }
 }
 
-fn wait_for_config_error(sidecar: &mut SidecarProgram, words: &str) -> String {
-    sidecar.wait_for(words, |sidecar| sidecar.status().config.error.filter(|said| said.contains(words)))
+fn wait_for_config_error(sidecar: &mut SidecarProgram, text: &str) -> String {
+    sidecar.wait_for(text, |sidecar| sidecar.status().config.error.filter(|error| error.contains(text)))
 }
 
 #[test]
-fn a_change_is_taken_in_milliseconds_with_the_hash_that_the_operator_computes() {
-    let bed = ConfigMapTestbed::new();
-    bed.apply(&["v0"], &[]);
-    let mut sidecar = bed.start(&[]);
+fn change_is_applied_in_milliseconds_with_the_operators_hash() {
+    let testbed = ConfigMapTestbed::new();
+    testbed.apply(&["v0"], &[]);
+    let mut sidecar = testbed.start(&[]);
     sidecar.wait_for_state("v0", AdapterState::Verified);
     let mut times = Vec::new();
     for round in 1..=5 {
         let id = format!("v{round}");
         let load = format!("load {id} /adapters/{id}");
-        let written = Instant::now();
-        bed.apply(&["v0", &id], &[]);
-        sidecar.wait_for(&load, |_| (bed.vllm.count_requests(&load) == 1).then_some(()));
-        times.push(written.elapsed());
+        let written_at = Instant::now();
+        testbed.apply(&["v0", &id], &[]);
+        sidecar.wait_for(&load, |_| (testbed.vllm.count_requests(&load) == 1).then_some(()));
+        times.push(written_at.elapsed());
     }
     times.sort();
     println!("from the write to the load: {times:?}");
     assert!(times[2] < Duration::from_millis(200), "{times:?}");
-    let (user, key) = (bed.file_text(&["v0"], &[]), "serving: [v0]\n");
-    bed.api.apply(CONFIGMAP_NAME, &[("configmap.yaml", &user), (DIRECTIVES_KEY, key), ("other", "text")]);
-    let hash = Some(content_hash(&user, Some(key)));
+    let (user, directives) = (testbed.file_text(&["v0"], &[]), "serving: [v0]\n");
+    testbed.api.apply(CONFIGMAP_NAME, &[("configmap.yaml", &user), (DIRECTIVES_KEY, directives), ("other", "text")]);
+    let hash = Some(content_hash(&user, Some(directives)));
     sidecar.wait_for("the hash", |sidecar| (sidecar.status().config.hash == hash).then_some(()));
     assert!(sidecar.status().config.operator_directives);
 }
 
 #[test]
-fn a_key_that_vanishes_in_one_write_is_waited_for() {
-    let bed = ConfigMapTestbed::new();
-    let (user, key) = (bed.file_text(&["v1", "deadly"], &[]), "managed: [\"*\"]\nadmitted: [v1]\nrejected: [deadly]\n");
-    bed.api.apply(CONFIGMAP_NAME, &[("configmap.yaml", &user), (DIRECTIVES_KEY, key)]);
-    let mut sidecar = bed.start(&[]);
+fn vanished_directives_keep_the_last_content_active() {
+    let testbed = ConfigMapTestbed::new();
+    let (user, directives) =
+        (testbed.file_text(&["v1", "deadly"], &[]), "managed: [\"*\"]\nadmitted: [v1]\nrejected: [deadly]\n");
+    testbed.api.apply(CONFIGMAP_NAME, &[("configmap.yaml", &user), (DIRECTIVES_KEY, directives)]);
+    let mut sidecar = testbed.start(&[]);
     sidecar.wait_for_state("v1", AdapterState::Verified);
-    bed.apply(&["v1", "v2", "deadly"], &[]);
+    testbed.apply(&["v1", "v2", "deadly"], &[]);
     wait_for_config_error(&mut sidecar, "`rollora.yaml` has vanished");
-    assert_eq!(sidecar.status().config.hash, Some(content_hash(&user, Some(key))));
+    assert_eq!(sidecar.status().config.hash, Some(content_hash(&user, Some(directives))));
     assert_eq!((sidecar.adapter_state("v2"), sidecar.adapter_state("deadly")), (None, Some(AdapterState::Rejected)));
-    bed.api.apply(CONFIGMAP_NAME, &[("configmap.yaml", &bed.file_text(&["v1", "v2"], &[])), (DIRECTIVES_KEY, "")]);
+    testbed
+        .api
+        .apply(CONFIGMAP_NAME, &[("configmap.yaml", &testbed.file_text(&["v1", "v2"], &[])), (DIRECTIVES_KEY, "")]);
     sidecar.wait_for_state("v2", AdapterState::Verified);
     assert_eq!(sidecar.status().config.error, None);
 }
 
 #[test]
-fn nothing_but_the_one_configmap_is_asked_for() {
-    let bed = ConfigMapTestbed::new();
-    bed.apply(&["v1"], &[]);
-    bed.api.apply("another", &[("configmap.yaml", "nothing of ours")]);
-    let mut sidecar = bed.start(&["--unload-grace", "1ms"]);
+fn only_the_one_configmap_is_requested() {
+    let testbed = ConfigMapTestbed::new();
+    testbed.apply(&["v1"], &[]);
+    testbed.api.apply("another", &[("configmap.yaml", "nothing of ours")]);
+    let mut sidecar = testbed.start(&["--unload-grace", "1ms"]);
     sidecar.wait_for_state("v1", AdapterState::Verified);
-    bed.apply(&[], &["v1"]);
+    testbed.apply(&[], &["v1"]);
     sidecar.wait_for_state("v1", AdapterState::Gone);
-    let mut asked = bed.api.requests();
-    asked.sort();
-    asked.dedup();
+    let mut requests = testbed.api.requests();
+    requests.sort();
+    requests.dedup();
     let only = ["get default/adapters", "list default?metadata.name=adapters", "watch default?metadata.name=adapters"];
-    assert_eq!(asked, only);
+    assert_eq!(requests, only);
 }
 
 #[test]
-fn an_outage_takes_nothing_back_and_what_changed_meanwhile_is_taken_after_it() {
-    let mut bed = ConfigMapTestbed::new();
-    bed.apply(&["v1"], &[]);
-    let mut sidecar = bed.start(&[]);
+fn api_outage_keeps_adapters_and_changes_apply_after_it() {
+    let mut testbed = ConfigMapTestbed::new();
+    testbed.apply(&["v1"], &[]);
+    let mut sidecar = testbed.start(&[]);
     sidecar.wait_for_state("v1", AdapterState::Verified);
     sidecar.wait_until_ready();
-    bed.api.stop();
+    testbed.api.stop();
     wait_for_config_error(&mut sidecar, "the API server cannot be reached");
     assert!(sidecar.readiness().0);
-    // A vLLM that restarts meanwhile gets back what it had.
-    bed.vllm.kill();
+    // A vLLM that restarts during the outage gets its adapters back.
+    testbed.vllm.kill();
     sidecar.wait_for("not ready", |sidecar| (!sidecar.readiness().0).then_some(()));
-    bed.vllm.restart();
+    testbed.vllm.restart();
     sidecar.wait_until_ready();
-    assert_eq!(bed.vllm.adapters(), ["v1"]);
-    bed.apply(&["v1", "v2"], &[]);
-    bed.api.restart();
+    assert_eq!(testbed.vllm.adapters(), ["v1"]);
+    testbed.apply(&["v1", "v2"], &[]);
+    testbed.api.restart();
     sidecar.wait_for_state("v2", AdapterState::Verified);
     assert_eq!(sidecar.status().config.error, None);
 }
 
 #[test]
-fn a_configmap_that_is_deleted_stays_in_force_and_that_is_said() {
-    let bed = ConfigMapTestbed::new();
-    bed.apply(&["v1"], &[]);
-    let mut sidecar = bed.start(&[]);
+fn deleted_configmap_stays_active_and_is_reported() {
+    let testbed = ConfigMapTestbed::new();
+    testbed.apply(&["v1"], &[]);
+    let mut sidecar = testbed.start(&[]);
     sidecar.wait_for_state("v1", AdapterState::Verified);
-    bed.api.delete(CONFIGMAP_NAME);
+    testbed.api.delete(CONFIGMAP_NAME);
     wait_for_config_error(&mut sidecar, "ConfigMap default/adapters is not there");
     assert_eq!(sidecar.adapter_state("v1"), Some(AdapterState::Verified));
-    bed.apply(&["v1", "v2"], &[]);
+    testbed.apply(&["v1", "v2"], &[]);
     sidecar.wait_for_state("v2", AdapterState::Verified);
     assert_eq!(sidecar.status().config.error, None);
 }
 
 #[test]
-fn the_mount_holds_until_the_api_has_spoken_and_not_after() {
-    let mut bed = ConfigMapTestbed::new();
-    bed.update_mount(&["mounted"]);
-    bed.api.set_forbidden(true);
-    let mut sidecar = bed.start(&[]);
+fn mount_is_used_only_until_the_api_delivers_valid_content() {
+    let mut testbed = ConfigMapTestbed::new();
+    testbed.update_mount(&["mounted"]);
+    testbed.api.set_forbidden(true);
+    let mut sidecar = testbed.start(&[]);
     sidecar.wait_for_state("mounted", AdapterState::Verified);
-    let said = wait_for_config_error(&mut sidecar, "it is forbidden to list configmaps/adapters in namespace default");
-    assert!(said.contains("until then the mounted file"), "{said}");
-    bed.update_mount(&["mounted", "again"]);
+    let error = wait_for_config_error(&mut sidecar, "it is forbidden to list configmaps/adapters in namespace default");
+    assert!(error.contains("until then the mounted file"), "{error}");
+    testbed.update_mount(&["mounted", "again"]);
     sidecar.wait_for_state("again", AdapterState::Verified);
-    bed.api.set_forbidden(false);
+    testbed.api.set_forbidden(false);
     wait_for_config_error(&mut sidecar, "ConfigMap default/adapters is not there");
-    // What the API says first is not good: the mount stays.
-    bed.api.apply(CONFIGMAP_NAME, &[("adapters.yaml", "wrong key")]);
-    let said = wait_for_config_error(&mut sidecar, "has no text under `configmap.yaml` and holds `adapters.yaml`");
-    assert!(said.contains("--configmap-key"), "{said}");
-    bed.apply(&["v1"], &[]);
+    // The first content from the API is not valid: the mount is still used.
+    testbed.api.apply(CONFIGMAP_NAME, &[("adapters.yaml", "wrong key")]);
+    let error = wait_for_config_error(&mut sidecar, "has no text under `configmap.yaml` and holds `adapters.yaml`");
+    assert!(error.contains("--configmap-key"), "{error}");
+    testbed.apply(&["v1"], &[]);
     sidecar.wait_for_state("v1", AdapterState::Verified);
     assert_eq!(sidecar.status().config.error, None);
     let hash = sidecar.status().config.hash;
-    bed.update_mount(&["mounted", "late"]);
-    bed.apply(&["v1", "v2"], &[]);
+    testbed.update_mount(&["mounted", "late"]);
+    testbed.apply(&["v1", "v2"], &[]);
     sidecar.wait_for_state("v2", AdapterState::Verified);
     assert_ne!(sidecar.status().config.hash, hash);
-    assert_eq!(sidecar.adapter_state("late"), None, "the mount is older than what the API says");
+    assert_eq!(sidecar.adapter_state("late"), None, "the mount must be ignored after the API has delivered");
 }
 
 #[test]
-fn an_api_server_that_takes_connections_and_says_nothing_is_not_waited_for() {
-    let mut bed = ConfigMapTestbed::new();
-    bed.update_mount(&["mounted"]);
-    bed.apply(&["v1"], &[]);
-    bed.api.mute_verb("list");
-    let mut sidecar = bed.start(&[]);
+fn mount_is_used_while_the_api_server_does_not_answer() {
+    let mut testbed = ConfigMapTestbed::new();
+    testbed.update_mount(&["mounted"]);
+    testbed.apply(&["v1"], &[]);
+    testbed.api.mute_verb("list");
+    let mut sidecar = testbed.start(&[]);
     sidecar.wait_for_state("mounted", AdapterState::Verified);
     wait_for_config_error(&mut sidecar, "did not answer");
-    bed.api.unmute();
+    testbed.api.unmute();
     sidecar.wait_for_state("v1", AdapterState::Verified);
 }
 
 #[test]
-fn what_cannot_be_read_changes_nothing() {
-    let bed = ConfigMapTestbed::new();
-    bed.apply(&["v1"], &[]);
-    let mut sidecar = bed.start(&[]);
+fn invalid_content_changes_nothing() {
+    let testbed = ConfigMapTestbed::new();
+    testbed.apply(&["v1"], &[]);
+    let mut sidecar = testbed.start(&[]);
     sidecar.wait_for_state("v1", AdapterState::Verified);
-    bed.api.apply(CONFIGMAP_NAME, &[("configmap.yaml", "vLLMLoRAConfig: [")]);
+    testbed.api.apply(CONFIGMAP_NAME, &[("configmap.yaml", "vLLMLoRAConfig: [")]);
     wait_for_config_error(&mut sidecar, "ConfigMap default/adapters, key configmap.yaml");
-    let good = bed.file_text(&["v1"], &[]);
-    bed.api.apply(CONFIGMAP_NAME, &[("configmap.yaml", &good), (DIRECTIVES_KEY, "serving: 1")]);
-    wait_for_config_error(&mut sidecar, "rollora.yaml beside ConfigMap default/adapters");
+    let good = testbed.file_text(&["v1"], &[]);
+    testbed.api.apply(CONFIGMAP_NAME, &[("configmap.yaml", &good), (DIRECTIVES_KEY, "serving: 1")]);
+    wait_for_config_error(&mut sidecar, "rollora.yaml next to ConfigMap default/adapters");
     assert_eq!(sidecar.adapter_state("v1"), Some(AdapterState::Verified));
 }
 
 #[test]
-fn the_key_of_the_configmap_can_be_named() {
-    let bed = ConfigMapTestbed::new();
-    bed.api.apply(CONFIGMAP_NAME, &[("adapters.yaml", &bed.file_text(&["v1"], &[]))]);
-    let mut sidecar = bed.start(&["--configmap-key", "adapters.yaml"]);
+fn configmap_key_can_be_configured() {
+    let testbed = ConfigMapTestbed::new();
+    testbed.api.apply(CONFIGMAP_NAME, &[("adapters.yaml", &testbed.file_text(&["v1"], &[]))]);
+    let mut sidecar = testbed.start(&["--configmap-key", "adapters.yaml"]);
     sidecar.wait_for_state("v1", AdapterState::Verified);
 }
 
-/// An adapter that was used a moment ago and is unlisted: it waits for the end of its grace.
-fn retiring(bed: &ConfigMapTestbed) -> SidecarProgram {
-    bed.apply(&["v1"], &[]);
-    let mut sidecar = bed.start(&["--unload-grace", "2s"]);
+/// Starts a sidecar whose adapter was just used and then unlisted, so that it waits for its unload grace.
+fn start_with_retiring_v1(testbed: &ConfigMapTestbed) -> SidecarProgram {
+    testbed.apply(&["v1"], &[]);
+    let mut sidecar = testbed.start(&["--unload-grace", "2s"]);
     sidecar.wait_for_state("v1", AdapterState::Verified);
-    bed.vllm.mark_used("v1");
-    bed.apply(&[], &["v1"]);
+    testbed.vllm.mark_used("v1");
+    testbed.apply(&[], &["v1"]);
     sidecar.wait_for_state("v1", AdapterState::Unloading);
     sidecar.wait_for("the grace", |sidecar| sidecar.status().adapters.iter().find_map(|adapter| adapter.last_used));
     sidecar
 }
 
 #[test]
-fn before_an_unload_the_api_is_asked_itself() {
-    let bed = ConfigMapTestbed::new();
-    let mut sidecar = retiring(&bed);
-    bed.api.mute_verb("watch");
-    bed.apply(&["v1"], &[]);
+fn configmap_is_read_live_before_an_unload() {
+    let testbed = ConfigMapTestbed::new();
+    let mut sidecar = start_with_retiring_v1(&testbed);
+    testbed.api.mute_verb("watch");
+    testbed.apply(&["v1"], &[]);
     sidecar.wait_for_state("v1", AdapterState::Verified);
-    assert_eq!(bed.vllm.count_requests("unload v1"), 0, "somebody put it back, and only a read could tell");
-    assert!(bed.api.requests().contains(&"get default/adapters".to_owned()));
-    assert_eq!(sidecar.status().config.error, None, "it answers, and nothing is wrong");
+    assert_eq!(testbed.vllm.count_requests("unload v1"), 0, "it was listed again, which only a live read shows");
+    assert!(testbed.api.requests().contains(&"get default/adapters".to_owned()));
+    assert_eq!(sidecar.status().config.error, None, "the API server answers, so there must be no error");
     assert!(!sidecar.has_logged("has not answered yet"));
 }
 
 #[test]
-fn an_api_server_that_does_not_answer_does_not_keep_an_adapter_for_ever() {
-    let bed = ConfigMapTestbed::new();
-    let mut sidecar = retiring(&bed);
-    bed.api.mute_verb("get");
+fn unload_goes_on_if_the_api_server_does_not_answer() {
+    let testbed = ConfigMapTestbed::new();
+    let mut sidecar = start_with_retiring_v1(&testbed);
+    testbed.api.mute_verb("get");
     sidecar.wait_for_state("v1", AdapterState::Gone);
-    assert_eq!(bed.vllm.count_requests("unload v1"), 1);
+    assert_eq!(testbed.vllm.count_requests("unload v1"), 1);
 }

@@ -1,4 +1,4 @@
-//! `docs/sidecar.md` names everything that there is.
+//! Tests that `docs/sidecar.md` names every flag, metric and state.
 
 use crate::testbed::{ProgramTestbed, SidecarCommand};
 use rollora_api::sidecar_status::AdapterState;
@@ -8,44 +8,44 @@ fn read_page() -> String {
     std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/sidecar.md")).unwrap()
 }
 
-/// The words of a text that begin like this.
-fn words_with_prefix(text: &str, start: &str) -> BTreeSet<String> {
-    let plain = |character: char| !(character.is_ascii_alphanumeric() || "-_".contains(character));
-    text.split(plain)
-        .filter(|word| word.starts_with(start) && word.chars().any(char::is_alphanumeric))
+/// The words of `text` that begin with `prefix`.
+fn words_with_prefix(text: &str, prefix: &str) -> BTreeSet<String> {
+    let is_separator = |character: char| !(character.is_ascii_alphanumeric() || "-_".contains(character));
+    text.split(is_separator)
+        .filter(|word| word.starts_with(prefix) && word.chars().any(char::is_alphanumeric))
         .map(str::to_owned)
         .collect()
 }
 
 #[test]
-fn the_page_names_every_flag_and_no_other() {
+fn page_names_every_flag_and_no_other() {
     let (_, help) = SidecarCommand::new().args(["--help"]).run();
-    let ours = |word: &String| !["--help", "--version"].contains(&word.as_str());
-    let flags: BTreeSet<String> = words_with_prefix(&help, "--").into_iter().filter(ours).collect();
+    let is_documented = |word: &String| !["--help", "--version"].contains(&word.as_str());
+    let flags: BTreeSet<String> = words_with_prefix(&help, "--").into_iter().filter(is_documented).collect();
     assert!(flags.len() > 15, "{flags:?}");
     assert_eq!(words_with_prefix(&read_page(), "--"), flags);
 }
 
 #[test]
-fn the_page_names_every_metric() {
-    let mut bed = ProgramTestbed::with_verified(&["v1"]);
-    bed.vllm.configure(|knobs| {
+fn page_names_every_metric() {
+    let mut testbed = ProgramTestbed::with_verified(&["v1"]);
+    testbed.vllm.configure(|knobs| {
         knobs.failing.insert("v2".to_owned(), (500, "no".to_owned()));
     });
-    bed.update_file(&["v1", "v2"], &[], None);
-    bed.sidecar.wait_for_state("v2", AdapterState::Failed);
-    let (_, told) = bed.sidecar.get("/metrics");
+    testbed.update_file(&["v1", "v2"], &[], None);
+    testbed.sidecar.wait_for_state("v2", AdapterState::Failed);
+    let (_, metrics) = testbed.sidecar.get("/metrics");
     let page = read_page();
-    let families = told.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let families = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     let families: Vec<&str> = families.collect();
-    assert!(families.len() > 10, "{told}");
+    assert!(families.len() > 10, "{metrics}");
     for family in families {
         assert!(page.contains(&format!("`{family}")), "{family} is not on the page");
     }
 }
 
 #[test]
-fn the_page_names_every_state() {
+fn page_names_every_state() {
     use AdapterState::{
         AwaitingAdmission, Failed, Fetching, Gone, InBothLists, Loaded, Loading, Pending, Quarantined, Rejected,
         ServerDied, SourceChanged, SourceRefused, Unlisted, UnloadHeld, Unloading, Verified,

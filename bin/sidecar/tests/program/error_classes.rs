@@ -1,5 +1,5 @@
-//! Each class of error comes out of `/status`, `/readyz`, `/metrics` and the log as what it is, with vLLM's recorded
-//! words where it had any.
+//! Tests that `/status`, `/readyz`, `/metrics` and the log report the class of each error, with recorded messages of
+//! vLLM where it has one.
 
 use crate::{
     fake::{FakeVllm, FakeVllmConfig},
@@ -8,20 +8,20 @@ use crate::{
 use rollora_api::sidecar_status::ReportedError;
 use serde_json::Value;
 
-/// The status and the words of a recorded answer.
+/// The HTTP status and the message of a recorded answer.
 fn recorded_answer(label: &str) -> (u16, String) {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testbed/testdata/vllm/transcript.jsonl");
     let text = std::fs::read_to_string(file).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let line = lines.into_iter().find(|line| line["label"] == label).unwrap_or_else(|| panic!("no {label}"));
     let answer: Value = serde_json::from_str(line["response"].as_str().unwrap()).unwrap();
-    let words = answer["error"]["message"].as_str().unwrap().to_owned();
-    (line["status"].as_u64().unwrap().try_into().unwrap(), words)
+    let text = answer["error"]["message"].as_str().unwrap().to_owned();
+    (line["status"].as_u64().unwrap().try_into().unwrap(), text)
 }
 
-/// Has `bad` loaded by such a server, and returns what is told of the failure once it is told everywhere.
-fn load_failure(knobs: FakeVllmConfig, args: &[&str]) -> (SidecarProgram, ReportedError) {
-    let (vllm, mut mount) = (FakeVllm::start(knobs), ConfigMapMount::new());
+/// Lets a server with `config` load `bad`, and returns the failure once `/status`, `/metrics` and the log report it.
+fn load_failure(config: FakeVllmConfig, args: &[&str]) -> (SidecarProgram, ReportedError) {
+    let (vllm, mut mount) = (FakeVllm::start(config), ConfigMapMount::new());
     mount.update(&adapters_file(vllm.port(), &["bad"], &[]), None);
     let start = SidecarCommand::new().path("--config", &mount.file()).args(args.iter().copied());
     let mut sidecar = start.start();
@@ -29,15 +29,15 @@ fn load_failure(knobs: FakeVllmConfig, args: &[&str]) -> (SidecarProgram, Report
         let adapter = sidecar.status().adapters.into_iter().next()?;
         (adapter.attempts > 0).then_some(adapter.last_error).flatten()
     });
-    let counted = format!("rollora_sidecar_calls_total{{call=\"load\",outcome=\"{}\"}}", problem.reason);
+    let counter = format!("rollora_sidecar_calls_total{{call=\"load\",outcome=\"{}\"}}", problem.reason);
     let metrics = sidecar.get("/metrics").1;
-    assert!(metrics.contains(&counted), "{counted} is not in\n{metrics}");
+    assert!(metrics.contains(&counter), "{counter} is not in\n{metrics}");
     assert!(metrics.contains("rollora_sidecar_adapter_attempts{adapter_name=\"bad\"}"), "{metrics}");
     sidecar.wait_for("the log", |sidecar| {
         let line =
             sidecar.log().into_iter().find(|line| line.contains(&problem.message) && line.contains("adapter=bad"))?;
-        let told = ["source=\"/adapters/bad\"", "attempts=", "next_try="].iter().all(|word| line.contains(word));
-        assert!(told, "{line}");
+        let complete = ["source=\"/adapters/bad\"", "attempts=", "next_try="].iter().all(|field| line.contains(field));
+        assert!(complete, "{line}");
         Some(())
     });
     (sidecar, *problem)
@@ -51,14 +51,14 @@ fn failing_with(label: &str) -> FakeVllmConfig {
 }
 
 #[test]
-fn every_class_of_a_failed_load_is_told_as_what_it_is() {
+fn failed_load_is_reported_with_its_error_class() {
     let off = FakeVllmConfig { runtime_updating_off: true, ..FakeVllmConfig::default() };
     let broken = FakeVllmConfig {
         failing: std::iter::once(("bad".to_owned(), (500, "Internal Server Error".to_owned()))).collect(),
         ..FakeVllmConfig::default()
     };
     let hanging = FakeVllmConfig { hanging: std::iter::once("bad".to_owned()).collect(), ..FakeVllmConfig::default() };
-    for (knobs, args, reason, words) in [
+    for (config, args, reason, text) in [
         (off, &[][..], "RuntimeUpdatingOff", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
         (failing_with("bad abs path"), &[], "AdapterNotFound", "check that this folder exists where vLLM runs"),
         (failing_with("rank 32 > max-lora-rank 16"), &[], "RankTooHigh", "rank 32 and vLLM takes at most 16"),
@@ -70,30 +70,31 @@ fn every_class_of_a_failed_load_is_told_as_what_it_is() {
         (broken, &[], "ServerError", "look into vLLM's log"),
         (hanging, &["--load-timeout", "300ms"], "Timeout", "it may still do so"),
     ] {
-        let (_sidecar, problem) = load_failure(knobs, args);
+        let (_sidecar, problem) = load_failure(config, args);
         assert_eq!(problem.reason, reason, "{}", problem.message);
-        assert!(problem.message.contains(words), "{reason}: {}", problem.message);
+        assert!(problem.message.contains(text), "{reason}: {}", problem.message);
     }
 }
 
 #[test]
-fn a_server_that_cannot_be_asked_is_told_as_what_it_is() {
+fn unavailable_server_is_reported_with_its_error_class() {
     let refusing = FakeVllm::start(FakeVllmConfig { api_key: Some("key".to_owned()), ..FakeVllmConfig::default() });
     let gone = FakeVllm::start(FakeVllmConfig::default());
     gone.kill();
-    for (port, reason, words) in [
+    for (port, reason, text) in [
         (refusing.port(), "Unauthorized", "give the key that it was started with"),
         (gone.port(), "Unreachable", "check that it runs and listens there"),
     ] {
         let mut mount = ConfigMapMount::new();
         mount.update(&adapters_file(port, &["v1"], &[]), None);
         let mut sidecar = SidecarProgram::start_with_mount(&mount);
-        let problem = sidecar.wait_for(reason, |sidecar| sidecar.status().problem.filter(|said| said.reason == reason));
-        assert!(problem.message.contains(words), "{}", problem.message);
-        let (ready, why) = sidecar.readiness();
-        assert!(!ready && why.starts_with(reason) && why.contains(words), "{why}");
+        let problem =
+            sidecar.wait_for(reason, |sidecar| sidecar.status().problem.filter(|problem| problem.reason == reason));
+        assert!(problem.message.contains(text), "{}", problem.message);
+        let (ready, message) = sidecar.readiness();
+        assert!(!ready && message.starts_with(reason) && message.contains(text), "{message}");
         let metrics = sidecar.get("/metrics").1;
         assert!(metrics.contains("rollora_sidecar_vllm_up 0"), "{metrics}");
-        sidecar.wait_for("the log", |sidecar| sidecar.has_logged(words).then_some(()));
+        sidecar.wait_for("the log", |sidecar| sidecar.has_logged(text).then_some(()));
     }
 }

@@ -1,4 +1,4 @@
-//! Adapters of a hub, brought into a folder that vLLM reads.
+//! Tests of hub adapters that are fetched into a folder that vLLM reads.
 
 use crate::{
     fake::{FakeVllm, FakeVllmConfig},
@@ -8,7 +8,7 @@ use crate::{
 use rollora_api::sidecar_status::AdapterState;
 use std::fs;
 
-/// The file, with one adapter of the hub before those of the disk.
+/// An adapters file with one hub adapter, followed by adapters from disk.
 fn file_with_hub_adapter(port: u16, disk: &[&str]) -> String {
     let models = "ensureExist:\n    models:";
     adapters_file(port, disk, &[]).replacen(
@@ -19,7 +19,7 @@ fn file_with_hub_adapter(port: u16, disk: &[&str]) -> String {
 }
 
 #[test]
-fn an_adapter_of_the_hub_is_fetched_and_loaded_by_its_path_and_holds_up_nobody() {
+fn hub_adapter_is_fetched_and_loaded_without_delaying_others() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let hub = runtime.block_on(FakeHub::start());
     hub.set_fault(HubFault::Cut(1000));
@@ -32,8 +32,8 @@ fn an_adapter_of_the_hub_is_fetched_and_loaded_by_its_path_and_holds_up_nobody()
     };
     let mut sidecar = start();
     sidecar.wait_for_state("v1", AdapterState::Verified);
-    let away = sidecar.status();
-    let waiting = away.adapters.iter().find(|adapter| adapter.id.as_str() == "hubbed").unwrap();
+    let status = sidecar.status();
+    let waiting = status.adapters.iter().find(|adapter| adapter.id.as_str() == "hubbed").unwrap();
     assert_ne!(waiting.state, AdapterState::Verified);
     let loads = || vllm.requests().into_iter().filter(|line| line.starts_with("load hubbed ")).collect::<Vec<_>>();
     assert!(loads().is_empty());
@@ -49,12 +49,12 @@ fn an_adapter_of_the_hub_is_fetched_and_loaded_by_its_path_and_holds_up_nobody()
     let fetch = fetched.fetch.as_ref().unwrap();
     assert_eq!((fetch.commit.as_deref(), Some(fetch.bytes)), (Some(COMMIT), fetch.total_bytes));
     assert_eq!(loads(), [format!("load hubbed {root}")]);
-    assert!(hub.requests().iter().all(|asked| asked.token.as_deref() == Some("Bearer hf_secret")));
+    assert!(hub.requests().iter().all(|request| request.token.as_deref() == Some("Bearer hf_secret")));
 
-    // What it finds again after a restart is what it wants: nothing is fetched or loaded anew.
-    let asked = hub.requests().len();
+    // After a restart of the sidecar nothing is fetched or loaded again.
+    let request_count = hub.requests().len();
     drop(sidecar);
     let mut sidecar = start();
     sidecar.wait_for_state("hubbed", AdapterState::Verified);
-    assert_eq!((hub.requests().len(), loads().len()), (asked, 1));
+    assert_eq!((hub.requests().len(), loads().len()), (request_count, 1));
 }

@@ -1,4 +1,4 @@
-//! The command line.
+//! Tests of the command line, its errors, and its compatibility with lora-syncer.
 
 use crate::{
     fake::{FakeVllm, FakeVllmConfig},
@@ -8,7 +8,7 @@ use rollora_api::sidecar_status::AdapterState;
 use std::net::TcpListener;
 
 #[test]
-fn the_help_names_the_flags_and_defaults_of_lora_syncer_and_shows_examples() {
+fn help_has_lora_syncer_flags_and_defaults_and_examples() {
     let (code, help) = SidecarCommand::new().args(["--help"]).run();
     assert_eq!(code, Some(0));
     for (flag, default) in [
@@ -27,7 +27,7 @@ fn the_help_names_the_flags_and_defaults_of_lora_syncer_and_shows_examples() {
 }
 
 #[test]
-fn a_mistake_is_said_with_its_flag_and_what_to_write() {
+fn invalid_value_is_reported_with_its_flag_and_a_fix() {
     let empty = tempfile::NamedTempFile::new().unwrap();
     let empty = empty.path().to_str().unwrap();
     let busy = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -57,27 +57,27 @@ fn a_mistake_is_said_with_its_flag_and_what_to_write() {
         (&["--address", "127.0.0.1", "--metrics-port", &busy_port], 1, &["--metrics-port", "another port"]),
         (&["--metrics-port", "0", "--address", "127.0.0.1", "--state-dir", "/proc/x"], 1, &["--state-dir", "emptyDir"]),
     ];
-    for (args, expected, words) in cases {
-        let (code, said) = SidecarCommand::new().args(args.iter().copied()).run();
-        assert_eq!(code, Some(*expected), "{args:?}: {said}");
-        for word in *words {
-            assert!(said.contains(word), "{args:?}: {word} is not in: {said}");
+    for (args, expected, texts) in cases {
+        let (code, output) = SidecarCommand::new().args(args.iter().copied()).run();
+        assert_eq!(code, Some(*expected), "{args:?}: {output}");
+        for text in *texts {
+            assert!(output.contains(text), "{args:?}: {text} is not in: {output}");
         }
     }
 }
 
 #[test]
-fn a_watch_without_a_way_to_a_cluster_says_how_to_give_one() {
+fn configmap_flag_without_a_cluster_reports_the_kubeconfig() {
     let common = ["--configmap", "default/a", "--metrics-port", "0", "--address", "127.0.0.1"];
-    let (code, said) = SidecarCommand::new().args(common).env("KUBECONFIG", "/nonexistent/kubeconfig").run();
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("--configmap") && said.contains("/nonexistent/kubeconfig"), "{said}");
+    let (code, output) = SidecarCommand::new().args(common).env("KUBECONFIG", "/nonexistent/kubeconfig").run();
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("--configmap") && output.contains("/nonexistent/kubeconfig"), "{output}");
 }
 
 #[test]
-fn a_deployment_of_lora_syncer_works_as_it_stands() {
+fn lora_syncer_deployment_works_unchanged() {
     let (vllm, mut mount) = (FakeVllm::start(FakeVllmConfig::default()), ConfigMapMount::new());
-    // As in the old README: keys that nobody reads any more, entries with a base model, ids in both lists.
+    // As in the README of lora-syncer: keys that are ignored now, entries with a base model, ids in both lists.
     let file = format!(
         "vLLMLoRAConfig:\n  name: sql-loras-llama\n  host: 127.0.0.1\n  port: {}\n  defaultBaseModel: base\n  \
          ensureExist:\n    models:\n    - base-model: base\n      id: tweet-summary-1\n      source: /adapters/one\n    \
@@ -86,9 +86,9 @@ fn a_deployment_of_lora_syncer_works_as_it_stands() {
         vllm.port()
     );
     mount.update(&file, None);
-    let old = ["--health-check-timeout=300", "--health-check-interval", "2", "--reconcile-trigger", "5"];
+    let lora_syncer_args = ["--health-check-timeout=300", "--health-check-interval", "2", "--reconcile-trigger", "5"];
     let mut sidecar = SidecarCommand::new()
-        .args(old)
+        .args(lora_syncer_args)
         .args(["--config-validation"])
         .env("DYNAMIC_LORA_ROLLOUT_CONFIG", mount.file())
         .start();
@@ -100,35 +100,35 @@ fn a_deployment_of_lora_syncer_works_as_it_stands() {
         "lora_syncer_adapter_status{adapter_name=\"tweet-summary-1\"} 1",
         "lora_syncer_adapter_status{adapter_name=\"tweet-summary-0\"} 0",
     ] {
-        assert!(metrics.lines().any(|told| told == line), "{line} is not in\n{metrics}");
+        assert!(metrics.lines().any(|existing| existing == line), "{line} is not in\n{metrics}");
     }
-    assert!(sidecar.has_logged("both"), "that an id stands in both lists is said");
+    assert!(sidecar.has_logged("both"), "an id in both lists must be logged");
 }
 
 #[test]
-fn a_system_that_trusts_nobody_needs_a_ca() {
+fn system_without_ca_certificates_needs_a_ca_file() {
     let start = SidecarCommand::new().env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
-    let (code, said) = start.args(["--vllm-tls", "--metrics-port", "0", "--address", "127.0.0.1"]).run();
-    assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("--vllm-tls") && said.contains("give --vllm-ca-file"), "{said}");
+    let (code, output) = start.args(["--vllm-tls", "--metrics-port", "0", "--address", "127.0.0.1"]).run();
+    assert_eq!(code, Some(2), "{output}");
+    assert!(output.contains("--vllm-tls") && output.contains("give --vllm-ca-file"), "{output}");
 }
 
 #[test]
-fn an_interval_that_has_no_effect_any_more_is_said() {
+fn ignored_interval_is_logged() {
     let mut mount = ConfigMapMount::new();
     mount.update(&adapters_file(1, &[], &[]), None);
     let mut sidecar =
         SidecarCommand::new().path("--config", &mount.file()).args(["--health-check-interval", "30"]).start();
-    sidecar.wait_for("it is said", |sidecar| sidecar.has_logged("--health-check-interval has no effect").then_some(()));
+    sidecar.wait_for("the note", |sidecar| sidecar.has_logged("--health-check-interval has no effect").then_some(()));
     let quiet = SidecarProgram::start_with_mount(&mount);
     assert!(!quiet.has_logged("has no effect"));
 }
 
 #[test]
-fn a_source_that_is_not_allowed_is_never_loaded_and_the_status_says_what_is() {
+fn refused_source_is_not_loaded_and_status_names_allowed_ones() {
     let (vllm, mut mount) = (FakeVllm::start(FakeVllmConfig::default()), ConfigMapMount::new());
-    let good = adapters_file(vllm.port(), &["v1", "v2"], &[]);
-    mount.update(&good.replace("/adapters/v2", "/adapters/../tmp/v2"), None);
+    let text = adapters_file(vllm.port(), &["v1", "v2"], &[]);
+    mount.update(&text.replace("/adapters/v2", "/adapters/../tmp/v2"), None);
     let start = || SidecarCommand::new().path("--config", &mount.file());
     for mut sidecar in [
         start().args(["--allow-source", "org/", "--allow-source", "/adapters"]).start(),
@@ -143,5 +143,5 @@ fn a_source_that_is_not_allowed_is_never_loaded_and_the_status_says_what_is() {
         assert_eq!(error.reason, "SourceNotAllowed");
         assert!(error.message.contains("org/, /adapters only"), "{}", error.message);
     }
-    assert!(vllm.requests().iter().all(|asked| !asked.contains("v2")), "{:?}", vllm.requests());
+    assert!(vllm.requests().iter().all(|request| !request.contains("v2")), "{:?}", vllm.requests());
 }

@@ -1,6 +1,6 @@
-//! The program as it is run: its real command line, files, signals and HTTP, beside a small vLLM on loopback.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test says by a panic what is wrong")]
-#![allow(clippy::disallowed_methods, reason = "tests wait, and the small vLLM has a clock of its own")]
+//! Tests of the program through its command line, files, signals and HTTP, with a fake vLLM on loopback.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+#![allow(clippy::disallowed_methods, reason = "tests sleep, and the fake vLLM reads the clock")]
 
 mod api_server;
 mod configmap_watch;
@@ -13,7 +13,7 @@ mod fetching;
 mod file;
 mod flags;
 #[path = "../../../../crates/adapter-source/tests/hub/fake.rs"]
-#[allow(dead_code, reason = "shared with the tests of the store")]
+#[allow(dead_code, reason = "shared with the tests of rollora-adapter-source")]
 mod hub;
 mod manifests;
 mod readiness;

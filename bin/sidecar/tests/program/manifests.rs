@@ -1,9 +1,9 @@
-//! The manifests that we ship: what our own containers may do, and what the sidecar asks of a pod.
+//! Tests of the shipped manifests: the privileges of Rollora's containers, and how a pod runs the sidecar.
 
 use serde_json::{Value, json};
 use std::{fs, path::Path};
 
-/// Every Deployment below `manifests`, with its file.
+/// Returns the pod spec of every Deployment below `manifests`, with its file.
 fn deployments() -> Vec<(String, Value)> {
     let mut folders = vec![Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests")).to_owned()];
     let mut found = Vec::new();
@@ -22,7 +22,7 @@ fn deployments() -> Vec<(String, Value)> {
     found
 }
 
-/// The containers of a pod whose image is ours.
+/// Returns the containers of a pod that run one of Rollora's images.
 fn own_containers(pod: &Value) -> impl Iterator<Item = &Value> {
     let lists = [&pod["initContainers"], &pod["containers"]];
     let all = lists.into_iter().filter_map(Value::as_array).flatten();
@@ -30,24 +30,24 @@ fn own_containers(pod: &Value) -> impl Iterator<Item = &Value> {
 }
 
 #[test]
-fn every_container_of_ours_is_as_small_as_a_container_can_be() {
+fn own_containers_have_minimal_privileges() {
     let deployments = deployments();
     let mut images = Vec::new();
     for (file, pod) in &deployments {
         for container in own_containers(pod) {
-            let place = format!("{file}: {}", container["name"]);
+            let location = format!("{file}: {}", container["name"]);
             let own = &container["securityContext"];
-            // What a container does not say is what its pod says.
-            let said = |name: &str| if own[name].is_null() { &pod["securityContext"][name] } else { &own[name] };
-            assert_eq!(said("runAsNonRoot"), true, "{place}");
-            assert!(said("runAsUser").as_u64().is_some_and(|user| user > 0), "{place}");
-            assert_eq!(*said("seccompProfile"), json!({ "type": "RuntimeDefault" }), "{place}");
-            assert_eq!(own["allowPrivilegeEscalation"], false, "{place}");
-            assert_eq!(own["readOnlyRootFilesystem"], true, "{place}");
-            assert_eq!(own["capabilities"], json!({ "drop": ["ALL"] }), "{place}");
-            assert!(own["privileged"].is_null() && pod["hostNetwork"].is_null(), "{place}");
-            assert!(container["resources"]["limits"]["memory"].is_string(), "{place}");
-            assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/livez", "{place}");
+            // A container inherits what it does not set from its pod.
+            let setting = |name: &str| if own[name].is_null() { &pod["securityContext"][name] } else { &own[name] };
+            assert_eq!(setting("runAsNonRoot"), true, "{location}");
+            assert!(setting("runAsUser").as_u64().is_some_and(|user| user > 0), "{location}");
+            assert_eq!(*setting("seccompProfile"), json!({ "type": "RuntimeDefault" }), "{location}");
+            assert_eq!(own["allowPrivilegeEscalation"], false, "{location}");
+            assert_eq!(own["readOnlyRootFilesystem"], true, "{location}");
+            assert_eq!(own["capabilities"], json!({ "drop": ["ALL"] }), "{location}");
+            assert!(own["privileged"].is_null() && pod["hostNetwork"].is_null(), "{location}");
+            assert!(container["resources"]["limits"]["memory"].is_string(), "{location}");
+            assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/livez", "{location}");
             images.push(container["image"].as_str().unwrap().to_owned());
         }
     }
@@ -57,31 +57,34 @@ fn every_container_of_ours_is_as_small_as_a_container_can_be() {
 }
 
 #[test]
-fn the_sidecar_is_a_native_one_and_answers_for_vllm() {
+fn sidecar_is_native_and_answers_the_readiness_probe_of_vllm() {
     let deployments = deployments();
     let (file, pod) =
         deployments.iter().find(|(_, pod)| own_containers(pod).any(|c| c["image"] == "rollora-sidecar")).unwrap();
     let init = pod["initContainers"].as_array().unwrap();
     let sidecar = init.iter().find(|container| container["image"] == "rollora-sidecar").unwrap();
     assert_eq!(sidecar["restartPolicy"], "Always", "{file}");
-    // vLLM's start may not wait for it: it answers before vLLM does.
+    // The start of vLLM must not wait for the sidecar, which answers before vLLM does.
     assert!(sidecar["startupProbe"].is_null());
     let vllm = &pod["containers"][0];
     let ready = &vllm["readinessProbe"];
     assert_eq!((&ready["httpGet"]["path"], &ready["httpGet"]["port"]), (&json!("/readyz"), &json!(8080)));
     assert_eq!((&ready["periodSeconds"], &ready["failureThreshold"]), (&json!(1), &json!(1)));
-    // Without the watch it needs nothing of the API.
+    // Without a watch, the sidecar needs no access to the API.
     assert_eq!(pod["automountServiceAccountToken"], false);
-    let folder = |name: &str| {
+    let mount_at = |name: &str| {
         let mounts = sidecar["volumeMounts"].as_array().unwrap();
-        mounts.iter().find(|mount| mount["mountPath"] == name).unwrap_or_else(|| panic!("nothing at {name}"))
+        mounts
+            .iter()
+            .find(|mount| mount["mountPath"] == name)
+            .unwrap_or_else(|| panic!("no volume is mounted at {name}"))
     };
-    assert!(folder("/config")["subPath"].is_null() && folder("/config")["readOnly"] == true);
-    assert!(folder("/state")["readOnly"].is_null());
+    assert!(mount_at("/config")["subPath"].is_null() && mount_at("/config")["readOnly"] == true);
+    assert!(mount_at("/state")["readOnly"].is_null());
 }
 
 #[test]
-fn the_role_of_the_watch_reads_one_config_map_and_nothing_else() {
+fn watch_role_may_read_only_one_configmap() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests/vllm-watch/role.yaml");
     let text = fs::read_to_string(file).unwrap();
     let role = text.split("---").next().unwrap();

@@ -1,4 +1,4 @@
-//! `/readyz` and `/livez`.
+//! Tests of `/readyz` and `/livez` over restarts of vLLM and of the sidecar.
 
 use crate::{
     fake::{FakeVllm, FakeVllmConfig},
@@ -8,78 +8,78 @@ use rollora_api::sidecar_status::AdapterState;
 use std::time::{Duration, Instant};
 
 #[test]
-fn a_vllm_that_is_not_there_yet_is_waited_for() {
+fn sidecar_waits_for_a_vllm_that_is_down() {
     let (vllm, mut mount) = (FakeVllm::start(FakeVllmConfig::default()), ConfigMapMount::new());
     vllm.kill();
     mount.update(&adapters_file(vllm.port(), &["v1"], &[]), None);
     let mut sidecar =
         SidecarCommand::new().path("--config", &mount.file()).args(["--health-check-timeout", "100ms"]).start();
     sidecar.wait_for("the reason", |sidecar| sidecar.readiness().1.starts_with("Unreachable").then_some(()));
-    sidecar.wait_for("the complaint", |sidecar| sidecar.has_logged("vLLM has been away for 100ms").then_some(()));
-    assert_eq!(sidecar.get("/livez").0, 200, "waiting is no fault");
+    sidecar.wait_for("the outage log", |sidecar| sidecar.has_logged("vLLM has been down for 100ms").then_some(()));
+    assert_eq!(sidecar.get("/livez").0, 200, "waiting for vLLM must not fail /livez");
     vllm.restart();
     sidecar.wait_until_ready();
     assert_eq!(sidecar.adapter_state("v1"), Some(AdapterState::Verified));
 }
 
 #[test]
-fn readiness_is_off_from_the_moment_vllm_goes_away_until_it_has_back_what_it_had() {
-    let mut bed = ProgramTestbed::with_verified(&["v1", "v2"]);
+fn vllm_restart_makes_unready_until_its_adapters_are_back() {
+    let mut testbed = ProgramTestbed::with_verified(&["v1", "v2"]);
     for _ in 0..3 {
-        bed.vllm.kill();
-        let ended = Instant::now();
-        bed.sidecar.wait_for("not ready", |sidecar| (!sidecar.readiness().0).then_some(()));
-        let noticed = ended.elapsed();
-        assert!(noticed < Duration::from_secs(1), "noticed after {noticed:?}");
-        bed.vllm.restart();
-        bed.sidecar.wait_until_ready();
-        assert_eq!(bed.vllm.adapters(), ["v1", "v2"], "ready means that it is back");
-        assert_eq!(bed.sidecar.adapter_state("v2"), Some(AdapterState::Verified));
+        testbed.vllm.kill();
+        let killed_at = Instant::now();
+        testbed.sidecar.wait_for("not ready", |sidecar| (!sidecar.readiness().0).then_some(()));
+        let reaction = killed_at.elapsed();
+        assert!(reaction < Duration::from_secs(1), "unready after {reaction:?}");
+        testbed.vllm.restart();
+        testbed.sidecar.wait_until_ready();
+        assert_eq!(testbed.vllm.adapters(), ["v1", "v2"], "ready before the adapters were back");
+        assert_eq!(testbed.sidecar.adapter_state("v2"), Some(AdapterState::Verified));
     }
 }
 
 #[test]
-fn a_vllm_that_takes_connections_and_says_nothing_is_not_ready() {
-    let mut bed = ProgramTestbed::with_verified(&["v1"]);
-    bed.vllm.configure(|knobs| knobs.frozen = true);
-    let words = bed.sidecar.wait_for("not ready", |sidecar| {
-        let (ready, words) = sidecar.readiness();
-        (!ready).then_some(words)
+fn vllm_that_accepts_but_does_not_answer_is_unready() {
+    let mut testbed = ProgramTestbed::with_verified(&["v1"]);
+    testbed.vllm.configure(|config| config.frozen = true);
+    let message = testbed.sidecar.wait_for("not ready", |sidecar| {
+        let (ready, message) = sidecar.readiness();
+        (!ready).then_some(message)
     });
-    assert!(words.starts_with("NoAnswer: vLLM has not answered for"), "{words}");
-    let asked = Instant::now();
-    assert!(!bed.sidecar.readiness().0);
-    assert!(asked.elapsed() < Duration::from_secs(1), "a kubelet waits for a second");
-    assert_eq!(bed.sidecar.get("/livez").0, 200);
-    bed.vllm.configure(|knobs| knobs.frozen = false);
-    bed.sidecar.wait_until_ready();
-    assert_eq!(bed.vllm.count_requests("load v1 /adapters/v1"), 1, "it was the same server all the time");
+    assert!(message.starts_with("NoAnswer: vLLM has not answered for"), "{message}");
+    let requested_at = Instant::now();
+    assert!(!testbed.sidecar.readiness().0);
+    assert!(requested_at.elapsed() < Duration::from_secs(1), "a kubelet probe times out after one second");
+    assert_eq!(testbed.sidecar.get("/livez").0, 200);
+    testbed.vllm.configure(|config| config.frozen = false);
+    testbed.sidecar.wait_until_ready();
+    assert_eq!(testbed.vllm.count_requests("load v1 /adapters/v1"), 1, "it was the same server process all the time");
 }
 
 #[test]
-fn a_new_adapter_takes_no_readiness_back_and_a_bad_one_does_not_hold_it() {
-    let mut bed = ProgramTestbed::with_verified(&["v1"]);
-    bed.vllm.configure(|knobs| {
-        knobs.load_time = Duration::from_millis(300);
-        knobs.failing.insert("bad".to_owned(), (404, "Loading lora bad failed: No adapter found for /x".to_owned()));
+fn new_adapter_keeps_readiness_and_a_bad_one_does_not_block_it() {
+    let mut testbed = ProgramTestbed::with_verified(&["v1"]);
+    testbed.vllm.configure(|config| {
+        config.load_time = Duration::from_millis(300);
+        config.failing.insert("bad".to_owned(), (404, "Loading lora bad failed: No adapter found for /x".to_owned()));
     });
-    bed.update_file(&["v1", "v2", "bad"], &[], None);
-    bed.sidecar.wait_for("v2 is verified", |sidecar| {
+    testbed.update_file(&["v1", "v2", "bad"], &[], None);
+    testbed.sidecar.wait_for("v2 is verified", |sidecar| {
         assert!(sidecar.readiness().0);
         (sidecar.adapter_state("v2") == Some(AdapterState::Verified)).then_some(())
     });
-    bed.sidecar.wait_for_state("bad", AdapterState::Failed);
-    let (_, metrics) = bed.sidecar.get("/metrics");
+    testbed.sidecar.wait_for_state("bad", AdapterState::Failed);
+    let (_, metrics) = testbed.sidecar.get("/metrics");
     assert!(metrics.contains("call=\"load\",outcome=\"AdapterNotFound\""), "{metrics}");
-    // Beside another process of the server, the bad one is waited for no longer than its first failure.
-    bed.vllm.kill();
-    bed.vllm.restart();
-    bed.sidecar.wait_for("not ready", |sidecar| (!sidecar.status().readiness.ready).then_some(()));
-    bed.sidecar.wait_until_ready();
+    // After a restart of vLLM, readiness waits for the bad adapter only until its first failure.
+    testbed.vllm.kill();
+    testbed.vllm.restart();
+    testbed.sidecar.wait_for("not ready", |sidecar| (!sidecar.status().readiness.ready).then_some(()));
+    testbed.sidecar.wait_until_ready();
 }
 
 #[test]
-fn a_sidecar_that_starts_again_beside_its_server_is_ready_without_asking_for_anything_again() {
+fn restarted_sidecar_is_ready_without_new_calls() {
     let (vllm, mut mount) = (FakeVllm::start(FakeVllmConfig::default()), ConfigMapMount::new());
     mount.update(&adapters_file(vllm.port(), &["v1", "v2"], &[]), None);
     let folder = tempfile::tempdir().unwrap();
@@ -92,28 +92,28 @@ fn a_sidecar_that_starts_again_beside_its_server_is_ready_without_asking_for_any
     sidecar.wait_for_state("v2", AdapterState::Verified);
     sidecar.wait_for_state("v1", AdapterState::Verified);
     assert!(sidecar.terminate().0.success());
-    let asked = vllm.requests();
+    let requests = vllm.requests();
     let mut sidecar = start();
     sidecar.wait_until_ready();
     assert_eq!(["v1", "v2"].map(|name| sidecar.adapter_state(name)), [Some(AdapterState::Verified); 2]);
-    assert_eq!(vllm.requests(), asked, "nothing was loaded or proven again");
+    assert_eq!(vllm.requests(), requests, "no adapter may be loaded or probed again");
     assert!(sidecar.terminate().0.success());
-    // What cannot be read is done without.
+    // An invalid state file is ignored.
     std::fs::write(folder.path().join("sidecar.json"), "{").unwrap();
     let mut sidecar = start();
     sidecar.wait_until_ready();
-    assert!(sidecar.has_logged("what was kept cannot be read"));
+    assert!(sidecar.has_logged("the state file cannot be parsed"));
 }
 
 #[test]
-fn what_a_server_died_of_is_known_also_after_a_restart_of_the_sidecar() {
-    let knobs = FakeVllmConfig { crashing: std::iter::once("bad".to_owned()).collect(), ..FakeVllmConfig::default() };
-    let (vllm, mut mount) = (FakeVllm::start(knobs), ConfigMapMount::new());
+fn cause_of_a_crash_survives_a_sidecar_restart() {
+    let config = FakeVllmConfig { crashing: std::iter::once("bad".to_owned()).collect(), ..FakeVllmConfig::default() };
+    let (vllm, mut mount) = (FakeVllm::start(config), ConfigMapMount::new());
     mount.update(&adapters_file(vllm.port(), &["bad"], &[]), None);
     let folder = tempfile::tempdir().unwrap();
     let start = || SidecarCommand::new().path("--config", &mount.file()).path("--state-dir", folder.path()).start();
     let mut sidecar = start();
-    sidecar.wait_for("the first death", |_| (!vllm.is_running()).then_some(()));
+    sidecar.wait_for("the first crash", |_| (!vllm.is_running()).then_some(()));
     sidecar.wait_for_state("bad", AdapterState::ServerDied);
     vllm.restart();
     sidecar.wait_until_ready();
@@ -127,10 +127,10 @@ fn what_a_server_died_of_is_known_also_after_a_restart_of_the_sidecar() {
 }
 
 #[test]
-fn one_that_is_asked_before_it_knows_anything_is_not_ready() {
+fn sidecar_is_unready_before_its_first_poll() {
     let mut mount = ConfigMapMount::new();
     mount.update(&adapters_file(1, &[], &[]), None);
     let sidecar = SidecarProgram::start_with_mount(&mount);
-    let (ready, words) = sidecar.readiness();
-    assert!(!ready, "{words}");
+    let (ready, message) = sidecar.readiness();
+    assert!(!ready, "{message}");
 }

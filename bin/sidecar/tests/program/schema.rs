@@ -1,5 +1,5 @@
-//! Every answer of `/status` is as `docs/sidecar-status.schema.json` says. That the file is what the types say is
-//! compared by `cargo xtask crds`.
+//! Tests that `/status` conforms to `docs/sidecar-status.schema.json`. `cargo xtask crds` checks the file against the
+//! types.
 
 use crate::{
     fake::{FakeVllm, FakeVllmConfig},
@@ -10,11 +10,11 @@ use rollora_api::sidecar_status::AdapterState;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// The page's schema; and that it may not say more, which readers must expect of later versions, and tests not of this.
+/// The documented schema, made strict: unknown properties, which readers must accept from later versions, are errors.
 struct StatusSchema {
     schemas: Schemas,
     index: SchemaIndex,
-    /// Every property that an answer had, as a path.
+    /// The paths of all properties in the answers so far.
     seen_paths: BTreeSet<String>,
 }
 
@@ -55,44 +55,46 @@ fn forbid_additional_properties(schema: &mut Value) {
     }
 }
 
-fn record_paths(answer: &Value, path: &str, seen: &mut BTreeSet<String>) {
+fn record_paths(answer: &Value, path: &str, paths: &mut BTreeSet<String>) {
     match answer {
         Value::Object(object) => {
-            object.iter().for_each(|(name, value)| record_paths(value, &format!("{path}.{name}"), seen))
+            object.iter().for_each(|(name, value)| record_paths(value, &format!("{path}.{name}"), paths))
         }
-        Value::Array(items) => items.iter().for_each(|item| record_paths(item, path, seen)),
+        Value::Array(items) => items.iter().for_each(|item| record_paths(item, path, paths)),
         Value::Null => {}
-        _ => drop(seen.insert(path.to_owned())),
+        _ => drop(paths.insert(path.to_owned())),
     }
 }
 
 #[test]
-fn every_answer_is_as_the_schema_says_from_the_first_to_the_last() {
+fn every_answer_conforms_to_the_schema() {
     let mut schema = StatusSchema::read();
-    // Nothing is known: no file, no server.
+    // Neither a file nor a server.
     let mount = ConfigMapMount::new();
     let mut sidecar = SidecarProgram::start_with_mount(&mount);
     schema.assert_valid_status(&sidecar);
-    sidecar.wait_for("why", |sidecar| sidecar.status().config.error);
+    sidecar.wait_for("the file error", |sidecar| sidecar.status().config.error);
     schema.assert_valid_status(&sidecar);
     drop(sidecar);
 
-    // One that works, one that fails, one that is held, one that nobody listed.
-    let mut bed = ProgramTestbed::with_verified(&["v1"]);
-    schema.assert_valid_status(&bed.sidecar);
-    bed.vllm.configure(|knobs| {
-        knobs.failing.insert("bad".to_owned(), (404, "Loading lora bad failed: No adapter found for /x".to_owned()));
+    // Adapters that are verified, failed, held, and governed by no Rollout.
+    let mut testbed = ProgramTestbed::with_verified(&["v1"]);
+    schema.assert_valid_status(&testbed.sidecar);
+    testbed.vllm.configure(|config| {
+        config.failing.insert("bad".to_owned(), (404, "Loading lora bad failed: No adapter found for /x".to_owned()));
     });
-    bed.update_file(&["bad", "v2", "other"], &["v1"], Some("managed: [\"v*\"]\nadmitted: [v1]\nserving: [v1]\n"));
-    bed.sidecar.wait_for_state("v1", AdapterState::UnloadHeld);
-    bed.sidecar.wait_for_state("bad", AdapterState::Failed);
-    bed.sidecar.wait_for_state("other", AdapterState::Verified);
-    bed.vllm.mark_used("v1");
-    bed.sidecar.wait_for("its use", |sidecar| sidecar.status().adapters.iter().find_map(|adapter| adapter.last_used));
-    schema.assert_valid_status(&bed.sidecar);
-    bed.vllm.kill();
-    bed.sidecar.wait_for("it is away", |sidecar| sidecar.status().problem);
-    schema.assert_valid_status(&bed.sidecar);
+    testbed.update_file(&["bad", "v2", "other"], &["v1"], Some("managed: [\"v*\"]\nadmitted: [v1]\nserving: [v1]\n"));
+    testbed.sidecar.wait_for_state("v1", AdapterState::UnloadHeld);
+    testbed.sidecar.wait_for_state("bad", AdapterState::Failed);
+    testbed.sidecar.wait_for_state("other", AdapterState::Verified);
+    testbed.vllm.mark_used("v1");
+    testbed
+        .sidecar
+        .wait_for("the last use", |sidecar| sidecar.status().adapters.iter().find_map(|adapter| adapter.last_used));
+    schema.assert_valid_status(&testbed.sidecar);
+    testbed.vllm.kill();
+    testbed.sidecar.wait_for("the outage", |sidecar| sidecar.status().problem);
+    schema.assert_valid_status(&testbed.sidecar);
 
     for path in [
         ".server.endpoint",
@@ -114,24 +116,24 @@ fn every_answer_is_as_the_schema_says_from_the_first_to_the_last() {
 }
 
 #[test]
-fn the_schema_refuses_what_no_sidecar_answers() {
+fn schema_rejects_invalid_answers() {
     let schema = StatusSchema::read();
     let (vllm, mut mount) = (FakeVllm::start(FakeVllmConfig::default()), ConfigMapMount::new());
     mount.update(&adapters_file(vllm.port(), &["v1"], &[]), None);
     let mut sidecar = SidecarProgram::start_with_mount(&mount);
     sidecar.wait_for_state("v1", AdapterState::Verified);
-    let good: Value = serde_json::from_str(&sidecar.get("/status").1).unwrap();
-    assert_eq!(schema.validation_error(&good), None);
+    let valid: Value = serde_json::from_str(&sidecar.get("/status").1).unwrap();
+    assert_eq!(schema.validation_error(&valid), None);
     let changes: [fn(&mut Value); 6] = [
         |answer| answer["adapters"][0]["state"] = json!("Perhaps"),
         |answer| answer["adapters"][0]["attempts"] = json!(-1),
         |answer| answer["adapters"][0]["nextTry"] = json!("soon"),
         |answer| answer["readiness"]["ready"] = json!("yes"),
-        |answer| answer["secret"] = json!("more than there is"),
+        |answer| answer["secret"] = json!("an unknown property"),
         |answer| drop(answer.as_object_mut().unwrap().remove("config")),
     ];
     for (number, change) in changes.iter().enumerate() {
-        let mut answer = good.clone();
+        let mut answer = valid.clone();
         change(&mut answer);
         assert!(schema.validation_error(&answer).is_some(), "change {number}: {answer:#}");
     }

@@ -1,4 +1,4 @@
-//! A running `rollora-sidecar`, the mount that it reads, and ways to ask it.
+//! Test fixture: a running `rollora-sidecar`, the mount that it reads, and a client of its HTTP endpoints.
 
 use crate::fake::{FakeVllm, FakeVllmConfig};
 use rollora_api::{
@@ -18,14 +18,14 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Nothing that is waited for takes longer on a busy machine.
+/// Every wait ends within this time, even on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) fn id(name: &str) -> AdapterId {
     AdapterId::new(name).unwrap()
 }
 
-/// The user's file: a server, and the ids of both lists.
+/// Returns an adapters file for the server at `port`, with the ids of both lists.
 pub(crate) fn adapters_file(port: u16, exist: &[&str], not_exist: &[&str]) -> String {
     let list = |ids: &[&str]| {
         let entry = |id: &&str| format!("\n    - id: {id}\n      source: /adapters/{id}");
@@ -53,7 +53,7 @@ impl ConfigMapMount {
         self.folder.path().join("configmap.yaml")
     }
 
-    /// Projects another version.
+    /// Replaces the content with a new version, as a kubelet does.
     pub(crate) fn update(&mut self, user: &str, operator: Option<&str>) {
         self.version += 1;
         let version = format!("..version_{}", self.version);
@@ -64,22 +64,22 @@ impl ConfigMapMount {
             fs::write(folder.join(DIRECTIVES_KEY), operator).unwrap();
         }
         let link = |target: &str, name: &str| {
-            let fresh = self.folder.path().join("..fresh");
-            std::os::unix::fs::symlink(target, &fresh).unwrap();
-            fs::rename(&fresh, self.folder.path().join(name)).unwrap();
+            let temporary = self.folder.path().join("..temporary");
+            std::os::unix::fs::symlink(target, &temporary).unwrap();
+            fs::rename(&temporary, self.folder.path().join(name)).unwrap();
         };
         link(&version, "..data");
         link("..data/configmap.yaml", "configmap.yaml");
     }
 }
 
-/// How to start it.
+/// Builder of a `rollora-sidecar` command.
 pub(crate) struct SidecarCommand(Command);
 
 impl SidecarCommand {
     pub(crate) fn new() -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rollora-sidecar"));
-        // What happens to stand in the environment of the tests is nobody's setting.
+        // The environment of the tests must not configure the sidecar.
         for name in ["POD_IP", "POD_NAME", "KUBECONFIG", "VLLM_API_KEY", "ROLLORA_VLLM_HOST", "RUST_LOG"] {
             command.env_remove(name);
         }
@@ -105,14 +105,14 @@ impl SidecarCommand {
         self
     }
 
-    /// Runs until it ends by itself: its code and what it said.
+    /// Runs until it ends by itself; returns the exit code and the output.
     pub(crate) fn run(mut self) -> (Option<i32>, String) {
         let output = self.0.stdin(Stdio::null()).output().unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.code(), String::from_utf8(said).unwrap())
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).unwrap())
     }
 
-    /// Starts it, on a port of its own.
+    /// Starts it on a free port.
     pub(crate) fn start(mut self) -> SidecarProgram {
         self.0.args(["--address", "127.0.0.1", "--metrics-port", "0"]);
         let mut child = self.0.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -135,7 +135,7 @@ impl SidecarCommand {
     }
 }
 
-/// One that runs. It ends with the test.
+/// A running sidecar; dropping it kills the process.
 pub(crate) struct SidecarProgram {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
@@ -148,13 +148,13 @@ impl Drop for SidecarProgram {
         drop(self.child.kill());
         drop(self.child.wait());
         if thread::panicking() {
-            eprintln!("what the sidecar said:\n{}", self.log().join("\n"));
+            eprintln!("log of the sidecar:\n{}", self.log().join("\n"));
         }
     }
 }
 
 impl SidecarProgram {
-    /// A sidecar of this vLLM, fed by this mount.
+    /// Starts a sidecar with the adapters file of this mount.
     pub(crate) fn start_with_mount(mount: &ConfigMapMount) -> Self {
         SidecarCommand::new().path("--config", &mount.file()).args(["--pod-name", "pod-1"]).start()
     }
@@ -163,11 +163,11 @@ impl SidecarProgram {
         self.log.lock().unwrap().clone()
     }
 
-    pub(crate) fn has_logged(&self, words: &str) -> bool {
-        self.log().iter().any(|line| line.contains(words))
+    pub(crate) fn has_logged(&self, text: &str) -> bool {
+        self.log().iter().any(|line| line.contains(text))
     }
 
-    /// Asks over HTTP: the status and the body.
+    /// Sends a GET request; returns the status code and the body.
     pub(crate) fn get(&self, path: &str) -> (u16, String) {
         let mut connection = TcpStream::connect(self.address).unwrap();
         connection.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -188,24 +188,24 @@ impl SidecarProgram {
         self.status().adapter(&id(name)).map(|adapter| adapter.state)
     }
 
-    /// Whether it is ready, and the words.
+    /// Returns whether it is ready, and the text of `/readyz`.
     pub(crate) fn readiness(&self) -> (bool, String) {
-        let (code, words) = self.get("/readyz");
-        assert!(matches!(code, 200 | 503), "{code} {words}");
-        (code == 200, words)
+        let (code, message) = self.get("/readyz");
+        assert!(matches!(code, 200 | 503), "{code} {message}");
+        (code == 200, message)
     }
 
-    /// Waits until `reached` gives something.
+    /// Waits until `reached` returns a value.
     pub(crate) fn wait_for<T>(&mut self, what: &str, mut reached: impl FnMut(&mut Self) -> Option<T>) -> T {
-        let began = Instant::now();
+        let started = Instant::now();
         loop {
             if let Some(reached) = reached(self) {
                 return reached;
             }
             if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("it ended with {status} instead of: {what}");
+                panic!("it ended with {status} while waiting for: {what}");
             }
-            assert!(began.elapsed() < TIMEOUT, "waited too long for: {what}\n{:#?}", self.status());
+            assert!(started.elapsed() < TIMEOUT, "waited too long for: {what}\n{:#?}", self.status());
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -217,39 +217,39 @@ impl SidecarProgram {
         });
     }
 
-    /// Waits until it is ready, or is not for this reason.
+    /// Waits until `/readyz` answers 200.
     pub(crate) fn wait_until_ready(&mut self) {
         self.wait_for("ready", |program| program.readiness().0.then_some(()));
     }
 
-    /// Sends SIGTERM.
+    /// Sends SIGTERM without a wait.
     pub(crate) fn send_sigterm(&self) {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
     }
 
-    /// Sends SIGTERM and waits for the end.
+    /// Sends SIGTERM and waits for the end; returns exit status, duration and log.
     pub(crate) fn terminate(self) -> (ExitStatus, Duration, Vec<String>) {
         self.send_sigterm();
         self.wait_for_exit()
     }
 
-    /// Waits for the end.
+    /// Waits for the end; returns exit status, duration and log.
     pub(crate) fn wait_for_exit(mut self) -> (ExitStatus, Duration, Vec<String>) {
-        let began = Instant::now();
+        let started = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            assert!(began.elapsed() < TIMEOUT, "SIGTERM does not end it");
+            assert!(started.elapsed() < TIMEOUT, "it did not end after SIGTERM");
             thread::sleep(Duration::from_millis(5));
         };
-        let took = began.elapsed();
+        let duration = started.elapsed();
         self.reader.take().unwrap().join().unwrap();
-        (status, took, self.log())
+        (status, duration, self.log())
     }
 }
 
-/// A vLLM, a mount whose file names it, and a sidecar with both.
+/// A fake vLLM, a mount whose file names it, and a sidecar with both.
 pub(crate) struct ProgramTestbed {
     pub(crate) vllm: FakeVllm,
     pub(crate) mount: ConfigMapMount,
@@ -257,12 +257,12 @@ pub(crate) struct ProgramTestbed {
 }
 
 impl ProgramTestbed {
-    /// With these adapters verified.
+    /// Starts everything, and waits until these adapters are verified.
     pub(crate) fn with_verified(exist: &[&str]) -> Self {
         Self::with_verified_and_args(exist, &[])
     }
 
-    /// The same, with more flags.
+    /// Like [`Self::with_verified`], with more flags.
     pub(crate) fn with_verified_and_args(exist: &[&str], args: &[&str]) -> Self {
         let (vllm, mut mount) = (FakeVllm::start(FakeVllmConfig::default()), ConfigMapMount::new());
         mount.update(&adapters_file(vllm.port(), exist, &[]), None);
@@ -275,7 +275,7 @@ impl ProgramTestbed {
         Self { vllm, mount, sidecar }
     }
 
-    /// Another version of the file.
+    /// Replaces the adapters file and the directives.
     pub(crate) fn update_file(&mut self, exist: &[&str], not_exist: &[&str], operator: Option<&str>) {
         self.mount.update(&adapters_file(self.vllm.port(), exist, not_exist), operator);
     }

@@ -1,5 +1,5 @@
-//! How soon a change of the file is acted on, however it comes about. The limits are those of a busy machine that runs
-//! other tests beside; what it takes on a quiet one is measured by the benchmark.
+//! Tests of the reaction time to every kind of file change. The limits allow for a busy machine that runs other tests
+//! at the same time; the benchmark measures a quiet one.
 
 use crate::{
     fake::{FakeVllm, FakeVllmConfig},
@@ -13,13 +13,13 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// A tenth of a second, times what a busy machine takes; far from the second after which it would be looked for.
+/// A tenth of a second times three for a busy machine; far below the poll interval of one second.
 const REACTION_LIMIT: Duration = Duration::from_millis(300);
 
-/// Changes the file in the folder to this text.
+/// Writes this text to the file in the folder.
 type ChangeFile<'a> = &'a mut dyn FnMut(&Path, &str);
 
-/// The median of five changes: from the change to the load that it asks for.
+/// Returns the median time from a change to the resulting load, of five changes.
 fn median_reaction(vllm: &FakeVllm, sidecar: &mut SidecarProgram, folder: &Path, change: ChangeFile<'_>) -> Duration {
     let round = vllm.requests().len();
     let mut times: Vec<_> = (0..5)
@@ -27,10 +27,10 @@ fn median_reaction(vllm: &FakeVllm, sidecar: &mut SidecarProgram, folder: &Path,
             let id = format!("v{round}-{number}");
             let load = format!("load {id} /adapters/{id}");
             let text = adapters_file(vllm.port(), &[&id], &[]);
-            let changed = Instant::now();
+            let changed_at = Instant::now();
             change(folder, &text);
             sidecar.wait_for(&load, |_| (vllm.count_requests(&load) == 1).then_some(()));
-            changed.elapsed()
+            changed_at.elapsed()
         })
         .collect();
     times.sort();
@@ -38,13 +38,13 @@ fn median_reaction(vllm: &FakeVllm, sidecar: &mut SidecarProgram, folder: &Path,
 }
 
 #[test]
-fn each_way_in_which_a_file_changes_is_acted_on_at_once() {
+fn every_kind_of_file_change_is_applied_quickly() {
     let (vllm, folder) = (FakeVllm::start(FakeVllmConfig::default()), TempDir::new().unwrap());
     let file = |folder: &Path| folder.join("configmap.yaml");
     fs::write(file(folder.path()), adapters_file(vllm.port(), &["v1"], &[])).unwrap();
     let mut sidecar = SidecarCommand::new().path("--config", &file(folder.path())).start();
     sidecar.wait_for_state("v1", AdapterState::Verified);
-    let ways: [(&str, ChangeFile<'_>); 3] = [
+    let changes: [(&str, ChangeFile<'_>); 3] = [
         ("overwritten", &mut |folder, text| fs::write(file(folder), text).unwrap()),
         ("renamed into place", &mut |folder, text| {
             fs::write(folder.join("fresh"), text).unwrap();
@@ -55,24 +55,24 @@ fn each_way_in_which_a_file_changes_is_acted_on_at_once() {
             fs::write(file(folder), text).unwrap();
         }),
     ];
-    for (name, change) in ways {
-        let took = median_reaction(&vllm, &mut sidecar, folder.path(), change);
-        assert!(took < REACTION_LIMIT, "{name}: {took:?}");
+    for (name, change) in changes {
+        let duration = median_reaction(&vllm, &mut sidecar, folder.path(), change);
+        assert!(duration < REACTION_LIMIT, "{name}: {duration:?}");
     }
 }
 
 #[test]
-fn a_swap_by_the_kubelet_is_acted_on_at_once() {
+fn swap_by_a_kubelet_is_applied_quickly() {
     let (vllm, mut mount) = (FakeVllm::start(FakeVllmConfig::default()), ConfigMapMount::new());
     mount.update(&adapters_file(vllm.port(), &["v1"], &[]), None);
     let mut sidecar = SidecarProgram::start_with_mount(&mount);
     sidecar.wait_for_state("v1", AdapterState::Verified);
-    let took = median_reaction(&vllm, &mut sidecar, Path::new(""), &mut |_, text| mount.update(text, None));
-    assert!(took < REACTION_LIMIT, "{took:?}");
+    let duration = median_reaction(&vllm, &mut sidecar, Path::new(""), &mut |_, text| mount.update(text, None));
+    assert!(duration < REACTION_LIMIT, "{duration:?}");
 }
 
 #[test]
-fn a_file_that_is_gone_takes_nothing_away_and_is_taken_when_it_returns() {
+fn missing_file_keeps_adapters_until_it_returns() {
     let (vllm, folder) = (FakeVllm::start(FakeVllmConfig::default()), TempDir::new().unwrap());
     let file: PathBuf = folder.path().join("configmap.yaml");
     fs::write(&file, adapters_file(vllm.port(), &["v1"], &[])).unwrap();
@@ -81,7 +81,7 @@ fn a_file_that_is_gone_takes_nothing_away_and_is_taken_when_it_returns() {
     sidecar.wait_until_ready();
     fs::remove_file(&file).unwrap();
     sidecar
-        .wait_for("it is said", |sidecar| sidecar.status().config.error.filter(|said| said.contains("no such file")));
+        .wait_for("the error", |sidecar| sidecar.status().config.error.filter(|error| error.contains("no such file")));
     assert!(sidecar.readiness().0);
     assert_eq!((sidecar.adapter_state("v1"), vllm.adapters()), (Some(AdapterState::Verified), vec!["v1".to_owned()]));
     fs::write(&file, adapters_file(vllm.port(), &["v1", "v2"], &[])).unwrap();
@@ -90,7 +90,7 @@ fn a_file_that_is_gone_takes_nothing_away_and_is_taken_when_it_returns() {
 }
 
 #[test]
-fn where_nobody_tells_of_changes_they_are_found_by_looking() {
+fn change_without_notification_is_found_by_polling() {
     // The file is a link to a folder that is not watched, as on a file system without notifications.
     let (vllm, folder, elsewhere) =
         (FakeVllm::start(FakeVllmConfig::default()), TempDir::new().unwrap(), TempDir::new().unwrap());
@@ -100,7 +100,7 @@ fn where_nobody_tells_of_changes_they_are_found_by_looking() {
     let mut sidecar = SidecarCommand::new().path("--config", &link).start();
     sidecar.wait_for_state("v1", AdapterState::Verified);
     fs::write(&target, adapters_file(vllm.port(), &["v1", "v2"], &[])).unwrap();
-    let changed = Instant::now();
+    let changed_at = Instant::now();
     sidecar.wait_for_state("v2", AdapterState::Verified);
-    assert!(changed.elapsed() < Duration::from_secs(5), "it took {:?}", changed.elapsed());
+    assert!(changed_at.elapsed() < Duration::from_secs(5), "it took {:?}", changed_at.elapsed());
 }

@@ -1,4 +1,4 @@
-//! TLS to vLLM, with the certificates of the client's tests.
+//! Tests of TLS to vLLM, with the certificates of the tests of rollora-vllm.
 
 use crate::{
     fake::{FakeVllm, FakeVllmConfig},
@@ -28,7 +28,7 @@ fn acceptor(name: &str) -> TlsAcceptor {
     Arc::new(config.unwrap().with_no_client_auth().with_single_cert(chain, key).unwrap()).into()
 }
 
-/// TLS in front of a vLLM. As uvicorn does, it closes a connection that never says hello, only sooner.
+/// A TLS proxy in front of a fake vLLM. Like uvicorn, it closes a connection without a handshake, only sooner.
 struct TlsProxy {
     vllm: FakeVllm,
     port: u16,
@@ -43,7 +43,7 @@ impl TlsProxy {
         let vllm = FakeVllm::start(FakeVllmConfig::default());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
-        let (port, behind) = (listener.local_addr().unwrap().port(), vllm.port());
+        let (port, vllm_port) = (listener.local_addr().unwrap().port(), vllm.port());
         let shared = Arc::new(Mutex::new(acceptor(name)));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let acceptors = Arc::clone(&shared);
@@ -56,7 +56,7 @@ impl TlsProxy {
                     let Ok(Ok(mut secure)) = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(connection)).await else {
                         return;
                     };
-                    let Ok(mut plain) = TcpStream::connect(("127.0.0.1", behind)).await else { return };
+                    let Ok(mut plain) = TcpStream::connect(("127.0.0.1", vllm_port)).await else { return };
                     drop(copy_bidirectional(&mut secure, &mut plain).await);
                 });
             }
@@ -64,7 +64,7 @@ impl TlsProxy {
         Self { vllm, port, acceptor: shared, _runtime: runtime }
     }
 
-    /// New connections see this certificate.
+    /// New connections get this certificate.
     fn set_certificate(&self, name: &str) {
         *self.acceptor.lock().unwrap() = acceptor(name);
     }
@@ -76,7 +76,7 @@ impl TlsProxy {
     }
 }
 
-/// What the status says against the server, once that is TLS.
+/// Waits for a TLS problem in the status, and returns its message.
 fn tls_problem(sidecar: &mut SidecarProgram) -> String {
     sidecar.wait_for("the refusal", |sidecar| {
         sidecar.status().problem.filter(|problem| problem.reason == "TlsFailed").map(|problem| problem.message)
@@ -84,7 +84,7 @@ fn tls_problem(sidecar: &mut SidecarProgram) -> String {
 }
 
 #[test]
-fn a_vllm_with_tls_is_kept_as_one_without() {
+fn vllm_with_tls_is_reconciled() {
     let vllm = TlsProxy::start("server.pem");
     let mount = vllm.mount(&["v1"]);
     let start = SidecarCommand::new().path("--config", &mount.file()).path("--vllm-ca-file", &certificate("ca.pem"));
@@ -94,13 +94,13 @@ fn a_vllm_with_tls_is_kept_as_one_without() {
     let status = sidecar.status();
     assert_eq!(status.server.unwrap().endpoint, format!("https://127.0.0.1:{}", vllm.port));
     assert_eq!(vllm.vllm.adapters(), ["v1"]);
-    // Idle connections close again and again, which is nobody's end.
-    let began = Instant::now();
-    while began.elapsed() < 8 * HANDSHAKE_TIMEOUT {
-        let (ready, why) = sidecar.readiness();
-        assert!(ready, "{why}");
+    // The server keeps closing idle connections, which must not make it unready.
+    let started = Instant::now();
+    while started.elapsed() < 8 * HANDSHAKE_TIMEOUT {
+        let (ready, message) = sidecar.readiness();
+        assert!(ready, "{message}");
     }
-    // And an end is one.
+    // The end of the process must make it unready.
     vllm.vllm.kill();
     sidecar.wait_for("not ready", |sidecar| (!sidecar.readiness().0).then_some(()));
     vllm.vllm.restart();
@@ -109,8 +109,8 @@ fn a_vllm_with_tls_is_kept_as_one_without() {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_trusted_is_said_with_what_to_do() {
-    for (name, args, words) in [
+fn untrusted_certificate_is_reported_with_a_fix() {
+    for (name, args, text) in [
         ("other.pem", &["--vllm-ca-file", "ca.pem"][..], "give the certificate of the CA that signed it"),
         ("server.pem", &["--vllm-tls"], "give the certificate of the CA that signed it"),
         ("expired.pem", &["--vllm-ca-file", "ca.pem"], "has expired"),
@@ -124,22 +124,22 @@ fn a_certificate_that_cannot_be_trusted_is_said_with_what_to_do() {
             .collect();
         let start = SidecarCommand::new().path("--config", &mount.file()).args(args.iter().map(String::as_str));
         let mut sidecar = start.start();
-        let said = tls_problem(&mut sidecar);
-        assert!(said.contains(words), "{name}: {said}");
-        let (ready, why) = sidecar.readiness();
-        assert!(!ready && why.starts_with("TlsFailed: ") && why.contains(words), "{name}: {why}");
-        assert!(vllm.vllm.requests().is_empty(), "nothing was asked");
+        let problem = tls_problem(&mut sidecar);
+        assert!(problem.contains(text), "{name}: {problem}");
+        let (ready, message) = sidecar.readiness();
+        assert!(!ready && message.starts_with("TlsFailed: ") && message.contains(text), "{name}: {message}");
+        assert!(vllm.vllm.requests().is_empty(), "no call may reach vLLM");
     }
-    // A server without TLS.
+    // A vLLM server without TLS.
     let (vllm, mut mount) = (FakeVllm::start(FakeVllmConfig::default()), ConfigMapMount::new());
     mount.update(&adapters_file(vllm.port(), &["v1"], &[]), None);
     let mut sidecar = SidecarCommand::new().path("--config", &mount.file()).args(["--vllm-tls"]).start();
-    let said = tls_problem(&mut sidecar);
-    assert!(said.contains("speaks no TLS"), "{said}");
+    let problem = tls_problem(&mut sidecar);
+    assert!(problem.contains("speaks no TLS"), "{problem}");
 }
 
 #[test]
-fn a_certificate_for_another_name_is_good_where_that_name_is_given() {
+fn certificate_for_another_name_works_with_server_name_flag() {
     let vllm = TlsProxy::start("named.pem");
     let mount = vllm.mount(&["v1"]);
     let start = SidecarCommand::new().path("--config", &mount.file()).path("--vllm-ca-file", &certificate("ca.pem"));
@@ -148,7 +148,7 @@ fn a_certificate_for_another_name_is_good_where_that_name_is_given() {
 }
 
 #[test]
-fn a_ca_that_changes_is_taken_and_a_bad_one_is_not() {
+fn changed_ca_file_is_reloaded_unless_invalid() {
     let vllm = TlsProxy::start("server.pem");
     let mount = vllm.mount(&["v1"]);
     let folder = tempfile::tempdir().unwrap();
@@ -159,27 +159,27 @@ fn a_ca_that_changes_is_taken_and_a_bad_one_is_not() {
     fs::copy(certificate("ca.pem"), &file).unwrap();
     sidecar.wait_for_state("v1", AdapterState::Verified);
     sidecar.wait_until_ready();
-    let asked = vllm.vllm.requests();
+    let requests = vllm.vllm.requests();
     fs::write(&file, "-----BEGIN CERTIFICATE-----\nbroken").unwrap();
-    sidecar.wait_for("it is said", |sidecar| {
-        sidecar.has_logged("vLLM's CA cannot be taken, the last good one stays").then_some(())
+    sidecar.wait_for("the warning", |sidecar| {
+        sidecar.has_logged("vLLM's CA cannot be reloaded, keeping the last good one").then_some(())
     });
-    // Another CA takes over: first it is trusted too, then vLLM shows its certificate.
+    // Rotation of the CA: first both are trusted, then vLLM presents the new certificate.
     let both = [fs::read(certificate("ca.pem")).unwrap(), fs::read(certificate("other-ca.pem")).unwrap()].concat();
-    let ready_until = |sidecar: &mut SidecarProgram, words: &str, times: usize| {
-        sidecar.wait_for(words, |sidecar| {
-            assert!(sidecar.readiness().0, "what is loaded goes on serving");
+    let wait_for_reload = |sidecar: &mut SidecarProgram, text: &str, times: usize| {
+        sidecar.wait_for(text, |sidecar| {
+            assert!(sidecar.readiness().0, "loaded adapters must keep serving");
             let log = sidecar.log();
-            (log.iter().filter(|line| line.contains(words)).count() == times).then_some(())
+            (log.iter().filter(|line| line.contains(text)).count() == times).then_some(())
         });
     };
     fs::write(&file, both).unwrap();
-    ready_until(&mut sidecar, "vLLM's CA was read again", 2);
+    wait_for_reload(&mut sidecar, "vLLM's CA was reloaded", 2);
     vllm.set_certificate("other.pem");
     fs::copy(certificate("other-ca.pem"), &file).unwrap();
-    ready_until(&mut sidecar, "vLLM's CA was read again", 3);
+    wait_for_reload(&mut sidecar, "vLLM's CA was reloaded", 3);
     for _ in 0..5 {
         assert!(sidecar.readiness().0);
     }
-    assert_eq!(vllm.vllm.requests(), asked, "nothing was loaded or proven again");
+    assert_eq!(vllm.vllm.requests(), requests, "no adapter may be loaded or probed again");
 }

@@ -1,4 +1,4 @@
-//! The time that an adapter is given after its last use.
+//! Tests of the unload grace, the time after the last use in which an adapter is kept.
 
 use crate::{
     fake::{FakeVllm, FakeVllmConfig},
@@ -12,7 +12,7 @@ use std::{
 
 const GRACE: Duration = Duration::from_secs(1);
 
-/// A vLLM with `v1` that was used a moment ago, and a file that does not want it any more.
+/// Starts a sidecar whose `v1` was just used and then listed under `ensureNotExist`.
 fn start_unloading_v1() -> (FakeVllm, ConfigMapMount, SidecarProgram) {
     let (vllm, mut mount) = (FakeVllm::start(FakeVllmConfig::default()), ConfigMapMount::new());
     mount.update(&adapters_file(vllm.port(), &["v1"], &[]), None);
@@ -25,13 +25,13 @@ fn start_unloading_v1() -> (FakeVllm, ConfigMapMount, SidecarProgram) {
 }
 
 #[test]
-fn one_that_is_put_back_within_it_is_not_unloaded_and_not_proven_again() {
+fn adapter_relisted_within_the_grace_is_left_alone() {
     let (vllm, mut mount, mut sidecar) = start_unloading_v1();
     thread::sleep(GRACE / 2);
     mount.update(&adapters_file(vllm.port(), &["v1"], &[]), None);
     sidecar.wait_for_state("v1", AdapterState::Verified);
-    let over = Instant::now() + 2 * GRACE;
-    while Instant::now() < over {
+    let grace_end = Instant::now() + 2 * GRACE;
+    while Instant::now() < grace_end {
         assert_eq!(sidecar.adapter_state("v1"), Some(AdapterState::Verified));
         thread::sleep(Duration::from_millis(50));
     }
@@ -39,18 +39,18 @@ fn one_that_is_put_back_within_it_is_not_unloaded_and_not_proven_again() {
 }
 
 #[test]
-fn each_use_begins_it_anew_and_status_tells_the_last_one() {
+fn each_use_restarts_the_grace_and_status_shows_the_last() {
     let (vllm, _mount, mut sidecar) = start_unloading_v1();
-    let mut told = Vec::new();
+    let mut last_uses = Vec::new();
     for _ in 0..4 {
         thread::sleep(GRACE / 2);
         assert_eq!(vllm.count_requests("unload v1"), 0);
         vllm.mark_used("v1");
-        told.extend(sidecar.status().adapters[0].last_used);
+        last_uses.extend(sidecar.status().adapters[0].last_used);
     }
-    let last = Instant::now();
+    let last_use = Instant::now();
     sidecar.wait_for_state("v1", AdapterState::Gone);
-    assert!(last.elapsed() >= GRACE, "unloaded {:?} after its last use", last.elapsed());
-    assert!(told.is_sorted() && told.first() < told.last(), "{told:?}");
+    assert!(last_use.elapsed() >= GRACE, "unloaded {:?} after its last use", last_use.elapsed());
+    assert!(last_uses.is_sorted() && last_uses.first() < last_uses.last(), "{last_uses:?}");
     assert_eq!(vllm.count_requests("unload v1"), 1);
 }

@@ -1,4 +1,4 @@
-//! The last good file stays in force.
+//! Tests that the last good file stays active.
 
 use super::*;
 use crate::last_good::MISSING_DIRECTIVES_GRACE;
@@ -28,7 +28,7 @@ impl AdaptersWatchTestbed {
     }
 
     fn desired(&self) -> Arc<DesiredAdapters> {
-        self.watch.desired().borrow().clone().expect("a good file was read")
+        self.watch.desired().borrow().clone().expect("no valid file was read")
     }
 
     fn ids(&self) -> Vec<String> {
@@ -41,25 +41,25 @@ impl AdaptersWatchTestbed {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_changes_nothing_and_is_reported_until_it_is_mended() {
-    let bed = AdaptersWatchTestbed::new(ONE_ADAPTER);
-    assert_eq!((bed.ids(), bed.error()), (vec!["v1".to_owned()], None));
-    let before = bed.desired();
+async fn invalid_file_is_reported_and_changes_nothing_until_fixed() {
+    let testbed = AdaptersWatchTestbed::new(ONE_ADAPTER);
+    assert_eq!((testbed.ids(), testbed.error()), (vec!["v1".to_owned()], None));
+    let previous = testbed.desired();
     for bad in ["", "vLLMLoRAConfig: [", "vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: v1\n"] {
-        bed.write("adapters.yaml", bad).await;
-        assert!(bed.error().is_some_and(|error| error.contains("adapters.yaml")), "{bad}: {:?}", bed.error());
-        assert_eq!(bed.desired(), before);
+        testbed.write("adapters.yaml", bad).await;
+        assert!(testbed.error().is_some_and(|error| error.contains("adapters.yaml")), "{bad}: {:?}", testbed.error());
+        assert_eq!(testbed.desired(), previous);
     }
-    fs::remove_file(bed.folder.path().join("adapters.yaml")).unwrap();
-    bed.watch.refresh().await;
-    assert!(bed.error().unwrap().contains("no such file"));
-    assert_eq!(bed.desired(), before);
-    bed.write("adapters.yaml", &ONE_ADAPTER.replace("v1", "v2")).await;
-    assert_eq!((bed.ids(), bed.error()), (vec!["v2".to_owned()], None));
+    fs::remove_file(testbed.folder.path().join("adapters.yaml")).unwrap();
+    testbed.watch.refresh().await;
+    assert!(testbed.error().unwrap().contains("no such file"));
+    assert_eq!(testbed.desired(), previous);
+    testbed.write("adapters.yaml", &ONE_ADAPTER.replace("v1", "v2")).await;
+    assert_eq!((testbed.ids(), testbed.error()), (vec!["v2".to_owned()], None));
 }
 
 #[tokio::test]
-async fn a_file_in_its_config_map_means_the_same_as_a_plain_one() {
+async fn file_in_its_configmap_equals_plain_file() {
     let plain = AdaptersWatchTestbed::new(ONE_ADAPTER);
     let indented = ONE_ADAPTER.replace('\n', "\n    ");
     let wrapped = AdaptersWatchTestbed::new(&format!(
@@ -69,32 +69,32 @@ async fn a_file_in_its_config_map_means_the_same_as_a_plain_one() {
 }
 
 #[tokio::test]
-async fn the_operators_key_beside_the_file_is_read_with_it() {
-    let bed = AdaptersWatchTestbed::new(ONE_ADAPTER);
-    assert_eq!(bed.desired().directives, None);
-    bed.write(DIRECTIVES_KEY, DIRECTIVES).await;
-    let desired = bed.desired();
-    assert_eq!(desired.directives.as_ref().map(|key| key.managed.clone()), Some(vec!["v*".to_owned()]));
+async fn directives_in_the_same_folder_are_read_with_the_file() {
+    let testbed = AdaptersWatchTestbed::new(ONE_ADAPTER);
+    assert_eq!(testbed.desired().directives, None);
+    testbed.write(DIRECTIVES_KEY, DIRECTIVES).await;
+    let desired = testbed.desired();
+    assert_eq!(desired.directives.as_ref().map(|directives| directives.managed.clone()), Some(vec!["v*".to_owned()]));
     assert_eq!(desired.hash, content_hash(ONE_ADAPTER, Some(DIRECTIVES)));
-    bed.write(DIRECTIVES_KEY, "managed: 7").await;
-    assert!(bed.error().unwrap().contains(DIRECTIVES_KEY));
-    assert_eq!(bed.desired(), desired);
+    testbed.write(DIRECTIVES_KEY, "managed: 7").await;
+    assert!(testbed.error().unwrap().contains(DIRECTIVES_KEY));
+    assert_eq!(testbed.desired(), desired);
 }
 
 #[tokio::test]
-async fn before_the_first_good_file_nothing_is_desired() {
-    let bed = AdaptersWatchTestbed::new("nonsense");
-    assert!(bed.watch.desired().borrow().is_none() && bed.error().is_some());
-    bed.write("adapters.yaml", "vLLMLoRAConfig: {}\n").await;
-    assert_eq!(bed.desired().file, AdaptersFile::default());
+async fn nothing_is_desired_before_the_first_valid_file() {
+    let testbed = AdaptersWatchTestbed::new("nonsense");
+    assert!(testbed.watch.desired().borrow().is_none() && testbed.error().is_some());
+    testbed.write("adapters.yaml", "vLLMLoRAConfig: {}\n").await;
+    assert_eq!(testbed.desired().file, AdaptersFile::default());
 }
 
 #[tokio::test]
-async fn changes_are_taken_while_it_runs() {
-    let bed = AdaptersWatchTestbed::new(ONE_ADAPTER);
-    let (mut desired, stop) = (bed.watch.desired(), CancellationToken::new());
+async fn change_is_published_while_running() {
+    let testbed = AdaptersWatchTestbed::new(ONE_ADAPTER);
+    let (mut desired, stop) = (testbed.watch.desired(), CancellationToken::new());
     let change = async {
-        fs::write(bed.folder.path().join("adapters.yaml"), ONE_ADAPTER.replace("v1", "v2")).unwrap();
+        fs::write(testbed.folder.path().join("adapters.yaml"), ONE_ADAPTER.replace("v1", "v2")).unwrap();
         let has_v2 = |desired: &Option<Arc<DesiredAdapters>>| {
             desired
                 .as_ref()
@@ -103,28 +103,28 @@ async fn changes_are_taken_while_it_runs() {
         desired.wait_for(has_v2).await.unwrap();
         stop.cancel();
     };
-    tokio::join!(bed.watch.run(stop.clone()), change);
+    tokio::join!(testbed.watch.run(stop.clone()), change);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_stays_away_is_noticed_although_nothing_changes() {
-    let bed = AdaptersWatchTestbed::new(ONE_ADAPTER);
-    bed.write(DIRECTIVES_KEY, DIRECTIVES).await;
-    let (mut desired, stop) = (bed.watch.desired(), CancellationToken::new());
-    let before = desired.borrow_and_update().clone();
-    let vanish = async {
-        fs::remove_file(bed.folder.path().join(DIRECTIVES_KEY)).unwrap();
+async fn missing_directives_expire_without_another_file_change() {
+    let testbed = AdaptersWatchTestbed::new(ONE_ADAPTER);
+    testbed.write(DIRECTIVES_KEY, DIRECTIVES).await;
+    let (mut desired, stop) = (testbed.watch.desired(), CancellationToken::new());
+    let previous = desired.borrow_and_update().clone();
+    let removal = async {
+        fs::remove_file(testbed.folder.path().join(DIRECTIVES_KEY)).unwrap();
         let since = Instant::now();
-        bed.watch.error().wait_for(Option::is_some).await.unwrap();
-        assert_eq!(*desired.borrow(), before);
+        testbed.watch.error().wait_for(Option::is_some).await.unwrap();
+        assert_eq!(*desired.borrow(), previous);
         desired.changed().await.unwrap();
         assert_eq!(
-            (bed.desired().directives.clone(), bed.desired().hash.clone()),
+            (testbed.desired().directives.clone(), testbed.desired().hash.clone()),
             (None, content_hash(ONE_ADAPTER, None))
         );
         assert!(since.elapsed() >= MISSING_DIRECTIVES_GRACE);
-        bed.watch.error().wait_for(Option::is_none).await.unwrap();
+        testbed.watch.error().wait_for(Option::is_none).await.unwrap();
         stop.cancel();
     };
-    tokio::join!(bed.watch.run(stop.clone()), vanish);
+    tokio::join!(testbed.watch.run(stop.clone()), removal);
 }

@@ -1,4 +1,4 @@
-//! Every way in which a file changes, on a real file system.
+//! Tests of every kind of file change, on a real file system.
 
 use super::*;
 use std::{fs, os::unix::fs::symlink};
@@ -21,7 +21,7 @@ struct FileWatchTestbed {
 }
 
 impl FileWatchTestbed {
-    /// `prepare` fills the folder first.
+    /// `prepare` fills the folder before the watch starts.
     fn new(prepare: impl FnOnce(&Path)) -> Self {
         Self::without_folder(|folder| {
             fs::create_dir(folder.join("mount")).unwrap();
@@ -44,9 +44,9 @@ impl FileWatchTestbed {
         Self { folder, content: watched.subscribe(), read_count, watched, _running: running }
     }
 
-    /// The folder has been watched for, and the file was read after that.
+    /// Waits until the folder is watched and the file was read after that.
     async fn wait_for_watch(&mut self) {
-        let read = self.read_count.wait_for(|readings| *readings >= 2);
+        let read = self.read_count.wait_for(|count| *count >= 2);
         timeout(Duration::from_secs(20), read).await.unwrap().unwrap();
     }
 
@@ -64,83 +64,83 @@ impl FileWatchTestbed {
 
     async fn wait_for_content(&mut self, content: ReadResult) {
         let reached = self.content.wait_for(|now| *now == content);
-        timeout(Duration::from_secs(20), reached).await.expect("the change is noticed").unwrap();
+        timeout(Duration::from_secs(20), reached).await.expect("the change was not detected").unwrap();
     }
 }
 
 const MISSING: ReadResult = Err(io::ErrorKind::NotFound);
 
 #[tokio::test]
-async fn an_overwritten_file_is_noticed() {
-    let mut bed = FileWatchTestbed::new(|folder| fs::write(folder.join("file"), "one").unwrap());
-    bed.wait_for_watch().await;
-    fs::write(bed.path("file"), "two").unwrap();
-    bed.wait_for_text("two").await;
+async fn overwritten_file_is_detected() {
+    let mut testbed = FileWatchTestbed::new(|folder| fs::write(folder.join("file"), "one").unwrap());
+    testbed.wait_for_watch().await;
+    fs::write(testbed.path("file"), "two").unwrap();
+    testbed.wait_for_text("two").await;
 }
 
 #[tokio::test]
-async fn a_file_renamed_into_place_is_noticed() {
-    let mut bed = FileWatchTestbed::new(|folder| fs::write(folder.join("file"), "one").unwrap());
-    bed.wait_for_watch().await;
-    fs::write(bed.path("file.new"), "two").unwrap();
-    fs::rename(bed.path("file.new"), bed.path("file")).unwrap();
-    bed.wait_for_text("two").await;
+async fn file_renamed_into_place_is_detected() {
+    let mut testbed = FileWatchTestbed::new(|folder| fs::write(folder.join("file"), "one").unwrap());
+    testbed.wait_for_watch().await;
+    fs::write(testbed.path("file.new"), "two").unwrap();
+    fs::rename(testbed.path("file.new"), testbed.path("file")).unwrap();
+    testbed.wait_for_text("two").await;
 }
 
 #[tokio::test]
-async fn a_swap_by_a_kubelet_is_noticed() {
-    // As a mounted ConfigMap is: the file is a link into `..data`, which is a link to a dated folder.
+async fn swap_by_a_kubelet_is_detected() {
+    // Like a mounted ConfigMap: the file is a link into `..data`, which is a link to a dated folder.
     let version = |folder: &Path, name: &str, content: &str| {
         fs::create_dir(folder.join(name)).unwrap();
         fs::write(folder.join(name).join("file"), content).unwrap();
     };
-    let mut bed = FileWatchTestbed::new(|folder| {
+    let mut testbed = FileWatchTestbed::new(|folder| {
         version(folder, "..2026_01", "one");
         symlink("..2026_01", folder.join("..data")).unwrap();
         symlink("..data/file", folder.join("file")).unwrap();
     });
-    bed.wait_for_watch().await;
-    version(&bed.mount(), "..2026_02", "two");
-    symlink("..2026_02", bed.path("..data_tmp")).unwrap();
-    fs::rename(bed.path("..data_tmp"), bed.path("..data")).unwrap();
-    fs::remove_dir_all(bed.path("..2026_01")).unwrap();
-    bed.wait_for_text("two").await;
+    testbed.wait_for_watch().await;
+    version(&testbed.mount(), "..2026_02", "two");
+    symlink("..2026_02", testbed.path("..data_tmp")).unwrap();
+    fs::rename(testbed.path("..data_tmp"), testbed.path("..data")).unwrap();
+    fs::remove_dir_all(testbed.path("..2026_01")).unwrap();
+    testbed.wait_for_text("two").await;
 }
 
 #[tokio::test]
-async fn a_file_that_is_deleted_and_put_back_is_noticed_both_times() {
-    let mut bed = FileWatchTestbed::new(|folder| fs::write(folder.join("file"), "one").unwrap());
-    bed.wait_for_watch().await;
-    fs::remove_file(bed.path("file")).unwrap();
-    bed.wait_for_content(MISSING).await;
-    fs::write(bed.path("file"), "one").unwrap();
-    bed.wait_for_text("one").await;
+async fn deletion_and_recreation_are_both_detected() {
+    let mut testbed = FileWatchTestbed::new(|folder| fs::write(folder.join("file"), "one").unwrap());
+    testbed.wait_for_watch().await;
+    fs::remove_file(testbed.path("file")).unwrap();
+    testbed.wait_for_content(MISSING).await;
+    fs::write(testbed.path("file"), "one").unwrap();
+    testbed.wait_for_text("one").await;
 }
 
 #[tokio::test]
-async fn changes_behind_a_link_to_another_folder_are_found_by_looking() {
+async fn change_behind_a_link_to_another_folder_is_found_by_polling() {
     let elsewhere = tempfile::tempdir().unwrap();
     let target = elsewhere.path().join("target");
     fs::write(&target, "one").unwrap();
-    let mut bed = FileWatchTestbed::new(|folder| symlink(&target, folder.join("file")).unwrap());
-    bed.wait_for_watch().await;
+    let mut testbed = FileWatchTestbed::new(|folder| symlink(&target, folder.join("file")).unwrap());
+    testbed.wait_for_watch().await;
     fs::write(&target, "two").unwrap();
-    bed.wait_for_text("two").await;
+    testbed.wait_for_text("two").await;
 }
 
 #[tokio::test]
-async fn a_folder_that_comes_later_is_watched_from_then_on() {
-    let mut bed = FileWatchTestbed::without_folder(|_| {});
-    bed.wait_for_watch().await;
-    fs::create_dir(bed.mount()).unwrap();
-    fs::write(bed.path("file"), "one").unwrap();
-    bed.wait_for_text("one").await;
-    fs::write(bed.path("file"), "two").unwrap();
-    bed.wait_for_text("two").await;
+async fn folder_that_is_created_later_is_watched() {
+    let mut testbed = FileWatchTestbed::without_folder(|_| {});
+    testbed.wait_for_watch().await;
+    fs::create_dir(testbed.mount()).unwrap();
+    fs::write(testbed.path("file"), "one").unwrap();
+    testbed.wait_for_text("one").await;
+    fs::write(testbed.path("file"), "two").unwrap();
+    testbed.wait_for_text("two").await;
 }
 
 #[tokio::test]
-async fn a_refresh_publishes_what_stands_there() {
+async fn refresh_publishes_the_present_content() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     let file = FileWatch::open(&path, read);
@@ -152,10 +152,10 @@ async fn a_refresh_publishes_what_stands_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_that_is_being_written_is_taken_when_it_stands_still() {
-    // Each reading gives the next of these.
-    let readings = std::sync::Mutex::new(["old", "o", "on", "one", "one"].into_iter());
-    let next = move |_: &Path| readings.lock().unwrap().next().expect("no more readings than needed").to_owned();
+async fn file_being_written_is_published_once_stable() {
+    // Each read returns the next of these.
+    let reads = std::sync::Mutex::new(["old", "o", "on", "one", "one"].into_iter());
+    let next = move |_: &Path| reads.lock().unwrap().next().expect("the file was read too often").to_owned();
     let file = FileWatch::open("file", next);
     let mut content = file.subscribe();
     content.mark_unchanged();
@@ -164,10 +164,10 @@ async fn a_file_that_is_being_written_is_taken_when_it_stands_still() {
 }
 
 #[tokio::test]
-async fn unchanged_content_is_not_news() {
-    let bed = FileWatchTestbed::new(|folder| fs::write(folder.join("file"), "one").unwrap());
-    let content = bed.watched.subscribe();
-    fs::write(bed.path("file"), "one").unwrap();
-    bed.watched.refresh().await;
+async fn unchanged_content_is_not_published() {
+    let testbed = FileWatchTestbed::new(|folder| fs::write(folder.join("file"), "one").unwrap());
+    let content = testbed.watched.subscribe();
+    fs::write(testbed.path("file"), "one").unwrap();
+    testbed.watched.refresh().await;
     assert!(!content.has_changed().unwrap());
 }

@@ -1,4 +1,4 @@
-//! What is known of one adapter on the server.
+//! The tracked state of one adapter on the server.
 
 use super::FetchState;
 use crate::spec::{AdapterGoal, AdapterSpec};
@@ -6,58 +6,59 @@ use jiff::Timestamp;
 use rollora_api::sidecar_status::ReportedError;
 use serde::{Deserialize, Serialize};
 
-/// One adapter.
+/// The tracked state of one adapter.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TrackedAdapter {
-    /// What the file and the operator want; none where they do not name it.
+    /// What the file and the directives want; `None` if the file does not name it.
     pub spec: Option<AdapterSpec>,
-    /// The `root` that the server has registered it from.
+    /// The `root` under which the server has registered it; `None` if it is not registered.
     pub registered: Option<String>,
-    /// Whether a completion with it was answered by this process of the server.
+    /// Whether this server process answered a completion with it.
     pub verified: bool,
-    /// The source with which it was once verified here, by whichever process.
+    /// The source with which it was last verified here, by this or an earlier server process.
     pub verified_source: Option<String>,
-    /// Probes in a row that ended without any answer.
+    /// The number of probes in a row without an answer.
     pub inconclusive_probes: u32,
-    /// Failures in a row since the entry or the server changed.
+    /// The number of failures in a row since the entry or the server changed.
     pub attempts: u32,
-    /// Nothing is tried before.
+    /// No call is made before this time.
     pub next_try: Option<Timestamp>,
-    /// What went wrong last.
+    /// The last error, until it is resolved.
     pub last_error: Option<ReportedError>,
-    /// Whether that needs a person.
+    /// Whether only a person can resolve `last_error`.
     pub needs_person: bool,
-    /// How it is brought, where it comes from a hub.
+    /// The state of its fetches, if it comes from a hub.
     pub fetch: FetchState,
-    /// The call under way.
+    /// The call in flight, if any.
     pub in_flight: Option<InFlightCall>,
-    /// The call that ended without a clear answer.
+    /// The call that ended without a clear answer; the next model list decides.
     pub unconfirmed_call: Option<CallKind>,
-    /// That call was answered, and by its answer the list of models has to change: one that does not is a failure.
+    /// The server answered the unconfirmed call and claims a change that the next model list must confirm. A list that
+    /// does not is a failure.
     pub claimed_by_server: bool,
-    /// How often the server ended while loading it or at its first use, since it was last verified.
+    /// How often the server ended during a load or first use of it, since it was last verified.
     pub server_crashes: u32,
-    /// Why it is not tried again after such an end.
+    /// Why it is not tried again after such a crash.
     pub crash_hold: Option<CrashHold>,
-    /// Since when it is to be unloaded.
+    /// Since when its goal is to be absent; `None` if it is not.
     pub unwanted_since: Option<Timestamp>,
-    /// The event that last changed what is known of its registration.
+    /// The event that last changed `registered`.
     pub(super) registration_sequence: u64,
 }
 
-/// What is asked of the server about an adapter.
+/// The kind of a call about an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CallKind {
-    /// To load it.
+    /// Load of an adapter.
     Load,
-    /// To complete one token with it.
+    /// Completion of one token, which verifies an adapter.
     Probe,
-    /// To unload it.
+    /// Unload of an adapter.
     Unload,
 }
 
 impl CallKind {
-    /// The same word in logs and metrics.
+    /// Returns the name of the kind in logs and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Load => "load",
@@ -67,69 +68,69 @@ impl CallKind {
     }
 }
 
-/// A call under way.
+/// A call in flight about one adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InFlightCall {
-    /// What was asked.
+    /// The kind of the call.
     pub kind: CallKind,
-    /// The source that a load was given.
+    /// The source of a load; empty for other kinds.
     pub source: String,
-    /// Since when.
+    /// When the call was started.
     pub started_at: Timestamp,
-    /// The epoch in which it was made.
+    /// The epoch in which the call was started.
     pub(super) epoch: u64,
 }
 
-/// Why an adapter over which the server died is not tried again.
+/// Why an adapter is not tried again after a crash of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CrashHold {
-    /// Until then.
+    /// Not before this time.
     Until(Timestamp),
-    /// Until the operator says something else about it.
+    /// Not before the operator admits or rejects the id, or no longer governs it.
     AwaitOperator,
-    /// Until its entry is taken out of the list, or replaced.
+    /// Not before its entry is removed from the list or replaced.
     Quarantine,
 }
 
 impl TrackedAdapter {
-    /// What has to become true of it.
+    /// Returns the state that the adapter must reach.
     pub fn goal(&self) -> AdapterGoal {
         self.spec.as_ref().map_or(AdapterGoal::Ignore, AdapterSpec::goal)
     }
 
-    /// Whether it is to be loaded and proven.
+    /// Returns whether the adapter must be loaded and verified.
     pub fn wants_loading(&self) -> bool {
         matches!(self.goal(), AdapterGoal::Resident | AdapterGoal::UnloadHeld { reload: true })
     }
 
-    /// Whether it is registered from another source than the file names.
+    /// Returns whether the adapter is registered from another source than the file names.
     pub fn source_changed(&self) -> bool {
         match (&self.registered, &self.spec) {
-            (Some(root), Some(wish)) => !wish.matches_root(root),
+            (Some(root), Some(spec)) => !spec.matches_root(root),
             _ => false,
         }
     }
 
-    /// Whether it was once verified here with the source that the file names.
+    /// Returns whether the adapter was ever verified here with the source that the file names.
     pub fn was_verified(&self) -> bool {
         match (&self.verified_source, &self.spec) {
-            (Some(proven), Some(wish)) => wish.matches_root(proven),
+            (Some(source), Some(spec)) => spec.matches_root(source),
             _ => false,
         }
     }
 
-    /// Whether something may be asked about it now: nothing is under way or in doubt, and the last failure is long ago.
+    /// Returns whether a call may be made now: none is in flight or unconfirmed, and the retry delay is over.
     pub fn may_call(&self, now: Timestamp) -> bool {
         self.in_flight.is_none() && self.unconfirmed_call.is_none() && self.next_try.is_none_or(|next| now >= next)
     }
 
-    /// Whether an unload of it may still be done: it was asked for, and no list of models that is newer has arrived.
+    /// Returns whether an unload may still take effect: it was requested, and no newer model list has arrived.
     pub fn may_be_unloaded(&self) -> bool {
-        let asked = self.in_flight.as_ref().map(|call| call.kind).or(self.unconfirmed_call);
-        asked == Some(CallKind::Unload)
+        let kind = self.in_flight.as_ref().map(|call| call.kind).or(self.unconfirmed_call);
+        kind == Some(CallKind::Unload)
     }
 
-    /// Whether it must not be loaded or used, because the server died over it.
+    /// Returns whether the adapter must not be loaded or probed because of a server crash.
     pub fn is_crash_held(&self, now: Timestamp) -> bool {
         match self.crash_hold {
             None => false,
@@ -138,7 +139,7 @@ impl TrackedAdapter {
         }
     }
 
-    /// The failures so far are about something that has changed.
+    /// Clears the failures, because what caused them has changed.
     pub(super) fn reset_failures(&mut self) {
         self.attempts = 0;
         self.inconclusive_probes = 0;
@@ -147,8 +148,8 @@ impl TrackedAdapter {
         self.needs_person = false;
     }
 
-    /// The server's process has ended, or seems to have: it holds nothing of ours any more. An unload that is under way
-    /// may still be done, by that process or by the next one.
+    /// Clears what belongs to a server process that has ended, or seems to have. An unload in flight stays, because
+    /// that process or the next one may still execute it.
     pub(super) fn clear_process_state(&mut self) {
         self.registered = None;
         self.in_flight.take_if(|call| call.kind != CallKind::Unload);

@@ -1,4 +1,4 @@
-//! Calls about adapters: they begin, and they end.
+//! Start and end of calls about adapters.
 
 use super::{CallKind, InFlightCall, SidecarState, TrackedAdapter, server::to_problem};
 use crate::{decide::AdapterCall, source::is_hub_name};
@@ -6,17 +6,17 @@ use jiff::Timestamp;
 use rollora_api::names::AdapterId;
 use rollora_vllm::VllmError;
 
-/// How a call ended.
+/// How a call about an adapter ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallOutcome {
-    /// The server answered, or did not.
+    /// The call was made, with this result.
     Executed(Result<(), VllmError>),
-    /// It was not made: just before, it turned out to be unwanted or untimely.
+    /// The call was not made, because a check just before it found that it was no longer wanted.
     Skipped,
 }
 
 impl SidecarState {
-    /// A call is about to be made.
+    /// Records that a call is about to be made.
     pub fn begin_call(&mut self, action: &AdapterCall, now: Timestamp) {
         let epoch = self.epoch;
         if let Some(adapter) = self.adapters.get_mut(action.id()) {
@@ -28,16 +28,16 @@ impl SidecarState {
         }
     }
 
-    /// A call that was made in `epoch` has ended; `jitter` from 0 to 1 spreads the next attempt.
-    pub fn finish_call(&mut self, id: &AdapterId, epoch: u64, ended: CallOutcome, jitter: f64, now: Timestamp) {
-        let touched = self.next_sequence();
+    /// Records the outcome of a call that was started in `epoch`; `jitter` (0 to 1) spreads the next attempt.
+    pub fn finish_call(&mut self, id: &AdapterId, epoch: u64, outcome: CallOutcome, jitter: f64, now: Timestamp) {
+        let sequence = self.next_sequence();
         if epoch != self.epoch {
-            // Another process of the server was asked, or this one was: the list of models tells.
+            // An earlier process may have answered, or this one: the model list decides.
             self.request_models_poll();
             if let Some(adapter) = self.adapters.get_mut(id)
                 && let Some(call) = adapter.in_flight.take_if(|call| call.epoch == epoch)
             {
-                adapter.registration_sequence = touched;
+                adapter.registration_sequence = sequence;
                 adapter.unconfirmed_call = Some(call.kind);
             }
             return;
@@ -45,17 +45,17 @@ impl SidecarState {
         let backoff = self.policy.backoff;
         let Some(adapter) = self.adapters.get_mut(id) else { return };
         let Some(call) = adapter.in_flight.take() else { return };
-        adapter.registration_sequence = touched;
+        adapter.registration_sequence = sequence;
         adapter.claimed_by_server = false;
-        let answer = match ended {
-            CallOutcome::Executed(answer) => answer,
+        let result = match outcome {
+            CallOutcome::Executed(result) => result,
             CallOutcome::Skipped => {
                 adapter.next_try = Some(now + self.policy.intervals.health);
                 self.request_metrics_poll();
                 return;
             }
         };
-        match answer {
+        match result {
             Ok(()) => {
                 adapter.record_success(&call);
                 self.problem = None;
@@ -63,27 +63,27 @@ impl SidecarState {
                     self.hung_hub_load = None;
                 }
             }
-            // Gone is gone, whoever did it.
+            // The adapter is unloaded, no matter by which client.
             Err(VllmError::UnknownAdapter { .. }) if call.kind == CallKind::Unload => adapter.record_success(&call),
             Err(VllmError::UnknownAdapter { .. } | VllmError::AlreadyLoaded { .. }) => adapter.record_claim(call.kind),
-            // A probe that waits behind others says nothing against its adapter.
+            // A probe may time out behind other requests, which says nothing about its adapter.
             Err(error @ VllmError::Timeout { .. }) if call.kind == CallKind::Probe => {
                 adapter.inconclusive_probes += 1;
                 adapter.next_try = Some(now + backoff.delay(adapter.inconclusive_probes, jitter));
                 adapter.last_error = Some(to_problem(&error));
             }
             Err(error) => {
-                let hangs = call.kind == CallKind::Load && matches!(error, VllmError::Timeout { .. });
+                let may_hang = call.kind == CallKind::Load && matches!(error, VllmError::Timeout { .. });
                 adapter.record_failure(&error);
                 if call.kind == CallKind::Load {
-                    // Perhaps it is not there any more: whoever fetched it looks before the next try.
+                    // The files may be gone: fetch, which checks them, before the next attempt.
                     adapter.fetch.fetched = false;
                 }
                 adapter.next_try = Some(now + backoff.delay(adapter.attempts, jitter));
                 if error.may_have_succeeded() {
                     adapter.unconfirmed_call = Some(call.kind);
                 }
-                if hangs && is_hub_name(&call.source) {
+                if may_hang && is_hub_name(&call.source) {
                     self.hung_hub_load = Some(id.clone());
                 } else if self.hung_hub_load.as_ref() == Some(id) {
                     self.hung_hub_load = None;
@@ -96,7 +96,7 @@ impl SidecarState {
         }
     }
 
-    /// What a failed call says of the server as a whole.
+    /// Applies what a failed call says about the server as a whole.
     fn apply_server_error(&mut self, error: &VllmError, now: Timestamp) {
         match error {
             VllmError::EngineDead { .. } => self.mark_engine_dead(error, now),
@@ -127,19 +127,19 @@ impl TrackedAdapter {
                 self.server_crashes = 0;
                 self.crash_hold = None;
             }
-            // Confirmed by the list of models.
+            // The model list must confirm it.
             CallKind::Unload => self.record_claim(CallKind::Unload),
         }
     }
 
-    /// The server says that its table is not as we believed: the list of models tells.
+    /// The server claims another registration than the recorded one: the model list decides.
     fn record_claim(&mut self, kind: CallKind) {
         self.unconfirmed_call = Some(kind);
         self.claimed_by_server = true;
     }
 
     fn record_failure(&mut self, error: &VllmError) {
-        // The server went away over something else: that is nobody's failure.
+        // The server went down for another reason, which is no failure of this adapter.
         if !matches!(
             error,
             VllmError::Unreachable { .. } | VllmError::TlsFailed { .. } | VllmError::ShuttingDown { .. }

@@ -1,4 +1,4 @@
-//! A new file, or new words of the operator.
+//! Applies a new adapters file or new operator directives.
 
 use super::{CrashHold, FetchState, SidecarState, TrackedAdapter};
 use crate::spec::{AdapterGoal, AdapterSpec, LoadPermission, adapter_specs};
@@ -6,19 +6,19 @@ use jiff::Timestamp;
 use rollora_api::{adapters::DesiredAdapters, sidecar_status::ConfigStatus};
 
 impl SidecarState {
-    /// Takes `desired` into force for the server named `name`.
-    pub fn set_desired(&mut self, desired: &DesiredAdapters, name: &str, now: Timestamp) {
+    /// Applies `desired` for the server named `server_name`.
+    pub fn set_desired(&mut self, desired: &DesiredAdapters, server_name: &str, now: Timestamp) {
         self.config = Some(ConfigStatus {
             hash: Some(desired.hash.clone()),
             operator_directives: desired.directives.is_some(),
             error: None,
         });
-        let mut wishes = adapter_specs(desired, name, &self.source_policy);
+        let mut specs = adapter_specs(desired, server_name, &self.source_policy);
         for (id, adapter) in &mut self.adapters {
-            adapter.set_spec(wishes.remove(id), now);
+            adapter.set_spec(specs.remove(id), now);
         }
-        for (id, wish) in wishes {
-            self.adapters.entry(id).or_default().set_spec(Some(wish), now);
+        for (id, spec) in specs {
+            self.adapters.entry(id).or_default().set_spec(Some(spec), now);
         }
         self.restore_adapters();
         self.prune();
@@ -26,23 +26,23 @@ impl SidecarState {
 }
 
 impl TrackedAdapter {
-    fn set_spec(&mut self, wish: Option<AdapterSpec>, now: Timestamp) {
-        match (&self.spec, &wish) {
+    fn set_spec(&mut self, spec: Option<AdapterSpec>, now: Timestamp) {
+        match (&self.spec, &spec) {
             (Some(old), Some(new)) if old.source == new.source && old.membership == new.membership => {
                 if old.permission != new.permission {
                     self.reset_failures();
                     self.fetch.reset_failures();
                 }
-                let answered = matches!(
+                let operator_decided = matches!(
                     new.permission,
                     LoadPermission::Ungoverned | LoadPermission::Admitted | LoadPermission::Rejected
                 );
-                if answered && self.crash_hold == Some(CrashHold::AwaitOperator) {
+                if operator_decided && self.crash_hold == Some(CrashHold::AwaitOperator) {
                     self.crash_hold = None;
                 }
             }
             (None, None) => {}
-            // Another entry, or the same under another list: somebody has thought about it.
+            // Another entry, or the same id in another list: a person has changed it, so it gets a fresh start.
             _ => {
                 self.reset_failures();
                 self.fetch.reset_failures();
@@ -50,15 +50,15 @@ impl TrackedAdapter {
                 self.crash_hold = None;
             }
         }
-        let source = |wish: &Option<AdapterSpec>| wish.as_ref().map(|wish| wish.source.clone());
-        if source(&self.spec) != source(&wish) {
+        let source = |spec: &Option<AdapterSpec>| spec.as_ref().map(|spec| spec.source.clone());
+        if source(&self.spec) != source(&spec) {
             self.fetch = FetchState::default();
         }
-        self.spec = wish;
+        self.spec = spec;
         if !self.wants_loading() {
             self.fetch.active = None;
         }
-        let unwanted = self.goal() == AdapterGoal::Absent;
-        self.unwanted_since = unwanted.then(|| self.unwanted_since.unwrap_or(now));
+        let must_be_absent = self.goal() == AdapterGoal::Absent;
+        self.unwanted_since = must_be_absent.then(|| self.unwanted_since.unwrap_or(now));
     }
 }

@@ -1,7 +1,7 @@
-//! Bringing what a hub has into the folder that vLLM reads.
+//! Fetches of hub adapters into the folder that vLLM reads.
 //!
-//! Nothing of it belongs to a process of the server: a fetch goes on while vLLM is started again, and so does the wait
-//! after one that failed.
+//! Fetches do not depend on the server process: a fetch continues while vLLM restarts, and so does the retry delay
+//! after a failed one.
 
 use super::{SidecarState, TrackedAdapter};
 use crate::backoff::Backoff;
@@ -10,79 +10,79 @@ use rollora_adapter_source::{FetchError, FetchProgress, FetchReason, FetchedAdap
 use rollora_api::{names::AdapterId, sidecar_status::ReportedError};
 use std::time::Duration;
 
-/// What only a person can change is asked for again this slowly at first.
+/// The first retry delay of an error that only a person can resolve.
 const MIN_BACKOFF_NEEDS_PERSON: Duration = Duration::from_mins(1);
 
-/// The fetches of one adapter.
+/// State of the fetches of one adapter.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FetchState {
-    /// The one under way.
+    /// The fetch in flight, if any.
     pub active: Option<ActiveFetch>,
-    /// Whether it is there, as far as is known.
+    /// Whether the adapter is in the folder, as far as is known.
     pub fetched: bool,
-    /// The commit that is there.
+    /// The commit that was fetched, if the hub reported one.
     pub commit: Option<String>,
-    /// How far the last fetch came.
+    /// The progress of the last fetch.
     pub progress: FetchProgress,
-    /// Failures in a row since the entry changed.
+    /// The number of failures in a row since the entry changed.
     pub attempts: u32,
-    /// Nothing is tried before.
+    /// No fetch is started before this time.
     pub next_try: Option<Timestamp>,
-    /// What went wrong last.
+    /// The error of the last fetch, until one succeeds.
     pub last_error: Option<ReportedError>,
-    /// Whether that needs a person.
+    /// Whether only a person can resolve `last_error`.
     pub needs_person: bool,
 }
 
-/// A fetch that goes on.
+/// A fetch in flight of one adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ActiveFetch {
-    /// Tells it from others of the same adapter.
+    /// Distinguishes it from other fetches of the adapter.
     pub fetch_id: u64,
-    /// Since when.
+    /// When the fetch was started.
     pub started_at: Timestamp,
 }
 
 impl SidecarState {
-    /// A fetch of `id` begins; the number that tells it from others.
+    /// Records the start of a fetch of `id`, and returns its fetch id.
     pub fn begin_fetch(&mut self, id: &AdapterId, now: Timestamp) -> u64 {
-        let number = self.next_sequence();
+        let fetch_id = self.next_sequence();
         if let Some(adapter) = self.adapters.get_mut(id) {
-            adapter.fetch.active = Some(ActiveFetch { fetch_id: number, started_at: now });
+            adapter.fetch.active = Some(ActiveFetch { fetch_id, started_at: now });
             adapter.fetch.progress = FetchProgress::default();
         }
-        number
+        fetch_id
     }
 
-    /// Whether somebody still wants that fetch.
-    pub fn is_current_fetch(&self, id: &AdapterId, number: u64) -> bool {
-        self.active_fetch(id).is_some_and(|under_way| under_way.fetch_id == number)
+    /// Returns whether that fetch is still wanted.
+    pub fn is_current_fetch(&self, id: &AdapterId, fetch_id: u64) -> bool {
+        self.active_fetch(id).is_some_and(|active| active.fetch_id == fetch_id)
     }
 
-    /// How far it is.
-    pub fn set_fetch_progress(&mut self, id: &AdapterId, number: u64, progress: FetchProgress) {
-        if self.is_current_fetch(id, number)
+    /// Records the progress of a fetch, if it is still wanted.
+    pub fn set_fetch_progress(&mut self, id: &AdapterId, fetch_id: u64, progress: FetchProgress) {
+        if self.is_current_fetch(id, fetch_id)
             && let Some(adapter) = self.adapters.get_mut(id)
         {
             adapter.fetch.progress = progress;
         }
     }
 
-    /// It has ended; `jitter` from 0 to 1 spreads the next attempt.
+    /// Records the result of a fetch, if it is still wanted; `jitter` (0 to 1) spreads the next attempt.
     pub fn finish_fetch(
         &mut self,
         id: &AdapterId,
-        number: u64,
-        ended: Result<FetchedAdapter, FetchError>,
+        fetch_id: u64,
+        result: Result<FetchedAdapter, FetchError>,
         jitter: f64,
         now: Timestamp,
     ) {
-        if !self.is_current_fetch(id, number) {
+        if !self.is_current_fetch(id, fetch_id) {
             return;
         }
         let backoff = self.policy.backoff;
         let Some(adapter) = self.adapters.get_mut(id) else { return };
-        match ended {
+        match result {
             Ok(fetched) => {
                 let progress = adapter.fetch.progress;
                 adapter.fetch = FetchState { fetched: true, commit: fetched.commit, progress, ..FetchState::default() };
@@ -97,7 +97,7 @@ impl SidecarState {
 }
 
 impl FetchState {
-    /// The failures so far are about something that has changed.
+    /// Clears the failures, because what caused them has changed.
     pub(super) fn reset_failures(&mut self) {
         self.attempts = 0;
         self.next_try = None;
@@ -116,12 +116,12 @@ impl FetchState {
         } else {
             backoff
         };
-        let wait = backoff.delay(self.attempts, jitter);
-        self.next_try = Some(now + error.retry_after.map_or(wait, |asked| wait.max(asked)));
+        let delay = backoff.delay(self.attempts, jitter);
+        self.next_try = Some(now + error.retry_after.map_or(delay, |retry_after| delay.max(retry_after)));
     }
 }
 
-/// Whether another try alone cannot help.
+/// Whether a retry cannot succeed before a person changes something.
 fn needs_person(reason: FetchReason) -> bool {
     match reason {
         FetchReason::HubUnauthorized
@@ -138,18 +138,18 @@ fn needs_person(reason: FetchReason) -> bool {
 }
 
 impl TrackedAdapter {
-    /// What has to be fetched before it can be loaded.
+    /// Returns the hub source that must be fetched before a load; `None` if no fetch is needed.
     pub fn source_to_fetch(&self) -> Option<&SourceRef> {
-        let wish = self.spec.as_ref()?;
-        wish.resolved.fetch_source.as_ref().filter(|_| !self.fetch.fetched && self.registered.is_none())
+        let spec = self.spec.as_ref()?;
+        spec.resolved.fetch_source.as_ref().filter(|_| !self.fetch.fetched && self.registered.is_none())
     }
 
-    /// Why its source may not be used.
+    /// Returns why the source is not allowed; `None` if it is.
     pub fn source_refusal(&self) -> Option<&str> {
         self.spec.as_ref()?.resolved.refusal.as_deref()
     }
 
-    /// Whether a fetch may begin now.
+    /// Returns whether a fetch may start now.
     pub fn may_fetch(&self, now: Timestamp) -> bool {
         self.wants_loading()
             && self.source_refusal().is_none()

@@ -1,8 +1,8 @@
-//! What is worth keeping over a restart of the sidecar beside a server that goes on: which process it was, whether it
-//! was ready, what was proven there, and over what it died.
+//! The state that survives a restart of the sidecar while the server keeps running: the identity of the server process,
+//! whether it was ready, which adapters were verified, and which may have crashed it.
 //!
-//! Everything in it is looked at with suspicion when it comes back: what was ready and verified counts for the same
-//! process of the server only, and what is said of an adapter only for the same source.
+//! Restored state is not trusted blindly: readiness and verification count only for the same server process, and the
+//! state of an adapter only for the same source.
 
 use super::{CallKind, CrashHold, ServerProcess, SidecarState, TrackedAdapter};
 use jiff::Timestamp;
@@ -13,84 +13,85 @@ use rollora_api::{
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What is kept.
+/// The state that survives a restart of the sidecar.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PersistedState {
-    /// The process of the server.
+    /// The server process; `None` if none was known, or if its engine was dead.
     pub server: Option<PersistedServer>,
-    /// Adapters of which there is something to say.
+    /// The adapters that were verified, held, or in flight at a crash.
     pub adapters: BTreeMap<AdapterId, PersistedAdapter>,
 }
 
-/// One process of the server.
+/// The persisted state of one server process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PersistedServer {
-    /// Which.
+    /// Endpoint and start time of the process.
     pub identity: ServerIdentity,
-    /// When it was first seen.
+    /// When the process was first observed.
     pub first_seen: Timestamp,
-    /// Whether it was ready once.
+    /// Whether the process was ever ready.
     pub was_ready: bool,
 }
 
-/// One adapter.
+/// The persisted state of one adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PersistedAdapter {
-    /// The source that this is about.
+    /// The source in the file; the rest is valid only for it.
     pub source: String,
-    /// Whether the process of the server answered with it.
+    /// Whether the server process answered a completion with it.
     #[serde(default)]
     pub verified: bool,
-    /// The source with which it was once verified here.
+    /// The source with which it was last verified here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified_source: Option<String>,
-    /// How often the server ended over it since.
+    /// How often the server ended during a load or first use of it since then.
     #[serde(default)]
     pub server_crashes: u32,
-    /// Why it is not tried again.
+    /// Why it is not tried again after a crash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crash_hold: Option<CrashHold>,
-    /// A load or a first use that nobody saw the end of.
+    /// A load or probe whose end was not observed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unconfirmed_call: Option<CallKind>,
-    /// What went wrong, where it is held.
+    /// The error that led to `crash_hold`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<ReportedError>,
 }
 
 impl PersistedAdapter {
     fn from_adapter(adapter: &TrackedAdapter) -> Option<Self> {
-        let wish = adapter.spec.as_ref()?;
-        let under_way = adapter.in_flight.as_ref().map(|call| call.kind).or(adapter.unconfirmed_call);
-        let kept = Self {
-            source: wish.source.clone(),
+        let spec = adapter.spec.as_ref()?;
+        let unconfirmed_call = adapter.in_flight.as_ref().map(|call| call.kind).or(adapter.unconfirmed_call);
+        let persisted = Self {
+            source: spec.source.clone(),
             verified: adapter.verified,
             verified_source: adapter.verified_source.clone(),
             server_crashes: adapter.server_crashes,
             crash_hold: adapter.crash_hold,
-            unconfirmed_call: under_way.filter(|kind| *kind != CallKind::Unload),
+            unconfirmed_call: unconfirmed_call.filter(|kind| *kind != CallKind::Unload),
             last_error: adapter.last_error.clone().filter(|_| adapter.crash_hold.is_some()),
         };
-        let says_something = kept.verified_source.is_some()
-            || kept.server_crashes > 0
-            || kept.crash_hold.is_some()
-            || kept.unconfirmed_call.is_some();
-        says_something.then_some(kept)
+        let is_relevant = persisted.verified_source.is_some()
+            || persisted.server_crashes > 0
+            || persisted.crash_hold.is_some()
+            || persisted.unconfirmed_call.is_some();
+        is_relevant.then_some(persisted)
     }
 }
 
 impl SidecarState {
-    /// What to keep now. What came back and has found no wish yet is kept on.
+    /// Returns the state to persist now. Restored adapters stay in it until the first file was applied.
     pub fn to_persisted(&self) -> PersistedState {
-        let server =
-            self.process.as_ref().filter(|known| known.dead_engine_until.is_none()).map(|known| PersistedServer {
-                identity: known.identity.clone(),
-                first_seen: known.first_seen,
-                was_ready: known.was_ready,
-            });
+        let server = self.process.as_ref().filter(|process| process.dead_engine_until.is_none()).map(|process| {
+            PersistedServer {
+                identity: process.identity.clone(),
+                first_seen: process.first_seen,
+                was_ready: process.was_ready,
+            }
+        });
         let mut adapters = self.restored.clone();
         adapters.extend(
             self.adapters
@@ -100,53 +101,54 @@ impl SidecarState {
         PersistedState { server, adapters }
     }
 
-    /// Takes back what an earlier run kept, before anything else is known. Of another endpoint nothing is taken.
-    pub fn restore(&mut self, kept: PersistedState) {
-        let Some(server) = kept.server.filter(|server| server.identity.endpoint == self.endpoint) else { return };
-        let PersistedServer { identity, first_seen: since, was_ready } = server;
-        self.process = Some(ServerProcess { identity, first_seen: since, was_ready, dead_engine_until: None });
-        self.restored = kept.adapters;
+    /// Restores the state of an earlier run, before anything else is known. State of another endpoint is dropped.
+    pub fn restore(&mut self, persisted: PersistedState) {
+        let Some(server) = persisted.server.filter(|server| server.identity.endpoint == self.endpoint) else { return };
+        let PersistedServer { identity, first_seen, was_ready } = server;
+        self.process = Some(ServerProcess { identity, first_seen, was_ready, dead_engine_until: None });
+        self.restored = persisted.adapters;
     }
 
-    /// Gives the adapters that the first file names what was kept of them; the rest is forgotten.
+    /// Restores the adapters that the first file names from the same source, and drops the rest.
     pub(super) fn restore_adapters(&mut self) {
-        for (id, kept) in std::mem::take(&mut self.restored) {
+        for (id, persisted) in std::mem::take(&mut self.restored) {
             let adapter = self.adapters.get_mut(&id);
-            let about =
-                |adapter: &&mut TrackedAdapter| adapter.spec.as_ref().is_some_and(|wish| wish.source == kept.source);
-            if let Some(adapter) = adapter.filter(about) {
-                adapter.restore(kept);
+            let same_source = |adapter: &&mut TrackedAdapter| {
+                adapter.spec.as_ref().is_some_and(|spec| spec.source == persisted.source)
+            };
+            if let Some(adapter) = adapter.filter(same_source) {
+                adapter.restore(persisted);
             }
         }
     }
 
-    /// The process that what was kept speaks of has ended.
+    /// Drops the verification in the restored state, because its server process has ended.
     pub(super) fn invalidate_restored(&mut self) {
-        for kept in self.restored.values_mut() {
-            kept.verified = false;
+        for persisted in self.restored.values_mut() {
+            persisted.verified = false;
         }
     }
 }
 
 impl TrackedAdapter {
-    pub(super) fn restore(&mut self, kept: PersistedAdapter) {
-        // A call that nobody saw the end of is in doubt: the list of models tells, or another process of the server.
+    pub(super) fn restore(&mut self, persisted: PersistedAdapter) {
+        // A call whose end was not observed is unconfirmed: the model list decides, or a new server process.
         let PersistedAdapter {
             source: _,
             verified,
-            verified_source: proven,
-            server_crashes: deaths,
-            crash_hold: hold,
-            unconfirmed_call: under_way,
+            verified_source,
+            server_crashes,
+            crash_hold,
+            unconfirmed_call,
             last_error,
-        } = kept;
+        } = persisted;
         self.verified = verified;
-        self.verified_source = proven;
-        self.server_crashes = deaths;
-        self.crash_hold = hold;
-        self.unconfirmed_call = under_way;
-        self.needs_person = hold == Some(CrashHold::Quarantine);
-        self.attempts = u32::from(hold.is_some());
+        self.verified_source = verified_source;
+        self.server_crashes = server_crashes;
+        self.crash_hold = crash_hold;
+        self.unconfirmed_call = unconfirmed_call;
+        self.needs_person = crash_hold == Some(CrashHold::Quarantine);
+        self.attempts = u32::from(crash_hold.is_some());
         self.last_error = last_error;
     }
 }

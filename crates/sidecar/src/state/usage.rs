@@ -1,8 +1,8 @@
-//! When adapters were last used, as far as the server's metrics tell.
+//! Tracks when adapters were last used, by the server's metrics.
 //!
-//! Only our own clock counts, because the server's may be wrong: a use was not later than the reading that shows it, and
-//! that is when it counts as. So an adapter whose last use is not later than some reading was not used from then until
-//! that reading was asked for.
+//! Only the sidecar's own clock counts, because the server's may be wrong: a use counts as of the read that shows it,
+//! which is never earlier than the use. So an adapter was idle from its recorded last use until the request of the last
+//! read.
 
 use super::{SidecarState, TrackedAdapter};
 use jiff::Timestamp;
@@ -10,45 +10,45 @@ use rollora_api::names::AdapterId;
 use rollora_vllm::ServerMetrics;
 use std::collections::BTreeMap;
 
-/// What was read of uses.
+/// The last use of each adapter, and when the metrics were last read.
 #[derive(Debug, Clone, Default)]
 pub(super) struct AdapterUsageTracker {
-    /// When the metrics were asked for that told of uses last.
+    /// When the last metrics with usage statistics were requested.
     last_read_at: Option<Timestamp>,
-    /// The metrics that were read last do not tell of uses.
+    /// Whether the last metrics lack usage statistics.
     statistics_missing: bool,
-    /// Of every id that the metrics name, also of those that nobody has listed yet.
+    /// By every id in the metrics, including ids that the file does not list yet.
     last_uses: BTreeMap<AdapterId, LastUse>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct LastUse {
-    /// When the reading was there that showed it.
+    /// When the read that first showed this use ended.
     observed_at: Timestamp,
-    /// As the server wrote it, to see whether it moves; none where it writes nothing any more.
+    /// The time by the server, to detect changes; `None` if the metrics no longer report it.
     server_time: Option<Timestamp>,
 }
 
 impl AdapterUsageTracker {
-    /// Takes in `metrics` that were asked for at `asked`.
-    pub(super) fn record(&mut self, metrics: &ServerMetrics, asked: Timestamp, now: Timestamp) {
+    /// Records `metrics` that were requested at `requested_at`.
+    pub(super) fn record(&mut self, metrics: &ServerMetrics, requested_at: Timestamp, now: Timestamp) {
         self.statistics_missing = !metrics.has_statistics;
         if metrics.has_statistics {
-            self.last_read_at = Some(asked);
+            self.last_read_at = Some(requested_at);
         }
-        for (id, last) in &mut self.last_uses {
-            last.server_time = last.server_time.filter(|there| metrics.last_used.get(id) == Some(there));
+        for (id, last_use) in &mut self.last_uses {
+            last_use.server_time = last_use.server_time.filter(|time| metrics.last_used.get(id) == Some(time));
         }
-        for (id, there) in &metrics.last_used {
+        for (id, server_time) in &metrics.last_used {
             if self.server_time(id).is_none() {
-                self.last_uses.insert(id.clone(), LastUse { observed_at: now, server_time: Some(*there) });
+                self.last_uses.insert(id.clone(), LastUse { observed_at: now, server_time: Some(*server_time) });
             }
         }
     }
 
-    /// Another process of the server answers: what was read before `asked` says nothing of it.
-    pub(super) fn reset_for_process(&mut self, asked: Timestamp) {
-        self.last_read_at = self.last_read_at.filter(|at| *at >= asked);
+    /// Another server process answers: reads that were requested before `requested_at` do not count for it.
+    pub(super) fn reset_for_process(&mut self, requested_at: Timestamp) {
+        self.last_read_at = self.last_read_at.filter(|at| *at >= requested_at);
     }
 
     fn server_time(&self, id: &AdapterId) -> Option<Timestamp> {
@@ -57,31 +57,31 @@ impl AdapterUsageTracker {
 }
 
 impl SidecarState {
-    /// When the metrics were asked for that told of uses last: every use before that has been seen.
+    /// Returns when the last metrics with usage statistics were requested: every use before that is recorded.
     pub fn usage_read_at(&self) -> Option<Timestamp> {
         self.usage.last_read_at
     }
 
-    /// The last use of an adapter by our clock, or later.
+    /// Returns the last use of an adapter by the sidecar's clock; never earlier than the actual use.
     pub fn last_used(&self, id: &AdapterId) -> Option<Timestamp> {
         Some(self.usage.last_uses.get(id)?.observed_at)
     }
 
-    /// The same as the server wrote it.
+    /// Returns the last use by the server's clock, as its metrics report it.
     pub fn server_last_used(&self, id: &AdapterId) -> Option<Timestamp> {
         self.usage.server_time(id)
     }
 
-    /// Whether the adapter was used too lately for an unload, as far as is known. Where the server does not tell, the
-    /// time since it became unwanted has to do.
+    /// Returns whether the adapter was used within the unload grace. Without usage statistics, the time since it became
+    /// unwanted counts instead.
     pub fn is_in_use(&self, id: &AdapterId, adapter: &TrackedAdapter, now: Timestamp) -> bool {
-        let last = if self.usage.statistics_missing { adapter.unwanted_since } else { self.last_used(id) };
-        last.is_some_and(|last| now < last + self.policy.unload_grace)
+        let last_use = if self.usage.statistics_missing { adapter.unwanted_since } else { self.last_used(id) };
+        last_use.is_some_and(|last_use| now < last_use + self.policy.unload_grace)
     }
 
-    /// Forgets the uses of ids that neither the server nor anybody else names.
+    /// Drops the uses of ids that neither the metrics, the file nor the model list name.
     pub(super) fn prune_usage(&mut self) {
         let adapters = &self.adapters;
-        self.usage.last_uses.retain(|id, last| last.server_time.is_some() || adapters.contains_key(id));
+        self.usage.last_uses.retain(|id, last_use| last_use.server_time.is_some() || adapters.contains_key(id));
     }
 }

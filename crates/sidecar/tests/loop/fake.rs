@@ -1,5 +1,5 @@
-//! A small vLLM on loopback: a table of adapters, knobs that make it misbehave, and a log of what was asked of it.
-//! Each of its processes is a runtime of its own, so that its end closes every connection, as a kill does.
+//! A fake vLLM on loopback: a table of adapters, a configuration that makes it misbehave, and a log of its requests.
+//! Each of its processes has its own runtime, so that the end of one closes every connection, as a kill does.
 
 use axum::{
     Json, Router,
@@ -19,29 +19,30 @@ use std::{
 };
 use tokio::runtime::Runtime;
 
-/// What it does differently from a healthy server.
+/// How the fake differs from a healthy server.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FakeVllmConfig {
     /// How long a load takes.
     pub(crate) load_time: Duration,
-    /// Loads of these never end; those of the second list take effect all the same.
+    /// Loads of these ids never get an answer and have no effect.
     pub(crate) hanging: BTreeSet<String>,
+    /// Loads of these ids never get an answer but take effect.
     pub(crate) hanging_applied: BTreeSet<String>,
-    /// Loads of these fail, with this answer.
+    /// Loads of these ids fail, with this status and message.
     pub(crate) failing: BTreeMap<String, (u16, String)>,
-    /// Unloads of these fail, with this answer.
+    /// Unloads of these ids fail, with this status and message.
     pub(crate) unload_failing: BTreeMap<String, (u16, String)>,
-    /// Uses of these get no answer.
+    /// Completions with these ids get no answer.
     pub(crate) hanging_uses: BTreeSet<String>,
-    /// The first use of these ends the server.
+    /// A completion with one of these ids ends the process.
     pub(crate) crashing: BTreeSet<String>,
-    /// The key that it asks for.
+    /// The API key that requests need, if any.
     pub(crate) api_key: Option<String>,
-    /// It knows neither loading nor unloading.
+    /// The endpoints for loads and unloads do not exist.
     pub(crate) runtime_updating_off: bool,
-    /// It takes connections and says nothing.
+    /// `/health` accepts connections and never answers.
     pub(crate) frozen: bool,
-    /// It shows no metrics.
+    /// `/metrics` does not exist.
     pub(crate) metrics_closed: bool,
 }
 
@@ -56,19 +57,18 @@ struct FakeVllmState {
     config: FakeVllmConfig,
     started: u32,
     process: FakeVllmProcess,
-    /// How often the models were asked for.
     models_request_count: usize,
-    /// Loads and unloads and probes, as they arrived.
+    /// Loads, unloads and completions, in order of arrival.
     requests: Vec<String>,
     loading: BTreeSet<String>,
     max_loading: usize,
     active_uses: usize,
-    /// Those of them that get no answer.
+    /// The completions in progress that get no answer.
     hanging_active_uses: usize,
     max_active_uses: usize,
 }
 
-/// The server: stays at one address over its processes.
+/// The fake server, which keeps its address over restarts of its process.
 #[derive(Debug)]
 pub(crate) struct FakeVllm {
     address: SocketAddr,
@@ -83,11 +83,11 @@ struct FakeVllmContext {
 }
 
 impl FakeVllm {
-    pub(crate) fn start(knobs: FakeVllmConfig) -> Self {
+    pub(crate) fn start(config: FakeVllmConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let fake = Self {
             address: listener.local_addr().unwrap(),
-            shared: Arc::new(Mutex::new(FakeVllmState { config: knobs, ..FakeVllmState::default() })),
+            shared: Arc::new(Mutex::new(FakeVllmState { config, ..FakeVllmState::default() })),
             runtime: Arc::default(),
         };
         fake.serve_on(listener);
@@ -102,14 +102,14 @@ impl FakeVllm {
         self.address.port()
     }
 
-    /// Another process begins; it has forgotten everything.
+    /// Starts a new process without any adapters.
     pub(crate) fn restart(&self) {
-        let given_up = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(30);
         let listener = loop {
-            // The process before lets go of the address when the last of it has ended.
+            // The address is free only when the previous runtime has ended.
             match TcpListener::bind(self.address) {
                 Ok(listener) => break listener,
-                Err(error) => assert!(Instant::now() < given_up, "{error}"),
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
             }
             std::thread::sleep(Duration::from_millis(1));
         };
@@ -133,7 +133,7 @@ impl FakeVllm {
         *self.runtime.lock().unwrap() = Some(runtime);
     }
 
-    /// The process ends, as by a kill.
+    /// Ends the process, as by SIGKILL.
     pub(crate) fn kill(&self) {
         kill_runtime(&self.runtime);
     }
@@ -146,7 +146,7 @@ impl FakeVllm {
         change(&mut self.shared.lock().unwrap().config);
     }
 
-    /// Somebody uses an adapter now.
+    /// Records a use of an adapter by a client now.
     pub(crate) fn mark_used(&self, id: &str) {
         let now = jiff::Timestamp::now().as_duration().as_secs_f64();
         self.shared.lock().unwrap().process.last_used.insert(id.to_owned(), now);
@@ -156,31 +156,31 @@ impl FakeVllm {
         self.shared.lock().unwrap().process.adapters.keys().cloned().collect()
     }
 
-    /// What was asked, in order.
+    /// Returns loads, unloads and completions, in order of arrival.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.shared.lock().unwrap().requests.clone()
     }
 
-    pub(crate) fn count_requests(&self, entry: &str) -> usize {
-        self.requests().iter().filter(|logged| *logged == entry).count()
+    pub(crate) fn count_requests(&self, request: &str) -> usize {
+        self.requests().iter().filter(|received| *received == request).count()
     }
 
-    /// How often the models were asked for.
+    /// Returns how often the model list was requested.
     pub(crate) fn models_request_count(&self) -> usize {
         self.shared.lock().unwrap().models_request_count
     }
 
-    /// Somebody else unloads an adapter.
+    /// Unloads an adapter as another client would.
     pub(crate) fn unload_externally(&self, id: &str) {
         self.shared.lock().unwrap().process.adapters.remove(id);
     }
 
-    /// The most uses that went on at the same time.
+    /// Returns the highest number of concurrent completions.
     pub(crate) fn max_concurrent_uses(&self) -> usize {
         self.shared.lock().unwrap().max_active_uses
     }
 
-    /// The most loads that went on at the same time.
+    /// Returns the highest number of concurrent loads.
     pub(crate) fn max_concurrent_loads(&self) -> usize {
         self.shared.lock().unwrap().max_loading
     }
@@ -268,7 +268,7 @@ async fn metrics(State(server): State<FakeVllmContext>) -> Response {
 
 async fn load(State(server): State<FakeVllmContext>, body: Bytes) -> Response {
     let (id, path) = (json_field(&body, "lora_name"), json_field(&body, "lora_path"));
-    let knobs = {
+    let config = {
         let mut shared = server.shared.lock().unwrap();
         shared.requests.push(format!("load {id} {path}"));
         if shared.process.adapters.contains_key(&id) {
@@ -278,19 +278,19 @@ async fn load(State(server): State<FakeVllmContext>, body: Bytes) -> Response {
         shared.max_loading = shared.max_loading.max(shared.loading.len());
         shared.config.clone()
     };
-    if knobs.hanging.contains(&id) {
+    if config.hanging.contains(&id) {
         std::future::pending::<()>().await;
     }
-    tokio::time::sleep(knobs.load_time).await;
+    tokio::time::sleep(config.load_time).await;
     {
         let mut shared = server.shared.lock().unwrap();
         shared.loading.remove(&id);
-        if let Some((status, message)) = knobs.failing.get(&id) {
+        if let Some((status, message)) = config.failing.get(&id) {
             return error_response(*status, message);
         }
         shared.process.adapters.insert(id.clone(), path);
     }
-    if knobs.hanging_applied.contains(&id) {
+    if config.hanging_applied.contains(&id) {
         std::future::pending::<()>().await;
     }
     format!("Success: LoRA adapter '{id}' added successfully.").into_response()
@@ -311,61 +311,61 @@ async fn unload(State(server): State<FakeVllmContext>, body: Bytes) -> Response 
 
 async fn completions(State(server): State<FakeVllmContext>, body: Bytes) -> Response {
     let id = json_field(&body, "model");
-    let (known, deadly, busy) = {
+    let (is_loaded, crashes, hangs) = {
         let mut shared = server.shared.lock().unwrap();
         shared.requests.push(format!("use {id}"));
-        let knobs = &shared.config;
-        (shared.process.adapters.contains_key(&id), knobs.crashing.contains(&id), knobs.hanging_uses.contains(&id))
+        let config = &shared.config;
+        (shared.process.adapters.contains_key(&id), config.crashing.contains(&id), config.hanging_uses.contains(&id))
     };
-    let _in_use = ActiveUse::start(&server, busy).await;
-    // Long enough for another to come in, were it asked.
+    let _active_use = ActiveUse::start(&server, hangs).await;
+    // Long enough for a concurrent completion to arrive, if there is one.
     tokio::time::sleep(Duration::from_millis(2)).await;
-    if busy {
+    if hangs {
         std::future::pending::<()>().await;
     }
-    if deadly {
+    if crashes {
         kill_runtime(&server.runtime);
         std::future::pending::<()>().await;
     }
-    if known {
+    if is_loaded {
         Json(json!({ "model": id, "choices": [] })).into_response()
     } else {
         error_response(404, &format!("The model `{id}` does not exist."))
     }
 }
 
-/// A completion under way, until it is dropped.
+/// Counts a completion in progress until it is dropped.
 struct ActiveUse {
     server: FakeVllmContext,
     hanging: bool,
 }
 
-/// Whoever gives one up and begins the next is seen to close the old connection this much later at most. A client waits
-/// longer for an answer.
+/// How late the server may notice that a client closed the connection of an abandoned completion before the next one.
+/// Shorter than the probe timeout.
 const CLOSE_DELAY: Duration = Duration::from_millis(400);
 
 impl ActiveUse {
-    async fn start(server: &FakeVllmContext, busy: bool) -> Self {
+    async fn start(server: &FakeVllmContext, hangs: bool) -> Self {
         let before = {
             let mut shared = server.shared.lock().unwrap();
             let before = shared.hanging_active_uses;
             shared.active_uses += 1;
-            shared.hanging_active_uses += usize::from(busy);
+            shared.hanging_active_uses += usize::from(hangs);
             before
         };
-        let in_use = Self { server: server.clone(), hanging: busy };
-        let mine = usize::from(busy);
-        let given_up = async {
-            while server.shared.lock().unwrap().hanging_active_uses > mine {
+        let active_use = Self { server: server.clone(), hanging: hangs };
+        let own = usize::from(hangs);
+        let previous_closed = async {
+            while server.shared.lock().unwrap().hanging_active_uses > own {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
         if before > 0 {
-            drop(tokio::time::timeout(CLOSE_DELAY, given_up).await);
+            drop(tokio::time::timeout(CLOSE_DELAY, previous_closed).await);
         }
         let mut shared = server.shared.lock().unwrap();
         shared.max_active_uses = shared.max_active_uses.max(shared.active_uses);
-        in_use
+        active_use
     }
 }
 

@@ -1,4 +1,4 @@
-//! A vLLM server, its callers and its enemies, all in one thread, without a clock.
+//! A simulation of the sidecar, its vLLM server and everything that disturbs them, in one thread and without a clock.
 
 mod files;
 mod invariants;
@@ -24,7 +24,7 @@ use std::{collections::BTreeMap, time::Duration};
 use steps::CallDelivery;
 use tokio::time::Instant;
 
-/// The last one is the name of a base model.
+/// The ids of all entries; the last one is the name of a base model.
 pub(crate) const IDS: [&str; 5] = ["a", "b", "c", "d", "base"];
 const POD: &str = "pod";
 
@@ -32,7 +32,7 @@ pub(crate) fn id(name: &str) -> AdapterId {
     AdapterId::new(name).unwrap()
 }
 
-/// Most are paths; `d` comes from the hub.
+/// Returns the source of an entry: a path, except for `d`, which comes from the hub.
 fn source(name: &str, other: bool) -> String {
     match (name, other) {
         ("d", false) => "org/d".to_owned(),
@@ -48,11 +48,11 @@ struct SimulatedCall {
     started_at: Timestamp,
 }
 
-/// A call that failed, and that nothing has happened since that could make it worth another try at once.
+/// A failed call that must not be repeated immediately, because no event since then could change its result.
 struct FailedCall {
     kind: CallKind,
     at: Timestamp,
-    /// The process of the server that it is put down to.
+    /// The server process that answered it.
     process: Option<ServerIdentity>,
 }
 
@@ -67,31 +67,32 @@ pub(crate) struct Simulation {
     poll: Option<(PendingPoll, Option<PollResult>)>,
     desired: Option<DesiredAdapters>,
     last_good: LastGoodConfig,
-    /// What was read last, until when a key that has vanished from it is waited for, and the clock of that.
+    /// The texts that were read last.
     texts: Option<ConfigTexts>,
     missing_directives_deadline: Option<Instant>,
+    /// The same moment as simulated time and as instant of [`LastGoodConfig`].
     clock_origin: (Timestamp, Instant),
     config: SimulationConfig,
-    /// What is kept after the last event, and after the one before.
+    /// The persisted state, and the version before its last change.
     persisted: [PersistedState; 2],
     orphaned_calls: Vec<SimulatedCall>,
     failed: BTreeMap<AdapterId, FailedCall>,
-    /// The process that was ready once.
+    /// The last process that was ready.
     was_ready: Option<ServerIdentity>,
     crashing: Vec<&'static str>,
     broken: Vec<&'static str>,
     crash_counts: BTreeMap<&'static str, u32>,
-    /// No process before this one may count as ready: the connection to it was seen to close.
+    /// No earlier process may count as ready, because its connection was observed to close.
     min_ready_process: u32,
-    /// What stood in the table when the world calmed down.
+    /// The adapter table of the server when the disturbances ended.
     table_when_quiet: BTreeMap<AdapterId, String>,
 }
 
 impl Simulation {
-    pub(crate) fn new(manner: SimulationConfig, deadly: &[&'static str], broken: &[&'static str]) -> Self {
+    pub(crate) fn new(config: SimulationConfig, crashing: &[&'static str], broken: &[&'static str]) -> Self {
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        let mut world = Self {
-            state: SidecarState::new("http://server", manner.policy),
+        let mut simulation = Self {
+            state: SidecarState::new("http://server", config.policy),
             now,
             server: None,
             processes_started: 0,
@@ -102,32 +103,32 @@ impl Simulation {
             texts: None,
             missing_directives_deadline: None,
             clock_origin: (now, Instant::now()),
-            config: manner,
+            config,
             persisted: [PersistedState::default(), PersistedState::default()],
             orphaned_calls: Vec::new(),
             failed: BTreeMap::new(),
             was_ready: None,
-            crashing: deadly.to_vec(),
+            crashing: crashing.to_vec(),
             broken: broken.to_vec(),
             crash_counts: BTreeMap::new(),
             min_ready_process: 0,
             table_when_quiet: BTreeMap::new(),
         };
-        world.start_server();
-        world.reconcile();
-        world
+        simulation.start_server();
+        simulation.reconcile();
+        simulation
     }
 
     pub(crate) fn apply(&mut self, step: &SimulationStep) {
         match step {
-            SimulationStep::SetDesired(entries, key) => self.set_desired(entries, key.as_ref()),
+            SimulationStep::SetDesired(entries, directives) => self.set_desired(entries, directives.as_ref()),
             SimulationStep::Wait(milliseconds) => self.now += Duration::from_millis(*milliseconds),
-            SimulationStep::FinishCall(index, fate) if !self.calls.is_empty() => {
+            SimulationStep::FinishCall(index, delivery) if !self.calls.is_empty() => {
                 let call = self.calls.remove(index.index(self.calls.len()));
-                self.finish_call(&call, *fate);
+                self.finish_call(&call, *delivery);
             }
             SimulationStep::ObservePoll => self.observe_poll(CallDelivery::Answered),
-            SimulationStep::FinishPoll(fate) => self.finish_poll(*fate),
+            SimulationStep::FinishPoll(delivery) => self.finish_poll(*delivery),
             SimulationStep::StopServer => self.server = None,
             SimulationStep::StartServer if self.server.is_none() => self.start_server(),
             SimulationStep::CloseConnection => self.close_connection(),
@@ -149,7 +150,7 @@ impl Simulation {
                 }
             }
             SimulationStep::WriteBadFile(which) => self.write_bad_file(*which),
-            SimulationStep::RestartSidecar(keeps) => self.restart_sidecar(*keeps),
+            SimulationStep::RestartSidecar(copy) => self.restart_sidecar(*copy),
             SimulationStep::ApplyOrphanedCall(index) if !self.orphaned_calls.is_empty() => {
                 let call = self.orphaned_calls.remove(index.index(self.orphaned_calls.len()));
                 let process = self.server.as_ref().map(|server| server.number);
@@ -172,9 +173,9 @@ impl Simulation {
         self.reconcile();
     }
 
-    /// From here on every call is answered, and a server that ends is started again.
+    /// Ends the disturbances: from now on every call is answered, and a server that ends is restarted.
     pub(crate) fn quiesce(&mut self) {
-        // What is in force from here on stays in force.
+        // Let the wait for missing directives end, so that the active content does not change later.
         if let Some(end) = self.missing_directives_deadline {
             self.now += end.duration_since(self.instant());
             self.reconcile();
@@ -196,7 +197,7 @@ impl Simulation {
         self.reconcile();
     }
 
-    /// Some seconds of calm.
+    /// Runs some seconds without disturbances.
     pub(crate) fn run_quiet(&mut self, seconds: u64) {
         self.now += Duration::from_secs(seconds);
         self.reconcile();
@@ -221,29 +222,29 @@ impl Simulation {
         &self.crash_counts
     }
 
-    /// The present time as whoever reads files has it.
+    /// The simulated time as an instant, for [`LastGoodConfig`].
     fn instant(&self) -> Instant {
         self.clock_origin.1 + self.now.duration_since(self.clock_origin.0).unsigned_abs()
     }
 
-    /// The sidecar ends and another one starts. What it had asked for may still be done.
-    fn restart_sidecar(&mut self, keeps: PersistedCopy) {
+    /// Restarts the sidecar. Calls in flight may still take effect.
+    fn restart_sidecar(&mut self, copy: PersistedCopy) {
         let calls = std::mem::take(&mut self.calls);
         self.orphaned_calls.extend(calls);
         self.poll = None;
         self.state = SidecarState::new("http://server", self.config.policy);
-        if keeps != PersistedCopy::Latest {
+        if copy != PersistedCopy::Latest {
             self.was_ready = None;
         }
-        let [last, before] = &self.persisted;
-        let kept = match keeps {
-            PersistedCopy::Latest => Some(last),
-            PersistedCopy::Previous => Some(before),
+        let [latest, previous] = &self.persisted;
+        let persisted = match copy {
+            PersistedCopy::Latest => Some(latest),
+            PersistedCopy::Previous => Some(previous),
             PersistedCopy::Missing => None,
         };
-        if let Some(kept) = kept {
-            // As it is written and read.
-            self.state.restore(serde_json::from_str(&serde_json::to_string(kept).unwrap()).unwrap());
+        if let Some(persisted) = persisted {
+            // Through the serialized text, as the program does it.
+            self.state.restore(serde_json::from_str(&serde_json::to_string(persisted).unwrap()).unwrap());
         }
         let desired = self.last_good.desired().borrow().clone();
         if let Some(desired) = desired {
@@ -252,7 +253,7 @@ impl Simulation {
         self.state.file_error.clone_from(&self.last_good.error().borrow());
     }
 
-    /// What the loop does between any two events.
+    /// Does what the loop does after every event.
     fn reconcile(&mut self) {
         if self.missing_directives_deadline.is_some_and(|end| self.instant() >= end)
             && let Some(texts) = self.texts.clone()
@@ -266,30 +267,30 @@ impl Simulation {
             let process = self.server.as_ref().map(|server| server.number);
             self.calls.push(SimulatedCall { action, epoch: self.state.epoch(), process, started_at: self.now });
         }
-        if let Some(look) = self.state.due_poll(self.now) {
-            assert!(self.poll.is_none(), "two looks at once");
-            self.poll = Some((self.state.begin_poll(look, self.now), None));
+        if let Some(request) = self.state.due_poll(self.now) {
+            assert!(self.poll.is_none(), "two concurrent polls");
+            self.poll = Some((self.state.begin_poll(request, self.now), None));
         }
         let status = status(&self.state, self.now);
         if status.readiness.ready {
             self.state.latch_ready();
         }
-        let kept = self.state.to_persisted();
-        if self.persisted[0] != kept {
+        let persisted = self.state.to_persisted();
+        if self.persisted[0] != persisted {
             self.persisted.swap(0, 1);
-            self.persisted[0] = kept;
+            self.persisted[0] = persisted;
         }
         self.assert_readiness_latched(&status);
         self.assert_status_accurate(&status);
     }
 
-    /// The process that the memory speaks of.
+    /// The server process that the state refers to.
     fn known_identity(&self) -> Option<ServerIdentity> {
-        self.state.process.as_ref().map(|known| known.identity.clone())
+        self.state.process.as_ref().map(|process| process.identity.clone())
     }
 
-    /// Whether this is the process that the memory speaks of.
+    /// Whether `server` is the process that the state refers to.
     fn is_known(&self, server: &SimulatedProcess) -> bool {
-        self.state.process.as_ref().is_some_and(|known| known.identity.start == server.number.to_string())
+        self.state.process.as_ref().is_some_and(|process| process.identity.start == server.number.to_string())
     }
 }

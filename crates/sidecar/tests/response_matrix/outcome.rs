@@ -1,4 +1,4 @@
-//! What an answer causes: what is told of the adapter and of the server, and what is asked next and when.
+//! The outcome of an answer: the reported state of the adapter and of the server, and the next calls.
 
 use crate::reply::{ParsedReply, RequestKind, ServerReply, send_request};
 use jiff::Timestamp;
@@ -15,14 +15,14 @@ use rollora_sidecar::{
 use rollora_vllm::{ModelCard, ServerMetrics, VllmError};
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-/// What came of an answer, in the words of the matrix.
+/// The outcome of an answer, as the matrix writes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ReplyOutcome {
-    /// The adapter's state and the class of its error, if any, with `person` where one is needed.
+    /// The state of the adapter, the reason of its error, and `person` if only a person can resolve it.
     pub(crate) adapter: String,
-    /// `up` and the class of a problem, or why the server is not ready.
+    /// `up` and the reason of a problem, or the readiness reason.
     pub(crate) server: String,
-    /// What is asked next: `look` at once, a wait, a call; or nothing.
+    /// The next steps: an immediate `poll`, a delay, a call; or `nothing`.
     pub(crate) next: String,
 }
 
@@ -33,16 +33,16 @@ impl fmt::Display for ReplyOutcome {
 }
 
 impl ReplyOutcome {
-    /// Asks a server whose answer to the question is this one.
-    pub(crate) async fn from_reply(asked: RequestKind, reply: &ServerReply) -> Self {
-        let answer = send_request(asked, reply).await;
-        let mut stage = ReplyFixture::prepare(asked, &reply.adapter_id());
-        stage.deliver(asked, answer);
-        stage.outcome()
+    /// Sends the request to a server that gives this answer, and returns the outcome.
+    pub(crate) async fn from_reply(request_kind: RequestKind, reply: &ServerReply) -> Self {
+        let result = send_request(request_kind, reply).await;
+        let mut fixture = ReplyFixture::prepare(request_kind, &reply.adapter_id());
+        fixture.deliver(request_kind, result);
+        fixture.outcome()
     }
 }
 
-/// A sidecar's memory, and a server that shows what is in its table.
+/// The state of a sidecar, and a server that shows its adapter table.
 struct ReplyFixture {
     state: SidecarState,
     now: Timestamp,
@@ -53,45 +53,45 @@ struct ReplyFixture {
 const SOURCE: &str = "/adapters/a1";
 
 impl ReplyFixture {
-    /// The moment in which this is asked, beside a server that was ready.
-    fn prepare(asked: RequestKind, id: &AdapterId) -> Self {
-        let mut stage = Self {
+    /// Creates the state in which the request is due, with a server that was ready.
+    fn prepare(request_kind: RequestKind, id: &AdapterId) -> Self {
+        let mut fixture = Self {
             state: SidecarState::new("http://server", SidecarPolicy::default()),
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
             id: id.clone(),
             table: BTreeMap::new(),
         };
-        if asked != RequestKind::Load {
-            stage.table.insert(id.to_string(), SOURCE.to_owned());
+        if request_kind != RequestKind::Load {
+            fixture.table.insert(id.to_string(), SOURCE.to_owned());
         }
-        stage.poll();
-        stage.set_desired(true);
-        if !matches!(asked, RequestKind::Load | RequestKind::Probe) {
-            stage.begin_call();
-            stage.finish_call(Ok(()));
-            stage.state.latch_ready();
+        fixture.poll();
+        fixture.set_desired(true);
+        if !matches!(request_kind, RequestKind::Load | RequestKind::Probe) {
+            fixture.begin_call();
+            fixture.finish_call(Ok(()));
+            fixture.state.latch_ready();
         }
-        if asked == RequestKind::Unload {
-            stage.set_desired(false);
+        if request_kind == RequestKind::Unload {
+            fixture.set_desired(false);
         }
-        if matches!(asked, RequestKind::Load | RequestKind::Probe | RequestKind::Unload) {
-            let kind = stage.begin_call();
-            let expected = match asked {
+        if matches!(request_kind, RequestKind::Load | RequestKind::Probe | RequestKind::Unload) {
+            let kind = fixture.begin_call();
+            let expected = match request_kind {
                 RequestKind::Load => CallKind::Load,
                 RequestKind::Probe => CallKind::Probe,
                 _ => CallKind::Unload,
             };
             assert_eq!(kind, expected);
         } else {
-            stage.now += Duration::from_mins(1);
+            fixture.now += Duration::from_mins(1);
         }
-        stage
+        fixture
     }
 
-    fn set_desired(&mut self, wanted: bool) {
+    fn set_desired(&mut self, listed: bool) {
         let entry = AdapterEntry { id: self.id.clone(), source: SOURCE.to_owned(), base_model: None, required: false };
         let mut file = AdaptersFile::default();
-        if wanted { &mut file.ensure_exist } else { &mut file.ensure_not_exist }.push(entry);
+        if listed { &mut file.ensure_exist } else { &mut file.ensure_not_exist }.push(entry);
         self.state.set_desired(
             &DesiredAdapters { file, directives: None, hash: ContentHash::default() },
             "pod",
@@ -99,7 +99,7 @@ impl ReplyFixture {
         );
     }
 
-    /// Begins the one call that is decided.
+    /// Starts the one call that is decided.
     fn begin_call(&mut self) -> CallKind {
         let actions = decide(&self.state, self.now);
         let [action] = actions.as_slice() else { panic!("{actions:?}") };
@@ -107,51 +107,53 @@ impl ReplyFixture {
         action.kind()
     }
 
-    fn finish_call(&mut self, answer: Result<(), VllmError>) {
-        self.state.finish_call(&self.id.clone(), self.state.epoch(), CallOutcome::Executed(answer), 0.0, self.now);
+    fn finish_call(&mut self, result: Result<(), VllmError>) {
+        self.state.finish_call(&self.id.clone(), self.state.epoch(), CallOutcome::Executed(result), 0.0, self.now);
     }
 
-    /// The answer arrives.
-    fn deliver(&mut self, asked: RequestKind, answer: Result<ParsedReply, VllmError>) {
-        let step = match asked {
+    /// Applies the answer to the state.
+    fn deliver(&mut self, request_kind: RequestKind, result: Result<ParsedReply, VllmError>) {
+        let step = match request_kind {
             RequestKind::Health => PollStep::Health,
             RequestKind::Models => PollStep::Models,
             RequestKind::Metrics => PollStep::Metrics,
             RequestKind::Load | RequestKind::Probe | RequestKind::Unload => {
-                let answer = answer.map(drop);
-                self.apply_to_table(asked, &answer);
-                return self.finish_call(answer);
+                let result = result.map(drop);
+                self.apply_to_table(request_kind, &result);
+                return self.finish_call(result);
             }
         };
-        let ticket = self.state.begin_poll(PollRequest { metrics: true, models: true }, self.now);
-        let mut seen = self.observe();
-        let result = match answer {
+        let pending = self.state.begin_poll(PollRequest { metrics: true, models: true }, self.now);
+        let mut observation = self.observe();
+        let result = match result {
             Ok(ParsedReply::Models(models)) => {
-                // What the recorded server had, with the adapter as ours has it.
-                let ours = seen.models.unwrap_or_default().into_iter().filter(|model| !model.is_base_model());
-                seen.models = Some(models.into_iter().filter(ModelCard::is_base_model).chain(ours).collect());
-                Ok(seen)
+                // The recorded base models, with the adapter of the fixture.
+                let adapters =
+                    observation.models.unwrap_or_default().into_iter().filter(|model| !model.is_base_model());
+                observation.models =
+                    Some(models.into_iter().filter(ModelCard::is_base_model).chain(adapters).collect());
+                Ok(observation)
             }
             Ok(ParsedReply::Metrics(metrics)) => {
-                seen.metrics = Some(metrics);
-                Ok(seen)
+                observation.metrics = Some(metrics);
+                Ok(observation)
             }
-            Ok(ParsedReply::Done) => Ok(seen),
-            // As a look takes it: a server may keep its metrics to itself.
+            Ok(ParsedReply::Done) => Ok(observation),
+            // As in a poll: a server may not expose its metrics.
             Err(VllmError::Unauthorized | VllmError::Refused { .. } | VllmError::UnexpectedResponse { .. })
-                if asked == RequestKind::Metrics =>
+                if request_kind == RequestKind::Metrics =>
             {
-                seen.metrics = Some(ServerMetrics::default());
-                Ok(seen)
+                observation.metrics = Some(ServerMetrics::default());
+                Ok(observation)
             }
             Err(error) => Err(PollError { step, error }),
         };
-        self.state.finish_poll(ticket, result, self.now);
+        self.state.finish_poll(pending, result, self.now);
     }
 
-    /// The server's table is as its answer says.
-    fn apply_to_table(&mut self, asked: RequestKind, answer: &Result<(), VllmError>) {
-        match (asked, answer) {
+    /// Changes the adapter table as the answer claims.
+    fn apply_to_table(&mut self, request_kind: RequestKind, result: &Result<(), VllmError>) {
+        match (request_kind, result) {
             (RequestKind::Load, Ok(()) | Err(VllmError::AlreadyLoaded { .. })) => {
                 self.table.insert(self.id.to_string(), SOURCE.to_owned());
             }
@@ -179,11 +181,11 @@ impl ReplyFixture {
         }
     }
 
-    /// A look at a server that is well.
+    /// Polls a healthy server.
     fn poll(&mut self) {
-        let ticket = self.state.begin_poll(PollRequest { metrics: true, models: true }, self.now);
-        let seen = self.observe();
-        self.state.finish_poll(ticket, Ok(seen), self.now);
+        let pending = self.state.begin_poll(PollRequest { metrics: true, models: true }, self.now);
+        let observation = self.observe();
+        self.state.finish_poll(pending, Ok(observation), self.now);
     }
 
     fn outcome(mut self) -> ReplyOutcome {
@@ -191,8 +193,8 @@ impl ReplyFixture {
         let adapter = status.adapter(&self.id).map_or_else(String::new, |adapter| {
             let error = adapter.last_error.as_ref().map(|error| error.reason.clone());
             let person = self.state.adapters[&self.id].needs_person.then(|| "person".to_owned());
-            let words: Vec<_> = std::iter::once(format!("{:?}", adapter.state)).chain(error).chain(person).collect();
-            words.join(" ")
+            let parts: Vec<_> = std::iter::once(format!("{:?}", adapter.state)).chain(error).chain(person).collect();
+            parts.join(" ")
         });
         let server = match (&status.server, &status.problem) {
             (Some(_), None) if self.state.is_up() => "up".to_owned(),
@@ -202,29 +204,29 @@ impl ReplyFixture {
         ReplyOutcome { adapter, server, next: self.next_calls() }
     }
 
-    /// What happens from here on, beside a server that is well again.
+    /// Returns the next calls to a server that has recovered.
     fn next_calls(&mut self) -> String {
         let mut next = Vec::new();
-        let began = self.now;
-        while self.now < began + Duration::from_mins(10) {
+        let started = self.now;
+        while self.now < started + Duration::from_mins(10) {
             let actions = decide(&self.state, self.now);
             if let Some(action) = actions.first() {
-                let waited = self.now.duration_since(began).as_secs_f64();
-                if waited > 0.0 {
-                    next.push(format!("{waited} s"));
+                let delay = self.now.duration_since(started).as_secs_f64();
+                if delay > 0.0 {
+                    next.push(format!("{delay} s"));
                 }
-                let word = match action {
+                let name = match action {
                     AdapterCall::Load { .. } => "load",
                     AdapterCall::Probe { .. } => "probe",
                     AdapterCall::Unload { .. } => "unload",
                 };
-                next.push(word.to_owned());
+                next.push(name.to_owned());
                 return next.join(", ");
             }
-            if let Some(look) = self.state.due_poll(self.now) {
-                let at_once = self.now == began && look.models;
-                if at_once {
-                    next.push("look".to_owned());
+            if let Some(request) = self.state.due_poll(self.now) {
+                let is_immediate = self.now == started && request.models;
+                if is_immediate {
+                    next.push("poll".to_owned());
                 }
                 self.poll();
             }

@@ -1,4 +1,4 @@
-//! The answers: those that were recorded of a real vLLM, and those that could not be.
+//! The answers: recordings of a real vLLM, and synthetic ones that could not be recorded.
 
 use rollora_api::names::AdapterId;
 use rollora_vllm::{Endpoint, ServerMetrics, Timeouts, VllmClient, VllmError};
@@ -11,7 +11,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// What the server was asked.
+/// The kind of the request to vLLM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum RequestKind {
     Load,
@@ -22,18 +22,18 @@ pub(crate) enum RequestKind {
     Metrics,
 }
 
-/// What came back.
+/// The answer to a request, or what came instead of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ServerReply {
-    /// An answer; `about` is the name that it was asked about.
+    /// An HTTP response; `adapter_name` is the name in the request.
     Http { status: u16, content_type: Option<String>, body: String, adapter_name: String },
-    /// Nobody listens.
+    /// No process listens on the port.
     ConnectionRefused,
-    /// The connection stands, and nothing comes.
+    /// The connection is established, and no response comes.
     NoResponse,
-    /// These bytes, and then the end.
+    /// These bytes, then the end of the connection.
     Bytes(&'static str),
-    /// So many bytes of JSON text.
+    /// A response with a body of this many bytes.
     LargeBody(usize),
 }
 
@@ -53,8 +53,8 @@ struct RecordedRequest {
     body: Value,
 }
 
-/// Everything in the recording that is an answer to a call of ours. Chats stand for the completion of a probe: it is one
-/// text of vLLM that answers either.
+/// Returns all recorded answers to requests that a sidecar makes. Chat completions and embeddings stand for the
+/// completion of a probe, because vLLM answers them with the same texts.
 pub(crate) fn recorded() -> Vec<(String, RequestKind, ServerReply)> {
     let lines = [
         include_str!("../../../../testbed/testdata/vllm/transcript.jsonl"),
@@ -70,7 +70,7 @@ pub(crate) fn recorded() -> Vec<(String, RequestKind, ServerReply)> {
 fn parse_exchange(line: RecordedExchange) -> Option<(String, RequestKind, ServerReply)> {
     let RecordedExchange { label, request: RecordedRequest { method, path, body }, status, content_type, response } =
         line;
-    let asked = match (method.as_str(), path.as_str()) {
+    let request_kind = match (method.as_str(), path.as_str()) {
         ("POST", "/v1/load_lora_adapter") => RequestKind::Load,
         ("POST", "/v1/unload_lora_adapter") => RequestKind::Unload,
         ("POST", "/v1/completions" | "/v1/chat/completions" | "/v1/embeddings") => RequestKind::Probe,
@@ -79,24 +79,24 @@ fn parse_exchange(line: RecordedExchange) -> Option<(String, RequestKind, Server
         ("GET", "/metrics") => RequestKind::Metrics,
         _ => return None,
     };
-    // A stream, which we never ask for, and what was cut off for the recording.
+    // Streams, which a sidecar never requests, and bodies that the recording truncated.
     if body["stream"] == true || response.as_deref().is_some_and(|body| body.ends_with("…")) {
         return None;
     }
     let name = ["lora_name", "model"].into_iter().find_map(|field| body.get(field)?.as_str());
-    let about = name.filter(|name| AdapterId::new(*name).is_ok()).unwrap_or("a1").to_owned();
+    let adapter_name = name.filter(|name| AdapterId::new(*name).is_ok()).unwrap_or("a1").to_owned();
     let body = response.unwrap_or_default();
     let reply = match status {
-        Some(status) => ServerReply::Http { status, content_type, body, adapter_name: about },
+        Some(status) => ServerReply::Http { status, content_type, body, adapter_name },
         None if body.contains("refused") => ServerReply::ConnectionRefused,
         None if body.contains("timed out") => ServerReply::NoResponse,
         None if body.contains("reset") => ServerReply::Bytes(""),
-        None => panic!("{label}: {body} is no way to end"),
+        None => panic!("{label}: unknown failure: {body}"),
     };
-    Some((label, asked, reply))
+    Some((label, request_kind, reply))
 }
 
-/// What was not recorded: other programs in between, versions that answer otherwise, and the ways to give no answer.
+/// Returns synthetic answers: of proxies in between, of other vLLM versions, and failures without an answer.
 pub(crate) fn synthetic() -> Vec<(String, RequestKind, ServerReply)> {
     use RequestKind::{Health, Load, Metrics, Models, Probe, Unload};
     let http = |status, content_type: Option<&str>, body: &str| ServerReply::Http {
@@ -108,57 +108,57 @@ pub(crate) fn synthetic() -> Vec<(String, RequestKind, ServerReply)> {
     let (json, html, text) = (Some("application/json"), Some("text/html; charset=utf-8"), Some("text/plain"));
     let engine_dead = "{\"error\":{\"message\":\"EngineCore encountered an issue.\"}}";
     let after_shutdown = "{\"error\":{\"message\":\"cannot schedule new futures after shutdown\"}}";
-    let whole = [
-        ("a page of somebody in between", http(200, html, "<html>please log in</html>")),
-        ("a proxy whose backend is away", http(502, html, "<html>bad gateway</html>")),
-        ("a server that has too much to do", http(503, json, "{\"error\":{\"message\":\"overloaded\"}}")),
-        ("a server that wants us to slow down", http(429, text, "slow down")),
-        ("an error without words", http(500, None, "Internal Server Error")),
-        ("a dead engine", http(500, json, engine_dead)),
-        ("a server that ends", http(500, json, after_shutdown)),
-        ("a redirect", http(302, None, "")),
-        ("another program", http(404, text, "404 page not found")),
-        ("a wrong key", http(401, json, "{\"error\":\"Unauthorized\"}")),
-        ("a proxy that forbids", http(403, None, "")),
-        ("a body too large", http(413, json, "{\"error\":{\"message\":\"too large\"}}")),
+    let http_replies = [
+        ("login page of a proxy", http(200, html, "<html>please log in</html>")),
+        ("proxy without a backend", http(502, html, "<html>bad gateway</html>")),
+        ("overloaded server", http(503, json, "{\"error\":{\"message\":\"overloaded\"}}")),
+        ("rate limit", http(429, text, "slow down")),
+        ("error without a message", http(500, None, "Internal Server Error")),
+        ("dead engine", http(500, json, engine_dead)),
+        ("server that shuts down", http(500, json, after_shutdown)),
+        ("redirect", http(302, None, "")),
+        ("other program", http(404, text, "404 page not found")),
+        ("wrong API key", http(401, json, "{\"error\":\"Unauthorized\"}")),
+        ("forbidden by a proxy", http(403, None, "")),
+        ("request body too large", http(413, json, "{\"error\":{\"message\":\"too large\"}}")),
     ];
-    let broken = [
-        ("nobody there", ServerReply::ConnectionRefused),
-        ("silence", ServerReply::NoResponse),
-        ("an end before the first byte", ServerReply::Bytes("")),
-        ("an end in the head", ServerReply::Bytes("HTTP/1.1 200 O")),
-        ("an end in the body", ServerReply::Bytes("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{\"data\":[")),
+    let failures = [
+        ("connection refused", ServerReply::ConnectionRefused),
+        ("no response", ServerReply::NoResponse),
+        ("end before the first byte", ServerReply::Bytes("")),
+        ("end in the head", ServerReply::Bytes("HTTP/1.1 200 O")),
+        ("end in the body", ServerReply::Bytes("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{\"data\":[")),
         ("not HTTP", ServerReply::Bytes("SSH-2.0-OpenSSH_9.2\r\n")),
         ("more than 8 MiB", ServerReply::LargeBody((8 << 20) + 1)),
     ];
     let mut all = Vec::new();
-    for asked in [Load, Probe, Unload, Health, Models, Metrics] {
-        for (label, reply) in whole.iter().chain(&broken) {
-            all.push((format!("{label} ({asked:?})"), asked, reply.clone()));
+    for request_kind in [Load, Probe, Unload, Health, Models, Metrics] {
+        for (label, reply) in http_replies.iter().chain(&failures) {
+            all.push((format!("{label} ({request_kind:?})"), request_kind, reply.clone()));
         }
     }
     let single = [
         (
-            "a load that older versions refuse",
+            "load refused by an older version",
             Load,
             http(400, json, "{\"error\":{\"message\":\"Call to add_lora method failed: no space\"}}"),
         ),
-        ("a load that is answered without words", Load, http(200, None, "")),
-        ("no completion", Probe, http(200, json, "{\"model\":")),
-        ("another model's completion", Probe, http(200, json, "{\"model\":\"base\",\"choices\":[]}")),
-        ("no list", Models, http(200, json, "{\"models\":[]}")),
-        ("half a list", Models, http(200, json, "{\"data\":[{\"id\":")),
+        ("load with an empty response", Load, http(200, None, "")),
+        ("invalid completion", Probe, http(200, json, "{\"model\":")),
+        ("completion of another model", Probe, http(200, json, "{\"model\":\"base\",\"choices\":[]}")),
+        ("no model list", Models, http(200, json, "{\"models\":[]}")),
+        ("truncated model list", Models, http(200, json, "{\"data\":[{\"id\":")),
         ("closed metrics", Metrics, http(404, json, "{\"detail\":\"Not Found\"}")),
         ("metrics of another program", Metrics, http(200, text, "up 1\n")),
     ];
-    all.extend(single.into_iter().map(|(label, asked, reply)| (label.to_owned(), asked, reply)));
+    all.extend(single.into_iter().map(|(label, request_kind, reply)| (label.to_owned(), request_kind, reply)));
     all
 }
 
 impl ServerReply {
-    /// The name that it was asked about.
+    /// Returns the adapter name in the request.
     pub(crate) fn adapter_id(&self) -> AdapterId {
-        let name = if let Self::Http { adapter_name: about, .. } = self { about } else { "a1" };
+        let name = if let Self::Http { adapter_name, .. } = self { adapter_name } else { "a1" };
         AdapterId::new(name).unwrap()
     }
 
@@ -180,7 +180,7 @@ impl ServerReply {
     }
 }
 
-/// What the client makes of an answer that arrives over a connection.
+/// The result of the client for an answer.
 #[derive(Debug)]
 pub(crate) enum ParsedReply {
     Done,
@@ -188,8 +188,8 @@ pub(crate) enum ParsedReply {
     Metrics(ServerMetrics),
 }
 
-/// Asks a server that gives this answer to everything.
-pub(crate) async fn send_request(asked: RequestKind, reply: &ServerReply) -> Result<ParsedReply, VllmError> {
+/// Sends the request to a server that gives this answer to everything.
+pub(crate) async fn send_request(request_kind: RequestKind, reply: &ServerReply) -> Result<ParsedReply, VllmError> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let mut server = JoinSet::new();
@@ -197,11 +197,11 @@ pub(crate) async fn send_request(asked: RequestKind, reply: &ServerReply) -> Res
         ServerReply::ConnectionRefused => drop(listener),
         _ => drop(server.spawn(serve(listener, reply.to_bytes()))),
     }
-    let short = Duration::from_millis(if *reply == ServerReply::NoResponse { 50 } else { 20_000 });
-    let timeouts = Timeouts { connect: Duration::from_secs(20), call: short, load: short, probe: short };
+    let timeout = Duration::from_millis(if *reply == ServerReply::NoResponse { 50 } else { 20_000 });
+    let timeouts = Timeouts { connect: Duration::from_secs(20), call: timeout, load: timeout, probe: timeout };
     let client = VllmClient::new(Endpoint::parse(&url).unwrap(), timeouts).unwrap();
     let id = reply.adapter_id();
-    match asked {
+    match request_kind {
         RequestKind::Load => client.load(&id, "/adapters/a1").await.map(|()| ParsedReply::Done),
         RequestKind::Probe => client.probe(&id).await.map(|()| ParsedReply::Done),
         RequestKind::Unload => client.unload(&id).await.map(|()| ParsedReply::Done),
@@ -211,23 +211,23 @@ pub(crate) async fn send_request(asked: RequestKind, reply: &ServerReply) -> Res
     }
 }
 
-/// Answers every request with these bytes and the end of the connection, or never.
+/// Answers every request with these bytes and closes the connection; `None` never answers.
 async fn serve(listener: TcpListener, answer: Option<Vec<u8>>) {
-    let mut kept = Vec::new();
+    let mut open_connections = Vec::new();
     loop {
         let (mut connection, _) = listener.accept().await.unwrap();
         if !read_request(&mut connection).await {
             continue;
         }
         match &answer {
-            // A client that has enough ends the connection, which is its right.
+            // The client may close the connection before it has read everything.
             Some(answer) => drop(connection.write_all(answer).await),
-            None => kept.push(connection),
+            None => open_connections.push(connection),
         }
     }
 }
 
-/// Reads a whole request; whether there was one.
+/// Reads a whole request; returns `false` if the client sent none.
 async fn read_request(connection: &mut TcpStream) -> bool {
     let mut read = Vec::new();
     let mut buffer = [0; 4096];

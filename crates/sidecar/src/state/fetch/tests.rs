@@ -1,4 +1,4 @@
-//! What a hub has is fetched, and then loaded as a path.
+//! Tests that hub adapters are fetched and then loaded by path.
 
 use super::*;
 use crate::{
@@ -8,9 +8,7 @@ use crate::{
 use rollora_api::{
     operator_directives::OperatorDirectives,
     sidecar_status::{
-        AdapterState::{
-            AwaitingAdmission, Failed, Fetching as Fetches, Pending, SourceChanged, SourceRefused, Verified,
-        },
+        AdapterState::{AwaitingAdmission, Failed, Fetching, Pending, SourceChanged, SourceRefused, Verified},
         FetchStatus,
     },
 };
@@ -22,239 +20,255 @@ fn no_calls() -> Vec<String> {
 }
 
 fn testbed_allowing(prefixes: &[&str], exist: &[&str]) -> StateTestbed {
-    let mut bed = StateTestbed::with_fetching(&[]);
+    let mut testbed = StateTestbed::with_fetching(&[]);
     let prefixes = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
-    bed.state.source_policy.allowed = Some(SourceAllowlist::new(prefixes));
-    bed.set_desired(exist, &[], None);
-    bed
+    testbed.state.source_policy.allowed = Some(SourceAllowlist::new(prefixes));
+    testbed.set_desired(exist, &[], None);
+    testbed
 }
 
 #[test]
-fn a_hub_name_is_fetched_and_then_loaded_by_its_path_like_any_other() {
-    let mut bed = StateTestbed::with_fetching(&["org/a", "org/b", "c"]);
-    assert_eq!(bed.begin_decided_calls(), ["load c"], "nothing that is not there is loaded");
-    assert_eq!(bed.begin_due_fetches(), ["org/a", "org/b"]);
-    assert_eq!(bed.adapter_state("org/a"), Fetches);
-    bed.finish_fetch("org/a", Ok(fetch_success()));
-    bed.finish_fetch("org/b", Ok(fetch_success()));
-    assert_eq!(bed.begin_decided_calls(), ["load org/a", "load org/b"], "at the same time: vLLM downloads nothing");
-    let source = |bed: &StateTestbed, name| bed.state.adapters[&id(name)].in_flight.clone().unwrap().source;
-    assert_eq!(source(&bed, "org/a"), "/fetched/org/a");
-    bed.finish_call("org/a", Ok(()));
-    bed.finish_call("c", Ok(()));
-    bed.begin_decided_calls();
-    bed.finish_call("org/a", Ok(()));
-    assert_eq!(bed.adapter_state("org/a"), Verified);
-    assert_eq!(bed.adapter_status("org/a").source.as_deref(), Some("org/a"));
-    assert_eq!(bed.adapter_status("org/a").fetch.unwrap().commit.as_deref(), Some("c0ffee"));
-}
-
-#[test]
-fn the_status_tells_how_far_it_is() {
-    let mut bed = StateTestbed::with_fetching(&["org/a"]);
-    assert_eq!((bed.adapter_state("org/a"), bed.adapter_status("org/a").fetch), (Pending, None));
-    let number = bed.state.begin_fetch(&id("org/a"), bed.now);
-    bed.state.set_fetch_progress(&id("org/a"), number, FetchProgress { bytes: 7, total_bytes: Some(9) });
-    let told = FetchStatus { bytes: 7, total_bytes: Some(9), commit: None };
-    assert_eq!((bed.adapter_state("org/a"), bed.adapter_status("org/a").fetch), (Fetches, Some(Box::new(told))));
-}
-
-#[test]
-fn two_are_fetched_at_once_and_one_that_takes_long_keeps_no_place() {
-    let mut bed = StateTestbed::with_fetching(&["org/a", "org/b", "org/c", "org/d", "org/e!", "org/f"]);
-    assert_eq!(bed.begin_due_fetches(), ["org/e", "org/a"], "what is required first");
-    assert_eq!(bed.begin_due_fetches(), no_calls());
-    bed.advance(60 * SECOND);
-    assert_eq!(bed.begin_due_fetches(), ["org/b", "org/c"]);
-    bed.advance(60 * SECOND);
-    assert_eq!(bed.begin_due_fetches(), no_calls(), "not without end");
-    bed.finish_fetch("org/a", Ok(fetch_success()));
-    assert_eq!(bed.begin_due_fetches(), ["org/d"]);
-}
-
-#[test]
-fn a_fetch_goes_on_while_vllm_starts_again_and_so_does_the_wait_after_one_that_failed() {
-    let mut bed = StateTestbed::with_fetching(&["org/a", "org/b"]);
-    bed.begin_due_fetches();
-    bed.finish_fetch("org/b", Err(fetch_error(FetchReason::HubUnreachable)));
-    bed.restart_server("2");
-    assert_eq!((bed.adapter_state("org/a"), bed.adapter_state("org/b")), (Fetches, Failed));
-    assert_eq!(bed.begin_due_fetches(), no_calls());
-    bed.finish_fetch("org/a", Ok(fetch_success()));
-    assert_eq!(bed.begin_decided_calls(), ["load org/a"]);
-    bed.advance(SECOND);
-    assert_eq!(bed.begin_due_fetches(), ["org/b"]);
-}
-
-#[test]
-fn what_was_fetched_is_not_fetched_again_for_another_process() {
-    let mut bed = StateTestbed::with_fetching(&["org/a"]);
-    bed.begin_due_fetches();
-    bed.finish_fetch("org/a", Ok(fetch_success()));
-    bed.settle();
-    assert_eq!(bed.table["org/a"], "/fetched/org/a");
-    bed.restart_server("2");
-    assert_eq!((bed.begin_due_fetches(), bed.begin_decided_calls()), (no_calls(), vec!["load org/a".to_owned()]));
-}
-
-#[test]
-fn beside_a_server_that_has_it_nothing_is_fetched_even_by_a_sidecar_that_starts_again() {
-    for root in ["/fetched/org/a", "org/a"] {
-        let mut bed = StateTestbed::with_fetching(&["org/a"]);
-        bed.table.insert("org/a".to_owned(), root.to_owned());
-        bed.poll();
-        assert_eq!((bed.begin_due_fetches(), bed.begin_decided_calls()), (no_calls(), vec!["probe org/a".to_owned()]));
-    }
-    let mut bed = StateTestbed::with_fetching(&["org/a"]);
-    bed.table.insert("org/a".to_owned(), "/fetched/org/a@other".to_owned());
-    bed.poll();
+fn hub_adapter_is_fetched_then_loaded_by_path() {
+    let mut testbed = StateTestbed::with_fetching(&["org/a", "org/b", "c"]);
+    assert_eq!(testbed.begin_decided_calls(), ["load c"], "an adapter that is not fetched yet must not be loaded");
+    assert_eq!(testbed.begin_due_fetches(), ["org/a", "org/b"]);
+    assert_eq!(testbed.adapter_state("org/a"), Fetching);
+    testbed.finish_fetch("org/a", Ok(fetch_success()));
+    testbed.finish_fetch("org/b", Ok(fetch_success()));
     assert_eq!(
-        (bed.adapter_state("org/a"), bed.begin_due_fetches(), bed.begin_decided_calls()),
+        testbed.begin_decided_calls(),
+        ["load org/a", "load org/b"],
+        "concurrently, because vLLM downloads nothing"
+    );
+    let source = |testbed: &StateTestbed, name| testbed.state.adapters[&id(name)].in_flight.clone().unwrap().source;
+    assert_eq!(source(&testbed, "org/a"), "/fetched/org/a");
+    testbed.finish_call("org/a", Ok(()));
+    testbed.finish_call("c", Ok(()));
+    testbed.begin_decided_calls();
+    testbed.finish_call("org/a", Ok(()));
+    assert_eq!(testbed.adapter_state("org/a"), Verified);
+    assert_eq!(testbed.adapter_status("org/a").source.as_deref(), Some("org/a"));
+    assert_eq!(testbed.adapter_status("org/a").fetch.unwrap().commit.as_deref(), Some("c0ffee"));
+}
+
+#[test]
+fn status_reports_fetch_progress() {
+    let mut testbed = StateTestbed::with_fetching(&["org/a"]);
+    assert_eq!((testbed.adapter_state("org/a"), testbed.adapter_status("org/a").fetch), (Pending, None));
+    let fetch_id = testbed.state.begin_fetch(&id("org/a"), testbed.now);
+    testbed.state.set_fetch_progress(&id("org/a"), fetch_id, FetchProgress { bytes: 7, total_bytes: Some(9) });
+    let expected = FetchStatus { bytes: 7, total_bytes: Some(9), commit: None };
+    assert_eq!(
+        (testbed.adapter_state("org/a"), testbed.adapter_status("org/a").fetch),
+        (Fetching, Some(Box::new(expected)))
+    );
+}
+
+#[test]
+fn two_fetches_run_concurrently_and_slow_ones_take_no_slot() {
+    let mut testbed = StateTestbed::with_fetching(&["org/a", "org/b", "org/c", "org/d", "org/e!", "org/f"]);
+    assert_eq!(testbed.begin_due_fetches(), ["org/e", "org/a"], "required adapters go first");
+    assert_eq!(testbed.begin_due_fetches(), no_calls());
+    testbed.advance(60 * SECOND);
+    assert_eq!(testbed.begin_due_fetches(), ["org/b", "org/c"]);
+    testbed.advance(60 * SECOND);
+    assert_eq!(testbed.begin_due_fetches(), no_calls(), "the number of slow fetches is limited too");
+    testbed.finish_fetch("org/a", Ok(fetch_success()));
+    assert_eq!(testbed.begin_due_fetches(), ["org/d"]);
+}
+
+#[test]
+fn fetch_and_retry_delay_continue_over_a_server_restart() {
+    let mut testbed = StateTestbed::with_fetching(&["org/a", "org/b"]);
+    testbed.begin_due_fetches();
+    testbed.finish_fetch("org/b", Err(fetch_error(FetchReason::HubUnreachable)));
+    testbed.restart_server("2");
+    assert_eq!((testbed.adapter_state("org/a"), testbed.adapter_state("org/b")), (Fetching, Failed));
+    assert_eq!(testbed.begin_due_fetches(), no_calls());
+    testbed.finish_fetch("org/a", Ok(fetch_success()));
+    assert_eq!(testbed.begin_decided_calls(), ["load org/a"]);
+    testbed.advance(SECOND);
+    assert_eq!(testbed.begin_due_fetches(), ["org/b"]);
+}
+
+#[test]
+fn fetched_adapter_is_not_fetched_again_after_a_restart() {
+    let mut testbed = StateTestbed::with_fetching(&["org/a"]);
+    testbed.begin_due_fetches();
+    testbed.finish_fetch("org/a", Ok(fetch_success()));
+    testbed.settle();
+    assert_eq!(testbed.table["org/a"], "/fetched/org/a");
+    testbed.restart_server("2");
+    assert_eq!(
+        (testbed.begin_due_fetches(), testbed.begin_decided_calls()),
+        (no_calls(), vec!["load org/a".to_owned()])
+    );
+}
+
+#[test]
+fn registered_adapter_is_not_fetched_by_a_restarted_sidecar() {
+    for root in ["/fetched/org/a", "org/a"] {
+        let mut testbed = StateTestbed::with_fetching(&["org/a"]);
+        testbed.table.insert("org/a".to_owned(), root.to_owned());
+        testbed.poll();
+        assert_eq!(
+            (testbed.begin_due_fetches(), testbed.begin_decided_calls()),
+            (no_calls(), vec!["probe org/a".to_owned()])
+        );
+    }
+    let mut testbed = StateTestbed::with_fetching(&["org/a"]);
+    testbed.table.insert("org/a".to_owned(), "/fetched/org/a@other".to_owned());
+    testbed.poll();
+    assert_eq!(
+        (testbed.adapter_state("org/a"), testbed.begin_due_fetches(), testbed.begin_decided_calls()),
         (SourceChanged, no_calls(), no_calls())
     );
 }
 
 #[test]
-fn before_the_server_was_asked_nothing_is_fetched_and_while_it_is_away_everything_is() {
-    let mut bed = StateTestbed::with_fetching(&["org/a"]);
-    let fresh = SidecarState::new("http://server", bed.state.policy);
-    let sources = std::mem::replace(&mut bed.state, fresh).source_policy;
-    bed.state.source_policy = sources;
-    bed.set_desired(&["org/a"], &[], None);
-    assert_eq!(bed.begin_due_fetches(), no_calls());
-    bed.process_start = None;
-    bed.poll();
-    assert_eq!(bed.begin_due_fetches(), ["org/a"]);
+fn fetches_start_only_after_the_first_poll_even_if_down() {
+    let mut testbed = StateTestbed::with_fetching(&["org/a"]);
+    let initial = SidecarState::new("http://server", testbed.state.policy);
+    let source_policy = std::mem::replace(&mut testbed.state, initial).source_policy;
+    testbed.state.source_policy = source_policy;
+    testbed.set_desired(&["org/a"], &[], None);
+    assert_eq!(testbed.begin_due_fetches(), no_calls());
+    testbed.process_start = None;
+    testbed.poll();
+    assert_eq!(testbed.begin_due_fetches(), ["org/a"]);
 }
 
 #[test]
-fn a_failure_is_tried_again_later_and_later_and_as_late_as_the_hub_asks() {
-    let mut bed = StateTestbed::with_fetching(&["org/a"]);
-    bed.begin_due_fetches();
-    bed.finish_fetch("org/a", Err(fetch_error(FetchReason::HubUnreachable)));
-    let told = bed.adapter_status("org/a");
-    assert_eq!((told.state, told.attempts, told.next_try), (Failed, 1, Some(bed.now + SECOND)));
-    assert_eq!(bed.error_reason("org/a"), "HubUnreachable");
-    bed.advance(SECOND);
-    bed.begin_due_fetches();
-    let busy = FetchError { retry_after: Some(90 * SECOND), ..fetch_error(FetchReason::HubRateLimited) };
-    bed.finish_fetch("org/a", Err(busy));
+fn failed_fetch_backs_off_and_honors_retry_after() {
+    let mut testbed = StateTestbed::with_fetching(&["org/a"]);
+    testbed.begin_due_fetches();
+    testbed.finish_fetch("org/a", Err(fetch_error(FetchReason::HubUnreachable)));
+    let status = testbed.adapter_status("org/a");
+    assert_eq!((status.state, status.attempts, status.next_try), (Failed, 1, Some(testbed.now + SECOND)));
+    assert_eq!(testbed.error_reason("org/a"), "HubUnreachable");
+    testbed.advance(SECOND);
+    testbed.begin_due_fetches();
+    let rate_limited = FetchError { retry_after: Some(90 * SECOND), ..fetch_error(FetchReason::HubRateLimited) };
+    testbed.finish_fetch("org/a", Err(rate_limited));
     assert_eq!(
-        (bed.adapter_status("org/a").attempts, bed.adapter_status("org/a").next_try),
-        (2, Some(bed.now + 90 * SECOND))
+        (testbed.adapter_status("org/a").attempts, testbed.adapter_status("org/a").next_try),
+        (2, Some(testbed.now + 90 * SECOND))
     );
-    bed.advance(90 * SECOND);
-    bed.begin_due_fetches();
-    bed.finish_fetch("org/a", Err(fetch_error(FetchReason::HubNotFound)));
+    testbed.advance(90 * SECOND);
+    testbed.begin_due_fetches();
+    testbed.finish_fetch("org/a", Err(fetch_error(FetchReason::HubNotFound)));
     assert_eq!(
-        bed.adapter_status("org/a").next_try,
-        Some(bed.now + 240 * SECOND),
-        "slowly: a person has to do something"
+        testbed.adapter_status("org/a").next_try,
+        Some(testbed.now + 240 * SECOND),
+        "slower, because a person must act"
     );
 }
 
 #[test]
-fn what_the_adapter_is_to_blame_for_counts_as_if_vllm_had_said_it() {
-    for (reason, fault) in [
+fn fetch_error_of_a_bad_adapter_counts_as_adapter_error() {
+    for (reason, is_adapter_error) in [
         (FetchReason::RankTooHigh, true),
         (FetchReason::BadAdapter, true),
         (FetchReason::HubNotFound, false),
         (FetchReason::TooLarge, false),
         (FetchReason::HubUnreachable, false),
     ] {
-        let mut bed = StateTestbed::with_fetching(&["org/a"]);
-        bed.begin_due_fetches();
-        bed.finish_fetch("org/a", Err(fetch_error(reason)));
-        let error = bed.adapter_status("org/a").last_error.unwrap();
-        assert_eq!(error.is_adapter_error(), fault, "{error:?}");
+        let mut testbed = StateTestbed::with_fetching(&["org/a"]);
+        testbed.begin_due_fetches();
+        testbed.finish_fetch("org/a", Err(fetch_error(reason)));
+        let error = testbed.adapter_status("org/a").last_error.unwrap();
+        assert_eq!(error.is_adapter_error(), is_adapter_error, "{error:?}");
     }
 }
 
 #[test]
-fn an_adapter_that_vllm_does_not_find_is_looked_for_again_before_it_is_loaded_again() {
-    let mut bed = StateTestbed::with_fetching(&["org/a"]);
-    bed.begin_due_fetches();
-    bed.finish_fetch("org/a", Ok(fetch_success()));
-    bed.begin_decided_calls();
-    bed.finish_call("org/a", Err(bad_adapter_error("org/a")));
-    assert_eq!(bed.begin_due_fetches(), ["org/a"]);
-    bed.advance(60 * SECOND);
-    assert_eq!(bed.begin_decided_calls(), no_calls());
-    bed.finish_fetch("org/a", Ok(fetch_success()));
-    assert_eq!(bed.adapter_status("org/a").attempts, 1, "a fetch takes back no failure of a load");
-    assert_eq!(bed.begin_decided_calls(), ["load org/a"]);
+fn adapter_that_fails_to_load_is_fetched_again_first() {
+    let mut testbed = StateTestbed::with_fetching(&["org/a"]);
+    testbed.begin_due_fetches();
+    testbed.finish_fetch("org/a", Ok(fetch_success()));
+    testbed.begin_decided_calls();
+    testbed.finish_call("org/a", Err(bad_adapter_error("org/a")));
+    assert_eq!(testbed.begin_due_fetches(), ["org/a"]);
+    testbed.advance(60 * SECOND);
+    assert_eq!(testbed.begin_decided_calls(), no_calls());
+    testbed.finish_fetch("org/a", Ok(fetch_success()));
+    assert_eq!(testbed.adapter_status("org/a").attempts, 1, "a fetch must not clear load failures");
+    assert_eq!(testbed.begin_decided_calls(), ["load org/a"]);
 }
 
 #[test]
-fn a_fetch_that_nobody_wants_any_more_is_forgotten_and_a_late_answer_means_nothing() {
-    let mut bed = StateTestbed::with_fetching(&["org/a"]);
-    let number = bed.state.begin_fetch(&id("org/a"), bed.now);
-    bed.set_desired(&[], &["org/a"], None);
-    assert!(!bed.state.is_current_fetch(&id("org/a"), number));
-    bed.set_desired(&["org/a"], &[], None);
-    bed.state.finish_fetch(&id("org/a"), number, Ok(fetch_success()), 0.0, bed.now);
-    assert_eq!((bed.begin_decided_calls(), bed.begin_due_fetches()), (no_calls(), vec!["org/a".to_owned()]));
+fn result_of_an_unwanted_fetch_is_ignored() {
+    let mut testbed = StateTestbed::with_fetching(&["org/a"]);
+    let fetch_id = testbed.state.begin_fetch(&id("org/a"), testbed.now);
+    testbed.set_desired(&[], &["org/a"], None);
+    assert!(!testbed.state.is_current_fetch(&id("org/a"), fetch_id));
+    testbed.set_desired(&["org/a"], &[], None);
+    testbed.state.finish_fetch(&id("org/a"), fetch_id, Ok(fetch_success()), 0.0, testbed.now);
+    assert_eq!((testbed.begin_decided_calls(), testbed.begin_due_fetches()), (no_calls(), vec!["org/a".to_owned()]));
 }
 
 #[test]
-fn what_waits_for_its_admission_is_not_fetched() {
-    let mut bed = StateTestbed::with_fetching(&[]);
-    let waiting = OperatorDirectives { managed: vec!["org/a".to_owned()], ..OperatorDirectives::default() };
-    bed.set_desired(&["org/a"], &[], Some(waiting));
-    assert_eq!((bed.begin_due_fetches(), bed.adapter_state("org/a")), (no_calls(), AwaitingAdmission));
-    bed.set_desired(&["org/a"], &[], Some(pilot_directives(&["org/a"])));
-    assert_eq!(bed.begin_due_fetches(), ["org/a"]);
+fn adapter_awaiting_admission_is_not_fetched() {
+    let mut testbed = StateTestbed::with_fetching(&[]);
+    let not_admitted = OperatorDirectives { managed: vec!["org/a".to_owned()], ..OperatorDirectives::default() };
+    testbed.set_desired(&["org/a"], &[], Some(not_admitted));
+    assert_eq!((testbed.begin_due_fetches(), testbed.adapter_state("org/a")), (no_calls(), AwaitingAdmission));
+    testbed.set_desired(&["org/a"], &[], Some(pilot_directives(&["org/a"])));
+    assert_eq!(testbed.begin_due_fetches(), ["org/a"]);
 }
 
 #[test]
-fn a_fetch_holds_readiness_as_a_load_does_and_a_failed_one_no_longer() {
-    let mut bed = StateTestbed::with_fetching(&["org/a", "c"]);
-    bed.begin_due_fetches();
-    bed.begin_decided_calls();
-    bed.finish_call("c", Ok(()));
-    bed.begin_decided_calls();
-    bed.finish_call("c", Ok(()));
-    assert_eq!(bed.readiness(), (false, "Settling".to_owned()));
-    bed.finish_fetch("org/a", Err(fetch_error(FetchReason::HubUnreachable)));
-    assert!(bed.readiness().0);
+fn fetch_blocks_readiness_until_it_fails_unless_required() {
+    let mut testbed = StateTestbed::with_fetching(&["org/a", "c"]);
+    testbed.begin_due_fetches();
+    testbed.begin_decided_calls();
+    testbed.finish_call("c", Ok(()));
+    testbed.begin_decided_calls();
+    testbed.finish_call("c", Ok(()));
+    assert_eq!(testbed.readiness(), (false, "Settling".to_owned()));
+    testbed.finish_fetch("org/a", Err(fetch_error(FetchReason::HubUnreachable)));
+    assert!(testbed.readiness().0);
 
-    let mut bed = StateTestbed::with_fetching(&["org/a!"]);
-    bed.begin_due_fetches();
-    bed.finish_fetch("org/a", Err(fetch_error(FetchReason::HubUnreachable)));
-    bed.advance(3600 * SECOND);
-    assert_eq!(bed.readiness(), (false, "AdaptersNotVerified".to_owned()));
+    let mut testbed = StateTestbed::with_fetching(&["org/a!"]);
+    testbed.begin_due_fetches();
+    testbed.finish_fetch("org/a", Err(fetch_error(FetchReason::HubUnreachable)));
+    testbed.advance(3600 * SECOND);
+    assert_eq!(testbed.readiness(), (false, "AdaptersNotVerified".to_owned()));
 }
 
 #[test]
-fn what_may_not_be_used_is_neither_fetched_nor_loaded_and_holds_nothing_up() {
-    let mut bed = testbed_allowing(&["org/", "/adapters/a"], &["org/x", "evil/x", "a", "b"]);
+fn refused_source_is_not_used_and_does_not_block_readiness() {
+    let mut testbed = testbed_allowing(&["org/", "/adapters/a"], &["org/x", "evil/x", "a", "b"]);
     assert_eq!(
-        (bed.begin_due_fetches(), bed.begin_decided_calls()),
+        (testbed.begin_due_fetches(), testbed.begin_decided_calls()),
         (vec!["org/x".to_owned()], vec!["load a".to_owned()])
     );
     for name in ["evil/x", "b"] {
-        assert_eq!((bed.adapter_state(name), bed.error_reason(name).as_str()), (SourceRefused, "SourceNotAllowed"));
-        assert!(bed.adapter_status(name).last_error.unwrap().message.contains("--allow-source"));
+        assert_eq!(
+            (testbed.adapter_state(name), testbed.error_reason(name).as_str()),
+            (SourceRefused, "SourceNotAllowed")
+        );
+        assert!(testbed.adapter_status(name).last_error.unwrap().message.contains("--allow-source"));
     }
-    bed.finish_fetch("org/x", Ok(fetch_success()));
-    bed.settle();
-    bed.finish_call("a", Ok(()));
-    bed.settle();
-    assert!(bed.readiness().0);
+    testbed.finish_fetch("org/x", Ok(fetch_success()));
+    testbed.settle();
+    testbed.finish_call("a", Ok(()));
+    testbed.settle();
+    assert!(testbed.readiness().0);
 }
 
 #[test]
-fn what_is_loaded_already_from_where_nothing_may_come_is_left_and_said() {
-    let mut bed = testbed_allowing(&["org/"], &["a"]);
-    bed.table.insert("a".to_owned(), "/adapters/a".to_owned());
-    bed.poll();
-    bed.settle();
-    assert_eq!((bed.adapter_state("a"), bed.error_reason("a").as_str()), (Verified, "SourceNotAllowed"));
-    assert!(bed.adapter_status("a").last_error.unwrap().message.ends_with("left as it is"));
-    bed.restart_server("2");
-    assert_eq!((bed.adapter_state("a"), bed.decided_calls()), (SourceRefused, no_calls()));
-    bed.set_desired(&[], &["a"], None);
-    bed.table.insert("a".to_owned(), "/adapters/a".to_owned());
-    bed.poll();
-    assert_eq!(bed.decided_calls(), ["unload a"], "it may go all the same");
+fn loaded_adapter_with_refused_source_is_kept_and_reported() {
+    let mut testbed = testbed_allowing(&["org/"], &["a"]);
+    testbed.table.insert("a".to_owned(), "/adapters/a".to_owned());
+    testbed.poll();
+    testbed.settle();
+    assert_eq!((testbed.adapter_state("a"), testbed.error_reason("a").as_str()), (Verified, "SourceNotAllowed"));
+    assert!(testbed.adapter_status("a").last_error.unwrap().message.ends_with("left as it is"));
+    testbed.restart_server("2");
+    assert_eq!((testbed.adapter_state("a"), testbed.decided_calls()), (SourceRefused, no_calls()));
+    testbed.set_desired(&[], &["a"], None);
+    testbed.table.insert("a".to_owned(), "/adapters/a".to_owned());
+    testbed.poll();
+    assert_eq!(testbed.decided_calls(), ["unload a"], "an unload does not depend on the source");
 }

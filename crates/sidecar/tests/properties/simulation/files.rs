@@ -1,4 +1,4 @@
-//! The adapters file and what the operator wrote beside it: as people write them, and as the sidecar reads them.
+//! The adapters file and the directives: written as text, and read as the program reads them.
 
 use super::{
     IDS, POD, Simulation, id, source,
@@ -11,7 +11,7 @@ use rollora_api::{
 };
 use rollora_sidecar::{last_good::ConfigTexts, status::status};
 
-/// What a person, a half-written file, or an operator of another version may leave there, and a folder without it.
+/// Invalid content: half-written or wrong files, directives of another operator version, and a missing file.
 pub(super) const BAD_FILES: [(Result<&str, &str>, Option<&str>); 5] = [
     (Ok(""), None),
     (Ok("vLLMLoRAConfig:\n  ensureExist:\n    models:\n    - id: a\n      sour"), None),
@@ -21,32 +21,32 @@ pub(super) const BAD_FILES: [(Result<&str, &str>, Option<&str>); 5] = [
 ];
 
 impl Simulation {
-    pub(super) fn set_desired(&mut self, entries: &Entries, key: Option<&OperatorDirectives>) {
+    pub(super) fn set_desired(&mut self, entries: &Entries, directives: Option<&OperatorDirectives>) {
         let mut file = AdaptersFile::default();
-        for (name, (listing, other)) in IDS.iter().zip(entries) {
+        for (name, (membership, other)) in IDS.iter().zip(entries) {
             let entry = AdapterEntry { id: id(name), source: source(name, *other), base_model: None, required: false };
-            if matches!(listing, EntryMembership::EnsureExist | EntryMembership::Both) {
+            if matches!(membership, EntryMembership::EnsureExist | EntryMembership::Both) {
                 file.ensure_exist.push(entry.clone());
             }
-            if matches!(listing, EntryMembership::EnsureNotExist | EntryMembership::Both) {
+            if matches!(membership, EntryMembership::EnsureNotExist | EntryMembership::Both) {
                 file.ensure_not_exist.push(entry);
             }
         }
         let user = file_text(&file);
-        let texts = ConfigTexts { user: Ok(user), operator: key.map(|key| Ok(key.to_yaml())) };
-        let had_a_key = self.desired.as_ref().is_some_and(|desired| desired.directives.is_some());
+        let texts = ConfigTexts { user: Ok(user), operator: directives.map(|directives| Ok(directives.to_yaml())) };
+        let had_directives = self.desired.as_ref().is_some_and(|desired| desired.directives.is_some());
         let before = self.desired.clone();
         self.apply_texts(texts);
-        let desired = self.desired.as_ref().expect("a good file");
-        if had_a_key && key.is_none() && self.missing_directives_deadline.is_some() {
-            assert_eq!(self.desired, before, "the key has vanished");
+        let desired = self.desired.as_ref().expect("no valid file is active");
+        if had_directives && directives.is_none() && self.missing_directives_deadline.is_some() {
+            assert_eq!(self.desired, before, "vanished directives must stay active");
             return;
         }
         assert_eq!(desired.file.ensure_exist, file.ensure_exist);
         assert_eq!(desired.file.ensure_not_exist, file.ensure_not_exist);
     }
 
-    /// The file and what the operator wrote beside it are read, as the program reads them.
+    /// Reads the file and the directives as the program does.
     pub(super) fn apply_texts(&mut self, texts: ConfigTexts) {
         let before = self.last_good.desired().borrow().clone();
         self.last_good.update(texts.parse(&"file", "configmap.yaml"), self.instant());
@@ -60,16 +60,16 @@ impl Simulation {
         self.desired = after.as_deref().cloned();
     }
 
-    /// Nothing but the error that is told changes by a file that cannot be used.
-    pub(super) fn write_bad_file(&mut self, which: usize) {
-        let (user, operator) = BAD_FILES[which];
+    /// Writes invalid content, which must change nothing but the reported error.
+    pub(super) fn write_bad_file(&mut self, index: usize) {
+        let (user, operator) = BAD_FILES[index];
         let before = self.last_good.desired().borrow().clone();
         let adapters = self.state.adapters.clone();
         let user = user.map(str::to_owned).map_err(str::to_owned);
         self.apply_texts(ConfigTexts { user, operator: operator.map(|text| Ok(text.to_owned())) });
         assert_eq!(*self.last_good.desired().borrow(), before);
         assert_eq!(self.state.adapters, adapters);
-        assert!(status(&self.state, self.now).config.error.is_some(), "nobody is told");
+        assert!(status(&self.state, self.now).config.error.is_some(), "the error is not reported");
     }
 }
 
@@ -77,7 +77,7 @@ pub(super) fn find_entry<'a>(entries: &'a [AdapterEntry], id: &AdapterId) -> Opt
     entries.iter().find(|entry| entry.id == *id)
 }
 
-/// The file as a person would have written it.
+/// Returns the text of an adapters file.
 fn file_text(file: &AdaptersFile) -> String {
     let list = |entries: &[AdapterEntry]| -> String {
         let entry = |entry: &AdapterEntry| format!("\n    - id: {}\n      source: {}", entry.id, entry.source);

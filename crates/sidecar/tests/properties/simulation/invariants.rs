@@ -1,4 +1,4 @@
-//! What must hold between any two events, and at the end.
+//! Invariants after every event, and the expected state at the end.
 
 use super::{IDS, POD, SimulatedCall, Simulation, files::find_entry, id};
 use jiff::SignedDuration;
@@ -11,25 +11,26 @@ use rollora_sidecar::{
 };
 
 impl Simulation {
-    /// The table holds what the file in force says, and the status tells so.
+    /// Asserts that the server holds what the active file wants, and that the status reports that.
     pub(crate) fn assert_converged(&self) {
         let Some(desired) = &self.desired else { return };
         let table = &self.server.as_ref().unwrap().adapters;
         let status = status(&self.state, self.now);
-        assert!(self.calls.is_empty(), "calls go on without end");
+        assert!(self.calls.is_empty(), "calls never end");
         for name in IDS.iter().filter(|name| **name != "base") {
             let id = id(name);
             let (exist, not_exist) =
                 (find_entry(&desired.file.ensure_exist, &id), find_entry(&desired.file.ensure_not_exist, &id));
-            let serving = desired.directives.as_ref().is_some_and(|key| key.serving.contains(&id));
-            let admission = desired.directives.as_ref().map_or(Admission::Granted, |key| key.admission(&id, POD));
+            let serving = desired.directives.as_ref().is_some_and(|directives| directives.serving.contains(&id));
+            let admission =
+                desired.directives.as_ref().map_or(Admission::Granted, |directives| directives.admission(&id, POD));
             let adapter = self.state.adapters.get(&id);
             let held = adapter.is_some_and(|adapter| adapter.crash_hold.is_some());
             let tried = !self.crashing.contains(name) && !self.broken.contains(name) && !held;
             let context = || format!("{name}: {adapter:#?}\n{:#?}", status.adapter(&id));
             match (exist, not_exist, admission) {
                 (Some(_), Some(_), _) | (None, None, _) | (Some(_), None, Admission::Waiting) => {
-                    assert_eq!(table.get(&id), self.table_when_quiet.get(&id), "left alone\n{}", context());
+                    assert_eq!(table.get(&id), self.table_when_quiet.get(&id), "must be left alone\n{}", context());
                 }
                 (Some(entry), None, Admission::Granted) if tried => {
                     let root = table.get(&id).unwrap_or_else(|| panic!("not loaded\n{}", context()));
@@ -39,14 +40,14 @@ impl Simulation {
                     assert!(!table.contains_key(&id), "not unloaded\n{}", context());
                 }
                 (None, Some(_), Admission::Granted) if tried => {
-                    assert!(table.contains_key(&id), "not held\n{}", context());
+                    assert!(table.contains_key(&id), "not kept\n{}", context());
                 }
                 _ => {}
             }
         }
     }
 
-    /// What was ready once stays so until it ends or hangs in a download, whatever else is listed, fails or goes.
+    /// Asserts that a ready process stays ready until it ends or hangs in a download.
     pub(super) fn assert_readiness_latched(&mut self, status: &SidecarStatus) {
         let readiness = &status.readiness;
         if readiness.ready {
@@ -56,7 +57,7 @@ impl Simulation {
         }
     }
 
-    /// Nobody may count on what an unload that was asked for will take away.
+    /// Asserts that no adapter with an unload in flight is reported as resident.
     pub(super) fn assert_unloads_visible(&self) {
         let status = status(&self.state, self.now);
         for call in self.calls.iter().filter(|call| call.action.kind() == CallKind::Unload) {
@@ -64,65 +65,75 @@ impl Simulation {
         }
     }
 
-    /// Nothing is told of the server that it did not show.
+    /// Asserts that the status reports nothing that the server did not show.
     pub(super) fn assert_status_accurate(&self, status: &SidecarStatus) {
         if self.config.metrics_closed || !self.config.policy.probe_enabled {
-            // It does not say which process it is, or nothing is proven.
+            // The process cannot be identified, or nothing is verified.
             return;
         }
         let process: Option<u32> = status.server.as_ref().map(|server| server.start.parse().unwrap());
         if status.readiness.ready {
-            assert!(process >= Some(self.min_ready_process), "ready by a process that is gone");
+            assert!(process >= Some(self.min_ready_process), "ready because of a process that has ended");
         }
         if let Some(server) = self.server.as_ref().filter(|server| Some(server.number) == process) {
             for id in IDS.map(id) {
-                let known = !status.is_verified(&id) || server.verified.contains(&id);
-                assert!(known, "{id} never answered: {:#?}", self.state.adapters.get(&id));
+                let accurate = !status.is_verified(&id) || server.verified.contains(&id);
+                assert!(accurate, "{id} never answered a completion: {:#?}", self.state.adapters.get(&id));
             }
         }
     }
 
     pub(super) fn assert_allowed(&self, action: &AdapterCall) {
-        let desired = self.desired.as_ref().expect("no file, no call");
+        let desired = self.desired.as_ref().expect("a call without a file");
         let id = action.id();
         let (exist, not_exist) =
             (find_entry(&desired.file.ensure_exist, id), find_entry(&desired.file.ensure_not_exist, id));
-        let serving = desired.directives.as_ref().is_some_and(|key| key.serving.contains(id));
-        let admission = desired.directives.as_ref().map_or(Admission::Granted, |key| key.admission(id, POD));
-        let present: Vec<_> = self.calls.iter().filter(|call| call.epoch == self.state.epoch()).collect();
-        let count = |kind| present.iter().filter(|call| call.action.kind() == kind).count();
-        assert!(id.as_str() != "base", "a base model: {action:?}");
-        assert!(exist.is_some() != not_exist.is_some(), "in both lists or in none: {action:?}");
-        assert!(present.iter().all(|call| call.action.id() != id), "two calls at once: {action:?}");
+        let serving = desired.directives.as_ref().is_some_and(|directives| directives.serving.contains(id));
+        let admission =
+            desired.directives.as_ref().map_or(Admission::Granted, |directives| directives.admission(id, POD));
+        let current_calls: Vec<_> = self.calls.iter().filter(|call| call.epoch == self.state.epoch()).collect();
+        let count = |kind| current_calls.iter().filter(|call| call.action.kind() == kind).count();
+        assert!(id.as_str() != "base", "call about a base model: {action:?}");
+        assert!(exist.is_some() != not_exist.is_some(), "id in both lists or in none: {action:?}");
+        assert!(current_calls.iter().all(|call| call.action.id() != id), "two concurrent calls: {action:?}");
         if let Some(failed) =
             self.failed.get(id).filter(|failed| failed.kind == action.kind() && failed.process == self.known_identity())
         {
             let after = self.now.duration_since(failed.at);
-            assert!(after >= SignedDuration::from_secs(1), "again after {after:?}: {action:?}");
+            assert!(after >= SignedDuration::from_secs(1), "retried after {after:?}: {action:?}");
         }
         match action {
             AdapterCall::Load { source, .. } => {
                 let entry = exist.or(not_exist.filter(|_| serving)).expect("not wanted");
                 assert_eq!(*source, entry.source);
                 assert_eq!(admission, Admission::Granted, "{action:?}");
-                let told =
+                let confirmed =
                     self.server.as_ref().filter(|server| self.is_known(server)).map(|server| &server.confirmed_loads);
-                assert!(!told.is_some_and(|told| told.contains(id)), "loaded already: {action:?}");
-                let most = self.config.policy.max_parallel;
-                assert!(present.iter().filter(|call| self.is_recent_load(call)).count() < most, "too many loads");
-                assert!(count(CallKind::Load) < 2 * most, "too many loads hang");
+                assert!(!confirmed.is_some_and(|confirmed| confirmed.contains(id)), "already loaded: {action:?}");
+                let max_parallel = self.config.policy.max_parallel;
+                assert!(
+                    current_calls.iter().filter(|call| self.is_recent_load(call)).count() < max_parallel,
+                    "too many loads"
+                );
+                assert!(count(CallKind::Load) < 2 * max_parallel, "too many hanging loads");
                 let hub = |call: &SimulatedCall| matches!(&call.action, AdapterCall::Load { from_hub: true, .. });
-                assert!(!is_hub_name(source) || !present.iter().any(|call| hub(call)), "two downloads");
+                assert!(
+                    !is_hub_name(source) || !current_calls.iter().any(|call| hub(call)),
+                    "two concurrent downloads"
+                );
             }
             AdapterCall::Probe { .. } => {
                 assert_eq!(admission, Admission::Granted, "{action:?}");
-                assert_eq!(count(CallKind::Probe), 0, "two probes");
-                assert!(self.config.policy.probe_enabled, "nobody wants proof");
+                assert_eq!(count(CallKind::Probe), 0, "two concurrent probes");
+                assert!(self.config.policy.probe_enabled, "probe although disabled");
             }
             AdapterCall::Unload { .. } => {
-                assert!(!serving, "it serves: {action:?}");
-                assert!(!present.iter().any(|call| self.is_recent_load(call)), "before a load: {action:?}");
-                assert!(not_exist.is_some() || admission == Admission::Rejected, "wanted: {action:?}");
+                assert!(!serving, "unload of a serving id: {action:?}");
+                assert!(
+                    !current_calls.iter().any(|call| self.is_recent_load(call)),
+                    "unload before a load: {action:?}"
+                );
+                assert!(not_exist.is_some() || admission == Admission::Rejected, "unload of a wanted id: {action:?}");
             }
         }
     }

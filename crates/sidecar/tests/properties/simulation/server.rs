@@ -1,4 +1,4 @@
-//! The vLLM server: what a process of it holds, what it does with a call, and what a look at it shows.
+//! The simulated vLLM server: its adapters, its answers to calls, and its observations in polls.
 
 use super::{
     FailedCall, IDS, SimulatedCall, Simulation,
@@ -21,9 +21,9 @@ pub(super) struct SimulatedProcess {
     pub(super) number: u32,
     pub(super) adapters: BTreeMap<AdapterId, String>,
     pub(super) last_used: BTreeMap<AdapterId, Timestamp>,
-    /// Adapters that answered.
+    /// Adapters with which it answered a probe.
     pub(super) verified: BTreeSet<AdapterId>,
-    /// Adapters that it said it had loaded, and that nobody unloaded since.
+    /// Adapters whose load it confirmed, and that were not unloaded since.
     pub(super) confirmed_loads: BTreeSet<AdapterId>,
 }
 
@@ -40,11 +40,11 @@ impl Simulation {
         }
     }
 
-    pub(super) fn finish_call(&mut self, call: &SimulatedCall, fate: CallDelivery) {
+    pub(super) fn finish_call(&mut self, call: &SimulatedCall, delivery: CallDelivery) {
         let text = format!("{:?}", call.action);
         let lost = || VllmError::ConnectionLost { call: text.clone(), detail: String::new() };
         let same_process = self.server.as_ref().map(|server| server.number) == call.process;
-        let answer = match (call.process, fate) {
+        let answer = match (call.process, delivery) {
             (None, _) => Err(VllmError::Unreachable { endpoint: String::new(), detail: String::new() }),
             (Some(_), _) if !same_process => Err(lost()),
             (Some(_), _) if !self.is_idle(&call.action) => {
@@ -61,16 +61,16 @@ impl Simulation {
                 if done {
                     drop(self.execute(&call.action));
                 }
-                match fate {
+                match delivery {
                     CallDelivery::TimedOut(_) => Err(VllmError::Timeout { call: text.clone(), after: Duration::ZERO }),
                     _ => Err(lost()),
                 }
             }
         };
-        // What is answered by a process that nobody has seen yet is not counted on.
-        let known =
+        // An answer of a process that no poll has observed yet does not count.
+        let is_known_process =
             call.epoch == self.state.epoch() && self.server.as_ref().is_some_and(|server| self.is_known(server));
-        if let (Some(server), Ok(()), true) = (&mut self.server, &answer, known) {
+        if let (Some(server), Ok(()), true) = (&mut self.server, &answer, is_known_process) {
             let id = call.action.id().clone();
             match call.action.kind() {
                 CallKind::Load => drop(server.confirmed_loads.insert(id)),
@@ -78,16 +78,16 @@ impl Simulation {
                 CallKind::Unload => {}
             }
         }
-        let fails_for_sure =
-            matches!(fate, CallDelivery::Failed(failure) if failure != ServerFailure::ServerError(true));
-        if same_process && fails_for_sure && call.epoch == self.state.epoch() {
+        let has_no_effect =
+            matches!(delivery, CallDelivery::Failed(failure) if failure != ServerFailure::ServerError(true));
+        if same_process && has_no_effect && call.epoch == self.state.epoch() {
             let failed = FailedCall { kind: call.action.kind(), at: self.now, process: self.known_identity() };
             self.failed.insert(call.action.id().clone(), failed);
         }
         self.state.finish_call(call.action.id(), call.epoch, CallOutcome::Executed(answer), 0.5, self.now);
     }
 
-    /// What is asked just before an unload.
+    /// The check just before an unload: whether the adapter was not used again.
     fn is_idle(&self, action: &AdapterCall) -> bool {
         let AdapterCall::Unload { id, last_used } = action else { return true };
         let used = self.server.as_ref().and_then(|server| server.last_used.get(id));
@@ -101,12 +101,12 @@ impl Simulation {
         idle
     }
 
-    /// What vLLM does with a call.
+    /// Executes a call as vLLM does.
     pub(super) fn execute(&mut self, action: &AdapterCall) -> Result<(), VllmError> {
         let id = action.id().clone();
         let name = IDS.iter().copied().find(|name| *name == id.as_str()).unwrap();
-        let deadly = self.crashing.contains(&name) && !matches!(action, AdapterCall::Unload { .. });
-        if deadly {
+        let crashes = self.crashing.contains(&name) && !matches!(action, AdapterCall::Unload { .. });
+        if crashes {
             self.server = None;
             *self.crash_counts.entry(name).or_default() += 1;
             return Err(VllmError::ConnectionLost { call: String::new(), detail: "killed".to_owned() });
@@ -131,27 +131,27 @@ impl Simulation {
         }
     }
 
-    pub(super) fn observe_poll(&mut self, fate: CallDelivery) {
-        let Some((ticket, seen)) = &mut self.poll else { return };
-        if seen.is_none() {
-            *seen = Some(match (&self.server, fate) {
+    pub(super) fn observe_poll(&mut self, delivery: CallDelivery) {
+        let Some((pending, observation)) = &mut self.poll else { return };
+        if observation.is_none() {
+            *observation = Some(match (&self.server, delivery) {
                 (None, _) => Err(PollError {
                     step: PollStep::Health,
                     error: VllmError::Unreachable { endpoint: String::new(), detail: String::new() },
                 }),
                 (Some(server), CallDelivery::Answered) => {
-                    let mut seen = server.observe(ticket.request);
-                    if self.config.metrics_closed && seen.metrics.is_some() {
-                        seen.metrics = Some(ServerMetrics::default());
+                    let mut observation = server.observe(pending.request);
+                    if self.config.metrics_closed && observation.metrics.is_some() {
+                        observation.metrics = Some(ServerMetrics::default());
                     }
-                    Ok(seen)
+                    Ok(observation)
                 }
-                (Some(_), CallDelivery::TimedOut(first)) => Err(PollError {
-                    step: if first { PollStep::Health } else { PollStep::Models },
+                (Some(_), CallDelivery::TimedOut(in_first_step)) => Err(PollError {
+                    step: if in_first_step { PollStep::Health } else { PollStep::Models },
                     error: VllmError::Timeout { call: String::new(), after: Duration::ZERO },
                 }),
-                (Some(_), CallDelivery::ConnectionLost(first)) => Err(PollError {
-                    step: if first { PollStep::Metrics } else { PollStep::Models },
+                (Some(_), CallDelivery::ConnectionLost(in_first_step)) => Err(PollError {
+                    step: if in_first_step { PollStep::Metrics } else { PollStep::Models },
                     error: VllmError::ConnectionLost { call: String::new(), detail: String::new() },
                 }),
                 (Some(_), CallDelivery::Failed(failure)) => {
@@ -161,10 +161,10 @@ impl Simulation {
         }
     }
 
-    pub(super) fn finish_poll(&mut self, fate: CallDelivery) {
-        self.observe_poll(fate);
-        if let Some((ticket, Some(seen))) = self.poll.take() {
-            self.state.finish_poll(ticket, seen, self.now);
+    pub(super) fn finish_poll(&mut self, delivery: CallDelivery) {
+        self.observe_poll(delivery);
+        if let Some((pending, Some(observation))) = self.poll.take() {
+            self.state.finish_poll(pending, observation, self.now);
         }
     }
 }
@@ -184,7 +184,7 @@ impl ServerFailure {
 }
 
 impl SimulatedProcess {
-    fn observe(&self, look: PollRequest) -> ServerObservation {
+    fn observe(&self, request: PollRequest) -> ServerObservation {
         let base = ModelCard { id: "base".to_owned(), root: None, parent: None };
         let adapter = |(id, root): (&AdapterId, &String)| ModelCard {
             id: id.to_string(),
@@ -192,13 +192,13 @@ impl SimulatedProcess {
             parent: Some("base".to_owned()),
         };
         ServerObservation {
-            metrics: look.metrics.then(|| ServerMetrics {
+            metrics: request.metrics.then(|| ServerMetrics {
                 process_start_time: Some(self.number.to_string()),
                 max_loras: None,
                 last_used: self.last_used.clone(),
                 has_statistics: true,
             }),
-            models: look.models.then(|| std::iter::once(base).chain(self.adapters.iter().map(adapter)).collect()),
+            models: request.models.then(|| std::iter::once(base).chain(self.adapters.iter().map(adapter)).collect()),
         }
     }
 }

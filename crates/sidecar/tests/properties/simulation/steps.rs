@@ -1,4 +1,4 @@
-//! What may happen to a sidecar and its server, and how often each of it does.
+//! The steps of a simulation, and strategies that generate them.
 
 use super::{BAD_FILES, IDS, POD, id};
 use proptest::prelude::*;
@@ -6,7 +6,7 @@ use rollora_api::operator_directives::{OperatorDirectives, Pilot};
 use rollora_sidecar::SidecarPolicy;
 use std::time::Duration;
 
-/// In which lists an id stands, with which source.
+/// Per id: the lists that name it, and whether its source is the other one.
 pub(crate) type Entries = Vec<(EntryMembership, bool)>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,9 +21,9 @@ pub(crate) enum EntryMembership {
 pub(crate) enum SimulationStep {
     SetDesired(Entries, Option<OperatorDirectives>),
     Wait(u64),
-    /// One of the calls under way ends.
+    /// Finishes one of the calls in flight.
     FinishCall(prop::sample::Index, CallDelivery),
-    /// The look under way sees what is there now, and is delivered later.
+    /// The poll in flight observes the server now; its result is delivered later.
     ObservePoll,
     FinishPoll(CallDelivery),
     StopServer,
@@ -32,19 +32,19 @@ pub(crate) enum SimulationStep {
     UseAdapter(usize),
     ExternalLoad(usize),
     ExternalUnload(usize),
-    /// Content of the file that nobody can use.
+    /// Writes invalid content of the file.
     WriteBadFile(usize),
-    /// The sidecar ends without a word and starts again with what it kept.
+    /// Kills the sidecar and starts it again with this copy of its state.
     RestartSidecar(PersistedCopy),
-    /// A call that an earlier run of the sidecar began takes effect after all.
+    /// A call of an earlier run of the sidecar takes effect.
     ApplyOrphanedCall(prop::sample::Index),
 }
 
-/// What a sidecar that starts again finds of what the one before it kept.
+/// Which version of the persisted state a restarted sidecar finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PersistedCopy {
     Latest,
-    /// It ended before it could write the last change.
+    /// The sidecar ended before it wrote the last change.
     Previous,
     Missing,
 }
@@ -52,17 +52,17 @@ pub(crate) enum PersistedCopy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CallDelivery {
     Answered,
-    /// No answer in time; whether it took effect.
+    /// Timeout; the flag says whether the call took effect.
     TimedOut(bool),
-    /// The connection broke; whether it took effect.
+    /// Broken connection; the flag says whether the call took effect.
     ConnectionLost(bool),
     Failed(ServerFailure),
 }
 
-/// What it is answered that is not what was asked for.
+/// An error answer of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ServerFailure {
-    /// A 5xx; whether it was done all the same.
+    /// Status 500; the flag says whether the call took effect.
     ServerError(bool),
     Unauthorized,
     RuntimeUpdatingOff,
@@ -71,11 +71,11 @@ pub(crate) enum ServerFailure {
     Unexpected,
 }
 
-/// How the sidecar is run.
+/// Configuration of the sidecar and of its server.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SimulationConfig {
     pub(crate) policy: SidecarPolicy,
-    /// The server shows no metrics: neither who it is nor what was used.
+    /// The server exposes no metrics, neither its identity nor usage.
     pub(crate) metrics_closed: bool,
 }
 
@@ -98,34 +98,36 @@ pub(crate) fn config_strategy() -> impl Strategy<Value = SimulationConfig> {
 }
 
 pub(crate) fn entries_strategy() -> impl Strategy<Value = Entries> {
-    let listing = prop_oneof![
+    let membership = prop_oneof![
         1 => Just(EntryMembership::Neither),
         3 => Just(EntryMembership::EnsureExist),
         2 => Just(EntryMembership::EnsureNotExist),
         1 => Just(EntryMembership::Both)
     ];
-    prop::collection::vec((listing, prop::bool::weighted(0.2)), IDS.len())
+    prop::collection::vec((membership, prop::bool::weighted(0.2)), IDS.len())
 }
 
 pub(crate) fn directives_strategy() -> impl Strategy<Value = Option<OperatorDirectives>> {
-    let some = || {
+    let some_ids = || {
         prop::sample::subsequence(IDS.to_vec(), 0..=IDS.len())
             .prop_map(|ids| ids.into_iter().map(id).collect::<Vec<_>>())
     };
     let pilots = prop::collection::vec((0..IDS.len(), prop::bool::ANY), 0..=1);
-    let key = (some(), some(), pilots, some(), prop::sample::subsequence(IDS.to_vec(), 0..=1)).prop_map(
-        |(managed, admitted, pilots, serving, rejected)| OperatorDirectives {
+    let directives = (some_ids(), some_ids(), pilots, some_ids(), prop::sample::subsequence(IDS.to_vec(), 0..=1))
+        .prop_map(|(managed, admitted, pilots, serving, rejected)| OperatorDirectives {
             managed: managed.into_iter().map(String::from).collect(),
             admitted,
             pilots: pilots
                 .into_iter()
-                .map(|(index, here)| Pilot { id: id(IDS[index]), pod: if here { POD } else { "other" }.to_owned() })
+                .map(|(index, is_this_pod)| Pilot {
+                    id: id(IDS[index]),
+                    pod: if is_this_pod { POD } else { "other" }.to_owned(),
+                })
                 .collect(),
             serving,
             rejected: rejected.into_iter().map(id).collect(),
-        },
-    );
-    prop::option::of(key)
+        });
+    prop::option::of(directives)
 }
 
 pub(crate) fn step_strategy() -> impl Strategy<Value = SimulationStep> {
@@ -137,19 +139,21 @@ pub(crate) fn step_strategy() -> impl Strategy<Value = SimulationStep> {
         1 => Just(ServerFailure::EngineDead),
         1 => Just(ServerFailure::Unexpected),
     ];
-    let fate = prop_oneof![
+    let delivery = prop_oneof![
         12 => Just(CallDelivery::Answered),
         2 => prop::bool::ANY.prop_map(CallDelivery::TimedOut),
         2 => prop::bool::ANY.prop_map(CallDelivery::ConnectionLost),
         3 => failure.prop_map(CallDelivery::Failed)
     ];
-    let keeps = prop_oneof![Just(PersistedCopy::Latest), Just(PersistedCopy::Previous), Just(PersistedCopy::Missing)];
+    let copy = prop_oneof![Just(PersistedCopy::Latest), Just(PersistedCopy::Previous), Just(PersistedCopy::Missing)];
     prop_oneof![
-        2 => (entries_strategy(), directives_strategy()).prop_map(|(entries, key)| SimulationStep::SetDesired(entries, key)),
+        2 => (entries_strategy(), directives_strategy())
+            .prop_map(|(entries, directives)| SimulationStep::SetDesired(entries, directives)),
         4 => prop_oneof![1..2_000_u64, 1..60_000_u64].prop_map(SimulationStep::Wait),
-        8 => (any::<prop::sample::Index>(), fate.clone()).prop_map(|(index, fate)| SimulationStep::FinishCall(index, fate)),
+        8 => (any::<prop::sample::Index>(), delivery.clone())
+            .prop_map(|(index, delivery)| SimulationStep::FinishCall(index, delivery)),
         2 => Just(SimulationStep::ObservePoll),
-        8 => fate.prop_map(SimulationStep::FinishPoll),
+        8 => delivery.prop_map(SimulationStep::FinishPoll),
         1 => Just(SimulationStep::StopServer),
         2 => Just(SimulationStep::StartServer),
         1 => Just(SimulationStep::CloseConnection),
@@ -157,7 +161,7 @@ pub(crate) fn step_strategy() -> impl Strategy<Value = SimulationStep> {
         1 => (0..IDS.len()).prop_map(SimulationStep::ExternalLoad),
         1 => (0..IDS.len()).prop_map(SimulationStep::ExternalUnload),
         1 => (0..BAD_FILES.len()).prop_map(SimulationStep::WriteBadFile),
-        1 => keeps.prop_map(SimulationStep::RestartSidecar),
+        1 => copy.prop_map(SimulationStep::RestartSidecar),
         1 => any::<prop::sample::Index>().prop_map(SimulationStep::ApplyOrphanedCall),
     ]
 }
