@@ -58,15 +58,18 @@ pub(crate) fn poll_groups(
     cluster: Cluster,
     rediscover: Arc<Notify>,
 ) -> impl Stream<Item = Result<BTreeSet<RewriteGroup>, ApiError>> + Send + Unpin {
-    Box::pin(stream::unfold((cluster, GroupTracker::default(), rediscover), |(cluster, mut tracker, rediscover)| async move {
-        loop {
-            // Without a notification the timeout is the pause between two polls.
-            drop(timeout(tracker.interval, rediscover.notified()).await);
-            if let Some(groups) = tracker.handle_poll(served_groups(&cluster).await) {
-                return Some((groups, (cluster, tracker, rediscover)));
+    Box::pin(stream::unfold(
+        (cluster, GroupTracker::default(), rediscover),
+        |(cluster, mut tracker, rediscover)| async move {
+            loop {
+                // Without a notification the timeout is the pause between two polls.
+                drop(timeout(tracker.interval, rediscover.notified()).await);
+                if let Some(groups) = tracker.handle_poll(served_groups(&cluster).await) {
+                    return Some((groups, (cluster, tracker, rediscover)));
+                }
             }
-        }
-    }))
+        },
+    ))
 }
 
 /// Confirmed groups, and those whose removal is not confirmed yet.

@@ -66,12 +66,8 @@ impl ApiError {
             kube::Error::BuildRequest(_) | kube::Error::HttpError(_) => {
                 Self::Refused(format!("cannot build the request to {request}: {}", error_chain(error)))
             }
-            kube::Error::SerdeError(inner) => {
-                Self::Unknown(format!("cannot parse the response to {request}: {inner}"))
-            }
-            other => {
-                Self::Unknown(format!("the connection broke during {request}: {}", error_chain(other)))
-            }
+            kube::Error::SerdeError(inner) => Self::Unknown(format!("cannot parse the response to {request}: {inner}")),
+            other => Self::Unknown(format!("the connection broke during {request}: {}", error_chain(other))),
         }
     }
 

@@ -102,7 +102,6 @@ struct Inner {
     enqueue_rx: Mutex<Option<mpsc::UnboundedReceiver<NamespacedName>>>,
 }
 
-
 #[derive(Debug, Default)]
 struct Caches {
     rollouts: ObjectCache<Result<Arc<Rollout>, String>>,

@@ -65,7 +65,6 @@ pub struct EventPublisher {
 #[derive(Debug, Default)]
 struct RecentEvents(VecDeque<RecentEvent>);
 
-
 #[derive(Debug, Clone)]
 struct RecentEvent {
     subject: (String, String),

@@ -86,9 +86,8 @@ impl HttpClient {
             Ok(read) => read?,
             Err(_) => return Err(HttpClientError::Unreachable(format!("{url} did not respond within {TIMEOUT:?}"))),
         };
-        serde_json::from_slice(&body).map_err(|error| {
-            HttpClientError::InvalidResponse(format!("{url} returned an unexpected body: {error}"))
-        })
+        serde_json::from_slice(&body)
+            .map_err(|error| HttpClientError::InvalidResponse(format!("{url} returned an unexpected body: {error}")))
     }
 
     async fn fetch(&self, url: &str, reuse: ConnectionReuse) -> Result<Bytes, HttpClientError> {
@@ -160,8 +159,10 @@ mod tests {
         let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let error =
-            HttpClient::default().get::<Value>(LOCALHOST, port, "/status", ConnectionReuse::KeepAlive).await.unwrap_err();
+        let error = HttpClient::default()
+            .get::<Value>(LOCALHOST, port, "/status", ConnectionReuse::KeepAlive)
+            .await
+            .unwrap_err();
         let message = error.to_string();
         assert!(matches!(error, HttpClientError::Unreachable(_)), "{message}");
         assert!(
@@ -174,8 +175,10 @@ mod tests {
     async fn unresponsive_pod_times_out() {
         let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let error =
-            HttpClient::default().get::<Value>(LOCALHOST, port, "/status", ConnectionReuse::KeepAlive).await.unwrap_err();
+        let error = HttpClient::default()
+            .get::<Value>(LOCALHOST, port, "/status", ConnectionReuse::KeepAlive)
+            .await
+            .unwrap_err();
         assert_eq!(error.to_string(), format!("http://127.0.0.1:{port}/status did not respond within 1s"));
     }
 }

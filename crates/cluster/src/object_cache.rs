@@ -41,7 +41,6 @@ pub(crate) struct CacheItem<T> {
     pub(crate) value: T,
 }
 
-
 #[derive(Debug, Clone, PartialEq)]
 struct CacheEntry<T> {
     version: String,

@@ -73,10 +73,12 @@ pub struct RewriteWatch {
 
 impl std::fmt::Debug for RewriteWatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RewriteWatch").field("scope", &self.scope).field("tracker", &self.tracker).finish_non_exhaustive()
+        f.debug_struct("RewriteWatch")
+            .field("scope", &self.scope)
+            .field("tracker", &self.tracker)
+            .finish_non_exhaustive()
     }
 }
-
 
 #[derive(Debug, Clone, PartialEq)]
 struct RewriteObject {
@@ -93,7 +95,6 @@ impl RewriteObject {
         Self { namespace, name, rewrite: parse_rewrite(group, object) }
     }
 }
-
 
 enum RewriteInput {
     Groups(Result<BTreeSet<RewriteGroup>, ApiError>),

@@ -113,7 +113,9 @@ impl RolloutApi {
         let name = object.metadata.name.clone().unwrap_or_default();
         parse_rollout(object).map_err(|error| {
             let namespace = &self.namespace;
-            ApiError::Refused(format!("Rollout {namespace}/{name} cannot be parsed by this version of the program: {error}"))
+            ApiError::Refused(format!(
+                "Rollout {namespace}/{name} cannot be parsed by this version of the program: {error}"
+            ))
         })
     }
 

@@ -63,8 +63,10 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
 
     /// Removes the entries of a deleted Rollout. Does nothing if this process never read the Rollout.
     pub(crate) async fn finalize_deleted(&self, key: &RolloutKey) -> Requeue {
-        let known =
-            self.known_rollouts().get(key).map(|known| [known.former.as_slice(), &[Arc::clone(&known.current)]].concat());
+        let known = self
+            .known_rollouts()
+            .get(key)
+            .map(|known| [known.former.as_slice(), &[Arc::clone(&known.current)]].concat());
         self.last_writes.clear_refusal(key);
         for rollout in known.into_iter().flatten() {
             if let Err(next) = self.clear_file(key, &rollout).await {

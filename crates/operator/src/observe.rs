@@ -145,8 +145,9 @@ pub(crate) async fn observe_all(
         servers,
         other_pool_servers,
         routers,
-        poll_after: oldest_request
-            .map_or(DEFAULT_POLL_AFTER, |requested| (requested + RESPONSE_TTL).saturating_duration_since(Instant::now())),
+        poll_after: oldest_request.map_or(DEFAULT_POLL_AFTER, |requested| {
+            (requested + RESPONSE_TTL).saturating_duration_since(Instant::now())
+        }),
         rollouts: into_values(rollouts),
         ..unobserved(store, new_rewrite_group)
     };

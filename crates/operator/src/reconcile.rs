@@ -41,7 +41,12 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
 
     /// Reconciles one Rollout that changed last at `last_event`. A `wake` during the observation makes the reconcile
     /// check for a new intent, which ends it early.
-    pub(crate) async fn reconcile_interruptible(&self, key: &RolloutKey, last_event: Instant, wake: &Notify) -> Requeue {
+    pub(crate) async fn reconcile_interruptible(
+        &self,
+        key: &RolloutKey,
+        last_event: Instant,
+        wake: &Notify,
+    ) -> Requeue {
         let rollout = match self.read_rollout(key).await {
             Ok(Some(rollout)) => rollout,
             Ok(None) => return self.finalize_deleted(key).await,

@@ -34,7 +34,9 @@ impl CachedClient {
                 Ok(Ok(page)) => page,
                 Ok(Err(error)) => return Err(ObjectReadError::Unavailable(ApiError::of(&error, request).to_string())),
                 Err(_) => {
-                    return Err(ObjectReadError::Unavailable(format!("{request}: no response within {PAGE_TIMEOUT:?}")));
+                    return Err(ObjectReadError::Unavailable(format!(
+                        "{request}: no response within {PAGE_TIMEOUT:?}"
+                    )));
                 }
             };
             with_key.extend(page.items.iter().filter(|map| has_directives_key(map)).map(name_of));

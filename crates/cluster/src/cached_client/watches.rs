@@ -423,7 +423,8 @@ impl ChangeStream {
         let resource = resource_kind::CONFIG_MAP.group_resource();
         let watch = watch::watch_mapped(api, &options, resource, Some(namespace.clone()), read);
         let watch_namespace = namespace.clone();
-        let watch = self.add_watch(watch.map(move |event| WatchUpdate::ConfigMaps(watch_namespace.clone(), Box::new(event))));
+        let watch =
+            self.add_watch(watch.map(move |event| WatchUpdate::ConfigMaps(watch_namespace.clone(), Box::new(event))));
         if let Some(before) = self.config_map_watches.insert(namespace, NamespaceWatch { wanted, abort_handle: watch })
         {
             before.abort_handle.abort();

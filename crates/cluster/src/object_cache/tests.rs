@@ -12,7 +12,6 @@ fn outage() -> ApiError {
     ApiError::Unavailable("away".to_owned())
 }
 
-
 fn content(cache: &ObjectCache<u64>) -> Vec<(String, u64)> {
     cache.iter().map(|(name, _, value)| (name.name.clone(), *value)).collect()
 }
@@ -146,7 +145,8 @@ fn unchanged_value_is_not_reported() {
 
 #[test]
 fn watch_wins_for_versions_that_are_not_numbers() {
-    let word_version = |version: &str| CacheItem { name: name("a"), version: version.to_owned(), value: version.to_owned() };
+    let word_version =
+        |version: &str| CacheItem { name: name("a"), version: version.to_owned(), value: version.to_owned() };
     let mut cache = ObjectCache::default();
     cache.handle_event(Ok(WatchEvent::Reset(vec![word_version("x")])));
     cache.handle_event(Ok(WatchEvent::Apply(word_version("y"))));
