@@ -11,8 +11,8 @@ pub(crate) struct Args {
     /// Watch only this namespace, for which a Role is sufficient. Default: all namespaces
     #[arg(long, value_name = "NAMESPACE")]
     pub(crate) namespace: Option<String>,
-    /// API group of the rewrites that the operator creates: llm-d.ai or inference.networking.x-k8s.io. Default: llm-d.ai
-    /// if it is installed, else the other one. Existing rewrites keep their group
+    /// API group of the rewrites that the operator creates: llm-d.ai or inference.networking.x-k8s.io. Default:
+    /// llm-d.ai if it is installed, else the other one. Existing rewrites keep their group
     #[arg(long, value_name = "GROUP", value_parser = parse_group)]
     pub(crate) api_group: Option<RewriteGroup>,
 

@@ -164,10 +164,10 @@ impl DocumentStore for ClusterDocumentStore {
         true
     }
 
-    async fn set_finalizer(&self, key: &RolloutKey, version: &ResourceVersion, guarded: bool) -> WriteOutcome {
+    async fn set_finalizer(&self, key: &RolloutKey, version: &ResourceVersion, present: bool) -> WriteOutcome {
         self.requeue_after_write(
             key,
-            self.client.write_finalizer(&namespaced_name(key), &version.0, FINALIZER, guarded).await,
+            self.client.write_finalizer(&namespaced_name(key), &version.0, FINALIZER, present).await,
         )
     }
 

@@ -1,6 +1,6 @@
-//! Sidecars that have responded once. If such a sidecar stops responding, its server must not be treated as one without a
-//! sidecar: vLLM's model list does not show when an adapter was last used, and no response does not mean that the adapter
-//! is idle.
+//! Sidecars that have responded once. If such a sidecar stops responding, its server must not be treated as one without
+//! a sidecar: vLLM's model list does not show when an adapter was last used, and no response does not mean that the
+//! adapter is idle.
 //!
 //! Entries of deleted pods are pruned whenever the number of entries has doubled since the last pruning.
 

@@ -17,8 +17,8 @@ mod run;
 use clap::Parser as _;
 use std::process::ExitCode;
 
-/// A start allocates and frees many times what it keeps. The kept allocations lie between the freed ones, so the system's
-/// allocator would retain more than half of the freed memory.
+/// A start allocates and frees many times what it keeps. The kept allocations lie between the freed ones, so the
+/// system's allocator would retain more than half of the freed memory.
 #[global_allocator]
 static HEAP: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -17,8 +17,8 @@ pub(crate) struct SidecarAddr<'a> {
     pub(crate) sidecar_port: Result<u16, String>,
 }
 
-/// Returns the running pods with their addresses. A pod without an address runs nothing yet, so a pod that waits for a node
-/// or a GPU does not delay a poll; a finished pod runs nothing anymore.
+/// Returns the running pods with their addresses. A pod without an address runs nothing yet, so a pod that waits for a
+/// node or a GPU does not delay a poll; a finished pod runs nothing anymore.
 pub(crate) fn running_pods(pods: &[Pod]) -> impl Iterator<Item = (&Pod, IpAddr)> {
     pods.iter().filter(|pod| !pod.finished).filter_map(|pod| Some((pod, pod.ip?)))
 }

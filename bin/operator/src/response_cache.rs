@@ -1,4 +1,5 @@
-//! Shared responses of pods: several Rollouts of a pool need the same ones, and each pod is polled at most once a second.
+//! Shared responses of pods: several Rollouts of a pool need the same ones, and each pod is polled at most once a
+//! second.
 //!
 //! A response is used only within that time, and has the time of its request: a caller that needs to know about a later
 //! change requests again when the time is over. A failed request counts too, so that an unreachable pod is not polled

@@ -1,8 +1,8 @@
 //! Writes conditions into the status of every rewrite: whether its rules are active, and by which rewrite they are
 //! shadowed. No upstream component writes them.
 //!
-//! Runs independently of the reconcile loop: changes of weights do not wait for these writes. The conditions are computed
-//! by [`rollora_plan::rewrite_conditions`] from the caches, so nothing is requested while nothing changes.
+//! Runs independently of the reconcile loop: changes of weights do not wait for these writes. The conditions are
+//! computed by [`rollora_plan::rewrite_conditions`] from the caches, so nothing is requested while nothing changes.
 
 use crate::clock::now;
 use rollora_api::rewrite::InferenceModelRewrite;

@@ -136,8 +136,8 @@ enum ExitCause {
 
 type TaskResult = Result<anyhow::Result<()>, tokio::task::JoinError>;
 
-/// Waits until a task ends early, that is with an error or before `stop` fired. Tasks that end as requested must not end the
-/// program before the Lease is released.
+/// Waits until a task ends early, that is with an error or before `stop` fired. Tasks that end as requested must not
+/// end the program before the Lease is released.
 async fn next_early_exit(tasks: &mut JoinSet<anyhow::Result<()>>, stop: &CancellationToken) -> Option<TaskResult> {
     loop {
         let ended = tasks.join_next().await;

@@ -266,7 +266,8 @@ impl CachedClient {
         self.caches().has_pending_intent(name)
     }
 
-    /// Waits for a permit for a background write. Returns `None` after the maximum wait: the write then needs no permit.
+    /// Waits for a permit for a background write. Returns `None` after the maximum wait: the write then needs no
+    /// permit.
     pub(crate) async fn acquire_write_permit(&self) -> Option<SemaphorePermit<'_>> {
         self.0.write_limiter.acquire().await
     }

@@ -31,7 +31,7 @@ const SERIES_WINDOW: Duration = Duration::from_mins(6);
 const QUEUE_CAPACITY: usize = 1024;
 /// Number of events that are remembered to detect repetitions.
 const MAX_RECENT: usize = 256;
-/// Value of `reportingController`.
+/// Value of `reportingController` in every event.
 const CONTROLLER: &str = "rollora.dev/operator";
 
 /// Content of one event.

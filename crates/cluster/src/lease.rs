@@ -1,7 +1,7 @@
 //! Leader election among replicas: one Lease, held by compare-and-swap.
 //!
-//! No wall clocks are compared: a holder counts as gone when its Lease has not changed for the Lease's duration, measured
-//! by the clock of the observer. A holder gives up earlier than that.
+//! No wall clocks are compared: a holder counts as gone when its Lease has not changed for the Lease's duration,
+//! measured by the clock of the observer. A holder gives up earlier than that.
 //!
 //! Invariant: from the moment when another replica may take the Lease, the previous holder no longer works.
 

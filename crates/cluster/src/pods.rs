@@ -185,7 +185,8 @@ impl Pod {
         CacheItem { name, version, value }
     }
 
-    /// Returns whether the pod, in this namespace, reads this ConfigMap: it mounts it, or its sidecar watched_config_map it.
+    /// Returns whether the pod, in this namespace, reads this ConfigMap: it mounts it, or its sidecar
+    /// watched_config_map it.
     pub(crate) fn reads_config_map(&self, namespace: &str, map: &NamespacedName) -> bool {
         let mounts = map.namespace == namespace && self.config_maps.contains(&map.name);
         mounts || self.watched_config_map.as_ref().is_some_and(|watched| watched.as_ref() == Ok(map))

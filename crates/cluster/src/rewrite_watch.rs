@@ -164,7 +164,6 @@ struct RewriteTracker {
     state: RewriteWatchState,
     /// Groups of which a complete list was received since their last discovery.
     synced: BTreeSet<RewriteGroup>,
-    /// Why discovery fails.
     discovery_problem: Option<ApiError>,
     /// Why a group cannot be watched, by group.
     watch_problems: BTreeMap<RewriteGroup, ApiError>,

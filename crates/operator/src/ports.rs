@@ -107,7 +107,8 @@ pub struct AdaptersWrite {
 /// A read never returns a version older than the last write that this store ended with [`WriteOutcome::Done`]. After
 /// [`WriteOutcome::Unknown`] the next read of that document goes to the source, not to a cache.
 pub trait DocumentStore: Send + Sync {
-    /// Returns the keys of Rollouts that changed, or whose related objects changed, starting with every existing Rollout.
+    /// Returns the keys of Rollouts that changed, or whose related objects changed, starting with every existing
+    /// Rollout.
     ///
     /// Changes of servers and routers are included if the implementation can watch them cheaply (one machine);
     /// otherwise the operator polls them.
@@ -183,12 +184,12 @@ pub trait DocumentStore: Send + Sync {
     fn supports_finalizers(&self) -> bool {
         false
     }
-    /// Adds (`guarded`) or removes our finalizer on the Rollout that was read as `version`.
+    /// Adds (`present`) or removes our finalizer on the Rollout that was read as `version`.
     fn set_finalizer(
         &self,
         _key: &RolloutKey,
         _version: &ResourceVersion,
-        _guarded: bool,
+        _present: bool,
     ) -> impl Future<Output = WriteOutcome> + Send {
         std::future::ready(WriteOutcome::Refused("this store does not support finalizers".to_owned()))
     }

@@ -180,8 +180,8 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
     ) -> Result<(), Requeue> {
         for effect in &decision.effects {
             let applied = match effect {
-                Effect::SetFinalizer(guarded) => {
-                    let outcome = with_write_timeout(self.store.set_finalizer(key, version, *guarded)).await;
+                Effect::SetFinalizer(present) => {
+                    let outcome = with_write_timeout(self.store.set_finalizer(key, version, *present)).await;
                     self.check_write_outcome(key, "the finalizer", outcome)
                 }
                 effect => self.apply_effect(key, rollout, observation, effect).await,

@@ -1,5 +1,6 @@
-//! ConfigMaps that still have the key `rollora.yaml` although no Rollout references them, because the last one was deleted
-//! while no operator ran. Sidecars would wait permanently for the admission of ids that no Rollout manages anymore.
+//! ConfigMaps that still have the key `rollora.yaml` although no Rollout references them, because the last one was
+//! deleted while no operator ran. Sidecars would wait permanently for the admission of ids that no Rollout manages
+//! anymore.
 
 use super::{CachedClient, Caches, ObjectReadError, write::ObjectWriteOutcome};
 use crate::{

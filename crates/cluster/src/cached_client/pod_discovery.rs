@@ -113,7 +113,8 @@ impl CachedClient {
     }
 }
 
-/// Returns the other pools of the namespace. Fails if one cannot be parsed, because its pods may read the same ConfigMap.
+/// Returns the other pools of the namespace. Fails if one cannot be parsed, because its pods may read the same
+/// ConfigMap.
 fn other_pools(
     pools: &ObjectCache<Result<InferencePool, String>>,
     pool: &NamespacedName,

@@ -73,7 +73,8 @@ pub struct ChangeStream {
     /// Watches of pods by namespace, with the label selectors.
     pod_watches: BTreeMap<String, NamespaceWatch<BTreeMap<String, Labels>>>,
     enqueue_rx: Option<mpsc::UnboundedReceiver<NamespacedName>>,
-    /// References of each Rollout when it was last delivered, to distinguish changes of its spec from those of its status.
+    /// References of each Rollout when it was last delivered, to distinguish changes of its spec from those of its
+    /// status.
     known_refs: BTreeMap<NamespacedName, RolloutRefs>,
     /// Rollouts that were not delivered yet.
     pending: BTreeSet<NamespacedName>,
@@ -212,7 +213,8 @@ impl ChangeStream {
         }
     }
 
-    /// Enqueues changed Rollouts and those affected. Returns whether references changed, so that watches must be updated.
+    /// Enqueues changed Rollouts and those affected. Returns whether references changed, so that watches must be
+    /// updated.
     fn handle_rollouts(&mut self, caches: &Caches, changed: BTreeSet<NamespacedName>) -> bool {
         // The first list enqueues every Rollout anyway.
         let first = self.known_refs.is_empty();

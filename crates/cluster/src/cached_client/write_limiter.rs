@@ -1,5 +1,5 @@
-//! Rate limiter for background writes. Writes for a pending intent and writes that move traffic are not limited, and must
-//! not queue behind hundreds of other writes at the API server either.
+//! Rate limiter for background writes. Writes for a pending intent and writes that move traffic are not limited, and
+//! must not queue behind hundreds of other writes at the API server either.
 
 use std::time::Duration;
 use tokio::{
