@@ -34,7 +34,7 @@ async fn clear_all(client: &CachedClient) -> Result<(), String> {
         match client.clear_orphan(&name, &empty).await.map_err(|error| error.to_string())? {
             None => {}
             Some(ObjectWriteOutcome::Done(_)) => {
-                tracing::info!(configmap = %name, "cleared the operator directives, because no Rollout references the ConfigMap");
+                tracing::info!(configmap = %name, "cleared the operator directives of an unreferenced ConfigMap");
             }
             Some(ObjectWriteOutcome::Conflict) => {
                 problem = Some(format!("{name}: changed by another writer meanwhile"))

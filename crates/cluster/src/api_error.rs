@@ -60,7 +60,8 @@ impl ApiError {
                 Self::Unavailable(format!("the API server cannot be reached: {}", error_chain(inner.as_ref())))
             }
             kube::Error::Auth(inner) => Self::Unavailable(format!(
-                "no credentials for the API server: {}: check the user of the kubeconfig, or the service account's token",
+                "no credentials for the API server: {}: check the user of the kubeconfig or the service \
+                 account's token",
                 error_chain(inner)
             )),
             kube::Error::BuildRequest(_) | kube::Error::HttpError(_) => {
@@ -75,8 +76,8 @@ impl ApiError {
         let message = &status.message;
         match (status.code, status.reason.as_str()) {
             (401, _) => Self::Unavailable(format!(
-                "the API server rejects the credentials ({message}): check the user of the kubeconfig, or the service account's \
-                 token"
+                "the API server rejects the credentials ({message}): check the user of the kubeconfig or the service \
+                 account's token"
             )),
             (403, _) => Self::from_forbidden(message, request),
             (404, _) => Self::NotFound(format!("{request}: not found ({message})")),
@@ -95,7 +96,8 @@ impl ApiError {
         }
         let role = if request.namespace.is_some() { "Role or ClusterRole" } else { "ClusterRole" };
         Self::Forbidden(format!(
-            "it is forbidden to {request}: apply the {role} of manifests/ and its binding, or grant this verb ({message})"
+            "it is forbidden to {request}: apply the {role} of manifests/ and its binding, or grant this verb \
+             ({message})"
         ))
     }
 }

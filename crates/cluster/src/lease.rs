@@ -82,7 +82,8 @@ pub enum LostLease {
     },
     /// The Lease was not renewed in time.
     #[error(
-        "the Lease {lease} was not renewed for {after:?} ({why}): another process may take it, so this one must stop working"
+        "the Lease {lease} was not renewed for {after:?} ({why}): another process may take it, so this one must \
+         stop working"
     )]
     NotRenewed {
         /// Namespace and name of the Lease.

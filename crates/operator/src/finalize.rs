@@ -71,7 +71,7 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
         for rollout in known.into_iter().flatten() {
             if let Err(next) = self.clear_file(key, &rollout).await {
                 let Some(why) = self.last_writes.refusal(key) else { return next };
-                tracing::warn!(rollout = %key, "the entries of the deleted Rollout stay in its operator directives: {why}");
+                tracing::warn!(rollout = %key, "the entries of the deleted Rollout were not removed: {why}");
             }
         }
         self.forget_rollout(key)

@@ -131,7 +131,8 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
                 () = cancel.cancelled() => break,
                 change = changes.next() => match change {
                     Some(key) => {
-                        let priority = if self.store.has_pending_intent(&key) { Priority::Interactive } else { Priority::Normal };
+                        let is_interactive = self.store.has_pending_intent(&key);
+                        let priority = if is_interactive { Priority::Interactive } else { Priority::Normal };
                         queue.enqueue(&key, priority, Instant::now());
                     }
                     None => return Err(OperatorError::ChangesEnded),

@@ -56,23 +56,14 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
         self.track_rollout(key, &rollout.value);
         let Some(observation) = self.observe(key, &rollout.value, wake).await else { return Requeue::Now };
         let decision = self.decide(key, &rollout.value, &observation, started_at);
-        let decided_at = Instant::now();
-        let requeue = match self.persist_status(key, &rollout, &decision, decided_at).await {
-            Err(requeue) => requeue,
-            Ok(version) => {
-                let applied =
-                    self.apply_effects(key, &rollout.value, &version, &observation, &decision, decided_at).await;
-                self.report(key, &decision.events).await;
-                match applied {
-                    Err(requeue) => requeue,
-                    Ok(()) if has_pending_abort(&rollout.value) => Requeue::Now,
-                    Ok(()) => {
-                        let next = requeue_after(decision.requeue_after, observation.stale_until(last_event));
-                        let may_leave_files = observation.adapters_version.is_some();
-                        if may_leave_files { self.clear_former_files(key, next).await } else { next }
-                    }
-                }
+        let requeue = match self.execute(key, &rollout, &observation, &decision).await {
+            Ok(()) if has_pending_abort(&rollout.value) => Requeue::Now,
+            Ok(()) => {
+                let next = requeue_after(decision.requeue_after, observation.stale_until(last_event));
+                let has_adapters = observation.adapters_version.is_some();
+                if has_adapters { self.clear_former_files(key, next).await } else { next }
             }
+            Err(requeue) => requeue,
         };
         tracing::debug!(rollout = %key, ?requeue, phase = ?decision.status.phase, "reconciled");
         requeue
@@ -131,6 +122,21 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
             self.stats.record_intent(key, action.verb, started_at);
         }
         decision
+    }
+
+    /// Persists the status, applies the effects, and reports the events.
+    async fn execute(
+        &self,
+        key: &RolloutKey,
+        rollout: &Versioned<Arc<Rollout>>,
+        observation: &Observation,
+        decision: &Decision,
+    ) -> Result<(), Requeue> {
+        let decided_at = Instant::now();
+        let version = self.persist_status(key, rollout, decision, decided_at).await?;
+        let applied = self.apply_effects(key, &rollout.value, &version, observation, decision, decided_at).await;
+        self.report(key, &decision.events).await;
+        applied
     }
 
     /// Writes the status if it changed, or if the adapters file will be written. Returns the version of the Rollout
@@ -211,7 +217,7 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
             tracing::info!(rollout = %key, reason = event.reason, "{}", event.message);
         }
         if tokio::time::timeout(WRITE_TIMEOUT, self.store.publish_event(key, event)).await.is_err() {
-            tracing::debug!(rollout = %key, reason = event.reason, "an event was not published within {WRITE_TIMEOUT:?}");
+            tracing::debug!(rollout = %key, reason = event.reason, "publishing an event timed out");
         }
     }
 

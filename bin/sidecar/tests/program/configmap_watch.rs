@@ -139,7 +139,7 @@ fn a_configmap_that_is_deleted_stays_in_force_and_that_is_said() {
     let mut sidecar = bed.start(&[]);
     sidecar.wait_for_state("v1", AdapterState::Verified);
     bed.api.delete(CONFIGMAP_NAME);
-    wait_for_config_error(&mut sidecar, "ConfigMap default/adapters is not there");
+    wait_for_config_error(&mut sidecar, "ConfigMap default/adapters does not exist");
     assert_eq!(sidecar.adapter_state("v1"), Some(AdapterState::Verified));
     bed.apply(&["v1", "v2"], &[]);
     sidecar.wait_for_state("v2", AdapterState::Verified);
@@ -158,7 +158,7 @@ fn the_mount_holds_until_the_api_has_spoken_and_not_after() {
     bed.update_mount(&["mounted", "again"]);
     sidecar.wait_for_state("again", AdapterState::Verified);
     bed.api.set_forbidden(false);
-    wait_for_config_error(&mut sidecar, "ConfigMap default/adapters is not there");
+    wait_for_config_error(&mut sidecar, "ConfigMap default/adapters does not exist");
     // What the API says first is not good: the mount stays.
     bed.api.apply(CONFIGMAP_NAME, &[("adapters.yaml", "wrong key")]);
     let said = wait_for_config_error(&mut sidecar, "has no text under `configmap.yaml` and holds `adapters.yaml`");
@@ -182,7 +182,7 @@ fn an_api_server_that_takes_connections_and_says_nothing_is_not_waited_for() {
     bed.api.mute_verb("list");
     let mut sidecar = bed.start(&[]);
     sidecar.wait_for_state("mounted", AdapterState::Verified);
-    wait_for_config_error(&mut sidecar, "did not answer");
+    wait_for_config_error(&mut sidecar, "did not respond");
     bed.api.unmute();
     sidecar.wait_for_state("v1", AdapterState::Verified);
 }

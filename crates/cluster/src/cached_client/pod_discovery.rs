@@ -123,7 +123,8 @@ fn other_pools(
     let readable = others.map(|(name, _, other)| {
         other.clone().map_err(|why| {
             ObjectReadError::Invalid(format!(
-                "the InferencePool {name} cannot be used: {why}: cannot determine whether its pods read the same ConfigMap"
+                "the InferencePool {name} cannot be used: {why}: cannot determine whether its pods read the same \
+                 ConfigMap"
             ))
         })
     });

@@ -120,12 +120,12 @@ impl World {
             && *highest > sequence
         {
             let how = format!("{weights:?} was written with sequence {sequence}, after {highest}");
-            self.record_violation(Invariant::StampsAreMonotonic, how);
+            self.record_violation(Invariant::SequencesAreMonotonic, how);
         }
         let before = self.weights_by_sequence.entry(sequence).or_insert_with(|| weights.clone());
         if *before != weights {
             let how = format!("sequence {sequence} was written with {before:?}, and with {weights:?}");
-            self.record_violation(Invariant::StampsDetermineWeights, how);
+            self.record_violation(Invariant::SequencesDetermineWeights, how);
         }
         let status = self.status();
         let rejected = |name: &String| status.rejected.iter().any(|rejected| rejected.id == id(name));

@@ -59,7 +59,12 @@ pub(crate) enum WorldAction {
 }
 
 fn any_intent() -> impl Strategy<Value = IntentKind> {
-    prop_oneof![4 => Just(IntentKind::Promote), 2 => Just(IntentKind::PromoteFull), 2 => Just(IntentKind::Abort), 1 => Just(IntentKind::Retry)]
+    prop_oneof![
+        4 => Just(IntentKind::Promote),
+        2 => Just(IntentKind::PromoteFull),
+        2 => Just(IntentKind::Abort),
+        1 => Just(IntentKind::Retry),
+    ]
 }
 
 fn any_fault() -> impl Strategy<Value = Fault> {
@@ -381,7 +386,8 @@ proptest! {
         crashing_on_reload in prop::option::of(0..4_usize),
         seed: u64,
     ) {
-        run_two_operators(with_reload_crash(schedule_world(crashing, broken), crashing_on_reload), seed, &actions, crashing)?;
+        let world = with_reload_crash(schedule_world(crashing, broken), crashing_on_reload);
+        run_two_operators(world, seed, &actions, crashing)?;
     }
 }
 
