@@ -106,7 +106,7 @@ fn without_any_cluster_it_says_what_to_set() {
     let output = command.output().unwrap();
     let log = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{log}");
-    assert!(log.contains("no cluster is known here: set KUBECONFIG"), "{log}");
+    assert!(log.contains("no cluster configuration found: set KUBECONFIG"), "{log}");
 }
 
 #[test]

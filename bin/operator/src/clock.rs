@@ -1,8 +1,8 @@
-//! The one place of this program that reads the clock.
+//! The only place in this program that reads the wall clock.
 
 use jiff::Timestamp;
 
-#[expect(clippy::disallowed_methods, reason = "the one place of this program that reads the clock")]
+#[expect(clippy::disallowed_methods, reason = "the only place in this program that reads the wall clock")]
 pub(crate) fn now() -> Timestamp {
     Timestamp::now()
 }

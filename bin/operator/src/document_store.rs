@@ -1,4 +1,4 @@
-//! The documents of a cluster, as the operator asks for them.
+//! The port `DocumentStore` on a cluster.
 
 use futures_util::{Stream, StreamExt};
 use rollora_api::{
@@ -13,51 +13,51 @@ use rollora_operator::ports::{
 };
 use std::{collections::BTreeSet, sync::Arc};
 
-/// The documents, and a voice.
+/// Document store over the cached client, with a recorder for events.
 #[derive(Debug)]
 pub(crate) struct ClusterDocumentStore {
     pub(crate) client: CachedClient,
     pub(crate) events: EventRecorder,
-    /// The group of new rewrites, where a person decided.
+    /// API group for new rewrites, if `--api-group` names one.
     pub(crate) preferred_group: Option<RewriteGroup>,
 }
 
-/// The name that a key has on a cluster.
+/// Returns the name of the Rollout on a cluster.
 pub(crate) fn namespaced_name(key: &RolloutKey) -> NamespacedName {
     in_same_namespace(key, &key.name)
 }
 
-/// Something else in the namespace of the Rollout.
+/// Returns the name of another object in the Rollout's namespace.
 pub(crate) fn in_same_namespace(key: &RolloutKey, name: &str) -> NamespacedName {
     NamespacedName::new(key.namespace.clone().unwrap_or_default(), name)
 }
 
 pub(crate) fn to_read_error(error: rollora_cluster::ObjectReadError) -> ReadError {
     match error {
-        rollora_cluster::ObjectReadError::Unavailable(words) => ReadError::Unavailable(words),
-        rollora_cluster::ObjectReadError::Invalid(words) => ReadError::Invalid(words),
+        rollora_cluster::ObjectReadError::Unavailable(message) => ReadError::Unavailable(message),
+        rollora_cluster::ObjectReadError::Invalid(message) => ReadError::Invalid(message),
     }
 }
 
-fn to_versioned<T, U>(found: rollora_cluster::VersionedObject<T>, value: impl FnOnce(T) -> U) -> Versioned<U> {
-    Versioned { resource_version: ResourceVersion(found.resource_version), value: value(found.value) }
+fn to_versioned<T, U>(found: rollora_cluster::VersionedObject<T>, convert: impl FnOnce(T) -> U) -> Versioned<U> {
+    Versioned { resource_version: ResourceVersion(found.resource_version), value: convert(found.value) }
 }
 
-fn to_write_outcome(end: rollora_cluster::ObjectWriteOutcome) -> WriteOutcome {
-    match end {
+fn to_write_outcome(outcome: rollora_cluster::ObjectWriteOutcome) -> WriteOutcome {
+    match outcome {
         rollora_cluster::ObjectWriteOutcome::Done(version) => WriteOutcome::Done(ResourceVersion(version)),
         rollora_cluster::ObjectWriteOutcome::Conflict => WriteOutcome::Conflict,
-        rollora_cluster::ObjectWriteOutcome::Refused(words) => WriteOutcome::Refused(words),
-        rollora_cluster::ObjectWriteOutcome::Unavailable(words) => WriteOutcome::Unavailable(words),
-        rollora_cluster::ObjectWriteOutcome::Unknown(words) => WriteOutcome::Unknown(words),
+        rollora_cluster::ObjectWriteOutcome::Refused(message) => WriteOutcome::Refused(message),
+        rollora_cluster::ObjectWriteOutcome::Unavailable(message) => WriteOutcome::Unavailable(message),
+        rollora_cluster::ObjectWriteOutcome::Unknown(message) => WriteOutcome::Unknown(message),
     }
 }
 
-/// The group of rewrites that have to be made: the one that was worked with as long as it is installed, else the one that
-/// a person decided for, else the current one unless only the legacy one is installed.
+/// Returns the API group for a new rewrite: the one used so far while it is installed, else the preferred one, else the
+/// current one unless only the legacy one is installed.
 fn choose_rewrite_group(
     kept: Option<RewriteGroup>,
-    decided: Option<RewriteGroup>,
+    preferred: Option<RewriteGroup>,
     served: Option<&BTreeSet<RewriteGroup>>,
 ) -> RewriteGroup {
     if let Some(kept) = kept.filter(|kept| served.is_none_or(|served| served.contains(kept))) {
@@ -65,16 +65,16 @@ fn choose_rewrite_group(
     }
     let only_legacy =
         served.is_some_and(|served| served.contains(&RewriteGroup::Legacy) && !served.contains(&RewriteGroup::Current));
-    decided.unwrap_or(if only_legacy { RewriteGroup::Legacy } else { RewriteGroup::Current })
+    preferred.unwrap_or(if only_legacy { RewriteGroup::Legacy } else { RewriteGroup::Current })
 }
 
 impl ClusterDocumentStore {
-    /// What this operator has changed is to be looked at once more: by then the change may have had its effect.
-    fn requeue_after_write(&self, key: &RolloutKey, end: rollora_cluster::ObjectWriteOutcome) -> WriteOutcome {
-        if matches!(end, rollora_cluster::ObjectWriteOutcome::Done(_)) {
+    /// Enqueues the Rollout after a successful write, because the write may take effect before any watch reports it.
+    fn requeue_after_write(&self, key: &RolloutKey, outcome: rollora_cluster::ObjectWriteOutcome) -> WriteOutcome {
+        if matches!(outcome, rollora_cluster::ObjectWriteOutcome::Done(_)) {
             self.client.enqueue(&namespaced_name(key));
         }
-        to_write_outcome(end)
+        to_write_outcome(outcome)
     }
 }
 
@@ -150,10 +150,10 @@ impl DocumentStore for ClusterDocumentStore {
     ) -> WriteOutcome {
         let (name, texts) =
             (in_same_namespace(key, &reference.name), (write.user_text.as_deref(), write.directives_text.as_deref()));
-        let whose = namespaced_name(key);
-        let documents = &self.client;
-        let end = documents.write_adapters(Some(&whose), &name, &reference.key, &version.0, texts.0, texts.1).await;
-        self.requeue_after_write(key, end)
+        let rollout = namespaced_name(key);
+        let client = &self.client;
+        let outcome = client.write_adapters(Some(&rollout), &name, &reference.key, &version.0, texts.0, texts.1).await;
+        self.requeue_after_write(key, outcome)
     }
 
     fn new_rewrite_group(&self, kept: Option<RewriteGroup>) -> Option<RewriteGroup> {
@@ -164,18 +164,18 @@ impl DocumentStore for ClusterDocumentStore {
         true
     }
 
-    async fn set_finalizer(&self, key: &RolloutKey, version: &ResourceVersion, guarded: bool) -> WriteOutcome {
+    async fn set_finalizer(&self, key: &RolloutKey, version: &ResourceVersion, present: bool) -> WriteOutcome {
         self.requeue_after_write(
             key,
-            self.client.write_finalizer(&namespaced_name(key), &version.0, FINALIZER, guarded).await,
+            self.client.write_finalizer(&namespaced_name(key), &version.0, FINALIZER, present).await,
         )
     }
 
     async fn publish_event(&self, key: &RolloutKey, event: &RolloutEvent) {
         let Ok(Some(rollout)) = self.client.rollout(&namespaced_name(key)).await else { return };
-        let notice = EventDetails { warning: event.warning, reason: &event.reason, message: &event.message };
-        if let Err(error) = self.events.record(&rollout.value, notice) {
-            tracing::warn!(rollout = %key, "an event could not be told: {error}");
+        let details = EventDetails { warning: event.warning, reason: &event.reason, message: &event.message };
+        if let Err(error) = self.events.record(&rollout.value, details) {
+            tracing::warn!(rollout = %key, "cannot record an event: {error}");
         }
     }
 }
@@ -185,10 +185,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn new_rewrites_are_of_the_current_group_unless_only_the_legacy_one_is_installed() {
+    fn new_rewrite_group_is_current_unless_only_legacy_is_served() {
         use RewriteGroup::{Current, Legacy};
         let served = |groups: &[RewriteGroup]| groups.iter().copied().collect::<BTreeSet<_>>();
-        for (decided, installed, expected) in [
+        for (preferred, installed, expected) in [
             (None, None, Current),
             (None, Some(served(&[])), Current),
             (None, Some(served(&[Legacy])), Legacy),
@@ -196,18 +196,22 @@ mod tests {
             (Some(Legacy), Some(served(&[Current, Legacy])), Legacy),
             (Some(Current), Some(served(&[Legacy])), Current),
         ] {
-            assert_eq!(choose_rewrite_group(None, decided, installed.as_ref()), expected, "{decided:?} {installed:?}");
+            assert_eq!(
+                choose_rewrite_group(None, preferred, installed.as_ref()),
+                expected,
+                "{preferred:?} {installed:?}"
+            );
         }
         let both = served(&[Current, Legacy]);
         assert_eq!(
             choose_rewrite_group(Some(Legacy), Some(Current), Some(&both)),
             Legacy,
-            "nothing moves because a kind was installed"
+            "installing another group does not move the rewrite"
         );
         assert_eq!(
             choose_rewrite_group(Some(Legacy), None, Some(&served(&[Current]))),
             Current,
-            "its kind was removed"
+            "its group was removed"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The pods of a cluster, asked what they hold and by what they route: all at once, each with a time limit.
+//! The port `Fleet` on a cluster: polls all sidecars and routers concurrently, each with a timeout.
 
 use crate::{
     document_store::{in_same_namespace, namespaced_name, to_read_error},
@@ -16,7 +16,7 @@ use rollora_operator::ports::{Fleet, ObservedRouter, ObservedServer, Polled, Rea
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// The pods.
+/// Fleet of the pods that watches have found.
 #[derive(Debug)]
 pub(crate) struct ClusterFleet {
     client: CachedClient,
@@ -50,9 +50,9 @@ impl Fleet for ClusterFleet {
             .client
             .config_map_readers(&in_same_namespace(key, &pool.name), &in_same_namespace(key, &reference.name))
             .await;
-        let ConfigMapReaders { other_pools: pools, unpooled_pods: alone } = found.map_err(to_read_error)?;
-        let of_pools = pools.iter().flat_map(|(pool, pods)| pod_discovery::pool_servers(pool, pods));
-        self.poll_servers(key, of_pools.chain(pod_discovery::unpooled_servers(&alone))).await
+        let ConfigMapReaders { other_pools, unpooled_pods } = found.map_err(to_read_error)?;
+        let pooled = other_pools.iter().flat_map(|(pool, pods)| pod_discovery::pool_servers(pool, pods));
+        self.poll_servers(key, pooled.chain(pod_discovery::unpooled_servers(&unpooled_pods))).await
     }
 
     async fn routers(
@@ -62,16 +62,16 @@ impl Fleet for ClusterFleet {
         _: &ModelName,
     ) -> Result<Polled<ObservedRouter>, ReadError> {
         let pods = self.client.routers(&in_same_namespace(key, &pool.name)).await.map_err(to_read_error)?;
-        let asked = pod_discovery::running_pods(&pods).map(|(pod, ip)| async move {
-            let (at, report) = self.pod_client.router_rules(pod, ip).await;
-            (at, ObservedRouter { name: pod.name.clone(), report })
+        let polls = pod_discovery::running_pods(&pods).map(|(pod, ip)| async move {
+            let (requested_at, report) = self.pod_client.router_rules(pod, ip).await;
+            (requested_at, ObservedRouter { name: pod.name.clone(), report })
         });
-        Ok(collect_polled(join_all(asked).await))
+        Ok(collect_polled(join_all(polls).await))
     }
 }
 
 impl ClusterFleet {
-    /// Asks every one of these servers, as the Rollout wants to be assured.
+    /// Polls all of these servers, with the proof of residency that the Rollout requires.
     async fn poll_servers<'a>(
         &self,
         key: &RolloutKey,
@@ -79,22 +79,22 @@ impl ClusterFleet {
     ) -> Result<Polled<ObservedServer>, ReadError> {
         let rollout = self.client.rollout(&namespaced_name(key)).await.map_err(to_read_error)?;
         let registered = rollout.is_some_and(|rollout| rollout.value.spec.residency == ResidencyProof::Registered);
-        let asked = servers.map(|whom| async move {
-            let (at, status) = if registered {
-                self.pod_client.status_or_models(&whom, || self.client.pod_uids()).await
+        let polls = servers.map(|sidecar| async move {
+            let (requested_at, status) = if registered {
+                self.pod_client.status_or_models(&sidecar, || self.client.pod_uids()).await
             } else {
-                self.pod_client.sidecar_status(&whom).await
+                self.pod_client.sidecar_status(&sidecar).await
             };
-            let SidecarAddr { pod, name, .. } = whom;
-            let (ready, unready_since, leaving) = (pod.ready, pod.unready_since, pod.terminating);
-            (at, ObservedServer { name, uid: pod.uid.clone(), ready, unready_since, terminating: leaving, status })
+            let SidecarAddr { pod, name, .. } = sidecar;
+            let (ready, unready_since, terminating) = (pod.ready, pod.unready_since, pod.terminating);
+            (requested_at, ObservedServer { name, uid: pod.uid.clone(), ready, unready_since, terminating, status })
         });
-        Ok(collect_polled(join_all(asked).await))
+        Ok(collect_polled(join_all(polls).await))
     }
 }
 
-/// All of them, and when the oldest answer was asked for.
+/// Collects the responses, and when the oldest of them was requested.
 fn collect_polled<T>(all: Vec<(Option<Instant>, T)>) -> Polled<T> {
-    let asked = all.iter().filter_map(|(at, _)| *at).min();
-    Polled { responses: all.into_iter().map(|(_, answer)| answer).collect(), oldest_request: asked }
+    let oldest_request = all.iter().filter_map(|(requested_at, _)| *requested_at).min();
+    Polled { responses: all.into_iter().map(|(_, response)| response).collect(), oldest_request }
 }

@@ -1,4 +1,4 @@
-//! `rollora-operator`: the operator on a cluster. Of several replicas one works, the others wait for its Lease.
+//! `rollora-operator`: the operator of a cluster. One replica holds the Lease and works; the others stand by.
 
 mod admin;
 mod args;
@@ -17,13 +17,13 @@ mod run;
 use clap::Parser as _;
 use std::process::ExitCode;
 
-/// A start reads and forgets many times what stays. The system's allocator would keep more than half of it: what stays lies
-/// in between.
+/// A start allocates and frees many times what it keeps. The kept allocations lie between the freed ones, so the
+/// system's allocator would retain more than half of the freed memory.
 #[global_allocator]
 static HEAP: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    // Two TLS providers in one program would panic at the first connection: this is the one.
+    // rustls panics at the first connection if two TLS providers are linked and none is installed.
     drop(rustls::crypto::ring::default_provider().install_default());
     match run::run(args::Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,

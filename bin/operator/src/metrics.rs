@@ -1,6 +1,6 @@
-//! The text of `/metrics`: made anew for each scrape from what is in memory, so that a Rollout that is gone has no series.
+//! Renders `/metrics` for each scrape from the caches and counters, so that a deleted Rollout has no series.
 //!
-//! Bounded: each Rollout has the same few series, whatever it does; no adapter has one of its own.
+//! Bounded: each Rollout has the same number of series, and no adapter has one of its own.
 
 use jiff::Timestamp;
 use prometheus_client::{
@@ -22,14 +22,14 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-/// What the text speaks of.
+/// Input of one scrape.
 #[derive(Debug)]
 pub(crate) struct MetricsSnapshot {
     /// Whether this replica holds the Lease.
     pub(crate) is_leader: bool,
-    /// Kinds of which news may be missing, and why in a word.
+    /// Kinds whose changes may be missing, with the reason.
     pub(crate) watch_problems: Vec<(String, String)>,
-    /// Every Rollout.
+    /// Every Rollout that can be parsed.
     pub(crate) rollouts: Vec<Arc<Rollout>>,
     pub(crate) now: Timestamp,
 }
@@ -45,7 +45,6 @@ struct PhaseLabels {
     phase: String,
 }
 
-/// Which Rollout.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RolloutLabels {
     namespace: String,
@@ -70,7 +69,7 @@ struct RolloutInfoLabels {
 
 type FloatGauge = Gauge<f64, AtomicU64>;
 
-/// What there is of each Rollout.
+/// Metrics with one series per Rollout, or per phase.
 #[derive(Debug, Default)]
 struct RolloutMetrics {
     by_phase: Family<PhaseLabels, Gauge>,
@@ -86,42 +85,38 @@ struct RolloutMetrics {
     errors: Family<RolloutLabels, Counter>,
 }
 
-/// The text, in the format of OpenMetrics.
-pub(crate) fn encode(scene: &MetricsSnapshot, tally: &ReconcileStats) -> Result<String, fmt::Error> {
+/// Renders the metrics in the OpenMetrics text format.
+pub(crate) fn encode(snapshot: &MetricsSnapshot, stats: &ReconcileStats) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     let leader = Gauge::<i64>::default();
-    leader.set(i64::from(scene.is_leader));
+    leader.set(i64::from(snapshot.is_leader));
     registry.register("rollora_operator_leader", "Whether this replica holds the Lease", leader);
     for (name, help, number) in [
-        ("rollora_operator_reconciles", "Rollouts that were looked at", tally.reconciles()),
-        (
-            "rollora_operator_reconcile_failures",
-            "Those that are tried again because something failed",
-            tally.failures(),
-        ),
+        ("rollora_operator_reconciles", "Reconciles finished", stats.reconciles()),
+        ("rollora_operator_reconcile_failures", "Reconciles that failed and are retried", stats.failures()),
     ] {
         let counter = Counter::<u64>::default();
         counter.inc_by(number);
         registry.register(name, help, counter);
     }
     let problems = Family::<WatchProblemLabels, Gauge>::default();
-    for (kind, reason) in &scene.watch_problems {
+    for (kind, reason) in &snapshot.watch_problems {
         problems.get_or_create(&WatchProblemLabels { kind: kind.clone(), reason: reason.clone() }).set(1);
     }
-    registry.register("rollora_operator_watch_problem", "Kinds of which news may be missing now", problems);
+    registry.register("rollora_operator_watch_problem", "Watches that currently fail, by kind and reason", problems);
     registry.register(
         "rollora_operator_write_seconds",
-        "From a decision to the end of each write that it needed, by what was written",
-        Histograms { label: "effect", histograms: tally.write_durations() },
+        "Time from a decision to the end of each of its writes, by effect",
+        Histograms { label: "effect", histograms: stats.write_durations() },
     );
     registry.register(
         "rollora_operator_intent_seconds",
-        "From when an intent was seen until the rewrite said so, by what was asked",
-        Histograms { label: "verb", histograms: tally.intent_durations() },
+        "Time from the first reconcile of an intent until its rewrite was written, by intent",
+        Histograms { label: "verb", histograms: stats.intent_durations() },
     );
     let rollouts = RolloutMetrics::default();
-    for rollout in &scene.rollouts {
-        rollouts.add(rollout, tally, scene.now);
+    for rollout in &snapshot.rollouts {
+        rollouts.add(rollout, stats, snapshot.now);
     }
     rollouts.register(&mut registry);
     let mut text = String::new();
@@ -130,66 +125,66 @@ pub(crate) fn encode(scene: &MetricsSnapshot, tally: &ReconcileStats) -> Result<
 }
 
 impl RolloutMetrics {
-    fn add(&self, rollout: &Rollout, tally: &ReconcileStats, now: Timestamp) {
+    fn add(&self, rollout: &Rollout, stats: &ReconcileStats, now: Timestamp) {
         let (namespace, name) = (rollout.metadata.namespace.clone(), rollout.metadata.name.clone());
-        let reconciles = tally.for_rollout(&RolloutKey { namespace: namespace.clone(), name: name.clone() });
-        let of = RolloutLabels { namespace: namespace.unwrap_or_default(), name };
+        let reconciles = stats.for_rollout(&RolloutKey { namespace: namespace.clone(), name: name.clone() });
+        let labels = RolloutLabels { namespace: namespace.unwrap_or_default(), name };
         let unwritten = RolloutStatus::default();
         let status = rollout.status.as_ref().unwrap_or(&unwritten);
         let phase = format!("{:?}", status.phase);
         self.by_phase.get_or_create(&PhaseLabels { phase: phase.clone() }).inc();
-        self.info.get_or_create(&info_labels(&of, rollout, status)).set(1);
-        let in_phase = RolloutPhaseLabels { namespace: of.namespace.clone(), name: of.name.clone(), phase };
+        self.info.get_or_create(&info_labels(&labels, rollout, status)).set(1);
+        let in_phase = RolloutPhaseLabels { namespace: labels.namespace.clone(), name: labels.name.clone(), phase };
         self.phase.get_or_create(&in_phase).set(1);
         if let Some(since) = status.phase_since {
-            self.phase_seconds.get_or_create(&of).set(now.duration_since(since).as_secs_f64().max(0.0));
+            self.phase_seconds.get_or_create(&labels).set(now.duration_since(since).as_secs_f64().max(0.0));
         }
         if let Some(step) = &status.step {
-            self.step.get_or_create(&of).set(i64::from(step.index));
-            self.steps.get_or_create(&of).set(i64::try_from(status.steps.len()).unwrap_or(i64::MAX));
+            self.step.get_or_create(&labels).set(i64::from(step.index));
+            self.steps.get_or_create(&labels).set(i64::try_from(status.steps.len()).unwrap_or(i64::MAX));
         }
-        self.weight.get_or_create(&of).set(desired_weight_fraction(status));
-        self.resident.get_or_create(&of).set(i64::from(status.residency.resident));
-        self.ready.get_or_create(&of).set(i64::from(status.residency.ready));
-        self.reconciles.get_or_create(&of).inc_by(reconciles.finished);
-        self.errors.get_or_create(&of).inc_by(reconciles.failed);
+        self.weight.get_or_create(&labels).set(desired_weight_fraction(status));
+        self.resident.get_or_create(&labels).set(i64::from(status.residency.resident));
+        self.ready.get_or_create(&labels).set(i64::from(status.residency.ready));
+        self.reconciles.get_or_create(&labels).inc_by(reconciles.finished);
+        self.errors.get_or_create(&labels).inc_by(reconciles.failed);
     }
 
     fn register(self, registry: &mut Registry) {
         registry.register("rollora_operator_rollouts", "Rollouts by phase", self.by_phase);
-        registry.register("rollora_rollout_info", "Which adapters a Rollout is about", self.info);
-        registry.register("rollora_rollout_phase", "The phase that a Rollout is in", self.phase);
-        registry.register("rollora_rollout_phase_seconds", "For how long it has been in that", self.phase_seconds);
-        registry.register("rollora_rollout_step", "Steps that are done", self.step);
-        registry.register("rollora_rollout_steps", "All steps", self.steps);
-        registry.register("rollora_rollout_weight", "What part of the requests the desired adapter gets", self.weight);
+        registry.register("rollora_rollout_info", "Model, stable adapter and desired adapter of a Rollout", self.info);
+        registry.register("rollora_rollout_phase", "Current phase of a Rollout", self.phase);
+        registry.register("rollora_rollout_phase_seconds", "Time in the current phase", self.phase_seconds);
+        registry.register("rollora_rollout_step", "Steps completed in the current revision", self.step);
+        registry.register("rollora_rollout_steps", "Steps of the current revision", self.steps);
+        registry.register(
+            "rollora_rollout_weight",
+            "Fraction of requests for the desired adapter, 0 to 1",
+            self.weight,
+        );
         registry.register(
             "rollora_rollout_resident_servers",
-            "Ready servers that have the desired adapter, when it was last looked",
+            "Ready servers that have the desired adapter, as last observed",
             self.resident,
         );
-        registry.register(
-            "rollora_rollout_ready_servers",
-            "Ready servers of the pool, when it was last looked",
-            self.ready,
-        );
-        registry.register("rollora_rollout_reconciles", "How often a Rollout was looked at", self.reconciles);
-        registry.register("rollora_rollout_errors", "How often that is tried again because it failed", self.errors);
+        registry.register("rollora_rollout_ready_servers", "Ready servers of the pool, as last observed", self.ready);
+        registry.register("rollora_rollout_reconciles", "Reconciles finished for a Rollout", self.reconciles);
+        registry.register("rollora_rollout_errors", "Reconciles of a Rollout that failed and are retried", self.errors);
     }
 }
 
-fn info_labels(of: &RolloutLabels, rollout: &Rollout, status: &RolloutStatus) -> RolloutInfoLabels {
+fn info_labels(labels: &RolloutLabels, rollout: &Rollout, status: &RolloutStatus) -> RolloutInfoLabels {
     let id = |id: &Option<AdapterId>| id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default();
     RolloutInfoLabels {
-        namespace: of.namespace.clone(),
-        name: of.name.clone(),
+        namespace: labels.namespace.clone(),
+        name: labels.name.clone(),
         model: rollout.spec.model.as_str().to_owned(),
         stable: id(&status.revision.stable),
         desired: id(&status.revision.desired),
     }
 }
 
-/// From 0 to 1.
+/// Returns the desired adapter's part of the weights, from 0 to 1.
 fn desired_weight_fraction(status: &RolloutStatus) -> f64 {
     let desired = status.revision.desired.as_ref();
     let (mut weight, mut total) = (0.0, 0.0);
@@ -200,7 +195,7 @@ fn desired_weight_fraction(status: &RolloutStatus) -> f64 {
     if total > 0.0 { weight / total } else { 0.0 }
 }
 
-/// A histogram for each value of one label.
+/// One histogram per value of a label.
 #[derive(Debug)]
 struct Histograms {
     label: &'static str,
@@ -209,12 +204,12 @@ struct Histograms {
 
 impl EncodeMetric for Histograms {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
-        for (value, timings) in &self.histograms {
-            let ends = HISTOGRAM_BUCKETS.into_iter().chain([f64::INFINITY]);
-            let buckets: Vec<(f64, u64)> = ends.zip(timings.bucket_counts).collect();
+        for (value, histogram) in &self.histograms {
+            let bounds = HISTOGRAM_BUCKETS.into_iter().chain([f64::INFINITY]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(histogram.bucket_counts).collect();
             let labels = [(self.label, *value)];
-            let mut each = encoder.encode_family(&labels)?;
-            each.encode_histogram::<NoLabelSet>(timings.sum, timings.count(), &buckets, None)?;
+            let mut family = encoder.encode_family(&labels)?;
+            family.encode_histogram::<NoLabelSet>(histogram.sum, histogram.count(), &buckets, None)?;
         }
         Ok(())
     }
@@ -264,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rollout_has_its_series() {
+    fn rollout_has_all_its_series() {
         let text = encode(&snapshot(vec![rollout("chat")]), &ReconcileStats::default()).unwrap();
         assert_eq!(
             samples(&text, "name=\"chat\""),
@@ -285,29 +280,29 @@ mod tests {
     }
 
     #[test]
-    fn the_series_of_a_rollout_go_with_it() {
-        let tally = ReconcileStats::default();
-        let both = encode(&snapshot(vec![rollout("one"), rollout("two")]), &tally).unwrap();
-        let left = encode(&snapshot(vec![rollout("two")]), &tally).unwrap();
-        assert_eq!(samples(&both, "name=\"one\"").len(), samples(&both, "name=\"two\"").len());
-        assert_eq!((samples(&left, "\"one\"").len(), samples(&left, "\"two\"")), (0, samples(&both, "\"two\"")));
+    fn deleted_rollout_has_no_series() {
+        let stats = ReconcileStats::default();
+        let before = encode(&snapshot(vec![rollout("one"), rollout("two")]), &stats).unwrap();
+        let after = encode(&snapshot(vec![rollout("two")]), &stats).unwrap();
+        assert_eq!(samples(&before, "name=\"one\"").len(), samples(&before, "name=\"two\"").len());
+        assert_eq!((samples(&after, "\"one\"").len(), samples(&after, "\"two\"")), (0, samples(&before, "\"two\"")));
     }
 
     #[test]
-    fn a_rollout_without_a_status_is_told_of_too() {
+    fn rollout_without_a_status_is_included() {
         let blank = Rollout { status: None, ..rollout("chat") };
         let text = encode(&snapshot(vec![blank]), &ReconcileStats::default()).unwrap();
         assert_eq!(samples(&text, "phase=\"Pending\"").len(), 2, "{text}");
-        assert_eq!(samples(&text, "rollora_rollout_phase_seconds").len(), 0, "nobody knows yet: {text}");
+        assert_eq!(samples(&text, "rollora_rollout_phase_seconds").len(), 0, "the phase has no start time: {text}");
     }
 
     #[test]
-    fn times_are_told_as_histograms() {
-        let mut timings = DurationHistogram::default();
-        (timings.bucket_counts[0], timings.bucket_counts[12], timings.sum) = (2, 1, 40.5);
+    fn durations_are_rendered_as_histograms() {
+        let mut histogram = DurationHistogram::default();
+        (histogram.bucket_counts[0], histogram.bucket_counts[12], histogram.sum) = (2, 1, 40.5);
         let mut registry = Registry::default();
-        let timings = BTreeMap::from([("rewrite", timings)]);
-        registry.register("seconds", "Times", Histograms { label: "effect", histograms: timings });
+        let histogram = BTreeMap::from([("rewrite", histogram)]);
+        registry.register("seconds", "Times", Histograms { label: "effect", histograms: histogram });
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert!(text.contains("# TYPE seconds histogram"), "{text}");
@@ -318,7 +313,7 @@ mod tests {
             "seconds_bucket{le=\"30.0\",effect=\"rewrite\"} 2",
             "seconds_bucket{le=\"+Inf\",effect=\"rewrite\"} 3",
         ] {
-            assert!(samples(&text, "seconds_").iter().any(|it| it == line), "{line}:\n{text}");
+            assert!(samples(&text, "seconds_").iter().any(|sample| sample == line), "{line}:\n{text}");
         }
     }
 }

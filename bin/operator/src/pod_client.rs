@@ -1,4 +1,4 @@
-//! One question to one server or router, and what is made of what it says.
+//! Requests to sidecars, vLLM servers and routers, with cached responses.
 
 use crate::{
     known_sidecars::KnownSidecars,
@@ -19,7 +19,7 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The three questions there are, and what pods answered to them.
+/// Client for the three endpoints of pods that the operator polls, with a response cache for each.
 #[derive(Debug, Default)]
 pub(crate) struct PodClient {
     http: HttpClient,
@@ -29,73 +29,75 @@ pub(crate) struct PodClient {
     known_sidecars: KnownSidecars,
 }
 
-/// What a pod said and when it was asked for it; nobody was asked where it is known without that.
+/// Response of a pod and when it was requested; no time if the result is known without a request.
 pub(crate) type TimedResult<T> = (Option<Instant>, Result<Arc<T>, String>);
 
 impl PodClient {
-    /// Forgets what nobody asks for any more.
+    /// Evicts responses that are not requested anymore.
     pub(crate) fn evict_expired(&self) {
         self.status_cache.evict_expired();
         self.models_cache.evict_expired();
         self.rules_cache.evict_expired();
     }
 
-    /// What the sidecar of this server says.
-    pub(crate) async fn sidecar_status(&self, whom: &SidecarAddr<'_>) -> TimedResult<SidecarStatus> {
-        match &whom.sidecar_port {
-            Ok(sidecar) => timed_result(self.poll_sidecar(whom, *sidecar).await),
+    /// Returns the status that the sidecar of this server reports.
+    pub(crate) async fn sidecar_status(&self, addr: &SidecarAddr<'_>) -> TimedResult<SidecarStatus> {
+        match &addr.sidecar_port {
+            Ok(sidecar_port) => timed_result(self.poll_sidecar(addr, *sidecar_port).await),
             Err(why) => (None, Err(why.clone())),
         }
     }
 
-    /// The same; where there is no sidecar, what vLLM itself lists. `there` are the UIDs of all pods.
+    /// Returns the status that the sidecar reports; without a sidecar, the status derived from vLLM's model list.
+    /// `existing_uids` returns the UIDs of all pods.
     pub(crate) async fn status_or_models(
         &self,
-        whom: &SidecarAddr<'_>,
-        there: impl FnOnce() -> HashSet<String>,
+        addr: &SidecarAddr<'_>,
+        existing_uids: impl FnOnce() -> HashSet<String>,
     ) -> TimedResult<SidecarStatus> {
-        let (uid, sidecar) = match &whom.sidecar_port {
-            Ok(sidecar) => (whom.pod.uid.as_str(), *sidecar),
+        let (uid, sidecar_port) = match &addr.sidecar_port {
+            Ok(sidecar_port) => (addr.pod.uid.as_str(), *sidecar_port),
             Err(why) => return (None, Err(why.clone())),
         };
-        let answer = self.poll_sidecar(whom, sidecar).await;
-        // A pod that says that it has a sidecar has one.
-        let Some(port) = whom.server_port.filter(|_| !whom.pod.has_sidecar) else { return timed_result(answer) };
-        match &answer.result {
-            Ok(_) => self.known_sidecars.insert(uid, sidecar, there),
-            Err(HttpClientError::Unreachable(_)) if !self.known_sidecars.contains(uid, sidecar) => {
-                return self.poll_models(whom, port).await;
+        let response = self.poll_sidecar(addr, sidecar_port).await;
+        // A pod with the sidecar label has a sidecar even if it does not respond.
+        let Some(port) = addr.server_port.filter(|_| !addr.pod.has_sidecar) else { return timed_result(response) };
+        match &response.result {
+            Ok(_) => self.known_sidecars.insert(uid, sidecar_port, existing_uids),
+            Err(HttpClientError::Unreachable(_)) if !self.known_sidecars.contains(uid, sidecar_port) => {
+                return self.poll_models(addr, port).await;
             }
             Err(_) => {}
         }
-        timed_result(answer)
+        timed_result(response)
     }
 
-    /// By what a router routes.
+    /// Returns the rules that a router applies.
     pub(crate) async fn router_rules(&self, pod: &Pod, ip: IpAddr) -> TimedResult<RulesReport> {
         let port = match pod_discovery::router_port(pod) {
             Ok(port) => port,
             Err(why) => return (None, Err(why)),
         };
-        timed_result(self.rules_cache.get(&pod.uid, port, |again| self.http.get(ip, port, "/rules", again)).await)
+        timed_result(self.rules_cache.get(&pod.uid, port, |reuse| self.http.get(ip, port, "/rules", reuse)).await)
     }
 
-    async fn poll_sidecar(&self, whom: &SidecarAddr<'_>, port: u16) -> CachedResponse<SidecarStatus> {
-        let ask = |again| async move { self.http.get(whom.ip, port, "/status", again).await.map(strip_unused_fields) };
-        self.status_cache.get(&whom.pod.uid, port, ask).await
+    async fn poll_sidecar(&self, addr: &SidecarAddr<'_>, port: u16) -> CachedResponse<SidecarStatus> {
+        let request =
+            |reuse| async move { self.http.get(addr.ip, port, "/status", reuse).await.map(strip_unused_fields) };
+        self.status_cache.get(&addr.pod.uid, port, request).await
     }
 
-    async fn poll_models(&self, whom: &SidecarAddr<'_>, port: u16) -> TimedResult<SidecarStatus> {
-        let &SidecarAddr { pod, ip, .. } = whom;
-        let list = |again| async move {
-            let listed = self.http.get::<VllmModelList>(ip, port, "/v1/models", again).await;
-            listed.map(|all| all.to_status(pod, ip, port))
+    async fn poll_models(&self, addr: &SidecarAddr<'_>, port: u16) -> TimedResult<SidecarStatus> {
+        let &SidecarAddr { pod, ip, .. } = addr;
+        let request = |reuse| async move {
+            let models = self.http.get::<VllmModelList>(ip, port, "/v1/models", reuse).await;
+            models.map(|all| all.to_status(pod, ip, port))
         };
-        timed_result(self.models_cache.get(&pod.uid, port, list).await)
+        timed_result(self.models_cache.get(&pod.uid, port, request).await)
     }
 }
 
-/// Without what nothing is decided by: a pool may have hundreds of servers, each with hundreds of adapters.
+/// Drops the fields that no decision uses: a pool may have hundreds of servers, each with hundreds of adapters.
 fn strip_unused_fields(mut status: SidecarStatus) -> SidecarStatus {
     for adapter in &mut status.adapters {
         (adapter.source, adapter.root, adapter.fetch) = (None, None, None);
@@ -104,11 +106,11 @@ fn strip_unused_fields(mut status: SidecarStatus) -> SidecarStatus {
     status
 }
 
-fn timed_result<T>(answer: CachedResponse<T>) -> TimedResult<T> {
-    (Some(answer.requested_at), answer.result.map_err(|error| error.to_string()))
+fn timed_result<T>(response: CachedResponse<T>) -> TimedResult<T> {
+    (Some(response.requested_at), response.result.map_err(|error| error.to_string()))
 }
 
-/// What vLLM answers to `GET /v1/models`, as far as it is needed.
+/// The part of vLLM's response to `GET /v1/models` that is used.
 #[derive(Debug, Deserialize)]
 struct VllmModelList {
     data: Vec<VllmModel>,
@@ -117,13 +119,13 @@ struct VllmModelList {
 #[derive(Debug, Deserialize)]
 struct VllmModel {
     id: String,
-    /// The base model of an adapter.
+    /// Base model of an adapter; `None` for a base model.
     #[serde(default)]
     parent: Option<String>,
 }
 
 impl VllmModelList {
-    /// The same as a sidecar would say it, if it only saw what is listed.
+    /// Returns the status that a sidecar would report if it knew only this list.
     fn to_status(&self, pod: &Pod, ip: IpAddr, port: u16) -> SidecarStatus {
         let (adapters, base): (Vec<&VllmModel>, Vec<&VllmModel>) =
             self.data.iter().partition(|model| model.parent.is_some());
@@ -137,7 +139,7 @@ impl VllmModelList {
             readiness: ReadinessStatus {
                 ready: pod.ready,
                 reason: NO_SIDECAR.to_owned(),
-                message: "no sidecar answers; vLLM lists what it holds".to_owned(),
+                message: "no sidecar responds; adapters are taken from vLLM's model list".to_owned(),
             },
             base_models: base.iter().map(|model| model.id.clone()).collect(),
             adapters: adapters.map(adapter).collect(),
@@ -156,7 +158,7 @@ mod tests {
     use tokio::{net::TcpListener, task::JoinSet};
 
     #[test]
-    fn what_vllm_lists_counts_as_registered_and_never_as_proven() {
+    fn listed_model_is_resident_but_not_verified() {
         let text = r#"{"object":"list","data":[
             {"id":"base","object":"model","parent":null},
             {"id":"v1","object":"model","root":"/a/v1","parent":"base"}]}"#;
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_is_decided_by_is_not_kept() {
+    fn unused_status_fields_are_dropped() {
         let text = r#"{"id":"v1","state":"Verified","source":"org/a","root":"/a","attempts":1,
             "lastError":{"reason":"Timeout","message":"it took long"},"lastUsed":"2026-01-01T00:00:00Z"}"#;
         let adapter: AdapterStatus = serde_json::from_str(text).unwrap();
@@ -177,19 +179,19 @@ mod tests {
         assert_eq!(status.adapters, [AdapterStatus { source: None, root: None, fetch: None, ..adapter }]);
     }
 
-    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const LOCALHOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-    /// Answers this until the task is ended.
-    async fn serve_json(path: &'static str, answer: Value) -> (u16, JoinSet<()>) {
-        let listener = TcpListener::bind((HERE, 0)).await.unwrap();
+    /// Serves this JSON until the returned task set is dropped.
+    async fn serve_json(path: &'static str, response: Value) -> (u16, JoinSet<()>) {
+        let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let app = Router::new().route(path, get(move || async move { answer.to_string() }));
+        let app = Router::new().route(path, get(move || async move { response.to_string() }));
         let mut task = JoinSet::new();
         task.spawn(async move { axum::serve(listener, app).await.unwrap() });
         (port, task)
     }
 
-    /// Until another question is asked.
+    /// Advances the clock until cached responses are not reused anymore.
     async fn expire_responses() {
         tokio::time::pause();
         tokio::time::advance(RESPONSE_TTL).await;
@@ -197,32 +199,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_sidecar_that_is_silent_is_not_one_that_is_not_there() {
-        let (pod, questions) = (pod(None), PodClient::default());
+    async fn unresponsive_sidecar_is_not_a_missing_sidecar() {
+        let (pod, client) = (pod(None), PodClient::default());
         let (port, _vllm) = serve_json("/v1/models", json!({ "data": [{ "id": "v1", "parent": "base" }] })).await;
         let status = serde_json::to_value(SidecarStatus::default()).unwrap();
         let (sidecar_port, mut sidecar) = serve_json("/status", status).await;
-        let whom = SidecarAddr {
+        let addr = SidecarAddr {
             pod: &pod,
-            ip: HERE,
+            ip: LOCALHOST,
             name: String::new(),
             server_port: Some(port),
             sidecar_port: Ok(sidecar_port),
         };
-        let ask = async || questions.status_or_models(&whom, HashSet::new).await.1;
+        let ask = async || client.status_or_models(&addr, HashSet::new).await.1;
         assert!(ask().await.unwrap().adapters.is_empty(), "the sidecar has none");
         sidecar.shutdown().await;
         expire_responses().await;
-        let silence = ask().await.unwrap_err();
-        assert!(silence.contains(&format!(":{sidecar_port}/status cannot be asked")), "{silence}");
+        let error = ask().await.unwrap_err();
+        assert!(error.contains(&format!(":{sidecar_port}/status failed")), "{error}");
 
         let other = Pod { uid: "other".to_owned(), ..pod.clone() };
-        let whom = SidecarAddr { pod: &other, name: String::new(), sidecar_port: Ok(sidecar_port), ..whom };
-        let listed = questions.status_or_models(&whom, HashSet::new).await.1.unwrap();
-        assert_eq!(listed.adapters.len(), 1, "it never had a sidecar");
-        assert!(questions.sidecar_status(&whom).await.1.is_err(), "and where one is needed, that is an error");
+        let addr = SidecarAddr { pod: &other, name: String::new(), sidecar_port: Ok(sidecar_port), ..addr };
+        let models = client.status_or_models(&addr, HashSet::new).await.1.unwrap();
+        assert_eq!(models.adapters.len(), 1, "the pod never had a sidecar");
+        assert!(client.sidecar_status(&addr).await.1.is_err(), "a missing sidecar is an error if one is required");
         let other = Pod { uid: "another".to_owned(), has_sidecar: true, ..pod.clone() };
-        let whom = SidecarAddr { pod: &other, name: String::new(), sidecar_port: Ok(sidecar_port), ..whom };
-        assert!(questions.status_or_models(&whom, HashSet::new).await.1.is_err(), "it says that it has one");
+        let addr = SidecarAddr { pod: &other, name: String::new(), sidecar_port: Ok(sidecar_port), ..addr };
+        assert!(client.status_or_models(&addr, HashSet::new).await.1.is_err(), "the pod has the sidecar label");
     }
 }

@@ -1,29 +1,29 @@
-//! Whom to ask: the servers and routers of the pods that run.
+//! Addresses of the servers and routers of running pods.
 
 use rollora_api::names::{ROUTER_PORT, SIDECAR_PORT, SIDECAR_PORT_ANNOTATION};
 use rollora_cluster::{InferencePool, Pod};
 use std::net::IpAddr;
 
-/// A server whose sidecar is asked.
+/// Address of the sidecar of one server.
 #[derive(Debug)]
 pub(crate) struct SidecarAddr<'a> {
     pub(crate) pod: &'a Pod,
     pub(crate) ip: IpAddr,
-    /// The pod's name, and the server's port where the pod has several.
+    /// The pod's name, with the server's port if the pod has several servers.
     pub(crate) name: String,
-    /// The server's own port, where its pool says it.
+    /// The server's own port; `None` if the pod belongs to no pool.
     pub(crate) server_port: Option<u16>,
-    /// The sidecar's port, or why it is not known.
+    /// The sidecar's port, or why it cannot be determined.
     pub(crate) sidecar_port: Result<u16, String>,
 }
 
-/// Pods that run, with their addresses. Before it has an address nothing runs in a pod, so nothing is there to be asked:
-/// one that waits for a node or a GPU holds nobody up. In one that ended nothing runs any more.
+/// Returns the running pods with their addresses. A pod without an address runs nothing yet, so a pod that waits for a
+/// node or a GPU does not delay a poll; a finished pod runs nothing anymore.
 pub(crate) fn running_pods(pods: &[Pod]) -> impl Iterator<Item = (&Pod, IpAddr)> {
     pods.iter().filter(|pod| !pod.finished).filter_map(|pod| Some((pod, pod.ip?)))
 }
 
-/// Every server of the pods of a pool.
+/// Returns every server of the pods of a pool.
 pub(crate) fn pool_servers<'a>(pool: &'a InferencePool, pods: &'a [Pod]) -> impl Iterator<Item = SidecarAddr<'a>> {
     running_pods(pods).flat_map(move |(pod, ip)| {
         pool.target_ports.iter().enumerate().map(move |(index, &port)| {
@@ -33,7 +33,7 @@ pub(crate) fn pool_servers<'a>(pool: &'a InferencePool, pods: &'a [Pod]) -> impl
     })
 }
 
-/// Every server of pods in no pool: as many as there are sidecars.
+/// Returns every server of pods that belong to no pool: one per sidecar.
 pub(crate) fn unpooled_servers(pods: &[Pod]) -> impl Iterator<Item = SidecarAddr<'_>> {
     running_pods(pods).flat_map(|(pod, ip)| {
         let sidecars = match &pod.sidecar_ports {
@@ -50,7 +50,7 @@ pub(crate) fn unpooled_servers(pods: &[Pod]) -> impl Iterator<Item = SidecarAddr
     })
 }
 
-/// The port of the sidecar of the server with this place among the pod's target ports.
+/// Returns the port of the sidecar of the server with this index among the pool's target ports.
 fn sidecar_port_at(pod: &Pod, index: usize) -> Result<u16, String> {
     match &pod.sidecar_ports {
         None if index == 0 => Ok(SIDECAR_PORT),
@@ -63,7 +63,7 @@ fn sidecar_port_at(pod: &Pod, index: usize) -> Result<u16, String> {
     }
 }
 
-/// The port of the router of a pod.
+/// Returns the port of the router in a pod.
 pub(crate) fn router_port(pod: &Pod) -> Result<u16, String> {
     pod.router_port.clone().unwrap_or(Ok(ROUTER_PORT))
 }
@@ -96,7 +96,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn each_server_of_a_pod_has_a_sidecar_of_its_own() {
+    fn each_server_of_a_pod_has_its_own_sidecar() {
         assert_eq!(sidecar_port_at(&pod(None), 0), Ok(SIDECAR_PORT));
         assert!(sidecar_port_at(&pod(None), 1).unwrap_err().contains("several target ports"));
         let two = pod(Some(Ok(vec![8081, 8082])));
@@ -106,9 +106,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pod_in_no_pool_has_a_server_for_each_of_its_sidecars() {
+    fn unpooled_pod_has_one_server_per_sidecar() {
         let sidecars = |ports| -> Vec<(String, Result<u16, String>)> {
-            unpooled_servers(&[pod(ports)]).map(|whom| (whom.name, whom.sidecar_port)).collect()
+            unpooled_servers(&[pod(ports)]).map(|sidecar| (sidecar.name, sidecar.sidecar_port)).collect()
         };
         let named = |name: &str, port| (name.to_owned(), Ok(port));
         assert_eq!(sidecars(None), [named("vllm-0", SIDECAR_PORT)]);
@@ -119,15 +119,15 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pod_without_an_address_runs_nothing_that_could_be_asked() {
+    fn pod_without_an_address_is_not_polled() {
         let unscheduled = Pod { name: "vllm-1".to_owned(), ip: None, ready: false, ..pod(None) };
         let ended = Pod { name: "vllm-2".to_owned(), finished: true, ready: false, ..pod(None) };
         let pods = [pod(None), unscheduled, ended];
         let names =
-            |ports: &[u16]| -> Vec<String> { pool_servers(&pool(ports), &pods).map(|whom| whom.name).collect() };
+            |ports: &[u16]| -> Vec<String> { pool_servers(&pool(ports), &pods).map(|sidecar| sidecar.name).collect() };
         assert_eq!(names(&[8000]), ["vllm-0"]);
         assert_eq!(names(&[8000, 8001]), ["vllm-0:8000", "vllm-0:8001"]);
         assert_eq!(running_pods(&pods).map(|(pod, _)| pod.name.as_str()).collect::<Vec<_>>(), ["vllm-0"]);
-        assert_eq!(running_pods(&pods[1..]).count(), 0, "nobody is left to route by anything");
+        assert_eq!(running_pods(&pods[1..]).count(), 0, "no router is left to confirm");
     }
 }

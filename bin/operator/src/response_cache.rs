@@ -1,9 +1,10 @@
-//! Answers of pods, shared: several Rollouts in a pool ask the same, and no pod is asked more than once a second.
+//! Shared responses of pods: several Rollouts of a pool need the same ones, and each pod is polled at most once a
+//! second.
 //!
-//! An answer is at most so old when it is used, and says when it was asked for: whoever wants to know of something that
-//! happened after that asks again when it may. Whoever could not be asked counts as asked: it is not asked more often
-//! because it is away. What nobody asked for again is forgotten, so that memory follows what is under way, not what
-//! there is.
+//! A response is used only within that time, and has the time of its request: a caller that needs to know about a later
+//! change requests again when the time is over. A failed request counts too, so that an unreachable pod is not polled
+//! more often. Responses that are not requested again are evicted, so that memory follows the running rollouts and not
+//! the size of the fleet.
 
 use rollora_cluster::{ConnectionReuse, HttpClientError};
 use rollora_operator::ports::RESPONSE_TTL;
@@ -13,25 +14,25 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::{sync::Mutex as Turn, time::Instant};
+use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 
-/// How long it is remembered that somebody asked: whoever asks within this asks again and again.
+/// Time after its last request for which a slot is kept: a caller that polls repeatedly asks again within it.
 const SLOT_TTL: Duration = Duration::from_secs(3);
-/// After so many questions a connection is kept for the next one. A start asks every pod there is two or three times, and
-/// a connection to each would take more memory than all else.
+/// Number of requests to a pod after which its connection is kept. A start polls every pod two or three times, and a
+/// connection to each would need more memory than everything else.
 const KEEP_ALIVE_AFTER: u32 = 4;
 
-/// A server: the UID of its pod, and a port.
+/// UID of a pod, and a port of it.
 type PodPort = (String, u16);
 
-/// The answers to one question.
+/// Responses of one kind of request, by pod and port.
 #[derive(Debug)]
 pub(crate) struct ResponseCache<T>(Mutex<HashMap<PodPort, Arc<CacheSlot<T>>>>);
 
-/// Whoever holds the turn asks; the others wait for what it hears.
+/// Slot of one pod and port. The task that holds the lock of the state sends the request; others wait for its response.
 #[derive(Debug)]
 struct CacheSlot<T> {
-    state: Turn<SlotState<T>>,
+    state: AsyncMutex<SlotState<T>>,
     last_requested: Mutex<Instant>,
 }
 
@@ -41,12 +42,12 @@ struct SlotState<T> {
     response: Option<CachedResponse<T>>,
 }
 
-/// What somebody said.
+/// Result of one request to a pod.
 #[derive(Debug)]
 pub(crate) struct CachedResponse<T> {
-    /// When it was asked for.
+    /// When the request began; later changes may be missing in the response.
     pub(crate) requested_at: Instant,
-    /// What it is.
+    /// The parsed body, or why there is none.
     pub(crate) result: Result<Arc<T>, HttpClientError>,
 }
 
@@ -69,53 +70,53 @@ impl<T> Default for ResponseCache<T> {
 }
 
 impl<T> ResponseCache<T> {
-    /// The last answer where it is good yet, else another one.
+    /// Returns the last response while it is fresh, else the result of `request`.
     pub(crate) async fn get<F: Future<Output = Result<T, HttpClientError>>>(
         &self,
         uid: &str,
         port: u16,
-        ask: impl FnOnce(ConnectionReuse) -> F,
+        request: impl FnOnce(ConnectionReuse) -> F,
     ) -> CachedResponse<T> {
         let slot = self.slot((uid.to_owned(), port), Instant::now());
-        let mut turn = slot.state.lock().await;
-        if let Some(answer) = turn.response.as_ref().filter(|answer| answer.is_fresh()) {
-            return answer.clone();
+        let mut state = slot.state.lock().await;
+        if let Some(response) = state.response.as_ref().filter(|response| response.is_fresh()) {
+            return response.clone();
         }
-        let again = if turn.requests < KEEP_ALIVE_AFTER { ConnectionReuse::Close } else { ConnectionReuse::KeepAlive };
-        turn.requests = turn.requests.saturating_add(1);
-        let at = Instant::now();
-        let answer = CachedResponse { requested_at: at, result: ask(again).await.map(Arc::new) };
-        turn.response = Some(answer.clone());
-        answer
+        let reuse = if state.requests < KEEP_ALIVE_AFTER { ConnectionReuse::Close } else { ConnectionReuse::KeepAlive };
+        state.requests = state.requests.saturating_add(1);
+        let requested_at = Instant::now();
+        let response = CachedResponse { requested_at, result: request(reuse).await.map(Arc::new) };
+        state.response = Some(response.clone());
+        response
     }
 
-    /// Forgets what nobody asks for any more, and every answer that does not stand any more: a start asks tens of
-    /// thousands of pods, each of which may have many adapters to tell of.
+    /// Evicts unused slots, and all responses that are not fresh anymore: a start polls tens of thousands of pods, each
+    /// of which may have many adapters.
     pub(crate) fn evict_expired(&self) {
-        let mut known = self.slots();
-        known.retain(|_, slot| slot.last_requested().elapsed() < SLOT_TTL);
-        // Whoever has the turn brings another answer.
-        for mut turn in known.values().filter_map(|slot| slot.state.try_lock().ok()) {
-            turn.response = turn.response.take().filter(CachedResponse::is_fresh);
+        let mut slots = self.slots();
+        slots.retain(|_, slot| slot.last_requested().elapsed() < SLOT_TTL);
+        // A locked slot is waiting for a new response, which replaces the old one.
+        for mut state in slots.values().filter_map(|slot| slot.state.try_lock().ok()) {
+            state.response = state.response.take().filter(CachedResponse::is_fresh);
         }
-        let room = 2 * known.len();
-        known.shrink_to(room);
+        let capacity = 2 * slots.len();
+        slots.shrink_to(capacity);
     }
 
     fn slots(&self) -> MutexGuard<'_, HashMap<PodPort, Arc<CacheSlot<T>>>> {
-        // Nothing that holds this lock can panic half way: the content is good in any case.
+        // No code that holds this lock can panic halfway, so the content of a poisoned lock is valid.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn slot(&self, whom: PodPort, now: Instant) -> Arc<CacheSlot<T>> {
-        let mut known = self.slots();
-        if let Some(slot) = known.get(&whom) {
+    fn slot(&self, pod_port: PodPort, now: Instant) -> Arc<CacheSlot<T>> {
+        let mut slots = self.slots();
+        if let Some(slot) = slots.get(&pod_port) {
             *slot.last_requested() = now;
             return Arc::clone(slot);
         }
-        let turn = Turn::new(SlotState { requests: 0, response: None });
-        let slot = Arc::new(CacheSlot { state: turn, last_requested: Mutex::new(now) });
-        known.insert(whom, Arc::clone(&slot));
+        let state = AsyncMutex::new(SlotState { requests: 0, response: None });
+        let slot = Arc::new(CacheSlot { state, last_requested: Mutex::new(now) });
+        slots.insert(pod_port, Arc::clone(&slot));
         slot
     }
 }
@@ -138,80 +139,80 @@ mod tests {
     }
 
     impl CountingSource {
-        async fn ask(&self) -> Result<u32, HttpClientError> {
-            self.ask_with(Ok).await
+        async fn request(&self) -> Result<u32, HttpClientError> {
+            self.request_with(Ok).await
         }
 
-        async fn ask_with(
+        async fn request_with(
             &self,
-            say: impl FnOnce(u32) -> Result<u32, HttpClientError>,
+            respond: impl FnOnce(u32) -> Result<u32, HttpClientError>,
         ) -> Result<u32, HttpClientError> {
-            let question = |_| async {
+            let counted_request = |_| async {
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                say(self.count.fetch_add(1, Ordering::Relaxed) + 1)
+                respond(self.count.fetch_add(1, Ordering::Relaxed) + 1)
             };
-            self.cache.get("uid", 8080, question).await.result.map(|answer| *answer)
+            self.cache.get("uid", 8080, counted_request).await.result.map(|response| *response)
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn several_that_ask_at_once_share_one_answer() {
-        let asked = CountingSource::default();
-        let (a, b, c) = tokio::join!(asked.ask(), asked.ask(), asked.ask());
+    async fn concurrent_requests_share_one_response() {
+        let source = CountingSource::default();
+        let (a, b, c) = tokio::join!(source.request(), source.request(), source.request());
         assert_eq!([a, b, c], [Ok(1), Ok(1), Ok(1)]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_is_asked_more_than_once_a_second_away_or_not() {
-        let asked = CountingSource::default();
-        let away = HttpClientError::Unreachable("away".to_owned());
-        assert_eq!(asked.ask_with(|_| Err(away.clone())).await, Err(away.clone()));
+    async fn pod_is_polled_once_a_second_even_if_unreachable() {
+        let source = CountingSource::default();
+        let unreachable = HttpClientError::Unreachable("unreachable".to_owned());
+        assert_eq!(source.request_with(|_| Err(unreachable.clone())).await, Err(unreachable.clone()));
         tokio::time::sleep(Duration::from_millis(800)).await;
-        assert_eq!(asked.ask().await, Err(away));
+        assert_eq!(source.request().await, Err(unreachable));
         tokio::time::sleep(Duration::from_millis(200)).await;
-        assert_eq!(asked.ask().await, Ok(2));
+        assert_eq!(source.request().await, Ok(2));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_says_when_it_was_asked_for() {
-        let answers = ResponseCache::<u32>::default();
+    async fn response_has_the_time_of_its_request() {
+        let cache = ResponseCache::<u32>::default();
         let start = Instant::now();
-        let slowly = |_| async {
+        let slow_request = |_| async {
             tokio::time::sleep(Duration::from_millis(300)).await;
             Ok(1)
         };
         assert_eq!(
-            answers.get("uid", 8080, slowly).await.requested_at,
+            cache.get("uid", 8080, slow_request).await.requested_at,
             start,
-            "what happened while it answered may be missing"
+            "changes during the request may be missing"
         );
-        assert_eq!(answers.get("uid", 8080, slowly).await.requested_at, start, "it is the same answer");
+        assert_eq!(cache.get("uid", 8080, slow_request).await.requested_at, start, "the cached response is reused");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_nobody_asks_for_any_more_is_forgotten() {
-        let asked = CountingSource::default();
-        asked.ask().await.unwrap();
+    async fn unused_slots_and_old_responses_are_evicted() {
+        let source = CountingSource::default();
+        source.request().await.unwrap();
         tokio::time::sleep(Duration::from_secs(2)).await;
-        asked.cache.get("other", 8080, |_| async { Ok(0) }).await.result.unwrap();
+        source.cache.get("other", 8080, |_| async { Ok(0) }).await.result.unwrap();
         tokio::time::sleep(Duration::from_secs(2)).await;
-        asked.cache.evict_expired();
-        let known = asked.cache.slots();
-        assert_eq!(known.keys().map(|(uid, _)| uid.as_str()).collect::<Vec<_>>(), ["other"]);
+        source.cache.evict_expired();
+        let slots = source.cache.slots();
+        assert_eq!(slots.keys().map(|(uid, _)| uid.as_str()).collect::<Vec<_>>(), ["other"]);
         assert!(
-            known.values().all(|slot| slot.state.try_lock().unwrap().response.is_none()),
-            "its answer is too old by now"
+            slots.values().all(|slot| slot.state.try_lock().unwrap().response.is_none()),
+            "the response is not fresh anymore"
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn connections_are_kept_to_whom_is_asked_again_and_again() {
-        let answers = ResponseCache::<u32>::default();
+    async fn connection_is_kept_after_repeated_requests() {
+        let cache = ResponseCache::<u32>::default();
         let first = [ConnectionReuse::Close; KEEP_ALIVE_AFTER as usize];
         for expected in first.into_iter().chain([ConnectionReuse::KeepAlive, ConnectionReuse::KeepAlive]) {
-            answers
-                .get("uid", 8080, |again| async move {
-                    assert_eq!(again, expected);
+            cache
+                .get("uid", 8080, |reuse| async move {
+                    assert_eq!(reuse, expected);
                     Ok(0)
                 })
                 .await

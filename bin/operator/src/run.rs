@@ -1,4 +1,4 @@
-//! From start to end: connect, wait for the Lease, work, let go of it.
+//! Lifecycle of the program: connect, acquire the Lease, run the operator, release the Lease.
 
 use crate::{
     admin::{self, AdminState},
@@ -31,11 +31,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-/// How this program calls itself.
+/// Program name in the user agent and in error messages.
 const USER_AGENT: &str = "rollora-operator";
-/// How long what is under way may take yet when the program is told to end.
+/// Time for running reconciles to finish after a shutdown signal.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(15);
-/// How often what nobody asks for any more is forgotten.
+/// Interval at which cached responses of pods are evicted.
 const EVICTION_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
@@ -55,78 +55,78 @@ async fn run_operator(args: Args) -> anyhow::Result<()> {
     let address = SocketAddr::new(args.address, args.metrics_port);
     let listener = TcpListener::bind(address).await;
     let listener = listener.with_context(|| {
-        format!("--address and --metrics-port {address}: cannot listen there; give others, or end who listens there")
+        format!(
+            "--address and --metrics-port: cannot listen on {address}; choose others, or stop the process that uses it"
+        )
     })?;
     tracing::info!(server = cluster.server(), ?scope, identity, %address, "started");
 
-    let documents = CachedClient::new(&cluster, scope);
-    let leads = Arc::new(AtomicBool::new(false));
-    let (events, teller) = event_recorder(&documents, &identity, now);
-    let store = ClusterDocumentStore { client: documents.clone(), events, preferred_group: args.api_group };
-    let fleet = ClusterFleet::new(documents.clone());
+    let client = CachedClient::new(&cluster, scope);
+    let is_leader = Arc::new(AtomicBool::new(false));
+    let (events, event_publisher) = event_recorder(&client, &identity, now);
+    let store = ClusterDocumentStore { client: client.clone(), events, preferred_group: args.api_group };
+    let fleet = ClusterFleet::new(client.clone());
     tasks.spawn(evict_responses(Arc::clone(fleet.pod_client()), stop.clone()));
     let operator = Operator::new(store, fleet, now);
-    let tally = Arc::clone(operator.stats());
+    let stats = Arc::clone(operator.stats());
     let settings = LeaseSettings {
         namespace: args.lease_namespace.unwrap_or_else(|| cluster.default_namespace().to_owned()),
         name: args.lease_name,
         identity,
         duration: args.lease_duration,
     };
-    let mut election = LeaderElector::new(&cluster, settings, now);
-    let told = documents.clone();
-    let telling = AdminState {
-        client: documents,
-        is_leader: Arc::clone(&leads),
-        lease_problem: election.problem(),
-        stats: tally,
-    };
-    tasks.spawn(serve_admin(listener, telling, stop.clone()));
+    let mut elector = LeaderElector::new(&cluster, settings, now);
+    let background_client = client.clone();
+    let admin_state = AdminState { client, is_leader: Arc::clone(&is_leader), lease_problem: elector.problem(), stats };
+    tasks.spawn(serve_admin(listener, admin_state, stop.clone()));
 
     tokio::select! {
-        () = election.acquire() => {}
+        () = elector.acquire() => {}
         () = stop.cancelled() => return Ok(()),
         Some(ended) = tasks.join_next() => return ended?,
     }
-    leads.store(true, Ordering::Relaxed);
+    is_leader.store(true, Ordering::Relaxed);
     tasks.spawn({
         let stop = stop.clone();
         async move {
-            tokio::join!(rewrite_conditions::run(told.clone(), stop.clone()), orphans::clear(told, stop));
+            tokio::join!(
+                rewrite_conditions::run(background_client.clone(), stop.clone()),
+                orphans::clear(background_client, stop)
+            );
             Ok(())
         }
     });
 
-    let mut voice = JoinSet::new();
-    voice.spawn(teller.run());
-    let mut working = Box::pin(operator.run(stop.clone()));
-    let ended = tokio::select! {
-        ended = working.as_mut() => ExitCause::Operator(ended),
-        lost = election.renew() => ExitCause::LeaseLost(lost),
+    let mut publishing = JoinSet::new();
+    publishing.spawn(event_publisher.run());
+    let mut running = Box::pin(operator.run(stop.clone()));
+    let cause = tokio::select! {
+        result = running.as_mut() => ExitCause::Operator(result),
+        lost = elector.renew() => ExitCause::LeaseLost(lost),
         () = shutdown_deadline(&stop) => ExitCause::ShutdownTimeout,
-        Some(ended) = next_early_exit(&mut tasks, &stop) => ExitCause::Task(ended),
+        Some(result) = next_early_exit(&mut tasks, &stop) => ExitCause::Task(result),
     };
-    leads.store(false, Ordering::Relaxed);
-    match ended {
-        ExitCause::Operator(ended) => {
-            election.release().await;
-            ended?;
+    is_leader.store(false, Ordering::Relaxed);
+    match cause {
+        ExitCause::Operator(result) => {
+            elector.release().await;
+            result?;
         }
-        // What is under way stops here and now: somebody else may work already.
+        // Running reconciles are aborted here: another replica may be working already.
         ExitCause::LeaseLost(lost) => bail!(lost),
-        ExitCause::ShutdownTimeout => bail!("what was under way did not end within {SHUTDOWN_GRACE:?}"),
-        ExitCause::Task(ended) => ended??,
+        ExitCause::ShutdownTimeout => bail!("running reconciles did not finish within {SHUTDOWN_GRACE:?}"),
+        ExitCause::Task(result) => result??,
     }
     stop.cancel();
-    // What is to be told yet is told when nobody can want anything told any more.
-    drop(working);
+    // The publisher sends the remaining events and ends once all recorders are dropped.
+    drop(running);
     drop(operator);
-    let ends = async { while voice.join_next().await.is_some() || tasks.join_next().await.is_some() {} };
-    drop(timeout(Duration::from_secs(2), ends).await);
+    let remaining = async { while publishing.join_next().await.is_some() || tasks.join_next().await.is_some() {} };
+    drop(timeout(Duration::from_secs(2), remaining).await);
     Ok(())
 }
 
-/// Why the work ended.
+/// Why the operator stopped working.
 enum ExitCause {
     Operator(Result<(), rollora_operator::OperatorError>),
     LeaseLost(rollora_cluster::LostLease),
@@ -136,46 +136,46 @@ enum ExitCause {
 
 type TaskResult = Result<anyhow::Result<()>, tokio::task::JoinError>;
 
-/// Waits until a task ends that nobody has asked to end. Those that were asked are no reason to keep the Lease from
-/// whoever waits for it.
+/// Waits until a task ends early, that is with an error or before `stop` fired. Tasks that end as requested must not
+/// end the program before the Lease is released.
 async fn next_early_exit(tasks: &mut JoinSet<anyhow::Result<()>>, stop: &CancellationToken) -> Option<TaskResult> {
     loop {
         let ended = tasks.join_next().await;
-        let was_asked = stop.is_cancelled() && matches!(ended, Some(Ok(Ok(()))));
-        if !was_asked {
+        let was_requested = stop.is_cancelled() && matches!(ended, Some(Ok(Ok(()))));
+        if !was_requested {
             return ended;
         }
     }
 }
 
-async fn serve_admin(listener: TcpListener, telling: AdminState, stop: CancellationToken) -> anyhow::Result<()> {
-    admin::serve(listener, telling, stop.cancelled_owned()).await.context("/metrics and /readyz cannot be served")
+async fn serve_admin(listener: TcpListener, admin_state: AdminState, stop: CancellationToken) -> anyhow::Result<()> {
+    admin::serve(listener, admin_state, stop.cancelled_owned()).await.context("cannot serve /metrics and /readyz")
 }
 
-/// Forgets what nobody asks pods any more, now and then.
-async fn evict_responses(questions: Arc<PodClient>, stop: CancellationToken) -> anyhow::Result<()> {
+/// Regularly evicts cached responses of pods that are not requested anymore.
+async fn evict_responses(pod_client: Arc<PodClient>, stop: CancellationToken) -> anyhow::Result<()> {
     while timeout(EVICTION_INTERVAL, stop.cancelled()).await.is_err() {
-        questions.evict_expired();
+        pod_client.evict_expired();
     }
     Ok(())
 }
 
-/// Waits until the program was told to end and has had its time for that.
+/// Completes when the grace period after a shutdown signal is over.
 async fn shutdown_deadline(stop: &CancellationToken) {
     stop.cancelled().await;
     tokio::time::sleep(SHUTDOWN_GRACE).await;
 }
 
-/// Ends at the first signal; at the second at once.
+/// Starts a graceful shutdown at the first signal, and fails at the second one.
 async fn handle_signals(
     (mut terminate, mut interrupt): (Signal, Signal),
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     wait_for_signal(&mut terminate, &mut interrupt).await;
-    tracing::info!("ending when what is under way has ended; the same signal again ends at once");
+    tracing::info!("shutting down after the running reconciles; send the signal again to end immediately");
     stop.cancel();
     wait_for_signal(&mut terminate, &mut interrupt).await;
-    bail!("ended at once, as it was told")
+    bail!("ended immediately by a second signal")
 }
 
 async fn wait_for_signal(terminate: &mut Signal, interrupt: &mut Signal) {
@@ -185,13 +185,13 @@ async fn wait_for_signal(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-/// A name that no other replica has.
+/// Returns an identity that no other replica has.
 fn random_identity() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}_{:08x}", host.trim(), rand::random::<u32>())
 }
 
-/// Logs to standard error; `RUST_LOG` says how much.
+/// Logs to standard error; `RUST_LOG` sets the level.
 fn init_logging(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,tower_http=off,kube=warn"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
@@ -204,10 +204,10 @@ fn init_logging(format: LogFormat) {
     }
 }
 
-/// Says on standard error why the program ends.
-pub(crate) fn print_error(words: &str) {
-    // Nobody is left to tell if this fails.
-    writeln!(io::stderr(), "rollora-operator: {words}").ok();
+/// Prints the reason for the failure to standard error.
+pub(crate) fn print_error(message: &str) {
+    // A failure to print cannot be reported anywhere.
+    writeln!(io::stderr(), "rollora-operator: {message}").ok();
 }
 
 #[cfg(test)]
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_ends_as_it_was_asked_to_does_not_end_the_work_before_the_lease_is_released() {
+    async fn task_that_ends_as_requested_does_not_end_the_program() {
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         for _ in 0..2 {
             let stop = stop.clone();
@@ -224,11 +224,11 @@ mod tests {
                 Ok(())
             });
         }
-        // The guard was looked at when the waiting began; the end comes later.
+        // Tasks end only after the wait has begun, so that `stop` is checked when they end.
         let mut waiting = std::pin::pin!(next_early_exit(&mut tasks, &stop));
         assert!(timeout(Duration::from_millis(10), &mut waiting).await.is_err());
         stop.cancel();
-        assert!(waiting.await.is_none(), "all have ended, and none of them early");
+        assert!(waiting.await.is_none(), "no task ended early");
 
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         tasks.spawn(async { bail!("the port is gone") });

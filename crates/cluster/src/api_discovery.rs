@@ -1,8 +1,7 @@
-//! Which of the kinds that others install are there now: asked of the API server's discovery, which every identity
-//! may read, and asked again for as long as the program runs.
+//! Polls the API server's discovery for the kinds of rewrites that are installed. Every identity may read it.
 //!
-//! Invariant: a kind counts as removed only when two looks in a row did not find it: an API server that has just
-//! started may not know all of its kinds yet.
+//! Invariant: a kind counts as removed only after two polls in a row did not find it, because an API server that has
+//! just started may not serve all of its kinds yet.
 
 use crate::{
     Cluster,
@@ -14,36 +13,36 @@ use rollora_api::rewrite::RewriteGroup;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::timeout};
 
-/// How soon it is asked again while something is missing or the API server does not answer.
+/// Poll interval while a group is missing or after an error.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
-/// How soon it is asked again otherwise.
+/// Poll interval while both groups are served.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
-/// How soon what was there before and is not found is looked for again.
+/// Delay before a missing group is polled again to confirm its removal.
 const CONFIRM_INTERVAL: Duration = Duration::from_millis(500);
-/// How long one answer may take.
+/// Timeout of one discovery request.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Both groups of rewrites.
+/// Both API groups of rewrites, the current one first.
 pub const REWRITE_GROUPS: [RewriteGroup; 2] = [RewriteGroup::Current, RewriteGroup::Legacy];
 
-/// Whether the kind is served.
+/// Returns whether the API server serves the kind.
 pub(crate) async fn is_served(cluster: &Cluster, kind: ResourceKind) -> Result<bool, ApiError> {
     let resource = kind.group_resource();
     let request = ApiRequest { verb: "discover", resource: &resource, namespace: None };
     let client = cluster.kube_client();
     let api_version = kind.api_version();
     let answer = timeout(TIMEOUT, client.list_api_group_resources(&api_version)).await;
-    match answer.map_err(|_| ApiError::Unavailable(format!("the API server does not answer within {TIMEOUT:?}")))? {
+    match answer.map_err(|_| ApiError::Unavailable(format!("the API server did not respond within {TIMEOUT:?}")))? {
         Ok(list) => Ok(list.resources.iter().any(|resource| resource.name == kind.plural)),
         Err(error) => match ApiError::of(&error, request) {
             ApiError::NotFound(_) => Ok(false),
-            // Nothing was written: whatever broke, asking again helps.
+            // Discovery writes nothing, so every other failure can be retried.
             error => Err(ApiError::Unavailable(error.to_string())),
         },
     }
 }
 
-/// Which groups of rewrites are served now.
+/// Returns the groups of rewrites that the API server serves now.
 pub async fn served_groups(cluster: &Cluster) -> Result<BTreeSet<RewriteGroup>, ApiError> {
     let mut served = BTreeSet::new();
     for group in REWRITE_GROUPS {
@@ -54,39 +53,42 @@ pub async fn served_groups(cluster: &Cluster) -> Result<BTreeSet<RewriteGroup>, 
     Ok(served)
 }
 
-/// What one look found, for as long as it is polled. It looks at once when `doubt` is rung.
+/// Streams the confirmed result of each poll. A notification of `rediscover` triggers a poll immediately.
 pub(crate) fn poll_groups(
     cluster: Cluster,
-    doubt: Arc<Notify>,
+    rediscover: Arc<Notify>,
 ) -> impl Stream<Item = Result<BTreeSet<RewriteGroup>, ApiError>> + Send + Unpin {
-    Box::pin(stream::unfold((cluster, GroupTracker::default(), doubt), |(cluster, mut looks, doubt)| async move {
-        loop {
-            // Where nothing rings, this is just the pause.
-            drop(timeout(looks.interval, doubt.notified()).await);
-            if let Some(news) = looks.handle_poll(served_groups(&cluster).await) {
-                return Some((news, (cluster, looks, doubt)));
+    Box::pin(stream::unfold(
+        (cluster, GroupTracker::default(), rediscover),
+        |(cluster, mut tracker, rediscover)| async move {
+            loop {
+                // Without a notification the timeout is the pause between two polls.
+                drop(timeout(tracker.interval, rediscover.notified()).await);
+                if let Some(groups) = tracker.handle_poll(served_groups(&cluster).await) {
+                    return Some((groups, (cluster, tracker, rediscover)));
+                }
             }
-        }
-    }))
+        },
+    ))
 }
 
-/// What the looks so far have found.
+/// Confirmed groups, and those whose removal is not confirmed yet.
 #[derive(Debug, Default)]
 struct GroupTracker {
     known: BTreeSet<RewriteGroup>,
-    /// What the last look did not find any more.
+    /// Known groups that the last poll did not find.
     unconfirmed: BTreeSet<RewriteGroup>,
-    /// Until the next look.
+    /// Time until the next poll.
     interval: Duration,
 }
 
 impl GroupTracker {
-    /// What is to be believed after this look; nothing where it has to be confirmed first.
+    /// Returns the result to report after this poll; `None` if a removal must be confirmed first.
     fn handle_poll(
         &mut self,
-        look: Result<BTreeSet<RewriteGroup>, ApiError>,
+        poll: Result<BTreeSet<RewriteGroup>, ApiError>,
     ) -> Option<Result<BTreeSet<RewriteGroup>, ApiError>> {
-        let served = match look {
+        let served = match poll {
             Ok(served) => served,
             Err(error) => {
                 self.unconfirmed.clear();
@@ -116,32 +118,32 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_that_is_installed_is_believed_at_once() {
-        let mut looks = GroupTracker::default();
-        assert_eq!(looks.handle_poll(Ok(groups(&[]))), Some(Ok(groups(&[]))));
-        assert_eq!(looks.interval, RETRY_INTERVAL);
-        assert_eq!(looks.handle_poll(Ok(groups(&REWRITE_GROUPS))), Some(Ok(groups(&REWRITE_GROUPS))));
-        assert_eq!(looks.interval, POLL_INTERVAL);
+    fn installed_kind_is_reported_by_first_poll() {
+        let mut tracker = GroupTracker::default();
+        assert_eq!(tracker.handle_poll(Ok(groups(&[]))), Some(Ok(groups(&[]))));
+        assert_eq!(tracker.interval, RETRY_INTERVAL);
+        assert_eq!(tracker.handle_poll(Ok(groups(&REWRITE_GROUPS))), Some(Ok(groups(&REWRITE_GROUPS))));
+        assert_eq!(tracker.interval, POLL_INTERVAL);
     }
 
     #[test]
-    fn a_kind_that_is_not_found_once_is_not_removed() {
-        let mut looks = GroupTracker::default();
-        looks.handle_poll(Ok(groups(&REWRITE_GROUPS)));
-        assert_eq!(looks.handle_poll(Ok(groups(&[RewriteGroup::Legacy]))), None);
-        assert_eq!(looks.interval, CONFIRM_INTERVAL);
-        assert_eq!(looks.handle_poll(Ok(groups(&REWRITE_GROUPS))), Some(Ok(groups(&REWRITE_GROUPS))));
-        assert_eq!(looks.handle_poll(Ok(groups(&[RewriteGroup::Legacy]))), None, "the doubt of before was settled");
+    fn kind_missing_in_one_poll_is_not_removed() {
+        let mut tracker = GroupTracker::default();
+        tracker.handle_poll(Ok(groups(&REWRITE_GROUPS)));
+        assert_eq!(tracker.handle_poll(Ok(groups(&[RewriteGroup::Legacy]))), None);
+        assert_eq!(tracker.interval, CONFIRM_INTERVAL);
+        assert_eq!(tracker.handle_poll(Ok(groups(&REWRITE_GROUPS))), Some(Ok(groups(&REWRITE_GROUPS))));
+        assert_eq!(tracker.handle_poll(Ok(groups(&[RewriteGroup::Legacy]))), None, "a poll that found it starts over");
         let left = groups(&[RewriteGroup::Legacy]);
-        assert_eq!(looks.handle_poll(Ok(left.clone())), Some(Ok(left)));
+        assert_eq!(tracker.handle_poll(Ok(left.clone())), Some(Ok(left)));
     }
 
     #[test]
-    fn an_outage_changes_nothing_of_what_is_known() {
-        let mut looks = GroupTracker::default();
-        looks.handle_poll(Ok(groups(&REWRITE_GROUPS)));
+    fn outage_keeps_known_groups() {
+        let mut tracker = GroupTracker::default();
+        tracker.handle_poll(Ok(groups(&REWRITE_GROUPS)));
         let outage = || Err(ApiError::Unavailable("away".to_owned()));
-        assert_eq!(looks.handle_poll(outage()), Some(outage()));
-        assert_eq!(looks.handle_poll(Ok(groups(&[]))), None, "it may just have started");
+        assert_eq!(tracker.handle_poll(outage()), Some(outage()));
+        assert_eq!(tracker.handle_poll(Ok(groups(&[]))), None, "the API server may have just started");
     }
 }

@@ -1,46 +1,46 @@
-//! What the API server's answers mean, in words a person can act on, and whether asking again helps.
+//! Classifies errors of the API server by whether a retry helps, with messages that a person can act on.
 //!
 //! Every error of kube is interpreted here and nowhere else.
 
 use crate::client::error_chain;
 use kube::core::Status;
 
-/// What was asked for.
+/// A request to the API server, as error messages name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ApiRequest<'a> {
-    /// get, list, watch, create, update, patch.
+    /// Kubernetes verb: `get`, `list`, `watch`, `create`, `update`, `patch`, or `discover`.
     pub verb: &'static str,
     /// The resource with its group, as a role names them: `rollouts/status.rollora.dev`.
     pub resource: &'a str,
-    /// The namespace; none for all of them.
+    /// Namespace of the request; `None` for all namespaces.
     pub namespace: Option<&'a str>,
 }
 
-/// Why something that was asked for was not answered.
+/// Reason why a request to the API server failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApiError {
-    /// Nobody answered, or not now: asking again may help.
+    /// The API server was not reached or is overloaded; a retry may succeed.
     #[error("{0}")]
     Unavailable(String),
-    /// The role lacks it.
+    /// A permission is missing in the Role or ClusterRole.
     #[error("{0}")]
     Forbidden(String),
-    /// The kind is not installed, or the object is not there.
+    /// The kind is not installed, or the object does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// The API server will never take this as it is.
+    /// The API server rejects this request permanently.
     #[error("{0}")]
     Refused(String),
-    /// Somebody wrote in between, or made it already.
+    /// The object changed since it was read, or already exists.
     #[error("{0}")]
     Conflict(String),
-    /// It was sent, and nobody knows what became of it.
+    /// The request was sent but its outcome is unknown.
     #[error("{0}")]
     Unknown(String),
 }
 
 impl ApiError {
-    /// The class, as metrics and readiness say it.
+    /// Returns the class of the error for metrics and readiness.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Unavailable(_) => "Unavailable",
@@ -52,7 +52,7 @@ impl ApiError {
         }
     }
 
-    /// What an error of kube says of this request.
+    /// Classifies an error of kube for this request.
     pub(crate) fn of(error: &kube::Error, request: ApiRequest<'_>) -> Self {
         match error {
             kube::Error::Api(status) => Self::from_status(status, request),
@@ -60,45 +60,44 @@ impl ApiError {
                 Self::Unavailable(format!("the API server cannot be reached: {}", error_chain(inner.as_ref())))
             }
             kube::Error::Auth(inner) => Self::Unavailable(format!(
-                "there is nothing to prove our identity to the API server with: {}: see the user of the kubeconfig, or \
-                 the service account's token",
+                "no credentials for the API server: {}: check the user of the kubeconfig or the service \
+                 account's token",
                 error_chain(inner)
             )),
             kube::Error::BuildRequest(_) | kube::Error::HttpError(_) => {
-                Self::Refused(format!("{request} cannot be asked for: {}", error_chain(error)))
+                Self::Refused(format!("cannot build the request to {request}: {}", error_chain(error)))
             }
-            kube::Error::SerdeError(inner) => Self::Unknown(format!("the answer to {request} cannot be read: {inner}")),
-            other => {
-                Self::Unknown(format!("{request} was asked for, and the connection broke: {}", error_chain(other)))
-            }
+            kube::Error::SerdeError(inner) => Self::Unknown(format!("cannot parse the response to {request}: {inner}")),
+            other => Self::Unknown(format!("the connection broke during {request}: {}", error_chain(other))),
         }
     }
 
     fn from_status(status: &Status, request: ApiRequest<'_>) -> Self {
-        let said = &status.message;
+        let message = &status.message;
         match (status.code, status.reason.as_str()) {
             (401, _) => Self::Unavailable(format!(
-                "the API server does not accept our identity ({said}): see the user of the kubeconfig, or the service \
+                "the API server rejects the credentials ({message}): check the user of the kubeconfig or the service \
                  account's token"
             )),
-            (403, _) => Self::from_forbidden(said, request),
-            (404, _) => Self::NotFound(format!("{request}: not found ({said})")),
-            (409, _) => Self::Conflict(said.clone()),
-            (410 | 429 | 503, _) => Self::Unavailable(format!("the API server cannot do it now: {said}")),
-            // The store behind the API server did not answer in time: it may have written all the same.
-            (500.., _) => Self::Unknown(format!("the API server failed at {request}: {said}")),
-            _ => Self::Refused(said.clone()),
+            (403, _) => Self::from_forbidden(message, request),
+            (404, _) => Self::NotFound(format!("{request}: not found ({message})")),
+            (409, _) => Self::Conflict(message.clone()),
+            (410 | 429 | 503, _) => Self::Unavailable(format!("the API server is not available now: {message}")),
+            // The storage of the API server did not answer in time, but may have performed the write.
+            (500.., _) => Self::Unknown(format!("the API server failed to {request}: {message}")),
+            _ => Self::Refused(message.clone()),
         }
     }
 
-    fn from_forbidden(said: &str, request: ApiRequest<'_>) -> Self {
-        // A namespace that is being deleted takes nothing new: no role helps there.
-        if said.contains("is being terminated") {
-            return Self::Refused(format!("{request}: {said}"));
+    fn from_forbidden(message: &str, request: ApiRequest<'_>) -> Self {
+        // A namespace that is being deleted accepts no new objects; no role changes that.
+        if message.contains("is being terminated") {
+            return Self::Refused(format!("{request}: {message}"));
         }
         let role = if request.namespace.is_some() { "Role or ClusterRole" } else { "ClusterRole" };
         Self::Forbidden(format!(
-            "it is forbidden to {request}: apply the {role} of manifests/ and its binding, or grant this verb ({said})"
+            "it is forbidden to {request}: apply the {role} of manifests/ and its binding, or grant this verb \
+             ({message})"
         ))
     }
 }
@@ -113,7 +112,7 @@ impl std::fmt::Display for ApiRequest<'_> {
     }
 }
 
-/// Whether nothing of the request can have arrived.
+/// Returns whether the error occurred before any byte of the request was sent.
 fn is_before_sending(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {

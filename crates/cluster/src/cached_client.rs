@@ -1,12 +1,12 @@
-//! Everything that an operator reads and writes: Rollouts, rewrites, the ConfigMaps, pools and pods that they name.
+//! Cached reads and versioned writes of Rollouts, rewrites, and the ConfigMaps, pools and pods that they refer to.
 //!
-//! Reads come from memory, which watches keep up to date; a read waits until its watch has told everything once, or
-//! has failed. Only what is named by a Rollout is watched, and of that only what is needed is kept: ConfigMaps one by
-//! one, pods by the selectors of their pools, and those that say by a label that they route or have a sidecar.
+//! Reads are served from caches that watches keep up to date. A read waits until its cache has received the first
+//! complete list, or has failed. Only objects that a Rollout refers to are watched, and only the used fields are kept:
+//! ConfigMaps by name, pods by the selectors of their pools, and routers and sidecars by their labels.
 //!
 //! Invariants:
-//! - A read is never older than the last write that ended as [`Written::Done`].
-//! - After any other end of a write, the next read of that object asks the source.
+//! - A read is never older than the last write that ended with [`ObjectWriteOutcome::Done`].
+//! - After any other outcome of a write, the next read of that object goes to the API server.
 
 mod affected;
 mod dirty;
@@ -51,41 +51,41 @@ use tokio::{
 };
 use write_limiter::WriteLimiter;
 
-/// How long the source may take to answer a read.
+/// Timeout of a read from the API server.
 const READ_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Why a read gave nothing.
+/// Reason why a read returned nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ObjectReadError {
-    /// The source could not be asked, or a permission is missing; trying again may help.
+    /// The API server could not be reached; a retry may succeed.
     #[error("{0}")]
     Unavailable(String),
-    /// What there is cannot be used; a person must change it.
+    /// The object cannot be used, or a permission is missing; a person must fix it.
     #[error("{0}")]
     Invalid(String),
 }
 
-/// A value and the version that a write of it has to name.
+/// An object together with its resource version.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VersionedObject<T> {
-    /// The version.
+    /// Resource version that a write of the object must name.
     pub resource_version: String,
-    /// The value.
+    /// The object's content at that version.
     pub value: T,
 }
 
-/// The adapters ConfigMap, as far as it is read.
+/// The two keys of the adapters ConfigMap that are read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AdaptersConfigMapData {
-    /// The user's key.
+    /// Text under the user's key.
     pub user_text: String,
-    /// The operator's key.
+    /// Text under the operator's key `rollora.yaml`; `None` if the ConfigMap has no such key.
     pub directives_text: Option<String>,
-    /// Who else writes this ConfigMap, where its labels or annotations say so.
+    /// The GitOps tool that manages this ConfigMap according to its labels or annotations.
     pub gitops_owner: Option<String>,
 }
 
-/// The documents. Cheap to clone; clones share everything.
+/// Client for all objects of the operator. Cheap to clone; clones share caches and watches.
 #[derive(Debug, Clone)]
 pub struct CachedClient(Arc<Inner>);
 
@@ -95,34 +95,33 @@ struct Inner {
     write_limiter: WriteLimiter,
     scope: Scope,
     caches: Mutex<Caches>,
-    /// Counts what watches have told, for reads that wait.
+    /// Incremented after each applied watch event, to wake reads that wait for a cache.
     updates: watch::Sender<u64>,
-    /// Rollouts that are to be looked at because of a write.
+    /// Rollouts that a write of another object affects.
     enqueue_tx: mpsc::UnboundedSender<NamespacedName>,
     enqueue_rx: Mutex<Option<mpsc::UnboundedReceiver<NamespacedName>>>,
 }
 
-/// What is in memory.
 #[derive(Debug, Default)]
 struct Caches {
     rollouts: ObjectCache<Result<Arc<Rollout>, String>>,
     current: ObjectCache<Arc<InferenceModelRewrite>>,
     legacy: ObjectCache<Arc<InferenceModelRewrite>>,
-    /// Which groups of rewrites are installed; none before that is known.
+    /// Groups of rewrites that are installed; `None` before discovery has succeeded.
     served: Option<BTreeSet<RewriteGroup>>,
-    /// Why rewrites cannot be watched.
+    /// Why rewrites cannot be watched, if so.
     rewrites_problem: Option<ApiError>,
     pools: ObjectCache<Result<InferencePool, String>>,
-    /// By the pool that they route for.
+    /// Router pods, indexed by the pool for which they route.
     routers: Index<Pod>,
-    /// Pods that say that a sidecar runs in them, by the ConfigMaps that they read.
+    /// Pods with the sidecar label, indexed by the ConfigMaps that they read.
     sidecars: Index<Pod>,
     config_maps: BTreeMap<NamespacedName, ObjectCache<ConfigMap>>,
-    /// ConfigMaps that nobody names any more, as they were read for the last write to them.
+    /// ConfigMaps that no Rollout names anymore, as read for the last write.
     orphans: BTreeMap<NamespacedName, ConfigMap>,
-    /// By namespace and selector.
+    /// Pods by namespace and label selector.
     pods: BTreeMap<(String, String), ObjectCache<Pod>>,
-    /// Namespaces whose rewrites or pools are other than they were when somebody last asked.
+    /// Namespaces whose rewrites or pools changed since the last call of `next_dirty_namespaces`.
     dirty_namespaces: BTreeSet<String>,
 }
 
@@ -146,7 +145,7 @@ impl Caches {
         }
     }
 
-    /// Whether both groups can be read; one that is not installed is empty.
+    /// Returns whether both groups can be read; a group that is not installed is empty.
     fn rewrites_sync_state(&self) -> SyncState {
         let Some(served) = &self.served else {
             return self.rewrites_problem.clone().map_or(SyncState::Pending, SyncState::Failed);
@@ -169,87 +168,89 @@ impl Caches {
 }
 
 impl CachedClient {
-    /// Documents of which nothing is known yet.
+    /// Returns a client with empty caches. Watches start with the first poll of [`Self::changes`].
     pub fn new(cluster: &Cluster, scope: Scope) -> Self {
-        let (rung, bell) = mpsc::unbounded_channel();
+        let (enqueue_tx, enqueue_rx) = mpsc::unbounded_channel();
         Self(Arc::new(Inner {
             cluster: cluster.clone(),
             write_limiter: WriteLimiter::default(),
             scope,
             caches: Mutex::default(),
             updates: watch::Sender::new(0),
-            enqueue_tx: rung,
-            enqueue_rx: Mutex::new(Some(bell)),
+            enqueue_tx,
+            enqueue_rx: Mutex::new(Some(enqueue_rx)),
         }))
     }
 
-    /// Rollouts that something happened to, or to what they name. Begins with every Rollout there is. Memory is kept
-    /// up to date for as long as this is polled; it can be had once.
+    /// Returns the names of Rollouts that changed, or whose related objects changed, starting with every existing one.
+    ///
+    /// The caches are kept up to date only while this stream is polled. Only the first stream receives the Rollouts of
+    /// [`Self::enqueue`].
     pub fn changes(&self) -> ChangeStream {
         ChangeStream::new(self)
     }
 
-    /// Which groups of rewrites are installed; none before that is known.
+    /// Returns the installed groups of rewrites; `None` before discovery has succeeded.
     pub fn served_groups(&self) -> Option<BTreeSet<RewriteGroup>> {
         self.caches().served.clone()
     }
 
-    /// Why news may be missing at present, by kind.
+    /// Returns the kinds whose changes may be missing at present, with the reason.
     pub fn watch_problems(&self) -> Vec<(String, ApiError)> {
-        let books = self.caches();
+        let caches = self.caches();
         let mut problems = vec![
-            (resource_kind::ROLLOUT.group_resource(), books.rollouts.problem().cloned()),
-            ("inferencemodelrewrites".to_owned(), books.rewrites_problem.clone()),
-            (resource_kind::POOL.group_resource(), books.pools.problem().cloned()),
-            (resource_kind::POD.group_resource(), books.routers.problem().cloned()),
-            (resource_kind::POD.group_resource(), books.sidecars.problem().cloned()),
+            (resource_kind::ROLLOUT.group_resource(), caches.rollouts.problem().cloned()),
+            ("inferencemodelrewrites".to_owned(), caches.rewrites_problem.clone()),
+            (resource_kind::POOL.group_resource(), caches.pools.problem().cloned()),
+            (resource_kind::POD.group_resource(), caches.routers.problem().cloned()),
+            (resource_kind::POD.group_resource(), caches.sidecars.problem().cloned()),
         ];
-        let pods = books.pods.values().filter_map(ObjectCache::problem);
+        let pods = caches.pods.values().filter_map(ObjectCache::problem);
         problems.extend(pods.map(|problem| (resource_kind::POD.group_resource(), Some(problem.clone()))));
-        let maps = books.config_maps.values().filter_map(ObjectCache::problem);
+        let maps = caches.config_maps.values().filter_map(ObjectCache::problem);
         problems.extend(maps.map(|problem| (resource_kind::CONFIG_MAP.group_resource(), Some(problem.clone()))));
         problems.into_iter().filter_map(|(kind, problem)| Some((kind, problem?))).collect()
     }
 
-    /// Whether all Rollouts are known.
+    /// Returns whether the first complete list of Rollouts was received.
     pub fn has_synced(&self) -> bool {
         self.caches().rollouts.state() == SyncState::Synced
     }
 
-    /// Every Rollout that can be read.
+    /// Returns every Rollout that can be parsed.
     pub async fn rollouts(&self) -> Result<Vec<VersionedObject<Arc<Rollout>>>, ObjectReadError> {
-        self.wait_for_sync(|books| books.rollouts.state(), &resource_kind::ROLLOUT.group_resource()).await?;
+        self.wait_for_sync(|caches| caches.rollouts.state(), &resource_kind::ROLLOUT.group_resource()).await?;
         self.refresh_stale_rollouts(None).await?;
-        let books = self.caches();
-        let readable = books.rollouts.iter().filter_map(|(_, version, rollout)| {
+        let caches = self.caches();
+        let readable = caches.rollouts.iter().filter_map(|(_, version, rollout)| {
             Some(VersionedObject { resource_version: version.to_owned(), value: rollout.as_ref().ok()?.clone() })
         });
         Ok(readable.collect())
     }
 
-    /// Those of them that may matter to one of them; itself among them.
+    /// Returns this Rollout and all others that may matter to it.
     pub async fn related_rollouts(
         &self,
         name: &NamespacedName,
     ) -> Result<Vec<VersionedObject<Arc<Rollout>>>, ObjectReadError> {
-        self.wait_for_sync(|books| books.rollouts.state(), &resource_kind::ROLLOUT.group_resource()).await?;
+        self.wait_for_sync(|caches| caches.rollouts.state(), &resource_kind::ROLLOUT.group_resource()).await?;
         self.refresh_stale_rollouts(None).await?;
-        let books = self.caches();
-        let vicinity = books.rollouts.get(name).and_then(|(_, rollout)| RelatedObjects::of(rollout.as_ref().ok()?));
-        let readable = books.rollouts.in_namespace(&name.namespace).filter_map(|(_, version, rollout)| {
+        let caches = self.caches();
+        let related = caches.rollouts.get(name).and_then(|(_, rollout)| RelatedObjects::of(rollout.as_ref().ok()?));
+        let readable = caches.rollouts.in_namespace(&name.namespace).filter_map(|(_, version, rollout)| {
             let rollout = rollout.as_ref().ok()?;
-            let beside = vicinity.as_ref().is_none_or(|vicinity| vicinity.includes_rollout(rollout));
-            beside.then(|| VersionedObject { resource_version: version.to_owned(), value: rollout.clone() })
+            let matters = related.as_ref().is_none_or(|related| related.includes_rollout(rollout));
+            matters.then(|| VersionedObject { resource_version: version.to_owned(), value: rollout.clone() })
         });
         Ok(readable.collect())
     }
 
-    /// One Rollout; none where it does not exist.
+    /// Returns one Rollout; `None` if it does not exist.
     pub async fn rollout(
         &self,
         name: &NamespacedName,
     ) -> Result<Option<VersionedObject<Arc<Rollout>>>, ObjectReadError> {
-        self.wait_for_sync(|books| books.rollouts.state(), &resource_kind::ROLLOUT.group_resource()).await?;
+        self.wait_for_sync(|caches| caches.rollouts.state(), &resource_kind::ROLLOUT.group_resource()).await?;
         self.refresh_stale_rollouts(Some(name)).await?;
         match self.caches().rollouts.get(name) {
             None => Ok(None),
@@ -260,22 +261,23 @@ impl CachedClient {
         }
     }
 
-    /// Whether somebody asked something of this Rollout that was not answered yet, as far as is known.
+    /// Returns whether the Rollout has an intent that its status has not answered, as far as the cache knows.
     pub fn has_pending_intent(&self, name: &NamespacedName) -> bool {
         self.caches().has_pending_intent(name)
     }
 
-    /// A place for a write that nobody waits for; none where it has waited for one long enough.
+    /// Waits for a permit for a background write. Returns `None` after the maximum wait: the write then needs no
+    /// permit.
     pub(crate) async fn acquire_write_permit(&self) -> Option<SemaphorePermit<'_>> {
         self.0.write_limiter.acquire().await
     }
 
-    /// The same for a write that waits no longer as soon as somebody asks something of this Rollout.
+    /// Waits for a permit for a background write; returns `None` as soon as the Rollout has a pending intent.
     async fn acquire_write_permit_unless_intent(&self, name: &NamespacedName) -> Option<SemaphorePermit<'_>> {
         self.0.write_limiter.acquire_unless(|| self.has_pending_intent(name)).await
     }
 
-    /// Every rewrite of both groups in a namespace.
+    /// Returns the rewrites of both groups in a namespace.
     pub async fn rewrites(
         &self,
         namespace: &str,
@@ -283,41 +285,41 @@ impl CachedClient {
         self.rewrites_matching(namespace, |_, _| true).await
     }
 
-    /// Those of them that may matter to a Rollout.
+    /// Returns the rewrites that may matter to this Rollout.
     pub async fn related_rewrites(
         &self,
         name: &NamespacedName,
     ) -> Result<Vec<VersionedObject<Arc<InferenceModelRewrite>>>, ObjectReadError> {
-        let vicinity =
+        let related =
             self.caches().rollouts.get(name).and_then(|(_, rollout)| RelatedObjects::of(rollout.as_ref().ok()?));
-        let Some(vicinity) = vicinity else { return self.rewrites(&name.namespace).await };
-        self.rewrites_matching(&name.namespace, |name, rewrite| vicinity.includes_rewrite(name, rewrite)).await
+        let Some(related) = related else { return self.rewrites(&name.namespace).await };
+        self.rewrites_matching(&name.namespace, |name, rewrite| related.includes_rewrite(name, rewrite)).await
     }
 
     async fn rewrites_matching(
         &self,
         namespace: &str,
-        wanted: impl Fn(&str, &InferenceModelRewrite) -> bool,
+        is_wanted: impl Fn(&str, &InferenceModelRewrite) -> bool,
     ) -> Result<Vec<VersionedObject<Arc<InferenceModelRewrite>>>, ObjectReadError> {
         self.wait_for_sync(Caches::rewrites_sync_state, "rewrites").await?;
         for group in REWRITE_GROUPS {
-            let doubtful = self.caches().rewrites(group).stale_names(Some(namespace));
-            for name in doubtful {
+            let stale = self.caches().rewrites(group).stale_names(Some(namespace));
+            for name in stale {
                 let found = self.get_live(resource_kind::rewrite(group), &name).await?;
                 let found = found.and_then(|object| parse_rewrite_item(group, object));
                 self.caches().rewrites_mut(group).apply_live_read(&name, found);
             }
         }
-        let books = self.caches();
-        let here = REWRITE_GROUPS.into_iter().flat_map(|group| books.rewrites(group).in_namespace(namespace));
-        let here = here.filter(|(name, _, rewrite)| wanted(&name.name, rewrite));
-        Ok(here
+        let caches = self.caches();
+        let in_namespace = REWRITE_GROUPS.into_iter().flat_map(|group| caches.rewrites(group).in_namespace(namespace));
+        let in_namespace = in_namespace.filter(|(name, _, rewrite)| is_wanted(&name.name, rewrite));
+        Ok(in_namespace
             .map(|(_, version, value)| VersionedObject { resource_version: version.to_owned(), value: value.clone() })
             .collect())
     }
 
-    /// The two keys of a ConfigMap; none where it does not exist. The source is asked where memory is older than
-    /// `at_least`.
+    /// Returns the two keys of a ConfigMap; `None` if it does not exist. Reads from the API server if the cache is
+    /// older than `at_least`.
     pub async fn adapters(
         &self,
         name: &NamespacedName,
@@ -350,25 +352,25 @@ impl CachedClient {
         if !watched {
             return self.unwatched_config_map(name).await;
         }
-        let state = |books: &Caches| books.config_maps.get(name).map_or(SyncState::Pending, ObjectCache::state);
+        let state = |caches: &Caches| caches.config_maps.get(name).map_or(SyncState::Pending, ObjectCache::state);
         self.wait_for_sync(state, &resource_kind::CONFIG_MAP.group_resource()).await?;
-        if let (Some(version), Some(shelf)) = (at_least, self.caches().config_maps.get_mut(name)) {
-            shelf.mark_stale_before(name, version);
+        if let (Some(version), Some(cache)) = (at_least, self.caches().config_maps.get_mut(name)) {
+            cache.mark_stale_before(name, version);
         }
-        let is_doubtful =
-            |books: &Caches| books.config_maps.get(name).is_some_and(|shelf| !shelf.stale_names(None).is_empty());
-        if is_doubtful(&self.caches()) {
+        let is_stale =
+            |caches: &Caches| caches.config_maps.get(name).is_some_and(|cache| !cache.stale_names(None).is_empty());
+        if is_stale(&self.caches()) {
             let found = self.get_live(resource_kind::CONFIG_MAP, name).await?;
             let found = found.and_then(|object| object.try_parse().ok()).map(config_map_item);
-            if let Some(shelf) = self.caches().config_maps.get_mut(name) {
-                shelf.apply_live_read(name, found);
+            if let Some(cache) = self.caches().config_maps.get_mut(name) {
+                cache.apply_live_read(name, found);
             }
         }
-        let books = self.caches();
-        Ok(books.config_maps.get(name).and_then(|shelf| shelf.get(name)).map(|(_, map)| map.clone()))
+        let caches = self.caches();
+        Ok(caches.config_maps.get(name).and_then(|cache| cache.get(name)).map(|(_, map)| map.clone()))
     }
 
-    /// A ConfigMap that is not watched, because the last Rollout that named it is gone.
+    /// Reads a ConfigMap that is not watched, because the last Rollout that named it is gone.
     async fn unwatched_config_map(&self, name: &NamespacedName) -> Result<Option<ConfigMap>, ObjectReadError> {
         let found = self.get_live(resource_kind::CONFIG_MAP, name).await?.and_then(|object| object.try_parse().ok());
         let found = found.map(|map| config_map_item(map).value);
@@ -376,17 +378,17 @@ impl CachedClient {
         Ok(found)
     }
 
-    /// Asks the source about Rollouts that a write left open.
+    /// Reads stale Rollouts from the API server: all of them, or only this one.
     async fn refresh_stale_rollouts(&self, only: Option<&NamespacedName>) -> Result<(), ObjectReadError> {
-        let doubtful = self.caches().rollouts.stale_names(None);
-        for name in doubtful.into_iter().filter(|name| only.is_none_or(|only| only == name)) {
+        let stale = self.caches().rollouts.stale_names(None);
+        for name in stale.into_iter().filter(|name| only.is_none_or(|only| only == name)) {
             let found = self.get_live(resource_kind::ROLLOUT, &name).await?.map(parse_rollout_item);
             self.caches().rollouts.apply_live_read(&name, found);
         }
         Ok(())
     }
 
-    /// One object, as it is now.
+    /// Reads one object from the API server, bypassing the cache.
     async fn get_live(
         &self,
         kind: ResourceKind,
@@ -398,11 +400,11 @@ impl CachedClient {
         match timeout(READ_TIMEOUT, api.get_opt(&name.name)).await {
             Ok(Ok(found)) => Ok(found),
             Ok(Err(error)) => match ApiError::of(&error, request) {
-                // Not even its kind is there.
+                // Also if the kind itself is not installed.
                 ApiError::NotFound(_) => Ok(None),
                 error => Err(ObjectReadError::Unavailable(error.to_string())),
             },
-            Err(_) => Err(ObjectReadError::Unavailable(format!("{request}: no answer within {READ_TIMEOUT:?}"))),
+            Err(_) => Err(ObjectReadError::Unavailable(format!("{request}: no response within {READ_TIMEOUT:?}"))),
         }
     }
 
@@ -414,29 +416,29 @@ impl CachedClient {
         Api::namespaced_with(self.0.cluster.kube_client(), namespace, &kind.api_resource())
     }
 
-    /// Waits until a part of memory can be read.
+    /// Waits until a cache can be read.
     async fn wait_for_sync(&self, state: impl Fn(&Caches) -> SyncState, what: &str) -> Result<(), ObjectReadError> {
-        let mut told = self.0.updates.subscribe();
+        let mut updates = self.0.updates.subscribe();
         loop {
-            told.mark_unchanged();
+            updates.mark_unchanged();
             match state(&self.caches()) {
                 SyncState::Synced => return Ok(()),
                 SyncState::Failed(error @ ApiError::NotFound(_)) => {
                     return Err(ObjectReadError::Invalid(not_installed_message(what, &error)));
                 }
-                // It is tried again all the time; what helps is a person.
-                SyncState::Failed(ApiError::Forbidden(words)) => return Err(ObjectReadError::Invalid(words)),
+                // The watch retries forever; only a person can grant the permission.
+                SyncState::Failed(ApiError::Forbidden(message)) => return Err(ObjectReadError::Invalid(message)),
                 SyncState::Failed(error) => return Err(ObjectReadError::Unavailable(error.to_string())),
                 SyncState::Pending => {}
             }
-            if told.changed().await.is_err() {
-                return Err(ObjectReadError::Unavailable(format!("{what} are not watched any more")));
+            if updates.changed().await.is_err() {
+                return Err(ObjectReadError::Unavailable(format!("the watch of {what} has ended")));
             }
         }
     }
 
     fn caches(&self) -> MutexGuard<'_, Caches> {
-        // Nothing that holds this lock can panic half way: the content is good in any case.
+        // No code that holds this lock can panic halfway, so the content of a poisoned lock is valid.
         self.0.caches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -458,24 +460,24 @@ fn missing_key_message(name: &NamespacedName, key: &str, map: &ConfigMap) -> Str
     let user = |key: &&String| key.as_str() != DIRECTIVES_KEY;
     let keys: Vec<&str> = map.data.iter().flat_map(BTreeMap::keys).filter(user).map(String::as_str).collect();
     let has = if keys.is_empty() { "it has none".to_owned() } else { format!("it has {}", keys.join(", ")) };
-    format!("ConfigMap {name} has no key {key} ({has}): add it, or mend spec.adaptersRef.key")
+    format!("ConfigMap {name} has no key {key} ({has}): add it, or correct spec.adaptersRef.key")
 }
 
 fn parse_rollout_item(mut object: DynamicObject) -> CacheItem<Result<Arc<Rollout>, String>> {
-    // They are many times as large as the rest, and nobody reads them.
+    // Managed fields are many times as large as the rest, and are not used.
     object.metadata.managed_fields = None;
     let name = NamespacedName::new(object.namespace().unwrap_or_default(), object.name_any());
     let version = object.resource_version().unwrap_or_default();
     let value = parse_rollout(object).map(Arc::new).map_err(|error| {
-        format!("it cannot be read by this version of the operator: {error}: update the operator, or mend the field")
+        format!("cannot be parsed by this version of the operator: {error}: update the operator, or correct the field")
     });
     CacheItem { name, version, value }
 }
 
-/// A Rollout, as the API server gives it.
+/// Parses a Rollout of the API server.
 pub(crate) fn parse_rollout(object: DynamicObject) -> Result<Rollout, serde_json::Error> {
     let mut value = serde_json::to_value(object)?;
-    // A list says them once for all.
+    // Items of a list do not repeat these two fields.
     if let Some(fields) = value.as_object_mut() {
         fields.insert("apiVersion".to_owned(), API_VERSION.into());
         fields.insert("kind".to_owned(), resource_kind::ROLLOUT.name.into());

@@ -1,6 +1,6 @@
-//! The way to the API server: where it is, who we are there, how long an answer may take.
+//! Client configuration for the API server: address, credentials, timeouts.
 //!
-//! Connecting asks nobody: a program starts also while the API server is away, and goes on when it is back.
+//! Connecting sends no request: a program also starts while the API server is down, and continues once it is back.
 
 use http::header::{HeaderValue, USER_AGENT};
 use hyper_timeout::TimeoutConnector;
@@ -16,26 +16,26 @@ use kube::{
 use std::{error::Error, fmt::Write as _, path::PathBuf, time::Duration};
 use tower::{BoxError, ServiceBuilder};
 
-/// How long connecting may take. Once connected, every call has a time limit of its own.
+/// Timeout for establishing a connection. Every call has its own timeout in addition.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may refuse to take what is sent.
+/// Timeout for a connection that accepts no bytes.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most that is read at once, in bytes. Every connection keeps room for as much as it has ever read at once, and each
-/// watch has one of its own.
+/// Maximum number of bytes that one read returns. A connection keeps a buffer as large as its largest read, and each
+/// watch has its own connection.
 const READ_BUFFER_BYTES: usize = 32 << 10;
-/// How long a connection is kept for the next call.
+/// Time for which an idle connection is kept for the next call.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Where the cluster's description comes from; everything is found out where nothing is said.
+/// Source of the cluster configuration; unset fields are inferred.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConnectOptions {
-    /// A kubeconfig; else those of `KUBECONFIG`, else `~/.kube/config`, else the service account of the pod.
+    /// Kubeconfig file; default: the files of `KUBECONFIG`, then `~/.kube/config`, then the pod's service account.
     pub kubeconfig: Option<PathBuf>,
-    /// A context of the kubeconfig; else its current one.
+    /// Context of the kubeconfig; default: its current context.
     pub context: Option<String>,
 }
 
-/// One cluster, as it is reached from here. Cheap to clone; clones share their connections.
+/// Client for one cluster. Cheap to clone; clones share their connections.
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
@@ -48,45 +48,48 @@ impl std::fmt::Debug for Cluster {
     }
 }
 
-/// Why there is no way to any cluster. Says what to mend.
+/// Reason why no cluster can be accessed, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// A kubeconfig was meant, and it cannot be used.
-    #[error("the kubeconfig {file} cannot be used: {why}: mend it, or name another one")]
+    /// A kubeconfig was named but is not usable.
+    #[error("the kubeconfig {file} cannot be used: {why}: fix it, or name another one")]
     Kubeconfig {
-        /// Which.
+        /// Path of the kubeconfig, or the value of `KUBECONFIG`.
         file: String,
-        /// Why not.
+        /// Cause of the failure, as text.
         why: String,
     },
-    /// Nothing says where a cluster is.
+    /// Neither a kubeconfig nor a service account was found.
     #[error(
-        "no cluster is known here: set KUBECONFIG to a kubeconfig (there is none in the default place either: {kubeconfig}), \
+        "no cluster configuration found: set KUBECONFIG to a kubeconfig (the default one is not usable: {kubeconfig}), \
          or run this in a pod with a service account ({pod})"
     )]
     NoConfig {
-        /// Why no kubeconfig is used.
+        /// Why the default kubeconfig is not usable.
         kubeconfig: String,
-        /// Why no service account is used.
+        /// Why the pod's service account is not usable.
         pod: String,
     },
-    /// It is described, but no client can be made of it.
-    #[error("{server} cannot be reached as it is described: {why}")]
+    /// A configuration was found, but no client can be built from it.
+    #[error("no client can be built for the API server {server}: {why}")]
     InvalidConfig {
-        /// The API server.
+        /// URL of the API server.
         server: String,
-        /// Why not.
+        /// Cause of the failure, as text.
         why: String,
     },
 }
 
 impl Cluster {
-    /// Reads where the cluster is. `agent` is the program's name, as audit logs show it.
+    /// Infers the configuration and builds a client. `agent` is the program name for the user agent and audit logs.
+    ///
+    /// # Errors
+    /// [`ConnectError`] if no usable configuration is found.
     pub async fn connect(access: &ConnectOptions, agent: &str) -> Result<Self, ConnectError> {
         let mut config = infer_config(access).await?;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         config.write_timeout = Some(WRITE_TIMEOUT);
-        // Who asks decides when to ask again: a repetition down here would hide an outage from there.
+        // Callers decide about retries: a retry at this level would hide an outage from them.
         config.default_retry = false;
         let agent = format!("{agent}/{}", env!("CARGO_PKG_VERSION"));
         config.headers.extend(HeaderValue::from_str(&agent).ok().map(|agent| (USER_AGENT, agent)));
@@ -105,31 +108,31 @@ impl Cluster {
         Ok(Self { client, server })
     }
 
-    /// A cluster that is reached by this client.
+    /// Wraps an existing client, whose server URL is not known.
     pub fn from_client(client: Client) -> Self {
         Self { client, server: "the API server".to_owned() }
     }
 
-    /// The namespace of the kubeconfig's context, or of the pod.
+    /// Returns the namespace of the kubeconfig's context, or of the pod.
     pub fn default_namespace(&self) -> &str {
         self.client.default_namespace()
     }
 
-    /// The API server's URL.
+    /// Returns the URL of the API server.
     pub fn server(&self) -> &str {
         &self.server
     }
 
-    /// kube's client.
+    /// Returns kube's client, which shares its connections.
     pub(crate) fn kube_client(&self) -> Client {
         self.client.clone()
     }
 }
 
-/// Calls go the way that kube would send them, but with connections that keep less.
+/// Builds the same stack of layers as kube, but with smaller buffers and shorter idle times.
 fn build_client(config: Config) -> Result<Client, kube::Error> {
     if config.proxy_url.is_some() {
-        // How to get through a proxy is known to kube alone.
+        // Only kube knows how to connect through a proxy.
         return Client::try_from(config);
     }
     let mut connector = TimeoutConnector::new(config.rustls_https_connector()?);
@@ -164,7 +167,8 @@ async fn infer_config(access: &ConnectOptions) -> Result<Config, ConnectError> {
         Ok(config) => return Ok(config),
         Err(error) => error,
     };
-    // Who names a file or a context means it: the pod's own account would be another cluster or another identity.
+    // A file or context that was named explicitly must not fall back to the pod's own account, which may mean another
+    // cluster or another identity.
     let named = std::env::var("KUBECONFIG").ok().filter(|files| !files.is_empty());
     if named.is_some() || access.context.is_some() {
         let file = named.unwrap_or_else(|| "~/.kube/config".to_owned());
@@ -174,19 +178,19 @@ async fn infer_config(access: &ConnectOptions) -> Result<Config, ConnectError> {
         .map_err(|pod| ConnectError::NoConfig { kubeconfig: error_chain(&kubeconfig), pod: error_chain(&pod) })
 }
 
-/// An error with its causes, each said once: outer errors often repeat the inner ones.
+/// Formats an error with its causes, without those that an outer error already contains.
 pub(crate) fn error_chain(error: &dyn Error) -> String {
-    let mut words = error.to_string();
+    let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
-        let inner_words = inner.to_string();
-        if !words.contains(&inner_words) {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
             // Writing to a String does not fail.
-            write!(words, ": {inner_words}").ok();
+            write!(text, ": {inner_text}").ok();
         }
         cause = inner.source();
     }
-    words
+    text
 }
 
 #[cfg(test)]

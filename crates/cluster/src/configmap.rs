@@ -1,10 +1,10 @@
-//! One ConfigMap, watched.
+//! Watch of a single ConfigMap.
 //!
 //! Invariants:
-//! - What was seen last stays until something newer is seen; an outage takes nothing back and is told beside it.
-//! - Nothing older follows something newer: a read of its own and the watch may overtake each other.
+//! - The last content stays until newer content is read; an outage removes nothing and is reported as a problem.
+//! - Older content never replaces newer content, although a direct read and the watch may overtake each other.
 //!
-//! Nothing but get, list and watch of this one name is asked for, so that a role can be as narrow.
+//! It needs only get, list and watch of this one name, so that a Role can be as narrow.
 
 use crate::{
     Cluster,
@@ -28,44 +28,44 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How long one watch call lasts. A connection that died without a word is noticed a little later than this.
+/// Duration of one watch call. A connection that broke silently is noticed shortly after this.
 const WATCH_TIMEOUT_SECONDS: u32 = 60;
-/// A watch that was to end by itself is given up after this much longer.
+/// Time after which a watch call that should have ended is aborted.
 const WATCH_TIMEOUT_GRACE: Duration = Duration::from_secs(5);
-/// How long a list may take.
+/// Timeout of one list request.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long somebody who waits for a read waits.
+/// Timeout of a refresh for its caller.
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
-/// Pauses between tries that fail double from the first to the longest.
+/// First and maximum delay between failed attempts; the delay doubles in between.
 const INITIAL_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(3);
 
-/// What is known of the ConfigMap.
+/// Last known content of the ConfigMap, and whether it may be out of date.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConfigMapState {
-    /// The last content; none before it was seen for the first time. It stays when the ConfigMap is deleted.
+    /// Last content; `None` before the first successful read. It stays when the ConfigMap is deleted.
     pub content: Option<Arc<ConfigMapContent>>,
-    /// Why that may not be what stands there now, in words: nobody answers, it is forbidden, it is not there.
+    /// Why the content may be out of date: the API server does not respond, access is forbidden, or it does not exist.
     pub problem: Option<String>,
 }
 
-/// What stands in the ConfigMap, as far as somebody asked for it.
+/// Content of the ConfigMap, restricted to the requested keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConfigMapContent {
-    /// The texts of the keys that were asked for.
+    /// Texts of the requested keys that exist.
     pub texts: BTreeMap<String, String>,
-    /// Every key.
+    /// Names of all keys, including binary ones.
     pub keys: BTreeSet<String>,
 }
 
-/// A watch of one ConfigMap.
+/// Watch of one ConfigMap, with its last content.
 pub struct ConfigMapWatch {
     api: Api<ConfigMap>,
     namespace: String,
     name: String,
     keys: Vec<String>,
     state: watch::Sender<ConfigMapState>,
-    /// The version of what was seen last. Held while something is read, so that readings come one after the other.
+    /// Version of the content. Locked during a read, so that reads are serialized.
     version: Mutex<Option<u128>>,
 }
 
@@ -82,7 +82,7 @@ impl fmt::Display for ConfigMapWatch {
 }
 
 impl ConfigMapWatch {
-    /// A watch of the texts under `keys`. Asks nobody before it runs.
+    /// Returns a watch of the texts under `keys`. Sends no request before it runs.
     pub fn new(cluster: &Cluster, namespace: &str, name: &str, keys: &[&str]) -> Self {
         Self {
             api: Api::namespaced(cluster.kube_client(), namespace),
@@ -94,12 +94,12 @@ impl ConfigMapWatch {
         }
     }
 
-    /// What was seen last, and from now on every change.
+    /// Returns a receiver of the current state and all later changes.
     pub fn subscribe(&self) -> watch::Receiver<ConfigMapState> {
         self.state.subscribe()
     }
 
-    /// Reads it now. When this returns, what was seen is not older than the call, or it says why.
+    /// Reads the ConfigMap now. Afterwards the state is not older than this call, or it has a problem.
     pub async fn refresh(&self) {
         let read = async {
             let mut version = self.version.lock().await;
@@ -109,41 +109,41 @@ impl ConfigMapWatch {
             }
         };
         if timeout(REFRESH_TIMEOUT, read).await.is_err() {
-            self.set_problem(&format!("the API server did not answer within {REFRESH_TIMEOUT:?}"));
+            self.set_problem(&format!("the API server did not respond within {REFRESH_TIMEOUT:?}"));
         }
     }
 
-    /// Watches until it is stopped, over every outage.
+    /// Watches until `stop` fires, and reconnects after every outage.
     pub async fn run(&self, stop: CancellationToken) {
         stop.run_until_cancelled(async {
             let mut pause = INITIAL_BACKOFF;
             loop {
                 let began = Instant::now();
-                let ended = self.list_and_watch().await;
-                // One that worked for a while has not failed again and again.
+                let result = self.list_and_watch().await;
+                // A watch that worked for a while does not count as a repeated failure.
                 let lasted = began.elapsed() > MAX_BACKOFF;
                 pause = if lasted { INITIAL_BACKOFF } else { (pause * 2).min(MAX_BACKOFF) };
-                match ended {
+                match result {
                     Ok(()) if lasted => continue,
                     Ok(()) => {}
                     Err(problem) => self.set_problem(&problem),
                 }
-                // Sidecars that lost the same API server do not come back to it all at once.
+                // Jitter: sidecars that lost the same API server must not reconnect all at the same time.
                 sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
             }
         })
         .await;
     }
 
-    /// Lists it, and takes changes from there on until the call ends. Listing one object costs less than knowing
-    /// whether an earlier version can be gone on from.
+    /// Lists the object and applies changes until the watch call ends. Listing one object is cheaper than finding out
+    /// whether the watch can resume from an earlier version.
     async fn list_and_watch(&self) -> Result<(), String> {
         let field = format!("metadata.name={}", self.name);
         let from = {
             let mut version = self.version.lock().await;
             let list = ListParams::default().fields(&field);
             let list = timeout(LIST_TIMEOUT, self.api.list(&list)).await;
-            let list = list.map_err(|_| format!("the API server did not answer within {LIST_TIMEOUT:?}"))?;
+            let list = list.map_err(|_| format!("the API server did not respond within {LIST_TIMEOUT:?}"))?;
             let list = list.map_err(|error| self.describe_error("list", &error))?;
             self.update(&mut version, list.items.iter().find(|item| item.name_any() == self.name));
             list.metadata.resource_version.unwrap_or_default()
@@ -157,7 +157,7 @@ impl ConfigMapWatch {
                     WatchEvent::Added(object) | WatchEvent::Modified(object) => self.handle_event(&object).await,
                     WatchEvent::Deleted(_) => self.set_problem(&self.missing_message()),
                     WatchEvent::Bookmark(_) => {}
-                    // The version is too old, or the server ends: the next list tells.
+                    // The version is too old or the server shuts down: the next list returns the current state.
                     WatchEvent::Error(status) if status.code == 410 => return Ok(()),
                     WatchEvent::Error(status) => return Err(self.describe_error("watch", &kube::Error::Api(status))),
                 }
@@ -165,10 +165,10 @@ impl ConfigMapWatch {
             Ok(())
         };
         let limit = Duration::from_secs(WATCH_TIMEOUT_SECONDS.into()) + WATCH_TIMEOUT_GRACE;
-        timeout(limit, changes).await.unwrap_or_else(|_| Err("the API server has gone silent".to_owned()))
+        timeout(limit, changes).await.unwrap_or_else(|_| Err("the watch of the API server received nothing".to_owned()))
     }
 
-    /// Takes an event of the watch, which may be older than what was read meanwhile.
+    /// Applies a watch event unless a direct read returned a newer version.
     async fn handle_event(&self, object: &ConfigMap) {
         let mut version = self.version.lock().await;
         if is_older(resource_version(object), *version) {
@@ -177,7 +177,7 @@ impl ConfigMapWatch {
         self.update(&mut version, Some(object));
     }
 
-    /// Takes what stands there now.
+    /// Stores the current object, or the problem that it does not exist.
     fn update(&self, version: &mut Option<u128>, object: Option<&ConfigMap>) {
         let Some(object) = object else {
             self.set_problem(&self.missing_message());
@@ -185,9 +185,9 @@ impl ConfigMapWatch {
         };
         *version = resource_version(object);
         let content = self.read_content(object);
-        self.state.send_if_modified(|seen| {
-            let changed = seen.problem.take().is_some() || seen.content.as_deref() != Some(&content);
-            seen.content = Some(Arc::new(content));
+        self.state.send_if_modified(|state| {
+            let changed = state.problem.take().is_some() || state.content.as_deref() != Some(&content);
+            state.content = Some(Arc::new(content));
             changed
         });
     }
@@ -205,17 +205,17 @@ impl ConfigMapWatch {
         }
     }
 
-    /// What was seen may be old, and this is why.
+    /// Records why the content may be out of date.
     fn set_problem(&self, problem: &str) {
-        self.state.send_if_modified(|seen| {
-            let changed = seen.problem.as_deref() != Some(problem);
-            seen.problem = Some(problem.to_owned());
+        self.state.send_if_modified(|state| {
+            let changed = state.problem.as_deref() != Some(problem);
+            state.problem = Some(problem.to_owned());
             changed
         });
     }
 
     fn missing_message(&self) -> String {
-        format!("{self} is not there: create it, or name another one")
+        format!("{self} does not exist: create it, or name another one")
     }
 
     fn describe_error(&self, verb: &'static str, error: &kube::Error) -> String {
@@ -225,13 +225,13 @@ impl ConfigMapWatch {
     }
 }
 
-/// Versions rise with every write; where they are no numbers, nothing can be said.
+/// Parses the version. Versions increase with every write; one that is not a number cannot be compared.
 fn resource_version(object: &ConfigMap) -> Option<u128> {
     object.metadata.resource_version.as_ref()?.parse().ok()
 }
 
-fn is_older(version: Option<u128>, seen: Option<u128>) -> bool {
-    matches!((version, seen), (Some(version), Some(seen)) if version < seen)
+fn is_older(version: Option<u128>, known: Option<u128>) -> bool {
+    matches!((version, known), (Some(version), Some(known)) if version < known)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! Events about Rollouts, as `kubectl describe` shows them.
+//! Kubernetes events about Rollouts, as `kubectl describe` shows them.
 //!
-//! kube's own recorder takes events of one reason for repetitions of each other and keeps the words of the first; here
-//! the words are what matters, so only the same words are a repetition.
+//! kube's own recorder merges events with the same reason and keeps the note of the first one. Here the note is what
+//! matters, so only events with the same note are merged into a series.
 
 use crate::{
     CachedClient,
@@ -23,29 +23,29 @@ use serde_json::json;
 use std::{collections::VecDeque, time::Duration};
 use tokio::sync::mpsc;
 
-/// Words that the API server takes.
+/// Maximum length of a note that the API server accepts.
 const MAX_NOTE_BYTES: usize = 1024;
-/// How long the same words are counted as one event.
+/// Time within which a repeated note extends the series of the earlier event.
 const SERIES_WINDOW: Duration = Duration::from_mins(6);
-/// Events that wait to be told.
-const WAITING: usize = 1024;
-/// Events that are remembered for that.
+/// Capacity of the queue of events to publish.
+const QUEUE_CAPACITY: usize = 1024;
+/// Number of events that are remembered to detect repetitions.
 const MAX_RECENT: usize = 256;
-/// Who tells, as events name it.
+/// Value of `reportingController` in every event.
 const CONTROLLER: &str = "rollora.dev/operator";
 
-/// What is told.
+/// Content of one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventDetails<'a> {
-    /// Whether a person should look.
+    /// Type `Warning` instead of `Normal`: a person should check the Rollout.
     pub warning: bool,
-    /// One CamelCase word.
+    /// Reason in CamelCase, for machines.
     pub reason: &'a str,
-    /// In words.
+    /// Note for people; it is truncated to 1024 bytes.
     pub message: &'a str,
 }
 
-/// Where what is to be told goes in. Nobody waits until it is told.
+/// Sending end of the event queue; recording never blocks.
 #[derive(Debug)]
 pub struct EventRecorder {
     instance: String,
@@ -53,7 +53,7 @@ pub struct EventRecorder {
     queue: mpsc::Sender<Event>,
 }
 
-/// Tells it, one after the other.
+/// Receiving end of the event queue; publishes events one after the other.
 #[derive(Debug)]
 pub struct EventPublisher {
     client: CachedClient,
@@ -61,11 +61,10 @@ pub struct EventPublisher {
     recent: RecentEvents,
 }
 
-/// What was told a while ago.
+/// Published events of the last minutes, oldest first.
 #[derive(Debug, Default)]
 struct RecentEvents(VecDeque<RecentEvent>);
 
-/// An event that was told.
 #[derive(Debug, Clone)]
 struct RecentEvent {
     subject: (String, String),
@@ -75,29 +74,32 @@ struct RecentEvent {
     count: i32,
 }
 
-/// Why something is not told.
+/// The event queue is full, so an event was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{WAITING} others wait for the API server to take them: this one is dropped, the log has it")]
+#[error("event dropped: {QUEUE_CAPACITY} events wait for the API server; see the log for its message")]
 pub struct EventQueueFull;
 
-/// Both ends. `instance` is this process's name.
+/// Creates the two ends of an event queue. `instance` is the value of `reportingInstance`.
 pub fn event_recorder(
-    documents: &CachedClient,
+    client: &CachedClient,
     instance: &str,
     now: fn() -> Timestamp,
 ) -> (EventRecorder, EventPublisher) {
-    let (sender, queue) = mpsc::channel(WAITING);
+    let (sender, queue) = mpsc::channel(QUEUE_CAPACITY);
     let events = EventRecorder { instance: instance.to_owned(), now, queue: sender };
-    (events, EventPublisher { client: documents.clone(), queue, recent: RecentEvents::default() })
+    (events, EventPublisher { client: client.clone(), queue, recent: RecentEvents::default() })
 }
 
 impl EventRecorder {
-    /// Has a [`Teller`] tell something of a Rollout.
-    pub fn record(&self, rollout: &Rollout, notice: EventDetails<'_>) -> Result<(), EventQueueFull> {
-        self.queue.try_send(self.build_event(rollout, notice, (self.now)())).map_err(|_| EventQueueFull)
+    /// Queues an event about a Rollout for the [`EventPublisher`].
+    ///
+    /// # Errors
+    /// [`EventQueueFull`] if the event was dropped.
+    pub fn record(&self, rollout: &Rollout, details: EventDetails<'_>) -> Result<(), EventQueueFull> {
+        self.queue.try_send(self.build_event(rollout, details, (self.now)())).map_err(|_| EventQueueFull)
     }
 
-    fn build_event(&self, rollout: &Rollout, notice: EventDetails<'_>, now: Timestamp) -> Event {
+    fn build_event(&self, rollout: &Rollout, details: EventDetails<'_>, now: Timestamp) -> Event {
         let metadata = &rollout.metadata;
         Event {
             metadata: ObjectMeta {
@@ -107,8 +109,8 @@ impl EventRecorder {
             },
             action: Some("Reconcile".to_owned()),
             event_time: Some(MicroTime(now)),
-            note: Some(truncate_note(notice.message)),
-            reason: Some(notice.reason.to_owned()),
+            note: Some(truncate_note(details.message)),
+            reason: Some(details.reason.to_owned()),
             regarding: Some(ObjectReference {
                 api_version: Some(resource_kind::ROLLOUT.api_version()),
                 kind: Some(resource_kind::ROLLOUT.name.to_owned()),
@@ -120,20 +122,20 @@ impl EventRecorder {
             }),
             reporting_controller: Some(CONTROLLER.to_owned()),
             reporting_instance: Some(self.instance.clone()),
-            type_: Some(if notice.warning { "Warning" } else { "Normal" }.to_owned()),
+            type_: Some(if details.warning { "Warning" } else { "Normal" }.to_owned()),
             ..Event::default()
         }
     }
 }
 
 impl EventPublisher {
-    /// Tells until everybody who could want something told is gone.
+    /// Publishes queued events until all recorders are dropped.
     pub async fn run(mut self) {
         while let Some(event) = self.queue.recv().await {
             let (namespace, name) = (event.metadata.namespace.clone(), event.metadata.name.clone());
-            // What cannot be told is an error to log, nothing more.
+            // An event that cannot be published is logged and dropped.
             if let Err(error) = self.publish(event).await {
-                tracing::warn!(namespace, event = name, "an event could not be told: {error}");
+                tracing::warn!(namespace, event = name, "cannot publish an event: {error}");
             }
         }
     }
@@ -143,39 +145,39 @@ impl EventPublisher {
         let api: Api<Event> = Api::namespaced(self.client.kube_client(), &namespace);
         let resource = resource_kind::EVENT.group_resource();
         let request = |verb| ApiRequest { verb, resource: &resource, namespace: Some(&namespace) };
-        let _place = self.client.acquire_write_permit().await;
-        let told = RecentEvent::of(&event);
-        if let Some((name, count)) = self.recent.count_repeat(&told) {
-            let series = json!({ "series": { "count": count, "lastObservedTime": MicroTime(told.last_seen) } });
+        let _permit = self.client.acquire_write_permit().await;
+        let recent_event = RecentEvent::of(&event);
+        if let Some((name, count)) = self.recent.count_repeat(&recent_event) {
+            let series = json!({ "series": { "count": count, "lastObservedTime": MicroTime(recent_event.last_seen) } });
             let (params, patch) = (PatchParams::default(), Patch::Merge(series));
             match with_write_timeout(api.patch(&name, &params, &patch), request("patch")).await {
-                // Events are forgotten after a while: then it is told anew.
+                // The API server deletes events after a while: create a new one.
                 Err(ApiError::NotFound(_)) => {}
-                ended => return ended.map(drop),
+                result => return result.map(drop),
             }
         }
         with_write_timeout(api.create(&PostParams::default(), &event), request("create")).await?;
-        self.recent.remember(told);
+        self.recent.remember(recent_event);
         Ok(())
     }
 }
 
 impl RecentEvents {
-    /// The event that said the same a while ago, and how often it is said now.
-    fn count_repeat(&mut self, told: &RecentEvent) -> Option<(String, i32)> {
-        self.0.retain(|event| event.last_seen + SERIES_WINDOW > told.last_seen);
-        let same = self.0.iter_mut().find(|event| event.is_repeat_of(told))?;
-        same.count += 1;
-        same.last_seen = told.last_seen;
-        Some((same.name.clone(), same.count))
+    /// Extends the series of an earlier event with the same note. Returns the name of that event and the new count.
+    fn count_repeat(&mut self, event: &RecentEvent) -> Option<(String, i32)> {
+        self.0.retain(|other| other.last_seen + SERIES_WINDOW > event.last_seen);
+        let earlier = self.0.iter_mut().find(|other| other.is_repeat_of(event))?;
+        earlier.count += 1;
+        earlier.last_seen = event.last_seen;
+        Some((earlier.name.clone(), earlier.count))
     }
 
-    fn remember(&mut self, told: RecentEvent) {
-        self.0.retain(|other| !other.is_repeat_of(&told));
+    fn remember(&mut self, event: RecentEvent) {
+        self.0.retain(|other| !other.is_repeat_of(&event));
         if self.0.len() >= MAX_RECENT {
             self.0.pop_front();
         }
-        self.0.push_back(told);
+        self.0.push_back(event);
     }
 }
 
@@ -196,16 +198,16 @@ impl RecentEvent {
     }
 }
 
-/// The words, cut where the API server would refuse them.
-fn truncate_note(words: &str) -> String {
-    if words.len() <= MAX_NOTE_BYTES {
-        return words.to_owned();
+/// Truncates the note at a character boundary to the length that the API server accepts.
+fn truncate_note(note: &str) -> String {
+    if note.len() <= MAX_NOTE_BYTES {
+        return note.to_owned();
     }
     let mut end = MAX_NOTE_BYTES - '…'.len_utf8();
-    while !words.is_char_boundary(end) {
+    while !note.is_char_boundary(end) {
         end -= 1;
     }
-    let (start, _) = words.split_at(end);
+    let (start, _) = note.split_at(end);
     format!("{start}…")
 }
 
@@ -214,31 +216,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_words_are_cut_between_characters() {
+    fn long_note_is_truncated_between_characters() {
         assert_eq!(truncate_note("short"), "short");
         let long = truncate_note(&"ä".repeat(1000));
         assert!(long.len() <= MAX_NOTE_BYTES && long.ends_with('…'), "{}", long.len());
     }
 
     #[test]
-    fn the_same_words_about_the_same_are_one_event_for_a_while() {
-        let told = |name: &str, note: &str, seconds: i64| RecentEvent {
+    fn same_note_extends_the_series_within_its_window() {
+        let event = |name: &str, note: &str, seconds: i64| RecentEvent {
             subject: ("uid".to_owned(), "Progressing".to_owned()),
             note: note.to_owned(),
             name: name.to_owned(),
             last_seen: Timestamp::from_second(seconds).unwrap(),
             count: 1,
         };
-        let mut past = RecentEvents::default();
-        assert_eq!(past.count_repeat(&told("a", "words", 0)), None);
-        past.remember(told("a", "words", 0));
-        assert_eq!(past.count_repeat(&told("b", "others", 1)), None);
-        assert_eq!(past.count_repeat(&told("c", "words", 300)), Some(("a".to_owned(), 2)));
-        assert_eq!(past.count_repeat(&told("d", "words", 600)), Some(("a".to_owned(), 3)));
-        assert_eq!(past.count_repeat(&told("e", "words", 961)), None, "that was too long ago");
+        let mut recent = RecentEvents::default();
+        assert_eq!(recent.count_repeat(&event("a", "note", 0)), None);
+        recent.remember(event("a", "note", 0));
+        assert_eq!(recent.count_repeat(&event("b", "others", 1)), None);
+        assert_eq!(recent.count_repeat(&event("c", "note", 300)), Some(("a".to_owned(), 2)));
+        assert_eq!(recent.count_repeat(&event("d", "note", 600)), Some(("a".to_owned(), 3)));
+        assert_eq!(recent.count_repeat(&event("e", "note", 961)), None, "the series window has passed");
         for number in 0..=MAX_RECENT {
-            past.remember(told("f", &number.to_string(), 1000));
+            recent.remember(event("f", &number.to_string(), 1000));
         }
-        assert_eq!(past.0.len(), MAX_RECENT);
+        assert_eq!(recent.0.len(), MAX_RECENT);
     }
 }

@@ -1,4 +1,4 @@
-//! Asking pods over HTTP what they say of themselves: many at once, each with a time limit.
+//! HTTP client for the JSON endpoints of pods: many requests concurrently, each with a timeout.
 
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
@@ -16,40 +16,40 @@ use std::{
 };
 use tokio::{sync::Semaphore, time::timeout};
 
-/// How long one answer may take, connecting included.
+/// Timeout of one request, including the connection.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// The longest answer.
+/// Maximum size of a response body.
 const MAX_BODY_BYTES: usize = 8 << 20;
-/// How many are asked at once.
+/// Maximum number of concurrent requests.
 const MAX_CONCURRENT: usize = 64;
-/// How much of an answer is read at once, in bytes: a connection keeps room for it, and there are as many as servers.
+/// Buffer of one connection, in bytes: there are as many connections as servers.
 const READ_BUFFER_BYTES: usize = 4 << 10;
-/// How long a connection is kept for the next question.
+/// Time for which an idle connection is kept for the next request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks pods.
+/// Client for the status endpoints of sidecars and routers.
 #[derive(Debug)]
 pub struct HttpClient {
     client: Client<HttpConnector, Empty<Bytes>>,
     permits: Semaphore,
 }
 
-/// Whether the same is asked again soon.
+/// Whether a connection is kept after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionReuse {
-    /// The connection is kept for that.
+    /// The same request follows soon, so the connection is kept.
     KeepAlive,
-    /// Nobody knows: a connection to every pod that was ever asked would be too many.
+    /// No request may follow: keeping a connection to every pod that was ever polled would be too many.
     Close,
 }
 
-/// Why a pod did not answer as it should.
+/// Reason why a request to a pod returned no value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HttpClientError {
-    /// Nobody listens there, or the connection broke.
+    /// The pod did not accept the connection, the connection broke, or the request timed out.
     #[error("{0}")]
     Unreachable(String),
-    /// It answered something else.
+    /// The pod responded with another status than 200, or with an unexpected body.
     #[error("{0}")]
     InvalidResponse(String),
 }
@@ -70,45 +70,44 @@ impl Default for HttpClient {
 }
 
 impl HttpClient {
-    /// What `http://ADDRESS:PORT/PATH` answers, as JSON.
+    /// Requests `http://IP:PORT/PATH` and parses the response as JSON.
     pub async fn get<T: DeserializeOwned>(
         &self,
         ip: IpAddr,
         port: u16,
         path: &str,
-        again: ConnectionReuse,
+        reuse: ConnectionReuse,
     ) -> Result<T, HttpClientError> {
         let url = format!("http://{}{path}", SocketAddr::new(ip, port));
-        // It is never closed.
-        let _place = self.permits.acquire().await.ok();
-        // Apart, so that whoever waits for a place yet is small: thousands may.
-        let body = match timeout(TIMEOUT, Box::pin(self.fetch(&url, again))).await {
+        // The semaphore is never closed.
+        let _permit = self.permits.acquire().await.ok();
+        // Boxed, so that the futures of the thousands of requests that may wait for a permit stay small.
+        let body = match timeout(TIMEOUT, Box::pin(self.fetch(&url, reuse))).await {
             Ok(read) => read?,
-            Err(_) => return Err(HttpClientError::Unreachable(format!("{url} does not answer within {TIMEOUT:?}"))),
+            Err(_) => return Err(HttpClientError::Unreachable(format!("{url} did not respond within {TIMEOUT:?}"))),
         };
-        serde_json::from_slice(&body).map_err(|error| {
-            HttpClientError::InvalidResponse(format!("{url} answers something else than expected: {error}"))
-        })
+        serde_json::from_slice(&body)
+            .map_err(|error| HttpClientError::InvalidResponse(format!("{url} returned an unexpected body: {error}")))
     }
 
-    async fn fetch(&self, url: &str, again: ConnectionReuse) -> Result<Bytes, HttpClientError> {
+    async fn fetch(&self, url: &str, reuse: ConnectionReuse) -> Result<Bytes, HttpClientError> {
         let uri: Uri = url.parse().map_err(|error| HttpClientError::InvalidResponse(format!("{url}: {error}")))?;
         let mut request =
             Request::get(uri).header("user-agent", concat!("rollora-operator/", env!("CARGO_PKG_VERSION")));
-        if again == ConnectionReuse::Close {
+        if reuse == ConnectionReuse::Close {
             request = request.header("connection", "close");
         }
         let request =
             request.body(Empty::new()).map_err(|error| HttpClientError::InvalidResponse(format!("{url}: {error}")))?;
-        let broke =
-            |error: &dyn Error| HttpClientError::Unreachable(format!("{url} cannot be asked: {}", root_cause(error)));
-        let response = self.client.request(request).await.map_err(|error| broke(&error))?;
+        let unreachable =
+            |error: &dyn Error| HttpClientError::Unreachable(format!("request to {url} failed: {}", root_cause(error)));
+        let response = self.client.request(request).await.map_err(|error| unreachable(&error))?;
         let status = response.status();
         if status != StatusCode::OK {
-            return Err(HttpClientError::InvalidResponse(format!("{url} answers {status}")));
+            return Err(HttpClientError::InvalidResponse(format!("{url} returned {status}")));
         }
         let body = Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await;
-        body.map(http_body_util::Collected::to_bytes).map_err(|error| broke(error.as_ref()))
+        body.map(http_body_util::Collected::to_bytes).map_err(|error| unreachable(error.as_ref()))
     }
 }
 
@@ -121,11 +120,11 @@ mod tests {
         net::TcpListener,
     };
 
-    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const LOCALHOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-    /// Answers once with this text.
+    /// Serves one response with this text.
     async fn serve_once(text: &'static str) -> Result<Value, HttpClientError> {
-        let listener = TcpListener::bind((HERE, 0)).await.unwrap();
+        let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let serve = async {
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -134,48 +133,52 @@ mod tests {
             assert!(request[..length].starts_with(b"GET /status HTTP/1.1\r\n"));
             stream.write_all(text.as_bytes()).await.unwrap();
         };
-        let asker = HttpClient::default();
-        tokio::join!(asker.get(HERE, port, "/status", ConnectionReuse::Close), serve).0
+        let client = HttpClient::default();
+        tokio::join!(client.get(LOCALHOST, port, "/status", ConnectionReuse::Close), serve).0
     }
 
     #[tokio::test]
-    async fn an_answer_is_read() {
-        let answer = serve_once("HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{\"a\":1}").await;
-        assert_eq!(answer.unwrap()["a"], 1);
+    async fn json_response_is_parsed() {
+        let response = serve_once("HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n{\"a\":1}").await;
+        assert_eq!(response.unwrap()["a"], 1);
     }
 
     #[tokio::test]
-    async fn whoever_answers_something_else_is_there_all_the_same() {
-        let answer = serve_once("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
+    async fn unexpected_response_is_not_unreachable() {
+        let response = serve_once("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
         assert!(
-            matches!(&answer, Err(HttpClientError::InvalidResponse(why)) if why.ends_with("answers 404 Not Found")),
-            "{answer:?}"
+            matches!(&response, Err(HttpClientError::InvalidResponse(why)) if why.ends_with("returned 404 Not Found")),
+            "{response:?}"
         );
-        let answer = serve_once("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno").await;
-        assert!(matches!(answer, Err(HttpClientError::InvalidResponse(_))), "{answer:?}");
+        let response = serve_once("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno").await;
+        assert!(matches!(response, Err(HttpClientError::InvalidResponse(_))), "{response:?}");
     }
 
     #[tokio::test]
-    async fn nobody_listening_is_said_with_the_address_and_the_cause() {
-        let listener = TcpListener::bind((HERE, 0)).await.unwrap();
+    async fn refused_connection_names_address_and_cause() {
+        let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let error =
-            HttpClient::default().get::<Value>(HERE, port, "/status", ConnectionReuse::KeepAlive).await.unwrap_err();
-        let words = error.to_string();
-        assert!(matches!(error, HttpClientError::Unreachable(_)), "{words}");
+        let error = HttpClient::default()
+            .get::<Value>(LOCALHOST, port, "/status", ConnectionReuse::KeepAlive)
+            .await
+            .unwrap_err();
+        let message = error.to_string();
+        assert!(matches!(error, HttpClientError::Unreachable(_)), "{message}");
         assert!(
-            words.starts_with(&format!("http://127.0.0.1:{port}/status cannot be asked: Connection refused")),
-            "{words}"
+            message.starts_with(&format!("request to http://127.0.0.1:{port}/status failed: Connection refused")),
+            "{message}"
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_does_not_answer_holds_nobody_up_for_long() {
-        let listener = TcpListener::bind((HERE, 0)).await.unwrap();
+    async fn unresponsive_pod_times_out() {
+        let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let error =
-            HttpClient::default().get::<Value>(HERE, port, "/status", ConnectionReuse::KeepAlive).await.unwrap_err();
-        assert_eq!(error.to_string(), format!("http://127.0.0.1:{port}/status does not answer within 1s"));
+        let error = HttpClient::default()
+            .get::<Value>(LOCALHOST, port, "/status", ConnectionReuse::KeepAlive)
+            .await
+            .unwrap_err();
+        assert_eq!(error.to_string(), format!("http://127.0.0.1:{port}/status did not respond within 1s"));
     }
 }

@@ -1,5 +1,4 @@
-//! Objects of one watch, found by what they are there for: there may be tens of thousands, of which a Rollout asks for a
-//! few.
+//! Object cache with a secondary index: there may be tens of thousands of objects, of which a Rollout needs a few.
 
 use crate::{
     api_error::ApiError,
@@ -8,14 +7,14 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A shelf, and what is on it by what it is there for.
+/// An object cache, and the names of its objects by secondary key.
 #[derive(Debug)]
 pub(crate) struct Index<T> {
     cache: ObjectCache<T>,
     by_key: BTreeMap<NamespacedName, BTreeSet<NamespacedName>>,
 }
 
-/// What one changed object was there for, and what it is there for now.
+/// Secondary keys of one changed object before and after the change.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct IndexDelta {
     pub(crate) before: BTreeSet<NamespacedName>,
@@ -29,62 +28,62 @@ impl<T> Default for Index<T> {
 }
 
 impl<T: PartialEq> Index<T> {
-    /// Takes in what the watch tells; `purpose` says what an object is there for. Gives what is different now.
+    /// Applies a watch event; `keys_of` returns the secondary keys of an object. Returns the changes of the keys.
     pub(crate) fn handle_event(
         &mut self,
-        told: Result<WatchEvent<CacheItem<T>>, ApiError>,
-        purpose: impl Fn(&NamespacedName, &T) -> BTreeSet<NamespacedName>,
+        event: Result<WatchEvent<CacheItem<T>>, ApiError>,
+        keys_of: impl Fn(&NamespacedName, &T) -> BTreeSet<NamespacedName>,
     ) -> Vec<IndexDelta> {
-        let mut before: BTreeMap<NamespacedName, BTreeSet<NamespacedName>> = match &told {
+        let mut before: BTreeMap<NamespacedName, BTreeSet<NamespacedName>> = match &event {
             Ok(WatchEvent::Reset(_)) => {
-                self.cache.iter().map(|(name, _, value)| (name.clone(), purpose(name, value))).collect()
+                self.cache.iter().map(|(name, _, value)| (name.clone(), keys_of(name, value))).collect()
             }
             Ok(WatchEvent::Apply(item) | WatchEvent::Delete(item)) => {
                 let present = self.cache.get(&item.name);
-                present.map(|(_, value)| (item.name.clone(), purpose(&item.name, value))).into_iter().collect()
+                present.map(|(_, value)| (item.name.clone(), keys_of(&item.name, value))).into_iter().collect()
             }
             Err(_) => BTreeMap::new(),
         };
-        let mut turns = Vec::new();
-        for name in self.cache.handle_event(told) {
+        let mut deltas = Vec::new();
+        for name in self.cache.handle_event(event) {
             let before = before.remove(&name).unwrap_or_default();
-            let now = self.cache.get(&name).map(|(_, value)| purpose(&name, value)).unwrap_or_default();
-            for gone in before.difference(&now) {
-                if let Some(names) = self.by_key.get_mut(gone) {
+            let now = self.cache.get(&name).map(|(_, value)| keys_of(&name, value)).unwrap_or_default();
+            for removed in before.difference(&now) {
+                if let Some(names) = self.by_key.get_mut(removed) {
                     names.remove(&name);
                     if names.is_empty() {
-                        self.by_key.remove(gone);
+                        self.by_key.remove(removed);
                     }
                 }
             }
-            for new in now.difference(&before) {
-                self.by_key.entry(new.clone()).or_default().insert(name.clone());
+            for added in now.difference(&before) {
+                self.by_key.entry(added.clone()).or_default().insert(name.clone());
             }
-            turns.push(IndexDelta { before, now });
+            deltas.push(IndexDelta { before, now });
         }
-        turns
+        deltas
     }
 
-    /// Every object that is there for this.
+    /// Returns every object that has this secondary key.
     pub(crate) fn lookup<'a>(
         &'a self,
-        purpose: &NamespacedName,
+        key: &NamespacedName,
     ) -> impl Iterator<Item = (&'a NamespacedName, &'a T)> + use<'a, T> {
-        let names = self.by_key.get(purpose).into_iter().flatten();
+        let names = self.by_key.get(key).into_iter().flatten();
         names.filter_map(|name| Some((name, self.cache.get(name)?.1)))
     }
 
-    /// Whether it can be read, see [`Shelf::state_now`].
+    /// Returns whether the cache can be read, see [`ObjectCache::permitted_state`].
     pub(crate) fn permitted_state(&self) -> SyncState {
         self.cache.permitted_state()
     }
 
-    /// Whether nothing was told yet, and why is known.
+    /// Returns whether the first list failed.
     pub(crate) fn is_failed(&self) -> bool {
         matches!(self.cache.state(), SyncState::Failed(_))
     }
 
-    /// Why news may be missing at present.
+    /// Returns why the cache may be out of date, if it may.
     pub(crate) fn problem(&self) -> Option<&ApiError> {
         self.cache.problem()
     }
@@ -102,7 +101,7 @@ mod tests {
         CacheItem { name: name(named), version: version.to_string(), value }
     }
 
-    /// Each word is something that it is there for.
+    /// Each word is a secondary key.
     fn keys_of(_: &NamespacedName, value: &&'static str) -> BTreeSet<NamespacedName> {
         value.split_whitespace().map(name).collect()
     }
@@ -111,17 +110,17 @@ mod tests {
         IndexDelta { before: keys_of(&name(""), &before), now: keys_of(&name(""), &now) }
     }
 
-    fn names_under(index: &Index<&'static str>, purpose: &str) -> Vec<String> {
-        index.lookup(&name(purpose)).map(|(name, _)| name.name.clone()).collect()
+    fn names_under(index: &Index<&'static str>, key: &str) -> Vec<String> {
+        index.lookup(&name(key)).map(|(name, _)| name.name.clone()).collect()
     }
 
     #[test]
-    fn an_object_is_found_by_what_it_is_there_for_now() {
+    fn object_is_found_under_its_current_keys() {
         let mut index = Index::default();
         assert_eq!(index.permitted_state(), SyncState::Pending);
         let all = vec![cache_item("a", 1, "x y"), cache_item("b", 1, "y"), cache_item("c", 1, "")];
-        let turns = index.handle_event(Ok(WatchEvent::Reset(all)), keys_of);
-        assert_eq!(turns, [delta("", "x y"), delta("", "y"), delta("", "")]);
+        let deltas = index.handle_event(Ok(WatchEvent::Reset(all)), keys_of);
+        assert_eq!(deltas, [delta("", "x y"), delta("", "y"), delta("", "")]);
         assert_eq!(
             (names_under(&index, "x"), names_under(&index, "y")),
             (vec!["a".to_owned()], vec!["a".into(), "b".into()])
@@ -135,17 +134,17 @@ mod tests {
         assert_eq!(index.handle_event(Ok(WatchEvent::Delete(cache_item("b", 3, "y"))), keys_of), [delta("y", "")]);
         assert_eq!(names_under(&index, "y"), ["a"]);
 
-        let turns = index.handle_event(Ok(WatchEvent::Reset(vec![cache_item("c", 1, "")])), keys_of);
-        assert_eq!(turns, [delta("y z", "")], "one that went while nobody looked");
+        let deltas = index.handle_event(Ok(WatchEvent::Reset(vec![cache_item("c", 1, "")])), keys_of);
+        assert_eq!(deltas, [delta("y z", "")], "an object that was deleted while the watch was interrupted");
         assert!(names_under(&index, "y").is_empty() && index.by_key.is_empty());
     }
 
     #[test]
-    fn an_outage_takes_nothing_away() {
+    fn outage_removes_nothing() {
         let mut index = Index::default();
         index.handle_event(Ok(WatchEvent::Reset(vec![cache_item("a", 1, "x")])), keys_of);
-        let away = ApiError::Unavailable("away".to_owned());
-        assert_eq!(index.handle_event(Err(away.clone()), keys_of), []);
-        assert_eq!((names_under(&index, "x"), index.problem()), (vec!["a".to_owned()], Some(&away)));
+        let outage = ApiError::Unavailable("outage".to_owned());
+        assert_eq!(index.handle_event(Err(outage.clone()), keys_of), []);
+        assert_eq!((names_under(&index, "x"), index.problem()), (vec!["a".to_owned()], Some(&outage)));
     }
 }

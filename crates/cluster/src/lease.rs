@@ -1,9 +1,9 @@
-//! Who works, where several could: one Lease, held by compare-and-swap.
+//! Leader election among replicas: one Lease, held by compare-and-swap.
 //!
-//! Nobody's wall clock is compared with anybody else's: a holder is taken for gone when its Lease has not changed for
-//! as long as it says, counted by the clock of the one who watches. A holder gives up earlier than that.
+//! No wall clocks are compared: a holder counts as gone when its Lease has not changed for the Lease's duration,
+//! measured by the clock of the observer. A holder gives up earlier than that.
 //!
-//! Invariant: from the moment on at which another may take the Lease, the one who held it does not work any more.
+//! Invariant: from the moment when another replica may take the Lease, the previous holder no longer works.
 
 mod evaluate;
 
@@ -25,77 +25,78 @@ use std::{
 };
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// Which Lease, and who wants it.
+/// Name of the Lease, and the identity that acquires it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseSettings {
-    /// Its namespace.
+    /// Namespace in which the Lease is created.
     pub namespace: String,
-    /// Its name.
+    /// Name of the Lease object, shared by all replicas.
     pub name: String,
-    /// Who wants it; another word for every process.
+    /// Holder identity; must be unique for each process.
     pub identity: String,
-    /// How long it is held without being renewed. Whole seconds, at least 1.
+    /// Time for which the Lease is held without a renewal. Whole seconds, at least 1.
     pub duration: Duration,
 }
 
-/// An election: to be won, then to be kept.
+/// Acquires the Lease, then renews it.
 #[derive(Debug)]
 pub struct LeaderElector {
     api: Api<Lease>,
     settings: LeaseSettings,
     now: fn() -> Timestamp,
     observed: Option<ObservedLease>,
-    /// The object as it was last read or written.
+    /// The object as last read or written.
     lease: Option<Lease>,
     problem: LeaseProblem,
 }
 
-/// Why the Lease cannot be read or written at present, where it cannot. Clones share it.
+/// Why the Lease cannot be read or written at present, if so. Clones share the value.
 #[derive(Debug, Clone, Default)]
 pub struct LeaseProblem(Arc<Mutex<Option<String>>>);
 
 impl LeaseProblem {
-    /// In words.
+    /// Returns the current problem as text; `None` if the last attempt succeeded.
     pub fn get(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether that is news.
-    fn set(&self, words: Option<String>) -> bool {
+    /// Sets the problem and returns whether it changed.
+    fn set(&self, text: Option<String>) -> bool {
         let mut problem = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_news = *problem != words;
-        *problem = words;
-        is_news
+        let changed = *problem != text;
+        *problem = text;
+        changed
     }
 }
 
-/// The Lease could not be kept.
+/// Reason why the process no longer holds the Lease.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LostLease {
-    /// Somebody else holds it.
-    #[error("the Lease {lease} was taken by {holder}: this process must not go on")]
+    /// Another process holds the Lease.
+    #[error("the Lease {lease} was taken by {holder}: this process must stop working")]
     Taken {
-        /// Which.
+        /// Namespace and name of the Lease.
         lease: String,
-        /// By whom.
+        /// Identity of the new holder.
         holder: String,
     },
-    /// It could not be renewed in time.
+    /// The Lease was not renewed in time.
     #[error(
-        "the Lease {lease} could not be renewed for {after:?} ({why}): somebody else may take it, so this process must not go on"
+        "the Lease {lease} was not renewed for {after:?} ({why}): another process may take it, so this one must \
+         stop working"
     )]
     NotRenewed {
-        /// Which.
+        /// Namespace and name of the Lease.
         lease: String,
-        /// How long it was tried.
+        /// Time since the last successful renewal after which the process gives up.
         after: Duration,
-        /// What the last try was answered.
+        /// Error of the last attempt.
         why: String,
     },
 }
 
 impl LeaderElector {
-    /// An election that has not asked yet. `now` is what is written as the time of renewal, for people.
+    /// Returns an elector that has sent no request yet. `now` provides the renewal times, which are only for people.
     pub fn new(cluster: &Cluster, settings: LeaseSettings, now: fn() -> Timestamp) -> Self {
         let duration = Duration::from_secs(settings.duration.as_secs().max(1));
         let settings = LeaseSettings { duration, ..settings };
@@ -103,12 +104,12 @@ impl LeaderElector {
         Self { api, settings, now, observed: None, lease: None, problem: LeaseProblem::default() }
     }
 
-    /// Why the Lease cannot be had or kept, from now on.
+    /// Returns the shared problem of this elector, updated by every attempt.
     pub fn problem(&self) -> LeaseProblem {
         self.problem.clone()
     }
 
-    /// Waits until the Lease is ours.
+    /// Waits until this process holds the Lease.
     pub async fn acquire(&mut self) {
         loop {
             let wait = match self.try_acquire_or_renew().await {
@@ -123,28 +124,28 @@ impl LeaderElector {
         }
     }
 
-    /// Renews the Lease until it is lost.
+    /// Renews the Lease until it is lost, and returns why.
     pub async fn renew(&mut self) -> LostLease {
         let limit = self.settings.duration * 2 / 3;
-        let mut renewed = Instant::now();
+        let mut renewed_at = Instant::now();
         loop {
             sleep(self.retry_interval()).await;
-            let begun = Instant::now();
-            let end = renewed + limit;
+            let started_at = Instant::now();
+            let end = renewed_at + limit;
             let why = match tokio::time::timeout_at(end, self.try_acquire_or_renew()).await {
                 Ok(Ok(LeaseStep::Held)) => {
-                    renewed = begun;
+                    renewed_at = started_at;
                     continue;
                 }
                 Ok(Ok(LeaseStep::Wait(_))) => {
-                    let holder = self.observed.as_ref().map(|seen| seen.holder.clone()).unwrap_or_default();
+                    let holder = self.observed.as_ref().map(|observed| observed.holder.clone()).unwrap_or_default();
                     return LostLease::Taken { lease: self.lease_name(), holder };
                 }
                 Ok(Err(error)) => {
                     self.log_problem(&error);
                     error.to_string()
                 }
-                Err(_) => "the API server does not answer".to_owned(),
+                Err(_) => "the API server did not respond".to_owned(),
             };
             if (Instant::now() + self.retry_interval()) >= end {
                 return LostLease::NotRenewed { lease: self.lease_name(), after: limit, why };
@@ -152,7 +153,7 @@ impl LeaderElector {
         }
     }
 
-    /// Lets go of the Lease, so that another one need not wait. Best effort.
+    /// Releases the Lease, so that another replica can take it immediately. Best effort.
     pub async fn release(mut self) {
         let Some(mut lease) = self.lease.take().filter(|lease| holder(lease) == self.settings.identity) else { return };
         if let Some(spec) = &mut lease.spec {
@@ -163,18 +164,18 @@ impl LeaderElector {
         let params = PostParams::default();
         let replace = self.api.replace(&self.settings.name, &params, &lease);
         match timeout(self.retry_interval(), replace).await {
-            Ok(Ok(_)) => tracing::info!(lease = self.lease_name(), "the Lease is released"),
-            Ok(Err(error)) => tracing::warn!(lease = self.lease_name(), "the Lease could not be released: {error}"),
-            Err(_) => tracing::warn!(lease = self.lease_name(), "the Lease could not be released: no answer"),
+            Ok(Ok(_)) => tracing::info!(lease = self.lease_name(), "released the Lease"),
+            Ok(Err(error)) => tracing::warn!(lease = self.lease_name(), "cannot release the Lease: {error}"),
+            Err(_) => tracing::warn!(lease = self.lease_name(), "cannot release the Lease: no response"),
         }
     }
 
-    /// Looks at the Lease, and takes or renews it where that is right.
+    /// Reads the Lease, and acquires or renews it if allowed.
     async fn try_acquire_or_renew(&mut self) -> Result<LeaseStep, ApiError> {
         let found = self.request("get", self.api.get_opt(&self.settings.name)).await?;
         self.observe(found);
-        let act = evaluate(self.observed.as_ref(), &self.settings.identity, Instant::now());
-        let takes = match act {
+        let action = evaluate(self.observed.as_ref(), &self.settings.identity, Instant::now());
+        let takes = match action {
             LeaseAction::Wait(until) => {
                 self.problem.set(None);
                 return Ok(LeaseStep::Wait(until));
@@ -192,15 +193,15 @@ impl LeaderElector {
         match written {
             Ok(lease) => {
                 if takes {
-                    tracing::info!(lease = self.lease_name(), identity = self.settings.identity, "holds the Lease");
+                    tracing::info!(lease = self.lease_name(), identity = self.settings.identity, "acquired the Lease");
                 }
                 self.problem.set(None);
                 self.observe(Some(lease));
                 Ok(LeaseStep::Held)
             }
-            // Somebody was faster: look again.
+            // Another replica was faster: read again.
             Err(ApiError::Conflict(_)) if takes => Ok(LeaseStep::Wait(Instant::now())),
-            Err(ApiError::Conflict(words)) => Err(ApiError::Unavailable(words)),
+            Err(ApiError::Conflict(message)) => Err(ApiError::Unavailable(message)),
             Err(error) => Err(error),
         }
     }
@@ -208,25 +209,25 @@ impl LeaderElector {
     async fn request<T>(
         &self,
         verb: &'static str,
-        asking: impl Future<Output = Result<T, kube::Error>>,
+        call: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, ApiError> {
         let resource = resource_kind::LEASE.group_resource();
         let request = ApiRequest { verb, resource: &resource, namespace: Some(&self.settings.namespace) };
         let limit = (self.settings.duration / 3).min(Duration::from_secs(5));
-        match timeout(limit, asking).await {
+        match timeout(limit, call).await {
             Ok(answer) => answer.map_err(|error| ApiError::of(&error, request)),
-            Err(_) => Err(ApiError::Unknown(format!("{request}: no answer within {limit:?}"))),
+            Err(_) => Err(ApiError::Unknown(format!("{request}: no response within {limit:?}"))),
         }
     }
 
-    /// Takes in the Lease as it is now: whoever changed it was alive then.
+    /// Records the current Lease. A changed version proves that its holder was alive.
     fn observe(&mut self, lease: Option<Lease>) {
         self.observed = lease.as_ref().map(|lease| {
             let version = lease.metadata.resource_version.clone().unwrap_or_default();
-            let same = self.observed.as_ref().filter(|seen| seen.version == version);
+            let unchanged = self.observed.as_ref().filter(|observed| observed.version == version);
             let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or_default();
             ObservedLease {
-                unchanged_since: same.map_or_else(Instant::now, |seen| seen.unchanged_since),
+                unchanged_since: unchanged.map_or_else(Instant::now, |observed| observed.unchanged_since),
                 version,
                 holder: holder(lease).to_owned(),
                 duration: Duration::from_secs(u64::try_from(seconds).unwrap_or_default()),
@@ -235,7 +236,7 @@ impl LeaderElector {
         self.lease = lease;
     }
 
-    /// The Lease as we would hold it.
+    /// Returns the Lease as this process would hold it.
     fn build_lease(&self, takes: bool) -> Lease {
         let now = MicroTime((self.now)());
         let before = self.lease.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
@@ -266,16 +267,16 @@ impl LeaderElector {
         format!("{}/{}", self.settings.namespace, self.settings.name)
     }
 
-    /// Each problem once.
+    /// Logs each problem once.
     fn log_problem(&self, error: &ApiError) {
-        let words = error.to_string();
-        if self.problem.set(Some(words.clone())) {
-            tracing::warn!(lease = self.lease_name(), "the Lease cannot be had now: {words}");
+        let text = error.to_string();
+        if self.problem.set(Some(text.clone())) {
+            tracing::warn!(lease = self.lease_name(), "cannot acquire or renew the Lease: {text}");
         }
     }
 }
 
-/// How one turn ended.
+/// Result of one attempt to acquire or renew the Lease.
 enum LeaseStep {
     Held,
     Wait(Instant),

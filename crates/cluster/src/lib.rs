@@ -1,7 +1,7 @@
-//! The only crate that names kube: client, watches, writes with versions, events, leases.
+//! Access to the Kubernetes API: client, watches with caches, versioned writes, events, leader election.
 //!
-//! It speaks of documents and of whom it asked, and decides nothing about rollouts. What comes out of it are values of
-//! `rollora-api`, versions, and errors in words.
+//! Exposes typed reads and versioned writes of `rollora-api` objects, with errors that a person can act on. It is the
+//! only crate that names kube, and it contains no rollout logic.
 
 mod api_discovery;
 mod api_error;

@@ -1,26 +1,27 @@
-//! What one watch has told, and what this process itself has written: the newer of both.
+//! Cache of the objects of one watch and of this process's own writes; the newer version of both wins.
 //!
 //! Invariants:
-//! - What is read is never older than the last write that ended well.
-//! - What a write left open, or is older than what somebody else has read, is not read before the source was asked.
+//! - A read is never older than the last successful write of this process.
+//! - An object whose write had an unknown outcome, or that is older than what another replica has read, is stale: it
+//!   must be read from the API server before the next use.
 //!
-//! Versions of one kind are compared as numbers, which API servers promise. One that is no number counts as newer than
-//! anything: then the watch has the last word.
+//! Versions of one kind are compared as numbers, which the API server guarantees. A version that is not a number cannot
+//! be compared; then the watch has precedence.
 
 use crate::{api_error::ApiError, watch::WatchEvent};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A namespace and a name.
+/// Namespace and name of an object.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamespacedName {
-    /// The namespace.
+    /// Namespace of the object; empty for a cluster-scoped one.
     pub namespace: String,
-    /// The name.
+    /// `metadata.name`, unique within the namespace and kind.
     pub name: String,
 }
 
 impl NamespacedName {
-    /// Of these two words.
+    /// Creates the name of an object in a namespace.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
@@ -32,7 +33,7 @@ impl std::fmt::Display for NamespacedName {
     }
 }
 
-/// An object, its name and its version.
+/// An object with its name and resource version.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct CacheItem<T> {
     pub(crate) name: NamespacedName,
@@ -40,12 +41,11 @@ pub(crate) struct CacheItem<T> {
     pub(crate) value: T,
 }
 
-/// One object on the shelf.
 #[derive(Debug, Clone, PartialEq)]
 struct CacheEntry<T> {
     version: String,
     value: T,
-    /// Written here, and not told by the watch yet.
+    /// Whether this process wrote the version and the watch has not delivered it yet.
     ahead_of_watch: bool,
 }
 
@@ -53,45 +53,45 @@ struct CacheEntry<T> {
 #[derive(Debug)]
 pub(crate) struct ObjectCache<T> {
     entries: BTreeMap<NamespacedName, CacheEntry<T>>,
-    /// Whether the watch has told everything once.
+    /// Whether the first complete list was received.
     synced: bool,
-    /// Why news may be missing now.
+    /// Why the cache may be out of date, if it may.
     problem: Option<ApiError>,
-    /// The highest version that the watch has told.
+    /// Highest version that the watch has delivered.
     watched_version: u64,
-    /// Objects that the source has to be asked about.
+    /// Objects that must be read from the API server before their next use.
     stale: BTreeSet<NamespacedName>,
 }
 
 impl<T> Default for ObjectCache<T> {
     fn default() -> Self {
-        let (entries, doubtful) = (BTreeMap::new(), BTreeSet::new());
-        Self { entries, synced: false, problem: None, watched_version: 0, stale: doubtful }
+        let (entries, stale) = (BTreeMap::new(), BTreeSet::new());
+        Self { entries, synced: false, problem: None, watched_version: 0, stale }
     }
 }
 
-/// Whether the shelf can be read.
+/// Whether a cache can be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SyncState {
-    /// Nothing was told yet.
+    /// The first list was not received yet.
     Pending,
-    /// Everything was told; an outage since then does not matter.
+    /// The first list was received; a later outage does not change that.
     Synced,
-    /// Nothing was told, because of this.
+    /// The first list could not be received, for this reason.
     Failed(ApiError),
 }
 
 impl<T: PartialEq> ObjectCache<T> {
-    /// Takes in what the watch tells; gives the names of what is different now.
+    /// Applies a watch event. Returns the names of the objects whose value changed.
     pub(crate) fn handle_event(
         &mut self,
-        news: Result<WatchEvent<CacheItem<T>>, ApiError>,
+        event: Result<WatchEvent<CacheItem<T>>, ApiError>,
     ) -> BTreeSet<NamespacedName> {
-        let news = match news {
-            Ok(news) => news,
+        let event = match event {
+            Ok(event) => event,
             Err(error) => {
                 if matches!(error, ApiError::NotFound(_)) {
-                    // The kind itself is gone: what was told of it is no longer true.
+                    // The kind itself was removed, so its objects no longer exist.
                     self.synced = false;
                 }
                 self.problem = Some(error);
@@ -99,7 +99,7 @@ impl<T: PartialEq> ObjectCache<T> {
             }
         };
         self.problem = None;
-        match news {
+        match event {
             WatchEvent::Reset(items) => self.replace_all(items),
             WatchEvent::Apply(item) => {
                 self.watched_version = self.watched_version.max(parse_version(&item.version));
@@ -109,12 +109,12 @@ impl<T: PartialEq> ObjectCache<T> {
                 self.watched_version = self.watched_version.max(parse_version(&item.version));
                 let unversioned = item.version.is_empty();
                 if unversioned && self.entries.get(&item.name).is_some_and(|entry| entry.ahead_of_watch) {
-                    // What went may be older than what was written here.
+                    // The deleted version may be older than this process's write.
                     self.stale.insert(item.name.clone());
                     return BTreeSet::from([item.name]);
                 }
-                let older = |entry: &CacheEntry<T>| !is_newer(&entry.version, &item.version);
-                if self.entries.get(&item.name).is_some_and(older) {
+                let is_not_newer = |entry: &CacheEntry<T>| !is_newer(&entry.version, &item.version);
+                if self.entries.get(&item.name).is_some_and(is_not_newer) {
                     self.entries.remove(&item.name);
                     return BTreeSet::from([item.name]);
                 }
@@ -134,7 +134,7 @@ impl<T: PartialEq> ObjectCache<T> {
         let missing: Vec<NamespacedName> =
             self.entries.keys().filter(|name| !listed.contains(*name)).cloned().collect();
         for name in missing {
-            // Made here after the list was read, or gone: only the source knows.
+            // Created by this process after the list was read, or deleted: only the API server knows.
             if self.entries.get(&name).is_some_and(|entry| entry.ahead_of_watch) {
                 self.stale.insert(name.clone());
             } else {
@@ -142,12 +142,12 @@ impl<T: PartialEq> ObjectCache<T> {
             }
             changed.insert(name);
         }
-        // What is put into a map in order leaves it half empty; what is made of a whole list is full.
+        // A map that was filled in key order is half empty; collecting the whole list packs its nodes.
         self.entries = std::mem::take(&mut self.entries).into_iter().collect();
         changed
     }
 
-    /// Puts an object there unless a newer one is; gives its name where that made a difference.
+    /// Stores an object unless the cache has a newer version. Returns its name if its value changed.
     fn apply(&mut self, item: CacheItem<T>) -> Option<NamespacedName> {
         let CacheItem { name, version, value } = item;
         match self.entries.get_mut(&name) {
@@ -164,11 +164,11 @@ impl<T: PartialEq> ObjectCache<T> {
         }
     }
 
-    /// Takes in what a write of this process has made of an object.
+    /// Stores the result of a write of this process.
     pub(crate) fn apply_write(&mut self, item: CacheItem<T>) {
         let CacheItem { name, version, value } = item;
         self.stale.remove(&name);
-        // The watch is ahead of this answer: it has told everything up to there, a deletion too.
+        // The watch has already delivered everything up to this version, including a later deletion.
         if parse_version(&version) <= self.watched_version {
             return;
         }
@@ -177,7 +177,7 @@ impl<T: PartialEq> ObjectCache<T> {
         }
     }
 
-    /// What the source said of an object that was doubtful.
+    /// Stores the result of a read from the API server for a stale object.
     pub(crate) fn apply_live_read(&mut self, name: &NamespacedName, found: Option<CacheItem<T>>) {
         self.stale.remove(name);
         match found {
@@ -188,22 +188,22 @@ impl<T: PartialEq> ObjectCache<T> {
         }
     }
 
-    /// The source has to be asked about this object before it is read again.
+    /// Marks an object as stale: it must be read from the API server before its next use.
     pub(crate) fn mark_stale(&mut self, name: &NamespacedName) {
         self.stale.insert(name.clone());
     }
 
-    /// The same where what is here is older than this version, which somebody else has read.
+    /// Marks an object as stale if the cached version is older than this one, which another replica has read.
     pub(crate) fn mark_stale_before(&mut self, name: &NamespacedName, version: &str) {
         if self.entries.get(name).is_some_and(|entry| is_newer(version, &entry.version)) {
             self.mark_stale(name);
         }
     }
 
-    /// What has to be asked of the source, of one namespace or all.
+    /// Returns the names of the stale objects of one namespace, or of all.
     pub(crate) fn stale_names(&self, namespace: Option<&str>) -> Vec<NamespacedName> {
-        let here = |name: &&NamespacedName| namespace.is_none_or(|namespace| name.namespace == namespace);
-        self.stale.iter().filter(here).cloned().collect()
+        let in_scope = |name: &&NamespacedName| namespace.is_none_or(|namespace| name.namespace == namespace);
+        self.stale.iter().filter(in_scope).cloned().collect()
     }
 
     pub(crate) fn state(&self) -> SyncState {
@@ -214,8 +214,8 @@ impl<T: PartialEq> ObjectCache<T> {
         }
     }
 
-    /// The same for what nothing else protects from being old: a permission that was taken away ends it. An API server
-    /// that is away takes no writes either, so nothing comes of what is old.
+    /// Returns the state for objects without versioned writes, whose use no conflict protects from being outdated: a
+    /// missing permission fails even after a sync. An outage does not, because then no write succeeds either.
     pub(crate) fn permitted_state(&self) -> SyncState {
         match &self.problem {
             Some(problem @ ApiError::Forbidden(_)) => SyncState::Failed(problem.clone()),
@@ -223,7 +223,7 @@ impl<T: PartialEq> ObjectCache<T> {
         }
     }
 
-    /// Why news may be missing at present.
+    /// Returns why the cache may be out of date, if it may.
     pub(crate) fn problem(&self) -> Option<&ApiError> {
         self.problem.as_ref()
     }
@@ -232,17 +232,17 @@ impl<T: PartialEq> ObjectCache<T> {
         self.entries.get(name).map(|entry| (entry.version.as_str(), &entry.value))
     }
 
-    /// Every object of a namespace, by name.
+    /// Returns the objects of a namespace, ordered by name.
     pub(crate) fn in_namespace<'a>(
         &'a self,
         namespace: &'a str,
     ) -> impl Iterator<Item = (&'a NamespacedName, &'a str, &'a T)> {
-        let here = self.entries.range(NamespacedName::new(namespace, "")..);
-        let here = here.take_while(move |(name, _)| name.namespace == namespace);
-        here.map(|(name, entry)| (name, entry.version.as_str(), &entry.value))
+        let in_scope = self.entries.range(NamespacedName::new(namespace, "")..);
+        let in_scope = in_scope.take_while(move |(name, _)| name.namespace == namespace);
+        in_scope.map(|(name, entry)| (name, entry.version.as_str(), &entry.value))
     }
 
-    /// Every object, by name.
+    /// Returns all objects, ordered by name.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&NamespacedName, &str, &T)> {
         self.entries.iter().map(|(name, entry)| (name, entry.version.as_str(), &entry.value))
     }
@@ -252,7 +252,7 @@ fn parse_version(version: &str) -> u64 {
     version.parse().unwrap_or_default()
 }
 
-/// Whether `one` is newer than `other`; not where that cannot be told.
+/// Returns whether `one` is newer than `other`; false if the versions cannot be compared.
 fn is_newer(one: &str, other: &str) -> bool {
     match (one.parse::<u64>(), other.parse::<u64>()) {
         (Ok(one), Ok(other)) => one > other,

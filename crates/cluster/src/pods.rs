@@ -1,4 +1,4 @@
-//! Pods and pools, as little of them as is needed to know whom to ask.
+//! Pods and InferencePools, reduced to the fields that pod discovery needs.
 
 use crate::object_cache::{CacheItem, NamespacedName};
 use jiff::Timestamp;
@@ -14,46 +14,47 @@ use rollora_api::names::{
 use serde::{Deserialize, Deserializer};
 use std::{collections::BTreeMap, net::IpAddr};
 
-/// A pod.
+/// A pod, reduced to the fields that pod discovery needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is said of a pod independently of the others")]
 pub struct Pod {
-    /// Its name.
+    /// `metadata.name`; qualified with the namespace if that differs from the pool's.
     pub name: String,
-    /// Its UID.
+    /// `metadata.uid`, unique over time.
     pub uid: String,
-    /// Its address; none before it has one.
+    /// `status.podIP`; `None` before it is assigned.
     pub ip: Option<IpAddr>,
-    /// Whether it is sent requests: its condition Ready is True, and it is not being deleted.
+    /// Whether the pod receives requests: its condition `Ready` is `True`, and it is not being deleted.
     pub ready: bool,
-    /// Since when its condition Ready is not True; none where it is, or where nobody says that.
+    /// When the condition `Ready` last became other than `True`; `None` if it is `True` or not set.
     pub unready_since: Option<Timestamp>,
-    /// Whether it is being deleted.
+    /// Whether the pod has a deletion timestamp.
     pub terminating: bool,
-    /// Whether all of its containers ended and will not be started again.
+    /// Whether all containers have ended and will not be restarted (phase `Succeeded` or `Failed`).
     pub finished: bool,
-    /// The IDs of its containers: they change with every restart.
+    /// IDs of the containers, joined by commas; they change with every restart.
     pub container_ids: String,
-    /// The ConfigMaps that it mounts.
+    /// Names of the ConfigMaps that the pod mounts.
     pub config_maps: Vec<String>,
-    /// The ConfigMap that its sidecars watch, where it says so; or why that cannot be read.
+    /// ConfigMap that its sidecars watch according to its annotation; the error says why that cannot be parsed.
     pub watched_config_map: Option<Result<NamespacedName, String>>,
-    /// Whether it says that a sidecar runs in it.
+    /// Whether the pod has the label `rollora.dev/sidecar`.
     pub has_sidecar: bool,
-    /// The pool that it routes for, where it is a router.
+    /// Pool for which the pod routes, if it is a router.
     pub router_for: Option<NamespacedName>,
-    /// The ports of its sidecars, in the order of the pool's target ports, where it says so; or why that cannot be read.
+    /// Ports of its sidecars in the order of the pool's target ports, from its annotation; the error says why that
+    /// cannot be parsed.
     pub sidecar_ports: Option<Result<Vec<u16>, String>>,
-    /// The port of its router, where it says so; or why that cannot be read.
+    /// Port of its router, from its annotation; the error says why that cannot be parsed.
     pub router_port: Option<Result<u16, String>>,
 }
 
-/// A pod as the API server tells of it, as far as it is read here: a whole one is many times as large, and a list has
-/// hundreds.
+/// A pod as the API server sends it, without the fields that are not used: a complete one is many times as large, and a
+/// list has hundreds.
 #[derive(Debug, Clone, Resource, Deserialize)]
 #[resource(inherit = "KubePod")]
 pub(crate) struct PodObject {
-    #[serde(deserialize_with = "metadata")]
+    #[serde(deserialize_with = "deserialize_metadata")]
     metadata: ObjectMeta,
     #[serde(default)]
     spec: PodSpec,
@@ -87,7 +88,7 @@ struct ConfigMapVolumeSource {
 }
 
 impl Volume {
-    /// The ConfigMaps that are mounted here, itself or among others.
+    /// Returns the names of the ConfigMaps that this volume mounts, directly or as a projected source.
     fn config_map_names(&self) -> Vec<&str> {
         let projected = self.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
         let all = self.config_map.iter().chain(projected.filter_map(|source| source.config_map.as_ref()));
@@ -121,11 +122,11 @@ struct ContainerStatus {
     container_id: Option<String>,
 }
 
-/// The rest of the metadata would be the larger part.
-fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+/// Deserializes only the metadata that is used: the rest would be the larger part.
+fn deserialize_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Part {
+    struct PartialMetadata {
         name: Option<String>,
         namespace: Option<String>,
         uid: Option<String>,
@@ -134,14 +135,14 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         labels: Option<BTreeMap<String, String>>,
         annotations: Option<BTreeMap<String, String>>,
     }
-    let Part { name, namespace, uid, resource_version, deletion_timestamp, labels, annotations } =
-        Part::deserialize(deserializer)?;
+    let PartialMetadata { name, namespace, uid, resource_version, deletion_timestamp, labels, annotations } =
+        PartialMetadata::deserialize(deserializer)?;
     let rest = ObjectMeta::default();
     Ok(ObjectMeta { name, namespace, uid, resource_version, deletion_timestamp, labels, annotations, ..rest })
 }
 
 impl Pod {
-    /// What is needed of a pod.
+    /// Extracts the fields that are used.
     pub(crate) fn from_object(pod: &PodObject) -> CacheItem<Self> {
         let name = NamespacedName::new(pod.namespace().unwrap_or_default(), pod.name_any());
         let version = pod.resource_version().unwrap_or_default();
@@ -155,7 +156,7 @@ impl Pod {
             let namespace = pod.annotations().get(ROUTER_NAMESPACE_ANNOTATION).unwrap_or(&name.namespace);
             NamespacedName::new(namespace, pool)
         });
-        let watches =
+        let watched_config_map =
             pod.annotations().get(ADAPTERS_ANNOTATION).map(|text| parse_watched_config_map(text, &name.namespace));
         let status = &pod.status;
         let value = Self {
@@ -175,7 +176,7 @@ impl Pod {
                 .flat_map(Volume::config_map_names)
                 .map(str::to_owned)
                 .collect(),
-            watched_config_map: watches,
+            watched_config_map,
             has_sidecar: pod.labels().contains_key(SIDECAR_LABEL),
             router_for,
             sidecar_ports: ports(SIDECAR_PORT_ANNOTATION),
@@ -184,14 +185,15 @@ impl Pod {
         CacheItem { name, version, value }
     }
 
-    /// Whether a pod of this namespace reads this ConfigMap: it mounts it, or says that a sidecar of it watches it.
+    /// Returns whether the pod, in this namespace, reads this ConfigMap: it mounts it, or its sidecar
+    /// watched_config_map it.
     pub(crate) fn reads_config_map(&self, namespace: &str, map: &NamespacedName) -> bool {
         let mounts = map.namespace == namespace && self.config_maps.contains(&map.name);
         mounts || self.watched_config_map.as_ref().is_some_and(|watched| watched.as_ref() == Ok(map))
     }
 }
 
-/// The ConfigMap that is named so in a pod of this namespace.
+/// Parses the annotation of a pod in this namespace.
 fn parse_watched_config_map(text: &str, namespace: &str) -> Result<NamespacedName, String> {
     let (namespace, name) = text.split_once('/').unwrap_or((namespace, text));
     if namespace.is_empty() || name.is_empty() || name.contains('/') {
@@ -224,12 +226,12 @@ fn container_ids(status: &PodStatus) -> String {
     ids.join(",")
 }
 
-/// An InferencePool: which pods are in it, and which ports of theirs are servers.
+/// An InferencePool: its selector, and the ports on which each pod serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InferencePool {
-    /// Labels that its pods have.
+    /// Labels that the selector requires; never empty.
     pub labels: BTreeMap<String, String>,
-    /// The ports of each pod, each of them a server.
+    /// Ports of each pod; each of them is one server.
     pub target_ports: Vec<u16>,
 }
 
@@ -254,7 +256,7 @@ struct TargetPort {
 }
 
 impl InferencePool {
-    /// What is needed of a pool; where it cannot be read, why.
+    /// Extracts the fields that are used; the error says why the pool cannot be used.
     pub(crate) fn from_object(object: &DynamicObject) -> CacheItem<Result<Self, String>> {
         let name = NamespacedName::new(object.namespace().unwrap_or_default(), object.name_any());
         let version = object.resource_version().unwrap_or_default();
@@ -263,7 +265,7 @@ impl InferencePool {
             serde_json::from_value::<InferencePoolSpec>(spec).map_err(|error| error.to_string()).and_then(|spec| {
                 let ports = spec.target_ports.into_iter().map(|port| port.number).collect();
                 let labels = spec.selector.match_labels;
-                // Without a label it would be every pod of the namespace.
+                // An empty selector would match every pod of the namespace.
                 if labels.is_empty() {
                     Err("its selector is empty".to_owned())
                 } else {
@@ -273,7 +275,7 @@ impl InferencePool {
         CacheItem { name, version, value }
     }
 
-    /// The selector as a watch takes it.
+    /// Returns the selector in the syntax of a watch request.
     pub(crate) fn label_selector(&self) -> String {
         self.labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",")
     }
@@ -284,7 +286,7 @@ pub(crate) mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    /// A pod that runs, and of which nothing is said.
+    /// Returns a running pod without labels or annotations that matter.
     pub(crate) fn bare_pod(name: &str) -> Pod {
         pod_with(|pod| {
             pod["metadata"] = json!({ "name": name, "namespace": "prod", "uid": format!("uid of {name}") });
@@ -312,7 +314,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pod_is_ready_when_its_condition_says_so_and_nobody_deletes_it() {
+    fn pod_is_ready_by_its_condition_unless_terminating() {
         let ready = pod_with(|_| ());
         assert!(ready.ready && !ready.finished);
         assert_eq!(ready.container_ids, "c://1,c://2");
@@ -324,7 +326,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pod_mounts_a_config_map_by_itself_or_among_others() {
+    fn config_maps_include_projected_volumes() {
         let pod = pod_with(|pod| {
             pod["spec"] = json!({ "volumes": [
                 { "name": "a", "configMap": { "name": "adapters" } },
@@ -338,7 +340,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pod_reads_what_it_mounts_and_what_it_says_that_it_watches() {
+    fn pod_reads_mounted_and_annotated_config_maps() {
         let watching = |annotation: &str| {
             pod_with(|pod| {
                 pod["metadata"]["labels"] = json!({ "rollora.dev/sidecar": "true" });
@@ -355,14 +357,14 @@ pub(crate) mod tests {
         let elsewhere = watching("test/adapters");
         assert!(reads(&elsewhere, "test", "adapters") && !reads(&elsewhere, "prod", "adapters"));
         for bad in ["", "/adapters", "test/", "a/b/c"] {
-            let words = format!("its annotation rollora.dev/adapters is {bad:?}: write NAME or NAMESPACE/NAME");
-            assert_eq!(watching(bad).watched_config_map, Some(Err(words)));
+            let message = format!("its annotation rollora.dev/adapters is {bad:?}: write NAME or NAMESPACE/NAME");
+            assert_eq!(watching(bad).watched_config_map, Some(Err(message)));
         }
         assert!(!pod_with(|_| ()).has_sidecar);
     }
 
     #[test]
-    fn a_router_routes_for_a_pool_beside_it_unless_it_says_another_namespace() {
+    fn router_pool_is_in_own_namespace_unless_annotated() {
         let router = |annotations: Value| {
             pod_with(|pod| {
                 pod["metadata"]["labels"] = json!({ "rollora.dev/router-for": "pool" });
@@ -378,7 +380,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_port_that_is_none_is_said_in_words() {
+    fn invalid_port_annotation_is_an_error() {
         let pod = pod_with(|pod| pod["metadata"]["annotations"] = json!({"rollora.dev/router-port": "http"}));
         assert_eq!(pod.sidecar_ports, None);
         assert_eq!(
@@ -388,19 +390,19 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pool_selects_by_labels_and_never_everything() {
-        let read = |spec: Value| {
+    fn pool_with_empty_selector_is_invalid() {
+        let parse = |spec: Value| {
             let object = json!({"metadata": {"name": "pool", "namespace": "prod"}, "spec": spec});
             InferencePool::from_object(&serde_json::from_value(object).unwrap()).value
         };
-        let pool = read(json!({
+        let pool = parse(json!({
             "selector": {"matchLabels": {"app": "vllm", "size": "32b"}},
             "targetPorts": [{"number": 8000}, {"number": 8001}],
         }))
         .unwrap();
         assert_eq!(pool.label_selector(), "app=vllm,size=32b");
         assert_eq!(pool.target_ports, [8000, 8001]);
-        assert!(read(json!({"selector": {}})).is_err());
-        assert!(read(json!({})).is_err());
+        assert!(parse(json!({"selector": {}})).is_err());
+        assert!(parse(json!({})).is_err());
     }
 }

@@ -1,9 +1,9 @@
-//! The kinds that are spoken of here, as the API server names them.
+//! Kubernetes kinds that this crate uses, with their groups and plural names.
 
 use kube::core::ApiResource;
 use rollora_api::rewrite::RewriteGroup;
 
-/// A kind.
+/// Group, version and names of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ResourceKind {
     pub(crate) group: &'static str,
@@ -12,29 +12,29 @@ pub(crate) struct ResourceKind {
     pub(crate) plural: &'static str,
 }
 
-/// Our own.
+/// Rollora's own custom resource.
 pub(crate) const ROLLOUT: ResourceKind =
     ResourceKind { group: "rollora.dev", version: "v1alpha1", name: "Rollout", plural: "rollouts" };
-/// The pools.
+/// Pool of model servers, from the Gateway API inference extension.
 pub(crate) const POOL: ResourceKind = ResourceKind {
     group: "inference.networking.k8s.io",
     version: "v1",
     name: "InferencePool",
     plural: "inferencepools",
 };
-/// Pods.
+
 pub(crate) const POD: ResourceKind = ResourceKind { group: "", version: "v1", name: "Pod", plural: "pods" };
-/// ConfigMaps.
+
 pub(crate) const CONFIG_MAP: ResourceKind =
     ResourceKind { group: "", version: "v1", name: "ConfigMap", plural: "configmaps" };
-/// Leases.
+
 pub(crate) const LEASE: ResourceKind =
     ResourceKind { group: "coordination.k8s.io", version: "v1", name: "Lease", plural: "leases" };
-/// Events.
+
 pub(crate) const EVENT: ResourceKind =
     ResourceKind { group: "events.k8s.io", version: "v1", name: "Event", plural: "events" };
 
-/// The rewrites of one group.
+/// Returns the kind of the rewrites of one group.
 pub(crate) const fn rewrite(group: RewriteGroup) -> ResourceKind {
     let group = match group {
         RewriteGroup::Current => "llm-d.ai",
@@ -44,17 +44,17 @@ pub(crate) const fn rewrite(group: RewriteGroup) -> ResourceKind {
 }
 
 impl ResourceKind {
-    /// `llm-d.ai/v1alpha2`; `v1` in the core group.
+    /// Returns for example `llm-d.ai/v1alpha2`, or `v1` in the core group.
     pub(crate) fn api_version(self) -> String {
         if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
     }
 
-    /// As roles and people name it: `inferencemodelrewrites.llm-d.ai`.
+    /// Returns the name that roles and error messages use: `inferencemodelrewrites.llm-d.ai`.
     pub(crate) fn group_resource(self) -> String {
         if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
 
-    /// The subresource `status`, as roles name it.
+    /// Returns the subresource `status` as roles name it: `rollouts/status.rollora.dev`.
     pub(crate) fn status_subresource(self) -> String {
         if self.group.is_empty() {
             format!("{}/status", self.plural)
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_are_named_as_roles_and_objects_name_them() {
+    fn kinds_are_named_as_in_roles_and_objects() {
         assert_eq!(CONFIG_MAP.api_version(), "v1");
         assert_eq!(CONFIG_MAP.group_resource(), "configmaps");
         assert_eq!(ROLLOUT.status_subresource(), "rollouts/status.rollora.dev");

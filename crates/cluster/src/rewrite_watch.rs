@@ -1,9 +1,9 @@
-//! Every InferenceModelRewrite of both groups, as it changes: complete lists first, then single changes.
+//! Watch of the InferenceModelRewrites of both API groups: complete lists first, then single changes.
 //!
 //! Invariants:
-//! - Nothing is held back: what the API server says is handed over as soon as it is read.
-//! - An outage takes nothing away. After one, every group is told anew, whole.
-//! - A group that is not installed is empty; when it is installed or removed later, that is told.
+//! - Nothing is delayed: every change is delivered as soon as it is read.
+//! - An outage removes nothing. After an outage every group is delivered again as a complete list.
+//! - A group that is not installed is empty; its later installation or removal is delivered.
 
 use crate::{
     Cluster, Scope,
@@ -24,65 +24,67 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// What there is to know of rewrites.
+/// A change of the rewrites, or of the watch itself.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RewriteEvent {
-    /// Every rewrite of this group, in place of all that was told of it before.
+    /// All rewrites of a group; replaces everything delivered for it before.
     Reset {
-        /// The group.
+        /// API group of all the rewrites.
         group: RewriteGroup,
-        /// All of it; empty also where the group is not installed any more.
+        /// All rewrites of the group; empty if the group is not installed anymore.
         rewrites: Vec<InferenceModelRewrite>,
     },
-    /// One is new or was changed.
+    /// A rewrite was created or changed.
     Apply(Box<InferenceModelRewrite>),
-    /// One is gone.
+    /// A rewrite was deleted.
     Delete {
-        /// Its group.
+        /// API group of the deleted rewrite.
         group: RewriteGroup,
-        /// Its namespace.
+        /// Namespace of the deleted rewrite.
         namespace: String,
-        /// Its name.
+        /// Name of the deleted rewrite.
         name: String,
     },
-    /// How the watch itself is, whenever that changes.
+    /// The state of the watch changed.
     State(RewriteWatchState),
 }
 
-/// How the watch is.
+/// Which groups are watched, and whether the watch is complete.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RewriteWatchState {
-    /// The groups that are installed, as far as that is known.
+    /// Groups that are installed, as far as is known.
     pub served_groups: BTreeSet<RewriteGroup>,
-    /// Whether every installed group has been told whole at least once. Never becomes false again.
+    /// Whether a complete list of every installed group was delivered. Never becomes false again.
     pub synced: bool,
-    /// Why news may be missing at present; none where the API server can be reached and everything is watched.
+    /// Why changes may be missing at present; `None` if all installed groups are watched.
     pub problem: Option<ApiError>,
 }
 
-/// The watch.
+/// Watch of the rewrites of both groups in a scope.
 pub struct RewriteWatch {
     cluster: Cluster,
     scope: Scope,
     group_polls: Pin<Box<dyn Stream<Item = Result<BTreeSet<RewriteGroup>, ApiError>> + Send>>,
     watches: BTreeMap<RewriteGroup, WatchStream<RewriteObject>>,
-    /// Has the groups looked for at once.
+    /// Triggers a discovery poll immediately.
     rediscover: Arc<Notify>,
     tracker: RewriteTracker,
 }
 
 impl std::fmt::Debug for RewriteWatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Rewrites").field("scope", &self.scope).field("digest", &self.tracker).finish_non_exhaustive()
+        f.debug_struct("RewriteWatch")
+            .field("scope", &self.scope)
+            .field("tracker", &self.tracker)
+            .finish_non_exhaustive()
     }
 }
 
-/// An object that was told of.
 #[derive(Debug, Clone, PartialEq)]
 struct RewriteObject {
     namespace: String,
     name: String,
-    /// None where it cannot be read.
+    /// `None` if the object cannot be parsed.
     rewrite: Option<InferenceModelRewrite>,
 }
 
@@ -94,14 +96,13 @@ impl RewriteObject {
     }
 }
 
-/// One thing that was heard.
 enum RewriteInput {
     Groups(Result<BTreeSet<RewriteGroup>, ApiError>),
     Watch(RewriteGroup, Box<Result<WatchEvent<RewriteObject>, ApiError>>),
 }
 
 impl RewriteWatch {
-    /// A watch that has not asked anything yet.
+    /// Returns a watch that has sent no request yet.
     pub fn new(cluster: &Cluster, scope: Scope) -> Self {
         let rediscover = Arc::new(Notify::new());
         Self {
@@ -114,28 +115,28 @@ impl RewriteWatch {
         }
     }
 
-    /// The next news. Never ends; nothing is lost where it is given up and called again.
+    /// Returns the next event. Never ends; cancel safe.
     pub async fn next(&mut self) -> RewriteEvent {
         loop {
-            if let Some(news) = self.tracker.pending.pop_front() {
-                return news;
+            if let Some(event) = self.tracker.pending.pop_front() {
+                return event;
             }
             match poll_fn(|context| self.poll_input(context)).await {
-                RewriteInput::Watch(group, news) => {
-                    if matches!(*news, Err(ApiError::NotFound(_))) {
+                RewriteInput::Watch(group, event) => {
+                    if matches!(*event, Err(ApiError::NotFound(_))) {
                         self.rediscover.notify_one();
                     }
-                    self.tracker.handle_event(group, *news);
+                    self.tracker.handle_event(group, *event);
                 }
-                RewriteInput::Groups(look) => {
-                    for group in self.tracker.handle_discovery(look) {
+                RewriteInput::Groups(poll) => {
+                    for group in self.tracker.handle_discovery(poll) {
                         self.watches.remove(&group);
                     }
                     for group in &self.tracker.state.served_groups {
                         let group = *group;
-                        let read = move |object| RewriteObject::from_object(group, object);
+                        let convert = move |object| RewriteObject::from_object(group, object);
                         let watch =
-                            || watch::watch_all(&self.cluster, &self.scope, resource_kind::rewrite(group), read);
+                            || watch::watch_all(&self.cluster, &self.scope, resource_kind::rewrite(group), convert);
                         self.watches.entry(group).or_insert_with(watch);
                     }
                 }
@@ -145,45 +146,44 @@ impl RewriteWatch {
 
     fn poll_input(&mut self, context: &mut Context<'_>) -> Poll<RewriteInput> {
         for (group, watch) in &mut self.watches {
-            if let Poll::Ready(Some(news)) = watch.poll_next_unpin(context) {
-                return Poll::Ready(RewriteInput::Watch(*group, Box::new(news)));
+            if let Poll::Ready(Some(event)) = watch.poll_next_unpin(context) {
+                return Poll::Ready(RewriteInput::Watch(*group, Box::new(event)));
             }
         }
         match self.group_polls.poll_next_unpin(context) {
-            Poll::Ready(Some(look)) => Poll::Ready(RewriteInput::Groups(look)),
-            // Neither stream ends.
+            Poll::Ready(Some(poll)) => Poll::Ready(RewriteInput::Groups(poll)),
+            // Neither kind of stream ends.
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }
 }
 
-/// What was heard so far, and what is still to be told of it.
+/// State derived from all inputs, and the events that were not delivered yet.
 #[derive(Debug, Default)]
 struct RewriteTracker {
     state: RewriteWatchState,
-    /// Groups that were told whole since they were last found.
+    /// Groups of which a complete list was received since their last discovery.
     synced: BTreeSet<RewriteGroup>,
-    /// Why the groups cannot be found out.
     discovery_problem: Option<ApiError>,
-    /// Per group why it cannot be watched.
+    /// Why a group cannot be watched, by group.
     watch_problems: BTreeMap<RewriteGroup, ApiError>,
     pending: VecDeque<RewriteEvent>,
 }
 
 impl RewriteTracker {
-    /// Takes in which groups there are. Returns those whose watch has to end, or to begin anew.
-    fn handle_discovery(&mut self, look: Result<BTreeSet<RewriteGroup>, ApiError>) -> Vec<RewriteGroup> {
+    /// Applies a discovery result. Returns the groups whose watch must end or restart.
+    fn handle_discovery(&mut self, poll: Result<BTreeSet<RewriteGroup>, ApiError>) -> Vec<RewriteGroup> {
         let mut state = self.state.clone();
-        let mut over: Vec<RewriteGroup> = Vec::new();
-        match look {
+        let mut ended: Vec<RewriteGroup> = Vec::new();
+        match poll {
             Err(error) => self.discovery_problem = Some(error),
             Ok(served) => {
                 if self.discovery_problem.take().is_some() {
-                    // A connection that an outage cut may never say so.
-                    over.extend(REWRITE_GROUPS);
+                    // A connection that broke in an outage may never report it.
+                    ended.extend(REWRITE_GROUPS);
                 }
                 for group in state.served_groups.difference(&served) {
-                    over.push(*group);
+                    ended.push(*group);
                     self.synced.remove(group);
                     self.watch_problems.remove(group);
                     self.pending.push_back(RewriteEvent::Reset { group: *group, rewrites: Vec::new() });
@@ -193,19 +193,19 @@ impl RewriteTracker {
             }
         }
         self.update_state(state);
-        over
+        ended
     }
 
-    /// Takes in what the watch of one group says.
-    fn handle_event(&mut self, group: RewriteGroup, news: Result<WatchEvent<RewriteObject>, ApiError>) {
+    /// Applies an event of the watch of one group.
+    fn handle_event(&mut self, group: RewriteGroup, event: Result<WatchEvent<RewriteObject>, ApiError>) {
         let mut state = self.state.clone();
-        match news {
+        match event {
             Err(error) => {
                 self.watch_problems.insert(group, error);
             }
-            Ok(news) => {
+            Ok(event) => {
                 self.watch_problems.remove(&group);
-                match news {
+                match event {
                     WatchEvent::Reset(all) => {
                         let rewrites = all.into_iter().filter_map(|found| found.rewrite).collect();
                         self.pending.push_back(RewriteEvent::Reset { group, rewrites });
@@ -224,7 +224,7 @@ impl RewriteTracker {
         self.update_state(state);
     }
 
-    /// Tells the state where it changed: after the news that it speaks of.
+    /// Queues the state if it changed, after the events that it refers to.
     fn update_state(&mut self, mut state: RewriteWatchState) {
         let problem = self.discovery_problem.as_ref().or_else(|| self.watch_problems.values().next());
         state.problem = problem.cloned();
@@ -235,21 +235,21 @@ impl RewriteTracker {
     }
 }
 
-/// The object in our words. One that cannot be read, which its schema does not allow, is left out.
+/// Converts an API object. Returns `None` for one that cannot be parsed, which its schema does not allow.
 pub(crate) fn parse_rewrite(group: RewriteGroup, object: DynamicObject) -> Option<InferenceModelRewrite> {
     let name = object.metadata.name.clone().unwrap_or_default();
-    let read = serde_json::to_value(object).and_then(|mut value| {
-        // A list says them once for all.
+    let parsed = serde_json::to_value(object).and_then(|mut value| {
+        // Items of a list do not repeat these two fields.
         if let Some(fields) = value.as_object_mut() {
             fields.insert("apiVersion".to_owned(), group.api_version().into());
             fields.insert("kind".to_owned(), resource_kind::rewrite(group).name.into());
         }
         serde_json::from_value(value)
     });
-    match read {
+    match parsed {
         Ok(rewrite) => Some(rewrite),
         Err(error) => {
-            tracing::warn!(group = group.name(), rewrite = name, "a rewrite cannot be read and is ignored: {error}");
+            tracing::warn!(group = group.name(), rewrite = name, "ignoring a rewrite that cannot be parsed: {error}");
             None
         }
     }

@@ -1,20 +1,20 @@
-//! Which namespaces are looked at.
+//! Namespaces that a program watches.
 
 use crate::resource_kind::ResourceKind;
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Client, core::DynamicObject};
 
-/// One namespace, or all of them.
+/// A single namespace, or the whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
-    /// Only this one: a Role suffices.
+    /// Only this namespace: a Role is sufficient.
     Namespace(String),
-    /// All of them.
+    /// All namespaces of the cluster: needs a ClusterRole.
     All,
 }
 
 impl Scope {
-    /// The namespace, where it is one.
+    /// Returns the namespace, or `None` for all of them.
     pub fn namespace(&self) -> Option<&str> {
         match self {
             Self::Namespace(namespace) => Some(namespace),
@@ -22,7 +22,7 @@ impl Scope {
         }
     }
 
-    /// Objects of a type there.
+    /// Returns an API handle for objects of a typed kind in this scope.
     pub(crate) fn api<K>(&self, client: Client) -> Api<K>
     where
         K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
@@ -33,7 +33,7 @@ impl Scope {
         }
     }
 
-    /// Objects of a kind there.
+    /// Returns an API handle for untyped objects of a kind in this scope.
     pub(crate) fn dynamic_api(&self, client: Client, kind: ResourceKind) -> Api<DynamicObject> {
         let resource = kind.api_resource();
         match self {

@@ -1,7 +1,8 @@
-//! One watch: complete lists first, then changes, over every outage.
+//! One watch: complete lists first, then changes, with retries after every outage.
 //!
-//! Invariants: what was told last stays true until something newer is told. An outage is told as an error, and changes
-//! nothing else. Whoever may not watch any more begins with a list again when they may: else nothing would tell that they do.
+//! Invariants: the last delivered state stays valid until a newer one is delivered. An outage is delivered as an error
+//! and changes nothing else. After a missing permission the watch restarts with a list, because nothing else would show
+//! that the permission was granted again.
 
 use crate::{
     Cluster, Scope,
@@ -22,24 +23,24 @@ use serde::de::DeserializeOwned;
 use std::{fmt::Debug, pin::Pin, time::Duration};
 use tokio::time::Instant;
 
-/// How long one watch call lasts. A connection that died without a word is noticed a little later than this.
+/// Duration of one watch call. A connection that broke silently is noticed shortly after this.
 const WATCH_TIMEOUT_SECONDS: u32 = 60;
-/// Objects in one part of a list.
+/// Number of objects in one page of a list.
 const PAGE_SIZE: u32 = 500;
 
-/// What a watch tells.
+/// One change that a watch delivers.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum WatchEvent<K> {
-    /// Everything there is, in place of all that was told before.
+    /// All objects; replaces everything delivered before.
     Reset(Vec<K>),
-    /// One object is new or was changed.
+    /// An object was created or changed.
     Apply(K),
-    /// One object is gone; this is what it was last.
+    /// An object was deleted; holds its last state.
     Delete(K),
 }
 
 impl<K> WatchEvent<K> {
-    /// The same news of something else.
+    /// Converts the objects of the event.
     pub(crate) fn map<T>(self, mut read: impl FnMut(K) -> T) -> WatchEvent<T> {
         match self {
             Self::Reset(all) => WatchEvent::Reset(all.into_iter().map(read).collect()),
@@ -49,38 +50,38 @@ impl<K> WatchEvent<K> {
     }
 }
 
-/// A watch. It never ends.
+/// Stream of one watch, which never ends.
 pub(crate) type WatchStream<K> = Pin<Box<dyn Stream<Item = Result<WatchEvent<K>, ApiError>> + Send>>;
 
-/// What is watched.
+/// Selection of the watched objects.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct WatchOptions {
-    /// A label selector.
+    /// Kubernetes label selector; `None` selects all objects.
     pub(crate) label_selector: Option<String>,
-    /// A field selector.
+    /// Kubernetes field selector; `None` selects all objects.
     pub(crate) field_selector: Option<String>,
-    /// Objects in one part of a list, where they may be large.
+    /// Number of objects in one page of a list, if they may be large.
     pub(crate) page_size: Option<u32>,
 }
 
-/// Watches what `api` gives. `resource` and `namespace` are what errors speak of.
+/// Watches the objects of `api`. `resource` and `namespace` are for error messages.
 pub(crate) fn watch<K>(
     api: Api<K>,
-    selection: &WatchOptions,
+    options: &WatchOptions,
     resource: String,
     namespace: Option<String>,
 ) -> WatchStream<K>
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    watch_mapped(api, selection, resource, namespace, Some)
+    watch_mapped(api, options, resource, namespace, Some)
 }
 
-/// The same, of which only what is read is kept, from the first object of a list on: what there is of a kind may be far
-/// more than anybody here needs. Objects of which nothing is read are not told.
+/// Watches the objects of `api`, and converts each one with `read` as it arrives, because all objects of a kind may be
+/// far more than is needed. Objects for which `read` returns `None` are not delivered.
 pub(crate) fn watch_mapped<K, T>(
     api: Api<K>,
-    selection: &WatchOptions,
+    options: &WatchOptions,
     resource: String,
     namespace: Option<String>,
     read: impl Fn(K) -> Option<T> + Send + 'static,
@@ -90,30 +91,30 @@ where
     T: Send + 'static,
 {
     let config = watcher::Config {
-        label_selector: selection.label_selector.clone(),
-        field_selector: selection.field_selector.clone(),
-        ..watcher::Config::default().timeout(WATCH_TIMEOUT_SECONDS).page_size(selection.page_size.unwrap_or(PAGE_SIZE))
+        label_selector: options.label_selector.clone(),
+        field_selector: options.field_selector.clone(),
+        ..watcher::Config::default().timeout(WATCH_TIMEOUT_SECONDS).page_size(options.page_size.unwrap_or(PAGE_SIZE))
     };
-    let begin = move || watcher::watcher(api.clone(), config.clone()).backoff(WatchBackoff::default());
-    let state = (begin().boxed(), Vec::new(), (resource, namespace), (begin, read));
-    Box::pin(stream::unfold(state, |(mut events, mut listed, words, (begin, read))| async move {
+    let start = move || watcher::watcher(api.clone(), config.clone()).backoff(WatchBackoff::default());
+    let state = (start().boxed(), Vec::new(), (resource, namespace), (start, read));
+    Box::pin(stream::unfold(state, |(mut events, mut listed, request_names, (start, read))| async move {
         loop {
-            let event = events.next().await?;
-            let news = event
-                .map_err(|error| to_api_error(&error, &words))
-                .map(|event| collect_event(event, &mut listed, &read));
-            if let Some(news) = news.transpose() {
-                if matches!(news, Err(ApiError::Forbidden(_))) {
-                    let pause = stream::once(tokio::time::sleep(MAX_BACKOFF)).filter_map(|()| std::future::ready(None));
-                    events = pause.chain(begin()).boxed();
+            let raw_event = events.next().await?;
+            let event = raw_event
+                .map_err(|error| to_api_error(&error, &request_names))
+                .map(|raw_event| collect_event(raw_event, &mut listed, &read));
+            if let Some(event) = event.transpose() {
+                if matches!(event, Err(ApiError::Forbidden(_))) {
+                    let delay = stream::once(tokio::time::sleep(MAX_BACKOFF)).filter_map(|()| std::future::ready(None));
+                    events = delay.chain(start()).boxed();
                 }
-                return Some((news, (events, listed, words, (begin, read))));
+                return Some((event, (events, listed, request_names, (start, read))));
             }
         }
     }))
 }
 
-/// Watches all objects of a kind. Each is read when it comes: as JSON it is many times as large.
+/// Watches all objects of a kind, and converts each one as it arrives: as JSON it is many times as large.
 pub(crate) fn watch_all<T: Send + 'static>(
     cluster: &Cluster,
     scope: &Scope,
@@ -124,7 +125,7 @@ pub(crate) fn watch_all<T: Send + 'static>(
     watch_mapped(api, &WatchOptions::default(), kind.group_resource(), namespace, move |object| Some(read(object)))
 }
 
-/// Puts a list together from its parts.
+/// Collects the pages of a list into one event.
 fn collect_event<K: Resource, T>(
     event: Event<K>,
     listed: &mut Vec<T>,
@@ -154,19 +155,19 @@ fn to_api_error(error: &watcher::Error, (resource, namespace): &(String, Option<
         }
         watcher::Error::WatchError(status) => ApiError::of(&kube::Error::Api(status.clone()), request("watch")),
         watcher::Error::NoResourceVersion => {
-            ApiError::Unavailable(format!("{}: the answer has no version", request("watch")))
+            ApiError::Unavailable(format!("{}: the response has no resource version", request("watch")))
         }
     };
-    // Nothing was written: whatever broke, asking again helps.
+    // A watch writes nothing, so every failure can be retried.
     match error {
-        ApiError::Unknown(words) => ApiError::Unavailable(words),
+        ApiError::Unknown(message) => ApiError::Unavailable(message),
         error => error,
     }
 }
 
-/// Pauses between tries that fail: they double, up to a few seconds.
+/// Delays between failed attempts: they double, up to a few seconds.
 ///
-/// kube takes the beginning of every try for a success. What counts here is that nothing failed for a while.
+/// kube resets its backoff when an attempt begins. This one resets when nothing has failed for a while.
 #[derive(Debug)]
 struct WatchBackoff {
     delay: Duration,
@@ -175,7 +176,7 @@ struct WatchBackoff {
 
 const INITIAL_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(3);
-/// Longer than a pause and the try after it.
+/// Longer than the maximum delay and the attempt after it.
 const BACKOFF_RESET: Duration = Duration::from_secs(10);
 
 impl Default for WatchBackoff {
@@ -191,10 +192,10 @@ impl Iterator for WatchBackoff {
         if self.last_failure.replace(Instant::now()).is_some_and(|failed| failed.elapsed() > BACKOFF_RESET) {
             self.delay = INITIAL_BACKOFF;
         }
-        let pause = self.delay;
-        self.delay = (pause * 2).min(MAX_BACKOFF);
-        // Replicas that lost the same API server do not come back to it all at once.
-        Some(pause.mul_f64(rand::random_range(0.5..1.0)))
+        let delay = self.delay;
+        self.delay = (delay * 2).min(MAX_BACKOFF);
+        // Jitter: replicas that lost the same API server must not reconnect all at the same time.
+        Some(delay.mul_f64(rand::random_range(0.5..1.0)))
     }
 }
 
@@ -220,24 +221,24 @@ mod tests {
     }
 
     #[test]
-    fn of_what_is_told_only_what_is_read_is_kept() {
+    fn only_converted_objects_are_delivered() {
         let mut listed = Vec::new();
         let read = |object: ConfigMap| object.metadata.name.filter(|name| name != "other");
-        let mut told = |event| collect_event(event, &mut listed, read);
+        let mut collect = |event| collect_event(event, &mut listed, read);
         for event in [Event::Init, Event::InitApply(object("other")), Event::InitApply(object("a"))] {
-            assert_eq!(told(event), None);
+            assert_eq!(collect(event), None);
         }
-        assert_eq!(told(Event::InitDone), Some(WatchEvent::Reset(vec!["a".to_owned()])));
-        assert_eq!(told(Event::Apply(object("other"))), None);
-        assert_eq!(told(Event::Delete(object("a"))), Some(WatchEvent::Delete("a".to_owned())));
+        assert_eq!(collect(Event::InitDone), Some(WatchEvent::Reset(vec!["a".to_owned()])));
+        assert_eq!(collect(Event::Apply(object("other"))), None);
+        assert_eq!(collect(Event::Delete(object("a"))), Some(WatchEvent::Delete("a".to_owned())));
     }
 
-    fn describe(news: Option<WatchEvent<ConfigMap>>) -> String {
+    fn describe(event: Option<WatchEvent<ConfigMap>>) -> String {
         let name = |object: &ConfigMap| {
-            assert!(object.managed_fields().is_empty(), "they are large, and nobody reads them");
+            assert!(object.managed_fields().is_empty(), "managed fields are large and not used");
             object.name_any()
         };
-        match news {
+        match event {
             None => "nothing".to_owned(),
             Some(WatchEvent::Reset(objects)) => {
                 format!("all: {}", objects.iter().map(name).collect::<Vec<_>>().join(" "))
@@ -248,34 +249,34 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_told_when_it_is_complete() {
+    fn list_is_delivered_when_complete() {
         let mut listed = Vec::new();
-        let mut told = |event| describe(collect_event(event, &mut listed, Some));
-        assert_eq!(told(Event::Init), "nothing");
-        assert_eq!(told(Event::InitApply(object("a"))), "nothing");
-        assert_eq!(told(Event::Init), "nothing");
-        assert_eq!(told(Event::InitApply(object("b"))), "nothing");
-        assert_eq!(told(Event::InitApply(object("c"))), "nothing");
-        assert_eq!(told(Event::InitDone), "all: b c", "a list that broke off is forgotten");
-        assert_eq!(told(Event::Apply(object("d"))), "apply: d");
-        assert_eq!(told(Event::Delete(object("b"))), "delete: b");
-        assert_eq!(told(Event::Init), "nothing");
-        assert_eq!(told(Event::InitDone), "all: ");
+        let mut describe_event = |event| describe(collect_event(event, &mut listed, Some));
+        assert_eq!(describe_event(Event::Init), "nothing");
+        assert_eq!(describe_event(Event::InitApply(object("a"))), "nothing");
+        assert_eq!(describe_event(Event::Init), "nothing");
+        assert_eq!(describe_event(Event::InitApply(object("b"))), "nothing");
+        assert_eq!(describe_event(Event::InitApply(object("c"))), "nothing");
+        assert_eq!(describe_event(Event::InitDone), "all: b c", "an interrupted list is dropped");
+        assert_eq!(describe_event(Event::Apply(object("d"))), "apply: d");
+        assert_eq!(describe_event(Event::Delete(object("b"))), "delete: b");
+        assert_eq!(describe_event(Event::Init), "nothing");
+        assert_eq!(describe_event(Event::InitDone), "all: ");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pauses_double_up_to_the_longest_and_begin_again_when_nothing_failed_for_a_while() {
-        let mut pauses = WatchBackoff::default();
-        let mut taken = Vec::new();
+    async fn backoff_doubles_and_resets_after_a_quiet_time() {
+        let mut backoff = WatchBackoff::default();
+        let mut delays = Vec::new();
         for _ in 0..8 {
-            let pause = pauses.next().unwrap();
-            taken.push(pause);
-            tokio::time::sleep(pause).await;
+            let delay = backoff.next().unwrap();
+            delays.push(delay);
+            tokio::time::sleep(delay).await;
             // A try that begins has not succeeded.
-            pauses.reset();
+            backoff.reset();
         }
-        assert!(taken[0] <= INITIAL_BACKOFF && taken[7] <= MAX_BACKOFF && taken[7] >= MAX_BACKOFF / 2, "{taken:?}");
+        assert!(delays[0] <= INITIAL_BACKOFF && delays[7] <= MAX_BACKOFF && delays[7] >= MAX_BACKOFF / 2, "{delays:?}");
         tokio::time::sleep(BACKOFF_RESET).await;
-        assert!(pauses.next().unwrap() <= INITIAL_BACKOFF);
+        assert!(backoff.next().unwrap() <= INITIAL_BACKOFF);
     }
 }

@@ -1,8 +1,8 @@
-//! How long to wait before something that failed is tried again.
+//! Exponential backoff for failed reconciles.
 
 use std::time::Duration;
 
-/// Waits that double from failure to failure.
+/// Delays that double with each failure, from `initial` up to `max`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RequeueBackoff {
     initial: Duration,
@@ -16,11 +16,13 @@ impl Default for RequeueBackoff {
 }
 
 impl RequeueBackoff {
-    /// The wait after `failures` failures in a row; `spread`, from 0 to 1, shortens it by up to a half, so that what
-    /// failed together is not tried again together.
-    pub(crate) fn delay_after(self, failures: u32, spread: f64) -> Duration {
+    /// Returns the delay after `failures` consecutive failures.
+    ///
+    /// `jitter`, clamped to 0..=1, shortens the delay by up to a half, so that keys that failed together are retried
+    /// at different times.
+    pub(crate) fn delay_after(self, failures: u32, jitter: f64) -> Duration {
         let doubled = self.initial.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
-        doubled.min(self.max).mul_f64(1.0 - spread.clamp(0.0, 1.0) / 2.0)
+        doubled.min(self.max).mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0)
     }
 }
 
@@ -29,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_the_longest() {
+    fn delays_double_up_to_the_maximum() {
         let backoff = RequeueBackoff::default();
         let waits: Vec<u128> =
             [1, 2, 3, 9, 10, 40, u32::MAX].map(|failures| backoff.delay_after(failures, 0.0).as_millis()).to_vec();
@@ -37,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn spread_shortens_a_wait_by_up_to_a_half() {
+    fn jitter_shortens_delay_by_up_to_half() {
         assert_eq!(RequeueBackoff::default().delay_after(1, 1.0), Duration::from_millis(50));
         assert_eq!(RequeueBackoff::default().delay_after(1, 7.0), Duration::from_millis(50));
     }

@@ -1,5 +1,6 @@
-//! What is left to do when a Rollout is gone, or names another adapters file than it did: sidecars would wait for ever for
-//! the admission of ids that it governed.
+//! Cleanup of the operator directives for Rollouts that were deleted or that now name another adapters file.
+//!
+//! Without it sidecars would wait permanently for the admission of ids that such a Rollout managed.
 
 use crate::{
     Clock, Operator, Requeue, observe,
@@ -14,83 +15,88 @@ use std::{
     time::Duration,
 };
 
-/// How soon at the latest it is tried again to leave a file.
+/// Maximum delay before the cleanup of a former file is retried.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A Rollout as it was seen here.
+/// Versions of one Rollout whose entries may still be in an adapters file.
 #[derive(Debug)]
 pub(crate) struct KnownRollout {
-    /// When it was last read.
+    /// The version that was read last.
     current: Arc<Rollout>,
-    /// When it named another adapters file than it does now, once for each file that its entries have not left yet.
+    /// For each other adapters file that still has entries of this Rollout, the last version that named it.
     former: Vec<Arc<Rollout>>,
 }
 
 impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
-    /// Remembers a Rollout for when it is gone, or names another file.
+    /// Remembers a Rollout for the cleanup after its deletion or after a change of its adapters file.
     pub(crate) fn track_rollout(&self, key: &RolloutKey, rollout: &Arc<Rollout>) {
         let mut all = self.known_rollouts();
-        let Some(seen) = all.get_mut(key) else {
+        let Some(known) = all.get_mut(key) else {
             all.insert(key.clone(), KnownRollout { current: Arc::clone(rollout), former: Vec::new() });
             return;
         };
-        let before = mem::replace(&mut seen.current, Arc::clone(rollout));
+        let before = mem::replace(&mut known.current, Arc::clone(rollout));
         let is_named =
             |other: &Rollout| self.store.is_same_adapters_file(&other.spec.adapters_ref, &rollout.spec.adapters_ref);
         if !is_named(&before) {
-            seen.former.push(before);
-            seen.former.retain(|former| !is_named(former));
+            known.former.push(before);
+            known.former.retain(|former| !is_named(former));
         }
     }
 
-    /// Its entries leave the files that it named before. Not before those in the file that it names now are written: while
-    /// that one is not there, what was good stays in force.
+    /// Removes the Rollout's entries from the adapters files that it named before.
+    ///
+    /// Must run only after its entries in the current file were written: while the current file does not exist, the
+    /// last valid configuration stays active.
     pub(crate) async fn clear_former_files(&self, key: &RolloutKey, next: Requeue) -> Requeue {
-        let former = self.known_rollouts().get(key).map(|seen| seen.former.clone()).unwrap_or_default();
+        let former = self.known_rollouts().get(key).map(|known| known.former.clone()).unwrap_or_default();
         for rollout in former {
             if let Err(failed) = self.clear_file(key, &rollout).await {
                 return earliest_requeue(next, failed);
             }
-            if let Some(seen) = self.known_rollouts().get_mut(key) {
-                seen.former.retain(|former| !Arc::ptr_eq(former, &rollout));
+            if let Some(known) = self.known_rollouts().get_mut(key) {
+                known.former.retain(|former| !Arc::ptr_eq(former, &rollout));
             }
         }
         next
     }
 
-    /// The Rollout is gone. One that was never seen here leaves nothing that is known.
+    /// Removes the entries of a deleted Rollout. Does nothing if this process never read the Rollout.
     pub(crate) async fn finalize_deleted(&self, key: &RolloutKey) -> Requeue {
-        let seen =
-            self.known_rollouts().get(key).map(|seen| [seen.former.as_slice(), &[Arc::clone(&seen.current)]].concat());
+        let known = self
+            .known_rollouts()
+            .get(key)
+            .map(|known| [known.former.as_slice(), &[Arc::clone(&known.current)]].concat());
         self.last_writes.clear_refusal(key);
-        for rollout in seen.into_iter().flatten() {
+        for rollout in known.into_iter().flatten() {
             if let Err(next) = self.clear_file(key, &rollout).await {
                 let Some(why) = self.last_writes.refusal(key) else { return next };
-                tracing::warn!(rollout = %key, "it is gone, and its entries stay in the operator's key: {why}");
+                tracing::warn!(rollout = %key, "the entries of the deleted Rollout were not removed: {why}");
             }
         }
         self.forget_rollout(key)
     }
 
-    /// The entries of this Rollout leave the adapters file that it names here. One that is not there, or cannot be read, has
-    /// none that anybody could take away.
+    /// Removes the Rollout's entries from the adapters file that `rollout` names. Succeeds if that file does not exist
+    /// or cannot be parsed, because no entry can be removed from it.
     async fn clear_file(&self, key: &RolloutKey, rollout: &Rollout) -> Result<(), Requeue> {
         let (group, now) = (RewriteGroup::Current, self.clock.now());
-        let look = observe::observe_documents(&self.store, key, rollout, group, now).await;
-        for unseen in
-            [look.observed.adapters.as_ref().err(), look.observed.rollouts.as_ref().err()].into_iter().flatten()
-        {
-            if let ObserveError::Unavailable(why) = unseen {
+        let observation = observe::observe_documents(&self.store, key, rollout, group, now).await;
+        let (adapters, rollouts) = (&observation.observed.adapters, &observation.observed.rollouts);
+        for error in [adapters.as_ref().err(), rollouts.as_ref().err()].into_iter().flatten() {
+            if let ObserveError::Unavailable(why) = error {
                 let file = &rollout.spec.adapters_ref.name;
-                return Err(Requeue::Backoff(format!("its entries cannot leave the adapters file {file}: {why}")));
+                return Err(Requeue::Backoff(format!(
+                    "the entries of the Rollout cannot be removed from the adapters file {file}: {why}"
+                )));
             }
         }
-        let Some(effect) = finalize_deleted(&DecisionInput { rollout, observed: &look.observed }, now) else {
+        let Some(effect) = finalize_deleted(&DecisionInput { rollout, observed: &observation.observed }, now) else {
             return Ok(());
         };
-        self.apply_effect(key, rollout, &look, &effect).await?;
+        self.apply_effect(key, rollout, &observation, &effect).await?;
         let file = &rollout.spec.adapters_ref.name;
-        tracing::info!(rollout = %key, file, "its entries have left the operator's key");
+        tracing::info!(rollout = %key, file, "removed the entries of the Rollout from the operator directives");
         Ok(())
     }
 
@@ -102,12 +108,12 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
     }
 
     fn known_rollouts(&self) -> MutexGuard<'_, BTreeMap<RolloutKey, KnownRollout>> {
-        // Nothing that holds this lock can panic half way: the content is good in any case.
+        // No code that holds this lock can panic halfway, so the content of a poisoned lock is valid.
         self.known_rollouts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// When to look again where a file could not be left: soon, and no later than for everything else.
+/// Combines the result of a reconcile with a failed cleanup: retried soon, and no later than the reconcile itself.
 fn earliest_requeue(next: Requeue, failed: Requeue) -> Requeue {
     match (next, failed) {
         (Requeue::After(delay), Requeue::Backoff(why)) => {

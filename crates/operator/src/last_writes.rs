@@ -1,4 +1,4 @@
-//! What the last writes for each Rollout came to, where nothing else would tell the next look of it.
+//! Results of the last writes for each Rollout that the next reconcile cannot learn from the stored objects.
 
 use crate::ports::RolloutKey;
 use rollora_api::names::Sequence;
@@ -7,44 +7,44 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// For each Rollout what its last writes came to.
+/// Last write results of all Rollouts, by key.
 #[derive(Debug, Default)]
 pub(crate) struct LastWriteResults(Mutex<BTreeMap<RolloutKey, LastWriteResult>>);
 
 #[derive(Debug, Default)]
 struct LastWriteResult {
-    /// What the last write was answered, where it was refused.
+    /// Answer to the last write, if it was refused.
     refusal: Option<String>,
-    /// The stamp of a rewrite that was taken and not looked at since.
-    unobserved_stamp: Option<Sequence>,
+    /// Sequence of an accepted rewrite that no reconcile has observed yet.
+    unobserved_sequence: Option<Sequence>,
 }
 
 impl LastWriteResults {
-    /// Why the last write was refused, where it was.
+    /// Returns why the last write was refused, if it was.
     pub(crate) fn refusal(&self, key: &RolloutKey) -> Option<String> {
         self.lock().get(key)?.refusal.clone()
     }
 
-    /// A write was refused.
+    /// Records that a write was refused.
     pub(crate) fn record_refusal(&self, key: &RolloutKey, why: String) {
         self.lock().entry(key.clone()).or_default().refusal = Some(why);
     }
 
-    /// Everything was written.
+    /// Records that all writes of a reconcile succeeded.
     pub(crate) fn clear_refusal(&self, key: &RolloutKey) {
         if let Some(last) = self.lock().get_mut(key) {
             last.refusal = None;
         }
     }
 
-    /// A rewrite with this stamp was taken.
-    pub(crate) fn record_stamp(&self, key: &RolloutKey, stamp: Sequence) {
-        self.lock().entry(key.clone()).or_default().unobserved_stamp = Some(stamp);
+    /// Records that a rewrite with this sequence was accepted.
+    pub(crate) fn record_sequence(&self, key: &RolloutKey, sequence: Sequence) {
+        self.lock().entry(key.clone()).or_default().unobserved_sequence = Some(sequence);
     }
 
-    /// The stamp of a rewrite that was taken since this was asked last.
-    pub(crate) fn take_stamp(&self, key: &RolloutKey) -> Option<Sequence> {
-        self.lock().get_mut(key)?.unobserved_stamp.take()
+    /// Returns the sequence of a rewrite that was accepted since the last call, and clears it.
+    pub(crate) fn take_sequence(&self, key: &RolloutKey) -> Option<Sequence> {
+        self.lock().get_mut(key)?.unobserved_sequence.take()
     }
 
     pub(crate) fn forget(&self, key: &RolloutKey) {
@@ -52,7 +52,7 @@ impl LastWriteResults {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<RolloutKey, LastWriteResult>> {
-        // Nothing that holds this lock can panic half way: the content is good in any case.
+        // No code that holds this lock can panic halfway, so the content of a poisoned lock is valid.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,13 +1,14 @@
-//! Asks two ports what is, the plan what to do, and tells the ports.
+//! The reconcile loop: reads the state of a Rollout through two ports, lets `rollora-plan` decide, applies the result.
 //!
-//! A reconcile reads like a pipeline: observe, decide, write the status, do the effects in order up to the first that
-//! is not done, tell people. All that is decided is decided by [`rollora_plan`]; all that is known of the world comes
-//! through [`ports`].
+//! A reconcile is a pipeline: observe, decide, persist the status, apply the effects in order until one fails, report.
+//! All decisions are made by [`rollora_plan`]; all inputs come through [`ports`]. This crate
+//! contains no Kubernetes client and no rollout logic.
 //!
 //! Invariants:
-//! - The status is written before the effects, each write with the version that was read.
-//! - One reconcile for a key at a time. One that waits for servers or routers gives way to what a person asks for.
-//! - Every call of a port has a time limit.
+//! - The status is written before the effects; each write carries the version that was read.
+//! - At most one reconcile per key runs at a time. A reconcile that waits for servers or routers is abandoned when a
+//!   new intent arrives.
+//! - Every call of a port has a timeout.
 
 mod backoff;
 mod finalize;
@@ -41,14 +42,14 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Reconciles that run at once.
+/// Number of reconciles that may run concurrently.
 const MAX_CONCURRENT_RECONCILES: usize = 64;
-/// So many more where a person waits for them.
+/// Number of additional reconciles that may run while a key with a pending intent is due.
 const EXTRA_FOR_INTENTS: usize = 64;
 
-/// What time it is.
+/// Source of the current time, so that tests control it.
 pub trait Clock: Send + Sync {
-    /// Now.
+    /// Returns the current wall-clock time.
     fn now(&self) -> Timestamp;
 }
 
@@ -58,15 +59,15 @@ impl<F: Fn() -> Timestamp + Send + Sync> Clock for F {
     }
 }
 
-/// Why an operator ended although nobody told it to.
+/// Reason why the operator ended without being canceled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OperatorError {
-    /// Nobody says any more what changes.
-    #[error("the store tells no more changes: the operator would decide on old knowledge, so it ends")]
+    /// The stream of changes ended, so every later decision would use outdated objects.
+    #[error("the stream of Rollout changes ended; restart the operator, it cannot decide on outdated objects")]
     ChangesEnded,
 }
 
-/// The operator over its two ports.
+/// Reconciler of all Rollouts, generic over its two ports and the clock.
 #[derive(Debug)]
 pub struct Operator<S, F, C> {
     store: S,
@@ -75,13 +76,13 @@ pub struct Operator<S, F, C> {
     new_rewrite_group: RewriteGroup,
     observe_cache: ObserveCache,
     last_writes: LastWriteResults,
-    /// Every Rollout, for what is left to do when it is gone.
+    /// The last read spec of every Rollout, needed to clean up after its deletion.
     known_rollouts: Mutex<BTreeMap<RolloutKey, KnownRollout>>,
     stats: Arc<ReconcileStats>,
 }
 
 impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
-    /// An operator that has not looked at anything yet. Rewrites that have to be made are of the current group.
+    /// Returns an operator with empty caches that creates rewrites in the current API group.
     pub fn new(store: S, fleet: F, clock: C) -> Self {
         let new_rewrite_group = RewriteGroup::Current;
         let (observe_cache, last_writes, known_rollouts) =
@@ -98,46 +99,50 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
         }
     }
 
-    /// The group of rewrites that have to be made.
+    /// Sets the API group of the rewrites that the operator creates.
     #[must_use]
     pub fn with_rewrite_group(self, new_rewrite_group: RewriteGroup) -> Self {
         Self { new_rewrite_group, ..self }
     }
 
-    /// What was done so far.
+    /// Returns the counters and duration histograms of this operator.
     pub fn stats(&self) -> &Arc<ReconcileStats> {
         &self.stats
     }
 
-    /// Reconciles what changes until it is cancelled; what is under way then is finished.
+    /// Reconciles changed Rollouts until `cancel` fires, then waits for the running reconciles to finish.
+    ///
+    /// # Errors
+    /// [`OperatorError::ChangesEnded`] if the store stops delivering changes.
     pub async fn run(&self, cancel: CancellationToken) -> Result<(), OperatorError> {
         let mut changes = std::pin::pin!(self.store.changes());
         let mut queue = WorkQueue::default();
         let mut running = FuturesUnordered::new();
         loop {
             while running.len() < max_concurrent(&queue)
-                && let Some((key, news, wake)) = queue.pop_due(Instant::now())
+                && let Some((key, last_event, wake)) = queue.pop_due(Instant::now())
             {
                 running.push(async move {
-                    let next = self.reconcile_interruptible(&key, news, &wake).await;
-                    (key, next)
+                    let requeue_when = self.reconcile_interruptible(&key, last_event, &wake).await;
+                    (key, requeue_when)
                 });
             }
             tokio::select! {
                 () = cancel.cancelled() => break,
                 change = changes.next() => match change {
                     Some(key) => {
-                        let turn = if self.store.has_pending_intent(&key) { Priority::Interactive } else { Priority::Normal };
-                        queue.enqueue(&key, turn, Instant::now());
+                        let is_interactive = self.store.has_pending_intent(&key);
+                        let priority = if is_interactive { Priority::Interactive } else { Priority::Normal };
+                        queue.enqueue(&key, priority, Instant::now());
                     }
                     None => return Err(OperatorError::ChangesEnded),
                 },
-                Some((key, next)) = running.next() => {
-                    self.stats.record_reconcile(&key, matches!(next, Requeue::Backoff(_)));
-                    if next == Requeue::Forget {
+                Some((key, requeue_when)) = running.next() => {
+                    self.stats.record_reconcile(&key, matches!(requeue_when, Requeue::Backoff(_)));
+                    if requeue_when == Requeue::Forget {
                         self.stats.forget(&key);
                     }
-                    requeue(&mut queue, &key, &next);
+                    requeue(&mut queue, &key, &requeue_when);
                 }
                 () = queue.wait_until_due(), if running.len() < MAX_CONCURRENT_RECONCILES => {}
             }
@@ -147,27 +152,27 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
     }
 }
 
-/// How many reconciles may run at once now.
+/// Returns the current limit of concurrent reconciles.
 fn max_concurrent(queue: &WorkQueue) -> usize {
     if queue.has_interactive() { MAX_CONCURRENT_RECONCILES + EXTRA_FOR_INTENTS } else { MAX_CONCURRENT_RECONCILES }
 }
 
-/// Puts a key back into the queue as its reconcile ended.
-fn requeue(queue: &mut WorkQueue, key: &RolloutKey, next: &Requeue) {
+/// Puts a key back into the queue according to the result of its reconcile.
+fn requeue(queue: &mut WorkQueue, key: &RolloutKey, requeue_when: &Requeue) {
     let now = Instant::now();
-    match next {
+    match requeue_when {
         Requeue::OnChange => queue.requeue_at(key, None),
         Requeue::After(delay) => queue.requeue_at(key, Some(now + *delay)),
         Requeue::Now => queue.requeue_at(key, Some(now)),
         Requeue::Backoff(why) => {
             let delay = queue.requeue_with_backoff(key, RequeueBackoff::default(), now);
-            tracing::warn!(rollout = %key, again_in = ?delay, "{why}");
+            tracing::warn!(rollout = %key, retry_in = ?delay, "reconcile failed: {why}");
         }
         Requeue::Forget => queue.forget(key),
     }
 }
 
-/// The time limit of one read.
+/// Timeout of one read through a port.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// The time limit of one write.
+/// Timeout of one write through a port.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);

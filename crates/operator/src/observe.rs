@@ -1,4 +1,4 @@
-//! What the ports say of the world of one Rollout, each part with a time limit, all at once.
+//! Concurrent reads of everything that one decision depends on, each with its own timeout.
 
 use crate::{
     READ_TIMEOUT,
@@ -22,36 +22,36 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// How soon there are news where nobody has to be asked for them.
+/// Poll delay when no request is needed to observe servers and routers.
 const DEFAULT_POLL_AFTER: Duration = Duration::from_millis(250);
 
-/// The world, and the versions that writes have to name.
+/// The observed state of one Rollout, and the resource versions for its writes.
 #[derive(Debug)]
 pub(crate) struct Observation {
     pub(crate) observed: ObservedState,
     rewrite_versions: Vec<(Option<RewriteGroup>, String, ResourceVersion)>,
     pub(crate) adapters_version: Option<ResourceVersion>,
-    /// When the oldest answer of a server or router was asked for, where they had to be asked.
+    /// When the oldest response of a server or router was requested; `None` if nothing had to be requested.
     oldest_request: Option<Instant>,
 }
 
 impl Observation {
-    /// When servers and routers can be asked for what happened since `since`, where what they said is older than that.
+    /// Returns when servers and routers can be polled again, if a response is older than `since`.
     pub(crate) fn stale_until(&self, since: Instant) -> Option<Instant> {
-        self.oldest_request.filter(|asked| *asked < since).map(|asked| asked + RESPONSE_TTL)
+        self.oldest_request.filter(|requested| *requested < since).map(|requested| requested + RESPONSE_TTL)
     }
 
-    /// The version of the rewrite that this one is to replace; none where it was not there.
+    /// Returns the observed version of the rewrite that this one replaces; `None` if it did not exist.
     pub(crate) fn rewrite_version(&self, rewrite: &InferenceModelRewrite) -> Option<ResourceVersion> {
-        let same = |(group, name, _): &&(Option<RewriteGroup>, String, ResourceVersion)| {
+        let matches_rewrite = |(group, name, _): &&(Option<RewriteGroup>, String, ResourceVersion)| {
             *group == rewrite.group() && *name == rewrite.metadata.name
         };
-        self.rewrite_versions.iter().find(same).map(|(_, _, version)| version.clone())
+        self.rewrite_versions.iter().find(matches_rewrite).map(|(_, _, version)| version.clone())
     }
 }
 
-/// Adapters documents as they were last read, by version: reading one again costs more than everything else. Rollouts
-/// that name the same one share it.
+/// Parsed adapters documents by location, reused while the version is unchanged: parsing costs more than the rest of
+/// a reconcile. Rollouts that name the same document share one entry.
 #[derive(Debug, Default)]
 pub(crate) struct ObserveCache(Mutex<ParsedDocuments>);
 
@@ -61,7 +61,7 @@ struct ParsedDocuments {
     documents: BTreeMap<DocumentLocation, AdaptersConfigMap>,
 }
 
-/// Namespace, name and key of a document.
+/// Namespace, name and data key of a document.
 type DocumentLocation = (Option<String>, String, String);
 
 impl ObserveCache {
@@ -72,17 +72,17 @@ impl ObserveCache {
         document: Versioned<AdaptersDocument>,
         now: Timestamp,
     ) -> AdaptersConfigMap {
-        let place = (key.namespace.clone(), reference.name.clone(), reference.key.clone());
-        let mut known = self.lock();
-        if known.locations.get(key) != Some(&place) {
-            known.forget(key);
-            known.locations.insert(key.clone(), place.clone());
+        let location = (key.namespace.clone(), reference.name.clone(), reference.key.clone());
+        let mut state = self.lock();
+        if state.locations.get(key) != Some(&location) {
+            state.forget(key);
+            state.locations.insert(key.clone(), location.clone());
         }
-        match known.documents.get(&place) {
+        match state.documents.get(&location) {
             Some(adapters) if adapters.version == document.resource_version.0 => adapters.clone(),
             _ => {
                 let adapters = parse_adapters(document, now);
-                known.documents.insert(place, adapters.clone());
+                state.documents.insert(location, adapters.clone());
                 adapters
             }
         }
@@ -93,36 +93,36 @@ impl ObserveCache {
     }
 
     fn lock(&self) -> MutexGuard<'_, ParsedDocuments> {
-        // Nothing that holds this lock can panic half way: the content is good in any case.
+        // No code that holds this lock can panic halfway, so the content of a poisoned lock is valid.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ParsedDocuments {
-    /// A document that nobody names any more is forgotten too.
+    /// Forgets a Rollout, and its document if no other Rollout names it.
     fn forget(&mut self, key: &RolloutKey) {
-        if let Some(place) = self.locations.remove(key)
-            && !self.locations.values().any(|named| *named == place)
+        if let Some(location) = self.locations.remove(key)
+            && !self.locations.values().any(|named| *named == location)
         {
-            self.documents.remove(&place);
+            self.documents.remove(&location);
         }
     }
 }
 
-/// Asks both ports everything.
+/// Reads everything from both ports.
 pub(crate) async fn observe_all(
     (store, fleet): (&impl DocumentStore, &impl Fleet),
-    memory: &ObserveCache,
+    cache: &ObserveCache,
     key: &RolloutKey,
     rollout: &Rollout,
     new_rewrite_group: RewriteGroup,
     now: Timestamp,
 ) -> Observation {
     let spec = &rollout.spec;
-    // Another operator may have decided from a newer adapters file than is known here: what it saw is not unseen again.
+    // Another operator may have decided on a newer adapters file than the cache holds: never observe an older one.
     let decided_from = rollout.status.as_ref().and_then(|status| status.observed_adapters.as_ref());
     let decided_from = decided_from.map(|observed| ResourceVersion(observed.resource_version.clone()));
-    let (adapters, rewrites, rollouts, servers, sharers, routers) = tokio::join!(
+    let (adapters, rewrites, rollouts, servers, other_pool_servers, routers) = tokio::join!(
         with_read_timeout(store.adapters(key, &spec.adapters_ref, decided_from.as_ref())),
         with_read_timeout(store.rewrites(key)),
         with_read_timeout(store.related_rollouts(key)),
@@ -133,39 +133,42 @@ pub(crate) async fn observe_all(
     let adapters_version =
         adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.resource_version.clone());
     let (rewrites, versions) = split_versions(rewrites);
-    let (servers_asked, servers) = split_polled(servers);
-    let (sharers_asked, sharers) = split_polled(sharers);
-    let (routers_asked, routers) = split_polled(routers);
-    let asked = [servers_asked, sharers_asked, routers_asked].into_iter().flatten().min();
-    let world = ObservedState {
+    let (servers_requested, servers) = split_polled(servers);
+    let (other_servers_requested, other_pool_servers) = split_polled(other_pool_servers);
+    let (routers_requested, routers) = split_polled(routers);
+    let oldest_request = [servers_requested, other_servers_requested, routers_requested].into_iter().flatten().min();
+    let observed = ObservedState {
         adapters: adapters.map(|document| {
-            document.map(|document| memory.parse_cached(key, &rollout.spec.adapters_ref, document, now))
+            document.map(|document| cache.parse_cached(key, &rollout.spec.adapters_ref, document, now))
         }),
         rewrites,
         servers,
-        other_pool_servers: sharers,
+        other_pool_servers,
         routers,
-        poll_after: asked
-            .map_or(DEFAULT_POLL_AFTER, |asked| (asked + RESPONSE_TTL).saturating_duration_since(Instant::now())),
+        poll_after: oldest_request.map_or(DEFAULT_POLL_AFTER, |requested| {
+            (requested + RESPONSE_TTL).saturating_duration_since(Instant::now())
+        }),
         rollouts: into_values(rollouts),
         ..unobserved(store, new_rewrite_group)
     };
-    Observation { observed: world, rewrite_versions: versions, adapters_version, oldest_request: asked }
+    Observation { observed, rewrite_versions: versions, adapters_version, oldest_request }
 }
 
-/// Asks for nothing but the rewrites: an abort waits for nobody else.
+/// Reads only the rewrites, so that an abort does not wait for servers or routers.
 pub(crate) async fn observe_rewrites(
     store: &impl DocumentStore,
     key: &RolloutKey,
     new_rewrite_group: RewriteGroup,
 ) -> Observation {
     let (rewrites, versions) = split_versions(with_read_timeout(store.rewrites(key)).await);
-    let world = ObservedState { rewrites, ..unobserved(store, new_rewrite_group) };
-    Observation { observed: world, rewrite_versions: versions, adapters_version: None, oldest_request: None }
+    let observed = ObservedState { rewrites, ..unobserved(store, new_rewrite_group) };
+    Observation { observed, rewrite_versions: versions, adapters_version: None, oldest_request: None }
 }
 
-/// Asks for what is left to do for a Rollout that is gone, or names another file now. Of every Rollout, because those beside
-/// it now need not be those that name the file, and without the memory, which is for the file that it names now.
+/// Reads what the cleanup of a Rollout needs that was deleted or names another file now.
+///
+/// All Rollouts are read, because the related ones of today may not be those that name the file. The cache is not
+/// used: it holds the file that the Rollout names now.
 pub(crate) async fn observe_documents(
     store: &impl DocumentStore,
     key: &RolloutKey,
@@ -180,11 +183,11 @@ pub(crate) async fn observe_documents(
     let adapters_version =
         adapters.as_ref().ok().and_then(Option::as_ref).map(|document| document.resource_version.clone());
     let adapters = adapters.map(|document| document.map(|document| parse_adapters(document, now)));
-    let world = ObservedState { adapters, rollouts: into_values(rollouts), ..unobserved(store, new_rewrite_group) };
-    Observation { observed: world, rewrite_versions: Vec::new(), adapters_version, oldest_request: None }
+    let observed = ObservedState { adapters, rollouts: into_values(rollouts), ..unobserved(store, new_rewrite_group) };
+    Observation { observed, rewrite_versions: Vec::new(), adapters_version, oldest_request: None }
 }
 
-/// A world of which nothing was asked.
+/// Returns a state of which no part was observed.
 fn unobserved(store: &impl DocumentStore, new_rewrite_group: RewriteGroup) -> ObservedState {
     ObservedState {
         adapters: Err(ObserveError::NotAttempted),
@@ -205,7 +208,7 @@ fn into_values<T>(versioned: Result<Vec<Versioned<T>>, ObserveError>) -> Result<
     versioned.map(|all| all.into_iter().map(|one| one.value).collect())
 }
 
-/// One read with its time limit.
+/// Applies the read timeout to one read.
 pub(crate) async fn with_read_timeout<T>(
     reading: impl Future<Output = Result<T, ReadError>>,
 ) -> Result<T, ObserveError> {
@@ -217,10 +220,10 @@ pub(crate) async fn with_read_timeout<T>(
     }
 }
 
-fn split_polled<T>(heard: Result<Polled<T>, ObserveError>) -> (Option<Instant>, Result<Vec<T>, ObserveError>) {
-    match heard {
-        Ok(heard) => (heard.oldest_request, Ok(heard.responses)),
-        Err(unseen) => (None, Err(unseen)),
+fn split_polled<T>(polled: Result<Polled<T>, ObserveError>) -> (Option<Instant>, Result<Vec<T>, ObserveError>) {
+    match polled {
+        Ok(polled) => (polled.oldest_request, Ok(polled.responses)),
+        Err(error) => (None, Err(error)),
     }
 }
 
@@ -242,14 +245,14 @@ fn split_versions(
 }
 
 fn parse_adapters(document: Versioned<AdaptersDocument>, now: Timestamp) -> AdaptersConfigMap {
-    let AdaptersDocument { user_text, directives_text: key_text, gitops_owner } = document.value;
+    let AdaptersDocument { user_text, directives_text, gitops_owner } = document.value;
     AdaptersConfigMap {
         version: document.resource_version.0,
         first_read_at: now,
-        hash: content_hash(&user_text, key_text.as_deref()),
+        hash: content_hash(&user_text, directives_text.as_deref()),
         file: AdaptersFile::parse(&user_text).map(|parsed| parsed.file).map_err(|error| error.to_string()),
-        // A key that cannot be read is written anew.
-        directives: key_text.and_then(|text| OperatorDirectives::parse(&text).ok()).unwrap_or_default(),
+        // Directives that cannot be parsed are replaced by the next write.
+        directives: directives_text.and_then(|text| OperatorDirectives::parse(&text).ok()).unwrap_or_default(),
         user_text,
         gitops_owner,
     }

@@ -1,5 +1,6 @@
-//! The two ports through which the operator knows the world: [`Store`] for documents, [`Fleet`] for who has what and
-//! who routes by what. Three implementations earn them: a cluster, one machine, and the simulated world of the tests.
+//! The two ports of the operator: [`DocumentStore`] for versioned documents, [`Fleet`] for servers and routers.
+//!
+//! Three implementations justify the traits: a cluster, one machine, and the simulated world of the tests.
 
 use futures_util::Stream;
 use rollora_api::{
@@ -15,25 +16,25 @@ pub use rollora_plan::{
     observed::{ObservedRouter, ObservedServer},
 };
 
-/// The version of a stored document, to be sent with the next write. Opaque.
+/// Opaque version of a stored document, sent as the precondition of the next write.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ResourceVersion(pub String);
 
-/// A document and its version.
+/// A document together with the version that was read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Versioned<T> {
-    /// The version that was read.
+    /// Version of the document at the time of the read.
     pub resource_version: ResourceVersion,
-    /// The document.
+    /// The document's content at that version.
     pub value: T,
 }
 
-/// Which Rollout.
+/// Namespace and name of a Rollout.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RolloutKey {
-    /// Its namespace; none on one machine.
+    /// `None` on one machine, where there are no namespaces.
     pub namespace: Option<String>,
-    /// Its name.
+    /// `metadata.name` of the Rollout.
     pub name: String,
 }
 
@@ -46,102 +47,107 @@ impl fmt::Display for RolloutKey {
     }
 }
 
-/// What must be true of a document before it is written.
+/// Condition that a document must meet for a write to succeed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Precondition {
-    /// It does not exist.
+    /// The document does not exist: the write creates it.
     Absent,
-    /// It still is the version that was read.
+    /// The document still has the version that was read.
     Unchanged(ResourceVersion),
 }
 
-/// How a write ended.
+/// Outcome of a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WriteOutcome {
-    /// It is written, and this is the new version.
+    /// The write succeeded; holds the new version.
     Done(ResourceVersion),
-    /// Somebody wrote in between: read again.
+    /// The document changed since it was read; read it again before the next attempt.
     Conflict,
-    /// It will never be taken as it is; the reason in words.
+    /// The write will not be accepted as it is, for the given reason; retrying without a change does not help.
     Refused(String),
-    /// It was not written; trying again may help.
+    /// The write did not happen, for the given reason; a retry may succeed.
     Unavailable(String),
-    /// Nobody knows whether it was written: read before anything else.
+    /// The write may or may not have happened, for the given reason; read the document before anything else.
     Unknown(String),
 }
 
-/// Why a read gave nothing.
+/// Reason why a read returned nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// The store could not be asked; trying again may help.
+    /// The store could not be reached; a retry may succeed.
     #[error("{0}")]
     Unavailable(String),
-    /// What is stored cannot be read; a person must change it. Says file, line and fix.
+    /// The stored document cannot be parsed; a person must fix it. The text names file, line and fix.
     #[error("{0}")]
     Invalid(String),
 }
 
-/// The adapters ConfigMap, as text.
+/// The adapters ConfigMap as text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AdaptersDocument {
-    /// The user's key, as it stands: the edit keeps its bytes.
+    /// Text under the user's key, byte for byte: edits preserve everything that they do not change.
     pub user_text: String,
-    /// The operator's key.
+    /// Text under the operator's key `rollora.yaml`; `None` if the ConfigMap has no such key.
     pub directives_text: Option<String>,
-    /// Who else writes this ConfigMap, where labels or annotations say so (Argo CD, Flux).
+    /// The GitOps tool that manages this ConfigMap according to its labels or annotations (Argo CD, Flux).
     pub gitops_owner: Option<String>,
 }
 
-/// What changes in the adapters ConfigMap; what is none stays.
+/// A partial write of the adapters ConfigMap; keys that are `None` stay unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AdaptersWrite {
-    /// The user's key, edited.
+    /// New text for the user's key.
     pub user_text: Option<String>,
-    /// The operator's key.
+    /// New text for the operator's key `rollora.yaml`.
     pub directives_text: Option<String>,
 }
 
-/// Documents with versions.
+/// Port for versioned documents: Rollouts, rewrites, and adapters ConfigMaps.
 ///
-/// A read never gives a version older than the last write that this store ended with [`Written::Done`]; after
-/// [`Written::Unknown`] the next read of that document asks the source, not a cache.
+/// A read never returns a version older than the last write that this store ended with [`WriteOutcome::Done`]. After
+/// [`WriteOutcome::Unknown`] the next read of that document goes to the source, not to a cache.
 pub trait DocumentStore: Send + Sync {
-    /// Keys of Rollouts that something happened to, or to what they refer to. Begins with every Rollout there is.
-    /// Where the fleet's news are cheap to hear of (one machine), they are among it; else they are polled.
+    /// Returns the keys of Rollouts that changed, or whose related objects changed, starting with every existing
+    /// Rollout.
+    ///
+    /// Changes of servers and routers are included if the implementation can watch them cheaply (one machine);
+    /// otherwise the operator polls them.
     fn changes(&self) -> impl Stream<Item = RolloutKey> + Send;
-    /// Whether somebody asked something of this Rollout that was not answered yet, as far as that is known without asking:
-    /// it goes before others.
+    /// Returns whether the Rollout has an intent that its status has not answered, as far as the cache knows.
+    /// Such Rollouts are reconciled first.
     fn has_pending_intent(&self, _key: &RolloutKey) -> bool {
         false
     }
-    /// Every Rollout, for conflicts and references.
+    /// Returns every Rollout, to detect conflicts and shared references.
     fn rollouts(&self) -> impl Future<Output = Result<Vec<Versioned<Arc<Rollout>>>, ReadError>> + Send;
-    /// Those of them that may matter to this one, itself among them; a store may leave out the others.
+    /// Returns this Rollout and all others that may matter to it; an implementation may leave out the rest.
     fn related_rollouts(
         &self,
         _key: &RolloutKey,
     ) -> impl Future<Output = Result<Vec<Versioned<Arc<Rollout>>>, ReadError>> + Send {
         self.rollouts()
     }
-    /// One Rollout; none where it was deleted.
+    /// Returns one Rollout; `None` if it does not exist.
     fn rollout(
         &self,
         key: &RolloutKey,
     ) -> impl Future<Output = Result<Option<Versioned<Arc<Rollout>>>, ReadError>> + Send;
-    /// Every rewrite of both groups in the Rollout's namespace that may matter to it.
+    /// Returns the rewrites of both API groups in the Rollout's namespace that may matter to it.
     fn rewrites(
         &self,
         key: &RolloutKey,
     ) -> impl Future<Output = Result<Vec<Versioned<Arc<InferenceModelRewrite>>>, ReadError>> + Send;
-    /// The adapters ConfigMap; none where it does not exist. Where `at_least` was read before, by whomever, nothing older
-    /// is given: then the source is asked.
+    /// Returns the adapters ConfigMap; `None` if it does not exist.
+    ///
+    /// The result is never older than `at_least`, a version that this or another operator has read before; if the
+    /// cache is older, the source is read.
     fn adapters(
         &self,
         key: &RolloutKey,
         reference: &AdaptersRef,
         at_least: Option<&ResourceVersion>,
     ) -> impl Future<Output = Result<Option<Versioned<AdaptersDocument>>, ReadError>> + Send;
-    /// Whether both name the same adapters ConfigMap.
+    /// Returns whether both references name the same adapters ConfigMap.
     fn is_same_adapters_file(&self, one: &AdaptersRef, other: &AdaptersRef) -> bool {
         one.name == other.name
     }
@@ -167,55 +173,59 @@ pub trait DocumentStore: Send + Sync {
         version: &ResourceVersion,
         write: &AdaptersWrite,
     ) -> impl Future<Output = WriteOutcome> + Send;
-    /// The group of rewrites that have to be made, where the store knows better than whoever started the operator:
-    /// kinds are installed and removed while it runs. `kept` is the group that the Rollout has worked with so far.
+    /// Returns the API group for rewrites that have to be created, or `None` to use the operator's setting.
+    ///
+    /// The store overrides the setting because CRDs can be installed and removed at run time. `kept` is the group that
+    /// the Rollout has used so far.
     fn new_rewrite_group(&self, _kept: Option<RewriteGroup>) -> Option<RewriteGroup> {
         None
     }
-    /// Whether a Rollout can be held back from its deletion until its traffic is in order.
+    /// Returns whether a finalizer can delay the deletion of a Rollout until its traffic is restored.
     fn supports_finalizers(&self) -> bool {
         false
     }
-    /// Puts our finalizer on the Rollout that was read as `version`, or takes it off.
+    /// Adds (`present`) or removes our finalizer on the Rollout that was read as `version`.
     fn set_finalizer(
         &self,
         _key: &RolloutKey,
         _version: &ResourceVersion,
-        _guarded: bool,
+        _present: bool,
     ) -> impl Future<Output = WriteOutcome> + Send {
-        std::future::ready(WriteOutcome::Refused("nothing is deleted here".to_owned()))
+        std::future::ready(WriteOutcome::Refused("this store does not support finalizers".to_owned()))
     }
-    /// Tells people. Best effort: an event that is lost changes nothing.
+    /// Publishes an event for people to read. Best effort: a lost event changes no decision.
     fn publish_event(&self, key: &RolloutKey, event: &RolloutEvent) -> impl Future<Output = ()> + Send;
 }
 
-/// No pod is asked the same more often than once in this time; until then its last answer is all there is.
+/// Time for which a pod's response is reused: the same request is not sent to a pod more often than this.
 pub const RESPONSE_TTL: Duration = Duration::from_secs(1);
 
-/// What all of a kind said.
+/// Responses of all pods of one kind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Polled<T> {
-    /// Each with its answer.
+    /// One response per pod.
     pub responses: Vec<T>,
-    /// When the oldest answer was asked for; none where nobody has to be asked, because it is known at any time.
+    /// When the oldest response was requested; `None` if nothing is requested because the state is known at any time.
     pub oldest_request: Option<Instant>,
 }
 
 impl<T> From<Vec<T>> for Polled<T> {
-    fn from(answers: Vec<T>) -> Self {
-        Self { responses: answers, oldest_request: None }
+    fn from(responses: Vec<T>) -> Self {
+        Self { responses: responses, oldest_request: None }
     }
 }
 
-/// Who has what, and who routes by what.
+/// Port for the observed state of servers and routers: loaded adapters and applied weights.
 pub trait Fleet: Send + Sync {
-    /// Every server of the pool, Ready or not.
+    /// Returns every server of the pool, Ready or not.
     fn servers(
         &self,
         key: &RolloutKey,
         pool: &PoolRef,
     ) -> impl Future<Output = Result<Polled<ObservedServer>, ReadError>> + Send;
-    /// Every server of another pool, or of none, that reads the same adapters file: what leaves it leaves them too.
+    /// Returns the servers of other pools, or of no pool, that read the same adapters file.
+    ///
+    /// An id that leaves the file is unloaded on these servers too.
     fn other_pool_servers(
         &self,
         _key: &RolloutKey,
@@ -224,7 +234,7 @@ pub trait Fleet: Send + Sync {
     ) -> impl Future<Output = Result<Polled<ObservedServer>, ReadError>> + Send {
         std::future::ready(Ok(Vec::new().into()))
     }
-    /// Every router replica that executes rewrites of the pool, also terminating and unready ones.
+    /// Returns every router replica that executes rewrites of the pool, including terminating and unready ones.
     fn routers(
         &self,
         key: &RolloutKey,

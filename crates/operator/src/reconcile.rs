@@ -1,9 +1,12 @@
-//! One reconcile: observe, decide, write the status, do the effects, tell people.
+//! One reconcile of one Rollout: observe, decide, persist the status, apply the effects, report.
 
 use crate::{
     Clock, Operator, WRITE_TIMEOUT,
     observe::{self, Observation},
-    ports::{AdaptersWrite, DocumentStore, Fleet, Precondition, RolloutEvent, RolloutKey, Versioned, WriteOutcome},
+    ports::{
+        AdaptersWrite, DocumentStore, Fleet, Precondition, ResourceVersion, RolloutEvent, RolloutKey, Versioned,
+        WriteOutcome,
+    },
     stats,
 };
 use rollora_api::{
@@ -18,86 +21,84 @@ use tokio::{sync::Notify, time::Instant};
 /// When a key is reconciled again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Requeue {
-    /// When something happens to it.
+    /// When the Rollout or a related object changes.
     OnChange,
-    /// After this time, or when something happens to it.
+    /// After this time, or earlier if something changes.
     After(Duration),
-    /// At once.
+    /// Immediately, because an input changed meanwhile or more remains to be done.
     Now,
-    /// After a while, because of this.
+    /// After a delay that grows with each failure, for the given reason.
     Backoff(String),
-    /// Never: the Rollout is gone.
+    /// Never, because the Rollout is gone.
     Forget,
 }
 
 impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
-    /// Looks at one Rollout and does what is to be done for it now.
+    /// Reconciles one Rollout once and returns when it must be reconciled again.
     pub async fn reconcile(&self, key: &RolloutKey) -> Requeue {
         self.reconcile_interruptible(key, Instant::now(), &Notify::new()).await
     }
 
-    /// The same where something happened last at `news`; a wake while servers and routers are asked is a reason to see
-    /// whether somebody asks for something.
-    pub(crate) async fn reconcile_interruptible(&self, key: &RolloutKey, news: Instant, wake: &Notify) -> Requeue {
+    /// Reconciles one Rollout that changed last at `last_event`. A `wake` during the observation makes the reconcile
+    /// check for a new intent, which ends it early.
+    pub(crate) async fn reconcile_interruptible(
+        &self,
+        key: &RolloutKey,
+        last_event: Instant,
+        wake: &Notify,
+    ) -> Requeue {
         let rollout = match self.read_rollout(key).await {
             Ok(Some(rollout)) => rollout,
             Ok(None) => return self.finalize_deleted(key).await,
             Err(error) => return Requeue::Backoff(format!("the Rollout cannot be read: {error}")),
         };
-        let begun = Instant::now();
+        let started_at = Instant::now();
         self.track_rollout(key, &rollout.value);
-        let urgent = has_pending_abort(&rollout.value);
-        let mut look = if urgent {
-            observe::observe_rewrites(&self.store, key, self.rewrite_group(&rollout.value)).await
-        } else {
-            match self.observe(key, &rollout.value, wake).await {
-                Some(look) => look,
-                None => return Requeue::Now,
-            }
-        };
-        (look.observed.write_refusal, look.observed.overwritten_sequence) =
-            (self.last_writes.refusal(key), self.last_writes.take_stamp(key));
-        let decision = decide(&DecisionInput { rollout: &rollout.value, observed: &look.observed }, self.clock.now());
-        let last = rollout.value.status.as_ref().and_then(|status| status.last_action.as_ref());
-        if let Some(action) = decision.status.last_action.as_ref().filter(|action| Some(*action) != last)
-            && action.outcome().is_ok()
-        {
-            self.stats.record_intent(key, action.verb, begun);
-        }
-        let next = match self.apply_decision(key, &rollout, &look, &decision).await {
-            Ok(()) if urgent => Requeue::Now,
+        let Some(observation) = self.observe(key, &rollout.value, wake).await else { return Requeue::Now };
+        let decision = self.decide(key, &rollout.value, &observation, started_at);
+        let requeue = match self.execute(key, &rollout, &observation, &decision).await {
+            Ok(()) if has_pending_abort(&rollout.value) => Requeue::Now,
             Ok(()) => {
-                let next = requeue_after(decision.requeue_after, look.stale_until(news));
-                if look.adapters_version.is_some() { self.clear_former_files(key, next).await } else { next }
+                let next = requeue_after(decision.requeue_after, observation.stale_until(last_event));
+                let has_adapters = observation.adapters_version.is_some();
+                if has_adapters { self.clear_former_files(key, next).await } else { next }
             }
-            Err(next) => next,
+            Err(requeue) => requeue,
         };
-        tracing::debug!(rollout = %key, ?next, phase = ?decision.status.phase, "reconciled");
-        next
-    }
-
-    fn rewrite_group(&self, rollout: &Rollout) -> RewriteGroup {
-        let rewrite = rollout.status.as_ref().and_then(|status| status.rewrite.as_ref());
-        let kept = rewrite.and_then(|rewrite| RewriteGroup::from_name(&rewrite.group));
-        self.store.new_rewrite_group(kept).unwrap_or(self.new_rewrite_group)
+        tracing::debug!(rollout = %key, ?requeue, phase = ?decision.status.phase, "reconciled");
+        requeue
     }
 
     async fn read_rollout(&self, key: &RolloutKey) -> Result<Option<Versioned<Arc<Rollout>>>, ObserveError> {
         observe::with_read_timeout(self.store.rollout(key)).await
     }
 
-    /// Asks for everything; nothing where somebody asked for something meanwhile.
+    /// Reads the inputs of the decision; only the rewrites if an abort is pending, so that it waits for nothing else.
+    /// Returns `None` if a new intent arrived meanwhile.
     async fn observe(&self, key: &RolloutKey, rollout: &Rollout, wake: &Notify) -> Option<Observation> {
+        let mut observation = if has_pending_abort(rollout) {
+            observe::observe_rewrites(&self.store, key, self.rewrite_group(rollout)).await
+        } else {
+            self.observe_all(key, rollout, wake).await?
+        };
+        (observation.observed.write_refusal, observation.observed.overwritten_sequence) =
+            (self.last_writes.refusal(key), self.last_writes.take_sequence(key));
+        Some(observation)
+    }
+
+    /// Reads everything from both ports. Returns `None` if a new intent arrived meanwhile.
+    async fn observe_all(&self, key: &RolloutKey, rollout: &Rollout, wake: &Notify) -> Option<Observation> {
         let ports = (&self.store, &self.fleet);
-        let (group, now, begun_for) = (self.rewrite_group(rollout), self.clock.now(), pending_intent(rollout));
-        let mut looking = std::pin::pin!(observe::observe_all(ports, &self.observe_cache, key, rollout, group, now));
+        let (group, now, initial_intent) = (self.rewrite_group(rollout), self.clock.now(), pending_intent(rollout));
+        let mut reads = std::pin::pin!(observe::observe_all(ports, &self.observe_cache, key, rollout, group, now));
         loop {
             tokio::select! {
                 biased;
-                look = &mut looking => return Some(look),
+                observation = &mut reads => return Some(observation),
                 () = wake.notified() => {
-                    let wish = self.read_rollout(key).await.ok().flatten().and_then(|rollout| pending_intent(&rollout.value));
-                    if wish.is_some() && wish != begun_for {
+                    let rollout = self.read_rollout(key).await.ok().flatten();
+                    let intent = rollout.and_then(|rollout| pending_intent(&rollout.value));
+                    if intent.is_some() && intent != initial_intent {
                         return None;
                     }
                 }
@@ -105,61 +106,108 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
         }
     }
 
-    /// Status first, then effects in order, up to the first that is not done. What was decided is told in any case.
-    async fn apply_decision(
+    /// Returns the API group for a new rewrite of this Rollout.
+    fn rewrite_group(&self, rollout: &Rollout) -> RewriteGroup {
+        let rewrite = rollout.status.as_ref().and_then(|status| status.rewrite.as_ref());
+        let kept = rewrite.and_then(|rewrite| RewriteGroup::from_name(&rewrite.group));
+        self.store.new_rewrite_group(kept).unwrap_or(self.new_rewrite_group)
+    }
+
+    fn decide(&self, key: &RolloutKey, rollout: &Rollout, observation: &Observation, started_at: Instant) -> Decision {
+        let decision = decide(&DecisionInput { rollout, observed: &observation.observed }, self.clock.now());
+        let last_action = rollout.status.as_ref().and_then(|status| status.last_action.as_ref());
+        if let Some(action) = decision.status.last_action.as_ref().filter(|action| Some(*action) != last_action)
+            && action.outcome().is_ok()
+        {
+            self.stats.record_intent(key, action.verb, started_at);
+        }
+        decision
+    }
+
+    /// Persists the status, applies the effects, and reports the events.
+    async fn execute(
         &self,
         key: &RolloutKey,
         rollout: &Versioned<Arc<Rollout>>,
-        look: &Observation,
+        observation: &Observation,
         decision: &Decision,
     ) -> Result<(), Requeue> {
-        let decided = Instant::now();
-        let mut version = rollout.resource_version.clone();
-        if rollout.value.status.as_ref() != Some(&decision.status) {
-            let written = with_write_timeout(self.store.write_status(key, &version, &decision.status)).await;
-            if let WriteOutcome::Refused(why) = &written {
-                // There is no other place where this could be said.
-                let message = format!("the status was refused: {why}");
-                let event = RolloutEvent { warning: true, reason: reason::WRITE_REFUSED.to_owned(), message };
-                self.publish_event(key, &event).await;
-            }
-            if let WriteOutcome::Done(written) = &written {
-                version = written.clone();
-            }
-            self.check_write_outcome(key, "the status", written)?;
-            self.stats.record_write(key, "status", decided);
+        let decided_at = Instant::now();
+        let version = self.persist_status(key, rollout, decision, decided_at).await?;
+        let applied = self.apply_effects(key, &rollout.value, &version, observation, decision, decided_at).await;
+        self.report(key, &decision.events).await;
+        applied
+    }
+
+    /// Writes the status if it changed, or if the adapters file will be written. Returns the version of the Rollout
+    /// that later writes must name.
+    async fn persist_status(
+        &self,
+        key: &RolloutKey,
+        rollout: &Versioned<Arc<Rollout>>,
+        decision: &Decision,
+        decided_at: Instant,
+    ) -> Result<ResourceVersion, Requeue> {
+        let version = &rollout.resource_version;
+        let is_changed = rollout.value.status.as_ref() != Some(&decision.status);
+        // The version of the adapters file does not prove that the status is current: another operator may have made
+        // later decisions. Writing the unchanged status changes nothing, but conflicts if the status is outdated.
+        let must_verify = !is_changed && decision.effects.iter().any(writes_adapters);
+        if !is_changed && !must_verify {
+            return Ok(version.clone());
         }
-        if rollout.value.status.as_ref() == Some(&decision.status) && decision.effects.iter().any(writes_adapters) {
-            // The file's version says nothing about the age of the status that this was decided from: another operator
-            // may have gone on long since. Writing the status as it is changes nothing, and is refused then.
-            let written = with_write_timeout(self.store.write_status(key, &version, &decision.status)).await;
-            self.check_write_outcome(key, "the status", written)?;
+        let outcome = with_write_timeout(self.store.write_status(key, version, &decision.status)).await;
+        if is_changed && let WriteOutcome::Refused(why) = &outcome {
+            // The status itself cannot hold this message.
+            let message = format!("the status was refused: {why}");
+            let event = RolloutEvent { warning: true, reason: reason::WRITE_REFUSED.to_owned(), message };
+            self.publish_event(key, &event).await;
         }
-        let mut result = Ok(());
+        let written_version = match &outcome {
+            WriteOutcome::Done(written) if is_changed => written.clone(),
+            _ => version.clone(),
+        };
+        self.check_write_outcome(key, "the status", outcome)?;
+        if is_changed {
+            self.stats.record_write(key, "status", decided_at);
+        }
+        Ok(written_version)
+    }
+
+    /// Applies the effects in order until one fails. `version` is that of the Rollout after its status was written.
+    async fn apply_effects(
+        &self,
+        key: &RolloutKey,
+        rollout: &Rollout,
+        version: &ResourceVersion,
+        observation: &Observation,
+        decision: &Decision,
+        decided_at: Instant,
+    ) -> Result<(), Requeue> {
         for effect in &decision.effects {
-            result = match effect {
-                Effect::SetFinalizer(guarded) => {
-                    let written = with_write_timeout(self.store.set_finalizer(key, &version, *guarded)).await;
-                    self.check_write_outcome(key, "the finalizer", written)
+            let applied = match effect {
+                Effect::SetFinalizer(present) => {
+                    let outcome = with_write_timeout(self.store.set_finalizer(key, version, *present)).await;
+                    self.check_write_outcome(key, "the finalizer", outcome)
                 }
-                effect => self.apply_effect(key, &rollout.value, look, effect).await,
+                effect => self.apply_effect(key, rollout, observation, effect).await,
             };
-            if result.is_err() {
-                break;
-            }
+            applied?;
             if matches!(effect, Effect::WriteRewrite(_)) {
-                self.last_writes.record_stamp(key, decision.status.weights.sequence);
+                self.last_writes.record_sequence(key, decision.status.weights.sequence);
             }
-            self.stats.record_write(key, stats::effect_name(effect), decided);
+            self.stats.record_write(key, stats::effect_name(effect), decided_at);
         }
-        if result.is_ok() {
-            self.last_writes.clear_refusal(key);
-            self.stats.clear_intent(key);
-        }
-        for event in &decision.events {
+        self.last_writes.clear_refusal(key);
+        self.stats.clear_intent(key);
+        Ok(())
+    }
+
+    /// Publishes the events of a decision whose status was persisted, also if an effect failed.
+    async fn report(&self, key: &RolloutKey, events: &[RolloutEvent]) {
+        for event in events {
             self.publish_event(key, event).await;
         }
-        result
     }
 
     async fn publish_event(&self, key: &RolloutKey, event: &RolloutEvent) {
@@ -169,7 +217,7 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
             tracing::info!(rollout = %key, reason = event.reason, "{}", event.message);
         }
         if tokio::time::timeout(WRITE_TIMEOUT, self.store.publish_event(key, event)).await.is_err() {
-            tracing::debug!(rollout = %key, "an event could not be told in time");
+            tracing::debug!(rollout = %key, reason = event.reason, "publishing an event timed out");
         }
     }
 
@@ -177,42 +225,42 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
         &self,
         key: &RolloutKey,
         rollout: &Rollout,
-        look: &Observation,
+        observation: &Observation,
         effect: &Effect,
     ) -> Result<(), Requeue> {
         match effect {
             Effect::WriteRewrite(rewrite) => {
-                let version = look.rewrite_version(rewrite);
+                let version = observation.rewrite_version(rewrite);
                 let precondition = version.map_or(Precondition::Absent, Precondition::Unchanged);
-                let written = with_write_timeout(self.store.write_rewrite(key, rewrite, &precondition)).await;
-                self.check_write_outcome(key, &format!("rewrite {}", rewrite.metadata.name), written)
+                let outcome = with_write_timeout(self.store.write_rewrite(key, rewrite, &precondition)).await;
+                self.check_write_outcome(key, &format!("rewrite {}", rewrite.metadata.name), outcome)
             }
-            // It belongs to the Rollout itself, whose version is known where its status is written.
+            // Applied by `apply_effects`, which has the version of the Rollout after the write of its status.
             Effect::SetFinalizer(_) => Ok(()),
-            Effect::WriteAdapters { user_text, directives: operator_key } => {
-                // What was not read is not written.
-                let Some(version) = &look.adapters_version else { return Err(Requeue::Now) };
+            Effect::WriteAdapters { user_text, directives } => {
+                // A file is only written as a change of a version that was read.
+                let Some(version) = &observation.adapters_version else { return Err(Requeue::Now) };
                 let write = AdaptersWrite {
                     user_text: user_text.clone(),
-                    directives_text: operator_key
+                    directives_text: directives
                         .as_ref()
                         .map(rollora_api::operator_directives::OperatorDirectives::to_yaml),
                 };
                 let reference = &rollout.spec.adapters_ref;
-                let written = with_write_timeout(self.store.write_adapters(key, reference, version, &write)).await;
-                self.check_write_outcome(key, &format!("adapters file {}", reference.name), written)
+                let outcome = with_write_timeout(self.store.write_adapters(key, reference, version, &write)).await;
+                self.check_write_outcome(key, &format!("adapters file {}", reference.name), outcome)
             }
         }
     }
 
-    /// What a write's end means for the rest of the reconcile.
-    fn check_write_outcome(&self, key: &RolloutKey, what: &str, written: WriteOutcome) -> Result<(), Requeue> {
-        match written {
+    /// Converts the outcome of a write of `what` into the end of the reconcile, if it failed.
+    fn check_write_outcome(&self, key: &RolloutKey, what: &str, outcome: WriteOutcome) -> Result<(), Requeue> {
+        match outcome {
             WriteOutcome::Done(_) => Ok(()),
             WriteOutcome::Conflict => Err(Requeue::Now),
             WriteOutcome::Unavailable(why) => Err(Requeue::Backoff(format!("{what} could not be written: {why}"))),
             WriteOutcome::Unknown(why) => {
-                Err(Requeue::Backoff(format!("whether {what} was written is not known: {why}")))
+                Err(Requeue::Backoff(format!("{what} may or may not have been written: {why}")))
             }
             WriteOutcome::Refused(why) => {
                 let message = format!("{what} was refused: {why}");
@@ -223,26 +271,28 @@ impl<S: DocumentStore, F: Fleet, C: Clock> Operator<S, F, C> {
     }
 }
 
-/// What somebody asked for and nobody has answered yet.
+/// Returns the intent that the status has not answered yet. An invalid one counts as none.
 fn pending_intent(rollout: &Rollout) -> Option<Intent> {
     Intent::pending(rollout).ok().flatten()
 }
 
-/// When to look again. What was decided on answers from before something happened is decided once more as soon as there
-/// can be others: what happened may not be in them, and nothing else may ever tell of it.
-fn requeue_after(requeue: Option<Duration>, outdated_until: Option<Instant>) -> Requeue {
-    let outdated = outdated_until.map(|until| until.saturating_duration_since(Instant::now()));
-    [requeue, outdated].into_iter().flatten().min().map_or(Requeue::OnChange, Requeue::After)
+/// Returns when to reconcile again after a success.
+///
+/// `stale_until` is set if the decision used responses that are older than the last change: they may not contain it,
+/// and no other event may report it, so the decision is repeated as soon as newer responses can be requested.
+fn requeue_after(requeue: Option<Duration>, stale_until: Option<Instant>) -> Requeue {
+    let stale = stale_until.map(|until| until.saturating_duration_since(Instant::now()));
+    [requeue, stale].into_iter().flatten().min().map_or(Requeue::OnChange, Requeue::After)
 }
 
 fn writes_adapters(effect: &Effect) -> bool {
     matches!(effect, Effect::WriteAdapters { .. })
 }
 
-/// One write with its time limit.
-async fn with_write_timeout(writing: impl Future<Output = WriteOutcome>) -> WriteOutcome {
-    let limit = tokio::time::timeout(WRITE_TIMEOUT, writing).await;
-    limit.unwrap_or_else(|_| WriteOutcome::Unknown(format!("no answer within {WRITE_TIMEOUT:?}")))
+/// Applies the write timeout to one write; a timeout leaves its outcome unknown.
+async fn with_write_timeout(write: impl Future<Output = WriteOutcome>) -> WriteOutcome {
+    let result = tokio::time::timeout(WRITE_TIMEOUT, write).await;
+    result.unwrap_or_else(|_| WriteOutcome::Unknown(format!("no answer within {WRITE_TIMEOUT:?}")))
 }
 
 #[cfg(test)]
@@ -250,7 +300,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_decided_on_answers_from_before_is_decided_once_more_when_there_can_be_others() {
+    async fn decision_on_stale_responses_is_repeated_after_ttl() {
         let in_millis = |millis| Some(Duration::from_millis(millis));
         let at = |millis| Some(Instant::now() + Duration::from_millis(millis));
         assert_eq!(requeue_after(None, None), Requeue::OnChange);

@@ -1,6 +1,6 @@
-//! What an operator has done, as numbers: in all, for each Rollout that there is, and how long its writes took.
+//! Counters and duration histograms of an operator, in total and per Rollout.
 //!
-//! Invariant: a Rollout that is gone leaves nothing here, so what is kept is bounded by the Rollouts that there are.
+//! Invariant: entries of a deleted Rollout are removed, so the size is bounded by the number of existing Rollouts.
 
 use crate::ports::RolloutKey;
 use rollora_api::rollout::IntentKind;
@@ -15,7 +15,7 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// What an operator has done so far.
+/// Statistics of one operator since its start.
 #[derive(Debug, Default)]
 pub struct ReconcileStats {
     reconciles: AtomicU64,
@@ -26,30 +26,30 @@ pub struct ReconcileStats {
 #[derive(Debug, Default)]
 struct StatsState {
     rollouts: BTreeMap<RolloutKey, ReconcileCounts>,
-    /// What somebody asked for, and when it was seen, until the rewrite says so.
+    /// The intent that is being applied, and when its reconcile began; removed once the rewrite is written.
     pending_intents: BTreeMap<RolloutKey, (IntentKind, Instant)>,
     write_durations: BTreeMap<&'static str, DurationHistogram>,
     intent_durations: BTreeMap<&'static str, DurationHistogram>,
 }
 
-/// How often one Rollout was looked at.
+/// Numbers of reconciles of one Rollout.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReconcileCounts {
-    /// Reconciles that ended.
+    /// Reconciles that ended, including failed ones.
     pub finished: u64,
-    /// Those of them that could not do what they decided, and are tried again.
+    /// Reconciles that could not apply their decision and are retried.
     pub failed: u64,
 }
 
-/// The upper ends of the buckets of [`Timings`], in seconds; the last bucket has none.
+/// Upper bounds of the buckets of [`DurationHistogram`], in seconds; the last bucket is unbounded.
 pub const HISTOGRAM_BUCKETS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// How long something took, each time.
+/// Histogram of the durations of one operation.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct DurationHistogram {
-    /// How often it took as long as each of [`BUCKETS`] at most and longer than the one before; last, how often longer.
+    /// Observations per bucket, not cumulative; the last one counts those above every bound of [`HISTOGRAM_BUCKETS`].
     pub bucket_counts: [u64; HISTOGRAM_BUCKETS.len() + 1],
-    /// All of it, in seconds.
+    /// Sum of all observed durations, in seconds.
     pub sum: f64,
 }
 
@@ -61,13 +61,13 @@ impl DurationHistogram {
         self.sum += seconds;
     }
 
-    /// How often it was done.
+    /// Returns the number of observations.
     pub fn count(&self) -> u64 {
         self.bucket_counts.iter().sum()
     }
 }
 
-/// What a write is called.
+/// Returns the metric label of an effect.
 pub(crate) fn effect_name(effect: &Effect) -> &'static str {
     match effect {
         Effect::WriteRewrite(_) => "rewrite",
@@ -77,27 +77,28 @@ pub(crate) fn effect_name(effect: &Effect) -> &'static str {
 }
 
 impl ReconcileStats {
-    /// Reconciles that ended.
+    /// Returns the number of reconciles that ended, including failed ones.
     pub fn reconciles(&self) -> u64 {
         self.reconciles.load(Ordering::Relaxed)
     }
 
-    /// Those of them that could not do what they decided, and are tried again.
+    /// Returns the number of reconciles that could not apply their decision and are retried.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// How often one Rollout was looked at.
+    /// Returns the reconcile counts of one Rollout; zeros if it is unknown.
     pub fn for_rollout(&self, key: &RolloutKey) -> ReconcileCounts {
         self.state().rollouts.get(key).copied().unwrap_or_default()
     }
 
-    /// By what was written (`status`, `rewrite`, `adapters`, `finalizer`): from the decision to the end of the write.
+    /// Returns the time from a decision to the end of each write, by effect (`status`, `rewrite`, `adapters`,
+    /// `finalizer`).
     pub fn write_durations(&self) -> BTreeMap<&'static str, DurationHistogram> {
         self.state().write_durations.clone()
     }
 
-    /// By what a person asked for: from when the operator began to look at it until the rewrite said so.
+    /// Returns the time from the first reconcile of an intent to the write of its rewrite, by intent.
     pub fn intent_durations(&self) -> BTreeMap<&'static str, DurationHistogram> {
         self.state().intent_durations.clone()
     }
@@ -105,46 +106,46 @@ impl ReconcileStats {
     pub(crate) fn record_reconcile(&self, key: &RolloutKey, failed: bool) {
         self.reconciles.fetch_add(1, Ordering::Relaxed);
         self.failures.fetch_add(u64::from(failed), Ordering::Relaxed);
-        let mut books = self.state();
-        let rollout = books.rollouts.entry(key.clone()).or_default();
+        let mut state = self.state();
+        let rollout = state.rollouts.entry(key.clone()).or_default();
         rollout.finished += 1;
         rollout.failed += u64::from(failed);
     }
 
-    /// Somebody asked for something, which the reconcile that began at `begun` has taken up.
+    /// Records that the reconcile that began at `begun` accepted an intent.
     pub(crate) fn record_intent(&self, key: &RolloutKey, verb: IntentKind, begun: Instant) {
-        let asked = &mut self.state().pending_intents;
-        // The same once more is what came too late the first time.
-        if asked.get(key).is_none_or(|(other, _)| *other != verb) {
-            asked.insert(key.clone(), (verb, begun));
+        let pending = &mut self.state().pending_intents;
+        // The same intent again means that an earlier reconcile could not finish its writes: keep the first time.
+        if pending.get(key).is_none_or(|(other, _)| *other != verb) {
+            pending.insert(key.clone(), (verb, begun));
         }
     }
 
-    /// This was written because of what was decided at `decided`.
+    /// Records the end of a write that was decided at `decided`.
     pub(crate) fn record_write(&self, key: &RolloutKey, what: &'static str, decided: Instant) {
         let now = Instant::now();
-        let books = &mut *self.state();
-        books.write_durations.entry(what).or_default().observe(now - decided);
+        let state = &mut *self.state();
+        state.write_durations.entry(what).or_default().observe(now - decided);
         if what == "rewrite"
-            && let Some((verb, begun)) = books.pending_intents.remove(key)
+            && let Some((verb, begun)) = state.pending_intents.remove(key)
         {
-            books.intent_durations.entry(verb.cli_name()).or_default().observe(now - begun);
+            state.intent_durations.entry(verb.cli_name()).or_default().observe(now - begun);
         }
     }
 
-    /// Nothing is left to be written: what somebody asked for needed no write, or has had it.
+    /// Drops the pending intent: it needed no write, or its write is done.
     pub(crate) fn clear_intent(&self, key: &RolloutKey) {
         self.state().pending_intents.remove(key);
     }
 
     pub(crate) fn forget(&self, key: &RolloutKey) {
-        let books = &mut *self.state();
-        books.rollouts.remove(key);
-        books.pending_intents.remove(key);
+        let state = &mut *self.state();
+        state.rollouts.remove(key);
+        state.pending_intents.remove(key);
     }
 
     fn state(&self) -> MutexGuard<'_, StatsState> {
-        // Nothing that holds this lock can panic half way: the content is good in any case.
+        // No code that holds this lock can panic halfway, so the content of a poisoned lock is valid.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -158,46 +159,46 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_that_is_gone_leaves_nothing() {
-        let tally = ReconcileStats::default();
+    fn deleted_rollout_leaves_no_entries() {
+        let stats = ReconcileStats::default();
         for (name, failed) in [("a", false), ("a", true), ("b", false)] {
-            tally.record_reconcile(&key(name), failed);
+            stats.record_reconcile(&key(name), failed);
         }
-        tally.record_intent(&key("a"), IntentKind::Abort, Instant::now());
-        assert_eq!(tally.for_rollout(&key("a")), ReconcileCounts { finished: 2, failed: 1 });
-        tally.forget(&key("a"));
-        let books = tally.state();
-        assert_eq!(books.rollouts.keys().collect::<Vec<_>>(), [&key("b")]);
-        assert!(books.pending_intents.is_empty());
-        drop(books);
-        assert_eq!((tally.reconciles(), tally.failures()), (3, 1), "what was done stays done");
+        stats.record_intent(&key("a"), IntentKind::Abort, Instant::now());
+        assert_eq!(stats.for_rollout(&key("a")), ReconcileCounts { finished: 2, failed: 1 });
+        stats.forget(&key("a"));
+        let state = stats.state();
+        assert_eq!(state.rollouts.keys().collect::<Vec<_>>(), [&key("b")]);
+        assert!(state.pending_intents.is_empty());
+        drop(state);
+        assert_eq!((stats.reconciles(), stats.failures()), (3, 1), "totals keep the counts of deleted Rollouts");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_intent_takes_until_the_rewrite_is_written_however_many_reconciles_that_needs() {
-        let (tally, begun) = (ReconcileStats::default(), Instant::now());
-        tally.record_intent(&key("a"), IntentKind::Abort, begun);
+    async fn intent_duration_spans_reconciles_until_rewrite_is_written() {
+        let (stats, begun) = (ReconcileStats::default(), Instant::now());
+        stats.record_intent(&key("a"), IntentKind::Abort, begun);
         tokio::time::advance(Duration::from_millis(10)).await;
         let decided = Instant::now();
-        tally.record_write(&key("a"), "status", decided);
+        stats.record_write(&key("a"), "status", decided);
         tokio::time::advance(Duration::from_millis(30)).await;
-        tally.record_write(&key("b"), "rewrite", decided);
-        tally.record_write(&key("a"), "rewrite", decided);
-        tally.record_write(&key("a"), "rewrite", decided);
-        let intents = tally.intent_durations();
+        stats.record_write(&key("b"), "rewrite", decided);
+        stats.record_write(&key("a"), "rewrite", decided);
+        stats.record_write(&key("a"), "rewrite", decided);
+        let intents = stats.intent_durations();
         assert_eq!(intents.keys().collect::<Vec<_>>(), [&"abort"]);
         assert_eq!((intents["abort"].count(), intents["abort"].bucket_counts[3]), (1, 1), "40 ms: {intents:?}");
-        assert_eq!(tally.write_durations()["rewrite"].count(), 3);
-        assert_eq!(tally.write_durations()["status"].bucket_counts[0], 1);
+        assert_eq!(stats.write_durations()["rewrite"].count(), 3);
+        assert_eq!(stats.write_durations()["status"].bucket_counts[0], 1);
     }
 
     #[test]
-    fn a_time_falls_into_the_first_bucket_that_holds_it() {
-        let mut timings = DurationHistogram::default();
+    fn duration_falls_into_first_bucket_that_holds_it() {
+        let mut histogram = DurationHistogram::default();
         for millis in [5, 6, 250, 30_001] {
-            timings.observe(Duration::from_millis(millis));
+            histogram.observe(Duration::from_millis(millis));
         }
-        assert_eq!(timings.bucket_counts, [1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1]);
-        assert!((timings.sum - 30.262).abs() < 1e-9);
+        assert_eq!(histogram.bucket_counts, [1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1]);
+        assert!((histogram.sum - 30.262).abs() < 1e-9);
     }
 }

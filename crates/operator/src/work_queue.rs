@@ -1,7 +1,7 @@
-//! Which key is reconciled when: every key once, never twice at a time, at once when something happened to it. What a
-//! person asked for goes before everything else that is due.
+//! Queue of the keys to reconcile. Each key is queued once and reconciled by one task at a time; a change makes it due
+//! immediately, and keys with a pending intent come first.
 //!
-//! Invariant: what happens to a key while it is reconciled leads to another reconcile after it.
+//! Invariant: a change of a key while it is being reconciled leads to another reconcile afterwards.
 
 use crate::{backoff::RequeueBackoff, ports::RolloutKey};
 use std::{
@@ -11,20 +11,20 @@ use std::{
 };
 use tokio::{sync::Notify, time::Instant};
 
-/// Keys and when they are due.
+/// Keys and the times at which they are due.
 #[derive(Debug, Default)]
 pub(crate) struct WorkQueue {
     entries: BTreeMap<RolloutKey, QueueEntry>,
-    /// Those that are due some time and do not run, by when; wishes first.
+    /// Keys that have a due time and are not running, ordered by priority, then by due time.
     due: BTreeSet<(Priority, Instant, RolloutKey)>,
 }
 
-/// Whose turn it is.
+/// Order in which due keys are reconciled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Priority {
-    /// A person waits for it.
+    /// A person waits for the result of an intent.
     Interactive,
-    /// In the order in which things happened.
+    /// No intent is pending; keys are ordered by their due time.
     #[default]
     Normal,
 }
@@ -32,26 +32,26 @@ pub(crate) enum Priority {
 #[derive(Debug, Default)]
 struct QueueEntry {
     priority: Priority,
-    /// When it is due; none until something happens.
+    /// When the key is due; `None` if it waits for a change.
     due: Option<Instant>,
-    /// When something happened to it last.
+    /// When the key changed last.
     last_event: Option<Instant>,
     running: bool,
-    /// Something happened since the reconcile that runs began.
+    /// Whether the key changed since its running reconcile began.
     dirty: bool,
     failures: u32,
-    /// Tells the reconcile that runs.
+    /// Wakes the running reconcile.
     interrupt: Arc<Notify>,
 }
 
 impl WorkQueue {
-    /// Something happened to this key.
-    pub(crate) fn enqueue(&mut self, key: &RolloutKey, turn: Priority, now: Instant) {
+    /// Makes a key due immediately because it changed.
+    pub(crate) fn enqueue(&mut self, key: &RolloutKey, priority: Priority, now: Instant) {
         let entry = self.entries.entry(key.clone()).or_default();
         if let Some(due) = entry.due {
             self.due.remove(&(entry.priority, due, key.clone()));
         }
-        entry.priority = entry.priority.min(turn);
+        entry.priority = entry.priority.min(priority);
         entry.last_event = Some(now);
         if entry.running {
             entry.due = Some(now);
@@ -62,24 +62,24 @@ impl WorkQueue {
         }
     }
 
-    /// Takes the key that has been due for longest, to be reconciled now, and when something happened to it last.
+    /// Takes the first due key for a reconcile. Returns it with the time of its last change and its wake-up signal.
     pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(RolloutKey, Instant, Arc<Notify>)> {
         self.due.first().filter(|(_, due, _)| *due <= now)?;
         let (_, _, key) = self.due.pop_first()?;
         let entry = self.entries.get_mut(&key)?;
         entry.priority = Priority::Normal;
-        // A wake that nobody heard was meant for an earlier reconcile.
+        // An unconsumed wake-up was meant for an earlier reconcile.
         entry.interrupt = Arc::default();
         (entry.due, entry.running, entry.dirty) = (None, true, false);
         Some((key, entry.last_event.unwrap_or(now), Arc::clone(&entry.interrupt)))
     }
 
-    /// Whether a person waits for one that is due.
+    /// Returns whether a key with a pending intent is due.
     pub(crate) fn has_interactive(&self) -> bool {
-        self.due.first().is_some_and(|(turn, ..)| *turn == Priority::Interactive)
+        self.due.first().is_some_and(|(priority, ..)| *priority == Priority::Interactive)
     }
 
-    /// Waits for the next due time; for ever where there is none.
+    /// Waits until the next key is due; never returns if no key has a due time.
     pub(crate) async fn wait_until_due(&self) {
         match self.due.first() {
             Some((_, due, _)) => tokio::time::sleep_until(*due).await,
@@ -87,7 +87,7 @@ impl WorkQueue {
         }
     }
 
-    /// The reconcile of this key ended well; it is due again at `due`.
+    /// Ends a successful reconcile of this key; it is due again at `due`, or earlier if it changed meanwhile.
     pub(crate) fn requeue_at(&mut self, key: &RolloutKey, due: Option<Instant>) {
         if let Some(entry) = self.entries.get_mut(key) {
             entry.running = false;
@@ -97,7 +97,7 @@ impl WorkQueue {
         }
     }
 
-    /// The reconcile of this key failed. Returns how long it waits, unless something happened meanwhile.
+    /// Ends a failed reconcile of this key. Returns its delay, which is skipped if the key changed meanwhile.
     pub(crate) fn requeue_with_backoff(&mut self, key: &RolloutKey, backoff: RequeueBackoff, now: Instant) -> Duration {
         let Some(entry) = self.entries.get_mut(key) else { return Duration::ZERO };
         entry.running = false;
@@ -108,14 +108,14 @@ impl WorkQueue {
         delay
     }
 
-    /// A key that does not run is due then.
+    /// Sets the due time of a key that is not running.
     fn schedule(&mut self, key: &RolloutKey, due: Option<Instant>) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         entry.due = due;
         self.due.extend(due.map(|due| (entry.priority, due, key.clone())));
     }
 
-    /// The key is gone; it comes back when something happens to it.
+    /// Ends the last reconcile of a deleted key; a later change queues it again.
     pub(crate) fn forget(&mut self, key: &RolloutKey) {
         if self.entries.get(key).is_some_and(|entry| entry.dirty) {
             self.requeue_at(key, None);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_is_taken_once_however_often_it_was_woken() {
+    async fn key_is_popped_once_after_many_changes() {
         let (mut queue, now) = (WorkQueue::default(), Instant::now());
         for name in ["a", "b", "a", "a"] {
             queue.enqueue(&key(name), Priority::Normal, now);
@@ -147,19 +147,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_that_is_woken_while_it_runs_is_told_and_runs_again_after_it() {
+    async fn change_while_running_wakes_and_requeues_key() {
         let (mut queue, now) = (WorkQueue::default(), Instant::now());
         queue.enqueue(&key("a"), Priority::Normal, now);
         let (_, _, wake) = queue.pop_due(now).unwrap();
         queue.enqueue(&key("a"), Priority::Normal, now);
         wake.notified().await;
-        assert!(queue.pop_due(now).is_none(), "it runs still");
+        assert!(queue.pop_due(now).is_none(), "the key is still running");
         queue.requeue_at(&key("a"), None);
         assert_eq!(names(&mut queue, now), ["a"]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_due_because_time_goes_by_is_no_news() {
+    async fn due_time_does_not_count_as_change() {
         let (mut queue, start) = (WorkQueue::default(), Instant::now());
         queue.enqueue(&key("a"), Priority::Normal, start);
         let later = start + Duration::from_secs(1);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_person_waits_for_goes_first_also_where_it_was_in_the_queue_or_running() {
+    async fn key_with_intent_is_popped_first_even_if_queued_or_running() {
         let (mut queue, now) = (WorkQueue::default(), Instant::now());
         for name in ["a", "b", "c"] {
             queue.enqueue(&key(name), Priority::Normal, now);
@@ -183,16 +183,16 @@ mod tests {
         assert_eq!(names(&mut queue, now), ["b", "a", "c"]);
         queue.requeue_at(&key("a"), Some(now));
         queue.enqueue(&key("c"), Priority::Interactive, now);
-        // What happens after it does not take its turn away.
+        // A later change without an intent keeps the priority.
         queue.enqueue(&key("c"), Priority::Normal, now);
         queue.requeue_at(&key("c"), None);
         assert_eq!(names(&mut queue, now), ["c", "a"]);
         queue.requeue_at(&key("c"), Some(now));
-        assert!(!queue.has_interactive(), "it was looked at");
+        assert!(!queue.has_interactive(), "the reconcile consumed the priority");
     }
 
     #[tokio::test]
-    async fn a_key_rests_until_it_is_due() {
+    async fn key_is_not_popped_before_it_is_due() {
         let (mut queue, now) = (WorkQueue::default(), Instant::now());
         queue.enqueue(&key("a"), Priority::Normal, now);
         assert_eq!(names(&mut queue, now), ["a"]);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn failures_wait_longer_and_a_success_forgets_them() {
+    async fn failures_increase_delay_and_success_resets_it() {
         let (mut queue, now) = (WorkQueue::default(), Instant::now());
         let fail = |queue: &mut WorkQueue| {
             queue.enqueue(&key("a"), Priority::Normal, now);
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_forgotten_key_comes_back_when_something_happens_to_it() {
+    async fn forgotten_key_is_requeued_by_a_change() {
         let (mut queue, now) = (WorkQueue::default(), Instant::now());
         queue.enqueue(&key("a"), Priority::Normal, now);
         queue.pop_due(now).unwrap();
@@ -229,6 +229,6 @@ mod tests {
         queue.pop_due(now).unwrap();
         queue.enqueue(&key("a"), Priority::Normal, now);
         queue.forget(&key("a"));
-        assert_eq!(names(&mut queue, now), ["a"], "it was made again while it was being forgotten");
+        assert_eq!(names(&mut queue, now), ["a"], "the key changed while its last reconcile ran");
     }
 }

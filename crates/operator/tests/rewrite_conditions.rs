@@ -1,4 +1,4 @@
-//! What a rewrite's conditions say is what routers do: the verdicts of `plan` against the rules in force of `router`.
+//! Conditions of rewrites match the router: what `plan` reports as active is what the rule set of `router` applies.
 
 use jiff::Timestamp;
 use proptest::prelude::*;
@@ -34,17 +34,17 @@ fn any_rule() -> impl Strategy<Value = RewriteRule> {
     prop::collection::vec(matched, 0..3).prop_map(|matches| RewriteRule { matches, ..RewriteRule::default() })
 }
 
-/// Each name stands at most once in a group, as on an API server.
+/// Each name occurs at most once in a group, as on an API server.
 fn any_rewrites() -> impl Strategy<Value = Vec<InferenceModelRewrite>> {
     let one = (0..2_usize, 0..4_u8, 0..3_i64, any::<bool>(), prop::collection::vec(any_rule(), 0..3));
     prop::collection::vec(one, 0..7).prop_map(|all| {
         let mut rewrites = BTreeMap::new();
-        for (group, name, second, goes, rules) in all {
+        for (group, name, second, terminating, rules) in all {
             let name = format!("r{name}");
             let metadata = ObjectMeta {
                 namespace: Some("ns".to_owned()),
                 creation_timestamp: Timestamp::from_second(second).ok(),
-                deletion_timestamp: goes.then_some(Timestamp::UNIX_EPOCH).filter(|_| second == 0),
+                deletion_timestamp: terminating.then_some(Timestamp::UNIX_EPOCH).filter(|_| second == 0),
                 uid: Some(format!("{group}-{name}")),
                 ..ObjectMeta::named(&name)
             };
@@ -58,14 +58,14 @@ fn any_rewrites() -> impl Strategy<Value = Vec<InferenceModelRewrite>> {
 
 proptest! {
     #[test]
-    fn what_is_said_to_be_in_force_is_in_force_at_routers(rewrites in any_rewrites()) {
+    fn accepted_rewrite_is_active_at_routers(rewrites in any_rewrites()) {
         let router = ActiveRules::new(pool(), &GROUPS);
         router.reset(&rewrites);
         let rules = router.rules();
-        let told = update_conditions(&rewrites, Some(&BTreeSet::from(["pool".to_owned()])), Timestamp::UNIX_EPOCH);
+        let updated = update_conditions(&rewrites, Some(&BTreeSet::from(["pool".to_owned()])), Timestamp::UNIX_EPOCH);
         let present = rewrites.iter().filter(|rewrite| rewrite.metadata.deletion_timestamp.is_none()).count();
-        prop_assert_eq!(told.len(), present, "each gets its conditions");
-        for rewrite in &told {
+        prop_assert_eq!(updated.len(), present, "every rewrite gets its conditions");
+        for rewrite in &updated {
             let uid = rewrite.metadata.uid.as_deref();
             let models: Vec<Option<&str>> = rewrite.spec.rules.iter().flat_map(RewriteRule::models).collect();
             let is_ours = |model: Option<&str>| {
@@ -76,10 +76,10 @@ proptest! {
                 let conditions = &rewrite.status.as_ref().unwrap().conditions;
                 conditions.iter().find(|condition| condition.type_ == kind).unwrap().status
             };
-            let some = models.is_empty() || models.iter().copied().any(is_ours);
-            prop_assert_eq!(status(ACCEPTED) == ConditionStatus::True, some, "{:?}", rewrite);
-            let all = each_once && models.iter().copied().all(is_ours);
-            prop_assert_eq!(status(CONFLICTED) == ConditionStatus::False, all, "{:?}", rewrite);
+            let any_active = models.is_empty() || models.iter().copied().any(is_ours);
+            prop_assert_eq!(status(ACCEPTED) == ConditionStatus::True, any_active, "{:?}", rewrite);
+            let all_active = each_once && models.iter().copied().all(is_ours);
+            prop_assert_eq!(status(CONFLICTED) == ConditionStatus::False, all_active, "{:?}", rewrite);
         }
     }
 }

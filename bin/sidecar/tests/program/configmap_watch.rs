@@ -142,7 +142,7 @@ fn deleted_configmap_stays_active_and_is_reported() {
     let mut sidecar = testbed.start(&[]);
     sidecar.wait_for_state("v1", AdapterState::Verified);
     testbed.api.delete(CONFIGMAP_NAME);
-    wait_for_config_error(&mut sidecar, "ConfigMap default/adapters is not there");
+    wait_for_config_error(&mut sidecar, "ConfigMap default/adapters does not exist");
     assert_eq!(sidecar.adapter_state("v1"), Some(AdapterState::Verified));
     testbed.apply(&["v1", "v2"], &[]);
     sidecar.wait_for_state("v2", AdapterState::Verified);
@@ -161,7 +161,7 @@ fn mount_is_used_only_until_the_api_delivers_valid_content() {
     testbed.update_mount(&["mounted", "again"]);
     sidecar.wait_for_state("again", AdapterState::Verified);
     testbed.api.set_forbidden(false);
-    wait_for_config_error(&mut sidecar, "ConfigMap default/adapters is not there");
+    wait_for_config_error(&mut sidecar, "ConfigMap default/adapters does not exist");
     // The first content from the API is not valid: the mount is still used.
     testbed.api.apply(CONFIGMAP_NAME, &[("adapters.yaml", "wrong key")]);
     let error = wait_for_config_error(&mut sidecar, "has no text under `configmap.yaml` and holds `adapters.yaml`");
@@ -185,7 +185,7 @@ fn mount_is_used_while_the_api_server_does_not_answer() {
     testbed.api.mute_verb("list");
     let mut sidecar = testbed.start(&[]);
     sidecar.wait_for_state("mounted", AdapterState::Verified);
-    wait_for_config_error(&mut sidecar, "did not answer");
+    wait_for_config_error(&mut sidecar, "did not respond");
     testbed.api.unmute();
     sidecar.wait_for_state("v1", AdapterState::Verified);
 }

@@ -3,13 +3,13 @@ use super::*;
 const WRITE: ApiRequest<'_> =
     ApiRequest { verb: "update", resource: "inferencemodelrewrites.llm-d.ai", namespace: Some("prod") };
 
-fn answered(code: u16, reason: &str, message: &str) -> ApiError {
+fn api_error(code: u16, reason: &str, message: &str) -> ApiError {
     let status = Status::failure(message, reason).with_code(code);
     ApiError::of(&kube::Error::Api(status.boxed()), WRITE)
 }
 
 #[test]
-fn each_answer_has_its_class() {
+fn every_status_code_has_a_class() {
     for (code, reason, class) in [
         (409, "Conflict", "Conflict"),
         (409, "AlreadyExists", "Conflict"),
@@ -25,13 +25,13 @@ fn each_answer_has_its_class() {
         (500, "InternalError", "Unknown"),
         (504, "Timeout", "Unknown"),
     ] {
-        assert_eq!(answered(code, reason, "said").reason(), class, "{code} {reason}");
+        assert_eq!(api_error(code, reason, "said").reason(), class, "{code} {reason}");
     }
 }
 
 #[test]
-fn a_missing_permission_is_said_with_its_verb_its_resource_and_what_to_apply() {
-    let error = answered(403, "Forbidden", "user \"x\" cannot").to_string();
+fn missing_permission_names_verb_resource_and_role() {
+    let error = api_error(403, "Forbidden", "user \"x\" cannot").to_string();
     assert!(
         error.starts_with(
             "it is forbidden to update inferencemodelrewrites.llm-d.ai in namespace prod: apply the Role or ClusterRole"
@@ -41,14 +41,14 @@ fn a_missing_permission_is_said_with_its_verb_its_resource_and_what_to_apply() {
 }
 
 #[test]
-fn a_namespace_that_is_being_deleted_is_not_taken_for_a_missing_permission() {
+fn terminating_namespace_is_not_a_missing_permission() {
     let error =
-        answered(403, "Forbidden", "unable to create new content in namespace prod because it is being terminated");
+        api_error(403, "Forbidden", "unable to create new content in namespace prod because it is being terminated");
     assert_eq!(error.reason(), "Refused");
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_the_connection_has_received_nothing() {
+async fn refused_connection_is_unavailable() {
     let client = kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
     let error = client.apiserver_version().await.unwrap_err();
     let error = ApiError::of(&error, WRITE);
@@ -57,7 +57,7 @@ async fn a_server_that_refuses_the_connection_has_received_nothing() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_after_sending_leaves_it_open_what_was_written() {
+async fn connection_broken_after_sending_is_unknown() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let client = kube::Client::try_from(kube::Config::new(format!("http://{address}").parse().unwrap())).unwrap();

@@ -1,10 +1,10 @@
-//! Whom a change concerns.
+//! Rollouts that a change of an object affects.
 
 use crate::object_cache::NamespacedName;
 use jiff::Timestamp;
 use rollora_api::{rewrite::InferenceModelRewrite, rollout::Rollout};
 
-/// A Rollout, as little of it as is needed to know whom a change of it concerns.
+/// References and metadata of a Rollout whose change affects other Rollouts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RolloutRefs {
     namespace: String,
@@ -27,34 +27,34 @@ impl RolloutRefs {
     }
 }
 
-/// What was changed.
+/// A change of an object that Rollouts may depend on.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum ObjectChange<'a> {
-    /// A Rollout was made, deleted, or its spec was changed.
+    /// A Rollout was created, deleted, or changed its spec.
     Rollout(&'a RolloutRefs),
-    /// A rewrite of any group.
+    /// A rewrite of any group was created, changed or deleted; `None` after its deletion.
     Rewrite(&'a NamespacedName, Option<&'a InferenceModelRewrite>),
-    /// A ConfigMap, or who reads it.
+    /// A ConfigMap changed, or the set of pods that read it.
     ConfigMap(&'a NamespacedName),
-    /// A pool, one of its pods, or one of its routers.
+    /// A pool, one of its pods, or one of its routers changed.
     Pool(&'a NamespacedName),
 }
 
 impl ObjectChange<'_> {
-    /// Where those are that it may matter to.
+    /// Returns the namespace of the Rollouts that the change may affect.
     pub(super) fn namespace(&self) -> &str {
         match self {
-            Self::Rollout(shape) => &shape.namespace,
+            Self::Rollout(refs) => &refs.namespace,
             Self::Rewrite(name, _) | Self::ConfigMap(name) | Self::Pool(name) => &name.namespace,
         }
     }
 }
 
-/// Whether the change may matter to this Rollout.
+/// Returns whether the change may affect this Rollout.
 pub(super) fn affects(change: &ObjectChange<'_>, name: &NamespacedName, rollout: &Rollout) -> bool {
     let spec = &rollout.spec;
     match change {
-        // Another one that works on the same: one of them yields, and goes on when the other is gone.
+        // A Rollout that shares objects with another one yields, and continues when the other one is gone.
         ObjectChange::Rollout(other) => {
             let same_pool = other.pool == spec.pool_ref.name;
             other.namespace == name.namespace && (same_pool || other.config_map == spec.adapters_ref.name)
@@ -62,9 +62,9 @@ pub(super) fn affects(change: &ObjectChange<'_>, name: &NamespacedName, rollout:
         ObjectChange::Rewrite(changed, rewrite) => {
             let reference = spec.rewrite_ref.as_ref().map_or(name.name.as_str(), |reference| &reference.name);
             let same_pool = |rewrite: &&InferenceModelRewrite| rewrite.spec.pool_ref.name == spec.pool_ref.name;
-            // Of one that is gone only the name is known: whoever it shadowed goes on.
-            let touched = changed.name == reference || rewrite.as_ref().is_none_or(same_pool);
-            changed.namespace == name.namespace && touched
+            // Only the name of a deleted rewrite is known, and it may have shadowed this Rollout's.
+            let matters = changed.name == reference || rewrite.as_ref().is_none_or(same_pool);
+            changed.namespace == name.namespace && matters
         }
         ObjectChange::ConfigMap(changed) => {
             changed.namespace == name.namespace && changed.name == spec.adapters_ref.name
@@ -108,12 +108,12 @@ mod tests {
         let names = all.iter().map(|rollout| {
             NamespacedName::new(rollout.metadata.namespace.clone().unwrap(), rollout.metadata.name.clone())
         });
-        let concerned = names.zip(&all).filter(|(name, rollout)| affects(change, name, rollout));
-        concerned.map(|(name, _)| name.to_string()).collect()
+        let affected = names.zip(&all).filter(|(name, rollout)| affects(change, name, rollout));
+        affected.map(|(name, _)| name.to_string()).collect()
     }
 
     #[test]
-    fn a_change_wakes_those_that_name_what_was_changed() {
+    fn change_affects_rollouts_that_reference_the_object() {
         let name = |name: &str| NamespacedName::new("prod", name);
         assert_eq!(affected(&ObjectChange::ConfigMap(&name("map"))), ["prod/a", "prod/c"]);
         assert_eq!(affected(&ObjectChange::Pool(&name("pool"))), ["prod/a", "prod/b"]);
@@ -128,13 +128,13 @@ mod tests {
     }
 
     #[test]
-    fn a_rewrite_wakes_whoever_it_carries_or_could_shadow() {
+    fn rewrite_affects_its_rollout_and_those_of_its_pool() {
         let name = |name: &str| NamespacedName::new("prod", name);
         assert_eq!(
             affected(&ObjectChange::Rewrite(&name("c"), Some(&rewrite("pool")))),
             ["prod/a", "prod/b", "prod/c"]
         );
         assert_eq!(affected(&ObjectChange::Rewrite(&name("r"), Some(&rewrite("other-pool")))), ["prod/c"]);
-        assert_eq!(affected(&ObjectChange::Rewrite(&name("r"), None)), ["prod/a", "prod/b", "prod/c"], "it is gone");
+        assert_eq!(affected(&ObjectChange::Rewrite(&name("r"), None)), ["prod/a", "prod/b", "prod/c"], "deleted");
     }
 }

@@ -1,5 +1,6 @@
-//! ConfigMaps with the operator's key that no Rollout names: what is left where the last Rollout was deleted while no
-//! operator ran. Sidecars would wait for ever for the admission of ids that nobody governs any more.
+//! ConfigMaps that still have the key `rollora.yaml` although no Rollout references them, because the last one was
+//! deleted while no operator ran. Sidecars would wait permanently for the admission of ids that no Rollout manages
+//! anymore.
 
 use super::{CachedClient, Caches, ObjectReadError, write::ObjectWriteOutcome};
 use crate::{
@@ -17,40 +18,43 @@ use serde_json::Value;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// Objects in one part of the list: of each nothing but its metadata.
+/// Number of objects in one page of the list, which contains only their metadata.
 const PAGE_SIZE: u32 = 500;
-/// How long one part may take.
+/// Timeout of one page of the list.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(8);
 
 impl CachedClient {
-    /// Their names. Who has written what says which they are: what is in ConfigMaps is not read.
+    /// Lists the orphaned ConfigMaps. Managed fields show which ones have the key, so that no data has to be read.
     pub async fn orphaned_config_maps(&self) -> Result<Vec<NamespacedName>, ObjectReadError> {
         let api: Api<ConfigMap> = self.0.scope.api(self.0.cluster.kube_client());
         let resource = resource_kind::CONFIG_MAP.group_resource();
         let request = ApiRequest { verb: "list", resource: &resource, namespace: self.0.scope.namespace() };
-        let (mut keyed, mut params) = (Vec::new(), ListParams::default().limit(PAGE_SIZE));
+        let (mut with_key, mut params) = (Vec::new(), ListParams::default().limit(PAGE_SIZE));
         loop {
             let page = match timeout(PAGE_TIMEOUT, api.list_metadata(&params)).await {
                 Ok(Ok(page)) => page,
                 Ok(Err(error)) => return Err(ObjectReadError::Unavailable(ApiError::of(&error, request).to_string())),
                 Err(_) => {
-                    return Err(ObjectReadError::Unavailable(format!("{request}: no answer within {PAGE_TIMEOUT:?}")));
+                    return Err(ObjectReadError::Unavailable(format!(
+                        "{request}: no response within {PAGE_TIMEOUT:?}"
+                    )));
                 }
             };
-            keyed.extend(page.items.iter().filter(|map| has_directives_key(map)).map(name_of));
+            with_key.extend(page.items.iter().filter(|map| has_directives_key(map)).map(name_of));
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
                 None => break,
             }
         }
-        // Nobody is named by what is not known yet.
+        // Every Rollout must be known before any ConfigMap counts as orphaned.
         self.rollouts().await?;
-        let books = self.caches();
-        keyed.retain(|name| !books.may_reference(name));
-        Ok(keyed)
+        let caches = self.caches();
+        with_key.retain(|name| !caches.may_reference(name));
+        Ok(with_key)
     }
 
-    /// Replaces the operator's key by this text; none where nothing is to be done, or a Rollout names the ConfigMap now.
+    /// Replaces the text of the key `rollora.yaml`. Returns `None` if nothing has to change, or if a Rollout references
+    /// the ConfigMap now.
     pub async fn clear_orphan(
         &self,
         name: &NamespacedName,
@@ -58,7 +62,7 @@ impl CachedClient {
     ) -> Result<Option<ObjectWriteOutcome>, ObjectReadError> {
         let map: Option<ConfigMap> =
             self.get_live(resource_kind::CONFIG_MAP, name).await?.and_then(|map| map.try_parse().ok());
-        // Whoever begins to use it writes after this was read, and then this write is refused.
+        // A replica that begins to use the ConfigMap writes it after this read, which makes this write conflict.
         let Some(map) = map.filter(|_| !self.caches().may_reference(name)) else { return Ok(None) };
         let version = map.resource_version().unwrap_or_default();
         let present = map.data.as_ref().and_then(|data| data.get(DIRECTIVES_KEY));
@@ -71,7 +75,7 @@ impl CachedClient {
 }
 
 impl Caches {
-    /// Whether a Rollout names this ConfigMap, or one that cannot be read might.
+    /// Returns whether a Rollout references this ConfigMap, or might, because it cannot be parsed.
     fn may_reference(&self, map: &NamespacedName) -> bool {
         self.rollouts
             .in_namespace(&map.namespace)
@@ -95,7 +99,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn who_wrote_which_fields_says_which_have_the_key() {
+    fn managed_fields_show_which_maps_have_the_key() {
         let map = |key: &str| -> PartialObjectMeta<ConfigMap> {
             serde_json::from_value(json!({
                 "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",

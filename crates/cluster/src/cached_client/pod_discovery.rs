@@ -1,4 +1,4 @@
-//! Whom to ask: the pods of a pool, whoever else reads the same ConfigMap, and the routers.
+//! Discovery of the pods to poll: those of a pool, other readers of its ConfigMap, and its routers.
 
 use super::{CachedClient, Caches, ObjectReadError};
 use crate::{
@@ -9,19 +9,19 @@ use crate::{
 };
 use std::collections::{BTreeSet, HashSet};
 
-/// Who reads a ConfigMap beside the pods of a pool.
+/// Pods that read a ConfigMap and do not belong to a given pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigMapReaders {
-    /// Every other pool beside it, with those of its pods that read it.
+    /// The other pools of the namespace, each with its pods that read the ConfigMap.
     pub other_pools: Vec<(InferencePool, Vec<Pod>)>,
-    /// Pods in none of these pools that say that a sidecar runs in them.
+    /// Pods with the sidecar label that belong to none of the pools.
     pub unpooled_pods: Vec<Pod>,
 }
 
-/// What a pod that has a sidecar is there for: the ConfigMaps that it reads. One of which that cannot be read is there for
-/// [`nobody_knows`] what of its namespace.
+/// Returns the ConfigMaps that a pod with the sidecar label reads. A pod whose annotation cannot be parsed is indexed
+/// under the [`unknown_config_map`] of its namespace.
 pub(super) fn config_maps_read_by(name: &NamespacedName, pod: &Pod) -> BTreeSet<NamespacedName> {
-    // Before it has an address nothing runs in it, and after its end neither.
+    // Before a pod has an address nothing runs in it, and nothing does after it has finished.
     if pod.ip.is_none() || pod.finished {
         return BTreeSet::new();
     }
@@ -38,13 +38,13 @@ fn unknown_config_map(namespace: &str) -> NamespacedName {
 }
 
 impl CachedClient {
-    /// The pool of this name, and its pods.
+    /// Returns the pool of this name and its pods.
     pub async fn pool(&self, name: &NamespacedName) -> Result<(InferencePool, Vec<Pod>), ObjectReadError> {
-        self.wait_for_sync(|books| books.pools.permitted_state(), &resource_kind::POOL.group_resource()).await?;
+        self.wait_for_sync(|caches| caches.pools.permitted_state(), &resource_kind::POOL.group_resource()).await?;
         let pool = match self.caches().pools.get(name) {
             None => {
                 return Err(ObjectReadError::Invalid(format!(
-                    "there is no InferencePool {name}: make it, or mend spec.poolRef (a new Rollout is needed for that)"
+                    "there is no InferencePool {name}: create it, or name another one in spec.poolRef of a new Rollout"
                 )));
             }
             Some((_, Err(why))) => {
@@ -56,7 +56,7 @@ impl CachedClient {
         Ok((pool, pods))
     }
 
-    /// What is read of the pods of a pool.
+    /// Returns the pods of a pool, each converted by `read`; those that it maps to `None` are left out.
     async fn pool_pods<T>(
         &self,
         namespace: &str,
@@ -64,56 +64,57 @@ impl CachedClient {
         read: impl Fn(&Pod) -> Option<T>,
     ) -> Result<Vec<T>, ObjectReadError> {
         let key = (namespace.to_owned(), pool.label_selector());
-        let state = |books: &Caches| books.pods.get(&key).map_or(SyncState::Pending, ObjectCache::permitted_state);
+        let state = |caches: &Caches| caches.pods.get(&key).map_or(SyncState::Pending, ObjectCache::permitted_state);
         self.wait_for_sync(state, &resource_kind::POD.group_resource()).await?;
-        let books = self.caches();
-        let pods = books.pods.get(&key).into_iter().flat_map(ObjectCache::iter);
+        let caches = self.caches();
+        let pods = caches.pods.get(&key).into_iter().flat_map(ObjectCache::iter);
         Ok(pods.filter_map(|(_, _, pod)| read(pod)).collect())
     }
 
-    /// The UIDs of all pods of pools beside Rollouts.
+    /// Returns the UIDs of all pods that belong to a watched pool.
     pub fn pod_uids(&self) -> HashSet<String> {
         self.caches().pods.values().flat_map(ObjectCache::iter).map(|(_, _, pod)| pod.uid.clone()).collect()
     }
 
-    /// Who reads a ConfigMap beside the pods of this pool.
+    /// Returns the pods that read a ConfigMap and do not belong to this pool.
     pub async fn config_map_readers(
         &self,
         pool: &NamespacedName,
         map: &NamespacedName,
     ) -> Result<ConfigMapReaders, ObjectReadError> {
-        self.wait_for_sync(|books| books.pools.permitted_state(), &resource_kind::POOL.group_resource()).await?;
-        self.wait_for_sync(|books| books.sidecars.permitted_state(), &resource_kind::POD.group_resource()).await?;
+        self.wait_for_sync(|caches| caches.pools.permitted_state(), &resource_kind::POOL.group_resource()).await?;
+        self.wait_for_sync(|caches| caches.sidecars.permitted_state(), &resource_kind::POD.group_resource()).await?;
         let (own, others) = {
-            let books = self.caches();
-            let own = books.pools.get(pool).and_then(|(_, pool)| pool.as_ref().ok().cloned());
-            (own, other_pools(&books.pools, pool)?)
+            let caches = self.caches();
+            let own = caches.pools.get(pool).and_then(|(_, pool)| pool.as_ref().ok().cloned());
+            (own, other_pools(&caches.pools, pool)?)
         };
-        // Whoever asks for them asks the pods of its own pool anyway.
-        let mut counted = HashSet::new();
+        // The caller polls the pods of its own pool anyway.
+        let mut counted_uids = HashSet::new();
         if let Some(own) = own {
-            counted.extend(self.pool_pods(&pool.namespace, &own, |pod| Some(pod.uid.clone())).await?);
+            counted_uids.extend(self.pool_pods(&pool.namespace, &own, |pod| Some(pod.uid.clone())).await?);
         }
         let mut pools = Vec::new();
         for other in others {
-            let reading = |pod: &Pod| pod.reads_config_map(&pool.namespace, map).then(|| pod.clone());
-            let pods = self.pool_pods(&pool.namespace, &other, reading).await?;
-            counted.extend(pods.iter().map(|pod| pod.uid.clone()));
+            let matching = |pod: &Pod| pod.reads_config_map(&pool.namespace, map).then(|| pod.clone());
+            let pods = self.pool_pods(&pool.namespace, &other, matching).await?;
+            counted_uids.extend(pods.iter().map(|pod| pod.uid.clone()));
             pools.push((other, pods));
         }
-        let alone = unpooled_readers(&self.caches().sidecars, map, &counted)?;
-        Ok(ConfigMapReaders { other_pools: pools, unpooled_pods: alone })
+        let unpooled_pods = unpooled_readers(&self.caches().sidecars, map, &counted_uids)?;
+        Ok(ConfigMapReaders { other_pools: pools, unpooled_pods })
     }
 
-    /// The pods that route for a pool, wherever they are.
+    /// Returns the pods that route for a pool, in any namespace of the scope.
     pub async fn routers(&self, pool: &NamespacedName) -> Result<Vec<Pod>, ObjectReadError> {
-        self.wait_for_sync(|books| books.routers.permitted_state(), &resource_kind::POD.group_resource()).await?;
-        let books = self.caches();
-        Ok(books.routers.lookup(pool).map(|(name, router)| qualify_name(&pool.namespace, name, router)).collect())
+        self.wait_for_sync(|caches| caches.routers.permitted_state(), &resource_kind::POD.group_resource()).await?;
+        let caches = self.caches();
+        Ok(caches.routers.lookup(pool).map(|(name, router)| qualify_name(&pool.namespace, name, router)).collect())
     }
 }
 
-/// Every other pool of its namespace. One that cannot be read may have pods that read the same ConfigMap.
+/// Returns the other pools of the namespace. Fails if one cannot be parsed, because its pods may read the same
+/// ConfigMap.
 fn other_pools(
     pools: &ObjectCache<Result<InferencePool, String>>,
     pool: &NamespacedName,
@@ -122,29 +123,30 @@ fn other_pools(
     let readable = others.map(|(name, _, other)| {
         other.clone().map_err(|why| {
             ObjectReadError::Invalid(format!(
-                "the InferencePool {name} cannot be used: {why}: nobody knows whether its pods read the same ConfigMap"
+                "the InferencePool {name} cannot be used: {why}: cannot determine whether its pods read the same \
+                 ConfigMap"
             ))
         })
     });
     readable.collect()
 }
 
-/// Those that read a ConfigMap and were not counted yet.
+/// Returns the pods that read a ConfigMap and are not in `counted`.
 fn unpooled_readers(
     sidecars: &Index<Pod>,
     map: &NamespacedName,
-    counted: &HashSet<String>,
+    counted_uids: &HashSet<String>,
 ) -> Result<Vec<Pod>, ObjectReadError> {
-    let new = |purpose: &NamespacedName| sidecars.lookup(purpose).filter(|(_, pod)| !counted.contains(&pod.uid));
+    let new = |purpose: &NamespacedName| sidecars.lookup(purpose).filter(|(_, pod)| !counted_uids.contains(&pod.uid));
     for (name, pod) in new(&unknown_config_map(&map.namespace)) {
         if let Some(Err(why)) = &pod.watched_config_map {
-            return Err(ObjectReadError::Invalid(format!("nobody knows which ConfigMap the pod {name} reads: {why}")));
+            return Err(ObjectReadError::Invalid(format!("cannot determine which ConfigMap pod {name} reads: {why}")));
         }
     }
     Ok(new(map).map(|(name, pod)| qualify_name(&map.namespace, name, pod)).collect())
 }
 
-/// The pod as it is named in this namespace: with its own, where that is another one.
+/// Qualifies the name of a pod in another namespace with that namespace.
 fn qualify_name(namespace: &str, name: &NamespacedName, pod: &Pod) -> Pod {
     let name = if name.namespace == namespace { name.name.clone() } else { name.to_string() };
     Pod { name, ..pod.clone() }
@@ -165,30 +167,30 @@ mod tests {
             version: "1".to_owned(),
             value: value.clone(),
         };
-        let mut shelf = ObjectCache::default();
-        shelf.handle_event(Ok(WatchEvent::Reset(all.iter().map(item).collect())));
-        shelf
+        let mut cache = ObjectCache::default();
+        cache.handle_event(Ok(WatchEvent::Reset(all.iter().map(item).collect())));
+        cache
     }
 
     #[test]
-    fn a_pool_beside_that_cannot_be_read_is_named() {
+    fn invalid_other_pool_is_named_in_the_error() {
         let bad = || Err("its selector is empty".to_owned());
         let all = [("prod", "a", Ok(pool("a"))), ("prod", "b", Ok(pool("b"))), ("test", "c", bad())];
         let ours = NamespacedName::new("prod", "a");
-        assert_eq!(other_pools(&cache_of(&all), &ours), Ok(vec![pool("b")]), "what is elsewhere does not matter");
+        assert_eq!(other_pools(&cache_of(&all), &ours), Ok(vec![pool("b")]), "other namespaces do not matter");
 
         let all = [("prod", "a", bad()), ("prod", "b", Ok(pool("b")))];
-        assert_eq!(other_pools(&cache_of(&all), &ours), Ok(vec![pool("b")]), "of its own pool something else tells");
+        assert_eq!(other_pools(&cache_of(&all), &ours), Ok(vec![pool("b")]), "its own pool is checked elsewhere");
 
         let all = [("prod", "a", Ok(pool("a"))), ("prod", "b", bad())];
-        let Err(ObjectReadError::Invalid(words)) = other_pools(&cache_of(&all), &ours) else {
-            panic!("it is not said")
+        let Err(ObjectReadError::Invalid(message)) = other_pools(&cache_of(&all), &ours) else {
+            panic!("expected an error")
         };
-        assert!(words.starts_with("the InferencePool prod/b cannot be used: its selector is empty: "), "{words}");
+        assert!(message.starts_with("the InferencePool prod/b cannot be used: its selector is empty: "), "{message}");
     }
 
     #[test]
-    fn a_pod_elsewhere_is_named_with_its_namespace() {
+    fn pod_of_another_namespace_is_qualified() {
         let name = |from| qualify_name(from, &NamespacedName::new("prod", "a"), &bare_pod("a")).name;
         assert_eq!([name("prod"), name("models")], ["a", "prod/a"]);
     }
@@ -204,34 +206,34 @@ mod tests {
         index
     }
 
-    fn reading(name: &str, watches: Option<Result<NamespacedName, String>>) -> Pod {
+    fn reading_pod(name: &str, watches: Option<Result<NamespacedName, String>>) -> Pod {
         let maps = if watches.is_some() { Vec::new() } else { vec!["map".to_owned()] };
         Pod { config_maps: maps, watched_config_map: watches, has_sidecar: true, ..bare_pod(name) }
     }
 
     #[test]
-    fn a_pod_in_no_pool_that_reads_the_map_is_asked_too_while_it_runs() {
+    fn unpooled_pods_read_the_map_while_they_run() {
         let map = NamespacedName::new("prod", "map");
         let sidecars = index_of(&[
-            ("prod", reading("mounts", None)),
-            ("prod", reading("watches", Some(Ok(map.clone())))),
-            ("prod", reading("other", Some(Ok(NamespacedName::new("prod", "other"))))),
-            ("prod", Pod { ip: None, ..reading("pending", None) }),
-            ("prod", Pod { finished: true, ..reading("ended", None) }),
-            ("prod", reading("counted", None)),
-            ("test", reading("mounts-another", None)),
-            ("test", reading("watches", Some(Ok(map.clone())))),
-            ("test", reading("bad", Some(Err("bad".to_owned())))),
+            ("prod", reading_pod("mounts", None)),
+            ("prod", reading_pod("watches", Some(Ok(map.clone())))),
+            ("prod", reading_pod("other", Some(Ok(NamespacedName::new("prod", "other"))))),
+            ("prod", Pod { ip: None, ..reading_pod("pending", None) }),
+            ("prod", Pod { finished: true, ..reading_pod("ended", None) }),
+            ("prod", reading_pod("counted", None)),
+            ("test", reading_pod("mounts-another", None)),
+            ("test", reading_pod("watches", Some(Ok(map.clone())))),
+            ("test", reading_pod("bad", Some(Err("bad".to_owned())))),
         ]);
-        let counted = HashSet::from(["uid of counted".to_owned()]);
+        let counted_uids = HashSet::from(["uid of counted".to_owned()]);
         let names = |map: &NamespacedName| {
-            let pods = unpooled_readers(&sidecars, map, &counted)?.into_iter();
+            let pods = unpooled_readers(&sidecars, map, &counted_uids)?.into_iter();
             Ok::<Vec<String>, ObjectReadError>(pods.map(|pod| pod.name).collect())
         };
         assert_eq!(names(&map).unwrap(), ["mounts", "watches", "test/watches"]);
-        let Err(ObjectReadError::Invalid(words)) = names(&NamespacedName::new("test", "map")) else {
-            panic!("it is not said")
+        let Err(ObjectReadError::Invalid(message)) = names(&NamespacedName::new("test", "map")) else {
+            panic!("expected an error")
         };
-        assert_eq!(words, "nobody knows which ConfigMap the pod test/bad reads: bad");
+        assert_eq!(message, "cannot determine which ConfigMap pod test/bad reads: bad");
     }
 }

@@ -1,21 +1,21 @@
-//! What of a namespace may matter to one Rollout: in a namespace of thousands, a handful.
+//! Objects of a namespace that may matter to one Rollout: a handful among thousands.
 
 use rollora_api::{names::AdapterId, rewrite::InferenceModelRewrite, rollout::Rollout};
 use std::collections::BTreeSet;
 
-/// The neighbours of a Rollout.
+/// References of one Rollout, matched against other objects.
 #[derive(Debug)]
 pub(super) struct RelatedObjects {
     pool: String,
     config_map: String,
     rewrite: String,
-    /// Ids that it has to do with: whoever else names one keeps it from going.
+    /// Ids that the Rollout uses: another Rollout or rewrite that names one keeps it from being retired.
     ids: BTreeSet<String>,
 }
 
 impl RelatedObjects {
-    /// None where everybody may matter: what a Rollout without a status has to do with is found out from the adapters
-    /// file and the rewrites.
+    /// Returns `None` if every object may matter, because the Rollout has no revision yet: its ids are then derived
+    /// from the adapters file and the rewrites.
     pub(super) fn of(rollout: &Rollout) -> Option<Self> {
         let (spec, status) = (&rollout.spec, rollout.status.as_ref()?);
         if status.revision.number == 0 {
@@ -42,7 +42,7 @@ impl RelatedObjects {
     }
 }
 
-/// Every id that a Rollout names, gives weight, or has not let go of.
+/// Returns every id that a Rollout names, gives weight to, or has not unloaded yet.
 fn referenced_ids(rollout: &Rollout) -> impl Iterator<Item = &AdapterId> {
     let of_status = rollout.status.iter().flat_map(|status| {
         let weights = status.weights.desired.iter().map(|target| &target.id);
@@ -79,26 +79,26 @@ mod tests {
     }
 
     #[test]
-    fn whoever_shares_a_pool_a_file_or_an_id_matters_and_nobody_else() {
-        let vicinity = RelatedObjects::of(&rollout("a", "pool", "map", "v2", 3)).unwrap();
+    fn only_sharers_of_pool_file_or_id_are_related() {
+        let related = RelatedObjects::of(&rollout("a", "pool", "map", "v2", 3)).unwrap();
         for (other, expected) in [
             (rollout("b", "pool", "other", "x", 1), true),
             (rollout("b", "other", "map", "x", 1), true),
             (rollout("b", "other", "other", "v2", 1), true),
         ] {
-            assert_eq!(vicinity.includes_rollout(&other), expected, "{:?}", other.spec);
+            assert_eq!(related.includes_rollout(&other), expected, "{:?}", other.spec);
         }
-        let mut stranger = rollout("b", "other", "other", "x", 1);
-        stranger.status = None;
-        assert!(!vicinity.includes_rollout(&stranger));
-        assert!(vicinity.includes_rewrite("a", &rewrite("other", "x")), "its own");
-        assert!(vicinity.includes_rewrite("b", &rewrite("pool", "x")));
-        assert!(vicinity.includes_rewrite("b", &rewrite("other", "v1")), "it points at stable");
-        assert!(!vicinity.includes_rewrite("b", &rewrite("other", "x")));
+        let mut unrelated = rollout("b", "other", "other", "x", 1);
+        unrelated.status = None;
+        assert!(!related.includes_rollout(&unrelated));
+        assert!(related.includes_rewrite("a", &rewrite("other", "x")), "own rewrite");
+        assert!(related.includes_rewrite("b", &rewrite("pool", "x")));
+        assert!(related.includes_rewrite("b", &rewrite("other", "v1")), "targets stable");
+        assert!(!related.includes_rewrite("b", &rewrite("other", "x")));
     }
 
     #[test]
-    fn to_one_that_has_not_begun_everybody_matters() {
+    fn everything_is_related_before_the_first_revision() {
         assert!(RelatedObjects::of(&rollout("a", "pool", "map", "v2", 0)).is_none());
         let mut blank = rollout("a", "pool", "map", "v2", 1);
         blank.status = None;

@@ -1,4 +1,4 @@
-//! The watches: they keep memory up to date, and tell whom a change concerns.
+//! Watches of all objects: they update the caches and enqueue the affected Rollouts.
 
 use super::{
     CachedClient, Caches, affected,
@@ -32,30 +32,30 @@ use std::{
 };
 use tokio::sync::mpsc;
 
-/// ConfigMaps in one part of a list: each may have a megabyte.
+/// Number of ConfigMaps in one page of a list: each may have a megabyte.
 const CONFIG_MAP_PAGE_SIZE: u32 = 50;
-/// Pods in one part of a list: every namespace is listed at once, and a pod may have ten kilobytes.
+/// Number of pods in one page of a list: all namespaces are listed concurrently, and a pod may have ten kilobytes.
 const POD_PAGE_SIZE: u32 = 100;
 
-/// One thing that a watch told.
+/// Output of one watch.
 enum WatchUpdate {
     Rollouts(Box<CacheEvent<Result<Arc<Rollout>, String>>>),
     Pools(CacheEvent<Result<InferencePool, String>>),
     Rewrites(RewriteEvent),
     Routers(CacheEvent<Pod>),
     Sidecars(CacheEvent<Pod>),
-    /// Of one namespace.
+    /// ConfigMaps of one namespace.
     ConfigMaps(String, Box<CacheEvent<ConfigMap>>),
     Pods(String, Result<WatchEvent<MatchedPod>, ApiError>),
 }
 
-/// A pod, and the selectors that it matches.
+/// A pod, and the label selectors that it matches.
 struct MatchedPod {
     pod: CacheItem<Pod>,
     selectors: Vec<String>,
 }
 
-/// What is watched in one namespace, and how that ends.
+/// Watch of one namespace: its selection, and the handle that ends it.
 struct NamespaceWatch<T> {
     wanted: T,
     abort_handle: AbortHandle,
@@ -64,53 +64,54 @@ struct NamespaceWatch<T> {
 type Labels = BTreeMap<String, String>;
 type CacheEvent<T> = Result<WatchEvent<CacheItem<T>>, ApiError>;
 
-/// What changes, for as long as it is polled.
+/// Names of Rollouts that need a reconcile, derived from all watches; updates the caches while it is polled.
 pub struct ChangeStream {
     client: CachedClient,
     streams: SelectAll<BoxStream<'static, WatchUpdate>>,
-    /// By namespace, the names of ConfigMaps.
+    /// Watches of ConfigMaps by namespace, with the selected names.
     config_map_watches: BTreeMap<String, NamespaceWatch<BTreeSet<String>>>,
-    /// By namespace, the selectors of pods.
+    /// Watches of pods by namespace, with the label selectors.
     pod_watches: BTreeMap<String, NamespaceWatch<BTreeMap<String, Labels>>>,
     enqueue_rx: Option<mpsc::UnboundedReceiver<NamespacedName>>,
-    /// Rollouts as they were when they were last told, to tell changes of the spec from those of the status.
+    /// References of each Rollout when it was last delivered, to distinguish changes of its spec from those of its
+    /// status.
     known_refs: BTreeMap<NamespacedName, RolloutRefs>,
-    /// To be told.
+    /// Rollouts that were not delivered yet.
     pending: BTreeSet<NamespacedName>,
-    /// Problems that were logged.
+    /// Problems that were logged, by kind.
     logged_problems: BTreeMap<String, String>,
 }
 
 impl std::fmt::Debug for ChangeStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Changes")
-            .field("maps", &self.config_map_watches.keys())
-            .field("pods", &self.pod_watches.keys())
+        f.debug_struct("ChangeStream")
+            .field("config_map_watches", &self.config_map_watches.keys())
+            .field("pod_watches", &self.pod_watches.keys())
             .finish_non_exhaustive()
     }
 }
 
 impl ChangeStream {
-    pub(super) fn new(documents: &CachedClient) -> Self {
-        let inner = &documents.0;
+    pub(super) fn new(client: &CachedClient) -> Self {
+        let inner = &client.0;
         let (cluster, scope) = (&inner.cluster, &inner.scope);
-        // Nothing of a pod without the label is ever sent.
+        // The API server filters by label, so that it never sends other pods.
         let pods_with = |label: &str| {
             let pods: Api<PodObject> = scope.api(cluster.kube_client());
-            let selection = WatchOptions {
+            let options = WatchOptions {
                 label_selector: Some(label.to_owned()),
                 page_size: Some(POD_PAGE_SIZE),
                 ..WatchOptions::default()
             };
             let (resource, namespace) = (resource_kind::POD.group_resource(), scope.namespace().map(str::to_owned));
-            watch::watch_mapped(pods, &selection, resource, namespace, |pod| Some(Pod::from_object(&pod)))
+            watch::watch_mapped(pods, &options, resource, namespace, |pod| Some(Pod::from_object(&pod)))
         };
         let rewrites = stream::unfold(RewriteWatch::new(cluster, scope.clone()), |mut rewrites| async move {
             Some((WatchUpdate::Rewrites(rewrites.next().await), rewrites))
         });
         let streams = [
             watch::watch_all(cluster, scope, resource_kind::ROLLOUT, parse_rollout_item)
-                .map(|told| WatchUpdate::Rollouts(Box::new(told)))
+                .map(|event| WatchUpdate::Rollouts(Box::new(event)))
                 .boxed(),
             watch::watch_all(cluster, scope, resource_kind::POOL, |pool| InferencePool::from_object(&pool))
                 .map(WatchUpdate::Pools)
@@ -119,10 +120,10 @@ impl ChangeStream {
             pods_with(SIDECAR_LABEL).map(WatchUpdate::Sidecars).boxed(),
             rewrites.boxed(),
         ];
-        // Whoever took it first is the one who listens.
+        // Only the first stream receives the Rollouts of `enqueue`.
         let enqueue_rx = inner.enqueue_rx.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         Self {
-            client: documents.clone(),
+            client: client.clone(),
             streams: stream::select_all(streams),
             config_map_watches: BTreeMap::new(),
             pod_watches: BTreeMap::new(),
@@ -133,132 +134,133 @@ impl ChangeStream {
         }
     }
 
-    /// As a stream that never ends.
+    /// Converts it into a stream, which never ends.
     pub fn into_stream(self) -> impl Stream<Item = NamespacedName> + Send {
         stream::unfold(self, |mut changes| async move { Some((changes.next().await, changes)) })
     }
 
-    /// The next Rollout to look at. Nothing is lost where this is given up and called again.
+    /// Returns the next Rollout to reconcile. Cancel safe.
     pub async fn next(&mut self) -> NamespacedName {
         loop {
             if let Some(name) = self.pending.pop_first() {
                 return name;
             }
-            let rung = async {
-                // The other end lives as long as the documents.
+            let enqueued = async {
+                // The sender lives as long as the client.
                 match &mut self.enqueue_rx {
-                    Some(bell) => match bell.recv().await {
+                    Some(enqueue_rx) => match enqueue_rx.recv().await {
                         Some(name) => name,
                         None => std::future::pending().await,
                     },
                     None => std::future::pending().await,
                 }
             };
-            let heard = match select(pin!(rung), self.streams.next()).await {
+            let update = match select(pin!(enqueued), self.streams.next()).await {
                 Either::Left((name, _)) => return name,
-                Either::Right((Some(heard), _)) => heard,
-                // No watch ends but those that are aborted, and five are never aborted.
+                Either::Right((Some(update), _)) => update,
+                // No watch ends unless it is aborted, and five are never aborted.
                 Either::Right((None, _)) => std::future::pending().await,
             };
-            self.handle_update(heard);
+            self.handle_update(update);
             self.client.0.updates.send_modify(|count| *count += 1);
             self.log_problems();
         }
     }
 
-    fn handle_update(&mut self, heard: WatchUpdate) {
-        let documents = self.client.clone();
-        let books: &mut Caches = &mut documents.caches();
-        match heard {
-            WatchUpdate::Rollouts(told) => {
-                let changed = books.rollouts.handle_event(*told);
-                if self.handle_rollouts(books, changed) {
-                    self.update_watches(books);
+    fn handle_update(&mut self, update: WatchUpdate) {
+        let client = self.client.clone();
+        let caches: &mut Caches = &mut client.caches();
+        match update {
+            WatchUpdate::Rollouts(event) => {
+                let changed = caches.rollouts.handle_event(*event);
+                if self.handle_rollouts(caches, changed) {
+                    self.update_watches(caches);
                 }
             }
-            WatchUpdate::Pools(told) => {
-                let first = books.pools.state() != SyncState::Synced;
-                let changed = books.pools.handle_event(told);
+            WatchUpdate::Pools(event) => {
+                let first = caches.pools.state() != SyncState::Synced;
+                let changed = caches.pools.handle_event(event);
                 if first {
-                    books.mark_all_dirty();
+                    caches.mark_all_dirty();
                 }
-                books.mark_dirty(&changed);
+                caches.mark_dirty(&changed);
                 for name in changed {
-                    self.enqueue_affected(books, &ObjectChange::Pool(&name));
+                    self.enqueue_affected(caches, &ObjectChange::Pool(&name));
                 }
-                self.update_watches(books);
+                self.update_watches(caches);
             }
-            WatchUpdate::Routers(told) => {
-                let failed = books.routers.is_failed();
-                // A pool that it routed for has a router less.
-                let turns = books.routers.handle_event(told, |_, pod| pod.router_for.iter().cloned().collect());
-                for pool in turns.iter().flat_map(|IndexDelta { before, now }| before.union(now)) {
-                    self.enqueue_affected(books, &ObjectChange::Pool(pool));
+            WatchUpdate::Routers(event) => {
+                let failed = caches.routers.is_failed();
+                // The pool for which the router worked before is affected too.
+                let deltas = caches.routers.handle_event(event, |_, pod| pod.router_for.iter().cloned().collect());
+                for pool in deltas.iter().flat_map(|IndexDelta { before, now }| before.union(now)) {
+                    self.enqueue_affected(caches, &ObjectChange::Pool(pool));
                 }
-                self.enqueue_all_if(failed && !books.routers.is_failed(), books);
+                self.enqueue_all_if(failed && !caches.routers.is_failed(), caches);
             }
-            WatchUpdate::Sidecars(told) => {
-                let failed = books.sidecars.is_failed();
-                // Only who begins or ends to read it is news to those who name it.
-                let turns = books.sidecars.handle_event(told, pod_discovery::config_maps_read_by);
-                for map in turns.iter().flat_map(|IndexDelta { before, now }| before.symmetric_difference(now)) {
-                    self.enqueue_affected(books, &ObjectChange::ConfigMap(map));
+            WatchUpdate::Sidecars(event) => {
+                let failed = caches.sidecars.is_failed();
+                // Rollouts are affected only by pods that begin or cease to read their ConfigMap.
+                let deltas = caches.sidecars.handle_event(event, pod_discovery::config_maps_read_by);
+                for map in deltas.iter().flat_map(|IndexDelta { before, now }| before.symmetric_difference(now)) {
+                    self.enqueue_affected(caches, &ObjectChange::ConfigMap(map));
                 }
-                self.enqueue_all_if(failed && !books.sidecars.is_failed(), books);
+                self.enqueue_all_if(failed && !caches.sidecars.is_failed(), caches);
             }
-            WatchUpdate::ConfigMaps(namespace, told) => self.handle_config_maps(books, &namespace, *told),
-            WatchUpdate::Pods(namespace, told) => self.handle_pods(books, &namespace, told),
-            WatchUpdate::Rewrites(news) => self.handle_rewrites(books, news),
+            WatchUpdate::ConfigMaps(namespace, event) => self.handle_config_maps(caches, &namespace, *event),
+            WatchUpdate::Pods(namespace, event) => self.handle_pods(caches, &namespace, event),
+            WatchUpdate::Rewrites(event) => self.handle_rewrites(caches, event),
         }
     }
 
-    /// Returns whether Rollouts may name something else than they did.
-    fn handle_rollouts(&mut self, books: &Caches, changed: BTreeSet<NamespacedName>) -> bool {
-        // Then everybody is looked at anyway.
+    /// Enqueues changed Rollouts and those affected. Returns whether references changed, so that watches must be
+    /// updated.
+    fn handle_rollouts(&mut self, caches: &Caches, changed: BTreeSet<NamespacedName>) -> bool {
+        // The first list enqueues every Rollout anyway.
         let first = self.known_refs.is_empty();
-        let mut other = false;
+        let mut refs_changed = false;
         for name in changed {
-            if books.has_pending_intent(&name) {
+            if caches.has_pending_intent(&name) {
                 self.client.0.write_limiter.pause_background();
             }
-            let now = books
+            let now = caches
                 .rollouts
                 .get(&name)
                 .and_then(|(_, rollout)| rollout.as_ref().ok())
                 .map(|rollout| RolloutRefs::of(rollout));
             let before = match &now {
-                Some(shape) => self.known_refs.insert(name.clone(), shape.clone()),
+                Some(refs) => self.known_refs.insert(name.clone(), refs.clone()),
                 None => self.known_refs.remove(&name),
             };
             if before != now {
-                other = true;
-                for shape in before.iter().chain(&now).filter(|_| !first) {
-                    self.enqueue_affected(books, &ObjectChange::Rollout(shape));
+                refs_changed = true;
+                for refs in before.iter().chain(&now).filter(|_| !first) {
+                    self.enqueue_affected(caches, &ObjectChange::Rollout(refs));
                 }
             }
             self.pending.insert(name);
         }
-        other
+        refs_changed
     }
 
-    /// A watch of a namespace tells of all that is wanted there.
-    fn handle_config_maps(&mut self, books: &mut Caches, namespace: &str, told: CacheEvent<ConfigMap>) {
+    /// Distributes an event of a namespace's watch to the caches of the ConfigMaps that it selects.
+    fn handle_config_maps(&mut self, caches: &mut Caches, namespace: &str, event: CacheEvent<ConfigMap>) {
         let Some(NamespaceWatch { wanted, .. }) = self.config_map_watches.get(namespace) else { return };
-        let names: Vec<NamespacedName> = match &told {
+        let names: Vec<NamespacedName> = match &event {
             Ok(WatchEvent::Apply(item) | WatchEvent::Delete(item)) => vec![item.name.clone()],
             Ok(WatchEvent::Reset(_)) | Err(_) => {
                 wanted.iter().map(|name| NamespacedName::new(namespace, name)).collect()
             }
         };
-        let mut told = told.map(|news| match news {
+        let mut event = event.map(|event| match event {
             WatchEvent::Reset(items) => {
                 WatchEvent::Reset(items.into_iter().map(|item| (item.name.clone(), item)).collect())
             }
-            news => news.map(|item| (item.name.clone(), item)),
+            event => event.map(|item| (item.name.clone(), item)),
         });
         for name in names {
-            let Some(kept) = books.config_maps.get_mut(&name) else { continue };
-            let of_this = match &mut told {
+            let Some(cache) = caches.config_maps.get_mut(&name) else { continue };
+            let own_event = match &mut event {
                 Ok(WatchEvent::Reset(items)) => {
                     let found = items.iter().position(|(found, _)| *found == name);
                     Ok(WatchEvent::Reset(found.map(|found| items.swap_remove(found).1).into_iter().collect()))
@@ -267,50 +269,50 @@ impl ChangeStream {
                 Ok(WatchEvent::Delete((_, item))) => Ok(WatchEvent::Delete(item.clone())),
                 Err(error) => Err(error.clone()),
             };
-            let first = kept.state() != SyncState::Synced;
-            let changed = !kept.handle_event(of_this).is_empty();
+            let first = cache.state() != SyncState::Synced;
+            let changed = !cache.handle_event(own_event).is_empty();
             if changed || first {
-                self.enqueue_affected(books, &ObjectChange::ConfigMap(&name));
+                self.enqueue_affected(caches, &ObjectChange::ConfigMap(&name));
             }
         }
     }
 
-    fn handle_pods(&mut self, books: &mut Caches, namespace: &str, told: Result<WatchEvent<MatchedPod>, ApiError>) {
+    fn handle_pods(&mut self, caches: &mut Caches, namespace: &str, event: Result<WatchEvent<MatchedPod>, ApiError>) {
         let Some(NamespaceWatch { wanted, .. }) = self.pod_watches.get(namespace) else { return };
         let mut changed = Vec::new();
-        let (mut listed, told) = match told {
+        let (mut listed, event) = match event {
             Ok(WatchEvent::Reset(all)) => (group_by_selector(all), None),
-            told => (BTreeMap::new(), Some(told)),
+            event => (BTreeMap::new(), Some(event)),
         };
         for selector in wanted.keys() {
             let key = (namespace.to_owned(), selector.clone());
-            let Some(kept) = books.pods.get_mut(&key) else { continue };
-            let matches = |sorted: &MatchedPod| sorted.selectors.contains(selector);
-            let of_this = match &told {
+            let Some(cache) = caches.pods.get_mut(&key) else { continue };
+            let matches = |matched: &MatchedPod| matched.selectors.contains(selector);
+            let own_event = match &event {
                 None => Ok(WatchEvent::Reset(listed.remove(selector).unwrap_or_default())),
                 Some(Err(error)) => Err(error.clone()),
-                Some(Ok(WatchEvent::Apply(sorted))) if matches(sorted) => Ok(WatchEvent::Apply(sorted.pod.clone())),
-                // One that lost its label is gone from here.
-                Some(Ok(WatchEvent::Apply(sorted) | WatchEvent::Delete(sorted)))
-                    if kept.get(&sorted.pod.name).is_some() =>
+                Some(Ok(WatchEvent::Apply(matched))) if matches(matched) => Ok(WatchEvent::Apply(matched.pod.clone())),
+                // A pod that lost its label no longer matches.
+                Some(Ok(WatchEvent::Apply(matched) | WatchEvent::Delete(matched)))
+                    if cache.get(&matched.pod.name).is_some() =>
                 {
-                    Ok(WatchEvent::Delete(sorted.pod.clone()))
+                    Ok(WatchEvent::Delete(matched.pod.clone()))
                 }
                 Some(Ok(_)) => continue,
             };
-            let first = kept.state() != SyncState::Synced;
-            let other = !kept.handle_event(of_this).is_empty();
-            if other || first {
+            let first = cache.state() != SyncState::Synced;
+            let changed_here = !cache.handle_event(own_event).is_empty();
+            if changed_here || first {
                 changed.push(key);
             }
         }
-        for pool in changed.iter().flat_map(|key| pools_with_selector(books, key)) {
-            self.enqueue_affected(books, &ObjectChange::Pool(&pool));
+        for pool in changed.iter().flat_map(|key| pools_with_selector(caches, key)) {
+            self.enqueue_affected(caches, &ObjectChange::Pool(&pool));
         }
     }
 
-    fn handle_rewrites(&mut self, books: &mut Caches, news: RewriteEvent) {
-        let (group, told) = match news {
+    fn handle_rewrites(&mut self, caches: &mut Caches, event: RewriteEvent) {
+        let (group, event) = match event {
             RewriteEvent::Reset { group, rewrites } => {
                 (group, WatchEvent::Reset(rewrites.into_iter().map(item_from_rewrite).collect()))
             }
@@ -320,78 +322,78 @@ impl ChangeStream {
             },
             RewriteEvent::Delete { group, namespace, name } => {
                 let name = NamespacedName { namespace, name };
-                let Some((_, last)) = books.rewrites(group).get(&name) else { return };
+                let Some((_, last)) = caches.rewrites(group).get(&name) else { return };
                 let (version, value) = (String::new(), last.clone());
                 (group, WatchEvent::Delete(CacheItem { name, version, value }))
             }
             RewriteEvent::State(state) => {
                 if state.synced || !state.served_groups.is_empty() {
-                    let news = books.served.as_ref() != Some(&state.served_groups);
-                    books.served = Some(state.served_groups);
-                    if news {
-                        books.mark_all_dirty();
-                        self.pending.extend(books.rollouts.iter().map(|(name, ..)| name.clone()));
+                    let changed = caches.served.as_ref() != Some(&state.served_groups);
+                    caches.served = Some(state.served_groups);
+                    if changed {
+                        caches.mark_all_dirty();
+                        self.pending.extend(caches.rollouts.iter().map(|(name, ..)| name.clone()));
                     }
                 }
-                books.rewrites_problem = state.problem;
+                caches.rewrites_problem = state.problem;
                 return;
             }
         };
-        let first = books.rewrites(group).state() != crate::object_cache::SyncState::Synced;
-        let changed = books.rewrites_mut(group).handle_event(Ok(told));
-        books.mark_dirty(&changed);
+        let first = caches.rewrites(group).state() != crate::object_cache::SyncState::Synced;
+        let changed = caches.rewrites_mut(group).handle_event(Ok(event));
+        caches.mark_dirty(&changed);
         if first {
-            self.pending.extend(books.rollouts.iter().map(|(name, ..)| name.clone()));
+            self.pending.extend(caches.rollouts.iter().map(|(name, ..)| name.clone()));
             return;
         }
         for name in changed {
-            let rewrite = books.rewrites(group).get(&name).map(|(_, rewrite)| &**rewrite);
-            self.enqueue_affected(books, &ObjectChange::Rewrite(&name, rewrite));
+            let rewrite = caches.rewrites(group).get(&name).map(|(_, rewrite)| &**rewrite);
+            self.enqueue_affected(caches, &ObjectChange::Rewrite(&name, rewrite));
         }
     }
 
-    fn enqueue_affected(&mut self, books: &Caches, change: &ObjectChange<'_>) {
-        let here = books.rollouts.in_namespace(change.namespace());
-        let readable = here.filter_map(|(name, _, rollout)| Some((name, rollout.as_ref().ok()?)));
-        let concerned = readable.filter(|(name, rollout)| affected::affects(change, name, rollout));
-        self.pending.extend(concerned.map(|(name, _)| name.clone()));
+    fn enqueue_affected(&mut self, caches: &Caches, change: &ObjectChange<'_>) {
+        let in_namespace = caches.rollouts.in_namespace(change.namespace());
+        let readable = in_namespace.filter_map(|(name, _, rollout)| Some((name, rollout.as_ref().ok()?)));
+        let affected = readable.filter(|(name, rollout)| affected::affects(change, name, rollout));
+        self.pending.extend(affected.map(|(name, _)| name.clone()));
     }
 
-    /// Whoever could not be told what is needed looks again when it is there.
-    fn enqueue_all_if(&mut self, back: bool, books: &Caches) {
-        if back {
-            self.pending.extend(books.rollouts.iter().map(|(name, ..)| name.clone()));
+    /// Enqueues every Rollout if a failed watch works again, because some could not be decided without it.
+    fn enqueue_all_if(&mut self, recovered: bool, caches: &Caches) {
+        if recovered {
+            self.pending.extend(caches.rollouts.iter().map(|(name, ..)| name.clone()));
         }
     }
 
-    /// Watches the ConfigMaps that Rollouts name now, and the pods of the pools beside them: one watch of a kind in each
-    /// namespace, which begins anew where more is wanted of it.
-    fn update_watches(&mut self, books: &mut Caches) {
+    /// Watches the ConfigMaps that Rollouts name, and the pods of all pools in their namespaces. There is one watch per
+    /// kind and namespace, which restarts if it must select more.
+    fn update_watches(&mut self, caches: &mut Caches) {
         let mut maps = BTreeMap::<String, BTreeSet<String>>::new();
         let mut pods = BTreeMap::<String, BTreeMap<String, Labels>>::new();
-        for (name, _, rollout) in books.rollouts.iter() {
+        for (name, _, rollout) in caches.rollouts.iter() {
             let Ok(rollout) = rollout else { continue };
             maps.entry(name.namespace.clone()).or_default().insert(rollout.spec.adapters_ref.name.clone());
         }
-        // Those of other pools may mount the same ConfigMap.
-        let beside = books.pools.iter().filter(|(name, ..)| maps.contains_key(&name.namespace));
-        for (name, pool) in beside.filter_map(|(name, _, pool)| Some((name, pool.as_ref().ok()?))) {
+        // Pods of other pools may mount the same ConfigMap.
+        let pools = caches.pools.iter().filter(|(name, ..)| maps.contains_key(&name.namespace));
+        for (name, pool) in pools.filter_map(|(name, _, pool)| Some((name, pool.as_ref().ok()?))) {
             pods.entry(name.namespace.clone()).or_default().insert(pool.label_selector(), pool.labels.clone());
         }
         self.config_map_watches.retain(|namespace, watched| keep_or_abort(watched, maps.contains_key(namespace)));
         self.pod_watches.retain(|namespace, watched| keep_or_abort(watched, pods.contains_key(namespace)));
         let wants = |name: &NamespacedName| maps.get(&name.namespace).is_some_and(|names| names.contains(&name.name));
-        books.config_maps.retain(|name, _| wants(name));
-        books.pods.retain(|(namespace, selector), _| {
+        caches.config_maps.retain(|name, _| wants(name));
+        caches.pods.retain(|(namespace, selector), _| {
             pods.get(namespace).is_some_and(|selectors| selectors.contains_key(selector))
         });
         for (namespace, wanted) in maps {
-            let known =
+            let is_covered =
                 self.config_map_watches.get(&namespace).is_some_and(|watched| wanted.is_subset(&watched.wanted));
             for name in &wanted {
-                books.config_maps.entry(NamespacedName::new(&namespace, name)).or_default();
+                caches.config_maps.entry(NamespacedName::new(&namespace, name)).or_default();
             }
-            match self.config_map_watches.get_mut(&namespace).filter(|_| known) {
+            match self.config_map_watches.get_mut(&namespace).filter(|_| is_covered) {
                 Some(watched) => watched.wanted = wanted,
                 None => self.watch_config_maps(namespace, wanted),
             }
@@ -400,11 +402,11 @@ impl ChangeStream {
             let has = |watched: &NamespaceWatch<BTreeMap<String, Labels>>| {
                 wanted.keys().all(|selector| watched.wanted.contains_key(selector))
             };
-            let known = self.pod_watches.get(&namespace).is_some_and(has);
+            let is_covered = self.pod_watches.get(&namespace).is_some_and(has);
             for selector in wanted.keys() {
-                books.pods.entry((namespace.clone(), selector.clone())).or_default();
+                caches.pods.entry((namespace.clone(), selector.clone())).or_default();
             }
-            match self.pod_watches.get_mut(&namespace).filter(|_| known) {
+            match self.pod_watches.get_mut(&namespace).filter(|_| is_covered) {
                 Some(watched) => watched.wanted = wanted,
                 None => self.watch_pods(namespace, wanted),
             }
@@ -413,17 +415,18 @@ impl ChangeStream {
 
     fn watch_config_maps(&mut self, namespace: String, wanted: BTreeSet<String>) {
         let api: Api<ConfigMap> = Api::namespaced(self.client.0.cluster.kube_client(), &namespace);
-        // One name is asked for as such: nothing else has to be sent.
+        // A single name is selected by the API server, which then sends nothing else.
         let only = wanted.first().filter(|_| wanted.len() == 1);
         let fields = only.map(|name| format!("metadata.name={name}"));
-        let selection =
+        let options =
             WatchOptions { field_selector: fields, page_size: Some(CONFIG_MAP_PAGE_SIZE), ..WatchOptions::default() };
         let names = wanted.clone();
         let read = move |map: ConfigMap| Some(config_map_item(map)).filter(|item| names.contains(&item.name.name));
         let resource = resource_kind::CONFIG_MAP.group_resource();
-        let watch = watch::watch_mapped(api, &selection, resource, Some(namespace.clone()), read);
-        let of = namespace.clone();
-        let watch = self.add_watch(watch.map(move |told| WatchUpdate::ConfigMaps(of.clone(), Box::new(told))));
+        let watch = watch::watch_mapped(api, &options, resource, Some(namespace.clone()), read);
+        let watch_namespace = namespace.clone();
+        let watch =
+            self.add_watch(watch.map(move |event| WatchUpdate::ConfigMaps(watch_namespace.clone(), Box::new(event))));
         if let Some(before) = self.config_map_watches.insert(namespace, NamespaceWatch { wanted, abort_handle: watch })
         {
             before.abort_handle.abort();
@@ -433,7 +436,7 @@ impl ChangeStream {
     fn watch_pods(&mut self, namespace: String, wanted: BTreeMap<String, Labels>) {
         let api: Api<PodObject> = Api::namespaced(self.client.0.cluster.kube_client(), &namespace);
         let labels = Some(wanted.keys().next().cloned().unwrap_or_default()).filter(|_| wanted.len() == 1);
-        let selection =
+        let options =
             WatchOptions { label_selector: labels, page_size: Some(POD_PAGE_SIZE), ..WatchOptions::default() };
         let selectors = wanted.clone();
         let read = move |pod: PodObject| {
@@ -445,9 +448,9 @@ impl ChangeStream {
             })
         };
         let watch =
-            watch::watch_mapped(api, &selection, resource_kind::POD.group_resource(), Some(namespace.clone()), read);
-        let of = namespace.clone();
-        let watch = self.add_watch(watch.map(move |told| WatchUpdate::Pods(of.clone(), told)));
+            watch::watch_mapped(api, &options, resource_kind::POD.group_resource(), Some(namespace.clone()), read);
+        let watch_namespace = namespace.clone();
+        let watch = self.add_watch(watch.map(move |event| WatchUpdate::Pods(watch_namespace.clone(), event)));
         if let Some(before) = self.pod_watches.insert(namespace, NamespaceWatch { wanted, abort_handle: watch }) {
             before.abort_handle.abort();
         }
@@ -459,7 +462,7 @@ impl ChangeStream {
         handle
     }
 
-    /// Each problem once when it begins, and once when it is over.
+    /// Logs each problem once when it begins, and once when it ends.
     fn log_problems(&mut self) {
         let mut problems: BTreeMap<String, String> = BTreeMap::new();
         for (kind, problem) in self.client.watch_problems() {
@@ -470,30 +473,31 @@ impl ChangeStream {
         }
         for (kind, problem) in &problems {
             if self.logged_problems.get(kind) != Some(problem) {
-                tracing::warn!(kind, "news may be missing: {problem}");
+                tracing::warn!(kind, "changes may be missing: {problem}");
             }
         }
         for kind in self.logged_problems.keys().filter(|kind| !problems.contains_key(*kind)) {
-            tracing::info!(kind, "news come again");
+            tracing::info!(kind, "changes are received again");
         }
         self.logged_problems = problems;
     }
 }
 
-/// Pods by the selectors that they match. There may be tens of thousands: none is copied but where it matches several.
+/// Groups pods by the selectors that they match. There may be tens of thousands, so a pod is copied only if it matches
+/// several.
 fn group_by_selector(all: Vec<MatchedPod>) -> BTreeMap<String, Vec<CacheItem<Pod>>> {
-    let mut sorted = BTreeMap::<String, Vec<CacheItem<Pod>>>::new();
+    let mut by_selector = BTreeMap::<String, Vec<CacheItem<Pod>>>::new();
     for MatchedPod { pod, mut selectors } in all {
         let Some(last) = selectors.pop() else { continue };
         for selector in selectors {
-            sorted.entry(selector).or_default().push(pod.clone());
+            by_selector.entry(selector).or_default().push(pod.clone());
         }
-        sorted.entry(last).or_default().push(pod);
+        by_selector.entry(last).or_default().push(pod);
     }
-    sorted
+    by_selector
 }
 
-/// Whether a watch goes on; it ends where it does not.
+/// Returns whether a watch is still wanted, and aborts it otherwise.
 fn keep_or_abort<T>(watched: &NamespaceWatch<T>, wanted: bool) -> bool {
     if !wanted {
         watched.abort_handle.abort();
@@ -501,9 +505,9 @@ fn keep_or_abort<T>(watched: &NamespaceWatch<T>, wanted: bool) -> bool {
     wanted
 }
 
-/// The pools whose pods a watch by this namespace and selector gives.
-fn pools_with_selector(books: &Caches, (namespace, selector): &(String, String)) -> Vec<NamespacedName> {
-    let ours = books.pools.iter().filter(|(name, _, pool)| {
+/// Returns the pools whose pods this selector matches.
+fn pools_with_selector(caches: &Caches, (namespace, selector): &(String, String)) -> Vec<NamespacedName> {
+    let ours = caches.pools.iter().filter(|(name, _, pool)| {
         name.namespace == *namespace && pool.as_ref().is_ok_and(|pool| pool.label_selector() == *selector)
     });
     ours.map(|(name, ..)| name.clone()).collect()

@@ -1,4 +1,4 @@
-//! Writes, each with the version that was read, and how they end.
+//! Versioned writes and their outcomes.
 
 use super::{CachedClient, Caches, config_map_item, missing_key_message, parse_rewrite_item, parse_rollout_item};
 use crate::{
@@ -21,34 +21,34 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::{fmt::Debug, future::Future, time::Duration};
 use tokio::time::timeout;
 
-/// How long a write may take before nobody waits for it any more.
+/// Timeout of one write, after which its outcome is unknown.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
-/// Who writes, as managedFields show it.
+/// Field manager of all writes, as managed fields show it.
 const FIELD_MANAGER: &str = "rollora-operator";
 
-/// How a write ended.
+/// Outcome of a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ObjectWriteOutcome {
-    /// It is written, and this is the new version.
+    /// The write succeeded; holds the new resource version.
     Done(String),
-    /// Somebody wrote in between: read again.
+    /// The object changed since it was read; read it again before the next attempt.
     Conflict,
-    /// It will not be taken as it is; the reason in words.
+    /// The write will not be accepted as it is, for the given reason; retrying without a change does not help.
     Refused(String),
-    /// It was not written; trying again may help.
+    /// The write did not happen, for the given reason; a retry may succeed.
     Unavailable(String),
-    /// Nobody knows whether it was written.
+    /// The write may or may not have happened, for the given reason.
     Unknown(String),
 }
 
 impl From<ApiError> for ObjectWriteOutcome {
     fn from(error: ApiError) -> Self {
         match error {
-            // Not there any more: reading again tells, as after somebody else's write.
+            // A deleted object is handled like one that another writer changed: it must be read again.
             ApiError::Conflict(_) | ApiError::NotFound(_) => Self::Conflict,
-            ApiError::Forbidden(words) | ApiError::Refused(words) => Self::Refused(words),
-            ApiError::Unavailable(words) => Self::Unavailable(words),
-            ApiError::Unknown(words) => Self::Unknown(words),
+            ApiError::Forbidden(message) | ApiError::Refused(message) => Self::Refused(message),
+            ApiError::Unavailable(message) => Self::Unavailable(message),
+            ApiError::Unknown(message) => Self::Unknown(message),
         }
     }
 }
@@ -67,18 +67,18 @@ impl CachedClient {
             Ok(object) => object,
             Err(refused) => return refused,
         };
-        let _place = self.acquire_write_permit_unless_intent(name).await;
+        let _permit = self.acquire_write_permit_unless_intent(name).await;
         let api = self.api(resource_kind::ROLLOUT, &name.namespace);
-        let writing = async { api.replace_status(&name.name, &post_params(), &object).await };
+        let call = async { api.replace_status(&name.name, &post_params(), &object).await };
         let resource = resource_kind::ROLLOUT.status_subresource();
-        let written = with_write_timeout(
-            writing,
+        let result = with_write_timeout(
+            call,
             ApiRequest { verb: "update", resource: &resource, namespace: Some(&name.namespace) },
         );
-        self.finish_rollout_write(name, written.await)
+        self.finish_rollout_write(name, result.await)
     }
 
-    /// Puts our finalizer on the Rollout that was read as `version`, or takes it off.
+    /// Adds or removes a finalizer of the Rollout that was read as `version`.
     pub async fn write_finalizer(
         &self,
         name: &NamespacedName,
@@ -96,21 +96,21 @@ impl CachedClient {
             Ok(object) => object,
             Err(refused) => return refused,
         };
-        // In no line: the weights wait for it.
+        // Not rate limited: the write of the weights waits for it.
         let api = self.api(resource_kind::ROLLOUT, &name.namespace);
-        let writing = async { api.replace(&name.name, &post_params(), &object).await };
+        let call = async { api.replace(&name.name, &post_params(), &object).await };
         let resource = resource_kind::ROLLOUT.group_resource();
-        let written = with_write_timeout(
-            writing,
+        let result = with_write_timeout(
+            call,
             ApiRequest { verb: "update", resource: &resource, namespace: Some(&name.namespace) },
         );
-        self.finish_rollout_write(name, written.await)
+        self.finish_rollout_write(name, result.await)
     }
 
-    /// Makes a rewrite, or replaces the one that was read as `version`.
+    /// Creates a rewrite, or replaces the one that was read as `version`.
     pub async fn write_rewrite(&self, rewrite: &InferenceModelRewrite, version: Option<&str>) -> ObjectWriteOutcome {
         let Some(group) = rewrite.group() else {
-            return ObjectWriteOutcome::Refused(format!("{} is no group of rewrites", rewrite.api_version));
+            return ObjectWriteOutcome::Refused(format!("{} is not an API group of rewrites", rewrite.api_version));
         };
         let metadata = &rewrite.metadata;
         let name = NamespacedName::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone());
@@ -123,23 +123,25 @@ impl CachedClient {
         let api = self.api(kind, &name.namespace);
         let resource = kind.group_resource();
         let request = |verb| ApiRequest { verb, resource: &resource, namespace: Some(&name.namespace) };
-        let written = if version.is_some() {
+        let result = if version.is_some() {
             with_write_timeout(async { api.replace(&name.name, &post_params(), &object).await }, request("update"))
                 .await
         } else {
             object.metadata.uid = None;
-            let made = with_write_timeout(async { api.create(&post_params(), &object).await }, request("create")).await;
-            // It is the kind that is not there, or not any more.
-            made.map_err(|error| match error {
+            let created =
+                with_write_timeout(async { api.create(&post_params(), &object).await }, request("create")).await;
+            // On a create, "not found" means that the kind is not installed.
+            created.map_err(|error| match error {
                 ApiError::NotFound(_) => ApiError::Unavailable(format!("the kind {resource} is not installed")),
                 error => error,
             })
         };
-        self.finish_rewrite_write(group, &name, written)
+        self.finish_rewrite_write(group, &name, result)
     }
 
-    /// Writes keys of the ConfigMap that was read as `version`; what is none stays. It waits no longer than what somebody
-    /// asks of `rollout`.
+    /// Writes keys of the ConfigMap that was read as `version`; keys that are `None` stay unchanged.
+    ///
+    /// The write is rate limited, unless `rollout` has a pending intent.
     pub async fn write_adapters(
         &self,
         rollout: Option<&NamespacedName>,
@@ -160,20 +162,20 @@ impl CachedClient {
         let data = map.data.get_or_insert_default();
         data.extend(user_text.map(|text| (key.to_owned(), text.to_owned())));
         data.extend(directives_text.map(|text| (DIRECTIVES_KEY.to_owned(), text.to_owned())));
-        let _place = match rollout {
+        let _permit = match rollout {
             Some(rollout) => self.acquire_write_permit_unless_intent(rollout).await,
             None => self.acquire_write_permit().await,
         };
         let api: Api<ConfigMap> = Api::namespaced(self.0.cluster.kube_client(), &name.namespace);
         let resource = resource_kind::CONFIG_MAP.group_resource();
         let request = ApiRequest { verb: "update", resource: &resource, namespace: Some(&name.namespace) };
-        let written = with_write_timeout(async { api.replace(&name.name, &post_params(), &map).await }, request).await;
-        match written {
+        let result = with_write_timeout(async { api.replace(&name.name, &post_params(), &map).await }, request).await;
+        match result {
             Ok(map) => {
                 let item = config_map_item(map);
                 let version = item.version.clone();
-                if let Some(shelf) = self.caches().config_maps.get_mut(name) {
-                    shelf.apply_write(item);
+                if let Some(cache) = self.caches().config_maps.get_mut(name) {
+                    cache.apply_write(item);
                 }
                 ObjectWriteOutcome::Done(version)
             }
@@ -184,24 +186,24 @@ impl CachedClient {
         }
     }
 
-    /// This Rollout is to be looked at once more.
+    /// Enqueues a Rollout for another reconcile.
     pub fn enqueue(&self, name: &NamespacedName) {
-        // Where nobody listens any more, nobody works any more.
+        // Without a receiver there is no change stream, and nothing to enqueue for.
         self.0.enqueue_tx.send(name.clone()).ok();
     }
 
     fn config_map_at_last_read(&self, name: &NamespacedName) -> Option<ConfigMap> {
-        let mut books = self.caches();
-        let abandoned = books.orphans.remove(name);
-        match books.config_maps.get(name) {
+        let mut caches = self.caches();
+        let orphan = caches.orphans.remove(name);
+        match caches.config_maps.get(name) {
             Some(watched) => watched.get(name).map(|(_, map)| map.clone()),
-            None => abandoned,
+            None => orphan,
         }
     }
 
     fn rollout_at_version(&self, name: &NamespacedName, version: &str) -> Option<Rollout> {
-        let books = self.caches();
-        let (found, rollout) = books.rollouts.get(name)?;
+        let caches = self.caches();
+        let (found, rollout) = caches.rollouts.get(name)?;
         let rollout = rollout.as_ref().ok()?;
         (found == version).then(|| Rollout::clone(rollout))
     }
@@ -214,9 +216,9 @@ impl CachedClient {
     fn finish_rollout_write(
         &self,
         name: &NamespacedName,
-        written: Result<DynamicObject, ApiError>,
+        result: Result<DynamicObject, ApiError>,
     ) -> ObjectWriteOutcome {
-        match written {
+        match result {
             Ok(object) => {
                 let item = parse_rollout_item(object);
                 let version = item.version.clone();
@@ -234,17 +236,17 @@ impl CachedClient {
         &self,
         group: RewriteGroup,
         name: &NamespacedName,
-        written: Result<DynamicObject, ApiError>,
+        result: Result<DynamicObject, ApiError>,
     ) -> ObjectWriteOutcome {
-        match written {
+        match result {
             Ok(object) => {
                 let version = object.metadata.resource_version.clone().unwrap_or_default();
-                let books = &mut *self.caches();
+                let caches = &mut *self.caches();
                 match parse_rewrite_item(group, object) {
-                    Some(item) => books.rewrites_mut(group).apply_write(item),
-                    None => books.rewrites_mut(group).mark_stale(name),
+                    Some(item) => caches.rewrites_mut(group).apply_write(item),
+                    None => caches.rewrites_mut(group).mark_stale(name),
                 }
-                books.mark_dirty([name]);
+                caches.mark_dirty([name]);
                 ObjectWriteOutcome::Done(version)
             }
             Err(error) => {
@@ -255,22 +257,22 @@ impl CachedClient {
     }
 
     fn mark_config_map_stale(&self, name: &NamespacedName) {
-        let books: &mut Caches = &mut self.caches();
-        if let Some(shelf) = books.config_maps.get_mut(name) {
-            shelf.mark_stale(name);
+        let caches: &mut Caches = &mut self.caches();
+        if let Some(cache) = caches.config_maps.get_mut(name) {
+            cache.mark_stale(name);
         }
     }
 }
 
-/// One write with its time limit.
+/// Applies the write timeout to one write; a timeout leaves its outcome unknown.
 pub(crate) async fn with_write_timeout<T>(
-    writing: impl Future<Output = Result<T, kube::Error>>,
+    call: impl Future<Output = Result<T, kube::Error>>,
     request: ApiRequest<'_>,
 ) -> Result<T, ApiError> {
-    match timeout(WRITE_TIMEOUT, writing).await {
+    match timeout(WRITE_TIMEOUT, call).await {
         Ok(Ok(object)) => Ok(object),
         Ok(Err(error)) => Err(ApiError::of(&error, request)),
-        Err(_) => Err(ApiError::Unknown(format!("{request}: no answer within {WRITE_TIMEOUT:?}"))),
+        Err(_) => Err(ApiError::Unknown(format!("{request}: no response within {WRITE_TIMEOUT:?}"))),
     }
 }
 
@@ -278,14 +280,14 @@ pub(super) fn post_params() -> PostParams {
     PostParams { dry_run: false, field_manager: Some(FIELD_MANAGER.to_owned()) }
 }
 
-/// Our type as an object of the API.
+/// Converts one of our types into an API object.
 pub(super) fn to_dynamic_object<T: Serialize + Debug>(value: &T) -> Result<DynamicObject, ObjectWriteOutcome> {
     fn from_value<D: DeserializeOwned>(value: serde_json::Value) -> Result<D, serde_json::Error> {
         serde_json::from_value(value)
     }
     serde_json::to_value(value)
         .and_then(from_value)
-        .map_err(|error| ObjectWriteOutcome::Refused(format!("it cannot be written down: {error}")))
+        .map_err(|error| ObjectWriteOutcome::Refused(format!("cannot serialize the object: {error}")))
 }
 
 #[cfg(test)]
@@ -293,17 +295,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_lost_race_is_stale_and_only_an_open_end_is_unknown() {
-        let words = || "w".to_owned();
-        for (error, end) in [
-            (ApiError::Conflict(words()), ObjectWriteOutcome::Conflict),
-            (ApiError::NotFound(words()), ObjectWriteOutcome::Conflict),
-            (ApiError::Forbidden(words()), ObjectWriteOutcome::Refused(words())),
-            (ApiError::Refused(words()), ObjectWriteOutcome::Refused(words())),
-            (ApiError::Unavailable(words()), ObjectWriteOutcome::Unavailable(words())),
-            (ApiError::Unknown(words()), ObjectWriteOutcome::Unknown(words())),
+    fn api_errors_map_to_write_outcomes() {
+        let message = || "w".to_owned();
+        for (error, outcome) in [
+            (ApiError::Conflict(message()), ObjectWriteOutcome::Conflict),
+            (ApiError::NotFound(message()), ObjectWriteOutcome::Conflict),
+            (ApiError::Forbidden(message()), ObjectWriteOutcome::Refused(message())),
+            (ApiError::Refused(message()), ObjectWriteOutcome::Refused(message())),
+            (ApiError::Unavailable(message()), ObjectWriteOutcome::Unavailable(message())),
+            (ApiError::Unknown(message()), ObjectWriteOutcome::Unknown(message())),
         ] {
-            assert_eq!(ObjectWriteOutcome::from(error), end);
+            assert_eq!(ObjectWriteOutcome::from(error), outcome);
         }
     }
 }

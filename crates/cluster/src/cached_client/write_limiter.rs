@@ -1,5 +1,5 @@
-//! The line in which writes wait that nobody waits for. What a person asked for, and what moves traffic, waits in none: it
-//! must not stand behind hundreds of others at the API server either.
+//! Rate limiter for background writes. Writes for a pending intent and writes that move traffic are not limited, and
+//! must not queue behind hundreds of other writes at the API server either.
 
 use std::time::Duration;
 use tokio::{
@@ -7,18 +7,18 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-/// So many of these writes go to the API server at once.
+/// Maximum number of concurrent background writes.
 const MAX_CONCURRENT: usize = 4;
-/// How long the line stands still where somebody waits for a write that is in none.
+/// Time for which background writes pause when an unlimited write is waiting.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long a write waits at most.
+/// Maximum time for which a background write waits.
 const MAX_WAIT: Duration = Duration::from_secs(4);
 
-/// A line of writes.
+/// Limits concurrent background writes, and pauses them for more urgent ones.
 #[derive(Debug)]
 pub(super) struct WriteLimiter {
     permits: Semaphore,
-    /// Until when it stands still.
+    /// End of the current pause.
     paused_until: watch::Sender<Instant>,
 }
 
@@ -29,41 +29,41 @@ impl Default for WriteLimiter {
 }
 
 impl WriteLimiter {
-    /// Somebody waits for a write: those in the line let it go first.
+    /// Pauses background writes for a more urgent one.
     pub(super) fn pause_background(&self) {
         self.paused_until.send_replace(Instant::now() + PAUSE);
     }
 
-    /// A place for a write; none where it has waited for long enough.
+    /// Waits for a permit. Returns `None` after the maximum wait; the write then happens without one.
     pub(super) async fn acquire(&self) -> Option<SemaphorePermit<'_>> {
-        let first = async {
-            // It is never closed.
-            let place = self.permits.acquire().await.ok();
+        let acquire = async {
+            // The semaphore is never closed.
+            let permit = self.permits.acquire().await.ok();
             let until = *self.paused_until.borrow();
-            // Once: what people ask for one after the other holds nobody up for long.
+            // Waits for one pause only, so that a series of intents does not delay background writes for long.
             sleep_until(until).await;
-            place
+            permit
         };
-        timeout(MAX_WAIT, first).await.ok().flatten()
+        timeout(MAX_WAIT, acquire).await.ok().flatten()
     }
 
-    /// The same; none, too, as soon as somebody waits for this write: all others let it go first. That is looked at whenever
-    /// the line is told to stand still.
-    pub(super) async fn acquire_unless(&self, awaited: impl Fn() -> bool + Send) -> Option<SemaphorePermit<'_>> {
-        let mut told = self.paused_until.subscribe();
-        let awaited = async {
-            while !awaited() {
-                // The other end lives as long as the line.
-                told.changed().await.ok();
+    /// Waits for a permit. Returns `None` as soon as `is_urgent` holds, and pauses the other background writes. The
+    /// condition is checked whenever a pause begins.
+    pub(super) async fn acquire_unless(&self, is_urgent: impl Fn() -> bool + Send) -> Option<SemaphorePermit<'_>> {
+        let mut pauses = self.paused_until.subscribe();
+        let urgent = async {
+            while !is_urgent() {
+                // The sender lives as long as the limiter.
+                pauses.changed().await.ok();
             }
         };
         tokio::select! {
             biased;
-            () = awaited => {
+            () = urgent => {
                 self.pause_background();
                 None
             }
-            place = self.acquire() => place,
+            permit = self.acquire() => permit,
         }
     }
 }
@@ -74,46 +74,46 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     #[tokio::test(start_paused = true)]
-    async fn so_many_go_at_once_and_the_next_waits_for_one_of_them_and_not_for_ever() {
-        let line = WriteLimiter::default();
-        let mut places = Vec::new();
+    async fn background_writes_are_limited_up_to_a_maximum_wait() {
+        let limiter = WriteLimiter::default();
+        let mut permits = Vec::new();
         for _ in 0..MAX_CONCURRENT {
-            places.push(line.acquire().await.unwrap());
+            permits.push(limiter.acquire().await.unwrap());
         }
         let start = Instant::now();
-        assert!(line.acquire().await.is_none());
+        assert!(limiter.acquire().await.is_none());
         assert_eq!(start.elapsed(), MAX_WAIT);
-        places.pop();
-        assert!(line.acquire().await.is_some());
+        permits.pop();
+        assert!(limiter.acquire().await.is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_stands_still_while_somebody_waits_for_another_write() {
-        let line = WriteLimiter::default();
+    async fn background_writes_pause_for_an_urgent_write() {
+        let limiter = WriteLimiter::default();
         let start = Instant::now();
-        line.pause_background();
-        assert!(line.acquire().await.is_some());
+        limiter.pause_background();
+        assert!(limiter.acquire().await.is_some());
         assert_eq!(start.elapsed(), PAUSE);
-        assert!(line.acquire().await.is_some());
-        assert_eq!(start.elapsed(), PAUSE, "it moves again");
+        assert!(limiter.acquire().await.is_some());
+        assert_eq!(start.elapsed(), PAUSE, "the pause is over");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_write_that_somebody_begins_to_wait_for_leaves_the_line() {
-        let (line, awaited) = (WriteLimiter::default(), AtomicBool::new(false));
-        let mut places = Vec::new();
+    async fn write_that_becomes_urgent_stops_waiting() {
+        let (limiter, is_urgent) = (WriteLimiter::default(), AtomicBool::new(false));
+        let mut permits = Vec::new();
         for _ in 0..MAX_CONCURRENT {
-            places.push(line.acquire().await.unwrap());
+            permits.push(limiter.acquire().await.unwrap());
         }
         let start = Instant::now();
-        let write = line.acquire_unless(|| awaited.load(Ordering::Relaxed));
-        let wish = async {
+        let write = limiter.acquire_unless(|| is_urgent.load(Ordering::Relaxed));
+        let intent = async {
             tokio::time::sleep(Duration::from_millis(10)).await;
-            awaited.store(true, Ordering::Relaxed);
-            line.pause_background();
+            is_urgent.store(true, Ordering::Relaxed);
+            limiter.pause_background();
         };
-        let (place, ()) = tokio::join!(write, wish);
-        assert!(place.is_none());
+        let (permit, ()) = tokio::join!(write, intent);
+        assert!(permit.is_none());
         assert_eq!(start.elapsed(), Duration::from_millis(10));
     }
 }

@@ -1,40 +1,40 @@
-//! What to do about a Lease as it was seen. Pure.
+//! Pure decision about an observed Lease.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A Lease, and since when it has been as it is.
+/// One version of a Lease, and since when it has been observed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ObservedLease {
-    /// Since when this version is known, by our own clock.
+    /// When this version was observed first, by the local clock.
     pub(super) unchanged_since: Instant,
-    /// Its version.
+
     pub(super) version: String,
-    /// Who holds it; nobody where empty.
+    /// Identity of the holder; empty if the Lease is free.
     pub(super) holder: String,
-    /// How long its holder holds it without renewing it.
+    /// Time for which the holder keeps the Lease without a renewal.
     pub(super) duration: Duration,
 }
 
-/// What to do.
+/// Next step of an elector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LeaseAction {
-    /// Take it: it is free, or its holder is gone.
+    /// The Lease does not exist, is free, or has expired.
     Acquire,
-    /// Renew it: it is ours.
+    /// This process holds the Lease.
     Renew,
-    /// Somebody else's; look again then at the latest.
+    /// Another process holds the Lease until this time, unless it is renewed.
     Wait(Instant),
 }
 
-/// What `identity` does about the Lease.
-pub(super) fn evaluate(seen: Option<&ObservedLease>, identity: &str, now: Instant) -> LeaseAction {
-    let Some(seen) = seen else { return LeaseAction::Acquire };
-    if seen.holder == identity {
+/// Decides what `identity` does about the Lease at `now`.
+pub(super) fn evaluate(observed: Option<&ObservedLease>, identity: &str, now: Instant) -> LeaseAction {
+    let Some(observed) = observed else { return LeaseAction::Acquire };
+    if observed.holder == identity {
         return LeaseAction::Renew;
     }
-    let end = seen.unchanged_since + seen.duration;
-    if seen.holder.is_empty() || end <= now { LeaseAction::Acquire } else { LeaseAction::Wait(end) }
+    let end = observed.unchanged_since + observed.duration;
+    if observed.holder.is_empty() || end <= now { LeaseAction::Acquire } else { LeaseAction::Wait(end) }
 }
 
 #[cfg(test)]
@@ -48,20 +48,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lease_that_is_not_there_or_free_is_taken() {
+    async fn missing_or_free_lease_is_acquired() {
         let now = Instant::now();
         assert_eq!(evaluate(None, "a", now), LeaseAction::Acquire);
         assert_eq!(evaluate(Some(&held_by("", now)), "a", now), LeaseAction::Acquire);
     }
 
     #[tokio::test]
-    async fn our_own_lease_is_renewed_however_old_it_is() {
+    async fn own_lease_is_renewed_at_any_age() {
         let now = Instant::now();
         assert_eq!(evaluate(Some(&held_by("a", now)), "a", now + TERM * 9), LeaseAction::Renew);
     }
 
     #[tokio::test]
-    async fn another_s_lease_is_taken_when_it_has_not_changed_for_its_whole_term() {
+    async fn other_lease_is_acquired_after_its_whole_term() {
         let now = Instant::now();
         let lease = held_by("b", now);
         assert_eq!(evaluate(Some(&lease), "a", now), LeaseAction::Wait(now + TERM));

@@ -1,5 +1,5 @@
-//! A Rollout that names another adapters file: its entries leave the one that it named before, when they stand in the new
-//! one, and whatever goes wrong meanwhile.
+//! A Rollout that changes its adapters file: its entries are removed from the former file once they are in the new one,
+//! whatever fails meanwhile.
 
 use crate::{
     driver::SimRun,
@@ -16,7 +16,7 @@ fn set_adapters_ref(world: &mut World, name: &str) {
     world.edit_spec(|rollout| rollout.spec.adapters_ref.name = name.to_owned());
 }
 
-/// What the operator's key of this file says to be governed.
+/// Patterns that the operator directives of this file list as managed.
 fn managed_patterns(world: &World, file: &str) -> Vec<String> {
     let document = if world.file_name == file { &world.adapters } else { &world.unread_files[file].0 };
     document.directives_text.as_deref().map(|text| OperatorDirectives::parse(text).unwrap().managed).unwrap_or_default()
@@ -35,18 +35,18 @@ fn check_moved(run: &mut SimRun) {
 }
 
 #[test]
-fn entries_follow_to_the_file_that_is_named_now() {
+fn entries_move_to_the_new_adapters_file() {
     let mut run = installed();
     assert_eq!(managed_patterns(&run.world(), OLD), ["small-v*"]);
     run.world().switch_adapters_file(NEW);
     set_adapters_ref(&mut run.world(), NEW);
     check_moved(&mut run);
     run.world().delete_rollout();
-    run.run_until("they leave with it", |world| world.deleted && managed_patterns(world, NEW).is_empty());
+    run.run_until("its entries are removed", |world| world.deleted && managed_patterns(world, NEW).is_empty());
 }
 
 #[test]
-fn entries_follow_with_any_write_going_wrong() {
+fn entries_move_although_any_write_fails() {
     for fault in [Fault::LostResponse, Fault::Hang, Fault::Unavailable] {
         for write in 0..5 {
             let mut run = installed();
@@ -61,17 +61,17 @@ fn entries_follow_with_any_write_going_wrong() {
 }
 
 #[test]
-fn what_is_good_stays_while_the_new_file_is_not_there() {
+fn old_entries_stay_while_the_new_file_is_missing() {
     let mut run = installed();
     set_adapters_ref(&mut run.world(), "typo");
     run.run_for(SignedDuration::from_secs(10));
     assert_eq!(managed_patterns(&run.world(), OLD), ["small-v*"], "{}", run.log_text());
     set_adapters_ref(&mut run.world(), OLD);
     run.run_for(SignedDuration::from_secs(10));
-    assert_eq!(managed_patterns(&run.world(), OLD), ["small-v*"], "it is named again\n{}", run.log_text());
+    assert_eq!(managed_patterns(&run.world(), OLD), ["small-v*"], "the old file is named again\n{}", run.log_text());
 
     set_adapters_ref(&mut run.world(), "typo");
     run.run_for(SignedDuration::from_secs(1));
     run.world().delete_rollout();
-    run.run_until("they leave with it all the same", |world| world.deleted && managed_patterns(world, OLD).is_empty());
+    run.run_until("the old entries are removed", |world| world.deleted && managed_patterns(world, OLD).is_empty());
 }

@@ -1,5 +1,5 @@
-//! What a person has written wrong, forgotten or not allowed: a condition and an event say what and what to do, nothing
-//! else is written, and it goes on when it is mended.
+//! Wrong, missing or forbidden user input: a condition and an event say what is wrong and how to fix it, nothing else
+//! is written, and the rollout continues once it is fixed.
 
 use crate::{
     driver::SimRun,
@@ -18,24 +18,24 @@ fn condition(run: &SimRun, kind: &str) -> Condition {
     conditions.into_iter().find(|condition| condition.type_ == kind).unwrap_or_else(|| panic!("{}", run.log_text()))
 }
 
-/// Runs until it has settled, and checks what was said and that nothing was done.
+/// Runs until the state has settled, and checks that it is reported and that nothing was changed.
 #[track_caller]
-fn check_stalled(run: &mut SimRun, why: &str, words: &str) {
+fn check_stalled(run: &mut SimRun, expected_reason: &str, expected: &str) {
     let written = |run: &SimRun| {
         let world = run.world();
         (world.rewrites.clone(), world.adapters.user_text.clone())
     };
     let before = written(run);
     run.run_for(SignedDuration::from_secs(12));
-    let (story, after) = (run.log_text(), written(run));
+    let (log, after) = (run.log_text(), written(run));
     let status = run.world().status();
-    let said = condition(run, condition_type::STALLED);
-    assert_eq!((said.status, said.reason.as_str()), (ConditionStatus::True, why), "{story}");
-    assert!(said.message.contains(words), "{}", said.message);
-    assert!(status.message.contains(words), "{}", status.message);
-    let events = run.world().events.iter().filter(|event| event.warning && event.reason == why).count();
-    assert_eq!(events, 1, "said once\n{story}");
-    assert_eq!(before, after, "{story}");
+    let stalled = condition(run, condition_type::STALLED);
+    assert_eq!((stalled.status, stalled.reason.as_str()), (ConditionStatus::True, expected_reason), "{log}");
+    assert!(stalled.message.contains(expected), "{}", stalled.message);
+    assert!(status.message.contains(expected), "{}", status.message);
+    let events = run.world().events.iter().filter(|event| event.warning && event.reason == expected_reason).count();
+    assert_eq!(events, 1, "reported once\n{log}");
+    assert_eq!(before, after, "{log}");
     run.check_violations();
 }
 
@@ -53,7 +53,7 @@ fn fix_and_finish(run: &mut SimRun) {
 }
 
 #[test]
-fn a_configmap_that_is_not_there() {
+fn missing_configmap_stalls() {
     let mut run = start_run(|world| world.misconfiguration.adapters = true);
     check_stalled(
         &mut run,
@@ -64,15 +64,15 @@ fn a_configmap_that_is_not_there() {
 }
 
 #[test]
-fn a_key_that_is_not_there() {
-    let words = "ConfigMap prod/adapters has no key configmap.yaml";
-    let mut run = start_run(|world| world.misconfiguration.adapters_problem = Some(words.to_owned()));
-    check_stalled(&mut run, reason::INVALID, words);
+fn missing_key_stalls() {
+    let problem = "ConfigMap prod/adapters has no key configmap.yaml";
+    let mut run = start_run(|world| world.misconfiguration.adapters_problem = Some(problem.to_owned()));
+    check_stalled(&mut run, reason::INVALID, problem);
     fix_and_finish(&mut run);
 }
 
 #[test]
-fn a_configmap_that_goes_away_in_the_middle_moves_nothing() {
+fn configmap_deleted_mid_rollout_changes_no_weights() {
     let mut run = at_half();
     run.world().misconfiguration.adapters = true;
     run.world().changed = true;
@@ -83,46 +83,47 @@ fn a_configmap_that_goes_away_in_the_middle_moves_nothing() {
 }
 
 #[test]
-fn a_pool_that_is_not_there() {
-    let words = "there is no InferencePool prod/pool";
+fn missing_pool_stalls() {
+    let problem = "there is no InferencePool prod/pool";
     let mut run = start_run(|world| {
-        world.misconfiguration.pool = Some(words.to_owned());
+        world.misconfiguration.pool = Some(problem.to_owned());
         world.adapters.directives_text = None;
     });
-    check_stalled(&mut run, reason::INVALID, words);
-    assert_eq!(run.world().adapters.directives_text, None, "nothing is written because of a slip of the pen");
+    check_stalled(&mut run, reason::INVALID, problem);
+    assert_eq!(run.world().adapters.directives_text, None, "a typo causes no writes");
     fix_and_finish(&mut run);
 }
 
 #[test]
-fn another_thing_that_is_wrong_is_told_too() {
+fn second_problem_is_reported_too() {
     let all = ["there is no InferencePool prod/pool", "the kind of pools is not installed"];
     let mut run = start_run(|world| world.misconfiguration.pool = Some(all[0].to_owned()));
     check_stalled(&mut run, reason::INVALID, all[0]);
     run.world().misconfiguration.pool = Some(all[1].to_owned());
     run.world().changed = true;
     run.run_for(SignedDuration::from_secs(12));
-    let told: Vec<_> = run.world().events.iter().filter(|event| event.warning).map(|it| it.message.clone()).collect();
-    assert!(told.len() == 2 && told[1].contains(all[1]), "{told:?}");
+    let warnings: Vec<_> =
+        run.world().events.iter().filter(|event| event.warning).map(|event| event.message.clone()).collect();
+    assert!(warnings.len() == 2 && warnings[1].contains(all[1]), "{warnings:?}");
     assert!(condition(&run, condition_type::STALLED).message.contains(all[1]));
     fix_and_finish(&mut run);
 }
 
 #[test]
-fn no_kind_of_rewrite_is_installed() {
-    let words = "no kind of rewrite is installed";
-    let mut run = start_run(|world| world.misconfiguration.rewrites = Some(words.to_owned()));
-    check_stalled(&mut run, reason::INVALID, words);
+fn missing_rewrite_kind_stalls() {
+    let problem = "no kind of rewrite is installed";
+    let mut run = start_run(|world| world.misconfiguration.rewrites = Some(problem.to_owned()));
+    check_stalled(&mut run, reason::INVALID, problem);
     fix_and_finish(&mut run);
 }
 
 #[test]
-fn the_kind_of_rewrite_is_removed_in_a_pause() {
+fn rewrite_kind_removed_in_a_pause_stalls() {
     let mut run = at_half();
-    let words = "no kind of rewrite is installed";
-    run.world().misconfiguration.rewrites = Some(words.to_owned());
+    let problem = "no kind of rewrite is installed";
+    run.world().misconfiguration.rewrites = Some(problem.to_owned());
     run.world().changed = true;
-    check_stalled(&mut run, reason::INVALID, words);
+    check_stalled(&mut run, reason::INVALID, problem);
     run.world().misconfiguration = Misconfiguration::default();
     run.world().changed = true;
     run.run_for(SignedDuration::from_secs(6));
@@ -131,27 +132,27 @@ fn the_kind_of_rewrite_is_removed_in_a_pause() {
 }
 
 #[test]
-fn a_permission_that_is_missing() {
-    let words = "it is forbidden to create inferencemodelrewrites.llm-d.ai";
-    let mut run = start_run(|world| world.misconfiguration.write_permission = Some(words.to_owned()));
-    check_stalled(&mut run, reason::WRITE_REFUSED, words);
+fn missing_permission_stalls() {
+    let problem = "it is forbidden to create inferencemodelrewrites.llm-d.ai";
+    let mut run = start_run(|world| world.misconfiguration.write_permission = Some(problem.to_owned()));
+    check_stalled(&mut run, reason::WRITE_REFUSED, problem);
     fix_and_finish(&mut run);
 }
 
 #[test]
-fn a_permission_that_goes_missing_before_an_abort_is_said_and_the_abort_is_not_forgotten() {
+fn abort_is_kept_while_a_permission_is_missing() {
     let mut run = at_half();
-    let words = "it is forbidden to update inferencemodelrewrites.llm-d.ai";
-    run.world().misconfiguration.write_permission = Some(words.to_owned());
+    let problem = "it is forbidden to update inferencemodelrewrites.llm-d.ai";
+    run.world().misconfiguration.write_permission = Some(problem.to_owned());
     run.world().set_intent(rollora_api::rollout::IntentKind::Abort);
-    check_stalled(&mut run, reason::WRITE_REFUSED, words);
+    check_stalled(&mut run, reason::WRITE_REFUSED, problem);
     run.world().misconfiguration = Misconfiguration::default();
     run.run_until_weights(&[(V1, 100)]);
     run.run_until_phase(Phase::RolledBack);
 }
 
 #[test]
-fn an_adapter_that_is_not_listed() {
+fn unlisted_adapter_is_reported() {
     let rollout = ROLLOUT.replace("follow: { pattern: \"small-v*\" }", "id: small-v7");
     let mut run = SimRun::new(World::new(&rollout, 2, &[V1]));
     run.run_for(SignedDuration::from_secs(12));
@@ -171,7 +172,7 @@ fn an_adapter_that_is_not_listed() {
 }
 
 #[test]
-fn nothing_that_matches_is_listed() {
+fn pattern_without_match_is_reported() {
     let mut run = SimRun::new(World::new(ROLLOUT, 2, &["other-v1"]));
     run.run_for(SignedDuration::from_secs(12));
     let said = condition(&run, condition_type::PROGRESSING);
@@ -182,17 +183,17 @@ fn nothing_that_matches_is_listed() {
 }
 
 #[test]
-fn a_pool_without_ready_pods() {
+fn pool_without_ready_pods_is_reported() {
     let mut run = start_run(|world| world.servers.clear());
     run.run_for(SignedDuration::from_secs(12));
-    let said = condition(&run, condition_type::PROGRESSING);
-    assert_eq!(said.reason, reason::NO_READY_PODS, "{}", run.log_text());
+    let progressing = condition(&run, condition_type::PROGRESSING);
+    assert_eq!(progressing.reason, reason::NO_READY_PODS, "{}", run.log_text());
     let events = run.world().events.iter().filter(|event| event.reason == reason::NO_READY_PODS).count();
     assert_eq!(events, 1, "{}", run.log_text());
     assert!(run.world().rewrites.is_empty());
 }
 
-/// A rewrite of the pool with one rule for `model`, or for every name.
+/// A rewrite of the pool with one rule for `model`, or for all models.
 fn foreign_rewrite(name: &str, pool: &str, model: Option<&str>, targets: &[&str]) -> InferenceModelRewrite {
     let matches = model.map_or(serde_json::json!([]), |model| serde_json::json!([{ "model": { "value": model } }]));
     let targets: Vec<RewriteTarget> = targets
@@ -217,19 +218,19 @@ fn start_with_rewrite(rewrite: InferenceModelRewrite) -> SimRun {
 }
 
 #[test]
-fn a_rewrite_with_two_unknown_targets() {
+fn rewrite_with_two_unknown_targets_stalls() {
     let mut run = start_with_rewrite(foreign_rewrite("small", "pool", Some("small"), &["a", "b"]));
     check_stalled(&mut run, reason::STABLE_UNKNOWN, "write the annotation rollora.dev/stable");
 }
 
 #[test]
-fn a_rewrite_of_another_pool_is_never_written_to() {
+fn rewrite_of_another_pool_is_never_written() {
     let mut run = start_with_rewrite(foreign_rewrite("small", "other-pool", Some("small"), &["a"]));
     check_stalled(&mut run, reason::CONFLICT, "rewrite small is for the pool other-pool");
 }
 
 #[test]
-fn a_generic_rule_that_a_picker_would_apply_again() {
+fn generic_rule_stalls_as_double_rewrite() {
     let mut run = start_with_rewrite(foreign_rewrite("everything", "pool", None, &["a"]));
     check_stalled(&mut run, reason::DOUBLE_REWRITE, "rewrite everything has a rule for every name");
     run.world().rewrites.clear();
@@ -238,16 +239,16 @@ fn a_generic_rule_that_a_picker_would_apply_again() {
 }
 
 #[test]
-fn a_rule_for_an_adapter_s_own_name_starts_nothing_new() {
+fn rule_for_an_adapter_id_starts_no_rollout() {
     let mut run = start_run(|_| ());
     run.run_until_phase(Phase::Succeeded);
     let number = run.world().next_version();
     run.world().rewrites.push((foreign_rewrite("versions", "pool", Some(V2), &["a"]), number));
     run.world().list_adapters(&[V1, V2], &[]);
     run.run_for(SignedDuration::from_secs(12));
-    let said = condition(&run, condition_type::STALLED);
+    let stalled = condition(&run, condition_type::STALLED);
     assert_eq!(
-        (said.status, said.reason.as_str()),
+        (stalled.status, stalled.reason.as_str()),
         (ConditionStatus::True, reason::DOUBLE_REWRITE),
         "{}",
         run.log_text()
@@ -256,7 +257,7 @@ fn a_rule_for_an_adapter_s_own_name_starts_nothing_new() {
 }
 
 #[test]
-fn an_endpoint_picker_that_executes_the_rewrite_applies_rules_once() {
+fn endpoint_picker_as_router_has_no_double_rewrite() {
     let rollout = ROLLOUT.replace("spec:\n", "spec:\n  router: EndpointPicker\n");
     let mut world = World::new(&rollout, 2, &[V1]);
     let number = world.next_version();

@@ -1,4 +1,5 @@
-//! Two operators at once: the one that was stopped in the middle of something never undoes what the other has done since.
+//! Two concurrent operators: one that was stopped in the middle of a reconcile never undoes what the other has done
+//! since.
 
 use crate::{
     guide::{ROLLOUT, V1, V2},
@@ -19,19 +20,19 @@ fn quick_world() -> World {
     World::new(&rollout, 2, &[V1])
 }
 
-/// A chapter of what people do: what somebody does, and when that has come to its end.
+/// One step of the story: an action of a person, and the condition that ends it.
 struct StoryStep {
     start: fn(&mut World),
     is_done: fn(&World) -> bool,
-    /// Whether what comes next may as well come in the middle of this one.
+    /// Whether the next step may begin before this one is done.
     is_interruptible: bool,
 }
 
 fn set_adapter_id(name: &str) -> impl FnOnce(&mut Rollout) {
-    let wanted = id(name);
+    let desired = id(name);
     move |rollout| {
         rollout.spec.adapter.follow = None;
-        rollout.spec.adapter.id = Some(wanted);
+        rollout.spec.adapter.id = Some(desired);
     }
 }
 
@@ -45,7 +46,7 @@ fn is_paused_at_half(world: &World, name: &str) -> bool {
 
 const V3: &str = "small-v3";
 
-/// To half, promoted, v1 unlisted and unloaded, v1 wanted again, v3 tried and aborted and tried again.
+/// To half, promoted, v1 unlisted and unloaded, v1 desired again, v3 tried, aborted and tried again.
 const STORY: &[StoryStep] = &[
     StoryStep { start: |_| (), is_done: |world| world.phase() == Phase::Succeeded, is_interruptible: false },
     StoryStep {
@@ -90,57 +91,57 @@ const STORY: &[StoryStep] = &[
     },
 ];
 
-/// Where the first operator stops, and when it goes on.
+/// When the first operator stops, and when it resumes.
 #[derive(Debug, Clone, Copy)]
 struct StopPoint {
-    /// The call at which it stops.
+    /// Number of the port call at which it stops.
     call: usize,
-    /// Whether people go on at once, in the middle of what was under way.
+    /// Whether the next step of the story begins immediately, in the middle of the current one.
     interrupts: bool,
-    /// So many chapters later it goes on.
+    /// Number of story steps after which it resumes.
     resume_after: usize,
 }
 
-/// Runs the story with operator 0 alone up to a call at which it stops, with operator 1 from there, and with both in the
-/// end. None where the story was over before the call.
+/// Runs the story with operator 0 alone up to the call at which it stops, with operator 1 from there, and with both at
+/// the end. Returns `None` if the story ended before the call.
 fn run_with_stop(stop: StopPoint) -> Option<()> {
-    let mut duo = TwoOperators::new(quick_world(), 7);
-    duo.set_stopped(1, true);
-    duo.stop_at_call(0, stop.call);
-    let mut stopped_in = None;
-    for (number, chapter) in STORY.iter().enumerate() {
-        (chapter.start)(&mut duo.world());
-        let end = duo.world().now + SignedDuration::from_mins(3);
-        while !(chapter.is_done)(&duo.world()) {
-            duo.tick();
-            if stopped_in.is_none() && duo.is_stopped(0) {
-                stopped_in = Some(number);
-                if stop.interrupts && chapter.is_interruptible {
+    let mut operators = TwoOperators::new(quick_world(), 7);
+    operators.set_stopped(1, true);
+    operators.stop_at_call(0, stop.call);
+    let mut stopped_at_step = None;
+    for (number, step) in STORY.iter().enumerate() {
+        (step.start)(&mut operators.world());
+        let end = operators.world().now + SignedDuration::from_mins(3);
+        while !(step.is_done)(&operators.world()) {
+            operators.tick();
+            if stopped_at_step.is_none() && operators.is_stopped(0) {
+                stopped_at_step = Some(number);
+                if stop.interrupts && step.is_interruptible {
                     break;
                 }
             }
-            let in_time = duo.world().now < end;
-            assert!(in_time, "chapter {number} does not end: {stop:?}\n{}", duo.log_text());
+            let in_time = operators.world().now < end;
+            assert!(in_time, "story step {number} does not end: {stop:?}\n{}", operators.log_text());
         }
-        if stopped_in.is_some_and(|stopped| number >= stopped + stop.resume_after) {
-            duo.resume(0);
+        if stopped_at_step.is_some_and(|stopped| number >= stopped + stop.resume_after) {
+            operators.resume(0);
         }
     }
-    duo.resume(0);
-    duo.run_for(SignedDuration::from_secs(3));
-    duo.check_violations(&format!("{stop:?}"));
-    stopped_in.map(|_| ())
+    operators.resume(0);
+    operators.run_for(SignedDuration::from_secs(3));
+    operators.check_violations(&format!("{stop:?}"));
+    stopped_at_step.map(|_| ())
 }
 
-/// In a short run only some of the calls, others in each.
+/// A short run tries only some of the calls, different ones for each variant.
 #[test]
-fn one_that_was_stopped_at_any_call_undoes_nothing_when_it_goes_on() {
+fn operator_stopped_at_any_call_undoes_nothing_later() {
     let long = is_long();
     let mut calls = 0;
-    for (variant, chapters) in [(0, 0), (1, 1), (2, 2), (3, 3)] {
-        for cuts in [true, false] {
+    for (variant, steps) in [(0, 0), (1, 1), (2, 2), (3, 3)] {
+        for interrupts in [true, false] {
             let mut call = 1 + variant;
-            while run_with_stop(StopPoint { call, interrupts: cuts, resume_after: chapters }).is_some() {
+            while run_with_stop(StopPoint { call, interrupts, resume_after: steps }).is_some() {
                 call += if long { 1 } else { 29 };
                 calls += 1;
             }
@@ -149,81 +150,82 @@ fn one_that_was_stopped_at_any_call_undoes_nothing_when_it_goes_on() {
     assert!(calls > 30, "{calls}");
 }
 
-/// Moves operator 0 alone until this is true, and stops it there: after the write of a status, before its effects.
-fn stop_operator_when(duo: &mut TwoOperators, is_so: impl Fn(&World) -> bool) {
-    duo.set_stopped(1, true);
+/// Steps operator 0 alone until the condition holds, and stops it there: after the write of a status, before its
+/// effects.
+fn stop_operator_when(operators: &mut TwoOperators, condition: impl Fn(&World) -> bool) {
+    operators.set_stopped(1, true);
     for _ in 0..3000 {
-        while duo.step(0) {
-            if is_so(&duo.world()) {
-                duo.set_stopped(0, true);
-                duo.set_stopped(1, false);
+        while operators.step(0) {
+            if condition(&operators.world()) {
+                operators.set_stopped(0, true);
+                operators.set_stopped(1, false);
                 return;
             }
         }
-        duo.tick_world();
+        operators.tick_world();
     }
-    panic!("it does not come so far\n{}", duo.log_text());
+    panic!("the condition never holds\n{}", operators.log_text());
 }
 
-fn run_until(duo: &mut TwoOperators, what: &str, is_so: impl Fn(&World) -> bool) {
+fn run_until(operators: &mut TwoOperators, what: &str, condition: impl Fn(&World) -> bool) {
     for _ in 0..3000 {
-        if is_so(&duo.world()) {
-            return duo.check_violations(what);
+        if condition(&operators.world()) {
+            return operators.check_violations(what);
         }
-        duo.tick();
+        operators.tick();
     }
-    panic!("not in time: {what}\n{}", duo.log_text());
+    panic!("not in time: {what}\n{}", operators.log_text());
 }
 
-fn run_story_to(chapters: usize) -> TwoOperators {
-    let mut duo = TwoOperators::new(quick_world(), 7);
-    for chapter in &STORY[..chapters] {
-        (chapter.start)(&mut duo.world());
-        run_until(&mut duo, "a chapter", chapter.is_done);
+fn run_story_to(steps: usize) -> TwoOperators {
+    let mut operators = TwoOperators::new(quick_world(), 7);
+    for step in &STORY[..steps] {
+        (step.start)(&mut operators.world());
+        run_until(&mut operators, "a story step", step.is_done);
     }
-    duo
+    operators
 }
 
-/// Found by thinking of it: the edit was written after the id had come back into service, and servers unloaded it.
+/// Regression: the edit was written after the id had become desired again, so servers unloaded it.
 #[test]
-fn an_edit_that_was_begun_does_not_unlist_what_has_come_back_meanwhile() {
-    let mut duo = run_story_to(2);
-    duo.world().set_intent(IntentKind::Promote);
-    stop_operator_when(&mut duo, |world| has_retired(world, V1, &[RetirementState::Unlisting]));
-    duo.world().edit_spec(set_adapter_id(V1));
-    run_until(&mut duo, "v1 serves again", |world| world.weights().iter().any(|(id, _)| id == V1));
-    duo.resume(0);
-    duo.run_for(SignedDuration::from_secs(10));
-    duo.check_violations("after it went on");
+fn stale_edit_does_not_unlist_an_id_desired_again() {
+    let mut operators = run_story_to(2);
+    operators.world().set_intent(IntentKind::Promote);
+    stop_operator_when(&mut operators, |world| has_retired(world, V1, &[RetirementState::Unlisting]));
+    operators.world().edit_spec(set_adapter_id(V1));
+    run_until(&mut operators, "v1 serves again", |world| world.weights().iter().any(|(id, _)| id == V1));
+    operators.resume(0);
+    operators.run_for(SignedDuration::from_secs(10));
+    operators.check_violations("after operator 0 resumed");
 }
 
-/// The same with an id that was rejected and let go, and is tried again.
+/// The same race with an id that was rejected and is then retried.
 #[test]
-fn a_key_that_was_begun_does_not_reject_what_is_tried_again_meanwhile() {
-    let mut duo = run_story_to(5);
-    duo.world().set_intent(IntentKind::Abort);
-    stop_operator_when(&mut duo, |world| {
+fn stale_directives_do_not_reject_a_retried_id() {
+    let mut operators = run_story_to(5);
+    operators.world().set_intent(IntentKind::Abort);
+    stop_operator_when(&mut operators, |world| {
         let status = world.status();
         status.rejected.iter().any(|rejected| rejected.id == id(V3)) && !status.admission.admitted.contains(&id(V3))
     });
-    duo.world().set_intent(IntentKind::Retry);
-    run_until(&mut duo, "v3 serves again", |world| world.weights().iter().any(|(id, _)| id == V3));
-    duo.resume(0);
-    duo.run_for(SignedDuration::from_secs(10));
-    duo.check_violations("after it went on");
+    operators.world().set_intent(IntentKind::Retry);
+    run_until(&mut operators, "v3 serves again", |world| world.weights().iter().any(|(id, _)| id == V3));
+    operators.resume(0);
+    operators.run_for(SignedDuration::from_secs(10));
+    operators.check_violations("after operator 0 resumed");
 }
 
-/// An operator that reads an old Rollout and the present file: its decision was made for another time.
+/// An operator that reads an outdated Rollout but the current file must not write the file.
 #[test]
-fn one_that_hears_of_the_rollout_late_does_not_edit_the_file_of_today() {
-    let mut duo = run_story_to(2);
-    duo.world().set_intent(IntentKind::Promote);
-    stop_operator_when(&mut duo, |world| has_retired(world, V1, &[RetirementState::Unlisting]));
-    duo.world().edit_spec(set_adapter_id(V1));
-    run_until(&mut duo, "v1 serves again", |world| world.weights().iter().any(|(id, _)| id == V1));
-    let (late, at_once) = (SignedDuration::from_mins(2), SignedDuration::ZERO);
-    duo.kill(0);
-    duo.set_lags(0, [late, at_once, at_once]);
-    duo.run_for(SignedDuration::from_secs(10));
-    duo.check_violations("after it went on");
+fn outdated_rollout_does_not_edit_the_current_file() {
+    let mut operators = run_story_to(2);
+    operators.world().set_intent(IntentKind::Promote);
+    stop_operator_when(&mut operators, |world| has_retired(world, V1, &[RetirementState::Unlisting]));
+    operators.world().edit_spec(set_adapter_id(V1));
+    run_until(&mut operators, "v1 serves again", |world| world.weights().iter().any(|(id, _)| id == V1));
+    let (long_lag, no_lag) = (SignedDuration::from_mins(2), SignedDuration::ZERO);
+    operators.kill(0);
+    operators.set_lags(0, [long_lag, no_lag, no_lag]);
+    operators.run_for(SignedDuration::from_secs(10));
+    operators.check_violations("after operator 0 resumed");
 }

@@ -1,4 +1,4 @@
-//! Every single write of the guide goes wrong once, in every way: the end is always the same.
+//! The guide with a fault at every single write, one per run: the end state is always the same.
 
 use crate::{
     driver::SimRun,
@@ -12,7 +12,7 @@ use rollora_api::rollout::{
 
 const QUICK: &str = "{ duration: 200ms }";
 
-/// The guide without long pauses, up to v1 being gone, then v3 being aborted at half.
+/// Runs the guide without long pauses until v1 is unloaded, then aborts v3 at half.
 fn run_guide(faults: Vec<Fault>) -> SimRun {
     let rollout = ROLLOUT.replace("{ duration: 5s }", QUICK).replace("delay: 2s", "delay: 0s");
     let mut world = World::new(&rollout, 2, &[V1]);
@@ -36,13 +36,13 @@ fn run_guide(faults: Vec<Fault>) -> SimRun {
     run
 }
 
-/// What has to be the same in the end.
+/// Returns the part of the state that must be the same at the end of each run.
 fn end_state(run: &SimRun) -> String {
     let world = run.world();
     let status = world.status();
-    let key = world.adapters.directives_text.clone().unwrap();
-    let history: Vec<_> = status.history.iter().map(|ended| (&ended.id, &ended.outcome)).collect();
-    format!("{:?}\n{}\n{key}\n{:?}\n{history:?}", world.weights(), world.adapters.user_text, status.revision)
+    let directives = world.adapters.directives_text.clone().unwrap();
+    let history: Vec<_> = status.history.iter().map(|entry| (&entry.id, &entry.outcome)).collect();
+    format!("{:?}\n{}\n{directives}\n{:?}\n{history:?}", world.weights(), world.adapters.user_text, status.revision)
 }
 
 fn fail_every_write(fault: Fault) {
@@ -59,21 +59,21 @@ fn fail_every_write(fault: Fault) {
 }
 
 #[test]
-fn a_crash_before_any_write_ends_the_same() {
+fn crash_before_any_write_reaches_the_same_end() {
     fail_every_write(Fault::CrashBefore);
 }
 
 #[test]
-fn a_crash_after_any_write_ends_the_same() {
+fn crash_after_any_write_reaches_the_same_end() {
     fail_every_write(Fault::CrashAfter);
 }
 
 #[test]
-fn an_answer_that_is_lost_at_any_write_ends_the_same() {
+fn lost_response_to_any_write_reaches_the_same_end() {
     fail_every_write(Fault::LostResponse);
 }
 
 #[test]
-fn a_write_that_hangs_ends_the_same() {
+fn hanging_write_reaches_the_same_end() {
     fail_every_write(Fault::Hang);
 }

@@ -1,4 +1,4 @@
-//! Runs the operator over the world: a reconcile whenever the runner would make one, and time in between.
+//! Runs the operator in the world: reconciles when the work queue would, and lets virtual time pass in between.
 
 use crate::{
     ports::Sim,
@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use rollora_api::rollout::status::Phase;
 use rollora_operator::{Operator, Requeue, ports::RolloutKey};
 
-/// The operator, its world, and when it looks again.
+/// The operator, its world, and when it reconciles again.
 pub(crate) struct SimRun {
     pub(crate) sim: Sim,
     operator: Operator<Sim, Sim, Sim>,
@@ -27,21 +27,21 @@ impl SimRun {
         self.sim.world()
     }
 
-    /// One reconcile. A crash in it makes a new operator, which knows nothing.
+    /// Runs one reconcile. A crash in it creates a new operator with empty caches.
     pub(crate) fn reconcile(&mut self) {
         let key = RolloutKey { namespace: None, name: self.world().rollout.metadata.name.clone() };
         let sim = self.sim.clone();
-        let next = self.runtime.block_on(async {
+        let requeue = self.runtime.block_on(async {
             tokio::select! {
                 biased;
-                next = self.operator.reconcile(&key) => Some(next),
+                requeue = self.operator.reconcile(&key) => Some(requeue),
                 () = sim.crash.notified() => None,
             }
         });
         let mut world = self.sim.world();
         let now = world.now;
-        self.due = if let Some(next) = next {
-            next_due(&next, now)
+        self.due = if let Some(requeue) = requeue {
+            next_due(&requeue, now)
         } else {
             world.log_event("the operator crashed");
             self.operator = new_operator(&self.sim);
@@ -49,7 +49,7 @@ impl SimRun {
         };
     }
 
-    /// One tick of time, and the reconciles that fall due in it.
+    /// Advances time by one tick and runs the reconciles that become due.
     pub(crate) fn tick(&mut self) {
         self.world().tick();
         for _ in 0..20 {
@@ -71,11 +71,11 @@ impl SimRun {
         }
     }
 
-    /// Runs until this is true, for at most ten minutes of virtual time.
+    /// Runs until the condition holds, for at most ten minutes of virtual time.
     #[track_caller]
-    pub(crate) fn run_until(&mut self, what: &str, is_so: impl Fn(&World) -> bool) {
+    pub(crate) fn run_until(&mut self, what: &str, condition: impl Fn(&World) -> bool) {
         let end = self.world().now + SignedDuration::from_mins(10);
-        while !is_so(&self.world()) {
+        while !condition(&self.world()) {
             let in_time = self.world().now <= end;
             assert!(in_time, "not within ten minutes: {what}\n{}", self.log_text());
             self.tick();
@@ -94,11 +94,11 @@ impl SimRun {
         self.run_until(&format!("{weights:?}"), |world| world.weights() == weights);
     }
 
-    /// Nothing that must never happen has happened.
+    /// Fails if an invariant was violated.
     #[track_caller]
     pub(crate) fn check_violations(&self) {
-        let broken = self.world().violations.clone();
-        assert!(broken.is_empty(), "{broken:#?}\n{}", self.log_text());
+        let violations = self.world().violations.clone();
+        assert!(violations.is_empty(), "{violations:#?}\n{}", self.log_text());
     }
 
     pub(crate) fn log_text(&self) -> String {
@@ -106,9 +106,9 @@ impl SimRun {
     }
 }
 
-/// When a key is reconciled again, where nothing happens before.
-pub(crate) fn next_due(next: &Requeue, now: Timestamp) -> Option<Timestamp> {
-    match next {
+/// Returns when a key is reconciled again if nothing changes.
+pub(crate) fn next_due(requeue: &Requeue, now: Timestamp) -> Option<Timestamp> {
+    match requeue {
         Requeue::OnChange | Requeue::Forget => None,
         Requeue::After(delay) => Some(now + SignedDuration::try_from(*delay).unwrap()),
         Requeue::Now => Some(now),

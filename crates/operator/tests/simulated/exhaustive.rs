@@ -1,6 +1,6 @@
-//! A small world, exhaustively: one server, one router, two adapters, and every sequence of things that people, servers,
-//! routers and failing calls can do in it. The operator starts anew after each of them, as after a crash, and in the end
-//! everything is well again and the rollout has to come to rest.
+//! Exhaustive search in a small world: one server, one router, two adapters, and every short sequence of actions by
+//! people, servers, routers and failing calls. The operator restarts after each action, as after a crash. At the end
+//! all faults are healed and the rollout must come to rest.
 
 use crate::{
     driver::SimRun,
@@ -10,7 +10,7 @@ use crate::{
 };
 use rollora_api::rollout::{IntentKind, status::Phase};
 
-fn alphabet() -> Vec<WorldAction> {
+fn actions() -> Vec<WorldAction> {
     let list = |exist, not_exist| WorldAction::ListAdapters { exist, not_exist };
     vec![
         // v1 alone, both, v2 alone, v2 with v1 unlisted, v1 with v2 unlisted.
@@ -32,29 +32,29 @@ fn alphabet() -> Vec<WorldAction> {
     ]
 }
 
-/// Tries every letter after this world, each with every wait behind it, and goes on from there. Returns how many
-/// sequences came to their end.
+/// Tries every action after this world, each followed by every wait, and continues from there. Returns the number of
+/// complete sequences.
 fn explore(world: &World, depth: usize, waits: &[usize], path: &mut Vec<String>) -> usize {
-    let mut ends = 0;
-    for (letter, wait) in alphabet().iter().flat_map(|letter| waits.iter().map(move |wait| (letter, *wait))) {
+    let mut sequences = 0;
+    for (action, wait) in actions().iter().flat_map(|action| waits.iter().map(move |wait| (action, *wait))) {
         let mut run = SimRun::new(world.clone());
         run.world().changed = true;
-        path.push(format!("{letter:?}, then {wait} ticks"));
-        apply_action(&mut run, letter);
+        path.push(format!("{action:?}, then {wait} ticks"));
+        apply_action(&mut run, action);
         (0..wait).for_each(|_| run.tick());
         run.world().check_message();
         if depth > 1 {
             let next = run.world().clone();
-            ends += explore(&next, depth - 1, waits, path);
+            sequences += explore(&next, depth - 1, waits, path);
         } else {
             run_to_rest(&mut run, &[], None);
-            ends += 1;
+            sequences += 1;
         }
-        let broken = run.world().violations.clone();
-        assert!(broken.is_empty(), "{path:#?}: {broken:#?}\n{}", run.log_text());
+        let violations = run.world().violations.clone();
+        assert!(violations.is_empty(), "{path:#?}: {violations:#?}\n{}", run.log_text());
         path.pop();
     }
-    ends
+    sequences
 }
 
 fn small_world() -> World {
@@ -63,13 +63,13 @@ fn small_world() -> World {
 
 fn explore_from(world: &World) {
     let (depth, waits) = if is_long() { (3, &[1, 30][..]) } else { (2, &[8][..]) };
-    let letters = alphabet().len() * waits.len();
-    let ends = explore(world, depth, waits, &mut Vec::new());
-    assert_eq!(ends, letters.pow(u32::try_from(depth).unwrap()));
+    let choices = actions().len() * waits.len();
+    let sequences = explore(world, depth, waits, &mut Vec::new());
+    assert_eq!(sequences, choices.pow(u32::try_from(depth).unwrap()));
 }
 
 #[test]
-fn whatever_happens_after_an_installation_nobody_is_hurt() {
+fn all_sequences_after_installation_keep_the_invariants() {
     let mut run = SimRun::new(small_world());
     run.run_until_phase(Phase::Succeeded);
     let world = run.world().clone();
@@ -77,7 +77,7 @@ fn whatever_happens_after_an_installation_nobody_is_hurt() {
 }
 
 #[test]
-fn whatever_happens_at_half_nobody_is_hurt() {
+fn all_sequences_at_half_keep_the_invariants() {
     let mut run = SimRun::new(small_world());
     run.run_until_phase(Phase::Succeeded);
     run.world().list_adapters(&["small-v1", "small-v2"], &[]);

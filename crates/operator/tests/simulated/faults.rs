@@ -1,4 +1,4 @@
-//! What breaks in the middle of a rollout: adapters, servers, routers, and the calls of the ports.
+//! Failures in the middle of a rollout: adapters, servers, routers, and the calls of the ports.
 
 use crate::{
     driver::SimRun,
@@ -18,7 +18,7 @@ fn crash_count(run: &SimRun) -> usize {
 }
 
 #[test]
-fn a_deadly_adapter_hurts_one_server_and_is_rejected_with_one_clear_line() {
+fn adapter_that_crashes_a_server_is_rejected_after_one() {
     let mut run = installed();
     run.world().behaviors.insert(id(V2), AdapterBehavior::CrashesOnLoad);
     run.world().list_adapters(&[V1, V2], &[]);
@@ -26,7 +26,7 @@ fn a_deadly_adapter_hurts_one_server_and_is_rejected_with_one_clear_line() {
     run.run_for(SignedDuration::from_secs(30));
     run.check_violations();
     assert_eq!(crash_count(&run), 1, "{}", run.log_text());
-    assert_eq!(run.world().weight_history, [[(V1.to_owned(), 100)]], "no client was sent to it");
+    assert_eq!(run.world().weight_history, [[(V1.to_owned(), 100)]], "it never had weight");
     assert_eq!(
         run.world().status().message,
         "small-v2 was rejected: the server server-0 died while loading it or at its \
@@ -35,7 +35,7 @@ fn a_deadly_adapter_hurts_one_server_and_is_rejected_with_one_clear_line() {
 }
 
 #[test]
-fn an_adapter_that_was_superseded_on_trial_and_is_listed_again_is_loaded_nowhere_else() {
+fn superseded_trial_crashes_no_second_server() {
     let mut run = installed();
     run.world().behaviors.insert(id(V2), AdapterBehavior::CrashesOnLoad);
     run.world().list_adapters(&[V1, V2], &[]);
@@ -52,7 +52,7 @@ fn an_adapter_that_was_superseded_on_trial_and_is_listed_again_is_loaded_nowhere
 }
 
 #[test]
-fn a_rejected_adapter_is_tried_again_on_retry_and_another_id_needs_none() {
+fn rejected_adapter_needs_retry_but_another_id_does_not() {
     let mut run = installed();
     run.world().behaviors.insert(id(V2), AdapterBehavior::FailsToLoad);
     run.world().list_adapters(&[V1, V2], &[]);
@@ -64,15 +64,15 @@ fn a_rejected_adapter_is_tried_again_on_retry_and_another_id_needs_none() {
     run.run_until_weights(&[(V1, 50), (V2, 50)]);
     run.world().set_intent(IntentKind::Abort);
     run.run_until_phase(Phase::RolledBack);
-    run.run_until("v2 is gone", |world| world.loaded_count(&id(V2)) == 0);
+    run.run_until("v2 is unloaded", |world| world.loaded_count(&id(V2)) == 0);
     run.run_for(SignedDuration::from_secs(10));
-    assert_eq!(run.world().loaded_count(&id(V2)), 0, "it is listed and stays rejected");
+    assert_eq!(run.world().loaded_count(&id(V2)), 0, "it is listed but stays rejected");
     run.world().list_adapters(&[V1, V2, "small-v3"], &[]);
     run.run_until_weights(&[(V1, 50), ("small-v3", 50)]);
 }
 
 #[test]
-fn a_rejected_adapter_that_somebody_uses_yet_stays_where_it_is_and_is_loaded_nowhere_else() {
+fn rejected_adapter_in_use_stays_but_is_not_reloaded() {
     let mut run = at_half();
     run.world().set_intent(IntentKind::Abort);
     run.run_until_phase(Phase::RolledBack);
@@ -88,36 +88,36 @@ fn a_rejected_adapter_that_somebody_uses_yet_stays_where_it_is_and_is_loaded_now
         world.servers.iter().map(|server| (server.ready, server.loaded.contains_key(&id(V2)))).collect::<Vec<_>>()
     };
     assert_eq!(holds(&run), [(true, true), (true, false), (true, true)], "{}", run.log_text());
-    run.run_until("nobody has it", |world| world.loaded_count(&id(V2)) == 0);
+    run.run_until("it is unloaded everywhere", |world| world.loaded_count(&id(V2)) == 0);
     run.world().set_intent(IntentKind::Retry);
     run.run_until_weights(&[(V1, 50), (V2, 50)]);
 }
 
 #[test]
-fn servers_that_an_adapter_ends_when_they_read_it_again_are_waited_for_and_stable_takes_over() {
+fn abort_recovers_servers_that_crash_on_reload() {
     let mut run = at_half();
     run.world().load_everywhere(&id("small-v3"));
     run.world().behaviors.insert(id(V2), AdapterBehavior::CrashesOnReload);
     for _ in 0..200 {
-        // A third one that is used pushes out one of the two.
+        // Uses of a third adapter evict one of the two.
         run.world().use_on_all_servers(&id("small-v3"));
         run.tick();
     }
     run.check_violations();
     run.world().set_intent(IntentKind::Abort);
     run.run_until_phase(Phase::RolledBack);
-    run.run_until("nobody has it", |world| world.loaded_count(&id(V2)) == 0);
+    run.run_until("it is unloaded everywhere", |world| world.loaded_count(&id(V2)) == 0);
     run.run_for(SignedDuration::from_secs(10));
     assert!(run.world().servers.iter().all(|server| server.ready), "{}", run.log_text());
 }
 
 #[test]
-fn a_first_install_that_was_aborted_before_it_had_weight_is_let_go() {
+fn aborted_first_install_is_unloaded() {
     let mut run = SimRun::new(World::new(ROLLOUT, 3, &[V1]));
     run.world().servers[2].load_time = SignedDuration::from_secs(40);
     run.run_until("it is admitted", |world| world.loaded_count(&id(V1)) == 2);
     run.world().set_intent(IntentKind::Abort);
-    run.run_until("nobody has it", |world| world.loaded_count(&id(V1)) == 0);
+    run.run_until("it is unloaded everywhere", |world| world.loaded_count(&id(V1)) == 0);
     run.run_for(SignedDuration::from_secs(5));
     let status = run.world().status();
     assert!(status.admission.admitted.is_empty(), "{status:#?}");
@@ -126,7 +126,7 @@ fn a_first_install_that_was_aborted_before_it_had_weight_is_let_go() {
 }
 
 #[test]
-fn a_bad_first_install_is_rejected_and_another_id_is_installed() {
+fn bad_first_install_is_replaced_by_another_id() {
     let mut world = World::new(ROLLOUT, 3, &[V1]);
     world.behaviors.insert(id(V1), AdapterBehavior::CrashesOnLoad);
     let mut run = SimRun::new(world);
@@ -139,7 +139,7 @@ fn a_bad_first_install_is_rejected_and_another_id_is_installed() {
 }
 
 #[test]
-fn a_server_that_dies_and_comes_back_at_each_step_changes_nothing() {
+fn server_restart_at_any_step_changes_no_weights() {
     for server in 0..3 {
         let mut run = installed();
         run.world().list_adapters(&[V1, V2], &[]);
@@ -163,13 +163,13 @@ fn a_server_that_dies_and_comes_back_at_each_step_changes_nothing() {
 }
 
 #[test]
-fn the_weight_is_taken_back_while_a_ready_server_lacks_the_adapter_also_in_a_pause() {
+fn weight_is_withdrawn_while_a_ready_server_lacks_the_adapter() {
     let mut run = at_half();
     run.world().allow_loss(&id(V2));
     run.world().servers[1].load_time = SignedDuration::from_secs(30);
     run.world().servers[1].loaded.remove(&id(V2));
     run.run_for(SignedDuration::from_secs(8));
-    assert_eq!(run.world().weights(), [(V1.to_owned(), 50), (V2.to_owned(), 50)], "not for a moment's loss");
+    assert_eq!(run.world().weights(), [(V1.to_owned(), 50), (V2.to_owned(), 50)], "a short loss changes no weights");
     run.run_until_phase(Phase::Held);
     run.run_until_weights(&[(V1, 100)]);
     assert!(run.world().status().message.contains("server-1: is loading it"), "{}", run.world().status().message);
@@ -178,7 +178,7 @@ fn the_weight_is_taken_back_while_a_ready_server_lacks_the_adapter_also_in_a_pau
 }
 
 #[test]
-fn a_server_that_is_not_ready_for_a_moment_opens_no_gate() {
+fn briefly_unready_server_does_not_pass_the_residency_gate() {
     for silent in [false, true] {
         let mut run = installed();
         run.world().servers[2].load_time = SignedDuration::from_secs(20);
@@ -193,16 +193,16 @@ fn a_server_that_is_not_ready_for_a_moment_opens_no_gate() {
 }
 
 #[test]
-fn a_step_that_takes_too_long_rolls_back_or_holds() {
+fn step_past_its_deadline_rolls_back_or_holds() {
     for (policy, phase) in [(OnFailure::Rollback, Phase::RolledBack), (OnFailure::Hold, Phase::Held)] {
         let mut run = installed();
         run.world().edit_spec(|rollout| rollout.spec.strategy.on_failure = policy);
         run.world().servers[2].load_time = SignedDuration::from_secs(90);
-        let began = run.world().now;
+        let start = run.world().now;
         run.world().list_adapters(&[V1, V2], &[]);
         run.run_until_phase(phase);
-        let took = run.world().now.duration_since(began);
-        assert!((60..=64).contains(&took.as_secs()), "{took:?}\n{}", run.log_text());
+        let elapsed = run.world().now.duration_since(start);
+        assert!((60..=64).contains(&elapsed.as_secs()), "{elapsed:?}\n{}", run.log_text());
         assert!(run.world().status().message.contains("took longer than 1m"), "{}", run.world().status().message);
         assert_eq!(run.world().weights(), [(V1.to_owned(), 100)]);
         if policy == OnFailure::Hold {
@@ -212,7 +212,7 @@ fn a_step_that_takes_too_long_rolls_back_or_holds() {
 }
 
 #[test]
-fn a_deadline_counts_only_what_could_be_observed() {
+fn deadline_does_not_count_while_paused() {
     let mut run = installed();
     run.world().servers[2].load_time = SignedDuration::from_secs(100);
     run.world().list_adapters(&[V1, V2], &[]);
@@ -224,7 +224,7 @@ fn a_deadline_counts_only_what_could_be_observed() {
 }
 
 #[test]
-fn counts_are_written_at_most_every_five_seconds() {
+fn count_changes_are_written_at_most_every_five_seconds() {
     let mut run = installed();
     run.world().servers[2].load_time = SignedDuration::from_secs(50);
     run.world().list_adapters(&[V1, V2], &[]);
@@ -239,16 +239,16 @@ fn counts_are_written_at_most_every_five_seconds() {
 }
 
 #[test]
-fn a_rewrite_that_could_not_be_read_in_a_pause_is_read_again() {
+fn rewrite_that_failed_to_be_read_is_read_again() {
     let mut run = at_half();
     run.world().edit_rewrite(|rewrite| rewrite.spec.rules.clear());
-    // Every read of the reconcile that follows fails, and nothing happens after that.
+    // Every read of the next reconcile fails, and nothing changes afterwards.
     run.world().faults = vec![Fault::None, Fault::Unavailable, Fault::Unavailable, Fault::Unavailable].into();
     run.run_until_weights(&[(V1, 50), (V2, 50)]);
 }
 
 #[test]
-fn an_idle_rollout_writes_nothing() {
+fn idle_rollout_writes_nothing() {
     let mut run = installed();
     run.run_for(SignedDuration::from_secs(2));
     let writes = run.world().status_writes;
@@ -260,7 +260,7 @@ fn an_idle_rollout_writes_nothing() {
 }
 
 #[test]
-fn a_router_that_cannot_be_asked_blocks_cleanup_but_no_abort() {
+fn unreachable_router_blocks_cleanup_but_not_abort() {
     let mut run = at_half();
     run.world().routers.push(SimRouter { reachable: false, ..SimRouter::new("router-1") });
     run.world().set_intent(IntentKind::PromoteFull);
@@ -276,7 +276,7 @@ fn a_router_that_cannot_be_asked_blocks_cleanup_but_no_abort() {
 }
 
 #[test]
-fn no_router_at_all_proves_nothing() {
+fn rollout_waits_while_there_is_no_router() {
     let mut run = at_half();
     let routers = std::mem::take(&mut run.world().routers);
     run.world().set_intent(IntentKind::PromoteFull);
@@ -289,7 +289,7 @@ fn no_router_at_all_proves_nothing() {
 }
 
 #[test]
-fn a_lagging_router_keeps_the_old_adapter_loaded() {
+fn lagging_router_keeps_the_old_adapter_loaded() {
     let mut run = at_half();
     let lagging = SimRouter { lag: SignedDuration::from_secs(15), ..run.world().routers[0].clone() };
     run.world().routers.push(SimRouter { name: "router-1".to_owned(), ..lagging });
@@ -298,11 +298,11 @@ fn a_lagging_router_keeps_the_old_adapter_loaded() {
     assert_eq!(run.world().phase(), Phase::RollingBack);
     assert_eq!(run.world().loaded_count(&id(V2)), 3);
     run.run_until_phase(Phase::RolledBack);
-    run.run_until("v2 is gone", |world| world.loaded_count(&id(V2)) == 0);
+    run.run_until("v2 is unloaded", |world| world.loaded_count(&id(V2)) == 0);
 }
 
 #[test]
-fn an_abort_reaches_the_rewrite_while_servers_and_routers_hang() {
+fn abort_reaches_the_rewrite_while_the_fleet_hangs() {
     let mut run = at_half();
     run.world().fleet_hangs = true;
     run.world().set_intent(IntentKind::Abort);
@@ -313,7 +313,7 @@ fn an_abort_reaches_the_rewrite_while_servers_and_routers_hang() {
 }
 
 #[test]
-fn a_pool_without_ready_servers_waits_and_says_so() {
+fn pool_without_ready_servers_waits_with_a_message() {
     let mut run = installed();
     let now = run.world().now;
     for server in 0..3 {

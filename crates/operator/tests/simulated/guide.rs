@@ -1,4 +1,4 @@
-//! The guide, and what people do in the middle of it.
+//! The rollout of the guide, and its starting points for other tests.
 
 use crate::{
     driver::SimRun,
@@ -49,13 +49,13 @@ pub(crate) fn at_half() -> SimRun {
 }
 
 #[test]
-fn the_guide_goes_from_v1_to_v2_and_cleans_up() {
+fn guide_moves_traffic_to_v2_and_unloads_v1() {
     let mut run = at_half();
     run.run_for(SignedDuration::from_secs(30));
     assert_eq!(run.world().phase(), Phase::Paused, "an open pause waits for a person\n{}", run.log_text());
     run.world().set_intent(IntentKind::Promote);
     run.run_until_phase(Phase::Succeeded);
-    run.run_until("v1 is gone", |world| world.loaded_count(&id(V1)) == 0);
+    run.run_until("v1 is unloaded", |world| world.loaded_count(&id(V1)) == 0);
     run.run_until("Gone", |world| world.status().retired.iter().all(|entry| entry.state == RetirementState::Gone));
     let world = run.world();
     assert_eq!(world.weight_history.len(), 4, "{:?}", world.weight_history);
@@ -67,11 +67,11 @@ fn the_guide_goes_from_v1_to_v2_and_cleans_up() {
 }
 
 #[test]
-fn an_abort_at_half_gives_everything_back_in_one_write() {
+fn abort_at_half_restores_stable_in_one_write() {
     let mut run = at_half();
     run.world().set_intent(IntentKind::Abort);
     run.tick();
     assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "{}", run.log_text());
     run.run_until_phase(Phase::RolledBack);
-    run.run_until("v2 is gone", |world| world.loaded_count(&id(V2)) == 0);
+    run.run_until("v2 is unloaded", |world| world.loaded_count(&id(V2)) == 0);
 }

@@ -1,4 +1,4 @@
-//! What operators may see that read documents late, as from a cache: every state there was, in order.
+//! Every past state of the documents, in order, for operators that read them with a lag, as from a cache.
 
 use crate::world::World;
 use jiff::{SignedDuration, Timestamp};
@@ -6,7 +6,7 @@ use rollora_api::{rewrite::InferenceModelRewrite, rollout::Rollout};
 use rollora_operator::ports::AdaptersDocument;
 use std::sync::Arc;
 
-/// All documents at one time.
+/// All documents at one point in time.
 #[derive(Debug, Clone)]
 pub(crate) struct DocumentSnapshot {
     at: Timestamp,
@@ -38,24 +38,24 @@ impl DocumentSnapshot {
 }
 
 impl World {
-    /// Takes note of the documents, where they have changed.
+    /// Records the documents if they have changed.
     pub(crate) fn record_snapshot(&mut self) {
-        let Some(mut past) = self.history.take() else { return };
-        if past.last().is_none_or(|last| !last.is_current(self)) {
-            past.push(Arc::new(DocumentSnapshot::of(self)));
+        let Some(mut snapshots) = self.history.take() else { return };
+        if snapshots.last().is_none_or(|last| !last.is_current(self)) {
+            snapshots.push(Arc::new(DocumentSnapshot::of(self)));
         }
-        self.history = Some(past);
+        self.history = Some(snapshots);
     }
 
-    /// The number of the last state.
+    /// Returns the number of the latest snapshot.
     pub(crate) fn latest_snapshot(&self) -> usize {
-        self.history.as_ref().map_or(0, |past| past.len().saturating_sub(1))
+        self.history.as_ref().map_or(0, |snapshots| snapshots.len().saturating_sub(1))
     }
 
-    /// The number of the state that somebody sees who hears of everything this late, and has seen `floor`.
+    /// Returns the number of the snapshot that an operator with this lag reads, if it has already read `floor`.
     pub(crate) fn visible_snapshot(&self, lag: SignedDuration, floor: usize) -> usize {
-        let past = self.history.as_deref().unwrap_or_default();
-        let last = past.iter().rposition(|documents| documents.at + lag <= self.now).unwrap_or(0);
+        let snapshots = self.history.as_deref().unwrap_or_default();
+        let last = snapshots.iter().rposition(|documents| documents.at + lag <= self.now).unwrap_or(0);
         last.max(floor)
     }
 }

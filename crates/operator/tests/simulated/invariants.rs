@@ -1,5 +1,5 @@
-//! What must never happen, by name. Each is looked at where it could be broken: at every write of a rewrite, at every
-//! unload, at every tick.
+//! The invariants, by name. Each is checked where it could be violated: at every write of a rewrite, at every unload,
+//! or at every tick.
 
 use crate::world::{World, id};
 use jiff::SignedDuration;
@@ -14,47 +14,47 @@ use rollora_operator::ports::AdaptersDocument;
 use rollora_plan::observed::AdapterListing;
 use std::fmt::Display;
 
-/// Something that must never happen.
+/// A property that must hold in every run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Invariant {
     /// No router sends to a target that a Ready server of the pool lacks.
     TargetsAreResident,
     /// An id is never unloaded while a router may still send to it.
     RoutedIdsStayLoaded,
-    /// An id is never unloaded while anybody has used it within `quietFor`.
+    /// An id is never unloaded within `quietFor` of its last use by any client.
     UsedIdsStayLoaded,
-    /// No operator writes that an id may go which has weight.
+    /// No operator write allows the unload of an id that has weight.
     WeightedIdsStayHeld,
-    /// Served weights never leave the plan, unless somebody else gave them before anything was known: what serves a
-    /// Rollout without a status is adopted as it is.
+    /// Served weights never leave the plan, unless another writer set them while the Rollout had no status: such
+    /// weights are adopted as they are.
     WeightsFollowPlan,
-    /// A Rollout cannot be deleted while traffic is split.
+    /// A Rollout cannot be deleted without a finalizer while traffic is split.
     SplitsHaveFinalizer,
-    /// Weights never go backwards: the stamp on a rewrite only rises.
-    StampsAreMonotonic,
-    /// No effect is needed twice for different results: a stamp says the same weights whenever it is written.
-    StampsDetermineWeights,
-    /// What was rejected gets no weight.
+    /// Weights never go backwards: the sequence on a rewrite only increases.
+    SequencesAreMonotonic,
+    /// A sequence stands for the same weights whenever it is written.
+    SequencesDetermineWeights,
+    /// A rejected id never gets weight.
     RejectedHasNoWeight,
     /// An abort always reaches stable.
     AbortReachesStable,
-    /// A bad adapter hurts at most one server, each time that it is listed.
+    /// A bad adapter crashes at most one server each time it is listed.
     AtMostOneServerCrashes,
-    /// Every waiting state ends, or names what it waits for.
+    /// Every waiting state ends, or its message names what it waits for.
     WaitingHasReason,
-    /// What is written for one Rollout changes nothing of the other's rule, its stamp, and what it calls stable.
+    /// A write for one Rollout does not change the other's rule, its sequence, or its stable adapter.
     RulesAreIsolated,
-    /// Nor of what the adapters file and the operator's key say of the other's ids.
+    /// A write for one Rollout does not change the other's entries in the adapters file and the operator directives.
     EntriesAreIsolated,
-    /// Entries leave with their Rollout, whoever saw it go.
+    /// Entries are removed with their Rollout, whichever operator observes its deletion.
     EntriesAreFinalized,
-    /// No Rollout takes what is written for the other for somebody's edit.
+    /// No Rollout takes a write for the other one for an edit by another writer.
     NoFalseOverwriteEvent,
-    /// Where nothing happens, nothing is written.
+    /// Nothing is written while nothing changes.
     IdleWritesNothing,
 }
 
-/// An invariant that was broken, and how.
+/// A violated invariant, with details.
 #[derive(Debug, Clone)]
 #[expect(dead_code, reason = "it is printed")]
 pub(crate) struct Violation(pub(crate) Invariant, pub(crate) String);
@@ -65,7 +65,7 @@ impl World {
         self.violations.push(Violation(invariant, format!("at {at}: {how}")));
     }
 
-    /// A deletion is held back from before traffic is split.
+    /// A finalizer is set before traffic is split.
     pub(crate) fn check_finalizer(&mut self, weights: &[(String, i32)]) {
         if weights.len() > 1 && !self.deleted && self.rollout.metadata.finalizers.is_empty() {
             self.record_violation(Invariant::SplitsHaveFinalizer, format!("it could be deleted at {weights:?}"));
@@ -86,49 +86,50 @@ impl World {
         }
     }
 
-    /// An operator writes the adapters file or its key.
+    /// Checks a write of the adapters file or the operator directives by an operator.
     pub(crate) fn check_weighted_ids_held(&mut self, before: &AdaptersDocument, after: &AdaptersDocument) {
-        let key = |document: &AdaptersDocument| {
+        let directives = |document: &AdaptersDocument| {
             document.directives_text.as_deref().map(|text| OperatorDirectives::parse(text).unwrap()).unwrap_or_default()
         };
         let file =
             |document: &AdaptersDocument| AdaptersFile::parse(&document.user_text).map(|parsed| parsed.file).ok();
         for target in self.weights().into_iter().map(|(name, _)| id(&name)) {
-            let let_go = key(before).serving.contains(&target) && !key(after).serving.contains(&target);
-            let rejected = !key(before).rejected.contains(&target) && key(after).rejected.contains(&target);
+            let dropped = directives(before).serving.contains(&target) && !directives(after).serving.contains(&target);
+            let rejected =
+                !directives(before).rejected.contains(&target) && directives(after).rejected.contains(&target);
             let listing = |document| file(document).map(|file| AdapterListing::of(&target, &file));
             let unlisted = listing(before) == Some(AdapterListing::EnsureExist)
                 && listing(after) == Some(AdapterListing::EnsureNotExist);
-            let leaves = self.deleted || self.rollout.metadata.deletion_timestamp.is_some();
-            // A key that lets go of what the file lists unloads nothing, and is mended by the next look.
-            let let_go = let_go && listing(after) != Some(AdapterListing::EnsureExist);
-            if (let_go || rejected || unlisted) && !leaves {
-                let how = format!("{target}: let go {let_go}, rejected {rejected}, unlisted {unlisted}");
+            let is_leaving = self.deleted || self.rollout.metadata.deletion_timestamp.is_some();
+            // Directives that drop an id which the file lists unload nothing, and the next reconcile corrects them.
+            let dropped = dropped && listing(after) != Some(AdapterListing::EnsureExist);
+            if (dropped || rejected || unlisted) && !is_leaving {
+                let how = format!("{target}: dropped {dropped}, rejected {rejected}, unlisted {unlisted}");
                 self.record_violation(Invariant::WeightedIdsStayHeld, how);
             }
         }
     }
 
-    /// An operator has written this.
-    pub(crate) fn check_stamp(&mut self, rewrite: &InferenceModelRewrite) {
+    /// Checks a rewrite that an operator has written.
+    pub(crate) fn check_sequence(&mut self, rewrite: &InferenceModelRewrite) {
         let ours = sequence_annotation(self.rollout.metadata.uid.as_deref().unwrap_or_default());
-        let stamp = rewrite.metadata.annotations.get(&ours);
-        let Some(stamp) = stamp.and_then(|value| value.parse::<i64>().ok()) else { return };
+        let sequence = rewrite.metadata.annotations.get(&ours);
+        let Some(sequence) = sequence.and_then(|value| value.parse::<i64>().ok()) else { return };
         let weights = self.weights();
-        if let Some((highest, _)) = self.weights_by_stamp.last_key_value()
-            && *highest > stamp
+        if let Some((highest, _)) = self.weights_by_sequence.last_key_value()
+            && *highest > sequence
         {
-            let how = format!("{weights:?} was written with stamp {stamp}, after {highest}");
-            self.record_violation(Invariant::StampsAreMonotonic, how);
+            let how = format!("{weights:?} was written with sequence {sequence}, after {highest}");
+            self.record_violation(Invariant::SequencesAreMonotonic, how);
         }
-        let before = self.weights_by_stamp.entry(stamp).or_insert_with(|| weights.clone());
+        let before = self.weights_by_sequence.entry(sequence).or_insert_with(|| weights.clone());
         if *before != weights {
-            let how = format!("stamp {stamp} was written with {before:?}, and with {weights:?}");
-            self.record_violation(Invariant::StampsDetermineWeights, how);
+            let how = format!("sequence {sequence} was written with {before:?}, and with {weights:?}");
+            self.record_violation(Invariant::SequencesDetermineWeights, how);
         }
         let status = self.status();
         let rejected = |name: &String| status.rejected.iter().any(|rejected| rejected.id == id(name));
-        if status.weights.sequence.0 == stamp && weights.iter().any(|(name, _)| rejected(name)) {
+        if status.weights.sequence.0 == sequence && weights.iter().any(|(name, _)| rejected(name)) {
             let how = format!("{weights:?} while {:?} are rejected", status.rejected);
             self.record_violation(Invariant::RejectedHasNoWeight, how);
         }
@@ -142,9 +143,9 @@ impl World {
         if self.routers.iter().any(|router| router.targets(&models).contains(id)) {
             self.record_violation(Invariant::RoutedIdsStayLoaded, format!("{server} unloaded {id}"));
         }
-        let quiet = SignedDuration::try_from(self.rollout.spec.cleanup.quiet_for.get()).unwrap();
+        let quiet_for = SignedDuration::try_from(self.rollout.spec.cleanup.quiet_for.get()).unwrap();
         if let Some(used) = self.last_uses.get(id)
-            && self.now.duration_since(*used) < quiet
+            && self.now.duration_since(*used) < quiet_for
         {
             let how = format!("{server} unloaded {id}, which was used at {used}");
             self.record_violation(Invariant::UsedIdsStayLoaded, how);
@@ -167,7 +168,7 @@ impl World {
         }
     }
 
-    /// A state that says nothing waits for nothing that anybody could find.
+    /// Checks that the message of every state is not empty.
     pub(crate) fn check_message(&mut self) {
         let status = self.status();
         if self.rollout.status.is_some() && !self.deleted && status.message.is_empty() {
@@ -175,25 +176,25 @@ impl World {
         }
     }
 
-    /// What holds when everything is well again, and time enough has passed.
+    /// Checks the state after all faults were healed and enough time has passed.
     pub(crate) fn check_end_state(&mut self, rests: bool) {
         let (status, weights) = (self.status(), self.weights());
         if !rests && !self.deleted {
             self.record_violation(Invariant::WaitingHasReason, format!("it does not end: {status:#?}"));
         }
-        let back = status.revision.stable.as_ref().map(|stable| vec![(stable.to_string(), 100)]);
-        if status.phase == Phase::RolledBack && !weights.is_empty() && Some(&weights) != back.as_ref() {
+        let expected = status.revision.stable.as_ref().map(|stable| vec![(stable.to_string(), 100)]);
+        if status.phase == Phase::RolledBack && !weights.is_empty() && Some(&weights) != expected.as_ref() {
             self.record_violation(Invariant::AbortReachesStable, format!("{weights:?} in the end"));
         }
     }
 
-    /// How many servers may have died over an id.
+    /// Checks how many servers have crashed because of an id.
     pub(crate) fn check_crash_count(&mut self, bad: &AdapterId, at_most: usize) {
-        let hurt = self.servers.iter().filter(|server| server.crash_ids.contains(bad)).count();
-        if hurt > at_most {
+        let crashed = self.servers.iter().filter(|server| server.crash_ids.contains(bad)).count();
+        if crashed > at_most {
             self.record_violation(
                 Invariant::AtMostOneServerCrashes,
-                format!("{hurt} servers died over {bad}, {at_most} at most"),
+                format!("{crashed} servers crashed because of {bad}, at most {at_most} may"),
             );
         }
     }

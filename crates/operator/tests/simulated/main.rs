@@ -1,5 +1,6 @@
-//! The operator over a simulated world: servers with sidecars, routers that lag, a store in which any call can fail,
-//! hang, end unknown, or be the last one before a crash. Time is virtual, every run is decided by its inputs.
+//! The operator in a simulated world: servers with sidecars, routers that lag, and a store in which any call can fail,
+//! hang, have an unknown outcome, or be the last one before a crash. Time is virtual; each run is determined by its
+//! inputs.
 
 #![cfg(test)]
 

@@ -1,4 +1,4 @@
-//! The two ports over the simulated world. Every call first meets the next fault.
+//! The two ports over the simulated world. Every call first takes the next fault of the queue.
 
 use crate::{
     history::DocumentSnapshot,
@@ -24,27 +24,27 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// A shared world.
+/// Handle of a shared world, for one operator.
 #[derive(Debug, Clone)]
 pub(crate) struct Sim {
     world: Arc<Mutex<World>>,
     pub(crate) log: Arc<WorldLog>,
-    /// Tells that the operator has to die now.
+    /// Notified when the operator must crash.
     pub(crate) crash: Arc<Notify>,
-    /// How this operator goes where it is moved call by call.
+    /// Progress of this operator, if it is stepped call by call.
     stepping: Option<Arc<Mutex<Stepping>>>,
 }
 
-/// How an operator goes that is moved call by call, beside others.
+/// Progress of an operator that is stepped call by call, concurrently with others.
 #[derive(Debug, Default)]
 pub(crate) struct Stepping {
-    /// Decides how many turns the next calls take.
+    /// Random state that decides how many polls the next calls take.
     pub(crate) seed: u64,
-    /// How late it hears of the Rollout, of rewrites and of the adapters file.
+    /// Lag of its reads of the Rollout, the rewrites and the adapters file.
     pub(crate) lags: [SignedDuration; 3],
-    /// What it has seen or written of each.
+    /// Number of the latest snapshot that it has read or written, by kind.
     pub(crate) min_snapshots: [usize; 3],
-    /// Calls so far.
+    /// Number of calls so far.
     pub(crate) calls: usize,
 }
 
@@ -61,23 +61,24 @@ impl Sim {
         Self { world: Arc::new(Mutex::new(world)), log, crash: Arc::default(), stepping: None }
     }
 
-    /// Another operator in the same world, which is moved call by call.
-    pub(crate) fn with_stepping(&self, gait: Stepping) -> Self {
-        Self { crash: Arc::default(), stepping: Some(Arc::new(Mutex::new(gait))), ..self.clone() }
+    /// Returns a handle for another operator in the same world, which is stepped call by call.
+    pub(crate) fn with_stepping(&self, stepping: Stepping) -> Self {
+        Self { crash: Arc::default(), stepping: Some(Arc::new(Mutex::new(stepping))), ..self.clone() }
     }
 
     pub(crate) fn stepping(&self) -> Option<MutexGuard<'_, Stepping>> {
-        self.stepping.as_ref().map(|gait| gait.lock().unwrap())
+        self.stepping.as_ref().map(|stepping| stepping.lock().unwrap())
     }
 
-    /// Waits for one to three turns, where it is moved call by call.
+    /// Yields for one to three polls, if the operator is stepped call by call.
     async fn yield_steps(&self) {
-        let turns = self.stepping().map_or(0, |mut gait| {
-            gait.calls += 1;
-            gait.seed = gait.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            1 + (gait.seed >> 33) % 3
+        let polls = self.stepping().map_or(0, |mut stepping| {
+            stepping.calls += 1;
+            stepping.seed =
+                stepping.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            1 + (stepping.seed >> 33) % 3
         });
-        for _ in 0..turns {
+        for _ in 0..polls {
             let mut waited = false;
             std::future::poll_fn(
                 |_| if std::mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending },
@@ -86,23 +87,23 @@ impl Sim {
         }
     }
 
-    /// The documents as this operator sees them now; none where it sees everything at once.
+    /// Returns the documents as this operator reads them now; `None` if it reads the current ones.
     fn visible_snapshot(&self, world: &World, kind: DocumentKind) -> Option<Arc<DocumentSnapshot>> {
-        let mut gait = self.stepping()?;
-        let number = world.visible_snapshot(gait.lags[kind as usize], gait.min_snapshots[kind as usize]);
-        gait.min_snapshots[kind as usize] = number;
+        let mut stepping = self.stepping()?;
+        let number = world.visible_snapshot(stepping.lags[kind as usize], stepping.min_snapshots[kind as usize]);
+        stepping.min_snapshots[kind as usize] = number;
         world.history.as_ref()?.get(number).cloned()
     }
 
-    /// This operator has written it, or wants to know for sure.
+    /// Records the documents, and lets later reads of this operator return nothing older.
     fn record_and_catch_up(&self, world: &mut World, kind: DocumentKind) {
         world.record_snapshot();
         self.catch_up(world, kind);
     }
 
     fn catch_up(&self, world: &World, kind: DocumentKind) {
-        if let Some(mut gait) = self.stepping() {
-            gait.min_snapshots[kind as usize] = world.latest_snapshot();
+        if let Some(mut stepping) = self.stepping() {
+            stepping.min_snapshots[kind as usize] = world.latest_snapshot();
         }
     }
 
@@ -110,15 +111,15 @@ impl Sim {
         self.world.lock().unwrap()
     }
 
-    /// Meets the next fault. What has to be done is done by `call`, which is not reached where the fault comes first.
+    /// Takes the next fault. The effect is in `call`, which is not executed if the fault occurs first.
     async fn with_fault<T>(
         &self,
-        own: Option<Fault>,
+        own_fault: Option<Fault>,
         call: impl FnOnce(&mut World) -> T,
         fail: impl FnOnce(PortFailure) -> T,
     ) -> T {
         self.yield_steps().await;
-        let fault = own.or_else(|| self.world().faults.pop_front()).unwrap_or(Fault::None);
+        let fault = own_fault.or_else(|| self.world().faults.pop_front()).unwrap_or(Fault::None);
         match fault {
             Fault::None => call(&mut self.world()),
             Fault::Unavailable => fail(PortFailure::Unavailable),
@@ -126,7 +127,7 @@ impl Sim {
                 call(&mut self.world());
                 fail(PortFailure::Unknown)
             }
-            // Whoever is moved call by call has no clock of its own: the time limit is over.
+            // A stepped operator has no running clock, so the timeout is over immediately.
             Fault::Hang if self.stepping.is_some() => {
                 self.world().now += SignedDuration::from_secs(5);
                 fail(PortFailure::Unknown)
@@ -142,9 +143,9 @@ impl Sim {
 
     fn visible_rollout(&self, world: &World) -> Option<Versioned<Arc<Rollout>>> {
         let present = || (!world.deleted).then(|| (world.rollout.clone(), world.rollout_version));
-        let seen = self.visible_snapshot(world, DocumentKind::Rollout);
+        let snapshot = self.visible_snapshot(world, DocumentKind::Rollout);
         let name = &world.rollout.metadata.name;
-        let (value, number) = seen.map_or_else(present, |documents| documents.rollout(name))?;
+        let (value, number) = snapshot.map_or_else(present, |documents| documents.rollout(name))?;
         Some(Versioned { resource_version: resource_version(number), value: Arc::new(value) })
     }
 
@@ -157,7 +158,7 @@ impl Sim {
         let hangs = self.world().fleet_hangs;
         match (hangs, &self.stepping) {
             (false, _) => Ok(()),
-            (true, Some(_)) => Err(ReadError::Unavailable("no answer in time".to_owned())),
+            (true, Some(_)) => Err(ReadError::Unavailable("no response in time".to_owned())),
             (true, None) => std::future::pending().await,
         }
     }
@@ -167,7 +168,7 @@ impl Sim {
         std::future::pending().await
     }
 
-    /// What a person has to mend, where something is missing.
+    /// Fails if the configuration is broken in this respect.
     fn check_configuration(&self, what: impl Fn(&Misconfiguration) -> Option<String>) -> Result<(), ReadError> {
         what(&self.world().misconfiguration).map_or(Ok(()), |why| Err(ReadError::Invalid(why)))
     }
@@ -184,7 +185,7 @@ impl Sim {
     ) -> WriteOutcome {
         let fail = |failure| match failure {
             PortFailure::Unavailable => WriteOutcome::Unavailable("simulated".to_owned()),
-            // What is not known is read anew, and not from a cache.
+            // After an unknown outcome the next read is not served from a cache.
             PortFailure::Unknown => {
                 self.record_and_catch_up(&mut self.world(), kind);
                 WriteOutcome::Unknown("simulated".to_owned())
@@ -197,12 +198,12 @@ impl Sim {
             }
             written
         };
-        let own = {
+        let own_fault = {
             let mut world = self.world();
             world.writes += 1;
             world.write_faults.pop_front()
         };
-        self.with_fault(own, call, fail).await
+        self.with_fault(own_fault, call, fail).await
     }
 }
 
@@ -250,8 +251,9 @@ impl DocumentStore for Sim {
     async fn rewrites(&self, _: &RolloutKey) -> Result<Vec<Versioned<Arc<InferenceModelRewrite>>>, ReadError> {
         self.check_configuration(|missing| missing.rewrites.clone())?;
         self.read(|world| {
-            let seen = self.visible_snapshot(world, DocumentKind::Rewrites).map(|documents| documents.rewrites.clone());
-            let rewrites = seen.unwrap_or_else(|| world.rewrites.clone()).into_iter();
+            let snapshot =
+                self.visible_snapshot(world, DocumentKind::Rewrites).map(|documents| documents.rewrites.clone());
+            let rewrites = snapshot.unwrap_or_else(|| world.rewrites.clone()).into_iter();
             rewrites
                 .map(|(value, number)| Versioned { resource_version: resource_version(number), value: Arc::new(value) })
                 .collect()
@@ -271,14 +273,15 @@ impl DocumentStore for Sim {
                 let unread = world.unread_files.get(&reference.name).cloned();
                 return unread.map(|(value, number)| Versioned { resource_version: resource_version(number), value });
             }
-            let mut seen =
+            let mut snapshot =
                 self.visible_snapshot(world, DocumentKind::Adapters).map(|documents| documents.adapters.clone());
             let at_least = at_least.and_then(|version| version.0.parse().ok()).unwrap_or_default();
-            if seen.as_ref().is_some_and(|(_, number)| *number < at_least) {
+            if snapshot.as_ref().is_some_and(|(_, number)| *number < at_least) {
                 self.catch_up(world, DocumentKind::Adapters);
-                seen = self.visible_snapshot(world, DocumentKind::Adapters).map(|documents| documents.adapters.clone());
+                snapshot =
+                    self.visible_snapshot(world, DocumentKind::Adapters).map(|documents| documents.adapters.clone());
             }
-            let (value, number) = seen.unwrap_or_else(|| (world.adapters.clone(), world.adapters_version));
+            let (value, number) = snapshot.unwrap_or_else(|| (world.adapters.clone(), world.adapters_version));
             let found = Versioned { resource_version: resource_version(number), value };
             (!world.misconfiguration.adapters).then_some(found)
         })
@@ -291,7 +294,7 @@ impl DocumentStore for Sim {
                 return WriteOutcome::Conflict;
             }
             if world.rollout.status.as_ref() == Some(status) {
-                // As an API server does it.
+                // An API server does not change the version either.
                 return WriteOutcome::Done(resource_version(world.rollout_version));
             }
             if world.status().phase != status.phase || world.status().message != status.message {
@@ -331,7 +334,7 @@ impl DocumentStore for Sim {
                 _ => return WriteOutcome::Conflict,
             }
             world.rewrites_changed();
-            world.check_stamp(written);
+            world.check_sequence(written);
             world.check_other_footprint(others);
             if let Some(rival) = world.rival {
                 world.edit_rewrite(rival);
@@ -369,13 +372,13 @@ impl DocumentStore for Sim {
         true
     }
 
-    async fn set_finalizer(&self, key: &RolloutKey, read: &ResourceVersion, guarded: bool) -> WriteOutcome {
+    async fn set_finalizer(&self, key: &RolloutKey, read: &ResourceVersion, present: bool) -> WriteOutcome {
         self.write(key, DocumentKind::Rollout, |world| {
             if *read != resource_version(world.rollout_version) || world.deleted {
                 return WriteOutcome::Conflict;
             }
-            world.log_event(if guarded { "the Rollout is guarded" } else { "the Rollout is not guarded any more" });
-            world.rollout.metadata.finalizers = guarded.then(|| FINALIZER.to_owned()).into_iter().collect();
+            world.log_event(if present { "the finalizer is set" } else { "the finalizer is removed" });
+            world.rollout.metadata.finalizers = present.then(|| FINALIZER.to_owned()).into_iter().collect();
             world.rollout_version = world.next_version();
             world.remove_if_unfinalized();
             WriteOutcome::Done(resource_version(world.rollout_version))

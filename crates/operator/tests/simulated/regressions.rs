@@ -1,4 +1,4 @@
-//! What the schedules have found, each as it was found: the shortest sequence that once hurt somebody.
+//! Regressions that the random schedules have found: for each the shortest sequence that once violated an invariant.
 
 use crate::{
     driver::SimRun,
@@ -7,11 +7,10 @@ use crate::{
 use jiff::SignedDuration;
 use rollora_api::rollout::{IntentKind, status::Phase};
 
-/// What was rejected was tried on another server when the status was lost and somebody
-/// said `retry`.
+/// A rejected adapter was tried on another server after the status was lost and a person retried.
 #[test]
-fn a_status_that_is_lost_after_a_rejection_lets_no_second_server_try() {
-    let deadly = Some(3);
+fn lost_status_after_rejection_crashes_no_second_server() {
+    let crashing = Some(3);
     let actions = [
         WorldAction::ToggleServerReachable { server: 0 },
         WorldAction::ListAdapters { exist: 8, not_exist: 0 },
@@ -20,14 +19,14 @@ fn a_status_that_is_lost_after_a_rejection_lets_no_second_server_try() {
         WorldAction::DeleteStatus,
         WorldAction::SetIntent(IntentKind::Retry),
     ];
-    run_one_operator(schedule_world(deadly, None), &actions, deadly).unwrap();
+    run_one_operator(schedule_world(crashing, None), &actions, crashing).unwrap();
 }
 
-/// One that read an older file, in which the deadly id was not listed yet, took back what
-/// the other had decided since, and forgot with it that the id was rejected.
+/// An operator that read an older file, in which the bad id was not listed yet, reverted the other operator's later
+/// decisions, and with them the rejection.
 #[test]
-fn one_that_hears_of_the_file_late_lets_no_second_server_try_what_was_rejected() {
-    let deadly = Some(3);
+fn outdated_file_crashes_no_second_server() {
+    let crashing = Some(3);
     let actions = [
         Ok(WorldAction::Wait(3)),
         Err(OperatorFault::SetLags(0, [0, 0, 301])),
@@ -35,14 +34,14 @@ fn one_that_hears_of_the_file_late_lets_no_second_server_try_what_was_rejected()
         Ok(WorldAction::Wait(2)),
     ];
     for seed in [163_925_140, 1, 2, 3] {
-        run_two_operators(schedule_world(deadly, None), seed, &actions, deadly).unwrap();
+        run_two_operators(schedule_world(crashing, None), seed, &actions, crashing).unwrap();
     }
 }
 
-/// What somebody else gave while the status was lost is adopted as it is, also where no
-/// step has it, and stays until the steps go on.
+/// Weights that another writer set while the status was lost are adopted, also if no step has them, and stay until the
+/// steps continue.
 #[test]
-fn a_split_that_nobody_planned_is_adopted_where_the_status_was_lost() {
+fn unplanned_split_is_adopted_after_the_status_is_lost() {
     let mut run = SimRun::new(schedule_world(None, None));
     run.run_until_phase(Phase::Succeeded);
     apply_action(&mut run, &WorldAction::ListAdapters { exist: 3, not_exist: 0 });
@@ -57,22 +56,22 @@ fn a_split_that_nobody_planned_is_adopted_where_the_status_was_lost() {
     run.run_until_weights(&[("small-v1", 50), ("small-v2", 50)]);
 }
 
-/// An id on trial was superseded, its pilot died, and it came back before it had gone.
+/// A trial was superseded, its pilot crashed, and the id became desired again before it was unloaded.
 #[test]
-fn one_that_comes_back_after_its_pilot_has_died_is_tried_there_again() {
-    let deadly = Some(2);
+fn id_returning_after_pilot_crash_is_tried_there_again() {
+    let crashing = Some(2);
     let actions = [
         WorldAction::ListAdapters { exist: 4, not_exist: 0 },
         WorldAction::ListAdapters { exist: 12, not_exist: 0 },
         WorldAction::CrashServer { server: 0, seconds: 1 },
         WorldAction::ListAdapters { exist: 4, not_exist: 0 },
     ];
-    run_one_operator(schedule_world(deadly, None), &actions, deadly).unwrap();
+    run_one_operator(schedule_world(crashing, None), &actions, crashing).unwrap();
 }
 
-/// Every server waits for what serves and is not listed, and only the lost status said so.
+/// Every server waits for an adapter that serves but is not listed, which only the lost status recorded.
 #[test]
-fn a_status_that_is_lost_does_not_hide_what_servers_wait_for() {
+fn message_names_awaited_id_after_the_status_is_lost() {
     let mut run = SimRun::new(schedule_world(None, None));
     run.run_until_phase(Phase::Succeeded);
     apply_action(&mut run, &WorldAction::DeleteRewrite);

@@ -1,4 +1,4 @@
-//! The operator as it runs: it hears of changes, gives way to an abort, and ends when it is told to.
+//! The operator's loop `run`: reacts to changes, lets an abort interrupt a reconcile, and ends when it is canceled.
 
 use crate::{
     driver::new_operator,
@@ -14,7 +14,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Runs the operator beside a script, in virtual time; the operator has to end when the script has.
+/// Runs the operator concurrently with a script, in virtual time; the operator must end after the script.
 fn run_with_operator<S: Future<Output = ()>>(sim: &Sim, script: S) -> Arc<ReconcileStats> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let (operator, cancel) = (new_operator(sim), CancellationToken::new());
@@ -24,74 +24,74 @@ fn run_with_operator<S: Future<Output = ()>>(sim: &Sim, script: S) -> Arc<Reconc
             script.await;
             cancel.cancel();
         };
-        let (ended, ()) = timeout(Duration::from_mins(2), async { tokio::join!(running, script) }).await.unwrap();
-        assert_eq!(ended, Ok(()));
+        let (result, ()) = timeout(Duration::from_mins(2), async { tokio::join!(running, script) }).await.unwrap();
+        assert_eq!(result, Ok(()));
     });
     Arc::clone(operator.stats())
 }
 
-/// How long it takes until the rewrite says this.
+/// Returns how long it takes until the rewrite has these weights.
 async fn wait_for_weights(sim: &Sim, weights: &[(&str, i32)]) -> Duration {
-    let began = Instant::now();
-    let wanted: Vec<(String, i32)> = weights.iter().map(|(id, weight)| ((*id).to_owned(), *weight)).collect();
-    while sim.world().weights() != wanted {
+    let start = Instant::now();
+    let expected: Vec<(String, i32)> = weights.iter().map(|(id, weight)| ((*id).to_owned(), *weight)).collect();
+    while sim.world().weights() != expected {
         sleep(Duration::from_millis(1)).await;
     }
-    began.elapsed()
+    start.elapsed()
 }
 
 #[test]
-fn an_abort_is_written_within_250_ms_while_servers_and_routers_hang() {
+fn abort_is_written_within_250_ms_while_the_fleet_hangs() {
     let sim = at_half().sim;
     sim.world().fleet_hangs = true;
     sim.world().changed = true;
     run_with_operator(&sim, async {
-        // By now a reconcile is in the middle of asking somebody who does not answer.
+        // By now a reconcile waits for a server or router that does not respond.
         sleep(Duration::from_secs(1)).await;
         sim.world().set_intent(IntentKind::Abort);
-        let took = wait_for_weights(&sim, &[(V1, 100)]).await;
-        assert!(took <= Duration::from_millis(250), "{took:?}");
+        let elapsed = wait_for_weights(&sim, &[(V1, 100)]).await;
+        assert!(elapsed <= Duration::from_millis(250), "{elapsed:?}");
     });
 }
 
 #[test]
-fn a_change_is_heard_at_once() {
+fn change_is_reconciled_within_250_ms() {
     let sim = at_half().sim;
     run_with_operator(&sim, async {
         sim.world().set_intent(IntentKind::PromoteFull);
-        let took = wait_for_weights(&sim, &[(V2, 100)]).await;
-        assert!(took <= Duration::from_millis(250), "{took:?}");
+        let elapsed = wait_for_weights(&sim, &[(V2, 100)]).await;
+        assert!(elapsed <= Duration::from_millis(250), "{elapsed:?}");
     });
 }
 
 #[test]
-fn an_operator_that_is_told_to_end_ends() {
+fn canceled_operator_ends() {
     let sim = installed().sim;
     run_with_operator(&sim, async {});
 }
 
 #[test]
-fn what_was_asked_and_written_is_counted_with_its_time_and_a_rollout_that_is_gone_is_not() {
+fn stats_count_intents_and_writes_of_existing_rollouts() {
     let sim = at_half().sim;
     let key = RolloutKey { namespace: None, name: sim.world().rollout.metadata.name.clone() };
-    let tally = run_with_operator(&sim, async {
+    let stats = run_with_operator(&sim, async {
         sim.world().set_intent(IntentKind::Abort);
         wait_for_weights(&sim, &[(V1, 100)]).await;
-        // Its last reconcile ends.
+        // Lets the last reconcile end.
         sleep(Duration::from_secs(1)).await;
     });
-    assert!(tally.for_rollout(&key).finished > 0, "{tally:?}");
-    assert_eq!((tally.for_rollout(&key).failed, tally.failures()), (0, 0));
+    assert!(stats.for_rollout(&key).finished > 0, "{stats:?}");
+    assert_eq!((stats.for_rollout(&key).failed, stats.failures()), (0, 0));
     assert_eq!(
-        tally.intent_durations().iter().map(|(verb, it)| (*verb, it.count())).collect::<Vec<_>>(),
+        stats.intent_durations().iter().map(|(verb, durations)| (*verb, durations.count())).collect::<Vec<_>>(),
         [("abort", 1)]
     );
-    let writes = tally.write_durations();
+    let writes = stats.write_durations();
     assert_eq!(writes["rewrite"].count(), 1);
     assert!(writes["status"].count() > 0);
 
     sim.world().changed = true;
-    let tally = run_with_operator(&sim, async {
+    let stats = run_with_operator(&sim, async {
         sleep(Duration::from_secs(1)).await;
         sim.world().delete_rollout();
         while !sim.world().deleted {
@@ -99,6 +99,6 @@ fn what_was_asked_and_written_is_counted_with_its_time_and_a_rollout_that_is_gon
         }
         sleep(Duration::from_secs(1)).await;
     });
-    assert!(tally.reconciles() > 1);
-    assert_eq!(tally.for_rollout(&key), ReconcileCounts::default());
+    assert!(stats.reconciles() > 1);
+    assert_eq!(stats.for_rollout(&key), ReconcileCounts::default());
 }

@@ -1,5 +1,5 @@
-//! Random schedules: people, deaths, lags and failing calls in any order. Whatever happens, what must never happen
-//! does not, every state names what it waits for, and when everything is well again the rollout ends.
+//! Random schedules: actions of people, crashes, lags and failing calls in any order. The invariants hold at all times,
+//! every state names what it waits for, and after all faults are healed the rollout comes to rest.
 
 use crate::{
     driver::SimRun,
@@ -17,14 +17,14 @@ use rollora_api::{
 };
 use std::sync::MutexGuard;
 
-/// Three of the pool, and one beside it.
+/// Three servers of the pool, and one of another pool.
 const SERVERS: usize = 4;
 pub(crate) const IDS: [&str; 4] = ["small-v1", "small-v2", "small-v3", "small-v4"];
 
 #[derive(Debug, Clone)]
 pub(crate) enum WorldAction {
     Wait(u8),
-    /// One bit for each id.
+    /// One bit per id.
     ListAdapters {
         exist: u8,
         not_exist: u8,
@@ -37,7 +37,7 @@ pub(crate) enum WorldAction {
     ToggleServerReachable {
         server: usize,
     },
-    /// Not Ready for a moment, with what it has.
+    /// The server is not Ready for this time, but keeps its adapters.
     FailProbe {
         server: usize,
         millis: i64,
@@ -58,8 +58,13 @@ pub(crate) enum WorldAction {
     Heal,
 }
 
-fn any_verb() -> impl Strategy<Value = IntentKind> {
-    prop_oneof![4 => Just(IntentKind::Promote), 2 => Just(IntentKind::PromoteFull), 2 => Just(IntentKind::Abort), 1 => Just(IntentKind::Retry)]
+fn any_intent() -> impl Strategy<Value = IntentKind> {
+    prop_oneof![
+        4 => Just(IntentKind::Promote),
+        2 => Just(IntentKind::PromoteFull),
+        2 => Just(IntentKind::Abort),
+        1 => Just(IntentKind::Retry),
+    ]
 }
 
 fn any_fault() -> impl Strategy<Value = Fault> {
@@ -77,7 +82,7 @@ pub(crate) fn any_action() -> impl Strategy<Value = WorldAction> {
     prop_oneof![
         8 => (1..60_u8).prop_map(WorldAction::Wait),
         3 => (0..16_u8, 0..16_u8).prop_map(|(exist, not_exist)| WorldAction::ListAdapters { exist, not_exist }),
-        4 => any_verb().prop_map(WorldAction::SetIntent),
+        4 => any_intent().prop_map(WorldAction::SetIntent),
         1 => (0..SERVERS, 1..20_i64).prop_map(|(server, seconds)| WorldAction::CrashServer { server, seconds }),
         1 => (0..SERVERS).prop_map(|server| WorldAction::ToggleServerReachable { server }),
         2 => (0..SERVERS, 1..5000_i64, any::<bool>())
@@ -116,7 +121,7 @@ pub(crate) fn select_ids(ids: &[&'static str; 4], bits: u8) -> Vec<&'static str>
     (0..ids.len()).filter(|index| bits & (1 << index) != 0).map(|index| ids[index]).collect()
 }
 
-/// One operator, or two at once.
+/// Driver of one operator, or of two concurrent ones.
 pub(crate) trait SimDriver {
     fn world(&self) -> MutexGuard<'_, World>;
     fn tick(&mut self);
@@ -159,7 +164,7 @@ pub(crate) fn apply_action<D: SimDriver>(run: &mut D, action: &WorldAction) {
     }
 }
 
-/// What happens to the Rollout of these ids, or around it.
+/// Applies an action to the Rollout of these ids, or to its surroundings.
 pub(crate) fn apply_to_rollout(world: &mut World, action: &WorldAction, ids: &[&'static str; 4]) {
     let now = world.now;
     match action {
@@ -191,14 +196,14 @@ pub(crate) fn apply_to_rollout(world: &mut World, action: &WorldAction, ids: &[&
         WorldAction::UseInOtherPool(index) if is_serving(world, ids[*index]) => {
             world.use_in_other_pool(&id(ids[*index]))
         }
-        // Whoever waits does not come here.
+        // Waiting is done by the driver.
         WorldAction::Wait(_) | WorldAction::UseAdapter(_) | WorldAction::UseInOtherPool(_) => {}
         WorldAction::HangFleet => world.fleet_hangs = true,
         WorldAction::Heal => heal(world),
     }
 }
 
-/// Somebody gives to each target what another one had.
+/// Another writer reverses the order of the weights.
 fn swap_weights(world: &mut World) {
     let model = world.rollout.spec.model.clone();
     world.edit_rewrite(|rewrite| {
@@ -208,12 +213,12 @@ fn swap_weights(world: &mut World) {
     });
 }
 
-/// Whether the operator has not let go of it yet: a use after that comes too late to be heard of.
+/// Returns whether the operator still declares the id as serving: a later use is observed too late.
 fn is_serving(world: &World, name: &str) -> bool {
     world.directives().serving.contains(&id(name))
 }
 
-/// How often an id was listed that was not before.
+/// Returns how often an id was newly listed.
 pub(crate) fn count_listings(actions: &[WorldAction], index: usize) -> usize {
     let lists = actions.iter().filter_map(|action| match action {
         WorldAction::ListAdapters { exist, .. } => Some(exist & (1 << index) != 0),
@@ -222,11 +227,11 @@ pub(crate) fn count_listings(actions: &[WorldAction], index: usize) -> usize {
     lists.fold((false, 0), |(was, count), is| (is, count + usize::from(is && !was))).1
 }
 
-/// Whether the rollout is where only a person, or nobody, has to do something.
+/// Returns whether only a person can continue the rollout, or nothing is left to do.
 pub(crate) fn is_at_rest(world: &World) -> bool {
     let status = world.status();
     let unlisted = |condition: &Condition| condition.type_ == "Progressing" && condition.reason == "NotListed";
-    // Servers that restart wait for what serves, and cannot load it while nobody lists it.
+    // Restarted servers wait for every serving adapter, and cannot load one that the file does not list.
     let beyond_help = status.message.contains("list it again")
         && world.servers.iter().all(|server| server.in_other_pool || !server.ready);
     match status.phase {
@@ -241,13 +246,13 @@ pub(crate) fn is_at_rest(world: &World) -> bool {
 }
 
 pub(crate) fn check_violations<D: SimDriver>(run: &D) -> Result<(), TestCaseError> {
-    let broken = run.world().violations.clone();
-    prop_assert!(broken.is_empty(), "{broken:#?}\n{}", run.log_text());
+    let violations = run.world().violations.clone();
+    prop_assert!(violations.is_empty(), "{violations:#?}\n{}", run.log_text());
     Ok(())
 }
 
-/// Each schedule is minutes of virtual time: a short run tries few, one with `--long` about a million ticks of them, and
-/// `PROPTEST_CASES` as many as it says.
+/// Each schedule is minutes of virtual time: a short run tries few, one with `--long` about a million ticks, and
+/// `PROPTEST_CASES` sets the number of cases.
 pub(crate) fn config(few: u32) -> ProptestConfig {
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     match (std::env::var_os("PROPTEST_CASES"), is_long()) {
@@ -257,30 +262,30 @@ pub(crate) fn config(few: u32) -> ProptestConfig {
     }
 }
 
-/// Whether this is a run with the long schedules.
+/// Returns whether long schedules were requested.
 pub(crate) fn is_long() -> bool {
     std::env::var_os("ROLLORA_LONG").is_some()
 }
 
-pub(crate) fn schedule_world(deadly: Option<usize>, broken: Option<usize>) -> World {
+pub(crate) fn schedule_world(crashing: Option<usize>, broken: Option<usize>) -> World {
     let rollout = ROLLOUT.replace("{ duration: 5s }", "{ duration: 1s }");
     let mut world = World::new(&rollout, SERVERS - 1, &IDS[..1]);
     world.add_other_pool_server();
     world.behaviors.extend(broken.map(|index| (id(IDS[index]), AdapterBehavior::FailsToLoad)));
-    world.behaviors.extend(deadly.map(|index| (id(IDS[index]), AdapterBehavior::CrashesOnLoad)));
+    world.behaviors.extend(crashing.map(|index| (id(IDS[index]), AdapterBehavior::CrashesOnLoad)));
     world
 }
 
-/// The same where one of the adapters, if it is good otherwise, ends servers that have to read it again.
-fn with_reload_crash(mut world: World, rotten: Option<usize>) -> World {
-    if let Some(index) = rotten {
+/// Makes one adapter crash servers that have to read it again, unless it is bad otherwise.
+fn with_reload_crash(mut world: World, crashing_on_reload: Option<usize>) -> World {
+    if let Some(index) = crashing_on_reload {
         world.behaviors.entry(id(IDS[index])).or_insert(AdapterBehavior::CrashesOnReload);
     }
     world
 }
 
-/// Everything is well again: the rollout ends, or only a person can do something.
-pub(crate) fn run_to_rest<D: SimDriver>(run: &mut D, actions: &[WorldAction], deadly: Option<usize>) {
+/// Heals all faults, and checks that the rollout comes to rest.
+pub(crate) fn run_to_rest<D: SimDriver>(run: &mut D, actions: &[WorldAction], crashing: Option<usize>) {
     heal(&mut run.world());
     for _ in 0..3000 {
         run.tick();
@@ -291,26 +296,26 @@ pub(crate) fn run_to_rest<D: SimDriver>(run: &mut D, actions: &[WorldAction], de
     for _ in 0..100 {
         run.tick();
     }
-    let rests = is_at_rest(&run.world());
-    run.world().check_end_state(rests);
-    if let Some(index) = deadly {
-        // `retry` hurts the same server again, and no other. Only who takes the entry out and lists it once more asks for
+    let is_at_rest_now = is_at_rest(&run.world());
+    run.world().check_end_state(is_at_rest_now);
+    if let Some(index) = crashing {
+        // `retry` crashes the same server again, and no other one. Only removing the entry and listing it again starts
         // another trial.
         let listings = count_listings(actions, index);
         run.world().check_crash_count(&id(IDS[index]), listings);
     }
 }
 
-/// What becomes of one of two operators.
+/// A fault of one of two operators.
 #[derive(Debug, Clone)]
 pub(crate) enum OperatorFault {
-    /// It stops where it is, or goes on.
+    /// The operator stops where it is, or resumes.
     ToggleStopped(usize),
-    /// It is killed, and another takes its place.
+    /// The operator is killed, and another one starts in its place.
     Kill(usize),
-    /// It hears of documents so late.
+    /// The operator reads documents with these lags, in milliseconds.
     SetLags(usize, [i64; 3]),
-    /// It is moved alone, for so many turns.
+    /// Only this operator is polled, this number of times.
     RunAlone(usize, u8),
 }
 
@@ -320,20 +325,20 @@ pub(crate) fn any_operator_fault() -> impl Strategy<Value = OperatorFault> {
         5 => side().prop_map(OperatorFault::ToggleStopped),
         1 => side().prop_map(OperatorFault::Kill),
         2 => (side(), [0..3000_i64, 0..3000, 0..3000]).prop_map(|(side, lags)| OperatorFault::SetLags(side, lags)),
-        4 => (side(), 1..40_u8).prop_map(|(side, turns)| OperatorFault::RunAlone(side, turns)),
+        4 => (side(), 1..40_u8).prop_map(|(side, polls)| OperatorFault::RunAlone(side, polls)),
     ]
 }
 
-fn apply_operator_fault(duo: &mut TwoOperators, fate: &OperatorFault) {
-    duo.world().log_event(format!("{fate:?}"));
-    match *fate {
+fn apply_operator_fault(operators: &mut TwoOperators, fault: &OperatorFault) {
+    operators.world().log_event(format!("{fault:?}"));
+    match *fault {
         OperatorFault::ToggleStopped(side) => {
-            let stopped = duo.is_stopped(side);
-            duo.set_stopped(side, !stopped);
+            let stopped = operators.is_stopped(side);
+            operators.set_stopped(side, !stopped);
         }
-        OperatorFault::Kill(side) => duo.kill(side),
-        OperatorFault::SetLags(side, lags) => duo.set_lags(side, lags.map(SignedDuration::from_millis)),
-        OperatorFault::RunAlone(side, turns) => drop((0..turns).map(|_| duo.step(side)).collect::<Vec<_>>()),
+        OperatorFault::Kill(side) => operators.kill(side),
+        OperatorFault::SetLags(side, lags) => operators.set_lags(side, lags.map(SignedDuration::from_millis)),
+        OperatorFault::RunAlone(side, polls) => drop((0..polls).map(|_| operators.step(side)).collect::<Vec<_>>()),
     }
 }
 
@@ -341,20 +346,20 @@ proptest! {
     #![proptest_config(config(48))]
 
     #[test]
-    fn whatever_happens_nobody_is_hurt_and_the_rollout_ends(
+    fn random_schedules_keep_the_invariants(
         actions in prop::collection::vec(any_action(), 1..40),
-        deadly in prop::option::of(1..4_usize),
+        crashing in prop::option::of(1..4_usize),
         broken in prop::option::of(1..4_usize),
-        rotten in prop::option::of(0..4_usize),
+        crashing_on_reload in prop::option::of(0..4_usize),
     ) {
-        run_one_operator(with_reload_crash(schedule_world(deadly, broken), rotten), &actions, deadly)?;
+        run_one_operator(with_reload_crash(schedule_world(crashing, broken), crashing_on_reload), &actions, crashing)?;
     }
 }
 
 pub(crate) fn run_one_operator(
     world: World,
     actions: &[WorldAction],
-    deadly: Option<usize>,
+    crashing: Option<usize>,
 ) -> Result<(), TestCaseError> {
     let mut run = SimRun::new(world);
     for action in actions {
@@ -363,7 +368,7 @@ pub(crate) fn run_one_operator(
         run.world().check_message();
         check_violations(&run)?;
     }
-    run_to_rest(&mut run, actions, deadly);
+    run_to_rest(&mut run, actions, crashing);
     check_violations(&run)
 }
 
@@ -371,17 +376,18 @@ proptest! {
     #![proptest_config(config(12))]
 
     #[test]
-    fn two_operators_at_once_hurt_nobody_either(
+    fn concurrent_operators_keep_the_invariants(
         actions in prop::collection::vec(prop_oneof![
             3 => any_action().prop_map(Ok),
             4 => any_operator_fault().prop_map(Err),
         ], 1..60),
-        deadly in prop::option::of(1..4_usize),
+        crashing in prop::option::of(1..4_usize),
         broken in prop::option::of(1..4_usize),
-        rotten in prop::option::of(0..4_usize),
+        crashing_on_reload in prop::option::of(0..4_usize),
         seed: u64,
     ) {
-        run_two_operators(with_reload_crash(schedule_world(deadly, broken), rotten), seed, &actions, deadly)?;
+        let world = with_reload_crash(schedule_world(crashing, broken), crashing_on_reload);
+        run_two_operators(world, seed, &actions, crashing)?;
     }
 }
 
@@ -389,25 +395,25 @@ pub(crate) fn run_two_operators(
     world: World,
     seed: u64,
     actions: &[Result<WorldAction, OperatorFault>],
-    deadly: Option<usize>,
+    crashing: Option<usize>,
 ) -> Result<(), TestCaseError> {
-    let mut duo = TwoOperators::new(world, seed);
+    let mut operators = TwoOperators::new(world, seed);
     for action in actions {
         match action {
             Ok(action) => {
-                apply_action(&mut duo, action);
-                duo.tick();
+                apply_action(&mut operators, action);
+                operators.tick();
             }
-            Err(fate) => apply_operator_fault(&mut duo, fate),
+            Err(fault) => apply_operator_fault(&mut operators, fault),
         }
-        duo.world().check_message();
-        check_violations(&duo)?;
+        operators.world().check_message();
+        check_violations(&operators)?;
     }
     for side in 0..2 {
-        duo.resume(side);
-        duo.set_lags(side, [SignedDuration::ZERO; 3]);
+        operators.resume(side);
+        operators.set_lags(side, [SignedDuration::ZERO; 3]);
     }
     let actions: Vec<WorldAction> = actions.iter().filter_map(|action| action.clone().ok()).collect();
-    run_to_rest(&mut duo, &actions, deadly);
-    check_violations(&duo)
+    run_to_rest(&mut operators, &actions, crashing);
+    check_violations(&operators)
 }

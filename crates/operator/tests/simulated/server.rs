@@ -1,4 +1,4 @@
-//! One vLLM server with its sidecar, as far as the operator can tell.
+//! One vLLM server with its sidecar, as far as the operator can observe them.
 
 use jiff::{SignedDuration, Timestamp};
 use rollora_api::{
@@ -13,7 +13,7 @@ use rollora_api::{
 use rollora_operator::ports::ObservedServer;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What a sidecar has read of the ConfigMap.
+/// The ConfigMap content that a sidecar has read.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct ConfigContent {
     pub(crate) file: AdaptersFile,
@@ -25,60 +25,60 @@ pub(crate) struct ConfigContent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AdapterBehavior {
     Good,
-    /// It ends the server.
+    /// It crashes the server.
     CrashesOnLoad,
-    /// vLLM refuses it for good.
+    /// vLLM permanently refuses it.
     FailsToLoad,
-    /// It loads and works, and ends the server when it is read again after it had to give way to others: its files are
-    /// gone. Neither vLLM nor its lists tell of that before.
+    /// It loads and works, but crashes the server when it is read again after an eviction, because its files are gone.
+    /// Neither vLLM nor its model list shows this before.
     CrashesOnReload,
 }
 
-/// How many adapters vLLM keeps in memory. All others are loaded all the same, and read from their files at each use.
+/// Number of adapters that vLLM keeps in memory. Others are loaded too, and read from their files at each use.
 const MAX_CPU_LORAS: usize = 2;
 
-/// How often a sidecar reads who uses what: less often than ids have to be quiet.
+/// Interval at which a sidecar reads usage: longer than the time for which ids must be idle.
 const USAGE_POLL_INTERVAL: SignedDuration = SignedDuration::from_secs(3);
 
 #[derive(Debug, Clone)]
 pub(crate) struct SimServer {
     pub(crate) name: String,
-    /// How long it takes until a change of the ConfigMap is seen.
+    /// Delay until the sidecar observes a change of the ConfigMap.
     pub(crate) lag: SignedDuration,
     pub(crate) load_time: SignedDuration,
     pub(crate) reachable: bool,
-    /// Whether it is of another pool, and reads the same file.
+    /// Whether it belongs to another pool that reads the same file.
     pub(crate) in_other_pool: bool,
-    /// Until when its probe fails although nothing is wrong with it, and whether its sidecar is silent then too.
+    /// End of a failure of its readiness probe while it works, and whether its sidecar does not respond either.
     probe_failure: Option<(Timestamp, bool)>,
     unready_since: Option<Timestamp>,
-    /// Since when it is down, and when it comes back.
+    /// When it comes back, if it has crashed.
     pub(crate) back_at: Option<Timestamp>,
     start_count: u32,
     pub(crate) ready: bool,
     content: ConfigContent,
     pending: Vec<(Timestamp, ConfigContent)>,
-    /// With the last use of each.
+    /// Loaded adapters with the last use of each.
     pub(crate) loaded: BTreeMap<AdapterId, Option<Timestamp>>,
-    /// What vLLM has in memory, the one that was used last at the end.
+    /// Adapters in vLLM's memory, the least recently used one first.
     cached: Vec<AdapterId>,
-    /// When uses were read last, and what that reading showed of each.
+    /// When usage was read last, and the last use of each adapter that was observed.
     usage_polled_at: Option<Timestamp>,
     polled_uses: BTreeMap<AdapterId, Timestamp>,
     loading: Option<(AdapterId, Timestamp)>,
-    /// Ids over which the server died, and when they are tried again; a pilot waits for the operator.
+    /// Ids that crashed the server, and when they are tried again; `None` if a pilot waits for the operator.
     crashed_on: BTreeMap<AdapterId, Option<Timestamp>>,
     quarantined: BTreeSet<AdapterId>,
     failed: BTreeSet<AdapterId>,
-    /// Ids over which this server died, ever.
+    /// Ids that ever crashed this server.
     pub(crate) crash_ids: BTreeSet<AdapterId>,
 }
 
-/// What a tick did that the world has to check.
+/// Results of a tick that the world checks.
 #[derive(Debug, Default)]
 pub(crate) struct TickResult {
     pub(crate) unloaded: Vec<AdapterId>,
-    /// Ids that have been used since uses were read before.
+    /// Ids that were used between the last two reads of usage.
     pub(crate) used: Vec<AdapterId>,
 }
 
@@ -109,10 +109,10 @@ impl SimServer {
         }
     }
 
-    /// vLLM dies and comes back after a while, with nothing loaded.
-    pub(crate) fn crash(&mut self, now: Timestamp, for_a_while: SignedDuration) {
+    /// Crashes vLLM; it restarts after `duration` with nothing loaded.
+    pub(crate) fn crash(&mut self, now: Timestamp, duration: SignedDuration) {
         if let Some((id, _)) = self.loading.take() {
-            let pilot = self.content.directives.iter().flat_map(|key| &key.pilots);
+            let pilot = self.content.directives.iter().flat_map(|directives| &directives.pilots);
             let pilot = pilot.into_iter().any(|pilot| pilot.id == id && pilot.pod == self.name);
             if self.crashed_on.contains_key(&id) {
                 self.quarantined.insert(id.clone());
@@ -124,19 +124,19 @@ impl SimServer {
         self.cached.clear();
         self.ready = false;
         self.probe_failure = None;
-        self.back_at = Some(now + for_a_while);
+        self.back_at = Some(now + duration);
     }
 
-    /// Somebody sends a request to an adapter; nothing happens where it is not loaded.
-    pub(crate) fn handle_request(&mut self, id: &AdapterId, now: Timestamp, temper: AdapterBehavior) {
+    /// Handles a request for an adapter; does nothing if it is not loaded.
+    pub(crate) fn handle_request(&mut self, id: &AdapterId, now: Timestamp, behavior: AdapterBehavior) {
         let Some(used) = self.loaded.get_mut(id) else { return };
         *used = Some(now);
-        if !self.touch_cache(id) && temper == AdapterBehavior::CrashesOnReload {
+        if !self.touch_cache(id) && behavior == AdapterBehavior::CrashesOnReload {
             self.crash(now, SignedDuration::from_secs(3));
         }
     }
 
-    /// It is in memory now, and the one that was used longest ago is not, where there is no room. Returns whether it was.
+    /// Moves an adapter to the end of the LRU order and evicts the surplus. Returns whether it was in memory before.
     fn touch_cache(&mut self, id: &AdapterId) -> bool {
         let before = self.cached.iter().position(|cached| cached == id).map(|index| self.cached.remove(index));
         self.cached.push(id.clone());
@@ -145,7 +145,7 @@ impl SimServer {
         before.is_some()
     }
 
-    /// Its probe fails for a while; then it is Ready again as it is.
+    /// Lets the readiness probe fail until `end`; then the server is Ready again with its adapters.
     pub(crate) fn fail_probe(&mut self, end: Timestamp, silent: bool) {
         if self.ready {
             self.ready = false;
@@ -157,28 +157,28 @@ impl SimServer {
         self.back_at.is_none()
     }
 
-    /// The ConfigMap changed.
+    /// Delivers a change of the ConfigMap after the sidecar's lag.
     pub(crate) fn receive_content(&mut self, now: Timestamp, content: &ConfigContent) {
         self.pending.push((now + self.lag, content.clone()));
     }
 
-    pub(crate) fn tick(&mut self, now: Timestamp, temper: impl Fn(&AdapterId) -> AdapterBehavior) -> TickResult {
+    pub(crate) fn tick(&mut self, now: Timestamp, behavior: impl Fn(&AdapterId) -> AdapterBehavior) -> TickResult {
         while self.pending.first().is_some_and(|(at, _)| *at <= now) {
             let (_, content) = self.pending.remove(0);
             self.apply_content(content);
         }
-        let mut done = TickResult::default();
-        if let Some(back) = self.back_at {
-            if back > now {
-                return done;
+        let mut result = TickResult::default();
+        if let Some(restart_at) = self.back_at {
+            if restart_at > now {
+                return result;
             }
             self.back_at = None;
             self.start_count += 1;
         }
-        self.continue_loading(now, temper);
+        self.continue_loading(now, behavior);
         if self.is_up() {
-            done.used = self.poll_usage(now);
-            done.unloaded = self.unload(now);
+            result.used = self.poll_usage(now);
+            result.unloaded = self.unload(now);
             self.start_loading(now);
             match self.probe_failure {
                 Some((end, _)) if end > now => {}
@@ -187,10 +187,10 @@ impl SimServer {
             }
         }
         self.unready_since = if self.ready { None } else { self.unready_since.or(Some(now)) };
-        done
+        result
     }
 
-    /// Now and then; a use is known from the reading that shows it.
+    /// Reads usage if the interval has passed; a use is only known once it was read.
     fn poll_usage(&mut self, now: Timestamp) -> Vec<AdapterId> {
         if self.usage_polled_at.is_some_and(|read| now.duration_since(read) < USAGE_POLL_INTERVAL) {
             return Vec::new();
@@ -206,8 +206,9 @@ impl SimServer {
 
     fn apply_content(&mut self, content: ConfigContent) {
         let changed = |id: &AdapterId| {
-            let admission =
-                |content: &ConfigContent| content.directives.as_ref().map(|key| key.admission(id, &self.name));
+            let admission = |content: &ConfigContent| {
+                content.directives.as_ref().map(|directives| directives.admission(id, &self.name))
+            };
             admission(&self.content) != admission(&content)
         };
         self.crashed_on.retain(|id, _| !changed(id));
@@ -216,12 +217,12 @@ impl SimServer {
         self.content = content;
     }
 
-    fn continue_loading(&mut self, now: Timestamp, temper: impl Fn(&AdapterId) -> AdapterBehavior) {
+    fn continue_loading(&mut self, now: Timestamp, behavior: impl Fn(&AdapterId) -> AdapterBehavior) {
         let Some((id, end)) = self.loading.clone() else { return };
         if end > now {
             return;
         }
-        match temper(&id) {
+        match behavior(&id) {
             AdapterBehavior::CrashesOnLoad => return self.crash(now, SignedDuration::from_secs(3)),
             AdapterBehavior::FailsToLoad => drop(self.failed.insert(id)),
             AdapterBehavior::Good | AdapterBehavior::CrashesOnReload => {
@@ -235,12 +236,12 @@ impl SimServer {
 
     fn start_loading(&mut self, now: Timestamp) {
         let listed = self.content.file.ensure_exist.iter().filter(|entry| !self.is_unlisted(&entry.id));
-        // What serves is loaded again even where the file unlists it.
+        // An adapter that serves is loaded again even if the file unlists it.
         let held = self.content.file.ensure_not_exist.iter().filter(|entry| self.is_serving(&entry.id));
         let next = listed.chain(held).map(|entry| &entry.id).find(|id| {
             let held = self.crashed_on.get(id).is_some_and(|until| until.is_none_or(|until| now < until));
-            let known = self.loaded.contains_key(id) || self.quarantined.contains(id) || self.failed.contains(id);
-            !known && !held && self.is_granted(id)
+            let is_known = self.loaded.contains_key(id) || self.quarantined.contains(id) || self.failed.contains(id);
+            !is_known && !held && self.is_granted(id)
         });
         if let (None, Some(id)) = (&self.loading, next) {
             self.loading = Some((id.clone(), now + self.load_time));
@@ -254,23 +255,23 @@ impl SimServer {
             let rejected = self.admission(id) == Admission::Rejected;
             idle && (self.is_unlisted(id) || rejected) && !self.is_serving(id) && !self.is_listed_twice(id)
         };
-        let gone: Vec<AdapterId> =
+        let unloaded: Vec<AdapterId> =
             self.loaded.iter().filter(|(id, used)| unwanted(id, used)).map(|(id, _)| id.clone()).collect();
-        for id in &gone {
+        for id in &unloaded {
             self.loaded.remove(id);
         }
-        self.cached.retain(|cached| !gone.contains(cached));
-        gone
+        self.cached.retain(|cached| !unloaded.contains(cached));
+        unloaded
     }
 
-    /// After a start it waits for everything that is serving, also for what the file does not list any more.
+    /// After a start the server waits for every serving adapter, also for those that the file does not list anymore.
     fn has_serving_loaded(&self) -> bool {
-        let mut serving = self.content.directives.iter().flat_map(|key| &key.serving);
+        let mut serving = self.content.directives.iter().flat_map(|directives| &directives.serving);
         serving.all(|id| self.loaded.contains_key(id) || self.admission(id) == Admission::Rejected)
     }
 
     fn admission(&self, id: &AdapterId) -> Admission {
-        self.content.directives.as_ref().map_or(Admission::Granted, |key| key.admission(id, &self.name))
+        self.content.directives.as_ref().map_or(Admission::Granted, |directives| directives.admission(id, &self.name))
     }
 
     fn is_granted(&self, id: &AdapterId) -> bool {
@@ -278,7 +279,7 @@ impl SimServer {
     }
 
     fn is_serving(&self, id: &AdapterId) -> bool {
-        self.content.directives.as_ref().is_some_and(|key| key.serving.contains(id))
+        self.content.directives.as_ref().is_some_and(|directives| directives.serving.contains(id))
     }
 
     fn is_unlisted(&self, id: &AdapterId) -> bool {
@@ -293,7 +294,7 @@ impl SimServer {
         self.is_listed(id) && self.is_unlisted(id)
     }
 
-    /// What the Fleet port says of it.
+    /// Returns the server as the port `Fleet` reports it.
     pub(crate) fn report(&self) -> ObservedServer {
         let silent = self.probe_failure.is_some_and(|(_, silent)| silent) || !self.reachable;
         let status = if silent { Err("no answer".to_owned()) } else { Ok(self.status().into()) };

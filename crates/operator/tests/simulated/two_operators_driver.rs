@@ -1,5 +1,5 @@
-//! Two operators at once in one world, moved call by call in any order: each can be stopped in the middle of a reconcile
-//! for as long as one likes, hear of documents late, or die; neither knows of the other.
+//! Two concurrent operators in one world, stepped call by call in any order. Each can be stopped in the middle of a
+//! reconcile for any time, read documents with a lag, or crash; neither knows of the other.
 
 use crate::{
     driver::{new_operator, next_due},
@@ -19,16 +19,15 @@ use std::{
 
 type ReconcileFuture = Pin<Box<dyn Future<Output = Option<Requeue>>>>;
 
-/// One of the operators.
 struct OperatorSlot {
     sim: Sim,
     operator: Rc<Operator<Sim, Sim, Sim>>,
     reconcile: Option<ReconcileFuture>,
     dirty: bool,
     due: Option<Timestamp>,
-    /// It stands still, wherever it is.
+    /// Whether it makes no progress, wherever it is.
     stopped: bool,
-    /// The call at which it stops, and the other begins.
+    /// Number of the call at which it stops and the other one resumes.
     stop_at_call: Option<usize>,
 }
 
@@ -36,11 +35,11 @@ pub(crate) struct TwoOperators {
     sim: Sim,
     slots: [OperatorSlot; 2],
     runtime: tokio::runtime::Runtime,
-    /// Whose turn it is.
+    /// State of the random choice of the next operator.
     random_state: u64,
 }
 
-/// How often each operator is moved in a tick, at most: more than the calls of a few reconciles.
+/// Maximum number of steps of each operator per tick: more than the calls of a few reconciles.
 const MAX_STEPS: usize = 40;
 
 impl TwoOperators {
@@ -49,112 +48,112 @@ impl TwoOperators {
         world.record_snapshot();
         let sim = Sim::new(world);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        let side = |number: u64| {
+        let new_slot = |number: u64| {
             let sim = sim.with_stepping(Stepping { seed: seed.wrapping_add(number), ..Stepping::default() });
             let operator = Rc::new(new_operator(&sim));
             OperatorSlot { sim, operator, reconcile: None, dirty: true, due: None, stopped: false, stop_at_call: None }
         };
-        Self { slots: [side(1), side(2)], sim, runtime, random_state: seed | 1 }
+        Self { slots: [new_slot(1), new_slot(2)], sim, runtime, random_state: seed | 1 }
     }
 
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
         self.sim.world()
     }
 
-    pub(crate) fn set_stopped(&mut self, side: usize, stopped: bool) {
-        let what = if stopped { "stops" } else { "goes on" };
-        self.world().log_event(format!("operator {side} {what}"));
-        self.slots[side].stopped = stopped;
+    pub(crate) fn set_stopped(&mut self, index: usize, stopped: bool) {
+        let action = if stopped { "stops" } else { "goes on" };
+        self.world().log_event(format!("operator {index} {action}"));
+        self.slots[index].stopped = stopped;
     }
 
-    /// It dies wherever it is, and another one takes its place.
-    pub(crate) fn kill(&mut self, side: usize) {
-        self.world().log_event(format!("operator {side} dies"));
-        self.restart(side);
+    /// Kills an operator in the middle of anything, and starts another one in its place.
+    pub(crate) fn kill(&mut self, index: usize) {
+        self.world().log_event(format!("operator {index} dies"));
+        self.restart(index);
     }
 
-    pub(crate) fn set_lags(&mut self, side: usize, lags: [SignedDuration; 3]) {
-        if let Some(mut gait) = self.slots[side].sim.stepping() {
-            gait.lags = lags;
+    pub(crate) fn set_lags(&mut self, index: usize, lags: [SignedDuration; 3]) {
+        if let Some(mut stepping) = self.slots[index].sim.stepping() {
+            stepping.lags = lags;
         }
     }
 
-    /// Calls of ports that an operator has made.
-    pub(crate) fn calls(&self, side: usize) -> usize {
-        self.slots[side].sim.stepping().map_or(0, |gait| gait.calls)
+    /// Returns the number of port calls that an operator has made.
+    pub(crate) fn calls(&self, index: usize) -> usize {
+        self.slots[index].sim.stepping().map_or(0, |stepping| stepping.calls)
     }
 
-    /// It stops when it has made so many calls; from then on the other goes instead.
-    pub(crate) fn stop_at_call(&mut self, side: usize, call: usize) {
-        let passed = self.calls(side) >= call;
-        self.slots[side].stop_at_call = (!passed).then_some(call);
+    /// Stops an operator when it has made this number of calls; from then on the other one runs instead.
+    pub(crate) fn stop_at_call(&mut self, index: usize, call: usize) {
+        let passed = self.calls(index) >= call;
+        self.slots[index].stop_at_call = (!passed).then_some(call);
     }
 
-    pub(crate) fn is_stopped(&self, side: usize) -> bool {
-        self.slots[side].stopped
+    pub(crate) fn is_stopped(&self, index: usize) -> bool {
+        self.slots[index].stopped
     }
 
-    pub(crate) fn resume(&mut self, side: usize) {
-        if self.slots[side].stopped {
-            self.set_stopped(side, false);
+    pub(crate) fn resume(&mut self, index: usize) {
+        if self.slots[index].stopped {
+            self.set_stopped(index, false);
         }
     }
 
     fn restart(&mut self, number: usize) {
-        let side = &mut self.slots[number];
-        side.reconcile = None;
-        side.operator = Rc::new(new_operator(&side.sim));
-        (side.dirty, side.due, side.stopped) = (true, None, false);
+        let slot = &mut self.slots[number];
+        slot.reconcile = None;
+        slot.operator = Rc::new(new_operator(&slot.sim));
+        (slot.dirty, slot.due, slot.stopped) = (true, None, false);
     }
 
     fn mark_dirty(&mut self) {
         if std::mem::take(&mut self.sim.world().changed) {
-            self.slots.iter_mut().for_each(|side| side.dirty = true);
+            self.slots.iter_mut().for_each(|slot| slot.dirty = true);
         }
     }
 
-    /// Moves one operator by one turn. Returns whether it had anything to do.
+    /// Polls one operator once. Returns whether it had anything to do.
     pub(crate) fn step(&mut self, number: usize) -> bool {
         self.mark_dirty();
         let world = self.sim.world();
         let (now, name) = (world.now, world.rollout.metadata.name.clone());
         drop(world);
-        let side = &mut self.slots[number];
-        if side.stopped {
+        let slot = &mut self.slots[number];
+        if slot.stopped {
             return false;
         }
-        if side.reconcile.is_none() {
-            if !side.dirty && side.due.is_none_or(|due| due > now) {
+        if slot.reconcile.is_none() {
+            if !slot.dirty && slot.due.is_none_or(|due| due > now) {
                 return false;
             }
-            (side.dirty, side.due) = (false, None);
-            let (operator, crash) = (Rc::clone(&side.operator), side.sim.crash.clone());
+            (slot.dirty, slot.due) = (false, None);
+            let (operator, crash) = (Rc::clone(&slot.operator), slot.sim.crash.clone());
             let key = RolloutKey { namespace: None, name };
-            side.reconcile = Some(Box::pin(async move {
+            slot.reconcile = Some(Box::pin(async move {
                 tokio::select! {
                     biased;
-                    next = operator.reconcile(&key) => Some(next),
+                    requeue = operator.reconcile(&key) => Some(requeue),
                     () = crash.notified() => None,
                 }
             }));
         }
-        let entered = self.runtime.enter();
-        let polled = side.reconcile.as_mut().unwrap().as_mut().poll(&mut Context::from_waker(noop_waker_ref()));
-        drop(entered);
+        let guard = self.runtime.enter();
+        let poll = slot.reconcile.as_mut().unwrap().as_mut().poll(&mut Context::from_waker(noop_waker_ref()));
+        drop(guard);
         self.sim.world().record_snapshot();
         if self.slots[number].stop_at_call.is_some_and(|call| self.calls(number) >= call) {
             self.slots[number].stop_at_call = None;
             self.set_stopped(number, true);
             self.set_stopped(1 - number, false);
         }
-        let Poll::Ready(next) = polled else { return true };
-        let Some(next) = next else {
+        let Poll::Ready(requeue) = poll else { return true };
+        let Some(requeue) = requeue else {
             self.sim.world().log_event(format!("operator {number} crashed"));
             self.restart(number);
             return true;
         };
-        let side = &mut self.slots[number];
-        (side.reconcile, side.due) = (None, next_due(&next, now));
+        let slot = &mut self.slots[number];
+        (slot.reconcile, slot.due) = (None, next_due(&requeue, now));
         true
     }
 
@@ -165,23 +164,23 @@ impl TwoOperators {
         self.random_state
     }
 
-    /// One tick of time in which nobody is moved.
+    /// Advances time by one tick without polling an operator.
     pub(crate) fn tick_world(&mut self) {
         let mut world = self.sim.world();
         world.tick();
         world.record_snapshot();
     }
 
-    /// One tick of time, and turns of both operators in any order.
+    /// Advances time by one tick, and polls both operators in random order until they are idle.
     pub(crate) fn tick(&mut self) {
         let mut world = self.sim.world();
         world.tick();
         world.record_snapshot();
         drop(world);
-        // What somebody hears of late is news when it is heard of.
-        for side in &mut self.slots {
-            let late = side.sim.stepping().is_some_and(|gait| gait.lags.iter().any(|lag| !lag.is_zero()));
-            side.dirty |= late;
+        // A lagging operator must reconcile again when it can read a change.
+        for slot in &mut self.slots {
+            let lagging = slot.sim.stepping().is_some_and(|stepping| stepping.lags.iter().any(|lag| !lag.is_zero()));
+            slot.dirty |= lagging;
         }
         for _ in 0..2 * MAX_STEPS {
             let first = usize::try_from(self.next_random() % 2).unwrap_or_default();
@@ -190,7 +189,7 @@ impl TwoOperators {
                 return;
             }
             if !was_stopped && self.slots[0].stopped {
-                // People may go on before anybody else does.
+                // Lets the test act before the other operator makes progress.
                 return;
             }
         }
@@ -205,8 +204,8 @@ impl TwoOperators {
 
     #[track_caller]
     pub(crate) fn check_violations(&self, what: &str) {
-        let broken = self.world().violations.clone();
-        assert!(broken.is_empty(), "{what}: {broken:#?}\n{}", self.log_text());
+        let violations = self.world().violations.clone();
+        assert!(violations.is_empty(), "{what}: {violations:#?}\n{}", self.log_text());
     }
 
     pub(crate) fn log_text(&self) -> String {

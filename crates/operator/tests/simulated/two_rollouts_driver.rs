@@ -1,5 +1,5 @@
-//! The two Rollouts of a world, and one operator that works on both, or two of them at once. Reconciles are moved call by
-//! call in any order, as they run at once where many Rollouts are.
+//! The two Rollouts of a world, with one or two operators that reconcile both. Reconciles are stepped call by call in
+//! any order, as they interleave when many Rollouts exist.
 
 use crate::{
     driver::{new_operator, next_due},
@@ -18,13 +18,13 @@ use std::{
     task::{Context, Poll},
 };
 
-/// What the Rollouts are called, and the names that their clients send.
+/// Names of the Rollouts, which are also their model names.
 pub(crate) const NAMES: [&str; 2] = ["small", "large"];
 
-/// How many turns are taken in a tick, at most: more than those of a few reconciles of each.
+/// Maximum number of steps per tick: more than those of a few reconciles of each Rollout.
 const MAX_STEPS: usize = 200;
 
-/// One Rollout, as an operator works on it.
+/// Work of an operator on one Rollout.
 struct RolloutWork {
     key: RolloutKey,
     reconcile: Option<Pin<Box<dyn Future<Output = Requeue>>>>,
@@ -39,12 +39,11 @@ impl RolloutWork {
     }
 }
 
-/// One of the operators.
 struct PairOperator {
     sim: Sim,
     operator: Rc<Operator<Sim, Sim, Sim>>,
     rollouts: [RolloutWork; 2],
-    /// It stands still, wherever it is.
+    /// Whether it makes no progress, wherever it is.
     stopped: bool,
 }
 
@@ -58,7 +57,7 @@ impl PairOperator {
         }
     }
 
-    /// Moves the reconcile of one Rollout by one turn. Returns whether there was anything to do.
+    /// Polls the reconcile of one Rollout once. Returns whether there was anything to do.
     fn step(&mut self, number: usize) -> bool {
         let (now, work) = (self.sim.world().now, &mut self.rollouts[number]);
         if self.stopped || (work.reconcile.is_none() && !work.dirty && work.due.is_none_or(|due| due > now)) {
@@ -70,10 +69,10 @@ impl PairOperator {
             Box::pin(async move { operator.reconcile(&key).await })
         });
         let mut context = Context::from_waker(noop_waker_ref());
-        let polled = reconcile.as_mut().poll(&mut context);
+        let poll = reconcile.as_mut().poll(&mut context);
         let crashed = pin!(self.sim.crash.notified()).poll(&mut context).is_ready();
-        if let Poll::Ready(next) = polled {
-            (work.reconcile, work.due) = (None, next_due(&next, now));
+        if let Poll::Ready(requeue) = poll {
+            (work.reconcile, work.due) = (None, next_due(&requeue, now));
         }
         if crashed {
             self.sim.world().log_event("an operator crashed");
@@ -87,19 +86,19 @@ pub(crate) struct TwoRollouts {
     sim: Sim,
     operators: Vec<PairOperator>,
     runtime: tokio::runtime::Runtime,
-    /// Whose turn it is.
+    /// State of the random choice of the next step.
     random_state: u64,
 }
 
 impl TwoRollouts {
-    /// So many operators in this world.
+    /// Creates this number of operators in a world.
     pub(crate) fn new(mut world: World, operators: u64, seed: u64) -> Self {
         world.history = Some(Vec::new());
         world.record_snapshot();
         let sim = Sim::new(world);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        let gait = |number: u64| Stepping { seed: seed.wrapping_add(number), ..Stepping::default() };
-        let operators = (0..operators).map(|number| PairOperator::new(sim.with_stepping(gait(number)))).collect();
+        let stepping = |number: u64| Stepping { seed: seed.wrapping_add(number), ..Stepping::default() };
+        let operators = (0..operators).map(|number| PairOperator::new(sim.with_stepping(stepping(number)))).collect();
         Self { operators, sim, runtime, random_state: seed | 1 }
     }
 
@@ -111,45 +110,45 @@ impl TwoRollouts {
         self.sim.log.text()
     }
 
-    /// It stops where it is, or goes on.
-    pub(crate) fn toggle_stopped(&mut self, hand: usize) {
-        self.operators[hand].stopped ^= true;
+    /// Stops an operator where it is, or resumes it.
+    pub(crate) fn toggle_stopped(&mut self, operator: usize) {
+        self.operators[operator].stopped ^= true;
     }
 
-    /// It dies wherever it is, and another one takes its place.
-    pub(crate) fn restart_operator(&mut self, hand: usize) {
-        self.operators[hand] = PairOperator::new(self.operators[hand].sim.clone());
+    /// Kills an operator in the middle of anything, and starts another one in its place.
+    pub(crate) fn restart_operator(&mut self, operator: usize) {
+        self.operators[operator] = PairOperator::new(self.operators[operator].sim.clone());
     }
 
-    /// It hears of documents so late.
-    pub(crate) fn set_lags(&mut self, hand: usize, lags: [SignedDuration; 3]) {
-        if let Some(mut gait) = self.operators[hand].sim.stepping() {
-            gait.lags = lags;
+    /// Sets the lags with which an operator reads documents.
+    pub(crate) fn set_lags(&mut self, operator: usize, lags: [SignedDuration; 3]) {
+        if let Some(mut stepping) = self.operators[operator].sim.stepping() {
+            stepping.lags = lags;
         }
     }
 
-    /// All operators go on, and hear of everything at once.
+    /// Resumes all operators, without lags.
     pub(crate) fn resume_all(&mut self) {
-        for hand in 0..self.operators.len() {
-            self.operators[hand].stopped = false;
-            self.set_lags(hand, [SignedDuration::ZERO; 3]);
+        for operator in 0..self.operators.len() {
+            self.operators[operator].stopped = false;
+            self.set_lags(operator, [SignedDuration::ZERO; 3]);
         }
     }
 
-    /// Takes one turn. Returns whether there was anything to do.
-    pub(crate) fn step(&mut self, hand: usize, number: usize) -> bool {
+    /// Takes one step. Returns whether there was anything to do.
+    pub(crate) fn step(&mut self, operator: usize, number: usize) -> bool {
         if std::mem::take(&mut self.world().changed) {
             self.all_work().for_each(|work| work.dirty = true);
         }
-        let entered = self.runtime.enter();
-        let moved = self.operators[hand].step(number);
-        drop(entered);
+        let guard = self.runtime.enter();
+        let progressed = self.operators[operator].step(number);
+        drop(guard);
         self.world().record_snapshot();
-        moved
+        progressed
     }
 
     fn all_work(&mut self) -> impl Iterator<Item = &mut RolloutWork> {
-        self.operators.iter_mut().flat_map(|hand| &mut hand.rollouts)
+        self.operators.iter_mut().flat_map(|operator| &mut operator.rollouts)
     }
 
     fn next_random(&mut self) -> usize {
@@ -166,11 +165,11 @@ impl TwoRollouts {
         }
     }
 
-    /// Runs until this is true of a Rollout, for at most ten minutes of virtual time.
+    /// Runs until the condition holds for a Rollout, for at most ten minutes of virtual time.
     #[track_caller]
-    pub(crate) fn run_until(&mut self, name: &str, what: &str, is_so: impl Fn(&World) -> bool) {
+    pub(crate) fn run_until(&mut self, name: &str, what: &str, condition: impl Fn(&World) -> bool) {
         let end = self.world().now + SignedDuration::from_mins(10);
-        while !self.world().with_rollout(name, |world| is_so(world)) {
+        while !self.world().with_rollout(name, |world| condition(world)) {
             let in_time = self.world().now <= end;
             assert!(in_time, "not within ten minutes: {name}: {what}\n{}", self.log_text());
             self.tick();
@@ -178,11 +177,11 @@ impl TwoRollouts {
         self.check_violations();
     }
 
-    /// Nothing that must never happen has happened.
+    /// Fails if an invariant was violated.
     #[track_caller]
     pub(crate) fn check_violations(&self) {
-        let broken = self.world().violations.clone();
-        assert!(broken.is_empty(), "{broken:#?}\n{}", self.log_text());
+        let violations = self.world().violations.clone();
+        assert!(violations.is_empty(), "{violations:#?}\n{}", self.log_text());
     }
 }
 
@@ -191,16 +190,17 @@ impl SimDriver for TwoRollouts {
         Self::world(self)
     }
 
-    /// One tick of time, and turns in any order.
+    /// Advances time by one tick, and takes steps in random order until all are idle.
     fn tick(&mut self) {
         let mut world = self.world();
         world.tick();
         world.record_snapshot();
         drop(world);
-        // What somebody hears of late is news when it is heard of.
-        for hand in &mut self.operators {
-            let late = hand.sim.stepping().is_some_and(|gait| gait.lags.iter().any(|lag| !lag.is_zero()));
-            hand.rollouts.iter_mut().for_each(|work| work.dirty |= late);
+        // A lagging operator must reconcile again when it can read a change.
+        for operator in &mut self.operators {
+            let lagging =
+                operator.sim.stepping().is_some_and(|stepping| stepping.lags.iter().any(|lag| !lag.is_zero()));
+            operator.rollouts.iter_mut().for_each(|work| work.dirty |= lagging);
         }
         let all = 2 * self.operators.len();
         for _ in 0..MAX_STEPS {

@@ -1,4 +1,4 @@
-//! What people do in the middle of a rollout: other versions, unlisting, pauses, edits of what the operator writes.
+//! Actions of people in the middle of a rollout: other versions, unlisting, pauses, edits of what the operator writes.
 
 use crate::{
     driver::SimRun,
@@ -32,7 +32,7 @@ fn listed_ids(run: &SimRun) -> (Vec<String>, Vec<String>) {
 }
 
 #[test]
-fn a_newer_version_at_half_takes_over_in_one_write_and_the_old_candidate_goes() {
+fn newer_version_at_half_replaces_the_candidate() {
     let mut run = at_half();
     let writes = run.world().weight_history.len();
     run.world().list_adapters(&[V1, V2, V3], &[]);
@@ -51,7 +51,7 @@ fn a_newer_version_at_half_takes_over_in_one_write_and_the_old_candidate_goes() 
 }
 
 #[test]
-fn unlisting_the_candidate_at_half_goes_back_at_once_and_unloads_it() {
+fn unlisting_the_candidate_at_half_restores_stable() {
     for (exist, not_exist) in [(vec![V1], vec![V2]), (vec![V1], vec![])] {
         let mut run = at_half();
         run.world().list_adapters(&exist, &not_exist);
@@ -63,7 +63,7 @@ fn unlisting_the_candidate_at_half_goes_back_at_once_and_unloads_it() {
             run.run_until("v2 is kept", |world| {
                 world.status().retired.iter().any(|entry| entry.state == RetirementState::Kept)
             });
-            assert_eq!(run.world().loaded_count(&id(V2)), 3, "what the file does not list is never unloaded");
+            assert_eq!(run.world().loaded_count(&id(V2)), 3, "an id that the file does not list is never unloaded");
         } else {
             run.run_until("v2 is gone", |world| world.loaded_count(&id(V2)) == 0);
         }
@@ -71,7 +71,7 @@ fn unlisting_the_candidate_at_half_goes_back_at_once_and_unloads_it() {
 }
 
 #[test]
-fn a_candidate_that_was_taken_out_comes_back_by_steps() {
+fn relisted_candidate_starts_again_with_the_first_step() {
     for (exist, not_exist) in [(vec![V1], vec![V2]), (vec![V1], vec![])] {
         let mut run = at_half();
         run.world().list_adapters(&exist, &not_exist);
@@ -87,7 +87,7 @@ fn a_candidate_that_was_taken_out_comes_back_by_steps() {
 }
 
 #[test]
-fn what_is_no_version_is_ignored_and_that_is_said_once() {
+fn id_without_a_version_is_ignored_and_reported_once() {
     let mut run = installed();
     run.world().list_adapters(&[V1, "small-v2-rc1"], &[]);
     run.run_for(SignedDuration::from_secs(10));
@@ -95,12 +95,12 @@ fn what_is_no_version_is_ignored_and_that_is_said_once() {
     let status = world.status();
     assert_eq!((status.phase, status.revision.desired), (Phase::Succeeded, Some(id(V1))));
     assert!(status.message.ends_with("for the * of small-v*: small-v2-rc1"), "{}", status.message);
-    let said = world.events.iter().filter(|event| event.message.contains("small-v2-rc1")).count();
-    assert_eq!(said, 1, "{:#?}", world.events);
+    let reported = world.events.iter().filter(|event| event.message.contains("small-v2-rc1")).count();
+    assert_eq!(reported, 1, "{:#?}", world.events);
 }
 
 #[test]
-fn unlisting_stable_at_half_is_a_wish_that_waits_until_it_has_no_weight() {
+fn unlisted_stable_stays_until_it_has_no_weight() {
     let mut run = at_half();
     run.world().list_adapters(&[V2], &[V1]);
     run.run_for(SignedDuration::from_secs(20));
@@ -112,7 +112,7 @@ fn unlisting_stable_at_half_is_a_wish_that_waits_until_it_has_no_weight() {
 }
 
 #[test]
-fn unlisting_what_has_just_succeeded_goes_back_to_the_retired_one_at_once() {
+fn unlisting_a_new_stable_restores_the_retired_one() {
     let mut run = at_half();
     run.world().set_intent(IntentKind::PromoteFull);
     run.run_until_phase(Phase::Succeeded);
@@ -126,7 +126,7 @@ fn unlisting_what_has_just_succeeded_goes_back_to_the_retired_one_at_once() {
 }
 
 #[test]
-fn unlisting_everything_changes_nothing_that_is_served() {
+fn unlisting_everything_changes_no_weights() {
     let mut run = installed();
     run.world().list_adapters(&[], &[V1]);
     run.run_for(SignedDuration::from_secs(30));
@@ -137,7 +137,7 @@ fn unlisting_everything_changes_nothing_that_is_served() {
 }
 
 #[test]
-fn an_id_that_was_unlisted_by_the_operator_is_listed_again_when_it_is_wanted_again() {
+fn unlisted_id_is_relisted_when_it_is_desired_again() {
     let mut run = at_half();
     run.world().set_intent(IntentKind::PromoteFull);
     run.run_until_phase(Phase::Succeeded);
@@ -153,7 +153,7 @@ fn an_id_that_was_unlisted_by_the_operator_is_listed_again_when_it_is_wanted_aga
 }
 
 #[test]
-fn a_retired_entry_that_somebody_puts_back_is_theirs() {
+fn retired_entry_relisted_by_a_person_is_kept() {
     let mut run = at_half();
     run.world().set_intent(IntentKind::PromoteFull);
     run.run_until("v1 is gone", |world| world.loaded_count(&id(V1)) == 0);
@@ -168,7 +168,7 @@ fn a_retired_entry_that_somebody_puts_back_is_theirs() {
 }
 
 #[test]
-fn cleanup_keeps_or_suggests_as_the_policy_says() {
+fn cleanup_follows_its_policy() {
     for (policy, gitops, expected) in [
         (CleanupPolicy::Keep, None, RetirementState::Kept),
         (CleanupPolicy::Suggest, None, RetirementState::Suggested),
@@ -189,7 +189,7 @@ fn cleanup_keeps_or_suggests_as_the_policy_says() {
 }
 
 #[test]
-fn a_retired_id_stays_while_somebody_calls_it_directly() {
+fn retired_id_stays_while_clients_call_it_directly() {
     let mut run = at_half();
     run.world().set_intent(IntentKind::PromoteFull);
     run.run_until_phase(Phase::Succeeded);
@@ -203,7 +203,7 @@ fn a_retired_id_stays_while_somebody_calls_it_directly() {
 }
 
 #[test]
-fn spec_paused_stops_steps_and_cleanup_but_not_an_abort() {
+fn paused_spec_stops_steps_and_cleanup_but_not_abort() {
     let mut run = at_half();
     run.world().edit_spec(|rollout| rollout.spec.paused = true);
     run.world().set_intent(IntentKind::Promote);
@@ -215,13 +215,13 @@ fn spec_paused_stops_steps_and_cleanup_but_not_an_abort() {
     run.run_until_weights(&[(V1, 100)]);
     run.run_until_phase(Phase::RolledBack);
     run.run_for(SignedDuration::from_secs(20));
-    assert_eq!(run.world().loaded_count(&id(V2)), 3, "cleanup stands still");
+    assert_eq!(run.world().loaded_count(&id(V2)), 3, "cleanup is paused");
     run.world().edit_spec(|rollout| rollout.spec.paused = false);
     run.run_until("v2 is gone", |world| world.loaded_count(&id(V2)) == 0);
 }
 
 #[test]
-fn a_promotion_is_refused_when_the_step_has_moved_on_and_an_intent_is_consumed_once() {
+fn promotion_of_a_past_step_is_refused_and_consumed_once() {
     let mut run = at_half();
     run.world().set_intent(IntentKind::Promote);
     let stale = run.world().rollout.metadata.annotations.clone();
@@ -239,7 +239,7 @@ fn a_promotion_is_refused_when_the_step_has_moved_on_and_an_intent_is_consumed_o
 }
 
 #[test]
-fn a_foreign_edit_of_the_rewrite_is_put_back_and_said() {
+fn foreign_edit_of_the_rewrite_is_reverted_and_reported() {
     let mut run = at_half();
     run.world().edit_rewrite(|rewrite| {
         rewrite.spec.rules[0].targets.pop();
@@ -253,16 +253,16 @@ fn a_foreign_edit_of_the_rewrite_is_put_back_and_said() {
 }
 
 #[test]
-fn a_rewrite_that_was_given_to_another_pool_is_put_back_and_said() {
+fn rewrite_moved_to_another_pool_is_reverted_and_reported() {
     let mut run = installed();
     run.world().edit_rewrite(|rewrite| rewrite.spec.pool_ref.name = "another".to_owned());
-    run.run_until("it is put back", |world| world.rewrites[0].0.spec.pool_ref.name == "pool");
+    run.run_until("the pool is restored", |world| world.rewrites[0].0.spec.pool_ref.name == "pool");
     let world = run.world();
     assert!(world.events.iter().any(|event| event.reason == "RewriteOverwritten"), "{}", run.log_text());
 }
 
 #[test]
-fn the_rule_of_an_older_rewrite_that_appears_is_said_at_once() {
+fn shadowing_by_an_older_rewrite_is_reported() {
     let mut run = installed();
     let now = run.world().now;
     run.world().rewrites[0].0.metadata.creation_timestamp = Some(now);
@@ -293,7 +293,7 @@ fn the_rule_of_an_older_rewrite_that_appears_is_said_at_once() {
 }
 
 #[test]
-fn a_rewrite_that_is_edited_again_and_again_is_put_back_slowly() {
+fn repeatedly_edited_rewrite_is_reverted_slowly() {
     let mut run = at_half();
     for _ in 0..3 {
         run.world().edit_rewrite(|rewrite| rewrite.spec.rules[0].targets[0].weight = Some(90));
@@ -310,9 +310,9 @@ fn a_rewrite_that_is_edited_again_and_again_is_put_back_slowly() {
     assert_eq!(run.world().weights(), [(V1.to_owned(), 100)], "an abort does not wait\n{}", run.log_text());
 }
 
-/// Before, it was written again and again as fast as the API server takes it.
+/// Regression: the rewrite was written again as fast as the API server allowed.
 #[test]
-fn a_rival_who_edits_before_anybody_has_looked_is_slowed_down_too() {
+fn edits_before_the_next_reconcile_are_reverted_slowly_too() {
     let rival = |rewrite: &mut InferenceModelRewrite| rewrite.spec.rules[0].targets[1].weight = Some(10);
     let mut run = at_half();
     run.world().rival = Some(rival);
@@ -320,15 +320,15 @@ fn a_rival_who_edits_before_anybody_has_looked_is_slowed_down_too() {
     run.world().edit_rewrite(rival);
     run.run_until("it is said", |world| world.status().message.contains("another client keeps editing the rewrite"));
     run.run_for(SignedDuration::from_secs(50));
-    let seen = run.world().weight_history.len() - before;
-    assert!(seen < 8, "{seen}\n{}", run.log_text());
+    let writes = run.world().weight_history.len() - before;
+    assert!(writes < 8, "{writes}\n{}", run.log_text());
     run.world().rival = None;
     run.run_until_weights(&[(V1, 50), (V2, 50)]);
     run.run_until_phase(Phase::Paused);
 }
 
 #[test]
-fn a_rewrite_that_is_on_its_way_out_is_left_alone_and_made_again_when_it_is_gone() {
+fn terminating_rewrite_is_recreated_after_its_deletion() {
     let mut run = at_half();
     let now = run.world().now;
     run.world().edit_rewrite(|rewrite| {
@@ -345,7 +345,7 @@ fn a_rewrite_that_is_on_its_way_out_is_left_alone_and_made_again_when_it_is_gone
 }
 
 #[test]
-fn a_deleted_rewrite_is_made_again() {
+fn deleted_rewrite_is_recreated() {
     let mut run = at_half();
     run.world().rewrites.clear();
     run.world().rewrites_changed();
@@ -357,7 +357,7 @@ fn a_deleted_rewrite_is_made_again() {
 }
 
 #[test]
-fn a_lost_status_is_rebuilt_from_what_serves() {
+fn lost_status_is_rebuilt_from_the_rewrite() {
     let mut run = at_half();
     run.world().delete_status();
     run.run_until_phase(Phase::Paused);
@@ -371,7 +371,7 @@ fn a_lost_status_is_rebuilt_from_what_serves() {
 }
 
 #[test]
-fn a_lost_status_without_a_word_on_which_is_stable_moves_nothing() {
+fn lost_status_without_stable_annotation_changes_no_weights() {
     let mut run = at_half();
     run.world().delete_status();
     run.world().edit_rewrite(|rewrite| drop(rewrite.metadata.annotations.remove(STABLE_ANNOTATION)));
@@ -386,7 +386,7 @@ fn a_lost_status_without_a_word_on_which_is_stable_moves_nothing() {
 }
 
 #[test]
-fn a_name_that_servers_serve_directly_is_the_stable_side() {
+fn directly_served_model_name_is_stable() {
     let mut run = installed();
     run.world().rewrites.clear();
     run.world().delete_status();
@@ -402,7 +402,7 @@ fn a_name_that_servers_serve_directly_is_the_stable_side() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_changes_nothing() {
+fn unparsable_adapters_file_changes_nothing() {
     let mut run = at_half();
     run.world().write_adapters(Some("vLLMLoRAConfig: [".to_owned()), None);
     run.run_for(SignedDuration::from_secs(20));
@@ -414,7 +414,7 @@ fn a_file_that_cannot_be_read_changes_nothing() {
 }
 
 #[test]
-fn steps_are_pinned_and_an_edit_is_announced() {
+fn steps_are_pinned_and_an_edit_is_reported() {
     let mut run = at_half();
     run.world().edit_spec(|rollout| rollout.spec.strategy.steps.truncate(1));
     run.run_for(SignedDuration::from_secs(2));
@@ -424,7 +424,7 @@ fn steps_are_pinned_and_an_edit_is_announced() {
 }
 
 #[test]
-fn an_abort_that_comes_too_late_leaves_no_word_of_what_was_not_asked_for_it() {
+fn late_abort_leaves_no_message_about_skipped_reads() {
     let mut run = at_half();
     run.world().set_intent(IntentKind::Promote);
     run.run_until_phase(Phase::Succeeded);
@@ -438,7 +438,7 @@ fn an_abort_that_comes_too_late_leaves_no_word_of_what_was_not_asked_for_it() {
 }
 
 #[test]
-fn without_sidecars_an_id_that_was_unlisted_counts_three_minutes_after_it_is_listed_again() {
+fn relisted_id_without_sidecars_waits_three_minutes() {
     let rollout = ROLLOUT.replace("adaptersRef:", "residency: Registered\n  adaptersRef:");
     let mut run = SimRun::new(World::new(&rollout, 2, &[V1]));
     run.run_until_phase(Phase::Succeeded);
@@ -454,7 +454,7 @@ fn without_sidecars_an_id_that_was_unlisted_counts_three_minutes_after_it_is_lis
     let weights = run.world().weights();
     assert_eq!(weights.len(), 2, "{}", run.log_text());
     run.check_violations();
-    // One that nobody ever unlisted waits for nothing.
+    // An id that was never unlisted has no waiting time.
     run.world().list_adapters(&[V1, V2, "small-v3"], &[]);
     run.run_until_weights(&[(V1, 90), ("small-v3", 10)]);
 }

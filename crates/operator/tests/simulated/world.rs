@@ -1,4 +1,4 @@
-//! The whole world: documents, servers, routers, clients, and what must always be true of them.
+//! The simulated world: documents, servers, routers and clients, with checks of the invariants.
 
 use crate::{
     history::DocumentSnapshot,
@@ -26,15 +26,15 @@ use std::{
 
 pub(crate) const TICK: SignedDuration = SignedDuration::from_millis(100);
 
-/// What happens to one call of a port.
+/// Fault of one port call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
     Unavailable,
     Hang,
-    /// A write is done, but the answer is lost.
+    /// The call takes effect, but its response is lost.
     LostResponse,
-    /// The operator dies before the call, or after it was done.
+    /// The operator crashes before the call, or after it took effect.
     CrashBefore,
     CrashAfter,
 }
@@ -69,7 +69,7 @@ impl SimRouter {
         self.rules.iter().find_map(|rewrite| Some((rewrite, &rewrite.spec.rules[rule(rewrite)?])))
     }
 
-    /// Adapters that get requests here.
+    /// Returns the adapters that get requests from this router.
     pub(crate) fn targets(&self, models: &[ModelName]) -> Vec<AdapterId> {
         let targets = models.iter().filter_map(|model| self.rule_for(model)).flat_map(|(_, rule)| &rule.targets);
         targets.map(|target| AdapterId::new(target.model_rewrite.clone()).unwrap()).collect()
@@ -95,27 +95,27 @@ impl SimRouter {
     }
 }
 
-/// Parts of the world that a person has to mend.
+/// Parts of the configuration that a person must fix.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Misconfiguration {
-    /// The adapters ConfigMap is not there.
+    /// Whether the adapters ConfigMap is missing.
     pub(crate) adapters: bool,
-    /// What reading it says, where it is there and cannot be used.
+    /// Error of reads of the adapters ConfigMap, if it exists but cannot be used.
     pub(crate) adapters_problem: Option<String>,
-    /// What asking for the pool's servers says.
+    /// Error of reads of the pool's servers.
     pub(crate) pool: Option<String>,
-    /// What reading rewrites says.
+    /// Error of reads of rewrites.
     pub(crate) rewrites: Option<String>,
-    /// What writing rewrites says.
+    /// Error of writes of rewrites.
     pub(crate) write_permission: Option<String>,
 }
 
-/// What happened. Beside the world: an assertion about the world, which is locked then, prints it.
+/// Log of the run. Separate from the world, because failed assertions print it while the world is locked.
 #[derive(Debug, Default)]
 pub(crate) struct WorldLog(Arc<Mutex<Vec<String>>>);
 
 impl Clone for WorldLog {
-    /// The log of another world, which goes on from here.
+    /// Returns an independent log that starts with the same content.
     fn clone(&self) -> Self {
         Self(Arc::new(Mutex::new(self.0.lock().unwrap().clone())))
     }
@@ -143,29 +143,29 @@ pub(crate) struct World {
     pub(crate) rewrites: Vec<(InferenceModelRewrite, u64)>,
     pub(crate) adapters: AdaptersDocument,
     pub(crate) adapters_version: u64,
-    /// The name of the adapters file that servers read, and other ones that nobody reads.
+    /// Name of the adapters file that servers read, and the files that no server reads.
     pub(crate) file_name: String,
     pub(crate) unread_files: BTreeMap<String, (AdaptersDocument, u64)>,
     pub(crate) servers: Vec<SimServer>,
     pub(crate) routers: Vec<SimRouter>,
     pub(crate) behaviors: BTreeMap<AdapterId, AdapterBehavior>,
     pub(crate) events: Vec<RolloutEvent>,
-    /// What happens to the next calls of any kind, and to the next writes.
+    /// Faults of the next calls of any kind, and of the next writes.
     pub(crate) faults: VecDeque<Fault>,
     pub(crate) write_faults: VecDeque<Fault>,
     pub(crate) writes: usize,
     pub(crate) fleet_hangs: bool,
-    /// The Rollout is gone from the store.
+    /// Whether the Rollout was removed from the store.
     pub(crate) deleted: bool,
-    /// What is missing for good, and what the store and the fleet say of it.
+    /// Permanent configuration errors, with their messages.
     pub(crate) misconfiguration: Misconfiguration,
-    /// Something changed that the store would tell.
+    /// Whether something changed that the store would deliver.
     pub(crate) changed: bool,
-    /// What must never happen, and did.
+    /// Violations of invariants so far.
     pub(crate) violations: Vec<Violation>,
-    /// The weights that each stamp was written with, and the highest one.
-    pub(crate) weights_by_stamp: BTreeMap<i64, Vec<(String, i32)>>,
-    /// Every state of the documents, where operators read them late.
+    /// Weights that each sequence was written with.
+    pub(crate) weights_by_sequence: BTreeMap<i64, Vec<(String, i32)>>,
+    /// Every state of the documents, if operators read them with a lag.
     pub(crate) history: Option<Vec<Arc<DocumentSnapshot>>>,
     pub(crate) status_writes: usize,
     pub(crate) weight_history: Vec<Vec<(String, i32)>>,
@@ -174,18 +174,18 @@ pub(crate) struct World {
     uids: u64,
     intents: u64,
     started: Timestamp,
-    /// Weights that the plan knows, for the invariant on what is served.
+    /// Candidate weights that the steps allow.
     pub(crate) planned_weights: Vec<i32>,
-    /// What served when nothing was known of it: whoever adopts it leaves it as it is.
+    /// Weights that were served without a status: adoption leaves them as they are.
     pub(crate) adoptable_weights: Vec<Vec<(String, i32)>>,
     pub(crate) loss_allowed: Vec<AdapterId>,
-    /// What somebody does to the rewrite whenever the operator has written it, before anybody looks.
+    /// Edit of the rewrite by another writer after each write of the operator, before the next reconcile.
     pub(crate) rival: Option<fn(&mut InferenceModelRewrite)>,
-    /// Another Rollout.
+    /// State of the other Rollout, if there are two.
     pub(crate) other_rollout: Option<OtherRollout>,
-    /// What the servers said at the last tick.
+    /// Reports of the servers at the last tick.
     last_reports: Vec<ObservedServer>,
-    /// When a request for each adapter was last sent, by anybody.
+    /// When a client last sent a request for each adapter.
     pub(crate) last_uses: BTreeMap<AdapterId, Timestamp>,
 }
 
@@ -193,16 +193,16 @@ pub(crate) fn id(name: &str) -> AdapterId {
     AdapterId::new(name).unwrap()
 }
 
-fn behavior_of(bad: &BTreeMap<AdapterId, AdapterBehavior>, id: &AdapterId) -> AdapterBehavior {
-    bad.get(id).copied().unwrap_or(AdapterBehavior::Good)
+fn behavior_of(behaviors: &BTreeMap<AdapterId, AdapterBehavior>, id: &AdapterId) -> AdapterBehavior {
+    behaviors.get(id).copied().unwrap_or(AdapterBehavior::Good)
 }
 
-/// The weights that a Rollout's steps give.
+/// Returns the weights that a Rollout's steps set.
 pub(crate) fn planned_weights(rollout: &Rollout) -> Vec<i32> {
     rollout.spec.strategy.steps.iter().filter_map(|step| step.set_weight).collect()
 }
 
-/// The adapters file with these lists.
+/// Returns an adapters file with these lists.
 pub(crate) fn adapters_yaml(exist: &[&str], not_exist: &[&str]) -> String {
     let mut text = String::from("vLLMLoRAConfig:\n  name: test\n");
     for (list, ids) in [("ensureExist", exist), ("ensureNotExist", not_exist)] {
@@ -246,7 +246,7 @@ impl World {
             misconfiguration: Misconfiguration::default(),
             changed: true,
             violations: Vec::new(),
-            weights_by_stamp: BTreeMap::new(),
+            weights_by_sequence: BTreeMap::new(),
             history: None,
             status_writes: 0,
             weight_history: Vec::new(),
@@ -263,9 +263,9 @@ impl World {
             last_reports: Vec::new(),
             last_uses: BTreeMap::new(),
         };
-        // The operator's key is there before the sidecars start, as it is on a cluster that runs already.
-        let key = OperatorDirectives { managed: vec!["small-v*".to_owned()], ..OperatorDirectives::default() };
-        world.adapters.directives_text = Some(key.to_yaml());
+        // The directives exist before the sidecars start, as on a cluster that is already running.
+        let directives = OperatorDirectives { managed: vec!["small-v*".to_owned()], ..OperatorDirectives::default() };
+        world.adapters.directives_text = Some(directives.to_yaml());
         let content = world.config_content();
         for server in &mut world.servers {
             server.receive_content(now - server.lag, &content);
@@ -297,26 +297,26 @@ impl World {
     }
 
     fn config_content(&self) -> ConfigContent {
-        let key = self.adapters.directives_text.as_deref().map(|text| OperatorDirectives::parse(text).unwrap());
+        let directives = self.adapters.directives_text.as_deref().map(|text| OperatorDirectives::parse(text).unwrap());
         ConfigContent {
             file: AdaptersFile::parse(&self.adapters.user_text).map(|parsed| parsed.file).unwrap_or_default(),
-            directives: key,
+            directives,
             hash: content_hash(&self.adapters.user_text, self.adapters.directives_text.as_deref()),
         }
     }
 
-    /// Somebody writes the adapters ConfigMap.
-    pub(crate) fn write_adapters(&mut self, user_text: Option<String>, key_text: Option<String>) -> u64 {
+    /// Writes the adapters ConfigMap, and delivers it to the servers.
+    pub(crate) fn write_adapters(&mut self, user_text: Option<String>, directives_text: Option<String>) -> u64 {
         if let Some(text) = user_text {
             self.adapters.user_text = text;
         }
-        if key_text.is_some() {
-            self.adapters.directives_text = key_text;
+        if directives_text.is_some() {
+            self.adapters.directives_text = directives_text;
         }
         self.adapters_version = self.next_version();
         self.changed = true;
         let (now, content) = (self.now, self.config_content());
-        // A file that cannot be read changes nothing: the last good one stays in force.
+        // A file that cannot be parsed changes nothing: the last valid one stays active.
         if AdaptersFile::parse(&self.adapters.user_text).is_ok() {
             for server in &mut self.servers {
                 server.receive_content(now, &content);
@@ -325,13 +325,13 @@ impl World {
         self.adapters_version
     }
 
-    /// The ConfigMap gets the mark of a GitOps tool.
+    /// Sets the GitOps owner of the ConfigMap.
     pub(crate) fn set_gitops_owner(&mut self, owner: Option<&str>) {
         self.adapters.gitops_owner = owner.map(str::to_owned);
         self.write_adapters(None, None);
     }
 
-    /// A person edits the lists.
+    /// A person edits both lists.
     pub(crate) fn list_adapters(&mut self, exist: &[&str], not_exist: &[&str]) {
         self.log_event(format!("a person lists {exist:?} and unlists {not_exist:?}"));
         self.write_adapters(Some(adapters_yaml(exist, not_exist)), None);
@@ -341,17 +341,17 @@ impl World {
         AdaptersFile::parse(&self.adapters.user_text).unwrap().file
     }
 
-    /// Servers read another adapters file from now on, with the same lists; the old one stays as it is.
+    /// Lets servers read another adapters file with the same lists; the old one stays unchanged.
     pub(crate) fn switch_adapters_file(&mut self, name: &str) {
         self.log_event(format!("servers read the file {name}"));
         let user_text = self.adapters.user_text.clone();
         let old = std::mem::take(&mut self.adapters);
         self.unread_files.insert(std::mem::replace(&mut self.file_name, name.to_owned()), (old, self.adapters_version));
-        let key_text = self.unread_files.remove(name).and_then(|(document, _)| document.directives_text);
-        self.write_adapters(Some(user_text), key_text);
+        let directives_text = self.unread_files.remove(name).and_then(|(document, _)| document.directives_text);
+        self.write_adapters(Some(user_text), directives_text);
     }
 
-    /// The operator writes a file that no server reads.
+    /// Writes a file that no server reads.
     pub(crate) fn write_unread_file(
         &mut self,
         name: &str,
@@ -377,13 +377,13 @@ impl World {
         self.changed = true;
     }
 
-    /// A person says what they want, having seen the present status.
+    /// A person requests an intent, based on the current status.
     pub(crate) fn set_intent(&mut self, verb: IntentKind) {
         self.intents += 1;
         let status = self.status();
         let step = status.step.as_ref().map_or(0, |step| step.index);
         let verb = serde_json::to_string(&verb).unwrap();
-        self.log_event(format!("a person wants {verb} of revision {}, step {step}", status.revision.number));
+        self.log_event(format!("a person requests {verb} of revision {}, step {step}", status.revision.number));
         let intent = format!(
             r#"{{"id":"intent-{}","verb":{verb},"revision":{},"step":{step}}}"#,
             self.intents, status.revision.number
@@ -393,20 +393,20 @@ impl World {
         self.changed = true;
     }
 
-    /// Somebody else edits the rewrite.
+    /// Another writer edits the rewrite.
     pub(crate) fn edit_rewrite(&mut self, edit: impl FnOnce(&mut InferenceModelRewrite)) {
-        self.log_event("somebody edits the rewrite");
+        self.log_event("another writer edits the rewrite");
         let (number, own) = (self.next_version(), self.rewrite_index().unwrap_or_default());
         edit(&mut self.rewrites[own].0);
         self.rewrites[own].1 = number;
-        let broken = self.violations.len();
+        let violation_count = self.violations.len();
         self.rewrites_changed();
-        // What others write is not the operator's fault.
-        self.violations.truncate(broken);
+        // The operator is not responsible for the weights of other writers.
+        self.violations.truncate(violation_count);
         self.record_adoptable();
     }
 
-    /// The status is gone, as after a restore without it.
+    /// Deletes the status, as a restore without the status subresource does.
     pub(crate) fn delete_status(&mut self) {
         self.log_event("the status is lost");
         self.rollout.status = None;
@@ -421,7 +421,7 @@ impl World {
         }
     }
 
-    /// Every server has this adapter, whoever loaded it.
+    /// Loads this adapter on every server.
     pub(crate) fn load_everywhere(&mut self, id: &AdapterId) {
         for server in &mut self.servers {
             server.loaded.insert(id.clone(), None);
@@ -429,12 +429,12 @@ impl World {
         self.changed = true;
     }
 
-    /// From here on servers may lack this adapter by somebody else's fault.
+    /// From now on servers may lack this adapter, because the test itself causes its loss.
     pub(crate) fn allow_loss(&mut self, id: &AdapterId) {
         self.loss_allowed.push(id.clone());
     }
 
-    /// The targets and weights in the rewrite.
+    /// Returns the targets and weights in the Rollout's rule.
     pub(crate) fn weights(&self) -> Vec<(String, i32)> {
         let rules = self.rewrites.iter().flat_map(|(rewrite, _)| &rewrite.spec.rules);
         let ours = rules.filter(|rule| matches_model(&self.rollout.spec.model, rule));
@@ -442,22 +442,22 @@ impl World {
         targets.map(|target| (target.model_rewrite.clone(), target.weight.unwrap_or(1))).collect()
     }
 
-    /// Somebody deletes the Rollout.
+    /// A person deletes the Rollout.
     pub(crate) fn delete_rollout(&mut self) {
-        self.log_event("somebody deletes the Rollout");
+        self.log_event("a person deletes the Rollout");
         self.rollout.metadata.deletion_timestamp = Some(self.now);
         self.rollout_version = self.next_version();
         self.remove_if_unfinalized();
     }
 
-    /// What is being deleted goes when nothing holds it back.
+    /// Removes a Rollout that is being deleted, unless it has a finalizer.
     pub(crate) fn remove_if_unfinalized(&mut self) {
         self.deleted |=
             self.rollout.metadata.deletion_timestamp.is_some() && self.rollout.metadata.finalizers.is_empty();
         self.changed = true;
     }
 
-    /// A rewrite was written or deleted: routers hear of it.
+    /// Delivers written or deleted rewrites to the routers.
     pub(crate) fn rewrites_changed(&mut self) {
         self.with_each_rollout(Self::check_weights);
         let rules: Vec<_> = self.rewrites.iter().map(|(rewrite, _)| rewrite.clone()).collect();
@@ -471,8 +471,8 @@ impl World {
         let weights = self.weights();
         self.log_event(format!("the rewrite says {weights:?}"));
         if self.rewrite_index().is_none() {
-            // Whoever loses the status too has nothing left to count on from.
-            self.weights_by_stamp.clear();
+            // If the status is lost as well, sequences start over.
+            self.weights_by_sequence.clear();
         }
         self.check_plan(&weights);
         self.check_finalizer(&weights);
@@ -481,7 +481,7 @@ impl World {
         }
     }
 
-    /// Time goes on by one tick: sidecars, vLLM, routers and clients do what they do.
+    /// Advances time by one tick for sidecars, vLLM, routers and clients.
     pub(crate) fn tick(&mut self) {
         self.now += TICK;
         let now = self.now;
@@ -490,15 +490,15 @@ impl World {
                 router.rules = router.pending.remove(0).1;
             }
         }
-        let bad = self.behaviors.clone();
+        let behaviors = self.behaviors.clone();
         let serving = self.directives().serving;
         let mut unloaded = Vec::new();
         for server in &mut self.servers {
-            let done = server.tick(now, |id| behavior_of(&bad, id));
-            // What is heard of after the operator has let go comes too late.
-            let used = done.used.into_iter().filter(|id| serving.contains(id));
+            let result = server.tick(now, |id| behavior_of(&behaviors, id));
+            // A use that is read after the operator dropped the id is observed too late.
+            let used = result.used.into_iter().filter(|id| serving.contains(id));
             self.last_uses.extend(used.map(|id| (id, now)));
-            unloaded.extend(done.unloaded.into_iter().map(|id| (server.name.clone(), id)));
+            unloaded.extend(result.unloaded.into_iter().map(|id| (server.name.clone(), id)));
         }
         let reports: Vec<_> = self.servers.iter().map(SimServer::report).collect();
         self.changed |= reports != self.last_reports;
@@ -530,7 +530,7 @@ impl World {
         }
     }
 
-    /// Somebody calls an adapter directly, on every server; where none has it, that is no use of it.
+    /// Clients call an adapter directly on every server; without effect on servers that do not have it.
     pub(crate) fn use_on_all_servers(&mut self, id: &AdapterId) {
         for server in &mut self.servers {
             server.handle_request(id, self.now, behavior_of(&self.behaviors, id));
@@ -544,15 +544,15 @@ impl World {
         }
     }
 
-    /// Another pool beside this one has a server that reads the same file.
+    /// Adds a server of another pool that reads the same file.
     pub(crate) fn add_other_pool_server(&mut self) {
-        let mut server = SimServer::new("sharer");
+        let mut server = SimServer::new("other-pool-server");
         server.in_other_pool = true;
         server.receive_content(self.now - server.lag, &self.config_content());
         self.servers.push(server);
     }
 
-    /// The operator's key as it is now.
+    /// Returns the current operator directives.
     pub(crate) fn directives(&self) -> OperatorDirectives {
         self.adapters
             .directives_text
@@ -561,9 +561,9 @@ impl World {
             .unwrap_or_default()
     }
 
-    /// What the servers of this pool say, or those of the other one.
-    pub(crate) fn server_reports(&self, beside: bool) -> Vec<ObservedServer> {
-        self.servers.iter().filter(|server| server.in_other_pool == beside).map(SimServer::report).collect()
+    /// Returns the reports of the servers of this pool, or of the other one.
+    pub(crate) fn server_reports(&self, in_other_pool: bool) -> Vec<ObservedServer> {
+        self.servers.iter().filter(|server| server.in_other_pool == in_other_pool).map(SimServer::report).collect()
     }
 
     pub(crate) fn router_reports(&self) -> Vec<ObservedRouter> {
@@ -575,7 +575,7 @@ impl World {
         self.routers.iter().map(report).collect()
     }
 
-    /// Where an adapter is loaded.
+    /// Returns on how many servers an adapter is loaded.
     pub(crate) fn loaded_count(&self, id: &AdapterId) -> usize {
         self.servers.iter().filter(|server| server.loaded.contains_key(id)).count()
     }
