@@ -11,6 +11,8 @@
 //! - Nothing is run or unpacked: tensors in `safetensors`, and small texts.
 //! - A token goes to the hub alone, and into no error, log or file.
 
+#![warn(missing_docs)]
+
 mod cache_dir;
 mod dispatch;
 pub mod eviction;

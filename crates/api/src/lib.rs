@@ -5,6 +5,8 @@
 //! No I/O and no clock: everything here is plain data and pure functions over it. With the feature `kube` the
 //! custom resource's derives and schemas are added; without it nothing here knows Kubernetes' libraries.
 
+#![warn(missing_docs)]
+
 pub mod adapters;
 pub mod cause;
 pub mod condition;

@@ -3,6 +3,8 @@
 //! Exposes typed reads and versioned writes of `rollora-api` objects, with errors that a person can act on. It is the
 //! only crate that names kube, and it contains no rollout logic.
 
+#![warn(missing_docs)]
+
 mod api_discovery;
 mod api_error;
 mod cached_client;

@@ -4,6 +4,8 @@
 //! its methods, the connections, and what the metrics port tells. [`Server`] puts them together over rules that come
 //! from anywhere; the program feeds it from a cluster ([`run`]).
 
+#![warn(missing_docs)]
+
 mod admin;
 mod certificate;
 mod clock;

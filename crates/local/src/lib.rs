@@ -2,6 +2,8 @@
 //!
 //! [`run`] runs all parts in one process. Its control socket serves an [`Overview`] to the CLI.
 
+#![warn(missing_docs)]
+
 mod admin;
 mod clock;
 mod config;

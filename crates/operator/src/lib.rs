@@ -10,6 +10,8 @@
 //!   new intent arrives.
 //! - Every call of a port has a timeout.
 
+#![warn(missing_docs)]
+
 mod backoff;
 mod finalize;
 mod last_writes;

@@ -10,6 +10,8 @@
 //! - An abort needs no observation except the rewrite.
 //! - Every state that waits names what it waits for.
 
+#![warn(missing_docs)]
+
 mod adoption;
 mod capacity;
 mod conflict;

@@ -13,6 +13,8 @@
 //! What this crate deliberately does not do: it never replaces weights under a loaded id, never touches a base model or
 //! an adapter that the file does not list, and never deletes files.
 
+#![warn(missing_docs)]
+
 pub mod adapters_watch;
 pub mod backoff;
 mod clock;

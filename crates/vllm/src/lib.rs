@@ -7,6 +7,8 @@
 //! What it deliberately does not do: retry, remember, or decide. Who calls it knows whether trying again makes
 //! sense, and [`VllmError::retryable`], [`VllmError::uncertain`] and [`VllmError::needs_person`] tell.
 
+#![warn(missing_docs)]
+
 mod client;
 mod endpoint;
 mod error;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use lexopt::{Arg, Parser, ValueExt as _};
 
 use crate::crds;
-use crate::test::Scope;
+use crate::test::TestScope;
 
 /// A command and its help text.
 struct Verb {
@@ -89,7 +89,7 @@ pub(crate) enum XtaskCommand {
     Help(Option<String>),
     Demo(DemoCommand),
     Test {
-        scope: Scope,
+        scope: TestScope,
         parts: Vec<String>,
     },
     Bench {
@@ -145,10 +145,10 @@ where
             let scope = match (long, parts.as_slice()) {
                 (false, [only]) if only == "quick" => {
                     parts.clear();
-                    Scope::Quick
+                    TestScope::Quick
                 }
-                (true, _) => Scope::Long,
-                (false, _) => Scope::Whole,
+                (true, _) => TestScope::Long,
+                (false, _) => TestScope::Whole,
             };
             Ok(XtaskCommand::Test { scope, parts })
         }
@@ -278,9 +278,9 @@ mod tests {
                     ..DemoCommand::default()
                 }),
             ),
-            ("test", XtaskCommand::Test { scope: Scope::Whole, parts: vec![] }),
-            ("test quick", XtaskCommand::Test { scope: Scope::Quick, parts: vec![] }),
-            ("test --long lints", XtaskCommand::Test { scope: Scope::Long, parts: strings(&["lints"]) }),
+            ("test", XtaskCommand::Test { scope: TestScope::Whole, parts: vec![] }),
+            ("test quick", XtaskCommand::Test { scope: TestScope::Quick, parts: vec![] }),
+            ("test --long lints", XtaskCommand::Test { scope: TestScope::Long, parts: strings(&["lints"]) }),
             (
                 "bench gateway idle --json",
                 XtaskCommand::Bench { names: strings(&["gateway", "idle"]), json: true, short: false },

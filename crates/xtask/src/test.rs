@@ -77,7 +77,7 @@ impl CheckKind {
 
 /// Which checks and tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scope {
+pub(crate) enum TestScope {
     /// Checks without external tools that take minutes: format, lints, unit and property tests, the guide on one
     /// machine.
     Quick,
@@ -87,7 +87,7 @@ pub(crate) enum Scope {
     Long,
 }
 
-pub(crate) fn run(scope: Scope, names: &[String]) -> Result<ExitCode> {
+pub(crate) fn run(scope: TestScope, names: &[String]) -> Result<ExitCode> {
     let parts = select_checks(names, scope)?;
     // All parts compile with the same settings, so that nothing is compiled twice.
     let linting = if compile::has_clippy() { Lints::On } else { Lints::Off };
@@ -95,7 +95,7 @@ pub(crate) fn run(scope: Scope, names: &[String]) -> Result<ExitCode> {
     // thread, so that an early return does not leave it behind.
     let start = clock::now();
     let lines = thread::scope(|threads| -> Result<Vec<SummaryLine>> {
-        let with_tools = scope != Scope::Quick && parts.contains(&CheckKind::Tests);
+        let with_tools = scope != TestScope::Quick && parts.contains(&CheckKind::Tests);
         let mut fetching = with_tools.then(|| PendingTools::start(threads));
         let mut lines = Vec::new();
         for part in parts {
@@ -107,7 +107,7 @@ pub(crate) fn run(scope: Scope, names: &[String]) -> Result<ExitCode> {
                 CheckKind::Dependencies => dependencies::run(),
                 CheckKind::Lints => compile::run(linting),
                 CheckKind::Crds => compile::crds(linting).into(),
-                CheckKind::Tests if scope == Scope::Quick => suites::quick(linting),
+                CheckKind::Tests if scope == TestScope::Quick => suites::quick(linting),
                 CheckKind::Tests => {
                     let fetching = fetching.take().unwrap_or_else(|| PendingTools::start(threads));
                     let (tests, tools) = suites::run(scope, linting, fetching);
@@ -128,12 +128,12 @@ pub(crate) fn run(scope: Scope, names: &[String]) -> Result<ExitCode> {
     Ok(if summary.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn select_checks(names: &[String], scope: Scope) -> Result<Vec<CheckKind>> {
+fn select_checks(names: &[String], scope: TestScope) -> Result<Vec<CheckKind>> {
     if names.is_empty() {
         let runs = |part: &CheckKind| match part {
             CheckKind::Format | CheckKind::Lints | CheckKind::Tests => true,
-            CheckKind::Dependencies | CheckKind::Crds => scope != Scope::Quick,
-            CheckKind::Bench => scope == Scope::Long,
+            CheckKind::Dependencies | CheckKind::Crds => scope != TestScope::Quick,
+            CheckKind::Bench => scope == TestScope::Long,
         };
         return Ok(CheckKind::ALL.into_iter().filter(runs).collect());
     }
@@ -149,26 +149,26 @@ fn select_checks(names: &[String], scope: Scope) -> Result<Vec<CheckKind>> {
 mod tests {
     use super::*;
 
-    fn selected_names(names: &[&str], scope: Scope) -> Vec<&'static str> {
+    fn selected_names(names: &[&str], scope: TestScope) -> Vec<&'static str> {
         let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
         select_checks(&names, scope).unwrap().into_iter().map(CheckKind::name).collect()
     }
 
     #[test]
     fn scope_selects_the_parts_without_names() {
-        assert_eq!(selected_names(&[], Scope::Quick), ["format", "lints", "tests"]);
-        assert_eq!(selected_names(&[], Scope::Whole), ["format", "dependencies", "lints", "crds", "tests"]);
-        assert_eq!(selected_names(&[], Scope::Long), ["format", "dependencies", "lints", "crds", "tests", "bench"]);
+        assert_eq!(selected_names(&[], TestScope::Quick), ["format", "lints", "tests"]);
+        assert_eq!(selected_names(&[], TestScope::Whole), ["format", "dependencies", "lints", "crds", "tests"]);
+        assert_eq!(selected_names(&[], TestScope::Long), ["format", "dependencies", "lints", "crds", "tests", "bench"]);
     }
 
     #[test]
     fn named_parts_run_in_the_fixed_order() {
-        assert_eq!(selected_names(&["tests", "format"], Scope::Whole), ["format", "tests"]);
+        assert_eq!(selected_names(&["tests", "format"], TestScope::Whole), ["format", "tests"]);
     }
 
     #[test]
     fn unknown_part_is_rejected_with_the_valid_ones() {
-        let words = select_checks(&["fromat".to_owned()], Scope::Whole).unwrap_err().to_string();
+        let words = select_checks(&["fromat".to_owned()], TestScope::Whole).unwrap_err().to_string();
         assert!(words.contains("\"fromat\"") && words.contains("format, dependencies"), "{words}");
     }
 }

@@ -122,7 +122,7 @@ fn message(line: &str) -> Option<Message> {
     struct Line {
         executable: Option<PathBuf>,
         target: Option<Target>,
-        message: Option<Diagnostic>,
+        message: Option<CompilerMessage>,
         profile: Option<Profile>,
     }
     #[derive(Deserialize)]
@@ -134,7 +134,7 @@ fn message(line: &str) -> Option<Message> {
         name: String,
     }
     #[derive(Deserialize)]
-    struct Diagnostic {
+    struct CompilerMessage {
         rendered: Option<String>,
     }
     let line: Line = serde_json::from_str(line).ok()?;

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use super::compile::EVERYTHING;
 use super::summary::SummaryLine;
 use super::test_tools::PendingTools;
-use super::{CheckOutcome, Scope};
+use super::{CheckOutcome, TestScope};
 use crate::process;
 use crate::workspace::{self, Lints, cargo};
 
@@ -41,14 +41,14 @@ const LAWS: &[&str] = &[
 const GUIDE: &[&str] = &["-p", "rollora-e2e", "--test", "scenarios", "--", "guide::", "--skip", "::cluster"];
 
 /// Runs all tests; returns their outcome, and a summary line for each tool that took time or is not available.
-pub(super) fn run(scope: Scope, lints: Lints, fetching: PendingTools<'_>) -> (CheckOutcome, Vec<SummaryLine>) {
+pub(super) fn run(scope: TestScope, lints: Lints, fetching: PendingTools<'_>) -> (CheckOutcome, Vec<SummaryLine>) {
     let built = workspace::build_with(lints, &EVERYTHING);
     // Wait for the builds of tools, because tests that measure time need the processors for themselves.
     let tools = fetching.wait();
     let tested = built.and_then(|_| {
         // Any number that differs between runs.
         let seed = std::process::id().to_string();
-        let long = scope == Scope::Long;
+        let long = scope == TestScope::Long;
         if long {
             println!("property tests use {SEED_VARIABLE}={seed}: set it for `cargo test` to repeat the same cases");
         }
