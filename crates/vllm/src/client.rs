@@ -53,8 +53,8 @@ pub enum VllmClientError {
     InvalidApiKey,
     /// The TLS configuration was rejected, for example because the system has no CA certificates.
     #[error(
-        "cannot set up TLS for {endpoint} ({detail}): check the system's CA certificates, or configure the CA certificate \
-         that signed vLLM's certificate"
+        "cannot set up TLS for {endpoint} ({detail}): check the system's CA certificates, or configure the CA \
+         certificate that signed vLLM's certificate"
     )]
     Tls {
         /// Base URL of the server.
@@ -101,9 +101,7 @@ impl VllmClient {
                 }
                 builder
             }
-            (true, Some(ca_bundle)) => {
-                builder.tls_backend_preconfigured(ca_bundle.client_config().map_err(tls_error)?)
-            }
+            (true, Some(ca_bundle)) => builder.tls_backend_preconfigured(ca_bundle.client_config().map_err(tls_error)?),
             (false, _) => builder.tls_backend_preconfigured(tls::empty_trust_config().map_err(tls_error)?),
         };
         let builder = match &endpoint.tls().server_name {
@@ -143,8 +141,8 @@ impl VllmClient {
         Ok(ServerMetrics::parse(&String::from_utf8_lossy(&body)))
     }
 
-    /// Loads adapter `id` from `path`, a path in vLLM's file system or a hub name. Never replaces the weights of a loaded
-    /// id.
+    /// Loads adapter `id` from `path`, a path in vLLM's file system or a hub name. Never replaces the weights of a
+    /// loaded id.
     pub async fn load(&self, id: &AdapterId, path: &str) -> Result<(), VllmError> {
         let body = json!({ "lora_name": id.as_str(), "lora_path": path });
         self.send(ApiCall::Load { id, path }, "/v1/load_lora_adapter", Some(&body)).await.map(drop)

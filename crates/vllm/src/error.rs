@@ -8,7 +8,8 @@ use std::time::Duration;
 pub enum VllmError {
     /// The server has no endpoints for loading and unloading adapters.
     #[error(
-        "vLLM does not allow loading or unloading adapters at run time: start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+        "vLLM does not allow loading or unloading adapters at run time: start it with \
+         VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
     )]
     RuntimeUpdatingOff,
     /// The server was started without LoRA support.
@@ -27,7 +28,8 @@ pub enum VllmError {
     },
     /// The adapter's rank exceeds the server's `--max-lora-rank`.
     #[error(
-        "adapter `{id}` has rank {rank} and vLLM takes at most {max}: start vLLM with --max-lora-rank {rank}, or train the adapter with a lower rank"
+        "adapter `{id}` has rank {rank} and vLLM takes at most {max}: start vLLM with --max-lora-rank {rank}, or train \
+         the adapter with a lower rank"
     )]
     RankTooHigh {
         /// Id of the adapter.
@@ -77,9 +79,7 @@ pub enum VllmError {
         detail: String,
     },
     /// The server's engine is dead; the server exits soon.
-    #[error(
-        "vLLM could not {call} because its engine died ({detail}): look into vLLM's log and restart the server"
-    )]
+    #[error("vLLM could not {call} because its engine died ({detail}): look into vLLM's log and restart the server")]
     EngineDead {
         /// The call, as a verb phrase such as "list its models".
         call: String,
@@ -136,8 +136,8 @@ pub enum VllmError {
     },
     /// The response is not one that vLLM sends.
     #[error(
-        "unexpected response when vLLM was asked to {call} (status {status}: {detail}): check that the address is that of a vLLM \
-         server"
+        "unexpected response when vLLM was asked to {call} (status {status}: {detail}): check that the address is \
+         that of a vLLM server"
     )]
     UnexpectedResponse {
         /// The call, as a verb phrase such as "list its models".
@@ -199,8 +199,8 @@ impl VllmError {
         )
     }
 
-    /// Returns whether a person must change something (a flag of the server, the adapter's files, a key) before the call
-    /// can succeed.
+    /// Returns whether a person must change something (a flag of the server, the adapter's files, a key) before the
+    /// call can succeed.
     pub fn needs_intervention(&self) -> bool {
         matches!(
             self,

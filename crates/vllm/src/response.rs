@@ -1,8 +1,8 @@
 //! Classification of vLLM's responses, as a pure function of the call and its response.
 //!
-//! The status alone is ambiguous in two cases. A 404 of the web framework (`{"detail": …}`) means that the server has no
-//! such endpoint; a 404 of vLLM itself (`{"error": {…}}`) means that it has no such adapter. And a 500 on a load can be
-//! caused by the adapter, by the server's settings, or by a dead engine: only the message distinguishes them.
+//! The status alone is ambiguous in two cases. A 404 of the web framework (`{"detail": …}`) means that the server has
+//! no such endpoint; a 404 of vLLM itself (`{"error": {…}}`) means that it has no such adapter. And a 500 on a load
+//! can be caused by the adapter, by the server's settings, or by a dead engine: only the message distinguishes them.
 
 use crate::VllmError;
 use rollora_api::names::AdapterId;
@@ -64,7 +64,9 @@ pub fn classify_response(
     if status == 200 {
         // vLLM responds with JSON, metrics, or a body without a type: a web page comes from a proxy in between.
         return match content_type {
-            Some(content_type) if content_type.starts_with("text/html") => Err(unexpected_response(call, status, "a web page")),
+            Some(content_type) if content_type.starts_with("text/html") => {
+                Err(unexpected_response(call, status, "a web page"))
+            }
             _ => Ok(()),
         };
     }

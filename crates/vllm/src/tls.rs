@@ -78,8 +78,8 @@ impl fmt::Debug for CaBundle {
     }
 }
 
-/// Returns a configuration that trusts no certificate, for endpoints with plain HTTP. It is never used for a connection;
-/// it only keeps reqwest from reading the system's CA certificates.
+/// Returns a configuration that trusts no certificate, for endpoints with plain HTTP. It is never used for a
+/// connection; it only keeps reqwest from reading the system's CA certificates.
 pub(crate) fn empty_trust_config() -> Result<ClientConfig, String> {
     client_config(RootCertStore::empty()).map_err(|error| error.to_string())
 }
@@ -158,7 +158,7 @@ fn describe_tls_error(error: &rustls::Error) -> String {
                 "its certificate is not valid yet: compare the clocks, or give vLLM another certificate"
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "its certificate is for another name: configure that name as the server name, or connect to vLLM by that name"
+                "its certificate is for another name: set that name as the server name, or connect to vLLM by it"
             }
             _ if format!("{error:?}").contains("CaUsedAsEndEntity") => {
                 "its certificate is a CA certificate: give vLLM a certificate with CA:FALSE that this CA signed"

@@ -114,7 +114,7 @@ fn a_certificate_that_cannot_be_trusted_is_said_with_what_to_do() {
         ("other.pem", &["--vllm-ca-file", "ca.pem"][..], "give the certificate of the CA that signed it"),
         ("server.pem", &["--vllm-tls"], "give the certificate of the CA that signed it"),
         ("expired.pem", &["--vllm-ca-file", "ca.pem"], "has expired"),
-        ("named.pem", &["--vllm-ca-file", "ca.pem"], "configure that name as the server name"),
+        ("named.pem", &["--vllm-ca-file", "ca.pem"], "set that name as the server name"),
     ] {
         let vllm = TlsProxy::start(name);
         let mount = vllm.mount(&["v1"]);

@@ -111,8 +111,8 @@ fn recorded_responses_have_the_expected_class() {
 const MESSAGES: &[(&str, &str)] = &[
     (
         "rank 32 > max-lora-rank 16",
-        "adapter `rank32` has rank 32 and vLLM takes at most 16: start vLLM with --max-lora-rank 32, or train the adapter \
-         with a lower rank",
+        "adapter `rank32` has rank 32 and vLLM takes at most 16: start vLLM with --max-lora-rank 32, or train the \
+         adapter with a lower rank",
     ),
     (
         "broken folder: junk",
@@ -126,8 +126,8 @@ const MESSAGES: &[(&str, &str)] = &[
     ),
     (
         "bad abs path",
-        "vLLM found no adapter `bad` at `/nonexistent/path`: check that this folder exists where vLLM runs and contains \
-         adapter_config.json, or, for a hub name, that the name is correct and vLLM can reach the hub",
+        "vLLM found no adapter `bad` at `/nonexistent/path`: check that this folder exists where vLLM runs and \
+         contains adapter_config.json, or, for a hub name, that the name is correct and vLLM can reach the hub",
     ),
     ("server without --enable-lora: load", "vLLM runs without LoRA support: start it with --enable-lora"),
     (

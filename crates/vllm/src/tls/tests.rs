@@ -18,7 +18,8 @@ fn ca_bundle(name: &str) -> CaBundle {
     CaBundle::parse(&std::fs::read(file(name)).unwrap()).unwrap()
 }
 
-/// Starts a healthy server with this certificate, without TLS if it is `None`. It runs until the returned set is dropped.
+/// Starts a healthy server with this certificate, without TLS if it is `None`. It runs until the returned set is
+/// dropped.
 async fn server(certificate: Option<&str>) -> (JoinSet<()>, u16) {
     let acceptor = certificate.map(|name| {
         let chain = CertificateDer::pem_file_iter(file(name)).unwrap().collect::<Result<_, _>>().unwrap();
