@@ -1,7 +1,7 @@
-//! The folder that vLLM reads: one subfolder for each adapter, and what is under way beside them.
+//! Cache directory of fetched adapters: one subfolder for each adapter, and a subfolder of partial downloads.
 //!
-//! Who uses it holds a shared lock on it. Only who is alone there removes anything: what another sidecar's server has
-//! registered, nobody else can know.
+//! Every process that uses the directory holds a shared lock on it. A process removes adapters only while it is the
+//! only user, because it cannot know which adapters the servers of other sidecars have loaded.
 
 use crate::{
     HubRef,
@@ -20,41 +20,46 @@ use std::{
     time::Duration,
 };
 
-/// Where downloads are under way.
+/// Subfolder of partial downloads.
 const PARTIAL_DIR: &str = ".under-way";
-/// What is to be removed is renamed first, so that it is never found half there.
+/// A folder is moved here before its files are removed, so that no reader finds it incomplete.
 const TRASH_DIR: &str = ".removed";
 const LOCK_FILE: &str = ".lock";
-/// Held by the one that tries to be alone, see [`Folder::sweep`].
+/// Locked by the process that tries to become the only user, see [`CacheDir::evict`].
 const SWEEP_LOCK_FILE: &str = ".sweeper";
-/// A download that nobody went on with for this long is given up.
+/// A partial download that was not continued for this long is removed.
 const PARTIAL_MAX_AGE: Duration = Duration::from_hours(24);
 
-/// Why a folder cannot be used.
+/// Reason why a folder cannot be used as the cache directory.
 #[derive(Debug, thiserror::Error)]
-#[error("the folder of the adapters {} cannot be used ({source}): it must be a writable volume that vLLM sees under the same path", path.display())]
+#[error(
+    "cannot use the adapters directory {} ({source}): it must be a writable volume that vLLM mounts at the same path",
+    path.display()
+)]
 pub struct CacheDirError {
     path: PathBuf,
     source: io::Error,
 }
 
-/// The folder.
+/// Cache directory of fetched adapters, with this process's shared lock on it.
 #[derive(Debug)]
 pub struct CacheDir {
     path: PathBuf,
     lock: File,
-    /// Between finding an adapter whole and marking it as wanted, or unwanted and moving it away, nobody does the other.
+    /// Serializes [`lookup`](Self::lookup) and removal within this process, so that no adapter is removed between its
+    /// lookup and its mark as wanted.
     mutation_lock: Mutex<()>,
 }
 
 impl CacheDir {
-    /// Makes it, where it is not there, and holds it.
+    /// Opens the directory, creates it if needed, and takes a shared lock. Waits while another process removes
+    /// adapters.
     pub fn open(path: &Path) -> Result<Self, CacheDirError> {
         let open = || -> io::Result<Self> {
             fs::create_dir_all(path.join(PARTIAL_DIR))?;
             let lock = open_lock_file(&path.join(LOCK_FILE))?;
             match flock(&lock, FlockOperation::NonBlockingLockShared) {
-                // Somebody is cleaning at this moment, and will be done in the next.
+                // Another process holds the exclusive lock for a short eviction.
                 Err(error) if error == rustix::io::Errno::WOULDBLOCK => flock(&lock, FlockOperation::LockShared)?,
                 other => other?,
             }
@@ -63,79 +68,82 @@ impl CacheDir {
         open().map_err(|source| CacheDirError { path: path.to_owned(), source })
     }
 
-    /// Where an adapter of a hub stands. The name is for people; the digits at its end tell names apart that look
-    /// alike once everything but letters, digits, dots and dashes has become a dash.
+    /// Returns the folder of a hub's adapter. Its name is readable; the hash at its end keeps names distinct that
+    /// differ only in characters that are replaced by dashes.
     pub(crate) fn adapter_path(&self, name: &HubRef) -> PathBuf {
         self.path.join(dir_name(name))
     }
 
-    /// Where it is brought to first.
+    /// Returns the folder of partial downloads of a hub's adapter.
     pub(crate) fn partial_path(&self, name: &HubRef) -> PathBuf {
         self.path.join(PARTIAL_DIR).join(dir_name(name))
     }
 
-    /// What stands at `place`, if it is whole. It counts as wanted now: a sweep that took it for unwanted leaves it.
-    pub(crate) fn lookup(&self, place: &Path) -> Option<Manifest> {
-        let _gate = self.mutation_lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let manifest = Manifest::load_complete(place)?;
+    /// Returns the manifest of the adapter at `path`, if it is complete, and marks the adapter as wanted now. An
+    /// eviction that already selected it leaves it in place.
+    pub(crate) fn lookup(&self, path: &Path) -> Option<Manifest> {
+        let _guard = self.mutation_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let manifest = Manifest::load_complete(path)?;
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-        if let Ok(file) = File::options().append(true).open(place.join(manifest::MANIFEST_FILE)) {
-            // Where that is refused nothing can be removed either.
+        if let Ok(file) = File::options().append(true).open(path.join(manifest::MANIFEST_FILE)) {
+            // Without write access, nothing can be removed either.
             futimens(&file, &Timestamps { last_access: now, last_modification: now }).ok();
         }
         Some(manifest)
     }
 
-    /// Moves what was brought to its place, and has that survive a power cut.
-    pub(crate) fn install(&self, from: &Path, place: &Path) -> io::Result<()> {
-        if place.exists() {
-            // It was found not to be whole.
-            self.remove(place)?;
+    /// Moves a finished download from `from` to `path` and syncs the directory, so that the move survives a power
+    /// failure.
+    pub(crate) fn install(&self, from: &Path, path: &Path) -> io::Result<()> {
+        if path.exists() {
+            // The caller found this copy to be incomplete.
+            self.remove(path)?;
         }
-        fs::rename(from, place)?;
+        fs::rename(from, path)?;
         File::open(&self.path)?.sync_all()
     }
 
-    /// Removes what may go, and what went. What is in `protected` counts as wanted now. Where somebody else uses the
-    /// folder, nothing goes.
+    /// Removes adapters as `policy` demands, and abandoned partial downloads. Returns the removed adapters' folders.
+    /// Marks the adapters in `protected` as wanted now. Removes nothing while another process uses the directory.
     pub fn evict(
         &self,
         protected: &BTreeSet<PathBuf>,
-        budget: &EvictionPolicy,
+        policy: &EvictionPolicy,
         now: Timestamp,
     ) -> io::Result<Vec<PathBuf>> {
-        let held = self.cached_adapters()?;
-        for path in held.iter().map(|held| &held.path).filter(|path| protected.contains(*path)) {
+        let cached = self.cached_adapters()?;
+        for path in cached.iter().map(|adapter| &adapter.path).filter(|path| protected.contains(*path)) {
             let manifest = File::options().append(true).open(path.join(manifest::MANIFEST_FILE))?;
             manifest.set_modified(now.into())?;
         }
-        // A shared lock that could not be made exclusive is lost for a moment. One at a time may try: the others keep
-        // theirs meanwhile, so none of them takes that moment for being alone.
-        let sweeper = open_lock_file(&self.path.join(SWEEP_LOCK_FILE))?;
-        if flock(&sweeper, FlockOperation::NonBlockingLockExclusive).is_err() {
+        // A failed upgrade of a shared lock to an exclusive one may drop the shared lock for a moment. This lock allows
+        // one process at a time to try. The others keep their shared locks meanwhile, so that none of them takes this
+        // moment for being the only user.
+        let sweep_lock = open_lock_file(&self.path.join(SWEEP_LOCK_FILE))?;
+        if flock(&sweep_lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(Vec::new());
         }
         if flock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             flock(&self.lock, FlockOperation::LockShared)?;
             return Ok(Vec::new());
         }
-        let condemned = select_evictions(&held, protected, budget, now);
-        let swept = self.remove_evicted(held.iter().filter(|held| condemned.contains(&held.path)), now);
+        let evicted = select_evictions(&cached, protected, policy, now);
+        let removed = self.remove_evicted(cached.iter().filter(|adapter| evicted.contains(&adapter.path)), now);
         flock(&self.lock, FlockOperation::LockShared)?;
-        swept
+        removed
     }
 
     fn remove_evicted<'a>(
         &self,
-        condemned: impl Iterator<Item = &'a CachedAdapter>,
+        evicted: impl Iterator<Item = &'a CachedAdapter>,
         now: Timestamp,
     ) -> io::Result<Vec<PathBuf>> {
-        let mut gone = Vec::new();
-        for held in condemned {
-            let _gate = self.mutation_lock.lock().unwrap_or_else(PoisonError::into_inner);
-            if last_wanted(&held.path)? == held.last_wanted {
-                self.remove(&held.path)?;
-                gone.push(held.path.clone());
+        let mut removed = Vec::new();
+        for adapter in evicted {
+            let _guard = self.mutation_lock.lock().unwrap_or_else(PoisonError::into_inner);
+            if last_wanted(&adapter.path)? == adapter.last_wanted {
+                self.remove(&adapter.path)?;
+                removed.push(adapter.path.clone());
             }
         }
         for entry in fs::read_dir(self.path.join(PARTIAL_DIR))? {
@@ -144,17 +152,17 @@ impl CacheDir {
                 self.remove(&path)?;
             }
         }
-        let removed = self.path.join(TRASH_DIR);
-        if removed.exists() {
-            fs::remove_dir_all(removed)?;
+        let trash = self.path.join(TRASH_DIR);
+        if trash.exists() {
+            fs::remove_dir_all(trash)?;
         }
-        Ok(gone)
+        Ok(removed)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        let removed = self.path.join(TRASH_DIR);
-        fs::create_dir_all(&removed)?;
-        let to = removed.join(path.file_name().unwrap_or_default());
+        let trash = self.path.join(TRASH_DIR);
+        fs::create_dir_all(&trash)?;
+        let to = trash.join(path.file_name().unwrap_or_default());
         if to.exists() {
             fs::remove_dir_all(&to)?;
         }
@@ -162,15 +170,15 @@ impl CacheDir {
         fs::remove_dir_all(to)
     }
 
-    /// The adapters that stand here. What is not ours is not looked at.
+    /// Lists the complete adapters. Ignores folders without a manifest, which this crate did not create.
     fn cached_adapters(&self) -> io::Result<Vec<CachedAdapter>> {
-        let mut held = Vec::new();
+        let mut cached = Vec::new();
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
             let Some(manifest) = Manifest::load_complete(&path) else { continue };
-            held.push(CachedAdapter { size: manifest.size(), last_wanted: last_wanted(&path)?, path });
+            cached.push(CachedAdapter { size: manifest.size(), last_wanted: last_wanted(&path)?, path });
         }
-        Ok(held)
+        Ok(cached)
     }
 }
 
@@ -178,12 +186,12 @@ fn open_lock_file(path: &Path) -> io::Result<File> {
     File::options().create(true).truncate(false).write(true).open(path)
 }
 
-/// When the adapter at `path` was last seen to be wanted.
+/// Returns when the adapter at `path` was last wanted: the modification time of its manifest.
 fn last_wanted(path: &Path) -> io::Result<Timestamp> {
     Timestamp::try_from(fs::metadata(path.join(manifest::MANIFEST_FILE))?.modified()?).map_err(io::Error::other)
 }
 
-/// When anything in a folder was last written to.
+/// Returns the newest modification time of a file or folder and everything in it.
 fn last_modified(path: &Path) -> io::Result<Timestamp> {
     let metadata = fs::metadata(path)?;
     let mut newest = Timestamp::try_from(metadata.modified()?).map_err(io::Error::other)?;
@@ -197,9 +205,9 @@ fn last_modified(path: &Path) -> io::Result<Timestamp> {
 
 fn dir_name(name: &HubRef) -> String {
     let text = name.to_string();
-    let plain = |letter: char| if letter.is_ascii_alphanumeric() || ".-_".contains(letter) { letter } else { '-' };
-    let mut shown: String = text.replace('/', "--").chars().map(plain).take(96).collect();
-    shown.push('-');
-    shown.extend(hex(&Sha256::digest(text.as_bytes())).chars().take(12));
-    shown.trim_start_matches('.').to_owned()
+    let replace = |letter: char| if letter.is_ascii_alphanumeric() || ".-_".contains(letter) { letter } else { '-' };
+    let mut dir_name: String = text.replace('/', "--").chars().map(replace).take(96).collect();
+    dir_name.push('-');
+    dir_name.extend(hex(&Sha256::digest(text.as_bytes())).chars().take(12));
+    dir_name.trim_start_matches('.').to_owned()
 }

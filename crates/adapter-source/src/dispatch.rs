@@ -1,10 +1,10 @@
-//! Paths, and who is responsible for which source.
+//! Path source, and the dispatcher that selects the source for a [`SourceRef`].
 
 use crate::{AdapterSource, FetchError, FetchFuture, FetchedAdapter, Hub, ProgressSink, SourceRef};
 use std::{path::PathBuf, sync::Arc};
 
-/// Adapters that are there already, at a path that vLLM sees. Whether it is there only vLLM can say: the volume need
-/// not be mounted here.
+/// Adapters at paths in vLLM's file system, which need no fetch. Does not check that a path exists: the volume may not
+/// be mounted in this process's container.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PathSource;
 
@@ -16,13 +16,13 @@ impl AdapterSource for PathSource {
         }
     }
 
-    fn fetch<'a>(&'a self, source: &'a SourceRef, _told: ProgressSink<'a>) -> FetchFuture<'a> {
+    fn fetch<'a>(&'a self, source: &'a SourceRef, _progress: ProgressSink<'a>) -> FetchFuture<'a> {
         let path = self.local_path(source);
         Box::pin(async move { Ok::<_, FetchError>(FetchedAdapter { path, commit: None }) })
     }
 }
 
-/// Every place that keeps adapters.
+/// Sends each fetch to the source that is responsible for it.
 #[derive(Debug, Clone)]
 pub struct SourceDispatcher {
     paths: PathSource,
@@ -30,7 +30,7 @@ pub struct SourceDispatcher {
 }
 
 impl SourceDispatcher {
-    /// Paths as they are, names from `hub`.
+    /// Creates a dispatcher that returns paths unchanged and fetches hub references from `hub`.
     pub fn new(hub: Arc<Hub>) -> Self {
         Self { paths: PathSource, hub }
     }
@@ -48,7 +48,7 @@ impl AdapterSource for SourceDispatcher {
         self.source_for(source).local_path(source)
     }
 
-    fn fetch<'a>(&'a self, source: &'a SourceRef, told: ProgressSink<'a>) -> FetchFuture<'a> {
-        self.source_for(source).fetch(source, told)
+    fn fetch<'a>(&'a self, source: &'a SourceRef, progress: ProgressSink<'a>) -> FetchFuture<'a> {
+        self.source_for(source).fetch(source, progress)
     }
 }

@@ -1,4 +1,4 @@
-//! The seam: what a place that keeps adapters has to do.
+//! The trait [`AdapterSource`], with the progress, result and error of a fetch.
 
 use crate::SourceRef;
 use std::{
@@ -8,68 +8,68 @@ use std::{
     time::Duration,
 };
 
-/// A fetch under way. Dropping it stops it; what was brought so far is used by the next try.
+/// A running fetch. Dropping it cancels the fetch; the next fetch resumes from the bytes that are already on disk.
 pub type FetchFuture<'a> = Pin<Box<dyn Future<Output = Result<FetchedAdapter, FetchError>> + Send + 'a>>;
 
-/// Is told how far a fetch is.
+/// Callback that receives the progress of a fetch.
 pub type ProgressSink<'a> = &'a (dyn Fn(FetchProgress) + Send + Sync);
 
-/// A place that keeps adapters.
+/// A source of adapters, for example a hub.
 pub trait AdapterSource: fmt::Debug + Send + Sync {
-    /// Where `source` is, or will be when it was fetched: the path that vLLM is given. A function of the text alone,
-    /// so that a list of models tells what an adapter was loaded from.
+    /// Returns the path that vLLM loads `source` from, once it is fetched. Depends on the text of `source` only, so
+    /// that the path in vLLM's list of models identifies the source of a loaded adapter.
     fn local_path(&self, source: &SourceRef) -> PathBuf;
 
-    /// Brings `source` to its [`place`](Self::place). Where it is there already, whole and checked, nothing is asked
-    /// of anybody.
+    /// Fetches `source` to its [`local_path`](Self::local_path). Sends no request if a complete and verified copy is
+    /// already there.
     fn fetch<'a>(&'a self, source: &'a SourceRef, progress: ProgressSink<'a>) -> FetchFuture<'a>;
 }
 
-/// What was fetched.
+/// Result of a successful fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchedAdapter {
-    /// The path that vLLM is given.
+    /// Path that vLLM loads the adapter from.
     pub path: PathBuf,
-    /// The commit that a revision stood for, where the place has such a thing.
+    /// Commit that the revision resolved to; `None` for sources without commits, such as paths.
     pub commit: Option<String>,
 }
 
-/// How far a fetch is.
+/// Progress of a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FetchProgress {
-    /// Bytes that are there.
+    /// Number of bytes fetched so far, including those of earlier attempts.
     pub bytes: u64,
-    /// Bytes in all; none while they are not known.
+    /// Total number of bytes; `None` while it is not known.
     pub total_bytes: Option<u64>,
 }
 
-/// The class of a [`FetchError`].
+/// Class of a [`FetchError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FetchReason {
-    /// The hub cannot be reached, or broke off.
+    /// The hub cannot be reached, or the connection broke.
     HubUnreachable,
-    /// The hub wants another token (401, 403).
+    /// The hub rejects the token, or requires one (401, 403).
     HubUnauthorized,
     /// The hub has no such repository or revision (404).
     HubNotFound,
-    /// The hub asks for patience (429).
+    /// The hub limits the rate of requests (429).
     HubRateLimited,
-    /// The hub answered something else.
+    /// The hub sent another error or an invalid response.
     HubError,
-    /// What came is not what the hub announced: a size or hash differs.
+    /// The size or hash of a file differs from what the hub announced.
     Corrupt,
-    /// More bytes than are allowed.
+    /// The adapter exceeds [`HubLimits::max_bytes`](crate::HubLimits::max_bytes).
     TooLarge,
-    /// The adapter asks for a higher rank than vLLM takes.
+    /// The adapter's rank exceeds the server's maximum.
     RankTooHigh,
-    /// Not a LoRA adapter that vLLM could load: its configuration, its files.
+    /// The repository is not a LoRA adapter that vLLM could load, judged by its configuration and files.
     BadAdapter,
-    /// The disk refused.
+    /// Reading or writing the cache directory failed.
     Disk,
 }
 
 impl FetchReason {
-    /// One CamelCase word.
+    /// Returns the class as one CamelCase word, for statuses and metric labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::HubUnreachable => "HubUnreachable",
@@ -86,15 +86,15 @@ impl FetchReason {
     }
 }
 
-/// Why an adapter could not be fetched.
+/// Reason why an adapter could not be fetched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct FetchError {
-    /// The class of it.
+    /// Class of the error.
     pub reason: FetchReason,
-    /// What happened, to what, and what to do.
+    /// What failed, on which object, why, and what to do.
     pub message: String,
-    /// How long the other side asks to be left alone.
+    /// Delay that the hub requested before the next attempt (`Retry-After`), at most one hour.
     pub retry_after: Option<Duration>,
 }
 
@@ -107,7 +107,7 @@ impl FetchError {
         let path = path.display();
         Self::new(
             FetchReason::Disk,
-            format!("{path} cannot be written ({error}): the volume of the adapters needs room and must be writable"),
+            format!("cannot read or write {path} ({error}): the adapters volume must be writable and have free space"),
         )
     }
 }

@@ -1,8 +1,9 @@
-//! A hub that speaks the interface of Hugging Face's, as `huggingface.co` and its mirrors do.
+//! Adapter source for hubs with Hugging Face's API, such as `huggingface.co` and its mirrors.
 //!
-//! A fetch asks which commit a revision stands for and what that commit holds, takes the files that an adapter needs,
-//! compares sizes and hashes, looks at configuration and tensors, and moves all of it into place. What a cut left is
-//! used by the next try; it lies under the commit, so that a branch that moves never mixes two.
+//! A fetch resolves the revision to a commit, lists the commit's files, downloads those that an adapter needs,
+//! compares sizes and hashes, validates configuration and tensors, and moves the result to its final path. An
+//! interrupted download is resumed by the next fetch. Partial files are stored by commit, so that a branch that moves
+//! never mixes two commits.
 
 mod client;
 mod download;
@@ -24,17 +25,17 @@ use std::{
 };
 use tokio::{fs, time::sleep};
 
-/// Another fetch of the same adapter is waited for in such steps.
+/// Interval between attempts to lock a download that another fetch of the same adapter holds.
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How much, and for how long.
+/// Size and time limits of fetches from a hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HubLimits {
-    /// Bytes of one adapter at most.
+    /// Maximum size of one adapter, in bytes.
     pub max_bytes: u64,
-    /// Until a connection stands.
+    /// Limit for establishing a connection.
     pub connect_timeout: Duration,
-    /// Nothing may be silent for longer: neither before an answer nor within it.
+    /// Maximum time without data, both before a response and within it.
     pub stall_timeout: Duration,
 }
 
@@ -44,14 +45,14 @@ impl Default for HubLimits {
     }
 }
 
-/// Why a hub cannot be used.
+/// Reason why a hub cannot be used: its endpoint is not a plain HTTP or HTTPS URL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{endpoint}` is no address of a hub: write it like https://huggingface.co")]
+#[error("`{endpoint}` is not the URL of a hub: write it like https://huggingface.co")]
 pub struct HubError {
     endpoint: String,
 }
 
-/// A hub, and the folder that it is brought to.
+/// A hub, and the cache directory that its adapters are fetched to.
 #[derive(Debug)]
 pub struct Hub {
     cache_dir: Arc<CacheDir>,
@@ -61,63 +62,67 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// The hub at `endpoint`. It is not asked anything yet.
-    pub fn open(folder: Arc<CacheDir>, endpoint: &str, token: HubToken, limits: HubLimits) -> Result<Self, HubError> {
+    /// Creates a source for the hub at `endpoint` without sending a request to it.
+    pub fn open(
+        cache_dir: Arc<CacheDir>,
+        endpoint: &str,
+        token: HubToken,
+        limits: HubLimits,
+    ) -> Result<Self, HubError> {
         let client =
             HubClient::new(endpoint, token, limits).ok_or_else(|| HubError { endpoint: endpoint.to_owned() })?;
-        Ok(Self { cache_dir: folder, client, limits, constraints: Mutex::default() })
+        Ok(Self { cache_dir, client, limits, constraints: Mutex::default() })
     }
 
-    /// What the server beside us can take, from now on.
-    pub fn set_constraints(&self, demands: ServerConstraints) {
-        *self.constraints.lock().unwrap_or_else(PoisonError::into_inner) = demands;
+    /// Replaces the constraints of the vLLM server that fetched adapters are checked against.
+    pub fn set_constraints(&self, constraints: ServerConstraints) {
+        *self.constraints.lock().unwrap_or_else(PoisonError::into_inner) = constraints;
     }
 
     fn constraints(&self) -> ServerConstraints {
         self.constraints.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn fetch_repository(&self, name: &HubRef, told: ProgressSink<'_>) -> Result<FetchedAdapter, FetchError> {
-        let place = self.cache_dir.adapter_path(name);
-        if let Some(fetched) = self.cached(&place, told) {
+    async fn fetch_repository(&self, name: &HubRef, progress: ProgressSink<'_>) -> Result<FetchedAdapter, FetchError> {
+        let path = self.cache_dir.adapter_path(name);
+        if let Some(fetched) = self.cached(&path, progress) {
             return Ok(fetched);
         }
-        let under_way = self.cache_dir.partial_path(name);
-        let _turn = lock_download(&under_way).await?;
-        // Whoever was before us may have brought it.
-        if let Some(fetched) = self.cached(&place, told) {
+        let partial_dir = self.cache_dir.partial_path(name);
+        let _lock = lock_download(&partial_dir).await?;
+        // The previous holder of the lock may have fetched it.
+        if let Some(fetched) = self.cached(&path, progress) {
             return Ok(fetched);
         }
         let manifest = self.resolve_manifest(name).await?;
-        let folder = under_way.join(&manifest.commit);
+        let folder = partial_dir.join(&manifest.commit);
         fs::create_dir_all(&folder).await.map_err(|error| FetchError::disk(&folder, &error))?;
-        self.download(name, &manifest, &folder, told).await?;
+        self.download(name, &manifest, &folder, progress).await?;
         manifest.write(&folder)?;
-        self.cache_dir.install(&folder, &place).map_err(|error| FetchError::disk(&place, &error))?;
-        // Parts of older commits go with it; the next sweep would find them, too.
-        fs::remove_dir_all(&under_way).await.ok();
-        Ok(FetchedAdapter { path: place, commit: Some(manifest.commit) })
+        self.cache_dir.install(&folder, &path).map_err(|error| FetchError::disk(&path, &error))?;
+        // This also removes partial files of older commits. If it fails, a later eviction removes them.
+        fs::remove_dir_all(&partial_dir).await.ok();
+        Ok(FetchedAdapter { path, commit: Some(manifest.commit) })
     }
 
-    /// What stands at `place`, if it is whole.
-    fn cached(&self, place: &Path, told: ProgressSink<'_>) -> Option<FetchedAdapter> {
-        let manifest = self.cache_dir.lookup(place)?;
-        told(FetchProgress { bytes: manifest.size(), total_bytes: Some(manifest.size()) });
-        Some(FetchedAdapter { path: place.to_owned(), commit: Some(manifest.commit) })
+    /// Returns the adapter at `path` and reports it as fetched, if it is complete.
+    fn cached(&self, path: &Path, progress: ProgressSink<'_>) -> Option<FetchedAdapter> {
+        let manifest = self.cache_dir.lookup(path)?;
+        progress(FetchProgress { bytes: manifest.size(), total_bytes: Some(manifest.size()) });
+        Some(FetchedAdapter { path: path.to_owned(), commit: Some(manifest.commit) })
     }
 
-    /// What has to come.
     async fn resolve_manifest(&self, name: &HubRef) -> Result<Manifest, FetchError> {
         let commit = self.client.resolve_commit(name).await?;
         let files = select_files(&name.to_string(), self.client.list_files(name, &commit).await?)?;
         let manifest = Manifest { source: name.to_string(), commit, files };
-        let (size, largest) = (manifest.size(), self.limits.max_bytes);
-        if size > largest {
+        let (size, max_bytes) = (manifest.size(), self.limits.max_bytes);
+        if size > max_bytes {
             return Err(FetchError::new(
                 FetchReason::TooLarge,
                 format!(
-                    "`{name}` has {size} bytes and {largest} are allowed: give the sidecar a higher --adapter-max-size, \
-                     if this is an adapter"
+                    "`{name}` has {size} bytes, more than the limit of {max_bytes}: raise the sidecar's \
+                     --adapter-max-size, if this is an adapter"
                 ),
             ));
         }
@@ -129,31 +134,32 @@ impl Hub {
         name: &HubRef,
         manifest: &Manifest,
         folder: &Path,
-        told: ProgressSink<'_>,
+        progress: ProgressSink<'_>,
     ) -> Result<(), FetchError> {
         let total = manifest.size();
-        let mut before = 0;
+        let mut completed = 0;
         for file in &manifest.files {
-            let so_far = before;
-            let tell = move |done| told(FetchProgress { bytes: so_far + done, total_bytes: Some(total) });
-            tell(0);
+            let before = completed;
+            let on_progress = move |done| progress(FetchProgress { bytes: before + done, total_bytes: Some(total) });
+            on_progress(0);
             let download = Download { client: &self.client, name, commit: &manifest.commit, file, folder };
-            let path = download.run(&tell).await?;
-            // What does not pass stays: it is what the hub has, and another try need not bring it again.
+            let path = download.run(&on_progress).await?;
+            // A file that fails validation is kept: it is what the hub has, so the next fetch need not download it
+            // again.
             self.check_file(name, file, &path).await?;
-            before += file.size;
+            completed += file.size;
         }
         Ok(())
     }
 
-    /// Whether a file that has come is one that vLLM could use.
+    /// Validates a downloaded file as far as its kind allows.
     async fn check_file(&self, name: &HubRef, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
-        let of = name.to_string();
+        let adapter = name.to_string();
         if file.name == CONFIG_FILE {
             let text = fs::read(path).await.map_err(|error| FetchError::disk(path, &error))?;
-            check_config(&of, &text, &self.constraints())?;
+            check_config(&adapter, &text, &self.constraints())?;
         } else if file.name.ends_with(".safetensors") {
-            check_tensors(&of, path)?;
+            check_tensors(&adapter, path)?;
         }
         Ok(())
     }
@@ -167,28 +173,29 @@ impl AdapterSource for Hub {
         }
     }
 
-    fn fetch<'a>(&'a self, source: &'a SourceRef, told: ProgressSink<'a>) -> FetchFuture<'a> {
+    fn fetch<'a>(&'a self, source: &'a SourceRef, progress: ProgressSink<'a>) -> FetchFuture<'a> {
         match source {
-            SourceRef::Hub(name) => Box::pin(self.fetch_repository(name, told)),
-            SourceRef::Path(_) => PathSource.fetch(source, told),
+            SourceRef::Hub(name) => Box::pin(self.fetch_repository(name, progress)),
+            SourceRef::Path(_) => PathSource.fetch(source, progress),
         }
     }
 }
 
-/// The right to work in `under_way`, until it is dropped; whoever has it, here or in another process, is waited for.
-async fn lock_download(under_way: &Path) -> Result<File, FetchError> {
-    let disk = |error: &std::io::Error| FetchError::disk(under_way, error);
+/// Locks `partial_dir` until the returned file is dropped. Waits while another fetch, in this or another process, holds
+/// the lock.
+async fn lock_download(partial_dir: &Path) -> Result<File, FetchError> {
+    let disk = |error: &std::io::Error| FetchError::disk(partial_dir, error);
     loop {
-        fs::create_dir_all(under_way).await.map_err(|error| disk(&error))?;
-        let path = under_way.join("lock");
+        fs::create_dir_all(partial_dir).await.map_err(|error| disk(&error))?;
+        let path = partial_dir.join("lock");
         let lock = match File::options().create(true).truncate(false).write(true).open(&path) {
             Ok(lock) => lock,
-            // Whoever was before us has ended between the two lines.
+            // The previous holder finished and removed the folder after it was created above.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(disk(&error)),
         };
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            // The lock of a folder that was removed meanwhile is nobody's.
+            // If the folder was removed meanwhile, this locks an unlinked file and protects nothing.
             Ok(()) if path.exists() => return Ok(lock),
             Ok(()) => {}
             Err(error) if error == rustix::io::Errno::WOULDBLOCK => sleep(LOCK_POLL_INTERVAL).await,

@@ -1,15 +1,19 @@
-//! Brings adapters from where they are kept into a folder that vLLM reads.
+//! Fetches LoRA adapters from their sources into a folder that vLLM reads.
 //!
-//! - [`source`]: what an entry's `source` is; [`Store`]: the seam, what a place that keeps adapters has to do;
-//! - [`Hub`]: a hub that speaks the interface of Hugging Face's; [`Files`]: paths, which are there already; [`Stores`]
-//!   sends each source to the one that is responsible;
-//! - [`Folder`]: the folder on this machine, what stands in it, and who else uses it; [`cleanup`]: what of that may go.
+//! - [`source`] parses the `source` of an adapters-file entry into a [`SourceRef`]; [`AdapterSource`] is the trait that
+//!   every source implements.
+//! - [`Hub`] is a hub with Hugging Face's API; [`PathSource`] stands for paths, which need no fetch;
+//!   [`SourceDispatcher`] selects one of them for each [`SourceRef`].
+//! - [`CacheDir`] is the local folder of fetched adapters, which several processes may share; [`eviction`] selects the
+//!   adapters to remove from it.
+//!
+//! The crate deliberately does not decide when to fetch or retry, and does not talk to vLLM.
 //!
 //! Invariants:
-//! - What stands at a [`place`](Store::place) is whole: it was checked against the hub's sizes and hashes beside it,
-//!   written to the disk, and renamed into place.
-//! - Nothing is run or unpacked: tensors in `safetensors`, and small texts.
-//! - A token goes to the hub alone, and into no error, log or file.
+//! - The files of a hub at [`AdapterSource::local_path`] are complete: their sizes and hashes were compared with those
+//!   that the hub announced, and they were synced to disk before they were renamed to this path.
+//! - Nothing is executed or unpacked: only `safetensors` files and small text files are fetched.
+//! - A token is sent to the hub only, and appears in no error, log or file.
 
 #![warn(missing_docs)]
 

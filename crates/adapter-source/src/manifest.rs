@@ -1,4 +1,4 @@
-//! What stands beside the files of a fetched adapter: where they came from, and what they should be.
+//! Record of source, commit, file sizes and hashes that is stored with each fetched adapter.
 
 use crate::FetchError;
 use serde::{Deserialize, Serialize};
@@ -9,42 +9,39 @@ use std::{
     path::Path,
 };
 
-/// Its name in the adapter's folder. It is written last: a folder without it is not whole.
+/// File name of the manifest. The manifest is written last: a folder without it is incomplete.
 pub(crate) const MANIFEST_FILE: &str = ".rollora.json";
 
-/// The manifest of one adapter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Manifest {
-    /// The entry's `source`, without `hf://`.
+    /// `source` of the adapters-file entry, without `hf://`.
     pub(crate) source: String,
-    /// The commit that its revision stood for.
+    /// Commit that the revision resolved to.
     pub(crate) commit: String,
-    /// Every file, with what the hub said of it.
     pub(crate) files: Vec<RemoteFile>,
 }
 
-/// One file of a repository.
+/// One file of a repository, with the size and hash that the hub announced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RemoteFile {
     pub(crate) name: String,
-    /// Bytes.
     pub(crate) size: u64,
     pub(crate) hash: FileHash,
 }
 
-/// How a hub names the content of a file, in hexadecimal digits.
+/// Content hash that a hub announces for a file, in hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum FileHash {
-    /// A large file's, of its bytes.
+    /// SHA-256 of the content, announced for large files (LFS).
     Sha256(String),
-    /// A small file's: git's name of the blob.
+    /// SHA-1 of the git blob, announced for small files.
     GitBlob(String),
 }
 
-/// Bytes in hexadecimal digits.
+/// Formats bytes as hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let mut digits = String::with_capacity(2 * bytes.len());
     for byte in bytes {
@@ -55,22 +52,22 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 impl Manifest {
-    /// The manifest of `folder`, if everything that it names is there in its size. Hashes were compared when the files
-    /// came; reading gigabytes again at every start would help nobody.
+    /// Reads the manifest of `folder`, if every file that it lists exists with its size. Hashes were compared during
+    /// the download; reading gigabytes again at every start would not be worth its cost.
     pub(crate) fn load_complete(folder: &Path) -> Option<Self> {
         let manifest: Self = serde_json::from_slice(&fs::read(folder.join(MANIFEST_FILE)).ok()?).ok()?;
-        let there = |file: &RemoteFile| {
+        let is_complete = |file: &RemoteFile| {
             fs::metadata(folder.join(&file.name)).is_ok_and(|found| found.is_file() && found.len() == file.size)
         };
-        manifest.files.iter().all(there).then_some(manifest)
+        manifest.files.iter().all(is_complete).then_some(manifest)
     }
 
-    /// Bytes in all.
+    /// Returns the total size in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
 
-    /// Written to the disk, not only to its cache.
+    /// Writes the manifest to `folder` and syncs file and folder to disk.
     pub(crate) fn write(&self, folder: &Path) -> Result<(), FetchError> {
         let write = || -> io::Result<()> {
             let mut file = fs::File::create(folder.join(MANIFEST_FILE))?;

@@ -1,31 +1,31 @@
-//! What the `source` of an entry is, as far as its text tells.
+//! Parser for the `source` of an adapters-file entry.
 
 use std::fmt;
 
-/// Where an adapter comes from.
+/// Parsed `source` of an adapter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum SourceRef {
-    /// A path that vLLM sees, as written.
+    /// A path in vLLM's file system, unchanged.
     Path(String),
-    /// A repository of a hub: `org/name`, `org/name@revision`, or the same behind `hf://`.
+    /// A repository of a hub: `org/name` or `org/name@revision`, with or without the prefix `hf://`.
     Hub(HubRef),
 }
 
-/// A repository of a hub.
+/// Repository and optional revision on a hub. `Display` writes it as `org/name@revision`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HubRef {
-    /// `org/name`.
+    /// Name of the repository, `org/name`.
     pub repository: String,
-    /// A branch, tag or commit; none means the hub's `main`.
+    /// Branch, tag or commit; `None` means `main`.
     pub revision: Option<String>,
 }
 
 impl SourceRef {
-    /// Reads the text of an entry.
+    /// Parses the text of an entry.
     ///
-    /// A relative path of exactly two parts looks like a hub name and is taken for one.
+    /// A relative path of exactly two segments is indistinguishable from a hub name and is parsed as one.
     pub fn parse(text: &str) -> Self {
-        let (name, marked) = match text.strip_prefix("hf://") {
+        let (name, has_scheme) = match text.strip_prefix("hf://") {
             Some(name) => (name, true),
             None => (text, false),
         };
@@ -34,16 +34,16 @@ impl SourceRef {
             None => (name, None),
         };
         let mut parts = repository.split('/');
-        let plain = |part: Option<&str>| part.is_some_and(|part| !part.is_empty() && !part.starts_with(['.', '~']));
-        let two = plain(parts.next()) && plain(parts.next()) && parts.next().is_none();
-        if two || marked {
+        let is_name = |part: Option<&str>| part.is_some_and(|part| !part.is_empty() && !part.starts_with(['.', '~']));
+        let is_org_and_name = is_name(parts.next()) && is_name(parts.next()) && parts.next().is_none();
+        if is_org_and_name || has_scheme {
             Self::Hub(HubRef { repository: repository.to_owned(), revision })
         } else {
             Self::Path(text.to_owned())
         }
     }
 
-    /// Whether it is a hub's.
+    /// Returns whether this refers to a repository of a hub.
     pub fn is_hub(&self) -> bool {
         matches!(self, Self::Hub(_))
     }

@@ -1,4 +1,4 @@
-//! The calls themselves. Thin: timeouts, one connection pool, and [`interpret`] over every answer.
+//! HTTP client: timeouts, one connection pool, and [`classify_response`] applied to every response.
 
 use crate::{
     ApiCall, Endpoint, ModelCard, ServerMetrics, VllmError,
@@ -15,22 +15,22 @@ use rollora_api::{cause::root_cause, names::AdapterId};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 
-/// Longer answers are cut off with an error; 10,000 registered adapters fit.
+/// A longer response is an error. A list of 10,000 registered adapters fits.
 const MAX_RESPONSE_BYTES: usize = 8 << 20;
-/// vLLM closes idle connections after five seconds. Ours are given up before that, so that no request is written into
-/// a connection that is being closed.
+/// vLLM closes idle connections after five seconds. The client closes its own earlier, so that no request is written to
+/// a connection that the server is closing.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long each kind of call may take.
+/// Time limit for each kind of call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Until a connection stands.
+    /// Limit for establishing a connection.
     pub connect: Duration,
-    /// Health, models, metrics and unload.
+    /// Limit for health, models, metrics and unload calls.
     pub call: Duration,
-    /// A load: vLLM may download from a hub meanwhile.
+    /// Limit for a load, during which vLLM may download from a hub.
     pub load: Duration,
-    /// A completion of one token: it may queue behind other requests.
+    /// Limit for a probe, a completion of one token that may queue behind other requests.
     pub probe: Duration,
 }
 
@@ -45,26 +45,26 @@ impl Default for Timeouts {
     }
 }
 
-/// Why no client could be made.
+/// Reason why a client could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum VllmClientError {
-    /// The key cannot stand in a header.
+    /// The API key contains characters that are not allowed in an HTTP header.
     #[error("the API key contains characters that cannot be sent: check the file or variable that it comes from")]
     InvalidApiKey,
-    /// TLS could not be set up.
+    /// The TLS configuration was rejected, for example because the system has no CA certificates.
     #[error(
-        "TLS to {endpoint} could not be set up ({detail}): check the system's CA certificates, or give the one that \
-         signed vLLM's"
+        "cannot set up TLS for {endpoint} ({detail}): check the system's CA certificates, or configure the CA \
+         certificate that signed vLLM's certificate"
     )]
     Tls {
-        /// The server's base URL.
+        /// Base URL of the server.
         endpoint: String,
-        /// What the TLS library said.
+        /// Error message of the TLS library.
         detail: String,
     },
 }
 
-/// A client of one vLLM server. Cheap to clone: clones share their connections.
+/// Client of one vLLM server. Cheap to clone: clones share one connection pool.
 #[derive(Debug, Clone)]
 pub struct VllmClient {
     endpoint: Arc<Endpoint>,
@@ -73,7 +73,7 @@ pub struct VllmClient {
 }
 
 impl VllmClient {
-    /// A client of `endpoint`. Connects to nothing yet.
+    /// Creates a client of `endpoint` without connecting to it.
     pub fn new(endpoint: Endpoint, timeouts: Timeouts) -> Result<Self, VllmClientError> {
         let mut headers = HeaderMap::new();
         if let Some(key) = endpoint.api_key() {
@@ -89,21 +89,19 @@ impl VllmClient {
             .pool_max_idle_per_host(2)
             .http1_only()
             .redirect(redirect::Policy::none())
-            // The server stands beside us: a proxy of the environment is meant for others.
+            // The server runs next to this process: a proxy that the environment configures is not for it.
             .no_proxy();
         let tls_error = |detail: String| VllmClientError::Tls { endpoint: endpoint.base_url().to_owned(), detail };
         let builder = match (endpoint.is_https(), &endpoint.tls().ca_bundle) {
             (true, None) => {
                 if rustls::crypto::CryptoProvider::get_default().is_none() {
-                    // Programs install it first thing; this is for whoever uses the library alone. Losing the race
-                    // against another thread means that it is installed.
+                    // Rollora's programs install a provider first; other users of this library may not. Losing the race
+                    // against another thread means that a provider is installed.
                     drop(rustls::crypto::ring::default_provider().install_default());
                 }
                 builder
             }
-            (true, Some(authorities)) => {
-                builder.tls_backend_preconfigured(authorities.client_config().map_err(tls_error)?)
-            }
+            (true, Some(ca_bundle)) => builder.tls_backend_preconfigured(ca_bundle.client_config().map_err(tls_error)?),
             (false, _) => builder.tls_backend_preconfigured(tls::empty_trust_config().map_err(tls_error)?),
         };
         let builder = match &endpoint.tls().server_name {
@@ -116,61 +114,61 @@ impl VllmClient {
         Ok(Self { endpoint: Arc::new(endpoint), timeouts, http })
     }
 
-    /// The server.
+    /// Returns the address of the server.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// The timeouts in force.
+    /// Returns the time limits of this client's calls.
     pub fn timeouts(&self) -> &Timeouts {
         &self.timeouts
     }
 
-    /// Whether the server says that it is healthy. It says so also while a hub download blocks its engine.
+    /// Checks the server's health. vLLM reports itself healthy even while a hub download blocks its engine.
     pub async fn health(&self) -> Result<(), VllmError> {
         self.send(ApiCall::Health, "/health", None).await.map(drop)
     }
 
-    /// Everything that requests can name.
+    /// Lists the base models and registered adapters, which are the names that requests can use.
     pub async fn models(&self) -> Result<Vec<ModelCard>, VllmError> {
         let body = self.send(ApiCall::Models, "/v1/models", None).await?;
         ModelCard::parse_list(&body)
     }
 
-    /// The server's identity, and when adapters were last used. 50 KB and 10 ms of the server's time.
+    /// Reads the server's identity and the last use of each adapter. Costs 50 KB and 10 ms of the server's time.
     pub async fn metrics(&self) -> Result<ServerMetrics, VllmError> {
         let body = self.send(ApiCall::Metrics, "/metrics", None).await?;
         Ok(ServerMetrics::parse(&String::from_utf8_lossy(&body)))
     }
 
-    /// Registers `id`, with the weights at `path` as vLLM sees it. Never replaces weights under a loaded id.
+    /// Loads adapter `id` from `path`, a path in vLLM's file system or a hub name. Never replaces the weights of a
+    /// loaded id.
     pub async fn load(&self, id: &AdapterId, path: &str) -> Result<(), VllmError> {
         let body = json!({ "lora_name": id.as_str(), "lora_path": path });
         self.send(ApiCall::Load { id, path }, "/v1/load_lora_adapter", Some(&body)).await.map(drop)
     }
 
-    /// Takes `id` out of the server's table. Running requests with it end undisturbed.
+    /// Unloads adapter `id`. Running requests that use it finish normally.
     pub async fn unload(&self, id: &AdapterId) -> Result<(), VllmError> {
         let body = json!({ "lora_name": id.as_str() });
         self.send(ApiCall::Unload { id }, "/v1/unload_lora_adapter", Some(&body)).await.map(drop)
     }
 
-    /// Has the adapter do its work once: a completion of one token, or an embedding where the server completes nothing.
+    /// Runs the adapter once: a completion of one token, or an embedding if the server has no completions endpoint.
     pub async fn probe(&self, id: &AdapterId) -> Result<(), VllmError> {
         let call = ApiCall::Probe { id };
         // Plain completions need no chat template, which a base model may not have.
         let body = json!({ "model": id.as_str(), "prompt": "Hello", "max_tokens": 1, "temperature": 0 });
-        let answer = match self.send(call, "/v1/completions", Some(&body)).await {
+        let response = match self.send(call, "/v1/completions", Some(&body)).await {
             Err(VllmError::UnexpectedResponse { status: 404, .. }) => {
                 let body = json!({ "model": id.as_str(), "input": "Hello" });
                 self.send(call, "/v1/embeddings", Some(&body)).await?
             }
-            answer => answer?,
+            response => response?,
         };
-        check_served_by(call, id, &answer)
+        check_served_by(call, id, &response)
     }
 
-    /// One call: sent, waited for, interpreted.
     async fn send(&self, call: ApiCall<'_>, path: &str, body: Option<&Value>) -> Result<Bytes, VllmError> {
         let timeout = match call {
             ApiCall::Load { .. } => self.timeouts.load,
@@ -182,26 +180,26 @@ impl VllmClient {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let failed = |error: reqwest::Error| self.transport_error(call, timeout, &error);
-        let mut response = request.send().await.map_err(failed)?;
+        let transport_error = |error: reqwest::Error| self.transport_error(call, timeout, &error);
+        let mut response = request.send().await.map_err(transport_error)?;
         let status = response.status().as_u16();
         let content_type = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok().map(str::to_owned));
-        let mut answer = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if answer.len() + chunk.len() > MAX_RESPONSE_BYTES {
-                return Err(unexpected_response(call, status, "an answer of more than 8 MiB"));
+        let mut body = BytesMut::new();
+        while let Some(chunk) = response.chunk().await.map_err(transport_error)? {
+            if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
+                return Err(unexpected_response(call, status, "a response of more than 8 MiB"));
             }
-            answer.extend_from_slice(&chunk);
+            body.extend_from_slice(&chunk);
         }
-        classify_response(call, status, content_type.as_deref(), &answer)?;
-        Ok(answer.freeze())
+        classify_response(call, status, content_type.as_deref(), &body)?;
+        Ok(body.freeze())
     }
 
     fn transport_error(&self, call: ApiCall<'_>, after: Duration, error: &reqwest::Error) -> VllmError {
         let tls = tls::tls_error_advice(error);
         let mut detail = tls.clone().unwrap_or_else(|| root_cause(error));
         if detail.contains("invalid HTTP version") {
-            detail.push_str("; does it speak TLS?");
+            detail.push_str("; does the server expect TLS?");
         }
         if tls.is_some() && error.is_connect() {
             VllmError::TlsFailed { endpoint: self.endpoint.base_url().to_owned(), detail }
@@ -215,11 +213,11 @@ impl VllmClient {
     }
 }
 
-/// Whether it was the adapter that answered: something between us and vLLM could have put another model in.
-fn check_served_by(call: ApiCall<'_>, id: &AdapterId, answer: &[u8]) -> Result<(), VllmError> {
-    let answer: Value = serde_json::from_slice(answer)
-        .map_err(|error| unexpected_response(call, 200, &format!("no completion: {error}")))?;
-    match answer.get("model").and_then(Value::as_str) {
+/// Verifies that the adapter produced the response: a proxy in front of vLLM could have chosen another model.
+fn check_served_by(call: ApiCall<'_>, id: &AdapterId, body: &[u8]) -> Result<(), VllmError> {
+    let response: Value = serde_json::from_slice(body)
+        .map_err(|error| unexpected_response(call, 200, &format!("not a completion: {error}")))?;
+    match response.get("model").and_then(Value::as_str) {
         Some(model) if model == id.as_str() => Ok(()),
         model => Err(unexpected_response(call, 200, &format!("answered by model {model:?}"))),
     }

@@ -1,11 +1,13 @@
-//! Typed client of one vLLM server's adapter endpoints; every answer becomes one error taxonomy.
+//! Typed client for the LoRA adapter endpoints of one vLLM server; classifies every response into one error type.
 //!
-//! - [`Endpoint`] says where the server is, [`Client`] asks it, [`VllmError`] says what went wrong.
-//! - [`interpret`] is the only place in the project that reads meaning out of vLLM's answers: a pure function of
-//!   what was asked and what came back, checked against recorded answers of the real server.
+//! - [`Endpoint`] is the address of the server, [`VllmClient`] sends requests to it, [`VllmError`] is the reason for a
+//!   failed call.
+//! - [`classify_response`] is the only place in the project that interprets vLLM's responses. It is a pure function of
+//!   the call and its response, and is tested against recorded responses of the real server.
 //!
-//! What it deliberately does not do: retry, remember, or decide. Who calls it knows whether trying again makes
-//! sense, and [`VllmError::retryable`], [`VllmError::uncertain`] and [`VllmError::needs_person`] tell.
+//! The crate deliberately does not retry, keep state between calls, or decide anything. The caller decides whether to
+//! retry, with the help of [`VllmError::is_retryable`], [`VllmError::may_have_succeeded`] and
+//! [`VllmError::needs_intervention`].
 
 #![warn(missing_docs)]
 

@@ -1,4 +1,4 @@
-//! TLS to a server: whom it is trusted through, and what to do when it is not.
+//! TLS settings of a connection to vLLM, and advice for failures of the handshake.
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use rustls::{
@@ -7,54 +7,54 @@ use rustls::{
 };
 use std::{fmt, io, str::FromStr, sync::Arc};
 
-/// How a server shows that it is the one that is meant.
+/// How the certificate of a server is verified.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsConfig {
-    /// Who signs its certificate; none for those whom the system trusts.
+    /// CA certificates to trust; `None` to trust the system's CA certificates.
     pub ca_bundle: Option<CaBundle>,
-    /// The name in its certificate, where that is another than the host under which it is reached.
+    /// Name in the server's certificate; `None` if it is the host of the endpoint's URL.
     pub server_name: Option<ServerName>,
 }
 
-/// Certificates of those who sign servers' certificates.
+/// CA certificates that a server's certificate is verified against.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CaBundle(Arc<[CertificateDer<'static>]>);
 
-/// Why something cannot be trusted through.
+/// Reason why a CA bundle or server name is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsConfigError {
-    /// Not PEM.
-    #[error("no PEM ({0}): it has to hold lines like -----BEGIN CERTIFICATE-----")]
+    /// The file is not valid PEM.
+    #[error("not valid PEM ({0}): give a file with the CA certificate in PEM, -----BEGIN CERTIFICATE-----")]
     NotPem(String),
-    /// PEM of something else.
-    #[error("no certificate in it: it has to hold the CA's certificate in PEM, -----BEGIN CERTIFICATE-----")]
+    /// The file contains no certificate.
+    #[error("no certificate in it: give a file with the CA certificate in PEM, -----BEGIN CERTIFICATE-----")]
     Empty,
-    /// A secret that nobody needs here.
-    #[error("a private key in it: only the CA's certificate belongs there")]
+    /// The file contains a private key, which is not needed and must stay secret.
+    #[error("a private key in it: remove the key, only the CA certificate belongs there")]
     PrivateKey,
-    /// Bytes that are no certificate.
-    #[error("certificate number {number} in it cannot be used ({detail}): write the CA's certificate again")]
+    /// A certificate in the file cannot be parsed.
+    #[error("certificate number {number} in it is invalid ({detail}): export the CA certificate again")]
     Certificate {
-        /// Which, from 1.
+        /// Position of the certificate in the file, counted from 1.
         number: usize,
-        /// What the TLS library said.
+        /// Error message of the TLS library.
         detail: String,
     },
-    /// A name that no certificate is for.
-    #[error("`{0}` is no DNS name: write the name in vLLM's certificate, like vllm.models.svc")]
+    /// The server name is not a DNS name.
+    #[error("`{0}` is not a DNS name: give the name in vLLM's certificate, like vllm.models.svc")]
     Name(String),
 }
 
 impl CaBundle {
-    /// Reads a PEM file's bytes: every certificate in it.
+    /// Parses all certificates of a PEM file.
     pub fn parse(pem: &[u8]) -> Result<Self, TlsConfigError> {
         if PrivateKeyDer::from_pem_slice(pem).is_ok() {
             return Err(TlsConfigError::PrivateKey);
         }
         let certificates: Result<Arc<[_]>, _> = CertificateDer::pem_slice_iter(pem).collect();
-        let authorities = Self(certificates.map_err(|error| TlsConfigError::NotPem(error.to_string()))?);
-        authorities.root_store()?;
-        if authorities.0.is_empty() { Err(TlsConfigError::Empty) } else { Ok(authorities) }
+        let ca_bundle = Self(certificates.map_err(|error| TlsConfigError::NotPem(error.to_string()))?);
+        ca_bundle.root_store()?;
+        if ca_bundle.0.is_empty() { Err(TlsConfigError::Empty) } else { Ok(ca_bundle) }
     }
 
     fn root_store(&self) -> Result<RootCertStore, TlsConfigError> {
@@ -67,7 +67,6 @@ impl CaBundle {
         Ok(store)
     }
 
-    /// What a client trusts.
     pub(crate) fn client_config(&self) -> Result<ClientConfig, String> {
         client_config(self.root_store().map_err(|error| error.to_string())?).map_err(|error| error.to_string())
     }
@@ -75,12 +74,12 @@ impl CaBundle {
 
 impl fmt::Debug for CaBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Authorities({})", self.0.len())
+        write!(f, "CaBundle({})", self.0.len())
     }
 }
 
-/// A configuration that trusts nobody, for servers that speak plain HTTP: it is never used, and without it the
-/// system's CA certificates would be read and kept for nothing.
+/// Returns a configuration that trusts no certificate, for endpoints with plain HTTP. It is never used for a
+/// connection; it only keeps reqwest from reading the system's CA certificates.
 pub(crate) fn empty_trust_config() -> Result<ClientConfig, String> {
     client_config(RootCertStore::empty()).map_err(|error| error.to_string())
 }
@@ -93,7 +92,7 @@ fn client_config(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
         .with_no_client_auth())
 }
 
-/// A DNS name in a certificate.
+/// DNS name in a server's certificate, without wildcards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerName(String);
 
@@ -101,7 +100,7 @@ impl FromStr for ServerName {
     type Err = TlsConfigError;
 
     fn from_str(text: &str) -> Result<Self, TlsConfigError> {
-        // Four numbers are a DNS name to some, and an address to everybody else.
+        // `DnsName` accepts an IPv4 address as a name.
         let is_address = text.parse::<std::net::IpAddr>().is_ok();
         match DnsName::try_from(text) {
             Ok(_) if !is_address && !text.contains('*') => Ok(Self(text.to_owned())),
@@ -116,7 +115,7 @@ impl fmt::Display for ServerName {
     }
 }
 
-/// Reaches one host, whatever it is called.
+/// Resolves every name to the addresses of one host.
 #[derive(Debug)]
 pub(crate) struct FixedHostResolver {
     pub(crate) host: String,
@@ -132,14 +131,14 @@ impl Resolve for FixedHostResolver {
     }
 }
 
-/// What to do about a failure of TLS that lies somewhere below `error`; none where there is none.
+/// Returns advice for the TLS error in the source chain of `error`; `None` if the chain contains no TLS error.
 pub(crate) fn tls_error_advice(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<rustls::Error>() {
             return Some(describe_tls_error(error));
         }
-        // An I/O error that wraps another passes it over as its source.
+        // `io::Error::source` skips the wrapped error itself and returns that error's source.
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         cause = wrapped.map(|error| error as &(dyn std::error::Error + 'static)).or_else(|| error.source());
     }
@@ -150,27 +149,27 @@ fn describe_tls_error(error: &rustls::Error) -> String {
     let advice = match error {
         rustls::Error::InvalidCertificate(error) => match error {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "its certificate is signed by nobody who is trusted here: give the certificate of the CA that signed it"
+                "its certificate is not signed by a trusted CA: give the certificate of the CA that signed it"
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "its certificate has expired: give vLLM a new one"
+                "its certificate has expired: give vLLM a new certificate"
             }
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "its certificate is not valid yet: compare the clocks, or give vLLM another one"
+                "its certificate is not valid yet: compare the clocks, or give vLLM another certificate"
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "its certificate is for another name: say which name is meant, or reach vLLM under the name that it has"
+                "its certificate is for another name: set that name as the server name, or connect to vLLM by it"
             }
             _ if format!("{error:?}").contains("CaUsedAsEndEntity") => {
-                "its certificate is that of a CA: give vLLM one that is signed by it, with CA:FALSE"
+                "its certificate is a CA certificate: give vLLM a certificate with CA:FALSE that this CA signed"
             }
             _ => "its certificate cannot be trusted",
         },
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
-            "what answers there speaks no TLS: leave TLS out, or give vLLM --ssl-certfile and --ssl-keyfile"
+            "the server does not speak TLS: turn TLS off, or start vLLM with --ssl-certfile and --ssl-keyfile"
         }
         rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired) => {
-            "it asks for a client's certificate, and none can be given: start vLLM without --ssl-cert-reqs"
+            "the server requires a client certificate, which is not supported: start vLLM without --ssl-cert-reqs"
         }
         _ => "look into vLLM's log",
     };

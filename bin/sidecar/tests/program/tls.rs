@@ -114,7 +114,7 @@ fn untrusted_certificate_is_reported_with_a_fix() {
         ("other.pem", &["--vllm-ca-file", "ca.pem"][..], "give the certificate of the CA that signed it"),
         ("server.pem", &["--vllm-tls"], "give the certificate of the CA that signed it"),
         ("expired.pem", &["--vllm-ca-file", "ca.pem"], "has expired"),
-        ("named.pem", &["--vllm-ca-file", "ca.pem"], "say which name is meant"),
+        ("named.pem", &["--vllm-ca-file", "ca.pem"], "set that name as the server name"),
     ] {
         let vllm = TlsProxy::start(name);
         let mount = vllm.mount(&["v1"]);
@@ -135,7 +135,7 @@ fn untrusted_certificate_is_reported_with_a_fix() {
     mount.update(&adapters_file(vllm.port(), &["v1"], &[]), None);
     let mut sidecar = SidecarCommand::new().path("--config", &mount.file()).args(["--vllm-tls"]).start();
     let problem = tls_problem(&mut sidecar);
-    assert!(problem.contains("speaks no TLS"), "{problem}");
+    assert!(problem.contains("does not speak TLS"), "{problem}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Every recorded answer to a call of ours, and the ones that were not recorded.
+//! Classification of every recorded response to our calls, and of responses that could not be recorded.
 
 use super::*;
 use crate::{ModelCard, VllmError};
@@ -31,7 +31,7 @@ fn field_text(body: &Value, field: &str) -> String {
     body.get(field).and_then(Value::as_str).unwrap_or("none").to_owned()
 }
 
-/// What the recorded answer means: its class, or `ok`.
+/// Classifies the recorded response; `None` if it is not a response to one of our calls.
 fn classify(recorded: &RecordedExchange) -> Option<Result<(), VllmError>> {
     let body = recorded.request.body.clone().unwrap_or_default();
     let id = |field| AdapterId::new(field_text(&body, field)).unwrap_or_else(|_| AdapterId::new("none").unwrap());
@@ -50,16 +50,16 @@ fn classify(recorded: &RecordedExchange) -> Option<Result<(), VllmError>> {
     Some(classify_response(call, status, recorded.content_type.as_deref(), body.as_bytes()))
 }
 
-fn reason_of(meaning: &Result<(), VllmError>) -> &'static str {
-    meaning.as_ref().map_or_else(VllmError::reason, |()| "ok")
+fn reason_of(result: &Result<(), VllmError>) -> &'static str {
+    result.as_ref().map_or_else(VllmError::reason, |()| "ok")
 }
 
-/// The class that the facts of an answer demand, written down independently of the code under test.
+/// Returns the expected class of a recorded response, derived independently of the code under test.
 fn expected_reason(recorded: &RecordedExchange) -> &'static str {
     let response = recorded.response.as_deref().unwrap_or_default();
     let unload = recorded.request.path.ends_with("unload_lora_adapter");
     let load = !unload && recorded.request.path.ends_with("load_lora_adapter");
-    let has = |words: &str| response.contains(words);
+    let has = |text: &str| response.contains(text);
     match recorded.status {
         Some(200) => "ok",
         Some(401) => "Unauthorized",
@@ -74,19 +74,19 @@ fn expected_reason(recorded: &RecordedExchange) -> &'static str {
         Some(500) if load => "BadAdapter",
         Some(500) if has("EngineCore") => "EngineDead",
         Some(500) if has("shutdown") => "ShuttingDown",
-        _ => "nothing that was recorded",
+        _ => "not a recorded class",
     }
 }
 
 #[test]
-fn every_recorded_answer_to_our_calls_means_what_it_should() {
-    let mut seen = std::collections::BTreeMap::<&str, usize>::new();
+fn recorded_responses_have_the_expected_class() {
+    let mut counts = std::collections::BTreeMap::<&str, usize>::new();
     for recorded in recorded_exchanges() {
-        let Some(meaning) = classify(&recorded) else { continue };
-        assert_eq!(reason_of(&meaning), expected_reason(&recorded), "{}: {:?}", recorded.label, recorded.response);
-        *seen.entry(reason_of(&meaning)).or_default() += 1;
+        let Some(result) = classify(&recorded) else { continue };
+        assert_eq!(reason_of(&result), expected_reason(&recorded), "{}: {:?}", recorded.label, recorded.response);
+        *counts.entry(reason_of(&result)).or_default() += 1;
     }
-    let classes: Vec<_> = seen.keys().copied().collect();
+    let classes: Vec<_> = counts.keys().copied().collect();
     assert_eq!(
         classes,
         [
@@ -107,60 +107,62 @@ fn every_recorded_answer_to_our_calls_means_what_it_should() {
     );
 }
 
-/// Label of the recording, and the whole text that a person reads.
-const TEXTS: &[(&str, &str)] = &[
+/// Label of the recording, and the whole error message.
+const MESSAGES: &[(&str, &str)] = &[
     (
         "rank 32 > max-lora-rank 16",
-        "adapter `rank32` has rank 32 and vLLM takes at most 16: start vLLM with --max-lora-rank 32, or train a smaller rank",
+        "adapter `rank32` has rank 32 and vLLM takes at most 16: start vLLM with --max-lora-rank 32, or train the \
+         adapter with a lower rank",
     ),
     (
         "broken folder: junk",
         "vLLM cannot use adapter `b_junk` from `bad/junk` (Error while deserializing header: header too large): \
-         mend its files and give them a new id",
+         fix its files and give them a new id",
     ),
     (
         "broken folder: dora",
         "vLLM cannot use adapter `b_dora` from `bad/dora` (vLLM does not yet support DoRA.): \
-         mend its files and give them a new id",
+         fix its files and give them a new id",
     ),
     (
         "bad abs path",
-        "vLLM found no adapter `bad` at `/nonexistent/path`: check that this folder exists where vLLM runs and holds \
-         adapter_config.json, or, for a hub name, that the name is right and vLLM can reach the hub",
+        "vLLM found no adapter `bad` at `/nonexistent/path`: check that this folder exists where vLLM runs and \
+         contains adapter_config.json, or, for a hub name, that the name is correct and vLLM can reach the hub",
     ),
-    ("server without --enable-lora: load", "vLLM runs without LoRA: start it with --enable-lora"),
+    ("server without --enable-lora: load", "vLLM runs without LoRA support: start it with --enable-lora"),
     (
         "server without VLLM_ALLOW_RUNTIME_LORA_UPDATING: load",
-        "vLLM does not allow loading or unloading while it runs: start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
+        "vLLM does not allow loading or unloading adapters at run time: start it with \
+          VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
     ),
     ("name equals base model", "`tiny` is the name of a base model of this server: give the adapter another id"),
     ("new chat during drain", "vLLM is shutting down and refused to complete one token with adapter `a1`"),
 ];
 
 #[test]
-fn errors_say_what_happened_to_what_and_what_to_do() {
+fn error_messages_name_object_cause_and_remedy() {
     let recorded = recorded_exchanges();
-    for (label, words) in TEXTS {
+    for (label, message) in MESSAGES {
         let recorded = recorded.iter().find(|recorded| recorded.label == *label).unwrap();
-        assert_eq!(classify(recorded).unwrap().unwrap_err().to_string(), *words, "{label}");
+        assert_eq!(classify(recorded).unwrap().unwrap_err().to_string(), *message, "{label}");
     }
 }
 
 #[test]
-fn answers_that_were_not_recorded_are_told_apart_too() {
+fn responses_without_a_recording_are_classified() {
     let id = AdapterId::new("a1").unwrap();
     let load = ApiCall::Load { id: &id, path: "/a1" };
     let probe = ApiCall::Probe { id: &id };
     let unload = ApiCall::Unload { id: &id };
     let cases = [
-        // Something in between: a captive page, a proxy without a backend, a redirect, another program's 404.
+        // Not vLLM: a captive portal, a proxy without a backend, a redirect, another program's 404.
         (ApiCall::Health, 200, Some("text/html; charset=utf-8"), "<html>", "UnexpectedAnswer"),
         (load, 502, Some("text/html"), "<html>bad gateway</html>", "ServerError"),
         (ApiCall::Models, 302, None, "", "UnexpectedAnswer"),
         (ApiCall::Models, 404, Some("text/plain"), "404 page not found", "UnexpectedAnswer"),
         (load, 404, Some("text/plain"), "404 page not found", "UnexpectedAnswer"),
         (probe, 404, Some("application/json"), "{\"detail\":\"Not Found\"}", "UnexpectedAnswer"),
-        // vLLM's health says 503 when its engine is dead.
+        // vLLM's health endpoint returns 503 if its engine is dead.
         (ApiCall::Health, 503, None, "", "ServerError"),
         (
             unload,
@@ -170,21 +172,21 @@ fn answers_that_were_not_recorded_are_told_apart_too() {
             "EngineDead",
         ),
         (load, 500, None, "Internal Server Error", "ServerError"),
-        // Older versions answer engine errors of a load with 400.
+        // Older versions of vLLM return 400 for engine errors of a load.
         (load, 400, None, "{\"error\":{\"message\":\"Call to add_lora method failed: no space\"}}", "BadAdapter"),
         (load, 403, None, "", "Unauthorized"),
-        // The simulator of llm-d says nothing at all when it loaded.
+        // llm-d's simulator confirms a load with an empty body.
         (load, 200, None, "", "ok"),
         (load, 429, None, "slow down", "UnexpectedAnswer"),
     ];
-    for (call, status, content_type, body, class_expected) in cases {
-        let meaning = classify_response(call, status, content_type, body.as_bytes());
-        assert_eq!(reason_of(&meaning), class_expected, "{call} {status} {body}");
+    for (call, status, content_type, body, expected) in cases {
+        let result = classify_response(call, status, content_type, body.as_bytes());
+        assert_eq!(reason_of(&result), expected, "{call} {status} {body}");
     }
 }
 
 #[test]
-fn base_models_and_adapters_are_told_apart_in_the_recorded_lists() {
+fn recorded_lists_distinguish_base_models_from_adapters() {
     let recorded = recorded_exchanges();
     let list = |label: &str| {
         let recorded = recorded.iter().find(|recorded| recorded.label == label).unwrap();
@@ -201,7 +203,7 @@ fn base_models_and_adapters_are_told_apart_in_the_recorded_lists() {
 }
 
 #[test]
-fn long_words_of_the_server_are_shortened_to_one_line() {
+fn long_server_messages_are_truncated_to_one_line() {
     let id = AdapterId::new("a1").unwrap();
     let body = format!("{{\"error\":{{\"message\":\"{}\"}}}}", "Call to add_lora method failed: ü\\n ".repeat(100));
     let error =
