@@ -51,9 +51,9 @@ impl fmt::Debug for RequestHead<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { path_and_query, has_body, headers: _ } = self;
         f.debug_struct("RequestHead")
-        .field("path_and_query", path_and_query)
-        .field("has_body", has_body)
-        .finish_non_exhaustive()
+            .field("path_and_query", path_and_query)
+            .field("has_body", has_body)
+            .finish_non_exhaustive()
     }
 }
 
@@ -296,7 +296,7 @@ impl Exchange {
 
     /// Replaces the destination, and ends the request for the previous one.
     fn set_destination(&mut self, destination: Destination) {
-    match std::mem::replace(&mut self.destination, destination) {
+        match std::mem::replace(&mut self.destination, destination) {
             Destination::Target(target) => target.metrics.target_metrics().end_request(self.response_started),
             Destination::PassThrough { usage: Some(usage), .. } => usage.end_request(),
             Destination::PassThrough { usage: None, .. } | Destination::Unknown => {}
@@ -364,7 +364,7 @@ impl Exchange {
     }
 
     fn forward_unrouted(&self, reason: UnroutedReason) -> BodyAction {
-    self.active_rules.metrics.count_unrouted(reason);
+        self.active_rules.metrics.count_unrouted(reason);
         BodyAction::Forward
     }
 }

@@ -113,8 +113,8 @@ pub(crate) fn is_inference(path: &str) -> bool {
 
 /// Returns the path of a request target: without query and fragment, and without scheme and host of an absolute form.
 pub(crate) fn path_of(path_and_query: &str) -> &str {
-let end = path_and_query.find(['?', '#']).unwrap_or(path_and_query.len());
-let path = path_and_query.get(..end).unwrap_or_default();
+    let end = path_and_query.find(['?', '#']).unwrap_or(path_and_query.len());
+    let path = path_and_query.get(..end).unwrap_or_default();
     match path.split_once("://") {
         Some((_, rest)) if !path.starts_with('/') => rest.find('/').and_then(|slash| rest.get(slash..)).unwrap_or("/"),
         _ => path,

@@ -120,7 +120,7 @@ fn media_type(headers: &(impl HeaderLookup + ?Sized)) -> Option<&[u8]> {
 }
 
 fn starts_with(text: &[u8], prefix: &[u8]) -> bool {
-text.get(..prefix.len()).is_some_and(|text| text.eq_ignore_ascii_case(prefix))
+    text.get(..prefix.len()).is_some_and(|text| text.eq_ignore_ascii_case(prefix))
 }
 
 #[cfg(test)]

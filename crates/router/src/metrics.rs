@@ -115,11 +115,15 @@ impl RouterMetrics {
             families.decisions,
         );
         let registry = registry.sub_registry_with_prefix("rollora_router");
-        registry.register("requests", "Requests routed to a target, by status class of the response", families.responses);
         registry.register(
-        "response_headers_seconds",
-        "Time from the request headers to the response headers, in seconds",
-        families.response_seconds,
+            "requests",
+            "Requests routed to a target, by status class of the response",
+            families.responses,
+        );
+        registry.register(
+            "response_headers_seconds",
+            "Time from the request headers to the response headers, in seconds",
+            families.response_seconds,
         );
         registry.register("requests_in_flight", "Requests routed to a target that have not ended", families.in_flight);
         registry.register("unrouted_requests", "Requests forwarded without a rule, by reason", families.unrouted);
@@ -127,7 +131,7 @@ impl RouterMetrics {
     }
 
     pub(crate) fn count_unrouted(&self, reason: UnroutedReason) {
-    self.families.unrouted.get_or_create(&ReasonLabels { reason: reason.as_str() }).inc();
+        self.families.unrouted.get_or_create(&ReasonLabels { reason: reason.as_str() }).inc();
     }
 
     pub(crate) fn count_refused(&self, reason: &'static str) {

@@ -32,20 +32,20 @@ pub enum RequestRefusal {
     BodyTooLarge {
         /// Maximum length in bytes.
         limit: usize,
-        },
-        /// The body must be buffered until its model is known, and the model is not in its first bytes.
-        #[error("`model` is not in the first {limit} bytes of the body, which is the limit of --max-hold")]
-        BufferLimitExceeded {
+    },
+    /// The body must be buffered until its model is known, and the model is not in its first bytes.
+    #[error("`model` is not in the first {limit} bytes of the body, which is the limit of --max-hold")]
+    BufferLimitExceeded {
         /// Maximum number of buffered bytes.
         limit: usize,
-        },
-        /// A part of the body is buffered until more of it arrives, and nothing did.
-        #[error("the `model` of the body did not arrive within {limit:?}, which is the limit of --hold-timeout")]
-        BufferTimeout {
+    },
+    /// A part of the body is buffered until more of it arrives, and nothing did.
+    #[error("the `model` of the body did not arrive within {limit:?}, which is the limit of --hold-timeout")]
+    BufferTimeout {
         /// Maximum time between two chunks while a part is buffered.
         limit: Duration,
-        },
-        /// The path is one of the server's administration.
+    },
+    /// The path is one of the server's administration.
     #[error("this path administrates the model server and is closed to clients")]
     AdministrationPath,
     /// The guard is `Strict` and the path is not an inference path.

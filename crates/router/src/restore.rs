@@ -60,10 +60,10 @@ impl Restorer {
     /// `requested`. `None` if the response must stay unchanged: it is compressed, it is neither JSON nor an event
     /// stream, or the names are equal.
     pub fn new(headers: &(impl HeaderLookup + ?Sized), served: &str, requested: &str) -> Option<Self> {
-    let format = headers::response_format(headers)?;
-    let names = ModelNames { served: served.into(), requested: EncodedName::new(requested) };
-    let sse = (format == headers::ResponseFormat::EventStream).then(SseParser::new);
-    (served != requested).then(|| Self { names, object: ObjectRestorer::new(), sse })
+        let format = headers::response_format(headers)?;
+        let names = ModelNames { served: served.into(), requested: EncodedName::new(requested) };
+        let sse = (format == headers::ResponseFormat::EventStream).then(SseParser::new);
+        (served != requested).then(|| Self { names, object: ObjectRestorer::new(), sse })
     }
 
     /// Takes the next chunk of the response and appends the bytes to forward to `out`.

@@ -12,9 +12,9 @@ use sticky::StickyKey;
 /// Selects a target of `rule`: by `sticky_key` if there is one, otherwise by `random`, which must be uniform over
 /// `u64`. `None` if the rule has no target.
 pub fn select_target(rule: &CompiledRule, sticky_key: Option<StickyKey>, random: u64) -> Option<&Arc<RuleTarget>> {
-match (rule.targets(), sticky_key) {
-([only], _) => Some(only),
-(targets, Some(key)) => sticky::select_target(targets, key),
+    match (rule.targets(), sticky_key) {
+        ([only], _) => Some(only),
+        (targets, Some(key)) => sticky::select_target(targets, key),
         (targets, None) => select_weighted(targets, random),
     }
 }

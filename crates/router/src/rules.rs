@@ -230,7 +230,11 @@ impl RuleIndex {
         exact.chain(generic).collect()
     }
 
-    fn overlap<'r>(&self, model: Option<&str>, competing: impl Iterator<Item = &'r Arc<CompiledRule>>) -> Option<Overlap> {
+    fn overlap<'r>(
+        &self,
+        model: Option<&str>,
+        competing: impl Iterator<Item = &'r Arc<CompiledRule>>,
+    ) -> Option<Overlap> {
         let active = self.rules.find(model)?;
         let mut shadowed: Vec<String> =
             competing.filter(|rule| !Arc::ptr_eq(rule, active)).map(|rule| rule.source().to_string()).collect();

@@ -217,7 +217,7 @@ impl Scanner {
         let part = rest.get(..read - usize::from(ended)).unwrap_or_default();
         let end = self.key_length + part.len();
         if let Some(free) = self.key.get_mut(self.key_length..end) {
-        free.copy_from_slice(part);
+            free.copy_from_slice(part);
         }
         // Also if the key does not fit: then its length shows that it is too long.
         self.key_length = end;

@@ -124,7 +124,7 @@ pub(super) fn compile(
             let model: Option<Arc<str>> = model.map(Arc::from);
             let targets = compile_targets(&source, &rule.targets, model.as_deref(), metrics);
             rules.push(Arc::new(CompiledRule {
-            source: Arc::clone(&source),
+                source: Arc::clone(&source),
                 index,
                 model,
                 spec_targets: rule.targets.clone(),
