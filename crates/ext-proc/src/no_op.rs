@@ -1,5 +1,5 @@
-//! A server that passes everything on as it comes, without rules, scan and counting, on the same connections, codec and
-//! streams as [`crate::Server`]: what those cost by themselves. For benches.
+//! A server that forwards everything unchanged, without rules, scan and metrics, on the same connections, codec and
+//! streams as [`crate::ExtProcServer`]. Benchmarks measure the cost of those with it.
 
 use crate::{
     connections::{self, Handler},
@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// Serves until `stop`.
+/// Serves until `stop` is canceled.
 pub async fn serve(listener: TcpListener, stop: CancellationToken) {
     connections::serve(listener, connections::worker_threads(), NoOpService, stop, Duration::ZERO).await;
 }
@@ -22,8 +22,8 @@ pub async fn serve(listener: TcpListener, stop: CancellationToken) {
 struct NoOpService;
 
 impl Handler for NoOpService {
-    async fn handle(self, request: Request<RecvStream>, answer: SendResponse<Slices>) {
-        GrpcCall::new(request.into_body(), answer, usize::MAX, self).await;
+    async fn handle(self, request: Request<RecvStream>, respond: SendResponse<Slices>) {
+        GrpcCall::new(request.into_body(), respond, usize::MAX, self).await;
     }
 }
 

@@ -1,23 +1,23 @@
-//! How bodies come, as the first message of a stream says.
+//! Body modes of a filter, from the first message of a stream.
 
 use crate::proto::{BodySendMode, ProtocolConfiguration};
 
-/// How the bodies of one direction come.
+/// Body mode of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BodyMode {
-    /// Not at all.
+    /// The filter does not send the body.
     None,
-    /// Piece by piece, one reply for each.
+    /// Chunk by chunk, with one reply for each.
     Streamed,
-    /// As a whole.
+    /// The whole body in one message.
     Buffered,
-    /// Piece by piece, with replies whenever there are some.
+    /// Chunk by chunk, with replies at any time.
     FullDuplexStreamed,
-    /// In a way that does not show the whole of it.
+    /// A mode that does not show the complete body.
     Unsupported,
 }
 
-/// How the bodies of both directions come.
+/// Body modes of both directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BodyModes {
     pub(super) request: BodyMode,
@@ -25,8 +25,8 @@ pub(super) struct BodyModes {
 }
 
 impl BodyModes {
-    /// A data plane that says nothing is taken for one that streams in full duplex: that is what upstream's own
-    /// servers, which never ask, are set up with everywhere.
+    /// Reads the modes. A data plane that does not send them is assumed to use full duplex mode: this is how upstream's
+    /// own servers, which never read them, are configured everywhere.
     pub(super) fn from_config(config: Option<&ProtocolConfiguration>) -> Self {
         match config {
             Some(config) => {
@@ -37,7 +37,7 @@ impl BodyModes {
     }
 }
 
-/// A mode of later versions is one that is not understood.
+/// Modes of later protocol versions are unsupported.
 impl From<i32> for BodyMode {
     fn from(number: i32) -> Self {
         match BodySendMode::try_from(number) {

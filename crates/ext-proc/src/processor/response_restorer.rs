@@ -1,11 +1,11 @@
-//! The client's name in answers, where the filter is set up to show them here.
+//! Restores the requested model name in responses, if the filter shows their bodies.
 //!
-//! | mode of the response's body | body |
+//! | mode of the response body | body |
 //! |---|---|
-//! | `FULL_DUPLEX_STREAMED` | goes on as it comes, in pieces |
-//! | `STREAMED` | one reply for each piece, in order |
-//! | `BUFFERED` | as a whole, with its new `content-length` |
-//! | others | not seen: the answer keeps the version's name |
+//! | `FULL_DUPLEX_STREAMED` | forwarded as it arrives, in chunks |
+//! | `STREAMED` | one reply for each chunk, in order |
+//! | `BUFFERED` | whole, with its new `content-length` |
+//! | others | not visible: the response keeps the name of the target |
 
 use super::{ProcessorRefusal, ReplyQueue, body_mode::BodyMode, push_body_chunks};
 use crate::proto::{Direction, HeaderMap, HeaderMutation, HttpBody, ProcessorReply};
@@ -13,12 +13,12 @@ use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use rollora_router::{exchange::Exchange, refusal::RequestRefusal, restore::Restorer};
 
-/// The body of one answer.
+/// Restorer for the body of one response.
 #[derive(Debug)]
 pub(super) struct ResponseRestorer(Restorer);
 
 impl ResponseRestorer {
-    /// None where there is nothing to restore in an answer under these headers.
+    /// Creates a restorer. `None` if a response with these headers must stay unchanged.
     pub(super) fn new(mode: BodyMode, exchange: &Exchange, headers: &HeaderMap) -> Option<Self> {
         matches!(mode, BodyMode::FullDuplexStreamed | BodyMode::Streamed | BodyMode::Buffered)
             .then(|| exchange.restorer(headers).map(Self))
@@ -43,12 +43,12 @@ impl ResponseRestorer {
         replies.push_back(ProcessorReply::response_body_replaced(body, headers));
     }
 
-    /// The body has ended, and no piece of it has said so.
+    /// Handles trailers, which end a body whose last chunk did not have `end_of_stream`.
     pub(super) fn handle_trailers(&mut self, mode: BodyMode, replies: &mut ReplyQueue) -> Result<(), ProcessorRefusal> {
         let mut slices = Vec::new();
         self.0.finish(&mut slices);
         match mode {
-            // There is no reply left in which a name could go on that broke off.
+            // No reply is left that could carry an incomplete name.
             BodyMode::Streamed if !slices.is_empty() => Err(RequestRefusal::MalformedBody.into()),
             _ => {
                 push_body_chunks(Direction::Response, slices, false, replies);
@@ -76,8 +76,8 @@ mod tests {
     const EVENT_STREAM: (&str, &str) = ("content-type", "text/event-stream");
 
     fn processor_at_response(mode: BodySendMode, restore_model: bool, headers: &[(&str, &str)]) -> Processor {
-        let how = RewriteOptions { restore_model, ..RewriteOptions::default() };
-        let mut processor = Processor::new(shared_with(&active_rules(), how));
+        let rewrite = RewriteOptions { restore_model, ..RewriteOptions::default() };
+        let mut processor = Processor::new(shared_with(&active_rules(), rewrite));
         let mut first = chat(BodySendMode::FullDuplexStreamed, &[]);
         first.protocol_config.as_mut().unwrap().response_body_mode = mode.into();
         let mut replies = ReplyQueue::new();
@@ -91,7 +91,7 @@ mod tests {
         ProcessingEvent::ResponseBody(HttpBody { body: Bytes::copy_from_slice(bytes), end_of_stream })
     }
 
-    /// What is said to this, as Envoy reads it.
+    /// Sends an event and returns the replies as Envoy decodes them.
     fn reply_actions(processor: &mut Processor, event: ProcessingEvent) -> Vec<ProcessingAction> {
         let mut replies = ReplyQueue::new();
         processor.handle_message(message(event), CONTEXT, &mut replies);
@@ -99,19 +99,19 @@ mod tests {
         replies.into_iter().map(read).collect()
     }
 
-    /// The body that goes on by a reply to `sent`, and whether it is its end.
+    /// Returns the body that Envoy forwards after this reply to `sent`, and whether it is the end.
     fn forwarded_body(action: &ProcessingAction, sent: &[u8]) -> (String, bool) {
         let ProcessingAction::ResponseBody(reply) = action else { panic!("{action:?}") };
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-        match reply.response.as_ref().and_then(|changes| changes.body_mutation.as_ref()?.mutation.as_ref()) {
-            Some(Mutation::StreamedResponse(part)) => (text(&part.body), part.end_of_stream),
+        match reply.response.as_ref().and_then(|response| response.body_mutation.as_ref()?.mutation.as_ref()) {
+            Some(Mutation::StreamedResponse(chunk)) => (text(&chunk.body), chunk.end_of_stream),
             Some(Mutation::Body(body)) => (text(body), false),
             None => (text(sent), false),
         }
     }
 
     #[test]
-    fn a_stream_goes_on_as_it_comes_with_the_clients_name() {
+    fn stream_is_forwarded_with_the_requested_name() {
         let mut processor = processor_at_response(BodySendMode::FullDuplexStreamed, true, &[EVENT_STREAM]);
         for (sent, end, expected) in [
             ("data: {\"model\":\"alias-v2\"}\n\n", false, "data: {\"model\":\"alias\"}\n\n"),
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn streamed_pieces_have_one_reply_each() {
+    fn streamed_chunks_have_one_reply_each() {
         let mut processor = processor_at_response(BodySendMode::Streamed, true, &[JSON]);
         for (sent, end, expected) in [
             ("{\"model\":\"ali", false, "{\"model\":"),
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffered_answer_has_its_new_length() {
+    fn buffered_response_has_its_new_length() {
         let mut processor = processor_at_response(BodySendMode::Buffered, true, &[JSON]);
         let sent = br#"{"model":"alias-v2"}"#;
         let actions = reply_actions(&mut processor, response_body(sent, true));
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_held_goes_on_before_trailers() {
+    fn buffered_bytes_are_forwarded_before_trailers() {
         let mut processor = processor_at_response(BodySendMode::FullDuplexStreamed, true, &[JSON]);
         reply_actions(&mut processor, response_body(b"{\"model\":\"ali", false));
         let actions = reply_actions(&mut processor, ProcessingEvent::ResponseTrailers(HttpTrailers {}));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_passes_as_it_is() {
+    fn other_responses_stay_unchanged() {
         let sent = br#"{"model":"alias-v2"}"#;
         for (restore, headers) in [
             (false, vec![JSON]),
