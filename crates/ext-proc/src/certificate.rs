@@ -45,18 +45,18 @@ pub enum CertificateError {
     /// A file cannot be read, or does not exist.
     #[error("cannot read {}", path.display())]
     Read {
-    /// Path of the file.
-    path: PathBuf,
-    /// Error of the file system.
-    source: io::Error,
+        /// Path of the file.
+        path: PathBuf,
+        /// Error of the file system.
+        source: io::Error,
     },
     /// A file is not PEM, or contains no certificate or key.
     #[error("{} is not a PEM file with a certificate or private key", path.display())]
     Pem {
-    /// Path of the file.
-    path: PathBuf,
-    /// Error of the PEM parser.
-    source: rustls::pki_types::pem::Error,
+        /// Path of the file.
+        path: PathBuf,
+        /// Error of the PEM parser.
+        source: rustls::pki_types::pem::Error,
     },
     /// Certificate and key do not match, or the type of the key is not supported.
     #[error("the certificate and its private key cannot be used")]
@@ -92,9 +92,9 @@ impl CertificateReloader {
         let (up, loads) = (Gauge::default(), Counter::default());
         let registry = registry.sub_registry_with_prefix("rollora_ext_proc_certificate");
         registry.register(
-        "up",
-        "1 if the certificate files are valid, 0 while the previous certificate stays in use",
-        up.clone(),
+            "up",
+            "1 if the certificate files are valid, 0 while the previous certificate stays in use",
+            up.clone(),
         );
         registry.register("loads", "Certificates loaded, including the first one", loads.clone());
         up.set(1);
@@ -133,13 +133,13 @@ impl CertificateReloader {
                         return;
                     }
                     Err(error) => error,
-                    }
-                    }
-                    // Log each outage once.
+                }
+            }
+            // Log each outage once.
             Err(_) if self.last_contents.iter().all(Vec::is_empty) => return,
             Err(error) => {
-            self.last_contents = Default::default();
-            error
+                self.last_contents = Default::default();
+                error
             }
         };
         self.up.set(0);

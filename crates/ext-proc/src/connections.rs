@@ -43,7 +43,7 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// Handler of the calls of a connection.
 pub(crate) trait Handler: Clone + Send + 'static {
-    /// Handles one call.
+    /// Handles one call, from its request to its trailers.
     fn handle(self, request: Request<RecvStream>, respond: SendResponse<Slices>) -> impl Future<Output = ()> + Send;
 
     /// Returns the TLS acceptor for new connections; `None` for connections without TLS.
@@ -69,8 +69,8 @@ pub(crate) async fn serve<A>(
     handler: A,
     stop: CancellationToken,
     grace: Duration,
-    ) -> usize
-    where
+) -> usize
+where
     A: Handler,
 {
     let abort = CancellationToken::new();
@@ -81,8 +81,7 @@ pub(crate) async fn serve<A>(
     for _ in 0..threads.get() {
         let (queue, accepted) = mpsc::channel(ACCEPT_QUEUE);
         queues.push(queue);
-        let worker =
-ConnectionWorker { accepted, handler: handler.clone(), stop: stop.clone(), abort: abort.clone() };
+        let worker = ConnectionWorker { accepted, handler: handler.clone(), stop: stop.clone(), abort: abort.clone() };
         workers.spawn_blocking(move || worker.run());
     }
     let mut next = queues.iter().cycle();
@@ -141,7 +140,10 @@ impl<A: Handler> ConnectionWorker<A> {
         loop {
             tokio::select! {
                 accepted = self.accepted.recv() => match accepted {
-                    Some(stream) => drop(connections.spawn(accept_connection(stream, self.handler.clone(), self.stop.clone()))),
+                    Some(stream) => {
+                        let connection = accept_connection(stream, self.handler.clone(), self.stop.clone());
+                        connections.spawn(connection);
+                    }
                     None => break,
                 },
                 Some(_ended) = connections.join_next() => {}
@@ -160,7 +162,7 @@ impl<A: Handler> ConnectionWorker<A> {
 async fn back_off(error: &io::Error) {
     let client_errors = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
     if !client_errors.contains(&error.kind()) {
-    tracing::warn!(%error, "cannot accept connections");
+        tracing::warn!(%error, "cannot accept connections");
         sleep(ACCEPT_BACKOFF).await;
     }
 }

@@ -4,10 +4,7 @@
 use crate::{
     grpc::{MessageDecoder, ReplyQueue, SendBuffer},
     processor::{BufferBudget, CallContext, ObservedMetrics, Processor, ProcessorShared, RewriteOptions},
-    proto::{
-        BodySendMode, HeaderMap, HeaderValue, HttpBody, HttpHeaders, ProcessingEvent, ProcessingRequest,
-        ProtocolConfiguration,
-    },
+    proto,
 };
 use bytes::{Buf, Bytes};
 use jiff::Timestamp;
@@ -49,7 +46,7 @@ impl FixedExchange {
         let active_rules = Arc::new(ActiveRules::new(pool, rewrite.group().as_slice()));
         active_rules.reset(std::slice::from_ref(rewrite));
         let shared = Arc::new(ProcessorShared {
-            active_rules: active_rules,
+            active_rules,
             guard: PathGuard::default(),
             rewrite: RewriteOptions::default(),
             buffer: BufferBudget::new(0, 0, Duration::ZERO),
@@ -61,19 +58,22 @@ impl FixedExchange {
         });
         let body =
             format!(r#"{{"messages":[{{"role":"user","content":"{}"}}],"model":"{model}"}}"#, "x".repeat(prompt));
-        let mode = BodySendMode::FullDuplexStreamed.into();
-        let config = ProtocolConfiguration { request_body_mode: mode, response_body_mode: 0 };
+        let mode = proto::BodySendMode::FullDuplexStreamed.into();
+        let config = proto::ProtocolConfiguration { request_body_mode: mode, response_body_mode: 0 };
         let messages = [
-            (ProcessingEvent::RequestHeaders(headers(&HEADERS)), Some(config)),
-            (ProcessingEvent::RequestBody(HttpBody { body: body.into(), end_of_stream: false }), None),
-            (ProcessingEvent::RequestBody(HttpBody { body: Bytes::new(), end_of_stream: true }), None),
+            (proto::ProcessingEvent::RequestHeaders(headers(&HEADERS)), Some(config)),
+            (proto::ProcessingEvent::RequestBody(proto::HttpBody { body: body.into(), end_of_stream: false }), None),
+            (proto::ProcessingEvent::RequestBody(proto::HttpBody { body: Bytes::new(), end_of_stream: true }), None),
             (
-                ProcessingEvent::ResponseHeaders(headers(&[(":status", "200"), ("content-type", "application/json")])),
+                proto::ProcessingEvent::ResponseHeaders(headers(&[
+                    (":status", "200"),
+                    ("content-type", "application/json"),
+                ])),
                 None,
             ),
         ];
         let frames = messages.into_iter().flat_map(|(event, protocol_config)| {
-            frames(&ProcessingRequest { event: Some(event), observability_mode: false, protocol_config })
+            frames(&proto::ProcessingRequest { event: Some(event), observability_mode: false, protocol_config })
         });
         Self { shared, frames: frames.collect() }
     }
@@ -90,22 +90,25 @@ impl FixedExchange {
             let mut buffer = SendBuffer::default();
             replies.drain(..).for_each(|reply| buffer.push(reply));
             sent += buffer.take(usize::MAX).remaining();
-            }
-            sent
+        }
+        sent
     }
 }
 
-fn headers(lines: &[(&'static str, &'static str)]) -> HttpHeaders {
-    let line = |(name, value): &(&'static str, &'static str)| HeaderValue {
+fn headers(lines: &[(&'static str, &'static str)]) -> proto::HttpHeaders {
+    let line = |(name, value): &(&'static str, &'static str)| proto::HeaderValue {
         key: Bytes::from_static(name.as_bytes()),
         value: Bytes::new(),
         raw_value: Bytes::from_static(value.as_bytes()),
     };
-    HttpHeaders { headers: Some(HeaderMap { headers: lines.iter().map(line).collect() }), end_of_stream: false }
+    proto::HttpHeaders {
+        headers: Some(proto::HeaderMap { headers: lines.iter().map(line).collect() }),
+        end_of_stream: false,
+    }
 }
 
 /// Encodes a message with its gRPC prefix, split into frames.
-fn frames(message: &ProcessingRequest) -> Vec<Bytes> {
+fn frames(message: &proto::ProcessingRequest) -> Vec<Bytes> {
     let message = message.encode_to_vec();
     let length = u32::try_from(message.len()).unwrap_or(u32::MAX).to_be_bytes();
     let framed = Bytes::from([&[0], &length[..], &message].concat());

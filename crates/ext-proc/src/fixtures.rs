@@ -2,10 +2,7 @@
 
 use crate::{
     processor::{BufferBudget, ObservedMetrics, ProcessorShared, RewriteOptions},
-    proto::{
-        BodySendMode, HeaderMap, HeaderValue, HttpBody, HttpHeaders, HttpTrailers, ProcessingEvent, ProcessingRequest,
-        ProtocolConfiguration,
-    },
+    proto,
 };
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -79,42 +76,52 @@ pub(crate) fn nonzero_metrics(active_rules: &ActiveRules) -> Vec<String> {
     text.lines().filter(is_relevant).map(str::to_owned).collect()
 }
 
-pub(crate) fn header_map(lines: &[(&str, &str)]) -> HeaderMap {
-    let line = |(name, value): &(&str, &str)| HeaderValue {
+pub(crate) fn header_map(lines: &[(&str, &str)]) -> proto::HeaderMap {
+    let line = |(name, value): &(&str, &str)| proto::HeaderValue {
         key: Bytes::copy_from_slice(name.as_bytes()),
         value: Bytes::new(),
         raw_value: Bytes::copy_from_slice(value.as_bytes()),
     };
-    HeaderMap { headers: lines.iter().map(line).collect() }
+    proto::HeaderMap { headers: lines.iter().map(line).collect() }
 }
 
-pub(crate) fn message(event: ProcessingEvent) -> ProcessingRequest {
-    ProcessingRequest { event: Some(event), ..ProcessingRequest::default() }
+pub(crate) fn message(event: proto::ProcessingEvent) -> proto::ProcessingRequest {
+    proto::ProcessingRequest { event: Some(event), ..proto::ProcessingRequest::default() }
 }
 
 /// The first message of a stream: the headers of a chat request with additional `headers`; a body follows.
-pub(crate) fn chat(mode: BodySendMode, headers: &[(&str, &str)]) -> ProcessingRequest {
+pub(crate) fn chat(mode: proto::BodySendMode, headers: &[(&str, &str)]) -> proto::ProcessingRequest {
     let head: Vec<_> =
         [(":method", "POST"), (":path", "/v1/chat/completions")].iter().chain(headers).copied().collect();
     first_message(Some(mode.into()), &head, false)
 }
 
 /// The first message of a stream, with the mode of request bodies.
-pub(crate) fn first_message(mode: Option<i32>, headers: &[(&str, &str)], end_of_stream: bool) -> ProcessingRequest {
-    let headers = HttpHeaders { headers: Some(header_map(headers)), end_of_stream };
-    let config = |request_body_mode| ProtocolConfiguration { request_body_mode, response_body_mode: 0 };
-    ProcessingRequest { protocol_config: mode.map(config), ..message(ProcessingEvent::RequestHeaders(headers)) }
+pub(crate) fn first_message(
+    mode: Option<i32>,
+    headers: &[(&str, &str)],
+    end_of_stream: bool,
+) -> proto::ProcessingRequest {
+    let headers = proto::HttpHeaders { headers: Some(header_map(headers)), end_of_stream };
+    let config = |request_body_mode| proto::ProtocolConfiguration { request_body_mode, response_body_mode: 0 };
+    proto::ProcessingRequest {
+        protocol_config: mode.map(config),
+        ..message(proto::ProcessingEvent::RequestHeaders(headers))
+    }
 }
 
-pub(crate) fn body(bytes: &[u8], end_of_stream: bool) -> ProcessingRequest {
-    message(ProcessingEvent::RequestBody(HttpBody { body: Bytes::copy_from_slice(bytes), end_of_stream }))
+pub(crate) fn body(bytes: &[u8], end_of_stream: bool) -> proto::ProcessingRequest {
+    message(proto::ProcessingEvent::RequestBody(proto::HttpBody { body: Bytes::copy_from_slice(bytes), end_of_stream }))
 }
 
-pub(crate) fn trailers() -> ProcessingRequest {
-    message(ProcessingEvent::RequestTrailers(HttpTrailers {}))
+pub(crate) fn trailers() -> proto::ProcessingRequest {
+    message(proto::ProcessingEvent::RequestTrailers(proto::HttpTrailers {}))
 }
 
-pub(crate) fn response_headers(status: &str, headers: &[(&str, &str)]) -> ProcessingRequest {
+pub(crate) fn response_headers(status: &str, headers: &[(&str, &str)]) -> proto::ProcessingRequest {
     let headers: Vec<_> = [(":status", status)].iter().chain(headers).copied().collect();
-    message(ProcessingEvent::ResponseHeaders(HttpHeaders { headers: Some(header_map(&headers)), end_of_stream: false }))
+    message(proto::ProcessingEvent::ResponseHeaders(proto::HttpHeaders {
+        headers: Some(header_map(&headers)),
+        end_of_stream: false,
+    }))
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     grpc::{CallFlow, CallHandler, GrpcStatus, ReplyQueue},
-    proto::{HealthCheckRequest, HealthCheckResponse, ProcessorReply, ServingStatus},
+    proto::{self, ProcessorReply},
     readiness::{ServerReadiness, ServerStage},
 };
 use futures_util::stream::{self, BoxStream, StreamExt};
@@ -21,17 +21,17 @@ const READINESS_SERVICES: [&str; 4] =
     ["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor", "inference-extension"];
 
 /// Returns the status of the service `name`. `None` if there is no such service.
-fn serving_status(name: &str, stage: ServerStage) -> Option<ServingStatus> {
+fn serving_status(name: &str, stage: ServerStage) -> Option<proto::ServingStatus> {
     match stage {
-        _ if name == LIVENESS_SERVICE => Some(ServingStatus::Serving),
+        _ if name == LIVENESS_SERVICE => Some(proto::ServingStatus::Serving),
         _ if !READINESS_SERVICES.contains(&name) => None,
-        ServerStage::Serving => Some(ServingStatus::Serving),
-        ServerStage::Starting | ServerStage::Draining => Some(ServingStatus::NotServing),
+        ServerStage::Serving => Some(proto::ServingStatus::Serving),
+        ServerStage::Starting | ServerStage::Draining => Some(proto::ServingStatus::NotServing),
     }
 }
 
-fn health_response(status: ServingStatus) -> ProcessorReply {
-    ProcessorReply::Encoded(HealthCheckResponse { status: status.into() }.encode_to_vec().into())
+fn health_response(status: proto::ServingStatus) -> ProcessorReply {
+    ProcessorReply::Encoded(proto::HealthCheckResponse { status: status.into() }.encode_to_vec().into())
 }
 
 /// Method `Check`: returns the current status.
@@ -39,11 +39,11 @@ fn health_response(status: ServingStatus) -> ProcessorReply {
 pub(crate) struct HealthCheck(pub(crate) ServerReadiness);
 
 impl CallHandler for HealthCheck {
-    type Message = HealthCheckRequest;
+    type Message = proto::HealthCheckRequest;
 
     fn handle_message(
         &mut self,
-        HealthCheckRequest { service }: HealthCheckRequest,
+        proto::HealthCheckRequest { service }: proto::HealthCheckRequest,
         replies: &mut ReplyQueue,
     ) -> CallFlow {
         match serving_status(&service, self.0.stage()) {
@@ -60,7 +60,7 @@ impl CallHandler for HealthCheck {
 pub(crate) struct HealthWatch {
     readiness: ServerReadiness,
     /// Stream of statuses; `None` until the request has arrived.
-    statuses: Option<BoxStream<'static, ServingStatus>>,
+    statuses: Option<BoxStream<'static, proto::ServingStatus>>,
 }
 
 impl fmt::Debug for HealthWatch {
@@ -76,9 +76,13 @@ impl HealthWatch {
 }
 
 impl CallHandler for HealthWatch {
-    type Message = HealthCheckRequest;
+    type Message = proto::HealthCheckRequest;
 
-    fn handle_message(&mut self, HealthCheckRequest { service }: HealthCheckRequest, _: &mut ReplyQueue) -> CallFlow {
+    fn handle_message(
+        &mut self,
+        proto::HealthCheckRequest { service }: proto::HealthCheckRequest,
+        _: &mut ReplyQueue,
+    ) -> CallFlow {
         let mut stages = self.readiness.subscribe();
         stages.mark_changed();
         // The stream ends with the last stage, so that it does not delay a drain.
@@ -86,7 +90,7 @@ impl CallHandler for HealthWatch {
             let (mut stages, service) = state?;
             stages.changed().await.ok()?;
             let stage = *stages.borrow_and_update();
-            let status = serving_status(&service, stage).unwrap_or(ServingStatus::ServiceUnknown);
+            let status = serving_status(&service, stage).unwrap_or(proto::ServingStatus::ServiceUnknown);
             let next = (stage != ServerStage::Draining).then_some((stages, service));
             Some((status, next))
         });

@@ -5,7 +5,7 @@ use crate::{
     connections::{self, Handler},
     grpc::{CallFlow, CallHandler, GrpcCall, ReplyQueue, Slices},
     processor::push_body_chunks,
-    proto::{Direction, ProcessingEvent, ProcessingRequest, ProcessorReply},
+    proto::{self, Direction, ProcessorReply},
 };
 use h2::{RecvStream, server::SendResponse};
 use http::Request;
@@ -28,24 +28,26 @@ impl Handler for NoOpService {
 }
 
 impl CallHandler for NoOpService {
-    type Message = ProcessingRequest;
+    type Message = proto::ProcessingRequest;
 
     fn accepts_chunks(&self, _: Direction) -> bool {
         true
     }
 
-    fn handle_message(&mut self, message: ProcessingRequest, replies: &mut ReplyQueue) -> CallFlow {
+    fn handle_message(&mut self, message: proto::ProcessingRequest, replies: &mut ReplyQueue) -> CallFlow {
         match message.event {
-            Some(ProcessingEvent::RequestHeaders(_)) => replies.push_back(ProcessorReply::request_headers(None)),
-            Some(ProcessingEvent::RequestBody(body)) => {
+            Some(proto::ProcessingEvent::RequestHeaders(_)) => replies.push_back(ProcessorReply::request_headers(None)),
+            Some(proto::ProcessingEvent::RequestBody(body)) => {
                 push_body_chunks(Direction::Request, vec![body.body], body.end_of_stream, replies)
             }
-            Some(ProcessingEvent::RequestTrailers(_)) => replies.push_back(ProcessorReply::request_trailers()),
-            Some(ProcessingEvent::ResponseHeaders(_)) => replies.push_back(ProcessorReply::response_headers(None)),
-            Some(ProcessingEvent::ResponseBody(body)) => {
+            Some(proto::ProcessingEvent::RequestTrailers(_)) => replies.push_back(ProcessorReply::request_trailers()),
+            Some(proto::ProcessingEvent::ResponseHeaders(_)) => {
+                replies.push_back(ProcessorReply::response_headers(None))
+            }
+            Some(proto::ProcessingEvent::ResponseBody(body)) => {
                 push_body_chunks(Direction::Response, vec![body.body], body.end_of_stream, replies)
             }
-            Some(ProcessingEvent::ResponseTrailers(_)) => replies.push_back(ProcessorReply::response_trailers()),
+            Some(proto::ProcessingEvent::ResponseTrailers(_)) => replies.push_back(ProcessorReply::response_trailers()),
             None => {}
         }
         CallFlow::Continue

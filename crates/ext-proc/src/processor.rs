@@ -36,10 +36,7 @@ pub use rewrite_options::{RewriteMode, RewriteOptions};
 
 use crate::{
     grpc::ReplyQueue,
-    proto::{
-        BodyChunk, Direction, HeaderMap, HeaderMutation, HttpBody, HttpHeaders, ProcessingEvent, ProcessingRequest,
-        ProcessorReply,
-    },
+    proto::{self, BodyChunk, Direction, ProcessorReply},
 };
 use body_mode::{BodyMode, BodyModes};
 use buffer::BufferedBody;
@@ -72,7 +69,7 @@ pub(crate) struct ProcessorShared {
     pub(crate) guard: PathGuard,
     /// How the selected target is passed downstream.
     pub(crate) rewrite: RewriteOptions,
-    /// Limits of buffering.
+    /// Limits of the buffers for request bodies.
     pub(crate) buffer: BufferBudget,
     /// Metrics of filters in observability mode.
     pub(crate) observed: ObservedMetrics,
@@ -90,7 +87,7 @@ pub(crate) struct ProcessorShared {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CallContext {
     pub(crate) now: Timestamp,
-    /// Uniform over `u64`.
+    /// Random number, uniform over `u64`.
     pub(crate) random: u64,
 }
 
@@ -132,7 +129,7 @@ impl Processor {
     /// Handles a message and appends the replies to `replies`. Returns false if no further reply will follow.
     pub(crate) fn handle_message(
         &mut self,
-        message: ProcessingRequest,
+        message: proto::ProcessingRequest,
         context: CallContext,
         replies: &mut ReplyQueue,
     ) -> bool {
@@ -190,8 +187,8 @@ impl Processor {
 
     /// Passes the acquired part of the buffer budget.
     pub(crate) fn set_permit(&mut self, permit: Permit) {
-    if let Some(buffered) = &mut self.buffered {
-    buffered.set_permit(permit);
+        if let Some(buffered) = &mut self.buffered {
+            buffered.set_permit(permit);
         }
     }
 
@@ -212,19 +209,21 @@ impl Processor {
     fn handle_event(
         &mut self,
         modes: BodyModes,
-        event: ProcessingEvent,
+        event: proto::ProcessingEvent,
         context: CallContext,
         replies: &mut ReplyQueue,
     ) -> Result<(), ProcessorRefusal> {
         match event {
-            ProcessingEvent::RequestHeaders(headers) => self.request_headers(modes.request, &headers, context, replies),
-            ProcessingEvent::RequestBody(body) => self.request_body(modes.request, &body, context, replies),
-            ProcessingEvent::RequestTrailers(_) => self.request_trailers(modes.request, replies),
-            ProcessingEvent::ResponseHeaders(headers) => {
+            proto::ProcessingEvent::RequestHeaders(headers) => {
+                self.request_headers(modes.request, &headers, context, replies)
+            }
+            proto::ProcessingEvent::RequestBody(body) => self.request_body(modes.request, &body, context, replies),
+            proto::ProcessingEvent::RequestTrailers(_) => self.request_trailers(modes.request, replies),
+            proto::ProcessingEvent::ResponseHeaders(headers) => {
                 replies.push_back(self.response_headers(modes.response, &headers, context));
                 Ok(())
             }
-            ProcessingEvent::ResponseBody(body) => {
+            proto::ProcessingEvent::ResponseBody(body) => {
                 match (modes.response, &mut self.restorer) {
                     (mode, Some(restorer)) => restorer.handle_body(mode, &body, replies),
                     (BodyMode::FullDuplexStreamed, None) => {
@@ -234,7 +233,7 @@ impl Processor {
                 }
                 Ok(())
             }
-            ProcessingEvent::ResponseTrailers(_) => {
+            proto::ProcessingEvent::ResponseTrailers(_) => {
                 if let Some(restorer) = &mut self.restorer {
                     restorer.handle_trailers(modes.response, replies)?;
                 }
@@ -247,14 +246,14 @@ impl Processor {
     fn request_headers(
         &mut self,
         mode: BodyMode,
-        message: &HttpHeaders,
+        message: &proto::HttpHeaders,
         context: CallContext,
         replies: &mut ReplyQueue,
     ) -> Result<(), ProcessorRefusal> {
         if mode == BodyMode::Unsupported {
             return Err(ProcessorRefusal::UnsupportedMode(UNSUPPORTED_MODE));
         }
-        let none = HeaderMap::default();
+        let none = proto::HeaderMap::default();
         let headers = message.headers.as_ref().unwrap_or(&none);
         let path_and_query = headers.first(":path").and_then(|path| str::from_utf8(path).ok()).unwrap_or("/");
         let head = RequestHead { path_and_query, headers, has_body: !message.end_of_stream };
@@ -300,7 +299,7 @@ impl Processor {
     fn request_body(
         &mut self,
         mode: BodyMode,
-        message: &HttpBody,
+        message: &proto::HttpBody,
         context: CallContext,
         replies: &mut ReplyQueue,
     ) -> Result<(), ProcessorRefusal> {
@@ -314,10 +313,10 @@ impl Processor {
                     return Ok(());
                 };
                 if let Some(buffered) = self.buffered.take() {
-                replies.push_back(ProcessorReply::request_headers(
-                self.internal_headers.mutation(&self.shared.rewrite, exchange),
-                ));
-                drop(buffered);
+                    replies.push_back(ProcessorReply::request_headers(
+                        self.internal_headers.mutation(&self.shared.rewrite, exchange),
+                    ));
+                    drop(buffered);
                 }
                 push_body_chunks(Direction::Request, slices, message.end_of_stream, replies);
             }
@@ -364,10 +363,15 @@ impl Processor {
         Ok(())
     }
 
-    fn response_headers(&mut self, mode: BodyMode, message: &HttpHeaders, context: CallContext) -> ProcessorReply {
+    fn response_headers(
+        &mut self,
+        mode: BodyMode,
+        message: &proto::HttpHeaders,
+        context: CallContext,
+    ) -> ProcessorReply {
         // Without the request headers there is no exchange, and the response stays unchanged.
         let Some(exchange) = &mut self.exchange else { return ProcessorReply::response_headers(None) };
-        let none = HeaderMap::default();
+        let none = proto::HeaderMap::default();
         let headers = message.headers.as_ref().unwrap_or(&none);
         let target = exchange.response_head(response_status(headers), context.now);
         if self.shared.rewrite.restore_model && !message.end_of_stream {
@@ -377,11 +381,11 @@ impl Processor {
         // target.
         let is_foreign = |name: &&str| (**name != *TARGET_HEADER || target.is_none()) && headers.first(name).is_some();
         let foreign = REQUEST_ONLY_HEADERS.into_iter().filter(is_foreign);
-        let mut change = HeaderMutation::remove(foreign);
+        let mut change = proto::HeaderMutation::remove(foreign);
         if let Some(target) = &target {
             let value = Bytes::copy_from_slice(target.as_bytes());
             change.set_headers =
-                HeaderMutation::overwrite([(HeaderName::from_static(TARGET_HEADER), value)]).set_headers;
+                proto::HeaderMutation::overwrite([(HeaderName::from_static(TARGET_HEADER), value)]).set_headers;
         }
         ProcessorReply::response_headers(
             (!change.set_headers.is_empty() || !change.remove_headers.is_empty()).then_some(change),
@@ -447,11 +451,11 @@ fn buffer_until_routed(
 ) -> Result<Option<Vec<Bytes>>, RequestRefusal> {
     let Some(body) = buffered else { return Ok(Some(slices)) };
     if end_of_stream || !exchange.awaits_model() {
-    return Ok(Some(body.joined_with(slices)));
+        return Ok(Some(body.joined_with(slices)));
     }
     body.push(slices);
     if body.exceeds_limit(&shared.buffer) {
-    return Err(exchange.refuse(RequestRefusal::BufferLimitExceeded { limit: shared.buffer.limit }));
+        return Err(exchange.refuse(RequestRefusal::BufferLimitExceeded { limit: shared.buffer.limit }));
     }
     Ok(None)
 }
@@ -459,7 +463,7 @@ fn buffer_until_routed(
 /// Passes a chunk to the exchange and returns the bytes to forward.
 fn rewrite_chunk(
     exchange: &mut Exchange,
-    message: &HttpBody,
+    message: &proto::HttpBody,
     context: CallContext,
 ) -> Result<Vec<Bytes>, RequestRefusal> {
     let mut slices = Vec::with_capacity(4);
@@ -485,10 +489,12 @@ fn rewrite_whole(
     }
     match exchange.request_body(body, context.random, context.now) {
         BodyAction::Refuse(refusal) => Err(refusal),
-        BodyAction::Forward => Ok(ProcessorReply::request_body(None, internal_headers.late_mutation(&shared.rewrite, exchange))),
+        BodyAction::Forward => {
+            Ok(ProcessorReply::request_body(None, internal_headers.late_mutation(&shared.rewrite, exchange)))
+        }
         BodyAction::Replace(spliced) => {
             let length = Bytes::from(spliced.len().to_string());
-            let length = HeaderMutation::overwrite([(CONTENT_LENGTH, length)]);
+            let length = proto::HeaderMutation::overwrite([(CONTENT_LENGTH, length)]);
             let mut change = internal_headers.late_mutation(&shared.rewrite, exchange).unwrap_or_default();
             change.mutation.set_headers.extend(length.set_headers);
             Ok(ProcessorReply::request_body(Some(spliced.into_bytes()), Some(change)))
@@ -532,6 +538,6 @@ pub(crate) fn push_body_chunks(
 
 /// Returns the status of the response. A missing one counts as a success, because Envoy would not have forwarded such a
 /// response.
-fn response_status(headers: &HeaderMap) -> StatusCode {
+fn response_status(headers: &proto::HeaderMap) -> StatusCode {
     headers.first(":status").and_then(|status| StatusCode::from_bytes(status).ok()).unwrap_or(StatusCode::OK)
 }

@@ -5,7 +5,7 @@ use crate::{
     clock,
     grpc::{CallFlow, CallHandler, GrpcStatus, ReplyQueue},
     processor::{CallContext, Permit, Processor},
-    proto::{Direction, ProcessingRequest},
+    proto::{self, Direction},
 };
 use futures_util::{FutureExt, future::BoxFuture};
 use std::{
@@ -62,9 +62,9 @@ impl ProcessorCall {
 }
 
 impl CallHandler for ProcessorCall {
-    type Message = ProcessingRequest;
+    type Message = proto::ProcessingRequest;
 
-    fn handle_message(&mut self, message: ProcessingRequest, replies: &mut ReplyQueue) -> CallFlow {
+    fn handle_message(&mut self, message: proto::ProcessingRequest, replies: &mut ReplyQueue) -> CallFlow {
         if let MessagePermit::Granted(permit) = std::mem::take(&mut self.message_permit) {
             self.message_permit = MessagePermit::InUse(permit);
         }

@@ -43,9 +43,13 @@ impl RuleSource {
     pub(crate) fn new(active_rules: Arc<ActiveRules>, readiness: ServerReadiness, registry: &mut Registry) -> Self {
         let metrics = WatchMetrics::default();
         let registry = registry.sub_registry_with_prefix("rollora_rewrite_watch");
-        registry.register("up", "1 while rewrites are watched, 0 while the last rules stay active without updates", metrics.up.clone());
+        registry.register(
+            "up",
+            "1 while rewrites are watched, 0 while the last rules stay active without updates",
+            metrics.up.clone(),
+        );
         registry.register("group_served", "1 if the API group is installed and watched", metrics.group_served.clone());
-        registry.register("event", "Events of the rewrite watch, by kind", metrics.events.clone());
+        registry.register("news", "Events of the rewrite watch, by kind", metrics.events.clone());
         Self { active_rules, readiness, metrics }
     }
 

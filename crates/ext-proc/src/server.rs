@@ -123,10 +123,10 @@ impl ExtProcServer {
             drain_timeout,
         } = settings;
         let shared = Arc::new(ProcessorShared {
-        active_rules: Arc::clone(&active_rules),
-        guard,
-        rewrite,
-        buffer: BufferBudget::new(buffer_limit, buffer_budget, buffer_timeout),
+            active_rules: Arc::clone(&active_rules),
+            guard,
+            rewrite,
+            buffer: BufferBudget::new(buffer_limit, buffer_budget, buffer_timeout),
             observed: ObservedMetrics::new(&mut registry),
             max_body,
             mode_warned: false.into(),
@@ -153,7 +153,7 @@ impl ExtProcServer {
             );
             let aborted = streams.await;
             if aborted > 0 {
-            tracing::warn!("aborted {aborted} connections whose streams did not end within {drain_timeout:?}");
+                tracing::warn!("aborted {aborted} connections whose streams did not end within {drain_timeout:?}");
             }
             closed.cancel();
         };

@@ -94,7 +94,7 @@ fn is_uncompressed(headers: &(impl HeaderLookup + ?Sized)) -> bool {
 pub(crate) enum ResponseFormat {
     /// A single JSON document.
     Json,
-    /// Server-sent events (`text/event-stream`).
+    /// A stream of server-sent events (`text/event-stream`).
     EventStream,
 }
 

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | not an object, or broken before a `model` | [`ScanResult::Opaque`] |
 //! | `model` is a string | [`ModelLocation::Name`] |
-//! | `model` is `null`, a number, an array …, also a broken one | [`ModelLocation::Value`]: no name, as upstream reads it |
+//! | `model` is `null`, a number, an array …, valid or not | [`ModelLocation::Value`]: no name, as in upstream |
 //! | no `model` | [`ModelLocation::Absent`] |
 //! | broken JSON, or more text, after the `model` | found, but not [`ScannedModel::complete`] |
 //! | `model` twice at the top level, in any spelling | [`ScanResult::Refused`]: servers would use the last one |
@@ -125,7 +125,7 @@ pub fn scan(body: &[u8]) -> ScanResult {
     }
     match (location, begin) {
         (Some(location), _) => {
-            ScanResult::Found(ScannedModel { location: location, complete: complete && scanner.is_complete() })
+            ScanResult::Found(ScannedModel { location, complete: complete && scanner.is_complete() })
         }
         (None, Some((begin, false))) => {
             ScanResult::Found(ScannedModel { location: ModelLocation::Value(begin..at), complete: false })
@@ -137,7 +137,7 @@ pub fn scan(body: &[u8]) -> ScanResult {
 /// A model name, encoded once as it is written into bodies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedName {
-    /// `,"model":"name"`
+    /// The text `,"model":"name"`.
     member: Bytes,
 }
 

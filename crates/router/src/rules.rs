@@ -142,12 +142,12 @@ impl RuleIndex {
         self.replace(&key, rules);
     }
 
-    /// Removes a rewrite.
+    /// Removes a rewrite and its rules.
     pub(crate) fn delete(&mut self, key: &RewriteKey) {
         self.replace(key, Vec::new());
     }
 
-    /// Replaces all rewrites.
+    /// Replaces all rewrites of all groups.
     pub(crate) fn reset(&mut self, rewrites: &[InferenceModelRewrite], metrics: &mut MetricsUpdate<'_>) {
         *self = Self::new(self.pool.clone());
         for rewrite in rewrites {

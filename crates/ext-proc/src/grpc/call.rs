@@ -165,7 +165,7 @@ impl<W: CallHandler> GrpcCall<W> {
             let stream = self.response.start()?;
             stream.reserve_capacity(self.send_buffer.len());
             let capacity = match stream.capacity() {
-            0 => match ready!(stream.poll_capacity(context)) {
+                0 => match ready!(stream.poll_capacity(context)) {
                     Some(capacity) => capacity?,
                     None => return Poll::Ready(Err(Disconnected)),
                 },

@@ -22,7 +22,7 @@ pub(crate) trait StreamableMessage: prost::Message + Default {
     /// Creates a message from a part of the body. `suffix` has the bytes after the body; it is `None` unless this is
     /// the last part.
     fn from_chunk(_frame: &PartialFrame, _body: Bytes, _suffix: Option<&[u8]>) -> Result<Self, GrpcStatus> {
-    Err(GrpcStatus::unimplemented("this message cannot be read in parts"))
+        Err(GrpcStatus::unimplemented("this message cannot be read in parts"))
     }
 }
 
@@ -51,11 +51,20 @@ pub(crate) struct MessageDecoder {
 #[derive(Debug)]
 enum DecodeState {
     Idle,
-    LengthKnown { length: usize },
+    LengthKnown {
+        length: usize,
+    },
     /// The message is buffered whole.
-    Collecting { length: usize, buffer: BytesMut },
+    Collecting {
+        length: usize,
+        buffer: BytesMut,
+    },
     /// The message is read in parts.
-    Streaming { frame: PartialFrame, body_left: usize, trailing_length: usize },
+    Streaming {
+        frame: PartialFrame,
+        body_left: usize,
+        trailing_length: usize,
+    },
 }
 
 impl MessageDecoder {
@@ -63,7 +72,6 @@ impl MessageDecoder {
         Self { chunks: ChunkBuffer::default(), state: DecodeState::Idle, max_length }
     }
 
-    /// Appends received data.
     pub(crate) fn push(&mut self, chunk: Bytes) {
         self.chunks.push(chunk);
     }
@@ -96,12 +104,12 @@ impl MessageDecoder {
                 DecodeState::LengthKnown { length } => {
                     let length = *length;
                     let frame =
-                    M::partial_frame(&self.chunks.peek_prefix()).filter(|frame| accepts_chunks(frame.direction));
+                        M::partial_frame(&self.chunks.peek_prefix()).filter(|frame| accepts_chunks(frame.direction));
                     self.state = match frame.and_then(|frame| Some((frame, frame.trailing_length(length)?))) {
-                    Some((frame, trailing_length)) => {
-                    self.chunks.take(frame.prefix_length);
-                    DecodeState::Streaming { frame, body_left: frame.body_length, trailing_length }
-                    }
+                        Some((frame, trailing_length)) => {
+                            self.chunks.take(frame.prefix_length);
+                            DecodeState::Streaming { frame, body_left: frame.body_length, trailing_length }
+                        }
                         None => DecodeState::Collecting {
                             length,
                             buffer: BytesMut::with_capacity(length.min(INITIAL_CAPACITY)),
@@ -117,19 +125,19 @@ impl MessageDecoder {
                     return self.decode_whole(bytes);
                 }
                 DecodeState::Streaming { frame, body_left, trailing_length } => {
-                let (frame, available) = (*frame, self.chunks.front_length());
-                if available < *body_left {
-                let Some(body) = self.chunks.take_front(available) else { return Ok(None) };
-                *body_left -= body.len();
-                return M::from_chunk(&frame, body, None).map(Some);
-                }
-                // The last part is yielded with the fields after the body, such as `end_of_stream`.
-                if self.chunks.length < *body_left + *trailing_length {
-                return Ok(None);
-                }
-                let (body, suffix) = (self.chunks.take(*body_left), self.chunks.take(*trailing_length));
-                self.state = DecodeState::Idle;
-                return M::from_chunk(&frame, body, Some(&suffix)).map(Some);
+                    let (frame, available) = (*frame, self.chunks.front_length());
+                    if available < *body_left {
+                        let Some(body) = self.chunks.take_front(available) else { return Ok(None) };
+                        *body_left -= body.len();
+                        return M::from_chunk(&frame, body, None).map(Some);
+                    }
+                    // The last part is yielded with the fields after the body, such as `end_of_stream`.
+                    if self.chunks.length < *body_left + *trailing_length {
+                        return Ok(None);
+                    }
+                    let (body, suffix) = (self.chunks.take(*body_left), self.chunks.take(*trailing_length));
+                    self.state = DecodeState::Idle;
+                    return M::from_chunk(&frame, body, Some(&suffix)).map(Some);
                 }
             }
         }
@@ -146,7 +154,9 @@ impl MessageDecoder {
         }
         let (length, max) = (prefix.get_u32() as usize, self.max_length);
         if length > max {
-        return Err(GrpcStatus::out_of_range(format!("message of {length} bytes exceeds the maximum of {max} bytes")));
+            return Err(GrpcStatus::out_of_range(format!(
+                "message of {length} bytes exceeds the maximum of {max} bytes"
+            )));
         }
         Ok(Some(length))
     }

@@ -26,7 +26,6 @@ impl SendBuffer {
         self.length
     }
 
-    /// Appends a reply.
     pub(crate) fn push(&mut self, reply: ProcessorReply) {
         match reply {
             ProcessorReply::Encoded(bytes) => {
@@ -42,9 +41,9 @@ impl SendBuffer {
     }
 
     fn push_body(&mut self, chunk: BodyChunk) {
-    self.begin_message(chunk.encoded_len());
-    chunk.write_prefix(&mut self.tail);
-    for slice in chunk.slices {
+        self.begin_message(chunk.encoded_len());
+        chunk.write_prefix(&mut self.tail);
+        for slice in chunk.slices {
             if slice.len() <= MAX_COPY {
                 self.tail.put_slice(&slice);
             } else {
@@ -125,7 +124,7 @@ impl Buf for Slices {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{Direction, ProcessingResponse};
+    use crate::proto::{self, Direction};
     use proptest::prelude::*;
 
     fn replies() -> impl Strategy<Value = Vec<ProcessorReply>> {
@@ -174,7 +173,7 @@ mod tests {
                 let (message, rest) = sent.split_at(length);
                 let expected = reply.to_bytes();
                 prop_assert_eq!(message, &expected[..]);
-                prop_assert!(ProcessingResponse::decode(message).is_ok());
+                prop_assert!(proto::ProcessingResponse::decode(message).is_ok());
                 sent = rest;
             }
         }

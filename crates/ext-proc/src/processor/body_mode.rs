@@ -1,6 +1,6 @@
 //! Body modes of a filter, from the first message of a stream.
 
-use crate::proto::{BodySendMode, ProtocolConfiguration};
+use crate::proto;
 
 /// Body mode of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub(super) struct BodyModes {
 impl BodyModes {
     /// Reads the modes. A data plane that does not send them is assumed to use full duplex mode: this is how upstream's
     /// own servers, which never read them, are configured everywhere.
-    pub(super) fn from_config(config: Option<&ProtocolConfiguration>) -> Self {
+    pub(super) fn from_config(config: Option<&proto::ProtocolConfiguration>) -> Self {
         match config {
             Some(config) => {
                 Self { request: config.request_body_mode.into(), response: config.response_body_mode.into() }
@@ -40,12 +40,12 @@ impl BodyModes {
 /// Modes of later protocol versions are unsupported.
 impl From<i32> for BodyMode {
     fn from(number: i32) -> Self {
-        match BodySendMode::try_from(number) {
-            Ok(BodySendMode::None) => Self::None,
-            Ok(BodySendMode::Streamed) => Self::Streamed,
-            Ok(BodySendMode::Buffered) => Self::Buffered,
-            Ok(BodySendMode::FullDuplexStreamed) => Self::FullDuplexStreamed,
-            Ok(BodySendMode::BufferedPartial | BodySendMode::Grpc) | Err(_) => Self::Unsupported,
+        match proto::BodySendMode::try_from(number) {
+            Ok(proto::BodySendMode::None) => Self::None,
+            Ok(proto::BodySendMode::Streamed) => Self::Streamed,
+            Ok(proto::BodySendMode::Buffered) => Self::Buffered,
+            Ok(proto::BodySendMode::FullDuplexStreamed) => Self::FullDuplexStreamed,
+            Ok(proto::BodySendMode::BufferedPartial | proto::BodySendMode::Grpc) | Err(_) => Self::Unsupported,
         }
     }
 }

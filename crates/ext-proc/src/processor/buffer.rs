@@ -4,7 +4,7 @@
 //! A request that does not get its share is not read from any more, so that Envoy stops reading from its client. The
 //! share for the whole body is acquired in one step, so that no two requests wait for each other.
 
-use crate::proto::HeaderMap;
+use crate::proto;
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use rollora_router::headers::HeaderLookup;
@@ -61,7 +61,7 @@ pub(super) struct BufferedBody {
 }
 
 impl BufferedBody {
-    pub(super) fn new(headers: &HeaderMap) -> Self {
+    pub(super) fn new(headers: &proto::HeaderMap) -> Self {
         let content_length =
             headers.first(CONTENT_LENGTH.as_str()).and_then(|value| str::from_utf8(value).ok()?.parse().ok());
         Self { slices: Vec::new(), length: 0, content_length, permit: None }
@@ -91,6 +91,6 @@ impl BufferedBody {
     }
 
     pub(super) fn set_permit(&mut self, permit: Permit) {
-    self.permit = Some(permit);
+        self.permit = Some(permit);
     }
 }

@@ -1,7 +1,7 @@
 //! Internal headers of a request: those that the client sent are removed, and those for downstream components are set.
 
 use super::{RewriteMode, RewriteOptions};
-use crate::proto::{HeaderMap, HeaderMutation, RequestHeaderMutation};
+use crate::proto::{self, RequestHeaderMutation};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use rollora_router::{
@@ -14,7 +14,7 @@ use rollora_router::{
 pub(super) struct InternalHeaders(Vec<(&'static str, Bytes)>);
 
 impl InternalHeaders {
-    pub(super) fn from_headers(headers: &HeaderMap) -> Self {
+    pub(super) fn from_headers(headers: &proto::HeaderMap) -> Self {
         let internal = headers.headers.iter().filter(|line| line.key.starts_with(b"x-")).filter_map(|line| {
             let name = INTERNAL_HEADERS.into_iter().find(|name| name.as_bytes() == &line.key[..])?;
             Some((name, Bytes::copy_from_slice(line.value())))
@@ -53,9 +53,11 @@ impl InternalHeaders {
         if removed.is_empty() && set.is_empty() {
             return None;
         }
-        let set =
-        HeaderMutation::overwrite(set.into_iter().map(|(name, value)| (HeaderName::from_static(name), value)));
-        let mutation = HeaderMutation { remove_headers: HeaderMutation::remove(removed).remove_headers, ..set };
+        let set = proto::HeaderMutation::overwrite(
+            set.into_iter().map(|(name, value)| (HeaderName::from_static(name), value)),
+        );
+        let mutation =
+            proto::HeaderMutation { remove_headers: proto::HeaderMutation::remove(removed).remove_headers, ..set };
         Some(RequestHeaderMutation { mutation, clear_route_cache })
     }
 
@@ -63,7 +65,7 @@ impl InternalHeaders {
     fn changes_route(&self, set: &[(&'static str, Bytes)]) -> bool {
         [MODEL_HEADER, BASE_MODEL_HEADER].into_iter().any(|name| {
             let values = |headers: &[(&'static str, Bytes)]| -> Vec<Bytes> {
-            headers.iter().filter(|(other, _)| *other == name).map(|(_, value)| value.clone()).collect()
+                headers.iter().filter(|(other, _)| *other == name).map(|(_, value)| value.clone()).collect()
             };
             values(&self.0) != values(set)
         })
@@ -78,12 +80,12 @@ fn model_headers(options: &RewriteOptions, exchange: &Exchange) -> Vec<(&'static
         exchange.requested_model().or(exchange.served_model()).filter(|name| !name.is_empty()).map(encode_header_value);
     if options.routing_headers
         && let Some(requested) = &requested
-        {
+    {
         set(MODEL_HEADER, requested);
         // The pool serves every target of a rule. Of all other names only the base model is known to be served by it.
         let is_ours = |base: &&HeaderValue| exchange.target_header().is_some() || requested == *base;
         if let Some(base) = options.base_model.as_ref().filter(is_ours) {
-        set(BASE_MODEL_HEADER, base);
+            set(BASE_MODEL_HEADER, base);
         }
     }
     if options.mode == RewriteMode::Header
@@ -92,6 +94,6 @@ fn model_headers(options: &RewriteOptions, exchange: &Exchange) -> Vec<(&'static
         for name in REWRITE_HEADERS {
             set(name, target);
         }
-        }
-        headers
-        }
+    }
+    headers
+}

@@ -9,7 +9,7 @@
 mod token_usage;
 
 use super::{ProcessorShared, response_status};
-use crate::proto::{HeaderMap, HttpHeaders, ProcessingEvent};
+use crate::proto;
 use jiff::Timestamp;
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -65,7 +65,11 @@ impl ObservedMetrics {
         };
         let registry = registry.sub_registry_with_prefix("rollora_observed");
         registry.register("answers_in_flight", "Responses that have not ended", metrics.in_flight.clone());
-        registry.register("answers", "Responses that have ended, complete (whole) or not (cut)", metrics.responses.clone());
+        registry.register(
+            "answers",
+            "Responses that have ended, complete (whole) or not (cut)",
+            metrics.responses.clone(),
+        );
         registry.register(
             "seconds",
             "Time from the request headers to the end of the response, in seconds",
@@ -73,7 +77,11 @@ impl ObservedMetrics {
         );
         registry.register("answer_bytes", "Size of response bodies, in bytes", metrics.response_bytes.clone());
         registry.register("prompt_tokens", "Prompt tokens, as reported in responses", metrics.prompt_tokens.clone());
-        registry.register("completion_tokens", "Completion tokens, as reported in responses", metrics.completion_tokens.clone());
+        registry.register(
+            "completion_tokens",
+            "Completion tokens, as reported in responses",
+            metrics.completion_tokens.clone(),
+        );
         metrics
     }
 
@@ -112,25 +120,25 @@ impl StreamObserver {
         Self { started_at: now, response: None }
     }
 
-    pub(super) fn observe(&mut self, event: &ProcessingEvent, shared: &ProcessorShared, now: Timestamp) {
+    pub(super) fn observe(&mut self, event: &proto::ProcessingEvent, shared: &ProcessorShared, now: Timestamp) {
         let ends = match event {
-            ProcessingEvent::RequestHeaders(_) => {
+            proto::ProcessingEvent::RequestHeaders(_) => {
                 self.started_at = now;
                 false
             }
-            ProcessingEvent::ResponseHeaders(message) => {
+            proto::ProcessingEvent::ResponseHeaders(message) => {
                 self.response_headers(message, shared);
                 message.end_of_stream
             }
-            ProcessingEvent::ResponseBody(chunk) => {
-            if let Some(response) = &mut self.response {
-            response.bytes.inc_by(chunk.body.len() as u64);
-            response.tokens.read(&chunk.body);
+            proto::ProcessingEvent::ResponseBody(chunk) => {
+                if let Some(response) = &mut self.response {
+                    response.bytes.inc_by(chunk.body.len() as u64);
+                    response.tokens.read(&chunk.body);
+                }
+                chunk.end_of_stream
             }
-            chunk.end_of_stream
-            }
-            ProcessingEvent::ResponseTrailers(_) => true,
-            ProcessingEvent::RequestBody(_) | ProcessingEvent::RequestTrailers(_) => false,
+            proto::ProcessingEvent::ResponseTrailers(_) => true,
+            proto::ProcessingEvent::RequestBody(_) | proto::ProcessingEvent::RequestTrailers(_) => false,
         };
         if ends && let Some(mut response) = self.response.take() {
             response.complete = true;
@@ -138,8 +146,8 @@ impl StreamObserver {
         }
     }
 
-    fn response_headers(&mut self, message: &HttpHeaders, shared: &ProcessorShared) {
-        let none = HeaderMap::default();
+    fn response_headers(&mut self, message: &proto::HttpHeaders, shared: &ProcessorShared) {
+        let none = proto::HeaderMap::default();
         let headers = message.headers.as_ref().unwrap_or(&none);
         if response_status(headers).is_informational() || self.response.is_some() {
             return;
@@ -148,13 +156,8 @@ impl StreamObserver {
         let label = metrics.label(shared, headers.first(TARGET_HEADER));
         metrics.in_flight.get_or_create(&label).inc();
         let bytes = metrics.response_bytes.get_or_create_owned(&label);
-        self.response = Some(ObservedResponse {
-        metrics,
-        label,
-        bytes,
-            tokens: TokenUsage::default(),
-            complete: false,
-        });
+        self.response =
+            Some(ObservedResponse { metrics, label, bytes, tokens: TokenUsage::default(), complete: false });
     }
 
     /// Ends the stream; counts the response as incomplete if it has not ended.

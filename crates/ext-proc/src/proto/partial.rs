@@ -20,8 +20,8 @@ impl StreamableMessage for HealthCheckRequest {}
 
 impl StreamableMessage for ProcessingRequest {
     fn partial_frame(prefix: &[u8]) -> Option<PartialFrame> {
-    let mut rest = prefix;
-    let (field, outer_length) = read_field(&mut rest)?;
+        let mut rest = prefix;
+        let (field, outer_length) = read_field(&mut rest)?;
         let direction = match field {
             REQUEST_BODY_FIELD => Direction::Request,
             RESPONSE_BODY_FIELD => Direction::Response,
@@ -35,14 +35,14 @@ impl StreamableMessage for ProcessingRequest {
     }
 
     fn from_chunk(frame: &PartialFrame, body: Bytes, suffix: Option<&[u8]>) -> Result<Self, GrpcStatus> {
-    let (inner, outer) = suffix.map_or((&[][..], &[][..]), |suffix| suffix.split_at(frame.suffix_length));
-    let inner = HttpBody::decode(inner).map_err(GrpcStatus::malformed)?;
-    let outer = Self::decode(outer).map_err(GrpcStatus::malformed)?;
-    if !inner.body.is_empty() || outer.event.is_some() {
-    return Err(GrpcStatus::malformed("the message has two bodies"));
-    }
-    let body = HttpBody { body, end_of_stream: inner.end_of_stream };
-    let event = match frame.direction {
+        let (inner, outer) = suffix.map_or((&[][..], &[][..]), |suffix| suffix.split_at(frame.suffix_length));
+        let inner = HttpBody::decode(inner).map_err(GrpcStatus::malformed)?;
+        let outer = Self::decode(outer).map_err(GrpcStatus::malformed)?;
+        if !inner.body.is_empty() || outer.event.is_some() {
+            return Err(GrpcStatus::malformed("the message has two bodies"));
+        }
+        let body = HttpBody { body, end_of_stream: inner.end_of_stream };
+        let event = match frame.direction {
             Direction::Request => ProcessingEvent::RequestBody(body),
             Direction::Response => ProcessingEvent::ResponseBody(body),
         };

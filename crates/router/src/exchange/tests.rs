@@ -450,11 +450,16 @@ proptest! {
         let (mut exchange, _) = begin(&active_rules, CHAT, &HeaderMap::new(), true);
         for (event, status) in events {
             match event {
-                0 => drop(exchange.request_body(&Bytes::from(r#"{"model":"m"}"#), u64::from(status) << 54, timestamp(1))),
+                0 => {
+                    let random = u64::from(status) << 54;
+                    drop(exchange.request_body(&Bytes::from(r#"{"model":"m"}"#), random, timestamp(1)));
+                }
                 1 => drop(exchange.request_body(&Bytes::from(r#"{"model":"m-v2"}"#), 0, timestamp(1))),
                 2 => drop(exchange.request_body(&Bytes::from("{"), 0, timestamp(1))),
-                3 => drop(exchange.request_chunk(&Bytes::from(r#"{"model":"m"}"#), 0, timestamp(1), &mut Vec::new())),
-                4 => drop(exchange.request_chunk(&Bytes::from(r#"{"model":"m-v2","#), 0, timestamp(1), &mut Vec::new())),
+                3 | 4 => {
+                    let chunk = if event == 3 { r#"{"model":"m"}"# } else { r#"{"model":"m-v2","# };
+                    drop(exchange.request_chunk(&Bytes::from(chunk), 0, timestamp(1), &mut Vec::new()));
+                }
                 5 => drop(exchange.request_end(&mut Vec::new())),
                 _ => drop(exchange.response_head(StatusCode::from_u16(status).unwrap(), timestamp(2))),
             }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::proto::{HttpBody, ProcessingEvent, ProcessingRequest, ProtocolConfiguration};
+use crate::proto;
 use proptest::prelude::*;
 use prost::Message;
 
@@ -11,11 +11,11 @@ fn framed(message: &[u8]) -> Vec<u8> {
 }
 
 /// Decodes `bytes` from chunks of these lengths, which are repeated.
-fn read(bytes: &[u8], lengths: &[usize], in_parts: bool) -> Result<Vec<ProcessingRequest>, GrpcStatus> {
+fn read(bytes: &[u8], lengths: &[usize], in_parts: bool) -> Result<Vec<proto::ProcessingRequest>, GrpcStatus> {
     let mut decoder = MessageDecoder::new(MAX_LENGTH);
     let (mut read, mut rest) = (Vec::new(), bytes);
     for length in lengths.iter().cycle() {
-    let (chunk, after) = rest.split_at((*length).min(rest.len()));
+        let (chunk, after) = rest.split_at((*length).min(rest.len()));
         decoder.push(Bytes::copy_from_slice(chunk));
         while let Some(message) = decoder.next(|_| in_parts)? {
             read.push(message);
@@ -30,9 +30,10 @@ fn read(bytes: &[u8], lengths: &[usize], in_parts: bool) -> Result<Vec<Processin
 }
 
 /// Appends `part` to the body `before`, if it continues that body. Returns whether it does.
-fn append_chunk(before: &mut ProcessingEvent, part: &ProcessingRequest) -> bool {
-    let ((ProcessingEvent::RequestBody(before), Some(ProcessingEvent::RequestBody(body)))
-    | (ProcessingEvent::ResponseBody(before), Some(ProcessingEvent::ResponseBody(body)))) = (before, &part.event)
+fn append_chunk(before: &mut proto::ProcessingEvent, part: &proto::ProcessingRequest) -> bool {
+    let ((proto::ProcessingEvent::RequestBody(before), Some(proto::ProcessingEvent::RequestBody(body)))
+    | (proto::ProcessingEvent::ResponseBody(before), Some(proto::ProcessingEvent::ResponseBody(body)))) =
+        (before, &part.event)
     else {
         return false;
     };
@@ -45,8 +46,8 @@ fn append_chunk(before: &mut ProcessingEvent, part: &ProcessingRequest) -> bool 
 }
 
 /// Merges the parts of each body into one message.
-fn merge_chunks(parts: Vec<ProcessingRequest>) -> Vec<ProcessingRequest> {
-    let mut messages: Vec<ProcessingRequest> = Vec::new();
+fn merge_chunks(parts: Vec<proto::ProcessingRequest>) -> Vec<proto::ProcessingRequest> {
+    let mut messages: Vec<proto::ProcessingRequest> = Vec::new();
     for part in parts {
         if let Some(last) = messages.last_mut()
             && last.event.as_mut().is_some_and(|before| append_chunk(before, &part))
@@ -54,25 +55,25 @@ fn merge_chunks(parts: Vec<ProcessingRequest>) -> Vec<ProcessingRequest> {
             last.protocol_config = part.protocol_config.or(last.protocol_config);
         } else {
             messages.push(part);
-            }
-            }
-            messages
+        }
+    }
+    messages
 }
 
-fn message() -> impl Strategy<Value = ProcessingRequest> {
+fn message() -> impl Strategy<Value = proto::ProcessingRequest> {
     let length = prop_oneof![0..40usize, 100..50_000usize];
     let body = (length, any::<u8>(), any::<bool>(), any::<bool>()).prop_map(|(length, byte, end, is_request)| {
-        let body = HttpBody { body: vec![byte; length].into(), end_of_stream: end };
-        if is_request { ProcessingEvent::RequestBody(body) } else { ProcessingEvent::ResponseBody(body) }
+        let body = proto::HttpBody { body: vec![byte; length].into(), end_of_stream: end };
+        if is_request { proto::ProcessingEvent::RequestBody(body) } else { proto::ProcessingEvent::ResponseBody(body) }
     });
     let config = prop::option::of((0..6, 0..6)).prop_map(|config| {
-        config.map(|(request_body_mode, response_body_mode)| ProtocolConfiguration {
+        config.map(|(request_body_mode, response_body_mode)| proto::ProtocolConfiguration {
             request_body_mode,
             response_body_mode,
         })
     });
-    let event = prop_oneof![3 => body, 1 => Just(ProcessingEvent::RequestTrailers(crate::proto::HttpTrailers {}))];
-    (event, config).prop_map(|(event, protocol_config)| ProcessingRequest {
+    let event = prop_oneof![3 => body, 1 => Just(proto::ProcessingEvent::RequestTrailers(proto::HttpTrailers {}))];
+    (event, config).prop_map(|(event, protocol_config)| proto::ProcessingRequest {
         event: Some(event),
         observability_mode: false,
         protocol_config,
@@ -99,22 +100,25 @@ proptest! {
         let mut decoder = MessageDecoder::new(40);
         for chunk in framed(&bytes).chunks(length) {
             decoder.push(Bytes::copy_from_slice(chunk));
-            while let Ok(Some(ProcessingRequest { .. })) = decoder.next(|_| true) {}
+            while let Ok(Some(proto::ProcessingRequest { .. })) = decoder.next(|_| true) {}
         }
     }
 }
 
 #[test]
 fn long_body_is_yielded_before_its_message_is_complete() {
-    let body = HttpBody { body: vec![b'x'; 100_000].into(), end_of_stream: true };
-    let message = ProcessingRequest { event: Some(ProcessingEvent::RequestBody(body)), ..ProcessingRequest::default() };
+    let body = proto::HttpBody { body: vec![b'x'; 100_000].into(), end_of_stream: true };
+    let message = proto::ProcessingRequest {
+        event: Some(proto::ProcessingEvent::RequestBody(body)),
+        ..proto::ProcessingRequest::default()
+    };
     let bytes = framed(&message.encode_to_vec());
     let mut decoder = MessageDecoder::new(MAX_LENGTH);
     decoder.push(Bytes::copy_from_slice(&bytes[..1000]));
     let lengths = |decoder: &mut MessageDecoder| -> Vec<(usize, bool)> {
-        let parts = std::iter::from_fn(|| decoder.next::<ProcessingRequest>(|_| true).unwrap());
-        let length = |part: ProcessingRequest| match part.event {
-            Some(ProcessingEvent::RequestBody(body)) => (body.body.len(), body.end_of_stream),
+        let parts = std::iter::from_fn(|| decoder.next::<proto::ProcessingRequest>(|_| true).unwrap());
+        let length = |part: proto::ProcessingRequest| match part.event {
+            Some(proto::ProcessingEvent::RequestBody(body)) => (body.body.len(), body.end_of_stream),
             other => panic!("{other:?}"),
         };
         parts.map(length).collect()
