@@ -30,7 +30,7 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// Twice the 60 KiB of headers that Envoy forwards.
 const MAX_HEADER_LIST_SIZE: u32 = 128 * 1024;
-/// Interval of HTTP/2 pings, and the time allowed for the acknowledgment. They detect peers that keepalive without
+/// Interval of HTTP/2 pings, and the time allowed for the acknowledgment. They detect peers that vanish without
 /// closing the connection.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);

@@ -137,7 +137,7 @@ pub fn scan(body: &[u8]) -> ScanResult {
 /// A model name, encoded once as it is written into bodies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedName {
-    /// The text `,"model":"name"`.
+    /// The encoded member `,"model":"name"`, with its comma.
     member: Bytes,
 }
 

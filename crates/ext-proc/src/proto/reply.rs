@@ -16,7 +16,7 @@ use std::sync::LazyLock;
 /// Reply to one event of Envoy.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum ProcessorReply {
-    /// An encoded [`ProcessingResponse`].
+    /// A [`ProcessingResponse`] that is already encoded.
     Encoded(Bytes),
     Message(ProcessingResponse),
     BodyChunk(BodyChunk),

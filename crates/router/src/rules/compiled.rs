@@ -21,7 +21,7 @@ pub struct CompiledRule {
     source: Arc<RewriteSource>,
     index: usize,
     model: Option<Arc<str>>,
-    /// The targets as spec_targets in the rewrite, for the report.
+    /// The targets as written in the rewrite, for the report.
     spec_targets: Vec<RewriteTarget>,
     targets: Vec<Arc<RuleTarget>>,
 }
